@@ -1,0 +1,76 @@
+# PixelWizard. `make` lists the targets; the first one you call sets everything up (PyPI only, into this folder).
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+UV_VERSION := 0.13.9
+PY ?= python3
+TOOLS := .tools/uv-$(UV_VERSION)
+UV := $(TOOLS)/bin/uv
+RUN := .venv/bin/python
+args ?=
+
+export UV_SYSTEM_CERTS := 1
+export UV_PYTHON_DOWNLOADS := never
+export UV_LINK_MODE ?= hardlink
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export WDS_SECURE := 1
+unexport VIRTUAL_ENV
+unexport PYTHONPATH
+
+.PHONY: help setup ablation ablations status data mlflow train sample test check format lock bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: .venv/.ready ## make the environment (.venv) from requirements/dev.lock
+
+ablation: .venv/.ready ## run one ablation to its table: make ablation name=ansc [args="seeds=5 arms=baseline,full dry_run=true …"]
+	@$(RUN) -m experiments name=$(name) $(args)
+
+ablations: .venv/.ready ## list the ablations: what each varies, claims, and what came out
+	@$(RUN) -m experiments list
+
+data: .venv/.ready ## turn a folder of videos into shards: make data path=DIR [args="out=data/shards frames=5 …"]
+	@$(RUN) -m pw.data path="$(path)" $(args)
+
+train: .venv/.ready ## train one run: make train args="stage=hires objective=shortcut seed=1"
+	@$(RUN) -m pw.train $(args)
+
+sample: .venv/.ready ## sample one run (trains it first if need be): make sample args="… sampling.num_steps=4"
+	@$(RUN) -m pw.sample $(args)
+
+coverage: .venv/.ready ## which (timestep, stride) pairs a step sampler trains: make coverage args="step_sampler=aligned"
+	@$(RUN) -m pw.method.coverage $(args)
+
+mlflow: .venv/.ready ## open the MLflow UI on 127.0.0.1:5000 (port=… to change)
+	@$(RUN) -m pw.tracking port=$(or $(port),5000)
+
+test: .venv/.ready ## run the tests (under 8 minutes on 2 cores): make test [args="-k solver"]
+	@$(RUN) -m pytest $(args)
+
+check: .venv/.ready ## ruff and the type checker
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/ty check pw experiments benchmarks
+
+format: .venv/.ready ## let ruff format and fix
+	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+lock: $(UV) ## re-resolve requirements/*.lock from pyproject.toml (hashes, no download addresses)
+	@$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --group dev pyproject.toml -q -o requirements/dev.lock
+
+clean: ## remove outputs/ (runs, videos, tables); keeps the environment
+	@rm -rf outputs
+
+$(UV): requirements/uv.lock
+	@echo "fetching uv $(UV_VERSION) into $(TOOLS)"
+	$(PY) -m pip install -q --disable-pip-version-check --no-input --require-hashes --upgrade --target $(TOOLS) \
+	  -r requirements/uv.lock 2> >(grep -vE 'WARNING' >&2)
+	touch $@
+
+.venv/.ready: $(UV) requirements/dev.lock
+	@echo "making .venv from requirements/dev.lock (about 6 GB, once)"
+	$(UV) venv -q --allow-existing --python $(PY) .venv
+	$(UV) pip sync -q --require-hashes requirements/dev.lock --python .venv/bin/python
+	touch $@

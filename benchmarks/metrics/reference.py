@@ -1,0 +1,420 @@
+"""The weight-free metrics: functions on tensors, and one scorer per row of the registry.
+
+Videos are float [B, 3, F, H, W] in [-1, 1]. A scorer is fed batches and holds no more than it needs to finish
+the folder; its constructor's arguments are the registry's `settings`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.metrics import lookup
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one size and what they are held against: [B, 3, F, H, W]; structure of another H, W."""
+
+    video: Tensor
+    real: Tensor | None = None
+    structure: Tensor | None = None
+    solution: Tensor | None = None
+
+
+class Scorer(Protocol):
+    """Scores one folder: `add` every batch once, then `result`."""
+
+    def add(self, batch: Batch) -> Tensor | None:
+        """Take in a batch; the values per video [B], or None for a metric of the whole set."""
+        ...
+
+    def result(self) -> float:
+        """The folder's value."""
+        ...
+
+
+def frames_of(video: Tensor) -> Tensor:
+    """[B, 3, F, H, W] -> [B F, 3, H, W], frames of a clip next to each other."""
+    return video.transpose(1, 2).flatten(0, 1)
+
+
+def per_video(values: Tensor, videos: int) -> Tensor:
+    """Means over everything but the video: [B F, ...] -> [B]."""
+    return values.reshape(videos, -1).mean(1)
+
+
+def resize(frames: Tensor, height: int, width: int, mode: str) -> Tensor:
+    """[N, C, H, W] -> [N, C, height, width], `area` or `bilinear` without antialias (align_corners=False)."""
+    return F.interpolate(frames, (height, width), mode=mode)
+
+
+def gaussian_blur(frames: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian, sigma in px, cut at 3 sigma, borders replicated. [N, C, H, W] -> the same."""
+    reach = math.ceil(3 * sigma)
+    x = torch.arange(-reach, reach + 1, dtype=frames.dtype)
+    kernel = torch.exp(-x.square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(frames.shape[1], 1, 1, -1)
+    padded = F.pad(frames, (reach, reach, reach, reach), mode="replicate")
+    rows = F.conv2d(padded, kernel, groups=frames.shape[1])
+    return F.conv2d(rows, kernel.transpose(2, 3), groups=frames.shape[1])
+
+
+def residual(frames: Tensor, factor: int) -> Tensor:
+    """What is lost by reducing `factor` times (area) and enlarging again (bilinear): the high frequencies."""
+    _, _, h, w = frames.shape
+    small = resize(frames, max(1, h // factor), max(1, w // factor), "area")
+    return frames - resize(small, h, w, "bilinear")
+
+
+def radial_power_spectrum(video: Tensor) -> Tensor:
+    """Power by radial frequency of the Hann-windowed mean of R, G and B, averaged over angle and frames.
+
+    Returns [B, R + 1] with R = min(H, W) // 2: bin r is the frequency r / min(H, W) cycles/px, the corners of
+    the spectrum are in the last bin. Times the bins' sizes it sums to H W times the energy (Parseval).
+    """
+    grey = frames_of(video).mean(1)
+    n, h, w = grey.shape
+    window = torch.hann_window(h, periodic=False)[:, None] * torch.hann_window(w, periodic=False)
+    grey = (grey - grey.mean((1, 2), keepdim=True)) * window
+    power = torch.fft.fft2(grey).abs().square().flatten(1)
+    bins, sizes = radial_bins(h, w)
+    total = torch.zeros(n, len(sizes), dtype=power.dtype).index_add_(1, bins, power)
+    return (total / sizes).reshape(video.shape[0], -1, len(sizes)).mean(1)
+
+
+def radial_bins(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The radial bin of every coefficient of fft2 [H W], and how many coefficients a bin holds [R + 1]."""
+    side = min(height, width)
+    fy, fx = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
+    radius = (fy[:, None].square() + fx.square()).sqrt() * side
+    bins = radius.round().long().clamp(max=side // 2).flatten()
+    return bins, torch.bincount(bins, minlength=side // 2 + 1).float()
+
+
+def mhd_mse(video: Tensor, ks: Sequence[int]) -> Tensor:
+    """Mean over k of || v - up(down(v, 2^k)) ||^2 per pixel, on [0, 1]: [B]  (paper: eqs. 9.9-9.10).
+
+    UltraGen, app. D. Bilinear without antialias to floor(H / 2^k) as in the authors' script; their sum over k
+    is a mean here. Frames are taken one at a time. Rewards noise and over-sharpening, and falls with
+    resolution.
+    """
+    b, _, f, h, w = video.shape
+    total = torch.zeros(b)
+    for t in range(f):
+        frame = (video[:, :, t] + 1) / 2
+        for k in ks:
+            small = resize(frame, max(1, h >> k), max(1, w >> k), "bilinear")
+            total += per_video((frame - resize(small, h, w, "bilinear")).square(), b)
+    return total / (f * len(ks))
+
+
+def mhd_scales(
+    video: Tensor, ks_small: Sequence[int], ks_large: Sequence[int], small_below: int
+) -> Sequence[int]:
+    """The k's that fit: those for small frames if the shorter side is under `small_below` px."""
+    return ks_small if min(video.shape[-2:]) < small_below else ks_large
+
+
+def laplacian_pyramid(frames: Tensor, levels: int) -> list[Tensor]:
+    """Band-pass images, finest first, then the low-pass rest; each half the size of the one before."""
+    bands = []
+    for _ in range(levels - 1):
+        _, _, h, w = frames.shape
+        small = resize(gaussian_blur(frames, 1.0), max(1, h // 2), max(1, w // 2), "area")
+        bands.append(frames - resize(small, h, w, "bilinear"))
+        frames = small
+    return [*bands, frames]
+
+
+def to_grid(frames: Tensor, like: tuple[int, int], sigma: float, factor: int) -> Tensor:
+    """Frames on the anchor's grid of a video of size `like`, `factor` times smaller than it.
+
+    Frames of the video's size are blurred (sigma px) and reduced by area. Others are structure clips that
+    were
+    reduced already: they are only resized, by area if larger than the grid, else bilinearly.
+    """
+    height, width = max(1, like[0] // factor), max(1, like[1] // factor)
+    size = tuple(frames.shape[-2:])
+    if size == like:
+        return resize(gaussian_blur(frames, sigma), height, width, "area")
+    if size == (height, width):
+        return frames
+    return resize(frames, height, width, "area" if size[0] >= height and size[1] >= width else "bilinear")
+
+
+def wasserstein_1d(a: Tensor, b: Tensor) -> Tensor:
+    """Mean |quantile difference| of the columns of a [n, P] and b [m, P]: [P]."""
+    a, b = a.sort(0).values, b.sort(0).values
+    if len(a) != len(b):
+        at = (torch.arange(max(len(a), len(b))) + 0.5) / max(len(a), len(b))
+        a, b = (x[(at * len(x)).long()] for x in (a, b))
+    return (a - b).abs().mean(0)
+
+
+@dataclass
+class _Mean:
+    """Running mean over videos."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, values: Tensor) -> None:
+        self.total += float(values.double().sum())
+        self.count += len(values)
+
+    def value(self) -> float:
+        return self.total / self.count
+
+
+def _given(clip: Tensor | None) -> Tensor:
+    assert clip is not None, "the scorer is only made when its folders are there"
+    return clip
+
+
+def _same_size(a: Tensor, b: Tensor, metric: str, what: str) -> None:
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{metric} needs clips of {what}'s size: (frames, height, width) is {tuple(a.shape[2:])} in the "
+            f"video, {tuple(b.shape[2:])} in {what}; render or crop both alike"
+        )
+
+
+@dataclass
+class PowerSpectrumDistance:
+    """Rms over radial frequencies (without the mean) of 10 log10(mean power / real's mean power), in dB.
+
+    Powers below that of rounding to `round_off_bits` bits are not told apart.
+    """
+
+    round_off_bits: int
+    power: Tensor | None = None
+    real_power: Tensor | None = None
+    floor: float = 0.0
+
+    def add(self, batch: Batch) -> None:
+        real = _given(batch.real)
+        _same_size(batch.video, real, "psd", "real")
+        if self.power is None or self.real_power is None:
+            h, w = batch.video.shape[-2:]
+            self.power = torch.zeros(min(h, w) // 2 + 1, dtype=torch.float64)
+            self.real_power = self.power.clone()
+            step = 2 / (2**self.round_off_bits - 1)
+            # White noise of variance step^2 / 12, seen through the squared window (mean 3/8 a side).
+            self.floor = step**2 / 12 * h * w * (3 / 8) ** 2
+        if len(self.power) != min(batch.video.shape[-2:]) // 2 + 1:
+            raise ValueError(
+                "psd needs clips of one size in the folder; put other sizes in a folder of their own"
+            )
+        self.power += radial_power_spectrum(batch.video).double().sum(0)
+        self.real_power += radial_power_spectrum(real).double().sum(0)
+
+    def result(self) -> float:
+        ratio = (_given(self.power)[1:] + self.floor) / (_given(self.real_power)[1:] + self.floor)
+        return float((10 * ratio.log10()).square().mean().sqrt())
+
+
+@dataclass
+class SlicedWasserstein:
+    """Mean over levels and projections of the 1-D Wasserstein distance of patches to those of real.
+
+    Patches are patch x patch px over `frames` consecutive frames of a Laplacian pyramid's level, every
+    `stride` px, at most `patches` a clip and level (a seeded choice, the same for the n-th clip of any
+    folder); where a level or a clip is smaller than a patch, the patch is cut to it. Projections are random
+    unit vectors from `seed`. Values are in the units of the pixels, [-1, 1].
+    """
+
+    levels: int
+    patch: int
+    frames: int
+    stride: int
+    patches: int
+    projections: int
+    seed: int
+    seen: int = 0
+    ours: list[list[Tensor]] = field(default_factory=list)
+    reals: list[list[Tensor]] = field(default_factory=list)
+
+    def add(self, batch: Batch) -> None:
+        real = _given(batch.real)
+        _same_size(batch.video, real, "swd", "real")
+        self.ours.append(self._project(batch.video))
+        self.reals.append(self._project(real))
+        self.seen += len(real)
+
+    def result(self) -> float:
+        pairs = zip(zip(*self.ours, strict=True), zip(*self.reals, strict=True), strict=True)
+        levels = [wasserstein_1d(torch.cat(ours), torch.cat(reals)).mean() for ours, reals in pairs]
+        return float(torch.stack(levels).mean())
+
+    def _project(self, video: Tensor) -> list[Tensor]:
+        """Projected patches of every level: [patches, projections] each."""
+        b, _, f = video.shape[:3]
+        bands = laplacian_pyramid(frames_of(video), self.levels)
+        return [
+            self._project_level(band.unflatten(0, (b, f)), torch.Generator().manual_seed(self.seed + level))
+            for level, band in enumerate(bands)
+        ]
+
+    def _project_level(self, clips: Tensor, generator: torch.Generator) -> Tensor:
+        """clips: [B, F, C, H, W]."""
+        _, f, c, h, w = clips.shape
+        depth, rows, columns = min(self.frames, f), min(self.patch, h), min(self.patch, w)
+        directions = torch.randn(c * depth * rows * columns, self.projections, generator=generator)
+        directions /= directions.norm(dim=0)
+        corners = torch.cartesian_prod(
+            torch.arange(f - depth + 1),
+            torch.arange(0, h - rows + 1, self.stride),
+            torch.arange(0, w - columns + 1, self.stride),
+        )
+        t, y, x = torch.stack([self._choose(corners, self.seen + n) for n in range(len(clips))]).unbind(2)
+        windows = clips.unfold(1, depth, 1).unfold(3, rows, self.stride).unfold(4, columns, self.stride)
+        picked = windows[torch.arange(len(clips))[:, None], t, :, y // self.stride, x // self.stride]
+        return picked.flatten(0, 1).flatten(1) @ directions
+
+    def _choose(self, corners: Tensor, clip: int) -> Tensor:
+        if len(corners) <= self.patches:
+            return corners
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + clip)
+        return corners[torch.randperm(len(corners), generator=generator)[: self.patches]]
+
+
+@dataclass
+class MhdMse:
+    """Mean mHD-MSE of the folder's videos."""
+
+    ks_small: Sequence[int]
+    ks_large: Sequence[int]
+    small_below: int
+    mean: _Mean = field(default_factory=_Mean)
+
+    def add(self, batch: Batch) -> Tensor:
+        scales = mhd_scales(batch.video, self.ks_small, self.ks_large, self.small_below)
+        values = mhd_mse(batch.video, scales)
+        self.mean.add(values)
+        return values
+
+    def result(self) -> float:
+        return self.mean.value()
+
+
+@dataclass
+class MhdRatio:
+    """Mean mHD-MSE of the folder over that of the real clips of the same names."""
+
+    ks_small: Sequence[int]
+    ks_large: Sequence[int]
+    small_below: int
+    mean: _Mean = field(default_factory=_Mean)
+    real_mean: _Mean = field(default_factory=_Mean)
+
+    def add(self, batch: Batch) -> None:
+        for video, mean in ((batch.video, self.mean), (_given(batch.real), self.real_mean)):
+            mean.add(mhd_mse(video, mhd_scales(video, self.ks_small, self.ks_large, self.small_below)))
+
+    def result(self) -> float:
+        return _ratio(self.mean.value(), self.real_mean.value())
+
+
+@dataclass
+class SolutionGap:
+    """Mean squared difference to the solution, on [-1, 1]."""
+
+    mean: _Mean = field(default_factory=_Mean)
+
+    def add(self, batch: Batch) -> Tensor:
+        solution = _given(batch.solution)
+        _same_size(batch.video, solution, "solution_gap", "solution")
+        values = (batch.video - solution).square().flatten(1).mean(1)
+        self.mean.add(values)
+        return values
+
+    def result(self) -> float:
+        return self.mean.value()
+
+
+@dataclass
+class SolutionGain:
+    """Energy of the high-frequency residual over that of the solution, summed over the folder."""
+
+    factor: int
+    energy: _Mean = field(default_factory=_Mean)
+    solution_energy: _Mean = field(default_factory=_Mean)
+
+    def add(self, batch: Batch) -> None:
+        solution = _given(batch.solution)
+        _same_size(batch.video, solution, "solution_gain", "solution")
+        for video, energy in ((batch.video, self.energy), (solution, self.solution_energy)):
+            energy.add(per_video(residual(frames_of(video), self.factor).square(), len(video)))
+
+    def result(self) -> float:
+        return _ratio(self.energy.value(), self.solution_energy.value())
+
+
+@dataclass
+class AnchorFidelity:
+    """Mean squared difference to the structure clip on the anchor's grid, on [-1, 1]."""
+
+    sigma: float
+    factor: int
+    mean: _Mean = field(default_factory=_Mean)
+
+    def add(self, batch: Batch) -> Tensor:
+        structure = _given(batch.structure)
+        if structure.shape[2] != batch.video.shape[2]:
+            raise ValueError(
+                f"anchor_fidelity needs as many frames in structure as in the video: {structure.shape[2]} "
+                f"against {batch.video.shape[2]}; cut both to the same length"
+            )
+        size = (batch.video.shape[-2], batch.video.shape[-1])
+        grids = (to_grid(frames_of(x), size, self.sigma, self.factor) for x in (batch.video, structure))
+        ours, theirs = grids
+        values = per_video((ours - theirs).square(), len(batch.video))
+        self.mean.add(values)
+        return values
+
+    def result(self) -> float:
+        return self.mean.value()
+
+
+def _ratio(energy: float, reference: float) -> float:
+    """energy / reference; against a reference without any detail, NaN, which is no score."""
+    return energy / reference if reference > 0 else math.nan
+
+
+SCORERS: dict[str, Callable[..., Scorer]] = {
+    "psd": PowerSpectrumDistance,
+    "swd": SlicedWasserstein,
+    "mhd_mse": MhdMse,
+    "mhd_ratio": MhdRatio,
+    "solution_gap": SolutionGap,
+    "solution_gain": SolutionGain,
+    "anchor_fidelity": AnchorFidelity,
+}
+
+
+def scorer(name: str) -> Scorer:
+    """A fresh scorer of a metric with the registry's settings.
+
+    Raises: ValueError for an unknown name.
+    """
+    return SCORERS[name](**lookup(name).settings)
+
+
+def measure(name: str, batch: Batch) -> float:
+    """One metric of clips that are in memory.
+
+    Raises: ValueError for an unknown name, or if the batch lacks what the metric needs.
+    """
+    missing = [need for need in lookup(name).needs if getattr(batch, need) is None]
+    if missing:
+        raise ValueError(f"{name} needs {', '.join(missing)}; give it in the batch")
+    made = scorer(name)
+    made.add(batch)
+    return made.result()

@@ -1,0 +1,347 @@
+"""One run, from its configuration: every strategy made and cross-checked before data or weights are touched.
+
+`build(overrides)` takes milliseconds and imports no torch, so a wrong value is reported at once, by key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal
+
+from pw import settings
+from pw.config import Config, ConfigError, compose_run, digest, override_key
+from pw.data import Source
+from pw.data.degradation import Degradation
+from pw.method.objective import Flow, Shortcut
+from pw.method.schedule import Schedule
+from pw.method.solver import Euler, Guidance
+from pw.nn import options
+
+# Where a group's classes may live: a configuration cannot name any other.
+HOMES: dict[str, tuple[str, ...]] = {
+    "backbone": ("pw.nn.options",),
+    "codec": ("pw.nn.options",),
+    "data": ("pw.data.procedural", "pw.data.shards"),
+    "degradation": ("pw.data.degradation",),
+    "guidance": ("pw.method.solver",),
+    "injector": ("pw.nn.options",),
+    "objective": ("pw.method.objective",),
+    "schedule": ("pw.method.schedule",),
+    "solver": ("pw.method.solver", "pw.nn.unipc"),
+    "step_sampler": ("pw.method.step_sampler",),
+    "target": ("pw.method.target",),
+    "turns": ("pw.method.objective",),
+    "weighting": ("pw.method.weighting",),
+}
+SHORTCUT_PARTS = ("turns", "step_sampler", "weighting", "target")
+# What cannot change the weights that a training ends with.
+NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer"}
+# What cannot change the clips that are sampled.
+NOT_SAMPLING = {"batch_size", "solution_steps", "solution_count"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything about one run, checked: a training (`training_signature`) and how it is sampled (`signature`)."""
+
+    config: Config
+    stage: Literal["anchor", "hires"]
+    seed: int
+    scale: settings.Scale
+    train: settings.Train
+    optimizer: settings.Optimizer
+    sampling: settings.Sampling
+    trainer: settings.Trainer
+    start: settings.Recipe
+    backbone: options.Wan
+    codec: options.SpaceToDepth
+    source: Source
+    schedule: Schedule
+    objective: Flow | Shortcut
+    injector: options.Injector | options.Add | None
+    degradation: Degradation
+    solver: Euler
+    guidance: Guidance
+    anchor_degradation: Degradation
+    anchor_recipe: settings.Recipe | None
+
+    @cached_property
+    def start_run(self) -> Run | None:
+        """The training whose EMA weights this one departs from."""
+        return None if self.start.name == "none" else _recipe_run(self.start, self.config, "start")
+
+    @cached_property
+    def anchor_run(self) -> Run | None:
+        """The first stage that generates this run's anchors, if they are generated."""
+        if self.anchor_recipe is None:
+            return None
+        return _recipe_run(self.anchor_recipe, self.config, "anchors", f"sampling.count={self.sampling.count}")
+
+    @cached_property
+    def training_signature(self) -> str:
+        """8 hex digits of all that can change the trained weights."""
+        kept = {k: v for k, v in self.config.values.items() if k not in NOT_TRAINING | {"start"}}
+        kept["train"] = {k: v for k, v in kept["train"].items() if k != "checkpoint_every"}
+        kept["start"] = self.start_run.training_signature if self.start_run else None
+        kept["clips"] = self.source.fingerprint()
+        return digest(kept)
+
+    @cached_property
+    def signature(self) -> str:
+        """8 hex digits of all that can change the sampled clips of the run's own seed."""
+        return self.sample_signature(self.seed)
+
+    def sample_signature(self, evaluation_seed: int) -> str:
+        """`signature` with other evaluation clips and noise (one first stage makes the anchors of several seeds)."""
+        kept = {
+            "training": self.training_signature,
+            "sampling": {k: v for k, v in self.config["sampling"].items() if k not in NOT_SAMPLING},
+            "evaluation_seed": evaluation_seed,
+            "anchor_stage": self.anchor_run.training_signature if self.anchor_run else None,
+            **{key: self.config.values[key] for key in ("solver", "guidance")},
+            "anchors": self.config.values["anchors"]["degradation"],
+        }
+        return digest(kept)
+
+    def evaluation_signature(self, evaluation_seed: int) -> str:
+        """Names a seed's evaluation clips: the same in every arm."""
+        return digest(
+            {
+                "scale": dataclasses.asdict(self.scale),
+                "data": self.config.values["data"],
+                "clips": self.source.fingerprint(),
+                "count": self.sampling.count,
+                "seed": evaluation_seed,
+            }
+        )
+
+    def feeds_strides(self) -> bool:
+        """Whether the network is told the grid's strides when sampled: only where it was trained on strides."""
+        if self.sampling.stride == "auto":
+            return self.objective.trains_strides
+        return self.sampling.stride == "grid"
+
+    @cached_property
+    def solution(self) -> Run:
+        """The many-step solution of the same weights from the same noise: what few steps are held against."""
+        steps = self.sampling.solution_steps
+        plain = [f"sampling.num_steps={steps}", "sampling.stride=zero", "sampling.shift=null", "sampling.timesteps=null"]
+        return build([*self.config.overrides, *plain, "solver=euler"])
+
+
+def _recipe_run(recipe: settings.Recipe, config: Config, group: str, *more: str) -> Run:
+    inherited = [o for o in config.overrides if override_key(o).split(".")[0] in recipe.inherit]
+    own = [*recipe.overrides, f"train.updates={recipe.updates}", f"seed={recipe.seed}", *more]
+    try:
+        return build([*inherited, *own])
+    except ConfigError as error:
+        raise ConfigError(f"{group} ({recipe.name}): {error}") from error
+
+
+def build(overrides: Sequence[str]) -> Run:
+    """Compose, make every strategy, and cross-check them. Raises ConfigError naming the key and what would do."""
+    config = compose_run(overrides)
+    values = config.values
+    anchors = values["anchors"]
+    degradation = make("degradation", values["degradation"])
+    run = Run(
+        config=config,
+        stage=_coerce(values["stage"], Literal["anchor", "hires"], "stage"),
+        seed=_coerce(values["seed"], int, "seed"),
+        scale=_settings(settings.Scale, "scale", values),
+        train=_settings(settings.Train, "train", values),
+        optimizer=_settings(settings.Optimizer, "optimizer", values),
+        sampling=_settings(settings.Sampling, "sampling", values),
+        trainer=_settings(settings.Trainer, "trainer", values),
+        start=_settings(settings.Recipe, "start", values),
+        backbone=make("backbone", values["backbone"]),
+        codec=make("codec", values["codec"]),
+        source=make("data", values["data"]),
+        schedule=make("schedule", values["schedule"]),
+        objective=_objective(values),
+        injector=make("injector", values["injector"]) if _chosen(values["injector"]) else None,
+        degradation=degradation,
+        solver=make("solver", values["solver"]),
+        guidance=make("guidance", values["guidance"]),
+        anchor_degradation=(
+            make("degradation", anchors["degradation"], "anchors.degradation") if anchors["degradation"] else degradation
+        ),
+        anchor_recipe=(
+            from_values(settings.Recipe, anchors["stage"], "anchors.stage") if anchors["source"] == "generated" else None
+        ),
+    )
+    _cross_check(run)
+    return run
+
+
+def _objective(values: Mapping[str, Any]) -> Flow | Shortcut:
+    target = values["objective"].get("_target_", "")
+    used = [part for part in SHORTCUT_PARTS if _chosen(values[part])]
+    if target.endswith(".Flow"):
+        if used:
+            raise ConfigError(
+                f"{used[0]}={_name(values[used[0]])}: objective=flow has no use for a {used[0]}; leave it out, or set "
+                "objective=shortcut"
+            )
+        return make("objective", values["objective"])
+    missing = [part for part in SHORTCUT_PARTS if not _chosen(values[part])]
+    if missing:
+        raise ConfigError(f"{missing[0]}=none: objective=shortcut needs one; choose a file of conf/{missing[0]}/")
+    parts = {part: make(part, values[part]) for part in SHORTCUT_PARTS}
+    return make("objective", values["objective"], **parts)
+
+
+def _chosen(node: Mapping[str, Any]) -> bool:
+    """Whether a group's choice is a strategy; its `none` has no class."""
+    return bool(node["_target_"])
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return str(node.get("_target_", "none")).rpartition(".")[2]
+
+
+def _cross_check(run: Run) -> None:
+    """What no single strategy can see."""
+    scale, backbone, codec = run.scale, run.backbone, run.codec
+    for name in ("height", "width", "anchor_height", "anchor_width"):
+        if getattr(scale, name) % codec.factor:
+            raise ConfigError(f"scale.{name}={getattr(scale, name)}: not a multiple of codec.factor={codec.factor}")
+    if codec.channels != backbone.in_channels:
+        raise ConfigError(
+            f"backbone.in_channels={backbone.in_channels}: the codec makes {codec.channels} channels (3 * factor^2)"
+        )
+    for name, length, patch in zip(
+        ("frames", "height", "width"),
+        (scale.frames, scale.height // codec.factor, scale.width // codec.factor),
+        backbone.patch_size,
+        strict=True,
+    ):
+        if length % patch:
+            raise ConfigError(f"scale.{name}: its {length} latent positions are no multiple of patch size {patch}")
+    if run.injector is not None:
+        with _as_config_error():
+            run.injector.check(backbone)
+    if run.stage == "anchor" and run.injector is not None:
+        raise ConfigError("injector: stage=anchor makes the anchor itself, leave the injector at none")
+    if isinstance(run.objective, Shortcut):
+        with _as_config_error():
+            run.objective.step_sampler.check(run.schedule)
+    elif run.sampling.stride == "grid":
+        raise ConfigError(
+            "sampling.stride=grid: objective=flow never trained a stride, its samples would look worse than the model "
+            "is; leave it at auto"
+        )
+    if run.train.trainable == "adapters" and run.injector is None:
+        raise ConfigError("train.trainable=adapters: without an injector there is nothing to adapt; set injector=gated")
+    if run.guidance.scale != 1:
+        if run.guidance.drop == "text":
+            raise ConfigError(
+                f"guidance.drop=text: at scale={scale.name} there is only the empty prompt, so guidance would change "
+                "nothing; set guidance.drop=text_and_anchor"
+            )
+        if run.train.condition_dropout == 0:
+            raise ConfigError(
+                f"guidance.scale={run.guidance.scale}: with train.condition_dropout=0 the null branch is never trained"
+            )
+        if run.injector is None:
+            raise ConfigError(f"guidance.scale={run.guidance.scale}: injector=none has no anchor to drop")
+    if run.sampling.solution_count > run.sampling.count:
+        raise ConfigError(
+            f"sampling.solution_count={run.sampling.solution_count}: at most sampling.count={run.sampling.count}"
+        )
+    if run.start.name == "none" and run.train.updates == 0:
+        raise ConfigError("train.updates=0: with start=none there would be only random weights")
+
+
+class _as_config_error:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError) and not isinstance(error, ConfigError):
+            raise ConfigError(str(error)) from error
+
+
+def make(group: str, node: Mapping[str, Any], key: str | None = None, **parts: Any) -> Any:
+    """The strategy that a config node describes: its `_target_` from the group's own modules, its fields checked.
+
+    Raises ConfigError on a class from elsewhere, an unknown or missing field, or a value of the wrong type or range.
+    """
+    target = str(node.get("_target_", ""))
+    module, _, name = target.rpartition(".")
+    if module not in HOMES[group]:
+        raise ConfigError(f"{key or group}._target_={target!r}: a {group} lives in {', '.join(HOMES[group])}")
+    cls = getattr(importlib.import_module(module), name, None)
+    if cls is None:
+        raise ConfigError(f"{key or group}._target_={target!r}: {module} has no {name}")
+    return from_values(cls, {k: v for k, v in node.items() if k != "_target_"}, key or group, **parts)
+
+
+def _settings(cls: type, group: str, values: Mapping[str, Any]) -> Any:
+    return from_values(cls, values[group], group)
+
+
+def from_values(cls: type, node: Mapping[str, Any], key: str, **parts: Any) -> Any:
+    """A dataclass from plain values, each checked against its annotation. Raises ConfigError by key."""
+    known = {field.name: field for field in fields(cls) if field.init and not field.name.startswith("_")}
+    for name in node:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"{key}.{name}: {cls.__name__} has no {name}; {hint}it has {', '.join(sorted(known))}")
+    missing = [n for n, f in known.items() if f.default is f.default_factory and n not in node and n not in parts]
+    if missing:
+        raise ConfigError(f"{key}.{missing[0]}: missing")
+    hints = typing.get_type_hints(cls, localns={"Tensor": object})
+    checked = {name: _coerce(value, hints[name], f"{key}.{name}") for name, value in node.items()}
+    with _as_config_error():
+        return cls(**checked, **parts)
+
+
+def _coerce(value: Any, wanted: Any, key: str) -> Any:
+    """`value` as an annotation wants it: exact but for int -> float and list -> tuple."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    wrong = ConfigError(f"{key}={value!r}: wants {_words(wanted)}")
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool):
+            near = difflib.get_close_matches(str(value), [str(a) for a in arguments], 1)
+            raise ConfigError(f"{wrong}{f'; did you mean {near[0]}?' if near else ''}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _coerce(value, next(a for a in arguments if a is not type(None)), key)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise wrong
+        item_types = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(item_types) != len(value):
+            raise wrong
+        return tuple(_coerce(v, t, key) for v, t in zip(value, item_types, strict=True))
+    if dataclasses.is_dataclass(wanted) and isinstance(value, Mapping):
+        group = next((g for g, homes in HOMES.items() if wanted.__module__ in homes), "")
+        return make(group, value, key) if "_target_" in value else from_values(wanted, value, key)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise wrong
+    return value
+
+
+def _words(wanted: Any) -> str:
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else _words(a) for a in arguments)
+    if origin is tuple:
+        items = arguments[:1] if arguments[-1] is Ellipsis else arguments
+        count = "a list" if arguments[-1] is Ellipsis else f"a list of {len(arguments)}"
+        return f"{count} of {_words(items[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(wanted, str(wanted))

@@ -1,0 +1,164 @@
+"""From a list of overrides to a checked configuration, and from a configuration to its signature.
+
+The only module (with `build` and the entry points) that knows Hydra. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+
+
+class ConfigError(ValueError):
+    """A key, value or combination the user can mend; the message names it and says what would do."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A composed run: `values` is plain data, `choices` names the chosen file of each group."""
+
+    values: dict[str, Any]
+    choices: dict[str, str]
+    overrides: tuple[str, ...]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    def label(self, key: str) -> Any:
+        """What a table prints for a key: the chosen file of a group, else the value at a dotted path."""
+        return self.choices.get(key) or at(self.values, key)
+
+
+def at(values: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted path, None if there is none."""
+    node: Any = values
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+@lru_cache(maxsize=1)
+def groups() -> dict[str, tuple[str, ...]]:
+    """Every config group and its options: the folders of conf/ and their files."""
+    return {
+        folder.name: tuple(sorted(path.stem for path in folder.glob("*.yaml")))
+        for folder in sorted(CONF.iterdir())
+        if folder.is_dir()
+    }
+
+
+def override_key(override: str) -> str:
+    """`data.urls=x` -> `data.urls`."""
+    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
+
+
+@lru_cache(maxsize=512)
+def _compose(overrides: tuple[str, ...]) -> Config:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not GlobalHydra.instance().is_initialized():
+        initialize_config_dir(str(CONF), version_base="1.3")
+    for override in overrides:
+        _check_override(override)
+    try:
+        composed = compose("run", overrides=list(overrides), return_hydra_config=True)
+        chosen = composed.hydra.runtime.choices
+        choices = {str(k): str(v) for k, v in chosen.items() if k in groups() and v is not None}
+        values = OmegaConf.to_container(OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"]), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, overrides)) from error
+    assert isinstance(values, dict)
+    return Config({str(k): v for k, v in values.items()}, choices, overrides)
+
+
+def compose_run(overrides: Sequence[str]) -> Config:
+    """Compose `conf/run.yaml` with overrides such as `weighting=uniform` or `step_sampler.beta=0.35`.
+
+    Raises ConfigError naming the override, and the nearest key or the options there are.
+    """
+    return _compose(tuple(overrides))
+
+
+def _check_override(override: str) -> None:
+    if not re.match(r"^[A-Za-z_][\w./@]*=", override):
+        raise ConfigError(f"{override!r} is not an override: write key=value, e.g. weighting=uniform")
+    key, value = override.split("=", 1)
+    if key.split("@")[0] in groups() and "@" not in key and value not in groups()[key]:
+        near = difflib.get_close_matches(value, groups()[key], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{override}: {key} is one of {', '.join(groups()[key])}{hint}")
+    if key.endswith("_target_"):
+        raise ConfigError(f"{override}: classes are chosen by group, e.g. {key.split('.')[0]}=…, never by _target_")
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One line for Hydra's several: which override, what is known there, what is near."""
+    for override in overrides:
+        key = override_key(override)
+        known = _known_keys(overrides, key)
+        if known and key not in known:
+            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+            parent = key.rpartition(".")[0]
+            siblings = [k.rpartition(".")[2] for k in known if parent and k.rpartition(".")[0] == parent]
+            siblings = [k for k in siblings if k != "_target_"]
+            hint = f"did you mean {near[0]}? " if near and not near[0].startswith(f"{parent}.") or near and siblings else ""
+            there = f"{parent} has {', '.join(siblings) or 'no options'}" if parent else f"there are {', '.join(_tops(known))}"
+            return f"{override}: there is no key {key}; {hint}{there}{_unused(parent, overrides)}"
+    return " ".join(str(error).split())
+
+
+def _unused(parent: str, overrides: Sequence[str]) -> str:
+    chosen = [o for o in overrides if override_key(o) == parent or o.startswith("objective=flow")]
+    return f" (with {' '.join(chosen)})" if parent in groups() and chosen else ""
+
+
+def _tops(keys: Iterable[str]) -> list[str]:
+    return sorted({key.split(".")[0] for key in keys})
+
+
+def _known_keys(overrides: Sequence[str], but: str) -> list[str]:
+    """The keys of the configuration that the group choices alone compose to."""
+    choices = tuple(o for o in overrides if override_key(o) in groups() and override_key(o) != but)
+    try:
+        values = _compose(choices).values if choices != tuple(overrides) else _compose(()).values
+    except ConfigError:
+        return []
+    return [*flatten(values), *groups()]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a': …, 'a.b': 1}: every dotted path, inner nodes included."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        out[path] = value
+        if isinstance(value, Mapping):
+            out.update(flatten(value, f"{path}."))
+    return out
+
+
+def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted paths that hold no further mapping."""
+    return {path: value for path, value in flatten(values).items() if not isinstance(value, Mapping)}
+
+
+def digest(values: Any, length: int = 8) -> str:
+    """Hex digits that name plain data: the same for equal content, whatever the order of keys."""
+    text = json.dumps(values, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

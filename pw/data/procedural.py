@@ -1,0 +1,128 @@
+"""Procedural clips: structure that an anchor shows, texture that it hides  (shared/design/tiny.md).
+
+Structure is a two-colour gradient and one moving disc or square; texture is a grating per 8 x 8 cell, of one of four
+orientations and a random phase, and another on the object. Blurred to the anchor, the gratings vanish: what the second
+stage must paint is many-moded, and a plain flow model in few steps averages the modes into blur.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pw.data import Evaluation
+from pw.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+CELL = 8  # px, side of a texture cell
+# wave vectors in rad/px: wavelength 4 px along the axes, 3.8 px on the diagonals
+WAVES = tuple(
+    (2 * math.pi / CELL * x, 2 * math.pi / CELL * y) for x, y in ((2, 0), (0, 2), (1.5, 1.5), (1.5, -1.5))
+)
+CONTRAST = 0.45
+
+
+def generator(*entropy: int) -> Generator:
+    """A generator that is a pure function of some integers."""
+    seed = np.random.SeedSequence([e & 0xFFFFFFFF for e in entropy]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+
+
+@dataclass(frozen=True)
+class ProceduralClips:
+    """An endless source of clips, each a pure function of (seed, position).
+
+    frames, size  F and H = W in pixels
+    """
+
+    frames: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.frames < 2:
+            raise ValueError(f"data.frames={self.frames}: motion needs at least 2 frames")
+        if self.size < 2 * CELL:
+            raise ValueError(f"data.size={self.size}: needs at least {2 * CELL} px")
+
+    def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
+        """The index-th batch of the endless order: float32 [B, 3, F, H, W] in [-1, 1]."""
+        draw = generator(seed, index, 0)
+        return self._render(self._structure(batch_size, draw), self._texture(batch_size, draw))
+
+    def evaluation(self, count: int, seed: int) -> Evaluation:
+        """`count` clips apart from every training batch, and their twins: same structure, other texture."""
+        draw = generator(seed, 0, 1)
+        structure = self._structure(count, draw)
+        real, twin = (self._render(structure, self._texture(count, draw)) for _ in range(2))
+        return Evaluation(real, twin, note="real_b: the same structure with other texture")
+
+    def fingerprint(self) -> str:
+        """Changes when the clips do: a hash of this file."""
+        return hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:16]
+
+    def _structure(self, count: int, draw: Generator) -> dict[str, Tensor]:
+        uniform = lambda *shape: torch.rand(*shape, generator=draw)  # noqa: E731
+        return {
+            "colours": uniform(count, 2, 3) * 1.2 - 0.6,
+            "direction": uniform(count) * 2 * math.pi,
+            "position": (uniform(count, 2) * 0.7 + 0.15) * self.size,
+            "radius": (4 + 3 * uniform(count)) * self.size / 24,
+            "velocity": (uniform(count, 2) * 2 - 1) * 2 * self.size / 24,  # px per frame
+            "colour": uniform(count, 3) * 1.4 - 0.7,
+            "square": (uniform(count) > 0.5).float(),
+        }
+
+    def _texture(self, count: int, draw: Generator) -> dict[str, Tensor]:
+        cells = -(-self.size // CELL)
+        return {
+            "wave": torch.randint(0, 4, (count, cells, cells), generator=draw),
+            "phase": torch.rand(count, cells, cells, generator=draw) * 2 * math.pi,
+            "object_wave": torch.randint(0, 4, (count,), generator=draw),
+            "object_phase": torch.rand(count, generator=draw) * 2 * math.pi,
+        }
+
+    def _render(self, structure: dict[str, Tensor], texture: dict[str, Tensor]) -> Tensor:
+        waves = torch.tensor(WAVES)
+        axis = torch.arange(self.size) + 0.5
+        x, y = axis.view(1, 1, 1, -1), axis.view(1, 1, -1, 1)  # [B, F, H, W]
+        time = torch.arange(self.frames).view(1, -1, 1, 1)
+        per_clip: Any = lambda value: value.view(-1, 1, 1, 1)  # noqa: E731
+
+        angle, centre = per_clip(structure["direction"]), self.size / 2
+        ramp = torch.sigmoid(
+            ((x - centre) * torch.cos(angle) + (y - centre) * torch.sin(angle)) / (self.size / 5)
+        )
+        first, second = structure["colours"].view(-1, 2, 3, 1, 1, 1).unbind(1)
+        ground = (1 - ramp[:, None]) * first + ramp[:, None] * second  # [B, 3, 1, H, W]
+
+        spread = lambda cells: cells.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)[
+            :, : self.size, : self.size
+        ]  # noqa: E731
+        k = waves[spread(texture["wave"])]
+        gratings = (
+            CONTRAST
+            * torch.cos(k[..., 0] * x[:, 0] + k[..., 1] * y[:, 0] + spread(texture["phase"]))[:, None]
+        )
+
+        dx = x - per_clip(structure["position"][:, 0]) - per_clip(structure["velocity"][:, 0]) * time
+        dy = y - per_clip(structure["position"][:, 1]) - per_clip(structure["velocity"][:, 1]) * time
+        square, radius = per_clip(structure["square"]), per_clip(structure["radius"])
+        distance = square * torch.maximum(dx.abs(), dy.abs()) + (1 - square) * torch.sqrt(
+            dx * dx + dy * dy + 1e-6
+        )
+        mask = torch.sigmoid((radius - distance) * 2.5)
+        own = waves[texture["object_wave"]]
+        phase = per_clip(own[:, 0]) * dx + per_clip(own[:, 1]) * dy + per_clip(texture["object_phase"])
+        detail = gratings * (1 - mask) + mask * CONTRAST * torch.tanh(2 * torch.cos(phase))
+
+        colour = structure["colour"].view(-1, 3, 1, 1, 1)
+        video = ground * (1 - mask[:, None]) + mask[:, None] * colour + detail[:, None]
+        return video.clamp(-1, 1)

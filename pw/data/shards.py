@@ -1,0 +1,434 @@
+"""Real video as a training source: webdataset tar shards, indexed once and read by position.
+
+The tars are webdataset's, so any of its tools reads them. Ours reads members in place (`os.pread`), because
+an order that is a function of (seed, epoch) resumes exactly, and webdataset's own shuffle does not. Nothing
+is ever unpickled or run: three endings, `allow_pickle=False`, local files only.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import count as count_from
+from itertools import islice, product
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pw.data import Evaluation
+from pw.lazy import torch
+from pw.video import Frames, to_float
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+log = logging.getLogger(__name__)
+
+ENDINGS = ("npy", "json", "txt")
+MANIFEST = "manifest.json"
+HEADER = 4096  # bytes; a .npy header of a 4-d array takes 128
+REMAKE = 'copy it again, or make it again with `make data path=DIR args="overwrite=true"`'
+
+
+class ShardError(ValueError):
+    """A shard that is damaged or not one of ours; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One stored clip: uint8 [F, H, W, 3], its caption ("" if none) and its key."""
+
+    frames: Frames
+    caption: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where a clip lies: `members` is {ending: (offset, size)} in bytes; `shape` is None if unreadable."""
+
+    key: str
+    shard: Path
+    members: dict[str, tuple[int, int]]
+    shape: tuple[int, ...] | None
+
+
+def write_shards(
+    folder: Path, split: str, samples: Iterable[dict[str, Any]], max_bytes: int
+) -> list[tuple[Path, int]]:
+    """Write `samples` ({"__key__": …, ending: bytes}) as `folder/<split>-000000.tar`, … of about `max_bytes`.
+
+    The same samples give the same bytes. Returns (path, number of samples) of each tar.
+    """
+    from webdataset.writer import TarWriter
+
+    shards, samples = [], iter(samples)
+    for sample in samples:
+        path = folder / f"{split}-{len(shards):06d}.tar"
+        # TarWriter on a file of ours: under WDS_SECURE=1 webdataset opens no local file by name.
+        with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0, user="pw") as tar:
+            size, number, following = tar.write(sample), 1, None
+            while size < max_bytes and (following := next(samples, None)) is not None:
+                size, number = size + tar.write(following), number + 1
+        shards.append((path, number))
+    return shards
+
+
+class ShardIndex:
+    """The clips of one split, by position. Safe to share with any worker process: it holds no open file.
+
+    `urls` is a folder with a manifest.json (as `make data` leaves it), a pattern of local tars such as
+    `shards/{train,val}-*.tar`, or a list of tars; tars count if their name begins with `split`.
+
+    Raises:
+        ValueError: nothing there, an address instead of a file.
+        ShardError: a shard is truncated, was changed since its manifest, or holds what it should not.
+    """
+
+    def __init__(self, urls: str | os.PathLike[str] | Sequence[str], split: str) -> None:
+        paths = _find(urls, split)
+        self.split = split
+        self.samples = [sample for path in paths for sample in _index(path)]
+        _check_unique(self.samples)
+        self._hashes = _check_manifests(paths, self.samples)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of what would be read: keys, sizes, the manifest's sha256 if there is one."""
+        parts = [(s.key, size) for s in self.samples for _, size in s.members.values()]
+        return _digest(*parts, *self._hashes)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, i: int) -> Clip:
+        """The i-th clip.
+
+        Raises:
+            ShardError: its bytes are not a uint8 [F, H, W, 3] array.
+        """
+        sample = self.samples[i]
+        try:
+            stream = io.BytesIO(_pread(sample.shard, *sample.members["npy"]))
+            # not np.load: it would also open a zip
+            frames = np.lib.format.read_array(stream, allow_pickle=False)
+            if stream.read(1) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+                raise ValueError(f"it holds {frames.dtype} {frames.shape}, not uint8 [F, H, W, 3]")
+            caption = _pread(sample.shard, *sample.members["txt"]) if "txt" in sample.members else b""
+        except (ValueError, OSError, EOFError) as error:
+            raise ShardError(f"{sample.shard}: cannot read {sample.key!r} ({error}); {REMAKE}") from error
+        return Clip(frames, caption.decode(errors="replace").strip(), sample.key)
+
+
+@dataclass(frozen=True)
+class ShardClips:
+    """Random crops of real video: `size` x `size` px of `frames` frames, made from shards.
+
+    Whole frames shrunk to 24 px would keep no texture, so moderately reduced ones are cropped.
+    """
+
+    urls: str
+    frames: int
+    size: int
+    train_split: str = "train"
+    eval_split: str = "val"
+    _train: _Pool = field(init=False, repr=False, compare=False)
+    _eval: _Pool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1, not {getattr(self, name)}")
+        crop = (self.frames, self.size, self.size)
+        object.__setattr__(self, "_train", _Pool(ShardIndex(self.urls, self.train_split), crop))
+        object.__setattr__(self, "_eval", _Pool(ShardIndex(self.urls, self.eval_split), crop))
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with the clips and with the crop."""
+        return _digest(self._train.index.fingerprint, self._eval.index.fingerprint, self._train.crop)
+
+    def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
+        """The `index`-th batch of an endless order: float32 [B, 3, F, H, W] in [-1, 1].
+
+        A pure function of its arguments. Every clip comes once per epoch, in an order drawn from (seed,
+        epoch); place, start and flip of the crop are drawn from (seed, position).
+        """
+        positions = range(index * batch_size, (index + 1) * batch_size)
+        return torch.stack([self._training_crop(seed, position) for position in positions])
+
+    def evaluation(self, count: int, seed: int) -> Evaluation:
+        """Two sets of `count` held-out crops, float32 [N, 3, F, H, W] in [-1, 1], with no clip in both.
+
+        Clips are dealt to the two sets in turn, so that both see all videos. If they are fewer than crops,
+        a clip gives several, which do not overlap as long as there is room; `note` says how it was. A single
+        clip has to serve both sets, with different crops.
+        """
+        clips = range(len(self._eval))
+        alone = len(clips) == 1
+        sets, notes = [], []
+        for turn in (0, 1):
+            dealt = clips if alone else clips[turn::2]
+            crops = list(islice(self._crops(dealt, slice(turn * alone, None, 1 + alone), seed), count))
+            sets.append(torch.stack([crop for _, _, crop in crops]))
+            overlapping = sum(not clear for _, clear, _ in crops)
+            notes.append(f"{len({clip for clip, _, _ in crops})} clips ({overlapping} crops overlap others)")
+        shared = "the same single clip in both" if alone else "no clip in both"
+        return Evaluation(*sets, note=f"{count} crops each, from {notes[0]} and {notes[1]}, {shared}")
+
+    def _training_crop(self, seed: int, position: int) -> Tensor:
+        epoch, place = divmod(position, len(self._train))
+        frames = self._train.take(_order(len(self._train), seed, epoch), place)
+        generator = _generator(seed, position)
+        crop = _cut(frames, _anywhere(frames.shape, self._train.crop, generator), self._train.crop)
+        return _to_video(crop[:, :, ::-1] if _randint(2, generator) else crop)
+
+    def _crops(self, clips: Sequence[int], part: slice, seed: int) -> Iterator[tuple[int, bool, Tensor]]:
+        """Endless (clip, apart from all others, crop): one of each clip, then more of each, then anywhere.
+
+        Of the places where a crop may lie in a clip, only `part` is used.
+        """
+        generator = _generator(seed, "evaluation", *clips[:1])
+        order = torch.randperm(len(clips), generator=generator).tolist()
+        tiles: dict[int, list[tuple[int, ...]]] = {}
+        for turn in count_from():
+            for clip in (clips[i] for i in order):
+                if (frames := self._eval.frames(clip)) is None:
+                    continue
+                if clip not in tiles:
+                    tiles[clip] = _tiles(frames.shape, self._eval.crop, _generator(seed, "tiles", clip))[part]
+                if clear := turn < len(tiles[clip]):
+                    start = tiles[clip][turn]
+                elif all(turn >= len(starts) for starts in tiles.values()):
+                    start = _anywhere(frames.shape, self._eval.crop, generator)
+                else:
+                    continue
+                yield clip, clear, _to_video(_cut(frames, start, self._eval.crop))
+            if not tiles:
+                raise ShardError(f"none of {len(clips)} clips to evaluate on can be read; {REMAKE}")
+
+
+class _Pool:
+    """The clips of a split that the crop (frames, height, width) fits into, and those found unreadable.
+
+    An unreadable clip is passed over by name; more than 1 % of them, and more than ten, are an error.
+    """
+
+    def __init__(self, index: ShardIndex, crop: tuple[int, int, int]) -> None:
+        self.index, self.crop = index, crop
+        self.ids = [i for i, sample in enumerate(index.samples) if _fits(sample.shape, crop)]
+        self.bad: set[int] = set()
+        if not self.ids:
+            frames, height, width = max(sample.shape or () for sample in index.samples)[:3]
+            raise ValueError(
+                f"no {index.split!r} clip has {crop[0]} frames of {crop[1]}x{crop[2]} px, the largest "
+                f"has {frames} of {height}x{width}: lower data.frames, data.size, or make larger clips"
+            )
+        if len(self.ids) < len(index):
+            small = len(index) - len(self.ids)
+            log.warning("%d of %d %s clips are smaller than the crop", small, len(index), index.split)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def frames(self, i: int) -> Frames | None:
+        """uint8 [F, H, W, 3] of the i-th clip, or None if it is unreadable."""
+        if i in self.bad:
+            return None
+        try:
+            return self.index.read(self.ids[i]).frames
+        except ShardError as error:
+            self.bad.add(i)
+            log.warning("%s; passed over", error)
+            if len(self.bad) > max(10, len(self) // 100) or len(self.bad) == len(self):
+                raise ShardError(f"{len(self.bad)} of {len(self)} clips unreadable; {error}") from error
+            return None
+
+    def take(self, order: Sequence[int], place: int) -> Frames:
+        """The clip at `place` of `order`, or the next readable one."""
+        turned = (self.frames(order[(place + step) % len(order)]) for step in range(len(order)))
+        return next(frames for frames in turned if frames is not None)
+
+
+def _find(urls: str | os.PathLike[str] | Sequence[str], split: str) -> list[Path]:
+    """The tars of a split, in order."""
+    if not urls:
+        raise ValueError("data.urls is not set: run `make data path=DIR`, then set data.urls=data/shards")
+    if not isinstance(urls, str | os.PathLike):
+        paths = sorted(path for url in urls for path in _expand(str(url)))
+    elif not Path(urls).is_dir():
+        paths = _expand(str(urls))
+    elif (Path(urls) / MANIFEST).is_file():
+        paths = [Path(urls) / name for name in _read_manifest(Path(urls))]
+    else:
+        raise ValueError(f"data.urls={urls}: no {MANIFEST} in it: let `make data path=DIR` finish")
+    found = [path for path in paths if path.name.startswith(f"{split}-")]
+    if not found:
+        raise ValueError(
+            f"data.urls={urls}: none of its {len(paths)} shards is named {split}-*.tar; `make data` leaves "
+            "out a split that it has too few clips for: give it more or longer videos"
+        )
+    if missing := [str(path) for path in found if not path.is_file()]:
+        raise ShardError(f"{missing[0]}: listed in {MANIFEST}, but not there; {REMAKE}")
+    return found
+
+
+def _expand(url: str) -> list[Path]:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url):
+        raise ValueError(f"data.urls={url}: only local files are read, no pipes and no addresses")
+    patterns = [url]
+    if "{" in url:
+        from webdataset.shardlists import expand_urls
+
+        patterns = expand_urls(url)
+    paths = [Path(path) for pattern in patterns for path in sorted(glob.glob(pattern))]
+    if not paths:
+        raise ValueError(f"data.urls={url}: no such file; give the folder that `make data` wrote")
+    return paths
+
+
+def _index(shard: Path) -> list[Sample]:
+    """Where everything in a tar lies, read from its headers only."""
+    size = shard.stat().st_size
+    members: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if member.isdir():
+                    continue
+                key, ending = _key(shard, member)
+                if ending in members.setdefault(key, {}):
+                    raise ShardError(f"{shard}: {member.name!r} comes twice")
+                if member.offset_data + member.size > size:
+                    raise ShardError(f"{shard}: truncated within {member.name!r}; {REMAKE}")
+                members[key][ending] = (member.offset_data, member.size)
+    except (tarfile.TarError, EOFError) as error:
+        raise ShardError(f"{shard}: not a whole, uncompressed tar ({error}); {REMAKE}") from error
+    if any(_pread(shard, size - 1024, 1024)):  # a tar ends with two empty blocks
+        raise ShardError(f"{shard}: truncated, its end mark is missing; {REMAKE}")
+    if lacking := [key for key, parts in members.items() if "npy" not in parts]:
+        raise ShardError(f"{shard}: sample {lacking[0]!r} has no .npy; {REMAKE}")
+    return [Sample(key, shard, parts, _shape(shard, key, *parts["npy"])) for key, parts in members.items()]
+
+
+def _key(shard: Path, member: tarfile.TarInfo) -> tuple[str, str]:
+    """webdataset's rule: the key ends, and the ending begins, at the first dot of the file name."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ShardError(f"{shard}: refused, {member.name!r} points outside of the tar")
+    if not member.isreg() or member.issparse():
+        raise ShardError(f"{shard}: refused, {member.name!r} is a link or a device, not a file")
+    stem, _, ending = path.name.partition(".")
+    if ending not in ENDINGS:
+        raise ShardError(f"{shard}: refused, {member.name!r} does not end in one of {', '.join(ENDINGS)}")
+    return str(path.with_name(stem)), ending
+
+
+def _shape(shard: Path, key: str, offset: int, size: int) -> tuple[int, ...] | None:
+    """From the .npy header; None if it cannot be read, which `ShardIndex.read` reports in its turn."""
+    stream = io.BytesIO(_pread(shard, offset, min(size, HEADER)))
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(stream)
+    except (ValueError, EOFError):
+        return None
+    if dtype.hasobject:
+        raise ShardError(f"{shard}: refused, sample {key!r} holds pickled objects, which can run code")
+    return shape
+
+
+def _check_unique(samples: list[Sample]) -> None:
+    first: dict[str, Path] = {}
+    for sample in samples:
+        if sample.key in first:
+            raise ShardError(f"{sample.shard}: key {sample.key!r} is already in {first[sample.key]}")
+        first[sample.key] = sample.shard
+
+
+def _check_manifests(paths: list[Path], samples: list[Sample]) -> list[str]:
+    """The sha256 of each shard that a manifest beside it knows; raises if its size or count is another."""
+    counts = Counter(sample.shard for sample in samples)
+    hashes = []
+    for path in paths:
+        if (known := _read_manifest(path.parent).get(path.name)) is None:
+            continue
+        for what, found in (("bytes", path.stat().st_size), ("samples", counts[path])):
+            if known[what] != found:
+                raise ShardError(f"{path}: {found} {what}, but {MANIFEST} says {known[what]}; {REMAKE}")
+        hashes.append(known["sha256"])
+    return hashes
+
+
+@lru_cache(maxsize=8)
+def _manifest_at(path: Path, _mtime_ns: int) -> dict[str, Any]:
+    try:
+        return {shard["file"]: shard for shard in json.loads(path.read_text())["shards"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path}: not a manifest ({error}); {REMAKE}") from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """{file name: its entry}; empty if there is no manifest."""
+    path = folder / MANIFEST
+    return _manifest_at(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+def _pread(path: Path, offset: int, size: int) -> bytes:
+    """Opened per read (20 us): nothing to share between forked workers, no limit on the number of shards."""
+    with open(path, "rb") as file:
+        return os.pread(file.fileno(), size, max(0, offset))
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _generator(*parts: int | str) -> Generator:
+    return torch.Generator().manual_seed(int(_digest(*parts), 16))
+
+
+@lru_cache(maxsize=4)
+def _order(n: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(n, generator=_generator(seed, "epoch", epoch)).tolist()
+
+
+def _randint(below: int, generator: Generator) -> int:
+    return int(torch.randint(below, (), generator=generator))
+
+
+def _fits(shape: tuple[int, ...] | None, crop: tuple[int, int, int]) -> bool:
+    return shape is None or all(have >= need for have, need in zip(shape, crop, strict=False))
+
+
+def _anywhere(shape: tuple[int, ...], crop: tuple[int, int, int], generator: Generator) -> tuple[int, ...]:
+    return tuple(_randint(have - need + 1, generator) for have, need in zip(shape, crop, strict=False))
+
+
+def _tiles(shape: tuple[int, ...], crop: tuple[int, int, int], generator: Generator) -> list[tuple[int, ...]]:
+    """Starts (frame, row, column) of as many crops as fit side by side, in random order, randomly shifted."""
+    spare = tuple(have % need for have, need in zip(shape, crop, strict=False))
+    shift = _anywhere(tuple(s + 1 for s in spare), (1, 1, 1), generator)
+    grid = [range(s, s + have - need + 1, need) for s, have, need in zip(shift, shape, crop, strict=False)]
+    starts = list(product(*grid))
+    return [starts[i] for i in torch.randperm(len(starts), generator=generator).tolist()]
+
+
+def _cut(frames: Frames, start: tuple[int, ...], crop: tuple[int, int, int]) -> Frames:
+    return frames[tuple(slice(at, at + extent) for at, extent in zip(start, crop, strict=True))]
+
+
+def _to_video(frames: Frames) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(to_float(frames)))

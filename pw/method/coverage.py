@@ -1,0 +1,80 @@
+"""Which steps were ever trained: of an inference grid, and of the targets' own second halves  (D5; method-notes 5.5).
+
+`make coverage args="step_sampler=closed"` prints it for 2, 3, 4 and 5 steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pw.lazy import torch
+from pw.method.schedule import Schedule, shifted, unshifted
+from pw.method.solver import inference_strides
+from pw.method.step_sampler import StepSampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One step an inference grid takes, whether it was trained, and the nearest step that was."""
+
+    timestep: float
+    stride: float
+    trained: bool
+    nearest: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The coverage of one (step sampler, inference grid). Second halves count distinct trained steps;
+    `grounded` of them are evaluated at stride 0, where flow matching trained every timestep."""
+
+    pairs: tuple[Pair, ...]
+    second_halves: int
+    second_halves_trained: int
+    second_halves_grounded: int
+
+    def summary(self) -> str:
+        """One line for a table."""
+        inside = sum(pair.trained for pair in self.pairs)
+        return (
+            f"{inside} of {len(self.pairs)} inference steps and {self.second_halves_trained} of {self.second_halves} "
+            f"second halves are trained ({self.second_halves_grounded} more at stride 0)"
+        )
+
+
+def coverage(step_sampler: StepSampler, schedule: Schedule, grid: Tensor) -> Coverage:
+    """Report for a grid of timesteps [n + 1] in the schedule's coordinate.
+
+    Two steps are the same if their strides differ by at most 2 (both are floored to even) and their timesteps by at
+    most one node of the schedule.
+    """
+    table = step_sampler.table(schedule)
+    rows = torch.stack([table.timestep, table.stride, table.ground.double()], 1)[table.probability > 0]
+    timestep, stride, ground = rows.unique(dim=0).unbind(1)
+    ground = ground.bool()
+    spacing = _node_spacing(timestep, schedule)
+
+    def is_trained(t: Tensor, s: Tensor) -> Tensor:
+        near = (timestep - t[:, None]).abs() <= spacing
+        return (near & ((stride - s[:, None]).abs() <= 2)).any(1)
+
+    wanted, strides = grid[:-1], inference_strides(grid)
+    distance = (timestep - wanted[:, None]).abs() + (stride - strides[:, None]).abs()
+    nearest = distance.argmin(1)
+    pairs = tuple(
+        Pair(float(t), float(s), bool(hit), (float(timestep[n]), float(stride[n])))
+        for t, s, hit, n in zip(wanted, strides, is_trained(wanted, strides), nearest, strict=True)
+    )
+    halves = is_trained(timestep - stride / 2, stride / 2)
+    return Coverage(pairs, len(timestep), int((halves & ~ground).sum()), int(ground.sum()))
+
+
+def _node_spacing(timestep: Tensor, schedule: Schedule) -> Tensor:
+    """Distance to the next lower node, [M]: how far snapping may have moved a timestep."""
+    u = unshifted(schedule.sigma(timestep), schedule.shift)
+    below = schedule.timestep(shifted((u - 1 / schedule.num_timesteps).clamp(min=0), schedule.shift))
+    return torch.minimum(timestep - below, torch.tensor(5.0, dtype=torch.float64))

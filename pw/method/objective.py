@@ -1,0 +1,149 @@
+"""What is minimised: flow matching, or flow matching and shortcut consistency in turn  (Eqs. 7.3, 4, 7.8; L_ANC)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pw.lazy import torch
+from pw.method import path
+from pw.method.schedule import Schedule
+from pw.method.step_sampler import StepSampler
+from pw.method.target import TwoSteps
+from pw.method.weighting import DeltaSigma, Uniform
+from pw.types import Velocity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Draws(Protocol):
+    """The randomness of one update, the same in every arm: a pure function of (seed, update)."""
+
+    def noise(self, like: Tensor) -> Tensor:
+        """Standard normal of `like`'s shape."""
+        ...
+
+    def uniform(self, batch: int) -> Tensor:
+        """[B] in [0, 1), float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A scalar to minimise, and what it was made of."""
+
+    value: Tensor
+    term: Literal["flow", "consistency"]
+
+
+@dataclass(frozen=True)
+class FlowWeight:
+    """Per-timestep weight of the flow loss, mean 1 over the nodes.
+
+    `uniform`, or `bell`: exp(-2 ((1000 sigma - 500) / 1000)^2) less its minimum (the authors' code).
+    """
+
+    shape: Literal["uniform", "bell"]
+
+    def __call__(self, timestep: Tensor, schedule: Schedule) -> Tensor:
+        """timestep [B] -> weight [B]."""
+        if self.shape == "uniform":
+            return torch.ones_like(timestep)
+        bell = lambda t: torch.exp(-2 * (schedule.sigma(t) - 0.5) ** 2)  # noqa: E731
+        nodes = bell(schedule.nodes().to(timestep.device))
+        return (bell(timestep) - nodes.min()) / (nodes - nodes.min()).mean()
+
+
+@dataclass(frozen=True)
+class Flow:
+    """L_flow = || v(x, T, stride 0) - (noise - data) ||^2, T uniform over the N nodes  (Eq. 7.3).
+
+    A model trained with this alone must be sampled at stride 0: it never saw another.
+    """
+
+    flow_weight: Literal["uniform", "bell"]
+
+    trains_strides = False
+
+    def __call__(
+        self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws, update: int
+    ) -> Loss:
+        """data [B, C, F, h, w] -> loss; `target` and `update` are not used."""
+        return Loss(flow_loss(velocity, data, schedule, draws, FlowWeight(self.flow_weight)), "flow")
+
+
+def flow_loss(
+    velocity: Velocity, data: Tensor, schedule: Schedule, draws: Draws, weight: FlowWeight
+) -> Tensor:
+    """Mean over the batch of weight(T) * MSE(velocity, noise - data)  (Eq. 7.3)."""
+    noise = draws.noise(data)
+    nodes = schedule.nodes().to(data.device)
+    timestep = nodes[(draws.uniform(len(data)) * len(nodes)).long()]
+    state = path.state(data, noise, schedule.sigma(timestep))
+    predicted = velocity(state, timestep, torch.zeros_like(timestep))
+    return _weighted_mse(predicted, path.velocity(data, noise), weight(timestep, schedule))
+
+
+def _weighted_mse(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    # float32: a bf16 mean over 10^7 elements loses the small errors
+    per_sample = (predicted.float() - target.float()).square().flatten(1).mean(1)
+    return (weight.to(per_sample.dtype) * per_sample).mean()
+
+
+@dataclass(frozen=True)
+class Alternate:
+    """Flow on even updates, consistency on odd ones ("alternating mini-batches", sec. 3.4)."""
+
+    def is_consistency(self, update: int) -> bool:
+        """Depends on the update alone, so that every rank takes the same branch."""
+        return update % 2 == 1
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Consistency with probability `rate`, by a hash of (seed, update): the authors' code, rate 0.3."""
+
+    rate: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f"objective.rate={self.rate}: a probability, 0 to 1")
+
+    def is_consistency(self, update: int) -> bool:
+        """Depends on (seed, update) alone, so that every rank takes the same branch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
+        return float(torch.rand((), generator=generator)) < self.rate
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Flow and consistency batches in turn: L_flow, then L_ANC = lambda * || s(x, T, D) - target ||^2  (Eqs. 4, 8)."""
+
+    flow_weight: Literal["uniform", "bell"]
+    turns: Alternate | Bernoulli
+    step_sampler: StepSampler
+    weighting: Uniform | DeltaSigma
+    target: TwoSteps
+
+    trains_strides = True
+
+    def __call__(
+        self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws, update: int
+    ) -> Loss:
+        """data [B, C, F, h, w] -> loss of the batch whose turn it is; `target` makes the halves' velocities."""
+        if self.turns.is_consistency(update):
+            return Loss(self.consistency_loss(velocity, target, data, schedule, draws), "consistency")
+        return Loss(flow_loss(velocity, data, schedule, draws, FlowWeight(self.flow_weight)), "flow")
+
+    def consistency_loss(
+        self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws
+    ) -> Tensor:
+        """L_ANC  (sec. 3.4)."""
+        noise = draws.noise(data)
+        steps = self.step_sampler.draw(draws.uniform(len(data)), schedule)
+        state = path.state(data, noise, schedule.sigma(steps.timestep))
+        wanted = self.target(target, state, steps, schedule)
+        predicted = velocity(state, steps.timestep, steps.stride)
+        return _weighted_mse(predicted, wanted, self.weighting(steps, schedule, self.step_sampler))

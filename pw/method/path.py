@@ -1,0 +1,24 @@
+"""The straight path between data and noise  (sec. 7.1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def over(per_sample: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B, 1, …] in `like`'s dtype, to multiply a batch."""
+    return per_sample.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+def state(data: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """x = (1 - sigma) data + sigma noise  (Eq. 7.1); sigma is [B]."""
+    s = over(sigma, data)
+    return (1 - s) * data + s * noise
+
+
+def velocity(data: Tensor, noise: Tensor) -> Tensor:
+    """dx/dsigma = noise - data  (Eq. 7.2, towards noise as Wan predicts it)."""
+    return noise - data

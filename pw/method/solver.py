@@ -1,0 +1,106 @@
+"""Few-step integration from noise to data, and the grids it walks  (Eqs. 3, 7.5; method.md 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pw.lazy import torch
+from pw.method.schedule import Schedule, shifted
+from pw.types import Velocity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def inference_grid(
+    num_steps: int, schedule: Schedule, shift: float | None = None, start: float = 1.0
+) -> Tensor:
+    """Timesteps T_0 > … > T_n = 0 in the schedule's coordinate, float64 [n + 1].
+
+    u = start (1 - i / n), sigma = shifted(u). `shift` is the inference shift, the training one by default; the
+    authors start at u = 0.999. Raises ValueError when n < 1 or start is not in (0, 1].
+    """
+    if num_steps < 1:
+        raise ValueError(f"sampling.num_steps={num_steps}: needs at least 1")
+    if not 0 < start <= 1:
+        raise ValueError(f"sampling.start={start}: a fraction of the schedule in (0, 1]; 1 is pure noise")
+    u = start * (1 - torch.arange(num_steps + 1, dtype=torch.float64) / num_steps)
+    return schedule.timestep(shifted(u, schedule.shift if shift is None else shift))
+
+
+def custom_grid(timesteps: Sequence[float], schedule: Schedule) -> Tensor:
+    """Given timesteps, strictly falling within (0, N]; the final 0 is added. Raises ValueError otherwise."""
+    grid = torch.tensor([*map(float, timesteps), 0.0], dtype=torch.float64)
+    if len(grid) < 2 or grid[0] > schedule.num_timesteps or not bool((grid[1:] < grid[:-1]).all()):
+        raise ValueError(
+            f"sampling.timesteps={list(timesteps)}: wants falling timesteps between {schedule.num_timesteps} and 0 "
+            "(the final 0 is added), e.g. [1000,931,818,600]"
+        )
+    return grid
+
+
+def inference_strides(grid: Tensor) -> Tensor:
+    """The stride the network is told at each step: T_i - T_{i+1}, floored to even  (method.md 4)."""
+    return ((grid[:-1] - grid[1:] + 1e-6) // 2 * 2).clamp(min=2)
+
+
+@dataclass(frozen=True)
+class Euler:
+    """x <- x + (sigma_next - sigma) v  (Eq. 3): exact for a shortcut model, whose v is the mean over the step."""
+
+    def __call__(
+        self, velocity: Velocity, noise: Tensor, grid: Tensor, strides: Tensor, schedule: Schedule
+    ) -> Tensor:
+        """noise [B, C, F, h, w], grid [n + 1], strides [n] -> data of noise's shape."""
+        state = noise
+        for (timestep, after), stride in zip(_pairs(grid), strides.tolist(), strict=True):
+            v = velocity(state, _full(timestep, noise), _full(stride, noise))
+            span = float(schedule.sigma(torch.tensor(timestep)) - schedule.sigma(torch.tensor(after)))
+            state = state - span * v
+        return state
+
+
+def _pairs(grid: Tensor) -> list[tuple[float, float]]:
+    nodes = grid.tolist()
+    return list(zip(nodes[:-1], nodes[1:], strict=True))
+
+
+def _full(value: float, like: Tensor) -> Tensor:
+    return torch.full((len(like),), value, dtype=torch.float64, device=like.device)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: v_null + scale (v - v_null), or none at scale 1.
+
+    scale        5.0 is Wan's default; 1 evaluates the network once
+    drop         what the null branch drops: `text` (the anchor stays in both branches) or `text_and_anchor`
+    first_steps  guide only that many steps from the start; null guides all
+    """
+
+    scale: float
+    drop: str
+    first_steps: int | None
+
+    def __post_init__(self) -> None:
+        if self.drop not in ("text", "text_and_anchor"):
+            raise ValueError(f"guidance.drop={self.drop!r}: one of text, text_and_anchor")
+
+    def __call__(self, velocity: Velocity, null: Velocity, guided_from: float) -> Velocity:
+        """The guided velocity; below timestep `guided_from` it is `velocity` itself."""
+
+        def guided(state: Tensor, timestep: Tensor, stride: Tensor) -> Tensor:
+            v = velocity(state, timestep, stride)
+            if self.scale == 1 or float(timestep[0]) < guided_from:
+                return v
+            base = null(state, timestep, stride)
+            return base + self.scale * (v - base)
+
+        return guided
+
+    def last_guided(self, grid: Tensor) -> float:
+        """The lowest timestep of the grid that is still guided."""
+        steps = len(grid) - 1 if self.first_steps is None else min(self.first_steps, len(grid) - 1)
+        return float(grid[steps - 1]) if steps else float("inf")

@@ -1,0 +1,242 @@
+"""Which (timestep, stride) to train a shortcut on  (sec. 3.4, Eqs. 5-6).
+
+A step sampler is a finite distribution: `table` lists every step it can draw with its probability, and `draw` picks
+rows by inverse CDF. So two samplers fed the same uniforms draw paired steps, expectations are exact sums, and the
+coverage report needs no sampling. Pick one by what it covers:
+
+ExponentialIndex  the paper's set; the second halves of its targets are never trained themselves
+Closed            the paper's set, descending at random into the second halves
+Chain             every state of each Delta-trajectory from the paper's starts
+Dyadic            the original shortcut grid: good at 1, 2, 4, 8 … steps, poor between
+FullRange         starts at every node: covers all, little of each
+Aligned           exactly what inference grids of a few steps ask for, closed under halving
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from pw.lazy import torch
+from pw.method.schedule import Schedule
+from pw.method.solver import inference_grid, inference_strides
+from pw.types import Steps, StepTable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Row = tuple[float, float, bool, float]  # timestep, stride, ground, probability
+
+
+def even(stride: float) -> float:
+    """floor to even, at least 2: the two halves of a stride are then equal whole numbers  (D3)."""
+    return max(2.0, stride // 2 * 2)
+
+
+def stride_ladder(timestep: float, num_strides: int) -> list[float]:
+    """Delta_k = floor(T / 2^k), k = 0 … K-1, made even  (Eq. 5)."""
+    return [even(timestep // 2**k) for k in range(num_strides)]
+
+
+def rung_probabilities(beta: float, num_strides: int) -> Tensor:
+    """p(k) = exp(-beta k) / sum_j exp(-beta j), float64 [K]  (Eq. 6); beta = 0 is uniform."""
+    return torch.softmax(-beta * torch.arange(num_strides, dtype=torch.float64), 0)
+
+
+@dataclass(frozen=True)
+class StepSampler:
+    """Common to all: K strides per start, biased by beta, halves of the last rung grounded or not.
+
+    beta         decay of p(k); 0 is uniform
+    num_strides  K, how often a start is halved
+    ground       the smallest rung has no trained half: evaluate its halves at stride 0  (D4)
+
+    Raises ValueError when K < 1 or beta is so large that a rung is never drawn.
+    """
+
+    beta: float
+    num_strides: int
+    ground: bool
+
+    def __post_init__(self) -> None:
+        if self.num_strides < 1:
+            raise ValueError(f"step_sampler.num_strides={self.num_strides}: needs at least 1")
+        if abs(self.beta) * self.num_strides > 50:
+            raise ValueError(f"step_sampler.beta={self.beta}: |beta| * num_strides above 50 leaves rungs undrawn")
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises ValueError when the sampler does not fit the schedule."""
+
+    def rows(self, schedule: Schedule) -> Iterator[Row]:
+        """(timestep, stride, ground, probability) of every step; probabilities need not be merged."""
+        raise NotImplementedError
+
+    def table(self, schedule: Schedule) -> StepTable:
+        """The distribution, rows in drawing order (start by start, long strides first)."""
+        return _table(self, schedule)
+
+    def draw(self, uniform: Tensor, schedule: Schedule) -> Steps:
+        """uniform [B] in [0, 1) -> steps [B] in float64, by inverse CDF."""
+        table = self.table(schedule)
+        row = torch.searchsorted(table.probability.cumsum(0), uniform.double().cpu(), right=True)
+        row = row.clamp(max=len(table) - 1)
+        pick = lambda column: column[row].to(uniform.device)  # noqa: E731
+        timestep, stride = pick(table.timestep), pick(table.stride)
+        return Steps(
+            timestep=schedule.snapped(timestep),
+            middle=schedule.snapped(timestep - stride / 2),
+            end=timestep - stride,
+            stride=stride,
+            ground=pick(table.ground),
+        )
+
+    def is_grounded(self, rung: int) -> bool:
+        """Whether the halves of rung k = `rung` are evaluated at stride 0."""
+        return self.ground and rung == self.num_strides - 1
+
+
+@lru_cache(maxsize=64)
+def _table(sampler: StepSampler, schedule: Schedule) -> StepTable:
+    timestep, stride, ground, probability = zip(*sampler.rows(schedule), strict=True)
+    as64 = lambda column: torch.tensor(column, dtype=torch.float64)  # noqa: E731
+    return StepTable(as64(timestep), as64(stride), torch.tensor(ground), as64(probability))
+
+
+@dataclass(frozen=True)
+class _FromStarts(StepSampler):
+    """Samplers whose trajectories begin at a given set of timesteps.
+
+    starts         e.g. 500, 600, 700, 800: the high-noise interval of sec. 3.4
+    include_start  adds N, where every inference begins  (method.md 7b)
+    """
+
+    starts: tuple[int, ...]
+    include_start: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.starts or min(self.starts) < 2 ** (self.num_strides - 1) * 2:
+            raise ValueError(
+                f"step_sampler.starts={list(self.starts)}: needs timesteps of at least {2**self.num_strides} "
+                f"for num_strides={self.num_strides}"
+            )
+
+    def check(self, schedule: Schedule) -> None:
+        if max(self.starts) > schedule.num_timesteps:
+            raise ValueError(f"step_sampler.starts={list(self.starts)}: at most N={schedule.num_timesteps}")
+
+    def from_timesteps(self, schedule: Schedule) -> list[float]:
+        """The starts, rising, with N if it is to be included."""
+        extra = {schedule.num_timesteps} if self.include_start else set()
+        return [float(t) for t in sorted({*self.starts} | extra)]
+
+    def ladder_rows(self, schedule: Schedule) -> Iterator[tuple[int, float, float, float]]:
+        """(rung, timestep, stride, probability) of Eqs. 5-6 with the start uniform."""
+        starts = self.from_timesteps(schedule)
+        p = rung_probabilities(self.beta, self.num_strides).tolist()
+        for start in starts:
+            for k, stride in enumerate(stride_ladder(start, self.num_strides)):
+                yield k, start, stride, p[k] / len(starts)
+
+
+@dataclass(frozen=True)
+class ExponentialIndex(_FromStarts):
+    """The paper's sampler: T uniform over the starts, Delta = floor(T / 2^k), k ~ p(k)  (Eqs. 5-6)."""
+
+    def rows(self, schedule: Schedule) -> Iterator[Row]:
+        for k, timestep, stride, p in self.ladder_rows(schedule):
+            yield timestep, stride, self.is_grounded(k), p
+
+
+@dataclass(frozen=True)
+class Closed(_FromStarts):
+    """The paper's set, stepping into the second half with probability `descend`, at most `depth` times.
+
+    So (T - Delta/2, Delta/2), which the targets ask for, is trained too. Wins over the paper's set when targets
+    overshoot; costs training on the starts themselves.
+    """
+
+    descend: float
+    depth: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.descend <= 1:
+            raise ValueError(f"step_sampler.descend={self.descend}: a probability, 0 to 1")
+
+    def rows(self, schedule: Schedule) -> Iterator[Row]:
+        for k, timestep, stride, p in self.ladder_rows(schedule):
+            yield from self._descend(k, timestep, stride, p, self.depth)
+
+    def _descend(self, k: int, timestep: float, stride: float, p: float, left: int) -> Iterator[Row]:
+        go = self.descend if left and k < self.num_strides - 1 else 0.0
+        if go < 1:
+            yield timestep, stride, self.is_grounded(k), p * (1 - go)
+        if go:
+            half = stride / 2
+            yield from self._descend(k + 1, timestep - half, half, p * go, left - 1)
+
+
+@dataclass(frozen=True)
+class Chain(_FromStarts):
+    """Every state of a Delta-trajectory: T = start - j Delta for a uniform j, while the step still fits."""
+
+    def rows(self, schedule: Schedule) -> Iterator[Row]:
+        for k, start, stride, p in self.ladder_rows(schedule):
+            states = int(start // stride)
+            for j in range(states):
+                yield start - j * stride, stride, self.is_grounded(k), p / states
+
+
+@dataclass(frozen=True)
+class Dyadic(StepSampler):
+    """The original shortcut model's grid: Delta = N / 2^k and T a multiple of Delta; closed under halving."""
+
+    def rows(self, schedule: Schedule) -> Iterator[Row]:
+        p = rung_probabilities(self.beta, self.num_strides).tolist()
+        for k in range(self.num_strides):
+            stride = schedule.num_timesteps / 2**k
+            for j in range(2**k):
+                yield schedule.num_timesteps - j * stride, stride, self.is_grounded(k), p[k] / 2**k
+
+
+@dataclass(frozen=True)
+class FullRange(StepSampler):
+    """T uniform over every node large enough for K halvings, Delta = floor(T / 2^k)."""
+
+    def rows(self, schedule: Schedule) -> Iterator[Row]:
+        p = rung_probabilities(self.beta, self.num_strides).tolist()
+        starts = [t for t in schedule.nodes().tolist() if t >= 2**self.num_strides]
+        for start in starts:
+            for k, stride in enumerate(stride_ladder(start, self.num_strides)):
+                yield start, stride, self.is_grounded(k), p[k] / len(starts)
+
+
+@dataclass(frozen=True)
+class Aligned(StepSampler):
+    """The pairs that inference asks for (D6): a grid of n steps, one step of it, and one of its 2^k equal parts.
+
+    grids  the numbers of inference steps to be good at, e.g. 2, 3, 4, 5, at the training shift
+
+    Closed under halving (but for the grounded rung), so every target is made of trained steps.
+    """
+
+    grids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.grids or min(self.grids) < 1:
+            raise ValueError(f"step_sampler.grids={list(self.grids)}: numbers of inference steps, each at least 1")
+
+    def rows(self, schedule: Schedule) -> Iterator[Row]:
+        p = rung_probabilities(self.beta, self.num_strides).tolist()
+        for n in self.grids:
+            grid = inference_grid(n, schedule)
+            for timestep, stride in zip(grid[:-1].tolist(), inference_strides(grid).tolist(), strict=True):
+                for k in range(self.num_strides):
+                    part = stride / 2**k
+                    for j in range(2**k):
+                        weight = p[k] / 2**k / n / len(self.grids)
+                        yield timestep - j * part, part, self.is_grounded(k), weight

@@ -1,0 +1,55 @@
+"""How much a shortcut step counts: lambda(timestep, stride)  (sec. 3.4, Eq. 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+from pw.lazy import torch
+from pw.method.schedule import Schedule
+from pw.method.step_sampler import StepSampler
+from pw.types import Steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """lambda = 1: every step counts alike."""
+
+    def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:
+        """steps [B] -> weights [B]."""
+        return torch.ones_like(steps.timestep)
+
+
+@dataclass(frozen=True)
+class DeltaSigma:
+    """lambda = (noise span)^p: a step counts by the noise it removes  (Eq. 8).
+
+    normalise  `none`: Eq. 8 literally; also lowers the whole loss (E[lambda] is about 0.6).
+               `expected`: divided by E[lambda] under the step sampler, so that only *which* steps count changes (D7).
+               `batch`: the authors' code: span over its batch mean, ^p, clamped to [0.1, 10], weighted mean over the
+               batch. At batch size 1 this is exactly 1.
+    """
+
+    p: float
+    normalise: Literal["none", "expected", "batch"]
+
+    def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:
+        """steps [B] -> weights [B], float64; p = 0 is `Uniform`."""
+        span = schedule.noise_span(steps.timestep, steps.end)
+        if self.normalise == "batch":
+            weight = (span / span.mean()).pow(self.p).clamp(0.1, 10)
+            return weight / weight.mean()
+        weight = span**self.p
+        return weight / expected_weight(self.p, schedule, step_sampler) if self.normalise == "expected" else weight
+
+
+@lru_cache(maxsize=64)
+def expected_weight(p: float, schedule: Schedule, step_sampler: StepSampler) -> float:
+    """E[(noise span)^p] over the steps the sampler draws, exactly."""
+    table = step_sampler.table(schedule)
+    span = schedule.noise_span(table.timestep, table.timestep - table.stride)
+    return float((table.probability * span**p).sum())

@@ -1,0 +1,128 @@
+"""The velocity network: diffusers' `WanTransformer3DModel`, unforked, with stride and anchor hooked on.
+
+The transformer keeps its stock state-dict keys, so stock checkpoints load and stock code reads ours. What we add enters
+through bound-method hooks (a deep copy, such as the EMA, then calls its own): the stride embedding is added to the
+output of `time_embedder`, so both the modulation and the output head see it; the injector is added to the input of the
+blocks it names. The values wait in `_context` from one forward to the next: backward may need them again when blocks
+are checkpointed, and `_checkpointed` gives each recomputation the context of its own forward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pw.nn import options
+from pw.nn.embed import StrideEmbedding
+from pw.nn.injector import AnchorGuidedInjector, resize_frames
+
+
+def wan_transformer(choice: options.Wan) -> WanTransformer3DModel:
+    """The stock transformer of a given size, as Wan2.2-TI2V-5B configures it."""
+    return WanTransformer3DModel(
+        patch_size=choice.patch_size,
+        num_attention_heads=choice.num_attention_heads,
+        attention_head_dim=choice.attention_head_dim,
+        in_channels=choice.in_channels,
+        out_channels=choice.in_channels,
+        text_dim=choice.text_dim,
+        freq_dim=choice.freq_dim,
+        ffn_dim=choice.ffn_dim,
+        num_layers=choice.num_layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        eps=1e-6,
+        rope_max_seq_len=choice.rope_max_seq_len,
+    )
+
+
+class Backbone(nn.Module):
+    """state, timestep, stride, text, anchor -> velocity.
+
+    A fresh one equals its transformer bit for bit, at any stride and any anchor (except under `Add`, which has
+    nothing of its own to silence).
+    """
+
+    def __init__(self, choice: options.Wan, injector: options.Injector | options.Add | None) -> None:
+        super().__init__()
+        if injector is not None:
+            injector.check(choice)
+        self.dit = wan_transformer(choice)
+        self.stride_embedding = StrideEmbedding(choice.width)
+        self.adds_anchor = isinstance(injector, options.Add)
+        self.injector = (
+            AnchorGuidedInjector(injector, choice) if isinstance(injector, options.Injector) else None
+        )
+        self._context: dict[str, Any] = {}
+        self.dit.condition_embedder.time_embedder.register_forward_hook(self._add_stride)
+        if isinstance(injector, options.Injector):
+            for index in injector.blocks:
+                # with_kwargs=False: diffusers passes the hidden states first, by position
+                self.dit.blocks[index].register_forward_pre_hook(self._inject)
+
+    def forward(
+        self,
+        state: Tensor,
+        timestep: Tensor,
+        stride: Tensor,
+        text: Tensor,
+        anchor: Tensor | None = None,
+        *,
+        sigma_timestep: Tensor,
+    ) -> Tensor:
+        """Velocity [B, C, F, h, w] of a state [B, C, F, h, w].
+
+        timestep, stride  [B], in the schedule's coordinate: what gate and stride embedding are told
+        sigma_timestep    [B], 1000 sigma: what Wan is told. One per sample: one per token costs 29 GB at 4K
+        text              [B, tokens, text_dim]
+        anchor            anchor latent [B, C, F, h', w'] or None for a network without injector
+
+        Raises ValueError when an anchor is missing or has nowhere to go.
+        """
+        wants_anchor = self.adds_anchor or self.injector is not None
+        if wants_anchor != (anchor is not None):
+            raise ValueError(f"the network {'needs an' if wants_anchor else 'has no injector for the'} anchor")
+        context: dict[str, Any] = {"stride": self.stride_embedding(stride)}
+        if self.adds_anchor and anchor is not None:
+            state = state + resize_frames(anchor, (state.shape[-2], state.shape[-1]))
+        if self.injector is not None and anchor is not None:
+            _, rows, columns = self.dit.config["patch_size"]
+            grid = (state.shape[-2] // rows, state.shape[-1] // columns)
+            context["anchor"] = self.injector(anchor, grid, timestep, stride)
+        self._context = context
+        return self.dit(state, sigma_timestep, text, return_dict=False)[0]
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each block in backward instead of keeping its activations."""
+        self.dit.enable_gradient_checkpointing(self._checkpointed)
+
+    def trainable(self, which: str) -> None:
+        """`all`, or `adapters`: the injector and the stride embedding only ("Frozen DiT", Fig. 9.3)."""
+        self.dit.requires_grad_(which == "all")
+
+    def _add_stride(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return output + self._context["stride"].to(output.dtype)
+
+    def _inject(self, block: nn.Module, args: tuple) -> tuple:
+        hidden, *rest = args
+        index = next(i for i, candidate in enumerate(self.dit.blocks) if candidate is block)
+        return (hidden + self._context["anchor"][index].to(hidden.dtype), *rest)
+
+    def _checkpointed(self, block: nn.Module, *args: Any) -> Tensor:
+        context = self._context
+
+        def run(*inputs: Any) -> Tensor:
+            # the recomputation runs after later forwards may have replaced the context
+            previous, self._context = self._context, context
+            try:
+                return block(*inputs)
+            finally:
+                self._context = previous
+
+        result = checkpoint(run, *args, use_reentrant=False)
+        assert isinstance(result, torch.Tensor)
+        return result

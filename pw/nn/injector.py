@@ -1,0 +1,91 @@
+"""Anchor-guided injector: the anchor's features, refined and gated, enter the transformer  (sec. 3.3, Eqs. 1-2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pw.nn import options
+from pw.nn.embed import mlp_head, sinusoid
+
+
+def resize_frames(latent: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of each frame, [B, C, F, h, w] -> [B, C, F, *size]."""
+    if latent.shape[-2:] == size:
+        return latent
+    frames = latent.transpose(1, 2).flatten(0, 1)
+    frames = F.interpolate(frames, size=size, mode="bilinear", align_corners=False)
+    return frames.unflatten(0, (len(latent), -1)).transpose(1, 2)
+
+
+class ScalarGate(nn.Module):
+    """alpha = tanh(MLP(SinEmb(T) + SinEmb(D))), one per sample  (Eq. 1); starts at 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = mlp_head(width, 1, silent=True)
+
+    def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:
+        """[B], [B] -> [B, 1]."""
+        return torch.tanh(self.mlp(sinusoid(timestep) + sinusoid(stride)))
+
+
+class ChannelGate(nn.Module):
+    """alpha = tanh(MLP_T(SinEmb(T)) + MLP_D(SinEmb(D))), one per channel (the authors' code); MLP_D starts at 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.timestep_mlp = mlp_head(width, width, silent=False)
+        self.stride_mlp = mlp_head(width, width, silent=True)
+
+    def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:
+        """[B], [B] -> [B, D]."""
+        return torch.tanh(self.timestep_mlp(sinusoid(timestep)) + self.stride_mlp(sinusoid(stride)))
+
+
+class FixedGate(nn.Module):
+    """alpha = 0: the gain is 1, whatever the step  (Table 4)."""
+
+    def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:
+        """[B], [B] -> [B, 1] zeros."""
+        return torch.zeros(len(timestep), 1, device=timestep.device)
+
+
+class AnchorGuidedInjector(nn.Module):
+    """z_out = z + (1 + alpha) z'_A  (Eq. 2), with z'_A the refined anchor.
+
+    Refinement: bilinear to the token grid, 1x1x1 conv, GroupNorm, SiLU, 3x3x3 conv, SiLU, LayerNorm; then the gain and
+    a Linear per injected block, which starts at zero, so a fresh injector is silent.
+    """
+
+    def __init__(self, choice: options.Injector, backbone: options.Wan) -> None:
+        super().__init__()
+        width, hidden = backbone.width, choice.hidden_channels(backbone)
+        self.narrow = nn.Conv3d(backbone.in_channels, hidden, 1)
+        self.norm = nn.GroupNorm(choice.groups, hidden)
+        self.widen = nn.Conv3d(hidden, width, 3, padding=1)
+        self.token_norm = nn.LayerNorm(width)
+        self.gate: nn.Module
+        match choice.gate:
+            case "scalar":
+                self.gate = ScalarGate(width)
+            case "channelwise":
+                self.gate = ChannelGate(width)
+            case "fixed":
+                self.gate = FixedGate()
+        self.out = nn.ModuleDict({str(block): nn.Linear(width, width) for block in choice.blocks})
+        for linear in self.out.values():
+            assert isinstance(linear, nn.Linear)
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, anchor: Tensor, grid: tuple[int, int], timestep: Tensor, stride: Tensor
+    ) -> dict[int, Tensor]:
+        """anchor latent [B, C, F, h, w], token grid (rows, columns) -> {block: [B, L, D] to add to its input}."""
+        z = F.silu(self.norm(self.narrow(resize_frames(anchor, grid))))
+        z = F.silu(self.widen(z)).flatten(2).transpose(1, 2)
+        gain = 1 + self.gate(timestep, stride).to(z.dtype)
+        z = self.token_norm(z) * gain[:, None]
+        return {int(block): linear(z) for block, linear in self.out.items()}

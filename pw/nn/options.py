@@ -1,0 +1,99 @@
+"""What can be chosen about the network: plain data, checked without importing torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Wan:
+    """Arguments of diffusers' `WanTransformer3DModel` that differ between sizes; the rest is as Wan2.2-TI2V-5B has it.
+
+    patch_size  (frames, rows, columns) of latent per token. Width is num_attention_heads * attention_head_dim.
+    """
+
+    patch_size: tuple[int, int, int]
+    num_attention_heads: int
+    attention_head_dim: int
+    in_channels: int
+    ffn_dim: int
+    num_layers: int
+    text_dim: int
+    text_tokens: int
+    freq_dim: int
+    rope_max_seq_len: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_attention_heads", "attention_head_dim", "num_layers", "ffn_dim", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"backbone.{name}={getattr(self, name)}: needs at least 1")
+        if self.attention_head_dim % 2:
+            raise ValueError(f"backbone.attention_head_dim={self.attention_head_dim}: rotary embedding wants it even")
+
+    @property
+    def width(self) -> int:
+        """D, channels of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+
+@dataclass(frozen=True)
+class Injector:
+    """How the anchor enters the network  (sec. 3.3).
+
+    gate    `scalar`: one gain per sample, 1 + tanh(MLP(SinEmb(T) + SinEmb(D)))  (Eq. 1)
+            `channelwise`: a gain per channel from two MLPs (the authors' code)
+            `fixed`: gain 1 (Table 4, "alpha = 0")
+    blocks  transformer blocks whose input it is added to (the authors: 1)
+    hidden  channels between the two convolutions, as a share of the width
+    groups  of the GroupNorm between them
+    """
+
+    gate: Literal["scalar", "channelwise", "fixed"]
+    blocks: tuple[int, ...]
+    hidden: float
+    groups: int
+
+    def __post_init__(self) -> None:
+        if not self.blocks or len(set(self.blocks)) != len(self.blocks):
+            raise ValueError(f"injector.blocks={list(self.blocks)}: distinct block indices, e.g. [1]")
+        if not 0 < self.hidden <= 4:
+            raise ValueError(f"injector.hidden={self.hidden}: a share of the width, e.g. 0.25")
+
+    def check(self, backbone: Wan) -> None:
+        """Raises ValueError when a block does not exist or the groups do not divide the hidden channels."""
+        if max(self.blocks) >= backbone.num_layers or min(self.blocks) < 0:
+            raise ValueError(
+                f"injector.blocks={list(self.blocks)}: the backbone has blocks 0 to {backbone.num_layers - 1}"
+            )
+        channels = self.hidden_channels(backbone)
+        if channels % self.groups:
+            raise ValueError(f"injector.groups={self.groups}: does not divide the {channels} hidden channels")
+
+    def hidden_channels(self, backbone: Wan) -> int:
+        """Channels between the two convolutions."""
+        return int(self.hidden * backbone.width)
+
+
+@dataclass(frozen=True)
+class Add:
+    """The resized anchor is added to the noisy latent, with nothing learned but what the network has  ("w/o AGI")."""
+
+    def check(self, backbone: Wan) -> None:
+        """Fits every backbone."""
+
+
+@dataclass(frozen=True)
+class SpaceToDepth:
+    """A lossless codec: each `factor` x `factor` square of pixels becomes 3 factor^2 channels."""
+
+    factor: int
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"codec.factor={self.factor}: needs at least 1")
+
+    @property
+    def channels(self) -> int:
+        """C of the latent."""
+        return 3 * self.factor**2

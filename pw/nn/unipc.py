@@ -1,0 +1,42 @@
+"""UniPC, Wan's own solver, from diffusers behind our solver interface  (method.md 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pw.lazy import torch
+from pw.method.schedule import Schedule
+from pw.types import Velocity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class UniPC:
+    """Multistep predictor-corrector of the given order: better than Euler on a plain flow model's ODE; on a shortcut
+    model, whose velocities are means over their own steps, it extrapolates what should not be extrapolated."""
+
+    order: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.order <= 3:
+            raise ValueError(f"solver.order={self.order}: 1, 2 or 3")
+
+    def __call__(
+        self, velocity: Velocity, noise: Tensor, grid: Tensor, strides: Tensor, schedule: Schedule
+    ) -> Tensor:
+        """noise [B, C, F, h, w], grid [n + 1], strides [n] -> data of noise's shape."""
+        from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+        scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, solver_order=self.order
+        )
+        scheduler.set_timesteps(sigmas=schedule.sigma(grid[:-1]).numpy())
+        state = noise
+        full = lambda value: torch.full((len(noise),), value, dtype=torch.float64, device=noise.device)  # noqa: E731
+        for timestep, stride, label in zip(grid[:-1].tolist(), strides.tolist(), scheduler.timesteps, strict=True):
+            v = velocity(state, full(timestep), full(stride))
+            state = scheduler.step(v, label, state, return_dict=False)[0]
+        return state

@@ -1,0 +1,208 @@
+"""Sample one run to `outputs/videos/<signature>/`: clips on disk, in the same order and from the same noise in every arm.
+
+    python -m pw.sample stage=hires objective=shortcut sampling.num_steps=4
+
+A folder holds `0000.mkv`, … (lossless, at full size), `anchors/` (the first few anchors), for stage I `native/` (clips
+at the anchor's size), and `done.json`. It is filled clip by clip: what is there is never sampled again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pw.build import Run, build
+from pw.config import ConfigError
+from pw.train import OUTPUTS, Progress, quiet, stage_module, train, training_folder, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INITIAL_NOISE, EVALUATION_ANCHOR = 7, 6  # streams of random numbers, see pw.stages.stage
+SHOWN = 8  # anchors kept for the contact sheet
+
+
+def sample_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
+    """Where a run's clips live, for the evaluation clips of `seed` (the run's own by default)."""
+    return outputs / "videos" / run.sample_signature(run.seed if seed is None else seed)
+
+
+def reference_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
+    """Where the evaluation clips of `seed` live: `real/` and `real_b/`."""
+    return outputs / "reference" / run.evaluation_signature(run.seed if seed is None else seed)
+
+
+def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None = None) -> bool:
+    """Whether the first `limit` clips are there."""
+    import json
+
+    done = sample_folder(run, outputs, seed) / "done.json"
+    return done.exists() and json.loads(done.read_text())["clips"] >= limit
+
+
+def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
+    """Write the evaluation clips and their twins, once."""
+    from filelock import FileLock
+
+    from pw.video import to_uint8, write_video
+
+    seed = run.seed if seed is None else seed
+    folder = reference_folder(run, outputs, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not (folder / "done.json").exists():
+            evaluation = run.source.evaluation(run.sampling.count, seed)
+            for name, clips in (("real", evaluation.real), ("real_b", evaluation.real_b)):
+                (folder / name).mkdir(exist_ok=True)
+                for index, clip in enumerate(to_uint8(clips)):
+                    write_video(folder / name / f"{index:04d}.mkv", clip)
+            write_json(folder / "done.json", {"clips": run.sampling.count, "seed": seed, "note": evaluation.note})
+    return folder
+
+
+def sample(
+    run: Run,
+    outputs: Path = OUTPUTS,
+    *,
+    limit: int | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Sample the first `limit` clips (all `sampling.count` by default) of a trained run, trained first if need be.
+
+    seed  of the evaluation clips and the initial noise, the run's own by default
+    """
+    from filelock import FileLock
+
+    seed = run.seed if seed is None else seed
+    limit = run.sampling.count if limit is None else limit
+    folder = sample_folder(run, outputs, seed)
+    train(run, outputs)
+    write_reference(run, outputs, seed)
+    if run.anchor_run is not None:
+        sample(run.anchor_run, outputs, limit=limit, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not is_sampled(run, limit, outputs, seed):
+            _sample(run, folder, outputs, limit, seed, progress)
+    return folder
+
+
+def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progress: Progress | None) -> None:
+    from pw.video import to_uint8, write_video
+
+    began, cpu_began = time.perf_counter(), time.process_time()
+    module = load_stage(run, outputs)
+    anchors = evaluation_anchors(run, outputs, limit, seed)
+    wanted = [index for index in range(limit) if not (folder / f"{index:04d}.mkv").exists()]
+    for name in ("anchors", "native"):
+        (folder / name).mkdir(exist_ok=True)
+    for at in range(0, len(wanted), run.sampling.batch_size):
+        indices = wanted[at : at + run.sampling.batch_size]
+        anchor = None if anchors is None else anchors[indices].to(module.device)
+        clips = _synthesise(run, module, anchor, indices, seed)
+        for index, clip, native in zip(indices, to_uint8(clips[0]), to_uint8(clips[1]), strict=True):
+            if run.stage == "anchor":
+                write_video(folder / "native" / f"{index:04d}.mkv", native)
+            if index < SHOWN and anchor is not None:
+                shown = to_uint8(anchor[indices.index(index)])
+                write_video(folder / "anchors" / f"{index:04d}.mkv", shown)
+            write_video(folder / f"{index:04d}.mkv", clip)  # last: it says that the others are there
+        if progress is not None:
+            progress(at + len(indices), len(wanted))
+    previous = _spent(folder)
+    write_json(
+        folder / "done.json",
+        {
+            "signature": run.sample_signature(seed),
+            "training": run.training_signature,
+            "clips": limit,
+            "seed": seed,
+            "cpu_seconds": round(previous[0] + time.process_time() - cpu_began, 2),
+            "wall_seconds": round(previous[1] + time.perf_counter() - began, 2),
+        },
+    )
+
+
+def _spent(folder: Path) -> tuple[float, float]:
+    import json
+
+    if not (folder / "done.json").exists():
+        return 0.0, 0.0
+    done = json.loads((folder / "done.json").read_text())
+    return done["cpu_seconds"], done["wall_seconds"]
+
+
+def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
+    """A trained stage with its EMA weights, ready to sample. Raises ValueError when they are not this run's."""
+    from safetensors.torch import load_file
+
+    quiet()
+    module = stage_module(run)
+    module.configure_model()
+    path = training_folder(run, outputs) / "ema.safetensors"
+    missing, unexpected = module.ema.load_state_dict(load_file(path), strict=False)
+    if missing or unexpected:
+        keys = [*missing, *unexpected]
+        raise ValueError(f"{path} is of another signature: {len(keys)} keys do not fit, e.g. {keys[0]}")
+    return module.eval().to("cuda" if run.trainer.accelerator == "gpu" else "cpu")
+
+
+def evaluation_anchors(run: Run, outputs: Path, limit: int, seed: int) -> Tensor | None:
+    """The anchors of the first `limit` evaluation clips as video [N, 3, F, h, w]; None for stage I."""
+    import torch
+
+    from pw.data.procedural import generator
+    from pw.video import read_video, to_float
+
+    if run.stage == "anchor":
+        return None
+    if run.anchor_run is not None:
+        native = sample_folder(run.anchor_run, outputs, seed) / "native"
+        clips = [to_float(read_video(native / f"{index:04d}.mkv")) for index in range(limit)]
+        return torch.stack([torch.as_tensor(clip) for clip in clips])
+    real = run.source.evaluation(run.sampling.count, seed).real
+    return run.anchor_degradation.anchor(real, run.scale.anchor_size, generator(seed, 0, EVALUATION_ANCHOR))[:limit]
+
+
+def _synthesise(run: Run, module: Any, anchor: Tensor | None, indices: list[int], seed: int) -> tuple[Tensor, Tensor]:
+    """(clips at full size, clips as made) of the given evaluation clips."""
+    import torch
+
+    from pw.data.degradation import resize
+    from pw.data.procedural import generator
+
+    scale, factor = run.scale, run.codec.factor
+    rows, columns = scale.anchor_size if run.stage == "anchor" else scale.size
+    shape = (run.codec.channels, scale.frames, rows // factor, columns // factor)
+    # per clip: a clip's noise does not depend on how many are sampled
+    noise = torch.stack([torch.randn(shape, generator=generator(seed, i, INITIAL_NOISE)) for i in indices])
+    latent = None
+    if run.stage == "hires" and run.injector is not None:
+        assert anchor is not None
+        latent = module.anchor_latent(anchor)
+        if run.config["anchors"]["degradation"]:  # a test anchor's own flaws; training noise is for training
+            draws = [generator(seed, i, EVALUATION_ANCHOR) for i in indices]
+            latent = torch.cat([run.anchor_degradation.perturb(z[None], d) for z, d in zip(latent, draws, strict=True)])
+    native = module.synthesise(noise.to(module.device), latent).clamp(-1, 1).cpu()
+    return (resize(native, scale.size, "bicubic").clamp(-1, 1) if run.stage == "anchor" else native), native
+
+
+def main(arguments: list[str]) -> int:
+    """Sample one run from the command line."""
+    try:
+        run = build(arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    import torch
+
+    torch.set_num_threads(run.trainer.threads)
+    print(sample(run))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""The parts of a run that are not strategies: sizes, budgets, sampling. Plain data, checked without importing torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+def _positive(owner: object, group: str, *names: str) -> None:
+    for name in names:
+        if getattr(owner, name) < 1:
+            raise ValueError(f"{group}.{name}={getattr(owner, name)}: needs at least 1")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How big: pixels of a clip and of its anchor.
+
+    anchor_upsample  `latent`: the anchor is encoded at its own size and its latent resized in the injector (sec. 3.3).
+                     `pixel`: the anchor is resized to the clip's size, then encoded.
+    """
+
+    name: str
+    frames: int
+    height: int
+    width: int
+    anchor_height: int
+    anchor_width: int
+    anchor_upsample: Literal["latent", "pixel"]
+
+    def __post_init__(self) -> None:
+        _positive(self, "scale", "frames", "height", "width", "anchor_height", "anchor_width")
+        if self.anchor_height > self.height or self.anchor_width > self.width:
+            raise ValueError(
+                f"scale.anchor_height={self.anchor_height} x anchor_width={self.anchor_width}: an anchor is no larger "
+                f"than the clip, {self.height} x {self.width}"
+            )
+
+    @property
+    def anchor_size(self) -> tuple[int, int]:
+        """(rows, columns) of an anchor frame, px."""
+        return self.anchor_height, self.anchor_width
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(rows, columns) of a frame, px."""
+        return self.height, self.width
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long and how. `updates` are optimiser updates, each of accumulate * batch_size clips."""
+
+    updates: int
+    batch_size: int
+    accumulate: int
+    precision: Literal["fp32", "bf16"]
+    condition_dropout: float
+    trainable: Literal["all", "adapters"]
+    checkpoint_activations: bool
+    checkpoint_every: int
+
+    def __post_init__(self) -> None:
+        _positive(self, "train", "batch_size", "accumulate", "checkpoint_every")
+        if self.updates < 0:
+            raise ValueError(f"train.updates={self.updates}: 0 (the start checkpoint as it is) or more")
+        if not 0 <= self.condition_dropout < 1:
+            raise ValueError(f"train.condition_dropout={self.condition_dropout}: a probability, 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warm-up and a cosine to `final_lr` * lr, gradient norm at most `clip`, and the EMA's decay."""
+
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    clip: float
+    warmup: int
+    final_lr: float
+    ema: float
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"optimizer.lr={self.lr}: needs to be positive")
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.ema < 1:
+            raise ValueError(f"optimizer.betas={list(self.betas)} ema={self.ema}: each 0 to below 1")
+        if not 0 <= self.final_lr <= 1:
+            raise ValueError(f"optimizer.final_lr={self.final_lr}: a share of lr, 0 to 1")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How clips are sampled and how many.
+
+    stride  what the network is told: `grid`, the step's own; `zero`, the flow velocity; `auto`, zero exactly where the
+            objective never trained another
+    """
+
+    num_steps: int
+    shift: float | None
+    start: float
+    timesteps: tuple[float, ...] | None
+    stride: Literal["auto", "grid", "zero"]
+    count: int
+    batch_size: int
+    solution_steps: int
+    solution_count: int
+
+    def __post_init__(self) -> None:
+        _positive(self, "sampling", "num_steps", "count", "batch_size", "solution_steps", "solution_count")
+        if self.shift is not None and self.shift <= 0:
+            raise ValueError(f"sampling.shift={self.shift}: a shift is positive; null is the training shift")
+        if self.timesteps is not None and len(self.timesteps) != self.num_steps:
+            raise ValueError(
+                f"sampling.timesteps={list(self.timesteps)}: has {len(self.timesteps)} steps, "
+                f"sampling.num_steps={self.num_steps}"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Another run that this one needs: a start checkpoint, or the first stage that makes its anchors.
+
+    overrides  what that run is; inherit: config groups it takes over from the run that needs it
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    inherit: tuple[str, ...]
+    updates: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Where it runs; nothing here changes a result."""
+
+    accelerator: Literal["cpu", "gpu", "auto"]
+    devices: int
+    threads: int

@@ -1,0 +1,25 @@
+"""Stage I, `AnchorModel`: spatial-temporal anchors from noise  (sec. 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pw.stages.stage import Condition, SeededDraws, Stage
+
+
+class AnchorModel(Stage):
+    """Generates clips at the anchor's size: few tokens, much meaning each. Plain flow matching, many steps.
+
+    It learns the anchors stage II is trained on (the clip degraded, without the latent noise), so that the two fit
+    together (D11).
+    """
+
+    def prepare(self, video: Tensor, draws: SeededDraws) -> tuple[Tensor, Condition]:
+        small = self.run.degradation.anchor(video, self.run.scale.anchor_size, draws.degrade())
+        return self.codec.encode(small), Condition(self.text(len(video)), anchor=None)
+
+    @torch.no_grad()
+    def synthesise(self, noise: Tensor, anchor: Tensor | None) -> Tensor:
+        """noise latent [B, …] -> anchor video in about [-1, 1]; there is no anchor to give."""
+        return self.codec.decode(self.sample(noise, Condition(self.text(len(noise)), anchor=None)))

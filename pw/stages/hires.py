@@ -1,0 +1,36 @@
+"""Stage II, `HiresSynth`: high-resolution detail under an anchor  (sec. 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pw.data.degradation import resize
+from pw.stages.stage import Condition, SeededDraws, Stage
+
+
+class HiresSynth(Stage):
+    """Generates clips at full size, conditioned on an anchor latent through the injector; any objective.
+
+    In training the anchor is the degraded clip itself ("decoupled training", sec. 3.3).
+    """
+
+    def prepare(self, video: Tensor, draws: SeededDraws) -> tuple[Tensor, Condition]:
+        anchor = None
+        if self.run.injector is not None:
+            draw = draws.degrade()
+            small = self.run.degradation.anchor(video, self.run.scale.anchor_size, draw)
+            anchor = self.run.degradation.perturb(self.anchor_latent(small), draw)
+        return self.codec.encode(video), Condition(self.text(len(video)), anchor)
+
+    def anchor_latent(self, anchor: Tensor) -> Tensor:
+        """Anchor video [B, 3, F, h, w] -> latent, resized before the codec or left to the injector  (Scale)."""
+        if self.run.scale.anchor_upsample == "pixel":
+            anchor = resize(anchor, self.run.scale.size, "bicubic")
+        return self.codec.encode(anchor)
+
+    @torch.no_grad()
+    def synthesise(self, noise: Tensor, anchor: Tensor | None) -> Tensor:
+        """noise latent [B, …], anchor latent -> video in about [-1, 1]."""
+        condition = Condition(self.text(len(noise)), None if self.run.injector is None else anchor)
+        return self.codec.decode(self.sample(noise, condition))

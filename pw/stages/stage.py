@@ -1,0 +1,189 @@
+"""What both stages are: a velocity network, its EMA, and one update of an objective  (sec. 3.1)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pw.build import Run
+from pw.data.procedural import generator
+from pw.method.objective import Loss
+from pw.nn.backbone import Backbone
+from pw.nn.codec import SpaceToDepthCodec
+from pw.types import Velocity
+
+# One stream of random numbers per purpose, so that none shifts another: arms stay paired whatever they draw.
+NOISE, STEPS, DEGRADE, DROPOUT = 2, 3, 4, 5
+
+
+@dataclass(frozen=True)
+class SeededDraws:
+    """The randomness of one batch, a pure function of (seed, index): equal in every arm, and after a resume."""
+
+    seed: int
+    index: int
+
+    def noise(self, like: Tensor) -> Tensor:
+        """Standard normal of `like`'s shape, drawn on the CPU: the same on every device."""
+        drawn = torch.randn(like.shape, generator=generator(self.seed, self.index, NOISE))
+        return drawn.to(like)
+
+    def uniform(self, batch: int) -> Tensor:
+        """[B] in [0, 1), float64."""
+        return torch.rand(batch, generator=generator(self.seed, self.index, STEPS), dtype=torch.float64)
+
+    def dropped(self, batch: int, rate: float) -> Tensor:
+        """[B] bool: whose condition is dropped, with probability `rate`."""
+        return torch.rand(batch, generator=generator(self.seed, self.index, DROPOUT)) < rate
+
+    def degrade(self) -> torch.Generator:
+        """For the degradation."""
+        return generator(self.seed, self.index, DEGRADE)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the velocity is conditioned on: text [B, tokens, dim] and the anchor's latent, if there is one."""
+
+    text: Tensor
+    anchor: Tensor | None
+
+    def dropped(self, which: Tensor) -> Condition:
+        """The anchor of the marked samples [B] becomes zeros  (method.md 2.6)."""
+        if self.anchor is None:
+            return self
+        return Condition(self.text, self.anchor.masked_fill(which.to(self.anchor.device).view(-1, 1, 1, 1, 1), 0.0))
+
+
+class Stage(L.LightningModule):
+    """One training of a velocity network. A subclass says what is generated and under which condition.
+
+    `net` is trained, `ema` is what is sampled and exported. Both are in the checkpoint.
+    """
+
+    def __init__(self, run: Run, start: str | None = None) -> None:
+        """start: safetensors of the run it departs from; what a start lacks (an injector, say) begins fresh."""
+        super().__init__()
+        self.run = run
+        self.start = start
+        self.codec = SpaceToDepthCodec(run.codec)
+        self.net: Backbone | None = None
+        self.ema: Backbone | None = None
+        self._averaged = 0  # updates the EMA has seen
+
+    def configure_model(self) -> None:
+        if self.net is not None:  # Lightning may call this more than once
+            return
+        torch.manual_seed(self.run.seed)
+        self.net = Backbone(self.run.backbone, self.run.injector)
+        if self.start is not None:
+            load_start(self.net, self.start)
+        self.net.trainable(self.run.train.trainable)
+        if self.run.train.checkpoint_activations:
+            self.net.checkpoint_activations()
+        self.ema = copy.deepcopy(self.net).requires_grad_(False).eval()
+
+    def prepare(self, video: Tensor, draws: SeededDraws) -> tuple[Tensor, Condition]:
+        """A batch of clips -> the latent to generate, and its condition."""
+        raise NotImplementedError
+
+    def text(self, batch: int) -> Tensor:
+        """The empty prompt's embedding, [B, tokens, dim] zeros: there is no text encoder at this scale."""
+        return torch.zeros(batch, self.run.backbone.text_tokens, self.run.backbone.text_dim, device=self.device)
+
+    def velocity(self, net: Backbone, condition: Condition) -> Velocity:
+        """The network with all but (state, timestep, stride) bound."""
+
+        def velocity(state: Tensor, timestep: Tensor, stride: Tensor) -> Tensor:
+            timestep, stride = timestep.to(state.device), stride.to(state.device)
+            told = self.run.schedule.network_timestep(timestep)
+            return net(
+                state, timestep.float(), stride.float(), condition.text, condition.anchor, sigma_timestep=told
+            )
+
+        return velocity
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        assert self.net is not None and self.ema is not None
+        index = int(batch["index"])
+        loss = self.loss(batch["video"], index, index // self.run.train.accumulate)
+        self.last_loss = (loss.term, loss.value.detach())
+        return loss.value
+
+    def loss(self, video: Tensor, index: int, update: int) -> Loss:
+        """The objective on the index-th batch; `update` decides whose turn it is, alike on every rank."""
+        assert self.net is not None and self.ema is not None
+        draws = SeededDraws(self.run.seed, index)
+        data, condition = self.prepare(video, draws)
+        condition = condition.dropped(draws.dropped(len(data), self.run.train.condition_dropout))
+        velocity = self.velocity(self.net, condition)
+        target = getattr(self.run.objective, "target", None)
+        uses_ema = target is not None and target.target_network == "ema"
+        halves = self.velocity(self.ema, condition) if uses_ema else velocity
+        return self.run.objective(velocity, halves, data, self.run.schedule, draws, update)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        # once per update, not per accumulated batch
+        if self.trainer.global_step == self._averaged:
+            return
+        self._averaged = self.trainer.global_step
+        assert self.net is not None and self.ema is not None
+        decay = min(self.run.optimizer.ema, (1 + self._averaged) / (10 + self._averaged))
+        average, online = list(self.ema.parameters()), [p.detach() for p in self.net.parameters()]
+        with torch.no_grad():
+            torch._foreach_lerp_(average, online, 1 - decay)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._averaged = int(checkpoint["global_step"])
+
+    def configure_optimizers(self) -> Any:
+        assert self.net is not None
+        o, total = self.run.optimizer, max(1, self.run.train.updates)
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
+
+        def factor(update: int) -> float:
+            warm = min(1.0, (update + 1) / o.warmup) if o.warmup else 1.0
+            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, update / total)))
+            return warm * (o.final_lr + (1 - o.final_lr) * cosine)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @torch.no_grad()
+    def sample(self, noise: Tensor, condition: Condition) -> Tensor:
+        """noise latent [B, C, F, h, w] -> latent, by the run's solver, grid and guidance, with the EMA weights."""
+        from pw.method.solver import custom_grid, inference_grid, inference_strides
+
+        assert self.ema is not None
+        run, sampling = self.run, self.run.sampling
+        if sampling.timesteps is not None:
+            grid = custom_grid(sampling.timesteps, run.schedule)
+        else:
+            grid = inference_grid(sampling.num_steps, run.schedule, sampling.shift, sampling.start)
+        strides = inference_strides(grid) if run.feeds_strides() else torch.zeros(len(grid) - 1)
+        velocity = self.velocity(self.ema, condition)
+        if run.guidance.scale != 1:
+            everyone = torch.ones(len(noise), dtype=torch.bool)
+            null = self.velocity(self.ema, condition.dropped(everyone))
+            velocity = run.guidance(velocity, null, run.guidance.last_guided(grid))
+        return run.solver(velocity, noise, grid, strides, run.schedule)
+
+
+def load_start(net: Backbone, path: str) -> None:
+    """Weights of a start into a network. The transformer must fit key for key; an injector the start lacks, or has in
+    vain, is left. Raises ValueError naming the keys that do not fit."""
+    weights = load_file(path)
+    own = net.state_dict()
+    wrong = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    wrong += [k for k in own if k.startswith("dit.") and k not in weights]
+    if wrong:
+        raise ValueError(f"{path}: does not fit this network at {', '.join(wrong[:5])} ({len(wrong)} keys)")
+    net.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)

@@ -1,0 +1,305 @@
+"""Train one run to `outputs/train/<signature>/`: resumable, exact, and done once.
+
+    python -m pw.train stage=hires objective=shortcut seed=1
+
+A folder holds `config.yaml`, `metrics.jsonl` (curves), `checkpoints/` while it runs, and at the end `ema.safetensors`,
+`online.safetensors` and `done.json`. A folder without `done.json` is continued from its last readable checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pw.build import Run, build
+from pw.config import ROOT, ConfigError
+
+OUTPUTS = ROOT / "outputs"
+CURVE_EVERY = 10  # updates per line of metrics.jsonl
+
+Progress = Callable[[int, int], None]
+
+
+def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
+    """Where a training lives: found by signature, never by date."""
+    return outputs / "train" / run.training_signature
+
+
+def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
+    """Whether the training is done."""
+    return (training_folder(run, outputs) / "done.json").exists()
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON atomically: the final name never holds half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(values, indent=1, default=str) + "\n")
+    os.replace(partial, path)
+
+
+def stage_module(run: Run, start: str | None = None) -> Any:
+    """The LightningModule of the run's stage."""
+    from pw.stages.anchor import AnchorModel
+    from pw.stages.hires import HiresSynth
+
+    return (AnchorModel if run.stage == "anchor" else HiresSynth)(run, start)
+
+
+def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -> Path:
+    """Train, or continue, or return at once if done: the folder with `ema.safetensors`.
+
+    Trains the start it departs from first, if need be. progress(update, updates) is called as it goes.
+    Raises ValueError when a start does not fit or when the loss is not finite.
+    """
+    from filelock import FileLock
+
+    folder = training_folder(run, outputs)
+    start = train(run.start_run, outputs) / "ema.safetensors" if run.start_run else None
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # a second runner waits, then finds it done
+        if not is_trained(run, outputs):
+            _train(run, folder, None if start is None else str(start), progress)
+    return folder
+
+
+def _train(run: Run, folder: Path, start: str | None, progress: Progress | None) -> None:
+    import lightning.pytorch as L
+    import torch
+    from safetensors.torch import save_file
+
+    quiet()
+    write_config(run, folder)
+    module = stage_module(run, start)
+    trainer = L.Trainer(
+        accelerator=run.trainer.accelerator,
+        devices=run.trainer.devices,
+        precision="bf16-mixed" if run.train.precision == "bf16" else "32-true",
+        max_steps=run.train.updates,
+        accumulate_grad_batches=run.train.accumulate,
+        gradient_clip_val=run.optimizer.clip,
+        callbacks=[_keeper(run, folder, progress)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    if run.train.updates == 0:
+        module.configure_model()
+    else:
+        resume = last_checkpoint(folder)
+        first = 0 if resume is None else resume[1] * run.train.accumulate
+        trainer.fit(module, batches(run, first), ckpt_path=None if resume is None else str(resume[0]))
+    for name in ("online", "ema"):
+        net = module.net if name == "online" else module.ema
+        weights = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+        partial = folder / f".{name}.partial"
+        save_file(weights, partial)
+        os.replace(partial, folder / f"{name}.safetensors")
+    write_json(
+        folder / "done.json",
+        {
+            "signature": run.training_signature,
+            "updates": run.train.updates,
+            "train_flops": training_flops(run, module),
+            "cpu_seconds": round(module.cpu_seconds, 2),
+            "wall_seconds": round(module.wall_seconds, 2),
+            # ru_maxrss is in KiB on Linux, in bytes on macOS
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "linux" else 1 << 20),
+            "parameters": sum(p.numel() for p in module.net.parameters()),
+            "trained_parameters": sum(p.numel() for p in module.net.parameters() if p.requires_grad),
+            "torch": torch.__version__,
+            "start": run.start_run.training_signature if run.start_run else None,
+        },
+    )
+    for path in (folder / "checkpoints").glob("*"):
+        path.unlink()
+
+
+def write_config(run: Run, folder: Path) -> None:
+    """`config.yaml`: the resolved configuration, and the command that makes it again."""
+    from omegaconf import OmegaConf
+
+    folder.mkdir(parents=True, exist_ok=True)
+    head = f"# python -m pw.train {' '.join(run.config.overrides)}\n"
+    partial = folder / ".config.yaml"
+    partial.write_text(head + OmegaConf.to_yaml(OmegaConf.create(run.config.values)))
+    os.replace(partial, folder / "config.yaml")
+
+
+def training_flops(run: Run, module: Any) -> float:
+    """Floating-point operations of the whole training: a counted forward, times 3 for an update with gradient, plus
+    2 more forwards for the targets of a consistency update. Backward is taken as two forwards, as is usual."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pw.stages.stage import SeededDraws
+
+    video = run.source.batch(run.seed, 0, 1)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        data, condition = module.prepare(video.to(module.device), SeededDraws(run.seed, 0))
+        full = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
+        module.velocity(module.net, condition)(data, full, full)
+    forwards = {"flow": 3, "consistency": 5}
+    turns = getattr(run.objective, "turns", None)
+    count = sum(
+        forwards["consistency" if turns is not None and turns.is_consistency(update) else "flow"]
+        for update in range(run.train.updates)
+    )
+    return float(counter.get_total_flops()) * run.train.batch_size * run.train.accumulate * count
+
+
+def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """The newest readable checkpoint and its update; an unreadable one is set aside with a warning."""
+    import torch
+
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = folder / "checkpoints" / name
+        if not path.exists():
+            continue
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            return path, int(checkpoint["global_step"])
+        except Exception as error:
+            logging.getLogger("pw").warning("%s is unreadable (%s); trying the one before", path, error)
+            path.rename(path.with_suffix(".unreadable"))
+    return None
+
+
+def batches(run: Run, first: int) -> Any:
+    """The run's batches from number `first` on, endless: {"video": [B, 3, F, H, W], "index": int}.
+
+    The position in the data is the batch number alone, so nothing of a data loader needs saving.
+    """
+    from torch.utils.data import DataLoader, IterableDataset
+
+    class Batches(IterableDataset):
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            index = first
+            while True:
+                yield {"video": run.source.batch(run.seed, index, run.train.batch_size), "index": index}
+                index += 1
+
+    return DataLoader(Batches(), batch_size=None)
+
+
+def _keeper(run: Run, folder: Path, progress: Progress | None) -> Any:
+    """The callback that keeps curves and checkpoints, reports progress, and stops at a loss that is not finite."""
+    import lightning.pytorch as L
+    import torch
+
+    class Keeper(L.Callback):
+        def on_fit_start(self, trainer: Any, module: Any) -> None:
+            self.began, self.cpu_began = time.perf_counter(), time.process_time()
+            self.before: tuple[float, float] = getattr(module, "_spent", (0.0, 0.0))
+            self.curve: list[dict[str, float]] = []
+            self.losses: dict[str, list[Any]] = {}
+
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            self.done = trainer.global_step
+            _truncate(folder / "metrics.jsonl", self.done)
+
+        def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+            module._spent = tuple(checkpoint["pw_spent"])
+
+        def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+            checkpoint["pw_spent"] = list(self.spent())
+
+        def spent(self) -> tuple[float, float]:
+            wall, cpu = time.perf_counter() - self.began, time.process_time() - self.cpu_began
+            return self.before[0] + wall, self.before[1] + cpu
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+            term, value = module.last_loss
+            self.losses.setdefault(term, []).append(value)
+            if trainer.global_step == self.done:
+                return
+            self.done = trainer.global_step
+            if self.done % CURVE_EVERY == 0 or self.done == run.train.updates:
+                self.point(trainer)
+            if self.done % run.train.checkpoint_every == 0 and self.done < run.train.updates:
+                self.save(trainer)
+            if progress is not None and (self.done % CURVE_EVERY == 0 or self.done == run.train.updates):
+                progress(self.done, run.train.updates)
+
+        def point(self, trainer: Any) -> None:
+            means = {f"loss_{term}": float(torch.stack(v).mean()) for term, v in self.losses.items()}
+            self.losses.clear()
+            if not all(map(torch.isfinite, map(torch.tensor, means.values()))):
+                self.flush()
+                raise ValueError(
+                    f"the loss is not finite at update {self.done} ({means}); the last checkpoint before it is in "
+                    f"{folder / 'checkpoints'}; try a lower optimizer.lr"
+                )
+            self.curve.append({"step": self.done, **means, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
+
+        def save(self, trainer: Any) -> None:
+            self.flush()
+            checkpoints = folder / "checkpoints"
+            checkpoints.mkdir(exist_ok=True)
+            trainer.save_checkpoint(checkpoints / "partial.ckpt")
+            if (checkpoints / "last.ckpt").exists():
+                os.replace(checkpoints / "last.ckpt", checkpoints / "previous.ckpt")
+            os.replace(checkpoints / "partial.ckpt", checkpoints / "last.ckpt")
+
+        def flush(self) -> None:
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in self.curve)
+            self.curve.clear()
+
+        def on_train_end(self, trainer: Any, module: Any) -> None:
+            self.flush()
+            module.wall_seconds, module.cpu_seconds = self.spent()
+
+    return Keeper()
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drop the lines of a curve beyond `step`: a resumed run writes them again."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept))
+
+
+def quiet() -> None:
+    """Silence what Lightning says to nobody: tips, hardware lists, data-loader advice."""
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*(does not have many workers|LeafSpec|isinstance\\(treespec).*")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def main(arguments: list[str]) -> int:
+    """Train one run from the command line, with a line of progress."""
+    try:
+        run = build(arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    import torch
+
+    torch.set_num_threads(run.trainer.threads)
+    began = time.perf_counter()
+
+    def progress(update: int, updates: int) -> None:
+        left = (time.perf_counter() - began) / max(1, update) * (updates - update)
+        end = "\r" if sys.stderr.isatty() else "\n"
+        if sys.stderr.isatty() or update % 100 == 0:
+            print(f"update {update} of {updates}, about {left:.0f} s left   ", end=end, file=sys.stderr, flush=True)
+
+    folder = train(run, progress=progress)
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
