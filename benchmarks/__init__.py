@@ -6,6 +6,7 @@
     compare.py          seeds x arms -> intervals, paired differences, verdicts
     coverage_study.py   why the intervals are what they are: `python -m benchmarks.coverage_study`
     paper/              what the paper printed
+    table.py            what the tables say, before any markup
     report.py           table.{md,tex,html,json,csv} and the terminal
     figures.py          plot.png, contact_sheet.png
 

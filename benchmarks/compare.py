@@ -133,9 +133,13 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def compare(
-    scores: Scores, directions: Mapping[str, Direction] | None = None, *, reference: str | None = None
+    scores: Scores,
+    directions: Mapping[str, Direction] | None = None,
+    *,
+    reference: str | None = None,
+    versus: Mapping[str, str | None] | None = None,
 ) -> Comparison:
-    """Estimates of every arm, and its difference to the arm before it (or to `reference`).
+    """Estimates of every arm, and its difference to the arm before it (or to `reference`, or to `versus[arm]`).
 
     scores: arm -> seed -> metric -> value, arms in the table's order. None, NaN or a missing key is no score;
         a pair of arms is compared over the seeds that both have.
@@ -153,6 +157,8 @@ def compare(
     }
     names = list(scores)
     others = {arm: reference or previous for previous, arm in zip([None, *names], names, strict=False)}
+    if versus is not None:
+        others = {arm: versus.get(arm) for arm in names}
     differences = {
         arm: {} if other in (None, arm) else _against(values[arm], values[other], sides, other)
         for arm, other in others.items()

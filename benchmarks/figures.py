@@ -46,7 +46,7 @@ def plot(result: Result, out: Path) -> None:
     from matplotlib.figure import Figure
 
     names = metrics(result)
-    blocks = [names[i : i + COLUMNS] for i in range(0, len(names), COLUMNS)]
+    blocks = [names[i : i + COLUMNS] for i in range(0, len(names), COLUMNS)] or [[]]
     width = min(len(names), COLUMNS) or 1
     arms = len(result["arms"])
     with mpl.rc_context(_STYLE):
@@ -114,7 +114,7 @@ def _scores_panel(axes: Axes, result: Result, name: str, *, labels: bool) -> Non
         if name in (result.get(key) or {}):
             axes.axvline(result[key][name]["mean"], color=colour, linestyle=style, linewidth=1.3, zorder=1)
     if metric.direction == "one":
-        axes.axvline(1, color="#BBBBBB", linewidth=0.8, zorder=0)
+        axes.axvline(1, color="#888888", linewidth=0.8, zorder=1)
     unit = f" [{metric.unit}]" if metric.unit else ""
     axes.set_title(f"{metric.header}{unit} {metric.arrow}", loc="left")
     _rows(axes, [arm["name"] for arm in arms], labels=labels)
@@ -128,7 +128,7 @@ def _differences_panel(axes: Axes, result: Result, name: str, *, labels: bool) -
         if row is not None and row["diff"] is not None:
             _interval(axes, row, "diff", y, VERDICT_COLOURS[row["verdict"]])
             kind = "Δ |ln|" if row["diff_of"] == "abs_log" else "Δ"
-    axes.axvline(0, color="#222222", linewidth=0.8, zorder=0)
+    axes.axvline(0, color="#222222", linewidth=0.9, zorder=1)
     better = "right" if lookup(name).direction == "higher" else "left"
     axes.set_title(f"{kind} to the arm above, {better} is better", loc="left", fontsize=7, color="#555555")
     _rows(axes, [arm["name"] for arm in arms], labels=labels)

@@ -61,10 +61,11 @@ _TEX = {
     "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "·": r"$\cdot$", "↓": r"$\downarrow$", "↑": r"$\uparrow$",
     "→": r"$\to$", "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "–": "--", "…": r"\dots{}",
     "Δ": r"$\Delta$", "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "σ": r"$\sigma$", "≥": r"$\geq$",
-    "≤": r"$\leq$", "\u2009": r"\,", "⁻": "$^{-}$", **{c: f"$^{{{i}}}$" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    "≤": r"$\leq$", "\u2009": r"\,", "\u00a0": "~",
+    "⁻": "$^{-}$", **{c: f"$^{{{i}}}$" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
 }  # fmt: skip
 _CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 92rem; margin: 2.5rem auto;
+body { font: 14px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 92rem; margin: 2.5rem auto;
   padding: 0 1.5rem }
 h1 { font-size: 1.5rem; margin: 0 0 .3rem }
 h2 { font-size: 1.05rem; margin: 2rem 0 .5rem }
@@ -72,7 +73,8 @@ h2 { font-size: 1.05rem; margin: 2rem 0 .5rem }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; border-top: 2px solid;
   border-bottom: 2px solid }
-th, td { padding: .35rem .8rem; text-align: right; white-space: nowrap }
+th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap }
+thead th { white-space: normal }
 th:first-child, td:first-child { text-align: left }
 tbody th { font-weight: 500 }
 thead tr:last-child th { border-bottom: 1px solid; font-weight: 600; vertical-align: bottom }
@@ -188,7 +190,7 @@ def terminal(result: Result, width: int = WIDTH) -> Group:
     parts: list[Any] = [Text(title, style="bold"), Text("")]
     for heading, grid in (
         ("scores", scores(result, marks=False)),
-        ("differences to the row above (Holm's p)", differences(result)),
+        ("differences to the row above", differences(result)),
         ("cost | paper (not comparable in value)", costs_and_paper),
     ):
         for i, part in enumerate(_chunks(grid, width)):
@@ -316,7 +318,7 @@ def _html_cell(cell: Cell) -> str:
 
 def _chunks(grid: Grid, width: int) -> list[Grid]:
     """The grid cut into tables that fit; the row labels are repeated."""
-    label = _label_width(grid) + 2
+    label = _label_width(grid) + 4  # with the margins of the table
     parts, start, used = [], 0, label
     for i in range(len(grid.columns)):
         size = _column_width(grid, i) + 2
@@ -340,7 +342,7 @@ def _column_width(grid: Grid, i: int) -> int:
 
 
 def _longest_word(text: str) -> int:
-    return max((len(word) for word in text.split()), default=0)
+    return max((len(word) for word in text.split(" ")), default=0)
 
 
 def _rich_table(grid: Grid, title: str) -> Table:

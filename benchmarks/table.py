@@ -20,7 +20,7 @@ MISSING = "–"
 MARKS = {"better": "▲", "worse": "▼", "no difference shown": "·", "not resolved": "?"}
 LEGEND = (
     "mean ± half the 95 % interval over seeds (Student); against the row above, paired by seed, "
-    "Holm over the metrics of the row: ▲ better, ▼ worse, · no difference shown, ? not resolved; "
+    "Holm over its metrics: ▲ better, ▼ worse, · no difference shown, ? not resolved, p Holm's; "
     "bold: significantly better than every other arm; for →1 the distance |ln value| is compared"
 )
 CEILING = "48-step ceiling"
@@ -171,7 +171,7 @@ def differences(result: Result) -> Grid:
         shown = [{**d, "mean": d["diff"]} for d in found.values() if d["diff"] is not None]
         digits = _digits(shown, exponent)
         metric = lookup(name)
-        header = f"|ln {metric.header}| ↓" if of == "abs_log" else heading(metric, digits)
+        header = f"|ln {metric.header}|\u00a0↓" if of == "abs_log" else heading(metric, digits)
         columns.append(Column("difference to the row above", f"Δ{header}"))
         for arm, row in cells.items():
             row.append(_difference(found.get(arm), digits))
@@ -224,7 +224,7 @@ def footer(result: Result) -> list[tuple[str, str]]:
 def heading(metric: Metric, digits: Digits) -> str:
     """A metric's header with unit, scale and direction."""
     unit = " ".join(part for part in (digits.unit, metric.unit) if part)
-    return f"{metric.header}{f' [{unit}]' if unit else ''} {metric.arrow}"
+    return f"{metric.header}{f' [{unit}]' if unit else ''}\u00a0{metric.arrow}"
 
 
 def coverage_line(entry: Mapping[str, Any]) -> str:

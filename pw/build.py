@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pw import settings
 from pw.config import Config, ConfigError, compose_run, digest, override_key
@@ -21,8 +21,11 @@ from pw.data import Source
 from pw.data.degradation import Degradation
 from pw.method.objective import Flow, Shortcut
 from pw.method.schedule import Schedule
-from pw.method.solver import Euler, Guidance
+from pw.method.solver import Euler, Guidance, custom_grid, inference_grid
 from pw.nn import options
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Where a group's classes may live: a configuration cannot name any other.
 HOMES: dict[str, tuple[str, ...]] = {
@@ -44,7 +47,7 @@ SHORTCUT_PARTS = ("turns", "step_sampler", "weighting", "target")
 # What cannot change the weights that a training ends with.
 NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer"}
 # What cannot change the clips that are sampled.
-NOT_SAMPLING = {"batch_size", "solution_steps", "solution_count"}
+NOT_SAMPLING = {"batch_size", "solution_steps"}
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,26 @@ class Run:
             return self.objective.trains_strides
         return self.sampling.stride == "grid"
 
+    def grid(self) -> Tensor:
+        """The inference grid: timesteps [num_steps + 1], float64."""
+        if self.sampling.timesteps is not None:
+            return custom_grid(self.sampling.timesteps, self.schedule)
+        return inference_grid(self.sampling.num_steps, self.schedule, self.sampling.shift, self.sampling.start)
+
     @cached_property
     def solution(self) -> Run:
         """The many-step solution of the same weights from the same noise: what few steps are held against."""
         steps = self.sampling.solution_steps
-        plain = [f"sampling.num_steps={steps}", "sampling.stride=zero", "sampling.shift=null", "sampling.timesteps=null"]
-        return build([*self.config.overrides, *plain, "solver=euler"])
+        changes = {"num_steps": steps, "stride": "zero", "shift": None, "timesteps": None}
+        config = self.config.with_values({f"sampling.{key}": value for key, value in changes.items()})
+        run = assemble(config)
+        if not isinstance(run.solver, Euler):
+            run = build([*config.overrides, "solver=euler"])
+        return run
+
+    def with_seed(self, seed: int, start_seed: int | None = None) -> Run:
+        """The same run from another seed, and its start from another if one is given."""
+        return assemble(self.config.with_values({"seed": seed} | ({} if start_seed is None else {"start.seed": start_seed})))
 
 
 def _recipe_run(recipe: settings.Recipe, config: Config, group: str, *more: str) -> Run:
@@ -147,7 +164,11 @@ def _recipe_run(recipe: settings.Recipe, config: Config, group: str, *more: str)
 
 def build(overrides: Sequence[str]) -> Run:
     """Compose, make every strategy, and cross-check them. Raises ConfigError naming the key and what would do."""
-    config = compose_run(overrides)
+    return assemble(compose_run(overrides))
+
+
+def assemble(config: Config) -> Run:
+    """Make every strategy of a composed configuration and cross-check them. Raises ConfigError."""
     values = config.values
     anchors = values["anchors"]
     degradation = make("degradation", values["degradation"])
@@ -194,7 +215,10 @@ def _objective(values: Mapping[str, Any]) -> Flow | Shortcut:
     missing = [part for part in SHORTCUT_PARTS if not _chosen(values[part])]
     if missing:
         raise ConfigError(f"{missing[0]}=none: objective=shortcut needs one; choose a file of conf/{missing[0]}/")
-    parts = {part: make(part, values[part]) for part in SHORTCUT_PARTS}
+    turns = values["turns"]
+    seeded = {"seed": values["seed"]} if turns["_target_"].endswith(".Bernoulli") else {}
+    parts = {part: make(part, values[part]) for part in SHORTCUT_PARTS if part != "turns"}
+    parts["turns"] = make("turns", turns, **seeded)
     return make("objective", values["objective"], **parts)
 
 
@@ -252,10 +276,6 @@ def _cross_check(run: Run) -> None:
             )
         if run.injector is None:
             raise ConfigError(f"guidance.scale={run.guidance.scale}: injector=none has no anchor to drop")
-    if run.sampling.solution_count > run.sampling.count:
-        raise ConfigError(
-            f"sampling.solution_count={run.sampling.solution_count}: at most sampling.count={run.sampling.count}"
-        )
     if run.start.name == "none" and run.train.updates == 0:
         raise ConfigError("train.updates=0: with start=none there would be only random weights")
 

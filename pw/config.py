@@ -5,6 +5,7 @@ The only module (with `build` and the entry points) that knows Hydra. Nothing he
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -33,6 +34,19 @@ class Config:
 
     def __getitem__(self, key: str) -> Any:
         return self.values[key]
+
+    def with_values(self, changes: Mapping[str, Any]) -> Config:
+        """The same with some values set, by dotted path: what composing again with these overrides would give,
+        without composing again. Only for plain values that nothing else is interpolated from."""
+        values = copy.deepcopy(self.values)
+        for path, value in changes.items():
+            *parents, leaf = path.split(".")
+            node = values
+            for part in parents:
+                node = node[part]
+            node[leaf] = value
+        more = tuple(f"{path}={'null' if value is None else value}" for path, value in changes.items())
+        return Config(values, self.choices, (*self.overrides, *more))
 
     def label(self, key: str) -> Any:
         """What a table prints for a key: the chosen file of a group, else the value at a dotted path."""

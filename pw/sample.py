@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pw.build import Run, build
 from pw.config import ConfigError
+from pw.provenance import provenance
 from pw.train import OUTPUTS, Progress, quiet, stage_module, train, training_folder, write_json
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
             "seed": seed,
             "cpu_seconds": round(previous[0] + time.process_time() - cpu_began, 2),
             "wall_seconds": round(previous[1] + time.perf_counter() - began, 2),
+            "coverage": coverage_entry(run),
+            **provenance(),
         },
     )
 
@@ -133,6 +136,23 @@ def _spent(folder: Path) -> tuple[float, float]:
         return 0.0, 0.0
     done = json.loads((folder / "done.json").read_text())
     return done["cpu_seconds"], done["wall_seconds"]
+
+
+def coverage_entry(run: Run) -> dict[str, Any] | None:
+    """What of the run's inference grid was trained, as the table prints it; None without shortcut training."""
+    from dataclasses import astuple
+
+    from pw.method.coverage import coverage
+    from pw.method.objective import Shortcut
+
+    if not isinstance(run.objective, Shortcut) or not run.feeds_strides():
+        return None
+    found = coverage(run.objective.step_sampler, run.schedule, run.grid())
+    return {
+        "grid": [astuple(pair) for pair in found.pairs],
+        "second_halves_trained": found.second_halves_trained,
+        "second_halves_total": found.second_halves,
+    }
 
 
 def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:

@@ -105,10 +105,9 @@ class Sampling:
     count: int
     batch_size: int
     solution_steps: int
-    solution_count: int
 
     def __post_init__(self) -> None:
-        _positive(self, "sampling", "num_steps", "count", "batch_size", "solution_steps", "solution_count")
+        _positive(self, "sampling", "num_steps", "count", "batch_size", "solution_steps")
         if self.shift is not None and self.shift <= 0:
             raise ValueError(f"sampling.shift={self.shift}: a shift is positive; null is the training shift")
         if self.timesteps is not None and len(self.timesteps) != self.num_steps:

@@ -36,13 +36,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    _Point = tuple[str, float, int, int]  # name, value, time in ms, step: mlflow's Metric
-
 HOST = "127.0.0.1"
 LOCK_SECONDS = 120.0  # another process of ours is logging: it holds the lock for 10-20 s
 BUSY_SECONDS = 10.0  # someone else holds the database (MLflow itself waits 20 s, for each statement)
 BATCH = 1000  # MLflow's limit for one log_batch
 
+_Point = tuple[str, float, int, int]  # name, value, time in ms, step: MLflow's Metric
 _ANEW = "if {} is moved away, the next `make ablation` makes it anew from the results"
 
 KEY, CONTENT, ROW = "pw.key", "pw.content", "pw.row"  # tags: who, a digest of what, 0003 of the table
@@ -176,9 +175,7 @@ class _Table:
         experiment = client.get_experiment_by_name(ablation)
         if experiment is None:
             location = f"{(home / 'artifacts').as_uri()}/{quote(ablation)}"
-            kind = {
-                "mlflow.experimentKind": "custom_model_development"
-            }  # the UI's other kind is for chatbots
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI's other kind is chatbots
             self.experiment = client.create_experiment(ablation, artifact_location=location, tags=kind)
         else:
             self.experiment = experiment.experiment_id

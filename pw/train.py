@@ -21,6 +21,7 @@ from typing import Any
 
 from pw.build import Run, build
 from pw.config import ROOT, ConfigError
+from pw.provenance import provenance
 
 OUTPUTS = ROOT / "outputs"
 CURVE_EVERY = 10  # updates per line of metrics.jsonl
@@ -118,6 +119,7 @@ def _train(run: Run, folder: Path, start: str | None, progress: Progress | None)
             "parameters": sum(p.numel() for p in module.net.parameters()),
             "trained_parameters": sum(p.numel() for p in module.net.parameters() if p.requires_grad),
             "torch": torch.__version__,
+            **provenance(),
             "start": run.start_run.training_signature if run.start_run else None,
         },
     )

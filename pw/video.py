@@ -101,21 +101,16 @@ def decode(
     """
     with _open(path) as (container, stream):
         clock = _Clock(float(stream.average_rate or 24), max_fps)
-        shape, index, hidden = None, -1, 0
-        for packet in container.demux(stream):
-            hidden += packet.is_discard
-            for picture in packet.decode():
-                index += 1
-                time = picture.time if picture.time is not None else index / clock.rate
-                if not clock.keeps(time):
-                    continue
-                image = _rgb(picture, short_side)
-                if image.shape != (shape := shape or image.shape):
-                    raise VideoError(
-                        f"{path}: the picture changes from {shape[:2]} to {image.shape[:2]} midway"
-                    )
-                yield Frame(index, time, image)
-        _check_whole(path, container, stream, index + 1 + hidden, clock)
+        declared, shape = _declared(container, stream), None
+        for index, picture in enumerate(container.decode(stream)):
+            time = picture.time if picture.time is not None else index / clock.rate
+            if not clock.keeps(time):
+                continue
+            image = _rgb(picture, short_side)
+            if image.shape != (shape := shape or image.shape):
+                raise VideoError(f"{path}: the picture changes from {shape[:2]} to {image.shape[:2]} midway")
+            yield Frame(index, time, image)
+        _check_whole(path, stream, declared, clock)
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -241,10 +236,12 @@ class _Clock:
     def __init__(self, rate: float, max_fps: float | None) -> None:
         self.rate, self.max_fps = rate, max_fps
         self.first: float | None = None
-        self.last, self.longest, self.kept = 0.0, 1 / rate, 0  # seconds, seconds, frames
+        self.last, self.longest = 0.0, 1 / rate  # seconds
+        self.frames = self.kept = 0
 
     def keeps(self, time: float) -> bool:
         """Take notice of the next frame's time; False if it comes too soon after the last one kept."""
+        self.frames += 1
         if self.first is None:
             self.first = self.last = time
         self.longest = max(self.longest, time - self.last)
@@ -259,19 +256,19 @@ class _Clock:
 
 
 def _declared(container: Any, stream: Any) -> int | None:
+    """Frames to come, if the container says; what an edit list hides (a trimmed mp4) is not counted."""
+    if container.format.name.startswith("mov") and len(stream.index_entries):
+        return sum(not entry.is_discard for entry in stream.index_entries)
     tag = container.metadata.get(COUNT_TAG, "")
     return stream.frames or (int(tag) if tag.isdecimal() else None)
 
 
-def _check_whole(
-    path: str | os.PathLike[str], container: Any, stream: Any, found: int, clock: _Clock
-) -> None:
-    """Raise if the container declares more than was `found`: frames decoded or hidden by an edit list."""
-    if clock.first is None:
+def _check_whole(path: str | os.PathLike[str], stream: Any, declared: int | None, clock: _Clock) -> None:
+    """Raise if the container declares more frames than came, or a much later end."""
+    if clock.frames == 0:
         raise VideoError(f"{path}: holds no frames")
-    declared = _declared(container, stream)
-    if declared is not None and found < declared:
-        raise VideoError(f"{path}: truncated, {found} of the {declared} frames it declares")
+    if declared is not None and clock.frames < declared:
+        raise VideoError(f"{path}: truncated, {clock.frames} of the {declared} frames it declares")
     end = stream.metadata.get("DURATION", "")  # Matroska: "00:00:04.167000000"
     if declared is None and end.count(":") == 2:
         hours, minutes, seconds = (float(part) for part in end.split(":"))

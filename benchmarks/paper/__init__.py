@@ -31,7 +31,7 @@ class Column:
     @property
     def header(self) -> str:
         """Name, unit and the direction that is better."""
-        return f"{self.name}{f' [{self.unit}]' if self.unit else ''} {ARROWS[self.direction]}"
+        return f"{self.name}{f' [{self.unit}]' if self.unit else ''}\u00a0{ARROWS[self.direction]}"
 
 
 @dataclass(frozen=True)

@@ -307,8 +307,8 @@ def _check_space(out: Path, todo: dict[str, Path], done: list[Record], settings:
     free = shutil.disk_usage(out).free
     if need * 1.05 > free:
         raise ValueError(
-            f"out={out}: needs about {need * 1.05 / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; give an out= on "
-            "another disk, or lower short_side, or raise stride"
+            f"out={out}: needs about {need * 1.05 / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; give an out= "
+            "on another disk, or lower short_side, or raise stride"
         )
     return total
 
@@ -360,8 +360,8 @@ def _assemble(out: Path, records: list[Record], settings: Settings) -> dict[str,
     if not used:
         shutil.rmtree(out / UNFINISHED)
         raise ValueError(
-            f"none of the {len(records)} videos gives a clip, such as {records[0].file}: {records[0].skipped}; "
-            f"all reasons are in {out / REPORT}"
+            f"none of the {len(records)} videos gives a clip (all reasons are in {out / REPORT}), such as "
+            f"{records[0].file}: {records[0].skipped}"
         )
     shards = _write_all(out, used, splits, int(settings.shard_mb * 1e6))
     totals = {split: sum(assigned.count(split) for assigned in splits) for split in ("train", "val", "gap")}

@@ -293,7 +293,7 @@ def _expand(url: str) -> list[Path]:
         patterns = expand_urls(url)
     paths = [Path(path) for pattern in patterns for path in sorted(glob.glob(pattern))]
     if not paths:
-        raise ValueError(f"data.urls={url}: no such file; give the folder that `make data` wrote")
+        raise ValueError(f"data.urls={url}: not there; run `make data path=DIR`, or give its out=")
     return paths
 
 

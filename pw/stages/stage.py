@@ -15,6 +15,7 @@ from torch import Tensor
 from pw.build import Run
 from pw.data.procedural import generator
 from pw.method.objective import Loss
+from pw.method.solver import inference_strides
 from pw.nn.backbone import Backbone
 from pw.nn.codec import SpaceToDepthCodec
 from pw.types import Velocity
@@ -160,14 +161,8 @@ class Stage(L.LightningModule):
     @torch.no_grad()
     def sample(self, noise: Tensor, condition: Condition) -> Tensor:
         """noise latent [B, C, F, h, w] -> latent, by the run's solver, grid and guidance, with the EMA weights."""
-        from pw.method.solver import custom_grid, inference_grid, inference_strides
-
         assert self.ema is not None
-        run, sampling = self.run, self.run.sampling
-        if sampling.timesteps is not None:
-            grid = custom_grid(sampling.timesteps, run.schedule)
-        else:
-            grid = inference_grid(sampling.num_steps, run.schedule, sampling.shift, sampling.start)
+        run, grid = self.run, self.run.grid()
         strides = inference_strides(grid) if run.feeds_strides() else torch.zeros(len(grid) - 1)
         velocity = self.velocity(self.ema, condition)
         if run.guidance.scale != 1:

@@ -1,0 +1,172 @@
+"""`make ablation name=ansc`: plan, train, sample, score, table.  `make ablations`: the list.
+
+    python -m experiments name=ansc [seeds=5] [arms=baseline,full] [dry_run=true] [vary_start=true] [fresh=true]
+                          [workers=2] [mlflow=false] [outputs=DIR] [any override of conf/, for every run]
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import load, names
+from experiments._plan import Plan, make_plan, parse
+from experiments._runner import FORK_SECONDS, Job, Pool, all_jobs, remove_results
+from pw.config import ConfigError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0 done, 1 some arm failed, 2 a mistake in the call, 130 interrupted."""
+    if list(arguments) == ["list"]:
+        return list_ablations()
+    try:
+        plan = make_plan(parse(arguments))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return run(plan)
+
+
+def list_ablations() -> int:
+    """Print every ablation with its title and verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "what it asks", "arms", "verdict", show_lines=True)
+    for name in names():
+        ablation, stated = load(name)
+        arms = ", ".join(ablation.arms)
+        if ablation.across:
+            arms += f"; each at {ablation.across[0].rpartition('.')[2]} {', '.join(map(str, ablation.across[1]))}"
+        table.add_row(name, stated.title, arms, stated.verdict)
+    Console().print(table)
+    return 0
+
+
+def run(plan: Plan) -> int:
+    """Carry the plan out and show its table."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    outputs = plan.options.outputs
+    jobs, rows = all_jobs(plan)
+    if plan.options.fresh and not plan.options.dry_run:
+        remove_results(jobs, outputs)
+    todo = [job for job in jobs if not job.is_done(outputs)]
+    status = _Show(console, len(todo))
+    pool = Pool(outputs, plan.options.workers, status.event)
+    pool.waiting = list(todo)
+    _print_plan(console, plan, jobs, todo, pool.seconds_left() + (FORK_SECONDS if todo else 0))
+    if plan.options.dry_run:
+        for job in todo:
+            console.print(f"  {command(job)}", style="dim" if job.kind == "score" else "")
+        return 0
+    began = time.perf_counter()
+    if todo:
+        outputs.mkdir(parents=True, exist_ok=True)
+        try:
+            pool.run(todo, lambda: status.tick(pool))
+        except KeyboardInterrupt:
+            console.print("\ninterrupted; what is finished is kept, the same command goes on from here")
+            return 130
+    return finish(plan, rows, pool.failed, console, began)
+
+
+def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any, began: float) -> int:
+    """The table, from whatever was scored."""
+    from benchmarks import report
+    from experiments._table import log_to_mlflow, make_table, write_table
+    from pw.tracking import TrackingError
+
+    try:
+        result = make_table(plan, rows, failed)
+    except ValueError as error:
+        console.print(f"error: {error}", style="red")
+        return 1
+    write_table(plan, result)
+    console.print()
+    console.print(report.terminal(result))
+    if plan.options.mlflow:
+        try:
+            log_to_mlflow(plan, result, rows)
+        except TrackingError as error:
+            console.print(f"MLflow was not written ({error}); the table and all results are files, nothing is lost")
+    console.print(
+        f"\n{plan.folder}/table.{{md,tex,html,json,csv}}, plot.png, contact_sheet.png; "
+        f"`make mlflow` compares the runs. {time.perf_counter() - began:.0f} s"
+    )
+    return 1 if failed else 0
+
+
+def command(job: Job) -> str:
+    """The command line that does one job on its own."""
+    if job.kind == "score":
+        return f"# score {job.score['videos']}"
+    module = "pw.train" if job.kind == "train" else "pw.sample"
+    return f".venv/bin/python -m {module} {shlex.join(job.run.config.overrides)}"
+
+
+def _print_plan(console: Any, plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], seconds: float) -> None:
+    from rich.table import Table
+
+    console.print(f"[bold]{plan.name}[/]: {plan.statement.title}")
+    waiting = {job.key for job in todo}
+    table = Table("arm", *plan.arms[0].varied, *(f"seed {seed}" for seed in plan.options.seeds), box=None, pad_edge=False)
+    for arm in plan.arms:
+        state = ["to train" if f"train:{run.training_signature}" in waiting else "trained" for run in arm.runs.values()]
+        table.add_row(arm.name, *(str(value) for value in arm.varied.values()), *state)
+    console.print(table)
+    kinds = {kind: sum(job.kind == kind for job in todo) for kind in ("train", "sample", "score")}
+    cached = len(jobs) - len(todo)
+    if not todo:
+        console.print(f"all {cached} jobs are cached")
+        return
+    console.print(
+        f"{kinds['train']} trainings, {kinds['sample']} samplings, {kinds['score']} scorings to do, {cached} cached; "
+        f"about {_minutes(seconds)} at the pace of the machine this was measured on"
+    )
+
+
+class _Show:
+    """What the terminal shows while it runs: a live line, or a line now and then where there is no terminal."""
+
+    def __init__(self, console: Any, total: int) -> None:
+        self.console, self.total, self.done = console, total, 0
+        self.began = self.last = time.perf_counter()
+        self.every = 0.5 if console.is_terminal else 15.0
+
+    def event(self, what: str, job: Job, text: str) -> None:
+        if what in ("done", "failed", "skipped"):
+            self.done += 1
+        if what == "done" and job.kind == "train":
+            self._line(f"[green]✓[/] {job.label} ({text})")
+        elif what in ("failed", "skipped"):
+            self._line(f"[red]✗ {job.label}: {text}[/]")
+
+    def tick(self, pool: Pool) -> None:
+        now = time.perf_counter()
+        if now - self.last < self.every:
+            return
+        self.last = now
+        doing = ", ".join(f"{r.job.label} {100 * r.share:.0f} %" for r in pool.running)
+        text = f"{self.done} of {self.total} done, about {_minutes(pool.seconds_left())} left: {doing}"
+        if self.console.is_terminal:
+            self.console.print(f"\r\x1b[2K{text[: self.console.width - 1]}", end="", markup=False)
+        else:
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        if self.console.is_terminal:
+            self.console.print("\r\x1b[2K", end="")
+        self.console.print(text)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,239 @@
+"""From an ablation to the runs it needs: composed, built and checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments import Ablation, Statement, load, names
+from pw.build import Run, assemble, build
+from pw.config import Config, ConfigError, leaves, override_key
+from pw.train import OUTPUTS
+
+DEFAULT_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says about the ablation rather than about its runs.
+
+    seeds       a number (5 is 0 to 4) or a list ([0,3])
+    arms        only these, comma-separated
+    vary_start  train a start checkpoint per seed, instead of one for all
+    workers     runs at a time; 0 is one per core
+    dry_run     print the plan and the commands, do nothing
+    fresh       redo what is cached
+    mlflow      record the runs
+    """
+
+    name: str
+    seeds: tuple[int, ...] = DEFAULT_SEEDS
+    arms: tuple[str, ...] = ()
+    vary_start: bool = False
+    workers: int = 0
+    dry_run: bool = False
+    fresh: bool = False
+    mlflow: bool = True
+    outputs: Path = OUTPUTS
+    overrides: tuple[str, ...] = ()
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """key=value words -> options; what is no option is an override of every run. Raises ConfigError."""
+    given: dict[str, Any] = {}
+    overrides: list[str] = []
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word!r}: write key=value, e.g. name=ansc seeds=5 (`make ablations` lists the names)")
+        if key in Options.__dataclass_fields__ and key != "overrides":
+            given[key] = _option(key, value)
+        else:
+            overrides.append(word)
+    if not given.get("name"):
+        raise ConfigError(f"name=… is missing: one of {', '.join(names())}")
+    return Options(**given, overrides=tuple(overrides))
+
+
+def _option(key: str, value: str) -> Any:
+    if key == "seeds":
+        return _seeds(value)
+    if key == "arms":
+        return tuple(value.split(","))
+    if key in ("dry_run", "fresh", "mlflow", "vary_start"):
+        if value not in ("true", "false"):
+            raise ConfigError(f"{key}={value}: true or false")
+        return value == "true"
+    if key == "workers":
+        if not value.isdecimal():
+            raise ConfigError(f"workers={value}: a whole number; 0 is one per core")
+        return int(value)
+    return Path(value).resolve() if key == "outputs" else value
+
+
+def _seeds(value: str) -> tuple[int, ...]:
+    inside = value.strip("[]")
+    parts = inside.split(",") if "," in inside or value.startswith("[") else None
+    try:
+        seeds = tuple(range(int(value))) if parts is None else tuple(int(part) for part in parts)
+    except ValueError:
+        seeds = ()
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"seeds={value}: a number of seeds (5 is 0 to 4) or a list of them ([0,1,7])")
+    return seeds
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table: a run per seed. `above` is the arm it is compared with."""
+
+    name: str
+    runs: Mapping[int, Run]
+    varied: Mapping[str, Any]
+    above: str | None
+    paper_arm: str
+
+    @property
+    def first(self) -> Run:
+        """The run of the first seed, for what does not depend on it."""
+        return next(iter(self.runs.values()))
+
+
+@dataclass(frozen=True)
+class ProbeRun:
+    """An arm's run at one value of the probed key."""
+
+    arm: str
+    seed: int
+    value: Any
+    run: Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An ablation, composed."""
+
+    options: Options
+    ablation: Ablation
+    statement: Statement
+    arms: tuple[Arm, ...]
+    probes: tuple[ProbeRun, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """Of the ablation: its file, its MLflow experiment, its folder."""
+        return self.options.name
+
+    @property
+    def ceiling(self) -> Arm:
+        """The arm whose many-step solution is the table's ceiling, and whose anchors its floor is measured under."""
+        return next((arm for arm in self.arms if arm.paper_arm == self.ablation.ceiling), self.arms[0])
+
+    @property
+    def folder(self) -> Path:
+        """Where the table goes."""
+        return self.options.outputs / self.name
+
+    def runs(self) -> Iterator[tuple[Arm, int, Run]]:
+        """Every (arm, seed, run), seed by seed, so that a part of a plan is already a comparison."""
+        for seed in self.options.seeds:
+            for arm in self.arms:
+                yield arm, seed, arm.runs[seed]
+
+
+def make_plan(options: Options) -> Plan:
+    """Compose and check every arm and seed. Raises ConfigError (and ValueError for an unknown name)."""
+    ablation, stated = load(options.name)
+    _check_overrides(ablation, options)
+    chosen = _chosen_arms(ablation, options)
+    arms: list[Arm] = []
+    crossed: Sequence[Any] = ablation.across[1] if ablation.across else [None]
+    for value in crossed:
+        above = None
+        for name in chosen:
+            arm = _arm(ablation, options, name, value, above)
+            arms.append(arm)
+            above = arm.name if above is None or ablation.versus == "above" else above
+    _check_controlled(ablation, arms)
+    return Plan(options, ablation, stated, tuple(arms), tuple(_probes(ablation, arms)))
+
+
+def _chosen_arms(ablation: Ablation, options: Options) -> list[str]:
+    for name in options.arms:
+        if name not in ablation.arms:
+            near = difflib.get_close_matches(name, ablation.arms, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"arms={name}: {hint}{options.name} has {', '.join(ablation.arms)}")
+    return [name for name in ablation.arms if not options.arms or name in options.arms]
+
+
+def _check_overrides(ablation: Ablation, options: Options) -> None:
+    varies = [*ablation.varies, *([ablation.across[0]] if ablation.across else [])]
+    for override in options.overrides:
+        key = override_key(override)
+        if key == "seed":
+            raise ConfigError(f"{override}: an ablation has seeds=…, e.g. seeds=[{override.partition('=')[2]}]")
+        if any(key == v or v.startswith(f"{key}.") for v in varies):
+            raise ConfigError(f"{override}: {key} is what {options.name} varies (arms: {', '.join(ablation.arms)})")
+
+
+def _arm(ablation: Ablation, options: Options, name: str, value: Any, above: str | None) -> Arm:
+    across = [f"{ablation.across[0]}={value}"] if ablation.across else []
+    overrides = [*ablation.fixed.split(), *options.overrides, *ablation.arms[name].split(), *across]
+    label = f"{name}@{value}" if ablation.across else name
+    try:
+        run = build(overrides)
+        runs = {seed: run.with_seed(seed, 1000 + seed if options.vary_start else None) for seed in options.seeds}
+    except ConfigError as error:
+        raise ConfigError(f"arm {label}: {error}") from error
+    keys = [*ablation.varies, *([ablation.across[0]] if ablation.across else [])]
+    return Arm(label, runs, {key: run.config.label(key) for key in keys}, above, name)
+
+
+def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:
+    """Arms differ in `varies` alone, and no two are the same run."""
+    keys = [*ablation.varies, *([ablation.across[0]] if ablation.across else [])]
+    first = arms[0]
+    for arm in arms[1:]:
+        stray = [k for k in _differing(first.first.config, arm.first.config) if not _is_varied(k, keys)]
+        if stray:
+            raise ConfigError(
+                f"arms {first.name} and {arm.name} differ in {', '.join(stray)}, which is not among what the ablation "
+                f"varies ({', '.join(keys)})"
+            )
+    seen: dict[str, str] = {}
+    for arm in arms:
+        twin = seen.setdefault(arm.first.signature, arm.name)
+        if twin != arm.name:
+            raise ConfigError(f"arms {twin} and {arm.name} are the same run ({arm.first.signature}): nothing is compared")
+
+
+def _is_varied(key: str, varies: Sequence[str]) -> bool:
+    return any(key == v or key.startswith(f"{v}.") for v in varies)
+
+
+def _differing(a: Config, b: Config) -> list[str]:
+    """Dotted keys in which two configurations differ, but for parts that one objective has and the other has not."""
+    left, right = leaves(a.values), leaves(b.values)
+    keys = [k for k in dict.fromkeys([*left, *right]) if left.get(k) != right.get(k)]
+    objectives_differ = a.choices["objective"] != b.choices["objective"]
+    return [
+        k
+        for k in keys
+        if not (objectives_differ and any(k.startswith(f"{part}.") for part in ("turns", "target", "step_sampler", "weighting")))
+    ]
+
+
+def _probes(ablation: Ablation, arms: Sequence[Arm]) -> Iterator[ProbeRun]:
+    probe = ablation.probe
+    if probe is None:
+        return
+    for arm in arms:
+        if arm.paper_arm in probe.arms:
+            for seed, run in arm.runs.items():
+                for value in probe.values:
+                    changed = run.config.with_values({probe.key: value})
+                    yield ProbeRun(arm.name, seed, value, assemble(changed))

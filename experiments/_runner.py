@@ -1,0 +1,366 @@
+"""Carry a plan out: each training, sampling and scoring once, two processes of one thread on two cores.
+
+A job is found by signature and is done when its files say so; so a killed ablation continues where it was, and two
+ablations share what they have in common. A job that fails takes only what depends on it along.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.metrics import lookup
+from experiments._plan import Plan
+from pw.build import Run
+from pw.config import digest
+from pw.provenance import provenance
+from pw.sample import is_sampled, reference_folder, sample_folder
+from pw.train import is_trained, training_folder
+
+# Seconds on one core of the machine this was written on, to estimate with before anything has been measured.
+SECONDS = {"flow": 0.058, "consistency": 0.080, "forward": 0.0017, "score": 2.0, "job": 0.5}
+FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
+PRELOAD = ["torch", "lightning.pytorch", "diffusers.models.transformers.transformer_wan", "pw.stages.hires", "pw.sample"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to do: its key says what is made, `needs` which keys come first."""
+
+    key: str
+    label: str
+    kind: Literal["train", "sample", "score"]
+    run: Run
+    needs: tuple[str, ...] = ()
+    limit: int = 0
+    seed: int = 0
+    score: dict[str, Any] = field(default_factory=dict)
+
+    def seconds(self) -> float:
+        """Estimated time on one core."""
+        run = self.run
+        if self.kind == "train":
+            turns = getattr(run.objective, "turns", None)
+            share = 0.0 if turns is None else getattr(turns, "rate", 0.5)
+            update = (1 - share) * SECONDS["flow"] + share * SECONDS["consistency"]
+            return SECONDS["job"] + run.train.updates * run.train.accumulate * update * run.train.batch_size / 8
+        if self.kind == "sample":
+            branches = 2 if run.guidance.scale != 1 else 1
+            return SECONDS["job"] + self.limit * run.sampling.num_steps * branches * SECONDS["forward"]
+        return SECONDS["score"]
+
+    def is_done(self, outputs: Path) -> bool:
+        """Whether its files are there."""
+        if self.kind == "train":
+            return is_trained(self.run, outputs)
+        if self.kind == "sample":
+            return is_sampled(self.run, self.limit, outputs, self.seed)
+        return score_is_current(self.score)
+
+
+def score_is_current(score: dict[str, Any]) -> bool:
+    """Whether a scores.json is there that measured what is asked for."""
+    import json
+
+    from benchmarks.metrics import protocols
+
+    path = Path(score["out"]) / "scores.json"
+    return path.exists() and json.loads(path.read_text())["contract"].get("metrics") == protocols(score["metrics"])
+
+
+@dataclass
+class Row:
+    """Where one (row, seed) of the table finds its scores."""
+
+    name: str
+    seed: int
+    job: Job
+
+
+def train_jobs(run: Run, label: str) -> list[Job]:
+    """The training of a run, its start first."""
+    before = train_jobs(run.start_run, f"start {run.start.name}") if run.start_run else []
+    needs = (before[-1].key,) if before else ()
+    return [*before, Job(f"train:{run.training_signature}", f"train {label}", "train", run, needs)]
+
+
+def sample_jobs(run: Run, label: str, limit: int, seed: int) -> list[Job]:
+    """The sampling of a run, all it needs first."""
+    before = train_jobs(run, label)
+    needs = [before[-1].key]
+    if run.anchor_run is not None:
+        anchors = sample_jobs(run.anchor_run, "anchors", limit, seed)
+        before += anchors
+        needs.append(anchors[-1].key)
+    key = f"sample:{run.sample_signature(seed)}:{limit}"
+    return [*before, Job(key, f"sample {label}", "sample", run, tuple(needs), limit, seed)]
+
+
+def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
+    """Every job of a plan, each once and after what it needs, and the rows that will be read from them."""
+    outputs = plan.options.outputs
+    jobs: dict[str, Job] = {}
+    rows: list[Row] = []
+
+    def add(more: Sequence[Job]) -> str:
+        for job in more:
+            jobs.setdefault(job.key, job)
+        return more[-1].key
+
+    def scored(name: str, seed: int, run: Run, videos: Path, needs: list[str], solution: Path | None = None) -> None:
+        score = score_request(plan, name, run, videos, solution, seed)
+        key = f"score:{score['out']}"
+        job = jobs.setdefault(key, Job(key, f"score {name} seed {seed}", "score", run, tuple(needs), score=score))
+        rows.append(Row(name, seed, job))
+
+    for arm, seed, run in plan.runs():
+        label = f"{arm.name} seed {seed}"
+        count, ceiling = run.sampling.count, arm is plan.ceiling
+        needs = [add(sample_jobs(run, label, count, seed))]
+        solution = None
+        if run.sampling.num_steps < run.sampling.solution_steps:
+            solved = run.solution
+            needs.append(add(sample_jobs(solved, f"{run.sampling.solution_steps}-step solution of {label}", count, seed)))
+            solution = sample_folder(solved, outputs, seed)
+        if ceiling:
+            scored("floor", seed, run, reference_folder(run, outputs, seed) / "real_b", needs[:1])
+            if solution is not None:
+                scored("ceiling", seed, run, solution, needs[-1:])
+        scored(arm.name, seed, run, sample_folder(run, outputs, seed), needs, solution)
+    for probe in plan.probes:
+        name = probe_row(probe.arm, probe.value)
+        needs = [add(sample_jobs(probe.run, f"{name} seed {probe.seed}", probe.run.sampling.count, probe.seed))]
+        scored(name, probe.seed, probe.run, sample_folder(probe.run, outputs, probe.seed), needs)
+    return list(jobs.values()), rows
+
+
+def probe_row(arm: str, value: Any) -> str:
+    """Name of the scores of a probed arm."""
+    return f"{arm} at {value}"
+
+
+def score_request(
+    plan: Plan, name: str, run: Run, videos: Path, solution: Path | None, seed: int
+) -> dict[str, Any]:
+    """What `benchmarks.score.score_folder` is asked: folders, metrics and the contract stamped on the scores."""
+    outputs = plan.options.outputs
+    real = reference_folder(run, outputs, seed) / "real"
+    structure = real
+    if run.anchor_run is not None:
+        structure = sample_folder(run.anchor_run, outputs, seed)
+    metrics = [m for m in plan.ablation.metrics if solution is not None or "solution" not in lookup(m).needs]
+    contract = {
+        "scale": run.scale.name,
+        "data": run.config.choices["data"],
+        "clips_fingerprint": run.source.fingerprint(),
+        "count": run.sampling.count,
+        "seed": seed,
+        "arm": name,
+        "signature": run.sample_signature(seed),
+        "train_signature": run.training_signature,
+        **{key: provenance()[key] for key in ("git_commit", "dirty", "lock_hash")},
+    }
+    about = [str(p.relative_to(outputs)) if p else None for p in (videos, real, structure, solution)]
+    out = outputs / "scores" / digest([*about, metrics])
+    return {
+        "videos": str(videos),
+        "out": str(out),
+        "real": str(real),
+        "structure": str(structure),
+        "solution": None if solution is None else str(solution),
+        "metrics": metrics,
+        "contract": contract,
+    }
+
+
+# ---- the worker's side
+
+
+def _work(job: Job, outputs: Path, threads: int, log: Path, report: Connection, parent: Connection) -> None:
+    """Carry out one job in a process of its own; its words go to `log`, its progress to `report`."""
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    stream = log.open("w", buffering=1)
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+        _do(job, outputs, lambda done, total: report.send(("progress", done, total)))
+        report.send(("done", "", ""))
+    except BaseException as error:
+        traceback.print_exc()
+        report.send(("failed", f"{type(error).__name__}: {error}", ""))
+
+
+def _end_with_parent(parent: Connection) -> None:
+    # the runner holds the other end: a runner that is killed, even by SIGKILL, ends its workers
+    try:
+        parent.recv()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _do(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> None:
+    from pw.sample import sample
+    from pw.train import train
+
+    if job.kind == "train":
+        train(job.run, outputs, progress)
+    elif job.kind == "sample":
+        sample(job.run, outputs, limit=job.limit, seed=job.seed, progress=progress)
+    else:
+        from benchmarks.score import score_folder
+
+        request = {k: Path(v) if k in ("videos", "out", "real", "structure", "solution") and v else v for k, v in job.score.items()}
+        score_folder(request.pop("videos"), request.pop("out"), **request)
+
+
+# ---- the runner's side
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: Any
+    report: Connection
+    parent: Connection
+    began: float
+    share: float = 0.0
+
+
+class Pool:
+    """Runs jobs in their order as soon as what they need is done, `workers` at a time.
+
+    show(event, job, text) is told what happens; failed: key -> reason, dependants included.
+    """
+
+    def __init__(self, outputs: Path, workers: int, show: Callable[[str, Job, str], None]) -> None:
+        self.outputs, self.show = outputs, show
+        self.cores = os.cpu_count() or 1
+        self.workers = workers or self.cores
+        self.failed: dict[str, str] = {}
+        self.running: list[_Running] = []
+        self.waiting: list[Job] = []
+        self.pace = 1.0  # measured seconds per estimated second
+        self._measured = (0.0, 0.0)
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(PRELOAD)
+
+    def run(self, jobs: Sequence[Job], tick: Callable[[], None] = lambda: None) -> None:
+        """Carry the jobs out; returns when none is left that can run. A KeyboardInterrupt ends the workers."""
+        self.waiting = list(jobs)
+        try:
+            while self.waiting or self.running:
+                self._start()
+                if not self.running:
+                    break
+                ends = [r.report for r in self.running] + [r.process.sentinel for r in self.running]
+                wait(ends, timeout=1.0)
+                for running in list(self.running):
+                    self._listen(running)
+                tick()
+        finally:
+            for running in self.running:
+                running.process.kill()
+                running.process.join()
+            self.running.clear()
+
+    def seconds_left(self) -> float:
+        """Estimated wall time to the end: the work left over the workers, but no less than its longest chain."""
+        begun = sum((1 - r.share) * r.job.seconds() for r in self.running)
+        longest = max((self._chain(job) for job in self.waiting), default=0.0)
+        longest = max([longest, *[(1 - r.share) * r.job.seconds() for r in self.running]], default=0.0)
+        return self.pace * max((begun + sum(j.seconds() for j in self.waiting)) / self.workers, longest)
+
+    def _chain(self, job: Job) -> float:
+        needed = [j for j in self.waiting if j.key in job.needs]
+        begun = [(1 - r.share) * r.job.seconds() for r in self.running if r.job.key in job.needs]
+        return job.seconds() + max([*(self._chain(j) for j in needed), *begun], default=0.0)
+
+    def _start(self) -> None:
+        pending = {j.key for j in self.waiting} | {r.job.key for r in self.running}
+        for job in list(self.waiting):
+            broken = [need for need in job.needs if need in self.failed]
+            if broken:
+                self.waiting.remove(job)
+                self.failed[job.key] = f"not run: {self.failed[broken[0]]}"
+                self.show("skipped", job, self.failed[job.key])
+                return self._start()
+        ready = [job for job in self.waiting if not pending & set(job.needs)]
+        free = self.workers - len(self.running)
+        # a lone job (the start checkpoint) may use the cores that would idle
+        threads = max(1, self.cores // max(1, min(self.workers, len(ready) + len(self.running))))
+        for job in ready[:free]:
+            self.waiting.remove(job)
+            self._launch(job, threads)
+        return None
+
+    def _launch(self, job: Job, threads: int) -> None:
+        report, theirs = self.context.Pipe(duplex=False)
+        parent_read, parent_write = self.context.Pipe(duplex=False)
+        log = self.log_of(job)
+        process = self.context.Process(
+            target=_work, args=(job, self.outputs, threads, log, theirs, parent_read), daemon=True
+        )
+        process.start()
+        theirs.close()
+        parent_read.close()
+        self.running.append(_Running(job, process, report, parent_write, time.perf_counter()))
+        self.show("started", job, "")
+
+    def log_of(self, job: Job) -> Path:
+        """Where a job's words go."""
+        return self.outputs / "logs" / f"{job.label.replace(' ', '_').replace('/', '-')}.log"
+
+    def _listen(self, running: _Running) -> None:
+        outcome = None
+        try:
+            while running.report.poll():
+                word, first, second = running.report.recv()
+                if word == "progress":
+                    running.share = first / max(1, second)
+                else:
+                    outcome = (word, first)
+        except EOFError:
+            outcome = outcome or ("failed", "its process was killed (out of memory?)")
+        if outcome is None and running.process.exitcode is not None:
+            outcome = ("failed", f"its process ended with code {running.process.exitcode} (out of memory?)")
+        if outcome is None:
+            return
+        running.process.join(10)
+        running.parent.close()
+        self.running.remove(running)
+        took = time.perf_counter() - running.began
+        if outcome[0] == "done":
+            estimated, measured = self._measured
+            self._measured = (estimated + running.job.seconds(), measured + took)
+            self.pace = self._measured[1] / self._measured[0]
+            self.show("done", running.job, f"{took:.0f} s")
+        else:
+            self.failed[running.job.key] = f"{running.job.label} failed: {outcome[1]}"
+            self.show("failed", running.job, f"{outcome[1]} (log: {self.log_of(running.job)})")
+
+
+def remove_results(jobs: Sequence[Job], outputs: Path) -> None:
+    """Delete what the jobs would make, so that they are done again (`fresh=true`)."""
+    import shutil
+
+    for job in jobs:
+        if job.kind == "train":
+            shutil.rmtree(training_folder(job.run, outputs), ignore_errors=True)
+        elif job.kind == "sample":
+            shutil.rmtree(sample_folder(job.run, outputs, job.seed), ignore_errors=True)
+        else:
+            shutil.rmtree(job.score["out"], ignore_errors=True)

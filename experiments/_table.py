@@ -1,0 +1,245 @@
+"""From scores on disk to the ablation's table, plot, contact sheet and MLflow experiment."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks import paper, report
+from benchmarks.compare import Comparison, compare, estimate, order_as_in_paper
+from benchmarks.contract import table_contract
+from benchmarks.figures import contact_sheet, plot
+from experiments._plan import Arm, Plan
+from experiments._runner import Row, probe_row
+from pw.build import Run
+from pw.provenance import provenance
+from pw.sample import SHOWN, reference_folder, sample_folder
+from pw.train import training_folder
+
+FLOOR, CEILING = "floor", "ceiling"
+SHEET_CLIPS = 6
+
+
+def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> dict[str, Any]:
+    """The result dictionary of `benchmarks.report`, from every score that is there. Raises ValueError when scores of
+    different contracts would share it, or when there are none at all."""
+    scores, contracts = _read_scores(rows, failed)
+    arms = {arm.name: scores.get(arm.name, {}) for arm in plan.arms}
+    if not any(arms.values()):
+        raise ValueError(f"{plan.name}: no arm has scores, so there is no table; {'; '.join(failed.values())}")
+    contract = table_contract(contracts)
+    compared = compare(arms, versus={arm.name: arm.above for arm in plan.arms})
+    result = {
+        "ablation": plan.name,
+        "title": plan.statement.title,
+        "claim": plan.statement.claim,
+        "refuted": plan.statement.refuted,
+        "scale": plan.arms[0].first.scale.name,
+        "seeds": list(plan.options.seeds),
+        "contract": contract,
+        "arms": [_arm_entry(plan, arm, compared, scores, failed) for arm in plan.arms],
+        "best": compared.best,
+        "floor": _reference_row(scores, FLOOR),
+        "ceiling": _reference_row(scores, CEILING),
+        "coverage": [entry for arm in plan.arms if (entry := _coverage(plan, arm)) is not None],
+        "failed": sorted({reason for reason in failed.values() if not reason.startswith("not run: ")}),
+        "notes": _notes(plan),
+    }
+    if plan.ablation.paper:
+        table = paper.load(plan.ablation.paper)
+        result["order_as_in_paper"] = order_as_in_paper(
+            compared, table.values(), table.quality(), primary=plan.ablation.primary
+        )
+    return result
+
+
+def _read_scores(rows: Sequence[Row], failed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    scores: dict[str, dict[int, dict[str, float]]] = {}
+    contracts: dict[str, dict[int, Any]] = {}
+    for row in rows:
+        path = Path(row.job.score["out"]) / "scores.json"
+        if row.job.key in failed or not path.exists():
+            continue
+        found = json.loads(path.read_text())
+        scores.setdefault(row.name, {})[row.seed] = found["metrics"]
+        # who asked for a shared score does not matter, what was measured does
+        contracts.setdefault(row.name, {})[row.seed] = found["contract"]
+    return scores, contracts
+
+
+def _reference_row(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
+    by_seed = scores.get(name, {})
+    metrics = list(dict.fromkeys(metric for values in by_seed.values() for metric in values))
+    row = {}
+    for metric in metrics:
+        values = [v[metric] for v in by_seed.values() if v.get(metric) is not None]
+        if values:
+            interval = estimate(values)
+            row[metric] = {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+    return row
+
+
+def _arm_entry(
+    plan: Plan, arm: Arm, compared: Comparison, scores: Mapping[str, Any], failed: Mapping[str, str]
+) -> dict[str, Any]:
+    missing = [seed for seed in plan.options.seeds if seed not in scores.get(arm.name, {})]
+    reasons = [r for r in dict.fromkeys(failed.values()) if f"{arm.name} seed" in r]
+    status = "ok" if not missing else f"failed: seeds {', '.join(map(str, missing))}" + "".join(f"; {r}" for r in reasons)
+    return {
+        "name": arm.name,
+        "varied": dict(arm.varied),
+        **compared.row(arm.name),
+        "cost": _cost(plan, arm),
+        "probe": _probe(plan, arm, scores),
+        "paper": paper.load(plan.ablation.paper).values().get(arm.paper_arm) if plan.ablation.paper else None,
+        "status": status,
+    }
+
+
+def _done(folder: Path) -> dict[str, Any]:
+    path = folder / "done.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _cost(plan: Plan, arm: Arm) -> dict[str, Any]:
+    """What a seed of the arm cost, its start not counted (it is shared)."""
+    outputs = plan.options.outputs
+    trainings = [d for run in arm.runs.values() if (d := _done(training_folder(run, outputs)))]
+    samplings = [d for seed, run in arm.runs.items() if (d := _done(sample_folder(run, outputs, seed)))]
+    mean = lambda dones, key: fmean(d[key] for d in dones) if dones else None  # noqa: E731
+    return {
+        "updates": mean(trainings, "updates"),
+        "train_flops": mean(trainings, "train_flops"),
+        "train_cpu_s": mean(trainings, "cpu_seconds"),
+        "sample_cpu_s": mean(samplings, "cpu_seconds"),
+        "peak_memory_mb": mean(trainings, "peak_memory_mb"),
+    }
+
+
+def _probe(plan: Plan, arm: Arm, scores: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The best of the probed values by the primary metric, over the seeds that have all of them."""
+    probe, metric = plan.ablation.probe, plan.ablation.primary
+    if probe is None or arm.paper_arm not in probe.arms:
+        return None
+    found = {v: scores.get(probe_row(arm.name, v), {}) for v in probe.values}
+    means = {v: estimate([s[metric] for s in by_seed.values()]) for v, by_seed in found.items() if by_seed}
+    if not means:
+        return None
+    best = min(means, key=lambda v: means[v].mean)
+    chosen = means[best]
+    return {
+        "label": f"best {probe.key.rpartition('.')[2]} of {', '.join(f'{v:g}' for v in probe.values)}",
+        "metric": metric,
+        "mean": chosen.mean,
+        "low": chosen.low,
+        "high": chosen.high,
+        "at": best,
+    }
+
+
+def _coverage(plan: Plan, arm: Arm) -> dict[str, Any] | None:
+    found = _done(sample_folder(arm.first, plan.options.outputs, plan.options.seeds[0])).get("coverage")
+    return None if found is None else {"arm": arm.name, **found}
+
+
+def _notes(plan: Plan) -> list[str]:
+    outputs = plan.options.outputs
+    run = plan.arms[0].first
+    starts = {r.start_run.training_signature: r.start_run for arm in plan.arms for r in arm.runs.values() if r.start_run}
+    notes = [
+        f"start {start.config['start'].get('name') or 'none'} {signature}: {start.train.updates} updates, seed {start.seed}"
+        for signature, start in starts.items()
+    ]
+    if len(starts) == 1 and not plan.options.vary_start:
+        notes.append("all seeds share one start checkpoint; vary_start=true trains one per seed")
+    reference = _done(reference_folder(run, outputs, plan.options.seeds[0]))
+    notes.append(f"{run.sampling.count} evaluation clips per seed, other clips and noise for each; floor: {reference.get('note')}")
+    codes = {_done(training_folder(r, outputs)).get("code") for arm in plan.arms for r in arm.runs.values()}
+    if codes - {None, provenance()["code"]}:
+        notes.append("some cached runs were made by other code than this checkout's; fresh=true redoes them")
+    return notes
+
+
+def write_table(plan: Plan, result: dict[str, Any]) -> list[Path]:
+    """table.{md,tex,html,json,csv}, plot.png and contact_sheet.png in the ablation's folder."""
+    folder = plan.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    plot(result, folder / "plot.png")
+    contact_sheet(_sheet_rows(plan), folder / "contact_sheet.png", _sheet_scale(plan.arms[0].first))
+    return report.write(result, folder)
+
+
+def _sheet_scale(run: Run) -> int:
+    return max(1, round(120 / run.scale.width))
+
+
+def _sheet_rows(plan: Plan) -> list[tuple[str, list[Path | None]]]:
+    """Real, anchor, then each arm: the same clips of the first seed."""
+    outputs, seed = plan.options.outputs, plan.options.seeds[0]
+    ceiling = plan.ceiling.runs[seed]
+    names = [f"{index:04d}.mkv" for index in range(min(SHEET_CLIPS, SHOWN, ceiling.sampling.count))]
+    rows: list[tuple[str, list[Path | None]]] = [
+        ("real", _existing(reference_folder(ceiling, outputs, seed) / "real", names)),
+        ("anchor", _existing(sample_folder(ceiling, outputs, seed) / "anchors", names)),
+    ]
+    for arm in plan.arms:
+        rows.append((arm.name, _existing(sample_folder(arm.runs[seed], outputs, seed), names)))
+    if ceiling.sampling.num_steps < ceiling.sampling.solution_steps:
+        label = f"{ceiling.sampling.solution_steps}-step ceiling"
+        rows.append((label, _existing(sample_folder(ceiling.solution, outputs, seed), names)))
+    return [(label, paths) for label, paths in rows if any(paths)]
+
+
+def _existing(folder: Path, names: Sequence[str]) -> list[Path | None]:
+    return [path if (path := folder / name).exists() else None for name in names]
+
+
+def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row]) -> str:
+    """One parent run, a run per arm and seed; returns the parent's id. Raises pw.tracking.TrackingError."""
+    from pw.tracking import RunRecord, log_ablation
+
+    outputs = plan.options.outputs
+    where = {(row.name, row.seed): Path(row.job.score["out"]) for row in rows}
+    records = []
+    for arm in plan.arms:
+        for seed, run in arm.runs.items():
+            scored = where[arm.name, seed] / "scores.json"
+            training, clips = training_folder(run, outputs), sample_folder(run, outputs, seed)
+            cost = {k: v for k, v in _done(training).items() if k in ("cpu_seconds", "train_flops", "peak_memory_mb")}
+            scores = json.loads(scored.read_text())["metrics"] if scored.exists() else {}
+            artifacts = [training / "config.yaml", scored, scored.with_suffix(".csv"), *sorted(clips.glob("000[0-3].mkv"))]
+            records.append(
+                RunRecord(
+                    arm=arm.name,
+                    seed=seed,
+                    params={**arm.varied, "scale": run.scale.name, "seed": seed},
+                    curves=curves if (curves := training / "metrics.jsonl").exists() else None,
+                    scores={k: v for k, v in (scores | cost).items() if v is not None and math.isfinite(v)},
+                    artifacts=[path for path in artifacts if path.exists()],
+                    tags={
+                        "signature": run.sample_signature(seed),
+                        "training": run.training_signature,
+                        "git_commit": str(_done(training).get("git_commit")),
+                    },
+                    status="FINISHED" if scores else "FAILED",
+                )
+            )
+    files = ("table.md", "table.html", "table.json", "table.csv", "table.tex", "plot.png", "contact_sheet.png")
+    summary = {
+        f"{entry['name']}.{metric}": value["mean"]
+        for entry in result["arms"]
+        for metric, value in entry["metrics"].items()
+        if value["mean"] is not None
+    }
+    return log_ablation(
+        outputs,
+        plan.name,
+        records,
+        artifacts=[plan.folder / name for name in files if (plan.folder / name).exists()],
+        summary=summary,
+        tags={"mlflow.note.content": (plan.folder / "table.md").read_text()},
+    )

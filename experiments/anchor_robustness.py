@@ -1,0 +1,17 @@
+"""Fig. 9.1: how does stage II bear flawed anchors?
+
+Claim     Stage II re-synthesises detail under flawed anchors instead of copying the flaws: detail (psd,
+          swd) hardly falls, structure follows the anchor.
+Refuted   if psd or swd under flawed anchors is worse than under the training degradation by more than the
+          paired interval.
+Verdict   not run yet
+"""
+
+from experiments import Ablation
+
+ABLATION = Ablation(
+    fixed="stage=hires",
+    varies=("anchors",),
+    arms={"as_trained": "anchors=reference", "clean": "anchors=clean", "flawed": "anchors=flawed"},
+    versus="first",
+)

@@ -1,0 +1,22 @@
+"""Table 9.3, Fig. 6: what does noise-span aligned shortcut training add?
+
+Claim     At 4 steps each ingredient helps: shortcut training, exponential index-biased sampling (Eqs. 5-6), and
+          noise-span calibration (Eqs. 7-8).
+Refuted   if a row is worse than the row above it, by the paired 95 % interval.
+Verdict   not run yet
+"""
+
+from experiments import Ablation, Probe
+
+ABLATION = Ablation(
+    paper="table_9_3",
+    fixed="stage=hires sampling.num_steps=4",
+    varies=("objective", "step_sampler", "weighting"),
+    arms={
+        "baseline": "objective=flow",
+        "uniform": "objective=shortcut step_sampler=uniform weighting=uniform",
+        "exponential": "objective=shortcut step_sampler=exponential_index weighting=uniform",
+        "full": "objective=shortcut step_sampler=exponential_index weighting=delta_sigma",
+    },
+    probe=Probe("sampling.shift", (1.0, 2.0, 3.0, 5.0), arms=("baseline",)),
+)

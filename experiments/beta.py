@@ -1,0 +1,15 @@
+"""Eq. 6: how strongly should sampling be biased to long strides?
+
+Claim     A bias towards long strides helps few-step sampling, beta = 0.7 more than none.
+Refuted   if beta = 0.7 is no better than beta = 0 at 4 steps.
+Verdict   not run yet
+"""
+
+from experiments import Ablation
+
+ABLATION = Ablation(
+    fixed="stage=hires sampling.num_steps=4 step_sampler=exponential_index",
+    varies=("step_sampler.beta",),
+    arms={f"beta_{beta}": f"step_sampler.beta={beta}" for beta in (0.0, 0.35, 0.7, 1.4)},
+    versus="first",
+)

@@ -1,0 +1,16 @@
+"""Is a timestep 1000 sigma, or an index before the shift?
+
+Claim     Read as 1000 sigma, quality rises with the number of steps; read as the index, the 3-step grid
+          (1000, 667, 333) lies off the trained ladder and is worse than 2 steps (method.md 1).
+Refuted   if the index reading is no worse at 3, 4 or 5 steps.
+Verdict   not run yet
+"""
+
+from experiments import Ablation
+
+ABLATION = Ablation(
+    fixed="stage=hires",
+    varies=("schedule.coordinate",),
+    arms={"timestep": "schedule.coordinate=timestep", "index": "schedule.coordinate=index"},
+    across=("sampling.num_steps", (2, 3, 4, 5)),
+)

@@ -1,0 +1,15 @@
+"""Eq. 4: does the 1/2-1/2 mean of the halves matter where spans are not linear?
+
+Claim     In the index coordinate the halves of a long step span different noise; weighting them by their
+          spans is right and 1/2-1/2 over-smooths (method-notes 5.3).
+Refuted   if the span-weighted arm is no better than the equal one.
+Verdict   not run yet
+"""
+
+from experiments import Ablation
+
+ABLATION = Ablation(
+    fixed="stage=hires sampling.num_steps=4 schedule.coordinate=index",
+    varies=("target.halves",),
+    arms={"equal": "target.halves=equal", "span_weighted": "target.halves=span_weighted"},
+)

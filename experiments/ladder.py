@@ -1,0 +1,25 @@
+"""Which set of (timestep, stride) should be trained? (beyond the paper)
+
+Claim     The paper's set is not closed; sets that contain what their own targets and the inference grid ask
+          for (closed, aligned) are better, most at 2 steps.
+Refuted   if neither closed nor aligned beats the paper's set at 2 or 4 steps.
+Verdict   not run yet
+"""
+
+from experiments import Ablation
+
+ABLATION = Ablation(
+    fixed="stage=hires",
+    varies=("step_sampler",),
+    arms={
+        "paper": "step_sampler=exponential_index",
+        "paper_and_start": "step_sampler=exponential_index step_sampler.include_start=true",
+        "closed": "step_sampler=closed",
+        "chain": "step_sampler=chain",
+        "dyadic": "step_sampler=dyadic",
+        "full_range": "step_sampler=full_range",
+        "aligned": "step_sampler=aligned",
+    },
+    across=("sampling.num_steps", (2, 3, 4, 5)),
+    versus="first",
+)

@@ -1,0 +1,15 @@
+"""Eq. 8: how much should the noise span weigh?
+
+Claim     Weighting by the span's root helps: p = 0.5 beats p = 0.
+Refuted   if p = 0.5 is no better than p = 0 at 4 steps.
+Verdict   not run yet
+"""
+
+from experiments import Ablation
+
+ABLATION = Ablation(
+    fixed="stage=hires sampling.num_steps=4",
+    varies=("weighting.p",),
+    arms={f"p_{p}": f"weighting.p={p}" for p in (0.0, 0.25, 0.5, 1.0)},
+    versus="first",
+)

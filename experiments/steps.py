@@ -1,0 +1,16 @@
+"""Table 5, Fig. 7: how many inference steps does one training need?
+
+Claim     Quality rises from 2 to 4 steps and is flat from 4 to 5 (the paper's text; its Table 5 labels do
+          not agree with its latencies).
+Refuted   if 3 steps are no better than 2, or 5 differ from 4 by more than the paired 95 % interval.
+Verdict   not run yet
+"""
+
+from experiments import Ablation
+
+ABLATION = Ablation(
+    paper="table_5",
+    fixed="stage=hires",
+    varies=("sampling.num_steps",),
+    arms={str(n): f"sampling.num_steps={n}" for n in (2, 3, 4, 5)},
+)

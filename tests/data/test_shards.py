@@ -1,0 +1,370 @@
+"""pw.data.shards: an order that can be asked for anywhere, and no trust in what a tar holds."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import pickle
+import tarfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pw.data.shards import ShardClips, ShardError, ShardIndex, write_shards
+
+F, H, W = 5, 30, 40
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+def clip(number: int, frames: int = F, height: int = H, width: int = W) -> np.ndarray:
+    """Red is the clip's number, green the row, blue the column + 50 x the frame."""
+    t, y, x = np.mgrid[:frames, :height, :width]
+    return np.stack([np.full_like(t, number), y, x + 50 * t], -1).astype(np.uint8)
+
+
+def make(folder: Path, split: str, numbers: range, shard_bytes: int = 100_000) -> list[tuple[Path, int]]:
+    samples = [
+        {"__key__": f"clip-{n:03d}", "npy": npy(clip(n)), "json": b"{}", "txt": f"clip {n}".encode()}
+        for n in numbers
+    ]
+    return write_shards(folder, split, samples, shard_bytes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve train and six val clips, without a manifest."""
+    make(tmp_path, "train", range(12))
+    make(tmp_path, "val", range(100, 106))
+    return tmp_path
+
+
+@pytest.fixture
+def clips(folder: Path) -> ShardClips:
+    return ShardClips(f"{folder}/*.tar", frames=3, size=24)
+
+
+def with_manifest(folder: Path) -> Path:
+    shards = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            samples = len(tar.getnames()) // 3
+        shards.append(
+            {"file": path.name, "bytes": path.stat().st_size, "samples": samples, "sha256": path.name}
+        )
+    (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
+    return folder
+
+
+def tar_of(path: Path, members: list[tuple[str, bytes]], kind: bytes = tarfile.REGTYPE) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size, member.type, member.linkname = len(content), kind, "/etc/passwd"
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def numbers(batch: torch.Tensor) -> list[int]:
+    """The clips that a batch is made of."""
+    return ((batch[:, 0, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+def pixels(video: torch.Tensor) -> set[tuple[int, ...]]:
+    """All (clip, row, column + 50 x frame) in a crop."""
+    return set(map(tuple, ((video + 1) * 127.5).round().int().flatten(1).T.tolist()))
+
+
+def test_every_clip_is_read_back_with_its_caption(folder: Path) -> None:
+    index = ShardIndex(str(folder / "*.tar"), "train")
+    assert len({sample.shard for sample in index.samples}) > 1
+    assert [index.read(i).key for i in range(len(index))] == [f"clip-{n:03d}" for n in range(12)]
+    for i in range(12):
+        assert np.array_equal(index.read(i).frames, clip(i))
+        assert index.read(i).caption == f"clip {i}"
+
+
+def test_folder_pattern_braces_and_list_give_the_same(folder: Path) -> None:
+    with_manifest(folder)
+    tars = [str(path) for path in folder.glob("*.tar")]
+    forms = [str(folder), f"{folder}/*.tar", f"{folder}/{{val,train}}-*.tar", tars]
+    assert len({ShardIndex(form, "train").fingerprint for form in forms}) == 1
+    assert {len(ShardIndex(form, "val")) for form in forms} == {6}
+
+
+def test_a_batch_can_be_asked_for_directly_and_again(clips: ShardClips, folder: Path) -> None:
+    in_order = [clips.batch(7, i, 4) for i in range(9)]
+    fresh = ShardClips(f"{folder}/*.tar", frames=3, size=24)
+    for i in (8, 0, 5):
+        assert torch.equal(fresh.batch(7, i, 4), in_order[i])
+    assert in_order[0].shape == (4, 3, 3, 24, 24)
+    assert in_order[0].dtype == torch.float32
+    assert -1 <= min(batch.min() for batch in in_order) <= max(batch.max() for batch in in_order) <= 1
+
+
+def test_the_order_does_not_depend_on_the_batch_size(clips: ShardClips) -> None:
+    small, large = [torch.cat([clips.batch(7, i, size) for i in range(24 // size)]) for size in (4, 6)]
+    assert torch.equal(small, large)
+
+
+def test_an_epoch_has_every_clip_once_and_the_next_another_order(clips: ShardClips) -> None:
+    epochs = [numbers(clips.batch(0, epoch, 12)) for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+    assert numbers(clips.batch(0, 1, 8)) == epochs[0][8:] + epochs[1][:4]
+
+
+def test_another_seed_gives_another_order_and_other_crops(clips: ShardClips) -> None:
+    assert numbers(clips.batch(0, 0, 12)) != numbers(clips.batch(1, 0, 12))
+    drawn = torch.cat([clips.batch(seed, 0, 12) for seed in range(4)])
+    assert len({video.numpy().tobytes() for video in drawn}) == 48
+
+
+def test_crops_are_consecutive_frames_of_one_place_sometimes_mirrored(clips: ShardClips) -> None:
+    mirrored, starts = 0, set()
+    for video in clips.batch(3, 0, 48):
+        seen = sorted(pixels(video))
+        number, top, corner = seen[0]
+        start, left = divmod(corner, 50)
+        expected = clip(number)[start : start + 3, top : top + 24, left : left + 24]
+        flipped = bool(video[2, 0, 0, 0] > video[2, 0, 0, 1])
+        levels = ((video + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
+        assert np.array_equal(levels, expected[:, :, ::-1] if flipped else expected)
+        mirrored += flipped
+        starts.add(start)
+    assert 12 <= mirrored <= 36
+    assert starts == {0, 1, 2}
+
+
+def test_the_two_evaluation_sets_share_no_clip_and_none_of_train(clips: ShardClips) -> None:
+    evaluation = clips.evaluation(3, seed=0)
+    assert evaluation.real.shape == evaluation.real_b.shape == (3, 3, 3, 24, 24)
+    real, real_b = set(numbers(evaluation.real)), set(numbers(evaluation.real_b))
+    assert len(real) == len(real_b) == 3
+    assert not real & real_b
+    assert real | real_b == set(range(100, 106))
+    assert "3 crops each, from 3 clips (0 crops overlap" in evaluation.note
+    assert torch.equal(clips.evaluation(3, seed=0).real, evaluation.real)
+    assert not torch.equal(clips.evaluation(3, seed=1).real, evaluation.real)
+
+
+def test_with_too_few_clips_evaluation_crops_do_not_overlap_while_there_is_room(folder: Path) -> None:
+    clips = ShardClips(f"{folder}/*.tar", frames=3, size=12)
+    evaluation = clips.evaluation(18, seed=0)
+    assert "(0 crops overlap others)" in evaluation.note
+    crops = [pixels(video) for video in [*evaluation.real, *evaluation.real_b]]
+    assert len(set.union(*crops)) == 36 * 3 * 12 * 12
+    assert {numbers(evaluation.real).count(number) for number in numbers(evaluation.real)} == {6}
+    assert "(2 crops overlap others)" in clips.evaluation(20, seed=0).note
+
+
+def test_a_single_held_out_clip_serves_both_sets_with_different_crops(tmp_path: Path) -> None:
+    make(tmp_path, "train", range(2))
+    make(tmp_path, "val", range(100, 101))
+    clips = ShardClips(f"{tmp_path}/*.tar", frames=5, size=12)
+    evaluation = clips.evaluation(3, seed=0)
+    assert "the same single clip in both" in evaluation.note
+    crops = [pixels(video) for video in [*evaluation.real, *evaluation.real_b]]
+    assert len(set.union(*crops)) == 6 * 5 * 12 * 12
+
+
+def test_workers_read_what_the_parent_reads(clips: ShardClips) -> None:
+    expected = clips.batch(0, 0, 4)
+    for way in ("fork", "spawn"):
+        with ProcessPoolExecutor(1, mp_context=get_context(way)) as pool:
+            assert torch.equal(torch.from_numpy(pool.submit(_batch, clips).result(timeout=60)), expected)
+
+
+def _batch(clips: ShardClips) -> np.ndarray:
+    return clips.batch(0, 0, 4).numpy()
+
+
+def test_the_fingerprint_changes_with_the_clips_and_with_the_crop(folder: Path, tmp_path: Path) -> None:
+    clips = ShardClips(f"{folder}/*.tar", 3, 24)
+    assert clips.fingerprint() == ShardClips(f"{folder}/*.tar", 3, 24).fingerprint()
+    assert clips.fingerprint() != ShardClips(f"{folder}/*.tar", 3, 20).fingerprint()
+    make(folder, "train", range(11))
+    assert clips.fingerprint() != ShardClips(f"{folder}/*.tar", 3, 24).fingerprint()
+
+
+def damage(path: Path, key: str) -> None:
+    """Overwrite the magic of one array."""
+    index = ShardIndex([str(path)], path.name.split("-")[0])
+    sample = next(sample for sample in index.samples if sample.key == key)
+    with open(sample.shard, "r+b") as file:
+        file.seek(sample.members["npy"][0])
+        file.write(b"damaged!")
+
+
+def test_a_corrupt_clip_is_passed_over_by_name_for_the_next_in_order(
+    clips: ShardClips, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    order = numbers(clips.batch(0, 0, 12))
+    damage(folder / "train-000000.tar", "clip-002")
+    again = ShardClips(f"{folder}/*.tar", frames=3, size=24)
+    with caplog.at_level(logging.WARNING):
+        found = numbers(again.batch(0, 0, 12))
+    place = order.index(2)
+    assert found == [*order[:place], order[(place + 1) % 12], *order[place + 1 :]]
+    assert caplog.text.count("'clip-002'") == 1
+
+
+def test_too_many_corrupt_clips_are_an_error(folder: Path) -> None:
+    for number in range(12):
+        path = next(p for p, n in _shards_with(folder) if f"clip-{number:03d}" in n)
+        damage(path, f"clip-{number:03d}")
+    with pytest.raises(ShardError, match=r"11 of 12 clips unreadable.*overwrite=true"):
+        ShardClips(f"{folder}/*.tar", frames=3, size=24).batch(0, 0, 12)
+
+
+def _shards_with(folder: Path) -> list[tuple[Path, set[str]]]:
+    return [
+        (path, {sample.key for sample in ShardIndex([str(path)], "train").samples})
+        for path in sorted(folder.glob("train-*.tar"))
+    ]
+
+
+def test_corrupt_held_out_clips_do_not_hang_the_evaluation(folder: Path) -> None:
+    for number in (100, 102, 104):
+        damage(next(folder.glob("val-000000.tar")), f"clip-{number}")
+    with pytest.raises(ShardError, match="none of 3 clips to evaluate on"):
+        ShardClips(f"{folder}/*.tar", frames=3, size=24).evaluation(3, 0)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (open, ("/tmp/pw-unpickled", "w"))
+
+
+def test_pickled_arrays_are_refused_unread(tmp_path: Path) -> None:
+    tar_of(tmp_path / "train-0.tar", [("a.npy", npy(np.array([Evil()], dtype=object)))])
+    with pytest.raises(ShardError, match=r"train-0\.tar.*pickled objects"):
+        ShardIndex(str(tmp_path / "*.tar"), "train")
+    disguised = tar_of(tmp_path / "train-0.tar", [("a.npy", pickle.dumps(Evil()))])
+    with pytest.raises(ShardError, match="cannot read 'a'"):
+        ShardIndex([str(disguised)], "train").read(0)
+    assert not Path("/tmp/pw-unpickled").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "says"),
+    [
+        ("../a.npy", tarfile.REGTYPE, "outside"),
+        ("b/../../a.npy", tarfile.REGTYPE, "outside"),
+        ("/a.npy", tarfile.REGTYPE, "outside"),
+        ("a.npy", tarfile.SYMTYPE, "link"),
+        ("a.npy", tarfile.LNKTYPE, "link"),
+        ("a.npy", tarfile.FIFOTYPE, "device"),
+        ("a.pyd", tarfile.REGTYPE, "does not end in"),
+        ("a.npy.gz", tarfile.REGTYPE, "does not end in"),
+        ("a", tarfile.REGTYPE, "does not end in"),
+    ],
+)
+def test_members_that_should_not_be_there_are_refused(
+    tmp_path: Path, name: str, kind: bytes, says: str
+) -> None:
+    shard = tar_of(tmp_path / "train-0.tar", [(name, b"")], kind)
+    with pytest.raises(ShardError, match=rf"train-0\.tar.*{says}"):
+        ShardIndex([str(shard)], "train")
+
+
+def test_duplicates_are_refused(tmp_path: Path) -> None:
+    array = npy(clip(0))
+    with pytest.raises(ShardError, match="comes twice"):
+        ShardIndex([str(tar_of(tmp_path / "train-0.tar", [("a.npy", array), ("a.npy", array)]))], "train")
+    for name in ("train-0.tar", "train-1.tar"):
+        tar_of(tmp_path / name, [("a.npy", array)])
+    with pytest.raises(ShardError, match=r"train-1\.tar: key 'a' is already in .*train-0\.tar"):
+        ShardIndex(str(tmp_path / "*.tar"), "train")
+
+
+def test_a_sample_without_frames_is_refused(tmp_path: Path) -> None:
+    shard = tar_of(tmp_path / "train-0.tar", [("a.npy", npy(clip(0))), ("b.json", b"{}")])
+    with pytest.raises(ShardError, match=r"train-0\.tar: sample 'b' has no \.npy.*copy it again"):
+        ShardIndex([str(shard)], "train")
+
+
+def test_a_tar_truncated_anywhere_is_refused(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "train-000000.tar").read_bytes()
+    boundary = ShardIndex([str(folder / "train-000000.tar")], "train").samples[1].members["json"][0] - 512
+    for size in (0, 100, 512, 700, boundary, boundary + 100, len(whole) // 2, len(whole) - 12_000):
+        (tmp_path / "train-9.tar").write_bytes(whole[:size])
+        with pytest.raises(ShardError, match=r"train-9\.tar"):
+            ShardIndex([str(tmp_path / "train-9.tar")], "train")
+
+
+def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train-0.tar").write_bytes(b"garbage" * 1000)
+    with pytest.raises(ShardError, match=r"train-0\.tar: not a whole, uncompressed tar"):
+        ShardIndex(str(tmp_path / "*.tar"), "train")
+
+
+def test_what_does_not_fit_the_manifest_is_refused(folder: Path) -> None:
+    with_manifest(folder)
+    path = folder / "train-000001.tar"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = path.read_bytes()
+    path.write_bytes(content + bytes(512))
+    with pytest.raises(ShardError, match=r"train-000001\.tar: \d+ bytes, but manifest\.json says"):
+        ShardIndex(str(folder), "train")
+    path.write_bytes(content)
+    manifest["shards"][1]["samples"] += 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match=r"samples, but manifest\.json says"):
+        ShardIndex(str(folder), "train")
+    path.unlink()
+    with pytest.raises(ShardError, match=r"train-000001\.tar: listed in manifest\.json, but not there"):
+        ShardIndex(str(folder), "train")
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(ShardError, match="not a manifest"):
+        ShardIndex(str(folder), "train")
+
+
+@pytest.mark.parametrize(
+    ("urls", "says"),
+    [
+        ("", "data.urls is not set"),
+        ("pipe:touch /tmp/x", "only local files"),
+        ("https://example.org/train-0.tar", "only local files"),
+        ("{folder}", r"no manifest\.json"),
+        ("{folder}/none-*.tar", "not there; run `make data"),
+        ("{folder}/val-*.tar", r"named train-\*\.tar"),
+    ],
+)
+def test_a_wrong_place_gets_one_clear_line(folder: Path, urls: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ShardClips(urls.replace("{folder}", str(folder)), frames=3, size=24)
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "says"), [(6, 24, "5 of 30x40"), (3, 31, "31x31"), (0, 24, "frames")]
+)
+def test_a_crop_larger_than_every_clip_is_refused(folder: Path, frames: int, size: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ShardClips(f"{folder}/*.tar", frames=frames, size=size)
+
+
+def test_clips_smaller_than_the_crop_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tar_of(folder / "train-9.tar", [("small.npy", npy(clip(50, height=20)))])
+    clips = ShardClips(f"{folder}/*.tar", frames=3, size=24)
+    assert sorted(numbers(clips.batch(0, 0, 12))) == list(range(12))
+    assert "1 of 13 train clips are smaller" in caplog.text
+
+
+def test_shards_are_written_and_read_under_wds_secure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from webdataset import utils
+
+    monkeypatch.setattr(utils, "enforce_security", True)
+    make(tmp_path, "train", range(2))
+    assert len(ShardIndex(f"{tmp_path}/*.tar", "train")) == 2
