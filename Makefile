@@ -19,7 +19,7 @@ export WDS_SECURE := 1
 unexport VIRTUAL_ENV
 unexport PYTHONPATH
 
-.PHONY: help setup ablation ablations status data mlflow train sample test check format lock bench clean
+.PHONY: help setup ablation ablations data train sample coverage mlflow test check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -42,7 +42,7 @@ sample: .venv/.ready ## sample one run (trains it first if need be): make sample
 	@$(RUN) -m pw.sample $(args)
 
 coverage: .venv/.ready ## which (timestep, stride) pairs a step sampler trains: make coverage args="step_sampler=aligned"
-	@$(RUN) -m pw.method.coverage $(args)
+	@$(RUN) -m pw.coverage $(args)
 
 mlflow: .venv/.ready ## open the MLflow UI on 127.0.0.1:5000 (port=… to change)
 	@$(RUN) -m pw.tracking port=$(or $(port),5000)

@@ -209,12 +209,17 @@ def footer(result: Result) -> list[tuple[str, str]]:
     if result.get("order_as_in_paper"):
         lines.append(("order as in the paper", result["order_as_in_paper"]))
     lines += [
-        ("settings", varied),
+        ("arms", varied),
+        ("asked for", " ".join(result.get("settings") or ())),
         ("scale", result.get("scale")),
         ("seeds", ", ".join(str(seed) for seed in result.get("seeds") or ())),
         ("contract", contract_line(result.get("contract") or {})),
     ]
-    lines += [("coverage", coverage_line(entry)) for entry in result.get("coverage") or ()]
+    covered: dict[str, list[str]] = {}
+    for entry in result.get("coverage") or ():
+        arm, _, text = coverage_line(entry).partition(": ")
+        covered.setdefault(text, []).append(arm)
+    lines += [("coverage", f"{', '.join(arms)}: {text}") for text, arms in covered.items()]
     failed = [f"{arm['name']} {arm['status']}" for arm in result["arms"] if arm.get("status", "ok") != "ok"]
     lines += [("failed", str(text)) for text in dict.fromkeys([*failed, *(result.get("failed") or ())])]
     lines += [("note", str(note)) for note in result.get("notes") or ()]
@@ -241,7 +246,7 @@ def coverage_line(entry: Mapping[str, Any]) -> str:
 
 def contract_line(contract: Mapping[str, Any]) -> str:
     """The contract in one line; metrics by their protocol ids, lists of many by their number."""
-    given = dict(contract)
+    given = {key: value for key, value in contract.items() if key not in ("arm", "seed", "train_signature")}
     protocols = given.pop("metrics", {})
     first = [k for k in ("signature", "git_commit", "dirty", "lock_hash", "clips") if k in given]
     parts = [f"{key} {_short(given[key])}" for key in [*first, *(k for k in given if k not in first)]]

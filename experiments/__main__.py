@@ -50,12 +50,18 @@ def run(plan: Plan) -> int:
     """Carry the plan out and show its table."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
     outputs = plan.options.outputs
     jobs, rows = all_jobs(plan)
     if plan.options.fresh and not plan.options.dry_run:
         remove_results(jobs, outputs)
-    todo = [job for job in jobs if not job.is_done(outputs)]
+    try:
+        todo = [job for job in jobs if not job.is_done(outputs)]
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     status = _Show(console, len(todo))
     pool = Pool(outputs, plan.options.workers, status.event)
     pool.waiting = list(todo)
@@ -88,7 +94,7 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
         return 1
     write_table(plan, result)
     console.print()
-    console.print(report.terminal(result))
+    console.print(report.terminal(result, console.width))
     if plan.options.mlflow:
         try:
             log_to_mlflow(plan, result, rows)

@@ -185,7 +185,7 @@ def score_request(
 # ---- the worker's side
 
 
-def _work(job: Job, outputs: Path, threads: int, log: Path, report: Connection, parent: Connection) -> None:
+def _work(job: Job, outputs: Path, log: Path, report: Connection, parent: Connection) -> None:
     """Carry out one job in a process of its own; its words go to `log`, its progress to `report`."""
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ def _work(job: Job, outputs: Path, threads: int, log: Path, report: Connection, 
     try:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(job.run.trainer.threads)
         _do(job, outputs, lambda done, total: report.send(("progress", done, total)))
         report.send(("done", "", ""))
     except BaseException as error:
@@ -248,8 +248,7 @@ class Pool:
 
     def __init__(self, outputs: Path, workers: int, show: Callable[[str, Job, str], None]) -> None:
         self.outputs, self.show = outputs, show
-        self.cores = os.cpu_count() or 1
-        self.workers = workers or self.cores
+        self.workers = workers or os.cpu_count() or 1
         self.failed: dict[str, str] = {}
         self.running: list[_Running] = []
         self.waiting: list[Job] = []
@@ -300,19 +299,17 @@ class Pool:
                 return self._start()
         ready = [job for job in self.waiting if not pending & set(job.needs)]
         free = self.workers - len(self.running)
-        # a lone job (the start checkpoint) may use the cores that would idle
-        threads = max(1, self.cores // max(1, min(self.workers, len(ready) + len(self.running))))
         for job in ready[:free]:
             self.waiting.remove(job)
-            self._launch(job, threads)
+            self._launch(job)
         return None
 
-    def _launch(self, job: Job, threads: int) -> None:
+    def _launch(self, job: Job) -> None:
         report, theirs = self.context.Pipe(duplex=False)
         parent_read, parent_write = self.context.Pipe(duplex=False)
         log = self.log_of(job)
         process = self.context.Process(
-            target=_work, args=(job, self.outputs, threads, log, theirs, parent_read), daemon=True
+            target=_work, args=(job, self.outputs, log, theirs, parent_read), daemon=True
         )
         process.start()
         theirs.close()

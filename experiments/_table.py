@@ -16,6 +16,7 @@ from benchmarks.figures import contact_sheet, plot
 from experiments._plan import Arm, Plan
 from experiments._runner import Row, probe_row
 from pw.build import Run
+from pw.config import digest
 from pw.provenance import provenance
 from pw.sample import SHOWN, reference_folder, sample_folder
 from pw.train import training_folder
@@ -41,6 +42,7 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
         "scale": plan.arms[0].first.scale.name,
         "seeds": list(plan.options.seeds),
         "contract": contract,
+        "settings": _settings(plan),
         "arms": [_arm_entry(plan, arm, compared, scores, failed) for arm in plan.arms],
         "best": compared.best,
         "floor": _reference_row(scores, FLOOR),
@@ -55,6 +57,14 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
             compared, table.values(), table.quality(), primary=plan.ablation.primary
         )
     return result
+
+
+def _settings(plan: Plan) -> list[str]:
+    """What was asked for beyond the ablation's own file, as on the command line."""
+    options = plan.options
+    seeds = "seeds=[" + ",".join(map(str, options.seeds)) + "]"
+    arms = [f"arms={','.join(options.arms)}"] if options.arms else []
+    return [seeds, *arms, *(["vary_start=true"] if options.vary_start else []), *options.overrides]
 
 
 def _read_scores(rows: Sequence[Row], failed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -151,7 +161,7 @@ def _notes(plan: Plan) -> list[str]:
     run = plan.arms[0].first
     starts = {r.start_run.training_signature: r.start_run for arm in plan.arms for r in arm.runs.values() if r.start_run}
     notes = [
-        f"start {start.config['start'].get('name') or 'none'} {signature}: {start.train.updates} updates, seed {start.seed}"
+        f"start checkpoint {signature}: {start.train.updates} updates of {start.config.label('objective')}, seed {start.seed}"
         for signature, start in starts.items()
     ]
     if len(starts) == 1 and not plan.options.vary_start:
@@ -168,9 +178,23 @@ def write_table(plan: Plan, result: dict[str, Any]) -> list[Path]:
     """table.{md,tex,html,json,csv}, plot.png and contact_sheet.png in the ablation's folder."""
     folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
+    _keep_earlier(folder, result["settings"])
     plot(result, folder / "plot.png")
     contact_sheet(_sheet_rows(plan), folder / "contact_sheet.png", _sheet_scale(plan.arms[0].first))
     return report.write(result, folder)
+
+
+def _keep_earlier(folder: Path, settings: list[str]) -> None:
+    """A table of other settings (other data, seeds, arms) moves to `earlier/`, it is not written over."""
+    if not (folder / "table.json").exists():
+        return
+    before = json.loads((folder / "table.json").read_text()).get("settings")
+    if before == settings:
+        return
+    earlier = folder / "earlier" / digest(before)
+    earlier.mkdir(parents=True, exist_ok=True)
+    for path in [*folder.glob("table.*"), *folder.glob("*.png")]:
+        path.replace(earlier / path.name)
 
 
 def _sheet_scale(run: Run) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -88,9 +89,17 @@ class Run:
         return _recipe_run(self.anchor_recipe, self.config, "anchors", f"sampling.count={self.sampling.count}")
 
     @cached_property
+    def _values(self) -> dict[str, Any]:
+        """The configuration with its numbers as they were read: p=1 and p=1.0 are the same run."""
+        parts = vars(self) | {"data": self.source}
+        if isinstance(self.objective, Shortcut):
+            parts |= vars(self.objective)
+        return {key: _as_read(node, parts.get(key)) for key, node in self.config.values.items()}
+
+    @cached_property
     def training_signature(self) -> str:
         """8 hex digits of all that can change the trained weights."""
-        kept = {k: v for k, v in self.config.values.items() if k not in NOT_TRAINING | {"start"}}
+        kept = {k: v for k, v in self._values.items() if k not in NOT_TRAINING | {"start"}}
         kept["train"] = {k: v for k, v in kept["train"].items() if k != "checkpoint_every"}
         kept["start"] = self.start_run.training_signature if self.start_run else None
         kept["clips"] = self.source.fingerprint()
@@ -105,11 +114,11 @@ class Run:
         """`signature` with other evaluation clips and noise (one first stage makes the anchors of several seeds)."""
         kept = {
             "training": self.training_signature,
-            "sampling": {k: v for k, v in self.config["sampling"].items() if k not in NOT_SAMPLING},
+            "sampling": {k: v for k, v in self._values["sampling"].items() if k not in NOT_SAMPLING},
             "evaluation_seed": evaluation_seed,
             "anchor_stage": self.anchor_run.training_signature if self.anchor_run else None,
-            **{key: self.config.values[key] for key in ("solver", "guidance")},
-            "anchors": self.config.values["anchors"]["degradation"],
+            **{key: self._values[key] for key in ("solver", "guidance")},
+            "anchors": _as_read(self.config["anchors"]["degradation"], self.anchor_degradation),
         }
         return digest(kept)
 
@@ -118,7 +127,7 @@ class Run:
         return digest(
             {
                 "scale": dataclasses.asdict(self.scale),
-                "data": self.config.values["data"],
+                "data": self._values["data"],
                 "clips": self.source.fingerprint(),
                 "count": self.sampling.count,
                 "seed": evaluation_seed,
@@ -145,7 +154,7 @@ class Run:
         config = self.config.with_values({f"sampling.{key}": value for key, value in changes.items()})
         run = assemble(config)
         if not isinstance(run.solver, Euler):
-            run = build([*config.overrides, "solver=euler"])
+            run = build([*(o for o in config.overrides if override_key(o).split(".")[0] != "solver"), "solver=euler"])
         return run
 
     def with_seed(self, seed: int, start_seed: int | None = None) -> Run:
@@ -153,8 +162,15 @@ class Run:
         return assemble(self.config.with_values({"seed": seed} | ({} if start_seed is None else {"start.seed": start_seed})))
 
 
+def _as_read(node: Any, part: Any) -> Any:
+    if not isinstance(node, Mapping) or not dataclasses.is_dataclass(part):
+        return node
+    return {k: _as_read(v, getattr(part, k)) if isinstance(v, Mapping) else getattr(part, k, v) for k, v in node.items()}
+
+
 def _recipe_run(recipe: settings.Recipe, config: Config, group: str, *more: str) -> Run:
-    inherited = [o for o in config.overrides if override_key(o).split(".")[0] in recipe.inherit]
+    inherit = {*recipe.inherit, "trainer"}  # where it runs changes no result
+    inherited = [o for o in config.overrides if override_key(o).split(".")[0] in inherit]
     own = [*recipe.overrides, f"train.updates={recipe.updates}", f"seed={recipe.seed}", *more]
     try:
         return build([*inherited, *own])
@@ -186,7 +202,7 @@ def assemble(config: Config) -> Run:
         codec=make("codec", values["codec"]),
         source=make("data", values["data"]),
         schedule=make("schedule", values["schedule"]),
-        objective=_objective(values),
+        objective=_objective(config),
         injector=make("injector", values["injector"]) if _chosen(values["injector"]) else None,
         degradation=degradation,
         solver=make("solver", values["solver"]),
@@ -195,20 +211,23 @@ def assemble(config: Config) -> Run:
             make("degradation", anchors["degradation"], "anchors.degradation") if anchors["degradation"] else degradation
         ),
         anchor_recipe=(
-            from_values(settings.Recipe, anchors["stage"], "anchors.stage") if anchors["source"] == "generated" else None
+            from_values(settings.Recipe, anchors["stage"], "anchors.stage")
+            if _coerce(anchors["source"], Literal["reference", "generated"], "anchors.source") == "generated"
+            else None
         ),
     )
     _cross_check(run)
     return run
 
 
-def _objective(values: Mapping[str, Any]) -> Flow | Shortcut:
+def _objective(config: Config) -> Flow | Shortcut:
+    values, choices = config.values, config.choices
     target = values["objective"].get("_target_", "")
     used = [part for part in SHORTCUT_PARTS if _chosen(values[part])]
     if target.endswith(".Flow"):
         if used:
             raise ConfigError(
-                f"{used[0]}={_name(values[used[0]])}: objective=flow has no use for a {used[0]}; leave it out, or set "
+                f"{used[0]}={choices[used[0]]}: objective=flow has no use for a {used[0]}; leave it out, or set "
                 "objective=shortcut"
             )
         return make("objective", values["objective"])
@@ -225,10 +244,6 @@ def _objective(values: Mapping[str, Any]) -> Flow | Shortcut:
 def _chosen(node: Mapping[str, Any]) -> bool:
     """Whether a group's choice is a strategy; its `none` has no class."""
     return bool(node["_target_"])
-
-
-def _name(node: Mapping[str, Any]) -> str:
-    return str(node.get("_target_", "none")).rpartition(".")[2]
 
 
 def _cross_check(run: Run) -> None:
@@ -249,11 +264,28 @@ def _cross_check(run: Run) -> None:
     ):
         if length % patch:
             raise ConfigError(f"scale.{name}: its {length} latent positions are no multiple of patch size {patch}")
+    data = run.config["data"]
+    for name, length in (("frames", scale.frames), ("size", scale.height), ("size", scale.width)):
+        if data[name] != length:
+            raise ConfigError(
+                f"data.{name}={data[name]}: the scale has {scale.frames} frames of {scale.height} x {scale.width} px, and "
+                "clips are square; set scale.frames, scale.height and scale.width, data follows"
+            )
+    timesteps = run.sampling.timesteps
+    if timesteps is not None and timesteps[0] > run.schedule.num_timesteps:
+        raise ConfigError(f"sampling.timesteps={list(timesteps)}: at most N={run.schedule.num_timesteps}")
     if run.injector is not None:
         with _as_config_error():
             run.injector.check(backbone)
     if run.stage == "anchor" and run.injector is not None:
-        raise ConfigError("injector: stage=anchor makes the anchor itself, leave the injector at none")
+        raise ConfigError(
+            f"injector={run.config.choices['injector']}: stage=anchor makes the anchor itself, leave the injector at none"
+        )
+    anchors = run.config.choices["anchors"]
+    if run.injector is None and anchors != "reference":
+        raise ConfigError(
+            f"anchors={anchors}: stage={run.stage} with injector=none is given no anchor; leave anchors at reference"
+        )
     if isinstance(run.objective, Shortcut):
         with _as_config_error():
             run.objective.step_sampler.check(run.schedule)
@@ -264,6 +296,12 @@ def _cross_check(run: Run) -> None:
         )
     if run.train.trainable == "adapters" and run.injector is None:
         raise ConfigError("train.trainable=adapters: without an injector there is nothing to adapt; set injector=gated")
+    unguided = {"scale": 1, "drop": "text", "first_steps": None}
+    if run.guidance.scale == 1 and (run.config.choices["guidance"] == "on" or vars(run.guidance) != unguided):
+        raise ConfigError(
+            f"guidance={run.config.choices['guidance']}: at guidance.scale=1 the network is not guided, whatever else is "
+            "set; leave guidance at off, or set guidance=on guidance.drop=text_and_anchor and a scale above 1"
+        )
     if run.guidance.scale != 1:
         if run.guidance.drop == "text":
             raise ConfigError(
@@ -310,6 +348,8 @@ def _settings(cls: type, group: str, values: Mapping[str, Any]) -> Any:
 def from_values(cls: type, node: Mapping[str, Any], key: str, **parts: Any) -> Any:
     """A dataclass from plain values, each checked against its annotation. Raises ConfigError by key."""
     known = {field.name: field for field in fields(cls) if field.init and not field.name.startswith("_")}
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{key}={node!r}: is not one value; set {', '.join(f'{key}.{name}' for name in known)}")
     for name in node:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -349,6 +389,8 @@ def _coerce(value: Any, wanted: Any, key: str) -> Any:
         return make(group, value, key) if "_target_" in value else from_values(wanted, value, key)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise wrong
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise wrong
     return value

@@ -123,23 +123,41 @@ def _check_override(override: str) -> None:
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """One line for Hydra's several: which override, what is known there, what is near."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     for override in overrides:
         key = override_key(override)
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException:
+            parsed = None
+        if parsed is None or parsed.is_sweep_override():
+            value = override.partition("=")[2]
+            return f"{override}: {value} is not one value; a list is {key}=[1,2], text with signs '{key}=\"a, b\"'"
         known = _known_keys(overrides, key)
         if known and key not in known:
             near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
             parent = key.rpartition(".")[0]
             siblings = [k.rpartition(".")[2] for k in known if parent and k.rpartition(".")[0] == parent]
-            siblings = [k for k in siblings if k != "_target_"]
-            hint = f"did you mean {near[0]}? " if near and not near[0].startswith(f"{parent}.") or near and siblings else ""
-            there = f"{parent} has {', '.join(siblings) or 'no options'}" if parent else f"there are {', '.join(_tops(known))}"
-            return f"{override}: there is no key {key}; {hint}{there}{_unused(parent, overrides)}"
+            hint = f"did you mean {near[0]}? " if near and near[0] != parent else ""
+            there = f"there are {', '.join(_tops(known))}"
+            if parent in known:
+                there = f"{parent} has {', '.join(siblings) or 'no options'}{_unused(parent, overrides)}{_elsewhere(key)}"
+            return f"{override}: there is no key {key}; {hint}{there}"
     return " ".join(str(error).split())
 
 
 def _unused(parent: str, overrides: Sequence[str]) -> str:
     chosen = [o for o in overrides if override_key(o) == parent or o.startswith("objective=flow")]
     return f" (with {' '.join(chosen)})" if parent in groups() and chosen else ""
+
+
+def _elsewhere(key: str) -> str:
+    """Which other choices of the group have the key."""
+    group, _, leaf = key.partition(".")
+    has = [o for o in groups().get(group, ()) if re.search(rf"^{re.escape(leaf)}:", (CONF / group / f"{o}.yaml").read_text(), re.M)]
+    return f"; set {' or '.join(f'{group}={option}' for option in has)} to have {leaf}" if has else ""
 
 
 def _tops(keys: Iterable[str]) -> list[str]:
@@ -153,7 +171,7 @@ def _known_keys(overrides: Sequence[str], but: str) -> list[str]:
         values = _compose(choices).values if choices != tuple(overrides) else _compose(()).values
     except ConfigError:
         return []
-    return [*flatten(values), *groups()]
+    return [*(key for key in flatten(values) if not key.endswith("_target_")), *groups()]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

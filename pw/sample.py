@@ -214,13 +214,18 @@ def main(arguments: list[str]) -> int:
     """Sample one run from the command line."""
     try:
         run = build(arguments)
+        sample_folder(run)  # composes the runs it needs, too
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     import torch
 
     torch.set_num_threads(run.trainer.threads)
-    print(sample(run))
+    try:
+        print(sample(run))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

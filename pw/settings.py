@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 
@@ -83,6 +84,9 @@ class Optimizer:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ValueError(f"optimizer.lr={self.lr}: needs to be positive")
+        for name in ("weight_decay", "clip", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)}: 0 (none) or more")
         if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.ema < 1:
             raise ValueError(f"optimizer.betas={list(self.betas)} ema={self.ema}: each 0 to below 1")
         if not 0 <= self.final_lr <= 1:
@@ -115,6 +119,13 @@ class Sampling:
                 f"sampling.timesteps={list(self.timesteps)}: has {len(self.timesteps)} steps, "
                 f"sampling.num_steps={self.num_steps}"
             )
+        if self.timesteps is not None and not all(a > b for a, b in pairwise((*self.timesteps, 0.0))):
+            raise ValueError(
+                f"sampling.timesteps={list(self.timesteps)}: wants falling timesteps above 0 (the final 0 is added), "
+                "e.g. [1000,931,818,600]"
+            )
+        if not 0 < self.start <= 1:
+            raise ValueError(f"sampling.start={self.start}: a fraction of the schedule in (0, 1]; 1 is pure noise")
 
 
 @dataclass(frozen=True)
@@ -138,3 +149,6 @@ class Trainer:
     accelerator: Literal["cpu", "gpu", "auto"]
     devices: int
     threads: int
+
+    def __post_init__(self) -> None:
+        _positive(self, "trainer", "devices", "threads")

@@ -35,8 +35,17 @@ def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
 
 
 def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
-    """Whether the training is done."""
-    return (training_folder(run, outputs) / "done.json").exists()
+    """Whether the training is done. Raises ConfigError when the folder holds a training of another signature."""
+    done = training_folder(run, outputs) / "done.json"
+    if not done.exists():
+        return False
+    found = json.loads(done.read_text()).get("signature")
+    if found != run.training_signature:
+        raise ConfigError(
+            f"{done.parent} holds a training of signature {found}, not {run.training_signature}: move it to "
+            f"{done.parent.with_name(str(found))}, or remove it to train anew"
+        )
+    return True
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -170,7 +179,12 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
             continue
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            found = checkpoint["pw_signature"]
+            if found != folder.name:
+                raise ConfigError(f"{path} is a checkpoint of signature {found}, not {folder.name}; remove it")
             return path, int(checkpoint["global_step"])
+        except ConfigError:
+            raise
         except Exception as error:
             logging.getLogger("pw").warning("%s is unreadable (%s); trying the one before", path, error)
             path.rename(path.with_suffix(".unreadable"))
@@ -215,6 +229,7 @@ def _keeper(run: Run, folder: Path, progress: Progress | None) -> Any:
 
         def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
             checkpoint["pw_spent"] = list(self.spent())
+            checkpoint["pw_signature"] = run.training_signature
 
         def spent(self) -> tuple[float, float]:
             wall, cpu = time.perf_counter() - self.began, time.process_time() - self.cpu_began
@@ -284,6 +299,7 @@ def main(arguments: list[str]) -> int:
     """Train one run from the command line, with a line of progress."""
     try:
         run = build(arguments)
+        training_folder(run)  # composes the runs it needs, too
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -298,8 +314,11 @@ def main(arguments: list[str]) -> int:
         if sys.stderr.isatty() or update % 100 == 0:
             print(f"update {update} of {updates}, about {left:.0f} s left   ", end=end, file=sys.stderr, flush=True)
 
-    folder = train(run, progress=progress)
-    print(folder)
+    try:
+        print(train(run, progress=progress))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

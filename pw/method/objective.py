@@ -88,7 +88,7 @@ def flow_loss(
 def _weighted_mse(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     # float32: a bf16 mean over 10^7 elements loses the small errors
     per_sample = (predicted.float() - target.float()).square().flatten(1).mean(1)
-    return (weight.to(per_sample.dtype) * per_sample).mean()
+    return (weight.to(per_sample) * per_sample).mean()
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Bernoulli:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
-            raise ValueError(f"objective.rate={self.rate}: a probability, 0 to 1")
+            raise ValueError(f"turns.rate={self.rate}: a probability, 0 to 1")
 
     def is_consistency(self, update: int) -> bool:
         """Depends on (seed, update) alone, so that every rank takes the same branch."""

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 
 def over(per_sample: Tensor, like: Tensor) -> Tensor:
-    """[B] -> [B, 1, …] in `like`'s dtype, to multiply a batch."""
-    return per_sample.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+    """[B] -> [B, 1, …] in `like`'s dtype and on its device, to multiply a batch."""
+    return per_sample.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
 def state(data: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -87,6 +87,8 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.drop not in ("text", "text_and_anchor"):
             raise ValueError(f"guidance.drop={self.drop!r}: one of text, text_and_anchor")
+        if self.first_steps is not None and self.first_steps < 1:
+            raise ValueError(f"guidance.first_steps={self.first_steps}: needs at least 1; guidance=off guides none")
 
     def __call__(self, velocity: Velocity, null: Velocity, guided_from: float) -> Velocity:
         """The guided velocity; below timestep `guided_from` it is `velocity` itself."""

@@ -84,10 +84,14 @@ class StepSampler:
         row = row.clamp(max=len(table) - 1)
         pick = lambda column: column[row].to(uniform.device)  # noqa: E731
         timestep, stride = pick(table.timestep), pick(table.stride)
+        middle, end = timestep - stride / 2, (timestep - stride).clamp(min=0)
+        from_node, middle_node = schedule.snapped(timestep), schedule.snapped(middle)
+        # a step no longer than the nodes lie apart would lose a half to snapping: it stays where it is
+        apart = (from_node > middle_node) & (middle_node > end)
         return Steps(
-            timestep=schedule.snapped(timestep),
-            middle=schedule.snapped(timestep - stride / 2),
-            end=timestep - stride,
+            timestep=torch.where(apart, from_node, timestep),
+            middle=torch.where(apart, middle_node, middle),
+            end=end,
             stride=stride,
             ground=pick(table.ground),
         )

@@ -25,9 +25,9 @@ class Wan:
     rope_max_seq_len: int
 
     def __post_init__(self) -> None:
-        for name in ("num_attention_heads", "attention_head_dim", "num_layers", "ffn_dim", "in_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"backbone.{name}={getattr(self, name)}: needs at least 1")
+        for name, value in vars(self).items():
+            if min(value if name == "patch_size" else (value,)) < 1:
+                raise ValueError(f"backbone.{name}={value}: needs at least 1")
         if self.attention_head_dim % 2:
             raise ValueError(f"backbone.attention_head_dim={self.attention_head_dim}: rotary embedding wants it even")
 
@@ -59,6 +59,8 @@ class Injector:
             raise ValueError(f"injector.blocks={list(self.blocks)}: distinct block indices, e.g. [1]")
         if not 0 < self.hidden <= 4:
             raise ValueError(f"injector.hidden={self.hidden}: a share of the width, e.g. 0.25")
+        if self.groups < 1:
+            raise ValueError(f"injector.groups={self.groups}: needs at least 1")
 
     def check(self, backbone: Wan) -> None:
         """Raises ValueError when a block does not exist or the groups do not divide the hidden channels."""
@@ -67,6 +69,8 @@ class Injector:
                 f"injector.blocks={list(self.blocks)}: the backbone has blocks 0 to {backbone.num_layers - 1}"
             )
         channels = self.hidden_channels(backbone)
+        if not channels:
+            raise ValueError(f"injector.hidden={self.hidden}: leaves no channel of the width {backbone.width}, e.g. 0.25")
         if channels % self.groups:
             raise ValueError(f"injector.groups={self.groups}: does not divide the {channels} hidden channels")
 

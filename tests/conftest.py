@@ -1,0 +1,51 @@
+"""Settings for all tests, and the closed-form world that several folders test against."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside other work; set before torch is imported
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# no deadline: a busy machine is not a failure. derandomize: the same examples on every machine
+settings.register_profile("pw", deadline=None, derandomize=True)
+settings.load_profile("pw")
+
+
+@dataclass(frozen=True)
+class GaussianWorld:
+    """The exact solution for data N(0, sd^2): what a perfectly trained shortcut network would answer.
+
+    The state at sigma is N(0, S^2), S^2 = (1 - sigma)^2 sd^2 + sigma^2, and the probability-flow ODE dx/dsigma = x S'/S
+    keeps x / S constant. So a step sigma -> end lands on x S(end) / S(sigma); its mean velocity is the difference over
+    the span.
+    """
+
+    sd: float
+    schedule: Any
+
+    def spread(self, sigma: Any) -> Any:
+        """S(sigma)."""
+        return ((1 - sigma) ** 2 * self.sd**2 + sigma**2) ** 0.5
+
+    def velocity(self, state: Any, timestep: Any, stride: Any) -> Any:
+        """The mean velocity over the step; at stride 0 the velocity of the ODE."""
+        sigma = self.schedule.sigma(timestep)
+        end = self.schedule.sigma((timestep - stride).clamp(min=0))
+        spread = self.spread(sigma)
+        # S'/S at stride 0: S S' = sigma - (1 - sigma) sd^2
+        slope = (sigma - (1 - sigma) * self.sd**2) / spread**2
+        span = (sigma - end).clamp(min=1e-300)
+        rate = slope.where(stride == 0, (1 - self.spread(end) / spread) / span)
+        return state * rate.to(state.dtype).view(-1, *[1] * (state.ndim - 1))
+
+
+@pytest.fixture(scope="session")
+def gaussian_world() -> type[GaussianWorld]:
+    """`gaussian_world(sd, schedule).velocity` is the perfect shortcut velocity of Gaussian data."""
+    return GaussianWorld
