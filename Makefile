@@ -12,7 +12,6 @@ args ?=
 
 export UV_SYSTEM_CERTS := 1
 export UV_PYTHON_DOWNLOADS := never
-export UV_LINK_MODE ?= hardlink
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export WDS_SECURE := 1
@@ -22,7 +21,7 @@ unexport PYTHONPATH
 .PHONY: help setup ablation ablations data train sample coverage mlflow test check format lock clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 setup: .venv/.ready ## make the environment (.venv) from requirements/dev.lock
 

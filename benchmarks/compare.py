@@ -233,9 +233,7 @@ def _difference(a: Mapping[int, float], b: Mapping[int, float], side: Direction,
     if len(seeds) == 1:
         return Difference(float(deltas[0]), None, None, None, None, "not resolved", kind, 1, versus)
     mean, half, p = (float(x) for x in paired_t(deltas))
-    return Difference(
-        mean, mean - half, mean + half, p, None, "no difference shown", kind, len(seeds), versus
-    )
+    return Difference(mean, mean - half, mean + half, p, None, "no difference shown", kind, len(seeds), versus)
 
 
 def _improves(diff: float, side: Direction) -> bool:
@@ -249,9 +247,7 @@ def _against(
     versus: str,
 ) -> dict[str, Difference]:
     """One comparison, all its metrics: differences with Holm's correction over them and the verdicts."""
-    found = {
-        m: _difference(arm[m], other[m], side, versus) for m, side in sides.items() if arm[m] or other[m]
-    }
+    found = {m: _difference(arm[m], other[m], side, versus) for m, side in sides.items() if arm[m] or other[m]}
     tested = [m for m, d in found.items() if d.p is not None]
     for m, p_holm in zip(tested, holm([found[m].p or 0.0 for m in tested]), strict=True):
         d = found[m]
@@ -269,13 +265,9 @@ def _best(
 
     Intersection-union: its p is the largest of its paired tests against the others; Holm over the metrics.
     """
-    winners = {
-        m: _winner({arm: v[m] for arm, v in values.items() if v[m]}, side) for m, side in sides.items()
-    }
+    winners = {m: _winner({arm: v[m] for arm, v in values.items() if v[m]}, side) for m, side in sides.items()}
     adjusted = holm([p for _, p in winners.values()])
-    return {
-        m: arm if p < 1 - LEVEL else None for (m, (arm, _)), p in zip(winners.items(), adjusted, strict=True)
-    }
+    return {m: arm if p < 1 - LEVEL else None for (m, (arm, _)), p in zip(winners.items(), adjusted, strict=True)}
 
 
 def _winner(arms: Mapping[str, Mapping[int, float]], side: Direction) -> tuple[str | None, float]:

@@ -199,9 +199,7 @@ def markdown(tables: int) -> str:
         "|---|---|---|---|" + "---|" * len(METHODS),
     ]
     for s in scenarios():
-        cells = [
-            f"{100 * o.worst:.1f} / {100 * o.mean:.1f}, x{o.width:.2f}" for o in cover(s, tables).values()
-        ]
+        cells = [f"{100 * o.worst:.1f} / {100 * o.mean:.1f}, x{o.width:.2f}" for o in cover(s, tables).values()]
         lines.append(f"| {s.seeds} | {s.arms} | {s.errors} | {s.variances} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -212,8 +210,7 @@ def markdown(tables: int) -> str:
     ]
     for s in (Scenario(n, 4, "normal", v) for n in SEEDS for v in VARIANCES):
         rates = [
-            false_positives(s, method, tables // 10 if method is bootstrap else tables)
-            for method in METHODS.values()
+            false_positives(s, method, tables // 10 if method is bootstrap else tables) for method in METHODS.values()
         ]
         cells = [f"{100 * rate:.1f}" for rate in rates]
         lines.append(f"| {s.seeds} | {s.arms} | {s.errors} | {s.variances} | " + " | ".join(cells) + " |")

@@ -80,8 +80,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Path | None]]], out: Path, 
     columns = {len(paths) for _, paths in rows}
     if len(columns) != 1 or scale < 1:
         raise ValueError(
-            f"a contact sheet needs rows of one length and scale >= 1; lengths are {sorted(columns)}, "
-            f"scale {scale}"
+            f"a contact sheet needs rows of one length and scale >= 1; lengths are {sorted(columns)}, scale {scale}"
         )
     frames = [[_middle_frame(path) for path in paths] for _, paths in rows]
     sizes = [frame.shape[:2] for row in frames for frame in row if frame is not None]

@@ -166,9 +166,7 @@ def html(result: Result, images: Mapping[str, bytes] | None = None) -> str:
     parts = [f"<h1>{title}</h1>{claim}", _html_grid(_whole(result))]
     if (deltas := differences(result)).rows:
         parts += ["<h2>Differences to the row above</h2>", _html_grid(deltas)]
-    lines = (
-        f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in footer(result) if head != "claim"
-    )
+    lines = (f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in footer(result) if head != "claim")
     parts.append(f"<h2>Reading and provenance</h2><dl>{''.join(lines)}</dl>")
     for head, data in (images or {}).items():
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
@@ -230,9 +228,7 @@ def _csv_row(name: str, kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
 def _markdown_grid(grid: Grid) -> str:
     groups = [column.group for column in grid.columns]
     headers = [
-        column.header
-        if column.group != PAPER
-        else f"{'paper' if groups[i - 1] == PAPER else PAPER}: {column.header}"
+        column.header if column.group != PAPER else f"{'paper' if groups[i - 1] == PAPER else PAPER}: {column.header}"
         for i, column in enumerate(grid.columns)
     ]
     lines = ["| | " + " | ".join(_md(h) for h in headers) + " |", "|---|" + "--:|" * len(headers)]
@@ -281,11 +277,7 @@ def _latex_table(grid: Grid, caption: str, label: str) -> str:
 
 def _latex_cell(cell: Cell) -> str:
     text = rf"\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
-    return (
-        text
-        + rf"\,{_tex(cell.mark)}" * bool(cell.mark)
-        + rf" {{\scriptsize {_tex(cell.aside)}}}" * bool(cell.aside)
-    )
+    return text + rf"\,{_tex(cell.mark)}" * bool(cell.mark) + rf" {{\scriptsize {_tex(cell.aside)}}}" * bool(cell.aside)
 
 
 def _html_grid(grid: Grid) -> str:
@@ -350,9 +342,7 @@ def _rich_table(grid: Grid, title: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=title, title_justify="left", title_style="dim", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    table = Table(title=title, title_justify="left", title_style="dim", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", width=_label_width(grid))
     for i, column in enumerate(grid.columns):
         header = textwrap.fill(column.header, _column_width(grid, i), break_long_words=False)

@@ -53,9 +53,7 @@ def score_folder(
     clips = {what: clip_paths(folder) for what, folder in folders.items() if folder is not None}
     for what, found in clips.items():
         if not found.keys() & clips["video"].keys():
-            raise ValueError(
-                f"no clip of {what}={folders[what]} has the name of one in {videos}; names must agree"
-            )
+            raise ValueError(f"no clip of {what}={folders[what]} has the name of one in {videos}; names must agree")
     chosen = {name: scorer(name) for name in metrics if all(need in clips for need in lookup(name).needs)}
     rows: dict[str, dict[str, float | int]] = {}
     counts = dict.fromkeys(chosen, 0)
@@ -105,9 +103,7 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def _batches(
-    clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash
-) -> Iterator[tuple[list[str], Batch]]:
+def _batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> Iterator[tuple[list[str], Batch]]:
     """Names and tensors of clips that have the same folders and sizes, up to BATCH_PIXELS at once."""
     from pw.video import read_video
 

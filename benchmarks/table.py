@@ -116,9 +116,7 @@ class Digits:
 def metrics(result: Result) -> list[str]:
     """The metrics that any row has, in the registry's order of first appearance."""
     below = (result.get("ceiling") or {}, result.get("floor") or {})
-    return list(
-        dict.fromkeys(m for row in (*(arm["metrics"] for arm in result["arms"]), *below) for m in row)
-    )
+    return list(dict.fromkeys(m for row in (*(arm["metrics"] for arm in result["arms"]), *below) for m in row))
 
 
 def half_width(row: Mapping[str, Any]) -> float | None:
@@ -139,9 +137,7 @@ def scores(result: Result, *, marks: bool) -> Grid:
     ]
     digits = {name: _digits_of(result, name) for name in names}
     best = result.get("best") or {}
-    verdicts = {
-        arm["name"]: {m: d["verdict"] for m, d in arm["vs_previous"].items()} for arm in result["arms"]
-    }
+    verdicts = {arm["name"]: {m: d["verdict"] for m, d in arm["vs_previous"].items()} for arm in result["arms"]}
 
     def cell(label: str, row: Mapping[str, Any], name: str) -> Cell:
         if name not in row:
@@ -195,10 +191,7 @@ def paper(result: Result) -> Grid:
     """The paper's numbers as printed; nothing if no arm is in the paper."""
     names = list(dict.fromkeys(c for arm in result["arms"] for c in arm.get("paper") or {}))
     columns = tuple(Column(PAPER, COLUMNS[c].header if c in COLUMNS else c) for c in names)
-    rows = [
-        (arm["name"], tuple(_printed(c, (arm.get("paper") or {}).get(c)) for c in names))
-        for arm in result["arms"]
-    ]
+    rows = [(arm["name"], tuple(_printed(c, (arm.get("paper") or {}).get(c)) for c in names)) for arm in result["arms"]]
     return Grid(columns, tuple(rows))
 
 
@@ -286,8 +279,7 @@ def _probes(result: Result) -> Grid:
     first = next(iter(probes.values()))
     digits = _digits(list(probes.values()))
     rows = tuple(
-        (arm, (Cell(f"{digits.interval(p['mean'], half_width(p))} (at {p['at']})"),))
-        for arm, p in probes.items()
+        (arm, (Cell(f"{digits.interval(p['mean'], half_width(p))} (at {p['at']})"),)) for arm, p in probes.items()
     )
     return Grid((Column("probe", f"{first['label']}: {heading(lookup(first['metric']), digits)}"),), rows)
 

@@ -1,7 +1,7 @@
 """`make ablation name=ansc`: plan, train, sample, score, table.  `make ablations`: the list.
 
-    python -m experiments name=ansc [seeds=5] [arms=baseline,full] [dry_run=true] [vary_start=true] [fresh=true]
-                          [workers=2] [mlflow=false] [outputs=DIR] [any override of conf/, for every run]
+python -m experiments name=ansc [seeds=5] [arms=baseline,full] [dry_run=true] [vary_start=true] [fresh=true]
+                      [workers=2] [mlflow=false] [outputs=DIR] [any override of conf/, for every run]
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def run(plan: Plan) -> int:
     _print_plan(console, plan, jobs, todo, pool.seconds_left() + (FORK_SECONDS if todo else 0))
     if plan.options.dry_run:
         for job in todo:
-            console.print(f"  {command(job)}", style="dim" if job.kind == "score" else "")
+            # on one line and to the letter, whatever the width: it is to be copied
+            style = "dim" if job.kind == "score" else ""
+            console.print(f"  {command(job)}", style=style, markup=False, soft_wrap=True)
         return 0
     began = time.perf_counter()
     if todo:
@@ -90,7 +92,7 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
     try:
         result = make_table(plan, rows, failed)
     except ValueError as error:
-        console.print(f"error: {error}", style="red")
+        console.print(f"error: {error}", style="red", markup=False)
         return 1
     write_table(plan, result)
     console.print()
@@ -99,7 +101,8 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
         try:
             log_to_mlflow(plan, result, rows)
         except TrackingError as error:
-            console.print(f"MLflow was not written ({error}); the table and all results are files, nothing is lost")
+            text = f"MLflow was not written ({error}); the table and all results are files, nothing is lost"
+            console.print(text, markup=False)
     console.print(
         f"\n{plan.folder}/table.{{md,tex,html,json,csv}}, plot.png, contact_sheet.png; "
         f"`make mlflow` compares the runs. {time.perf_counter() - began:.0f} s"
@@ -120,7 +123,9 @@ def _print_plan(console: Any, plan: Plan, jobs: Sequence[Job], todo: Sequence[Jo
 
     console.print(f"[bold]{plan.name}[/]: {plan.statement.title}")
     waiting = {job.key for job in todo}
-    table = Table("arm", *plan.arms[0].varied, *(f"seed {seed}" for seed in plan.options.seeds), box=None, pad_edge=False)
+    table = Table(
+        "arm", *plan.arms[0].varied, *(f"seed {seed}" for seed in plan.options.seeds), box=None, pad_edge=False
+    )
     for arm in plan.arms:
         state = ["to train" if f"train:{run.training_signature}" in waiting else "trained" for run in arm.runs.values()]
         table.add_row(arm.name, *(str(value) for value in arm.varied.values()), *state)
@@ -145,12 +150,14 @@ class _Show:
         self.every = 0.5 if console.is_terminal else 15.0
 
     def event(self, what: str, job: Job, text: str) -> None:
+        from rich.markup import escape
+
         if what in ("done", "failed", "skipped"):
             self.done += 1
         if what == "done" and job.kind == "train":
             self._line(f"[green]✓[/] {job.label} ({text})")
         elif what in ("failed", "skipped"):
-            self._line(f"[red]✗ {job.label}: {text}[/]")
+            self._line(f"[red]✗ {escape(f'{job.label}: {text}')}[/]")
 
     def tick(self, pool: Pool) -> None:
         now = time.perf_counter()

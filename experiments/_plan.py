@@ -146,7 +146,11 @@ class Plan:
 
 def make_plan(options: Options) -> Plan:
     """Compose and check every arm and seed. Raises ConfigError (and ValueError for an unknown name)."""
-    ablation, stated = load(options.name)
+    return plan_of(options, *load(options.name))
+
+
+def plan_of(options: Options, ablation: Ablation, stated: Statement) -> Plan:
+    """The plan of an ablation that need not be a file of this folder. Raises ConfigError."""
     _check_overrides(ablation, options)
     chosen = _chosen_arms(ablation, options)
     arms: list[Arm] = []
@@ -208,7 +212,9 @@ def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:
     for arm in arms:
         twin = seen.setdefault(arm.first.signature, arm.name)
         if twin != arm.name:
-            raise ConfigError(f"arms {twin} and {arm.name} are the same run ({arm.first.signature}): nothing is compared")
+            raise ConfigError(
+                f"arms {twin} and {arm.name} are the same run ({arm.first.signature}): nothing is compared"
+            )
 
 
 def _is_varied(key: str, varies: Sequence[str]) -> bool:
@@ -223,7 +229,10 @@ def _differing(a: Config, b: Config) -> list[str]:
     return [
         k
         for k in keys
-        if not (objectives_differ and any(k.startswith(f"{part}.") for part in ("turns", "target", "step_sampler", "weighting")))
+        if not (
+            objectives_differ
+            and any(k.startswith(f"{part}.") for part in ("turns", "target", "step_sampler", "weighting"))
+        )
     ]
 
 

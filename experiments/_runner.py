@@ -29,7 +29,13 @@ from pw.train import is_trained, training_folder
 # Seconds on one core of the machine this was written on, to estimate with before anything has been measured.
 SECONDS = {"flow": 0.058, "consistency": 0.080, "forward": 0.0017, "score": 2.0, "job": 0.5}
 FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
-PRELOAD = ["torch", "lightning.pytorch", "diffusers.models.transformers.transformer_wan", "pw.stages.hires", "pw.sample"]
+PRELOAD = [
+    "torch",
+    "lightning.pytorch",
+    "diffusers.models.transformers.transformer_wan",
+    "pw.stages.hires",
+    "pw.sample",
+]
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,9 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
         solution = None
         if run.sampling.num_steps < run.sampling.solution_steps:
             solved = run.solution
-            needs.append(add(sample_jobs(solved, f"{run.sampling.solution_steps}-step solution of {label}", count, seed)))
+            needs.append(
+                add(sample_jobs(solved, f"{run.sampling.solution_steps}-step solution of {label}", count, seed))
+            )
             solution = sample_folder(solved, outputs, seed)
         if ceiling:
             scored("floor", seed, run, reference_folder(run, outputs, seed) / "real_b", needs[:1])
@@ -148,9 +156,7 @@ def probe_row(arm: str, value: Any) -> str:
     return f"{arm} at {value}"
 
 
-def score_request(
-    plan: Plan, name: str, run: Run, videos: Path, solution: Path | None, seed: int
-) -> dict[str, Any]:
+def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path | None, seed: int) -> dict[str, Any]:
     """What `benchmarks.score.score_folder` is asked: folders, metrics and the contract stamped on the scores."""
     outputs = plan.options.outputs
     real = reference_folder(run, outputs, seed) / "real"
@@ -223,8 +229,16 @@ def _do(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> None:
     else:
         from benchmarks.score import score_folder
 
-        request = {k: Path(v) if k in ("videos", "out", "real", "structure", "solution") and v else v for k, v in job.score.items()}
-        score_folder(request.pop("videos"), request.pop("out"), **request)
+        ask = job.score
+        score_folder(
+            Path(ask["videos"]),
+            Path(ask["out"]),
+            real=Path(ask["real"]),
+            structure=Path(ask["structure"]),
+            solution=None if ask["solution"] is None else Path(ask["solution"]),
+            metrics=ask["metrics"],
+            contract=ask["contract"],
+        )
 
 
 # ---- the runner's side
@@ -308,9 +322,7 @@ class Pool:
         report, theirs = self.context.Pipe(duplex=False)
         parent_read, parent_write = self.context.Pipe(duplex=False)
         log = self.log_of(job)
-        process = self.context.Process(
-            target=_work, args=(job, self.outputs, log, theirs, parent_read), daemon=True
-        )
+        process = self.context.Process(target=_work, args=(job, self.outputs, log, theirs, parent_read), daemon=True)
         process.start()
         theirs.close()
         parent_read.close()

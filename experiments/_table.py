@@ -98,7 +98,9 @@ def _arm_entry(
 ) -> dict[str, Any]:
     missing = [seed for seed in plan.options.seeds if seed not in scores.get(arm.name, {})]
     reasons = [r for r in dict.fromkeys(failed.values()) if f"{arm.name} seed" in r]
-    status = "ok" if not missing else f"failed: seeds {', '.join(map(str, missing))}" + "".join(f"; {r}" for r in reasons)
+    status = (
+        "ok" if not missing else f"failed: seeds {', '.join(map(str, missing))}" + "".join(f"; {r}" for r in reasons)
+    )
     return {
         "name": arm.name,
         "varied": dict(arm.varied),
@@ -159,15 +161,17 @@ def _coverage(plan: Plan, arm: Arm) -> dict[str, Any] | None:
 def _notes(plan: Plan) -> list[str]:
     outputs = plan.options.outputs
     run = plan.arms[0].first
-    starts = {r.start_run.training_signature: r.start_run for arm in plan.arms for r in arm.runs.values() if r.start_run}
+    starts = {
+        r.start_run.training_signature: r.start_run for arm in plan.arms for r in arm.runs.values() if r.start_run
+    }
     notes = [
-        f"start checkpoint {signature}: {start.train.updates} updates of {start.config.label('objective')}, seed {start.seed}"
+        f"start checkpoint {signature}: {start.train.updates} flow updates, seed {start.seed}"
         for signature, start in starts.items()
     ]
     if len(starts) == 1 and not plan.options.vary_start:
         notes.append("all seeds share one start checkpoint; vary_start=true trains one per seed")
     reference = _done(reference_folder(run, outputs, plan.options.seeds[0]))
-    notes.append(f"{run.sampling.count} evaluation clips per seed, other clips and noise for each; floor: {reference.get('note')}")
+    notes.append(f"{run.sampling.count} clips per seed, other clips and noise for each; floor: {reference.get('note')}")
     codes = {_done(training_folder(r, outputs)).get("code") for arm in plan.arms for r in arm.runs.values()}
     if codes - {None, provenance()["code"]}:
         notes.append("some cached runs were made by other code than this checkout's; fresh=true redoes them")
@@ -235,7 +239,12 @@ def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row]) -> st
             training, clips = training_folder(run, outputs), sample_folder(run, outputs, seed)
             cost = {k: v for k, v in _done(training).items() if k in ("cpu_seconds", "train_flops", "peak_memory_mb")}
             scores = json.loads(scored.read_text())["metrics"] if scored.exists() else {}
-            artifacts = [training / "config.yaml", scored, scored.with_suffix(".csv"), *sorted(clips.glob("000[0-3].mkv"))]
+            artifacts = [
+                training / "config.yaml",
+                scored,
+                scored.with_suffix(".csv"),
+                *sorted(clips.glob("000[0-3].mkv")),
+            ]
             records.append(
                 RunRecord(
                     arm=arm.name,

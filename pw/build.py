@@ -159,13 +159,17 @@ class Run:
 
     def with_seed(self, seed: int, start_seed: int | None = None) -> Run:
         """The same run from another seed, and its start from another if one is given."""
-        return assemble(self.config.with_values({"seed": seed} | ({} if start_seed is None else {"start.seed": start_seed})))
+        return assemble(
+            self.config.with_values({"seed": seed} | ({} if start_seed is None else {"start.seed": start_seed}))
+        )
 
 
 def _as_read(node: Any, part: Any) -> Any:
     if not isinstance(node, Mapping) or not dataclasses.is_dataclass(part):
         return node
-    return {k: _as_read(v, getattr(part, k)) if isinstance(v, Mapping) else getattr(part, k, v) for k, v in node.items()}
+    return {
+        k: _as_read(v, getattr(part, k)) if isinstance(v, Mapping) else getattr(part, k, v) for k, v in node.items()
+    }
 
 
 def _recipe_run(recipe: settings.Recipe, config: Config, group: str, *more: str) -> Run:
@@ -208,7 +212,9 @@ def assemble(config: Config) -> Run:
         solver=make("solver", values["solver"]),
         guidance=make("guidance", values["guidance"]),
         anchor_degradation=(
-            make("degradation", anchors["degradation"], "anchors.degradation") if anchors["degradation"] else degradation
+            make("degradation", anchors["degradation"], "anchors.degradation")
+            if anchors["degradation"]
+            else degradation
         ),
         anchor_recipe=(
             from_values(settings.Recipe, anchors["stage"], "anchors.stage")
@@ -268,8 +274,8 @@ def _cross_check(run: Run) -> None:
     for name, length in (("frames", scale.frames), ("size", scale.height), ("size", scale.width)):
         if data[name] != length:
             raise ConfigError(
-                f"data.{name}={data[name]}: the scale has {scale.frames} frames of {scale.height} x {scale.width} px, and "
-                "clips are square; set scale.frames, scale.height and scale.width, data follows"
+                f"data.{name}={data[name]}: the scale has {scale.frames} frames of {scale.height} x {scale.width} px "
+                "and clips are square; set scale.frames, scale.height and scale.width, data follows"
             )
     timesteps = run.sampling.timesteps
     if timesteps is not None and timesteps[0] > run.schedule.num_timesteps:
@@ -279,7 +285,7 @@ def _cross_check(run: Run) -> None:
             run.injector.check(backbone)
     if run.stage == "anchor" and run.injector is not None:
         raise ConfigError(
-            f"injector={run.config.choices['injector']}: stage=anchor makes the anchor itself, leave the injector at none"
+            f"injector={run.config.choices['injector']}: stage=anchor makes the anchor itself, leave it at none"
         )
     anchors = run.config.choices["anchors"]
     if run.injector is None and anchors != "reference":
@@ -299,8 +305,8 @@ def _cross_check(run: Run) -> None:
     unguided = {"scale": 1, "drop": "text", "first_steps": None}
     if run.guidance.scale == 1 and (run.config.choices["guidance"] == "on" or vars(run.guidance) != unguided):
         raise ConfigError(
-            f"guidance={run.config.choices['guidance']}: at guidance.scale=1 the network is not guided, whatever else is "
-            "set; leave guidance at off, or set guidance=on guidance.drop=text_and_anchor and a scale above 1"
+            f"guidance={run.config.choices['guidance']}: at guidance.scale=1 the network is not guided, whatever else "
+            "is set; leave guidance at off, or set guidance=on guidance.drop=text_and_anchor and a scale above 1"
         )
     if run.guidance.scale != 1:
         if run.guidance.drop == "text":
@@ -341,11 +347,11 @@ def make(group: str, node: Mapping[str, Any], key: str | None = None, **parts: A
     return from_values(cls, {k: v for k, v in node.items() if k != "_target_"}, key or group, **parts)
 
 
-def _settings(cls: type, group: str, values: Mapping[str, Any]) -> Any:
+def _settings(cls: Any, group: str, values: Mapping[str, Any]) -> Any:
     return from_values(cls, values[group], group)
 
 
-def from_values(cls: type, node: Mapping[str, Any], key: str, **parts: Any) -> Any:
+def from_values(cls: Any, node: Mapping[str, Any], key: str, **parts: Any) -> Any:
     """A dataclass from plain values, each checked against its annotation. Raises ConfigError by key."""
     known = {field.name: field for field in fields(cls) if field.init and not field.name.startswith("_")}
     if not isinstance(node, Mapping):

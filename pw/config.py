@@ -94,7 +94,9 @@ def _compose(overrides: tuple[str, ...]) -> Config:
         composed = compose("run", overrides=list(overrides), return_hydra_config=True)
         chosen = composed.hydra.runtime.choices
         choices = {str(k): str(v) for k, v in chosen.items() if k in groups() and v is not None}
-        values = OmegaConf.to_container(OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"]), resolve=True)
+        values = OmegaConf.to_container(
+            OmegaConf.masked_copy(composed, [str(k) for k in composed if k != "hydra"]), resolve=True
+        )
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, overrides)) from error
     assert isinstance(values, dict)
@@ -143,7 +145,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
             hint = f"did you mean {near[0]}? " if near and near[0] != parent else ""
             there = f"there are {', '.join(_tops(known))}"
             if parent in known:
-                there = f"{parent} has {', '.join(siblings) or 'no options'}{_unused(parent, overrides)}{_elsewhere(key)}"
+                there = (
+                    f"{parent} has {', '.join(siblings) or 'no options'}{_unused(parent, overrides)}{_elsewhere(key)}"
+                )
             return f"{override}: there is no key {key}; {hint}{there}"
     return " ".join(str(error).split())
 
@@ -156,7 +160,11 @@ def _unused(parent: str, overrides: Sequence[str]) -> str:
 def _elsewhere(key: str) -> str:
     """Which other choices of the group have the key."""
     group, _, leaf = key.partition(".")
-    has = [o for o in groups().get(group, ()) if re.search(rf"^{re.escape(leaf)}:", (CONF / group / f"{o}.yaml").read_text(), re.M)]
+    has = [
+        o
+        for o in groups().get(group, ())
+        if re.search(rf"^{re.escape(leaf)}:", (CONF / group / f"{o}.yaml").read_text(), re.M)
+    ]
     return f"; set {' or '.join(f'{group}={option}' for option in has)} to have {leaf}" if has else ""
 
 

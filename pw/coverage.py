@@ -37,9 +37,7 @@ def step_sampler(run: Run) -> StepSampler:
     """The run's step sampler. Raises ConfigError when its objective has none."""
     if not isinstance(run.objective, Shortcut):
         choice = run.config.choices["objective"]
-        raise ConfigError(
-            f"objective={choice}: trains no stride, so no step is covered; set objective=shortcut"
-        )
+        raise ConfigError(f"objective={choice}: trains no stride, so no step is covered; set objective=shortcut")
     return run.objective.step_sampler
 
 

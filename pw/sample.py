@@ -1,4 +1,4 @@
-"""Sample one run to `outputs/videos/<signature>/`: clips on disk, in the same order and from the same noise in every arm.
+"""Sample one run to `outputs/videos/<signature>/`: clips on disk, the same order and noise in every arm.
 
     python -m pw.sample stage=hires objective=shortcut sampling.num_steps=4
 

@@ -124,7 +124,8 @@ def _train(run: Run, folder: Path, start: str | None, progress: Progress | None)
             "cpu_seconds": round(module.cpu_seconds, 2),
             "wall_seconds": round(module.wall_seconds, 2),
             # ru_maxrss is in KiB on Linux, in bytes on macOS
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "linux" else 1 << 20),
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            // (1024 if sys.platform == "linux" else 1 << 20),
             "parameters": sum(p.numel() for p in module.net.parameters()),
             "trained_parameters": sum(p.numel() for p in module.net.parameters() if p.requires_grad),
             "torch": torch.__version__,
@@ -214,20 +215,20 @@ def _keeper(run: Run, folder: Path, progress: Progress | None) -> Any:
     import torch
 
     class Keeper(L.Callback):
-        def on_fit_start(self, trainer: Any, module: Any) -> None:
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
             self.began, self.cpu_began = time.perf_counter(), time.process_time()
-            self.before: tuple[float, float] = getattr(module, "_spent", (0.0, 0.0))
+            self.before: tuple[float, float] = getattr(pl_module, "_spent", (0.0, 0.0))
             self.curve: list[dict[str, float]] = []
             self.losses: dict[str, list[Any]] = {}
 
-        def on_train_start(self, trainer: Any, module: Any) -> None:
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             self.done = trainer.global_step
             _truncate(folder / "metrics.jsonl", self.done)
 
-        def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-            module._spent = tuple(checkpoint["pw_spent"])
+        def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+            pl_module._spent = tuple(checkpoint["pw_spent"])
 
-        def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
             checkpoint["pw_spent"] = list(self.spent())
             checkpoint["pw_signature"] = run.training_signature
 
@@ -235,8 +236,8 @@ def _keeper(run: Run, folder: Path, progress: Progress | None) -> Any:
             wall, cpu = time.perf_counter() - self.began, time.process_time() - self.cpu_began
             return self.before[0] + wall, self.before[1] + cpu
 
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
-            term, value = module.last_loss
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            term, value = pl_module.last_loss
             self.losses.setdefault(term, []).append(value)
             if trainer.global_step == self.done:
                 return
@@ -273,9 +274,9 @@ def _keeper(run: Run, folder: Path, progress: Progress | None) -> Any:
                 file.writelines(json.dumps(line) + "\n" for line in self.curve)
             self.curve.clear()
 
-        def on_train_end(self, trainer: Any, module: Any) -> None:
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             self.flush()
-            module.wall_seconds, module.cpu_seconds = self.spent()
+            pl_module.wall_seconds, pl_module.cpu_seconds = self.spent()
 
     return Keeper()
 

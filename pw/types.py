@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-
 class Velocity(Protocol):
     """dx/dsigma of a state: what the network is to an objective or a solver, all else bound."""
 

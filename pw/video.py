@@ -148,9 +148,7 @@ def to_uint8(video: Any) -> Frames:
     if video.ndim < 4 or video.shape[-4] != 3:
         raise ValueError(f"a video is [3, F, H, W] or [B, 3, F, H, W], not {list(video.shape)}")
     if not np.isfinite(video).all():
-        raise ValueError(
-            f"the video holds {np.count_nonzero(~np.isfinite(video))} values that are not finite"
-        )
+        raise ValueError(f"the video holds {np.count_nonzero(~np.isfinite(video))} values that are not finite")
     return np.moveaxis(np.rint((np.clip(video, -1, 1) + 1) * 127.5).astype(np.uint8), -4, -1)
 
 
@@ -161,9 +159,7 @@ def to_float(frames: Frames) -> NDArray[np.float32]:
 
 def _check_writable(path: Path, frames: Frames, fps: float, lossless: bool) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(
-            f"frames must be uint8 [F, H, W, 3] (see to_uint8), not {frames.dtype} {frames.shape}"
-        )
+        raise ValueError(f"frames must be uint8 [F, H, W, 3] (see to_uint8), not {frames.dtype} {frames.shape}")
     if path.suffix != (suffix := ".mkv" if lossless else ".mp4"):
         raise ValueError(f"lossless={lossless} is written as {suffix}, not as {path.name!r}")
     if not lossless and (frames.shape[1] % 2 or frames.shape[2] % 2):
@@ -203,9 +199,7 @@ def _open(path: str | os.PathLike[str]) -> Generator[tuple[Any, Any]]:
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes)")
     try:
-        with av.open(
-            str(path.absolute()), container_options=SAFE_INPUT, metadata_errors="replace"
-        ) as container:
+        with av.open(str(path.absolute()), container_options=SAFE_INPUT, metadata_errors="replace") as container:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams:
                 raise VideoError(f"{path}: no video stream in it")
@@ -274,6 +268,4 @@ def _check_whole(path: str | os.PathLike[str], stream: Any, declared: int | None
         hours, minutes, seconds = (float(part) for part in end.split(":"))
         end = 3600 * hours + 60 * minutes + seconds
         if end - clock.last > 1.5 * clock.longest:
-            raise VideoError(
-                f"{path}: truncated, it declares {end:.2f} s and its last frame is at {clock.last:.2f}"
-            )
+            raise VideoError(f"{path}: truncated, it declares {end:.2f} s and its last frame is at {clock.last:.2f}")

@@ -115,9 +115,7 @@ def mhd_mse(video: Tensor, ks: Sequence[int]) -> Tensor:
     return total / (f * len(ks))
 
 
-def mhd_scales(
-    video: Tensor, ks_small: Sequence[int], ks_large: Sequence[int], small_below: int
-) -> Sequence[int]:
+def mhd_scales(video: Tensor, ks_small: Sequence[int], ks_large: Sequence[int], small_below: int) -> Sequence[int]:
     """The k's that fit: those for small frames if the shorter side is under `small_below` px."""
     return ks_small if min(video.shape[-2:]) < small_below else ks_large
 
@@ -209,9 +207,7 @@ class PowerSpectrumDistance:
             # White noise of variance step^2 / 12, seen through the squared window (mean 3/8 a side).
             self.floor = step**2 / 12 * h * w * (3 / 8) ** 2
         if len(self.power) != min(batch.video.shape[-2:]) // 2 + 1:
-            raise ValueError(
-                "psd needs clips of one size in the folder; put other sizes in a folder of their own"
-            )
+            raise ValueError("psd needs clips of one size in the folder; put other sizes in a folder of their own")
         self.power += radial_power_spectrum(batch.video).double().sum(0)
         self.real_power += radial_power_spectrum(real).double().sum(0)
 

@@ -90,7 +90,6 @@ def load(name: str) -> Table:
         reader = csv.DictReader(file)
         columns = [field for field in reader.fieldnames or () if field in COLUMNS]
         rows = [
-            Row(line["label"], line["arm"], {c: float(line[c]) for c in columns}, line["source"])
-            for line in reader
+            Row(line["label"], line["arm"], {c: float(line[c]) for c in columns}, line["source"]) for line in reader
         ]
     return Table(name, tuple(COLUMNS[c] for c in columns), tuple(rows))

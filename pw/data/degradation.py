@@ -147,9 +147,7 @@ class Flawed:
         anchor = self.base.anchor(video, size, draw).clone()
         side = [max(1, round(length * self.mask**0.5)) for length in size] if self.mask else [0, 0]
         for clip in anchor:
-            top, left = (
-                int(torch.randint(0, s - d + 1, (), generator=draw)) for s, d in zip(size, side, strict=True)
-            )
+            top, left = (int(torch.randint(0, s - d + 1, (), generator=draw)) for s, d in zip(size, side, strict=True))
             clip[..., top : top + side[0], left : left + side[1]] = clip.mean((-3, -2, -1), keepdim=True)
             if self.swap and clip.shape[1] > 1:
                 first = int(torch.randint(0, clip.shape[1] - 1, (), generator=draw))

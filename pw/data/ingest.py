@@ -74,9 +74,7 @@ class Settings:
                 raise ValueError(f"{name}={value}: must be from {low} to {high}")
         if self.frames % 4 != 1:
             near = (self.frames - 1) // 4 * 4 + 1
-            raise ValueError(
-                f"frames={self.frames}: a clip has 4n+1 frames; nearest are {near} and {near + 4}"
-            )
+            raise ValueError(f"frames={self.frames}: a clip has 4n+1 frames; nearest are {near} and {near + 4}")
 
     @property
     def step(self) -> int:
@@ -216,9 +214,7 @@ def ingest(path: Path, out: Path, settings: Settings, overwrite: bool = False) -
                 return _finished(out, videos, settings)
             return _make(out, videos, settings)
     except Timeout:
-        raise ValueError(
-            f"out={out}: another `make data` is at work there; wait, or give another out="
-        ) from None
+        raise ValueError(f"out={out}: another `make data` is at work there; wait, or give another out=") from None
 
 
 def _make(out: Path, videos: dict[str, Path], settings: Settings) -> dict[str, Any]:
@@ -337,9 +333,7 @@ def _cut_video(work: Path, name: str, video: Path, settings: Settings, progress:
     record.frames, record.cuts, record.fps = is_cut.seen, is_cut.found, min(rate, settings.fps or rate)
     record.caption, record.warning = read_caption(video)
     if not record.clips:
-        record.skipped = (
-            f"too short: {record.frames} frames, {record.cuts} cuts, no {settings.frames} in one shot"
-        )
+        record.skipped = f"too short: {record.frames} frames, {record.cuts} cuts, no {settings.frames} in one shot"
     return record
 
 
@@ -377,9 +371,7 @@ def _assemble(out: Path, records: list[Record], settings: Settings) -> dict[str,
     return manifest
 
 
-def _write_all(
-    out: Path, records: list[Record], splits: list[list[str]], shard_bytes: int
-) -> list[dict[str, Any]]:
+def _write_all(out: Path, records: list[Record], splits: list[list[str]], shard_bytes: int) -> list[dict[str, Any]]:
     """Write the tars aside, then put all in place; returns the manifest's entries."""
     aside = out / UNFINISHED / "shards"
     shutil.rmtree(aside, ignore_errors=True)
@@ -390,9 +382,7 @@ def _write_all(
             with open(path, "rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = path.stat().st_size
-            shards.append(
-                {"file": path.name, "split": split, "samples": samples, "bytes": size, "sha256": sha256}
-            )
+            shards.append({"file": path.name, "split": split, "samples": samples, "bytes": size, "sha256": sha256})
     for stale in _shards_in(out):
         stale.unlink()
     for shard in shards:
@@ -400,9 +390,7 @@ def _write_all(
     return shards
 
 
-def _samples(
-    out: Path, records: list[Record], splits: list[list[str]], split: str
-) -> Iterator[dict[str, Any]]:
+def _samples(out: Path, records: list[Record], splits: list[list[str]], split: str) -> Iterator[dict[str, Any]]:
     """The clips of one split as webdataset samples."""
     for record, assigned in zip(records, splits, strict=True):
         stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(record.file).stem)[:40]

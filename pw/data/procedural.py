@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 CELL = 8  # px, side of a texture cell
 # wave vectors in rad/px: wavelength 4 px along the axes, 3.8 px on the diagonals
-WAVES = tuple(
-    (2 * math.pi / CELL * x, 2 * math.pi / CELL * y) for x, y in ((2, 0), (0, 2), (1.5, 1.5), (1.5, -1.5))
-)
+WAVES = tuple((2 * math.pi / CELL * x, 2 * math.pi / CELL * y) for x, y in ((2, 0), (0, 2), (1.5, 1.5), (1.5, -1.5)))
 CONTRAST = 0.45
 
 
@@ -97,27 +95,18 @@ class ProceduralClips:
         per_clip: Any = lambda value: value.view(-1, 1, 1, 1)  # noqa: E731
 
         angle, centre = per_clip(structure["direction"]), self.size / 2
-        ramp = torch.sigmoid(
-            ((x - centre) * torch.cos(angle) + (y - centre) * torch.sin(angle)) / (self.size / 5)
-        )
+        ramp = torch.sigmoid(((x - centre) * torch.cos(angle) + (y - centre) * torch.sin(angle)) / (self.size / 5))
         first, second = structure["colours"].view(-1, 2, 3, 1, 1, 1).unbind(1)
         ground = (1 - ramp[:, None]) * first + ramp[:, None] * second  # [B, 3, 1, H, W]
 
-        spread = lambda cells: cells.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)[
-            :, : self.size, : self.size
-        ]  # noqa: E731
+        spread = lambda cells: cells.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)[:, : self.size, : self.size]  # noqa: E731
         k = waves[spread(texture["wave"])]
-        gratings = (
-            CONTRAST
-            * torch.cos(k[..., 0] * x[:, 0] + k[..., 1] * y[:, 0] + spread(texture["phase"]))[:, None]
-        )
+        gratings = CONTRAST * torch.cos(k[..., 0] * x[:, 0] + k[..., 1] * y[:, 0] + spread(texture["phase"]))[:, None]
 
         dx = x - per_clip(structure["position"][:, 0]) - per_clip(structure["velocity"][:, 0]) * time
         dy = y - per_clip(structure["position"][:, 1]) - per_clip(structure["velocity"][:, 1]) * time
         square, radius = per_clip(structure["square"]), per_clip(structure["radius"])
-        distance = square * torch.maximum(dx.abs(), dy.abs()) + (1 - square) * torch.sqrt(
-            dx * dx + dy * dy + 1e-6
-        )
+        distance = square * torch.maximum(dx.abs(), dy.abs()) + (1 - square) * torch.sqrt(dx * dx + dy * dy + 1e-6)
         mask = torch.sigmoid((radius - distance) * 2.5)
         own = waves[texture["object_wave"]]
         phase = per_clip(own[:, 0]) * dx + per_clip(own[:, 1]) * dy + per_clip(texture["object_phase"])

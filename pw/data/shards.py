@@ -64,9 +64,7 @@ class Sample:
     shape: tuple[int, ...] | None
 
 
-def write_shards(
-    folder: Path, split: str, samples: Iterable[dict[str, Any]], max_bytes: int
-) -> list[tuple[Path, int]]:
+def write_shards(folder: Path, split: str, samples: Iterable[dict[str, Any]], max_bytes: int) -> list[tuple[Path, int]]:
     """Write `samples` ({"__key__": …, ending: bytes}) as `folder/<split>-000000.tar`, … of about `max_bytes`.
 
     The same samples give the same bytes. Returns (path, number of samples) of each tar.
@@ -339,9 +337,7 @@ def _shape(shard: Path, key: str, offset: int, size: int) -> tuple[int, ...] | N
     stream = io.BytesIO(_pread(shard, offset, min(size, HEADER)))
     try:
         version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(stream)
     except (ValueError, EOFError):
         return None

@@ -73,9 +73,7 @@ class Flow:
         return Loss(flow_loss(velocity, data, schedule, draws, FlowWeight(self.flow_weight)), "flow")
 
 
-def flow_loss(
-    velocity: Velocity, data: Tensor, schedule: Schedule, draws: Draws, weight: FlowWeight
-) -> Tensor:
+def flow_loss(velocity: Velocity, data: Tensor, schedule: Schedule, draws: Draws, weight: FlowWeight) -> Tensor:
     """Mean over the batch of weight(T) * MSE(velocity, noise - data)  (Eq. 7.3)."""
     noise = draws.noise(data)
     nodes = schedule.nodes().to(data.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pw.lazy import torch
@@ -14,9 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def inference_grid(
-    num_steps: int, schedule: Schedule, shift: float | None = None, start: float = 1.0
-) -> Tensor:
+def inference_grid(num_steps: int, schedule: Schedule, shift: float | None = None, start: float = 1.0) -> Tensor:
     """Timesteps T_0 > … > T_n = 0 in the schedule's coordinate, float64 [n + 1].
 
     u = start (1 - i / n), sigma = shifted(u). `shift` is the inference shift, the training one by default; the
@@ -50,9 +49,7 @@ def inference_strides(grid: Tensor) -> Tensor:
 class Euler:
     """x <- x + (sigma_next - sigma) v  (Eq. 3): exact for a shortcut model, whose v is the mean over the step."""
 
-    def __call__(
-        self, velocity: Velocity, noise: Tensor, grid: Tensor, strides: Tensor, schedule: Schedule
-    ) -> Tensor:
+    def __call__(self, velocity: Velocity, noise: Tensor, grid: Tensor, strides: Tensor, schedule: Schedule) -> Tensor:
         """noise [B, C, F, h, w], grid [n + 1], strides [n] -> data of noise's shape."""
         state = noise
         for (timestep, after), stride in zip(_pairs(grid), strides.tolist(), strict=True):
@@ -63,8 +60,7 @@ class Euler:
 
 
 def _pairs(grid: Tensor) -> list[tuple[float, float]]:
-    nodes = grid.tolist()
-    return list(zip(nodes[:-1], nodes[1:], strict=True))
+    return list(pairwise(grid.tolist()))
 
 
 def _full(value: float, like: Tensor) -> Tensor:

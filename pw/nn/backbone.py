@@ -54,9 +54,7 @@ class Backbone(nn.Module):
         self.dit = wan_transformer(choice)
         self.stride_embedding = StrideEmbedding(choice.width)
         self.adds_anchor = isinstance(injector, options.Add)
-        self.injector = (
-            AnchorGuidedInjector(injector, choice) if isinstance(injector, options.Injector) else None
-        )
+        self.injector = AnchorGuidedInjector(injector, choice) if isinstance(injector, options.Injector) else None
         self._context: dict[str, Any] = {}
         self.dit.condition_embedder.time_embedder.register_forward_hook(self._add_stride)
         if isinstance(injector, options.Injector):

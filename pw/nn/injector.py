@@ -80,9 +80,7 @@ class AnchorGuidedInjector(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(
-        self, anchor: Tensor, grid: tuple[int, int], timestep: Tensor, stride: Tensor
-    ) -> dict[int, Tensor]:
+    def forward(self, anchor: Tensor, grid: tuple[int, int], timestep: Tensor, stride: Tensor) -> dict[int, Tensor]:
         """anchor latent [B, C, F, h, w], token grid (rows, columns) -> {block: [B, L, D] to add to its input}."""
         z = F.silu(self.norm(self.narrow(resize_frames(anchor, grid))))
         z = F.silu(self.widen(z)).flatten(2).transpose(1, 2)

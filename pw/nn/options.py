@@ -70,7 +70,9 @@ class Injector:
             )
         channels = self.hidden_channels(backbone)
         if not channels:
-            raise ValueError(f"injector.hidden={self.hidden}: leaves no channel of the width {backbone.width}, e.g. 0.25")
+            raise ValueError(
+                f"injector.hidden={self.hidden}: leaves no channel of the width {backbone.width}, e.g. 0.25"
+            )
         if channels % self.groups:
             raise ValueError(f"injector.groups={self.groups}: does not divide the {channels} hidden channels")
 

@@ -24,9 +24,7 @@ class UniPC:
         if not 1 <= self.order <= 3:
             raise ValueError(f"solver.order={self.order}: 1, 2 or 3")
 
-    def __call__(
-        self, velocity: Velocity, noise: Tensor, grid: Tensor, strides: Tensor, schedule: Schedule
-    ) -> Tensor:
+    def __call__(self, velocity: Velocity, noise: Tensor, grid: Tensor, strides: Tensor, schedule: Schedule) -> Tensor:
         """noise [B, C, F, h, w], grid [n + 1], strides [n] -> data of noise's shape."""
         from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
@@ -34,7 +32,9 @@ class UniPC:
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, solver_order=self.order
         )
         scheduler.set_timesteps(sigmas=schedule.sigma(grid[:-1]).numpy())
-        scheduler.set_begin_index(0)  # else it looks its start up by whole-number label, and on fine grids two share one
+        scheduler.set_begin_index(
+            0
+        )  # else it looks its start up by whole-number label, and on fine grids two share one
         state = noise
         full = lambda value: torch.full((len(noise),), value, dtype=torch.float64, device=noise.device)  # noqa: E731
         for timestep, stride, label in zip(grid[:-1].tolist(), strides.tolist(), scheduler.timesteps, strict=True):

@@ -105,14 +105,13 @@ class Stage(L.LightningModule):
         def velocity(state: Tensor, timestep: Tensor, stride: Tensor) -> Tensor:
             timestep, stride = timestep.to(state.device), stride.to(state.device)
             told = self.run.schedule.network_timestep(timestep)
-            return net(
-                state, timestep.float(), stride.float(), condition.text, condition.anchor, sigma_timestep=told
-            )
+            return net(state, timestep.float(), stride.float(), condition.text, condition.anchor, sigma_timestep=told)
 
         return velocity
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        assert self.net is not None and self.ema is not None
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        assert self.net is not None
+        assert self.ema is not None
         index = int(batch["index"])
         loss = self.loss(batch["video"], index, index // self.run.train.accumulate)
         self.last_loss = (loss.term, loss.value.detach())
@@ -120,7 +119,8 @@ class Stage(L.LightningModule):
 
     def loss(self, video: Tensor, index: int, update: int) -> Loss:
         """The objective on the index-th batch; `update` decides whose turn it is, alike on every rank."""
-        assert self.net is not None and self.ema is not None
+        assert self.net is not None
+        assert self.ema is not None
         draws = SeededDraws(self.run.seed, index)
         data, condition = self.prepare(video, draws)
         condition = condition.dropped(draws.dropped(len(data), self.run.train.condition_dropout))
@@ -130,14 +130,16 @@ class Stage(L.LightningModule):
         halves = self.velocity(self.ema, condition) if uses_ema else velocity
         return self.run.objective(velocity, halves, data, self.run.schedule, draws, update)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # once per update, not per accumulated batch
         if self.trainer.global_step == self._averaged:
             return
         self._averaged = self.trainer.global_step
-        assert self.net is not None and self.ema is not None
+        assert self.net is not None
+        assert self.ema is not None
         decay = min(self.run.optimizer.ema, (1 + self._averaged) / (10 + self._averaged))
-        average, online = list(self.ema.parameters()), [p.detach() for p in self.net.parameters()]
+        average: Any = list(self.ema.parameters())
+        online: Any = [p.detach() for p in self.net.parameters()]
         with torch.no_grad():
             torch._foreach_lerp_(average, online, 1 - decay)
 

@@ -199,7 +199,7 @@ def test_checkpointing_recomputes_the_blocks():
     net = backbone(GATED, awake=True)
     net.checkpoint_activations()
     calls = []
-    net.dit.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    net.dit.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     loss = net(**inputs()).mean()
     assert len(calls) == 1
     loss.backward()

@@ -1,0 +1,109 @@
+"""pw.data.procedural: clips whose structure an anchor shows and whose texture it hides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pw.data.degradation import BlurAndNoise
+from pw.data.procedural import CONTRAST, WAVES, ProceduralClips, generator
+
+CLIPS = ProceduralClips(frames=3, size=24)
+ANCHOR = BlurAndNoise((4.0, 4.0), (1.0, 1.0), (0.0, 0.1), 0.5)  # conf/degradation/default.yaml
+
+
+def anchor(video: torch.Tensor) -> torch.Tensor:
+    return ANCHOR.anchor(video, (12, 12), torch.Generator().manual_seed(0))
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_index():
+    first = CLIPS.batch(3, 7, 4)
+    torch.manual_seed(99)  # the global generator has no part in it
+    CLIPS.batch(3, 8, 4)
+    assert torch.equal(ProceduralClips(frames=3, size=24).batch(3, 7, 4), first)
+
+
+def test_other_seeds_and_other_indices_are_other_clips():
+    batches = [CLIPS.batch(seed, index, 4) for seed, index in ((0, 0), (0, 1), (1, 0), (1, 1), (2**31, 0))]
+    for i, one in enumerate(batches):
+        for other in batches[:i]:
+            assert rms(one - other) > 0.2
+
+
+def test_clips_of_a_batch_differ_from_each_other():
+    batch = CLIPS.batch(0, 0, 6)
+    for i in range(6):
+        for j in range(i):
+            assert rms(batch[i] - batch[j]) > 0.2
+
+
+@pytest.mark.parametrize(("frames", "size"), [(3, 24), (5, 24), (2, 16), (3, 20)])
+def test_a_batch_has_its_shape_and_range(frames: int, size: int):
+    batch = ProceduralClips(frames, size).batch(0, 0, 8)
+    assert batch.shape == (8, 3, frames, size, size)
+    assert batch.dtype == torch.float32
+    assert float(batch.abs().max()) <= 1
+    assert float(batch.std()) > 0.3  # measured 0.48: neither flat nor saturated
+
+
+def test_frames_differ_where_the_object_moves_and_nowhere_else():
+    batch = CLIPS.batch(0, 0, 16)
+    change = (batch[:, :, 1] - batch[:, :, 0]).abs().amax(1)  # [B, H, W]
+    assert float((change.flatten(1).amax(1) > 0.1).float().mean()) > 0.9  # a velocity near zero is rare
+    assert float((change < 1e-5).float().mean()) > 0.3  # the ground stands still
+
+
+def test_the_evaluation_clips_are_apart_from_every_training_batch():
+    real = CLIPS.evaluation(8, seed=0).real
+    for index in range(20):
+        batch = CLIPS.batch(0, index, 8)
+        assert float((batch[:, None] - real).square().flatten(2).mean(2).min()) > 0.01
+
+
+def test_the_evaluation_is_a_pure_function_of_count_and_seed():
+    first, second = CLIPS.evaluation(4, 5), CLIPS.evaluation(4, 5)
+    assert torch.equal(first.real, second.real)
+    assert torch.equal(first.real_b, second.real_b)
+    assert not torch.equal(CLIPS.evaluation(4, 6).real, first.real)
+
+
+def test_the_anchor_shows_structure_and_hides_texture():
+    """A clip and its twin share structure: their anchors nearly agree, while they differ as much as gratings can."""
+    evaluation = CLIPS.evaluation(64, seed=0)
+    clips = rms(evaluation.real - evaluation.real_b)
+    anchors = rms(anchor(evaluation.real) - anchor(evaluation.real_b))
+    strangers = rms(anchor(evaluation.real) - anchor(evaluation.real).roll(1, 0))
+    # two gratings of amplitude c and independent phase: E(a - b)^2 = 2 c^2 / 2, so rms c = 0.45
+    assert clips == pytest.approx(CONTRAST, rel=0.15)
+    assert anchors < 0.12 * clips  # measured 0.04
+    assert strangers > 5 * anchors  # measured 0.5: what an anchor does show
+
+
+def test_texture_is_at_wavelengths_the_anchor_cannot_hold():
+    # an anchor of half the size holds wavelengths of 4 px and more, before its blur; the gratings have 4 px or less
+    for x, y in WAVES:
+        assert 2 * torch.pi / (x * x + y * y) ** 0.5 <= 4 + 1e-6
+
+
+def test_the_fingerprint_is_that_of_the_code_not_of_the_settings():
+    assert CLIPS.fingerprint() == ProceduralClips(5, 32).fingerprint()
+    assert len(CLIPS.fingerprint()) == 16
+
+
+def test_generators_of_different_entropy_are_different_streams():
+    drawn = {
+        float(torch.rand((), generator=generator(*entropy)))
+        for entropy in ((0,), (1,), (0, 1), (1, 0), (0, 0, 1), (0, 1, 0), (2**32 - 1,))
+    }
+    assert len(drawn) == 7
+    assert torch.equal(torch.rand(5, generator=generator(1, 2)), torch.rand(5, generator=generator(1, 2)))
+
+
+@pytest.mark.parametrize(("arguments", "key"), [((1, 24), "data.frames=1"), ((3, 15), "data.size=15")])
+def test_an_impossible_size_is_refused_by_key(arguments: tuple[int, int], key: str):
+    with pytest.raises(ValueError, match=key):
+        ProceduralClips(*arguments)
