@@ -93,13 +93,11 @@ class BlurAndNoise:
         factors = _between(self.downscale, len(video), draw).tolist()
         sigma = _between(self.blur, len(video), draw)
         height, width = video.shape[-2:]
+        reduced = lambda clips, f: resize(clips, (max(1, round(height / f)), max(1, round(width / f))), "area")  # noqa: E731
         if self.downscale[0] == self.downscale[1]:
-            small = [resize(video, (round(height / factors[0]), round(width / factors[0])), "area")]
+            small = [reduced(video, factors[0])]
         else:
-            small = [
-                resize(clip[None], (max(1, round(height / f)), max(1, round(width / f))), "area")
-                for clip, f in zip(video, factors, strict=True)
-            ]
+            small = [reduced(clip[None], f) for clip, f in zip(video, factors, strict=True)]
         anchor = torch.cat([resize(clip, size, "bilinear") for clip in small])
         return blur(anchor, sigma) if self.blur[1] > 0 else anchor
 
@@ -141,6 +139,8 @@ class Flawed:
     def __post_init__(self) -> None:
         if not 0 <= self.mask < 1:
             raise ValueError(f"degradation.mask={self.mask}: a share of the area, 0 to below 1")
+        if self.noise < 0:
+            raise ValueError(f"degradation.noise={self.noise}: a standard deviation, 0 or more")
 
     def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
         """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""

@@ -130,11 +130,10 @@ class Stage(L.LightningModule):
         halves = self.velocity(self.ema, condition) if uses_ema else velocity
         return self.run.objective(velocity, halves, data, self.run.schedule, draws, update)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # once per update, not per accumulated batch
-        if self.trainer.global_step == self._averaged:
-            return
-        self._averaged = self.trainer.global_step
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        # here and not on_train_batch_end: once per update, not per accumulated batch, and before any callback saves
+        super().optimizer_step(*args, **kwargs)
+        self._averaged += 1
         assert self.net is not None
         assert self.ema is not None
         decay = min(self.run.optimizer.ema, (1 + self._averaged) / (10 + self._averaged))

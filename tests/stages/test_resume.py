@@ -1,0 +1,131 @@
+"""pw.train and the stages: a training that is interrupted and continued is the one that was not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pw.build import Run
+from pw.train import is_trained, train, training_folder
+
+ARMS = {
+    "flow": ("objective=flow",),
+    "shortcut": ("objective=shortcut",),
+    "shortcut_accumulated": ("objective=shortcut", "train.accumulate=2"),
+    "ema_target_bf16": ("objective=shortcut", "target.target_network=ema", "train.precision=bf16"),
+}
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a run early."""
+
+
+def interrupt(update: int, updates: int) -> None:
+    """progress is first called at update 10: the checkpoints of 4 and 8 are there by then."""
+    raise Interrupted
+
+
+def steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    for name in ("online", "ema"):
+        wanted, found = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
+        assert wanted.keys() == found.keys()
+        different = [key for key in wanted if not torch.equal(wanted[key], found[key])]
+        assert not different, f"{name}: {len(different)} of {len(wanted)} tensors, e.g. {different[0]}"
+    assert steps(one) == steps(other) == [10, 12]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(micro, tmp_path_factory):
+    """Folder of an arm trained in one go; each is trained once."""
+    outputs = tmp_path_factory.mktemp("undisturbed")
+    return lambda run: train(run, outputs)
+
+
+def interrupted(run: Run, outputs: Path) -> Path:
+    with pytest.raises(Interrupted):
+        train(run, outputs, progress=interrupt)
+    folder = training_folder(run, outputs)
+    assert not is_trained(run, outputs)
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
+    return folder
+
+
+@pytest.mark.parametrize("overrides", ARMS.values(), ids=ARMS)
+def test_an_interrupted_training_is_continued_to_the_same_bits(micro, undisturbed, tmp_path: Path, overrides):
+    run = micro(*overrides)
+    folder = interrupted(run, tmp_path)
+    assert train(run, tmp_path) == folder
+    assert is_trained(run, tmp_path)
+    assert_same_training(undisturbed(run), folder)
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_a_training_interrupted_twice_is_the_same_still(micro, undisturbed, tmp_path: Path):
+    run = micro("objective=shortcut")
+    interrupted(run, tmp_path)
+    with pytest.raises(Interrupted):  # from update 8 to 10 again
+        train(run, tmp_path, progress=interrupt)
+    assert_same_training(undisturbed(run), train(run, tmp_path))
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(micro, undisturbed, tmp_path: Path, caplog):
+    run = micro("objective=shortcut")
+    folder = interrupted(run, tmp_path)
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING, logger="pw"):
+        train(run, tmp_path)
+    assert "last.ckpt is unreadable" in caplog.text
+    assert "previous.ckpt" not in caplog.text
+    assert_same_training(undisturbed(run), folder)
+
+
+def test_without_a_readable_checkpoint_training_begins_anew(micro, undisturbed, tmp_path: Path):
+    run = micro("objective=flow")
+    folder = interrupted(run, tmp_path)
+    for name in ("last.ckpt", "previous.ckpt"):
+        (folder / "checkpoints" / name).write_bytes(b"not a checkpoint")
+    assert_same_training(undisturbed(run), train(run, tmp_path))
+
+
+def test_a_finished_training_is_not_repeated(micro, undisturbed):
+    run = micro("objective=flow")
+    folder = undisturbed(run)
+    before = (folder / "ema.safetensors").stat().st_mtime_ns
+    assert undisturbed(run) == folder
+    assert (folder / "ema.safetensors").stat().st_mtime_ns == before
+
+
+def test_training_again_from_scratch_gives_the_same_bits_and_another_seed_others(micro, undisturbed, tmp_path: Path):
+    assert_same_training(undisturbed(micro("objective=flow")), train(micro("objective=flow"), tmp_path))
+    other = load_file(train(micro("objective=flow", "seed=1"), tmp_path) / "ema.safetensors")
+    first = load_file(undisturbed(micro("objective=flow")) / "ema.safetensors")
+    assert not torch.equal(first["dit.proj_out.weight"], other["dit.proj_out.weight"])
+
+
+def test_the_time_of_both_parts_of_an_interrupted_training_is_counted(micro, tmp_path: Path):
+    run = micro("objective=flow")
+    folder = interrupted(run, tmp_path)
+    first = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["pw_spent"]
+    train(run, tmp_path)
+    done = json.loads((folder / "done.json").read_text())
+    assert first[0] > 0
+    assert done["wall_seconds"] > round(first[0], 2) - 0.01
+    assert done["updates"] == 12
+
+
+@pytest.mark.parametrize("objective", ["flow", "shortcut"])
+def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_update(micro, tmp_path: Path, objective: str):
+    run = micro(f"objective={objective}", "optimizer.lr=1e30")
+    with pytest.raises(ValueError, match=r"loss is not finite at update 10 .*optimizer\.lr"):
+        train(run, tmp_path)
+    assert not is_trained(run, tmp_path)
