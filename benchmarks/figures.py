@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup
-from benchmarks.table import CEILING, FLOOR, Result, metrics
+from benchmarks.table import FLOOR, Result, ceiling_label, metrics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,7 @@ def plot(result: Result, out: Path) -> None:
                     continue
                 _scores_panel(above, result, block[column], labels=column == 0)
                 _differences_panel(below, result, block[column], labels=column == 0)
-        _legend(figure)
+        _legend(figure, result)
         figure.savefig(out, dpi=160, metadata={"Software": None})
 
 
@@ -147,11 +147,11 @@ def _rows(axes: Axes, names: Sequence[str], *, labels: bool) -> None:
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 4), useMathText=True)
 
 
-def _legend(figure: Any) -> None:
+def _legend(figure: Any, result: Result) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color="#009E73", linestyle="--", label=CEILING),
+        Line2D([], [], color="#009E73", linestyle="--", label=ceiling_label(result)),
         Line2D([], [], color="#CC79A7", linestyle=":", label=FLOOR),
         *(
             Line2D([], [], color=colour, marker="o", markersize=4, label=verdict)

@@ -9,6 +9,7 @@ The result is the dictionary that lands as table.json:
                "peak_memory_mb"}, "probe": {"label", "metric", "mean", "low", "high", "at"} | null, "paper":
                {column: value} | null, "status": "ok" | "failed: ..."}],
      "best": {metric: arm | null}, "floor": {metric: {...}}, "ceiling": {metric: {...}},
+     "ceiling_steps": 48,
      "order_as_in_paper": "yes" | "no" | "not resolved", "failed": [...], "notes": [...],
      "coverage": [{"arm", "grid": [[timestep, stride, trained, nearest]], "second_halves_trained",
                    "second_halves_total"}]}

@@ -23,7 +23,7 @@ LEGEND = (
     "Holm over its metrics: ▲ better, ▼ worse, · no difference shown, ? not resolved, p Holm's; "
     "bold: significantly better than every other arm; for →1 the distance |ln value| is compared"
 )
-CEILING = "48-step ceiling"
+CEILING = "{steps}-step ceiling"
 FLOOR = "real vs real (floor)"
 PAPER = "paper (not comparable in value)"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -119,6 +119,11 @@ def metrics(result: Result) -> list[str]:
     return list(dict.fromkeys(m for row in (*(arm["metrics"] for arm in result["arms"]), *below) for m in row))
 
 
+def ceiling_label(result: Result) -> str:
+    """The row of the many-step solution, by its steps."""
+    return CEILING.format(steps=result.get("ceiling_steps", 48))
+
+
 def half_width(row: Mapping[str, Any]) -> float | None:
     """Half of an interval; None without one."""
     return None if row.get("low") is None or row.get("high") is None else (row["high"] - row["low"]) / 2
@@ -130,7 +135,7 @@ def scores(result: Result, *, marks: bool) -> Grid:
     marks: the verdict against the row above beside each score.
     """
     names = metrics(result)
-    below = [(label, result.get(key) or {}) for label, key in ((CEILING, "ceiling"), (FLOOR, "floor"))]
+    below = [(label, result.get(key) or {}) for label, key in ((ceiling_label(result), "ceiling"), (FLOOR, "floor"))]
     rows = [
         *((arm["name"], arm["metrics"]) for arm in result["arms"]),
         *((label, row) for label, row in below if row),

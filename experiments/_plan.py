@@ -200,12 +200,11 @@ def _arm(ablation: Ablation, options: Options, name: str, value: Any, above: str
 def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:
     """Arms differ in `varies` alone, and no two are the same run."""
     keys = [*ablation.varies, *([ablation.across[0]] if ablation.across else [])]
-    first = arms[0]
-    for arm in arms[1:]:
-        stray = [k for k in _differing(first.first.config, arm.first.config) if not _is_varied(k, keys)]
+    for other, arm in _to_compare(arms):
+        stray = [k for k in _differing(other.first.config, arm.first.config) if not _is_varied(k, keys)]
         if stray:
             raise ConfigError(
-                f"arms {first.name} and {arm.name} differ in {', '.join(stray)}, which is not among what the ablation "
+                f"arms {other.name} and {arm.name} differ in {', '.join(stray)}, which is not among what the ablation "
                 f"varies ({', '.join(keys)})"
             )
     seen: dict[str, str] = {}
@@ -215,6 +214,14 @@ def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:
             raise ConfigError(
                 f"arms {twin} and {arm.name} are the same run ({arm.first.signature}): nothing is compared"
             )
+
+
+def _to_compare(arms: Sequence[Arm]) -> Iterator[tuple[Arm, Arm]]:
+    """Each arm with the first, and with the first of its own objective: only there can its parts be compared."""
+    of_objective: dict[str, Arm] = {}
+    for arm in arms:
+        own = of_objective.setdefault(arm.first.config.choices["objective"], arm)
+        yield from ((other, arm) for other in (arms[0], own) if other is not arm)
 
 
 def _is_varied(key: str, varies: Sequence[str]) -> bool:

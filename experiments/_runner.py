@@ -308,7 +308,7 @@ class Pool:
             broken = [need for need in job.needs if need in self.failed]
             if broken:
                 self.waiting.remove(job)
-                self.failed[job.key] = f"not run: {self.failed[broken[0]]}"
+                self.failed[job.key] = f"not run: {self.failed[broken[0]].removeprefix('not run: ')}"
                 self.show("skipped", job, self.failed[job.key])
                 return self._start()
         ready = [job for job in self.waiting if not pending & set(job.needs)]

@@ -47,6 +47,7 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
         "best": compared.best,
         "floor": _reference_row(scores, FLOOR),
         "ceiling": _reference_row(scores, CEILING),
+        "ceiling_steps": plan.ceiling.first.sampling.solution_steps,
         "coverage": [entry for arm in plan.arms if (entry := _coverage(plan, arm)) is not None],
         "failed": sorted({reason for reason in failed.values() if not reason.startswith("not run: ")}),
         "notes": _notes(plan),
@@ -54,7 +55,11 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
     if plan.ablation.paper:
         table = paper.load(plan.ablation.paper)
         result["order_as_in_paper"] = order_as_in_paper(
-            compared, table.values(), table.quality(), primary=plan.ablation.primary
+            compared,
+            table.values(),
+            table.quality(),
+            primary=plan.ablation.primary,
+            metrics=(plan.ablation.primary,),  # the others are trade-offs the paper did not print
         )
     return result
 
@@ -97,7 +102,8 @@ def _arm_entry(
     plan: Plan, arm: Arm, compared: Comparison, scores: Mapping[str, Any], failed: Mapping[str, str]
 ) -> dict[str, Any]:
     missing = [seed for seed in plan.options.seeds if seed not in scores.get(arm.name, {})]
-    reasons = [r for r in dict.fromkeys(failed.values()) if f"{arm.name} seed" in r]
+    own = [r for r in dict.fromkeys(failed.values()) if f"{arm.name} seed" in r]
+    reasons = [r for r in own if not r.startswith("not run: ")]
     status = (
         "ok" if not missing else f"failed: seeds {', '.join(map(str, missing))}" + "".join(f"; {r}" for r in reasons)
     )

@@ -82,8 +82,10 @@ class AnchorGuidedInjector(nn.Module):
 
     def forward(self, anchor: Tensor, grid: tuple[int, int], timestep: Tensor, stride: Tensor) -> dict[int, Tensor]:
         """anchor latent [B, C, F, h, w], token grid (rows, columns) -> {block: [B, L, D] to add to its input}."""
-        z = F.silu(self.norm(self.narrow(resize_frames(anchor, grid))))
-        z = F.silu(self.widen(z)).flatten(2).transpose(1, 2)
+        # on CPUs with AVX-512, oneDNN's bf16 gradient of a 3x3x3 weight is NaN now and then (torch 2.13)
+        with torch.autocast("cpu", enabled=False):
+            z = F.silu(self.norm(self.narrow(resize_frames(anchor, grid))))
+            z = F.silu(self.widen(z)).flatten(2).transpose(1, 2)
         gain = 1 + self.gate(timestep, stride).to(z.dtype)
         z = self.token_norm(z) * gain[:, None]
         return {int(block): linear(z) for block, linear in self.out.items()}

@@ -69,6 +69,8 @@ class Stage(L.LightningModule):
     `net` is trained, `ema` is what is sampled and exported. Both are in the checkpoint.
     """
 
+    wall_seconds = cpu_seconds = 0.0  # spent on training it; set by `pw.train`, and nothing at `updates=0`
+
     def __init__(self, run: Run, start: str | None = None) -> None:
         """start: safetensors of the run it departs from; what a start lacks (an injector, say) begins fresh."""
         super().__init__()
@@ -122,7 +124,8 @@ class Stage(L.LightningModule):
         assert self.net is not None
         assert self.ema is not None
         draws = SeededDraws(self.run.seed, index)
-        data, condition = self.prepare(video, draws)
+        with torch.autocast(video.device.type, enabled=False):  # data and anchors are those of an fp32 arm
+            data, condition = self.prepare(video, draws)
         condition = condition.dropped(draws.dropped(len(data), self.run.train.condition_dropout))
         velocity = self.velocity(self.net, condition)
         target = getattr(self.run.objective, "target", None)
@@ -149,7 +152,8 @@ class Stage(L.LightningModule):
         assert self.net is not None
         o, total = self.run.optimizer, max(1, self.run.train.updates)
         trained = [p for p in self.net.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
+        fused = self.run.train.precision == "fp32"  # Lightning clips no gradients of a fused one in mixed precision
+        optimizer = torch.optim.AdamW(trained, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=fused)
 
         def factor(update: int) -> float:
             warm = min(1.0, (update + 1) / o.warmup) if o.warmup else 1.0
@@ -179,7 +183,7 @@ def load_start(net: Backbone, path: str) -> None:
     weights = load_file(path)
     own = net.state_dict()
     wrong = [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    wrong += [k for k in own if k.startswith("dit.") and k not in weights]
+    wrong += [k for k in {**own, **weights} if k.startswith("dit.") and (k in own) != (k in weights)]
     if wrong:
         raise ValueError(f"{path}: does not fit this network at {', '.join(wrong[:5])} ({len(wrong)} keys)")
     net.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)

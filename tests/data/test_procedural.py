@@ -106,3 +106,11 @@ def test_every_seed_index_and_stream_is_a_generator_of_its_own():
 def test_an_impossible_size_is_refused_by_key(arguments: tuple[int, int], key: str):
     with pytest.raises(ValueError, match=key):
         ProceduralClips(*arguments)
+
+
+def test_the_clips_are_those_of_their_version():
+    # recorded at version 1; when this fails on purpose, raise pw.data.procedural.VERSION and record anew
+    batch = CLIPS.batch(0, 0, 8)
+    found = [float(batch.mean()), float(batch.std()), *batch[0, :, 1, 5, 7].tolist()]
+    assert CLIPS.fingerprint() == "procedural/1"
+    assert found == pytest.approx([0.023109, 0.437689, -0.166868, -0.159346, 0.100462], abs=1e-4)

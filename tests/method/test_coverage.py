@@ -92,6 +92,4 @@ def test_only_six_trajectories_to_data_are_trained_throughout_by_the_papers_set(
 
 def test_the_summary_counts_what_the_report_holds():
     report = coverage(PAPER, TIMESTEP, inference_grid(4, TIMESTEP))
-    assert report.summary() == (
-        "1 of 4 inference steps and 0 of 24 second halves are trained (4 more at stride 0)"
-    )
+    assert report.summary() == ("1 of 4 inference steps and 0 of 24 second halves are trained (4 more at stride 0)")

@@ -95,7 +95,9 @@ def test_euler_is_exact_on_a_straight_path(schedule: Schedule, num_steps: int):
 
 @pytest.mark.parametrize("schedule", [TINY, INDEX], ids=["timestep", "index"])
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
-def test_euler_is_exact_on_a_perfect_shortcut_at_any_number_of_steps(gaussian_world, schedule: Schedule, num_steps: int):
+def test_euler_is_exact_on_a_perfect_shortcut_at_any_number_of_steps(
+    gaussian_world, schedule: Schedule, num_steps: int
+):
     # x / S is constant, S(1) = 1, S(0) = sd
     world, grid = gaussian_world(0.5, schedule), inference_grid(num_steps, schedule)
     exact_strides = grid[:-1] - grid[1:]

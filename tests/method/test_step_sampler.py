@@ -166,6 +166,13 @@ def test_the_ends_of_the_unit_interval_draw_the_first_and_the_last_row(sampler: 
     assert float(step.timestep) == float(table.timestep[row])
 
 
+def test_a_boundary_belongs_to_the_row_above_it():
+    # rows (1000, 1000), (1000, 500), (500, 500) with 1/2, 1/4, 1/4: exact in binary
+    steps = Dyadic(0.0, 2, True).draw(torch.tensor([0.4999, 0.5, 0.75], dtype=torch.float64), UNSNAPPED)
+    assert steps.timestep.tolist() == [1000, 1000, 500]
+    assert steps.stride.tolist() == [1000, 500, 500]
+
+
 @given(st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=16))
 def test_samplers_with_the_same_starts_draw_the_same_start_from_the_same_uniform(uniforms: list[float]):
     uniform = torch.tensor(uniforms, dtype=torch.float64)
@@ -184,8 +191,9 @@ def test_samplers_with_the_same_starts_draw_the_same_start_from_the_same_uniform
 def test_closed_descends_into_second_halves_only():
     # (800, 800) with p/2, (400, 400) with p/4, (200, 200) with p/4: at most twice
     table = Closed(0.0, 6, True, (800,), False, descend=0.5, depth=2).table(TIMESTEP)
-    first = [(t, s, round(6 * p, 9)) for t, s, p in zip(table.timestep, table.stride, table.probability.tolist(), strict=True)]
-    assert [(float(t), float(s), p) for t, s, p in first[:3]] == [(800, 800, 0.5), (400, 400, 0.25), (200, 200, 0.25)]
+    assert table.timestep[:3].tolist() == [800, 400, 200]
+    assert table.stride[:3].tolist() == [800, 400, 200]
+    assert (6 * table.probability[:3]).tolist() == pytest.approx([0.5, 0.25, 0.25])
 
 
 def test_closed_without_descending_is_the_papers_set():
@@ -243,7 +251,10 @@ def test_these_samplers_are_closed_under_halving(name: str):
         (lambda: ExponentialIndex(30.0, 6, True, STARTS, False), "step_sampler.beta=30"),
         (lambda: ExponentialIndex(0.7, 6, True, (), False), r"step_sampler.starts=\[\]"),
         (lambda: ExponentialIndex(0.7, 6, True, (40,), False), r"step_sampler.starts=\[40\]: needs .* at least 64"),
-        (lambda: ExponentialIndex(0.7, 6, True, (1200,), False).check(TIMESTEP), "step_sampler.starts=.*at most N=1000"),
+        (
+            lambda: ExponentialIndex(0.7, 6, True, (1200,), False).check(TIMESTEP),
+            "step_sampler.starts=.*at most N=1000",
+        ),
         (lambda: Closed(0.7, 6, True, STARTS, False, 1.5, 2), "step_sampler.descend=1.5"),
         (lambda: Aligned(0.7, 6, True, (0, 4)), r"step_sampler.grids=\[0, 4\]"),
     ],

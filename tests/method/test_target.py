@@ -146,7 +146,9 @@ def test_the_target_carries_no_gradient():
 def test_samples_of_a_batch_do_not_mix(gaussian_world):
     world, x = gaussian_world(0.5, INDEX), states(2)
     pair = [step(800, 800), step(500, 62, ground=True)]
-    joined = Steps(*(torch.cat([getattr(s, f) for s in pair]) for f in ("timestep", "middle", "end", "stride", "ground")))
+    joined = Steps(
+        *(torch.cat([getattr(s, f) for s in pair]) for f in ("timestep", "middle", "end", "stride", "ground"))
+    )
     together = SPAN(world.velocity, x, joined, INDEX)
     for i, alone in enumerate(pair):
         torch.testing.assert_close(together[i : i + 1], SPAN(world.velocity, x[i : i + 1], alone, INDEX))

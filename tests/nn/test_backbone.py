@@ -24,9 +24,7 @@ WAN = options.Wan(
     freq_dim=256,
     rope_max_seq_len=32,
 )
-GATED, CHANNELWISE, ALPHA_ZERO = (
-    options.Injector(gate, (1,), 0.5, 4) for gate in ("scalar", "channelwise", "fixed")
-)
+GATED, CHANNELWISE, ALPHA_ZERO = (options.Injector(gate, (1,), 0.5, 4) for gate in ("scalar", "channelwise", "fixed"))
 INJECTORS = {"gated": GATED, "gated_channelwise": CHANNELWISE, "alpha_zero": ALPHA_ZERO}
 every_injector = pytest.mark.parametrize("injector", INJECTORS.values(), ids=INJECTORS)
 
@@ -50,7 +48,9 @@ def stock() -> WanTransformer3DModel:
     )
 
 
-def backbone(injector: options.Injector | options.Add | None, wan: options.Wan = WAN, *, awake: bool = False) -> Backbone:
+def backbone(
+    injector: options.Injector | options.Add | None, wan: options.Wan = WAN, *, awake: bool = False
+) -> Backbone:
     """Fresh, or `awake`: every parameter that starts at zero has left it, as after training."""
     torch.manual_seed(0)
     net = Backbone(wan, injector)

@@ -1,0 +1,221 @@
+"""pw.sample and the stages' `synthesise`: the same clips however they are asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pw.build import Run
+from pw.data.procedural import generator
+from pw.sample import (
+    INITIAL_NOISE,
+    evaluation_anchors,
+    is_sampled,
+    load_stage,
+    reference_folder,
+    sample,
+    write_reference,
+)
+from pw.train import train, training_folder
+from pw.video import read_video, to_float, to_uint8
+
+SHORTCUT = ("objective=shortcut", "train.updates=6", "optimizer.lr=1e-2")
+
+
+@pytest.fixture(scope="module")
+def trained(micro, tmp_path_factory) -> Path:
+    """Outputs that hold the trained shortcut model and nothing else."""
+    outputs = tmp_path_factory.mktemp("trained")
+    train(micro(*SHORTCUT), outputs)
+    return outputs
+
+
+@pytest.fixture
+def outputs(trained: Path, tmp_path: Path) -> Path:
+    """A copy of them, to sample into."""
+    shutil.copytree(trained, tmp_path / "outputs")
+    return tmp_path / "outputs"
+
+
+def clips(folder: Path) -> np.ndarray:
+    return np.stack([read_video(path) for path in sorted(folder.glob("*.mkv"))])
+
+
+def sampled(run: Run, outputs: Path, tmp_path: Path, name: str, **arguments) -> Path:
+    """Sampled anew: the folder is found by a signature that leaves out how clips are batched."""
+    shutil.copytree(outputs, tmp_path / name)
+    return sample(run, tmp_path / name, **arguments)
+
+
+def test_a_sampled_folder_holds_every_clip_an_anchor_to_each_and_the_mark(micro, outputs: Path):
+    run = micro(*SHORTCUT)
+    assert not is_sampled(run, 4, outputs)
+    folder = sample(run, outputs)
+    assert sorted(path.name for path in folder.glob("*.mkv")) == [f"{i:04d}.mkv" for i in range(4)]
+    assert clips(folder).shape == (4, 2, 16, 16, 3)
+    assert clips(folder / "anchors").shape == (4, 2, 8, 8, 3)
+    done = json.loads((folder / "done.json").read_text())
+    assert (done["clips"], done["seed"], done["signature"]) == (4, 0, run.signature)
+    assert len(done["coverage"]["grid"]) == 2
+    assert is_sampled(run, 4, outputs)
+    assert not is_sampled(run, 5, outputs)
+    assert not list(folder.glob("*.part"))
+    assert len({clip.tobytes() for clip in clips(folder)}) == 4
+
+
+def test_clips_do_not_depend_on_how_they_are_batched_or_how_many_are_asked_for(micro, outputs: Path, tmp_path: Path):
+    wanted = clips(sampled(micro(*SHORTCUT), outputs, tmp_path, "two"))
+    for size in (1, 3, 4):
+        run = micro(*SHORTCUT, f"sampling.batch_size={size}")
+        assert run.signature == micro(*SHORTCUT).signature
+        found = clips(sampled(run, outputs, tmp_path, f"by_{size}"))
+        assert np.abs(found.astype(int) - wanted).max() <= 1  # a rounding, where sums are taken in another order
+    few = clips(sampled(micro(*SHORTCUT), outputs, tmp_path, "few", limit=3))
+    assert len(few) == 3
+    assert np.abs(few.astype(int) - wanted[:3]).max() <= 1
+
+
+def test_lost_clips_come_back_and_the_others_stay(micro, outputs: Path):
+    run = micro(*SHORTCUT)
+    folder = sample(run, outputs)
+    before = clips(folder)
+    kept = (folder / "0000.mkv").stat().st_mtime_ns
+    for name in ("0002.mkv", "0003.mkv", "done.json"):  # a batch of two: the same sums, so the same bits
+        (folder / name).unlink()
+    assert not is_sampled(run, 4, outputs)
+    assert sample(run, outputs) == folder
+    assert np.array_equal(clips(folder), before)
+    assert (folder / "0000.mkv").stat().st_mtime_ns == kept
+    assert is_sampled(run, 4, outputs)
+
+
+def test_more_clips_are_added_to_fewer(micro, outputs: Path):
+    run = micro(*SHORTCUT)
+    folder = sample(run, outputs, limit=2)
+    assert json.loads((folder / "done.json").read_text())["clips"] == 2
+    first = clips(folder)
+    sample(run, outputs)
+    assert len(clips(folder)) == 4
+    assert np.array_equal(clips(folder)[:2], first)
+    assert json.loads((folder / "done.json").read_text())["clips"] == 4
+
+
+def test_another_evaluation_seed_has_other_clips_from_the_same_training(micro, outputs: Path):
+    run = micro(*SHORTCUT)
+    one, other = sample(run, outputs), sample(run, outputs, seed=5)
+    assert one != other
+    assert not np.array_equal(clips(one), clips(other))
+    assert [path.name for path in (outputs / "train").iterdir()] == [run.training_signature]
+
+
+def test_every_arm_is_sampled_for_the_same_anchors_from_the_same_noise(micro, outputs: Path):
+    """Two arms that no training has told apart give the same clips."""
+    one = micro("objective=flow", "train.updates=1", "optimizer.lr=1e-30")
+    other = micro(
+        "objective=shortcut", "weighting=uniform", "train.updates=1", "optimizer.lr=1e-30", "sampling.stride=zero"
+    )
+    assert one.signature != other.signature
+    assert np.array_equal(clips(sample(one, outputs)), clips(sample(other, outputs)))
+
+
+def test_the_reference_is_the_evaluation_clips_and_their_twins(micro, tmp_path: Path):
+    run = micro(*SHORTCUT)
+    folder = write_reference(run, tmp_path)
+    evaluation = run.source.evaluation(4, run.seed)
+    assert np.array_equal(clips(folder / "real"), to_uint8(evaluation.real))
+    assert np.array_equal(clips(folder / "real_b"), to_uint8(evaluation.real_b))
+    assert write_reference(micro("objective=flow"), tmp_path) == folder  # the same for every arm
+    assert reference_folder(run, tmp_path, seed=1) != folder
+
+
+def test_a_clip_is_the_solvers_answer_to_its_own_noise_and_anchor(micro, outputs: Path):
+    """By hand, from the exported weights: x - span * v over the grid."""
+    run = micro(*SHORTCUT)
+    folder, module = sample(run, outputs), load_stage(run, outputs)
+    state = torch.randn(48, 2, 4, 4, generator=generator(0, 2, INITIAL_NOISE))[None]
+    anchor = evaluation_anchors(run, outputs, 4, 0)[2:3]
+    latent, text = module.anchor_latent(anchor), torch.zeros(1, 4, 8)
+    # 2 steps at shift 4.5: 1000 -> 818.18 -> 0; strides 181.8 and 818.2, floored to even
+    for timestep, end, stride in ((1000.0, 9000 / 11, 180.0), (9000 / 11, 0.0, 818.0)):
+        t, s = torch.tensor([timestep]), torch.tensor([stride])
+        with torch.no_grad():
+            v = module.ema(state, t, s, text, latent, sigma_timestep=t)
+        state = state - (timestep - end) / 1000 * v
+    wanted = to_uint8(module.codec.decode(state).clamp(-1, 1))[0]
+    assert np.abs(read_video(folder / "0002.mkv").astype(int) - wanted).max() <= 1
+
+
+def test_weights_of_another_signature_are_refused(micro, outputs: Path):
+    run, other = micro(*SHORTCUT), micro(*SHORTCUT, "injector=alpha_zero")
+    training_folder(other, outputs).mkdir()
+    shutil.copy(training_folder(run, outputs) / "ema.safetensors", training_folder(other, outputs))
+    with pytest.raises(ValueError, match=r"another signature.*injector\.gate"):
+        load_stage(other, outputs)
+
+
+def test_a_flow_model_is_sampled_at_stride_zero_and_a_shortcut_at_its_strides(micro):
+    told = {}
+    for objective in ("flow", "shortcut"):
+        run = micro(f"objective={objective}")
+        told[objective] = run.feeds_strides()
+    assert told == {"flow": False, "shortcut": True}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("solver=unipc",),
+        ("sampling.timesteps=[900,600,300]",),
+        ("guidance=on", "guidance.drop=text_and_anchor", "guidance.first_steps=1"),
+        ("anchors=clean",),
+        ("anchors=flawed",),
+        ("sampling.shift=1",),
+    ],
+    ids=lambda o: o[0],
+)
+def test_ways_of_sampling_share_one_training_and_differ_in_clips(micro, outputs: Path, overrides: tuple[str, ...]):
+    # 3 steps: UniPC's first and last are of first order, so on 2 it is Euler
+    plain, other = (micro(*SHORTCUT, "sampling.num_steps=3", *more) for more in ((), overrides))
+    assert plain.training_signature == other.training_signature
+    found = clips(sample(other, outputs))
+    assert found.shape == (4, 2, 16, 16, 3)
+    assert not np.array_equal(found, clips(sample(plain, outputs)))
+
+
+def test_flawed_anchors_do_not_depend_on_how_they_are_batched(micro, outputs: Path, tmp_path: Path):
+    wanted = clips(sampled(micro(*SHORTCUT, "anchors=flawed"), outputs, tmp_path, "two"))
+    found = clips(sampled(micro(*SHORTCUT, "anchors=flawed", "sampling.batch_size=3"), outputs, tmp_path, "three"))
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+def test_stage_one_makes_clips_at_the_anchors_size_and_enlarges_them(micro, tmp_path: Path):
+    run = micro("stage=anchor", "train.updates=2", "sampling.num_steps=2")
+    folder = sample(run, tmp_path)
+    assert clips(folder).shape == (4, 2, 16, 16, 3)
+    assert clips(folder / "native").shape == (4, 2, 8, 8, 3)
+    assert not list((folder / "anchors").iterdir())
+
+
+def test_the_whole_pipeline_feeds_stage_twos_anchors_from_stage_one(micro, tmp_path: Path):
+    stage_one = '["stage=anchor","start=none","sampling.num_steps=2","train.batch_size=2"]'
+    run = micro(
+        "objective=flow",
+        "train.updates=2",
+        "anchors=generated",
+        "anchors.stage.updates=2",
+        f"anchors.stage.overrides={stage_one}",
+    )
+    folder = sample(run, tmp_path)
+    assert run.anchor_run is not None
+    native = clips(sample(run.anchor_run, tmp_path, seed=run.seed) / "native")
+    assert np.array_equal(clips(folder / "anchors"), native)
+    anchors = evaluation_anchors(run, tmp_path, 4, run.seed)
+    assert np.array_equal(anchors.numpy(), np.stack([to_float(clip) for clip in native]))
+    reference = micro("objective=flow", "train.updates=2")
+    assert reference.training_signature == run.training_signature
+    assert not np.array_equal(clips(sample(reference, tmp_path)), clips(folder))
