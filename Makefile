@@ -44,7 +44,7 @@ coverage: .venv/.ready ## which (timestep, stride) pairs a step sampler trains: 
 	@$(RUN) -m pw.coverage $(args)
 
 mlflow: .venv/.ready ## open the MLflow UI on 127.0.0.1:5000 (port=… to change)
-	@$(RUN) -m pw.tracking port=$(or $(port),5000)
+	@$(RUN) -m pw.tracking port=$(or $(port),5000) $(args)
 
 test: .venv/.ready ## run the tests (under 8 minutes on 2 cores): make test [args="-k solver"]
 	@$(RUN) -m pytest $(args)
@@ -69,6 +69,7 @@ $(UV): requirements/uv.lock
 	touch $@
 
 .venv/.ready: $(UV) requirements/dev.lock
+	@$(PY) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else f"{sys.executable} is Python {v[0]}.{v[1]}; this needs 3.11 or 3.12: make … PY=python3.11")'
 	@echo "making .venv from requirements/dev.lock (about 6 GB, once)"
 	$(UV) venv -q --allow-existing --python $(PY) .venv
 	$(UV) pip sync -q --require-hashes requirements/dev.lock --python .venv/bin/python

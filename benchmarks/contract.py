@@ -22,6 +22,7 @@ FREE_KEYS = frozenset({
     "git_commit",
     "dirty",
     "lock_hash",
+    "code",
     "host",
     "versions",
     "created",

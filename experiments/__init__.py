@@ -35,6 +35,7 @@ class Ablation:
              at the same value, and named arm@value
     versus   `above`: each arm is compared with the one above; `first`: all with the first
     primary  the metric by which an order is judged
+    native   score stage I's clips at the anchor's size, against real clips degraded to it
     ceiling  the arm whose many-step solution is shown as the ceiling, the first by default
     """
 
@@ -47,6 +48,7 @@ class Ablation:
     versus: Literal["above", "first"] = "above"
     primary: str = "psd"
     ceiling: str | None = None
+    native: bool = False
     metrics: Sequence[str] = field(
         default=("psd", "swd", "mhd_mse", "mhd_ratio", "solution_gap", "solution_gain", "anchor_fidelity")
     )

@@ -10,12 +10,14 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments import load, names
 from experiments._plan import Plan, make_plan, parse
 from experiments._runner import FORK_SECONDS, Job, Pool, all_jobs, remove_results
 from pw.config import ConfigError
+from pw.train import OUTPUTS
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,7 +72,7 @@ def run(plan: Plan) -> int:
         for job in todo:
             # on one line and to the letter, whatever the width: it is to be copied
             style = "dim" if job.kind == "score" else ""
-            console.print(f"  {command(job)}", style=style, markup=False, soft_wrap=True)
+            console.print(f"  {command(job, outputs)}", style=style, markup=False, soft_wrap=True)
         return 0
     began = time.perf_counter()
     if todo:
@@ -110,12 +112,15 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
     return 1 if failed else 0
 
 
-def command(job: Job) -> str:
+def command(job: Job, outputs: Path = OUTPUTS) -> str:
     """The command line that does one job on its own."""
     if job.kind == "score":
         return f"# score {job.score['videos']}"
     module = "pw.train" if job.kind == "train" else "pw.sample"
-    return f".venv/bin/python -m {module} {shlex.join(job.run.config.overrides)}"
+    own = [f"outputs={outputs}"] if outputs != OUTPUTS else []
+    if job.kind == "sample" and job.seed != job.run.seed:
+        own.append(f"evaluation_seed={job.seed}")
+    return f".venv/bin/python -m {module} {shlex.join([*job.run.config.overrides, *own])}"
 
 
 def _print_plan(console: Any, plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], seconds: float) -> None:
@@ -167,13 +172,15 @@ class _Show:
         doing = ", ".join(f"{r.job.label} {100 * r.share:.0f} %" for r in pool.running)
         text = f"{self.done} of {self.total} done, about {_minutes(pool.seconds_left())} left: {doing}"
         if self.console.is_terminal:
-            self.console.print(f"\r\x1b[2K{text[: self.console.width - 1]}", end="", markup=False)
+            # written past rich, which would drop the carriage return
+            self.console.file.write(f"\r\x1b[2K{text[: self.console.width - 1]}")
+            self.console.file.flush()
         else:
             self._line(text)
 
     def _line(self, text: str) -> None:
         if self.console.is_terminal:
-            self.console.print("\r\x1b[2K", end="")
+            self.console.file.write("\r\x1b[2K")
         self.console.print(text)
 
 

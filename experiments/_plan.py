@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,20 @@ def _option(key: str, value: str) -> Any:
         if not value.isdecimal():
             raise ConfigError(f"workers={value}: a whole number; 0 is one per core")
         return int(value)
-    return Path(value).resolve() if key == "outputs" else value
+    if key == "outputs":
+        return _outputs(value)
+    return value
+
+
+def _outputs(value: str) -> Path:
+    folder = Path(value).expanduser().resolve()
+    if not value or (folder.exists() and not folder.is_dir()) or not os.access(_existing_parent(folder), os.W_OK):
+        raise ConfigError(f"outputs={value}: wants a folder that can be written, e.g. outputs=outputs/trial")
+    return folder
+
+
+def _existing_parent(folder: Path) -> Path:
+    return folder if folder.exists() or folder == folder.parent else _existing_parent(folder.parent)
 
 
 def _seeds(value: str) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from experiments._plan import Plan
 from pw.build import Run
 from pw.config import digest
 from pw.provenance import provenance
-from pw.sample import is_sampled, reference_folder, sample_folder
+from pw.sample import anchor_reference, is_sampled, reference_folder, sample_folder
 from pw.train import is_trained, training_folder
 
 # Seconds on one core of the machine this was written on, to estimate with before anything has been measured.
@@ -159,11 +159,14 @@ def probe_row(arm: str, value: Any) -> str:
 def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path | None, seed: int) -> dict[str, Any]:
     """What `benchmarks.score.score_folder` is asked: folders, metrics and the contract stamped on the scores."""
     outputs = plan.options.outputs
+    is_floor = name == "floor"
     real = reference_folder(run, outputs, seed) / "real"
-    structure = real
-    if run.anchor_run is not None:
-        structure = sample_folder(run.anchor_run, outputs, seed)
-    metrics = [m for m in plan.ablation.metrics if solution is not None or "solution" not in lookup(m).needs]
+    if plan.ablation.native:
+        real = anchor_reference(run, outputs, seed)
+        videos = anchor_reference(run, outputs, seed, twin=True) if is_floor else videos / "native"
+    structure = _structure(run, outputs, seed, is_floor)
+    there = {"real": real, "structure": structure, "solution": solution}
+    metrics = [m for m in plan.ablation.metrics if all(there[need] is not None for need in lookup(m).needs)]
     contract = {
         "scale": run.scale.name,
         "data": run.config.choices["data"],
@@ -173,19 +176,29 @@ def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path 
         "arm": name,
         "signature": run.sample_signature(seed),
         "train_signature": run.training_signature,
-        **{key: provenance()[key] for key in ("git_commit", "dirty", "lock_hash")},
+        **{key: provenance()[key] for key in ("git_commit", "dirty", "lock_hash", "code")},
     }
-    about = [str(p.relative_to(outputs)) if p else None for p in (videos, real, structure, solution)]
-    out = outputs / "scores" / digest([*about, metrics])
+    if structure is not None:  # D21
+        contract["metrics.structure"] = "generated anchors" if run.anchor_run else "the anchored clips"
+    folders = {"videos": videos, **there}
+    about = {what: str(path.relative_to(outputs)) for what, path in folders.items() if path is not None}
     return {
-        "videos": str(videos),
-        "out": str(out),
-        "real": str(real),
-        "structure": str(structure),
-        "solution": None if solution is None else str(solution),
+        "out": str(outputs / "scores" / digest([about, metrics])),
+        **{what: None if path is None else str(path) for what, path in folders.items()},
         "metrics": metrics,
         "contract": contract,
     }
+
+
+def _structure(run: Run, outputs: Path, seed: int, is_floor: bool) -> Path | None:
+    """What a run's clips should be faithful to: None where it was given no anchor."""
+    if run.injector is None:
+        return None
+    if run.anchor_run is not None:
+        return None if is_floor else sample_folder(run.anchor_run, outputs, seed)
+    if is_floor and not getattr(run.source, "twins_share_structure", False):
+        return None
+    return reference_folder(run, outputs, seed) / "real"
 
 
 # ---- the worker's side
@@ -234,7 +247,7 @@ def _do(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> None:
             Path(ask["videos"]),
             Path(ask["out"]),
             real=Path(ask["real"]),
-            structure=Path(ask["structure"]),
+            structure=None if ask["structure"] is None else Path(ask["structure"]),
             solution=None if ask["solution"] is None else Path(ask["solution"]),
             metrics=ask["metrics"],
             contract=ask["contract"],
@@ -254,6 +267,20 @@ class _Running:
     share: float = 0.0
 
 
+def default_workers() -> int:
+    """One per core this process may use, with a GiB of free memory for each."""
+    import psutil
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        allowed, period = quota.read_text().split()[:2]
+        if allowed != "max":
+            cores = min(cores, max(1, int(allowed) // int(period)))
+    return max(1, min(cores, psutil.virtual_memory().available // 2**30))
+
+
 class Pool:
     """Runs jobs in their order as soon as what they need is done, `workers` at a time.
 
@@ -262,7 +289,7 @@ class Pool:
 
     def __init__(self, outputs: Path, workers: int, show: Callable[[str, Job, str], None]) -> None:
         self.outputs, self.show = outputs, show
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or default_workers()
         self.failed: dict[str, str] = {}
         self.running: list[_Running] = []
         self.waiting: list[Job] = []
@@ -331,7 +358,7 @@ class Pool:
 
     def log_of(self, job: Job) -> Path:
         """Where a job's words go."""
-        return self.outputs / "logs" / f"{job.label.replace(' ', '_').replace('/', '-')}.log"
+        return self.outputs / "logs" / f"{job.label.replace(' ', '_').replace('/', '-')}_{digest(job.key, 4)}.log"
 
     def _listen(self, running: _Running) -> None:
         outcome = None
@@ -363,13 +390,23 @@ class Pool:
 
 
 def remove_results(jobs: Sequence[Job], outputs: Path) -> None:
-    """Delete what the jobs would make, so that they are done again (`fresh=true`)."""
+    """Delete what the jobs would make, so that they are done again (`fresh=true`), under their locks."""
     import shutil
+
+    from filelock import FileLock
 
     for job in jobs:
         if job.kind == "train":
-            shutil.rmtree(training_folder(job.run, outputs), ignore_errors=True)
+            folder = training_folder(job.run, outputs)
         elif job.kind == "sample":
-            shutil.rmtree(sample_folder(job.run, outputs, job.seed), ignore_errors=True)
+            folder = sample_folder(job.run, outputs, job.seed)
         else:
-            shutil.rmtree(job.score["out"], ignore_errors=True)
+            folder = Path(job.score["out"])
+        if not folder.exists():
+            continue
+        with FileLock(folder / ".lock"):
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != ".lock":
+                    path.unlink()

@@ -144,7 +144,8 @@ def _probe(plan: Plan, arm: Arm, scores: Mapping[str, Any]) -> dict[str, Any] | 
     if probe is None or arm.paper_arm not in probe.arms:
         return None
     found = {v: scores.get(probe_row(arm.name, v), {}) for v in probe.values}
-    means = {v: estimate([s[metric] for s in by_seed.values()]) for v, by_seed in found.items() if by_seed}
+    common = set.intersection(*({seed for seed, s in f.items() if s.get(metric) is not None} for f in found.values()))
+    means = {v: estimate([by_seed[seed][metric] for seed in sorted(common)]) for v, by_seed in found.items() if common}
     if not means:
         return None
     best = min(means, key=lambda v: means[v].mean)
@@ -177,7 +178,7 @@ def _notes(plan: Plan) -> list[str]:
     if len(starts) == 1 and not plan.options.vary_start:
         notes.append("all seeds share one start checkpoint; vary_start=true trains one per seed")
     reference = _done(reference_folder(run, outputs, plan.options.seeds[0]))
-    notes.append(f"{run.sampling.count} clips per seed, other clips and noise for each; floor: {reference.get('note')}")
+    notes.append(f"{run.sampling.count} clips and new noise per seed; floor: {reference.get('note')}")
     codes = {_done(training_folder(r, outputs)).get("code") for arm in plan.arms for r in arm.runs.values()}
     if codes - {None, provenance()["code"]}:
         notes.append("some cached runs were made by other code than this checkout's; fresh=true redoes them")

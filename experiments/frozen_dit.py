@@ -8,7 +8,7 @@ Verdict   not run yet
 from experiments import Ablation
 
 ABLATION = Ablation(
-    fixed="stage=hires start=base train.updates=1200 optimizer.lr=1e-3 optimizer.final_lr=0.1",
+    fixed="stage=hires start=base train.updates=1000 optimizer.lr=1e-3 optimizer.final_lr=0.1",
     varies=("train.trainable",),
     arms={"frozen": "train.trainable=adapters", "trainable": "train.trainable=all"},
     ceiling="trainable",

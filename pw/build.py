@@ -101,6 +101,8 @@ class Run:
         """8 hex digits of all that can change the trained weights."""
         kept = {k: v for k, v in self._values.items() if k not in NOT_TRAINING | {"start"}}
         kept["train"] = {k: v for k, v in kept["train"].items() if k != "checkpoint_every"}
+        kept["data"] = {k: v for k, v in kept["data"].items() if k != "urls"}  # where the clips lie; `clips` says which
+        kept["accelerator"] = self.trainer.accelerator
         kept["start"] = self.start_run.training_signature if self.start_run else None
         kept["clips"] = self.source.fingerprint()
         return digest(kept)
@@ -127,7 +129,7 @@ class Run:
         return digest(
             {
                 "scale": dataclasses.asdict(self.scale),
-                "data": self._values["data"],
+                "data": {k: v for k, v in self._values["data"].items() if k != "urls"},
                 "clips": self.source.fingerprint(),
                 "count": self.sampling.count,
                 "seed": evaluation_seed,
@@ -172,9 +174,15 @@ def _as_read(node: Any, part: Any) -> Any:
     }
 
 
+def _inherits(inherit: set[str], key: str) -> bool:
+    """`data` takes over the group and its keys, `injector.` its keys alone."""
+    group, dot, _ = key.partition(".")
+    return group in inherit or f"{group}{dot}" in inherit
+
+
 def _recipe_run(recipe: settings.Recipe, config: Config, group: str, *more: str) -> Run:
     inherit = {*recipe.inherit, "trainer"}  # where it runs changes no result
-    inherited = [o for o in config.overrides if override_key(o).split(".")[0] in inherit]
+    inherited = [o for o in config.overrides if _inherits(inherit, override_key(o))]
     own = [*recipe.overrides, f"train.updates={recipe.updates}", f"seed={recipe.seed}", *more]
     try:
         return build([*inherited, *own])
@@ -278,6 +286,8 @@ def _cross_check(run: Run) -> None:
                 "and clips are square; set scale.frames, scale.height and scale.width, data follows"
             )
     timesteps = run.sampling.timesteps
+    if timesteps is not None and (run.sampling.shift is not None or run.sampling.start != 1):
+        raise ConfigError("sampling.timesteps: an explicit grid has no use for sampling.shift or sampling.start")
     if timesteps is not None and timesteps[0] > run.schedule.num_timesteps:
         raise ConfigError(f"sampling.timesteps={list(timesteps)}: at most N={run.schedule.num_timesteps}")
     if run.injector is not None:

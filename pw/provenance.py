@@ -10,7 +10,17 @@ from typing import Any
 from pw.config import ROOT
 
 # What can change a result; the rest (tables, plots, messages) cannot.
-RESULT_CODE = ("pw/method", "pw/nn", "pw/stages", "pw/data", "pw/train.py", "pw/sample.py", "benchmarks/metrics")
+RESULT_CODE = (
+    "pw/method",
+    "pw/nn",
+    "pw/stages",
+    "pw/data",
+    "pw/video.py",
+    "pw/train.py",
+    "pw/sample.py",
+    "benchmarks/metrics",
+    "benchmarks/score.py",
+)
 
 
 @lru_cache(maxsize=1)

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pw.build import Run, build
-from pw.config import ConfigError
+from pw.build import Run
+from pw.config import ConfigError, digest
 from pw.provenance import provenance
-from pw.train import OUTPUTS, Progress, quiet, stage_module, train, training_folder, write_json
+from pw.train import OUTPUTS, Progress, command_line, quiet, stage_module, train, training_folder, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,12 @@ def reference_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None)
     return outputs / "reference" / run.evaluation_signature(run.seed if seed is None else seed)
 
 
+def anchor_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None, *, twin: bool = False) -> Path:
+    """Where the evaluation clips lie as anchors (or their twins), degraded as in training: stage I's measure."""
+    name = f"anchor{'_b' if twin else ''}-{digest(run.config['degradation'])}"
+    return reference_folder(run, outputs, seed) / name
+
+
 def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None = None) -> bool:
     """Whether the first `limit` clips are there."""
     import json
@@ -45,9 +51,12 @@ def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None =
 
 def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
     """Write the evaluation clips and their twins, once."""
+    import shutil
+
     from filelock import FileLock
 
-    from pw.video import to_uint8, write_video
+    from pw.data.procedural import generator
+    from pw.video import to_uint8
 
     seed = run.seed if seed is None else seed
     folder = reference_folder(run, outputs, seed)
@@ -56,11 +65,30 @@ def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) 
         if not (folder / "done.json").exists():
             evaluation = run.source.evaluation(run.sampling.count, seed)
             for name, clips in (("real", evaluation.real), ("real_b", evaluation.real_b)):
-                (folder / name).mkdir(exist_ok=True)
-                for index, clip in enumerate(to_uint8(clips)):
-                    write_video(folder / name / f"{index:04d}.mkv", clip)
+                shutil.rmtree(folder / name, ignore_errors=True)
+                _write_clips(folder / name, to_uint8(clips))
             write_json(folder / "done.json", {"clips": run.sampling.count, "seed": seed, "note": evaluation.note})
+        if run.stage == "anchor" and not anchor_reference(run, outputs, seed).exists():
+            evaluation = run.source.evaluation(run.sampling.count, seed)
+            for twin, clips in ((True, evaluation.real_b), (False, evaluation.real)):  # the one that is looked for last
+                anchors = run.degradation.anchor(clips, run.scale.anchor_size, generator(seed, 0, EVALUATION_ANCHOR))
+                _write_clips(anchor_reference(run, outputs, seed, twin=twin), to_uint8(anchors))
     return folder
+
+
+def _write_clips(folder: Path, clips: Any) -> None:
+    """Clips as 0000.mkv, …; the folder has its name only when all are there."""
+    import os
+    import shutil
+
+    from pw.video import write_video
+
+    partial = folder.with_name(f".{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for index, clip in enumerate(clips):
+        write_video(partial / f"{index:04d}.mkv", clip)
+    os.replace(partial, folder)
 
 
 def sample(
@@ -213,7 +241,7 @@ def _synthesise(run: Run, module: Any, anchor: Tensor | None, indices: list[int]
 def main(arguments: list[str]) -> int:
     """Sample one run from the command line."""
     try:
-        run = build(arguments)
+        run, outputs, seed = command_line(arguments)
         sample_folder(run)  # composes the runs it needs, too
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -222,7 +250,7 @@ def main(arguments: list[str]) -> int:
 
     torch.set_num_threads(run.trainer.threads)
     try:
-        print(sample(run))
+        print(sample(run, outputs, seed=seed))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -132,7 +132,8 @@ class Sampling:
 class Recipe:
     """Another run that this one needs: a start checkpoint, or the first stage that makes its anchors.
 
-    overrides  what that run is; inherit: config groups it takes over from the run that needs it
+    overrides  what that run is
+    inherit    what it takes over from the run that needs it: config groups, or with a final dot only their keys
     """
 
     name: str
@@ -146,9 +147,11 @@ class Recipe:
 class Trainer:
     """Where it runs; nothing here changes a result."""
 
-    accelerator: Literal["cpu", "gpu", "auto"]
+    accelerator: Literal["cpu", "gpu"]
     devices: int
     threads: int
 
     def __post_init__(self) -> None:
         _positive(self, "trainer", "devices", "threads")
+        if self.devices != 1:
+            raise ValueError(f"trainer.devices={self.devices}: this version trains on one device")

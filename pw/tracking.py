@@ -275,7 +275,8 @@ def _row(ablation: str, run: RunRecord) -> _Run:
 
 def _points(scores: Mapping[str, float]) -> list[_Point]:
     now = int(time.time() * 1000)
-    return [(name, float(value), now, 0) for name, value in scores.items()]
+    # an arm crossed with a value is called arm@value, a name that MLflow refuses
+    return [(name.replace("@", "/"), float(value), now, 0) for name, value in scores.items()]
 
 
 def _curves(path: Path | None) -> list[_Point]:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import resource
+import shlex
 import sys
 import time
 import warnings
@@ -87,6 +88,7 @@ def _train(run: Run, folder: Path, start: str | None, progress: Progress | None)
     from safetensors.torch import save_file
 
     quiet()
+    check_device(run)
     write_config(run, folder)
     module = stage_module(run, start)
     trainer = L.Trainer(
@@ -142,7 +144,7 @@ def write_config(run: Run, folder: Path) -> None:
     from omegaconf import OmegaConf
 
     folder.mkdir(parents=True, exist_ok=True)
-    head = f"# python -m pw.train {' '.join(run.config.overrides)}\n"
+    head = f"# python -m pw.train {shlex.join(run.config.overrides)}\n"
     partial = folder / ".config.yaml"
     partial.write_text(head + OmegaConf.to_yaml(OmegaConf.create(run.config.values)))
     os.replace(partial, folder / "config.yaml")
@@ -242,9 +244,10 @@ def _keeper(run: Run, folder: Path, progress: Progress | None) -> Any:
             if trainer.global_step == self.done:
                 return
             self.done = trainer.global_step
-            if self.done % CURVE_EVERY == 0 or self.done == run.train.updates:
-                self.point(trainer)
-            if self.done % run.train.checkpoint_every == 0 and self.done < run.train.updates:
+            saves = self.done % run.train.checkpoint_every == 0 and self.done < run.train.updates
+            if self.done % CURVE_EVERY == 0 or self.done == run.train.updates or saves:
+                self.point(trainer)  # before a checkpoint: a loss that is not finite must not be saved
+            if saves:
                 self.save(trainer)
             if progress is not None and (self.done % CURVE_EVERY == 0 or self.done == run.train.updates):
                 progress(self.done, run.train.updates)
@@ -283,9 +286,18 @@ def _keeper(run: Run, folder: Path, progress: Progress | None) -> Any:
 
 def _truncate(path: Path, step: int) -> None:
     """Drop the lines of a curve beyond `step`: a resumed run writes them again."""
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except ValueError:  # the last line of a run that was killed, or of a disk that was full
+            continue
+    partial = path.with_name(f".{path.name}")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)
 
 
 def quiet() -> None:
@@ -296,11 +308,31 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def check_device(run: Run) -> None:
+    """Raises ConfigError when the run asks for a GPU that is not there."""
+    if run.trainer.accelerator == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("trainer=gpu: torch sees no CUDA device here; set trainer=cpu")
+
+
+def command_line(arguments: list[str]) -> tuple[Run, Path, int | None]:
+    """(run, outputs, evaluation seed) of a command: overrides, `outputs=`, `evaluation_seed=`. Raises ConfigError."""
+    own = {k: v for k, _, v in (word.partition("=") for word in arguments) if k in ("outputs", "evaluation_seed")}
+    run = build([word for word in arguments if word.partition("=")[0] not in own])
+    training_folder(run)  # composes the runs it needs, too
+    check_device(run)
+    seed = own.get("evaluation_seed")
+    if seed is not None and not seed.isdecimal():
+        raise ConfigError(f"evaluation_seed={seed}: wants a whole number")
+    return run, Path(own.get("outputs", OUTPUTS)).expanduser(), None if seed is None else int(seed)
+
+
 def main(arguments: list[str]) -> int:
     """Train one run from the command line, with a line of progress."""
     try:
-        run = build(arguments)
-        training_folder(run)  # composes the runs it needs, too
+        run, outputs, _ = command_line(arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -316,7 +348,7 @@ def main(arguments: list[str]) -> int:
             print(f"update {update} of {updates}, about {left:.0f} s left   ", end=end, file=sys.stderr, flush=True)
 
     try:
-        print(train(run, progress=progress))
+        print(train(run, outputs, progress))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -54,9 +54,7 @@ def record(folder: Path, arm: str, seed: int, signature: str = "ab12cd34") -> Ru
 def log(outputs: Path, runs: Sequence[RunRecord], ablation: str = "ansc") -> str:
     table = outputs / "table.md"
     table.write_text("| arm | mhd |\n")
-    return log_ablation(
-        outputs, ablation, runs, artifacts=[table], summary={"claims_held": 1.0}, tags={"lock": "beef"}
-    )
+    return log_ablation(outputs, ablation, runs, artifacts=[table], summary={"claims_held": 1.0}, tags={"lock": "beef"})
 
 
 def client(outputs: Path) -> MlflowClient:
@@ -155,13 +153,9 @@ def test_the_compare_page_has_the_rows_of_the_table_in_order(
 
 def test_logging_the_same_again_changes_nothing(logged: Logged) -> None:
     outputs, runs, parent = logged
-    before = {
-        identity: (run.data.to_dictionary(), run.info.end_time) for identity, run in stored(outputs).items()
-    }
+    before = {identity: (run.data.to_dictionary(), run.info.end_time) for identity, run in stored(outputs).items()}
     assert log(outputs, runs) == parent
-    after = {
-        identity: (run.data.to_dictionary(), run.info.end_time) for identity, run in stored(outputs).items()
-    }
+    after = {identity: (run.data.to_dictionary(), run.info.end_time) for identity, run in stored(outputs).items()}
     assert after == before
 
 
@@ -296,9 +290,7 @@ def test_mistakes_in_the_records_are_named(tmp_path: Path) -> None:
 
 def test_a_resumed_curve_has_each_step_once_and_a_cut_off_line_is_left_out(tmp_path: Path) -> None:
     curves = tmp_path / "metrics.jsonl"
-    curves.write_text(
-        '{"step": 1, "loss": 3}\n{"step": 2, "loss": 9}\n{"step": 2, "loss": 2}\n{"step": 3, "lo'
-    )
+    curves.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 9}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
     assert [(point[0], point[3], point[1]) for point in tracking._curves(curves)] == [
         ("train/loss", 1, 3.0),
         ("train/loss", 2, 2.0),

@@ -55,7 +55,8 @@ def main(words: Sequence[str]) -> int:
         values = parse(words)
         settings = Settings(**{key: values[key] for key in SETTINGS if key in values})
         out = values.get("out", Path("data/shards"))
-        ingest(values["path"], out, settings, values.get("overwrite", False))
+        # a shell such as zsh leaves the ~ of path=~/Videos to us
+        ingest(values["path"].expanduser(), out.expanduser(), settings, values.get("overwrite", False))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class ProceduralClips:
 
     frames: int
     size: int
+
+    twins_share_structure: ClassVar[bool] = True  # real_b has the anchors of real
 
     def __post_init__(self) -> None:
         if self.frames < 2:

@@ -63,6 +63,8 @@ class StepSampler:
     def __post_init__(self) -> None:
         if self.num_strides < 1:
             raise ValueError(f"step_sampler.num_strides={self.num_strides}: needs at least 1")
+        if self.num_strides > 12:
+            raise ValueError(f"step_sampler.num_strides={self.num_strides}: at most 12 (strides of 1/2048)")
         if abs(self.beta) * self.num_strides > 50:
             raise ValueError(f"step_sampler.beta={self.beta}: |beta| * num_strides above 50 leaves rungs undrawn")
 
@@ -209,6 +211,12 @@ class Dyadic(StepSampler):
 @dataclass(frozen=True)
 class FullRange(StepSampler):
     """T uniform over every node large enough for K halvings, Delta = floor(T / 2^k)."""
+
+    def check(self, schedule: Schedule) -> None:
+        if schedule.num_timesteps < 2**self.num_strides:
+            raise ValueError(
+                f"step_sampler.num_strides={self.num_strides}: N={schedule.num_timesteps} has no such halvings"
+            )
 
     def rows(self, schedule: Schedule) -> Iterator[Row]:
         p = rung_probabilities(self.beta, self.num_strides).tolist()

@@ -32,11 +32,14 @@ class ScalarGate(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """alpha = tanh(MLP_T(SinEmb(T)) + MLP_D(SinEmb(D))), one per channel (the authors' code); MLP_D starts at 0."""
+    """alpha = tanh(MLP_T(SinEmb(T)) + MLP_D(SinEmb(D))), one per channel (the authors' code).
+
+    Both start at 0, where the authors silence MLP_D alone: a start's injector then keeps its gain of 1 (D18).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.timestep_mlp = mlp_head(width, width, silent=False)
+        self.timestep_mlp = mlp_head(width, width, silent=True)
         self.stride_mlp = mlp_head(width, width, silent=True)
 
     def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:

@@ -89,6 +89,8 @@ class Stage(L.LightningModule):
         if self.start is not None:
             load_start(self.net, self.start)
         self.net.trainable(self.run.train.trainable)
+        if not self.run.objective.trains_strides:  # one stride alone would teach it a constant, and spoil the others
+            self.net.stride_embedding.requires_grad_(False)
         if self.run.train.checkpoint_activations:
             self.net.checkpoint_activations()
         self.ema = copy.deepcopy(self.net).requires_grad_(False).eval()

@@ -55,9 +55,7 @@ def test_an_arms_interval_is_students():
 
 def test_pairing_finds_what_is_small_beside_the_spread_of_seeds():
     seeds = [1.0, 5.0, 9.0]
-    got = compare(
-        table({"a": seeds, "b": [s - 0.5 + e for s, e in zip(seeds, (0, 0.01, -0.01), strict=True)]}), ONE
-    )
+    got = compare(table({"a": seeds, "b": [s - 0.5 + e for s, e in zip(seeds, (0, 0.01, -0.01), strict=True)]}), ONE)
     assert got.differences["b"]["m"].verdict == "better"
     assert got.best == {"m": "b"}
 
@@ -73,9 +71,7 @@ def test_a_ratio_is_compared_by_its_distance_from_one_on_either_side():
     d = got.differences["over"]["m"]
     assert (d.diff_of, d.verdict) == ("abs_log", "better")
     assert d.diff == pytest.approx(math.log(1.25) - math.log(2), abs=1e-3)
-    mirrored = compare(table({"a": [0.5, 0.4, 0.8], "b": [2.0, 2.5, 1.25]}), {"m": "one"}).differences["b"][
-        "m"
-    ]
+    mirrored = compare(table({"a": [0.5, 0.4, 0.8], "b": [2.0, 2.5, 1.25]}), {"m": "one"}).differences["b"]["m"]
     assert mirrored.diff == pytest.approx(0, abs=1e-12)
     assert mirrored.verdict == "no difference shown"
 
@@ -149,13 +145,9 @@ def test_a_null_is_not_called_better_or_worse():
     false, bold, comparisons, tables = 0, 0, 0, 250
     for _ in range(tables):
         draw = rng.normal(size=(5, 3, 6)) + 3 * rng.normal(size=(1, 3, 6))
-        scores = {
-            f"arm{a}": {s: dict(zip(names, draw[a, s], strict=True)) for s in range(3)} for a in range(5)
-        }
+        scores = {f"arm{a}": {s: dict(zip(names, draw[a, s], strict=True)) for s in range(3)} for a in range(5)}
         got = compare(scores, sides)
-        called = [
-            any(d.verdict in ("better", "worse") for d in row.values()) for row in got.differences.values()
-        ]
+        called = [any(d.verdict in ("better", "worse") for d in row.values()) for row in got.differences.values()]
         false, comparisons = false + sum(called), comparisons + len(called) - 1
         bold += any(arm is not None for arm in got.best.values())
     assert false / comparisons < 0.065  # 5 % and two standard errors of 1000 comparisons
@@ -165,9 +157,7 @@ def test_a_null_is_not_called_better_or_worse():
 def _steps(values: list[float]) -> dict:
     arms = load("table_9_3").values()
     wobble = (0.0, 0.01, -0.01)
-    rows = {
-        arm: [v + w * (i + 1) for w in wobble] for i, (arm, v) in enumerate(zip(arms, values, strict=True))
-    }
+    rows = {arm: [v + w * (i + 1) for w in wobble] for i, (arm, v) in enumerate(zip(arms, values, strict=True))}
     return table(rows, "psd")
 
 
@@ -188,9 +178,7 @@ def test_the_order_is_held_against_the_papers(values: list[float], answer: str):
 def test_a_pair_that_the_paper_does_not_order_is_left_out():
     paper = load("table_5")  # 4 -> 5 steps: Tech. falls, Aesth. rises
     scores = table({"4": [1.0, 1.1, 0.9], "5": [3.0, 3.1, 2.91]}, "psd")
-    assert (
-        order_as_in_paper(compare(scores), paper.values(), paper.quality(), primary="psd") == "not resolved"
-    )
+    assert order_as_in_paper(compare(scores), paper.values(), paper.quality(), primary="psd") == "not resolved"
 
 
 def test_other_metrics_may_contradict_unless_left_out():

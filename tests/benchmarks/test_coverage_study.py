@@ -10,8 +10,7 @@ from benchmarks.compare import paired_t
 from benchmarks.coverage_study import METHODS, RATIO, Scenario, cover, false_positives, markdown
 
 NORMAL = [
-    Scenario(n, arms, "normal", v)
-    for n, arms, v in itertools.product((3, 5), (4, 7), ("equal", "one noisy", "graded"))
+    Scenario(n, arms, "normal", v) for n, arms, v in itertools.product((3, 5), (4, 7), ("equal", "one noisy", "graded"))
 ]
 SLACK = 0.01  # of a worst of 3 to 6 coverages, 4000 tables each
 

@@ -29,9 +29,7 @@ from benchmarks.metrics.reference import (
 
 
 def clips(n: int = 6, size: int = 24, seed: int = 0) -> torch.Tensor:
-    return (torch.randn(n, 3, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 0.3).clamp(
-        -1, 1
-    )
+    return (torch.randn(n, 3, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 0.3).clamp(-1, 1)
 
 
 def blurred(video: torch.Tensor) -> torch.Tensor:
@@ -64,9 +62,7 @@ def test_identical_folders_score_perfectly():
     batch = Batch(video=x, real=x.clone(), structure=x.clone(), solution=x.clone())
     for name, metric in METRICS.items():
         if name != "mhd_mse":
-            assert measure(name, batch) == pytest.approx(
-                1.0 if metric.direction == "one" else 0.0, abs=1e-6
-            ), name
+            assert measure(name, batch) == pytest.approx(1.0 if metric.direction == "one" else 0.0, abs=1e-6), name
 
 
 def test_blur_raises_the_distances_to_real_and_lowers_mhd_and_gain():
@@ -91,9 +87,7 @@ def test_the_order_of_the_clips_does_not_matter_to_set_metrics():
     x, y = clips(), clips(seed=1)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     for name in ("psd", "swd", "mhd_ratio"):
-        assert measure(name, Batch(y[order], real=x)) == pytest.approx(
-            measure(name, Batch(y, real=x)), rel=1e-5
-        )
+        assert measure(name, Batch(y[order], real=x)) == pytest.approx(measure(name, Batch(y, real=x)), rel=1e-5)
 
 
 def test_batches_and_one_batch_give_the_same_score():

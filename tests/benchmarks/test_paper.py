@@ -38,7 +38,5 @@ def test_latency_is_a_cost_and_orders_nothing():
 
 
 def test_an_unknown_table_is_refused_with_the_known_ones():
-    with pytest.raises(
-        ValueError, match="no table 'table_6' of the paper; known: table_4, table_5, table_9_3"
-    ):
+    with pytest.raises(ValueError, match="no table 'table_6' of the paper; known: table_4, table_5, table_9_3"):
         load("table_6")

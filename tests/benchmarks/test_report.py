@@ -35,8 +35,7 @@ def result() -> dict:
     rng = np.random.default_rng(0)
     scores = {
         arm: {
-            s: {m: v * (1 + 0.005 * rng.standard_normal()) for m, v in zip(METRICS, row, strict=True)}
-            for s in range(3)
+            s: {m: v * (1 + 0.005 * rng.standard_normal()) for m, v in zip(METRICS, row, strict=True)} for s in range(3)
         }
         for arm, row in MEANS.items()
     }

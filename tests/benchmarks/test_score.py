@@ -42,9 +42,7 @@ def run(folders: dict[str, Path], out: Path, **changed: object) -> dict:
 def test_scores_are_those_of_the_clips_in_memory(folders: dict[str, Path], tmp_path: Path):
     result = run(folders, tmp_path / "out")
     rng = np.random.default_rng(1), np.random.default_rng(2)
-    video, real = (
-        np.stack([g.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8) for _ in range(4)]) for g in rng
-    )
+    video, real = (np.stack([g.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8) for _ in range(4)]) for g in rng)
     import torch
 
     batch = Batch(torch.from_numpy(to_float(video)), real=torch.from_numpy(to_float(real)))

@@ -61,9 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {
-        path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.suffix in (".tar", ".json")
-    }
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.suffix in (".tar", ".json")}
 
 
 def samples(out: Path) -> list[dict[str, Any]]:
@@ -150,10 +148,7 @@ def test_clips_begin_every_step_frames_and_anew_after_a_cut(step: int, starts: l
 
     clips = list(cut_clips(frames_of(video), 5, step, is_cut))
     assert [clip[0].index for clip in clips] == starts
-    assert all(
-        [frame.index for frame in clip] == list(range(s, s + 5))
-        for clip, s in zip(clips, starts, strict=True)
-    )
+    assert all([frame.index for frame in clip] == list(range(s, s + 5)) for clip, s in zip(clips, starts, strict=True))
 
 
 @pytest.mark.parametrize("stride", [5, 2])
@@ -255,9 +250,7 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing catches it."""
 
 
-@pytest.mark.parametrize(
-    "crash", ["in the first video", "in the second video", "in the shards", "at the end"]
-)
+@pytest.mark.parametrize("crash", ["in the first video", "in the second video", "in the shards", "at the end"])
 def test_a_call_that_died_anywhere_is_taken_up_and_gives_the_same_bytes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str
 ) -> None:
@@ -288,18 +281,14 @@ def test_a_call_that_died_anywhere_is_taken_up_and_gives_the_same_bytes(
     assert not (out / "manifest.json").exists()
 
     real_decode = module.decode
-    monkeypatch.setattr(
-        module, "decode", lambda path, *rest: decoded.append(path.name) or real_decode(path, *rest)
-    )
+    monkeypatch.setattr(module, "decode", lambda path, *rest: decoded.append(path.name) or real_decode(path, *rest))
     ingest(folder, out, Settings(shard_mb=0.05))
     redone = {"in the first video": ["a.mkv", "b.mkv", "c.mkv"], "in the second video": ["b.mkv", "c.mkv"]}
     assert decoded == redone.get(crash, [])
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
-def test_a_call_killed_by_the_system_is_taken_up_and_gives_the_same_bytes(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_call_killed_by_the_system_is_taken_up_and_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     ingest(folder, tmp_path / "undisturbed", Settings())
     slowly = (
         "import sys, time, pathlib, pw.data.ingest as m; real = m.decode\n"
@@ -332,9 +321,7 @@ def test_a_second_call_does_nothing_and_says_so(
     assert contents(tmp_path / "out") == before
 
 
-def test_other_settings_or_other_videos_need_another_folder_or_overwrite(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_other_settings_or_other_videos_need_another_folder_or_overwrite(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     ingest(folder, out, Settings())
     with pytest.raises(ValueError, match=r"frames=5 \(now 9\).*overwrite=true"):
@@ -418,9 +405,7 @@ def test_a_wrong_call_gets_one_clear_line(
 
 
 def test_a_wrong_call_is_answered_without_loading_torch() -> None:
-    wrong = (
-        "import sys; from pw.data.__main__ import main as m; m(['path=x']); sys.exit('torch' in sys.modules)"
-    )
+    wrong = "import sys; from pw.data.__main__ import main as m; m(['path=x']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", wrong], check=True, capture_output=True)
 
 

@@ -34,8 +34,7 @@ def clip(number: int, frames: int = F, height: int = H, width: int = W) -> np.nd
 
 def make(folder: Path, split: str, numbers: range, shard_bytes: int = 100_000) -> list[tuple[Path, int]]:
     samples = [
-        {"__key__": f"clip-{n:03d}", "npy": npy(clip(n)), "json": b"{}", "txt": f"clip {n}".encode()}
-        for n in numbers
+        {"__key__": f"clip-{n:03d}", "npy": npy(clip(n)), "json": b"{}", "txt": f"clip {n}".encode()} for n in numbers
     ]
     return write_shards(folder, split, samples, shard_bytes)
 
@@ -58,9 +57,7 @@ def with_manifest(folder: Path) -> Path:
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
             samples = len(tar.getnames()) // 3
-        shards.append(
-            {"file": path.name, "bytes": path.stat().st_size, "samples": samples, "sha256": path.name}
-        )
+        shards.append({"file": path.name, "bytes": path.stat().st_size, "samples": samples, "sha256": path.name})
     (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
     return folder
 
@@ -269,9 +266,7 @@ def test_pickled_arrays_are_refused_unread(tmp_path: Path) -> None:
         ("a", tarfile.REGTYPE, "does not end in"),
     ],
 )
-def test_members_that_should_not_be_there_are_refused(
-    tmp_path: Path, name: str, kind: bytes, says: str
-) -> None:
+def test_members_that_should_not_be_there_are_refused(tmp_path: Path, name: str, kind: bytes, says: str) -> None:
     shard = tar_of(tmp_path / "train-0.tar", [(name, b"")], kind)
     with pytest.raises(ShardError, match=rf"train-0\.tar.*{says}"):
         ShardIndex([str(shard)], "train")
@@ -345,9 +340,7 @@ def test_a_wrong_place_gets_one_clear_line(folder: Path, urls: str, says: str) -
         ShardClips(urls.replace("{folder}", str(folder)), frames=3, size=24)
 
 
-@pytest.mark.parametrize(
-    ("frames", "size", "says"), [(6, 24, "5 of 30x40"), (3, 31, "31x31"), (0, 24, "frames")]
-)
+@pytest.mark.parametrize(("frames", "size", "says"), [(6, 24, "5 of 30x40"), (3, 31, "31x31"), (0, 24, "frames")])
 def test_a_crop_larger_than_every_clip_is_refused(folder: Path, frames: int, size: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         ShardClips(f"{folder}/*.tar", frames=frames, size=size)
@@ -360,9 +353,7 @@ def test_clips_smaller_than_the_crop_are_left_out(folder: Path, caplog: pytest.L
     assert "1 of 13 train clips are smaller" in caplog.text
 
 
-def test_shards_are_written_and_read_under_wds_secure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_are_written_and_read_under_wds_secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from webdataset import utils
 
     monkeypatch.setattr(utils, "enforce_security", True)

@@ -106,15 +106,20 @@ def test_the_scalar_gate_sums_the_sinusoids_of_eq_1_so_timestep_and_stride_trade
     assert float((gate(a, b) - gate(a, 2 * b)).abs()) > 1e-4
 
 
-def test_a_fresh_channel_gate_listens_to_the_timestep_alone_and_per_channel():
-    torch.manual_seed(0)
-    gate = ChannelGate(32)
-    timestep = torch.tensor([700.0])
-    alpha = gate(timestep, torch.tensor([100.0]))
-    assert alpha.shape == (1, 32)
+def test_a_fresh_channel_gate_is_one_per_channel_and_zero():
+    # D18: both MLPs are silent, so that a start's injector keeps its gain of 1
+    alpha = ChannelGate(32)(torch.tensor([1000.0, 500.0]), torch.tensor([68.0, 500.0]))
+    assert torch.equal(alpha, torch.zeros(2, 32))
+
+
+def test_an_awake_channel_gate_listens_to_timestep_and_stride_by_mlps_of_their_own():
+    gate = injector("channelwise").gate
+    a, b = torch.tensor([700.0]), torch.tensor([100.0])
+    with torch.no_grad():
+        alpha, swapped, longer = gate(a, b), gate(b, a), gate(a, 2 * b)
     assert float(alpha.std()) > 1e-3
-    assert torch.equal(alpha, gate(timestep, torch.tensor([600.0])))
-    assert not torch.equal(alpha, gate(timestep / 2, torch.tensor([100.0])))
+    assert float((alpha - swapped).abs().max()) > 1e-3
+    assert float((alpha - longer).abs().max()) > 1e-3
 
 
 def test_a_fresh_injector_is_silent_in_every_block():

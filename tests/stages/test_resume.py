@@ -30,8 +30,8 @@ def interrupt(update: int, updates: int) -> None:
     raise Interrupted
 
 
-def steps(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_same_training(one: Path, other: Path) -> None:
@@ -40,7 +40,8 @@ def assert_same_training(one: Path, other: Path) -> None:
         assert wanted.keys() == found.keys()
         different = [key for key in wanted if not torch.equal(wanted[key], found[key])]
         assert not different, f"{name}: {len(different)} of {len(wanted)} tensors, e.g. {different[0]}"
-    assert steps(one) == steps(other) == [10, 12]
+    assert curve(one) == curve(other)
+    assert [point["step"] for point in curve(one)] == [4, 8, 10, 12]  # every checkpoint, every tenth, the last
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,7 @@ def test_the_time_of_both_parts_of_an_interrupted_training_is_counted(micro, tmp
 @pytest.mark.parametrize("objective", ["flow", "shortcut"])
 def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_update(micro, tmp_path: Path, objective: str):
     run = micro(f"objective={objective}", "optimizer.lr=1e30")
-    with pytest.raises(ValueError, match=r"loss is not finite at update 10 .*optimizer\.lr"):
+    with pytest.raises(ValueError, match=r"loss is not finite at update 4 .*optimizer\.lr"):
         train(run, tmp_path)
     assert not is_trained(run, tmp_path)
+    assert not list(training_folder(run, tmp_path).glob("checkpoints/*"))  # nothing that is not finite is kept
