@@ -47,7 +47,7 @@ mlflow: .venv/.ready ## open the MLflow UI on 127.0.0.1:5000 (port=… to change
 	@$(RUN) -m pw.tracking port=$(or $(port),5000) $(args)
 
 test: .venv/.ready ## run the tests (under 8 minutes on 2 cores): make test [args="-k solver"]
-	@$(RUN) -m pytest $(args)
+	@$(RUN) -m pytest -n 2 --dist loadfile $(args)
 
 check: .venv/.ready ## ruff and the type checker
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/ty check pw experiments benchmarks

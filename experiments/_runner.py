@@ -128,12 +128,13 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
         job = jobs.setdefault(key, Job(key, f"score {name} seed {seed}", "score", run, tuple(needs), score=score))
         rows.append(Row(name, seed, job))
 
+    asks = any("solution" in lookup(metric).needs for metric in plan.ablation.metrics)
     for arm, seed, run in plan.runs():
         label = f"{arm.name} seed {seed}"
         count, ceiling = run.sampling.count, arm is plan.ceiling
         needs = [add(sample_jobs(run, label, count, seed))]
         solution = None
-        if run.sampling.num_steps < run.sampling.solution_steps:
+        if run.sampling.num_steps < run.sampling.solution_steps and (asks or ceiling):
             solved = run.solution
             needs.append(
                 add(sample_jobs(solved, f"{run.sampling.solution_steps}-step solution of {label}", count, seed))

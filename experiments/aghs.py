@@ -6,11 +6,11 @@ Refuted   if a row is worse than the row above it, by the paired 95 % interval.
 Verdict   not run yet
 """
 
-from experiments import Ablation
+from experiments import DETAIL, Ablation
 
 # At this scale stage II departs from the base, which knows no anchor, as the paper's departs from Wan2.2 (D12).
 LONGER = "start=base optimizer.lr=1e-3 optimizer.final_lr=0.1"
-SYNTHESIS = "stage=hires train.updates=1000 anchors=generated"
+SYNTHESIS = "stage=hires train.updates=600 anchors=generated"
 
 ABLATION = Ablation(
     paper="table_4",
@@ -24,4 +24,5 @@ ABLATION = Ablation(
         "gated": f"{SYNTHESIS} injector=gated",
     },
     ceiling="gated",
+    metrics=(*DETAIL, "anchor_fidelity"),
 )

@@ -5,7 +5,7 @@ Refuted   if the tuned anchor model is no nearer to real clips than the untuned 
 Verdict   not run yet
 """
 
-from experiments import Ablation
+from experiments import DETAIL, Ablation
 
 ABLATION = Ablation(
     fixed="stage=anchor optimizer.lr=1e-3 optimizer.final_lr=0.1",
@@ -13,5 +13,5 @@ ABLATION = Ablation(
     arms={"untuned": "train.updates=0", "tuned": "train.updates=1000"},
     # at the anchor's own size, against real clips degraded as stage II is trained on (D11)
     native=True,
-    metrics=("psd", "swd", "mhd_mse", "mhd_ratio"),
+    metrics=DETAIL,
 )

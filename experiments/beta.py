@@ -5,11 +5,12 @@ Refuted   if beta = 0.7 is no better than beta = 0 at 4 steps.
 Verdict   not run yet
 """
 
-from experiments import Ablation
+from experiments import DETAIL, Ablation
 
 ABLATION = Ablation(
     fixed="stage=hires sampling.num_steps=4 step_sampler=exponential_index",
     varies=("step_sampler.beta",),
     arms={f"beta_{beta}": f"step_sampler.beta={beta}" for beta in (0.0, 0.35, 0.7, 1.4)},
     versus="first",
+    metrics=(*DETAIL, "anchor_fidelity"),
 )

@@ -5,11 +5,12 @@ Refuted   if the arm with the injector is no better in psd and swd.
 Verdict   not run yet
 """
 
-from experiments import Ablation
+from experiments import DETAIL, Ablation
 
 ABLATION = Ablation(
-    fixed="stage=hires start=base train.updates=1000 optimizer.lr=1e-3 optimizer.final_lr=0.1",
+    fixed="stage=hires start=base train.updates=600 optimizer.lr=1e-3 optimizer.final_lr=0.1",
     varies=("injector",),
     arms={"direct": "injector=none", "anchored": "injector=gated"},
     ceiling="anchored",
+    metrics=(*DETAIL, "anchor_fidelity"),
 )

@@ -6,7 +6,7 @@ Refuted   if any row differs from the row above by more than the paired 95 % int
 Verdict   not run yet
 """
 
-from experiments import Ablation
+from experiments import DETAIL, Ablation
 
 BATCH = "weighting.normalise=batch"
 BERNOULLI = f"{BATCH} turns=bernoulli"
@@ -27,4 +27,5 @@ ABLATION = Ablation(
         "betas": BETAS,
         "release": f"{BETAS} injector=gated_channelwise",
     },
+    metrics=(*DETAIL, "anchor_fidelity"),
 )

@@ -5,11 +5,12 @@ Refuted   if p = 0.5 is no better than p = 0 at 4 steps.
 Verdict   not run yet
 """
 
-from experiments import Ablation
+from experiments import DETAIL, Ablation
 
 ABLATION = Ablation(
     fixed="stage=hires sampling.num_steps=4",
     varies=("weighting.p",),
     arms={f"p_{p}": f"weighting.p={p}" for p in (0.0, 0.25, 0.5, 1.0)},
     versus="first",
+    metrics=(*DETAIL, "anchor_fidelity"),
 )

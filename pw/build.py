@@ -310,7 +310,7 @@ def _cross_check(run: Run) -> None:
             "sampling.stride=grid: objective=flow never trained a stride, its samples would look worse than the model "
             "is; leave it at auto"
         )
-    if run.train.trainable == "adapters" and run.injector is None:
+    if run.train.trainable == "adapters" and not isinstance(run.injector, options.Injector):
         raise ConfigError("train.trainable=adapters: without an injector there is nothing to adapt; set injector=gated")
     unguided = {"scale": 1, "drop": "text", "first_steps": None}
     if run.guidance.scale == 1 and (run.config.choices["guidance"] == "on" or vars(run.guidance) != unguided):

@@ -15,8 +15,8 @@ from experiments import Ablation, Statement, load, names, statement
 from experiments.__main__ import main
 from experiments._plan import Options, Plan, make_plan, parse, plan_of
 from experiments._runner import Job, all_jobs
-from pw.build import build
 from pw.config import ConfigError, at, leaves
+from pw.train import command_line
 
 NOTHING_STATED = Statement("", "", "", "")
 PARTS_OF_AN_OBJECTIVE = ("turns", "step_sampler", "weighting", "target")
@@ -52,6 +52,11 @@ def crafted_refused(ablation: Ablation, *words: str) -> str:
 
 def training(name: str, arm: str) -> str:
     return next(a for a in planned(f"name={name}").arms if a.name == arm).first.training_signature
+
+
+def asks_for_solutions(plan: Plan) -> bool:
+    """Whether a metric of the ablation holds each arm against its own many-step solution."""
+    return any("solution" in metrics.lookup(metric).needs for metric in plan.ablation.metrics)
 
 
 @pytest.mark.parametrize("name", names())
@@ -147,9 +152,10 @@ class TestEveryAblation:
             # an anchor takes more steps (50) than the solution it would be held against
             assert (("ceiling", seed) in rows) == (ceiling.num_steps < ceiling.solution_steps)
         made = {job.key for job in jobs}
-        for _, seed, run in plan.runs():
+        for arm, seed, run in plan.runs():
             if run.sampling.num_steps < run.sampling.solution_steps:
-                assert f"sample:{run.solution.sample_signature(seed)}:{run.sampling.count}" in made
+                key = f"sample:{run.solution.sample_signature(seed)}:{run.sampling.count}"
+                assert (key in made) == (asks_for_solutions(plan) or arm is plan.ceiling)
 
 
 class TestTheRowsOfAnAblation:
@@ -187,10 +193,10 @@ class TestTheSameTraining:
         assert training("coordinate", "timestep@4") == full
         assert training("anchor_robustness", "flawed") == full
         assert training("paper_vs_release", "suite") == full
-        assert training("inference_shift", "shortcut@2.0") == full
+        assert training("inference_shift", "shortcut_2") == full
 
     def test_is_shared_by_the_baselines_too(self) -> None:
-        assert training("inference_shift", "flow@1.0") == training("ansc", "baseline")
+        assert training("inference_shift", "flow_1") == training("ansc", "baseline")
         assert training("frozen_dit", "trainable") == training("direct", "anchored") == training("aghs", "gated")
         assert training("aghs", "anchor") == training("anchor_tuning", "tuned")
 
@@ -314,24 +320,32 @@ class TestTheWordsOfTheCommandLine:
 
 
 class TestADryRun:
+    @pytest.mark.parametrize("line", ["name=paper_vs_release arms=suite,betas", "name=aghs arms=gated,add"])
     def test_writes_nothing_and_prints_a_command_for_every_run(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         outputs = tmp_path / "outputs"
-        words = ["name=paper_vs_release", "arms=suite,betas", "seeds=1", "start.updates=3"]
-        assert main([*words, f"outputs={outputs}", "dry_run=true"]) == 0
+        words = [*line.split(), "seeds=[2]", "start.updates=3", f"outputs={outputs}"]
+        assert main([*words, "dry_run=true"]) == 0
         assert not outputs.exists()
         lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
         commands = [shlex.split(line) for line in lines if line.startswith(".venv/bin/python -m pw.")]
-        plan = make_plan(parse(words))
-        wanted = {("pw.train", arm.first.training_signature) for arm in plan.arms}
-        wanted |= {("pw.train", arm.first.start_run.training_signature) for arm in plan.arms if arm.first.start_run}
-        wanted |= {("pw.sample", run.signature) for arm in plan.arms for run in (arm.first, arm.first.solution)}
         found = set()
-        for _, _, module, *overrides in commands:
-            run = build(overrides)  # what that command would do
-            found.add((module, run.training_signature if module == "pw.train" else run.signature))
-        assert found == wanted
+        for _, _, module, *overrides in commands:  # what each of them would do
+            run, where, seed = command_line(overrides)
+            sampled = run.sample_signature(run.seed if seed is None else seed)
+            found.add((module, run.training_signature if module == "pw.train" else sampled))
+            assert where == outputs
+        plan = make_plan(parse(words))
+        runs = [arm.first for arm in plan.arms]
+        solved = [arm.first for arm in plan.arms if asks_for_solutions(plan) or arm is plan.ceiling]
+        stages = [run.anchor_run for run in runs if run.anchor_run]
+        starts = [run.start_run for run in (*runs, *stages) if run.start_run]
+        assert found == {
+            *(("pw.train", run.training_signature) for run in (*runs, *stages, *starts)),
+            *(("pw.sample", run.signature) for run in (*runs, *(run.solution for run in solved))),
+            *(("pw.sample", stage.sample_signature(2)) for stage in stages),
+        }
 
     def test_shows_what_is_cached(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         words = ["name=ansc", "arms=baseline", "seeds=1", f"outputs={tmp_path}"]

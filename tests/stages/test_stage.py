@@ -18,6 +18,9 @@ from pw.stages.hires import HiresSynth
 from pw.stages.stage import SeededDraws, Stage, load_start
 from pw.train import batches, quiet, stage_module, train
 
+# diffusers normalises bf16 queries by an fp32 weight, and torch says so
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+
 
 class Watching(HiresSynth):
     """Keeps what the velocities are asked and under which condition; computes as `HiresSynth` does."""
