@@ -3,7 +3,9 @@
 Claim     At 4 steps each ingredient helps: shortcut training, exponential index-biased sampling (Eqs. 5-6), and
           noise-span calibration (Eqs. 7-8).
 Refuted   if a row is worse than the row above it, by the paired 95 % interval.
-Verdict   not run yet
+Verdict   (tiny, 3 seeds) In part. Shortcut training, yes: psd 4.41 -> 1.48 dB, where 48 steps reach 1.44, and
+          every other detail metric with it; structure drifts (anchor 3.9 -> 5.2e-3). Exponential sampling and
+          calibration: no difference shown in any metric.
 """
 
 from experiments import Ablation, Probe

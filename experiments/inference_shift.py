@@ -2,7 +2,9 @@
 
 Claim     Shortcut training, sampled on the grid it was trained for, beats a plain flow model on any inference shift.
 Refuted   if a flow row is no worse in psd than the shortcut model at its training shift, the first row.
-Verdict   not run yet
+Verdict   (tiny, 3 seeds) Holds. Every flow row is worse in psd than the shortcut model (1.48 dB); the best flow
+          shift is 1 (3.35 dB, against 4.41 at the training shift). The shortcut model's own best is shift 2
+          (1.19), not resolved.
 """
 
 from experiments import Ablation

@@ -6,7 +6,7 @@ Refuted   if neither closed nor aligned beats the paper's set at 2 or 4 steps.
 Verdict   not run yet
 """
 
-from experiments import Ablation
+from experiments import DETAIL, Ablation
 
 ABLATION = Ablation(
     fixed="stage=hires",
@@ -22,4 +22,5 @@ ABLATION = Ablation(
     },
     across=("sampling.num_steps", (2, 3, 4, 5)),
     versus="first",
+    metrics=(*DETAIL, "anchor_fidelity"),
 )

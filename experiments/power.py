@@ -9,8 +9,9 @@ from experiments import DETAIL, Ablation
 
 ABLATION = Ablation(
     fixed="stage=hires sampling.num_steps=4",
-    varies=("weighting.p",),
-    arms={f"p_{p}": f"weighting.p={p}" for p in (0.0, 0.25, 0.5, 1.0)},
+    varies=("weighting",),
+    # p = 0 is weighting=uniform, and so the run that `ansc` calls exponential
+    arms={"p_0": "weighting=uniform", **{f"p_{p}": f"weighting.p={p}" for p in (0.25, 0.5, 1.0)}},
     versus="first",
     metrics=(*DETAIL, "anchor_fidelity"),
 )

@@ -278,7 +278,7 @@ WRONG = [
     (["name=coordinate", "sampling.num_steps=4"], ["sampling.num_steps=4", "coordinate varies"]),
     # what would be no difference at all
     (["name=anchor_robustness", "injector=none"], ["arm clean", "anchors=clean", "injector=none"]),
-    (["name=power", "objective=flow"], ["arm p_0.0", "weighting.p=0.0", "objective=flow"]),
+    (["name=power", "objective=flow"], ["arm p_0", "weighting=uniform", "objective=flow"]),
 ]
 
 

@@ -14,6 +14,7 @@ Aligned           exactly what inference grids of a few steps ask for, closed un
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,7 +47,7 @@ def rung_probabilities(beta: float, num_strides: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class StepSampler:
+class StepSampler(ABC):
     """Common to all: K strides per start, biased by beta, halves of the last rung grounded or not.
 
     beta         decay of p(k); 0 is uniform
@@ -68,12 +69,12 @@ class StepSampler:
         if abs(self.beta) * self.num_strides > 50:
             raise ValueError(f"step_sampler.beta={self.beta}: |beta| * num_strides above 50 leaves rungs undrawn")
 
-    def check(self, schedule: Schedule) -> None:
+    def check(self, schedule: Schedule) -> None:  # noqa: B027 (most fit every schedule)
         """Raises ValueError when the sampler does not fit the schedule."""
 
+    @abstractmethod
     def rows(self, schedule: Schedule) -> Iterator[Row]:
         """(timestep, stride, ground, probability) of every step; probabilities need not be merged."""
-        raise NotImplementedError
 
     def table(self, schedule: Schedule) -> StepTable:
         """The distribution, rows in drawing order (start by start, long strides first)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ class Condition:
         return Condition(self.text, self.anchor.masked_fill(which.to(self.anchor.device).view(-1, 1, 1, 1, 1), 0.0))
 
 
-class Stage(L.LightningModule):
+class Stage(L.LightningModule, ABC):
     """One training of a velocity network. A subclass says what is generated and under which condition.
 
     `net` is trained, `ema` is what is sampled and exported. Both are in the checkpoint.
@@ -95,9 +96,9 @@ class Stage(L.LightningModule):
             self.net.checkpoint_activations()
         self.ema = copy.deepcopy(self.net).requires_grad_(False).eval()
 
+    @abstractmethod
     def prepare(self, video: Tensor, draws: SeededDraws) -> tuple[Tensor, Condition]:
         """A batch of clips -> the latent to generate, and its condition."""
-        raise NotImplementedError
 
     def text(self, batch: int) -> Tensor:
         """The empty prompt's embedding, [B, tokens, dim] zeros: there is no text encoder at this scale."""
