@@ -2,7 +2,8 @@
 
 Claim     A model of full-size clips collapses at the anchor's size; a short tuning there recovers it.
 Refuted   if the tuned anchor model is no nearer to real clips than the untuned one.
-Verdict   not run yet
+Verdict   (tiny, 3 seeds) Holds: psd 27.8 -> 15.6 dB, swd 104 -> 23e-3, and detail the anchors do not have falls
+          from 6.0 times real to 0.58 (now too smooth). The floor is far below (psd 0.1).
 """
 
 from experiments import DETAIL, Ablation
