@@ -115,6 +115,13 @@ def log_ablation(
         return parent
 
 
+def warm_up() -> None:
+    """Import MLflow, which takes 6 s, with its telemetry off: for a thread, while something else takes its time."""
+    os.environ.update(ENVIRONMENT)
+    with suppress(ImportError):
+        import mlflow  # noqa: F401
+
+
 def page_urls(outputs: Path, port: int = 5000) -> dict[str, dict[str, str]]:
     """Ablation -> {"runs", "compare"}: addresses of its latest table, as a list and side by side."""
     pages = {}

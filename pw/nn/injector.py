@@ -78,6 +78,7 @@ class AnchorGuidedInjector(nn.Module):
             case "fixed":
                 self.gate = FixedGate()
         self.out = nn.ModuleDict({str(block): nn.Linear(width, width) for block in choice.blocks})
+        self._kept: tuple[Tensor, tuple, Tensor] | None = None  # anchor, what it was refined with, and the result
         for linear in self.out.values():
             assert isinstance(linear, nn.Linear)
             nn.init.zeros_(linear.weight)
@@ -85,10 +86,25 @@ class AnchorGuidedInjector(nn.Module):
 
     def forward(self, anchor: Tensor, grid: tuple[int, int], timestep: Tensor, stride: Tensor) -> dict[int, Tensor]:
         """anchor latent [B, C, F, h, w], token grid (rows, columns) -> {block: [B, L, D] to add to its input}."""
+        z = self.refined(anchor, grid)
+        z = z * (1 + self.gate(timestep, stride).to(z.dtype))[:, None]
+        return {int(block): linear(z) for block, linear in self.out.items()}
+
+    def refined(self, anchor: Tensor, grid: tuple[int, int]) -> Tensor:
+        """z'_A before its gain, [B, L, D]. It does not depend on the step: without gradients it is kept for the next
+        call with the very same anchor, until the anchor or a weight changes."""
+        if torch.is_grad_enabled() or anchor.is_inference():
+            self._kept = None
+            return self._refine(anchor, grid)
+        key = (grid, torch.is_autocast_enabled(anchor.device.type), anchor._version)
+        key += tuple(parameter._version for parameter in self.parameters())
+        if self._kept is None or self._kept[0] is not anchor or self._kept[1] != key:
+            self._kept = (anchor, key, self._refine(anchor, grid))
+        return self._kept[2]
+
+    def _refine(self, anchor: Tensor, grid: tuple[int, int]) -> Tensor:
         # on CPUs with AVX-512, oneDNN's bf16 gradient of a 3x3x3 weight is NaN now and then (torch 2.13)
         with torch.autocast("cpu", enabled=False):
             z = F.silu(self.norm(self.narrow(resize_frames(anchor, grid))))
             z = F.silu(self.widen(z)).flatten(2).transpose(1, 2)
-        gain = 1 + self.gate(timestep, stride).to(z.dtype)
-        z = self.token_norm(z) * gain[:, None]
-        return {int(block): linear(z) for block, linear in self.out.items()}
+        return self.token_norm(z)

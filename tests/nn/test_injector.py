@@ -172,3 +172,18 @@ def test_a_fresh_stride_embedding_is_zero_and_an_awake_one_tells_strides_apart()
     zero, short, long = embedding(strides)
     assert (zero - short).abs().max() > 0.01
     assert (short - long).abs().max() > 0.01
+
+
+def test_a_refined_anchor_is_kept_for_the_next_step_and_no_longer_than_it_is_true():
+    made = injector("fixed")
+    anchor = torch.randn(2, 12, 2, 2, 2, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        first = made.refined(anchor, (4, 4))
+        assert made.refined(anchor, (4, 4)) is first
+        assert made.refined(anchor.clone(), (4, 4)) is not first  # another tensor
+        again = made.refined(anchor, (4, 4))
+        made.widen.weight.mul_(2)  # as an optimiser's update does
+        assert not torch.equal(made.refined(anchor, (4, 4)), again)
+        anchor.add_(1)
+        assert torch.equal(made.refined(anchor, (4, 4)), made.refined(anchor.clone(), (4, 4)))
+    assert made.refined(anchor, (4, 4)).requires_grad  # nothing kept stands between the anchor and its gradient
