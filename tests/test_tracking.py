@@ -274,8 +274,8 @@ def test_what_mlflow_refuses_is_a_tracking_error(logged: Logged) -> None:
         log(outputs, [replace(runs[0], scores={"mhd%4": 1.0})])
 
 
-def test_an_arm_crossed_with_a_value_has_a_name_that_mlflow_takes(logged: Logged, tmp_path: Path) -> None:
-    outputs = shutil.copytree(logged[0], tmp_path / "outputs")
+def test_an_arm_crossed_with_a_value_has_a_name_that_mlflow_takes(logged: Logged) -> None:
+    outputs = logged[0]
     run = replace(logged[1][0], arm="closed@3", scores={"psd": 1.0})
     parent = log_ablation(outputs, "crossed", [run], artifacts=[], summary={"closed@3.psd": 1.0}, tags={})
     assert client(outputs).get_run(parent).data.metrics == {"closed/3.psd": 1.0}
