@@ -1,0 +1,43 @@
+"""pw.train: a folder that holds another training than its name says is refused, not used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pw.build import build
+from pw.config import ConfigError
+from pw.train import is_trained, training_folder
+
+RUN = ["start=none", "objective=flow", "train.updates=2"]
+
+
+def test_a_finished_training_of_another_signature_is_named_with_what_would_do(tmp_path: Path) -> None:
+    run = build(RUN)
+    folder = training_folder(run, tmp_path)
+    folder.mkdir(parents=True)
+    assert not is_trained(run, tmp_path)
+    (folder / "done.json").write_text(json.dumps({"signature": "0badc0de"}))
+    with pytest.raises(ConfigError, match=rf"signature 0badc0de, not {run.training_signature}.*remove it") as caught:
+        is_trained(run, tmp_path)
+    assert str(folder) in str(caught.value)
+    (folder / "done.json").write_text(json.dumps({"signature": run.training_signature}))
+    assert is_trained(run, tmp_path)
+
+
+def test_a_checkpoint_of_another_signature_is_not_continued(tmp_path: Path) -> None:
+    import torch
+
+    from pw.train import last_checkpoint
+
+    folder = tmp_path / "12345678"
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save({"global_step": 4, "pw_signature": "0badc0de"}, folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(ConfigError, match="checkpoint of signature 0badc0de, not 12345678"):
+        last_checkpoint(folder)
+    torch.save({"global_step": 4, "pw_signature": "12345678"}, folder / "checkpoints" / "last.ckpt")
+    found = last_checkpoint(folder)
+    assert found is not None
+    assert found[1] == 4
