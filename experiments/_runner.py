@@ -27,14 +27,20 @@ from pw.sample import anchor_reference, is_sampled, reference_folder, sample_fol
 from pw.train import is_trained, training_folder
 
 # Seconds on one core of the machine this was written on, to estimate with before anything has been measured.
-SECONDS = {"flow": 0.058, "consistency": 0.080, "forward": 0.0017, "score": 2.0, "job": 0.5}
+SECONDS = {"flow": 0.058, "consistency": 0.080, "forward": 0.0016, "score": 0.9, "job": 0.5}
 FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
 PRELOAD = [
     "torch",
     "lightning.pytorch",
     "diffusers.models.transformers.transformer_wan",
+    "pw.stages.anchor",
     "pw.stages.hires",
+    "pw.data.procedural",
     "pw.sample",
+    "pw.video",
+    "av",
+    "benchmarks.score",
+    "benchmarks.metrics.reference",
 ]
 
 

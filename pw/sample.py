@@ -125,22 +125,26 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
     began, cpu_began = time.perf_counter(), time.process_time()
     module = load_stage(run, outputs)
     anchors = evaluation_anchors(run, outputs, limit, seed)
-    wanted = [index for index in range(limit) if not (folder / f"{index:04d}.mkv").exists()]
     for name in ("anchors", "native"):
         (folder / name).mkdir(exist_ok=True)
-    for at in range(0, len(wanted), run.sampling.batch_size):
-        indices = wanted[at : at + run.sampling.batch_size]
+    # a batch is made whole even where only some of it is missing: the same sums, so the same bits, after a kill
+    size = run.sampling.batch_size
+    batches = [range(at, min(at + size, limit)) for at in range(0, limit, size)]
+    missing = {index for index in range(limit) if not (folder / f"{index:04d}.mkv").exists()}
+    batches = [list(batch) for batch in batches if missing & set(batch)]
+    for position, indices in enumerate(batches, start=1):
         anchor = None if anchors is None else anchors[indices].to(module.device)
         clips = _synthesise(run, module, anchor, indices, seed)
-        for index, clip, native in zip(indices, to_uint8(clips[0]), to_uint8(clips[1]), strict=True):
+        for at, (index, clip, native) in enumerate(zip(indices, to_uint8(clips[0]), to_uint8(clips[1]), strict=True)):
+            if index not in missing:
+                continue
             if run.stage == "anchor":
                 write_video(folder / "native" / f"{index:04d}.mkv", native)
             if index < SHOWN and anchor is not None:
-                shown = to_uint8(anchor[indices.index(index)])
-                write_video(folder / "anchors" / f"{index:04d}.mkv", shown)
+                write_video(folder / "anchors" / f"{index:04d}.mkv", to_uint8(anchor[at]))
             write_video(folder / f"{index:04d}.mkv", clip)  # last: it says that the others are there
         if progress is not None:
-            progress(at + len(indices), len(wanted))
+            progress(position, len(batches))
     previous = _spent(folder)
     write_json(
         folder / "done.json",
