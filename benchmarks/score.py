@@ -109,7 +109,9 @@ def _batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> It
 
     held: list[tuple[str, dict[str, np.ndarray]]] = []
     for name in clips["video"]:
-        arrays = {what: read_video(found[name]) for what, found in clips.items() if name in found}
+        paths = {what: found[name] for what, found in clips.items() if name in found}
+        read = {path: read_video(path) for path in set(paths.values())}  # structure and real are often one folder
+        arrays = {what: read[path] for what, path in paths.items()}
         if "real" in arrays:
             clip_hash.add(name, arrays["real"].shape, arrays["real"].tobytes())
         if held and (_sizes(held[0][1]) != _sizes(arrays) or _pixels(held) >= BATCH_PIXELS):

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import paper, report
 from benchmarks.compare import Comparison, compare, estimate, order_as_in_paper
 from benchmarks.contract import table_contract
-from benchmarks.figures import contact_sheet, plot
+from benchmarks.figures import contact_sheet
 from experiments._plan import Arm, Plan
 from experiments._runner import Row, probe_row
 from pw.build import Run
@@ -190,7 +190,6 @@ def write_table(plan: Plan, result: dict[str, Any]) -> list[Path]:
     folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
     _keep_earlier(folder, result["settings"])
-    plot(result, folder / "plot.png")
     contact_sheet(_sheet_rows(plan), folder / "contact_sheet.png", _sheet_scale(plan.arms[0].first))
     return report.write(result, folder)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -134,8 +135,7 @@ def laplacian_pyramid(frames: Tensor, levels: int) -> list[Tensor]:
 def to_grid(frames: Tensor, like: tuple[int, int], sigma: float, factor: int) -> Tensor:
     """Frames on the anchor's grid of a video of size `like`, `factor` times smaller than it.
 
-    Frames of the video's size are blurred (sigma px) and reduced by area. Others are structure clips that
-    were
+    Frames of the video's size are blurred (sigma px) and reduced by area. Others are structure clips that were
     reduced already: they are only resized, by area if larger than the grid, else bilinearly.
     """
     height, width = max(1, like[0] // factor), max(1, like[1] // factor)
@@ -149,11 +149,16 @@ def to_grid(frames: Tensor, like: tuple[int, int], sigma: float, factor: int) ->
 
 def wasserstein_1d(a: Tensor, b: Tensor) -> Tensor:
     """Mean |quantile difference| of the columns of a [n, P] and b [m, P]: [P]."""
-    a, b = a.sort(0).values, b.sort(0).values
+    a, b = _sorted_columns(a), _sorted_columns(b)
     if len(a) != len(b):
         at = (torch.arange(max(len(a), len(b))) + 0.5) / max(len(a), len(b))
         a, b = (x[(at * len(x)).long()] for x in (a, b))
     return (a - b).abs().mean(0)
+
+
+def _sorted_columns(x: Tensor) -> Tensor:
+    # numpy's sort uses vector instructions: a third to a quarter of torch's time on a CPU
+    return torch.from_numpy(np.sort(x.T.contiguous().numpy(), axis=1)).T.contiguous()
 
 
 @dataclass
