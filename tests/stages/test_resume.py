@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from pw.build import Run
+from pw.config import ROOT
 from pw.train import is_trained, train, training_folder
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
@@ -71,6 +75,20 @@ def test_an_interrupted_training_is_continued_to_the_same_bits(micro, undisturbe
     assert is_trained(run, tmp_path)
     assert_same_training(undisturbed(run), folder)
     assert not list((folder / "checkpoints").iterdir())
+
+
+def test_a_training_killed_by_sigkill_is_continued_to_the_same_bits(micro, undisturbed, tmp_path: Path):
+    run = micro("objective=shortcut")
+    code = (
+        "import os, signal, sys, torch; from pathlib import Path; from pw.build import build; from pw.train import train\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"  # sums in another order would be other bits
+        "train(build(sys.argv[2:]), Path(sys.argv[1]), lambda *_: os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path), *run.config.overrides], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not is_trained(run, tmp_path)
+    assert {path.name for path in (training_folder(run, tmp_path) / "checkpoints").iterdir()} >= {"last.ckpt"}
+    assert_same_training(undisturbed(run), train(run, tmp_path))
 
 
 def test_a_training_interrupted_twice_is_the_same_still(micro, undisturbed, tmp_path: Path):
