@@ -149,7 +149,8 @@ def latex(result: Result) -> str:
     """booktabs tables, one of the scores and one of the differences. Needs booktabs, amssymb and graphicx."""
     name = _tex(str(result["ablation"]))
     label = str(result["ablation"]).replace("_", "-")
-    caption = f"{_tex(str(result.get('title') or result['ablation']))}. "
+    title = str(result.get("title") or result["ablation"])
+    caption = f"{_tex(title)}{'' if title.endswith(('?', '.')) else '.'} "
     notes = " ".join(f"{_tex(head)}: {_tex(text)}." for head, text in footer(result) if head in _CAPTION)
     first = _latex_table(_whole(result), caption + notes, label)
     parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", first]

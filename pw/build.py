@@ -101,6 +101,8 @@ class Run:
         """8 hex digits of all that can change the trained weights."""
         kept = {k: v for k, v in self._values.items() if k not in NOT_TRAINING | {"start"}}
         kept["train"] = {k: v for k, v in kept["train"].items() if k != "checkpoint_every"}
+        if self.train.updates == 0:  # the start as it is
+            kept.pop("optimizer")
         kept["data"] = {k: v for k, v in kept["data"].items() if k != "urls"}  # where the clips lie; `clips` says which
         kept["accelerator"] = self.trainer.accelerator
         kept["start"] = self.start_run.training_signature if self.start_run else None
@@ -302,6 +304,9 @@ def _cross_check(run: Run) -> None:
         raise ConfigError(
             f"anchors={anchors}: stage={run.stage} with injector=none is given no anchor; leave anchors at reference"
         )
+    degraded = [o for o in run.config.overrides if override_key(o).split(".")[0] == "degradation"]
+    if run.stage == "hires" and run.injector is None and degraded:
+        raise ConfigError(f"{degraded[0]}: with injector=none there is no anchor to degrade; leave it out")
     if isinstance(run.objective, Shortcut):
         with _as_config_error():
             run.objective.step_sampler.check(run.schedule)

@@ -387,6 +387,7 @@ WRONG = [
     ("stage=anchor injector=gated", ["injector=gated", "stage=anchor", "none"]),
     ("stage=anchor anchors=flawed", ["anchors=flawed", "stage=anchor", "reference"]),
     ("injector=none anchors=generated", ["anchors=generated", "injector=none", "reference"]),
+    ("injector=none degradation=flawed", ["degradation=flawed", "injector=none", "no anchor"]),
     ("injector=none train.trainable=adapters", ["train.trainable=adapters", "injector=gated"]),
     # guidance that would do nothing
     ("guidance=on", ["guidance.drop=text", "change nothing", "guidance.drop=text_and_anchor"]),

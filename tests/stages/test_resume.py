@@ -80,7 +80,8 @@ def test_an_interrupted_training_is_continued_to_the_same_bits(micro, undisturbe
 def test_a_training_killed_by_sigkill_is_continued_to_the_same_bits(micro, undisturbed, tmp_path: Path):
     run = micro("objective=shortcut")
     code = (
-        "import os, signal, sys, torch; from pathlib import Path; from pw.build import build; from pw.train import train\n"
+        "import os, signal, sys, torch; from pathlib import Path\n"
+        "from pw.build import build; from pw.train import train\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"  # sums in another order would be other bits
         "train(build(sys.argv[2:]), Path(sys.argv[1]), lambda *_: os.kill(os.getpid(), signal.SIGKILL))"
     )
