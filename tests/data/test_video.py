@@ -13,7 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
-from pw.video import VideoError, decode, iter_frames, probe, read_video, to_float, to_uint8, write_video
+from pw.video import (
+    HLG,
+    PQ,
+    VideoError,
+    decode,
+    iter_frames,
+    light_to_pq,
+    pq_to_light,
+    probe,
+    read_video,
+    to_float,
+    to_uint8,
+    write_video,
+)
 
 
 def noise(frames: int, height: int, width: int) -> np.ndarray:
@@ -202,3 +215,120 @@ def test_tensors_are_taken_and_nonsense_is_not() -> None:
         to_uint8(np.full((3, 1, 2, 2), np.nan))
     with pytest.raises(ValueError, match=r"\[1, 3, 2, 2\]"):
         to_uint8(np.zeros((1, 3, 2, 2)))
+
+
+def encode_10_bit(path: Path, ycc: np.ndarray, transfer: int, primaries: int = 9, codec: str = "ffv1") -> Path:
+    """One picture of columns: 10-bit limited-range Y, Cb, Cr `[W, 3]`, each column 2 px wide and 16 high, twice."""
+    with av.open(str(path), "w") as container:
+        out: Any = container.add_stream(codec, rate=24, options={"qp": "0"})
+        out.height, out.width, out.pix_fmt = 16, 2 * len(ycc), "yuv420p10le"
+        context = out.codec_context
+        context.colorspace, context.color_primaries, context.color_trc, context.color_range = 9, primaries, transfer, 1
+        for i in range(2):
+            picture = av.VideoFrame(out.width, out.height, "yuv420p10le")
+            for plane, values in zip(picture.planes, (np.repeat(ycc[:, 0], 2), ycc[:, 1], ycc[:, 2]), strict=True):
+                rows = np.zeros((plane.height, plane.line_size // 2), np.uint16)
+                rows[:, : plane.width] = values
+                plane.update(rows.tobytes())
+            picture.colorspace, picture.color_primaries, picture.color_trc, picture.color_range = (
+                9,
+                primaries,
+                transfer,
+                1,
+            )
+            picture.pts, picture.time_base = i, Fraction(1, 24)
+            container.mux(out.encode(picture))
+        container.mux(out.encode())
+    return path
+
+
+def ycc_2020(signal: np.ndarray) -> np.ndarray:
+    """R'G'B' in [0, 1] `[W, 3]` -> 10-bit limited-range Y'CbCr, BT.2020 non-constant luminance."""
+    y = signal @ (0.2627, 0.6780, 0.0593)
+    cb, cr = (signal[:, 2] - y) / 1.8814, (signal[:, 0] - y) / 1.4746
+    return np.rint(np.stack([64 + 876 * y, 512 + 896 * cb, 512 + 896 * cr], -1)).astype(np.uint16)
+
+
+def greys(signal: np.ndarray) -> np.ndarray:
+    return ycc_2020(np.repeat(signal[:, None], 3, 1))
+
+
+def columns(path: Path) -> np.ndarray:
+    """`[W, 3]`: what each column was decoded to, int."""
+    (first, second) = decode(path)
+    assert np.array_equal(first.image, second.image)
+    assert (first.image == first.image[:1]).all()
+    return first.image[0, ::2].astype(int)
+
+
+def test_pq_is_what_st_2084_says() -> None:
+    # 10-bit full-scale signals that ITU-R BT.2408 lists (table 1): 38 % is 26 nit, 58 % is 203 nit, 75 % is 1000 nit
+    assert light_to_pq(np.array([26, 203, 1000, 10_000])) == pytest.approx([0.38, 0.58, 0.75, 1], abs=2e-3)
+    light = np.array([0.01, 1, 100, 203, 4000])
+    assert pq_to_light(light_to_pq(light)) == pytest.approx(light, rel=1e-9)
+    assert pq_to_light(np.array(0.5)) == pytest.approx(92.2457, rel=1e-5)
+
+
+# Below the knee, 88 nit: 255 (nit / 203)^(1 / 2.4). 26 nit, a grey card: 255 (0.12808)^0.41667 = 108.3.
+# 203 nit: signals relative to PQ(1000) = 0.75183 are E1 = 0.77237, knee = 0.65856, so T = 1/3 and, by the Hermite
+# spline, E2 = 20/27 0.65856 + 4/27 0.34144 + 7/27 0.77237 = 0.73865; 0.55534 in PQ is 159.0 nit: 255 (0.7835)^0.41667
+NITS = {0: 0, 1: 27.9, 10: 72.7, 26: 108.3, 50: 142.2, 100: 189.3, 203: 230.3, 1000: 255, 4000: 255, 10_000: 255}
+
+
+@pytest.mark.parametrize(("codec", "name"), [("ffv1", "a.mkv"), ("libx264", "a.mp4")])
+def test_a_pq_clip_decodes_to_what_the_standards_say(tmp_path: Path, codec: str, name: str) -> None:
+    signal = light_to_pq(np.array(list(NITS), float))
+    got = columns(encode_10_bit(tmp_path / name, greys(signal), PQ, codec=codec))
+    assert (np.ptp(got, axis=1) == 0).all()
+    # a 10-bit step is up to 1.3 of 255 here
+    assert got[:, 0] == pytest.approx(list(NITS.values()), abs=1.3)
+
+
+def test_every_grey_stays_grey_and_brighter_is_never_darker(tmp_path: Path) -> None:
+    for transfer in (PQ, HLG):
+        y = np.arange(64, 941, dtype=np.uint16)
+        got = columns(encode_10_bit(tmp_path / "a.mkv", np.stack([y, y * 0 + 512, y * 0 + 512], -1), transfer))
+        assert (np.ptp(got, axis=1) == 0).all()
+        assert (np.diff(got[:, 0]) >= 0).all()
+        assert np.diff(got[:, 0]).max() <= 3
+        assert (got[0, 0], got[-1, 0]) == (0, 255)
+
+
+def test_hlg_and_pq_pictures_of_the_same_light_look_the_same(tmp_path: Path) -> None:
+    # BT.2408, table 1: HLG at 38 % is the grey card, 26 nit, at 75 % reference white, 203 nit, at 100 % 1000 nit
+    got = columns(encode_10_bit(tmp_path / "a.mkv", greys(np.array([0.0, 0.38, 0.75, 1.0])), HLG))
+    assert got[:, 0] == pytest.approx([0, NITS[26], NITS[203], 255], abs=1.5)
+
+
+def test_a_colour_that_bt709_has_too_keeps_its_light(tmp_path: Path) -> None:
+    narrow = np.array(
+        [[60.0, 30.0, 15.0], [5.0, 40.0, 20.0], [8.0, 8.0, 70.0]]
+    )  # nit, BT.709 primaries, below the knee
+    to_2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # BT.2087
+    signal = light_to_pq(narrow @ to_2020.T)
+    got = columns(encode_10_bit(tmp_path / "wide.mkv", ycc_2020(signal), PQ))
+    assert got == pytest.approx(255 * (narrow / 203) ** (1 / 2.4), abs=4)  # 10-bit chroma, in the shadows
+    tagged = columns(encode_10_bit(tmp_path / "narrow.mkv", ycc_2020(light_to_pq(narrow)), PQ, primaries=1))
+    assert tagged == pytest.approx(255 * (narrow / 203) ** (1 / 2.4), abs=4)
+
+
+def test_what_lies_outside_bt709_is_clipped_to_it(tmp_path: Path) -> None:
+    got = columns(encode_10_bit(tmp_path / "a.mkv", ycc_2020(light_to_pq(np.full((8, 3), [0.0, 80.0, 0.0]))), PQ))
+    assert (got[:, [0, 2]] == 0).all()
+    assert (got[:, 1] > 150).all()
+
+
+@pytest.mark.parametrize("transfer", [1, 14, 2])
+def test_sdr_is_converted_as_it_always_was(tmp_path: Path, transfer: int) -> None:
+    generator = np.random.default_rng(0)
+    path = encode_10_bit(tmp_path / "a.mkv", generator.integers(64, 941, (40, 3)).astype(np.uint16), transfer)
+    with av.open(str(path)) as container:
+        before = [picture.reformat(format="rgb24").to_ndarray() for picture in container.decode(video=0)]
+    assert np.array_equal(np.stack(before), read_video(path))
+
+
+def test_hdr_is_reduced_as_sdr_is(tmp_path: Path) -> None:
+    path = encode_10_bit(tmp_path / "a.mkv", greys(np.full(32, light_to_pq(26.0))), PQ)
+    (small, _) = decode(path, short_side=8)
+    assert small.image.shape == (8, 32, 3)
+    assert np.unique(small.image).tolist() == [108]
