@@ -22,7 +22,7 @@ from pw.data import Source
 from pw.data.degradation import Degradation
 from pw.method.objective import Flow, Shortcut
 from pw.method.schedule import Schedule
-from pw.method.solver import Euler, Guidance, custom_grid, inference_grid
+from pw.method.solver import Euler, Guidance, custom_grid, inference_grid, wan_grid
 from pw.nn import options
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 HOMES: dict[str, tuple[str, ...]] = {
     "backbone": ("pw.nn.options",),
     "codec": ("pw.nn.options",),
-    "data": ("pw.data.procedural", "pw.data.shards"),
+    "data": ("pw.data", "pw.data.procedural", "pw.data.shards"),
     "degradation": ("pw.data.degradation",),
     "guidance": ("pw.method.solver",),
     "injector": ("pw.nn.options",),
@@ -41,6 +41,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "solver": ("pw.method.solver", "pw.nn.unipc"),
     "step_sampler": ("pw.method.step_sampler",),
     "target": ("pw.method.target",),
+    "text": ("pw.nn.options",),
     "turns": ("pw.method.objective",),
     "weighting": ("pw.method.weighting",),
 }
@@ -49,6 +50,8 @@ SHORTCUT_PARTS = ("turns", "step_sampler", "weighting", "target")
 NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer"}
 # What cannot change the clips that are sampled.
 NOT_SAMPLING = {"batch_size", "solution_steps"}
+# What schedule and injector say again.
+NOT_SCALE = {"shift", "anchor_shift", "norm_groups"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Run:
     trainer: settings.Trainer
     start: settings.Recipe
     backbone: options.Wan
-    codec: options.SpaceToDepth
+    codec: options.SpaceToDepth | options.WanVAE
+    text: options.UMT5 | None
     source: Source
     schedule: Schedule
     objective: Flow | Shortcut
@@ -103,6 +107,8 @@ class Run:
         kept["train"] = {k: v for k, v in kept["train"].items() if k != "checkpoint_every"}
         if self.train.updates == 0:  # the start as it is
             kept.pop("optimizer")
+        kept["scale"] = {k: v for k, v in kept["scale"].items() if k not in NOT_SCALE}
+        kept.pop("text")  # a prompt's embedding is the backbone's; what is steered away from is no training matter
         kept["data"] = {k: v for k, v in kept["data"].items() if k != "urls"}  # where the clips lie; `clips` says which
         kept["accelerator"] = self.trainer.accelerator
         kept["start"] = self.start_run.training_signature if self.start_run else None
@@ -118,7 +124,11 @@ class Run:
         """`signature` with other evaluation clips and noise (one first stage makes the anchors of several seeds)."""
         kept = {
             "training": self.training_signature,
-            "sampling": {k: v for k, v in self._values["sampling"].items() if k not in NOT_SAMPLING},
+            "sampling": {
+                k: v
+                for k, v in self._values["sampling"].items()
+                if k not in NOT_SAMPLING and (k, v) != ("grid", "uniform")
+            },
             "evaluation_seed": evaluation_seed,
             "anchor_stage": self.anchor_run.training_signature if self.anchor_run else None,
             **{key: self._values[key] for key in ("solver", "guidance")},
@@ -130,7 +140,7 @@ class Run:
         """Names a seed's evaluation clips: the same in every arm."""
         return digest(
             {
-                "scale": dataclasses.asdict(self.scale),
+                "scale": {k: v for k, v in dataclasses.asdict(self.scale).items() if k not in NOT_SCALE},
                 "data": {k: v for k, v in self._values["data"].items() if k != "urls"},
                 "clips": self.source.fingerprint(),
                 "count": self.sampling.count,
@@ -146,6 +156,8 @@ class Run:
 
     def grid(self) -> Tensor:
         """The inference grid: timesteps [num_steps + 1], float64."""
+        if self.sampling.grid == "wan":
+            return wan_grid(self.sampling.num_steps, self.schedule, self.sampling.shift)
         if self.sampling.timesteps is not None:
             return custom_grid(self.sampling.timesteps, self.schedule)
         return inference_grid(self.sampling.num_steps, self.schedule, self.sampling.shift, self.sampling.start)
@@ -154,7 +166,7 @@ class Run:
     def solution(self) -> Run:
         """The many-step solution of the same weights from the same noise: what few steps are held against."""
         steps = self.sampling.solution_steps
-        changes = {"num_steps": steps, "stride": "zero", "shift": None, "timesteps": None}
+        changes = {"num_steps": steps, "stride": "zero", "shift": None, "timesteps": None, "grid": "uniform"}
         config = self.config.with_values({f"sampling.{key}": value for key, value in changes.items()})
         run = assemble(config)
         if not isinstance(run.solver, Euler):
@@ -214,6 +226,7 @@ def assemble(config: Config) -> Run:
         start=_settings(settings.Recipe, "start", values),
         backbone=make("backbone", values["backbone"]),
         codec=make("codec", values["codec"]),
+        text=make("text", values["text"]) if _chosen(values["text"]) else None,
         source=make("data", values["data"]),
         schedule=make("schedule", values["schedule"]),
         objective=_objective(config),
@@ -267,22 +280,31 @@ def _cross_check(run: Run) -> None:
     scale, backbone, codec = run.scale, run.backbone, run.codec
     for name in ("height", "width", "anchor_height", "anchor_width"):
         if getattr(scale, name) % codec.factor:
-            raise ConfigError(f"scale.{name}={getattr(scale, name)}: not a multiple of codec.factor={codec.factor}")
+            raise ConfigError(
+                f"scale.{name}={getattr(scale, name)}: not a multiple of codec.factor={codec.factor}; "
+                f"{_near(getattr(scale, name), codec.factor)} would do"
+            )
     if codec.channels != backbone.in_channels:
-        raise ConfigError(
-            f"backbone.in_channels={backbone.in_channels}: the codec makes {codec.channels} channels (3 * factor^2)"
-        )
-    for name, length, patch in zip(
-        ("frames", "height", "width"),
-        (scale.frames, scale.height // codec.factor, scale.width // codec.factor),
-        backbone.patch_size,
-        strict=True,
-    ):
+        raise ConfigError(f"backbone.in_channels={backbone.in_channels}: the codec makes {codec.channels} channels")
+    generated = ("anchor_height", "anchor_width") if run.stage == "anchor" else ("height", "width")
+    with _as_config_error():
+        frames = codec.latent_frames(scale.frames)
+    positions = [frames, *(getattr(scale, name) // codec.factor for name in generated)]
+    for name, length, patch in zip(("frames", *generated), positions, backbone.patch_size, strict=True):
         if length % patch:
-            raise ConfigError(f"scale.{name}: its {length} latent positions are no multiple of patch size {patch}")
+            near = "" if name == "frames" else f"; {_near(getattr(scale, name), codec.factor * patch)} would do"
+            raise ConfigError(
+                f"scale.{name}={getattr(scale, name)}: its {length} latent positions are no multiple of patch size "
+                f"{patch}{near}"
+            )
+    if max(positions) > backbone.rope_max_seq_len:
+        raise ConfigError(
+            f"scale={scale.name}: {max(positions)} latent positions in a row, the backbone's rotary table has "
+            f"{backbone.rope_max_seq_len}; set backbone.rope_max_seq_len"
+        )
     data = run.config["data"]
     for name, length in (("frames", scale.frames), ("size", scale.height), ("size", scale.width)):
-        if data[name] != length:
+        if data.get(name, length) != length:
             raise ConfigError(
                 f"data.{name}={data[name]}: the scale has {scale.frames} frames of {scale.height} x {scale.width} px "
                 "and clips are square; set scale.frames, scale.height and scale.width, data follows"
@@ -324,19 +346,25 @@ def _cross_check(run: Run) -> None:
             "is set; leave guidance at off, or set guidance=on guidance.drop=text_and_anchor and a scale above 1"
         )
     if run.guidance.scale != 1:
-        if run.guidance.drop == "text":
+        if run.guidance.drop == "text" and run.text is None:
             raise ConfigError(
                 f"guidance.drop=text: at scale={scale.name} there is only the empty prompt, so guidance would change "
                 "nothing; set guidance.drop=text_and_anchor"
             )
-        if run.train.condition_dropout == 0:
+        if run.train.condition_dropout == 0 and run.text is None:
             raise ConfigError(
                 f"guidance.scale={run.guidance.scale}: with train.condition_dropout=0 the null branch is never trained"
             )
-        if run.injector is None:
+        if run.injector is None and run.text is None:
             raise ConfigError(f"guidance.scale={run.guidance.scale}: injector=none has no anchor to drop")
     if run.start.name == "none" and run.train.updates == 0:
         raise ConfigError("train.updates=0: with start=none there would be only random weights")
+
+
+def _near(value: int, unit: int) -> str:
+    """The multiples of `unit` around a value."""
+    below = value // unit * unit
+    return f"{below} or {below + unit}" if below else str(unit)
 
 
 class _as_config_error:

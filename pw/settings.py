@@ -19,6 +19,8 @@ class Scale:
 
     anchor_upsample  `latent`: the anchor is encoded at its own size and its latent resized in the injector (sec. 3.3).
                      `pixel`: the anchor is resized to the clip's size, then encoded.
+    shift            of the noise schedule at this many tokens; anchor_shift of stage I
+    norm_groups      of the injector's GroupNorm at this width
     """
 
     name: str
@@ -28,6 +30,9 @@ class Scale:
     anchor_height: int
     anchor_width: int
     anchor_upsample: Literal["latent", "pixel"]
+    shift: float
+    anchor_shift: float
+    norm_groups: int
 
     def __post_init__(self) -> None:
         _positive(self, "scale", "frames", "height", "width", "anchor_height", "anchor_width")
@@ -97,10 +102,13 @@ class Optimizer:
 class Sampling:
     """How clips are sampled and how many.
 
+    grid    `uniform` in u, and the network is told where it is; `wan`: that of Wan's own scheduler, which tells it
+            whole timesteps  (method-notes 2.5)
     stride  what the network is told: `grid`, the step's own; `zero`, the flow velocity; `auto`, zero exactly where the
             objective never trained another
     """
 
+    grid: Literal["uniform", "wan"]
     num_steps: int
     shift: float | None
     start: float
@@ -124,6 +132,8 @@ class Sampling:
                 f"sampling.timesteps={list(self.timesteps)}: wants falling timesteps above 0 (the final 0 is added), "
                 "e.g. [1000,931,818,600]"
             )
+        if self.grid == "wan" and (self.timesteps is not None or self.start != 1):
+            raise ValueError("sampling.grid=wan: Wan's own grid has no use for sampling.timesteps or sampling.start")
         if not 0 < self.start <= 1:
             raise ValueError(f"sampling.start={self.start}: a fraction of the schedule in (0, 1]; 1 is pure noise")
 
@@ -145,11 +155,22 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Where it runs; nothing here changes a result."""
+    """Where and how it runs; nothing here changes a result but by rounding.
+
+    attention       the kernel: `sdpa` is torch's choice; `cudnn`, `flash`, `flash3`, `sage` and so on are named as
+                    diffusers names them
+    compile         torch.compile for each block
+    weights         folder of Wan's weights in diffusers' layout; null is where `make weights` puts them
+    guidance_batch  both branches of guidance in one batch: faster, for twice the activations
+    """
 
     accelerator: Literal["cpu", "gpu"]
     devices: int
     threads: int
+    attention: Literal["sdpa", "cudnn", "flash", "flash3", "sage"]
+    compile: bool
+    guidance_batch: bool
+    weights: str | None
 
     def __post_init__(self) -> None:
         _positive(self, "trainer", "devices", "threads")

@@ -150,6 +150,12 @@ def write_config(run: Run, folder: Path) -> None:
     os.replace(partial, folder / "config.yaml")
 
 
+def written_overrides(folder: Path) -> list[str]:
+    """The overrides that `write_config` noted at the head of a training's `config.yaml`."""
+    head = (folder / "config.yaml").read_text().splitlines()[0]
+    return shlex.split(head.removeprefix("# python -m pw.train"))
+
+
 def training_flops(run: Run, module: Any) -> float:
     """Floating-point operations of the whole training: a counted forward, times 3 for an update with gradient, plus
     2 more forwards for the targets of a consistency update. Backward is taken as two forwards, as is usual."""

@@ -49,3 +49,12 @@ class GaussianWorld:
 def gaussian_world() -> type[GaussianWorld]:
     """`gaussian_world(sd, schedule).velocity` is the perfect shortcut velocity of Gaussian data."""
     return GaussianWorld
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """(folder, pipeline): a small random Wan pipeline as diffusers has it, and where it is saved."""
+    from small_pipeline import write_pipeline
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    return folder, write_pipeline(folder)

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 # What an option needs beside it to be legal.
 NEIGHBOURS = {
+    "codec=wan_vae": ["scale=proxy"],
     "guidance=on": ["guidance.drop=text_and_anchor"],
     "step_sampler=none": ["objective=flow"],
     "target=none": ["objective=flow"],
@@ -151,6 +152,8 @@ CHANGES_WEIGHTS = {
     "scale.anchor_height": "scale.anchor_height=8",
     "scale.anchor_width": "scale.anchor_width=8",
     "scale.anchor_upsample": "scale.anchor_upsample=latent",
+    "scale.shift": "scale.shift=5",
+    "scale.norm_groups": "scale.norm_groups=4",
     "train.updates": "train.updates=399",
     "train.batch_size": "train.batch_size=4",
     "train.accumulate": "train.accumulate=2",
@@ -197,6 +200,7 @@ CHANGES_WEIGHTS = {
     "trainer.accelerator": "trainer=gpu",  # floats are not the same there
 }
 CHANGES_CLIPS = {
+    "sampling.grid": "sampling.grid=wan",
     "sampling.num_steps": "sampling.num_steps=2",
     "sampling.shift": "sampling.shift=3",
     "sampling.start": "sampling.start=0.999",
@@ -215,6 +219,11 @@ CHANGES_NOTHING = {
     "sampling.solution_steps": "sampling.solution_steps=24",
     "train.checkpoint_every": "train.checkpoint_every=10",
     "trainer.threads": "trainer.threads=2",
+    "trainer.attention": "trainer.attention=flash",
+    "trainer.weights": "trainer.weights=there",
+    "trainer.compile": "trainer.compile=true",
+    "trainer.guidance_batch": "trainer.guidance_batch=true",
+    "scale.anchor_shift": "scale.anchor_shift=5",  # stage I has it
 }
 HAS_NO_OTHER_VALUE = {"trainer.devices"}
 
@@ -318,7 +327,7 @@ WRONG = [
     # options
     ("weighting=delta", ["weighting=delta", "delta_sigma, none, uniform", "did you mean delta_sigma?"]),
     ("step_sampler=cloosed", ["step_sampler=cloosed", "aligned, chain, closed", "did you mean closed?"]),
-    ("scale=8k", ["scale=8k", "one of tiny"]),
+    ("scale=8k", ["scale=8k", "one of 2k, 4k, proxy, tiny"]),
     ("objective=", ["objective=", "flow, shortcut"]),
     # words that are no override, and classes
     ("weighting", ["'weighting'", "key=value"]),

@@ -41,3 +41,23 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Changes when the clips do."""
         ...
+
+
+@dataclass(frozen=True)
+class Unset:
+    """No clips yet: enough to plan or to generate, not to train."""
+
+    def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
+        """Raises ValueError: there is nothing to train on."""
+        raise ValueError(NO_DATA)
+
+    def evaluation(self, count: int, seed: int) -> Evaluation:
+        """Raises ValueError: there is nothing to be judged by."""
+        raise ValueError(NO_DATA)
+
+    def fingerprint(self) -> str:
+        """Of no clips."""
+        return "none"
+
+
+NO_DATA = "data=none: nothing to train on; set data=shards data.urls=DIR (`make data path=DIR` writes them)"

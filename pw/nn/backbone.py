@@ -47,20 +47,26 @@ class Backbone(nn.Module):
     nothing of its own to silence).
     """
 
-    def __init__(self, choice: options.Wan, injector: options.Injector | options.Add | None) -> None:
+    def __init__(
+        self,
+        choice: options.Wan,
+        injector: options.Injector | options.Add | None,
+        dit: WanTransformer3DModel | None = None,
+    ) -> None:
+        """dit: a transformer of this size that was loaded already; a random one by default."""
         super().__init__()
         if injector is not None:
             injector.check(choice)
-        self.dit = wan_transformer(choice)
+        self.dit = wan_transformer(choice) if dit is None else dit
         self.stride_embedding = StrideEmbedding(choice.width)
         self.adds_anchor = isinstance(injector, options.Add)
         self.injector = AnchorGuidedInjector(injector, choice) if isinstance(injector, options.Injector) else None
         self._context: dict[str, Any] = {}
-        self.dit.condition_embedder.time_embedder.register_forward_hook(self._add_stride)
+        self._hooks = [self.dit.condition_embedder.time_embedder.register_forward_hook(self._add_stride)]
         if isinstance(injector, options.Injector):
             for index in injector.blocks:
                 # with_kwargs=False: diffusers passes the hidden states first, by position
-                self.dit.blocks[index].register_forward_pre_hook(self._inject)
+                self._hooks.append(self.dit.blocks[index].register_forward_pre_hook(self._inject))
 
     def forward(
         self,
@@ -92,7 +98,24 @@ class Backbone(nn.Module):
             grid = (state.shape[-2] // rows, state.shape[-1] // columns)
             context["anchor"] = self.injector(anchor, grid, timestep, stride)
         self._context = context
-        return self.dit(state, sigma_timestep, text, return_dict=False)[0]
+        dtype = self.dit.patch_embedding.weight.dtype
+        return self.dit(state.to(dtype), sigma_timestep, text.to(dtype), return_dict=False)[0].to(state.dtype)
+
+    def lower(self, dtype: torch.dtype) -> Backbone:
+        """Weights in `dtype` for inference, but those that Wan keeps in fp32 and the embeddings of timestep and stride.
+
+        A plain `.to(bf16)` would round the modulation, too (method-notes 2.6).
+        """
+        kept = (*(self.dit._keep_in_fp32_modules or ()), "stride_embedding", "injector.gate")
+        for name, parameter in self.named_parameters():
+            parameter.data = parameter.data.to(torch.float32 if any(part in name for part in kept) else dtype)
+        return self
+
+    def release(self) -> None:
+        """Take the hooks off: `dit` is the stock transformer again."""
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks.clear()
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in backward instead of keeping its activations."""

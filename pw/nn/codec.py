@@ -1,11 +1,22 @@
-"""Video <-> latent. At `scale=tiny` a lossless rearrangement with as many channels as Wan2.2's VAE, 48."""
+"""Video <-> latent: Wan2.2's VAE in tiles, and at `scale=tiny` a lossless rearrangement with as many channels, 48."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pw.nn import options
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+    Codec = "SpaceToDepthCodec | WanCodec"
 
 
 class SpaceToDepthCodec:
@@ -29,3 +40,154 @@ class SpaceToDepthCodec:
 def _per_frame(video: Tensor, function) -> Tensor:
     frames = function(video.transpose(1, 2).flatten(0, 1))
     return frames.unflatten(0, (len(video), -1)).transpose(1, 2)
+
+
+# Wan2.2-TI2V-5B's VAE  (method-notes 2.3): 704.7 M parameters.
+WAN_VAE: dict[str, Any] = {
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_temporal": 4,
+    "scale_factor_spatial": 16,
+}
+
+
+class WanCodec:
+    """[B, 3, F, H, W] <-> [B, 48, (F - 1) / 4 + 1, H / 16, W / 16] by Wan2.2's VAE, normalised per channel.
+
+    The mode of the posterior is the latent (deterministic). Large pictures go in tiles: each over all frames, blended
+    where they overlap. A tile's attention sees the tile alone, so tiles differ a little from one piece everywhere.
+
+    Raises ValueError when the VAE is of another make than the configuration says.
+    """
+
+    def __init__(self, choice: options.WanVAE, vae: AutoencoderKLWan) -> None:
+        config: Any = vae.config
+        for name, found in (
+            ("channels", config.z_dim),
+            ("factor", config.scale_factor_spatial),
+            ("frames_factor", config.scale_factor_temporal),
+        ):
+            if found != getattr(choice, name):
+                raise ValueError(f"codec.{name}={getattr(choice, name)}: the VAE of these weights has {found}")
+        self.choice, self.vae = choice, vae.eval().requires_grad_(False)
+        self.factor, self.channels = choice.factor, choice.channels
+        self.mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
+        self.std = torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
+
+    @classmethod
+    def load(cls, choice: options.WanVAE, weights: Path, device: str) -> WanCodec:
+        """From the `vae` folder of weights in diffusers' layout."""
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+        dtype = torch.bfloat16 if choice.precision == "bf16" else torch.float32
+        vae: Any = AutoencoderKLWan.from_pretrained(weights, subfolder="vae", torch_dtype=dtype, local_files_only=True)
+        return cls(choice, vae.to(device))
+
+    @classmethod
+    def random(cls, choice: options.WanVAE, device: str) -> WanCodec:
+        """Wan2.2's VAE at full size with random weights: its time and memory, not its pictures."""
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+        with torch.device(device):
+            vae = AutoencoderKLWan(**WAN_VAE, latents_mean=[0.0] * choice.channels, latents_std=[1.0] * choice.channels)
+        return cls(choice, vae.to(torch.bfloat16 if choice.precision == "bf16" else torch.float32))
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Video in [-1, 1] -> latent, float32, where the video is. Raises ValueError on sizes that do not fit."""
+        _, _, frames, height, width = video.shape
+        self.choice.latent_frames(frames)
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"codec.factor={self.factor} does not divide {height} x {width} pixels")
+        unit = self.factor
+
+        def piece(rows: slice, columns: slice) -> Tensor:
+            part = video[..., _times(rows, unit), _times(columns, unit)].to(self.vae.device, self.vae.dtype)
+            return self.vae.encode(part).latent_dist.mode().float().to(video.device)
+
+        tile, overlap = self.choice.tile // unit, self.choice.overlap // unit
+        bands = blended(piece, (height // unit, width // unit), tile, overlap, 1)
+        latent = torch.cat([band for _, band in bands], dim=-2)
+        return (latent - self.mean.to(latent)) / self.std.to(latent)
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent -> video [B, 3, F, H, W] in [-1, 1], float32, where the latent is."""
+        return torch.cat([band for _, band in self.bands(latent)], dim=-2)
+
+    @torch.no_grad()
+    def bands(self, latent: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) of the decoded video, top to bottom: [B, 3, F, rows, W] in [-1, 1], where the latent is.
+
+        With the latent on the CPU a GPU never holds more than a tile.
+        """
+        unit = self.factor
+        scaled = latent.float() * self.std.to(latent) + self.mean.to(latent)
+
+        def piece(rows: slice, columns: slice) -> Tensor:
+            part = scaled[..., rows, columns].to(self.vae.device, self.vae.dtype)
+            return self.vae.decode(part, return_dict=False)[0].to(latent.device).float()
+
+        height, width = latent.shape[-2:]
+        yield from blended(piece, (height, width), self.choice.tile // unit, self.choice.overlap // unit, unit)
+
+
+def _times(span: slice, factor: int) -> slice:
+    return slice(span.start * factor, span.stop * factor)
+
+
+def window(span: slice, length: int, overlap: int) -> Tensor:
+    """Weight of each position of a tile: 1, falling as a cosine over `overlap` towards its inner edges, never 0."""
+    size = span.stop - span.start
+    weight = torch.ones(size)
+    ramp = 0.5 - 0.5 * torch.cos(math.pi * (torch.arange(min(overlap, size)) + 0.5) / max(1, overlap))
+    if span.start:
+        weight[: len(ramp)] *= ramp
+    if span.stop < length:
+        weight[size - len(ramp) :] *= ramp.flip(0)
+    return weight
+
+
+def blended(
+    piece: Callable[[slice, slice], Tensor], size: tuple[int, int], tile: int, overlap: int, scale: int
+) -> Iterator[tuple[int, Tensor]]:
+    """piece(rows, columns) of a grid of `size` -> its parts, `scale` times larger, blended: (first row, rows) in order.
+
+    A row is given out as soon as no further tile touches it, so only a band of tiles is ever held.
+    """
+    height, width = size
+    rows, columns = (options.spans(length, tile, overlap) for length in size)
+    if len(rows) == len(columns) == 1:
+        yield 0, piece(rows[0], columns[0])
+        return
+    total = weights = None
+    done = 0
+    for index, row in enumerate(rows):
+        down = window(_times(row, scale), height * scale, overlap * scale)
+        for column in columns:
+            made = piece(row, column)
+            across = window(_times(column, scale), width * scale, overlap * scale)
+            weight = (down[:, None] * across).to(made)
+            if total is None or weights is None:
+                total = made.new_zeros(*made.shape[:-2], (row.stop - row.start) * scale, width * scale)
+                weights = made.new_zeros(total.shape[-2:])
+            at = (slice(row.start * scale - done, row.stop * scale - done), _times(column, scale))
+            total[..., *at] += made * weight
+            weights[at] += weight
+        end = (rows[index + 1].start if index + 1 < len(rows) else height) * scale
+        assert total is not None
+        assert weights is not None
+        yield done, total[..., : end - done, :] / weights[: end - done]
+        if end < height * scale:
+            keep = row.stop * scale - end  # rows that the next band touches, too
+            high = (rows[index + 1].stop - rows[index + 1].start) * scale
+            longer = total.new_zeros(*total.shape[:-2], high, total.shape[-1])
+            longer[..., :keep, :] = total[..., end - done :, :]
+            heavier = weights.new_zeros(longer.shape[-2:])
+            heavier[:keep] = weights[end - done :]
+            total, weights, done = longer, heavier, end

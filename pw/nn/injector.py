@@ -105,6 +105,6 @@ class AnchorGuidedInjector(nn.Module):
     def _refine(self, anchor: Tensor, grid: tuple[int, int]) -> Tensor:
         # on CPUs with AVX-512, oneDNN's bf16 gradient of a 3x3x3 weight is NaN now and then (torch 2.13)
         with torch.autocast("cpu", enabled=False):
-            z = F.silu(self.norm(self.narrow(resize_frames(anchor, grid))))
+            z = F.silu(self.norm(self.narrow(resize_frames(anchor, grid).to(self.narrow.weight.dtype))))
             z = F.silu(self.widen(z)).flatten(2).transpose(1, 2)
         return self.token_norm(z)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,3 +104,73 @@ class SpaceToDepth:
     def channels(self) -> int:
         """C of the latent."""
         return 3 * self.factor**2
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of a clip: one each."""
+        return frames
+
+
+def spans(length: int, tile: int, overlap: int) -> list[slice]:
+    """Evenly spread spans that cover `length`: as few as `tile` allows, as short as that number allows.
+
+    Neighbours overlap by at least `overlap`, at most half of `tile`; tile=0 is one span.
+    """
+    if not tile or length <= tile:
+        return [slice(0, length)]
+    count = math.ceil((length - overlap) / (tile - overlap))
+    size = math.ceil((length + (count - 1) * overlap) / count)
+    starts = [index * (length - size) // (count - 1) for index in range(count)]
+    return [slice(start, start + size) for start in starts]
+
+
+@dataclass(frozen=True)
+class WanVAE:
+    """Wan2.2's VAE: `factor` x `factor` px and `frames_factor` frames a latent position, after the first frame.
+
+    precision  of its weights; fp32 is the reference, bf16 halves memory and time
+    tile       px of a tile's side at most, 0 for one piece; overlap px by which neighbours overlap, blended by a cosine
+    """
+
+    factor: int
+    frames_factor: int
+    channels: int
+    precision: Literal["fp32", "bf16"]
+    tile: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "frames_factor", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"codec.{name}={getattr(self, name)}: needs at least 1")
+        for name in ("tile", "overlap"):
+            value = getattr(self, name)
+            if value < 0 or value % self.factor:
+                raise ValueError(f"codec.{name}={value}: a multiple of codec.factor={self.factor}, or 0")
+        if self.tile and self.overlap > self.tile // 2:
+            raise ValueError(f"codec.overlap={self.overlap}: at most half of codec.tile={self.tile}")
+
+    def tiles(self, height: int, width: int) -> tuple[list[slice], list[slice]]:
+        """Spans of the latent's rows and columns for a picture of so many px."""
+        f = self.factor
+        rows, columns = (spans(size // f, self.tile // f, self.overlap // f) for size in (height, width))
+        return rows, columns
+
+    def latent_frames(self, frames: int) -> int:
+        """(frames - 1) / frames_factor + 1. Raises ValueError unless frames is frames_factor n + 1."""
+        if (frames - 1) % self.frames_factor:
+            below = (frames - 1) // self.frames_factor * self.frames_factor + 1
+            raise ValueError(
+                f"scale.frames={frames}: the codec makes 1 + {self.frames_factor} n frames; "
+                f"{below} or {below + self.frames_factor} would do"
+            )
+        return (frames - 1) // self.frames_factor + 1
+
+
+@dataclass(frozen=True)
+class UMT5:
+    """Prompts are encoded by Wan's text encoder, UMT5-XXL; its size is the backbone's text_tokens and text_dim.
+
+    negative_prompt  what guidance steers away from; training drops to the empty prompt
+    """
+
+    negative_prompt: str

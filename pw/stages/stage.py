@@ -16,10 +16,12 @@ from torch import Tensor
 from pw.build import Run
 from pw.data.procedural import generator
 from pw.method.objective import Loss
-from pw.method.solver import inference_strides
+from pw.nn import options
 from pw.nn.backbone import Backbone
-from pw.nn.codec import SpaceToDepthCodec
+from pw.nn.codec import SpaceToDepthCodec, WanCodec
+from pw.stages.velocity import Condition, integrate, velocity
 from pw.types import Velocity
+from pw.weights import locate
 
 # One stream of random numbers per purpose, so that none shifts another: arms stay paired whatever they draw.
 NOISE, STEPS, DEGRADE, DROPOUT = 2, 3, 4, 5
@@ -50,20 +52,6 @@ class SeededDraws:
         return generator(self.seed, self.index, DEGRADE)
 
 
-@dataclass(frozen=True)
-class Condition:
-    """What the velocity is conditioned on: text [B, tokens, dim] and the anchor's latent, if there is one."""
-
-    text: Tensor
-    anchor: Tensor | None
-
-    def dropped(self, which: Tensor) -> Condition:
-        """The anchor of the marked samples [B] becomes zeros  (method.md 2.6)."""
-        if self.anchor is None:
-            return self
-        return Condition(self.text, self.anchor.masked_fill(which.to(self.anchor.device).view(-1, 1, 1, 1, 1), 0.0))
-
-
 class Stage(L.LightningModule, ABC):
     """One training of a velocity network. A subclass says what is generated and under which condition.
 
@@ -77,10 +65,21 @@ class Stage(L.LightningModule, ABC):
         super().__init__()
         self.run = run
         self.start = start
-        self.codec = SpaceToDepthCodec(run.codec)
+        self._codec: Any = None
         self.net: Backbone | None = None
         self.ema: Backbone | None = None
         self._averaged = 0  # updates the EMA has seen
+
+    @property
+    def codec(self) -> Any:
+        """Video <-> latent: Wan's VAE is loaded when it is first asked for, training on latents never does."""
+        if self._codec is None:
+            choice = self.run.codec
+            if isinstance(choice, options.SpaceToDepth):
+                self._codec = SpaceToDepthCodec(choice)
+            else:
+                self._codec = WanCodec.load(choice, locate(self.run.trainer.weights), str(self.device))
+        return self._codec
 
     def configure_model(self) -> None:
         if self.net is not None:  # Lightning may call this more than once
@@ -106,13 +105,7 @@ class Stage(L.LightningModule, ABC):
 
     def velocity(self, net: Backbone, condition: Condition) -> Velocity:
         """The network with all but (state, timestep, stride) bound."""
-
-        def velocity(state: Tensor, timestep: Tensor, stride: Tensor) -> Tensor:
-            timestep, stride = timestep.to(state.device), stride.to(state.device)
-            told = self.run.schedule.network_timestep(timestep)
-            return net(state, timestep.float(), stride.float(), condition.text, condition.anchor, sigma_timestep=told)
-
-        return velocity
+        return velocity(net, condition, self.run.schedule)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         assert self.net is not None
@@ -170,14 +163,8 @@ class Stage(L.LightningModule, ABC):
     def sample(self, noise: Tensor, condition: Condition) -> Tensor:
         """noise latent [B, C, F, h, w] -> latent, by the run's solver, grid and guidance, with the EMA weights."""
         assert self.ema is not None
-        run, grid = self.run, self.run.grid()
-        strides = inference_strides(grid) if run.feeds_strides() else torch.zeros(len(grid) - 1)
-        velocity = self.velocity(self.ema, condition)
-        if run.guidance.scale != 1:
-            everyone = torch.ones(len(noise), dtype=torch.bool)
-            null = self.velocity(self.ema, condition.dropped(everyone))
-            velocity = run.guidance(velocity, null, run.guidance.last_guided(grid))
-        return run.solver(velocity, noise, grid, strides, run.schedule)
+        everyone = torch.ones(len(noise), dtype=torch.bool)
+        return integrate(self.run, self.ema, noise, condition, condition.dropped(everyone))
 
 
 def load_start(net: Backbone, path: str) -> None:

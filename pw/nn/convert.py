@@ -1,0 +1,302 @@
+"""Weights of others under our names: diffusers', the original Wan layout, the authors' checkpoints, our own exports.
+
+    net_state = to_ours(read(path))        # any layout -> `dit.*`, `injector.*`, `stride_embedding.*`
+    fresh = place(net, net_state)          # strict: every key finds its place, or a ValueError lists those that do not
+
+A key that no table knows keeps its own name, so that `place` lists it. Nothing read here can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pw.nn import options
+
+Layout = Literal["diffusers", "wan", "authors", "pw"]
+ADAPTERS = ("injector.", "stride_embedding.")  # what is ours; the rest of a network is stock
+PICKLES = (".pt", ".pth", ".ckpt")
+LISTED = 10
+
+# Names in front of (or amid) a key that FSDP, checkpointing, torch.compile and wrapper classes leave behind.
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+_OWNERS = ("model.", "module.")
+
+# Original Wan -> diffusers. diffusers numbers the norms of a block in the order they are called, Wan does not.
+_WAN = {
+    "patch_embedding": "patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+}
+_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
+_BLOCK = {
+    **{f"self_attn.{theirs}": f"attn1.{ours}" for theirs, ours in _ATTENTION.items()},
+    **{f"cross_attn.{theirs}": f"attn2.{ours}" for theirs, ours in _ATTENTION.items()},
+    "norm3": "norm2",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "modulation": "scale_shift_table",
+}
+# The authors' adapters -> ours, for injector=gated_channelwise. `zero_layers.<block>` is in `_rename`.
+_AUTHORS = {
+    "dt_embedding.0": "stride_embedding.mlp.linear_1",
+    "dt_embedding.2": "stride_embedding.mlp.linear_2",
+    "spatial_adapter.backbone.0": "injector.narrow",
+    "spatial_adapter.backbone.1": "injector.norm",
+    "spatial_adapter.backbone.3": "injector.widen",
+    "spatial_adapter.feature_norm": "injector.token_norm",
+    "spatial_adapter.adapter_time_proj.0": "injector.gate.timestep_mlp.0",
+    "spatial_adapter.adapter_time_proj.2": "injector.gate.timestep_mlp.2",
+    "spatial_adapter.adapter_dt_proj.0": "injector.gate.stride_mlp.0",
+    "spatial_adapter.adapter_dt_proj.2": "injector.gate.stride_mlp.2",
+}
+AUTHORS_GROUPS = 16  # of their GroupNorm; a state dict does not tell
+
+
+def read(path: str | Path, weights: Literal["ema", "online"] = "ema") -> dict[str, Tensor]:
+    """The state dict at a path, as it names itself. On the CPU, mapped rather than read where the format allows.
+
+    path     a `.safetensors` file, a folder of them (one file, or shards with their index; a snapshot with
+             `transformer/`, one of our exports, one of our trainings), or a `.pt`, `.pth` or `.ckpt` of tensors
+    weights  which of the two, where a checkpoint or training holds the EMA and the online weights
+
+    Raises ValueError for anything else: a file that is cut off, a shard that is missing, a pickle that needs code.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _read_folder(path, weights)
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in PICKLES:
+        return _picked(_read_pickle(path), weights, path)
+    raise ValueError(
+        f"{path}: {path.suffix or 'a file without suffix'} is not read; wants .safetensors, a folder of them, or "
+        f"{', '.join(PICKLES)} with tensors only"
+    )
+
+
+def layout(state: Mapping[str, Any]) -> Layout:
+    """Whose names a state dict uses. Raises ValueError with some of its keys when they are nobody's we know."""
+    keys = {_bare(key) for key in state}
+
+    def has(*starts: str) -> bool:
+        return any(key.startswith(starts) for key in keys)
+
+    if has("dit.", *ADAPTERS):
+        return "pw"
+    if has("spatial_adapter.", "dt_embedding."):
+        return "authors"
+    if has("condition_embedder."):
+        return "diffusers"
+    if has("time_embedding.", "time_projection.", "text_embedding."):
+        return "wan"
+    raise ValueError(
+        f"not the weights of a Wan transformer: {_some(sorted(state)) or 'no keys at all'}; wants diffusers' names "
+        "(condition_embedder.…), original Wan's (time_embedding.…), the authors' or ours (dit.…)"
+    )
+
+
+def to_ours(state: Mapping[str, Tensor], names: Layout | None = None) -> dict[str, Tensor]:
+    """The same tensors under our names: `dit.*` (diffusers' names), `injector.*`, `stride_embedding.*`.
+
+    names  whose names `state` uses; found out by `layout` if None
+    Keys no table knows keep their names. Raises ValueError when two keys become one.
+    """
+    names = layout(state) if names is None else names
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        renamed = _rename(_bare(key), names)
+        if renamed in out:
+            raise ValueError(f"{key}: would be a second {renamed}")
+        out[renamed] = value
+    return out
+
+
+def authors_injector(state: Mapping[str, Tensor]) -> options.Injector:
+    """The injector that a checkpoint of the authors needs, read off its shapes; `state` as `to_ours` names it.
+
+    Their public code holds three generations; ours is the last. Raises ValueError saying what an earlier one has that
+    ours has no place for.
+    """
+    blocks = sorted(int(m[1]) for key in state if (m := re.fullmatch(r"injector\.out\.(\d+)\.weight", key)))
+    if "injector.narrow.weight" not in state or not blocks:
+        raise ValueError(f"no injector of the authors (spatial_adapter.*) among {_some(sorted(state))}")
+    narrow, width = state["injector.narrow.weight"], state[f"injector.out.{blocks[0]}.weight"].shape[0]
+    misfits = []
+    if tuple(narrow.shape[2:]) != (1, 1, 1):
+        misfits.append(
+            f"spatial_adapter.backbone.0 is a patchifying convolution {tuple(narrow.shape[2:])}, ours (1, 1, 1) on the "
+            "token grid"
+        )
+    gate = state.get("injector.gate.timestep_mlp.2.weight")
+    if gate is not None and gate.shape[0] != width:
+        misfits.append(f"adapter_time_proj ends in {gate.shape[0]} channels (gain and shift), ours in {width} (gain)")
+    if "injector.gate.stride_mlp.2.weight" not in state:
+        misfits.append("there is no adapter_dt_proj: it knows no stride")
+    if misfits:
+        raise ValueError(f"an earlier injector of the authors, which ours cannot be: {'; '.join(misfits)}")
+    return options.Injector("channelwise", tuple(blocks), narrow.shape[0] / width, AUTHORS_GROUPS)
+
+
+def place(
+    net: nn.Module, state: Mapping[str, Tensor], *, adapters_optional: bool = False, assign: bool = False
+) -> list[str]:
+    """Put a state dict with our names into a network: all of it, into all of the network.
+
+    adapters_optional  injector or stride embedding may be absent altogether (a base checkpoint): they stay as they are
+    assign             take the tensors themselves, with their dtype, instead of copying (a network on the meta device)
+
+    Returns the keys of the network that stayed as they were: none, unless `adapters_optional`.
+    Raises ValueError listing, ten of each, the keys without a place, those of the network that found nothing, and the
+    shapes that differ; the network is then untouched.
+    """
+    own = net.state_dict()
+    unplaced = sorted(state.keys() - own.keys())
+    empty = sorted(own.keys() - state.keys())
+    fresh: list[str] = []
+    if adapters_optional:
+        absent = tuple(part for part in ADAPTERS if not any(key.startswith(part) for key in state))
+        fresh = [key for key in empty if absent and key.startswith(absent)]
+        empty = sorted(set(empty) - set(fresh))
+    shapes = [
+        f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    lists = {"without a place": unplaced, "not found": empty, "of another shape": shapes}
+    if any(lists.values()):
+        raise ValueError(
+            "the weights do not fit the network: "
+            + "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in lists.items() if keys)
+        )
+    net.load_state_dict(dict(state), strict=False, assign=assign)
+    return fresh
+
+
+def _rename(key: str, names: Layout) -> str:
+    if names == "pw":
+        return key if key.startswith(("dit.", *ADAPTERS)) else f"dit.{key}"
+    if names == "diffusers":
+        return f"dit.{key}"
+    if names == "authors":
+        zero = re.fullmatch(r"spatial_adapter\.zero_layers\.(\d+)\.(weight|bias)", key)
+        if zero:
+            return f"injector.out.{zero[1]}.{zero[2]}"
+        module, _, leaf = key.rpartition(".")
+        if module in _AUTHORS:
+            return f"{_AUTHORS[module]}.{leaf}"
+    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
+    prefix, rest, table = ("", key, _WAN) if block is None else (f"blocks.{block[1]}.", block[2], _BLOCK)
+    if rest in table:  # a parameter
+        return f"dit.{prefix}{table[rest]}"
+    module, _, leaf = rest.rpartition(".")
+    return f"dit.{prefix}{table[module]}.{leaf}" if module in table else key
+
+
+def _bare(key: str) -> str:
+    for wrapper in _WRAPPERS:
+        key = key.replace(wrapper, "")
+    while key.startswith(_OWNERS):
+        key = key.partition(".")[2]
+    return key
+
+
+def _some(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:LISTED]) + (", …" if len(keys) > LISTED else "")
+
+
+def _read_folder(folder: Path, weights: str) -> dict[str, Tensor]:
+    adapters = folder / "pixelwizard" / "adapters.safetensors"
+    if adapters.exists():  # one of our exports
+        return {**_read_folder(folder / "transformer", weights), **_read_safetensors(adapters)}
+    if (folder / f"{weights}.safetensors").exists():  # one of our trainings
+        return _read_safetensors(folder / f"{weights}.safetensors")
+    indices, files = sorted(folder.glob("*.safetensors.index.json")), sorted(folder.glob("*.safetensors"))
+    if len(indices) == 1:
+        return _read_shards(indices[0])
+    if not indices and len(files) == 1:
+        return _read_safetensors(files[0])
+    if not indices and not files and (folder / "transformer").is_dir():
+        return _read_folder(folder / "transformer", weights)
+    found = _some(path.name for path in [*indices, *files]) or "none"
+    raise ValueError(f"{folder}: wants one .safetensors file, or shards with one index; there are: {found}")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: not an index of shards ({error})") from error
+    missing = [shard for shard in shards if not (index.parent / shard).exists()]
+    if missing:
+        raise ValueError(f"{index.parent}: {len(missing)} of {len(shards)} shards are missing: {_some(missing)}")
+    state = {key: value for shard in shards for key, value in _read_safetensors(index.parent / shard).items()}
+    lacking = sorted(weight_map.keys() - state.keys())
+    if lacking:
+        raise ValueError(f"{index.parent}: the shards lack {len(lacking)} keys of their index: {_some(lacking)}")
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole .safetensors file ({error})") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+    except pickle.UnpicklingError as error:
+        first = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        raise ValueError(
+            f"{path}: holds more than tensors and would have to run code to be read, which is refused"
+            f"{f' ({first.strip()})' if first else ''}; wants a state dict, better as .safetensors"
+        ) from error
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: cut off, or not a torch file ({str(error).splitlines()[0]})") from error
+
+
+def _picked(loaded: Any, weights: str, path: Path) -> dict[str, Tensor]:
+    """The state dict within what a training saved beside it."""
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path}: holds a {type(loaded).__name__}; wants a state dict")
+    both = {"ema": "generator_ema", "online": "generator"}
+    if loaded.keys() & set(both.values()):
+        if both[weights] not in loaded:
+            raise ValueError(
+                f"{path}: has no {both[weights]}, only {_some(map(str, loaded))}; choose the other weights"
+            )
+        loaded = loaded[both[weights]]
+    else:
+        for name in ("model", "state_dict"):
+            if isinstance(loaded.get(name), Mapping):
+                loaded = loaded[name]
+                break
+    other = [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]
+    if other:
+        raise ValueError(f"{path}: not a state dict; {len(other)} entries are no tensors: {_some(other)}")
+    return dict(loaded)

@@ -1,0 +1,119 @@
+"""Networks from weights on disk, ready to generate: Wan's own, a checkpoint of any layout we read, or random ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pw.nn import options
+from pw.nn.backbone import Backbone, wan_transformer
+from pw.nn.convert import authors_injector, layout, place, read, to_ours
+
+KERNELS = {
+    "sdpa": "native",
+    "cudnn": "_native_cudnn",
+    "flash": "_native_flash",
+    "flash3": "_flash_3",
+    "sage": "sage",
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is to be loaded: sizes, adapters, and how it computes (see `pw.settings.Trainer`)."""
+
+    backbone: options.Wan
+    injector: options.Injector | options.Add | None
+    attention: str
+    compile: bool
+    seed: int
+
+
+def load_network(run: Network, source: str, weights: Path | None, device: str) -> Backbone:
+    """A network in evaluation mode, in bf16 on a GPU (but what stays in fp32) and in fp32 on a CPU.
+
+    source   `base`: the transformer of `weights`, with fresh (silent) adapters; `random`: for timing and tests; else
+             the path of a checkpoint that `pw.nn.convert` reads
+    Raises ValueError when the weights are of another size than the run says, or do not fit.
+    """
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    if source == "random":
+        net = _random(run, dtype, device)
+    elif source == "base":
+        assert weights is not None
+        net = Backbone(run.backbone, run.injector, _pretrained(run, weights, dtype))
+    else:
+        net = _from_checkpoint(run, Path(source))
+    net.lower(dtype).eval().requires_grad_(False).to(device)
+    if run.attention != "sdpa":
+        _use_kernel(net, run.attention)
+    if run.compile:
+        net.dit.compile_repeated_blocks()
+    return net
+
+
+def _random(run: Network, dtype: torch.dtype, device: str) -> Backbone:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # 5e9 numbers: drawn where they are needed, as they are needed
+    try:
+        with torch.device(device):
+            torch.manual_seed(run.seed)
+            net = Backbone(run.backbone, run.injector)
+    finally:
+        torch.set_default_dtype(default)
+    if net.injector is not None:
+        for linear in net.injector.out.values():  # a silent injector would cost its time all the same, and show nothing
+            torch.nn.init.normal_(linear.get_parameter("weight"), std=0.02)
+    return net
+
+
+def _pretrained(run: Network, weights: Path, dtype: torch.dtype) -> Any:
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+    transformer: Any = WanTransformer3DModel
+    dit = transformer.from_pretrained(weights, subfolder="transformer", torch_dtype=dtype, local_files_only=True)
+    for name, wanted in vars(run.backbone).items():
+        found = dit.config.get(name, wanted)
+        if (tuple(found) if name == "patch_size" else found) != wanted:
+            raise ValueError(f"backbone.{name}={wanted}: the transformer in {weights} has {found}")
+    return dit
+
+
+def _from_checkpoint(run: Network, path: Path) -> Backbone:
+    from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+
+    state = read(path)
+    found = layout(state)
+    ours = to_ours(state, found)
+    if found == "authors" and run.injector is not None:
+        wanted = authors_injector(ours)
+        if run.injector != wanted:
+            raise ValueError(
+                f"{path} is a checkpoint of the authors: set injector=gated_channelwise "
+                f"injector.blocks={list(wanted.blocks)} injector.hidden={wanted.hidden} injector.groups={wanted.groups}"
+            )
+    with torch.device("meta"):  # 20 GB that would be drawn only to be thrown away
+        dit = wan_transformer(run.backbone)
+    net = Backbone(run.backbone, run.injector, dit)
+    try:
+        place(net, ours, adapters_optional=run.injector is None, assign=True)
+    except ValueError as error:
+        raise ValueError(f"{path} ({found} layout): {error}") from error
+    if found == "authors" and net.injector is not None:
+        net.injector.token_norm.eps = 1e-6  # theirs; a state dict does not say
+    choice = run.backbone
+    dit.rope = WanRotaryPosEmbed(choice.attention_head_dim, choice.patch_size, choice.rope_max_seq_len)
+    return net
+
+
+def _use_kernel(net: Backbone, name: str) -> None:
+    try:
+        net.dit.set_attention_backend(KERNELS[name])
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"trainer.attention={name}: not to be had here ({' '.join(str(error).split())}); trainer.attention=sdpa "
+            "always is"
+        ) from error

@@ -1,0 +1,92 @@
+"""Prompt -> embedding, by Wan's own UMT5 encoder, kept on disk by prompt  (method-notes 2.2).
+
+An embedding is cut to the prompt's true length and padded with zeros, without an attention mask, as Wan was trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class TextEncoder:
+    """Tokenizer and encoder of weights in diffusers' layout, loaded at the first prompt that is not cached.
+
+    tokens   length of an embedding: 512
+    cache    folder of `<digest>.safetensors`, one per prompt and weights
+    name     of the weights: part of the digest
+    device   where the encoder runs; 11.4 GB in bf16
+    """
+
+    def __init__(self, weights: Path, tokens: int, cache: Path, name: str, device: str, dtype: torch.dtype) -> None:
+        self.weights, self.tokens, self.cache, self.name = weights, tokens, cache, name
+        self.device, self.dtype = device, dtype
+        self._tokenizer: Any = None
+        self._encoder: Any = None
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises ValueError naming a prompt that is empty or longer than `tokens`, before anything is encoded."""
+        for number, prompt in enumerate(prompts, start=1):
+            if not prompt.strip():
+                raise ValueError(f"prompt {number} of {len(prompts)} is empty: describe what is to be seen")
+            length = len(self._tokens(prompt))
+            if length > self.tokens:
+                raise ValueError(
+                    f"prompt {number} of {len(prompts)} has {length} tokens, the encoder takes {self.tokens}; "
+                    f"shorten it: {prompt[:60]!r}…"
+                )
+
+    def encode(self, prompt: str) -> Tensor:
+        """A prompt's embedding, [tokens, D] on the CPU: read if it is cached, else made and kept."""
+        path = self._path(prompt)
+        if not path.exists():
+            self._write(path, self._encode(prompt))
+        kept = load_file(path)["embedding"]
+        return torch.cat([kept, kept.new_zeros(self.tokens - len(kept), kept.shape[1])])
+
+    def free(self) -> None:
+        """Give the encoder's memory back."""
+        self._encoder = None
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def _path(self, prompt: str) -> Path:
+        text = f"{self.name}\n{self.dtype}\n{prompt}"
+        return self.cache / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+
+    def _tokens(self, prompt: str) -> list[int]:
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(self.weights / "tokenizer", local_files_only=True)
+        tokenizer: Any = self._tokenizer
+        return tokenizer(prompt_clean(prompt), add_special_tokens=True)["input_ids"]
+
+    @torch.no_grad()
+    def _encode(self, prompt: str) -> Tensor:
+        if self._encoder is None:
+            from transformers import UMT5EncoderModel
+
+            path = self.weights / "text_encoder"
+            encoder: Any = UMT5EncoderModel.from_pretrained(path, dtype=self.dtype, local_files_only=True)
+            self._encoder = encoder.eval().to(self.device)
+        ids = self._tokens(prompt)
+        padding = self._tokenizer.pad_token_id or 0
+        padded = torch.tensor([ids + [padding] * (self.tokens - len(ids))], device=self.device)
+        mask = (torch.arange(self.tokens, device=self.device) < len(ids)).long()[None]
+        return self._encoder(padded, mask).last_hidden_state[0, : len(ids)].cpu()
+
+    def _write(self, path: Path, embedding: Tensor) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file({"embedding": embedding.contiguous()}, partial)
+        os.replace(partial, path)

@@ -1,0 +1,120 @@
+"""pw.nn.networks: the real loading code, on small weights in the published layouts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_convert import authors_name
+
+from pw.build import build
+from pw.nn import options
+from pw.nn.backbone import Backbone
+from pw.nn.networks import Network, load_network
+from pw.weights import fingerprint, overrides_of
+
+
+@pytest.fixture(scope="module")
+def small(pipeline: tuple[Path, Any]) -> Network:
+    run = build(["scale=tiny", "codec=wan_vae", "scale.frames=5", "scale.height=64", "scale.width=64",
+                 "scale.anchor_height=32", "scale.anchor_width=32", *overrides_of(pipeline[0])])  # fmt: skip
+    return Network(run.backbone, run.injector, "sdpa", False, 0)
+
+
+def velocity(net: Backbone, stride: float = 0.0) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(0)
+    state, text = torch.randn(1, 4, 2, 4, 4, generator=draw), torch.randn(1, 8, 16, generator=draw)
+    anchor = torch.randn(1, 4, 2, 2, 2, generator=draw) if net.injector is not None else None
+    t = torch.tensor([700.0])
+    with torch.no_grad():
+        return net(state, t, torch.tensor([stride]), text, anchor, sigma_timestep=t)
+
+
+def test_the_base_network_is_the_published_transformer(pipeline: tuple[Path, Any], small: Network) -> None:
+    net = load_network(small, "base", pipeline[0], "cpu")
+    for name, value in pipeline[1].transformer.state_dict().items():
+        assert torch.equal(net.dit.state_dict()[name], value), name
+    assert not any(p.requires_grad for p in net.parameters())
+    assert torch.equal(velocity(net, 300.0), velocity(net, 0.0))  # fresh adapters are silent
+
+
+def test_a_transformer_of_another_size_is_refused_by_key(pipeline: tuple[Path, Any], small: Network) -> None:
+    larger = replace(small, backbone=replace(small.backbone, num_layers=5))
+    with pytest.raises(ValueError, match=r"backbone\.num_layers=5: the transformer in .* has 3"):
+        load_network(larger, "base", pipeline[0], "cpu")
+
+
+def test_a_training_of_ours_comes_back(small: Network, tmp_path: Path) -> None:
+    trained = load_network(replace(small, seed=5), "random", None, "cpu")
+    save_file(trained.state_dict(), tmp_path / "ema.safetensors")
+    found = load_network(small, str(tmp_path / "ema.safetensors"), None, "cpu")
+    for name, value in trained.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+    # not bit for bit: a file's tensors lie otherwise in memory, and sums are taken in another order
+    torch.testing.assert_close(velocity(found, 300.0), velocity(trained, 300.0))
+    assert not any(b.is_meta for b in found.buffers())
+
+
+def test_a_base_checkpoint_is_no_second_stage(pipeline: tuple[Path, Any], small: Network, tmp_path: Path) -> None:
+    folder = tmp_path / "transformer"
+    shutil.copytree(pipeline[0] / "transformer", folder)
+    with pytest.raises(ValueError, match=r"diffusers layout.*not found.*injector"):
+        load_network(small, str(folder), None, "cpu")
+    first = load_network(replace(small, injector=None), str(folder), None, "cpu")
+    base = load_network(replace(small, injector=None), "base", pipeline[0], "cpu")
+    assert torch.equal(velocity(first), velocity(base))
+
+
+def test_the_authors_injector_is_asked_for_by_name(small: Network, tmp_path: Path) -> None:
+    wide = replace(small.backbone, num_attention_heads=4, attention_head_dim=32)
+    theirs = options.Injector("channelwise", (1,), 0.25, 16)
+    net = Backbone(wide, theirs)
+    state = {authors_name(key): value for key, value in net.state_dict().items()}
+    path = tmp_path / "model.pt"
+    torch.save({"generator_ema": {f"model.{k}": v for k, v in state.items()}}, path)
+    with pytest.raises(ValueError, match=r"set injector=gated_channelwise .*injector\.groups=16"):
+        load_network(replace(small, backbone=wide), str(path), None, "cpu")
+    found = load_network(replace(small, backbone=wide, injector=theirs), str(path), None, "cpu")
+    assert found.injector is not None
+    assert found.injector.token_norm.eps == 1e-6
+
+
+def test_in_bf16_what_wan_keeps_in_fp32_stays_so(small: Network) -> None:
+    net = load_network(small, "random", None, "cpu").lower(torch.bfloat16)
+    kinds = {name: p.dtype for name, p in net.named_parameters()}
+    assert kinds["dit.blocks.0.attn1.to_q.weight"] == torch.bfloat16
+    assert kinds["injector.widen.weight"] == torch.bfloat16
+    for name in (
+        "dit.blocks.0.scale_shift_table",
+        "dit.blocks.0.norm2.weight",
+        "dit.condition_embedder.time_embedder.linear_1.weight",
+        "stride_embedding.mlp.linear_1.weight",
+        "injector.gate.mlp.0.weight",
+    ):
+        assert kinds[name] == torch.float32, name
+    found = velocity(net, 300.0)
+    assert found.dtype == torch.float32
+    reference = velocity(load_network(small, "random", None, "cpu"), 300.0)
+    assert (found - reference).abs().mean() < 0.05 * reference.abs().mean()
+
+
+def test_a_kernel_that_is_not_there_is_told_with_what_would_do(small: Network) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.attention=sage: not to be had here .* trainer\.attention=sdpa"):
+        load_network(replace(small, attention="sage"), "random", None, "cpu")
+
+
+def test_a_fingerprint_changes_with_the_weights(pipeline: tuple[Path, Any], tmp_path: Path) -> None:
+    copy = tmp_path / "transformer"
+    shutil.copytree(pipeline[0] / "transformer", copy)
+    before = fingerprint(copy)
+    assert before == fingerprint(pipeline[0] / "transformer")
+    weights = copy / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(bytes(data))
+    assert fingerprint(copy) != before

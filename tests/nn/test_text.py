@@ -1,0 +1,60 @@
+"""pw.nn.text: prompts are encoded as Wan's pipeline encodes them, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pw.nn.text import TextEncoder
+
+
+@pytest.fixture
+def encoder(pipeline: tuple[Path, Any], tmp_path: Path) -> TextEncoder:
+    return TextEncoder(pipeline[0], 64, tmp_path / "cache", "small", "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("prompt", ["a heron", "Ein  Reiher &amp; ein See\n im Nebel", "色调艳丽"])
+def test_an_embedding_is_the_pipelines(pipeline: tuple[Path, Any], encoder: TextEncoder, prompt: str) -> None:
+    with torch.no_grad():
+        theirs = pipeline[1]._get_t5_prompt_embeds(prompt, max_sequence_length=64)[0]
+    found = encoder.encode(prompt)
+    assert found.shape == (64, 16)
+    torch.testing.assert_close(found, theirs, rtol=1e-5, atol=2e-6)
+    assert torch.equal(found[-1], torch.zeros(16))
+
+
+def test_a_prompt_is_encoded_once_and_read_without_the_encoder_after(
+    pipeline: tuple[Path, Any], tmp_path: Path
+) -> None:
+    def made(folder: Path, name: str = "small") -> TextEncoder:
+        return TextEncoder(folder, 64, tmp_path, name, "cpu", torch.float32)
+
+    first = made(pipeline[0]).encode("a heron")
+    assert torch.equal(made(Path("/nowhere")).encode("a heron"), first)
+    with pytest.raises(OSError, match="nowhere"):  # other weights, another embedding
+        made(Path("/nowhere"), "others").encode("a heron")
+
+
+def test_only_the_true_length_is_kept_on_disk(encoder: TextEncoder) -> None:
+    encoder.encode("a")
+    [path] = encoder.cache.iterdir()
+    assert path.stat().st_size < 64 * 16 * 4
+
+
+@pytest.mark.parametrize(
+    ("prompts", "told"),
+    [
+        (["a", "  "], r"prompt 2 of 2 is empty"),
+        (["a" * 64], r"prompt 1 of 1 has 65 tokens, the encoder takes 64; shorten it: 'aaa"),
+    ],
+)
+def test_prompts_that_cannot_be_encoded_are_told_before_the_encoder_loads(
+    encoder: TextEncoder, prompts: list[str], told: str
+) -> None:
+    encoder.check(["a" * 63])
+    with pytest.raises(ValueError, match=told):
+        encoder.check(prompts)
+    assert encoder._encoder is None
