@@ -18,12 +18,15 @@ export WDS_SECURE := 1
 unexport VIRTUAL_ENV
 unexport PYTHONPATH
 
-.PHONY: help setup ablation ablations data train sample coverage mlflow test check format lock clean
+.PHONY: help setup weights ablation ablations data train sample plan generate bench export coverage mlflow test check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 setup: .venv/.ready ## make the environment (.venv) from requirements/dev.lock
+
+weights: .venv/.ready ## fetch Wan2.2-TI2V-5B (2K, 4K), or finish fetching it: make weights [args="dest=DIR dry_run=true …"]
+	@$(RUN) -m pw.weights $(args)
 
 ablation: .venv/.ready ## run one ablation to its table: make ablation name=ansc [args="seeds=5 arms=baseline,full dry_run=true …"]
 	@$(RUN) -m experiments name=$(name) $(args)
@@ -31,14 +34,26 @@ ablation: .venv/.ready ## run one ablation to its table: make ablation name=ansc
 ablations: .venv/.ready ## list the ablations: what each varies, claims, and what came out
 	@$(RUN) -m experiments list
 
-data: .venv/.ready ## turn a folder of videos into shards: make data path=DIR [args="out=data/shards frames=5 …"]
-	@$(RUN) -m pw.data path="$(path)" $(args)
+data: .venv/.ready ## turn a folder of videos, or UltraVideo, into shards: make data path=DIR|name=ultravideo [args="frames=5 taste=5 …"]
+	@$(RUN) -m pw.data path="$(path)" name="$(name)" $(args)
 
 train: .venv/.ready ## train one run: make train args="stage=hires objective=shortcut seed=1"
 	@$(RUN) -m pw.train $(args)
 
 sample: .venv/.ready ## sample one run (trains it first if need be): make sample args="… sampling.num_steps=4"
 	@$(RUN) -m pw.sample $(args)
+
+export: .venv/.ready ## a training as a folder that diffusers opens: make export run=SIGNATURE [args="out=DIR dtype=fp32 …"]
+	@$(RUN) -m pw.export run="$(run)" $(args)
+
+plan: .venv/.ready ## tokens, FLOPs, memory and time before anything loads: make plan scale=4k gpus=1x80GB [args="tflops=400 …"]
+	@$(RUN) -m pw.plan $(if $(scale),scale=$(scale)) $(if $(gpus),gpus=$(gpus)) $(args)
+
+bench: .venv/.ready ## measure on this machine, side by side: make bench what=generate [args="scales=2k …"]
+	@$(RUN) -m pw.bench what=$(what) $(args)
+
+generate: .venv/.ready ## prompt to 2K/4K video: make generate prompt="a heron over a lake" scale=2k hires=… [args="…"]
+	@$(RUN) -m pw.generate $${prompt:+"prompt=$$prompt"} $${prompts:+"prompts=$$prompts"} $(if $(scale),scale=$(scale)) $(if $(hires),hires=$(hires)) $(args)
 
 coverage: .venv/.ready ## which (timestep, stride) pairs a step sampler trains: make coverage args="step_sampler=aligned"
 	@$(RUN) -m pw.coverage $(args)

@@ -74,11 +74,12 @@ def stray(by: tuple[str, ...], roots: tuple[str, ...], allowed: tuple[str, ...])
 DOORS = {
     "mlflow": ("pw/tracking.py",),
     "hydra": ("pw/config.py", "pw/build.py"),
-    "omegaconf": ("pw/config.py", "pw/build.py", "pw/train.py"),  # train writes config.yaml with it
+    "omegaconf": ("pw/config.py", "pw/build.py", "pw/train.py", "pw/export.py"),  # config.yaml is written with it
     "webdataset": ("pw/data/shards.py",),
     "av": ("pw/video.py",),
     "diffusers": ("pw/nn",),
-    "transformers": (),
+    "transformers": ("pw/nn/text.py",),
+    "huggingface_hub": ("pw/weights.py", "pw/data/ultravideo.py"),
     "lightning": ("pw/stages", "pw/train.py"),
     "matplotlib": ("benchmarks/figures.py",),
     "pandas": (),
@@ -95,13 +96,27 @@ LAYERS = {
     "pw/settings.py": ("pw.settings",),
     "pw/provenance.py": ("pw.provenance", "pw.config"),
     "pw/tracking.py": ("pw.tracking",),
+    "pw/weights.py": ("pw.weights",),
     "pw/build.py": ("pw.build", "pw.config", "pw.settings", "pw.data", "pw.method", "pw.nn", "pw.types", "pw.lazy"),
-    "pw/stages": ("pw.stages", "pw.build", "pw.settings", "pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
+    "pw/stages": (
+        *("pw.stages", "pw.build", "pw.settings", "pw.weights"),
+        *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
+    ),
     "benchmarks": ("benchmarks", "pw.video", "pw.types"),
     "pw/train.py": ("pw.build", "pw.config", "pw.provenance", "pw.stages"),
     "pw/sample.py": (
         *("pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages"),
         *("pw.method", "pw.data", "pw.video", "pw.types"),
+    ),
+    "pw/cost.py": ("pw.cost", "pw.build", "pw.settings", "pw.nn", "pw.method"),
+    "pw/plan.py": ("pw.plan", "pw.cost", "pw.build", "pw.config", "pw.settings", "pw.nn"),
+    "pw/export.py": ("pw.export", "pw.build", "pw.config", "pw.provenance", "pw.train", "pw.nn"),
+    "pw/bench.py": (
+        *("pw.bench", "pw.build", "pw.config", "pw.cost", "pw.provenance", "pw.train", "pw.stages", "pw.nn"),
+    ),
+    "pw/generate.py": (
+        *("pw.generate", "pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
+        *("pw.plan", "pw.cost", "pw.data", "pw.nn", "pw.video"),
     ),
     "pw/coverage.py": ("pw.build", "pw.config", "pw.method"),
     "experiments": (

@@ -1,0 +1,247 @@
+"""pw.generate: from a prompt to a video on the small random pipeline, resumable, and refusing early."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import pw.nn.codec
+from pw.generate import Generation, generate, main, parse
+from pw.nn.networks import Network, load_network
+from pw.train import training_folder, write_config
+from pw.video import read_video
+
+SIZE = (
+    *("scale=tiny", "scale.height=64", "scale.width=96", "scale.anchor_height=32", "scale.anchor_width=64"),
+    *("scale.anchor_upsample=latent", "anchor.sampling.num_steps=2", "sampling.num_steps=2", "hires=random"),
+)
+
+
+@pytest.fixture
+def call(pipeline: tuple[Path, Any], tmp_path: Path):
+    """`call("prompt=a heron")` is a checked call that writes below tmp_path."""
+
+    def made(*words: str) -> Generation:
+        frames = () if any(w.startswith(("frames=", "scale.frames=")) for w in words) else ("frames=5",)
+        out = () if any(w.startswith("out=") for w in words) else (f"out={tmp_path / 'out'}",)
+        return parse([*SIZE, f"weights={pipeline[0]}", *frames, *out, *words])
+
+    return made
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a call early."""
+
+
+def stopping_at(part: str) -> Any:
+    def progress(what: str, share: float) -> None:
+        if part in what:
+            raise Stopped
+
+    return progress
+
+
+class TestOnePrompt:
+    def test_becomes_a_video_an_anchor_and_a_manifest(self, call: Any) -> None:
+        made = call("prompt=A heron, over a lake!", "seed=3")
+        shares: list[float] = []
+        [path] = generate(made, lambda what, share: shares.append(share))
+        assert path.name.startswith("a-heron-over-a-lake_")
+        assert read_video(path).shape == (5, 64, 96, 3)
+        assert len({frame.tobytes() for frame in read_video(path)}) > 1
+        about = json.loads(path.with_suffix(".json").read_text())
+        assert (about["prompt"], about["seed"], about["frames"], about["fps"]) == ("A heron, over a lake!", 3, 5, 24.0)
+        assert about["size"] == [96, 64]
+        assert (about["anchor"]["steps"], about["anchor"]["solver"], about["anchor"]["guidance"]) == (2, "unipc", 5.0)
+        assert (about["hires"]["steps"], about["hires"]["solver"]) == (2, "euler")
+        assert set(about["seconds"]) == {"text", "anchor", "hires", "decode"}
+        assert about["peak_memory_gb"]["decode"] > 0
+        anchor = load_file(made.anchor_file(made.prompts[0]))["latent"]
+        assert anchor.shape == (1, 4, 2, 2, 4)
+        assert not list((made.out / "latents").iterdir())
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1.0)
+
+    def test_lossless_is_the_decoded_frames_themselves(self, call: Any) -> None:
+        made = call("prompt=a heron", "lossless=true")
+        [path] = generate(made)
+        assert path.suffix == ".mkv"
+        again = call("prompt=a heron", "lossless=true", f"out={path.parent.parent / 'again'}")
+        [other] = generate(again)
+        assert np.array_equal(read_video(path), read_video(other))  # the same seed, the same video
+
+    def test_of_one_frame_becomes_a_picture(self, call: Any) -> None:
+        [path] = generate(call("prompt=a heron", "frames=1"))
+        assert path.suffix == ".png"
+        assert np.asarray(Image.open(path)).shape == (64, 96, 3)
+
+    def test_with_another_seed_or_text_is_another_video(self, call: Any) -> None:
+        one, seed, text = (generate(call(*w, "lossless=true"))[0] for w in (
+            ("prompt=a heron",), ("prompt=a heron", "seed=1"), ("prompt=a fox",)))  # fmt: skip
+        assert len({one, seed, text}) == 3
+        assert len({read_video(path).tobytes() for path in (one, seed, text)}) == 3
+
+    def test_enlarges_the_anchor_in_pixels_where_the_scale_says_so(self, call: Any) -> None:
+        [path] = generate(call("prompt=a heron", "scale.anchor_upsample=pixel"))
+        assert read_video(path).shape == (5, 64, 96, 3)
+
+    def test_needs_no_weights_to_be_tried_out(self, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """weights=random: random networks of the configured sizes; the VAE's is small here to keep this quick."""
+        small = {**pw.nn.codec.WAN_VAE, "base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1}
+        monkeypatch.setattr("pw.nn.codec.WAN_VAE", small)
+        [path] = generate(call("prompt=a heron", "weights=random"))
+        assert read_video(path).shape == (5, 64, 96, 3)
+
+
+class TestSeveralPrompts:
+    def test_come_from_a_file_in_its_order(self, call: Any, tmp_path: Path) -> None:
+        (tmp_path / "p.jsonl").write_text('{"prompt": "a fox", "seed": 4}\n{"prompt": "a heron"}\n')
+        made = call(f"prompts={tmp_path / 'p.jsonl'}")
+        assert [(p.text, p.seed) for p in made.prompts] == [("a fox", 4), ("a heron", 0)]
+        (tmp_path / "p.txt").write_text("a fox\n\na heron\n")
+        assert [p.text for p in call(f"prompts={tmp_path / 'p.txt'}").prompts] == ["a fox", "a heron"]
+
+    def test_do_not_depend_on_each_other(self, call: Any, tmp_path: Path) -> None:
+        (tmp_path / "p.txt").write_text("a fox\na heron\n")
+        both = generate(call(f"prompts={tmp_path / 'p.txt'}", "lossless=true"))
+        [alone] = generate(call("prompt=a heron", "lossless=true", f"out={tmp_path / 'alone'}"))
+        assert both[1].name == alone.name
+        assert np.array_equal(read_video(both[1]), read_video(alone))
+
+
+class TestACallThatWasStopped:
+    @pytest.mark.parametrize("part", ["stage I:", "stage II:", "decoding"])
+    def test_goes_on_to_the_same_video_and_does_nothing_twice(self, call: Any, tmp_path: Path, part: str) -> None:
+        made = call("prompt=a heron", "lossless=true")
+        with pytest.raises(Stopped):
+            generate(made, stopping_at(part))
+        assert not made.is_done(made.prompts[0])
+        anchors = {path: path.stat().st_mtime_ns for path in (made.out / "anchors").iterdir()}
+        assert len(anchors) == (part != "stage I:")
+        [path] = generate(call("prompt=a heron", "lossless=true"))
+        assert all(anchor.stat().st_mtime_ns == when for anchor, when in anchors.items())
+        [undisturbed] = generate(call("prompt=a heron", "lossless=true", f"out={tmp_path / 'other'}"))
+        assert np.array_equal(read_video(path), read_video(undisturbed))
+
+    def test_that_was_done_is_done_at_once(self, call: Any) -> None:
+        [path] = generate(call("prompt=a heron"))
+        before = path.stat().st_mtime_ns
+        assert generate(call("prompt=a heron"), stopping_at("")) == [path]
+        assert path.stat().st_mtime_ns == before
+
+
+class TestATrainingOfOurs:
+    def test_is_found_by_signature_and_brings_its_own_configuration(
+        self, call: Any, pipeline: tuple[Path, Any], tmp_path: Path
+    ) -> None:
+        """The injector it was trained with, and that it was told no strides, need not be said again."""
+        like = call("prompt=a heron", "injector=alpha_zero", "objective=flow").hires
+        folder = training_folder(like, tmp_path)
+        write_config(like, folder)
+        net = load_network(Network(like.backbone, like.injector, "sdpa", False, 7), "random", None, "cpu")
+        save_file(net.state_dict(), folder / "ema.safetensors")
+        (folder / "done.json").write_text(json.dumps({"signature": like.training_signature}))
+        words = [f"hires={like.training_signature}", f"outputs={tmp_path}", "prompt=a heron"]
+        made = call(*words)
+        assert made.hires.config.choices["injector"] == "alpha_zero"
+        assert not made.hires.feeds_strides()
+        [path] = generate(made)
+        assert read_video(path).shape == (5, 64, 96, 3)
+        assert call(*words, "injector=gated").hires.config.choices["injector"] == "gated"
+        with pytest.raises(ValueError, match=r"not found.*injector\.gate"):
+            generate(call(*words, "injector=gated"))
+
+
+class TestCachedAnchors:
+    def test_are_taken_from_an_earlier_call(self, call: Any, tmp_path: Path) -> None:
+        first = call("prompt=a heron")
+        generate(first)
+        more = call("prompt=a heron", "sampling.num_steps=3", f"out={tmp_path / 'more'}", f"anchors_from={first.out}")
+        told: list[str] = []
+        generate(more, lambda what, share: told.append(what))
+        assert "anchors: taken from file" in told
+        assert "stage I: anchors" not in told
+        one, other = (load_file(made.anchor_file(made.prompts[0]))["latent"] for made in (first, more))
+        assert torch.equal(one, other)
+
+    def test_that_are_not_there_are_told_by_prompt(self, call: Any, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"anchors_from=.*no anchor of 'a heron' with seed 0 \(1 of 1"):
+            call("prompt=a heron", f"anchors_from={tmp_path}")
+
+
+WRONG = [
+    ((), r'give prompt="…" or prompts=FILE'),
+    (("prompt=a", "prompts=b.txt"), r"one of them"),
+    (("prompt= ",), r"prompt 1 of 1 is empty"),
+    (("prompts=nowhere.txt",), r"prompts=nowhere\.txt: no such file"),
+    (("prompt=a", "frames=6"), r"scale\.frames=6: .* 5 or 9 would do"),
+    (("prompt=a", "scale.height=72"), r"scale\.height=72: not a multiple of codec\.factor=16; 64 or 80 would do"),
+    (("prompt=a", "scale.height=80"), r"scale\.height=80: its 5 latent positions .* 64 or 96 would do"),
+    (("prompt=a", "anchor.scale.anchor_width=48"), r"scale\.anchor_width=48: its 3 latent positions"),
+    (("prompt=a", "quality=60"), r"quality=60: wants a whole number from 0 to 51"),
+    (("prompt=a", "fps=fast"), r"fps=fast: wants a number from 1 to 240"),
+    (("prompt=a", "lossless=yes"), r"lossless=yes: one of true, false"),
+    (("prompt=a", "text_device=tpu"), r"text_device=tpu: one of auto, cpu, gpu"),
+    (("prompt=a", "weights=/nowhere"), r"weights=/nowhere: no such folder; `make weights"),
+    (("prompt=a", "hires=base"), r"hires=base: Wan's own weights know no anchor"),
+    (("prompt=a", "hires=/nowhere.safetensors"), r"hires=/nowhere\.safetensors: no such file"),
+    (("prompt=a", "hires=0123abcd"), r"hires=0123abcd: .* holds no finished training"),
+    (("prompt=a", "injector=none"), r"injector=none: stage II is given an anchor"),
+    (("prompt=a", "trainer=gpu"), r"trainer=gpu: torch sees no CUDA device"),
+    (("prompt=a", "sampling.num_stepz=3"), r"sampling\.num_stepz=3: .* did you mean sampling\.num_steps"),
+    (("prompt=a", "anchor.sampling.timesteps=[900,500]"), r"sampling\.grid=wan"),
+]
+
+
+class TestAWrongCall:
+    @pytest.mark.parametrize(("words", "told"), WRONG, ids=[" ".join(words) or "nothing" for words, _ in WRONG])
+    def test_is_told_the_key_the_value_and_what_would_do(self, call: Any, words: tuple[str, ...], told: str) -> None:
+        with pytest.raises(ValueError, match=told):
+            call(*words)
+
+    def test_without_a_second_stage_is_told_where_to_get_one(self, pipeline: tuple[Path, Any]) -> None:
+        with pytest.raises(ValueError, match=r"hires=…: stage II needs trained weights.*weights=random"):
+            parse(
+                [word for word in SIZE if word != "hires=random"] + [f"weights={pipeline[0]}", "prompt=a", "frames=5"]
+            )
+
+    def test_with_truncated_weights_is_told_the_file(
+        self, call: Any, pipeline: tuple[Path, Any], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "weights"
+        shutil.copytree(pipeline[0], folder)
+        vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+        vae.write_bytes(vae.read_bytes()[:-100])
+        with pytest.raises(ValueError, match=r"vae/diffusion_pytorch_model\.safetensors"):
+            call("prompt=a", f"weights={folder}")
+
+    def test_with_a_prompt_that_is_too_long_is_told_before_a_network_loads(self, call: Any) -> None:
+        with pytest.raises(ValueError, match=r"prompt 1 of 1 has 601 tokens, the encoder takes 512"):
+            call(f"prompt={'a' * 600}")
+
+    def test_with_a_full_disk_leaves_nothing(self, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = call("prompt=a heron")
+        monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+        with pytest.raises(ValueError, match=r"out=.*1 videos need about .* GB are free"):
+            generate(made)
+        assert not made.out.exists()
+
+    def test_of_prompts_names_the_line(self, call: Any, tmp_path: Path) -> None:
+        (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+        with pytest.raises(ValueError, match=r"p\.jsonl: line 2 is not"):
+            call(f"prompts={tmp_path / 'p.jsonl'}")
+        (tmp_path / "p.txt").write_text("a\na\n")
+        with pytest.raises(ValueError, match=r"'a' with seed 0 is there twice"):
+            call(f"prompts={tmp_path / 'p.txt'}")
+
+    def test_ends_with_status_2_and_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["scale=8k", "prompt=a", "weights=random"]) == 2
+        assert capsys.readouterr().err.startswith("error: scale=8k: scale is one of 2k, 4k, proxy, tiny")
