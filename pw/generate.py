@@ -137,6 +137,9 @@ class Generation:
         return self.manifest(prompt).exists() and self.video(prompt).exists()
 
 
+Progress = Callable[[str, float, float], None]
+
+
 # ---- what is asked for, checked before anything loads
 
 
@@ -372,10 +375,10 @@ def _anchors_in(folder: Path) -> list[dict[str, str]]:
 # ---- the four parts
 
 
-def generate(made: Generation, progress: Callable[[str, float], None] | None = None) -> list[Path]:
+def generate(made: Generation, progress: Progress | None = None) -> list[Path]:
     """Make every video that is not there: the files of all prompts, in their order.
 
-    progress(what, share) is told what is being done and the share of all the work that is behind.
+    progress(what, share, within): what is being done, the share of all the work that is behind, and of this part
     Raises ValueError when the weights do not fit, or where the disk is full.
     """
     quiet()
@@ -395,27 +398,30 @@ def generate(made: Generation, progress: Callable[[str, float], None] | None = N
 class _Meter:
     """Share of the work that is behind, by floating-point operations; seconds and peak memory of each part."""
 
-    def __init__(self, made: Generation, todo: list[Prompt], progress: Callable[[str, float], None] | None) -> None:
+    def __init__(self, made: Generation, todo: list[Prompt], progress: Progress | None) -> None:
         from pw.cost import generation_cost
 
-        self.made, self.progress = made, progress
+        self.made, self.progress, self.count = made, progress, len(todo)
         self.flops = dict.fromkeys(("text", "anchor", "hires", "decode"), 0.0)
         for phase in generation_cost(made.hires, made.anchor).phases:
             part = {"text": "text", "stage I": "anchor", "decode": "decode"}.get(phase.name, "hires")
             self.flops[part] += phase.flops.total
-        self.total = sum(self.flops.values()) * len(todo)
-        self.behind = 0.0
+        self.wanted = dict.fromkeys(self.flops, float(self.count))  # prompts of each part
+        self.done = dict.fromkeys(self.flops, 0.0)
 
     def skip(self, part: str, what: str) -> None:
         """One prompt's `part` is there already."""
-        self.total -= self.flops[part]
+        self.wanted[part] -= 1
         self.add(part, 0.0, what)
 
     def add(self, part: str, share: float, what: str) -> None:
         """`share` of one prompt's `part` is done."""
-        self.behind += share * self.flops[part]
+        self.done[part] += share
         if self.progress is not None:
-            self.progress(what, min(1.0, self.behind / self.total))
+            total = sum(self.wanted[p] * self.flops[p] for p in self.flops)
+            behind = sum(self.done[p] * self.flops[p] for p in self.flops)
+            within = self.done[part] / self.wanted[part] if self.wanted[part] else 1.0
+            self.progress(what, min(1.0, behind / total) if total else 1.0, min(1.0, within))
 
     def took(self, part: str, prompt: Prompt, began: float) -> None:
         self.made.seconds.setdefault(prompt.name, {})[part] = round(time.perf_counter() - began, 3)
@@ -735,20 +741,32 @@ def main(arguments: list[str]) -> int:
 
 
 class _Show:
-    """A line with what is done and the time left: rewritten on a terminal, else now and then."""
+    """A line with what is done and the time left: rewritten on a terminal, else now and then.
+
+    The time left of a part is its own pace. That of the whole is told when a tenth is behind: parts differ in pace.
+    """
 
     def __init__(self) -> None:
-        self.began, self.last, self.what, self.first = time.perf_counter(), -1e9, "", 0.0
+        self.began = self.part_began = time.perf_counter()
+        self.last, self.what = -1e9, ""
 
-    def __call__(self, what: str, share: float) -> None:
+    def __call__(self, what: str, share: float, within: float) -> None:
         now, live = time.perf_counter(), sys.stderr.isatty()
-        if now - self.last < (0.5 if live else 15) and what == self.what and share < 1:
+        if what != self.what:
+            self.part_began = now if self.what else self.began
+        elif now - self.last < (0.5 if live else 15) and share < 1:
             return
         self.last, self.what = now, what
-        left = (now - self.began) / max(share, 1e-6) * (1 - share)
-        time_left = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
-        text = f"{100 * share:3.0f} %  {what}, about {time_left} left"
+        text = f"{100 * share:3.0f} %  {what}"
+        if 0 < within < 1:
+            text += f", about {_time((now - self.part_began) * (1 / within - 1))} to the end of this part"
+        if 0.1 < share < 1:
+            text += f", {_time((now - self.began) * (1 / share - 1))} in all"
         print(f"\r\x1b[2K{text}" if live else text, end="" if live and share < 1 else "\n", file=sys.stderr, flush=True)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Stopped(Exception):
 
 
 def stopping_at(part: str) -> Any:
-    def progress(what: str, share: float) -> None:
+    def progress(what: str, share: float, within: float) -> None:
         if part in what:
             raise Stopped
 
@@ -53,7 +53,7 @@ class TestOnePrompt:
     def test_becomes_a_video_an_anchor_and_a_manifest(self, call: Any) -> None:
         made = call("prompt=A heron, over a lake!", "seed=3")
         shares: list[float] = []
-        [path] = generate(made, lambda what, share: shares.append(share))
+        [path] = generate(made, lambda what, share, within: shares.append(share))
         assert path.name.startswith("a-heron-over-a-lake_")
         assert read_video(path).shape == (5, 64, 96, 3)
         assert len({frame.tobytes() for frame in read_video(path)}) > 1
@@ -166,7 +166,7 @@ class TestCachedAnchors:
         generate(first)
         more = call("prompt=a heron", "sampling.num_steps=3", f"out={tmp_path / 'more'}", f"anchors_from={first.out}")
         told: list[str] = []
-        generate(more, lambda what, share: told.append(what))
+        generate(more, lambda what, share, within: told.append(what))
         assert "anchors: taken from file" in told
         assert "stage I: anchors" not in told
         one, other = (load_file(made.anchor_file(made.prompts[0]))["latent"] for made in (first, more))

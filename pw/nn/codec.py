@@ -95,7 +95,10 @@ class WanCodec:
 
         with torch.device(device):
             vae = AutoencoderKLWan(**WAN_VAE, latents_mean=[0.0] * choice.channels, latents_std=[1.0] * choice.channels)
-        return cls(choice, vae.to(torch.bfloat16 if choice.precision == "bf16" else torch.float32))
+        if choice.precision == "bf16":
+            for parameter in vae.parameters():  # diffusers' own `to` warns of what it has none of
+                parameter.data = parameter.data.to(torch.bfloat16)
+        return cls(choice, vae)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
