@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import tarfile
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from functools import lru_cache
 from itertools import count as count_from
 from itertools import islice, product
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 log = logging.getLogger(__name__)
+
+Read = TypeVar("Read")
 
 ENDINGS = ("npy", "json", "txt")
 MANIFEST = "manifest.json"
@@ -64,21 +67,30 @@ class Sample:
     shape: tuple[int, ...] | None
 
 
+def write_tar(path: Path, samples: Iterator[dict[str, Any]], max_bytes: float = float("inf")) -> int:
+    """Write `samples` ({"__key__": …, ending: bytes}) to one tar until it has `max_bytes`; the number written.
+
+    The same samples give the same bytes. Without samples there is no tar.
+    """
+    from webdataset.writer import TarWriter
+
+    if (following := next(samples, None)) is None:
+        return 0
+    # TarWriter on a file of ours: under WDS_SECURE=1 webdataset opens no local file by name.
+    with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0, user="pw") as tar:
+        size, number = tar.write(following), 1
+        while size < max_bytes and (following := next(samples, None)) is not None:
+            size, number = size + tar.write(following), number + 1
+    return number
+
+
 def write_shards(folder: Path, split: str, samples: Iterable[dict[str, Any]], max_bytes: int) -> list[tuple[Path, int]]:
     """Write `samples` ({"__key__": …, ending: bytes}) as `folder/<split>-000000.tar`, … of about `max_bytes`.
 
     The same samples give the same bytes. Returns (path, number of samples) of each tar.
     """
-    from webdataset.writer import TarWriter
-
-    shards, samples = [], iter(samples)
-    for sample in samples:
-        path = folder / f"{split}-{len(shards):06d}.tar"
-        # TarWriter on a file of ours: under WDS_SECURE=1 webdataset opens no local file by name.
-        with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0, user="pw") as tar:
-            size, number, following = tar.write(sample), 1, None
-            while size < max_bytes and (following := next(samples, None)) is not None:
-                size, number = size + tar.write(following), number + 1
+    shards, remaining = [], iter(samples)
+    while number := write_tar(path := folder / f"{split}-{len(shards):06d}.tar", remaining, max_bytes):
         shards.append((path, number))
     return shards
 
@@ -105,7 +117,7 @@ class ShardIndex:
     def fingerprint(self) -> str:
         """Sixteen hex digits of what would be read: keys, sizes, the manifest's sha256 if there is one."""
         parts = [(s.key, size) for s in self.samples for _, size in s.members.values()]
-        return _digest(*parts, *self._hashes)
+        return shard_digest(*parts, *self._hashes)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -118,12 +130,12 @@ class ShardIndex:
         """
         sample = self.samples[i]
         try:
-            stream = io.BytesIO(_pread(sample.shard, *sample.members["npy"]))
+            stream = io.BytesIO(read_member(sample.shard, *sample.members["npy"]))
             # not np.load: it would also open a zip
             frames = np.lib.format.read_array(stream, allow_pickle=False)
             if stream.read(1) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
                 raise ValueError(f"it holds {frames.dtype} {frames.shape}, not uint8 [F, H, W, 3]")
-            caption = _pread(sample.shard, *sample.members["txt"]) if "txt" in sample.members else b""
+            caption = read_member(sample.shard, *sample.members["txt"]) if "txt" in sample.members else b""
         except (ValueError, OSError, EOFError) as error:
             raise ShardError(f"{sample.shard}: cannot read {sample.key!r} ({error}); {REMAKE}") from error
         return Clip(frames, caption.decode(errors="replace").strip(), sample.key)
@@ -154,7 +166,7 @@ class ShardClips:
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with the clips and with the crop."""
-        return _digest(self._train.index.fingerprint, self._eval.index.fingerprint, self._train.crop)
+        return shard_digest(self._train.index.fingerprint, self._eval.index.fingerprint, self._train.crop)
 
     def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
         """The `index`-th batch of an endless order: float32 [B, 3, F, H, W] in [-1, 1].
@@ -186,8 +198,8 @@ class ShardClips:
 
     def _training_crop(self, seed: int, position: int) -> Tensor:
         epoch, place = divmod(position, len(self._train))
-        frames = self._train.take(_order(len(self._train), seed, epoch), place)
-        generator = _generator(seed, position)
+        frames = self._train.take(epoch_order(len(self._train), seed, epoch), place)
+        generator = seeded(seed, position)
         crop = _cut(frames, _anywhere(frames.shape, self._train.crop, generator), self._train.crop)
         return _to_video(crop[:, :, ::-1] if _randint(2, generator) else crop)
 
@@ -196,15 +208,15 @@ class ShardClips:
 
         Of the places where a crop may lie in a clip, only `part` is used.
         """
-        generator = _generator(seed, "evaluation", *clips[:1])
+        generator = seeded(seed, "evaluation", *clips[:1])
         order = torch.randperm(len(clips), generator=generator).tolist()
         tiles: dict[int, list[tuple[int, ...]]] = {}
         for turn in count_from():
             for clip in (clips[i] for i in order):
-                if (frames := self._eval.frames(clip)) is None:
+                if (frames := self._eval.get(clip)) is None:
                     continue
                 if clip not in tiles:
-                    tiles[clip] = _tiles(frames.shape, self._eval.crop, _generator(seed, "tiles", clip))[part]
+                    tiles[clip] = _tiles(frames.shape, self._eval.crop, seeded(seed, "tiles", clip))[part]
                 if clear := turn < len(tiles[clip]):
                     start = tiles[clip][turn]
                 elif all(turn >= len(starts) for starts in tiles.values()):
@@ -216,16 +228,49 @@ class ShardClips:
                 raise ShardError(f"none of {len(clips)} clips to evaluate on can be read; {REMAKE}")
 
 
-class _Pool:
-    """The clips of a split that the crop (frames, height, width) fits into, and those found unreadable.
+class Readable(ABC, Generic[Read]):
+    """Clips by position, of which some may turn out to be unreadable.
 
     An unreadable clip is passed over by name; more than 1 % of them, and more than ten, are an error.
     """
 
+    def __init__(self, ids: Sequence[int]) -> None:
+        """ids: what `read` is asked for, by position."""
+        self.ids = ids
+        self.bad: set[int] = set()
+
+    @abstractmethod
+    def read(self, i: int) -> Read:
+        """The clip of an id. Raises ShardError where it is unreadable."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def get(self, i: int) -> Read | None:
+        """The i-th clip, or None if it is unreadable."""
+        if i in self.bad:
+            return None
+        try:
+            return self.read(self.ids[i])
+        except ShardError as error:
+            self.bad.add(i)
+            log.warning("%s; passed over", error)
+            if len(self.bad) > max(10, len(self) // 100) or len(self.bad) == len(self):
+                raise ShardError(f"{len(self.bad)} of {len(self)} clips unreadable; {error}") from error
+            return None
+
+    def take(self, order: Sequence[int], place: int) -> Read:
+        """The clip at `place` of `order`, or the next readable one."""
+        turned = (self.get(order[(place + step) % len(order)]) for step in range(len(order)))
+        return next(found for found in turned if found is not None)
+
+
+class _Pool(Readable[Frames]):
+    """The clips of a split, uint8 [F, H, W, 3], that the crop (frames, height, width) fits into."""
+
     def __init__(self, index: ShardIndex, crop: tuple[int, int, int]) -> None:
         self.index, self.crop = index, crop
-        self.ids = [i for i, sample in enumerate(index.samples) if _fits(sample.shape, crop)]
-        self.bad: set[int] = set()
+        super().__init__([i for i, sample in enumerate(index.samples) if fits(sample.shape, crop)])
         if not self.ids:
             frames, height, width = max(sample.shape or () for sample in index.samples)[:3]
             raise ValueError(
@@ -236,40 +281,26 @@ class _Pool:
             small = len(index) - len(self.ids)
             log.warning("%d of %d %s clips are smaller than the crop", small, len(index), index.split)
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def read(self, i: int) -> Frames:
+        return self.index.read(i).frames
 
-    def frames(self, i: int) -> Frames | None:
-        """uint8 [F, H, W, 3] of the i-th clip, or None if it is unreadable."""
-        if i in self.bad:
-            return None
-        try:
-            return self.index.read(self.ids[i]).frames
-        except ShardError as error:
-            self.bad.add(i)
-            log.warning("%s; passed over", error)
-            if len(self.bad) > max(10, len(self) // 100) or len(self.bad) == len(self):
-                raise ShardError(f"{len(self.bad)} of {len(self)} clips unreadable; {error}") from error
-            return None
 
-    def take(self, order: Sequence[int], place: int) -> Frames:
-        """The clip at `place` of `order`, or the next readable one."""
-        turned = (self.frames(order[(place + step) % len(order)]) for step in range(len(order)))
-        return next(frames for frames in turned if frames is not None)
+def find_shards(urls: str | os.PathLike[str] | Sequence[str]) -> list[Path]:
+    """The tars of all splits, in order (see `ShardIndex`), there or not. Raises ValueError if there is none."""
+    if not urls:
+        raise ValueError("data.urls is not set: run `make data path=DIR`, then set data.urls=data/shards")
+    if not isinstance(urls, str | os.PathLike):
+        return sorted(path for url in urls for path in _expand(str(url)))
+    if not Path(urls).is_dir():
+        return _expand(str(urls))
+    if (Path(urls) / MANIFEST).is_file():
+        return [Path(urls) / name for name in _read_manifest(Path(urls))]
+    raise ValueError(f"data.urls={urls}: no {MANIFEST} in it: let `make data path=DIR` finish")
 
 
 def _find(urls: str | os.PathLike[str] | Sequence[str], split: str) -> list[Path]:
     """The tars of a split, in order."""
-    if not urls:
-        raise ValueError("data.urls is not set: run `make data path=DIR`, then set data.urls=data/shards")
-    if not isinstance(urls, str | os.PathLike):
-        paths = sorted(path for url in urls for path in _expand(str(url)))
-    elif not Path(urls).is_dir():
-        paths = _expand(str(urls))
-    elif (Path(urls) / MANIFEST).is_file():
-        paths = [Path(urls) / name for name in _read_manifest(Path(urls))]
-    else:
-        raise ValueError(f"data.urls={urls}: no {MANIFEST} in it: let `make data path=DIR` finish")
+    paths = find_shards(urls)
     found = [path for path in paths if path.name.startswith(f"{split}-")]
     if not found:
         raise ValueError(
@@ -295,8 +326,12 @@ def _expand(url: str) -> list[Path]:
     return paths
 
 
-def _index(shard: Path) -> list[Sample]:
-    """Where everything in a tar lies, read from its headers only."""
+def index_tar(shard: Path, endings: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
+    """Where everything in a tar lies, {key: {ending: (offset, size)}}, read from its headers only.
+
+    Raises:
+        ShardError: it is truncated, holds another ending or anything but files, or a sample lacks the first ending.
+    """
     size = shard.stat().st_size
     members: dict[str, dict[str, tuple[int, int]]] = {}
     try:
@@ -304,7 +339,7 @@ def _index(shard: Path) -> list[Sample]:
             for member in tar:
                 if member.isdir():
                     continue
-                key, ending = _key(shard, member)
+                key, ending = _key(shard, member, endings)
                 if ending in members.setdefault(key, {}):
                     raise ShardError(f"{shard}: {member.name!r} comes twice")
                 if member.offset_data + member.size > size:
@@ -312,14 +347,19 @@ def _index(shard: Path) -> list[Sample]:
                 members[key][ending] = (member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:
         raise ShardError(f"{shard}: not a whole, uncompressed tar ({error}); {REMAKE}") from error
-    if any(_pread(shard, size - 1024, 1024)):  # a tar ends with two empty blocks
+    if any(read_member(shard, size - 1024, 1024)):  # a tar ends with two empty blocks
         raise ShardError(f"{shard}: truncated, its end mark is missing; {REMAKE}")
-    if lacking := [key for key, parts in members.items() if "npy" not in parts]:
-        raise ShardError(f"{shard}: sample {lacking[0]!r} has no .npy; {REMAKE}")
+    if lacking := [key for key, parts in members.items() if endings[0] not in parts]:
+        raise ShardError(f"{shard}: sample {lacking[0]!r} has no .{endings[0]}; {REMAKE}")
+    return members
+
+
+def _index(shard: Path) -> list[Sample]:
+    members = index_tar(shard, ENDINGS)
     return [Sample(key, shard, parts, _shape(shard, key, *parts["npy"])) for key, parts in members.items()]
 
 
-def _key(shard: Path, member: tarfile.TarInfo) -> tuple[str, str]:
+def _key(shard: Path, member: tarfile.TarInfo, endings: Sequence[str]) -> tuple[str, str]:
     """webdataset's rule: the key ends, and the ending begins, at the first dot of the file name."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
@@ -327,14 +367,14 @@ def _key(shard: Path, member: tarfile.TarInfo) -> tuple[str, str]:
     if not member.isreg() or member.issparse():
         raise ShardError(f"{shard}: refused, {member.name!r} is a link or a device, not a file")
     stem, _, ending = path.name.partition(".")
-    if ending not in ENDINGS:
-        raise ShardError(f"{shard}: refused, {member.name!r} does not end in one of {', '.join(ENDINGS)}")
+    if ending not in endings:
+        raise ShardError(f"{shard}: refused, {member.name!r} does not end in one of {', '.join(endings)}")
     return str(path.with_name(stem)), ending
 
 
 def _shape(shard: Path, key: str, offset: int, size: int) -> tuple[int, ...] | None:
     """From the .npy header; None if it cannot be read, which `ShardIndex.read` reports in its turn."""
-    stream = io.BytesIO(_pread(shard, offset, min(size, HEADER)))
+    stream = io.BytesIO(read_member(shard, offset, min(size, HEADER)))
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -359,7 +399,7 @@ def _check_manifests(paths: list[Path], samples: list[Sample]) -> list[str]:
     counts = Counter(sample.shard for sample in samples)
     hashes = []
     for path in paths:
-        if (known := _read_manifest(path.parent).get(path.name)) is None:
+        if (known := noted(path)) is None:
             continue
         for what, found in (("bytes", path.stat().st_size), ("samples", counts[path])):
             if known[what] != found:
@@ -376,36 +416,51 @@ def _manifest_at(path: Path, _mtime_ns: int) -> dict[str, Any]:
         raise ShardError(f"{path}: not a manifest ({error}); {REMAKE}") from error
 
 
+def noted(shard: Path) -> dict[str, Any] | None:
+    """What the manifest beside a shard says of it: file, split, samples, bytes, sha256; None if it says nothing."""
+    return _read_manifest(shard.parent).get(shard.name)
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """{file name: its entry}; empty if there is no manifest."""
     path = folder / MANIFEST
     return _manifest_at(path, path.stat().st_mtime_ns) if path.is_file() else {}
 
 
-def _pread(path: Path, offset: int, size: int) -> bytes:
+def read_member(path: Path, offset: int, size: int) -> bytes:
     """Opened per read (20 us): nothing to share between forked workers, no limit on the number of shards."""
+    parts: list[bytes] = []
+    offset = max(0, offset)
     with open(path, "rb") as file:
-        return os.pread(file.fileno(), size, max(0, offset))
+        # one call reads 2 GB at most, a 4K clip has 3
+        while size > 0 and (part := os.pread(file.fileno(), size, offset)):
+            parts.append(part)
+            size, offset = size - len(part), offset + len(part)
+    return b"".join(parts)
 
 
-def _digest(*parts: Any) -> str:
+def shard_digest(*parts: Any) -> str:
+    """Sixteen hex digits of plain data."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _generator(*parts: int | str) -> Generator:
-    return torch.Generator().manual_seed(int(_digest(*parts), 16))
+def seeded(*parts: int | str) -> Generator:
+    """A generator that is a pure function of some numbers and words."""
+    return torch.Generator().manual_seed(int(shard_digest(*parts), 16))
 
 
 @lru_cache(maxsize=4)
-def _order(n: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(n, generator=_generator(seed, "epoch", epoch)).tolist()
+def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
+    """All of 0 … n - 1 once, in an order drawn from (seed, epoch)."""
+    return torch.randperm(n, generator=seeded(seed, "epoch", epoch)).tolist()
 
 
 def _randint(below: int, generator: Generator) -> int:
     return int(torch.randint(below, (), generator=generator))
 
 
-def _fits(shape: tuple[int, ...] | None, crop: tuple[int, int, int]) -> bool:
+def fits(shape: tuple[int, ...] | None, crop: tuple[int, int, int]) -> bool:
+    """Whether a clip is at least `crop` (frames, height, width); one of unknown shape may be."""
     return shape is None or all(have >= need for have, need in zip(shape, crop, strict=False))
 
 
