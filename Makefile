@@ -18,7 +18,7 @@ export WDS_SECURE := 1
 unexport VIRTUAL_ENV
 unexport PYTHONPATH
 
-.PHONY: help setup weights ablation ablations data train sample plan generate bench export coverage mlflow test check format lock clean
+.PHONY: help setup weights ablation ablations data latents train sample plan generate bench export coverage mlflow test check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -36,6 +36,9 @@ ablations: .venv/.ready ## list the ablations: what each varies, claims, and wha
 
 data: .venv/.ready ## turn a folder of videos, or UltraVideo, into shards: make data path=DIR|name=ultravideo [args="frames=5 taste=5 …"]
 	@$(RUN) -m pw.data path="$(path)" name="$(name)" $(args)
+
+latents: .venv/.ready ## encode shards for training at proxy, 2k, 4k: make latents args="urls=data/shards scale=2k [anchors=8 dry_run=true …]"
+	@$(RUN) -m pw.latents $(args)
 
 train: .venv/.ready ## train one run: make train args="stage=hires objective=shortcut seed=1"
 	@$(RUN) -m pw.train $(args)

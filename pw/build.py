@@ -20,10 +20,12 @@ from pw import settings
 from pw.config import Config, ConfigError, compose_run, digest, override_key
 from pw.data import Source
 from pw.data.degradation import Degradation
+from pw.data.latents import LatentClips, described
 from pw.method.objective import Flow, Shortcut
 from pw.method.schedule import Schedule
 from pw.method.solver import Euler, Guidance, custom_grid, inference_grid, wan_grid
 from pw.nn import options
+from pw.weights import WeightsError, locate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 HOMES: dict[str, tuple[str, ...]] = {
     "backbone": ("pw.nn.options",),
     "codec": ("pw.nn.options",),
-    "data": ("pw.data", "pw.data.procedural", "pw.data.shards"),
+    "data": ("pw.data", "pw.data.latents", "pw.data.procedural", "pw.data.shards"),
     "degradation": ("pw.data.degradation",),
     "guidance": ("pw.method.solver",),
     "injector": ("pw.nn.options",),
@@ -85,6 +87,11 @@ class Run:
         """The training whose EMA weights this one departs from."""
         return None if self.start.name == "none" else _recipe_run(self.start, self.config, "start")
 
+    @property
+    def departs_from_wan(self) -> bool:
+        """Whether a training begins with Wan's own transformer: without another start, where Wan's text is."""
+        return self.start.name == "none" and self.text is not None
+
     @cached_property
     def anchor_run(self) -> Run | None:
         """The first stage that generates this run's anchors, if they are generated."""
@@ -113,6 +120,8 @@ class Run:
         kept["accelerator"] = self.trainer.accelerator
         kept["start"] = self.start_run.training_signature if self.start_run else None
         kept["clips"] = self.source.fingerprint()
+        if self.departs_from_wan:
+            kept["weights"] = _transformer_fingerprint(self.trainer.weights)
         return digest(kept)
 
     @cached_property
@@ -186,6 +195,17 @@ def _as_read(node: Any, part: Any) -> Any:
     return {
         k: _as_read(v, getattr(part, k)) if isinstance(v, Mapping) else getattr(part, k, v) for k, v in node.items()
     }
+
+
+def _transformer_fingerprint(weights: str | None) -> str | None:
+    """Names Wan's transformer; None without weights: a run can be planned, but not trained, before they are there."""
+    try:
+        folder = locate(weights)
+    except WeightsError:
+        return None
+    from pw.nn.networks import fingerprint
+
+    return fingerprint(folder / "transformer")
 
 
 def _inherits(inherit: set[str], key: str) -> bool:
@@ -357,7 +377,13 @@ def _cross_check(run: Run) -> None:
             )
         if run.injector is None and run.text is None:
             raise ConfigError(f"guidance.scale={run.guidance.scale}: injector=none has no anchor to drop")
-    if run.start.name == "none" and run.train.updates == 0:
+    if isinstance(run.source, LatentClips):
+        wanted = described(scale, codec, run.degradation, backbone)
+        if run.stage == "hires" and run.injector is None:
+            wanted.pop("degradation")  # there is no anchor
+        with _as_config_error():
+            run.source.check(wanted)
+    if run.start.name == "none" and run.train.updates == 0 and not run.departs_from_wan:
         raise ConfigError("train.updates=0: with start=none there would be only random weights")
 
 

@@ -22,7 +22,10 @@ from typing import Any
 
 from pw.build import Run, build
 from pw.config import ROOT, ConfigError
+from pw.data.latents import LatentClips
+from pw.nn import options
 from pw.provenance import provenance
+from pw.weights import check, locate
 
 OUTPUTS = ROOT / "outputs"
 CURVE_EVERY = 10  # updates per line of metrics.jsonl
@@ -57,32 +60,33 @@ def write_json(path: Path, values: Any) -> None:
     os.replace(partial, path)
 
 
-def stage_module(run: Run, start: str | None = None) -> Any:
-    """The LightningModule of the run's stage."""
+def stage_module(run: Run, start: str | None = None, weights: Path | None = None) -> Any:
+    """The LightningModule of the run's stage; `start` and `weights` as `Stage` takes them."""
     from pw.stages.anchor import AnchorModel
     from pw.stages.hires import HiresSynth
 
-    return (AnchorModel if run.stage == "anchor" else HiresSynth)(run, start)
+    return (AnchorModel if run.stage == "anchor" else HiresSynth)(run, start, weights)
 
 
 def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -> Path:
     """Train, or continue, or return at once if done: the folder with `ema.safetensors`.
 
     Trains the start it departs from first, if need be. progress(update, updates) is called as it goes.
-    Raises ValueError when a start does not fit or when the loss is not finite.
+    Raises ValueError when a start does not fit, when Wan's weights are wanting, or when the loss is not finite.
     """
     from filelock import FileLock
 
     folder = training_folder(run, outputs)
+    weights = None if is_trained(run, outputs) else check_weights(run)
     start = train(run.start_run, outputs) / "ema.safetensors" if run.start_run else None
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # a second runner waits, then finds it done
         if not is_trained(run, outputs):
-            _train(run, folder, None if start is None else str(start), progress)
+            _train(run, folder, None if start is None else str(start), weights, progress)
     return folder
 
 
-def _train(run: Run, folder: Path, start: str | None, progress: Progress | None) -> None:
+def _train(run: Run, folder: Path, start: str | None, weights: Path | None, progress: Progress | None) -> None:
     import lightning.pytorch as L
     import torch
     from safetensors.torch import save_file
@@ -90,7 +94,7 @@ def _train(run: Run, folder: Path, start: str | None, progress: Progress | None)
     quiet()
     check_device(run)
     write_config(run, folder)
-    module = stage_module(run, start)
+    module = stage_module(run, start, weights if run.departs_from_wan else None)
     trainer = L.Trainer(
         accelerator=run.trainer.accelerator,
         devices=run.trainer.devices,
@@ -113,9 +117,9 @@ def _train(run: Run, folder: Path, start: str | None, progress: Progress | None)
         trainer.fit(module, batches(run, first), ckpt_path=None if resume is None else str(resume[0]))
     for name in ("online", "ema"):
         net = module.net if name == "online" else module.ema
-        weights = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+        state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
         partial = folder / f".{name}.partial"
-        save_file(weights, partial)
+        save_file(state, partial)
         os.replace(partial, folder / f"{name}.safetensors")
     write_json(
         folder / "done.json",
@@ -164,9 +168,9 @@ def training_flops(run: Run, module: Any) -> float:
 
     from pw.stages.stage import SeededDraws
 
-    video = run.source.batch(run.seed, 0, 1)
+    clips = run.source.batch(run.seed, 0, 1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        data, condition = module.prepare(video.to(module.device), SeededDraws(run.seed, 0))
+        data, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0))
         full = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
         module.velocity(module.net, condition)(data, full, full)
     forwards = {"flow": 3, "consistency": 5}
@@ -201,7 +205,7 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
 
 
 def batches(run: Run, first: int) -> Any:
-    """The run's batches from number `first` on, endless: {"video": [B, 3, F, H, W], "index": int}.
+    """The run's batches from number `first` on, endless: {"clips": as the source has them, "index": int}.
 
     The position in the data is the batch number alone, so nothing of a data loader needs saving.
     """
@@ -211,7 +215,7 @@ def batches(run: Run, first: int) -> Any:
         def __iter__(self) -> Iterator[dict[str, Any]]:
             index = first
             while True:
-                yield {"video": run.source.batch(run.seed, index, run.train.batch_size), "index": index}
+                yield {"clips": run.source.batch(run.seed, index, run.train.batch_size), "index": index}
                 index += 1
 
     return DataLoader(Batches(), batch_size=None)
@@ -312,6 +316,23 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*(does not have many workers|LeafSpec|isinstance\\(treespec).*")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def check_weights(run: Run) -> Path | None:
+    """The folder of Wan's weights, of which all that a training needs was found whole; None if it needs none.
+
+    Loads no tensor. Raises ConfigError (WeightsError) saying what is missing, or of another size than the run.
+    """
+    parts = ["transformer"] if run.departs_from_wan else []
+    if isinstance(run.codec, options.WanVAE) and not isinstance(run.source, LatentClips):
+        parts += ["vae"] if run.text is None else ["vae", "text_encoder", "tokenizer"]
+    if not parts:
+        return None
+    folder = locate(run.trainer.weights)
+    check(folder, parts)
+    if run.departs_from_wan:
+        run.backbone.check(json.loads((folder / "transformer" / "config.json").read_text()), folder)
+    return folder
 
 
 def check_device(run: Run) -> None:

@@ -97,13 +97,16 @@ LAYERS = {
     "pw/provenance.py": ("pw.provenance", "pw.config"),
     "pw/tracking.py": ("pw.tracking",),
     "pw/weights.py": ("pw.weights",),
-    "pw/build.py": ("pw.build", "pw.config", "pw.settings", "pw.data", "pw.method", "pw.nn", "pw.types", "pw.lazy"),
+    "pw/build.py": (
+        *("pw.build", "pw.config", "pw.settings", "pw.weights"),
+        *("pw.data", "pw.method", "pw.nn", "pw.types", "pw.lazy"),
+    ),
     "pw/stages": (
         *("pw.stages", "pw.build", "pw.settings", "pw.weights"),
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
     ),
     "benchmarks": ("benchmarks", "pw.video", "pw.types"),
-    "pw/train.py": ("pw.build", "pw.config", "pw.provenance", "pw.stages"),
+    "pw/train.py": ("pw.build", "pw.config", "pw.provenance", "pw.stages", "pw.weights", "pw.data", "pw.nn"),
     "pw/sample.py": (
         *("pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages"),
         *("pw.method", "pw.data", "pw.video", "pw.types"),
@@ -117,6 +120,10 @@ LAYERS = {
     "pw/generate.py": (
         *("pw.generate", "pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
         *("pw.plan", "pw.cost", "pw.data", "pw.nn", "pw.video"),
+    ),
+    "pw/latents.py": (
+        *("pw.latents", "pw.build", "pw.config", "pw.train", "pw.weights"),
+        *("pw.data", "pw.nn"),
     ),
     "pw/coverage.py": ("pw.build", "pw.config", "pw.method"),
     "experiments": (

@@ -1,17 +1,46 @@
 """Where clips come from. A source offers `batch`, `evaluation` and `fingerprint`: pure functions of seeds.
 
-`procedural` draws clips, `shards` crops real video that `make data` (`ingest`) cut into webdataset shards.
-Both answer for any batch directly: a run is resumed exactly, on any number of workers, and two arms with the
-same seed see the same data.
+`procedural` draws clips, `shards` crops real video that `make data` (`ingest`) cut into webdataset shards, `latents`
+reads what `make latents` encoded of those. All answer for any batch directly: a run is resumed exactly, on any number
+of workers, and two arms with the same seed see the same data.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Clips that were encoded beforehand, float32.
+
+    latent     of the clips at full size, [B, C, F, h, w]
+    anchor     of one of each clip's degraded anchors, without the noise that training adds, [B, C, F, h', w']
+    text       embedding of each caption, padded with zeros, [B, tokens, D]
+    null_text  that of the empty prompt, [tokens, D]
+    """
+
+    latent: Tensor
+    anchor: Tensor
+    text: Tensor
+    null_text: Tensor
+
+    def __len__(self) -> int:
+        return len(self.latent)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.latent.device
+
+    def to(self, device: torch.device | str) -> LatentBatch:
+        """The same on a device; Lightning calls it."""
+        return LatentBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -30,8 +59,8 @@ class Evaluation:
 class Source(Protocol):
     """Clips to train on and to be judged by, each a pure function of its seeds."""
 
-    def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
-        """The index-th batch of an endless order: float32 [B, 3, F, H, W] in [-1, 1]."""
+    def batch(self, seed: int, index: int, batch_size: int) -> Tensor | LatentBatch:
+        """The index-th batch of an endless order: float32 [B, 3, F, H, W] in [-1, 1], or already encoded."""
         ...
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
@@ -60,4 +89,7 @@ class Unset:
         return "none"
 
 
-NO_DATA = "data=none: nothing to train on; set data=shards data.urls=DIR (`make data path=DIR` writes them)"
+NO_DATA = (
+    "data=none: nothing to train on; set data=shards data.urls=DIR (`make data path=DIR` writes them), or data=latents "
+    "data.urls=DIR (`make latents` encodes those)"
+)

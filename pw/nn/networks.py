@@ -44,7 +44,7 @@ def load_network(run: Network, source: str, weights: Path | None, device: str) -
         net = _random(run, dtype, device)
     elif source == "base":
         assert weights is not None
-        net = Backbone(run.backbone, run.injector, _pretrained(run, weights, dtype))
+        net = Backbone(run.backbone, run.injector, pretrained(run.backbone, weights, dtype))
     else:
         net = _from_checkpoint(run, Path(source))
     net.lower(dtype).eval().requires_grad_(False).to(device)
@@ -70,15 +70,13 @@ def _random(run: Network, dtype: torch.dtype, device: str) -> Backbone:
     return net
 
 
-def _pretrained(run: Network, weights: Path, dtype: torch.dtype) -> Any:
+def pretrained(choice: options.Wan, weights: Path, dtype: torch.dtype) -> Any:
+    """The transformer of weights in diffusers' layout. Raises ValueError when it is of another size than `choice`."""
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
     transformer: Any = WanTransformer3DModel
     dit = transformer.from_pretrained(weights, subfolder="transformer", torch_dtype=dtype, local_files_only=True)
-    for name, wanted in vars(run.backbone).items():
-        found = dit.config.get(name, wanted)
-        if (tuple(found) if name == "patch_size" else found) != wanted:
-            raise ValueError(f"backbone.{name}={wanted}: the transformer in {weights} has {found}")
+    choice.check(dit.config, weights)
     return dit
 
 

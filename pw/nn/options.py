@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Wan:
                 raise ValueError(f"backbone.{name}={value}: needs at least 1")
         if self.attention_head_dim % 2:
             raise ValueError(f"backbone.attention_head_dim={self.attention_head_dim}: rotary embedding wants it even")
+
+    def check(self, config: Mapping[str, Any], where: object) -> None:
+        """Raises ValueError where a transformer's own configuration (diffusers' config.json) is of another size."""
+        for name, wanted in vars(self).items():
+            found = config.get(name, wanted)
+            if (tuple(found) if name == "patch_size" else found) != wanted:
+                raise ValueError(f"backbone.{name}={wanted}: the transformer in {where} has {found}")
 
     @property
     def width(self) -> int:

@@ -45,11 +45,15 @@ class TextEncoder:
 
     def encode(self, prompt: str) -> Tensor:
         """A prompt's embedding, [tokens, D] on the CPU: read if it is cached, else made and kept."""
+        kept = self.unpadded(prompt)
+        return torch.cat([kept, kept.new_zeros(self.tokens - len(kept), kept.shape[1])])
+
+    def unpadded(self, prompt: str) -> Tensor:
+        """`encode` cut to the prompt's true length. Of a prompt beyond `tokens` the rest is left out (see `check`)."""
         path = self._path(prompt)
         if not path.exists():
             self._write(path, self._encode(prompt))
-        kept = load_file(path)["embedding"]
-        return torch.cat([kept, kept.new_zeros(self.tokens - len(kept), kept.shape[1])])
+        return load_file(path)["embedding"]
 
     def free(self) -> None:
         """Give the encoder's memory back."""
@@ -80,6 +84,8 @@ class TextEncoder:
             encoder: Any = UMT5EncoderModel.from_pretrained(path, dtype=self.dtype, local_files_only=True)
             self._encoder = encoder.eval().to(self.device)
         ids = self._tokens(prompt)
+        if len(ids) > self.tokens:
+            ids = [*ids[: self.tokens - 1], ids[-1]]  # the last one says that it ends
         padding = self._tokenizer.pad_token_id or 0
         padded = torch.tensor([ids + [padding] * (self.tokens - len(ids))], device=self.device)
         mask = (torch.arange(self.tokens, device=self.device) < len(ids)).long()[None]

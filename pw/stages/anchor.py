@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pw.data import LatentBatch
 from pw.stages.stage import Condition, SeededDraws, Stage
 
 
@@ -15,9 +16,11 @@ class AnchorModel(Stage):
     together (D11).
     """
 
-    def prepare(self, video: Tensor, draws: SeededDraws) -> tuple[Tensor, Condition]:
-        small = self.run.degradation.anchor(video, self.run.scale.anchor_size, draws.degrade())
-        return self.codec.encode(small), Condition(self.text(len(video)), anchor=None)
+    def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
+        if isinstance(clips, LatentBatch):
+            return clips.anchor, Condition(clips.text, anchor=None)
+        small = self.run.degradation.anchor(clips, self.run.scale.anchor_size, draws.degrade())
+        return self.codec.encode(small), Condition(self.text(len(clips)), anchor=None)
 
     @torch.no_grad()
     def synthesise(self, noise: Tensor, anchor: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pw.data import LatentBatch
 from pw.data.degradation import resize
 from pw.stages.stage import Condition, SeededDraws, Stage
 
@@ -15,13 +16,16 @@ class HiresSynth(Stage):
     In training the anchor is the degraded clip itself ("decoupled training", sec. 3.3).
     """
 
-    def prepare(self, video: Tensor, draws: SeededDraws) -> tuple[Tensor, Condition]:
-        anchor = None
+    def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
+        degradation, draw, anchor = self.run.degradation, draws.degrade(), None
+        if isinstance(clips, LatentBatch):
+            if self.run.injector is not None:
+                anchor = degradation.perturb(clips.anchor, draw)
+            return clips.latent, Condition(clips.text, anchor)
         if self.run.injector is not None:
-            draw = draws.degrade()
-            small = self.run.degradation.anchor(video, self.run.scale.anchor_size, draw)
-            anchor = self.run.degradation.perturb(self.anchor_latent(small), draw)
-        return self.codec.encode(video), Condition(self.text(len(video)), anchor)
+            small = degradation.anchor(clips, self.run.scale.anchor_size, draw)
+            anchor = degradation.perturb(self.anchor_latent(small), draw)
+        return self.codec.encode(clips), Condition(self.text(len(clips)), anchor)
 
     def anchor_latent(self, anchor: Tensor) -> Tensor:
         """Anchor video [B, 3, F, h, w] -> latent, resized before the codec or left to the injector  (Scale)."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -14,11 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pw.build import Run
+from pw.data import LatentBatch
+from pw.data.latents import LatentClips
 from pw.data.procedural import generator
 from pw.method.objective import Loss
 from pw.nn import options
 from pw.nn.backbone import Backbone
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
+from pw.nn.networks import pretrained
+from pw.nn.text import TextEncoder
 from pw.stages.velocity import Condition, integrate, velocity
 from pw.types import Velocity
 from pw.weights import locate
@@ -60,12 +66,18 @@ class Stage(L.LightningModule, ABC):
 
     wall_seconds = cpu_seconds = 0.0  # spent on training it; set by `pw.train`, and nothing at `updates=0`
 
-    def __init__(self, run: Run, start: str | None = None) -> None:
-        """start: safetensors of the run it departs from; what a start lacks (an injector, say) begins fresh."""
+    def __init__(self, run: Run, start: str | None = None, weights: Path | None = None) -> None:
+        """What a start lacks (an injector, say) begins fresh, and all of it without a start.
+
+        start    safetensors of the run it departs from
+        weights  folder of Wan's weights, whose transformer it departs from instead
+        """
         super().__init__()
         self.run = run
         self.start = start
+        self.weights = weights
         self._codec: Any = None
+        self._empty: Tensor | None = None
         self.net: Backbone | None = None
         self.ema: Backbone | None = None
         self._averaged = 0  # updates the EMA has seen
@@ -84,8 +96,10 @@ class Stage(L.LightningModule, ABC):
     def configure_model(self) -> None:
         if self.net is not None:  # Lightning may call this more than once
             return
+        # fp32 also under bf16: these are the weights that updates of 1e-5 are added to
+        dit = None if self.weights is None else pretrained(self.run.backbone, self.weights, torch.float32)
         torch.manual_seed(self.run.seed)
-        self.net = Backbone(self.run.backbone, self.run.injector)
+        self.net = Backbone(self.run.backbone, self.run.injector, dit)
         if self.start is not None:
             load_start(self.net, self.start)
         self.net.trainable(self.run.train.trainable)
@@ -96,12 +110,28 @@ class Stage(L.LightningModule, ABC):
         self.ema = copy.deepcopy(self.net).requires_grad_(False).eval()
 
     @abstractmethod
-    def prepare(self, video: Tensor, draws: SeededDraws) -> tuple[Tensor, Condition]:
-        """A batch of clips -> the latent to generate, and its condition."""
+    def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
+        """A batch of clips, in pixels or encoded -> the latent to generate, and its condition.
+
+        Clips in pixels come without captions: their text is the empty prompt's. `make latents` encodes captions.
+        """
 
     def text(self, batch: int) -> Tensor:
-        """The empty prompt's embedding, [B, tokens, dim] zeros: there is no text encoder at this scale."""
-        return torch.zeros(batch, self.run.backbone.text_tokens, self.run.backbone.text_dim, device=self.device)
+        """The empty prompt's embedding, [B, tokens, dim]; zeros at a scale without text encoder."""
+        backbone, source = self.run.backbone, self.run.source
+        if self.run.text is None:
+            return torch.zeros(batch, backbone.text_tokens, backbone.text_dim, device=self.device)
+        if self._empty is None:
+            self._empty = source.null_text() if isinstance(source, LatentClips) else self._encoded("")
+        return self._empty.to(self.device).expand(batch, -1, -1)
+
+    def _encoded(self, prompt: str) -> Tensor:
+        """[tokens, dim], on the CPU: the encoder's 11 GB are needed once, next to a network in training."""
+        weights = locate(self.run.trainer.weights)
+        dtype = torch.bfloat16 if self.run.trainer.accelerator == "gpu" else torch.float32
+        with tempfile.TemporaryDirectory() as cache:
+            encoder = TextEncoder(weights, self.run.backbone.text_tokens, Path(cache), "", "cpu", dtype)
+            return encoder.encode(prompt).float()
 
     def velocity(self, net: Backbone, condition: Condition) -> Velocity:
         """The network with all but (state, timestep, stride) bound."""
@@ -111,18 +141,19 @@ class Stage(L.LightningModule, ABC):
         assert self.net is not None
         assert self.ema is not None
         index = int(batch["index"])
-        loss = self.loss(batch["video"], index, index // self.run.train.accumulate)
+        loss = self.loss(batch["clips"], index, index // self.run.train.accumulate)
         self.last_loss = (loss.term, loss.value.detach())
         return loss.value
 
-    def loss(self, video: Tensor, index: int, update: int) -> Loss:
+    def loss(self, clips: Tensor | LatentBatch, index: int, update: int) -> Loss:
         """The objective on the index-th batch; `update` decides whose turn it is, alike on every rank."""
         assert self.net is not None
         assert self.ema is not None
         draws = SeededDraws(self.run.seed, index)
-        with torch.autocast(video.device.type, enabled=False):  # data and anchors are those of an fp32 arm
-            data, condition = self.prepare(video, draws)
-        condition = condition.dropped(draws.dropped(len(data), self.run.train.condition_dropout))
+        with torch.autocast(clips.device.type, enabled=False):  # data and anchors are those of an fp32 arm
+            data, condition = self.prepare(clips, draws)
+        null_text = clips.null_text if isinstance(clips, LatentBatch) else None  # the text of pixels is it already
+        condition = condition.dropped(draws.dropped(len(data), self.run.train.condition_dropout), null_text)
         velocity = self.velocity(self.net, condition)
         target = getattr(self.run.objective, "target", None)
         uses_ema = target is not None and target.target_network == "ema"

@@ -1,0 +1,252 @@
+"""Encoded video as a training source: what `make latents` (`pw.latents`) writes, read without any codec.
+
+<folder>/latents.json       what was encoded, how and by which weights: the folder's name is a digest of it
+<folder>/empty.safetensors  `text` [length, D]: the empty prompt's embedding, for condition dropout
+<folder>/train-000000.tar   webdataset, one for each shard of video. bf16 <key>.safetensors: `latent` [C, F', h, w],
+                            `anchors` [n, C, F', h', w'], `text` [length, D]; <key>.json: caption and origin
+<folder>/train-000000.json  what became of that shard; written last: without it, unfinished
+<folder>/.unfinished/       the encoded clips of unfinished shards, one file each
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pw.data import Evaluation, LatentBatch
+from pw.data.shards import (
+    Readable,
+    ShardError,
+    ShardIndex,
+    epoch_order,
+    fits,
+    index_tar,
+    read_member,
+    seeded,
+    shard_digest,
+)
+from pw.lazy import torch
+from pw.video import Frames, to_float
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+ABOUT = "latents.json"
+EMPTY = "empty.safetensors"
+UNFINISHED = ".unfinished"
+ENDINGS = ("safetensors", "json")
+AGAIN = "encode it again: remove it and its .json, and call `make latents` as before"
+WHEN_TRAINING = (
+    "noise",
+    "noise_probability",
+)  # of a degradation: drawn anew in every update, so no part of what is kept
+SIZES = ("frames", "height", "width", "anchor_height", "anchor_width", "anchor_upsample")
+
+
+def described(scale: Any, codec: Any, degradation: Any, backbone: Any) -> dict[str, Any]:
+    """What of a run decides how a clip is encoded, by group and key, as JSON has it."""
+    found = {
+        "scale": {name: getattr(scale, name) for name in SIZES},
+        "codec": {"kind": type(codec).__name__, **dataclasses.asdict(codec)},
+        "degradation": {"kind": type(degradation).__name__, **_drawn_once(dataclasses.asdict(degradation))},
+        "backbone": {"text_tokens": backbone.text_tokens, "text_dim": backbone.text_dim},
+    }
+    return json.loads(json.dumps(found))
+
+
+def _drawn_once(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _drawn_once(v) if isinstance(v, Mapping) else v for k, v in values.items() if k not in WHEN_TRAINING}
+
+
+def fit(frames: Frames, size: tuple[int, int, int]) -> Tensor:
+    """uint8 [F, H, W, 3] of at least `size` -> its first frames, float32 [3, *size] in [-1, 1].
+
+    Larger pictures are reduced (bicubic, antialiased) until they just cover `size`, and cut to it about their centre.
+    """
+    length, height, width = size
+    video = torch.from_numpy(to_float(frames[:length]))
+    share = max(height / video.shape[-2], width / video.shape[-1])
+    if share < 1:
+        reduced = (max(height, round(video.shape[-2] * share)), max(width, round(video.shape[-1] * share)))
+        pictures = video.transpose(0, 1)
+        made = torch.nn.functional.interpolate(pictures, size=reduced, mode="bicubic", antialias=True)
+        video = made.clamp(-1, 1).transpose(0, 1)
+    top, left = (video.shape[-2] - height) // 2, (video.shape[-1] - width) // 2
+    return video[..., top : top + height, left : left + width].contiguous()
+
+
+@dataclass(frozen=True)
+class LatentClips:
+    """Latents of real video, of its anchors and its captions, in the order in which `ShardClips` has the clips.
+
+    urls         a folder data/latents/<scale>-<digest> of `make latents`
+    text_tokens  length that embeddings are padded to
+
+    Raises ValueError (ShardError) when there is nothing there, or not all of it.
+    """
+
+    urls: str
+    text_tokens: int
+    _about: dict[str, Any] = field(init=False, repr=False, compare=False)
+    _train: _Latents = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        about = _read_about(self.urls)
+        object.__setattr__(self, "_about", about)
+        object.__setattr__(self, "_train", _Latents(Path(self.urls), about, "train"))
+
+    def check(self, wanted: Mapping[str, Mapping[str, Any]]) -> None:
+        """That the run wants what was encoded, see `described`. Raises ValueError by key and value."""
+        for group, values in wanted.items():
+            made = self._about["encoded"][group]
+            for name in {**values, **made}:
+                if values.get(name) == made.get(name):
+                    continue
+                key = group if name == "kind" else f"{group}.{name}"
+                raise ValueError(
+                    f"{key}={values.get(name)}: data.urls={self.urls} was encoded with {made.get(name)} (scale="
+                    f"{self._about['scale']}); set {key} to that, or encode with this by `make latents`"
+                )
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with what was encoded, how, and which clips of it are there."""
+        parts = [(key, *sizes) for key, sizes in self._train.sizes()]
+        return shard_digest(self._about["digest"], *parts)
+
+    def null_text(self) -> Tensor:
+        """The empty prompt's embedding, float32 [tokens, D], padded with zeros."""
+        path = Path(self.urls) / EMPTY
+        try:
+            return _padded(_tensors(path.read_bytes())["text"], self.text_tokens)
+        except (OSError, ValueError, KeyError) as error:
+            raise ShardError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+
+    def batch(self, seed: int, index: int, batch_size: int) -> LatentBatch:
+        """The `index`-th batch of an endless order; a pure function of its arguments.
+
+        Every clip comes once per epoch, in an order drawn from (seed, epoch); which of its anchors it comes with is
+        drawn from (seed, position).
+        """
+        positions = range(index * batch_size, (index + 1) * batch_size)
+        latents, anchors, texts = zip(*(self._clip(seed, position) for position in positions), strict=True)
+        return LatentBatch(torch.stack(latents), torch.stack(anchors), torch.stack(texts), self.null_text())
+
+    def _clip(self, seed: int, position: int) -> tuple[Tensor, Tensor, Tensor]:
+        epoch, place = divmod(position, len(self._train))
+        found = self._train.take(epoch_order(len(self._train), seed, epoch), place)
+        chosen = int(torch.randint(len(found["anchors"]), (), generator=seeded(seed, position)))
+        return found["latent"].float(), found["anchors"][chosen].float(), _padded(found["text"], self.text_tokens)
+
+    def evaluation(self, count: int, seed: int) -> Evaluation:
+        """Two sets of `count` held-out clips in pixels, float32 [N, 3, F, H, W] in [-1, 1], with no clip in both.
+
+        They are read from the shards of video that were encoded, and fitted as those were. Raises ValueError when the
+        shards are gone, or have too few clips.
+        """
+        videos = self._about["urls"]
+        try:
+            index = ShardIndex(videos, "val")
+        except ValueError as error:
+            raise ValueError(
+                f"data.urls={self.urls}: evaluation clips are the val shards of the videos in {videos}, and those "
+                f"cannot be read ({error}); put them back there"
+            ) from error
+        scale = self._about["encoded"]["scale"]
+        pool = _Fitted(index, (scale["frames"], scale["height"], scale["width"]))
+        order = torch.randperm(len(pool), generator=seeded(seed, "evaluation")).tolist()
+        clips: Iterator[Tensor] = (clip for i in order if (clip := pool.get(i)) is not None)
+        found = [clip for clip, _ in zip(clips, range(2 * count), strict=False)]
+        if len(found) < 2 * count:
+            raise ValueError(
+                f"sampling.count={count}: {videos} has {len(found)} held-out clips that do, for two sets; "
+                f"sampling.count={len(found) // 2} would do, or more or longer videos"
+            )
+        return Evaluation(
+            torch.stack(found[::2]), torch.stack(found[1::2]), note=f"{count} clips each of {videos}, no clip in both"
+        )
+
+
+class _Fitted(Readable["Tensor"]):
+    """The clips of an index that are large enough, fitted to a size."""
+
+    def __init__(self, index: ShardIndex, size: tuple[int, int, int]) -> None:
+        self.index, self.size = index, size
+        super().__init__([i for i, sample in enumerate(index.samples) if fits(sample.shape, size)])
+
+    def read(self, i: int) -> Tensor:
+        return fit(self.index.read(i).frames, self.size)
+
+
+class _Latents(Readable["dict[str, Tensor]"]):
+    """The encoded clips of a split, by position. Holds no open file: safe to share with any worker process."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], split: str) -> None:
+        shards = [shard["file"] for shard in about["shards"] if shard["split"] == split]
+        if lacking := [name for name in shards if not (folder / name).with_suffix(".json").is_file()]:
+            raise ShardError(
+                f"data.urls={folder}: {len(lacking)} of {len(shards)} shards are not encoded yet, such as "
+                f"{lacking[0]}; the `make latents` that began it goes on if called again"
+            )
+        records = {name: json.loads((folder / name).with_suffix(".json").read_text()) for name in shards}
+        if missing := [name for name in shards if records[name]["clips"] and not (folder / name).is_file()]:
+            raise ShardError(f"{folder / missing[0]}: not there; {AGAIN}")
+        self.samples = [
+            (folder / name, key, parts)
+            for name in shards
+            if records[name]["clips"]
+            for key, parts in index_tar(folder / name, ENDINGS).items()
+        ]
+        if unread := [name for name in shards if records[name]["skipped"] or records[name]["problem"]]:
+            log.warning("%s: of %d shards not all could be read and encoded, see their .json", folder, len(unread))
+        if not self.samples:
+            raise ShardError(f"data.urls={folder}: no {split} clip in it; encode some that can be read")
+        super().__init__(range(len(self.samples)))
+
+    def sizes(self) -> Iterator[tuple[str, list[int]]]:
+        """(key, bytes of its members) of every clip."""
+        return ((key, [size for _, size in parts.values()]) for _, key, parts in self.samples)
+
+    def read(self, i: int) -> dict[str, Tensor]:
+        """`latent`, `anchors` and `text` as they are stored."""
+        path, key, parts = self.samples[i]
+        try:
+            found = _tensors(read_member(path, *parts["safetensors"]))
+            return {name: found[name] for name in ("latent", "anchors", "text")}
+        except (ValueError, KeyError, OSError) as error:
+            raise ShardError(f"{path}: cannot read {key!r} ({error}); {AGAIN}") from error
+
+
+def _tensors(content: bytes) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _padded(text: Tensor, tokens: int) -> Tensor:
+    return torch.nn.functional.pad(text.float(), (0, 0, 0, tokens - len(text)))
+
+
+def _read_about(urls: str) -> dict[str, Any]:
+    folder = Path(urls)
+    path = folder / ABOUT
+    if not path.is_file():
+        there = sorted(found.parent.name for found in folder.glob(f"*/{ABOUT}"))
+        hint = f"choose one of its folders: {', '.join(there)}" if there else "`make latents` writes one"
+        raise ShardError(f"data.urls={urls}: no {ABOUT} in it; {hint}")
+    try:
+        about = json.loads(path.read_text())
+        _ = about["digest"], about["scale"], about["encoded"], about["urls"], [s["split"] for s in about["shards"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path}: not what `make latents` writes ({error}); {AGAIN}") from error
+    return about
