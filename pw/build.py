@@ -20,12 +20,11 @@ from pw import settings
 from pw.config import Config, ConfigError, compose_run, digest, override_key
 from pw.data import Source
 from pw.data.degradation import Degradation
-from pw.data.latents import LatentClips, described
 from pw.method.objective import Flow, Shortcut
 from pw.method.schedule import Schedule
 from pw.method.solver import Euler, Guidance, custom_grid, inference_grid, wan_grid
 from pw.nn import options
-from pw.weights import WeightsError, locate
+from pw.weights import WeightsError, fingerprint, locate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -203,8 +202,6 @@ def _transformer_fingerprint(weights: str | None) -> str | None:
         folder = locate(weights)
     except WeightsError:
         return None
-    from pw.nn.networks import fingerprint
-
     return fingerprint(folder / "transformer")
 
 
@@ -377,14 +374,22 @@ def _cross_check(run: Run) -> None:
             )
         if run.injector is None and run.text is None:
             raise ConfigError(f"guidance.scale={run.guidance.scale}: injector=none has no anchor to drop")
-    if isinstance(run.source, LatentClips):
-        wanted = described(scale, codec, run.degradation, backbone)
-        if run.stage == "hires" and run.injector is None:
-            wanted.pop("degradation")  # there is no anchor
-        with _as_config_error():
-            run.source.check(wanted)
+    if run.config.choices["data"] == "latents":
+        _check_latents(run)
     if run.start.name == "none" and run.train.updates == 0 and not run.departs_from_wan:
         raise ConfigError("train.updates=0: with start=none there would be only random weights")
+
+
+def _check_latents(run: Run) -> None:
+    """That latents are of this run's making."""
+    from pw.data.latents import LatentClips, described  # what reads video takes its time to import
+
+    assert isinstance(run.source, LatentClips)
+    wanted = described(run.scale, run.codec, run.degradation, run.backbone)
+    if run.stage == "hires" and run.injector is None:
+        wanted.pop("degradation")  # there is no anchor
+    with _as_config_error():
+        run.source.check(wanted)
 
 
 def _near(value: int, unit: int) -> str:

@@ -560,7 +560,7 @@ def encode_flops(run: Run) -> float:
 
 def reads_pixels(run: Run) -> bool:
     """Whether training sees clips, to be encoded, rather than latents."""
-    return run.config.choices["data"] != "none"
+    return run.config.choices["data"] not in ("none", "latents")
 
 
 def consistency_updates(run: Run) -> float:

@@ -36,7 +36,7 @@ from pw.data.latents import ABOUT, EMPTY, UNFINISHED, described, fit
 from pw.data.shards import Sample, ShardError, ShardIndex, find_shards, fits, noted, seeded, write_tar
 from pw.nn import options
 from pw.train import check_device, write_json
-from pw.weights import check, locate
+from pw.weights import check, fingerprint, locate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -335,8 +335,6 @@ def find_weights(encoding: Encoding) -> None:
         if found != wanted:
             raise ConfigError(f"{key}={wanted}: the weights in {encoding.weights} have {found}")
     check_device(run)
-    from pw.nn.networks import fingerprint
-
     encoding.identity = {
         "format": FORMAT,
         "encoded": described(run.scale, run.codec, run.degradation, run.backbone),

@@ -22,7 +22,6 @@ from typing import Any
 
 from pw.build import Run, build
 from pw.config import ROOT, ConfigError
-from pw.data.latents import LatentClips
 from pw.nn import options
 from pw.provenance import provenance
 from pw.weights import check, locate
@@ -324,7 +323,7 @@ def check_weights(run: Run) -> Path | None:
     Loads no tensor. Raises ConfigError (WeightsError) saying what is missing, or of another size than the run.
     """
     parts = ["transformer"] if run.departs_from_wan else []
-    if isinstance(run.codec, options.WanVAE) and not isinstance(run.source, LatentClips):
+    if isinstance(run.codec, options.WanVAE) and run.config.choices["data"] != "latents":
         parts += ["vae"] if run.text is None else ["vae", "text_encoder", "tokenizer"]
     if not parts:
         return None

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 # What an option needs beside it to be legal.
 NEIGHBOURS = {
     "codec=wan_vae": ["scale=proxy"],
+    "data=latents": ["scale=proxy"],
     "guidance=on": ["guidance.drop=text_and_anchor"],
     "step_sampler=none": ["objective=flow"],
     "target=none": ["objective=flow"],
@@ -60,10 +61,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One encoded clip of the proxy scale, as far as its headers say."""
+    from small_latents import write_latents
+
+    return write_latents(tmp_path_factory.mktemp("latents"), build(["scale=proxy"]), 1)
+
+
 class TestEveryOption:
     @pytest.mark.parametrize("choice", [f"{group}={name}" for group in groups() for name in groups()[group]])
-    def test_builds_with_all_the_runs_it_needs(self, choice: str, shards: Path) -> None:
-        urls = [f"data.urls={shards}/*.tar"] if choice == "data=shards" else []
+    def test_builds_with_all_the_runs_it_needs(self, choice: str, shards: Path, latents: Path) -> None:
+        places = {"data=shards": f"{shards}/*.tar", "data=latents": str(latents)}
+        urls = [f"data.urls={places[choice]}"] if choice in places else []
         run = built(choice, *NEIGHBOURS.get(choice, []), *urls)
         assert run.config.choices[choice.partition("=")[0]] == choice.partition("=")[2]
         assert len(run.signature) == 8
@@ -323,7 +333,7 @@ WRONG = [
     ("train.batchsize=4", ["train.batchsize=4", "did you mean train.batch_size?"]),
     ("nothing=1", ["nothing=1", "there is no key nothing", "step_sampler", "weighting"]),
     ("solver.order=3", ["solver.order=3", "set solver=unipc"]),
-    ("data.urls=clips", ["data.urls=clips", "set data=shards"]),
+    ("data.urls=clips", ["data.urls=clips", "set data=latents or data=shards"]),
     # options
     ("weighting=delta", ["weighting=delta", "delta_sigma, none, uniform", "did you mean delta_sigma?"]),
     ("step_sampler=cloosed", ["step_sampler=cloosed", "aligned, chain, closed", "did you mean closed?"]),
@@ -409,6 +419,7 @@ WRONG = [
         ["guidance.scale=5.0", "train.condition_dropout=0", "never trained"],
     ),
     # data
+    ("data=latents data.urls=/not/there", ["data.urls=/not/there", "no latents.json", "make latents"]),
     ("data=shards data.urls=/not/there", ["data.urls=/not/there", "not there", "make data path=DIR"]),
     ("data=shards data.urls='http://example.com/a.tar'", ["example.com", "only local files"]),
 ]

@@ -106,7 +106,7 @@ LAYERS = {
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
     ),
     "benchmarks": ("benchmarks", "pw.video", "pw.types"),
-    "pw/train.py": ("pw.build", "pw.config", "pw.provenance", "pw.stages", "pw.weights", "pw.data", "pw.nn"),
+    "pw/train.py": ("pw.build", "pw.config", "pw.provenance", "pw.stages", "pw.weights", "pw.nn"),
     "pw/sample.py": (
         *("pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages"),
         *("pw.method", "pw.data", "pw.video", "pw.types"),

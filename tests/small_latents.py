@@ -1,0 +1,47 @@
+"""A folder of latents such as `make latents` writes, made of numbers that tell the clips apart: no codec is needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from pw.build import Run
+from pw.data.latents import described
+from pw.data.shards import write_tar
+
+ANCHORS = 3
+
+
+def write_latents(folder: Path, run: Run, clips: int, videos: Path | None = None) -> Path:
+    """`clips` training clips, four a shard. Clip n: latent n, anchors n + j / 4, text of n % 5 + 1 tokens of n + 1."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = list(range(clips))
+    shards = [numbers[at : at + 4] for at in range(0, clips, 4)]
+    for at, shard in enumerate(shards):
+        samples = [{"__key__": f"clip-{n:03d}", "json": b"{}", "safetensors": _tensors(n)} for n in shard]
+        write_tar(folder / f"train-{at:06d}.tar", iter(samples))
+        record = {"clips": len(shard), "skipped": [], "problem": ""}
+        (folder / f"train-{at:06d}.json").write_text(json.dumps(record))
+    (folder / "empty.safetensors").write_bytes(save({"text": torch.full((1, 2), -1.0).bfloat16()}))
+    about = {
+        "digest": "0123456789abcdef",
+        "scale": run.scale.name,
+        "encoded": described(run.scale, run.codec, run.degradation, run.backbone),
+        "urls": str(videos or folder / "videos"),
+        "shards": [{"file": f"train-{at:06d}.tar", "split": "train"} for at in range(len(shards))],
+    }
+    (folder / "latents.json").write_text(json.dumps(about))
+    return folder
+
+
+def _tensors(number: int) -> bytes:
+    anchors = torch.stack([torch.full((4, 2, 2, 4), number + j / 4) for j in range(ANCHORS)])
+    tensors = {
+        "latent": torch.full((4, 2, 4, 6), float(number)),
+        "anchors": anchors,
+        "text": torch.full((number % 5 + 1, 2), number + 1.0),
+    }
+    return save({name: tensor.bfloat16() for name, tensor in tensors.items()})
