@@ -597,14 +597,15 @@ class _Show:
         self.encoding = encoding
         self.began = self.last = time.perf_counter()
         self.first: int | None = None
+        self.shown = 0
 
     def __call__(self, shard: str, done: int, clips: int) -> None:
         now, live = time.perf_counter(), sys.stderr.isatty()
         if self.first is None:
             self.first = done - 1  # what was there took no time
-        if done < clips and now - self.last < (0.5 if live else 15):
+        if done == self.shown or (done < clips and now - self.last < (0.5 if live else 15)):
             return
-        self.last = now
+        self.last, self.shown = now, done
         left = (now - self.began) / max(1, done - self.first) * (clips - done)
         words = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min" if left < 5400 else f"{left / 3600:.1f} h"
         text = f"rank {self.encoding.rank}: {shard}, {done} of {clips} clips, about {words} left"

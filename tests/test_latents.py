@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import torch
 from safetensors.torch import load, load_file
 
 from pw.build import Run, build
+from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit
 from pw.data.shards import seeded, write_shards
 from pw.latents import Encoding, Report, encode, estimate, find_weights, main, parse, sizes
 from pw.nn.codec import WanCodec
 from pw.nn.text import TextEncoder
-from pw.train import is_trained, train, training_folder
+from pw.stages.stage import SeededDraws
+from pw.train import is_trained, stage_module, train, training_folder
 
 FRAMES, HEIGHT, WIDTH = 5, 64, 96
 # the proxy scale of a pipeline of a million parameters
@@ -393,6 +396,33 @@ class TestATraining:
         found, whole = (load_file(train(run, tmp_path / sub) / "ema.safetensors") for sub in ("", "whole"))
         assert found.keys() == whole.keys()
         assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+    def test_drops_the_text_to_the_empty_prompts_and_the_anchor_to_zeros(self, encoded: Path, pipeline: Any) -> None:
+        quiet = ("degradation.noise=[0,0]", "injector=add")  # a fresh injector would be silent
+        run = training(encoded, pipeline, "train.condition_dropout=0.999999", *quiet)
+        batch = run.source.batch(0, 0, 4)
+        assert isinstance(batch, LatentBatch)
+        assert batch.text.ne(batch.null_text).flatten(1).any(1).all()
+        bare = replace(batch, text=batch.null_text.expand_as(batch.text), anchor=torch.zeros_like(batch.anchor))
+        never = training(encoded, pipeline, "train.condition_dropout=0", *quiet)
+        losses = []
+        for chosen, clips in ((run, batch), (never, bare), (never, batch)):
+            module = stage_module(chosen, None, pipeline[0])
+            module.configure_model()
+            losses.append(float(module.loss(clips, 0, 0).value.detach()))
+        assert losses[0] == losses[1] != losses[2]
+
+    def test_in_pixels_has_the_empty_prompt_for_a_text(self, pipeline: Any, encoded: Path, tmp_path: Path) -> None:
+        clips = [picture(n, width=64) for n in range(4)]
+        shards = write_videos(tmp_path / "shards", {"train": clips, "val": clips})
+        words = [word for word in TRAINING if word != "data=latents"]
+        words += ["scale.width=64", "data=shards", f"data.urls={shards}", f"trainer.weights={pipeline[0]}"]
+        run = build([*SMALL, *words])
+        module = stage_module(run)
+        _, condition = module.prepare(run.source.batch(0, 0, 2), SeededDraws(0, 0))
+        expected = TextEncoder(pipeline[0], 512, tmp_path, "", "cpu", torch.float32).encode("")
+        assert torch.equal(condition.text, expected.expand(2, -1, -1))
+        assert is_trained(run, train(run, tmp_path).parents[1])
 
     def test_without_updates_is_wans_transformer(self, encoded: Path, pipeline: Any, tmp_path: Path) -> None:
         run = training(encoded, pipeline, "train.updates=0")
