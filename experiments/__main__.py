@@ -67,7 +67,8 @@ def run(plan: Plan) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     status = _Show(console, len(todo))
-    pool = Pool(outputs, plan.options.workers, status.event)
+    on_gpu = any(job.run.trainer.accelerator == "gpu" for job in jobs)
+    pool = Pool(outputs, plan.options.workers or on_gpu, status.event)  # one job at a time has a GPU to itself
     pool.waiting = list(todo)
     _print_plan(console, plan, jobs, todo, pool.seconds_left() + (FORK_SECONDS if todo else 0))
     if plan.options.dry_run:

@@ -22,12 +22,14 @@ from benchmarks.metrics import lookup
 from experiments._plan import Plan
 from pw.build import Run
 from pw.config import digest
+from pw.cost import generation_cost, training_cost
 from pw.provenance import provenance
 from pw.sample import anchor_reference, is_sampled, reference_folder, sample_folder
 from pw.train import is_trained, training_folder
 
 # Seconds on one core of the machine this was written on, to estimate with before anything has been measured.
 SECONDS = {"flow": 0.058, "consistency": 0.080, "forward": 0.0016, "score": 0.9, "job": 0.5}
+ASSUMED_FLOPS = 4e14  # a second, at Wan's scales: as `make plan` assumes of an H100
 FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
 PRELOAD = [
     "torch",
@@ -60,6 +62,8 @@ class Job:
     def seconds(self) -> float:
         """Estimated time on one core."""
         run = self.run
+        if run.text is not None and self.kind != "score":
+            return SECONDS["job"] + self._flops() / ASSUMED_FLOPS
         if self.kind == "train":
             turns = getattr(run.objective, "turns", None)
             share = 0.0 if turns is None else getattr(turns, "rate", 0.5)
@@ -69,6 +73,14 @@ class Job:
             branches = 2 if run.guidance.scale != 1 else 1
             return SECONDS["job"] + self.limit * run.sampling.num_steps * branches * SECONDS["forward"]
         return SECONDS["score"]
+
+    def _flops(self) -> float:
+        """Of a job at one of Wan's scales, by `pw.cost`."""
+        run = self.run
+        if self.kind == "train":
+            return training_cost(run).flops
+        stages = (None, run) if run.stage == "anchor" else (run, None)
+        return self.limit * generation_cost(*stages).flops
 
     def is_done(self, outputs: Path) -> bool:
         """Whether its files are there."""

@@ -376,6 +376,11 @@ def _cross_check(run: Run) -> None:
             raise ConfigError(f"guidance.scale={run.guidance.scale}: injector=none has no anchor to drop")
     if run.config.choices["data"] == "latents":
         _check_latents(run)
+    if isinstance(run.codec, options.WanVAE) and run.config.choices["start"] != "none":
+        raise ConfigError(
+            f"start={run.config.choices['start']}: a recipe of the tiny scale; with codec=wan_vae a training departs "
+            "from Wan's own weights: start=none"
+        )
     if run.start.name == "none" and run.train.updates == 0 and not run.departs_from_wan:
         raise ConfigError("train.updates=0: with start=none there would be only random weights")
 

@@ -67,7 +67,9 @@ def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) 
             for name, clips in (("real", evaluation.real), ("real_b", evaluation.real_b)):
                 shutil.rmtree(folder / name, ignore_errors=True)
                 _write_clips(folder / name, to_uint8(clips))
-            write_json(folder / "done.json", {"clips": run.sampling.count, "seed": seed, "note": evaluation.note})
+            about = {"clips": run.sampling.count, "seed": seed, "note": evaluation.note}
+            captions = {"captions": evaluation.captions} if evaluation.captions else {}
+            write_json(folder / "done.json", about | captions)
         if run.stage == "anchor" and not anchor_reference(run, outputs, seed).exists():
             evaluation = run.source.evaluation(run.sampling.count, seed)
             for twin, clips in ((True, evaluation.real_b), (False, evaluation.real)):  # the one that is looked for last
@@ -123,6 +125,7 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
     from pw.video import to_uint8, write_video
 
     began, cpu_began = time.perf_counter(), time.process_time()
+    texts = evaluation_texts(run, outputs, limit, seed)  # before the network: its encoder is as large
     module = load_stage(run, outputs)
     anchors = evaluation_anchors(run, outputs, limit, seed)
     for name in ("anchors", "native"):
@@ -134,7 +137,7 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
     batches = [list(batch) for batch in batches if missing & set(batch)]
     for position, indices in enumerate(batches, start=1):
         anchor = None if anchors is None else anchors[indices].to(module.device)
-        clips = _synthesise(run, module, anchor, indices, seed)
+        clips = _synthesise(run, module, anchor, indices, seed, texts)
         for at, (index, clip, native) in enumerate(zip(indices, to_uint8(clips[0]), to_uint8(clips[1]), strict=True)):
             if index not in missing:
                 continue
@@ -193,13 +196,54 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
 
     quiet()
     module = stage_module(run)
-    module.configure_model()
     path = training_folder(run, outputs) / "ema.safetensors"
+    device = "cuda" if run.trainer.accelerator == "gpu" else "cpu"
+    if run.text is not None:  # one network of 5e9 weights, not two
+        from pw.nn.networks import Network, load_network
+
+        network = Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+        module.ema = load_network(network, str(path), None, device)
+        return module.eval().to(device)
+    module.configure_model()
     missing, unexpected = module.ema.load_state_dict(load_file(path), strict=False)
     if missing or unexpected:
         keys = [*missing, *unexpected]
         raise ValueError(f"{path} is of another signature: {len(keys)} keys do not fit, e.g. {keys[0]}")
-    return module.eval().to("cuda" if run.trainer.accelerator == "gpu" else "cpu")
+    return module.eval().to(device)
+
+
+def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> tuple[Tensor, Tensor] | None:
+    """Embeddings of the first `limit` evaluation clips' captions and of the negative prompt, [limit, tokens, dim] each.
+
+    None at a scale without text. A clip without a caption has the empty prompt.
+    """
+    import json
+
+    import torch
+
+    from pw.weights import fingerprint, locate
+
+    if run.text is None:
+        return None
+    from pw.nn.text import TextEncoder
+
+    weights = locate(run.trainer.weights)
+    is_gpu = run.trainer.accelerator == "gpu"
+    encoder = TextEncoder(
+        weights,
+        run.backbone.text_tokens,
+        outputs / "text",
+        fingerprint(weights / "text_encoder"),
+        "cuda" if is_gpu else "cpu",
+        torch.bfloat16 if is_gpu else torch.float32,
+    )
+    captions = json.loads((reference_folder(run, outputs, seed) / "done.json").read_text()).get(
+        "captions", [""] * limit
+    )
+    found = torch.stack([encoder.encode(caption) for caption in captions[:limit]])
+    away = encoder.encode(run.text.negative_prompt)
+    encoder.free()
+    return found, away.expand(len(found), -1, -1)
 
 
 def evaluation_anchors(run: Run, outputs: Path, limit: int, seed: int) -> Tensor | None:
@@ -219,7 +263,14 @@ def evaluation_anchors(run: Run, outputs: Path, limit: int, seed: int) -> Tensor
     return run.anchor_degradation.anchor(real, run.scale.anchor_size, generator(seed, 0, EVALUATION_ANCHOR))[:limit]
 
 
-def _synthesise(run: Run, module: Any, anchor: Tensor | None, indices: list[int], seed: int) -> tuple[Tensor, Tensor]:
+def _synthesise(
+    run: Run,
+    module: Any,
+    anchor: Tensor | None,
+    indices: list[int],
+    seed: int,
+    texts: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """(clips at full size, clips as made) of the given evaluation clips."""
     import torch
 
@@ -228,7 +279,7 @@ def _synthesise(run: Run, module: Any, anchor: Tensor | None, indices: list[int]
 
     scale, factor = run.scale, run.codec.factor
     rows, columns = scale.anchor_size if run.stage == "anchor" else scale.size
-    shape = (run.codec.channels, scale.frames, rows // factor, columns // factor)
+    shape = (run.codec.channels, run.codec.latent_frames(scale.frames), rows // factor, columns // factor)
     # per clip: a clip's noise does not depend on how many are sampled
     noise = torch.stack([torch.randn(shape, generator=generator(seed, i, INITIAL_NOISE)) for i in indices])
     latent = None
@@ -238,7 +289,8 @@ def _synthesise(run: Run, module: Any, anchor: Tensor | None, indices: list[int]
         if run.config["anchors"]["degradation"]:  # a test anchor's own flaws; training noise is for training
             draws = [generator(seed, i, EVALUATION_ANCHOR) for i in indices]
             latent = torch.cat([run.anchor_degradation.perturb(z[None], d) for z, d in zip(latent, draws, strict=True)])
-    native = module.synthesise(noise.to(module.device), latent).clamp(-1, 1).cpu()
+    chosen = None if texts is None else tuple(text[indices].to(module.device) for text in texts)
+    native = module.synthesise(noise.to(module.device), latent, chosen).clamp(-1, 1).cpu()
     return (resize(native, scale.size, "bicubic").clamp(-1, 1) if run.stage == "anchor" else native), native
 
 

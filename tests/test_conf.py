@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 # What an option needs beside it to be legal.
 NEIGHBOURS = {
-    "codec=wan_vae": ["scale=proxy"],
+    "codec=wan_vae": ["scale=proxy", "start=none"],
     "data=latents": ["scale=proxy"],
     "guidance=on": ["guidance.drop=text_and_anchor"],
     "step_sampler=none": ["objective=flow"],

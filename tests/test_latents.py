@@ -23,8 +23,10 @@ from pw.data.shards import seeded, write_shards
 from pw.latents import Encoding, Report, encode, estimate, find_weights, main, parse, sizes
 from pw.nn.codec import WanCodec
 from pw.nn.text import TextEncoder
+from pw.sample import evaluation_texts, reference_folder, sample
 from pw.stages.stage import SeededDraws
 from pw.train import is_trained, stage_module, train, training_folder
+from pw.video import read_video
 
 FRAMES, HEIGHT, WIDTH = 5, 64, 96
 # the proxy scale of a pipeline of a million parameters
@@ -450,3 +452,33 @@ class TestATraining:
     ) -> None:
         with pytest.raises(ValueError, match=r"backbone\.num_layers=2: the transformer in .* has 3"):
             train(training(encoded, pipeline, "backbone.num_layers=2"), tmp_path)
+
+
+class TestAnAblationAtWansScale:
+    def test_trains_samples_and_scores_on_latents(
+        self, pipeline: tuple[Path, Any], called: Callable[..., Encoding], tmp_path: Path
+    ) -> None:
+        """The same ablation as at the tiny scale: captions, negative prompt and the VAE come from Wan's weights."""
+        videos = write_videos(
+            tmp_path / "v", {"train": [picture(n) for n in range(3)], "val": [picture(n) for n in range(10, 15)]}
+        )
+        encoding = called(tmp_path / "l", f"urls={videos}")
+        encode(encoding)
+        words = [*SMALL, *TRAINING, f"data.urls={encoding.folder}", f"trainer.weights={pipeline[0]}"]
+        runs = {}
+        for arm in ("objective=flow", "objective=shortcut"):
+            run = build([*words, "stage=hires", arm, "sampling.count=2", "sampling.num_steps=2"])
+            folder = sample(run, tmp_path / "outputs")
+            runs[arm] = np.stack([read_video(path) for path in sorted(folder.glob("*.mkv"))])
+            real = reference_folder(run, tmp_path / "outputs")
+            assert json.loads((real / "done.json").read_text())["captions"][0].startswith("a val clip, ")
+            assert runs[arm].shape == (2, FRAMES, HEIGHT, WIDTH, 3)
+        assert not np.array_equal(*runs.values())
+        texts = evaluation_texts(run, tmp_path / "outputs", 2, 0)
+        assert texts is not None
+        assert not torch.equal(texts[0][0], texts[0][1])
+        assert torch.equal(texts[1][0], texts[1][1])
+
+    def test_has_no_use_for_the_tiny_scales_starts(self) -> None:
+        with pytest.raises(ValueError, match=r"start=hires: a recipe of the tiny scale.*start=none"):
+            build(["scale=proxy", "start=hires"])

@@ -108,8 +108,8 @@ LAYERS = {
     "benchmarks": ("benchmarks", "pw.video", "pw.types"),
     "pw/train.py": ("pw.build", "pw.config", "pw.provenance", "pw.stages", "pw.weights", "pw.nn"),
     "pw/sample.py": (
-        *("pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages"),
-        *("pw.method", "pw.data", "pw.video", "pw.types"),
+        *("pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
+        *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
     ),
     "pw/cost.py": ("pw.cost", "pw.build", "pw.settings", "pw.nn", "pw.method"),
     "pw/plan.py": ("pw.plan", "pw.cost", "pw.build", "pw.config", "pw.settings", "pw.nn"),
@@ -127,7 +127,7 @@ LAYERS = {
     ),
     "pw/coverage.py": ("pw.build", "pw.config", "pw.method"),
     "experiments": (
-        *("experiments", "benchmarks", "pw.build", "pw.config", "pw.provenance"),
+        *("experiments", "benchmarks", "pw.build", "pw.config", "pw.cost", "pw.provenance"),
         *("pw.train", "pw.sample", "pw.tracking"),
     ),
 }

@@ -48,12 +48,13 @@ class Evaluation:
     """Two disjoint sets of held-out clips, each float32 [N, 3, F, H, W] in [-1, 1].
 
     Anchors are made from `real`, and scores are measured against it; `real_b` against `real` is the floor.
-    `note` says how they were drawn, for the table.
+    `note` says how they were drawn, for the table. `captions` are those of `real`, none where there is no text.
     """
 
     real: Tensor
     real_b: Tensor
     note: str = ""
+    captions: tuple[str, ...] = ()
 
 
 class Source(Protocol):

@@ -161,7 +161,7 @@ class LatentClips:
         scale = self._about["encoded"]["scale"]
         pool = _Fitted(index, (scale["frames"], scale["height"], scale["width"]))
         order = torch.randperm(len(pool), generator=seeded(seed, "evaluation")).tolist()
-        clips: Iterator[Tensor] = (clip for i in order if (clip := pool.get(i)) is not None)
+        clips: Iterator[tuple[Tensor, str]] = (clip for i in order if (clip := pool.get(i)) is not None)
         found = [clip for clip, _ in zip(clips, range(2 * count), strict=False)]
         if len(found) < 2 * count:
             raise ValueError(
@@ -169,19 +169,23 @@ class LatentClips:
                 f"sampling.count={len(found) // 2} would do, or more or longer videos"
             )
         return Evaluation(
-            torch.stack(found[::2]), torch.stack(found[1::2]), note=f"{count} clips each of {videos}, no clip in both"
+            torch.stack([clip for clip, _ in found[::2]]),
+            torch.stack([clip for clip, _ in found[1::2]]),
+            note=f"{count} clips each of {videos}, no clip in both",
+            captions=tuple(caption for _, caption in found[::2]),
         )
 
 
-class _Fitted(Readable["Tensor"]):
-    """The clips of an index that are large enough, fitted to a size."""
+class _Fitted(Readable["tuple[Tensor, str]"]):
+    """The clips of an index that are large enough, fitted to a size, with their captions."""
 
     def __init__(self, index: ShardIndex, size: tuple[int, int, int]) -> None:
         self.index, self.size = index, size
         super().__init__([i for i, sample in enumerate(index.samples) if fits(sample.shape, size)])
 
-    def read(self, i: int) -> Tensor:
-        return fit(self.index.read(i).frames, self.size)
+    def read(self, i: int) -> tuple[Tensor, str]:
+        clip = self.index.read(i)
+        return fit(clip.frames, self.size), clip.caption
 
 
 class _Latents(Readable["dict[str, Tensor]"]):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pw.data import LatentBatch
-from pw.stages.stage import Condition, SeededDraws, Stage
+from pw.stages.stage import Condition, SeededDraws, Stage, Texts
 
 
 class AnchorModel(Stage):
@@ -23,6 +23,7 @@ class AnchorModel(Stage):
         return self.codec.encode(small), Condition(self.text(len(clips)), anchor=None)
 
     @torch.no_grad()
-    def synthesise(self, noise: Tensor, anchor: Tensor | None) -> Tensor:
-        """noise latent [B, …] -> anchor video in about [-1, 1]; there is no anchor to give."""
-        return self.codec.decode(self.sample(noise, Condition(self.text(len(noise)), anchor=None)))
+    def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:
+        """noise latent [B, …], texts and what to steer away from -> anchor video in about [-1, 1]."""
+        text, away = texts or (self.text(len(noise)), None)
+        return self.codec.decode(self.sample(noise, Condition(text, anchor=None), away))

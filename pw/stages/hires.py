@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pw.data import LatentBatch
 from pw.data.degradation import resize
-from pw.stages.stage import Condition, SeededDraws, Stage
+from pw.stages.stage import Condition, SeededDraws, Stage, Texts
 
 
 class HiresSynth(Stage):
@@ -34,7 +34,8 @@ class HiresSynth(Stage):
         return self.codec.encode(anchor)
 
     @torch.no_grad()
-    def synthesise(self, noise: Tensor, anchor: Tensor | None) -> Tensor:
-        """noise latent [B, …], anchor latent -> video in about [-1, 1]."""
-        condition = Condition(self.text(len(noise)), None if self.run.injector is None else anchor)
-        return self.codec.decode(self.sample(noise, condition))
+    def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:
+        """noise latent [B, …], anchor latent, texts and what to steer away from -> video in about [-1, 1]."""
+        text, away = texts or (self.text(len(noise)), None)
+        condition = Condition(text, None if self.run.injector is None else anchor)
+        return self.codec.decode(self.sample(noise, condition, away))

@@ -29,6 +29,8 @@ from pw.stages.velocity import Condition, integrate, velocity
 from pw.types import Velocity
 from pw.weights import locate
 
+Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and of what to steer away from, each [B, tokens, dim]
+
 # One stream of random numbers per purpose, so that none shifts another: arms stay paired whatever they draw.
 NOISE, STEPS, DEGRADE, DROPOUT = 2, 3, 4, 5
 
@@ -191,11 +193,17 @@ class Stage(L.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @torch.no_grad()
-    def sample(self, noise: Tensor, condition: Condition) -> Tensor:
-        """noise latent [B, C, F, h, w] -> latent, by the run's solver, grid and guidance, with the EMA weights."""
+    def sample(self, noise: Tensor, condition: Condition, away: Tensor | None = None) -> Tensor:
+        """noise latent [B, C, F, h, w] -> latent, by the run's solver, grid and guidance, with the EMA weights.
+
+        away  what guidance steers the text away from, [B, tokens, dim]; without text it drops the anchor alone
+        """
         assert self.ema is not None
         everyone = torch.ones(len(noise), dtype=torch.bool)
-        return integrate(self.run, self.ema, noise, condition, condition.dropped(everyone))
+        null = condition.dropped(everyone)
+        if away is not None:
+            null = Condition(away, condition.anchor if self.run.guidance.drop == "text" else null.anchor)
+        return integrate(self.run, self.ema, noise, condition, null)
 
 
 def load_start(net: Backbone, path: str) -> None:
