@@ -55,8 +55,22 @@ plan: .venv/.ready ## tokens, FLOPs, memory and time before anything loads: make
 bench: .venv/.ready ## measure on this machine, side by side: make bench what=generate [args="scales=2k …"]
 	@$(RUN) -m pw.bench what=$(what) $(args)
 
+# to the letter: make would expand a $ in a prompt
+ifdef prompt
+override prompt := $(value prompt)
+export prompt
+endif
+ifdef prompts
+override prompts := $(value prompts)
+export prompts
+endif
+ifdef hires
+override hires := $(value hires)
+export hires
+endif
+
 generate: .venv/.ready ## prompt to 2K/4K video: make generate prompt="a heron over a lake" scale=2k hires=… [args="…"]
-	@$(RUN) -m pw.generate $${prompt:+"prompt=$$prompt"} $${prompts:+"prompts=$$prompts"} $(if $(scale),scale=$(scale)) $(if $(hires),hires=$(hires)) $(args)
+	@$(RUN) -m pw.generate $${prompt:+"prompt=$$prompt"} $${prompts:+"prompts=$$prompts"} $(if $(scale),scale=$(scale)) $${hires:+"hires=$$hires"} $(args)
 
 coverage: .venv/.ready ## which (timestep, stride) pairs a step sampler trains: make coverage args="step_sampler=aligned"
 	@$(RUN) -m pw.coverage $(args)

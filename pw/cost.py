@@ -412,6 +412,8 @@ def codec_bytes(
     pixels = 2 * 3 * b * rows * columns  # a tile, as it is and as patches
     if way == "encode":
         pixels += 12 * height * width  # the clip in fp32
+    elif len(codec.tiles(height, width)[0]) > 1 or len(codec.tiles(height, width)[1]) > 1:
+        pixels += 2 * 12 * rows * width + 12 * rows * columns  # two bands of tiles being blended and a tile, fp32
     return (
         Part("weights", b * (VAE_ENCODER_PARAMETERS + VAE_DECODER_PARAMETERS), "counted"),
         Part("working set", rows * columns * per_pixel, "fake tensors"),
@@ -512,15 +514,9 @@ def _host(runs: list[Run], size: tuple[int, int]) -> tuple[Part, ...]:
     networks = [4 * parameters(run.backbone, run.injector) for run in runs]
     if last.text is not None:
         networks.append(2 * text_encoder_parameters())
-    band = size[0]
-    if isinstance(last.codec, options.WanVAE):
-        band = last.codec.factor * max(row.stop - row.start for row in last.codec.tiles(*size)[0])
     return (
         Part("largest network as it loads", max(networks), "assumed"),
         Part("8-bit frames", 3 * last.scale.frames * size[0] * size[1], "counted"),
-        Part(
-            "tiles being blended", 3 * 12 * last.scale.frames * band * size[1], "assumed"
-        ),  # fp32: two bands, a product
     )
 
 

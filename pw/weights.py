@@ -45,7 +45,7 @@ _VOCABULARIES = ("tokenizer.json", "spiece.model")
 _FETCHED = re.compile(rf"model_index\.json|({'|'.join(PARTS)})/[^/]+\.(safetensors|json|model|txt)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LONGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
-_SAMPLED = 1 << 20  # bytes of each file that its fingerprint reads
+_BLOCK, _BLOCKS = 1 << 16, 65  # bytes of a block that a fingerprint reads, and how many more of them than one
 
 
 class WeightsError(ValueError):
@@ -155,37 +155,51 @@ def fetch(
 def overrides_of(weights: Path) -> list[str]:
     """What the configuration files of weights in diffusers' layout say of backbone and codec, as overrides.
 
-    So a smaller pipeline of the same make, such as the tests write, needs no configuration of its own.
+    So a smaller pipeline of the same make, such as the tests write, needs no configuration of its own. Raises
+    WeightsError when a part is of another make.
     """
-    dit = json.loads((weights / "transformer" / "config.json").read_text())
-    vae = json.loads((weights / "vae" / "config.json").read_text())
+    dit, vae = _part(weights, "transformer", "WanTransformer3DModel"), _part(weights, "vae", "AutoencoderKLWan")
     names = ("num_attention_heads", "attention_head_dim", "in_channels", "ffn_dim", "num_layers", "text_dim")
+    missing = [name for name in (*names, "freq_dim", "rope_max_seq_len", "patch_size") if name not in dit]
+    if missing:
+        raise WeightsError(f"{weights / 'transformer' / 'config.json'}: does not say {', '.join(missing)}")
     words = [f"backbone.{name}={dit[name]}" for name in (*names, "freq_dim", "rope_max_seq_len")]
     words.append(f"backbone.patch_size=[{','.join(map(str, dit['patch_size']))}]")
     words.append("backbone.text_tokens=512")
-    words.append(f"codec.channels={vae['z_dim']}")
-    words += [
-        f"codec.{ours}={vae[f'scale_factor_{theirs}']}"
-        for ours, theirs in _CODEC.items()
-        if f"scale_factor_{theirs}" in vae
-    ]
+    words += [f"codec.{ours}={vae.get(theirs, default)}" for ours, (theirs, default) in _CODEC.items()]
     return words
 
 
-_CODEC = {"factor": "spatial", "frames_factor": "temporal"}
+# Ours -> diffusers' name of it, and what it takes where a configuration does not say: Wan2.1's.
+_CODEC = {
+    "channels": ("z_dim", 16),
+    "factor": ("scale_factor_spatial", 8),
+    "frames_factor": ("scale_factor_temporal", 4),
+}
+
+
+def _part(weights: Path, part: str, wanted: str) -> dict[str, Any]:
+    found = json.loads((weights / part / "config.json").read_text())
+    if found.get("_class_name", wanted) != wanted:
+        raise WeightsError(f"{weights / part}: is a {found['_class_name']}, wants a {wanted}: Wan2.2-TI2V-5B's")
+    return found
 
 
 def fingerprint(path: Path) -> str:
-    """16 hex digits of a file or folder of weights: names, sizes, and the first and the middle MiB of each file."""
+    """16 hex digits of a file or folder of weights: names, sizes, and of each file up to 66 blocks of 64 KiB.
+
+    The first, the last, and others evenly spread: of 20 GB one every 0.3 GB, so that a checkpoint whose adapters alone
+    differ has another. Files of up to 4 MiB are read whole.
+    """
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     found = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
         found.update(f"{file.relative_to(path) if path.is_dir() else ''} {size}\n".encode())
         with file.open("rb") as opened:
-            found.update(opened.read(_SAMPLED))
-            opened.seek(size // 2)
-            found.update(opened.read(_SAMPLED))
+            for block in range(_BLOCKS + 1):
+                opened.seek(block * max(0, size - _BLOCK) // _BLOCKS)
+                found.update(opened.read(_BLOCK))
     return found.hexdigest()[:16]
 
 

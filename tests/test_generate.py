@@ -57,7 +57,7 @@ class TestOnePrompt:
         assert path.name.startswith("a-heron-over-a-lake_")
         assert read_video(path).shape == (5, 64, 96, 3)
         assert len({frame.tobytes() for frame in read_video(path)}) > 1
-        about = json.loads(path.with_suffix(".json").read_text())
+        about = json.loads(path.with_suffix(".mp4.json").read_text())
         assert (about["prompt"], about["seed"], about["frames"], about["fps"]) == ("A heron, over a lake!", 3, 5, 24.0)
         assert about["size"] == [96, 64]
         assert (about["anchor"]["steps"], about["anchor"]["solver"], about["anchor"]["guidance"]) == (2, "unipc", 5.0)
@@ -127,6 +127,8 @@ class TestACallThatWasStopped:
         anchors = {path: path.stat().st_mtime_ns for path in (made.out / "anchors").iterdir()}
         assert len(anchors) == (part != "stage I:")
         [path] = generate(call("prompt=a heron", "lossless=true"))
+        about = json.loads(path.with_suffix(".mkv.json").read_text())
+        assert set(about["seconds"]) == set(about["peak_memory_gb"]) == {"text", "anchor", "hires", "decode"}
         assert all(anchor.stat().st_mtime_ns == when for anchor, when in anchors.items())
         [undisturbed] = generate(call("prompt=a heron", "lossless=true", f"out={tmp_path / 'other'}"))
         assert np.array_equal(read_video(path), read_video(undisturbed))
@@ -136,6 +138,71 @@ class TestACallThatWasStopped:
         before = path.stat().st_mtime_ns
         assert generate(call("prompt=a heron"), stopping_at("")) == [path]
         assert path.stat().st_mtime_ns == before
+
+
+class TestTheNameOfAVideo:
+    @pytest.mark.parametrize(
+        "word",
+        ["text.negative_prompt=blurry", "anchor.sampling.num_steps=3", "sampling.num_steps=3", "injector=alpha_zero"],
+    )
+    def test_changes_with_what_is_made(self, call: Any, word: str) -> None:
+        assert call("prompt=a heron").prompts[0].name != call("prompt=a heron", word).prompts[0].name
+
+    def test_stays_for_another_rate_or_quality_and_the_video_is_made_again(self, call: Any) -> None:
+        first = call("prompt=a heron")
+        [path] = generate(first)
+        before = path.read_bytes()
+        again = call("prompt=a heron", "quality=40")
+        assert not again.is_done(again.prompts[0])
+        told: list[str] = []
+        assert generate(again, lambda what, share, within: told.append(what)) == [path]
+        assert "anchors: taken from file" in told
+        assert path.read_bytes() != before
+        assert json.loads(again.manifest(again.prompts[0]).read_text())["quality"] == 40
+
+
+class TestTwoCalls:
+    def test_do_not_make_the_same_video(self, call: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """What one call is at, another leaves to it, and makes the rest: one call for each GPU."""
+        (tmp_path / "p.txt").write_text("a fox\na heron\n")
+        one, both = call("prompt=a fox", "lossless=true"), call(f"prompts={tmp_path / 'p.txt'}", "lossless=true")
+        made: list[Path] = []
+
+        def meanwhile(what: str, share: float, within: float) -> None:
+            if what.startswith("stage II") and not made:
+                made.extend(generate(both))
+
+        [fox] = generate(one, meanwhile)
+        assert [path.name.split("_")[0] for path in made] == ["a-heron"]
+        assert "a-fox" in capsys.readouterr().err
+        assert fox.exists()
+
+
+class TestACheckpointThatDoesNotFit:
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [("a.safetensors", "not a whole .safetensors"), ("a.txt", "is not read"), ("a.pt", "would have to run code")],
+    )
+    def test_or_that_cannot_be_read_is_told_before_anything_is_made(
+        self, call: Any, tmp_path: Path, name: str, told: str
+    ) -> None:
+        (tmp_path / name).write_bytes(b"x" * 100)
+        with pytest.raises(ValueError, match=told):
+            call("prompt=a", f"hires={tmp_path / name}")
+
+    def test_is_told_by_its_shapes_alone(self, call: Any, pipeline: tuple[Path, Any]) -> None:
+        with pytest.raises(ValueError, match=r"diffusers layout.*injector"):
+            call("prompt=a", f"hires={pipeline[0] / 'transformer'}")
+
+    def test_to_finite_numbers_is_not_kept(self, call: Any, tmp_path: Path) -> None:
+        like = call("prompt=a heron").hires
+        net = load_network(Network(like.backbone, like.injector, "sdpa", False, 7), "random", None, "cpu")
+        torch.nn.init.constant_(net.dit.proj_out.bias, float("nan"))
+        save_file(net.state_dict(), tmp_path / "a.safetensors")
+        made = call("prompt=a heron", f"hires={tmp_path / 'a.safetensors'}")
+        with pytest.raises(ValueError, match=r"latents/a-heron.*'a heron' is not finite"):
+            generate(made)
+        assert not list((made.out / "latents").iterdir())
 
 
 class TestATrainingOfOurs:
@@ -155,9 +222,25 @@ class TestATrainingOfOurs:
         assert not made.hires.feeds_strides()
         [path] = generate(made)
         assert read_video(path).shape == (5, 64, 96, 3)
-        assert call(*words, "injector=gated").hires.config.choices["injector"] == "gated"
+        by_folder = call(f"hires={folder}", "prompt=a heron")
+        assert not by_folder.hires.feeds_strides()
         with pytest.raises(ValueError, match=r"not found.*injector\.gate"):
-            generate(call(*words, "injector=gated"))
+            call(*words, "injector=gated")
+
+    def test_keeps_each_stages_own_schedule(self, call: Any, tmp_path: Path) -> None:
+        """What stage II was trained with is nothing to stage I."""
+        sources = {}
+        for stage in ("anchor", "hires"):
+            folder = tmp_path / stage
+            like = call("prompt=a", "schedule.shift=6", "anchor.schedule.shift=3")
+            run = like.anchor if stage == "anchor" else like.hires
+            folder.mkdir()
+            write_config(run, folder)
+            net = load_network(Network(run.backbone, run.injector, "sdpa", False, 7), "random", None, "cpu")
+            save_file(net.state_dict(), folder / "ema.safetensors")
+            sources[stage] = f"{stage}={folder}"
+        made = call("prompt=a", *sources.values())
+        assert (made.anchor.schedule.shift, made.hires.schedule.shift) == (3.0, 6.0)
 
 
 class TestCachedAnchors:
@@ -173,8 +256,29 @@ class TestCachedAnchors:
         assert torch.equal(one, other)
 
     def test_that_are_not_there_are_told_by_prompt(self, call: Any, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"anchors_from=.*no anchor of 'a heron' with seed 0 \(1 of 1"):
+        with pytest.raises(ValueError, match=r"anchors_from=.*no anchor of 'a heron' with seed 0"):
             call("prompt=a heron", f"anchors_from={tmp_path}")
+
+    def test_of_another_size_or_more_than_one_are_refused(self, call: Any) -> None:
+        first = call("prompt=a heron")
+        generate(first)
+        with pytest.raises(ValueError, match=r"is \(1, 4, 2, 2, 4\), stage II is given \(1, 4, 3, 2, 4\) here"):
+            call("prompt=a heron", "frames=9", f"anchors_from={first.out}")
+        generate(call("prompt=a heron", "anchor.sampling.num_steps=3"))
+        with pytest.raises(ValueError, match=r"2 anchors \(a-heron_.*\) of 'a heron'"):
+            call("prompt=a heron", f"anchors_from={first.out}")
+
+    def test_are_a_video_of_their_own(self, call: Any, tmp_path: Path) -> None:
+        """Given other anchors, the same prompt in the same folder is another video, and says whose anchor it has."""
+        generate(call("prompt=a heron"))
+        other = call("prompt=a heron", "anchor.sampling.num_steps=3", f"out={tmp_path / 'other'}")
+        generate(other)
+        given = call("prompt=a heron", f"anchors_from={other.out}")
+        generate(given)
+        about = json.loads(given.manifest(given.prompts[0]).read_text())
+        assert about["anchor_from"] == str(other.anchor_file(other.prompts[0]))
+        one, same = (load_file(m.anchor_file(m.prompts[0]))["latent"] for m in (given, other))
+        assert torch.equal(one, same)
 
 
 WRONG = [
@@ -195,6 +299,11 @@ WRONG = [
     (("prompt=a", "hires=/nowhere.safetensors"), r"hires=/nowhere\.safetensors: no such file"),
     (("prompt=a", "hires=0123abcd"), r"hires=0123abcd: .* holds no finished training"),
     (("prompt=a", "injector=none"), r"injector=none: stage II is given an anchor"),
+    (("prompt=a", "trainer.weights=x"), r"trainer\.weights=x: here it is weights=DIR"),
+    (("prompt=a", "seed=-1"), r"seed=-1: a whole number from 0 to 4294967295"),
+    (("prompt=a", "text_device=gpu"), r"text_device=gpu: torch sees no CUDA device"),
+    (("prompt=a", "trainer.attention=sage"), r"trainer\.attention=sage: not to be had here.*sdpa"),
+    (("prompt=a", "trainer.attention=cudnn"), r"trainer\.attention=cudnn: not to be had here.*sdpa"),
     (("prompt=a", "trainer=gpu"), r"trainer=gpu: torch sees no CUDA device"),
     (("prompt=a", "sampling.num_stepz=3"), r"sampling\.num_stepz=3: .* did you mean sampling\.num_steps"),
     (("prompt=a", "anchor.sampling.timesteps=[900,500]"), r"sampling\.grid=wan"),
@@ -226,6 +335,13 @@ class TestAWrongCall:
     def test_with_a_prompt_that_is_too_long_is_told_before_a_network_loads(self, call: Any) -> None:
         with pytest.raises(ValueError, match=r"prompt 1 of 1 has 601 tokens, the encoder takes 512"):
             call(f"prompt={'a' * 600}")
+
+    def test_of_prompts_in_a_file_reads_what_editors_write(self, call: Any, tmp_path: Path) -> None:
+        (tmp_path / "p.txt").write_bytes("\ufeffa heron\r\n\r\nun héron\u2028deux\r\n".encode())
+        assert [p.text for p in call(f"prompts={tmp_path / 'p.txt'}").prompts] == ["a heron", "un héron\u2028deux"]
+        (tmp_path / "p.txt").write_bytes("un héron".encode("latin-1"))
+        with pytest.raises(ValueError, match=r"p\.txt: is not UTF-8"):
+            call(f"prompts={tmp_path / 'p.txt'}")
 
     def test_with_a_full_disk_leaves_nothing(self, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         made = call("prompt=a heron")

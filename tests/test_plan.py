@@ -110,7 +110,7 @@ class TestTheCommandLine:
             assert row in rows
         # whole numbers in whole cells: nothing is cut or wrapped
         peak = next(row for row in rows if row[:1] == ["peak"])
-        assert peak == ["peak", "11.7", "GB", "10.4", "GB", "36.4", "GB", "7.3", "GB"]
+        assert peak == ["peak", "11.7", "GB", "10.4", "GB", "36.4", "GB", "15.1", "GB"]
 
     def test_writes_the_same_as_json(self, tmp_path: Path) -> None:
         path = tmp_path / "deep" / "plan.json"

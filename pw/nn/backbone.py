@@ -112,10 +112,13 @@ class Backbone(nn.Module):
         return self
 
     def release(self) -> None:
-        """Take the hooks off: `dit` is the stock transformer again."""
+        """Take the hooks off, and forget the last anchor: `dit` is the stock transformer again."""
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
+        self._context.clear()
+        if self.injector is not None:
+            self.injector.forget()
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in backward instead of keeping its activations."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -67,24 +67,28 @@ _AUTHORS = {
 AUTHORS_GROUPS = 16  # of their GroupNorm; a state dict does not tell
 
 
-def read(path: str | Path, weights: Literal["ema", "online"] = "ema") -> dict[str, Tensor]:
+def read(
+    path: str | Path, weights: Literal["ema", "online"] = "ema", *, shapes_only: bool = False
+) -> dict[str, Tensor]:
     """The state dict at a path, as it names itself. On the CPU, mapped rather than read where the format allows.
 
     path     a `.safetensors` file, a folder of them (one file, or shards with their index; a snapshot with
              `transformer/`, one of our exports, one of our trainings), or a `.pt`, `.pth` or `.ckpt` of tensors
     weights  which of the two, where a checkpoint or training holds the EMA and the online weights
+    shapes_only  tensors on the meta device, from the headers of .safetensors alone: to see early whether they fit
 
     Raises ValueError for anything else: a file that is cut off, a shard that is missing, a pickle that needs code.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return _read_folder(path, weights)
+        return _read_folder(path, weights, shapes_only)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _read_safetensors(path, shapes_only)
     if path.suffix in PICKLES:
-        return _picked(_read_pickle(path), weights, path)
+        found = _picked(_read_pickle(path), weights, path)
+        return {key: value.to("meta") for key, value in found.items()} if shapes_only else found
     raise ValueError(
         f"{path}: {path.suffix or 'a file without suffix'} is not read; wants .safetensors, a folder of them, or "
         f"{', '.join(PICKLES)} with tensors only"
@@ -222,24 +226,25 @@ def _some(keys: Iterable[str]) -> str:
     return ", ".join(keys[:LISTED]) + (", …" if len(keys) > LISTED else "")
 
 
-def _read_folder(folder: Path, weights: str) -> dict[str, Tensor]:
+def _read_folder(folder: Path, weights: str, shapes_only: bool = False) -> dict[str, Tensor]:
     adapters = folder / "pixelwizard" / "adapters.safetensors"
     if adapters.exists():  # one of our exports
-        return {**_read_folder(folder / "transformer", weights), **_read_safetensors(adapters)}
+        stock = _read_folder(folder / "transformer", weights, shapes_only)
+        return {**stock, **_read_safetensors(adapters, shapes_only)}
     if (folder / f"{weights}.safetensors").exists():  # one of our trainings
-        return _read_safetensors(folder / f"{weights}.safetensors")
+        return _read_safetensors(folder / f"{weights}.safetensors", shapes_only)
     indices, files = sorted(folder.glob("*.safetensors.index.json")), sorted(folder.glob("*.safetensors"))
     if len(indices) == 1:
-        return _read_shards(indices[0])
+        return _read_shards(indices[0], shapes_only)
     if not indices and len(files) == 1:
-        return _read_safetensors(files[0])
+        return _read_safetensors(files[0], shapes_only)
     if not indices and not files and (folder / "transformer").is_dir():
-        return _read_folder(folder / "transformer", weights)
+        return _read_folder(folder / "transformer", weights, shapes_only)
     found = _some(path.name for path in [*indices, *files]) or "none"
     raise ValueError(f"{folder}: wants one .safetensors file, or shards with one index; there are: {found}")
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _read_shards(index: Path, shapes_only: bool = False) -> dict[str, Tensor]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
         shards = sorted(set(weight_map.values()))
@@ -248,15 +253,23 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     missing = [shard for shard in shards if not (index.parent / shard).exists()]
     if missing:
         raise ValueError(f"{index.parent}: {len(missing)} of {len(shards)} shards are missing: {_some(missing)}")
-    state = {key: value for shard in shards for key, value in _read_safetensors(index.parent / shard).items()}
+    state = {
+        key: value for shard in shards for key, value in _read_safetensors(index.parent / shard, shapes_only).items()
+    }
     lacking = sorted(weight_map.keys() - state.keys())
     if lacking:
         raise ValueError(f"{index.parent}: the shards lack {len(lacking)} keys of their index: {_some(lacking)}")
     return state
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:
     try:
+        if shapes_only:
+            with safe_open(path, "pt") as opened:
+                return {
+                    key: torch.empty(opened.get_slice(key).get_shape(), device="meta")
+                    for key in opened.keys()  # noqa: SIM118
+                }
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a whole .safetensors file ({error})") from error
@@ -287,9 +300,7 @@ def _picked(loaded: Any, weights: str, path: Path) -> dict[str, Tensor]:
     both = {"ema": "generator_ema", "online": "generator"}
     if loaded.keys() & set(both.values()):
         if both[weights] not in loaded:
-            raise ValueError(
-                f"{path}: has no {both[weights]}, only {_some(map(str, loaded))}; choose the other weights"
-            )
+            raise ValueError(f"{path}: has no {both[weights]}, only {_some(map(str, loaded))}")
         loaded = loaded[both[weights]]
     else:
         for name in ("model", "state_dict"):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from pw.nn import options
 from pw.nn.backbone import Backbone, wan_transformer
-from pw.nn.convert import authors_injector, layout, place, read, to_ours
+from pw.nn.convert import PICKLES, authors_injector, layout, place, read, to_ours
 
 KERNELS = {
     "sdpa": "native",
@@ -80,10 +82,61 @@ def pretrained(choice: options.Wan, weights: Path, dtype: torch.dtype) -> Any:
     return dit
 
 
+def check_checkpoint(run: Network, path: Path) -> None:
+    """That a checkpoint fits the network, from its names and shapes alone. Raises ValueError as loading it would."""
+    with torch.device("meta"):
+        net = Backbone(run.backbone, run.injector)
+    _place(run, net, read(path, _which(path), shapes_only=True), path)
+
+
+def check_kernel(run: Network, device: str) -> None:
+    """That attention can be computed as asked, by computing a little. Raises ValueError when it cannot."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+    if run.attention == "sdpa":
+        return
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    query = torch.ones(1, 64, 2, run.backbone.attention_head_dim, dtype=dtype, device=device)
+    try:
+        with torch.no_grad():
+            dispatch_attention_fn(query, query, query, backend=AttentionBackendName(KERNELS[run.attention]))
+    except Exception as error:  # whatever a kernel that is not for this machine raises
+        raise ValueError(
+            f"trainer.attention={run.attention}: not to be had here ({' '.join(str(error).split())[:200]}); "
+            "trainer.attention=sdpa always is"
+        ) from error
+
+
+def _which(path: Path) -> Literal["ema", "online"]:
+    """`ema`, but of an authors' checkpoint that was saved before its EMA began: `online`, and it is said."""
+    if path.is_dir() or path.suffix not in PICKLES:
+        return "ema"
+    try:
+        read(path, "ema", shapes_only=True)
+    except ValueError as error:
+        if "has no generator_ema" not in str(error):
+            raise
+        logging.getLogger("pw").warning("%s: has no generator_ema, taking generator", path)
+        return "online"
+    return "ema"
+
+
 def _from_checkpoint(run: Network, path: Path) -> Backbone:
     from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
-    state = read(path)
+    with torch.device("meta"):  # 20 GB that would be drawn only to be thrown away
+        dit = wan_transformer(run.backbone)
+    net = Backbone(run.backbone, run.injector, dit)
+    found = _place(run, net, read(path, _which(path)), path)
+    if found == "authors" and net.injector is not None:
+        net.injector.token_norm.eps = 1e-6  # theirs; a state dict does not say
+    choice = run.backbone
+    dit.rope = WanRotaryPosEmbed(choice.attention_head_dim, choice.patch_size, choice.rope_max_seq_len)
+    return net
+
+
+def _place(run: Network, net: Backbone, state: dict[str, Tensor], path: Path) -> str:
+    """Put a checkpoint's state into a network; the layout it had."""
     found = layout(state)
     ours = to_ours(state, found)
     if found == "authors" and run.injector is not None:
@@ -93,18 +146,11 @@ def _from_checkpoint(run: Network, path: Path) -> Backbone:
                 f"{path} is a checkpoint of the authors: set injector=gated_channelwise "
                 f"injector.blocks={list(wanted.blocks)} injector.hidden={wanted.hidden} injector.groups={wanted.groups}"
             )
-    with torch.device("meta"):  # 20 GB that would be drawn only to be thrown away
-        dit = wan_transformer(run.backbone)
-    net = Backbone(run.backbone, run.injector, dit)
     try:
         place(net, ours, adapters_optional=run.injector is None, assign=True)
     except ValueError as error:
         raise ValueError(f"{path} ({found} layout): {error}") from error
-    if found == "authors" and net.injector is not None:
-        net.injector.token_norm.eps = 1e-6  # theirs; a state dict does not say
-    choice = run.backbone
-    dit.rope = WanRotaryPosEmbed(choice.attention_head_dim, choice.patch_size, choice.rope_max_seq_len)
-    return net
+    return found
 
 
 def _use_kernel(net: Backbone, name: str) -> None:

@@ -31,16 +31,19 @@ class TextEncoder:
         self._tokenizer: Any = None
         self._encoder: Any = None
 
-    def check(self, prompts: Sequence[str]) -> None:
-        """Raises ValueError naming a prompt that is empty or longer than `tokens`, before anything is encoded."""
+    def check(self, prompts: Sequence[str], key: str = "") -> None:
+        """Raises ValueError naming a prompt that is longer than `tokens`, before anything is encoded.
+
+        key  what the prompt is called; else it is counted, and must not be empty
+        """
         for number, prompt in enumerate(prompts, start=1):
-            if not prompt.strip():
-                raise ValueError(f"prompt {number} of {len(prompts)} is empty: describe what is to be seen")
+            name = key or f"prompt {number} of {len(prompts)}"
+            if not prompt.strip() and not key:
+                raise ValueError(f"{name} is empty: describe what is to be seen")
             length = len(self._tokens(prompt))
             if length > self.tokens:
                 raise ValueError(
-                    f"prompt {number} of {len(prompts)} has {length} tokens, the encoder takes {self.tokens}; "
-                    f"shorten it: {prompt[:60]!r}…"
+                    f"{name} has {length} tokens, the encoder takes {self.tokens}; shorten it: {prompt[:60]!r}…"
                 )
 
     def encode(self, prompt: str) -> Tensor:

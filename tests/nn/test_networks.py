@@ -21,7 +21,7 @@ from pw.weights import fingerprint, overrides_of
 
 @pytest.fixture(scope="module")
 def small(pipeline: tuple[Path, Any]) -> Network:
-    run = build(["scale=tiny", "codec=wan_vae", "scale.frames=5", "scale.height=64", "scale.width=64",
+    run = build(["scale=tiny", "codec=wan_vae", "start=none", "scale.frames=5", "scale.height=64", "scale.width=64",
                  "scale.anchor_height=32", "scale.anchor_width=32", *overrides_of(pipeline[0])])  # fmt: skip
     return Network(run.backbone, run.injector, "sdpa", False, 0)
 
