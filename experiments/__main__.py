@@ -19,7 +19,7 @@ from experiments import load, names
 from experiments._plan import Plan, make_plan, parse
 from experiments._runner import FORK_SECONDS, Job, Pool, all_jobs, remove_results
 from pw.config import ConfigError
-from pw.train import OUTPUTS
+from pw.train import OUTPUTS, check_data, check_device, check_weights
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -79,6 +79,14 @@ def run(plan: Plan) -> int:
         return 0
     began = time.perf_counter()
     if todo:
+        try:
+            for arm in plan.arms:
+                check_data(arm.first)
+                check_weights(arm.first)
+                check_device(arm.first)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         outputs.mkdir(parents=True, exist_ok=True)
         threading.Thread(target=_import_for_the_table, args=(plan.options.mlflow,), daemon=True).start()
         try:

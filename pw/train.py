@@ -22,6 +22,7 @@ from typing import Any
 
 from pw.build import Run, build
 from pw.config import ROOT, ConfigError
+from pw.data import NO_DATA, Unset
 from pw.nn import options
 from pw.provenance import provenance
 from pw.weights import check, locate
@@ -343,11 +344,19 @@ def check_device(run: Run) -> None:
             raise ConfigError("trainer=gpu: torch sees no CUDA device here; set trainer=cpu")
 
 
+def check_data(run: Run) -> None:
+    """Raises ConfigError when there is nothing to train on."""
+    if isinstance(run.source, Unset):
+        raise ConfigError(NO_DATA)
+
+
 def command_line(arguments: list[str]) -> tuple[Run, Path, int | None]:
     """(run, outputs, evaluation seed) of a command: overrides, `outputs=`, `evaluation_seed=`. Raises ConfigError."""
     own = {k: v for k, _, v in (word.partition("=") for word in arguments) if k in ("outputs", "evaluation_seed")}
     run = build([word for word in arguments if word.partition("=")[0] not in own])
     training_folder(run)  # composes the runs it needs, too
+    if not is_trained(run, Path(own.get("outputs", OUTPUTS)).expanduser()):
+        check_data(run)
     check_device(run)
     seed = own.get("evaluation_seed")
     if seed is not None and not seed.isdecimal():

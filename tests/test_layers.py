@@ -106,7 +106,7 @@ LAYERS = {
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
     ),
     "benchmarks": ("benchmarks", "pw.video", "pw.types"),
-    "pw/train.py": ("pw.build", "pw.config", "pw.provenance", "pw.stages", "pw.weights", "pw.nn"),
+    "pw/train.py": ("pw.build", "pw.config", "pw.provenance", "pw.stages", "pw.weights", "pw.nn", "pw.data"),
     "pw/sample.py": (
         *("pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
@@ -119,7 +119,7 @@ LAYERS = {
     ),
     "pw/generate.py": (
         *("pw.generate", "pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
-        *("pw.plan", "pw.cost", "pw.data", "pw.nn", "pw.video"),
+        *("pw.plan", "pw.cost", "pw.data", "pw.method", "pw.nn", "pw.video"),
     ),
     "pw/latents.py": (
         *("pw.latents", "pw.build", "pw.config", "pw.train", "pw.weights"),

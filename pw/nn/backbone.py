@@ -90,7 +90,8 @@ class Backbone(nn.Module):
         wants_anchor = self.adds_anchor or self.injector is not None
         if wants_anchor != (anchor is not None):
             raise ValueError(f"the network {'needs an' if wants_anchor else 'has no injector for the'} anchor")
-        context: dict[str, Any] = {"stride": self.stride_embedding(stride)}
+        with torch.autocast(state.device.type, enabled=False):  # as Wan's own timestep embedding, fp32
+            context: dict[str, Any] = {"stride": self.stride_embedding(stride)}
         if self.adds_anchor and anchor is not None:
             state = state + resize_frames(anchor, (state.shape[-2], state.shape[-1]))
         if self.injector is not None and anchor is not None:
@@ -129,6 +130,10 @@ class Backbone(nn.Module):
         self.dit.requires_grad_(which == "all")
 
     def _add_stride(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(output.device.type):
+            # bf16 would round the sinusoid of a timestep to three digits; Wan trains this embedding in fp32
+            with torch.autocast(output.device.type, enabled=False):
+                output = module.forward(args[0].float())
         return output + self._context["stride"].to(output.dtype)
 
     def _inject(self, block: nn.Module, args: tuple) -> tuple:

@@ -87,7 +87,9 @@ class AnchorGuidedInjector(nn.Module):
     def forward(self, anchor: Tensor, grid: tuple[int, int], timestep: Tensor, stride: Tensor) -> dict[int, Tensor]:
         """anchor latent [B, C, F, h, w], token grid (rows, columns) -> {block: [B, L, D] to add to its input}."""
         z = self.refined(anchor, grid)
-        z = z * (1 + self.gate(timestep, stride).to(z.dtype))[:, None]
+        with torch.autocast(z.device.type, enabled=False):
+            gain = 1 + self.gate(timestep, stride)
+        z = z * gain.to(z.dtype)[:, None]
         return {int(block): linear(z) for block, linear in self.out.items()}
 
     def refined(self, anchor: Tensor, grid: tuple[int, int]) -> Tensor:

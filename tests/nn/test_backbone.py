@@ -300,3 +300,18 @@ def test_the_spatial_patch_sets_the_token_grid_the_anchor_is_resized_to():
     out = net(**given)
     assert out.shape == given["state"].shape
     assert (net(**given | {"anchor": -given["anchor"]}) - out).abs().max() > 1e-3
+
+
+def test_embeddings_of_timestep_and_stride_stay_fp32_under_autocast():
+    """bf16 would tell 942 from 943 by rounding; Wan trains these in fp32."""
+    net = backbone(GATED, awake=True)
+    found: dict[bool, list[torch.Tensor]] = {False: [], True: []}
+    for lowered, kept in found.items():
+        handle = net.dit.condition_embedder.time_embedder.register_forward_hook(
+            lambda m, a, o, kept=kept: kept.append(o)
+        )
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            net(**inputs())
+        handle.remove()
+    assert found[True][0].dtype == torch.float32
+    assert torch.equal(found[False][0], found[True][0])
