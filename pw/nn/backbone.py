@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pw.nn import options
-from pw.nn.embed import StrideEmbedding
+from pw.nn.embed import StrideEmbedding, is_lowered, unlowered
 from pw.nn.injector import AnchorGuidedInjector, resize_frames
 
 
@@ -90,7 +90,7 @@ class Backbone(nn.Module):
         wants_anchor = self.adds_anchor or self.injector is not None
         if wants_anchor != (anchor is not None):
             raise ValueError(f"the network {'needs an' if wants_anchor else 'has no injector for the'} anchor")
-        with torch.autocast(state.device.type, enabled=False):  # as Wan's own timestep embedding, fp32
+        with unlowered(state.device):
             context: dict[str, Any] = {"stride": self.stride_embedding(stride)}
         if self.adds_anchor and anchor is not None:
             state = state + resize_frames(anchor, (state.shape[-2], state.shape[-1]))
@@ -130,9 +130,8 @@ class Backbone(nn.Module):
         self.dit.requires_grad_(which == "all")
 
     def _add_stride(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(output.device.type):
-            # bf16 would round the sinusoid of a timestep to three digits; Wan trains this embedding in fp32
-            with torch.autocast(output.device.type, enabled=False):
+        if is_lowered(output.device):  # Wan trains this embedding in fp32
+            with unlowered(output.device):
                 output = module.forward(args[0].float())
         return output + self._context["stride"].to(output.dtype)
 

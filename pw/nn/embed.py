@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 SINUSOID = 256  # channels of every sinusoidal embedding, as Wan's freq_dim
+
+
+def is_lowered(device: torch.device) -> bool:
+    """Whether autocast is on where the device computes; never on the meta device, which autocast does not know."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def unlowered(device: torch.device) -> AbstractContextManager[Any]:
+    """Without autocast: a timestep's or stride's sinusoid has more digits than bf16."""
+    return torch.autocast(device.type, enabled=False) if is_lowered(device) else nullcontext()
 
 
 def sinusoid(position: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pw.nn import options
-from pw.nn.embed import mlp_head, sinusoid
+from pw.nn.embed import is_lowered, mlp_head, sinusoid, unlowered
 
 
 def resize_frames(latent: Tensor, size: tuple[int, int]) -> Tensor:
@@ -87,7 +87,7 @@ class AnchorGuidedInjector(nn.Module):
     def forward(self, anchor: Tensor, grid: tuple[int, int], timestep: Tensor, stride: Tensor) -> dict[int, Tensor]:
         """anchor latent [B, C, F, h, w], token grid (rows, columns) -> {block: [B, L, D] to add to its input}."""
         z = self.refined(anchor, grid)
-        with torch.autocast(z.device.type, enabled=False):
+        with unlowered(z.device):
             gain = 1 + self.gate(timestep, stride)
         z = z * gain.to(z.dtype)[:, None]
         return {int(block): linear(z) for block, linear in self.out.items()}
@@ -98,7 +98,7 @@ class AnchorGuidedInjector(nn.Module):
         if torch.is_grad_enabled() or anchor.is_inference():
             self._kept = None
             return self._refine(anchor, grid)
-        key = (grid, torch.is_autocast_enabled(anchor.device.type), anchor._version)
+        key = (grid, is_lowered(anchor.device), anchor._version)
         key += tuple(parameter._version for parameter in self.parameters())
         if self._kept is None or self._kept[0] is not anchor or self._kept[1] != key:
             self._kept = (anchor, key, self._refine(anchor, grid))
