@@ -50,8 +50,7 @@ def load_network(run: Network, source: str, weights: Path | None, device: str) -
     else:
         net = _from_checkpoint(run, Path(source))
     net.lower(dtype).eval().requires_grad_(False).to(device)
-    if run.attention != "sdpa":
-        _use_kernel(net, run.attention)
+    use_kernel(net, run.attention)
     if run.compile:
         net.dit.compile_repeated_blocks()
     return net
@@ -153,7 +152,8 @@ def _place(run: Network, net: Backbone, state: dict[str, Tensor], path: Path) ->
     return found
 
 
-def _use_kernel(net: Backbone, name: str) -> None:
+def use_kernel(net: Backbone, name: str) -> None:
+    """Compute attention with the kernel of a name. Raises ValueError when it is not to be had."""
     try:
         net.dit.set_attention_backend(KERNELS[name])
     except (ImportError, RuntimeError, ValueError) as error:

@@ -1,0 +1,47 @@
+"""pw.bench: it measures on whatever machine there is, and says what it measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pw.bench import main
+
+SMALL = (
+    *("scales=proxy", "trainer=cpu", "scale.frames=5", "scale.height=64", "scale.width=64"),
+    *("scale.anchor_height=32", "scale.anchor_width=32", "scale.norm_groups=4", "backbone.num_layers=2"),
+    *("backbone.num_attention_heads=2", "backbone.attention_head_dim=16", "backbone.ffn_dim=32", "backbone.text_dim=8"),
+)
+
+
+def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path: Path, capsys) -> None:
+    assert main([*SMALL, "kernels=sdpa,sage", "stock_steps=2", "stock_of=7", f"out={tmp_path / 'bench.json'}"]) == 0
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["kernels"]["sdpa"] > 0
+    assert "not to be had here" in found["kernels"]["sage"]
+    [measured] = found["measured"]
+    assert (measured["scale"], measured["steps"], measured["evaluations"]) == ("proxy", 4, 8)
+    assert measured["attention"] == "sdpa"
+    assert len(measured["stock"]["step_seconds"]) == 2
+    assert measured["stock"]["seconds"] == pytest.approx(7 * measured["stock"]["step_seconds"][1], rel=0.01)
+    assert measured["stock"]["steps"] == 7
+    assert measured["speed_up"] == pytest.approx(measured["stock"]["seconds"] / measured["seconds"], rel=0.01)
+    assert {"git_commit", "device", "torch"} <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["what=nothing"], "what=nothing: there is generate"),
+        (["stock_steps=0"], "stock_steps=0: a whole number from 1"),
+        (["scales=tiny"], "scale=tiny: the bench is of a scale with text"),
+        (["scales=8k"], "scale=8k: scale is one of"),
+        ([*SMALL, "kernels=fast"], "kernels=fast: fast is not one of cudnn, flash, flash3, sage, sdpa"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_wrong_call_is_told_what_would_do(words: list[str], told: str, capsys) -> None:
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
