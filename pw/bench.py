@@ -139,7 +139,7 @@ def measure_generation(run: Run, stock_steps: int, stock_of: int) -> dict[str, A
         "stock": {
             "step_seconds": [round(s, 4) for s in took],
             "steps": stock_of,
-            "seconds": round(step * stock_of, 3),
+            "seconds": round(step * stock_of, 4),
             "peak_gb": None if stock_peak is None else round(stock_peak, 2),
         },
         "speed_up": round(step * stock_of / seconds, 2),

@@ -25,9 +25,9 @@ def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path:
     assert (measured["scale"], measured["steps"], measured["evaluations"]) == ("proxy", 4, 8)
     assert measured["attention"] == "sdpa"
     assert len(measured["stock"]["step_seconds"]) == 2
-    assert measured["stock"]["seconds"] == pytest.approx(7 * measured["stock"]["step_seconds"][1], rel=0.01)
+    assert measured["stock"]["seconds"] == pytest.approx(7 * measured["stock"]["step_seconds"][1], rel=0.02)
     assert measured["stock"]["steps"] == 7
-    assert measured["speed_up"] == pytest.approx(measured["stock"]["seconds"] / measured["seconds"], rel=0.01)
+    assert measured["speed_up"] == pytest.approx(measured["stock"]["seconds"] / measured["seconds"], rel=0.02)
     assert {"git_commit", "device", "torch"} <= found.keys()
 
 
