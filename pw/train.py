@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -22,6 +23,7 @@ from typing import Any
 
 from pw.build import Run, build
 from pw.config import ROOT, ConfigError
+from pw.cost import parameters, trained_parameters, training_cost
 from pw.data import NO_DATA, Unset
 from pw.nn import options
 from pw.provenance import provenance
@@ -93,6 +95,7 @@ def _train(run: Run, folder: Path, start: str | None, weights: Path | None, prog
 
     quiet()
     check_device(run)
+    check_disk(run, folder)
     write_config(run, folder)
     module = stage_module(run, start, weights if run.departs_from_wan else None)
     trainer = L.Trainer(
@@ -163,6 +166,8 @@ def written_overrides(folder: Path) -> list[str]:
 def training_flops(run: Run, module: Any) -> float:
     """Floating-point operations of the whole training: a counted forward, times 3 for an update with gradient, plus
     2 more forwards for the targets of a consistency update. Backward is taken as two forwards, as is usual."""
+    if run.text is not None:  # a counted forward in fp32 could run out of memory, at the end of a week
+        return training_cost(run).flops
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -342,6 +347,21 @@ def check_device(run: Run) -> None:
 
         if not torch.cuda.is_available():
             raise ConfigError("trainer=gpu: torch sees no CUDA device here; set trainer=cpu")
+
+
+def check_disk(run: Run, folder: Path) -> None:
+    """Raises ConfigError when checkpoints (two kept, a third being written) and the two exports cannot fit."""
+    kept, trained = parameters(run.backbone, run.injector), trained_parameters(run)
+    network = 4 * kept  # fp32
+    checkpoint = 2 * network + 8 * trained
+    need = 2 * network + (3 * checkpoint if run.train.updates > run.train.checkpoint_every else 0)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise ConfigError(
+            f"{folder}: {need / 1e9:.0f} GB are needed for checkpoints and weights, {free / 1e9:.0f} GB are free; free "
+            "some, or set outputs=DIR elsewhere"
+        )
 
 
 def check_data(run: Run) -> None:

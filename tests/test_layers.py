@@ -106,7 +106,9 @@ LAYERS = {
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
     ),
     "benchmarks": ("benchmarks", "pw.video", "pw.types"),
-    "pw/train.py": ("pw.build", "pw.config", "pw.provenance", "pw.stages", "pw.weights", "pw.nn", "pw.data"),
+    "pw/train.py": (
+        *("pw.build", "pw.config", "pw.cost", "pw.provenance", "pw.stages", "pw.weights", "pw.nn", "pw.data"),
+    ),
     "pw/sample.py": (
         *("pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),

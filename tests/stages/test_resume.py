@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from pw.build import Run
-from pw.config import ROOT
+from pw.config import ROOT, ConfigError
 from pw.train import is_trained, train, training_folder
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
@@ -153,3 +154,11 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_update(micro
         train(run, tmp_path)
     assert not is_trained(run, tmp_path)
     assert not list(training_folder(run, tmp_path).glob("checkpoints/*"))  # nothing that is not finite is kept
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_told_before_training(micro, tmp_path: Path, monkeypatch):
+    """Three checkpoints at once (the third is being written) and two exports: 5e9 parameters are 280 GB."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1_000_000))
+    with pytest.raises(ConfigError, match=r"GB are needed for checkpoints and weights, 0 GB are free"):
+        train(micro("objective=flow"), tmp_path)
+    assert not (training_folder(micro("objective=flow"), tmp_path) / "config.yaml").exists()
