@@ -19,6 +19,7 @@ from experiments import load, names
 from experiments._plan import Plan, make_plan, parse
 from experiments._runner import FORK_SECONDS, Job, Pool, all_jobs, remove_results
 from pw.config import ConfigError
+from pw.sample import check_sampling
 from pw.train import OUTPUTS, check_data, check_device, check_weights
 
 
@@ -84,6 +85,7 @@ def run(plan: Plan) -> int:
                 check_data(arm.first)
                 check_weights(arm.first)
                 check_device(arm.first)
+                check_sampling(arm.first)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

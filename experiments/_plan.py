@@ -207,6 +207,13 @@ def _arm(ablation: Ablation, options: Options, name: str, value: Any, above: str
         runs = {seed: run.with_seed(seed, 1000 + seed if options.vary_start else None) for seed in options.seeds}
     except ConfigError as error:
         raise ConfigError(f"arm {label}: {error}") from error
+    tuned = [o for o in (*ablation.fixed.split(), *ablation.arms[name].split()) if o.startswith("optimizer.")]
+    given = {override_key(o) for o in options.overrides}
+    if run.departs_from_wan and (left := [o for o in tuned if override_key(o) not in given]):
+        raise ConfigError(
+            f"arm {label}: {' '.join(left)} is fixed for the tiny scale; at scale={run.scale.name} give your own, e.g. "
+            f'args="… optimizer.lr=1e-5 optimizer.final_lr=1"'
+        )
     keys = [*ablation.varies, *([ablation.across[0]] if ablation.across else [])]
     return Arm(label, runs, {key: run.config.label(key) for key in keys}, above, name)
 

@@ -13,7 +13,8 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pw import settings
@@ -120,7 +121,9 @@ class Run:
         kept["start"] = self.start_run.training_signature if self.start_run else None
         kept["clips"] = self.source.fingerprint()
         if self.departs_from_wan:
-            kept["weights"] = _transformer_fingerprint(self.trainer.weights)
+            kept["weights"] = _weights_fingerprint(self.trainer.weights, "transformer")
+        if self.text is not None and self.config.choices["data"] == "shards":  # encoded as they are read
+            kept["encoders"] = [_weights_fingerprint(self.trainer.weights, part) for part in ("vae", "text_encoder")]
         return digest(kept)
 
     @cached_property
@@ -142,6 +145,10 @@ class Run:
             **{key: self._values[key] for key in ("solver", "guidance")},
             "anchors": _as_read(self.config["anchors"]["degradation"], self.anchor_degradation),
         }
+        if self.text is not None:
+            kept["negative_prompt"] = self.text.negative_prompt
+            kept["weights"] = [_weights_fingerprint(self.trainer.weights, part) for part in ("vae", "text_encoder")]
+            kept["attention"] = self.trainer.attention == "sage"  # the one that is not exact
         return digest(kept)
 
     def evaluation_signature(self, evaluation_seed: int) -> str:
@@ -153,6 +160,7 @@ class Run:
                 "clips": self.source.fingerprint(),
                 "count": self.sampling.count,
                 "seed": evaluation_seed,
+                **({"held_out": held_out()} if (held_out := getattr(self.source, "held_out", None)) else {}),
             }
         )
 
@@ -196,13 +204,18 @@ def _as_read(node: Any, part: Any) -> Any:
     }
 
 
-def _transformer_fingerprint(weights: str | None) -> str | None:
-    """Names Wan's transformer; None without weights: a run can be planned, but not trained, before they are there."""
+def _weights_fingerprint(weights: str | None, part: str) -> str | None:
+    """Names a part of Wan's weights; None without: a run can be planned, but not trained, before they are there."""
     try:
         folder = locate(weights)
     except WeightsError:
         return None
-    return fingerprint(folder / "transformer")
+    return _fingerprint(folder / part) if (folder / part).is_dir() else None
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(folder: Path) -> str:
+    return fingerprint(folder)
 
 
 def _inherits(inherit: set[str], key: str) -> bool:
@@ -380,6 +393,12 @@ def _cross_check(run: Run) -> None:
         raise ConfigError(
             f"start={run.config.choices['start']}: a recipe of the tiny scale; with codec=wan_vae a training departs "
             "from Wan's own weights: start=none"
+        )
+    recipe = run.anchor_recipe
+    if isinstance(run.codec, options.WanVAE) and recipe and any(o.startswith("optimizer.") for o in recipe.overrides):
+        raise ConfigError(
+            f"anchors=generated: trains stage I by a recipe of the tiny scale ({' '.join(recipe.overrides)}); with "
+            "codec=wan_vae set anchors.stage.overrides=[stage=anchor] anchors.stage.updates=0 (Wan's own), or your own"
         )
     if run.start.name == "none" and run.train.updates == 0 and not run.departs_from_wan:
         raise ConfigError("train.updates=0: with start=none there would be only random weights")

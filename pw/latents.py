@@ -472,12 +472,15 @@ def _assemble(encoding: Encoding, shard: Shard, work: Path) -> None:
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file({name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}, partial)
         os.replace(partial, path)
+    except SafetensorError as error:  # a full disk
+        raise OSError(f"{path}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
 

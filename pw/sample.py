@@ -110,6 +110,8 @@ def sample(
     seed = run.seed if seed is None else seed
     limit = run.sampling.count if limit is None else limit
     folder = sample_folder(run, outputs, seed)
+    if not is_sampled(run, limit, outputs, seed):
+        check_sampling(run)
     train(run, outputs)
     write_reference(run, outputs, seed)
     if run.anchor_run is not None:
@@ -210,6 +212,31 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
         keys = [*missing, *unexpected]
         raise ValueError(f"{path} is of another signature: {len(keys)} keys do not fit, e.g. {keys[0]}")
     return module.eval().to(device)
+
+
+def check_sampling(run: Run) -> None:
+    """That a run can be sampled, before it is trained: Wan's encoders, held-out clips, memory for those.
+
+    Raises ValueError (WeightsError) saying what is missing.
+    """
+    import psutil
+
+    from pw.weights import check, locate
+
+    if run.text is None:
+        return
+    from pw.data.latents import LatentClips
+
+    check(locate(run.trainer.weights), ("vae", "text_encoder", "tokenizer"))
+    if isinstance(run.source, LatentClips):
+        run.source.check_evaluation(run.sampling.count)
+    clip = 12 * run.scale.frames * run.scale.height * run.scale.width  # fp32
+    need, there = 3 * run.sampling.count * clip, psutil.virtual_memory().available  # two sets, and one as it is stacked
+    if need > there:
+        raise ConfigError(
+            f"sampling.count={run.sampling.count}: evaluation clips of scale={run.scale.name} take {need / 1e9:.0f} GB "
+            f"of memory, {there / 1e9:.0f} are free; sampling.count={there // (3 * clip)} would do"
+        )
 
 
 def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> tuple[Tensor, Tensor] | None:

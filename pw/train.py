@@ -91,6 +91,7 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
 def _train(run: Run, folder: Path, start: str | None, weights: Path | None, progress: Progress | None) -> None:
     import lightning.pytorch as L
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     quiet()
@@ -122,7 +123,10 @@ def _train(run: Run, folder: Path, start: str | None, weights: Path | None, prog
         net = module.net if name == "online" else module.ema
         state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
         partial = folder / f".{name}.partial"
-        save_file(state, partial)
+        try:
+            save_file(state, partial)
+        except SafetensorError as error:  # a full disk
+            raise OSError(f"{partial}: {error}") from error
         os.replace(partial, folder / f"{name}.safetensors")
     write_json(
         folder / "done.json",
@@ -196,7 +200,7 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
         if not path.exists():
             continue
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             found = checkpoint["pw_signature"]
             if found != folder.name:
                 raise ConfigError(f"{path} is a checkpoint of signature {found}, not {folder.name}; remove it")
@@ -404,7 +408,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         print(train(run, outputs, progress))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 
+from experiments._plan import make_plan
+from experiments._plan import parse as parse_ablation
 from pw.build import Run, build
 from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit
@@ -478,6 +480,41 @@ class TestAnAblationAtWansScale:
         assert texts is not None
         assert not torch.equal(texts[0][0], texts[0][1])
         assert torch.equal(texts[1][0], texts[1][1])
+
+    def test_is_told_before_training_what_sampling_will_need(
+        self, pipeline: tuple[Path, Any], called: Callable[..., Encoding], tmp_path: Path
+    ) -> None:
+        encoding = called(tmp_path / "l")
+        encode(encoding)
+        words = [*SMALL, *TRAINING, f"data.urls={encoding.folder}"]
+        bare = tmp_path / "weights"
+        shutil.copytree(pipeline[0] / "transformer", bare / "transformer")
+        run = build([*words, f"trainer.weights={bare}"])
+        with pytest.raises(ValueError, match=r"text_encoder/config\.json"):
+            sample(run, tmp_path / "outputs")
+        run = build([*words, f"trainer.weights={pipeline[0]}", "sampling.count=2"])
+        with pytest.raises(
+            ValueError, match=r"sampling\.count=2: .* has 2 held-out clips .*sampling\.count=1 would do"
+        ):
+            sample(run, tmp_path / "outputs")
+        assert not (tmp_path / "outputs").exists()
+
+    @pytest.mark.parametrize("change", ["text.negative_prompt=blurry", "trainer.attention=sage"])
+    def test_samples_anew_what_changes_its_clips(self, pipeline: tuple[Path, Any], encoded: Path, change: str) -> None:
+        words = [*SMALL, *TRAINING, f"data.urls={encoded}", f"trainer.weights={pipeline[0]}"]
+        one, other = build(words), build([*words, change])
+        assert one.training_signature == other.training_signature
+        assert one.signature != other.signature
+
+    def test_has_no_use_for_what_was_tuned_at_the_tiny_scale(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"anchors=generated: .*recipe of the tiny scale.*anchors\.stage\.updates=0"
+        ):
+            build(["scale=proxy", "anchors=generated"])
+        options = parse_ablation(["name=anchor_tuning", "scale=proxy"])
+        with pytest.raises(ValueError, match=r"optimizer\.lr=1e-3 .*fixed for the tiny scale; .*optimizer\.lr=1e-5"):
+            make_plan(options)
+        make_plan(parse_ablation(["name=anchor_tuning", "scale=proxy", "optimizer.lr=1e-5", "optimizer.final_lr=1"]))
 
     def test_has_no_use_for_the_tiny_scales_starts(self) -> None:
         with pytest.raises(ValueError, match=r"start=hires: a recipe of the tiny scale.*start=none"):

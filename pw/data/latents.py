@@ -144,6 +144,31 @@ class LatentClips:
         chosen = int(torch.randint(len(found["anchors"]), (), generator=seeded(seed, position)))
         return found["latent"].float(), found["anchors"][chosen].float(), _padded(found["text"], self.text_tokens)
 
+    def held_out(self) -> str:
+        """Sixteen hex digits of the clips that evaluation takes; of none where the videos are gone."""
+        try:
+            index = ShardIndex(self._about["urls"], "val")
+        except ValueError:
+            return "none"
+        return shard_digest(*((sample.key, str(sample.shape)) for sample in index.samples))
+
+    def check_evaluation(self, count: int) -> None:
+        """That there are clips enough for two sets of `count`, by their sizes alone. Raises ValueError otherwise."""
+        videos, scale = self._about["urls"], self._about["encoded"]["scale"]
+        try:
+            index = ShardIndex(videos, "val")
+        except ValueError as error:
+            raise ValueError(
+                f"data.urls={self.urls}: evaluation clips are the val shards of the videos in {videos}, and those "
+                f"cannot be read ({error}); put them back there"
+            ) from error
+        there = len(_Fitted(index, (scale["frames"], scale["height"], scale["width"])))
+        if there < 2 * count:
+            raise ValueError(
+                f"sampling.count={count}: {videos} has {there} held-out clips that do, for two sets; "
+                f"sampling.count={there // 2} would do, or more or longer videos"
+            )
+
     def evaluation(self, count: int, seed: int) -> Evaluation:
         """Two sets of `count` held-out clips in pixels, float32 [N, 3, F, H, W] in [-1, 1], with no clip in both.
 

@@ -101,7 +101,8 @@ class Stage(L.LightningModule, ABC):
         # fp32 also under bf16: these are the weights that updates of 1e-5 are added to
         dit = None if self.weights is None else pretrained(self.run.backbone, self.weights, torch.float32)
         torch.manual_seed(self.run.seed)
-        self.net = Backbone(self.run.backbone, self.run.injector, dit)
+        with torch.device("cpu"):  # where Lightning would have it drawn on a GPU: the same start everywhere
+            self.net = Backbone(self.run.backbone, self.run.injector, dit)
         if self.start is not None:
             load_start(self.net, self.start)
         self.net.trainable(self.run.train.trainable)
