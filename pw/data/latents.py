@@ -152,8 +152,8 @@ class LatentClips:
             return "none"
         return shard_digest(*((sample.key, str(sample.shape)) for sample in index.samples))
 
-    def check_evaluation(self, count: int) -> None:
-        """That there are clips enough for two sets of `count`, by their sizes alone. Raises ValueError otherwise."""
+    def _pool(self) -> _Fitted:
+        """The held-out clips that are large enough. Raises ValueError when their shards are gone."""
         videos, scale = self._about["urls"], self._about["encoded"]["scale"]
         try:
             index = ShardIndex(videos, "val")
@@ -162,10 +162,16 @@ class LatentClips:
                 f"data.urls={self.urls}: evaluation clips are the val shards of the videos in {videos}, and those "
                 f"cannot be read ({error}); put them back there"
             ) from error
-        there = len(_Fitted(index, (scale["frames"], scale["height"], scale["width"])))
+        return _Fitted(index, (scale["frames"], scale["height"], scale["width"]))
+
+    def check_evaluation(self, count: int) -> None:
+        """That there are clips enough for two sets of `count`, by their sizes alone. Raises ValueError otherwise."""
+        self._check_count(len(self._pool()), count)
+
+    def _check_count(self, there: int, count: int) -> None:
         if there < 2 * count:
             raise ValueError(
-                f"sampling.count={count}: {videos} has {there} held-out clips that do, for two sets; "
+                f"sampling.count={count}: {self._about['urls']} has {there} held-out clips that do, for two sets; "
                 f"sampling.count={there // 2} would do, or more or longer videos"
             )
 
@@ -175,28 +181,15 @@ class LatentClips:
         They are read from the shards of video that were encoded, and fitted as those were. Raises ValueError when the
         shards are gone, or have too few clips.
         """
-        videos = self._about["urls"]
-        try:
-            index = ShardIndex(videos, "val")
-        except ValueError as error:
-            raise ValueError(
-                f"data.urls={self.urls}: evaluation clips are the val shards of the videos in {videos}, and those "
-                f"cannot be read ({error}); put them back there"
-            ) from error
-        scale = self._about["encoded"]["scale"]
-        pool = _Fitted(index, (scale["frames"], scale["height"], scale["width"]))
+        pool = self._pool()
         order = torch.randperm(len(pool), generator=seeded(seed, "evaluation")).tolist()
         clips: Iterator[tuple[Tensor, str]] = (clip for i in order if (clip := pool.get(i)) is not None)
         found = [clip for clip, _ in zip(clips, range(2 * count), strict=False)]
-        if len(found) < 2 * count:
-            raise ValueError(
-                f"sampling.count={count}: {videos} has {len(found)} held-out clips that do, for two sets; "
-                f"sampling.count={len(found) // 2} would do, or more or longer videos"
-            )
+        self._check_count(len(found), count)
         return Evaluation(
             torch.stack([clip for clip, _ in found[::2]]),
             torch.stack([clip for clip, _ in found[1::2]]),
-            note=f"{count} clips each of {videos}, no clip in both",
+            note=f"{count} clips each of {self._about['urls']}, no clip in both",
             captions=tuple(caption for _, caption in found[::2]),
         )
 
