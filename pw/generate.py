@@ -20,6 +20,7 @@ one is making, the others leave to it.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -593,27 +594,60 @@ def _network(run: Run) -> Any:
 
 
 def _first_stage(made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter) -> None:
+    for prompt in todo:
+        if prompt.anchor is not None and not made.anchor_file(prompt).exists():
+            _save_latent(made.anchor_file(prompt), *_load_latent(prompt.anchor), prompt)
+    what = "anchor", "stage I: anchors"
+    _denoise(made, todo, texts, meter, what, made.anchor, made.anchor_source, made.anchor_file)
+
+
+def _second_stage(made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter) -> None:
+    given = made.anchor_file
+    if made.hires.scale.anchor_upsample == "pixel":
+        _upsample_anchors(made, todo)
+        given = functools.partial(_upsampled, made)
+    what = "hires", "stage II: detail"
+    _denoise(made, todo, texts, meter, what, made.hires, made.hires_source, made.latent_file, given)
+
+
+def _denoise(
+    made: Generation,
+    todo: list[Prompt],
+    texts: Texts,
+    meter: _Meter,
+    what: tuple[str, str],
+    run: Run,
+    source: str,
+    target: Callable[[Prompt], Path],
+    given: Callable[[Prompt], Path] | None = None,
+) -> None:
+    """A stage's latents of all prompts, from noise: what is there is skipped, the network is loaded when it is needed.
+
+    what    the part's key and its words
+    target  where a prompt's latent goes; given: where the anchor's is, for stage II
+    """
     from pw.nn.networks import load_network
     from pw.stages.velocity import evaluations, integrate
 
-    run, net = made.anchor, None
+    part, words = what
+    size, stream = (run.scale.anchor_size, 0) if given is None else (run.scale.size, 1)
+    net = None
     for prompt in todo:
-        path = made.anchor_file(prompt)
-        if prompt.anchor is not None and not path.exists():
-            _save_latent(path, *_load_latent(prompt.anchor), prompt)
+        path = target(prompt)
         if path.exists():
-            meter.skip("anchor", "anchors: taken from file")
-            meter.took_before("anchor", prompt, _load_latent(path)[1])
+            meter.skip(part, f"{words}, taken from file")
+            meter.took_before(part, prompt, _load_latent(path)[1])
             continue
         if net is None:
-            net = load_network(_network(run), made.anchor_source, made.weights, made.device)
-            meter.add("anchor", 0.0, "stage I: anchors")
+            net = load_network(_network(run), source, made.weights, made.device)
+            meter.add(part, 0.0, words)
         began = time.perf_counter()
-        noise = _noise(prompt, _latent_shape(run, run.scale.anchor_size), 0).to(made.device)
-        tick = meter.ticking("anchor", _calls(run, evaluations(run)), "stage I: anchors")
-        latent = integrate(run, net, noise, *_conditions(made, run, texts, prompt, None), tick)
-        meter.took("anchor", prompt, began)
-        _save_latent(path, latent, _cost(made, prompt, "anchor"), prompt)
+        anchor = None if given is None else _load_latent(given(prompt))[0].to(made.device)
+        noise = _noise(prompt, _latent_shape(run, size), stream).to(made.device)
+        tick = meter.ticking(part, _calls(run, evaluations(run)), words)
+        latent = integrate(run, net, noise, *_conditions(made, run, texts, prompt, anchor), tick)
+        meter.took(part, prompt, began)
+        _save_latent(path, latent, _cost(made, prompt, part), prompt)
     del net
     _forget(made.device)
 
@@ -626,34 +660,6 @@ def _cost(made: Generation, prompt: Prompt, part: str) -> dict[str, str]:
 def _calls(run: Run, evaluations: int) -> int:
     """Calls of the network: with both branches of guidance in one batch, one for two evaluations."""
     return evaluations - (evaluations - run.sampling.num_steps) * run.trainer.guidance_batch
-
-
-def _second_stage(made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter) -> None:
-    from pw.nn.networks import load_network
-    from pw.stages.velocity import evaluations, integrate
-
-    run, net = made.hires, None
-    if run.scale.anchor_upsample == "pixel":
-        _upsample_anchors(made, todo)
-    for prompt in todo:
-        path = made.latent_file(prompt)
-        if path.exists():
-            meter.skip("hires", "stage II: taken from file")
-            meter.took_before("hires", prompt, _load_latent(path)[1])
-            continue
-        if net is None:
-            net = load_network(_network(run), made.hires_source, made.weights, made.device)
-            meter.add("hires", 0.0, "stage II: detail")
-        began = time.perf_counter()
-        anchor_path = _upsampled(made, prompt) if run.scale.anchor_upsample == "pixel" else made.anchor_file(prompt)
-        anchor = _load_latent(anchor_path)[0].to(made.device)
-        noise = _noise(prompt, _latent_shape(run, run.scale.size), 1).to(made.device)
-        tick = meter.ticking("hires", _calls(run, evaluations(run)), "stage II: detail")
-        latent = integrate(run, net, noise, *_conditions(made, run, texts, prompt, anchor), tick)
-        meter.took("hires", prompt, began)
-        _save_latent(path, latent, _cost(made, prompt, "hires"), prompt)
-    del net
-    _forget(made.device)
 
 
 def _upsampled(made: Generation, prompt: Prompt) -> Path:

@@ -156,7 +156,7 @@ class TestTheNameOfAVideo:
         assert not again.is_done(again.prompts[0])
         told: list[str] = []
         assert generate(again, lambda what, share, within: told.append(what)) == [path]
-        assert "anchors: taken from file" in told
+        assert "stage I: anchors, taken from file" in told
         assert path.read_bytes() != before
         assert json.loads(again.manifest(again.prompts[0]).read_text())["quality"] == 40
 
@@ -250,7 +250,7 @@ class TestCachedAnchors:
         more = call("prompt=a heron", "sampling.num_steps=3", f"out={tmp_path / 'more'}", f"anchors_from={first.out}")
         told: list[str] = []
         generate(more, lambda what, share, within: told.append(what))
-        assert "anchors: taken from file" in told
+        assert "stage I: anchors, taken from file" in told
         assert "stage I: anchors" not in told
         one, other = (load_file(made.anchor_file(made.prompts[0]))["latent"] for made in (first, more))
         assert torch.equal(one, other)
