@@ -18,15 +18,15 @@ export WDS_SECURE := 1
 unexport VIRTUAL_ENV
 unexport PYTHONPATH
 
-.PHONY: help setup weights ablation ablations data latents train sample plan generate bench export coverage mlflow test check format lock clean
+.PHONY: help setup weights ablation ablations data latents train sample plan generate bench export coverage score table compare power lint-paper system vbench-env iqa notebooks mlflow test check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 setup: .venv/.ready ## make the environment (.venv) from requirements/dev.lock
 
-weights: .venv/.ready ## fetch Wan2.2-TI2V-5B (2K, 4K), or finish fetching it: make weights [args="dest=DIR dry_run=true …"]
-	@$(RUN) -m pw.weights $(args)
+weights: .venv/.ready ## fetch Wan2.2-TI2V-5B (2K, 4K), or what metrics need: make weights [what=metrics args="dest=DIR dry_run=true …"]
+	@$(RUN) -m $(if $(filter metrics,$(what)),benchmarks.weights,pw.weights) $(args)
 
 ablation: .venv/.ready ## run one ablation to its table: make ablation name=ansc [args="seeds=5 arms=baseline,full dry_run=true …"]
 	@$(RUN) -m experiments name=$(name) $(args)
@@ -52,8 +52,8 @@ export: .venv/.ready ## a training as a folder that diffusers opens: make export
 plan: .venv/.ready ## tokens, FLOPs, memory and time before anything loads: make plan scale=4k gpus=1x80GB [args="tflops=400 …"]
 	@$(RUN) -m pw.plan $(if $(scale),scale=$(scale)) $(if $(gpus),gpus=$(gpus)) $(args)
 
-bench: .venv/.ready ## measure on this machine, side by side: make bench what=generate [args="scales=2k …"]
-	@$(RUN) -m pw.bench what=$(what) $(args)
+bench: .venv/.ready ## measure on this machine, side by side: make bench what=generate|metrics [args="scales=2k …"]
+	@$(RUN) -m $(if $(filter metrics,$(what)),benchmarks.bench,pw.bench what=$(what)) $(args)
 
 # to the letter: make would expand a $ in a prompt
 ifdef prompt
@@ -75,6 +75,34 @@ generate: .venv/.ready ## prompt to 2K/4K video: make generate prompt="a heron o
 coverage: .venv/.ready ## which (timestep, stride) pairs a step sampler trains: make coverage args="step_sampler=aligned"
 	@$(RUN) -m pw.coverage $(args)
 
+score: .venv/.ready ## score videos: make score videos=DIR metrics=mhd_mse,niqe [out=scores.csv args="strict=true …"]
+	@$(RUN) -m benchmarks.score "$(videos)" $(if $(metrics),--metrics $(metrics)) $(if $(out),--out "$(out)") $(args)
+
+table: .venv/.ready ## a table of the paper with ours beside it: make table name=table_2 [args="systems=DIR …"]
+	@$(RUN) -m benchmarks.tables name=$(name) $(args)
+
+compare: .venv/.ready ## two runs or folders of videos, paired: make compare a=SIGNATURE|DIR b=SIGNATURE|DIR [args="metrics=…"]
+	@$(RUN) -m experiments compare a="$(a)" b="$(b)" $(args)
+
+power: .venv/.ready ## the smallest difference that n prompts and m seeds can show: make power ablation=ansc [args="prompts=100 seeds=3"]
+	@$(RUN) -m experiments power $(if $(ablation),ablation=$(ablation)) $(args)
+
+lint-paper: .venv/.ready ## recompute the paper's derived numbers and print what does not add up
+	@$(RUN) -m benchmarks.lint $(args)
+
+system: .venv/.ready ## generate with another system: make system name=wan2_2_5b args="prompts=FILE [dry_run=true …]"; no name: the list
+	@$(RUN) -m benchmarks.systems $(if $(name),name=$(name)) $(args)
+
+vbench-env: $(UV) ## make the environment of VBench's worker (.venv-vbench, its own torch; about 7 GB)
+	@$(UV) venv -q --allow-existing --python $(PY) .venv-vbench
+	$(UV) pip sync -q --require-hashes requirements/vbench.lock --python .venv-vbench/bin/python
+
+iqa: .venv/.ready ## add pyiqa to the environment, for MUSIQ (PolyForm Noncommercial licence)
+	@$(UV) pip install -q --require-hashes -r requirements/iqa.lock --python .venv/bin/python
+
+notebooks: .venv/.ready ## open the notebooks on 127.0.0.1
+	@.venv/bin/jupyter lab --ip 127.0.0.1 --no-browser notebooks $(args)
+
 mlflow: .venv/.ready ## open the MLflow UI on 127.0.0.1:5000 (port=… to change)
 	@$(RUN) -m pw.tracking port=$(or $(port),5000) $(args)
 
@@ -90,6 +118,11 @@ format: .venv/.ready ## let ruff format and fix
 lock: $(UV) ## re-resolve requirements/*.lock from pyproject.toml (hashes, no download addresses)
 	@$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --group dev pyproject.toml -q -o requirements/dev.lock
+	cp requirements/dev.lock requirements/iqa.lock
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --group dev --extra iqa pyproject.toml -q -o requirements/iqa.lock
+	$(UV) pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
+	  --no-header --no-build-isolation-package clip requirements/vbench.in -q -o requirements/vbench.lock
 
 clean: ## remove outputs/ (runs, videos, tables); keeps the environment
 	@rm -rf outputs

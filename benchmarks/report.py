@@ -32,7 +32,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.score import write_atomically
+from benchmarks.files import write_atomically
 from benchmarks.table import (
     MISSING,
     PAPER,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-DETAIL = ("psd", "swd", "mhd_mse", "mhd_ratio")
+DETAIL = ("psd", "swd", "mhd", "mhd_ratio")
 SOLUTION = ("solution_gap", "solution_gain")  # ask for every arm's many-step solution, a third of an arm's time
 
 

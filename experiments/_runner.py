@@ -41,7 +41,7 @@ PRELOAD = [
     "pw.sample",
     "pw.video",
     "av",
-    "benchmarks.score",
+    "benchmarks.clips",
     "benchmarks.metrics.reference",
 ]
 
@@ -176,7 +176,7 @@ def probe_row(arm: str, value: Any) -> str:
 
 
 def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path | None, seed: int) -> dict[str, Any]:
-    """What `benchmarks.score.score_folder` is asked: folders, metrics and the contract stamped on the scores."""
+    """What `benchmarks.clips.score_folder` is asked: folders, metrics and the contract stamped on the scores."""
     outputs = plan.options.outputs
     is_floor = name == "floor"
     real = reference_folder(run, outputs, seed) / "real"
@@ -259,7 +259,7 @@ def _do(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> None:
     elif job.kind == "sample":
         sample(job.run, outputs, limit=job.limit, seed=job.seed, progress=progress)
     else:
-        from benchmarks.score import score_folder
+        from benchmarks.clips import score_folder
 
         ask = job.score
         score_folder(

@@ -77,9 +77,9 @@ DOORS = {
     "omegaconf": ("pw/config.py", "pw/build.py", "pw/train.py", "pw/export.py"),  # config.yaml is written with it
     "webdataset": ("pw/data/shards.py",),
     "av": ("pw/video.py",),
-    "diffusers": ("pw/nn",),
+    "diffusers": ("pw/nn", "benchmarks/systems"),
     "transformers": ("pw/nn/text.py",),
-    "huggingface_hub": ("pw/weights.py", "pw/data/ultravideo.py"),
+    "huggingface_hub": ("pw/weights.py", "pw/data/ultravideo.py", "benchmarks/weights.py"),
     "lightning": ("pw/stages", "pw/train.py"),
     "matplotlib": ("benchmarks/figures.py",),
     "pandas": (),

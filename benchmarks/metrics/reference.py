@@ -287,7 +287,7 @@ class SlicedWasserstein:
 
 
 @dataclass
-class MhdMse:
+class Mhd:
     """Mean mHD-MSE of the folder's videos."""
 
     ks_small: Sequence[int]
@@ -392,7 +392,7 @@ def _ratio(energy: float, reference: float) -> float:
 SCORERS: dict[str, Callable[..., Scorer]] = {
     "psd": PowerSpectrumDistance,
     "swd": SlicedWasserstein,
-    "mhd_mse": MhdMse,
+    "mhd": Mhd,
     "mhd_ratio": MhdRatio,
     "solution_gap": SolutionGap,
     "solution_gain": SolutionGain,

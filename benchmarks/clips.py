@@ -1,4 +1,4 @@
-"""Score a folder of clips: `scores.csv` (a row per video), `scores.json` (values and their contract).
+"""Score the clips of an ablation's run: `scores.csv` (a row per video), `scores.json` (values and their contract).
 
 A folder holds lossless clips `0000.mkv`, `0001.mkv`, ...; it is paired with the real clips, the structure
 clips (anchors) and the many-step solutions by file name. A metric whose folder is not there is absent, never
@@ -7,15 +7,14 @@ zero.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.contract import ClipHash
+from benchmarks.files import write_atomically, write_csv
 from benchmarks.metrics import lookup, protocols
 
 if TYPE_CHECKING:
@@ -79,8 +78,9 @@ def score_folder(
         },
     }
     per_video = [name for name in chosen if lookup(name).level == "video"]
-    out.mkdir(parents=True, exist_ok=True)
-    _write_csv(out / "scores.csv", rows, per_video)
+    write_csv(
+        out / "scores.csv", ["video", "frames", *per_video], ({"video": name, **row} for name, row in rows.items())
+    )
     write_atomically(out / "scores.json", json.dumps(result, indent=1) + "\n")
     return result
 
@@ -94,13 +94,6 @@ def clip_paths(folder: Path) -> dict[str, Path]:
     if not found:
         raise ValueError(f"no clips (*.mkv) in {folder}; sample into it first")
     return found
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the whole new one, also after a crash."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def _batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> Iterator[tuple[list[str], Batch]]:
@@ -140,12 +133,3 @@ def _stack(held: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> tuple[list[s
     tensors = {what: np.stack([arrays[what] for _, arrays in held]) for what in held[0][1]}
     names = [name for name, _ in held]
     return names, Batch(**{what: torch.from_numpy(to_float(pixels)) for what, pixels in tensors.items()})
-
-
-def _write_csv(path: Path, rows: Mapping[str, Mapping[str, float | int]], metrics: Sequence[str]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["video", "frames", *metrics], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({"video": name, **row} for name, row in rows.items())
-    os.replace(part, path)

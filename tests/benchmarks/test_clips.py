@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import score
-from benchmarks.metrics import METRICS
+from benchmarks import clips
+from benchmarks.clips import score_folder
+from benchmarks.metrics import GROUPS
 from benchmarks.metrics.reference import Batch, measure
-from benchmarks.score import score_folder
 from pw.video import to_float, write_video
 
 
@@ -35,7 +35,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
 
 
 def run(folders: dict[str, Path], out: Path, **changed: object) -> dict:
-    given = {**folders, "metrics": list(METRICS), "contract": {"scale": "tiny", "seed": 0}, **changed}
+    given = {**folders, "metrics": list(GROUPS["clips"]), "contract": {"scale": "tiny", "seed": 0}, **changed}
     return score_folder(given.pop("videos"), out, **given)
 
 
@@ -46,7 +46,7 @@ def test_scores_are_those_of_the_clips_in_memory(folders: dict[str, Path], tmp_p
     import torch
 
     batch = Batch(torch.from_numpy(to_float(video)), real=torch.from_numpy(to_float(real)))
-    for name in ("psd", "swd", "mhd_mse", "mhd_ratio"):
+    for name in ("psd", "swd", "mhd", "mhd_ratio"):
         assert result["metrics"][name] == pytest.approx(measure(name, batch), rel=1e-5)
 
 
@@ -54,10 +54,10 @@ def test_files_hold_a_row_per_video_and_the_contract(folders: dict[str, Path], t
     result = run(folders, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == result
     rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
-    assert list(rows[0]) == ["video", "frames", "mhd_mse", "solution_gap", "anchor_fidelity"]
+    assert list(rows[0]) == ["video", "frames", "mhd", "solution_gap", "anchor_fidelity"]
     assert [row["video"] for row in rows] == ["0000", "0001", "0002", "0003"]
     assert {row["frames"] for row in rows} == {"3"}
-    assert np.mean([float(row["mhd_mse"]) for row in rows]) == pytest.approx(result["metrics"]["mhd_mse"])
+    assert np.mean([float(row["mhd"]) for row in rows]) == pytest.approx(result["metrics"]["mhd"])
     assert result["contract"]["scale"] == "tiny"
     assert result["contract"]["metrics"]["psd"]["protocol"] == "psd/1"
     assert result["contract"]["clips"]["n"] == 4
@@ -74,7 +74,7 @@ def test_fewer_solutions_are_paired_by_name_and_counted(folders: dict[str, Path]
 
 def test_a_metric_without_its_folder_is_absent(folders: dict[str, Path], tmp_path: Path):
     result = run(folders, tmp_path / "out", structure=None, solution=None)
-    assert set(result["metrics"]) == {"psd", "swd", "mhd_mse", "mhd_ratio"}
+    assert set(result["metrics"]) == {"psd", "swd", "mhd", "mhd_ratio"}
 
 
 def test_the_clip_hash_follows_the_real_pixels_not_the_arm(folders: dict[str, Path], tmp_path: Path):
@@ -89,7 +89,7 @@ def test_the_batch_size_does_not_change_scores(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = run(folders, tmp_path / "a")["metrics"]
-    monkeypatch.setattr(score, "BATCH_PIXELS", 1)
+    monkeypatch.setattr(clips, "BATCH_PIXELS", 1)
     assert run(folders, tmp_path / "b")["metrics"] == pytest.approx(whole, rel=1e-5)
 
 
