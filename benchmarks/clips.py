@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from benchmarks.metrics.reference import Batch
 
+SUFFIXES = (".mkv", ".mp4", ".mov", ".webm", ".avi", ".m4v")
 BATCH_PIXELS = 2**22
 """Pixels of a folder that are in memory at once: small clips go in batches, one clip is the least."""
 
@@ -30,7 +31,7 @@ def score_folder(
     videos: Path,
     out: Path,
     *,
-    real: Path,
+    real: Path | None,
     structure: Path | None,
     solution: Path | None,
     metrics: Sequence[str],
@@ -90,10 +91,14 @@ def clip_paths(folder: Path) -> dict[str, Path]:
 
     Raises: ValueError if there are none.
     """
-    found = {path.stem: path for path in sorted(folder.glob("*.mkv")) if not path.name.startswith(".")}
+    found = {path.stem: path for path in sorted(folder.iterdir()) if _is_clip(path)} if folder.is_dir() else {}
     if not found:
         raise ValueError(f"no clips (*.mkv) in {folder}; sample into it first")
     return found
+
+
+def _is_clip(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> Iterator[tuple[list[str], Batch]]:

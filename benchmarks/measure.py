@@ -1,0 +1,489 @@
+"""Measure the videos of a folder: what is cached is not measured again, what is broken or missing is named.
+
+One decode of a video serves all its metrics (`streaming.py`); each video's values are kept as it ends (`cache.py`).
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cache import Cache, Entry, content_hash, default_folder
+from benchmarks.clips import SUFFIXES, score_folder
+from benchmarks.metrics import GROUPS, METRICS, Metric, chosen, lookup
+from benchmarks.streaming import BUDGET, Scored, score_video
+from benchmarks.weights import MissingWeights, digest
+
+LARGEST_CLIP = 2**25  # pixels: 400 MB as floats, and each metric holds a few of it
+PARENT = "PW_SCORE_PARENT"  # whose end ends a process that shares its work
+WORKER = "vbench"  # the family that is measured by a process of its own
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen beside the metrics.
+
+    real, structure, solution: folders with videos of the same names, for the metrics that need them.
+    strict: stop at the first video that is broken, or that a metric cannot measure.
+    device: "auto", "cpu" or "cuda:0", for networks. processes: as many share the videos, each with a GPU of its own;
+        0 means one per GPU. threads: per process, 0 means all cores. memory: bytes of frames in flight.
+    """
+
+    real: Path | None = None
+    structure: Path | None = None
+    solution: Path | None = None
+    strict: bool = False
+    device: str = "auto"
+    processes: int = 0
+    threads: int = 0
+    memory: int = BUDGET
+    cache: Path | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class Scores:
+    """Values of a folder and how they came about.
+
+    rows: video -> metric -> value (and "frames"); left_out: broken video -> why; missing: metric -> what it lacks and
+    which command supplies it; not_measured: metric -> video -> why; whole: metrics of the folder as a whole -> value.
+    """
+
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    whole: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    not_measured: dict[str, dict[str, str]] = field(default_factory=dict)
+    depends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    measured: int = 0
+    seconds: float = 0.0
+
+    def values(self, metric: str) -> dict[str, float]:
+        """video -> value, of the videos that have one."""
+        return {video: row[metric] for video, row in self.rows.items() if metric in row}
+
+
+class BrokenVideo(ValueError):
+    """strict=true met a video that cannot be scored."""
+
+
+def videos_of(folder: Path) -> dict[str, Path]:
+    """The videos of a folder by file name, sorted; those of a system's folder (one with a card) lie in videos/.
+
+    Raises: ValueError if there is no folder, or no video in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"videos={folder}: no such folder")
+    inner = folder / "videos"
+    if (folder / "card.yaml").is_file() and inner.is_dir():
+        folder = inner
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not found:
+        others = sum(1 for _ in folder.iterdir())
+        raise ValueError(f"videos={folder}: no video ({', '.join(SUFFIXES)}) among its {others} entries")
+    return {path.name: path for path in found}
+
+
+def score_videos(
+    folder: Path, metrics: Sequence[str], options: Options | None = None, progress: Callable[[str], None] | None = None
+) -> Scores:
+    """Score the videos of a folder; what the cache has is not measured again.
+
+    metrics: names of the registry, or groups of them.
+    Raises: ValueError for what cannot work at all (metric, setting, folder); BrokenVideo with `strict`.
+    """
+    options = options or Options()
+    names = chosen(metrics)
+    settings = _settings_of(names, options.settings)
+    began = time.monotonic()
+    found = Scores()
+    todo = _Folder(videos_of(folder), options, found, settings, Cache(options.cache or default_folder()))
+    todo.check(names)
+    _share(folder, names, options, todo)
+    todo.measure(progress or (lambda _: None))
+    _score_clips(folder, names, options, found)
+    found.seconds = time.monotonic() - began
+    return found
+
+
+class _Folder:
+    """The videos of one call, and what of them is still to be measured."""
+
+    def __init__(
+        self,
+        videos: Mapping[str, Path],
+        options: Options,
+        found: Scores,
+        settings: Mapping[str, Mapping[str, Any]],
+        cache: Cache,
+    ) -> None:
+        self.videos, self.options, self.found, self.settings, self.cache = videos, options, found, settings, cache
+        self.names: list[str] = []
+        self.real = videos_of(options.real) if options.real else {}
+        self.threads = options.threads or os.cpu_count() or 1
+        self._hashes: dict[Path, str] = {}
+
+    def check(self, names: Sequence[str]) -> None:
+        """What each metric depends on; what it lacks goes to `missing`, before anything is decoded."""
+        for name in names:
+            row = lookup(name)
+            if row.family == "reference":
+                continue
+            if "real" in row.needs and not self.real:
+                self.found.missing[name] = f"{name} holds videos against real ones: real=DIR names them"
+                continue
+            try:
+                self.found.depends[name] = _depends(row, self.settings[row.family])
+            except MissingWeights as error:
+                self.found.missing[name] = str(error)
+                continue
+            self.names.append(name)
+
+    def lacking(self, path: Path) -> list[str]:
+        """The metrics whose value of a video is neither in `found` nor in the cache."""
+        key = self._hash(path)
+        self.found.hashes[path.name] = key
+        row = self.found.rows.setdefault(path.name, {})
+        lacking = []
+        for name in self.names:
+            entry = self.cache.get(key, name, self._depends_of(name, path))
+            if entry is None:
+                lacking.append(name)
+            else:
+                row |= {"frames": entry.frames, name: entry.value}
+        return lacking
+
+    def measure(self, progress: Callable[[str], None]) -> None:
+        """Measure what is lacking, each video's values written as it ends."""
+        needed = {path: self.lacking(path) for path in self.readable()}
+        if by_worker := {n for names in needed.values() for n in names if lookup(n).family == WORKER}:
+            from benchmarks.metrics.vbench import available
+
+            self._without(available(sorted(by_worker), self.settings[WORKER]))
+            needed = {path: [name for name in names if name in self.names] for path, names in needed.items()}
+        streamed = {p: [n for n in names if lookup(n).family != WORKER] for p, names in needed.items()}
+        streamed = {path: names for path, names in streamed.items() if names}
+        scorers = self._scorers({lookup(n).family for names in streamed.values() for n in names})
+        clock = _Clock(len(streamed), progress)
+        for path, names in streamed.items():
+            families = {lookup(name).family for name in names}
+            self._measure_one(path, {f: made for f, made in scorers.items() if f in families})
+            clock.tick(path.name)
+        self._measure_by_worker({p: [n for n in names if lookup(n).family == WORKER] for p, names in needed.items()})
+        for video in self.found.left_out:
+            self.found.rows.pop(video, None)
+
+    def readable(self) -> list[Path]:
+        readable = []
+        for path in self.videos.values():
+            try:
+                self._hash(path)
+            except OSError as error:
+                self._leave_out(path.name, f"{path}: cannot be read ({error.strerror})")
+            else:
+                readable.append(path)
+        return readable
+
+    def _scorers(self, families: set[str]) -> dict[str, Any]:
+        made = {}
+        for family in sorted(families):
+            names = [name for name, row in METRICS.items() if row.family == family]
+            try:
+                module = importlib.import_module(f"benchmarks.metrics.{family}")
+                made[family] = module.scorer(names, self.settings[family], _device(self.options.device))
+            except MissingWeights as error:
+                self._without({name: str(error) for name in self.names if lookup(name).family == family})
+        return made
+
+    def _measure_one(self, path: Path, scorers: Mapping[str, Any]) -> None:
+        from pw.video import VideoError
+
+        paired = {
+            family for family in scorers if any("real" in r.needs for r in METRICS.values() if r.family == family)
+        }
+        real = self.real.get(path.name)
+        if paired and real is None:
+            self._refuse(path.name, paired, f"no video of this name in real={self.options.real}")
+            scorers = {family: made for family, made in scorers.items() if family not in paired}
+        if not scorers:
+            return
+        try:
+            scored = score_video(
+                path, scorers, real=real, paired=paired, threads=self.threads, budget=self.options.memory
+            )
+        except VideoError as error:
+            self._leave_out(path.name, str(error))
+            return
+        self._keep(path, scored)
+        for family, why in scored.refused.items():
+            self._refuse(path.name, {family}, why)
+
+    def _keep(self, path: Path, scored: Scored) -> None:
+        self.found.measured += 1
+        row = self.found.rows[path.name]
+        row["frames"] = scored.frames
+        for name, value in scored.values.items():
+            if not math.isfinite(value):
+                self._refuse(path.name, {lookup(name).family}, f"{name} is {value}")
+            else:
+                depends = self.found.depends.get(name) or _depends(lookup(name), self.settings[lookup(name).family])
+                depends = self._with_real(name, depends, path)
+                self.cache.put(self._hash(path), name, depends, Entry(value, scored.frames))
+                if name in self.names:
+                    row[name] = value
+
+    def _measure_by_worker(self, needed: Mapping[Path, Sequence[str]]) -> None:
+        from pw.video import VideoError, decode
+
+        for names in {tuple(names) for names in needed.values() if names}:
+            paths = []
+            for path in [path for path, wanted in needed.items() if tuple(wanted) == names]:
+                if path.name in self.found.left_out:
+                    continue
+                try:  # the worker says little about what it cannot read
+                    self.found.rows[path.name].setdefault("frames", sum(1 for _ in decode(path)))
+                except VideoError as error:
+                    self._leave_out(path.name, str(error))
+                else:
+                    paths.append(path)
+            if paths:
+                from benchmarks.metrics.vbench import score_videos as by_worker
+
+                self._without(by_worker(paths, names, self.settings[WORKER], _device(self.options.device), self._done))
+
+    def _done(self, path: Path, values: Mapping[str, float]) -> None:
+        row = self.found.rows[path.name]
+        for name, value in values.items():
+            self.cache.put(self._hash(path), name, self.found.depends[name], Entry(value, int(row["frames"])))
+            row[name] = value
+
+    def _without(self, missing: Mapping[str, str]) -> None:
+        self.found.missing.update(missing)
+        self.names = [name for name in self.names if name not in missing]
+
+    def _leave_out(self, video: str, why: str) -> None:
+        if self.options.strict:
+            raise BrokenVideo(f"strict=true: {why}")
+        self.found.left_out[video] = why
+
+    def _refuse(self, video: str, families: set[str], why: str) -> None:
+        names = [name for name in self.names if lookup(name).family in families]
+        if self.options.strict and names:
+            raise BrokenVideo(f"strict=true: {video}: {names[0]}: {why}")
+        for name in names:
+            self.found.not_measured.setdefault(name, {})[video] = why
+
+    def _hash(self, path: Path) -> str:
+        if path not in self._hashes:
+            self._hashes[path] = content_hash(path)
+        return self._hashes[path]
+
+    def _depends_of(self, name: str, path: Path) -> dict[str, Any]:
+        return self._with_real(name, self.found.depends[name], path)
+
+    def _with_real(self, name: str, depends: dict[str, Any], path: Path) -> dict[str, Any]:
+        real = self.real.get(path.name) if "real" in lookup(name).needs else None
+        return depends if real is None else {**depends, "real": self._hash(real)}
+
+
+class _Clock:
+    """Says how far one is, and how long the rest takes at the pace so far."""
+
+    def __init__(self, total: int, say: Callable[[str], None]) -> None:
+        self.total, self.say, self.done, self.began = total, say, 0, time.monotonic()
+
+    def tick(self, what: str) -> None:
+        self.done += 1
+        spent = time.monotonic() - self.began
+        left = spent / self.done * (self.total - self.done)
+        self.say(f"{self.done}/{self.total}  {what}  {_duration(spent)} spent, {_duration(left)} left")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _depends(row: Metric, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a value depends on beside the video, as plain JSON. Raises MissingWeights."""
+    found: dict[str, Any] = {
+        "protocol": row.protocol,
+        "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
+        "weights": {name: digest(name) for name in row.weights},
+    }
+    return found
+
+
+def _settings_of(names: Sequence[str], given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """family -> its settings. Raises ValueError for one that no metric asked for has."""
+    settings = {lookup(name).family: dict(lookup(name).settings) for name in names}
+    for family, changed in given.items():
+        if family not in settings or family == "reference":
+            known = ", ".join(sorted(set(settings) - {"reference"})) or "none"
+            raise ValueError(
+                f"{family}.{next(iter(changed))}: nothing of {family!r} is measured here; families: {known}"
+            )
+        for key, value in changed.items():
+            if key not in settings[family]:
+                raise ValueError(
+                    f"{family}.{key}: no such setting; {family} has {', '.join(settings[family]) or 'none'}"
+                )
+            settings[family][key] = like(f"{family}.{key}", value, settings[family][key])
+    return settings
+
+
+def like(key: str, value: Any, default: Any) -> Any:
+    """A setting's value in its default's type."""
+    if not isinstance(value, str):
+        return value
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[value.lower()]
+        if isinstance(default, tuple):
+            return tuple(int(part) for part in value.strip("[]()").split(",") if part.strip())
+        return type(default)(value)
+    except (KeyError, ValueError):
+        raise ValueError(f"{key}={value}: wants something like {default!r}") from None
+
+
+def _device(wanted: str) -> str:
+    """ "auto" is the first GPU, else the CPU."""
+    if wanted == "cpu":
+        return "cpu"
+    import torch
+
+    if wanted == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        raise ValueError(f"device={wanted}: torch sees no GPU here; device=cpu works")
+    return wanted
+
+
+def _share(folder: Path, names: Sequence[str], options: Options, todo: _Folder) -> None:
+    """Let several processes fill the cache first, each with every n-th video, where there are several GPUs."""
+    count = options.processes or (_gpus() if any(lookup(n).weights or lookup(n).extra for n in todo.names) else 1)
+    videos = [p for p in todo.readable() if todo.lacking(p)]
+    count = min(count, len(videos))
+    if count < 2:
+        return
+    threads = max(1, todo.threads // count)
+    workers = []
+    for i in range(count):
+        shard = tempfile.TemporaryDirectory(prefix="pw-score-")
+        for path in videos[i::count]:
+            os.symlink(path.resolve(), Path(shard.name) / path.name)
+        words = [f"{key}={value}" for key, value in _words(replace(options, processes=1, threads=threads))]
+        command = [sys.executable, "-m", "benchmarks.score", shard.name, "--metrics", ",".join(names), *words]
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), PARENT: str(os.getpid())}
+        if _gpus() > 1:
+            env["CUDA_VISIBLE_DEVICES"] = _visible(i % _gpus())
+        out = Path(shard.name) / ".scores.csv"
+        workers.append((shard, subprocess.Popen([*command, "--out", str(out)], env=env, stdout=subprocess.DEVNULL)))
+    try:
+        for _, process in workers:
+            process.wait()
+    finally:  # what a worker left undone is measured here, and what is wrong is said here
+        for shard, process in workers:
+            process.kill()
+            process.wait()
+            shard.cleanup()
+
+
+def end_with_parent() -> None:
+    """Let this process end soon after the one that shares its work with it, also if that one was killed."""
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _words(options: Options) -> list[tuple[str, Any]]:
+    """The options as they are typed."""
+    plain = [(key, value) for key, value in asdict(options).items() if key != "settings" and value is not None]
+    plain = [(key, str(value).lower() if isinstance(value, bool) else value) for key, value in plain]
+    plain += [
+        (f"{family}.{key}", ",".join(map(str, value)) if isinstance(value, tuple) else value)
+        for family, settings in options.settings.items()
+        for key, value in settings.items()
+    ]
+    return [(key, value.resolve() if isinstance(value, Path) else value) for key, value in plain]
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _visible(i: int) -> str:
+    """The i-th of the GPUs that this process may use."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return given.split(",")[i] if given else str(i)
+
+
+def _score_clips(folder: Path, names: Sequence[str], options: Options, found: Scores) -> None:
+    """The reference metrics, on whole clips: made for the tiny scale, refused where clips would fill the memory."""
+    of_clips = [name for name in names if lookup(name).family == "reference"]
+    folders = {"real": options.real, "structure": options.structure, "solution": options.solution}
+    for name in list(of_clips):
+        if lacking := [f"{need}=DIR" for need in lookup(name).needs if folders[need] is None]:
+            found.missing[name] = f"{name} holds clips against others: {' '.join(lacking)}"
+            of_clips.remove(name)
+    clips = {path.stem: path for name, path in videos_of(folder).items() if name not in found.left_out}
+    if not of_clips or not clips:
+        return
+    if why := _too_large(clips.values(), found):
+        found.missing.update(dict.fromkeys(of_clips, why))
+        return
+    paths = {stem: path for stem, path in clips.items() if path.name not in found.left_out}
+    with tempfile.TemporaryDirectory(prefix="pw-score-") as work:
+        for path in paths.values():
+            os.symlink(path.resolve(), Path(work) / path.name)
+        out = Path(work) / "out"
+        result = score_folder(Path(work), out, **folders, metrics=of_clips, contract={})
+        with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                values = {key: float(value) for key, value in line.items() if key != "video" and value}
+                found.rows.setdefault(paths[line["video"]].name, {}).update(values)
+    for name in of_clips:
+        found.depends[name] = {**result["contract"]["metrics"][name], "clips": result["contract"]["clips"]}
+        if name in result["metrics"] and lookup(name).level == "set":
+            found.whole[name] = result["metrics"][name]
+
+
+def _too_large(clips: Iterable[Path], found: Scores) -> str:
+    """Why the reference metrics will not hold these clips; broken ones are left out on the way."""
+    from pw.video import VideoError, probe
+
+    for path in clips:
+        try:
+            info = probe(path)
+        except VideoError as error:
+            found.left_out[path.name] = str(error)
+            continue
+        if (pixels := info.frames * info.height * info.width) > LARGEST_CLIP:
+            return (
+                f"{path.name} has {pixels:,} pixels in {info.frames} frames; metrics of clips hold a clip whole, "
+                f"{LARGEST_CLIP:,} at most: score excerpts, or use {', '.join(GROUPS['table_2'])}"
+            )
+    return ""

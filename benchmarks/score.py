@@ -1,0 +1,211 @@
+"""Score a folder of videos, from any system: a row per video, and beside it the protocol they were measured by.
+
+    python -m benchmarks.score DIR --metrics mhd_mse,niqe --out scores.csv [strict=true real=DIR mhd.reduction=sum …]
+
+Every video is measured by itself, decoded once for all metrics and never held whole; what was measured once is not
+measured again (see `cache.py`). A video that is broken, and a metric whose weights are missing, are named and left out;
+the others are scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bootstrap import bootstrap_mean
+from benchmarks.files import write_atomically, write_csv
+from benchmarks.measure import BrokenVideo, Options, Scores, end_with_parent, like, score_videos, videos_of
+from benchmarks.metrics import GROUPS, METRICS, chosen, lookup
+
+_SEED = re.compile(r"-\d+$")
+
+
+def prompt_of(video: str) -> str:
+    """What videos of one prompt share: the file name without ending and without the trailing `-0`, `-1`, …"""
+    return _SEED.sub("", Path(video).stem)
+
+
+def summary(found: Scores, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """metric -> mean over videos with its bootstrap interval, what it is and by which protocol."""
+    result: dict[str, dict[str, Any]] = {}
+    for name in names:
+        row = lookup(name)
+        values = found.values(name)
+        if name in found.whole:
+            stated: dict[str, Any] = {"mean": found.whole[name], "low": None, "high": None, "n": len(found.rows)}
+        elif values:
+            stated = asdict(bootstrap_mean(list(values.values()), [prompt_of(video) for video in values]))
+        else:
+            continue
+        about = {"direction": row.direction, "unit": row.unit, "scale": row.scale, "level": row.level}
+        result[name] = {**stated, **about, **found.depends.get(name, {})}
+        if row.licence:
+            result[name]["licence"] = row.licence
+    return result
+
+
+def write(found: Scores, names: Sequence[str], out: Path) -> Path:
+    """Write `out` (a row per video) and beside it <stem>.protocol.json, which it returns."""
+    columns = [name for name in names if found.values(name)]
+    rows = [
+        {"video": video, **{key: _cell(row[key]) for key in ("frames", *columns) if key in row}}
+        for video, row in sorted(found.rows.items())
+        if "frames" in row
+    ]
+    protocol = out.with_name(f"{out.stem}.protocol.json")
+    about = {
+        "metrics": summary(found, names),
+        "missing": found.missing,
+        "left_out": found.left_out,
+        "not_measured": found.not_measured,
+        "videos": {video: found.hashes.get(video) for video in sorted(found.rows)},
+        "versions": _versions(),
+        "run": {"videos_measured": found.measured, "seconds": round(found.seconds, 2)},
+    }
+    write_csv(out, ["video", "frames", *columns], rows)
+    write_atomically(protocol, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    return protocol
+
+
+def _cell(value: float) -> Any:
+    return int(value) if float(value).is_integer() and abs(value) >= 1 else repr(float(value))
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {}
+    for package in ("torch", "torchmetrics", "numpy", "scipy", "av", "pyiqa"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def show(found: Scores, names: Sequence[str]) -> None:
+    """The means, and whatever was left out, on the terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    means = summary(found, names)
+    if means:
+        table = Table(box=box.SIMPLE_HEAD, title_justify="left")
+        for head in ("metric", "mean", "95 % interval", "videos", "protocol"):
+            table.add_column(head, justify="left" if head in ("metric", "protocol") else "right")
+        for name, row in means.items():
+            interval = "–" if row["low"] is None else f"{_number(row['low'])} … {_number(row['high'])}"
+            table.add_row(
+                f"{name} {lookup(name).arrow}", _number(row["mean"]), interval, str(row["n"]), row["protocol"]
+            )
+        console.print(table)
+    for name in dict.fromkeys(name for name in names if name in means and lookup(name).licence):
+        console.print(f"[dim]{name}: {escape(lookup(name).licence)}[/dim]", highlight=False)
+    for name, why in found.missing.items():
+        console.print(f"{name} –  {escape(why)}", highlight=False, soft_wrap=True)
+    for name, videos in found.not_measured.items():
+        console.print(f"{name}: {len(videos)} of {len(found.rows)} videos without a value", highlight=False)
+        for video, why in list(videos.items())[:5]:
+            console.print(f"  {escape(video)}: {escape(why)}", highlight=False, soft_wrap=True)
+    if found.left_out:
+        console.print(f"{len(found.left_out)} videos left out:", highlight=False)
+        for why in found.left_out.values():
+            console.print(f"  {escape(why)}", highlight=False, soft_wrap=True)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _arguments(words: Sequence[str]) -> tuple[Path, list[str], Path | None, Options]:
+    """What was typed. Raises ValueError naming the key, its value and what would do."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.score", description=__doc__, exit_on_error=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("videos", type=Path, help="a folder of videos, or a system's folder (with card.yaml)")
+    parser.add_argument("--metrics", default="mhd_mse", help=f"names or groups: {', '.join((*GROUPS, *METRICS))}")
+    parser.add_argument("--out", type=Path, help="scores.csv by default, in the folder itself for a system's folder")
+    parser.add_argument("settings", nargs="*", help="strict=true real=DIR device=cpu … and FAMILY.SETTING=VALUE")
+    given = parser.parse_intermixed_args(list(words))
+    if "" in words:
+        raise ValueError("videos=: no folder; make score videos=DIR metrics=mhd_mse,niqe")
+    changed: dict[str, Any] = {}
+    settings: dict[str, dict[str, str]] = {}
+    metrics, out = given.metrics, given.out
+    known = [key for key in Options.__dataclass_fields__ if key != "settings"]
+    for word in given.settings:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(
+                f"{word!r}: wants KEY=VALUE; keys: {', '.join(('metrics', 'out', *known))}, FAMILY.SETTING"
+            )
+        if key == "metrics":
+            metrics = value
+        elif key == "out":
+            out = Path(value)
+        elif "." in key:
+            family, _, setting = key.partition(".")
+            settings.setdefault(family, {})[setting] = value
+        elif key in known:
+            changed[key] = _option(key, value)
+        else:
+            raise ValueError(
+                f"{key}={value}: no such key; keys: {', '.join(('metrics', 'out', *known))}, FAMILY.SETTING"
+            )
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"metrics={metrics}: names none; known: {', '.join((*GROUPS, *METRICS))}")
+    return given.videos, names, out, Options(**changed, settings=settings)
+
+
+def _option(key: str, value: str) -> Any:
+    default = getattr(Options(), key)
+    if key in ("real", "structure", "solution", "cache"):
+        path = Path(value).expanduser()
+        if key != "cache" and not path.is_dir():
+            raise ValueError(f"{key}={value}: no such folder")
+        return path
+    if key == "memory":
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", value)
+        if not match:
+            raise ValueError(f"memory={value}: wants bytes, such as 2GB")
+        return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
+    return like(key, value, default)
+
+
+def main(words: Sequence[str]) -> int:
+    """Exit status: 0 something was scored, 1 nothing was or `strict` stopped, 2 a mistake in the call."""
+    end_with_parent()
+    try:
+        folder, metrics, out, options = _arguments(words)
+        names = chosen(metrics)
+        videos_of(folder)
+    except (ValueError, argparse.ArgumentError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if out is None:
+        out = (folder if (folder / "card.yaml").is_file() else Path()) / "scores.csv"
+    try:
+        found = score_videos(folder, names, options, lambda line: print(line, file=sys.stderr, flush=True))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, BrokenVideo) else 2
+    except KeyboardInterrupt:
+        print("stopped; what was measured is kept, the same command goes on with the rest", file=sys.stderr)
+        return 130
+    protocol = write(found, names, out)
+    show(found, names)
+    print(f"{out}\n{protocol}")
+    return 0 if found.whole or any(found.values(name) for name in names) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

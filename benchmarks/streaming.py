@@ -1,0 +1,142 @@
+"""One video, decoded once: every frame to every metric that wants it, on several threads, in bounded memory."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.metrics.stream import Look, Scorer, Video
+
+if TYPE_CHECKING:
+    from pw.video import Frames, VideoInfo
+
+BUDGET = 3 << 29
+"""Bytes that the frames in flight may take at once: with the interpreter and torch that is under 3 GB."""
+
+
+@dataclass
+class Scored:
+    """What came of a video: metric -> value, frames, its properties, and which families would not score it and why."""
+
+    values: dict[str, float]
+    frames: int
+    info: VideoInfo
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def score_video(
+    path: Path,
+    scorers: Mapping[str, Scorer],
+    *,
+    real: Path | None = None,
+    paired: Collection[str] = (),
+    threads: int = 1,
+    budget: int = BUDGET,
+) -> Scored:
+    """Score a video with every family of `scorers`.
+
+    real: the video it is held against by the families of `paired`.
+    threads: frames and metrics worked on at once. Values do not depend on it, but for the last bits of networks.
+    budget: bytes that frames in flight may take; a metric that needs more is given one frame at a time.
+    Raises: VideoError for a video that is not whole or not readable.
+    """
+    from pw.video import decode, probe
+
+    info = probe(path)
+    scored = Scored({}, 0, info)
+    open_: dict[str, Video] = {}
+    for family, scorer in scorers.items():
+        try:
+            open_[family] = scorer.begin(info)
+        except ValueError as error:
+            scored.refused[family] = str(error)
+    kept: dict[str, list[Future[Any]]] = {family: [] for family in open_}
+    beside = _beside(real, scored, paired) if real is not None and paired else None
+    memory = _Memory(budget, calls=4 * threads)
+    frame_bytes = info.height * info.width * 3
+    shares = {family: _threads_of(video, frame_bytes, threads, budget) for family, video in open_.items()}
+    previous: Frames | None = None
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for frame in decode(path):
+                look = Look(frame.index, frame.image, previous, next(beside) if beside is not None else None)
+                for family, video in open_.items():
+                    if family in scored.refused or not video.wants(frame.index):
+                        continue
+                    need = video.memory + 2 * frame_bytes
+                    memory.take(need)
+                    work = pool.submit(_frame, video, look, shares[family])
+                    work.add_done_callback(lambda _, need=need: memory.give(need))
+                    kept[family].append(work)
+                previous, scored.frames = frame.image, scored.frames + 1
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    _use_threads(threads)
+    for family, video in open_.items():
+        try:
+            if family not in scored.refused:
+                scored.values.update(video.result([work.result() for work in kept[family]]))
+        except ValueError as error:  # the video is not what the metric can measure
+            scored.refused[family] = str(error)
+    return scored
+
+
+def _frame(video: Video, look: Look, threads: int) -> Any:
+    _use_threads(threads)
+    return video.frame(look)
+
+
+def _threads_of(video: Video, frame_bytes: int, threads: int, budget: int) -> int:
+    """torch threads of one call: where memory lets few frames in at once, each gets more of the cores."""
+    at_once = max(1, min(threads, budget // max(1, video.memory + 2 * frame_bytes)))
+    return max(1, threads // at_once)
+
+
+def _use_threads(threads: int) -> None:
+    """Of the calling thread, if torch is in use at all."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def _beside(real: Path, scored: Scored, paired: Collection[str]) -> Iterator[Frames | None]:
+    """The real video's frames; families that need them are refused where it is broken or of another length."""
+    from pw.video import VideoError, iter_frames, probe
+
+    try:
+        frames = probe(real).frames
+        if frames != scored.info.frames:
+            raise VideoError(f"{real}: {frames} frames, the video has {scored.info.frames}; cut both alike")
+        yield from iter_frames(real)
+    except VideoError as error:
+        scored.refused.update(dict.fromkeys(paired, str(error)))
+    while True:
+        yield None
+
+
+class _Memory:
+    """Bytes and calls in use; whoever wants more than is left waits, but alone one may always go on."""
+
+    def __init__(self, total: int, calls: int) -> None:
+        self._total, self._used = total, 0
+        self._most, self._calls = calls, 0
+        self._freed = threading.Condition()
+
+    def take(self, need: int) -> None:
+        with self._freed:
+            self._freed.wait_for(
+                lambda: not self._calls or (self._used + need <= self._total and self._calls < self._most)
+            )
+            self._used += need
+            self._calls += 1
+
+    def give(self, need: int) -> None:
+        with self._freed:
+            self._used -= need
+            self._calls -= 1
+            self._freed.notify_all()
