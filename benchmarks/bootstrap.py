@@ -5,11 +5,19 @@ Videos of one prompt are not independent, so whole prompts are drawn where a pro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+_SEED = re.compile(r"-\d+$")
+
+
+def prompt_of(video: str) -> str:
+    """What videos of one prompt share: the file name without ending and without the trailing `-0`, `-1`, …"""
+    return _SEED.sub("", Path(video).stem)
 
 
 @dataclass(frozen=True)

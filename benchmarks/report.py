@@ -21,18 +21,16 @@ score is printed as an en dash. The files depend on the result only: the same re
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import json
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.files import write_atomically
+from benchmarks.files import csv_text, write_atomically
 from benchmarks.table import (
     MISSING,
     PAPER,
@@ -125,21 +123,16 @@ def to_csv(result: Result) -> str:
     """A wide table, full precision: a row per arm, ceiling and floor; columns `psd.mean`, `psd.diff`, ..."""
     rows = [_csv_row(arm["name"], "arm", arm) for arm in result["arms"]]
     rows += [_csv_row(key, key, {"metrics": result[key]}) for key in ("ceiling", "floor") if result.get(key)]
-    fields = list(dict.fromkeys(field for row in rows for field in row))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    return csv_text(list(dict.fromkeys(field for row in rows for field in row)), rows)
 
 
 def markdown(result: Result) -> str:
     """The table for a README or a pull request."""
-    parts = [f"## {result.get('title') or result['ablation']}", _markdown_grid(_whole(result))]
+    parts = [f"## {result.get('title') or result['ablation']}", markdown_grid(_whole(result))]
     if (deltas := differences(result)).rows:
         parts += [
             "Differences to the row above (Holm's p over the metrics of a row):",
-            _markdown_grid(deltas),
+            markdown_grid(deltas),
         ]
     parts.append("\n".join(f"- **{label}**: {text}" for label, text in footer(result)))
     return "\n\n".join(parts) + "\n"
@@ -147,37 +140,47 @@ def markdown(result: Result) -> str:
 
 def latex(result: Result) -> str:
     """booktabs tables, one of the scores and one of the differences. Needs booktabs, amssymb and graphicx."""
-    name = _tex(str(result["ablation"]))
+    name = tex(str(result["ablation"]))
     label = str(result["ablation"]).replace("_", "-")
     title = str(result.get("title") or result["ablation"])
-    caption = f"{_tex(title)}{'' if title.endswith(('?', '.')) else '.'} "
-    notes = " ".join(f"{_tex(head)}: {_tex(text)}." for head, text in footer(result) if head in _CAPTION)
-    first = _latex_table(_whole(result), caption + notes, label)
+    caption = f"{tex(title)}{'' if title.endswith(('?', '.')) else '.'} "
+    notes = " ".join(f"{tex(head)}: {tex(text)}." for head, text in footer(result) if head in _CAPTION)
+    first = latex_table(_whole(result), caption + notes, label)
     parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", first]
     if (deltas := differences(result)).rows:
         caption = f"{name}: differences to the row above."
-        parts.append(_latex_table(deltas, caption, f"{label}-differences"))
+        parts.append(latex_table(deltas, caption, f"{label}-differences"))
     comments = [f"% {head}: {text}" for head, text in footer(result) if head not in _CAPTION]
     return "\n\n".join([*parts, "\n".join(comments)]) + "\n"
 
 
 def html(result: Result, images: Mapping[str, bytes] | None = None) -> str:
     """A page that needs no other file; images: title -> the bytes of a PNG."""
-    title = escape(str(result.get("title") or result["ablation"]))
+    title = str(result.get("title") or result["ablation"])
     claim = f'<p class="claim">{escape(result["claim"])}</p>' if result.get("claim") else ""
-    parts = [f"<h1>{title}</h1>{claim}", _html_grid(_whole(result))]
+    parts = [claim, html_grid(_whole(result))]
     if (deltas := differences(result)).rows:
-        parts += ["<h2>Differences to the row above</h2>", _html_grid(deltas)]
-    lines = (f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in footer(result) if head != "claim")
-    parts.append(f"<h2>Reading and provenance</h2><dl>{''.join(lines)}</dl>")
+        parts += ["<h2>Differences to the row above</h2>", html_grid(deltas)]
+    parts.append(html_list((head, text) for head, text in footer(result) if head != "claim"))
     for head, data in (images or {}).items():
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         parts.append(f'<h2>{escape(head)}</h2><img alt="{escape(head)}" src="{source}">')
+    return html_page(title, parts)
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """A page of ready-made parts under a title, with the style of all tables."""
     body = "\n".join(parts)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
-        f"<style>\n{_CSS}\n</style></head><body>\n{body}\n</body></html>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        f"<style>\n{_CSS}\n</style></head><body>\n<h1>{escape(title)}</h1>{body}\n</body></html>\n"
     )
+
+
+def html_list(lines: Iterable[tuple[str, str]]) -> str:
+    """What stands below a table."""
+    items = "".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in lines)
+    return f"<h2>Reading and provenance</h2><dl>{items}</dl>"
 
 
 def terminal(result: Result, width: int = WIDTH) -> Group:
@@ -195,7 +198,16 @@ def terminal(result: Result, width: int = WIDTH) -> Group:
     ):
         for i, part in enumerate(_chunks(grid, width)):
             parts.append(_rich_table(part, f"{heading}, continued" if i else heading))
-    return Group(*parts, _rich_footer(result))
+    return Group(*parts, _rich_footer(footer(result)))
+
+
+def terminal_grid(grid: Grid, title: str, below: Sequence[tuple[str, str]], width: int = WIDTH) -> Group:
+    """A grid for rich, cut into tables that fit, and what stands below it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts = [_rich_table(part, "continued" if i else "") for i, part in enumerate(_chunks(grid, width))]
+    return Group(Text(title, style="bold"), *parts, _rich_footer(below))
 
 
 _DIFF_COLUMNS = {"low": "diff_low", "high": "diff_high", "n": "diff_n"}
@@ -227,7 +239,8 @@ def _csv_row(name: str, kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _markdown_grid(grid: Grid) -> str:
+def markdown_grid(grid: Grid) -> str:
+    """A grid as a Markdown table."""
     groups = [column.group for column in grid.columns]
     headers = [
         column.header if column.group != PAPER else f"{'paper' if groups[i - 1] == PAPER else PAPER}: {column.header}"
@@ -244,7 +257,8 @@ def _md(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
+    """Text with everything escaped that TeX would read otherwise."""
     return "".join(_TEX.get(c, c) for c in text).replace("}$$^{", "")
 
 
@@ -252,10 +266,11 @@ def _groups(columns: tuple[Column, ...]) -> list[tuple[str, int]]:
     return [(name, len(list(found))) for name, found in groupby(columns, lambda column: column.group)]
 
 
-def _latex_table(grid: Grid, caption: str, label: str) -> str:
+def latex_table(grid: Grid, caption: str, label: str) -> str:
+    """A grid as a booktabs table; the caption is TeX already."""
     spans, rules, at = [], [], 2
     for name, n in _groups(grid.columns):
-        spans.append(rf"\multicolumn{{{n}}}{{c}}{{{_tex(name)}}}")
+        spans.append(rf"\multicolumn{{{n}}}{{c}}{{{tex(name)}}}")
         rules.append(rf"\cmidrule(lr){{{at}-{at + n - 1}}}")
         at += n
     lines = [
@@ -266,23 +281,24 @@ def _latex_table(grid: Grid, caption: str, label: str) -> str:
         r"\toprule",
         " & " + " & ".join(spans) + r" \\",
         "".join(rules),
-        " & " + " & ".join(_tex(column.header) for column in grid.columns) + r" \\",
+        " & " + " & ".join(tex(column.header) for column in grid.columns) + r" \\",
         r"\midrule",
     ]
     for i, (name, cells) in enumerate(grid.rows):
         if i == grid.rule_at:
             lines.append(r"\midrule")
-        lines.append(f"{_tex(name)} & " + " & ".join(_latex_cell(cell) for cell in cells) + r" \\")
+        lines.append(f"{tex(name)} & " + " & ".join(_latex_cell(cell) for cell in cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}}", rf"\caption{{{caption}}}", rf"\label{{tab:{label}}}"]
     return "\n".join([*lines, r"\end{table*}"])
 
 
 def _latex_cell(cell: Cell) -> str:
-    text = rf"\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
-    return text + rf"\,{_tex(cell.mark)}" * bool(cell.mark) + rf" {{\scriptsize {_tex(cell.aside)}}}" * bool(cell.aside)
+    text = rf"\textbf{{{tex(cell.text)}}}" if cell.bold else tex(cell.text)
+    return text + rf"\,{tex(cell.mark)}" * bool(cell.mark) + rf" {{\scriptsize {tex(cell.aside)}}}" * bool(cell.aside)
 
 
-def _html_grid(grid: Grid) -> str:
+def html_grid(grid: Grid) -> str:
+    """A grid as an HTML table that scrolls sideways."""
     spans = _groups(grid.columns)
     groups = "".join(f'<th class="group" colspan="{n}">{escape(name)}</th>' for name, n in spans)
     heads = "".join(f"<th>{escape(column.header)}</th>" for column in grid.columns)
@@ -364,13 +380,13 @@ def _rich_cell(cell: Cell) -> Text:
     return text if not cell.aside else Text.assemble(text, "\n", (cell.aside, "dim"))
 
 
-def _rich_footer(result: Result) -> Table:
+def _rich_footer(below: Iterable[tuple[str, str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     lines = Table.grid(padding=(0, 2))
     lines.add_column(style="dim", no_wrap=True)
     lines.add_column(overflow="fold")
-    for label, text in footer(result):
+    for label, text in below:
         lines.add_row(label, Text(text))
     return lines

@@ -18,17 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bootstrap import bootstrap_mean
+from benchmarks.bootstrap import bootstrap_mean, prompt_of
 from benchmarks.files import write_atomically, write_csv
 from benchmarks.measure import BrokenVideo, Options, Scores, end_with_parent, like, score_videos, videos_of
 from benchmarks.metrics import GROUPS, METRICS, chosen, lookup
-
-_SEED = re.compile(r"-\d+$")
-
-
-def prompt_of(video: str) -> str:
-    """What videos of one prompt share: the file name without ending and without the trailing `-0`, `-1`, …"""
-    return _SEED.sub("", Path(video).stem)
 
 
 def summary(found: Scores, names: Sequence[str]) -> dict[str, dict[str, Any]]:
