@@ -138,4 +138,5 @@ $(UV): requirements/uv.lock
 	@echo "making .venv from requirements/dev.lock (about 6 GB, once)"
 	$(UV) venv -q --allow-existing --python $(PY) .venv
 	$(UV) pip sync -q --require-hashes requirements/dev.lock --python .venv/bin/python
+	.venv/bin/python -c 'import os, site; open(os.path.join(site.getsitepackages()[0], "pixelwizard.pth"), "w").write(os.getcwd())'
 	touch $@
