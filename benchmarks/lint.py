@@ -2,7 +2,7 @@
 
 python -m benchmarks.lint [table=table_1] [all=true] [format=terminal|md] [json=true]
 
-all=true also lists what adds up. What is recomputed, and when it adds up: `benchmarks.paper.checks`.
+all=true also lists what adds up. What is recomputed, and when it adds up: `benchmarks.paper.check`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import paper
-from benchmarks.paper.checks import Check, Kind, lint
+from benchmarks.paper import claims, consistency
+from benchmarks.paper.check import Check, Kind
+from benchmarks.paper.derived import derived
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -26,6 +29,12 @@ KINDS: Mapping[Kind, str] = {
     "consistency": "cells agree with the rest of the tables",
     "claim": "claims of the text hold",
 }
+
+
+def lint(folder: Path = paper.HERE) -> list[Check]:
+    """Every check of the paper's tables: derived cells, consistency, claims. folder: where their CSVs are."""
+    tables = {name: paper.load(name, folder) for name in paper.names()}
+    return [*derived(tables), *consistency.checks(tables), *claims.checks(tables)]
 
 
 def summary(checks: Sequence[Check]) -> list[str]:
@@ -49,7 +58,8 @@ def _texts(check: Check) -> tuple[str, str, str, str]:
 def _sections(checks: Sequence[Check], everything: bool) -> list[tuple[str, list[Check]]]:
     wrong = [check for check in checks if not check.adds_up]
     parts = [("What does not add up", wrong)] if wrong else []
-    return [*parts, ("What adds up", [check for check in checks if check.adds_up])] if everything else parts
+    right = [check for check in checks if check.adds_up]
+    return [*parts, ("What adds up", right)] if everything and right else parts
 
 
 def markdown(checks: Sequence[Check], everything: bool = False) -> str:
@@ -81,11 +91,11 @@ def terminal(checks: Sequence[Check], everything: bool = False) -> Group:
 
     parts: list[RichTable | Text] = []
     for title, found in _sections(checks, everything):
-        table = RichTable(
-            title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0)
-        )
-        for head, width in zip(_HEADS, (30, 14, 16, 52), strict=True):
-            table.add_column(head, width=width, overflow="fold")
+        gap = int(not found[0].adds_up)
+        table = RichTable(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, gap, 0))
+        table.title_justify, table.title_style = "left", "bold"
+        for head, least, width in zip(_HEADS, (15, 10, 12, 20), (30, 14, 16, 52), strict=True):
+            table.add_column(head, min_width=least, max_width=width)
         for check in found:
             where, printed, recomputed, _ = _texts(check)
             place, _, cell = where.partition(": ")
@@ -110,7 +120,7 @@ class Options:
     json: bool = False
 
 
-_CHOICES = {"all": ("true", "false"), "json": ("true", "false"), "format": ("terminal", "md")}
+_CHOICES = {"all": ("true", "false"), "format": ("terminal", "md"), "json": ("true", "false")}
 
 
 def parse(arguments: Sequence[str]) -> Options:
