@@ -419,3 +419,22 @@ class TestAnArmThatFails:
 
 def arm_metrics(disturbed: Disturbed, name: str) -> list[dict[str, Any]]:
     return list(disturbed.again.arm(name)["metrics"].values())
+
+
+class TestTheNotebooks:
+    @pytest.mark.parametrize("name", ["1_method", "2_tables", "3_runs"])
+    def test_run_on_what_the_ablation_left(
+        self, finished: Finished, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import nbformat
+        from nbclient import NotebookClient
+
+        monkeypatch.setenv("PW_OUTPUTS", str(finished.outputs))
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+        shown = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
+        pictures = sum("image/png" in out.get("data", {}) for out in shown)
+        tables = sum("<table" in str(out.get("data", {}).get("text/html", "")) for out in shown)
+        assert not [out for out in shown if out.output_type == "error"]
+        assert (pictures, tables) == {"1_method": (5, 0), "2_tables": (0, 8), "3_runs": (3, 2)}[name]
