@@ -1,0 +1,209 @@
+"""mHD-MSE: the energy that a video loses on the way 2^k down and up again  (paper: Eq. 9.9; UltraGen, app. D).
+
+    mHD-MSE(v) = mean over k of  mean over pixels, channels, frames of (v - R_k(v))^2,    v RGB in [0, 1]
+
+R_k is the operator of the authors' script: bilinear, align_corners=False, without antialias, to floor(H / 2^k) x
+floor(W / 2^k) and the same filter up. Their script sums over k (`reduction="sum"`). Higher is not always better: noise
+and over-sharpening are rewarded, and the same content at twice the size scores less.
+
+Without antialias a reduction reads four pixels for each one of the small picture, wherever they are; so the small
+picture is gathered, widened to the frame's width, and enlarged to its height in bands that fit the cache, where it is
+compared. Nothing of the frame's size is made. torch is not imported on a CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.metrics.stream import Look
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pw.video import Frames, VideoInfo
+
+REDUCTIONS = ("mean", "sum")
+BAND = 1 << 18  # float32 values of a band: 1 MB; larger ones are no faster, smaller ones slower
+RUN = 2048
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Which k are measured, and how their values become one: "mean" (the paper) or "sum" (its authors' script).
+
+    Raises: ValueError for no k, a k that is not a whole number of at least 1, another reduction.
+    """
+
+    ks: tuple[int, ...]
+    reduction: str
+
+    def __post_init__(self) -> None:
+        if not self.ks or any(not isinstance(k, int) or k < 1 for k in self.ks):
+            raise ValueError(f"ks={list(self.ks)}: give one or more whole numbers of at least 1, as (3, 4, 5)")
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(f"reduction={self.reduction!r}: known are {', '.join(REDUCTIONS)}")
+
+    def value(self, frames: Sequence[Sequence[float]]) -> float:
+        """One number of a video from the values of its frames, one for each k."""
+        means = np.asarray(frames, np.float64).mean(0)
+        return float(means.sum() if self.reduction == "sum" else means.mean())
+
+
+@dataclass(frozen=True)
+class Mhd:
+    """The scorer of "mhd_mse"."""
+
+    scales: Scales
+    device: str
+
+    def begin(self, info: VideoInfo) -> MhdVideo:
+        return MhdVideo(self.scales, self.device, working_memory(info.height, info.width, self.scales.ks))
+
+
+@dataclass(frozen=True)
+class MhdVideo:
+    """mHD-MSE of one video; of a frame is kept one number for each k."""
+
+    scales: Scales
+    device: str
+    memory: int
+
+    def wants(self, index: int) -> bool:
+        return True
+
+    def frame(self, look: Look) -> list[float]:
+        if self.device == "cpu":
+            return losses(look.image, self.scales.ks)
+        return losses_on(self.device, look.image, self.scales.ks)
+
+    def result(self, frames: Sequence[Sequence[float]]) -> Mapping[str, float]:
+        return {"mhd_mse": self.scales.value(frames)}
+
+
+def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Mhd:
+    """The family's scorer. Raises: ValueError for settings that make no sense."""
+    return Mhd(Scales(tuple(settings["ks"]), settings["reduction"]), device)
+
+
+class Axis(NamedTuple):
+    """Bilinear samples of one axis: `(1 - weight) x[low] + weight x[high]`, an entry for each sample."""
+
+    low: NDArray[np.intp]
+    high: NDArray[np.intp]
+    weight: NDArray[np.float64]
+
+
+@functools.lru_cache(maxsize=64)
+def axis(size: int, wanted: int) -> Axis:
+    """`wanted` samples of `size` values, where F.interpolate(align_corners=False) takes them."""
+    centre = np.maximum((np.arange(wanted) + 0.5) * (size / wanted) - 0.5, 0)
+    low = np.minimum(centre.astype(np.intp), size - 1)
+    return Axis(low, np.minimum(low + 1, size - 1), centre - low)
+
+
+def small_size(height: int, width: int, k: int) -> tuple[int, int]:
+    """Height and width 2^k times smaller: rounded down, at least 1 px."""
+    return max(1, height >> k), max(1, width >> k)
+
+
+def losses(image: Frames, ks: Sequence[int]) -> list[float]:
+    """Mean of (v - R_k(v))^2 of a frame uint8 `[H, W, 3]`, on [0, 1], for each k."""
+    height, width, _ = image.shape
+    rows = np.ascontiguousarray(image).reshape(height, -1)
+    small = [reduced(image, k) for k in ks]
+    # R_k keeps a constant: around a grey, float32 has its digits for the differences of an almost flat frame
+    grey = np.rint(small[0].mean())
+    wide = [widened(picture - grey, width) for picture in small]
+    tall = min(height, max(1, BAND // rows.shape[1]))
+    band, error = np.empty((2, tall, rows.shape[1]), np.float32)
+    totals = [0.0] * len(ks)
+    for top in range(0, height, tall):
+        values, errors = band[: height - top], error[: height - top]
+        np.copyto(values, rows[top : top + tall])
+        values -= np.float32(grey)
+        for n, picture in enumerate(wide):
+            _enlarge(picture, height, top, errors)
+            errors -= values
+            totals[n] += _sum_of_squares(errors)
+    return [total / (255.0**2 * rows.size) for total in totals]
+
+
+def losses_on(device: str, image: Frames, ks: Sequence[int]) -> list[float]:
+    """The same by torch, on a device with room for whole frames."""
+    import torch
+
+    frame = to_tensor(image, device)
+    return [float((frame - round_trip(frame, k)).square().mean(dtype=torch.float64)) for k in ks]
+
+
+def round_trip(frame: Tensor, k: int) -> Tensor:
+    """R_k of frames `[N, 3, H, W]`."""
+    from torch.nn.functional import interpolate
+
+    height, width = frame.shape[-2:]
+    small = interpolate(frame, small_size(height, width, k), mode="bilinear", align_corners=False)
+    return interpolate(small, (height, width), mode="bilinear", align_corners=False)
+
+
+def to_tensor(image: Frames, device: str) -> Tensor:
+    """uint8 `[H, W, 3]` -> float32 `[1, 3, H, W]` in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float().div_(255)
+
+
+def reduced(image: Frames, k: int) -> NDArray[np.float64]:
+    """A frame 2^k times smaller: uint8 `[H, W, 3]` -> `[h, w, 3]` in [0, 255]."""
+    h, w = small_size(image.shape[0], image.shape[1], k)
+    y, x = axis(image.shape[0], h), axis(image.shape[1], w)
+    columns = np.concatenate([x.low, x.high])
+    upper = np.take(image[y.low], columns, axis=1).astype(np.float64)
+    upper += y.weight[:, None, None] * (np.take(image[y.high], columns, axis=1) - upper)
+    left, right = upper[:, :w], upper[:, w:]
+    return left + x.weight[:, None] * (right - left)
+
+
+def widened(small: NDArray[np.float64], width: int) -> NDArray[np.float32]:
+    """A small picture with rows of `width` px: `[h, w, 3]` -> `[h, 3 width]`, channels interleaved."""
+    h, w, _ = small.shape
+    x = axis(w, width)
+    low, high = ((3 * at[:, None] + np.arange(3)).ravel() for at in (x.low, x.high))
+    flat = small.reshape(h, -1).astype(np.float32)
+    left, result = np.take(flat, low, axis=1), np.take(flat, high, axis=1)
+    result -= left
+    result *= np.repeat(x.weight, 3).astype(np.float32)
+    result += left
+    return result
+
+
+def _enlarge(wide: NDArray[np.float32], height: int, top: int, out: NDArray[np.float32]) -> None:
+    """Rows `top`, `top + 1`, ... of `wide` `[h, X]` as enlarged to `height` rows, written to `out` `[n, X]`."""
+    low, high, weight = (values[top : top + len(out)] for values in axis(len(wide), height))
+    weights = weight.astype(np.float32)[:, None]
+    edges = [0, *(np.flatnonzero(np.diff(low)) + 1), len(out)]
+    for start, stop in itertools.pairwise(edges):
+        lower = wide[low[start]]
+        np.multiply(wide[high[start]] - lower, weights[start:stop], out=out[start:stop])
+        out[start:stop] += lower
+
+
+def _sum_of_squares(values: NDArray[np.float32]) -> float:
+    """As float32 over `RUN` values, as float64 over the runs: one float32 sum of them all would lose digits."""
+    flat = values.reshape(-1)
+    rest = flat.size % RUN
+    runs, last = flat[: flat.size - rest].reshape(-1, RUN), flat[flat.size - rest :]
+    return float(np.vecdot(runs, runs).sum(dtype=np.float64)) + float(np.vecdot(last, last))
+
+
+def working_memory(height: int, width: int, ks: Sequence[int]) -> int:
+    """Bytes that `losses` needs beside the frame: the widened pictures, one of them twice, and two bands."""
+    heights = [small_size(height, width, k)[0] for k in ks]
+    row = 3 * width
+    return 4 * row * (sum(heights) + max(heights)) + 2 * 4 * max(BAND, row)
