@@ -1,0 +1,63 @@
+"""VBench's temporal flickering, frame by frame: 1 - mean |difference of neighbouring frames| / 255.
+
+VBench (0.1.5, temporal_flickering.py) takes the mean over pixels and channels of |uint8 difference| for each pair of
+neighbours in float32, then their mean over pairs, then (255 - mean) / 255. Here the sums are exact, so the two differ
+by float32's rounding: 1e-8 of the score. HDR video is tone-mapped (see `pw.video`), which VBench does not do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from benchmarks.metrics.stream import Look
+    from pw.video import Frames, VideoInfo
+
+BAND = 1 << 20  # samples compared at a time, so that what is between two frames is small
+
+
+@dataclass(frozen=True)
+class _Video:
+    memory: int = 8 * BAND
+
+    def wants(self, index: int) -> bool:
+        return index > 0
+
+    def frame(self, look: Look) -> float:
+        assert look.previous is not None
+        return mean_difference(look.previous, look.image)
+
+    def result(self, frames: Sequence[float]) -> Mapping[str, float]:
+        return {"temporal_flickering": (255.0 - sum(_at_least_one(frames)) / len(frames)) / 255.0}
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    def begin(self, info: VideoInfo) -> _Video:
+        _at_least_one(range(info.frames - 1))
+        return _Video()
+
+
+def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> _Scorer:
+    """The family's only metric, on the CPU whatever `device` says: it is a subtraction."""
+    return _Scorer()
+
+
+def mean_difference(one: Frames, other: Frames) -> float:
+    """Mean absolute difference of two frames, uint8 `[H, W, 3]` -> 0 to 255, exact but for one division."""
+    one, other = one.reshape(-1), other.reshape(-1)
+    total = 0
+    for start in range(0, one.size, BAND):
+        a, b = one[start : start + BAND], other[start : start + BAND]
+        total += int((np.maximum(a, b) - np.minimum(a, b)).sum(dtype=np.uint32))
+    return total / one.size
+
+
+def _at_least_one(pairs: Sequence[Any]) -> Sequence[Any]:
+    if not pairs:
+        raise ValueError("temporal_flickering compares neighbouring frames: it needs two, not one")
+    return pairs

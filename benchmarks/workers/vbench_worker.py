@@ -1,0 +1,377 @@
+"""VBench's own code on a list of videos, by the interpreter of an environment of its own (`make vbench-env`).
+
+    .venv-vbench/bin/python vbench_worker.py REQUEST.json
+
+It imports nothing of ours. `benchmarks/metrics/vbench.py` writes the request and checks what comes back:
+
+    request   schema, videos (absolute paths), prompts ({path: prompt} or null), dimensions, mode, device ("cpu" or
+              "cuda"), imaging_quality_preprocessing_mode, cache (VBench's folder of weights), weights ({dimension:
+              {file in cache: where it comes from}}), download (may VBench fetch what is missing), full_info (path or
+              null), out (path of the result), parent (process whose end ends this one, or null)
+    journal   <out>.journal, a JSON object per line, as it happens: first {schema, versions}, then {video, dimension,
+              value}, or {.., value: null, why, error: bool}; {dimension, failed} when a dimension is given up
+    result    {schema, versions, weights_sha256, results: {dimension: {score, per_video: {path: value}}}, failed:
+              {dimension: message}, errors and left_out: {dimension: {path: message}}}; exit status 0 only if it
+              was written
+
+A value is VBench's per-video result in [0, 1] (imaging_quality / 100; a bool is 0 or 1) and a score is their mean over
+videos. VBench-Long's (`mode` long_…) is the mean over a video's clips, without its clip-to-clip part (`--dev_flag`).
+All dimensions of a video are measured before the next video, with every network loaded once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+GIVE_UP_AFTER = 3  # videos failing from the first on: it is not the videos
+GRIT = ("object_class", "multiple_objects", "color", "spatial_relationship")
+OF_PROMPTS = (*GRIT, "scene", "appearance_style")  # they need what VBench_full_info.json says of a prompt
+# VBench builds these anew at every call; here once  {dimension: ((module, name), …)}
+_CLIP, _GRIT = ("clip", "load"), ("vbench.third_party.grit_model", "init_demo")
+LOADERS = {
+    "subject_consistency": (("torch.hub", "load"),),
+    "background_consistency": (_CLIP,),
+    "appearance_style": (_CLIP,),
+    "aesthetic_quality": (_CLIP, ("vbench.aesthetic_quality", "get_aesthetic_model")),
+    "imaging_quality": (("vbench.imaging_quality", "MUSIQ"),),
+    "motion_smoothness": (("vbench.motion_smoothness", "MotionSmoothness"),),
+    "dynamic_degree": (("vbench.dynamic_degree", "DynamicDegree"),),
+    "human_action": (("vbench.human_action", "create_model"),),
+    "scene": (("vbench.scene", "tag2text_caption"),),
+    **{
+        name: ((f"vbench.{name}", "SimpleTokenizer"), (f"vbench.{name}", "ViCLIP"))
+        for name in ("temporal_style", "overall_consistency")
+    },
+    **dict.fromkeys(GRIT, (_GRIT,)),
+}
+# seconds of a clip of VBench-Long; these three want 10 (its configs/clip_length_mix.yaml, absent from the package)
+CLIP_SECONDS, LONG_CLIP_SECONDS = 2, 10
+OF_LONG_CLIPS = {"human_action", "temporal_style", "overall_consistency"}
+
+
+class Failed(Exception):
+    """A dimension that cannot be measured at all; the message says what is missing."""
+
+
+class Left(Exception):
+    """A video that has no value in a dimension, by VBench's own rules."""
+
+
+def main(request_path: str) -> int:
+    """Measure what a request asks for, and write the result. Returns the exit status."""
+    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    if request.get("schema") != SCHEMA:
+        print(f"the request's schema is {request.get('schema')}, this worker's {SCHEMA}", file=sys.stderr)
+        return 2
+    _end_with(request.get("parent"))
+    _environment(Path(request["cache"]), download=request["download"])
+    measured = Measurement(request).run()
+    out = Path(request["out"])
+    part = out.with_name(f".{out.name}.part")
+    part.write_text(json.dumps(measured, indent=1), encoding="utf-8")
+    os.replace(part, out)
+    return 0
+
+
+class Measurement:
+    """One request: its videos, the dimensions that can be measured, and what came out so far."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.request, self.out = request, Path(request["out"])
+        self.cache = Path(request["cache"])
+        self.values: dict[str, dict[str, float]] = {name: {} for name in request["dimensions"]}
+        self.errors: dict[str, dict[str, str]] = {name: {} for name in request["dimensions"]}
+        self.left_out: dict[str, dict[str, str]] = {name: {} for name in request["dimensions"]}
+        self.failed: dict[str, str] = {}
+        self.journal = open(f"{self.out}.journal", "w", encoding="utf-8")  # noqa: SIM115 (for the process's life)
+
+    def run(self) -> dict[str, Any]:
+        """The result, as it is written."""
+        versions = _versions(self.request["device"])
+        self._note(schema=SCHEMA, versions=versions)
+        measures: dict[str, Callable[[str], Any]] = {}
+        for name in self.request["dimensions"]:
+            try:
+                measures[name] = self._prepare(name)
+            except Failed as error:
+                self._give_up(name, str(error))
+        for number, video in enumerate(self.request["videos"]):
+            self._measure(number, video, measures)
+            measures = {name: measure for name, measure in measures.items() if name not in self.failed}
+        return {
+            "schema": SCHEMA,
+            "versions": versions,
+            "weights_sha256": self._digests(measures),
+            "results": {
+                name: {"score": sum(found.values()) / len(found), "per_video": found}
+                for name, found in self.values.items()
+                if found
+            },
+            "failed": self.failed,
+            "errors": {name: why for name, why in self.errors.items() if why},
+            "left_out": {name: why for name, why in self.left_out.items() if why},
+        }
+
+    def _prepare(self, name: str) -> Callable[[str], Any]:
+        """compute(path of a full-info file) -> VBench's per-video results of a dimension. Raises Failed."""
+        if name in OF_PROMPTS and not self.request["mode"].endswith("vbench_standard"):
+            raise Failed(f"{name} is defined on VBench's own prompts only: mode=vbench_standard")
+        if not self.request["download"]:
+            files = self.request["weights"].get(name, {})
+            if missing := [f"{file} ({where})" for file, where in files.items() if not (self.cache / file).exists()]:
+                raise Failed(f"{self.cache} lacks {', '.join(missing)}")
+        try:
+            module = importlib.import_module(f"vbench.{name}")
+            for owner, loader in LOADERS.get(name, ()):
+                _load_once(importlib.import_module(owner), loader)
+            models = importlib.import_module("vbench.utils").init_submodules([name], local=True)[name]
+        except ModuleNotFoundError as error:
+            raise Failed(f"{name} needs the package {error.name}, which is not in VBench's environment") from error
+        except Exception as error:
+            raise Failed(f"{name}: {_told(error)}") from error
+        compute = getattr(module, f"compute_{name}")
+        mode = self.request["imaging_quality_preprocessing_mode"]
+        return lambda info: compute(info, self.request["device"], models, imaging_quality_preprocessing_mode=mode)[1]
+
+    def _measure(self, number: int, video: str, measures: dict[str, Callable[[str], Any]]) -> None:
+        """Measure a video in all dimensions, in a folder of its own that goes away with it."""
+        folder = self.out.parent / f"video-{number}"
+        try:
+            for name, measure in measures.items():
+                began = time.monotonic()
+                try:
+                    value = _value(name, measure(self._info(name, video, folder)))
+                except Exception as error:
+                    self._without_value(name, video, error)
+                    value = None
+                else:
+                    self.values[name][video] = value
+                    self._note(video=video, dimension=name, value=value)
+                seconds, total = time.monotonic() - began, len(self.request["videos"])
+                print(f"{number + 1}/{total} {Path(video).name}  {name} {value}  {seconds:.1f} s", file=sys.stderr)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            importlib.import_module("torch").cuda.empty_cache()
+
+    def _info(self, name: str, video: str, folder: Path) -> str:
+        """The full-info file of one video and one dimension, as VBench's own `build_full_info_json` writes it.
+
+        Raises: Left if the dimension is not defined for the video's prompt.
+        """
+        prompt, entries = self._prompt(video)
+        entry: dict[str, Any] = {}
+        if self.request["mode"].endswith("vbench_standard"):
+            entry = next((entry for entry in entries if name in entry["dimension"]), {})
+            if not entry:
+                raise Left(f"{name} is not measured on this prompt")
+        files = self._files(video, prompt, {name for entry in entries for name in entry["dimension"]}, folder)
+        found = {**entry, "prompt_en": prompt, "dimension": [name], "video_list": files}
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps([found]), encoding="utf-8")
+        return str(path)
+
+    def _prompt(self, video: str) -> tuple[str, list[dict[str, Any]]]:
+        """A video's prompt, given or from its name {prompt}-{i}, and the entries of VBench that have it."""
+        prompt = (self.request["prompts"] or {}).get(video) or re.sub(r"-\d+$", "", Path(video).stem)
+        return prompt, [entry for entry in _full_info(self.request["full_info"]) if entry["prompt_en"] == prompt]
+
+    def _files(self, video: str, prompt: str, dimensions: set[str], folder: Path) -> list[str]:
+        """A link to a video under a name that VBench takes, or the clips that VBench-Long cuts of it."""
+        folder.mkdir(exist_ok=True)
+        # VBench knows .mp4 only, whatever is inside; human_action reads the action off the name
+        fits = "/" not in prompt and len(prompt.encode()) <= 200
+        link = folder / f"{prompt if fits else 'video'}-0.mp4"
+        if not link.is_symlink():
+            link.symlink_to(Path(video).resolve())
+        if not self.request["mode"].startswith("long_"):
+            return [str(link)]
+        clips = folder / "clips"
+        if not clips.exists():
+            standard = self.request["mode"] == "long_vbench_standard"
+            seconds = LONG_CLIP_SECONDS if standard and dimensions & OF_LONG_CLIPS else CLIP_SECONDS
+            part = folder / "clips.part"
+            importlib.import_module("vbench2_beta_long.utils").split_video_into_clips(str(link), str(part), seconds)
+            part.rename(clips)
+        return sorted(str(path) for path in clips.rglob("*.mp4"))
+
+    def _without_value(self, name: str, video: str, error: Exception) -> None:
+        """Say why a video has no value; a dimension that has failed on all videos so far is given up."""
+        if name == "color" and isinstance(error, ZeroDivisionError):
+            error = Left("no frame shows the object, and VBench leaves such videos out")
+        if isinstance(error, Left):
+            self.left_out[name][video] = why = str(error)
+        else:
+            self.errors[name][video] = why = _told(error)
+        self._note(video=video, dimension=name, value=None, why=why, error=not isinstance(error, Left))
+        if not self.values[name] and len(self.errors[name]) >= GIVE_UP_AFTER:
+            self._give_up(name, f"{name} failed on the first {len(self.errors[name])} videos, on the last with {why}")
+
+    def _give_up(self, name: str, why: str) -> None:
+        self.failed[name] = why
+        self._note(dimension=name, failed=why)
+        print(f"{name}: {why}", file=sys.stderr)
+
+    def _note(self, **line: Any) -> None:
+        self.journal.write(json.dumps(line) + "\n")
+        self.journal.flush()
+
+    def _digests(self, names: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of the weights that were used."""
+        files = {file for name in names for file in self.request["weights"].get(name, {})}
+        paths = {file: self.cache / file for file in sorted(files)}
+        return {file: _sha256(path) for file, path in paths.items() if path.is_file()}
+
+
+def _value(name: str, found: Sequence[dict[str, Any]]) -> float:
+    """A video's value: the mean of VBench's per-video results over its clips, one if it is not cut.
+
+    Raises: Left where VBench leaves the video out, ValueError where its result is not finite.
+    """
+    values = [float(item["video_results"]) for item in found]
+    if not values:
+        raise Left("VBench gives no result")
+    value = sum(values) / len(values) / (100 if name == "imaging_quality" else 1)
+    if not math.isfinite(value):
+        raise ValueError(f"VBench's result is {value}")
+    return value
+
+
+def _told(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+
+
+def _environment(cache: Path, download: bool) -> None:
+    """Point VBench and what it builds on to one folder of weights, and keep them off the network."""
+    cache.mkdir(parents=True, exist_ok=True)
+    os.environ["VBENCH_CACHE_DIR"] = str(cache)
+    os.chdir(cache)  # transformers takes a folder here, bert-base-uncased, before it asks the network
+    if not download:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        _refuse_downloads()
+    _bring_vocabulary(cache)
+    _find_dino(cache / "dino_model", download)
+    importlib.import_module("torch").set_grad_enabled(False)  # some dimensions forget to: memory, not values
+
+
+def _bring_vocabulary(cache: Path) -> None:
+    """ViCLIP's vocabulary is CLIP's; VBench fetches it on import, but the package clip holds the same file."""
+    name = "bpe_simple_vocab_16e6.txt.gz"
+    target = cache / "ViCLIP" / name
+    spec = importlib.util.find_spec("clip")
+    if target.exists() or spec is None or spec.origin is None:
+        return
+    try:
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(Path(spec.origin).parent / name, target)
+    except OSError as error:
+        print(f"{target}: {error.strerror}; temporal_style and overall_consistency need it", file=sys.stderr)
+
+
+def _find_dino(folder: Path, download: bool) -> None:
+    """Let DINO's hub code take its weights from VBench's folder: it fetches them whatever VBench's `local` says."""
+    hub: Any = importlib.import_module("torch.hub")
+    fetch, load = hub.load_state_dict_from_url, importlib.import_module("torch").load
+
+    def from_folder(url: str, *args: Any, **kwargs: Any) -> Any:
+        path = folder / url.rpartition("/")[2]
+        if path.is_file():
+            return load(path, map_location="cpu")
+        if not download:
+            raise FileNotFoundError(f"{path} is not there")
+        return fetch(url, *args, **{**kwargs, "model_dir": str(folder)})
+
+    hub.load_state_dict_from_url = from_folder
+
+
+def _refuse_downloads() -> None:
+    """VBench downloads by commands: none is run."""
+    module: Any = subprocess
+    run = module.run
+
+    def local_only(command: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(command, str) and command[0] in ("wget", "git", "unzip"):
+            raise FileNotFoundError(f"VBench would fetch {command[-1]} by {command[0]}, which is not allowed here")
+        return run(command, *args, **kwargs)
+
+    module.run = local_only
+
+
+_LOADED_ONCE: set[tuple[str, str]] = set()
+
+
+def _load_once(owner: Any, name: str) -> None:
+    """Make `owner.name` give back what it made before for the same arguments."""
+    if (owner.__name__, name) in _LOADED_ONCE:
+        return
+    _LOADED_ONCE.add((owner.__name__, name))
+    make, made = getattr(owner, name), {}
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        key = repr((args, sorted(kwargs.items())))
+        if key not in made:
+            made[key] = make(*args, **kwargs)
+        return made[key]
+
+    setattr(owner, name, once)
+
+
+_FULL_INFO: list[dict[str, Any]] = []
+
+
+def _full_info(path: str | None) -> list[dict[str, Any]]:
+    """VBench's prompts, from a file or from its package."""
+    if not _FULL_INFO:
+        package = Path(str(importlib.import_module("vbench").__file__)).parent
+        file = Path(path) if path else package / "VBench_full_info.json"
+        _FULL_INFO.extend(json.loads(file.read_text(encoding="utf-8")))
+    return _FULL_INFO
+
+
+def _versions(device: str) -> dict[str, str]:
+    """What a score depends on beside the weights: AMT scales its input by the GPU's memory."""
+    from importlib import metadata
+
+    packages = ("vbench", "torch", "torchvision", "pyiqa", "timm", "transformers", "decord", "opencv-python", "numpy")
+    found = {name: metadata.version(name) for name in packages} | {"python": sys.version.split()[0]}
+    if device.startswith("cuda"):
+        gpu = importlib.import_module("torch").cuda.get_device_properties(0)
+        found |= {"gpu": gpu.name, "gpu_memory": str(gpu.total_memory)}
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _end_with(parent: int | None) -> None:
+    """End this process when the one that asked for it has ended, however."""
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
