@@ -89,7 +89,7 @@ def show(found: Scores, names: Sequence[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     means = summary(found, names)
     if means:
         table = Table(box=box.SIMPLE_HEAD, title_justify="left")
@@ -103,8 +103,9 @@ def show(found: Scores, names: Sequence[str]) -> None:
         console.print(table)
     for name in dict.fromkeys(name for name in names if name in means and lookup(name).licence):
         console.print(f"[dim]{name}: {escape(lookup(name).licence)}[/dim]", highlight=False)
-    for name, why in found.missing.items():
-        console.print(f"{name} –  {escape(why)}", highlight=False, soft_wrap=True)
+    for why in dict.fromkeys(found.missing.values()):
+        lacking = ", ".join(name for name, reason in found.missing.items() if reason == why)
+        console.print(f"{lacking} –  {escape(why)}", highlight=False, soft_wrap=True)
     for name, videos in found.not_measured.items():
         console.print(f"{name}: {len(videos)} of {len(found.rows)} videos without a value", highlight=False)
         for video, why in list(videos.items())[:5]:
@@ -128,7 +129,7 @@ def _arguments(words: Sequence[str]) -> tuple[Path, list[str], Path | None, Opti
     parser.add_argument("--out", type=Path, help="scores.csv by default, in the folder itself for a system's folder")
     parser.add_argument("settings", nargs="*", help="strict=true real=DIR device=cpu … and FAMILY.SETTING=VALUE")
     given = parser.parse_intermixed_args(list(words))
-    if "" in words:
+    if words[:1] == [""]:
         raise ValueError("videos=: no folder; make score videos=DIR metrics=mhd_mse,niqe")
     changed: dict[str, Any] = {}
     settings: dict[str, dict[str, str]] = {}

@@ -3,8 +3,8 @@
     python -m benchmarks.tables name=table_2 [systems=DIR score=true format=md out=DIR row.pixelwizard_2k=DIR …]
 
 A row is filled from the folder of its system (`systems=`, by default outputs/systems/<name>, see `benchmarks.systems`),
-or from any folder of videos that is named for it: `row.<name>=DIR`. The folder's scores.csv is read; score=true measures
-what is lacking first. What was not measured is an en dash, with the command that supplies it below.
+or from any folder of videos that is named for it: `row.<name>=DIR`. The folder's scores.csv is read; score=true
+measures what is lacking first. What was not measured is an en dash, with the command that supplies it below.
 """
 
 from __future__ import annotations

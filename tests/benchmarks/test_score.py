@@ -1,0 +1,247 @@
+"""`make score`: any folder of videos to scores.csv and its protocol."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from odd_videos import BROKEN, WHOLE, encode, moving
+
+from benchmarks import measure, score
+from benchmarks.measure import BrokenVideo, Options, score_videos, videos_of
+from benchmarks.metrics import GROUPS, METRICS
+from pw.video import read_video, write_video
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three whole videos; the cache is the test's own, and no weights are there."""
+    monkeypatch.setenv("PW_SCORES", str(tmp_path / "cache"))
+    monkeypatch.setenv("PW_METRICS", str(tmp_path / "weights"))
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for i in range(3):
+        encode(videos / f"a heron-{i}.mp4", moving(seed=i))
+    return videos
+
+
+def run(*words: str | Path) -> int:
+    return score.main([str(word) for word in words])
+
+
+def table(path: Path) -> dict[str, dict[str, str]]:
+    return {row["video"]: row for row in csv.DictReader(path.open())}
+
+
+def protocol(path: Path) -> dict[str, Any]:
+    return json.loads(path.with_name(f"{path.stem}.protocol.json").read_text())
+
+
+def test_a_row_per_video_and_a_protocol_beside_it(folder: Path, tmp_path: Path):
+    out = tmp_path / "scores.csv"
+    assert run(folder, "--metrics", "mhd_mse,temporal_flickering", "--out", out) == 0
+    rows = table(out)
+    assert list(rows) == ["a heron-0.mp4", "a heron-1.mp4", "a heron-2.mp4"]
+    assert list(rows["a heron-0.mp4"]) == ["video", "frames", "mhd_mse", "temporal_flickering"]
+    frames = read_video(folder / "a heron-1.mp4").astype(float)
+    expected = 1 - np.abs(np.diff(frames, axis=0)).mean() / 255
+    assert float(rows["a heron-1.mp4"]["temporal_flickering"]) == pytest.approx(expected, abs=1e-6)
+    assert {row["frames"] for row in rows.values()} == {"6"}
+    about = protocol(out)
+    mhd = about["metrics"]["mhd_mse"]
+    assert (mhd["protocol"], mhd["settings"]) == ("mhd_mse/1", {"ks": [3, 4, 5], "reduction": "mean"})
+    assert mhd["mean"] == pytest.approx(np.mean([float(row["mhd_mse"]) for row in rows.values()]))
+    assert (mhd["n"], mhd["clusters"], mhd["low"]) == (3, 1, None)  # one prompt: nothing to draw from
+    assert about["versions"]["av"]
+
+
+def test_what_was_measured_is_not_measured_again(folder: Path, tmp_path: Path):
+    first = score_videos(folder, ["mhd_mse"])
+    assert first.measured == 3
+    encode(folder / "new-0.mp4", moving(seed=9))
+    (folder / "a heron-0.mp4").rename(folder / "renamed-0.mp4")
+    again = score_videos(folder, ["mhd_mse"])
+    assert again.measured == 1
+    assert again.rows["renamed-0.mp4"] == first.rows["a heron-0.mp4"]
+    assert score_videos(folder, ["mhd_mse"], Options(settings={"mhd": {"reduction": "sum"}})).measured == 4
+
+
+def test_another_setting_is_another_score_and_is_said(folder: Path, tmp_path: Path):
+    run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "mean.csv")
+    run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "sum.csv", "mhd.reduction=sum")
+    run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "one.csv", "mhd.ks=3")
+    values = {n: float(table(tmp_path / f"{n}.csv")["a heron-0.mp4"]["mhd_mse"]) for n in ("mean", "sum", "one")}
+    assert values["sum"] == pytest.approx(3 * values["mean"])
+    assert values["one"] != values["mean"]
+    assert protocol(tmp_path / "one.csv")["metrics"]["mhd_mse"]["settings"] == {"ks": [3], "reduction": "mean"}
+
+
+def test_broken_videos_are_named_counted_and_left_out(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    for name, make in {**BROKEN, **WHOLE}.items():
+        make(folder / name)
+    (folder / "notes.txt").write_text("not a video by its name: not looked at")
+    out = tmp_path / "scores.csv"
+    assert run(folder, "--metrics", "mhd_mse", "--out", out) == 0
+    assert set(table(out)) == {path.name for path in folder.glob("a heron*")} | set(WHOLE)
+    about = protocol(out)
+    assert set(about["left_out"]) == set(BROKEN)
+    assert all(name in why for name, why in about["left_out"].items())
+    assert f"{len(BROKEN)} videos left out" in capsys.readouterr().out
+    assert about["metrics"]["mhd_mse"]["n"] == 3 + len(WHOLE)
+
+
+def test_strict_stops_at_the_first_broken_video_and_keeps_what_was_measured(folder: Path, tmp_path: Path):
+    BROKEN["truncated.mp4"](folder / "b-0.mp4")
+    encode(folder / "c-0.mp4", moving(seed=7))
+    with pytest.raises(BrokenVideo, match=r"b-0\.mp4"):
+        score_videos(folder, ["mhd_mse"], Options(strict=True))
+    assert run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "s.csv", "strict=true") == 1
+    assert not (tmp_path / "s.csv").exists()
+    (folder / "b-0.mp4").unlink()
+    assert score_videos(folder, ["mhd_mse"], Options(strict=True)).measured == 1
+
+
+def test_a_metric_without_its_weights_does_not_stop_the_others(folder: Path, tmp_path: Path, capsys):
+    out = tmp_path / "scores.csv"
+    assert run(folder, "--metrics", "niqe,mhd_mse,dover_technical", "--out", out) == 0
+    assert list(next(iter(table(out).values()))) == ["video", "frames", "mhd_mse"]
+    missing = protocol(out)["missing"]
+    assert set(missing) == {"niqe", "dover_technical"}
+    assert all("make weights what=metrics" in why for why in missing.values())
+    assert "make weights what=metrics" in capsys.readouterr().out
+
+
+def test_when_nothing_could_be_measured_the_status_says_so(folder: Path, tmp_path: Path):
+    assert run(folder, "--metrics", "niqe", "--out", tmp_path / "s.csv") == 1
+
+
+def test_a_video_that_a_metric_cannot_measure_has_an_empty_cell_not_a_number(folder: Path, tmp_path: Path):
+    WHOLE["one_frame.mp4"](folder / "one.mp4")
+    out = tmp_path / "scores.csv"
+    assert run(folder, "--metrics", "mhd_mse,temporal_flickering", "--out", out) == 0
+    row = table(out)["one.mp4"]
+    assert row["temporal_flickering"] == ""
+    assert float(row["mhd_mse"]) > 0
+    assert "one.mp4" in protocol(out)["not_measured"]["temporal_flickering"]
+    assert protocol(out)["metrics"]["temporal_flickering"]["n"] == 3
+
+
+def test_metrics_of_clips_are_scored_beside_others(folder: Path, tmp_path: Path):
+    real = tmp_path / "real"
+    real.mkdir()
+    for i in range(3):
+        write_video(real / f"a heron-{i}.mkv", moving(seed=i))
+    out = tmp_path / "scores.csv"
+    assert run(folder, "--metrics", "mhd,psd,solution_gap,mhd_mse", "--out", out, f"real={real}") == 0
+    assert list(next(iter(table(out).values()))) == ["video", "frames", "mhd", "mhd_mse"]
+    about = protocol(out)
+    assert about["metrics"]["psd"]["mean"] > 0
+    assert "solution=DIR" in about["missing"]["solution_gap"]
+
+
+def test_metrics_of_clips_refuse_what_they_would_hold_whole(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measure, "LARGEST_CLIP", 6 * 64 * 96 - 1)
+    found = score_videos(folder, ["mhd", "mhd_mse"])
+    assert "36,864 pixels" in found.missing["mhd"]
+    assert found.values("mhd_mse")
+
+
+def test_processes_that_share_the_videos_give_the_same_scores(folder: Path, tmp_path: Path):
+    alone = score_videos(folder, ["mhd_mse"], Options(cache=tmp_path / "one", processes=1))
+    shared = score_videos(folder, ["mhd_mse"], Options(cache=tmp_path / "two", processes=2, device="cpu"))
+    assert shared.rows == alone.rows
+    assert (alone.measured, shared.measured) == (3, 0)
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path):
+    """kill -9 while the second of several videos is measured: what was finished is not measured again."""
+    for i in range(3, 6):
+        encode(folder / f"a heron-{i}.mp4", moving(40, 512, 768, seed=i))
+    command = [sys.executable, "-m", "benchmarks.score", str(folder), "--metrics", "mhd_mse", "processes=1"]
+    child = subprocess.Popen([*command, "--out", str(tmp_path / "s.csv")], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    lines = [child.stderr.readline() for _ in range(4)]
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    done = len(list((tmp_path / "cache").rglob("mhd_mse-*.json")))
+    assert lines[3].startswith("4/6")
+    assert 4 <= done < 6
+    assert not (tmp_path / "s.csv").exists()
+    found = score_videos(folder, ["mhd_mse"])
+    assert found.measured == 6 - done
+    shutil.rmtree(tmp_path / "cache")
+    assert score_videos(folder, ["mhd_mse"]).rows == found.rows
+
+
+def test_a_process_that_shares_work_ends_with_the_one_it_shares_it_with(tmp_path: Path):
+    script = (
+        "import os, subprocess, sys; from benchmarks.measure import PARENT\n"
+        "child = 'from benchmarks.measure import end_with_parent; end_with_parent(); import time; time.sleep(60)'\n"
+        "env = {**os.environ, PARENT: str(os.getpid())}\n"
+        "print(subprocess.Popen([sys.executable, '-c', child], env=env).pid, flush=True); import time; time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    time.sleep(0.5)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while _runs(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3] if Path("/proc").exists() else True
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["{folder}", "--metrics", "nique"], "unknown metric 'nique'; known: "),
+        (["{folder}", "--metrics", ""], "names none"),
+        (["{folder}/none", "--metrics", "niqe"], "no such folder"),
+        (["{folder}", "--metrics", "niqe", "strikt=true"], "strikt=true: no such key; keys: "),
+        (["{folder}", "--metrics", "mhd_mse", "mhd.k=3"], "mhd.k: no such setting; mhd has ks, reduction"),
+        (["{folder}", "--metrics", "mhd_mse", "mhd.ks=three"], "mhd.ks=three: wants something like (3, 4, 5)"),
+        (["{folder}", "--metrics", "mhd_mse", "mhd.reduction=max"], "reduction"),
+        (["{folder}", "--metrics", "mhd_mse", "niqe.every=2"], "nothing of 'niqe' is measured here"),
+        (["{folder}", "--metrics", "lpips", "real=nowhere"], "real=nowhere: no such folder"),
+        (["{folder}", "--metrics", "mhd_mse", "memory=much"], "memory=much: wants bytes, such as 2GB"),
+        (["", "--metrics", "mhd_mse"], "videos=: no folder"),
+    ],
+)
+def test_a_mistake_in_the_call_is_named(folder: Path, capsys: pytest.CaptureFixture, words: list[str], says: str):
+    assert run(*(word.format(folder=folder) for word in words)) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_folder_without_videos_says_what_was_looked_for(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"no video \(\.mkv, .*\) among its 1 entries"):
+        videos_of(tmp_path)
+
+
+def test_every_group_names_metrics_and_a_family_has_one_mapping_of_settings():
+    for names in GROUPS.values():
+        assert set(names) <= set(METRICS)
+    for row in METRICS.values():
+        if row.family != "reference":
+            assert all(row.settings == other.settings for other in METRICS.values() if other.family == row.family)
