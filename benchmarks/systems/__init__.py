@@ -1,0 +1,260 @@
+"""The systems of the paper's tables: a card each, and what makes their videos.
+
+A card (`cards/<name>.yaml`) is one row of the tables: the setting in which the paper compares the system (its native
+one, sec. 8.2), its licence, where it comes from, how it is run, and how that differs from what the paper may have done.
+Four kinds:
+
+    diffusers    generated here, with diffusers (`diffusers_pipelines`)
+    pixelwizard  generated here, by `pw.generate` (`own`)
+    command      a program of its own environment, started once per video (`external`)
+    videos       videos that somebody else made, registered (`register`)
+
+A folder of videos of a system (`jobs` says what lies in it) is what the tables read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+CARDS = Path(__file__).parent / "cards"
+Kind = Literal["diffusers", "pixelwizard", "command", "videos"]
+
+
+class GenerationError(RuntimeError):
+    """A video that could not be made; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is asked of a system: size in px, frames, rate in 1/s; steps, guidance scale and shift where it has them.
+
+    Of videos that others made, size, frames and rate may be None: not known, so not checked.
+    """
+
+    width: int | None
+    height: int | None
+    frames: int | None
+    fps: float | None
+    steps: int | None
+    guidance: float | None
+    shift: float | None
+
+    @property
+    def rate(self) -> float:
+        """The rate of what is made here."""
+        assert self.fps is not None
+        return self.fps
+
+    @property
+    def is_even(self) -> bool:
+        """Whether both sides are, as 4:2:0 wants them."""
+        return not (self.width or 0) % 2 and not (self.height or 0) % 2
+
+    @property
+    def volume(self) -> int | None:
+        """Pixels of all frames."""
+        if self.width is None or self.height is None or self.frames is None:
+            return None
+        return self.width * self.height * self.frames
+
+    def __str__(self) -> str:
+        width, height, frames = (_shown(value) for value in (self.width, self.height, self.frames))
+        steps = "" if self.steps is None else f", {self.steps} steps"
+        return f"{width}x{height}, {frames} frames at {_shown(self.fps)} fps{steps}"
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Under what terms code and weights come; a restricted one must be accepted by who runs it."""
+
+    name: str
+    restricted: bool
+    terms: str | None
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Number of parameters in billions, as the source says."""
+
+    billions: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Weights on the Hugging Face hub, or None where they are elsewhere; the revision if one is known."""
+
+    repository: str | None
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class Diffusers:
+    """How diffusers runs it.
+
+    pipeline   class of diffusers
+    scheduler  class (None: the weights' own) and what is changed in its configuration
+    vae        precision of the VAE: float32 or bfloat16
+    arguments  of the pipeline's call, beside size, steps, guidance and prompt
+    """
+
+    pipeline: str
+    scheduler: Mapping[str, Any]
+    vae: Literal["float32", "bfloat16"]
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PixelWizard:
+    """What is handed to `pw.generate`."""
+
+    scale: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """How a program of its own makes one video.
+
+    command     its words, with {fields} (see `external.FIELDS`), run in its checkout without a shell
+    output      pattern of the video's name below {out}
+    takes       a prompt, or a video to be enlarged
+    writes_fps  rate that the program writes into the file, None: the asked one
+    driver      what a program that the user has to write must do, where the repository offers no such command
+    """
+
+    command: str
+    output: str
+    takes: Literal["prompt", "video"]
+    writes_fps: float | None
+    driver: str | None
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the tables: see the package's docstring.
+
+    setting     the native setting; `setting_source` says who says so
+    rows        table -> the label the paper prints
+    deviations  how running it so differs from its authors' way, or from what the paper reports
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    setting: Setting
+    setting_source: str
+    parameters: Parameters | None
+    licence: Licence
+    repository: str | None
+    weights: Repository
+    adapter: Diffusers | PixelWizard | Command | None
+    deviations: tuple[str, ...]
+    rows: Mapping[str, str]
+
+
+ADAPTERS: Mapping[str, type | None] = {
+    "diffusers": Diffusers,
+    "pixelwizard": PixelWizard,
+    "command": Command,
+    "videos": None,
+}
+
+
+def _shown(value: float | None) -> str:
+    return "?" if value is None else f"{value:g}"
+
+
+def names() -> list[str]:
+    """All systems."""
+    return sorted(path.stem for path in CARDS.glob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """The card's file of a system; a .yaml is a card of your own. Raises ValueError for a name that there is not."""
+    if name.endswith(".yaml") and Path(name).is_file():
+        return Path(name)
+    if name not in names():
+        raise ValueError(f"name={name}: there is no such system; there are {', '.join(names())}, or a card of your own")
+    return CARDS / f"{name}.yaml"
+
+
+def load(name: str) -> System:
+    """The card of a system. Raises ValueError as `find` and `read_card`."""
+    return read_card(find(name))
+
+
+def read_card(path: Path) -> System:
+    """A card's file, checked.
+
+    Raises: ValueError naming the file and the key that is unknown, missing or of the wrong type.
+    """
+    import yaml
+
+    try:
+        card = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not a card ({error})") from error
+    kind = str(card.get("kind")) if isinstance(card, dict) else ""
+    if kind not in ADAPTERS:
+        raise ValueError(f"{path}: kind={kind}: one of {', '.join(ADAPTERS)}")
+    adapter = ADAPTERS[kind]
+    if adapter is not None:
+        card["adapter"] = _build(adapter, card.get("adapter"), f"{path}: adapter")
+    elif card.get("adapter") is not None:
+        raise ValueError(f"{path}: adapter: a system of kind {kind} has none; leave it at null")
+    system = _build(System, card, str(path))
+    if kind != "videos" and None in (system.setting.volume, system.setting.fps):
+        raise ValueError(f"{path}: setting={system.setting}: what is made here has a known size, length and rate")
+    if system.name != path.stem:
+        raise ValueError(f"{path}: name={system.name}: a card is called as its file")
+    return system
+
+
+def _build(cls: type, given: Any, where: str) -> Any:
+    """A dataclass from a mapping with exactly its keys, nested ones too."""
+    hints = _hints(cls)
+    if not isinstance(given, dict):
+        raise ValueError(f"{where}: wants {', '.join(hints)}, not {given!r}")
+    if unknown := given.keys() - hints.keys():
+        raise ValueError(f"{where}: unknown keys {', '.join(sorted(map(str, unknown)))}; known: {', '.join(hints)}")
+    if missing := hints.keys() - given.keys():
+        raise ValueError(f"{where}: missing keys {', '.join(sorted(missing))} (null where there is nothing to say)")
+    return cls(**{key: _value(hint, given[key], f"{where}: {key}") for key, hint in hints.items()})
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    found = typing.get_type_hints(cls)
+    return {field.name: found[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotation wants it: a scalar, a tuple of strings, a mapping, a dataclass, or one of several."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if any(dataclasses.is_dataclass(option) and type(value) is option for option in options):
+        return value
+    if value is None and type(None) in options:
+        return None
+    option = next(o for o in options if o is not type(None))
+    origin, arguments = typing.get_origin(option), typing.get_args(option)
+    if dataclasses.is_dataclass(option):
+        return _build(typing.cast(type, option), value, where)
+    if origin is Literal and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    if origin is Mapping and isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        return types.MappingProxyType(value)
+    if option is float and type(value) in (int, float):
+        return float(value)
+    if option in (str, int, bool) and type(value) is option:
+        return value
+    wants = ", ".join(map(str, arguments)) if origin is Literal else getattr(option, "__name__", option)
+    raise ValueError(f"{where}={value!r}: wants {wants}")

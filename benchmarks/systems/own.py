@@ -1,0 +1,95 @@
+"""PixelWizard itself as a system: `pw.generate` makes the videos, its manifests say at what cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.files import write_atomically
+from benchmarks.systems import GenerationError, PixelWizard, Setting, System
+from benchmarks.systems.jobs import Job, check
+
+
+@dataclass
+class Own:
+    """One call of `pw.generate` for all jobs, since each network is loaded once; then a video after the other.
+
+    words  further words of `pw.generate`: hires=, anchor=, overrides of conf/
+    """
+
+    system: System
+    setting: Setting
+    words: Sequence[str]
+    weights: str | None
+    lossless: bool
+    quality: int
+    folder: Path
+    about: dict[str, Any] = field(default_factory=dict)
+    _made: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def out(self) -> Path:
+        """Where `pw.generate` works; what it has finished it finds there again."""
+        return self.folder / "generate"
+
+    def prompts(self, jobs: Sequence[Job]) -> str:
+        """The prompts of these, as `pw.generate` reads them."""
+        return "".join(f"{json.dumps({'prompt': job.text, 'seed': job.seed})}\n" for job in jobs)
+
+    def command(self, jobs: Sequence[Job]) -> list[str]:
+        """The call that makes these."""
+        assert isinstance(self.system.adapter, PixelWizard)
+        native, asked = self.system.setting, self.setting
+        size = (asked.width, asked.height) != (native.width, native.height)
+        name = hashlib.sha256(self.prompts(jobs).encode()).hexdigest()[:8]
+        return [
+            *(sys.executable, "-m", "pw.generate", f"prompts={self.out / f'prompts-{name}.jsonl'}", f"out={self.out}"),
+            *(f"scale={self.system.adapter.scale}", f"frames={asked.frames}", f"fps={asked.fps:g}"),
+            *(f"lossless={str(self.lossless).lower()}", f"quality={self.quality}"),
+            *([f"scale.width={asked.width}", f"scale.height={asked.height}"] if size else []),
+            f"sampling.num_steps={asked.steps}",
+            *([f"weights={self.weights}"] if self.weights else []),
+            *self.words,
+        ]
+
+    def prepare(self, jobs: Sequence[Job], environment: Mapping[str, str]) -> None:
+        """Make the videos of all jobs. Raises GenerationError; what was finished before is kept."""
+        words = self.command(jobs)
+        write_atomically(Path(words[3].removeprefix("prompts=")), self.prompts(jobs))
+        answer = subprocess.run(words, check=False, env=environment, stdout=subprocess.PIPE, text=True)
+        paths = answer.stdout.splitlines()  # a line for each prompt, in their order
+        if answer.returncode or len(paths) != len(jobs):
+            raise GenerationError(
+                f"pw.generate ended with status {answer.returncode} and {len(paths)} of {len(jobs)} videos; "
+                "it says why above"
+            )
+        self._made = {job.stem: Path(path) for job, path in zip(jobs, paths, strict=True)}
+        self.about["command"] = words
+
+    def make(self, job: Job, work: Path) -> tuple[Path, dict[str, Any]]:
+        """The video that `prepare` made for a job, with its manifest's costs."""
+        path = self._made[job.stem]
+        manifest = json.loads(path.with_suffix(f"{path.suffix}.json").read_text(encoding="utf-8"))
+        seconds, peaks = manifest["seconds"], manifest["peak_memory_gb"]
+        check(path, self.setting)
+        stages = [seconds.get(part) for part in ("anchor", "hires")]
+        return path, {
+            "seconds_total": sum(seconds.values()) if seconds else None,
+            "seconds_diffusion": None if None in stages else sum(stages),
+            "seconds": seconds,
+            "peak_memory_bytes": int(max(peaks.values()) * 1e9) if peaks else None,
+            "peak_memory_from": "torch, allocated" if manifest["device"] != "CPU" else "process",
+            "parameters": None,
+            "device": manifest["device"],
+            "commit": manifest["git_commit"],
+            "dirty": manifest["dirty"],
+            "weights": {key: manifest[key]["weights"] for key in ("anchor", "hires")} | {"wan": manifest["weights"]},
+            "versions": {"torch": manifest["torch"]},
+            "manifest": manifest,
+        }
