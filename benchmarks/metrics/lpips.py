@@ -1,0 +1,171 @@
+"""LPIPS: the distance of two pictures in AlexNet's eyes, v0.1  (Zhang et al. 2018), by torchmetrics' network.
+
+    LPIPS(a, b) = sum over 5 layers of  mean over positions of  sum over channels c of w_c (a_c / |a| - b_c / |b|)^2
+
+The weights w ship inside torchmetrics; AlexNet comes from `benchmarks.weights` and is never downloaded here. Callers
+have RGB in [0, 1], the network wants [-1, 1]; it would not notice the other one, only answer several times too small.
+
+A distance is taken layer by layer, so that of one picture only one layer's activations are in memory: all five are
+0.35 GB at 3840 x 2160. The other picture's are kept (`Lpips.features`), and can be compared with several.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image.lpips import _normalize_tensor, _NoTrainLpips
+
+from benchmarks import weights
+from benchmarks.metrics.mhd import to_tensor
+from benchmarks.metrics.stream import Look
+
+if TYPE_CHECKING:
+    from pw.video import VideoInfo
+
+SMALLEST = 31  # px: in less, AlexNet's second pooling finds nothing to pool
+BAND = 1 << 20  # activations normalised at a time, 4 MB
+
+_FETCH = '`make weights what=metrics args="only=alexnet"` fetches it anew'
+
+
+@dataclass(frozen=True)
+class Lpips:
+    """The network, loaded once; any thread may ask it."""
+
+    network: _NoTrainLpips
+    device: str
+
+    def features(self, picture: Tensor) -> list[Tensor]:
+        """Activations of the five layers, of unit length over channels: `[1, 3, H, W]` in [0, 1] -> `[1, C, h, w]`s."""
+        return [_unit(layer) for layer in self._layers(picture)]
+
+    def distance(self, features: Sequence[Tensor], picture: Tensor) -> float:
+        """LPIPS of the picture that `features` are of and this one, `[1, 3, H, W]` in [0, 1]."""
+        layers, heads = self._layers(picture), self.network.lins
+        return sum(_distance(*args) for args in zip(features, layers, heads, strict=True))
+
+    def _layers(self, picture: Tensor) -> Iterator[Tensor]:
+        """One layer's activations after the other; whoever keeps none of them holds one at a time."""
+        values = self.network.scaling_layer(2 * picture - 1)
+        for part in self.network.net.children():
+            values = part(values)
+            yield values
+
+
+@dataclass(frozen=True)
+class LpipsScorer:
+    """The scorer of "lpips"."""
+
+    lpips: Lpips
+
+    def begin(self, info: VideoInfo) -> LpipsVideo:
+        """Raises: ValueError for frames that AlexNet is too deep for."""
+        check_size("lpips", info)
+        return LpipsVideo(self.lpips, working_memory(info))
+
+
+@dataclass(frozen=True)
+class LpipsVideo:
+    """LPIPS of one video to the real one, frame by frame."""
+
+    lpips: Lpips
+    memory: int
+
+    def wants(self, index: int) -> bool:
+        return True
+
+    def frame(self, look: Look) -> float:
+        """Raises: ValueError if the real frame is of another size."""
+        assert look.real is not None, "the registry says that it is needed"
+        if look.real.shape != look.image.shape:
+            (height, width, _), (real_height, real_width, _) = look.image.shape, look.real.shape
+            raise ValueError(
+                f"lpips compares videos of one size: this one is {width}x{height}, the real one {real_width}x"
+                f"{real_height}; generate at the real size, or resize one of the two, and say so in the system's card"
+            )
+        features = self.lpips.features(to_tensor(look.real, self.lpips.device))
+        return self.lpips.distance(features, to_tensor(look.image, self.lpips.device))
+
+    def result(self, frames: Sequence[float]) -> Mapping[str, float]:
+        return {"lpips": math.fsum(frames) / len(frames)}
+
+
+def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> LpipsScorer:
+    """The family's scorer. Raises: MissingWeights without AlexNet; ValueError for another net."""
+    return LpipsScorer(load(settings["net"], device))
+
+
+def load(net: str, device: str) -> Lpips:
+    """LPIPS with AlexNet's weights from the folder of weights; on CUDA without TF32, which changes the third digit.
+
+    Raises: MissingWeights; ValueError for another net, or a file that is not torchvision's AlexNet.
+    """
+    if net != "alex":
+        raise ValueError(f"net={net!r}: only 'alex' is measured here, the net of the paper's authors' script")
+    trunk = weights.find("alexnet")
+    with torch.random.fork_rng(devices=[]):  # the trunk starts as random numbers, which are not to be missed elsewhere
+        network = _NoTrainLpips(net="alex", pnet_rand=True)
+    network.net.load_state_dict(_trunk_weights(trunk, network.net.state_dict()))
+    if device != "cpu":
+        torch.backends.cudnn.allow_tf32 = False
+    return Lpips(network.to(device), device)
+
+
+def check_size(metric: str, info: VideoInfo) -> None:
+    """Raises: ValueError for frames that AlexNet is too deep for."""
+    if min(info.height, info.width) < SMALLEST:
+        raise ValueError(f"{metric} needs frames of {SMALLEST} px and more, not {info.width}x{info.height}")
+
+
+def working_memory(info: VideoInfo) -> int:
+    """Bytes that a frame takes on a CPU beside itself: measured, 106 a pixel at 1080p and 113 at 4K."""
+    return 120 * info.height * info.width + 2**26
+
+
+def _trunk_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's `features.0.weight` as torchmetrics' `slice1.0.weight`, and so on; its classifier is left out."""
+    try:
+        given = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {_FETCH}") from error
+    found = {}
+    for name, tensor in wanted.items():
+        theirs = f"features.{name.partition('.')[2]}"
+        value = given.get(theirs) if isinstance(given, Mapping) else None
+        if not isinstance(value, Tensor) or value.shape != tensor.shape:
+            shape = list(value.shape) if isinstance(value, Tensor) else "not there"
+            raise ValueError(
+                f"{path} is not torchvision's AlexNet: {theirs} is {shape}, it should be {list(tensor.shape)}; {_FETCH}"
+            )
+        found[name] = value
+    return found
+
+
+def _bands(layer: Tensor) -> Iterator[slice]:
+    """Slices of rows of `[1, C, h, w]`, of about `BAND` values each."""
+    _, channels, height, width = layer.shape
+    tall = max(1, BAND // (channels * width))
+    return (slice(top, top + tall) for top in range(0, height, tall))
+
+
+def _unit(layer: Tensor) -> Tensor:
+    result = torch.empty_like(layer)
+    for rows in _bands(layer):
+        result[:, :, rows] = _normalize_tensor(layer[:, :, rows])
+    return result
+
+
+def _distance(unit: Tensor, layer: Tensor, head: Any) -> float:
+    """One layer's term: mean over positions of the weighted squared difference; `layer` is not normalised yet."""
+    total = torch.zeros((), dtype=torch.float64, device=layer.device)
+    for rows in _bands(layer):
+        difference = _normalize_tensor(layer[:, :, rows]).sub_(unit[:, :, rows])
+        total += head(difference.square_()).sum(dtype=torch.float64)
+    return float(total) / (layer.shape[2] * layer.shape[3])
