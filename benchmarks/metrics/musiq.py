@@ -1,0 +1,183 @@
+"""MUSIQ (Ke et al., ICCV 2021) with KonIQ weights at full resolution, mean over evenly spread frames.
+
+The network and the patches' positions are pyiqa's; only the order in which a frame goes through it is ours. pyiqa takes
+all patches of a frame through the stem at once and writes out the attention of every token to every token: 4.7 GB at
+4K. Here the stem sees one row of patches at a time, and attention is PyTorch's fused kernel. The tokens that pyiqa
+pads the small scales with are left out: no other token looks at them, so the score is the same.
+
+pyiqa is an extra (`make iqa`), and this the only module that knows it. Nothing is ever downloaded: the network is built
+without weights, which then come from `benchmarks.weights`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.metrics.stream import Look, Scorer, spread
+from benchmarks.weights import MissingWeights, find
+
+if TYPE_CHECKING:
+    import torch
+
+    from pw.video import Frames, VideoInfo
+
+PATCH = 32  # px
+LONG_SIDES = (224, 384)  # px, of the two smaller scales; the third is the frame itself
+
+
+def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Scorer:
+    """MUSIQ on `frames` (a setting) frames of each video.
+
+    Raises: MissingWeights without pyiqa or the weights, ValueError for a setting that makes no sense.
+    """
+    frames = settings["frames"]
+    if not isinstance(frames, int) or frames < 1:
+        raise ValueError(f"musiq: frames={frames!r}: wants a whole number of at least 1, how many are looked at")
+    _need_pyiqa()
+    weights = find("musiq_koniq")
+    network = build(device)
+    load(network, weights)
+    return _Musiq(network, frames)
+
+
+@dataclass(frozen=True)
+class _Musiq:
+    network: Any
+    frames: int
+
+    def begin(self, info: VideoInfo) -> _Video:
+        return _Video(self.network, frozenset(spread(self.frames, info.frames)), needed(info.height, info.width))
+
+
+@dataclass
+class _Video:
+    network: Any
+    chosen: frozenset[int]
+    memory: int
+
+    def wants(self, index: int) -> bool:
+        return index in self.chosen
+
+    def frame(self, look: Look) -> float:
+        return score(self.network, look.image)
+
+    def result(self, frames: Sequence[float]) -> dict[str, float]:
+        return {"musiq": math.fsum(frames) / len(frames)}
+
+
+def needed(height: int, width: int) -> int:
+    """Bytes that one forward holds at most beside the network.
+
+    Either one channel as float or a row of patches in the stem (64 channels at half, 256 at quarter resolution, several
+    at a time), then the tokens' blocks: 384 channels and 1152 hidden ones. An upper bound: +0.19 GB measured at 2K and
+    +0.23 GB at 4K, where it says 0.21 and 0.33.
+    """
+    rows, columns = math.ceil(height / PATCH), math.ceil(width / PATCH)
+    plane, stem = 4 * height * width, columns * 5 * 65536
+    tokens = rows * columns + sum((side // PATCH) ** 2 for side in LONG_SIDES) + 1
+    return (96 << 20) + max(plane, stem) + tokens * 4 * (6 * 384 + 3 * 1152)
+
+
+def build(device: str) -> Any:
+    """pyiqa's MUSIQ with random weights, in eval mode. Raises MissingWeights without pyiqa."""
+    _need_pyiqa()
+    try:
+        from pyiqa.archs.musiq_arch import MUSIQ  # ty: ignore[import-not-found]
+    except ImportError as error:
+        raise MissingWeights(f"pyiqa is installed, but not whole ({error}): `make iqa` mends it") from error
+    return MUSIQ(pretrained=False).eval().requires_grad_(False).to(device)
+
+
+def _need_pyiqa() -> None:
+    if importlib.util.find_spec("pyiqa") is None:
+        raise MissingWeights("pyiqa is not installed: `make iqa` adds it (PolyForm Noncommercial licence)")
+
+
+def load(network: Any, path: Path) -> None:
+    """Fill the network with a file of pyiqa's. Raises ValueError where the file is not of this network."""
+    import torch
+
+    values = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        network.load_state_dict({name.removeprefix("module."): value for name, value in values.items()}, strict=True)
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path}: not MUSIQ's weights for KonIQ: {str(error).splitlines()[0]}") from error
+
+
+def score(network: Any, image: Frames) -> float:
+    """MUSIQ of one frame, uint8 `[H, W, 3]` RGB: about 0 to 100, higher is better."""
+    import torch
+
+    with torch.inference_mode():
+        device = next(network.parameters()).device
+        picture = torch.from_numpy(image).to(device).permute(2, 0, 1)
+        tokens = torch.cat([_tokens(network, scale, number) for number, scale in enumerate(_scales(picture))])
+        encoder = network.transformer_encoder
+        state = torch.cat([encoder.cls[0], tokens]).unsqueeze(0)
+        del tokens
+        for block in encoder.transformer.values():
+            state = state + _attention(block.attention, block.norm1(state))
+            state = state + block.mlp(block.norm2(state))
+        return float(network.head(encoder.encoder_norm(state[:, 0])))
+
+
+def _scales(picture: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The frame at its two smaller scales and as it is, `[3, H, W]`; the small ones are float in [-1, 1].
+
+    Channel by channel, so that only one is ever held in float.
+    """
+    import torch
+    from pyiqa.data.multiscale_trans_util import resize_preserve_aspect_ratio  # ty: ignore[import-not-found]
+
+    height, width = picture.shape[1:]
+    for side in LONG_SIDES:
+        planes = [resize_preserve_aspect_ratio(_signed(plane)[None, None], height, width, side)[0] for plane in picture]
+        yield torch.cat(planes, 1)[0]
+    yield picture
+
+
+def _signed(picture: torch.Tensor) -> torch.Tensor:
+    """uint8 to [-1, 1], with pyiqa's roundings; float stays as it is."""
+    return picture if picture.is_floating_point() else (picture.float().div_(255) - 0.5).mul_(2)
+
+
+def _tokens(network: Any, picture: torch.Tensor, scale: int) -> torch.Tensor:
+    """The embedded patches of one scale with their positions, `[patches, 384]`; the stem sees a row at a time."""
+    import torch
+    from pyiqa.data.multiscale_trans_util import get_hashed_spatial_pos_emb_index  # ty: ignore[import-not-found]
+    from torch.nn import functional as F
+
+    _, height, width = picture.shape
+    rows, columns = math.ceil(height / PATCH), math.ceil(width / PATCH)
+    above, left = (rows * PATCH - height) // 2, (columns * PATCH - width) // 2
+    embedded = []
+    for row in range(rows):
+        first = row * PATCH - above
+        top, bottom = max(0, first), min(height, first + PATCH)
+        band = _signed(picture[:, top:bottom])
+        sides = (left, columns * PATCH - width - left, top - first, first + PATCH - bottom)
+        patches = F.pad(band, sides).reshape(3, PATCH, columns, PATCH).permute(2, 0, 1, 3)
+        stem = network.block1(network.root_pool(network.gn_root(network.conv_root(patches))))
+        embedded.append(network.embedding(stem.permute(0, 2, 3, 1).flatten(1)))
+    encoder, grid = network.transformer_encoder, network.data_preprocess_opts["hse_grid_size"]
+    places = get_hashed_spatial_pos_emb_index(grid, rows, columns)[0].long()
+    tokens = torch.cat(embedded)
+    tokens += encoder.posembed_input.position_emb[0, places.to(tokens.device)]
+    return tokens.add_(encoder.scaleembed_input.scale_emb[scale])
+
+
+def _attention(attention: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """What pyiqa's MultiHeadAttention gives without a mask, never holding all pairs of tokens."""
+    from torch.nn import functional as F
+
+    def heads(values: torch.Tensor) -> torch.Tensor:
+        return values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+    query, key, value = (heads(layer(tokens)) for layer in (attention.query, attention.key, attention.value))
+    mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
+    return attention.out(mixed.transpose(1, 2).flatten(2))
