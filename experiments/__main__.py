@@ -1,5 +1,8 @@
 """`make ablation name=ansc`: plan, train, sample, score, table.  `make ablations`: the list.
 
+`make power ablation=ansc`: what n prompts and m seeds can show (`experiments/_power.py`).
+`make compare a=… b=…`: two runs or folders of videos, paired (`experiments/_compare.py`).
+
 python -m experiments name=ansc [seeds=5] [arms=baseline,full] [dry_run=true] [vary_start=true] [fresh=true]
                       [workers=2] [mlflow=false] [outputs=DIR] [any override of conf/, for every run]
 """
@@ -27,6 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status: 0 done, 1 some arm failed, 2 a mistake in the call, 130 interrupted."""
     if list(arguments) == ["list"]:
         return list_ablations()
+    if arguments and arguments[0] in ("power", "compare"):
+        return importlib.import_module(f"experiments._{arguments[0]}").main(arguments[1:])
     try:
         plan = make_plan(parse(arguments))
     except ValueError as error:
