@@ -13,12 +13,13 @@ the prompts' means), which is called so and needs many more videos for the same 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.bootstrap import LEVEL, bootstrap_mean
+from benchmarks.bootstrap import LEVEL, bootstrap_mean, prompt_of
+from benchmarks.clips import SUFFIXES
 from benchmarks.compare import Verdict, holm
 from benchmarks.metrics import Direction, lookup
 
@@ -87,17 +88,13 @@ class Outcome:
         }
 
 
-def prompt_of(video: str) -> str:
-    """The prompt that a video was made from: its name without the trailing `-<number>` (VBench's naming)."""
-    return re.sub(r"-\d+$", "", video)
-
-
 def compare_videos(
     a: Mapping[str, Values], b: Mapping[str, Values], directions: Mapping[str, Direction] | None = None
 ) -> Outcome:
     """b against a, metric by metric, with Holm's correction over the metrics.
 
-    a, b: metric -> video name -> value; None or NaN is no score. Only metrics of both are compared.
+    a, b: metric -> video -> value; None or NaN is no score. Only metrics of both are compared. Videos are the same by
+        their names without ending: an .mp4 is paired with an .mkv.
     directions: metric -> direction; None takes the registry's.
     Raises: ValueError if no metric is in both, or one has no direction.
     """
@@ -110,7 +107,8 @@ def compare_videos(
     found, left_out = {}, {}
     for metric in common:
         side = lookup(metric).direction if directions is None else directions[metric]
-        left, right = _finite(a[metric]), _finite(b[metric])
+        left = _finite(a[metric])
+        right = _named_alike(_finite(b[metric]), left)
         if left.keys() & right.keys():
             found[metric] = paired(left, right, side)
             if missing := _unpaired(left, right):
@@ -228,6 +226,17 @@ def _prompt_means(values: Mapping[str, float], side: Direction) -> np.ndarray:
 
 def _finite(values: Values) -> dict[str, float]:
     return {name: float(v) for name, v in values.items() if v is not None and math.isfinite(v)}
+
+
+def _named_alike(values: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    """With the others' endings, where the rest of the name is the same."""
+    theirs = {_stem(name): name for name in others}
+    return {theirs.get(_stem(name), name): value for name, value in values.items()}
+
+
+def _stem(video: str) -> str:
+    path = Path(video)
+    return path.stem if path.suffix.lower() in SUFFIXES else video
 
 
 def _distance(value: float, side: Direction) -> float:

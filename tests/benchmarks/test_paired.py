@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import permutation_test, ttest_ind
 
-from benchmarks.paired import compare_videos, independent, paired, prompt_of, sign_flip
+from benchmarks.paired import compare_videos, independent, paired, sign_flip
 
 
 def videos(values: list[float] | np.ndarray, per_prompt: int = 1) -> dict[str, float]:
@@ -19,12 +19,6 @@ def videos(values: list[float] | np.ndarray, per_prompt: int = 1) -> dict[str, f
 
 def one(a: dict[str, float], b: dict[str, float], direction: str = "higher"):
     return compare_videos({"m": a}, {"m": b}, {"m": direction}).differences["m"]
-
-
-def test_a_prompt_is_the_name_without_its_number():
-    assert prompt_of("a cat, in the rain-3") == "a cat, in the rain"
-    assert prompt_of("0007") == "0007"
-    assert prompt_of("a well-lit room") == "a well-lit room"
 
 
 def test_sign_flips_of_three_by_hand():
@@ -116,6 +110,12 @@ def test_videos_of_one_prompt_stay_together():
     assert d.p == sign_flip(prompts[::5])[0]
     alone = one(videos(np.zeros(40)), videos(prompts))
     assert d.high - d.low > 1.5 * (alone.high - alone.low)
+
+
+def test_the_ending_of_a_file_makes_no_other_video_of_it():
+    a = {f"{name}.mp4": value for name, value in videos(np.arange(10.0)).items()}
+    b = {f"{name}.mkv": value for name, value in videos(np.arange(10.0)).items()}
+    assert one(a, b).n == 10
 
 
 def test_what_has_no_partner_is_counted_and_named():
