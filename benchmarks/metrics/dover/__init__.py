@@ -1,0 +1,145 @@
+"""DOVER: technical and aesthetic quality of a video (Wu et al., ICCV 2023), in three scales.
+
+raw         the branches' outputs, mean over clips, positions and draws
+script      `evaluate_a_set_of_videos.py` of VQAssessment/DOVER at f1ddc96, line 23, which the paper's 14.31 / 99.58
+            come from: 100 sigmoid(z), with the two branches' statistics swapped, so that the technical score is
+            nearly always below 20 and the aesthetic one near 100
+calibrated  the same with each branch's own statistics: on LIVE-VQC (the repository's val-livevqc.pkl) the technical
+            branch has mean -0.0827 and deviation 0.0377, the aesthetic one 0.1105 and 0.0736
+
+overall     100 sigmoid(0.6104 z_technical + 0.3896 z_aesthetic), in the script's and in the calibrated scale
+
+All maps rise with the raw output, so the order of systems under one branch does not depend on the scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks import weights
+from benchmarks.metrics.dover.network import Dover, load
+from benchmarks.metrics.dover.sampling import FRAGMENT, SIZE, Clip, draw, enlarged, fragments, normalised, squeezed
+
+if TYPE_CHECKING:
+    from benchmarks.metrics.stream import Look
+    from pw.video import Frames, VideoInfo
+
+_LOW, _HIGH = (-0.08285, 0.03774), (0.1107, 0.07355)  # mean and deviation, as the script has them
+SCRIPT = {"technical": _HIGH, "aesthetic": _LOW}
+CALIBRATED = {"technical": _LOW, "aesthetic": _HIGH}
+FUSION = {"technical": 0.6104, "aesthetic": 0.3896}
+
+
+def scores(raw: Mapping[str, float]) -> dict[str, float]:
+    """Metric -> value from the outputs of one branch or both; the overall scores need both."""
+    found = {f"dover_{branch}_raw": value for branch, value in raw.items()}
+    for suffix, statistics in (("", SCRIPT), ("_calibrated", CALIBRATED)):
+        z = {branch: (value - statistics[branch][0]) / statistics[branch][1] for branch, value in raw.items()}
+        if len(z) == len(FUSION):
+            z["overall"] = sum(weight * z[branch] for branch, weight in FUSION.items())
+        found |= {f"dover_{branch}{suffix}": 50 + 50 * math.tanh(value / 2) for branch, value in z.items()}
+    return found
+
+
+def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> DoverScorer:
+    """settings: `seeds`, how many draws are averaged, numbered from 0; `resize_antialias`, see `sampling.squeezed`.
+
+    Raises: MissingWeights; ValueError for weights that are not DOVER's and for settings that make no sense.
+    """
+    seeds, antialias = settings["seeds"], settings["resize_antialias"]
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        raise ValueError(f"seeds={seeds!r}: DOVER needs a whole number of draws, 1 or more")
+    if not isinstance(antialias, bool):
+        raise ValueError(f"resize_antialias={antialias!r}: DOVER needs true or false")
+    return DoverScorer(tuple(names), load(weights.find("dover")).to(device), seeds, antialias)
+
+
+@dataclass(frozen=True)
+class DoverScorer:
+    """DOVER on one device. Only the branches that the names need are run."""
+
+    names: tuple[str, ...]
+    network: Dover
+    seeds: int
+    antialias: bool
+
+    def begin(self, info: VideoInfo) -> DoverVideo:
+        """Draw the views of a video. Raises ValueError where a side is below 32 px, the size of a fragment."""
+        if min(info.height, info.width) < FRAGMENT:
+            raise ValueError(
+                f"DOVER cuts fragments of {FRAGMENT} px, the video has {info.width}x{info.height}: give it a larger one"
+            )
+        return DoverVideo(self, info)
+
+    def needs(self, branch: str) -> bool:
+        """Whether a branch has to be run."""
+        return any(branch in name or "overall" in name for name in self.names)
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What is kept of a frame: its fragments by number of the clip, and the whole, all uint8 `[224, 224, 3]`."""
+
+    index: int
+    fragments: Mapping[int, Frames]
+    whole: Frames | None
+
+
+class DoverVideo:
+    """A video being scored: 150 KB per view and frame are kept, whatever the video's size."""
+
+    def __init__(self, scorer: DoverScorer, info: VideoInfo) -> None:
+        draws = [draw(seed, info.frames, info.height, info.width) for seed in range(scorer.seeds)]
+        technical = (clip for one in draws for clip in one.technical if scorer.needs("technical"))
+        # Equal draws (short videos have no choice of frames, small ones none of fragments) are looked at once.
+        self.clips: Counter[Clip] = Counter(technical)
+        self.wholes: Counter[tuple[int, ...]] = Counter(one.aesthetic for one in draws if scorer.needs("aesthetic"))
+        self.scorer = scorer
+        self._in_clips = {number for clip in self.clips for number in clip.frames}
+        self._in_wholes = {number for numbers in self.wholes for number in numbers}
+        # float32 of the frame, once reduced in width; twice of an enlarged one
+        small = SIZE / min(SIZE, info.height, info.width)
+        enlarging = 27 * round(small * info.height) * round(small * info.width) if small > 1 else 0
+        squeezing = 12 * info.height * (info.width + SIZE)
+        self.memory = max(enlarging, squeezing) + (len(self.clips) + 5) * 3 * SIZE * SIZE
+
+    def wants(self, index: int) -> bool:
+        """The frames of all draws."""
+        return index in self._in_clips or index in self._in_wholes
+
+    def frame(self, look: Look) -> Glimpse:
+        """Cut the fragments of every clip that has the frame, and squeeze the whole of it."""
+        cut: dict[int, Frames] = {}
+        if look.index in self._in_clips:
+            image = enlarged(look.image)
+            cut = {n: fragments(image, clip) for n, clip in enumerate(self.clips) if look.index in clip.frames}
+        whole = squeezed(look.image, self.scorer.antialias) if look.index in self._in_wholes else None
+        return Glimpse(look.index, cut, whole)
+
+    def result(self, frames: Sequence[Glimpse]) -> Mapping[str, float]:
+        """Run the networks, a clip at a time. Raises ValueError if the video was shorter than it declared."""
+        kept = {glimpse.index: glimpse for glimpse in frames}
+        gone = (self._in_clips | self._in_wholes) - kept.keys()
+        if gone:
+            raise ValueError(f"{len(gone)} frames that DOVER looks at did not come, the first is number {min(gone)}")
+        network, raw = self.scorer.network, {}
+        if self.clips:
+            views = ([kept[i].fragments[n] for i in clip.frames] for n, clip in enumerate(self.clips))
+            raw["technical"] = self._mean(network.technical, views, self.clips.values())
+        if self.wholes:
+            views = ([kept[i].whole for i in numbers] for numbers in self.wholes)
+            raw["aesthetic"] = self._mean(network.aesthetic, views, self.wholes.values())
+        found = scores(raw)
+        return {name: found[name] for name in self.scorer.names}
+
+    @torch.inference_mode()
+    def _mean(self, branch: Any, views: Any, counts: Any) -> float:
+        device = next(self.scorer.network.parameters()).device
+        values = [branch(normalised(view).to(device)).item() for view in views]
+        return sum(n * value for n, value in zip(counts, values, strict=True)) / sum(counts)

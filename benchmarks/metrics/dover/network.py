@@ -1,0 +1,377 @@
+"""DOVER's two networks, with the official names, shapes and dtypes of all 381 tensors (56.22 M parameters).
+
+    technical  Swin-T over 3D windows of (8, 7, 7) tokens, with FAST-VQA's gated relative position biases
+    aesthetic  ConvNeXt-T, inflated: in each stage the blocks' kernels have 1, 3, 1, 1, 3, 1, ... frames
+
+Each has a head of its own that scores every position; the branch's output is their mean, without a sigmoid.
+
+Sources: Wu et al., "Exploring Video Quality Assessment on User Generated Contents from Aesthetic and Technical
+Perspectives", ICCV 2023; Wu et al., FAST-VQA, ECCV 2022 (the gate); Liu et al., Video Swin Transformer, CVPR 2022; Liu
+et al., "A ConvNet for the 2020s", CVPR 2022. Facts from VQAssessment/DOVER at f1ddc96; no code of theirs is here.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WINDOW = (8, 7, 7)
+FRAGMENTS = 7
+# Added to the attention between tokens that only the cyclic shift made neighbours: upstream's value, not -inf.
+APART = -100.0
+
+Sides = tuple[int, ...]
+
+
+def to_windows(x: Tensor, window: Sides) -> Tensor:
+    """`[B, D, H, W, C]` -> `[B * windows, tokens, C]`; each side a multiple of the window's."""
+    b, sides, c = x.shape[0], x.shape[1:4], x.shape[4]
+    (d, i), (h, j), (w, k) = ((side // step, step) for side, step in zip(sides, window, strict=True))
+    return x.reshape(b, d, i, h, j, w, k, c).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, i * j * k, c)
+
+
+def from_windows(windows: Tensor, window: Sides, sides: Sides) -> Tensor:
+    """The inverse of `to_windows`; sides: (D, H, W)."""
+    d, h, w = (side // step for side, step in zip(sides, window, strict=True))
+    x = windows.reshape(-1, d, h, w, *window, windows.shape[-1])
+    return x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, *sides, windows.shape[-1])
+
+
+def fragment_distance(sides: Sides, window: Sides, shift: Sides) -> Tensor:
+    """How many fragments lie between two tokens of a window, along the height plus along the width.
+
+    The picture is 7x7 fragments whatever the number of tokens. `[windows, tokens, tokens]`, float; 0 in the same one.
+    """
+    rows, columns = (torch.arange(side) * FRAGMENTS // side for side in sides[1:])
+    cells = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).float().expand(1, *sides, 2)
+    cells = to_windows(_shifted(cells, shift), window)
+    return torch.cdist(cells, cells, p=1)
+
+
+def shift_mask(sides: Sides, window: Sides, shift: Sides) -> Tensor:
+    """`APART` between tokens of which the shift brought one round the edge, else 0; `[windows, tokens, tokens]`."""
+    came_round = torch.meshgrid(
+        *(torch.arange(side) >= side - by for side, by in zip(sides, shift, strict=True)), indexing="ij"
+    )
+    cells = to_windows(torch.stack(came_round, -1)[None].float(), window)
+    return APART * (torch.cdist(cells, cells, p=1) > 0)
+
+
+def relative_position_index(window: Sides) -> Tensor:
+    """Which row of a bias table belongs to two tokens of a window, int64 `[tokens, tokens]`."""
+    tokens = torch.stack(torch.meshgrid(*map(torch.arange, window), indexing="ij"), -1).reshape(-1, 3)
+    offset = tokens[:, None] - tokens[None] + torch.tensor(window) - 1
+    _, height, width = (2 * side - 1 for side in window)
+    return (offset * torch.tensor([height * width, width, 1])).sum(-1)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a block cuts its `[B, D, H, W, C]`: windows, cyclic shift, gate and mask, the last two as above."""
+
+    sides: Sides
+    window: Sides
+    shift: Sides
+    gate: Tensor
+    mask: Tensor | None
+
+    @classmethod
+    def over(cls, x: Tensor, shifted: bool) -> Windows:
+        """For a stage's input; a side that one window covers is not shifted."""
+        sides = tuple(x.shape[1:4])
+        window = tuple(min(pair) for pair in zip(sides, WINDOW, strict=True))
+        shift = tuple(step // 2 * (shifted and step < side) for side, step in zip(sides, window, strict=True))
+        mask = shift_mask(sides, window, shift).to(x) if any(shift) else None
+        return cls(sides, window, shift, fragment_distance(sides, window, shift).to(x), mask)
+
+    def split(self, x: Tensor) -> Tensor:
+        """`[B, D, H, W, C]` -> `[B * windows, tokens, C]`."""
+        return to_windows(_shifted(x, self.shift), self.window)
+
+    def join(self, windows: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return from_windows(windows, self.window, self.sides).roll(self.shift, (1, 2, 3))
+
+
+def _shifted(x: Tensor, shift: Sides) -> Tensor:
+    return x.roll([-by for by in shift], (1, 2, 3))
+
+
+class WindowAttention(nn.Module):
+    """Attention within windows, with one table of position biases, or two and a gate between them.
+
+    The gate is the tokens' distance in fragments g: bias = (1 - g) * fragment + g * relative. Within a fragment that is
+    the one table, next to it the other, and further away, as released, it extrapolates.
+    """
+
+    def __init__(self, width: int, heads: int, gated: bool) -> None:
+        super().__init__()
+        rows = math.prod(2 * side - 1 for side in WINDOW)
+        self.heads = heads
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, heads))
+        if gated:
+            self.fragment_position_bias_table = nn.Parameter(torch.zeros(rows, heads))
+        self.relative_position_index: Tensor
+        self.register_buffer("relative_position_index", relative_position_index(WINDOW))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def bias(self, gate: Tensor) -> Tensor:
+        """gate: `[windows, tokens, tokens]` -> `[windows or 1, heads, tokens, tokens]`."""
+        tokens = gate.shape[-1]
+        index = self.relative_position_index[:tokens, :tokens]  # fewer frames: the first tokens are the first frames
+        relative = self.relative_position_bias_table[index].permute(2, 0, 1)
+        if not hasattr(self, "fragment_position_bias_table"):
+            return relative[None]
+        within = self.fragment_position_bias_table[index].permute(2, 0, 1)
+        return torch.addcmul(within, gate[:, None], relative - within)
+
+    def forward(self, x: Tensor, cut: Windows) -> Tensor:
+        """x: `[B * windows, tokens, C]`."""
+        bias = self.bias(cut.gate)
+        if cut.mask is not None:
+            bias = bias + cut.mask[:, None]
+        count = len(cut.gate)
+        bias = bias.expand(count, -1, -1, -1).flatten(0, 1)
+        # B x (windows * heads) x tokens x channels: the biases are broadcast over B
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2).unflatten(0, (-1, count)).flatten(1, 2)
+            for part in self.qkv(x).chunk(3, -1)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(y.unflatten(1, (count, self.heads)).flatten(0, 1).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[..., C]`."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwinBlock(nn.Module):
+    """Attention within windows and an MLP, both residual, normalised before."""
+
+    def __init__(self, width: int, heads: int, gated: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = WindowAttention(width, heads, gated)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+
+    def forward(self, x: Tensor, cut: Windows) -> Tensor:
+        """x: `[B, D, H, W, C]`."""
+        x = x + cut.join(self.attn(cut.split(self.norm1(x)), cut))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerging(nn.Module):
+    """`[B, D, H, W, C]` -> `[B, D, H/2, W/2, 2C]`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+        self.norm = nn.LayerNorm(4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Neighbours are stacked down a column first, then the next column, as in Swin."""
+        quads = [x[:, :, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+        return self.reduction(self.norm(torch.cat(quads, -1)))
+
+
+class SwinStage(nn.Module):
+    """Blocks of one resolution, every other one with shifted windows; all but the last stage then merge patches."""
+
+    def __init__(self, width: int, depth: int, heads: int, gated: bool, last: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(SwinBlock(width, heads, gated) for _ in range(depth))
+        self.downsample = None if last else PatchMerging(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[B, D, H, W, C]`."""
+        cuts = Windows.over(x, shifted=False), Windows.over(x, shifted=True)
+        for number, block in enumerate(self.blocks):
+            x = block(x, cuts[number % 2])
+        return x if self.downsample is None else self.downsample(x)
+
+
+class PatchEmbed(nn.Module):
+    """`[B, 3, F, H, W]` -> tokens of 2x4x4 px, `[B, F/2, H/4, W/4, C]`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(3, width, (2, 4, 4), (2, 4, 4))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Channels come last from here on."""
+        return self.norm(self.proj(video).movedim(1, -1))
+
+
+class Swin3D(nn.Module):
+    """The technical branch's trunk: `[B, 3, F, 224, 224]` -> `[B, 8 * width, F/2, 7, 7]`; F <= 16 or a multiple of 16.
+
+    The last stage has one window per picture, hence no gate.
+    """
+
+    def __init__(
+        self, width: int = 96, depths: Sequence[int] = (2, 2, 6, 2), heads: Sequence[int] = (3, 6, 12, 24)
+    ) -> None:
+        super().__init__()
+        last = len(depths) - 1
+        self.patch_embed = PatchEmbed(width)
+        self.layers = nn.ModuleList(
+            SwinStage(width << i, depth, heads[i], gated=i < last, last=i == last) for i, depth in enumerate(depths)
+        )
+        self.norm = nn.LayerNorm(width << last)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """video: normalised, see `sampling.normalised`."""
+        x = self.patch_embed(video)
+        for stage in self.layers:
+            x = stage(x)
+        return self.norm(x).movedim(-1, 1)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of `[B, C, F, H, W]`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Same shape."""
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution of `frames`x7x7, then an MLP per position, scaled and residual."""
+
+    def __init__(self, width: int, frames: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+        self.dwconv = nn.Conv3d(width, width, (frames, 7, 7), padding=(frames // 2, 3, 3), groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.pwconv1 = nn.Linear(width, 4 * width)
+        self.pwconv2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[B, C, F, H, W]`."""
+        y = self.norm(self.dwconv(x).movedim(1, -1))
+        return x + (self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))).movedim(-1, 1)
+
+
+class ConvNeXt3D(nn.Module):
+    """The aesthetic branch's trunk: `[B, 3, F, H, W]` -> `[B, 8 * width, F/2, H/32, W/32]`."""
+
+    def __init__(self, width: int = 96, depths: Sequence[int] = (3, 3, 9, 3)) -> None:
+        super().__init__()
+        stem = nn.Sequential(nn.Conv3d(3, width, (2, 4, 4), (2, 4, 4)), ChannelNorm(width, eps=1e-6))
+        halve = (
+            nn.Sequential(
+                ChannelNorm(width << i, eps=1e-6), nn.Conv3d(width << i, width << i + 1, (1, 2, 2), (1, 2, 2))
+            )
+            for i in range(len(depths) - 1)
+        )
+        self.downsample_layers = nn.ModuleList([stem, *halve])
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(ConvNeXtBlock(width << i, 3 if j % 3 == 1 else 1) for j in range(depth)))
+            for i, depth in enumerate(depths)
+        )
+        self.norm = nn.LayerNorm(width << len(depths) - 1, eps=1e-6)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """video: normalised, see `sampling.normalised`."""
+        x = video
+        for smaller, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(smaller(x))
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Head(nn.Module):
+    """A score for every position: `[B, C, ...]` -> `[B, 1, ...]`."""
+
+    def __init__(self, width: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.fc_hid = nn.Conv3d(width, hidden, 1)
+        self.fc_last = nn.Conv3d(hidden, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upstream's dropout is left out: it does nothing when measuring."""
+        return self.fc_last(F.gelu(self.fc_hid(x)))
+
+
+class Dover(nn.Module):
+    """Both branches. The defaults are the released model; `width` and `heads` make it small for tests."""
+
+    def __init__(self, width: int = 96, heads: Sequence[int] = (3, 6, 12, 24)) -> None:
+        super().__init__()
+        self.technical_backbone = Swin3D(width, heads=heads)
+        self.aesthetic_backbone = ConvNeXt3D(width)
+        self.technical_head = Head(8 * width)
+        self.aesthetic_head = Head(8 * width)
+
+    def technical(self, video: Tensor) -> Tensor:
+        """Score of each clip of fragments `[B, 3, F, 224, 224]` -> `[B]`."""
+        return self.technical_head(self.technical_backbone(video)).flatten(1).mean(1)
+
+    def aesthetic(self, video: Tensor) -> Tensor:
+        """Score of each clip of whole, resized frames `[B, 3, F, 224, 224]` -> `[B]`."""
+        return self.aesthetic_head(self.aesthetic_backbone(video)).flatten(1).mean(1)
+
+
+def load(path: Path) -> Dover:
+    """The network with the weights of a `DOVER.pth`, for measuring: on the CPU, in eval mode, without gradients.
+
+    Raises: ValueError for a file that is not a state dict (plain, or under "state_dict") or whose tensors' names,
+    shapes or dtypes are not DOVER's, listing them.
+    """
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: not a checkpoint that can be read: {str(error).splitlines()[0]}") from error
+    if isinstance(state, dict) and "state_dict" in state:
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f'{path}: holds no state dict, neither plain nor under "state_dict"')
+    with torch.device("meta"):
+        network = Dover()
+    wrong = _differences(network.state_dict(), state)
+    if wrong:
+        raise ValueError(f"{path}: not the weights of DOVER: {'; '.join(wrong)}")
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+    """In words, with at most 8 names of each kind."""
+    kinds = {
+        "missing": [key for key in expected if key not in found],
+        "unexpected": [key for key in found if key not in expected],
+        "another shape": [
+            f"{key} {list(found[key].shape)} instead of {list(value.shape)}"
+            for key, value in expected.items()
+            if key in found and found[key].shape != value.shape
+        ],
+        "another dtype": [
+            f"{key} {found[key].dtype} instead of {value.dtype}"
+            for key, value in expected.items()
+            if key in found and found[key].dtype != value.dtype
+        ],
+    }
+    return [
+        f"{len(names)} {kind}: {', '.join(map(str, names[:8]))}{', ...' if len(names) > 8 else ''}"
+        for kind, names in kinds.items()
+        if names
+    ]
