@@ -27,6 +27,8 @@ WINDOW = (8, 7, 7)
 FRAGMENTS = 7
 # Added to the attention between tokens that only the cyclic shift made neighbours: upstream's value, not -inf.
 APART = -100.0
+# So many are made at a time (16 MiB), instead of 59 million for the first stage's windows at once.
+BIASES = 1 << 22
 
 Sides = tuple[int, ...]
 
@@ -48,21 +50,20 @@ def from_windows(windows: Tensor, window: Sides, sides: Sides) -> Tensor:
 def fragment_distance(sides: Sides, window: Sides, shift: Sides) -> Tensor:
     """How many fragments lie between two tokens of a window, along the height plus along the width.
 
-    The picture is 7x7 fragments whatever the number of tokens. `[windows, tokens, tokens]`, float; 0 in the same one.
+    The picture is 7x7 fragments whatever the number of tokens. int8 `[windows, tokens, tokens]`; 0 in the same one.
     """
-    rows, columns = (torch.arange(side) * FRAGMENTS // side for side in sides[1:])
-    cells = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).float().expand(1, *sides, 2)
-    cells = to_windows(_shifted(cells, shift), window)
-    return torch.cdist(cells, cells, p=1)
+    rows, columns = ((torch.arange(side) * FRAGMENTS // side).to(torch.int8) for side in sides[1:])
+    cells = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).expand(1, *sides, 2)
+    rows, columns = to_windows(_shifted(cells, shift), window).unbind(-1)
+    return (rows[:, :, None] - rows[:, None]).abs() + (columns[:, :, None] - columns[:, None]).abs()
 
 
-def shift_mask(sides: Sides, window: Sides, shift: Sides) -> Tensor:
-    """`APART` between tokens of which the shift brought one round the edge, else 0; `[windows, tokens, tokens]`."""
-    came_round = torch.meshgrid(
-        *(torch.arange(side) >= side - by for side, by in zip(sides, shift, strict=True)), indexing="ij"
-    )
-    cells = to_windows(torch.stack(came_round, -1)[None].float(), window)
-    return APART * (torch.cdist(cells, cells, p=1) > 0)
+def strangers(sides: Sides, window: Sides, shift: Sides) -> Tensor:
+    """Whether only the shift made two tokens neighbours, by bringing one round an edge; bool as above."""
+    ends = [torch.arange(side) >= side - by for side, by in zip(sides, shift, strict=True)]
+    depth, height, width = torch.meshgrid(*ends, indexing="ij")
+    part = to_windows((4 * depth + 2 * height + width)[None, ..., None], window)[..., 0]
+    return part[:, :, None] != part[:, None]
 
 
 def relative_position_index(window: Sides) -> Tensor:
@@ -75,13 +76,13 @@ def relative_position_index(window: Sides) -> Tensor:
 
 @dataclass(frozen=True)
 class Windows:
-    """How a block cuts its `[B, D, H, W, C]`: windows, cyclic shift, gate and mask, the last two as above."""
+    """How a block cuts its `[B, D, H, W, C]`: windows, cyclic shift and the two tables above (None: no strangers)."""
 
     sides: Sides
     window: Sides
     shift: Sides
-    gate: Tensor
-    mask: Tensor | None
+    distance: Tensor
+    strangers: Tensor | None
 
     @classmethod
     def over(cls, x: Tensor, shifted: bool) -> Windows:
@@ -89,8 +90,8 @@ class Windows:
         sides = tuple(x.shape[1:4])
         window = tuple(min(pair) for pair in zip(sides, WINDOW, strict=True))
         shift = tuple(step // 2 * (shifted and step < side) for side, step in zip(sides, window, strict=True))
-        mask = shift_mask(sides, window, shift).to(x) if any(shift) else None
-        return cls(sides, window, shift, fragment_distance(sides, window, shift).to(x), mask)
+        apart = strangers(sides, window, shift).to(x.device) if any(shift) else None
+        return cls(sides, window, shift, fragment_distance(sides, window, shift).to(x.device), apart)
 
     def split(self, x: Tensor) -> Tensor:
         """`[B, D, H, W, C]` -> `[B * windows, tokens, C]`."""
@@ -124,30 +125,43 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def bias(self, gate: Tensor) -> Tensor:
-        """gate: `[windows, tokens, tokens]` -> `[windows or 1, heads, tokens, tokens]`."""
-        tokens = gate.shape[-1]
+    def bias(self, distance: Tensor) -> Tensor:
+        """distance: int8 `[windows, tokens, tokens]` -> `[windows or 1, heads, tokens, tokens]`."""
+        return _biases(*self._tables(distance.shape[-1]), distance)
+
+    def _tables(self, tokens: int) -> tuple[Tensor, Tensor | None]:
+        """Bias within a fragment, and what each fragment of distance adds; `[heads, tokens, tokens]`."""
         index = self.relative_position_index[:tokens, :tokens]  # fewer frames: the first tokens are the first frames
         relative = self.relative_position_bias_table[index].permute(2, 0, 1)
         if not hasattr(self, "fragment_position_bias_table"):
-            return relative[None]
+            return relative, None
         within = self.fragment_position_bias_table[index].permute(2, 0, 1)
-        return torch.addcmul(within, gate[:, None], relative - within)
+        return within, relative - within
 
     def forward(self, x: Tensor, cut: Windows) -> Tensor:
         """x: `[B * windows, tokens, C]`."""
-        bias = self.bias(cut.gate)
-        if cut.mask is not None:
-            bias = bias + cut.mask[:, None]
-        count = len(cut.gate)
-        bias = bias.expand(count, -1, -1, -1).flatten(0, 1)
-        # B x (windows * heads) x tokens x channels: the biases are broadcast over B
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2).unflatten(0, (-1, count)).flatten(1, 2)
-            for part in self.qkv(x).chunk(3, -1)
-        )
+        count, tokens = cut.distance.shape[:2]
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unflatten(0, (-1, count))
+        tables, parts = self._tables(tokens), []
+        step = max(1, BIASES // (self.heads * tokens**2))
+        for i in range(0, count, step):
+            bias = _biases(*tables, cut.distance[i : i + step])
+            if cut.strangers is not None:
+                bias = bias + APART * cut.strangers[i : i + step, None]
+            parts.append(self._attend(qkv[:, i : i + step], bias))
+        return self.proj(torch.cat(parts, 1).flatten(0, 1))
+
+    def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """`[B, windows, tokens, 3, heads, channels]` -> `[B, windows, tokens, C]`."""
+        windows = qkv.shape[1]
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
+        bias = bias.expand(windows, -1, -1, -1).flatten(0, 1)[None]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.proj(y.unflatten(1, (count, self.heads)).flatten(0, 1).transpose(1, 2).flatten(2))
+        return y.unflatten(1, (windows, self.heads)).transpose(2, 3).flatten(3)
+
+
+def _biases(within: Tensor, slope: Tensor | None, distance: Tensor) -> Tensor:
+    return within[None] if slope is None else torch.addcmul(within, distance[:, None].to(within), slope)
 
 
 class Mlp(nn.Module):
