@@ -353,6 +353,8 @@ def like(key: str, value: Any, default: Any) -> Any:
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[value.lower()]
+        if isinstance(default, Path):
+            return Path(value).expanduser()
         if isinstance(default, tuple):
             return tuple(int(part) for part in value.strip("[]()").split(",") if part.strip())
         return type(default)(value)

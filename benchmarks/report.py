@@ -201,12 +201,15 @@ def terminal(result: Result, width: int = WIDTH) -> Group:
     return Group(*parts, _rich_footer(footer(result)))
 
 
-def terminal_grid(grid: Grid, title: str, below: Sequence[tuple[str, str]], width: int = WIDTH) -> Group:
-    """A grid for rich, cut into tables that fit, and what stands below it."""
+def terminal_grid(grids: Sequence[Grid], title: str, below: Sequence[tuple[str, str]], width: int = WIDTH) -> Group:
+    """Grids for rich, cut into tables that fit, and what stands below them."""
     from rich.console import Group
     from rich.text import Text
 
-    parts = [_rich_table(part, "continued" if i else "") for i, part in enumerate(_chunks(grid, width))]
+    parts = []
+    for n, grid in enumerate(grid for grid in grids if grid.rows):
+        head = grid.columns[0].group if n else ""
+        parts += [_rich_table(part, "continued" if i else head) for i, part in enumerate(_chunks(grid, width))]
     return Group(Text(title, style="bold"), *parts, _rich_footer(below))
 
 

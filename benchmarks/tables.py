@@ -23,7 +23,9 @@ from benchmarks import paper, report, vbench_totals
 from benchmarks.bootstrap import Mean, bootstrap_mean, prompt_of
 from benchmarks.cache import ROOT
 from benchmarks.files import csv_text, write_atomically
+from benchmarks.measure import like, score_videos
 from benchmarks.metrics import GROUPS, METRICS, VBENCH_QUALITY, VBENCH_SEMANTIC
+from benchmarks.paired import compare_videos
 from benchmarks.table import Cell, Column, Grid
 
 DIMENSIONS: Mapping[str, tuple[str, ...]] = {
@@ -92,9 +94,7 @@ def read(folder: Path) -> Measured:
     if path.is_file():
         beside = folder / "scores.protocol.json"
         if not beside.is_file():
-            raise ValueError(
-                f"{path}: has no {beside.name} beside it, so nobody knows how it was measured; score again"
-            )
+            raise ValueError(f"{path}: no {beside.name} beside it says how it was measured; score again")
         with path.open(newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
                 for name, value in line.items():
@@ -129,12 +129,14 @@ def find(table: paper.Table, systems: Path, given: Mapping[str, Path]) -> dict[s
     return {arm: systems / arm for arm in arms if (systems / arm).is_dir()} | dict(given)
 
 
-def compose(table: paper.Table, measured: Mapping[str, Measured]) -> dict[str, Any]:
+def compose(table: paper.Table, measured: Mapping[str, Measured], reference: str = "") -> dict[str, Any]:
     """The table as a plain dictionary, as in <name>.json.
 
-    Raises: ValueError if the rows of a column were measured by different protocols.
+    reference: the row that the others are held against, ours against ours; "" takes the paper's own system.
+    Raises: ValueError if the rows of a column were measured by different protocols, or the reference is none of them.
     """
     _check_alike(measured)
+    against = _reference(table, measured, reference)
     rows = []
     for row in table.rows:
         ours = measured.get(row.arm)
@@ -153,6 +155,7 @@ def compose(table: paper.Table, measured: Mapping[str, Measured]) -> dict[str, A
             "devices": [] if ours is None else list(ours.devices),
             "deviations": [] if ours is None else list(ours.deviations),
             "costs": {} if ours is None else dict(ours.costs),
+            "versus": {} if ours is None or row.arm == against else _versus(table, measured, row.arm, against),
         })  # fmt: skip
     protocols = {name: about for m in measured.values() for name, about in m.protocols.items()}
     wanted = [column.metric for column in table.columns if column.metric in METRICS]
@@ -162,8 +165,42 @@ def compose(table: paper.Table, measured: Mapping[str, Measured]) -> dict[str, A
         "note": table.note,
         "columns": [asdict(column) for column in table.columns],
         "rows": rows,
+        "reference": against,
         "protocols": {name: protocols[name] for name in wanted if name in protocols},
     }
+
+
+def _reference(table: paper.Table, measured: Mapping[str, Measured], wanted: str) -> str:
+    """The row to hold the others against; "" where fewer than two were measured."""
+    scored = [row.arm for row in table.rows if row.arm in measured and measured[row.arm].scores]
+    if wanted and wanted not in scored:
+        raise ValueError(f"reference={wanted}: was not measured; rows that were: {', '.join(scored) or 'none'}")
+    if len(scored) < 2:
+        return ""
+    return wanted or next((arm for arm in scored if arm.startswith("pixelwizard")), scored[-1])
+
+
+def _versus(table: paper.Table, measured: Mapping[str, Measured], arm: str, reference: str) -> dict[str, Any]:
+    """column -> our difference to the reference's row, beside the printed one."""
+    if not reference:
+        return {}
+    ours, theirs = measured[arm].scores, measured[reference].scores
+    if not ours.keys() & theirs.keys():
+        return {}
+    outcome = compare_videos(theirs, ours)
+    found = {}
+    for column in table.columns:
+        if column.kind != "quality" or column.metric not in outcome.differences:
+            continue
+        d = outcome.differences[column.metric]
+        ends = {"diff": d.diff, "low": d.low, "high": d.high}
+        a, b = (table.row(name).values.get(column.name) for name in (arm, reference))
+        found[column.name] = {
+            **{key: None if value is None else value * column.factor for key, value in ends.items()},
+            **{key: getattr(d, key) for key in ("p", "p_holm", "verdict", "design", "n", "prompts")},
+            "printed": None if a is None or b is None else a - b,
+        }
+    return found
 
 
 def _cell(column: paper.Column, row: paper.Row, found: Mean | None) -> dict[str, Any] | None:
@@ -177,20 +214,21 @@ def _cell(column: paper.Column, row: paper.Row, found: Mean | None) -> dict[str,
     printed = row.values.get(column.name)
     cell: dict[str, Any] = {**scaled, "n": found.n, "prompts": found.clusters, "difference": None, "verdict": None}
     if printed is not None:
-        cell["difference"] = scaled["mean"] - printed
+        cell["difference"] = found.mean * column.factor - printed
         cell["verdict"] = _verdict(scaled, printed, column)
     return cell
 
 
-def _verdict(ours: Mapping[str, float], printed: float, column: paper.Column) -> str | None:
+def _verdict(ours: Mapping[str, float | None], printed: float, column: paper.Column) -> str | None:
     """Against one printed number without an interval: is it in ours?"""
     if column.kind != "quality" or column.direction is None:
         return None
-    if ours["low"] is None:
+    mean, low, high = ours["mean"], ours["low"], ours["high"]
+    if mean is None or low is None or high is None:
         return "not resolved"
-    if ours["low"] <= printed <= ours["high"]:
+    if low <= printed <= high:
         return "no difference shown"
-    return "better" if (ours["mean"] > printed) == (column.direction == "higher") else "worse"
+    return "better" if (mean > printed) == (column.direction == "higher") else "worse"
 
 
 def _check_alike(measured: Mapping[str, Measured]) -> None:
@@ -209,21 +247,57 @@ def _check_alike(measured: Mapping[str, Measured]) -> None:
 
 def grid(result: Mapping[str, Any]) -> Grid:
     """A printed row, below it ours and the difference where something was measured."""
-    columns = tuple(Column(_group(c), _header(c)) for c in result["columns"])
+    beside = _costs_beside(result)
+    columns = [Column(c["kind"], _header(c)) for c in result["columns"]]
+    columns += [Column("cost, ours", paper.COLUMNS[name].header) for name in beside]
     rows: list[tuple[str, tuple[Cell, ...]]] = []
+    blank = (Cell(""),) * len(beside)
     for row in result["rows"]:
-        rows.append((row["label"], tuple(Cell(row["paper"][c["name"]]) for c in result["columns"])))
+        rows.append((row["label"], (*(Cell(row["paper"][c["name"]]) for c in result["columns"]), *blank)))
         if row["ours"]:
             ours = [row["ours"].get(c["name"]) for c in result["columns"]]
             digits = [_digits(result, c["name"], row) for c in result["columns"]]
-            n = max(cell["n"] for cell in ours if cell)
-            rows.append((f"  ours (n={n})", tuple(map(_ours, ours, digits))))
-            rows.append(("  difference", tuple(map(_difference, ours, digits))))
+            n = max((cell["n"] for c, cell in zip(result["columns"], ours, strict=True) if cell), default=0)
+            costs = tuple(_cost(row, paper.COLUMNS[name]) for name in beside)
+            rows.append((f"  ours (n={n})", (*map(_ours, ours, digits), *costs)))
+            rows.append(("  difference", (*map(_difference, ours, digits), *blank)))
+    return Grid(tuple(columns), tuple(rows))
+
+
+def _costs_beside(result: Mapping[str, Any]) -> list[str]:
+    """Cost columns of the paper's other tables that we measured for a row of this one."""
+    there = {column["metric"] for column in result["columns"]}
+    measured = {name for row in result["rows"] for name in row["costs"]}
+    return [c.name for c in paper.COLUMNS.values() if c.kind == "cost" and c.metric in measured - there]
+
+
+def _cost(row: Mapping[str, Any], column: paper.Column) -> Cell:
+    value = row["costs"].get(column.metric)
+    return Cell() if value is None else Cell(f"{value * column.factor:.3g}")
+
+
+def differences(result: Mapping[str, Any]) -> Grid:
+    """Ours against ours: each row's difference to the reference's, with the printed difference beside; or nothing."""
+    names = [c["name"] for c in result["columns"] if any(c["name"] in row["versus"] for row in result["rows"])]
+    heads = {c["name"]: _header(c) for c in result["columns"]}
+    label = next((row["label"] for row in result["rows"] if row["arm"] == result["reference"]), "")
+    columns = tuple(Column(f"ours minus ours of {label}", f"Δ{heads[name]}") for name in names)
+    rows = [
+        (row["label"], tuple(_versus_cell(row["versus"].get(n), _digits(result, n, row)) for n in names))
+        for row in result["rows"]
+        if row["versus"]
+    ]
     return Grid(columns, tuple(rows))
 
 
-def _group(column: Mapping[str, Any]) -> str:
-    return {"quality": "quality", "cost": "cost", "setting": "setting"}[column["kind"]]
+def _versus_cell(found: Mapping[str, Any] | None, digits: str) -> Cell:
+    if found is None or found["diff"] is None:
+        return Cell(verdict=None if found is None else found["verdict"])
+    text = _text(found["diff"], digits)
+    if found["low"] is not None:
+        text += f" ± {_text((found['high'] - found['low']) / 2, digits)}"
+    printed = "" if found["printed"] is None else f"printed {_text(found['printed'], digits)}"
+    return Cell(text, verdict=found["verdict"], aside=printed)
 
 
 def _header(column: Mapping[str, Any]) -> str:
@@ -283,13 +357,13 @@ def _supplies(result: Mapping[str, Any]) -> list[str]:
     """The commands that would fill what is empty."""
     from benchmarks.systems import names
 
-    found = []
     without = [row["arm"] for row in result["rows"] if row["folder"] is None]
-    for arm in [arm for arm in without if arm in names()]:
-        found.append(f'{arm}: `make system name={arm} args="prompts=FILE"`, or its videos: `args="row.{arm}=DIR"`')
-    others = [arm for arm in without if arm not in names()]
-    if others:
-        found.append(f'{", ".join(others)}: `args="row.{others[0]}=DIR score=true"` names the folder of its videos')
+    made = [arm for arm in without if arm in names()]
+    found = [f'{", ".join(made)}: `make system name={made[0]} args="prompts=FILE"` generates one'] if made else []
+    if without:
+        call = f'make table name={result["table"]} args="row.{without[0]}=DIR score=true"'
+        also = "of the same" if made == without else ", ".join(without)
+        found.append(f"{also}: `{call}` measures videos that are there")
     for row in result["rows"]:
         lacking = [c["name"] for c in result["columns"] if c["metric"] and c["name"] not in row["ours"]]
         scored = [c["metric"] for c in result["columns"] if c["name"] in lacking and c["metric"] in METRICS]
@@ -306,14 +380,18 @@ def render(result: Mapping[str, Any], kind: str) -> str:
         return report.to_json(result)
     if kind == "csv":
         return _csv(result)
+    deltas = differences(result)
+    grids = [shown, deltas] if deltas.rows else [shown]
     if kind == "md":
         notes = "\n".join(f"- **{label}**: {text}" for label, text in below)
-        return f"## {result['title']}\n\n{report.markdown_grid(shown)}\n\n{notes}\n"
+        return "\n\n".join([f"## {result['title']}", *map(report.markdown_grid, grids), notes]) + "\n"
     if kind == "tex":
         comments = "\n".join(f"% {label}: {text}" for label, text in below)
-        table = report.latex_table(shown, report.tex(result["title"]), name.replace("_", "-"))
-        return f"% needs \\usepackage{{booktabs,amssymb,graphicx}}\n\n{table}\n\n{comments}\n"
-    return report.html_page(result["title"], [report.html_grid(shown), report.html_list(below)])
+        labels = (name.replace("_", "-"), f"{name.replace('_', '-')}-differences")
+        titles = (result["title"], f"{result['title']} Differences, ours.")
+        made = [report.latex_table(g, report.tex(t), label) for g, t, label in zip(grids, titles, labels, strict=False)]
+        return "\n\n".join(["% needs \\usepackage{booktabs,amssymb,graphicx}", *made, comments]) + "\n"
+    return report.html_page(result["title"], [*map(report.html_grid, grids), report.html_list(below)])
 
 
 def _csv(result: Mapping[str, Any]) -> str:
@@ -332,56 +410,65 @@ def _csv(result: Mapping[str, Any]) -> str:
 
 def main(words: Sequence[str]) -> int:
     """Exit status: 0 shown, 2 a mistake in the call."""
-    given = {
-        "systems": str(ROOT / "outputs" / "systems"),
-        "score": "false",
-        "format": "terminal",
-        "out": "",
-        "name": "",
-    }
-    rows: dict[str, Path] = {}
     try:
-        for word in words:
-            key, equals, value = word.partition("=")
-            if key.startswith("row.") and equals:
-                rows[key.removeprefix("row.")] = Path(value).expanduser()
-            elif key in given and equals:
-                given[key] = value
-            else:
-                raise ValueError(f"{word}: wants KEY=VALUE with one of {', '.join(given)}, row.<name>")
-        if not given["name"]:
-            raise ValueError(f"name=: which table? {', '.join(paper.names())}")
-        if given["format"] not in ("terminal", *FORMATS):
-            raise ValueError(f"format={given['format']}: one of terminal, {', '.join(FORMATS)}")
-        table = paper.load(given["name"])
-        folders = find(table, Path(given["systems"]), rows)
-        if given["score"] == "true":
+        asked = _parse(words)
+        table = paper.load(asked.name)
+        folders = find(table, asked.systems, asked.rows)
+        if asked.score:
             _score(table, folders)
-        elif given["score"] != "false":
-            raise ValueError(f"score={given['score']}: true or false")
-        result = compose(table, {arm: read(folder) for arm, folder in folders.items()})
+        result = compose(table, {arm: read(folder) for arm, folder in folders.items()}, asked.reference)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    out = Path(given["out"] or ROOT / "outputs" / "tables")
     for kind in FORMATS:
-        write_atomically(out / f"{table.name}.{kind}", render(result, kind))
-    if given["format"] == "terminal":
+        write_atomically(asked.out / f"{table.name}.{kind}", render(result, kind))
+    if asked.format == "terminal":
         _show(result)
-        print(f"{out / table.name}.{{{','.join(FORMATS)}}}")
+        print(f"{asked.out / table.name}.{{{','.join(FORMATS)}}}")
     else:
-        print(render(result, given["format"]), end="")
+        print(render(result, asked.format), end="")
     return 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked: a table, where the systems' folders are, and how it is shown."""
+
+    name: str = ""
+    systems: Path = ROOT / "outputs" / "systems"
+    score: bool = False
+    format: str = "terminal"
+    out: Path = ROOT / "outputs" / "tables"
+    reference: str = ""
+    rows: Mapping[str, Path] = field(default_factory=dict)
+
+
+def _parse(words: Sequence[str]) -> Options:
+    """Raises ValueError for a key or a value that there is not."""
+    given: dict[str, Any] = {}
+    rows: dict[str, Path] = {}
+    known = [key for key in Options.__dataclass_fields__ if key != "rows"]
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key.startswith("row.") and equals:
+            rows[key.removeprefix("row.")] = Path(value).expanduser()
+        elif key in known and equals:
+            given[key] = like(key, value, getattr(Options(), key))
+        else:
+            raise ValueError(f"{word}: wants KEY=VALUE with one of {', '.join(known)}, row.<name>")
+    if not given.get("name"):
+        raise ValueError(f"name=: which table? {', '.join(paper.names())}")
+    if given.get("format", "terminal") not in ("terminal", *FORMATS):
+        raise ValueError(f"format={given['format']}: one of terminal, {', '.join(FORMATS)}")
+    return Options(**given, rows=rows)
 
 
 def _score(table: paper.Table, folders: Mapping[str, Path]) -> None:
     """Measure what the table's columns ask for, folder by folder; what was measured before comes from the cache."""
-    from benchmarks.measure import score_videos
     from benchmarks.score import write
 
     wanted = [column.metric for column in table.columns if column.metric in METRICS]
-    totals = [column.metric for column in table.columns if column.metric in DIMENSIONS]
-    wanted += [name for total in totals for name in DIMENSIONS[total]]
+    wanted += [name for column in table.columns for name in DIMENSIONS.get(column.metric or "", ())]
     names = list(dict.fromkeys(name for name in wanted if name is not None))
     for arm, folder in folders.items():
         print(f"scoring {arm} in {folder}", file=sys.stderr)
@@ -394,8 +481,9 @@ def _score(table: paper.Table, folders: Mapping[str, Path]) -> None:
 def _show(result: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    console = Console()
-    console.print(report.terminal_grid(grid(result), result["title"], footer(result), console.width))
+    console = Console() if sys.stdout.isatty() else Console(width=report.WIDTH)
+    grids = [grid(result), differences(result)]
+    console.print(report.terminal_grid(grids, result["title"], footer(result), console.width))
 
 
 if __name__ == "__main__":

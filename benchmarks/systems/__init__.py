@@ -212,7 +212,7 @@ def read_card(path: Path) -> System:
     system = _build(System, card, str(path))
     if kind != "videos" and None in (system.setting.volume, system.setting.fps):
         raise ValueError(f"{path}: setting={system.setting}: what is made here has a known size, length and rate")
-    if system.name != path.stem:
+    if path.stem not in (system.name, "card"):  # card.yaml is the copy in a folder of videos
         raise ValueError(f"{path}: name={system.name}: a card is called as its file")
     return system
 

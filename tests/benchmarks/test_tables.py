@@ -1,0 +1,201 @@
+"""`make table`: a table of the paper with ours beside it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import paper, tables, vbench_totals
+from benchmarks.files import write_csv
+from benchmarks.metrics import GROUPS, METRICS
+from benchmarks.systems import CARDS
+from benchmarks.tables import compose, differences, find, grid, main, read, render
+
+
+def folder(path: Path, scores: Mapping[str, Mapping[str, float]], **protocol: Any) -> Path:
+    """A folder as `make score` leaves it: metric -> video -> value."""
+    videos = sorted({video for values in scores.values() for video in values})
+    rows = [{"video": v, "frames": 121, **{m: x[v] for m, x in scores.items() if v in x}} for v in videos]
+    write_csv(path / "scores.csv", ["video", "frames", *scores], rows)
+    about = {m: {"protocol": METRICS[m].protocol, "settings": {}, "weights": {}, **protocol} for m in scores}
+    (path / "scores.protocol.json").write_text(json.dumps({"metrics": about}))
+    return path
+
+
+def values(mean: float, spread: float = 0.1, n: int = 40, seed: int = 0) -> dict[str, float]:
+    drawn = np.random.default_rng(seed).normal(0, 1, n)
+    drawn = (drawn - drawn.mean()) / drawn.std()
+    return {f"prompt {i}-0.mp4": float(mean + spread * x) for i, x in enumerate(drawn)}
+
+
+def cells(result: Mapping[str, Any], arm: str) -> dict[str, Any]:
+    return next(row["ours"] for row in result["rows"] if row["arm"] == arm)
+
+
+@pytest.mark.parametrize("name", paper.names())
+def test_every_table_shows_every_printed_cell_and_how_to_fill_the_others(name: str):
+    table = paper.load(name)
+    result = compose(table, {})
+    for kind in tables.FORMATS:
+        text = render(result, kind)
+        for row in table.rows:
+            for cell in row.printed.values():
+                assert cell in text or cell.replace("*", "\\*") in text, (kind, cell)
+        if kind in ("md", "html", "tex"):
+            assert "not measured" in text
+    assert len(grid(result).rows) == len(table.rows)
+
+
+def test_ours_stand_below_in_the_papers_unit_and_digits_with_difference_and_verdict(tmp_path: Path):
+    """Table 2 prints mHD-MSE of PixelWizard-2k as 0.0147 and Tech. as 14.31."""
+    scores = {"mhd_mse": values(0.0147, 0.001), "dover_technical": values(12.0, 0.5), "dover_aesthetic": values(99.9)}
+    ours = read(folder(tmp_path, scores))
+    result = compose(paper.load("table_2"), {"pixelwizard_2k": ours})
+    found = cells(result, "pixelwizard_2k")
+    assert found["mHD-MSE"]["verdict"] == "no difference shown"
+    assert found["Tech."]["verdict"] == "worse"
+    assert found["Tech."]["difference"] == pytest.approx(12.0 - 14.31)
+    assert found["Aesth."]["verdict"] == "better"
+    assert "mHD-LPIPS" not in found
+    rows = dict(grid(result).rows)
+    # standard error of 40 prompts: 0.5 * sqrt(40 / 39) / sqrt(40) = 0.080; BCa's half-width is about 1.96 of it
+    assert [cell.text for cell in rows["  ours (n=40)"]] == [
+        "–",
+        "0.0147 ± 0.0003",
+        "–",
+        "12.00 ± 0.16",
+        "99.90 ± 0.03",
+    ]
+    assert [c.plain() for c in rows["  difference"]] == ["", "0.0000 ·", "", "−2.31 ▼", "+0.32 ▲"]
+
+
+def test_fractions_are_printed_as_per_cent_and_the_average_is_ours(tmp_path: Path):
+    scores = {name: values(0.9 - 0.02 * i, 0.01, seed=i) for i, name in enumerate(GROUPS["table_1"])}
+    found = cells(compose(paper.load("table_1"), {"pixelwizard_2k": read(folder(tmp_path, scores))}), "pixelwizard_2k")
+    assert found["Subject Consis."]["mean"] == pytest.approx(90.0)
+    assert found["Avg."]["mean"] == pytest.approx(np.mean([90 - 2 * i for i in range(6)]))
+    assert found["Avg."]["low"] < found["Avg."]["mean"] < found["Avg."]["high"]
+
+
+def test_totals_of_vbench_are_the_totals_of_the_means_and_none_where_a_dimension_lacks(tmp_path: Path):
+    scores = {name: values(0.7, 0.02, seed=i) for i, name in enumerate(GROUPS["table_8_1"])}
+    found = cells(compose(paper.load("table_8_1"), {"turbo2k": read(folder(tmp_path / "a", scores))}), "turbo2k")
+    means = {name: float(np.mean(list(by.values()))) for name, by in scores.items()}
+    for column, name in (("Total Score", "total"), ("Quality Score", "quality"), ("Semantic Score", "semantic")):
+        assert found[column]["mean"] == pytest.approx(100 * getattr(vbench_totals, name)(means).value)
+        assert found[column]["low"] is not None
+    del scores["color"]
+    found = cells(compose(paper.load("table_8_1"), {"turbo2k": read(folder(tmp_path / "b", scores))}), "turbo2k")
+    assert "Quality Score" in found
+    assert not {"Color", "Semantic Score", "Total Score"} & set(found)
+
+
+def test_totals_over_different_videos_have_no_interval(tmp_path: Path):
+    """VBench's standard mode: each dimension has prompts of its own."""
+    scores = {n: {f"{n} {v}": x for v, x in values(0.7, seed=i).items()} for i, n in enumerate(GROUPS["table_8_1"])}
+    found = cells(compose(paper.load("table_8_1"), {"turbo2k": read(folder(tmp_path, scores))}), "turbo2k")
+    assert (found["Total Score"]["low"], found["Total Score"]["verdict"]) == (None, "not resolved")
+    assert found["Color"]["low"] is not None
+
+
+def test_two_measured_rows_are_held_against_each_other_by_prompt(tmp_path: Path):
+    a, b = values(5.0, 1.0), values(4.0, 1.0)
+    measured = {
+        "star_2k": read(folder(tmp_path / "a", {"niqe": a})),
+        "pixelwizard_2k": read(folder(tmp_path / "b", {"niqe": b})),
+    }
+    result = compose(paper.load("table_3"), measured)
+    assert result["reference"] == "pixelwizard_2k"
+    ((label, (cell,)),) = differences(result).rows
+    assert (label, cell.text, cell.verdict, cell.aside) == ("STAR", "1.00 ± 0.00", "worse", "printed 1.61")
+    other = compose(paper.load("table_3"), measured, "star_2k")
+    assert [row["arm"] for row in other["rows"] if row["versus"]] == ["pixelwizard_2k"]
+    with pytest.raises(ValueError, match="reference=dove_2k: was not measured; rows that were: star_2k, pixel"):
+        compose(paper.load("table_3"), measured, "dove_2k")
+
+
+def test_rows_measured_differently_are_refused(tmp_path: Path):
+    measured = {
+        "star_2k": read(folder(tmp_path / "a", {"niqe": values(5.0)})),
+        "dove_2k": read(folder(tmp_path / "b", {"niqe": values(5.0)}, settings={"every": 2})),
+    }
+    with pytest.raises(ValueError, match=r"niqe was measured differently: settings is \{\} for star_2k and .*dove_2k"):
+        compose(paper.load("table_3"), measured)
+
+
+def test_costs_come_from_the_notes_of_the_jobs_and_deviations_from_the_card(tmp_path: Path):
+    """Table 1 has latency columns; Table 2 gets ours beside."""
+    home = folder(tmp_path / "pixelwizard_2k", {"mhd_mse": values(0.01)})
+    shutil.copy(CARDS / "pixelwizard_2k.yaml", home / "card.yaml")
+    note = {"width": 2560, "height": 1440, "frames": 121, "fps": 24, "seconds_diffusion": 60.5, "seconds_total": 90.0}
+    note |= {"peak_memory_bytes": 40e9, "parameters": 5_000_000_000, "device": "NVIDIA H200", "video": "a-0.mp4"}
+    (home / "jobs").mkdir()
+    (home / "jobs" / "a-0.json").write_text(json.dumps(note))
+    ours = read(home)
+    found = cells(compose(paper.load("table_1"), {"pixelwizard_2k": ours}), "pixelwizard_2k")
+    assert found["Latency"]["mean"] == 60.5
+    assert found["Latency per Frame"]["mean"] == pytest.approx(0.5)
+    assert found["Latency per Pixel"]["mean"] == pytest.approx(60.5 / (121 * 2560 * 1440))
+    assert found["Latency"]["verdict"] is None  # a cost is no quality
+    beside = grid(compose(paper.load("table_2"), {"pixelwizard_2k": ours}))
+    heads = [column.header for column in beside.columns if column.group == "cost, ours"]
+    assert [head.split("\u00a0")[0] for head in heads] == [
+        *("Latency [s]", "Latency per Pixel [s]", "Latency per Frame [s]", "Params. [B]", "Peak Mem. [GB]")
+    ]
+    text = render(compose(paper.load("table_1"), {"pixelwizard_2k": ours}), "md")
+    assert "measured on NVIDIA H200" in text
+
+
+def test_scores_without_their_protocol_are_refused(tmp_path: Path):
+    folder(tmp_path, {"niqe": values(4.0)})
+    (tmp_path / "scores.protocol.json").unlink()
+    with pytest.raises(ValueError, match="says how it was measured"):
+        read(tmp_path)
+
+
+def test_the_folders_of_systems_are_found_by_name_and_any_other_is_given(tmp_path: Path):
+    for name in ("flashvideo", "mochi_1"):
+        (tmp_path / name).mkdir()
+    table = paper.load("table_2")
+    assert find(table, tmp_path, {}) == {"flashvideo": tmp_path / "flashvideo"}
+    assert find(table, tmp_path, {"flashvideo": tmp_path})["flashvideo"] == tmp_path
+    with pytest.raises(ValueError, match=r"row\.mochi_1=.*: table_2 has no such row; it has flashvideo"):
+        find(table, tmp_path, {"mochi_1": tmp_path})
+
+
+def test_the_command_writes_every_format_and_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture):
+    home = folder(tmp_path / "any", {"mhd_mse": values(0.0147, 0.001)})
+    words = ["name=table_2", f"out={tmp_path / 'out'}", f"systems={tmp_path / 'none'}", f"row.pixelwizard_2k={home}"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "PixelWizard-2k" in printed
+    assert "ours (n=40)" in printed
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"table_2.{kind}" for kind in tables.FORMATS}
+    rows = {row["row"]: row for row in csv.DictReader((tmp_path / "out" / "table_2.csv").open())}
+    assert float(rows["pixelwizard_2k"]["mHD-MSE.mean"]) == pytest.approx(0.0147)
+    assert rows["flashvideo"]["mHD-MSE.paper"] == "0.0098"
+    assert main([*words, "format=md"]) == 0
+    assert capsys.readouterr().out.startswith("## Table 2.")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "name=: which table? table_1, "),
+        (["name=table_7"], "no table 'table_7' of the paper; known: table_1"),
+        (["name=table_2", "format=pdf"], "format=pdf: one of terminal, md"),
+        (["name=table_2", "system=x"], "system=x: wants KEY=VALUE with one of name, systems, score"),
+        (["name=table_2", "score=yes"], "score=yes: wants something like False"),
+        (["name=table_2", "row.flashvideo=nowhere"], "row.flashvideo=nowhere: no such folder"),
+    ],
+)
+def test_a_mistake_in_the_call_is_named(words: list[str], says: str, capsys: pytest.CaptureFixture):
+    assert main(words) == 2
+    assert says in capsys.readouterr().err
