@@ -316,7 +316,10 @@ def _digits(result: Mapping[str, Any], column: str, row: Mapping[str, Any]) -> s
 
 
 def _text(value: float, digits: str) -> str:
-    return f"{value:{digits}}".replace("-", "−") if "e" not in digits else f"{value:{digits}}"
+    text = f"{value:{digits}}"
+    if "e" in digits:
+        return text
+    return text.replace("-", "−") if float(text) else text.removeprefix("-")
 
 
 def _ours(cell: Mapping[str, Any] | None, digits: str) -> Cell:
@@ -331,8 +334,9 @@ def _ours(cell: Mapping[str, Any] | None, digits: str) -> Cell:
 def _difference(cell: Mapping[str, Any] | None, digits: str) -> Cell:
     if cell is None or cell["difference"] is None or not math.isfinite(cell["difference"]):
         return Cell("")
-    sign = "+" if cell["difference"] > 0 else ""
-    return Cell(f"{sign}{_text(cell['difference'], digits)}", verdict=cell["verdict"])
+    text = _text(cell["difference"], digits)
+    sign = "+" if cell["difference"] > 0 and float(text) else ""
+    return Cell(f"{sign}{text}", verdict=cell["verdict"])
 
 
 def footer(result: Mapping[str, Any]) -> list[tuple[str, str]]:
