@@ -133,7 +133,7 @@ def _trunk_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor
     """torchvision's `features.0.weight` as torchmetrics' `slice1.0.weight`, and so on; its classifier is left out."""
     try:
         given = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {_FETCH}") from error
     found = {}
     for name, tensor in wanted.items():
