@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 REDUCTIONS = ("mean", "sum")
 BAND = 1 << 18  # float32 values of a band: 1 MB; larger ones are no faster, smaller ones slower
-RUN = 2048
+RUN = 2048  # squares added up as float32
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,8 @@ def _sum_of_squares(values: NDArray[np.float32]) -> float:
 
 
 def working_memory(height: int, width: int, ks: Sequence[int]) -> int:
-    """Bytes that `losses` needs beside the frame: the widened pictures, one of them twice, and two bands."""
-    heights = [small_size(height, width, k)[0] for k in ks]
-    row = 3 * width
-    return 4 * row * (sum(heights) + max(heights)) + 2 * 4 * max(BAND, row)
+    """Bytes that `losses` needs beside the frame: bands, widened pictures, and what the finest takes to make."""
+    heights, widths = zip(*(small_size(height, width, k) for k in ks), strict=True)
+    row = 4 * 3 * width
+    making = max(row * max(heights), 120 * max(heights) * max(widths))
+    return row * sum(heights) + making + 2 * max(4 * BAND, row)
