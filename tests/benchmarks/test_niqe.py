@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.ndimage import correlate
 from scipy.special import gamma
 
+from benchmarks.bench import texture
 from benchmarks.metrics import lookup, niqe
 from benchmarks.metrics.stream import Look
 from benchmarks.weights import MissingWeights
@@ -30,15 +31,6 @@ def pristine() -> niqe.Pristine:
 
 def picture(name: str) -> np.ndarray:
     return np.asarray(Image.open(DATA / name).convert("RGB"))
-
-
-def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Seeded colours whose spectrum falls off as a photograph's; uint8 `[height, width, 3]`."""
-    rng = np.random.default_rng(seed)
-    falls = 1 / (np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)) + 2 / (height + width))
-    grey = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) * falls, (height, width))
-    levels = 128 + 40 * grey[..., None] / grey.std() * np.array([1.0, 0.9, 0.8]) + rng.normal(0, 1, (height, width, 3))
-    return np.clip(levels, 0, 255).astype(np.uint8)
 
 
 def plain_features(plane: np.ndarray) -> np.ndarray:
