@@ -240,11 +240,11 @@ class Measurement:
 def _value(name: str, found: Sequence[dict[str, Any]]) -> float:
     """A video's value: the mean of VBench's per-video results over its clips, one if it is not cut.
 
-    Raises: Left where VBench leaves the video out, ValueError where its result is not finite.
+    Raises: ValueError where there is none, or one that is not finite.
     """
     values = [float(item["video_results"]) for item in found]
     if not values:
-        raise Left("VBench gives no result")
+        raise ValueError("VBench gives no result: it could not read the video")
     value = sum(values) / len(values) / (100 if name == "imaging_quality" else 1)
     if not math.isfinite(value):
         raise ValueError(f"VBench's result is {value}")
