@@ -9,7 +9,7 @@ mirror of Hugging Face, HF_TOKEN a token, HF_HUB_OFFLINE=1 keeps it off the netw
 where PW_METRICS_<NAME> says, or from the folder.
 
 Beside each file lies `<file>.sha256`: what it was when it was last hashed. So `find` hashes only what changed since,
-and a file whose digest nobody publishes is held to the one it came with (trusted on first use).
+and a file whose digest nobody publishes is held to the one it was fetched with (trusted on first use).
 
 Of benchmarks, the only module that knows huggingface_hub. Nothing here imports torch, except that torchvision is asked
 for an address.
@@ -262,7 +262,7 @@ WEIGHTS: Mapping[str, Weights] = {
             "grit_model/grit_b_densecap_objectdet.pth",
             "53b6e9b3fd948eac55b574c9b6f94ad0743dff46ba449df7ac2d33009ee92ef1",
             "MIT",
-            "GRiT: object_class, multiple_objects, color, spatial_relationship (they want detectron2 too)",
+            "GRiT: object_class, multiple_objects, color, spatial_relationship (with BERT, and detectron2)",
             417381733,
             Hub(_VBENCH_MODELS, "grit_b_densecap_objectdet.pth"),
         ),
@@ -280,13 +280,29 @@ WEIGHTS: Mapping[str, Weights] = {
             "caption_model/tag2text_swin_14m.pth",
             "4ce96f0ce98f940a6680d567f66a38ccc9ca8c4e638e5f5c5c2e881a0e3502ac",
             "Apache-2.0",
-            "Tag2Text: scene (wants bert-base-uncased in Hugging Face's cache too)",
+            "Tag2Text: scene (with BERT)",
             4478705095,
             Hub(
                 "xinyu1205/recognize_anything_model",
                 "tag2text_swin_14m.pth",
                 "2dd9b40d587d367e99bd2a61215f194e1b666336",
             ),
+        ),
+        *(
+            _vbench(
+                f"bert_{Path(file).stem}",
+                f"bert-base-uncased/{file}",
+                sha256,
+                "Apache-2.0",
+                "BERT: what GRiT and Tag2Text read words with",
+                size,
+                Hub("google-bert/bert-base-uncased", file),
+            )
+            for file, sha256, size in (
+                ("config.json", "", 0),
+                ("vocab.txt", "", 0),
+                ("pytorch_model.bin", "097417381d6c7230bd9e3557456d726de6e83245ec8b24f529f60198a67b203a", 440473133),
+            )
         ),
         _vbench(
             "viclip",
@@ -359,10 +375,10 @@ def _examined(row: Weights, *, anew: bool = False) -> tuple[Path, str]:
         if flaw := _flaw(path, row):
             raise WrongWeights(f"{path}: {flaw}; " + (f"put {row.file} there" if own else f"{command} fetches it"))
         found = _sha256(path)
-    wanted = row.sha256 or ("" if own else noted.get("sha256", ""))
+    wanted = row.sha256 or (noted["sha256"] if noted.get("fetched") else "")
     if not found.startswith(wanted):
         raise WrongWeights(f"{path}: {_differs(row, found, wanted, own)}; {command} fetches the right one")
-    _note(row, own, {**current, "sha256": found}, noted)
+    _note(row, own, {**current, "sha256": found, "fetched": noted.get("fetched", False)}, noted)
     return path, found
 
 
@@ -372,8 +388,8 @@ def _differs(row: Weights, found: str, wanted: str, own: bool) -> str:
         return f"is not {row.name}'s {row.file}: its sha256 is {found}, wants {wanted}"
     note = _note_path(row, own)
     return (
-        f"has changed since it first came: its sha256 is {found}, was {wanted} (nobody publishes one; remove {note} if "
-        "the change is meant)"
+        f"has changed since it was fetched: its sha256 is {found}, was {wanted} (nobody publishes one; remove {note} "
+        "if the change is meant)"
     )
 
 
@@ -409,7 +425,7 @@ def _note_path(row: Weights, own: bool) -> Path:
 
 
 def _noted(row: Weights, path: Path, own: bool) -> dict[str, Any]:
-    """What the note says: path, size, mtime_ns, sha256; nothing where there is none, or it is of no use."""
+    """What the note says: path, size, mtime_ns, sha256, and whether it was fetched; nothing if it is of no use."""
     try:
         values = json.loads(_note_path(row, own).read_text())
     except (OSError, ValueError):
@@ -418,11 +434,13 @@ def _noted(row: Weights, path: Path, own: bool) -> dict[str, Any]:
 
 
 def _note(row: Weights, own: bool, values: Mapping[str, Any], noted: Mapping[str, Any]) -> None:
-    if values != noted:
-        try:
-            write_atomically(_note_path(row, own), json.dumps(values) + "\n")
-        except OSError:
-            return  # a folder that only others may write: it is hashed again next time
+    path = _note_path(row, own)
+    try:
+        # a folder that nobody may write is left as it is, also by root: the file is hashed again next time
+        if values != noted and not (path.parent.exists() and path.parent.stat().st_mode & 0o222 == 0):
+            write_atomically(path, json.dumps(values) + "\n")
+    except OSError:
+        return
 
 
 def fetch(rows: Sequence[Weights], mirror: str | None = None, *, dry_run: bool = False) -> dict[str, str]:
@@ -507,13 +525,14 @@ def _fetch_row(row: Weights, mirror: str | None) -> str:
             reasons.append(str(error) if str(source) in str(error) else f"{source}: {error}")
             continue
         return found
-    raise FetchError(f"{'; '.join(reasons)}. By hand: put the file at {path}{_expected(row)}")
+    hint = "Name a mirror (mirror=DIR|URL), or by hand: put the file at"
+    raise FetchError(f"{'; '.join(reasons)}. {hint} {path}{_expected(row)}")
 
 
 def _from_source(row: Weights, source: Source | Path, path: Path) -> str:
     """Get a file from one source, examine it, put it in its place: its SHA-256. Raises FetchError."""
     noted = _noted(row, path, own=False)
-    wanted = row.sha256 or noted.get("sha256", "")
+    wanted = row.sha256 or (noted["sha256"] if noted.get("fetched") else "")
     # of one source only: a half of one and a half of another would make a whole that is neither's
     part = path.with_name(f".{path.name}.{hashlib.sha256(str(source).encode()).hexdigest()[:8]}.part")
     try:
@@ -533,15 +552,9 @@ def _from_source(row: Weights, source: Source | Path, path: Path) -> str:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise FetchError("the disk is full" if full else f"{error.strerror or error}") from error
-    _note_path(row, own=False).unlink(missing_ok=True)
-    return _examined_as(row, path, found)
-
-
-def _examined_as(row: Weights, path: Path, found: str) -> str:
-    """Note the digest of a file that has just been hashed."""
     stat = path.stat()
     values = {"path": str(path.absolute()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": found}
-    _note(row, False, values, {})
+    _note(row, False, {**values, "fetched": True}, noted)
     return found
 
 
@@ -657,8 +670,10 @@ def _state(row: Weights, *, anew: bool = False) -> tuple[str, str]:
         return "wrong", str(error)
     except MissingWeights:
         return "missing", ""
-    known = "sha256 verified" if row.sha256 else "trusted on first use"
-    return "there", f"{known}, yours: {path}" if _place(row)[1] else known
+    own = _place(row)[1]
+    fetched = _noted(row, path, own).get("fetched")
+    known = "sha256 verified" if row.sha256 else "trusted on first use" if fetched else "yours, no digest is published"
+    return "there", f"{known}, at {path}" if own else known
 
 
 def show(rows: Iterable[Weights], *, anew: bool = False) -> bool:

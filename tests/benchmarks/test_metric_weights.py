@@ -166,7 +166,12 @@ class TestRegistry:
             *("alexnet", "niqe", "musiq_koniq", "dover")
         ]
 
-    @pytest.mark.parametrize("row", WEIGHTS.values(), ids=str)
+    def test_has_what_vbenchs_dimensions_need(self) -> None:
+        vbench = pytest.importorskip("benchmarks.metrics.vbench")
+        needed = {file for files in vbench.WEIGHTS.values() for file in files}
+        assert needed <= {row.file for row in WEIGHTS.values() if row.group == "vbench"}
+
+    @pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in WEIGHTS.items()])
     def test_rows_are_whole(self, row: Weights) -> None:
         assert re.fullmatch(r"[0-9a-f]{64}|", row.sha256)
         assert row.sources
@@ -221,15 +226,27 @@ class TestFind:
         with pytest.raises(WrongWeights, match="wants"):
             find("a")
 
-    def test_holds_a_file_without_published_digest_to_what_it_was(self, rows: dict[str, Weights], folder: Path) -> None:
-        path = put(folder, "three.pth")
-        find("c")
-        put(folder, "three.pth", CONTENT["one.pth"])
+    def test_holds_a_file_without_published_digest_to_what_was_fetched(
+        self, rows: dict[str, Weights], folder: Path
+    ) -> None:
+        assert main(["only=c"]) == 0
+        path = put(folder, "three.pth", CONTENT["one.pth"])
         message = f"sha256 is {rows['a'].sha256}, was {sha256(CONTENT['three.pth'])}.*remove {path}.sha256"
         with pytest.raises(WrongWeights, match=message):
             find("c")
         (folder / "three.pth.sha256").unlink()
         assert digest("c") == rows["a"].sha256
+        put(folder, "three.pth", CONTENT["two.pth"])  # it is the user's now, who may change it
+        assert digest("c") == sha256(CONTENT["two.pth"])
+
+    def test_writes_nothing_where_nobody_may(self, rows: dict[str, Weights], folder: Path) -> None:
+        put(folder, "one.pth")
+        folder.chmod(0o555)
+        try:
+            assert digest("a") == digest("a") == rows["a"].sha256
+            assert left(folder) == ["one.pth"]
+        finally:
+            folder.chmod(0o755)
 
     @pytest.mark.parametrize(
         ("content", "words"),
@@ -377,7 +394,7 @@ class TestFetching:
         assert line.startswith("error: a: ")
         assert words in line
         assert f"{server.address}/one.pth" in line
-        hand = f"By hand: put the file at {folder}/one.pth (sha256 {rows['a'].sha256}, 200000 bytes)"
+        hand = f"by hand: put the file at {folder}/one.pth (sha256 {rows['a'].sha256}, 200000 bytes)"
         assert line.endswith(hand)
         assert find("b")
         assert find("c")
@@ -536,7 +553,7 @@ class TestCommandLine:
         out = capsys.readouterr().out
         assert re.search(r"^  a +200\.0 kB  there +sha256 verified$", out, re.M)
         assert re.search(r"^  b +200\.0 kB  missing$", out, re.M)
-        assert re.search(r"^  c +unknown  there +trusted on first use$", out, re.M)
+        assert re.search(r"^  c +unknown  there +yours, no digest is published$", out, re.M)
         assert f"vbench, in {folder}/vbench\n  v " in out
         put(folder, "one.pth", LFS)
         assert main(["list=true", "only=a"]) == 1
