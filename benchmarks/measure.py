@@ -23,6 +23,7 @@ from benchmarks.cache import Cache, Entry, content_hash, default_folder
 from benchmarks.clips import SUFFIXES, score_folder
 from benchmarks.metrics import GROUPS, METRICS, Metric, chosen, lookup
 from benchmarks.streaming import BUDGET, Scored, score_video
+from benchmarks.systems import jobs
 from benchmarks.weights import MissingWeights, digest
 
 LARGEST_CLIP = 2**25  # pixels: 400 MB as floats, and each metric holds a few of it
@@ -80,16 +81,16 @@ class BrokenVideo(ValueError):
 
 
 def videos_of(folder: Path) -> dict[str, Path]:
-    """The videos of a folder by file name, sorted; those of a system's folder (one with a card) lie in videos/.
+    """The videos of a folder by file name, sorted; those of a system's folder (one with a card) lie where it says.
 
     Raises: ValueError if there is no folder, or no video in it.
     """
     if not folder.is_dir():
         raise ValueError(f"videos={folder}: no such folder")
-    inner = folder / "videos"
-    if (folder / "card.yaml").is_file() and inner.is_dir():
-        folder = inner
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if (folder / "card.yaml").is_file():
+        found = jobs.videos(folder)
+    else:
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not found:
         others = sum(1 for _ in folder.iterdir())
         raise ValueError(f"videos={folder}: no video ({', '.join(SUFFIXES)}) among its {others} entries")
