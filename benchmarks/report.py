@@ -60,7 +60,7 @@ _TEX = {
     "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "·": r"$\cdot$", "↓": r"$\downarrow$", "↑": r"$\uparrow$",
     "→": r"$\to$", "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "–": "--", "…": r"\dots{}",
     "Δ": r"$\Delta$", "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "σ": r"$\sigma$", "≥": r"$\geq$",
-    "≤": r"$\leq$", "\u2009": r"\,", "\u00a0": "~",
+    "≤": r"$\leq$", "\u2003": r"\quad ", "\u2009": r"\,", "\u00a0": "~",
     "⁻": "$^{-}$", **{c: f"$^{{{i}}}$" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
 }  # fmt: skip
 _CSS = """
@@ -69,7 +69,7 @@ body { font: 14px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 92rem; m
 h1 { font-size: 1.5rem; margin: 0 0 .3rem }
 h2 { font-size: 1.05rem; margin: 2rem 0 .5rem }
 .claim { color: #555; margin: 0 0 1.5rem; max-width: 60rem }
-.scroll { overflow-x: auto }
+.scroll { overflow-x: auto; margin-bottom: 1.5rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; border-top: 2px solid;
   border-bottom: 2px solid }
 th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap }
@@ -257,7 +257,7 @@ def markdown_grid(grid: Grid) -> str:
 
 
 def _md(text: str) -> str:
-    return text.replace("|", "\\|")
+    return text.replace("|", "\\|").replace("*", "\\*")
 
 
 def tex(text: str) -> str:

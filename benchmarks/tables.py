@@ -34,6 +34,7 @@ DIMENSIONS: Mapping[str, tuple[str, ...]] = {
     "vbench_semantic": VBENCH_SEMANTIC,
     "vbench_total": (*VBENCH_QUALITY, *VBENCH_SEMANTIC),
 }
+INDENT = "\u2003"
 FORMATS = ("md", "tex", "html", "csv", "json")
 LEGEND = (
     "ours: mean over videos ± half the 95 % bootstrap interval, prompts drawn as wholes; difference: ours minus the "
@@ -259,8 +260,8 @@ def grid(result: Mapping[str, Any]) -> Grid:
             digits = [_digits(result, c["name"], row) for c in result["columns"]]
             n = max((cell["n"] for c, cell in zip(result["columns"], ours, strict=True) if cell), default=0)
             costs = tuple(_cost(row, paper.COLUMNS[name]) for name in beside)
-            rows.append((f"  ours (n={n})", (*map(_ours, ours, digits), *costs)))
-            rows.append(("  difference", (*map(_difference, ours, digits), *blank)))
+            rows.append((f"{INDENT}ours (n={n})", (*map(_ours, ours, digits), *costs)))
+            rows.append((f"{INDENT}difference", (*map(_difference, ours, digits), *blank)))
     return Grid(tuple(columns), tuple(rows))
 
 
@@ -388,7 +389,12 @@ def render(result: Mapping[str, Any], kind: str) -> str:
     grids = [shown, deltas] if deltas.rows else [shown]
     if kind == "md":
         notes = "\n".join(f"- **{label}**: {text}" for label, text in below)
-        return "\n\n".join([f"## {result['title']}", *map(report.markdown_grid, grids), notes]) + "\n"
+        heads = [
+            f"## {result['title']}",
+            *(f"{g.columns[0].group[:1].upper()}{g.columns[0].group[1:]}:" for g in grids[1:]),
+        ]
+        parts = [part for head, g in zip(heads, grids, strict=True) for part in (head, report.markdown_grid(g))]
+        return "\n\n".join([*parts, notes]) + "\n"
     if kind == "tex":
         comments = "\n".join(f"% {label}: {text}" for label, text in below)
         labels = (name.replace("_", "-"), f"{name.replace('_', '-')}-differences")

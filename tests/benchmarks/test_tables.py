@@ -66,14 +66,14 @@ def test_ours_stand_below_in_the_papers_unit_and_digits_with_difference_and_verd
     assert "mHD-LPIPS" not in found
     rows = dict(grid(result).rows)
     # standard error of 40 prompts: 0.5 * sqrt(40 / 39) / sqrt(40) = 0.080; BCa's half-width is about 1.96 of it
-    assert [cell.text for cell in rows["  ours (n=40)"]] == [
+    assert [cell.text for cell in rows["\u2003ours (n=40)"]] == [
         "–",
         "0.0147 ± 0.0003",
         "–",
         "12.00 ± 0.16",
         "99.90 ± 0.03",
     ]
-    assert [c.plain() for c in rows["  difference"]] == ["", "0.0000 ·", "", "−2.31 ▼", "+0.32 ▲"]
+    assert [c.plain() for c in rows["\u2003difference"]] == ["", "0.0000 ·", "", "−2.31 ▼", "+0.32 ▲"]
 
 
 def test_fractions_are_printed_as_per_cent_and_the_average_is_ours(tmp_path: Path):
