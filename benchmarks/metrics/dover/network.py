@@ -359,12 +359,11 @@ def load(path: Path) -> Dover:
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f'{path}: holds no state dict, neither plain nor under "state_dict"')
-    with torch.device("meta"):
-        network = Dover()
+    network = Dover()
     wrong = _differences(network.state_dict(), state)
     if wrong:
         raise ValueError(f"{path}: not the weights of DOVER: {'; '.join(wrong)}")
-    network.load_state_dict(state, assign=True)
+    network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 
 
