@@ -278,18 +278,19 @@ def test_scores_have_the_registrys_names_and_the_overall_ones_need_both_branches
 class TestScorer:
     """A whole video, by a network of a few thousand weights."""
 
-    def test_gives_the_mean_of_its_views_whatever_the_order_of_frames(self, tmp_path: Path) -> None:
-        write_video(tmp_path / "clip.mkv", clip_of_noise(3, 240, 320))
+    def test_gives_the_mean_of_its_views_and_counts_one_that_was_drawn_twice_twice(self, tmp_path: Path) -> None:
+        write_video(tmp_path / "clip.mkv", clip_of_noise(40, 240, 320))
         info, images = probe(tmp_path / "clip.mkv"), list(iter_frames(tmp_path / "clip.mkv"))
         network = small()
         video = DoverScorer(tuple(ALL), network, 1, False).begin(info)
         looks = [Look(i, image) for i, image in enumerate(images) if video.wants(i)]
         random.Random(0).shuffle(looks)
         kept = sorted((video.frame(look) for look in looks), key=lambda glimpse: glimpse.index)
+        video.clips[next(iter(video.clips))] = 2
         found = video.result(kept)
         assert list(found) == ALL
 
-        views = draw(0, 3, 240, 320)
+        views = draw(0, 40, 240, 320)
         with torch.inference_mode():
             technical = [
                 network.technical(normalised([fragments(images[i], clip) for i in clip.frames])).item()
@@ -298,7 +299,7 @@ class TestScorer:
             whole = [squeezed(images[i], antialias=False) for i in views.aesthetic]
             aesthetic = network.aesthetic(normalised(whole)).item()
         assert len(set(technical)) == 3
-        assert found["dover_technical_raw"] == pytest.approx(np.mean(technical), abs=1e-5)
+        assert found["dover_technical_raw"] == pytest.approx(np.average(technical, weights=[2, 1, 1]), abs=1e-5)
         assert found["dover_aesthetic_raw"] == pytest.approx(aesthetic, abs=1e-5)
 
     def test_looks_at_equal_draws_once_and_runs_only_the_branch_asked_for(self) -> None:
