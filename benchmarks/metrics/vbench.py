@@ -242,6 +242,7 @@ def _environ(device: str) -> dict[str, str]:
     """The worker's environment: nothing of ours on its path, and of the GPUs the one that it is to use."""
     ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     environ = {key: value for key, value in os.environ.items() if key not in ours}
+    environ["PYTHONWARNINGS"] = "ignore"  # the log's last lines are what an error shows
     kind, _, index = device.partition(":")
     visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     if kind == "cpu":

@@ -21,6 +21,7 @@ All dimensions of a video are measured before the next video, with every network
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -166,7 +167,8 @@ class Measurement:
                 print(f"{number + 1}/{total} {Path(video).name}  {name} {value}  {seconds:.1f} s", file=sys.stderr)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            importlib.import_module("torch").cuda.empty_cache()
+            if self.request["device"] != "cpu":
+                importlib.import_module("torch").cuda.empty_cache()
 
     def _info(self, name: str, video: str, folder: Path) -> str:
         """The full-info file of one video and one dimension, as VBench's own `build_full_info_json` writes it.
@@ -331,16 +333,12 @@ def _load_once(owner: Any, name: str) -> None:
     setattr(owner, name, once)
 
 
-_FULL_INFO: list[dict[str, Any]] = []
-
-
+@functools.cache
 def _full_info(path: str | None) -> list[dict[str, Any]]:
     """VBench's prompts, from a file or from its package."""
-    if not _FULL_INFO:
-        package = Path(str(importlib.import_module("vbench").__file__)).parent
-        file = Path(path) if path else package / "VBench_full_info.json"
-        _FULL_INFO.extend(json.loads(file.read_text(encoding="utf-8")))
-    return _FULL_INFO
+    if path is None:
+        path = str(Path(str(importlib.import_module("vbench").__file__)).parent / "VBench_full_info.json")
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def _versions(device: str) -> dict[str, str]:

@@ -7,8 +7,10 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from benchmarks.metrics.vbench import (
     prompt_of,
     score_videos,
 )
+from benchmarks.workers.vbench_worker import Measurement, _load_once, _value
 from pw.video import decode, probe, write_video
 
 CLIPS = Path(__file__).parents[2].parent / "shared" / "data" / "clips"
@@ -318,6 +321,91 @@ class TestVBenchsPrompts:
         there = [f"a heron-{i}" for i in (0, 1, 2, 4)]
         assert absent(["dynamic_degree"], there) == {"dynamic_degree": ["a heron-3"]}
         assert absent(["imaging_quality"], there) == {"imaging_quality": [f"a cat-{i}" for i in range(5)]}
+
+
+class TestInsideTheWorker:
+    """What it does around VBench's functions, which are here functions of a full-info file as VBench's are."""
+
+    @pytest.fixture
+    def measurement(self, tmp_path: Path) -> Measurement:
+        entries = [
+            {"prompt_en": "a heron", "dimension": ["scene"], "auxiliary_info": {"scene": {"scene": "lake"}}},
+            {"prompt_en": "a heron", "dimension": ["color"], "auxiliary_info": {"color": "red"}},
+        ]
+        (tmp_path / "full_info.json").write_text(json.dumps(entries))
+        return Measurement(
+            {
+                "videos": [str(tmp_path / f"a heron-{i}.mov") for i in range(5)],
+                "prompts": None,
+                "dimensions": ["scene", "color", "imaging_quality"],
+                "mode": "vbench_standard",
+                "device": "cpu",
+                "cache": str(tmp_path),
+                "full_info": str(tmp_path / "full_info.json"),
+                "out": str(tmp_path / "result.json"),
+            }
+        )
+
+    def measure(self, measurement: Measurement, name: str, vbench: Callable[[dict], Any], videos: int = 1) -> list:
+        """The journal of a dimension measured by `vbench`, a function of the full-info file's only entry."""
+        for number, video in enumerate(measurement.request["videos"][:videos]):
+            if name not in measurement.failed:
+                measurement._measure(number, video, {name: lambda path: vbench(*json.loads(Path(path).read_text()))})
+        journal = Path(f"{measurement.out}.journal").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k not in ("video", "dimension")} for line in journal]
+
+    def test_vbench_gets_the_prompt_what_is_known_of_it_and_an_mp4(self, measurement: Measurement) -> None:
+        seen: list[dict] = []
+
+        def vbench(entry: dict) -> list:
+            seen.append(entry)
+            assert Path(entry["video_list"][0]).resolve() == Path(measurement.request["videos"][0])
+            return [{"video_results": True}]
+
+        assert self.measure(measurement, "scene", vbench) == [{"value": 1.0}]
+        assert seen[0]["prompt_en"] == "a heron"
+        assert seen[0]["dimension"] == ["scene"]
+        assert seen[0]["auxiliary_info"] == {"scene": {"scene": "lake"}}
+        assert [Path(path).name for path in seen[0]["video_list"]] == ["a heron-0.mp4"]
+        assert not Path(seen[0]["video_list"][0]).exists(), "a video's folder goes away with it"
+
+    def test_a_dimension_that_is_not_the_prompts_is_left_out(self, measurement: Measurement) -> None:
+        (said,) = self.measure(measurement, "imaging_quality", lambda entry: [{"video_results": 50.0}])
+        assert said == {"value": None, "why": "imaging_quality is not measured on this prompt", "error": False}
+
+    def test_a_video_whose_object_no_frame_shows_is_left_out_as_vbench_does(self, measurement: Measurement) -> None:
+        (said,) = self.measure(measurement, "color", lambda entry: [{"video_results": 1 / 0}])
+        assert said["value"] is None
+        assert said["error"] is False
+
+    def test_a_dimension_that_fails_on_three_videos_from_the_first_on_is_given_up(
+        self, measurement: Measurement
+    ) -> None:
+        def vbench(entry: dict) -> list:
+            raise RuntimeError("CUDA\nout of memory")
+
+        *errors, failed = self.measure(measurement, "scene", vbench, videos=5)
+        assert errors == [{"value": None, "why": "RuntimeError: CUDA out of memory", "error": True}] * 3
+        assert "scene failed on the first 3 videos" in failed["failed"]
+
+    def test_a_dimension_that_fails_on_some_videos_is_not(self, measurement: Measurement) -> None:
+        values = iter([0.5, float("nan"), float("nan"), float("nan"), 0.25])
+        said = self.measure(measurement, "scene", lambda entry: [{"video_results": next(values)}], videos=5)
+        assert [line["value"] for line in said] == [0.5, None, None, None, 0.25]
+        assert said[1]["why"] == "ValueError: VBench's result is nan"
+
+    def test_a_value_is_the_mean_over_clips_on_vbenchs_scale(self) -> None:
+        assert _value("dynamic_degree", [{"video_results": True}, {"video_results": False}]) == 0.5
+        assert _value("imaging_quality", [{"video_results": 50.0}, {"video_results": 70.0}]) == 0.6
+        with pytest.raises(ValueError, match="no result"):
+            _value("scene", [])
+
+    def test_a_network_is_built_once_for_the_same_arguments(self) -> None:
+        owner = SimpleNamespace(__name__="owner", build=lambda *args, **kwargs: [args, kwargs])
+        _load_once(owner, "build")
+        _load_once(owner, "build")
+        assert owner.build("B/32", device="cpu") is owner.build("B/32", device="cpu")
+        assert owner.build("B/32", device="cpu") is not owner.build("L/14", device="cpu")
 
 
 def test_every_dimension_of_the_registry_has_its_weights_listed():
