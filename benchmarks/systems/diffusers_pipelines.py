@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -154,6 +155,11 @@ class Pipelines:
         import diffusers
         import torch
 
+        there = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+        if there != self.adapter.pipeline:
+            raise ValueError(
+                f"weights={self.weights}: are of {there}, {self.system.name} wants {self.adapter.pipeline}"
+            )
         half = torch.bfloat16 if self.is_cuda else torch.float32
         vae = torch.float32 if self.adapter.vae == "float32" else half
         cls = getattr(diffusers, self.adapter.pipeline)

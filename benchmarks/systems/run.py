@@ -35,11 +35,10 @@ EVERYWHERE = {
     "gpus": "1",
     "shard": "0/1",
     "weights": "",
-    "trainer": "",
     **dict.fromkeys(SETTINGS, ""),
 }
 OF_KIND = {
-    "diffusers": {"device": "auto", "offload": "false", "lossless": "true", "quality": "10"},
+    "diffusers": {"trainer": "", "device": "auto", "offload": "false", "lossless": "true", "quality": "10"},
     "pixelwizard": {"lossless": "true", "quality": "10"},
     "command": {"checkout": "", "python": "", "timeout": ""},
 }
@@ -61,7 +60,7 @@ class Call:
 
     words    the command line, for the processes of several GPUs
     further  words that are not ours: overrides for `pw.generate`
-    shard    (i, n): this process makes every n-th of the missing videos, from the i-th
+    shard    (i, n): this process's share is every n-th job from the i-th, whatever is done already
     """
 
     card: Path
@@ -80,9 +79,15 @@ class Call:
         return self.own.get(key) == "true"
 
     @property
+    def share(self) -> tuple[Job, ...]:
+        """This process's jobs."""
+        first, parts = self.shard
+        return self.jobs[first::parts]
+
+    @property
     def is_fsdp(self) -> bool:
         """Whether one model is shared by all GPUs."""
-        return self.own["trainer"] == "fsdp"
+        return self.own.get("trainer") == "fsdp"
 
     @property
     def weights(self) -> str | None:
@@ -132,10 +137,6 @@ def parse(words: Sequence[str]) -> Call:
     _check_licence(system, own)
     _check_kind(system, own, setting, jobs)
     gpus, share = _whole(own, "gpus", 1), _share(own["shard"])
-    if own["trainer"] not in ("", "fsdp"):
-        raise ValueError(f"trainer={own['trainer']}: fsdp (one model over all GPUs), or leave it out")
-    if own["trainer"] and system.kind != "diffusers":
-        raise ValueError(f"trainer=fsdp: only for diffusers' systems; {system.name} is of kind {system.kind}")
     out = Path(own["out"] or ROOT / "outputs" / "systems" / system.name).expanduser().absolute()
     return Call(card, system, setting, tuple(jobs), out, own, tuple(words), tuple(further), share, gpus)
 
@@ -198,6 +199,8 @@ def _check_licence(system: System, own: dict[str, str]) -> None:
 
 def _check_kind(system: System, own: dict[str, str], setting: Setting, jobs: Sequence[Job]) -> None:
     if isinstance(system.adapter, Diffusers):
+        if own["trainer"] not in ("", "fsdp"):
+            raise ValueError(f"trainer={own['trainer']}: fsdp (one model over all GPUs), or leave it out")
         if own["offload"] == "true" and (own["device"] == "cpu" or own["trainer"]):
             raise ValueError("offload=true: moves parts between CPU and GPU; not with device=cpu or trainer=fsdp")
         if own["lossless"] == "false" and not setting.is_even:
@@ -255,15 +258,15 @@ def generate(call: Call, say: Callable[[str], None]) -> list[str]:
     """
     prepare_folder(call)
     todo = missing(call)
-    say(f"{call.system.title}: {call.setting}; {len(todo)} of {len(call.jobs)} to make in {call.out}")
+    share = "" if call.shard[1] == 1 else f" (share {call.shard[0] + 1} of {call.shard[1]})"
+    say(f"{call.system.title}: {call.setting}; {len(todo)} of {len(call.share)} to make in {call.out}{share}")
     if not todo:
         return []
     with _group(call) as (rank, world):
         if world > 1:
             todo = _same_everywhere(todo)
             return _in_step(call, _maker(call), todo, rank, world, say)
-        first, parts = call.shard
-        return _one_by_one(call, todo[first::parts], say)
+        return _one_by_one(call, todo, say)
 
 
 def prepare_folder(call: Call) -> None:
@@ -274,8 +277,8 @@ def prepare_folder(call: Call) -> None:
 
 
 def missing(call: Call) -> list[Job]:
-    """The jobs that are not done. Raises ValueError when the folder holds videos of another setting."""
-    return [job for job in call.jobs if not is_done(call.out, job, call.asked(job))]
+    """This process's jobs that are not done. Raises ValueError when the folder holds videos of another setting."""
+    return [job for job in call.share if not is_done(call.out, job, call.asked(job))]
 
 
 def _one_by_one(call: Call, todo: Sequence[Job], say: Callable[[str], None]) -> list[str]:
@@ -388,7 +391,7 @@ def commands(call: Call) -> Iterator[str]:
     """What would be run, a line each."""
     import shlex
 
-    todo = missing(call) if (call.out / "jobs").is_dir() else list(call.jobs)
+    todo = missing(call) if (call.out / "jobs").is_dir() else list(call.share)
     if isinstance(call.system.adapter, PixelWizard) and todo:
         yield shlex.join(_own(call).command(todo))
         return
@@ -414,11 +417,11 @@ def spread(call: Call) -> int:
     if call.own.get("device") != "cpu" and visible is not None and call.gpus > len(visible):
         raise ValueError(f"gpus={call.gpus}: {len(visible)} are to be seen here")
     me = [sys.executable, "-m"]
+    first, parts = call.shard
     if call.is_fsdp:
         many = ["torch.distributed.run", "--standalone", f"--nproc-per-node={call.gpus}", "-m"]
-        words = [*me, *many, "benchmarks.systems", *rest]
+        words = [*me, *many, "benchmarks.systems", *rest, f"shard={first}/{parts}"]
         return subprocess.run(words, check=False, env=environment()).returncode
-    first, parts = call.shard
     prepare_folder(call)
     running = []
     for i in range(call.gpus):

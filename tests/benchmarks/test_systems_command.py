@@ -141,7 +141,7 @@ class TestAProgram:
 
     def test_gives_other_seeds_other_noise(self, stub: Stub) -> None:
         assert stub("limit=1", "steps=8") == 0
-        assert stub("seeds=2", "shard=2/4", "steps=8") == 0  # third of three that are missing: none is left out
+        assert stub("seeds=2", "shard=2/4", "steps=8") == 0  # the third of four
         made = [read_video(path) for path in sorted((stub.out / "videos").iterdir())]
         assert len(made) == 2
         assert not np.array_equal(made[0], made[1])
@@ -219,6 +219,24 @@ class TestAProgram:
     def test_that_is_not_there_is_named(self, stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
         assert stub(command="./no-such-program {prompt} {seed}") == 1
         assert "cannot start ./no-such-program" in capsys.readouterr().err
+
+
+class TestSeveralProcesses:
+    def test_make_the_same_videos_as_one(self, stub: Stub, tmp_path: Path) -> None:
+        stub.prompts.write_text("a cat\na dog\na bird\n")
+        assert stub() == 0
+        alone = {name: read_video(stub.out / "videos" / name) for name in stub.videos()}
+        stub.out = tmp_path / "many"
+        assert stub("gpus=2") == 0
+        assert stub.videos() == list(alone)
+        assert all(np.array_equal(read_video(stub.out / "videos" / name), alone[name]) for name in alone)
+        assert len((stub.out / "jobs.jsonl").read_text().splitlines()) == 3
+
+    def test_fail_as_one_would(self, stub: Stub) -> None:
+        stub.prompts.write_text("a cat\na dog\n")
+        command = USUAL.replace("{frames}", "3")
+        assert stub("gpus=2", command=command) == 1
+        assert not (stub.out / "jobs").exists()
 
 
 class TestSuperResolution:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ from small_pipelines import write_small
 
 from benchmarks.systems import load, names
 from benchmarks.systems.__main__ import main
-from benchmarks.systems.diffusers_pipelines import fingerprint, locate, scheduler
+from benchmarks.systems.diffusers_pipelines import fingerprint, locate, scheduler, shard
 from benchmarks.systems.jobs import costs
 from pw.video import probe, read_video
 
-ROOT = Path(__file__).parents[2]
 SMALL = {  # the smallest size of each class
     "WanPipeline": ("width=64", "height=32", "frames=5"),
     "CogVideoXPipeline": ("width=32", "height=32", "frames=9"),
@@ -153,7 +152,7 @@ class TestWeights:
     def test_of_another_pipeline_are_refused(self, words: Any, small: Any, capsys: pytest.CaptureFixture[str]) -> None:
         wrong = [w for w in words("ltx_video") if not w.startswith("weights=")]
         assert main([*wrong, f"weights={small('MochiPipeline')}"]) == 2
-        assert "LTXPipeline cannot read them" in capsys.readouterr().err
+        assert "are of MochiPipeline, ltx_video wants LTXPipeline" in capsys.readouterr().err
 
     def test_have_another_fingerprint_when_a_configuration_changes(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text('{"a": 1}')
@@ -173,30 +172,72 @@ class TestWeights:
             scheduler(CogVideoXDDIMScheduler(), {}, 3.0)
 
 
-class TestSeveralProcesses:
-    """What is made does not depend on how many make it."""
+class TestOneModelOverTwoProcesses:
+    """trainer=fsdp: what is made does not depend on how many processes share the model."""
 
-    @pytest.fixture
-    def alone(self, words: Any, tmp_path: Path) -> dict[str, np.ndarray]:
-        assert main([*words("wan2_2_5b_2k", "alone"), "seeds=2", "limit=3"]) == 0
-        return videos(tmp_path / "alone")
-
-    @pytest.mark.parametrize("how", [[], ["trainer=fsdp"]])
-    def test_make_the_same_videos_as_one(
-        self, how: list[str], words: Any, alone: dict[str, np.ndarray], tmp_path: Path
-    ) -> None:
-        call = [*words("wan2_2_5b_2k", "many"), "seeds=2", "limit=3", "gpus=2", *how]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.systems", *call], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        many = videos(tmp_path / "many")
+    def test_makes_the_same_videos_as_one(self, words: Any, tmp_path: Path) -> None:
+        call = [*words("wan2_2_5b_2k", "alone"), "seeds=2", "limit=3"]  # the fourth is made and not kept
+        assert main(call) == 0
+        alone = videos(tmp_path / "alone")
+        shared = [*words("wan2_2_5b_2k", "shared"), "seeds=2", "limit=3", "trainer=fsdp"]
+        fork = multiprocessing.get_context("fork")  # torch and diffusers are imported already
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        ranks = [fork.Process(target=_rank, args=(rank, port, shared)) for rank in range(2)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(120)
+        assert [process.exitcode for process in ranks] == [0, 0]
+        many = videos(tmp_path / "shared")
         assert many.keys() == alone.keys()
         assert all(np.array_equal(many[name], alone[name]) for name in alone)
-        about = json.loads((tmp_path / "many" / "jobs" / "a red ball-0.json").read_text())
-        assert about["processes"] == (2 if how else 1)
+        about = json.loads((tmp_path / "shared" / "jobs" / "a red ball-0.json").read_text())
+        assert about["processes"] == 2
+        assert (
+            about["parameters"]
+            == json.loads((tmp_path / "alone" / "jobs" / "a red ball-0.json").read_text())["parameters"]
+        )
 
-    def test_with_one_model_want_to_know_how_many(self, words: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_keeps_a_part_of_the_weights_in_each(self, small: Any) -> None:
+        fork = multiprocessing.get_context("fork")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shares = fork.Queue()
+        ranks = [fork.Process(target=_held, args=(rank, port, small("WanPipeline"), shares)) for rank in range(2)]
+        for process in ranks:
+            process.start()
+        held = [shares.get(timeout=120) for _ in ranks]
+        for process in ranks:
+            process.join(120)
+        whole = held[0][1]
+        assert all(0.4 * whole < part < 0.6 * whole for part, _ in held)
+
+    def test_wants_to_know_how_many(self, words: Any, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*words("wan2_2_5b_2k"), "trainer=fsdp"]) == 2
         assert "give gpus=N too" in capsys.readouterr().err
+
+
+def _join(rank: int, port: str) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+
+
+def _rank(rank: int, port: str, words: list[str]) -> None:
+    """A process of torchrun's."""
+    _join(rank, port)
+    os._exit(main(words))
+
+
+def _held(rank: int, port: str, weights: Path, shares: Any) -> None:
+    """Puts (numbers that this process holds, numbers in all) of a denoiser that is shared."""
+    from diffusers import WanTransformer3DModel
+
+    _join(rank, port)
+    torch.distributed.init_process_group("gloo")
+    denoiser = WanTransformer3DModel.from_pretrained(weights, subfolder="transformer")
+    whole = sum(parameter.numel() for parameter in denoiser.parameters())
+    shard(denoiser, "cpu")
+    shares.put((sum(parameter.to_local().numel() for parameter in denoiser.parameters()), whole))
+    torch.distributed.destroy_process_group()
