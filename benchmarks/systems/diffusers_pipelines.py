@@ -157,9 +157,8 @@ class Pipelines:
 
         there = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
         if there != self.adapter.pipeline:
-            raise ValueError(
-                f"weights={self.weights}: are of {there}, {self.system.name} wants {self.adapter.pipeline}"
-            )
+            wants = f"{self.system.name} wants {self.adapter.pipeline}"
+            raise ValueError(f"weights={self.weights}: are of {there}, {wants}")
         half = torch.bfloat16 if self.is_cuda else torch.float32
         vae = torch.float32 if self.adapter.vae == "float32" else half
         cls = getattr(diffusers, self.adapter.pipeline)
