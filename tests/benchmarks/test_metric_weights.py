@@ -46,6 +46,11 @@ class Server(ThreadingHTTPServer):
         self.identities: list[str | None] = []
         self.answers: dict[str, int | str] = {}
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Silent where a client hangs up, as it does when the answer is not what it asked for."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
