@@ -37,7 +37,8 @@ from pw.config import ConfigError, leaves
 from pw.sample import reference_folder, sample_folder
 from pw.train import OUTPUTS, written_overrides
 
-TRIED_STEPS, TRIED_SHIFTS = range(1, 65), (None, 1.0, 2.0, 3.0, 5.0)
+TRIED_STEPS = (*range(1, 17), 20, 24, 25, 28, 30, 32, 40, 48, 50, 64)
+TRIED_SHIFTS = (None, 1.0, 2.0, 3.0, 5.0)
 """Samplings that are tried where a folder of clips does not say how it was sampled."""
 
 
@@ -157,8 +158,9 @@ def _of_run(prefix: str, outputs: Path) -> Side:
     found = [(what, name) for what, names in there.items() for name in names if name.startswith(prefix)]
     if not prefix or not found:
         everything = [name for names in there.values() for name in names]
-        near = difflib.get_close_matches(prefix, everything, 3, cutoff=0.4) or everything[:3]
-        hint = f"near it are {', '.join(near)}" if near else "there are none yet: make sample or make ablation"
+        near = difflib.get_close_matches(prefix, everything, 3, cutoff=0.4)
+        hint = f"near it are {', '.join(near)}" if near else f"there are {', '.join(everything[:3])} …"
+        hint = hint if everything else "there are none yet: make sample or make ablation"
         raise ConfigError(f"{prefix!r} is no folder, and no signature in {outputs}/train or videos; {hint}")
     if len(found) > 1:
         listed = ", ".join(f"{name} ({what})" for what, name in found[:6])
@@ -328,11 +330,10 @@ def found(request: Request) -> Found:
     for seed in seeds:
         left, right = _pair(request, a.folders[seed[0]], b.folders[seed[1]], names, notes)
         scores["a"][seed[0]], scores["b"][seed[0]] = left, right
-    contracts = {
-        f"{key} = {s.name}": {seed: {"metrics": row.depends} for seed, row in scores[key].items()}
+    check_contracts({
+        f"{key} = {s.name}": {seed: _contract(row) for seed, row in scores[key].items()}
         for key, s in (("a", a), ("b", b))
-    }
-    check_contracts(contracts)
+    })  # fmt: skip
     rows, left_out = _rows(scores)
     if not rows:
         raise ConfigError(f"nothing to compare: {'; '.join(notes) or 'the two have no score in common'}")
@@ -349,6 +350,13 @@ def found(request: Request) -> Found:
         next(iter(scores["a"].values())).depends,
         notes,
     )
+
+
+def _contract(scored: Scores) -> dict[str, Any]:
+    """What must agree: protocols, settings and weights, and in a seed the clips that others are held against."""
+    of_metrics = {name: {k: v for k, v in row.items() if k != "clips"} for name, row in scored.depends.items()}
+    clips = [row["clips"] for row in scored.depends.values() if "clips" in row]
+    return {"metrics": of_metrics, **({"clips": clips[0]} if clips else {})}
 
 
 def _common_seeds(a: Side, b: Side) -> list[tuple[int, int]]:

@@ -754,7 +754,7 @@ def _summary(request: Request, level: Level, known: Sequence[Known]) -> Any:
             _number(entry.mean),
             _number(spread.seed),
             "of the set" if spread.video is None else _number(spread.video),
-            _number(smallest(spread, n, m, level)),
+            _shown(entry, n, m, level),
             _number(entry.target),
             _count(seeds_for(spread, n, entry.target, level)),
             "only seeds" if prompts is None else _count(prompts),
@@ -780,7 +780,7 @@ def _grid(request: Request, level: Level, known: Sequence[Known], cost: Cost | N
     for n, m in designs(request):
         if previous not in (None, m):
             table.add_section()
-        cells = [_number(smallest(entry.spread, n, m, level)) for entry in known]
+        cells = [_shown(entry, n, m, level) for entry in known]
         asked = (n, m) == (request.prompts, request.seeds)
         table.add_row(
             ("1†" if m == 1 else str(m)) if previous != m else "",
@@ -807,7 +807,8 @@ def _paper_table(request: Request, steps: Sequence[Step]) -> Any:
     )
     for head, side in (("step", "left"), ("metric", "left"), ("printed", "right")):
         table.add_column(head, justify=side)
-    for head in (f"shown by\n{n} × 1†", "needs\nprompts × 1†", f"shown by\n{n} × {m}", f"needs seeds,\n{n} prompts"):
+    heads = [f"shown by\n{n} × 1†", "needs\nprompts × 1†"]
+    for head in (*heads, *([f"shown by\n{n} × {m}"] if m > 1 else []), f"needs seeds,\n{n} prompts"):
         table.add_column(head, justify="right")
     previous = None
     for step in steps:
@@ -822,7 +823,7 @@ def _paper_table(request: Request, steps: Sequence[Step]) -> Any:
             f"{'+' if step.diff > 0 else '−' if step.diff < 0 else ''}{abs(step.diff):.4g}",
             f"{_number(step.shown_by_checkpoints)} {'✓' if of_pair else '✗'}",
             _count(step.prompts_by_checkpoints),
-            f"{_number(step.shown)} {'✓' if of_method else '✗'}" if step.shown is not None else "–",
+            *([] if m == 1 else [f"{_number(step.shown)} {'✓' if of_method else '✗'}"]),
             _count(step.seeds_needed),
         )
         previous = step.step
@@ -849,6 +850,13 @@ def as_json(found: Answer) -> dict[str, Any]:
         "cost": None if found.cost is None else asdict(found.cost),
         "notes": [*found.notes, *found.paper_notes],
     }
+
+
+def _shown(entry: Known, prompts: int, seeds: int, level: Level) -> str:
+    """The smallest difference, or that it is more than the metric can differ by."""
+    value, metric = smallest(entry.spread, prompts, seeds, level), METRICS.get(entry.name)
+    is_bounded = metric is not None and (metric.scale == "0-100" or metric.printed == 100)
+    return "> 100" if is_bounded and value is not None and value > 100 else _number(value)
 
 
 def _number(value: float | None) -> str:
