@@ -98,7 +98,7 @@ vbench-env: $(UV) ## make the environment of VBench's worker (.venv-vbench, its 
 	$(UV) pip sync -q --require-hashes requirements/vbench.lock --python .venv-vbench/bin/python
 
 iqa: .venv/.ready ## add pyiqa to the environment, for MUSIQ (PolyForm Noncommercial licence)
-	@$(UV) pip install -q --require-hashes -r requirements/iqa.lock --python .venv/bin/python
+	@$(UV) pip sync -q --require-hashes requirements/iqa.lock --python .venv/bin/python
 
 notebooks: .venv/.ready ## open the notebooks on 127.0.0.1
 	@.venv/bin/jupyter lab --ip 127.0.0.1 --no-browser notebooks $(args)

@@ -82,6 +82,8 @@ DOORS = {
     "huggingface_hub": ("pw/weights.py", "pw/data/ultravideo.py", "benchmarks/weights.py"),
     "lightning": ("pw/stages", "pw/train.py"),
     "matplotlib": ("benchmarks/figures.py",),
+    "pyiqa": ("benchmarks/metrics/musiq.py",),
+    "vbench": ("benchmarks/workers/vbench_worker.py",),
     "pandas": (),
 }
 # files -> what of ours they may import, themselves included: a row sees the rows above it

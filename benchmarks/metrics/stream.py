@@ -34,8 +34,10 @@ class Look:
 class Video(Protocol):
     """One video being scored."""
 
-    memory: int
-    """Bytes that one call of `frame` needs at most beside the frame itself."""
+    @property
+    def memory(self) -> int:
+        """Bytes that one call of `frame` needs at most beside the frame itself."""
+        ...
 
     def wants(self, index: int) -> bool:
         """Whether frame number `index` is looked at; others are decoded, but not handed over."""
