@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 from pw.build import Run
 from pw.config import ConfigError, digest
 from pw.provenance import provenance
-from pw.train import OUTPUTS, Progress, command_line, quiet, stage_module, train, training_folder, write_json
+from pw.train import (
+    OUTPUTS,
+    Progress,
+    command_line,
+    quiet,
+    stage_module,
+    train,
+    training_folder,
+    write_config,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,6 +142,7 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
     anchors = evaluation_anchors(run, outputs, limit, seed)
     for name in ("anchors", "native"):
         (folder / name).mkdir(exist_ok=True)
+    write_config(run, folder, "sample")
     # a batch is made whole even where only some of it is missing: the same sums, so the same bits, after a kill
     size = run.sampling.batch_size
     batches = [range(at, min(at + size, limit)) for at in range(0, limit, size)]

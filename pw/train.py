@@ -150,21 +150,21 @@ def _train(run: Run, folder: Path, start: str | None, weights: Path | None, prog
         path.unlink()
 
 
-def write_config(run: Run, folder: Path) -> None:
-    """`config.yaml`: the resolved configuration, and the command that makes it again."""
+def write_config(run: Run, folder: Path, command: str = "train") -> None:
+    """`config.yaml`: the resolved configuration, and the command (`train` or `sample`) that makes it again."""
     from omegaconf import OmegaConf
 
     folder.mkdir(parents=True, exist_ok=True)
-    head = f"# python -m pw.train {shlex.join(run.config.overrides)}\n"
+    head = f"# python -m pw.{command} {shlex.join(run.config.overrides)}\n"
     partial = folder / ".config.yaml"
     partial.write_text(head + OmegaConf.to_yaml(OmegaConf.create(run.config.values)))
     os.replace(partial, folder / "config.yaml")
 
 
 def written_overrides(folder: Path) -> list[str]:
-    """The overrides that `write_config` noted at the head of a training's `config.yaml`."""
+    """The overrides that `write_config` noted at the head of a `config.yaml`."""
     head = (folder / "config.yaml").read_text().splitlines()[0]
-    return shlex.split(head.removeprefix("# python -m pw.train"))
+    return shlex.split(head)[4:]  # "# python -m pw.train …"
 
 
 def training_flops(run: Run, module: Any) -> float:
