@@ -6,9 +6,11 @@ One decode of a video serves all its metrics (`streaming.py`); each video's valu
 from __future__ import annotations
 
 import csv
+import functools
 import importlib
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -364,16 +366,12 @@ def like(key: str, value: Any, default: Any) -> Any:
 
 
 def _device(wanted: str) -> str:
-    """ "auto" is the first GPU, else the CPU."""
-    if wanted == "cpu":
+    """ "auto" is the first GPU, else the CPU. torch, half a GB, is imported only where there may be a GPU."""
+    if wanted == "cpu" or (wanted == "auto" and not _gpus()):
         return "cpu"
-    import torch
-
-    if wanted == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if not torch.cuda.is_available():
+    if not _gpus():
         raise ValueError(f"device={wanted}: torch sees no GPU here; device=cpu works")
-    return wanted
+    return "cuda:0" if wanted == "auto" else wanted
 
 
 def _share(folder: Path, names: Sequence[str], options: Options, todo: _Folder) -> None:
@@ -432,7 +430,11 @@ def _words(options: Options) -> list[tuple[str, Any]]:
     return [(key, value.resolve() if isinstance(value, Path) else value) for key, value in plain]
 
 
+@functools.cache
 def _gpus() -> int:
+    """GPUs that torch sees; without NVIDIA's driver it is not asked."""
+    if not (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()):
+        return 0
     import torch
 
     return torch.cuda.device_count()

