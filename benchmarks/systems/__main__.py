@@ -1,20 +1,25 @@
 """Make, or register, the videos of a system of the paper's tables.
 
-python -m benchmarks.systems                                   the systems there are
-python -m benchmarks.systems name=NAME prompts=FILE [key=value …]
+    python -m benchmarks.systems                                   the systems there are
+    python -m benchmarks.systems name=NAME prompts=FILE [key=value …]
 
-prompts=FILE         .txt, a prompt a line; or .jsonl of {"text", "long"?, "id"?}: made from long, filed under text
-seeds=1              videos for each prompt; the seed of the noise is 0, 1, …
-out=DIR              outputs/systems/<name> by default; a video that is there is not made again
-limit=N              only the first N;  dry_run=true: say what would be run;  accept_licence=true
-width= height= frames= fps= steps= guidance= shift=    instead of the native setting: noted as a deviation
-gpus=N               a process for each GPU, each with its share; shard=i/N: one share, for a cluster's jobs
-trainer=fsdp         with gpus=N: one model over all GPUs, where it does not fit into one
+Keys:
 
-diffusers      weights=DIR|repository device=auto|cpu|cuda offload=true lossless=true quality=10 (x264's crf)
-pixelwizard    weights=DIR hires=… anchor=… and whatever else pw.generate takes
-command        checkout=DIR python=…/bin/python weights=PATH timeout=SECONDS; inputs=DIR: the videos to enlarge
-videos         videos=DIR: register what is there (any system); nothing is copied
+    name=NAME        a row of that list, or a card of your own: a .yaml
+    prompts=FILE     .txt, a prompt a line; or .jsonl of {"text", "long"?, "id"?}: made from long, filed under text
+    seeds=1          videos for each prompt; the seed of the noise is 0, 1, …
+    out=DIR          outputs/systems/<name> by default; a video that is there is not made again
+    limit=N          only the first N;  dry_run=true: say what would be run;  accept_licence=true
+    width= height= frames= fps= steps= guidance= shift=    instead of the native setting: noted as a deviation
+    gpus=N           a process for each GPU, each with its share; shard=i/N: one share, for a cluster's jobs
+
+and by the system's kind:
+
+    diffusers        weights=DIR|repository device=auto|cpu|cuda offload=true lossless=true quality=10 (x264's crf)
+                     trainer=fsdp: with gpus=N one model over all GPUs, where it does not fit into one
+    pixelwizard      weights=DIR hires=… anchor=… and whatever else pw.generate takes
+    command          checkout=DIR python=…/bin/python weights=PATH timeout=SECONDS; inputs=DIR: the videos to enlarge
+    videos           videos=DIR: register what is there (any system); nothing is copied
 """
 
 from __future__ import annotations

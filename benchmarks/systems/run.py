@@ -229,8 +229,8 @@ def _check_command(adapter: Command, own: dict[str, str], jobs: Sequence[Job]) -
         return
     if not own["checkout"] or not checkout.is_dir():
         raise ValueError(f"checkout={own['checkout']}: the folder of its repository, with its environment")
-    if own["timeout"] and not float(own["timeout"]) > 0:
-        raise ValueError(f"timeout={own['timeout']}: seconds for one video, above 0")
+    if own["timeout"]:
+        _whole(own, "timeout", 1)
 
 
 def _whole(own: dict[str, str], key: str, least: int) -> int:
@@ -382,9 +382,16 @@ def _external(call: Call) -> Any:
 
     own, checkout = call.own, Path(call.own["checkout"]).expanduser().absolute()
     usual = checkout / ".venv" / "bin" / "python"
-    python = own["python"] or (str(usual) if usual.is_file() else "python")
+    python = _from_here(own["python"] or (str(usual) if usual.is_file() else "python"))
+    weights = None if call.weights is None else _from_here(call.weights)
     timeout = float(own["timeout"]) if own["timeout"] else None
-    return External(call.system, call.setting, checkout, python, call.weights, timeout, call.out / "logs")
+    return External(call.system, call.setting, checkout, python, weights, timeout, call.out / "logs")
+
+
+def _from_here(path: str) -> str:
+    """An absolute path of what is there (the command runs in its checkout), else the word itself: a name to look up."""
+    found = Path(path).expanduser()
+    return str(found.absolute()) if found.exists() else path
 
 
 def commands(call: Call) -> Iterator[str]:
