@@ -280,8 +280,11 @@ class _Run:
                 self._follow(process)
             self._check_result(process.returncode)
         except _Broken as error:
-            why = f"VBench's worker {error}; the end of its log:\n{self._tail()}"
-            return {name: self.failed.get(name, why) for name in self.names}
+            names = [name for name in self.names if name not in self.failed]
+            why = dict.fromkeys(names, f"VBench's worker {error}")
+            if names:
+                why[names[0]] += f"; the end of its log:\n{self._tail()}"
+            return {**self.failed, **why}
         for name, errors in self.errors.items():
             video, why = next(iter(errors.items()))
             text = f"{name} failed on {len(errors)} of {len(self.videos)} videos: {Path(video).name}: {why}"
@@ -389,6 +392,7 @@ class _Run:
                 raise _Broken(f"gives other values of {name} in its result than it gave on the way")
 
     def _tail(self) -> str:
-        """The last lines of the worker's log; progress bars count as their last state."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
-        return "\n".join(line.rstrip() for line in lines[-12:]) or "(empty)"
+        """The last lines of the worker's log, without the progress bars."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        lines = [line.rstrip()[:200] for line in text.splitlines() if line.strip() and "it/s]" not in line]
+        return "\n".join(lines[-10:]) or "(empty)"
