@@ -122,7 +122,7 @@ lock: $(UV) ## re-resolve requirements/*.lock from pyproject.toml (hashes, no do
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --group dev --extra iqa pyproject.toml -q -o requirements/iqa.lock
 	$(UV) pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url \
-	  --no-header --no-build-isolation-package clip requirements/vbench.in -q -o requirements/vbench.lock
+	  --no-header requirements/vbench.in -q -o requirements/vbench.lock
 
 clean: ## remove outputs/ (runs, videos, tables); keeps the environment
 	@rm -rf outputs

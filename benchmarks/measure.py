@@ -326,9 +326,17 @@ def _depends(row: Metric, settings: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "protocol": row.protocol,
         "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
-        "weights": {name: digest(name) for name in row.weights},
+        "weights": _digests(row),
     }
     return found
+
+
+def _digests(row: Metric) -> dict[str, str]:
+    if row.family == WORKER:
+        from benchmarks.metrics.vbench import digests
+
+        return digests(row.name)
+    return {name: digest(name) for name in row.weights}
 
 
 def _settings_of(names: Sequence[str], given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

