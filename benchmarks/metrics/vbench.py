@@ -2,7 +2,8 @@
 
 VBench 0.1.5 wants torch 2.5 and transformers 4.33, so it runs in `.venv-vbench` (`make vbench-env`; PW_VBENCH_PYTHON
 names another interpreter) as the process `benchmarks/workers/vbench_worker.py`, whose docstring is the contract. Its
-weights lie where `make weights what=metrics args="only=vbench"` puts them. Nothing is downloaded unless PW_VBENCH_DOWNLOAD=1. A worker that is silent for PW_VBENCH_TIMEOUT seconds (3600) is ended.
+weights lie where `make weights what=metrics args="only=vbench"` puts them. Nothing is downloaded unless
+PW_VBENCH_DOWNLOAD=1. A worker that is silent for PW_VBENCH_TIMEOUT seconds (3600) is ended.
 
 Values are VBench's per-video results in [0, 1]. Their mean over videos differs from VBench's own aggregate where that
 counts frames rather than videos (subject and background consistency), if videos differ in length.
