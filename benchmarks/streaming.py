@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pw.video import Frames, VideoInfo
 
 BUDGET = 600 << 20
-"""Bytes that the calls in flight may take together: six 4K frames for mHD-MSE, which then stays under 1 GB in all. A call
-that alone takes more (LPIPS at 4K: 1.1 GB) goes beside them, one at a time."""
+"""Bytes that the calls in flight may take together: six 4K frames for mHD-MSE, which then stays under 1 GB in all. A
+call that alone takes more (LPIPS at 4K: 1.1 GB) goes beside them, one at a time."""
 
 
 @dataclass
