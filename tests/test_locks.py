@@ -17,7 +17,7 @@ from experiments._plan import make_plan, parse
 from pw.build import build
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ("requirements/dev.lock", "requirements/uv.lock")
+LOCKS = tuple(f"requirements/{name}.lock" for name in ("dev", "uv", "iqa", "vbench"))
 README = ROOT / "README.md"
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="not a git checkout")
@@ -81,10 +81,17 @@ class TestTheEnvironment:
         assert version
         assert [line.split()[0] for line in requirements("requirements/uv.lock")] == [f"uv=={version[1]}"]
 
+    def test_keeps_its_versions_where_pyiqa_is_added(self) -> None:
+        """`make iqa` adds to the environment and changes nothing in it."""
+        dev, iqa = (set(requirements(f"requirements/{name}.lock")) for name in ("dev", "iqa"))
+        versions = [{line.split(" --hash")[0] for line in lock} for lock in (dev, iqa)]
+        pinned = [{line.split(" ;")[0] for line in lock} for lock in versions]
+        assert pinned[0] < pinned[1]
+
     def test_installs_by_hash_only(self) -> None:
         makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
         installs = [line for line in makefile.splitlines() if re.search(r"pip (install|sync)", line)]
-        assert len(installs) == 2
+        assert len(installs) == 4
         assert all("--require-hashes" in line for line in installs)
 
 
