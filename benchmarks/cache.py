@@ -6,10 +6,12 @@ renamed or copied is not measured again. PW_SCORES names the folder, by default 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,8 +38,10 @@ def default_folder() -> Path:
 def content_hash(path: Path) -> str:
     """SHA-256 of a file's bytes.
 
-    Raises: OSError if it cannot be read.
+    Raises: OSError if it cannot be read, or is no file: opening a named pipe would wait for ever.
     """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

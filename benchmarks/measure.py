@@ -189,12 +189,16 @@ class _Folder:
             self.found.rows.pop(video, None)
 
     def readable(self) -> list[Path]:
+        """The videos whose bytes can be read, and whose names can be written."""
         readable = []
-        for path in self.videos.values():
+        for name, path in self.videos.items():
             try:
+                name.encode()  # one that is no UTF-8 could be written to no table
                 self._hash(path)
+            except UnicodeEncodeError:
+                self._leave_out(name, f"{path}: its name is not UTF-8, rename it")
             except OSError as error:
-                self._leave_out(path.name, f"{path}: cannot be read ({error.strerror})")
+                self._leave_out(name, f"{path}: cannot be read ({error.strerror})")
             else:
                 readable.append(path)
         return readable
@@ -277,6 +281,7 @@ class _Folder:
         self.names = [name for name in self.names if name not in missing]
 
     def _leave_out(self, video: str, why: str) -> None:
+        video, why = (text.encode(errors="backslashreplace").decode() for text in (video, why))
         if self.options.strict:
             raise BrokenVideo(f"strict=true: {why}")
         self.found.left_out[video] = why
@@ -298,7 +303,10 @@ class _Folder:
 
     def _with_real(self, name: str, depends: dict[str, Any], path: Path) -> dict[str, Any]:
         real = self.real.get(path.name) if "real" in lookup(name).needs else None
-        return depends if real is None else {**depends, "real": self._hash(real)}
+        try:
+            return depends if real is None else {**depends, "real": self._hash(real)}
+        except OSError:  # nothing is kept under this key: the metric will refuse the video
+            return depends
 
 
 class _Clock:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,50 @@ def test_broken_videos_are_named_counted_and_left_out(folder: Path, tmp_path: Pa
     assert all(name in why for name, why in about["left_out"].items())
     assert f"{len(BROKEN)} videos left out" in capsys.readouterr().out
     assert about["metrics"]["mhd_mse"]["n"] == 3 + len(WHOLE)
+
+
+def test_what_only_has_the_name_of_a_video_is_left_out_and_never_waited_for(folder: Path, tmp_path: Path):
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "folder.mp4").mkdir()
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "gone.mp4").symlink_to("nowhere")
+    shutil.copy(folder / "a heron-0.mp4", os.fsencode(folder) + b"/latin-\xe9.mp4")
+    assert run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "scores.csv") == 0
+    about = protocol(tmp_path / "scores.csv")
+    assert len(table(tmp_path / "scores.csv")) == 3
+    assert set(about["left_out"]) == {"pipe.mp4", "folder.mp4", "loop.mp4", "gone.mp4", "latin-\\udce9.mp4"}
+
+
+def test_a_real_video_that_cannot_be_read_leaves_its_metric_out_only(folder: Path, tmp_path: Path, monkeypatch):
+    real = tmp_path / "real"
+    real.mkdir()
+    shutil.copy(folder / "a heron-0.mp4", real)
+    os.mkfifo(real / "a heron-1.mp4")
+    (real / "a heron-2.mp4").mkdir()
+    monkeypatch.setattr(measure, "digest", lambda name: "0")
+    monkeypatch.setitem(sys.modules, "benchmarks.metrics.lpips", SimpleNamespace(scorer=lambda *_: Same()))
+    found = score_videos(folder, ["lpips", "mhd_mse"], Options(real=real))
+    assert len(found.values("mhd_mse")) == 3
+    assert found.values("lpips") == {"a heron-0.mp4": 0.0}
+    assert set(found.not_measured["lpips"]) == {"a heron-1.mp4", "a heron-2.mp4"}
+
+
+class Same:
+    """A metric of pairs without weights: the largest difference to the real video."""
+
+    memory = 0
+
+    def begin(self, info: Any) -> Same:
+        return self
+
+    def wants(self, index: int) -> bool:
+        return True
+
+    def frame(self, look: Any) -> float:
+        return float(np.abs(look.image.astype(float) - look.real).max())
+
+    def result(self, frames: Any) -> dict[str, float]:
+        return {"lpips": max(frames)}
 
 
 def test_strict_stops_at_the_first_broken_video_and_keeps_what_was_measured(folder: Path, tmp_path: Path):
