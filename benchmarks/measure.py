@@ -21,9 +21,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bootstrap import prompt_of
 from benchmarks.cache import Cache, Entry, content_hash, default_folder
 from benchmarks.clips import SUFFIXES, score_folder
-from benchmarks.metrics import GROUPS, METRICS, Metric, chosen, lookup
+from benchmarks.metrics import GROUPS, METRICS, VBENCH_SEMANTIC, Metric, chosen, lookup
 from benchmarks.streaming import BUDGET, Scored, score_video
 from benchmarks.systems import jobs
 from benchmarks.weights import MissingWeights, digest
@@ -136,7 +137,7 @@ class _Folder:
         self.names: list[str] = []
         self.real = videos_of(options.real) if options.real else {}
         self.threads = options.threads or os.cpu_count() or 1
-        self._hashes: dict[Path, str] = {}
+        self._hashes: dict[Path, tuple[str, Any]] = {}
 
     def check(self, names: Sequence[str]) -> None:
         """What each metric depends on; what it lacks goes to `missing`, before anything is decoded."""
@@ -238,6 +239,8 @@ class _Folder:
             self._refuse(path.name, {family}, why)
 
     def _keep(self, path: Path, scored: Scored) -> None:
+        if self._changed(path):
+            return
         self.found.measured += 1
         row = self.found.rows[path.name]
         row["frames"] = scored.frames
@@ -245,9 +248,7 @@ class _Folder:
             if not math.isfinite(value):
                 self._refuse(path.name, {lookup(name).family}, f"{name} is {value}")
             else:
-                depends = self.found.depends.get(name) or _depends(lookup(name), self.settings[lookup(name).family])
-                depends = self._with_real(name, depends, path)
-                self.cache.put(self._hash(path), name, depends, Entry(value, scored.frames))
+                self.cache.put(self._hash(path), name, self._depends_of(name, path), Entry(value, scored.frames))
                 if name in self.names:
                     row[name] = value
 
@@ -268,12 +269,19 @@ class _Folder:
             if paths:
                 from benchmarks.metrics.vbench import score_videos as by_worker
 
-                self._without(by_worker(paths, names, self.settings[WORKER], _device(self.options.device), self._done))
+                failed = by_worker(paths, names, self.settings[WORKER], _device(self.options.device), self._done)
+                if self.options.strict and failed:
+                    raise BrokenVideo(f"strict=true: {next(iter(failed.values()))}")
+                self._without(failed)
 
     def _done(self, path: Path, values: Mapping[str, float]) -> None:
+        if self._changed(path):
+            return
         row = self.found.rows[path.name]
         for name, value in values.items():
-            self.cache.put(self._hash(path), name, self.found.depends[name], Entry(value, int(row["frames"])))
+            # anew: with PW_VBENCH_DOWNLOAD=1 the weights may have come since
+            self.found.depends[name] = _depends(lookup(name), self.settings[WORKER])
+            self.cache.put(self._hash(path), name, self._depends_of(name, path), Entry(value, int(row["frames"])))
             row[name] = value
 
     def _without(self, missing: Mapping[str, str]) -> None:
@@ -295,18 +303,38 @@ class _Folder:
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
-            self._hashes[path] = content_hash(path)
-        return self._hashes[path]
+            before = _stamp(path)
+            self._hashes[path] = content_hash(path), before
+        return self._hashes[path][0]
+
+    def _changed(self, path: Path) -> bool:
+        """Whether a video, or its real one, is no longer the file that was hashed; leaves it out if so."""
+        for held in (path, self.real.get(path.name)):
+            if held in self._hashes and _stamp(held) != self._hashes[held][1]:
+                self._leave_out(path.name, f"{held}: changed while it was measured; score it again when it is done")
+                return True
+        return False
 
     def _depends_of(self, name: str, path: Path) -> dict[str, Any]:
-        return self._with_real(name, self.found.depends[name], path)
-
-    def _with_real(self, name: str, depends: dict[str, Any], path: Path) -> dict[str, Any]:
-        real = self.real.get(path.name) if "real" in lookup(name).needs else None
+        """What a metric's value of this video depends on beside its own bytes."""
+        row = lookup(name)
+        depends = self.found.depends.get(name) or _depends(row, self.settings[row.family])
+        if name in VBENCH_SEMANTIC:  # these compare the video with its prompt, which is its name
+            depends = {**depends, "prompt": prompt_of(path.name)}
+        real = self.real.get(path.name) if "real" in row.needs else None
         try:
             return depends if real is None else {**depends, "real": self._hash(real)}
         except OSError:  # nothing is kept under this key: the metric will refuse the video
             return depends
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What differs when a file was written anew; () when it is gone."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 class _Clock:

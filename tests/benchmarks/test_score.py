@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -127,6 +128,71 @@ def test_a_real_video_that_cannot_be_read_leaves_its_metric_out_only(folder: Pat
     assert len(found.values("mhd_mse")) == 3
     assert found.values("lpips") == {"a heron-0.mp4": 0.0}
     assert set(found.not_measured["lpips"]) == {"a heron-1.mp4", "a heron-2.mp4"}
+
+
+STUB = """
+import json, sys
+from pathlib import Path
+asked = json.load(open(sys.argv[1]))
+out, results = Path(asked["out"]), {name: {"per_video": {}} for name in asked["dimensions"]}
+with open(f"{out}.journal", "w") as journal:
+    print(json.dumps({"schema": 1, "versions": {}}), file=journal)
+    for video in asked["videos"]:
+        for name in asked["dimensions"]:
+            broken = "fox" in video
+            value = None if broken else len(Path(video).stem) / 100
+            say = {"video": video, "dimension": name, "value": value, "why": "no fox", "error": broken}
+            print(json.dumps(say), file=journal)
+            if not broken:
+                results[name]["per_video"][video] = value
+out.write_text(json.dumps({"schema": 1, "results": results}))
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """VBench's worker is a stub whose values are the lengths of the names; it cannot measure a fox."""
+    from benchmarks.metrics import vbench
+
+    (tmp_path / "worker.py").write_text(STUB)
+    monkeypatch.setenv("PW_VBENCH_PYTHON", sys.executable)
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "vbench"))
+    for name in ("overall_consistency", "dynamic_degree"):
+        for file in vbench.WEIGHTS[name]:
+            (tmp_path / "vbench" / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "vbench" / file).write_bytes(b"weights")
+    stubbed = functools.partial(vbench.score_videos, worker=tmp_path / "worker.py")
+    monkeypatch.setattr(vbench, "score_videos", stubbed)
+
+
+def test_what_depends_on_the_prompt_is_measured_again_under_another_name(folder: Path, worker: None):
+    names = ["overall_consistency", "dynamic_degree"]
+    first = score_videos(folder, names)
+    assert first.values("overall_consistency")["a heron-0.mp4"] == 0.09
+    (folder / "a heron-0.mp4").rename(folder / "a bat-0.mp4")
+    again = score_videos(folder, names)
+    assert again.values("overall_consistency")["a bat-0.mp4"] == 0.07
+    assert again.values("dynamic_degree")["a bat-0.mp4"] == 0.09  # of the pictures alone
+
+
+def test_strict_stops_at_a_video_that_the_worker_cannot_measure(folder: Path, worker: None):
+    (folder / "a heron-1.mp4").rename(folder / "a fox-0.mp4")
+    found = score_videos(folder, ["dynamic_degree"])
+    assert set(found.values("dynamic_degree")) == {"a heron-0.mp4", "a heron-2.mp4"}
+    with pytest.raises(BrokenVideo, match="a fox-0.mp4: no fox"):
+        score_videos(folder, ["dynamic_degree"], Options(strict=True))
+
+
+def test_a_video_that_is_written_anew_while_it_waits_is_not_kept_under_its_old_content(folder: Path):
+    def write_anew(line: str) -> None:
+        if line.startswith("1/"):
+            encode(folder / "a heron-2.mp4", moving(seed=7))
+
+    found = score_videos(folder, ["mhd_mse"], progress=write_anew)
+    assert set(found.values("mhd_mse")) == {"a heron-0.mp4", "a heron-1.mp4"}
+    assert "changed while it was measured" in found.left_out["a heron-2.mp4"]
+    encode(folder / "a heron-2.mp4", moving(seed=2))  # as it was
+    assert score_videos(folder, ["mhd_mse"]).measured == 1
 
 
 class Same:
