@@ -115,9 +115,11 @@ def score_videos(
     found = Scores()
     todo = _Folder(videos_of(folder), options, found, settings, Cache(options.cache or default_folder()))
     todo.check(names)
-    _share(folder, names, options, todo)
+    _share(names, options, todo)
     todo.measure(progress or (lambda _: None))
-    _score_clips(folder, names, options, found)
+    _score_clips(names, todo)
+    for video in found.left_out:
+        found.rows.pop(video, None)
     found.seconds = time.monotonic() - began
     return found
 
@@ -186,8 +188,6 @@ class _Folder:
             self._measure_one(path, {f: made for f, made in scorers.items() if f in families})
             clock.tick(path.name)
         self._measure_by_worker({p: [n for n in names if lookup(n).family == WORKER] for p, names in needed.items()})
-        for video in self.found.left_out:
-            self.found.rows.pop(video, None)
 
     def readable(self) -> list[Path]:
         """The videos whose bytes can be read, and whose names can be written."""
@@ -197,9 +197,9 @@ class _Folder:
                 name.encode()  # one that is no UTF-8 could be written to no table
                 self._hash(path)
             except UnicodeEncodeError:
-                self._leave_out(name, f"{path}: its name is not UTF-8, rename it")
+                self.leave_out(name, f"{path}: its name is not UTF-8, rename it")
             except OSError as error:
-                self._leave_out(name, f"{path}: cannot be read ({error.strerror})")
+                self.leave_out(name, f"{path}: cannot be read ({error.strerror})")
             else:
                 readable.append(path)
         return readable
@@ -232,7 +232,7 @@ class _Folder:
                 path, scorers, real=real, paired=paired, threads=self.threads, budget=self.options.memory
             )
         except VideoError as error:
-            self._leave_out(path.name, str(error))
+            self.leave_out(path.name, str(error))
             return
         self._keep(path, scored)
         for family, why in scored.refused.items():
@@ -263,7 +263,7 @@ class _Folder:
                 try:  # the worker says little about what it cannot read
                     self.found.rows[path.name].setdefault("frames", sum(1 for _ in decode(path)))
                 except VideoError as error:
-                    self._leave_out(path.name, str(error))
+                    self.leave_out(path.name, str(error))
                 else:
                     paths.append(path)
             if paths:
@@ -288,7 +288,7 @@ class _Folder:
         self.found.missing.update(missing)
         self.names = [name for name in self.names if name not in missing]
 
-    def _leave_out(self, video: str, why: str) -> None:
+    def leave_out(self, video: str, why: str) -> None:
         video, why = (text.encode(errors="backslashreplace").decode() for text in (video, why))
         if self.options.strict:
             raise BrokenVideo(f"strict=true: {why}")
@@ -311,7 +311,7 @@ class _Folder:
         """Whether a video, or its real one, is no longer the file that was hashed; leaves it out if so."""
         for held in (path, self.real.get(path.name)):
             if held in self._hashes and _stamp(held) != self._hashes[held][1]:
-                self._leave_out(path.name, f"{held}: changed while it was measured; score it again when it is done")
+                self.leave_out(path.name, f"{held}: changed while it was measured; score it again when it is done")
                 return True
         return False
 
@@ -418,7 +418,7 @@ def _device(wanted: str) -> str:
     return "cuda:0" if wanted == "auto" else wanted
 
 
-def _share(folder: Path, names: Sequence[str], options: Options, todo: _Folder) -> None:
+def _share(names: Sequence[str], options: Options, todo: _Folder) -> None:
     """Let several processes fill the cache first, each with every n-th video, where there are several GPUs."""
     count = options.processes or (_gpus() if any(lookup(n).weights or lookup(n).extra for n in todo.names) else 1)
     videos = [p for p in todo.readable() if todo.lacking(p)]
@@ -426,13 +426,14 @@ def _share(folder: Path, names: Sequence[str], options: Options, todo: _Folder) 
     if count < 2:
         return
     threads = max(1, todo.threads // count)
+    streamed = [name for name in names if lookup(name).family != "reference"]  # those take the folder as a whole
     workers = []
     for i in range(count):
         shard = tempfile.TemporaryDirectory(prefix="pw-score-")
         for path in videos[i::count]:
             os.symlink(path.resolve(), Path(shard.name) / path.name)
         words = [f"{key}={value}" for key, value in _words(replace(options, processes=1, threads=threads))]
-        command = [sys.executable, "-m", "benchmarks.score", shard.name, "--metrics", ",".join(names), *words]
+        command = [sys.executable, "-m", "benchmarks.score", shard.name, "--metrics", ",".join(streamed), *words]
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), PARENT: str(os.getpid())}
         if _gpus() > 1:
             env["CUDA_VISIBLE_DEVICES"] = _visible(i % _gpus())
@@ -490,49 +491,60 @@ def _visible(i: int) -> str:
     return given.split(",")[i] if given else str(i)
 
 
-def _score_clips(folder: Path, names: Sequence[str], options: Options, found: Scores) -> None:
+def _score_clips(names: Sequence[str], todo: _Folder) -> None:
     """The reference metrics, on whole clips: made for the tiny scale, refused where clips would fill the memory."""
+    options, found = todo.options, todo.found
     of_clips = [name for name in names if lookup(name).family == "reference"]
     folders = {"real": options.real, "structure": options.structure, "solution": options.solution}
     for name in list(of_clips):
         if lacking := [f"{need}=DIR" for need in lookup(name).needs if folders[need] is None]:
             found.missing[name] = f"{name} holds clips against others: {' '.join(lacking)}"
             of_clips.remove(name)
-    clips = {path.stem: path for name, path in videos_of(folder).items() if name not in found.left_out}
-    if not of_clips or not clips:
+    if not of_clips:
         return
-    if why := _too_large(clips.values(), found):
+    clips: dict[str, Path] = {}
+    for name, path in todo.videos.items():
+        if path.stem in clips and name not in found.left_out:
+            why = f"clips are paired by their names without ending, and {clips[path.stem].name} has the same"
+            found.not_measured |= {m: {**found.not_measured.get(m, {}), name: why} for m in of_clips}
+        elif name not in found.left_out:
+            clips[path.stem] = path
+    if why := _too_large(clips.values(), todo):
         found.missing.update(dict.fromkeys(of_clips, why))
         return
-    paths = {stem: path for stem, path in clips.items() if path.name not in found.left_out}
+    clips = {stem: path for stem, path in clips.items() if path.name not in found.left_out}
+    if not clips:
+        return
     with tempfile.TemporaryDirectory(prefix="pw-score-") as work:
-        for path in paths.values():
+        for path in clips.values():
             os.symlink(path.resolve(), Path(work) / path.name)
         out = Path(work) / "out"
         result = score_folder(Path(work), out, **folders, metrics=of_clips, contract={})
         with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
                 values = {key: float(value) for key, value in line.items() if key != "video" and value}
-                found.rows.setdefault(paths[line["video"]].name, {}).update(values)
+                found.rows.setdefault(clips[line["video"]].name, {}).update(values)
     for name in of_clips:
         found.depends[name] = {**result["contract"]["metrics"][name], "clips": result["contract"]["clips"]}
         if name in result["metrics"] and lookup(name).level == "set":
             found.whole[name] = result["metrics"][name]
+            found.depends[name]["n"] = result["n_videos"][name]  # those that the other folders have too
 
 
-def _too_large(clips: Iterable[Path], found: Scores) -> str:
+def _too_large(clips: Iterable[Path], todo: _Folder) -> str:
     """Why the reference metrics will not hold these clips; broken ones are left out on the way."""
-    from pw.video import VideoError, probe
+    from pw.video import VideoError, decode, probe
 
     for path in clips:
         try:
             info = probe(path)
+            if (pixels := info.frames * info.height * info.width) > LARGEST_CLIP:
+                return (
+                    f"{path.name} has {pixels:,} pixels in {info.frames} frames; metrics of clips hold a clip whole, "
+                    f"{LARGEST_CLIP:,} at most: score excerpts, or use {', '.join(GROUPS['table_2'])}"
+                )
+            for _ in decode(path):  # to the end: a truncated clip begins like a whole one
+                pass
         except VideoError as error:
-            found.left_out[path.name] = str(error)
-            continue
-        if (pixels := info.frames * info.height * info.width) > LARGEST_CLIP:
-            return (
-                f"{path.name} has {pixels:,} pixels in {info.frames} frames; metrics of clips hold a clip whole, "
-                f"{LARGEST_CLIP:,} at most: score excerpts, or use {', '.join(GROUPS['table_2'])}"
-            )
+            todo.leave_out(path.name, str(error))
     return ""

@@ -179,7 +179,7 @@ def test_strict_stops_at_a_video_that_the_worker_cannot_measure(folder: Path, wo
     (folder / "a heron-1.mp4").rename(folder / "a fox-0.mp4")
     found = score_videos(folder, ["dynamic_degree"])
     assert set(found.values("dynamic_degree")) == {"a heron-0.mp4", "a heron-2.mp4"}
-    with pytest.raises(BrokenVideo, match="a fox-0.mp4: no fox"):
+    with pytest.raises(BrokenVideo, match="no fox"):
         score_videos(folder, ["dynamic_degree"], Options(strict=True))
 
 
@@ -260,6 +260,25 @@ def test_metrics_of_clips_are_scored_beside_others(folder: Path, tmp_path: Path)
     about = protocol(out)
     assert about["metrics"]["psd"]["mean"] > 0
     assert "solution=DIR" in about["missing"]["solution_gap"]
+
+
+def test_clips_that_are_truncated_or_share_a_name_are_said_and_the_others_scored(folder: Path, tmp_path: Path):
+    real = tmp_path / "real"
+    real.mkdir()
+    for path in folder.iterdir():
+        shutil.copy(path, real)
+    (real / "a heron-2.mp4").unlink()
+    write_video(folder / "a heron-0.mkv", moving(seed=1))
+    whole = folder / "cut-0.mkv"
+    write_video(whole, moving(seed=5))
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    found = score_videos(folder, ["mhd", "psd"], Options(real=real))
+    assert set(found.left_out) == {"cut-0.mkv"}
+    assert "a heron-0.mkv has the same" in found.not_measured["mhd"]["a heron-0.mp4"]
+    assert set(found.values("mhd")) == {"a heron-0.mkv", "a heron-1.mp4", "a heron-2.mp4"}
+    assert score.summary(found, ["psd"])["psd"]["n"] == 2  # real has no third
+    with pytest.raises(BrokenVideo, match="truncated"):
+        score_videos(folder, ["mhd"], Options(strict=True))
 
 
 def test_metrics_of_clips_refuse_what_they_would_hold_whole(folder: Path, monkeypatch: pytest.MonkeyPatch):
