@@ -12,8 +12,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -136,7 +137,8 @@ def compose(table: paper.Table, measured: Mapping[str, Measured], reference: str
     reference: the row that the others are held against, ours against ours; "" takes the paper's own system.
     Raises: ValueError if the rows of a column were measured by different protocols, or the reference is none of them.
     """
-    _check_alike(measured)
+    wanted = _asked([column.metric for column in table.columns])
+    _check_alike(measured, wanted)
     against = _reference(table, measured, reference)
     rows = []
     for row in table.rows:
@@ -159,7 +161,6 @@ def compose(table: paper.Table, measured: Mapping[str, Measured], reference: str
             "versus": {} if ours is None or row.arm == against else _versus(table, measured, row.arm, against),
         })  # fmt: skip
     protocols = {name: about for m in measured.values() for name, about in m.protocols.items()}
-    wanted = [column.metric for column in table.columns if column.metric in METRICS]
     return {
         "table": table.name,
         "title": f"{table.title}. {table.caption}",
@@ -169,6 +170,12 @@ def compose(table: paper.Table, measured: Mapping[str, Measured], reference: str
         "reference": against,
         "protocols": {name: protocols[name] for name in wanted if name in protocols},
     }
+
+
+def _asked(metrics: Sequence[str | None]) -> list[str]:
+    """The registry's metrics that columns show, or are totals of."""
+    found = [part for name in metrics if name for part in DIMENSIONS.get(name, (name,))]
+    return list(dict.fromkeys(name for name in found if name in METRICS))
 
 
 def _reference(table: paper.Table, measured: Mapping[str, Measured], wanted: str) -> str:
@@ -232,10 +239,12 @@ def _verdict(ours: Mapping[str, float | None], printed: float, column: paper.Col
     return "better" if (mean > printed) == (column.direction == "higher") else "worse"
 
 
-def _check_alike(measured: Mapping[str, Measured]) -> None:
+def _check_alike(measured: Mapping[str, Measured], shown: Collection[str]) -> None:
     seen: dict[str, tuple[str, Any]] = {}
     for arm, row in measured.items():
         for name, about in row.protocols.items():
+            if name not in shown:
+                continue
             how = {key: about.get(key) for key in ("protocol", "settings", "weights")}
             before = seen.setdefault(name, (arm, how))
             if before[1] != how:
@@ -370,10 +379,12 @@ def _supplies(result: Mapping[str, Any]) -> list[str]:
         also = "of the same" if made == without else ", ".join(without)
         found.append(f"{also}: `{call}` measures videos that are there")
     for row in result["rows"]:
-        lacking = [c["name"] for c in result["columns"] if c["metric"] and c["name"] not in row["ours"]]
-        scored = [c["metric"] for c in result["columns"] if c["name"] in lacking and c["metric"] in METRICS]
-        if row["folder"] is not None and scored:
-            found.append(f"{row['arm']}: `make score videos={row['folder']} metrics={','.join(scored)}`")
+        lacking = [c["metric"] for c in result["columns"] if c["name"] not in row["ours"]]
+        if row["folder"] is not None and _asked(lacking):  # with the others: scores.csv is written anew
+            metrics = ",".join(_asked([c["metric"] for c in result["columns"]]))
+            home = shlex.quote(row["folder"])
+            out = shlex.quote(str(Path(row["folder"]) / "scores.csv"))
+            found.append(f"{row['arm']}: `make score videos={home} metrics={metrics} out={out}`")
     return found
 
 
@@ -477,9 +488,7 @@ def _score(table: paper.Table, folders: Mapping[str, Path]) -> None:
     """Measure what the table's columns ask for, folder by folder; what was measured before comes from the cache."""
     from benchmarks.score import write
 
-    wanted = [column.metric for column in table.columns if column.metric in METRICS]
-    wanted += [name for column in table.columns for name in DIMENSIONS.get(column.metric or "", ())]
-    names = list(dict.fromkeys(name for name in wanted if name is not None))
+    names = _asked([column.metric for column in table.columns])
     for arm, folder in folders.items():
         print(f"scoring {arm} in {folder}", file=sys.stderr)
         found = score_videos(folder, names, progress=lambda line: print(line, file=sys.stderr, flush=True))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from benchmarks.metrics import GROUPS, VBENCH_QUALITY, VBENCH_SEMANTIC
+from benchmarks.metrics.vbench import LARGEST
 
 RANGES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys((*VBENCH_QUALITY, *VBENCH_SEMANTIC), (0.0, 1.0)),
@@ -42,11 +43,11 @@ class Score:
 def normalise(dimension: str, value: float) -> float:
     """(value - min) / (max - min), not clipped: below min it is negative, above max more than 1.
 
-    Raises: ValueError for an unknown dimension, or a value that is no fraction.
+    Raises: ValueError for an unknown dimension, or a value on another scale; a cosine may be a little below 0.
     """
     if dimension not in RANGES:
         raise ValueError(f"unknown dimension {dimension!r} of VBench; known: {', '.join(RANGES)}")
-    if not 0 <= value <= 1:
+    if not abs(value) <= LARGEST:
         raise ValueError(f"{dimension}={value}: VBench's values are fractions in [0, 1]; divide a percentage by 100")
     low, high = RANGES[dimension]
     return (value - low) / (high - low)

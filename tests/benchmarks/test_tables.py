@@ -97,6 +97,14 @@ def test_totals_of_vbench_are_the_totals_of_the_means_and_none_where_a_dimension
     assert not {"Color", "Semantic Score", "Total Score"} & set(found)
 
 
+def test_a_total_takes_a_cosine_below_zero(tmp_path: Path):
+    scores = {name: values(0.7, 0.02, seed=i) for i, name in enumerate(GROUPS["table_8_1"])}
+    scores["temporal_style"]["prompt 0-0.mp4"] = -0.01
+    found = cells(compose(paper.load("table_8_1"), {"turbo2k": read(folder(tmp_path, scores))}), "turbo2k")
+    means = {name: float(np.mean(list(by.values()))) for name, by in scores.items()}
+    assert found["Total Score"]["mean"] == pytest.approx(100 * vbench_totals.total(means).value)
+
+
 def test_totals_over_different_videos_have_no_interval(tmp_path: Path):
     """VBench's standard mode: each dimension has prompts of its own."""
     scores = {n: {f"{n} {v}": x for v, x in values(0.7, seed=i).items()} for i, n in enumerate(GROUPS["table_8_1"])}
@@ -128,6 +136,17 @@ def test_rows_measured_differently_are_refused(tmp_path: Path):
     }
     with pytest.raises(ValueError, match=r"niqe was measured differently: settings is \{\} for star_2k and .*dove_2k"):
         compose(paper.load("table_3"), measured)
+    of_others = compose(paper.load("table_1"), measured)  # which has no NIQE
+    assert of_others["rows"]
+
+
+def test_the_command_that_supplies_a_cell_keeps_the_others_and_writes_where_the_table_reads(tmp_path: Path):
+    home = folder(tmp_path / "my videos", {"niqe": values(5.0)})
+    result = compose(paper.load("table_3"), {"star_2k": read(home)})
+    (said,) = [text for _, text in tables.footer(result) if text.startswith("star_2k: `make score")]
+    assert f"videos='{home}'" in said
+    assert "metrics=musiq,niqe,mhd_mse,mhd_lpips,dover_technical,dover_aesthetic" in said
+    assert f"out='{home / 'scores.csv'}'" in said
 
 
 def test_costs_come_from_the_notes_of_the_jobs_and_deviations_from_the_card(tmp_path: Path):
