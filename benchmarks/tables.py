@@ -25,7 +25,7 @@ from benchmarks.bootstrap import Mean, bootstrap_mean, prompt_of
 from benchmarks.cache import ROOT
 from benchmarks.files import csv_text, write_atomically
 from benchmarks.measure import like, score_videos
-from benchmarks.metrics import GROUPS, METRICS, VBENCH_QUALITY, VBENCH_SEMANTIC
+from benchmarks.metrics import GROUPS, METRICS, VBENCH_QUALITY, VBENCH_SEMANTIC, protocols
 from benchmarks.paired import compare_videos
 from benchmarks.table import Cell, Column, Grid
 
@@ -97,12 +97,15 @@ def read(folder: Path) -> Measured:
         beside = folder / "scores.protocol.json"
         if not beside.is_file():
             raise ValueError(f"{path}: no {beside.name} beside it says how it was measured; score again")
-        with path.open(newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
-                for name, value in line.items():
-                    if name in METRICS and value:
-                        scores.setdefault(name, {})[line["video"]] = float(value)
-        protocols = json.loads(beside.read_text(encoding="utf-8"))["metrics"]
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                for line in csv.DictReader(file):
+                    for name, value in line.items():
+                        if name in METRICS and value:
+                            scores.setdefault(name, {})[line["video"]] = float(value)
+            protocols = dict(json.loads(beside.read_text(encoding="utf-8"))["metrics"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} or {beside.name} is damaged ({error!r}); score again") from error
     card = read_card(folder / "card.yaml") if (folder / "card.yaml").is_file() else None
     spent = jobs.costs(folder)
     known = {
@@ -491,10 +494,25 @@ def _score(table: paper.Table, folders: Mapping[str, Path]) -> None:
     names = _asked([column.metric for column in table.columns])
     for arm, folder in folders.items():
         print(f"scoring {arm} in {folder}", file=sys.stderr)
-        found = score_videos(folder, names, progress=lambda line: print(line, file=sys.stderr, flush=True))
-        write(found, names, folder / "scores.csv")
+        all_names = [*names, *(name for name in _of_other_tables(folder) if name not in names)]
+        try:
+            found = score_videos(folder, all_names, progress=lambda line: print(line, file=sys.stderr, flush=True))
+        except ValueError as error:  # nothing there yet, say; the other rows are shown all the same
+            print(f"  {error}", file=sys.stderr)
+            continue
+        write(found, all_names, folder / "scores.csv")
         for name, why in found.missing.items():
             print(f"  {name} –  {why}", file=sys.stderr)
+
+
+def _of_other_tables(folder: Path) -> list[str]:
+    """What was measured before just as it would be now: it stays, from the cache, when scores.csv is written anew."""
+    try:
+        before = read(folder).protocols
+    except ValueError:
+        return []
+    known = [name for name in before if name in METRICS and not METRICS[name].needs]
+    return [name for name in known if before[name].get("settings") == protocols([name])[name]["settings"]]
 
 
 def _show(result: Mapping[str, Any]) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from odd_videos import encode, moving
 
-from benchmarks import paper, tables, vbench_totals
+from benchmarks import paper, score, tables, vbench_totals
 from benchmarks.files import write_csv
 from benchmarks.metrics import GROUPS, METRICS
 from benchmarks.systems import CARDS
@@ -202,6 +203,30 @@ def test_the_command_writes_every_format_and_prints_the_table(tmp_path: Path, ca
     assert rows["flashvideo"]["mHD-MSE.paper"] == "0.0098"
     assert main([*words, "format=md"]) == 0
     assert capsys.readouterr().out.startswith("## Table 2.")
+
+
+def test_scoring_for_one_table_keeps_the_columns_of_another_and_an_empty_folder_stops_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PW_SCORES", str(tmp_path / "cache"))
+    monkeypatch.setenv("PW_METRICS", str(tmp_path / "weights"))
+    home, empty = tmp_path / "videos", tmp_path / "empty"
+    home.mkdir()
+    empty.mkdir()
+    encode(home / "a heron-0.mp4", moving())
+    assert score.main([str(home), "metrics=temporal_flickering", f"out={home / 'scores.csv'}"]) == 0
+    rows = [f"row.flashvideo={empty}", f"row.pixelwizard_2k={home}"]
+    assert main(["name=table_2", "score=true", f"systems={tmp_path}", f"out={tmp_path / 'out'}", *rows]) == 0
+    assert read(home).scores.keys() == {"mhd_mse", "temporal_flickering"}
+
+
+@pytest.mark.parametrize("damage", ["scores.csv", "scores.protocol.json"])
+def test_damaged_scores_are_named(damage: str, tmp_path: Path):
+    home = folder(tmp_path, {"niqe": values(5.0)})
+    text = (home / damage).read_text()
+    (home / damage).write_text(text.replace("video", "niqe") if damage == "scores.csv" else text[:20])
+    with pytest.raises(ValueError, match=r"scores.csv or scores.protocol.json is damaged"):
+        read(home)
 
 
 @pytest.mark.parametrize(
