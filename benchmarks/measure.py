@@ -415,12 +415,16 @@ def _device(wanted: str) -> str:
         return "cpu"
     if not _gpus():
         raise ValueError(f"device={wanted}: torch sees no GPU here; device=cpu works")
-    return "cuda:0" if wanted == "auto" else wanted
+    known = [f"cuda:{i}" for i in range(_gpus())]
+    if wanted not in ("auto", *known):
+        raise ValueError(f"device={wanted}: one of auto, cpu, {', '.join(known)}")
+    return known[0] if wanted == "auto" else wanted
 
 
 def _share(names: Sequence[str], options: Options, todo: _Folder) -> None:
     """Let several processes fill the cache first, each with every n-th video, where there are several GPUs."""
-    count = options.processes or (_gpus() if any(lookup(n).weights or lookup(n).extra for n in todo.names) else 1)
+    networks = options.device == "auto" and any(lookup(n).weights or lookup(n).extra for n in todo.names)
+    count = options.processes or (_gpus() if networks else 1)
     videos = [p for p in todo.readable() if todo.lacking(p)]
     count = min(count, len(videos))
     if count < 2:
@@ -432,7 +436,8 @@ def _share(names: Sequence[str], options: Options, todo: _Folder) -> None:
         shard = tempfile.TemporaryDirectory(prefix="pw-score-")
         for path in videos[i::count]:
             os.symlink(path.resolve(), Path(shard.name) / path.name)
-        words = [f"{key}={value}" for key, value in _words(replace(options, processes=1, threads=threads))]
+        one = replace(options, processes=1, threads=threads, device="cpu" if options.device == "cpu" else "auto")
+        words = [f"{key}={value}" for key, value in _words(one)]
         command = [sys.executable, "-m", "benchmarks.score", shard.name, "--metrics", ",".join(streamed), *words]
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), PARENT: str(os.getpid())}
         if _gpus() > 1:

@@ -172,30 +172,36 @@ def _option(key: str, value: str) -> Any:
         if not match:
             raise ValueError(f"memory={value}: wants bytes, such as 2GB")
         return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
-    return like(key, value, default)
+    wanted = like(key, value, default)
+    if isinstance(wanted, int) and wanted < 0:
+        raise ValueError(f"{key}={value}: wants a number from 0, which is as many as there are")
+    return wanted
 
 
 def main(words: Sequence[str]) -> int:
-    """Exit status: 0 something was scored, 1 nothing was or `strict` stopped, 2 a mistake in the call."""
+    """Exit status: 0 something was scored, 1 nothing was, `strict` or the disk stopped it, 2 a mistake in the call."""
     end_with_parent()
     try:
         folder, metrics, out, options = _arguments(words)
         names = chosen(metrics)
         videos_of(folder)
-    except (ValueError, argparse.ArgumentError) as error:
+    except (ValueError, OSError, argparse.ArgumentError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if out is None:
         out = (folder if (folder / "card.yaml").is_file() else Path()) / "scores.csv"
     try:
         found = score_videos(folder, names, options, lambda line: print(line, file=sys.stderr, flush=True))
+        protocol = write(found, names, out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, BrokenVideo) else 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error}; what was measured before is kept", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; what was measured is kept, the same command goes on with the rest", file=sys.stderr)
         return 130
-    protocol = write(found, names, out)
     show(found, names)
     print(f"{out}\n{protocol}")
     return 0 if found.whole or any(found.values(name) for name in names) else 1

@@ -20,6 +20,7 @@ import pytest
 from odd_videos import BROKEN, WHOLE, encode, moving
 
 from benchmarks import measure, score
+from benchmarks.cache import Cache
 from benchmarks.measure import BrokenVideo, Options, score_videos, videos_of
 from benchmarks.metrics import GROUPS, METRICS
 from pw.video import read_video, write_video
@@ -281,6 +282,35 @@ def test_clips_that_are_truncated_or_share_a_name_are_said_and_the_others_scored
         score_videos(folder, ["mhd"], Options(strict=True))
 
 
+@pytest.mark.parametrize("full", ["cache", "out"])
+def test_what_cannot_be_written_is_an_error_in_words(full: str, folder: Path, tmp_path: Path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    words = {"cache": tmp_path / "cache", "out": tmp_path / "scores.csv"} | {full: tmp_path / "file" / "x"}
+    assert run(folder, "metrics=mhd_mse", *(f"{key}={value}" for key, value in words.items())) == 1
+    assert f"{tmp_path / 'file'}" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_dovers_does_not_stop_the_others(folder: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "my.pth").write_bytes(b"not a checkpoint")
+    monkeypatch.setenv("PW_METRICS_DOVER", str(tmp_path / "my.pth"))
+    found = score_videos(folder, ["dover_technical", "mhd_mse"])
+    assert "not a checkpoint that can be read" in found.missing["dover_technical"]
+    assert len(found.values("mhd_mse")) == 3
+
+
+def test_a_gpu_that_is_named_is_not_shared_out_and_one_that_is_not_there_is_named(folder: Path, monkeypatch):
+    monkeypatch.setattr(measure, "_gpus", lambda: 2)
+    assert measure._device("auto") == "cuda:0"
+    assert measure._device("cuda:1") == "cuda:1"
+    with pytest.raises(ValueError, match="device=cuda:7: one of auto, cpu, cuda:0, cuda:1"):
+        measure._device("cuda:7")
+    monkeypatch.setattr(subprocess, "Popen", None)  # which would start another process
+    monkeypatch.setattr(measure, "digest", lambda name: "0")
+    todo = measure._Folder(videos_of(folder), Options(device="cuda:1"), measure.Scores(), {"niqe": {}}, Cache(folder))
+    todo.check(["niqe"])
+    measure._share(["niqe"], Options(device="cuda:1"), todo)
+
+
 def test_metrics_of_clips_refuse_what_they_would_hold_whole(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(measure, "LARGEST_CLIP", 6 * 64 * 96 - 1)
     found = score_videos(folder, ["mhd", "mhd_mse"])
@@ -355,6 +385,7 @@ def _runs(pid: int) -> bool:
         (["{folder}", "--metrics", "mhd_mse", "niqe.every=2"], "nothing of 'niqe' is measured here"),
         (["{folder}", "--metrics", "lpips", "real=nowhere"], "real=nowhere: no such folder"),
         (["{folder}", "--metrics", "mhd_mse", "memory=much"], "memory=much: wants bytes, such as 2GB"),
+        (["{folder}", "--metrics", "mhd_mse", "threads=-1"], "threads=-1: wants a number from 0"),
         (["", "--metrics", "mhd_mse"], "videos=: no folder"),
     ],
 )

@@ -50,14 +50,18 @@ def scores(raw: Mapping[str, float]) -> dict[str, float]:
 def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> DoverScorer:
     """settings: `seeds`, how many draws are averaged, numbered from 0; `resize_antialias`, see `sampling.squeezed`.
 
-    Raises: MissingWeights; ValueError for weights that are not DOVER's and for settings that make no sense.
+    Raises: MissingWeights, also for weights that are not DOVER's; ValueError for settings that make no sense.
     """
     seeds, antialias = settings["seeds"], settings["resize_antialias"]
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise ValueError(f"seeds={seeds!r}: DOVER needs a whole number of draws, 1 or more")
     if not isinstance(antialias, bool):
         raise ValueError(f"resize_antialias={antialias!r}: DOVER needs true or false")
-    return DoverScorer(tuple(names), load(weights.find("dover")).to(device), seeds, antialias)
+    try:
+        network = load(weights.find("dover"))
+    except ValueError as error:  # the file is the user's, with no digest to know it by: the other metrics go on
+        raise weights.MissingWeights(str(error)) from error
+    return DoverScorer(tuple(names), network.to(device), seeds, antialias)
 
 
 @dataclass(frozen=True)
