@@ -188,6 +188,7 @@ class _Folder:
             self._measure_one(path, {f: made for f, made in scorers.items() if f in families})
             clock.tick(path.name)
         self._measure_by_worker({p: [n for n in names if lookup(n).family == WORKER] for p, names in needed.items()})
+        self._check_protocol()
 
     def readable(self) -> list[Path]:
         """The videos whose bytes can be read, and whose names can be written."""
@@ -273,6 +274,22 @@ class _Folder:
                 if self.options.strict and failed:
                     raise BrokenVideo(f"strict=true: {next(iter(failed.values()))}")
                 self._without(failed)
+
+    def _check_protocol(self) -> None:
+        """Say which of VBench's own videos are not there: VBench would average the others in silence."""
+        names = [name for name in self.names if lookup(name).family == WORKER and self.found.values(name)]
+        if not names or not self.settings[WORKER]["mode"].endswith("vbench_standard"):
+            return
+        from benchmarks.metrics.vbench import absent, interpreter
+
+        if not interpreter().is_file():  # all values came from the cache
+            return
+        for name, stems in absent(names, [Path(video).stem for video in self.found.rows]).items():
+            if stems:
+                why = f"{name}: {len(stems)} videos of VBench's protocol are not there, such as {stems[0]!r}"
+                if self.options.strict:
+                    raise BrokenVideo(f"strict=true: {why}")
+                self.found.missing[name] = why
 
     def _done(self, path: Path, values: Mapping[str, float]) -> None:
         if self._changed(path):

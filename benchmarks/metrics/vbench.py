@@ -221,6 +221,16 @@ def _sha256(path: Path, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _read_from(path: Path, start: int) -> bytes:
+    """What a growing file has from there on; nothing if it is not there yet."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
 def _request(run: _Run, settings: Mapping[str, Any], device: str, prompts: Mapping[Path, str] | None) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
@@ -320,7 +330,7 @@ class _Run:
         read, heard = 0, time.monotonic()
         while True:
             ended = process.poll() is not None  # asked before reading: what it wrote last is read too
-            text = self.journal.read_bytes()[read:] if self.journal.exists() else b""
+            text = _read_from(self.journal, read)
             whole = text.rpartition(b"\n")[0]
             if whole:
                 read, heard = read + len(whole) + 1, time.monotonic()

@@ -176,6 +176,24 @@ def test_what_depends_on_the_prompt_is_measured_again_under_another_name(folder:
     assert again.values("dynamic_degree")["a bat-0.mp4"] == 0.09  # of the pictures alone
 
 
+def test_videos_of_vbenchs_protocol_that_are_not_there_are_said(
+    folder: Path, worker: None, tmp_path: Path, monkeypatch
+):
+    python = tmp_path / "env" / "bin" / "python"
+    info = tmp_path / "env" / "lib" / "python3.11" / "site-packages" / "vbench" / "VBench_full_info.json"
+    for path in (python, info):
+        path.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    info.write_text(json.dumps([{"prompt_en": "a heron", "dimension": ["dynamic_degree"]}]))
+    monkeypatch.setenv("PW_VBENCH_PYTHON", str(python))
+    standard = {"vbench": {"mode": "vbench_standard"}}
+    found = score_videos(folder, ["dynamic_degree"], Options(settings=standard))
+    assert len(found.values("dynamic_degree")) == 3
+    assert "2 videos of VBench's protocol are not there, such as 'a heron-3'" in found.missing["dynamic_degree"]
+    with pytest.raises(BrokenVideo, match="2 videos of VBench's protocol"):
+        score_videos(folder, ["dynamic_degree"], Options(settings=standard, strict=True))
+
+
 def test_strict_stops_at_a_video_that_the_worker_cannot_measure(folder: Path, worker: None):
     (folder / "a heron-1.mp4").rename(folder / "a fox-0.mp4")
     found = score_videos(folder, ["dynamic_degree"])
