@@ -442,6 +442,8 @@ def _share(names: Sequence[str], options: Options, todo: _Folder) -> None:
     """Let several processes fill the cache first, each with every n-th video, where there are several GPUs."""
     networks = options.device == "auto" and any(lookup(n).weights or lookup(n).extra for n in todo.names)
     count = options.processes or (_gpus() if networks else 1)
+    if count < 2:
+        return
     videos = [p for p in todo.readable() if todo.lacking(p)]
     count = min(count, len(videos))
     if count < 2:
