@@ -101,6 +101,8 @@ def show(found: Scores, names: Sequence[str]) -> None:
                 f"{name} {lookup(name).arrow}", _number(row["mean"]), interval, str(row["n"]), row["protocol"]
             )
         console.print(table)
+    if any(row["low"] is None and row.get("clusters") == 1 < row["n"] for row in means.values()):
+        console.print("no interval: names that differ in their trailing -NUMBER only are videos of one prompt")
     for name in dict.fromkeys(name for name in names if name in means and lookup(name).licence):
         console.print(f"[dim]{name}: {escape(lookup(name).licence)}[/dim]", highlight=False)
     for why in dict.fromkeys(found.missing.values()):

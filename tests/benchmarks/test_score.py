@@ -243,6 +243,11 @@ def test_strict_stops_at_the_first_broken_video_and_keeps_what_was_measured(fold
     assert score_videos(folder, ["mhd_mse"], Options(strict=True)).measured == 1
 
 
+def test_why_there_is_no_interval_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert run(folder, "metrics=mhd_mse", f"out={tmp_path / 'scores.csv'}") == 0
+    assert "trailing -NUMBER only are videos of one prompt" in capsys.readouterr().out
+
+
 def test_a_metric_without_its_weights_does_not_stop_the_others(folder: Path, tmp_path: Path, capsys):
     out = tmp_path / "scores.csv"
     assert run(folder, "--metrics", "niqe,mhd_mse,dover_technical", "--out", out) == 0
