@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -438,11 +439,16 @@ def spread(call: Call) -> int:
         share = f"shard={first * call.gpus + i}/{parts * call.gpus}"
         running.append(subprocess.Popen([*me, "benchmarks.systems", *rest, share], env=one))
     try:
-        return max(process.wait() for process in running)
+        statuses = [process.wait() for process in running]
     finally:
         for process in running:
             if process.poll() is None:
                 process.terminate()
+    for i, status in enumerate(statuses):
+        if status < 0:
+            name = signal.Signals(-status).name
+            print(f"error: share {i + 1} of {call.gpus} was ended by {name}; the same command goes on", file=sys.stderr)
+    return max(status if status >= 0 else 1 for status in statuses)
 
 
 def environment() -> dict[str, str]:

@@ -238,6 +238,16 @@ class TestSeveralProcesses:
         assert stub("gpus=2", command=command) == 1
         assert not (stub.out / "jobs").exists()
 
+    def test_fail_when_one_of_them_is_killed(self, stub: Stub, capfd: pytest.CaptureFixture[str]) -> None:
+        (stub.checkout / "killer.py").write_text(
+            "import os, runpy, signal, sys\nif 'dog' in ' '.join(sys.argv): os.kill(os.getppid(), signal.SIGKILL)\n"
+            "sys.argv[0] = 'make.py'\nrunpy.run_path('make.py', run_name='__main__')\n"
+        )
+        stub.prompts.write_text("a cat\na dog\n")
+        assert stub("gpus=2", command=USUAL.replace("make.py", "killer.py")) == 1
+        assert "share 2 of 2 was ended by SIGKILL" in capfd.readouterr().err
+        assert stub.videos() == ["a cat-0.mkv"]
+
 
 class TestSuperResolution:
     COMMAND = "{python} make.py --input {input} --out {out} --seed {seed} --steps {steps}"
