@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.systems import Command, GenerationError, Setting, System
 from benchmarks.systems.jobs import SUFFIXES, Job, check
+from benchmarks.systems.watch import GRACE, ending_with_us
 
 # what {…} in a command may name
 FIELDS = (
@@ -35,7 +36,6 @@ FIELDS = (
 )
 FIELD = re.compile(r"\{(\w+)\}")
 LAST_LINES = 12
-GRACE = 5.0  # s between asking a program to end and ending it
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,8 @@ def execute(program: Program, log: Path) -> int | None:
         except OSError as error:
             raise GenerationError(f"cannot start {program.words[0]}: {error.strerror}") from error
         try:
-            status = process.wait(program.timeout)
+            with ending_with_us(process.pid, group=True):
+                status = process.wait(program.timeout)
         except subprocess.TimeoutExpired as error:
             raise GenerationError(f"took longer than timeout={program.timeout:g} s; {_tail(log)}") from error
         finally:

@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.files import write_atomically
 from benchmarks.systems import GenerationError, PixelWizard, Setting, System
 from benchmarks.systems.jobs import Job, check
+from benchmarks.systems.watch import ending_with_us
 
 
 @dataclass
@@ -62,11 +63,12 @@ class Own:
         """Make the videos of all jobs. Raises GenerationError; what was finished before is kept."""
         words = self.command(jobs)
         write_atomically(Path(words[3].removeprefix("prompts=")), self.prompts(jobs))
-        answer = subprocess.run(words, check=False, env=environment, stdout=subprocess.PIPE, text=True)
-        paths = answer.stdout.splitlines()  # a line for each prompt, in their order
-        if answer.returncode or len(paths) != len(jobs):
+        call = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+        with call as process, ending_with_us(process.pid):
+            paths = process.communicate()[0].splitlines()  # a line for each prompt, in their order
+        if process.returncode or len(paths) != len(jobs):
             raise GenerationError(
-                f"pw.generate ended with status {answer.returncode} and {len(paths)} of {len(jobs)} videos; "
+                f"pw.generate ended with status {process.returncode} and {len(paths)} of {len(jobs)} videos; "
                 "it says why above"
             )
         self._made = {job.stem: Path(path) for job, path in zip(jobs, paths, strict=True)}

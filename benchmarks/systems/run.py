@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from benchmarks.files import write_atomically
 from benchmarks.systems import Command, Diffusers, GenerationError, PixelWizard, Setting, System, find, read_card
 from benchmarks.systems.jobs import Job, input_jobs, is_done, make_jobs, note, read_prompts, write_asked
+from benchmarks.systems.watch import ending_with_us
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("width", "height", "frames", "fps", "steps", "guidance", "shift")
@@ -429,7 +430,8 @@ def spread(call: Call) -> int:
     if call.is_fsdp:
         many = ["torch.distributed.run", "--standalone", f"--nproc-per-node={call.gpus}", "-m"]
         words = [*me, *many, "benchmarks.systems", *rest, f"shard={first}/{parts}"]
-        return subprocess.run(words, check=False, env=environment()).returncode
+        with subprocess.Popen(words, env=environment()) as process, ending_with_us(process.pid):
+            return process.wait()
     prepare_folder(call)
     running = []
     for i in range(call.gpus):
@@ -439,7 +441,10 @@ def spread(call: Call) -> int:
         share = f"shard={first * call.gpus + i}/{parts * call.gpus}"
         running.append(subprocess.Popen([*me, "benchmarks.systems", *rest, share], env=one))
     try:
-        statuses = [process.wait() for process in running]
+        with ExitStack() as watched:
+            for process in running:
+                watched.enter_context(ending_with_us(process.pid))
+            statuses = [process.wait() for process in running]
     finally:
         for process in running:
             if process.poll() is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -183,11 +185,26 @@ class TestAProgram:
         assert "took longer than timeout=1 s" in capsys.readouterr().err
         log = (stub.out / "logs" / "a red ball-0.log").read_text()
         child = int(log.split()[1])
-        for _ in range(50):
-            if not _lives(child):
-                break
-            time.sleep(0.1)
-        assert not _lives(child)
+        assert _soon(lambda: not _lives(child))
+
+    @pytest.mark.parametrize("words", [(), ("gpus=2",)])
+    def test_ends_when_we_are_killed_and_the_next_call_goes_on(self, stub: Stub, words: tuple[str, ...]) -> None:
+        (stub.checkout / "slow.py").write_text(
+            "import os, pathlib, time\npathlib.Path(f'pid-{os.getpid()}').touch()\ntime.sleep(60)\n"
+        )
+        assert stub("dry_run=true", command=USUAL.replace("make.py", "slow.py")) == 0  # writes the card
+        own = [f"name={stub.card}", f"out={stub.out}", f"checkout={stub.checkout}", f"python={sys.executable}"]
+        command = [sys.executable, "-m", "benchmarks.systems", *own, f"prompts={stub.prompts}", *words]
+        call = subprocess.Popen(command, cwd=ROOT)
+        count = len(words) + 1
+        assert _soon(lambda: len(list(stub.checkout.glob("pid-*"))) == count)
+        pids = [int(path.name.partition("-")[2]) for path in stub.checkout.glob("pid-*")]
+        call.kill()
+        call.wait()
+        assert _soon(lambda: not any(map(_lives, pids)))
+        assert stub() == 0
+        assert len(stub.videos()) == 2
+        assert not list((stub.out / "work").iterdir())
 
     def test_that_writes_nothing_is_told(self, stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
         assert stub(command='{python} -c \'open(r"{out}/a.txt", "w")\' {prompt} {seed}') == 1
@@ -283,6 +300,15 @@ class TestSuperResolution:
         stub.prompts.write_text("a red ball\na dog\n")
         assert stub(f"inputs={inputs}", command=self.COMMAND, takes="video") == 2
         assert "1 of 2 are not there: a dog-0" in capsys.readouterr().err
+
+
+def _soon(holds: Callable[[], bool]) -> bool:
+    """Whether it holds within half a minute."""
+    for _ in range(300):
+        if holds():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _lives(pid: int) -> bool:
