@@ -8,7 +8,8 @@ Keys:
     name=NAME        a row of that list, or a card of your own: a .yaml
     prompts=FILE     .txt, a prompt a line; or .jsonl of {"text", "long"?, "id"?}: made from long, filed under text
     seeds=1          videos for each prompt; the seed of the noise is 0, 1, …
-    out=DIR          outputs/systems/<name> by default; a video that is there is not made again
+    out=DIR          outputs/systems/<name> by default; a video that is there, or that another call is making, is not
+                     made again
     limit=N          only the first N;  dry_run=true: say what would be run;  accept_licence=true
     width= height= frames= fps= steps= guidance= shift=    instead of the native setting: noted as a deviation
     gpus=N           a process for each GPU, each with its share; shard=i/N: one share, for a cluster's jobs

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -289,7 +289,11 @@ def _one_by_one(call: Call, todo: Sequence[Job], say: Callable[[str], None]) -> 
     maker, failures, began = _maker(call, todo), [], time.perf_counter()
     for number, job in enumerate(todo, 1):
         try:
-            path = _make_one(call, maker, job)
+            with _claimed(call, job) as is_ours:
+                if not is_ours:
+                    say(f"{number}/{len(todo)}  {job.stem}: another call makes it")
+                    continue
+                path = _make_one(call, maker, job)
         except GenerationError as error:
             failures.append(f"{job.stem}: {error}")
             if len(failures) == number:
@@ -308,13 +312,32 @@ def _in_step(
     """A video of its own for each process, all at the same time; at the end some make one that is not kept."""
     for start in range(0, len(todo), world):
         mine = start + rank
-        if mine < len(todo):
-            path = _make_one(call, maker, todo[mine])
-            say(f"{mine + 1}/{len(todo)}  {path.name}")
-        else:
-            with _work(call, todo[-1], f"spare-{rank}") as work:
-                maker.make(todo[-1], work)
+        with _claimed(call, todo[mine]) if mine < len(todo) else nullcontext(False) as is_ours:
+            if is_ours:
+                path = _make_one(call, maker, todo[mine])
+                say(f"{mine + 1}/{len(todo)}  {path.name}")
+            else:
+                with _work(call, todo[-1], f"spare-{rank}") as work:
+                    maker.make(todo[-1], work)
     return []
+
+
+@contextmanager
+def _claimed(call: Call, job: Job) -> Generator[bool]:
+    """Whether a job is ours to make: no other call is at it, nor has it been made since we looked."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(call.out / ".locks" / _short(job.stem), timeout=0)
+    Path(lock.lock_file).parent.mkdir(exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield not is_done(call.out, job, call.asked(job))
+    finally:
+        lock.release()
 
 
 def _make_one(call: Call, maker: Maker, job: Job) -> Path:
@@ -346,14 +369,17 @@ def _make_one(call: Call, maker: Maker, job: Job) -> Path:
 @contextmanager
 def _work(call: Call, job: Job, what: str = "") -> Generator[Path]:
     """An empty folder for one video, on the disk of the result, gone afterwards."""
-    name = hashlib.sha256(f"{job.stem}{what}".encode()).hexdigest()[:16]
-    work = call.out / "work" / name
+    work = call.out / "work" / _short(f"{job.stem}{what}")
     shutil.rmtree(work, ignore_errors=True)
     work.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _maker(call: Call, todo: Sequence[Job] = ()) -> Maker:

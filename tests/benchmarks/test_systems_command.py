@@ -255,6 +255,23 @@ class TestSeveralProcesses:
         assert stub("gpus=2", command=command) == 1
         assert not (stub.out / "jobs").exists()
 
+    def test_of_two_calls_share_a_folder(self, stub: Stub, capfd: pytest.CaptureFixture[str]) -> None:
+        (stub.checkout / "slow.py").write_text(
+            "import pathlib, runpy, sys, time\nopen('calls', 'a').write('.')\ntime.sleep(1.5)\n"
+            "sys.argv[0] = 'make.py'\nrunpy.run_path('make.py', run_name='__main__')\n"
+        )
+        command = USUAL.replace("make.py", "slow.py")
+        assert stub("dry_run=true", command=command) == 0  # writes the card
+        own = [f"name={stub.card}", f"out={stub.out}", f"checkout={stub.checkout}", f"python={sys.executable}"]
+        words = [sys.executable, "-m", "benchmarks.systems", *own, f"prompts={stub.prompts}"]
+        other = subprocess.Popen(words, cwd=ROOT)
+        assert _soon((stub.checkout / "calls").exists)
+        assert stub(command=command) == 0
+        assert other.wait() == 0
+        assert "a red ball-0: another call makes it" in capfd.readouterr().err
+        assert len(stub.videos()) == 2
+        assert (stub.checkout / "calls").read_text() == ".."
+
     def test_fail_when_one_of_them_is_killed(self, stub: Stub, capfd: pytest.CaptureFixture[str]) -> None:
         (stub.checkout / "killer.py").write_text(
             "import os, runpy, signal, sys\nif 'dog' in ' '.join(sys.argv): os.kill(os.getppid(), signal.SIGKILL)\n"
