@@ -53,6 +53,7 @@ class Measured:
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
     devices: tuple[str, ...] = ()
+    peak_memory_from: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
 
     def estimate(self, metric: str) -> Mean | None:
@@ -117,7 +118,7 @@ def read(folder: Path) -> Measured:
     }
     costs = {name: float(value) for name, value in known.items() if value is not None}
     deviations = card.deviations if card else ()
-    return Measured(folder, scores, protocols, costs, spent.devices, deviations)
+    return Measured(folder, scores, protocols, costs, spent.devices, spent.peak_memory_from, deviations)
 
 
 def find(table: paper.Table, systems: Path, given: Mapping[str, Path]) -> dict[str, Path]:
@@ -159,6 +160,7 @@ def compose(table: paper.Table, measured: Mapping[str, Measured], reference: str
             "ours": {name: cell for name, cell in cells.items() if cell is not None},
             "folder": None if ours is None else str(ours.folder),
             "devices": [] if ours is None else list(ours.devices),
+            "peak_memory_from": [] if ours is None else list(ours.peak_memory_from),
             "deviations": [] if ours is None else list(ours.deviations),
             "costs": {} if ours is None else dict(ours.costs),
             "versus": {} if ours is None or row.arm == against else _versus(table, measured, row.arm, against),
@@ -357,7 +359,8 @@ def footer(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [("source", result["rows"][0]["source"].partition(",")[0]), ("note", result["note"])]
     lines += [("protocol", f"{name}: {_protocol(about)}") for name, about in result["protocols"].items()]
     for row in result["rows"]:
-        lines += [(row["label"], f"measured on {', '.join(row['devices'])}")] if row["devices"] else []
+        by = f"; peak memory by {' and '.join(row['peak_memory_from'])}" if row["peak_memory_from"] else ""
+        lines += [(row["label"], f"measured on {', '.join(row['devices'])}{by}")] if row["devices"] else []
         lines += [(row["label"], text) for text in row["deviations"] if row["ours"]]
     lines += [("not measured", text) for text in _supplies(result)]
     return [*lines, ("reading", LEGEND)] if any(row["ours"] for row in result["rows"]) else lines

@@ -795,6 +795,7 @@ def _check_disk(made: Generation, count: int) -> None:
 def _about(made: Generation, prompt: Prompt) -> dict[str, Any]:
     import torch
 
+    from pw.cost import parameters
     from pw.method.solver import inference_strides
 
     def stage(run: Run, source: str) -> dict[str, Any]:
@@ -809,6 +810,7 @@ def _about(made: Generation, prompt: Prompt) -> dict[str, Any]:
             "shift": run.schedule.shift if run.sampling.shift is None else run.sampling.shift,
             "guidance": run.guidance.scale,
             "guided_steps": run.guidance.first_steps,
+            "parameters": parameters(run.backbone, run.injector),
             "overrides": list(run.config.overrides),
         }
 

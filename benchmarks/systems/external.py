@@ -5,9 +5,11 @@ whatever it holds. What the program says goes to a log; a program that asks wher
 
     seconds_diffusion: 12.3
     peak_memory_bytes: 45678
+    parameters: 5000000000
 
-and is believed. Otherwise the diffusion's seconds are not known (the whole program's are), and peak memory is what
-nvidia-smi saw on the program's GPUs, once a second, above what was in use before.
+and is believed. Otherwise the diffusion's seconds and the parameters are not known (the whole program's seconds are),
+and peak memory is what nvidia-smi saw on the program's GPUs, once a second, above what was in use before: with what
+torch keeps and CUDA's own, so more than torch's allocated memory, and without any peak that is shorter than a second.
 """
 
 from __future__ import annotations
@@ -115,14 +117,14 @@ class External:
         found = self._found(program, log)
         retimed = self._retimed(found)
         path, info = retimed or found, check(retimed or found, self.setting)
-        told = _told(said, "peak_memory_bytes")
+        told, parameters = (_told(said, key) for key in ("peak_memory_bytes", "parameters"))
         return path, {
             "command": list(program.words),
             "seconds_total": seconds,
             "seconds_diffusion": _told(said, "seconds_diffusion"),
             "peak_memory_bytes": peak if told is None else int(told),
-            "peak_memory_from": None if told is None and peak is None else "program" if told else "nvidia-smi, GPU",
-            "parameters": None,
+            "peak_memory_from": "its program" if told is not None else None if peak is None else "nvidia-smi, GPU",
+            "parameters": None if parameters is None else int(parameters),
             "device": device_name(),
             "versions": {},
             "encoding": {"codec": info.codec, "written_by": "its program"}

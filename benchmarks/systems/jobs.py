@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,7 @@ class Costs:
     total      s in all, text and decoding included: median
     parameters of the denoising networks; peak_memory in bytes: the largest
     devices    on what; more than one makes the seconds a mixture
+    peak_memory_from  how it was measured; torch's allocated memory is less than what nvidia-smi sees
     """
 
     n: int
@@ -218,6 +219,7 @@ class Costs:
     parameters: int | None
     peak_memory: int | None
     devices: tuple[str, ...]
+    peak_memory_from: tuple[str, ...]
 
 
 def costs(folder: Path) -> Costs:
@@ -239,8 +241,15 @@ def costs(folder: Path) -> Costs:
         total=_median(total),
         parameters=max(all_of("parameters"), default=None),
         peak_memory=max(all_of("peak_memory_bytes"), default=None),
-        devices=tuple(sorted({str(about.get("device")) for about in notes})),
+        devices=tuple(sorted({_device(about) for about in notes})),
+        peak_memory_from=tuple(sorted({str(how) for how in all_of("peak_memory_from")})),
     )
+
+
+def _device(about: Mapping[str, Any]) -> str:
+    """What a video was made on; a model that several processes shared was not on one GPU."""
+    device, processes = str(about.get("device")), about.get("processes", 1)
+    return device if processes == 1 else f"{processes} × {device}, one model over all"
 
 
 def _median(values: Sequence[float]) -> float | None:

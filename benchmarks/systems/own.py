@@ -87,7 +87,7 @@ class Own:
             "seconds": seconds,
             "peak_memory_bytes": int(max(peaks.values()) * 1e9) if peaks else None,
             "peak_memory_from": "torch, allocated" if manifest["device"] != "CPU" else "process",
-            "parameters": None,
+            "parameters": manifest["anchor"]["parameters"] + manifest["hires"]["parameters"],
             "device": manifest["device"],
             "commit": manifest["git_commit"],
             "dirty": manifest["dirty"],

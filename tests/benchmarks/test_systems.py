@@ -280,6 +280,12 @@ class TestCosts:
         assert (found.latency, found.latency_per_pixel, found.parameters, found.peak_memory) == (None,) * 4
         assert found.total == 9.0
 
+    def test_say_on_what_and_how_they_were_measured(self, tmp_path: Path) -> None:
+        self.note(tmp_path, "a", processes=8, peak_memory_bytes=1, peak_memory_from="torch, allocated")
+        found = costs(tmp_path)
+        assert found.devices == ("8 × GPU, one model over all",)  # not Table 1's single GPU
+        assert found.peak_memory_from == ("torch, allocated",)
+
     def test_of_an_empty_folder_are_none(self, tmp_path: Path) -> None:
         assert (costs(tmp_path).n, costs(tmp_path).latency) == (0, None)
 

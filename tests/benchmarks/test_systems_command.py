@@ -43,6 +43,7 @@ else:
 write_video(Path(asked.out) / "result.mkv", frames, fps)
 print("seconds_diffusion: 1.25")
 print("peak_memory_bytes: 4096")
+print("parameters: 7000000000")
 """
 CARD = """
 name: {name}
@@ -123,6 +124,7 @@ class TestAProgram:
         assert about["command"][about["command"].index("--prompt") + 1] == second
         assert (about["seed"], about["steps"], about["video"]) == (0, 4, f"{second}-0.mkv")
         assert (about["seconds_diffusion"], about["peak_memory_bytes"]) == (1.25, 4096)
+        assert (about["parameters"], about["peak_memory_from"]) == (7_000_000_000, "its program")
         assert about["seconds_total"] > 0
         assert about["encoding"] == {"codec": "ffv1", "written_by": "its program"}
         assert not (stub.checkout / "injected").exists()

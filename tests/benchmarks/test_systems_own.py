@@ -42,4 +42,8 @@ def test_pw_generate_makes_the_videos_and_tells_their_costs(pipeline: tuple[Path
     assert about["command"][1:3] == ["-m", "pw.generate"]
     found = costs(out)
     assert (found.n, found.devices) == (2, ("CPU",))
+    stages = [about["manifest"][stage]["parameters"] for stage in ("anchor", "hires")]
+    assert found.parameters == sum(stages)  # Table 8.2 counts both
+    assert 0 < stages[0] < stages[1]  # stage II has an injector and a stride embedding
+    assert found.peak_memory_from == ("process",)
     assert main(words) == 0  # nothing is left to be made, so nothing starts

@@ -156,6 +156,7 @@ def test_costs_come_from_the_notes_of_the_jobs_and_deviations_from_the_card(tmp_
     shutil.copy(CARDS / "pixelwizard_2k.yaml", home / "card.yaml")
     note = {"width": 2560, "height": 1440, "frames": 121, "fps": 24, "seconds_diffusion": 60.5, "seconds_total": 90.0}
     note |= {"peak_memory_bytes": 40e9, "parameters": 5_000_000_000, "device": "NVIDIA H200", "video": "a-0.mp4"}
+    note |= {"processes": 1, "peak_memory_from": "torch, allocated"}
     (home / "jobs").mkdir()
     (home / "jobs" / "a-0.json").write_text(json.dumps(note))
     ours = read(home)
@@ -170,7 +171,7 @@ def test_costs_come_from_the_notes_of_the_jobs_and_deviations_from_the_card(tmp_
         *("Latency [s]", "Latency per Pixel [s]", "Latency per Frame [s]", "Params. [B]", "Peak Mem. [GB]")
     ]
     text = render(compose(paper.load("table_1"), {"pixelwizard_2k": ours}), "md")
-    assert "measured on NVIDIA H200" in text
+    assert "measured on NVIDIA H200; peak memory by torch, allocated" in text
 
 
 def test_scores_without_their_protocol_are_refused(tmp_path: Path):
