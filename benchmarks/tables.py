@@ -375,10 +375,10 @@ def _protocol(about: Mapping[str, Any]) -> str:
 
 def _supplies(result: Mapping[str, Any]) -> list[str]:
     """The commands that would fill what is empty."""
-    from benchmarks.systems import names
+    from benchmarks.systems import load, names
 
     without = [row["arm"] for row in result["rows"] if row["folder"] is None]
-    made = [arm for arm in without if arm in names()]
+    made = [arm for arm in without if arm in names() and load(arm).kind != "videos"]
     found = [f'{", ".join(made)}: `make system name={made[0]} args="prompts=FILE"` generates one'] if made else []
     if without:
         call = f'make table name={result["table"]} args="row.{without[0]}=DIR score=true"'

@@ -244,3 +244,11 @@ def test_damaged_scores_are_named(damage: str, tmp_path: Path):
 def test_a_mistake_in_the_call_is_named(words: list[str], says: str, capsys: pytest.CaptureFixture):
     assert main(words) == 2
     assert says in capsys.readouterr().err
+
+
+def test_what_is_not_made_here_is_not_offered_to_be():
+    text = render(compose(paper.load("table_8_1"), {}), "md")
+    [line] = [line for line in text.splitlines() if "make system" in line]
+    assert "name=cogvideox_1_5 " in line
+    assert "turbo2k" not in line
+    assert "vchitect_venhancer" not in line  # its first row
