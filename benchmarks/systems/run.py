@@ -137,7 +137,7 @@ def parse(words: Sequence[str]) -> Call:
     setting = _setting(system, own)
     jobs = _jobs(system, own)
     _check_licence(system, own)
-    _check_kind(system, own, setting, jobs)
+    _check_kind(system, own, further, setting, jobs)
     gpus, share = _whole(own, "gpus", 1), _share(own["shard"])
     out = Path(own["out"] or ROOT / "outputs" / "systems" / system.name).expanduser().absolute()
     return Call(card, system, setting, tuple(jobs), out, own, tuple(words), tuple(further), share, gpus)
@@ -199,7 +199,9 @@ def _check_licence(system: System, own: dict[str, str]) -> None:
         )
 
 
-def _check_kind(system: System, own: dict[str, str], setting: Setting, jobs: Sequence[Job]) -> None:
+def _check_kind(
+    system: System, own: dict[str, str], further: Sequence[str], setting: Setting, jobs: Sequence[Job]
+) -> None:
     if isinstance(system.adapter, Diffusers):
         if own["trainer"] not in ("", "fsdp"):
             raise ValueError(f"trainer={own['trainer']}: fsdp (one model over all GPUs), or leave it out")
@@ -211,6 +213,10 @@ def _check_kind(system: System, own: dict[str, str], setting: Setting, jobs: Seq
         for key in ("guidance", "shift"):
             if own[key]:
                 raise ValueError(f"{key}={own[key]}: say it in pw.generate's words, e.g. schedule.shift=…")
+        if others := [w for w in further if w.startswith("trainer=") and w not in ("trainer=gpu", "trainer=cpu")]:
+            raise ValueError(
+                f"{others[0]}: each network of PixelWizard's has a GPU to itself; gpus=N shares the videos"
+            )
     elif isinstance(system.adapter, Command):
         _check_command(system.adapter, own, jobs)
 

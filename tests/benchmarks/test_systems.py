@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import paper
 from benchmarks.systems import Setting, load, names, read_card
 from benchmarks.systems.__main__ import main
 from benchmarks.systems.external import fields
@@ -35,7 +36,7 @@ ROWS = {
         *("opensora_1_2", "opensora_plan_1_1", "hunyuanvideo", "wan2_1_1_3b", "flashvideo", "turbo2k"),
         "pixelwizard_2k",
     },
-    "table_8_2": {"flashvideo", "ultrawan_4k", "pixelwizard_4k"},
+    "table_8_2": {"flashvideo_4k", "ultrawan_4k", "pixelwizard_4k"},
 }
 TABLE_1 = {  # frames, width, height, playback rate as Table 1 prints them
     "wan2_2_5b_2k": (121, 2560, 1440, 24),
@@ -81,6 +82,11 @@ class TestACard:
     @pytest.mark.parametrize("table", ROWS)
     def test_is_there_for_every_row_of_a_table(self, table: str) -> None:
         assert {name for name in names() if table in load(name).rows} == ROWS[table]
+
+    @pytest.mark.parametrize("table", ROWS)
+    def test_is_called_as_its_row_so_that_the_table_finds_its_folder(self, table: str) -> None:
+        printed = {row.arm: row.label for row in paper.load(table).rows}
+        assert {name: load(name).rows[table] for name in ROWS[table]} == printed
 
     @pytest.mark.parametrize("name", TABLE_1)
     def test_has_the_setting_that_table_1_prints(self, name: str) -> None:
@@ -211,6 +217,7 @@ class TestACall:
             (["name=ultrawan_1k", "accept_licence=true", "checkout=."], "weights=PATH"),
             (["name=dove_2k", "accept_licence=true"], "wants inputs=DIR"),
             (["name=pixelwizard_2k", "shift=3"], "has no such setting"),
+            (["name=pixelwizard_2k", "trainer=fsdp"], "gpus=N shares the videos"),
             (["name=turbo2k"], "videos=DIR registers"),
         ],
     )
