@@ -68,6 +68,7 @@ NETWORK = {
     *("objective", "turns", "step_sampler", "weighting", "target"),
 }
 NOISE = 8  # stream of random numbers, see pw.stages.stage
+OTHER_FILES = 512  # that are open beside the prompts' locks, libraries and weights among them
 SLUG = 40  # letters of the prompt in a file's name
 
 
@@ -426,6 +427,7 @@ def generate(made: Generation, progress: Progress | None = None) -> list[Path]:
         if not folder.exists() and made.prompts:
             _check_disk(made, len(made.prompts))
         folder.mkdir(parents=True, exist_ok=True)
+    _let_open(len(made.prompts))
     with ExitStack() as locks:
         todo = [prompt for prompt in made.prompts if _is_ours(made, prompt, locks)]
         if todo:
@@ -452,6 +454,24 @@ def _is_ours(made: Generation, prompt: Prompt, locks: ExitStack) -> bool:
         _clear(made, prompt)
         return False
     return True
+
+
+def _let_open(locks: int) -> None:
+    """Let this process hold so many locks: each is an open file, of which 1024 are usual and VBench has 4,720 prompts.
+
+    Raises ValueError where that is not allowed.
+    """
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = locks + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ValueError(
+            f"{locks} prompts need {needed} open files, {hard} are allowed (ulimit -Hn): give fewer at once"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _clear(made: Generation, prompt: Prompt) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pw.nn.codec
-from pw.generate import Generation, generate, main, parse
+from pw.generate import OTHER_FILES, Generation, _let_open, generate, main, parse
 from pw.nn.networks import Network, load_network
 from pw.train import training_folder, write_config
 from pw.video import read_video
@@ -361,3 +362,20 @@ class TestAWrongCall:
     def test_ends_with_status_2_and_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["scale=8k", "prompt=a", "weights=random"]) == 2
         assert capsys.readouterr().err.startswith("error: scale=8k: scale is one of 2k, 4k, proxy, tiny")
+
+
+def test_vbenchs_prompts_are_not_too_many_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 4720 + OTHER_FILES:
+        pytest.skip("this machine does not allow that many")
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        _let_open(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1024
+        _let_open(4720)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 4720
+        if hard != resource.RLIM_INFINITY:
+            with pytest.raises(ValueError, match="give fewer at once"):
+                _let_open(hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
