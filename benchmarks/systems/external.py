@@ -70,8 +70,7 @@ class External:
         return self.system.adapter
 
     def __post_init__(self) -> None:
-        commit = _git(self.checkout, "rev-parse", "HEAD")
-        dirty = None if commit is None else bool(_git(self.checkout, "status", "--porcelain", "--untracked-files=no"))
+        commit, dirty = commit_of(self.checkout)
         self.about = {"commit": commit, "dirty": dirty, "weights": {"folder": self.weights}, "offload": None}
 
     def program(self, job: Job, work: Path) -> Program:
@@ -302,6 +301,12 @@ def _tail(log: Path) -> str:
     return f"the end of {log}:\n" + "\n".join(
         f"    {line[:200]}" for line in lines[-LAST_LINES:] or ["(it said nothing)"]
     )
+
+
+def commit_of(folder: Path) -> tuple[str | None, bool | None]:
+    """The commit of a checkout and whether it was changed since; None where git cannot say."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    return commit, None if commit is None else bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
 
 
 def _git(folder: Path, *words: str) -> str | None:

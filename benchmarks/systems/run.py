@@ -348,6 +348,8 @@ def _claimed(call: Call, job: Job) -> Generator[bool]:
 
 def _make_one(call: Call, maker: Maker, job: Job) -> Path:
     """A video in its place, then its note: a reader sees both or neither is counted."""
+    from benchmarks.systems.external import commit_of
+
     with _work(call, job) as work:
         made, about = maker.make(job, work)
         target = call.out / "videos" / f"{job.stem}{made.suffix}"
@@ -367,7 +369,7 @@ def _make_one(call: Call, maker: Maker, job: Job) -> Path:
         }
         content.setdefault("command", [sys.executable, "-m", "benchmarks.systems", *call.words])
         if "commit" not in content:
-            content["commit"], content["dirty"] = _commit()
+            content["commit"], content["dirty"] = commit_of(ROOT)
         write_atomically(note(call.out, job), f"{json.dumps(content, indent=1, ensure_ascii=False)}\n")
     return target
 
@@ -542,18 +544,6 @@ def _encoding(call: Call) -> dict[str, Any]:
     if call.truth("lossless"):
         return {"codec": "ffv1"}
     return {"codec": "h264", "crf": int(call.own.get("quality", "0"))}
-
-
-def _commit() -> tuple[str | None, bool | None]:
-    def git(*words: str) -> str | None:
-        try:
-            answer = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-        except OSError:
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    return commit, None if commit is None else bool(git("status", "--porcelain", "--untracked-files=no"))
 
 
 def _time(seconds: float) -> str:
