@@ -24,7 +24,7 @@ from benchmarks import paper, report, vbench_totals
 from benchmarks.bootstrap import Mean, bootstrap_mean, prompt_of
 from benchmarks.cache import ROOT
 from benchmarks.files import csv_text, write_atomically
-from benchmarks.measure import like, score_videos
+from benchmarks.measure import like, score_videos, videos_of
 from benchmarks.metrics import GROUPS, METRICS, VBENCH_QUALITY, VBENCH_SEMANTIC, protocols
 from benchmarks.paired import compare_videos
 from benchmarks.table import Cell, Column, Grid
@@ -55,6 +55,8 @@ class Measured:
     devices: tuple[str, ...] = ()
     peak_memory_from: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """metric -> why it could not be measured, with the command that supplies what it needs"""
 
     def estimate(self, metric: str) -> Mean | None:
         """Mean of a metric, or of one of VBench's totals, with its interval; None if it was not measured."""
@@ -94,6 +96,7 @@ def read(folder: Path) -> Measured:
     path = folder / "scores.csv"
     scores: dict[str, dict[str, float]] = {}
     protocols: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     if path.is_file():
         beside = folder / "scores.protocol.json"
         if not beside.is_file():
@@ -104,7 +107,8 @@ def read(folder: Path) -> Measured:
                     for name, value in line.items():
                         if name in METRICS and value:
                             scores.setdefault(name, {})[line["video"]] = float(value)
-            protocols = dict(json.loads(beside.read_text(encoding="utf-8"))["metrics"])
+            about = json.loads(beside.read_text(encoding="utf-8"))
+            protocols, missing = dict(about["metrics"]), dict(about.get("missing", {}))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} or {beside.name} is damaged ({error!r}); score again") from error
     card = read_card(folder / "card.yaml") if (folder / "card.yaml").is_file() else None
@@ -118,11 +122,11 @@ def read(folder: Path) -> Measured:
     }
     costs = {name: float(value) for name, value in known.items() if value is not None}
     deviations = card.deviations if card else ()
-    return Measured(folder, scores, protocols, costs, spent.devices, spent.peak_memory_from, deviations)
+    return Measured(folder, scores, protocols, costs, spent.devices, spent.peak_memory_from, deviations, missing)
 
 
 def find(table: paper.Table, systems: Path, given: Mapping[str, Path]) -> dict[str, Path]:
-    """arm -> the folder of its videos, for the rows that have one.
+    """arm -> the folder of its videos, for the rows that have one; a generation that made none yet left no row.
 
     Raises: ValueError for a row that the table does not have, or a folder that is not there.
     """
@@ -132,7 +136,16 @@ def find(table: paper.Table, systems: Path, given: Mapping[str, Path]) -> dict[s
             raise ValueError(f"row.{arm}={folder}: {table.name} has no such row; it has {', '.join(arms)}")
         if not folder.is_dir():
             raise ValueError(f"row.{arm}={folder}: no such folder")
-    return {arm: systems / arm for arm in arms if (systems / arm).is_dir()} | dict(given)
+    return {arm: systems / arm for arm in arms if _has_videos(systems / arm)} | dict(given)
+
+
+def _has_videos(folder: Path) -> bool:
+    if (folder / "scores.csv").is_file():
+        return True
+    try:
+        return bool(videos_of(folder))
+    except ValueError:
+        return False
 
 
 def compose(table: paper.Table, measured: Mapping[str, Measured], reference: str = "") -> dict[str, Any]:
@@ -162,6 +175,7 @@ def compose(table: paper.Table, measured: Mapping[str, Measured], reference: str
             "devices": [] if ours is None else list(ours.devices),
             "peak_memory_from": [] if ours is None else list(ours.peak_memory_from),
             "deviations": [] if ours is None else list(ours.deviations),
+            "missing": {} if ours is None else dict(ours.missing),
             "costs": {} if ours is None else dict(ours.costs),
             "versus": {} if ours is None or row.arm == against else _versus(table, measured, row.arm, against),
         })  # fmt: skip
@@ -377,21 +391,35 @@ def _supplies(result: Mapping[str, Any]) -> list[str]:
     """The commands that would fill what is empty."""
     from benchmarks.systems import load, names
 
+    found: list[str] = []
     without = [row["arm"] for row in result["rows"] if row["folder"] is None]
-    made = [arm for arm in without if arm in names() and load(arm).kind != "videos"]
-    found = [f'{", ".join(made)}: `make system name={made[0]} args="prompts=FILE"` generates one'] if made else []
+    wanted: dict[str, list[str]] = {}
+    for arm in without:
+        if arm in names():
+            wanted.setdefault(load(arm).wants, []).append(arm)
+    for wants, arms in wanted.items():
+        does = "registers its videos" if wants.startswith("videos") else "makes its videos"
+        found.append(f'{", ".join(arms)}: `make system name={arms[0]} args="{wants}"` {does}')
     if without:
-        call = f'make table name={result["table"]} args="row.{without[0]}=DIR score=true"'
-        also = "of the same" if made == without else ", ".join(without)
-        found.append(f"{also}: `{call}` measures videos that are there")
+        found.append(f"videos that you have, e.g. of {without[0]}: {_scoring(result, without[0], 'DIR')}")
+    reasons: dict[tuple[str, ...], list[str]] = {}
+    again: list[str] = []
     for row in result["rows"]:
-        lacking = [c["metric"] for c in result["columns"] if c["name"] not in row["ours"]]
-        if row["folder"] is not None and _asked(lacking):  # with the others: scores.csv is written anew
-            metrics = ",".join(_asked([c["metric"] for c in result["columns"]]))
-            home = shlex.quote(row["folder"])
-            out = shlex.quote(str(Path(row["folder"]) / "scores.csv"))
-            found.append(f"{row['arm']}: `make score videos={home} metrics={metrics} out={out}`")
-    return found
+        lacking = [c["metric"] for c in result["columns"] if c["metric"] and c["name"] not in row["ours"]]
+        parts = [part for metric in lacking for part in (DIMENSIONS.get(metric) or (metric,)) if part in METRICS]
+        if row["folder"] is None or not parts:
+            continue
+        for why in dict.fromkeys(row["missing"][part] for part in parts if part in row["missing"]):
+            of = dict.fromkeys(part for part in parts if row["missing"].get(part) == why)
+            reasons.setdefault((why, *of), []).append(row["arm"])
+        again.append(f"{row['arm']}: {_scoring(result, row['arm'], row['folder'])}")
+    found += [f"{', '.join(of)} of {', '.join(arms)}: {why}" for (why, *of), arms in reasons.items()]
+    return [*found, *again]
+
+
+def _scoring(result: Mapping[str, Any], arm: str, folder: str) -> str:
+    """The command that measures a row; with another folder for its scores, a table would not find them."""
+    return f'`make table name={result["table"]} args="{shlex.quote(f"row.{arm}={folder}")} score=true"`'
 
 
 def render(result: Mapping[str, Any], kind: str) -> str:
@@ -485,6 +513,8 @@ def _parse(words: Sequence[str]) -> Options:
             raise ValueError(f"{word}: wants KEY=VALUE with one of {', '.join(known)}, row.<name>")
     if not given.get("name"):
         raise ValueError(f"name=: which table? {', '.join(paper.names())}")
+    if "systems" in given and not given["systems"].is_dir():
+        raise ValueError(f"systems={given['systems']}: no such folder")
     if given.get("format", "terminal") not in ("terminal", *FORMATS):
         raise ValueError(f"format={given['format']}: one of terminal, {', '.join(FORMATS)}")
     return Options(**given, rows=rows)

@@ -158,6 +158,18 @@ class System:
     deviations: tuple[str, ...]
     rows: Mapping[str, str]
 
+    @property
+    def enlarges(self) -> bool:
+        """Whether it makes a video from a video, not from a prompt."""
+        return isinstance(self.adapter, Command) and self.adapter.takes == "video"
+
+    @property
+    def wants(self) -> str:
+        """What `make system` has to be given for it, beside its name."""
+        if self.kind == "videos":
+            return "videos=DIR"
+        return "inputs=DIR" if self.enlarges else "prompts=FILE"
+
 
 ADAPTERS: Mapping[str, type | None] = {
     "diffusers": Diffusers,

@@ -178,7 +178,7 @@ def _setting(system: System, own: dict[str, str]) -> Setting:
 
 
 def _jobs(system: System, own: dict[str, str]) -> list[Job]:
-    enlarges = isinstance(system.adapter, Command) and system.adapter.takes == "video"
+    enlarges = system.enlarges
     if not own["prompts"] and not enlarges:
         raise ValueError('prompts=FILE: a .txt of one prompt a line or a .jsonl of {"text", "long"?, "id"?}')
     if bool(own["inputs"]) != enlarges:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from benchmarks.files import write_csv
 from benchmarks.metrics import GROUPS, METRICS
 from benchmarks.systems import CARDS
 from benchmarks.tables import compose, differences, find, grid, main, read, render
+from pw.video import write_video
 
 
 def folder(path: Path, scores: Mapping[str, Mapping[str, float]], **protocol: Any) -> Path:
@@ -182,8 +185,11 @@ def test_scores_without_their_protocol_are_refused(tmp_path: Path):
 
 
 def test_the_folders_of_systems_are_found_by_name_and_any_other_is_given(tmp_path: Path):
-    for name in ("flashvideo", "mochi_1"):
+    for name in ("flashvideo", "mochi_1", "cinescale"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "card.yaml").write_text((CARDS / f"{name}.yaml").read_text())
+        if name != "cinescale":  # its generation failed before the first video
+            folder(tmp_path / name, {"mhd_mse": values(0.01)})
     table = paper.load("table_2")
     assert find(table, tmp_path, {}) == {"flashvideo": tmp_path / "flashvideo"}
     assert find(table, tmp_path, {"flashvideo": tmp_path})["flashvideo"] == tmp_path
@@ -193,7 +199,7 @@ def test_the_folders_of_systems_are_found_by_name_and_any_other_is_given(tmp_pat
 
 def test_the_command_writes_every_format_and_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture):
     home = folder(tmp_path / "any", {"mhd_mse": values(0.0147, 0.001)})
-    words = ["name=table_2", f"out={tmp_path / 'out'}", f"systems={tmp_path / 'none'}", f"row.pixelwizard_2k={home}"]
+    words = ["name=table_2", f"out={tmp_path / 'out'}", f"systems={tmp_path}", f"row.pixelwizard_2k={home}"]
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "PixelWizard-2k" in printed
@@ -239,6 +245,7 @@ def test_damaged_scores_are_named(damage: str, tmp_path: Path):
         (["name=table_2", "system=x"], "system=x: wants KEY=VALUE with one of name, systems, score"),
         (["name=table_2", "score=yes"], "score=yes: wants something like False"),
         (["name=table_2", "row.flashvideo=nowhere"], "row.flashvideo=nowhere: no such folder"),
+        (["name=table_2", "systems=nowhere"], "systems=nowhere: no such folder"),
     ],
 )
 def test_a_mistake_in_the_call_is_named(words: list[str], says: str, capsys: pytest.CaptureFixture):
@@ -246,9 +253,28 @@ def test_a_mistake_in_the_call_is_named(words: list[str], says: str, capsys: pyt
     assert says in capsys.readouterr().err
 
 
-def test_what_is_not_made_here_is_not_offered_to_be():
-    text = render(compose(paper.load("table_8_1"), {}), "md")
-    [line] = [line for line in text.splitlines() if "make system" in line]
-    assert "name=cogvideox_1_5 " in line
-    assert "turbo2k" not in line
-    assert "vchitect_venhancer" not in line  # its first row
+def test_what_is_said_to_fill_a_cell_does_fill_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """A folder with a space in its name, one metric measurable here and one whose weights are not there."""
+    monkeypatch.setenv("PW_METRICS", str(tmp_path / "no weights"))
+    monkeypatch.setenv("PW_SCORES", str(tmp_path / "cache"))
+    videos = tmp_path / "my videos"
+    videos.mkdir()
+    write_video(videos / "a.mkv", np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), np.uint8), fps=8)
+    words = ["name=table_3", f"out={tmp_path / 'out'}", f"systems={tmp_path}", "format=md"]
+    assert main([*words, f"row.star_2k={videos}"]) == 0
+    said = re.search(r"star_2k: `make table name=table_3 args=\"(.*)\"`", capsys.readouterr().out)
+    assert said
+    assert main([*words, *shlex.split(said[1])]) == 0
+    told = capsys.readouterr().out
+    assert "ours (n=1)" in told
+    assert "mhd_lpips of star_2k: " in told
+    assert '`make weights what=metrics args="only=alexnet"` fetches it' in told
+
+
+def test_a_system_is_called_with_what_it_wants():
+    """STAR enlarges videos, Open-Sora's are registered, Mochi is generated from prompts."""
+    said = {name: render(compose(paper.load(name), {}), "md") for name in ("table_3", "table_8_1")}
+    assert '`make system name=star_2k args="inputs=DIR"`' in said["table_3"]
+    assert '`make system name=pixelwizard_2k args="prompts=FILE"`' in said["table_3"]
+    assert 'args="videos=DIR"`' in said["table_8_1"]
+    assert 'args="prompts=FILE"`' in said["table_8_1"]
