@@ -144,15 +144,6 @@ def test_rows_measured_differently_are_refused(tmp_path: Path):
     assert of_others["rows"]
 
 
-def test_the_command_that_supplies_a_cell_keeps_the_others_and_writes_where_the_table_reads(tmp_path: Path):
-    home = folder(tmp_path / "my videos", {"niqe": values(5.0)})
-    result = compose(paper.load("table_3"), {"star_2k": read(home)})
-    (said,) = [text for _, text in tables.footer(result) if text.startswith("star_2k: `make score")]
-    assert f"videos='{home}'" in said
-    assert "metrics=musiq,niqe,mhd_mse,mhd_lpips,dover_technical,dover_aesthetic" in said
-    assert f"out='{home / 'scores.csv'}'" in said
-
-
 def test_costs_come_from_the_notes_of_the_jobs_and_deviations_from_the_card(tmp_path: Path):
     """Table 1 has latency columns; Table 2 gets ours beside."""
     home = folder(tmp_path / "pixelwizard_2k", {"mhd_mse": values(0.01)})
