@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.files import write_atomically
+from benchmarks.files import check_writable, write_atomically
 from benchmarks.metrics import lookup
 from benchmarks.metrics.stream import Look, Scorer
 from benchmarks.weights import MissingWeights, find
@@ -266,7 +266,7 @@ def show(found: Sequence[Measured]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns hold it
     for head in ("", "measured", "value", "", "aim", ""):
         table.add_column(head, justify="right" if head in ("value", "aim") else "left", no_wrap=True)
     for row in found:
@@ -297,6 +297,8 @@ def main(words: Sequence[str]) -> int:
             own[key] = value
         frames, repeats = _number("frames", own["frames"]), _number("repeats", own["repeats"])
         parts = own["only"].split(",")
+        if own["out"]:
+            check_writable("out", Path(own["out"]).absolute().parent, Path(own["out"]).name)
         if unknown := [part for part in parts if part not in PARTS]:
             raise ValueError(f"only={own['only']}: {unknown[0]!r} is not one of {', '.join(PARTS)}")
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,21 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_writable(key: str, folder: Path, name: str = "") -> None:
+    """Before what takes long, not after it: make the folder, and see whether a file can be written there.
+
+    Raises: ValueError naming the key.
+    """
+    if name and (folder / name).is_dir():
+        raise ValueError(f"{key}={folder / name}: is a folder, wants a file")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{key}={folder / name}: cannot be written ({error.strerror})") from error
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

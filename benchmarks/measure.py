@@ -423,7 +423,8 @@ def like(key: str, value: Any, default: Any) -> Any:
             return tuple(int(part) for part in value.strip("[]()").split(",") if part.strip())
         return type(default)(value)
     except (KeyError, ValueError):
-        raise ValueError(f"{key}={value}: wants something like {default!r}") from None
+        wants = "true or false" if isinstance(default, bool) else f"something like {default!r}"
+        raise ValueError(f"{key}={value}: wants {wants}") from None
 
 
 def _device(wanted: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bootstrap import bootstrap_mean, prompt_of
-from benchmarks.files import write_atomically, write_csv
+from benchmarks.files import check_writable, write_atomically, write_csv
 from benchmarks.measure import BrokenVideo, Options, Scores, end_with_parent, like, score_videos, videos_of
 from benchmarks.metrics import GROUPS, METRICS, chosen, lookup
 
@@ -159,7 +159,10 @@ def _arguments(words: Sequence[str]) -> tuple[Path, list[str], Path | None, Opti
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     if not names:
         raise ValueError(f"metrics={metrics}: names none; known: {', '.join((*GROUPS, *METRICS))}")
-    return given.videos, names, out, Options(**changed, settings=settings)
+    if out is not None:
+        out = out.expanduser()
+        check_writable("out", out.parent, out.name)
+    return given.videos.expanduser(), names, out, Options(**changed, settings=settings)
 
 
 def _option(key: str, value: str) -> Any:

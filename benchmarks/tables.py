@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import paper, report, vbench_totals
 from benchmarks.bootstrap import Mean, bootstrap_mean, prompt_of
 from benchmarks.cache import ROOT
-from benchmarks.files import csv_text, write_atomically
+from benchmarks.files import check_writable, csv_text, write_atomically
 from benchmarks.measure import like, score_videos, videos_of
 from benchmarks.metrics import GROUPS, METRICS, VBENCH_QUALITY, VBENCH_SEMANTIC, protocols
 from benchmarks.paired import compare_videos
@@ -469,6 +469,7 @@ def main(words: Sequence[str]) -> int:
         asked = _parse(words)
         table = paper.load(asked.name)
         folders = find(table, asked.systems, asked.rows)
+        check_writable("out", asked.out)
         if asked.score:
             _score(table, folders)
         result = compose(table, {arm: read(folder) for arm, folder in folders.items()}, asked.reference)

@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.compare import compare
 from benchmarks.contract import check_contracts
-from benchmarks.files import write_atomically
+from benchmarks.files import check_writable, write_atomically
 from benchmarks.measure import Options, Scores, score_videos, videos_of
 from benchmarks.metrics import GROUPS, chosen, lookup
 from benchmarks.paired import compare_videos
@@ -118,6 +118,8 @@ def request_of(words: Sequence[str]) -> Request:
             given[key] = value
         else:
             given[key] = Path(value).expanduser()
+            if key == "out":
+                check_writable(key, given[key])
             if key in ("real", "structure", "solution") and not given[key].is_dir():
                 raise ConfigError(f"{key}={value}: no such folder")
             if key.endswith("_scores") and not given[key].is_file():
@@ -464,7 +466,7 @@ def _unit(scores: Mapping[str, Mapping[int, Scores]], rows: Mapping[str, Any], a
 def _different_sizes(sizes: Mapping[str, Mapping[str, int]]) -> list[str]:
     if set(sizes["a"]) == set(sizes["b"]):
         return []
-    texts = [", ".join(f"{text} ({n} videos)" for text, n in sizes[key].items()) for key in "ab"]
+    texts = [", ".join(f"{text} ({n} video{'s' if n > 1 else ''})" for text, n in sizes[key].items()) for key in "ab"]
     return [
         f"a has {texts[0]}; b has {texts[1]}. Metrics see resolution and length beside quality (mHD falls as pixels "
         "are added), so a verdict is of both together"

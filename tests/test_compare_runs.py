@@ -203,6 +203,7 @@ class TestAName:
         (["a=x", "b=y", "metrics=musick"], "unknown metric 'musick'"),
         (["a=x", "b=y", "real=/nowhere"], "real=/nowhere: no such folder"),
         (["a=x", "b=y", "a_scores=/nowhere.csv"], "no such file"),
+        (["a=x", "b=y", "out=/dev/null/x"], "out=/dev/null/x: cannot be written"),
     ],
 )
 def test_a_mistake_in_the_call_is_named(words: list[str], says: str, capsys: pytest.CaptureFixture[str]):

@@ -125,11 +125,24 @@ class TestTheCall:
             ("frames=0", "frames=0: a whole number from 1"),
             ("repeats=x", "repeats=x: a whole number from 1"),
             ("only=mhd,lpips", "'lpips' is not one of mhd, niqe, stream"),
+            ("out=/dev/null/x/bench.json", "bench.json: cannot be written"),
         ],
     )
     def test_with_a_mistake_is_told_so(self, word: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert bench.main([word]) == 2
         assert says in capsys.readouterr().err
+
+    def test_shows_everything_in_80_columns(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        bench.show([
+            Measured("stream", "mhd_mse,niqe: 121 4K frames", 0.5698, "frames/s"),
+            Measured("mhd", "largest relative difference", 2.328e-07, "", 1e-10, "most"),
+        ])  # fmt: skip
+        shown = capsys.readouterr().out
+        assert "…" not in shown
+        assert "missed" in shown
 
     def test_writes_what_it_shows(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -410,6 +410,12 @@ def _runs(pid: int) -> bool:
         (["{folder}", "--metrics", "mhd_mse", "memory=much"], "memory=much: wants bytes, such as 2GB"),
         (["{folder}", "--metrics", "mhd_mse", "threads=-1"], "threads=-1: wants a number from 0"),
         (["", "--metrics", "mhd_mse"], "videos=: no folder"),
+        (["{folder}", "--metrics", "mhd_mse", "strict=maybe"], "strict=maybe: wants true or false"),
+        (["{folder}", "--metrics", "mhd_mse", "--out", "{folder}"], "is a folder, wants a file"),
+        (
+            ["{folder}", "--metrics", "mhd_mse", "out=/dev/null/x/scores.csv"],
+            "x/scores.csv: cannot be written (Not a directory)",
+        ),
     ],
 )
 def test_a_mistake_in_the_call_is_named(folder: Path, capsys: pytest.CaptureFixture, words: list[str], says: str):

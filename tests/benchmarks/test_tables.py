@@ -234,9 +234,10 @@ def test_damaged_scores_are_named(damage: str, tmp_path: Path):
         (["name=table_7"], "no table 'table_7' of the paper; known: table_1"),
         (["name=table_2", "format=pdf"], "format=pdf: one of terminal, md"),
         (["name=table_2", "system=x"], "system=x: wants KEY=VALUE with one of name, systems, score"),
-        (["name=table_2", "score=yes"], "score=yes: wants something like False"),
+        (["name=table_2", "score=yes"], "score=yes: wants true or false"),
         (["name=table_2", "row.flashvideo=nowhere"], "row.flashvideo=nowhere: no such folder"),
         (["name=table_2", "systems=nowhere"], "systems=nowhere: no such folder"),
+        (["name=table_2", "out=/dev/null/x"], "out=/dev/null/x: cannot be written (Not a directory)"),
     ],
 )
 def test_a_mistake_in_the_call_is_named(words: list[str], says: str, capsys: pytest.CaptureFixture):
