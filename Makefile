@@ -25,7 +25,7 @@ help: ## this list
 
 setup: .venv/.ready ## make the environment (.venv) from requirements/dev.lock
 
-weights: .venv/.ready ## fetch Wan2.2-TI2V-5B (2K, 4K), or what metrics need: make weights [what=metrics args="dest=DIR dry_run=true …"]
+weights: .venv/.ready ## fetch Wan2.2-TI2V-5B (2K, 4K), or what metrics need: make weights [what=metrics args="dry_run=true …"]
 	@$(RUN) -m $(if $(filter metrics,$(what)),benchmarks.weights,pw.weights) $(args)
 
 ablation: .venv/.ready ## run one ablation to its table: make ablation name=ansc [args="seeds=5 arms=baseline,full dry_run=true …"]
@@ -55,19 +55,9 @@ plan: .venv/.ready ## tokens, FLOPs, memory and time before anything loads: make
 bench: .venv/.ready ## measure on this machine, side by side: make bench what=generate|metrics [args="scales=2k …"]
 	@$(RUN) -m $(if $(filter metrics,$(what)),benchmarks.bench,pw.bench what=$(what)) $(args)
 
-# to the letter: make would expand a $ in a prompt
-ifdef prompt
-override prompt := $(value prompt)
-export prompt
-endif
-ifdef prompts
-override prompts := $(value prompts)
-export prompts
-endif
-ifdef hires
-override hires := $(value hires)
-export hires
-endif
+# to the letter: make, and then the shell, would expand a $ in a prompt or a path
+LITERAL := prompt prompts hires videos metrics out a b
+$(foreach key,$(LITERAL),$(if $(filter command,$(origin $(key))),$(eval override $(key) := $$(value $(key)))$(eval export $(key))))
 
 generate: .venv/.ready ## prompt to 2K/4K video: make generate prompt="a heron over a lake" scale=2k hires=… [args="…"]
 	@$(RUN) -m pw.generate $${prompt:+"prompt=$$prompt"} $${prompts:+"prompts=$$prompts"} $(if $(scale),scale=$(scale)) $${hires:+"hires=$$hires"} $(args)
@@ -76,13 +66,13 @@ coverage: .venv/.ready ## which (timestep, stride) pairs a step sampler trains: 
 	@$(RUN) -m pw.coverage $(args)
 
 score: .venv/.ready ## score videos: make score videos=DIR metrics=mhd_mse,niqe [out=scores.csv args="strict=true …"]
-	@$(RUN) -m benchmarks.score "$(videos)" $(if $(metrics),--metrics $(metrics)) $(if $(out),--out "$(out)") $(args)
+	@$(RUN) -m benchmarks.score "$${videos-}" $${metrics:+"metrics=$$metrics"} $${out:+"out=$$out"} $(args)
 
 table: .venv/.ready ## a table of the paper with ours beside it: make table name=table_2 [args="systems=DIR …"]
 	@$(RUN) -m benchmarks.tables name=$(name) $(args)
 
 compare: .venv/.ready ## two runs or folders of videos, paired: make compare a=SIGNATURE|DIR b=SIGNATURE|DIR [args="metrics=…"]
-	@$(RUN) -m experiments compare a="$(a)" b="$(b)" $(args)
+	@$(RUN) -m experiments compare "a=$${a-}" "b=$${b-}" $(args)
 
 power: .venv/.ready ## the smallest difference that n prompts and m seeds can show: make power ablation=ansc [args="prompts=100 seeds=3"]
 	@$(RUN) -m experiments power $(if $(ablation),ablation=$(ablation)) $(args)

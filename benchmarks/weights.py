@@ -770,7 +770,10 @@ def _options(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         key, equals, value = word.partition("=")
         if key not in ("only", "list", "verify", "mirror", "dry_run") or not equals or not value:
-            raise ValueError(f"{word}: wants only=…, list=true, verify=true, mirror=DIR|URL or dry_run=true")
+            raise ValueError(
+                f"{word}: wants only=…, list=true, verify=true, mirror=DIR|URL or dry_run=true; the folder is that of "
+                f"PW_METRICS, now {folder()}"
+            )
         if key in ("list", "verify", "dry_run") and value not in ("true", "false"):
             raise ValueError(f"{word}: true or false")
         options[key] = value

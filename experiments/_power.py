@@ -402,7 +402,7 @@ def request_of(words: Sequence[str]) -> Request:
         else:
             rest.append(word)
     request = Request(**given, rest=tuple(rest))
-    if request.ablation is None and request.paper is None:
+    if not request.ablation and request.paper is None:
         from experiments import names
 
         raise ConfigError(
@@ -533,11 +533,24 @@ class Answer:
     paper_notes: tuple[str, ...]
 
 
+def _plan_of(request: Request) -> Plan:
+    """The ablation's plan. Raises ConfigError in the words of this command: a key that is no override may be meant."""
+    try:
+        return make_plan(replace(parse([f"name={request.ablation}", *request.rest]), outputs=request.outputs))
+    except ValueError as error:
+        said = str(error)
+        if said.startswith("name="):
+            said = f"ablation={said.removeprefix('name=')}"
+        elif request.rest:
+            said += f"; keys of power itself: {', '.join(key for key in Request.__dataclass_fields__ if key != 'rest')}"
+        raise ConfigError(said) from error
+
+
 def answer(request: Request) -> Answer:
     """Everything the request asks for. Raises ValueError (ConfigError) for what cannot be planned."""
     plan = None
     if request.ablation is not None:
-        plan = make_plan(replace(parse([f"name={request.ablation}", *request.rest]), outputs=request.outputs))
+        plan = _plan_of(request)
     names = _metrics_of(request, plan)
     known, notes = [], []
     level = Level(request.alpha, request.power, max(1, len(names)))

@@ -158,7 +158,9 @@ def main(arguments: Sequence[str]) -> int:
             overrides.append(word)
     try:
         if own["what"] != "generate":
-            raise ValueError(f"what={own['what']}: there is generate")
+            raise ValueError(
+                f"what={own['what']}: there is generate; the metrics have a bench of their own, make bench what=metrics"
+            )
         for key in ("stock_steps", "stock_of"):
             if not own[key].isdecimal() or not int(own[key]):
                 raise ValueError(f"{key}={own[key]}: a whole number from 1")

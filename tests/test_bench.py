@@ -34,7 +34,10 @@ def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["what=nothing"], "what=nothing: there is generate"),
+        (
+            ["what=nothing"],
+            "what=nothing: there is generate; the metrics have a bench of their own, make bench what=metrics",
+        ),
         (["stock_steps=0"], "stock_steps=0: a whole number from 1"),
         (["scales=tiny"], "scale=tiny: the bench is of a scale with text"),
         (["scales=8k"], "scale=8k: scale is one of"),

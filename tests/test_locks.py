@@ -190,3 +190,28 @@ class TestTheMakefile:
         assert told.returncode == 0, told.stderr
         lines = [line.split()[1] for line in told.stdout.splitlines() if line.strip().startswith("make ")]
         assert set(lines) == targets()
+
+    @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+    @pytest.mark.parametrize(
+        ("words", "passed"),
+        [
+            (["score"], ["benchmarks.score", ""]),
+            (
+                ["score", "videos=my $5 `clips`", "metrics=mhd_mse, niqe", "out=my $x.csv", "args=strict=true"],
+                ["benchmarks.score", "my $5 `clips`", "metrics=mhd_mse, niqe", "out=my $x.csv", "strict=true"],
+            ),
+            (["compare", "a=x"], ["experiments", "compare", "a=x", "b="]),
+            (["compare", "a=my $a", 'b=the "other"'], ["experiments", "compare", "a=my $a", 'b=the "other"']),
+            (["generate", 'prompt=a $5 "heron"'], ["pw.generate", 'prompt=a $5 "heron"']),
+            (["table", "args='row.x=my clips'"], ["benchmarks.tables", "name=", "row.x=my clips"]),
+            (["system"], ["benchmarks.systems"]),
+            (["power"], ["experiments", "power"]),
+        ],
+    )  # fmt: skip
+    def test_hands_on_what_was_typed(self, tmp_path: Path, words: list[str], passed: list[str]) -> None:
+        python = tmp_path / "python"
+        python.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@"\n')
+        python.chmod(0o755)
+        call = ["make", "-C", str(ROOT), "--no-print-directory", "-o", ".venv/.ready", f"RUN={python}", *words]
+        told = subprocess.run(call, capture_output=True, text=True, timeout=30, check=False)
+        assert told.stdout.split("\n")[:-1] == passed, told.stderr

@@ -618,6 +618,10 @@ class TestCommandLine:
         [
             ("only=lpips", "only=lpips: unknown; known: metrics, vbench, all, alexnet, niqe"),
             ("colour=red", "colour=red: wants only=…, list=true"),
+            (
+                "dest=DIR",
+                "dest=DIR: wants only=…, list=true, verify=true, mirror=DIR|URL or dry_run=true; the folder is",
+            ),
             ("list", "list: wants only=…, list=true"),
             ("verify=maybe", "verify=maybe: true or false"),
             ("mirror=/nowhere", "mirror=/nowhere: no such folder"),
