@@ -379,6 +379,13 @@ def vbench_folder() -> Path:
     return Path(os.environ.get("VBENCH_CACHE_DIR") or folder() / "vbench").expanduser()
 
 
+def snapshot(repo: str, revision: str | None) -> Path:
+    """The folder of a repository in Hugging Face's cache. Raises OSError or ValueError where it is not there."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+
+
 def find(name: str) -> Path:
     """The file of a row of WEIGHTS, which is the right one.
 

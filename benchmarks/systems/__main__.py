@@ -85,7 +85,9 @@ def _register(words: Sequence[str]) -> int:
     found = register(card, system, Path(given["videos"]).expanduser(), out, jobs)
     print(f"{len(found.present)} videos of {system.title} are registered in {out}")
     for file, why in found.wrong:
-        print(f"left out: {file}: {why.removeprefix(f'{file}: ')} (the card: {system.setting})")
+        print(f"left out: {Path(given['videos']).expanduser() / file}: {why.rpartition(f'{file}: ')[2]}")
+    if any(", asked " in why for _, why in found.wrong):
+        print(f"the card of {system.title}: {system.setting}")
     for what, stems in (("missing", found.missing), ("not asked for", found.unasked)):
         if stems:
             print(f"{what}: {len(stems)}: {', '.join(stems[:5])}{' …' if len(stems) > 5 else ''}")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.systems import Diffusers, GenerationError, Setting, System
 from benchmarks.systems.jobs import Job, check
+from benchmarks.weights import snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +50,11 @@ class Pipelines:
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        folder, revision = locate(self.weights, self.system.weights.revision)  # before what takes long to import
+
         import diffusers
         import torch
 
-        folder, revision = locate(self.weights, self.system.weights.revision)
         self.pipe = self._load(folder)
         denoisers = [getattr(self.pipe, name) for name in DENOISERS if getattr(self.pipe, name, None) is not None]
         parts = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
@@ -229,10 +231,8 @@ def locate(weights: str, revision: str | None) -> tuple[Path, str | None]:
         return folder, None
     if folder.exists():
         raise ValueError(f"weights={weights}: wants a folder in diffusers' layout, with a model_index.json")
-    from diffusers import DiffusionPipeline
-
     try:
-        found = Path(DiffusionPipeline.download(weights, revision=revision, local_files_only=True))
+        found = snapshot(weights, revision)
     except (OSError, ValueError) as error:
         version = f" --revision {revision}" if revision else ""
         raise ValueError(

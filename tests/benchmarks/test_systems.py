@@ -319,7 +319,9 @@ class TestRegistering:
         assert file == "a heron, at dawn-0.mp4"
         assert "width is 16, asked 32" in why
         assert sorted(path.name for path in out.iterdir()) == ["card.yaml", "registered.json"]
-        assert "missing: 1: a cat-0" in capsys.readouterr().out
+        told = capsys.readouterr().out.splitlines()
+        assert f"left out: {there / 'a heron, at dawn-0.mp4'}: width is 16, asked 32" in told
+        assert "missing: 1: a cat-0" in told
         assert [path.name for path in videos(out)] == ["a red ball-0.mp4"]
 
     def test_checks_no_size_that_the_card_does_not_know(self, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from benchmarks.systems.diffusers_pipelines import fingerprint, locate, schedule
 from benchmarks.systems.jobs import costs
 from pw.video import probe, read_video
 
+ROOT = Path(__file__).parents[2]
 SMALL = {  # the smallest size of each class
     "WanPipeline": ("width=64", "height=32", "frames=5"),
     "CogVideoXPipeline": ("width=32", "height=32", "frames=9"),
@@ -144,6 +147,18 @@ class TestWeights:
         rest = [word for word in words("wan2_2_5b") if not word.startswith("weights=")]
         assert main(rest) == 2
         assert "`hf download Wan-AI/Wan2.2-TI2V-5B-Diffusers` fetches them" in capsys.readouterr().err
+
+    def test_are_looked_for_before_diffusers_is_imported(self, tmp_path: Path) -> None:
+        """Its import takes 20 s of a core: a mistake is answered before."""
+        prompts = tmp_path / "prompts.txt"
+        prompts.write_text("a heron\n")
+        script = (
+            "import sys; from benchmarks.systems.__main__ import main\n"
+            f"assert main(['name=wan2_2_5b', 'prompts={prompts}', 'out={tmp_path / 'out'}', 'device=cpu']) == 2\n"
+            "assert 'diffusers' not in sys.modules"
+        )
+        env = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HOME": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", script], env=env, cwd=ROOT, check=True, timeout=120)
 
     def test_in_another_layout_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"model_index\.json"):
