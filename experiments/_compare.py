@@ -20,7 +20,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -325,6 +325,8 @@ def options_of(request: Request, folder: Folder, names: Sequence[str]) -> tuple[
 def found(request: Request) -> Found:
     """The comparison. Raises ValueError for what cannot be compared, saying why."""
     a, b = side(request.a, request.outputs), side(request.b, request.outputs)
+    if a.name == b.name and a.first.path.resolve() != b.first.path.resolve():  # two folders called "videos"
+        a, b = (replace(s, name=f"{s.first.path.resolve().parent.name}-{s.name}") for s in (a, b))
     seeds = _common_seeds(a, b)
     names = metrics_of(request, a, b)
     notes = [*a.notes, *b.notes]

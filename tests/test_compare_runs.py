@@ -101,6 +101,16 @@ class TestTwoFolders:
         assert found["unit"].startswith("not paired")
         assert not (tmp_path / "out" / "contact_sheet.png").exists()
 
+    def test_of_one_name_are_told_apart(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        a, b = (tmp_path / name / "videos" for name in "ab")
+        for folder in (a, b):
+            folder.parent.mkdir()
+            folder_of(folder, 5, size=(64, 64))
+        words = [f"a={a}", f"b={b}", f"outputs={tmp_path}", f"cache={tmp_path / 'cache'}"]
+        assert main(words) == 0
+        assert capsys.readouterr().out.startswith("a  a-videos\nb  b-videos, judged")
+        assert (tmp_path / "compare" / "a-videos_b-videos" / "comparison.md").is_file()
+
     def test_of_equal_videos_show_no_difference(self, tmp_path: Path) -> None:
         a, b = (folder_of(tmp_path / name, 5, size=(64, 64)) for name in "ab")
         row = compared(tmp_path, f"a={a}", f"b={b}")["metrics"]["mhd_mse"]
