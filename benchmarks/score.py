@@ -13,7 +13,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,17 +43,18 @@ def summary(found: Scores, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def write(found: Scores, names: Sequence[str], out: Path) -> Path:
-    """Write `out` (a row per video) and beside it <stem>.protocol.json, which it returns."""
+def write(found: Scores, names: Sequence[str], out: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """Write `out` (a row per video) and beside it <stem>.protocol.json: its path, and the `summary` that it holds."""
     columns = [name for name in names if found.values(name)]
     rows = [
         {"video": video, **{key: _cell(row[key]) for key in ("frames", *columns) if key in row}}
         for video, row in sorted(found.rows.items())
         if "frames" in row
     ]
+    means = summary(found, names)
     protocol = out.with_name(f"{out.stem}.protocol.json")
     about = {
-        "metrics": summary(found, names),
+        "metrics": means,
         "missing": found.missing,
         "left_out": found.left_out,
         "not_measured": found.not_measured,
@@ -63,7 +64,7 @@ def write(found: Scores, names: Sequence[str], out: Path) -> Path:
     }
     write_csv(out, ["video", "frames", *columns], rows)
     write_atomically(protocol, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-    return protocol
+    return protocol, means
 
 
 def _cell(value: float) -> Any:
@@ -82,15 +83,14 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def show(found: Scores, names: Sequence[str]) -> None:
-    """The means, and whatever was left out, on the terminal."""
+def show(found: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, Any]]) -> None:
+    """The means of `summary`, and whatever was left out, on the terminal."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    means = summary(found, names)
     if means:
         table = Table(box=box.SIMPLE_HEAD, title_justify="left")
         for head in ("metric", "mean", "95 % interval", "videos", "protocol"):
@@ -197,7 +197,7 @@ def main(words: Sequence[str]) -> int:
         out = (folder if (folder / "card.yaml").is_file() else Path()) / "scores.csv"
     try:
         found = score_videos(folder, names, options, lambda line: print(line, file=sys.stderr, flush=True))
-        protocol = write(found, names, out)
+        protocol, means = write(found, names, out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, BrokenVideo) else 2
@@ -207,7 +207,7 @@ def main(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; what was measured is kept, the same command goes on with the rest", file=sys.stderr)
         return 130
-    show(found, names)
+    show(found, names, means)
     print(f"{out}\n{protocol}")
     return 0 if found.whole or any(found.values(name) for name in names) else 1
 
