@@ -32,6 +32,7 @@ from benchmarks.measure import Options, Scores, score_videos, videos_of
 from benchmarks.metrics import GROUPS, chosen, lookup
 from benchmarks.paired import compare_videos
 from benchmarks.side_by_side import contact_sheet, video_sizes
+from benchmarks.systems.run import SETTINGS
 from pw.build import Run, assemble, build
 from pw.config import ConfigError, leaves
 from pw.sample import reference_folder, sample_folder
@@ -232,7 +233,11 @@ def _samplings(base: Run) -> Iterator[Run]:
 def config_difference(a: Folder, b: Folder) -> list[str]:
     """In which keys two runs differ, in words; the first line says what is the same."""
     if a.run is None or b.run is None:
-        return ["not both are runs of this suite: no configurations to compare"]
+        left, right = _asked(a.path), _asked(b.path)
+        if not (left and right):
+            return ["not both are runs of this suite: no configurations to compare"]
+        lines = [f"{k}: {_plain(left[k])} → {_plain(right[k])}" for k in left if left[k] != right[k]]
+        return lines or [f"{left['system']}, twice: nothing that was asked differs"]
     same = a.run.training_signature == b.run.training_signature
     if same:
         what = f"same training {a.run.training_signature}, other sampling"
@@ -260,6 +265,15 @@ def config_difference(a: Folder, b: Folder) -> list[str]:
     elif same and len(lines) == 1:
         lines[0] = f"the same run, {a.path.name}" if a.path == b.path else f"{what}: no key differs"
     return lines
+
+
+def _asked(folder: Path) -> dict[str, Any]:
+    """What was asked of a system (`benchmarks.systems`) for a folder of its videos; empty for other folders."""
+    note = next(iter(sorted((folder / "jobs").glob("*.json"))), None)
+    if note is None:
+        return {}
+    about = json.loads(note.read_text(encoding="utf-8"))
+    return {key: about.get(key) for key in ("system", *SETTINGS, "asked_weights", "further", "encoding")}
 
 
 def _plain(value: Any) -> str:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.side_by_side import contact_sheet
-from experiments._compare import main, side
+from experiments._compare import Folder, config_difference, main, side
 from pw.build import Run, build
 from pw.config import ConfigError
 from pw.sample import reference_folder, sample_folder
@@ -236,3 +236,13 @@ def test_large_videos_are_also_shown_pixel_by_pixel(tmp_path: Path):
     column = sheet[52:, -100]
     red = np.flatnonzero((column == (255, 0, 0)).all(1))
     assert len(red) == 2 * 47  # the cell is 94 px high: half of each
+
+
+def test_two_calls_of_a_system_differ_in_what_was_asked(tmp_path: Path) -> None:
+    for name, steps in (("few", 4), ("many", 50)):
+        (tmp_path / name / "jobs").mkdir(parents=True)
+        about = {"system": "wan2_2_5b", "width": 64, "steps": steps, "encoding": {"codec": "ffv1"}, "seed": 0}
+        (tmp_path / name / "jobs" / "a-0.json").write_text(json.dumps(about))
+    few, many = (Folder(tmp_path / name) for name in ("few", "many"))
+    assert config_difference(few, many) == ["steps: 4 → 50"]
+    assert config_difference(few, few) == ["wan2_2_5b, twice: nothing that was asked differs"]
