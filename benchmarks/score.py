@@ -171,10 +171,14 @@ def _option(key: str, value: str) -> Any:
         path = Path(value).expanduser()
         if key != "cache" and not path.is_dir():
             raise ValueError(f"{key}={value}: no such folder")
+        if key == "cache":
+            check_writable(key, path)
         return path
+    if key in ("processes", "threads") and not value.isdecimal():
+        raise ValueError(f"{key}={value}: wants a whole number, 0 for as many as there are")
     if key == "memory":
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", value)
-        if not match:
+        if not match or not float(match[1]):
             raise ValueError(f"memory={value}: wants bytes, such as 2GB")
         return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
     wanted = like(key, value, default)

@@ -410,6 +410,10 @@ def _runs(pid: int) -> bool:
         (["{folder}", "--metrics", "mhd_mse", "memory=much"], "memory=much: wants bytes, such as 2GB"),
         (["{folder}", "--metrics", "mhd_mse", "threads=-1"], "threads=-1: wants a number from 0"),
         (["", "--metrics", "mhd_mse"], "videos=: no folder"),
+        (["{folder}", "--metrics", "mhd_mse", "memory=0"], "memory=0: wants bytes, such as 2GB"),
+        (["{folder}", "--metrics", "mhd_mse", "threads=-1"], "threads=-1: wants a whole number"),
+        (["{folder}", "--metrics", "mhd_mse", "processes=x"], "processes=x: wants a whole number"),
+        (["{folder}", "--metrics", "mhd_mse", "cache=/dev/null"], "cache=/dev/null: cannot be written"),
         (["{folder}", "--metrics", "mhd_mse", "strict=maybe"], "strict=maybe: wants true or false"),
         (["{folder}", "--metrics", "mhd_mse", "--out", "{folder}"], "is a folder, wants a file"),
         (
