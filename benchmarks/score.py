@@ -181,10 +181,7 @@ def _option(key: str, value: str) -> Any:
         if not match or not float(match[1]):
             raise ValueError(f"memory={value}: wants bytes, such as 2GB")
         return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
-    wanted = like(key, value, default)
-    if isinstance(wanted, int) and wanted < 0:
-        raise ValueError(f"{key}={value}: wants a number from 0, which is as many as there are")
-    return wanted
+    return like(key, value, default)
 
 
 def main(words: Sequence[str]) -> int:

@@ -305,11 +305,11 @@ def test_clips_that_are_truncated_or_share_a_name_are_said_and_the_others_scored
         score_videos(folder, ["mhd"], Options(strict=True))
 
 
-@pytest.mark.parametrize(("full", "status"), [("cache", 1), ("out", 2)])  # out= is tried before anything is measured
-def test_what_cannot_be_written_is_an_error_in_words(full: str, status: int, folder: Path, tmp_path: Path, capsys):
+@pytest.mark.parametrize("full", ["cache", "out"])
+def test_what_cannot_be_written_is_an_error_in_words(full: str, folder: Path, tmp_path: Path, capsys):
     (tmp_path / "file").write_text("in the way")
     words = {"cache": tmp_path / "cache", "out": tmp_path / "scores.csv"} | {full: tmp_path / "file" / "x"}
-    assert run(folder, "metrics=mhd_mse", *(f"{key}={value}" for key, value in words.items())) == status
+    assert run(folder, "metrics=mhd_mse", *(f"{key}={value}" for key, value in words.items())) == 2
     assert f"{tmp_path / 'file'}" in capsys.readouterr().err
 
 
@@ -408,7 +408,6 @@ def _runs(pid: int) -> bool:
         (["{folder}", "--metrics", "mhd_mse", "niqe.every=2"], "nothing of 'niqe' is measured here"),
         (["{folder}", "--metrics", "lpips", "real=nowhere"], "real=nowhere: no such folder"),
         (["{folder}", "--metrics", "mhd_mse", "memory=much"], "memory=much: wants bytes, such as 2GB"),
-        (["{folder}", "--metrics", "mhd_mse", "threads=-1"], "threads=-1: wants a number from 0"),
         (["", "--metrics", "mhd_mse"], "videos=: no folder"),
         (["{folder}", "--metrics", "mhd_mse", "memory=0"], "memory=0: wants bytes, such as 2GB"),
         (["{folder}", "--metrics", "mhd_mse", "threads=-1"], "threads=-1: wants a whole number"),
