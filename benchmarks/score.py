@@ -113,7 +113,7 @@ def show(found: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, A
         for video, why in list(videos.items())[:5]:
             console.print(f"  {escape(video)}: {escape(why)}", highlight=False, soft_wrap=True)
     if found.left_out:
-        console.print(f"{len(found.left_out)} videos left out:", highlight=False)
+        console.print(f"{len(found.left_out)} video{'s' * (len(found.left_out) > 1)} left out:", highlight=False)
         for why in found.left_out.values():
             console.print(f"  {escape(why)}", highlight=False, soft_wrap=True)
 
