@@ -157,6 +157,10 @@ class Recipe:
 class Trainer:
     """Where and how it runs; nothing here changes a result but by rounding.
 
+    strategy        how several processes train: `ddp` keeps everything in each, `fsdp` splits weights, gradients,
+                    AdamW's moments and the EMA over all of them, `hsdp` over the `shards` of a group of them
+    devices         of one machine, a process for each; nodes: machines
+    shards          processes that hold one copy together; null is those of a machine
     attention       the kernel: `sdpa` is torch's choice; `cudnn`, `flash`, `flash3`, `sage` and so on are named as
                     diffusers names them
     compile         torch.compile for each block
@@ -171,8 +175,36 @@ class Trainer:
     compile: bool
     guidance_batch: bool
     weights: str | None
+    strategy: Literal["single", "ddp", "fsdp", "hsdp"] = "single"
+    nodes: int = 1
+    shards: int | None = None
 
     def __post_init__(self) -> None:
-        _positive(self, "trainer", "devices", "threads")
-        if self.devices != 1:
-            raise ValueError(f"trainer.devices={self.devices}: this version trains on one device")
+        _positive(self, "trainer", "devices", "nodes", "threads")
+        if self.strategy == "single" and self.processes != 1:
+            raise ValueError(
+                f"trainer.devices={self.devices}: trainer={self.accelerator} trains on one device; set trainer=ddp, "
+                "fsdp or hsdp for several"
+            )
+        if self.strategy == "hsdp" and (self.copies < 1 or self.copies * self.split != self.processes):
+            raise ValueError(
+                f"trainer.shards={self.split}: {self.processes} processes (trainer.devices times trainer.nodes) are "
+                "not a multiple of it; trainer.shards=null takes those of a machine"
+            )
+
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return self.devices * self.nodes
+
+    @property
+    def split(self) -> int:
+        """Processes over which one copy of the weights is split; 1 where each has its own."""
+        if self.strategy == "hsdp":
+            return self.devices if self.shards is None else self.shards
+        return self.processes if self.strategy == "fsdp" else 1
+
+    @property
+    def copies(self) -> int:
+        """How many copies of the weights there are."""
+        return self.processes // max(1, self.split)

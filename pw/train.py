@@ -1,30 +1,39 @@
 """Train one run to `outputs/train/<signature>/`: resumable, exact, and done once.
 
     python -m pw.train stage=hires objective=shortcut seed=1
+    python -m pw.train trainer=fsdp trainer.devices=8 …    (ddp, fsdp, hsdp: `pw.parallel`)
 
 A folder holds `config.yaml`, `metrics.jsonl` (curves), `checkpoints/` while it runs, and at the end `ema.safetensors`,
-`online.safetensors` and `done.json`. A folder without `done.json` is continued from its last readable checkpoint.
+`online.safetensors` and `done.json`. A folder without `done.json` is continued from its last readable checkpoint, by
+any number of processes. SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the update that is going on and write a checkpoint.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import resource
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from pw import parallel
 from pw.build import Run, build
 from pw.config import ROOT, ConfigError
 from pw.cost import parameters, trained_parameters, training_cost
 from pw.data import NO_DATA, Unset
+from pw.data.latents import LatentClips
+from pw.method.weighting import DeltaSigma
 from pw.nn import options
 from pw.provenance import provenance
 from pw.weights import check, locate
@@ -73,61 +82,114 @@ def stage_module(run: Run, start: str | None = None, weights: Path | None = None
 def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -> Path:
     """Train, or continue, or return at once if done: the folder with `ema.safetensors`.
 
-    Trains the start it departs from first, if need be. progress(update, updates) is called as it goes.
-    Raises ValueError when a start does not fit, when Wan's weights are wanting, or when the loss is not finite.
+    Trains the start it departs from first, if need be. progress(update, updates) is called as it goes. Several
+    processes are started here, unless this is one of them.
+    Raises ValueError when a start does not fit, when Wan's weights are wanting, or when the loss is not finite, and
+    Stopped when a signal came: the checkpoint is there.
     """
     from filelock import FileLock
 
     folder = training_folder(run, outputs)
     weights = None if is_trained(run, outputs) else check_weights(run)
-    start = train(run.start_run, outputs) / "ema.safetensors" if run.start_run else None
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # a second runner waits, then finds it done
-        if not is_trained(run, outputs):
-            _train(run, folder, None if start is None else str(start), weights, progress)
+    check_share(run)
+    place = parallel.place(run.trainer)
+    lock = FileLock(folder / ".lock")  # a second runner waits, then finds it done
+    if place is None:
+        if run.start_run:
+            train(run.start_run, outputs)
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock:
+            if not is_trained(run, outputs):
+                check_device(run)
+                arguments = [*run.config.overrides, f"outputs={outputs.absolute()}"]
+                parallel.launch(arguments, run.trainer.processes, folder / "logs", progress)
+        return folder
+    with parallel.joined(run.trainer, place) as team:
+        start = train(run.start_run, outputs) / "ema.safetensors" if run.start_run else None
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock if place.locks else nullcontext():
+            if not team.agreed(is_trained(run, outputs)):
+                _train(run, folder, None if start is None else str(start), weights, progress, team)
     return folder
 
 
-def _train(run: Run, folder: Path, start: str | None, weights: Path | None, progress: Progress | None) -> None:
+def _train(
+    run: Run, folder: Path, start: str | None, weights: Path | None, progress: Progress | None, team: parallel.Team
+) -> None:
     import lightning.pytorch as L
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+
+    from pw.sharded import Placed, strategy
 
     quiet()
     check_device(run)
-    check_disk(run, folder)
-    write_config(run, folder)
+    place = team.place
+    if place.is_first:
+        check_disk(run, folder)
+        write_config(run, folder)
     module = stage_module(run, start, weights if run.departs_from_wan else None)
+    module.share = parallel.Share.of(run.train, place.rank, place.processes)
+    keeper = _keeper(run, folder, progress, team)
+    if run.train.updates == 0:
+        if place.is_first:
+            module.configure_model()
+            export(folder, module, team)
+            write_done(run, folder, module)
+        team.wait()
+        return
     trainer = L.Trainer(
         accelerator=run.trainer.accelerator,
+        strategy=strategy(run.trainer, place),
         devices=run.trainer.devices,
+        num_nodes=run.trainer.nodes,
+        plugins=[Placed(place)],
         precision="bf16-mixed" if run.train.precision == "bf16" else "32-true",
         max_steps=run.train.updates,
-        accumulate_grad_batches=run.train.accumulate,
+        accumulate_grad_batches=module.share.micro_batches,
         gradient_clip_val=run.optimizer.clip,
-        callbacks=[_keeper(run, folder, progress)],
+        callbacks=[keeper],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    if run.train.updates == 0:
-        module.configure_model()
-    else:
-        resume = last_checkpoint(folder)
-        first = 0 if resume is None else resume[1] * run.train.accumulate
-        trainer.fit(module, batches(run, first), ckpt_path=None if resume is None else str(resume[0]))
+    resume = team.agreed(last_checkpoint(folder) if place.is_first else None)
+    if resume is not None and resume[0].is_dir() and run.trainer.split == 1:
+        resume = (_as_one_file(resume[0], team), resume[1])
+    first = 0 if resume is None else resume[1] * module.share.micro_batches
+    trainer.fit(module, batches(run, first, module.share), ckpt_path=None if resume is None else str(resume[0]))
+    if keeper.stopped_by:
+        raise parallel.Stopped(keeper.stopped_by)
+    if place.is_first:
+        write_done(run, folder, module)
+        for path in (folder / "checkpoints").glob("*"):
+            remove(path)
+    team.wait()
+
+
+def export(folder: Path, module: Any, team: parallel.Team) -> None:
+    """Write `online.safetensors` and `ema.safetensors`, whole. All processes must call it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    from pw.sharded import exported
+
     for name in ("online", "ema"):
-        net = module.net if name == "online" else module.ema
-        state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+        state = exported(module.net if name == "online" else module.ema, keep=team.place.is_first)
+        if not team.place.is_first:
+            continue
         partial = folder / f".{name}.partial"
         try:
             save_file(state, partial)
         except SafetensorError as error:  # a full disk
             raise OSError(f"{partial}: {error}") from error
         os.replace(partial, folder / f"{name}.safetensors")
+
+
+def write_done(run: Run, folder: Path, module: Any) -> None:
+    """`done.json`: the mark of a finished training, and what it took."""
+    import torch
+
     write_json(
         folder / "done.json",
         {
@@ -144,10 +206,10 @@ def _train(run: Run, folder: Path, start: str | None, weights: Path | None, prog
             "torch": torch.__version__,
             **provenance(),
             "start": run.start_run.training_signature if run.start_run else None,
+            "processes": run.trainer.processes,
+            "strategy": run.trainer.strategy,
         },
     )
-    for path in (folder / "checkpoints").glob("*"):
-        path.unlink()
 
 
 def write_config(run: Run, folder: Path, command: str = "train") -> None:
@@ -175,13 +237,16 @@ def training_flops(run: Run, module: Any) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from pw.nn.backbone import Backbone
     from pw.stages.stage import SeededDraws
 
     clips = run.source.batch(run.seed, 0, 1)
+    # one that is split is computed by all processes together, or not at all
+    net = module.net if run.trainer.split == 1 else Backbone(run.backbone, run.injector).to(module.device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         data, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0))
         full = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
-        module.velocity(module.net, condition)(data, full, full)
+        module.velocity(net, condition)(data, full, full)
     forwards = {"flow": 3, "consistency": 5}
     turns = getattr(run.objective, "turns", None)
     count = sum(
@@ -200,7 +265,12 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
         if not path.exists():
             continue
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if path.is_dir():
+                from pw.sharded import read_rest
+
+                checkpoint = read_rest(path)
+            else:
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             found = checkpoint["pw_signature"]
             if found != folder.name:
                 raise ConfigError(f"{path} is a checkpoint of signature {found}, not {folder.name}; remove it")
@@ -209,12 +279,35 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
             raise
         except Exception as error:
             logging.getLogger("pw").warning("%s is unreadable (%s); trying the one before", path, error)
-            path.rename(path.with_suffix(".unreadable"))
+            aside = path.with_suffix(".unreadable")
+            remove(aside)
+            path.rename(aside)
     return None
 
 
-def batches(run: Run, first: int) -> Any:
-    """The run's batches from number `first` on, endless: {"clips": as the source has them, "index": int}.
+def _as_one_file(shards: Path, team: parallel.Team) -> Path:
+    """A checkpoint that split processes left, as a file for those that each have all of the network."""
+    import torch
+
+    from pw.sharded import as_one_file
+
+    path = shards.with_name("whole.ckpt")
+    if team.place.is_first:
+        torch.save(as_one_file(shards), path)
+    team.wait()
+    return path
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint, a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def batches(run: Run, first: int, share: parallel.Share) -> Any:
+    """The share's batches from number `first` on, endless: {"clips": see `Stage.prepare`, "index": int}.
 
     The position in the data is the batch number alone, so nothing of a data loader needs saving.
     """
@@ -222,20 +315,31 @@ def batches(run: Run, first: int) -> Any:
 
     class Batches(IterableDataset):
         def __iter__(self) -> Iterator[dict[str, Any]]:
-            index = first
+            turn = first
             while True:
-                yield {"clips": run.source.batch(run.seed, index, run.train.batch_size), "index": index}
-                index += 1
+                index = share.index(turn)
+                yield {"clips": clips(run, index, share), "index": index}
+                turn += 1
 
     return DataLoader(Batches(), batch_size=None)
 
 
-def _keeper(run: Run, folder: Path, progress: Progress | None) -> Any:
-    """The callback that keeps curves and checkpoints, reports progress, and stops at a loss that is not finite."""
+def clips(run: Run, index: int, share: parallel.Share) -> Any:
+    """The index-th batch: of encoded clips the share's part, of pixels all."""
+    if isinstance(run.source, LatentClips):  # by position: a part is a smaller batch of a higher number
+        return run.source.batch(run.seed, index * share.parts + share.part, share.clips)
+    return run.source.batch(run.seed, index, run.train.batch_size)
+
+
+def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Team) -> Any:
+    """The callback that keeps curves and checkpoints, reports progress, and stops: at a loss that is not finite, or
+    when a signal came to any of the processes, which then end the same update."""
     import lightning.pytorch as L
     import torch
 
     class Keeper(L.Callback):
+        stopped_by = 0
+
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
             self.began, self.cpu_began = time.perf_counter(), time.process_time()
             self.before: tuple[float, float] = getattr(pl_module, "_spent", (0.0, 0.0))
@@ -243,19 +347,43 @@ def _keeper(run: Run, folder: Path, progress: Progress | None) -> Any:
             self.losses: dict[str, list[Any]] = {}
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.before = getattr(pl_module, "_spent", self.before)  # a network that is split is restored late
+            self.losses = {term: list(values) for term, values in getattr(pl_module, "_losses", {}).items()}
             self.done = trainer.global_step
-            _truncate(folder / "metrics.jsonl", self.done)
+            if team.place.is_first:
+                _truncate(folder / "metrics.jsonl", self.done)
+                remove(folder / "checkpoints" / "whole.ckpt")
+            self.told = 0
+            self.handlers = {}
+            if threading.current_thread() is threading.main_thread():
+                # Lightning's own, set before, deadlock where there are several processes
+                self.handlers = {number: signal.signal(number, self.hear) for number in parallel.STOPPING}
+
+        def hear(self, number: int, frame: Any) -> None:
+            if self.told and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.told = number  # no more than that: a handler may interrupt anything
+
+        def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            for number, handler in getattr(self, "handlers", {}).items():
+                signal.signal(number, handler)
 
         def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
             pl_module._spent = tuple(checkpoint["pw_spent"])
+            pl_module._losses = checkpoint["pw_losses"]
 
         def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
             checkpoint["pw_spent"] = list(self.spent())
+            checkpoint["pw_losses"] = self.means()
             checkpoint["pw_signature"] = run.training_signature
 
         def spent(self) -> tuple[float, float]:
             wall, cpu = time.perf_counter() - self.began, time.process_time() - self.cpu_began
-            return self.before[0] + wall, self.before[1] + cpu
+            return self.before[0] + wall, self.before[1] + team.total(cpu)
+
+        def means(self) -> dict[str, Any]:
+            """The losses since the last point of the curve, each the mean over the processes."""
+            return {term: team.mean(torch.stack([v.cpu() for v in values])) for term, values in self.losses.items()}
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             term, value = pl_module.last_loss
@@ -263,42 +391,60 @@ def _keeper(run: Run, folder: Path, progress: Progress | None) -> Any:
             if trainer.global_step == self.done:
                 return
             self.done = trainer.global_step
-            saves = self.done % run.train.checkpoint_every == 0 and self.done < run.train.updates
-            if self.done % CURVE_EVERY == 0 or self.done == run.train.updates or saves:
+            ends = self.done == run.train.updates
+            saves = self.done % run.train.checkpoint_every == 0 and not ends
+            if self.done % CURVE_EVERY == 0 or ends or saves:
                 self.point(trainer)  # before a checkpoint: a loss that is not finite must not be saved
-            if saves:
+            self.stopped_by = 0 if ends else int(team.most(self.told))
+            if self.stopped_by:
+                self.check(self.means())
+                trainer.should_stop = True
+            if saves or self.stopped_by:
                 self.save(trainer)
-            if progress is not None and (self.done % CURVE_EVERY == 0 or self.done == run.train.updates):
+            if progress is not None and (self.done % CURVE_EVERY == 0 or ends):
                 progress(self.done, run.train.updates)
 
-        def point(self, trainer: Any) -> None:
-            means = {f"loss_{term}": float(torch.stack(v).mean()) for term, v in self.losses.items()}
-            self.losses.clear()
-            if not all(map(torch.isfinite, map(torch.tensor, means.values()))):
+        def check(self, losses: dict[str, Any]) -> dict[str, float]:
+            means = {f"loss_{term}": float(values.mean()) for term, values in losses.items()}
+            if not all(map(math.isfinite, means.values())):
                 self.flush()
                 raise ValueError(
                     f"the loss is not finite at update {self.done} ({means}); the last checkpoint before it is in "
                     f"{folder / 'checkpoints'}; try a lower optimizer.lr"
                 )
+            return means
+
+        def point(self, trainer: Any) -> None:
+            means = self.check(self.means())
+            self.losses.clear()
             self.curve.append({"step": self.done, **means, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
 
         def save(self, trainer: Any) -> None:
             self.flush()
             checkpoints = folder / "checkpoints"
-            checkpoints.mkdir(exist_ok=True)
-            trainer.save_checkpoint(checkpoints / "partial.ckpt")
-            if (checkpoints / "last.ckpt").exists():
-                os.replace(checkpoints / "last.ckpt", checkpoints / "previous.ckpt")
-            os.replace(checkpoints / "partial.ckpt", checkpoints / "last.ckpt")
+            partial, last, previous = (checkpoints / f"{name}.ckpt" for name in ("partial", "last", "previous"))
+            if team.place.is_first:
+                checkpoints.mkdir(exist_ok=True)
+                remove(partial)
+            team.wait()
+            trainer.save_checkpoint(partial)
+            if team.place.is_first:
+                if last.exists():
+                    remove(previous)
+                    os.replace(last, previous)
+                os.replace(partial, last)
 
         def flush(self) -> None:
-            with (folder / "metrics.jsonl").open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in self.curve)
+            if team.place.is_first:
+                with (folder / "metrics.jsonl").open("a") as file:
+                    file.writelines(json.dumps(line) + "\n" for line in self.curve)
             self.curve.clear()
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             self.flush()
             pl_module.wall_seconds, pl_module.cpu_seconds = self.spent()
+            if not self.stopped_by:
+                export(folder, pl_module, team)  # before Lightning lets go of what is split
 
     return Keeper()
 
@@ -351,6 +497,25 @@ def check_device(run: Run) -> None:
 
         if not torch.cuda.is_available():
             raise ConfigError("trainer=gpu: torch sees no CUDA device here; set trainer=cpu")
+        if torch.cuda.device_count() < run.trainer.devices:
+            raise ConfigError(
+                f"trainer.devices={run.trainer.devices}: torch sees {torch.cuda.device_count()} CUDA devices here; "
+                "set trainer.devices to that"
+            )
+
+
+def check_share(run: Run) -> None:
+    """Raises ConfigError when several processes cannot make the update that one would."""
+    share = parallel.Share.of(run.train, 0, run.trainer.processes)
+    if share.parts == 1:
+        return
+    weighting = getattr(run.objective, "weighting", None)
+    if isinstance(weighting, DeltaSigma) and weighting.normalise == "batch":
+        raise ConfigError(
+            "weighting.normalise=batch: weighs a clip by the others of its batch, and trainer.devices="
+            f"{run.trainer.devices} cuts batches of train.batch_size={run.train.batch_size} into parts; set "
+            f"weighting.normalise=expected, or train.accumulate={run.trainer.processes}"
+        )
 
 
 def check_disk(run: Run, folder: Path) -> None:
@@ -379,6 +544,8 @@ def command_line(arguments: list[str]) -> tuple[Run, Path, int | None]:
     own = {k: v for k, _, v in (word.partition("=") for word in arguments) if k in ("outputs", "evaluation_seed")}
     run = build([word for word in arguments if word.partition("=")[0] not in own])
     training_folder(run)  # composes the runs it needs, too
+    check_share(run)
+    parallel.place(run.trainer)
     if not is_trained(run, Path(own.get("outputs", OUTPUTS)).expanduser()):
         check_data(run)
     check_device(run)
@@ -398,19 +565,27 @@ def main(arguments: list[str]) -> int:
     import torch
 
     torch.set_num_threads(run.trainer.threads)
+    parallel.end_with_parent()
     began = time.perf_counter()
 
     def progress(update: int, updates: int) -> None:
+        place = parallel.place(run.trainer)
+        if place is not None and place.is_launched:
+            parallel.report(update=update, updates=updates)
+        if place is not None and (place.is_launched or not place.is_first):
+            return
         left = (time.perf_counter() - began) / max(1, update) * (updates - update)
         end = "\r" if sys.stderr.isatty() else "\n"
         if sys.stderr.isatty() or update % 100 == 0:
             print(f"update {update} of {updates}, about {left:.0f} s left   ", end=end, file=sys.stderr, flush=True)
 
     try:
-        print(train(run, outputs, progress))
+        folder = train(run, outputs, progress)
     except (ValueError, OSError) as error:
+        parallel.report(failed=str(error)[:2000])
         print(f"error: {error}", file=sys.stderr)
         return 1
+    print(folder)
     return 0
 
 

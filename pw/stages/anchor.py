@@ -19,8 +19,9 @@ class AnchorModel(Stage):
     def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
         if isinstance(clips, LatentBatch):
             return clips.anchor, Condition(clips.text, anchor=None)
-        small = self.run.degradation.anchor(clips, self.run.scale.anchor_size, draws.degrade())
-        return self.codec.encode(small), Condition(self.text(len(clips)), anchor=None)
+        degraded = self.run.degradation.anchor(clips, self.run.scale.anchor_size, draws.degrade())
+        small = draws.share.of_batch(degraded)
+        return self.codec.encode(small), Condition(self.text(len(small)), anchor=None)
 
     @torch.no_grad()
     def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:

@@ -20,11 +20,12 @@ class HiresSynth(Stage):
         degradation, draw, anchor = self.run.degradation, draws.degrade(), None
         if isinstance(clips, LatentBatch):
             if self.run.injector is not None:
-                anchor = degradation.perturb(clips.anchor, draw)
+                anchor = draws.perturbed(degradation, clips.anchor, draw)
             return clips.latent, Condition(clips.text, anchor)
         if self.run.injector is not None:
-            small = degradation.anchor(clips, self.run.scale.anchor_size, draw)
-            anchor = degradation.perturb(self.anchor_latent(small), draw)
+            small = draws.share.of_batch(degradation.anchor(clips, self.run.scale.anchor_size, draw))
+            anchor = draws.perturbed(degradation, self.anchor_latent(small), draw)
+        clips = draws.share.of_batch(clips)
         return self.codec.encode(clips), Condition(self.text(len(clips)), anchor)
 
     def anchor_latent(self, anchor: Tensor) -> Tensor:

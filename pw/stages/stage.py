@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pw.build import Run
 from pw.data import LatentBatch
+from pw.data.degradation import Degradation
 from pw.data.latents import LatentClips
 from pw.data.procedural import generator
 from pw.method.objective import Loss
@@ -25,6 +26,8 @@ from pw.nn.backbone import Backbone
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
 from pw.nn.networks import pretrained
 from pw.nn.text import TextEncoder
+from pw.parallel import Share
+from pw.sharded import mesh_of, shard
 from pw.stages.velocity import Condition, integrate, velocity
 from pw.types import Velocity
 from pw.weights import locate
@@ -33,31 +36,47 @@ Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and of what to ste
 
 # One stream of random numbers per purpose, so that none shifts another: arms stay paired whatever they draw.
 NOISE, STEPS, DEGRADE, DROPOUT = 2, 3, 4, 5
+ALONE = Share(rank=0, processes=1, accumulate=1, batch_size=1)
 
 
 @dataclass(frozen=True)
 class SeededDraws:
-    """The randomness of one batch, a pure function of (seed, index): equal in every arm, and after a resume."""
+    """The randomness of one batch, a pure function of (seed, index): equal in every arm, and after a resume.
+
+    share  the part of the batch that is here: all is drawn for the whole batch, so that the number of processes
+           changes nothing
+    """
 
     seed: int
     index: int
+    share: Share = ALONE
 
     def noise(self, like: Tensor) -> Tensor:
         """Standard normal of `like`'s shape, drawn on the CPU: the same on every device."""
-        drawn = torch.randn(like.shape, generator=generator(self.seed, self.index, NOISE))
-        return drawn.to(like)
+        shape = (self.share.whole(len(like)), *like.shape[1:])
+        drawn = torch.randn(shape, generator=generator(self.seed, self.index, NOISE))
+        return self.share.of_batch(drawn).to(like)
 
     def uniform(self, batch: int) -> Tensor:
         """[B] in [0, 1), float64."""
-        return torch.rand(batch, generator=generator(self.seed, self.index, STEPS), dtype=torch.float64)
+        draw = generator(self.seed, self.index, STEPS)
+        return self.share.of_batch(torch.rand(self.share.whole(batch), generator=draw, dtype=torch.float64))
 
     def dropped(self, batch: int, rate: float) -> Tensor:
         """[B] bool: whose condition is dropped, with probability `rate`."""
-        return torch.rand(batch, generator=generator(self.seed, self.index, DROPOUT)) < rate
+        draw = generator(self.seed, self.index, DROPOUT)
+        return self.share.of_batch(torch.rand(self.share.whole(batch), generator=draw)) < rate
 
     def degrade(self) -> torch.Generator:
         """For the degradation."""
         return generator(self.seed, self.index, DEGRADE)
+
+    def perturbed(self, degradation: Degradation, latent: Tensor, draw: torch.Generator) -> Tensor:
+        """This part's anchor latent with the noise that the degradation adds to the whole batch's."""
+        if self.share.parts == 1:
+            return degradation.perturb(latent, draw)
+        nothing = torch.zeros(1).expand(self.share.whole(len(latent)), *latent.shape[1:])
+        return latent + self.share.of_batch(degradation.perturb(nothing, draw)).to(latent)
 
 
 class Stage(L.LightningModule, ABC):
@@ -78,6 +97,7 @@ class Stage(L.LightningModule, ABC):
         self.run = run
         self.start = start
         self.weights = weights
+        self.share = Share.of(run.train)
         self._codec: Any = None
         self._empty: Tensor | None = None
         self.net: Backbone | None = None
@@ -110,12 +130,21 @@ class Stage(L.LightningModule, ABC):
             self.net.stride_embedding.requires_grad_(False)
         if self.run.train.checkpoint_activations:
             self.net.checkpoint_activations()
-        self.ema = copy.deepcopy(self.net).requires_grad_(False).eval()
+        self.ema = copy.deepcopy(self.net).requires_grad_(False).eval()  # before it is split: FSDP2 copies no more
+        if self.run.trainer.compile:
+            for net in (self.net, self.ema):
+                net.dit.compile_repeated_blocks()
+        if self.device_mesh is not None:
+            mesh = mesh_of(self.run.trainer)
+            for net in (self.net, self.ema):
+                shard(net, net.dit.blocks, mesh)
 
     @abstractmethod
     def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
         """A batch of clips, in pixels or encoded -> the latent to generate, and its condition.
 
+        Encoded clips are this process's share of a batch. Pixels are all of it, of which the share is kept: what they
+        are degraded by is drawn for a batch, and its strongest blur decides the kernel of all.
         Clips in pixels come without captions: their text is the empty prompt's. `make latents` encodes captions.
         """
 
@@ -152,7 +181,7 @@ class Stage(L.LightningModule, ABC):
         """The objective on the index-th batch; `update` decides whose turn it is, alike on every rank."""
         assert self.net is not None
         assert self.ema is not None
-        draws = SeededDraws(self.run.seed, index)
+        draws = SeededDraws(self.run.seed, index, self.share)
         with torch.autocast(clips.device.type, enabled=False):  # data and anchors are those of an fp32 arm
             data, condition = self.prepare(clips, draws)
         null_text = clips.null_text if isinstance(clips, LatentBatch) else None  # the text of pixels is it already
@@ -177,6 +206,10 @@ class Stage(L.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._averaged = int(checkpoint["global_step"])
+        # batches are counted by each process for itself, and an update may have taken another number of them
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (batches["total"], batches["current"]):
+            counts.update(dict.fromkeys(counts, self._averaged * self.share.micro_batches))
 
     def configure_optimizers(self) -> Any:
         assert self.net is not None

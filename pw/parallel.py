@@ -1,0 +1,387 @@
+"""Several processes that are one training: which they are, what each does of an update, how they start and end.
+
+`python -m pw.train trainer=fsdp trainer.devices=8` starts its own processes (`launch`); torchrun's and srun's are taken
+as they come (`place`). Whoever starts them, the update is the same: `Share` deals its clips to the processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pw.config import ROOT, ConfigError
+from pw.settings import Train, Trainer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLACE, STORE, LIFELINE, REPORT = "PW_PLACE", "PW_STORE", "PW_LIFELINE", "PW_REPORT"
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+GRACE = 600.0  # seconds that processes which were told to stop have for their checkpoint
+
+
+class Stopped(SystemExit):
+    """A training that a signal stopped; its checkpoint is written. Exit code 128 + signal, as shells have it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = number
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes does of each update.
+
+    An update is `accumulate` micro-batches of `batch_size` clips. As many processes as possible take micro-batches of
+    their own; where there are more processes than that, each micro-batch is cut into equal parts.
+
+    Raises ConfigError when the processes cannot be given equal shares.
+    """
+
+    rank: int
+    processes: int
+    accumulate: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.parts:
+            clips = self.accumulate * self.batch_size
+            fits = [n for n in range(1, clips + 1) if not self.batch_size % (n // math.gcd(self.accumulate, n))]
+            near = min(fits, key=lambda n: abs(n - self.processes))
+            raise ConfigError(
+                f"trainer.devices times trainer.nodes is {self.processes} processes: train.batch_size={self.batch_size}"
+                f" and train.accumulate={self.accumulate} cannot be dealt to them in equal shares; {near} processes "
+                f"would do, or train.accumulate={self.processes}"
+            )
+
+    @classmethod
+    def of(cls, train: Train, rank: int = 0, processes: int = 1) -> Share:
+        """A process's share of the updates of a training."""
+        return cls(rank, processes, train.accumulate, train.batch_size)
+
+    @property
+    def groups(self) -> int:
+        """How many micro-batches are computed at once."""
+        return math.gcd(self.accumulate, self.processes)
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a micro-batch is cut."""
+        return self.processes // self.groups
+
+    @property
+    def part(self) -> int:
+        """Which part of a micro-batch is this process's."""
+        return self.rank % self.parts
+
+    @property
+    def micro_batches(self) -> int:
+        """Forwards, one after the other, that an update takes here."""
+        return self.accumulate // self.groups
+
+    @property
+    def clips(self) -> int:
+        """Clips in each of them."""
+        return self.batch_size // self.parts
+
+    def index(self, turn: int) -> int:
+        """Number, among all micro-batches of the training, of the turn-th one here."""
+        update, turn = divmod(turn, self.micro_batches)
+        return update * self.accumulate + turn * self.groups + self.rank // self.parts
+
+    def whole(self, clips: int) -> int:
+        """Length of the micro-batch of which `clips` are here."""
+        return clips * self.parts
+
+    def of_batch(self, whole: Tensor) -> Tensor:
+        """This process's part of what was made for a whole micro-batch, [B, …] -> [B / parts, …]."""
+        length = len(whole) // self.parts
+        return whole[self.part * length : (self.part + 1) * length] if self.parts > 1 else whole
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the processes this one is. `store` is where those that `launch` started meet, None under torchrun or
+    srun; `is_launched` says whether another process holds the training's lock for it."""
+
+    rank: int
+    processes: int
+    local_rank: int = 0
+    node: int = 0
+    store: str | None = None
+    is_launched: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes."""
+        return self.rank == 0
+
+    @property
+    def locks(self) -> bool:
+        """Whether it is the one that holds the training's lock."""
+        return self.is_first and not self.is_launched
+
+
+def place(trainer: Trainer, environment: Mapping[str, str] = os.environ) -> Place | None:
+    """Where this process stands among those that were started for it; None when they have yet to be started.
+
+    Raises ConfigError when their number is not what `trainer` says.
+    """
+    wanted = trainer.processes
+    if PLACE in environment:
+        rank, processes, local_rank = json.loads(environment[PLACE])
+        found = Place(rank, processes, local_rank, store=environment[STORE], is_launched=True)
+    elif {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():  # torchrun
+        rank, processes, local_rank = (int(environment[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        found = Place(rank, processes, local_rank, int(environment.get("GROUP_RANK", 0)))
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun sets it, sbatch does not
+        keys = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
+        rank, processes, local_rank, node = (int(environment[key]) for key in keys)
+        found = Place(rank, processes, local_rank, node)
+    else:
+        found = Place(0, 1) if wanted == 1 else None
+    if found is not None and found.processes != wanted:
+        raise ConfigError(
+            f"trainer.devices={trainer.devices} trainer.nodes={trainer.nodes}: that is {wanted} processes, and "
+            f"{found.processes} were started; set one to the other"
+        )
+    if found is None and trainer.nodes > 1:
+        raise ConfigError(
+            f"trainer.nodes={trainer.nodes}: processes on several machines are started by torchrun or srun, one for "
+            f"each device: torchrun --nnodes {trainer.nodes} --nproc-per-node {trainer.devices} -m pw.train …"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a training, once they have met. Alone, it asks nobody."""
+
+    place: Place
+    is_connected: bool = False
+
+    def agreed(self, value: Any) -> Any:
+        """What the first process says."""
+        if not self.is_connected:
+            return value
+        import torch.distributed as dist
+
+        said = [value]
+        dist.broadcast_object_list(said)
+        return said[0]
+
+    def most(self, value: float) -> float:
+        """The largest of all."""
+        return max(self._all(value)) if self.is_connected else value
+
+    def total(self, value: float) -> float:
+        """The sum over all."""
+        return sum(self._all(value)) if self.is_connected else value
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all, of each value [n], in float64 on the CPU."""
+        values = values.detach().double().cpu()
+        if self.is_connected:
+            import torch.distributed as dist
+
+            dist.all_reduce(values)
+            values /= self.place.processes
+        return values
+
+    def _all(self, value: float) -> list[float]:
+        import torch
+        import torch.distributed as dist
+
+        # on the CPU, by gloo: it does not wait for what a GPU has yet to compute
+        mine = torch.zeros(self.place.processes, dtype=torch.float64)
+        mine[self.place.rank] = value
+        dist.all_reduce(mine)
+        return mine.tolist()
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.total(0)
+
+
+@contextlib.contextmanager
+def joined(trainer: Trainer, place: Place) -> Iterator[Team]:
+    """Meet the others; a process group is made, and ended, unless there is one or no need of it."""
+    import torch
+    import torch.distributed as dist
+
+    if trainer.strategy == "single" or dist.is_initialized():
+        yield Team(place, dist.is_initialized())
+        return
+    if trainer.accelerator == "gpu":
+        torch.cuda.set_device(place.local_rank)
+    backend = "cpu:gloo,cuda:nccl" if trainer.accelerator == "gpu" else "gloo"
+    if place.store is not None:
+        store: Any = dist.FileStore(place.store, place.processes)
+    elif place.processes == 1:
+        store = dist.HashStore()
+    else:
+        address, port = _address()
+        store = dist.TCPStore(address, port, place.processes, is_master=place.is_first, multi_tenant=True)
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.processes)
+    try:
+        yield Team(place, is_connected=True)
+    finally:
+        dist.destroy_process_group()
+
+
+def _address() -> tuple[str, int]:
+    """Where the first process listens: torchrun says it; under srun it follows from the job."""
+    if "MASTER_ADDR" in os.environ:
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    environment = SLURMEnvironment(auto_requeue=False)
+    return environment.main_address, environment.main_port
+
+
+# ---- starting them
+
+
+def launch(arguments: Sequence[str], processes: int, logs: Path, progress: Callable[[int, int], None] | None) -> None:
+    """Run `python -m pw.train` with these arguments as so many processes, and wait for them.
+
+    The first one's words go where ours do, the others' to `logs`. When one fails all are ended; when this process is
+    killed, all end by themselves (`end_with_parent`); a signal to stop is handed on.
+
+    Raises ValueError with what the first to fail said, and Stopped when they were stopped.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="pw-") as meeting, contextlib.ExitStack() as open_files:
+        workers, reports = [], selectors.DefaultSelector()
+        lifeline, ours = os.pipe()
+        open_files.callback(os.close, ours)
+        try:
+            for rank in range(processes):
+                report, theirs = os.pipe()
+                reports.register(open_files.enter_context(os.fdopen(report, "rb", buffering=0)), selectors.EVENT_READ)
+                environment = {
+                    **os.environ,
+                    PLACE: json.dumps([rank, processes, rank]),
+                    STORE: str(Path(meeting) / "store"),
+                    LIFELINE: str(lifeline),
+                    REPORT: str(theirs),
+                }
+                with (logs / f"rank-{rank}.log").open("wb") as log:
+                    worker = subprocess.Popen(
+                        [sys.executable, "-m", "pw.train", *arguments],
+                        cwd=ROOT,
+                        env=environment,
+                        pass_fds=(lifeline, theirs),
+                        stdout=subprocess.DEVNULL,
+                        stderr=None if rank == 0 else log,
+                        start_new_session=True,  # Ctrl-C is handed on by us, once
+                    )
+                os.close(theirs)
+                workers.append(worker)
+            os.close(lifeline)
+            with _handed_on(workers) as told:
+                failed = _follow(workers, reports, progress, told)
+        finally:
+            for worker in workers:
+                if worker.poll() is None:
+                    worker.kill()
+                worker.wait()
+            reports.close()
+    if failed is None:
+        return
+    rank, code, said = failed
+    if told or code in {128 + number for number in STOPPING}:
+        raise Stopped(told[0] if told else code - 128)
+    raise ValueError(said or f"process {rank} of {processes} ended with code {code}; its words: {_tail(logs, rank)}")
+
+
+def _follow(
+    workers: Sequence[subprocess.Popen], reports: selectors.BaseSelector, progress: Any, told: Sequence[int]
+) -> tuple[int, int, str] | None:
+    """Wait for the processes; (rank, code, what it said) of the first that did not end well."""
+    failed: tuple[int, int, str] | None = None
+    said = ""
+    patience = math.inf
+    while any(worker.poll() is None for worker in workers):
+        for key, _ in reports.select(timeout=0.2):
+            content = os.read(key.fd, 65536)
+            if not content:
+                reports.unregister(key.fileobj)
+            for line in content.splitlines():
+                message = json.loads(line)
+                said = said or message.get("failed", "")
+                if progress is not None and "update" in message:
+                    progress(message["update"], message["updates"])
+        codes = {rank: worker.poll() for rank, worker in enumerate(workers)}
+        wrong = next(((rank, code) for rank, code in codes.items() if code), None)
+        if wrong is not None and failed is None:
+            failed = (*wrong, "")
+            # those that stopped by a signal do so together; nobody waits for the others of one that failed
+            patience = time.monotonic() + (GRACE if wrong[1] - 128 in STOPPING or told else 5.0)
+        if time.monotonic() > patience:
+            break
+    wrong = next(((r, w.returncode) for r, w in enumerate(workers) if w.returncode), None)
+    failed = failed or (None if wrong is None else (*wrong, ""))
+    return None if failed is None else (failed[0], failed[1], said)
+
+
+@contextlib.contextmanager
+def _handed_on(workers: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+    """While it lasts, a signal to stop goes to all processes; the second one kills them. The list names them."""
+    told: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+
+    def hand_on(number: int, frame: Any) -> None:
+        told.append(number)
+        for worker in workers:
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGTERM if len(told) == 1 else signal.SIGKILL)
+
+    before = {number: signal.signal(number, hand_on) for number in STOPPING}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tail(logs: Path, rank: int) -> str:
+    path = logs / f"rank-{rank}.log"
+    words = path.read_text(errors="replace").split() if path.exists() else []
+    return " ".join(words[-60:]) or "none"
+
+
+def end_with_parent() -> None:
+    """End this process when the one that launched it is gone, however it went. Nothing where nobody did."""
+    if LIFELINE not in os.environ:
+        return
+    lifeline = int(os.environ[LIFELINE])
+
+    def wait() -> None:
+        while os.read(lifeline, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def report(**message: Any) -> None:
+    """Tell the process that launched this one, in less than a pipe takes at once. Nothing where nobody did."""
+    if REPORT in os.environ:
+        with contextlib.suppress(OSError):
+            os.write(int(os.environ[REPORT]), (json.dumps(message) + "\n").encode())
