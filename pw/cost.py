@@ -573,7 +573,7 @@ def training_cost(run: Run, gpus: int = 1) -> Training:
     """A whole training, and its memory on each of `gpus` devices.
 
     On several, weights, gradients, optimiser and EMA are sharded over them (as FSDP does) and each takes its share of
-    an update's micro-batches. This version trains on one device (`trainer.devices`).
+    an update's micro-batches.
     """
     train = run.train
     clips, encode = train.accumulate * train.batch_size, encode_flops(run)

@@ -13,11 +13,11 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from pw.settings import Train, Trainer
 if TYPE_CHECKING:
     from torch import Tensor
 
-PLACE, STORE, LIFELINE, REPORT = "PW_PLACE", "PW_STORE", "PW_LIFELINE", "PW_REPORT"
+PLACE, STORE, LIFELINE, REPORT, LOG = "PW_PLACE", "PW_STORE", "PW_LIFELINE", "PW_REPORT", "PW_LOG"
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE = 600.0  # seconds that processes which were told to stop have for their checkpoint
 
@@ -217,7 +217,7 @@ class Team:
 
 
 @contextlib.contextmanager
-def joined(trainer: Trainer, place: Place) -> Iterator[Team]:
+def joined(trainer: Trainer, place: Place) -> Generator[Team]:
     """Meet the others; a process group is made, and ended, unless there is one or no need of it."""
     import torch
     import torch.distributed as dist
@@ -255,8 +255,8 @@ def _address() -> tuple[str, int]:
 # ---- starting them
 
 
-def launch(arguments: Sequence[str], processes: int, logs: Path, progress: Callable[[int, int], None] | None) -> None:
-    """Run `python -m pw.train` with these arguments as so many processes, and wait for them.
+def launch(command: Sequence[str], processes: int, logs: Path, progress: Callable[[int, int], None] | None) -> None:
+    """Run a command as so many processes, each told its place, and wait for them.
 
     The first one's words go where ours do, the others' to `logs`. When one fails all are ended; when this process is
     killed, all end by themselves (`end_with_parent`); a signal to stop is handed on.
@@ -271,17 +271,20 @@ def launch(arguments: Sequence[str], processes: int, logs: Path, progress: Calla
         try:
             for rank in range(processes):
                 report, theirs = os.pipe()
-                reports.register(open_files.enter_context(os.fdopen(report, "rb", buffering=0)), selectors.EVENT_READ)
+                reports.register(
+                    open_files.enter_context(os.fdopen(report, "rb", buffering=0)), selectors.EVENT_READ, rank
+                )
                 environment = {
                     **os.environ,
                     PLACE: json.dumps([rank, processes, rank]),
                     STORE: str(Path(meeting) / "store"),
                     LIFELINE: str(lifeline),
                     REPORT: str(theirs),
+                    LOG: str(logs / f"rank-{rank}.log"),
                 }
                 with (logs / f"rank-{rank}.log").open("wb") as log:
                     worker = subprocess.Popen(
-                        [sys.executable, "-m", "pw.train", *arguments],
+                        command,
                         cwd=ROOT,
                         env=environment,
                         pass_fds=(lifeline, theirs),
@@ -303,43 +306,51 @@ def launch(arguments: Sequence[str], processes: int, logs: Path, progress: Calla
     if failed is None:
         return
     rank, code, said = failed
-    if told or code in {128 + number for number in STOPPING}:
+    if told or code - 128 in STOPPING:
         raise Stopped(told[0] if told else code - 128)
-    raise ValueError(said or f"process {rank} of {processes} ended with code {code}; its words: {_tail(logs, rank)}")
+    ended = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with code {code}"
+    raise ValueError(said or f"process {rank} of {processes} {ended}; its last words are in {logs}/rank-{rank}.log")
 
 
 def _follow(
     workers: Sequence[subprocess.Popen], reports: selectors.BaseSelector, progress: Any, told: Sequence[int]
 ) -> tuple[int, int, str] | None:
     """Wait for the processes; (rank, code, what it said) of the first that did not end well."""
-    failed: tuple[int, int, str] | None = None
-    said = ""
+    said: dict[int, tuple[float, str]] = {}
+    failed: dict[int, int] = {}
     patience = math.inf
-    while any(worker.poll() is None for worker in workers):
-        for key, _ in reports.select(timeout=0.2):
-            content = os.read(key.fd, 65536)
-            if not content:
-                reports.unregister(key.fileobj)
-            for line in content.splitlines():
-                message = json.loads(line)
-                said = said or message.get("failed", "")
-                if progress is not None and "update" in message:
-                    progress(message["update"], message["updates"])
-        codes = {rank: worker.poll() for rank, worker in enumerate(workers)}
-        wrong = next(((rank, code) for rank, code in codes.items() if code), None)
-        if wrong is not None and failed is None:
-            failed = (*wrong, "")
-            # those that stopped by a signal do so together; nobody waits for the others of one that failed
-            patience = time.monotonic() + (GRACE if wrong[1] - 128 in STOPPING or told else 5.0)
-        if time.monotonic() > patience:
-            break
-    wrong = next(((r, w.returncode) for r, w in enumerate(workers) if w.returncode), None)
-    failed = failed or (None if wrong is None else (*wrong, ""))
-    return None if failed is None else (failed[0], failed[1], said)
+    while any(worker.poll() is None for worker in workers) and time.monotonic() < patience:
+        _listen(reports, said, progress, timeout=0.2)
+        failed = failed or {rank: code for rank, worker in enumerate(workers) if (code := worker.poll())}
+        if failed and patience == math.inf:
+            # those that a signal stops do so together; nobody waits for the others of one that failed
+            stops = told or any(code - 128 in STOPPING for code in failed.values())
+            patience = time.monotonic() + (GRACE if stops else 2.0)
+    _listen(reports, said, progress, timeout=0)
+    failed = failed or {rank: worker.returncode for rank, worker in enumerate(workers) if worker.returncode}
+    if not failed:
+        return None
+    killed = [rank for rank, code in failed.items() if code < 0]
+    # the others only lost the one that was killed; else the first to speak knows why
+    rank = killed[0] if killed else min(said, default=min(failed), key=lambda rank: said[rank][0])
+    return rank, workers[rank].poll() or 1, said.get(rank, (0, ""))[1]
+
+
+def _listen(reports: selectors.BaseSelector, said: dict[int, tuple[float, str]], progress: Any, timeout: float) -> None:
+    for key, _ in reports.select(timeout):
+        content = os.read(key.fd, 65536)
+        if not content:
+            reports.unregister(key.fileobj)
+        for line in content.splitlines():
+            message = json.loads(line)
+            if "failed" in message:
+                said.setdefault(key.data, (message["at"], message["failed"]))
+            elif progress is not None:
+                progress(message["update"], message["updates"])
 
 
 @contextlib.contextmanager
-def _handed_on(workers: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+def _handed_on(workers: Sequence[subprocess.Popen]) -> Generator[list[int]]:
     """While it lasts, a signal to stop goes to all processes; the second one kills them. The list names them."""
     told: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -358,12 +369,6 @@ def _handed_on(workers: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _tail(logs: Path, rank: int) -> str:
-    path = logs / f"rank-{rank}.log"
-    words = path.read_text(errors="replace").split() if path.exists() else []
-    return " ".join(words[-60:]) or "none"
 
 
 def end_with_parent() -> None:
@@ -385,3 +390,15 @@ def report(**message: Any) -> None:
     if REPORT in os.environ:
         with contextlib.suppress(OSError):
             os.write(int(os.environ[REPORT]), (json.dumps(message) + "\n").encode())
+
+
+def tell_failure(error: BaseException) -> bool:
+    """Report a failure to the process that launched this one and write its traceback to this one's log; False where
+    nobody did."""
+    if LOG not in os.environ:
+        return False
+    words = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+    report(failed=words[:2000], at=time.time())
+    with contextlib.suppress(OSError), Path(os.environ[LOG]).open("a") as log:
+        traceback.print_exception(error, file=log)
+    return True

@@ -30,6 +30,7 @@ from pw.build import Run, assemble, build
 from pw.config import ConfigError, override_key
 from pw.cost import Generation, Moment, Precision, Training
 from pw.nn import options
+from pw.parallel import Share
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,6 +59,7 @@ ASKED = {"generation": ("generation",), "training": ("training",), "both": ("gen
 SCALES = ("4k", "2k", "proxy")  # from large to small
 FEWEST_FRAMES = 49  # offered instead of a smaller scale: two seconds
 SHARDED = (2, 4, 8, 16, 32, 64)  # GPUs offered for training
+DEVICES = 8  # of a machine
 
 # (stage II, stage I) of a generation; None where it has none
 Stages = tuple[Run | None, Run | None]
@@ -279,7 +281,7 @@ def judge_generation(runs: Stages, memory: float, card: str, precision: Precisio
 def judge_training(run: Run, made: Training, gpus: Gpus) -> Verdict:
     """Whether a training fits on these devices."""
     worst = made.worst
-    note = f", sharded over {gpus.count}; {NOT_SHARDED}" if gpus.count > 1 else ""
+    note = f", sharded over {gpus.count}: {sharding(run, gpus.count)}" if gpus.count > 1 else ""
     if worst.fits(gpus.memory):
         return Verdict("training", True, f"training fits {gpus}: {_needs(worst)}{note}")
 
@@ -289,13 +291,21 @@ def judge_training(run: Run, made: Training, gpus: Gpus) -> Verdict:
     remedy = nearest((None, run) if run.stage == "anchor" else (run, None), training_changes, fits)
     more = next((n for n in SHARDED if n > gpus.count and cost.training_cost(run, n).worst.fits(gpus.memory)), None)
     offers = [" ".join(remedy)] if remedy else []
-    offers += [f"gpus={more}x{gpus.card}, sharded ({NOT_SHARDED})"] if more else []
+    offers += [f"gpus={more}x{gpus.card}, sharded ({sharding(run, more)})"] if more else []
     offers = offers or [f"gpus={gpus.count}x{_enough(worst)}GB"]
     line = f"training does not fit {gpus}: {_needs(worst)}; the nearest setting that does: {'; or '.join(offers)}"
     return Verdict("training", False, line, remedy)
 
 
-NOT_SHARDED = "training on several GPUs is not in this version: trainer.devices is 1"
+def sharding(run: Run, count: int) -> str:
+    """The overrides that split a training over so many devices, at most eight to a machine."""
+    nodes = next(n for n in range(math.ceil(count / DEVICES), count + 1) if count % n == 0)
+    words = f"trainer=fsdp trainer.devices={count // nodes}" + (f" trainer.nodes={nodes}" if nodes > 1 else "")
+    try:
+        Share.of(run.train, 0, count)
+    except ConfigError:  # fewer clips in an update than devices
+        words += f" train.accumulate={count}, which makes updates larger"
+    return words
 
 
 def _needs(moment: Moment) -> str:

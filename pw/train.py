@@ -101,8 +101,8 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
         with lock:
             if not is_trained(run, outputs):
                 check_device(run)
-                arguments = [*run.config.overrides, f"outputs={outputs.absolute()}"]
-                parallel.launch(arguments, run.trainer.processes, folder / "logs", progress)
+                command = [sys.executable, "-m", "pw.train", *run.config.overrides, f"outputs={outputs.absolute()}"]
+                parallel.launch(command, run.trainer.processes, folder / "logs", progress)
         return folder
     with parallel.joined(run.trainer, place) as team:
         start = train(run.start_run, outputs) / "ema.safetensors" if run.start_run else None
@@ -345,6 +345,7 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
             self.before: tuple[float, float] = getattr(pl_module, "_spent", (0.0, 0.0))
             self.curve: list[dict[str, float]] = []
             self.losses: dict[str, list[Any]] = {}
+            self.micro_batches: list[Any] = []
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             self.before = getattr(pl_module, "_spent", self.before)  # a network that is split is restored late
@@ -387,10 +388,13 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             term, value = pl_module.last_loss
-            self.losses.setdefault(term, []).append(value)
+            self.micro_batches.append(value)
             if trainer.global_step == self.done:
                 return
             self.done = trainer.global_step
+            # one for each update, of however many micro-batches it was made here
+            self.losses.setdefault(term, []).append(torch.stack(self.micro_batches).mean())
+            self.micro_batches.clear()
             ends = self.done == run.train.updates
             saves = self.done % run.train.checkpoint_every == 0 and not ends
             if self.done % CURVE_EVERY == 0 or ends or saves:
@@ -469,6 +473,8 @@ def quiet() -> None:
     """Silence what Lightning says to nobody: tips, hardware lists, data-loader advice."""
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*(does not have many workers|LeafSpec|isinstance\\(treespec).*")
+    # the loss does nothing in place to what the network returns
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -496,7 +502,8 @@ def check_device(run: Run) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            raise ConfigError("trainer=gpu: torch sees no CUDA device here; set trainer=cpu")
+            remedy = "trainer=cpu" if run.trainer.strategy == "single" else "trainer.accelerator=cpu"
+            raise ConfigError(f"trainer={run.config.choices['trainer']}: torch sees no CUDA device here; set {remedy}")
         if torch.cuda.device_count() < run.trainer.devices:
             raise ConfigError(
                 f"trainer.devices={run.trainer.devices}: torch sees {torch.cuda.device_count()} CUDA devices here; "
@@ -582,8 +589,12 @@ def main(arguments: list[str]) -> int:
     try:
         folder = train(run, outputs, progress)
     except (ValueError, OSError) as error:
-        parallel.report(failed=str(error)[:2000])
-        print(f"error: {error}", file=sys.stderr)
+        if not parallel.tell_failure(error):
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not parallel.tell_failure(error):
+            raise
         return 1
     print(folder)
     return 0

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import tempfile
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +17,73 @@ PRELOAD = ["torch", "lightning.pytorch", "pw.stages.anchor", "pw.stages.hires", 
 WAIT = 240
 
 
-def run_together(work: Callable[..., Any], processes: int, *arguments: Any) -> list[Any]:
-    """What `work(*arguments)` returned in each of the processes, or the exception it ended with.
+@dataclass(frozen=True)
+class Training:
+    """A training to do, and (process, update) to which and from when on a SIGTERM comes, if one does.
 
-    Each finds itself placed as `pw.parallel.launch` would have done it.
+    Progress is reported at every tenth update.
+    """
+
+    overrides: Sequence[str]
+    outputs: Path
+    told: tuple[int, int] | None = None
+
+    def carried_out(self, rank: int) -> str:
+        """Its folder, or `stopped by 15, code 143`."""
+        from pw.build import build
+        from pw.parallel import Stopped
+        from pw.train import train
+
+        def progress(update: int, updates: int) -> None:
+            if (rank, update) == self.told:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        try:
+            return str(train(build(self.overrides), self.outputs, progress))
+        except Stopped as stopped:
+            return f"stopped by {stopped.signal}, code {stopped.code}"
+
+
+def train_together(processes: int, *trainings: Training) -> list[list[str]]:
+    """What became of trainings that so many processes did together, one after the other: in each process a word for
+    each, see `Training`. Raises RuntimeError with the traceback of a process that failed.
+
+    Each process finds itself placed as `pw.parallel.launch` would have done it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     answers = context.Queue()
     with tempfile.TemporaryDirectory() as meeting:
         workers = [
-            context.Process(target=_rank, args=(answers, rank, processes, meeting, work, arguments), daemon=True)
+            context.Process(target=_rank, args=(answers, rank, processes, meeting, trainings), daemon=True)
             for rank in range(processes)
         ]
         for worker in workers:
             worker.start()
         try:
-            found = dict(answers.get(timeout=WAIT) for _ in workers)
+            found: dict[int, list[str]] = {}
+            for _ in workers:
+                rank, words, failure = answers.get(timeout=WAIT)
+                if failure:
+                    raise RuntimeError(f"process {rank} of {processes}: {failure}")
+                found[rank] = words
         finally:
             for worker in workers:
-                worker.join(10)
+                worker.join(5 if len(found) == processes else 0)
                 worker.kill()
     return [found[rank] for rank in range(processes)]
 
 
-def _rank(answers: Any, rank: int, processes: int, meeting: str, work: Callable[..., Any], arguments: Any) -> None:
+def _rank(answers: Any, rank: int, processes: int, meeting: str, trainings: Sequence[Training]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    os.environ["PW_PLACE"] = json.dumps([rank, processes, rank])
-    os.environ["PW_STORE"] = str(Path(meeting) / "store")
+    words = []
     try:
-        answers.put((rank, work(*arguments)))
-    except BaseException as error:
-        import traceback
-
-        traceback.print_exc()
-        answers.put((rank, error))
-
-
-def train_all(jobs: Sequence[tuple[Sequence[str], Path]]) -> list[Path]:
-    """Train runs one after the other, each from its overrides to its outputs."""
-    from pw.build import build
-    from pw.train import train
-
-    folders = []
-    store = os.environ["PW_STORE"]
-    for number, (overrides, outputs) in enumerate(jobs):
-        os.environ["PW_STORE"] = f"{store}-{number}"
-        folders.append(train(build(overrides), outputs))
-    return folders
+        for number, training in enumerate(trainings):
+            os.environ["PW_PLACE"] = json.dumps([rank, processes, rank])
+            os.environ["PW_STORE"] = str(Path(meeting) / f"store-{number}")
+            words.append(training.carried_out(rank))
+        answers.put((rank, words, ""))
+    except BaseException:
+        answers.put((rank, words, traceback.format_exc()))

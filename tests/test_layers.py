@@ -95,6 +95,8 @@ LAYERS = {
     "pw/nn": ("pw.nn", "pw.method", "pw.types", "pw.lazy"),
     "pw/config.py": ("pw.config",),
     "pw/settings.py": ("pw.settings",),
+    "pw/parallel.py": ("pw.parallel", "pw.config", "pw.settings"),
+    "pw/sharded.py": ("pw.sharded", "pw.parallel", "pw.settings"),
     "pw/provenance.py": ("pw.provenance", "pw.config"),
     "pw/tracking.py": ("pw.tracking",),
     "pw/weights.py": ("pw.weights",),
@@ -103,19 +105,20 @@ LAYERS = {
         *("pw.data", "pw.method", "pw.nn", "pw.types", "pw.lazy"),
     ),
     "pw/stages": (
-        *("pw.stages", "pw.build", "pw.settings", "pw.weights"),
+        *("pw.stages", "pw.build", "pw.settings", "pw.weights", "pw.parallel", "pw.sharded"),
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
     ),
     "benchmarks": ("benchmarks", "pw.video", "pw.types"),
     "pw/train.py": (
         *("pw.build", "pw.config", "pw.cost", "pw.provenance", "pw.stages", "pw.weights", "pw.nn", "pw.data"),
+        *("pw.method", "pw.parallel", "pw.sharded"),
     ),
     "pw/sample.py": (
         *("pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
     ),
     "pw/cost.py": ("pw.cost", "pw.build", "pw.settings", "pw.nn", "pw.method"),
-    "pw/plan.py": ("pw.plan", "pw.cost", "pw.build", "pw.config", "pw.settings", "pw.nn"),
+    "pw/plan.py": ("pw.plan", "pw.cost", "pw.build", "pw.config", "pw.settings", "pw.nn", "pw.parallel"),
     "pw/export.py": ("pw.export", "pw.build", "pw.config", "pw.provenance", "pw.train", "pw.nn"),
     "pw/bench.py": (
         *("pw.bench", "pw.build", "pw.config", "pw.cost", "pw.provenance", "pw.train", "pw.stages", "pw.nn"),
@@ -176,7 +179,8 @@ class TestAGiantDependency:
             "pw/train.py",
             "pw/sample.py",
         )
-        early = (*early, *(f"pw/{name}.py" for name in ("build", "config", "settings", "lazy", "types", "coverage")))
+        names = ("build", "config", "settings", "lazy", "types", "coverage", "parallel", "plan", "cost")
+        early = (*early, *(f"pw/{name}.py" for name in names))
         heavy = ("torch", "torchvision", "lightning", "diffusers", "mlflow", "webdataset", "pandas", "matplotlib")
         found = [i for i in all_imports() if i.at_once and within(i.by, *early) and within(i.what, *heavy)]
         # _table is imported when there is a table to write

@@ -145,10 +145,13 @@ class TestAVerdict:
         assert "backward needs 256.6 GB, most of it working set" in found.line
         assert "train.trainable=adapters" in found.line
 
-    def test_of_a_training_on_several_gpus_says_that_this_version_has_none(self) -> None:
+    def test_of_a_training_on_several_gpus_says_how_it_is_split(self) -> None:
         found = verdicts("scale=2k", "gpus=16x80GB", "for=training")["training"]
         assert found.fits
-        assert "training on several GPUs is not in this version: trainer.devices is 1" in found.line
+        # its updates have 8 clips, which 16 cannot share
+        assert "trainer=fsdp trainer.devices=8 trainer.nodes=2 train.accumulate=16" in found.line
+        eight = verdicts("scale=2k", "gpus=8x141GB", "for=training")["training"].line
+        assert eight.endswith("trainer=fsdp trainer.devices=8")
 
     def test_offers_more_gpus_that_do(self) -> None:
         line = verdicts("scale=2k", "gpus=1x80GB", "for=training")["training"].line

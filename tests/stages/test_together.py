@@ -1,0 +1,186 @@
+"""Trainings by 2 and 4 processes on gloo equal the one by a single process, stop together, and go on as 4 or 1."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_processes import Training, train_together
+
+from pw.build import Run
+from pw.train import last_checkpoint, train, training_folder
+
+# diffusers normalises bf16 queries by an fp32 weight, and torch says so
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+
+# The tiny scale's text is zeros, and all keys of its cross-attention are alike: the gradient of its queries, its keys
+# and what they are made of is rounding, of which AdamW makes whole steps.
+WITHOUT_GRADIENT = ("norm2.", "attn2.to_q", "attn2.to_k", "attn2.norm_q", "attn2.norm_k")
+
+CPU = ("trainer.accelerator=cpu", "trainer.threads=1")
+SHORT = ("train.updates=5", "train.batch_size=4", "optimizer.clip=0.5")  # a norm that is above it
+LONG = (
+    "objective=shortcut",
+    "train.updates=24",
+    "train.batch_size=2",
+    "train.accumulate=2",
+    "train.checkpoint_every=8",
+)
+ARMS = {
+    "flow": ("objective=flow", *SHORT),
+    "shortcut": ("objective=shortcut", *SHORT),
+    "ema_target": (
+        *("objective=shortcut", *SHORT, "target.target_network=ema"),
+        *("train.checkpoint_activations=true", "train.batch_size=1", "train.accumulate=4"),
+    ),
+    "adapters": ("objective=shortcut", *SHORT, "train.trainable=adapters", "train.accumulate=2"),
+    "bf16": ("objective=shortcut", *SHORT, "train.precision=bf16"),
+}
+BY_TWO = [("ddp", "shortcut"), ("ddp", "ema_target"), ("fsdp", "flow"), ("fsdp", "shortcut"), ("fsdp", "ema_target")]
+BY_TWO += [("fsdp", "bf16")]
+BY_FOUR = [("hsdp", "shortcut"), ("hsdp", "adapters"), ("ddp", "adapters")]
+STOPPED = "stopped by 15, code 143"
+
+
+def several(run: Run, strategy: str, processes: int) -> tuple[str, ...]:
+    more = ("trainer.shards=2",) if strategy == "hsdp" else ()
+    return (*run.config.overrides, f"trainer={strategy}", *CPU, f"trainer.devices={processes}", *more)
+
+
+@pytest.fixture(scope="module")
+def alone(micro, tmp_path_factory) -> Callable[..., Path]:
+    """Folder of a training by one process; each is trained once."""
+    outputs = tmp_path_factory.mktemp("alone")
+    return lambda *overrides: train(micro(*overrides), outputs)
+
+
+@pytest.fixture(scope="module")
+def together(micro, tmp_path_factory) -> Path:
+    """Where the trainings of several processes are: all of 2, then all of 4, and those that stop on the way.
+
+    <strategy><processes>  the arms
+    handed_on              2 processes to update 11, 4 to update 21
+    spread                 one process to update 11, 2 to the end
+    """
+    root = tmp_path_factory.mktemp("together")
+    long = micro(*LONG)
+    begun = Training(long.config.overrides, root / "spread", told=(0, 10)).carried_out(0)
+    assert begun == STOPPED
+    trainings = [Training(several(micro(*ARMS[arm]), kind, 2), root / f"{kind}2") for kind, arm in BY_TWO]
+    trainings += [
+        Training(several(long, "fsdp", 2), root / "handed_on", told=(1, 10)),
+        Training(several(long, "fsdp", 2), root / "spread"),
+    ]
+    two = train_together(2, *trainings)
+    assert two[0] == two[1]
+    assert two[0][-2:] == [STOPPED, str(training_folder(long, root / "spread"))]
+    shutil.copytree(root / "handed_on", root / "of_two")
+    trainings = [Training(several(micro(*ARMS[arm]), kind, 4), root / f"{kind}4") for kind, arm in BY_FOUR]
+    four = train_together(4, *trainings, Training(several(long, "fsdp", 4), root / "handed_on", told=(3, 20)))
+    assert [words[-1] for words in four] == [STOPPED] * 4
+    return root
+
+
+def furthest(one: Path, other: Path, name: str) -> float:
+    """The largest difference of any weight that has a gradient."""
+    wanted, found = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
+    assert wanted.keys() == found.keys()
+    kept = [key for key in wanted if not any(part in key for part in WITHOUT_GRADIENT)]
+    assert len(kept) > 0.8 * len(wanted)
+    return max(float((wanted[key] - found[key]).abs().max()) for key in kept)
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "processes", "arm"),
+    [(kind, n, arm) for n, arms in ((2, BY_TWO), (4, BY_FOUR)) for kind, arm in arms],
+)
+def test_several_processes_train_what_one_does(micro, alone, together, kind: str, processes: int, arm: str) -> None:
+    run = micro(*ARMS[arm])
+    folder, reference = training_folder(run, together / f"{kind}{processes}"), alone(*ARMS[arm])
+    # fp32: 5 updates of up to 4e-4; bf16 rounds to 3 digits
+    near = 1e-5 if run.train.precision == "fp32" else 1e-3
+    assert furthest(reference, folder, "online") < near
+    assert furthest(reference, folder, "ema") < near
+    for wanted, found in zip(curve(reference), curve(folder), strict=True):
+        assert wanted.keys() == found.keys()
+        assert found == pytest.approx(wanted, rel=1e-5 if near == 1e-5 else 1e-2)
+    done = json.loads((folder / "done.json").read_text())
+    assert (done["processes"], done["strategy"], done["signature"]) == (processes, kind, run.training_signature)
+    assert done["train_flops"] == json.loads((reference / "done.json").read_text())["train_flops"]
+    assert done["parameters"] == json.loads((reference / "done.json").read_text())["parameters"]
+    assert not list(folder.glob("checkpoints/*"))
+
+
+def test_the_comparison_sees_an_update_of_another_batch(micro, alone, tmp_path: Path) -> None:
+    """1e-5 tells trainings apart: those of another seed's batches differ by more than a hundred times that."""
+    other = train(micro(*ARMS["flow"], "train.condition_dropout=0.5"), tmp_path)
+    assert furthest(alone(*ARMS["flow"]), other, "online") > 1e-4
+
+
+def test_a_training_by_two_is_continued_by_four_and_ended_by_one(micro, alone, together) -> None:
+    run = micro(*LONG)
+    folder = training_folder(run, together / "handed_on")
+    found = last_checkpoint(folder)
+    assert found is not None
+    assert (found[0].is_dir(), found[1]) == (True, 21)  # each of them stopped after the same update
+    assert len(list(found[0].glob("shard-*-of-00004.safetensors"))) == 4
+    assert train(run, together / "handed_on") == folder
+    reference = alone(*LONG)
+    # 24 updates by up to 4e-4, in other orders of summation
+    assert max(furthest(reference, folder, name) for name in ("online", "ema")) < 1e-4
+    assert [point["step"] for point in curve(folder)] == [8, 10, 16, 20, 24]  # none where it was stopped
+    for wanted, made in zip(curve(reference), curve(folder), strict=True):
+        assert made == pytest.approx(wanted, rel=1e-5)
+    assert not list(folder.glob("checkpoints/*"))
+
+
+def test_a_training_by_one_is_continued_by_two(micro, alone, together) -> None:
+    folder = training_folder(micro(*LONG), together / "spread")
+    assert max(furthest(alone(*LONG), folder, name) for name in ("online", "ema")) < 1e-4
+    for wanted, made in zip(curve(alone(*LONG)), curve(folder), strict=True):
+        assert made == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_checkpoint_that_lacks_a_process_s_part_falls_back_to_the_one_before(
+    micro, together, tmp_path, caplog
+) -> None:
+    for number, spoil in enumerate((Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-8]))):
+        folder = tmp_path / str(number) / training_folder(micro(*LONG), tmp_path).name
+        shutil.copytree(training_folder(micro(*LONG), together / "of_two"), folder)
+        assert last_checkpoint(folder) == (folder / "checkpoints" / "last.ckpt", 11)
+        spoil(folder / "checkpoints" / "last.ckpt" / "shard-00001-of-00002.safetensors")
+        with caplog.at_level(logging.WARNING, logger="pw"):
+            assert last_checkpoint(folder) == (folder / "checkpoints" / "previous.ckpt", 8)
+        assert "last.ckpt is unreadable" in caplog.text
+        caplog.clear()
+
+
+def test_a_split_checkpoint_holds_what_one_file_would(micro, together) -> None:
+    """Every weight, its average and both moments, whole; and nothing that needs unpickling."""
+    from pw.sharded import as_one_file
+
+    folder = training_folder(micro(*LONG), together / "of_two") / "checkpoints" / "last.ckpt"
+    checkpoint = as_one_file(folder)
+    shapes = {name: value.shape for name, value in load_file(_exported(micro, together)).items()}
+    assert checkpoint["state_dict"].keys() == {f"{net}.{name}" for net in ("net", "ema") for name in shapes}
+    assert all(value.shape == shapes[name.partition(".")[2]] for name, value in checkpoint["state_dict"].items())
+    (optimizer,) = checkpoint["optimizer_states"]
+    trained = optimizer["param_groups"][0]["params"]
+    assert sorted(optimizer["state"]) == list(trained) == list(range(len(shapes)))
+    assert all(float(values["step"]) == 11 for values in optimizer["state"].values())
+    assert any(torch.count_nonzero(values["exp_avg_sq"]) for values in optimizer["state"].values())
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".pt"}
+
+
+def _exported(micro, together: Path) -> Path:
+    return training_folder(micro(*LONG), together / "spread") / "ema.safetensors"
