@@ -166,6 +166,12 @@ def place(trainer: Trainer, environment: Mapping[str, str] = os.environ) -> Plac
     return found
 
 
+def is_heard(trainer: Trainer) -> bool:
+    """Whether what this process prints is for the user: of those that train together the first, or who launched it."""
+    found = place(trainer)
+    return found is None or (found.is_first and not found.is_launched)
+
+
 @dataclass(frozen=True)
 class Team:
     """The processes of a training, once they have met. Alone, it asks nobody."""
@@ -232,9 +238,10 @@ def joined(trainer: Trainer, place: Place) -> Generator[Team]:
         store: Any = dist.FileStore(place.store, place.processes)
     elif place.processes == 1:
         store = dist.HashStore()
+    elif "MASTER_ADDR" in os.environ:
+        store = None  # torch asks the environment
     else:
-        address, port = _address()
-        store = dist.TCPStore(address, port, place.processes, is_master=place.is_first, multi_tenant=True)
+        store = dist.TCPStore(*_address(), place.processes, is_master=place.is_first)
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.processes)
     try:
         yield Team(place, is_connected=True)
@@ -243,9 +250,7 @@ def joined(trainer: Trainer, place: Place) -> Generator[Team]:
 
 
 def _address() -> tuple[str, int]:
-    """Where the first process listens: torchrun says it; under srun it follows from the job."""
-    if "MASTER_ADDR" in os.environ:
-        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    """Where the first process of a step of SLURM listens: it follows from the job."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     environment = SLURMEnvironment(auto_requeue=False)

@@ -306,19 +306,21 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def batches(run: Run, first: int, share: parallel.Share) -> Any:
-    """The share's batches from number `first` on, endless: {"clips": see `Stage.prepare`, "index": int}.
+def batches(run: Run, first: int, share: parallel.Share | None = None) -> Any:
+    """The share's batches (all, by default) from number `first` on, endless: {"clips": see `Stage.prepare`, "index"}.
 
     The position in the data is the batch number alone, so nothing of a data loader needs saving.
     """
     from torch.utils.data import DataLoader, IterableDataset
 
+    mine = share or parallel.Share.of(run.train)
+
     class Batches(IterableDataset):
         def __iter__(self) -> Iterator[dict[str, Any]]:
             turn = first
             while True:
-                index = share.index(turn)
-                yield {"clips": clips(run, index, share), "index": index}
+                index = mine.index(turn)
+                yield {"clips": clips(run, index, mine), "index": index}
                 turn += 1
 
     return DataLoader(Batches(), batch_size=None)
@@ -371,7 +373,7 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
 
         def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
             pl_module._spent = tuple(checkpoint["pw_spent"])
-            pl_module._losses = checkpoint["pw_losses"]
+            pl_module._losses = checkpoint.get("pw_losses", {})  # none in those written before it could be stopped
 
         def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
             checkpoint["pw_spent"] = list(self.spent())
@@ -576,10 +578,8 @@ def main(arguments: list[str]) -> int:
     began = time.perf_counter()
 
     def progress(update: int, updates: int) -> None:
-        place = parallel.place(run.trainer)
-        if place is not None and place.is_launched:
-            parallel.report(update=update, updates=updates)
-        if place is not None and (place.is_launched or not place.is_first):
+        parallel.report(update=update, updates=updates)
+        if not parallel.is_heard(run.trainer):
             return
         left = (time.perf_counter() - began) / max(1, update) * (updates - update)
         end = "\r" if sys.stderr.isatty() else "\n"
@@ -588,6 +588,11 @@ def main(arguments: list[str]) -> int:
 
     try:
         folder = train(run, outputs, progress)
+    except parallel.Stopped as stopped:
+        if parallel.is_heard(run.trainer):
+            name = signal.Signals(stopped.signal).name
+            print(f"stopped by {name}, with a checkpoint; the same command goes on", file=sys.stderr)
+        raise
     except (ValueError, OSError) as error:
         if not parallel.tell_failure(error):
             print(f"error: {error}", file=sys.stderr)

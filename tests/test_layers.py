@@ -80,7 +80,7 @@ DOORS = {
     "diffusers": ("pw/nn", "benchmarks/systems"),
     "transformers": ("pw/nn/text.py",),
     "huggingface_hub": ("pw/weights.py", "pw/data/ultravideo.py", "benchmarks/weights.py"),
-    "lightning": ("pw/stages", "pw/train.py"),
+    "lightning": ("pw/stages", "pw/train.py", "pw/parallel.py", "pw/sharded.py"),
     "matplotlib": ("benchmarks/figures.py",),
     "pyiqa": ("benchmarks/metrics/musiq.py",),
     "pandas": (),
