@@ -32,7 +32,6 @@ from pw.build import Run, build
 from pw.config import ROOT, ConfigError
 from pw.cost import parameters, trained_parameters, training_cost
 from pw.data import NO_DATA, Unset
-from pw.data.latents import LatentClips
 from pw.method.weighting import DeltaSigma
 from pw.nn import options
 from pw.provenance import provenance
@@ -328,6 +327,8 @@ def batches(run: Run, first: int, share: parallel.Share | None = None) -> Any:
 
 def clips(run: Run, index: int, share: parallel.Share) -> Any:
     """The index-th batch: of encoded clips the share's part, of pixels all."""
+    from pw.data.latents import LatentClips
+
     if isinstance(run.source, LatentClips):  # by position: a part is a smaller batch of a higher number
         return run.source.batch(run.seed, index * share.parts + share.part, share.clips)
     return run.source.batch(run.seed, index, run.train.batch_size)
@@ -601,7 +602,8 @@ def main(arguments: list[str]) -> int:
         if not parallel.tell_failure(error):
             raise
         return 1
-    print(folder)
+    if parallel.is_heard(run.trainer):
+        print(folder)
     return 0
 
 
