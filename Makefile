@@ -18,7 +18,7 @@ export WDS_SECURE := 1
 unexport VIRTUAL_ENV
 unexport PYTHONPATH
 
-.PHONY: help setup weights ablation ablations data latents train sample plan generate bench export coverage score table compare power lint-paper system vbench-env iqa notebooks mlflow test check format lock clean
+.PHONY: help setup weights ablation ablations status data latents train sample plan generate bench export coverage score table compare power lint-paper system vbench-env iqa notebooks mlflow test check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -33,6 +33,9 @@ ablation: .venv/.ready ## run one ablation to its table: make ablation name=ansc
 
 ablations: .venv/.ready ## list the ablations: what each varies, claims, and what came out
 	@$(RUN) -m experiments list
+
+status: .venv/.ready ## how far an ablation is, read from its files: make status name=ansc [args="outputs=DIR"]
+	@$(RUN) -m experiments status name=$(name) $(args)
 
 data: .venv/.ready ## turn a folder of videos, or UltraVideo, into shards: make data path=DIR|name=ultravideo [args="frames=5 taste=5 …"]
 	@$(RUN) -m pw.data path="$(path)" name="$(name)" $(args)

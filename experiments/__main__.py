@@ -2,6 +2,7 @@
 
 `make power ablation=ansc`: what n prompts and m seeds can show (`experiments/_power.py`).
 `make compare a=… b=…`: two runs or folders of videos, paired (`experiments/_compare.py`).
+`make status name=ansc`: how far it is (`experiments/_status.py`).
 
 python -m experiments name=ansc [seeds=5] [arms=baseline,full] [dry_run=true] [vary_start=true] [fresh=true]
                       [workers=2] [mlflow=false] [outputs=DIR] [any override of conf/, for every run]
@@ -21,6 +22,7 @@ from typing import Any
 from experiments import load, names
 from experiments._plan import Plan, make_plan, parse
 from experiments._runner import FORK_SECONDS, Job, Pool, all_jobs, remove_results
+from experiments._status import outline, write_outline
 from pw.config import ConfigError
 from pw.sample import check_sampling
 from pw.train import OUTPUTS, check_data, check_device, check_weights
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status: 0 done, 1 some arm failed, 2 a mistake in the call, 130 interrupted."""
     if list(arguments) == ["list"]:
         return list_ablations()
-    if arguments and arguments[0] in ("power", "compare"):
+    if arguments and arguments[0] in ("power", "compare", "status"):
         return importlib.import_module(f"experiments._{arguments[0]}").main(arguments[1:])
     try:
         plan = make_plan(parse(arguments))
@@ -94,7 +96,7 @@ def run(plan: Plan) -> int:
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        outputs.mkdir(parents=True, exist_ok=True)
+        write_outline(outline(plan, jobs, rows), outputs)
         threading.Thread(target=_import_for_the_table, args=(plan.options.mlflow,), daemon=True).start()
         try:
             pool.run(todo, lambda: status.tick(pool))
@@ -116,6 +118,8 @@ def _import_for_the_table(mlflow: bool) -> None:
 
 def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any, began: float) -> int:
     """The table, from whatever was scored."""
+    from filelock import FileLock
+
     from benchmarks import report
     from experiments._table import log_to_mlflow, make_table, write_table
     from pw.tracking import TrackingError
@@ -125,7 +129,9 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 1
-    write_table(plan, result)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(plan.folder / ".lock"):  # another runner of the same ablation may be done now, too
+        write_table(plan, result)
     console.print()
     console.print(report.terminal(result, console.width))
     if plan.options.mlflow:
@@ -199,6 +205,9 @@ class _Show:
             return
         self.last = now
         doing = ", ".join(f"{r.job.label} {100 * r.share:.0f} %" for r in pool.running)
+        if pool.held:
+            holder = next(iter(pool.held.values()))
+            doing += f"{', ' * bool(doing)}{len(pool.held)} in the hands of {holder.who}"
         text = f"{self.done} of {self.total} done, about {_minutes(pool.seconds_left())} left: {doing}"
         if self.console.is_terminal:
             # written past rich, which would drop the carriage return

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.metrics import lookup
+from experiments._ledger import Claim, Ledger
 from experiments._plan import Plan
 from pw.build import Run
 from pw.config import digest
@@ -103,11 +104,12 @@ def score_is_current(score: dict[str, Any]) -> bool:
 
 @dataclass
 class Row:
-    """Where one (row, seed) of the table finds its scores."""
+    """Where one (row, seed) of the table finds its scores, and the arm that it belongs to."""
 
     name: str
     seed: int
     job: Job
+    arm: str
 
 
 def train_jobs(run: Run, label: str) -> list[Job]:
@@ -140,11 +142,13 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
             jobs.setdefault(job.key, job)
         return more[-1].key
 
-    def scored(name: str, seed: int, run: Run, videos: Path, needs: list[str], solution: Path | None = None) -> None:
+    def scored(
+        name: str, arm: str, seed: int, run: Run, videos: Path, needs: list[str], solution: Path | None = None
+    ) -> None:
         score = score_request(plan, name, run, videos, solution, seed)
         key = f"score:{score['out']}"
         job = jobs.setdefault(key, Job(key, f"score {name} seed {seed}", "score", run, tuple(needs), score=score))
-        rows.append(Row(name, seed, job))
+        rows.append(Row(name, seed, job, arm))
 
     asks = any("solution" in lookup(metric).needs for metric in plan.ablation.metrics)
     for arm, seed, run in plan.runs():
@@ -159,14 +163,14 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
             )
             solution = sample_folder(solved, outputs, seed)
         if ceiling:
-            scored("floor", seed, run, reference_folder(run, outputs, seed) / "real_b", needs[:1])
+            scored("floor", arm.name, seed, run, reference_folder(run, outputs, seed) / "real_b", needs[:1])
             if solution is not None:
-                scored("ceiling", seed, run, solution, needs[-1:])
-        scored(arm.name, seed, run, sample_folder(run, outputs, seed), needs, solution)
+                scored("ceiling", arm.name, seed, run, solution, needs[-1:])
+        scored(arm.name, arm.name, seed, run, sample_folder(run, outputs, seed), needs, solution)
     for probe in plan.probes:
         name = probe_row(probe.arm, probe.value)
         needs = [add(sample_jobs(probe.run, f"{name} seed {probe.seed}", probe.run.sampling.count, probe.seed))]
-        scored(name, probe.seed, probe.run, sample_folder(probe.run, outputs, probe.seed), needs)
+        scored(name, probe.arm, probe.seed, probe.run, sample_folder(probe.run, outputs, probe.seed), needs)
     return list(jobs.values()), rows
 
 
@@ -223,9 +227,10 @@ def _structure(run: Run, outputs: Path, seed: int, is_floor: bool) -> Path | Non
 # ---- the worker's side
 
 
-def _work(job: Job, outputs: Path, log: Path, report: Connection, parent: Connection) -> None:
-    """Carry out one job in a process of its own; its words go to `log`, its progress to `report`."""
+def _work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Connection) -> None:
+    """Carry out one job in a process of its own; its words go to the claim's log, its progress to `report`."""
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    log, ledger = Path(claim.log), Ledger(outputs)
     log.parent.mkdir(parents=True, exist_ok=True)
     stream = log.open("w", buffering=1)
     os.dup2(stream.fileno(), 1)
@@ -235,7 +240,14 @@ def _work(job: Job, outputs: Path, log: Path, report: Connection, parent: Connec
         import torch
 
         torch.set_num_threads(job.run.trainer.threads)
-        _do(job, outputs, lambda done, total: report.send(("progress", done, total)))
+        with ledger.working(claim) as note:
+
+            def progress(done: int, total: int) -> None:
+                note(done, total)
+                report.send(("progress", done, total))
+
+            _do(job, outputs, progress)
+        ledger.release(job.key)
         report.send(("done", "", ""))
     except BaseException as error:
         traceback.print_exc()
@@ -303,13 +315,16 @@ def default_workers() -> int:
 class Pool:
     """Runs jobs in their order as soon as what they need is done, `workers` at a time.
 
-    show(event, job, text) is told what happens; failed: key -> reason, dependants included.
+    show(event, job, text) is told what happens; failed: key -> reason, dependants included; held: key -> the claim of
+    another runner, whose job is waited for while there is nothing else to do.
     """
 
     def __init__(self, outputs: Path, workers: int, show: Callable[[str, Job, str], None]) -> None:
         self.outputs, self.show = outputs, show
         self.workers = workers or default_workers()
+        self.ledger = Ledger(outputs)
         self.failed: dict[str, str] = {}
+        self.held: dict[str, Claim] = {}
         self.running: list[_Running] = []
         self.waiting: list[Job] = []
         self.pace = 1.0  # measured seconds per estimated second
@@ -323,7 +338,7 @@ class Pool:
         try:
             while self.waiting or self.running:
                 self._start()
-                if not self.running:
+                if not self.running and not self.held:
                     break
                 ends = [r.report for r in self.running] + [r.process.sentinel for r in self.running]
                 wait(ends, timeout=1.0)
@@ -334,6 +349,7 @@ class Pool:
             for running in self.running:
                 running.process.kill()
                 running.process.join()
+                self.ledger.release(running.job.key)
             self.running.clear()
 
     def seconds_left(self) -> float:
@@ -357,18 +373,26 @@ class Pool:
                 self.failed[job.key] = f"not run: {self.failed[broken[0]].removeprefix('not run: ')}"
                 self.show("skipped", job, self.failed[job.key])
                 return self._start()
-        ready = [job for job in self.waiting if not pending & set(job.needs)]
-        free = self.workers - len(self.running)
-        for job in ready[:free]:
+        self.held.clear()
+        for job in [job for job in self.waiting if not pending & set(job.needs)]:
+            if len(self.running) >= self.workers:
+                return None
+            claim = self.ledger.claim(job.key, job.label, self.log_of(job))
+            if claim.owner != self.ledger.owner:
+                self.held[job.key] = claim
+                continue
             self.waiting.remove(job)
-            self._launch(job)
+            if job.is_done(self.outputs):  # by another runner, since the plan was made
+                self.ledger.release(job.key)
+                self.show("done", job, "by another runner")
+                return self._start()
+            self._launch(job, claim)
         return None
 
-    def _launch(self, job: Job) -> None:
+    def _launch(self, job: Job, claim: Claim) -> None:
         report, theirs = self.context.Pipe(duplex=False)
         parent_read, parent_write = self.context.Pipe(duplex=False)
-        log = self.log_of(job)
-        process = self.context.Process(target=_work, args=(job, self.outputs, log, theirs, parent_read), daemon=True)
+        process = self.context.Process(target=_work, args=(job, self.outputs, claim, theirs, parent_read), daemon=True)
         process.start()
         theirs.close()
         parent_read.close()
@@ -405,6 +429,7 @@ class Pool:
             self.show("done", running.job, f"{took:.0f} s")
         else:
             self.failed[running.job.key] = f"{running.job.label} failed: {outcome[1]}"
+            self.ledger.fail(running.job.key, outcome[1])
             self.show("failed", running.job, f"{outcome[1]} (log: {self.log_of(running.job)})")
 
 
