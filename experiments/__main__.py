@@ -5,7 +5,8 @@
 `make status name=ansc`: how far it is (`experiments/_status.py`).
 
 python -m experiments name=ansc [seeds=5] [arms=baseline,full] [dry_run=true] [vary_start=true] [fresh=true]
-                      [workers=2] [mlflow=false] [outputs=DIR] [any override of conf/, for every run]
+                      [launcher=submitit launcher.partition=…] [workers=2] [mlflow=false] [outputs=DIR]
+                      [any override of conf/, for every run]
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import load, names
+from experiments._launch import Local, Queue, Submitit, Unit, farewell, take_launcher, units
 from experiments._plan import Plan, make_plan, parse
 from experiments._runner import FORK_SECONDS, Job, Pool, all_jobs, remove_results
 from experiments._status import outline, write_outline
@@ -35,11 +37,14 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in ("power", "compare", "status"):
         return importlib.import_module(f"experiments._{arguments[0]}").main(arguments[1:])
     try:
-        plan = make_plan(parse(arguments))
+        launcher, words = take_launcher(arguments)
+        plan = make_plan(parse(words))
+        if isinstance(launcher, Submitit) and not plan.options.dry_run:
+            launcher.check()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return run(plan)
+    return run(plan, launcher)
 
 
 def list_ablations() -> int:
@@ -58,7 +63,7 @@ def list_ablations() -> int:
     return 0
 
 
-def run(plan: Plan) -> int:
+def run(plan: Plan, launcher: Local | Submitit) -> int:
     """Carry the plan out and show its table."""
     from rich.console import Console
 
@@ -75,11 +80,14 @@ def run(plan: Plan) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     status = _Show(console, len(todo))
-    on_gpu = any(job.run.trainer.accelerator == "gpu" for job in jobs)
-    pool = Pool(outputs, plan.options.workers or on_gpu, status.event)  # one job at a time has a GPU to itself
-    pool.waiting = list(todo)
+    found = outline(plan, jobs, rows)
+    pool = _pool(launcher, plan, todo, units(todo, found.cells), status)
     _print_plan(console, plan, jobs, todo, pool.seconds_left() + (FORK_SECONDS if todo else 0))
     if plan.options.dry_run:
+        if isinstance(pool, Queue):
+            for unit in pool.pending.values():
+                after = f" after {', '.join(unit.needs)}" if unit.needs else ""
+                console.print(f"  job {unit.name}: {len(unit.jobs)} things to do{after}", markup=False)
         for job in todo:
             # on one line and to the letter, whatever the width: it is to be copied
             style = "dim" if job.kind == "score" else ""
@@ -91,19 +99,34 @@ def run(plan: Plan) -> int:
             for arm in plan.arms:
                 check_data(arm.first)
                 check_weights(arm.first)
-                check_device(arm.first)
+                if isinstance(launcher, Local):
+                    check_device(arm.first)
                 check_sampling(arm.first)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        write_outline(outline(plan, jobs, rows), outputs)
+        write_outline(found, outputs)
         threading.Thread(target=_import_for_the_table, args=(plan.options.mlflow,), daemon=True).start()
         try:
             pool.run(todo, lambda: status.tick(pool))
         except KeyboardInterrupt:
-            console.print("\ninterrupted; what is finished is kept, the same command goes on from here")
+            there = "what is finished is kept, the same command goes on from here"
+            console.print(f"\ninterrupted; {farewell(pool) if isinstance(pool, Queue) else there}", markup=False)
             return 130
     return finish(plan, rows, pool.failed, console, began)
+
+
+def _pool(
+    launcher: Local | Submitit, plan: Plan, todo: Sequence[Job], pending: Sequence[Unit], status: _Show
+) -> Pool | Queue:
+    """What carries the jobs out: processes of this machine, or a queue."""
+    outputs = plan.options.outputs
+    if isinstance(launcher, Submitit):
+        return Queue(launcher, plan.folder, outputs, pending, status.event)
+    on_gpu = any(arm.first.trainer.accelerator == "gpu" for arm in plan.arms)  # one job at a time has it to itself
+    pool = Pool(outputs, plan.options.workers or launcher.workers or on_gpu, status.event)
+    pool.waiting = list(todo)
+    return pool
 
 
 def _import_for_the_table(mlflow: bool) -> None:
@@ -199,7 +222,7 @@ class _Show:
         elif what in ("failed", "skipped"):
             self._line(f"[red]✗ {escape(f'{job.label}: {text}')}[/]")
 
-    def tick(self, pool: Pool) -> None:
+    def tick(self, pool: Pool | Queue) -> None:
         now = time.perf_counter()
         if now - self.last < self.every:
             return

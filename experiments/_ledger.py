@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -25,6 +26,7 @@ from pw.config import digest
 from pw.train import write_json
 
 BEAT = 3.0  # seconds between two signs of life
+SQUEUE = 10  # seconds between two questions to SLURM
 SILENT = 120.0  # seconds without one, after which nobody is thought to work on a job
 
 
@@ -32,17 +34,17 @@ SILENT = 120.0  # seconds without one, after which nobody is thought to work on 
 class Claim:
     """One job in somebody's hands.
 
-    state          queued: handed to a scheduler; running; failed; stopped: by a signal, to be continued
+    state          queued: handed to a scheduler; running; failed
     owner          the ledger (a runner's) that claimed it
     host, pid      who works on it; `started` is when that process was made: numbers of processes are used again
     since, beat    epoch seconds: when it was claimed, and the last sign of life
     done, total    updates or batches; (first, at_first) is where this process began, for the time that is left
-    queue          the scheduler's number of it
+    queue          its place there, `slurm:17_0`
     """
 
     key: str
     label: str
-    state: Literal["queued", "running", "failed", "stopped"]
+    state: Literal["queued", "running", "failed"]
     owner: str
     host: str
     pid: int
@@ -60,7 +62,9 @@ class Claim:
 
     @property
     def is_stale(self) -> bool:
-        """Whether it says running, but its process is gone or silent."""
+        """Whether it says running, but its process is gone or silent; or queued, but the queue does not know it."""
+        if self.state == "queued":
+            return bool(self.queue) and not is_in_queue(self.queue)
         if self.state != "running":
             return False
         return time.time() - self.beat > SILENT or (self.host == _host() and not _is_alive(self.pid, self.started))
@@ -68,7 +72,7 @@ class Claim:
     @property
     def is_held(self) -> bool:
         """Whether somebody works on it, or will."""
-        return self.state == "queued" or (self.state == "running" and not self.is_stale)
+        return self.state in ("queued", "running") and not self.is_stale
 
     @property
     def seconds_left(self) -> float | None:
@@ -80,15 +84,15 @@ class Claim:
     @property
     def who(self) -> str:
         """For people."""
-        return f"process {self.pid} on {self.host}"
+        return f"the queue, as {self.queue}" if self.state == "queued" else f"process {self.pid} on {self.host}"
 
 
 class Ledger:
     """The claims under one folder of outputs, and a name to claim in."""
 
-    def __init__(self, outputs: Path) -> None:
+    def __init__(self, outputs: Path, owner: str = "") -> None:
         self.folder = outputs / "ledger"
-        self.owner = secrets.token_hex(8)
+        self.owner = owner or secrets.token_hex(8)
 
     def path(self, key: str) -> Path:
         """The file of a job."""
@@ -101,20 +105,42 @@ class Ledger:
         except (OSError, ValueError, TypeError):  # none; cut off by a crash of the machine; an older version's
             return None
 
-    def claim(self, key: str, label: str, log: Path, *, state: Literal["queued", "running"] = "running") -> Claim:
-        """Claim a job: the claim that then holds, of another `owner` if somebody else has the job."""
+    def claim(
+        self,
+        key: str,
+        label: str,
+        log: Path,
+        *,
+        state: Literal["queued", "running"] = "running",
+        queue: str = "",
+        over_queued: bool = False,
+    ) -> Claim:
+        """Claim a job: the claim that then holds, of another `owner` if somebody else has the job.
+
+        over_queued: also when it waits in another's queue, by one whose turn has come.
+        """
         from filelock import FileLock
 
         now = time.time()
-        mine = Claim(key, label, state, self.owner, _host(), os.getpid(), _started(), now, now, str(log))
+        mine = Claim(key, label, state, self.owner, _host(), os.getpid(), _started(), now, now, str(log), queue=queue)
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / ".lock"):
                 found = self.read(key)
-                if found is not None and found.is_held and found.owner != self.owner:
+                is_others = found is not None and found.owner != self.owner and found.is_held
+                if found is not None and is_others and not (over_queued and found.state == "queued"):
                     return found
                 self.write(mine)
         return mine
+
+    def enqueue(self, key: str, queue: str) -> None:
+        """Note where a claimed job waits, unless its turn has come already."""
+        from filelock import FileLock
+
+        with suppress(OSError), FileLock(self.folder / ".lock"):
+            found = self.read(key)
+            if found is not None and found.state == "queued":
+                self.write(replace(found, queue=queue))
 
     def write(self, claim: Claim) -> None:
         """Replace the claim, at once and whole. A disk that is full keeps the older one."""
@@ -165,6 +191,28 @@ class _Held:
             self.ledger.write(replace(self.claim, beat=time.time()))
             if self.ended.wait(BEAT):
                 return
+
+
+def is_in_queue(place: str) -> bool:
+    """Whether `slurm:17_0` waits or runs; where this machine does not see the queue, yes."""
+    kind, _, number = place.partition(":")
+    if kind == "local":
+        import psutil
+
+        return psutil.pid_exists(int(number)) and psutil.Process(int(number)).status() != psutil.STATUS_ZOMBIE
+    there = _squeue(int(time.time() // SQUEUE))
+    return there is None or number in there
+
+
+@lru_cache(maxsize=1)
+def _squeue(_: int) -> frozenset[str] | None:
+    """Numbers of all jobs of SLURM's queue, arrays one by one; asked no more than once in SQUEUE seconds."""
+    try:
+        asked = ["squeue", "--noheader", "--array", "--format=%i"]
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return frozenset(told.stdout.split())
 
 
 @lru_cache(maxsize=1)

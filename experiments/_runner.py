@@ -237,16 +237,13 @@ def _work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Con
     os.dup2(stream.fileno(), 2)
     sys.stdout = sys.stderr = stream
     try:
-        import torch
-
-        torch.set_num_threads(job.run.trainer.threads)
         with ledger.working(claim) as note:
 
             def progress(done: int, total: int) -> None:
                 note(done, total)
                 report.send(("progress", done, total))
 
-            _do(job, outputs, progress)
+            carry_out(job, outputs, progress)
         ledger.release(job.key)
         report.send(("done", "", ""))
     except BaseException as error:
@@ -262,10 +259,14 @@ def _end_with_parent(parent: Connection) -> None:
         os._exit(1)
 
 
-def _do(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> None:
+def carry_out(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> None:
+    """Do one job in this process."""
+    import torch
+
     from pw.sample import sample
     from pw.train import train
 
+    torch.set_num_threads(job.run.trainer.threads)
     if job.kind == "train":
         train(job.run, outputs, progress)
     elif job.kind == "sample":

@@ -67,7 +67,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Cell:
-    """How far one arm and seed is: `state` is done, running, planned, queued, failed, stopped or stale."""
+    """How far one arm and seed is: `state` is done, running, planned, queued, failed or stale."""
 
     arm: str
     seed: int
@@ -148,7 +148,7 @@ def _cell(
     if count == len(tasks):
         return Cell(arm, seed, "done", count, len(tasks))
     mine = [(task, claims[task.key]) for task in tasks if task.key in claims]
-    for state in ("failed", "stale", "running", "queued", "stopped"):
+    for state in ("failed", "stale", "running", "queued"):
         for task, claim in mine:
             if state != ("stale" if claim.is_stale else claim.state):
                 continue
@@ -163,9 +163,7 @@ def _told(state: str, task: Task, claim: Claim, outputs: Path) -> str:
     if state == "failed":
         return f"{claim.error} (log: {claim.log})"
     if state == "queued":
-        return f"job {claim.queue} of the queue for {_span(time.time() - claim.since)}"
-    if state == "stopped":
-        return "by a signal; it is continued when it is started again"
+        return f"in the queue ({claim.queue}) for {_span(time.time() - claim.since)}"
     if state == "stale":
         silent = _span(time.time() - claim.beat)
         return f"{claim.who} is gone or stuck, its last sign {silent} ago; the same command goes on from there"

@@ -65,11 +65,11 @@ def at(values: Mapping[str, Any], key: str) -> Any:
 
 @lru_cache(maxsize=1)
 def groups() -> dict[str, tuple[str, ...]]:
-    """Every config group and its options: the folders of conf/ and their files."""
+    """Every config group and its options: the folders of conf/ and their files. A launcher is no part of a run."""
     return {
         folder.name: tuple(sorted(path.stem for path in folder.glob("*.yaml")))
         for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and folder.name != "launcher"
     }
 
 

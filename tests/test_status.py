@@ -86,9 +86,9 @@ class TestAClaim:
         assert not claim.is_stale
         assert replace(claim, started=claim.started - 60).is_stale
 
-    @pytest.mark.parametrize("state", ["failed", "stopped"])
-    def test_that_failed_or_was_stopped_holds_nobody_off(self, ledger: Ledger, tmp_path: Path, state: str) -> None:
-        ledger.write(replace(claimed(ledger), state=state))  # ty: ignore[invalid-argument-type]
+    def test_that_failed_holds_nobody_off(self, ledger: Ledger, tmp_path: Path) -> None:
+        claimed(ledger)
+        ledger.fail(KEY, "ValueError: no")
         other = Ledger(tmp_path)
         assert claimed(other).owner == other.owner
 

@@ -1,0 +1,223 @@
+"""What goes wrong on real machines, on a small ablation: the table is afterwards the undisturbed one, digit for digit.
+
+A killed runner and a training that cannot begin are in `test_ablation.py`, signals in `test_launcher.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from experiments import DETAIL, Ablation, Statement
+from experiments._ledger import Ledger
+from experiments._plan import Options, Plan, plan_of
+from experiments._runner import PRELOAD, Job, Pool, all_jobs
+from experiments._status import look, outline
+from experiments._table import make_table, write_table
+
+# arms that differ in what will happen to them
+ABLATION = Ablation(
+    fixed="stage=hires",
+    varies=("weighting.p", "optimizer.lr"),
+    arms={"killed": "weighting.p=0.25", "full_disk": "weighting.p=0.75", "not_finite": "optimizer.lr=1e30"},
+    versus="first",
+    metrics=DETAIL,
+)
+SIZES = (
+    *("start.updates=6", "train.updates=60", "train.batch_size=2", "train.checkpoint_every=1"),
+    *("sampling.count=4", "sampling.solution_steps=8"),
+)
+
+
+def planned(outputs: Path) -> Plan:
+    return plan_of(Options("faults", seeds=(0,), outputs=outputs, overrides=SIZES), ABLATION, Statement("", "", "", ""))
+
+
+def table(plan: Plan, pool: Pool) -> dict[str, Any]:
+    """The table but for what a run costs and where it lies."""
+    result = make_table(plan, all_jobs(plan)[1], pool.failed)
+    without_place = json.loads(json.dumps(result, default=str).replace(str(plan.options.outputs), ""))
+    for arm in without_place["arms"]:
+        arm["cost"] = {"train_flops": arm["cost"].get("train_flops")}
+    return without_place
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A pool that has run, with what it told."""
+
+    plan: Plan
+    pool: Pool
+    told: list[tuple[str, str, str]]
+
+    def word(self, label: str) -> tuple[str, str]:
+        """(done, failed or skipped; what was said)."""
+        return next((what, text) for what, name, text in self.told if name == label and what != "started")
+
+
+def carry_out(outputs: Path, tick: Callable[[Pool], None] = lambda _: None) -> Ended:
+    """What `make ablation` does between plan and table, with two workers."""
+    plan, told = planned(outputs), []
+    pool = Pool(outputs, 2, lambda what, job, text: told.append((what, job.label, text)))
+    todo = [job for job in all_jobs(plan)[0] if not job.is_done(outputs)]
+    try:
+        pool.run(todo, lambda: tick(pool))
+    except KeyboardInterrupt:
+        told.append(("interrupted", "", ""))
+    return Ended(plan, pool, told)
+
+
+class Disturber(threading.Thread):
+    """Does something to the process of each training named, once it has begun its updates."""
+
+    def __init__(self, plan: Plan, deeds: dict[str, Callable[[int], None]]) -> None:
+        super().__init__(daemon=True)
+        self.outputs, self.ended = plan.options.outputs, threading.Event()
+        self.left = {job.label: (job, deeds[job.label]) for job in all_jobs(plan)[0] if job.label in deeds}
+
+    def run(self) -> None:
+        ledger = Ledger(self.outputs)
+        while self.left and not self.ended.wait(0.002):
+            for label, (job, deed) in list(self.left.items()):
+                begun = self.folder(job) / "checkpoints" / "previous.ckpt"
+                claim = ledger.read(job.key)
+                if begun.exists() and claim is not None and claim.pid != os.getpid():
+                    deed(claim.pid)
+                    del self.left[label]
+
+    def folder(self, job: Job) -> Path:
+        return self.outputs / "train" / job.run.training_signature
+
+
+def fill_the_disk(pid: int) -> None:
+    """No file of the process grows beyond 20 kB any more; SIGXFSZ is ignored in Python, so a write raises OSError."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+@dataclass(frozen=True)
+class Story:
+    """One ablation undisturbed; another with a killed worker and a full disk, then interrupted, then finished."""
+
+    undisturbed: Ended
+    disturbed: Ended
+    interrupted: Ended
+    finished: Ended
+    workers_left: list[int]
+    claims_left: list[str]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("a limit on another process's files is Linux's")
+    undisturbed = carry_out(tmp_path_factory.mktemp("undisturbed"))
+    outputs = tmp_path_factory.mktemp("disturbed")
+    deeds = {"train killed seed 0": lambda pid: os.kill(pid, signal.SIGKILL), "train full_disk seed 0": fill_the_disk}
+    disturber = Disturber(planned(outputs), deeds)
+    disturber.start()
+    disturbed = carry_out(outputs)
+    disturber.ended.set()
+    assert not disturber.left, "the trainings were over before anything could happen to them"
+
+    workers: list[int] = []
+
+    def interrupt(pool: Pool) -> None:
+        if pool.running:
+            workers.extend(r.process.pid for r in pool.running)
+            signal.raise_signal(signal.SIGINT)
+
+    interrupted = carry_out(outputs, interrupt)
+    alive = [pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+    claims = [json.loads(path.read_text()) for path in (outputs / "ledger").glob("*.json")]
+    running = [claim["label"] for claim in claims if claim["state"] == "running"]
+    corrupt = next(disturber.folder(job) for job in all_jobs(interrupted.plan)[0] if job.label == "train killed seed 0")
+    last = corrupt / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    return Story(undisturbed, disturbed, interrupted, carry_out(outputs), alive, running)
+
+
+def test_a_killed_worker_takes_only_what_depends_on_it(story: Story) -> None:
+    what, text = story.disturbed.word("train killed seed 0")
+    assert (what, "was killed" in text or "ended with code" in text) == ("failed", True)
+    assert story.disturbed.word("sample killed seed 0")[0] == "skipped"
+    assert story.disturbed.word("train start hires")[0] == "done"
+
+
+def test_a_full_disk_fails_its_own_training_and_says_so(story: Story) -> None:
+    what, text = story.disturbed.word("train full_disk seed 0")
+    assert what == "failed"
+    assert "File too large" in text
+
+
+def test_a_loss_that_is_not_finite_stops_its_arm_and_no_other(story: Story) -> None:
+    for ended in (story.undisturbed, story.finished):
+        failed = {label for what, label, _ in ended.told if what == "failed"}
+        assert failed == {"train not_finite seed 0"}
+        assert "the loss is not finite at update" in ended.word("train not_finite seed 0")[1]
+    assert story.undisturbed.word("score full_disk seed 0")[0] == "done"
+
+
+def test_an_interrupted_runner_leaves_no_worker_and_no_claim(story: Story) -> None:
+    assert story.interrupted.told[-1][0] == "interrupted"
+    assert story.workers_left == []
+    assert story.claims_left == []
+
+
+def test_a_corrupt_checkpoint_is_set_aside_for_the_one_before(story: Story) -> None:
+    (log,) = (story.finished.plan.options.outputs / "logs").glob("train_killed_seed_0_*.log")
+    assert "is unreadable" in log.read_text()
+    assert story.finished.word("train killed seed 0")[0] == "done"
+
+
+def test_the_table_is_afterwards_the_undisturbed_one(story: Story) -> None:
+    expected, found = (table(ended.plan, ended.pool) for ended in (story.undisturbed, story.finished))
+    assert [arm["status"].partition(":")[0] for arm in expected["arms"]] == ["ok", "ok", "failed"]
+    assert found == expected
+
+
+def test_the_status_tells_who_failed_and_why(story: Story) -> None:
+    plan = story.finished.plan
+    cells = look(outline(plan, *all_jobs(plan)), plan.options.outputs)
+    assert [cell.state for cell in cells] == ["done", "done", "failed"]
+    assert "the loss is not finite" in cells[2].detail
+    assert "ValueError" in cells[2].log[-1]
+
+
+def write_again_and_again(plan: Plan, result: dict[str, Any]) -> None:
+    while True:
+        write_table(plan, result)
+
+
+def test_a_kill_while_the_table_is_written_leaves_no_half_of_one(story: Story) -> None:
+    plan = story.finished.plan
+    result = make_table(plan, all_jobs(plan)[1], story.finished.pool.failed)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    write_table(plan, result)
+    whole = {path.name: path.read_bytes() for path in plan.folder.iterdir() if path.is_file()}
+    stamp = (plan.folder / "table.json").stat().st_mtime_ns
+    for pause in (0.0, 0.15):
+        writer = context.Process(target=write_again_and_again, args=(plan, result), daemon=True)
+        writer.start()
+        until = time.monotonic() + 60
+        while (plan.folder / "table.json").stat().st_mtime_ns == stamp:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        time.sleep(pause)
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        stamp = (plan.folder / "table.json").stat().st_mtime_ns
+        assert {name: (plan.folder / name).read_bytes() for name in whole} == whole
