@@ -18,7 +18,7 @@ export WDS_SECURE := 1
 unexport VIRTUAL_ENV
 unexport PYTHONPATH
 
-.PHONY: help setup weights ablation ablations status data latents train sample plan generate bench export coverage score table compare power lint-paper system vbench-env iqa notebooks mlflow test check format lock clean
+.PHONY: help setup weights ablation ablations status data latents train sample plan generate bench export coverage score table compare power lint-paper system vbench-env iqa notebooks mlflow test test-slurm audit check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -101,6 +101,12 @@ mlflow: .venv/.ready ## open the MLflow UI on 127.0.0.1:5000 (port=… to change
 
 test: .venv/.ready ## run the tests (under 8 minutes on 2 cores): make test [args="-k solver"]
 	@$(RUN) -m pytest -n 2 --dist loadfile $(args)
+
+test-slurm: .venv/.ready ## an ablation on a real SLURM of one node (Debian's packages, not installed; root; 10 minutes)
+	@PW_TEST_SLURM=1 .ci/slurm $(RUN) -m pytest tests/test_slurm.py $(args)
+
+audit: $(UV) ## known vulnerabilities of what the lock pins (needs a network)
+	@$(UV) tool run pip-audit --require-hashes --disable-pip -r requirements/dev.lock $(args)
 
 check: .venv/.ready ## ruff and the type checker
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/ty check pw experiments benchmarks

@@ -369,12 +369,12 @@ class Queue:
     def run(self, jobs: Sequence[Job], tick: Callable[[], None] = lambda: None) -> None:
         """Returns when every job is done or has failed."""
         pause = 0.3 if self.launcher.cluster == "local" else 5.0
+        self._look()  # what another runner finished since the plan was made
         while self.pending:
             self._hand_over()
-            self._look()
             tick()
-            if self.pending:
-                time.sleep(pause)
+            time.sleep(pause)
+            self._look()
 
     def seconds_left(self) -> float:
         """Estimated: the work left over what runs at once, but no less than its longest chain."""
@@ -394,6 +394,8 @@ class Queue:
             if (other := self._claim(unit)) is not None:
                 self.held[other.key] = other
                 continue
+            if all(job.is_done(self.outputs) for job in unit.jobs):  # meanwhile, by another runner's job
+                continue
             before = [need for need in unit.needs if need in self.pending]
             arrays.setdefault(tuple(self._queue[need].partition(":")[2] for need in before), []).append(unit)
         for after, members in arrays.items():
@@ -404,13 +406,17 @@ class Queue:
         return need not in self.pending or (self.launcher.cluster == "slurm" and need in self._queue)
 
     def _claim(self, unit: Unit) -> Claim | None:
-        """Claim a unit's jobs: None, or the claim of another that keeps it from this runner."""
-        for at, job in enumerate(unit.jobs):
+        """Claim what is left of a unit's jobs: None, or the claim of another that keeps it from this runner."""
+        mine: list[Job] = []
+        for job in unit.jobs:
+            if job.is_done(self.outputs):
+                continue
             claim = self.ledger.claim(job.key, job.label, Path(), state="queued")
             if claim.owner != self.ledger.owner:
-                for mine in unit.jobs[:at]:
-                    self.ledger.release(mine.key)
+                for other in mine:
+                    self.ledger.release(other.key)
                 return claim
+            mine.append(job)
         return None
 
     def _submit(self, after: Sequence[str], members: Sequence[Unit]) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -32,6 +33,7 @@ from pw.train import is_trained, training_folder
 SECONDS = {"flow": 0.058, "consistency": 0.080, "forward": 0.0016, "score": 0.9, "job": 0.5}
 ASSUMED_FLOPS = 4e14  # a second, at Wan's scales: as `make plan` assumes of an H100
 FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
+GRACE = 60.0  # seconds that an interrupted training has for its checkpoint
 PRELOAD = [
     "torch",
     "lightning.pytorch",
@@ -347,11 +349,21 @@ class Pool:
                     self._listen(running)
                 tick()
         finally:
+            self._end()
+
+    def _end(self) -> None:
+        """End what runs: a training has time to write a checkpoint, unless Ctrl-C is pressed once more."""
+        with suppress(KeyboardInterrupt):
             for running in self.running:
-                running.process.kill()
-                running.process.join()
-                self.ledger.release(running.job.key)
-            self.running.clear()
+                running.process.terminate()
+            until = time.monotonic() + GRACE
+            for running in self.running:
+                running.process.join(max(0.0, until - time.monotonic()))
+        for running in self.running:
+            running.process.kill()
+            running.process.join()
+            self.ledger.release(running.job.key)
+        self.running.clear()
 
     def seconds_left(self) -> float:
         """Estimated wall time to the end: the work left over the workers, but no less than its longest chain."""
