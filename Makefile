@@ -18,10 +18,10 @@ export WDS_SECURE := 1
 unexport VIRTUAL_ENV
 unexport PYTHONPATH
 
-.PHONY: help setup weights ablation ablations status data latents train sample plan generate bench export coverage score table compare power lint-paper system vbench-env iqa notebooks mlflow test test-slurm audit check format lock clean
+.PHONY: help setup weights ablation ablations status data latents train sample plan generate bench export coverage score table compare power lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 setup: .venv/.ready ## make the environment (.venv) from requirements/dev.lock
 
@@ -98,6 +98,9 @@ notebooks: .venv/.ready ## open the notebooks on 127.0.0.1
 
 mlflow: .venv/.ready ## open the MLflow UI on 127.0.0.1:5000 (port=… to change)
 	@$(RUN) -m pw.tracking port=$(or $(port),5000) $(args)
+
+mlflow-sync: .venv/.ready ## log the tables that MLflow does not have, from their files [args="outputs=DIR"]
+	@$(RUN) -m experiments sync $(args)
 
 test: .venv/.ready ## run the tests (under 8 minutes on 2 cores): make test [args="-k solver"]
 	@$(RUN) -m pytest -n 2 --dist loadfile $(args)

@@ -3,6 +3,7 @@
 `make power ablation=ansc`: what n prompts and m seeds can show (`experiments/_power.py`).
 `make compare a=… b=…`: two runs or folders of videos, paired (`experiments/_compare.py`).
 `make status name=ansc`: how far it is (`experiments/_status.py`).
+`make mlflow-sync`: what MLflow could not be told at the time (`experiments/_sync.py`).
 
 python -m experiments name=ansc [seeds=5] [arms=baseline,full] [dry_run=true] [vary_start=true] [fresh=true]
                       [launcher=submitit launcher.partition=…] [workers=2] [mlflow=false] [outputs=DIR]
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status: 0 done, 1 some arm failed, 2 a mistake in the call, 130 interrupted."""
     if list(arguments) == ["list"]:
         return list_ablations()
-    if arguments and arguments[0] in ("power", "compare", "status"):
+    if arguments and arguments[0] in ("power", "compare", "status", "sync"):
         return importlib.import_module(f"experiments._{arguments[0]}").main(arguments[1:])
     try:
         launcher, words = take_launcher(arguments)
@@ -105,7 +106,7 @@ def run(plan: Plan, launcher: Local | Submitit) -> int:
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        write_outline(found, outputs)
+        write_outline(found, plan.options)
         threading.Thread(target=_import_for_the_table, args=(plan.options.mlflow,), daemon=True).start()
         try:
             pool.run(todo, lambda: status.tick(pool))
@@ -161,7 +162,7 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
         try:
             log_to_mlflow(plan, result, rows)
         except TrackingError as error:
-            text = f"MLflow was not written ({error}); the table and all results are files, nothing is lost"
+            text = f"MLflow was not written ({error}); nothing is lost: `make mlflow-sync` takes it from the files"
             console.print(text, markup=False)
     console.print(
         f"\n{plan.folder}/table.{{md,tex,html,json,csv}}, plot.png, contact_sheet.png; "

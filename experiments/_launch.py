@@ -260,7 +260,7 @@ class Work:
         except SystemExit as error:
             if not stop.number and error.code not in {128 + number for number in STOPPING}:
                 raise
-            stop.number = stop.number or signal.SIGTERM
+            stop.number = stop.number or int(error.code or 128 + signal.SIGTERM) - 128
             ledger.write(replace(claim, state="queued", beat=time.time()))
         except BaseException as error:
             ledger.fail(job.key, f"{type(error).__name__}: {error}")
@@ -313,8 +313,19 @@ class _Stop:
         signal.raise_signal(self.number)
 
     def hand_on(self) -> None:
-        """Let submitit put the job back into the queue; does not return."""
+        """Let submitit put the job back into the queue, unless it was cancelled; does not return."""
+        if self.number == signal.SIGTERM and _is_cancelled():
+            raise SystemExit(128 + self.number)
         self.before[signal.SIGUSR2](signal.SIGUSR2, None)
+
+
+def _is_cancelled() -> bool:
+    """Whether SIGTERM came from `scancel`, or SLURM itself puts the job back: else it says that the job runs."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return False
+    asked = ["squeue", "--noheader", "--format=%T", "--jobs", os.environ["SLURM_JOB_ID"]]
+    told = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return told.returncode != 0 or told.stdout.strip() != "RUNNING"
 
 
 @contextmanager

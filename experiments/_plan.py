@@ -41,6 +41,12 @@ class Options:
     outputs: Path = OUTPUTS
     overrides: tuple[str, ...] = ()
 
+    def words(self) -> list[str]:
+        """The words that say which runs these are: `parse` of them gives the same plan."""
+        arms = [f"arms={','.join(self.arms)}"] if self.arms else []
+        start = ["vary_start=true"] if self.vary_start else []
+        return [f"name={self.name}", f"seeds={list(self.seeds)}".replace(" ", ""), *arms, *start, *self.overrides]
+
 
 def parse(arguments: Sequence[str]) -> Options:
     """key=value words -> options; what is no option is an override of every run. Raises ConfigError."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.metrics import protocols
 from experiments._ledger import Claim, Ledger
-from experiments._plan import Plan, make_plan, parse
+from experiments._plan import Options, Plan, make_plan, parse
 from experiments._runner import Job, Row, all_jobs
 from pw.sample import sample_folder
 from pw.train import training_folder, write_json
@@ -106,10 +106,12 @@ def _task(job: Job, outputs: Path) -> Task:
     return Task(job.key, job.label, job.kind, str(folder.relative_to(outputs)), job.needs, total, metrics)
 
 
-def write_outline(found: Outline, outputs: Path) -> None:
-    """Keep it as the ablation's latest call, where `read_outline` finds it."""
+def write_outline(found: Outline, options: Options) -> None:
+    """Keep it as the ablation's latest call, where `read_outline` and `mlflow-sync` find it."""
+    outputs = options.outputs
     cells = [[arm, seed, keys] for (arm, seed), keys in found.cells.items()]
-    write_json(outputs / found.name / "plan.json", {"cells": cells, "tasks": [asdict(t) for t in found.tasks.values()]})
+    tasks = [asdict(task) for task in found.tasks.values()]
+    write_json(outputs / found.name / "plan.json", {"words": options.words(), "cells": cells, "tasks": tasks})
 
 
 def read_outline(name: str, outputs: Path) -> Outline | None:

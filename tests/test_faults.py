@@ -5,6 +5,7 @@ A killed runner and a training that cannot begin are in `test_ablation.py`, sign
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -19,8 +20,10 @@ from typing import Any
 
 import psutil
 import pytest
+from rich.console import Console
 
 from experiments import DETAIL, Ablation, Statement
+from experiments.__main__ import finish
 from experiments._ledger import Ledger
 from experiments._plan import Options, Plan, plan_of
 from experiments._runner import PRELOAD, Job, Pool, all_jobs
@@ -193,6 +196,16 @@ def test_the_status_tells_who_failed_and_why(story: Story) -> None:
     assert [cell.state for cell in cells] == ["done", "done", "failed"]
     assert "the loss is not finite" in cells[2].detail
     assert "ValueError" in cells[2].log[-1]
+
+
+def test_an_mlflow_that_cannot_be_written_costs_no_table(story: Story) -> None:
+    plan = story.finished.plan
+    (plan.options.outputs / "mlflow").write_text("a file where a folder should be")
+    console = Console(file=io.StringIO(), width=200)
+    assert finish(plan, all_jobs(plan)[1], story.finished.pool.failed, console, time.perf_counter()) == 1  # one arm
+    assert "MLflow was not written" in console.file.getvalue()
+    assert "make mlflow-sync" in console.file.getvalue()
+    assert (plan.folder / "table.md").exists()
 
 
 def write_again_and_again(plan: Plan, result: dict[str, Any]) -> None:

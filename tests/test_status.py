@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from experiments._ledger import SILENT, Claim, Ledger
-from experiments._plan import make_plan, parse
+from experiments._plan import Options, make_plan, parse
 from experiments._runner import Pool, all_jobs
 from experiments._status import Outline, look, outline, read_outline, write_outline
 from pw.train import write_json
@@ -209,12 +209,16 @@ class TestTheStatus:
         assert "the same command goes on from there" in detail
 
     def test_finds_the_latest_call_by_the_name_alone(self, found: Outline, tmp_path: Path) -> None:
-        write_outline(found, tmp_path)
+        write_outline(found, Options("ansc", outputs=tmp_path))
         assert read_outline("ansc", tmp_path) == found
         assert read_outline("aghs", tmp_path) is None
 
+    def test_keeps_the_words_that_make_the_same_plan(self, tmp_path: Path) -> None:
+        options = parse([*WORDS, "vary_start=true", f"outputs={tmp_path}"])
+        assert parse([*options.words(), f"outputs={tmp_path}"]) == options
+
     def test_takes_under_two_seconds_and_no_torch(self, found: Outline, tmp_path: Path) -> None:
-        write_outline(found, tmp_path)
+        write_outline(found, Options("ansc", outputs=tmp_path))
         program = (
             "import sys; from experiments.__main__ import main; status = main(sys.argv[1:]); "
             "assert not {'torch', 'hydra', 'mlflow', 'pandas'} & set(sys.modules); sys.exit(status)"
