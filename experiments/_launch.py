@@ -323,7 +323,10 @@ def _is_cancelled() -> bool:
     """Whether SIGTERM came from `scancel`, or SLURM itself puts the job back: else it says that the job runs."""
     if "SLURM_JOB_ID" not in os.environ:
         return False
-    asked = ["squeue", "--noheader", "--format=%T", "--jobs", os.environ["SLURM_JOB_ID"]]
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # the last of an array has the number of the whole
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    asked = ["squeue", "--noheader", "--format=%T", "--jobs", job]
     told = subprocess.run(asked, capture_output=True, text=True, check=False)
     return told.returncode != 0 or told.stdout.strip() != "RUNNING"
 
