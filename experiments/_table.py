@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -190,7 +191,10 @@ def write_table(plan: Plan, result: dict[str, Any]) -> list[Path]:
     folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
     _keep_earlier(folder, result["settings"])
-    contact_sheet(_sheet_rows(plan), folder / "contact_sheet.png", _sheet_scale(plan.arms[0].first))
+    partial = folder / ".contact_sheet.png"
+    contact_sheet(_sheet_rows(plan), partial, _sheet_scale(plan.arms[0].first))
+    if partial.exists():
+        os.replace(partial, folder / "contact_sheet.png")
     return report.write(result, folder)
 
 
