@@ -12,10 +12,15 @@ Keys of its own (everything else is an override of conf/ for stage II; `anchor.K
     out=DIR              outputs/generated/<scale> by default
     frames=N fps=24 quality=16 lossless=false   `frames=1` makes images
     text_device=auto     or cpu, gpu: where the text encoder runs
+    trainer=fsdp trainer.devices=N    splits each network over N GPUs, where one GPU is too small for it
 
 Every part is done for all prompts before the next one loads, and kept as a file: a call that was stopped goes on where
 it was, and a prompt that is done is never made again. Several calls may share prompts and `out`, one for each GPU: what
 one is making, the others leave to it.
+
+With `trainer=fsdp` one call starts a process for each GPU (`pw.parallel`). Each makes videos of its own, the same ones
+that a single process makes, but all evaluate their networks at the same time, since each holds only a part of the
+weights (`pw.sharded`). Text encoder and VAE are whole in every process.
 """
 
 from __future__ import annotations
@@ -24,6 +29,8 @@ import functools
 import json
 import os
 import re
+import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +40,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pw import parallel
 from pw.build import Run, build
 from pw.config import ConfigError, digest, override_key
 from pw.provenance import provenance
@@ -67,6 +75,8 @@ NETWORK = {
     *("scale", "backbone", "codec", "text", "injector", "schedule"),
     *("objective", "turns", "step_sampler", "weighting", "target"),
 }
+WEIGHTS = ("hires", "anchor", "weights")  # keys that may name a file or be a word
+FILES = (*WEIGHTS, "prompts", "anchors_from", "out", "outputs")
 NOISE = 8  # stream of random numbers, see pw.stages.stage
 OTHER_FILES = 512  # that are open beside the prompts' locks, libraries and weights among them
 SLUG = 40  # letters of the prompt in a file's name
@@ -84,7 +94,10 @@ class Prompt:
 
 @dataclass
 class Generation:
-    """One call, checked: what is made of what, and where it goes."""
+    """One call, checked: what is made of what, and where it goes.
+
+    words  the command line, for the processes of several GPUs
+    """
 
     hires: Run
     anchor: Run
@@ -98,6 +111,7 @@ class Generation:
     quality: int
     lossless: bool
     text_device: str
+    words: tuple[str, ...] = ()
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     peaks: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -105,6 +119,16 @@ class Generation:
     def device(self) -> str:
         """Where the networks run."""
         return "cuda" if self.hires.trainer.accelerator == "gpu" else "cpu"
+
+    @property
+    def is_split(self) -> bool:
+        """Whether several processes hold each network together."""
+        return self.hires.trainer.strategy == "fsdp"
+
+    @property
+    def place(self) -> parallel.Place | None:
+        """Which of the processes this one is; None when they have yet to be started."""
+        return parallel.place(self.hires.trainer) if self.is_split else parallel.Place(0, 1)
 
     @cached_property
     def identity(self) -> str:
@@ -178,6 +202,7 @@ def parse(arguments: Sequence[str]) -> Generation:
     overrides = [*_as_trained(hires_source, overrides), *overrides]
     below = [*_as_trained(anchor_source, below), *below]
     hires, anchor = _runs(own, overrides, below, weights)
+    _check_processes(hires, anchor)
     check_device(hires)
     _check_memory(hires, anchor)
     out = Path(own["out"] or OUTPUTS / "generated" / hires.scale.name).expanduser()
@@ -194,6 +219,7 @@ def parse(arguments: Sequence[str]) -> Generation:
         quality=int(_number(own, "quality", 0, 51)),
         lossless=_truth(own, "lossless"),
         text_device=_choice(own, "text_device", ("auto", "cpu", "gpu")),
+        words=tuple(_from_anywhere(word) for word in arguments),
     )
     for text, asked in texts:
         seed = hires.seed if asked is None else asked
@@ -226,9 +252,42 @@ def _check_networks(made: Generation) -> None:
             check_checkpoint(_network(run), Path(source))
 
 
+def _check_processes(hires: Run, anchor: Run) -> None:
+    """Raises ConfigError unless one process makes the videos, or those of one machine that this module starts."""
+    for stage, run in (("", hires), ("anchor.", anchor)):
+        if run.trainer.strategy not in ("single", "fsdp"):
+            raise ConfigError(
+                f"{stage}trainer={run.config.choices['trainer']}: to generate, trainer=fsdp splits each network over "
+                "trainer.devices GPUs; where it fits into one, give each GPU the same call with trainer=gpu"
+            )
+    ours, below = hires.trainer, anchor.trainer
+    for key in ("accelerator", "strategy", "devices", "nodes"):
+        if getattr(ours, key) != getattr(below, key):
+            raise ConfigError(f"anchor.trainer.{key}={getattr(below, key)}: stage II has {getattr(ours, key)}")
+    if ours.strategy == "single":
+        return
+    if ours.nodes > 1:
+        raise ConfigError(f"trainer.nodes={ours.nodes}: a network is split over the GPUs of one machine; set it to 1")
+    place = parallel.place(ours)
+    if place is not None and place.processes > 1 and not place.is_launched:
+        raise ConfigError("trainer=fsdp: starts its processes by itself; call it once, without torchrun or srun")
+    if place is not None and ours.accelerator == "gpu":
+        import torch
+
+        torch.cuda.set_device(place.local_rank)
+
+
+def _from_anywhere(word: str) -> str:
+    """A word of the call with its path made absolute: the processes that are started work in another folder."""
+    key, _, value = word.partition("=")
+    if key not in FILES or not value or (key in WEIGHTS and re.fullmatch("base|random|[0-9a-f]{8}", value)):
+        return word
+    return f"{key}={Path(value).expanduser().absolute()}"
+
+
 def _check_memory(hires: Run, anchor: Run) -> None:
-    """Raises ValueError when the GPU is too small, with the nearest setting that fits."""
-    if hires.trainer.accelerator != "gpu":
+    """Raises ValueError when the GPU is too small, with the nearest setting that fits. Not where networks are split."""
+    if hires.trainer.accelerator != "gpu" or hires.trainer.strategy != "single":
         return
     import torch
 
@@ -420,24 +479,54 @@ def generate(made: Generation, progress: Progress | None = None) -> list[Path]:
     """Make every video that is not there: the files of all prompts, in their order.
 
     progress(what, share, within): what is being done, the share of all the work that is behind, and of this part
+    Starts the processes that are to hold the networks together, unless this is one of them.
     Raises ValueError when the weights do not fit, or where the disk is full.
     """
+    place = made.place
+    if place is None:
+        _launch(made)
+    else:
+        _generate(made, progress, place)
+    return [made.video(prompt) for prompt in made.prompts if made.is_done(prompt)]
+
+
+def _launch(made: Generation) -> None:
+    logs = made.out / "logs" / str(os.getpid())  # several calls may share `out`
+    command = [sys.executable, "-m", "pw.generate", *made.words]
+    parallel.launch(command, made.hires.trainer.processes, logs, None)
+    shutil.rmtree(logs, ignore_errors=True)
+
+
+def _generate(made: Generation, progress: Progress | None, place: parallel.Place) -> None:
     quiet()
+    with parallel.joined(made.hires.trainer, place) as team, ExitStack() as locks:
+        todo = team.agreed(_todo(made, locks) if place.is_first else [])
+        mine = todo[place.rank :: place.processes]
+        if todo:
+            meter = _Meter(made, mine, progress if place.is_first else None)
+            texts = _encode_texts(made, mine, meter)
+            _first_stage(made, mine, texts, meter, team)
+            _second_stage(made, mine, texts, meter, team)
+            _decode(made, mine, meter)
+            team.wait()  # the first one holds the locks of all
+
+
+def _todo(made: Generation, locks: ExitStack) -> list[Prompt]:
+    """The prompts that this call is to make, locked. Those with most left to do come first, so that several processes,
+    which take turns, have as much of it."""
     for folder in (made.out, made.out / "anchors", made.out / "latents", made.out / ".locks"):
         if not folder.exists() and made.prompts:
             _check_disk(made, len(made.prompts))
         folder.mkdir(parents=True, exist_ok=True)
     _let_open(len(made.prompts))
-    with ExitStack() as locks:
-        todo = [prompt for prompt in made.prompts if _is_ours(made, prompt, locks)]
-        if todo:
-            _check_disk(made, len(todo))
-            meter = _Meter(made, todo, progress)
-            texts = _encode_texts(made, todo, meter)
-            _first_stage(made, todo, texts, meter)
-            _second_stage(made, todo, texts, meter)
-            _decode(made, todo, meter)
-    return [made.video(prompt) for prompt in made.prompts if made.is_done(prompt)]
+    todo = [prompt for prompt in made.prompts if _is_ours(made, prompt, locks)]
+    if todo:
+        _check_disk(made, len(todo))
+
+    def files(prompt: Prompt) -> tuple[bool, bool]:
+        return made.latent_file(prompt).exists(), prompt.anchor is not None or made.anchor_file(prompt).exists()
+
+    return sorted(todo, key=files) if made.is_split else todo
 
 
 def _is_ours(made: Generation, prompt: Prompt, locks: ExitStack) -> bool:
@@ -613,21 +702,21 @@ def _network(run: Run) -> Any:
     return Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
 
 
-def _first_stage(made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter) -> None:
+def _first_stage(made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter, team: parallel.Team) -> None:
     for prompt in todo:
         if prompt.anchor is not None and not made.anchor_file(prompt).exists():
             _save_latent(made.anchor_file(prompt), *_load_latent(prompt.anchor), prompt)
     what = "anchor", "stage I: anchors"
-    _denoise(made, todo, texts, meter, what, made.anchor, made.anchor_source, made.anchor_file)
+    _denoise(made, todo, texts, meter, team, what, made.anchor, made.anchor_source, made.anchor_file)
 
 
-def _second_stage(made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter) -> None:
+def _second_stage(made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter, team: parallel.Team) -> None:
     given = made.anchor_file
     if made.hires.scale.anchor_upsample == "pixel":
         _upsample_anchors(made, todo)
         given = functools.partial(_upsampled, made)
     what = "hires", "stage II: detail"
-    _denoise(made, todo, texts, meter, what, made.hires, made.hires_source, made.latent_file, given)
+    _denoise(made, todo, texts, meter, team, what, made.hires, made.hires_source, made.latent_file, given)
 
 
 def _denoise(
@@ -635,6 +724,7 @@ def _denoise(
     todo: list[Prompt],
     texts: Texts,
     meter: _Meter,
+    team: parallel.Team,
     what: tuple[str, str],
     run: Run,
     source: str,
@@ -645,31 +735,64 @@ def _denoise(
 
     what    the part's key and its words
     target  where a prompt's latent goes; given: where the anchor's is, for stage II
+
+    Processes that hold the network together evaluate it equally often: one with fewer latents to make than another
+    computes of zeros, and drops it.
     """
-    from pw.nn.networks import load_network
     from pw.stages.velocity import evaluations, integrate
 
     part, words = what
     size, stream = (run.scale.anchor_size, 0) if given is None else (run.scale.size, 1)
-    net = None
+    shape = _latent_shape(run, size)
+    waiting = []
     for prompt in todo:
-        path = target(prompt)
-        if path.exists():
+        if target(prompt).exists():
             meter.skip(part, f"{words}, taken from file")
-            meter.took_before(part, prompt, _load_latent(path)[1])
-            continue
-        if net is None:
-            net = load_network(_network(run), source, made.weights, made.device)
-            meter.add(part, 0.0, words)
+            meter.took_before(part, prompt, _load_latent(target(prompt))[1])
+        else:
+            waiting.append(prompt)
+    rounds = int(team.most(len(waiting)))  # they meet here, too
+    net: Any = _load(made, run, source) if rounds else None
+    if waiting:
+        meter.add(part, 0.0, words)
+    for prompt in waiting:
         began = time.perf_counter()
         anchor = None if given is None else _load_latent(given(prompt))[0].to(made.device)
-        noise = _noise(prompt, _latent_shape(run, size), stream).to(made.device)
+        noise = _noise(prompt, shape, stream).to(made.device)
         tick = meter.ticking(part, _calls(run, evaluations(run)), words)
         latent = integrate(run, net, noise, *_conditions(made, run, texts, prompt, anchor), tick)
         meter.took(part, prompt, began)
-        _save_latent(path, latent, _cost(made, prompt, part), prompt)
-    del net
+        _save_latent(target(prompt), latent, _cost(made, prompt, part), prompt)
+    for _ in range(rounds - len(waiting)):
+        integrate(run, net, *_spare(made, run, shape, is_given=given is not None))
+    net = None
     _forget(made.device)
+
+
+def _load(made: Generation, run: Run, source: str) -> Any:
+    """A stage's network: all of it, or this process's part."""
+    from pw.nn.networks import load_network
+
+    def split(net: Any) -> None:
+        from pw.sharded import mesh_of, shard
+
+        shard(net, net.dit.blocks, mesh_of(run.trainer))
+
+    return load_network(_network(run), source, made.weights, made.device, split if made.is_split else None)
+
+
+def _spare(made: Generation, run: Run, shape: tuple[int, ...], *, is_given: bool) -> tuple[Tensor, Any, Any]:
+    """Zeros to be denoised under conditions of zeros."""
+    import torch
+
+    from pw.stages.velocity import Condition
+
+    def zeros(*sizes: int) -> Tensor:
+        return torch.zeros(1, *sizes, device=made.device)
+
+    text = zeros(run.backbone.text_tokens, run.backbone.text_dim)
+    anchor = zeros(*_latent_shape(made.anchor, made.anchor.scale.anchor_size)) if is_given else None
+    return zeros(*shape), Condition(text, anchor), Condition(text, anchor)
 
 
 def _cost(made: Generation, prompt: Prompt, part: str) -> dict[str, str]:
@@ -794,7 +917,6 @@ def _write(made: Generation, prompt: Prompt, frames: Any) -> None:
 
 def _check_disk(made: Generation, count: int) -> None:
     """Raises ValueError when the files cannot fit: latents in fp32, and videos at no less than 1 bit a pixel."""
-    import shutil
     from math import prod
 
     run = made.hires
@@ -855,34 +977,42 @@ def _about(made: Generation, prompt: Prompt) -> dict[str, Any]:
         "torch": torch.__version__,
         "attention": run.trainer.attention,
         "compile": run.trainer.compile,
+        "processes": run.trainer.processes,
         **provenance(),
     }
 
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 done, 1 it could not be made, 2 a mistake in the call, 130 interrupted."""
+    parallel.end_with_parent()
     try:
         made = parse(arguments)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not parallel.tell_failure(error):
+            print(f"error: {error}", file=sys.stderr)
         return 2
     import torch
 
-    torch.set_num_threads(max(made.hires.trainer.threads, 1 if made.device == "cuda" else os.cpu_count() or 1))
-    show = _Show()
-    if made.weights is None:
+    trainer, is_worker = made.hires.trainer, parallel.PLACE in os.environ
+    cores = 1 if made.device == "cuda" else (os.cpu_count() or 1) // trainer.processes
+    torch.set_num_threads(max(trainer.threads, cores))
+    if made.weights is None and not is_worker:
         print("weights=random: what comes out is noise; its time and memory are real", file=sys.stderr)
     try:
-        for path in generate(made, show):
+        for path in generate(made, _Show()):
             print(path)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, parallel.Stopped) as error:
         print("\ninterrupted; what is finished is kept, the same command goes on from here", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+        return 128 + (error.signal if isinstance(error, parallel.Stopped) else signal.SIGINT)
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            error = ValueError(f"{error}\n`make plan scale={made.hires.scale.name} gpus=…` says what it needs")
+        if not parallel.tell_failure(error):
+            print(f"\nerror: {error}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError as error:
-        print(f"\nerror: {error}\n`make plan scale={made.hires.scale.name} gpus=…` says what it needs", file=sys.stderr)
+    except Exception as error:
+        if not parallel.tell_failure(error):
+            raise
         return 1
     return 0
 

@@ -125,7 +125,7 @@ LAYERS = {
     ),
     "pw/generate.py": (
         *("pw.generate", "pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
-        *("pw.plan", "pw.cost", "pw.data", "pw.method", "pw.nn", "pw.video"),
+        *("pw.plan", "pw.cost", "pw.data", "pw.method", "pw.nn", "pw.video", "pw.parallel", "pw.sharded"),
     ),
     "pw/latents.py": (
         *("pw.latents", "pw.build", "pw.config", "pw.train", "pw.weights"),

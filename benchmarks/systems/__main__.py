@@ -19,6 +19,7 @@ and by the system's kind:
     diffusers        weights=DIR|repository device=auto|cpu|cuda offload=true lossless=true quality=10 (x264's crf)
                      trainer=fsdp: with gpus=N one model over all GPUs, where it does not fit into one
     pixelwizard      weights=DIR hires=… anchor=… and whatever else pw.generate takes
+                     trainer=fsdp: with gpus=N each network is split over all GPUs, where it does not fit into one
     command          checkout=DIR python=…/bin/python weights=PATH timeout=SECONDS; inputs=DIR: the videos to enlarge
     videos           videos=DIR: register what is there (any system); nothing is copied
 """
@@ -63,7 +64,7 @@ def _main(words: Sequence[str]) -> int:
     if call.truth("dry_run"):
         print("\n".join(commands(call)))
         return 0
-    if call.gpus > 1:
+    if call.gpus > 1 and not call.is_split:
         return spread(call)
     failures = generate(call, lambda text: print(text, file=sys.stderr, flush=True))
     for failure in failures:

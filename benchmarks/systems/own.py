@@ -89,6 +89,7 @@ class Own:
             "peak_memory_from": "torch, allocated" if manifest["device"] != "CPU" else "process",
             "parameters": manifest["anchor"]["parameters"] + manifest["hires"]["parameters"],
             "device": manifest["device"],
+            "processes": manifest.get("processes", 1),
             "commit": manifest["git_commit"],
             "dirty": manifest["dirty"],
             "weights": {key: manifest[key]["weights"] for key in ("anchor", "hires")} | {"wan": manifest["weights"]},

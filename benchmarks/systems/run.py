@@ -25,6 +25,7 @@ from benchmarks.systems.watch import ending_with_us
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("width", "height", "frames", "fps", "steps", "guidance", "shift")
+SPLIT = "trainer=fsdp"
 EVERYWHERE = {
     "name": "",
     "prompts": "",
@@ -88,8 +89,13 @@ class Call:
 
     @property
     def is_fsdp(self) -> bool:
-        """Whether one model is shared by all GPUs."""
+        """Whether one model is shared by all GPUs, in processes that are started here."""
         return self.own.get("trainer") == "fsdp"
+
+    @property
+    def is_split(self) -> bool:
+        """Whether PixelWizard's networks are shared by all GPUs: `pw.generate` starts the processes."""
+        return self.system.kind == "pixelwizard" and SPLIT in self.further
 
     @property
     def weights(self) -> str | None:
@@ -120,7 +126,8 @@ class Call:
             about["input"] = str(job.input)
         if self.system.kind != "command":
             about["crf"] = None if self.truth("lossless") else int(self.own["quality"])
-        return about | {"asked_weights": self.weights, "further": list(self.further)}
+        further = [word for word in self.further if word != SPLIT]  # which changes no video
+        return about | {"asked_weights": self.weights, "further": further}
 
 
 # ---- what is asked for, checked before anything loads
@@ -213,10 +220,14 @@ def _check_kind(
         for key in ("guidance", "shift"):
             if own[key]:
                 raise ValueError(f"{key}={own[key]}: say it in pw.generate's words, e.g. schedule.shift=…")
-        if others := [w for w in further if w.startswith("trainer=") and w not in ("trainer=gpu", "trainer=cpu")]:
+        known = ("trainer=gpu", "trainer=cpu", SPLIT)
+        if others := [w for w in further if w.startswith("trainer=") and w not in known]:
             raise ValueError(
-                f"{others[0]}: each network of PixelWizard's has a GPU to itself; gpus=N shares the videos"
+                f"{others[0]}: gpus=N shares the videos; {SPLIT}, with gpus=N, splits each network, where it does not "
+                "fit into one GPU"
             )
+        if others := [w for w in further if w.startswith("trainer.devices=")]:
+            raise ValueError(f"{others[0]}: say gpus=N")
     elif isinstance(system.adapter, Command):
         _check_command(system.adapter, own, jobs)
 
@@ -360,12 +371,12 @@ def _make_one(call: Call, maker: Maker, job: Job) -> Path:
             "video": target.name,
             **call.asked(job),
             "encoding": _encoding(call),
+            "processes": _processes(call),
             **maker.about,
             **about,
             "licence": call.system.licence.name,
             "native": dataclasses.asdict(call.system.setting),
             "deviations": call.deviations,
-            "processes": _processes(call),
         }
         content.setdefault("command", [sys.executable, "-m", "benchmarks.systems", *call.words])
         if "commit" not in content:
@@ -410,7 +421,8 @@ def _own(call: Call) -> Any:
     from benchmarks.systems.own import Own
 
     lossless, quality = call.truth("lossless"), int(call.own["quality"])
-    return Own(call.system, call.setting, call.further, call.weights, lossless, quality, call.out)
+    further = [*call.further, *([f"trainer.devices={call.gpus}"] if call.is_split else [])]
+    return Own(call.system, call.setting, further, call.weights, lossless, quality, call.out)
 
 
 def _external(call: Call) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,11 +35,14 @@ class Network:
     seed: int
 
 
-def load_network(run: Network, source: str, weights: Path | None, device: str) -> Backbone:
+def load_network(
+    run: Network, source: str, weights: Path | None, device: str, split: Callable[[Backbone], None] | None = None
+) -> Backbone:
     """A network in evaluation mode, in bf16 on a GPU (but what stays in fp32) and in fp32 on a CPU.
 
     source   `base`: the transformer of `weights`, with fresh (silent) adapters; `random`: for timing and tests; else
              the path of a checkpoint that `pw.nn.convert` reads
+    split    puts a part of it on the device, instead of all of it
     Raises ValueError when the weights are of another size than the run says, or do not fit.
     """
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
@@ -49,10 +53,13 @@ def load_network(run: Network, source: str, weights: Path | None, device: str) -
         net = Backbone(run.backbone, run.injector, pretrained(run.backbone, weights, dtype))
     else:
         net = _from_checkpoint(run, Path(source))
-    net.lower(dtype).eval().requires_grad_(False).to(device)
+    net.lower(dtype).eval().requires_grad_(False)
     use_kernel(net, run.attention)
     if run.compile:
         net.dit.compile_repeated_blocks()
+    if split is None:
+        return net.to(device)
+    split(net)
     return net
 
 

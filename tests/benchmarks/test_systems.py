@@ -217,7 +217,8 @@ class TestACall:
             (["name=ultrawan_1k", "accept_licence=true", "checkout=."], "weights=PATH"),
             (["name=dove_2k", "accept_licence=true"], "wants inputs=DIR"),
             (["name=pixelwizard_2k", "shift=3"], "has no such setting"),
-            (["name=pixelwizard_2k", "trainer=fsdp"], "gpus=N shares the videos"),
+            (["name=pixelwizard_2k", "trainer=ddp"], "trainer=ddp: gpus=N shares the videos; trainer=fsdp"),
+            (["name=pixelwizard_2k", "trainer=fsdp", "trainer.devices=2"], "trainer.devices=2: say gpus=N"),
             (["name=turbo2k"], "videos=DIR registers"),
         ],
     )
