@@ -103,7 +103,7 @@ mlflow-sync: .venv/.ready ## log the tables that MLflow does not have, from thei
 	@$(RUN) -m experiments sync $(args)
 
 test: .venv/.ready ## run the tests (under 8 minutes on 2 cores): make test [args="-k solver"]
-	@$(RUN) -m pytest -n 2 --dist loadfile $(args)
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(args)
 
 test-slurm: .venv/.ready ## an ablation on a real SLURM of one node (Debian's packages, not installed; root; 10 minutes)
 	@PW_TEST_SLURM=1 .ci/slurm $(RUN) -m pytest tests/test_slurm.py $(args)

@@ -17,6 +17,27 @@ settings.register_profile("pw", deadline=None, derandomize=True)
 settings.load_profile("pw")
 
 
+# Whole files go to one of two workers, in this order: what takes long must not come last, when the other is idle.
+LONGEST = (
+    "tests/test_ablation.py",
+    "tests/stages/test_together.py",
+    "tests/test_generate_sharded.py",
+    "tests/test_launcher.py",
+    "tests/test_faults.py",
+    "tests/stages/test_resume.py",
+    "tests/test_parallel.py",
+    "tests/benchmarks/test_systems_own.py",
+    "tests/test_tracking.py",
+    "tests/test_generate.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first (`--no-loadscope-reorder` keeps xdist from sorting by the number of tests)."""
+    place = {file: i for i, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONGEST)))
+
+
 @dataclass(frozen=True)
 class GaussianWorld:
     """The exact solution for data N(0, sd^2): what a perfectly trained shortcut network would answer.

@@ -195,11 +195,11 @@ class TestOneModelOverTwoProcesses:
         assert main(call) == 0
         alone = videos(tmp_path / "alone")
         shared = [*words("wan2_2_5b_2k", "shared"), "seeds=2", "limit=3", "trainer=fsdp"]
-        fork = multiprocessing.get_context("fork")  # torch and diffusers are imported already
+        context = multiprocessing.get_context("spawn")  # a fork may inherit a lock of torch's threads, held for ever
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        ranks = [fork.Process(target=_rank, args=(rank, port, shared)) for rank in range(2)]
+        ranks = [context.Process(target=_rank, args=(rank, port, shared)) for rank in range(2)]
         for process in ranks:
             process.start()
         for process in ranks:
@@ -216,12 +216,12 @@ class TestOneModelOverTwoProcesses:
         )
 
     def test_keeps_a_part_of_the_weights_in_each(self, small: Any) -> None:
-        fork = multiprocessing.get_context("fork")
+        context = multiprocessing.get_context("spawn")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        shares = fork.Queue()
-        ranks = [fork.Process(target=_held, args=(rank, port, small("WanPipeline"), shares)) for rank in range(2)]
+        shares = context.Queue()
+        ranks = [context.Process(target=_held, args=(rank, port, small("WanPipeline"), shares)) for rank in range(2)]
         for process in ranks:
             process.start()
         held = [shares.get(timeout=120) for _ in ranks]
