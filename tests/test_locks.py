@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments import names
+from experiments._launch import take_launcher
 from experiments._plan import make_plan, parse
 from pw.build import build
 
@@ -160,7 +161,8 @@ class TestTheReadme:
             if words[0] == "ablation":
                 assert given["name"] in names()
                 if arguments:  # without any, test_experiments has planned it
-                    assert make_plan(parse([f"name={given['name']}", "seeds=1", *arguments])).arms
+                    _, rest = take_launcher(arguments)
+                    assert make_plan(parse([f"name={given['name']}", "seeds=1", *rest])).arms
             elif words[0] in ("train", "sample", "coverage"):
                 assert build(arguments).signature
             else:
