@@ -95,7 +95,9 @@ def run(plan: Plan, launcher: Local | Submitit) -> int:
             console.print(f"  {command(job, outputs)}", style=style, markup=False, soft_wrap=True)
         return 0
     began = time.perf_counter()
-    if todo:
+    if not todo:  # all is cached: status and mlflow-sync find the call all the same
+        write_outline(found, plan.options)
+    else:
         try:
             for arm in plan.arms:
                 check_data(arm.first)
