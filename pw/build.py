@@ -332,6 +332,7 @@ def _cross_check(run: Run) -> None:
             f"scale={scale.name}: {max(positions)} latent positions in a row, the backbone's rotary table has "
             f"{backbone.rope_max_seq_len}; set backbone.rope_max_seq_len"
         )
+    _check_context(run, math.prod(p // patch for p, patch in zip(positions, backbone.patch_size, strict=True)))
     data = run.config["data"]
     for name, length in (("frames", scale.frames), ("size", scale.height), ("size", scale.width)):
         if data.get(name, length) != length:
@@ -402,6 +403,22 @@ def _cross_check(run: Run) -> None:
         )
     if run.start.name == "none" and run.train.updates == 0 and not run.departs_from_wan:
         raise ConfigError("train.updates=0: with start=none there would be only random weights")
+
+
+def _check_context(run: Run, tokens: int) -> None:
+    """That the tokens of a clip, and the heads of a block, can be dealt to those that compute it together."""
+    processes, heads = run.trainer.context, run.backbone.num_attention_heads
+    if tokens % processes or heads % processes:
+        would_do = [n for n in range(1, heads + 1) if not (tokens % n or heads % n or run.trainer.devices % n)]
+        raise ConfigError(
+            f"trainer.context={processes}: a clip has {tokens} tokens and a block {heads} heads, which so many "
+            f"processes cannot share equally; {' or '.join(map(str, would_do))} would do"
+        )
+    if processes > 1 and run.trainer.attention == "flash3":
+        raise ConfigError(
+            f"trainer.attention={run.trainer.attention}: cannot be computed with trainer.context={processes}; set "
+            "trainer.attention to sdpa, cudnn or flash"
+        )
 
 
 def _check_latents(run: Run) -> None:

@@ -62,9 +62,9 @@ class Share:
             fits = [n for n in range(1, clips + 1) if not self.batch_size % (n // math.gcd(self.accumulate, n))]
             near = min(fits, key=lambda n: abs(n - self.processes))
             raise ConfigError(
-                f"trainer.devices times trainer.nodes is {self.processes} processes: train.batch_size={self.batch_size}"
-                f" and train.accumulate={self.accumulate} cannot be dealt to them in equal shares; {near} processes "
-                f"would do, or train.accumulate={self.processes}"
+                f"trainer.devices times trainer.nodes, over trainer.context, is {self.processes}: train.batch_size="
+                f"{self.batch_size} and train.accumulate={self.accumulate} cannot be dealt to so many in equal shares; "
+                f"{near} would do, or train.accumulate={self.processes}"
             )
 
     @classmethod

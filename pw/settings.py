@@ -161,6 +161,8 @@ class Trainer:
                     AdamW's moments and the EMA over all of them, `hsdp` over the `shards` of a group of them
     devices         of one machine, a process for each; nodes: machines
     shards          processes that hold one copy together; null is those of a machine
+    context         processes of a machine that compute the same clips together, each a part of their tokens: for
+                    clips whose activations are too large for one device (context parallelism, `pw.nn.context`)
     attention       the kernel: `sdpa` is torch's choice; `cudnn`, `flash`, `flash3`, `sage` and so on are named as
                     diffusers names them
     compile         torch.compile for each block
@@ -178,9 +180,10 @@ class Trainer:
     strategy: Literal["single", "ddp", "fsdp", "hsdp"] = "single"
     nodes: int = 1
     shards: int | None = None
+    context: int = 1
 
     def __post_init__(self) -> None:
-        _positive(self, "trainer", "devices", "nodes", "threads")
+        _positive(self, "trainer", "devices", "nodes", "threads", "context")
         if self.strategy == "single" and self.processes != 1:
             raise ValueError(
                 f"trainer.devices={self.devices}: trainer={self.accelerator} trains on one device; set trainer=ddp, "
@@ -190,6 +193,12 @@ class Trainer:
             raise ValueError(
                 f"trainer.shards={self.split}: {self.processes} processes (trainer.devices times trainer.nodes) are "
                 "not a multiple of it; trainer.shards=null takes those of a machine"
+            )
+
+        if self.devices % self.context:
+            raise ValueError(
+                f"trainer.context={self.context}: the {self.devices} processes of a machine (trainer.devices) are not "
+                "a multiple of it"
             )
 
     @property
@@ -203,6 +212,11 @@ class Trainer:
         if self.strategy == "hsdp":
             return self.devices if self.shards is None else self.shards
         return self.processes if self.strategy == "fsdp" else 1
+
+    @property
+    def shares(self) -> int:
+        """To how many an update's clips are dealt: processes, or groups of those that compute together."""
+        return self.processes // self.context
 
     @property
     def copies(self) -> int:

@@ -7,9 +7,12 @@ loads. `pw.train` renames it into place when it is whole.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.optim import Optimizer
 
 from pw.parallel import Place
@@ -32,9 +35,14 @@ REST = "rest.pt"
 ROWS = "rows"  # key of a shard's metadata: {name: first row}
 
 
+def device_type(trainer: Trainer) -> str:
+    """What torch calls the devices."""
+    return "cuda" if trainer.accelerator == "gpu" else "cpu"
+
+
 def mesh_of(trainer: Trainer) -> DeviceMesh:
     """The processes as a row (fsdp), or as copies x shards of each copy (hsdp)."""
-    device = "cuda" if trainer.accelerator == "gpu" else "cpu"
+    device = device_type(trainer)
     if trainer.strategy == "hsdp":
         return init_device_mesh(device, (trainer.copies, trainer.split), mesh_dim_names=("copy", "shard"))
     return init_device_mesh(device, (trainer.processes,), mesh_dim_names=("shard",))
@@ -49,6 +57,44 @@ def shard(net: nn.Module, blocks: Any, mesh: DeviceMesh) -> None:
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(net, mesh=mesh, reshard_after_forward=True)
+
+
+def fill(net: nn.Module, source: nn.Module | None, device: str) -> None:
+    """Give a split network, made on the meta device, the weights and buffers of a whole one.
+
+    source  the whole one in the first process, None in the others: one copy in a machine's memory, not one for each
+
+    All processes must call it.
+    """
+    net.to_empty(device=device)
+    for tensor, found in zip(_tensors(net).values(), _found(net, source), strict=True):
+        full = torch.empty(tensor.shape, dtype=tensor.dtype, device=device) if found is None else found.to(device)
+        with torch.no_grad():
+            if isinstance(tensor, DTensor):
+                dealt = distribute_tensor(full, tensor.device_mesh, tensor.placements)
+                tensor.to_local().copy_(dealt.to_local())
+            else:
+                torch.distributed.broadcast(full, 0)
+                tensor.copy_(full)
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+
+def _found(net: nn.Module, source: nn.Module | None) -> list[Tensor | None]:
+    if source is None:
+        return [None] * len(_tensors(net))
+    found = _tensors(source)
+    return [found[name].detach() for name in _tensors(net)]
+
+
+def copy_parts(net: nn.Module, source: nn.Module) -> None:
+    """Give a network that was made on the meta device, and split as another was, the other's weights and buffers."""
+    net.to_empty(device=next(source.parameters()).device)
+    with torch.no_grad():
+        for tensor, found in zip(_tensors(net).values(), _tensors(source).values(), strict=True):
+            tensor.copy_(found)
 
 
 def whole(tensor: Tensor, *, keep: bool = True) -> Tensor:
@@ -134,21 +180,34 @@ class Shards:
         return torch.cat(found) if found else file.get_slice(name)[:0]
 
 
-def write_shards(folder: Path, tensors: Mapping[str, Tensor], rest: Mapping[str, Any], place: Place) -> None:
-    """Write this process's part of a checkpoint folder, and the first one `rest`. Raises OSError on a full disk."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mine, first_rows = {}, {}
-    for name, tensor in tensors.items():
-        if is_first_copy(tensor):
-            here, first_rows[name] = rows_here(tensor)
-            mine[name] = here.cpu().contiguous()
-    path = folder / f"shard-{place.rank:05d}-of-{place.processes:05d}.safetensors"
-    try:
-        save_file(mine, path, metadata={ROWS: json.dumps(first_rows)})
-    except SafetensorError as error:  # a full disk
-        raise OSError(f"{path}: {error}") from error
-    if place.is_first:
-        torch.save(rest, folder / REST)
+@dataclass(frozen=True)
+class Snapshot:
+    """What a process writes of a checkpoint, as it was when this was made: training may go on meanwhile."""
+
+    rows: dict[str, Tensor]  # on the CPU
+    first_rows: dict[str, int]
+    rest: dict[str, Any]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> Snapshot:
+        """The rows that this process is the first to hold, copied."""
+        rows, first_rows = {}, {}
+        for name, tensor in tensors.items():
+            if is_first_copy(tensor):
+                here, first_rows[name] = rows_here(tensor)
+                rows[name] = here.to("cpu", copy=True).contiguous()
+        return cls(rows, first_rows, copy.deepcopy(dict(rest)))
+
+    def write(self, folder: Path, place: Place) -> None:
+        """Write this process's part of a checkpoint folder, the first one all the rest. Raises OSError: a full disk."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"shard-{place.rank:05d}-of-{place.processes:05d}.safetensors"
+        try:
+            save_file(self.rows, path, metadata={ROWS: json.dumps(self.first_rows)})
+        except SafetensorError as error:  # a full disk
+            raise OSError(f"{path}: {error}") from error
+        if place.is_first:
+            torch.save(self.rest, folder / REST)
 
 
 def read_rest(folder: Path) -> dict[str, Any]:
@@ -219,6 +278,8 @@ class Sharded(ModelParallelStrategy):
     def __init__(self, place: Place) -> None:
         super().__init__(data_parallel_size=place.processes, tensor_parallel_size=1)
         self.place = place
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.written: Future[None] | None = None  # the last checkpoint, see `save_checkpoint`
         self._read: Path | None = None
 
     @property
@@ -234,9 +295,11 @@ class Sharded(ModelParallelStrategy):
         return {"state": moments(inner), "param_groups": inner.state_dict()["param_groups"]}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Begin to write a checkpoint: when this returns all is copied, and `written` tells when it is on the disk."""
         tensors = {**checkpoint.pop("state_dict"), **checkpoint["optimizer_states"][0]["state"]}
         checkpoint["optimizer_states"][0]["state"] = {}
-        write_shards(Path(filepath), tensors, checkpoint, self.place)
+        snapshot = Snapshot.of(tensors, checkpoint)
+        self.written = self.writer.submit(snapshot.write, Path(filepath), self.place)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         self._read = Path(checkpoint_path)

@@ -126,7 +126,7 @@ def _train(
         check_disk(run, folder)
         write_config(run, folder)
     module = stage_module(run, start, weights if run.departs_from_wan else None)
-    module.share = parallel.Share.of(run.train, place.rank, place.processes)
+    module.share = parallel.Share.of(run.train, place.rank // run.trainer.context, run.trainer.shares)
     keeper = _keeper(run, folder, progress, team)
     if run.train.updates == 0:
         if place.is_first:
@@ -240,8 +240,9 @@ def training_flops(run: Run, module: Any) -> float:
     from pw.stages.stage import SeededDraws
 
     clips = run.source.batch(run.seed, 0, 1)
-    # one that is split is computed by all processes together, or not at all
-    net = module.net if run.trainer.split == 1 else Backbone(run.backbone, run.injector).to(module.device)
+    # one that is split, or whose tokens are shared, is computed by all processes together, or not at all
+    is_whole = run.trainer.split == run.trainer.context == 1
+    net = module.net if is_whole else Backbone(run.backbone, run.injector).to(module.device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         data, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0))
         full = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
@@ -340,10 +341,14 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
     import lightning.pytorch as L
     import torch
 
+    partial, last, previous = (folder / "checkpoints" / f"{name}.ckpt" for name in ("partial", "last", "previous"))
+
     class Keeper(L.Callback):
         stopped_by = 0
+        is_writing = False  # whether there is a checkpoint that has yet to be given its name
 
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            self.strategy = trainer.strategy
             self.began, self.cpu_began = time.perf_counter(), time.process_time()
             self.before: tuple[float, float] = getattr(pl_module, "_spent", (0.0, 0.0))
             self.curve: list[dict[str, float]] = []
@@ -401,6 +406,7 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
             ends = self.done == run.train.updates
             saves = self.done % run.train.checkpoint_every == 0 and not ends
             if self.done % CURVE_EVERY == 0 or ends or saves:
+                self.settle(waits=ends)
                 self.point(trainer)  # before a checkpoint: a loss that is not finite must not be saved
             self.stopped_by = 0 if ends else int(team.most(self.told))
             if self.stopped_by:
@@ -415,6 +421,7 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
             means = {f"loss_{term}": float(values.mean()) for term, values in losses.items()}
             if not all(map(math.isfinite, means.values())):
                 self.flush()
+                self.settle(waits=True)
                 raise ValueError(
                     f"the loss is not finite at update {self.done} ({means}); the last checkpoint before it is in "
                     f"{folder / 'checkpoints'}; try a lower optimizer.lr"
@@ -428,13 +435,25 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
 
         def save(self, trainer: Any) -> None:
             self.flush()
-            checkpoints = folder / "checkpoints"
-            partial, last, previous = (checkpoints / f"{name}.ckpt" for name in ("partial", "last", "previous"))
+            self.settle(waits=True)  # the one before
             if team.place.is_first:
-                checkpoints.mkdir(exist_ok=True)
+                partial.parent.mkdir(exist_ok=True)
                 remove(partial)
             team.wait()
             trainer.save_checkpoint(partial)
+            self.is_writing = True
+            self.settle(waits=bool(self.stopped_by))
+
+        def settle(self, *, waits: bool) -> None:
+            """Give a checkpoint its name once every process has written its part, which may go on in the background."""
+            if not self.is_writing:
+                return
+            written = getattr(self.strategy, "written", None)
+            if written is not None and (waits or written.done()):
+                written.result()  # a full disk is heard of here
+            if team.most(0 if written is None else not written.done()):
+                return
+            self.is_writing = False
             if team.place.is_first:
                 if last.exists():
                     remove(previous)
@@ -516,7 +535,7 @@ def check_device(run: Run) -> None:
 
 def check_share(run: Run) -> None:
     """Raises ConfigError when several processes cannot make the update that one would."""
-    share = parallel.Share.of(run.train, 0, run.trainer.processes)
+    share = parallel.Share.of(run.train, 0, run.trainer.shares)
     if share.parts == 1:
         return
     weighting = getattr(run.objective, "weighting", None)

@@ -62,6 +62,7 @@ class Backbone(nn.Module):
         self.adds_anchor = isinstance(injector, options.Add)
         self.injector = AnchorGuidedInjector(injector, choice) if isinstance(injector, options.Injector) else None
         self._context: dict[str, Any] = {}
+        self.part = (0, 1)  # which of how many parts of a clip's tokens the blocks compute here: `pw.nn.context`
         self._hooks = [self.dit.condition_embedder.time_embedder.register_forward_hook(self._add_stride)]
         if isinstance(injector, options.Injector):
             for index in injector.blocks:
@@ -138,7 +139,11 @@ class Backbone(nn.Module):
     def _inject(self, block: nn.Module, args: tuple) -> tuple:
         hidden, *rest = args
         index = next(i for i, candidate in enumerate(self.dit.blocks) if candidate is block)
-        return (hidden + self._context["anchor"][index].to(hidden.dtype), *rest)
+        anchor = self._context["anchor"][index]
+        if hidden.shape[1] != anchor.shape[1]:  # the first block is given all tokens, and passes on its part
+            which, parts = self.part
+            anchor = anchor.chunk(parts, dim=1)[which]
+        return (hidden + anchor.to(hidden.dtype), *rest)
 
     def _checkpointed(self, block: nn.Module, *args: Any) -> Tensor:
         context = self._context

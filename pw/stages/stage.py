@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,10 +25,11 @@ from pw.method.objective import Loss
 from pw.nn import options
 from pw.nn.backbone import Backbone
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
+from pw.nn.context import share_tokens
 from pw.nn.networks import pretrained
 from pw.nn.text import TextEncoder
 from pw.parallel import Share
-from pw.sharded import mesh_of, shard
+from pw.sharded import copy_parts, device_type, fill, mesh_of, shard
 from pw.stages.velocity import Condition, integrate, velocity
 from pw.types import Velocity
 from pw.weights import locate
@@ -118,13 +120,11 @@ class Stage(L.LightningModule, ABC):
     def configure_model(self) -> None:
         if self.net is not None:  # Lightning may call this more than once
             return
-        # fp32 also under bf16: these are the weights that updates of 1e-5 are added to
-        dit = None if self.weights is None else pretrained(self.run.backbone, self.weights, torch.float32)
-        torch.manual_seed(self.run.seed)
-        with torch.device("cpu"):  # where Lightning would have it drawn on a GPU: the same start everywhere
-            self.net = Backbone(self.run.backbone, self.run.injector, dit)
-        if self.start is not None:
-            load_start(self.net, self.start)
+        if self.device_mesh is None:
+            self.net = self._made()
+        else:
+            with torch.device("meta"):
+                self.net = Backbone(self.run.backbone, self.run.injector)
         self.net.trainable(self.run.train.trainable)
         if not self.run.objective.trains_strides:  # one stride alone would teach it a constant, and spoil the others
             self.net.stride_embedding.requires_grad_(False)
@@ -138,6 +138,22 @@ class Stage(L.LightningModule, ABC):
             mesh = mesh_of(self.run.trainer)
             for net in (self.net, self.ema):
                 shard(net, net.dit.blocks, mesh)
+            fill(self.net, self._made() if dist.get_rank() == 0 else None, device_type(self.run.trainer))
+            copy_parts(self.ema, self.net)
+        if self.run.trainer.context > 1 and self._trainer is not None:  # sampled from, it is one process's
+            for net in (self.net, self.ema):
+                share_tokens(net, self.run.trainer.context, device_type(self.run.trainer))
+
+    def _made(self) -> Backbone:
+        """The network that the training departs from, whole, on the CPU."""
+        # fp32 also under bf16: these are the weights that updates of 1e-5 are added to
+        dit = None if self.weights is None else pretrained(self.run.backbone, self.weights, torch.float32)
+        torch.manual_seed(self.run.seed)
+        with torch.device("cpu"):  # where Lightning would have it drawn on a GPU: the same start everywhere
+            net = Backbone(self.run.backbone, self.run.injector, dit)
+        if self.start is not None:
+            load_start(net, self.start)
+        return net
 
     @abstractmethod
     def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
@@ -175,7 +191,8 @@ class Stage(L.LightningModule, ABC):
         index = int(batch["index"])
         loss = self.loss(batch["clips"], index, index // self.run.train.accumulate)
         self.last_loss = (loss.term, loss.value.detach())
-        return loss.value
+        # each of those that share tokens has its tokens' part of the gradient, and the mean of all processes is taken
+        return loss.value * self.run.trainer.context
 
     def loss(self, clips: Tensor | LatentBatch, index: int, update: int) -> Loss:
         """The objective on the index-th batch; `update` decides whose turn it is, alike on every rank."""

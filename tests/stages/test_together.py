@@ -43,14 +43,15 @@ ARMS = {
     "bf16": ("objective=shortcut", *SHORT, "train.precision=bf16"),
 }
 BY_TWO = [("ddp", "shortcut"), ("ddp", "ema_target"), ("fsdp", "flow"), ("fsdp", "shortcut"), ("fsdp", "ema_target")]
-BY_TWO += [("fsdp", "bf16")]
-BY_FOUR = [("hsdp", "shortcut"), ("hsdp", "adapters"), ("ddp", "adapters")]
+BY_TWO += [("fsdp", "bf16"), ("context", "ema_target")]
+BY_FOUR = [("hsdp", "shortcut"), ("hsdp", "adapters"), ("ddp", "adapters"), ("context", "shortcut")]
 STOPPED = "stopped by 15, code 143"
 
 
 def several(run: Run, strategy: str, processes: int) -> tuple[str, ...]:
-    more = ("trainer.shards=2",) if strategy == "hsdp" else ()
-    return (*run.config.overrides, f"trainer={strategy}", *CPU, f"trainer.devices={processes}", *more)
+    more = {"hsdp": ("trainer.shards=2",), "context": ("trainer.context=2",)}.get(strategy, ())
+    trainer = strategy.replace("context", "fsdp")
+    return (*run.config.overrides, f"trainer={trainer}", *CPU, f"trainer.devices={processes}", *more)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,8 @@ def test_several_processes_train_what_one_does(micro, alone, together, kind: str
         assert wanted.keys() == found.keys()
         assert found == pytest.approx(wanted, rel=1e-5 if near == 1e-5 else 1e-2)
     done = json.loads((folder / "done.json").read_text())
-    assert (done["processes"], done["strategy"], done["signature"]) == (processes, kind, run.training_signature)
+    wanted = (processes, kind.replace("context", "fsdp"), run.training_signature)
+    assert (done["processes"], done["strategy"], done["signature"]) == wanted
     assert done["train_flops"] == json.loads((reference / "done.json").read_text())["train_flops"]
     assert done["parameters"] == json.loads((reference / "done.json").read_text())["parameters"]
     assert not list(folder.glob("checkpoints/*"))

@@ -1,0 +1,41 @@
+"""Context parallelism: processes that evaluate the same clips together, each on a part of the tokens.
+
+A block's linear layers see the part that is here; for self-attention the processes exchange tokens for heads and back
+(Ulysses), by diffusers' own hooks and its own backward. What comes before the blocks is computed whole by each, and the
+velocity is put together by all: every process holds all of it, and the gradient of a loss on it has, in each process,
+the terms of that process's tokens alone. Their sum over the processes is the gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from diffusers.hooks.context_parallel import apply_context_parallel
+from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
+from diffusers.models.attention import AttentionModuleMixin
+from torch.distributed.device_mesh import init_device_mesh
+
+from pw.nn.backbone import Backbone
+
+WITHOUT = ("flash3",)  # kernels for which diffusers has no exchange
+
+
+def share_tokens(net: Backbone, processes: int, device: str) -> None:
+    """Have a network evaluated by groups of so many processes, neighbours in rank, which must be given equal inputs.
+
+    device  `cuda` or `cpu`, on which they meet
+    The tokens of a clip and the heads of a block must be multiples of `processes`.
+    """
+    groups = dist.get_world_size() // processes
+    mesh = init_device_mesh(device, (groups, 1, processes), mesh_dim_names=("group", "ring", "ulysses"))
+    context = ContextParallelConfig(ulysses_degree=processes, mesh=mesh)
+    config = ParallelConfig(context_parallel_config=context)
+    config.setup(dist.get_rank(), dist.get_world_size(), net.dit.device, mesh=mesh)
+    for module in net.dit.modules():
+        processor: Any = getattr(module, "processor", None)
+        if isinstance(module, AttentionModuleMixin) and processor is not None:
+            processor._parallel_config = config
+    plan: Any = {part: how for part, how in net.dit._cp_plan.items() if part}  # not the timestep: one per clip
+    apply_context_parallel(net.dit, context, plan)
+    net.part = (mesh["ulysses"].get_local_rank(), processes)

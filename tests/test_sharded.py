@@ -1,0 +1,83 @@
+"""Checkpoints written in the background, and which clips can be computed by several processes together.
+
+That trainings by several processes equal one, and that their checkpoints are resumed, is in `stages/test_together.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pw.build import build
+from pw.config import ConfigError
+from pw.parallel import Place
+from pw.sharded import Sharded, Shards, read_rest
+
+TWO = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "train.accumulate=2")
+
+
+@pytest.fixture
+def alone():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Place(0, 1)
+    dist.destroy_process_group()
+
+
+def test_a_checkpoint_is_of_the_moment_at_which_it_was_asked_for(alone: Place, tmp_path: Path) -> None:
+    """Weights and optimiser are changed while it waits to be written, and training goes on meanwhile."""
+    strategy, disk = Sharded(alone), threading.Event()
+    strategy.writer.submit(disk.wait)  # a disk that is slow
+    weight, moment, counts = torch.ones(3, 2), torch.full((3, 2), 2.0), {"total": 5}
+    state = {"state": {"optimizer.0.exp_avg": moment}, "param_groups": []}
+    strategy.save_checkpoint(
+        {"state_dict": {"net.weight": weight}, "optimizer_states": [state], "loops": counts}, tmp_path / "it.ckpt"
+    )
+    assert strategy.written is not None
+    assert not strategy.written.done()
+    assert not (tmp_path / "it.ckpt").exists()
+    weight.zero_()
+    moment.zero_()
+    counts["total"] = 6
+    disk.set()
+    strategy.written.result(timeout=30)
+    shards = Shards(tmp_path / "it.ckpt")
+    assert torch.equal(shards.rows("net.weight"), torch.ones(3, 2))
+    assert torch.equal(shards.rows("optimizer.0.exp_avg"), torch.full((3, 2), 2.0))
+    assert read_rest(tmp_path / "it.ckpt")["loops"] == {"total": 5}
+
+
+def test_a_disk_that_is_full_is_heard_of(alone: Place, tmp_path: Path) -> None:
+    strategy = Sharded(alone)
+    (tmp_path / "it.ckpt").write_text("a file where the folder should be")
+    checkpoint = {"state_dict": {"w": torch.ones(1)}, "optimizer_states": [{"state": {}, "param_groups": []}]}
+    strategy.save_checkpoint(checkpoint, tmp_path / "it.ckpt")
+    assert strategy.written is not None
+    with pytest.raises(OSError, match=r"it\.ckpt"):
+        strategy.written.result(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("trainer.devices=3", "trainer.context=2"), r"trainer\.context=2: the 3 processes .* not a multiple"),
+        (("trainer.devices=4", "trainer.context=4"), r"trainer\.context=4: .* 2 heads.* 1 or 2 would do"),
+        (
+            ("trainer.devices=2", "trainer.context=2", "scale.height=12", "scale.width=12"),
+            r"trainer\.context=2: a clip has 27 tokens .*; 1 would do",
+        ),
+        (("trainer.devices=2", "trainer.context=2", "trainer.attention=flash3"), r"attention=flash3: .* sdpa, cudnn"),
+    ],
+)
+def test_tokens_that_cannot_be_shared_equally_are_refused(overrides: tuple[str, ...], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        build([*TWO, *overrides])
+
+
+def test_4k_can_be_shared_by_the_eight_gpus_of_a_machine() -> None:
+    for scale in ("2k", "4k"):
+        run = build([f"scale={scale}", "trainer=fsdp", "trainer.context=8", "train.accumulate=1"])
+        assert (run.trainer.processes, run.trainer.shares) == (8, 1)
