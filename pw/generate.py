@@ -13,6 +13,7 @@ Keys of its own (everything else is an override of conf/ for stage II; `anchor.K
     frames=N fps=24 quality=16 lossless=false   `frames=1` makes images
     text_device=auto     or cpu, gpu: where the text encoder runs
     trainer=fsdp trainer.devices=N    splits each network over N GPUs, where one GPU is too small for it
+    trainer.context=M                 has groups of M of them make each video together, in nearly an Mth of the time
 
 Every part is done for all prompts before the next one loads, and kept as a file: a call that was stopped goes on where
 it was, and a prompt that is done is never made again. Several calls may share prompts and `out`, one for each GPU: what
@@ -20,7 +21,8 @@ one is making, the others leave to it.
 
 With `trainer=fsdp` one call starts a process for each GPU (`pw.parallel`). Each makes videos of its own, the same ones
 that a single process makes, but all evaluate their networks at the same time, since each holds only a part of the
-weights (`pw.sharded`). Text encoder and VAE are whole in every process.
+weights (`pw.sharded`). With `trainer.context` above 1 so many processes share the tokens of a video (`pw.nn.context`);
+the first of them encodes its text, decodes and writes. Text encoder and VAE are whole in every process that uses them.
 """
 
 from __future__ import annotations
@@ -261,7 +263,7 @@ def _check_processes(hires: Run, anchor: Run) -> None:
                 "trainer.devices GPUs; where it fits into one, give each GPU the same call with trainer=gpu"
             )
     ours, below = hires.trainer, anchor.trainer
-    for key in ("accelerator", "strategy", "devices", "nodes"):
+    for key in ("accelerator", "strategy", "devices", "nodes", "context"):
         if getattr(ours, key) != getattr(below, key):
             raise ConfigError(f"anchor.trainer.{key}={getattr(below, key)}: stage II has {getattr(ours, key)}")
     if ours.strategy == "single":
@@ -501,13 +503,17 @@ def _generate(made: Generation, progress: Progress | None, place: parallel.Place
     quiet()
     with parallel.joined(made.hires.trainer, place) as team, ExitStack() as locks:
         todo = team.agreed(_todo(made, locks) if place.is_first else [])
-        mine = todo[place.rank :: place.processes]
+        trainer = made.hires.trainer
+        group, member = divmod(place.rank, trainer.context)
+        mine = todo[group :: trainer.shares]
         if todo:
             meter = _Meter(made, mine, progress if place.is_first else None)
-            texts = _encode_texts(made, mine, meter)
-            _first_stage(made, mine, texts, meter, team)
-            _second_stage(made, mine, texts, meter, team)
-            _decode(made, mine, meter)
+            writes = member == 0  # of those that make videos together
+            texts = _encode_texts(made, mine, meter, team, writes=writes)
+            _first_stage(made, mine, texts, meter, team, writes=writes)
+            _second_stage(made, mine, texts, meter, team, writes=writes)
+            if writes:
+                _decode(made, mine, meter)
             team.wait()  # the first one holds the locks of all
 
 
@@ -647,7 +653,7 @@ def _forget(device: str) -> None:
 Texts = Callable[[str], "Tensor"]
 
 
-def _encode_texts(made: Generation, todo: list[Prompt], meter: _Meter) -> Texts:
+def _encode_texts(made: Generation, todo: list[Prompt], meter: _Meter, team: parallel.Team, *, writes: bool) -> Texts:
     """Embedding of a text, [tokens, dim]: random, or read from the cache that this fills."""
     import torch
 
@@ -660,16 +666,17 @@ def _encode_texts(made: Generation, todo: list[Prompt], meter: _Meter) -> Texts:
     if encoder is None:
         return lambda text: torch.randn(shape, generator=generator(int(digest(text), 16), 0, NOISE))
     meter.add("text", 0.0, "encoding prompts")
-    for stage in (made.anchor, made.hires):
+    for stage in (made.anchor, made.hires) if writes else ():
         assert stage.text is not None
         encoder.encode(stage.text.negative_prompt)
-    for prompt in todo:
+    for prompt in todo if writes else ():
         began = time.perf_counter()
         encoder.encode(prompt.text)
         meter.add("text", 1.0, "encoding prompts")
         meter.took("text", prompt, began)
     encoder.free()
     _forget(made.device)
+    team.wait()  # those that do not write read
     return encoder.encode
 
 
@@ -702,21 +709,28 @@ def _network(run: Run) -> Any:
     return Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
 
 
-def _first_stage(made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter, team: parallel.Team) -> None:
-    for prompt in todo:
+def _first_stage(
+    made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter, team: parallel.Team, *, writes: bool
+) -> None:
+    for prompt in todo if writes else ():
         if prompt.anchor is not None and not made.anchor_file(prompt).exists():
             _save_latent(made.anchor_file(prompt), *_load_latent(prompt.anchor), prompt)
     what = "anchor", "stage I: anchors"
-    _denoise(made, todo, texts, meter, team, what, made.anchor, made.anchor_source, made.anchor_file)
+    _denoise(made, todo, texts, meter, team, what, made.anchor, made.anchor_source, made.anchor_file, writes=writes)
 
 
-def _second_stage(made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter, team: parallel.Team) -> None:
+def _second_stage(
+    made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter, team: parallel.Team, *, writes: bool
+) -> None:
     given = made.anchor_file
     if made.hires.scale.anchor_upsample == "pixel":
-        _upsample_anchors(made, todo)
+        if writes:
+            _upsample_anchors(made, todo)
         given = functools.partial(_upsampled, made)
     what = "hires", "stage II: detail"
-    _denoise(made, todo, texts, meter, team, what, made.hires, made.hires_source, made.latent_file, given)
+    _denoise(
+        made, todo, texts, meter, team, what, made.hires, made.hires_source, made.latent_file, given, writes=writes
+    )
 
 
 def _denoise(
@@ -730,11 +744,14 @@ def _denoise(
     source: str,
     target: Callable[[Prompt], Path],
     given: Callable[[Prompt], Path] | None = None,
+    *,
+    writes: bool,
 ) -> None:
     """A stage's latents of all prompts, from noise: what is there is skipped, the network is loaded when it is needed.
 
     what    the part's key and its words
     target  where a prompt's latent goes; given: where the anchor's is, for stage II
+    writes  whether it is this process, of those that make a video together, that writes
 
     Processes that hold the network together evaluate it equally often: one with fewer latents to make than another
     computes of zeros, and drops it.
@@ -745,6 +762,7 @@ def _denoise(
     size, stream = (run.scale.anchor_size, 0) if given is None else (run.scale.size, 1)
     shape = _latent_shape(run, size)
     waiting = []
+    team.wait()  # for what others write of the part before
     for prompt in todo:
         if target(prompt).exists():
             meter.skip(part, f"{words}, taken from file")
@@ -762,7 +780,8 @@ def _denoise(
         tick = meter.ticking(part, _calls(run, evaluations(run)), words)
         latent = integrate(run, net, noise, *_conditions(made, run, texts, prompt, anchor), tick)
         meter.took(part, prompt, began)
-        _save_latent(target(prompt), latent, _cost(made, prompt, part), prompt)
+        if writes:
+            _save_latent(target(prompt), latent, _cost(made, prompt, part), prompt)
     for _ in range(rounds - len(waiting)):
         integrate(run, net, *_spare(made, run, shape, is_given=given is not None))
     net = None
@@ -774,9 +793,12 @@ def _load(made: Generation, run: Run, source: str) -> Any:
     from pw.nn.networks import load_network
 
     def split(net: Any) -> None:
-        from pw.sharded import mesh_of, shard
+        from pw.nn.context import share_tokens
+        from pw.sharded import device_type, mesh_of, shard
 
         shard(net, net.dit.blocks, mesh_of(run.trainer))
+        if run.trainer.context > 1:
+            share_tokens(net, run.trainer.context, device_type(run.trainer))
 
     return load_network(_network(run), source, made.weights, made.device, split if made.is_split else None)
 
@@ -978,6 +1000,7 @@ def _about(made: Generation, prompt: Prompt) -> dict[str, Any]:
         "attention": run.trainer.attention,
         "compile": run.trainer.compile,
         "processes": run.trainer.processes,
+        "context": run.trainer.context,
         **provenance(),
     }
 

@@ -79,11 +79,29 @@ def test_two_processes_make_the_videos_of_one(words: Any) -> None:
     assert [manifest["processes"] for manifest in about(one) + about(rest)] == [1, 1, 1, 2, 1, 2]
 
 
+def test_two_processes_make_each_video_together(words: Any) -> None:
+    """The second one reads what the first one wrote; what was begun is taken up."""
+    one, both, rest = (parse(words(out, "trainer=cpu")) for out in ("one", "both", "rest"))
+    generate(one)
+    shutil.copytree(one.out, rest.out)
+    for path in (rest.manifest(rest.prompts[1]), rest.video(rest.prompts[1])):
+        path.unlink()
+    together = (*TWO, "trainer.context=2")
+    for made in train_together(2, Call(words("both", *together)), Call(words("rest", *together))):
+        assert made == ["a fox, a heron, a toad", "a heron"]
+    for made in (both, rest):  # in other orders of summation
+        for wanted, found in zip(videos(one), videos(made), strict=True):
+            assert np.abs(wanted.astype(int) - found).max() <= 1
+    assert [(manifest["processes"], manifest["context"]) for manifest in about(both)] == [(2, 2)] * 3
+    assert all(set(manifest["seconds"]) == ALL for manifest in about(both))
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
         (("trainer=ddp", "trainer.accelerator=cpu"), r"trainer=ddp: .*trainer=fsdp splits .* with trainer=gpu"),
         ((*TWO, "anchor.trainer.devices=1"), r"anchor\.trainer\.devices=1: stage II has 2"),
+        ((*TWO, "trainer.context=2", "anchor.trainer.context=1"), r"anchor\.trainer\.context=1: stage II has 2"),
         ((*TWO, "trainer.nodes=2"), r"trainer\.nodes=2: .* on several machines|trainer\.nodes=2: .* of one machine"),
         (("trainer=fsdp",), r"trainer=fsdp: torch sees no CUDA device here; set trainer\.accelerator=cpu"),
     ],

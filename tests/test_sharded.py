@@ -5,12 +5,16 @@ That trainings by several processes equal one, and that their checkpoints are re
 
 from __future__ import annotations
 
+import json
+import os
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from small_processes import train_together
 
 from pw.build import build
 from pw.config import ConfigError
@@ -66,8 +70,8 @@ def test_a_disk_that_is_full_is_heard_of(alone: Place, tmp_path: Path) -> None:
         (("trainer.devices=3", "trainer.context=2"), r"trainer\.context=2: the 3 processes .* not a multiple"),
         (("trainer.devices=4", "trainer.context=4"), r"trainer\.context=4: .* 2 heads.* 1 or 2 would do"),
         (
-            ("trainer.devices=2", "trainer.context=2", "scale.height=12", "scale.width=12"),
-            r"trainer\.context=2: a clip has 27 tokens .*; 1 would do",
+            ("trainer.devices=2", "trainer.context=2", "scale.height=20", "scale.width=20"),
+            r"trainer\.context=2: a clip has 75 tokens .*; 1 would do",
         ),
         (("trainer.devices=2", "trainer.context=2", "trainer.attention=flash3"), r"attention=flash3: .* sdpa, cudnn"),
     ],
@@ -81,3 +85,46 @@ def test_4k_can_be_shared_by_the_eight_gpus_of_a_machine() -> None:
     for scale in ("2k", "4k"):
         run = build([f"scale={scale}", "trainer=fsdp", "trainer.context=8", "train.accumulate=1"])
         assert (run.trainer.processes, run.trainer.shares) == (8, 1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A forward and a backward of a small network: alone, then by all processes together."""
+
+    def carried_out(self, rank: int) -> str:
+        """(tokens that reach the second block, largest differences of velocity and gradient) as JSON."""
+        from pw.nn.backbone import Backbone
+        from pw.nn.context import share_tokens
+
+        run = build(["stage=hires", "injector=gated", "injector.blocks=[0,2]"])
+        torch.manual_seed(0)
+        net, draw = Backbone(run.backbone, run.injector), torch.Generator().manual_seed(1)
+        for parameter in net.parameters():  # nothing is silent
+            torch.nn.init.normal_(parameter, std=0.05, generator=draw)
+        state, anchor = torch.randn(2, 2, 48, 3, 6, 6, generator=draw)
+        text = torch.randn(2, run.backbone.text_tokens, run.backbone.text_dim, generator=draw)
+        when = torch.tensor([900.0, 300.0])
+        tokens: list[int] = []
+        net.dit.blocks[1].register_forward_pre_hook(lambda block, args: tokens.append(args[0].shape[1]))
+
+        def evaluated() -> tuple[torch.Tensor, torch.Tensor]:
+            net.zero_grad()
+            velocity = net(state, when, when / 8, text, anchor, sigma_timestep=when)
+            velocity.square().mean().backward()
+            return velocity.detach(), torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+
+        velocity, gradient = evaluated()
+        dist.init_process_group("gloo", store=dist.FileStore(os.environ["PW_STORE"], 2), rank=rank, world_size=2)
+        share_tokens(net, 2, "cpu")
+        shared, part = evaluated()
+        dist.all_reduce(part)  # each has the terms of its tokens
+        dist.destroy_process_group()
+        return json.dumps([tokens, float((velocity - shared).abs().max()), float((gradient - part).abs().max())])
+
+
+def test_each_process_computes_its_part_of_the_tokens() -> None:
+    for (said,) in train_together(2, Evaluation()):
+        tokens, velocity, gradient = json.loads(said)
+        assert tokens == [108, 54]
+        assert velocity < 1e-5
+        assert gradient < 1e-5
