@@ -98,7 +98,7 @@ class Backbone(nn.Module):
         if self.injector is not None and anchor is not None:
             _, rows, columns = self.dit.config["patch_size"]
             grid = (state.shape[-2] // rows, state.shape[-1] // columns)
-            context["anchor"] = self.injector(anchor, grid, timestep, stride)
+            context["anchor"] = self.injector(anchor, grid, timestep, stride, self.part)
         self._context = context
         dtype = self.dit.patch_embedding.weight.dtype
         return self.dit(state.to(dtype), sigma_timestep, text.to(dtype), return_dict=False)[0].to(state.dtype)
@@ -139,11 +139,7 @@ class Backbone(nn.Module):
     def _inject(self, block: nn.Module, args: tuple) -> tuple:
         hidden, *rest = args
         index = next(i for i, candidate in enumerate(self.dit.blocks) if candidate is block)
-        anchor = self._context["anchor"][index]
-        if hidden.shape[1] != anchor.shape[1]:  # the first block is given all tokens, and passes on its part
-            which, parts = self.part
-            anchor = anchor.chunk(parts, dim=1)[which]
-        return (hidden + anchor.to(hidden.dtype), *rest)
+        return (hidden + self._context["anchor"][index].to(hidden.dtype), *rest)
 
     def _checkpointed(self, block: nn.Module, *args: Any) -> Tensor:
         context = self._context

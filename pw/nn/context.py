@@ -8,12 +8,14 @@ the terms of that process's tokens alone. Their sum over the processes is the gr
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 from diffusers.hooks.context_parallel import apply_context_parallel
 from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
 from diffusers.models.attention import AttentionModuleMixin
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from pw.nn.backbone import Backbone
@@ -36,6 +38,13 @@ def share_tokens(net: Backbone, processes: int, device: str) -> None:
         processor: Any = getattr(module, "processor", None)
         if isinstance(module, AttentionModuleMixin) and processor is not None:
             processor._parallel_config = config
-    plan: Any = {part: how for part, how in net.dit._cp_plan.items() if part}  # not the timestep: one per clip
+    # the timestep is one per clip, and what enters the first block is split by `_part_of` before the anchor is added
+    plan: Any = {part: how for part, how in net.dit._cp_plan.items() if part in ("rope", "proj_out")}
     apply_context_parallel(net.dit, context, plan)
-    net.part = (mesh["ulysses"].get_local_rank(), processes)
+    net.part = mesh["ulysses"].get_local_rank(), processes
+    net.dit.blocks[0].register_forward_pre_hook(partial(_part_of, *net.part), prepend=True)
+
+
+def _part_of(which: int, parts: int, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    hidden, *rest = args
+    return (hidden.chunk(parts, dim=1)[which], *rest)

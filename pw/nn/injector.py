@@ -84,9 +84,15 @@ class AnchorGuidedInjector(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, anchor: Tensor, grid: tuple[int, int], timestep: Tensor, stride: Tensor) -> dict[int, Tensor]:
-        """anchor latent [B, C, F, h, w], token grid (rows, columns) -> {block: [B, L, D] to add to its input}."""
-        z = self.refined(anchor, grid)
+    def forward(
+        self, anchor: Tensor, grid: tuple[int, int], timestep: Tensor, stride: Tensor, part: tuple[int, int] = (0, 1)
+    ) -> dict[int, Tensor]:
+        """anchor latent [B, C, F, h, w], token grid (rows, columns) -> {block: [B, L, D] to add to its input}.
+
+        part  which of how many equal parts of the L tokens is wanted
+        """
+        which, parts = part
+        z = self.refined(anchor, grid).chunk(parts, dim=1)[which]
         with unlowered(z.device):
             gain = 1 + self.gate(timestep, stride)
         z = z * gain.to(z.dtype)[:, None]
