@@ -85,12 +85,14 @@ class Moment:
 
     flops  of the phase, for one video; 0 for a moment of training
     evaluations  of the network, each branch of guidance by itself
+    devices  among which the phase's flops are divided
     """
 
     name: str
     parts: tuple[Part, ...]
     flops: Flops = Flops()
     evaluations: int = 0
+    devices: int = 1
 
     @property
     def bytes(self) -> float:
@@ -138,6 +140,7 @@ class Training:
     """A training on `gpus` devices.
 
     flow, consistency  FLOPs of one update of that kind over all its clips, encoding included
+    context            devices that share the tokens of a clip
     micro_batches      forwards, one after the other, that an update takes on each device
     """
 
@@ -150,6 +153,7 @@ class Training:
     consistency: float
     encode: float
     gpus: int
+    context: int
     micro_batches: int
     accumulate: int
 
@@ -165,7 +169,7 @@ class Training:
 
     def seconds(self, flops: float, tflops: float) -> float:
         """Wall time of so many FLOPs of it, spread over the devices as far as whole micro-batches go."""
-        return flops * self.micro_batches / self.accumulate / (tflops * 1e12)
+        return flops * self.micro_batches / self.accumulate / self.context / (tflops * 1e12)
 
 
 def latent_shape(
@@ -342,16 +346,26 @@ def inference_bytes(backbone: options.Wan, tokens: int, precision: Precision) ->
 
 
 def injector_bytes(
-    injector: options.Injector | options.Add | None, backbone: options.Wan, tokens: int, precision: Precision
+    injector: options.Injector | options.Add | None,
+    backbone: options.Wan,
+    tokens: int,
+    precision: Precision,
+    context: int = 1,
 ) -> float:
-    """What the injector adds to an evaluation without gradients: L D b (2 + blocks).
+    """What the injector adds to an evaluation without gradients: L D b (1 + (1 + blocks) / context).
 
     The refined anchor, which it keeps; what goes into each block; and the sum of that and the block's input. Fake
-    tensors say exactly this.
+    tensors say exactly this. Of `context` devices that share the tokens each has the refined anchor whole.
     """
     if not isinstance(injector, options.Injector):
         return 0
-    return tokens * backbone.width * BYTES[precision] * (2 + len(injector.blocks))
+    return tokens * backbone.width * BYTES[precision] * (1 + (1 + len(injector.blocks)) / context)
+
+
+def unshared_bytes(backbone: options.Wan, tokens: int, precision: Precision, context: int) -> float:
+    """The tokens before the first block, L D b, which each of those that share tokens has whole; else 0: they are in
+    the working set."""
+    return tokens * backbone.width * BYTES[precision] if context > 1 else 0
 
 
 def saved_block_bytes(backbone: options.Wan, tokens: int, precision: Precision, trainable: str) -> float:
@@ -383,16 +397,21 @@ def block_backward_bytes(backbone: options.Wan, tokens: int, precision: Precisio
 
 
 def injector_saved_bytes(
-    injector: options.Injector | options.Add | None, backbone: options.Wan, tokens: int, precision: Precision
+    injector: options.Injector | options.Add | None,
+    backbone: options.Wan,
+    tokens: int,
+    precision: Precision,
+    context: int = 1,
 ) -> float:
-    """What the injector keeps for its backward: L (4 (3 d' + 3 D) + 2.5 b D per block), its norms being fp32.
+    """What the injector keeps for its backward: L (4 (3 d' + 3 D) + 2.5 b D per block / context), its norms being fp32.
 
-    Fake tensors; residual below 1 L D b, which is 1 % of a training's activations.
+    Fake tensors; residual below 1 L D b, which is 1 % of a training's activations. With `context` it is an upper bound:
+    not all of it is alive in a block's backward; fake tensors say 18.0 GB at 4K by 8 devices where the sum is 23.8.
     """
     if not isinstance(injector, options.Injector):
         return 0
     d, hidden = backbone.width, injector.hidden_channels(backbone)
-    return tokens * (4 * (3 * hidden + 3 * d) + 2.5 * BYTES[precision] * d * len(injector.blocks))
+    return tokens * (4 * (3 * hidden + 3 * d) + 2.5 * BYTES[precision] * d * len(injector.blocks) / context)
 
 
 def codec_bytes(
@@ -435,21 +454,25 @@ def guided_at_once(run: Run) -> int:
 
 
 def denoising(run: Run, precision: Precision) -> Moment:
-    """All evaluations of a stage's network for one clip."""
+    """All evaluations of a stage's network for one clip, on each of the devices that split it or share its tokens."""
     latent, backbone, batch = stage_latent(run), run.backbone, guided_at_once(run)
+    split, context = run.trainer.split, run.trainer.context
     length = tokens(latent, backbone.patch_size)
     forward = forward_flops(backbone, length, backbone.text_tokens, run.injector)
     count = evaluations(run)
     text = 2 * backbone.text_tokens * backbone.text_dim * 4
     # fp32 state, two velocities and their sum, and the network's own copy of the state
     state = math.prod(latent) * (4 * 4 + BYTES[precision] * batch)
+    gathered = 2 * BYTES[precision] * block_parameters(backbone) if split > 1 else 0  # this block and the next
     parts = (
-        Part("weights", weight_bytes(backbone, run.injector, precision), "counted"),
-        Part("working set", batch * inference_bytes(backbone, length, precision), "fake tensors"),
-        Part("injector", batch * injector_bytes(run.injector, backbone, length, precision), "fake tensors"),
+        Part("weights", weight_bytes(backbone, run.injector, precision) / split, "counted"),
+        Part("gathered", gathered, "assumed"),
+        Part("working set", batch * inference_bytes(backbone, length // context, precision), "fake tensors"),
+        Part("all tokens", batch * unshared_bytes(backbone, length, precision, context), "fake tensors"),
+        Part("injector", batch * injector_bytes(run.injector, backbone, length, precision, context), "fake tensors"),
         Part("latents, text", state + text, "assumed"),
     )
-    return Moment("stage I" if run.stage == "anchor" else "stage II", parts, forward * count, count)
+    return Moment("stage I" if run.stage == "anchor" else "stage II", parts, forward * count, count, context)
 
 
 def text_encoding(run: Run) -> Moment:
@@ -515,7 +538,7 @@ def _host(runs: list[Run], size: tuple[int, int]) -> tuple[Part, ...]:
     if last.text is not None:
         networks.append(2 * text_encoder_parameters())
     return (
-        Part("largest network as it loads", max(networks), "assumed"),
+        Part("largest network as it loads", max(networks) * last.trainer.split, "assumed"),  # in each process
         Part("8-bit frames", 3 * last.scale.frames * size[0] * size[1], "counted"),
     )
 
@@ -569,17 +592,19 @@ def consistency_updates(run: Run) -> float:
     return turns.rate * run.train.updates
 
 
-def training_cost(run: Run, gpus: int = 1) -> Training:
+def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> Training:
     """A whole training, and its memory on each of `gpus` devices.
 
-    On several, weights, gradients, optimiser and EMA are sharded over them (as FSDP does) and each takes its share of
-    an update's micro-batches.
+    On several, weights, gradients, optimiser and EMA are sharded over them (as FSDP does) and each, or each group of
+    `context` that share a clip's tokens (the run's own number of them by default), takes its share of an update's
+    micro-batches.
     """
     train = run.train
+    context = min(gpus, run.trainer.context) if context is None else context
     clips, encode = train.accumulate * train.batch_size, encode_flops(run)
     flow, consistency = update_flops(run)
     return Training(
-        moments=training_moments(run, gpus),
+        moments=training_moments(run, gpus, context),
         trained_parameters=trained_parameters(run),
         clips=clips,
         updates=train.updates,
@@ -588,12 +613,13 @@ def training_cost(run: Run, gpus: int = 1) -> Training:
         consistency=clips * (consistency + encode),
         encode=clips * encode,
         gpus=gpus,
-        micro_batches=math.ceil(train.accumulate / gpus),
+        context=context,
+        micro_batches=math.ceil(train.accumulate / (gpus // context)),
         accumulate=train.accumulate,
     )
 
 
-def training_moments(run: Run, gpus: int = 1) -> tuple[Moment, ...]:
+def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment, ...]:
     """The moments of an update at which memory may peak: encoding, forward, backward, the optimiser's step.
 
     Weights, gradients (they stay through `accumulate` micro-batches), AdamW's two moments and the EMA are fp32 whatever
@@ -602,7 +628,8 @@ def training_moments(run: Run, gpus: int = 1) -> tuple[Moment, ...]:
     """
     train, backbone, precision = run.train, run.backbone, run.train.precision
     everything, trained = parameters(backbone, run.injector), trained_parameters(run)
-    length = train.batch_size * tokens(stage_latent(run), backbone.patch_size)
+    everywhere = train.batch_size * tokens(stage_latent(run), backbone.patch_size)
+    length = everywhere // context  # the tokens that are here
     static = [
         Part("weights", 4 * everything / gpus, "counted"),
         Part("gradients", 4 * trained / gpus, "counted"),
@@ -613,7 +640,7 @@ def training_moments(run: Run, gpus: int = 1) -> tuple[Moment, ...]:
     casts = 2 * (everything if train.trainable == "all" else block_parameters(backbone))
     if precision == "fp32" or gpus > 1:  # sharded weights are gathered, cast, and let go block by block
         casts = block if gpus > 1 else 0
-    injector = injector_saved_bytes(run.injector, backbone, length, precision)
+    injector = injector_saved_bytes(run.injector, backbone, everywhere, precision, context)
     if train.checkpoint_activations:
         saved = backbone.num_layers * length * backbone.width * BYTES[precision]
         forward = inference_bytes(backbone, length, precision)
@@ -628,6 +655,7 @@ def training_moments(run: Run, gpus: int = 1) -> tuple[Moment, ...]:
         return [
             Part("saved", saved, "counted" if train.checkpoint_activations else "fake tensors"),
             Part("working set", working_set, "fake tensors"),
+            Part("all tokens", unshared_bytes(backbone, everywhere, precision, context), "fake tensors"),
             Part("injector", injector, "fake tensors"),
             Part("casts", cast, "assumed"),
             Part("pixels", clip, "counted"),

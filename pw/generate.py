@@ -288,8 +288,8 @@ def _from_anywhere(word: str) -> str:
 
 
 def _check_memory(hires: Run, anchor: Run) -> None:
-    """Raises ValueError when the GPU is too small, with the nearest setting that fits. Not where networks are split."""
-    if hires.trainer.accelerator != "gpu" or hires.trainer.strategy != "single":
+    """Raises ValueError when the GPU is too small, with the nearest setting that fits."""
+    if hires.trainer.accelerator != "gpu" or parallel.place(hires.trainer) is None:  # whoever launches needs no GPU
         return
     import torch
 

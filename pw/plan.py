@@ -291,20 +291,37 @@ def judge_training(run: Run, made: Training, gpus: Gpus) -> Verdict:
     remedy = nearest((None, run) if run.stage == "anchor" else (run, None), training_changes, fits)
     more = next((n for n in SHARDED if n > gpus.count and cost.training_cost(run, n).worst.fits(gpus.memory)), None)
     offers = [" ".join(remedy)] if remedy else []
+    for context in contexts(run, gpus.count):
+        if cost.training_cost(run, gpus.count, context).worst.fits(gpus.memory):
+            offers.insert(0, f"each clip's tokens shared by {context} ({sharding(run, gpus.count, context)})")
+            break
     offers += [f"gpus={more}x{gpus.card}, sharded ({sharding(run, more)})"] if more else []
     offers = offers or [f"gpus={gpus.count}x{_enough(worst)}GB"]
     line = f"training does not fit {gpus}: {_needs(worst)}; the nearest setting that does: {'; or '.join(offers)}"
     return Verdict("training", False, line, remedy)
 
 
-def sharding(run: Run, count: int) -> str:
+def contexts(run: Run, count: int) -> list[int]:
+    """By how many of so many devices, more than do so now, the tokens of a clip could be shared."""
+    length = cost.tokens(cost.stage_latent(run), run.backbone.patch_size)
+    shared = (count // nodes_of(count), length, run.backbone.num_attention_heads)
+    return [n for n in range(run.trainer.context + 1, shared[0] + 1) if not any(whole % n for whole in shared)]
+
+
+def nodes_of(count: int) -> int:
+    """Machines of at most eight devices that make so many, alike in all."""
+    return next(n for n in range(math.ceil(count / DEVICES), count + 1) if count % n == 0)
+
+
+def sharding(run: Run, count: int, context: int | None = None) -> str:
     """The overrides that split a training over so many devices, at most eight to a machine."""
-    nodes = next(n for n in range(math.ceil(count / DEVICES), count + 1) if count % n == 0)
+    nodes, context = nodes_of(count), context or run.trainer.context
     words = f"trainer=fsdp trainer.devices={count // nodes}" + (f" trainer.nodes={nodes}" if nodes > 1 else "")
+    words += f" trainer.context={context}" if context > 1 else ""
     try:
-        Share.of(run.train, 0, count)
+        Share.of(run.train, 0, count // context)
     except ConfigError:  # fewer clips in an update than devices
-        words += f" train.accumulate={count}, which makes updates larger"
+        words += f" train.accumulate={count // context}, which makes updates larger"
     return words
 
 
@@ -327,9 +344,9 @@ def verdicts(plan: Plan, asked: Sequence[str]) -> list[Verdict]:
     """One for each thing asked for; none without GPUs to judge by."""
     if plan.gpus is None:
         return []
-    gpus = plan.gpus
+    gpus, split = plan.gpus, plan.run.trainer.split
     judged = {
-        "generation": lambda: judge_generation(plan.stages, gpus.memory, f"1x{gpus.card}", plan.precision),
+        "generation": lambda: judge_generation(plan.stages, gpus.memory, f"{split}x{gpus.card}", plan.precision),
         "training": lambda: judge_training(plan.run, plan.training, gpus),
     }
     return [judged[what]() for what in asked]
@@ -415,7 +432,9 @@ def moment_rows(table: Table, moments: Sequence[Moment], memory: float | None) -
 def generation_table(plan: Plan) -> Table:
     """Phases of one video."""
     phases = plan.generation.phases
-    table = _table("Generation of one video, on one device", "", *(p.name for p in phases), "from")
+    trainer = plan.run.trainer
+    title = _generation_title(trainer.split, trainer.context)
+    table = _table(title, "", *(p.name for p in phases), "from")
     table.columns[-1].justify = "left"
     table.add_row("evaluations", *(str(p.evaluations or "–") for p in phases), "")
     table.add_row("FLOP", *(operations(p.flops.total) if p.flops.total else "–" for p in phases), "counted")
@@ -423,6 +442,15 @@ def generation_table(plan: Plan) -> Table:
     table.add_row("time", *times, f"at {plan.tflops:g} TFLOP/s")
     moment_rows(table, phases, None if plan.gpus is None else plan.gpus.memory)
     return table
+
+
+def _generation_title(split: int, context: int) -> str:
+    if split == 1:
+        return "Generation of one video, on one device"
+    if context == split:
+        return f"Generation of one video, on each of {split} devices that make it together"
+    together = f"; {context} make a video together" if context > 1 else ""
+    return f"Generation of one video, on each of {split} devices that split the networks{together}"
 
 
 def training_table(plan: Plan) -> Table:
@@ -458,8 +486,8 @@ def training_times(plan: Plan) -> Table:
 
 
 def seconds(phase: Moment, tflops: float) -> float:
-    """Of a phase of generation, on one device."""
-    return phase.flops.total / (tflops * 1e12)
+    """Of a phase of generation, on the devices that share it."""
+    return phase.flops.total / phase.devices / (tflops * 1e12)
 
 
 def show(plan: Plan, asked: Sequence[str], found: Sequence[Verdict], console: Console) -> None:
@@ -472,11 +500,11 @@ def show(plan: Plan, asked: Sequence[str], found: Sequence[Verdict], console: Co
     console.print()
     if "generation" in asked:
         console.print(generation_table(plan))
-        total = duration(plan.generation.flops / (plan.tflops * 1e12))
+        total = duration(sum(seconds(phase, plan.tflops) for phase in plan.generation.phases))
         host = ", ".join(f"{part.name} {gigabytes(part.bytes)}" for part in plan.generation.host)
         console.print(f"{total} a video in all, {plan.precision} weights. CPU memory: {host}.")
         if plan.gpus is not None and plan.gpus.count > 1:
-            console.print(f"Each of the {plan.gpus.count} GPUs makes a video of its own.")
+            console.print(_makers(plan.gpus.count, run.trainer.context))
         console.print()
     if "training" in asked:
         console.print(training_times(plan))
@@ -495,6 +523,14 @@ def show(plan: Plan, asked: Sequence[str], found: Sequence[Verdict], console: Co
     )
     for verdict in found:
         console.print(verdict.line, style="green" if verdict.fits else "red")
+
+
+def _makers(gpus: int, context: int) -> str:
+    if context == gpus:
+        return f"The {gpus} GPUs make a video together."
+    if context > 1:
+        return f"Of the {gpus} GPUs each {context} make a video of their own."
+    return f"Each of the {gpus} GPUs makes a video of its own."
 
 
 def as_json(plan: Plan, found: Sequence[Verdict]) -> dict[str, Any]:
@@ -520,7 +556,7 @@ def as_json(plan: Plan, found: Sequence[Verdict]) -> dict[str, Any]:
             "phases": [moment(p) for p in plan.generation.phases],
             "host": [dataclasses.asdict(part) for part in plan.generation.host],
             "flops": plan.generation.flops,
-            "seconds": plan.generation.flops / (plan.tflops * 1e12),
+            "seconds": sum(seconds(phase, plan.tflops) for phase in plan.generation.phases),
         },
         "training": training,
         "verdicts": [dataclasses.asdict(verdict) for verdict in found],
@@ -545,7 +581,9 @@ def make_plan(overrides: Sequence[str], gpus: Gpus | None, tflops: float | None,
     else:
         tflops = UNNAMED if run.trainer.accelerator == "gpu" else CPU * run.trainer.threads
         said = f"{tflops:g} TFLOP/s assumed (tflops= to set it)"
-    both = stages(run)
+    both, count = stages(run), 1 if gpus is None else gpus.count
+    if gpus is not None and count % run.trainer.context:
+        raise ConfigError(f"trainer.context={run.trainer.context}: gpus={gpus} are not a multiple of it")
     return Plan(
         overrides=tuple(overrides),
         stages=both,
@@ -554,7 +592,7 @@ def make_plan(overrides: Sequence[str], gpus: Gpus | None, tflops: float | None,
         tflops_from=said,
         precision=precision or cost.loaded_precision(run),
         generation=generation_of(both, precision),
-        training=cost.training_cost(run, 1 if gpus is None else gpus.count),
+        training=cost.training_cost(run, count),
     )
 
 

@@ -14,7 +14,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +25,7 @@ from pw import cost
 from pw.build import Run, build
 from pw.nn import options
 from pw.nn.backbone import Backbone
+from pw.nn.context import share_tokens
 from pw.stages.velocity import evaluations
 
 GATES = [
@@ -108,10 +111,15 @@ def alive(
     train: str | None = None,
     checkpoint: bool = True,
     grid: tuple[int, int, int] = (8, 64, 64),
+    context: int = 1,
 ) -> int:
     """Peak of the real network's activations: of a forward, or with `train` of a forward and backward."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
         net = Backbone(choice, injector)
+    if context > 1:
+        share_tokens(net, context, "cpu")
+    with mode:
         kept = (*(net.dit._keep_in_fp32_modules or ()), "stride_embedding", "injector.gate")
         for name, parameter in net.named_parameters():
             if not any(part in name for part in kept):
@@ -283,6 +291,23 @@ class TestMemory:
     @pytest.mark.parametrize(("name", "stated"), [("2k", 9.2e9), ("4k", 20.6e9)])
     def test_of_a_forward_is_the_stated_one(self, name: str, stated: float) -> None:
         assert cost.inference_bytes(wan(), TOKENS[name], "bf16") == pytest.approx(stated, rel=0.01)
+
+    def test_of_4k_by_eight_devices_is_that_of_the_module_and_no_more(self) -> None:
+        length, choice = TOKENS["4k"], dataclasses.replace(wan(), num_layers=2)
+        injector, grid = options.Injector("scalar", (1,), 0.25, 16), (31, 134, 240)
+        dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=8)
+        try:
+            forward = alive(choice, injector, torch.bfloat16, grid=grid, context=8)
+            update = alive(choice, injector, torch.bfloat16, train="all", grid=grid, context=8)
+        finally:
+            dist.destroy_process_group()
+        unshared = cost.unshared_bytes(choice, length, "bf16", 8)
+        made = cost.inference_bytes(choice, length // 8, "bf16") + unshared
+        made += cost.injector_bytes(injector, choice, length, "bf16", 8)
+        assert made == pytest.approx(forward, rel=0.05)
+        made = cost.block_backward_bytes(choice, length // 8, "bf16", "all") + unshared + 2 * length * choice.width / 4
+        made += cost.injector_saved_bytes(injector, choice, length, "bf16", 8)
+        assert update < made < 1.4 * update
 
     @pytest.mark.parametrize(("name", "stated"), [("2k", 65e9), ("4k", 133e9)])
     def test_of_a_checkpointed_update_is_the_stated_one(self, name: str, stated: float) -> None:

@@ -230,3 +230,25 @@ class TestSeveralGpus:
         assert many.seconds(many.flops, 400) == eight.seconds(
             eight.flops, 400
         )  # 8 clips an update: the rest would idle
+
+    def test_share_a_clips_tokens_where_it_is_too_large_for_one(self) -> None:
+        line = verdicts("scale=4k", "gpus=8x80GB", "for=training")["training"].line
+        assert "tokens shared by 4 (trainer=fsdp trainer.devices=8 trainer.context=4)" in line
+        shared = ("scale=4k", "trainer=fsdp", "trainer.devices=8", "trainer.context=4")
+        assert verdicts(*shared, "gpus=8x80GB", "for=training")["training"].fits
+        assert not verdicts(*shared[:-1], "trainer.context=2", "gpus=8x80GB", "for=training")["training"].fits
+        apart, together = (cost.training_cost(run("scale=4k"), 8, n) for n in (1, 8))
+        assert together.seconds(together.flops, 400) == pytest.approx(apart.seconds(apart.flops, 400))
+
+    def test_make_one_video_together_in_an_eighth_of_the_time_but_for_text_and_decode(self) -> None:
+        alone, together = (
+            plan.make_plan(["scale=4k", "trainer=fsdp", f"trainer.context={n}"], None, 400, None) for n in (1, 8)
+        )
+        for one, eight in zip(alone.generation.phases, together.generation.phases, strict=True):
+            share = 8 if one.name in ("stage I", "stage II") else 1
+            assert plan.seconds(one, 400) == pytest.approx(share * plan.seconds(eight, 400))
+            assert eight.bytes <= one.bytes
+
+    def test_that_are_no_multiple_of_those_that_share_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"trainer\.context=4: gpus=6x80GB"):
+            verdicts("scale=4k", "trainer=fsdp", "trainer.context=4", "gpus=6x80GB")
