@@ -538,7 +538,7 @@ def _host(runs: list[Run], size: tuple[int, int]) -> tuple[Part, ...]:
     if last.text is not None:
         networks.append(2 * text_encoder_parameters())
     return (
-        Part("largest network as it loads", max(networks) * last.trainer.split, "assumed"),  # in each process
+        Part("largest network as it loads", max(networks), "assumed"),
         Part("8-bit frames", 3 * last.scale.frames * size[0] * size[1], "counted"),
     )
 

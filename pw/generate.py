@@ -27,6 +27,7 @@ the first of them encodes its text, decodes and writes. Text encoder and VAE are
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -790,17 +791,26 @@ def _denoise(
 
 def _load(made: Generation, run: Run, source: str) -> Any:
     """A stage's network: all of it, or this process's part."""
-    from pw.nn.networks import load_network
+    from pw.nn.networks import load_network, network_without_weights
 
-    def split(net: Any) -> None:
-        from pw.nn.context import share_tokens
-        from pw.sharded import device_type, mesh_of, shard
+    network = _network(run)
+    if not made.is_split:
+        return load_network(network, source, made.weights, made.device)
+    import torch.distributed as dist
 
-        shard(net, net.dit.blocks, mesh_of(run.trainer))
-        if run.trainer.context > 1:
-            share_tokens(net, run.trainer.context, device_type(run.trainer))
+    from pw.nn.context import share_tokens
+    from pw.sharded import fill, mesh_of, shard
 
-    return load_network(_network(run), source, made.weights, made.device, split if made.is_split else None)
+    net = network_without_weights(network, source, made.device)
+    shard(net, net.dit.blocks, mesh_of(run.trainer))
+    whole = None
+    if dist.get_rank() == 0:  # one copy in memory, not one for each process
+        where = made.device if source == "random" else "cpu"  # 5e9 numbers are drawn where that is quick
+        whole = load_network(dataclasses.replace(network, compile=False), source, made.weights, where, made.device)
+    fill(net, whole, made.device)
+    if run.trainer.context > 1:
+        share_tokens(net, run.trainer.context, made.device)
+    return net
 
 
 def _spare(made: Generation, run: Run, shape: tuple[int, ...], *, is_given: bool) -> tuple[Tensor, Any, Any]:

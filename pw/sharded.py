@@ -68,8 +68,10 @@ def fill(net: nn.Module, source: nn.Module | None, device: str) -> None:
     """
     net.to_empty(device=device)
     for tensor, found in zip(_tensors(net).values(), _found(net, source), strict=True):
-        full = torch.empty(tensor.shape, dtype=tensor.dtype, device=device) if found is None else found.to(device)
+        full = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
         with torch.no_grad():
+            if found is not None:
+                full.copy_(found)
             if isinstance(tensor, DTensor):
                 dealt = distribute_tensor(full, tensor.device_mesh, tensor.placements)
                 tensor.to_local().copy_(dealt.to_local())

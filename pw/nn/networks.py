@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,16 +35,16 @@ class Network:
 
 
 def load_network(
-    run: Network, source: str, weights: Path | None, device: str, split: Callable[[Backbone], None] | None = None
+    run: Network, source: str, weights: Path | None, device: str, computes_on: str | None = None
 ) -> Backbone:
-    """A network in evaluation mode, in bf16 on a GPU (but what stays in fp32) and in fp32 on a CPU.
+    """A network in evaluation mode, in bf16 for a GPU (but what stays in fp32) and in fp32 for a CPU.
 
-    source   `base`: the transformer of `weights`, with fresh (silent) adapters; `random`: for timing and tests; else
-             the path of a checkpoint that `pw.nn.convert` reads
-    split    puts a part of it on the device, instead of all of it
+    source       `base`: the transformer of `weights`, with fresh (silent) adapters; `random`: for timing and tests;
+                 else the path of a checkpoint that `pw.nn.convert` reads
+    computes_on  where it will be taken to compute; by default `device`
     Raises ValueError when the weights are of another size than the run says, or do not fit.
     """
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    dtype = _dtype(computes_on or device)
     if source == "random":
         net = _random(run, dtype, device)
     elif source == "base":
@@ -53,13 +52,28 @@ def load_network(
         net = Backbone(run.backbone, run.injector, pretrained(run.backbone, weights, dtype))
     else:
         net = _from_checkpoint(run, Path(source))
+    return _ready(run, net, dtype).to(device)
+
+
+def network_without_weights(run: Network, source: str, device: str) -> Backbone:
+    """What `load_network` returns, on the meta device: to be split, and then filled from one that has weights."""
+    with torch.device("meta"):
+        net = Backbone(run.backbone, run.injector)
+    if source not in ("base", "random"):
+        path = Path(source)
+        _fit(net, _place(run, net, read(path, _which(path), shapes_only=True), path))
+    return _ready(run, net, _dtype(device))
+
+
+def _dtype(device: str) -> torch.dtype:
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def _ready(run: Network, net: Backbone, dtype: torch.dtype) -> Backbone:
     net.lower(dtype).eval().requires_grad_(False)
     use_kernel(net, run.attention)
     if run.compile:
         net.dit.compile_repeated_blocks()
-    if split is None:
-        return net.to(device)
-    split(net)
     return net
 
 
@@ -133,12 +147,16 @@ def _from_checkpoint(run: Network, path: Path) -> Backbone:
     with torch.device("meta"):  # 20 GB that would be drawn only to be thrown away
         dit = wan_transformer(run.backbone)
     net = Backbone(run.backbone, run.injector, dit)
-    found = _place(run, net, read(path, _which(path)), path)
-    if found == "authors" and net.injector is not None:
-        net.injector.token_norm.eps = 1e-6  # theirs; a state dict does not say
+    _fit(net, _place(run, net, read(path, _which(path)), path))
     choice = run.backbone
     dit.rope = WanRotaryPosEmbed(choice.attention_head_dim, choice.patch_size, choice.rope_max_seq_len)
     return net
+
+
+def _fit(net: Backbone, layout: str) -> None:
+    """What a checkpoint's layout says that its tensors do not."""
+    if layout == "authors" and net.injector is not None:
+        net.injector.token_norm.eps = 1e-6
 
 
 def _place(run: Network, net: Backbone, state: dict[str, Tensor], path: Path) -> str:

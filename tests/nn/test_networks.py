@@ -15,7 +15,7 @@ from test_convert import authors_name
 from pw.build import build
 from pw.nn import options
 from pw.nn.backbone import Backbone
-from pw.nn.networks import Network, load_network
+from pw.nn.networks import Network, load_network, network_without_weights
 from pw.weights import fingerprint, overrides_of
 
 
@@ -82,6 +82,19 @@ def test_the_authors_injector_is_asked_for_by_name(small: Network, tmp_path: Pat
     found = load_network(replace(small, backbone=wide, injector=theirs), str(path), None, "cpu")
     assert found.injector is not None
     assert found.injector.token_norm.eps == 1e-6
+    empty = network_without_weights(replace(small, backbone=wide, injector=theirs), str(path), "cpu")
+    assert empty.injector is not None
+    assert empty.injector.token_norm.eps == 1e-6
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_one_without_weights_is_of_the_same_shapes_and_types(small: Network, device: str) -> None:
+    empty, net = network_without_weights(small, "random", device), load_network(small, "random", None, "cpu", device)
+    assert {t.device.type for t in empty.parameters()} == {"meta"}
+    wanted = [{n: (t.shape, t.dtype, t.requires_grad) for n, t in of.named_parameters()} for of in (net, empty)]
+    assert wanted[0] == wanted[1]
+    assert torch.bfloat16 in {t.dtype for t in empty.parameters()} or device == "cpu"
+    assert not empty.training
 
 
 def test_in_bf16_what_wan_keeps_in_fp32_stays_so(small: Network) -> None:
