@@ -22,8 +22,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from pw.cost import parameters, trained_parameters, training_cost
 from pw.data import NO_DATA, Unset
 from pw.method.weighting import DeltaSigma
 from pw.nn import options
+from pw.not_finite import FOLDER, Found, Losses, write
 from pw.provenance import provenance
 from pw.weights import check, locate
 
@@ -351,9 +352,11 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
             self.strategy = trainer.strategy
             self.began, self.cpu_began = time.perf_counter(), time.process_time()
             self.before: tuple[float, float] = getattr(pl_module, "_spent", (0.0, 0.0))
+            self.share = pl_module.share
             self.curve: list[dict[str, float]] = []
             self.losses: dict[str, list[Any]] = {}
             self.micro_batches: list[Any] = []
+            self.recent: list[tuple[int, str, Any]] = []  # (update, term, its losses here) since the last look at them
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             self.before = getattr(pl_module, "_spent", self.before)  # a network that is split is restored late
@@ -401,7 +404,9 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
                 return
             self.done = trainer.global_step
             # one for each update, of however many micro-batches it was made here
-            self.losses.setdefault(term, []).append(torch.stack(self.micro_batches).mean())
+            values = torch.stack(self.micro_batches)
+            self.losses.setdefault(term, []).append(values.mean())
+            self.recent.append((self.done, term, values))
             self.micro_batches.clear()
             ends = self.done == run.train.updates
             saves = self.done % run.train.checkpoint_every == 0 and not ends
@@ -420,12 +425,12 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
         def check(self, losses: dict[str, Any]) -> dict[str, float]:
             means = {f"loss_{term}": float(values.mean()) for term, values in losses.items()}
             if not all(map(math.isfinite, means.values())):
-                self.flush()
-                self.settle(waits=True)
-                raise ValueError(
-                    f"the loss is not finite at update {self.done} ({means}); the last checkpoint before it is in "
-                    f"{folder / 'checkpoints'}; try a lower optimizer.lr"
-                )
+                with suppress(OSError):  # a disk that is full, too, must not hide it
+                    self.flush()
+                    self.settle(waits=True)
+                recent = [Losses(update, term, tuple(values.tolist())) for update, term, values in self.recent]
+                raise ValueError(not_finite(run, folder, recent, self.share, team))
+            self.recent.clear()
             return means
 
         def point(self, trainer: Any) -> None:
@@ -473,6 +478,32 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
                 export(folder, pl_module, team)  # before Lightning lets go of what is split
 
     return Keeper()
+
+
+def not_finite(run: Run, folder: Path, recent: Sequence[Losses], share: parallel.Share, team: parallel.Team) -> str:
+    """What to tell of a loss that is not finite; each process whose it is writes the batch, see `pw.not_finite`.
+
+    recent  the losses here since they were last found finite
+    """
+    here = {losses.update: losses for losses in recent if losses.first_bad is not None}
+    update = -int(team.most(-min(here, default=run.train.updates)))
+    value, told = "", f"its batch is in {folder / FOLDER}"
+    if update in here:
+        turn = here[update].first_bad
+        assert turn is not None
+        value = f" ({here[update].term} {here[update].values[turn]})"
+        index = share.index((update - 1) * share.micro_batches + turn)
+        found = Found(run.training_signature, run.seed, index, update, here[update].term, share.rank, share.processes)
+        try:
+            # by its number it is the one that was trained on
+            path = write(folder, team.place.rank, found, clips(run, index, share), recent)
+            told = f"its batch is in {path.with_suffix('.safetensors')}, look at it with `python -m pw.replay {path}`"
+        except (OSError, ValueError) as error:
+            told = f"its batch, number {index}, could not be written ({error})"
+    team.wait()  # the first that ends takes the others along
+    before = sorted((folder / "checkpoints").glob("*.ckpt"))
+    kept = f"the last checkpoint before it is in {folder / 'checkpoints'}" if before else "no checkpoint is before it"
+    return f"the loss is not finite at update {update}{value}; {told}; {kept}; try a lower optimizer.lr"
 
 
 def _truncate(path: Path, step: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from rich.console import Console
 
 from experiments import DETAIL, Ablation, Statement
@@ -29,6 +30,7 @@ from experiments._plan import Options, Plan, plan_of
 from experiments._runner import PRELOAD, Job, Pool, all_jobs
 from experiments._status import look, outline
 from experiments._table import make_table, write_table
+from pw.not_finite import read
 
 # arms that differ in what will happen to them
 ABLATION = Ablation(
@@ -168,8 +170,16 @@ def test_a_loss_that_is_not_finite_stops_its_arm_and_no_other(story: Story) -> N
     for ended in (story.undisturbed, story.finished):
         failed = {label for what, label, _ in ended.told if what == "failed"}
         assert failed == {"train not_finite seed 0"}
-        assert "the loss is not finite at update" in ended.word("train not_finite seed 0")[1]
+        assert "the loss is not finite at update 2" in ended.word("train not_finite seed 0")[1]
     assert story.undisturbed.word("score full_disk seed 0")[0] == "done"
+
+
+def test_a_loss_that_is_not_finite_leaves_its_batch(story: Story) -> None:
+    run = next(job.run for job in all_jobs(story.finished.plan)[0] if job.label == "train not_finite seed 0")
+    (path,) = story.finished.plan.options.outputs.glob(f"train/{run.training_signature}/not_finite/*.json")
+    found, clips = read(path)
+    assert (found.signature, found.update) == (run.training_signature, 2)
+    assert torch.equal(clips, run.source.batch(0, found.batch, 2))
 
 
 def test_an_interrupted_runner_leaves_no_worker_and_no_claim(story: Story) -> None:

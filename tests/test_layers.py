@@ -109,10 +109,12 @@ LAYERS = {
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
     ),
     "benchmarks": ("benchmarks", "pw.video", "pw.types"),
+    "pw/not_finite.py": ("pw.not_finite", "pw.data"),
     "pw/train.py": (
         *("pw.build", "pw.config", "pw.cost", "pw.provenance", "pw.stages", "pw.weights", "pw.nn", "pw.data"),
-        *("pw.method", "pw.parallel", "pw.sharded"),
+        *("pw.method", "pw.parallel", "pw.sharded", "pw.not_finite"),
     ),
+    "pw/replay.py": ("pw.build", "pw.config", "pw.not_finite", "pw.parallel", "pw.sharded", "pw.train"),
     "pw/sample.py": (
         *("pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
