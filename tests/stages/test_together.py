@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from small_processes import Training, train_together
 
 from pw.build import Run
+from pw.not_finite import read
+from pw.replay import replay
 from pw.train import last_checkpoint, train, training_folder
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
@@ -186,3 +188,15 @@ def test_a_split_checkpoint_holds_what_one_file_would(micro, together) -> None:
 
 def _exported(micro, together: Path) -> Path:
     return training_folder(micro(*LONG), together / "spread") / "ema.safetensors"
+
+
+def test_a_loss_that_is_not_finite_leaves_each_process_s_part_of_the_batch(micro, tmp_path) -> None:
+    run = micro("objective=flow", "train.batch_size=4", "optimizer.lr=1e30")
+    training = Training(several(run, "fsdp", 2), tmp_path)
+    with pytest.raises(RuntimeError, match=r"not finite at update 2 .*update-000002-rank[01]\.json"):
+        train_together(2, training)
+    found = {path: read(path) for path in sorted(training_folder(run, tmp_path).glob("not_finite/*.json"))}
+    assert [(part.rank, part.processes, part.batch) for part, _ in found.values()] == [(0, 2, 1), (1, 2, 1)]
+    # of pixels each has all of the micro-batch, of which it takes its part
+    assert all(torch.equal(clips, run.source.batch(0, 1, 4)) for _, clips in found.values())
+    assert all(replay(path)[1].isfinite() for path in found)  # with the weights it departed from
