@@ -87,7 +87,7 @@ def carry_out(outputs: Path, tick: Callable[[Pool], None] = lambda _: None) -> E
 class Disturber(threading.Thread):
     """Does something to the process of each training named, once it has begun its updates."""
 
-    def __init__(self, plan: Plan, deeds: dict[str, Callable[[int], None]]) -> None:
+    def __init__(self, plan: Plan, deeds: dict[str, Callable[[int, Path], None]]) -> None:
         super().__init__(daemon=True)
         self.outputs, self.ended = plan.options.outputs, threading.Event()
         self.left = {job.label: (job, deeds[job.label]) for job in all_jobs(plan)[0] if job.label in deeds}
@@ -96,27 +96,46 @@ class Disturber(threading.Thread):
         ledger = Ledger(self.outputs)
         while self.left and not self.ended.wait(0.002):
             for label, (job, deed) in list(self.left.items()):
-                begun = self.folder(job) / "checkpoints" / "previous.ckpt"
+                checkpoints = self.folder(job) / "checkpoints"
                 claim = ledger.read(job.key)
-                if begun.exists() and claim is not None and claim.pid != os.getpid():
-                    deed(claim.pid)
+                if (checkpoints / "previous.ckpt").exists() and claim is not None and claim.pid != os.getpid():
+                    deed(claim.pid, checkpoints)
                     del self.left[label]
 
     def folder(self, job: Job) -> Path:
         return self.outputs / "train" / job.run.training_signature
 
 
-def fill_the_disk(pid: int) -> None:
+def kill_while_it_saves(pid: int, checkpoints: Path) -> None:
+    """kill -9 with a checkpoint half written: the process is halted again and again until it is found at that."""
+    process = psutil.Process(pid)
+    while True:
+        process.suspend()
+        while process.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.0001)
+        sizes = {path.name: path.stat().st_size for path in checkpoints.glob("*.ckpt")}
+        if 0 < sizes.get("partial.ckpt", 0) < 0.9 * max(sizes.values()):
+            process.kill()
+            return
+        process.resume()
+        time.sleep(0.001)
+
+
+def fill_the_disk(pid: int, checkpoints: Path) -> None:
     """No file of the process grows beyond 20 kB any more; SIGXFSZ is ignored in Python, so a write raises OSError."""
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
 @dataclass(frozen=True)
 class Story:
-    """One ablation undisturbed; another with a killed worker and a full disk, then interrupted, then finished."""
+    """One ablation undisturbed; another with a killed worker and a full disk, then interrupted, then finished.
+
+    left_by_the_kill  {checkpoint: whether it can be read}
+    """
 
     undisturbed: Ended
     disturbed: Ended
+    left_by_the_kill: dict[str, bool]
     interrupted: Ended
     finished: Ended
     workers_left: list[int]
@@ -129,12 +148,14 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         pytest.skip("a limit on another process's files is Linux's")
     undisturbed = carry_out(tmp_path_factory.mktemp("undisturbed"))
     outputs = tmp_path_factory.mktemp("disturbed")
-    deeds = {"train killed seed 0": lambda pid: os.kill(pid, signal.SIGKILL), "train full_disk seed 0": fill_the_disk}
+    deeds = {"train killed seed 0": kill_while_it_saves, "train full_disk seed 0": fill_the_disk}
     disturber = Disturber(planned(outputs), deeds)
     disturber.start()
     disturbed = carry_out(outputs)
     disturber.ended.set()
     assert not disturber.left, "the trainings were over before anything could happen to them"
+    killed = next(disturber.folder(job) for job in all_jobs(disturbed.plan)[0] if job.label == "train killed seed 0")
+    left = {path.name: can_be_read(path) for path in (killed / "checkpoints").iterdir()}
 
     workers: list[int] = []
 
@@ -147,10 +168,17 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     alive = [pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
     claims = [json.loads(path.read_text()) for path in (outputs / "ledger").glob("*.json")]
     running = [claim["label"] for claim in claims if claim["state"] == "running"]
-    corrupt = next(disturber.folder(job) for job in all_jobs(interrupted.plan)[0] if job.label == "train killed seed 0")
-    last = corrupt / "checkpoints" / "last.ckpt"
+    last = killed / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
-    return Story(undisturbed, disturbed, interrupted, carry_out(outputs), alive, running)
+    return Story(undisturbed, disturbed, left, interrupted, carry_out(outputs), alive, running)
+
+
+def can_be_read(checkpoint: Path) -> bool:
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception:  # torch has many for a file that is cut off
+        return False
+    return True
 
 
 def test_a_killed_worker_takes_only_what_depends_on_it(story: Story) -> None:
@@ -158,6 +186,11 @@ def test_a_killed_worker_takes_only_what_depends_on_it(story: Story) -> None:
     assert (what, "was killed" in text or "ended with code" in text) == ("failed", True)
     assert story.disturbed.word("sample killed seed 0")[0] == "skipped"
     assert story.disturbed.word("train start hires")[0] == "done"
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_two_before_and_later_no_part(story: Story) -> None:
+    assert story.left_by_the_kill == {"partial.ckpt": False, "last.ckpt": True, "previous.ckpt": True}
+    assert not list(story.finished.plan.options.outputs.glob("train/*/checkpoints/partial.ckpt"))
 
 
 def test_a_full_disk_fails_its_own_training_and_says_so(story: Story) -> None:
