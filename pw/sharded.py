@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -209,7 +210,26 @@ class Snapshot:
         except SafetensorError as error:  # a full disk
             raise OSError(f"{path}: {error}") from error
         if place.is_first:
-            torch.save(self.rest, folder / REST)
+            write_checkpoint(self.rest, folder / REST)
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint to one file. Raises OSError on a full disk, which torch calls an unexpected position."""
+    try:
+        with path.open("wb") as file:
+            torch.save(checkpoint, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise OSError(f"{path}: {error.__context__}") from error
+        raise
+
+
+class InPlace(TorchCheckpointIO):
+    """A checkpoint of one file, written where it belongs: Lightning's own is held in memory twice, written to the
+    system's folder for temporary files, which may be full where `outputs` is not, and copied from there."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_checkpoint(checkpoint, Path(path))
 
 
 def read_rest(folder: Path) -> dict[str, Any]:
@@ -344,9 +364,9 @@ class Sharded(ModelParallelStrategy):
 def strategy(trainer: Trainer, place: Place) -> Strategy:
     """Lightning's strategy for what `trainer` asks."""
     if trainer.strategy == "single":
-        return SingleDeviceStrategy(device="cuda:0" if trainer.accelerator == "gpu" else "cpu")
+        return SingleDeviceStrategy("cuda:0" if trainer.accelerator == "gpu" else "cpu", checkpoint_io=InPlace())
     if trainer.strategy == "ddp":
-        return DDPStrategy()
+        return DDPStrategy(checkpoint_io=InPlace())
     return Sharded(place)
 
 

@@ -288,13 +288,11 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
 
 def _as_one_file(shards: Path, team: parallel.Team) -> Path:
     """A checkpoint that split processes left, as a file for those that each have all of the network."""
-    import torch
-
-    from pw.sharded import as_one_file
+    from pw.sharded import as_one_file, write_checkpoint
 
     path = shards.with_name("whole.ckpt")
     if team.place.is_first:
-        torch.save(as_one_file(shards), path)
+        write_checkpoint(as_one_file(shards), path)
     team.wait()
     return path
 
