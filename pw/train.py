@@ -423,11 +423,12 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
         def check(self, losses: dict[str, Any]) -> dict[str, float]:
             means = {f"loss_{term}": float(values.mean()) for term, values in losses.items()}
             if not all(map(math.isfinite, means.values())):
-                with suppress(OSError):  # a disk that is full, too, must not hide it
-                    self.flush()
-                    self.settle(waits=True)
                 recent = [Losses(update, term, tuple(values.tolist())) for update, term, values in self.recent]
-                raise ValueError(not_finite(run, folder, recent, self.share, team))
+                told = not_finite(run, folder, recent, self.share, team)
+                with suppress(OSError):  # a disk that is full, too, must not hide it
+                    self.settle(waits=True)
+                    self.flush()
+                raise ValueError(told)
             self.recent.clear()
             return means
 
