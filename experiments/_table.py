@@ -24,6 +24,7 @@ from pw.train import training_folder
 
 FLOOR, CEILING = "floor", "ceiling"
 SHEET_CLIPS = 6
+PASSED_OVER = 5  # clips named of those that could not be read
 
 
 def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> dict[str, Any]:
@@ -180,9 +181,35 @@ def _notes(plan: Plan) -> list[str]:
         notes.append("all seeds share one start checkpoint; vary_start=true trains one per seed")
     reference = _done(reference_folder(run, outputs, plan.options.seeds[0]))
     notes.append(f"{run.sampling.count} clips and new noise per seed; floor: {reference.get('note')}")
+    notes += _passed_over(plan)
     codes = {_done(training_folder(r, outputs)).get("code") for arm in plan.arms for r in arm.runs.values()}
     if codes - {None, provenance()["code"]}:
         notes.append("some cached runs were made by other code than this checkout's; fresh=true redoes them")
+    return notes
+
+
+def _passed_over(plan: Plan) -> list[str]:
+    """What is to be said of training clips that could not be read."""
+    outputs = plan.options.outputs
+    starts = [_done(training_folder(run.start_run, outputs)) for _, _, run in plan.runs() if run.start_run]
+    names = {name for done in starts for name in done.get("passed_over", ())}
+    found: dict[int, dict[str, list[str]]] = {}
+    for arm, seed, run in plan.runs():
+        if done := _done(training_folder(run, outputs)):
+            found.setdefault(seed, {})[arm.name] = done.get("passed_over", [])
+            names.update(done.get("passed_over", ()))
+    if not names:
+        return []
+    shown = ", ".join(sorted(names)[:PASSED_OVER])
+    shown += f" and {len(names) - PASSED_OVER} more" if len(names) > PASSED_OVER else ""
+    notes = [f"training clips that could not be read and were passed over: {len(names)} ({shown})"]
+    for seed, of_seed in found.items():
+        if len({tuple(clips) for clips in of_seed.values()}) > 1:
+            counts = ", ".join(f"{arm} {len(clips)}" for arm, clips in of_seed.items())
+            notes.append(
+                f"warning: the arms of seed {seed} did not pass over the same clips ({counts}), so they saw different "
+                "data; make the shards again, and call with fresh=true"
+            )
     return notes
 
 

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,6 +206,15 @@ class Team:
             dist.all_reduce(values)
             values /= self.place.processes
         return values
+
+    def union(self, names: Iterable[str]) -> list[str]:
+        """What any of them named, each once."""
+        found = [list(names)] * self.place.processes
+        if self.is_connected:
+            import torch.distributed as dist
+
+            dist.all_gather_object(found, found[0])
+        return sorted({name for part in found for name in part})
 
     def _all(self, value: float) -> list[float]:
         import torch

@@ -206,6 +206,7 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
             "torch": torch.__version__,
             **provenance(),
             "start": run.start_run.training_signature if run.start_run else None,
+            "passed_over": list(module.passed_over),
             "processes": run.trainer.processes,
             "strategy": run.trainer.strategy,
         },
@@ -344,6 +345,7 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
 
     class Keeper(L.Callback):
         stopped_by = 0
+        passed_before: Sequence[str] = ()
         is_writing = False  # whether there is a checkpoint that has yet to be given its name
 
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -381,15 +383,22 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
         def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
             pl_module._spent = tuple(checkpoint["pw_spent"])
             pl_module._losses = checkpoint.get("pw_losses", {})  # none in those written before it could be stopped
+            self.passed_before = checkpoint.get("pw_passed_over", [])
 
         def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
             checkpoint["pw_spent"] = list(self.spent())
             checkpoint["pw_losses"] = self.means()
+            checkpoint["pw_passed_over"] = self.passed_over()
             checkpoint["pw_signature"] = run.training_signature
 
         def spent(self) -> tuple[float, float]:
             wall, cpu = time.perf_counter() - self.began, time.process_time() - self.cpu_began
             return self.before[0] + wall, self.before[1] + team.total(cpu)
+
+        def passed_over(self) -> list[str]:
+            """Clips that could not be read by any of the processes, nor by those before, by name."""
+            found = getattr(run.source, "passed_over", list)
+            return team.union([*self.passed_before, *found()])
 
         def means(self) -> dict[str, Any]:
             """The losses since the last point of the curve, each the mean over the processes."""
@@ -473,6 +482,7 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             self.flush()
             pl_module.wall_seconds, pl_module.cpu_seconds = self.spent()
+            pl_module.passed_over = self.passed_over()
             if not self.stopped_by:
                 export(folder, pl_module, team)  # before Lightning lets go of what is split
 

@@ -13,7 +13,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import psutil
 import pytest
 import torch
 from rich.console import Console
+from small_shards import spoil, write_noise
 
 from experiments import DETAIL, Ablation, Statement
 from experiments.__main__ import finish
@@ -31,6 +32,7 @@ from experiments._runner import PRELOAD, Job, Pool, all_jobs
 from experiments._status import look, outline
 from experiments._table import make_table, write_table
 from pw.not_finite import read
+from pw.train import training_folder, write_json
 
 # arms that differ in what will happen to them
 ABLATION = Ablation(
@@ -46,8 +48,10 @@ SIZES = (
 )
 
 
-def planned(outputs: Path) -> Plan:
-    return plan_of(Options("faults", seeds=(0,), outputs=outputs, overrides=SIZES), ABLATION, Statement("", "", "", ""))
+def planned(outputs: Path, ablation: Ablation = ABLATION, sizes: Sequence[str] = SIZES) -> Plan:
+    return plan_of(
+        Options("faults", seeds=(0,), outputs=outputs, overrides=tuple(sizes)), ablation, Statement("", "", "", "")
+    )
 
 
 def table(plan: Plan, pool: Pool) -> dict[str, Any]:
@@ -72,9 +76,9 @@ class Ended:
         return next((what, text) for what, name, text in self.told if name == label and what != "started")
 
 
-def carry_out(outputs: Path, tick: Callable[[Pool], None] = lambda _: None) -> Ended:
+def carry_out(outputs: Path, tick: Callable[[Pool], None] = lambda _: None, plan: Plan | None = None) -> Ended:
     """What `make ablation` does between plan and table, with two workers."""
-    plan, told = planned(outputs), []
+    plan, told = plan or planned(outputs), []
     pool = Pool(outputs, 2, lambda what, job, text: told.append((what, job.label, text)))
     todo = [job for job in all_jobs(plan)[0] if not job.is_done(outputs)]
     try:
@@ -239,6 +243,32 @@ def test_the_status_tells_who_failed_and_why(story: Story) -> None:
     assert [cell.state for cell in cells] == ["done", "done", "failed"]
     assert "the loss is not finite" in cells[2].detail
     assert "ValueError" in cells[2].log[-1]
+
+
+def test_a_clip_that_cannot_be_read_is_passed_over_by_every_arm_and_the_table_names_it(tmp_path: Path) -> None:
+    shards = write_noise(tmp_path, train=6, val=4)
+    spoil(shards, "train", 2)
+    spoil(shards, "val", 3)
+    arms = {"one": "weighting.p=0.25", "two": "weighting.p=0.75"}
+    ablation = Ablation(fixed="stage=hires", varies=("weighting.p",), arms=arms, versus="first", metrics=("psd",))
+    sizes = ("start.updates=1", "train.updates=4", "train.batch_size=2", "sampling.count=4", "sampling.num_steps=1")
+    plan = planned(
+        tmp_path, ablation, (*sizes, "sampling.solution_steps=1", "data=shards", f"data.urls={shards}/*.tar")
+    )
+    ended = carry_out(tmp_path, plan=plan)
+    folders = [training_folder(arm.runs[0], tmp_path) for arm in plan.arms]
+    done = [json.loads((folder / "done.json").read_text()) for folder in folders]
+    assert [about["passed_over"] for about in done] == [["train-000000.tar/clip-2"]] * 2
+    for arm in arms:
+        (log,) = (tmp_path / "logs").glob(f"train_{arm}_seed_0_*.log")
+        assert "cannot read 'clip-2'" in log.read_text()
+    result = table(plan, ended.pool)
+    assert "training clips that could not be read and were passed over: 1 (train-000000.tar/clip-2)" in result["notes"]
+    assert any("unreadable: val-000000.tar/clip-3" in note for note in result["notes"])
+    assert not [note for note in result["notes"] if note.startswith("warning")]
+    write_json(folders[1] / "done.json", {**done[1], "passed_over": []})  # one that was trained on other shards
+    (warning,) = [note for note in table(plan, ended.pool)["notes"] if note.startswith("warning")]
+    assert "arms of seed 0 did not pass over the same clips (one 1, two 0)" in warning
 
 
 def test_an_mlflow_that_cannot_be_written_costs_no_table(story: Story) -> None:

@@ -29,6 +29,7 @@ from pw.data.shards import (
     read_member,
     seeded,
     shard_digest,
+    unreadable,
 )
 from pw.lazy import torch
 from pw.video import Frames, to_float
@@ -144,6 +145,10 @@ class LatentClips:
         chosen = int(torch.randint(len(found["anchors"]), (), generator=seeded(seed, position)))
         return found["latent"].float(), found["anchors"][chosen].float(), _padded(found["text"], self.text_tokens)
 
+    def passed_over(self) -> list[str]:
+        """The training clips that could not be read so far, by name."""
+        return self._train.passed_over()
+
     def held_out(self) -> str:
         """Sixteen hex digits of the clips that evaluation takes; of none where the videos are gone."""
         try:
@@ -189,7 +194,7 @@ class LatentClips:
         return Evaluation(
             torch.stack([clip for clip, _ in found[::2]]),
             torch.stack([clip for clip, _ in found[1::2]]),
-            note=f"{count} clips each of {self._about['urls']}, no clip in both",
+            note=f"{count} clips each of {self._about['urls']}, no clip in both{unreadable(pool.passed_over())}",
             captions=tuple(caption for _, caption in found[::2]),
         )
 
@@ -204,6 +209,9 @@ class _Fitted(Readable["tuple[Tensor, str]"]):
     def read(self, i: int) -> tuple[Tensor, str]:
         clip = self.index.read(i)
         return fit(clip.frames, self.size), clip.caption
+
+    def name(self, i: int) -> str:
+        return self.index.samples[i].name
 
 
 class _Latents(Readable["dict[str, Tensor]"]):
@@ -243,6 +251,10 @@ class _Latents(Readable["dict[str, Tensor]"]):
             return {name: found[name] for name in ("latent", "anchors", "text")}
         except (ValueError, KeyError, OSError) as error:
             raise ShardError(f"{path}: cannot read {key!r} ({error}); {AGAIN}") from error
+
+    def name(self, i: int) -> str:
+        path, key, _ = self.samples[i]
+        return f"{path.name}/{key}"
 
 
 def _tensors(content: bytes) -> dict[str, Tensor]:

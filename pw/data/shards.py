@@ -66,6 +66,11 @@ class Sample:
     members: dict[str, tuple[int, int]]
     shape: tuple[int, ...] | None
 
+    @property
+    def name(self) -> str:
+        """For people, wherever the shards lie."""
+        return f"{self.shard.name}/{self.key}"
+
 
 def write_tar(path: Path, samples: Iterator[dict[str, Any]], max_bytes: float = float("inf")) -> int:
     """Write `samples` ({"__key__": …, ending: bytes}) to one tar until it has `max_bytes`; the number written.
@@ -194,7 +199,12 @@ class ShardClips:
             overlapping = sum(not clear for _, clear, _ in crops)
             notes.append(f"{len({clip for clip, _, _ in crops})} clips ({overlapping} crops overlap others)")
         shared = "the same single clip in both" if alone else "no clip in both"
-        return Evaluation(*sets, note=f"{count} crops each, from {notes[0]} and {notes[1]}, {shared}")
+        note = f"{count} crops each, from {notes[0]} and {notes[1]}, {shared}{unreadable(self._eval.passed_over())}"
+        return Evaluation(*sets, note=note)
+
+    def passed_over(self) -> list[str]:
+        """The training clips that could not be read so far, by name."""
+        return self._train.passed_over()
 
     def _training_crop(self, seed: int, position: int) -> Tensor:
         epoch, place = divmod(position, len(self._train))
@@ -243,6 +253,14 @@ class Readable(ABC, Generic[Read]):
     def read(self, i: int) -> Read:
         """The clip of an id. Raises ShardError where it is unreadable."""
 
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """What people call the clip of an id: `<shard>/<key>`."""
+
+    def passed_over(self) -> list[str]:
+        """The unreadable clips met so far, by name."""
+        return sorted(self.name(self.ids[i]) for i in self.bad)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -283,6 +301,14 @@ class _Pool(Readable[Frames]):
 
     def read(self, i: int) -> Frames:
         return self.index.read(i).frames
+
+    def name(self, i: int) -> str:
+        return self.index.samples[i].name
+
+
+def unreadable(names: Sequence[str]) -> str:
+    """What a note says of held-out clips that were passed over; nothing where there were none."""
+    return f"; unreadable: {', '.join(names)}" if names else ""
 
 
 def find_shards(urls: str | os.PathLike[str] | Sequence[str]) -> list[Path]:

@@ -6,6 +6,7 @@ import copy
 import math
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ class Stage(L.LightningModule, ABC):
     """
 
     wall_seconds = cpu_seconds = 0.0  # spent on training it; set by `pw.train`, and nothing at `updates=0`
+    passed_over: Sequence[str] = ()  # clips that could not be read, likewise
 
     def __init__(self, run: Run, start: str | None = None, weights: Path | None = None) -> None:
         """What a start lacks (an injector, say) begins fresh, and all of it without a start.

@@ -14,10 +14,13 @@ import pytest
 import torch
 from small_latents import ANCHORS, write_latents
 
+from pw import not_finite
 from pw.build import build
 from pw.config import ConfigError
+from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit
 from pw.data.shards import ShardClips, ShardError, index_tar, write_shards
+from pw.not_finite import Found
 from pw.video import to_float
 
 RUN = build(["scale=proxy"])
@@ -100,6 +103,18 @@ class TestABatch:
         expected[0] = -1
         assert torch.equal(clips.batch(0, 0, 1).null_text, expected)
 
+    def test_that_spoilt_a_loss_is_read_back_as_it_was(self, clips: LatentClips, tmp_path: Path) -> None:
+        batch = clips.batch(0, 0, 2)
+        batch.latent[1, 0, 0, 0, 0] = torch.nan
+        found = Found("01234567", seed=0, batch=0, update=1, term="flow", rank=0, processes=1)
+        path = not_finite.write(tmp_path, 0, found, batch, [])
+        told, again = not_finite.read(path)
+        assert told == found
+        assert isinstance(again, LatentBatch)
+        assert all(vars(again)[name].equal(tensor) for name, tensor in vars(batch).items() if name != "latent")
+        assert again.latent.isnan().equal(batch.latent.isnan())
+        assert json.loads(path.read_text())["clips"]["latent"]["not_finite"] == 1
+
 
 class TestAFolder:
     def test_is_named_by_what_is_in_it(self, clips: LatentClips, tmp_path: Path) -> None:
@@ -135,9 +150,19 @@ class TestAFolder:
         path = folder / "train-000000.tar"
         path.write_bytes(path.read_bytes().replace(b'"latent"', b'"ltaent"', 1))
         with caplog.at_level(logging.WARNING):
-            found = numbers(LatentClips(str(folder), 8), 0, 0, 10)
+            clips = LatentClips(str(folder), 8)
+            assert clips.passed_over() == []
+            found = numbers(clips, 0, 0, 10)
         assert sorted({*found}) == list(range(1, 10))
         assert "'clip-000'" in caplog.text
+        assert clips.passed_over() == ["train-000000.tar/clip-000"]
+
+    def test_with_too_many_damaged_clips_is_refused_when_they_are_met(self, tmp_path: Path) -> None:
+        written = write_latents(tmp_path / "more", RUN, 24)
+        for path in sorted(written.glob("train-*.tar"))[:3]:  # four clips in each
+            path.write_bytes(path.read_bytes().replace(b'"latent"', b'"ltaent"'))
+        with pytest.raises(ShardError, match=r"11 of 24 clips unreadable; .*encode it again"):
+            LatentClips(str(written), 8).batch(0, 0, 24)
 
     @pytest.mark.parametrize(
         ("change", "told"),

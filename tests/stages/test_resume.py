@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_shards import spoil, write_noise
 
 from pw.build import Run
 from pw.config import ROOT, ConfigError
+from pw.data.shards import epoch_order
 from pw.train import is_trained, train, training_folder
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
@@ -111,6 +113,20 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(micro, undisturbed, t
     assert "last.ckpt is unreadable" in caplog.text
     assert "previous.ckpt" not in caplog.text
     assert_same_training(undisturbed(run), folder)
+
+
+def test_a_clip_that_was_passed_over_before_the_interruption_is_told_at_the_end(micro, tmp_path: Path):
+    shards = write_noise(tmp_path, train=40, val=2)  # more clips than the 24 of a training: each is met once
+    run = micro("objective=flow", "data=shards", f"data.urls={shards}/*.tar")
+    number = epoch_order(40, run.seed, 0)[0]
+    spoil(shards, "train", number)
+    whole = train(run, tmp_path / "undisturbed")
+    again = micro("objective=flow", "data=shards", f"data.urls={shards}/*.tar")  # it knows of no clip yet
+    folder = interrupted(again, tmp_path)
+    train(micro("objective=flow", "data=shards", f"data.urls={shards}/*.tar"), tmp_path)
+    assert_same_training(whole, folder)
+    for done in (json.loads((path / "done.json").read_text()) for path in (whole, folder)):
+        assert done["passed_over"] == [f"train-000000.tar/clip-{number}"]
 
 
 def test_without_a_readable_checkpoint_training_begins_anew(micro, undisturbed, tmp_path: Path):
