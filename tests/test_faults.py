@@ -1,6 +1,7 @@
 """What goes wrong on real machines, on a small ablation: the table is afterwards the undisturbed one, digit for digit.
 
-A killed runner and a training that cannot begin are in `test_ablation.py`, signals in `test_launcher.py`.
+A runner killed from the command line, a training that cannot begin and a locked database are in `test_ablation.py`,
+signals in `test_launcher.py`.
 """
 
 from __future__ import annotations
@@ -132,14 +133,17 @@ def fill_the_disk(pid: int, checkpoints: Path) -> None:
 
 @dataclass(frozen=True)
 class Story:
-    """One ablation undisturbed; another with a killed worker and a full disk, then interrupted, then finished.
+    """One ablation undisturbed; another with a killed worker and a full disk, then with its runner killed, then
+    interrupted, then finished.
 
-    left_by_the_kill  {checkpoint: whether it can be read}
+    left_by_the_kill   {checkpoint: whether it can be read}
+    left_by_a_runner   its workers that are there ten seconds after it was killed
     """
 
     undisturbed: Ended
     disturbed: Ended
     left_by_the_kill: dict[str, bool]
+    left_by_a_runner: list[int]
     interrupted: Ended
     finished: Ended
     workers_left: list[int]
@@ -161,6 +165,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     killed = next(disturber.folder(job) for job in all_jobs(disturbed.plan)[0] if job.label == "train killed seed 0")
     left = {path.name: can_be_read(path) for path in (killed / "checkpoints").iterdir()}
 
+    orphans = kill_a_runner(outputs)
     workers: list[int] = []
 
     def interrupt(pool: Pool) -> None:
@@ -174,7 +179,26 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     running = [claim["label"] for claim in claims if claim["state"] == "running"]
     last = killed / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
-    return Story(undisturbed, disturbed, left, interrupted, carry_out(outputs), alive, running)
+    return Story(undisturbed, disturbed, left, orphans, interrupted, carry_out(outputs), alive, running)
+
+
+def kill_a_runner(outputs: Path) -> list[int]:
+    """kill -9 of another runner with both workers at work; those of them that are there ten seconds later."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    runner = context.Process(target=carry_out, args=(outputs,))  # its workers come from our fork server, too
+    runner.start()
+    ledger, until = Ledger(outputs), time.monotonic() + 60
+    at_work: set[int] = set()
+    while len(at_work) < 2:
+        assert runner.is_alive()
+        assert time.monotonic() < until
+        claims = [ledger.read(job.key) for job in all_jobs(planned(outputs))[0]]
+        at_work = {claim.pid for claim in claims if claim and claim.state == "running"} - {runner.pid or 0}
+    runner.kill()
+    runner.join()
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in at_work if psutil.pid_exists(pid)], timeout=10)
+    return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def can_be_read(checkpoint: Path) -> bool:
@@ -195,6 +219,10 @@ def test_a_killed_worker_takes_only_what_depends_on_it(story: Story) -> None:
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_two_before_and_later_no_part(story: Story) -> None:
     assert story.left_by_the_kill == {"partial.ckpt": False, "last.ckpt": True, "previous.ckpt": True}
     assert not list(story.finished.plan.options.outputs.glob("train/*/checkpoints/partial.ckpt"))
+
+
+def test_a_killed_runner_takes_its_workers_along(story: Story) -> None:
+    assert story.left_by_a_runner == []
 
 
 def test_a_full_disk_fails_its_own_training_and_says_so(story: Story) -> None:
