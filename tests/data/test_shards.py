@@ -215,6 +215,23 @@ def test_a_corrupt_clip_is_passed_over_by_name_for_the_next_in_order(
     assert caplog.text.count("'clip-002'") == 1
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_shard_that_is_damaged_while_it_is_in_use_is_passed_over_clip_by_clip(folder: Path, gone: bool) -> None:
+    """Damage that is there before a run refuses to plan it, see below."""
+    clips = ShardClips(f"{folder}/*.tar", frames=3, size=24)
+    index = ShardIndex(f"{folder}/*.tar", "train")
+    shard = folder / "train-000001.tar"
+    lost = [sample for sample in index.samples if sample.shard == shard]
+    assert 1 < len(lost) < 11
+    if gone:
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[: lost[0].members["npy"][0] + 100])
+    found = set(numbers(clips.batch(0, 0, 12)))
+    assert found == {int(sample.key[-3:]) for sample in index.samples} - {int(sample.key[-3:]) for sample in lost}
+    assert clips.passed_over() == [f"train-000001.tar/{sample.key}" for sample in lost]
+
+
 def test_too_many_corrupt_clips_are_an_error(folder: Path) -> None:
     for number in range(12):
         path = next(p for p, n in _shards_with(folder) if f"clip-{number:03d}" in n)
