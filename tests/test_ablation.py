@@ -78,8 +78,20 @@ def planned(outputs: Path, *words: str) -> Plan:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The whole of it, undisturbed."""
-    ended = call(tmp_path_factory.mktemp("finished"), *MICRO)
+    """The whole of it, but that another program has MLflow's database to itself all the while."""
+    outputs = tmp_path_factory.mktemp("finished")
+    (outputs / "mlflow").mkdir()
+    with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        ended = call(outputs, *MICRO)
+    assert ended.status == 0, ended.printed
+    return ended
+
+
+@pytest.fixture(scope="module")
+def synced(finished: Finished) -> Finished:
+    """`make mlflow-sync`, once the database is free again."""
+    ended = call(finished.outputs, "sync")
     assert ended.status == 0, ended.printed
     return ended
 
@@ -203,7 +215,7 @@ class TestTheTable:
 
 class TestASecondCall:
     @pytest.fixture(scope="class")
-    def calls(self, finished: Finished) -> tuple[dict[str, int], bytes, Finished]:
+    def calls(self, finished: Finished, synced: Finished) -> tuple[dict[str, int], bytes, Finished]:
         folders = ("train", "videos", "reference", "scores", "logs")
         before, table = stamps(finished.outputs, *folders), (finished.folder / "table.json").read_bytes()
         again = call(finished.outputs, *MICRO)
@@ -223,6 +235,8 @@ class TestASecondCall:
         assert not (again.folder / "earlier").exists()
 
     def test_logs_nothing_anew(self, calls: tuple[Any, bytes, Finished]) -> None:
+        """So what `make mlflow-sync` took from the files is what this call would have logged, byte for byte."""
+        assert "MLflow was not written" not in calls[2].printed
         assert len(mlflow_runs(calls[2].outputs)) == 1 + 2 * len(SEEDS)
 
 
@@ -236,20 +250,27 @@ def mlflow_runs(outputs: Path) -> dict[str, dict[str, str]]:
 
 
 class TestMlflow:
-    def test_has_a_parent_and_a_run_for_every_arm_and_seed(self, finished: Finished) -> None:
-        arms = {f"{arm}/seed={seed}" for arm in ("baseline", "full") for seed in SEEDS}
-        assert mlflow_runs(finished.outputs).keys() == {"ansc", *arms}
+    def test_that_is_locked_costs_no_table_and_is_told_later(self, finished: Finished, synced: Finished) -> None:
+        printed = finished.printed.replace("\n", " ")
+        assert "MLflow was not written" in printed
+        assert "database is locked" in printed
+        assert "make mlflow-sync" in printed
+        assert "ansc: logged" in synced.printed
 
-    def test_has_exactly_the_varied_keys_the_scale_and_the_seed_for_parameters(self, finished: Finished) -> None:
-        runs = mlflow_runs(finished.outputs)
+    def test_has_a_parent_and_a_run_for_every_arm_and_seed(self, synced: Finished) -> None:
+        arms = {f"{arm}/seed={seed}" for arm in ("baseline", "full") for seed in SEEDS}
+        assert mlflow_runs(synced.outputs).keys() == {"ansc", *arms}
+
+    def test_has_exactly_the_varied_keys_the_scale_and_the_seed_for_parameters(self, synced: Finished) -> None:
+        runs = mlflow_runs(synced.outputs)
         assert runs["full/seed=1"] == {
             **{"objective": "shortcut", "step_sampler": "exponential_index", "weighting": "delta_sigma"},
             **{"scale": "tiny", "seed": "1"},
         }
         assert runs["ansc"] == {}
 
-    def test_is_named_after_the_ablation(self, finished: Finished) -> None:
-        with closing(sqlite3.connect(finished.outputs / "mlflow" / "mlflow.db")) as database:
+    def test_is_named_after_the_ablation(self, synced: Finished) -> None:
+        with closing(sqlite3.connect(synced.outputs / "mlflow" / "mlflow.db")) as database:
             names = {name for (name,) in database.execute("SELECT name FROM experiments")}
         assert "ansc" in names
 
