@@ -4,8 +4,9 @@
     python -m pw.train trainer=fsdp trainer.devices=8 …    (ddp, fsdp, hsdp: `pw.parallel`)
 
 A folder holds `config.yaml`, `metrics.jsonl` (curves), `checkpoints/` while it runs, and at the end `ema.safetensors`,
-`online.safetensors` and `done.json`. A folder without `done.json` is continued from its last readable checkpoint, by
-any number of processes. SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the update that is going on and write a checkpoint.
+`online.safetensors` and `done.json`; `not_finite/` if a loss was (`pw.not_finite`). A folder without `done.json` is
+continued from its last readable checkpoint, by any number of processes. SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the
+update that is going on and write a checkpoint.
 """
 
 from __future__ import annotations
