@@ -279,7 +279,7 @@ def test_a_clip_that_cannot_be_read_is_passed_over_by_every_arm_and_the_table_na
     spoil(shards, "val", 3)
     arms = {"one": "weighting.p=0.25", "two": "weighting.p=0.75"}
     ablation = Ablation(fixed="stage=hires", varies=("weighting.p",), arms=arms, versus="first", metrics=("psd",))
-    sizes = ("start.updates=1", "train.updates=4", "train.batch_size=2", "sampling.count=4", "sampling.num_steps=1")
+    sizes = ("start=none", "train.updates=4", "train.batch_size=2", "sampling.count=2", "sampling.num_steps=1")
     plan = planned(
         tmp_path, ablation, (*sizes, "sampling.solution_steps=1", "data=shards", f"data.urls={shards}/*.tar")
     )
