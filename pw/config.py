@@ -78,29 +78,47 @@ def override_key(override: str) -> str:
     return override.split("=", 1)[0].lstrip("+~").split("@")[0]
 
 
-@lru_cache(maxsize=512)
-def _compose(overrides: tuple[str, ...]) -> Config:
+@lru_cache(maxsize=256)
+def _chosen(choices: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
+    """What group choices alone compose to, interpolations still open, and the chosen file of each group."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    if not GlobalHydra.instance().is_initialized():
+        initialize_config_dir(str(CONF), version_base="1.3")
+    composed = compose("run", overrides=list(choices), return_hydra_config=True)
+    files = composed.hydra.runtime.choices
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    OmegaConf.set_struct(own, True)  # a value for a key that is not there is refused
+    return own, {str(k): str(v) for k, v in files.items() if k in groups() and v is not None}
+
+
+@lru_cache(maxsize=512)
+def _compose(overrides: tuple[str, ...]) -> Config:
+    """Hydra sets values once the files are chosen; so files are read once for all runs that differ in values only."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if not GlobalHydra.instance().is_initialized():
-        initialize_config_dir(str(CONF), version_base="1.3")
+    choices, changes = [], []
     for override in overrides:
         _check_override(override)
+        is_choice = override_key(override) in groups() or "@" in override.partition("=")[0]
+        (choices if is_choice else changes).append(override)
     try:
-        composed = compose("run", overrides=list(overrides), return_hydra_config=True)
-        chosen = composed.hydra.runtime.choices
-        choices = {str(k): str(v) for k, v in chosen.items() if k in groups() and v is not None}
-        values = OmegaConf.to_container(
-            OmegaConf.masked_copy(composed, [str(k) for k in composed if k != "hydra"]), resolve=True
-        )
+        chosen, files = _chosen(tuple(choices))
+        composed = copy.deepcopy(chosen)
+        for change in OverridesParser.create().parse_overrides(changes):
+            if change.is_sweep_override():
+                raise HydraException(f"{change.input_line}: not one value")
+            OmegaConf.update(composed, change.key_or_group, change.value())
+        values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, overrides)) from error
     assert isinstance(values, dict)
-    return Config({str(k): v for k, v in values.items()}, choices, overrides)
+    return Config({str(k): v for k, v in values.items()}, dict(files), overrides)
 
 
 def compose_run(overrides: Sequence[str]) -> Config:
