@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside other work; set before torch is imported
@@ -36,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first (`--no-loadscope-reorder` keeps xdist from sorting by the number of tests)."""
     place = {file: i for i, file in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """What the tests import stays: `pw.generate` collects garbage four times a video, and would look through it all."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)
@@ -78,4 +85,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     from small_pipeline import write_pipeline
 
     folder = tmp_path_factory.mktemp("pipeline")
-    return folder, write_pipeline(folder)
+    made = write_pipeline(folder)
+    gc.freeze()  # transformers and diffusers' pipelines, imported by now
+    return folder, made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -171,6 +172,13 @@ class TestTheReadme:
         assert checked >= 3
 
 
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    """`make` in a bare environment: when it is make that runs these tests, its own variables are no part of them."""
+    bare = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    call = ["make", "-C", str(ROOT), "--no-print-directory", *words]
+    return subprocess.run(call, env=bare, capture_output=True, text=True, timeout=30, check=False)
+
+
 class TestTheMakefile:
     def test_says_what_each_target_is_for(self) -> None:
         described = set(re.findall(r"(?m)^([a-z-]+):.*## \S", (ROOT / "Makefile").read_text()))
@@ -186,9 +194,7 @@ class TestTheMakefile:
 
     @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
     def test_alone_lists_the_targets(self) -> None:
-        told = subprocess.run(
-            ["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, timeout=30, check=False
-        )
+        told = make()
         assert told.returncode == 0, told.stderr
         lines = [line.split()[1] for line in told.stdout.splitlines() if line.strip().startswith("make ")]
         assert set(lines) == targets()
@@ -214,6 +220,5 @@ class TestTheMakefile:
         python = tmp_path / "python"
         python.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@"\n')
         python.chmod(0o755)
-        call = ["make", "-C", str(ROOT), "--no-print-directory", "-o", ".venv/.ready", f"RUN={python}", *words]
-        told = subprocess.run(call, capture_output=True, text=True, timeout=30, check=False)
+        told = make("-o", ".venv/.ready", f"RUN={python}", *words)
         assert told.stdout.split("\n")[:-1] == passed, told.stderr

