@@ -100,7 +100,7 @@ def _compose(overrides: tuple[str, ...]) -> Config:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
     choices, changes = [], []
     for override in overrides:
@@ -113,7 +113,10 @@ def _compose(overrides: tuple[str, ...]) -> Config:
         for change in OverridesParser.create().parse_overrides(changes):
             if change.is_sweep_override():
                 raise HydraException(f"{change.input_line}: not one value")
-            OmegaConf.update(composed, change.key_or_group, change.value())
+            try:
+                OmegaConf.update(composed, change.key_or_group, change.value())
+            except (ConfigAttributeError, ConfigKeyError) as error:
+                raise HydraException(f"{change.input_line}: there is no key {error.full_key}") from error
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, overrides)) from error

@@ -22,14 +22,18 @@ settings.load_profile("pw")
 LONGEST = (
     "tests/test_ablation.py",
     "tests/stages/test_together.py",
+    "tests/test_faults.py",
     "tests/test_generate_sharded.py",
     "tests/test_launcher.py",
-    "tests/test_faults.py",
+    "tests/benchmarks/test_systems_diffusers.py",
+    "tests/stages/test_stage.py",
+    "tests/test_conf.py",
     "tests/stages/test_resume.py",
-    "tests/test_parallel.py",
-    "tests/benchmarks/test_systems_own.py",
+    "tests/test_latents.py",
     "tests/test_tracking.py",
     "tests/test_generate.py",
+    "tests/benchmarks/test_systems_own.py",
+    "tests/benchmarks/test_score.py",
 )
 
 

@@ -357,6 +357,7 @@ WRONG = [
     ("nothing=1", ["nothing=1", "there is no key nothing", "step_sampler", "weighting"]),
     ("solver.order=3", ["solver.order=3", "set solver=unipc"]),
     ("data.urls=clips", ["data.urls=clips", "set data=latents or data=shards"]),
+    ("train={updates:4,batches:3}", ["train={updates:4,batches:3}", "there is no key train.batches"]),
     ("hydra.verbose=true", ["hydra.verbose=true", "there is no key hydra.verbose"]),
     # options
     ("weighting=delta", ["weighting=delta", "delta_sigma, none, uniform", "did you mean delta_sigma?"]),
