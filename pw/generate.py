@@ -1027,7 +1027,8 @@ def main(arguments: list[str]) -> int:
     import torch
 
     trainer, is_worker = made.hires.trainer, parallel.PLACE in os.environ
-    cores = 1 if made.device == "cuda" else (os.cpu_count() or 1) // trainer.processes
+    # torch's own number heeds OMP_NUM_THREADS and the cores that this process may use
+    cores = 1 if made.device == "cuda" else torch.get_num_threads() // trainer.processes
     torch.set_num_threads(max(trainer.threads, cores))
     if made.weights is None and not is_worker:
         print("weights=random: what comes out is noise; its time and memory are real", file=sys.stderr)
