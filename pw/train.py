@@ -442,12 +442,27 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
             self.recent.clear()
             return means
 
+        def check_weights(self, pl_module: Any) -> None:
+            """A gradient that is not finite shows in the losses of the next update, and there may be none."""
+            from pw.sharded import rows_here
+
+            finite = torch.stack([rows_here(p)[0].isfinite().all() for p in pl_module.net.parameters()])
+            if team.most(float(not finite.all())):
+                with suppress(OSError):
+                    self.settle(waits=True)
+                    self.flush()
+                raise ValueError(
+                    f"weights are not finite after update {self.done}, though the losses were: a gradient was not; "
+                    f"{before_it(folder)}; try a lower optimizer.lr"
+                )
+
         def point(self, trainer: Any) -> None:
             means = self.check(self.means())
             self.losses.clear()
             self.curve.append({"step": self.done, **means, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
 
         def save(self, trainer: Any) -> None:
+            self.check_weights(trainer.lightning_module)
             self.flush()
             self.settle(waits=True)  # the one before
             if team.place.is_first:
@@ -485,6 +500,7 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
             pl_module.wall_seconds, pl_module.cpu_seconds = self.spent()
             pl_module.passed_over = self.passed_over()
             if not self.stopped_by:
+                self.check_weights(pl_module)
                 export(folder, pl_module, team)  # before Lightning lets go of what is split
 
     return Keeper()
@@ -511,9 +527,13 @@ def not_finite(run: Run, folder: Path, recent: Sequence[Losses], share: parallel
         except (OSError, ValueError) as error:
             told = f"its batch, number {index}, could not be written ({error})"
     team.wait()  # the first that ends takes the others along
-    before = sorted((folder / "checkpoints").glob("*.ckpt"))
-    kept = f"the last checkpoint before it is in {folder / 'checkpoints'}" if before else "no checkpoint is before it"
-    return f"the loss is not finite at update {update}{value}; {told}; {kept}; try a lower optimizer.lr"
+    return f"the loss is not finite at update {update}{value}; {told}; {before_it(folder)}; try a lower optimizer.lr"
+
+
+def before_it(folder: Path) -> str:
+    """Where a training that stopped can be taken up."""
+    before = any((folder / "checkpoints").glob("*.ckpt"))
+    return f"the last checkpoint before it is in {folder / 'checkpoints'}" if before else "no checkpoint is before it"
 
 
 def _truncate(path: Path, step: int) -> None:

@@ -50,6 +50,15 @@ def test_a_batch_is_computed_again_with_the_weights_of_the_last_checkpoint_or_of
     assert "nan with the weights of its checkpoint of update 1" in capsys.readouterr().out
 
 
+def test_weights_that_no_loss_will_tell_of_are_neither_exported_nor_kept(micro, tmp_path: Path) -> None:
+    for more in ("train.updates=1", "train.checkpoint_every=1"):
+        run = micro("objective=flow", "optimizer.lr=1e39", more)
+        with pytest.raises(ValueError, match=r"weights are not finite after update 1, .* no checkpoint is before it"):
+            train(run, tmp_path)
+        left = {path.name for path in training_folder(run, tmp_path).rglob("*")}
+        assert not left & {"ema.safetensors", "online.safetensors", "done.json", "last.ckpt", "partial.ckpt"}
+
+
 def test_what_is_not_left_by_a_training_or_by_another_is_refused(
     micro, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
