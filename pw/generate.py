@@ -78,8 +78,6 @@ NETWORK = {
     *("scale", "backbone", "codec", "text", "injector", "schedule"),
     *("objective", "turns", "step_sampler", "weighting", "target"),
 }
-WEIGHTS = ("hires", "anchor", "weights")  # keys that may name a file or be a word
-FILES = (*WEIGHTS, "prompts", "anchors_from", "out", "outputs")
 NOISE = 8  # stream of random numbers, see pw.stages.stage
 OTHER_FILES = 512  # that are open beside the prompts' locks, libraries and weights among them
 SLUG = 40  # letters of the prompt in a file's name
@@ -222,7 +220,7 @@ def parse(arguments: Sequence[str]) -> Generation:
         quality=int(_number(own, "quality", 0, 51)),
         lossless=_truth(own, "lossless"),
         text_device=_choice(own, "text_device", ("auto", "cpu", "gpu")),
-        words=tuple(_from_anywhere(word) for word in arguments),
+        words=tuple(arguments),
     )
     for text, asked in texts:
         seed = hires.seed if asked is None else asked
@@ -278,14 +276,6 @@ def _check_processes(hires: Run, anchor: Run) -> None:
         import torch
 
         torch.cuda.set_device(place.local_rank)
-
-
-def _from_anywhere(word: str) -> str:
-    """A word of the call with its path made absolute: the processes that are started work in another folder."""
-    key, _, value = word.partition("=")
-    if key not in FILES or not value or (key in WEIGHTS and re.fullmatch("base|random|[0-9a-f]{8}", value)):
-        return word
-    return f"{key}={Path(value).expanduser().absolute()}"
 
 
 def _check_memory(hires: Run, anchor: Run) -> None:

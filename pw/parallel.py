@@ -158,12 +158,17 @@ def place(trainer: Trainer, environment: Mapping[str, str] = os.environ) -> Plac
             f"trainer.devices={trainer.devices} trainer.nodes={trainer.nodes}: that is {wanted} processes, and "
             f"{found.processes} were started; set one to the other"
         )
-    if found is None and trainer.nodes > 1:
+    return found
+
+
+def check_launch(trainer: Trainer) -> None:
+    """Raises ConfigError when the processes are not all on this machine, so that `launch` cannot start them."""
+    if trainer.nodes > 1:
         raise ConfigError(
             f"trainer.nodes={trainer.nodes}: processes on several machines are started by torchrun or srun, one for "
-            f"each device: torchrun --nnodes {trainer.nodes} --nproc-per-node {trainer.devices} -m pw.train …"
+            f"each device: torchrun --nnodes {trainer.nodes} --nproc-per-node {trainer.devices} -m pw.train …; those "
+            "of an ablation by launcher=submitit; trainer.nodes=1 is this machine alone"
         )
-    return found
 
 
 def is_heard(trainer: Trainer) -> bool:
@@ -270,7 +275,7 @@ def _address() -> tuple[str, int]:
 
 
 def launch(command: Sequence[str], processes: int, logs: Path, progress: Callable[[int, int], None] | None) -> None:
-    """Run a command as so many processes, each told its place, and wait for them.
+    """Run a command as so many processes in this folder, each told its place, and wait for them.
 
     The first one's words go where ours do, the others' to `logs`. When one fails all are ended; when this process is
     killed, all end by themselves (`end_with_parent`); a signal to stop is handed on.
@@ -278,6 +283,7 @@ def launch(command: Sequence[str], processes: int, logs: Path, progress: Callabl
     Raises ValueError with what the first to fail said, and Stopped when they were stopped.
     """
     logs.mkdir(parents=True, exist_ok=True)
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # `python -m pw…` is found from any folder
     with tempfile.TemporaryDirectory(prefix="pw-") as meeting, contextlib.ExitStack() as open_files:
         workers, reports = [], selectors.DefaultSelector()
         lifeline, ours = os.pipe()
@@ -290,6 +296,7 @@ def launch(command: Sequence[str], processes: int, logs: Path, progress: Callabl
                 )
                 environment = {
                     **os.environ,
+                    "PYTHONPATH": os.pathsep.join(path),
                     PLACE: json.dumps([rank, processes, rank]),
                     STORE: str(Path(meeting) / "store"),
                     LIFELINE: str(lifeline),
@@ -299,7 +306,6 @@ def launch(command: Sequence[str], processes: int, logs: Path, progress: Callabl
                 with (logs / f"rank-{rank}.log").open("wb") as log:
                     worker = subprocess.Popen(
                         command,
-                        cwd=ROOT,
                         env=environment,
                         pass_fds=(lifeline, theirs),
                         stdout=subprocess.DEVNULL,

@@ -96,6 +96,8 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
     place = parallel.place(run.trainer)
     lock = FileLock(folder / ".lock")  # a second runner waits, then finds it done
     if place is None:
+        if not is_trained(run, outputs):
+            parallel.check_launch(run.trainer)
         if run.start_run:
             train(run.start_run, outputs)
         folder.mkdir(parents=True, exist_ok=True)
@@ -636,9 +638,11 @@ def command_line(arguments: list[str]) -> tuple[Run, Path, int | None]:
     run = build([word for word in arguments if word.partition("=")[0] not in own])
     training_folder(run)  # composes the runs it needs, too
     check_share(run)
-    parallel.place(run.trainer)
+    place = parallel.place(run.trainer)
     if not is_trained(run, Path(own.get("outputs", OUTPUTS)).expanduser()):
         check_data(run)
+        if place is None:
+            parallel.check_launch(run.trainer)
     check_device(run)
     seed = own.get("evaluation_seed")
     if seed is not None and not seed.isdecimal():

@@ -16,7 +16,7 @@ from small_latents import write_latents
 
 from pw.build import Run, build
 from pw.config import ROOT, ConfigError
-from pw.parallel import Place, Share, Stopped, launch, place
+from pw.parallel import Place, Share, Stopped, check_launch, launch, place
 from pw.settings import Trainer
 from pw.train import check_share, clips
 
@@ -178,8 +178,10 @@ class TestAPlace:
             place(self.WANTED, step)
 
     def test_on_several_machines_is_not_ours_to_start(self) -> None:
+        assert place(self.WANTED, {}) is None
         with pytest.raises(ConfigError, match=r"trainer\.nodes=2: .*torchrun --nnodes 2 --nproc-per-node 4"):
-            place(self.WANTED, {})
+            check_launch(self.WANTED)
+        check_launch(trainer("trainer=fsdp"))
 
 
 # What a launched process does here instead of training: it says that it is there, and waits or fails.
@@ -247,6 +249,15 @@ class TestProcessesThatAreLaunched:
         launch(self.command(tmp_path, "work"), 2, tmp_path, lambda *words: told.append(words))
         assert told == [(10, 20)] * 2
         assert all_gone(started(tmp_path))
+
+    def test_work_in_the_folder_of_the_caller_and_know_this_code(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        script = "import sys, pathlib, pw; pathlib.Path(sys.argv[1]).write_text(pw.__path__[0])"
+        # without site-packages, where an installed environment knows this code, too
+        launch([sys.executable, "-S", "-c", script, "given"], 1, Path("logs"), None)
+        assert Path("given").read_text() == str(ROOT / "pw")
 
     def test_all_end_when_one_fails_and_its_words_are_told(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="the disk of process 1 is full"):
