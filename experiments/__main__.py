@@ -28,7 +28,7 @@ from experiments._runner import FORK_SECONDS, Job, Pool, all_jobs, remove_result
 from experiments._status import outline, write_outline
 from pw.config import ConfigError
 from pw.sample import check_sampling
-from pw.train import OUTPUTS, check_data, check_device, check_weights
+from pw.train import OUTPUTS, check_data, check_device, check_disk, check_weights, training_folder
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         launcher, words = take_launcher(arguments)
         plan = make_plan(parse(words))
+        for arm in plan.arms:
+            launcher.check_run(arm.first)
         if isinstance(launcher, Submitit) and not plan.options.dry_run:
             launcher.check()
     except ValueError as error:
@@ -105,6 +107,9 @@ def run(plan: Plan, launcher: Local | Submitit) -> int:
                 if isinstance(launcher, Local):
                     check_device(arm.first)
                 check_sampling(arm.first)
+            for job in todo:
+                if job.kind == "train":
+                    check_disk(job.run, training_folder(job.run, outputs))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -27,6 +27,7 @@ from experiments._ledger import Claim, Ledger, is_in_queue
 from experiments._runner import Job, carry_out
 from pw.build import Run
 from pw.config import CONF, ConfigError, digest
+from pw.parallel import check_launch
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PATIENCE = 30.0  # seconds that a job may be in neither queue nor ledger, as while it is put back
@@ -40,6 +41,10 @@ class Local:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "workers")
+
+    def check_run(self, run: Run) -> None:
+        """Raises ConfigError when a run's processes cannot be started so."""
+        check_launch(run.trainer)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,20 @@ class Submitit:
         if self.cluster == "slurm" and shutil.which("sbatch") is None:
             raise ConfigError(
                 "launcher=submitit: there is no sbatch here; call it where jobs are submitted, or set launcher=local"
+            )
+
+    def check_run(self, run: Run) -> None:
+        """Raises ConfigError when a run's processes cannot be started so."""
+        trainer = run.trainer
+        if self.cluster == "local" and trainer.nodes > 1:
+            raise ConfigError(
+                f"trainer.nodes={trainer.nodes}: launcher.cluster=local is this machine alone; set trainer.nodes=1, or "
+                "launcher.cluster=slurm"
+            )
+        if trainer.accelerator == "gpu" and self.gpus is not None and self.gpus < trainer.devices:
+            raise ConfigError(
+                f"launcher.gpus={self.gpus}: of a machine, which trains with trainer.devices={trainer.devices}; "
+                "launcher.gpus=null asks for those"
             )
 
     def parameters(self, name: str, run: Run) -> dict[str, Any]:

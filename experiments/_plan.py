@@ -12,7 +12,7 @@ from typing import Any
 from experiments import Ablation, Statement, load, names
 from pw.build import Run, assemble, build
 from pw.config import Config, ConfigError, leaves, override_key
-from pw.train import OUTPUTS
+from pw.train import OUTPUTS, check_share
 
 DEFAULT_SEEDS = (0, 1, 2)
 
@@ -211,6 +211,7 @@ def _arm(ablation: Ablation, options: Options, name: str, value: Any, above: str
     try:
         run = build(overrides)
         runs = {seed: run.with_seed(seed, 1000 + seed if options.vary_start else None) for seed in options.seeds}
+        _check_shares(run)
     except ConfigError as error:
         raise ConfigError(f"arm {label}: {error}") from error
     tuned = [o for o in (*ablation.fixed.split(), *ablation.arms[name].split()) if o.startswith("optimizer.")]
@@ -222,6 +223,17 @@ def _arm(ablation: Ablation, options: Options, name: str, value: Any, above: str
         )
     keys = [*ablation.varies, *([ablation.across[0]] if ablation.across else [])]
     return Arm(label, runs, {key: run.config.label(key) for key in keys}, above, name)
+
+
+def _check_shares(run: Run) -> None:
+    """As every training that a run needs will do when it starts: its own, its start, and those of its anchors."""
+    check_share(run)
+    for group, needed in (("start", run.start_run), ("anchors", run.anchor_run)):
+        try:
+            if needed is not None:
+                _check_shares(needed)
+        except ConfigError as error:
+            raise ConfigError(f"{group}: {error}") from error
 
 
 def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:

@@ -278,6 +278,9 @@ WRONG = [
     (["name=power", "weighting.p=1"], ["arm p_0", "weighting.p=1", "weighting=delta_sigma"]),
     (["name=beta", "step_sampler=closed"], ["step_sampler=closed", "beta varies"]),
     (["name=coordinate", "sampling.num_steps=4"], ["sampling.num_steps=4", "coordinate varies"]),
+    # what a training would refuse when it starts, hours later; also that of a start, or of the stage that makes anchors
+    (["name=ansc", "trainer=fsdp", "trainer.devices=3"], ["arm baseline", "trainer.devices", "train.accumulate=3"]),
+    (["name=ansc", "trainer=ddp", "trainer.devices=16", "train.batch_size=16"], ["start:", "train.batch_size=8"]),
     # what would be no difference at all
     (["name=anchor_robustness", "injector=none"], ["arm clean", "anchors=clean", "injector=none"]),
     (["name=power", "objective=flow"], ["arm p_0", "weighting=uniform", "objective=flow"]),
