@@ -90,7 +90,8 @@ def run(plan: Plan, launcher: Local | Submitit) -> int:
         if isinstance(pool, Queue):
             for unit in pool.pending.values():
                 after = f" after {', '.join(unit.needs)}" if unit.needs else ""
-                console.print(f"  job {unit.name}: {len(unit.jobs)} things to do{after}", markup=False)
+                by = f", {unit.trainer.nodes} x {unit.trainer.devices} processes" if unit.tasks > 1 else ""
+                console.print(f"  job {unit.name}: {len(unit.jobs)} things to do{by}{after}", markup=False)
         for job in todo:
             # on one line and to the letter, whatever the width: it is to be copied
             style = "dim" if job.kind == "score" else ""

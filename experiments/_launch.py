@@ -1,8 +1,10 @@
 """Where an ablation's jobs run: `launcher=local`, or `launcher=submitit` on SLURM. Neither changes a result.
 
 On SLURM a job of the queue carries out what one arm and seed alone needs: train, sample, score. What several need (a
-start checkpoint) is a job of its own, which those wait for. SIGUSR1, SIGUSR2 (SLURM's notice that the time is up) and
-SIGTERM (preemption) end a job at its next checkpoint, and it is put back into the queue.
+start checkpoint) is a job of its own, which those wait for; so is a training by several processes, of a task for each
+on as many machines as `trainer` says, for nobody else needs those. SIGUSR1, SIGUSR2 (SLURM's notice that the time is
+up) and SIGTERM (preemption), to any of its tasks, end a job at its next update or clip, and it is put back into the
+queue.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from types import FrameType
@@ -27,7 +29,8 @@ from experiments._ledger import Claim, Ledger, is_in_queue
 from experiments._runner import Job, carry_out
 from pw.build import Run
 from pw.config import CONF, ConfigError, digest
-from pw.parallel import check_launch
+from pw.parallel import Place, Team, check_launch, joined, place
+from pw.settings import Trainer
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PATIENCE = 30.0  # seconds that a job may be in neither queue nor ledger, as while it is put back
@@ -98,15 +101,18 @@ class Submitit:
                 "launcher.gpus=null asks for those"
             )
 
-    def parameters(self, name: str, run: Run) -> dict[str, Any]:
-        """What submitit's AutoExecutor is told for the jobs of an ablation."""
-        gpus = self.gpus if self.gpus is not None else run.trainer.devices * (run.trainer.accelerator == "gpu")
+    def parameters(self, name: str, unit: Unit) -> dict[str, Any]:
+        """What submitit's AutoExecutor is told for a job of an ablation."""
+        trainer, many = unit.trainer, unit.tasks > 1
+        nodes, tasks = (trainer.nodes, trainer.devices) if many else (1, 1)
+        gpus = self.gpus if self.gpus is not None else tasks * (trainer.accelerator == "gpu")
+        cpus = self.cpus or trainer.threads
         asked = {
             "name": name,
-            "nodes": 1,
-            "tasks_per_node": 1,
+            "nodes": nodes,
+            "tasks_per_node": tasks,
             "timeout_min": self.time,
-            "cpus_per_task": self.cpus or run.trainer.threads,
+            "cpus_per_task": cpus,
             "gpus_per_node": gpus or None,
             "mem_gb": self.memory,
             "stderr_to_stdout": True,
@@ -118,7 +124,7 @@ class Submitit:
             "slurm_array_parallelism": self.parallel,
             "slurm_setup": self.setup or None,
             # a job step of SLURM 22.05 and later has one core unless it is told so itself
-            "slurm_srun_args": [f"--cpus-per-task={self.cpus or run.trainer.threads}"],
+            "slurm_srun_args": [f"--cpus-per-task={cpus}", *(["--kill-on-bad-exit=1"] if many else [])],
         }
         return {key: value for key, value in asked.items() if value is not None}
 
@@ -197,20 +203,35 @@ class Unit:
     jobs: tuple[Job, ...]
     needs: tuple[str, ...] = ()
 
+    @property
+    def trainer(self) -> Trainer:
+        """Of its runs."""
+        return self.jobs[0].run.trainer
+
+    @property
+    def tasks(self) -> int:
+        """Processes that carry it out together; only trainings know how."""
+        return self.trainer.processes if self.jobs[0].kind == "train" else 1
+
 
 def units(jobs: Sequence[Job], cells: Mapping[tuple[str, int], Sequence[str]]) -> list[Unit]:
     """The jobs, by the arms and seeds that need them: each arm and seed its own, and what the same several share.
+    Trainings by several processes are kept apart from what one does.
 
-    A job is needed wherever what needs it is; so a unit's needs have more arms and seeds than itself, and none of
-    them waits for another in a circle.
+    A job is needed wherever what needs it is; so a unit's needs have more arms and seeds than itself, or are trainings,
+    which need trainings alone; and none of them waits for another in a circle.
     """
-    users = {job.key: frozenset(cell for cell, keys in cells.items() if job.key in keys) for job in jobs}
-    groups: dict[frozenset[tuple[str, int]], list[Job]] = {}
+    apart = any(job.kind == "train" and job.run.trainer.processes > 1 for job in jobs)
+    users = {
+        job.key: (frozenset(cell for cell, keys in cells.items() if job.key in keys), apart and job.kind == "train")
+        for job in jobs
+    }
+    groups: dict[tuple[frozenset[tuple[str, int]], bool], list[Job]] = {}
     for job in jobs:
         groups.setdefault(users[job.key], []).append(job)
-    names: dict[frozenset[tuple[str, int]], str] = {}
+    names: dict[tuple[frozenset[tuple[str, int]], bool], str] = {}
     for mine, group in groups.items():
-        name = _unit_name(mine, group)
+        name = _unit_name(*mine, group)
         names[mine] = f"{name} ({digest(group[-1].key, 4)})" if name in names.values() else name
     return [
         Unit(
@@ -222,8 +243,8 @@ def units(jobs: Sequence[Job], cells: Mapping[tuple[str, int], Sequence[str]]) -
     ]
 
 
-def _unit_name(users: frozenset[tuple[str, int]], jobs: Sequence[Job]) -> str:
-    if len(users) == 1:
+def _unit_name(users: frozenset[tuple[str, int]], are_trainings: bool, jobs: Sequence[Job]) -> str:
+    if len(users) == 1 and not are_trainings:
         ((arm, seed),) = users
         return f"{arm} seed {seed}"
     seeds, label = {seed for _, seed in users}, jobs[-1].label
@@ -244,16 +265,16 @@ class Work:
 
     def __call__(self) -> None:
         """Raises what a job raises; after a signal, leaves by submitit's own handler, which puts it back."""
-        # one task, which starts its other processes itself as on any machine: Lightning is not to look at SLURM's
-        os.environ["SLURM_JOB_NAME"] = "bash"
+        os.environ["SLURM_JOB_NAME"] = "bash"  # Lightning is not to look at SLURM's variables: `place` does
         ledger = Ledger(self.outputs, self.owner)
-        with _signals() as stop:
+        with _signals() as stop, self._together() as team:
             for job in self.unit.jobs:
-                self._carry_out(job, ledger, stop)
+                self._carry_out(job, ledger, stop, team)
+                stop.number = int(team.most(stop.number))
                 if stop.number:
                     break
         if stop.number:
-            stop.hand_on()
+            stop.hand_on(team.place)
 
     def checkpoint(self) -> Any:
         """What submitit puts back into the queue."""
@@ -261,15 +282,29 @@ class Work:
 
         return DelayedSubmission(self)
 
-    def _carry_out(self, job: Job, ledger: Ledger, stop: _Stop) -> None:
-        claim = self._claimed(job, ledger, stop)
+    @contextmanager
+    def _together(self) -> Generator[Team]:
+        """With the other tasks of this job of the queue, once they are all there."""
+        if self.unit.tasks == 1:
+            yield Team(Place(0, 1))
+            return
+        _tell_place()
+        found = place(self.unit.trainer)
+        if found is None:
+            raise RuntimeError(f"{self.unit.name}: one task was started of {self.unit.tasks}")
+        with joined(self.unit.trainer, found) as team:
+            yield team
+
+    def _carry_out(self, job: Job, ledger: Ledger, stop: _Stop, team: Team) -> None:
+        claim = self._claimed(job, ledger, stop, team)
         if claim is None:
             return
+        is_first = team.place.is_first
         try:
-            missing = [job.label for job in self.after.values() if not job.is_done(self.outputs)]
+            missing = team.agreed([job.label for job in self.after.values() if not job.is_done(self.outputs)])
             if missing:
                 raise RuntimeError(f"not run: {', '.join(missing)} is not done")
-            with ledger.working(claim) as note:
+            with ledger.working(claim) if is_first else nullcontext(_unheard) as note:
 
                 def progress(done: int, total: int) -> None:
                     note(done, total)
@@ -280,25 +315,47 @@ class Work:
             if not stop.number and error.code not in {128 + number for number in STOPPING}:
                 raise
             stop.number = stop.number or int(error.code or 128 + signal.SIGTERM) - 128
-            ledger.write(replace(claim, state="queued", beat=time.time()))
+            if is_first:
+                ledger.write(replace(claim, state="queued", beat=time.time()))
         except BaseException as error:
-            ledger.fail(job.key, f"{type(error).__name__}: {error}")
+            # told before the others notice that this one is gone, whose own words would say no more than that
+            ledger.fail(job.key, f"{type(error).__name__}: {error}", _log())
             raise
         else:
-            ledger.release(job.key)
+            if is_first:
+                ledger.release(job.key)
 
-    def _claimed(self, job: Job, ledger: Ledger, stop: _Stop) -> Claim | None:
-        """The claim to work under; None when the job is done, or a signal came while another runner had it."""
+    def _claimed(self, job: Job, ledger: Ledger, stop: _Stop, team: Team) -> Claim | None:
+        """The claim to work under, the same in all tasks; None when the job is done, or a signal came while another
+        runner had it."""
         before = ledger.read(job.key)
         queue = before.queue if before is not None else ""
-        while not job.is_done(self.outputs):
-            claim = ledger.claim(job.key, job.label, _log(), queue=queue, over_queued=True)
-            if claim.owner == self.owner:
+        while True:
+            claim = None
+            if team.place.is_first and not job.is_done(self.outputs):
+                claim = ledger.claim(job.key, job.label, _log(), queue=queue, over_queued=True)
+            claim = team.agreed(claim)
+            if claim is None or claim.owner == self.owner:
                 return claim
-            if stop.number:
+            if team.most(stop.number):
                 return None
             time.sleep(1)
-        return None
+
+
+def _unheard(done: int, total: int) -> None:
+    """Progress, where another task tells it."""
+
+
+def _tell_place() -> None:
+    """Say as torchrun does which of submitit's tasks on this machine this is. On SLURM, SLURM has said it."""
+    from submitit import JobEnvironment
+
+    task = JobEnvironment()
+    if task.cluster == "local":
+        said = {"RANK": task.global_rank, "WORLD_SIZE": task.num_tasks, "LOCAL_RANK": task.local_rank}
+        # all tasks know the number of their job; below the ports that the kernel gives away
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 10000 + int(task.raw_job_id) % 20000}
+        os.environ.update({key: str(value) for key, value in (said | meeting).items()})
 
 
 def _log() -> Path:
@@ -331,8 +388,11 @@ class _Stop:
             raise _Stopped(128 + self.number)
         signal.raise_signal(self.number)
 
-    def hand_on(self) -> None:
-        """Let submitit put the job back into the queue, unless it was cancelled; does not return."""
+    def hand_on(self, place: Place) -> None:
+        """Let submitit put the job back into the queue, unless it was cancelled; does not return. One task does it for
+        all, who have stopped after the same update."""
+        if not place.is_first:
+            raise SystemExit
         if self.number == signal.SIGTERM and _is_cancelled():
             raise SystemExit(128 + self.number)
         self.before[signal.SIGUSR2](signal.SIGUSR2, None)
@@ -419,7 +479,7 @@ class Queue:
         return left[name] + max((self._chain(n, left) for n in self._units[name].needs if n in left), default=0.0)
 
     def _hand_over(self) -> None:
-        arrays: dict[tuple[str, ...], list[Unit]] = {}
+        arrays: dict[tuple[tuple[str, ...], int], list[Unit]] = {}
         self.held.clear()
         for name, unit in self.pending.items():
             if name in self._queue or not all(self._is_settled(need) for need in unit.needs):
@@ -430,8 +490,9 @@ class Queue:
             if all(job.is_done(self.outputs) for job in unit.jobs):  # meanwhile, by another runner's job
                 continue
             before = [need for need in unit.needs if need in self.pending]
-            arrays.setdefault(tuple(self._queue[need].partition(":")[2] for need in before), []).append(unit)
-        for after, members in arrays.items():
+            after = tuple(self._queue[need].partition(":")[2] for need in before)
+            arrays.setdefault((after, unit.tasks), []).append(unit)
+        for (after, _), members in arrays.items():
             self._submit(after, members)
 
     def _is_settled(self, need: str) -> bool:
@@ -457,7 +518,7 @@ class Queue:
 
         limit = {"slurm_max_num_timeout": self.launcher.requeues, "local_max_num_timeout": self.launcher.requeues}
         executor = submitit.AutoExecutor(folder=self.folder / "%j", cluster=self.launcher.cluster, **limit)
-        asked = self.launcher.parameters(self.folder.parent.name, members[0].jobs[0].run)
+        asked = self.launcher.parameters(self.folder.parent.name, members[0])
         if after:
             asked["slurm_dependency"] = f"afterany:{':'.join(after)}"
         executor.update_parameters(**asked)
@@ -489,10 +550,10 @@ class Queue:
             if not left:
                 del self.pending[name]
                 continue
-            if name in self._queue and (reason := self._failure(name, left, claims)) is not None:
-                self._fail(unit, left, *reason)
-            elif broken := [need for need in unit.needs if self._is_broken(need)]:
+            if broken := [need for need in unit.needs if self._is_broken(need)]:
                 self._skip(unit, left, broken[0])
+            elif name in self._queue and (reason := self._failure(name, left, claims)) is not None:
+                self._fail(unit, left, *reason)
 
     def _is_done(self, job: Job) -> bool:
         if job.key in self._told:

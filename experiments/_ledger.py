@@ -152,10 +152,15 @@ class Ledger:
         with suppress(OSError):
             self.path(key).unlink(missing_ok=True)
 
-    def fail(self, key: str, reason: str) -> None:
-        """The job failed; its claim stays, for `make status`, and holds nobody off."""
-        if (found := self.read(key)) is not None:
-            self.write(replace(found, state="failed", error=reason, beat=time.time()))
+    def fail(self, key: str, reason: str, log: Path | None = None) -> None:
+        """The job failed; its claim stays, for `make status`, and holds nobody off. Of several processes that fail
+        together the first is believed: the others may only have lost it.
+
+        log: where its words are, if not where the claim says
+        """
+        if (found := self.read(key)) is not None and found.state != "failed":
+            there = found.log if log is None else str(log)
+            self.write(replace(found, state="failed", error=reason, log=there, beat=time.time()))
 
     @contextmanager
     def working(self, claim: Claim) -> Generator[Callable[[int, int], None]]:
@@ -188,6 +193,9 @@ class _Held:
 
     def renew(self) -> None:
         while True:
+            found = self.ledger.read(self.claim.key)
+            if found is not None and found.state == "failed" and found.since == self.claim.since:
+                return  # another process of this job has said why
             self.ledger.write(replace(self.claim, beat=time.time()))
             if self.ended.wait(BEAT):
                 return

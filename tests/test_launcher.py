@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file
+from small_processes import PRELOAD
+from warm_python import warm_python
 
+from experiments.__main__ import main
 from experiments._launch import LAUNCHERS, Local, Queue, Submitit, Unit, take_launcher, units
 from experiments._ledger import Ledger
 from experiments._plan import Plan, make_plan, parse
@@ -20,7 +28,7 @@ from experiments._runner import Job, all_jobs
 from experiments._status import look, outline
 from pw.config import CONF, ConfigError
 
-ROOT = Path(__file__).parents[1]
+ONE = ["name=ansc", "seeds=1", "arms=full"]
 
 
 def planned(outputs: Path, *words: str) -> Plan:
@@ -110,38 +118,103 @@ class TestAJobOfTheQueue:
     def test_asks_for_what_the_launcher_says_and_the_run_needs(self, tmp_path: Path) -> None:
         launcher, _ = take_launcher(["launcher=submitit", "launcher.account=pw", "launcher.time=90"])
         assert isinstance(launcher, Submitit)
-        asked = launcher.parameters("ansc", planned(tmp_path, "name=ansc", "seeds=1", "arms=full").arms[0].first)
+        asked = launcher.parameters("ansc", units_of(planned(tmp_path, *ONE))["full seed 0"])
         assert (asked["slurm_account"], asked["timeout_min"], asked["cpus_per_task"]) == ("pw", 90, 1)
+        assert (asked["nodes"], asked["tasks_per_node"]) == (1, 1)
         assert not {"gpus_per_node", "slurm_partition"} & asked.keys()
 
+    def test_is_apart_for_a_training_of_several_processes_which_has_a_task_for_each(self, tmp_path: Path) -> None:
+        words = ["trainer=fsdp", "trainer.devices=4", "trainer.nodes=2", "trainer.threads=3"]
+        found = units_of(planned(tmp_path, *ONE, *words))
+        training, rest = found["train full seed 0"], found["full seed 0"]
+        assert [job.kind for job in training.jobs] == ["train", "train"]  # its start, which no other arm needs here
+        assert rest.needs == (training.name,)
+        assert {job.kind for job in rest.jobs} == {"sample", "score"}
+        launcher, _ = take_launcher(["launcher=submitit"])
+        assert isinstance(launcher, Submitit)
+        keys = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task")
+        asked, after = (launcher.parameters("ansc", unit) for unit in (training, rest))
+        assert [asked[key] for key in keys] == [2, 4, 4, 3]
+        assert [after[key] for key in keys] == [1, 1, 1, 3]
+        # one task that is gone leaves the others waiting for it
+        assert "--kill-on-bad-exit=1" in asked["slurm_srun_args"]
 
-WORDS = ["name=ansc", "seeds=1", "arms=full", "start.updates=6", "train.updates=120", "train.batch_size=2"]
-SMALL = [*WORDS, "train.checkpoint_every=20", "sampling.count=4", "sampling.solution_steps=8"]
+
+class TestATrainingOnSeveralMachines:
+    @pytest.mark.parametrize(
+        ("words", "says"),
+        [
+            ("", ["trainer.nodes=2", "launcher=submitit", "trainer.nodes=1"]),
+            ("launcher=submitit launcher.cluster=local", ["trainer.nodes=2", "launcher.cluster=slurm"]),
+            ("launcher=submitit launcher.gpus=2", ["launcher.gpus=2", "trainer.devices=4", "launcher.gpus=null"]),
+        ],
+    )
+    def test_is_refused_before_anything_runs_where_it_cannot_be(
+        self, words: str, says: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main([*ONE, "trainer=fsdp", "trainer.devices=4", "trainer.nodes=2", "dry_run=true", *words.split()]) == 2
+        told = capsys.readouterr().err
+        assert not [part for part in says if part not in told], told
+
+
+WORDS = ["name=ansc", "seeds=1", "arms=full", "start.updates=6", "train.updates=60", "train.batch_size=2"]
+SMALL = [*WORDS, "train.checkpoint_every=10", "sampling.count=4", "sampling.solution_steps=8"]
+TWO = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.threads=1"]
 
 
 class Signals(threading.Thread):
-    """Sends a training SIGUSR1 once it has a checkpoint, and SIGTERM once it has gone on to another; `hit`: to whom."""
+    """Sends a training SIGUSR1 once it has a checkpoint, and SIGTERM once it has gone on to another.
 
-    def __init__(self, outputs: Path, job: Job) -> None:
+    tasks  which task of the job each of them goes to; hit: the process that worked under the claim then
+    """
+
+    def __init__(self, plan: Plan, job: Job, tasks: Sequence[int]) -> None:
         super().__init__(daemon=True)
-        self.outputs, self.job = outputs, job
+        self.plan, self.job, self.tasks = plan, job, tasks
         self.hit: list[int] = []
 
     def run(self) -> None:
-        folder, ledger = self.outputs / "train" / self.job.run.training_signature, Ledger(self.outputs)
+        outputs = self.plan.options.outputs
+        folder, ledger = outputs / "train" / self.job.run.training_signature, Ledger(outputs)
         last, sent = folder / "checkpoints" / "last.ckpt", 0
         until = time.monotonic() + 500
-        for number in (signal.SIGUSR1, signal.SIGTERM):
+        for number, task in zip((signal.SIGUSR1, signal.SIGTERM), self.tasks, strict=True):
             while time.monotonic() < until:
                 claim = ledger.read(self.job.key)
                 is_new = claim is not None and claim.state == "running" and claim.pid not in self.hit
                 with suppress(FileNotFoundError):  # in between two checkpoints
                     if claim is not None and is_new and last.stat().st_mtime_ns > sent:
-                        os.kill(claim.pid, number)
+                        os.kill(self.process_of(task) if task else claim.pid, number)
                         self.hit.append(claim.pid)
                         sent = time.time_ns()
                         break
                 time.sleep(0.005)
+
+    def process_of(self, task: int) -> int:
+        """The one that writes the task's log."""
+        logs = {str(path) for path in (self.plan.folder / "queue").glob(f"*/*_{task}_log.out")}
+        for process in psutil.process_iter():
+            with suppress(OSError):
+                if os.readlink(f"/proc/{process.pid}/fd/1") in logs:
+                    return process.pid
+        raise FileNotFoundError(f"no process of task {task}")
+
+
+@pytest.fixture(scope="module")
+def python() -> Iterator[str]:
+    with warm_python([*PRELOAD, "experiments._launch", "pw.sample", "benchmarks.clips"]) as program:
+        yield program
+
+
+@pytest.fixture(scope="module")
+def alone(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the training that no queue and no signal has seen, of one process."""
+    outputs = tmp_path_factory.mktemp("alone")
+    words = planned(outputs, *SMALL).arms[0].first.config.overrides
+    told = subprocess.run(
+        [python, "-m", "pw.train", *words, f"outputs={outputs}"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return Path(told.stdout.strip())
 
 
 @pytest.fixture
@@ -154,33 +227,48 @@ def no_orphans() -> Iterator[None]:
                 process.kill()
 
 
-@pytest.mark.timeout(600)  # the machine may have other work: four processes import torch, one after the other
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+@pytest.mark.timeout(600)  # the machine may have other work
 @pytest.mark.usefixtures("no_orphans")
-def test_a_signal_puts_a_job_back_and_it_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("more", "tasks", "outs"), [((), (0, 0), 1), (TWO, (1, 0), 3)], ids=["one", "two"])
+def test_a_signal_to_any_task_puts_a_job_back_and_it_goes_on_to_the_same_weights(
+    more: Sequence[str],
+    tasks: Sequence[int],
+    outs: int,
+    python: str,
+    alone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """SIGUSR1, then SIGTERM, by submitit's executor on this machine."""
-    from pw.train import train
-
-    plan = planned(tmp_path / "signalled", *SMALL)
-    outputs = plan.options.outputs
+    monkeypatch.setattr(sys, "executable", python)
+    plan = planned(tmp_path, *SMALL, *more)
     jobs, rows = all_jobs(plan)
     cells = outline(plan, jobs, rows)
     launcher, _ = take_launcher(["launcher=submitit", "launcher.cluster=local"])
     assert isinstance(launcher, Submitit)
     told: list[tuple[str, str, str]] = []
     queue = Queue(
-        launcher, plan.folder, outputs, units(jobs, cells.cells), lambda w, j, t: told.append((w, j.label, t))
+        launcher, plan.folder, tmp_path, units(jobs, cells.cells), lambda w, j, t: told.append((w, j.label, t))
     )
-    signals = Signals(outputs, next(job for job in jobs if job.label == "train full seed 0"))
+    signals = Signals(plan, next(job for job in jobs if job.label == "train full seed 0"), tasks)
     signals.start()
     queue.run(jobs)
     assert queue.failed == {}
     assert {label for what, label, _ in told if what == "done"} == {job.label for job in jobs}
     assert len(signals.hit) == 2
-    assert [cell.state for cell in look(cells, outputs)] == ["done"]
-    logs = [path.read_text() for path in sorted((plan.folder / "queue").glob("*/*.out"))]
-    assert [log.count("Requeued job") for log in logs] == [2]
+    assert [cell.state for cell in look(cells, tmp_path)] == ["done"]
+    logs = {path: path.read_text() for path in (plan.folder / "queue").glob("*/*.out")}
+    assert len(logs) == outs
+    # one task puts the job back for all
+    assert sorted(log.count("Requeued job") for log in logs.values()) == [*[0] * (outs - 1), 2]
 
-    run = plan.arms[0].first
-    alone = train(run, tmp_path / "alone")
-    for name in ("ema.safetensors", "online.safetensors", "metrics.jsonl"):
-        assert (outputs / "train" / alone.name / name).read_bytes() == (alone / name).read_bytes()
+    found = tmp_path / "train" / alone.name
+    if not more:
+        for name in ("ema.safetensors", "online.safetensors", "metrics.jsonl"):
+            assert (found / name).read_bytes() == (alone / name).read_bytes()
+        return
+    assert json.loads((found / "done.json").read_text())["processes"] == 2
+    theirs = load_file(alone / "ema.safetensors")
+    for name, value in load_file(found / "ema.safetensors").items():
+        np.testing.assert_allclose(value, theirs[name], atol=2e-4, err_msg=name)  # sums of another order, 60 times
