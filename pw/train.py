@@ -160,7 +160,8 @@ def _train(
     if resume is not None and resume[0].is_dir() and run.trainer.split == 1:
         resume = (_as_one_file(resume[0], team), resume[1])
     first = 0 if resume is None else resume[1] * module.share.micro_batches
-    trainer.fit(module, batches(run, first, module.share), ckpt_path=None if resume is None else str(resume[0]))
+    checkpoint = None if resume is None else str(resume[0])
+    trainer.fit(module, batches(run, first, module.share), ckpt_path=checkpoint, weights_only=True)
     if keeper.stopped_by:
         raise parallel.Stopped(keeper.stopped_by)
     if place.is_first:
