@@ -25,6 +25,7 @@ from experiments._plan import Plan
 from pw.build import Run
 from pw.config import digest
 from pw.cost import generation_cost, training_cost
+from pw.parallel import Failed
 from pw.provenance import provenance
 from pw.sample import anchor_reference, is_sampled, reference_folder, sample_folder
 from pw.train import is_trained, training_folder
@@ -248,9 +249,12 @@ def _work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Con
             carry_out(job, outputs, progress)
         ledger.release(job.key)
         report.send(("done", "", ""))
+    except Failed as error:  # in one of several processes, which has a log of its own
+        traceback.print_exc()
+        report.send(("failed", str(error), str(error.log or log)))
     except BaseException as error:
         traceback.print_exc()
-        report.send(("failed", f"{type(error).__name__}: {error}", ""))
+        report.send(("failed", f"{type(error).__name__}: {error}", str(log)))
 
 
 def _end_with_parent(parent: Connection) -> None:
@@ -417,18 +421,18 @@ class Pool:
         return self.outputs / "logs" / f"{job.label.replace(' ', '_').replace('/', '-')}_{digest(job.key, 4)}.log"
 
     def _listen(self, running: _Running) -> None:
-        outcome = None
+        outcome, log = None, str(self.log_of(running.job))
         try:
             while running.report.poll():
                 word, first, second = running.report.recv()
                 if word == "progress":
                     running.share = first / max(1, second)
                 else:
-                    outcome = (word, first)
+                    outcome = (word, first, second)
         except EOFError:
-            outcome = outcome or ("failed", "its process was killed (out of memory?)")
+            outcome = outcome or ("failed", "its process was killed (out of memory?)", log)
         if outcome is None and running.process.exitcode is not None:
-            outcome = ("failed", f"its process ended with code {running.process.exitcode} (out of memory?)")
+            outcome = ("failed", f"its process ended with code {running.process.exitcode} (out of memory?)", log)
         if outcome is None:
             return
         running.process.join(10)
@@ -442,8 +446,8 @@ class Pool:
             self.show("done", running.job, f"{took:.0f} s")
         else:
             self.failed[running.job.key] = f"{running.job.label} failed: {outcome[1]}"
-            self.ledger.fail(running.job.key, outcome[1])
-            self.show("failed", running.job, f"{outcome[1]} (log: {self.log_of(running.job)})")
+            self.ledger.fail(running.job.key, outcome[1], Path(outcome[2]))
+            self.show("failed", running.job, f"{outcome[1]} (log: {outcome[2]})")
 
 
 def remove_results(jobs: Sequence[Job], outputs: Path) -> None:

@@ -41,6 +41,15 @@ class Stopped(SystemExit):
         self.signal = number
 
 
+class Failed(ValueError):
+    """What the first of several processes to fail said. Its traceback, or what it said last, is in `log`; None where it
+    went with this process's words."""
+
+    def __init__(self, words: str, log: Path | None) -> None:
+        super().__init__(words)
+        self.log = log
+
+
 @dataclass(frozen=True)
 class Share:
     """What one of several processes does of each update.
@@ -280,7 +289,7 @@ def launch(command: Sequence[str], processes: int, logs: Path, progress: Callabl
     The first one's words go where ours do, the others' to `logs`. When one fails all are ended; when this process is
     killed, all end by themselves (`end_with_parent`); a signal to stop is handed on.
 
-    Raises ValueError with what the first to fail said, and Stopped when they were stopped.
+    Raises Failed with what the first to fail said, and Stopped when they were stopped.
     """
     logs.mkdir(parents=True, exist_ok=True)
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # `python -m pw…` is found from any folder
@@ -329,7 +338,10 @@ def launch(command: Sequence[str], processes: int, logs: Path, progress: Callabl
     if told or code - 128 in STOPPING:
         raise Stopped(told[0] if told else code - 128)
     ended = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with code {code}"
-    raise ValueError(said or f"process {rank} of {processes} {ended}; its last words are in {logs}/rank-{rank}.log")
+    log = logs / f"rank-{rank}.log"
+    if not log.stat().st_size:
+        raise Failed(said or f"process {rank} of {processes} {ended}", None)
+    raise Failed(said or f"process {rank} of {processes} {ended}; its last words are in {log}", log)
 
 
 def _follow(

@@ -22,6 +22,8 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 ROOT = Path(__file__).parents[1]
+QUEUE = ("launcher=submitit", "launcher.time=30", "launcher.notice=60")
+TWO = ("arms=full", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.threads=1")
 WORDS = (
     *("name=ansc", "seeds=1", "arms=uniform,full", "start.updates=60", "train.updates=300", "train.batch_size=2"),
     *("train.checkpoint_every=10", "sampling.count=4", "sampling.solution_steps=8", "mlflow=false"),
@@ -55,7 +57,7 @@ def until(there: Any, process: subprocess.Popen[str]) -> Any:
 
 def test_arms_run_as_jobs_that_are_put_back_by_a_notice_and_end_in_the_same_table(tmp_path: Path) -> None:
     outputs = tmp_path / "slurm"
-    runner = start(outputs, "launcher=submitit", "launcher.time=30", "launcher.notice=60")
+    runner = start(outputs, *QUEUE)
     until(lambda: claims(outputs).get("train full seed 0", {}).get("queue"), runner)
     asked = ["squeue", "--noheader", "--array", "--format=%i %E"]
     queue = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
@@ -67,7 +69,7 @@ def test_arms_run_as_jobs_that_are_put_back_by_a_notice_and_end_in_the_same_tabl
     arms = [unit for unit in units(jobs, outline(plan, jobs, rows).cells) if unit.needs]
     runner.kill()
     runner.communicate()
-    again = start(outputs, "launcher=submitit", "launcher.time=30", "launcher.notice=60")
+    again = start(outputs, *QUEUE)
     for unit, number in zip(arms, ("USR2", "TERM"), strict=True):
         job = unit.jobs[0]
         begun = outputs / "train" / job.run.training_signature / "checkpoints" / "previous.ckpt"
@@ -81,5 +83,28 @@ def test_arms_run_as_jobs_that_are_put_back_by_a_notice_and_end_in_the_same_tabl
 
     alone = tmp_path / "alone"
     here = start(alone)
+    assert here.wait(600) == 0, here.communicate()[0]
+    assert metrics(outputs) == metrics(alone)
+
+
+def test_a_training_of_two_processes_is_two_tasks_that_are_put_back_together(tmp_path: Path) -> None:
+    outputs = tmp_path / "slurm"
+    runner = start(outputs, *QUEUE, *TWO)
+    training = make_plan(parse([*WORDS, *TWO])).arms[0].first.training_signature
+    folder = outputs / "train" / training
+    until((folder / "checkpoints" / "previous.ckpt").exists, runner)
+    place = claims(outputs)["train full seed 0"]["queue"].partition(":")[2]
+    subprocess.run(["scancel", "--signal=USR2", place], check=True)
+    printed, _ = runner.communicate(timeout=900)
+    assert runner.returncode == 0, printed
+    logs = {path.name: path.read_text() for path in (outputs / "ansc" / "queue").glob(f"*/{place}_*.out")}
+    assert sorted(logs) == [f"{place}_0_log.out", f"{place}_1_log.out"]
+    # both stop, one of them puts the job back, both go on
+    assert [log.count("Requeued job") for _, log in sorted(logs.items())] == [1, 0]
+    assert [log.count("Starting with") for log in logs.values()] == [2, 2]
+    assert json.loads((folder / "done.json").read_text())["processes"] == 2
+
+    alone = tmp_path / "alone"
+    here = start(alone, *TWO)
     assert here.wait(600) == 0, here.communicate()[0]
     assert metrics(outputs) == metrics(alone)

@@ -92,6 +92,22 @@ class TestAClaim:
         other = Ledger(tmp_path)
         assert claimed(other).owner == other.owner
 
+    def test_that_failed_in_one_of_its_processes_stays_so_whatever_the_others_say(
+        self, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The second task of a job of the queue fails; the first only loses it, and went on signing."""
+        monkeypatch.setattr("experiments._ledger.BEAT", 0.01)
+        claim = claimed(ledger)
+        second = Ledger(tmp_path, ledger.owner)
+        with ledger.working(claim):
+            second.fail(KEY, "OutOfMemoryError: 80 GB", tmp_path / "17_1_log.out")
+            time.sleep(0.2)
+        ledger.fail(KEY, "RuntimeError: connection closed by peer", tmp_path / "17_0_log.out")
+        found = ledger.read(KEY)
+        assert found is not None
+        assert (found.state, found.error) == ("failed", "OutOfMemoryError: 80 GB")
+        assert found.log == str(tmp_path / "17_1_log.out")
+
     def test_in_a_queue_is_held_however_long_it_waits(self, ledger: Ledger, tmp_path: Path) -> None:
         ledger.write(replace(claimed(ledger), state="queued", beat=0.0))
         assert claimed(Ledger(tmp_path)).owner == ledger.owner
