@@ -24,7 +24,3 @@
 No metric imports a model that made the videos, and nothing here imports pw but `pw.video`; `systems/` starts other
 programs and diffusers' pipelines, in its own files.
 """
-
-import os
-
-os.environ.setdefault("DO_NOT_TRACK", "true")  # as in pw: what is imported from here on tells nobody

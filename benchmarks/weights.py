@@ -37,6 +37,9 @@ from typing import Any, Protocol
 
 from benchmarks.files import write_atomically
 
+# huggingface_hub, which metrics and pipelines import after this, heeds it: nobody is told what is run here
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
 TRIES = 3  # connections in a row that bring nothing, before a source is given up
 PAUSE = 0.5  # s before the second; each later one waits longer
 
@@ -498,7 +501,6 @@ def fetch(rows: Sequence[Weights], mirror: str | None = None, *, dry_run: bool =
 
     mirror: a folder or an address, looked at first. Raises FetchError where nothing can be written or fits.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the first import of huggingface_hub
     wanted = [row for row in rows if _state(row)[0] != "there"]
     total = sum(row.size for row in wanted)
     print(f"{len(rows)} files, {len(rows) - len(wanted)} there; {len(wanted)} to fetch, {_size(total)}, to {folder()}")

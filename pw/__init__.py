@@ -4,7 +4,3 @@
 network (Wan2.2's transformer with the anchor-guided injector of sec. 3.3), `pw.data` the clips, `pw.stages` the two
 LightningModules. `pw.build` assembles one run from `conf/`, `pw.train` and `pw.sample` carry it out.
 """
-
-import os
-
-os.environ.setdefault("DO_NOT_TRACK", "true")  # huggingface_hub and MLflow heed it: nobody is told what is run here

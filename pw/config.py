@@ -9,12 +9,16 @@ import copy
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+# huggingface_hub and MLflow, which are imported after this, heed it: nobody is told what is run here
+os.environ.setdefault("DO_NOT_TRACK", "true")
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"

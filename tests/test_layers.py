@@ -136,7 +136,7 @@ LAYERS = {
     "pw/coverage.py": ("pw.build", "pw.config", "pw.method"),
     "experiments": (
         *("experiments", "benchmarks", "pw.build", "pw.config", "pw.cost", "pw.provenance"),
-        *("pw.train", "pw.sample", "pw.tracking"),
+        *("pw.train", "pw.sample", "pw.tracking", "pw.parallel", "pw.settings"),
     ),
 }
 PACKAGES = ("pw", "experiments", "benchmarks")
