@@ -158,9 +158,23 @@ class Ledger:
 
         log: where its words are, if not where the claim says
         """
-        if (found := self.read(key)) is not None and found.state != "failed":
-            there = found.log if log is None else str(log)
-            self.write(replace(found, state="failed", error=reason, log=there, beat=time.time()))
+        from filelock import FileLock
+
+        with suppress(OSError), FileLock(self.folder / ".lock"):
+            if (found := self.read(key)) is not None and found.state != "failed":
+                there = found.log if log is None else str(log)
+                self.write(replace(found, state="failed", error=reason, log=there, beat=time.time()))
+
+    def renew(self, claim: Claim) -> bool:
+        """Write the claim with a new sign of life; False when another process of the same job has failed meanwhile."""
+        from filelock import FileLock
+
+        with suppress(OSError), FileLock(self.folder / ".lock", timeout=BEAT):
+            found = self.read(claim.key)
+            if found is not None and found.state == "failed" and found.since == claim.since:
+                return False
+            self.write(replace(claim, beat=time.time()))
+        return True
 
     @contextmanager
     def working(self, claim: Claim) -> Generator[Callable[[int, int], None]]:
@@ -192,13 +206,8 @@ class _Held:
         self.claim = replace(claim, done=done, total=total, at_last=now)
 
     def renew(self) -> None:
-        while True:
-            found = self.ledger.read(self.claim.key)
-            if found is not None and found.state == "failed" and found.since == self.claim.since:
-                return  # another process of this job has said why
-            self.ledger.write(replace(self.claim, beat=time.time()))
-            if self.ended.wait(BEAT):
-                return
+        while self.ledger.renew(self.claim) and not self.ended.wait(BEAT):
+            pass
 
 
 def is_in_queue(place: str) -> bool:
