@@ -110,8 +110,8 @@ test: .venv/.ready ## run the tests (under 8 minutes on 2 cores): make test [arg
 test-slurm: .venv/.ready ## an ablation on a real SLURM of one node (Debian's packages, not installed; root; 10 minutes)
 	@PW_TEST_SLURM=1 .ci/slurm $(RUN) -m pytest tests/test_slurm.py $(args)
 
-audit: $(UV) ## known vulnerabilities of what the lock pins (needs a network)
-	@$(UV) tool run pip-audit --require-hashes --disable-pip -r requirements/dev.lock $(args)
+audit: $(UV) ## known vulnerabilities of what the lock pins (asks PyPI's JSON API; what it cannot look up is an error)
+	@$(UV) tool run pip-audit@2.10.1 --strict --require-hashes --disable-pip -r requirements/dev.lock $(args)
 
 check: .venv/.ready ## ruff and the type checker
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/ty check pw experiments benchmarks
