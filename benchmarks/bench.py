@@ -280,7 +280,8 @@ def show(found: Sequence[Measured]) -> None:
             console.print(f"{row.part}, {row.what} –  {escape(row.note)}", highlight=False, soft_wrap=True)
 
 
-def _number(key: str, value: str) -> int:
+def whole_number(key: str, value: str) -> int:
+    """A number that was given. Raises ValueError naming the key."""
     if not value.isdecimal() or not int(value):
         raise ValueError(f"{key}={value}: a whole number from 1")
     return int(value)
@@ -295,7 +296,7 @@ def main(words: Sequence[str]) -> int:
             if key not in OWN or not equals:
                 raise ValueError(f"{word}: no such key; there are {', '.join(f'{key}=' for key in OWN)}")
             own[key] = value
-        frames, repeats = _number("frames", own["frames"]), _number("repeats", own["repeats"])
+        frames, repeats = whole_number("frames", own["frames"]), whole_number("repeats", own["repeats"])
         parts = own["only"].split(",")
         if own["out"]:
             check_writable("out", Path(own["out"]).absolute().parent, Path(own["out"]).name)

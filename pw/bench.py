@@ -159,7 +159,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if own["what"] != "generate":
             raise ValueError(
-                f"what={own['what']}: there is generate; the metrics have a bench of their own, make bench what=metrics"
+                f"what={own['what']}: there are generate, metrics and train: make bench what=…; this one is generate"
             )
         for key in ("stock_steps", "stock_of"):
             if not own[key].isdecimal() or not int(own[key]):

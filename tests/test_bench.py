@@ -36,7 +36,7 @@ def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path:
     [
         (
             ["what=nothing"],
-            "what=nothing: there is generate; the metrics have a bench of their own, make bench what=metrics",
+            "what=nothing: there are generate, metrics and train: make bench what=…",
         ),
         (["stock_steps=0"], "stock_steps=0: a whole number from 1"),
         (["scales=tiny"], "scale=tiny: the bench is of a scale with text"),

@@ -125,6 +125,7 @@ LAYERS = {
     "pw/bench.py": (
         *("pw.bench", "pw.build", "pw.config", "pw.cost", "pw.provenance", "pw.train", "pw.stages", "pw.nn"),
     ),
+    "pw/bench_train.py": ("pw.bench_train", "pw.build", "pw.train", "pw.data"),
     "pw/generate.py": (
         *("pw.generate", "pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
         *("pw.plan", "pw.cost", "pw.data", "pw.method", "pw.nn", "pw.video", "pw.parallel", "pw.sharded"),
@@ -136,7 +137,7 @@ LAYERS = {
     "pw/coverage.py": ("pw.build", "pw.config", "pw.method"),
     "experiments": (
         *("experiments", "benchmarks", "pw.build", "pw.config", "pw.cost", "pw.provenance"),
-        *("pw.train", "pw.sample", "pw.tracking", "pw.parallel", "pw.settings"),
+        *("pw.train", "pw.sample", "pw.tracking", "pw.parallel", "pw.settings", "pw.bench_train"),
     ),
 }
 PACKAGES = ("pw", "experiments", "benchmarks")
