@@ -34,6 +34,7 @@ from benchmarks.bench import Measured, device, in_turn, show, whole_number
 from benchmarks.files import check_writable
 from experiments._plan import make_plan, parse
 from pw.config import ROOT
+from pw.parallel import REPORT
 from pw.provenance import provenance
 from pw.train import write_json
 
@@ -47,6 +48,7 @@ OWN = {
     "out": "",
 }
 STARTS = 5  # processes of a kind that are started, at most
+START = ("scale=tiny", "stage=hires", "start=none", "trainer=cpu", "train.updates=1")
 LISTING = ("-m", "experiments", "list")
 # the package alone imports next to nothing: all of its modules, and the torch that they compute with
 METHOD = "import importlib, pkgutil, pw.method, torch; " + (
@@ -120,34 +122,34 @@ def alone(printed: str) -> list[list[str]]:
 
 def bench_start(sizes: Sizes) -> list[Measured]:
     """From the start of a process to its first update."""
-    found = [first_update() for _ in range(sizes.starts + 1)][1:]
+    found = []
+    for _ in range(sizes.starts + 1):
+        with tempfile.TemporaryDirectory(prefix="pw-bench-") as work:
+            found.append(first_report("-m", "pw.train", *START, f"outputs={work}"))
+    seconds, cpu = (statistics.median(values[1:]) for values in zip(*found, strict=True))
     return [
-        Measured("start", "to the end of the first update", statistics.median(w for w, _ in found), "s", 12, "most"),
-        Measured("start", "its CPU time, to the process's end", statistics.median(c for _, c in found), "s"),
+        Measured("start", "to the end of the first update", seconds, "s", 12, "most"),
+        Measured("start", "its CPU time, to the process's end", cpu, "s"),
     ]
 
 
-def first_update() -> tuple[float, float]:
-    """(seconds to the first update, CPU seconds in all) of `python -m pw.train`. Raises RuntimeError if it fails."""
-    from pw.bench_train import TINY
-    from pw.parallel import REPORT
-
+def first_report(*words: str) -> tuple[float, float]:
+    """(seconds to a command's first report of progress, CPU seconds in all). Raises RuntimeError if it fails."""
     report, theirs = os.pipe()
-    with tempfile.TemporaryDirectory(prefix="pw-bench-") as work, os.fdopen(report, "rb", buffering=0) as reports:
-        words = [sys.executable, "-m", "pw.train", *TINY, "train.updates=1", f"outputs={work}"]
-        with (Path(work) / "log").open("w+") as log:
-            began = time.perf_counter()
-            process = subprocess.Popen(
-                words, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {REPORT: str(theirs)}, pass_fds=[theirs]
-            )
-            os.close(theirs)
-            told = reports.read(1)  # of an update's end; or nothing, at the process's
-            took = time.perf_counter() - began
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            log.seek(0)
-            if process.returncode or not told:
-                raise RuntimeError(f"{shlex.join(words)} failed:\n{log.read()}")
+    environment = os.environ | {REPORT: str(theirs)}
+    with os.fdopen(report, "rb", buffering=0) as reports, tempfile.TemporaryFile("w+") as log:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *words], cwd=ROOT, stdout=log, stderr=log, env=environment, pass_fds=[theirs]
+        )
+        os.close(theirs)
+        told = reports.read(1)  # nothing, if the process ends without
+        took = time.perf_counter() - began
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        if process.returncode or not told:
+            raise RuntimeError(f"python {shlex.join(words)} failed:\n{log.read()}")
     return took, usage.ru_utime + usage.ru_stime
 
 
