@@ -57,8 +57,8 @@ export: .venv/.ready ## a training as a folder that diffusers opens: make export
 plan: .venv/.ready ## tokens, FLOPs, memory and time before anything loads: make plan scale=4k gpus=1x80GB [args="tflops=400 …"]
 	@$(RUN) -m pw.plan $(if $(scale),scale=$(scale)) $(if $(gpus),gpus=$(gpus)) $(args)
 
-bench: .venv/.ready ## measure on this machine, side by side: make bench what=generate|metrics [args="scales=2k …"]
-	@$(RUN) -m $(if $(filter metrics,$(what)),benchmarks.bench,pw.bench what=$(what)) $(args)
+bench: .venv/.ready ## measure on this machine, side by side: make bench what=generate|metrics|train [args="scales=2k …"]
+	@$(RUN) -m $(if $(filter metrics,$(what)),benchmarks.bench,$(if $(filter train,$(what)),experiments bench,pw.bench what=$(what))) $(args)
 
 # to the letter: make, and then the shell, would expand a $ in a prompt or a path
 LITERAL := prompt prompts hires videos metrics out a b
