@@ -6,8 +6,8 @@
 step      An update of `pw.train` (Lightning, curves, signals, EMA) and of a bare PyTorch loop that ends with the same
           weights: `repeats` rounds of ten, in turn, at the tiny scale.
 latents   A batch read from latent shards, and a tiny update on it: `repeats` rounds of ten, in turn.
-ablation  `ansc` of these arms and seeds by the runner, scored and with its table; then the trainings and samplings that
-          it does, one command after the other as `dry_run=true` prints them, which score nothing. Once each.
+ablation  `ansc` of these arms and seeds by the runner, scored and with its table; then the same trainings and samplings
+          by one `python -m pw.sample` after the other, as `dry_run=true` prints them, which score nothing. Once each.
 start     From starting `python -m pw.train` to the end of its first update.
 list      `make ablations`.
 method    All of `pw.method`, and torch alone: what importing the first takes longer.
@@ -115,9 +115,9 @@ def bench_ablation(sizes: Sizes) -> list[Measured]:
 
 
 def alone(printed: str) -> list[list[str]]:
-    """The words after `python` of the commands that a dry run printed."""
+    """The words after `python` of the fewest commands that do what a dry run printed: a sampling trains first."""
     lines = [line.strip() for line in printed.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if re.match(r"\S+python -m pw\.", line)]
+    return [shlex.split(line)[1:] for line in lines if re.match(r"\S+python -m pw\.sample", line)]
 
 
 def bench_start(sizes: Sizes) -> list[Measured]:
