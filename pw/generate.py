@@ -13,7 +13,7 @@ Keys of its own (everything else is an override of conf/ for stage II; `anchor.K
     frames=N fps=24 quality=16 lossless=false   `frames=1` makes images
     text_device=auto     or cpu, gpu: where the text encoder runs
     trainer=fsdp trainer.devices=N    splits each network over N GPUs, where one GPU is too small for it
-    trainer.context=M                 has groups of M of them make each video together, in nearly an Mth of the time
+    trainer.context=M                 has groups of M of them denoise each video together, in nearly an Mth of the time
 
 Every part is done for all prompts before the next one loads, and kept as a file: a call that was stopped goes on where
 it was, and a prompt that is done is never made again. Several calls may share prompts and `out`, one for each GPU: what
