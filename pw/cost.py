@@ -85,14 +85,14 @@ class Moment:
 
     flops  of the phase, for one video; 0 for a moment of training
     evaluations  of the network, each branch of guidance by itself
-    devices  among which the phase's flops are divided
+    devices  among which the phase's flops are divided; fewer than there are where they do not come out even
     """
 
     name: str
     parts: tuple[Part, ...]
     flops: Flops = Flops()
     evaluations: int = 0
-    devices: int = 1
+    devices: float = 1
 
     @property
     def bytes(self) -> float:
@@ -492,6 +492,15 @@ def coding(run: Run, name: str, frames: int, size: tuple[int, int], way: Literal
     return Moment(name, codec_bytes(run.codec, frames, *size, way), flops)
 
 
+def decoders(run: Run, size: tuple[int, int]) -> float:
+    """To how many devices the tiles of a decode are as good as dealt, of those that make a video together."""
+    if isinstance(run.codec, options.SpaceToDepth):
+        return 1
+    rows, columns = run.codec.tiles(*size)
+    tiles = len(rows) * len(columns)
+    return tiles / math.ceil(tiles / run.trainer.context)
+
+
 def generation_cost(
     hires: Run | None,
     anchor: Run | None,
@@ -516,7 +525,8 @@ def generation_cost(
             phases.append(coding(run, "anchor decode", run.scale.frames, run.scale.anchor_size, "decode"))
             phases.append(coding(run, "anchor encode", run.scale.frames, run.scale.size, "encode"))
     size = last.scale.anchor_size if last.stage == "anchor" else last.scale.size
-    phases.append(coding(last, "decode", last.scale.frames, size, "decode"))
+    decode = coding(last, "decode", last.scale.frames, size, "decode")
+    phases.append(dataclasses.replace(decode, devices=decoders(last, size)))
     return Generation(tuple(phases), _host(runs, size))
 
 

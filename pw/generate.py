@@ -13,7 +13,7 @@ Keys of its own (everything else is an override of conf/ for stage II; `anchor.K
     frames=N fps=24 quality=16 lossless=false   `frames=1` makes images
     text_device=auto     or cpu, gpu: where the text encoder runs
     trainer=fsdp trainer.devices=N    splits each network over N GPUs, where one GPU is too small for it
-    trainer.context=M                 has groups of M of them denoise each video together, in nearly an Mth of the time
+    trainer.context=M                 has groups of M of them make each video together, in nearly an Mth of the time
 
 Every part is done for all prompts before the next one loads, and kept as a file: a call that was stopped goes on where
 it was, and a prompt that is done is never made again. Several calls may share prompts and `out`, one for each GPU: what
@@ -21,8 +21,9 @@ one is making, the others leave to it.
 
 With `trainer=fsdp` one call starts a process for each GPU (`pw.parallel`). Each makes videos of its own, the same ones
 that a single process makes, but all evaluate their networks at the same time, since each holds only a part of the
-weights (`pw.sharded`). With `trainer.context` above 1 so many processes share the tokens of a video (`pw.nn.context`);
-the first of them encodes its text, decodes and writes. Text encoder and VAE are whole in every process that uses them.
+weights (`pw.sharded`). With `trainer.context` above 1 so many processes share the tokens of a video (`pw.nn.context`) and
+the tiles of its decode; the first of them encodes its text, and writes. Text encoder and VAE are whole in every process
+that uses them.
 """
 
 from __future__ import annotations
@@ -503,8 +504,7 @@ def _generate(made: Generation, progress: Progress | None, place: parallel.Place
             texts = _encode_texts(made, mine, meter, team, writes=writes)
             _first_stage(made, mine, texts, meter, team, writes=writes)
             _second_stage(made, mine, texts, meter, team, writes=writes)
-            if writes:
-                _decode(made, mine, meter)
+            _decode(made, mine, meter, team, writes=writes)
             team.wait()  # the first one holds the locks of all
 
 
@@ -856,10 +856,11 @@ def _codec(made: Generation) -> Any:
     return WanCodec.load(choice, made.weights, made.device)
 
 
-def _decode(made: Generation, todo: list[Prompt], meter: _Meter) -> None:
+def _decode(made: Generation, todo: list[Prompt], meter: _Meter, team: parallel.Team, *, writes: bool) -> None:
     import numpy as np
 
     codec = None
+    team.wait()  # for the latents that others write
     for prompt in todo:
         if codec is None:
             codec = _codec(made)
@@ -868,9 +869,12 @@ def _decode(made: Generation, todo: list[Prompt], meter: _Meter) -> None:
         latent = _load_latent(made.latent_file(prompt))[0].to(made.device)
         height, width = made.hires.scale.size
         frames = np.empty((made.hires.scale.frames, height, width, 3), dtype=np.uint8)
-        for row, band in codec.bands(latent):  # a band of rows at a time: a 4K clip in fp32 is 12 GB
+        together = made.hires.trainer.context
+        for row, band in codec.bands(latent, together):  # a band of rows at a time: a 4K clip in fp32 is 12 GB
             frames[:, row : row + band.shape[-2]] = _pixels(band[0])
             meter.add("decode", band.shape[-2] / height, "decoding")
+        if not writes:
+            continue
         _write(made, prompt, frames)
         meter.took("decode", prompt, began)
         write_json(made.manifest(prompt), _about(made, prompt))

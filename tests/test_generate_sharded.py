@@ -81,12 +81,13 @@ def test_two_processes_make_the_videos_of_one(words: Any) -> None:
 
 def test_two_processes_make_each_video_together(words: Any) -> None:
     """The second one reads what the first one wrote; what was begun is taken up."""
-    one, both, rest = (parse(words(out, "trainer=cpu")) for out in ("one", "both", "rest"))
+    tiles = ("codec.tile=32", "codec.overlap=16")  # 3 x 5 of them
+    one, both, rest = (parse(words(out, "trainer=cpu", *tiles)) for out in ("one", "both", "rest"))
     generate(one)
     shutil.copytree(one.out, rest.out)
     for path in (rest.manifest(rest.prompts[1]), rest.video(rest.prompts[1])):
         path.unlink()
-    together = (*TWO, "trainer.context=2")
+    together = (*TWO, "trainer.context=2", *tiles)
     for made in train_together(2, Call(words("both", *together)), Call(words("rest", *together))):
         assert made == ["a fox, a heron, a toad", "a heron"]
     for made in (both, rest):  # in other orders of summation

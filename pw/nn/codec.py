@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -124,10 +127,11 @@ class WanCodec:
         return torch.cat([band for _, band in self.bands(latent)], dim=-2)
 
     @torch.no_grad()
-    def bands(self, latent: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def bands(self, latent: Tensor, processes: int = 1) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) of the decoded video, top to bottom: [B, 3, F, rows, W] in [-1, 1], where the latent is.
 
-        Bands lie on the device of the latent: 3.6 GB each at 4K.
+        Bands lie on the device of the latent: 3.6 GB each at 4K. Of several processes that call this with the same
+        latent, neighbours in rank, each decodes tiles and the first is given the bands.
         """
         unit = self.factor
         scaled = latent.float() * self.std.to(latent) + self.mean.to(latent)
@@ -137,7 +141,16 @@ class WanCodec:
             return self.vae.decode(part, return_dict=False)[0].to(latent.device).float()
 
         height, width = latent.shape[-2:]
-        yield from blended(piece, (height, width), self.choice.tile // unit, self.choice.overlap // unit, unit)
+        size, overlap = self.choice.tile // unit, self.choice.overlap // unit
+        if processes > 1:
+            rows, columns = (options.spans(length, size, overlap) for length in (height, width))
+            made = pieces_together(piece, list(itertools.product(rows, columns)), unit, processes)
+            if dist.get_rank() % processes:
+                deque(made, maxlen=0)
+                return
+            yield from blended(lambda rows, columns: next(made), (height, width), size, overlap, unit)
+            return
+        yield from blended(piece, (height, width), size, overlap, unit)
 
 
 def _times(span: slice, factor: int) -> slice:
@@ -194,3 +207,28 @@ def blended(
             heavier = weights.new_zeros(longer.shape[-2:])
             heavier[:keep] = weights[end - done :]
             total, weights, done = longer, heavier, end
+
+
+def pieces_together(
+    piece: Callable[[slice, slice], Tensor], tiles: Sequence[tuple[slice, slice]], scale: int, processes: int
+) -> Iterator[Tensor]:
+    """piece(rows, columns) of each tile, in order, by groups of so many processes, neighbours in rank, at once.
+
+    The first of a group is given all of them, the others none. scale: a piece is so many times larger than its tile.
+    """
+    rank = dist.get_rank()
+    member = rank % processes
+    for begin in range(0, len(tiles), processes):
+        turn = tiles[begin : begin + processes]
+        mine = piece(*turn[member]) if member < len(turn) else None
+        if member:
+            if mine is not None:
+                dist.send(mine.contiguous(), rank - member)
+            continue
+        assert mine is not None
+        yield mine
+        for other, (rows, columns) in enumerate(turn[1:], start=1):
+            size = ((span.stop - span.start) * scale for span in (rows, columns))
+            theirs = mine.new_empty(*mine.shape[:-2], *size)
+            dist.recv(theirs, rank + other)
+            yield theirs
