@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 PLACE, STORE, LIFELINE, REPORT, LOG = "PW_PLACE", "PW_STORE", "PW_LIFELINE", "PW_REPORT", "PW_LOG"
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE = 600.0  # seconds that processes which were told to stop have for their checkpoint
+# How long processes wait for each other. Those that `launch` started end when one of them fails, and one may decode
+# videos for days while the others are done; elsewhere a process that is gone may be heard of in no other way.
+PATIENCE = {True: timedelta(days=7), False: timedelta(minutes=30)}
 
 
 class Stopped(SystemExit):
@@ -247,7 +251,11 @@ class Team:
 
 @contextlib.contextmanager
 def joined(trainer: Trainer, place: Place) -> Generator[Team]:
-    """Meet the others; a process group is made, and ended, unless there is one or no need of it."""
+    """Meet the others; a process group is made, and ended, unless there is one or no need of it.
+
+    After a failure it is left to the end of the process: NCCL's waits until all take leave, and the others may be
+    waiting for what this one was to do. Whoever launched it is to hear of the failure before that.
+    """
     import torch
     import torch.distributed as dist
 
@@ -265,11 +273,19 @@ def joined(trainer: Trainer, place: Place) -> Generator[Team]:
         store = None  # torch asks the environment
     else:
         store = dist.TCPStore(*_address(), place.processes, is_master=place.is_first)
-    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.processes)
+    patience = PATIENCE[place.is_launched]
+    if store is not None:
+        store.set_timeout(patience)  # not 5 minutes: NCCL begins when the first process has read its 20 GB
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.processes, timeout=patience)
+    is_failed = False
     try:
         yield Team(place, is_connected=True)
+    except Exception:
+        is_failed = True
+        raise
     finally:
-        dist.destroy_process_group()
+        if not is_failed or place.processes == 1:
+            dist.destroy_process_group()
 
 
 def _address() -> tuple[str, int]:
@@ -354,17 +370,17 @@ def _follow(
     while any(worker.poll() is None for worker in workers) and time.monotonic() < patience:
         _listen(reports, said, progress, timeout=0.2)
         failed = failed or {rank: code for rank, worker in enumerate(workers) if (code := worker.poll())}
-        if failed and patience == math.inf:
-            # those that a signal stops do so together; nobody waits for the others of one that failed
+        if (failed or said) and patience == math.inf:
+            # those that a signal stops do so together; nobody waits for the others of one that failed, nor for its end
             stops = told or any(code - 128 in STOPPING for code in failed.values())
             patience = time.monotonic() + (GRACE if stops else 2.0)
     _listen(reports, said, progress, timeout=0)
     failed = failed or {rank: worker.returncode for rank, worker in enumerate(workers) if worker.returncode}
-    if not failed:
+    if not failed and not said:
         return None
-    killed = [rank for rank, code in failed.items() if code < 0]
-    # the others only lost the one that was killed; else the first to speak knows why
-    rank = killed[0] if killed else min(said, default=min(failed), key=lambda rank: said[rank][0])
+    # the others only lost the one that was killed, and NCCL aborts those; else the first to speak knows why
+    killed = [rank for rank, code in failed.items() if code < 0 and not (said and code == -signal.SIGABRT)]
+    rank = killed[0] if killed else min(said or failed, key=lambda rank: said.get(rank, (rank, ""))[0])
     return rank, workers[rank].poll() or 1, said.get(rank, (0, ""))[1]
 
 

@@ -199,12 +199,34 @@ WORKER = """if True:
     if what == "work":
         parallel.report(update=10, updates=20)
         sys.exit(0)
-    if what == "fail" and rank == 1:
+    if what in ("fail", "hang") and rank == 1:
         parallel.tell_failure(ValueError("the disk of process 1 is full"))
+        time.sleep(60 if what == "hang" else 0)
         sys.exit(1)
     if what == "die" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
+"""
+# Two that meet, of which the second fails: it says what it knows, and how long they would have waited for each other.
+MEETING = """if True:
+    import os, sys
+    import torch
+    import torch.distributed as dist
+    from pw import parallel
+    from pw.settings import Trainer
+    trainer = Trainer("cpu", 2, 1, "sdpa", compile=False, guidance_batch=False, weights=None, strategy="fsdp")
+    place = parallel.place(trainer)
+    waits = "nobody"
+    try:
+        with parallel.joined(trainer, place) as team:
+            waits = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout.days
+            team.wait()
+            if place.rank == 1:
+                raise ValueError("of process 1")
+            team.wait()
+    except ValueError as error:
+        parallel.tell_failure(ValueError(f"{error}: still met {dist.is_initialized()}, for {waits} days"))
+        os._exit(1)
 """
 PARENT = """if True:
     import sys
@@ -259,14 +281,19 @@ class TestProcessesThatAreLaunched:
         launch([sys.executable, "-S", "-c", script, "given"], 1, Path("logs"), None)
         assert Path("given").read_text() == str(ROOT / "pw")
 
-    def test_all_end_when_one_fails_and_its_words_are_told(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("how", ["fail", "hang"])  # a process that failed may never end by itself
+    def test_all_end_when_one_fails_and_its_words_are_told(self, tmp_path: Path, how: str) -> None:
         began = time.monotonic()
         with pytest.raises(Failed, match="the disk of process 1 is full") as failed:
-            launch(self.command(tmp_path, "fail"), 2, tmp_path, None)
+            launch(self.command(tmp_path, how), 2, tmp_path, None)
         assert all_gone(started(tmp_path))
         assert time.monotonic() - began < 30
         assert failed.value.log == tmp_path / "rank-1.log"
         assert "ValueError: the disk of process 1 is full" in failed.value.log.read_text()
+
+    def test_that_met_wait_for_days_and_a_failed_one_takes_leave_of_nobody(self, tmp_path: Path) -> None:
+        with pytest.raises(Failed, match=r"of process 1: still met True, for 7 days"):
+            launch([sys.executable, "-c", MEETING], 2, tmp_path, None)
 
     def test_all_end_when_one_is_killed(self, tmp_path: Path) -> None:
         with pytest.raises(Failed, match=r"process 1 of 2 was killed by signal 9 \(out of memory\?\)"):
