@@ -43,6 +43,7 @@ from pw.weights import check, locate
 
 OUTPUTS = ROOT / "outputs"
 CURVE_EVERY = 10  # updates per line of metrics.jsonl
+KEPT = ("last", "previous")  # checkpoints, the newest first
 
 Progress = Callable[[int, int], None]
 
@@ -211,6 +212,7 @@ def export(folder: Path, module: Any, team: parallel.Team) -> None:
         except SafetensorError as error:  # a full disk
             raise OSError(f"{partial}: {error}") from error
         os.replace(partial, folder / f"{name}.safetensors")
+        del state  # before the next one is put together: 20 GB each
 
 
 def write_done(run: Run, folder: Path, module: Any) -> None:
@@ -289,8 +291,8 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
     """The newest readable checkpoint and its update; an unreadable one is set aside with a warning."""
     import torch
 
-    for name in ("last.ckpt", "previous.ckpt"):
-        path = folder / "checkpoints" / name
+    for name in KEPT:
+        path = folder / "checkpoints" / f"{name}.ckpt"
         if not path.exists():
             continue
         try:
@@ -368,7 +370,7 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
     import lightning.pytorch as L
     import torch
 
-    partial, last, previous = (folder / "checkpoints" / f"{name}.ckpt" for name in ("partial", "last", "previous"))
+    partial, last, previous = (folder / "checkpoints" / f"{name}.ckpt" for name in ("partial", *KEPT))
 
     class Keeper(L.Callback):
         stopped_by = 0
@@ -397,6 +399,8 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
             if threading.current_thread() is threading.main_thread():
                 # Lightning's own, set before, deadlock where there are several processes
                 self.handlers = {number: signal.signal(number, self.hear) for number in parallel.STOPPING}
+            # its question whether one of them came waits, before each micro-batch, until the GPU has nothing left to do
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
         def hear(self, number: int, frame: Any) -> None:
             if self.told and number == signal.SIGINT:
@@ -464,7 +468,7 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
                 with suppress(OSError):  # a disk that is full, too, must not hide it
                     self.settle(waits=True)
                     self.flush()
-                raise ValueError(told)
+                raise ValueError(f"{told}; {before_it(folder)}; try a lower optimizer.lr")
             self.recent.clear()
             return means
 
@@ -553,12 +557,12 @@ def not_finite(run: Run, folder: Path, recent: Sequence[Losses], share: parallel
         except (OSError, ValueError) as error:
             told = f"its batch, number {index}, could not be written ({error})"
     team.wait()  # the first that ends takes the others along
-    return f"the loss is not finite at update {update}{value}; {told}; {before_it(folder)}; try a lower optimizer.lr"
+    return f"the loss is not finite at update {update}{value}; {told}"
 
 
 def before_it(folder: Path) -> str:
     """Where a training that stopped can be taken up."""
-    before = any((folder / "checkpoints").glob("*.ckpt"))
+    before = any((folder / "checkpoints" / f"{name}.ckpt").exists() for name in KEPT)
     return f"the last checkpoint before it is in {folder / 'checkpoints'}" if before else "no checkpoint is before it"
 
 
