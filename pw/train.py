@@ -132,6 +132,8 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
         return folder
     with parallel.joined(run.trainer, place) as team:
         start = train(run.start_run, outputs) / "ema.safetensors" if run.start_run else None
+        if start is not None and run.trainer.split > 1:
+            gc.collect()  # Lightning leaves a split network on its device, and refers to it in circles
         folder.mkdir(parents=True, exist_ok=True)
         with lock if place.locks else nullcontext():
             if not team.agreed(is_trained(run, outputs)):
@@ -395,10 +397,11 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
                 _truncate(folder / "metrics.jsonl", self.done)
                 remove(folder / "checkpoints" / "whole.ckpt")
             self.told = 0
-            self.handlers = {}
             if threading.current_thread() is threading.main_thread():
-                # Lightning's own, set before, deadlock where there are several processes
-                self.handlers = {number: signal.signal(number, self.hear) for number in parallel.STOPPING}
+                # Lightning's own, set before, deadlock where there are several processes; at the end, and after a
+                # failure, it puts back those that were there before its own
+                for number in parallel.STOPPING:
+                    signal.signal(number, self.hear)
             # its question whether one of them came waits, before each micro-batch, until the GPU has nothing left to do
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
@@ -406,10 +409,6 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
             if self.told and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.told = number  # no more than that: a handler may interrupt anything
-
-        def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-            for number, handler in getattr(self, "handlers", {}).items():
-                signal.signal(number, handler)
 
         def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
             pl_module._spent = tuple(checkpoint["pw_spent"])

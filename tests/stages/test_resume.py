@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from small_shards import spoil, write_noise
 from pw.build import Run
 from pw.config import ROOT, ConfigError
 from pw.data.shards import epoch_order
+from pw.parallel import STOPPING
+from pw.stages.stage import Stage
 from pw.train import is_trained, train, training_folder
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
@@ -143,6 +147,21 @@ def test_a_finished_training_is_not_repeated(micro, undisturbed):
     before = (folder / "ema.safetensors").stat().st_mtime_ns
     assert undisturbed(run) == folder
     assert (folder / "ema.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("more", [(), ("optimizer.lr=1e30",)], ids=["done", "failed"])
+def test_a_training_leaves_signals_to_those_before_it_and_nothing_of_itself(micro, tmp_path: Path, more) -> None:
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPPING}
+    stages = {id(found) for found in gc.get_objects() if isinstance(found, Stage)}
+    try:
+        with pytest.raises(ValueError, match="not finite") if more else nullcontext():
+            train(micro("objective=flow", *more), tmp_path)
+        assert {number: signal.getsignal(number) for number in STOPPING} == dict.fromkeys(STOPPING, signal.SIG_DFL)
+        gc.collect()
+        assert not [found for found in gc.get_objects() if isinstance(found, Stage) and id(found) not in stages]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_training_again_from_scratch_gives_the_same_bits_and_another_seed_others(micro, undisturbed, tmp_path: Path):
