@@ -788,7 +788,7 @@ def _load(made: Generation, run: Run, source: str) -> Any:
         return load_network(network, source, made.weights, made.device)
     import torch.distributed as dist
 
-    from pw.nn.context import share_tokens
+    from pw.nn.context import groups_of, share_tokens
     from pw.sharded import fill, mesh_of, shard
 
     net = network_without_weights(network, source, made.device)
@@ -799,7 +799,7 @@ def _load(made: Generation, run: Run, source: str) -> Any:
         whole = load_network(dataclasses.replace(network, compile=False), source, made.weights, where, made.device)
     fill(net, whole, made.device)
     if run.trainer.context > 1:
-        share_tokens(net, run.trainer.context, made.device)
+        share_tokens(net, groups_of(run.trainer.context, made.device))
     return net
 
 

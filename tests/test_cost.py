@@ -25,7 +25,7 @@ from pw import cost
 from pw.build import Run, build
 from pw.nn import options
 from pw.nn.backbone import Backbone
-from pw.nn.context import share_tokens
+from pw.nn.context import groups_of, share_tokens
 from pw.stages.velocity import evaluations
 
 GATES = [
@@ -118,7 +118,7 @@ def alive(
     with mode:
         net = Backbone(choice, injector)
     if context > 1:
-        share_tokens(net, context, "cpu")
+        share_tokens(net, groups_of(context, "cpu"))
     with mode:
         kept = (*(net.dit._keep_in_fp32_modules or ()), "stride_embedding", "injector.gate")
         for name, parameter in net.named_parameters():

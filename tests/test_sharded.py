@@ -94,7 +94,7 @@ class Evaluation:
     def carried_out(self, rank: int) -> str:
         """(tokens that reach the second block, largest differences of velocity and gradient) as JSON."""
         from pw.nn.backbone import Backbone
-        from pw.nn.context import share_tokens
+        from pw.nn.context import groups_of, share_tokens
 
         run = build(["stage=hires", "injector=gated", "injector.blocks=[0,2]"])
         torch.manual_seed(0)
@@ -115,7 +115,7 @@ class Evaluation:
 
         velocity, gradient = evaluated()
         dist.init_process_group("gloo", store=dist.FileStore(os.environ["PW_STORE"], 2), rank=rank, world_size=2)
-        share_tokens(net, 2, "cpu")
+        share_tokens(net, groups_of(2, "cpu"))
         shared, part = evaluated()
         dist.all_reduce(part)  # each has the terms of its tokens
         dist.destroy_process_group()

@@ -16,21 +16,25 @@ from diffusers.hooks.context_parallel import apply_context_parallel
 from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
 from diffusers.models.attention import AttentionModuleMixin
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pw.nn.backbone import Backbone
 
 WITHOUT = ("flash3",)  # kernels for which diffusers has no exchange
 
 
-def share_tokens(net: Backbone, processes: int, device: str) -> None:
-    """Have a network evaluated by groups of so many processes, neighbours in rank, which must be given equal inputs.
-
-    device  `cuda` or `cpu`, on which they meet
-    The tokens of a clip and the heads of a block must be multiples of `processes`.
-    """
+def groups_of(processes: int, device: str) -> DeviceMesh:
+    """All processes in groups of so many neighbours in rank, which meet on `cuda` or `cpu`. All must call it."""
     groups = dist.get_world_size() // processes
-    mesh = init_device_mesh(device, (groups, 1, processes), mesh_dim_names=("group", "ring", "ulysses"))
+    return init_device_mesh(device, (groups, 1, processes), mesh_dim_names=("group", "ring", "ulysses"))
+
+
+def share_tokens(net: Backbone, mesh: DeviceMesh) -> None:
+    """Have a network evaluated by each of the groups together, which must be given equal inputs.
+
+    The tokens of a clip and the heads of a block must be multiples of a group's processes.
+    """
+    processes = mesh["ulysses"].size()
     context = ContextParallelConfig(ulysses_degree=processes, mesh=mesh)
     config = ParallelConfig(context_parallel_config=context)
     config.setup(dist.get_rank(), dist.get_world_size(), net.dit.device, mesh=mesh)

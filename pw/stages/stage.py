@@ -26,7 +26,7 @@ from pw.method.objective import Loss
 from pw.nn import options
 from pw.nn.backbone import Backbone
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
-from pw.nn.context import share_tokens
+from pw.nn.context import groups_of, share_tokens
 from pw.nn.networks import pretrained
 from pw.nn.text import TextEncoder
 from pw.parallel import Share
@@ -143,8 +143,9 @@ class Stage(L.LightningModule, ABC):
             fill(self.net, self._made() if dist.get_rank() == 0 else None, device_type(self.run.trainer))
             copy_parts(self.ema, self.net)
         if self.run.trainer.context > 1 and self._trainer is not None:  # sampled from, it is one process's
+            groups = groups_of(self.run.trainer.context, device_type(self.run.trainer))
             for net in (self.net, self.ema):
-                share_tokens(net, self.run.trainer.context, device_type(self.run.trainer))
+                share_tokens(net, groups)
 
     def _made(self) -> Backbone:
         """The network that the training departs from, whole, on the CPU."""
