@@ -393,13 +393,13 @@ def _listen(reports: selectors.BaseSelector, said: dict[int, tuple[float, str]],
             message = json.loads(line)
             if "failed" in message:
                 said.setdefault(key.data, (message["at"], message["failed"]))
-            elif progress is not None:
+            elif progress is not None and key.data == 0:  # all are at the same update
                 progress(message["update"], message["updates"])
 
 
 @contextlib.contextmanager
 def _handed_on(workers: Sequence[subprocess.Popen]) -> Generator[list[int]]:
-    """While it lasts, a signal to stop goes to all processes; the second one kills them. The list names them."""
+    """While it lasts, a signal to stop goes to all processes; Ctrl-C after one kills them. The list names them."""
     told: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield told
@@ -407,6 +407,8 @@ def _handed_on(workers: Sequence[subprocess.Popen]) -> Generator[list[int]]:
 
     def hand_on(number: int, frame: Any) -> None:
         told.append(number)
+        if len(told) > 1 and number != signal.SIGINT:
+            return  # to a runner's worker Ctrl-C comes twice, by the terminal and as the runner's SIGTERM
         for worker in workers:
             if worker.poll() is None:
                 worker.send_signal(signal.SIGTERM if len(told) == 1 else signal.SIGKILL)

@@ -677,6 +677,26 @@ def command_line(arguments: list[str]) -> tuple[Run, Path, int | None]:
     return run, Path(own.get("outputs", OUTPUTS)).expanduser(), None if seed is None else int(seed)
 
 
+class _Shown:
+    """The line of progress, with the time left at the pace since this call began to train; a line now and then where
+    there is no terminal."""
+
+    def __init__(self, is_heard: bool) -> None:
+        self.is_heard, self.every = is_heard, 0.0 if sys.stderr.isatty() else 15.0
+        self.first: tuple[int, float] | None = None
+        self.last = time.perf_counter()
+
+    def __call__(self, update: int, updates: int) -> None:
+        now = time.perf_counter()
+        first, since = self.first = self.first or (update, now)
+        if not self.is_heard or (now - self.last < self.every and update < updates):
+            return
+        self.last = now
+        left = f", about {(now - since) / (update - first) * (updates - update):.0f} s left" if update > first else ""
+        end = "\r" if sys.stderr.isatty() and update < updates else "\n"
+        print(f"update {update} of {updates}{left}   ", end=end, file=sys.stderr, flush=True)
+
+
 def main(arguments: list[str]) -> int:
     """Train one run from the command line, with a line of progress."""
     try:
@@ -688,16 +708,11 @@ def main(arguments: list[str]) -> int:
 
     torch.set_num_threads(run.trainer.threads)
     parallel.end_with_parent()
-    began = time.perf_counter()
+    shown = _Shown(parallel.is_heard(run.trainer))
 
     def progress(update: int, updates: int) -> None:
         parallel.report(update=update, updates=updates)
-        if not parallel.is_heard(run.trainer):
-            return
-        left = (time.perf_counter() - began) / max(1, update) * (updates - update)
-        end = "\r" if sys.stderr.isatty() else "\n"
-        if sys.stderr.isatty() or update % 100 == 0:
-            print(f"update {update} of {updates}, about {left:.0f} s left   ", end=end, file=sys.stderr, flush=True)
+        shown(update, updates)
 
     try:
         folder = train(run, outputs, progress)
