@@ -229,6 +229,8 @@ class _Show:
             self.done += 1
         if what == "done" and job.kind == "train":
             self._line(f"[green]✓[/] {job.label} ({text})")
+        elif what == "stopping":
+            self._line(f"{job.label}: {text}")
         elif what in ("failed", "skipped"):
             self._line(f"[red]✗ {escape(f'{job.label}: {text}')}[/]")
 

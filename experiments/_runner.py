@@ -25,7 +25,7 @@ from experiments._plan import Plan
 from pw.build import Run
 from pw.config import digest
 from pw.cost import generation_cost, training_cost
-from pw.parallel import Failed
+from pw.parallel import GRACE, Failed
 from pw.provenance import provenance
 from pw.sample import anchor_reference, is_sampled, reference_folder, sample_folder
 from pw.train import is_trained, training_folder
@@ -34,7 +34,6 @@ from pw.train import is_trained, training_folder
 SECONDS = {"flow": 0.058, "consistency": 0.080, "forward": 0.0016, "score": 0.9, "job": 0.5}
 ASSUMED_FLOPS = 4e14  # a second, at Wan's scales: as `make plan` assumes of an H100
 FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
-GRACE = 60.0  # seconds that an interrupted training has for its checkpoint
 PRELOAD = [
     "torch",
     "lightning.pytorch",
@@ -360,6 +359,8 @@ class Pool:
         with suppress(KeyboardInterrupt):
             for running in self.running:
                 running.process.terminate()
+                if running.job.kind == "train":
+                    self.show("stopping", running.job, "until its checkpoint is written; Ctrl-C ends it at once")
             until = time.monotonic() + GRACE
             for running in self.running:
                 running.process.join(max(0.0, until - time.monotonic()))

@@ -22,6 +22,7 @@ from pw.train import (
     command_line,
     quiet,
     stage_module,
+    tell,
     train,
     training_folder,
     write_config,
@@ -110,10 +111,12 @@ def sample(
     limit: int | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
+    training: Progress | None = None,
 ) -> Path:
     """Sample the first `limit` clips (all `sampling.count` by default) of a trained run, trained first if need be.
 
-    seed  of the evaluation clips and the initial noise, the run's own by default
+    seed      of the evaluation clips and the initial noise, the run's own by default
+    progress  called with (batch, batches) of the sampling; training: with (update, updates) of what is trained before
     """
     from filelock import FileLock
 
@@ -122,10 +125,10 @@ def sample(
     folder = sample_folder(run, outputs, seed)
     if not is_sampled(run, limit, outputs, seed):
         check_sampling(run)
-    train(run, outputs)
+    train(run, outputs, training)
     write_reference(run, outputs, seed)
     if run.anchor_run is not None:
-        sample(run.anchor_run, outputs, limit=limit, seed=seed)
+        sample(run.anchor_run, outputs, limit=limit, seed=seed, training=training)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if not is_sampled(run, limit, outputs, seed):
@@ -340,15 +343,7 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    import torch
-
-    torch.set_num_threads(run.trainer.threads)
-    try:
-        print(sample(run, outputs, seed=seed))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return tell(run, lambda progress: sample(run, outputs, seed=seed, training=progress))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def stage_module(run: Run, start: str | None = None, weights: Path | None = None
 def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -> Path:
     """Train, or continue, or return at once if done: the folder with `ema.safetensors`.
 
-    Trains the start it departs from first, if need be. progress(update, updates) is called as it goes. Several
+    Trains the start it departs from first, if need be. progress(update, updates) is called as either goes. Several
     processes are started here, unless this is one of them.
     Raises ValueError when a start does not fit, when Wan's weights are wanting, or when the loss is not finite, and
     Stopped when a signal came: the checkpoint is there.
@@ -122,7 +122,7 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
         if not is_trained(run, outputs):
             parallel.check_launch(run.trainer)
         if run.start_run:
-            train(run.start_run, outputs)
+            train(run.start_run, outputs, progress)
         folder.mkdir(parents=True, exist_ok=True)
         with lock:
             if not is_trained(run, outputs):
@@ -131,7 +131,7 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
                 parallel.launch(command, run.trainer.processes, folder / "logs", progress)
         return folder
     with parallel.joined(run.trainer, place) as team:
-        start = train(run.start_run, outputs) / "ema.safetensors" if run.start_run else None
+        start = train(run.start_run, outputs, progress) / "ema.safetensors" if run.start_run else None
         if start is not None and run.trainer.split > 1:
             gc.collect()  # Lightning leaves a split network on its device, and refers to it in circles
         folder.mkdir(parents=True, exist_ok=True)
@@ -681,46 +681,48 @@ class _Shown:
     """The line of progress, with the time left at the pace since this call began to train; a line now and then where
     there is no terminal."""
 
-    def __init__(self, is_heard: bool) -> None:
-        self.is_heard, self.every = is_heard, 0.0 if sys.stderr.isatty() else 15.0
-        self.first: tuple[int, float] | None = None
+    def __init__(self, run: Run) -> None:
+        self.updates, self.is_heard = run.train.updates, parallel.is_heard(run.trainer)
+        self.every = 0.0 if sys.stderr.isatty() else 15.0
+        self.first: tuple[int, int, float] | None = None
         self.last = time.perf_counter()
 
     def __call__(self, update: int, updates: int) -> None:
         now = time.perf_counter()
-        first, since = self.first = self.first or (update, now)
+        if self.first is None or self.first[1] != updates:
+            self.first = (update, updates, now)
         if not self.is_heard or (now - self.last < self.every and update < updates):
             return
         self.last = now
+        first, _, since = self.first
         left = f", about {(now - since) / (update - first) * (updates - update):.0f} s left" if update > first else ""
         end = "\r" if sys.stderr.isatty() and update < updates else "\n"
-        print(f"update {update} of {updates}{left}   ", end=end, file=sys.stderr, flush=True)
+        what = "" if updates == self.updates else "its start: "
+        print(f"{what}update {update} of {updates}{left}   ", end=end, file=sys.stderr, flush=True)
 
 
-def main(arguments: list[str]) -> int:
-    """Train one run from the command line, with a line of progress."""
-    try:
-        run, outputs, _ = command_line(arguments)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    import torch
-
-    torch.set_num_threads(run.trainer.threads)
-    parallel.end_with_parent()
-    shown = _Shown(parallel.is_heard(run.trainer))
+def tell(run: Run, work: Callable[[Progress], Path]) -> int:
+    """Exit code of a command's work, which trains: its progress, and what went wrong, are told in a line."""
+    shown = _Shown(run)
 
     def progress(update: int, updates: int) -> None:
         parallel.report(update=update, updates=updates)
         shown(update, updates)
 
     try:
-        folder = train(run, outputs, progress)
-    except parallel.Stopped as stopped:
+        import torch
+
+        torch.set_num_threads(run.trainer.threads)
+        folder = work(progress)
+    except (parallel.Stopped, KeyboardInterrupt) as stopped:
+        number = stopped.signal if isinstance(stopped, parallel.Stopped) else signal.SIGINT
         if parallel.is_heard(run.trainer):
-            name = signal.Signals(stopped.signal).name
-            print(f"stopped by {name}, with a checkpoint; the same command goes on", file=sys.stderr)
-        raise
+            name = signal.Signals(number).name
+            print(
+                f"stopped by {name}; the same command goes on from the last checkpoint, if there is one",
+                file=sys.stderr,
+            )
+        return 128 + number
     except (ValueError, OSError) as error:
         if not parallel.tell_failure(error):
             print(f"error: {error}", file=sys.stderr)
@@ -732,6 +734,17 @@ def main(arguments: list[str]) -> int:
     if parallel.is_heard(run.trainer):
         print(folder)
     return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Train one run from the command line, with a line of progress."""
+    try:
+        run, outputs, _ = command_line(arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    parallel.end_with_parent()
+    return tell(run, lambda progress: train(run, outputs, progress))
 
 
 if __name__ == "__main__":
