@@ -588,19 +588,20 @@ class Queue:
         for job in left:
             own = job is failed
             self.failed[job.key] = f"{failed.label} failed: {reason}" if own else f"not run: {failed.label} failed"
-            self.show("failed" if own else "skipped", job, reason if own else f"{failed.label} failed")
+            self.show("failed" if own else "skipped", job, reason if own else self.failed[job.key])
             if not own:
                 self.ledger.release(job.key)
         self.ledger.fail(failed.key, reason.partition(" (log: ")[0])
 
     def _skip(self, unit: Unit, left: Sequence[Job], need: str) -> None:
         first = next(self.failed[job.key] for job in self._units[need].jobs if job.key in self.failed)
+        first = first.removeprefix("not run: ").partition(" failed")[0]
         del self.pending[unit.name]
         if unit.name in self._queue and self.launcher.cluster == "slurm":
             with suppress(OSError):
                 subprocess.run(["scancel", self._queue[unit.name].partition(":")[2]], check=False)
         for job in left:
-            self.failed[job.key] = f"not run: {first.removeprefix('not run: ')}"
+            self.failed[job.key] = f"not run: {first} failed"
             self.ledger.release(job.key)
             self.show("skipped", job, self.failed[job.key])
 

@@ -28,7 +28,7 @@ from pw.cost import generation_cost, training_cost
 from pw.parallel import GRACE, Failed
 from pw.provenance import provenance
 from pw.sample import anchor_reference, is_sampled, reference_folder, sample_folder
-from pw.train import is_trained, training_folder
+from pw.train import is_trained, read_json, training_folder
 
 # Seconds on one core of the machine this was written on, to estimate with before anything has been measured.
 SECONDS = {"flow": 0.058, "consistency": 0.080, "forward": 0.0016, "score": 0.9, "job": 0.5}
@@ -96,12 +96,10 @@ class Job:
 
 def score_is_current(score: dict[str, Any]) -> bool:
     """Whether a scores.json is there that measured what is asked for."""
-    import json
-
     from benchmarks.metrics import protocols
 
-    path = Path(score["out"]) / "scores.json"
-    return path.exists() and json.loads(path.read_text())["contract"].get("metrics") == protocols(score["metrics"])
+    found = read_json(Path(score["out"]) / "scores.json")
+    return found is not None and found["contract"].get("metrics") == protocols(score["metrics"])
 
 
 @dataclass
@@ -388,7 +386,8 @@ class Pool:
             broken = [need for need in job.needs if need in self.failed]
             if broken:
                 self.waiting.remove(job)
-                self.failed[job.key] = f"not run: {self.failed[broken[0]].removeprefix('not run: ')}"
+                first = self.failed[broken[0]].removeprefix("not run: ").partition(" failed")[0]
+                self.failed[job.key] = f"not run: {first} failed"
                 self.show("skipped", job, self.failed[job.key])
                 return self._start()
         self.held.clear()

@@ -33,7 +33,7 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
     scores, contracts = _read_scores(rows, failed)
     arms = {arm.name: scores.get(arm.name, {}) for arm in plan.arms}
     if not any(arms.values()):
-        raise ValueError(f"{plan.name}: no arm has scores, so there is no table; {'; '.join(failed.values())}")
+        raise ValueError(f"{plan.name}: no arm has scores, so there is no table; {'; '.join(_causes(failed))}")
     contract = table_contract(contracts)
     compared = compare(arms, versus={arm.name: arm.above for arm in plan.arms})
     result = {
@@ -51,7 +51,7 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
         "ceiling": _reference_row(scores, CEILING),
         "ceiling_steps": plan.ceiling.first.sampling.solution_steps,
         "coverage": [entry for arm in plan.arms if (entry := _coverage(plan, arm)) is not None],
-        "failed": sorted({reason for reason in failed.values() if not reason.startswith("not run: ")}),
+        "failed": sorted(_causes(failed)),
         "notes": _notes(plan),
     }
     if plan.ablation.paper:
@@ -72,6 +72,11 @@ def _settings(plan: Plan) -> list[str]:
     seeds = "seeds=[" + ",".join(map(str, options.seeds)) + "]"
     arms = [f"arms={','.join(options.arms)}"] if options.arms else []
     return [seeds, *arms, *(["vary_start=true"] if options.vary_start else []), *options.overrides]
+
+
+def _causes(failed: Mapping[str, str]) -> list[str]:
+    """Why what failed did, without what then could not be run, each once."""
+    return list(dict.fromkeys(reason for reason in failed.values() if not reason.startswith("not run: ")))
 
 
 def _read_scores(rows: Sequence[Row], failed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:

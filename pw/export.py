@@ -10,8 +10,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pw.build import make
 from pw.config import ConfigError
 from pw.provenance import provenance
-from pw.train import OUTPUTS, write_json, written_overrides
+from pw.train import OUTPUTS, cut_off, read_json, write_json, written_overrides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,13 +49,20 @@ def find(signature: str, outputs: Path = OUTPUTS) -> Training:
         raise ConfigError(f"run={signature}: no such training in {outputs / 'train'}; finished are: {some or 'none'}")
     text = (folder / "config.yaml").read_text()
     if signature not in finished:
-        command = text.splitlines()[0].removeprefix("# python -m pw.train ").strip()
+        command = shlex.join(written_overrides(folder))
         raise ConfigError(f'run={signature}: has not finished; `make train args="{command}"` continues it')
     from omegaconf import OmegaConf
+    from yaml import YAMLError
 
-    values = OmegaConf.to_container(OmegaConf.create(text))
-    assert isinstance(values, dict)
-    done = json.loads((folder / "done.json").read_text())
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(text))
+    except (ValueError, YAMLError) as error:
+        raise cut_off(folder / "config.yaml") from error
+    if not isinstance(values, dict) or "backbone" not in values:
+        raise cut_off(folder / "config.yaml")
+    done = read_json(folder / "done.json")
+    if done is None:
+        raise ConfigError(f"{folder / 'done.json'}: is cut off; remove it to train anew")
     return Training(folder, {str(key): value for key, value in values.items()}, done)
 
 

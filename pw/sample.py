@@ -21,6 +21,7 @@ from pw.train import (
     Progress,
     command_line,
     quiet,
+    read_json,
     stage_module,
     tell,
     train,
@@ -54,10 +55,8 @@ def anchor_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None,
 
 def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None = None) -> bool:
     """Whether the first `limit` clips are there."""
-    import json
-
-    done = sample_folder(run, outputs, seed) / "done.json"
-    return done.exists() and json.loads(done.read_text())["clips"] >= limit
+    done = read_json(sample_folder(run, outputs, seed) / "done.json")
+    return done is not None and done["clips"] >= limit
 
 
 def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
@@ -73,7 +72,7 @@ def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) 
     folder = reference_folder(run, outputs, seed)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        if not (folder / "done.json").exists():
+        if read_json(folder / "done.json") is None:
             evaluation = run.source.evaluation(run.sampling.count, seed)
             for name, clips in (("real", evaluation.real), ("real_b", evaluation.real_b)):
                 shutil.rmtree(folder / name, ignore_errors=True)
@@ -181,12 +180,8 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
 
 
 def _spent(folder: Path) -> tuple[float, float]:
-    import json
-
-    if not (folder / "done.json").exists():
-        return 0.0, 0.0
-    done = json.loads((folder / "done.json").read_text())
-    return done["cpu_seconds"], done["wall_seconds"]
+    done = read_json(folder / "done.json") or {}
+    return done.get("cpu_seconds", 0.0), done.get("wall_seconds", 0.0)
 
 
 def coverage_entry(run: Run) -> dict[str, Any] | None:

@@ -54,11 +54,15 @@ def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
 
 
 def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
-    """Whether the training is done. Raises ConfigError when the folder holds a training of another signature."""
+    """Whether the training is done. Raises ConfigError when the folder holds a training of another signature, or its
+    `done.json` is cut off."""
     done = training_folder(run, outputs) / "done.json"
     if not done.exists():
         return False
-    found = json.loads(done.read_text()).get("signature")
+    about = read_json(done)
+    if about is None:
+        raise ConfigError(f"{done}: is cut off, as a crash of the machine leaves it; remove it to train anew")
+    found = about.get("signature")
     if found != run.training_signature:
         raise ConfigError(
             f"{done.parent} holds a training of signature {found}, not {run.training_signature}: move it to "
@@ -92,6 +96,15 @@ def import_stages() -> None:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What `write_json` wrote; None where it is not, or cut off by a crash of the machine."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def stage_module(run: Run, start: str | None = None, weights: Path | None = None) -> Any:
@@ -256,9 +269,19 @@ def write_config(run: Run, folder: Path, command: str = "train") -> None:
 
 
 def written_overrides(folder: Path) -> list[str]:
-    """The overrides that `write_config` noted at the head of a `config.yaml`."""
-    head = (folder / "config.yaml").read_text().splitlines()[0]
+    """The overrides that `write_config` noted at the head of a `config.yaml`. Raises ConfigError when it is cut off."""
+    head, newline, _ = (folder / "config.yaml").read_text().partition("\n")
+    if not newline or not head.startswith("# python -m pw."):
+        raise cut_off(folder / "config.yaml")
     return shlex.split(head)[4:]  # "# python -m pw.train …"
+
+
+def cut_off(config: Path) -> ConfigError:
+    """What to raise where a `config.yaml` does not hold what `write_config` wrote."""
+    return ConfigError(
+        f"{config}: does not say how it was trained, it is cut off or empty; put it back, or remove {config.parent} to "
+        "train anew"
+    )
 
 
 def training_flops(run: Run, module: Any) -> float:

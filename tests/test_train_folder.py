@@ -9,7 +9,7 @@ import pytest
 
 from pw.build import build
 from pw.config import ConfigError
-from pw.train import is_trained, training_folder
+from pw.train import is_trained, training_folder, write_json, written_overrides
 
 RUN = ["start=none", "objective=flow", "train.updates=2"]
 
@@ -41,3 +41,20 @@ def test_a_checkpoint_of_another_signature_is_not_continued(tmp_path: Path) -> N
     found = last_checkpoint(folder)
     assert found is not None
     assert found[1] == 4
+
+
+@pytest.mark.parametrize("text", ["", "# python -m pw.train seed=1", "seed: 1\n"])
+def test_a_config_that_is_cut_off_is_named_with_what_would_do(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml: .* cut off or empty; put it back, or remove"):
+        written_overrides(tmp_path)
+
+
+def test_a_finished_training_whose_mark_is_cut_off_is_neither_done_nor_silently_done_again(tmp_path: Path) -> None:
+    run = build(RUN)
+    done = training_folder(run, tmp_path) / "done.json"
+    write_json(done, {"signature": run.training_signature})
+    assert is_trained(run, tmp_path)
+    done.write_text(done.read_text()[:20])
+    with pytest.raises(ConfigError, match=r"done\.json: is cut off"):
+        is_trained(run, tmp_path)
