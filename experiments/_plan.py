@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from experiments import Ablation, Statement, load, names
 from pw.build import Run, assemble, build
 from pw.config import Config, ConfigError, leaves, override_key
-from pw.train import OUTPUTS, check_share
+from pw.train import OUTPUTS, check_share, outputs_folder
 
 DEFAULT_SEEDS = (0, 1, 2)
 
@@ -79,19 +78,8 @@ def _option(key: str, value: str) -> Any:
             raise ConfigError(f"workers={value}: a whole number; 0 is one per core")
         return int(value)
     if key == "outputs":
-        return _outputs(value)
+        return outputs_folder(value)
     return value
-
-
-def _outputs(value: str) -> Path:
-    folder = Path(value).expanduser().resolve()
-    if not value or (folder.exists() and not folder.is_dir()) or not os.access(_existing_parent(folder), os.W_OK):
-        raise ConfigError(f"outputs={value}: wants a folder that can be written, e.g. outputs=outputs/trial")
-    return folder
-
-
-def _existing_parent(folder: Path) -> Path:
-    return folder if folder.exists() or folder == folder.parent else _existing_parent(folder.parent)
 
 
 def _seeds(value: str) -> tuple[int, ...]:

@@ -25,8 +25,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +124,17 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
     Raises ValueError when a start does not fit, when Wan's weights are wanting, or when the loss is not finite, and
     Stopped when a signal came: the checkpoint is there.
     """
-    from filelock import FileLock
-
     folder = training_folder(run, outputs)
     weights = None if is_trained(run, outputs) else check_weights(run)
     check_share(run)
     place = parallel.place(run.trainer)
-    lock = FileLock(folder / ".lock")  # a second runner waits, then finds it done
     if place is None:
         if not is_trained(run, outputs):
             parallel.check_launch(run.trainer)
         if run.start_run:
             train(run.start_run, outputs, progress)
         folder.mkdir(parents=True, exist_ok=True)
-        with lock:
+        with _alone(folder):
             if not is_trained(run, outputs):
                 check_device(run)
                 command = [sys.executable, "-m", "pw.train", *run.config.overrides, f"outputs={outputs.absolute()}"]
@@ -148,10 +145,27 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
         if start is not None and run.trainer.split > 1:
             gc.collect()  # Lightning leaves a split network on its device, and refers to it in circles
         folder.mkdir(parents=True, exist_ok=True)
-        with lock if place.locks else nullcontext():
+        with _alone(folder) if place.locks else nullcontext():
             if not team.agreed(is_trained(run, outputs)):
                 _train(run, folder, None if start is None else str(start), weights, progress, team)
     return folder
+
+
+@contextmanager
+def _alone(folder: Path) -> Generator[None]:
+    """Hold a training's lock: a second runner waits, which it says, then finds it done."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logging.getLogger("pw").warning("%s is being trained by another process; waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _train(
@@ -671,7 +685,7 @@ def check_disk(run: Run, folder: Path) -> None:
     free = shutil.disk_usage(there).free
     if need > free:
         raise ConfigError(
-            f"{folder}: {need / 1e9:.0f} GB are needed for checkpoints and weights, {free / 1e9:.0f} GB are free; free "
+            f"{folder}: {need / 1e9:.3g} GB are needed for checkpoints and weights, {free / 1e9:.3g} GB are free; free "
             "some, or set outputs=DIR elsewhere"
         )
 
@@ -682,14 +696,24 @@ def check_data(run: Run) -> None:
         raise ConfigError(NO_DATA)
 
 
+def outputs_folder(value: str) -> Path:
+    """What `outputs=` names. Raises ConfigError when nothing can be written there."""
+    folder = Path(value).expanduser().resolve()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not value or not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"outputs={value}: wants a folder that can be written, e.g. outputs=outputs/trial")
+    return folder
+
+
 def command_line(arguments: list[str]) -> tuple[Run, Path, int | None]:
     """(run, outputs, evaluation seed) of a command: overrides, `outputs=`, `evaluation_seed=`. Raises ConfigError."""
     own = {k: v for k, _, v in (word.partition("=") for word in arguments) if k in ("outputs", "evaluation_seed")}
+    outputs = outputs_folder(own["outputs"]) if "outputs" in own else OUTPUTS
     run = build([word for word in arguments if word.partition("=")[0] not in own])
     training_folder(run)  # composes the runs it needs, too
     check_share(run)
     place = parallel.place(run.trainer)
-    if not is_trained(run, Path(own.get("outputs", OUTPUTS)).expanduser()):
+    if not is_trained(run, outputs):
         check_data(run)
         if place is None:
             parallel.check_launch(run.trainer)
@@ -697,7 +721,7 @@ def command_line(arguments: list[str]) -> tuple[Run, Path, int | None]:
     seed = own.get("evaluation_seed")
     if seed is not None and not seed.isdecimal():
         raise ConfigError(f"evaluation_seed={seed}: wants a whole number")
-    return run, Path(own.get("outputs", OUTPUTS)).expanduser(), None if seed is None else int(seed)
+    return run, outputs, None if seed is None else int(seed)
 
 
 class _Shown:

@@ -310,6 +310,24 @@ class TestProcessesThatAreLaunched:
         assert parent.wait(30) == (143 if number == signal.SIGTERM else -9)
         assert all_gone(pids)
 
+    def test_have_time_for_a_checkpoint_when_ctrl_c_comes_by_terminal_and_by_runner(self, tmp_path: Path) -> None:
+        slow = """    told = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+    while not told:
+        time.sleep(0.02)
+    time.sleep(1)
+    (folder / f"saved-{rank}").touch()
+    sys.exit(143)"""
+        script = WORKER.replace("    time.sleep(60)", slow)
+        parent = subprocess.Popen([sys.executable, "-c", PARENT, script, str(tmp_path)], cwd=ROOT)
+        started(tmp_path)
+        time.sleep(0.5)  # until all listen
+        parent.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(30) == 130
+        assert len(list(tmp_path.glob("saved-*"))) == 2
+
     def test_that_one_of_them_is_told_to_stop_is_told_to_the_caller(self, tmp_path: Path) -> None:
         script = WORKER.replace("    time.sleep(60)", "    sys.exit(143)")
         with pytest.raises(Stopped) as stopped:
