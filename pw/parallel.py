@@ -353,7 +353,11 @@ def launch(command: Sequence[str], processes: int, logs: Path, progress: Callabl
     rank, code, said = failed
     if told or code - 128 in STOPPING:
         raise Stopped(told[0] if told else code - 128)
-    ended = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with code {code}"
+    ended = (
+        f"was killed by signal {-code} (out of memory?); the same command goes on"
+        if code < 0
+        else f"ended with code {code}"
+    )
     log = logs / f"rank-{rank}.log"
     if not log.stat().st_size:
         raise Failed(said or f"process {rank} of {processes} {ended}", None)
