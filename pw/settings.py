@@ -197,8 +197,9 @@ class Trainer:
 
         if self.devices % self.context:
             raise ValueError(
-                f"trainer.context={self.context}: the {self.devices} processes of a machine (trainer.devices) are not "
-                "a multiple of it"
+                f"trainer.context={self.context}: the {self.devices} processes of a machine (trainer.devices) are not a "
+                f"multiple of it; {' or '.join(str(n) for n in range(1, self.devices + 1) if not self.devices % n)} "
+                "would do"
             )
 
     @property
