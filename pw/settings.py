@@ -196,10 +196,10 @@ class Trainer:
             )
 
         if self.devices % self.context:
+            would_do = [str(n) for n in range(1, self.devices + 1) if not self.devices % n]
             raise ValueError(
-                f"trainer.context={self.context}: the {self.devices} processes of a machine (trainer.devices) are not a "
-                f"multiple of it; {' or '.join(str(n) for n in range(1, self.devices + 1) if not self.devices % n)} "
-                "would do"
+                f"trainer.context={self.context}: the {self.devices} processes of a machine (trainer.devices) are not "
+                f"a multiple of it; {' or '.join(would_do)} would do"
             )
 
     @property
