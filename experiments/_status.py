@@ -201,20 +201,21 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 for a mistake in the call."""
     try:
         options = parse(arguments)
-        found = None
+        found, note = None, ""
         if {word.partition("=")[0] for word in arguments} <= {"name", "outputs"}:
             found = read_outline(options.name, options.outputs)
+            note = f"; nobody has called it with outputs={options.outputs} yet" if found is None else ""
         if found is None:
             plan = make_plan(options)
             found = outline(plan, *all_jobs(plan))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _print(found.name, look(found, options.outputs))
+    _print(found.name, look(found, options.outputs), note)
     return 0
 
 
-def _print(name: str, cells: Sequence[Cell]) -> None:
+def _print(name: str, cells: Sequence[Cell], note: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -231,4 +232,4 @@ def _print(name: str, cells: Sequence[Cell]) -> None:
         table.add_row(cell.arm, str(cell.seed), state, f"{cell.done} of {cell.total}", Text(told))
     console.print(table)
     counts = Counter(cell.state for cell in cells)
-    console.print(f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    console.print(f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + note)
