@@ -5,9 +5,11 @@ That trainings by several processes equal one, and that their checkpoints are re
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,43 +89,92 @@ def test_4k_can_be_shared_by_the_eight_gpus_of_a_machine() -> None:
         assert (run.trainer.processes, run.trainer.shares) == (8, 1)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A forward and a backward of a small network: alone, then by all processes together."""
+class Example:
+    """A small network of which nothing is silent, and what it is given."""
 
-    def carried_out(self, rank: int) -> str:
-        """(tokens that reach the second block, largest differences of velocity and gradient) as JSON."""
+    def __init__(self) -> None:
         from pw.nn.backbone import Backbone
-        from pw.nn.context import groups_of, share_tokens
 
         run = build(["stage=hires", "injector=gated", "injector.blocks=[0,2]"])
         torch.manual_seed(0)
-        net, draw = Backbone(run.backbone, run.injector), torch.Generator().manual_seed(1)
-        for parameter in net.parameters():  # nothing is silent
+        self.net, draw = Backbone(run.backbone, run.injector), torch.Generator().manual_seed(1)
+        for parameter in self.net.parameters():
             torch.nn.init.normal_(parameter, std=0.05, generator=draw)
-        state, anchor = torch.randn(2, 2, 48, 3, 6, 6, generator=draw)
-        text = torch.randn(2, run.backbone.text_tokens, run.backbone.text_dim, generator=draw)
+        self.state, self.anchor = torch.randn(2, 2, 48, 3, 6, 6, generator=draw)
+        self.text = torch.randn(2, run.backbone.text_tokens, run.backbone.text_dim, generator=draw)
+
+    def evaluated(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Velocity, and the gradient of its mean square."""
+        from pw.sharded import whole
+
+        self.net.zero_grad()
         when = torch.tensor([900.0, 300.0])
+        velocity = self.net(self.state, when, when / 8, self.text, self.anchor, sigma_timestep=when)
+        velocity.square().mean().backward()
+        return velocity.detach(), torch.cat([whole(p.grad).flatten() for p in self.net.parameters()])
+
+
+@contextlib.contextmanager
+def met(rank: int) -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.FileStore(os.environ["PW_STORE"], 2), rank=rank, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class SharedTokens:
+    """A forward and a backward: alone, then by all processes together."""
+
+    def carried_out(self, rank: int) -> str:
+        """(tokens that reach the second block, largest differences of velocity and gradient) as JSON."""
+        from pw.nn.context import groups_of, share_tokens
+
+        example = Example()
         tokens: list[int] = []
-        net.dit.blocks[1].register_forward_pre_hook(lambda block, args: tokens.append(args[0].shape[1]))
-
-        def evaluated() -> tuple[torch.Tensor, torch.Tensor]:
-            net.zero_grad()
-            velocity = net(state, when, when / 8, text, anchor, sigma_timestep=when)
-            velocity.square().mean().backward()
-            return velocity.detach(), torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
-
-        velocity, gradient = evaluated()
-        dist.init_process_group("gloo", store=dist.FileStore(os.environ["PW_STORE"], 2), rank=rank, world_size=2)
-        share_tokens(net, groups_of(2, "cpu"))
-        shared, part = evaluated()
-        dist.all_reduce(part)  # each has the terms of its tokens
-        dist.destroy_process_group()
+        example.net.dit.blocks[1].register_forward_pre_hook(lambda block, args: tokens.append(args[0].shape[1]))
+        velocity, gradient = example.evaluated()
+        with met(rank):
+            share_tokens(example.net, groups_of(2, "cpu"))
+            shared, part = example.evaluated()
+            dist.all_reduce(part)  # each has the terms of its tokens
         return json.dumps([tokens, float((velocity - shared).abs().max()), float((gradient - part).abs().max())])
 
 
+@dataclass(frozen=True)
+class CompiledBlocks:
+    """A forward and a backward: alone and as it is, then split over the processes with its blocks compiled.
+
+    Traced, but not lowered: that would take minutes.
+    """
+
+    def carried_out(self, rank: int) -> str:
+        """(blocks that were compiled, largest differences of velocity and gradient) as JSON."""
+        from torch._dynamo.testing import CompileCounter
+        from torch.distributed.device_mesh import init_device_mesh
+
+        from pw.sharded import shard
+
+        example, counter = Example(), CompileCounter()
+        velocity, gradient = example.evaluated()
+        with met(rank):
+            example.net.dit.compile_repeated_blocks(backend=counter)
+            shard(example.net, example.net.dit.blocks, init_device_mesh("cpu", (2,)))
+            split, mean = example.evaluated()
+        return json.dumps(
+            [counter.frame_count, float((velocity - split).abs().max()), float((gradient - mean).abs().max())]
+        )
+
+
+def test_blocks_that_are_compiled_can_be_split() -> None:
+    for (said,) in train_together(2, CompiledBlocks()):
+        frames, velocity, gradient = json.loads(said)
+        assert frames > 0
+        assert velocity < 1e-5
+        assert gradient < 1e-5
+
+
 def test_each_process_computes_its_part_of_the_tokens() -> None:
-    for (said,) in train_together(2, Evaluation()):
+    for (said,) in train_together(2, SharedTokens()):
         tokens, velocity, gradient = json.loads(said)
         assert tokens == [108, 54]
         assert velocity < 1e-5
