@@ -219,6 +219,7 @@ def _train(
         raise parallel.Stopped(keeper.stopped_by)
     if place.is_first:
         write_done(run, folder, module)
+        on_disk(folder, "ema.safetensors", "online.safetensors", "done.json")
         for path in (folder / "checkpoints").glob("*"):
             remove(path)
     team.wait()
@@ -242,6 +243,16 @@ def export(folder: Path, module: Any, team: parallel.Team) -> None:
             raise OSError(f"{partial}: {error}") from error
         os.replace(partial, folder / f"{name}.safetensors")
         del state  # before the next one is put together: 20 GB each
+
+
+def on_disk(folder: Path, *names: str) -> None:
+    """Wait until files are where a power cut leaves them: what they replace is about to go."""
+    for path in (*(folder / name for name in names), folder):
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def write_done(run: Run, folder: Path, module: Any) -> None:
