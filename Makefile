@@ -17,7 +17,7 @@ export DO_NOT_TRACK := true
 export WDS_SECURE := 1
 unexport VIRTUAL_ENV
 unexport PYTHONPATH
-# torch, lightning and diffusers take three times as long to import where their bytecode is not kept
+# torch, lightning and diffusers take twice as long to import where their bytecode is not kept
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup weights ablation ablations status data latents train sample plan generate bench export coverage score table compare power lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
