@@ -21,8 +21,9 @@ from pw.build import Run
 from pw.config import ROOT, ConfigError
 from pw.data.shards import epoch_order
 from pw.parallel import STOPPING
+from pw.sharded import read_rest
 from pw.stages.stage import Stage
-from pw.train import is_trained, train, training_folder
+from pw.train import is_trained, last_checkpoint, train, training_folder
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -48,14 +49,16 @@ def curve(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_training(one: Path, other: Path) -> None:
+def assert_same_training(one: Path, other: Path, updates: int = 12) -> None:
     for name in ("online", "ema"):
         wanted, found = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
         assert wanted.keys() == found.keys()
         different = [key for key in wanted if not torch.equal(wanted[key], found[key])]
         assert not different, f"{name}: {len(different)} of {len(wanted)} tensors, e.g. {different[0]}"
     assert curve(one) == curve(other)
-    assert [point["step"] for point in curve(one)] == [4, 8, 10, 12]  # every checkpoint, every tenth, the last
+    # every checkpoint, every tenth, the last
+    steps = [n for n in range(1, updates + 1) if not n % 4 or not n % 10 or n == updates]
+    assert [point["step"] for point in curve(one)] == steps
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,36 @@ def test_a_training_killed_by_sigkill_is_continued_to_the_same_bits(micro, undis
     assert not is_trained(run, tmp_path)
     assert {path.name for path in (training_folder(run, tmp_path) / "checkpoints").iterdir()} >= {"last.ckpt"}
     assert_same_training(undisturbed(run), train(run, tmp_path))
+
+
+def test_a_split_training_killed_while_it_writes_a_checkpoint_is_continued_from_the_one_before(micro, tmp_path: Path):
+    """No file may grow beyond 20 kB once there is a checkpoint, and the system kills whoever tries."""
+    split = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.threads=1")
+    run = micro("objective=flow", "train.updates=60", "train.checkpoint_every=4", *split)
+    code = (
+        "import resource, signal, sys, threading, time, torch; from pathlib import Path\n"
+        "from pw.build import build; from pw.train import train, training_folder\n"
+        "torch.set_num_threads(1)\n"
+        "run, outputs = build(sys.argv[2:]), Path(sys.argv[1])\n"
+        "def limit():\n"
+        "    while not (training_folder(run, outputs) / 'checkpoints' / 'last.ckpt').exists(): time.sleep(0.001)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
+        "threading.Thread(target=limit, daemon=True).start()\n"
+        "train(run, outputs)"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "killed"), *run.config.overrides]
+    assert subprocess.run(words, cwd=ROOT, check=False).returncode == -signal.SIGXFSZ
+    folder = training_folder(run, tmp_path / "killed")
+    partial = folder / "checkpoints" / "partial.ckpt"
+    assert partial.is_dir()
+    with pytest.raises((ValueError, OSError)):
+        read_rest(partial)
+    found = last_checkpoint(folder)
+    assert found is not None
+    assert found[0].name == "last.ckpt"
+    assert_same_training(train(run, tmp_path / "undisturbed"), train(run, tmp_path / "killed"), updates=60)
+    assert not list(folder.glob("checkpoints/*"))
 
 
 def test_a_training_interrupted_twice_is_the_same_still(micro, undisturbed, tmp_path: Path):
