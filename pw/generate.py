@@ -1077,4 +1077,4 @@ def _time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parallel.run_and_leave(main, sys.argv[1:])

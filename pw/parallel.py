@@ -13,6 +13,7 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -21,7 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pw.config import ROOT, ConfigError
 from pw.settings import Train, Trainer
@@ -437,6 +438,25 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def run_and_leave(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
+    """Carry out a command, and end the process with its status.
+
+    One of those that `launch` started ends at once: all is written, and threads by which gloo talked to the others have
+    been seen to abort a process that took its time to be torn down.
+    """
+    try:
+        status = main(arguments)
+    except SystemExit as left:
+        if not isinstance(left.code, int):
+            raise
+        status = left.code
+    if PLACE in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def report(**message: Any) -> None:

@@ -806,4 +806,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parallel.run_and_leave(main, sys.argv[1:])
