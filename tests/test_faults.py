@@ -6,6 +6,7 @@ signals in `test_launcher.py`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -189,15 +190,22 @@ def kill_a_runner(outputs: Path) -> list[int]:
     runner = context.Process(target=carry_out, args=(outputs,))  # its workers come from our fork server, too
     runner.start()
     ledger, until = Ledger(outputs), time.monotonic() + 60
-    at_work: set[int] = set()
+    at_work: dict[int, psutil.Process] = {}
     while len(at_work) < 2:
         assert runner.is_alive()
         assert time.monotonic() < until
         claims = [ledger.read(job.key) for job in all_jobs(planned(outputs))[0]]
-        at_work = {claim.pid for claim in claims if claim and claim.state == "running"} - {runner.pid or 0}
+        for pid in {claim.pid for claim in claims if claim and claim.state == "running"} - {runner.pid, *at_work}:
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that failed meanwhile
+                at_work[pid] = psutil.Process(pid)
+                at_work[pid].suspend()  # or its training may be over before the other one has begun
+        at_work = {pid: process for pid, process in at_work.items() if process.is_running()}
     runner.kill()
     runner.join()
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in at_work if psutil.pid_exists(pid)], timeout=10)
+    for process in at_work.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+    _, alive = psutil.wait_procs(list(at_work.values()), timeout=10)
     return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
