@@ -29,7 +29,7 @@ from experiments._runner import FORK_SECONDS, Job, Pool, all_jobs, remove_result
 from experiments._status import outline, write_outline
 from pw.config import ConfigError
 from pw.sample import check_sampling
-from pw.train import OUTPUTS, check_data, check_device, check_disk, check_weights, training_folder
+from pw.train import OUTPUTS, check_data, check_device, check_disk, check_host_memory, check_weights, training_folder
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -108,6 +108,7 @@ def run(plan: Plan, launcher: Local | Submitit) -> int:
                 check_weights(arm.first)
                 if isinstance(launcher, Local):
                     check_device(arm.first)
+                    check_host_memory(arm.first)
                 check_sampling(arm.first)
             for job in todo:
                 if job.kind == "train":

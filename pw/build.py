@@ -229,6 +229,8 @@ def _recipe_run(recipe: settings.Recipe, config: Config, group: str, *more: str)
     inherited = [o for o in config.overrides if _inherits(inherit, override_key(o))]
     own = [*recipe.overrides, f"train.updates={recipe.updates}", f"seed={recipe.seed}", *more]
     try:
+        if not compose_run([*inherited, *own])["train"]["checkpoint_activations"]:
+            inherited = [o for o in inherited if override_key(o) != "trainer.offload_activations"]
         return build([*inherited, *own])
     except ConfigError as error:
         raise ConfigError(f"{group} ({recipe.name}): {error}") from error
@@ -331,6 +333,11 @@ def _cross_check(run: Run) -> None:
         raise ConfigError(
             f"scale={scale.name}: {max(positions)} latent positions in a row, the backbone's rotary table has "
             f"{backbone.rope_max_seq_len}; set backbone.rope_max_seq_len"
+        )
+    if run.trainer.offload_activations and not run.train.checkpoint_activations:
+        raise ConfigError(
+            "trainer.offload_activations=true: offloads what checkpointed blocks are recomputed from; set "
+            "train.checkpoint_activations=true, too"
         )
     _check_context(run, math.prod(p // patch for p, patch in zip(positions, backbone.patch_size, strict=True)))
     data = run.config["data"]

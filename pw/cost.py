@@ -142,6 +142,7 @@ class Training:
     flow, consistency  FLOPs of one update of that kind over all its clips, encoding included
     context            devices that share the tokens of a clip
     micro_batches      forwards, one after the other, that an update takes on each device
+    host               what is held in CPU memory for each device
     """
 
     moments: tuple[Moment, ...]
@@ -156,6 +157,7 @@ class Training:
     context: int
     micro_batches: int
     accumulate: int
+    host: tuple[Part, ...]
 
     @property
     def flops(self) -> float:
@@ -626,7 +628,25 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> Traini
         context=context,
         micro_batches=math.ceil(train.accumulate / (gpus // context)),
         accumulate=train.accumulate,
+        host=_training_host(run, context),
     )
+
+
+def _training_host(run: Run, context: int) -> tuple[Part, ...]:
+    """CPU memory of a training: the network as it is made, in fp32, and what its blocks are recomputed from."""
+    found = [Part("network as it is made", 4 * parameters(run.backbone, run.injector), "counted")]
+    if run.trainer.offload_activations:
+        found.append(Part("offloaded activations", offloaded_bytes(run, context), "counted"))
+    return tuple(found)
+
+
+def offloaded_bytes(run: Run, context: int | None = None) -> int:
+    """CPU memory that `trainer.offload_activations` takes for each device; torch takes it in powers of two."""
+    if not run.trainer.offload_activations:
+        return 0
+    length = run.train.batch_size * tokens(stage_latent(run), run.backbone.patch_size)
+    block = length // (context or run.trainer.context) * run.backbone.width * BYTES[run.train.precision]
+    return run.backbone.num_layers * 2 ** math.ceil(math.log2(block))
 
 
 def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment, ...]:
@@ -644,7 +664,7 @@ def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment,
         Part("weights", 4 * everything / gpus, "counted"),
         Part("gradients", 4 * trained / gpus, "counted"),
         Part("AdamW", 8 * trained / gpus, "counted"),
-        Part("EMA", 4 * everything / gpus, "counted"),
+        Part("EMA", 4 * (everything if gpus > 1 else trained) / gpus, "counted"),  # alone, it shares what is frozen
     ]
     block = 2 * BYTES[precision] * block_parameters(backbone)  # of this one and the next, or of this one's gradient
     casts = 2 * (everything if train.trainable == "all" else block_parameters(backbone))
@@ -652,7 +672,8 @@ def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment,
         casts = block if gpus > 1 else 0
     injector = injector_saved_bytes(run.injector, backbone, everywhere, precision, context)
     if train.checkpoint_activations:
-        saved = backbone.num_layers * length * backbone.width * BYTES[precision]
+        saved = length * backbone.width * BYTES[precision]
+        saved *= 1 if run.trainer.offload_activations else backbone.num_layers
         forward = inference_bytes(backbone, length, precision)
         backward = block_backward_bytes(backbone, length, precision, train.trainable)
         casts_in_backward = block

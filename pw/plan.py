@@ -187,6 +187,8 @@ def training_changes(run: Run) -> list[dict[str, Any]]:
     train = run.train
     if not train.checkpoint_activations:
         changes.append({"train.checkpoint_activations": True})
+    if not run.trainer.offload_activations:
+        changes.append({"trainer.offload_activations": True})
     if train.batch_size > 1:
         changes.append({"train.batch_size": 1, "train.accumulate": train.accumulate * train.batch_size})
     if train.trainable == "all" and isinstance(run.injector, options.Injector):
@@ -515,7 +517,9 @@ def show(plan: Plan, asked: Sequence[str], found: Sequence[Verdict], console: Co
             console.print("data=none: latents made beforehand; encoding clips as they are read comes on top.")
         console.print()
         console.print(training_table(plan))
-        console.print(f"{made.trained_parameters:,} weights are trained (train.trainable={run.train.trainable}).")
+        host = ", ".join(f"{part.name} {gigabytes(part.bytes)}" for part in made.host)
+        trained = f"{made.trained_parameters:,} weights are trained (train.trainable={run.train.trainable})."
+        console.print(f"{trained} CPU memory{' for each device' if made.gpus > 1 else ''}: {host}.")
         console.print()
     console.print(
         "from: counted, from shapes; fake tensors, most alive at once when the real modules run without data; "

@@ -168,6 +168,8 @@ class Trainer:
     compile         torch.compile for each block
     weights         folder of Wan's weights in diffusers' layout; null is where `make weights` puts them
     guidance_batch  both branches of guidance in one batch: faster, for twice the activations
+    offload_activations  what checkpointed blocks are recomputed from (`train.checkpoint_activations`) waits for the
+                    backward in CPU memory: room for longer clips, for a copy there and back
     """
 
     accelerator: Literal["cpu", "gpu"]
@@ -181,6 +183,7 @@ class Trainer:
     nodes: int = 1
     shards: int | None = None
     context: int = 1
+    offload_activations: bool = False
 
     def __post_init__(self) -> None:
         _positive(self, "trainer", "devices", "nodes", "threads", "context")

@@ -33,7 +33,7 @@ from typing import Any
 from pw import parallel
 from pw.build import Run, build
 from pw.config import ROOT, ConfigError
-from pw.cost import parameters, trained_parameters, training_cost
+from pw.cost import offloaded_bytes, parameters, trained_parameters, training_cost
 from pw.data import NO_DATA, Unset
 from pw.method.weighting import DeltaSigma
 from pw.nn import options
@@ -181,6 +181,7 @@ def _train(
     place = team.place
     if place.is_first:
         check_disk(run, folder)
+        check_host_memory(run)
         write_config(run, folder)
     module = stage_module(run, start, weights if run.departs_from_wan else None)
     module.share = parallel.Share.of(run.train, place.rank // run.trainer.context, run.trainer.shares)
@@ -690,7 +691,8 @@ def check_disk(run: Run, folder: Path) -> None:
     """Raises ConfigError when checkpoints (two kept, a third being written) and the two exports cannot fit."""
     kept, trained = parameters(run.backbone, run.injector), trained_parameters(run)
     network = 4 * kept  # fp32
-    checkpoint = 2 * network + 8 * trained
+    average = network if run.trainer.split > 1 else 4 * trained  # frozen weights are there once where they are whole
+    checkpoint = network + average + 8 * trained
     need = 2 * network + (3 * checkpoint if run.train.updates > run.train.checkpoint_every else 0)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
@@ -698,6 +700,18 @@ def check_disk(run: Run, folder: Path) -> None:
         raise ConfigError(
             f"{folder}: {need / 1e9:.3g} GB are needed for checkpoints and weights, {free / 1e9:.3g} GB are free; free "
             "some, or set outputs=DIR elsewhere"
+        )
+
+
+def check_host_memory(run: Run) -> None:
+    """Raises ConfigError when `trainer.offload_activations` is to keep more in CPU memory than is free."""
+    import psutil
+
+    need, free = run.trainer.devices * offloaded_bytes(run), psutil.virtual_memory().available
+    if need > free:
+        raise ConfigError(
+            f"trainer.offload_activations=true: {need / 1e9:.3g} GB of CPU memory are needed, {free / 1e9:.3g} GB are "
+            "free; set it to false, or fewer scale.frames"
         )
 
 

@@ -258,7 +258,7 @@ CHANGES_NOTHING = {
     "trainer.guidance_batch": "trainer.guidance_batch=true",
     "scale.anchor_shift": "scale.anchor_shift=5",  # stage I has it
 }
-HAS_NO_OTHER_VALUE = {"trainer.devices"}
+HAS_NO_OTHER_VALUE = {"trainer.devices", "trainer.offload_activations"}  # without others
 
 
 @cache
@@ -292,6 +292,12 @@ class TestASignature:
         run = changed(CHANGES_NOTHING[key])
         assert run.config.values != default().config.values
         assert (run.training_signature, run.signature) == (default().training_signature, default().signature)
+
+    def test_is_the_same_wherever_activations_wait(self) -> None:
+        checkpointed = "train.checkpoint_activations=true"
+        kept, offloaded = built(checkpointed), built(checkpointed, "trainer.offload_activations=true")
+        assert offloaded.trainer != kept.trainer
+        assert offloaded.signature == kept.signature
 
     def test_differs_between_any_two_of_these_trainings(self) -> None:
         lines = dict.fromkeys(CHANGES_WEIGHTS.values())
@@ -394,6 +400,7 @@ WRONG = [
     ("train.condition_dropout=1", ["train.condition_dropout=1.0", "0 to below 1"]),
     ("trainer.threads=0", ["trainer.threads=0", "at least 1"]),
     ("trainer.devices=2", ["trainer.devices=2", "one device"]),
+    ("trainer.offload_activations=true", ["trainer.offload_activations=true", "train.checkpoint_activations=true"]),
     ("schedule.shift=0", ["schedule.shift=0.0", "positive"]),
     ("sampling.num_steps=0", ["sampling.num_steps=0", "at least 1"]),
     ("sampling.start=2", ["sampling.start=2.0", "(0, 1]"]),

@@ -384,7 +384,20 @@ class TestMemory:
         )
         frozen = {p.name: p.bytes for p in cost.training_moments(run("scale=2k", "train.trainable=adapters"))[-1].parts}
         assert frozen["gradients"] == 4 * (count - 4_999_787_712)
-        assert frozen["EMA"] == parts["EMA"]
+        assert frozen["EMA"] == frozen["gradients"]  # what is frozen it shares
+        split = cost.training_moments(run("scale=2k", "train.trainable=adapters"), 8)[-1].parts
+        assert {p.name: p.bytes for p in split}["EMA"] == parts["EMA"] / 8  # but where it is split
+
+    def test_that_is_offloaded_is_one_blocks_input_on_the_device_and_the_rest_in_powers_of_two_on_the_cpu(self) -> None:
+        offloaded = run("scale=4k", "trainer.offload_activations=true")
+        one = TOKENS["4k"] * wan().width * 2
+        for asked, there in ((run("scale=4k"), 30 * one), (offloaded, one)):
+            backward = next(m for m in cost.training_moments(asked) if m.name == "backward")
+            assert {p.name: p.bytes for p in backward.parts}["saved"] == there
+        assert cost.offloaded_bytes(offloaded) == 30 * 2**31
+        assert 2**30 < one < 2**31
+        assert cost.offloaded_bytes(offloaded, 8) == 30 * 2**28
+        assert cost.offloaded_bytes(run("scale=4k")) == 0
 
     def test_of_a_sharded_training_falls_with_the_number_of_gpus(self) -> None:
         peaks = [cost.training_cost(run("scale=2k"), gpus).worst.bytes for gpus in (1, 2, 4, 8)]

@@ -86,7 +86,8 @@ class SeededDraws:
 class Stage(L.LightningModule, ABC):
     """One training of a velocity network. A subclass says what is generated and under which condition.
 
-    `net` is trained, `ema` is what is sampled and exported. Both are in the checkpoint.
+    `net` is trained, `ema` is what is sampled and exported. Both are in the checkpoint. Weights that are frozen are the
+    same tensors in both, unless they are split over processes.
     """
 
     wall_seconds = cpu_seconds = 0.0  # spent on training it; set by `pw.train`, and nothing at `updates=0`
@@ -132,8 +133,10 @@ class Stage(L.LightningModule, ABC):
         if not self.run.objective.trains_strides:  # one stride alone would teach it a constant, and spoil the others
             self.net.stride_embedding.requires_grad_(False)
         if self.run.train.checkpoint_activations:
-            self.net.checkpoint_activations()
-        self.ema = copy.deepcopy(self.net).requires_grad_(False).eval()  # before it is split: FSDP2 copies no more
+            self.net.checkpoint_activations(offload=self.run.trainer.offload_activations)
+        frozen = {id(p): p for p in self.net.parameters() if not p.requires_grad}
+        shared = frozen if self.device_mesh is None else {}  # FSDP2 wants its own
+        self.ema = copy.deepcopy(self.net, shared).requires_grad_(False).eval()  # once split, it cannot be copied
         if self.run.trainer.compile:
             for net in (self.net, self.ema):
                 net.dit.compile_repeated_blocks()
@@ -223,10 +226,12 @@ class Stage(L.LightningModule, ABC):
 
     @cached_property
     def _average_and_online(self) -> tuple[Any, Any]:
-        """The same objects once it trains, and looking for them anew takes 2 % of a tiny update."""
+        """What is averaged, and of what: the same objects once it trains, and to find them is 2 % of a tiny update."""
         assert self.net is not None
         assert self.ema is not None
-        return list(self.ema.parameters()), list(self.net.parameters())
+        pairs = zip(self.ema.parameters(), self.net.parameters(), strict=True)
+        apart = [pair for pair in pairs if pair[0] is not pair[1]]
+        return [average for average, _ in apart], [online for _, online in apart]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._averaged = int(checkpoint["global_step"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -193,6 +194,27 @@ def test_checkpointed_gradients_equal_plain_ones(injector: options.Injector, blo
     assert {"injector.narrow.weight", "stride_embedding.mlp.linear_1.weight"} <= wanted.keys()
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-7, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_offloaded_inputs_are_let_go_and_the_gradients_are_the_same_bits():
+    found = []
+    for offload in (False, True):
+        net = backbone(GATED, awake=True)
+        net.checkpoint_activations(offload=offload)
+        entered: list[weakref.ref] = []
+        for block in net.dit.blocks[1:]:
+            hook = lambda _, args, entered=entered: entered.append(weakref.ref(args[0]))  # noqa: E731
+            block.register_forward_pre_hook(hook, prepend=True)  # before the injector's
+        loss = net(**inputs()).square().mean()
+        alive = [there() is not None for there in entered]
+        loss.backward()
+        found.append((alive, gradients(net)))
+    (kept, wanted), (offloaded, made) = found
+    assert kept == [True] * len(kept)
+    assert offloaded == [False] * len(offloaded)
+    assert len(offloaded) == len(kept) >= 1
+    assert wanted.keys() == made.keys()
+    assert all(torch.equal(made[name], gradient) for name, gradient in wanted.items())
 
 
 def test_checkpointing_recomputes_the_blocks():

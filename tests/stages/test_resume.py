@@ -33,6 +33,10 @@ ARMS = {
     "shortcut": ("objective=shortcut",),
     "shortcut_accumulated": ("objective=shortcut", "train.accumulate=2"),
     "ema_target_bf16": ("objective=shortcut", "target.target_network=ema", "train.precision=bf16"),
+    "adapters_offloaded": (
+        *("objective=shortcut", "target.target_network=ema", "train.trainable=adapters"),
+        *("train.checkpoint_activations=true", "trainer.offload_activations=true"),
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -331,6 +332,26 @@ def test_activation_checkpointing_trains_to_the_same_weights(micro):
     )
     for wanted, found in zip(plain.net.parameters(), checkpointed.net.parameters(), strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_offloaded_activations_train_to_the_same_bits(micro):
+    checkpointed = ("objective=shortcut", "train.updates=4", "train.checkpoint_activations=true")
+    kept, offloaded = (fitted(micro(*checkpointed, f"trainer.offload_activations={on}")) for on in ("false", "true"))
+    for wanted, found in zip(kept.parameters(), offloaded.parameters(), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_frozen_weights_are_there_once_and_the_others_are_averaged(micro):
+    module = fitted(micro("objective=shortcut", "train.updates=4", "train.trainable=adapters", "optimizer.lr=1e-2"))
+    average = dict(module.ema.named_parameters())
+    for name, online in module.net.named_parameters():
+        assert (average[name] is online) == name.startswith("dit."), name
+    for part in ("injector.out", "stride_embedding.mlp.linear_2"):
+        assert any(not torch.equal(average[k], v) for k, v in module.net.named_parameters() if k.startswith(part))
+    saved = io.BytesIO()
+    torch.save(module.state_dict(), saved)
+    once = sum(p.numel() * p.element_size() for p in {*module.net.parameters(), *module.ema.parameters()})
+    assert saved.tell() < 1.1 * once + 200_000
 
 
 def test_training_the_adapters_leaves_the_transformer_alone(micro):
