@@ -199,7 +199,8 @@ def training_changes(run: Run) -> list[dict[str, Any]]:
 def nearest(runs: Stages, changes: Changes, fits: Callable[[Stages], bool]) -> tuple[str, ...]:
     """The overrides of the nearest setting that fits; none if there is none.
 
-    In order: each of `changes`, and several of them; with fewer frames (49 at least); with a smaller scale; with both.
+    In order: each of `changes`, and several of them; with as many frames as will do (49 at least); with a smaller scale;
+    with both.
     Each is a whole run, evaluated. Stage I is of one size at every scale, so there it is not offered.
     """
     hires = runs[0]
@@ -223,16 +224,24 @@ def _smaller(
     runs: Stages, changes: Changes, fits: Callable[[Stages], bool], *, few_frames: bool
 ) -> dict[str, Any] | None:
     last = _last(runs)
-    for chosen in _subsets(changes(last)):
-        for frames in _frames(last) if few_frames else (None,):
-            values = dict(chosen) if frames is None else {**chosen, "scale.frames": frames}
-            try:
-                hires, anchor = (run and _with_values(run, values) for run in runs)
-            except ConfigError:
-                continue
-            if fits((hires, anchor)):
-                return values
+    subsets = list(_subsets(changes(last)))
+    for frames in _frames(last) if few_frames else (None,):
+        length = {} if frames is None else {"scale.frames": frames}
+        if frames is not None and not _fits(runs, {**subsets[-1], **length}, fits):  # not even with all of them
+            continue
+        for chosen in subsets:
+            if _fits(runs, {**chosen, **length}, fits):
+                return {**chosen, **length}
     return None
+
+
+def _fits(runs: Stages, values: dict[str, Any], fits: Callable[[Stages], bool]) -> bool:
+    """Whether the stages fit with these values set; not where those contradict each other."""
+    try:
+        hires, anchor = (run and _with_values(run, values) for run in runs)
+    except ConfigError:
+        return False
+    return fits((hires, anchor))
 
 
 def _last(runs: Stages) -> Run:

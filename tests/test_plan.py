@@ -27,6 +27,9 @@ def verdicts(*arguments: str) -> dict[str, plan.Verdict]:
     return {verdict.what: verdict for verdict in plan.verdicts(made, asked)}
 
 
+OFFLOADED_ADAPTERS = ("trainer.offload_activations=true", "train.trainable=adapters")
+
+
 class TestGpus:
     @pytest.mark.parametrize(
         ("text", "count", "gigabytes"),
@@ -169,7 +172,9 @@ class TestAVerdict:
             ("generation", ("scale=4k",), "1x16GB", None),
             ("training", ("scale=2k",), "1x141GB", ("train.trainable=adapters",)),
             ("training", ("scale=2k",), "1x80GB", None),
-            ("training", ("scale=4k",), "1x80GB", None),
+            ("training", ("scale=4k",), "1x80GB", (*OFFLOADED_ADAPTERS, "scale.frames=81")),
+            ("training", ("scale=4k",), "1x141GB", OFFLOADED_ADAPTERS),
+            ("training", ("scale=2k", "train.trainable=adapters"), "1x80GB", ("trainer.offload_activations=true",)),
             ("training", ("scale=proxy", "train.checkpoint_activations=false"), "1x141GB", None),
             ("training", ("scale=proxy", "train.batch_size=128"), "1x141GB", None),
         ],
