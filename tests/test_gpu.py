@@ -1,0 +1,115 @@
+"""What runs on a GPU alone, on one without data: devices and dtypes agree, and memory peaks where the plan says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gpu_without_data import Gpu, gpu_without_data
+
+from pw import cost
+from pw.bench import main, measure_generation
+from pw.build import build
+from pw.generate import generate, parse
+from pw.nn.codec import WanCodec
+from pw.plan import stages
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    with gpu_without_data(monkeypatch) as found:
+        yield found
+
+
+def test_a_matrix_product_of_two_dtypes_or_devices_is_an_error_there(gpu: Gpu) -> None:
+    linear = torch.nn.Linear(8, 8).to("cuda")
+    assert linear(torch.zeros(2, 8, device="cuda")).shape == (2, 8)
+    for wrong in (torch.zeros(2, 8), torch.zeros(2, 8, device="cuda", dtype=torch.bfloat16)):
+        with pytest.raises(RuntimeError):
+            linear(wrong)
+
+
+def test_bytes_are_counted_while_they_are_alive(gpu: Gpu) -> None:
+    one = torch.zeros(1000, device="cuda")
+    two = one + 1
+    del one
+    three = two.to("cpu")
+    assert (gpu.now, gpu.peak) == (4000, 8000)
+    assert torch.equal(three, torch.zeros(1000))
+
+
+@pytest.mark.parametrize("batch", ["false", "true"])
+@pytest.mark.parametrize("scale", ["2k", "4k"])
+def test_stage_two_peaks_where_the_plan_says(gpu: Gpu, scale: str, batch: str) -> None:
+    """Of two blocks, at full size: each of the thirty frees what it took."""
+    words = (f"scale={scale}", "trainer=gpu", "backbone.num_layers=2", "injector.blocks=[1]")
+    run = build([*words, f"trainer.guidance_batch={batch}"])
+    found = measure_generation(run, 1, 50)
+    planned = cost.denoising(run, "bf16").bytes
+    assert found["peak_gb"] * 1e9 == pytest.approx(planned, rel=0.01)
+    assert found["tokens"] == {"2k": 111_600, "4k": 249_240}[scale]
+
+
+def test_at_4k_it_is_planned_below_45_gb() -> None:
+    hires, anchor = stages(build(["scale=4k", "trainer=gpu"]))
+    assert cost.generation_cost(hires, anchor).worst.bytes < 45e9
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_a_tile_of_the_codec_peaks_where_the_plan_says(gpu: Gpu, way: Any) -> None:
+    run = build(["scale=2k", "trainer=gpu"])
+    choice: Any = run.codec
+    frames, side = 9, choice.tile
+    codec = WanCodec.random(choice, "cuda")
+    gpu.reset_peak()
+    if way == "decode":
+        made = codec.decode(torch.zeros(1, 48, 3, side // 16, side // 16, device="cuda"))
+    else:
+        made = codec.encode(torch.zeros(1, 3, frames, side, side, device="cuda"))
+    assert made.device.type == "cuda"
+    assert made.dtype == torch.float32
+    planned = sum(part.bytes for part in cost.codec_bytes(choice, frames, side, side, way))
+    assert gpu.peak == pytest.approx(planned, rel=0.1)
+
+
+SIZE = (
+    *("scale=tiny", "scale.height=64", "scale.width=96", "scale.anchor_height=32", "scale.anchor_width=64"),
+    *("anchor.sampling.num_steps=2", "sampling.num_steps=2", "hires=random", "trainer=gpu", "frames=5"),
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("scale.anchor_upsample=pixel", "codec.tile=32", "codec.overlap=16"), ("trainer.guidance_batch=true",)],
+    ids=["latent", "pixel", "batch"],
+)
+def test_a_video_is_made_from_weights_on_disk(gpu: Gpu, pipeline: Any, tmp_path: Path, words: tuple[str, ...]) -> None:
+    own = {word.partition("=")[0] for word in words}
+    given = [o for o in ("scale.anchor_upsample=latent",) if o.partition("=")[0] not in own]
+    made = parse([*SIZE, *given, *words, "prompt=a heron", f"weights={pipeline[0]}", f"out={tmp_path}"])
+    [path] = generate(made)
+    about = json.loads(path.with_suffix(".mp4.json").read_text())
+    assert about["device"] == "a GPU without data"
+    assert set(about["peak_memory_gb"]) == {"text", "anchor", "hires", "decode"}
+    assert gpu.now == 0
+
+
+def test_the_bench_runs_through(gpu: Gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench.json"
+    words = (
+        "scales=2k,4k",
+        "trainer=gpu",
+        "backbone.num_layers=1",
+        "injector.blocks=[0]",
+        "kernels=sdpa",
+        "stock_steps=1",
+    )
+    assert main([*words, f"out={out}"]) == 0
+    found = json.loads(out.read_text())
+    assert found["device"] == "a GPU without data"
+    assert [one["scale"] for one in found["measured"]] == ["2k", "4k"]
+    assert all(one["stock"]["peak_gb"] > one["peak_gb"] for one in found["measured"])
