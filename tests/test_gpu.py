@@ -7,16 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gpu_without_data import Gpu, gpu_without_data
+from torchmetrics.functional.image.lpips import _NoTrainLpips
 
+from benchmarks.metrics.dover import DoverScorer
+from benchmarks.metrics.dover.network import Dover
+from benchmarks.metrics.lpips import Lpips, LpipsScorer
+from benchmarks.metrics.mhd import Mhd, Scales
+from benchmarks.metrics.mhd_lpips import MhdLpips
+from benchmarks.metrics.stream import Look
 from pw import cost
 from pw.bench import main, measure_generation
 from pw.build import build
 from pw.generate import generate, parse
 from pw.nn.codec import WanCodec
 from pw.plan import stages
+from pw.video import VideoInfo
 
 
 @pytest.fixture
@@ -84,7 +93,7 @@ SIZE = (
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("scale.anchor_upsample=pixel", "codec.tile=32", "codec.overlap=16"), ("trainer.guidance_batch=true",)],
+    [(), ("scale.anchor_upsample=pixel", "codec.tile=64", "codec.overlap=16"), ("trainer.guidance_batch=true",)],
     ids=["latent", "pixel", "batch"],
 )
 def test_a_video_is_made_from_weights_on_disk(gpu: Gpu, pipeline: Any, tmp_path: Path, words: tuple[str, ...]) -> None:
@@ -113,3 +122,24 @@ def test_the_bench_runs_through(gpu: Gpu, tmp_path: Path, capsys: pytest.Capture
     assert found["device"] == "a GPU without data"
     assert [one["scale"] for one in found["measured"]] == ["2k", "4k"]
     assert all(one["stock"]["peak_gb"] > one["peak_gb"] for one in found["measured"])
+
+
+@pytest.fixture
+def networks() -> tuple[Any, Any]:
+    return _NoTrainLpips(net="alex", pnet_rand=True), Dover().eval()
+
+
+def test_metrics_are_measured_there(networks: tuple[Any, Any], gpu: Gpu) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (256, 320, 3), dtype=np.uint8)
+    info, look = VideoInfo(1, 256, 320, 24.0, "ffv1"), Look(0, image, real=image)
+    alex, network = (net.to("cuda") for net in networks)
+    lpips = Lpips(alex, "cuda")
+    dover = DoverScorer(("dover_technical", "dover_aesthetic"), network, 1, False)
+    scales = Scales((3, 4, 5), "mean")
+    for scorer in (Mhd(scales, "cuda"), LpipsScorer(lpips), MhdLpips(lpips, scales), dover):
+        before = sum(gpu.ran.values())
+        video = scorer.begin(info)
+        found = video.result([video.frame(look)])
+        assert found
+        assert all(isinstance(value, float) for value in found.values())
+        assert sum(gpu.ran.values()) > before, scorer
