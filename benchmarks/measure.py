@@ -25,6 +25,7 @@ from benchmarks.bootstrap import prompt_of
 from benchmarks.cache import Cache, Entry, content_hash, default_folder
 from benchmarks.clips import SUFFIXES, score_folder
 from benchmarks.metrics import GROUPS, METRICS, VBENCH_SEMANTIC, Metric, chosen, lookup
+from benchmarks.shortage import give_back, remedy, shortage
 from benchmarks.streaming import BUDGET, Scored, score_video
 from benchmarks.systems import jobs
 from benchmarks.weights import MissingWeights, digest
@@ -209,12 +210,26 @@ class _Folder:
         made = {}
         for family in sorted(families):
             names = [name for name, row in METRICS.items() if row.family == family]
+            why = ""
             try:
                 module = importlib.import_module(f"benchmarks.metrics.{family}")
                 made[family] = module.scorer(names, self.settings[family], _device(self.options.device))
             except MissingWeights as error:
                 self._without({name: str(error) for name in self.names if lookup(name).family == family})
+            except (MemoryError, RuntimeError) as error:
+                if not (why := shortage(error)):
+                    raise
+            if why:  # the error, which holds half a network, is gone
+                give_back()
+                self._without_memory([name for name in self.names if lookup(name).family == family], why)
         return made
+
+    def _without_memory(self, names: Sequence[str], why: str) -> None:
+        """Leave out metrics whose networks do not fit. Raises BrokenVideo with `strict`."""
+        text = f"the network of {', '.join(names)} does not fit: {why}; {remedy(why)}"
+        if self.options.strict:
+            raise BrokenVideo(f"strict=true: {text}")
+        self._without(dict.fromkeys(names, text))
 
     def _measure_one(self, path: Path, scorers: Mapping[str, Any]) -> None:
         from pw.video import VideoError
@@ -271,6 +286,7 @@ class _Folder:
                 from benchmarks.metrics.vbench import score_videos as by_worker
 
                 failed = by_worker(paths, names, self.settings[WORKER], _device(self.options.device), self._done)
+                failed = {n: f"{why}; {remedy(why)}" if "out of memory" in why else why for n, why in failed.items()}
                 if self.options.strict and failed:
                     raise BrokenVideo(f"strict=true: {next(iter(failed.values()))}")
                 self._without(failed)

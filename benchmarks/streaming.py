@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics.stream import Look, Scorer, Video
+from benchmarks.shortage import give_back, remedy, shortage
 
 if TYPE_CHECKING:
     from pw.video import Frames, VideoInfo
@@ -22,12 +23,16 @@ call that alone takes more (LPIPS at 4K: 1.1 GB) goes beside them, one at a time
 
 @dataclass
 class Scored:
-    """What came of a video: metric -> value, frames, its properties, and which families would not score it and why."""
+    """What came of a video: metric -> value, frames, its properties, and which families would not score it and why.
+
+    short: those of the refused whose memory ran out.
+    """
 
     values: dict[str, float]
     frames: int
     info: VideoInfo
     refused: dict[str, str] = field(default_factory=dict)
+    short: set[str] = field(default_factory=set)
 
 
 def score_video(
@@ -44,18 +49,15 @@ def score_video(
     real: the video it is held against by the families of `paired`.
     threads: frames and metrics worked on at once. Values do not depend on it, but for the last bits of networks.
     budget: bytes that calls in flight may take together; a metric that needs more is given one frame at a time.
+    A family whose memory runs out is refused as one that cannot measure the video, and its memory given back.
     Raises: VideoError for a video that is not whole or not readable.
     """
     from pw.video import decode, probe
 
     info = probe(path)
     scored = Scored({}, 0, info)
-    open_: dict[str, Video] = {}
-    for family, scorer in scorers.items():
-        try:
-            open_[family] = scorer.begin(info)
-        except ValueError as error:
-            scored.refused[family] = str(error)
+    begun = {family: _tried(family, scored, lambda s=scorer: s.begin(info)) for family, scorer in scorers.items()}
+    open_: dict[str, Video] = {family: video for family, video in begun.items() if family not in scored.refused}
     kept: dict[str, list[Future[Any]]] = {family: [] for family in open_}
     beside = _beside(real, scored, paired) if real is not None and paired else None
     memory = _Memory(budget, calls=4 * threads)
@@ -71,7 +73,7 @@ def score_video(
                         continue
                     need = video.memory + 2 * frame_bytes
                     memory.take(need)
-                    work = pool.submit(_frame, video, look, shares[family])
+                    work = pool.submit(_frame, family, video, look, scored, shares[family], threads)
                     work.add_done_callback(lambda _, need=need: memory.give(need))
                     kept[family].append(work)
                 previous, scored.frames = frame.image, scored.frames + 1
@@ -80,17 +82,37 @@ def score_video(
             raise
     _use_threads(threads)
     for family, video in open_.items():
-        try:
-            if family not in scored.refused:
-                scored.values.update(video.result([work.result() for work in kept[family]]))
-        except ValueError as error:  # the video is not what the metric can measure
-            scored.refused[family] = str(error)
+        if family not in scored.refused:
+            frames = [work.result() for work in kept.pop(family)]
+            scored.values.update(_tried(family, scored, lambda v=video, f=frames: v.result(f)) or {})
+    if scored.short:
+        give_back()
     return scored
 
 
-def _frame(video: Video, look: Look, threads: int) -> Any:
-    _use_threads(threads)
-    return video.frame(look)
+def _tried(family: str, scored: Scored, measure: Callable[[], Any], at_once: int = 1, need: int = 0) -> Any:
+    """What `measure` gives; None where it cannot, the reason then in `scored.refused`.
+
+    The error goes with this call: the frames of its traceback hold the very tensors that filled the memory.
+    """
+    try:
+        return measure()
+    except ValueError as error:  # the video is not what the metric can measure
+        scored.refused.setdefault(family, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not (why := shortage(error)):
+            raise
+        scored.short.add(family)
+        scored.refused.setdefault(family, f"{why}; {remedy(why, at_once=at_once, need=need)}")
+    return None
+
+
+def _frame(family: str, video: Video, look: Look, scored: Scored, share: int, threads: int) -> Any:
+    if family in scored.refused:  # since it was submitted
+        return None
+    _use_threads(share)
+    need = video.memory + 2 * look.image.nbytes
+    return _tried(family, scored, lambda: video.frame(look), at_once=threads // share, need=need)
 
 
 def _threads_of(video: Video, frame_bytes: int, threads: int, budget: int) -> int:

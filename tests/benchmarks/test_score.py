@@ -11,18 +11,23 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from odd_videos import BROKEN, WHOLE, encode, moving
 
 from benchmarks import measure, score
 from benchmarks.cache import Cache
 from benchmarks.measure import BrokenVideo, Options, score_videos, videos_of
 from benchmarks.metrics import GROUPS, METRICS
+from benchmarks.shortage import remedy, shortage
 from pw.video import read_video, write_video
 
 ROOT = Path(__file__).parents[2]
@@ -140,9 +145,10 @@ with open(f"{out}.journal", "w") as journal:
     print(json.dumps({"schema": 1, "versions": {}}), file=journal)
     for video in asked["videos"]:
         for name in asked["dimensions"]:
-            broken = "fox" in video
+            broken = "fox" in video or "whale" in video
             value = None if broken else len(Path(video).stem) / 100
-            say = {"video": video, "dimension": name, "value": value, "why": "no fox", "error": broken}
+            why = "OutOfMemoryError: CUDA out of memory" if "whale" in video else "no fox"
+            say = {"video": video, "dimension": name, "value": value, "why": why, "error": broken}
             print(json.dumps(say), file=journal)
             if not broken:
                 results[name]["per_video"][video] = value
@@ -152,7 +158,7 @@ out.write_text(json.dumps({"schema": 1, "results": results}))
 
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """VBench's worker is a stub whose values are the lengths of the names; it cannot measure a fox."""
+    """VBench's worker is a stub whose values are the lengths of the names; it cannot measure a fox or a whale."""
     from benchmarks.metrics import vbench
 
     (tmp_path / "worker.py").write_text(STUB)
@@ -202,6 +208,13 @@ def test_strict_stops_at_a_video_that_the_worker_cannot_measure(folder: Path, wo
         score_videos(folder, ["dynamic_degree"], Options(strict=True))
 
 
+def test_a_gpu_that_is_too_small_for_the_worker_is_said_with_what_would_do(folder: Path, worker: None):
+    (folder / "a heron-1.mp4").rename(folder / "a whale-0.mp4")
+    found = score_videos(folder, ["dynamic_degree"])
+    assert set(found.values("dynamic_degree")) == {"a heron-0.mp4", "a heron-2.mp4"}
+    assert "CUDA out of memory; device=cpu" in found.missing["dynamic_degree"]
+
+
 def test_a_video_that_is_written_anew_while_it_waits_is_not_kept_under_its_old_content(folder: Path):
     def write_anew(line: str) -> None:
         if line.startswith("1/"):
@@ -230,6 +243,115 @@ class Same:
 
     def result(self, frames: Any) -> dict[str, float]:
         return {"lpips": max(frames)}
+
+
+@dataclass
+class Large:
+    """A metric in NIQE's place, of 100 MB a frame, that finds no memory for 6 frames of 64x96 in one of its steps.
+
+    held: what the step that fails had in its hands, by weak reference.
+    """
+
+    fails_in: str
+    error: Callable[[], Exception]
+    held: list[weakref.ref] = field(default_factory=list)
+    memory: int = 10**8
+    small: bool = True
+
+    def _step(self, name: str) -> None:
+        if name == self.fails_in and not self.small:
+            tensor = np.zeros(1000)
+            self.held.append(weakref.ref(tensor))
+            raise self.error()
+
+    def begin(self, info: Any) -> Large:
+        made = replace(self, small=info.frames < 6)
+        made._step("begin")
+        return made
+
+    def wants(self, index: int) -> bool:
+        return True
+
+    def frame(self, look: Any) -> float:
+        self._step("frame")
+        return 1.0
+
+    def result(self, frames: Any) -> dict[str, float]:
+        self._step("result")
+        return {"niqe": sum(frames)}
+
+
+CUDA_FULL = functools.partial(
+    torch.OutOfMemoryError,
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 1.62 MiB is "
+    "free. Including non-PyTorch memory, this process has 79.00 GiB memory in use. Of the allocated memory 70 GiB is",
+)
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Puts a `Large` in NIQE's place; what it would load is there."""
+
+    def place(large: Large) -> Large:
+        monkeypatch.setattr(measure, "digest", lambda name: "0")
+        monkeypatch.setitem(sys.modules, "benchmarks.metrics.niqe", SimpleNamespace(scorer=lambda *_: large))
+        return large
+
+    return place
+
+
+@pytest.mark.parametrize("step", ["begin", "frame", "result"])
+def test_a_gpu_that_is_full_leaves_out_the_metric_of_the_video_and_nothing_else(step: str, folder: Path, full: Any):
+    encode(folder / "a small one-0.mp4", moving(5))
+    large = full(Large(step, CUDA_FULL))
+    found = score_videos(folder, ["niqe", "mhd_mse"], Options(threads=2))
+    assert len(found.values("mhd_mse")) == 4
+    assert found.values("niqe") == {"a small one-0.mp4": 5.0}
+    assert set(found.not_measured["niqe"]) == {f"a heron-{i}.mp4" for i in range(3)}
+    why = found.not_measured["niqe"]["a heron-0.mp4"]
+    assert "Tried to allocate 2.00 GiB" in why
+    assert "device=cpu" in why
+    assert "non-PyTorch" not in why
+    assert ("memory=101MB hands it one frame at a time" in why) == (step == "frame")
+    assert large.held
+    assert not any(array() is not None for array in large.held)  # no error in somebody's keeping holds it
+
+
+def test_strict_stops_where_memory_ran_out_and_says_what_would_do(folder: Path, full: Any, tmp_path: Path, capsys):
+    full(Large("frame", lambda: RuntimeError("CUDA error: out of memory")))
+    assert run(folder, "metrics=niqe", "strict=true", f"out={tmp_path / 's.csv'}") == 1
+    says = capsys.readouterr().err
+    assert "error: strict=true: a heron-0.mp4: niqe: CUDA error: out of memory; " in says
+    assert "device=cpu" in says
+
+
+def test_an_error_that_is_not_of_memory_is_not_taken_for_one(folder: Path, full: Any):
+    full(Large("frame", lambda: RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        score_videos(folder, ["niqe"])
+
+
+def test_a_network_that_does_not_fit_does_not_stop_the_others(folder: Path, full: Any, monkeypatch):
+    full(Large("", CUDA_FULL))
+
+    def scorer(*_: Any) -> None:
+        raise CUDA_FULL()
+
+    monkeypatch.setitem(sys.modules, "benchmarks.metrics.niqe", SimpleNamespace(scorer=scorer))
+    found = score_videos(folder, ["niqe", "mhd_mse"])
+    assert len(found.values("mhd_mse")) == 3
+    assert "the network of niqe does not fit: CUDA out of memory" in found.missing["niqe"]
+    with pytest.raises(BrokenVideo, match="device=cpu takes the machine's memory"):
+        score_videos(folder, ["niqe"], Options(strict=True))
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)])
+def test_memory_that_ran_out_is_known_by_its_error_whoever_was_asked(ask: Callable[[], Any]):
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        ask()
+    assert shortage(caught.value)
+    assert "a machine with more memory" in remedy(shortage(caught.value))
+    assert not shortage(ValueError("out of memory"))
 
 
 def test_strict_stops_at_the_first_broken_video_and_keeps_what_was_measured(folder: Path, tmp_path: Path):
