@@ -43,9 +43,19 @@ def summary(found: Scores, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return result
 
 
+class NothingMeasured(ValueError):
+    """No metric has a value: no table to write, least of all over an earlier one."""
+
+
 def write(found: Scores, names: Sequence[str], out: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """Write `out` (a row per video) and beside it <stem>.protocol.json: its path, and the `summary` that it holds."""
+    """Write `out` (a row per video) and beside it <stem>.protocol.json: its path, and the `summary` that it holds.
+
+    Raises: NothingMeasured, which leaves both files as they are.
+    """
     columns = [name for name in names if found.values(name)]
+    if not columns and not found.whole:
+        left = f"{out} stays as it was" if out.exists() else f"{out} is not written"
+        raise NothingMeasured(f"nothing was measured of {', '.join(names)}; {left}")
     rows = [
         {"video": video, **{key: _cell(row[key]) for key in ("frames", *columns) if key in row}}
         for video, row in sorted(found.rows.items())
@@ -199,6 +209,10 @@ def main(words: Sequence[str]) -> int:
     try:
         found = score_videos(folder, names, options, lambda line: print(line, file=sys.stderr, flush=True))
         protocol, means = write(found, names, out)
+    except NothingMeasured as error:
+        show(found, names, {})
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, BrokenVideo) else 2
@@ -210,7 +224,7 @@ def main(words: Sequence[str]) -> int:
         return 130
     show(found, names, means)
     print(f"{out}\n{protocol}")
-    return 0 if found.whole or any(found.values(name) for name in names) else 1
+    return 0
 
 
 if __name__ == "__main__":

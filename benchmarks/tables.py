@@ -523,7 +523,7 @@ def _parse(words: Sequence[str]) -> Options:
 
 def _score(table: paper.Table, folders: Mapping[str, Path]) -> None:
     """Measure what the table's columns ask for, folder by folder; what was measured before comes from the cache."""
-    from benchmarks.score import write
+    from benchmarks.score import NothingMeasured, write
 
     names = _asked([column.metric for column in table.columns])
     for arm, folder in folders.items():
@@ -534,9 +534,12 @@ def _score(table: paper.Table, folders: Mapping[str, Path]) -> None:
         except ValueError as error:  # nothing there yet, say; the other rows are shown all the same
             print(f"  {error}", file=sys.stderr)
             continue
-        write(found, all_names, folder / "scores.csv")
         for name, why in found.missing.items():
             print(f"  {name} –  {why}", file=sys.stderr)
+        try:
+            write(found, all_names, folder / "scores.csv")
+        except NothingMeasured as error:
+            print(f"  {error}", file=sys.stderr)
 
 
 def _of_other_tables(folder: Path) -> list[str]:

@@ -380,8 +380,19 @@ def test_a_metric_without_its_weights_does_not_stop_the_others(folder: Path, tmp
     assert "make weights what=metrics" in capsys.readouterr().out
 
 
-def test_when_nothing_could_be_measured_the_status_says_so(folder: Path, tmp_path: Path):
-    assert run(folder, "--metrics", "niqe", "--out", tmp_path / "s.csv") == 1
+def test_when_nothing_could_be_measured_the_status_says_so_and_an_earlier_table_stays(folder: Path, tmp_path, capsys):
+    out = tmp_path / "s.csv"
+    assert run(folder, "--metrics", "niqe", "--out", out) == 1
+    assert not out.exists()
+    assert f"error: nothing was measured of niqe; {out} is not written" in capsys.readouterr().err
+    assert run(folder, "--metrics", "mhd_mse", "--out", out) == 0
+    before = [path.read_bytes() for path in (out, tmp_path / "s.protocol.json")]
+    capsys.readouterr()
+    assert run(folder, "--metrics", "niqe", "--out", out) == 1
+    says = capsys.readouterr()
+    assert f"error: nothing was measured of niqe; {out} stays as it was" in says.err
+    assert "make weights what=metrics" in says.out
+    assert [path.read_bytes() for path in (out, tmp_path / "s.protocol.json")] == before
 
 
 def test_a_video_that_a_metric_cannot_measure_has_an_empty_cell_not_a_number(folder: Path, tmp_path: Path):
