@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.cores import default_threads, usable_cores
 from benchmarks.files import check_writable, write_atomically
 from benchmarks.metrics import lookup
 from benchmarks.metrics.stream import Look, Scorer
@@ -306,6 +307,7 @@ def main(words: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     found: list[Measured] = []
+    threads = {"stream": default_threads(), "mhd": 1, "niqe": 1}
     if "stream" in parts:  # first: while this process is small, and on all cores
         print(f"a 4K clip of {frames} frames …", file=sys.stderr, flush=True)
         found += bench_stream(frames)
@@ -321,7 +323,7 @@ def main(words: Sequence[str]) -> int:
     name = device()
     slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
     out = Path(own["out"] or ROOT / "outputs" / "bench" / f"metrics_{slug}.json")
-    about = {"device": name, "cores": os.cpu_count(), "torch": torch.__version__, "threads": {"mhd": 1, "niqe": 1}}
+    about = {"device": name, "cores": usable_cores(), "torch": torch.__version__, "threads": threads}
     measured = [{**asdict(row), "met": row.met} for row in found]
     write_atomically(out, json.dumps({**about, "repeats": repeats, "measured": measured}, indent=1) + "\n")
     print(out)

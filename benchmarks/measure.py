@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.bootstrap import prompt_of
 from benchmarks.cache import Cache, Entry, content_hash, default_folder
 from benchmarks.clips import SUFFIXES, score_folder
+from benchmarks.cores import default_threads
 from benchmarks.metrics import GROUPS, METRICS, VBENCH_SEMANTIC, Metric, chosen, lookup
 from benchmarks.shortage import give_back, remedy, shortage
 from benchmarks.streaming import BUDGET, Scored, score_video
@@ -42,7 +43,8 @@ class Options:
     real, structure, solution: folders with videos of the same names, for the metrics that need them.
     strict: stop at the first video that is broken, or that a metric cannot measure.
     device: "auto", "cpu" or "cuda:0", for networks. processes: as many share the videos, each with a GPU of its own;
-        0 means one per GPU. threads: per process, 0 means all cores. memory: bytes of frames in flight.
+        0 means one per GPU. threads: of all processes together, 0 means `default_threads`. memory: bytes of frames in
+        flight.
     """
 
     real: Path | None = None
@@ -139,7 +141,7 @@ class _Folder:
         self.videos, self.options, self.found, self.settings, self.cache = videos, options, found, settings, cache
         self.names: list[str] = []
         self.real = videos_of(options.real) if options.real else {}
-        self.threads = options.threads or os.cpu_count() or 1
+        self.threads = options.threads or default_threads()
         self._hashes: dict[Path, tuple[str, Any]] = {}
 
     def check(self, names: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.cores import usable_cores
 from benchmarks.metrics import lookup
 from experiments._ledger import Claim, Ledger
 from experiments._plan import Plan
@@ -306,14 +307,7 @@ def default_workers() -> int:
     """One per core this process may use, with a GiB of free memory for each."""
     import psutil
 
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        allowed, period = quota.read_text().split()[:2]
-        if allowed != "max":
-            cores = min(cores, max(1, int(allowed) // int(period)))
-    return max(1, min(cores, psutil.virtual_memory().available // 2**30))
+    return max(1, min(usable_cores(), psutil.virtual_memory().available // 2**30))
 
 
 class Pool:
