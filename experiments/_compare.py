@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,10 +30,11 @@ from benchmarks.compare import compare
 from benchmarks.contract import check_contracts
 from benchmarks.files import check_writable, write_atomically
 from benchmarks.measure import Options, Scores, score_videos, videos_of
-from benchmarks.metrics import GROUPS, chosen, lookup
+from benchmarks.metrics import GROUPS, METRICS, chosen, lookup
 from benchmarks.paired import compare_videos
 from benchmarks.side_by_side import contact_sheet, video_sizes
 from benchmarks.systems.run import SETTINGS
+from experiments._written import read_sampling, read_written
 from pw.build import Run, assemble, build
 from pw.config import ConfigError, leaves
 from pw.sample import reference_folder, sample_folder
@@ -177,8 +179,9 @@ def _of_run(prefix: str, outputs: Path) -> Side:
 
 def _of_training(signature: str, outputs: Path) -> Side:
     """The clips of a training: as its own configuration samples it, else the only ones there are."""
-    done = {path.parent: json.loads(path.read_text()) for path in sorted((outputs / "videos").glob("*/done.json"))}
-    clips = {folder: row for folder, row in done.items() if row.get("training") == signature}
+    found = sorted(path.parent for path in (outputs / "videos").glob("*/done.json"))
+    done = {folder: read_sampling(folder, {}) for folder in found}  # one that is cut off may be this training's
+    clips = {folder: read_sampling(folder) for folder, row in done.items() if row.get("training") == signature}
     if not clips:
         overrides = " ".join(written_overrides(outputs / "train" / signature))
         raise ConfigError(f'{signature} is trained, but not sampled: make sample args="{overrides}"')
@@ -205,8 +208,8 @@ def folder_of_run(path: Path, outputs: Path) -> Folder:
     with that very configuration; other numbers of steps and shifts are found by trying which of them has the
     signature.
     """
-    done = json.loads((path / "done.json").read_text())
-    seed, training = int(done["seed"]), outputs / "train" / str(done["training"])
+    done = read_sampling(path)
+    seed, training = done["seed"], outputs / "train" / done["training"]
     if (path / "config.yaml").exists():
         return Folder(path, seed, build(written_overrides(path)))
     if not (training / "config.yaml").exists():
@@ -272,7 +275,7 @@ def _asked(folder: Path) -> dict[str, Any]:
     note = next(iter(sorted((folder / "jobs").glob("*.json"))), None)
     if note is None:
         return {}
-    about = json.loads(note.read_text(encoding="utf-8"))
+    about = read_written(note, {"system": str}, "remove it, and `make system` makes its video again")
     return {key: about.get(key) for key in ("system", *SETTINGS, "asked_weights", "further", "encoding")}
 
 
@@ -291,23 +294,38 @@ def _scores_of(folder: Folder, names: Sequence[str], options: Options) -> Scores
 def _read_scores(path: Path, names: Sequence[str]) -> Scores:
     """A scores.csv that `benchmarks.score` wrote, with the protocol file beside it. Raises ConfigError."""
     found = Scores()
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns = [name for name in reader.fieldnames or () if name not in ("video", "frames")]
-        if "video" not in (reader.fieldnames or ()):
-            raise ConfigError(f"{path}: no column `video`; `make score` writes such a file")
-        wanted = [name for name in columns if not names or name in names]
-        for row in reader:
-            found.rows[row["video"]] = {name: float(row[name]) for name in wanted if row.get(name)}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.DictReader(file)
+            columns, rows = list(lines.fieldnames or ()), list(lines)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); `make score` writes such a file") from error
+    if "video" not in columns:
+        raise ConfigError(f"{path}: no column `video`; `make score` writes such a file")
+    wanted = [name for name in columns if name not in ("video", "frames") and (not names or name in names)]
+    if unknown := [name for name in wanted if name not in METRICS]:
+        raise ConfigError(f"{path}: column {unknown[0]} is no metric; metrics=… takes some of its columns")
+    for row in rows:
+        found.rows[row["video"]] = {name: _score(path, row, name) for name in wanted if row.get(name)}
     protocol = path.with_name(f"{path.stem}.protocol.json")
     if protocol.exists():
-        about = json.loads(protocol.read_text())
+        about = read_written(protocol, {"metrics": dict}, f"score again into out={path}")
         keys = ("protocol", "settings", "weights")
         for name, row in about["metrics"].items():
             if name in wanted:
                 found.depends[name] = {key: row[key] for key in keys if key in row}
         found.left_out = about.get("left_out", {})
     return found
+
+
+def _score(path: Path, row: Mapping[str, str], name: str) -> float:
+    try:
+        value = float(row[name])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(f"{path}: {name} of {row['video']} is {row[name]!r}, wants a number, or nothing at all")
+    return value
 
 
 def metrics_of(request: Request, a: Side, b: Side) -> list[str]:

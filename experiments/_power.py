@@ -38,6 +38,7 @@ from benchmarks.files import write_atomically
 from benchmarks.metrics import METRICS, Metric, chosen, lookup, protocols
 from experiments._plan import Arm, Plan, make_plan, parse
 from experiments._runner import ASSUMED_FLOPS, SECONDS, Job, train_jobs
+from experiments._written import NUMBER, SAMPLING, TRAINING, read_sampling, read_scores, read_training
 from pw.config import ConfigError
 from pw.sample import sample_folder
 from pw.train import OUTPUTS, training_folder
@@ -300,7 +301,7 @@ class _Scores:
     def __init__(self, outputs: Path) -> None:
         self.by_signature: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
         for path in sorted((outputs / "scores").glob("*/scores.json")):
-            result = json.loads(path.read_text())
+            result = read_scores(path)
             contract = result["contract"]
             if contract.get("arm") not in ("floor", "ceiling"):  # of real clips, of many steps: not of the arm
                 self.by_signature.setdefault(str(contract.get("signature")), []).append((path.parent, result))
@@ -333,15 +334,21 @@ class _Scores:
         return [
             (folder, result)
             for folder, result in self._all(signature)
-            if metric.name in result["metrics"] and result["contract"]["metrics"].get(metric.name) == wanted
+            if metric.name in result["metrics"] and result["contract"].get("metrics", {}).get(metric.name) == wanted
         ]
 
 
 def _values(folder: Path, result: Mapping[str, Any], metric: Metric) -> dict[str, float]:
     if metric.level == "set":
         return {"": result["metrics"][metric.name]}
-    with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
-        return {row["video"]: float(row[metric.name]) for row in csv.DictReader(file) if row.get(metric.name)}
+    path = folder / "scores.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row["video"]: float(row[metric.name]) for row in csv.DictReader(file) if row.get(metric.name)}
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{path}: is damaged ({error!r}); remove {folder}, and `make ablation` scores again"
+        ) from error
 
 
 # DOVER's own script puts the technical branch through the aesthetic branch's statistics of LIVE-VQC, and the other way
@@ -648,10 +655,12 @@ def cost_of(plan: Plan) -> Cost:
     """Seconds of all arms: as measured where they ran, else as `make ablation` estimates before it runs."""
     outputs = plan.options.outputs
     per_seed = per_video = 0.0
-    by_measure = 0
+    by_measure, spent = 0, {"cpu_seconds": NUMBER}
     for arm in plan.arms:
-        trainings = _dones(training_folder(run, outputs) for run in arm.runs.values())
-        samplings = _dones(sample_folder(run, outputs, seed) for seed, run in arm.runs.items())
+        trained = [training_folder(run, outputs) for run in arm.runs.values()]
+        trainings = [read_training(folder, TRAINING | spent) for folder in trained if (folder / "done.json").exists()]
+        sampled = [sample_folder(run, outputs, seed) for seed, run in arm.runs.items()]
+        samplings = [read_sampling(folder, SAMPLING | spent) for folder in sampled if (folder / "done.json").exists()]
         by_measure += bool(trainings and samplings)
         per_seed += fmean(d["cpu_seconds"] for d in trainings) if trainings else train_jobs(arm.first, "")[-1].seconds()
         if samplings:
@@ -663,11 +672,6 @@ def cost_of(plan: Plan) -> Cost:
     is_real = plan.arms[0].first.text is not None
     at = f"at {ASSUMED_FLOPS / 1e12:.0f} TFLOP/s where estimated" if is_real else "on one CPU core"
     return Cost(per_seed, per_video, f"{measure}; all {n} arms, training and sampling without scoring, {at}", is_real)
-
-
-def _dones(folders: Iterator[Path]) -> list[dict[str, Any]]:
-    paths = (folder / "done.json" for folder in folders)
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
 # ---- what is printed

@@ -100,7 +100,8 @@ def score_is_current(score: dict[str, Any]) -> bool:
     from benchmarks.metrics import protocols
 
     found = read_json(Path(score["out"]) / "scores.json")
-    return found is not None and found["contract"].get("metrics") == protocols(score["metrics"])
+    contract = (found or {}).get("contract")
+    return isinstance(contract, dict) and contract.get("metrics") == protocols(score["metrics"])
 
 
 @dataclass

@@ -47,13 +47,13 @@ class Task:
         name = "scores.json" if self.kind == "score" else "done.json"
         try:
             found = json.loads((outputs / self.folder / name).read_text())
-        except (OSError, ValueError):
+            if self.kind == "train":
+                return found["signature"] == Path(self.folder).name
+            if self.kind == "sample":
+                return found["clips"] >= self.total
+            return found["contract"]["metrics"] == protocols(self.metrics)
+        except (OSError, ValueError, KeyError, TypeError):  # not there, cut off, or of another program
             return False
-        if self.kind == "train":
-            return found.get("signature") == Path(self.folder).name
-        if self.kind == "sample":
-            return found["clips"] >= self.total
-        return found["contract"].get("metrics") == protocols(self.metrics)
 
 
 @dataclass(frozen=True)

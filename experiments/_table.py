@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,12 @@ from benchmarks.contract import table_contract
 from benchmarks.figures import contact_sheet
 from experiments._plan import Arm, Plan
 from experiments._runner import Row, probe_row
+from experiments._written import read_reference, read_sampling, read_scores, read_training
 from pw.build import Run
 from pw.config import digest
 from pw.provenance import provenance
 from pw.sample import SHOWN, reference_folder, sample_folder
-from pw.train import training_folder
+from pw.train import read_json, training_folder
 
 FLOOR, CEILING = "floor", "ceiling"
 SHEET_CLIPS = 6
@@ -86,7 +86,7 @@ def _read_scores(rows: Sequence[Row], failed: Mapping[str, str]) -> tuple[dict[s
         path = Path(row.job.score["out"]) / "scores.json"
         if row.job.key in failed or not path.exists():
             continue
-        found = json.loads(path.read_text())
+        found = read_scores(path)
         scores.setdefault(row.name, {})[row.seed] = found["metrics"]
         # who asked for a shared score does not matter, what was measured does
         contracts.setdefault(row.name, {})[row.seed] = found["contract"]
@@ -126,8 +126,9 @@ def _arm_entry(
 
 
 def _done(folder: Path) -> dict[str, Any]:
-    path = folder / "done.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """The mark of a training, sampling or reference; empty where it is not there. Raises ConfigError."""
+    read = {"train": read_training, "videos": read_sampling, "reference": read_reference}[folder.parent.name]
+    return read(folder) if (folder / "done.json").exists() else {}
 
 
 def _cost(plan: Plan, arm: Arm) -> dict[str, Any]:
@@ -135,7 +136,11 @@ def _cost(plan: Plan, arm: Arm) -> dict[str, Any]:
     outputs = plan.options.outputs
     trainings = [d for run in arm.runs.values() if (d := _done(training_folder(run, outputs)))]
     samplings = [d for seed, run in arm.runs.items() if (d := _done(sample_folder(run, outputs, seed)))]
-    mean = lambda dones, key: fmean(d[key] for d in dones) if dones else None  # noqa: E731
+
+    def mean(dones: Sequence[Mapping[str, Any]], key: str) -> float | None:
+        values = [done[key] for done in dones if done.get(key) is not None]
+        return fmean(values) if values else None
+
     return {
         "updates": mean(trainings, "updates"),
         "train_flops": mean(trainings, "train_flops"),
@@ -234,7 +239,7 @@ def _keep_earlier(folder: Path, settings: list[str]) -> None:
     """A table of other settings (other data, seeds, arms) moves to `earlier/`, it is not written over."""
     if not (folder / "table.json").exists():
         return
-    before = json.loads((folder / "table.json").read_text()).get("settings")
+    before = (read_json(folder / "table.json") or {}).get("settings")
     if before == settings:
         return
     earlier = folder / "earlier" / digest(before)
@@ -280,7 +285,7 @@ def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row]) -> st
             scored = where[arm.name, seed] / "scores.json"
             training, clips = training_folder(run, outputs), sample_folder(run, outputs, seed)
             cost = {k: v for k, v in _done(training).items() if k in ("cpu_seconds", "train_flops", "peak_memory_mb")}
-            scores = json.loads(scored.read_text())["metrics"] if scored.exists() else {}
+            scores = read_scores(scored)["metrics"] if scored.exists() else {}
             artifacts = [
                 training / "config.yaml",
                 scored,

@@ -56,7 +56,8 @@ def anchor_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None,
 def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None = None) -> bool:
     """Whether the first `limit` clips are there."""
     done = read_json(sample_folder(run, outputs, seed) / "done.json")
-    return done is not None and done["clips"] >= limit
+    clips = (done or {}).get("clips")
+    return isinstance(clips, int) and clips >= limit
 
 
 def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:

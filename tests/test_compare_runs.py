@@ -205,6 +205,65 @@ class TestAName:
             side(run.training_signature, tmp_path)
 
 
+class TestAFileThatIsNotWhatItShouldBe:
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ('{"training": "', "is cut off"),
+            ("", "is cut off"),
+            ("[1]", "is cut off, as a crash of the machine leaves it, or no JSON"),
+            ('{"done": true}', "holds no signature, no training, no clips, no seed, which this suite does not write"),
+            ('{"signature": "a", "training": "b", "clips": 8, "seed": "first"}', "holds seed='first'"),
+        ],
+    )
+    @pytest.mark.parametrize("named", ["its clips", "its training"])
+    def test_is_named_with_what_would_do(
+        self, text: str, says: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = make_run(tmp_path, build([*BASE]), 2)
+        clips = sample_folder(run, tmp_path)
+        (clips / "done.json").write_text(text)
+        if named == "its training" and says.startswith("holds no"):  # of no training that is known: not its clips
+            says = "is trained, but not sampled"
+        elif named == "its training" and says.startswith("holds"):
+            (clips / "done.json").write_text(text.replace('"b"', f'"{run.training_signature}"'))
+        name = clips.name if named == "its clips" else run.training_signature
+        told = refused(tmp_path, capsys, f"a={name}", f"b={name}")
+        assert says in told
+        if "not sampled" not in says:
+            assert f"{clips / 'done.json'}: " in told
+            assert "remove it, and `make sample`" in told
+
+    @pytest.mark.parametrize(
+        ("csv", "protocol", "says"),
+        [
+            ("video,frames,mhd_mse\n0000.mkv,3,many\n", "", "mhd_mse of 0000.mkv is 'many', wants a number"),
+            ("video,frames,mhd_mse\n0000.mkv,3,nan\n", "", "mhd_mse of 0000.mkv is 'nan', wants a number"),
+            ("video,frames,taste\n0000.mkv,3,1\n", "", "column taste is no metric"),
+            ("name,mhd_mse\nx,1\n", "", "no column `video`"),
+            ("video,frames,mhd_mse\n0000.mkv,3,1\n", "{", "mine.protocol.json: is cut off"),
+            ("video,frames,mhd_mse\n0000.mkv,3,1\n", "{}", "mine.protocol.json: holds no metrics"),
+        ],
+    )
+    def test_of_scores_too(
+        self, csv: str, protocol: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder_of(tmp_path / "one", 2)
+        (tmp_path / "mine.csv").write_text(csv)
+        if protocol:
+            (tmp_path / "mine.protocol.json").write_text(protocol)
+        words = (f"a={tmp_path / 'one'}", f"b={tmp_path / 'one'}", f"a_scores={tmp_path / 'mine.csv'}")
+        told = refused(tmp_path, capsys, *words)
+        assert f"error: {tmp_path / 'mine'}" in told
+        assert says in told
+
+    def test_of_a_systems_note_too(self, tmp_path: Path) -> None:
+        (tmp_path / "jobs").mkdir()
+        (tmp_path / "jobs" / "a-0.json").write_text("{")
+        with pytest.raises(ConfigError, match=r"a-0\.json: is cut off.*`make system` makes its video again"):
+            config_difference(Folder(tmp_path), Folder(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -33,6 +33,8 @@ from experiments._power import (
     target_of,
 )
 from pw.config import ConfigError
+from pw.sample import sample_folder
+from pw.train import training_folder
 
 SPREAD = Spread(0.4, 1.0, "measured", "made up", 128, 6)
 LEVEL = Level()
@@ -194,6 +196,47 @@ def test_scores_of_another_protocol_or_other_clips_are_not_used(tmp_path: Path):
     found = answer(request_of(["ablation=ansc", "arms=exponential,full", "metrics=mhd,psd", f"outputs={tmp_path}"]))
     assert found.known == ()
     assert "another protocol" in found.notes[0]
+
+
+@pytest.mark.parametrize("text", ["", '{"metrics": {"mhd', "null", '{"metrics": {}}'])
+def test_scores_that_are_cut_off_or_somebody_elses_are_named(text: str, tmp_path: Path, capsys):
+    write_scores(tmp_path, 1.0)
+    path = tmp_path / "scores" / "00000003" / "scores.json"
+    path.write_text(text)
+    assert main(["ablation=ansc", "arms=exponential,full", "metrics=mhd", f"outputs={tmp_path}"]) == 2
+    told = capsys.readouterr().err
+    assert f"error: {path}: " in told
+    assert "remove it, and `make ablation` scores again" in told
+
+
+def test_scores_per_video_that_are_gone_are_named(tmp_path: Path, capsys):
+    write_scores(tmp_path, 1.0)
+    path = tmp_path / "scores" / "00000003" / "scores.csv"
+    path.unlink()
+    assert main(["ablation=ansc", "arms=exponential,full", "metrics=mhd", f"outputs={tmp_path}"]) == 2
+    assert f"error: {path}: is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("what", "text", "says"),
+    [
+        ("train", '{"signature": "', "is cut off"),
+        ("train", '{"signature": "0"}', "holds no cpu_seconds"),
+        ("videos", "", "is cut off"),
+        ("videos", '{"clips": 8}', "holds no signature, no training, no seed, no cpu_seconds"),
+    ],
+)
+def test_a_mark_that_is_cut_off_or_somebody_elses_is_named(what: str, text: str, says: str, tmp_path: Path, capsys):
+    write_scores(tmp_path, 1.0)
+    words = ["ablation=ansc", "arms=exponential,full", "metrics=mhd", f"outputs={tmp_path}"]
+    run = make_plan(parse(["name=ansc", "arms=exponential,full"])).arms[0].runs[1]
+    folder = training_folder(run, tmp_path) if what == "train" else sample_folder(run, tmp_path, 1)
+    folder.mkdir(parents=True)
+    (folder / "done.json").write_text(text)
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert f"error: {folder / 'done.json'}: {says}" in told
+    assert "remove it" in told
 
 
 def test_the_papers_own_differences_stand_beside_what_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

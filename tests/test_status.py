@@ -186,6 +186,14 @@ class TestTheStatus:
         write_json(folder / "done.json", {"signature": "ffffffff"})
         assert look(found, tmp_path)[0].done == 0
 
+    @pytest.mark.parametrize("text", ['{"clips"', "{}", "[]", "null", '{"clips": "all", "contract": 3}'])
+    def test_takes_no_file_of_another_program_for_a_mark(self, found: Outline, tmp_path: Path, text: str) -> None:
+        for task in found.tasks.values():
+            folder = tmp_path / task.folder
+            folder.mkdir(parents=True)
+            (folder / ("scores.json" if task.kind == "score" else "done.json")).write_text(text)
+        assert [cell.done for cell in look(found, tmp_path)] == [0, 0]
+
     def test_says_whose_turn_it_is_before_an_arms_own(self, found: Outline, tmp_path: Path) -> None:
         key = task_of(found, "train start hires")
         ledger = Ledger(tmp_path)
