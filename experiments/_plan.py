@@ -44,7 +44,7 @@ class Options:
         """The words that say which runs these are: `parse` of them gives the same plan."""
         arms = [f"arms={','.join(self.arms)}"] if self.arms else []
         start = ["vary_start=true"] if self.vary_start else []
-        return [f"name={self.name}", f"seeds={list(self.seeds)}".replace(" ", ""), *arms, *start, *self.overrides]
+        return [f"name={self.name}", seeds_word(self.seeds), *arms, *start, *self.overrides]
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -80,6 +80,12 @@ def _option(key: str, value: str) -> Any:
     if key == "outputs":
         return outputs_folder(value)
     return value
+
+
+def seeds_word(seeds: Sequence[int]) -> str:
+    """Seeds as one would type them: seeds=3 of 0, 1 and 2, else the list."""
+    counted = list(seeds) == list(range(len(seeds)))
+    return f"seeds={len(seeds)}" if counted else f"seeds=[{','.join(map(str, seeds))}]"
 
 
 def _seeds(value: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from benchmarks import paper, report
 from benchmarks.compare import Comparison, compare, estimate, order_as_in_paper
 from benchmarks.contract import table_contract
 from benchmarks.figures import contact_sheet
-from experiments._plan import Arm, Plan
+from experiments._plan import Arm, Plan, seeds_word
 from experiments._runner import Row, probe_row
 from experiments._written import read_reference, read_sampling, read_scores, read_training
 from pw.build import Run
@@ -69,9 +69,8 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
 def _settings(plan: Plan) -> list[str]:
     """What was asked for beyond the ablation's own file, as on the command line."""
     options = plan.options
-    seeds = "seeds=[" + ",".join(map(str, options.seeds)) + "]"
     arms = [f"arms={','.join(options.arms)}"] if options.arms else []
-    return [seeds, *arms, *(["vary_start=true"] if options.vary_start else []), *options.overrides]
+    return [seeds_word(options.seeds), *arms, *(["vary_start=true"] if options.vary_start else []), *options.overrides]
 
 
 def _causes(failed: Mapping[str, str]) -> list[str]:
