@@ -31,6 +31,8 @@ from pw.config import ConfigError
 from pw.sample import check_sampling
 from pw.train import OUTPUTS, check_data, check_device, check_disk, check_host_memory, check_weights, training_folder
 
+LINE = 110  # characters of a paragraph, at most: longer lines are hard to read
+
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0 done, 1 some arm failed, 2 a mistake in the call, 130 interrupted."""
@@ -52,18 +54,26 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def list_ablations() -> int:
-    """Print every ablation with its title and verdict."""
+    """Print every ablation: what it asks, its arms, what it claims and what came out."""
     from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("name", "what it asks", "arms", "verdict", show_lines=True)
+    console = Console(highlight=False)
     for name in names():
         ablation, stated = load(name)
         arms = ", ".join(ablation.arms)
         if ablation.across:
             arms += f"; each at {ablation.across[0].rpartition('.')[2]} {', '.join(map(str, ablation.across[1]))}"
-        table.add_row(name, stated.title, arms, stated.verdict)
-    Console().print(table)
+        console.print(Text.assemble((name, "bold"), "  ", stated.title))
+        # paragraphs below each other, not columns: a verdict of sixty words would be as wide as one of them
+        paragraphs = Table.grid(padding=(0, 2, 0, 0))
+        said = {"arms": arms, "claim": stated.claim, "refuted": stated.refuted, "verdict": stated.verdict}
+        for label, text in said.items():
+            if text:
+                paragraphs.add_row(Text(label, style="dim"), Text(text, overflow="fold"))
+        console.print(Padding(paragraphs, (0, 0, 1, 2)), width=min(console.width, LINE))
     return 0
 
 

@@ -15,6 +15,7 @@ from experiments import Ablation, Statement, load, names, statement
 from experiments.__main__ import main
 from experiments._plan import Options, Plan, make_plan, parse, plan_of
 from experiments._runner import Job, all_jobs
+from experiments._table import _settings
 from pw.config import ConfigError, at, leaves
 from pw.train import command_line
 
@@ -377,11 +378,38 @@ class TestADryRun:
         assert not (tmp_path / "videos").exists()
 
 
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [("seeds=1", "seeds=1"), ("seeds=3", "seeds=3"), ("seeds=[0,1]", "seeds=2"), ("seeds=2,7", "seeds=[2,7]")],
+)
+def test_seeds_are_said_as_one_types_them(typed: str, shown: str) -> None:
+    options = parse(["name=ansc", typed])
+    assert options.words() == ["name=ansc", shown]
+    assert parse(options.words()) == options
+    assert _settings(make_plan(options))[0] == shown
+
+
 class TestTheList:
     def test_shows_every_ablation_with_its_verdict(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["list"]) == 0
         told = capsys.readouterr().out
         assert all(name in told for name in names())
+
+    @pytest.mark.parametrize("columns", [60, 80, 120, 200])
+    def test_is_readable_at_any_width(
+        self, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main(["list"]) == 0
+        told = capsys.readouterr().out
+        lines = told.splitlines()
+        assert max(map(len, lines)) <= columns
+        assert len(lines) < 14 * len(names()) * 80 / min(columns, 80)
+        whole = " ".join(told.split())
+        for name in names():
+            stated = load(name)[1]
+            for text in (stated.title, stated.claim, stated.refuted, stated.verdict):
+                assert " ".join(text.split()) in whole  # to the letter, each in lines of its own
 
     def test_of_a_docstring_is_its_title_and_three_paragraphs(self) -> None:
         stated = statement("What?\n\nClaim     It is\n          so.\nRefuted   if not.\nVerdict   It was.\n")
