@@ -79,9 +79,11 @@ def _register(words: Sequence[str]) -> int:
     card = find(given.get("name", ""))
     system = read_card(card)
     seeds = given.get("seeds", "1")
-    if not seeds.isdigit() or not int(seeds):
+    if not seeds.isdecimal() or not int(seeds):
         raise ValueError(f"seeds={seeds}: a whole number from 1")
     jobs = make_jobs(read_prompts(Path(given["prompts"]).expanduser()), int(seeds)) if "prompts" in given else None
+    if not given["videos"]:
+        raise ValueError("videos=: wants the folder of the videos; name=SYSTEM alone makes them")
     out = Path(given.get("out") or ROOT / "outputs" / "systems" / system.name).expanduser().absolute()
     found = register(card, system, Path(given["videos"]).expanduser(), out, jobs)
     print(f"{len(found.present)} videos of {system.title} are registered in {out}")

@@ -127,18 +127,33 @@ def _from_stem(name: str, path: Path) -> Job:
 def videos(folder: Path) -> list[Path]:
     """The videos of a system's folder, of one that was registered (those that were right), or of any folder, by name.
 
-    Raises: ValueError when it is no folder.
+    Raises: ValueError when it is no folder, or the folder that was registered is not there any more.
     """
     registered: set[str] | None = None
-    if (folder / "registered.json").is_file():
-        about = json.loads((folder / "registered.json").read_text(encoding="utf-8"))
+    note = folder / "registered.json"
+    if note.is_file():
+        about = _read(note, {"directory": str, "present": list}, "register the videos again: make system videos=DIR")
         folder, registered = Path(about["directory"]), set(about["present"])
+        if not folder.is_dir():
+            raise ValueError(f"{note}: {folder} is not there any more; register the videos where they are now")
     elif (folder / "videos").is_dir():
         folder = folder / "videos"
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     there = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     return [path for path in there if registered is None or path.stem in registered]
+
+
+def _read(path: Path, wants: Mapping[str, Any], remedy: str) -> dict[str, Any]:
+    """A JSON object with what it must hold, key -> type. Raises ValueError naming the file and what would do."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: is damaged ({error}); {remedy}") from error
+    odd = [key for key, kind in wants.items() if not (isinstance(about, dict) and isinstance(about.get(key), kind))]
+    if odd:
+        raise ValueError(f"{path}: is damaged, it does not say {', '.join(odd)}; {remedy}")
+    return about
 
 
 def check(path: Path, setting: Setting) -> VideoInfo:
@@ -191,7 +206,10 @@ def write_asked(folder: Path, jobs: Sequence[Job]) -> None:
     """Add jobs to jobs.jsonl; those of earlier calls stay."""
     path = folder / "jobs.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = {row["stem"]: row for row in map(json.loads, lines)}
+    try:
+        rows = {row["stem"]: row for row in map(json.loads, lines)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is damaged ({error!r}); remove it, it is written anew") from error
     for job in jobs:
         rows[job.stem] = {"stem": job.stem, "prompt": job.prompt, "text": job.text, "seed": job.seed} | (
             {} if job.input is None else {"input": str(job.input)}
@@ -223,8 +241,12 @@ class Costs:
 
 
 def costs(folder: Path) -> Costs:
-    """The costs that a folder's notes tell; of an empty or registered folder all None."""
-    notes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "jobs").glob("*.json"))]
+    """The costs that a folder's notes tell; of an empty or registered folder all None.
+
+    Raises: ValueError for a note that is damaged.
+    """
+    size, again = dict.fromkeys(("width", "height", "frames"), int), "remove it, and make system makes its video again"
+    notes = [_read(path, size, again) for path in sorted((folder / "jobs").glob("*.json"))]
 
     def all_of(key: str) -> list[Any]:
         values = [about.get(key) for about in notes]
