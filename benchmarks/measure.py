@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,7 @@ class _Folder:
         }
         real = self.real.get(path.name)
         if paired and real is None:
-            self._refuse(path.name, paired, f"no video of this name in real={self.options.real}")
+            self._refuse(path.name, _names_of(paired), f"no video of this name in real={self.options.real}")
             scorers = {family: made for family, made in scorers.items() if family not in paired}
         if not scorers:
             return
@@ -254,7 +254,7 @@ class _Folder:
             return
         self._keep(path, scored)
         for family, why in scored.refused.items():
-            self._refuse(path.name, {family}, why)
+            self._refuse(path.name, _names_of({family}), why)
 
     def _keep(self, path: Path, scored: Scored) -> None:
         if self._changed(path):
@@ -264,7 +264,7 @@ class _Folder:
         row["frames"] = scored.frames
         for name, value in scored.values.items():
             if not math.isfinite(value):
-                self._refuse(path.name, {lookup(name).family}, f"{name} is {value}")
+                self._refuse(path.name, {name}, f"{name} is {value}")
             else:
                 self.cache.put(self._hash(path), name, self._depends_of(name, path), Entry(value, scored.frames))
                 if name in self.names:
@@ -329,8 +329,9 @@ class _Folder:
             raise BrokenVideo(f"strict=true: {why}")
         self.found.left_out[video] = why
 
-    def _refuse(self, video: str, families: set[str], why: str) -> None:
-        names = [name for name in self.names if lookup(name).family in families]
+    def _refuse(self, video: str, refused: Collection[str], why: str) -> None:
+        """Say of metrics that are asked for, and have no value from the cache, why they have none."""
+        names = [name for name in self.names if name in refused and name not in self.found.rows[video]]
         if self.options.strict and names:
             raise BrokenVideo(f"strict=true: {video}: {names[0]}: {why}")
         for name in names:
@@ -361,6 +362,10 @@ class _Folder:
             return depends if real is None else {**depends, "real": self._hash(real)}
         except OSError:  # nothing is kept under this key: the metric will refuse the video
             return depends
+
+
+def _names_of(families: Collection[str]) -> set[str]:
+    return {name for name, row in METRICS.items() if row.family in families}
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -558,6 +563,25 @@ def _score_clips(names: Sequence[str], todo: _Folder) -> None:
     clips = {stem: path for stem, path in clips.items() if path.name not in found.left_out}
     if not clips:
         return
+    try:
+        _score_whole_clips(of_clips, clips, folders, found)
+    except ValueError:  # of one of them: the others are measured alone
+        for name in of_clips:
+            try:
+                _score_whole_clips([name], clips, folders, found)
+            except ValueError as error:
+                found.missing[name] = str(error)
+    if options.strict:
+        for name in of_clips:
+            lacking = [f"{video}: {name}: {why}" for video, why in found.not_measured.get(name, {}).items()]
+            if whys := [*lacking, *([f"{name}: {found.missing[name]}"] if name in found.missing else [])]:
+                raise BrokenVideo(f"strict=true: {whys[0]}")
+
+
+def _score_whole_clips(
+    of_clips: Sequence[str], clips: Mapping[str, Path], folders: Mapping[str, Path | None], found: Scores
+) -> None:
+    """Metrics of clips into `found`. Raises ValueError where clips cannot be held against each other."""
     with tempfile.TemporaryDirectory(prefix="pw-score-") as work:
         for path in clips.values():
             os.symlink(path.resolve(), Path(work) / path.name)
@@ -565,13 +589,23 @@ def _score_clips(names: Sequence[str], todo: _Folder) -> None:
         result = score_folder(Path(work), out, **folders, metrics=of_clips, contract={})
         with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
-                values = {key: float(value) for key, value in line.items() if key != "video" and value}
-                found.rows.setdefault(clips[line["video"]].name, {}).update(values)
+                row = found.rows.setdefault(clips[line["video"]].name, {})
+                row["frames"] = float(line["frames"])
+                for name in of_clips:
+                    if math.isfinite(value := float(line.get(name) or "nan")):
+                        row[name] = value
     for name in of_clips:
         found.depends[name] = {**result["contract"]["metrics"][name], "clips": result["contract"]["clips"]}
-        if name in result["metrics"] and lookup(name).level == "set":
+        if lookup(name).level == "video":
+            needs = ", ".join(f"{need}={folders[need]}" for need in lookup(name).needs)
+            why = f"its value is not finite, or {needs} has no clip of its name" if needs else "its value is not finite"
+            if lacking := {path.name: why for path in clips.values() if name not in found.rows[path.name]}:
+                found.not_measured[name] = {**found.not_measured.get(name, {}), **lacking}
+        elif name in result["metrics"]:
             found.whole[name] = result["metrics"][name]
             found.depends[name]["n"] = result["n_videos"][name]  # those that the other folders have too
+        else:
+            found.missing[name] = f"{name} of these {result['n_videos'].get(name, 0)} clips is not finite"
 
 
 def _too_large(clips: Iterable[Path], todo: _Folder) -> str:

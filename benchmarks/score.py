@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.bootstrap import bootstrap_mean, prompt_of
 from benchmarks.files import check_writable, write_atomically, write_csv
 from benchmarks.measure import BrokenVideo, Options, Scores, end_with_parent, like, score_videos, videos_of
-from benchmarks.metrics import GROUPS, METRICS, chosen, lookup
+from benchmarks.metrics import GROUPS, METRICS, chosen, lookup, protocols
 
 
 def summary(found: Scores, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -107,10 +107,13 @@ def show(found: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, A
             table.add_column(head, justify="left" if head in ("metric", "protocol") else "right")
         for name, row in means.items():
             interval = "–" if row["low"] is None else f"{_number(row['low'])} … {_number(row['high'])}"
-            table.add_row(
-                f"{name} {lookup(name).arrow}", _number(row["mean"]), interval, str(row["n"]), row["protocol"]
-            )
+            how = " ".join((row["protocol"], *_changed(name, row.get("settings", {}))))
+            table.add_row(f"{name} {lookup(name).arrow}", _number(row["mean"]), interval, str(row["n"]), escape(how))
         console.print(table)
+    if of_set := [name for name in means if name in found.whole]:
+        console.print(f"{', '.join(of_set)}: no interval, one value of all videos; what it varies by takes seeds")
+    if any(row["low"] is None and row["n"] == 1 and name not in found.whole for name, row in means.items()):
+        console.print("no interval: there is one video")
     if any(row["low"] is None and row.get("clusters") == 1 < row["n"] for row in means.values()):
         console.print("no interval: names that differ in their trailing -NUMBER only are videos of one prompt")
     for name in dict.fromkeys(name for name in names if name in means and lookup(name).licence):
@@ -126,6 +129,13 @@ def show(found: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, A
         console.print(f"{len(found.left_out)} video{'s' * (len(found.left_out) > 1)} left out:", highlight=False)
         for why in found.left_out.values():
             console.print(f"  {escape(why)}", highlight=False, soft_wrap=True)
+
+
+def _changed(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """The settings that are not the registry's, as one would type them."""
+    own = protocols([name])[name]["settings"]
+    shown = {key: value for key, value in settings.items() if value != own.get(key)}
+    return [f"{key}={','.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in shown.items()]
 
 
 def _number(value: float) -> str:
@@ -149,6 +159,8 @@ def _arguments(words: Sequence[str]) -> tuple[Path, list[str], Path | None, Opti
     known = [key for key in Options.__dataclass_fields__ if key != "settings"]
     for word in given.settings:
         key, equals, value = word.partition("=")
+        if equals and not value:
+            raise ValueError(f"{word}: wants a value, or leave it out")
         if not equals:
             raise ValueError(
                 f"{word!r}: wants KEY=VALUE; keys: {', '.join(('metrics', 'out', *known))}, FAMILY.SETTING"
@@ -169,6 +181,8 @@ def _arguments(words: Sequence[str]) -> tuple[Path, list[str], Path | None, Opti
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     if not names:
         raise ValueError(f"metrics={metrics}: names none; known: {', '.join((*GROUPS, *METRICS))}")
+    if given.out is not None and not given.out.name:
+        raise ValueError("out=: wants a file, such as scores.csv")
     if out is not None:
         out = out.expanduser()
         check_writable("out", out.parent, out.name)
@@ -184,6 +198,8 @@ def _option(key: str, value: str) -> Any:
         if key == "cache":
             check_writable(key, path)
         return path
+    if key == "device" and not re.fullmatch(r"auto|cpu|cuda:\d+", value):
+        raise ValueError(f"device={value}: one of auto, cpu, cuda:0 and so on")
     if key in ("processes", "threads") and not value.isdecimal():
         raise ValueError(f"{key}={value}: wants a whole number, 0 for as many as there are")
     if key == "memory":

@@ -36,7 +36,7 @@ def register(card: Path, system: System, directory: Path, out: Path, jobs: Seque
             raise ValueError(
                 f"{key}={folder}: its card.yaml is of {other}, not of {system.name}; choose another {key}="
             )
-    if (out / "jobs").is_dir() or (out / "videos").is_dir():
+    if (out / "jobs").is_dir():
         raise ValueError(f"out={out}: has videos that were made there, with their costs; choose another out=")
     check_writable("out", out)
     wrong = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import math
 import os
 import shutil
 import signal
@@ -438,6 +439,71 @@ def test_clips_that_are_truncated_or_share_a_name_are_said_and_the_others_scored
         score_videos(folder, ["mhd"], Options(strict=True))
 
 
+def test_real_clips_of_another_size_cost_only_the_metrics_that_hold_against_them(folder: Path, tmp_path: Path):
+    real = tmp_path / "real"
+    real.mkdir()
+    for path in folder.iterdir():
+        write_video(real / f"{path.stem}.mkv", moving(6, 32, 48))
+    found = score_videos(folder, ["mhd_mse", "mhd", "psd"], Options(real=real))
+    assert len(found.values("mhd")) == len(found.values("mhd_mse")) == 3
+    assert "psd needs clips of real's size" in found.missing["psd"]
+    with pytest.raises(BrokenVideo, match="strict=true: psd: psd needs clips of real's size"):
+        score_videos(folder, ["mhd", "psd"], Options(real=real, strict=True))
+
+
+def test_a_metric_of_clips_without_a_value_says_why(folder: Path, tmp_path: Path):
+    real = tmp_path / "real"
+    real.mkdir()
+    for i in range(2):
+        write_video(real / f"a heron-{i}.mkv", np.zeros((6, 64, 96, 3), np.uint8))
+    found = score_videos(folder, ["mhd_ratio", "anchor_fidelity"], Options(real=real, structure=real))
+    assert found.missing["mhd_ratio"] == "mhd_ratio of these 2 clips is not finite"  # black clips have no detail
+    assert set(found.values("anchor_fidelity")) == {"a heron-0.mp4", "a heron-1.mp4"}
+    assert f"structure={real} has no clip of its name" in found.not_measured["anchor_fidelity"]["a heron-2.mp4"]
+    with pytest.raises(BrokenVideo, match="anchor_fidelity: its value is not finite, or structure="):
+        score_videos(folder, ["anchor_fidelity"], Options(structure=real, strict=True))
+
+
+def test_only_the_metric_without_a_value_is_said_to_have_none(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two metrics of one family: of one the value is not finite, the other then comes from the cache."""
+    answers = [{"dover_technical": math.nan, "dover_aesthetic": 0.5}] * 3
+
+    def result(frames: Any) -> dict[str, float]:
+        if not answers:
+            raise ValueError("too odd")
+        return answers.pop()
+
+    steps = {"memory": 0, "wants": lambda i: True, "frame": lambda look: None, "result": result}
+    scorer = SimpleNamespace(begin=lambda info: SimpleNamespace(**steps))
+    monkeypatch.setattr(measure, "digest", lambda name: "0")
+    monkeypatch.setitem(sys.modules, "benchmarks.metrics.dover", SimpleNamespace(scorer=lambda *_: scorer))
+    found = score_videos(folder, ["dover_technical", "dover_aesthetic"])
+    assert len(found.values("dover_aesthetic")) == 3
+    assert found.not_measured.keys() == {"dover_technical"}
+    assert found.not_measured["dover_technical"]["a heron-0.mp4"] == "dover_technical is nan"
+    again = score_videos(folder, ["dover_technical", "dover_aesthetic"])
+    assert len(again.values("dover_aesthetic")) == 3
+    assert again.not_measured == {"dover_technical": dict.fromkeys(videos_of(folder), "too odd")}
+
+
+def test_numbers_stand_beside_the_settings_they_were_measured_by(folder: Path, tmp_path: Path, capsys):
+    assert run(folder, "metrics=mhd_mse", f"out={tmp_path / 's.csv'}", "mhd.ks=3,4", "mhd.reduction=sum") == 0
+    assert "mhd_mse/1 ks=3,4 reduction=sum" in capsys.readouterr().out
+    assert run(folder, "metrics=mhd_mse", f"out={tmp_path / 's.csv'}") == 0
+    assert "reduction" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("metric", "why"), [("mhd_mse", "there is one video"), ("psd", "one value of all videos")])
+def test_an_interval_that_is_a_dash_says_why(metric: str, why: str, folder: Path, tmp_path: Path, capsys):
+    for i in (1, 2):
+        (folder / f"a heron-{i}.mp4").unlink()
+    real = tmp_path / "real"
+    real.mkdir()
+    write_video(real / "a heron-0.mkv", moving())
+    assert run(folder, f"metrics={metric}", f"out={tmp_path / 's.csv'}", f"real={real}") == 0
+    assert why in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("full", ["cache", "out"])
 def test_what_cannot_be_written_is_an_error_in_words(full: str, folder: Path, tmp_path: Path, capsys):
     (tmp_path / "file").write_text("in the way")
@@ -547,6 +613,11 @@ def _runs(pid: int) -> bool:
         (["{folder}", "--metrics", "mhd_mse", "processes=x"], "processes=x: wants a whole number"),
         (["{folder}", "--metrics", "mhd_mse", "cache=/dev/null"], "cache=/dev/null: cannot be written"),
         (["{folder}", "--metrics", "mhd_mse", "strict=maybe"], "strict=maybe: wants true or false"),
+        (["{folder}", "--metrics", "mhd_mse", "device=tpu"], "device=tpu: one of auto, cpu, cuda:0"),
+        (["{folder}", "--metrics", "mhd_mse", "real="], "real=: wants a value, or leave it out"),
+        (["{folder}", "--metrics", "mhd_mse", "cache="], "cache=: wants a value"),
+        (["{folder}", "--metrics", "mhd_mse", "out="], "out=: wants a value"),
+        (["{folder}", "--metrics", "mhd_mse", "--out", ""], "out=: wants a file, such as scores.csv"),
         (["{folder}", "--metrics", "mhd_mse", "--out", "{folder}"], "is a folder, wants a file"),
         (
             ["{folder}", "--metrics", "mhd_mse", "out=/dev/null/x/scores.csv"],
