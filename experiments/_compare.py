@@ -310,7 +310,7 @@ def _read_scores(path: Path, names: Sequence[str]) -> Scores:
     protocol = path.with_name(f"{path.stem}.protocol.json")
     if protocol.exists():
         about = read_written(protocol, {"metrics": dict}, f"score again into out={path}")
-        keys = ("protocol", "settings", "weights")
+        keys = ("protocol", "settings", "weights", "clips")
         for name, row in about["metrics"].items():
             if name in wanted:
                 found.depends[name] = {key: row[key] for key in keys if key in row}
@@ -370,7 +370,10 @@ def found(request: Request) -> Found:
         f"{key} = {s.name}": {seed: _contract(row) for seed, row in scores[key].items()}
         for key, s in (("a", a), ("b", b))
     })  # fmt: skip
-    rows, left_out = _rows(scores)
+    found_rows, left_out = _rows(scores)
+    order = sorted(found_rows, key=lambda name: names.index(name) if name in names else len(names))
+    rows = {name: found_rows[name] for name in order}
+    notes += _without_score(request, names, rows, scores, notes)
     if not rows:
         raise ConfigError(f"nothing to compare: {'; '.join(notes) or 'the two have no score in common'}")
     sizes = {key: video_sizes(videos_of(s.first.path).values()) for key, s in (("a", a), ("b", b))}
@@ -438,7 +441,7 @@ def _first(videos: Mapping[str, str]) -> str:
 def _rows(scores: Mapping[str, Mapping[int, Scores]]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """metric -> what is printed: over prompts with one seed, over seeds with several."""
     if len(scores["a"]) > 1:
-        return _over_seeds(scores), {}
+        return _over_seeds(scores)
     a, b = (next(iter(scores[key].values())) for key in "ab")
     left, right = _by_metric(a), _by_metric(b)
     common = [name for name in left if name in right]
@@ -457,29 +460,57 @@ def _rows(scores: Mapping[str, Mapping[int, Scores]]) -> tuple[dict[str, dict[st
     return rows, left_out
 
 
+def _without_score(
+    request: Request,
+    names: Sequence[str],
+    rows: Mapping[str, Any],
+    scores: Mapping[str, Mapping[int, Scores]],
+    notes: Sequence[str],
+) -> list[str]:
+    """The metrics that were asked for and are not compared, where nothing else says why."""
+    found = []
+    for name in names if request.metrics else ():
+        if name in rows or any(re.search(rf"\b{name}\b", note) for note in notes):
+            continue
+        sides = [k for k in "ab" if not all(one.values(name) or name in one.whole for one in scores[k].values())]
+        files = {"a": request.a_scores, "b": request.b_scores}
+        where = " and ".join(str(files[key] or key) for key in sides) or "the two together"
+        found.append(f"{name}: not compared, there is no score of it in {where}")
+    return found
+
+
 def _by_metric(scored: Scores) -> dict[str, dict[str, float | None]]:
     names = dict.fromkeys(name for row in scored.rows.values() for name in row if name != "frames")
     return {name: dict(scored.values(name)) for name in names if name not in scored.whole}
 
 
-def _over_seeds(scores: Mapping[str, Mapping[int, Scores]]) -> dict[str, dict[str, Any]]:
-    means: dict[str, dict[int, dict[str, float | None]]] = {
-        key: {
-            seed: {**{name: fmean(v.values()) for name, v in _complete(one).items()}, **one.whole}
-            for seed, one in by_seed.items()
-        }
-        for key, by_seed in scores.items()
-    }
+def _over_seeds(scores: Mapping[str, Mapping[int, Scores]]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """metric -> what is printed, and what was left out: a seed's means are of the videos that both sides have."""
+    means: dict[str, dict[int, dict[str, float | None]]] = {"a": {}, "b": {}}
+    only: dict[str, dict[str, list[str]]] = {}
+    for seed, a in scores["a"].items():
+        b = scores["b"][seed]
+        left, right = _by_metric(a), _by_metric(b)
+        for key, one in (("a", a), ("b", b)):
+            means[key][seed] = {name: value for name, value in one.whole.items()}
+        for name in left.keys() & right.keys():
+            common = left[name].keys() & right[name].keys()
+            for key, values in (("a", left[name]), ("b", right[name])):
+                shared = [v for video in sorted(common or values) if (v := values[video]) is not None]
+                means[key][seed][name] = fmean(shared) if shared else None
+                alone = sorted(values.keys() - common) if common else []
+                only.setdefault(name, {"a": [], "b": []})[key] += [f"{video} of seed {seed}" for video in alone]
     compared = compare(means, reference="a")
     rows = {}
     for name, row in compared.differences["b"].items():
         if name in compared.arms["a"] and name in compared.arms["b"]:
             rows[name] = {"a": compared.arms["a"][name].mean, "b": compared.arms["b"][name].mean, **asdict(row)}
-    return rows
-
-
-def _complete(scored: Scores) -> dict[str, dict[str, float]]:
-    return {name: {k: v for k, v in values.items() if v is not None} for name, values in _by_metric(scored).items()}
+    left_out = {
+        name: {f"only_{key}": len(row[key]) for key in "ab"} | {f"names_{key}": row[key] for key in "ab"}
+        for name, row in only.items()
+        if row["a"] or row["b"]
+    }
+    return rows, left_out
 
 
 def _unit(scores: Mapping[str, Mapping[int, Scores]], rows: Mapping[str, Any], a: Side, b: Side) -> str:
@@ -525,7 +556,7 @@ def main(words: Sequence[str]) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
-    for part in rendered(result):
+    for part in rendered(result, console.width):
         console.print(part)
     console.print(f"\n{out}/comparison.{{json,md}}, contact_sheet.png", soft_wrap=True)
     return 0
@@ -572,6 +603,7 @@ def _cells(result: Found) -> Iterator[tuple[str, list[str], str]]:
         yield header, [*numbers, _number(row["diff"], factor), interval, p], verdict
 
 
+WIDE = 118  # columns from which a verdict with its reason stands beside the numbers
 HEADS = ("a", "b", "b − a", "95 % interval", "p (Holm)")
 
 
@@ -601,8 +633,8 @@ def markdown(result: Found) -> str:
     return "\n".join([*lines, "", "![a above, b below](contact_sheet.png)", ""])
 
 
-def rendered(result: Found) -> Iterator[Any]:
-    """The comparison for a terminal."""
+def rendered(result: Found, width: int) -> Iterator[Any]:
+    """The comparison for a terminal; in a narrow one the verdicts have lines of their own, below the numbers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -611,14 +643,21 @@ def rendered(result: Found) -> Iterator[Any]:
     for line in result.config:
         yield Text(f"   {line}")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("metric")
+    table.add_column("metric", overflow="fold")
     for head in HEADS:
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
+    verdicts = Table.grid(padding=(0, 1, 0, 0))
+    if is_wide := width >= WIDE:
+        table.add_column("verdict")
     for header, cells, verdict in _cells(result):
         colour = {"better": "green", "worse": "red"}.get(verdict, "dim" if verdict.startswith("not") else "")
-        table.add_row(Text(header), *cells, Text(verdict, style=colour))
+        judged = Text(verdict, style=colour)
+        table.add_row(Text(header), *cells, *([judged] if is_wide else []))
+        verdicts.add_row(Text(header), judged)
     yield table
+    if not is_wide:
+        yield verdicts
+        yield ""
     yield Text(result.unit, style="dim")
     for note in (*_missing(result), *result.notes):
         yield Text(f"· {note}", style="yellow")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from benchmarks.measure import Options, score_videos
 from benchmarks.side_by_side import contact_sheet
-from experiments._compare import Folder, config_difference, main, side
+from experiments._compare import Folder, config_difference, found, main, rendered, request_of, side
 from pw.build import Run, build
 from pw.config import ConfigError
 from pw.sample import reference_folder, sample_folder
@@ -63,6 +67,10 @@ def compared(tmp_path: Path, *words: str) -> dict:
     out = tmp_path / "out"
     assert main([*words, f"outputs={tmp_path}", f"out={out}", f"cache={tmp_path / 'cache'}"]) == 0
     return json.loads((out / "comparison.json").read_text())
+
+
+def values_of(folder: Path, tmp_path: Path) -> dict[str, float]:
+    return score_videos(folder, ["mhd_mse"], Options(cache=tmp_path / "cache")).values("mhd_mse")
 
 
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -166,6 +174,25 @@ class TestTwoRuns:
         assert found["metrics"]["psd"]["low"] is not None
         assert "over 3 seeds (6 trainings)" in found["unit"]
 
+    def test_with_several_seeds_are_compared_over_the_videos_that_both_have(self, tmp_path: Path) -> None:
+        runs = {
+            "a": [make_run(tmp_path, build([*BASE, f"seed={seed}"]), 2 + seed) for seed in (0, 1)],
+            "b": [make_run(tmp_path, build([*BASE, f"seed={seed}", "optimizer.lr=1e-3"]), 5) for seed in (0, 1)],
+        }
+        words = [f"{key}={','.join(run.signature for run in of)}" for key, of in runs.items()]
+        gone = sample_folder(runs["b"][1], tmp_path) / "0003.mkv"
+        sides = {key: values_of(sample_folder(of[1], tmp_path), tmp_path) for key, of in runs.items()}
+        gone.unlink()
+        found = compared(tmp_path, *words, "metrics=mhd_mse")
+        left = [value for name, value in sides["a"].items() if name != "0003.mkv"]
+        right = [value for name, value in sides["b"].items() if name != "0003.mkv"]
+        first = [fmean(values_of(sample_folder(runs[key][0], tmp_path), tmp_path).values()) for key in "ab"]
+        expected = (fmean(right) - fmean(left) + first[1] - first[0]) / 2
+        assert found["metrics"]["mhd_mse"]["diff"] == pytest.approx(expected)
+        assert found["left_out"]["mhd_mse"] == {
+            "only_a": 1, "only_b": 0, "names_a": ["0003.mkv of seed 1"], "names_b": []
+        }  # fmt: skip
+
     def test_of_other_evaluation_clips_are_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         a = make_run(tmp_path, build([*BASE]), 2)
         b = make_run(tmp_path, build([*BASE]), 2, evaluation_seed=5)
@@ -203,6 +230,35 @@ class TestAName:
         write_json(training_folder(run, tmp_path) / "done.json", {"signature": run.training_signature})
         with pytest.raises(ConfigError, match='not sampled: make sample args="stage=hires'):
             side(run.training_signature, tmp_path)
+
+
+class TestWhatIsShown:
+    @pytest.mark.parametrize("columns", [80, 100, 130])
+    def test_has_whole_words_at_any_width(self, columns: int, tmp_path: Path) -> None:
+        a, b = folder_of(tmp_path / "one", 2), folder_of(tmp_path / "two", 6)
+        result = found(request_of([f"a={a}", f"b={b}", "metrics=temporal_flickering,mhd,psd", f"real={a}"]))
+        console = Console(width=columns, file=io.StringIO())
+        for part in rendered(result, columns):
+            console.print(part)
+        told = console.file.getvalue()
+        assert "…" not in told.replace(" … ", "")
+        for words in ("worse", "better", "not resolved (of the set: needs seeds)"):
+            assert words in told
+
+    def test_is_in_the_order_that_was_asked_for(self, tmp_path: Path) -> None:
+        words = [f"a={folder_of(tmp_path / 'one', 2)}", f"b={folder_of(tmp_path / 'two', 6)}"]
+        compared(tmp_path, *words, "metrics=mhd")  # which the cache has, from now on
+        asked = ["temporal_flickering", "mhd", "mhd_mse"]
+        assert list(compared(tmp_path, *words, f"metrics={','.join(asked)}")["metrics"]) == asked
+
+    def test_names_a_metric_that_a_file_of_scores_lacks(self, tmp_path: Path) -> None:
+        one = folder_of(tmp_path / "one", 2)
+        (tmp_path / "mine.csv").write_text(
+            "video,frames,mhd_mse\n" + "".join(f"{i:04d}.mkv,3,0.{i}1\n" for i in range(8))
+        )
+        words = (f"a={one}", f"b={one}", f"a_scores={tmp_path / 'mine.csv'}", "metrics=mhd_mse,temporal_flickering")
+        note = f"temporal_flickering: not compared, there is no score of it in {tmp_path / 'mine.csv'}"
+        assert note in compared(tmp_path, *words)["notes"]
 
 
 class TestAFileThatIsNotWhatItShouldBe:
