@@ -86,10 +86,14 @@ class BrokenVideo(ValueError):
     """strict=true met a video that cannot be scored."""
 
 
+class NoVideo(ValueError):
+    """A folder without any video."""
+
+
 def videos_of(folder: Path) -> dict[str, Path]:
     """The videos of a folder by file name, sorted; those of a system's folder (one with a card) lie where it says.
 
-    Raises: ValueError if there is no folder, or no video in it.
+    Raises: ValueError if there is no folder; NoVideo if there is no video in it.
     """
     if not folder.is_dir():
         raise ValueError(f"videos={folder}: no such folder")
@@ -99,7 +103,7 @@ def videos_of(folder: Path) -> dict[str, Path]:
         found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not found:
         others = sum(1 for _ in folder.iterdir())
-        raise ValueError(f"videos={folder}: no video ({', '.join(SUFFIXES)}) among its {others} entries")
+        raise NoVideo(f"videos={folder}: no video ({', '.join(SUFFIXES)}) among its {others} entries")
     return {path.name: path for path in found}
 
 

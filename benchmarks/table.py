@@ -218,10 +218,19 @@ def footer(result: Result) -> list[tuple[str, str]]:
         arm, _, text = coverage_line(entry).partition(": ")
         covered.setdefault(text, []).append(arm)
     lines += [("coverage", f"{', '.join(arms)}: {text}") for text, arms in covered.items()]
+    lines += [("no value", text) for text in _absent(result)]
     failed = [f"{arm['name']} {arm['status']}" for arm in result["arms"] if arm.get("status", "ok") != "ok"]
     lines += [("failed", str(text)) for text in dict.fromkeys([*failed, *(result.get("failed") or ())])]
     lines += [("note", str(note)) for note in result.get("notes") or ()]
     return [(label, str(text)) for label, text in [*lines, ("reading", LEGEND)] if text]
+
+
+def _absent(result: Result) -> list[str]:
+    """Why a cell of an arm that was scored is a dash, by metric."""
+    scored = {arm["name"]: arm["metrics"] for arm in result["arms"] if arm["metrics"]}
+    lacking = {name: [arm for arm, row in scored.items() if name not in row] for name in metrics(result)}
+    why = "not finite, or not measured of such an arm"
+    return [f"{name} of {', '.join(arms)}: {why}" for name, arms in lacking.items() if arms]
 
 
 def heading(metric: Metric, digits: Digits) -> str:

@@ -24,7 +24,7 @@ from benchmarks import paper, report, vbench_totals
 from benchmarks.bootstrap import Mean, bootstrap_mean, prompt_of
 from benchmarks.cache import ROOT
 from benchmarks.files import check_writable, csv_text, write_atomically
-from benchmarks.measure import like, score_videos, videos_of
+from benchmarks.measure import NoVideo, like, score_videos, videos_of
 from benchmarks.metrics import GROUPS, METRICS, VBENCH_QUALITY, VBENCH_SEMANTIC, protocols
 from benchmarks.paired import compare_videos
 from benchmarks.table import Cell, Column, Grid
@@ -140,11 +140,12 @@ def find(table: paper.Table, systems: Path, given: Mapping[str, Path]) -> dict[s
 
 
 def _has_videos(folder: Path) -> bool:
+    """Whether there is a row to show. Raises ValueError for a registration that is damaged, or its videos gone."""
     if (folder / "scores.csv").is_file():
         return True
     try:
-        return bool(videos_of(folder))
-    except ValueError:
+        return folder.is_dir() and bool(videos_of(folder))
+    except NoVideo:
         return False
 
 
@@ -476,6 +477,12 @@ def main(words: Sequence[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}; what was measured before is kept", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what was measured is kept, the same command goes on with the rest", file=sys.stderr)
+        return 130
     for kind in FORMATS:
         write_atomically(asked.out / f"{table.name}.{kind}", render(result, kind))
     if asked.format == "terminal":

@@ -542,17 +542,23 @@ def _different_sizes(sizes: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def main(words: Sequence[str]) -> int:
-    """Exit status: 0 compared, 2 a mistake in the call or two things that cannot be compared."""
+    """Exit status: 0 compared, 1 the disk stopped it, 2 a mistake in the call or two things that cannot be compared."""
     from rich.console import Console
 
     try:
         request = request_of(words)
         result = found(request)
+        out = request.out or request.outputs / "compare" / f"{result.a.name}_{result.b.name}"
+        write(result, out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    out = request.out or request.outputs / "compare" / f"{result.a.name}_{result.b.name}"
-    write(result, out)
+    except OSError as error:
+        print(f"error: {error}; what was measured before is kept", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what was measured is kept, the same command goes on with the rest", file=sys.stderr)
+        return 130
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -361,3 +363,23 @@ def test_two_calls_of_a_system_differ_in_what_was_asked(tmp_path: Path) -> None:
     few, many = (Folder(tmp_path / name) for name in ("few", "many"))
     assert config_difference(few, many) == ["steps: 4 → 50"]
     assert config_difference(few, few) == ["wan2_2_5b, twice: nothing that was asked differs"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; what was measured is kept"),
+        (OSError(28, "No space left on device"), 1, "No space left on device; what was measured before is kept"),
+    ],
+)
+def test_a_comparison_that_is_stopped_or_finds_a_full_disk_is_no_traceback(
+    error: BaseException, status: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def scorer(*_: object) -> None:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "benchmarks.metrics.mhd", SimpleNamespace(scorer=scorer))
+    one = folder_of(tmp_path / "one", 2)
+    words = [f"a={one}", f"b={one}", "metrics=mhd_mse", f"outputs={tmp_path}", f"cache={tmp_path / 'cache'}"]
+    assert main(words) == status
+    assert says in capsys.readouterr().err

@@ -97,6 +97,16 @@ def test_the_json_is_the_result(result: dict):
     assert json.loads(to_json(result)) == json.loads(json.dumps(result))
 
 
+def test_a_dash_of_an_arm_that_was_scored_is_said(result: dict):
+    assert "no value" not in markdown(result)
+    arms = [{**arm, "metrics": dict(arm["metrics"])} for arm in result["arms"]]
+    del arms[1]["metrics"]["mhd_ratio"], arms[3]["metrics"]["mhd_ratio"]
+    arms[2]["metrics"] = {}  # it failed, which another line says
+    found = {**result, "arms": arms}
+    assert "mhd_ratio of uniform, full: not finite, or not measured of such an arm" in markdown(found)
+    assert "exponential: not finite" not in markdown(found)
+
+
 def test_numbers_that_are_not_finite_become_null():
     assert json.loads(to_json({"a": [float("nan"), 1.5]})) == {"a": [None, 1.5]}
 

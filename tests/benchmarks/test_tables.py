@@ -7,8 +7,10 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -270,3 +272,34 @@ def test_a_system_is_called_with_what_it_wants():
     assert '`make system name=pixelwizard_2k args="prompts=FILE"`' in said["table_3"]
     assert 'args="videos=DIR"`' in said["table_8_1"]
     assert 'args="prompts=FILE"`' in said["table_8_1"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; what was measured is kept"),
+        (OSError(28, "No space left on device"), 1, "No space left on device; what was measured before is kept"),
+    ],
+)
+def test_a_scoring_that_is_stopped_or_finds_a_full_disk_is_no_traceback(
+    error: BaseException, status: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def scorer(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setenv("PW_SCORES", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "benchmarks.metrics.mhd", SimpleNamespace(scorer=scorer))
+    (tmp_path / "videos").mkdir()
+    encode(tmp_path / "videos" / "a heron-0.mp4", moving())
+    words = ["name=table_2", "score=true", f"systems={tmp_path}", f"row.flashvideo={tmp_path / 'videos'}"]
+    assert main([*words, f"out={tmp_path / 'out'}"]) == status
+    assert says in capsys.readouterr().err
+
+
+def test_a_row_whose_registered_videos_are_gone_is_not_left_out_in_silence(tmp_path: Path, capsys):
+    home = tmp_path / "flashvideo"
+    home.mkdir()
+    shutil.copy(CARDS / "flashvideo.yaml", home / "card.yaml")
+    (home / "registered.json").write_text(json.dumps({"directory": str(tmp_path / "gone"), "present": ["a-0"]}))
+    assert main(["name=table_2", f"systems={tmp_path}", f"out={tmp_path / 'out'}"]) == 2
+    assert f"{tmp_path / 'gone'} is not there any more" in capsys.readouterr().err
