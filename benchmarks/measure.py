@@ -64,7 +64,8 @@ class Scores:
     """Values of a folder and how they came about.
 
     rows: video -> metric -> value (and "frames"); left_out: broken video -> why; missing: metric -> what it lacks and
-    which command supplies it; not_measured: metric -> video -> why; whole: metrics of the folder as a whole -> value.
+    which command supplies it; not_measured: metric -> video -> why; whole: metrics of the folder as a whole -> value;
+    hashes, real: video -> SHA-256 of its bytes, and of the real video's that it was held against.
     """
 
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Scores:
     not_measured: dict[str, dict[str, str]] = field(default_factory=dict)
     depends: dict[str, dict[str, Any]] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
+    real: dict[str, str] = field(default_factory=dict)
     measured: int = 0
     seconds: float = 0.0
 
@@ -362,10 +364,13 @@ class _Folder:
         if name in VBENCH_SEMANTIC:  # these compare the video with its prompt, which is its name
             depends = {**depends, "prompt": prompt_of(path.name)}
         real = self.real.get(path.name) if "real" in row.needs else None
+        if real is None:
+            return depends
         try:
-            return depends if real is None else {**depends, "real": self._hash(real)}
+            self.found.real[path.name] = self._hash(real)
         except OSError:  # nothing is kept under this key: the metric will refuse the video
             return depends
+        return {**depends, "real": self._hash(real)}
 
 
 def _names_of(families: Collection[str]) -> set[str]:

@@ -69,6 +69,7 @@ def write(found: Scores, names: Sequence[str], out: Path) -> tuple[Path, dict[st
         "left_out": found.left_out,
         "not_measured": found.not_measured,
         "videos": {video: found.hashes.get(video) for video in sorted(found.rows)},
+        "real": dict(sorted(found.real.items())),
         "versions": _versions(),
         "run": {"videos_measured": found.measured, "seconds": round(found.seconds, 2)},
     }

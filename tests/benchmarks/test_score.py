@@ -25,7 +25,7 @@ import torch
 from odd_videos import BROKEN, WHOLE, encode, moving
 
 from benchmarks import measure, score
-from benchmarks.cache import Cache
+from benchmarks.cache import Cache, content_hash
 from benchmarks.measure import BrokenVideo, Options, score_videos, videos_of
 from benchmarks.metrics import GROUPS, METRICS
 from benchmarks.shortage import remedy, shortage
@@ -131,6 +131,9 @@ def test_a_real_video_that_cannot_be_read_leaves_its_metric_out_only(folder: Pat
     (real / "a heron-2.mp4").mkdir()
     monkeypatch.setattr(measure, "digest", lambda name: "0")
     monkeypatch.setitem(sys.modules, "benchmarks.metrics.lpips", SimpleNamespace(scorer=lambda *_: Same()))
+    out = tmp_path / "s.csv"
+    assert run(folder, "metrics=lpips", f"real={real}", f"out={out}") == 0
+    assert protocol(out)["real"] == {"a heron-0.mp4": content_hash(real / "a heron-0.mp4")}
     found = score_videos(folder, ["lpips", "mhd_mse"], Options(real=real))
     assert len(found.values("mhd_mse")) == 3
     assert found.values("lpips") == {"a heron-0.mp4": 0.0}
