@@ -1,11 +1,14 @@
 """Measurements on whatever machine there is, side by side in one run: `make bench what=generate`.
 
-    python -m pw.bench what=generate [scales=2k,4k] [stock_steps=3] [kernels=sdpa,cudnn,…] [out=FILE.json] [override …]
+    python -m pw.bench what=generate [scales=2k,4k] [stock_steps=3] [kernels=sdpa,cudnn,…] [compile=true]
+                       [out=FILE.json] [override …]
 
 generate  Diffusion only, random weights: stage II of each scale with its steps and guidance, beside the first steps of
-          diffusers' own WanPipeline around the same transformer at the same size, whose 50 steps take 50 times their
-          mean. The stock steps' first is left out where there are several: it warms up. Of the attention kernels that
-          are to be had, each is timed on one evaluation at the first scale, and the fastest is used.
+          diffusers' own WanPipeline around a like transformer at the same size, whose 50 steps take 50 times their
+          mean. The stock steps' first is left out where there are several: it warms up. Stock is as diffusers has it,
+          torch's own choice of attention and nothing compiled; ours takes the fastest of the attention kernels that
+          are to be had, compiled blocks if those are faster still: all timed on one evaluation of some frames of the
+          first scale (`compile=false` spares the minute that compiling takes).
 """
 
 from __future__ import annotations
@@ -15,14 +18,18 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pw.build import Run, build
 from pw.config import ROOT, ConfigError
 from pw.provenance import provenance
 from pw.train import check_device, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 OWN = {
     "what": "generate",
@@ -30,6 +37,7 @@ OWN = {
     "stock_steps": "3",
     "stock_of": "50",
     "kernels": "sdpa,cudnn,flash,flash3",
+    "compile": "true",
     "out": "",
 }
 # Seconds and GB of the paper, and what is aimed at on one H200  (issue 3; Table 1, sec. 4).
@@ -38,48 +46,93 @@ AIMS = {
     "4k": {"seconds": 340.0, "paper_seconds": [572.0, 590.0], "peak_gb": 45.0, "paper_peak_gb": 101.8},
 }
 SPEED_UP = 12.0
+FEW_TOKENS = 32_000  # enough to tell kernels apart: 4 % of a 2K evaluation
+REPEATS = 3
 KERNELS = {"sdpa", "cudnn", "flash", "flash3", "sage"}
 
 
-def time_kernels(run: Run, names: Sequence[str]) -> dict[str, float | str]:
-    """Seconds of one evaluation of stage II's network with each attention kernel, or why it is not to be had."""
+@dataclass(frozen=True)
+class Way:
+    """How a network is computed: the attention kernel, and whether its blocks are compiled."""
+
+    kernel: str
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kernel}, compiled" if self.compiled else self.kernel
+
+    @property
+    def overrides(self) -> list[str]:
+        """As a run has it."""
+        return [f"trainer.attention={self.kernel}", f"trainer.compile={str(self.compiled).lower()}"]
+
+
+def time_ways(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[Way, float | str]:
+    """Seconds of one evaluation of stage II's network with each attention kernel, and compiled with the fastest.
+
+    Or why it is not to be had. Of no more frames than make `FEW_TOKENS`.
+    """
     import torch
 
-    from pw.cost import stage_latent
-    from pw.nn.networks import Network, check_kernel, load_network, use_kernel
+    from pw.cost import stage_latent, tokens
+    from pw.nn.networks import Network, check_kernel, compile_blocks, load_network, use_kernel
     from pw.nn.stock import synchronize
     from pw.stages.velocity import Condition, velocity
 
     device = torch.device("cuda" if run.trainer.accelerator == "gpu" else "cpu")
     network = Network(run.backbone, run.injector, "sdpa", False, run.seed)
     net = load_network(network, "random", None, str(device))
-    shape = stage_latent(run)
+    channels, frames, rows, columns = stage_latent(run)
+    patch = run.backbone.patch_size
+    few = FEW_TOKENS // tokens((channels, patch[0], rows, columns), patch) * patch[0]
+    shape = (channels, min(frames, max(patch[0], few)), rows, columns)
     state = torch.randn(1, *shape, device=device)
     small = [side // run.codec.factor for side in run.scale.anchor_size]
     anchor = torch.randn(1, *shape[:2], *small, device=device)
     text = torch.randn(1, run.backbone.text_tokens, run.backbone.text_dim, device=device)
     evaluate = velocity(net, Condition(text, anchor), run.schedule)
     now = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64, device=device)
-    found: dict[str, float | str] = {}
-    for name in names:
-        try:
-            check_kernel(dataclasses.replace(network, attention=name), str(device))
-        except ValueError as error:
-            found[name] = str(error)
-            continue
-        use_kernel(net, name)
+
+    def seconds() -> float:
         with torch.no_grad():
             evaluate(state, now, now)
             synchronize(device)
             began = time.perf_counter()
-            evaluate(state, now, now)
+            for _ in range(REPEATS):
+                evaluate(state, now, now)
             synchronize(device)
-        found[name] = round(time.perf_counter() - began, 4)
+        return round((time.perf_counter() - began) / REPEATS, 4)
+
+    found: dict[Way, float | str] = {}
+    for name in kernels:
+        try:
+            check_kernel(dataclasses.replace(network, attention=name), str(device))
+        except ValueError as error:
+            found[Way(name)] = str(error)
+            continue
+        use_kernel(net, name)
+        found[Way(name)] = seconds()
+    best = fastest(found)
+    if compiles and best is not None:
+        way = dataclasses.replace(best, compiled=True)
+        use_kernel(net, way.kernel)
+        compile_blocks(net)
+        try:
+            found[way] = seconds()
+        except Exception as error:  # whatever a compiler that is not for this machine raises
+            found[way] = f"not to be had here ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        torch.compiler.reset()
     return found
 
 
+def fastest(ways: Mapping[Way, float | str]) -> Way | None:
+    """The one of least seconds; None if none is to be had."""
+    timed = {way: seconds for way, seconds in ways.items() if isinstance(seconds, float)}
+    return min(timed, key=lambda way: timed[way]) if timed else None
+
+
 def measure_generation(run: Run, stock_steps: int, stock_of: int) -> dict[str, Any]:
-    """Seconds and peak memory of stage II at a scale, and of stock steps on the same transformer."""
+    """Seconds and peak memory of stage II at a scale, and of stock steps on a transformer like its own."""
     import torch
 
     from pw.cost import forward_flops, stage_latent, tokens
@@ -111,13 +164,11 @@ def measure_generation(run: Run, stock_steps: int, stock_of: int) -> dict[str, A
     synchronize(device)
     seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
-    # the same transformer, our hooks told nothing: the stride of 0 and a silent injector cost the stock steps nothing
-    dit = net.dit
-    net.release()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    took, _ = stock(dit, noise, text, run.schedule.shift, stock_steps, stock_of)
+    del net
+    _forget(device)
+    plain = load_network(Network(run.backbone, None, "sdpa", False, run.seed), "random", None, str(device))
+    plain.release()  # no hook of ours is left
+    took, _ = stock(plain.dit, noise, text, run.schedule.shift, stock_steps, stock_of)
     stock_peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
     step = sum(took[1:]) / len(took[1:]) if len(took) > 1 else took[0]
     count = tokens(shape, run.backbone.patch_size)
@@ -139,12 +190,26 @@ def measure_generation(run: Run, stock_steps: int, stock_of: int) -> dict[str, A
         "stock": {
             "step_seconds": [round(s, 4) for s in took],
             "steps": stock_of,
+            "attention": "sdpa",
+            "compile": False,
             "seconds": round(step * stock_of, 4),
             "peak_gb": None if stock_peak is None else round(stock_peak, 2),
         },
         "speed_up": round(step * stock_of / seconds, 2),
         "aim": {**AIMS.get(run.scale.name, {}), "speed_up": SPEED_UP},
     }
+
+
+def _forget(device: torch.device) -> None:
+    """Give freed memory back, and measure its peak from here."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -161,6 +226,8 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(
                 f"what={own['what']}: there are generate, metrics and train: make bench what=…; this one is generate"
             )
+        if own["compile"] not in ("true", "false"):
+            raise ValueError(f"compile={own['compile']}: true or false")
         for key in ("stock_steps", "stock_of"):
             if not own[key].isdecimal() or not int(own[key]):
                 raise ValueError(f"{key}={own[key]}: a whole number from 1")
@@ -180,19 +247,21 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     device = torch.cuda.get_device_name() if runs[0].trainer.accelerator == "gpu" else platform.processor() or "CPU"
-    kernels = time_kernels(runs[0], own["kernels"].split(","))
-    print(json.dumps(kernels, indent=1), flush=True)
-    timed = {name: seconds for name, seconds in kernels.items() if isinstance(seconds, float)}
+    ways = time_ways(runs[0], own["kernels"].split(","), compiles=own["compile"] == "true")
+    best = fastest(ways)
+    told = {str(way): seconds for way, seconds in ways.items()}
+    print(json.dumps(told, indent=1), flush=True)
+    if best is None:
+        print(f"error: kernels={own['kernels']}: none of them is to be had here", file=sys.stderr)
+        return 2
     found = []
     for given in runs:
-        run = build([*given.config.overrides, f"trainer.attention={min(timed, key=lambda name: timed[name])}"])
+        run = build([*given.config.overrides, *best.overrides])
         print(f"{run.scale.name} on {device} …", file=sys.stderr, flush=True)
         found.append(measure_generation(run, int(own["stock_steps"]), int(own["stock_of"])))
         print(json.dumps(found[-1], indent=1), flush=True)
     out = Path(own["out"] or ROOT / "outputs" / "bench" / f"generate_{device.replace(' ', '-')}.json")
-    write_json(
-        out, {"device": device, "torch": torch.__version__, "kernels": kernels, "measured": found, **provenance()}
-    )
+    write_json(out, {"device": device, "torch": torch.__version__, "kernels": told, "measured": found, **provenance()})
     print(out)
     return 0
 

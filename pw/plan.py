@@ -199,8 +199,8 @@ def training_changes(run: Run) -> list[dict[str, Any]]:
 def nearest(runs: Stages, changes: Changes, fits: Callable[[Stages], bool]) -> tuple[str, ...]:
     """The overrides of the nearest setting that fits; none if there is none.
 
-    In order: each of `changes`, and several of them; with as many frames as will do (49 at least); with a smaller scale;
-    with both.
+    In order: each of `changes`, and several of them; with as many frames as will do, 49 at least; with a smaller
+    scale; with both.
     Each is a whole run, evaluated. Stage I is of one size at every scale, so there it is not offered.
     """
     hires = runs[0]

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from pw.bench import main
+from pw.bench import Way, fastest, main
+from pw.build import build
 
 SMALL = (
     *("scales=proxy", "trainer=cpu", "scale.frames=5", "scale.height=64", "scale.width=64"),
     *("scale.anchor_height=32", "scale.anchor_width=32", "scale.norm_groups=4", "backbone.num_layers=2"),
     *("backbone.num_attention_heads=2", "backbone.attention_head_dim=16", "backbone.ffn_dim=32", "backbone.text_dim=8"),
 )
+STEPS = ("stock_steps=2", "stock_of=7")
 
 
 def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path: Path, capsys) -> None:
-    assert main([*SMALL, "kernels=sdpa,sage", "stock_steps=2", "stock_of=7", f"out={tmp_path / 'bench.json'}"]) == 0
+    assert main([*SMALL, "kernels=sdpa,sage", *STEPS, "compile=false", f"out={tmp_path / 'bench.json'}"]) == 0
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["kernels"]["sdpa"] > 0
     assert "not to be had here" in found["kernels"]["sage"]
@@ -31,6 +33,22 @@ def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path:
     assert {"git_commit", "device", "torch"} <= found.keys()
 
 
+def test_compiled_blocks_are_taken_where_they_are_faster_and_refused_with_a_reason() -> None:
+    slow, fast, none = Way("sdpa"), Way("sdpa", compiled=True), Way("flash3")
+    assert fastest({slow: 2.0, fast: 1.0, none: "not to be had here"}) == fast
+    assert fastest({slow: 1.0, fast: "not to be had here (no compiler)"}) == slow
+    assert fastest({none: "not to be had here"}) is None
+    assert build(["scale=2k", *fast.overrides]).trainer.compile
+    assert not build(["scale=2k", "trainer.compile=true", *slow.overrides]).trainer.compile
+
+
+def test_kernels_of_which_none_is_there_are_an_error_before_anything_is_measured(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "bench.json"
+    assert main([*SMALL, "kernels=sage", f"out={out}"]) == 2
+    assert "kernels=sage: none of them is to be had here" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -38,6 +56,7 @@ def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path:
             ["what=nothing"],
             "what=nothing: there are generate, metrics and train: make bench what=…",
         ),
+        (["compile=maybe"], "compile=maybe: true or false"),
         (["stock_steps=0"], "stock_steps=0: a whole number from 1"),
         (["scales=tiny"], "scale=tiny: the bench is of a scale with text"),
         (["scales=8k"], "scale=8k: scale is one of"),

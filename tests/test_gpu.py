@@ -116,6 +116,7 @@ def test_the_bench_runs_through(gpu: Gpu, tmp_path: Path, capsys: pytest.Capture
         "injector.blocks=[0]",
         "kernels=sdpa",
         "stock_steps=1",
+        "compile=false",
     )
     assert main([*words, f"out={out}"]) == 0
     found = json.loads(out.read_text())

@@ -73,7 +73,7 @@ def _ready(run: Network, net: Backbone, dtype: torch.dtype) -> Backbone:
     net.lower(dtype).eval().requires_grad_(False)
     use_kernel(net, run.attention)
     if run.compile:
-        net.dit.compile_repeated_blocks()
+        compile_blocks(net)
     return net
 
 
@@ -175,6 +175,11 @@ def _place(run: Network, net: Backbone, state: dict[str, Tensor], path: Path) ->
     except ValueError as error:
         raise ValueError(f"{path} ({found} layout): {error}") from error
     return found
+
+
+def compile_blocks(net: Backbone) -> None:
+    """Compile each block, for the sizes it meets: stage I and II are few, and kernels for any size are slower."""
+    net.dit.compile_repeated_blocks(dynamic=False)
 
 
 def use_kernel(net: Backbone, name: str) -> None:

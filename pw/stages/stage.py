@@ -28,7 +28,7 @@ from pw.nn import options
 from pw.nn.backbone import Backbone
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
 from pw.nn.context import groups_of, share_tokens
-from pw.nn.networks import pretrained
+from pw.nn.networks import compile_blocks, pretrained
 from pw.nn.text import TextEncoder
 from pw.parallel import Share
 from pw.sharded import copy_parts, device_type, fill, mesh_of, shard
@@ -139,7 +139,7 @@ class Stage(L.LightningModule, ABC):
         self.ema = copy.deepcopy(self.net, shared).requires_grad_(False).eval()  # once split, it cannot be copied
         if self.run.trainer.compile:
             for net in (self.net, self.ema):
-                net.dit.compile_repeated_blocks()
+                compile_blocks(net)
         if self.device_mesh is not None:
             mesh = mesh_of(self.run.trainer)
             for net in (self.net, self.ema):
