@@ -187,15 +187,16 @@ def parse(arguments: Sequence[str]) -> Generation:
     for word in arguments:
         key, _, value = word.partition("=")
         if key in OWN:
+            if not value and key != "prompt":
+                raise ConfigError(f"{key}=: says nothing; give {key} a value, or leave it out")
             own[key] = value
         elif key.startswith("anchor."):
             below.append(word.removeprefix("anchor."))
         else:
             overrides.append(word)
+    _check_keys(overrides, below)
     texts = _texts(own)
     is_random = own["weights"] == "random"
-    if other := [o for o in overrides if override_key(o) == "trainer.weights"]:
-        raise ConfigError(f"{other[0]}: here it is weights=DIR")
     weights = None if is_random else locate(own["weights"])
     if weights is not None:
         check(weights, ("transformer", "vae", "text_encoder", "tokenizer"))
@@ -208,6 +209,7 @@ def parse(arguments: Sequence[str]) -> Generation:
     check_device(hires)
     _check_memory(hires, anchor)
     out = Path(own["out"] or OUTPUTS / "generated" / hires.scale.name).expanduser()
+    _check_folder(out)
     made = Generation(
         hires=hires,
         anchor=anchor,
@@ -242,6 +244,28 @@ def parse(arguments: Sequence[str]) -> Generation:
             assert run.text is not None
             encoder.check([run.text.negative_prompt], f"{stage}text.negative_prompt")
     return made
+
+
+def _check_keys(overrides: Sequence[str], below: Sequence[str]) -> None:
+    """Raises ConfigError for overrides that are none of a generation's."""
+    for before, words in (("", overrides), ("anchor.", below)):
+        for word in words:
+            key, _, value = word.partition("=")
+            if key == "stage":
+                raise ConfigError(f"{before}{word}: a video is made by both stages; anchor.KEY=VALUE is for stage I")
+            if key == "trainer.weights":
+                raise ConfigError(f"{before}{word}: here it is weights=DIR")
+            if (key, value) == ("text", "none"):
+                raise ConfigError(f"{before}{word}: a prompt needs an encoder; leave it at umt5")
+
+
+def _check_folder(out: Path) -> None:
+    """Raises ConfigError unless files can be written to `out`, which need not be there yet."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"out={out}: {there} is a file; wants a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"out={out}: {there} may not be written to; choose another out=")
 
 
 def _check_networks(made: Generation) -> None:
@@ -360,10 +384,14 @@ def _runs(own: dict[str, Any], overrides: list[str], below: list[str], weights: 
     shared = [o for o in overrides if override_key(o).split(".")[0] in BOTH]
     hires = build(_last([*first, "stage=hires", *overrides]))
     wan = ["solver=unipc", "sampling.grid=wan", "sampling.start=1.0"]  # method.md 4: Wan's own defaults
-    anchor = build(_last([*first, "stage=anchor", *wan, *shared, *below]))
+    try:
+        anchor = build(_last([*first, "stage=anchor", *wan, *shared, *below]))
+    except ConfigError as error:
+        key = str(error).partition("=")[0]
+        if key in {override_key(o) for o in (*first, *shared)}:
+            raise
+        raise ConfigError(f"anchor.{error}") from error  # as it was said, or would have to be
     for stage, run in (("", hires), ("anchor.", anchor)):
-        if run.text is None:
-            raise ConfigError(f"{stage}text=none: a prompt needs an encoder; leave it at umt5")
         if run.guidance.drop != "text":
             raise ConfigError(f"{stage}guidance.drop={run.guidance.drop}: with a prompt, guidance drops the text")
     if hires.injector is None:
@@ -539,6 +567,9 @@ def _is_ours(made: Generation, prompt: Prompt, locks: ExitStack) -> bool:
     if made.is_done(prompt):  # perhaps since we looked
         _clear(made, prompt)
         return False
+    for folder in (made.out, made.out / "anchors", made.out / "latents"):
+        for path in folder.glob(f".{prompt.name}.*"):  # a call that was killed was writing it
+            path.unlink(missing_ok=True)
     return True
 
 
@@ -945,6 +976,8 @@ def _check_disk(made: Generation, count: int) -> None:
     """Raises ValueError when the files cannot fit: latents in fp32, and videos at no less than 1 bit a pixel."""
     from math import prod
 
+    from pw.plan import gigabytes
+
     run = made.hires
     latents = 4 * (prod(_latent_shape(run, run.scale.size)) + prod(_latent_shape(run, run.scale.anchor_size)))
     pixels = run.scale.frames * run.scale.height * run.scale.width
@@ -954,9 +987,10 @@ def _check_disk(made: Generation, count: int) -> None:
         there = there.parent
     free = shutil.disk_usage(there).free
     if free < need:
+        videos = "1 video needs" if count == 1 else f"{count} videos need"
         raise ValueError(
-            f"out={made.out}: {count} videos need about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "free some, or choose another out="
+            f"out={made.out}: {videos} about {gigabytes(need)}, {gigabytes(free)} are free; free some, or choose "
+            "another out="
         )
 
 
@@ -1035,6 +1069,8 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             error = ValueError(f"{error}\n`make plan scale={made.hires.scale.name} gpus=…` says what it needs")
+        elif isinstance(error, OSError):
+            error = OSError(f"out={made.out}: {error}; what is finished is kept, the same command goes on from here")
         if not parallel.tell_failure(error):
             print(f"\nerror: {error}", file=sys.stderr)
         return 1

@@ -88,6 +88,8 @@ def locate(weights: str | None) -> Path:
             )
         return folder
     folder = Path(weights).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise WeightsError(f"weights={weights}: is a file; wants the folder that holds transformer/, vae/ and the rest")
     if not folder.is_dir():
         raise WeightsError(f'weights={weights}: no such folder; `make weights args="dest={weights}"` fetches it there')
     if not any((folder / part).is_dir() for part in PARTS):

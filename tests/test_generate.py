@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -133,6 +134,17 @@ class TestACallThatWasStopped:
         assert all(anchor.stat().st_mtime_ns == when for anchor, when in anchors.items())
         [undisturbed] = generate(call("prompt=a heron", "lossless=true", f"out={tmp_path / 'other'}"))
         assert np.array_equal(read_video(path), read_video(undisturbed))
+
+    def test_leaves_no_half_written_file_behind(self, call: Any) -> None:
+        """What a killed call was writing lies beside its name until the prompt is taken up again."""
+        made = call("prompt=a heron")
+        video, anchor = made.video(made.prompts[0]), made.anchor_file(made.prompts[0])
+        halves = [video.with_name(f".{video.name}.9.part"), anchor.with_name(f".{anchor.name}.9")]
+        for half in halves:
+            half.parent.mkdir(parents=True, exist_ok=True)
+            half.write_bytes(b"half")
+        generate(made)
+        assert not any(half.exists() for half in halves)
 
     def test_that_was_done_is_done_at_once(self, call: Any) -> None:
         [path] = generate(call("prompt=a heron"))
@@ -307,7 +319,16 @@ WRONG = [
     (("prompt=a", "trainer.attention=cudnn"), r"trainer\.attention=cudnn: not to be had here.*sdpa"),
     (("prompt=a", "trainer=gpu"), r"trainer=gpu: torch sees no CUDA device"),
     (("prompt=a", "sampling.num_stepz=3"), r"sampling\.num_stepz=3: .* did you mean sampling\.num_steps"),
-    (("prompt=a", "anchor.sampling.timesteps=[900,500]"), r"sampling\.grid=wan"),
+    (("prompt=a", "anchor.sampling.timesteps=[900,500]"), r"anchor\.sampling\.grid=wan"),
+    (("prompt=a", "anchor.sampling.num_stepz=3"), r"anchor\.sampling\.num_stepz=3: .* did you mean"),
+    (("prompt=a", "anchor.sampling.num_steps=0"), r"anchor\.sampling\.num_steps=0: needs at least 1"),
+    (("prompt=a", "scale.anchor_height=24"), r"^scale\.anchor_height=24: not a multiple"),
+    (("prompt=a", "stage=anchor"), r"^stage=anchor: a video is made by both stages"),
+    (("prompt=a", "anchor.stage=hires"), r"anchor\.stage=hires: a video is made by both stages"),
+    (("prompt=a", "text=none"), r"^text=none: a prompt needs an encoder"),
+    (("prompt=a", "hires="), r"hires=: says nothing; give hires a value"),
+    (("prompt=a", "out=/dev/null"), r"out=/dev/null: /dev/null is a file"),
+    (("prompt=a", "weights=/dev/null"), r"weights=/dev/null: is a file"),
 ]
 
 
@@ -347,9 +368,27 @@ class TestAWrongCall:
     def test_with_a_full_disk_leaves_nothing(self, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         made = call("prompt=a heron")
         monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-        with pytest.raises(ValueError, match=r"out=.*1 videos need about .* GB are free"):
+        with pytest.raises(ValueError, match=r"out=.*1 video needs about 4\.9 kB, 0\.0 kB are free"):
             generate(made)
         assert not made.out.exists()
+
+    @pytest.mark.parametrize("bytes_", [12_000, 30_000], ids=["text", "video"])
+    def test_whose_disk_fills_up_midway_says_so_and_leaves_nothing_half(
+        self, call: Any, capsys: pytest.CaptureFixture[str], bytes_: int
+    ) -> None:
+        """A limit on the size of a file stands for the disk: of the text's embedding, then of the video."""
+        made = call("prompt=a heron", "lossless=true")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, limits[1]))
+        try:
+            assert main(list(made.words)) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert re.search(rf"error: out={made.out}: .*File too large.*the same command goes on", capsys.readouterr().err)
+        assert not list(made.out.glob("a-heron*"))
+        assert not [path for path in made.out.rglob(".*") if path.is_file()]
+        [path] = generate(call("prompt=a heron", "lossless=true"))
+        assert read_video(path).shape == (5, 64, 96, 3)
 
     def test_of_prompts_names_the_line(self, call: Any, tmp_path: Path) -> None:
         (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')

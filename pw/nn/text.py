@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -97,5 +98,10 @@ class TextEncoder:
     def _write(self, path: Path, embedding: Tensor) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({"embedding": embedding.contiguous()}, partial)
-        os.replace(partial, path)
+        try:
+            save_file({"embedding": embedding.contiguous()}, partial)
+            os.replace(partial, path)
+        except SafetensorError as error:  # a full disk
+            raise OSError(f"{path}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
