@@ -311,7 +311,7 @@ def _check_memory(hires: Run, anchor: Run) -> None:
 
     from pw.plan import check_generation
 
-    check_generation(hires, anchor, torch.cuda.mem_get_info()[0])
+    check_generation(hires, anchor, torch.cuda.mem_get_info()[0], torch.cuda.device_count())
 
 
 def _text_encoder(made: Generation) -> Any:

@@ -20,7 +20,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -275,18 +275,37 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def judge_generation(runs: Stages, memory: float, card: str, precision: Precision | None) -> Verdict:
-    """Whether one video can be made on a device of `memory` bytes; each network is alone on it."""
+def judge_generation(runs: Stages, memory: float, card: str, precision: Precision | None, count: int = 1) -> Verdict:
+    """Whether one video can be made on a device of `memory` bytes, of `count`; each network is alone on it."""
     worst = generation_of(runs, precision).worst
     if worst.fits(memory):
         return Verdict("generation", True, f"generation fits {card}: {_needs(worst)}")
 
-    remedy = nearest(runs, generation_changes, lambda smaller: generation_of(smaller, precision).worst.fits(memory))
+    def fits(others: Stages) -> bool:
+        return generation_of(others, precision).worst.fits(memory)
+
+    remedy = nearest(runs, generation_changes, fits)
     if precision == "fp32" and generation_of(runs, "bf16").worst.fits(memory):
         remedy = ("dtype=bf16",)
-    offer = " ".join(remedy) or f"gpus=1x{_enough(worst)}GB"
+    offers = [offer for offer in (remedy, together(runs, count, fits)) if offer]
+    # first what leaves the video as it is
+    offers.sort(key=lambda offer: any(override_key(o) in ("scale", "scale.frames") for o in offer))
+    offer = "; or ".join(" ".join(offer) for offer in offers) or f"gpus=1x{_enough(worst)}GB"
     line = f"generation does not fit {card}: {_needs(worst)}; the nearest setting that does: {offer}"
-    return Verdict("generation", False, line, remedy)
+    return Verdict("generation", False, line, offers[0] if offers else ())
+
+
+def together(runs: Stages, count: int, fits: Callable[[Stages], bool]) -> tuple[str, ...]:
+    """The overrides that split the networks over the devices of a machine, and if need be a video's tokens; none where
+    there is one device, or where that does not fit either."""
+    run = _last(runs)
+    if not 1 < count <= DEVICES or run.trainer.split > 1:
+        return ()
+    for context in (1, *contexts(run, count)):
+        words = ("trainer=fsdp", f"trainer.devices={count}", *([f"trainer.context={context}"] if context > 1 else []))
+        if fits(stages(build(amended(run.config.overrides, words)))):
+            return words
+    return ()
 
 
 def judge_training(run: Run, made: Training, gpus: Gpus) -> Verdict:
@@ -300,22 +319,41 @@ def judge_training(run: Run, made: Training, gpus: Gpus) -> Verdict:
         return cost.training_cost(_last(runs), gpus.count).worst.fits(gpus.memory)
 
     remedy = nearest((None, run) if run.stage == "anchor" else (run, None), training_changes, fits)
-    more = next((n for n in SHARDED if n > gpus.count and cost.training_cost(run, n).worst.fits(gpus.memory)), None)
     offers = [" ".join(remedy)] if remedy else []
     for context in contexts(run, gpus.count):
         if cost.training_cost(run, gpus.count, context).worst.fits(gpus.memory):
             offers.insert(0, f"each clip's tokens shared by {context} ({sharding(run, gpus.count, context)})")
             break
-    offers += [f"gpus={more}x{gpus.card}, sharded ({sharding(run, more)})"] if more else []
+    more = [n for n in SHARDED if n > gpus.count]
+    if found := enough_devices(run, more, {gpus.card: gpus.memory}) or (
+        None if offers else enough_devices(run, (1, *SHARDED), {card: gb * 1e9 for card, (gb, _) in CARDS.items()})
+    ):
+        count, card, context = found
+        how = f", sharded ({sharding(run, count, context)})" if count > 1 else ""
+        offers.append(f"gpus={count}x{card}{how}")
     offers = offers or [f"gpus={gpus.count}x{_enough(worst)}GB"]
     line = f"training does not fit {gpus}: {_needs(worst)}; the nearest setting that does: {'; or '.join(offers)}"
     return Verdict("training", False, line, remedy)
 
 
+def enough_devices(run: Run, counts: Sequence[int], cards: Mapping[str, float]) -> tuple[int, str, int] | None:
+    """(devices, card, how many share the tokens of a clip) of a training that fits: as few as do, of as little memory.
+
+    cards  bytes of each
+    """
+    for count in counts:
+        for card, memory in sorted(cards.items(), key=lambda item: item[1]):
+            for context in (run.trainer.context, *contexts(run, count)):
+                if count % context == 0 and cost.training_cost(run, count, context).worst.fits(memory):
+                    return count, card, context
+    return None
+
+
 def contexts(run: Run, count: int) -> list[int]:
-    """By how many of so many devices, more than do so now, the tokens of a clip could be shared."""
-    length = cost.tokens(cost.stage_latent(run), run.backbone.patch_size)
-    shared = (count // nodes_of(count), length, run.backbone.num_attention_heads)
+    """By how many of so many devices, more than do so now, the tokens of a clip could be shared, of either stage."""
+    both = (stage for stage in stages(run) if stage is not None)
+    lengths = (cost.tokens(cost.stage_latent(stage), stage.backbone.patch_size) for stage in both)
+    shared = (count // nodes_of(count), *lengths, run.backbone.num_attention_heads)
     return [n for n in range(run.trainer.context + 1, shared[0] + 1) if not any(whole % n for whole in shared)]
 
 
@@ -344,9 +382,12 @@ def _enough(moment: Moment) -> int:
     return math.ceil(moment.needs / 1e9)
 
 
-def check_generation(hires: Run | None, anchor: Run | None, memory: float) -> None:
-    """Raises ValueError when a device of `memory` bytes cannot make a video: what takes it, and what would do."""
-    verdict = judge_generation((hires, anchor), memory, gigabytes(memory), None)
+def check_generation(hires: Run | None, anchor: Run | None, memory: float, count: int = 1) -> None:
+    """Raises ValueError when a device of `memory` bytes cannot make a video: what takes it, and what would do.
+
+    count  devices of the machine
+    """
+    verdict = judge_generation((hires, anchor), memory, gigabytes(memory), None, count)
     if not verdict.fits:
         raise ValueError(verdict.line)
 
@@ -357,7 +398,9 @@ def verdicts(plan: Plan, asked: Sequence[str]) -> list[Verdict]:
         return []
     gpus, split = plan.gpus, plan.run.trainer.split
     judged = {
-        "generation": lambda: judge_generation(plan.stages, gpus.memory, f"{split}x{gpus.card}", plan.precision),
+        "generation": lambda: judge_generation(
+            plan.stages, gpus.memory, f"{split}x{gpus.card}", plan.precision, gpus.count
+        ),
         "training": lambda: judge_training(plan.run, plan.training, gpus),
     }
     return [judged[what]() for what in asked]

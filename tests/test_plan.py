@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -156,11 +157,34 @@ class TestAVerdict:
         eight = verdicts("scale=2k", "gpus=8x141GB", "for=training")["training"].line
         assert eight.endswith("trainer=fsdp trainer.devices=8")
 
-    def test_offers_more_gpus_that_do(self) -> None:
-        line = verdicts("scale=2k", "gpus=1x80GB", "for=training")["training"].line
-        assert "gpus=16x80GB" in line
-        assert verdicts("scale=2k", "gpus=16x80GB", "for=training")["training"].fits
-        assert not verdicts("scale=2k", "gpus=8x80GB", "for=training")["training"].fits
+    @pytest.mark.parametrize(
+        ("overrides", "card", "offered"),
+        [
+            (("scale=2k",), "1x80GB", "gpus=4x80GB, sharded (trainer=fsdp trainer.devices=4 trainer.context=2)"),
+            (("scale=4k",), "1xH200", "gpus=2xH200, sharded (trainer=fsdp trainer.devices=2 trainer.context=2)"),
+            (("scale=proxy",), "8x24GB", "trainer.devices=8 trainer.nodes=2 train.accumulate=16, which makes"),
+            (("scale=4k",), "1x16GB", "gpus=2xH200, sharded"),  # not on any number of such small ones
+            (("scale=2k",), "1x16GB", "gpus=1xB200"),
+        ],
+    )
+    def test_of_a_training_offers_devices_that_do_in_words_that_are_taken(
+        self, overrides: tuple[str, ...], card: str, offered: str
+    ) -> None:
+        """As few as do, of those that are asked about: also where each clip has to be shared."""
+        line = verdicts(*overrides, f"gpus={card}", "for=training")["training"].line
+        assert offered in line
+        offers = re.findall(r"(?:gpus=(\w+)|shared by \d+)(?:,? (?:sharded )?\((trainer=[^,)]*))?", line)
+        assert offers
+        for gpus, words in offers:
+            assert verdicts(*overrides, *words.split(), f"gpus={gpus or card}", "for=training")["training"].fits
+
+    def test_on_several_gpus_offers_to_split_the_networks_before_it_changes_the_video(self) -> None:
+        found = verdicts("scale=4k", "gpus=8x24GB", "for=generation")["generation"]
+        assert found.remedy == ("trainer=fsdp", "trainer.devices=8", "trainer.context=2")
+        assert found.line.endswith("trainer=fsdp trainer.devices=8 trainer.context=2; or scale.frames=49")
+        assert verdicts("scale=4k", *found.remedy, "gpus=8x24GB", "for=generation")["generation"].fits
+        tile = verdicts("scale=4k", "codec.tile=0", "gpus=8x80GB", "for=generation")["generation"]
+        assert tile.remedy == ("codec.tile=512", "codec.overlap=128")
 
     @pytest.mark.parametrize(
         ("what", "overrides", "card", "remedy"),
