@@ -14,6 +14,7 @@ generate  Diffusion only, random weights: stage II of each scale with its steps 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import platform
 import sys
@@ -80,6 +81,7 @@ def time_ways(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[Way, 
     from pw.stages.velocity import Condition, velocity
 
     device = torch.device("cuda" if run.trainer.accelerator == "gpu" else "cpu")
+    _forget(device)
     network = Network(run.backbone, run.injector, "sdpa", False, run.seed)
     net = load_network(network, "random", None, str(device))
     channels, frames, rows, columns = stage_latent(run)
@@ -142,6 +144,7 @@ def measure_generation(run: Run, stock_steps: int, stock_of: int) -> dict[str, A
     from pw.stages.velocity import Condition, evaluations, integrate
 
     device = torch.device("cuda" if run.trainer.accelerator == "gpu" else "cpu")
+    _forget(device)
     shape = stage_latent(run)
     net = load_network(
         Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed),
@@ -164,13 +167,19 @@ def measure_generation(run: Run, stock_steps: int, stock_of: int) -> dict[str, A
     synchronize(device)
     seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
+    print(f"{run.scale.name}: {seconds:.1f} s; now {stock_steps} steps of stock", file=sys.stderr, flush=True)
     del net
     _forget(device)
     plain = load_network(Network(run.backbone, None, "sdpa", False, run.seed), "random", None, str(device))
     plain.release()  # no hook of ours is left
-    took, _ = stock(plain.dit, noise, text, run.schedule.shift, stock_steps, stock_of)
+    theirs: dict[str, Any] = {"attention": "sdpa", "compile": False}
+    try:
+        took, _ = stock(plain.dit, noise, text, run.schedule.shift, stock_steps, stock_of)
+        step = sum(took[1:]) / len(took[1:]) if len(took) > 1 else took[0]
+        theirs |= {"step_seconds": [round(s, 4) for s in took], "steps": stock_of, "seconds": round(step * stock_of, 4)}
+    except torch.OutOfMemoryError as error:  # a modulation per token is 9 GB at 4K, and twice that in fp32
+        theirs["failed"] = _first_line(error)
     stock_peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
-    step = sum(took[1:]) / len(took[1:]) if len(took) > 1 else took[0]
     count = tokens(shape, run.backbone.patch_size)
     flops = forward_flops(run.backbone, count, run.backbone.text_tokens, run.injector).total * evaluations(run)
     return {
@@ -187,23 +196,17 @@ def measure_generation(run: Run, stock_steps: int, stock_of: int) -> dict[str, A
         "seconds": round(seconds, 4),
         "peak_gb": None if peak is None else round(peak, 2),
         "tflop_per_second": round(flops / seconds / 1e12, 3),
-        "stock": {
-            "step_seconds": [round(s, 4) for s in took],
-            "steps": stock_of,
-            "attention": "sdpa",
-            "compile": False,
-            "seconds": round(step * stock_of, 4),
-            "peak_gb": None if stock_peak is None else round(stock_peak, 2),
-        },
-        "speed_up": round(step * stock_of / seconds, 2),
+        "stock": {**theirs, "peak_gb": None if stock_peak is None else round(stock_peak, 2)},
+        "speed_up": round(theirs["seconds"] / seconds, 2) if "seconds" in theirs else None,
         "aim": {**AIMS.get(run.scale.name, {}), "speed_up": SPEED_UP},
     }
 
 
 def _forget(device: torch.device) -> None:
-    """Give freed memory back, and measure its peak from here."""
-    import gc
+    """Give back what was measured before, and measure memory from here.
 
+    A network whose hooks point back at it stays until it is collected, and would be part of the next one's peak.
+    """
     import torch
 
     gc.collect()
@@ -212,8 +215,12 @@ def _forget(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0 measured, 2 a mistake in the call."""
+    """Exit status: 0 measured, 1 a scale does not fit the device, 2 a mistake in the call."""
     own, overrides = dict(OWN), []
     for word in arguments:
         key, _, value = word.partition("=")
@@ -254,16 +261,21 @@ def main(arguments: Sequence[str]) -> int:
     if best is None:
         print(f"error: kernels={own['kernels']}: none of them is to be had here", file=sys.stderr)
         return 2
-    found = []
+    out = Path(own["out"] or ROOT / "outputs" / "bench" / f"generate_{device.replace(' ', '-')}.json")
+    found: list[dict[str, Any]] = []
     for given in runs:
         run = build([*given.config.overrides, *best.overrides])
         print(f"{run.scale.name} on {device} …", file=sys.stderr, flush=True)
-        found.append(measure_generation(run, int(own["stock_steps"]), int(own["stock_of"])))
+        try:
+            found.append(measure_generation(run, int(own["stock_steps"]), int(own["stock_of"])))
+        except torch.OutOfMemoryError as error:
+            found.append({"scale": run.scale.name, "failed": _first_line(error)})
         print(json.dumps(found[-1], indent=1), flush=True)
-    out = Path(own["out"] or ROOT / "outputs" / "bench" / f"generate_{device.replace(' ', '-')}.json")
-    write_json(out, {"device": device, "torch": torch.__version__, "kernels": told, "measured": found, **provenance()})
+        # after each scale: the next may take an hour
+        written = {"device": device, "torch": torch.__version__, "kernels": told, "measured": found}
+        write_json(out, {**written, **provenance()})
     print(out)
-    return 0
+    return int(any("failed" in measured for measured in found))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import pytest
+from diffusers import WanTransformer3DModel
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pw.bench import Way, fastest, main
 from pw.build import build
@@ -47,6 +52,35 @@ def test_kernels_of_which_none_is_there_are_an_error_before_anything_is_measured
     assert main([*SMALL, "kernels=sage", f"out={out}"]) == 2
     assert "kernels=sage: none of them is to be had here" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_one_network_is_alive_at_a_time_or_its_peak_would_be_anothers(tmp_path: Path) -> None:
+    """The kernels', a scale's and the next scale's: seen at every forward, with nothing collected by chance."""
+    alive: WeakSet[Any] = WeakSet()
+    most = 0
+
+    def seen(module: Any, args: Any) -> None:
+        nonlocal most
+        if isinstance(module, WanTransformer3DModel):
+            alive.add(module)
+            most = max(most, len(alive))
+
+    hook = register_module_forward_pre_hook(seen)
+    gc.disable()
+    try:
+        words = [
+            *SMALL,
+            "kernels=sdpa",
+            "compile=false",
+            "stock_steps=1",
+            "stock_of=2",
+            f"out={tmp_path / 'bench.json'}",
+        ]
+        assert main(["scales=proxy,proxy", *words[1:]]) == 0
+    finally:
+        gc.enable()
+        hook.remove()
+    assert most == 1
 
 
 @pytest.mark.parametrize(
