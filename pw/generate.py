@@ -686,6 +686,7 @@ def _encode_texts(made: Generation, todo: list[Prompt], meter: _Meter, team: par
     encoder = _text_encoder(made)
     shape = run.backbone.text_tokens, run.backbone.text_dim
     if encoder is None:
+        meter.wanted["text"] = 0.0  # else all that there is to do would end at 98 %
         return lambda text: torch.randn(shape, generator=generator(int(digest(text), 16), 0, NOISE))
     meter.add("text", 0.0, "encoding prompts")
     for stage in (made.anchor, made.hires) if writes else ():

@@ -637,7 +637,8 @@ def quiet() -> None:
     # the loss does nothing in place to what the network returns
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers.hooks.context_parallel")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+    # the last says, of every network, that attention kernels can be chosen
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "diffusers.models.modeling_utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -99,8 +99,10 @@ class TestOnePrompt:
         """weights=random: random networks of the configured sizes; the VAE's is small here to keep this quick."""
         small = {**pw.nn.codec.WAN_VAE, "base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1}
         monkeypatch.setattr("pw.nn.codec.WAN_VAE", small)
-        [path] = generate(call("prompt=a heron", "weights=random"))
+        shares: list[float] = []
+        [path] = generate(call("prompt=a heron", "weights=random"), lambda what, share, within: shares.append(share))
         assert read_video(path).shape == (5, 64, 96, 3)
+        assert shares[-1] == pytest.approx(1.0)
 
 
 class TestSeveralPrompts:
