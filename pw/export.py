@@ -82,6 +82,7 @@ def export(
         raise ConfigError(f"out={out}: exists; choose another, or remove it")
     backbone = make("backbone", training.values["backbone"])
     import torch
+    from safetensors import SafetensorError
 
     from pw.nn import convert
     from pw.nn.backbone import wan_transformer
@@ -118,9 +119,12 @@ def export(
             write_json(partial / "transformer" / f"{STEM}.safetensors.index.json", _index(groups, sizes))
         _save(adapters, partial / "pixelwizard" / "adapters.safetensors")
         write_json(partial / "pixelwizard" / "config.json", _described(training, dtype, weights))
+        for path in partial.rglob("*.safetensors"):  # which safetensors lets nobody else read
+            shutil.copymode(partial / "pixelwizard" / "config.json", path)
         os.replace(partial, out)
-    except OSError as error:
-        raise ConfigError(f"out={out}: {error.strerror or error}; nothing was left there") from error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"out={out}: {why}; nothing was left there") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out

@@ -198,6 +198,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     overrides = []
     for word in arguments:
         key, _, value = word.partition("=")
+        if key in OWN and not value:
+            raise ConfigError(f"{key}=: says nothing; give {key} a value, or leave it out")
+        if key == "data":
+            raise ConfigError(f"{word}: clips are read from urls=DIR here")
         if key in OWN:
             own[key] = value
         else:
@@ -554,6 +558,10 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status: 0 done, 1 too many clips could not be read, 2 a mistake in the call or no room, 130 interrupted."""
     try:
         encoding = parse(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
         print(estimate(encoding), flush=True)
         if encoding.dry_run:
             check_disk(encoding)
@@ -569,7 +577,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}; what is done is kept, the same call goes on", file=sys.stderr)
+        print(f"error: out={encoding.out}: {error}; what is done is kept, the same call goes on", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same call goes on from here", file=sys.stderr)

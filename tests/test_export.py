@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,19 @@ class TestAnExport:
         (outputs / "file").touch()
         with pytest.raises(ConfigError, match="nothing was left there"):
             export(training, outputs / "file" / "below")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # a disk that fills up
+        try:
+            with pytest.raises(ConfigError, match=r"out=.*full: .*File too large.*nothing was left there"):
+                export(training, outputs / "full")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not (outputs / "full").exists()
         assert not [path for path in outputs.iterdir() if path.name.startswith(".")]
+
+    def test_can_be_read_by_whom_other_files_can(self, exported: Path) -> None:
+        modes = {path.stat().st_mode for path in exported.rglob("*") if path.is_file()}
+        assert len(modes) == 1
 
 
 class TestShards:

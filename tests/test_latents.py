@@ -297,6 +297,8 @@ WRONG = [
     ("scale.height=128", ["needs clips of 5 frames, 128 x 96", "none is enlarged", "short_side=96"]),
     ("trainer.weights=/not/there", ["weights=/not/there", "no such folder", "make weights"]),
     ("codec.channels=8 backbone.in_channels=8", ["codec.channels=8", "have 4"]),
+    ("out=", ["out=: says nothing; give out a value"]),
+    ("data=procedural", ["data=procedural: clips are read from urls=DIR"]),
     ("out=/proc/latents", ["out=/proc/latents", "cannot be written to"]),
     ("backbone.text_tokens=1000000000", ["needs", "GB are free", "out="]),
 ]
