@@ -24,14 +24,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 FEW = 64  # numbers of a tensor that are computed after all
-MEMORY = 141 * 10**9
 
 
 class Gpu(TorchDispatchMode):
-    """What is on it: bytes `now`, their `peak`, and how often each operation ran."""
+    """What is on it: bytes `now`, their `peak`, and how often each operation ran. Beyond `memory` it is out of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int) -> None:
         super().__init__()
+        self.memory = memory
         self.now = self.peak = 0
         self.ran: Counter[str] = Counter()
         self._sizes: dict[int, int] = {}
@@ -63,6 +63,8 @@ class Gpu(TorchDispatchMode):
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         if (key := storage._cdata) not in self._sizes:
+            if self.now + storage.nbytes() > self.memory:
+                raise torch.OutOfMemoryError("CUDA out of memory, were there a GPU")
             self._sizes[key] = storage.nbytes()
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
@@ -134,9 +136,9 @@ def _moved(module: torch.nn.Module, move: Callable[[torch.Tensor], torch.Tensor]
 
 
 @contextmanager
-def gpu_without_data(patch: pytest.MonkeyPatch) -> Iterator[Gpu]:
-    """A device `cuda` of 141 GB for all that runs within it."""
-    found = Gpu()
+def gpu_without_data(patch: pytest.MonkeyPatch, memory: int = 141 * 10**9) -> Iterator[Gpu]:
+    """A device `cuda` for all that runs within it."""
+    found = Gpu(memory)
     told: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
         "device_count": lambda: 1,
@@ -144,7 +146,7 @@ def gpu_without_data(patch: pytest.MonkeyPatch) -> Iterator[Gpu]:
         "empty_cache": lambda: None,
         "reset_peak_memory_stats": found.reset_peak,
         "max_memory_allocated": lambda *_: found.peak,
-        "mem_get_info": lambda *_: (MEMORY - found.now, MEMORY),
+        "mem_get_info": lambda *_: (found.memory - found.now, found.memory),
         "get_device_name": lambda *_: "a GPU without data",
     }
     for name, answer in told.items():

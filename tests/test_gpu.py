@@ -125,6 +125,20 @@ def test_the_bench_runs_through(gpu: Gpu, tmp_path: Path, capsys: pytest.Capture
     assert all(one["stock"]["peak_gb"] > one["peak_gb"] for one in found["measured"])
 
 
+def test_what_the_bench_has_measured_is_kept_where_stock_or_the_next_scale_does_not_fit(
+    gpu: Gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.json"
+    words = ("trainer=gpu", "backbone.num_layers=1", "injector.blocks=[0]", "kernels=sdpa", "stock_steps=1")
+    gpu.memory = 20 * 10**9
+    assert main(["scales=2k,4k", *words, "compile=false", f"out={out}"]) == 1
+    one, other = json.loads(out.read_text())["measured"]
+    assert one["peak_gb"] < 20
+    assert "out of memory" in one["stock"]["failed"]
+    assert one["speed_up"] is None
+    assert (other["scale"], "out of memory" in other["failed"]) == ("4k", True)
+
+
 @pytest.fixture
 def networks() -> tuple[Any, Any]:
     return _NoTrainLpips(net="alex", pnet_rand=True), Dover().eval()
