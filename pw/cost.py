@@ -555,6 +555,17 @@ def _host(runs: list[Run], size: tuple[int, int]) -> tuple[Part, ...]:
     )
 
 
+def sampling_memory(run: Run, batch_size: int | None = None) -> int:
+    """Bytes of CPU memory that clips take when a run is sampled: a batch as floats, one clip twice as 8-bit frames.
+
+    Before a batch, its evaluation clips are read one at a time, each held as it is stored, as it is cut out, and as
+    floats: no more than that. The network on its way to the device is gone by then.
+    """
+    batch_size = run.sampling.batch_size if batch_size is None else batch_size
+    pixels = run.scale.frames * run.scale.height * run.scale.width
+    return 3 * pixels * (4 * batch_size + 2)
+
+
 def trained_parameters(run: Run) -> int:
     """Those with a gradient. The stride embedding is frozen under `objective=flow`  (D18)."""
     backbone, stride = run.backbone, stride_embedding_parameters(run.backbone)

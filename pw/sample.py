@@ -3,13 +3,15 @@
     python -m pw.sample stage=hires objective=shortcut sampling.num_steps=4
 
 A folder holds `0000.mkv`, … (lossless, at full size), `anchors/` (the first few anchors), for stage I `native/` (clips
-at the anchor's size), and `done.json`. It is filled clip by clip: what is there is never sampled again.
+at the anchor's size), and `done.json`. It is filled clip by clip: what is there is never sampled again. In memory
+there is one batch of clips, however many are sampled.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +35,13 @@ from pw.train import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pw.data import Clips
+    from pw.data.degradation import Degradation
+    from pw.video import Frames
+
 INITIAL_NOISE, EVALUATION_ANCHOR = 7, 6  # streams of random numbers, see pw.stages.stage
 SHOWN = 8  # anchors kept for the contact sheet
+FRAMES_AT_ONCE = 8  # of a clip on its way to 8 bits
 
 
 def sample_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
@@ -61,12 +68,9 @@ def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None =
 
 
 def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
-    """Write the evaluation clips and their twins, once."""
-    import shutil
-
+    """Write the evaluation clips and their twins, once. What an interrupted call had written is not made again."""
     from filelock import FileLock
 
-    from pw.data.procedural import generator
     from pw.video import to_uint8
 
     seed = run.seed if seed is None else seed
@@ -75,33 +79,38 @@ def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) 
     with FileLock(folder / ".lock"):
         if read_json(folder / "done.json") is None:
             evaluation = run.source.evaluation(run.sampling.count, seed)
-            for name, clips in (("real", evaluation.real), ("real_b", evaluation.real_b)):
-                shutil.rmtree(folder / name, ignore_errors=True)
-                _write_clips(folder / name, to_uint8(clips))
-            about = {"clips": run.sampling.count, "seed": seed, "note": evaluation.note}
-            captions = {"captions": evaluation.captions} if evaluation.captions else {}
-            write_json(folder / "done.json", about | captions)
+            sets = {folder / "real": evaluation.real.frames, folder / "real_b": evaluation.real_b.frames}
+            _write_clips(sets, run.sampling.count)
+            about = {"clips": run.sampling.count, "seed": seed, "note": evaluation.note()}
+            captions = evaluation.captions()
+            write_json(folder / "done.json", about | ({"captions": captions} if captions else {}))
         if run.stage == "anchor" and not anchor_reference(run, outputs, seed).exists():
             evaluation = run.source.evaluation(run.sampling.count, seed)
+            sets = {}
             for twin, clips in ((True, evaluation.real_b), (False, evaluation.real)):  # the one that is looked for last
-                anchors = run.degradation.anchor(clips, run.scale.anchor_size, generator(seed, 0, EVALUATION_ANCHOR))
-                _write_clips(anchor_reference(run, outputs, seed, twin=twin), to_uint8(anchors))
+                anchor = _degraded(run, clips, run.degradation, seed)
+                sets[anchor_reference(run, outputs, seed, twin=twin)] = lambda i, anchor=anchor: to_uint8(anchor(i))
+            _write_clips(sets, run.sampling.count)
     return folder
 
 
-def _write_clips(folder: Path, clips: Any) -> None:
-    """Clips as 0000.mkv, …; the folder has its name only when all are there."""
+def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> None:
+    """Each folder's clips as 0000.mkv, …, in turn: a folder has its name only when all are there, and is then kept."""
     import os
-    import shutil
 
     from pw.video import write_video
 
-    partial = folder.with_name(f".{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for index, clip in enumerate(clips):
-        write_video(partial / f"{index:04d}.mkv", clip)
-    os.replace(partial, folder)
+    partial = {folder: folder.with_name(f".{folder.name}") for folder in sets if not folder.exists()}
+    for place in partial.values():
+        place.mkdir(parents=True, exist_ok=True)
+        for cut_off in place.glob(".*.part"):
+            cut_off.unlink()
+    for index in range(count):
+        for folder, place in partial.items():
+            if not (path := place / f"{index:04d}.mkv").exists():
+                write_video(path, sets[folder](index))
+    for folder, place in partial.items():
+        os.replace(place, folder)
 
 
 def sample(
@@ -142,7 +151,7 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
     began, cpu_began = time.perf_counter(), time.process_time()
     texts = evaluation_texts(run, outputs, limit, seed)  # before the network: its encoder is as large
     module = load_stage(run, outputs)
-    anchors = evaluation_anchors(run, outputs, limit, seed)
+    anchors = evaluation_anchors(run, outputs, seed)
     for name in ("anchors", "native"):
         (folder / name).mkdir(exist_ok=True)
     write_config(run, folder, "sample")
@@ -152,16 +161,18 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
     missing = {index for index in range(limit) if not (folder / f"{index:04d}.mkv").exists()}
     batches = [list(batch) for batch in batches if missing & set(batch)]
     for position, indices in enumerate(batches, start=1):
-        anchor = None if anchors is None else anchors[indices].to(module.device)
+        anchor = None if anchors is None else anchors(indices)
         clips = _synthesise(run, module, anchor, indices, seed, texts)
-        for at, (index, clip, native) in enumerate(zip(indices, to_uint8(clips[0]), to_uint8(clips[1]), strict=True)):
+        for at, index in enumerate(indices):
             if index not in missing:
                 continue
             if run.stage == "anchor":
-                write_video(folder / "native" / f"{index:04d}.mkv", native)
+                write_video(folder / "native" / f"{index:04d}.mkv", to_uint8(clips[at]))
             if index < SHOWN and anchor is not None:
                 write_video(folder / "anchors" / f"{index:04d}.mkv", to_uint8(anchor[at]))
-            write_video(folder / f"{index:04d}.mkv", clip)  # last: it says that the others are there
+            # last: it says that the others are there
+            write_video(folder / f"{index:04d}.mkv", _at_full_size(clips[at], run.scale.size))
+        del clips  # before the next batch's anchors are made
         if progress is not None:
             progress(position, len(batches))
     previous = _spent(folder)
@@ -225,12 +236,13 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
 
 
 def check_sampling(run: Run) -> None:
-    """That a run can be sampled, before it is trained: Wan's encoders, held-out clips, memory for those.
+    """That a run can be sampled, before it is trained: Wan's encoders, held-out clips, memory for a batch.
 
     Raises ValueError (WeightsError) saying what is missing.
     """
     import psutil
 
+    from pw.cost import sampling_memory
     from pw.weights import check, locate
 
     if run.text is None:
@@ -240,12 +252,13 @@ def check_sampling(run: Run) -> None:
     check(locate(run.trainer.weights), ("vae", "text_encoder", "tokenizer"))
     if isinstance(run.source, LatentClips):
         run.source.check_evaluation(run.sampling.count)
-    clip = 12 * run.scale.frames * run.scale.height * run.scale.width  # fp32
-    need, there = 3 * run.sampling.count * clip, psutil.virtual_memory().available  # two sets, and one as it is stacked
+    need, there = sampling_memory(run), psutil.virtual_memory().available
     if need > there:
+        least = sampling_memory(run, 1)
+        offer = "sampling.batch_size=1 takes" if run.sampling.batch_size > 1 else "it takes"
         raise ConfigError(
-            f"sampling.count={run.sampling.count}: evaluation clips of scale={run.scale.name} take {need / 1e9:.0f} GB "
-            f"of memory, {there / 1e9:.0f} are free; sampling.count={there // (3 * clip)} would do"
+            f"sampling.batch_size={run.sampling.batch_size}: sampling at scale={run.scale.name} takes "
+            f"{need / 1e9:.1f} GB of memory for its clips, {there / 1e9:.1f} are free; {offer} {least / 1e9:.1f}"
         )
 
 
@@ -283,21 +296,30 @@ def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> tuple[Te
     return found, away.expand(len(found), -1, -1)
 
 
-def evaluation_anchors(run: Run, outputs: Path, limit: int, seed: int) -> Tensor | None:
-    """The anchors of the first `limit` evaluation clips as video [N, 3, F, h, w]; None for stage I."""
+def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence[int]], Tensor] | None:
+    """What makes the anchors of the evaluation clips of given numbers: video [N, 3, F, h, w]; None for stage I."""
     import torch
 
-    from pw.data.procedural import generator
     from pw.video import read_video, to_float
 
     if run.stage == "anchor":
         return None
-    if run.anchor_run is not None:
+    if run.anchor_run is None:
+        clips = run.source.evaluation(run.sampling.count, seed).real
+        anchor = _degraded(run, clips, run.anchor_degradation, seed)
+    else:
         native = sample_folder(run.anchor_run, outputs, seed) / "native"
-        clips = [to_float(read_video(native / f"{index:04d}.mkv")) for index in range(limit)]
-        return torch.stack([torch.as_tensor(clip) for clip in clips])
-    real = run.source.evaluation(run.sampling.count, seed).real
-    return run.anchor_degradation.anchor(real, run.scale.anchor_size, generator(seed, 0, EVALUATION_ANCHOR))[:limit]
+        anchor = lambda index: torch.as_tensor(to_float(read_video(native / f"{index:04d}.mkv")))  # noqa: E731
+    return lambda indices: torch.stack([anchor(index) for index in indices])
+
+
+def _degraded(run: Run, clips: Clips, degradation: Degradation, seed: int) -> Callable[[int], Tensor]:
+    """What makes the anchor [3, F, h, w] of a clip by its number; what clips lose is drawn for all of them first."""
+    from pw.data.procedural import generator
+
+    size = run.scale.anchor_size
+    drawn = degradation.draw(len(clips), run.scale.frames, size, generator(seed, 0, EVALUATION_ANCHOR))
+    return lambda index: degradation.degrade(clips[index][None], size, [drawn[index]])[0]
 
 
 def _synthesise(
@@ -307,11 +329,10 @@ def _synthesise(
     indices: list[int],
     seed: int,
     texts: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(clips at full size, clips as made) of the given evaluation clips."""
+) -> Tensor:
+    """Clips in [-1, 1] of the given evaluation clips, at full size or, of stage I, at the anchor's: on the CPU."""
     import torch
 
-    from pw.data.degradation import resize
     from pw.data.procedural import generator
 
     scale, factor = run.scale, run.codec.factor
@@ -322,13 +343,23 @@ def _synthesise(
     latent = None
     if run.stage == "hires" and run.injector is not None:
         assert anchor is not None
-        latent = module.anchor_latent(anchor)
+        latent = module.anchor_latent(anchor.to(module.device))
         if run.config["anchors"]["degradation"]:  # a test anchor's own flaws; training noise is for training
             draws = [generator(seed, i, EVALUATION_ANCHOR) for i in indices]
             latent = torch.cat([run.anchor_degradation.perturb(z[None], d) for z, d in zip(latent, draws, strict=True)])
     chosen = None if texts is None else tuple(text[indices].to(module.device) for text in texts)
-    native = module.synthesise(noise.to(module.device), latent, chosen).clamp(-1, 1).cpu()
-    return (resize(native, scale.size, "bicubic").clamp(-1, 1) if run.stage == "anchor" else native), native
+    return module.synthesise(noise.to(module.device), latent, chosen).cpu().clamp_(-1, 1)
+
+
+def _at_full_size(clip: Tensor, size: tuple[int, int]) -> Frames:
+    """[3, F, h, w] in [-1, 1] -> uint8 [F, H, W, 3], enlarged if it is smaller."""
+    import numpy as np
+
+    from pw.data.degradation import resize
+    from pw.video import to_uint8
+
+    parts = clip[None].split(FRAMES_AT_ONCE, 2)  # as floats at full size there is never a whole clip of stage I
+    return np.concatenate([to_uint8(resize(part, size, "bicubic")[0]) for part in parts])
 
 
 def main(arguments: list[str]) -> int:

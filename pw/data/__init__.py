@@ -7,12 +7,15 @@ of workers, and two arms with the same seed see the same data.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from pw.video import Frames
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,64 @@ class LatentBatch:
 
 
 @dataclass(frozen=True)
+class Clips:
+    """`count` clips of one size, each made anew whenever it is asked for: none is kept.
+
+    make  clip number i: float32 [3, F, H, W] in [-1, 1], or uint8 [F, H, W, 3] where it is that exactly
+    """
+
+    count: int
+    make: Callable[[int], Tensor | Frames]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(self.count))
+
+    def __getitem__(self, i: int) -> Tensor:
+        """Clip number i, float32 [3, F, H, W] in [-1, 1], contiguous. Raises IndexError where there is none."""
+        import numpy as np
+        import torch
+
+        from pw.video import to_float
+
+        made = self._made(i)
+        if not isinstance(made, np.ndarray):
+            return made
+        video = torch.empty(3, *made.shape[:3])
+        for number in range(len(made)):  # frame by frame: beside a clip at 2K, 5.4 GB, there is no second
+            video[:, number] = torch.from_numpy(to_float(made[number : number + 1]))[:, 0]
+        return video
+
+    def frames(self, i: int) -> Frames:
+        """Clip number i, uint8 [F, H, W, 3]. Raises IndexError where there is none."""
+        import numpy as np
+
+        from pw.video import to_uint8
+
+        made = self._made(i)
+        return made if isinstance(made, np.ndarray) else to_uint8(made)
+
+    def _made(self, i: int) -> Tensor | Frames:
+        if not 0 <= i < self.count:
+            raise IndexError(f"clip {i} of {self.count}")
+        return self.make(i)
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Two disjoint sets of held-out clips, each float32 [N, 3, F, H, W] in [-1, 1].
+    """Two disjoint sets of as many held-out clips.
 
     Anchors are made from `real`, and scores are measured against it; `real_b` against `real` is the floor.
     `note` says how they were drawn, for the table. `captions` are those of `real`, none where there is no text.
+    Both are asked for when the clips were: a source that knows them only then reads the rest of its clips first.
     """
 
-    real: Tensor
-    real_b: Tensor
-    note: str = ""
-    captions: tuple[str, ...] = ()
+    real: Clips
+    real_b: Clips
+    note: Callable[[], str]
+    captions: Callable[[], tuple[str, ...]] = tuple
 
 
 class Source(Protocol):
@@ -65,7 +115,7 @@ class Source(Protocol):
         ...
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        """`count` held-out clips, twice."""
+        """`count` held-out clips, twice; no clip is made or read before it is asked for."""
         ...
 
     def fingerprint(self) -> str:

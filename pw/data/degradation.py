@@ -7,8 +7,9 @@ anchor's latent, noise with some probability.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pw.lazy import torch
 
@@ -16,8 +17,22 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
+AT_ONCE = 2**25  # pixels that `resize` takes at once, 400 MB: of a clip at 2K some frames, of small ones whole batches
+
+
 class Degradation(Protocol):
-    """A clip -> the anchor a stage II is trained or tested on."""
+    """A clip -> the anchor a stage II is trained or tested on.
+
+    `anchor` is `draw` and `degrade` at once. Apart, what was drawn for many clips serves them one after the other.
+    """
+
+    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[Any]:
+        """What each of `clips` clips of `frames` frames loses on its way to an anchor of `size`."""
+        ...
+
+    def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[Any]) -> Tensor:
+        """video [B, 3, F, H, W], and what was drawn for each -> anchor video [B, 3, F, *size]."""
+        ...
 
     def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
         """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
@@ -32,15 +47,26 @@ def resize(video: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """Each frame to `size` by `area`, `bilinear` or `bicubic`: [B, 3, F, H, W] -> [B, 3, F, *size]."""
     if tuple(video.shape[-2:]) == tuple(size):
         return video
-    frames = video.transpose(1, 2).flatten(0, 1)
     corners = None if mode == "area" else False
-    frames = torch.nn.functional.interpolate(frames, size=size, mode=mode, align_corners=corners)
-    return frames.unflatten(0, (len(video), -1)).transpose(1, 2)
+
+    def resized(part: Tensor) -> Tensor:
+        frames = part.transpose(1, 2).flatten(0, 1)  # a copy
+        frames = torch.nn.functional.interpolate(frames, size=size, mode=mode, align_corners=corners)
+        return frames.unflatten(0, (len(part), -1)).transpose(1, 2)
+
+    at_once = max(1, AT_ONCE // video[:, 0, 0].numel())
+    if video.shape[2] <= at_once:
+        return resized(video)
+    return torch.cat([resized(part) for part in video.split(at_once, 2)], 2)
 
 
-def blur(video: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with one sigma (px) per clip, [B]; edges reflected where the kernel allows it."""
-    reach = max(1, min(math.ceil(3 * float(sigma.max())), min(video.shape[-2:]) - 1))
+def blur(video: Tensor, sigma: Tensor, widest: float | None = None) -> Tensor:
+    """Gaussian blur with one sigma (px) per clip, [B]; edges reflected where the kernel allows it.
+
+    The kernel is cut at three times the `widest` sigma of all clips that belong together, that of `sigma` by default.
+    """
+    widest = float(sigma.max()) if widest is None else widest
+    reach = max(1, min(math.ceil(3 * widest), min(video.shape[-2:]) - 1))
     offset = torch.arange(-reach, reach + 1, dtype=video.dtype, device=video.device)
     kernel = torch.exp(-(offset**2) / (2 * sigma.to(video)[:, None].clamp(min=1e-3) ** 2))
     kernel = kernel / kernel.sum(1, keepdim=True)  # [B, taps]
@@ -67,6 +93,15 @@ def _check_range(name: str, bounds: tuple[float, float], least: float) -> None:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """What one clip loses: factor of the area-downscale; sigma of the blur, and the widest of all drawn with it."""
+
+    factor: float
+    sigma: float
+    widest: float
+
+
+@dataclass(frozen=True)
 class BlurAndNoise:
     """The training degradation.
 
@@ -88,18 +123,27 @@ class BlurAndNoise:
         if not 0 <= self.noise_probability <= 1:
             raise ValueError(f"degradation.noise_probability={self.noise_probability}: a probability, 0 to 1")
 
-    def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
-        """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
-        factors = _between(self.downscale, len(video), draw).tolist()
-        sigma = _between(self.blur, len(video), draw)
+    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[Loss]:
+        """What each clip loses."""
+        factors = _between(self.downscale, clips, draw).tolist()
+        sigmas = _between(self.blur, clips, draw).tolist()
+        return [Loss(factor, sigma, max(sigmas)) for factor, sigma in zip(factors, sigmas, strict=True)]
+
+    def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[Loss]) -> Tensor:
+        """video [B, 3, F, H, W], and what each clip loses -> anchor video [B, 3, F, *size]."""
         height, width = video.shape[-2:]
         reduced = lambda clips, f: resize(clips, (max(1, round(height / f)), max(1, round(width / f))), "area")  # noqa: E731
         if self.downscale[0] == self.downscale[1]:
-            small = [reduced(video, factors[0])]
+            small = [reduced(video, drawn[0].factor)]
         else:
-            small = [reduced(clip[None], f) for clip, f in zip(video, factors, strict=True)]
+            small = [reduced(clip[None], loss.factor) for clip, loss in zip(video, drawn, strict=True)]
         anchor = torch.cat([resize(clip, size, "bilinear") for clip in small])
-        return blur(anchor, sigma) if self.blur[1] > 0 else anchor
+        sigmas = torch.tensor([loss.sigma for loss in drawn])
+        return blur(anchor, sigmas, drawn[0].widest) if self.blur[1] > 0 else anchor
+
+    def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
+        """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
+        return self.degrade(video, size, self.draw(len(video), video.shape[2], size, draw))
 
     def perturb(self, latent: Tensor, draw: Generator) -> Tensor:
         """anchor latent + noise, in the clips that the probability picks."""
@@ -113,6 +157,14 @@ class BlurAndNoise:
 class Clean:
     """Nothing lost but size: area-downscale to the anchor. What "no degradation" means in training and at test."""
 
+    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[None]:
+        """Nothing is drawn."""
+        return [None] * clips
+
+    def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[None]) -> Tensor:
+        """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
+        return resize(video, size, "area")
+
     def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
         """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
         return resize(video, size, "area")
@@ -120,6 +172,16 @@ class Clean:
     def perturb(self, latent: Tensor, draw: Generator) -> Tensor:
         """The latent as it is."""
         return latent
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """One clip's flaws beside its loss: corner of what is replaced, px; frame that trades places with the next."""
+
+    loss: Loss
+    top: int
+    left: int
+    swap: int | None
 
 
 @dataclass(frozen=True)
@@ -142,17 +204,32 @@ class Flawed:
         if self.noise < 0:
             raise ValueError(f"degradation.noise={self.noise}: a standard deviation, 0 or more")
 
+    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[Flaw]:
+        """What each clip loses, and its flaws."""
+        losses, side, flaws = self.base.draw(clips, frames, size, draw), self._masked(size), []
+        for loss in losses:
+            top, left = (int(torch.randint(0, s - d + 1, (), generator=draw)) for s, d in zip(size, side, strict=True))
+            first = int(torch.randint(0, frames - 1, (), generator=draw)) if self.swap and frames > 1 else None
+            flaws.append(Flaw(loss, top, left, first))
+        return flaws
+
+    def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[Flaw]) -> Tensor:
+        """video [B, 3, F, H, W], and what was drawn for each clip -> anchor video [B, 3, F, *size]."""
+        anchor, side = self.base.degrade(video, size, [flaw.loss for flaw in drawn]).clone(), self._masked(size)
+        for clip, flaw in zip(anchor, drawn, strict=True):
+            rows, columns = slice(flaw.top, flaw.top + side[0]), slice(flaw.left, flaw.left + side[1])
+            clip[..., rows, columns] = clip.mean((-3, -2, -1), keepdim=True)
+            if flaw.swap is not None:
+                clip[:, [flaw.swap, flaw.swap + 1]] = clip[:, [flaw.swap + 1, flaw.swap]]
+        return anchor
+
+    def _masked(self, size: tuple[int, int]) -> list[int]:
+        """Height and width of what is replaced, px."""
+        return [max(1, round(length * self.mask**0.5)) for length in size] if self.mask else [0, 0]
+
     def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
         """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
-        anchor = self.base.anchor(video, size, draw).clone()
-        side = [max(1, round(length * self.mask**0.5)) for length in size] if self.mask else [0, 0]
-        for clip in anchor:
-            top, left = (int(torch.randint(0, s - d + 1, (), generator=draw)) for s, d in zip(size, side, strict=True))
-            clip[..., top : top + side[0], left : left + side[1]] = clip.mean((-3, -2, -1), keepdim=True)
-            if self.swap and clip.shape[1] > 1:
-                first = int(torch.randint(0, clip.shape[1] - 1, (), generator=draw))
-                clip[:, [first, first + 1]] = clip[:, [first + 1, first]]
-        return anchor
+        return self.degrade(video, size, self.draw(len(video), video.shape[2], size, draw))
 
     def perturb(self, latent: Tensor, draw: Generator) -> Tensor:
         """anchor latent + noise."""

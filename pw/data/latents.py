@@ -18,8 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pw.data import Evaluation, LatentBatch
+from pw.data import Clips, Evaluation, LatentBatch
 from pw.data.shards import (
+    Clip,
+    Found,
+    LastRead,
     Readable,
     ShardError,
     ShardIndex,
@@ -72,15 +75,30 @@ def fit(frames: Frames, size: tuple[int, int, int]) -> Tensor:
     Larger pictures are reduced (bicubic, antialiased) until they just cover `size`, and cut to it about their centre.
     """
     length, height, width = size
-    video = torch.from_numpy(to_float(frames[:length]))
-    share = max(height / video.shape[-2], width / video.shape[-1])
-    if share < 1:
-        reduced = (max(height, round(video.shape[-2] * share)), max(width, round(video.shape[-1] * share)))
-        pictures = video.transpose(0, 1)
-        made = torch.nn.functional.interpolate(pictures, size=reduced, mode="bicubic", antialias=True)
-        video = made.clamp(-1, 1).transpose(0, 1)
-    top, left = (video.shape[-2] - height) // 2, (video.shape[-1] - width) // 2
-    return video[..., top : top + height, left : left + width].contiguous()
+    video = torch.empty(3, *size)
+    share = max(height / frames.shape[1], width / frames.shape[2])
+    reduced = (max(height, round(frames.shape[1] * share)), max(width, round(frames.shape[2] * share)))
+    for number in range(length):  # one at a time: 121 frames of 4K are 12 GB
+        picture = torch.from_numpy(to_float(frames[number : number + 1])).transpose(0, 1)
+        if share < 1:
+            made = torch.nn.functional.interpolate(picture, size=reduced, mode="bicubic", antialias=True)
+            picture = made.clamp(-1, 1)
+        video[:, number] = _middle(picture[0], 1, height, width)
+    return video
+
+
+def fitted(frames: Frames, size: tuple[int, int, int]) -> Tensor | Frames:
+    """As `fit`; uint8 [F, H, W, 3] as they are stored where nothing is reduced."""
+    length, height, width = size
+    if max(height / frames.shape[1], width / frames.shape[2]) < 1:
+        return fit(frames, size)
+    return _middle(frames[:length], 1, height, width)
+
+
+def _middle(pictures: Any, axis: int, height: int, width: int) -> Any:
+    """What lies about the centre of pictures whose rows are along `axis`, and columns along the next."""
+    top, left = (pictures.shape[axis] - height) // 2, (pictures.shape[axis + 1] - width) // 2
+    return pictures[(slice(None),) * axis + (slice(top, top + height), slice(left, left + width))]
 
 
 @dataclass(frozen=True)
@@ -157,7 +175,7 @@ class LatentClips:
             return "none"
         return shard_digest(*((sample.key, str(sample.shape)) for sample in index.samples))
 
-    def _pool(self) -> _Fitted:
+    def _pool(self) -> _LargeEnough:
         """The held-out clips that are large enough. Raises ValueError when their shards are gone."""
         videos, scale = self._about["urls"], self._about["encoded"]["scale"]
         try:
@@ -167,7 +185,7 @@ class LatentClips:
                 f"data.urls={self.urls}: evaluation clips are the val shards of the videos in {videos}, and those "
                 f"cannot be read ({error}); put them back there"
             ) from error
-        return _Fitted(index, (scale["frames"], scale["height"], scale["width"]))
+        return _LargeEnough(index, (scale["frames"], scale["height"], scale["width"]))
 
     def check_evaluation(self, count: int) -> None:
         """That there are clips enough for two sets of `count`, by their sizes alone. Raises ValueError otherwise."""
@@ -181,34 +199,44 @@ class LatentClips:
             )
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        """Two sets of `count` held-out clips in pixels, float32 [N, 3, F, H, W] in [-1, 1], with no clip in both.
+        """Two sets of `count` held-out clips in pixels, with no clip in both.
 
         They are read from the shards of video that were encoded, and fitted as those were. Raises ValueError when the
-        shards are gone, or have too few clips.
+        shards are gone, or have too few clips; too few that can be read are found when those are asked for.
         """
         pool = self._pool()
-        order = torch.randperm(len(pool), generator=seeded(seed, "evaluation")).tolist()
-        clips: Iterator[tuple[Tensor, str]] = (clip for i in order if (clip := pool.get(i)) is not None)
-        found = [clip for clip, _ in zip(clips, range(2 * count), strict=False)]
-        self._check_count(len(found), count)
-        return Evaluation(
-            torch.stack([clip for clip, _ in found[::2]]),
-            torch.stack([clip for clip, _ in found[1::2]]),
-            note=f"{count} clips each of {self._about['urls']}, no clip in both{unreadable(pool.passed_over())}",
-            captions=tuple(caption for _, caption in found[::2]),
-        )
+        self._check_count(len(pool), count)
+        held = LastRead(pool)
+        found = Found(self._held_out(pool, held, count, seed))
+
+        def note() -> str:
+            found.first(2 * count)
+            return f"{count} clips each of {self._about['urls']}, no clip in both{unreadable(pool.passed_over())}"
+
+        def clips(turn: int) -> Clips:
+            return Clips(count, lambda i: fitted(held.read(found[2 * i + turn][0]).frames, pool.size))
+
+        return Evaluation(clips(0), clips(1), note, lambda: tuple(text for _, text in found.first(2 * count)[::2]))
+
+    def _held_out(self, pool: _LargeEnough, held: LastRead[Clip], count: int, seed: int) -> Iterator[tuple[int, str]]:
+        """(position, caption) of those that can be read, in random order. Raises ValueError where they do not do."""
+        found = 0
+        for i in torch.randperm(len(pool), generator=seeded(seed, "evaluation")).tolist():
+            if held.is_readable(i):
+                found += 1
+                yield i, held.read(i).caption
+        self._check_count(found, count)
 
 
-class _Fitted(Readable["tuple[Tensor, str]"]):
-    """The clips of an index that are large enough, fitted to a size, with their captions."""
+class _LargeEnough(Readable[Clip]):
+    """The clips of an index that can be fitted to a size."""
 
     def __init__(self, index: ShardIndex, size: tuple[int, int, int]) -> None:
         self.index, self.size = index, size
         super().__init__([i for i, sample in enumerate(index.samples) if fits(sample.shape, size)])
 
-    def read(self, i: int) -> tuple[Tensor, str]:
-        clip = self.index.read(i)
-        return fit(clip.frames, self.size), clip.caption
+    def read(self, i: int) -> Clip:
+        return self.index.read(i)
 
     def name(self, i: int) -> str:
         return self.index.samples[i].name

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pw.data import Evaluation
+from pw.data import Clips, Evaluation
 from pw.lazy import torch
 
 if TYPE_CHECKING:
@@ -59,12 +59,16 @@ class ProceduralClips:
         """`count` clips apart from every training batch, and their twins: same structure, other texture."""
         draw = generator(seed, 0, 1)
         structure = self._structure(count, draw)
-        real, twin = (self._render(structure, self._texture(count, draw)) for _ in range(2))
-        return Evaluation(real, twin, note="real_b: the same structure with other texture")
+        real, twin = (self._drawn(count, structure, self._texture(count, draw)) for _ in range(2))
+        return Evaluation(real, twin, note=lambda: "real_b: the same structure with other texture")
 
     def fingerprint(self) -> str:
         """Changes when the clips do."""
         return f"procedural/{VERSION}"
+
+    def _drawn(self, count: int, structure: dict[str, Tensor], texture: dict[str, Tensor]) -> Clips:
+        one: Any = lambda drawn, i: {name: values[i : i + 1] for name, values in drawn.items()}  # noqa: E731
+        return Clips(count, lambda i: self._render(one(structure, i), one(texture, i))[0])
 
     def _structure(self, count: int, draw: Generator) -> dict[str, Tensor]:
         uniform = lambda *shape: torch.rand(*shape, generator=draw)  # noqa: E731

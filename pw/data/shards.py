@@ -21,13 +21,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count as count_from
-from itertools import islice, product
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from pw.data import Evaluation
+from pw.data import Clips, Evaluation
 from pw.lazy import torch
 from pw.video import Frames, to_float
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Read = TypeVar("Read")
+Item = TypeVar("Item")
 
 ENDINGS = ("npy", "json", "txt")
 MANIFEST = "manifest.json"
@@ -183,7 +184,7 @@ class ShardClips:
         return torch.stack([self._training_crop(seed, position) for position in positions])
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        """Two sets of `count` held-out crops, float32 [N, 3, F, H, W] in [-1, 1], with no clip in both.
+        """Two sets of `count` held-out crops, with no clip in both.
 
         Clips are dealt to the two sets in turn, so that both see all videos. If they are fewer than crops,
         a clip gives several, which do not overlap as long as there is room; `note` says how it was. A single
@@ -191,16 +192,24 @@ class ShardClips:
         """
         clips = range(len(self._eval))
         alone = len(clips) == 1
-        sets, notes = [], []
+        sets, held = [], LastRead(self._eval)
         for turn in (0, 1):
             dealt = clips if alone else clips[turn::2]
-            crops = list(islice(self._crops(dealt, slice(turn * alone, None, 1 + alone), seed), count))
-            sets.append(torch.stack([crop for _, _, crop in crops]))
-            overlapping = sum(not clear for _, clear, _ in crops)
-            notes.append(f"{len({clip for clip, _, _ in crops})} clips ({overlapping} crops overlap others)")
-        shared = "the same single clip in both" if alone else "no clip in both"
-        note = f"{count} crops each, from {notes[0]} and {notes[1]}, {shared}{unreadable(self._eval.passed_over())}"
-        return Evaluation(*sets, note=note)
+            sets.append(Found(self._crops(dealt, slice(turn * alone, None, 1 + alone), seed, held)))
+
+        def note() -> str:
+            notes = []
+            for crops in (found.first(count) for found in sets):
+                overlapping = sum(not crop.clear for crop in crops)
+                notes.append(f"{len({crop.clip for crop in crops})} clips ({overlapping} crops overlap others)")
+            shared = "the same single clip in both" if alone else "no clip in both"
+            passed_over = unreadable(self._eval.passed_over())
+            return f"{count} crops each, from {notes[0]} and {notes[1]}, {shared}{passed_over}"
+
+        def cut_out(crops: Found[_Crop]) -> Clips:
+            return Clips(count, lambda i: _cut(held.read(crops[i].clip), crops[i].start, self._eval.crop))
+
+        return Evaluation(cut_out(sets[0]), cut_out(sets[1]), note)
 
     def passed_over(self) -> list[str]:
         """The training clips that could not be read so far, by name."""
@@ -213,8 +222,8 @@ class ShardClips:
         crop = _cut(frames, _anywhere(frames.shape, self._train.crop, generator), self._train.crop)
         return _to_video(crop[:, :, ::-1] if _randint(2, generator) else crop)
 
-    def _crops(self, clips: Sequence[int], part: slice, seed: int) -> Iterator[tuple[int, bool, Tensor]]:
-        """Endless (clip, apart from all others, crop): one of each clip, then more of each, then anywhere.
+    def _crops(self, clips: Sequence[int], part: slice, seed: int, held: LastRead[Frames]) -> Iterator[_Crop]:
+        """Endless: one of each clip, then more of each, then anywhere.
 
         Of the places where a crop may lie in a clip, only `part` is used.
         """
@@ -223,17 +232,18 @@ class ShardClips:
         tiles: dict[int, list[tuple[int, ...]]] = {}
         for turn in count_from():
             for clip in (clips[i] for i in order):
-                if (frames := self._eval.get(clip)) is None:
+                if not held.is_readable(clip):
                     continue
+                shape = held.read(clip).shape
                 if clip not in tiles:
-                    tiles[clip] = _tiles(frames.shape, self._eval.crop, seeded(seed, "tiles", clip))[part]
+                    tiles[clip] = _tiles(shape, self._eval.crop, seeded(seed, "tiles", clip))[part]
                 if clear := turn < len(tiles[clip]):
                     start = tiles[clip][turn]
                 elif all(turn >= len(starts) for starts in tiles.values()):
-                    start = _anywhere(frames.shape, self._eval.crop, generator)
+                    start = _anywhere(shape, self._eval.crop, generator)
                 else:
                     continue
-                yield clip, clear, _to_video(_cut(frames, start, self._eval.crop))
+                yield _Crop(clip, start, clear)
             if not tiles:
                 raise ShardError(f"none of {len(clips)} clips to evaluate on can be read; {REMAKE}")
 
@@ -281,6 +291,56 @@ class Readable(ABC, Generic[Read]):
         """The clip at `place` of `order`, or the next readable one."""
         turned = (self.get(order[(place + step) % len(order)]) for step in range(len(order)))
         return next(found for found in turned if found is not None)
+
+
+class LastRead(Generic[Read]):
+    """Clips of a pool, of which the one that was read last is kept: to look for it and to take it is one read."""
+
+    def __init__(self, pool: Readable[Read]) -> None:
+        self._pool = pool
+        self._last: tuple[int, Read] | None = None
+
+    def is_readable(self, i: int) -> bool:
+        """Whether the i-th clip can be read, by reading it."""
+        if self._last is None or self._last[0] != i:
+            self._last = None  # before the next is read: one clip in memory, not two
+            found = self._pool.get(i)
+            self._last = None if found is None else (i, found)
+        return self._last is not None
+
+    def read(self, i: int) -> Read:
+        """The i-th clip. Raises ShardError where it is unreadable."""
+        if not self.is_readable(i) or self._last is None:
+            raise ShardError(
+                f"{self._pool.name(self._pool.ids[i])}: could be read before, and cannot any more; {REMAKE}"
+            )
+        return self._last[1]
+
+
+class Found(Generic[Item]):
+    """What an iterator gives, by position; it is asked only for as much as is needed."""
+
+    def __init__(self, rest: Iterator[Item]) -> None:
+        self._rest = rest
+        self._known: list[Item] = []
+
+    def __getitem__(self, i: int) -> Item:
+        return self.first(i + 1)[i]
+
+    def first(self, count: int) -> list[Item]:
+        """The first `count` of them."""
+        while len(self._known) < count:
+            self._known.append(next(self._rest))
+        return self._known[:count]
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """Where an evaluation crop lies: position of its clip, (frame, row, column); whether it overlaps no other."""
+
+    clip: int
+    start: tuple[int, ...]
+    clear: bool
 
 
 class _Pool(Readable[Frames]):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pw.data import degradation
 from pw.data.degradation import BlurAndNoise, Clean, Flawed, blur, resize
 
 SIZE = (12, 12)
@@ -212,3 +213,18 @@ def test_flawed_adds_noise_of_its_std():
 def test_an_impossible_range_is_refused_by_key(make, key: str):
     with pytest.raises(ValueError, match=key):
         make()
+
+
+@every_kind
+def test_clips_degraded_one_by_one_are_those_degraded_at_once(kind):
+    video = clips()
+    drawn = kind.draw(len(video), video.shape[2], SIZE, seeded(3))
+    found = [kind.degrade(clip[None], SIZE, [lost]) for clip, lost in zip(video, drawn, strict=True)]
+    assert torch.equal(torch.cat(found), kind.anchor(video, SIZE, seeded(3)))
+
+
+@pytest.mark.parametrize("mode", ["area", "bilinear", "bicubic"])
+def test_frames_resized_some_at_once_are_those_resized_together(mode: str, monkeypatch: pytest.MonkeyPatch):
+    whole = resize(clips(), (10, 14), mode)
+    monkeypatch.setattr(degradation, "AT_ONCE", 1)
+    assert torch.equal(resize(clips(), (10, 14), mode), whole)

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from small_latents import ANCHORS, write_latents
+from small_shards import spoil
 
 from pw import not_finite
 from pw.build import build
 from pw.config import ConfigError
 from pw.data import LatentBatch
-from pw.data.latents import LatentClips, fit
+from pw.data.latents import LatentClips, fit, fitted
 from pw.data.shards import ShardClips, ShardError, index_tar, write_shards
 from pw.not_finite import Found
 from pw.video import to_float
@@ -214,15 +215,25 @@ class TestEvaluation:
         write_manifest(place)
         clips = self.latents(tmp_path, place)
         found = clips.evaluation(3, 0)
-        assert found.real.shape == found.real_b.shape == (3, 3, 5, 32, 64)
-        shown = torch.cat([found.real, found.real_b])[:, 0, 0, 0, 0]
-        assert len(set(shown.tolist())) == 6
-        assert torch.equal(clips.evaluation(3, 0).real, found.real)
-        assert not torch.equal(clips.evaluation(3, 1).real, found.real)
+        real, real_b = torch.stack(list(found.real)), torch.stack(list(found.real_b))
+        assert real.shape == real_b.shape == (3, 3, 5, 32, 64)
+        assert len(set(torch.cat([real, real_b])[:, 0, 0, 0, 0].tolist())) == 6
+        again = clips.evaluation(3, 0)
+        assert torch.equal(again.real[2], real[2])
+        assert np.array_equal(to_float(again.real.frames(0)), real[0])
+        assert not torch.equal(torch.stack(list(clips.evaluation(3, 1).real)), real)
         with pytest.raises(
             ValueError, match=r"sampling\.count=4: .* has 7 held-out clips .*sampling\.count=3 would do"
         ):
             clips.evaluation(4, 0)
+
+    def test_says_so_when_too_few_of_the_held_out_clips_can_be_read(self, tmp_path: Path) -> None:
+        place = videos(tmp_path / "videos", "val", 4, (6, 32, 64, 3))
+        spoil(place, "val", 1)
+        write_manifest(place)
+        found = self.latents(tmp_path, place).evaluation(2, 0)
+        with pytest.raises(ValueError, match=r"has 3 held-out clips that do, for two sets; sampling\.count=1 would do"):
+            found.captions()
 
     def test_says_so_when_the_videos_are_gone(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"val shards of the videos in .*gone.* cannot be read"):
@@ -233,6 +244,18 @@ class TestFitting:
     def test_leaves_a_clip_of_the_right_size_as_it_is(self) -> None:
         frames = np.random.default_rng(0).integers(0, 256, (7, 32, 48, 3), np.uint8)
         assert np.array_equal(fit(frames, (5, 32, 48)).numpy(), to_float(frames[:5]))
+
+    def test_keeps_eight_bits_where_nothing_is_reduced_and_only_there(self) -> None:
+        frames = np.random.default_rng(0).integers(0, 256, (6, 36, 52, 3), np.uint8)
+        kept, made = fitted(frames, (5, 32, 52)), fitted(frames, (5, 18, 26))
+        assert isinstance(kept, np.ndarray)
+        assert np.array_equal(to_float(kept), fit(frames, (5, 32, 52)))
+        assert isinstance(made, torch.Tensor)
+        assert torch.equal(made, fit(frames, (5, 18, 26)))
+
+    def test_a_frame_does_not_depend_on_the_others(self) -> None:
+        frames = np.random.default_rng(0).integers(0, 256, (6, 36, 52, 3), np.uint8)
+        assert torch.equal(fit(frames, (6, 20, 20))[:, 3:5], fit(frames[3:5], (2, 20, 20)))
 
     def test_cuts_about_the_centre_what_is_larger_in_one_direction(self) -> None:
         frames = np.random.default_rng(0).integers(0, 256, (5, 36, 48, 3), np.uint8)

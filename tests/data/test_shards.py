@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from pw.data.shards import ShardClips, ShardError, ShardIndex, write_shards
+from pw.video import to_float
 
 F, H, W = 5, 30, 40
 
@@ -144,24 +145,26 @@ def test_crops_are_consecutive_frames_of_one_place_sometimes_mirrored(clips: Sha
 
 def test_the_two_evaluation_sets_share_no_clip_and_none_of_train(clips: ShardClips) -> None:
     evaluation = clips.evaluation(3, seed=0)
-    assert evaluation.real.shape == evaluation.real_b.shape == (3, 3, 3, 24, 24)
-    real, real_b = set(numbers(evaluation.real)), set(numbers(evaluation.real_b))
+    first, second = (torch.stack(list(clips)) for clips in (evaluation.real, evaluation.real_b))
+    assert first.shape == second.shape == (3, 3, 3, 24, 24)
+    real, real_b = set(numbers(first)), set(numbers(second))
     assert len(real) == len(real_b) == 3
     assert not real & real_b
     assert real | real_b == set(range(100, 106))
-    assert "3 crops each, from 3 clips (0 crops overlap" in evaluation.note
-    assert torch.equal(clips.evaluation(3, seed=0).real, evaluation.real)
-    assert not torch.equal(clips.evaluation(3, seed=1).real, evaluation.real)
+    assert "3 crops each, from 3 clips (0 crops overlap" in evaluation.note()
+    assert torch.equal(torch.stack(list(clips.evaluation(3, seed=0).real)), first)
+    assert not torch.equal(torch.stack(list(clips.evaluation(3, seed=1).real)), first)
 
 
 def test_with_too_few_clips_evaluation_crops_do_not_overlap_while_there_is_room(folder: Path) -> None:
     clips = ShardClips(f"{folder}/*.tar", frames=3, size=12)
     evaluation = clips.evaluation(18, seed=0)
-    assert "(0 crops overlap others)" in evaluation.note
+    assert "(0 crops overlap others)" in evaluation.note()
     crops = [pixels(video) for video in [*evaluation.real, *evaluation.real_b]]
+    found = numbers(torch.stack(list(evaluation.real)))
     assert len(set.union(*crops)) == 36 * 3 * 12 * 12
-    assert {numbers(evaluation.real).count(number) for number in numbers(evaluation.real)} == {6}
-    assert "(2 crops overlap others)" in clips.evaluation(20, seed=0).note
+    assert {found.count(number) for number in found} == {6}
+    assert "(2 crops overlap others)" in clips.evaluation(20, seed=0).note()
 
 
 def test_a_single_held_out_clip_serves_both_sets_with_different_crops(tmp_path: Path) -> None:
@@ -169,7 +172,7 @@ def test_a_single_held_out_clip_serves_both_sets_with_different_crops(tmp_path: 
     make(tmp_path, "val", range(100, 101))
     clips = ShardClips(f"{tmp_path}/*.tar", frames=5, size=12)
     evaluation = clips.evaluation(3, seed=0)
-    assert "the same single clip in both" in evaluation.note
+    assert "the same single clip in both" in evaluation.note()
     crops = [pixels(video) for video in [*evaluation.real, *evaluation.real_b]]
     assert len(set.union(*crops)) == 6 * 5 * 12 * 12
 
@@ -251,7 +254,29 @@ def test_corrupt_held_out_clips_do_not_hang_the_evaluation(folder: Path) -> None
     for number in (100, 102, 104):
         damage(next(folder.glob("val-000000.tar")), f"clip-{number}")
     with pytest.raises(ShardError, match="none of 3 clips to evaluate on"):
-        ShardClips(f"{folder}/*.tar", frames=3, size=24).evaluation(3, 0)
+        ShardClips(f"{folder}/*.tar", frames=3, size=24).evaluation(3, 0).note()
+
+
+def test_an_evaluation_clip_is_the_same_in_whichever_order_clips_are_asked_for(folder: Path) -> None:
+    damage(next(folder.glob("val-000000.tar")), "clip-102")
+    clips = ShardClips(f"{folder}/*.tar", frames=3, size=24)
+    in_turn, backwards = clips.evaluation(5, seed=0), clips.evaluation(5, seed=0)
+    assert "; unreadable: val-000000.tar/clip-102" in in_turn.note()
+    for first, second in ((in_turn.real, backwards.real), (in_turn.real_b, backwards.real_b)):
+        wanted = list(first)
+        for i in reversed(range(5)):
+            assert torch.equal(second[i], wanted[i])
+            assert np.array_equal(to_float(second.frames(i)), wanted[i])
+        with pytest.raises(IndexError, match="clip 5 of 5"):
+            second[5]
+
+
+def test_an_evaluation_clip_that_is_gone_since_it_was_found_is_an_error_by_name(folder: Path) -> None:
+    evaluation = ShardClips(f"{folder}/*.tar", frames=3, size=24).evaluation(3, seed=0)
+    evaluation.note()
+    (folder / "val-000000.tar").unlink()
+    with pytest.raises(ShardError, match=r"val-000000\.tar/clip-10\d: could be read before, and cannot any more"):
+        list(evaluation.real)
 
 
 class Evil:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from pw.build import Run
+from pw.data import Clips, Evaluation, Source
 from pw.data.procedural import generator
 from pw.sample import (
     INITIAL_NOISE,
+    anchor_reference,
     evaluation_anchors,
     is_sampled,
     load_stage,
@@ -127,10 +132,76 @@ def test_the_reference_is_the_evaluation_clips_and_their_twins(micro, tmp_path: 
     run = micro(*SHORTCUT)
     folder = write_reference(run, tmp_path)
     evaluation = run.source.evaluation(4, run.seed)
-    assert np.array_equal(clips(folder / "real"), to_uint8(evaluation.real))
-    assert np.array_equal(clips(folder / "real_b"), to_uint8(evaluation.real_b))
+    assert np.array_equal(clips(folder / "real"), to_uint8(torch.stack(list(evaluation.real))))
+    assert np.array_equal(clips(folder / "real_b"), to_uint8(torch.stack(list(evaluation.real_b))))
     assert write_reference(micro("objective=flow"), tmp_path) == folder  # the same for every arm
     assert reference_folder(run, tmp_path, seed=1) != folder
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run's clips; says how many are in memory at once at most, and stops after so many."""
+
+    source: Source
+    stops_after: int = 1_000
+    made: list[int] = field(default_factory=list)
+    alive: list[int] = field(default_factory=lambda: [0, 0])  # now, at most
+
+    def evaluation(self, count: int, seed: int) -> Evaluation:
+        found = self.source.evaluation(count, seed)
+        return replace(found, real=self.watch(found.real), real_b=self.watch(found.real_b))
+
+    def watch(self, clips: Clips) -> Clips:
+        def make(i: int) -> torch.Tensor:
+            if len(self.made) == self.stops_after:
+                raise KeyboardInterrupt
+            clip = clips[i].clone()
+            self.made.append(i)
+            self.alive[0] += 1
+            self.alive[1] = max(self.alive)
+            weakref.finalize(clip.untyped_storage(), self.gone)
+            return clip
+
+        return Clips(len(clips), make)
+
+    def gone(self) -> None:
+        self.alive[0] -= 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+
+@pytest.mark.parametrize("overrides", [SHORTCUT, (*SHORTCUT, "anchors=flawed"), ("stage=anchor", "train.updates=1")])
+def test_one_evaluation_clip_is_in_memory_however_many_are_sampled(micro, tmp_path: Path, overrides: tuple[str, ...]):
+    run = micro(*overrides, "sampling.count=9", "sampling.batch_size=3")
+    watched = Watched(run.source)
+    folder = sample(replace(run, source=watched), tmp_path)
+    assert len(clips(folder)) == 9
+    assert len(watched.made) >= 2 * 9
+    assert watched.alive == [0, 1]
+
+
+def test_an_interrupted_reference_has_no_name_and_what_it_had_is_kept(micro, tmp_path: Path):
+    run = micro("stage=anchor")
+    wanted = write_reference(run, tmp_path / "whole")
+    stopped = replace(run, source=Watched(run.source, stops_after=5))
+    with pytest.raises(KeyboardInterrupt):
+        write_reference(stopped, tmp_path)
+    folder = reference_folder(run, tmp_path)
+    assert not (folder / "real").exists()
+    assert not (folder / "real_b").exists()
+    there = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mkv")}
+    assert [path.name for path in sorted(there)] == ["0000.mkv", "0001.mkv", "0002.mkv", "0000.mkv", "0001.mkv"]
+    (folder / ".real_b" / ".0002.mkv.1.part").write_bytes(b"cut off")
+    watched = Watched(run.source)
+    assert write_reference(replace(run, source=watched), tmp_path) == folder
+    assert watched.made == [2, 3, 3, 0, 0, 1, 1, 2, 2, 3, 3]  # real_b's third and the last ones; then all, for anchors
+    kept = {path.parent.name: path.stat().st_mtime_ns for path in folder.rglob("0000.mkv") if "real" in str(path)}
+    assert kept == {path.parent.name[1:]: then for path, then in there.items() if path.name == "0000.mkv"}
+    for name in ("real", "real_b", anchor_reference(run).name, anchor_reference(run, twin=True).name):
+        assert np.array_equal(clips(folder / name), clips(wanted / name))
+        assert len(list((folder / name).iterdir())) == 4
+    assert (folder / "done.json").read_bytes() == (wanted / "done.json").read_bytes()
 
 
 def test_a_clip_is_the_solvers_answer_to_its_own_noise_and_anchor(micro, outputs: Path):
@@ -138,7 +209,7 @@ def test_a_clip_is_the_solvers_answer_to_its_own_noise_and_anchor(micro, outputs
     run = micro(*SHORTCUT)
     folder, module = sample(run, outputs), load_stage(run, outputs)
     state = torch.randn(48, 2, 4, 4, generator=generator(0, 2, INITIAL_NOISE))[None]
-    anchor = evaluation_anchors(run, outputs, 4, 0)[2:3]
+    anchor = evaluation_anchors(run, outputs, 0)([2])
     latent, text = module.anchor_latent(anchor), torch.zeros(1, 4, 8)
     # 2 steps at shift 4.5: 1000 -> 818.18 -> 0; strides 181.8 and 818.2, floored to even
     for timestep, end, stride in ((1000.0, 9000 / 11, 180.0), (9000 / 11, 0.0, 818.0)):
@@ -214,7 +285,7 @@ def test_the_whole_pipeline_feeds_stage_twos_anchors_from_stage_one(micro, tmp_p
     assert run.anchor_run is not None
     native = clips(sample(run.anchor_run, tmp_path, seed=run.seed) / "native")
     assert np.array_equal(clips(folder / "anchors"), native)
-    anchors = evaluation_anchors(run, tmp_path, 4, run.seed)
+    anchors = evaluation_anchors(run, tmp_path, run.seed)(range(4))
     assert np.array_equal(anchors.numpy(), np.stack([to_float(clip) for clip in native]))
     reference = micro("objective=flow", "train.updates=2")
     assert reference.training_signature == run.training_signature
