@@ -19,6 +19,7 @@ from benchmarks.metrics import lookup, protocols
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from benchmarks.metrics.reference import Batch
 
@@ -68,6 +69,7 @@ def score_folder(
             counts[metric] += len(names)
             for name, value in zip(names, () if values is None else values.tolist(), strict=False):
                 rows[name][metric] = value
+        del batch  # before the next one is read
     totals = {name: made.result() for name, made in chosen.items() if counts[name]}
     result = {
         "metrics": {name: value for name, value in totals.items() if math.isfinite(value)},
@@ -111,12 +113,17 @@ def _batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> It
         read = {path: read_video(path) for path in set(paths.values())}  # structure and real are often one folder
         arrays = {what: read[path] for what, path in paths.items()}
         if "real" in arrays:
-            clip_hash.add(name, arrays["real"].shape, arrays["real"].tobytes())
-        if held and (_sizes(held[0][1]) != _sizes(arrays) or _pixels(held) >= BATCH_PIXELS):
+            clip_hash.add(name, arrays["real"].shape, arrays["real"].data)
+        if held and _sizes(held[0][1]) != _sizes(arrays):
             yield _stack(held)
             held = []
         held.append((name, arrays))
-    yield _stack(held)
+        del read, arrays
+        if _pixels(held) >= BATCH_PIXELS:  # before the next clip is read: of large ones there is one
+            yield _stack(held)
+            held = []
+    if held:
+        yield _stack(held)
 
 
 def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
@@ -128,13 +135,15 @@ def _pixels(held: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> int:
 
 
 def _stack(held: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> tuple[list[str], Batch]:
-    """uint8 [F, H, W, 3] each -> float [B, 3, F, H, W] in [-1, 1]."""
+    """uint8 [F, H, W, 3] each -> uint8 [B, 3, F, H, W], a view of the clip if it is one."""
     import numpy as np
     import torch
 
     from benchmarks.metrics.reference import Batch
-    from pw.video import to_float
 
-    tensors = {what: np.stack([arrays[what] for _, arrays in held]) for what in held[0][1]}
-    names = [name for name, _ in held]
-    return names, Batch(**{what: torch.from_numpy(to_float(pixels)) for what, pixels in tensors.items()})
+    def together(what: str) -> Tensor:
+        clips = [arrays[what] for _, arrays in held]
+        stacked = clips[0][None] if len(clips) == 1 else np.stack(clips)
+        return torch.from_numpy(stacked).permute(0, 4, 1, 2, 3)
+
+    return [name for name, _ in held], Batch(**{what: together(what) for what in held[0][1]})

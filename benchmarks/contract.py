@@ -40,7 +40,7 @@ class ClipHash:
         self._sha = hashlib.sha256()
         self.count = 0
 
-    def add(self, name: str, shape: tuple[int, ...], pixels: bytes) -> None:
+    def add(self, name: str, shape: tuple[int, ...], pixels: bytes | memoryview) -> None:
         """One clip, in the order of the names; pixels: uint8 [F, H, W, 3]."""
         self._sha.update(f"{name}\0{shape}\0".encode())
         self._sha.update(pixels)

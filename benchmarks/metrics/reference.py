@@ -1,13 +1,14 @@
 """The weight-free metrics: functions on tensors, and one scorer per row of the registry.
 
 Videos are float [B, 3, F, H, W] in [-1, 1]. A scorer is fed batches and holds no more than it needs to finish
-the folder; its constructor's arguments are the registry's `settings`.
+the folder; its constructor's arguments are the registry's `settings`. A batch may hold its clips as they are stored, in
+8 bits: a scorer takes some of their frames at a time, `AT_ONCE` pixels, as floats.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,10 +19,15 @@ from torch import Tensor
 
 from benchmarks.metrics import lookup
 
+AT_ONCE = 2**25  # pixels as floats, 400 MB: small clips are taken whole, as a mean over parts differs in its last bits
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips of one size and what they are held against: [B, 3, F, H, W]; structure of another H, W."""
+    """Clips of one size and what they are held against, structure of another H, W.
+
+    [B, 3, F, H, W] each: float in [-1, 1], or uint8 that stand for them (see `floats`).
+    """
 
     video: Tensor
     real: Tensor | None = None
@@ -44,6 +50,28 @@ class Scorer(Protocol):
 def frames_of(video: Tensor) -> Tensor:
     """[B, 3, F, H, W] -> [B F, 3, H, W], frames of a clip next to each other."""
     return video.transpose(1, 2).flatten(0, 1)
+
+
+def floats(video: Tensor) -> Tensor:
+    """Pixels in [-1, 1]: of uint8, u / 127.5 - 1, laid out alike (`pw.video.to_float`); floats as they are."""
+    return video.float().div_(127.5).sub_(1) if video.dtype == torch.uint8 else video
+
+
+def parts(*videos: Tensor, depth: int = 1) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+    """Clips of as many frames, as floats and some frames at a time: (number of the first, [B, 3, f, H, W] of each).
+
+    Any `depth` consecutive frames are together in one part: the first of them is in one only.
+    """
+    b, _, f, h, w = videos[0].shape
+    span = max(1, AT_ONCE // (b * h * w))
+    for start in range(0, f - depth + 1, span):
+        yield start, tuple(floats(video[:, :, start : start + span + depth - 1]) for video in videos)
+
+
+def mean_over_parts(values: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """Values [B] of parts of clips, each with its number of frames -> of the clips; one part's own as they are."""
+    total = torch.stack([value.double() * frames for value, frames in values]).sum(0)
+    return (total / sum(frames for _, frames in values)).to(values[0][0].dtype)
 
 
 def per_video(values: Tensor, videos: int) -> Tensor:
@@ -80,14 +108,17 @@ def radial_power_spectrum(video: Tensor) -> Tensor:
     Returns [B, R + 1] with R = min(H, W) // 2: bin r is the frequency r / min(H, W) cycles/px, the corners of
     the spectrum are in the last bin. Times the bins' sizes it sums to H W times the energy (Parseval).
     """
-    grey = frames_of(video).mean(1)
-    n, h, w = grey.shape
+    h, w = video.shape[-2:]
     window = torch.hann_window(h, periodic=False)[:, None] * torch.hann_window(w, periodic=False)
-    grey = (grey - grey.mean((1, 2), keepdim=True)) * window
-    power = torch.fft.fft2(grey).abs().square().flatten(1)
     bins, sizes = radial_bins(h, w)
-    total = torch.zeros(n, len(sizes), dtype=power.dtype).index_add_(1, bins, power)
-    return (total / sizes).reshape(video.shape[0], -1, len(sizes)).mean(1)
+    found = []
+    for _, (part,) in parts(video):
+        grey = frames_of(part).mean(1)
+        grey = (grey - grey.mean((1, 2), keepdim=True)) * window
+        power = torch.fft.fft2(grey).abs().square().flatten(1)
+        total = torch.zeros(len(grey), len(sizes), dtype=power.dtype).index_add_(1, bins, power)
+        found.append((total / sizes).reshape(len(part), -1, len(sizes)))
+    return torch.cat(found, 1).mean(1)
 
 
 def radial_bins(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -109,7 +140,7 @@ def mhd_mse(video: Tensor, ks: Sequence[int]) -> Tensor:
     b, _, f, h, w = video.shape
     total = torch.zeros(b)
     for t in range(f):
-        frame = (video[:, :, t] + 1) / 2
+        frame = (floats(video[:, :, t]) + 1) / 2
         for k in ks:
             small = resize(frame, max(1, h >> k), max(1, w >> k), "bilinear")
             total += per_video((frame - resize(small, h, w, "bilinear")).square(), b)
@@ -256,28 +287,53 @@ class SlicedWasserstein:
 
     def _project(self, video: Tensor) -> list[Tensor]:
         """Projected patches of every level: [patches, projections] each."""
-        b, _, f = video.shape[:3]
-        bands = laplacian_pyramid(frames_of(video), self.levels)
+        depth = min(self.frames, video.shape[2])
+        picked: list[Tensor] = []
+        corners: list[Tensor] = []
+        for start, (part,) in parts(video, depth=depth):
+            bands = [band.unflatten(0, (len(part), -1)) for band in laplacian_pyramid(frames_of(part), self.levels)]
+            if not picked:
+                shapes = [self._patch(band, depth) for band in bands]
+                corners = [
+                    self._corners(video.shape[2] - depth, band, shape)
+                    for band, shape in zip(bands, shapes, strict=True)
+                ]
+                picked = [torch.empty(*at.shape[:2], *shape) for at, shape in zip(corners, shapes, strict=True)]
+            for band, at, patches in zip(bands, corners, picked, strict=True):
+                self._pick(band, start, at, patches)
         return [
-            self._project_level(band.unflatten(0, (b, f)), torch.Generator().manual_seed(self.seed + level))
-            for level, band in enumerate(bands)
+            patches.flatten(0, 1).flatten(1) @ self._directions(level, patches[0, 0].numel())
+            for level, patches in enumerate(picked)
         ]
 
-    def _project_level(self, clips: Tensor, generator: torch.Generator) -> Tensor:
-        """clips: [B, F, C, H, W]."""
-        _, f, c, h, w = clips.shape
-        depth, rows, columns = min(self.frames, f), min(self.patch, h), min(self.patch, w)
-        directions = torch.randn(c * depth * rows * columns, self.projections, generator=generator)
-        directions /= directions.norm(dim=0)
+    def _patch(self, clips: Tensor, depth: int) -> tuple[int, int, int, int]:
+        """Size of a patch of clips [B, F, C, H, W]: C, frames, rows, columns."""
+        c, h, w = clips.shape[2:]
+        return c, depth, min(self.patch, h), min(self.patch, w)
+
+    def _directions(self, level: int, length: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed + level)
+        directions = torch.randn(length, self.projections, generator=generator)
+        return directions.div_(directions.norm(dim=0))
+
+    def _corners(self, last: int, clips: Tensor, patch: tuple[int, int, int, int]) -> Tensor:
+        """First frame, row and column of each clip's patches, [B, patches, 3]; `last` frame that one may begin with."""
+        h, w = clips.shape[-2:]
         corners = torch.cartesian_prod(
-            torch.arange(f - depth + 1),
-            torch.arange(0, h - rows + 1, self.stride),
-            torch.arange(0, w - columns + 1, self.stride),
+            torch.arange(last + 1),
+            torch.arange(0, h - patch[2] + 1, self.stride),
+            torch.arange(0, w - patch[3] + 1, self.stride),
         )
-        t, y, x = torch.stack([self._choose(corners, self.seen + n) for n in range(len(clips))]).unbind(2)
+        return torch.stack([self._choose(corners, self.seen + n) for n in range(len(clips))])
+
+    def _pick(self, clips: Tensor, start: int, corners: Tensor, patches: Tensor) -> None:
+        """Fill in the patches that begin in a part [B, f, C, H, W] of clips, which begins with frame `start`."""
+        _, depth, rows, columns = patches.shape[2:]
         windows = clips.unfold(1, depth, 1).unfold(3, rows, self.stride).unfold(4, columns, self.stride)
-        picked = windows[torch.arange(len(clips))[:, None], t, :, y // self.stride, x // self.stride]
-        return picked.flatten(0, 1).flatten(1) @ directions
+        t, y, x = corners.unbind(2)
+        clip, number = ((t >= start) & (t < start + windows.shape[1])).nonzero(as_tuple=True)
+        t, y, x = (along[clip, number] for along in (t - start, y // self.stride, x // self.stride))
+        patches[clip, number] = windows[clip, t, :, y, x]
 
     def _choose(self, corners: Tensor, clip: int) -> Tensor:
         if len(corners) <= self.patches:
@@ -332,7 +388,10 @@ class SolutionGap:
     def add(self, batch: Batch) -> Tensor:
         solution = _given(batch.solution)
         _same_size(batch.video, solution, "solution_gap", "solution")
-        values = (batch.video - solution).square().flatten(1).mean(1)
+        values = mean_over_parts([
+            ((video - other).square().flatten(1).mean(1), video.shape[2])
+            for _, (video, other) in parts(batch.video, solution)
+        ])  # fmt: skip
         self.mean.add(values)
         return values
 
@@ -352,7 +411,11 @@ class SolutionGain:
         solution = _given(batch.solution)
         _same_size(batch.video, solution, "solution_gain", "solution")
         for video, energy in ((batch.video, self.energy), (solution, self.solution_energy)):
-            energy.add(per_video(residual(frames_of(video), self.factor).square(), len(video)))
+            lost = [
+                (per_video(residual(frames_of(part), self.factor).square(), len(part)), part.shape[2])
+                for _, (part,) in parts(video)
+            ]
+            energy.add(mean_over_parts(lost))
 
     def result(self) -> float:
         return _ratio(self.energy.value(), self.solution_energy.value())
@@ -374,11 +437,16 @@ class AnchorFidelity:
                 f"against {batch.video.shape[2]}; cut both to the same length"
             )
         size = (batch.video.shape[-2], batch.video.shape[-1])
-        grids = (to_grid(frames_of(x), size, self.sigma, self.factor) for x in (batch.video, structure))
-        ours, theirs = grids
-        values = per_video((ours - theirs).square(), len(batch.video))
+        values = mean_over_parts([
+            (self._difference(video, other, size), video.shape[2])
+            for _, (video, other) in parts(batch.video, structure)
+        ])  # fmt: skip
         self.mean.add(values)
         return values
+
+    def _difference(self, video: Tensor, structure: Tensor, size: tuple[int, int]) -> Tensor:
+        ours, theirs = (to_grid(frames_of(clips), size, self.sigma, self.factor) for clips in (video, structure))
+        return per_video((ours - theirs).square(), len(video))
 
     def result(self) -> float:
         return self.mean.value()
