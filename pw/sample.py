@@ -254,11 +254,11 @@ def check_sampling(run: Run) -> None:
         run.source.check_evaluation(run.sampling.count)
     need, there = sampling_memory(run), psutil.virtual_memory().available
     if need > there:
-        least = sampling_memory(run, 1)
-        offer = "sampling.batch_size=1 takes" if run.sampling.batch_size > 1 else "it takes"
+        alone = f"sampling.batch_size=1 takes {sampling_memory(run, 1) / 1e9:.1f}"
+        offer = alone if run.sampling.batch_size > 1 else "a smaller scale would do, or more memory"
         raise ConfigError(
-            f"sampling.batch_size={run.sampling.batch_size}: sampling at scale={run.scale.name} takes "
-            f"{need / 1e9:.1f} GB of memory for its clips, {there / 1e9:.1f} are free; {offer} {least / 1e9:.1f}"
+            f"sampling.batch_size={run.sampling.batch_size}: clips of scale={run.scale.name} take {need / 1e9:.1f} GB "
+            f"of CPU memory as they are sampled, {there / 1e9:.1f} are free; {offer}"
         )
 
 

@@ -9,9 +9,11 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load, load_file
@@ -19,13 +21,14 @@ from safetensors.torch import load, load_file
 from experiments._plan import make_plan
 from experiments._plan import parse as parse_ablation
 from pw.build import Run, build
+from pw.cost import sampling_memory
 from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit
 from pw.data.shards import seeded, write_shards
 from pw.latents import Encoding, Report, encode, estimate, find_weights, main, parse, sizes
 from pw.nn.codec import WanCodec
 from pw.nn.text import TextEncoder
-from pw.sample import evaluation_texts, reference_folder, sample
+from pw.sample import check_sampling, evaluation_texts, reference_folder, sample
 from pw.stages.stage import SeededDraws
 from pw.train import is_trained, stage_module, train, training_folder
 from pw.video import read_video
@@ -500,6 +503,28 @@ class TestAnAblationAtWansScale:
         ):
             sample(run, tmp_path / "outputs")
         assert not (tmp_path / "outputs").exists()
+
+    def test_is_refused_where_a_batch_of_clips_does_not_fit_into_memory_however_many_there_are(
+        self, pipeline: tuple[Path, Any], encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        videos = write_videos(tmp_path / "v", {"val": [picture(n) for n in range(10)]})
+        described = json.loads((encoded / "latents.json").read_text())
+        copied = Path(shutil.copytree(encoded, tmp_path / "l"))
+        (copied / "latents.json").write_text(json.dumps({**described, "urls": f"{videos}/*.tar"}))
+        words = [*SMALL, *TRAINING, f"data.urls={copied}", f"trainer.weights={pipeline[0]}"]
+        few, many, batch = (
+            build([*words, *more]) for more in ((), ["sampling.count=5"], ["sampling.count=5", "sampling.batch_size=4"])
+        )
+        assert sampling_memory(few) == sampling_memory(many) < sampling_memory(batch)
+        free = SimpleNamespace(available=sampling_memory(many))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+        check_sampling(few)
+        check_sampling(many)
+        with pytest.raises(ValueError, match=r"sampling\.batch_size=4: clips of .*; sampling\.batch_size=1 takes 0\.0"):
+            check_sampling(batch)
+        free.available -= 1
+        with pytest.raises(ValueError, match=r"sampling\.batch_size=1: .* a smaller scale would do, or more memory"):
+            check_sampling(few)
 
     @pytest.mark.parametrize("change", ["text.negative_prompt=blurry", "trainer.attention=sage"])
     def test_samples_anew_what_changes_its_clips(self, pipeline: tuple[Path, Any], encoded: Path, change: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from benchmarks import clips
 from benchmarks.clips import score_folder
-from benchmarks.metrics import GROUPS
+from benchmarks.metrics import GROUPS, reference
 from benchmarks.metrics.reference import Batch, measure
 from pw.video import to_float, write_video
 
@@ -91,6 +92,19 @@ def test_the_batch_size_does_not_change_scores(
     whole = run(folders, tmp_path / "a")["metrics"]
     monkeypatch.setattr(clips, "BATCH_PIXELS", 1)
     assert run(folders, tmp_path / "b")["metrics"] == pytest.approx(whole, rel=1e-5)
+
+
+def test_of_clips_that_fill_a_batch_one_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clips, "BATCH_PIXELS", 1)
+    monkeypatch.setattr(reference, "AT_ONCE", 1)
+    videos, real = (folder(tmp_path / name, 6, size=200, seed=i) for i, name in enumerate(("videos", "real")))
+    given = {"real": real, "structure": real, "solution": None, "metrics": ["mhd"], "contract": {}}
+    score_folder(videos, tmp_path / "warm", **given)
+    tracemalloc.start()
+    score_folder(videos, tmp_path / "out", **given)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3.5 * 3 * 200 * 200 * 3  # a video and its real clip, of which the one read last is there twice
 
 
 def test_an_empty_folder_and_foreign_names_are_refused(folders: dict[str, Path], tmp_path: Path):

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.metrics import GROUPS, METRICS, lookup, protocols
+from benchmarks.metrics import GROUPS, METRICS, lookup, protocols, reference
 from benchmarks.metrics.reference import (
     SCORERS,
     Batch,
     SlicedWasserstein,
+    floats,
     frames_of,
     gaussian_blur,
     laplacian_pyramid,
     measure,
     mhd_mse,
+    parts,
     radial_bins,
     radial_power_spectrum,
     resize,
@@ -26,6 +29,7 @@ from benchmarks.metrics.reference import (
     to_grid,
     wasserstein_1d,
 )
+from pw.video import to_float
 
 
 def clips(n: int = 6, size: int = 24, seed: int = 0) -> torch.Tensor:
@@ -100,6 +104,38 @@ def test_batches_and_one_batch_give_the_same_score():
         for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
             made.add(Batch(**{key: value[part] for key, value in whole.items()}))
         assert made.result() == pytest.approx(measure(name, Batch(**whole)), rel=1e-5), name
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * 6 * 24 * 24, 5 * 6 * 24 * 24])
+def test_clips_in_8_bits_and_some_frames_at_once_give_the_score_of_floats(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    stored = np.random.default_rng(0).integers(0, 256, (3, 6, 7, 24, 24, 3), np.uint8)
+    video, real, solution = (torch.from_numpy(one).permute(0, 4, 1, 2, 3) for one in stored)
+    whole = {"video": video, "real": real, "structure": real[..., ::4, ::4], "solution": solution}
+    wanted = {name: measure(name, Batch(**{k: floats(v) for k, v in whole.items()})) for name in GROUPS["clips"]}
+    monkeypatch.setattr(reference, "AT_ONCE", at_once)
+    for name, value in wanted.items():
+        assert measure(name, Batch(**whole)) == pytest.approx(value, rel=1e-6), name
+
+
+@pytest.mark.parametrize(("depth", "frames"), [(1, 7), (2, 7), (3, 7), (7, 7), (2, 2)])
+def test_parts_hold_every_run_of_frames_once_and_no_more_than_is_asked_for(
+    depth: int, frames: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(reference, "AT_ONCE", 2 * 4 * 4)
+    numbers = torch.arange(frames).view(1, 1, -1, 1, 1).expand(1, 3, -1, 4, 4)
+    runs = []
+    for start, (part,) in parts(numbers, depth=depth):
+        assert part.shape[2] <= 2 + depth - 1
+        assert int(part[0, 0, 0, 0, 0]) == start
+        runs += [tuple(part[0, 0, t : t + depth, 0, 0].tolist()) for t in range(part.shape[2] - depth + 1)]
+    assert runs == [tuple(range(t, t + depth)) for t in range(frames - depth + 1)]
+
+
+def test_floats_are_those_that_videos_are_read_as():
+    stored = np.arange(768, dtype=np.uint8).reshape(1, 1, 16, 16, 3)
+    assert np.array_equal(floats(torch.from_numpy(stored).permute(0, 4, 1, 2, 3)), to_float(stored))
 
 
 def test_mhd_of_a_two_by_two_checkerboard_by_hand():

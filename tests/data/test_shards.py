@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 import tarfile
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_shards import write_noise
 
 from pw.data.shards import ShardClips, ShardError, ShardIndex, write_shards
 from pw.video import to_float
@@ -269,6 +271,19 @@ def test_an_evaluation_clip_is_the_same_in_whichever_order_clips_are_asked_for(f
             assert np.array_equal(to_float(second.frames(i)), wanted[i])
         with pytest.raises(IndexError, match="clip 5 of 5"):
             second[5]
+
+
+def test_memory_of_the_evaluation_does_not_grow_with_its_clips(tmp_path: Path) -> None:
+    write_noise(tmp_path, 1, 24, side=64)
+    clip = 4 * 64 * 64 * 3
+    evaluation = ShardClips(f"{tmp_path}/*.tar", frames=4, size=64).evaluation(12, seed=0)
+    tracemalloc.start()
+    for i in range(12):
+        evaluation.real.frames(i), evaluation.real_b.frames(i)
+    evaluation.note()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * clip  # measured 3.2: as it is read, and as an array
 
 
 def test_an_evaluation_clip_that_is_gone_since_it_was_found_is_an_error_by_name(folder: Path) -> None:
