@@ -572,6 +572,9 @@ def show(plan: Plan, asked: Sequence[str], found: Sequence[Verdict], console: Co
         host = ", ".join(f"{part.name} {gigabytes(part.bytes)}" for part in made.host)
         trained = f"{made.trained_parameters:,} weights are trained (train.trainable={run.train.trainable})."
         console.print(f"{trained} CPU memory{' for each device' if made.gpus > 1 else ''}: {host}.")
+        if run.text is not None:
+            batch, memory = run.sampling.batch_size, gigabytes(cost.sampling_memory(run))
+            console.print(f"Sampled to be scored, {batch} at once, its clips take {memory} of CPU memory.")
         console.print()
     console.print(
         "from: counted, from shapes; fake tensors, most alive at once when the real modules run without data; "

@@ -101,6 +101,15 @@ class TestTheCommandLine:
         assert "nothing is judged" in printed
         assert "fits" not in printed
 
+    def test_says_what_clips_take_as_they_are_sampled_where_they_are_large(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        plan.main(["scale=2k", "sampling.count=100"])
+        # 121 x 1440 x 2560 px, three channels: a batch in 4 bytes and a clip twice in one; 24 bytes of 2^25 px
+        assert "1 at once, its clips take 8.8 GB of CPU memory" in capsys.readouterr().out
+        plan.main([])
+        assert "Sampled to be scored" not in capsys.readouterr().out
+
     @pytest.mark.parametrize("columns", [80, 120])
     def test_prints_tables_that_fit_the_screen(
         self, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -83,7 +83,7 @@ def fit(frames: Frames, size: tuple[int, int, int]) -> Tensor:
         if share < 1:
             made = torch.nn.functional.interpolate(picture, size=reduced, mode="bicubic", antialias=True)
             picture = made.clamp(-1, 1)
-        video[:, number] = _middle(picture[0], 1, height, width)
+        video[:, number] = _middle(picture[0], height, width)
     return video
 
 
@@ -92,13 +92,13 @@ def fitted(frames: Frames, size: tuple[int, int, int]) -> Tensor | Frames:
     length, height, width = size
     if max(height / frames.shape[1], width / frames.shape[2]) < 1:
         return fit(frames, size)
-    return _middle(frames[:length], 1, height, width)
+    return _middle(frames[:length], height, width)
 
 
-def _middle(pictures: Any, axis: int, height: int, width: int) -> Any:
-    """What lies about the centre of pictures whose rows are along `axis`, and columns along the next."""
-    top, left = (pictures.shape[axis] - height) // 2, (pictures.shape[axis + 1] - width) // 2
-    return pictures[(slice(None),) * axis + (slice(top, top + height), slice(left, left + width))]
+def _middle(pictures: Any, height: int, width: int) -> Any:
+    """What lies about the centre of pictures [_, H, W, …]."""
+    top, left = (pictures.shape[1] - height) // 2, (pictures.shape[2] - width) // 2
+    return pictures[:, top : top + height, left : left + width]
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def test_parts_hold_every_run_of_frames_once_and_no_more_than_is_asked_for(
     numbers = torch.arange(frames).view(1, 1, -1, 1, 1).expand(1, 3, -1, 4, 4)
     runs = []
     for start, (part,) in parts(numbers, depth=depth):
-        assert part.shape[2] <= 2 + depth - 1
+        assert depth <= part.shape[2] <= 2 + depth - 1
         assert int(part[0, 0, 0, 0, 0]) == start
         runs += [tuple(part[0, 0, t : t + depth, 0, 0].tolist()) for t in range(part.shape[2] - depth + 1)]
     assert runs == [tuple(range(t, t + depth)) for t in range(frames - depth + 1)]
