@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pw.build import Run, build
 from pw.config import ROOT, ConfigError
 from pw.provenance import provenance
-from pw.train import check_device, write_json
+from pw.train import check_device, quiet, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -253,6 +253,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     import torch
 
+    quiet()
     device = torch.cuda.get_device_name() if runs[0].trainer.accelerator == "gpu" else platform.processor() or "CPU"
     ways = time_ways(runs[0], own["kernels"].split(","), compiles=own["compile"] == "true")
     best = fastest(ways)
