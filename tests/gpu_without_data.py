@@ -125,10 +125,14 @@ class _Attention(TorchFunctionMode):
 
 def _moved(module: torch.nn.Module, move: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
     """`nn.Module._apply`, which would swap the insides of the old tensors and of the new: fake ones cannot be."""
+    moved: dict[int, tuple[torch.Tensor, torch.nn.Parameter]] = {}  # what two modules share they go on sharing
     for part in module.modules():
         for name, parameter in part._parameters.items():
-            if parameter is not None and (new := move(parameter)) is not parameter:
-                part._parameters[name] = torch.nn.Parameter(new.detach(), parameter.requires_grad)
+            if parameter is None or (id(parameter) not in moved and (new := move(parameter)) is parameter):
+                continue
+            if id(parameter) not in moved:
+                moved[id(parameter)] = parameter, torch.nn.Parameter(new.detach(), parameter.requires_grad)
+            part._parameters[name] = moved[id(parameter)][1]
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = move(buffer)
@@ -142,6 +146,8 @@ def gpu_without_data(patch: pytest.MonkeyPatch, memory: int = 141 * 10**9) -> It
     told: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
         "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "is_bf16_supported": lambda *_: True,
         "synchronize": lambda *_: None,
         "empty_cache": lambda: None,
         "reset_peak_memory_stats": found.reset_peak,

@@ -21,10 +21,13 @@ from benchmarks.metrics.mhd_lpips import MhdLpips
 from benchmarks.metrics.stream import Look
 from pw import cost
 from pw.bench import main, measure_generation
-from pw.build import build
+from pw.build import Run, build
+from pw.data import LatentBatch
 from pw.generate import generate, parse
 from pw.nn.codec import WanCodec
 from pw.plan import stages
+from pw.sample import _synthesise
+from pw.train import stage_module
 from pw.video import VideoInfo
 
 
@@ -137,6 +140,61 @@ def test_what_the_bench_has_measured_is_kept_where_stock_or_the_next_scale_does_
     assert "out of memory" in one["stock"]["failed"]
     assert one["speed_up"] is None
     assert (other["scale"], "out of memory" in other["failed"]) == ("4k", True)
+
+
+MICRO = (
+    *("trainer=gpu", "start=none", "scale.frames=5", "scale.height=32", "scale.width=32", "scale.anchor_height=16"),
+    *("scale.anchor_width=16", "backbone.num_layers=2", "backbone.attention_head_dim=16", "backbone.ffn_dim=32"),
+    *("backbone.text_dim=8", "sampling.num_steps=2", "train.batch_size=2", "train.precision=bf16"),
+)
+REAL = ("scale=2k", "scale.norm_groups=4", "scale.frames=5", "scale.height=64", "scale.width=64")
+
+
+def latents(run: Run) -> LatentBatch:
+    channels, frames, *_ = shape = cost.stage_latent(run)
+    anchor = (channels, frames, *(side // run.codec.factor for side in run.scale.anchor_size))
+    text = (run.backbone.text_tokens, run.backbone.text_dim)
+    return LatentBatch(torch.zeros(2, *shape), torch.zeros(2, *anchor), torch.zeros(2, *text), torch.zeros(text))
+
+
+@pytest.mark.parametrize("update", [0, 1])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("stage=anchor",),
+        ("stage=hires",),
+        ("stage=hires", "injector=gated_channelwise", "target.target_network=ema"),
+        ("stage=hires", *REAL, "train.trainable=adapters", "train.checkpoint_activations=true"),
+        ("stage=hires", *REAL, "train.condition_dropout=0.5"),
+    ],
+    ids=lambda words: " ".join(words)[:40],
+)
+def test_a_loss_is_computed_in_bf16(monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], update: int) -> None:
+    run = build([*words[:2], *MICRO, *words[2:]] if "scale=2k" in words else [*MICRO, *words])
+    module = stage_module(run)
+    module.configure_model()
+    clips: Any = latents(run) if run.text is not None else run.source.batch(0, update, 2)
+    with gpu_without_data(monkeypatch) as gpu:
+        module.to("cuda")
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = module.loss(clips.to("cuda"), update, update)
+        assert loss.term == ("consistency" if update and run.stage == "hires" else "flow")
+        assert loss.value.device.type == "cuda"
+        assert loss.value.requires_grad
+        ran = gpu.ran
+    assert ran["aten._scaled_dot_product_flash_attention.default"] > 0
+    assert ran["aten._scaled_dot_product_efficient_attention.default"] == 0, "attention in fp32"
+
+
+def test_an_evaluation_clip_is_sampled_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = build([*MICRO, "stage=hires", "sampling.count=2"])
+    module = stage_module(run)
+    module.configure_model()
+    anchor = torch.zeros(2, 3, 5, 16, 16)
+    with gpu_without_data(monkeypatch) as gpu:
+        made = _synthesise(run, module.to("cuda"), anchor.to("cuda"), [0, 1], 0)
+        assert sum(gpu.ran.values())
+    assert made.shape == (2, 3, 5, 32, 32)
 
 
 @pytest.fixture

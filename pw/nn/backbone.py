@@ -66,7 +66,9 @@ class Backbone(nn.Module):
         self._context: dict[str, Any] = {}
         self._offloads = False
         self.part = (0, 1)  # which of how many parts of a clip's tokens the blocks compute here: `pw.nn.context`
-        self._hooks = [self.dit.condition_embedder.time_embedder.register_forward_hook(self._add_stride)]
+        attentions: list[Any] = [attention for block in self.dit.blocks for attention in (block.attn1, block.attn2)]
+        self._hooks = [norm.register_forward_hook(_as_given) for a in attentions for norm in (a.norm_q, a.norm_k)]
+        self._hooks.append(self.dit.condition_embedder.time_embedder.register_forward_hook(self._add_stride))
         if isinstance(injector, options.Injector):
             for index in injector.blocks:
                 # with_kwargs=False: diffusers passes the hidden states first, by position
@@ -163,6 +165,12 @@ class Backbone(nn.Module):
             result = checkpoint(run, *args, use_reentrant=False)
         assert isinstance(result, torch.Tensor)
         return result
+
+
+def _as_given(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Queries and keys in the dtype of the values. Autocast on CUDA, unlike that on a CPU, normalises into fp32: twice
+    the memory, and the kernels that diffusers calls by themselves (context parallelism, `flash3`) want one dtype."""
+    return output.to(args[0].dtype)
 
 
 def on_host(shape: torch.Size) -> saved_tensors_hooks:
