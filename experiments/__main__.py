@@ -29,7 +29,16 @@ from experiments._runner import FORK_SECONDS, Job, Pool, all_jobs, remove_result
 from experiments._status import outline, write_outline
 from pw.config import ConfigError
 from pw.sample import check_sampling
-from pw.train import OUTPUTS, check_data, check_device, check_disk, check_host_memory, check_weights, training_folder
+from pw.train import (
+    OUTPUTS,
+    check_attention,
+    check_data,
+    check_device,
+    check_disk,
+    check_host_memory,
+    check_weights,
+    training_folder,
+)
 
 LINE = 110  # characters of a paragraph, at most: longer lines are hard to read
 
@@ -122,6 +131,7 @@ def run(plan: Plan, launcher: Local | Submitit) -> int:
                 check_sampling(arm.first)
             for job in todo:
                 if job.kind == "train":
+                    check_attention(job.run)
                     check_disk(job.run, training_folder(job.run, outputs))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)

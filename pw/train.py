@@ -42,6 +42,7 @@ from pw.provenance import provenance
 from pw.weights import check, locate
 
 OUTPUTS = ROOT / "outputs"
+WITHOUT_GRADIENT = ("flash3", "sage")  # attention kernels, as diffusers calls them
 CURVE_EVERY = 10  # updates per line of metrics.jsonl
 KEPT = ("last", "previous")  # checkpoints, the newest first
 
@@ -125,7 +126,10 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
     Stopped when a signal came: the checkpoint is there.
     """
     folder = training_folder(run, outputs)
-    weights = None if is_trained(run, outputs) else check_weights(run)
+    weights = None
+    if not is_trained(run, outputs):
+        weights = check_weights(run)
+        check_attention(run)
     check_share(run)
     place = parallel.place(run.trainer)
     if place is None:
@@ -178,6 +182,7 @@ def _train(
 
     quiet()
     check_device(run)
+    _check_kernel(run)
     place = team.place
     if place.is_first:
         check_disk(run, folder)
@@ -672,6 +677,24 @@ def check_device(run: Run) -> None:
                 f"trainer.devices={run.trainer.devices}: torch sees {torch.cuda.device_count()} CUDA devices here; "
                 "set trainer.devices to that"
             )
+
+
+def check_attention(run: Run) -> None:
+    """Raises ConfigError when a training has no use for the attention kernel that was chosen."""
+    kernel = run.trainer.attention
+    if kernel in WITHOUT_GRADIENT and run.train.updates:
+        raise ConfigError(
+            f"trainer.attention={kernel}: is for sampling, it has no gradient; to train set trainer.attention to sdpa, "
+            "cudnn or flash"
+        )
+
+
+def _check_kernel(run: Run) -> None:
+    """Raises ValueError when the attention kernel cannot be computed here, by computing a little."""
+    from pw.nn.networks import Network, check_kernel
+
+    network = Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+    check_kernel(network, "cuda" if run.trainer.accelerator == "gpu" else "cpu", run.train.precision)
 
 
 def check_share(run: Run) -> None:

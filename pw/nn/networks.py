@@ -109,21 +109,27 @@ def check_checkpoint(run: Network, path: Path) -> None:
     _place(run, net, read(path, _which(path), shapes_only=True), path)
 
 
-def check_kernel(run: Network, device: str) -> None:
-    """That attention can be computed as asked, by computing a little. Raises ValueError when it cannot."""
+def check_kernel(run: Network, device: str, trains: Literal["fp32", "bf16"] | None = None) -> None:
+    """That attention can be computed as asked, by computing a little. Raises ValueError when it cannot.
+
+    trains  the precision of a training, whose gradients are computed, too
+    """
     from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
     if run.attention == "sdpa":
         return
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    dtype = _dtype(device) if trains is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[trains]
     query = torch.ones(1, 64, 2, run.backbone.attention_head_dim, dtype=dtype, device=device)
+    query.requires_grad_(trains is not None)
     try:
-        with torch.no_grad():
-            dispatch_attention_fn(query, query, query, backend=AttentionBackendName(KERNELS[run.attention]))
+        with torch.set_grad_enabled(trains is not None):
+            made = dispatch_attention_fn(query, query, query, backend=AttentionBackendName(KERNELS[run.attention]))
+            if trains is not None:
+                made.sum().backward()
     except Exception as error:  # whatever a kernel that is not for this machine raises
         raise ValueError(
-            f"trainer.attention={run.attention}: not to be had here ({' '.join(str(error).split())[:200]}); "
-            "trainer.attention=sdpa always is"
+            f"trainer.attention={run.attention}: not to be had here{'' if trains is None else f' in {trains}'} "
+            f"({' '.join(str(error).split())[:200]}); trainer.attention=sdpa always is"
         ) from error
 
 

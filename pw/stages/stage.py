@@ -28,7 +28,7 @@ from pw.nn import options
 from pw.nn.backbone import Backbone
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
 from pw.nn.context import groups_of, share_tokens
-from pw.nn.networks import compile_blocks, pretrained
+from pw.nn.networks import compile_blocks, pretrained, use_kernel
 from pw.nn.text import TextEncoder
 from pw.parallel import Share
 from pw.sharded import copy_parts, device_type, fill, mesh_of, shard
@@ -137,6 +137,8 @@ class Stage(L.LightningModule, ABC):
         frozen = {id(p): p for p in self.net.parameters() if not p.requires_grad}
         shared = frozen if self.device_mesh is None else {}  # FSDP2 wants its own
         self.ema = copy.deepcopy(self.net, shared).requires_grad_(False).eval()  # once split, it cannot be copied
+        for net in (self.net, self.ema):
+            use_kernel(net, self.run.trainer.attention)
         if self.run.trainer.compile:
             for net in (self.net, self.ema):
                 compile_blocks(net)

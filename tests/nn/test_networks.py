@@ -15,7 +15,7 @@ from test_convert import authors_name
 from pw.build import build
 from pw.nn import options
 from pw.nn.backbone import Backbone
-from pw.nn.networks import Network, load_network, network_without_weights
+from pw.nn.networks import Network, check_kernel, load_network, network_without_weights
 from pw.weights import fingerprint, overrides_of
 
 
@@ -114,6 +114,26 @@ def test_in_bf16_what_wan_keeps_in_fp32_stays_so(small: Network) -> None:
     assert found.dtype == torch.float32
     reference = velocity(load_network(small, "random", None, "cpu"), 300.0)
     assert (found - reference).abs().mean() < 0.05 * reference.abs().mean()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_kernel_to_train_with_is_tried_with_its_gradient_and_in_the_trainings_precision(
+    small: Network, precision: Any
+) -> None:
+    check_kernel(replace(small, attention="flash"), "cpu", precision)
+    told = rf"trainer\.attention=cudnn: not to be had here in {precision} .* trainer\.attention=sdpa"
+    with pytest.raises(ValueError, match=told):
+        check_kernel(replace(small, attention="cudnn"), "cpu", precision)
+
+
+def test_a_kernel_without_a_gradient_is_not_one_to_train_with(small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(query: Any, *_: Any, **__: Any) -> Any:
+        return query.detach()
+
+    monkeypatch.setattr("diffusers.models.attention_dispatch.dispatch_attention_fn", silent)
+    check_kernel(replace(small, attention="flash"), "cpu")
+    with pytest.raises(ValueError, match=r"trainer\.attention=flash: not to be had here in fp32"):
+        check_kernel(replace(small, attention="flash"), "cpu", "fp32")
 
 
 def test_a_kernel_that_is_not_there_is_told_with_what_would_do(small: Network) -> None:

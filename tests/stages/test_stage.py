@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pw.build import Run
+from pw.config import ConfigError
 from pw.nn.backbone import Backbone
 from pw.stages.anchor import AnchorModel
 from pw.stages.hires import HiresSynth
@@ -332,6 +333,19 @@ def test_activation_checkpointing_trains_to_the_same_weights(micro):
     )
     for wanted, found in zip(plain.net.parameters(), checkpointed.net.parameters(), strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_both_networks_compute_attention_by_the_kernel_that_was_chosen(micro):
+    module = module_of(micro("objective=shortcut", "trainer.attention=flash"))
+    for net in (module.net, module.ema):
+        kernels = {block.attn1.processor._attention_backend for block in net.dit.blocks}
+        assert [kernel.value for kernel in kernels] == ["_native_flash"]
+
+
+@pytest.mark.parametrize("kernel", ["sage", "flash3"])
+def test_a_kernel_without_gradient_does_not_train(micro, tmp_path: Path, kernel: str):
+    with pytest.raises(ConfigError, match=rf"trainer\.attention={kernel}: is for sampling, .* sdpa, cudnn or flash"):
+        train(micro("objective=shortcut", f"trainer.attention={kernel}"), tmp_path)
 
 
 def test_offloaded_activations_train_to_the_same_bits(micro):
