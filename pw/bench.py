@@ -5,10 +5,10 @@
 
 generate  Diffusion only, random weights: stage II of each scale with its steps and guidance, beside the first steps of
           diffusers' own WanPipeline around a like transformer at the same size, whose 50 steps take 50 times their
-          mean. The stock steps' first is left out where there are several: it warms up. Stock is as diffusers has it,
-          torch's own choice of attention and nothing compiled; ours takes the fastest of the attention kernels that
-          are to be had, compiled blocks if those are faster still: all timed on one evaluation of some frames of the
-          first scale (`compile=false` spares the minute that compiling takes).
+          mean. The stock steps' first is left out where there are several: it warms up; `stock_steps=0` spares them.
+          Stock is as diffusers has it, torch's own choice of attention and nothing compiled; ours takes the fastest of
+          the attention kernels that are to be had, and compiled blocks if those are faster still: all timed on one
+          evaluation of some frames of the first scale (`compile=false` spares the minute that compiling takes).
 """
 
 from __future__ import annotations
@@ -133,54 +133,38 @@ def fastest(ways: Mapping[Way, float | str]) -> Way | None:
     return min(timed, key=lambda way: timed[way]) if timed else None
 
 
-def measure_generation(run: Run, stock_steps: int, stock_of: int) -> dict[str, Any]:
-    """Seconds and peak memory of stage II at a scale, and of stock steps on a transformer like its own."""
+def measure_ours(run: Run) -> dict[str, Any]:
+    """Seconds and peak memory of stage II at a scale. Raises torch.OutOfMemoryError."""
     import torch
 
     from pw.cost import forward_flops, stage_latent, tokens
     from pw.nn.networks import Network, load_network
-    from pw.nn.stock import stock_steps as stock
     from pw.nn.stock import synchronize
     from pw.stages.velocity import Condition, evaluations, integrate
 
-    device = torch.device("cuda" if run.trainer.accelerator == "gpu" else "cpu")
+    device = _device(run)
     _forget(device)
-    shape = stage_latent(run)
-    net = load_network(
-        Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed),
-        "random",
-        None,
-        str(device),
-    )
-    noise = torch.randn(1, *shape, device=device)
-    anchor_size = [side // run.codec.factor for side in run.scale.anchor_size]
-    anchor = torch.randn(1, *shape[:2], *anchor_size, device=device)
-    text = torch.randn(1, run.backbone.text_tokens, run.backbone.text_dim, device=device)
-    conditions = Condition(text, anchor), Condition(torch.zeros_like(text), anchor)
-    warm = build([*run.config.overrides, "sampling.num_steps=1", "guidance.first_steps=null"])
-    integrate(warm, net, noise, *conditions)  # kernels are chosen, blocks compiled
-    synchronize(device)
+    network = Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+    net = load_network(network, "random", None, str(device))
+    noise, text = _inputs(run, device)
+    anchor = torch.randn(1, *noise.shape[1:3], *(side // run.codec.factor for side in run.scale.anchor_size))
+    conditions = [Condition(given, anchor.to(device)) for given in (text, torch.zeros_like(text))]
+
+    def tick() -> None:
+        synchronize(device)
+        print(f"{run.scale.name}: {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
+
+    # warms up with one evaluation of the size that is measured: kernels are chosen, blocks compiled
+    guidance = run.guidance if run.trainer.guidance_batch else dataclasses.replace(run.guidance, scale=1.0)
+    one_step = dataclasses.replace(run.sampling, num_steps=1, timesteps=None)
+    began = time.perf_counter()
+    integrate(dataclasses.replace(run, guidance=guidance, sampling=one_step), net, noise, *conditions, tick)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    integrate(run, net, noise, *conditions)
-    synchronize(device)
+    integrate(run, net, noise, *conditions, tick)
     seconds = time.perf_counter() - began
-    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
-    print(f"{run.scale.name}: {seconds:.1f} s; now {stock_steps} steps of stock", file=sys.stderr, flush=True)
-    del net
-    _forget(device)
-    plain = load_network(Network(run.backbone, None, "sdpa", False, run.seed), "random", None, str(device))
-    plain.release()  # no hook of ours is left
-    theirs: dict[str, Any] = {"attention": "sdpa", "compile": False}
-    try:
-        took, _ = stock(plain.dit, noise, text, run.schedule.shift, stock_steps, stock_of)
-        step = sum(took[1:]) / len(took[1:]) if len(took) > 1 else took[0]
-        theirs |= {"step_seconds": [round(s, 4) for s in took], "steps": stock_of, "seconds": round(step * stock_of, 4)}
-    except torch.OutOfMemoryError as error:  # a modulation per token is 9 GB at 4K, and twice that in fp32
-        theirs["failed"] = _first_line(error)
-    stock_peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
-    count = tokens(shape, run.backbone.patch_size)
+    count = tokens(stage_latent(run), run.backbone.patch_size)
     flops = forward_flops(run.backbone, count, run.backbone.text_tokens, run.injector).total * evaluations(run)
     return {
         "scale": run.scale.name,
@@ -194,12 +178,53 @@ def measure_generation(run: Run, stock_steps: int, stock_of: int) -> dict[str, A
         "compile": run.trainer.compile,
         "guidance_batch": run.trainer.guidance_batch,
         "seconds": round(seconds, 4),
-        "peak_gb": None if peak is None else round(peak, 2),
+        "peak_gb": _peak_gb(device),
         "tflop_per_second": round(flops / seconds / 1e12, 3),
-        "stock": {**theirs, "peak_gb": None if stock_peak is None else round(stock_peak, 2)},
-        "speed_up": round(theirs["seconds"] / seconds, 2) if "seconds" in theirs else None,
         "aim": {**AIMS.get(run.scale.name, {}), "speed_up": SPEED_UP},
     }
+
+
+def measure_stock(run: Run, steps: int, of: int) -> dict[str, Any]:
+    """Seconds and peak memory of the first steps of diffusers' pipeline; `failed` where memory runs out."""
+    import torch
+
+    from pw.nn.networks import Network, load_network
+    from pw.nn.stock import stock_steps
+
+    device = _device(run)
+    _forget(device)
+    net = load_network(Network(run.backbone, None, "sdpa", False, run.seed), "random", None, str(device))
+    net.release()  # no hook of ours is left
+    found: dict[str, Any] = {"attention": "sdpa", "compile": False}
+    try:
+        took, _ = stock_steps(net.dit, *_inputs(run, device), run.schedule.shift, steps, of)
+        step = sum(took[1:]) / len(took[1:]) if len(took) > 1 else took[0]
+        found |= {"step_seconds": [round(s, 4) for s in took], "steps": of, "seconds": round(step * of, 4)}
+    except torch.OutOfMemoryError as error:  # a modulation per token is 9 GB at 4K, and twice that in fp32
+        found["failed"] = _first_line(error)
+    return {**found, "peak_gb": _peak_gb(device)}
+
+
+def _device(run: Run) -> torch.device:
+    import torch
+
+    return torch.device("cuda" if run.trainer.accelerator == "gpu" else "cpu")
+
+
+def _inputs(run: Run, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Initial noise and a text, [1, C, F, h, w] and [1, tokens, dim]."""
+    import torch
+
+    from pw.cost import stage_latent
+
+    text = (1, run.backbone.text_tokens, run.backbone.text_dim)
+    return torch.randn(1, *stage_latent(run), device=device), torch.randn(text, device=device)
+
+
+def _peak_gb(device: torch.device) -> float | None:
+    import torch
+
+    return round(torch.cuda.max_memory_allocated() / 1e9, 2) if device.type == "cuda" else None
 
 
 def _forget(device: torch.device) -> None:
@@ -235,9 +260,9 @@ def main(arguments: Sequence[str]) -> int:
             )
         if own["compile"] not in ("true", "false"):
             raise ValueError(f"compile={own['compile']}: true or false")
-        for key in ("stock_steps", "stock_of"):
-            if not own[key].isdecimal() or not int(own[key]):
-                raise ValueError(f"{key}={own[key]}: a whole number from 1")
+        for key, least in (("stock_steps", 0), ("stock_of", 1)):
+            if not own[key].isdecimal() or int(own[key]) < least:
+                raise ValueError(f"{key}={own[key]}: a whole number from {least}")
         runs = [build([f"scale={scale}", "stage=hires", *overrides]) for scale in own["scales"].split(",")]
         for run in runs:
             if run.text is None or run.guidance.scale == 1:
@@ -264,17 +289,26 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     out = Path(own["out"] or ROOT / "outputs" / "bench" / f"generate_{device.replace(' ', '-')}.json")
     found: list[dict[str, Any]] = []
+
+    def keep() -> None:  # what is measured: the next part may take an hour, or fail
+        written = {"device": device, "torch": torch.__version__, "kernels": told, "measured": found}
+        write_json(out, {**written, **provenance()})
+
     for given in runs:
         run = build([*given.config.overrides, *best.overrides])
         print(f"{run.scale.name} on {device} …", file=sys.stderr, flush=True)
         try:
-            found.append(measure_generation(run, int(own["stock_steps"]), int(own["stock_of"])))
+            found.append(measure_ours(run))
+            keep()
+            if steps := int(own["stock_steps"]):
+                print(f"{run.scale.name}: now {steps} steps of stock", file=sys.stderr, flush=True)
+                stock = measure_stock(run, steps, int(own["stock_of"]))
+                ratio = round(stock["seconds"] / found[-1]["seconds"], 2) if "seconds" in stock else None
+                found[-1] |= {"stock": stock, "speed_up": ratio}
         except torch.OutOfMemoryError as error:
             found.append({"scale": run.scale.name, "failed": _first_line(error)})
         print(json.dumps(found[-1], indent=1), flush=True)
-        # after each scale: the next may take an hour
-        written = {"device": device, "torch": torch.__version__, "kernels": told, "measured": found}
-        write_json(out, {**written, **provenance()})
+        keep()
     print(out)
     return int(any("failed" in measured for measured in found))
 

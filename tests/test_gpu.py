@@ -20,7 +20,7 @@ from benchmarks.metrics.mhd import Mhd, Scales
 from benchmarks.metrics.mhd_lpips import MhdLpips
 from benchmarks.metrics.stream import Look
 from pw import cost
-from pw.bench import main, measure_generation
+from pw.bench import main, measure_ours
 from pw.build import Run, build
 from pw.data import LatentBatch
 from pw.generate import generate, parse
@@ -60,7 +60,7 @@ def test_stage_two_peaks_where_the_plan_says(gpu: Gpu, scale: str, batch: str) -
     """Of two blocks, at full size: each of the thirty frees what it took."""
     words = (f"scale={scale}", "trainer=gpu", "backbone.num_layers=2", "injector.blocks=[1]")
     run = build([*words, f"trainer.guidance_batch={batch}"])
-    found = measure_generation(run, 1, 50)
+    found = measure_ours(run)
     planned = cost.denoising(run, "bf16").bytes
     assert found["peak_gb"] * 1e9 == pytest.approx(planned, rel=0.01)
     assert found["tokens"] == {"2k": 111_600, "4k": 249_240}[scale]
