@@ -27,13 +27,17 @@ FEW = 64  # numbers of a tensor that are computed after all
 
 
 class Gpu(TorchDispatchMode):
-    """What is on it: bytes `now`, their `peak`, and how often each operation ran. Beyond `memory` it is out of it."""
+    """What is on it: bytes `now` and their `peak`, how often each operation `ran`, the `dtypes_of_attention`.
+
+    Beyond `memory` it is out of it.
+    """
 
     def __init__(self, memory: int) -> None:
         super().__init__()
         self.memory = memory
         self.now = self.peak = 0
         self.ran: Counter[str] = Counter()
+        self.dtypes_of_attention: set[torch.dtype] = set()
         self._sizes: dict[int, int] = {}
         self._known: Any = WeakTensorKeyDictionary()
 
@@ -49,6 +53,8 @@ class Gpu(TorchDispatchMode):
             return self._number(args[0])
         made = func(*args, **kwargs)
         self.ran[str(func)] += 1
+        if "dot_product" in str(func):
+            self.dtypes_of_attention |= {x.dtype for x in args[:3]}
         if func is torch.ops.aten._to_copy.default and made.device.type == "cpu":
             with unset_fake_temporarily():
                 return torch.zeros(made.shape, dtype=made.dtype)

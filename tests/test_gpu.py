@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from gpu_without_data import Gpu, gpu_without_data
+from torch import distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
 from benchmarks.metrics.dover import DoverScorer
@@ -24,7 +26,10 @@ from pw.bench import main, measure_ours
 from pw.build import Run, build
 from pw.data import LatentBatch
 from pw.generate import generate, parse
+from pw.nn.backbone import Backbone
 from pw.nn.codec import WanCodec
+from pw.nn.context import groups_of, share_tokens
+from pw.nn.networks import use_kernel
 from pw.plan import stages
 from pw.sample import _synthesise
 from pw.train import stage_module
@@ -147,7 +152,7 @@ MICRO = (
     *("scale.anchor_width=16", "backbone.num_layers=2", "backbone.attention_head_dim=16", "backbone.ffn_dim=32"),
     *("backbone.text_dim=8", "sampling.num_steps=2", "train.batch_size=2", "train.precision=bf16"),
 )
-REAL = ("scale=2k", "scale.norm_groups=4", "scale.frames=5", "scale.height=64", "scale.width=64")
+REAL = ("scale=2k", "scale.norm_groups=4")
 
 
 def latents(run: Run) -> LatentBatch:
@@ -184,6 +189,31 @@ def test_a_loss_is_computed_in_bf16(monkeypatch: pytest.MonkeyPatch, words: tupl
         ran = gpu.ran
     assert ran["aten._scaled_dot_product_flash_attention.default"] > 0
     assert ran["aten._scaled_dot_product_efficient_attention.default"] == 0, "attention in fp32"
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "cudnn", "flash"])
+@pytest.mark.parametrize("trains", [False, True])
+def test_tokens_are_shared_in_one_dtype(monkeypatch: pytest.MonkeyPatch, kernel: str, trains: bool) -> None:
+    """The exchange's own backward runs outside of autocast: it would meet queries in fp32 with values in bf16."""
+    run = build([*REAL, *MICRO])
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with gpu_without_data(monkeypatch) as gpu:
+            with torch.device("cuda"):
+                net = Backbone(run.backbone, run.injector)
+                state, anchor = torch.zeros(1, 48, 2, 4, 4), torch.zeros(1, 48, 2, 2, 2)
+                one, text = torch.full((1,), 500.0), torch.zeros(1, run.backbone.text_tokens, run.backbone.text_dim)
+            if not trains:
+                net.lower(torch.bfloat16)
+            use_kernel(net, kernel)
+            share_tokens(net, groups_of(2, "cuda"))
+            with torch.set_grad_enabled(trains), torch.autocast("cuda", torch.bfloat16, enabled=trains):
+                made = net(state, one, one, text, anchor, sigma_timestep=one)
+        assert made.shape == state.shape
+        assert gpu.ran["aten._scaled_dot_product_cudnn_attention.default"] == (2 if kernel == "cudnn" else 0)
+        assert gpu.dtypes_of_attention == {torch.bfloat16}
+    finally:
+        dist.destroy_process_group()
 
 
 def test_an_evaluation_clip_is_sampled_there(monkeypatch: pytest.MonkeyPatch) -> None:
