@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gpu_without_data import Gpu, gpu_without_data
+from test_latents import SMALL, picture, write_videos
 from torch import distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchmetrics.functional.image.lpips import _NoTrainLpips
@@ -26,6 +27,8 @@ from pw.bench import main, measure_ours
 from pw.build import Run, build
 from pw.data import LatentBatch
 from pw.generate import generate, parse
+from pw.latents import encode, find_weights
+from pw.latents import parse as parse_latents
 from pw.nn.backbone import Backbone
 from pw.nn.codec import WanCodec
 from pw.nn.context import groups_of, share_tokens
@@ -112,6 +115,17 @@ def test_a_video_is_made_from_weights_on_disk(gpu: Gpu, pipeline: Any, tmp_path:
     about = json.loads(path.with_suffix(".mp4.json").read_text())
     assert about["device"] == "a GPU without data"
     assert set(about["peak_memory_gb"]) == {"text", "anchor", "hires", "decode"}
+    assert gpu.now == 0
+
+
+def test_clips_are_encoded_there(gpu: Gpu, pipeline: Any, tmp_path: Path) -> None:
+    videos = write_videos(tmp_path / "shards", {"train": [picture(0), picture(1)], "val": [picture(2)]})
+    words = [f"urls={videos}", f"out={tmp_path / 'latents'}", "anchors=2", *SMALL, "trainer=gpu"]
+    encoding = parse_latents([*words, f"trainer.weights={pipeline[0]}"], {})
+    find_weights(encoding)
+    report = encode(encoding)
+    assert (report.encoded, report.skipped) == (3, [])
+    assert gpu.ran["aten.convolution.default"] > 0
     assert gpu.now == 0
 
 
