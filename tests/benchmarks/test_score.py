@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from odd_videos import BROKEN, WHOLE, encode, moving
@@ -536,11 +537,15 @@ def test_a_gpu_that_is_named_is_not_shared_out_and_one_that_is_not_there_is_name
     measure._share(["niqe"], Options(device="cuda:1"), todo)
 
 
-def test_metrics_of_clips_refuse_what_they_would_hold_whole(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measure, "LARGEST_CLIP", 6 * 64 * 96 - 1)
+def test_metrics_of_clips_refuse_what_does_not_fit_into_memory(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measure, "SMALL_CLIP", 6 * 64 * 96 - 1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2.4e9))
     found = score_videos(folder, ["mhd", "mhd_mse"])
     assert "36,864 pixels" in found.missing["mhd"]
+    assert "would hold 2.5 GB, and 2.4 GB are free" in found.missing["mhd"]
     assert found.values("mhd_mse")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2.6e9))
+    assert "mhd" not in score_videos(folder, ["mhd"]).missing
 
 
 def test_processes_that_share_the_videos_give_the_same_scores(folder: Path, tmp_path: Path):
