@@ -205,6 +205,24 @@ def test_a_loss_is_computed_in_bf16(monkeypatch: pytest.MonkeyPatch, words: tupl
     assert ran["aten._scaled_dot_product_efficient_attention.default"] == 0, "attention in fp32"
 
 
+@pytest.mark.parametrize("upsample", ["pixel", "latent"])
+def test_pixels_are_encoded_as_they_are_trained_on(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Any, upsample: str
+) -> None:
+    words = (*SMALL, "trainer=gpu", f"trainer.weights={pipeline[0]}", f"scale.anchor_upsample={upsample}")
+    run = build([*words, "stage=hires", "codec.precision=bf16", "start=none"])
+    module = stage_module(run)
+    module.configure_model()
+    module._empty = torch.zeros(run.backbone.text_tokens, run.backbone.text_dim)
+    with gpu_without_data(monkeypatch) as gpu:
+        module.to("cuda")
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = module.loss(torch.zeros(1, 3, 5, 64, 96, device="cuda"), 1, 1)
+        assert loss.term == "consistency"
+        assert loss.value.requires_grad
+        assert gpu.dtypes_of_attention == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("kernel", ["sdpa", "cudnn", "flash"])
 @pytest.mark.parametrize("trains", [False, True])
 def test_tokens_are_shared_in_one_dtype(monkeypatch: pytest.MonkeyPatch, kernel: str, trains: bool) -> None:
