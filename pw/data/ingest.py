@@ -6,6 +6,11 @@
     out/report.json         what became of every video, and why some were skipped
     out/.unfinished/        the finished videos of an unfinished call, one .raw and one .json each
 
+Two files may be parts of one video (`name.part1.mp4`, `name.part2.mp4`). Nothing tells them apart from any two others,
+so they count as two: from 20 files on, one part may be held out while the other is trained on. No frame is in both, but
+the scene may be. Join such parts before, or keep them out. Where the origin of each file is known (UltraVideo), whole
+origins are held out.
+
 Each video is cut on its own and kept under `.unfinished`, so that a killed call is taken up where it was. The
 shards are put together when all videos are there, because the split has to know them all.
 """
@@ -22,7 +27,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +55,7 @@ class Settings:
                 clips show parts of things, with texture; at 48 whole scenes, at 144 often a single surface
     stride      frames from one clip's start to the next; 0 is `frames`, so that clips do not overlap
     fps         frames are dropped to come down to this rate; 0 keeps them all
-    holdout     share of the clips (or of the videos, from 20 on) that goes to val
+    holdout     share of the clips (of the videos, from 20 on; of the source videos, if known) that goes to val
     shard_mb    MB per tar, about
     """
 
@@ -84,7 +89,10 @@ class Settings:
 
 @dataclass
 class Record:
-    """What became of one video; `clips` are (first frame, last frame, start in s), `shape` [F, H, W, 3]."""
+    """What became of one video; `clips` are (first frame, last frame, start in s), `shape` [F, H, W, 3].
+
+    `origin` names the video that the file was cut from, "" if that is not known.
+    """
 
     file: str
     bytes: int
@@ -98,6 +106,7 @@ class Record:
     caption: str = ""
     warning: str = ""
     skipped: str = ""
+    origin: str = ""
 
     @property
     def id(self) -> str:
@@ -198,8 +207,38 @@ def assign_splits(records: list[Record], holdout: float) -> tuple[str, list[list
     return rule, [["val" if record.file in val else "train"] * len(record.clips) for record in records]
 
 
-def ingest(path: Path, out: Path, settings: Settings, overwrite: bool = False) -> dict[str, Any]:
+def split_by_origin(records: list[Record], holdout: float) -> tuple[str, list[list[str]]]:
+    """(the rule in words, "train" or "val" for each clip of each record): an origin is in one of the two.
+
+    It is val if the sha256 of its name, as a share of all values, is below `holdout`: what was on one side stays there
+    when more origins come. Only where that leaves a side empty, the origin nearest to it goes there. A file of
+    unknown origin is one of its own. A single origin is split in time, as in `assign_splits`.
+    """
+    origins = [record.origin or f"file {record.file}" for record in records]
+    shares = {origin: _share(origin) for origin in origins}
+    if len(shares) < 2:
+        rule, splits = assign_splits(records, holdout)
+        return f"a single source video: {rule}", splits
+    val = {origin for origin, share in shares.items() if share < holdout}
+    if holdout:
+        val = val or {min(shares, key=shares.__getitem__)}
+        val -= {max(shares, key=shares.__getitem__)} if len(val) == len(shares) else set()
+    rule = f"{len(val)} of {len(shares)} source videos are val with all their files, by a hash of their ids"
+    if unknown := sum(not record.origin for record in records):
+        rule += f"; of {unknown} files the source is not known, each counts as one"
+    return rule, [["val" if o in val else "train"] * len(r.clips) for o, r in zip(origins, records, strict=True)]
+
+
+def ingest(
+    path: Path,
+    out: Path,
+    settings: Settings,
+    overwrite: bool = False,
+    origins: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Make the shards in `out`, or go on making them; returns the manifest.
+
+    `origins` {name below `path`: the video that it was cut from}: whole origins are held out, see `split_by_origin`.
 
     Raises:
         ValueError: no videos, `out` holds something else, too little disk space, no clip in any video.
@@ -211,15 +250,15 @@ def ingest(path: Path, out: Path, settings: Settings, overwrite: bool = False) -
             if overwrite:
                 _clear(out)
             if (out / MANIFEST).is_file():
-                return _finished(out, videos, settings)
-            return _make(out, videos, settings)
+                return _finished(out, videos, _noted(settings, origins))
+            return _make(out, videos, settings, origins)
     except Timeout:
         raise ValueError(f"out={out}: another `make data` is at work there; wait, or give another out=") from None
 
 
-def _make(out: Path, videos: dict[str, Path], settings: Settings) -> dict[str, Any]:
-    begun = time.monotonic()
-    _begin(out, settings)
+def _make(out: Path, videos: dict[str, Path], settings: Settings, origins: Mapping[str, str] | None) -> dict[str, Any]:
+    begun, noted = time.monotonic(), _noted(settings, origins)
+    _begin(out, _noted(settings, None))  # the split comes last: videos that were cut for another one serve
     records = {name: record for name, video in videos.items() if (record := _recorded(out, name, video))}
     if records:
         print(f"going on: {len(records)} of {len(videos)} videos are done")
@@ -233,24 +272,26 @@ def _make(out: Path, videos: dict[str, Path], settings: Settings) -> dict[str, A
             progress.end(records[name])
     ordered = [records[name] for name in videos]
     _skip_twins(ordered)
-    manifest = _assemble(out, ordered, settings)
+    for record in ordered:
+        record.origin = (origins or {}).get(record.file, "")
+    manifest = _assemble(out, ordered, settings, noted)
     _summarise(out, manifest, ordered, time.monotonic() - begun)
     return manifest
 
 
-def _begin(out: Path, settings: Settings) -> None:
+def _begin(out: Path, now: dict[str, Any]) -> None:
     """Mark `out` as ours and unfinished, or make sure that what was begun there is the same."""
     noted = out / UNFINISHED / "settings.json"
     if noted.is_file():
-        _check_settings(out, json.loads(noted.read_text()), settings)
+        _check_settings(out, json.loads(noted.read_text()), now)
     elif _shards_in(out):
         raise ValueError(f"out={out}: holds tars without a {MANIFEST}; give another out=, or overwrite=true")
     else:
         noted.parent.mkdir(exist_ok=True)
-        _write(noted, _noted(settings))
+        _write(noted, now)
 
 
-def _finished(out: Path, videos: dict[str, Path], settings: Settings) -> dict[str, Any]:
+def _finished(out: Path, videos: dict[str, Path], settings: dict[str, Any]) -> dict[str, Any]:
     manifest = json.loads((out / MANIFEST).read_text())
     _check_settings(out, manifest["settings"], settings)
     before = {source["file"]: source["bytes"] for source in manifest["sources"]}
@@ -266,15 +307,16 @@ def _finished(out: Path, videos: dict[str, Path], settings: Settings) -> dict[st
     return manifest
 
 
-def _check_settings(out: Path, before: dict[str, Any], settings: Settings) -> None:
-    now = _noted(settings)
+def _check_settings(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    before = {"split_by": "file"} | before
     if changed := [key for key in now if before.get(key) != now[key]]:
         what = ", ".join(f"{key}={before.get(key)} (now {now[key]})" for key in changed)
         raise ValueError(f"out={out}: was made with {what}; give another out=, or overwrite=true")
 
 
-def _noted(settings: Settings) -> dict[str, Any]:
-    return {"format": FORMAT, **asdict(settings)}
+def _noted(settings: Settings, origins: Mapping[str, str] | None) -> dict[str, Any]:
+    noted = {"format": FORMAT, **asdict(settings)}
+    return noted if origins is None else noted | {"split_by": "source video"}
 
 
 def _recorded(out: Path, name: str, video: Path) -> Record | None:
@@ -345,10 +387,10 @@ def _skip_twins(records: list[Record]) -> None:
             record.clips, record.skipped = [], f"the same file as {first[record.sha256]}"
 
 
-def _assemble(out: Path, records: list[Record], settings: Settings) -> dict[str, Any]:
+def _assemble(out: Path, records: list[Record], settings: Settings, noted: dict[str, Any]) -> dict[str, Any]:
     """Shards, report and manifest from the finished videos; then the raw clips go."""
     used = [record for record in records if record.clips]
-    rule, splits = assign_splits(used, settings.holdout)
+    rule, splits = (split_by_origin if "split_by" in noted else assign_splits)(used, settings.holdout)
     report = [asdict(record) | {"clips": len(record.clips)} for record in records]
     _write(out / REPORT, {"split": rule, "videos": report})
     if not used:
@@ -360,15 +402,21 @@ def _assemble(out: Path, records: list[Record], settings: Settings) -> dict[str,
     shards = _write_all(out, used, splits, int(settings.shard_mb * 1e6))
     totals = {split: sum(assigned.count(split) for assigned in splits) for split in ("train", "val", "gap")}
     manifest = {
-        "settings": _noted(settings),
+        "settings": noted,
         "split": rule,
         "totals": totals | {"bytes": sum(shard["bytes"] for shard in shards)},
         "shards": shards,
-        "sources": [{key: entry[key] for key in ("file", "bytes", "sha256", "clips")} for entry in report],
+        "sources": [_source(entry) for entry in report],
     }
     _write(out / MANIFEST, manifest)
     shutil.rmtree(out / UNFINISHED)
     return manifest
+
+
+def _source(entry: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    keys = ("file", "bytes", "sha256", "clips", *(["origin"] if entry["origin"] else []))
+    return {key: entry[key] for key in keys}
 
 
 def _write_all(out: Path, records: list[Record], splits: list[list[str]], shard_bytes: int) -> list[dict[str, Any]]:
@@ -488,6 +536,11 @@ def _write(path: Path, value: Any) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(part, path)
+
+
+def _share(name: str) -> float:
+    """The sha256 of a name as a share of all its values, in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / (1 << 48)
 
 
 def _id(name: str) -> str:

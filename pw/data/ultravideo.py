@@ -1,15 +1,15 @@
 """UltraVideo, which the paper trains on (sec. 4.1): a taste or all of it -> captioned clips -> shards.
 
     out/clips/<clip>.mp4, .txt   the videos and their captions, as `pw.data.ingest` takes them
-    out/shards/                  what it makes of them, with its own report
+    out/shards/                  what it makes of them, with its own report; train and val share no source video
     out/short.csv                the captions as published
     out/zips/                    zips under way; with keep=true those that are done, too
     out/ultravideo.json          the report: commit, zips and clips that are done, what was skipped and why
 
 Known, from public code that reads it and from pages that were stored; the dataset itself was not at hand:
     `short.csv` and `clips_short/clips_short_{1..36}.zip`, 1.4 TB, members found by base name and read one by one
-        over HTTP ranges; columns `clip_id` (a name ending in .mp4), `url` (the source video), `Brief Description`,
-        `Detailed Description`: cxh42/Ad-Up, adup/sources/ultravideo.py
+        over HTTP ranges; columns `clip_id` (a name ending in .mp4), `url` (the source video: a YouTube id), `Brief
+        Description`, `Detailed Description`: cxh42/Ad-Up, adup/sources/ultravideo.py
     `clips_short_1920/clips_short_1920_*.zip`, reduced copies; 42,158 different captions; some clips are PQ or HLG:
         the data preparation of DMAD for MiniMax-H3
     `Summarized Description`, 49,604 rows, a copy that is 960 px wide, members in a folder of the zip's name: loaders
@@ -31,7 +31,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -49,6 +49,7 @@ LICENCE = "UltraVideo Dataset License Agreement (CC-BY-4.0 with Additional Restr
 TABLES = ("short.csv", "UltraVideo_short.csv")  # the second name is the one some copies have
 FOLDERS = {"native": "clips_short", "1920": "clips_short_1920", "960": "clips_short_960"}
 CAPTIONS = {"summarized": "Summarized Description", "detailed": "Detailed Description", "brief": "Brief Description"}
+YOUTUBE = re.compile(r"(?:https?://)?(?:www\.|m\.)?youtu(?:\.be/|be\.com/(?:watch\?(?:.*&)?v=|[a-z]+/))([\w-]+)")
 REPORT = "ultravideo.json"
 TIMEOUT = 30.0  # s without a byte
 RETRIES = 5  # in a row, none of which brought a byte
@@ -105,7 +106,7 @@ class Report:
 
 
 class Row(NamedTuple):
-    """What short.csv says of a clip."""
+    """What short.csv says of a clip; `source` names the video that it was cut from, "" if it is not said."""
 
     caption: str
     source: str
@@ -143,17 +144,19 @@ def ultravideo(order: Order, settings: Settings, overwrite: bool = False) -> dic
         raise ValueError(f"out={order.out}: cannot be written ({error.strerror}); give another out=") from None
     try:
         with FileLock(order.out / ".lock", timeout=0):
-            _fetch(order)
+            rows = _fetch(order)
     except Timeout:
         raise ValueError(f"out={order.out}: another call is fetching there; wait, or give another out=") from None
-    return ingest(order.out / "clips", order.out / "shards", settings, overwrite)
+    origins = {clip: rows[stem].source for clip in _clips(order.out) if (stem := Path(clip).stem) in rows}
+    return ingest(order.out / "clips", order.out / "shards", settings, overwrite, origins)
 
 
-def _fetch(order: Order) -> None:
+def _fetch(order: Order) -> dict[str, Row]:
+    """What is not here yet; returns the rows of short.csv."""
     report, out = _begun(order), order.out
     if report and (report.complete or (order.taste and _present(out, report) >= order.taste)):
         print(f"{out}: {len(report.clips)} clips are here, of commit {report.commit}")
-        return
+        return _rows(out, order.caption, lambda: Hub(report.commit))
     hub = Hub(report.commit if report else order.revision or constants.DEFAULT_REVISION)
     report = report or Report(order.revision or constants.DEFAULT_REVISION, hub.commit, order.size, order.caption)
     zips = hub.zips(order.size)
@@ -161,7 +164,7 @@ def _fetch(order: Order) -> None:
     if order.taste is None:
         _check_space(out, *_needed(hub, out, [name for name in zips if name not in report.zips], order.keep))
     report.save(out)
-    rows = _rows(hub, out, order.caption)
+    rows = _rows(out, order.caption, lambda: hub)
     (out / "clips").mkdir(exist_ok=True)
     if order.taste is None:
         _fetch_zips(hub, order, zips, rows, report)
@@ -173,6 +176,11 @@ def _fetch(order: Order) -> None:
         print(f"  {member}: {reason}")
     if not report.clips:
         raise ValueError(f"out={out}: not one clip could be taken, see {out / REPORT}")
+    return rows
+
+
+def _clips(out: Path) -> list[str]:
+    return [path.name for path in (out / "clips").iterdir() if path.name.lower().endswith(ENDINGS)]
 
 
 def _begun(order: Order) -> Report | None:
@@ -220,10 +228,11 @@ def _check_space(out: Path, need: float, what: str) -> None:
     print(f"{what}: {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free", flush=True)
 
 
-def _rows(hub: Hub, out: Path, caption: str) -> dict[str, Row]:
-    """{clip without its ending: its row}."""
+def _rows(out: Path, caption: str, connect: Callable[[], Hub]) -> dict[str, Row]:
+    """{clip without its ending: its row}; `connect` is asked only if short.csv is not here."""
     table = out / TABLES[0]
     if not table.is_file():
+        hub = connect()
         hub.download(hub.table(), table)
     csv.field_size_limit(sys.maxsize)
     with open(table, encoding="utf-8-sig", newline="") as file:
@@ -234,11 +243,22 @@ def _rows(hub: Hub, out: Path, caption: str) -> dict[str, Row]:
                 f"{table}: has no column {missing[0]!r}; it has {', '.join(names) or 'none'}; "
                 "give another caption=, or remove the file to fetch it again"
             )
+        text = CAPTIONS[caption]
         return {
-            Path(row["clip_id"]).stem: Row(" ".join((row[CAPTIONS[caption]] or "").split()), row.get("url") or "")
+            Path(row["clip_id"]).stem: Row(" ".join((row[text] or "").split()), source_video(row.get("url")))
             for row in reader
             if row["clip_id"]
         }
+
+
+def source_video(url: str | None) -> str:
+    """What names the video behind an entry of the column `url`: YouTube's id, else the entry as it is, "" if empty.
+
+    The id also where the entry is an address, so that a time in it (`&t=12s`) does not make two videos of one.
+    """
+    text = (url or "").strip()
+    address = YOUTUBE.match(text)
+    return address[1] if address else text
 
 
 def _fetch_zips(hub: Hub, order: Order, zips: list[str], rows: dict[str, Row], report: Report) -> None:

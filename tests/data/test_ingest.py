@@ -27,6 +27,7 @@ from pw.data.ingest import (
     find_videos,
     ingest,
     read_caption,
+    split_by_origin,
 )
 from pw.data.shards import ShardIndex
 from pw.video import Frame, VideoError, decode, write_video
@@ -176,6 +177,54 @@ def test_from_twenty_videos_on_whole_ones_are_held_out() -> None:
     assert "each video's clips" in rule
     assert splits[-1] == ["train"] * 6 + ["gap"] + ["val"] * 2
     assert assign_splits(records[:1], 0.2)[1] == [["train", "train"]]
+
+
+def test_files_of_one_origin_are_on_one_side_and_stay_there_when_more_come() -> None:
+    clips = [(0, 4, 0.0), (5, 9, 0.2)]
+    records = [Record(f"{i}.mp4", 1, 1, clips=clips, origin=f"v{i % 60}") for i in range(180)]
+    rule, splits = split_by_origin(records, 0.2)
+    side = {}
+    for record, split in zip(records, splits, strict=True):
+        assert split in (["train"] * 2, ["val"] * 2)
+        assert side.setdefault(record.origin, split) == split
+    held = sum(split == ["val"] * 2 for split in side.values())
+    assert 6 <= held <= 18
+    assert rule.startswith(f"{held} of 60 source videos are val")
+    fewer = [record for record in records if int(record.origin[1:]) < 30]
+    assert split_by_origin(fewer, 0.2)[1] == [side[record.origin] for record in fewer]
+    assert split_by_origin(records, 0)[1] == [["train"] * 2] * 180
+
+
+def test_two_origins_are_enough_for_two_sides_and_one_is_split_in_time() -> None:
+    for pair in range(20):
+        records = [Record(f"{i}.mp4", 1, 1, clips=[(0, 4, 0.0)], origin=f"{pair} {i}") for i in range(2)]
+        for holdout in (0.01, 0.5, 0.9):
+            assert sorted(split_by_origin(records, holdout)[1]) == [["train"], ["val"]]
+    long = [(5 * i, 5 * i + 4, i / 5) for i in range(9)]
+    rule, splits = split_by_origin([Record("a.mp4", 1, 1, clips=long, origin="v")], 0.2)
+    assert rule.startswith("a single source video")
+    assert splits == [["train"] * 6 + ["gap"] + ["val"] * 2]
+
+
+def test_files_of_unknown_origin_count_as_one_each_and_are_counted() -> None:
+    records = [Record(f"{i}.mp4", 1, 1, clips=[(0, 4, 0.0)], origin="v" if i < 3 else "") for i in range(40)]
+    rule, splits = split_by_origin(records, 0.5)
+    assert "of 38 source videos" in rule
+    assert "of 37 files the source is not known" in rule
+    assert len({tuple(split) for split in splits[3:]}) == 2
+
+
+def test_shards_split_by_file_are_not_taken_for_shards_split_by_origin(folder: Path, tmp_path: Path) -> None:
+    ingest(folder, tmp_path / "out", Settings())
+    origins = {"a.mkv": "v", "b.mkv": "w", "more/c.mkv": "v"}
+    with pytest.raises(ValueError, match=r"split_by=file \(now source video\).*overwrite=true"):
+        ingest(folder, tmp_path / "out", Settings(), origins=origins)
+    manifest = ingest(folder, tmp_path / "out", Settings(), overwrite=True, origins=origins)
+    assert manifest["split"] == "1 of 2 source videos are val with all their files, by a hash of their ids"
+    assert [source["origin"] for source in manifest["sources"]] == ["v", "w", "v"]
+    sides = {(origins[sample["json"]["source"]], sample["json"]["split"]) for sample in samples(tmp_path / "out")}
+    assert len(sides) == 2
+    assert ingest(folder, tmp_path / "out", Settings(), origins=origins) == manifest
 
 
 def test_captions_come_from_the_sidecar(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import pytest
 from pw.data import ultravideo as module
 from pw.data.__main__ import main
 from pw.data.shards import ShardIndex
-from pw.data.ultravideo import Order, Report, notice
+from pw.data.ultravideo import Order, Report, notice, source_video
 from pw.video import write_video
 
 REPOSITORY = "APRIL-AIGC/UltraVideo"
@@ -247,6 +247,49 @@ def test_all_of_it_becomes_captioned_shards_and_the_commit_is_written_down(
     assert manifest["totals"]["train"] + manifest["totals"]["val"] == 14
     index = ShardIndex(str(tmp_path / "shards"), "train")
     assert "brief 3" in {index.read(i).caption for i in range(len(index))}
+
+
+def test_clips_of_one_source_video_are_all_held_out_or_all_trained_on(hub: Hub, tmp_path: Path) -> None:
+    sources = {f"c{i}.mp4": f"v{i % 3}" for i in range(7)}
+    lines = [f"{name},{source},x" for name, source in sources.items()]
+    hub.files["short.csv"] = "\n".join(["clip_id,url,Summarized Description", *lines]).encode()
+    assert call(tmp_path, "frames=5", "short_side=36") == 0
+    sides = set()
+    for split in ("train", "val"):
+        index = ShardIndex(str(tmp_path / "shards"), split)
+        sides |= {(sources[f"{sample.key.partition('-')[0]}.mp4"], split) for sample in index.samples}
+    assert len(sides) == 3
+    manifest = json.loads((tmp_path / "shards" / "manifest.json").read_text())
+    assert manifest["settings"]["split_by"] == "source video"
+    assert manifest["split"].startswith("1 of 3 source videos") or manifest["split"].startswith("2 of 3 source videos")
+    assert {source["file"]: source["origin"] for source in manifest["sources"]} == sources
+    assert call(tmp_path, "frames=5", "short_side=36") == 0
+
+
+def test_a_table_without_sources_is_said_in_the_manifest(hub: Hub, tmp_path: Path) -> None:
+    hub.files["short.csv"] = b"clip_id,Summarized Description\nc0.mp4,x\n"
+    assert call(tmp_path, "taste=2") == 0
+    manifest = json.loads((tmp_path / "shards" / "manifest.json").read_text())
+    assert "of 2 files the source is not known" in manifest["split"]
+
+
+@pytest.mark.parametrize(
+    ("url", "source"),
+    [
+        ("dQw4w9WgXcQ", "dQw4w9WgXcQ"),
+        (" -Qw4w9WgXcQ ", "-Qw4w9WgXcQ"),
+        ("https://www.youtube.com/watch?v=dQw4w9WgXcQ&t=12s", "dQw4w9WgXcQ"),
+        ("youtube.com/watch?t=3&v=dQw4w9WgXcQ", "dQw4w9WgXcQ"),
+        ("https://m.youtube.com/shorts/dQw4w9WgXcQ?t=1", "dQw4w9WgXcQ"),
+        ("https://youtu.be/dQw4w9WgXcQ?t=12", "dQw4w9WgXcQ"),
+        ("https://example.org/a.mp4?x=1", "https://example.org/a.mp4?x=1"),
+        ("[not:an/address", "[not:an/address"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_one_source_video_has_one_name_however_it_is_written(url: str | None, source: str) -> None:
+    assert source_video(url) == source
 
 
 def test_a_call_that_stopped_between_zips_goes_on_with_the_second(
