@@ -6,11 +6,12 @@ what the model made, bit for bit. Only local files of known containers are opene
 in disguise is refused.
 
 HDR (PQ and HLG) is tone-mapped to SDR, picture by picture, wherever the file says so; all else is converted as it
-always was. The reference white of 203 cd/m2 (ITU-R BT.2408) becomes 230 of 255, what is below 88 cd/m2 keeps its
-light, and 1000 cd/m2 and more is white:
+always was. A PQ clip's peak, and more, is white: what the static metadata of its first picture says, that is MaxCLL of
+CTA-861.3 or the mastering display's luminance of SMPTE ST 2086, the lower if both; else 1000 cd/m2, as for HLG. At 1000
+the reference white of 203 cd/m2 (ITU-R BT.2408) becomes 230 of 255, and what is below 88 cd/m2 keeps its light:
 
     light     PQ: the EOTF of ST 2084. HLG: inverse OETF and OOTF of ITU-R BT.2100, 1000 cd/m2, system gamma 1.2
-    roll-off  EETF of ITU-R BT.2390, 5.4.1, on each of R, G, B: from a peak of 1000 to one of 203 cd/m2
+    roll-off  EETF of ITU-R BT.2390, 5.4.1, on each of R, G, B: from the clip's peak to one of 203 cd/m2
     colours   BT.2020 to BT.709 primaries in linear light, what lies outside is clipped
     signal    the inverse of BT.1886: (light / 203)^(1 / 2.4)
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from numpy.typing import NDArray
 
@@ -43,6 +46,7 @@ COUNT_TAG = "PW_FRAMES"
 PQ, HLG = 16, 18
 BT2020, BT709, FULL_RANGE = 9, 1, 2
 WHITE, PEAK = 203.0, 1000.0  # cd/m2: reference white of BT.2408; nominal peak of HLG, and of nearly all PQ masters
+PEAKS = 400.0, 10_000.0  # cd/m2: what is said beyond is taken for a mistake; no HDR is mastered on less, PQ has no more
 BT2020_LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
 # ITU-R BT.2087, with its rows summing to 1, so that greys stay grey
 BT2020_TO_BT709 = np.array(
@@ -58,13 +62,17 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says: frames (declared, else its packets counted), size in px as shown, rate in 1/s."""
+    """What a file says: frames (declared, else its packets counted), size in px as shown, rate in 1/s.
+
+    `peak` is what becomes white in an HDR clip, cd/m2; 0 for SDR.
+    """
 
     frames: int
     height: int
     width: int
     fps: float
     codec: str
+    peak: float = 0.0
 
 
 class Frame(NamedTuple):
@@ -123,12 +131,13 @@ def decode(
     """
     with _open(path) as (container, stream):
         clock = _Clock(float(stream.average_rate or 24), max_fps)
-        declared, shape = _declared(container, stream), None
+        declared, shape, peak = _declared(container, stream), None, None
         for index, picture in enumerate(container.decode(stream)):
             time = picture.time if picture.time is not None else index / clock.rate
             if not clock.keeps(time):
                 continue
-            image = _rgb(picture, short_side)
+            peak = _peak(picture) if peak is None else peak
+            image = _rgb(picture, short_side, peak)
             if image.shape != (shape := shape or image.shape):
                 raise VideoError(f"{path}: the picture changes from {shape[:2]} to {image.shape[:2]} midway")
             yield Frame(index, time, image)
@@ -148,12 +157,12 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         height, width = picture.height, picture.width
         if round(picture.rotation / 90) % 2:
             height, width = width, height
-        codec, fps = stream.codec_context.name, float(stream.average_rate or 24)
+        codec, fps, peak = stream.codec_context.name, float(stream.average_rate or 24), _peak(picture)
         frames = _declared(container, stream)
     if frames is None:
         with _open(path) as (container, stream):
             frames = sum(packet.size > 0 for packet in container.demux(stream))
-    return VideoInfo(frames, height, width, fps, codec)
+    return VideoInfo(frames, height, width, fps, codec, peak)
 
 
 def to_uint8(video: Any) -> Frames:
@@ -247,27 +256,43 @@ def _threads(picture: Any) -> int:
     return int(picture.height * picture.width < ONE_THREAD_BELOW)
 
 
-def _rgb(picture: Any, short_side: int | None) -> Frames:
+def _peak(picture: Any) -> float:
+    """What becomes white, cd/m2; 0 for SDR."""
+    if picture.color_trc != PQ:
+        return PEAK if picture.color_trc == HLG else 0.0
+    said = []
+    if level := picture.side_data.get(Type.CONTENT_LIGHT_LEVEL):
+        said.append(float(struct.unpack_from("=I", bytes(level))[0]))  # AVContentLightMetadata.MaxCLL
+    if display := picture.side_data.get(Type.MASTERING_DISPLAY_METADATA):
+        # AVMasteringDisplayMetadata: max_luminance is its tenth fraction, has_luminance its last field
+        over, under = struct.unpack_from("=2i", bytes(display), 72)
+        (known,) = struct.unpack_from("=i", bytes(display), 84)
+        said.append(over / under if known and under else 0.0)
+    known_peaks = [peak for peak in said if peak > 0]
+    return float(round(np.clip(min(known_peaks), *PEAKS))) if known_peaks else PEAK
+
+
+def _rgb(picture: Any, short_side: int | None, peak: float) -> Frames:
     height, width, options = picture.height, picture.width, {}
     if short_side and short_side < min(height, width):
         shrink = short_side / min(height, width)
         options = {"height": round(height * shrink), "width": round(width * shrink), "interpolation": "AREA"}
     options["threads"] = _threads(picture)
     if picture.color_trc in (PQ, HLG):
-        image = _tone_mapped(picture, options)
+        image = _tone_mapped(picture, options, peak or PEAK)
     else:
         image = picture.reformat(format="rgb24", **options).to_ndarray()
     return np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90)))  # both count anticlockwise
 
 
-def _tone_mapped(picture: Any, options: dict[str, Any]) -> Frames:
+def _tone_mapped(picture: Any, options: dict[str, Any], peak: float) -> Frames:
     """An HDR picture as SDR, uint8 `[H, W, 3]`."""
     matrix = picture.colorspace if picture.colorspace in (BT709, BT2020) else BT2020
     codes = picture.reformat(format="gbrp16le", src_colorspace=matrix, **options).to_ndarray()
     # swscale shifts, it does not stretch: 940 of 64..940 becomes 255/256 of 2^16, 1023 of 0..1023 becomes 1023/1024
     full = picture.color_range == FULL_RANGE or picture.format.is_rgb
     bits = picture.format.components[0].bits if full else 8
-    light_of, tone, wide = _light_table(picture.color_trc, bits), _tone_table(), picture.color_primaries != BT709
+    light_of, tone, wide = _light_table(picture.color_trc, bits, peak), _tone_table(), picture.color_primaries != BT709
     pixels, result = codes.reshape(-1, 3), np.empty((codes.shape[0] * codes.shape[1], 3), np.uint8)
     for start in range(0, len(pixels), BAND):
         light = light_of[pixels[start : start + BAND]]
@@ -289,12 +314,12 @@ def _level(light: NDArray[np.float32]) -> NDArray[np.uint16]:
     return light.astype(np.uint16)
 
 
-@functools.cache
-def _light_table(transfer: int, bits: int) -> NDArray[np.float32]:
+@functools.lru_cache(maxsize=16)
+def _light_table(transfer: int, bits: int, peak: float) -> NDArray[np.float32]:
     """For every 16-bit code, PQ: light after the roll-off, as a share of the SDR peak; HLG: scene light in [0, 1]."""
     signal = np.minimum(np.arange(1 << 16) / (65536 * (1 - 2.0**-bits)), 1)
     if transfer == PQ:
-        return _roll_off(pq_to_light(signal)).astype(np.float32)
+        return _roll_off(pq_to_light(signal), peak).astype(np.float32)
     a = 0.17883277
     b, c = 1 - 4 * a, 0.5 - a * np.log(4 * a)
     return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12).astype(np.float32)
@@ -303,7 +328,7 @@ def _light_table(transfer: int, bits: int) -> NDArray[np.float32]:
 @functools.cache
 def _roll_off_table() -> NDArray[np.float32]:
     """Share of `PEAK` -> share of the SDR peak."""
-    return _roll_off(PEAK * (np.arange(LEVELS) / (LEVELS - 1)) ** 2).astype(np.float32)
+    return _roll_off(PEAK * (np.arange(LEVELS) / (LEVELS - 1)) ** 2, PEAK).astype(np.float32)
 
 
 @functools.cache
@@ -326,13 +351,13 @@ def light_to_pq(light: NDArray[np.float64] | float) -> NDArray[np.float64]:
     return np.power((c1 + c2 * power) / (1 + c3 * power), m2)
 
 
-def _roll_off(light: NDArray[np.float64]) -> NDArray[np.float64]:
+def _roll_off(light: NDArray[np.float64], peak: float) -> NDArray[np.float64]:
     """EETF of ITU-R BT.2390, 5.4.1, black at 0: cd/m2 -> share of `WHITE` in [0, 1]; a spline above the knee."""
-    top = light_to_pq(PEAK)
-    e, peak = np.minimum(light_to_pq(light) / top, 1), light_to_pq(WHITE) / top
-    knee = 1.5 * peak - 0.5
+    top = light_to_pq(peak)
+    e, white = np.minimum(light_to_pq(light) / top, 1), light_to_pq(WHITE) / top
+    knee = 1.5 * white - 0.5
     t = (e - knee) / (1 - knee)
-    spline = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (3 * t**2 - 2 * t**3) * peak
+    spline = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (3 * t**2 - 2 * t**3) * white
     return pq_to_light(np.where(e < knee, e, spline) * top) / WHITE
 
 

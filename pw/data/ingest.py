@@ -91,7 +91,8 @@ class Settings:
 class Record:
     """What became of one video; `clips` are (first frame, last frame, start in s), `shape` [F, H, W, 3].
 
-    `origin` names the video that the file was cut from, "" if that is not known.
+    `origin` names the video that the file was cut from, "" if that is not known. `peak`: what became white where HDR
+    was tone-mapped, cd/m2; 0 for SDR.
     """
 
     file: str
@@ -107,6 +108,7 @@ class Record:
     warning: str = ""
     skipped: str = ""
     origin: str = ""
+    peak: float = 0.0
 
     @property
     def id(self) -> str:
@@ -359,7 +361,7 @@ def _cut_video(work: Path, name: str, video: Path, settings: Settings, progress:
     try:
         with open(video, "rb") as source:
             record.sha256 = hashlib.file_digest(source, "sha256").hexdigest()
-        rate = probe(video).fps
+        info = probe(video)
         frames = progress.watch(decode(video, settings.short_side, settings.fps or None))
         with open(part, "wb") as raw:
             for clip in cut_clips(frames, settings.frames, settings.step, is_cut):
@@ -372,7 +374,8 @@ def _cut_video(work: Path, name: str, video: Path, settings: Settings, progress:
         part.unlink(missing_ok=True)
         record.clips, record.skipped = [], str(error).removeprefix(f"{video}: ")
         return record
-    record.frames, record.cuts, record.fps = is_cut.seen, is_cut.found, min(rate, settings.fps or rate)
+    record.frames, record.cuts, record.fps = is_cut.seen, is_cut.found, min(info.fps, settings.fps or info.fps)
+    record.peak = info.peak
     record.caption, record.warning = read_caption(video)
     if not record.clips:
         record.skipped = f"too short: {record.frames} frames, {record.cuts} cuts, no {settings.frames} in one shot"
@@ -449,6 +452,8 @@ def _samples(out: Path, records: list[Record], splits: list[list[str]], split: s
                 continue
             origin = {"source": record.file, "sha256": record.sha256, "start": start, "seconds": seconds}
             about = origin | {"fps": record.fps, "shape": record.shape, "split": split}
+            if record.peak:
+                about["peak"] = record.peak
             sample = {"__key__": f"{stem}-{record.id}-{start:06d}", "npy": _npy(frames)}
             sample["json"] = json.dumps(about).encode()
             yield sample | ({"txt": record.caption.encode()} if record.caption else {})

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -249,6 +250,24 @@ def test_captions_are_stored_with_every_clip_of_their_video(folder: Path, tmp_pa
     ingest(folder, tmp_path / "out", Settings())
     for sample in samples(tmp_path / "out"):
         assert sample.get("txt") == ("b is for Bär" if sample["json"]["source"] == "b.mkv" else None)
+
+
+def test_the_peak_of_hdr_is_noted_with_its_clips_and_nothing_of_sdr(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name, transfer in (("sdr", 1), ("hdr", 16)):
+        with av.open(str(videos / f"{name}.mkv"), "w") as container:
+            out: Any = container.add_stream("libx264", rate=24, options={"x264-params": "cll=3000,400"})
+            out.height, out.width, out.pix_fmt = 32, 48, "yuv420p10le"
+            out.codec_context.color_trc = transfer
+            for image in scene(0, 12, 36)[:, :32]:
+                container.mux(out.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+            container.mux(out.encode())
+    ingest(videos, tmp_path / "out", Settings())
+    peaks = {(sample["json"]["source"], sample["json"].get("peak")) for sample in samples(tmp_path / "out")}
+    assert peaks == {("sdr.mkv", None), ("hdr.mkv", 3000.0)}
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {video["file"]: video["peak"] for video in report["videos"]} == {"sdr.mkv": 0, "hdr.mkv": 3000}
 
 
 def test_broken_videos_are_skipped_by_name_and_the_others_go_on(

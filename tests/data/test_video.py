@@ -217,10 +217,13 @@ def test_tensors_are_taken_and_nonsense_is_not() -> None:
         to_uint8(np.zeros((1, 3, 2, 2)))
 
 
-def encode_10_bit(path: Path, ycc: np.ndarray, transfer: int, primaries: int = 9, codec: str = "ffv1") -> Path:
+def encode_10_bit(
+    path: Path, ycc: np.ndarray, transfer: int, primaries: int = 9, codec: str = "ffv1", x264: str = ""
+) -> Path:
     """One picture of columns: 10-bit limited-range Y, Cb, Cr `[W, 3]`, each column 2 px wide and 16 high, twice."""
     with av.open(str(path), "w") as container:
-        out: Any = container.add_stream(codec, rate=24, options={"qp": "0"})
+        options = {"qp": "0"} | ({"x264-params": x264} if x264 else {})
+        out: Any = container.add_stream(codec, rate=24, options=options)
         out.height, out.width, out.pix_fmt = 16, 2 * len(ycc), "yuv420p10le"
         context = out.codec_context
         context.colorspace, context.color_primaries, context.color_trc, context.color_range = 9, primaries, transfer, 1
@@ -282,6 +285,51 @@ def test_a_pq_clip_decodes_to_what_the_standards_say(tmp_path: Path, codec: str,
     assert (np.ptp(got, axis=1) == 0).all()
     # a 10-bit step is up to 1.3 of 255 here
     assert got[:, 0] == pytest.approx(list(NITS.values()), abs=1.3)
+
+
+DISPLAY = "mastering-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L({}0000,50)"
+
+
+@pytest.mark.parametrize(
+    ("x264", "peak"),
+    [
+        ("", 1000),
+        ("cll=0,0", 1000),  # 0 is "unknown"
+        ("cll=2000,300", 2000),
+        (DISPLAY.format(4000), 4000),
+        (DISPLAY.format(4000) + ":cll=3200,400", 3200),
+        (DISPLAY.format(600) + ":cll=9999,400", 600),
+        ("cll=20,10", 400),
+        ("cll=60000,400", 10_000),
+    ],
+)
+def test_white_is_the_peak_that_the_file_says(tmp_path: Path, x264: str, peak: int) -> None:
+    path = tmp_path / "a.mkv"
+    light = np.array([26, 0.2 * peak, 0.4 * peak, peak, *[min(2 * peak, 10_000)] * 4])
+    encode_10_bit(path, greys(light_to_pq(light)), PQ, codec="libx264", x264=x264)
+    assert probe(path).peak == peak
+    got = columns(path)[:, 0]
+    assert (got[3:] == 255).all()
+    assert got[1] < got[2] < 255
+    if peak <= 2000:  # 26 nit is below the knee
+        assert got[0] == pytest.approx(NITS[26], abs=1.3)
+
+
+def test_a_roll_off_from_4000_is_what_bt_2390_says(tmp_path: Path) -> None:
+    # PQ(4000) = 0.90257, PQ(1000) = 0.75183, PQ(203) = 0.58069: E1 = 0.83299, max = 0.64337, knee = 0.46506, so
+    # T = 0.68779 and E2 = 0.23157 0.46506 + 0.06704 0.53494 + 0.76843 0.64337 = 0.63794; 0.57579 in PQ is 193.7 nit
+    light = np.array([30.0, 1000, 4000, 4000, 4000, 4000, 4000, 4000])
+    path = encode_10_bit(tmp_path / "a.mkv", greys(light_to_pq(light)), PQ, codec="libx264", x264=DISPLAY.format(4000))
+    got = columns(path)
+    assert got[:3, 0] == pytest.approx([255 * (30 / 203) ** (1 / 2.4), 255 * (193.7 / 203) ** (1 / 2.4), 255], abs=1.3)
+
+
+def test_sdr_and_hlg_have_the_peak_they_always_had(tmp_path: Path) -> None:
+    for transfer, peak in ((1, 0), (HLG, 1000)):
+        path, signal = tmp_path / f"{transfer}.mkv", np.linspace(0, 1, 8)
+        lossless = encode_10_bit(path, greys(signal), transfer, codec="libx264", x264="cll=4000,400")
+        assert probe(lossless).peak == peak
+        assert np.array_equal(columns(lossless), columns(encode_10_bit(path, greys(signal), transfer)))
 
 
 def test_every_grey_stays_grey_and_brighter_is_never_darker(tmp_path: Path) -> None:
