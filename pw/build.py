@@ -52,6 +52,8 @@ SHORTCUT_PARTS = ("turns", "step_sampler", "weighting", "target")
 NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer"}
 # What cannot change the clips that are sampled.
 NOT_SAMPLING = {"batch_size", "solution_steps"}
+# Where the clips lie, which their fingerprint says, and what the scale says.
+NOT_DATA = {"urls", "width"}
 # What schedule and injector say again.
 NOT_SCALE = {"shift", "anchor_shift", "norm_groups"}
 
@@ -116,7 +118,7 @@ class Run:
             kept.pop("optimizer")
         kept["scale"] = {k: v for k, v in kept["scale"].items() if k not in NOT_SCALE}
         kept.pop("text")  # a prompt's embedding is the backbone's; what is steered away from is no training matter
-        kept["data"] = {k: v for k, v in kept["data"].items() if k != "urls"}  # where the clips lie; `clips` says which
+        kept["data"] = {k: v for k, v in kept["data"].items() if k not in NOT_DATA}
         kept["accelerator"] = self.trainer.accelerator
         kept["start"] = self.start_run.training_signature if self.start_run else None
         kept["clips"] = self.source.fingerprint()
@@ -156,7 +158,7 @@ class Run:
         return digest(
             {
                 "scale": {k: v for k, v in dataclasses.asdict(self.scale).items() if k not in NOT_SCALE},
-                "data": {k: v for k, v in self._values["data"].items() if k != "urls"},
+                "data": {k: v for k, v in self._values["data"].items() if k not in NOT_DATA},
                 "clips": self.source.fingerprint(),
                 "count": self.sampling.count,
                 "seed": evaluation_seed,
@@ -341,11 +343,13 @@ def _cross_check(run: Run) -> None:
         )
     _check_context(run, math.prod(p // patch for p, patch in zip(positions, backbone.patch_size, strict=True)))
     data = run.config["data"]
-    for name, length in (("frames", scale.frames), ("size", scale.height), ("size", scale.width)):
+    wide = "width" if data.get("width") else "size"  # without a width of their own clips are square
+    for name, length in (("frames", scale.frames), ("size", scale.height), (wide, scale.width)):
         if data.get(name, length) != length:
+            square = "" if "width" in data else f", and data={run.config.choices['data']} makes squares"
             raise ConfigError(
-                f"data.{name}={data[name]}: the scale has {scale.frames} frames of {scale.height} x {scale.width} px "
-                "and clips are square; set scale.frames, scale.height and scale.width, data follows"
+                f"data.{name}={data[name]}: the scale has {scale.frames} frames of {scale.height} x {scale.width} px"
+                f"{square}; set scale.frames, scale.height and scale.width, data follows"
             )
     timesteps = run.sampling.timesteps
     if timesteps is not None and (run.sampling.shift is not None or run.sampling.start != 1):

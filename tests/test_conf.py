@@ -51,9 +51,13 @@ def refused(*overrides: str) -> str:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A train and a val clip of 3 frames, 24 x 24 px."""
-    folder = tmp_path_factory.mktemp("shards")
+    return write_clips(tmp_path_factory.mktemp("shards"), 24, 24)
+
+
+def write_clips(folder: Path, height: int, width: int) -> Path:
+    """A train and a val clip of 3 frames."""
     array = io.BytesIO()
-    np.save(array, np.zeros((3, 24, 24, 3), np.uint8))
+    np.save(array, np.zeros((3, height, width, 3), np.uint8))
     for split in ("train", "val"):
         with tarfile.open(folder / f"{split}-000000.tar", "w") as tar:
             member = tarfile.TarInfo(f"{split}-clip.npy")
@@ -421,7 +425,7 @@ WRONG = [
     # what does not fit together
     ("backbone.patch_size=[1,4,1]", ["scale.height", "6 latent positions", "patch size 4"]),
     ("scale.height=25", ["scale.height=25", "codec.factor=4"]),
-    ("scale.width=32", ["data.size=24", "24 x 32", "scale.width"]),
+    ("scale.width=32", ["data.size=24", "24 x 32", "data=procedural makes squares", "scale.width"]),
     ("data.frames=5", ["data.frames=5", "3 frames", "scale.frames"]),
     ("codec.factor=2", ["backbone.in_channels=48", "12 channels"]),
     ("scale.anchor_height=48", ["scale.anchor_height=48", "no larger than the clip"]),
@@ -479,6 +483,24 @@ class TestAWrongCall:
 
 
 class TestBuilding:
+    def test_from_shards_at_a_scale_wider_than_high_gives_such_clips_and_anchors(self, tmp_path: Path) -> None:
+        import torch
+
+        write_clips(tmp_path, 32, 48)
+        sizes = ("scale.height=24", "scale.width=40", "scale.anchor_height=12", "scale.anchor_width=20")
+        run = built("data=shards", f"data.urls={tmp_path}/*.tar", *sizes)
+        clips = run.source.batch(0, 0, 1)
+        assert isinstance(clips, torch.Tensor)
+        assert clips.shape == (1, 3, 3, 24, 40)
+        assert run.source.evaluation(1, 0).real[0].shape == (3, 3, 24, 40)
+        anchor = run.degradation.anchor(clips, run.scale.anchor_size, torch.Generator().manual_seed(0))
+        assert anchor.shape == (1, 3, 3, 12, 20)
+
+    def test_a_width_that_is_said_or_not_is_the_same_run(self, shards: Path) -> None:
+        said, not_said = (built("data=shards", f"data.urls={shards}/*.tar", f"data.width={n}") for n in (24, 0))
+        assert said.signature == not_said.signature
+        assert said.evaluation_signature(0) == not_said.evaluation_signature(0)
+
     def test_imports_no_torch(self) -> None:
         """A wrong key must be told before the seconds that torch takes."""
         code = """if True:

@@ -149,7 +149,7 @@ class ShardIndex:
 
 @dataclass(frozen=True)
 class ShardClips:
-    """Random crops of real video: `size` x `size` px of `frames` frames, made from shards.
+    """Random crops of real video: `size` px high and `width` px wide (0: as high), `frames` frames, made from shards.
 
     Whole frames shrunk to 24 px would keep no texture, so moderately reduced ones are cropped.
     """
@@ -159,6 +159,7 @@ class ShardClips:
     size: int
     train_split: str = "train"
     eval_split: str = "val"
+    width: int = 0
     _train: _Pool = field(init=False, repr=False, compare=False)
     _eval: _Pool = field(init=False, repr=False, compare=False)
 
@@ -166,7 +167,9 @@ class ShardClips:
         for name in ("frames", "size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, not {getattr(self, name)}")
-        crop = (self.frames, self.size, self.size)
+        if self.width < 0:
+            raise ValueError(f"data.width={self.width}: a number of px, or 0 for data.size")
+        crop = (self.frames, self.size, self.width or self.size)
         object.__setattr__(self, "_train", _Pool(ShardIndex(self.urls, self.train_split), crop))
         object.__setattr__(self, "_eval", _Pool(ShardIndex(self.urls, self.eval_split), crop))
 
@@ -353,7 +356,8 @@ class _Pool(Readable[Frames]):
             frames, height, width = max(sample.shape or () for sample in index.samples)[:3]
             raise ValueError(
                 f"no {index.split!r} clip has {crop[0]} frames of {crop[1]}x{crop[2]} px, the largest "
-                f"has {frames} of {height}x{width}: lower data.frames, data.size, or make larger clips"
+                f"has {frames} of {height}x{width}: lower scale.frames, scale.height or scale.width, or make larger "
+                f'clips with `make data … args="frames={crop[0]} short_side={min(crop[1:])}"`'
             )
         if len(self.ids) < len(index):
             small = len(index) - len(self.ids)

@@ -145,6 +145,23 @@ def test_crops_are_consecutive_frames_of_one_place_sometimes_mirrored(clips: Sha
     assert starts == {0, 1, 2}
 
 
+def test_crops_may_be_wider_than_high(folder: Path) -> None:
+    wide = ShardClips(f"{folder}/*.tar", frames=3, size=18, width=32)
+    batch, evaluation = wide.batch(0, 0, 6), wide.evaluation(3, 0)
+    assert batch.shape == (6, 3, 3, 18, 32)
+    for crop in (*batch, *evaluation.real, *evaluation.real_b):
+        assert crop.shape == (3, 3, 18, 32)
+        _, rows, columns = ((crop + 1) * 127.5).round().int()
+        assert (rows.diff(dim=1) == 1).all()
+        assert (columns.diff(dim=2).abs() == 1).all()
+    square = ShardClips(f"{folder}/*.tar", frames=3, size=18, width=18)
+    assert torch.equal(square.batch(0, 0, 4), ShardClips(f"{folder}/*.tar", frames=3, size=18).batch(0, 0, 4))
+    assert square.fingerprint() == ShardClips(f"{folder}/*.tar", frames=3, size=18).fingerprint()
+    assert square.fingerprint() != wide.fingerprint()
+    with pytest.raises(ValueError, match=r"18x41 px, the largest has 5 of 30x40: lower .*scale\.width"):
+        ShardClips(f"{folder}/*.tar", frames=3, size=18, width=41)
+
+
 def test_the_two_evaluation_sets_share_no_clip_and_none_of_train(clips: ShardClips) -> None:
     evaluation = clips.evaluation(3, seed=0)
     first, second = (torch.stack(list(clips)) for clips in (evaluation.real, evaluation.real_b))
