@@ -36,7 +36,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from pw.data.shards import MANIFEST, write_shards
+from pw.data.shards import CHECKSUMS, MANIFEST, checksums, write_shards
 from pw.video import Frame, Frames, VideoError, decode, probe
 
 ENDINGS = (".mp4", ".mov", ".mkv", ".webm")
@@ -451,12 +451,13 @@ def _samples(out: Path, records: list[Record], splits: list[list[str]], split: s
             if mine != split:
                 continue
             origin = {"source": record.file, "sha256": record.sha256, "start": start, "seconds": seconds}
-            about = origin | {"fps": record.fps, "shape": record.shape, "split": split}
+            about: dict[str, Any] = origin | {"fps": record.fps, "shape": record.shape, "split": split}
             if record.peak:
                 about["peak"] = record.peak
-            sample = {"__key__": f"{stem}-{record.id}-{start:06d}", "npy": _npy(frames)}
-            sample["json"] = json.dumps(about).encode()
-            yield sample | ({"txt": record.caption.encode()} if record.caption else {})
+            members = {"npy": _npy(frames)} | ({"txt": record.caption.encode()} if record.caption else {})
+            about[CHECKSUMS] = checksums(members)
+            key = f"{stem}-{record.id}-{start:06d}"
+            yield {"__key__": key, "json": json.dumps(about).encode(), **members}
 
 
 def _summarise(out: Path, manifest: dict[str, Any], records: list[Record], seconds: float) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from pw.data.ingest import (
     read_caption,
     split_by_origin,
 )
-from pw.data.shards import ShardIndex
+from pw.data.shards import ShardIndex, read_member
 from pw.video import Frame, VideoError, decode, write_video
 
 CLIPS = Path(__file__).parents[3] / "shared" / "data" / "clips"
@@ -87,6 +88,20 @@ def test_a_folder_becomes_shards_that_webdataset_reads_as_the_frames_of_the_vide
         assert np.array_equal(sample["npy"], source[origin["start"] : origin["start"] + 5])
     assert {sample["json"]["source"] for sample in read} == {"a.mkv", "b.mkv", "more/c.mkv"}
     assert not (out / module.UNFINISHED).exists()
+
+
+def test_every_clip_has_the_checksums_of_its_members(folder: Path, tmp_path: Path) -> None:
+    (folder / "b.txt").write_text("a bird")
+    ingest(folder, tmp_path / "out", Settings())
+    index = ShardIndex(str(tmp_path / "out"), "train")
+    endings = set()
+    for i, sample in enumerate(index.samples):
+        members = {ending: read_member(sample.shard, *place) for ending, place in sample.members.items()}
+        said = json.loads(members.pop("json"))["crc32"]
+        assert said == {ending: zlib.crc32(content) for ending, content in members.items()}
+        assert index.read(i).frames.shape == (5, 36, 48, 3)
+        endings.add(tuple(sorted(said)))
+    assert endings == {("npy",), ("npy", "txt")}
 
 
 def test_the_manifest_tells_size_and_hash_of_every_shard(folder: Path, tmp_path: Path) -> None:

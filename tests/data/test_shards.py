@@ -17,7 +17,7 @@ import pytest
 import torch
 from small_shards import write_noise
 
-from pw.data.shards import ShardClips, ShardError, ShardIndex, write_shards
+from pw.data.shards import ShardClips, ShardError, ShardIndex, checksums, write_shards
 from pw.video import to_float
 
 F, H, W = 5, 30, 40
@@ -252,6 +252,73 @@ def test_a_shard_that_is_damaged_while_it_is_in_use_is_passed_over_clip_by_clip(
     found = set(numbers(clips.batch(0, 0, 12)))
     assert found == {int(sample.key[-3:]) for sample in index.samples} - {int(sample.key[-3:]) for sample in lost}
     assert clips.passed_over() == [f"train-000001.tar/{sample.key}" for sample in lost]
+
+
+def checked(folder: Path, split: str = "train") -> Path:
+    """Twelve clips with their checksums, as ingest writes them."""
+    members = [{"npy": npy(clip(n)), "txt": f"clip {n}".encode()} for n in range(12)]
+    samples = [
+        {"__key__": f"clip-{n:03d}", "json": json.dumps({"crc32": checksums(parts)}).encode(), **parts}
+        for n, parts in enumerate(members)
+    ]
+    (path, _), *_ = write_shards(folder, split, samples, 10**9)
+    return path
+
+
+def flip(path: Path, offset: int, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("ending", ["npy", "txt"])
+def test_a_single_flipped_bit_is_found(tmp_path: Path, ending: str) -> None:
+    path = checked(tmp_path)
+    index = ShardIndex([str(path)], "train")
+    offset, size = index.samples[7].members[ending]
+    generator = np.random.default_rng(0)
+    for place in {*generator.integers(offset, offset + size, 20).tolist(), offset + size - 1}:
+        flip(path, place, bit := int(generator.integers(8)))
+        with pytest.raises(ShardError, match=r"train-000000\.tar: cannot read 'clip-007'"):
+            index.read(7)
+        flip(path, place, bit)
+    assert np.array_equal(index.read(7).frames, clip(7))
+
+
+def test_a_clip_whose_pixels_are_not_what_was_written_is_passed_over_by_name(tmp_path: Path) -> None:
+    path = checked(tmp_path)
+    checked(tmp_path, "val")
+    clips = ShardClips(f"{tmp_path}/*.tar", frames=3, size=24)
+    offset, size = ShardIndex([str(path)], "train").samples[7].members["npy"]
+    flip(path, offset + size // 2, 3)
+    assert set(numbers(clips.batch(0, 0, 12))) == set(range(12)) - {7}
+    assert clips.passed_over() == ["train-000000.tar/clip-007"]
+    with pytest.raises(ShardError, match=r"its \.npy is not what was written"):
+        ShardIndex([str(path)], "train").read(7)
+
+
+def test_shards_without_checksums_are_read_as_they_are(folder: Path) -> None:
+    path = folder / "train-000000.tar"
+    offset, size = ShardIndex([str(path)], "train").samples[2].members["npy"]
+    flip(path, offset + size - 1, 0)
+    assert ShardIndex([str(path)], "train").read(2).frames[-1, -1, -1, -1] == clip(2)[-1, -1, -1, -1] ^ 1
+    assert ShardIndex(f"{folder}/*.tar", "train").fingerprint == "e69b5c6b496024cc"
+
+
+def test_arrays_of_any_order_and_no_other_content_are_read(tmp_path: Path) -> None:
+    frames = clip(3)
+    path = tar_of(tmp_path / "train-0.tar", [("a.npy", npy(np.asfortranarray(frames)))])
+    assert np.array_equal(ShardIndex([str(path)], "train").read(0).frames, frames)
+    for wrong in (
+        npy(frames) + b"x",
+        npy(frames)[:-1],
+        npy(frames.astype(np.int8)),
+        npy(frames[..., :2]),
+        npy(frames[0]),
+    ):
+        path = tar_of(tmp_path / "train-0.tar", [("a.npy", wrong)])
+        with pytest.raises(ShardError, match="cannot read 'a'"):
+            ShardIndex([str(path)], "train").read(0)
 
 
 def test_too_many_corrupt_clips_are_an_error(folder: Path) -> None:
