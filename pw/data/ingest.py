@@ -169,10 +169,13 @@ def find_videos(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"path={folder}: no such folder")
-    videos = []
+    named = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        videos += [Path(place, f) for f in files if not f.startswith(".") and f.lower().endswith(ENDINGS)]
+        named += [Path(place, f) for f in files if not f.startswith(".") and f.lower().endswith(ENDINGS)]
+    videos = [video for video in named if video.is_file()]
+    for video in sorted(set(named) - set(videos)):
+        print(f"left out, a pipe or a link to nothing: {video}")
     if not videos:
         raise ValueError(f"path={folder}: no videos in this folder; accepted are {', '.join(ENDINGS)}")
     return dict(sorted((video.relative_to(folder).as_posix(), video) for video in videos))
@@ -285,7 +288,7 @@ def _begin(out: Path, now: dict[str, Any]) -> None:
     """Mark `out` as ours and unfinished, or make sure that what was begun there is the same."""
     noted = out / UNFINISHED / "settings.json"
     if noted.is_file():
-        _check_settings(out, json.loads(noted.read_text()), now)
+        _check_settings(out, _read_noted(out, noted), now)
     elif _shards_in(out):
         raise ValueError(f"out={out}: holds tars without a {MANIFEST}; give another out=, or overwrite=true")
     else:
@@ -294,7 +297,7 @@ def _begin(out: Path, now: dict[str, Any]) -> None:
 
 
 def _finished(out: Path, videos: dict[str, Path], settings: dict[str, Any]) -> dict[str, Any]:
-    manifest = json.loads((out / MANIFEST).read_text())
+    manifest = _read_noted(out, out / MANIFEST)
     _check_settings(out, manifest["settings"], settings)
     before = {source["file"]: source["bytes"] for source in manifest["sources"]}
     now = {name: video.stat().st_size for name, video in videos.items()}
@@ -321,13 +324,27 @@ def _noted(settings: Settings, origins: Mapping[str, str] | None) -> dict[str, A
     return noted if origins is None else noted | {"split_by": "source video"}
 
 
+def _read_noted(out: Path, path: Path) -> dict[str, Any]:
+    """What an earlier call wrote down."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged ({error}); give another out=, or overwrite=true") from None
+
+
 def _recorded(out: Path, name: str, video: Path) -> Record | None:
-    """What was noted about a finished video, if it is still the same file."""
+    """What was noted about a finished video, if it is still the same file and all of its clips are there.
+
+    A machine that lost its power may have kept the names of both files, and not what was in them.
+    """
     noted = out / UNFINISHED / f"{_id(name)}.json"
-    if not noted.is_file():
+    try:
+        record, stat = Record(**json.loads(noted.read_text())), video.stat()
+        raw = noted.with_suffix(".raw").stat().st_size if record.clips else 0
+    except (FileNotFoundError, ValueError, TypeError):
         return None
-    record, stat = Record(**json.loads(noted.read_text())), video.stat()
-    return record if (record.bytes, record.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
+    is_whole = raw == len(record.clips) * math.prod(record.shape)
+    return record if is_whole and (record.bytes, record.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
 
 
 def _check_space(out: Path, todo: dict[str, Path], done: list[Record], settings: Settings) -> int:

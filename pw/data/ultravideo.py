@@ -55,6 +55,7 @@ TIMEOUT = 30.0  # s without a byte
 RETRIES = 5  # in a row, none of which brought a byte
 WINDOW = 1 << 16  # bytes read at once where a zip keeps its directory
 LONGEST_WINDOW = 1 << 23  # bytes read at once of a clip
+LONGEST_READ = 1 << 26  # bytes that a zip may ask for at once: its directory has some hundred bytes for each clip
 HEADER = 1 << 12  # bytes before a clip in a zip, at most, as a rule
 
 
@@ -101,7 +102,10 @@ class Report:
 
     def save(self, out: Path) -> None:
         part = out / f"{REPORT}.part"
-        part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(self), indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # lost with the power, it would cost all zips again
         os.replace(part, out / REPORT)
 
 
@@ -188,7 +192,10 @@ def _begun(order: Order) -> Report | None:
     path = order.out / REPORT
     if not path.is_file():
         return None
-    report = Report(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        report = Report(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: is damaged ({error}); remove it to begin anew, or give another out=") from None
     for name in ("size", "caption"):
         if (before := getattr(report, name)) != getattr(order, name):
             raise ValueError(f"out={order.out}: was begun with {name}={before}; give another out=")
@@ -234,6 +241,13 @@ def _rows(out: Path, caption: str, connect: Callable[[], Hub]) -> dict[str, Row]
     if not table.is_file():
         hub = connect()
         hub.download(hub.table(), table)
+    try:
+        return _read_table(table, caption)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table}: is no table ({error}); remove the file to fetch it again") from None
+
+
+def _read_table(table: Path, caption: str) -> dict[str, Row]:
     csv.field_size_limit(sys.maxsize)
     with open(table, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
@@ -338,6 +352,9 @@ def _take(
     """Write one clip and its caption, or note why not."""
     clip = out / "clips" / PurePosixPath(member.filename).name
     part = _part(clip)
+    if (before := report.clips.get(clip.name, name)) != name:
+        report.skipped[f"{name}/{member.filename}"] = f"there is a clip of this name from {before}"
+        return False
     try:
         if _here(clip) != member.file_size:
             with archive.open(member) as source, open(part, "wb") as file:
@@ -510,6 +527,8 @@ class RemoteFile:
 
     def read(self, n: int = -1) -> bytes:
         stop = self.size if n < 0 else min(self.size, self._at + n)
+        if stop - self._at > LONGEST_READ:
+            raise zipfile.BadZipFile(f"declares a directory of {stop - self._at:,} bytes")
         pieces = []
         while self._at < stop:
             if not self._start <= self._at < self._start + len(self._held):

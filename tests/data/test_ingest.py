@@ -314,6 +314,50 @@ def test_broken_videos_are_skipped_by_name_and_the_others_go_on(
     assert not list((tmp_path / "out").glob("**/*.part"))
 
 
+def test_a_pipe_and_a_link_to_nothing_are_left_out_by_name(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "gone.mp4").symlink_to(tmp_path / "nothing")
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "link.mp4").symlink_to(folder / "b.mkv")
+    assert sorted(find_videos(folder)) == ["a.mkv", "b.mkv", "link.mp4", "more/c.mkv"]
+    printed = capsys.readouterr().out
+    assert "gone.mp4" in printed
+    assert "pipe.mp4" in printed
+
+
+@pytest.mark.parametrize("loss", ["raw gone", "raw short", "record empty"])
+def test_a_video_whose_clips_were_lost_with_the_power_is_cut_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    ingest(folder, tmp_path / "undisturbed", Settings())
+    out = tmp_path / "out"
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(module, "_assemble", die)
+    with pytest.raises(Killed):
+        ingest(folder, out, Settings())
+    monkeypatch.undo()
+    record = next(
+        path for path in out.glob(".unfinished/*.json") if json.loads(path.read_text()).get("file") == "b.mkv"
+    )
+    if loss == "raw gone":
+        record.with_suffix(".raw").unlink()
+    else:
+        os.truncate(record if loss == "record empty" else record.with_suffix(".raw"), 0)
+    ingest(folder, out, Settings())
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_a_damaged_manifest_is_named(folder: Path, tmp_path: Path) -> None:
+    ingest(folder, tmp_path / "out", Settings())
+    (tmp_path / "out" / "manifest.json").write_text("")
+    with pytest.raises(ValueError, match=r"manifest\.json: is damaged.*overwrite=true"):
+        ingest(folder, tmp_path / "out", Settings())
+
+
 def test_a_folder_where_nothing_can_be_used_says_why(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "short.mkv", scene(0, 3))

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -368,6 +369,49 @@ def test_a_damaged_member_is_skipped_by_name_and_counted(
     printed = capsys.readouterr().out
     assert "skipped 1" in printed
     assert "c1.mp4: damaged in the zip (Bad CRC-32" in printed
+
+
+def test_a_table_that_cannot_be_read_is_named(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.files["short.csv"] = b"clip_id,Summarized Description\nc0.mp4,\xff\xfe\n"
+    assert call(tmp_path, "taste=1") == 2
+    assert "short.csv: is no table" in refused(capsys)
+
+
+def test_a_table_with_a_byte_order_mark_is_read(hub: Hub, tmp_path: Path) -> None:
+    hub.files["short.csv"] = b"\xef\xbb\xbf" + table()
+    assert call(tmp_path, "taste=1") == 0
+    assert (tmp_path / "clips" / "c0.txt").is_file()
+
+
+def test_a_damaged_report_is_named(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content in ("", "[1]", '{"what": 1}'):
+        (tmp_path / "ultravideo.json").write_text(content)
+        assert call(tmp_path, "taste=1") == 2
+        assert "ultravideo.json: is damaged" in refused(capsys)
+
+
+def test_a_clip_of_another_zip_is_not_written_over(hub: Hub, tmp_path: Path) -> None:
+    hub.files[TWO] = packed("clips_short_2", {"c0.mp4": clip(9), "c4.mp4": clip(4)})
+    for _ in range(2):
+        assert call(tmp_path) == 0
+        assert (tmp_path / "clips" / "c0.mp4").read_bytes() == clip(0)
+        assert report(tmp_path)["skipped"] == {
+            f"{TWO}/clips_short_2/c0.mp4": f"there is a clip of this name from {ONE}"
+        }
+        assert report(tmp_path)["zips"] == {ONE: 4, TWO: 1}
+
+
+def test_a_taste_does_not_fetch_what_a_zip_calls_its_directory_without_bound(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_READ", 1_000_000)
+    whole = hub.files[ONE]
+    end = whole.rindex(b"PK\x05\x06")
+    size = struct.pack("<II", end, 0)  # of the directory, and where it begins
+    hub.files[ONE] = whole[: end + 12] + size + whole[end + 20 :]
+    assert call(tmp_path, "taste=1") == 2
+    assert "declares a directory of" in refused(capsys)
+    assert hub.sent[ONE] < 200_000
 
 
 def test_what_is_not_a_zip_is_removed_and_named(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
