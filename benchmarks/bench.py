@@ -117,7 +117,7 @@ def value_of(name: str, scorer: Scorer, frames: Frames) -> float:
     """A metric of frames `[F, H, W, 3]`, one after the other on this thread."""
     from pw.video import VideoInfo
 
-    video = scorer.begin(VideoInfo(*frames.shape[:3], 24.0, "rawvideo"))
+    video = scorer.begin(VideoInfo(*frames.shape[:3], fps=24.0, codec="rawvideo"))
     kept = [video.frame(Look(i, image)) for i, image in enumerate(frames) if video.wants(i)]
     return video.result(kept)[name]
 
