@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from pw.build import Run, build
 from pw.config import ConfigError, digest
 from pw.data.latents import ABOUT, EMPTY, UNFINISHED, described, fit
-from pw.data.shards import Sample, ShardError, ShardIndex, find_shards, fits, noted, seeded, write_tar
+from pw.data.shards import Sample, ShardError, ShardIndex, find_shards, fits, noted, seeded, short_side, write_tar
 from pw.nn import options
 from pw.train import check_device, write_json
 from pw.weights import check, fingerprint, locate
@@ -270,7 +270,7 @@ def _fitting(shards: list[Shard], run: Run, urls: str) -> tuple[list[Shard], int
     if not any(shard.ids for shard in fitting):
         shapes = [sample.shape for shard in shards if shard.index for sample in shard.index.samples if sample.shape]
         frames, height, width = max(shapes)[:3]
-        side = min(scale.height, scale.width)
+        side = short_side(scale.height, scale.width)
         raise ConfigError(
             f"scale={scale.name}: needs clips of {scale.frames} frames, {scale.height} x {scale.width} px, and none of "
             f"{small} in urls={urls} is as large (the largest has {frames} frames of {height} x {width}; none is "

@@ -362,7 +362,7 @@ class _Pool(Readable[Frames]):
             raise ValueError(
                 f"no {index.split!r} clip has {crop[0]} frames of {crop[1]}x{crop[2]} px, the largest "
                 f"has {frames} of {height}x{width}: lower scale.frames, scale.height or scale.width, or make larger "
-                f'clips with `make data … args="frames={crop[0]} short_side={min(crop[1:])}"`'
+                f'clips with `make data … args="frames={crop[0]} short_side={short_side(*crop[1:])}"`'
             )
         if len(self.ids) < len(index):
             small = len(index) - len(self.ids)
@@ -373,6 +373,12 @@ class _Pool(Readable[Frames]):
 
     def name(self, i: int) -> str:
         return self.index.samples[i].name
+
+
+def short_side(height: int, width: int) -> int:
+    """The `short_side` of `make data` whose clips cover `height` x `width` px: of 16:9 or wider, turned alike."""
+    short, long = sorted((height, width))
+    return max(short, math.ceil(long * 9 / 16))
 
 
 def unreadable(names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from small_shards import write_noise
 
-from pw.data.shards import ShardClips, ShardError, ShardIndex, checksums, write_shards
+from pw.data.shards import ShardClips, ShardError, ShardIndex, checksums, short_side, write_shards
 from pw.video import to_float
 
 F, H, W = 5, 30, 40
@@ -485,6 +485,15 @@ def test_a_wrong_place_gets_one_clear_line(folder: Path, urls: str, says: str) -
 def test_a_crop_larger_than_every_clip_is_refused(folder: Path, frames: int, size: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         ShardClips(f"{folder}/*.tar", frames=frames, size=size)
+
+
+@pytest.mark.parametrize(
+    ("size", "side"), [((448, 832), 468), ((2144, 3840), 2160), ((1440, 2560), 1440), ((96, 80), 80)]
+)
+def test_the_short_side_that_is_advised_covers_the_crop_with_clips_of_16_to_9(size: tuple[int, int], side: int) -> None:
+    assert short_side(*size) == side
+    made = (side, round(side * 16 / 9))
+    assert all(have >= need for have, need in zip(made, sorted(size), strict=True))
 
 
 def test_clips_smaller_than_the_crop_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
