@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
+import signal
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ from experiments._plan import Plan, make_plan, parse
 from experiments._runner import FORK_SECONDS, Job, Pool, all_jobs, remove_results
 from experiments._status import outline, write_outline
 from pw.config import ConfigError
+from pw.parallel import Stopped, unheard
 from pw.sample import check_sampling
 from pw.train import (
     OUTPUTS,
@@ -44,7 +46,7 @@ LINE = 110  # characters of a paragraph, at most: longer lines are hard to read
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0 done, 1 some arm failed, 2 a mistake in the call, 130 interrupted."""
+    """Exit status: 0 done, 1 some arm failed, 2 a mistake in the call, 130 interrupted, 143 and such by a signal."""
     if list(arguments) == ["list"]:
         return list_ablations()
     if arguments and arguments[0] in ("bench", "power", "compare", "status", "sync"):
@@ -140,10 +142,11 @@ def run(plan: Plan, launcher: Local | Submitit) -> int:
         threading.Thread(target=_import_for_the_table, args=(plan.options.mlflow,), daemon=True).start()
         try:
             pool.run(todo, lambda: status.tick(pool))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped) as stopped:
             there = "what is finished is kept, the same command goes on from here"
-            console.print(f"\ninterrupted; {farewell(pool) if isinstance(pool, Queue) else there}", markup=False)
-            return 130
+            with unheard(sys.stdout):
+                console.print(f"\ninterrupted; {farewell(pool) if isinstance(pool, Queue) else there}", markup=False)
+            return 128 + (stopped.signal if isinstance(stopped, Stopped) else signal.SIGINT)
     return finish(plan, rows, pool.failed, console, began)
 
 
@@ -267,15 +270,17 @@ class _Show:
         text = f"{self.done} of {self.total} done, about {_minutes(pool.seconds_left())} left: {doing}"
         if self.console.is_terminal:
             # written past rich, which would drop the carriage return
-            self.console.file.write(f"\r\x1b[2K{text[: self.console.width - 1]}")
-            self.console.file.flush()
+            with unheard(self.console.file):
+                self.console.file.write(f"\r\x1b[2K{text[: self.console.width - 1]}")
+                self.console.file.flush()
         else:
             self._line(text)
 
     def _line(self, text: str) -> None:
-        if self.console.is_terminal:
-            self.console.file.write("\r\x1b[2K")
-        self.console.print(text)
+        with unheard(self.console.file):
+            if self.console.is_terminal:
+                self.console.file.write("\r\x1b[2K")
+            self.console.print(text)
 
 
 def _minutes(seconds: float) -> str:

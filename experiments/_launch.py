@@ -27,12 +27,13 @@ import yaml
 
 from experiments._ledger import Claim, Ledger, is_in_queue
 from experiments._runner import Job, carry_out
+from pw import parallel
 from pw.build import Run
 from pw.config import CONF, ConfigError, digest
-from pw.parallel import Place, Team, check_launch, joined, place
+from pw.parallel import Place, Team, check_launch, heeded, interruptible, joined, place
 from pw.settings import Trainer
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = frozenset(parallel.STOPPING) - {signal.SIGINT}  # a job of the queue has no keyboard
 PATIENCE = 30.0  # seconds that a job may be in neither queue nor ledger, as while it is put back
 
 
@@ -414,7 +415,7 @@ def _is_cancelled() -> bool:
 def _signals() -> Generator[_Stop]:
     """While it lasts, signals to stop are noted. What submitit had in their place is kept for `hand_on`."""
     stop = _Stop({})
-    for number in STOPPING:
+    for number in STOPPING.intersection(heeded()):
         stop.before[number] = signal.signal(number, stop.note)
     try:
         yield stop
@@ -460,14 +461,16 @@ class Queue:
         self._told: set[str] = set()
 
     def run(self, jobs: Sequence[Job], tick: Callable[[], None] = lambda: None) -> None:
-        """Returns when every job is done or has failed."""
+        """Returns when every job is done or has failed. Raises KeyboardInterrupt or Stopped when it was told to stop
+        waiting."""
         pause = 0.3 if self.launcher.cluster == "local" else 5.0
-        self._look()  # what another runner finished since the plan was made
-        while self.pending:
-            self._hand_over()
-            tick()
-            time.sleep(pause)
-            self._look()
+        with interruptible():
+            self._look()  # what another runner finished since the plan was made
+            while self.pending:
+                self._hand_over()
+                tick()
+                time.sleep(pause)
+                self._look()
 
     def seconds_left(self) -> float:
         """Estimated: the work left over what runs at once, but no less than its longest chain."""

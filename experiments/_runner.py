@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +28,7 @@ from experiments._plan import Plan
 from pw.build import Run
 from pw.config import digest
 from pw.cost import generation_cost, training_cost
-from pw.parallel import GRACE, Failed
+from pw.parallel import GRACE, Failed, interruptible
 from pw.provenance import provenance
 from pw.sample import anchor_reference, is_sampled, reference_folder, sample_folder
 from pw.train import is_trained, read_json, training_folder
@@ -311,6 +313,16 @@ def default_workers() -> int:
     return max(1, min(usable_cores(), psutil.virtual_memory().available // 2**30))
 
 
+def start_fork_server() -> None:
+    """Start what workers are forked from, unless it is there. A terminal that closes is nothing to it, nor to them: it
+    would leave its workers, who are told to stop by the runner, without anybody to say that they have."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Pool:
     """Runs jobs in their order as soon as what they need is done, `workers` at a time.
 
@@ -332,26 +344,30 @@ class Pool:
         self.context.set_forkserver_preload(PRELOAD)
 
     def run(self, jobs: Sequence[Job], tick: Callable[[], None] = lambda: None) -> None:
-        """Carry the jobs out; returns when none is left that can run. A KeyboardInterrupt ends the workers."""
+        """Carry the jobs out; returns when none is left that can run. Raises KeyboardInterrupt or Stopped when it was
+        told to stop, and its workers have ended."""
         self.waiting = list(jobs)
-        try:
-            while self.waiting or self.running:
-                self._start()
-                if not self.running and not self.held:
-                    break
-                ends = [r.report for r in self.running] + [r.process.sentinel for r in self.running]
-                wait(ends, timeout=1.0)
-                for running in list(self.running):
-                    self._listen(running)
-                tick()
-        finally:
-            self._end()
+        start_fork_server()
+        with interruptible():
+            try:
+                while self.waiting or self.running:
+                    self._start()
+                    if not self.running and not self.held:
+                        break
+                    ends = [r.report for r in self.running] + [r.process.sentinel for r in self.running]
+                    wait(ends, timeout=1.0)
+                    for running in list(self.running):
+                        self._listen(running)
+                    tick()
+            finally:
+                self._end()
 
     def _end(self) -> None:
         """End what runs: a training has time to write a checkpoint, unless Ctrl-C is pressed once more."""
         with suppress(KeyboardInterrupt):
             for running in self.running:
                 running.process.terminate()
+            for running in self.running:
                 if running.job.kind == "train":
                     self.show("stopping", running.job, "until its checkpoint is written; Ctrl-C ends it at once")
             until = time.monotonic() + GRACE

@@ -1065,7 +1065,8 @@ def main(arguments: list[str]) -> int:
         for path in generate(made, _Show()):
             print(path)
     except (KeyboardInterrupt, parallel.Stopped) as error:
-        print("\ninterrupted; what is finished is kept, the same command goes on from here", file=sys.stderr)
+        with parallel.unheard(sys.stderr):
+            print("\ninterrupted; what is finished is kept, the same command goes on from here", file=sys.stderr)
         return 128 + (error.signal if isinstance(error, parallel.Stopped) else signal.SIGINT)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -1106,7 +1107,13 @@ class _Show:
             text += f", about {_time((now - self.part_began) * (1 / within - 1))} to the end of this part"
         if 0.1 < share < 1:
             text += f", {_time((now - self.began) * (1 / share - 1))} in all"
-        print(f"\r\x1b[2K{text}" if live else text, end="" if live and share < 1 else "\n", file=sys.stderr, flush=True)
+        with parallel.unheard(sys.stderr):
+            print(
+                f"\r\x1b[2K{text}" if live else text,
+                end="" if live and share < 1 else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _time(seconds: float) -> str:

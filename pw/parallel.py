@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from pw.config import ROOT, ConfigError
 from pw.settings import Train, Trainer
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PLACE, STORE, LIFELINE, REPORT, LOG = "PW_PLACE", "PW_STORE", "PW_LIFELINE", "PW_REPORT", "PW_LOG"
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 GRACE = 600.0  # seconds that processes which were told to stop have for their checkpoint
 # How long processes wait for each other. Those that `launch` started end when one of them fails, and one may decode
 # videos for days while the others are done; elsewhere a process that is gone may be heard of in no other way.
@@ -39,7 +39,7 @@ PATIENCE = {True: timedelta(days=7), False: timedelta(minutes=30)}
 
 
 class Stopped(SystemExit):
-    """A training that a signal stopped; its checkpoint is written. Exit code 128 + signal, as shells have it."""
+    """Work that a signal stopped; a training has written its checkpoint. Exit code 128 + signal, as shells have it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -297,6 +297,59 @@ def _address() -> tuple[str, int]:
     return environment.main_address, environment.main_port
 
 
+# ---- being told to stop
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that stop this process: all of `STOPPING` but those it was started to ignore, as nohup does."""
+    return [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def interruptible() -> Generator[None]:
+    """While it lasts, the first signal to stop raises Stopped, and Ctrl-C KeyboardInterrupt, each time it is pressed.
+
+    A terminal that closes says so twice, to the shell's children and once more by the shell: what follows the first
+    must not end what is being put in order.
+    """
+    told: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        told.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if len(told) == 1:
+            raise Stopped(number)
+
+    with _handler(stop):
+        yield
+
+
+@contextlib.contextmanager
+def _handler(handle: Callable[[int, Any], None]) -> Generator[None]:
+    """While it lasts, signals to stop are handled so. Only a main thread is told of any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in heeded()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def unheard(stream: TextIO) -> Generator[None]:
+    """While it lasts, words to a terminal that is gone, or to a reader that is, are for nobody: they end no work."""
+    try:
+        yield
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # else what is still to be written fails again, at the latest at the end
+        os.close(nowhere)
+
+
 # ---- starting them
 
 
@@ -406,9 +459,6 @@ def _listen(reports: selectors.BaseSelector, said: dict[int, tuple[float, str]],
 def _handed_on(workers: Sequence[subprocess.Popen]) -> Generator[list[int]]:
     """While it lasts, a signal to stop goes to all processes; Ctrl-C after one kills them. The list names them."""
     told: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
 
     def hand_on(number: int, frame: Any) -> None:
         told.append(number)
@@ -418,12 +468,8 @@ def _handed_on(workers: Sequence[subprocess.Popen]) -> Generator[list[int]]:
             if worker.poll() is None:
                 worker.send_signal(signal.SIGTERM if len(told) == 1 else signal.SIGKILL)
 
-    before = {number: signal.signal(number, hand_on) for number in STOPPING}
-    try:
+    with _handler(hand_on):
         yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def end_with_parent() -> None:
@@ -444,10 +490,12 @@ def run_and_leave(main: Callable[[list[str]], int], arguments: list[str]) -> NoR
     """Carry out a command, and end the process with its status.
 
     One of those that `launch` started ends at once: all is written, and threads by which gloo talked to the others have
-    been seen to abort a process that took its time to be torn down.
+    been seen to abort a process that took its time to be torn down. One that works alone, or launches others, can be
+    told to stop at any time.
     """
     try:
-        status = main(arguments)
+        with contextlib.nullcontext() if PLACE in os.environ else interruptible():
+            status = main(arguments)
     except SystemExit as left:
         if not isinstance(left.code, int):
             raise

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pw import parallel
 from pw.build import Run
 from pw.config import ConfigError, digest
 from pw.provenance import provenance
@@ -374,4 +375,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parallel.run_and_leave(main, sys.argv[1:])

@@ -5,8 +5,8 @@
 
 A folder holds `config.yaml`, `metrics.jsonl` (curves), `checkpoints/` while it runs, and at the end `ema.safetensors`,
 `online.safetensors` and `done.json`; `not_finite/` if a loss was (`pw.not_finite`). A folder without `done.json` is
-continued from its last readable checkpoint, by any number of processes. SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the
-update that is going on and write a checkpoint.
+continued from its last readable checkpoint, by any number of processes. SIGTERM, SIGUSR1, SIGUSR2,
+Ctrl-C and a terminal that closes (SIGHUP) end the update that is going on and write a checkpoint.
 """
 
 from __future__ import annotations
@@ -454,7 +454,7 @@ def _keeper(run: Run, folder: Path, progress: Progress | None, team: parallel.Te
             if threading.current_thread() is threading.main_thread():
                 # Lightning's own, set before, deadlock where there are several processes; at the end, and after a
                 # failure, it puts back those that were there before its own
-                for number in parallel.STOPPING:
+                for number in parallel.heeded():
                     signal.signal(number, self.hear)
             # its question whether one of them came waits, before each micro-batch, until the GPU has nothing left to do
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
@@ -794,7 +794,8 @@ class _Shown:
         left = f", about {(now - since) / (update - first) * (updates - update):.0f} s left" if update > first else ""
         end = "\r" if sys.stderr.isatty() and update < updates else "\n"
         what = "" if updates == self.updates else "its start: "
-        print(f"{what}update {update} of {updates}{left}   ", end=end, file=sys.stderr, flush=True)
+        with parallel.unheard(sys.stderr):
+            print(f"{what}update {update} of {updates}{left}   ", end=end, file=sys.stderr, flush=True)
 
 
 def tell(run: Run, work: Callable[[Progress], Path]) -> int:
@@ -814,10 +815,9 @@ def tell(run: Run, work: Callable[[Progress], Path]) -> int:
         number = stopped.signal if isinstance(stopped, parallel.Stopped) else signal.SIGINT
         if parallel.is_heard(run.trainer):
             name = signal.Signals(number).name
-            print(
-                f"stopped by {name}; the same command goes on from the last checkpoint, if there is one",
-                file=sys.stderr,
-            )
+            words = f"stopped by {name}; the same command goes on from the last checkpoint, if there is one"
+            with parallel.unheard(sys.stderr):
+                print(words, file=sys.stderr, flush=True)
         return 128 + number
     except (ValueError, OSError) as error:
         if not parallel.tell_failure(error):

@@ -13,6 +13,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +35,9 @@ from experiments._plan import Options, Plan, plan_of
 from experiments._runner import PRELOAD, Job, Pool, all_jobs
 from experiments._status import look, outline
 from experiments._table import make_table, write_table
+from pw.config import ROOT
 from pw.not_finite import read
+from pw.parallel import Stopped
 from pw.train import training_folder, write_json
 
 # arms that differ in what will happen to them
@@ -85,8 +89,8 @@ def carry_out(outputs: Path, tick: Callable[[Pool], None] = lambda _: None, plan
     todo = [job for job in all_jobs(plan)[0] if not job.is_done(outputs)]
     try:
         pool.run(todo, lambda: tick(pool))
-    except KeyboardInterrupt:
-        told.append(("interrupted", "", ""))
+    except Stopped as stopped:
+        told.append(("interrupted", "", signal.Signals(stopped.signal).name))
     return Ended(plan, pool, told)
 
 
@@ -172,7 +176,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     def interrupt(pool: Pool) -> None:
         if pool.running:
             workers.extend(r.process.pid for r in pool.running)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGHUP)
 
     interrupted = carry_out(outputs, interrupt)
     alive = [pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
@@ -256,9 +260,29 @@ def test_a_loss_that_is_not_finite_leaves_its_batch(story: Story) -> None:
 
 
 def test_an_interrupted_runner_leaves_no_worker_and_no_claim(story: Story) -> None:
-    assert story.interrupted.told[-1][0] == "interrupted"
+    assert story.interrupted.told[-1] == ("interrupted", "", "SIGHUP")
     assert story.workers_left == []
     assert story.claims_left == []
+
+
+HUNG_UP = """if True:
+    import multiprocessing, os, signal, time
+    from experiments._runner import start_fork_server
+    start_fork_server()
+    worker = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(1,))
+    worker.start()
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    os.killpg(0, signal.SIGHUP)
+    worker.join()
+    print(worker.exitcode)
+"""
+
+
+def test_a_terminal_that_closes_tells_the_runner_alone_who_sees_its_workers_end() -> None:
+    """All of a terminal's processes hear of it, and who forked the workers would else no longer tell of their end."""
+    words = [sys.executable, "-c", HUNG_UP]
+    told = subprocess.run(words, cwd=ROOT, start_new_session=True, capture_output=True, text=True, check=True)
+    assert told.stdout == "0\n"
 
 
 def test_a_corrupt_checkpoint_is_set_aside_for_the_one_before(story: Story) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from safetensors.numpy import load_file
 from small_processes import PRELOAD
 from warm_python import warm_python
@@ -26,7 +28,9 @@ from experiments._ledger import Ledger
 from experiments._plan import Plan, make_plan, parse
 from experiments._runner import Job, all_jobs
 from experiments._status import look, outline
+from pw.build import build
 from pw.config import CONF, ConfigError
+from pw.train import training_folder
 
 ONE = ["name=ansc", "seeds=1", "arms=full"]
 
@@ -272,3 +276,44 @@ def test_a_signal_to_any_task_puts_a_job_back_and_it_goes_on_to_the_same_weights
     theirs = load_file(alone / "ema.safetensors")
     for name, value in load_file(found / "ema.safetensors").items():
         np.testing.assert_allclose(value, theirs[name], atol=2e-4, err_msg=name)  # sums of another order, 60 times
+
+
+# Starts a command as the first of its terminal, which the kernel tells when that closes.
+AT_A_TERMINAL = """if True:
+    import fcntl, os, signal, sys, termios
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    if sys.argv[1] == "nohup":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="makes a terminal")
+@pytest.mark.parametrize("how", ["", "nohup"])
+def test_a_terminal_that_closes_stops_a_training_with_a_checkpoint_but_not_one_under_nohup(
+    how: str, python: str, tmp_path: Path
+) -> None:
+    run = build(
+        ["train.updates=100000", "train.checkpoint_every=20", "train.batch_size=2", "start=none", "stage=hires"]
+    )
+    checkpoint = training_folder(run, tmp_path) / "checkpoints" / "last.ckpt"
+    terminal, theirs = pty.openpty()
+    words = [python, "-m", "pw.train", *run.config.overrides, f"outputs={tmp_path}"]
+    training = subprocess.Popen(
+        [sys.executable, "-ISB", "-c", AT_A_TERMINAL, how, *words],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    told = b""
+    while b"update 30 of" not in told:
+        told += os.read(terminal, 4096)
+    os.close(terminal)
+    if how == "nohup":  # it goes on, though its words about that can no longer be written
+        saved = checkpoint.stat().st_mtime_ns
+        while checkpoint.stat().st_mtime_ns < saved + 10**8:
+            assert training.poll() is None
+            time.sleep(0.01)
+        training.send_signal(signal.SIGTERM)
+    assert training.wait(60) == 128 + (signal.SIGTERM if how else signal.SIGHUP)
+    found = torch.load(checkpoint, weights_only=True)
+    assert found["global_step"] % 20  # written because it was stopped

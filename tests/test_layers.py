@@ -116,7 +116,7 @@ LAYERS = {
     ),
     "pw/replay.py": ("pw.build", "pw.config", "pw.not_finite", "pw.parallel", "pw.sharded", "pw.train"),
     "pw/sample.py": (
-        *("pw.build", "pw.config", "pw.cost", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
+        *("pw.build", "pw.config", "pw.cost", "pw.parallel", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
     ),
     "pw/cost.py": ("pw.cost", "pw.build", "pw.settings", "pw.nn", "pw.method"),

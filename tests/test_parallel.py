@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from small_latents import write_latents
 
 from pw.build import Run, build
 from pw.config import ROOT, ConfigError
-from pw.parallel import Failed, Place, Share, Stopped, check_launch, launch, place
+from pw.parallel import Failed, Place, Share, Stopped, check_launch, interruptible, launch, place, unheard
 from pw.settings import Trainer
 from pw.train import check_share, clips
 
@@ -182,6 +184,37 @@ class TestAPlace:
         with pytest.raises(ConfigError, match=r"trainer\.nodes=2: .*torchrun --nnodes 2 --nproc-per-node 4"):
             check_launch(self.WANTED)
         check_launch(trainer("trainer=fsdp"))
+
+
+class TestAProcessThatIsToldToStop:
+    def test_is_told_once_but_by_ctrl_c_each_time(self) -> None:
+        before = signal.getsignal(signal.SIGHUP)
+        with interruptible():
+            with pytest.raises(Stopped) as stopped:
+                signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)  # the shell, after the terminal
+            signal.raise_signal(signal.SIGTERM)
+            for _ in range(2):
+                with pytest.raises(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+        assert stopped.value.code == 129
+        assert signal.getsignal(signal.SIGHUP) == before
+
+    def test_keeps_to_what_nohup_said(self) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with interruptible():
+                signal.raise_signal(signal.SIGHUP)
+        finally:
+            assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
+
+    def test_says_the_rest_to_nobody_when_its_reader_is_gone(self) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with io.TextIOWrapper(os.fdopen(writer, "wb")) as stream:  # what is left is written when it is closed
+            for _ in range(2):
+                with unheard(stream):
+                    print("update 10", file=stream, flush=True)
 
 
 # What a launched process does here instead of training: it says that it is there, and waits or fails.

@@ -108,8 +108,9 @@ def _ask(meeting: str, words: Sequence[str]) -> None:
         socket.send_fds(server, [json.dumps(asked).encode()], [0, 1, 2])
         answers = server.makefile()
         process = int(answers.readline())
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT):
-            signal.signal(number, lambda number, _: os.kill(process, number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda number, _: os.kill(process, number))
         code = int(answers.readline())
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)

@@ -20,7 +20,7 @@ from small_shards import spoil, write_noise
 from pw.build import Run
 from pw.config import ROOT, ConfigError
 from pw.data.shards import epoch_order
-from pw.parallel import STOPPING
+from pw.parallel import STOPPING, Stopped
 from pw.sharded import read_rest
 from pw.stages.stage import Stage
 from pw.train import is_trained, last_checkpoint, train, training_folder
@@ -199,6 +199,22 @@ def test_a_training_leaves_signals_to_those_before_it_and_nothing_of_itself(micr
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_sighup_stops_a_training_after_its_update_unless_it_was_started_to_ignore_it(micro, tmp_path: Path) -> None:
+    hang_up = lambda *_: signal.raise_signal(signal.SIGHUP)  # noqa: E731
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(Stopped) as stopped:
+            train(micro("objective=flow"), tmp_path, progress=hang_up)
+        assert (stopped.value.signal, stopped.value.code) == (signal.SIGHUP, 129)
+        found = last_checkpoint(training_folder(micro("objective=flow"), tmp_path))
+        assert found is not None
+        assert found[1] == 11
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert is_trained(micro("objective=flow"), train(micro("objective=flow"), tmp_path, hang_up).parents[1])
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_training_again_from_scratch_gives_the_same_bits_and_another_seed_others(micro, undisturbed, tmp_path: Path):
