@@ -155,24 +155,28 @@ def place(trainer: Trainer, environment: Mapping[str, str] = os.environ) -> Plac
     Raises ConfigError when their number is not what `trainer` says.
     """
     wanted = trainer.processes
-    if PLACE in environment:
-        rank, processes, local_rank = json.loads(environment[PLACE])
-        found = Place(rank, processes, local_rank, store=environment[STORE], is_launched=True)
-    elif {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():  # torchrun
-        rank, processes, local_rank = (int(environment[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        found = Place(rank, processes, local_rank, int(environment.get("GROUP_RANK", 0)))
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun sets it, sbatch does not
-        keys = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
-        rank, processes, local_rank, node = (int(environment[key]) for key in keys)
-        found = Place(rank, processes, local_rank, node)
-    else:
-        found = Place(0, 1) if wanted == 1 else None
+    found = _started(environment) or (Place(0, 1) if wanted == 1 else None)
     if found is not None and found.processes != wanted:
         raise ConfigError(
             f"trainer.devices={trainer.devices} trainer.nodes={trainer.nodes}: that is {wanted} processes, and "
             f"{found.processes} were started; set one to the other"
         )
     return found
+
+
+def _started(environment: Mapping[str, str]) -> Place | None:
+    """Where whoever started this process says that it stands; None where nobody says so."""
+    if PLACE in environment:
+        rank, processes, local_rank = json.loads(environment[PLACE])
+        return Place(rank, processes, local_rank, store=environment[STORE], is_launched=True)
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():  # torchrun
+        rank, processes, local_rank = (int(environment[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return Place(rank, processes, local_rank, int(environment.get("GROUP_RANK", 0)))
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun sets it, sbatch does not
+        keys = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
+        rank, processes, local_rank, node = (int(environment[key]) for key in keys)
+        return Place(rank, processes, local_rank, node)
+    return None
 
 
 def check_launch(trainer: Trainer) -> None:
@@ -256,6 +260,7 @@ def joined(trainer: Trainer, place: Place) -> Generator[Team]:
 
     After a failure it is left to the end of the process: NCCL's waits until all take leave, and the others may be
     waiting for what this one was to do. Whoever launched it is to hear of the failure before that.
+    Those that succeed leave together: where torchrun or srun started them, the first may be the others' meeting point.
     """
     import torch
     import torch.distributed as dist
@@ -280,9 +285,12 @@ def joined(trainer: Trainer, place: Place) -> Generator[Team]:
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.processes, timeout=patience)
     is_failed = False
     try:
-        yield Team(place, is_connected=True)
-    except Exception:
-        is_failed = True
+        team = Team(place, is_connected=True)
+        yield team
+        if not place.is_launched:
+            team.wait()
+    except BaseException as error:
+        is_failed = not isinstance(error, Stopped)  # which all of them raise after the same update
         raise
     finally:
         if not is_failed or place.processes == 1:
@@ -489,22 +497,30 @@ def end_with_parent() -> None:
 def run_and_leave(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
     """Carry out a command, and end the process with its status.
 
-    One of those that `launch` started ends at once: all is written, and threads by which gloo talked to the others have
-    been seen to abort a process that took its time to be torn down. One that works alone, or launches others, can be
-    told to stop at any time.
+    One of several ends at once: all is written, and threads by which gloo talked to the others have been seen to abort
+    a process that took its time to be torn down; one that failed would wait for theirs. One that works alone, or
+    launches others, can be told to stop at any time.
     """
+    place = _started(os.environ)
+    is_alone = place is None or (place.processes == 1 and not place.is_launched)
     try:
-        with contextlib.nullcontext() if PLACE in os.environ else interruptible():
+        with interruptible() if is_alone else contextlib.nullcontext():
             status = main(arguments)
     except SystemExit as left:
         if not isinstance(left.code, int):
             raise
         status = left.code
-    if PLACE in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    except BaseException:
+        if is_alone:
+            raise
+        traceback.print_exc()
+        status = 1
+    if is_alone:
+        sys.exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        with unheard(stream):
+            stream.flush()
+    os._exit(status)
 
 
 def report(**message: Any) -> None:

@@ -217,6 +217,41 @@ class TestAProcessThatIsToldToStop:
                     print("update 10", file=stream, flush=True)
 
 
+# A command whose end is all that matters: what else there is to take down would abort it.
+LEAVING = """if True:
+    import atexit, os, sys
+    from pw.parallel import Stopped, run_and_leave
+    def main(arguments):
+        print("all is written")
+        if arguments[0] == "raise":
+            raise RuntimeError("of this process")
+        if arguments[0] == "stop":
+            raise Stopped(15)
+        return int(arguments[0])
+    atexit.register(os.abort)
+    run_and_leave(main, sys.argv[1:])
+"""
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+SRUN = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}
+
+
+class TestOneOfSeveral:
+    @pytest.mark.parametrize("environment", [TORCHRUN, SRUN], ids=["torchrun", "srun"])
+    @pytest.mark.parametrize(("how", "status"), [("0", 0), ("1", 1), ("raise", 1), ("stop", 143)])
+    def test_ends_at_once_with_the_status_of_its_work(self, environment: dict[str, str], how: str, status: int) -> None:
+        ended = self.left(environment, how)
+        assert (ended.returncode, ended.stdout) == (status, b"all is written\n")
+        assert (b"RuntimeError: of this process" in ended.stderr) == (how == "raise")
+
+    def test_is_not_one_that_is_alone_which_takes_down_what_there_is(self) -> None:
+        for environment in ({}, TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"}):
+            assert self.left(environment, "0").returncode == -signal.SIGABRT
+
+    def left(self, environment: dict[str, str], how: str) -> subprocess.CompletedProcess[bytes]:
+        words, known = [sys.executable, "-c", LEAVING, how], os.environ | environment
+        return subprocess.run(words, cwd=ROOT, env=known, capture_output=True, check=False)
+
+
 # What a launched process does here instead of training: it says that it is there, and waits or fails.
 WORKER = """if True:
     import json, os, signal, sys, time
