@@ -198,6 +198,7 @@ def _train(
             write_done(run, folder, module)
         team.wait()
         return
+    module.share_text(team)
     trainer = L.Trainer(
         accelerator=run.trainer.accelerator,
         strategy=strategy(run.trainer, place),

@@ -7,7 +7,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load, load_file
+from small_processes import train_together
 
 from experiments._plan import make_plan
 from experiments._plan import parse as parse_ablation
@@ -48,6 +49,21 @@ TRAINING = (
     *("train.condition_dropout=0.5", "sampling.count=1"),
 )
 ANCHORS = 2
+
+
+TWO_ON_CPU = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.threads=1")
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A training by processes that each have a folder of Wan's weights."""
+
+    overrides: tuple[str, ...]
+    weights: tuple[str, ...]
+    outputs: Path
+
+    def carried_out(self, rank: int) -> str:
+        return str(train(build([*self.overrides, f"trainer.weights={self.weights[rank]}"]), self.outputs))
 
 
 class Stopped(Exception):
@@ -432,6 +448,20 @@ class TestATraining:
         expected = TextEncoder(pipeline[0], 512, tmp_path, "", "cpu", torch.float32).encode("")
         assert torch.equal(condition.text, expected.expand(2, -1, -1))
         assert is_trained(run, train(run, tmp_path).parents[1])
+
+    def test_in_pixels_by_two_processes_has_the_text_that_the_first_one_made(
+        self, pipeline: Any, tmp_path: Path
+    ) -> None:
+        clips = [picture(n, width=64) for n in range(4)]
+        shards = write_videos(tmp_path / "shards", {"train": clips, "val": clips})
+        words = [word for word in TRAINING if word != "data=latents"]
+        words += ["train.updates=1", "scale.width=64", "data=shards", f"data.urls={shards}"]
+        without = shutil.copytree(pipeline[0], tmp_path / "without")
+        config = without / "text_encoder" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"d_model": 8}))  # it cannot be loaded
+        two = Apart((*SMALL, *words, *TWO_ON_CPU), (str(pipeline[0]), str(without)), tmp_path)
+        (first,), _ = train_together(2, two)
+        assert (Path(first) / "done.json").exists()
 
     def test_without_updates_is_wans_transformer(self, encoded: Path, pipeline: Any, tmp_path: Path) -> None:
         run = training(encoded, pipeline, "train.updates=0")

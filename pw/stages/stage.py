@@ -30,7 +30,7 @@ from pw.nn.codec import SpaceToDepthCodec, WanCodec
 from pw.nn.context import groups_of, share_tokens
 from pw.nn.networks import compile_blocks, pretrained, use_kernel
 from pw.nn.text import TextEncoder
-from pw.parallel import Share
+from pw.parallel import Share, Team
 from pw.sharded import copy_parts, device_type, fill, mesh_of, shard
 from pw.stages.velocity import Condition, integrate, velocity
 from pw.types import Velocity
@@ -181,6 +181,12 @@ class Stage(L.LightningModule, ABC):
         if self._empty is None:
             self._empty = source.null_text() if isinstance(source, LatentClips) else self._encoded("")
         return self._empty.to(self.device).expand(batch, -1, -1)
+
+    def share_text(self, team: Team) -> None:
+        """Have the first process make what `text` is made of, before a training: its encoder would else be in memory
+        once for each process. All must call it."""
+        if self.run.text is not None and not isinstance(self.run.source, LatentClips):
+            self._empty = team.agreed(self._encoded("") if team.place.is_first else None)
 
     def _encoded(self, prompt: str) -> Tensor:
         """[tokens, dim], on the CPU: the encoder's 11 GB are needed once, next to a network in training."""
