@@ -143,11 +143,6 @@ class Place:
         """Whether it is the one that writes."""
         return self.rank == 0
 
-    @property
-    def locks(self) -> bool:
-        """Whether it is the one that holds the training's lock."""
-        return self.is_first and not self.is_launched
-
 
 def place(trainer: Trainer, environment: Mapping[str, str] = os.environ) -> Place | None:
     """Where this process stands among those that were started for it; None when they have yet to be started.

@@ -44,6 +44,7 @@ from pw.weights import check, locate
 OUTPUTS = ROOT / "outputs"
 WITHOUT_GRADIENT = ("flash3", "sage")  # attention kernels, as diffusers calls them
 CURVE_EVERY = 10  # updates per line of metrics.jsonl
+TURN = 60.0  # seconds of waiting for another runner, after which several processes say to each other that they wait
 KEPT = ("last", "previous")  # checkpoints, the newest first
 
 Progress = Callable[[int, int], None]
@@ -138,7 +139,7 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
         if run.start_run:
             train(run.start_run, outputs, progress)
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with _alone(folder, parallel.Team(parallel.Place(0, 1))):
             if not is_trained(run, outputs):
                 check_device(run)
                 command = [sys.executable, "-m", "pw.train", *run.config.overrides, f"outputs={outputs.absolute()}"]
@@ -149,27 +150,41 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
         if start is not None and run.trainer.split > 1:
             gc.collect()  # Lightning leaves a split network on its device, and refers to it in circles
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder) if place.locks else nullcontext():
+        with nullcontext() if place.is_launched else _alone(folder, team):
             if not team.agreed(is_trained(run, outputs)):
                 _train(run, folder, None if start is None else str(start), weights, progress, team)
     return folder
 
 
 @contextmanager
-def _alone(folder: Path) -> Generator[None]:
-    """Hold a training's lock: a second runner waits, which it says, then finds it done."""
-    from filelock import FileLock, Timeout
+def _alone(folder: Path, team: parallel.Team) -> Generator[None]:
+    """Hold a training's lock: a second runner waits, which it says, then finds it done.
+
+    Of several processes the first holds it for all. The others hear of it again and again, however long it waits: one
+    that is silent for long is taken to be gone.
+    """
+    from filelock import FileLock
 
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logging.getLogger("pw").warning("%s is being trained by another process; waiting for it", folder)
-        lock.acquire()
-    try:
+        is_held = team.place.is_first and _is_acquired(lock, 0)
+        if team.place.is_first and not is_held:
+            logging.getLogger("pw").warning("%s is being trained by another process; waiting for it", folder)
+        while not team.agreed(is_held):
+            is_held = team.place.is_first and _is_acquired(lock, TURN)
         yield
     finally:
         lock.release()
+
+
+def _is_acquired(lock: Any, seconds: float) -> bool:
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
 
 
 def _train(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from small_latents import write_latents
@@ -275,6 +277,20 @@ WORKER = """if True:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
 """
+# Two of torchrun's, who wait for each other for two seconds, want a training's lock that another runner holds for four.
+WAITING = """if True:
+    import os, sys
+    from datetime import timedelta
+    from pathlib import Path
+    from pw import parallel, train
+    from pw.settings import Trainer
+    parallel.PATIENCE[False], train.TURN = timedelta(seconds=2), 0.5
+    trainer = Trainer("cpu", 2, 1, "sdpa", compile=False, guidance_batch=False, weights=None, strategy="fsdp")
+    def main(arguments):
+        with parallel.joined(trainer, parallel.place(trainer)) as team, train._alone(Path(arguments[0]), team):
+            return 0
+    parallel.run_and_leave(main, sys.argv[1:])
+"""
 # Two that meet, of which the second fails: it says what it knows, and how long they would have waited for each other.
 MEETING = """if True:
     import os, sys
@@ -401,6 +417,32 @@ class TestProcessesThatAreLaunched:
         with pytest.raises(Stopped) as stopped:
             launch([sys.executable, "-c", script, str(tmp_path), "stop"], 2, tmp_path, None)
         assert (stopped.value.signal, stopped.value.code) == (signal.SIGTERM, 143)
+
+
+def test_processes_of_torchruns_wait_for_another_runner_longer_than_for_each_other(tmp_path: Path) -> None:
+    port = free_port()
+    with FileLock(tmp_path / ".lock"):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", WAITING, str(tmp_path)],
+                env=os.environ | TORCHRUN | {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port},
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+            for rank in "01"
+        ]
+        assert processes[0].stderr is not None
+        assert "is being trained by another process; waiting for it" in processes[0].stderr.readline()
+        time.sleep(4)
+    assert [process.communicate()[1] for process in processes] == ["", ""]
+    assert [process.returncode for process in processes] == [0, 0]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 @pytest.fixture
