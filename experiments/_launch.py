@@ -131,6 +131,7 @@ class Submitit:
 
 
 LAUNCHERS: dict[str, type[Local] | type[Submitit]] = {"local": Local, "submitit": Submitit}
+SLURM = ("slurm", "sbatch", "srun")  # as who does not know submitit may call it
 
 
 def _at_least(owner: object, least: int, *names: str) -> None:
@@ -147,7 +148,8 @@ def take_launcher(words: Sequence[str]) -> tuple[Local | Submitit, list[str]]:
     given = dict(word.partition("=")[::2] for word in mine)
     name = given.pop("launcher", "local")
     if name not in LAUNCHERS:
-        raise ConfigError(f"launcher={name}: one of {', '.join(LAUNCHERS)}{_near(name, LAUNCHERS)}")
+        near = "; SLURM's is launcher=submitit" if name in SLURM else _near(name, LAUNCHERS)
+        raise ConfigError(f"launcher={name}: one of {', '.join(LAUNCHERS)}{near}")
     kind = LAUNCHERS[name]
     values = yaml.safe_load((CONF / "launcher" / f"{name}.yaml").read_text())
     for dotted, text in given.items():

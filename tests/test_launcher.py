@@ -64,7 +64,8 @@ class TestTheWords:
     @pytest.mark.parametrize(
         ("words", "says"),
         [
-            ("launcher=slurm", ["launcher=slurm", "local, submitit"]),
+            ("launcher=slurm", ["launcher=slurm", "local, submitit", "SLURM's is launcher=submitit"]),
+            ("launcher=submit", ["launcher=submit", "did you mean submitit?"]),
             ("launcher=submitit launcher.partion=x", ["launcher.partion=x", "did you mean partition?"]),
             ("launcher.partition=x", ["launcher=local has no partition", "launcher=submitit"]),
             ("launcher=submitit launcher.workers=2", ["launcher=submitit has no workers", "launcher=local"]),
