@@ -190,6 +190,8 @@ def compile_blocks(net: Backbone) -> None:
 
 def use_kernel(net: Backbone, name: str) -> None:
     """Compute attention with the kernel of a name. Raises ValueError when it is not to be had."""
+    talkative = logging.getLogger("diffusers.models.modeling_utils")
+    talkative.addFilter(_is_news)
     try:
         net.dit.set_attention_backend(KERNELS[name])
     except (ImportError, RuntimeError, ValueError) as error:
@@ -197,3 +199,10 @@ def use_kernel(net: Backbone, name: str) -> None:
             f"trainer.attention={name}: not to be had here ({' '.join(str(error).split())}); trainer.attention=sdpa "
             "always is"
         ) from error
+    finally:
+        talkative.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether it is not what diffusers says of every choice of a kernel, in every process."""
+    return not record.getMessage().startswith("Attention backends are an experimental feature")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,25 @@ def test_a_transformer_of_another_size_is_refused_by_key(pipeline: tuple[Path, A
     larger = replace(small, backbone=replace(small.backbone, num_layers=5))
     with pytest.raises(ValueError, match=r"backbone\.num_layers=5: the transformer in .* has 3"):
         load_network(larger, "base", pipeline[0], "cpu")
+
+
+def test_a_kernel_is_chosen_without_a_word_and_nothing_else_is_hushed(small: Network) -> None:
+    said: list[str] = []
+
+    class Listening(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    diffusers, listening = logging.getLogger("diffusers.models.modeling_utils"), Listening()
+    diffusers.addHandler(listening)
+    try:
+        net = load_network(small, "random", None, "cpu")
+        diffusers.warning("something else")
+        net.dit.set_attention_backend("native")
+    finally:
+        diffusers.removeHandler(listening)
+    assert said[0] == "something else"
+    assert said[1].startswith("Attention backends are an experimental feature")  # of a call that is not ours
 
 
 def test_a_training_of_ours_comes_back(small: Network, tmp_path: Path) -> None:
