@@ -37,19 +37,7 @@ from pw.train import is_trained, read_json, training_folder
 SECONDS = {"flow": 0.058, "consistency": 0.080, "forward": 0.0016, "score": 0.9, "job": 0.5}
 ASSUMED_FLOPS = 4e14  # a second, at Wan's scales: as `make plan` assumes of an H100
 FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
-PRELOAD = [
-    "torch",
-    "lightning.pytorch",
-    "diffusers.models.transformers.transformer_wan",
-    "pw.stages.anchor",
-    "pw.stages.hires",
-    "pw.data.procedural",
-    "pw.sample",
-    "pw.video",
-    "av",
-    "benchmarks.clips",
-    "benchmarks.metrics.reference",
-]
+PRELOAD = ["experiments._preload"]  # imported once, where workers are forked from
 
 
 @dataclass(frozen=True)

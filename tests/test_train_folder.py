@@ -1,15 +1,17 @@
-"""pw.train: a folder that holds another training than its name says is refused, not used."""
+"""pw.train: a folder of another training than its name says is refused, not used; and what is imported for good."""
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from pw.build import build
 from pw.config import ConfigError
-from pw.train import is_trained, training_folder, write_json, written_overrides
+from pw.train import import_for_good, is_trained, training_folder, write_json, written_overrides
 
 RUN = ["start=none", "objective=flow", "train.updates=2"]
 
@@ -58,3 +60,18 @@ def test_a_finished_training_whose_mark_is_cut_off_is_neither_done_nor_silently_
     done.write_text(done.read_text()[:20])
     with pytest.raises(ConfigError, match=r"done\.json: is cut off"):
         is_trained(run, tmp_path)
+
+
+def test_what_is_imported_for_good_is_looked_through_neither_meanwhile_nor_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "of_this_test.py").write_text(
+        "import gc\nCOLLECTS, MADE = gc.isenabled(), [[n] for n in range(5000)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = gc.get_freeze_count()
+    assert gc.isenabled()
+    import_for_good("of_this_test")
+    assert not sys.modules.pop("of_this_test").COLLECTS
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before + 5000
