@@ -7,6 +7,7 @@ as they come (`place`). Whoever starts them, the update is the same: `Share` dea
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -310,22 +311,25 @@ def heeded() -> list[signal.Signals]:
 
 @contextlib.contextmanager
 def interruptible() -> Generator[None]:
-    """While it lasts, the first signal to stop raises Stopped, and Ctrl-C KeyboardInterrupt, each time it is pressed.
+    """While it lasts, a signal to stop raises Stopped, and Ctrl-C KeyboardInterrupt.
 
-    A terminal that closes says so twice, to the shell's children and once more by the shell: what follows the first
-    must not end what is being put in order.
+    While things are put in order after one of these, only Ctrl-C is heard: a terminal that closes says so twice, itself
+    and by its shell.
     """
-    told: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        told.append(number)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if len(told) == 1:
+        if not _is_ending(sys.exception()):
             raise Stopped(number)
 
     with _handler(stop):
         yield
+
+
+def _is_ending(error: BaseException | None) -> bool:
+    """Whether what is being handled here and now is, or follows, being told to stop."""
+    return error is not None and (isinstance(error, Stopped | KeyboardInterrupt) or _is_ending(error.__context__))
 
 
 @contextlib.contextmanager
@@ -344,10 +348,12 @@ def _handler(handle: Callable[[int, Any], None]) -> Generator[None]:
 
 @contextlib.contextmanager
 def unheard(stream: TextIO) -> Generator[None]:
-    """While it lasts, words to a terminal that is gone, or to a reader that is, are for nobody: they end no work."""
+    """While it lasts, words that cannot be written end no work. A terminal that is gone, or a reader, gets no more."""
     try:
         yield
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            return  # a full disk may have room again
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())  # else what is still to be written fails again, at the latest at the end
         os.close(nowhere)

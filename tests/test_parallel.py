@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -190,17 +191,30 @@ class TestAPlace:
 
 class TestAProcessThatIsToldToStop:
     def test_is_told_once_but_by_ctrl_c_each_time(self) -> None:
-        before = signal.getsignal(signal.SIGHUP)
-        with interruptible():
-            with pytest.raises(Stopped) as stopped:
+        def work() -> None:
+            try:
                 signal.raise_signal(signal.SIGHUP)
-            signal.raise_signal(signal.SIGHUP)  # the shell, after the terminal
-            signal.raise_signal(signal.SIGTERM)
-            for _ in range(2):
-                with pytest.raises(KeyboardInterrupt):
-                    signal.raise_signal(signal.SIGINT)
+            finally:
+                signal.raise_signal(signal.SIGHUP)  # the shell, after the terminal
+                with contextlib.suppress(ValueError):
+                    signal.raise_signal(signal.SIGTERM)
+                    raise ValueError
+                for _ in range(2):
+                    with pytest.raises(KeyboardInterrupt):
+                        signal.raise_signal(signal.SIGINT)
+
+        before = signal.getsignal(signal.SIGHUP)
+        with interruptible(), pytest.raises(Stopped) as stopped:
+            work()
         assert stopped.value.code == 129
         assert signal.getsignal(signal.SIGHUP) == before
+
+    def test_is_told_again_when_the_first_time_was_lost(self) -> None:
+        """As in a finaliser, whose exceptions are only printed."""
+        with interruptible():
+            for number in (signal.SIGTERM, signal.SIGTERM):
+                with pytest.raises(Stopped):
+                    signal.raise_signal(number)
 
     def test_keeps_to_what_nohup_said(self) -> None:
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
