@@ -414,7 +414,7 @@ def launch(command: Sequence[str], processes: int, logs: Path, progress: Callabl
     if failed is None:
         return
     rank, code, said = failed
-    if told or code - 128 in STOPPING:
+    if code - 128 in STOPPING or (told and not said):  # one may fail at the checkpoint that it is to write, and say so
         raise Stopped(told[0] if told else code - 128)
     ended = (
         f"was killed by signal {-code} (out of memory?); the same command goes on"
@@ -433,15 +433,16 @@ def _follow(
     """Wait for the processes; (rank, code, what it said) of the first that did not end well."""
     said: dict[int, tuple[float, str]] = {}
     failed: dict[int, int] = {}
+    begun: dict[int, bytes] = {}
     patience = math.inf
     while any(worker.poll() is None for worker in workers) and time.monotonic() < patience:
-        _listen(reports, said, progress, timeout=0.2)
+        _listen(reports, said, begun, progress, timeout=0.2)
         failed = failed or {rank: code for rank, worker in enumerate(workers) if (code := worker.poll())}
         if (failed or said) and patience == math.inf:
             # those that a signal stops do so together; nobody waits for the others of one that failed, nor for its end
             stops = told or any(code - 128 in STOPPING for code in failed.values())
             patience = time.monotonic() + (GRACE if stops else 2.0)
-    _listen(reports, said, progress, timeout=0)
+    _listen(reports, said, begun, progress, timeout=0)
     failed = failed or {rank: worker.returncode for rank, worker in enumerate(workers) if worker.returncode}
     if not failed and not said:
         return None
@@ -451,12 +452,20 @@ def _follow(
     return rank, workers[rank].poll() or 1, said.get(rank, (0, ""))[1]
 
 
-def _listen(reports: selectors.BaseSelector, said: dict[int, tuple[float, str]], progress: Any, timeout: float) -> None:
+def _listen(
+    reports: selectors.BaseSelector,
+    said: dict[int, tuple[float, str]],
+    begun: dict[int, bytes],
+    progress: Any,
+    timeout: float,
+) -> None:
+    """Hear what the processes report; `begun` has the line that each of them has yet to end."""
     for key, _ in reports.select(timeout):
         content = os.read(key.fd, 65536)
         if not content:
             reports.unregister(key.fileobj)
-        for line in content.splitlines():
+        *lines, begun[key.data] = (begun.get(key.data, b"") + content).split(b"\n")
+        for line in lines:
             message = json.loads(line)
             if "failed" in message:
                 said.setdefault(key.data, (message["at"], message["failed"]))

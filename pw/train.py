@@ -248,7 +248,8 @@ def _train(
         on_disk(folder, "ema.safetensors", "online.safetensors", "done.json")
         for path in (folder / "checkpoints").glob("*"):
             remove(path)
-    team.wait()
+    if told := int(team.most(keeper.told)):  # too late for a checkpoint, but there may be more to do after this
+        raise parallel.Stopped(told)
 
 
 def export(folder: Path, module: Any, team: parallel.Team) -> None:

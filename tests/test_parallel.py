@@ -426,6 +426,36 @@ class TestProcessesThatAreLaunched:
         assert parent.wait(30) == 130
         assert len(list(tmp_path.glob("saved-*"))) == 2
 
+    def test_that_fail_at_their_checkpoint_when_told_to_stop_are_told_to_have_failed(self, tmp_path: Path) -> None:
+        full = """    def save(*_):
+        if rank == 1:
+            parallel.tell_failure(OSError("no space for a checkpoint"))
+        sys.exit(1 if rank == 1 else 143)
+    signal.signal(signal.SIGTERM, save)
+    (folder / f"listens-{rank}").touch()
+    time.sleep(60)"""
+        script = WORKER.replace("    time.sleep(60)", full)
+        words = [sys.executable, "-c", PARENT, script, str(tmp_path)]
+        parent = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        started(tmp_path)
+        while len(list(tmp_path.glob("listens-*"))) < 2:
+            time.sleep(0.02)
+        time.sleep(0.2)  # until the one that launched them listens
+        parent.send_signal(signal.SIGTERM)
+        assert "Failed: no space for a checkpoint" in parent.communicate(timeout=30)[1]
+
+    def test_may_say_more_than_a_pipe_takes_at_once(self, tmp_path: Path) -> None:
+        slow = """    if rank == 1:
+        line = json.dumps({"failed": "a long story", "at": 1.0}).encode()
+        for part in (line[:20], line[20:] + b"\\n", line[:20]):
+            os.write(int(os.environ["PW_REPORT"]), part)
+            time.sleep(0.5)
+        os._exit(1)
+    time.sleep(60)"""
+        script = WORKER.replace("    time.sleep(60)", slow)
+        with pytest.raises(Failed, match="a long story"):
+            launch([sys.executable, "-c", script, str(tmp_path), "say"], 2, tmp_path, None)
+
     def test_that_one_of_them_is_told_to_stop_is_told_to_the_caller(self, tmp_path: Path) -> None:
         script = WORKER.replace("    time.sleep(60)", "    sys.exit(143)")
         with pytest.raises(Stopped) as stopped:

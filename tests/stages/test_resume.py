@@ -217,6 +217,15 @@ def test_sighup_stops_a_training_after_its_update_unless_it_was_started_to_ignor
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_signal_at_the_last_update_is_told_when_all_is_written(micro, tmp_path: Path) -> None:
+    """Else whoever trained a start, or has a sampling to do next, would go on with that."""
+    run = micro("objective=flow")
+    with pytest.raises(Stopped) as stopped:
+        train(run, tmp_path, lambda update, updates: update == updates and signal.raise_signal(signal.SIGUSR2))
+    assert stopped.value.signal == signal.SIGUSR2
+    assert is_trained(run, tmp_path)
+
+
 def test_training_again_from_scratch_gives_the_same_bits_and_another_seed_others(micro, undisturbed, tmp_path: Path):
     assert_same_training(undisturbed(micro("objective=flow")), train(micro("objective=flow"), tmp_path))
     other = load_file(train(micro("objective=flow", "seed=1"), tmp_path) / "ema.safetensors")
