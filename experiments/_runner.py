@@ -28,7 +28,7 @@ from experiments._plan import Plan
 from pw.build import Run
 from pw.config import digest
 from pw.cost import generation_cost, training_cost
-from pw.parallel import GRACE, Failed, interruptible
+from pw.parallel import GRACE, Failed, Stopped, interruptible
 from pw.provenance import provenance
 from pw.sample import anchor_reference, is_sampled, reference_folder, sample_folder
 from pw.train import is_trained, read_json, training_folder
@@ -238,6 +238,9 @@ def _work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Con
             carry_out(job, outputs, progress)
         ledger.release(job.key)
         report.send(("done", "", ""))
+    except Stopped as stopped:
+        name = signal.Signals(stopped.signal).name
+        report.send(("stopped", f"stopped by {name}; the same command goes on", str(log)))
     except Failed as error:  # in one of several processes, which has a log of its own
         traceback.print_exc()
         report.send(("failed", str(error), str(error.log or log)))
@@ -292,6 +295,22 @@ class _Running:
     parent: Connection
     began: float
     share: float = 0.0
+    is_silent: bool = False  # it cannot report any more
+
+
+def _heard(running: _Running) -> tuple[str, str, str] | None:
+    """What a worker reported of its end: (done, stopped or failed; why; the log). None until it did."""
+    outcome = None
+    try:
+        while running.report.poll():
+            word, first, second = running.report.recv()
+            if word == "progress":
+                running.share = first / max(1, second)
+            else:
+                outcome = (word, first, second)
+    except (EOFError, OSError):  # a killed process may leave half a word
+        running.is_silent = True
+    return outcome
 
 
 def default_workers() -> int:
@@ -365,6 +384,9 @@ class Pool:
             running.process.kill()
             running.process.join()
             self.ledger.release(running.job.key)
+            outcome = _heard(running)
+            if outcome is not None and outcome[0] == "failed":  # at its checkpoint, say
+                self.show("failed", running.job, f"{outcome[1]} (log: {outcome[2]})")
         self.running.clear()
 
     def seconds_left(self) -> float:
@@ -420,18 +442,11 @@ class Pool:
         return self.outputs / "logs" / f"{job.label.replace(' ', '_').replace('/', '-')}_{digest(job.key, 4)}.log"
 
     def _listen(self, running: _Running) -> None:
-        outcome, log = None, str(self.log_of(running.job))
-        try:
-            while running.report.poll():
-                word, first, second = running.report.recv()
-                if word == "progress":
-                    running.share = first / max(1, second)
-                else:
-                    outcome = (word, first, second)
-        except EOFError:
-            outcome = outcome or ("failed", "its process was killed (out of memory?)", log)
-        if outcome is None and running.process.exitcode is not None:
-            outcome = ("failed", f"its process ended with code {running.process.exitcode} (out of memory?)", log)
+        outcome = _heard(running)
+        if outcome is None and (running.is_silent or running.process.exitcode is not None):
+            code = running.process.exitcode
+            how = "was killed" if running.is_silent else f"ended with code {code}"
+            outcome = ("failed", f"its process {how} (out of memory?)", str(self.log_of(running.job)))
         if outcome is None:
             return
         running.process.join(10)

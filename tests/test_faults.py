@@ -32,7 +32,7 @@ from experiments import DETAIL, Ablation, Statement
 from experiments.__main__ import finish
 from experiments._ledger import Ledger
 from experiments._plan import Options, Plan, plan_of
-from experiments._runner import PRELOAD, Job, Pool, all_jobs
+from experiments._runner import PRELOAD, Job, Pool, _heard, _Running, all_jobs
 from experiments._status import look, outline
 from experiments._table import make_table, write_table
 from pw.config import ROOT
@@ -283,6 +283,41 @@ def test_a_terminal_that_closes_tells_the_runner_alone_who_sees_its_workers_end(
     words = [sys.executable, "-c", HUNG_UP]
     told = subprocess.run(words, cwd=ROOT, start_new_session=True, capture_output=True, text=True, check=True)
     assert told.stdout == "0\n"
+
+
+ENDLESS = ("start=none", "train.updates=100000", "train.batch_size=2", "train.checkpoint_every=100000")
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="a limit on another process's files is Linux's")
+@pytest.mark.parametrize("who", ["runner", "worker"])
+def test_what_a_worker_says_of_being_stopped_is_told(who: str, tmp_path: Path) -> None:
+    """The runner's, that its checkpoint could not be written; one that is stopped by itself, that it was."""
+    job = next(job for job in all_jobs(planned(tmp_path, sizes=(*SIZES, *ENDLESS)))[0] if job.kind == "train")
+    told: list[tuple[str, str]] = []
+    pool = Pool(tmp_path, 1, lambda what, job, text: told.append((what, text)))
+
+    def stop() -> None:
+        if pool.running and pool.running[0].share:
+            pid = pool.running[0].process.pid
+            if who == "runner":
+                fill_the_disk(pid, tmp_path)
+            os.kill(os.getpid() if who == "runner" else pid, signal.SIGTERM)
+            pool.running[0].share = 0.0
+
+    with pytest.raises(Stopped) if who == "runner" else contextlib.nullcontext():
+        pool.run([job], stop)
+    what, text = told[-1]
+    assert what == "failed"
+    assert ("File too large" if who == "runner" else "stopped by SIGTERM; the same command goes on") in text
+
+
+def test_half_a_word_of_a_worker_that_was_killed_ends_no_runner(tmp_path: Path) -> None:
+    report, theirs = multiprocessing.Pipe(duplex=False)
+    os.write(theirs.fileno(), b"\0\0\0\x20half")
+    theirs.close()
+    running = _Running(all_jobs(planned(tmp_path))[0][0], None, report, report, 0.0)
+    assert _heard(running) is None
+    assert running.is_silent
 
 
 def test_a_corrupt_checkpoint_is_set_aside_for_the_one_before(story: Story) -> None:
