@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from small_shards import spoil, write_noise
 
@@ -202,7 +203,7 @@ def kill_a_runner(outputs: Path) -> list[int]:
         for pid in {claim.pid for claim in claims if claim and claim.state == "running"} - {runner.pid, *at_work}:
             with contextlib.suppress(psutil.NoSuchProcess):  # one that failed meanwhile
                 at_work[pid] = psutil.Process(pid)
-                at_work[pid].suspend()  # or its training may be over before the other one has begun
+                suspend(at_work[pid], ledger)  # or its training may be over before the other one has begun
         at_work = {pid: process for pid, process in at_work.items() if process.is_running()}
     runner.kill()
     runner.join()
@@ -211,6 +212,16 @@ def kill_a_runner(outputs: Path) -> list[int]:
             process.resume()
     _, alive = psutil.wait_procs(list(at_work.values()), timeout=10)
     return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def suspend(process: psutil.Process, ledger: Ledger) -> None:
+    """Halt a worker, but not while it has the ledger's lock: its runner could start no other."""
+    while True:
+        process.suspend()
+        with contextlib.suppress(Timeout), FileLock(ledger.folder / ".lock", timeout=0.2):
+            return
+        process.resume()
+        time.sleep(0.01)
 
 
 def can_be_read(checkpoint: Path) -> bool:
