@@ -26,6 +26,7 @@ from pw.config import digest
 from pw.train import write_json
 
 BEAT = 3.0  # seconds between two signs of life
+PATIENCE = 30.0  # seconds, for the ledger's lock: one who holds it may have been suspended
 SQUEUE = 10  # seconds between two questions to SLURM
 SILENT = 120.0  # seconds without one, after which nobody is thought to work on a job
 
@@ -125,7 +126,7 @@ class Ledger:
         mine = Claim(key, label, state, self.owner, _host(), os.getpid(), _started(), now, now, str(log), queue=queue)
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / ".lock"):
+            with FileLock(self.folder / ".lock", timeout=PATIENCE):
                 found = self.read(key)
                 is_others = found is not None and found.owner != self.owner and found.is_held
                 if found is not None and is_others and not (over_queued and found.state == "queued"):
@@ -137,7 +138,7 @@ class Ledger:
         """Note where a claimed job waits, unless its turn has come already."""
         from filelock import FileLock
 
-        with suppress(OSError), FileLock(self.folder / ".lock"):
+        with suppress(OSError), FileLock(self.folder / ".lock", timeout=PATIENCE):
             found = self.read(key)
             if found is not None and found.state == "queued":
                 self.write(replace(found, queue=queue))
@@ -160,7 +161,7 @@ class Ledger:
         """
         from filelock import FileLock
 
-        with suppress(OSError), FileLock(self.folder / ".lock"):
+        with suppress(OSError), FileLock(self.folder / ".lock", timeout=PATIENCE):
             if (found := self.read(key)) is not None and found.state != "failed":
                 there = found.log if log is None else str(log)
                 self.write(replace(found, state="failed", error=reason, log=there, beat=time.time()))

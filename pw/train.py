@@ -663,8 +663,7 @@ def quiet() -> None:
     # the loss does nothing in place to what the network returns
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers.hooks.context_parallel")
-    # the last says, of every network, that attention kernels can be chosen
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "diffusers.models.modeling_utils"):
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
