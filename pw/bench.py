@@ -1,14 +1,18 @@
 """Measurements on whatever machine there is, side by side in one run: `make bench what=generate`.
 
-    python -m pw.bench what=generate [scales=2k,4k] [stock_steps=3] [kernels=sdpa,cudnn,…] [compile=true]
-                       [out=FILE.json] [override …]
+    python -m pw.bench what=generate [scales=2k,4k] [stock_steps=3] [kernels=sdpa,cudnn,…]
+                       [compile=true|false|always] [out=FILE.json] [override …]
 
 generate  Diffusion only, random weights: stage II of each scale with its steps and guidance, beside the first steps of
           diffusers' own WanPipeline around a like transformer at the same size, whose 50 steps take 50 times their
           mean. The stock steps' first is left out where there are several: it warms up; `stock_steps=0` spares them.
           Stock is as diffusers has it, torch's own choice of attention and nothing compiled; ours takes the fastest of
           the attention kernels that are to be had, and compiled blocks if those are faster still: all timed on one
-          evaluation of some frames of the first scale (`compile=false` spares the minute that compiling takes).
+          evaluation of some frames of the first scale (`compile=false` spares the minute that compiling takes). Where
+          one kernel is named and `compile` is false or always there is nothing to choose, and none of this is timed.
+
+The file is written anew after every evaluation of ours and every step of stock: what is killed, by a time limit say,
+has left what it measured. There is `seconds` only where all of it was.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +55,8 @@ FEW_TOKENS = 32_000  # enough to tell kernels apart: 4 % of a 2K evaluation
 REPEATS = 3
 KERNELS = {"sdpa", "cudnn", "flash", "flash3", "sage"}
 
+Keep = Callable[[dict[str, Any]], None]  # is given what has been measured so far
+
 
 @dataclass(frozen=True)
 class Way:
@@ -68,6 +74,34 @@ class Way:
         return [f"trainer.attention={self.kernel}", f"trainer.compile={str(self.compiled).lower()}"]
 
 
+def choose_way(run: Run, kernels: Sequence[str], compiles: str) -> tuple[Way | None, dict[str, float | str]]:
+    """(the way that ours is computed, None if none is to be had; what is told of each way: see `time_ways`).
+
+    compiles  as `compile=` was given
+    """
+    if len(kernels) > 1 or compiles == "true":
+        ways = time_ways(run, kernels, compiles=compiles == "true")
+        best = fastest(ways)
+        if best is not None and compiles == "always":
+            best = dataclasses.replace(best, compiled=True)
+        return best, {str(way): told for way, told in ways.items()}
+    way = Way(kernels[0], compiled=compiles == "always")
+    if why := _not_to_be_had(run, way.kernel):
+        return None, {str(way): why}
+    return way, {str(way): "not timed, there is no other"}
+
+
+def _not_to_be_had(run: Run, kernel: str) -> str:
+    """Why an attention kernel cannot be computed here; nothing where it can."""
+    from pw.nn.networks import Network, check_kernel
+
+    try:
+        check_kernel(Network(run.backbone, run.injector, kernel, False, run.seed), str(_device(run)))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def time_ways(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[Way, float | str]:
     """Seconds of one evaluation of stage II's network with each attention kernel, and compiled with the fastest.
 
@@ -76,14 +110,13 @@ def time_ways(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[Way, 
     import torch
 
     from pw.cost import stage_latent, tokens
-    from pw.nn.networks import Network, check_kernel, compile_blocks, load_network, use_kernel
+    from pw.nn.networks import Network, compile_blocks, load_network, use_kernel
     from pw.nn.stock import synchronize
     from pw.stages.velocity import Condition, velocity
 
-    device = torch.device("cuda" if run.trainer.accelerator == "gpu" else "cpu")
+    device = _device(run)
     _forget(device)
-    network = Network(run.backbone, run.injector, "sdpa", False, run.seed)
-    net = load_network(network, "random", None, str(device))
+    net = load_network(Network(run.backbone, run.injector, "sdpa", False, run.seed), "random", None, str(device))
     channels, frames, rows, columns = stage_latent(run)
     patch = run.backbone.patch_size
     few = FEW_TOKENS // tokens((channels, patch[0], rows, columns), patch) * patch[0]
@@ -106,23 +139,26 @@ def time_ways(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[Way, 
         return round((time.perf_counter() - began) / REPEATS, 4)
 
     found: dict[Way, float | str] = {}
+
+    def note(way: Way, told: float | str) -> None:
+        found[way] = told
+        print(f"{way}: {told}{' s' if isinstance(told, float) else ''}", file=sys.stderr, flush=True)
+
     for name in kernels:
-        try:
-            check_kernel(dataclasses.replace(network, attention=name), str(device))
-        except ValueError as error:
-            found[Way(name)] = str(error)
+        if why := _not_to_be_had(run, name):
+            note(Way(name), why)
             continue
         use_kernel(net, name)
-        found[Way(name)] = seconds()
+        note(Way(name), seconds())
     best = fastest(found)
     if compiles and best is not None:
         way = dataclasses.replace(best, compiled=True)
         use_kernel(net, way.kernel)
         compile_blocks(net)
         try:
-            found[way] = seconds()
+            note(way, seconds())
         except Exception as error:  # whatever a compiler that is not for this machine raises
-            found[way] = f"not to be had here ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            note(way, f"not to be had here ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
         torch.compiler.reset()
     return found
 
@@ -133,8 +169,11 @@ def fastest(ways: Mapping[Way, float | str]) -> Way | None:
     return min(timed, key=lambda way: timed[way]) if timed else None
 
 
-def measure_ours(run: Run) -> dict[str, Any]:
-    """Seconds and peak memory of stage II at a scale. Raises torch.OutOfMemoryError."""
+def measure_ours(run: Run, keep: Keep | None = None) -> dict[str, Any]:
+    """Seconds and peak memory of stage II at a scale. Raises torch.OutOfMemoryError.
+
+    keep  called after every evaluation of the network
+    """
     import torch
 
     from pw.cost import forward_flops, stage_latent, tokens
@@ -149,24 +188,10 @@ def measure_ours(run: Run) -> dict[str, Any]:
     noise, text = _inputs(run, device)
     anchor = torch.randn(1, *noise.shape[1:3], *(side // run.codec.factor for side in run.scale.anchor_size))
     conditions = [Condition(given, anchor.to(device)) for given in (text, torch.zeros_like(text))]
-
-    def tick() -> None:
-        synchronize(device)
-        print(f"{run.scale.name}: {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
-
-    # warms up with one evaluation of the size that is measured: kernels are chosen, blocks compiled
-    guidance = run.guidance if run.trainer.guidance_batch else dataclasses.replace(run.guidance, scale=1.0)
-    one_step = dataclasses.replace(run.sampling, num_steps=1, timesteps=None)
-    began = time.perf_counter()
-    integrate(dataclasses.replace(run, guidance=guidance, sampling=one_step), net, noise, *conditions, tick)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
-    integrate(run, net, noise, *conditions, tick)
-    seconds = time.perf_counter() - began
     count = tokens(stage_latent(run), run.backbone.patch_size)
-    flops = forward_flops(run.backbone, count, run.backbone.text_tokens, run.injector).total * evaluations(run)
-    return {
+    times = evaluations(run) if not run.trainer.guidance_batch else run.sampling.num_steps
+    took: list[float] = []
+    found: dict[str, Any] = {
         "scale": run.scale.name,
         "frames": run.scale.frames,
         "size": [run.scale.width, run.scale.height],
@@ -177,15 +202,47 @@ def measure_ours(run: Run) -> dict[str, Any]:
         "attention": run.trainer.attention,
         "compile": run.trainer.compile,
         "guidance_batch": run.trainer.guidance_batch,
+        "aim": {**AIMS.get(run.scale.name, {}), "speed_up": SPEED_UP},
+        "evaluation_seconds": took,
+    }
+
+    def told(what: str) -> float:
+        """Seconds since `began`, of which each is said."""
+        synchronize(device)
+        seconds = time.perf_counter() - began
+        print(f"{run.scale.name}: {what}: {seconds:.1f} s", file=sys.stderr, flush=True)
+        return seconds
+
+    def tick() -> None:
+        took.append(round(told(f"evaluation {len(took) + 1} of {times}") - sum(took), 4))
+        if keep is not None:
+            keep({**found, "peak_gb": _peak_gb(device)})
+
+    # warms up with one evaluation of the size that is measured: kernels are chosen, blocks compiled
+    guidance = run.guidance if run.trainer.guidance_batch else dataclasses.replace(run.guidance, scale=1.0)
+    one_step = dataclasses.replace(run.sampling, num_steps=1, timesteps=None)
+    began = time.perf_counter()
+    integrate(dataclasses.replace(run, guidance=guidance, sampling=one_step), net, noise, conditions[0], conditions[1])
+    found["warm_up_seconds"] = round(told("warmed up"), 4)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    integrate(run, net, noise, *conditions, tick)
+    seconds = told("done")
+    flops = forward_flops(run.backbone, count, run.backbone.text_tokens, run.injector).total * evaluations(run)
+    return {
+        **found,
         "seconds": round(seconds, 4),
         "peak_gb": _peak_gb(device),
         "tflop_per_second": round(flops / seconds / 1e12, 3),
-        "aim": {**AIMS.get(run.scale.name, {}), "speed_up": SPEED_UP},
     }
 
 
-def measure_stock(run: Run, steps: int, of: int) -> dict[str, Any]:
-    """Seconds and peak memory of the first steps of diffusers' pipeline; `failed` where memory runs out."""
+def measure_stock(run: Run, steps: int, of: int, keep: Keep | None = None) -> dict[str, Any]:
+    """Seconds and peak memory of the first steps of diffusers' pipeline; `failed` where memory runs out.
+
+    keep  called after every step
+    """
     import torch
 
     from pw.nn.networks import Network, load_network
@@ -195,14 +252,42 @@ def measure_stock(run: Run, steps: int, of: int) -> dict[str, Any]:
     _forget(device)
     net = load_network(Network(run.backbone, None, "sdpa", False, run.seed), "random", None, str(device))
     net.release()  # no hook of ours is left
-    found: dict[str, Any] = {"attention": "sdpa", "compile": False}
+    found: dict[str, Any] = {"attention": "sdpa", "compile": False, "steps": of, "step_seconds": []}
+
+    def after_step(seconds: float) -> None:
+        took = found["step_seconds"]
+        took.append(round(seconds, 4))
+        print(f"{run.scale.name}: stock step {len(took)} of {steps}: {seconds:.1f} s", file=sys.stderr, flush=True)
+        if keep is not None:
+            keep({**found, "peak_gb": _peak_gb(device)})
+
     try:
-        took, _ = stock_steps(net.dit, *_inputs(run, device), run.schedule.shift, steps, of)
+        took, _ = stock_steps(net.dit, *_inputs(run, device), run.schedule.shift, steps, of, after_step)
         step = sum(took[1:]) / len(took[1:]) if len(took) > 1 else took[0]
-        found |= {"step_seconds": [round(s, 4) for s in took], "steps": of, "seconds": round(step * of, 4)}
+        found["seconds"] = round(step * of, 4)
     except torch.OutOfMemoryError as error:  # a modulation per token is 9 GB at 4K, and twice that in fp32
         found["failed"] = _first_line(error)
     return {**found, "peak_gb": _peak_gb(device)}
+
+
+def _measured(run: Run, stock_steps: int, stock_of: int, keep: Keep) -> dict[str, Any]:
+    """A scale: ours, and stock beside it if there are to be steps of it; `failed` where memory runs out."""
+    import torch
+
+    try:
+        ours = measure_ours(run, keep)
+    except torch.OutOfMemoryError as error:
+        return {"scale": run.scale.name, "failed": _first_line(error)}
+    keep(ours)
+    if not stock_steps:
+        return ours
+    print(f"{run.scale.name}: now {stock_steps} steps of stock", file=sys.stderr, flush=True)
+    try:
+        stock = measure_stock(run, stock_steps, stock_of, lambda so_far: keep({**ours, "stock": so_far}))
+    except torch.OutOfMemoryError as error:  # before its first step
+        stock = {"failed": _first_line(error)}
+    ratio = round(stock["seconds"] / ours["seconds"], 2) if "seconds" in stock else None
+    return {**ours, "stock": stock, "speed_up": ratio}
 
 
 def _device(run: Run) -> torch.device:
@@ -258,8 +343,8 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(
                 f"what={own['what']}: there are generate, metrics and train: make bench what=…; this one is generate"
             )
-        if own["compile"] not in ("true", "false"):
-            raise ValueError(f"compile={own['compile']}: true or false")
+        if own["compile"] not in ("true", "false", "always"):
+            raise ValueError(f"compile={own['compile']}: true, false or always")
         for key, least in (("stock_steps", 0), ("stock_of", 1)):
             if not own[key].isdecimal() or int(own[key]) < least:
                 raise ValueError(f"{key}={own[key]}: a whole number from {least}")
@@ -280,33 +365,23 @@ def main(arguments: Sequence[str]) -> int:
 
     quiet()
     device = torch.cuda.get_device_name() if runs[0].trainer.accelerator == "gpu" else platform.processor() or "CPU"
-    ways = time_ways(runs[0], own["kernels"].split(","), compiles=own["compile"] == "true")
-    best = fastest(ways)
-    told = {str(way): seconds for way, seconds in ways.items()}
+    best, told = choose_way(runs[0], own["kernels"].split(","), own["compile"])
     print(json.dumps(told, indent=1), flush=True)
     if best is None:
         print(f"error: kernels={own['kernels']}: none of them is to be had here", file=sys.stderr)
         return 2
     out = Path(own["out"] or ROOT / "outputs" / "bench" / f"generate_{device.replace(' ', '-')}.json")
+    about = {"device": device, "torch": torch.__version__, "kernels": told, **provenance()}
     found: list[dict[str, Any]] = []
 
-    def keep() -> None:  # what is measured: the next part may take an hour, or fail
-        written = {"device": device, "torch": torch.__version__, "kernels": told, "measured": found}
-        write_json(out, {**written, **provenance()})
+    def keep(*measuring: dict[str, Any]) -> None:
+        write_json(out, {**about, "measured": [*found, *measuring]})
 
+    keep()
     for given in runs:
         run = build([*given.config.overrides, *best.overrides])
-        print(f"{run.scale.name} on {device} …", file=sys.stderr, flush=True)
-        try:
-            found.append(measure_ours(run))
-            keep()
-            if steps := int(own["stock_steps"]):
-                print(f"{run.scale.name}: now {steps} steps of stock", file=sys.stderr, flush=True)
-                stock = measure_stock(run, steps, int(own["stock_of"]))
-                ratio = round(stock["seconds"] / found[-1]["seconds"], 2) if "seconds" in stock else None
-                found[-1] |= {"stock": stock, "speed_up": ratio}
-        except torch.OutOfMemoryError as error:
-            found.append({"scale": run.scale.name, "failed": _first_line(error)})
+        print(f"{run.scale.name} on {device}, {best} …", file=sys.stderr, flush=True)
+        found.append(_measured(run, int(own["stock_steps"]), int(own["stock_of"]), keep))
         print(json.dumps(found[-1], indent=1), flush=True)
         keep()
     print(out)

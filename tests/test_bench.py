@@ -12,7 +12,7 @@ import pytest
 from diffusers import WanTransformer3DModel
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pw.bench import Way, fastest, main
+from pw.bench import Way, choose_way, fastest, main
 from pw.build import build
 
 SMALL = (
@@ -29,6 +29,8 @@ def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path:
     assert found["kernels"]["sdpa"] > 0
     assert "not to be had here" in found["kernels"]["sage"]
     [measured] = found["measured"]
+    assert len(measured["evaluation_seconds"]) == 8
+    assert 0 < sum(measured["evaluation_seconds"]) <= measured["seconds"] + 1e-3  # all but what comes after the last
     assert (measured["scale"], measured["steps"], measured["evaluations"]) == ("proxy", 4, 8)
     assert measured["attention"] == "sdpa"
     assert len(measured["stock"]["step_seconds"]) == 2
@@ -52,6 +54,55 @@ def test_kernels_of_which_none_is_there_are_an_error_before_anything_is_measured
     assert main([*SMALL, "kernels=sage", f"out={out}"]) == 2
     assert "kernels=sage: none of them is to be had here" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("forwards", "ours", "stock"), [(3, 2, None), (1 + 8 + 3, 8, 1)])
+def test_what_was_measured_before_a_kill_is_in_the_file(
+    tmp_path: Path, forwards: int, ours: int, stock: int | None, capsys
+) -> None:
+    """One forward warms up, eight are ours; a step of stock is two."""
+    done = 0
+
+    def stop(module: Any, args: Any) -> None:
+        nonlocal done
+        if isinstance(module, WanTransformer3DModel):
+            if done == forwards:
+                raise KeyboardInterrupt
+            done += 1
+
+    hook = register_module_forward_pre_hook(stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main([*SMALL, "kernels=sdpa", *STEPS, "compile=false", f"out={tmp_path / 'bench.json'}"])
+    finally:
+        hook.remove()
+    found = json.loads((tmp_path / "bench.json").read_text())
+    [measured] = found["measured"]
+    assert len(measured["evaluation_seconds"]) == ours
+    assert ("seconds" in measured) == (stock is not None)
+    assert len(measured.get("stock", {}).get("step_seconds", [])) == (stock or 0)
+    assert "speed_up" not in measured
+    assert f"proxy: evaluation {ours} of 8" in capsys.readouterr().err
+
+
+def test_where_there_is_one_way_none_is_timed() -> None:
+    run = build(["scale=proxy", "stage=hires", *SMALL[1:]])
+    for compiles, way in (("false", Way("sdpa")), ("always", Way("sdpa", compiled=True))):
+        ran = 0
+
+        def seen(module: Any, args: Any) -> None:
+            nonlocal ran
+            ran += 1
+
+        hook = register_module_forward_pre_hook(seen)
+        try:
+            best, told = choose_way(run, ["sdpa"], compiles)
+        finally:
+            hook.remove()
+        assert best == way
+        assert told == {str(best): "not timed, there is no other"}
+        assert ran == 0
+    assert choose_way(run, ["sage"], "always")[0] is None
 
 
 def test_one_network_is_alive_at_a_time_or_its_peak_would_be_anothers(tmp_path: Path) -> None:
@@ -90,7 +141,7 @@ def test_one_network_is_alive_at_a_time_or_its_peak_would_be_anothers(tmp_path: 
             ["what=nothing"],
             "what=nothing: there are generate, metrics and train: make bench what=…",
         ),
-        (["compile=maybe"], "compile=maybe: true or false"),
+        (["compile=maybe"], "compile=maybe: true, false or always"),
         (["stock_of=0"], "stock_of=0: a whole number from 1"),
         (["stock_steps=-1"], "stock_steps=-1: a whole number from 0"),
         (["scales=tiny"], "scale=tiny: the bench is of a scale with text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,12 +11,19 @@ from torch import Tensor
 
 
 def stock_steps(
-    dit: Any, latent: Tensor, text: Tensor, shift: float, steps: int, of: int
+    dit: Any,
+    latent: Tensor,
+    text: Tensor,
+    shift: float,
+    steps: int,
+    of: int,
+    after_step: Callable[[float], None] | None = None,
 ) -> tuple[list[float], Tensor]:
     """Seconds of each of the first `steps` of `of` denoising steps with guidance, as Wan2.2-TI2V-5B is published.
 
     Timesteps per token, two forwards a step, UniPC.
     latent  initial noise [1, C, F', h, w] on the transformer's device; text [1, tokens, D], both branches'
+    after_step  called with the seconds of each step, which are over by then
 
     Returns the seconds and the state after the last of them.
     """
@@ -38,6 +46,8 @@ def stock_steps(
         synchronize(latent.device)
         seconds.append(time.perf_counter() - began)
         states.append(found["latents"])
+        if after_step is not None:
+            after_step(seconds[-1])
         pipe._interrupt = len(seconds) >= steps
         began = time.perf_counter()
         return found
