@@ -641,16 +641,29 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> Traini
         context=context,
         micro_batches=math.ceil(train.accumulate / (gpus // context)),
         accumulate=train.accumulate,
-        host=_training_host(run, context),
+        host=_training_host(run, gpus, context),
     )
 
 
-def _training_host(run: Run, context: int) -> tuple[Part, ...]:
-    """CPU memory of a training: the network as it is made, in fp32, and what its blocks are recomputed from."""
+def _training_host(run: Run, gpus: int, context: int) -> tuple[Part, ...]:
+    """CPU memory of a training: the network as it is made, in fp32, a checkpoint, what blocks are recomputed from."""
     found = [Part("network as it is made", 4 * parameters(run.backbone, run.injector), "counted")]
     if run.trainer.offload_activations:
         found.append(Part("offloaded activations", offloaded_bytes(run, context), "counted"))
+    if copied := checkpoint_copy_bytes(run, gpus):
+        found.append(Part("checkpoint as it is written", copied, "counted"))
     return tuple(found)
+
+
+def checkpoint_copy_bytes(run: Run, split: int | None = None) -> int:
+    """CPU memory that a checkpoint takes for each of `split` devices (the run's, by default) while it is written.
+
+    Of a network that is split, all is copied and training goes on; of one that is whole, nothing.
+    """
+    split = run.trainer.split if split is None else split
+    if split == 1:
+        return 0
+    return math.ceil((8 * parameters(run.backbone, run.injector) + 8 * trained_parameters(run)) / split)
 
 
 def offloaded_bytes(run: Run, context: int | None = None) -> int:
@@ -658,8 +671,10 @@ def offloaded_bytes(run: Run, context: int | None = None) -> int:
     if not run.trainer.offload_activations:
         return 0
     length = run.train.batch_size * tokens(stage_latent(run), run.backbone.patch_size)
-    block = length // (context or run.trainer.context) * run.backbone.width * BYTES[run.train.precision]
-    return run.backbone.num_layers * 2 ** math.ceil(math.log2(block))
+    whole = length * run.backbone.width * BYTES[run.train.precision]
+    # the first block is given all tokens, and takes those that are its part itself
+    first, other = (2 ** math.ceil(math.log2(size)) for size in (whole, whole // (context or run.trainer.context)))
+    return first + (run.backbone.num_layers - 1) * other
 
 
 def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment, ...]:

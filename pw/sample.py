@@ -241,9 +241,8 @@ def check_sampling(run: Run) -> None:
 
     Raises ValueError (WeightsError) saying what is missing.
     """
-    import psutil
-
     from pw.cost import sampling_memory
+    from pw.host import free_memory
     from pw.weights import check, locate
 
     if run.text is None:
@@ -253,7 +252,7 @@ def check_sampling(run: Run) -> None:
     check(locate(run.trainer.weights), ("vae", "text_encoder", "tokenizer"))
     if isinstance(run.source, LatentClips):
         run.source.check_evaluation(run.sampling.count)
-    need, there = sampling_memory(run), psutil.virtual_memory().available
+    need, there = sampling_memory(run), free_memory()
     if need > there:
         alone = f"sampling.batch_size=1 takes {sampling_memory(run, 1) / 1e9:.1f}"
         offer = alone if run.sampling.batch_size > 1 else "a smaller scale would do, or more memory"

@@ -33,7 +33,7 @@ from typing import Any
 from pw import parallel
 from pw.build import Run, build
 from pw.config import ROOT, ConfigError
-from pw.cost import offloaded_bytes, parameters, trained_parameters, training_cost
+from pw.cost import checkpoint_copy_bytes, offloaded_bytes, parameters, trained_parameters, training_cost
 from pw.data import NO_DATA, Unset
 from pw.method.weighting import DeltaSigma
 from pw.nn import options
@@ -196,6 +196,7 @@ def _train(
 ) -> None:
     import_stages()
     import lightning.pytorch as L
+    import torch
 
     from pw.sharded import Placed, strategy
 
@@ -241,6 +242,8 @@ def _train(
     first = 0 if resume is None else resume[1] * module.share.micro_batches
     checkpoint = None if resume is None else str(resume[0])
     trainer.fit(module, batches(run, first, module.share), ckpt_path=checkpoint, weights_only=True)
+    if run.trainer.offload_activations:
+        torch.accelerator.empty_host_cache()  # which no larger blocks, those of the next stage, could be taken from
     if keeper.stopped_by:
         raise parallel.Stopped(keeper.stopped_by)
     if place.is_first:
@@ -345,12 +348,13 @@ def training_flops(run: Run, module: Any) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     from pw.nn.backbone import Backbone
+    from pw.nn.networks import use_kernel
     from pw.stages.stage import SeededDraws
 
     clips = run.source.batch(run.seed, 0, 1)
-    # one that is split, or whose tokens are shared, is computed by all processes together, or not at all
-    is_whole = run.trainer.split == run.trainer.context == 1
-    net = module.net if is_whole else Backbone(run.backbone, run.injector).to(module.device)
+    # the one that was trained may be split, or compiled, or have a kernel that is for GPUs, which it has left by now
+    net = Backbone(run.backbone, run.injector).to(module.device)
+    use_kernel(net, "sdpa")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         data, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0))
         full = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
@@ -714,7 +718,8 @@ def _check_kernel(run: Run) -> None:
     from pw.nn.networks import Network, check_kernel
 
     network = Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
-    check_kernel(network, "cuda" if run.trainer.accelerator == "gpu" else "cpu", run.train.precision)
+    trains = run.train.precision if run.train.updates else None
+    check_kernel(network, "cuda" if run.trainer.accelerator == "gpu" else "cpu", trains)
 
 
 def check_share(run: Run) -> None:
@@ -749,13 +754,18 @@ def check_disk(run: Run, folder: Path) -> None:
 
 def check_host_memory(run: Run) -> None:
     """Raises ConfigError when `trainer.offload_activations` is to keep more in CPU memory than is free."""
-    import psutil
+    from pw.host import free_memory
 
-    need, free = run.trainer.devices * offloaded_bytes(run), psutil.virtual_memory().available
+    if not run.trainer.offload_activations:
+        return
+    devices, split = run.trainer.devices, run.trainer.split
+    checkpoint = min(devices, split) * checkpoint_copy_bytes(run)  # of several copies one is written
+    need, free = devices * offloaded_bytes(run) + checkpoint, free_memory()
     if need > free:
+        beside = f", {checkpoint / 1e9:.3g} GB of them for a checkpoint as it is written" if checkpoint else ""
         raise ConfigError(
-            f"trainer.offload_activations=true: {need / 1e9:.3g} GB of CPU memory are needed, {free / 1e9:.3g} GB are "
-            "free; set it to false, or fewer scale.frames"
+            f"trainer.offload_activations=true: {need / 1e9:.3g} GB of CPU memory are needed{beside}, {free / 1e9:.3g} "
+            "GB are free; set it to false, or fewer scale.frames"
         )
 
 

@@ -396,8 +396,15 @@ class TestMemory:
             assert {p.name: p.bytes for p in backward.parts}["saved"] == there
         assert cost.offloaded_bytes(offloaded) == 30 * 2**31
         assert 2**30 < one < 2**31
-        assert cost.offloaded_bytes(offloaded, 8) == 30 * 2**28
+        assert cost.offloaded_bytes(offloaded, 8) == 2**31 + 29 * 2**28
         assert cost.offloaded_bytes(run("scale=4k")) == 0
+
+    def test_of_the_cpu_holds_a_checkpoint_of_a_split_network_as_it_is_written(self) -> None:
+        adapters = run("scale=2k", "train.trainable=adapters")
+        size = 8 * (cost.parameters(adapters.backbone, adapters.injector) + cost.trained_parameters(adapters))
+        for gpus, there in ((1, None), (8, size / 8)):
+            parts = {part.name: part.bytes for part in cost.training_cost(adapters, gpus).host}
+            assert parts.get("checkpoint as it is written") == there
 
     def test_of_a_sharded_training_falls_with_the_number_of_gpus(self) -> None:
         peaks = [cost.training_cost(run("scale=2k"), gpus).worst.bytes for gpus in (1, 2, 4, 8)]

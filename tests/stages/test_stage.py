@@ -10,15 +10,17 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 from safetensors.torch import load_file, save_file
 
+from pw import host
 from pw.build import Run
 from pw.config import ConfigError
 from pw.nn.backbone import Backbone
 from pw.stages.anchor import AnchorModel
 from pw.stages.hires import HiresSynth
 from pw.stages.stage import SeededDraws, Stage, load_start
-from pw.train import batches, quiet, stage_module, train
+from pw.train import batches, quiet, stage_module, train, training_flops
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -346,6 +348,40 @@ def test_both_networks_compute_attention_by_the_kernel_that_was_chosen(micro):
 def test_a_kernel_without_gradient_does_not_train(micro, tmp_path: Path, kernel: str):
     with pytest.raises(ConfigError, match=rf"trainer\.attention={kernel}: is for sampling, .* sdpa, cudnn or flash"):
         train(micro("objective=shortcut", f"trainer.attention={kernel}"), tmp_path)
+
+
+def test_a_kernel_is_not_asked_for_gradients_where_nothing_is_trained(
+    micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    words = ("start=hires", "start.updates=1", "train.updates=0")
+    train(micro(*words).start_run, tmp_path)
+    untrained = micro(*words, "trainer.attention=sage")
+    with pytest.raises(ValueError, match=r"trainer\.attention=sage: not to be had here \("):
+        train(untrained, tmp_path)
+    monkeypatch.setattr(attention_dispatch, "sageattn", lambda q, **_: q.detach())  # as if it were installed
+    monkeypatch.setattr(attention_dispatch, "_CAN_USE_SAGE_ATTN", True)
+    assert (train(untrained, tmp_path) / "ema.safetensors").exists()
+
+
+def test_what_a_training_took_is_counted_on_the_cpu_whichever_kernel_it_had(micro):
+    """Lightning has brought the network back by then, and a kernel for GPUs alone has nothing to run on."""
+    plain, cudnn = (micro("objective=shortcut", f"trainer.attention={kernel}") for kernel in ("sdpa", "cudnn"))
+    assert training_flops(cudnn, module_of(cudnn)) == training_flops(plain, module_of(plain)) > 0
+
+
+def test_offloading_beyond_the_memory_of_a_container_is_refused_before_anything_is_trained(
+    micro, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = micro("objective=shortcut", "train.checkpoint_activations=true", "trainer.offload_activations=true")
+    for name, value in (("memory.max", "1000"), ("memory.current", "900"), ("memory.stat", "inactive_file 0")):
+        (tmp_path / name).write_text(value)
+    (tmp_path / "membership").write_text("0::/")
+    monkeypatch.setattr(host, "GROUPS", tmp_path)
+    monkeypatch.setattr(host, "MEMBERSHIP", tmp_path / "membership")
+    with pytest.raises(
+        ConfigError, match=r"offload_activations=true: .* are needed, 1e-07 GB are free; set it to false"
+    ):
+        train(run, tmp_path / "outputs")
 
 
 def test_offloaded_activations_train_to_the_same_bits(micro):

@@ -1,0 +1,46 @@
+"""The CPU memory that this process may still take, which in a job or a container is less than the machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+GROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+UNLIMITED = "max"
+
+
+def free_memory() -> int:
+    """Bytes that the machine can give without swapping, or that the limits of a container or a job leave, if fewer.
+
+    Beyond a limit (SLURM's, Docker's, Kubernetes') a process is killed however much the machine has.
+    """
+    import psutil
+
+    return min([psutil.virtual_memory().available, *_left()])
+
+
+def _left() -> Iterator[int]:
+    """What each limit leaves, Linux' control groups of either version; files that are read are given back in need."""
+    try:
+        lines = MEMBERSHIP.read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if not controllers:
+            root, limit, used, cached = GROUPS, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, used = GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cached = "total_inactive_file"
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        # a container may be told its group's name outside of it, and finds it at the root
+        for folder in {root / inner, *(root / parent for parent in inner.parents), root}:
+            try:
+                told = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+                most, taken = ((folder / name).read_text(encoding="utf-8").strip() for name in (limit, used))
+                if most != UNLIMITED:
+                    yield max(0, int(most) - int(taken) + int(told.get(cached, 0)))
+            except (OSError, ValueError):
+                continue
