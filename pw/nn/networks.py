@@ -23,6 +23,9 @@ KERNELS = {
 }
 
 
+COMPILED = 64  # variants of a block, most of which no process ever meets
+
+
 @dataclass(frozen=True)
 class Network:
     """What is to be loaded: sizes, adapters, and how it computes (see `pw.settings.Trainer`)."""
@@ -185,6 +188,10 @@ def _place(run: Network, net: Backbone, state: dict[str, Tensor], path: Path) ->
 
 def compile_blocks(net: Backbone) -> None:
     """Compile each block, for the sizes it meets: stage I and II are few, and kernels for any size are slower."""
+    # once for each size, with gradient and without, with an anchor and without, …: beyond a limit, 8 at first, torch
+    # goes on without compiling, and a process may train and sample both stages
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(COMPILED, config.recompile_limit)
     net.dit.compile_repeated_blocks(dynamic=False)
 
 

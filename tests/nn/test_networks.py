@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from test_convert import authors_name
+from torch._dynamo.testing import CompileCounter
 
 from pw.build import build
 from pw.nn import options
@@ -159,6 +162,22 @@ def test_a_kernel_without_a_gradient_is_not_one_to_train_with(small: Network, mo
 def test_a_kernel_that_is_not_there_is_told_with_what_would_do(small: Network) -> None:
     with pytest.raises(ValueError, match=r"trainer\.attention=sage: not to be had here .* trainer\.attention=sdpa"):
         load_network(replace(small, attention="sage"), "random", None, "cpu")
+
+
+def test_blocks_are_compiled_for_every_size_they_meet(small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond its limit torch goes on without compiling, and says so in a warning alone."""
+    counter = CompileCounter()
+    compiled = partialmethod(WanTransformer3DModel.compile_repeated_blocks, backend=counter)  # in ms, not in minutes
+    monkeypatch.setattr(WanTransformer3DModel, "compile_repeated_blocks", compiled)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    torch.compiler.reset()
+    net = load_network(replace(small, injector=None, compile=True), "random", None, "cpu")
+    one, text = torch.tensor([700.0]), torch.zeros(1, 8, 16)
+    with torch.no_grad():
+        for sizes, frames in enumerate((1, 2, 3), start=1):
+            net(torch.zeros(1, 4, frames, 4, 4), one, one, text, sigma_timestep=one)
+            assert counter.frame_count == sizes
+    torch.compiler.reset()
 
 
 def test_a_fingerprint_changes_with_the_weights(pipeline: tuple[Path, Any], tmp_path: Path) -> None:
