@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and
 WITHOUT_GRADIENT = ("norm2.", "attn2.to_q", "attn2.to_k", "attn2.norm_q", "attn2.norm_k")
 
 CPU = ("trainer.accelerator=cpu", "trainer.threads=1")
+OFFLOADED = ("train.checkpoint_activations=true", "trainer.offload_activations=true")
 SHORT = ("train.updates=5", "train.batch_size=4", "optimizer.clip=0.5")  # a norm that is above it
 LONG = (
     "objective=shortcut",
@@ -39,9 +40,9 @@ ARMS = {
     "shortcut": ("objective=shortcut", *SHORT),
     "ema_target": (
         *("objective=shortcut", *SHORT, "target.target_network=ema"),
-        *("train.checkpoint_activations=true", "train.batch_size=1", "train.accumulate=4"),
+        *(*OFFLOADED, "train.batch_size=1", "train.accumulate=4"),
     ),
-    "adapters": ("objective=shortcut", *SHORT, "train.trainable=adapters", "train.accumulate=2"),
+    "adapters": ("objective=shortcut", *SHORT, "train.trainable=adapters", "train.accumulate=2", *OFFLOADED),
     "bf16": ("objective=shortcut", *SHORT, "train.precision=bf16"),
 }
 BY_TWO = [("ddp", "shortcut"), ("ddp", "ema_target"), ("fsdp", "flow"), ("fsdp", "shortcut"), ("fsdp", "ema_target")]
