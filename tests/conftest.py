@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside other work; set before torch is imported
 
@@ -35,6 +36,13 @@ LONGEST = (
     "tests/benchmarks/test_systems_own.py",
     "tests/benchmarks/test_score.py",
 )
+
+
+def pytest_configure() -> None:
+    """Signals as a terminal has them: a shell that starts the tests in the background has them ignore Ctrl-C, nohup has
+    them ignore a terminal that closes, and processes that tests start would, too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
