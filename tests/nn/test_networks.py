@@ -169,11 +169,11 @@ def test_blocks_are_compiled_for_every_size_they_meet(small: Network, monkeypatc
     counter = CompileCounter()
     compiled = partialmethod(WanTransformer3DModel.compile_repeated_blocks, backend=counter)  # in ms, not in minutes
     monkeypatch.setattr(WanTransformer3DModel, "compile_repeated_blocks", compiled)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     torch.compiler.reset()
-    net = load_network(replace(small, injector=None, compile=True), "random", None, "cpu")
     one, text = torch.tensor([700.0]), torch.zeros(1, 8, 16)
-    with torch.no_grad():
+    config: Any = torch._dynamo.config
+    with config.patch(recompile_limit=1), torch.no_grad():  # as before afterwards, which `monkeypatch` would not see to
+        net = load_network(replace(small, injector=None, compile=True), "random", None, "cpu")
         for sizes, frames in enumerate((1, 2, 3), start=1):
             net(torch.zeros(1, 4, frames, 4, 4), one, one, text, sigma_timestep=one)
             assert counter.frame_count == sizes
