@@ -21,6 +21,6 @@
     report.py           grids as Markdown, TeX, HTML and on the terminal; an ablation's files
     figures.py          plot.png, contact_sheet.png
 
-No metric imports a model that made the videos, and nothing here imports pw but `pw.video`; `systems/` starts other
-programs and diffusers' pipelines, in its own files.
+No metric imports a model that made the videos, and nothing here imports pw but `pw.video` and `pw.host`; `systems/`
+starts other programs and diffusers' pipelines, in its own files.
 """

@@ -30,11 +30,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.cores import default_threads, usable_cores
 from benchmarks.files import check_writable, write_atomically
 from benchmarks.metrics import lookup
 from benchmarks.metrics.stream import Look, Scorer
 from benchmarks.weights import MissingWeights, find
+from pw.host import default_threads, usable_cores
 
 if TYPE_CHECKING:
     from pw.video import Frames

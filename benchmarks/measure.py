@@ -24,12 +24,12 @@ from typing import Any
 from benchmarks.bootstrap import prompt_of
 from benchmarks.cache import Cache, Entry, content_hash, default_folder
 from benchmarks.clips import SUFFIXES, score_folder
-from benchmarks.cores import default_threads
 from benchmarks.metrics import GROUPS, METRICS, VBENCH_SEMANTIC, Metric, chosen, lookup
 from benchmarks.shortage import give_back, remedy, shortage
 from benchmarks.streaming import BUDGET, Scored, score_video
 from benchmarks.systems import jobs
 from benchmarks.weights import MissingWeights, digest
+from pw.host import default_threads, free_memory
 
 # What metrics of clips take at most, bytes and bytes a pixel: a clip and its partners in 8 bits, some frames as floats.
 # Measured: 2.7 GB for 13 frames of 2560 x 1440, 3.8 GB for 33.
@@ -622,11 +622,9 @@ def _score_whole_clips(
 
 def _too_large(clips: Iterable[Path], todo: _Folder) -> str:
     """Why the reference metrics will not hold these clips; broken ones are left out on the way."""
-    import psutil
-
     from pw.video import VideoError, decode, probe
 
-    free = psutil.virtual_memory().available
+    free = free_memory()
     for path in clips:
         try:
             info = probe(path)

@@ -34,6 +34,7 @@ from benchmarks.bench import Measured, device, in_turn, show, whole_number
 from benchmarks.files import check_writable
 from experiments._plan import make_plan, parse
 from pw.config import ROOT
+from pw.host import usable_cores
 from pw.parallel import REPORT
 from pw.provenance import provenance
 from pw.train import write_json
@@ -254,7 +255,7 @@ def about(found: Sequence[Measured], sizes: Sizes) -> dict[str, object]:
 
     return {
         "device": device(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "load": os.getloadavg(),
         "torch": torch.__version__,
         **asdict(sizes),

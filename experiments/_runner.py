@@ -21,13 +21,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.cores import usable_cores
 from benchmarks.metrics import lookup
 from experiments._ledger import Claim, Ledger
 from experiments._plan import Plan
 from pw.build import Run
 from pw.config import digest
 from pw.cost import generation_cost, training_cost
+from pw.host import free_memory, usable_cores
 from pw.parallel import GRACE, Failed, Stopped, interruptible
 from pw.provenance import provenance
 from pw.sample import anchor_reference, is_sampled, reference_folder, sample_folder
@@ -315,9 +315,8 @@ def _heard(running: _Running) -> tuple[str, str, str] | None:
 
 def default_workers() -> int:
     """One per core this process may use, with a GiB of free memory for each."""
-    import psutil
 
-    return max(1, min(usable_cores(), psutil.virtual_memory().available // 2**30))
+    return max(1, min(usable_cores(), free_memory() // 2**30))
 
 
 def start_fork_server() -> None:

@@ -29,7 +29,7 @@ from experiments._plan import Plan, make_plan, parse
 from experiments._runner import Job, all_jobs
 from experiments._status import look, outline
 from pw.build import build
-from pw.config import CONF, ConfigError
+from pw.config import CONF, ROOT, ConfigError
 from pw.train import training_folder
 
 ONE = ["name=ansc", "seeds=1", "arms=full"]
@@ -318,3 +318,12 @@ def test_a_terminal_that_closes_stops_a_training_with_a_checkpoint_but_not_one_u
     assert training.wait(60) == 128 + (signal.SIGTERM if how else signal.SIGHUP)
     found = torch.load(checkpoint, weights_only=True)
     assert found["global_step"] % 20  # written because it was stopped
+
+
+def test_what_workers_are_forked_from_has_all_they_work_with_and_does_not_look_through_it_again() -> None:
+    code = (
+        "import gc, sys; import experiments._preload\n"
+        "assert {'lightning.pytorch', 'pw.stages.hires', 'pw.sample', 'benchmarks.clips'} <= sys.modules.keys()\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -109,7 +109,7 @@ LAYERS = {
         *("pw.stages", "pw.build", "pw.settings", "pw.weights", "pw.parallel", "pw.sharded"),
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
     ),
-    "benchmarks": ("benchmarks", "pw.video", "pw.types"),
+    "benchmarks": ("benchmarks", "pw.host", "pw.video", "pw.types"),
     "pw/not_finite.py": ("pw.not_finite", "pw.data"),
     "pw/train.py": (
         *("pw.build", "pw.config", "pw.cost", "pw.host", "pw.provenance", "pw.stages", "pw.weights"),
@@ -139,7 +139,7 @@ LAYERS = {
     ),
     "pw/coverage.py": ("pw.build", "pw.config", "pw.method"),
     "experiments": (
-        *("experiments", "benchmarks", "pw.build", "pw.config", "pw.cost", "pw.provenance"),
+        *("experiments", "benchmarks", "pw.build", "pw.config", "pw.cost", "pw.host", "pw.provenance"),
         *("pw.train", "pw.sample", "pw.tracking", "pw.parallel", "pw.settings", "pw.bench_train"),
     ),
 }

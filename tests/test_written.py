@@ -12,6 +12,7 @@ from benchmarks.metrics import protocols
 from experiments._plan import Plan, make_plan, parse
 from experiments._runner import all_jobs, score_is_current
 from experiments._table import make_table, write_table
+from experiments._written import SAMPLING, read_written
 from pw.config import ConfigError
 from pw.sample import is_sampled, reference_folder, sample_folder
 from pw.train import training_folder, write_json
@@ -97,3 +98,22 @@ def test_clips_and_scores_of_a_mark_that_says_nothing_are_made_again(text: str, 
         found[what].parent.mkdir(parents=True, exist_ok=True)
         found[what].write_text(text)
         assert not is_done()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "is cut off"),
+        ("[]", "is cut off, .* or no JSON"),
+        ('{"signature": "0"}', "holds no training, no clips, no seed, which this suite does not write"),
+        ('{"signature": "0", "training": "1", "clips": "2", "seed": 3}', "holds clips='2', which"),
+    ],
+)
+def test_a_mark_is_read_whole_or_told_by_name_with_what_would_do(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "done.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=f"done.json: {told}.*; sample again"):
+        read_written(path, SAMPLING, "sample again")
+    about = {"signature": "0", "training": "1", "clips": 2, "seed": 3}
+    write_json(path, about)
+    assert read_written(path, SAMPLING, "sample again") == about

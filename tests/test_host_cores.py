@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cores
 from benchmarks.cache import Cache
 from benchmarks.measure import Options, Scores, _Folder
+from pw import host
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def two_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A job that was given two cores of however many, in no container."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 7}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(host, "QUOTA", tmp_path / "cpu.max")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
@@ -37,12 +37,12 @@ def test_omp_num_threads_is_heeded_as_torch_does(
 @pytest.mark.parametrize(("quota", "left"), [("max 100000", 2), ("150000 100000", 1), ("20000 100000", 1), ("", 2)])
 def test_a_containers_quota_is_heeded(quota: str, left: int, two_cores: None, tmp_path: Path):
     (tmp_path / "cpu.max").write_text(quota)
-    assert cores.usable_cores() == left
+    assert host.usable_cores() == left
 
 
 def test_where_there_is_no_affinity_all_cores_are_taken(two_cores: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert cores.usable_cores() == 64
+    assert host.usable_cores() == 64
 
 
 def threads(folder: Path, **options: int) -> int:
