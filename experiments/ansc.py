@@ -16,6 +16,8 @@ ABLATION = Ablation(
     varies=("objective", "step_sampler", "weighting"),
     arms={
         "baseline": "objective=flow",
+        "original": "objective=shortcut step_sampler=original weighting=uniform",
+        # no row in the paper: its candidate set alone, before the bias
         "uniform": "objective=shortcut step_sampler=uniform weighting=uniform",
         "exponential": "objective=shortcut step_sampler=exponential_index weighting=uniform",
         "full": "objective=shortcut step_sampler=exponential_index weighting=delta_sigma",

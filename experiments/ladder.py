@@ -19,7 +19,7 @@ ABLATION = Ablation(
         "paper_and_start": "step_sampler=exponential_index step_sampler.include_start=true",
         "closed": "step_sampler=closed",
         "chain": "step_sampler=chain",
-        "dyadic": "step_sampler=dyadic",
+        "original": "step_sampler=original",
         "full_range": "step_sampler=full_range",
         "aligned": "step_sampler=aligned",
     },

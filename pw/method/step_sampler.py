@@ -7,7 +7,7 @@ coverage report needs no sampling. Pick one by what it covers:
 ExponentialIndex  the paper's set; the second halves of its targets are never trained themselves
 Closed            the paper's set, descending at random into the second halves
 Chain             every state of each Delta-trajectory from the paper's starts
-Dyadic            the original shortcut grid: good at 1, 2, 4, 8 … steps, poor between
+Original          the first shortcut models' grid: good at 1, 2, 4, 8 … steps, poor between
 FullRange         starts at every node: covers all, little of each
 Aligned           exactly what inference grids of a few steps ask for, closed under halving
 """
@@ -198,8 +198,11 @@ class Chain(_FromStarts):
 
 
 @dataclass(frozen=True)
-class Dyadic(StepSampler):
-    """The original shortcut model's grid: Delta = N / 2^k and T a multiple of Delta; closed under halving."""
+class Original(StepSampler):
+    """The first shortcut models' grid: Delta = N / 2^k and T a multiple of Delta; closed under halving.
+
+    "Shortcut Original Sampling" of Table 9.3, with beta = 0.
+    """
 
     def rows(self, schedule: Schedule) -> Iterator[Row]:
         p = rung_probabilities(self.beta, self.num_strides).tolist()

@@ -9,7 +9,7 @@ import pytest
 from pw.method.coverage import coverage
 from pw.method.schedule import Schedule
 from pw.method.solver import custom_grid, inference_grid
-from pw.method.step_sampler import Aligned, Chain, Closed, Dyadic, ExponentialIndex
+from pw.method.step_sampler import Aligned, Chain, Closed, Original, ExponentialIndex
 
 STARTS = (500, 600, 700, 800)
 PAPER = ExponentialIndex(0.7, 6, True, STARTS, False)
@@ -71,10 +71,10 @@ def test_closed_trains_the_second_halves_it_descends_into():
     assert report.second_halves_trained < report.second_halves - report.second_halves_grounded
 
 
-def test_chain_and_dyadic_train_their_own_trajectories():
+def test_chain_and_original_train_their_own_trajectories():
     for sampler, grid in (
         (Chain(0.7, 6, True, STARTS, False), [800, 600, 400, 200]),
-        (Dyadic(0.0, 8, True), [1000, 750, 500, 250]),
+        (Original(0.0, 8, True), [1000, 750, 500, 250]),
     ):
         report = coverage(sampler, INDEX, custom_grid(grid, INDEX))
         assert all(p.trained for p in report.pairs), sampler

@@ -14,7 +14,7 @@ from pw.method.step_sampler import (
     Aligned,
     Chain,
     Closed,
-    Dyadic,
+    Original,
     ExponentialIndex,
     FullRange,
     StepSampler,
@@ -33,7 +33,7 @@ SAMPLERS = {
     "paper_and_start": ExponentialIndex(0.7, 6, True, STARTS, True),
     "closed": Closed(0.7, 6, True, STARTS, False, descend=0.5, depth=2),
     "chain": Chain(0.7, 6, True, STARTS, False),
-    "dyadic": Dyadic(0.0, 8, True),
+    "original": Original(0.0, 8, True),
     "full_range": FullRange(0.7, 6, True),
     "aligned": Aligned(0.7, 6, True, (2, 3, 4, 5)),
 }
@@ -168,7 +168,7 @@ def test_the_ends_of_the_unit_interval_draw_the_first_and_the_last_row(sampler: 
 
 def test_a_boundary_belongs_to_the_row_above_it():
     # rows (1000, 1000), (1000, 500), (500, 500) with 1/2, 1/4, 1/4: exact in binary
-    steps = Dyadic(0.0, 2, True).draw(torch.tensor([0.4999, 0.5, 0.75], dtype=torch.float64), UNSNAPPED)
+    steps = Original(0.0, 2, True).draw(torch.tensor([0.4999, 0.5, 0.75], dtype=torch.float64), UNSNAPPED)
     assert steps.timestep.tolist() == [1000, 1000, 500]
     assert steps.stride.tolist() == [1000, 500, 500]
 
@@ -213,8 +213,8 @@ def test_chain_holds_every_state_of_each_trajectory():
     assert table.probability.tolist() == pytest.approx([p[0], p[1] / 2, p[1] / 2, *[p[2] / 4] * 4])
 
 
-def test_dyadic_is_the_original_grid():
-    table = Dyadic(0.0, 3, True).table(TIMESTEP)
+def test_original_has_strides_n_over_2_to_the_k_and_their_multiples():
+    table = Original(0.0, 3, True).table(TIMESTEP)
     pairs = list(zip(table.timestep.tolist(), table.stride.tolist(), strict=True))
     assert pairs == [(1000, 1000), (1000, 500), (500, 500), (1000, 250), (750, 250), (500, 250), (250, 250)]
 
@@ -233,7 +233,7 @@ def test_aligned_asks_for_the_steps_of_its_grids():
     assert pairs == [(1000, 180), (1000, 90), (910, 90), (818.18, 818), (818.18, 409), (409.18, 409)]
 
 
-@pytest.mark.parametrize("name", ["aligned", "dyadic"])
+@pytest.mark.parametrize("name", ["aligned", "original"])
 def test_these_samplers_are_closed_under_halving(name: str):
     table = SAMPLERS[name].table(TIMESTEP)
     rows = torch.stack([table.timestep, table.stride], 1)
