@@ -35,6 +35,7 @@ def score_folder(
     real: Path | None,
     structure: Path | None,
     solution: Path | None,
+    solved: int | None = None,
     metrics: Sequence[str],
     contract: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def score_folder(
 
     A metric takes the clips whose names are in all folders it needs; n_videos says how many these are.
 
+    solved: how many of `solution`, the first by name, count; another arm may have had more of them made.
     contract: where the clips come from and what was measured (see `benchmarks.contract`); metric protocols
         and the hash of the real clips are added.
     Returns: {"metrics": {name: value}, "n_videos": {name: n}, "contract": {...}}, as in scores.json.
@@ -52,6 +54,8 @@ def score_folder(
 
     folders = {"video": videos, "real": real, "structure": structure, "solution": solution}
     clips = {what: clip_paths(folder) for what, folder in folders.items() if folder is not None}
+    if "solution" in clips:
+        clips["solution"] = dict(list(clips["solution"].items())[:solved])
     for what, found in clips.items():
         if not found.keys() & clips["video"].keys():
             raise ValueError(f"no clip of {what}={folders[what]} has the name of one in {videos}; names must agree")

@@ -13,7 +13,7 @@ from pw.build import Run, assemble, build
 from pw.config import Config, ConfigError, leaves, override_key
 from pw.train import OUTPUTS, check_share, outputs_folder
 
-DEFAULT_SEEDS = (0, 1, 2)
+DEFAULT_SEEDS = (0, 1, 2, 3, 4)
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,9 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
         solution = None
         if run.sampling.num_steps < run.sampling.solution_steps and (asks or ceiling):
             solved = run.solution
+            clips = count if ceiling else run.sampling.solved
             needs.append(
-                add(sample_jobs(solved, f"{run.sampling.solution_steps}-step solution of {label}", count, seed))
+                add(sample_jobs(solved, f"{run.sampling.solution_steps}-step solution of {label}", clips, seed))
             )
             solution = sample_folder(solved, outputs, seed)
         if ceiling:
@@ -198,8 +199,9 @@ def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path 
     folders = {"videos": videos, **there}
     about = {what: str(path.relative_to(outputs)) for what, path in folders.items() if path is not None}
     return {
-        "out": str(outputs / "scores" / digest([about, metrics])),
+        "out": str(outputs / "scores" / digest([about, metrics, run.sampling.solved])),
         **{what: None if path is None else str(path) for what, path in folders.items()},
+        "solved": run.sampling.solved,
         "metrics": metrics,
         "contract": contract,
     }
@@ -279,6 +281,7 @@ def carry_out(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> 
             real=Path(ask["real"]),
             structure=None if ask["structure"] is None else Path(ask["structure"]),
             solution=None if ask["solution"] is None else Path(ask["solution"]),
+            solved=ask["solved"],
             metrics=ask["metrics"],
             contract=ask["contract"],
         )

@@ -51,11 +51,11 @@ SHORTCUT_PARTS = ("turns", "step_sampler", "weighting", "target")
 # What cannot change the weights that a training ends with.
 NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer"}
 # What cannot change the clips that are sampled.
-NOT_SAMPLING = {"batch_size", "solution_steps"}
+NOT_SAMPLING = {"batch_size", "solution_steps", "solution_count"}
 # Where the clips lie, which their fingerprint says, and what the scale says.
 NOT_DATA = {"urls", "width"}
 # What schedule and injector say again.
-NOT_SCALE = {"shift", "anchor_shift", "norm_groups"}
+NOT_SCALE = {"shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"}
 
 
 @dataclass(frozen=True)
@@ -393,12 +393,13 @@ def _cross_check(run: Run) -> None:
                 f"guidance.drop=text: at scale={scale.name} there is only the empty prompt, so guidance would change "
                 "nothing; set guidance.drop=text_and_anchor"
             )
-        if run.train.condition_dropout == 0 and run.text is None:
-            raise ConfigError(
-                f"guidance.scale={run.guidance.scale}: with train.condition_dropout=0 the null branch is never trained"
-            )
         if run.injector is None and run.text is None:
             raise ConfigError(f"guidance.scale={run.guidance.scale}: injector=none has no anchor to drop")
+        if run.train.condition_dropout == 0 and run.text is None:
+            raise ConfigError(
+                f"guidance.scale={run.guidance.scale}: with train.condition_dropout=0 the null branch is never trained; "
+                "set train.condition_dropout=0.1"
+            )
     if run.config.choices["data"] == "latents":
         _check_latents(run)
     if isinstance(run.codec, options.WanVAE) and run.config.choices["start"] != "none":

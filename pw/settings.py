@@ -20,6 +20,8 @@ class Scale:
     anchor_upsample  `latent`: the anchor is encoded at its own size and its latent resized in the injector (sec. 3.3).
                      `pixel`: the anchor is resized to the clip's size, then encoded.
     shift            of the noise schedule at this many tokens; anchor_shift of stage I
+    injector_blocks  transformer blocks at whose input the anchor enters (the authors: the second of 30)
+    injector_hidden  channels between the injector's convolutions, as a share of the width
     norm_groups      of the injector's GroupNorm at this width
     """
 
@@ -32,6 +34,8 @@ class Scale:
     anchor_upsample: Literal["latent", "pixel"]
     shift: float
     anchor_shift: float
+    injector_blocks: tuple[int, ...]
+    injector_hidden: float
     norm_groups: int
 
     def __post_init__(self) -> None:
@@ -106,6 +110,8 @@ class Sampling:
             whole timesteps  (method-notes 2.5)
     stride  what the network is told: `grid`, the step's own; `zero`, the flow velocity; `auto`, zero exactly where the
             objective never trained another
+    solution_count  clips of which a run's many-step solution is computed, to measure its gap; null is all. The arm that
+            is shown as the ceiling has all in any case
     """
 
     grid: Literal["uniform", "wan"]
@@ -117,9 +123,12 @@ class Sampling:
     count: int
     batch_size: int
     solution_steps: int
+    solution_count: int | None
 
     def __post_init__(self) -> None:
         _positive(self, "sampling", "num_steps", "count", "batch_size", "solution_steps")
+        if self.solution_count is not None:
+            _positive(self, "sampling", "solution_count")
         if self.shift is not None and self.shift <= 0:
             raise ValueError(f"sampling.shift={self.shift}: a shift is positive; null is the training shift")
         if self.timesteps is not None and len(self.timesteps) != self.num_steps:
@@ -136,6 +145,11 @@ class Sampling:
             raise ValueError("sampling.grid=wan: Wan's own grid has no use for sampling.timesteps or sampling.start")
         if not 0 < self.start <= 1:
             raise ValueError(f"sampling.start={self.start}: a fraction of the schedule in (0, 1]; 1 is pure noise")
+
+    @property
+    def solved(self) -> int:
+        """Clips of which the many-step solution is computed."""
+        return self.count if self.solution_count is None else min(self.count, self.solution_count)
 
 
 @dataclass(frozen=True)

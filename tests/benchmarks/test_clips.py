@@ -115,3 +115,12 @@ def test_an_empty_folder_and_foreign_names_are_refused(folders: dict[str, Path],
     (folders["solution"] / "0001.mkv").rename(folders["solution"] / "b.mkv")
     with pytest.raises(ValueError, match="no clip of solution="):
         run(folders, tmp_path / "out")
+
+
+def test_a_gap_counts_as_many_solutions_as_asked_though_more_are_there(folders: dict[str, Path], tmp_path: Path):
+    both = run(folders, tmp_path / "both")
+    first = run(folders, tmp_path / "first", solved=1)
+    assert both["n_videos"]["solution_gap"] == 2
+    assert first["n_videos"]["solution_gap"] == 1
+    rows = list(csv.DictReader((tmp_path / "both" / "scores.csv").open()))
+    assert first["metrics"]["solution_gap"] == pytest.approx(float(rows[0]["solution_gap"]))

@@ -9,7 +9,7 @@ import pytest
 from pw.method.coverage import coverage
 from pw.method.schedule import Schedule
 from pw.method.solver import custom_grid, inference_grid
-from pw.method.step_sampler import Aligned, Chain, Closed, Original, ExponentialIndex
+from pw.method.step_sampler import Aligned, Chain, Closed, ExponentialIndex, Original
 
 STARTS = (500, 600, 700, 800)
 PAPER = ExponentialIndex(0.7, 6, True, STARTS, False)
