@@ -34,6 +34,7 @@ def contact_sheet(blocks: Sequence[Sequence[Row]], out: Path) -> None:
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    blocks = [block for block in blocks if block]
     rows = list(chain.from_iterable(blocks))
     lengths = {len(paths) for _, paths in rows}
     if len(lengths) != 1:
@@ -47,7 +48,7 @@ def contact_sheet(blocks: Sequence[Sequence[Row]], out: Path) -> None:
     largest = max(size[0] for size in there), max(size[1] for size in there)
     width, height = _tile_size(*largest, (WIDTH - left) // n - GAP, HEIGHT // len(rows) - GAP)
     bands = [len(block) * (height + GAP) + GAP for block in blocks]
-    size = (left + n * (width + GAP) + MARGIN, TOP + sum(bands) + APART * (len(blocks) - 1) + MARGIN)
+    size = (left + n * (width + GAP) + MARGIN, TOP + sum(band + APART for band in bands) - APART + MARGIN)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for i, name in enumerate(_column_names(rows, n)):

@@ -10,6 +10,7 @@ A list in brackets (`optimizer.betas=[0.9,0.99]`) is one value, as everywhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -33,6 +34,8 @@ def take_sweeps(
         key = override_key(override)
         if keys.count(key) > 1:
             raise ConfigError(f"{override}: {key} is given more than once; one list, e.g. {key}={','.join(values)}")
+        if odd := [value for value in values if " " in value]:
+            raise ConfigError(f"{override}: {odd[0]!r} has a space, which the overrides of an arm cannot have")
         if twice := [value for value in values if values.count(value) > 1]:
             raise ConfigError(f"{override}: {twice[0]} is given twice, nothing would be compared")
         if ablation.across is not None and ablation.across[0] == key:
@@ -61,13 +64,18 @@ def _swept(
     return replace(
         ablation,
         varies=(key,),
-        arms={f"{prefix}{value}": " ".join([*kept, f"{key}={value}"]) for value in values},
+        arms={f"{prefix}{_as_name(value)}": " ".join([*kept, f"{key}={value}"]) for value in values},
         versus="first",
         paper=None,
         probe=None,
         ceiling=None,
         curve=ablation.curve if ablation.curve is not None and ablation.curve[0] == key else None,
     )
+
+
+def _as_name(value: str) -> str:
+    """`[0.9,0.99]` -> `0.9_0.99`: arms name files, and MLflow's runs."""
+    return re.sub(r"[^\w.\-]+", "_", value).strip("_")
 
 
 def _base(

@@ -238,29 +238,34 @@ def _passed_over(plan: Plan) -> list[str]:
     return notes
 
 
-def write_table(plan: Plan, result: dict[str, Any]) -> list[Path]:
-    """table.{md,tex,html,json,csv}, plot.png and contact_sheet.png in the ablation's folder."""
+def write_table(plan: Plan, result: dict[str, Any]) -> Path | None:
+    """table.{md,tex,html,json,csv}, plot.png and contact_sheet.png in the ablation's folder.
+
+    Returns: where the table of other settings went that was there, if one was.
+    """
     folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
-    _keep_earlier(folder, result["settings"])
+    earlier = _keep_earlier(folder, result["settings"])
     partial = folder / ".contact_sheet.png"
     contact_sheet(_sheet_blocks(plan), partial)
     if partial.exists():
         os.replace(partial, folder / "contact_sheet.png")
-    return report.write(result, folder)
+    report.write(result, folder)
+    return earlier
 
 
-def _keep_earlier(folder: Path, settings: list[str]) -> None:
-    """A table of other settings (other data, seeds, arms) moves to `earlier/`, it is not written over."""
+def _keep_earlier(folder: Path, settings: list[str]) -> Path | None:
+    """A table of other settings (other data, seeds, arms, a sweep) moves to `earlier/`, it is not written over."""
     if not (folder / "table.json").exists():
-        return
+        return None
     before = (read_json(folder / "table.json") or {}).get("settings")
     if before == settings:
-        return
+        return None
     earlier = folder / "earlier" / digest(before)
     earlier.mkdir(parents=True, exist_ok=True)
     for path in [*folder.glob("table.*"), *folder.glob("*.png")]:
         path.replace(earlier / path.name)
+    return earlier
 
 
 def _sheet_blocks(plan: Plan) -> list[list[SheetRow]]:
