@@ -8,6 +8,8 @@ No date, no version in the file: the same input gives the same bytes on one mach
 
 from __future__ import annotations
 
+import itertools
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -155,12 +157,12 @@ class Places:
         """Lines stand a little beside each other, so that no interval hides another."""
         numbers = sorted({number for line in curve["lines"] for number, _ in line["points"]})
         is_log = numbers[0] > 0 and numbers[-1] > 30 * numbers[0]
+        to, back = (math.log, math.exp) if is_log else (float, float)
+        nearest = min((to(b) - to(a) for a, b in itertools.pairwise(numbers)), default=1.0)
         n, at = len(curve["lines"]), {}
         for i, line in enumerate(curve["lines"]):
-            aside = 0.035 * min(1.0, 5 / n) * (i - (n - 1) / 2)  # of the distance between neighbours, and of the whole
-            for number, arm in line["points"]:
-                span = numbers[-1] - numbers[0]
-                at[arm] = number * (numbers[-1] / numbers[0]) ** (aside / 3) if is_log else number + aside * span / 2
+            aside = min(0.06, 0.25 / n) * nearest * (i - (n - 1) / 2)
+            at |= {arm: back(to(number) + aside) for number, arm in line["points"]}
         lines = {line["name"]: [arm for _, arm in line["points"]] for line in curve["lines"]}
         return cls(at, {number: f"{number:g}" for number in numbers}, lines, curve["label"], is_log)
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.compare import compare
 from benchmarks.dots import dot_plot
 from benchmarks.figures import COLUMNS, LINES, NOT_COMPARED, VERDICTS, figure_of, plot
-from benchmarks.table import frame
+from benchmarks.table import MARKS, frame
 
 METRICS = {"psd": 1.5, "swd": 0.029, "mhd": 0.017, "mhd_ratio": 0.62, "solution_gap": 0.01, "anchor_fidelity": 0.0055}
 
@@ -101,6 +101,10 @@ def printed(result: dict[str, Any], width: int = 80) -> list[str]:
     out = io.StringIO()
     Console(file=out, width=width).print(dot_plot(result, width))
     return out.getvalue().splitlines()
+
+
+def test_every_verdict_of_the_table_has_a_mark_in_the_plot() -> None:
+    assert set(VERDICTS) == set(MARKS)
 
 
 class TestThePlotOfRows:
