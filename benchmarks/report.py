@@ -3,7 +3,10 @@
 The result is the dictionary that lands as table.json:
 
     {"ablation", "title", "claim", "refuted", "scale", "seeds": [...], "contract": {...},
+     "versus": "above" | "first", "primary": metric, "across": key | null,
+     "curve": {"key", "label", "lines": [{"name", "points": [[number, arm]]}]} | null,
      "arms": [{"name", "varied": {key: value}, "metrics": {metric: {"mean", "low", "high", "n"}},
+               "values": {metric: {seed: value}},
                "vs_previous": {metric: {"diff", "low", "high", "p", "p_holm", "verdict", "diff_of", "n",
                "versus"}}, "cost": {"updates", "train_flops", "train_cpu_s", "sample_cpu_s",
                "peak_memory_mb"}, "probe": {"label", "metric", "mean", "low", "high", "at"} | null, "paper":
@@ -30,6 +33,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.dots import dot_plot
 from benchmarks.files import csv_text, write_atomically
 from benchmarks.table import (
     MISSING,
@@ -38,6 +42,7 @@ from benchmarks.table import (
     Column,
     Grid,
     Result,
+    compared_with,
     costs,
     differences,
     footer,
@@ -131,7 +136,7 @@ def markdown(result: Result) -> str:
     parts = [f"## {result.get('title') or result['ablation']}", markdown_grid(_whole(result))]
     if (deltas := differences(result)).rows:
         parts += [
-            "Differences to the row above (Holm's p over the metrics of a row):",
+            f"Differences to {compared_with(result)} (Holm's p over the metrics of a row):",
             markdown_grid(deltas),
         ]
     parts.append("\n".join(f"- **{label}**: {text}" for label, text in footer(result)))
@@ -148,7 +153,7 @@ def latex(result: Result) -> str:
     first = latex_table(_whole(result), caption + notes, label)
     parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", first]
     if (deltas := differences(result)).rows:
-        caption = f"{name}: differences to the row above."
+        caption = f"{name}: differences to {tex(compared_with(result))}."
         parts.append(latex_table(deltas, caption, f"{label}-differences"))
     comments = [f"% {head}: {text}" for head, text in footer(result) if head not in _CAPTION]
     return "\n\n".join([*parts, "\n".join(comments)]) + "\n"
@@ -160,7 +165,7 @@ def html(result: Result, images: Mapping[str, bytes] | None = None) -> str:
     claim = f'<p class="claim">{escape(result["claim"])}</p>' if result.get("claim") else ""
     parts = [claim, html_grid(_whole(result))]
     if (deltas := differences(result)).rows:
-        parts += ["<h2>Differences to the row above</h2>", html_grid(deltas)]
+        parts += [f"<h2>Differences to {escape(compared_with(result))}</h2>", html_grid(deltas)]
     parts.append(html_list((head, text) for head, text in footer(result) if head != "claim"))
     for head, data in (images or {}).items():
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
@@ -184,16 +189,18 @@ def html_list(lines: Iterable[tuple[str, str]]) -> str:
 
 
 def terminal(result: Result, width: int = WIDTH) -> Group:
-    """Scores, differences, costs and the paper's rows for rich, each table within `width` columns."""
+    """The primary metric as dots, then scores, differences, costs and the paper for rich, within `width` columns."""
     from rich.console import Group
     from rich.text import Text
 
     costs_and_paper = costs(result).beside(paper(result))
     title = str(result.get("title") or result["ablation"])
     parts: list[Any] = [Text(title, style="bold"), Text("")]
+    if (dots := dot_plot(result, width)) is not None:
+        parts.append(dots)
     for heading, grid in (
         ("scores", scores(result, marks=False)),
-        ("differences to the row above", differences(result)),
+        (f"differences to {compared_with(result)}", differences(result)),
         ("cost | paper (not comparable in value)", costs_and_paper),
     ):
         for i, part in enumerate(_chunks(grid, width)):
@@ -343,8 +350,10 @@ def _chunks(grid: Grid, width: int) -> list[Grid]:
 
 
 def _label_width(grid: Grid) -> int:
-    """Long labels break."""
-    return min(15, max((len(label) for label, _ in grid.rows), default=0))
+    """Long labels break between words."""
+    labels = [label for label, _ in grid.rows]
+    longest = max((len(label) for label in labels), default=0)
+    return min(longest, max(15, *(_longest_word(label) for label in labels)))
 
 
 def _column_width(grid: Grid, i: int) -> int:

@@ -5,7 +5,6 @@ Reads the result dictionary that is written as table.json; `report.py` renders i
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ Result = Mapping[str, Any]
 MISSING = "–"
 MARKS = {"better": "▲", "worse": "▼", "no difference shown": "·", "not resolved": "?"}
 LEGEND = (
-    "mean ± half the 95 % interval over seeds (Student); against the row above, paired by seed, "
+    "mean ± half the 95 % interval over seeds (Student); against {other}, paired by seed, "
     "Holm over its metrics: ▲ better, ▼ worse, · no difference shown, ? not resolved, p Holm's; "
     "bold: significantly better than every other arm; for →1 the distance |ln value| is compared"
 )
@@ -119,9 +118,57 @@ def metrics(result: Result) -> list[str]:
     return list(dict.fromkeys(m for row in (*(arm["metrics"] for arm in result["arms"]), *below) for m in row))
 
 
+def primary_metric(result: Result) -> str | None:
+    """The metric that the plots lead with: the ablation's own, or the first that an arm has; None without scores."""
+    names = metrics({**result, "ceiling": {}, "floor": {}})
+    wanted = result.get("primary", "psd")
+    return wanted if wanted in names else next(iter(names), None)
+
+
+def compared_with(result: Result) -> str:
+    """What an arm is compared with, for every heading: "the arm above", or the first arm by its name."""
+    across = result.get("across")
+    same = f" at the same {across.rpartition('.')[2]}" if across else ""
+    if result.get("versus", "above") == "above":
+        return f"the arm above{same}"
+    first = result["arms"][0]["name"]
+    return f"{first.rpartition('@')[0]}{same}" if across else first
+
+
+def shown_arms(result: Result) -> list[tuple[str, Mapping[str, Any]]]:
+    """(label, arm) in the order of a plot: along a curve's lines by their number, else as in the table."""
+    curve = result.get("curve")
+    if not curve:
+        return [(arm["name"], arm) for arm in result["arms"]]
+    arms = {arm["name"]: arm for arm in result["arms"]}
+    return [
+        (f"{line['name']}@{number:g}" if line["name"] else f"{curve['label']} {number:g}", arms[name])
+        for line in curve["lines"]
+        for number, name in line["points"]
+    ]
+
+
+def frame(result: Result, name: str) -> tuple[float, float]:
+    """The range that a plot of a metric shows: every arm's interval, and the ceiling, the floor and the right value 1
+    where they do not more than double it. Needs an arm that has the metric."""
+    low, high = _ends([arm["metrics"][name] for arm in result["arms"] if name in arm["metrics"]])
+    references = [result[key][name] for key in ("ceiling", "floor") if name in (result.get(key) or {})]
+    references += [{"mean": 1.0}] * (lookup(name).direction == "one")
+    joint = [_ends([{"mean": low}, {"mean": high}, row]) for row in references]
+    near = [ends for ends in joint if low == high or ends[1] - ends[0] <= 2 * (high - low)]
+    return min([low, *(ends[0] for ends in near)]), max([high, *(ends[1] for ends in near)])
+
+
 def ceiling_label(result: Result) -> str:
     """The row of the many-step solution, by its steps."""
     return CEILING.format(steps=result.get("ceiling_steps", 48))
+
+
+def digits_of(result: Result, metric: str) -> Digits:
+    """How a metric's scores are printed: as the arms need it, floor and ceiling follow."""
+    arms = [arm["metrics"][metric] for arm in result["arms"] if metric in arm["metrics"]]
+    below = [(result.get(key) or {}).get(metric) for key in ("ceiling", "floor")]
+    return _digits(arms or [row for row in below if row])
 
 
 def half_width(row: Mapping[str, Any]) -> float | None:
@@ -132,7 +179,7 @@ def half_width(row: Mapping[str, Any]) -> float | None:
 def scores(result: Result, *, marks: bool) -> Grid:
     """Arms, ceiling and floor: mean ± half-width of every metric, the number of seeds, the probe.
 
-    marks: the verdict against the row above beside each score.
+    marks: the verdict of its comparison beside each score.
     """
     names = metrics(result)
     below = [(label, result.get(key) or {}) for label, key in ((ceiling_label(result), "ceiling"), (FLOOR, "floor"))]
@@ -140,7 +187,7 @@ def scores(result: Result, *, marks: bool) -> Grid:
         *((arm["name"], arm["metrics"]) for arm in result["arms"]),
         *((label, row) for label, row in below if row),
     ]
-    digits = {name: _digits_of(result, name) for name in names}
+    digits = {name: digits_of(result, name) for name in names}
     best = result.get("best") or {}
     verdicts = {arm["name"]: {m: d["verdict"] for m, d in arm["vs_previous"].items()} for arm in result["arms"]}
 
@@ -161,24 +208,22 @@ def scores(result: Result, *, marks: bool) -> Grid:
 
 
 def differences(result: Result) -> Grid:
-    """Each arm minus the row above (or the reference): difference ± half-width, verdict, Holm's p."""
+    """Each arm minus what it is compared with: difference ± half-width, verdict, Holm's p."""
     arms = [arm for arm in result["arms"] if arm["vs_previous"]]
     names = [name for name in metrics(result) if any(name in arm["vs_previous"] for arm in arms)]
     columns, cells = [], {arm["name"]: [] for arm in arms}
     for name in names:
         found = {a["name"]: a["vs_previous"][name] for a in arms if name in a["vs_previous"]}
         of = next(iter(found.values()))["diff_of"]
-        exponent = 0 if of == "abs_log" else _digits_of(result, name).exponent
+        exponent = 0 if of == "abs_log" else digits_of(result, name).exponent
         shown = [{**d, "mean": d["diff"]} for d in found.values() if d["diff"] is not None]
         digits = _digits(shown, exponent)
         metric = lookup(name)
         header = f"|ln {metric.header}|\u00a0↓" if of == "abs_log" else heading(metric, digits)
-        columns.append(Column("difference to the row above", f"Δ{header}"))
+        columns.append(Column(f"difference to {compared_with(result)}", f"Δ{header}"))
         for arm, row in cells.items():
             row.append(_difference(found.get(arm), digits))
-    above = dict(itertools.pairwise([None, *(arm["name"] for arm in result["arms"])][::-1]))
-    rows = tuple((_versus(arm, above[arm["name"]]), tuple(cells[arm["name"]])) for arm in arms)
-    return Grid(tuple(columns), rows)
+    return Grid(tuple(columns), tuple((_versus(result, arm), tuple(cells[arm["name"]])) for arm in arms))
 
 
 def costs(result: Result) -> Grid:
@@ -222,7 +267,8 @@ def footer(result: Result) -> list[tuple[str, str]]:
     failed = [f"{arm['name']} {arm['status']}" for arm in result["arms"] if arm.get("status", "ok") != "ok"]
     lines += [("failed", str(text)) for text in dict.fromkeys([*failed, *(result.get("failed") or ())])]
     lines += [("note", str(note)) for note in result.get("notes") or ()]
-    return [(label, str(text)) for label, text in [*lines, ("reading", LEGEND)] if text]
+    lines.append(("reading", LEGEND.format(other=compared_with(result))))
+    return [(label, str(text)) for label, text in lines if text]
 
 
 def _absent(result: Result) -> list[str]:
@@ -273,11 +319,9 @@ def _digits(rows: Sequence[Mapping[str, Any]], exponent: int | None = None) -> D
     return Digits.of([row["mean"] for row in rows], [half for half in halves if half is not None], exponent)
 
 
-def _digits_of(result: Result, metric: str) -> Digits:
-    """How a metric's scores are printed: as the arms need it, floor and ceiling follow."""
-    arms = [arm["metrics"][metric] for arm in result["arms"] if metric in arm["metrics"]]
-    below = [(result.get(key) or {}).get(metric) for key in ("ceiling", "floor")]
-    return _digits(arms or [row for row in below if row])
+def _ends(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+    values = [row[key] for row in rows for key in ("mean", "low", "high") if row.get(key) is not None]
+    return min(values), max(values)
 
 
 def _seeds(row: Mapping[str, Any]) -> Cell:
@@ -311,10 +355,12 @@ def _p(p: float | None) -> str:
     return "p<0.001" if p < 0.001 else f"p={p:.3f}" if p < 0.1 else f"p={p:.2f}"
 
 
-def _versus(arm: Mapping[str, Any], above: str | None) -> str:
-    """An arm's name, and what it is compared with if that is not the row above."""
+def _versus(result: Result, arm: Mapping[str, Any]) -> str:
+    """An arm's name, and what it is compared with if the heading does not say it: under some other arm's row."""
+    names = [other["name"] for other in result["arms"]]
+    above = names[names.index(arm["name"]) - 1]
     other = next((d["versus"] for d in arm["vs_previous"].values() if d.get("versus")), above)
-    return arm["name"] if other == above else f"{arm['name']} − {other}"
+    return arm["name"] if other == above or result.get("versus") == "first" else f"{arm['name']} − {other}"
 
 
 def _printed(column: str, value: float | None) -> Cell:

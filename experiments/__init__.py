@@ -39,6 +39,8 @@ class Ablation:
     versus   `above`: each arm is compared with the one above; `first`: all with the first
     primary  the metric by which an order is judged
     native   score stage I's clips at the anchor's size, against real clips degraded to it
+    curve    (key, what stands for it where it is null or not there: a number, or another key): the number along which
+             the arms lie, if it is neither the one key they vary nor that of `across`
     ceiling  the arm whose many-step solution is shown as the ceiling, the first by default
     """
 
@@ -50,6 +52,7 @@ class Ablation:
     probe: Probe | None = None
     versus: Literal["above", "first"] = "above"
     primary: str = "psd"
+    curve: tuple[str, float | str] | None = None
     ceiling: str | None = None
     native: bool = False
     metrics: Sequence[str] = (*DETAIL, *SOLUTION, "anchor_fidelity")

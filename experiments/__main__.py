@@ -8,7 +8,7 @@
 
 python -m experiments name=ansc [seeds=5] [arms=baseline,full] [dry_run=true] [vary_start=true] [fresh=true]
                       [launcher=submitit launcher.partition=…] [workers=2] [mlflow=false] [outputs=DIR]
-                      [any override of conf/, for every run]
+                      [any override of conf/, for every run; of several values, step_sampler.beta=0,0.2,0.4: a sweep]
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
         return 1
     plan.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(plan.folder / ".lock"):  # another runner of the same ablation may be done now, too
-        write_table(plan, result)
+        earlier = write_table(plan, result)
     console.print()
     console.print(report.terminal(result, console.width))
     if plan.options.mlflow:
@@ -201,6 +201,8 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
         f"\n{plan.folder}/table.{{md,tex,html,json,csv}}, plot.png, contact_sheet.png; "
         f"`make mlflow` compares the runs. {time.perf_counter() - began:.0f} s"
     )
+    if earlier is not None:
+        console.print(f"the table of other settings that was there is in {earlier}", markup=False)
     return 1 if failed else 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import Ablation, Statement, load, names
+from experiments._sweep import take_sweeps
 from pw.build import Run, assemble, build
 from pw.config import Config, ConfigError, leaves, override_key
 from pw.train import OUTPUTS, check_share, outputs_folder
@@ -165,14 +166,21 @@ def make_plan(options: Options) -> Plan:
 
 def plan_of(options: Options, ablation: Ablation, stated: Statement) -> Plan:
     """The plan of an ablation that need not be a file of this folder. Raises ConfigError."""
-    _check_overrides(ablation, options)
     chosen = _chosen_arms(ablation, options)
+    for override in options.overrides:
+        if override_key(override) == "seed":
+            raise ConfigError(f"{override}: an ablation has seeds=…, e.g. seeds=[{override.partition('=')[2]}]")
+    swept, stated, overrides = take_sweeps(options.name, ablation, stated, options.arms, options.overrides)
+    _check_overrides(ablation, options.name, overrides)
+    if swept.arms != ablation.arms:
+        chosen = list(swept.arms)
+    ablation = swept
     arms: list[Arm] = []
     crossed: Sequence[Any] = ablation.across[1] if ablation.across else [None]
     for value in crossed:
         above = None
         for name in chosen:
-            arm = _arm(ablation, options, name, value, above)
+            arm = _arm(ablation, options, overrides, name, value, above)
             arms.append(arm)
             above = arm.name if above is None or ablation.versus == "above" else above
     _check_controlled(ablation, arms)
@@ -188,19 +196,20 @@ def _chosen_arms(ablation: Ablation, options: Options) -> list[str]:
     return [name for name in ablation.arms if not options.arms or name in options.arms]
 
 
-def _check_overrides(ablation: Ablation, options: Options) -> None:
+def _check_overrides(ablation: Ablation, name: str, overrides: Sequence[str]) -> None:
     varies = [*ablation.varies, *([ablation.across[0]] if ablation.across else [])]
-    for override in options.overrides:
+    for override in overrides:
         key = override_key(override)
-        if key == "seed":
-            raise ConfigError(f"{override}: an ablation has seeds=…, e.g. seeds=[{override.partition('=')[2]}]")
         if any(key == v or v.startswith(f"{key}.") for v in varies):
-            raise ConfigError(f"{override}: {key} is what {options.name} varies (arms: {', '.join(ablation.arms)})")
+            raise ConfigError(
+                f"{override}: {key} is what {name} varies (arms: {', '.join(ablation.arms)}); several values, "
+                f"{key}=…,…, take the place of these"
+            )
 
 
-def _arm(ablation: Ablation, options: Options, name: str, value: Any, above: str | None) -> Arm:
+def _arm(ablation: Ablation, options: Options, given: Sequence[str], name: str, value: Any, above: str | None) -> Arm:
     across = [f"{ablation.across[0]}={value}"] if ablation.across else []
-    overrides = [*ablation.fixed.split(), *options.overrides, *ablation.arms[name].split(), *across]
+    overrides = [*ablation.fixed.split(), *given, *ablation.arms[name].split(), *across]
     label = f"{name}@{value}" if ablation.across else name
     try:
         run = build(overrides)
@@ -209,8 +218,8 @@ def _arm(ablation: Ablation, options: Options, name: str, value: Any, above: str
     except ConfigError as error:
         raise ConfigError(f"arm {label}: {error}") from error
     tuned = [o for o in (*ablation.fixed.split(), *ablation.arms[name].split()) if o.startswith("optimizer.")]
-    given = {override_key(o) for o in options.overrides}
-    if run.departs_from_wan and (left := [o for o in tuned if override_key(o) not in given]):
+    own = {override_key(o) for o in given}
+    if run.departs_from_wan and (left := [o for o in tuned if override_key(o) not in own]):
         raise ConfigError(
             f"arm {label}: {' '.join(left)} is fixed for the tiny scale; at scale={run.scale.name} give your own, e.g. "
             f'args="… optimizer.lr=1e-5 optimizer.final_lr=1"'

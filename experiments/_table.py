@@ -11,12 +11,13 @@ from typing import Any
 
 from benchmarks import paper, report
 from benchmarks.compare import Comparison, compare, estimate, order_as_in_paper
+from benchmarks.contact_sheet import Row as SheetRow
+from benchmarks.contact_sheet import contact_sheet
 from benchmarks.contract import table_contract
-from benchmarks.figures import contact_sheet
+from experiments._curve import curve_of
 from experiments._plan import Arm, Plan, seeds_word
 from experiments._runner import Row, probe_row
 from experiments._written import read_reference, read_sampling, read_scores, read_training
-from pw.build import Run
 from pw.config import digest
 from pw.provenance import provenance
 from pw.sample import SHOWN, reference_folder, sample_folder
@@ -45,6 +46,10 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
         "seeds": list(plan.options.seeds),
         "contract": contract,
         "settings": _settings(plan),
+        "versus": plan.ablation.versus,
+        "primary": plan.ablation.primary,
+        "across": plan.ablation.across[0] if plan.ablation.across else None,
+        "curve": curve_of(plan),
         "arms": [_arm_entry(plan, arm, compared, scores, failed) for arm in plan.arms],
         "best": compared.best,
         "floor": _reference_row(scores, FLOOR),
@@ -117,11 +122,22 @@ def _arm_entry(
         "name": arm.name,
         "varied": dict(arm.varied),
         **compared.row(arm.name),
+        "values": _by_metric(scores.get(arm.name, {})),
         "cost": _cost(plan, arm),
         "probe": _probe(plan, arm, scores),
         "paper": paper.load(plan.ablation.paper).values().get(arm.paper_arm) if plan.ablation.paper else None,
         "status": status,
     }
+
+
+def _by_metric(by_seed: Mapping[int, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
+    """metric -> seed -> value, without what has none."""
+    found: dict[str, dict[str, float]] = {}
+    for seed, values in by_seed.items():
+        for metric, value in values.items():
+            if value is not None and math.isfinite(value):
+                found.setdefault(metric, {})[str(seed)] = value
+    return found
 
 
 def _done(folder: Path) -> dict[str, Any]:
@@ -222,50 +238,53 @@ def _passed_over(plan: Plan) -> list[str]:
     return notes
 
 
-def write_table(plan: Plan, result: dict[str, Any]) -> list[Path]:
-    """table.{md,tex,html,json,csv}, plot.png and contact_sheet.png in the ablation's folder."""
+def write_table(plan: Plan, result: dict[str, Any]) -> Path | None:
+    """table.{md,tex,html,json,csv}, plot.png and contact_sheet.png in the ablation's folder.
+
+    Returns: where the table of other settings went that was there, if one was.
+    """
     folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
-    _keep_earlier(folder, result["settings"])
+    earlier = _keep_earlier(folder, result["settings"])
     partial = folder / ".contact_sheet.png"
-    contact_sheet(_sheet_rows(plan), partial, _sheet_scale(plan.arms[0].first))
+    contact_sheet(_sheet_blocks(plan), partial)
     if partial.exists():
         os.replace(partial, folder / "contact_sheet.png")
-    return report.write(result, folder)
+    report.write(result, folder)
+    return earlier
 
 
-def _keep_earlier(folder: Path, settings: list[str]) -> None:
-    """A table of other settings (other data, seeds, arms) moves to `earlier/`, it is not written over."""
+def _keep_earlier(folder: Path, settings: list[str]) -> Path | None:
+    """A table of other settings (other data, seeds, arms, a sweep) moves to `earlier/`, it is not written over."""
     if not (folder / "table.json").exists():
-        return
+        return None
     before = (read_json(folder / "table.json") or {}).get("settings")
     if before == settings:
-        return
+        return None
     earlier = folder / "earlier" / digest(before)
     earlier.mkdir(parents=True, exist_ok=True)
     for path in [*folder.glob("table.*"), *folder.glob("*.png")]:
         path.replace(earlier / path.name)
+    return earlier
 
 
-def _sheet_scale(run: Run) -> int:
-    return max(1, round(120 / run.scale.width))
-
-
-def _sheet_rows(plan: Plan) -> list[tuple[str, list[Path | None]]]:
-    """Real, anchor, then each arm: the same clips of the first seed."""
+def _sheet_blocks(plan: Plan) -> list[list[SheetRow]]:
+    """Real and anchor, then the arms, then the ceiling: the same clips of the first seed."""
     outputs, seed = plan.options.outputs, plan.options.seeds[0]
     ceiling = plan.ceiling.runs[seed]
     names = [f"{index:04d}.mkv" for index in range(min(SHEET_CLIPS, SHOWN, ceiling.sampling.count))]
-    rows: list[tuple[str, list[Path | None]]] = [
+    given: list[SheetRow] = [
         ("real", _existing(reference_folder(ceiling, outputs, seed) / "real", names)),
         ("anchor", _existing(sample_folder(ceiling, outputs, seed) / "anchors", names)),
     ]
-    for arm in plan.arms:
-        rows.append((arm.name, _existing(sample_folder(arm.runs[seed], outputs, seed), names)))
+    arms: list[SheetRow] = [
+        (arm.name, _existing(sample_folder(arm.runs[seed], outputs, seed), names)) for arm in plan.arms
+    ]
+    above: list[SheetRow] = []
     if ceiling.sampling.num_steps < ceiling.sampling.solution_steps:
         label = f"{ceiling.sampling.solution_steps}-step ceiling"
-        rows.append((label, _existing(sample_folder(ceiling.solution, outputs, seed), names)))
-    return [(label, paths) for label, paths in rows if any(paths)]
+        above.append((label, _existing(sample_folder(ceiling.solution, outputs, seed), names)))
+    return [[(label, paths) for label, paths in rows if any(paths)] for rows in (given, arms, above)]
 
 
 def _existing(folder: Path, names: Sequence[str]) -> list[Path | None]:

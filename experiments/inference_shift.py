@@ -22,4 +22,5 @@ ABLATION = Ablation(
         **{f"flow_{shift:g}": f"objective=flow sampling.shift={shift}" for shift in SHIFTS},
     },
     versus="first",
+    curve=("sampling.shift", "schedule.shift"),
 )

@@ -10,9 +10,10 @@ from experiments import DETAIL, Ablation
 
 ABLATION = Ablation(
     fixed="stage=hires sampling.num_steps=4",
-    varies=("weighting",),
+    varies=("weighting", "weighting.p"),
     # p = 0 is weighting=uniform, and so the run that `ansc` calls exponential
     arms={"p_0": "weighting=uniform", **{f"p_{p}": f"weighting.p={p}" for p in (0.25, 0.5, 1.0)}},
     versus="first",
+    curve=("weighting.p", 0.0),
     metrics=(*DETAIL, "anchor_fidelity"),
 )

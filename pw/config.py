@@ -82,6 +82,26 @@ def override_key(override: str) -> str:
     return override.split("=", 1)[0].lstrip("+~").split("@")[0]
 
 
+def swept_values(override: str) -> tuple[str, ...]:
+    """The values of `key=0,0.2,0.4`, as they are written in an override each; none where it is one value (`[1,2]` is).
+
+    Raises ConfigError for Hydra's other sweeps.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:  # composing says what is wrong
+        return ()
+    if not parsed.is_sweep_override():
+        return ()
+    key, _, value = override.partition("=")
+    if not parsed.is_choice_sweep():
+        raise ConfigError(f"{override}: {value} is no list of values; write them out, e.g. {key}=0,0.2,0.4")
+    return tuple(str(found) for found in parsed.sweep_string_iterator())
+
+
 @lru_cache(maxsize=256)
 def _chosen(choices: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
     """What group choices alone compose to, interpolations still open, and the chosen file of each group."""

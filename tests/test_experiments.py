@@ -281,7 +281,7 @@ WRONG = [
     (["seeds=3"], ["name=… is missing", "ansc", "steps"]),
     # what the ablation varies is not the command line's to set
     (["name=ansc", "weighting=uniform"], ["weighting=uniform", "ansc varies", "baseline"]),
-    (["name=power", "weighting.p=1"], ["arm p_0", "weighting.p=1", "weighting=delta_sigma"]),
+    (["name=power", "weighting.p=1"], ["weighting.p=1", "power varies", "weighting.p=…,…"]),
     (["name=beta", "step_sampler=closed"], ["step_sampler=closed", "beta varies"]),
     (["name=coordinate", "sampling.num_steps=4"], ["sampling.num_steps=4", "coordinate varies"]),
     # what a training would refuse when it starts, hours later; also that of a start, or of the stage that makes anchors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,10 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.compare import compare, estimate, order_as_in_paper
-from benchmarks.figures import contact_sheet, plot
 from benchmarks.metrics import GROUPS, METRICS, protocols
 from benchmarks.paper import load
 from benchmarks.report import html, latex, markdown, terminal, to_csv, to_json, write
-from benchmarks.table import Digits, contract_line, coverage_line
-from pw.video import write_video
+from benchmarks.table import Digits, compared_with, contract_line, coverage_line, differences
 
 MEANS = {
     "baseline": (4.1, 0.062, 0.0051, 0.61, 0.041, 0.52, 0.0041),
@@ -146,6 +145,40 @@ def test_only_a_significant_best_is_bold(result: dict):
     assert not cells[3].startswith("**")
 
 
+@pytest.mark.parametrize(
+    ("setting", "phrase"),
+    [
+        ({}, "the arm above"),  # a table.json of an earlier version says nothing
+        ({"versus": "above"}, "the arm above"),
+        ({"versus": "above", "across": "sampling.num_steps"}, "the arm above at the same num_steps"),
+        ({"versus": "first"}, "baseline"),
+        ({"versus": "first", "across": "sampling.num_steps"}, "baseline at the same num_steps"),
+    ],
+)
+def test_every_format_says_what_an_arm_is_compared_with(result: dict, setting: dict, phrase: str):
+    arms = result["arms"]
+    if "across" in setting:
+        arms = [{**arm, "name": f"{arm['name']}@4"} for arm in arms]
+    found = {**result, **setting, "arms": arms}
+    assert compared_with(found) == phrase
+    printed = io.StringIO()
+    Console(file=printed, width=200).print(terminal(found, 200))
+    assert f"differences to {phrase}\n" in re.sub(" +\n", "\n", printed.getvalue())
+    assert f"Differences to {phrase} (" in markdown(found)
+    assert f"against {phrase}, paired by seed" in markdown(found)
+    assert f"<h2>Differences to {phrase}</h2>" in html(found)
+    assert f'<th class="group" colspan="7">difference to {phrase}</th>' in html(found)
+    assert f"differences to {phrase.replace('_', chr(92) + '_')}." in latex(found)
+
+
+def test_a_row_names_what_it_is_compared_with_only_where_the_heading_does_not(result: dict):
+    assert [label for label, _ in differences({**result, "versus": "first"}).rows] == ["uniform", "exponential", "full"]
+    arms = [{**arm, "vs_previous": {m: dict(d) for m, d in arm["vs_previous"].items()}} for arm in result["arms"]]
+    for row in arms[3]["vs_previous"].values():
+        row["versus"] = "uniform"
+    assert [label for label, _ in differences({**result, "arms": arms}).rows][-1] == "full − uniform"
+
+
 def test_a_missing_score_is_a_dash(result: dict):
     floor = next(line for line in markdown(result).splitlines() if line.startswith("| real vs real"))
     assert " | – | – | " in floor
@@ -227,40 +260,6 @@ def test_coverage_is_one_line(result: dict):
 
 def test_many_signatures_are_counted():
     assert contract_line({"signature": [f"{i}" for i in range(12)]}) == "signature 0 … 11 (12 values)"
-
-
-def test_the_plot_has_a_panel_per_metric(result: dict, tmp_path: Path):
-    plot(result, tmp_path / "plot.png")
-    image = Image.open(tmp_path / "plot.png")
-    assert image.width > 1500
-    assert image.height > 800
-
-
-def clip(path: Path, size: int, value: int) -> Path:
-    write_video(path, np.full((3, size, size, 3), value, dtype=np.uint8))
-    return path
-
-
-def test_a_contact_sheet_has_a_row_per_arm_and_a_column_per_clip(tmp_path: Path):
-    real = [clip(tmp_path / f"{i}.mkv", 24, 200) for i in range(5)]
-    anchor = [clip(tmp_path / f"a{i}.mkv", 6, 100) for i in range(5)]
-    out = tmp_path / "sheet.png"
-    contact_sheet([("real", real), ("anchor", anchor), ("full", [None, *real[1:]])], out, 4)
-    image = Image.open(out)
-    assert image.height == 26 + 3 * (24 * 4 + 4) + 4
-    left = image.width - 5 * (24 * 4 + 4) - 4
-    assert 0 < left < 120
-    middle = [image.getpixel((left + 48, 26 + row * 100 + 48)) for row in range(3)]
-    assert middle == [(200, 200, 200), (100, 100, 100), (221, 221, 221)]
-    assert image.info == {}
-
-
-def test_a_contact_sheet_of_uneven_rows_or_no_clips_is_refused(tmp_path: Path):
-    real = [clip(tmp_path / "0.mkv", 8, 0)]
-    with pytest.raises(ValueError, match=r"rows of one length .* lengths are \[1, 2\]"):
-        contact_sheet([("real", real), ("full", [*real, None])], tmp_path / "s.png", 2)
-    with pytest.raises(ValueError, match="none of the clips"):
-        contact_sheet([("real", [tmp_path / "gone.mkv"])], tmp_path / "s.png", 2)
 
 
 def test_a_cached_table_is_shown_without_torch_or_matplotlib():
