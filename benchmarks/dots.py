@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup
 from benchmarks.table import (
-    FLOOR,
     MARKS,
     Digits,
     Result,
     ceiling_label,
     compared_with,
     digits_of,
+    floor_label,
     frame,
     heading,
     primary_metric,
@@ -117,6 +117,6 @@ def _rows(result: Result, name: str) -> Iterator[_Row]:
     for label, arm in shown_arms(result):
         if name in arm["metrics"]:
             yield _Row(label, arm["metrics"][name], arm["vs_previous"].get(name, {}).get("verdict", "not compared"))
-    for label, key in ((ceiling_label(result), "ceiling"), (FLOOR, "floor")):
+    for label, key in ((ceiling_label(result), "ceiling"), (floor_label(result), "floor")):
         if name in (result.get(key) or {}):
             yield _Row(label, result[key][name], is_reference=True)

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup
 from benchmarks.table import (
-    FLOOR,
     Result,
     ceiling_label,
     compared_with,
     digits_of,
+    floor_label,
     frame,
     heading,
     metrics,
@@ -319,7 +319,9 @@ def _legend(figure: Figure, result: Result) -> None:
     drawn = {row["verdict"] for arm in result["arms"] for row in arm["vs_previous"].values()}
     handles = [
         Line2D([], [], color=colour, linestyle=style, linewidth=2.2, label=label)
-        for (key, (colour, style)), label in zip(REFERENCES.items(), (ceiling_label(result), FLOOR), strict=True)
+        for (key, (colour, style)), label in zip(
+            REFERENCES.items(), (ceiling_label(result), floor_label(result)), strict=True
+        )
         if result.get(key)
     ]
     several = len((result.get("curve") or {}).get("lines", ())) > 1  # colours are the lines' then

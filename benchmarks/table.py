@@ -24,6 +24,7 @@ LEGEND = (
 )
 CEILING = "{steps}-step ceiling"
 FLOOR = "real vs real (floor)"
+OTHER_REAL = "other real clips (no bound)"
 PAPER = "paper (not comparable in value)"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -171,6 +172,12 @@ def digits_of(result: Result, metric: str) -> Digits:
     return _digits(arms or [row for row in below if row])
 
 
+def floor_label(result: Result) -> str:
+    """The row of real clips held against real ones. It is a bound only where both have the same structure: clips of
+    other content differ more from the reference than those of a model that is given the reference's anchors."""
+    return FLOOR if result.get("floor_is_bound", True) else OTHER_REAL
+
+
 def half_width(row: Mapping[str, Any]) -> float | None:
     """Half of an interval; None without one."""
     return None if row.get("low") is None or row.get("high") is None else (row["high"] - row["low"]) / 2
@@ -182,7 +189,10 @@ def scores(result: Result, *, marks: bool) -> Grid:
     marks: the verdict of its comparison beside each score.
     """
     names = metrics(result)
-    below = [(label, result.get(key) or {}) for label, key in ((ceiling_label(result), "ceiling"), (FLOOR, "floor"))]
+    below = [
+        (label, result.get(key) or {})
+        for label, key in ((ceiling_label(result), "ceiling"), (floor_label(result), "floor"))
+    ]
     rows = [
         *((arm["name"], arm["metrics"]) for arm in result["arms"]),
         *((label, row) for label, row in below if row),

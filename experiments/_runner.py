@@ -213,7 +213,7 @@ def _structure(run: Run, outputs: Path, seed: int, is_floor: bool) -> Path | Non
         return None
     if run.anchor_run is not None:
         return None if is_floor else sample_folder(run.anchor_run, outputs, seed)
-    if is_floor and not getattr(run.source, "twins_share_structure", False):
+    if is_floor and not run.source.twins_share_structure:
         return None
     return reference_folder(run, outputs, seed) / "real"
 

@@ -53,6 +53,7 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
         "arms": [_arm_entry(plan, arm, compared, scores, failed) for arm in plan.arms],
         "best": compared.best,
         "floor": _reference_row(scores, FLOOR),
+        "floor_is_bound": plan.arms[0].first.source.twins_share_structure,
         "ceiling": _reference_row(scores, CEILING),
         "ceiling_steps": plan.ceiling.first.sampling.solution_steps,
         "coverage": [entry for arm in plan.arms if (entry := _coverage(plan, arm)) is not None],

@@ -397,8 +397,8 @@ def _cross_check(run: Run) -> None:
             raise ConfigError(f"guidance.scale={run.guidance.scale}: injector=none has no anchor to drop")
         if run.train.condition_dropout == 0 and run.text is None:
             raise ConfigError(
-                f"guidance.scale={run.guidance.scale}: with train.condition_dropout=0 the null branch is never trained; "
-                "set train.condition_dropout=0.1"
+                f"guidance.scale={run.guidance.scale}: with train.condition_dropout=0 the null branch is never "
+                "trained; set train.condition_dropout=0.1"
             )
     if run.config.choices["data"] == "latents":
         _check_latents(run)

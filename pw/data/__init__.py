@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,12 @@ class Evaluation:
 
 
 class Source(Protocol):
-    """Clips to train on and to be judged by, each a pure function of its seeds."""
+    """Clips to train on and to be judged by, each a pure function of its seeds.
+
+    twins_share_structure  whether the second set of `evaluation` has the anchors of the first
+    """
+
+    twins_share_structure: ClassVar[bool]
 
     def batch(self, seed: int, index: int, batch_size: int) -> Tensor | LatentBatch:
         """The index-th batch of an endless order: float32 [B, 3, F, H, W] in [-1, 1], or already encoded."""
@@ -126,6 +131,8 @@ class Source(Protocol):
 @dataclass(frozen=True)
 class Unset:
     """No clips yet: enough to plan or to generate, not to train."""
+
+    twins_share_structure: ClassVar[bool] = False
 
     def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
         """Raises ValueError: there is nothing to train on."""

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pw.data import Clips, Evaluation, LatentBatch
 from pw.data.shards import (
@@ -113,6 +113,7 @@ class LatentClips:
 
     urls: str
     text_tokens: int
+    twins_share_structure: ClassVar[bool] = False
     _about: dict[str, Any] = field(init=False, repr=False, compare=False)
     _train: _Latents = field(init=False, repr=False, compare=False)
 

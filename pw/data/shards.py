@@ -25,7 +25,7 @@ from functools import lru_cache
 from itertools import count as count_from
 from itertools import product
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -165,6 +165,7 @@ class ShardClips:
     train_split: str = "train"
     eval_split: str = "val"
     width: int = 0
+    twins_share_structure: ClassVar[bool] = False
     _train: _Pool = field(init=False, repr=False, compare=False)
     _eval: _Pool = field(init=False, repr=False, compare=False)
 

@@ -269,3 +269,10 @@ def test_a_cached_table_is_shown_without_torch_or_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_other_real_clips_are_not_called_a_floor_where_they_bound_nothing(result: dict):
+    bounded, other = markdown(result), markdown({**result, "floor_is_bound": False})
+    assert "real vs real (floor)" in bounded
+    assert "other real clips (no bound)" in other
+    assert "(floor)" not in other
