@@ -47,7 +47,7 @@ def result() -> dict:
             **compared.row(arm),
             "cost": {"updates": 400, "train_flops": 1.23e14, "train_cpu_s": 31.4, "sample_cpu_s": None},
             "probe": None,
-            "paper": paper.values()[arm],
+            "paper": paper.values().get(arm),
             "status": "ok",
         }
         for arm in scores
