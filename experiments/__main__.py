@@ -191,6 +191,8 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
         write_table(plan, result)
     console.print()
     console.print(report.terminal(result, console.width))
+    console.print()
+    console.print(report.terminal_verdict(result))
     if plan.options.mlflow:
         try:
             log_to_mlflow(plan, result, rows)

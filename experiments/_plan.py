@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import Ablation, Statement, load, names
+from experiments._verdict import check_claims
 from pw.build import Run, assemble, build
 from pw.config import Config, ConfigError, leaves, override_key
 from pw.train import OUTPUTS, check_share, outputs_folder
@@ -165,10 +166,14 @@ def make_plan(options: Options) -> Plan:
 
 def plan_of(options: Options, ablation: Ablation, stated: Statement) -> Plan:
     """The plan of an ablation that need not be a file of this folder. Raises ConfigError."""
+    crossed: Sequence[Any] = ablation.across[1] if ablation.across else [None]
+    try:
+        check_claims(ablation, [_label(ablation, name, value) for value in crossed for name in ablation.arms])
+    except ValueError as error:
+        raise ConfigError(f"{options.name}: {error}") from error
     _check_overrides(ablation, options)
     chosen = _chosen_arms(ablation, options)
     arms: list[Arm] = []
-    crossed: Sequence[Any] = ablation.across[1] if ablation.across else [None]
     for value in crossed:
         above = None
         for name in chosen:
@@ -177,6 +182,11 @@ def plan_of(options: Options, ablation: Ablation, stated: Statement) -> Plan:
             above = arm.name if above is None or ablation.versus == "above" else above
     _check_controlled(ablation, arms)
     return Plan(options, ablation, stated, tuple(arms), tuple(_probes(ablation, arms)))
+
+
+def _label(ablation: Ablation, name: str, value: Any) -> str:
+    """An arm's row in the table."""
+    return f"{name}@{value}" if ablation.across else name
 
 
 def _chosen_arms(ablation: Ablation, options: Options) -> list[str]:
@@ -201,7 +211,7 @@ def _check_overrides(ablation: Ablation, options: Options) -> None:
 def _arm(ablation: Ablation, options: Options, name: str, value: Any, above: str | None) -> Arm:
     across = [f"{ablation.across[0]}={value}"] if ablation.across else []
     overrides = [*ablation.fixed.split(), *options.overrides, *ablation.arms[name].split(), *across]
-    label = f"{name}@{value}" if ablation.across else name
+    label = _label(ablation, name, value)
     try:
         run = build(overrides)
         runs = {seed: run.with_seed(seed, 1000 + seed if options.vary_start else None) for seed in options.seeds}

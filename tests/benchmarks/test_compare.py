@@ -86,7 +86,7 @@ def test_a_failed_run_leaves_the_common_seeds():
 def test_a_single_seed_has_no_interval_and_no_verdict():
     got = compare(table({"a": [1.0], "b": [0.1]}), ONE)
     d = got.differences["b"]["m"]
-    assert (d.diff, d.low, d.p, d.p_holm, d.verdict) == (
+    assert (d.diff, d.low, d.p, d.p_adjusted, d.verdict) == (
         pytest.approx(-0.9),
         None,
         None,

@@ -143,7 +143,7 @@ def test_holm_runs_over_the_metrics():
     outcome = compare_videos(
         {m: base for m in names}, {m: shifted for m in names}, {m: "higher" for m in names}
     ).differences
-    assert all(d.p == 2 / 256 and d.p_holm == 16 / 256 for d in outcome.values())
+    assert all(d.p == 2 / 256 and d.p_adjusted == 16 / 256 for d in outcome.values())
     assert {d.verdict for d in outcome.values()} == {"no difference shown"}
 
 
