@@ -5,8 +5,8 @@ primary metric alone at 5 %, another metric behind its gate. `better` holds wher
 claimed direction, and is refuted where it is in the other one. `same`, and `not_worse` with a margin, hold by a test of
 equivalence (the 90 % interval is within the margin), which needs no gate: more metrics make it no easier.
 
-A clause of several pairs errs as rarely as one of a single pair. It holds where all must and all do, or where any may and
-the smallest p stands Bonferroni's correction (Holm's first step); it is refuted by the same rule, the other way round.
+A clause of several pairs errs as rarely as one of a single pair. It holds where all must and all do, or where any may
+and the smallest p stands Holm's first step over them; it is refuted by the same rule, the other way round.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from benchmarks.compare import LEVEL, Difference, Scores, compare, equivalence
+from benchmarks.compare import LEVEL, Difference, Scores, by_seed, compare, equivalence
 from benchmarks.metrics import Metric, lookup
 from benchmarks.table import Digits, p_text
 from experiments import Ablation
@@ -29,7 +29,7 @@ SHOWN = 3  # pairs of a clause whose numbers are given
 
 @dataclass(frozen=True)
 class Found:
-    """Of a pair or a clause: p that it holds, p that it is refuted, arms without scores, the pairs and their numbers."""
+    """Of a pair or a clause: p that it holds, p that it is refuted, arms without scores, its pairs, their numbers."""
 
     holds: float
     refuted: float
@@ -80,11 +80,9 @@ def check_claims(ablation: Ablation, arms: Sequence[str]) -> None:
 
     arms: all that the ablation has, also those that are left out of a run.
     """
-    measured = ", ".join(ablation.metrics)
-    if ablation.primary not in ablation.metrics:
-        raise ValueError(
-            f"primary={ablation.primary}: is not among the metrics ({measured}); add it, or name one of them"
-        )
+    measured, primary = ", ".join(ablation.metrics), ablation.primary
+    if primary not in ablation.metrics:
+        raise ValueError(f"primary={primary}: is not among the metrics ({measured}); add it, or name one of them")
     for clause in ablation.claims:
         for pair in clause.pairs():
             for name in (pair.arm, pair.other):
@@ -121,7 +119,7 @@ def _answer_pair(pair: Pair, scores: Scores, primary: str) -> Found:
     row = compare(two, primary=primary, versus={pair.arm: pair.other}).differences[pair.arm].get(metric.name)
     if row is None or row.diff is None:
         return Found(1.0, 1.0, said=str(pair), numbers=f"no {metric.name} of a common seed")
-    of = {arm: _by_seed(by_seed, metric.name) for arm, by_seed in two.items()}
+    of = {arm: by_seed(rows, metric.name) for arm, rows in two.items()}
     margin, p_margin = pair.margin, None
     if margin is not None:
         p_margin = equivalence(of[pair.arm], of[pair.other], metric.direction, margin, both=pair.relation == "same")
@@ -133,13 +131,8 @@ def _answer_pair(pair: Pair, scores: Scores, primary: str) -> Found:
         holds = min(holds, p_margin)
     if holds < 1 - LEVEL:  # a difference within the margin is none
         refuted = 1.0
-    return Found(
-        holds, refuted, said=str(pair), numbers=_numbers(metric, of[pair.arm], of[pair.other], row, pair, p_margin)
-    )
-
-
-def _by_seed(scores: Mapping[int, Mapping[str, float | None]], metric: str) -> dict[int, float]:
-    return {seed: value for seed, row in scores.items() if (value := row.get(metric)) is not None}
+    numbers = _numbers(metric, of[pair.arm], of[pair.other], row, pair, p_margin)
+    return Found(holds, refuted, said=str(pair), numbers=numbers)
 
 
 def _numbers(

@@ -6,7 +6,7 @@ Verdict   (tiny, 3 seeds) Refuted: no difference is shown for any power (psd 1.6
           0.25, 0.5, 1).
 """
 
-from experiments import DETAIL, Ablation
+from experiments import DETAIL, Ablation, better
 
 ABLATION = Ablation(
     fixed="stage=hires sampling.num_steps=4",
@@ -15,4 +15,5 @@ ABLATION = Ablation(
     arms={"p_0": "weighting=uniform", **{f"p_{p}": f"weighting.p={p}" for p in (0.25, 0.5, 1.0)}},
     versus="first",
     metrics=(*DETAIL, "anchor_fidelity"),
+    claims=(better("p_0.5", "p_0", "p = 0.5 beats p = 0 at 4 steps"),),
 )
