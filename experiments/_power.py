@@ -15,11 +15,11 @@ seeds has the variance
     seed^2 / m + video^2 / (n m)
 
 and seeds buy what prompts cannot: below seed / sqrt(m) no number of prompts goes. Of the primary metric it is said what
-buys most: twice the prompts, two more seeds, or a control variate. A metric of the whole set has no values per prompt:
-the primary's small clips are measured again with groups of them left out (`benchmarks.jackknife`), of the others the
-prompts' part is not known. A row of one seed has no spread between trainings to hold a difference against. It says what
-can be shown of these two checkpoints over prompts (df = n - 1), which is what the paper's own tables can show, and
-nothing of the method.
+buys most, twice the prompts or two more seeds, and whether a control variate could pay. A metric of the whole set has no
+values per prompt: the primary's small clips are measured again with groups of them left out (`benchmarks.jackknife`), of
+the others the prompts' part is not known. A row of one seed has no spread between trainings to hold a difference
+against. It says what can be shown of these two checkpoints over prompts (df = n - 1), which is what the paper's own
+tables can show, and nothing of the method.
 
 **The spreads** are measured where scores of this ablation are in `outputs/scores`, else assumed, and are said to be.
 """
@@ -48,6 +48,7 @@ from experiments._spread import (
     Purchase,
     Spread,
     components,
+    control_variate_pays_from,
     pooled,
     prompts_for,
     purchases,
@@ -636,15 +637,22 @@ def _advice(request: Request, entry: Known, cost: Cost | None) -> str:
         whose = f"at {n} clips {100 * share:.0f} % of the variance of a difference is theirs, the rest the trainings'"
     bought = purchases(entry.spread, n, m, entry.level, None if cost is None else cost.seconds)
     told = [f"{one.what} {_number(one.shown)}{_price(one)}" for one in bought]
+    able = [one for one in bought if one.shown is not None]
     now = smallest(entry.spread, n, m, entry.level)
-    said = f"{entry.header}, the primary metric: {whose}. {n} × {m} shows {_number(now)}; {', '.join(told)}. "
-    gains = {one: now - one.shown for one in bought if now is not None and one.shown is not None}
-    if not gains or max(gains.values()) <= 0:
-        return f"{said}None of them buys anything."
-    most = max(gains, key=lambda one: gains[one])
-    paid = {one: gain / one.seconds for one, gain in gains.items() if one.seconds}
+    most = min(able, key=lambda one: one.shown or 0.0)
+    said = f"{entry.header}, the primary metric: {whose}. {n} × {m} shows {_number(now)}; {', '.join(told)}."
+    said += f" Most is bought by {most.what}"
+    paid = {one: ((now or 0.0) - (one.shown or 0.0)) / one.seconds for one in able if one.seconds}
     by_time = max(paid, key=lambda one: paid[one], default=most)
-    return f"{said}Most is bought by {most.what}{'' if by_time is most else f', for its time by {by_time.what}'}."
+    said += "." if by_time is most else f", for its time by {by_time.what}."
+    pays_from = control_variate_pays_from(m, entry.level.alpha)
+    if share is None or pays_from is None:
+        return said
+    could = "could pay" if share > pays_from else "does not pay"
+    return (
+        f"{said} A control variate of the clips, fitted on {m} seeds, {could}: it explains {100 * share:.0f} % at "
+        f"best, and narrows the interval from {100 * pays_from:.0f} % on."
+    )
 
 
 def _price(one: Purchase) -> str:

@@ -223,24 +223,35 @@ class Purchase:
 def purchases(
     spread: Spread, prompts: int, seeds: int, level: Level, seconds: Callable[[int, int], float] | None = None
 ) -> tuple[Purchase, ...]:
-    """What twice the videos, two more seeds, and a control variate would show.
+    """What twice the videos, and two more seeds, would show.
 
-    Of a control variate the best case: its expectation is known, and it explains all that the videos bring, so that
-    only the trainings' spread is left; its coefficient takes one of the seeds' degrees of freedom. `python -m
-    benchmarks.coverage_study` prints what real ones would do. The pairing by seed is itself one: arms share clips,
-    noise and start.
     seconds: of (prompts, seeds).
     """
     now = 0.0 if seconds is None else seconds(prompts, seeds)
 
-    def purchase(what: str, n: int, m: int, shown: float | None) -> Purchase:
+    def purchase(what: str, n: int, m: int) -> Purchase:
+        is_known = spread.video is not None or n == prompts
+        shown = smallest(spread, n, m, level) if is_known else None
         return Purchase(what, shown, None if seconds is None else seconds(n, m) - now)
 
-    df = seeds - 2
-    at_best = noncentrality(df, level.first_step, level.power) * spread.seed / math.sqrt(seeds) if df > 0 else None
-    more = smallest(spread, 2 * prompts, seeds, level) if spread.video is not None else None
-    return (
-        purchase("twice the clips", 2 * prompts, seeds, more),
-        purchase("two more seeds", prompts, seeds + 2, smallest(spread, prompts, seeds + 2, level)),
-        purchase("a control variate, at best", prompts, seeds, at_best if spread.video is not None else None),
-    )
+    return purchase("twice the clips", 2 * prompts, seeds), purchase("two more seeds", prompts, seeds + 2)
+
+
+def control_variate_pays_from(seeds: int, alpha: float = 0.05) -> float | None:
+    """Share of a difference's variance that a control variate must explain to narrow its interval; None below 3 seeds.
+
+    Its expectation is taken as known, and its coefficient is fitted on the seeds: a degree of freedom and the slope's
+    own error are paid with (normal errors; `python -m benchmarks.coverage_study` simulates it). The pairing by seed is
+    a control variate already, whose coefficient is 1: the arms share clips, noise and start.
+    """
+    from scipy.special import beta, gammaln
+
+    if seeds < 3:
+        return None
+
+    def mean_sd(df: int) -> float:
+        return math.sqrt(2 / df) * math.exp(gammaln((df + 1) / 2) - gammaln(df / 2))
+
+    widening = _critical(seeds - 2, alpha) / _critical(seeds - 1, alpha) * mean_sd(seeds - 2) / mean_sd(seeds - 1)
+    widening *= float(beta((seeds - 2) / 2, 0.5) / beta((seeds - 1) / 2, 0.5))
+    return 1 - widening**-2
