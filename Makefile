@@ -20,7 +20,7 @@ unexport PYTHONPATH
 # torch, lightning and diffusers take twice as long to import where their bytecode is not kept
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup weights ablation ablations status data latents train sample plan generate bench export coverage score table compare power lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
+.PHONY: help setup weights ablation ablations status data latents train sample plan generate bench export coverage score table compare power record lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -81,6 +81,9 @@ compare: .venv/.ready ## two runs or folders of videos, paired: make compare a=S
 
 power: .venv/.ready ## the smallest difference that n prompts and m seeds can show: make power ablation=ansc [args="prompts=100 seeds=3"]
 	@$(RUN) -m experiments power $(if $(ablation),ablation=$(ablation)) $(args)
+
+record: .venv/.ready ## keep an ablation's outcome in experiments/results, to be committed: make record name=ansc [args="outputs=DIR"]
+	@$(RUN) -m experiments record name=$(name) $(args)
 
 lint-paper: .venv/.ready ## recompute the paper's derived numbers and print what does not add up
 	@$(RUN) -m benchmarks.lint $(args)

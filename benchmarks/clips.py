@@ -35,7 +35,7 @@ def score_folder(
     real: Path | None,
     structure: Path | None,
     solution: Path | None,
-    solved: int | None = None,
+    solved: int | None,
     metrics: Sequence[str],
     contract: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def score_folder(
     rows: dict[str, dict[str, float | int]] = {}
     counts = dict.fromkeys(chosen, 0)
     clip_hash = ClipHash()
-    for names, batch in _batches(clips, clip_hash):
+    for names, batch in batches(clips, clip_hash):
         frames = batch.video.shape[2]
         rows.update({name: {"frames": frames} for name in names})
         for metric, made in chosen.items():
@@ -107,7 +107,7 @@ def _is_clip(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def _batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> Iterator[tuple[list[str], Batch]]:
+def batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> Iterator[tuple[list[str], Batch]]:
     """Names and tensors of clips that have the same folders and sizes, up to BATCH_PIXELS at once."""
     from pw.video import read_video
 

@@ -6,6 +6,9 @@ differences are equal, or one comparison has 16 times the variance of the others
 16. Coverage is counted for the
 difference of each arm to the one before it, and the comparison that is covered worst decides: an average
 would let the quiet comparisons pay for the noisy one.
+
+Then what a comparison's metrics are tested by: gatekeeping behind the primary metric against Holm over all of them,
+family-wise error and power. And what a control variate fitted on the seeds does to the interval's width.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.compare import LEVEL, holm, paired_t
+from benchmarks.compare import LEVEL, gatekeep, holm, paired_t
 
 Interval = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Middle, half-width and two-sided p, each [tables, comparisons]."""
@@ -190,6 +193,84 @@ def false_positives(
     return float(any_called.mean(0).max())
 
 
+@dataclass(frozen=True)
+class Family:
+    """One comparison of `metrics` metrics, the first of them the primary, over so many seeds.
+
+    effects: the true difference of each metric over the standard deviation of its paired differences.
+    correlation: between any two metrics' differences of a seed.
+    """
+
+    seeds: int
+    correlation: float
+    effects: tuple[float, ...]
+
+    def p_values(self, tables: int, rng: np.random.Generator) -> np.ndarray:
+        """p of the paired t: [tables, metrics]."""
+        common = rng.normal(size=(tables, 1, self.seeds))
+        own = rng.normal(size=(tables, len(self.effects), self.seeds))
+        noise = np.sqrt(self.correlation) * common + np.sqrt(1 - self.correlation) * own
+        return paired_t(noise + np.array(self.effects)[:, None])[2]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of simulated comparisons.
+
+    error: any metric without a difference is called. primary, others: a true difference of the primary metric is found,
+    and one of the others, on average; None without a true one.
+    """
+
+    error: float
+    primary: float | None
+    others: float | None
+
+
+FAMILIES = {
+    "none differs": (0.0,) * 7,
+    "only the primary": (3.0, *(0.0,) * 6),
+    "all but the primary": (0.0, *(3.0,) * 6),
+    "primary and three others": (3.0,) * 4 + (0.0,) * 3,
+    "all": (3.0,) * 7,
+}
+
+
+def family_rates(family: Family, tables: int, seed: int = 0) -> dict[str, Rates]:
+    """Family-wise error and power of gatekeeping and of Holm over all, the same simulated comparisons for both."""
+    p = family.p_values(tables, np.random.default_rng(seed))
+    names = [str(i) for i in range(p.shape[1])]
+    real = np.array(family.effects) != 0
+    rates = {}
+    for method, primary in (("gatekeeping", names[0]), ("Holm over all", None)):
+        adjusted = [gatekeep(dict(zip(names, row, strict=True)), primary) for row in p.tolist()]
+        called = np.array([[row[name] for name in names] for row in adjusted]) < 1 - LEVEL
+        rates[method] = Rates(
+            float(called[:, ~real].any(-1).mean()),
+            float(called[:, 0].mean()) if real[0] else None,
+            float(called[:, 1:][:, real[1:]].mean()) if real[1:].any() else None,
+        )
+    return rates
+
+
+def control_variate_width(seeds: int, share: float, tables: int, seed: int = 0) -> float:
+    """Mean width of the interval with a control variate over that of paired t.
+
+    share: of the variance of a paired difference that the covariate explains, whose expectation is taken as known, and
+    its coefficient is fitted on the seeds: least squares, seeds - 2 degrees of freedom.
+    """
+    from scipy.special import stdtrit
+
+    rng = np.random.default_rng(seed)
+    x, own = rng.normal(size=(2, tables, seeds))
+    y = np.sqrt(share) * x + np.sqrt(1 - share) * own
+    centred = x - x.mean(-1, keepdims=True)
+    slope = (centred * y).sum(-1) / (centred**2).sum(-1)
+    residual = y - y.mean(-1, keepdims=True) - slope[:, None] * centred
+    variance = (residual**2).sum(-1) / (seeds - 2)
+    error = np.sqrt(variance * (1 / seeds + x.mean(-1) ** 2 / (centred**2).sum(-1)))
+    return float((stdtrit(seeds - 2, (1 + LEVEL) / 2) * error).mean() / paired_t(y)[1].mean())
+
+
 def markdown(tables: int) -> str:
     """The whole study as a markdown table, a row per scenario, `worst / mean coverage, width` per method."""
     lines = [
@@ -214,7 +295,33 @@ def markdown(tables: int) -> str:
         ]
         cells = [f"{100 * rate:.1f}" for rate in rates]
         lines.append(f"| {s.seeds} | {s.arms} | {s.errors} | {s.variances} | " + " | ".join(cells) + " |")
+    lines += ["", *_families(tables), "", *_control_variates(tables)]
     return "\n".join(lines)
+
+
+def _families(tables: int) -> Iterator[str]:
+    yield "Family-wise error in % / power of the primary / of each of the others, 7 metrics, differences of 3 sd."
+    yield ""
+    yield "| seeds | correlation | what differs | gatekeeping | Holm over all |"
+    yield "|---|---|---|---|---|"
+    for seeds, correlation, (what, effects) in itertools.product(SEEDS, (0.0, 0.5, 0.9), FAMILIES.items()):
+        found = family_rates(Family(seeds, correlation, effects), tables).values()
+        cells = [
+            " / ".join("–" if rate is None else f"{100 * rate:.1f}" for rate in (r.error, r.primary, r.others))
+            for r in found
+        ]
+        yield f"| {seeds} | {correlation:g} | {what} | {' | '.join(cells)} |"
+
+
+def _control_variates(tables: int) -> Iterator[str]:
+    yield "Width with a control variate fitted on the seeds over that without, by the share of variance it explains."
+    yield ""
+    shares = (0.0, 0.25, 0.5, 0.75, 0.9)
+    yield f"| seeds | {' | '.join(f'{100 * share:g} %' for share in shares)} |"
+    yield "|---|" + "---|" * len(shares)
+    for seeds in (*SEEDS, 10):
+        widths = [control_variate_width(seeds, share, tables) for share in shares]
+        yield f"| {seeds} | {' | '.join(f'x{width:.2f}' for width in widths)} |"
 
 
 if __name__ == "__main__":

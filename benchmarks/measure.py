@@ -598,7 +598,7 @@ def _score_whole_clips(
         for path in clips.values():
             os.symlink(path.resolve(), Path(work) / path.name)
         out = Path(work) / "out"
-        result = score_folder(Path(work), out, **folders, metrics=of_clips, contract={})
+        result = score_folder(Path(work), out, **folders, solved=None, metrics=of_clips, contract={})
         with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
                 row = found.rows.setdefault(clips[line["video"]].name, {})

@@ -13,14 +13,14 @@ the prompts' means), which is called so and needs many more videos for the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.bootstrap import LEVEL, bootstrap_mean, prompt_of
 from benchmarks.clips import SUFFIXES
-from benchmarks.compare import Verdict, holm
+from benchmarks.compare import Verdict, gatekeep
 from benchmarks.metrics import Direction, lookup
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Difference:
     low: float | None
     high: float | None
     p: float | None
-    p_holm: float | None
+    p_adjusted: float | None
     verdict: Verdict
     diff_of: Literal["value", "abs_log"]
     design: Literal["paired", "independent"]
@@ -75,10 +75,14 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Outcome:
-    """metric -> difference, and metric -> what was left out, where anything was."""
+    """metric -> difference, and metric -> what was left out, where anything was.
+
+    primary: the metric that was tested alone, before the others; None if all were tested by Holm.
+    """
 
     differences: dict[str, Difference]
     left_out: dict[str, LeftOut]
+    primary: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As plain dictionaries."""
@@ -89,13 +93,18 @@ class Outcome:
 
 
 def compare_videos(
-    a: Mapping[str, Values], b: Mapping[str, Values], directions: Mapping[str, Direction] | None = None
+    a: Mapping[str, Values],
+    b: Mapping[str, Values],
+    directions: Mapping[str, Direction] | None = None,
+    *,
+    primary: str | None = None,
 ) -> Outcome:
-    """b against a, metric by metric, with Holm's correction over the metrics.
+    """b against a, metric by metric; the primary first, the others by Holm behind it (`benchmarks.compare.gatekeep`).
 
     a, b: metric -> video -> value; None or NaN is no score. Only metrics of both are compared. Videos are the same by
         their names without ending: an .mp4 is paired with an .mkv.
     directions: metric -> direction; None takes the registry's.
+    primary: the metric that is tested first and alone; None, or one that has no test here, leaves Holm over all.
     Raises: ValueError if no metric is in both, or one has no direction.
     """
     common = [metric for metric in a if metric in b]
@@ -116,11 +125,12 @@ def compare_videos(
         else:
             found[metric] = independent(left, right, side)
     sides = {m: lookup(m).direction if directions is None else directions[m] for m in common}
-    return Outcome(_judged(found, sides), left_out)
+    gate = primary if primary in found and found[primary].p is not None else None
+    return Outcome(_judged(found, sides, gate), left_out, gate)
 
 
 def paired(a: Mapping[str, float], b: Mapping[str, float], side: Direction, seed: int = 0) -> Difference:
-    """b - a over the videos of both: BCa interval and sign-flip p, prompts as wholes; not yet corrected.
+    """b - a over the videos of both: BCa interval and sign-flip p, prompts as wholes; not yet adjusted.
 
     Under the null hypothesis that swapping the two videos of a prompt changes nothing, the sign of a prompt's
     difference is a coin toss. So p is exact whatever the distribution; with up to 13 prompts every one of the 2^n
@@ -184,7 +194,7 @@ def sign_flip(totals: np.ndarray, seed: int = 0, draws: int = DRAWS) -> tuple[fl
 
 
 def independent(a: Mapping[str, float], b: Mapping[str, float], side: Direction) -> Difference:
-    """b - a of two sets without a common name: Welch's t over the prompts' means; not yet corrected."""
+    """b - a of two sets without a common name: Welch's t over the prompts' means; not yet adjusted."""
     import numpy as np
     from scipy.stats import ttest_ind
 
@@ -253,19 +263,16 @@ def _unpaired(a: Mapping[str, float], b: Mapping[str, float]) -> LeftOut | None:
     return LeftOut(len(only_a), len(only_b), tuple(only_a[:NAMED]), tuple(only_b[:NAMED]))
 
 
-def _judged(found: Mapping[str, Difference], sides: Mapping[str, Direction]) -> dict[str, Difference]:
-    """With Holm's p over all metrics that were tested, and the verdicts."""
-    tested = [metric for metric, row in found.items() if row.p is not None]
+def _judged(
+    found: Mapping[str, Difference], sides: Mapping[str, Direction], primary: str | None
+) -> dict[str, Difference]:
+    """With p adjusted over all metrics that were tested, and the verdicts."""
     judged = dict(found)
-    for metric, p_holm in zip(tested, holm(_p_values(found, tested)), strict=True):
+    for metric, p in gatekeep({m: row.p for m, row in found.items() if row.p is not None}, primary).items():
         row = found[metric]
         verdict: Verdict = row.verdict
-        if p_holm < 1 - LEVEL and row.diff is not None:
+        if p < 1 - LEVEL and row.diff is not None:
             improves = row.diff > 0 if sides[metric] == "higher" else row.diff < 0
             verdict = "better" if improves else "worse"
-        judged[metric] = replace(row, p_holm=p_holm, verdict=verdict)
+        judged[metric] = replace(row, p_adjusted=p, verdict=verdict)
     return judged
-
-
-def _p_values(found: Mapping[str, Difference], tested: Sequence[str]) -> list[float]:
-    return [p for metric in tested if (p := found[metric].p) is not None]

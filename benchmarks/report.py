@@ -3,11 +3,12 @@
 The result is the dictionary that lands as table.json:
 
     {"ablation", "title", "claim", "refuted", "scale", "seeds": [...], "contract": {...},
-     "versus": "above" | "first", "primary": metric, "across": key | null,
+     "verdict": [{"clause", "answer": "holds" | "refuted" | "not resolved" | "not run", "evidence"}],
+     "versus": "above" | "first", "primary": metric | null, "across": key | null,
      "curve": {"key", "label", "lines": [{"name", "points": [[number, arm]]}]} | null,
      "arms": [{"name", "varied": {key: value}, "metrics": {metric: {"mean", "low", "high", "n"}},
                "values": {metric: {seed: value}},
-               "vs_previous": {metric: {"diff", "low", "high", "p", "p_holm", "verdict", "diff_of", "n",
+               "vs_previous": {metric: {"diff", "low", "high", "p", "p_adjusted", "verdict", "diff_of", "n",
                "versus"}}, "cost": {"updates", "train_flops", "train_cpu_s", "sample_cpu_s",
                "peak_memory_mb"}, "probe": {"label", "metric", "mean", "low", "high", "at"} | null, "paper":
                {column: value} | null, "status": "ok" | "failed: ..."}],
@@ -17,7 +18,8 @@ The result is the dictionary that lands as table.json:
      "coverage": [{"arm", "grid": [[timestep, stride, trained, nearest]], "second_halves_trained",
                    "second_halves_total"}]}
 
-`Comparison.row(arm)` gives an arm's "metrics" and "vs_previous", `Comparison.best` the "best". A missing
+`Comparison.row(arm)` gives an arm's "metrics" and "vs_previous", `Comparison.best` the "best", `Comparison.primary` the
+"primary": the metric that was tested alone before the others, null where Holm went over all. A missing
 score is printed as an en dash. The files depend on the result only: the same result gives the same bytes.
 """
 
@@ -38,6 +40,7 @@ from benchmarks.files import csv_text, write_atomically
 from benchmarks.table import (
     MISSING,
     PAPER,
+    SIGNS,
     Cell,
     Column,
     Grid,
@@ -48,6 +51,7 @@ from benchmarks.table import (
     footer,
     paper,
     scores,
+    verdicts,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +78,7 @@ body { font: 14px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 92rem; m
 h1 { font-size: 1.5rem; margin: 0 0 .3rem }
 h2 { font-size: 1.05rem; margin: 2rem 0 .5rem }
 .claim { color: #555; margin: 0 0 1.5rem; max-width: 60rem }
+.verdict { list-style: none; margin: 0 0 1.5rem; padding: 0 }
 .scroll { overflow-x: auto; margin-bottom: 1.5rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; border-top: 2px solid;
   border-bottom: 2px solid }
@@ -133,10 +138,15 @@ def to_csv(result: Result) -> str:
 
 def markdown(result: Result) -> str:
     """The table for a README or a pull request."""
-    parts = [f"## {result.get('title') or result['ablation']}", markdown_grid(_whole(result))]
+    parts = [f"## {result.get('title') or result['ablation']}"]
+    if result.get("claim"):
+        parts.append(f"**Claim.** {result['claim']}")
+    if found := verdicts(result):
+        parts.append("\n".join(f"- {SIGNS[answer]} **{answer}**: {_verdict(*rest)}" for answer, *rest in found))
+    parts.append(markdown_grid(_whole(result)))
     if (deltas := differences(result)).rows:
         parts += [
-            f"Differences to {compared_with(result)} (Holm's p over the metrics of a row):",
+            f"Differences to {compared_with(result)} (p after the primary metric's gate):",
             markdown_grid(deltas),
         ]
     parts.append("\n".join(f"- **{label}**: {text}" for label, text in footer(result)))
@@ -155,7 +165,9 @@ def latex(result: Result) -> str:
     if (deltas := differences(result)).rows:
         caption = f"{name}: differences to {tex(compared_with(result))}."
         parts.append(latex_table(deltas, caption, f"{label}-differences"))
-    comments = [f"% {head}: {text}" for head, text in footer(result) if head not in _CAPTION]
+    said = [("claim", result.get("claim")), *((answer, _verdict(*rest)) for answer, *rest in verdicts(result))]
+    below = [(head, text) for head, text in footer(result) if head not in _CAPTION]
+    comments = [f"% {head}: {text}" for head, text in (*said, *below) if text]
     return "\n\n".join([*parts, "\n".join(comments)]) + "\n"
 
 
@@ -163,10 +175,10 @@ def html(result: Result, images: Mapping[str, bytes] | None = None) -> str:
     """A page that needs no other file; images: title -> the bytes of a PNG."""
     title = str(result.get("title") or result["ablation"])
     claim = f'<p class="claim">{escape(result["claim"])}</p>' if result.get("claim") else ""
-    parts = [claim, html_grid(_whole(result))]
+    parts = [claim, _html_verdict(result), html_grid(_whole(result))]
     if (deltas := differences(result)).rows:
         parts += [f"<h2>Differences to {escape(compared_with(result))}</h2>", html_grid(deltas)]
-    parts.append(html_list((head, text) for head, text in footer(result) if head != "claim"))
+    parts.append(html_list(footer(result)))
     for head, data in (images or {}).items():
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         parts.append(f'<h2>{escape(head)}</h2><img alt="{escape(head)}" src="{source}">')
@@ -208,6 +220,23 @@ def terminal(result: Result, width: int = WIDTH) -> Group:
     return Group(*parts, _rich_footer(footer(result)))
 
 
+def terminal_verdict(result: Result) -> Table:
+    """The claim and what came out of its clauses, for rich."""
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = Table.grid(padding=(0, 2, 0, 0))
+    lines.add_column(no_wrap=True)
+    lines.add_column(overflow="fold")
+    if result.get("claim"):
+        lines.add_row(Text("claim", style="dim"), Text(result["claim"]))
+    for answer, clause, evidence in verdicts(result):
+        style = _ANSWER_COLOURS.get(answer, "dim")
+        text = Text.assemble(clause, (f"  {evidence}" if evidence else "", "dim"))
+        lines.add_row(Text(f"{SIGNS[answer]} {answer}", style=style), text)
+    return lines
+
+
 def terminal_grid(grids: Sequence[Grid], title: str, below: Sequence[tuple[str, str]], width: int = WIDTH) -> Group:
     """Grids for rich, cut into tables that fit, and what stands below them."""
     from rich.console import Group
@@ -220,6 +249,7 @@ def terminal_grid(grids: Sequence[Grid], title: str, below: Sequence[tuple[str, 
     return Group(Text(title, style="bold"), *parts, _rich_footer(below))
 
 
+_ANSWER_COLOURS = {"holds": "bold green", "refuted": "bold red"}
 _DIFF_COLUMNS = {"low": "diff_low", "high": "diff_high", "n": "diff_n"}
 _CAPTION = frozenset({"order as in the paper", "scale", "seeds", "reading"})
 
@@ -227,6 +257,20 @@ _CAPTION = frozenset({"order as in the paper", "scale", "seeds", "reading"})
 def _whole(result: Result) -> Grid:
     """The one table: scores with marks, cost, and the paper to the right."""
     return scores(result, marks=True).beside(costs(result)).beside(paper(result))
+
+
+def _verdict(clause: str, evidence: str) -> str:
+    return f"{clause} ({evidence})" if evidence else clause
+
+
+def _html_verdict(result: Result) -> str:
+    kinds = {"holds": "better", "refuted": "worse"}
+    items = "".join(
+        f'<li><b class="{kinds.get(answer, "none")}">{SIGNS[answer]} {answer}</b> {escape(clause)} '
+        f'<span class="aside">{escape(evidence)}</span></li>'
+        for answer, clause, evidence in verdicts(result)
+    )
+    return f'<ul class="verdict">{items}</ul>' if items else ""
 
 
 def _finite(value: Any) -> Any:

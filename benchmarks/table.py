@@ -11,16 +11,22 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from benchmarks.compare import LEVEL
 from benchmarks.metrics import Metric, lookup
 from benchmarks.paper import COLUMNS
 
 Result = Mapping[str, Any]
 MISSING = "–"
 MARKS = {"better": "▲", "worse": "▼", "no difference shown": "·", "not resolved": "?"}
+SIGNS = {"holds": "✓", "refuted": "✗", "not resolved": "·", "not run": "–"}
 LEGEND = (
-    "mean ± half the 95 % interval over seeds (Student); against {other}, paired by seed, "
-    "Holm over its metrics: ▲ better, ▼ worse, · no difference shown, ? not resolved, p Holm's; "
-    "bold: significantly better than every other arm; for →1 the distance |ln value| is compared"
+    "mean ± half the 95 % interval over seeds (Student); against {other}, paired by seed, {test}: ▲ better, "
+    "▼ worse, · no difference shown, ? not resolved; bold: significantly better than every other arm, tested alike; "
+    "for →1 the distance |ln value| is compared"
+)
+GATE = (
+    "{primary}, the primary metric, alone at 5 %, and where it shows a difference the others, by Holm among themselves "
+    "(p is adjusted; in parentheses that of a metric which was not tested, since the primary shows nothing)"
 )
 CEILING = "{steps}-step ceiling"
 FLOOR = "real vs real (floor)"
@@ -218,10 +224,12 @@ def scores(result: Result, *, marks: bool) -> Grid:
 
 
 def differences(result: Result) -> Grid:
-    """Each arm minus what it is compared with: difference ± half-width, verdict, Holm's p."""
+    """Each arm minus what it is compared with: difference ± half-width, verdict, adjusted p."""
     arms = [arm for arm in result["arms"] if arm["vs_previous"]]
     names = [name for name in metrics(result) if any(name in arm["vs_previous"] for arm in arms)]
     columns, cells = [], {arm["name"]: [] for arm in arms}
+    primary = result.get("primary")
+    shut = {arm["name"] for arm in arms if _is_shut(arm["vs_previous"].get(primary))}
     for name in names:
         found = {a["name"]: a["vs_previous"][name] for a in arms if name in a["vs_previous"]}
         of = next(iter(found.values()))["diff_of"]
@@ -232,8 +240,20 @@ def differences(result: Result) -> Grid:
         header = f"|ln {metric.header}|\u00a0↓" if of == "abs_log" else heading(metric, digits)
         columns.append(Column(f"difference to {compared_with(result)}", f"Δ{header}"))
         for arm, row in cells.items():
-            row.append(_difference(found.get(arm), digits))
+            row.append(_difference(found.get(arm), digits, tested=name == primary or arm not in shut))
     return Grid(tuple(columns), tuple((_versus(result, arm), tuple(cells[arm["name"]])) for arm in arms))
+
+
+def legend(result: Result) -> str:
+    """How the table is read, and by which test its marks are given."""
+    primary = result.get("primary")
+    test = GATE.format(primary=lookup(primary).header) if primary else "Holm over all metrics"
+    return LEGEND.format(test=test, other=compared_with(result))
+
+
+def verdicts(result: Result) -> list[tuple[str, str, str]]:
+    """What came out of each clause of the claim: (answer, clause, evidence)."""
+    return [(row["answer"], row["clause"], row["evidence"]) for row in result.get("verdict") or ()]
 
 
 def costs(result: Result) -> Grid:
@@ -258,7 +278,7 @@ def paper(result: Result) -> Grid:
 def footer(result: Result) -> list[tuple[str, str]]:
     """What stands below the table: (label, text) lines."""
     varied = "; ".join(f"{arm['name']}: {_pairs(arm.get('varied') or {})}" for arm in result["arms"])
-    lines = [("claim", result.get("claim")), ("refuted", result.get("refuted"))]
+    lines = [("refuted", result.get("refuted"))]
     if result.get("order_as_in_paper"):
         lines.append(("order as in the paper", result["order_as_in_paper"]))
     lines += [
@@ -277,8 +297,7 @@ def footer(result: Result) -> list[tuple[str, str]]:
     failed = [f"{arm['name']} {arm['status']}" for arm in result["arms"] if arm.get("status", "ok") != "ok"]
     lines += [("failed", str(text)) for text in dict.fromkeys([*failed, *(result.get("failed") or ())])]
     lines += [("note", str(note)) for note in result.get("notes") or ()]
-    lines.append(("reading", LEGEND.format(other=compared_with(result))))
-    return [(label, str(text)) for label, text in lines if text]
+    return [(label, str(text)) for label, text in [*lines, ("reading", legend(result))] if text]
 
 
 def _absent(result: Result) -> list[str]:
@@ -352,14 +371,21 @@ def _probes(result: Result) -> Grid:
     return Grid((Column("probe", f"{first['label']}: {heading(lookup(first['metric']), digits)}"),), rows)
 
 
-def _difference(row: Mapping[str, Any] | None, digits: Digits) -> Cell:
+def _is_shut(primary: Mapping[str, Any] | None) -> bool:
+    """Whether a comparison's primary metric was tested and showed nothing, so that the others were not tested."""
+    return primary is not None and primary["p"] is not None and primary["p"] >= 1 - LEVEL
+
+
+def _difference(row: Mapping[str, Any] | None, digits: Digits, *, tested: bool) -> Cell:
     if row is None or row["diff"] is None:
         return Cell(verdict=None if row is None else row["verdict"])
     text = digits.interval(row["diff"], half_width(row))
-    return Cell(text, verdict=row["verdict"], aside=_p(row["p_holm"]))
+    p = p_text(row["p_adjusted"] if tested else row["p"])
+    return Cell(text, verdict=row["verdict"], aside=p if tested or not p else f"({p})")
 
 
-def _p(p: float | None) -> str:
+def p_text(p: float | None) -> str:
+    """p=0.012, or nothing without one."""
     if p is None:
         return ""
     return "p<0.001" if p < 0.001 else f"p={p:.3f}" if p < 0.1 else f"p={p:.2f}"

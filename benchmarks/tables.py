@@ -225,7 +225,7 @@ def _versus(table: paper.Table, measured: Mapping[str, Measured], arm: str, refe
         a, b = (table.row(name).values.get(column.name) for name in (arm, reference))
         found[column.name] = {
             **{key: None if value is None else value * column.factor for key, value in ends.items()},
-            **{key: getattr(d, key) for key in ("p", "p_holm", "verdict", "design", "n", "prompts")},
+            **{key: getattr(d, key) for key in ("p", "p_adjusted", "verdict", "design", "n", "prompts")},
             "printed": None if a is None or b is None else a - b,
         }
     return found

@@ -1,7 +1,7 @@
 """Which runs to compare, and why. One file is one table or figure is one falsifiable claim: data, no logic.
 
-A file's docstring states Claim, Refuted and Verdict; its `ABLATION` names the arms. `make ablation name=ansc` carries
-it out, `make ablations` lists them all.
+A file's docstring states Claim, Refuted and Verdict; its `ABLATION` names the arms and the clauses of the claim. `make
+ablation name=ansc` carries it out and answers each clause, `make ablations` lists them all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from experiments._claims import Clause, all_of, any_of, better, not_worse, same
+
+__all__ = [
+    "DETAIL",
+    "SOLUTION",
+    "Ablation",
+    "Clause",
+    "Probe",
+    "Statement",
+    "all_of",
+    "any_of",
+    "better",
+    "load",
+    "names",
+    "not_worse",
+    "same",
+    "statement",
+]
 
 DETAIL = ("psd", "swd", "mhd", "mhd_ratio")
 SOLUTION = ("solution_gap", "solution_gain")  # ask for every arm's many-step solution, a third of an arm's time
@@ -37,7 +56,9 @@ class Ablation:
     across   (key, values): every arm is also crossed with these values; an arm is then compared with the one above
              at the same value, and named arm@value
     versus   `above`: each arm is compared with the one above; `first`: all with the first
-    primary  the metric by which an order is judged
+    primary  the metric that is tested first and alone, before the others; an order and the claim are judged by it
+    claims   the clauses of the claim (`experiments._claims`), answered at the end of a run; without any: each arm is
+             better than the one it is compared with
     native   score stage I's clips at the anchor's size, against real clips degraded to it
     curve    (key, what stands for it where it is null or not there: a number, or another key): the number along which
              the arms lie, if it is neither the one key they vary nor that of `across`
@@ -53,6 +74,7 @@ class Ablation:
     versus: Literal["above", "first"] = "above"
     primary: str = "psd"
     curve: tuple[str, float | str] | None = None
+    claims: Sequence[Clause] = ()
     ceiling: str | None = None
     native: bool = False
     metrics: Sequence[str] = (*DETAIL, *SOLUTION, "anchor_fidelity")

@@ -4,6 +4,7 @@
 `make compare a=… b=…`: two runs or folders of videos, paired (`experiments/_compare.py`).
 `make status name=ansc`: how far it is (`experiments/_status.py`).
 `make bench what=train`: its speed, beside that of rivals (`experiments/_bench.py`).
+`make record name=ansc`: its outcome, to be committed (`experiments/_record.py`).
 `make mlflow-sync`: what MLflow could not be told at the time (`experiments/_sync.py`).
 
 python -m experiments name=ansc [seeds=5] [arms=baseline,full] [dry_run=true] [vary_start=true] [fresh=true]
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status: 0 done, 1 some arm failed, 2 a mistake in the call, 130 interrupted, 143 and such by a signal."""
     if list(arguments) == ["list"]:
         return list_ablations()
-    if arguments and arguments[0] in ("bench", "power", "compare", "status", "sync"):
+    if arguments and arguments[0] in ("bench", "power", "compare", "record", "status", "sync"):
         return importlib.import_module(f"experiments._{arguments[0]}").main(arguments[1:])
     try:
         launcher, words = take_launcher(arguments)
@@ -191,6 +192,8 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
         earlier = write_table(plan, result)
     console.print()
     console.print(report.terminal(result, console.width))
+    console.print()
+    console.print(report.terminal_verdict(result))
     if plan.options.mlflow:
         try:
             log_to_mlflow(plan, result, rows)

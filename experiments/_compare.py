@@ -1,7 +1,7 @@
 """`make compare a=… b=…`: two runs, or two folders of videos from any system, paired.
 
-python -m experiments compare a=SIGNATURE|DIR b=SIGNATURE|DIR [metrics=mhd_mse,niqe out=DIR outputs=DIR cache=DIR]
-                      [real=DIR structure=DIR solution=DIR] [a_scores=FILE b_scores=FILE]
+python -m experiments compare a=SIGNATURE|DIR b=SIGNATURE|DIR [metrics=mhd_mse,niqe primary=niqe out=DIR outputs=DIR
+                      cache=DIR] [real=DIR structure=DIR solution=DIR] [a_scores=FILE b_scores=FILE]
 
 A run is named by the signature of its training or of its clips (`outputs/train`, `outputs/videos`), or the first
 digits of one; several of them, a=1c2d,9f00 b=…, are the seeds of one arm. Written to `outputs/compare/<a>_<b>/`:
@@ -9,7 +9,7 @@ comparison.json, comparison.md, contact_sheet.png.
 
 With one seed the prompts are the unit (`benchmarks.paired`), and what is shown is shown of these two sets of videos.
 With several the seeds are (`benchmarks.compare`), as in an ablation's table. A metric of the whole set has an interval
-only there.
+only there. The primary metric is tested first and alone: psd where it can be tested, else the first of the metrics.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -80,6 +80,7 @@ class Request:
     a: str
     b: str
     metrics: tuple[str, ...] = ()
+    primary: str | None = None
     out: Path | None = None
     outputs: Path = OUTPUTS
     real: Path | None = None
@@ -102,6 +103,7 @@ class Found:
     left_out: dict[str, Any]
     videos: dict[str, Any]
     depends: dict[str, Any]
+    primary: str | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -119,6 +121,8 @@ def request_of(words: Sequence[str]) -> Request:
             given[key] = tuple(chosen(name for name in value.split(",") if name))
         elif key in ("a", "b"):
             given[key] = value
+        elif key == "primary":
+            given[key] = lookup(value).name
         else:
             given[key] = Path(value).expanduser()
             if key == "out":
@@ -337,6 +341,27 @@ def metrics_of(request: Request, a: Side, b: Side) -> list[str]:
     return ["mhd_mse"]
 
 
+def check_primary(request: Request, names: Sequence[str], seeds: int) -> None:
+    """Before anything is measured: the named primary metric is measured too, and has a test. Raises ConfigError."""
+    wanted = request.primary
+    if wanted is None:
+        return
+    from_file = request.a_scores is not None or request.b_scores is not None  # which brings its own metrics
+    if wanted not in names and not from_file:
+        known = ", ".join(names)
+        raise ConfigError(f"primary={wanted}: is not among the metrics ({known}); metrics={wanted},… adds it")
+    if seeds == 1 and lookup(wanted).level == "set":
+        raise ConfigError(
+            f"primary={wanted}: is of the whole set and has no test with one seed; name one of the videos', or compare "
+            "several seeds"
+        )
+
+
+def _primary(wanted: str | None, scored: Sequence[str]) -> str | None:
+    """The metric that is tested first and alone, of those with a test: as asked for, else psd, else the first."""
+    return wanted or ("psd" if "psd" in scored else next(iter(scored), None))
+
+
 def options_of(request: Request, folder: Folder, names: Sequence[str]) -> tuple[Options, list[str]]:
     """What a folder's videos are held against, and the metrics for which that is there."""
     real, structure, solution = request.real, request.structure, request.solution
@@ -361,6 +386,7 @@ def found(request: Request) -> Found:
         a, b = (replace(s, name=f"{s.first.path.resolve().parent.name}-{s.name}") for s in (a, b))
     seeds = _common_seeds(a, b)
     names = metrics_of(request, a, b)
+    check_primary(request, names, len(seeds))
     notes = [*a.notes, *b.notes]
     scores: dict[str, dict[int, Scores]] = {"a": {}, "b": {}}
     for seed in seeds:
@@ -370,9 +396,10 @@ def found(request: Request) -> Found:
         f"{key} = {s.name}": {seed: _contract(row) for seed, row in scores[key].items()}
         for key, s in (("a", a), ("b", b))
     })  # fmt: skip
-    found_rows, left_out = _rows(scores)
-    order = sorted(found_rows, key=lambda name: names.index(name) if name in names else len(names))
-    rows = {name: found_rows[name] for name in order}
+    found_rows, left_out, gate = _rows(scores, names, request.primary)
+    rows = {name: found_rows[name] for name in _in_order(found_rows, names)}
+    if request.primary is not None and gate is None:
+        notes.append(f"primary={request.primary}: has no test here, so all metrics are tested by Holm")
     notes += _without_score(request, names, rows, scores, notes)
     if not rows:
         raise ConfigError(f"nothing to compare: {'; '.join(notes) or 'the two have no score in common'}")
@@ -381,12 +408,13 @@ def found(request: Request) -> Found:
     return Found(
         a,
         b,
-        _unit(scores, rows, a, b),
+        _unit(scores, rows, a, b, gate),
         config_difference(a.folders[seeds[0][0]], b.folders[seeds[0][1]]),
         rows,
         left_out,
         sizes,
         next(iter(scores["a"].values())).depends,
+        gate,
         notes,
     )
 
@@ -438,26 +466,37 @@ def _first(videos: Mapping[str, str]) -> str:
     return next(f"{video}: {why}" for video, why in videos.items())
 
 
-def _rows(scores: Mapping[str, Mapping[int, Scores]]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """metric -> what is printed: over prompts with one seed, over seeds with several."""
+def _rows(
+    scores: Mapping[str, Mapping[int, Scores]], names: Sequence[str], wanted: str | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], str | None]:
+    """metric -> what is printed, over prompts with one seed or over seeds; what was left out; the primary metric."""
     if len(scores["a"]) > 1:
-        return _over_seeds(scores)
+        return _over_seeds(scores, names, wanted)
     a, b = (next(iter(scores[key].values())) for key in "ab")
     left, right = _by_metric(a), _by_metric(b)
-    common = [name for name in left if name in right]
+    common = _in_order([name for name in left if name in right], names)
     rows: dict[str, dict[str, Any]] = {}
     left_out: dict[str, Any] = {}
+    gate = None
     if common:
-        outcome = compare_videos({m: left[m] for m in common}, {m: right[m] for m in common}).as_json()
-        rows, left_out = outcome["metrics"], outcome["left_out"]
+        outcome = compare_videos(
+            {m: left[m] for m in common}, {m: right[m] for m in common}, primary=_primary(wanted, common)
+        )
+        found, gate = outcome.as_json(), outcome.primary
+        rows, left_out = found["metrics"], found["left_out"]
     for name in a.whole:
         if name in b.whole:
             reason = "of the set: needs seeds"
             rows[name] = {"a": a.whole[name], "b": b.whole[name], "diff": b.whole[name] - a.whole[name]} | {
-                "low": None, "high": None, "p": None, "p_holm": None, "verdict": "not resolved", "reason": reason,
+                "low": None, "high": None, "p": None, "p_adjusted": None, "verdict": "not resolved", "reason": reason,
                 "diff_of": "value",
             }  # fmt: skip
-    return rows, left_out
+    return rows, left_out, gate
+
+
+def _in_order(metrics: Iterable[str], names: Sequence[str]) -> list[str]:
+    """As they were asked for; what a file brings beside that comes last."""
+    return sorted(metrics, key=lambda name: names.index(name) if name in names else len(names))
 
 
 def _without_score(
@@ -484,8 +523,10 @@ def _by_metric(scored: Scores) -> dict[str, dict[str, float | None]]:
     return {name: dict(scored.values(name)) for name in names if name not in scored.whole}
 
 
-def _over_seeds(scores: Mapping[str, Mapping[int, Scores]]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """metric -> what is printed, and what was left out: a seed's means are of the videos that both sides have."""
+def _over_seeds(
+    scores: Mapping[str, Mapping[int, Scores]], names: Sequence[str], wanted: str | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], str | None]:
+    """metric -> what is printed, what was left out, the primary: a seed's means are of the videos both sides have."""
     means: dict[str, dict[int, dict[str, float | None]]] = {"a": {}, "b": {}}
     only: dict[str, dict[str, list[str]]] = {}
     for seed, a in scores["a"].items():
@@ -500,7 +541,8 @@ def _over_seeds(scores: Mapping[str, Mapping[int, Scores]]) -> tuple[dict[str, d
                 means[key][seed][name] = fmean(shared) if shared else None
                 alone = sorted(values.keys() - common) if common else []
                 only.setdefault(name, {"a": [], "b": []})[key] += [f"{video} of seed {seed}" for video in alone]
-    compared = compare(means, reference="a")
+    scored = _in_order({name for row in means["a"].values() for name in row}, names)
+    compared = compare(means, primary=_primary(wanted, scored), reference="a")
     rows = {}
     for name, row in compared.differences["b"].items():
         if name in compared.arms["a"] and name in compared.arms["b"]:
@@ -510,20 +552,24 @@ def _over_seeds(scores: Mapping[str, Mapping[int, Scores]]) -> tuple[dict[str, d
         for name, row in only.items()
         if row["a"] or row["b"]
     }
-    return rows, left_out
+    return rows, left_out, compared.primary
 
 
-def _unit(scores: Mapping[str, Mapping[int, Scores]], rows: Mapping[str, Any], a: Side, b: Side) -> str:
+def _unit(
+    scores: Mapping[str, Mapping[int, Scores]], rows: Mapping[str, Any], a: Side, b: Side, primary: str | None
+) -> str:
     n = len(scores["a"])
+    over = "Holm over the metrics" if primary is None else f"{primary} first, the others by Holm behind it"
+    over = over if len(rows) > 1 else "one metric"
     if n > 1:
         trainings = {f.run.training_signature for s in (a, b) for f in s.folders.values() if f.run is not None}
         several = f"{len(trainings)} trainings" if len(trainings) > 2 else "evaluation seeds of the same two trainings"
-        return f"paired by seed: Student's t over {n} seeds ({several}), Holm over {len(rows)} metrics"
+        return f"paired by seed: Student's t over {n} seeds ({several}), {over}"
     designs = {row.get("design") for row in rows.values()} - {None}
     if designs == {"independent"}:
-        return "not paired, for no two videos share a name: Welch's t over prompts, Holm over the metrics"
+        return f"not paired, for no two videos share a name: Welch's t over prompts, {over}"
     return (
-        "paired by video name: bootstrap (BCa) interval and sign-flip test over prompts, Holm over the metrics. Shown "
+        f"paired by video name: bootstrap (BCa) interval and sign-flip test over prompts, {over}. Shown "
         "of these two sets of videos; of another training it says nothing (that takes seeds: make power)"
     )
 
@@ -587,6 +633,7 @@ def as_json(result: Found) -> dict[str, Any]:
     return {
         **sides,
         "unit": result.unit,
+        "primary": result.primary,
         "config": result.config,
         "metrics": result.rows,
         "measured_by": result.depends,
@@ -603,14 +650,14 @@ def _cells(result: Found) -> Iterator[tuple[str, list[str], str]]:
         factor = 1.0 if is_log else metric.printed
         numbers = [_number(row[key], factor) for key in ("a", "b")]
         interval = "–" if row["low"] is None else f"{_number(row['low'], factor)} … {_number(row['high'], factor)}"
-        p = "–" if row["p_holm"] is None else f"{row['p_holm']:.2g}"
+        p = "–" if row["p_adjusted"] is None else f"{row['p_adjusted']:.2g}"
         header = f"|ln {metric.header}| ↓" if is_log else f"{metric.header} {metric.arrow}"
         verdict = row["verdict"] + (f" ({row['reason']})" if row.get("reason") else "")
         yield header, [*numbers, _number(row["diff"], factor), interval, p], verdict
 
 
 WIDE = 118  # columns from which a verdict with its reason stands beside the numbers
-HEADS = ("a", "b", "b − a", "95 % interval", "p (Holm)")
+HEADS = ("a", "b", "b − a", "95 % interval", "p, adjusted")
 
 
 def _number(value: float | None, factor: float = 1.0) -> str:

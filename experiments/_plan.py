@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments import Ablation, Statement, load, names
 from experiments._sweep import take_sweeps
+from experiments._verdict import check_claims
 from pw.build import Run, assemble, build
 from pw.config import Config, ConfigError, leaves, override_key
 from pw.train import OUTPUTS, check_share, outputs_folder
@@ -166,6 +167,11 @@ def make_plan(options: Options) -> Plan:
 
 def plan_of(options: Options, ablation: Ablation, stated: Statement) -> Plan:
     """The plan of an ablation that need not be a file of this folder. Raises ConfigError."""
+    crossed: Sequence[Any] = ablation.across[1] if ablation.across else [None]
+    try:
+        check_claims(ablation, [_label(ablation, name, value) for value in crossed for name in ablation.arms])
+    except ValueError as error:
+        raise ConfigError(f"{options.name}: {error}") from error
     chosen = _chosen_arms(ablation, options)
     for override in options.overrides:
         if override_key(override) == "seed":
@@ -175,8 +181,8 @@ def plan_of(options: Options, ablation: Ablation, stated: Statement) -> Plan:
     if swept.arms != ablation.arms:
         chosen = list(swept.arms)
     ablation = swept
+    crossed = ablation.across[1] if ablation.across else [None]
     arms: list[Arm] = []
-    crossed: Sequence[Any] = ablation.across[1] if ablation.across else [None]
     for value in crossed:
         above = None
         for name in chosen:
@@ -185,6 +191,11 @@ def plan_of(options: Options, ablation: Ablation, stated: Statement) -> Plan:
             above = arm.name if above is None or ablation.versus == "above" else above
     _check_controlled(ablation, arms)
     return Plan(options, ablation, stated, tuple(arms), tuple(_probes(ablation, arms)))
+
+
+def _label(ablation: Ablation, name: str, value: Any) -> str:
+    """An arm's row in the table."""
+    return f"{name}@{value}" if ablation.across else name
 
 
 def _chosen_arms(ablation: Ablation, options: Options) -> list[str]:
@@ -210,7 +221,7 @@ def _check_overrides(ablation: Ablation, name: str, overrides: Sequence[str]) ->
 def _arm(ablation: Ablation, options: Options, given: Sequence[str], name: str, value: Any, above: str | None) -> Arm:
     across = [f"{ablation.across[0]}={value}"] if ablation.across else []
     overrides = [*ablation.fixed.split(), *given, *ablation.arms[name].split(), *across]
-    label = f"{name}@{value}" if ablation.across else name
+    label = _label(ablation, name, value)
     try:
         run = build(overrides)
         runs = {seed: run.with_seed(seed, 1000 + seed if options.vary_start else None) for seed in options.seeds}

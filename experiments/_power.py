@@ -5,17 +5,21 @@ python -m experiments power ablation=ansc [prompts=100 seeds=3 metrics=psd,mhd o
                       [arms=… outputs=DIR out=power.json] [any override of conf/]
 
 **The test that is planned for** is the table's (`benchmarks.compare`): the paired t over the seeds' differences,
-two-sided, with Holm's correction over the metrics of a comparison. Its first step, alpha over the number of metrics,
-is what is planned with: what passes it, passes whatever the other metrics do.
+two-sided; the primary metric alone at alpha, the others by Holm behind it. For those, Holm's first step is what is
+planned with, alpha over their number: what passes it, passes whatever the others do, where the primary is shown too.
+The paper names no primary metric: of its columns, Holm over all.
 
 **The model.** A difference of two arms on prompt v in seed s is delta + S_s + e_sv, so their mean over n prompts and m
 seeds has the variance
 
     seed^2 / m + video^2 / (n m)
 
-and seeds buy what prompts cannot: below seed / sqrt(m) no number of prompts goes. A row of one seed has no spread
-between trainings to hold a difference against. It says what can be shown of these two checkpoints over prompts
-(df = n - 1), which is what the paper's own tables can show, and nothing of the method.
+and seeds buy what prompts cannot: below seed / sqrt(m) no number of prompts goes. Of the primary metric it says what
+buys most, twice the prompts or two more seeds, and whether a control variate could pay. A metric of the whole set has
+no values per prompt: the primary's small clips are measured again with groups of them left out (`benchmarks.jackknife`),
+of the others the prompts' part is not known. A row of one seed has no spread between trainings to hold a difference
+against. It says what can be shown of these two checkpoints over prompts (df = n - 1), which is what the paper's own
+tables can show, and nothing of the method.
 
 **The spreads** are measured where scores of this ablation are in `outputs/scores`, else assumed, and are said to be.
 """
@@ -28,16 +32,30 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from benchmarks import paper
 from benchmarks.files import write_atomically
+from benchmarks.jackknife import GROUPS, jackknife_variance, leave_out
 from benchmarks.metrics import METRICS, Metric, chosen, lookup, protocols
 from experiments._plan import Arm, Plan, make_plan, parse
-from experiments._runner import ASSUMED_FLOPS, SECONDS, Job, train_jobs
+from experiments._runner import ASSUMED_FLOPS, SECONDS, Job, score_request, train_jobs
+from experiments._spread import (
+    MOST,
+    Level,
+    Purchase,
+    Spread,
+    components,
+    control_variate_pays_from,
+    pooled,
+    prompts_for,
+    purchases,
+    seeds_for,
+    smallest,
+    with_jackknife,
+)
 from experiments._written import NUMBER, SAMPLING, TRAINING, read_sampling, read_scores, read_training
 from pw.config import ConfigError
 from pw.sample import sample_folder
@@ -45,12 +63,6 @@ from pw.train import OUTPUTS, training_folder
 
 PROMPTS = (25, 50, 100, 200, 400)
 SEEDS = (1, 2, 3, 5, 10)
-MOST = 100_000
-"""Prompts or seeds beyond which a design counts as out of reach."""
-
-NODES = 400
-"""Of the integral over chi: the power is right to 1e-5."""
-
 POINTS, SHARE = 0.5, 0.1
 """What is asked for by default: half a point of a metric that is printed in points, else a tenth of its mean."""
 
@@ -59,205 +71,30 @@ SEED_RATIO = 0.5
 of arms and metrics) at the tiny scale, whose quartiles are 0.26 and 0.82."""
 
 
-# ---- the statistics
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Standard deviations of a paired difference of two arms, in the units that are printed.
-
-    seed: between seeds, of the mean over infinitely many videos. video: between videos within a seed; None for a
-    metric of the whole set, whose `seed` was measured at `videos` videos.
-    df: degrees of freedom of `seed`, 0 where assumed.
-    """
-
-    seed: float
-    video: float | None
-    basis: Literal["measured", "assumed"]
-    source: str
-    videos: int = 0
-    df: int = 0
-
-    def error(self, prompts: int, seeds: int) -> float:
-        """Standard error of the mean difference over so many prompts and seeds."""
-        if self.video is None:
-            # how a set's metric gains from videos is not known: nothing from more, all that can be lost from fewer
-            return self.seed * math.sqrt(max(1.0, self.videos / prompts) / seeds)
-        return math.sqrt(self.seed**2 / seeds + self.video**2 / (prompts * seeds))
-
-    def error_of_checkpoints(self, prompts: int) -> float | None:
-        """The same for two given checkpoints, over prompts alone; None for a metric of the whole set."""
-        return None if self.video is None else self.video / math.sqrt(prompts)
-
-
-@dataclass(frozen=True)
-class Level:
-    """What a test is to keep: two-sided error after Holm over so many metrics, and power."""
-
-    alpha: float = 0.05
-    power: float = 0.8
-    metrics: int = 1
-
-    @property
-    def first_step(self) -> float:
-        """The level of Holm's first step."""
-        return self.alpha / self.metrics
-
-
-def t_power(noncentrality: float, df: int, alpha: float) -> float:
-    """Power of a two-sided t test: P(|T| > t_crit) of the noncentral t.
-
-    E over chi of P(|Z + noncentrality| > t_crit chi / sqrt(df)), by Gauss-Legendre in chi's quantile: `scipy.stats.nct`
-    1.17 gives NaN at few degrees of freedom, which is where this is needed.
-    """
-    import numpy as np
-    from scipy.special import ndtr
-
-    weights, scaled = _chi(df)
-    bound = _critical(df, alpha) * scaled
-    return float(weights @ (ndtr(noncentrality - bound) + ndtr(-noncentrality - bound)).astype(np.float64))
-
-
-@lru_cache(maxsize=4096)
-def noncentrality(df: int, alpha: float, power: float) -> float:
-    """Difference over its standard error that a two-sided t test finds with this power."""
-    from scipy.optimize import brentq
-
-    high = 2 * _critical(df, alpha) + 10
-    while t_power(high, df, alpha) < power:
-        high *= 2
-    return float(brentq(lambda x: t_power(x, df, alpha) - power, 0.0, high, xtol=1e-10))
-
-
-def smallest(spread: Spread, prompts: int, seeds: int, level: Level) -> float | None:
-    """The smallest true difference that this design shows with the level's power; None where nothing can be tested.
-
-    seeds = 1: of two checkpoints, over prompts.
-    """
-    error = spread.error_of_checkpoints(prompts) if seeds == 1 else spread.error(prompts, seeds)
-    df = (prompts if seeds == 1 else seeds) - 1
-    return None if error is None or df < 1 else noncentrality(df, level.first_step, level.power) * error
-
-
-def prompts_for(spread: Spread, seeds: int, target: float, level: Level) -> int | None:
-    """Fewest prompts that show `target` with so many seeds; None if no number does."""
-    if spread.video is None and seeds > 1:
-        shown = smallest(spread, spread.videos, seeds, level)
-        return spread.videos if shown is not None and shown <= target else None
-    return _fewest(lambda n: smallest(spread, n, seeds, level), 2 if seeds == 1 else 1, target)
-
-
-def seeds_for(spread: Spread, prompts: int, target: float, level: Level) -> int | None:
-    """Fewest seeds (2 at least) that show `target` with so many prompts; None if more than any would do."""
-    return _fewest(lambda m: smallest(spread, prompts, m, level), 2, target)
-
-
-def _fewest(shown: Any, first: int, target: float) -> int | None:
-    """The least count from `first` on whose smallest difference is within the target; it falls with the count."""
-    high = first
-    while (found := shown(high)) is None or found > target:
-        if high >= MOST:
-            return None
-        high = min(2 * high, MOST)
-    low = first
-    while low < high:
-        middle = (low + high) // 2
-        if (found := shown(middle)) is not None and found <= target:
-            high = middle
-        else:
-            low = middle + 1
-    return high
-
-
-@lru_cache(maxsize=64)
-def _chi(df: int) -> tuple[Any, Any]:
-    """Weights and nodes of E[f(chi / sqrt(df))]."""
-    import numpy as np
-    from scipy.stats import chi2
-
-    nodes, weights = _gauss_legendre(NODES)
-    return weights / 2, np.sqrt(chi2.ppf((nodes + 1) / 2, df) / df)
-
-
-@lru_cache(maxsize=1)
-def _gauss_legendre(n: int) -> tuple[Any, Any]:
-    import numpy as np
-
-    return np.polynomial.legendre.leggauss(n)
-
-
-@lru_cache(maxsize=4096)
-def _critical(df: int, alpha: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(df, 1 - alpha / 2))
-
-
 # ---- what is known of the spreads
 
 
 @dataclass(frozen=True)
 class Known:
-    """One metric of the plan: how it is printed, its level there, its spread, and what is asked of it."""
+    """One metric of the plan: how it is printed, its mean, its spread, what is asked of it, and what its test keeps."""
 
     name: str
     header: str
     mean: float | None
     spread: Spread
     target: float
-
-
-@dataclass(frozen=True)
-class Components:
-    """Variances of one pair of arms: of the seeds' means, and between videos within a seed."""
-
-    of_means: float
-    df_means: int
-    within: float | None
-    df_within: int
-    videos: float
-
-
-def components(differences: Sequence[Sequence[float]]) -> Components:
-    """Variances of paired differences, one sequence of videos per seed; a sequence of one is a metric of the set."""
-    import numpy as np
-
-    rows = [np.asarray(row, float) for row in differences]
-    means = np.array([row.mean() for row in rows])
-    of_means = float(means.var(ddof=1)) if len(means) > 1 else 0.0
-    df_within = sum(len(row) - 1 for row in rows)
-    within = sum(float(((row - row.mean()) ** 2).sum()) for row in rows) / df_within if df_within else None
-    return Components(of_means, len(means) - 1, within, df_within, len(rows) / sum(1 / len(row) for row in rows))
-
-
-def pooled(pairs: Sequence[Components], factor: float, videos: int, source: str) -> Spread | None:
-    """One spread from several pairs of arms, weighted by degrees of freedom; None where no pair has two seeds.
-
-    The seeds' component is the variance of their means less what the videos put into it, and never below 0.
-    factor: from the registry's to printed units. videos: of a set, for a metric of the whole set.
-    """
-    df = sum(pair.df_means for pair in pairs)
-    if not df:
-        return None
-    of_means = sum(pair.of_means * pair.df_means for pair in pairs) / df
-    df_within = sum(pair.df_within for pair in pairs)
-    if not df_within:
-        return Spread(factor * math.sqrt(of_means), None, "measured", source, videos, df)
-    within = sum((pair.within or 0.0) * pair.df_within for pair in pairs) / df_within
-    by_videos = sum((pair.within or 0.0) / pair.videos * pair.df_means for pair in pairs) / df
-    seed = math.sqrt(max(0.0, of_means - by_videos))
-    return Spread(factor * seed, factor * math.sqrt(within), "measured", source, videos, df)
+    level: Level
 
 
 def measured(plan: Plan, names: Sequence[str]) -> tuple[dict[str, tuple[Spread, float]], list[str]]:
     """metric -> (spread, mean of all arms) from the scores on disk, and what could not be used."""
-    scores = _Scores(plan.options.outputs)
+    scores, jackknife = _Scores(plan.options.outputs), _Jackknife(plan)
     found, notes = {}, []
     for name in names:
         metric = lookup(name)
         pairs, means, seeds, videos = [], [], set(), 0
         for arm, other in _pairs(plan):
-            rows = []
+            rows, variances = [], []
             for seed in sorted(arm.runs.keys() & other.runs.keys()):
                 ids = (arm.runs[seed].sample_signature(seed), other.runs[seed].sample_signature(seed))
                 both = scores.pair(*ids, metric)
@@ -266,10 +103,15 @@ def measured(plan: Plan, names: Sequence[str]) -> tuple[dict[str, tuple[Spread, 
                     means += [m for values in both if (m := _mean(values)) is not None]
                     seeds.add(seed)
                     videos = max(videos, scores.count(ids[0], name))
+                    if name == plan.ablation.primary and metric.level == "set":
+                        variances.append(jackknife.variance(arm, other, seed, metric))
             if len(rows) > 1 and all(rows):
-                pairs.append(components(rows))
+                pair = components(rows)
+                known = [variance for variance in variances if variance is not None]
+                pairs.append(with_jackknife(pair, known, GROUPS, videos) if known else pair)
         of = f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of arms, {len(seeds)} seeds, {videos} videos"
-        spread = pooled(pairs, 1.0 if metric.direction == "one" else metric.printed, videos, of) if pairs else None
+        factor = 1.0 if metric.direction == "one" else metric.printed
+        spread = pooled(pairs, factor, videos, of, of_set=metric.level == "set") if pairs else None
         if spread is None:
             notes.append(f"{name}: {scores.why_not(plan, metric)}")
         else:
@@ -293,6 +135,40 @@ def _differences(a: Mapping[str, float], b: Mapping[str, float], metric: Metric)
 
 def _mean(values: Mapping[str, float]) -> float | None:
     return fmean(values.values()) if values else None
+
+
+class _Jackknife:
+    """What the clips on disk bring to the variance of a difference in a metric of the whole set."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.left_out: dict[tuple[str, int], list[float] | None] = {}
+
+    def variance(self, arm: Arm, other: Arm, seed: int, metric: Metric) -> float | None:
+        """Of arm - other in this seed; None where clips are not there, are too few, or not small."""
+        both = [self._left_out(one, seed, metric) for one in (arm, other)]
+        if both[0] is None or both[1] is None:
+            return None
+        left, right = ({str(group): value for group, value in enumerate(values)} for values in (both[0], both[1]))
+        return jackknife_variance(_differences(left, right, metric))
+
+    def _left_out(self, arm: Arm, seed: int, metric: Metric) -> list[float] | None:
+        key = (arm.name, seed)
+        if key not in self.left_out:
+            self.left_out[key] = self._measure(arm, seed, metric)
+        return self.left_out[key]
+
+    def _measure(self, arm: Arm, seed: int, metric: Metric) -> list[float] | None:
+        run, outputs = arm.runs[seed], self.plan.options.outputs
+        if run.text is not None:  # a video of Wan's scales is measured in minutes
+            return None
+        solution = sample_folder(run.solution, outputs, seed) if "solution" in metric.needs else None
+        asked = score_request(self.plan, arm.name, run, sample_folder(run, outputs, seed), solution, seed)
+        folders = {"video": asked["videos"], **{need: asked[need] for need in metric.needs}}
+        try:
+            return leave_out(metric.name, {what: Path(path) for what, path in folders.items() if path is not None})
+        except ValueError:  # no clips there: they were removed, or sampled elsewhere
+            return None
 
 
 class _Scores:
@@ -529,12 +405,11 @@ class Answer:
 
     title: str
     request: Request
-    level: Level
+    primary: str | None
     known: tuple[Known, ...]
     notes: tuple[str, ...]
     cost: Cost | None
     paper_name: str | None
-    paper_level: Level
     paper_known: tuple[Known, ...]
     steps: tuple[Step, ...]
     paper_notes: tuple[str, ...]
@@ -560,28 +435,29 @@ def answer(request: Request) -> Answer:
         plan = _plan_of(request)
     names = _metrics_of(request, plan)
     known, notes = [], []
-    level = Level(request.alpha, request.power, max(1, len(names)))
+    primary = plan.ablation.primary if plan is not None else None
+    behind = len([name for name in names if name != primary])
     if plan is not None:
         spreads, notes = measured(plan, names)
         for name in names:
             if name in spreads:
                 spread, mean = spreads[name]
                 target = target_of(lookup(name), name, mean, request)
-                known.append(Known(name, _header(lookup(name)), mean, spread, target))
+                level = Level(request.alpha, request.power, 1 if name == primary else behind)
+                known.append(Known(name, _header(lookup(name)), mean, spread, target, level))
     table = request.paper or (plan.ablation.paper if plan is not None else None)
     first = plan is not None and plan.ablation.versus == "first"
-    paper_level, paper_known, steps, paper_notes = _paper(request, table, first)
+    paper_known, steps, paper_notes = _paper(request, table, first)
     if plan is None and not paper_known:
         raise ConfigError(f"paper={table}: {'; '.join(paper_notes) or 'no quality column'}")
     return Answer(
         title=f"{plan.name}: {plan.statement.title}" if plan is not None else f"the paper's {table}",
         request=request,
-        level=level,
+        primary=primary,
         known=tuple(known),
         notes=tuple(notes),
         cost=None if plan is None else cost_of(plan),
         paper_name=table,
-        paper_level=paper_level,
         paper_known=paper_known,
         steps=steps,
         paper_notes=paper_notes,
@@ -603,10 +479,10 @@ def _header(metric: Metric) -> str:
 
 def _paper(
     request: Request, name: str | None, first: bool
-) -> tuple[Level, tuple[Known, ...], tuple[Step, ...], tuple[str, ...]]:
+) -> tuple[tuple[Known, ...], tuple[Step, ...], tuple[str, ...]]:
     """The paper's columns under assumed spreads, and its own differences beside what can be shown."""
     if name is None:
-        return Level(request.alpha, request.power), (), (), ()
+        return (), (), ()
     table = paper.load(name)
     quality = table.quality()
     level = Level(request.alpha, request.power, max(1, len(quality)))
@@ -626,18 +502,18 @@ def _paper(
         video = found[0] * math.sqrt(2 * (1 - request.correlation))
         spread = Spread(request.seed_ratio * video, video, "assumed", f"sd {_number(found[0])}: {found[1]}")
         target = target_of(METRICS.get(metric), metric, fmean(means), request)
-        known[column] = Known(metric, column, fmean(means), spread, target)
+        known[column] = Known(metric, column, fmean(means), spread, target, level)
     steps = []
     for row, other in zip(table.rows[1:], [table.rows[0]] * len(table.rows) if first else table.rows, strict=False):
         for column, entry in known.items():
             if column in row.values and column in other.values:
                 diff = row.values[column] - other.values[column]
-                steps.append(_step(request, level, f"{other.arm} → {row.arm}", entry, diff, quality[column]))
-    return level, tuple(known.values()), tuple(steps), tuple(notes)
+                steps.append(_step(request, f"{other.arm} → {row.arm}", entry, diff, quality[column]))
+    return tuple(known.values()), tuple(steps), tuple(notes)
 
 
-def _step(request: Request, level: Level, step: str, entry: Known, diff: float, side: str) -> Step:
-    spread, size = entry.spread, abs(diff)
+def _step(request: Request, step: str, entry: Known, diff: float, side: str) -> Step:
+    spread, level, size = entry.spread, entry.level, abs(diff)
     return Step(
         step,
         entry.name,
@@ -704,23 +580,25 @@ def rendered(found: Answer) -> Iterator[Any]:
     request = found.request
     yield Text(f"{found.title}", style="bold")
     if found.known:
-        yield Text(f"\n{_promise(request, found.level)}")
-        yield _summary(request, found.level, found.known)
-        yield _grid(request, found.level, found.known, found.cost, "smallest difference that is shown, measured spread")
+        yield Text(f"\n{_promise(request, found.primary, found.known)}")
+        yield _summary(request, found.known)
+        yield _grid(request, found.known, found.cost, "smallest difference that is shown, measured spread")
         yield Text(_certainty(found.known), style="dim")
+        if (entry := _primary(found)) is not None and request.seeds > 1:
+            yield Text(f"\n{_advice(request, entry, found.cost)}")
     for note in found.notes:
         yield Text(f"not planned: {note}", style="yellow")
     if found.paper_known:
-        yield Text(f"\nThe paper's {found.paper_name}. {_promise(request, found.paper_level)}")
+        yield Text(f"\nThe paper's {found.paper_name}. {_promise(request, None, found.paper_known)}")
         yield Text(
             f"ASSUMED spreads, since the paper prints none: a correlation of {request.correlation:g} between arms over "
             f"videos, and between seeds {request.seed_ratio:g} of the spread between videos "
             "(correlation=…, seed_ratio=…, sd=…)",
             style="yellow",
         )
-        yield _summary(request, found.paper_level, found.paper_known)
+        yield _summary(request, found.paper_known)
         cost = found.cost if found.cost is None or found.cost.is_real_scale else None
-        yield _grid(request, found.paper_level, found.paper_known, cost, "smallest difference, ASSUMED spread")
+        yield _grid(request, found.paper_known, cost, "smallest difference, ASSUMED spread")
         if found.steps:
             yield _paper_table(request, found.steps)
     for note in found.paper_notes:
@@ -734,11 +612,51 @@ def rendered(found: Answer) -> Iterator[Any]:
         yield Text(f"cost: {found.cost.basis}", style="dim")
 
 
-def _promise(request: Request, level: Level) -> str:
+def _promise(request: Request, primary: str | None, known: Sequence[Known]) -> str:
+    behind = max((entry.level.metrics for entry in known if entry.name != primary), default=0)
+    over = f"Holm over {behind} metric{'s' if behind > 1 else ''}"
+    if primary is not None:
+        others = f", the others behind it, where it is shown too, by {over}" if behind else ""
+        over = f"{lookup(primary).header}, the primary metric, alone{others}"
     return (
-        f"Shown with {100 * request.power:g} % power at a two-sided {100 * request.alpha:g} %, after Holm over "
-        f"{level.metrics} metric{'s' if level.metrics > 1 else ''}; paired t over seeds."
+        f"Shown with {100 * request.power:g} % power at a two-sided {100 * request.alpha:g} %: {over}; paired t over "
+        "seeds."
     )
+
+
+def _primary(found: Answer) -> Known | None:
+    return next((entry for entry in found.known if entry.name == found.primary), None)
+
+
+def _advice(request: Request, entry: Known, cost: Cost | None) -> str:
+    """Where the primary metric's variance comes from, and what makes its smallest difference smaller."""
+    n, m = request.prompts, request.seeds
+    share = entry.spread.share_of_videos(n)
+    whose = "what the clips bring to its variance is not known (they are not on disk, or not small)"
+    if share is not None:
+        whose = f"at {n} clips {100 * share:.0f} % of the variance of a difference is theirs, the rest the trainings'"
+    bought = purchases(entry.spread, n, m, entry.level, None if cost is None else cost.seconds)
+    told = [f"{one.what} {_number(one.shown)}{_price(one)}" for one in bought]
+    able = [one for one in bought if one.shown is not None]
+    now = smallest(entry.spread, n, m, entry.level)
+    most = min(able, key=lambda one: one.shown or 0.0)
+    said = f"{entry.header}, the primary metric: {whose}. {n} × {m} shows {_number(now)}; {', '.join(told)}."
+    said += f" Most is bought by {most.what}"
+    paid = {one: ((now or 0.0) - (one.shown or 0.0)) / one.seconds for one in able if one.seconds}
+    by_time = max(paid, key=lambda one: paid[one], default=most)
+    said += "." if by_time is most else f", for its time by {by_time.what}."
+    pays_from = control_variate_pays_from(m, entry.level.alpha)
+    if share is None or pays_from is None:
+        return said
+    could = "could pay" if share > pays_from else "does not pay"
+    return (
+        f"{said} A control variate of the clips, fitted on {m} seeds, {could}: it explains {100 * share:.0f} % at "
+        f"best, and narrows the interval from {100 * pays_from:.0f} % on."
+    )
+
+
+def _price(one: Purchase) -> str:
+    return f" (+{_duration(one.seconds)})" if one.seconds else ""
 
 
 def _certainty(known: Sequence[Known]) -> str:
@@ -752,7 +670,7 @@ def _certainty(known: Sequence[Known]) -> str:
     )
 
 
-def _summary(request: Request, level: Level, known: Sequence[Known]) -> Any:
+def _summary(request: Request, known: Sequence[Known]) -> Any:
     from rich import box
     from rich.table import Table
 
@@ -764,14 +682,14 @@ def _summary(request: Request, level: Level, known: Sequence[Known]) -> Any:
         table.add_column(head, justify="right")
     table.add_column("spread from", overflow="fold", style="dim")
     for entry in known:
-        spread = entry.spread
+        spread, level = entry.spread, entry.level
         prompts = prompts_for(spread, m, entry.target, level)
         table.add_row(
             entry.header,
             _number(entry.mean),
             _number(spread.seed),
             "of the set" if spread.video is None else _number(spread.video),
-            _shown(entry, n, m, level),
+            _shown(entry, n, m),
             _number(entry.target),
             _count(seeds_for(spread, n, entry.target, level)),
             "only seeds" if prompts is None else _count(prompts),
@@ -786,7 +704,7 @@ def designs(request: Request) -> list[tuple[int, int]]:
     return [(n, m) for m in sorted({*SEEDS, request.seeds}) for n in prompts]
 
 
-def _grid(request: Request, level: Level, known: Sequence[Known], cost: Cost | None, title: str) -> Any:
+def _grid(request: Request, known: Sequence[Known], cost: Cost | None, title: str) -> Any:
     from rich import box
     from rich.table import Table
 
@@ -797,7 +715,7 @@ def _grid(request: Request, level: Level, known: Sequence[Known], cost: Cost | N
     for n, m in designs(request):
         if previous not in (None, m):
             table.add_section()
-        cells = [_shown(entry, n, m, level) for entry in known]
+        cells = [_shown(entry, n, m) for entry in known]
         asked = (n, m) == (request.prompts, request.seeds)
         table.add_row(
             ("1†" if m == 1 else str(m)) if previous != m else "",
@@ -850,18 +768,25 @@ def _paper_table(request: Request, steps: Sequence[Step]) -> Any:
 def as_json(found: Answer) -> dict[str, Any]:
     """The answer as plain data: spreads, targets, the grid of both blocks, the paper's steps, the costs."""
 
-    def block(level: Level, known: Sequence[Known]) -> dict[str, Any]:
+    def block(known: Sequence[Known]) -> dict[str, Any]:
         grid = [
-            {"prompts": n, "seeds": m, **{k.name: smallest(k.spread, n, m, level) for k in known}}
+            {"prompts": n, "seeds": m, **{k.name: smallest(k.spread, n, m, k.level) for k in known}}
             for n, m in designs(found.request)
         ]
-        return {"level": asdict(level), "metrics": [asdict(entry) for entry in known], "grid": grid}
+        return {"metrics": [asdict(entry) for entry in known], "grid": grid}
 
+    request, entry = found.request, _primary(found)
+    seconds = None if found.cost is None else found.cost.seconds
+    n, m = request.prompts, max(2, request.seeds)
+    bought = () if entry is None else purchases(entry.spread, n, m, entry.level, seconds)
     return {
         "title": found.title,
-        "request": asdict(found.request),
-        "measured": block(found.level, found.known),
-        "assumed": block(found.paper_level, found.paper_known),
+        "request": asdict(request),
+        "primary": found.primary,
+        "share_of_clips": None if entry is None else entry.spread.share_of_videos(n),
+        "buys": [asdict(one) for one in bought],
+        "measured": block(found.known),
+        "assumed": block(found.paper_known),
         "paper": found.paper_name,
         "steps": [asdict(step) for step in found.steps],
         "cost": None if found.cost is None else asdict(found.cost),
@@ -869,9 +794,9 @@ def as_json(found: Answer) -> dict[str, Any]:
     }
 
 
-def _shown(entry: Known, prompts: int, seeds: int, level: Level) -> str:
+def _shown(entry: Known, prompts: int, seeds: int) -> str:
     """The smallest difference, or that it is more than the metric can differ by."""
-    value, metric = smallest(entry.spread, prompts, seeds, level), METRICS.get(entry.name)
+    value, metric = smallest(entry.spread, prompts, seeds, entry.level), METRICS.get(entry.name)
     is_bounded = metric is not None and (metric.scale == "0-100" or metric.printed == 100)
     return "> 100" if is_bounded and value is not None and value > 100 else _number(value)
 

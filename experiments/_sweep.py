@@ -50,6 +50,7 @@ def take_sweeps(
             raise ConfigError(f"{' '.join(sweeps)}: at most two lists are crossed{already}; give {key} one value")
     if sweeps:  # the file's claim is not about these arms
         stated = Statement(f"{' '.join(sweeps)} (a sweep of {name})", "", "", "")
+        ablation = replace(ablation, claims=())
     return ablation, stated, rest
 
 

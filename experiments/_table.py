@@ -17,6 +17,7 @@ from benchmarks.contract import table_contract
 from experiments._curve import curve_of
 from experiments._plan import Arm, Plan, seeds_word
 from experiments._runner import Row, probe_row
+from experiments._verdict import clauses_of, verdict
 from experiments._written import read_reference, read_sampling, read_scores, read_training
 from pw.config import digest
 from pw.provenance import provenance
@@ -36,18 +37,21 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
     if not any(arms.values()):
         raise ValueError(f"{plan.name}: no arm has scores, so there is no table; {'; '.join(_causes(failed))}")
     contract = table_contract(contracts)
-    compared = compare(arms, versus={arm.name: arm.above for arm in plan.arms})
+    versus = {arm.name: arm.above for arm in plan.arms}
+    primary = plan.ablation.primary
+    compared = compare(arms, primary=primary, versus=versus)
     result = {
         "ablation": plan.name,
         "title": plan.statement.title,
         "claim": plan.statement.claim,
         "refuted": plan.statement.refuted,
+        "primary": compared.primary,
+        "verdict": verdict(clauses_of(plan.ablation, versus), arms, primary),
         "scale": plan.arms[0].first.scale.name,
         "seeds": list(plan.options.seeds),
         "contract": contract,
         "settings": _settings(plan),
         "versus": plan.ablation.versus,
-        "primary": plan.ablation.primary,
         "across": plan.ablation.across[0] if plan.ablation.across else None,
         "curve": curve_of(plan),
         "arms": [_arm_entry(plan, arm, compared, scores, failed) for arm in plan.arms],
@@ -58,18 +62,25 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
         "ceiling_steps": plan.ceiling.first.sampling.solution_steps,
         "coverage": [entry for arm in plan.arms if (entry := _coverage(plan, arm)) is not None],
         "failed": sorted(_causes(failed)),
-        "notes": _notes(plan),
+        "notes": _notes(plan) + _without_primary(compared, primary),
     }
     if plan.ablation.paper:
         table = paper.load(plan.ablation.paper)
+        printed = {arm.name: arms[arm.name] for arm in plan.arms if arm.name in table.values()}  # an arm may be ours
         result["order_as_in_paper"] = order_as_in_paper(
-            compared,
+            compare(printed, primary=primary),
             table.values(),
             table.quality(),
-            primary=plan.ablation.primary,
-            metrics=(plan.ablation.primary,),  # the others are trade-offs the paper did not print
+            primary=primary,
+            metrics=(primary,),  # the others are trade-offs the paper did not print
         )
     return result
+
+
+def _without_primary(compared: Comparison, primary: str) -> list[str]:
+    if compared.primary == primary:
+        return []
+    return [f"no arm has a score of {primary}, the primary metric: the others are tested by Holm over all of them"]
 
 
 def _settings(plan: Plan) -> list[str]:

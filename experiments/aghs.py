@@ -9,7 +9,7 @@ Verdict   (tiny, 3 seeds) In part. Stage II beats any anchor (psd 26.2 -> 1.7 dB
           (swd 25.7 -> 33.9e-3). The gate: no difference shown.
 """
 
-from experiments import DETAIL, Ablation
+from experiments import DETAIL, Ablation, better
 
 # At this scale stage II departs from the base, which knows no anchor, as the paper's departs from Wan2.2 (D12).
 LONGER = "start=base optimizer.lr=1e-3 optimizer.final_lr=0.1"
@@ -28,4 +28,10 @@ ABLATION = Ablation(
     },
     ceiling="gated",
     metrics=(*DETAIL, "anchor_fidelity"),
+    claims=(
+        better("anchor", "anchor_untuned", "the tuned anchor beats the untuned one"),
+        better("add", "anchor", "stage II, the anchor added element-wise, beats the anchor"),
+        better("alpha_zero", "add", "the injector, its gain fixed at 1, beats addition"),
+        better("gated", "alpha_zero", "the gate beats the fixed gain"),
+    ),
 )

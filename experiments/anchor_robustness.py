@@ -9,11 +9,15 @@ Verdict   (tiny, 3 seeds) Refuted in psd: flawed anchors cost 0.44 dB (1.48 -> 1
           more (clean: 2.30 dB).
 """
 
-from experiments import Ablation
+from experiments import Ablation, not_worse
 
 ABLATION = Ablation(
     fixed="stage=hires",
     varies=("anchors",),
     arms={"as_trained": "anchors=reference", "clean": "anchors=clean", "flawed": "anchors=flawed"},
     versus="first",
+    claims=(
+        not_worse("flawed", "as_trained", "psd hardly falls under flawed anchors", margin=0.1),
+        not_worse("flawed", "as_trained", "swd hardly falls under flawed anchors", metric="swd", margin=0.1),
+    ),
 )

@@ -6,7 +6,7 @@ Verdict   (tiny, 3 seeds) Refuted: psd is 1.49, 1.52, 1.48 dB at beta 0, 0.35, 0
           the worst means (1.80) and drifts most from its anchor (28e-3), not resolved.
 """
 
-from experiments import DETAIL, Ablation
+from experiments import DETAIL, Ablation, better
 
 ABLATION = Ablation(
     fixed="stage=hires sampling.num_steps=4 step_sampler=exponential_index",
@@ -14,4 +14,5 @@ ABLATION = Ablation(
     arms={f"beta_{beta}": f"step_sampler.beta={beta}" for beta in (0.0, 0.35, 0.7, 1.4)},
     versus="first",
     metrics=(*DETAIL, "anchor_fidelity"),
+    claims=(better("beta_0.7", "beta_0.0", "a bias of 0.7 beats none at 4 steps"),),
 )

@@ -8,11 +8,22 @@ Verdict   (tiny, 3 seeds) Refuted. The index reading is better in psd at 2 and 3
           solution's high frequencies).
 """
 
-from experiments import Ablation
+from experiments import Ablation, all_of, any_of, better
 
 ABLATION = Ablation(
     fixed="stage=hires",
     varies=("schedule.coordinate",),
     arms={"timestep": "schedule.coordinate=timestep", "index": "schedule.coordinate=index"},
     across=("sampling.num_steps", (2, 3, 4, 5)),
+    claims=(
+        all_of(
+            "read as 1000 sigma, each step more is better",
+            *(better(f"timestep@{n}", f"timestep@{n - 1}") for n in (3, 4, 5)),
+        ),
+        better("index@2", "index@3", "read as the index, 3 steps are worse than 2"),
+        any_of(
+            "read as 1000 sigma, 3, 4 or 5 steps are better than read as the index",
+            *(better(f"timestep@{n}", f"index@{n}") for n in (3, 4, 5)),
+        ),
+    ),
 )

@@ -5,7 +5,9 @@ Refuted   if a row is worse than the row above it in either reading.
 Verdict   Not run yet.
 """
 
-from experiments import DETAIL, Ablation
+from itertools import pairwise
+
+from experiments import DETAIL, Ablation, all_of, better
 from experiments.ansc import ABLATION as ANSC
 
 ABLATION = Ablation(
@@ -13,5 +15,12 @@ ABLATION = Ablation(
     varies=ANSC.varies,
     arms=ANSC.arms,
     across=("schedule.coordinate", ("timestep", "index")),
+    claims=tuple(
+        all_of(
+            f"each row beats the one above, read as {reading}",
+            *(better(f"{arm}@{value}", f"{above}@{value}") for above, arm in pairwise(ANSC.arms)),
+        )
+        for value, reading in (("timestep", "1000 sigma"), ("index", "the index"))
+    ),
     metrics=(*DETAIL, "anchor_fidelity"),
 )

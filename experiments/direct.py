@@ -7,7 +7,7 @@ Verdict   (tiny, 3 seeds) Not shown: psd 1.87 -> 1.43 dB and swd 37 -> 27e-3 fav
           does not collapse.
 """
 
-from experiments import DETAIL, Ablation
+from experiments import DETAIL, Ablation, better
 
 ABLATION = Ablation(
     fixed="stage=hires start=base train.updates=600 optimizer.lr=1e-3 optimizer.final_lr=0.1",
@@ -15,4 +15,8 @@ ABLATION = Ablation(
     arms={"direct": "injector=none", "anchored": "injector=gated"},
     ceiling="anchored",
     metrics=(*DETAIL, "anchor_fidelity"),
+    claims=(
+        better("anchored", "direct", "with an anchor psd is better"),
+        better("anchored", "direct", "with an anchor swd is better", metric="swd"),
+    ),
 )

@@ -6,7 +6,7 @@ Verdict   (tiny, 3 seeds) In part: the trainable transformer follows its anchor 
           detail no difference is shown (psd 1.68 against 1.43 dB).
 """
 
-from experiments import DETAIL, Ablation
+from experiments import DETAIL, Ablation, better
 
 ABLATION = Ablation(
     fixed="stage=hires start=base train.updates=600 optimizer.lr=1e-3 optimizer.final_lr=0.1",
@@ -14,4 +14,5 @@ ABLATION = Ablation(
     arms={"frozen": "train.trainable=adapters", "trainable": "train.trainable=all"},
     ceiling="trainable",
     metrics=(*DETAIL, "anchor_fidelity"),
+    claims=(better("trainable", "frozen", "training the transformer beats training the adapters alone"),),
 )

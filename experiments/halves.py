@@ -8,10 +8,11 @@ Verdict   (tiny, 3 seeds) Refuted: no difference is shown in any metric, and the
           hides that here.
 """
 
-from experiments import Ablation
+from experiments import Ablation, better
 
 ABLATION = Ablation(
     fixed="stage=hires sampling.num_steps=4 schedule.coordinate=index",
     varies=("target.halves",),
     arms={"equal": "target.halves=equal", "span_weighted": "target.halves=span_weighted"},
+    claims=(better("span_weighted", "equal", "weighting the halves by their spans beats 1/2-1/2"),),
 )

@@ -9,7 +9,7 @@ Verdict   (tiny, 3 seeds) Holds at 2 steps for aligned (psd 4.36 -> 1.65 dB, abo
           dyadic is worse at 2 to 4 steps.
 """
 
-from experiments import DETAIL, Ablation
+from experiments import DETAIL, Ablation, any_of, better
 
 ABLATION = Ablation(
     fixed="stage=hires",
@@ -26,4 +26,11 @@ ABLATION = Ablation(
     across=("sampling.num_steps", (2, 3, 4, 5)),
     versus="first",
     metrics=(*DETAIL, "anchor_fidelity"),
+    claims=tuple(
+        any_of(
+            f"at {n} steps closed or aligned beats the paper's set",
+            *(better(f"{arm}@{n}", f"paper@{n}") for arm in ("closed", "aligned")),
+        )
+        for n in (2, 4)
+    ),
 )

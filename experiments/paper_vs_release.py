@@ -8,7 +8,7 @@ Verdict   (tiny, 3 seeds) Stands: no row differs from the row above in any metri
           consistency updates); first against last is not tested.
 """
 
-from experiments import DETAIL, Ablation
+from experiments import DETAIL, Ablation, same
 
 BATCH = "weighting.normalise=batch"
 BERNOULLI = f"{BATCH} turns=bernoulli"
@@ -30,4 +30,12 @@ ABLATION = Ablation(
         "release": f"{BETAS} injector=gated_channelwise",
     },
     metrics=(*DETAIL, "anchor_fidelity"),
+    claims=(
+        same("paper", "suite", "without normalising the loss: the same", margin=0.1),
+        same("batch_mean", "paper", "normalised by the batch's mean: the same", margin=0.1),
+        same("bernoulli", "batch_mean", "turns drawn per batch: the same", margin=0.1),
+        same("bell", "bernoulli", "a bell of flow weights: the same", margin=0.1),
+        same("betas", "bell", "Adam's betas of the release: the same", margin=0.1),
+        same("release", "betas", "a gate per channel: the same", margin=0.1),
+    ),
 )

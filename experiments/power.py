@@ -6,7 +6,7 @@ Verdict   (tiny, 3 seeds) Refuted: no difference is shown for any power (psd 1.6
           0.25, 0.5, 1).
 """
 
-from experiments import DETAIL, Ablation
+from experiments import DETAIL, Ablation, better
 
 ABLATION = Ablation(
     fixed="stage=hires sampling.num_steps=4",
@@ -16,4 +16,5 @@ ABLATION = Ablation(
     versus="first",
     curve=("weighting.p", 0.0),
     metrics=(*DETAIL, "anchor_fidelity"),
+    claims=(better("p_0.5", "p_0", "p = 0.5 beats p = 0 at 4 steps"),),
 )

@@ -8,11 +8,16 @@ Verdict   (tiny, 3 seeds) Two steps blur, three do not (psd 4.36 against 1.64 dB
           8.0e-3), not resolved.
 """
 
-from experiments import Ablation
+from experiments import Ablation, better, same
 
 ABLATION = Ablation(
     paper="table_5",
     fixed="stage=hires",
     varies=("sampling.num_steps",),
     arms={str(n): f"sampling.num_steps={n}" for n in (2, 3, 4, 5)},
+    claims=(
+        better("3", "2", "3 steps beat 2"),
+        better("4", "3", "4 steps beat 3"),
+        same("5", "4", "5 steps are as good as 4", margin=0.1),
+    ),
 )

@@ -135,9 +135,9 @@ class TestTheTable:
         compared = finished.arm("full")["vs_previous"]
         assert set(compared) == set(METRICS)
         for metric, found in compared.items():
-            assert {"diff", "low", "high", "p", "p_holm", "verdict"} <= found.keys(), metric
+            assert {"diff", "low", "high", "p", "p_adjusted", "verdict"} <= found.keys(), metric
             assert found["low"] <= found["diff"] <= found["high"], metric
-            assert found["p"] <= found["p_holm"] <= 1, metric
+            assert found["p"] <= found["p_adjusted"] <= 1, metric
             assert found["verdict"] in ("better", "worse", "no difference shown"), metric
 
     def test_has_the_floor_and_the_many_step_ceiling(self, finished: Finished) -> None:

@@ -171,10 +171,29 @@ class TestTwoRuns:
             for key, steps, strength in (("a", 4, 2), ("b", 2, 12 + seed)):
                 run = build([*BASE[:2], f"sampling.num_steps={steps}", f"seed={seed}", f"train.updates={300 + steps}"])
                 names[key].append(make_run(tmp_path, run, strength).training_signature)
-        found = compared(tmp_path, *(f"{key}={','.join(names[key])}" for key in "ab"), "metrics=mhd,psd")
+        words = [*(f"{key}={','.join(names[key])}" for key in "ab"), "metrics=mhd,psd"]
+        found = compared(tmp_path, *words)
         assert found["metrics"]["mhd"]["n"] == 3
         assert found["metrics"]["psd"]["low"] is not None
-        assert "over 3 seeds (6 trainings)" in found["unit"]
+        assert "over 3 seeds (6 trainings), psd first, the others by Holm behind it" in found["unit"]
+        assert found["primary"] == "psd"
+        other = compared(tmp_path, *words, "primary=mhd")
+        assert (other["primary"], other["metrics"]["mhd"]["p_adjusted"]) == ("mhd", other["metrics"]["mhd"]["p"])
+
+    def test_of_one_seed_are_judged_by_the_first_metric_that_has_a_test(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        a, b = (make_run(tmp_path, build([*BASE, *more]), 2 + len(more)) for more in ([], ["optimizer.lr=1e-3"]))
+        words = [f"a={a.signature}", f"b={b.signature}", "metrics=psd,mhd_mse,mhd"]
+        found = compared(tmp_path, *words)
+        assert (found["primary"], "mhd_mse first" in found["unit"]) == ("mhd_mse", True)
+        assert compared(tmp_path, *words, "primary=mhd")["primary"] == "mhd"
+        assert "primary=psd: is of the whole set and has no test with one seed" in refused(
+            tmp_path, capsys, *words, "primary=psd"
+        )
+        assert "primary=swd: is not among the metrics (psd, mhd_mse, mhd)" in refused(
+            tmp_path, capsys, *words, "primary=swd"
+        )
 
     def test_with_several_seeds_are_compared_over_the_videos_that_both_have(self, tmp_path: Path) -> None:
         runs = {
@@ -328,6 +347,7 @@ class TestAFileThatIsNotWhatItShouldBe:
         (["a=x"], "b=… is missing"),
         (["a=x", "b=y", "metric=mhd"], "did you mean metrics=…"),
         (["a=x", "b=y", "metrics=musick"], "unknown metric 'musick'"),
+        (["a=x", "b=y", "primary=musick"], "unknown metric 'musick'"),
         (["a=x", "b=y", "real=/nowhere"], "real=/nowhere: no such folder"),
         (["a=x", "b=y", "a_scores=/nowhere.csv"], "no such file"),
         (["a=x", "b=y", "out=/dev/null/x"], "out=/dev/null/x: cannot be written"),

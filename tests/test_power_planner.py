@@ -13,28 +13,28 @@ from hypothesis import strategies as st
 from scipy.stats import nct, t
 
 from benchmarks.compare import paired_t
+from benchmarks.coverage_study import control_variate_width
 from benchmarks.metrics import lookup, protocols
 from experiments._plan import make_plan, parse
-from experiments._power import (
+from experiments._power import Request, answer, assumed_sd, main, request_of, target_of
+from experiments._spread import (
     Level,
-    Request,
     Spread,
-    answer,
-    assumed_sd,
     components,
-    main,
+    control_variate_pays_from,
     noncentrality,
     pooled,
     prompts_for,
-    request_of,
+    purchases,
     seeds_for,
     smallest,
     t_power,
-    target_of,
+    with_jackknife,
 )
 from pw.config import ConfigError
-from pw.sample import sample_folder
+from pw.sample import reference_folder, sample_folder
 from pw.train import training_folder
+from pw.video import write_video
 
 SPREAD = Spread(0.4, 1.0, "measured", "made up", 128, 6)
 LEVEL = Level()
@@ -129,6 +129,40 @@ def test_a_seeds_variance_is_never_negative():
     assert pooled([components([[1.0]])], 1.0, 1, "") is None
 
 
+def test_the_part_of_the_clips_in_a_sets_metric_is_what_the_jackknife_says():
+    # by hand: means 1, 3, 5 have the variance 4; 50 clips bring 1 to a seed's, so one brings 50 and the trainings 3
+    pair = with_jackknife(components([[1.0], [3.0], [5.0]]), [0.5, 1.0, 1.5], 8, 50)
+    assert (pair.within, pair.df_within, pair.videos) == (50.0, 21, 50.0)
+    found = pooled([pair], 1.0, 50, "", of_set=True)
+    assert (found.seed, found.video) == (pytest.approx(math.sqrt(3)), pytest.approx(math.sqrt(50)))
+    assert found.share_of_videos(50) == pytest.approx(0.25)
+    assert found.error(50, 3) == pytest.approx(math.sqrt(4 / 3))
+    assert smallest(found, 50, 1, LEVEL) is None  # two checkpoints have one difference, and no test
+
+
+def test_what_buys_most_is_what_the_variance_is_made_of():
+    def shown(spread: Spread, seeds: int) -> dict[str, float | None]:
+        return {one.what: one.shown for one in purchases(spread, 100, seeds, LEVEL)}
+
+    trainings = shown(Spread(1.0, 0.1, "measured", ""), 3)
+    assert trainings["two more seeds"] < 0.6 * trainings["twice the clips"]
+    clips = Spread(0.01, 10.0, "measured", "")
+    halved = smallest(clips, 100, 10, LEVEL) / math.sqrt(2)
+    assert shown(clips, 10)["twice the clips"] == pytest.approx(halved, rel=1e-3)
+    assert shown(clips, 10)["twice the clips"] < shown(clips, 10)["two more seeds"]
+    unknown = shown(Spread(1.0, None, "measured", "", 100), 3)
+    assert unknown["twice the clips"] is None
+    assert unknown["two more seeds"] < 2
+
+
+@pytest.mark.parametrize(("seeds", "share"), [(3, 0.943), (5, 0.429), (10, 0.143)])
+def test_a_control_variate_pays_from_where_its_interval_is_as_wide_as_the_paired_ts(seeds: int, share: float):
+    assert control_variate_pays_from(seeds) == pytest.approx(share, abs=0.002)
+    if seeds > 3:  # at 3 the width has no variance, and a simulation does not settle
+        assert control_variate_width(seeds, control_variate_pays_from(seeds), 20_000) == pytest.approx(1, abs=0.02)
+    assert control_variate_pays_from(2) is None
+
+
 def test_dovers_spread_is_carried_over_to_the_scripts_scale():
     # 100 p (1 - p) sd / divisor at p = 0.1431: 100 * 0.12262 * 0.03773 / 0.07355
     assert assumed_sd("dover_technical", 14.31, {})[0] == pytest.approx(6.290, abs=0.001)
@@ -149,7 +183,7 @@ def test_what_is_asked_for_is_half_a_point_or_a_tenth_of_the_mean():
 
 def write_scores(outputs: Path, spread_of_seeds: float) -> None:
     """Scores of two arms of `ansc` with known differences, as `score_folder` leaves them."""
-    plan = make_plan(parse(["name=ansc", "arms=exponential,full"]))
+    plan = make_plan(parse(["name=ansc", "arms=exponential,full", "seeds=3"]))
     rng = np.random.default_rng(2)
     for i, (arm, seed, run) in enumerate(plan.runs()):
         folder = outputs / "scores" / f"{i:08x}"
@@ -182,8 +216,37 @@ def test_a_plan_is_made_from_the_scores_on_disk(tmp_path: Path):
     assert by_name["psd"].spread.video is None
     assert by_name["mhd"].spread.video == pytest.approx(0.002 * math.sqrt(2), rel=0.15)
     assert by_name["mhd"].spread.source == "1 pair of arms, 3 seeds, 50 videos"
-    assert found.level.metrics == 3
+    # psd is tested alone, the other two by Holm behind it
+    assert (by_name["psd"].level.metrics, by_name["mhd"].level.metrics) == (1, 2)
     assert found.notes == ("swd: not scored yet (`make ablation name=ansc` does)",)
+
+
+def test_clips_on_disk_say_what_they_bring_to_the_primarys_variance(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_scores(tmp_path, 1.0)
+    words = ["ablation=ansc", "arms=exponential,full", "metrics=mhd,psd", f"outputs={tmp_path}"]
+    assert main(words) == 0
+    assert "PSD, the primary metric: what the clips bring to its variance is not known" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    plan = make_plan(parse(["name=ansc", "arms=exponential,full"]))
+    for i, (_, seed, run) in enumerate(plan.runs()):
+        for folder in (sample_folder(run, tmp_path, seed), reference_folder(run, tmp_path, seed) / "real"):
+            folder.mkdir(parents=True, exist_ok=True)
+            rng = np.random.default_rng(i if folder.name != "real" else 100 + seed)
+            for clip in range(16):
+                write_video(folder / f"{clip:04d}.mkv", rng.integers(60, 190, (3, 24, 24, 3)).astype(np.uint8))
+    psd = next(entry for entry in answer(request_of(words)).known if entry.name == "psd")
+    assert psd.spread.video > 0
+    assert psd.spread.of_set
+    out = tmp_path / "power.json"
+    assert main([*words, f"out={out}"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "of the variance of a difference is theirs, the rest the trainings'" in told
+    assert "Most is bought by " in told
+    found = json.loads(out.read_text())
+    assert [one["what"] for one in found["buys"]] == ["twice the clips", "two more seeds"]
+    assert "A control variate of the clips, fitted on 3 seeds, " in told
+    assert 0 < found["share_of_clips"] <= 1
 
 
 def test_scores_of_another_protocol_or_other_clips_are_not_used(tmp_path: Path):

@@ -36,7 +36,13 @@ def folders(tmp_path: Path) -> dict[str, Path]:
 
 
 def run(folders: dict[str, Path], out: Path, **changed: object) -> dict:
-    given = {**folders, "metrics": list(GROUPS["clips"]), "contract": {"scale": "tiny", "seed": 0}, **changed}
+    given = {
+        **folders,
+        "solved": None,
+        "metrics": list(GROUPS["clips"]),
+        "contract": {"scale": "tiny", "seed": 0},
+        **changed,
+    }
     return score_folder(given.pop("videos"), out, **given)
 
 
@@ -98,7 +104,7 @@ def test_of_clips_that_fill_a_batch_one_is_in_memory(tmp_path: Path, monkeypatch
     monkeypatch.setattr(clips, "BATCH_PIXELS", 1)
     monkeypatch.setattr(reference, "AT_ONCE", 1)
     videos, real = (folder(tmp_path / name, 6, size=200, seed=i) for i, name in enumerate(("videos", "real")))
-    given = {"real": real, "structure": real, "solution": None, "metrics": ["mhd"], "contract": {}}
+    given = {"real": real, "structure": real, "solution": None, "solved": None, "metrics": ["mhd"], "contract": {}}
     score_folder(videos, tmp_path / "warm", **given)
     tracemalloc.start()
     score_folder(videos, tmp_path / "out", **given)

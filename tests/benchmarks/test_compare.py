@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_rel
 
-from benchmarks.compare import compare, estimate, holm, order_as_in_paper
+from benchmarks.compare import compare, equivalence, estimate, gatekeep, holm, order_as_in_paper
 from benchmarks.paper import load
 
 ONE = {"m": "lower"}
@@ -32,6 +32,72 @@ def test_holm_never_lowers_a_p_value_and_keeps_the_order(p: list[float]):
     adjusted = holm(p)
     assert all(p[i] <= adjusted[i] <= 1 for i in range(len(p)))
     assert all(adjusted[i] <= adjusted[j] for i in range(len(p)) for j in range(len(p)) if p[i] <= p[j])
+
+
+def test_the_primary_is_tested_alone_and_the_others_by_holm_behind_it():
+    p = {"a": 0.03, "main": 0.02, "b": 0.004, "c": 0.01}
+    # main as it is; of the others 0.004, 0.01, 0.03 times 3, 2, 1: 0.012, 0.02, 0.03, and none below main's
+    assert gatekeep(p, "main") == pytest.approx({"a": 0.03, "main": 0.02, "b": 0.02, "c": 0.02})
+    # a gate that is shut keeps all of them out
+    assert gatekeep({**p, "main": 0.056}, "main") == pytest.approx({"a": 0.056, "main": 0.056, "b": 0.056, "c": 0.056})
+    # without one, or without a test of it: Holm over all
+    assert gatekeep({"a": 0.03, "b": 0.004}, None) == pytest.approx({"a": 0.03, "b": 0.008})
+    assert gatekeep({"a": 0.03, "b": 0.004}, "main") == pytest.approx({"a": 0.03, "b": 0.008})
+    assert gatekeep({}, "main") == {}
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 1), min_size=1), st.sampled_from("abcdef"))
+def test_a_gate_never_shows_a_metric_that_holm_among_the_others_would_not(p: dict[str, float], primary: str):
+    adjusted = gatekeep(p, primary)
+    assert adjusted.keys() == p.keys()
+    assert all(p[m] <= adjusted[m] <= 1 for m in p)
+    if primary in p:
+        assert adjusted[primary] == p[primary] == min(adjusted.values())
+
+
+def test_a_table_marks_by_the_gate_and_names_the_metric_of_it():
+    # by hand: m differs by −1 ± 0.1 (t = −17, p = 0.003), x by −0.3, −0.4, −0.2 (p = 0.035), y by −0.1, 0, −0.1 (0.18)
+    base, deltas = (4.0, 4.2, 4.1), {"m": (1.0, 1.1, 0.9), "x": (0.3, 0.4, 0.2), "y": (0.1, 0.0, 0.1)}
+    scores = {
+        "a": {s: dict.fromkeys(deltas, base[s]) for s in range(3)},
+        "b": {s: {m: base[s] - d[s] for m, d in deltas.items()} for s in range(3)},
+    }
+    sides = dict.fromkeys(deltas, "lower")
+
+    def marks(primary: str | None) -> dict[str, str]:
+        return {m: d.verdict for m, d in compare(scores, sides, primary=primary).differences["b"].items()}
+
+    none = "no difference shown"
+    assert marks(None) == {"m": "better", "x": none, "y": none}  # 0.035 times 2
+    assert marks("x") == {"m": "better", "x": "better", "y": none}
+    assert marks("y") == {"m": none, "x": none, "y": none}
+    assert compare(scores, sides, primary="x").best == {"m": "b", "x": "b", "y": None}
+    assert compare(scores, sides, primary="y").best == {"m": None, "x": None, "y": None}
+    assert compare(scores, sides, primary="x").primary == "x"
+    gone = compare(scores, sides, primary="psd")  # no arm has it: Holm over all, and said to be
+    assert (gone.primary, gone.differences) == (None, compare(scores, sides).differences)
+
+
+@pytest.mark.parametrize("n", [3, 6])
+def test_equivalence_is_shown_where_the_90_percent_interval_is_within_the_margin(n: int):
+    rng = np.random.default_rng(n)
+    for _ in range(40):
+        b = rng.normal(10, 1, n)
+        a = b + rng.normal(0.2, 0.5, n)
+        by_seed = [dict(enumerate(values.tolist())) for values in (a, b)]
+        # the margin grows with b, so the interval is that of a − 0.9 b and a − 1.1 b
+        low = ttest_rel(a, 0.9 * b).confidence_interval(0.9).low
+        high = ttest_rel(a, 1.1 * b).confidence_interval(0.9).high
+        assert (equivalence(*by_seed, "lower", 0.1) < 0.05) == (low > 0 and high < 0)
+        assert (equivalence(*by_seed, "lower", 0.1, both=False) < 0.05) == (high < 0)
+        assert (equivalence(*by_seed, "higher", 0.1, both=False) < 0.05) == (low > 0)
+
+
+def test_equivalence_of_a_ratio_is_of_its_distance_from_one():
+    a, b = ({0: 1.05, 1: 1.06, 2: 1.04}, {0: 0.96, 1: 0.95, 2: 0.97})
+    assert equivalence(a, b, "one", 0.1) < 0.01  # |ln| 0.05 and 0.04, and up to ln 1.1 = 0.095 apart
+    assert equivalence(a, b, "one", 0.005) > 0.05
+    assert equivalence({0: 1.0}, {0: 1.0}, "one", 0.1) is None
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -86,7 +152,7 @@ def test_a_failed_run_leaves_the_common_seeds():
 def test_a_single_seed_has_no_interval_and_no_verdict():
     got = compare(table({"a": [1.0], "b": [0.1]}), ONE)
     d = got.differences["b"]["m"]
-    assert (d.diff, d.low, d.p, d.p_holm, d.verdict) == (
+    assert (d.diff, d.low, d.p, d.p_adjusted, d.verdict) == (
         pytest.approx(-0.9),
         None,
         None,
@@ -186,7 +252,7 @@ def test_other_metrics_may_contradict_unless_left_out():
     good, bad = [2.0, 2.1, 1.9], [1.0, 1.1, 0.91]
     scores = {
         arm: {s: {"psd": p, "swd": w} for s, (p, w) in enumerate(zip(ps, ws, strict=True))}
-        for arm, ps, ws in (("baseline", good, bad), ("uniform", bad, good))
+        for arm, ps, ws in (("baseline", good, bad), ("original", bad, good))
     }
     got = compare(scores)
     assert order_as_in_paper(got, paper.values(), paper.quality(), primary="psd") == "no"

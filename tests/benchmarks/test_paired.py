@@ -143,8 +143,26 @@ def test_holm_runs_over_the_metrics():
     outcome = compare_videos(
         {m: base for m in names}, {m: shifted for m in names}, {m: "higher" for m in names}
     ).differences
-    assert all(d.p == 2 / 256 and d.p_holm == 16 / 256 for d in outcome.values())
+    assert all(d.p == 2 / 256 and d.p_adjusted == 16 / 256 for d in outcome.values())
     assert {d.verdict for d in outcome.values()} == {"no difference shown"}
+
+
+def test_the_primary_is_tested_first_and_alone():
+    rng = np.random.default_rng(7)
+    base = videos(rng.normal(size=8))
+    shifted = {name: value + 1 for name, value in base.items()}  # p = 2/256 alone
+    same = {name: value + 0.01 * (-1) ** i for i, (name, value) in enumerate(base.items())}
+    metrics = [f"m{i}" for i in range(8)]
+    sides = dict.fromkeys(metrics, "higher")
+    a, b = dict.fromkeys(metrics, base), dict.fromkeys(metrics, shifted)
+    found = compare_videos(a, b, sides, primary="m3")
+    assert found.primary == "m3"
+    assert found.differences["m3"].p_adjusted == 2 / 256
+    assert found.differences["m3"].verdict == "better"
+    assert found.differences["m0"].p_adjusted == 14 / 256  # by Holm over the other seven
+    shut = compare_videos(a, {**b, "m3": same}, sides, primary="m3").differences
+    assert {row.verdict for row in shut.values()} == {"no difference shown"}
+    assert compare_videos(a, b, sides, primary="gone").primary is None
 
 
 def test_sets_that_share_no_metric_are_refused():
