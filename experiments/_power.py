@@ -14,12 +14,12 @@ seeds has the variance
 
     seed^2 / m + video^2 / (n m)
 
-and seeds buy what prompts cannot: below seed / sqrt(m) no number of prompts goes. Of the primary metric it is said
-what buys most, twice the prompts or two more seeds, and whether a control variate could pay. A metric of the whole set
-has no values per prompt: the primary's small clips are measured again with groups of them left out
-(`benchmarks.jackknife`), of the others the prompts' part is not known. A row of one seed has no spread between
-trainings to hold a difference against. It says what can be shown of these two checkpoints over prompts (df = n - 1),
-which is what the paper's own tables can show, and nothing of the method.
+and seeds buy what prompts cannot: below seed / sqrt(m) no number of prompts goes. Of the primary metric it says what
+buys most, twice the prompts or two more seeds, and whether a control variate could pay. A metric of the whole set has
+no values per prompt: the primary's small clips are measured again, groups of them left out (`benchmarks.jackknife`),
+of the others the prompts' part is not known. A row of one seed has no spread between trainings to hold a difference
+against. It says what can be shown of these two checkpoints over prompts (df = n - 1), which is what the paper's own
+tables can show, and nothing of the method.
 
 **The spreads** are measured where scores of this ablation are in `outputs/scores`, else assumed, and are said to be.
 """
