@@ -7,17 +7,25 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from scipy.stats import t, ttest_rel
 
 from benchmarks.compare import compare
+from benchmarks.metrics import protocols
 from benchmarks.report import html, latex, markdown, terminal_verdict
 from experiments import Ablation, Clause, Statement, all_of, any_of, better, load, names, not_worse, same, statement
+from experiments.__main__ import finish
 from experiments._plan import make_plan, parse, plan_of
 from experiments._record import MOST, RESULTS, differs, digest_of, digest_text, main, record, recorded
+from experiments._runner import all_jobs
+from experiments._table import make_table
 from experiments._verdict import clauses_of, summary, verdict
 from pw.config import ConfigError
+from pw.sample import sample_folder
+from pw.train import write_json
+from pw.video import write_video
 
 BASE = (4.0, 4.2, 4.1)
 # psd is lower-is-better. Differences to BASE, over their sd / sqrt(3), are the paired t of two degrees of freedom.
@@ -244,6 +252,48 @@ class TestTheVerdictInPrint:
         line = next(line for line in markdown(result).splitlines() if line.startswith("| far |") and "p=0.18" in line)
         assert line.count("(p<0.001)") == 1
         assert "▲" not in line
+
+
+class TestTheEndOfARun:
+    """Of an ablation whose arms have scores, without their trainings."""
+
+    @pytest.fixture
+    def scored(self, tmp_path: Path) -> Path:
+        plan = make_plan(parse(["name=ansc", f"outputs={tmp_path}"]))
+        places = {arm.name: place for place, arm in enumerate(plan.arms)}
+        for row in all_jobs(plan)[1]:
+            # psd falls by one from arm to arm, with a wobble; of the floor and the probes it does not matter
+            place = places.get(row.name, 0)
+            psd = 9.0 - place + 0.01 * (row.seed % 3) * (place + 1)
+            found = {"metrics": {"psd": psd}, "n_videos": {"psd": 8}}
+            about = {"arm": row.name, "metrics": protocols(["psd"])}
+            write_json(Path(row.job.score["out"]) / "scores.json", {**found, "contract": about})
+        clip = sample_folder(plan.arms[0].first, tmp_path, plan.options.seeds[0]) / "0000.mkv"
+        clip.parent.mkdir(parents=True)
+        write_video(clip, np.full((3, 24, 24, 3), 128, np.uint8))
+        return tmp_path
+
+    def test_is_its_verdict_after_the_table_and_before_the_paths(self, scored: Path) -> None:
+        plan = make_plan(parse(["name=ansc", f"outputs={scored}", "mlflow=false"]))
+        out = io.StringIO()
+        assert finish(plan, all_jobs(plan)[1], {}, Console(file=out, width=120), 0.0) == 0
+        told = out.getvalue()
+        clauses = clauses_of(plan.ablation, {arm.name: arm.above for arm in plan.arms})
+        assert told.index("differences to the row above") < told.index("✓ holds") < told.index("table.{md,tex,")
+        assert told.count("✓ holds") == len(clauses)
+        found = json.loads((plan.folder / "table.json").read_text())
+        assert [row["clause"] for row in found["verdict"]] == [clause.text for clause in clauses]
+        assert found["primary"] == "psd"
+        assert (plan.folder / "table.md").read_text().index("✓ **holds**") < 1500
+
+    def test_of_some_arms_says_which_clauses_were_not_run(self, scored: Path) -> None:
+        first, *_, last = make_plan(parse(["name=ansc"])).arms
+        plan = make_plan(parse(["name=ansc", f"arms={first.name},{last.name}", f"outputs={scored}"]))
+        middle = make_plan(parse(["name=ansc"])).arms[-2].name
+        claims = (better(last.name, first.name, "all of it"), better(middle, first.name, "less of it"))
+        plan = replace(plan, ablation=replace(plan.ablation, claims=claims))
+        result = make_table(plan, all_jobs(plan)[1], {})
+        assert [row["answer"] for row in result["verdict"]] == ["holds", "not run"]
 
 
 class TestARecordedResult:
