@@ -384,7 +384,10 @@ def _start_run(run: Run) -> Run:
         return replace(start, note="start.tuning=0: the shipped one is not to be tuned")
     departing = [o for o in recipe.overrides if override_key(o) != "start"]
     departing += [f"start={run.config.choices['start']}", "start.inherit=[]", f"optimizer.lr={recipe.tuning_lr}"]
-    return _recipe_run(replace(recipe, overrides=tuple(departing), updates=recipe.tuning), run, "start")
+    departing += [f"start.updates={recipe.updates}", f"start.seed={recipe.seed}"]
+    tuned = _recipe_run(replace(recipe, overrides=tuple(departing), updates=recipe.tuning), run, "start")
+    assert tuned.start_run is not None
+    return tuned if tuned.start_run.shipped else replace(start, note="the shipped one is of another recipe")
 
 
 def build(overrides: Sequence[str]) -> Run:

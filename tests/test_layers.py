@@ -74,7 +74,8 @@ def stray(by: tuple[str, ...], roots: tuple[str, ...], allowed: tuple[str, ...])
 DOORS = {
     "mlflow": ("pw/tracking.py",),
     "hydra": ("pw/config.py", "pw/build.py"),
-    "omegaconf": ("pw/config.py", "pw/build.py", "pw/train.py", "pw/export.py"),  # config.yaml is written with it
+    # config.yaml is written with it
+    "omegaconf": ("pw/config.py", "pw/build.py", "pw/train.py", "pw/start.py", "pw/export.py"),
     "webdataset": ("pw/data/shards.py",),
     "av": ("pw/video.py",),
     "diffusers": ("pw/nn", "benchmarks/systems"),
@@ -118,6 +119,7 @@ LAYERS = {
         *("pw.nn", "pw.data"),
         *("pw.method", "pw.parallel", "pw.sharded", "pw.not_finite"),
     ),
+    "pw/start.py": ("pw.build", "pw.config", "pw.parallel", "pw.shipped", "pw.train"),
     "pw/replay.py": ("pw.build", "pw.config", "pw.not_finite", "pw.parallel", "pw.sharded", "pw.train"),
     "pw/sample.py": (
         *("pw.build", "pw.config", "pw.cost", "pw.host", "pw.parallel", "pw.provenance", "pw.train", "pw.stages"),
