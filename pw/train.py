@@ -95,7 +95,7 @@ def earlier_trainings(outputs: Path = OUTPUTS) -> list[Earlier]:
     among them."""
     found = []
     for config in (outputs / "train").glob("*/config.yaml"):
-        with config.open() as file:
+        with config.open(errors="replace") as file:
             lines = [file.readline() for _ in range(2)]
         words = lines[1].split()
         if len(words) == 9 and lines[1] == MADE_BY.format(f"{words[4]} {words[5]}", words[8]):
