@@ -20,7 +20,7 @@ unexport PYTHONPATH
 # torch, lightning and diffusers take twice as long to import where their bytecode is not kept
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup weights ablation ablations status data latents train sample plan generate bench export coverage score table compare power record lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
+.PHONY: help setup weights ablation ablations status data latents start train sample plan generate bench export coverage score table compare power record lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -44,6 +44,9 @@ data: .venv/.ready ## turn a folder of videos, or UltraVideo, into shards: make 
 
 latents: .venv/.ready ## encode shards for training at proxy, 2k, 4k: make latents args="urls=data/shards scale=2k [anchors=8 dry_run=true …]"
 	@$(RUN) -m pw.latents $(args)
+
+start: .venv/.ready ## train a start from its recipe, and write it with its card: make start name=hires [args="out=pw/starts …"]
+	@$(RUN) -m pw.start name=$(name) $(args)
 
 train: .venv/.ready ## train one run: make train args="stage=hires objective=shortcut seed=1"
 	@$(RUN) -m pw.train $(args)

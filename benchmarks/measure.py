@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.bootstrap import prompt_of
 from benchmarks.cache import Cache, Entry, content_hash, default_folder
 from benchmarks.clips import SUFFIXES, score_folder
-from benchmarks.metrics import GROUPS, METRICS, VBENCH_SEMANTIC, Metric, chosen, lookup
+from benchmarks.metrics import GROUPS, METRICS, VBENCH_SEMANTIC, Metric, chosen, lookup, scoring_code
 from benchmarks.shortage import give_back, remedy, shortage
 from benchmarks.streaming import BUDGET, Scored, score_video
 from benchmarks.systems import jobs
@@ -413,6 +413,7 @@ def _depends(row: Metric, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a value depends on beside the video, as plain JSON. Raises MissingWeights."""
     found: dict[str, Any] = {
         "protocol": row.protocol,
+        "code": scoring_code(row.name),
         "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
         "weights": _digests(row),
     }

@@ -266,9 +266,11 @@ def _check_alike(measured: Mapping[str, Measured], shown: Collection[str]) -> No
             if name not in shown:
                 continue
             how = {key: about.get(key) for key in ("protocol", "settings", "weights")}
+            how |= {"code": code} if (code := about.get("code")) else {}  # tables of before do not say
             before = seen.setdefault(name, (arm, how))
-            if before[1] != how:
-                key = next(key for key in how if how[key] != before[1][key])
+            differing = [key for key in how if key in before[1] and how[key] != before[1][key]]
+            if differing:
+                key = differing[0]
                 raise ValueError(
                     f"{name} was measured differently: {key} is {before[1][key]} for {before[0]} and {how[key]} for "
                     f"{arm}; score one of them again"

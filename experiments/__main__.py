@@ -26,8 +26,8 @@ from typing import Any
 
 from experiments import load, names
 from experiments._launch import Local, Queue, Submitit, Unit, farewell, take_launcher, units
-from experiments._plan import Plan, make_plan, parse
-from experiments._runner import FORK_SECONDS, Job, Pool, all_jobs, remove_results
+from experiments._plan import Plan, make_plan, other_code, parse, start_words, starts
+from experiments._runner import FORK_SECONDS, Job, Pool, all_jobs, fresh_results, remove_results
 from experiments._status import outline, write_outline
 from pw.config import ConfigError
 from pw.parallel import Stopped, unheard
@@ -43,6 +43,7 @@ from pw.train import (
     training_folder,
 )
 
+SHOWN = 6  # trainings of other code that a plan names
 LINE = 110  # characters of a paragraph, at most: longer lines are hard to read
 
 
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         launcher, words = take_launcher(arguments)
         plan = make_plan(parse(words))
+        if plan.options.fresh and any(arm.first.code == "as_trained" for arm in plan.arms):
+            raise ConfigError("fresh=true: redoes what code=as_trained is to keep; leave one of them out")
         for arm in plan.arms:
             launcher.check_run(arm.first)
         if isinstance(launcher, Submitit) and not plan.options.dry_run:
@@ -98,17 +101,18 @@ def run(plan: Plan, launcher: Local | Submitit) -> int:
         console = Console(highlight=False, width=120)
     outputs = plan.options.outputs
     jobs, rows = all_jobs(plan)
-    if plan.options.fresh and not plan.options.dry_run:
-        remove_results(jobs, outputs)
+    removed = fresh_results(plan, jobs, outputs) if plan.options.fresh else []
+    if not plan.options.dry_run:
+        remove_results(removed)
     try:
-        todo = [job for job in jobs if not job.is_done(outputs)]
+        todo = [job for job in jobs if job.folder(outputs) in removed or not job.is_done(outputs)]
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     status = _Show(console, len(todo))
     found = outline(plan, jobs, rows)
     pool = _pool(launcher, plan, todo, units(todo, found.cells), status)
-    _print_plan(console, plan, jobs, todo, pool.seconds_left() + (FORK_SECONDS if todo else 0))
+    _print_plan(console, plan, jobs, todo, removed, pool.seconds_left() + (FORK_SECONDS if todo else 0))
     if plan.options.dry_run:
         if isinstance(pool, Queue):
             for unit in pool.pending.values():
@@ -220,7 +224,9 @@ def command(job: Job, outputs: Path = OUTPUTS) -> str:
     return f".venv/bin/python -m {module} {shlex.join([*job.run.config.overrides, *own])}"
 
 
-def _print_plan(console: Any, plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], seconds: float) -> None:
+def _print_plan(
+    console: Any, plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], removed: Sequence[Path], seconds: float
+) -> None:
     from rich.table import Table
 
     console.print(f"[bold]{plan.name}[/]: {plan.statement.title}")
@@ -232,6 +238,14 @@ def _print_plan(console: Any, plan: Plan, jobs: Sequence[Job], todo: Sequence[Jo
         state = ["to train" if f"train:{run.training_signature}" in waiting else "trained" for run in arm.runs.values()]
         table.add_row(arm.name, *(str(value) for value in arm.varied.values()), *state)
     console.print(table)
+    told = [start_words(start) for start in starts(plan).values() if start.shipped or start.start_run or start.note]
+    told += _some(other_code(plan))
+    if plan.options.fresh:
+        word = "would remove" if plan.options.dry_run else "removed"
+        told.append(f"fresh=true {word} {len(removed)} folders of results; starts stay, other ablations share them")
+        told += [f"  {folder}" for folder in removed] if plan.options.dry_run else []
+    for line in told:
+        console.print(line, markup=False, soft_wrap=True)
     kinds = {kind: sum(job.kind == kind for job in todo) for kind in ("train", "sample", "score")}
     cached = len(jobs) - len(todo)
     if not todo:
@@ -241,6 +255,11 @@ def _print_plan(console: Any, plan: Plan, jobs: Sequence[Job], todo: Sequence[Jo
         f"{kinds['train']} trainings, {kinds['sample']} samplings, {kinds['score']} scorings to do, {cached} cached; "
         f"about {_minutes(seconds)} at the pace of the machine this was measured on"
     )
+
+
+def _some(lines: Sequence[str]) -> list[str]:
+    more = len(lines) - SHOWN
+    return [*lines[:SHOWN], f"and {more} more of the like"] if more > 1 else [*lines]
 
 
 class _Show:

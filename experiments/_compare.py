@@ -35,7 +35,7 @@ from benchmarks.paired import compare_videos
 from benchmarks.side_by_side import contact_sheet, video_sizes
 from benchmarks.systems.run import SETTINGS
 from experiments._written import read_sampling, read_written
-from pw.build import Run, assemble, build
+from pw.build import Run, build
 from pw.config import ConfigError, leaves
 from pw.sample import reference_folder, sample_folder
 from pw.train import OUTPUTS, written_overrides
@@ -189,7 +189,7 @@ def _of_training(signature: str, outputs: Path) -> Side:
     if not clips:
         overrides = " ".join(written_overrides(outputs / "train" / signature))
         raise ConfigError(f'{signature} is trained, but not sampled: make sample args="{overrides}"')
-    base = build(written_overrides(outputs / "train" / signature))
+    base = build(written_overrides(outputs / "train" / signature)).pinned(signature)
     chosen_folders: dict[int, Folder] = {}
     for seed in sorted({row["seed"] for row in clips.values()}):
         of_seed = [folder for folder, row in clips.items() if row["seed"] == seed]
@@ -215,10 +215,10 @@ def folder_of_run(path: Path, outputs: Path) -> Folder:
     done = read_sampling(path)
     seed, training = done["seed"], outputs / "train" / done["training"]
     if (path / "config.yaml").exists():
-        return Folder(path, seed, build(written_overrides(path)))
+        return Folder(path, seed, build(written_overrides(path)).pinned(done["training"]))
     if not (training / "config.yaml").exists():
         return Folder(path, seed, None, False)
-    base = build(written_overrides(training))
+    base = build(written_overrides(training)).pinned(done["training"])
     for run in _samplings(base):
         if run.sample_signature(seed) == path.name:
             return Folder(path, seed, run)
@@ -232,7 +232,7 @@ def _samplings(base: Run) -> Iterator[Run]:
         for shift in TRIED_SHIFTS:
             changes = {"sampling.num_steps": steps, "sampling.shift": shift, "sampling.timesteps": None}
             try:
-                yield assemble(base.config.with_values(changes))
+                yield base.with_values(changes)
             except ConfigError:
                 continue
 

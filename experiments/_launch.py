@@ -307,6 +307,7 @@ class Work:
             missing = team.agreed([job.label for job in self.after.values() if not job.is_done(self.outputs)])
             if missing:
                 raise RuntimeError(f"not run: {', '.join(missing)} is not done")
+            job.check_code()
             with ledger.working(claim) if is_first else nullcontext(_unheard) as note:
 
                 def progress(done: int, total: int) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 from experiments import Ablation, Statement, load, names
 from experiments._sweep import take_sweeps
 from experiments._verdict import check_claims
-from pw.build import Run, assemble, build
+from pw.build import Run, build
 from pw.config import Config, ConfigError, leaves, override_key
-from pw.train import OUTPUTS, check_share, outputs_folder
+from pw.train import OUTPUTS, check_share, earlier_trainings, outputs_folder, with_code
 
 DEFAULT_SEEDS = (0, 1, 2, 3, 4)
 
@@ -27,7 +27,7 @@ class Options:
     vary_start  train a start checkpoint per seed, instead of one for all
     workers     runs at a time; 0 is one per core
     dry_run     print the plan and the commands, do nothing
-    fresh       redo what is cached
+    fresh       redo what is cached, but for starts, which other ablations share
     mlflow      record the runs
     """
 
@@ -160,6 +160,56 @@ class Plan:
                 yield arm, seed, arm.runs[seed]
 
 
+def trainings(plan: Plan) -> dict[str, tuple[str, Run]]:
+    """Every training of a plan by signature, with its label, each after its start. Shipped starts are among them."""
+    found: dict[str, tuple[str, Run]] = {}
+
+    def add(label: str, run: Run | None) -> None:
+        if run is not None and run.training_signature not in found:
+            add(f"start {run.start.name}", run.start_run)
+            found[run.training_signature] = label, run
+
+    for arm, seed, run in plan.runs():
+        add(f"{arm.name} seed {seed}", run)
+        add("anchors", run.anchor_run)
+    return found
+
+
+def starts(plan: Plan) -> dict[str, Run]:
+    """The trainings of a plan that others depart from, by signature: other ablations share them."""
+    return {signature: run for signature, (label, run) in trainings(plan).items() if label.startswith("start ")}
+
+
+def start_words(start: Run) -> str:
+    """What a start is, for a plan and a table."""
+    if start.shipped is not None:
+        return f"start {start.shipped.name}: {start.shipped.words}"
+    if start.start_run is not None and start.start_run.shipped is not None:
+        return (
+            f"start checkpoint {start.training_signature}: {start_words(start.start_run)[len('start ') :]}, then "
+            f"{start.train.updates:,} updates on these data at a learning rate of {start.optimizer.lr:g}"
+        )
+    why = f" ({start.note})" if start.note else ""
+    return f"start checkpoint {start.training_signature}: {start.train.updates} flow updates, seed {start.seed}{why}"
+
+
+def other_code(plan: Plan) -> list[str]:
+    """What is to be said of trainings that other code made: which rows take them, or what lies there unused."""
+    earlier = earlier_trainings(plan.options.outputs)
+    told: list[str] = []
+    for label, run in trainings(plan).values():
+        alike = [e for e in earlier if run.shipped is None and e.key == run.trained_key]
+        others = [e for e in alike if e.folder.name != run.training_signature]
+        if run.is_as_trained:
+            code = next((e.code for e in alike if e.folder.name == run.training_signature), "unknown")
+            told.append(f"{label}: {run.training_signature}, as it was trained by other code ({code})")
+        elif others:
+            is_finished = others[0].is_finished
+            use = "code=as_trained uses it" if is_finished else "not finished, that code alone goes on with it"
+            told.append(f"{label}: {others[0].folder} was trained by other code (kept; {use})")
+    return told
+
+
 def make_plan(options: Options) -> Plan:
     """Compose and check every arm and seed. Raises ConfigError (and ValueError for an unknown name)."""
     return plan_of(options, *load(options.name))
@@ -223,7 +273,7 @@ def _arm(ablation: Ablation, options: Options, given: Sequence[str], name: str, 
     overrides = [*ablation.fixed.split(), *given, *ablation.arms[name].split(), *across]
     label = _label(ablation, name, value)
     try:
-        run = build(overrides)
+        run = with_code(build(overrides), options.outputs)
         runs = {seed: run.with_seed(seed, 1000 + seed if options.vary_start else None) for seed in options.seeds}
         _check_shares(run)
     except ConfigError as error:
@@ -304,5 +354,4 @@ def _probes(ablation: Ablation, arms: Sequence[Arm]) -> Iterator[ProbeRun]:
         if arm.paper_arm in probe.arms:
             for seed, run in arm.runs.items():
                 for value in probe.values:
-                    changed = run.config.with_values({probe.key: value})
-                    yield ProbeRun(arm.name, seed, value, assemble(changed))
+                    yield ProbeRun(arm.name, seed, value, run.with_values({probe.key: value}))

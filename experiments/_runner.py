@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from benchmarks.metrics import lookup
 from experiments._ledger import Claim, Ledger
-from experiments._plan import Plan
+from experiments._plan import Plan, starts
 from pw.build import Run
 from pw.config import digest
 from pw.cost import generation_cost, training_cost
@@ -84,6 +84,31 @@ class Job:
             return is_sampled(self.run, self.limit, outputs, self.seed)
         return score_is_current(self.score)
 
+    def folder(self, outputs: Path) -> Path:
+        """Where its files are."""
+        if self.kind == "train":
+            return training_folder(self.run, outputs)
+        return sample_folder(self.run, outputs, self.seed) if self.kind == "sample" else Path(self.score["out"])
+
+    def check_code(self) -> None:
+        """Raises RuntimeError in a process that has other code than the one that made the plan."""
+        run = replace(self.run)  # what it knows of code is of the plan
+        found = {"train": train_key(run), "sample": sample_key(run, self.limit, self.seed)}.get(self.kind, self.key)
+        if found != self.key:
+            raise RuntimeError(
+                f"not run: the code is not that of the plan any more ({self.key} would be {found}); call it again"
+            )
+
+
+def train_key(run: Run) -> str:
+    """Of the job that trains a run."""
+    return f"train:{run.training_signature}"
+
+
+def sample_key(run: Run, limit: int, seed: int) -> str:
+    """Of the job that samples a run."""
+    return f"sample:{run.sample_signature(seed)}:{limit}"
+
 
 def score_is_current(score: dict[str, Any]) -> bool:
     """Whether a scores.json is there that measured what is asked for."""
@@ -106,9 +131,10 @@ class Row:
 
 def train_jobs(run: Run, label: str) -> list[Job]:
     """The training of a run, its start first."""
-    before = train_jobs(run.start_run, f"start {run.start.name}") if run.start_run else []
+    is_there = run.start_run is None or run.start_run.shipped or run.is_as_trained
+    before = [] if is_there else train_jobs(run.start_run, f"start {run.start.name}")
     needs = (before[-1].key,) if before else ()
-    return [*before, Job(f"train:{run.training_signature}", f"train {label}", "train", run, needs)]
+    return [*before, Job(train_key(run), f"train {label}", "train", run, needs)]
 
 
 def sample_jobs(run: Run, label: str, limit: int, seed: int) -> list[Job]:
@@ -119,7 +145,7 @@ def sample_jobs(run: Run, label: str, limit: int, seed: int) -> list[Job]:
         anchors = sample_jobs(run.anchor_run, "anchors", limit, seed)
         before += anchors
         needs.append(anchors[-1].key)
-    key = f"sample:{run.sample_signature(seed)}:{limit}"
+    key = sample_key(run, limit, seed)
     return [*before, Job(key, f"sample {label}", "sample", run, tuple(needs), limit, seed)]
 
 
@@ -192,7 +218,8 @@ def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path 
         "arm": name,
         "signature": run.sample_signature(seed),
         "train_signature": run.training_signature,
-        **{key: provenance()[key] for key in ("git_commit", "dirty", "lock_hash", "code")},
+        **{key: provenance()[key] for key in ("git_commit", "dirty", "lock_hash")},
+        "code": run.sampling_code,
     }
     if structure is not None:  # D21
         contract["metrics.structure"] = "generated anchors" if run.anchor_run else "the anchored clips"
@@ -466,21 +493,20 @@ class Pool:
             self.show("failed", running.job, f"{outcome[1]} (log: {outcome[2]})")
 
 
-def remove_results(jobs: Sequence[Job], outputs: Path) -> None:
-    """Delete what the jobs would make, so that they are done again (`fresh=true`), under their locks."""
+def fresh_results(plan: Plan, jobs: Sequence[Job], outputs: Path) -> list[Path]:
+    """What `fresh=true` removes: what the jobs made before, but for starts, which other ablations share."""
+    kept = {train_key(start) for start in starts(plan).values()}
+    folders = dict.fromkeys(job.folder(outputs) for job in jobs if job.key not in kept)
+    return [folder for folder in folders if folder.exists() and any(p.name != ".lock" for p in folder.iterdir())]
+
+
+def remove_results(folders: Sequence[Path]) -> None:
+    """Empty the folders of results, so that they are made again, under their locks."""
     import shutil
 
     from filelock import FileLock
 
-    for job in jobs:
-        if job.kind == "train":
-            folder = training_folder(job.run, outputs)
-        elif job.kind == "sample":
-            folder = sample_folder(job.run, outputs, job.seed)
-        else:
-            folder = Path(job.score["out"])
-        if not folder.exists():
-            continue
+    for folder in folders:
         with FileLock(folder / ".lock"):
             for path in folder.iterdir():
                 if path.is_dir():

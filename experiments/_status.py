@@ -21,8 +21,7 @@ from benchmarks.metrics import protocols
 from experiments._ledger import Claim, Ledger
 from experiments._plan import Options, Plan, make_plan, parse
 from experiments._runner import Job, Row, all_jobs
-from pw.sample import sample_folder
-from pw.train import training_folder, write_json
+from pw.train import write_json
 
 LOG_LINES = 4  # of a failed job, shown
 
@@ -96,14 +95,10 @@ def _add_with_needs(key: str, jobs: Mapping[str, Job], found: set[str]) -> None:
 
 
 def _task(job: Job, outputs: Path) -> Task:
-    folder, total, metrics = Path(job.score.get("out", "")), 0, ()
-    if job.kind == "train":
-        folder, total = training_folder(job.run, outputs), job.run.train.updates
-    elif job.kind == "sample":
-        folder, total = sample_folder(job.run, outputs, job.seed), job.limit
-    else:
-        metrics = tuple(job.score["metrics"])
-    return Task(job.key, job.label, job.kind, str(folder.relative_to(outputs)), job.needs, total, metrics)
+    total = {"train": job.run.train.updates, "sample": job.limit}.get(job.kind, 0)
+    metrics = tuple(job.score.get("metrics", ()))
+    folder = job.folder(outputs).relative_to(outputs)
+    return Task(job.key, job.label, job.kind, str(folder), job.needs, total, metrics)
 
 
 def write_outline(found: Outline, options: Options) -> None:

@@ -15,12 +15,11 @@ from benchmarks.contact_sheet import Row as SheetRow
 from benchmarks.contact_sheet import contact_sheet
 from benchmarks.contract import table_contract
 from experiments._curve import curve_of
-from experiments._plan import Arm, Plan, seeds_word
+from experiments._plan import Arm, Plan, seeds_word, start_words, starts, trainings
 from experiments._runner import Row, probe_row
 from experiments._verdict import clauses_of, verdict
 from experiments._written import read_reference, read_sampling, read_scores, read_training
 from pw.config import digest
-from pw.provenance import provenance
 from pw.sample import SHOWN, reference_folder, sample_folder
 from pw.train import read_json, training_folder
 
@@ -207,29 +206,22 @@ def _coverage(plan: Plan, arm: Arm) -> dict[str, Any] | None:
 def _notes(plan: Plan) -> list[str]:
     outputs = plan.options.outputs
     run = plan.arms[0].first
-    starts = {
-        r.start_run.training_signature: r.start_run for arm in plan.arms for r in arm.runs.values() if r.start_run
-    }
-    notes = [
-        f"start checkpoint {signature}: {start.train.updates} flow updates, seed {start.seed}"
-        for signature, start in starts.items()
-    ]
-    if len(starts) == 1 and not plan.options.vary_start:
+    departed = {r.start_run.training_signature: r.start_run for _, _, r in plan.runs() if r.start_run}
+    notes = [start_words(start) for start in departed.values()]
+    if len(departed) == 1 and not plan.options.vary_start:
         notes.append("all seeds share one start checkpoint; vary_start=true trains one per seed")
     reference = _done(reference_folder(run, outputs, plan.options.seeds[0]))
     notes.append(f"{run.sampling.count} clips and new noise per seed; floor: {reference.get('note')}")
     notes += _passed_over(plan)
-    codes = {_done(training_folder(r, outputs)).get("code") for arm in plan.arms for r in arm.runs.values()}
-    if codes - {None, provenance()["code"]}:
-        notes.append("some cached runs were made by other code than this checkout's; fresh=true redoes them")
-    return notes
+    taken = {label: run for label, run in trainings(plan).values() if run.is_as_trained}
+    return notes + ([f"trained by other code than this (code=as_trained): {', '.join(taken)}"] if taken else [])
 
 
 def _passed_over(plan: Plan) -> list[str]:
     """What is to be said of training clips that could not be read."""
     outputs = plan.options.outputs
-    starts = [_done(training_folder(run.start_run, outputs)) for _, _, run in plan.runs() if run.start_run]
-    names = {name for done in starts for name in done.get("passed_over", ())}
+    departed = [_done(training_folder(run, outputs)) for run in starts(plan).values()]
+    names = {name for done in departed for name in done.get("passed_over", ())}
     found: dict[int, dict[str, list[str]]] = {}
     for arm, seed, run in plan.runs():
         if done := _done(training_folder(run, outputs)):

@@ -12,12 +12,13 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pw import settings
+from pw.code import classes_of, code_hash
 from pw.config import Config, ConfigError, compose_run, digest, override_key
 from pw.data import Source
 from pw.data.degradation import Degradation
@@ -25,6 +26,7 @@ from pw.method.objective import Flow, Shortcut
 from pw.method.schedule import Schedule
 from pw.method.solver import Euler, Guidance, custom_grid, inference_grid, wan_grid
 from pw.nn import options
+from pw.shipped import Card, read_card
 from pw.weights import WeightsError, fingerprint, locate
 
 if TYPE_CHECKING:
@@ -49,13 +51,34 @@ HOMES: dict[str, tuple[str, ...]] = {
 }
 SHORTCUT_PARTS = ("turns", "step_sampler", "weighting", "target")
 # What cannot change the weights that a training ends with.
-NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer"}
+NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer", "code"}
 # What cannot change the clips that are sampled.
 NOT_SAMPLING = {"batch_size", "solution_steps", "solution_count"}
 # Where the clips lie, which their fingerprint says, and what the scale says.
 NOT_DATA = {"urls", "width"}
 # What schedule and injector say again.
 NOT_SCALE = {"shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"}
+# The code of a stage: that of a training is all but how it is sampled, and the other way round.
+STAGES = {"anchor": "pw.stages.anchor.AnchorModel", "hires": "pw.stages.hires.HiresSynth"}
+SAMPLES = {"pw.stages.stage.Stage.sample", *(f"{stage}.synthesise" for stage in STAGES.values())}
+TRAINS = {
+    *(f"pw.stages.stage.Stage.{name}" for name in ("training_step", "loss", "optimizer_step", "configure_optimizers")),
+    *(f"{stage}.prepare" for stage in STAGES.values()),
+}
+# Where and how it computes, which changes a result by rounding alone.
+PLACES = {
+    *("pw.nn.networks.compile_blocks", "pw.nn.networks.use_kernel", "pw.nn.backbone.on_host"),
+    *("pw.nn.context.share_tokens", "pw.nn.context.groups_of"),
+}
+# What a run has no use for unless it chose it, by the value of a key.
+CHOSEN = {
+    "gate": {
+        "scalar": "pw.nn.injector.ScalarGate",
+        "channelwise": "pw.nn.injector.ChannelGate",
+        "fixed": "pw.nn.injector.FixedGate",
+    },
+    "codec": {"SpaceToDepth": "pw.nn.codec.SpaceToDepthCodec", "WanVAE": "pw.nn.codec.WanCodec"},
+}
 
 
 @dataclass(frozen=True)
@@ -83,11 +106,16 @@ class Run:
     guidance: Guidance
     anchor_degradation: Degradation
     anchor_recipe: settings.Recipe | None
+    code: Literal["current", "as_trained"]
+    # finished trainings to be taken whatever code made them: `trained_key` -> signatures, the newest first
+    trained: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, repr=False)
+    shipped: Card | None = None  # the weights of a start that come with the repository
+    note: str = ""  # why a start is not the shipped one
 
     @cached_property
     def start_run(self) -> Run | None:
         """The training whose EMA weights this one departs from."""
-        return None if self.start.name == "none" else _recipe_run(self.start, self.config, "start")
+        return None if self.start.name == "none" else _start_run(self)
 
     @property
     def departs_from_wan(self) -> bool:
@@ -99,7 +127,7 @@ class Run:
         """The first stage that generates this run's anchors, if they are generated."""
         if self.anchor_recipe is None:
             return None
-        return _recipe_run(self.anchor_recipe, self.config, "anchors", f"sampling.count={self.sampling.count}")
+        return _recipe_run(self.anchor_recipe, self, "anchors", f"sampling.count={self.sampling.count}")
 
     @cached_property
     def _values(self) -> dict[str, Any]:
@@ -109,9 +137,11 @@ class Run:
             parts |= vars(self.objective)
         return {key: _as_read(node, parts.get(key)) for key, node in self.config.values.items()}
 
-    @cached_property
-    def training_signature(self) -> str:
-        """8 hex digits of all that can change the trained weights."""
+    def _training(self, *, named: bool) -> dict[str, Any]:
+        """All of the configuration that can change the trained weights, the start and the accelerator left out.
+
+        named: strategies by the names of their classes; without, their code stands for them
+        """
         kept = {k: v for k, v in self._values.items() if k not in NOT_TRAINING | {"start"}}
         kept["train"] = {k: v for k, v in kept["train"].items() if k != "checkpoint_every"}
         if self.train.updates == 0:  # the start as it is
@@ -119,14 +149,92 @@ class Run:
         kept["scale"] = {k: v for k, v in kept["scale"].items() if k not in NOT_SCALE}
         kept.pop("text")  # a prompt's embedding is the backbone's; what is steered away from is no training matter
         kept["data"] = {k: v for k, v in kept["data"].items() if k not in NOT_DATA}
-        kept["accelerator"] = self.trainer.accelerator
-        kept["start"] = self.start_run.training_signature if self.start_run else None
         kept["clips"] = self.source.fingerprint()
         if self.departs_from_wan:
             kept["weights"] = _weights_fingerprint(self.trainer.weights, "transformer")
         if self.text is not None and self.config.choices["data"] == "shards":  # encoded as they are read
             kept["encoders"] = [_weights_fingerprint(self.trainer.weights, part) for part in ("vae", "text_encoder")]
+        return _without_modules(kept, named)
+
+    @cached_property
+    def configuration_signature(self) -> str:
+        """8 hex digits of a training's configuration, without the code and the accelerator that carry it out."""
+        start = self.start_run
+        if start is not None:
+            start = start.training_signature if start.shipped else start.configuration_signature
+        return digest({**self._training(named=True), "start": start})
+
+    @property
+    def trained_key(self) -> str:
+        """What two trainings that differ in code alone have in common."""
+        return f"{self.configuration_signature} {self.trainer.accelerator}"
+
+    @cached_property
+    def training_code(self) -> str:
+        """Hash of the code that computes the trained weights (`pw.code`)."""
+        parts = (self.objective, self.schedule, self.degradation, self.source, self.backbone, self.codec, self.injector)
+        return self._code(
+            parts, SAMPLES | {f"{next(classes_of(self.source))}.evaluation"}, "pw.train.batches", "pw.train.clips"
+        )
+
+    @cached_property
+    def sampling_code(self) -> str:
+        """Hash of the code that computes clips from trained weights."""
+        parts = (self.solver, self.guidance, self.schedule, self.anchor_degradation, self.backbone, self.codec)
+        more = [f"pw.build.Run.{name}" for name in ("grid", "feeds_strides")]
+        more += [f"pw.sample.{name}" for name in ("_synthesise", "_degraded", "_at_full_size")]
+        if self.text is not None:
+            more += ["pw.nn.networks.load_network", "pw.sample.evaluation_texts"]
+        return self._code((*parts, self.injector), TRAINS, *more)
+
+    @cached_property
+    def evaluation_code(self) -> str:
+        """Hash of the code that makes the evaluation clips."""
+        roots = tuple(classes_of(self.source))
+        return code_hash(roots, frozenset({f"{roots[0]}.batch"}))
+
+    @cached_property
+    def degradation_signature(self) -> str:
+        """Names how a clip becomes an anchor in training."""
+        return digest([_without_modules(self._values["degradation"]), code_hash(tuple(classes_of(self.degradation)))])
+
+    def _code(self, parts: Sequence[Any], unused: set[str], *more: str) -> str:
+        """Hash of the stage's code, of strategies and more, but for what is `unused` and what was not chosen."""
+        gate = self.injector.gate if isinstance(self.injector, options.Injector) else ""
+        chosen = {"gate": gate, "codec": type(self.codec).__name__}
+        left = {name for key, rivals in CHOSEN.items() for choice, name in rivals.items() if choice != chosen[key]}
+        left |= set() if gate else {"pw.nn.injector.AnchorGuidedInjector"}
+        left |= {"pw.nn.text.TextEncoder", "pw.nn.networks.pretrained"} if self.text is None else set()
+        roots = [STAGES[self.stage], *(name for part in parts if part is not None for name in classes_of(part)), *more]
+        return code_hash(tuple(roots), frozenset(left | PLACES | unused))
+
+    @cached_property
+    def training_signature(self) -> str:
+        """8 hex digits of all that can change the trained weights: configuration, code, and start.
+
+        Of a shipped start, of its weights; of a training that is taken as it was trained, the one it had then.
+        """
+        if self.shipped is not None:
+            return digest({"shipped": self.shipped.sha256})
+        found = self.trained.get(self.trained_key, ()) if self.trained else ()
+        return found[0] if found and self._current_signature not in found else self._current_signature
+
+    @cached_property
+    def _current_signature(self) -> str:
+        kept = self._training(named=False)
+        kept["accelerator"] = self.trainer.accelerator
+        kept["start"] = self.start_run.training_signature if self.start_run else None
+        kept["code"] = self.training_code
         return digest(kept)
+
+    @property
+    def is_as_trained(self) -> bool:
+        """Whether it is a finished training that this code would not make."""
+        return self.shipped is None and self.training_signature != self._current_signature
+
+    def pinned(self, signature: str) -> Run:
+        """The same run as a training of that signature, whatever code made it."""
+        return replace(self, trained={**self.trained, self.trained_key: (signature,)})
 
     @cached_property
     def signature(self) -> str:
@@ -143,22 +251,24 @@ class Run:
                 if k not in NOT_SAMPLING and (k, v) != ("grid", "uniform")
             },
             "evaluation_seed": evaluation_seed,
-            "anchor_stage": self.anchor_run.training_signature if self.anchor_run else None,
+            "anchor_stage": self.anchor_run.sample_signature(evaluation_seed) if self.anchor_run else None,
             **{key: self._values[key] for key in ("solver", "guidance")},
             "anchors": _as_read(self.config["anchors"]["degradation"], self.anchor_degradation),
+            "code": [self.sampling_code, self.evaluation_code],
         }
         if self.text is not None:
             kept["negative_prompt"] = self.text.negative_prompt
             kept["weights"] = [_weights_fingerprint(self.trainer.weights, part) for part in ("vae", "text_encoder")]
             kept["attention"] = self.trainer.attention == "sage"  # the one that is not exact
-        return digest(kept)
+        return digest(_without_modules(kept))
 
     def evaluation_signature(self, evaluation_seed: int) -> str:
         """Names a seed's evaluation clips: the same in every arm."""
         return digest(
             {
                 "scale": {k: v for k, v in dataclasses.asdict(self.scale).items() if k not in NOT_SCALE},
-                "data": {k: v for k, v in self._values["data"].items() if k not in NOT_DATA},
+                "data": {k: v for k, v in _without_modules(self._values["data"]).items() if k not in NOT_DATA},
+                "code": self.evaluation_code,
                 "clips": self.source.fingerprint(),
                 "count": self.sampling.count,
                 "seed": evaluation_seed,
@@ -189,13 +299,16 @@ class Run:
         run = assemble(config)
         if not isinstance(run.solver, Euler):
             run = build([*(o for o in config.overrides if override_key(o).split(".")[0] != "solver"), "solver=euler"])
-        return run
+        return replace(run, trained=self.trained)
 
     def with_seed(self, seed: int, start_seed: int | None = None) -> Run:
         """The same run from another seed, and its start from another if one is given."""
-        return assemble(
-            self.config.with_values({"seed": seed} | ({} if start_seed is None else {"start.seed": start_seed}))
-        )
+        changes = {"seed": seed} | ({} if start_seed is None else {"start.seed": start_seed})
+        return self.with_values(changes)
+
+    def with_values(self, changes: Mapping[str, Any]) -> Run:
+        """The same run with other values, by dotted path, see `Config.with_values`. Raises ConfigError."""
+        return replace(assemble(self.config.with_values(changes)), trained=self.trained)
 
 
 def _as_read(node: Any, part: Any) -> Any:
@@ -203,6 +316,17 @@ def _as_read(node: Any, part: Any) -> Any:
         return node
     return {
         k: _as_read(v, getattr(part, k)) if isinstance(v, Mapping) else getattr(part, k, v) for k, v in node.items()
+    }
+
+
+def _without_modules(node: Any, named: bool = False) -> Any:
+    """Without the classes' modules, which say where code lies: of `_target_` the class's name is left, or nothing."""
+    if not isinstance(node, Mapping):
+        return node
+    return {
+        k: v.rpartition(".")[2] if k == "_target_" and v else _without_modules(v, named)
+        for k, v in node.items()
+        if named or k != "_target_"
     }
 
 
@@ -226,16 +350,44 @@ def _inherits(inherit: set[str], key: str) -> bool:
     return group in inherit or f"{group}{dot}" in inherit
 
 
-def _recipe_run(recipe: settings.Recipe, config: Config, group: str, *more: str) -> Run:
-    inherit = {*recipe.inherit, "trainer"}  # where it runs changes no result
-    inherited = [o for o in config.overrides if _inherits(inherit, override_key(o))]
+def _recipe_run(recipe: settings.Recipe, by: Run, group: str, *more: str) -> Run:
+    # where it runs changes no result; which code counts, and whether shipped starts do, is asked for all at once
+    inherit = {*recipe.inherit, "trainer", "code"}
+    inherited = [
+        o for o in by.config.overrides if _inherits(inherit, override_key(o)) or override_key(o) == "start.shipped"
+    ]
     own = [*recipe.overrides, f"train.updates={recipe.updates}", f"seed={recipe.seed}", *more]
     try:
         if not compose_run([*inherited, *own])["train"]["checkpoint_activations"]:
             inherited = [o for o in inherited if override_key(o) != "trainer.offload_activations"]
-        return build([*inherited, *own])
+        return replace(build([*inherited, *own]), trained=by.trained)
     except ConfigError as error:
         raise ConfigError(f"{group} ({recipe.name}): {error}") from error
+
+
+def _start_run(run: Run) -> Run:
+    """The start of a run: the shipped one where it is this very recipe, tuned where it meets other data, and trained
+    from its recipe where there is none that fits."""
+    recipe = run.start
+    start = _recipe_run(recipe, run, "start")
+    card = read_card(recipe.name) if recipe.shipped else None
+    if card is None:
+        return start
+    if card.configuration == start.configuration_signature:
+        return replace(start, shipped=card)
+    alone = _recipe_run(replace(recipe, inherit=()), run, "start")
+    if card.configuration != alone.configuration_signature:
+        return replace(start, note="the shipped one is of another recipe")
+    if any(getattr(alone, part) != getattr(start, part) for part in ("backbone", "codec", "injector")):
+        return replace(start, note="the shipped one is of another network")
+    if not recipe.tuning:
+        return replace(start, note="start.tuning=0: the shipped one is not to be tuned")
+    departing = [o for o in recipe.overrides if override_key(o) != "start"]
+    departing += [f"start={run.config.choices['start']}", "start.inherit=[]", f"optimizer.lr={recipe.tuning_lr}"]
+    departing += [f"start.updates={recipe.updates}", f"start.seed={recipe.seed}"]
+    tuned = _recipe_run(replace(recipe, overrides=tuple(departing), updates=recipe.tuning), run, "start")
+    assert tuned.start_run is not None
+    return tuned if tuned.start_run.shipped else replace(start, note="the shipped one is of another recipe")
 
 
 def build(overrides: Sequence[str]) -> Run:
@@ -258,6 +410,7 @@ def assemble(config: Config) -> Run:
         sampling=_settings(settings.Sampling, "sampling", values),
         trainer=_settings(settings.Trainer, "trainer", values),
         start=_settings(settings.Recipe, "start", values),
+        code=_coerce(values["code"], Literal["current", "as_trained"], "code"),
         backbone=make("backbone", values["backbone"]),
         codec=make("codec", values["codec"]),
         text=make("text", values["text"]) if _chosen(values["text"]) else None,

@@ -40,12 +40,14 @@ class Losses:
 class Found:
     """A loss that is not finite.
 
+    signature        of the training; configuration: the same without the code, which may since be another
     batch            number of the micro-batch among all of the training: with the seed, all of its randomness
     update           whose it was a part of, counted from 1
     rank, processes  whose share of the micro-batch it is, see `pw.parallel.Share`
     """
 
     signature: str
+    configuration: str
     seed: int
     batch: int
     update: int

@@ -16,7 +16,7 @@ from pw.build import Run, build
 from pw.config import ConfigError
 from pw.not_finite import read
 from pw.parallel import Share
-from pw.train import check_weights, last_checkpoint, stage_module, training_folder, written_overrides
+from pw.train import check_weights, last_checkpoint, stage_module, start_file, written_overrides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +32,10 @@ def replay(path: Path) -> tuple[int, Tensor]:
     found, clips = read(path)
     folder = path.absolute().parents[1]
     run = build(written_overrides(folder))
-    if run.training_signature != found.signature:
+    if run.configuration_signature != found.configuration:
         raise ConfigError(
             f"{folder / 'config.yaml'}: composes a training of signature {run.training_signature} now, not "
-            f"{found.signature}; have the data and the code as they were"
+            f"{found.signature}; have the data and the configuration as they were"
         )
     update, module = _weights(run, folder)
     module.share = Share.of(run.train, found.rank, found.processes)
@@ -54,7 +54,7 @@ def _weights(run: Run, folder: Path) -> tuple[int, Any]:
 
     saved = last_checkpoint(folder)
     if saved is None:
-        start = str(training_folder(run.start_run, folder.parents[1]) / "ema.safetensors") if run.start_run else None
+        start = str(start_file(run.start_run, folder.parents[1])) if run.start_run else None
         module = stage_module(run, start, check_weights(run) if run.departs_from_wan else None)
         module.configure_model()
         return 0, module

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pw import parallel
 from pw.build import Run
-from pw.config import ConfigError, digest
+from pw.config import ConfigError
 from pw.provenance import provenance
 from pw.train import (
     OUTPUTS,
@@ -57,7 +57,7 @@ def reference_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None)
 
 def anchor_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None, *, twin: bool = False) -> Path:
     """Where the evaluation clips lie as anchors (or their twins), degraded as in training: stage I's measure."""
-    name = f"anchor{'_b' if twin else ''}-{digest(run.config['degradation'])}"
+    name = f"anchor{'_b' if twin else ''}-{run.degradation_signature}"
     return reference_folder(run, outputs, seed) / name
 
 
@@ -188,6 +188,7 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
             "wall_seconds": round(previous[1] + time.perf_counter() - began, 2),
             "coverage": coverage_entry(run),
             **provenance(),
+            "code": run.sampling_code,
         },
     )
 

@@ -158,6 +158,8 @@ class Recipe:
 
     overrides  what that run is
     inherit    what it takes over from the run that needs it: config groups, or with a final dot only their keys
+    shipped    whether to take the weights that come with the repository, where there are any (`pw.shipped`)
+    tuning     updates, at a learning rate of `tuning_lr`, that shipped weights get where the data is other than theirs
     """
 
     name: str
@@ -165,6 +167,15 @@ class Recipe:
     inherit: tuple[str, ...]
     updates: int
     seed: int
+    shipped: bool = False
+    tuning: int = 0
+    tuning_lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.tuning < 0:
+            raise ValueError(f"start.tuning={self.tuning}: updates; 0 (train from the recipe on other data) or more")
+        if self.tuning_lr <= 0:
+            raise ValueError(f"start.tuning_lr={self.tuning_lr}: needs to be positive")
 
 
 @dataclass(frozen=True)

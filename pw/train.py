@@ -27,6 +27,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,53 @@ def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
             f"{done.parent.with_name(str(found))}, or remove it to train anew"
         )
     return True
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A training in the outputs, by what its `config.yaml` says of it.
+
+    key  `Run.trained_key`: what it has in common with those of other code
+    """
+
+    folder: Path
+    key: str
+    code: str
+    is_finished: bool
+
+
+MADE_BY = "# trained from configuration {} by code {}\n"
+
+
+def earlier_trainings(outputs: Path = OUTPUTS) -> list[Earlier]:
+    """All trainings there are, finished or not, the newest first. Older ones that do not say what they are are not
+    among them."""
+    found = []
+    for config in (outputs / "train").glob("*/config.yaml"):
+        with config.open(errors="replace") as file:
+            lines = [file.readline() for _ in range(2)]
+        words = lines[1].split()
+        if len(words) == 9 and lines[1] == MADE_BY.format(f"{words[4]} {words[5]}", words[8]):
+            done = config.with_name("done.json")
+            earlier = Earlier(config.parent, f"{words[4]} {words[5]}", words[8], done.exists())
+            found.append(((done if done.exists() else config).stat().st_mtime, earlier))
+    return [earlier for _, earlier in sorted(found, key=lambda pair: -pair[0])]
+
+
+def with_code(run: Run, outputs: Path = OUTPUTS) -> Run:
+    """The run with `code=as_trained` heeded: what is finished in the outputs is taken, whatever code made it."""
+    if run.code == "current":
+        return run
+    trained: dict[str, tuple[str, ...]] = {}
+    for earlier in earlier_trainings(outputs):
+        if earlier.is_finished:
+            trained[earlier.key] = (*trained.get(earlier.key, ()), earlier.folder.name)
+    return replace(run, trained=trained)
+
+
+def start_file(start: Run, outputs: Path = OUTPUTS) -> Path:
+    """The weights of a start, shipped or trained here."""
+    return start.shipped.file if start.shipped else training_folder(start, outputs) / "ema.safetensors"
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -131,6 +179,8 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
     Stopped when a signal came: the checkpoint is there.
     """
     folder = training_folder(run, outputs)
+    if run.is_as_trained:
+        return folder
     weights = None
     if not is_trained(run, outputs):
         weights = check_weights(run)
@@ -140,8 +190,7 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
     if place is None:
         if not is_trained(run, outputs):
             parallel.check_launch(run.trainer)
-        if run.start_run:
-            train(run.start_run, outputs, progress)
+        _train_start(run, outputs, progress)
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder, parallel.Team(parallel.Place(0, 1))):
             if not is_trained(run, outputs):
@@ -150,7 +199,7 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
                 parallel.launch(command, run.trainer.processes, folder / "logs", progress)
         return folder
     with parallel.joined(run.trainer, place) as team:
-        start = train(run.start_run, outputs, progress) / "ema.safetensors" if run.start_run else None
+        start = _train_start(run, outputs, progress)
         if start is not None and run.trainer.split > 1:
             gc.collect()  # Lightning leaves a split network on its device, and refers to it in circles
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,6 +207,15 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None) -
             if not team.agreed(is_trained(run, outputs)):
                 _train(run, folder, None if start is None else str(start), weights, progress, team)
     return folder
+
+
+def _train_start(run: Run, outputs: Path, progress: Progress | None) -> Path | None:
+    """The weights that a training departs from, trained if need be; None where it has no start."""
+    if run.start_run is None:
+        return None
+    if run.start_run.shipped is None:
+        train(run.start_run, outputs, progress)
+    return start_file(run.start_run, outputs)
 
 
 @contextmanager
@@ -304,7 +362,10 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
             "trained_parameters": sum(p.numel() for p in module.net.parameters() if p.requires_grad),
             "torch": torch.__version__,
             **provenance(),
+            "code": run.training_code,
+            "configuration": run.configuration_signature,
             "start": run.start_run.training_signature if run.start_run else None,
+            "shipped_start": _shipped(run),
             "passed_over": list(module.passed_over),
             "processes": run.trainer.processes,
             "strategy": run.trainer.strategy,
@@ -312,13 +373,25 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
     )
 
 
+def _shipped(run: Run) -> dict[str, Any] | None:
+    """What is stamped where the start, or what it was tuned from, came with the repository."""
+    start = run.start_run
+    while start is not None and start.shipped is None:
+        start = start.start_run
+    card = None if start is None else start.shipped
+    return None if card is None else {"name": card.name, "updates": card.updates, "sha256": card.sha256}
+
+
 def write_config(run: Run, folder: Path, command: str = "train") -> None:
-    """`config.yaml`: the resolved configuration, and the command (`train` or `sample`) that makes it again."""
+    """`config.yaml`: the resolved configuration, the command (`train` or `sample`) that makes it again, and by which
+    code it was trained."""
     from omegaconf import OmegaConf
 
     folder.mkdir(parents=True, exist_ok=True)
     head = f"# python -m pw.{command} {shlex.join(run.config.overrides)}\n"
     partial = folder / ".config.yaml"
+    if command == "train":
+        head += MADE_BY.format(run.trained_key, run.training_code)
     partial.write_text(head + OmegaConf.to_yaml(OmegaConf.create(run.config.values)))
     os.replace(partial, folder / "config.yaml")
 
@@ -627,7 +700,16 @@ def not_finite(run: Run, folder: Path, recent: Sequence[Losses], share: parallel
         assert turn is not None
         value = f" ({here[update].term} {here[update].values[turn]})"
         index = share.index((update - 1) * share.micro_batches + turn)
-        found = Found(run.training_signature, run.seed, index, update, here[update].term, share.rank, share.processes)
+        found = Found(
+            run.training_signature,
+            run.configuration_signature,
+            run.seed,
+            index,
+            update,
+            here[update].term,
+            share.rank,
+            share.processes,
+        )
         try:
             # by its number it is the one that was trained on
             path = write(folder, team.place.rank, found, clips(run, index, share), recent)
@@ -788,7 +870,7 @@ def command_line(arguments: list[str]) -> tuple[Run, Path, int | None]:
     """(run, outputs, evaluation seed) of a command: overrides, `outputs=`, `evaluation_seed=`. Raises ConfigError."""
     own = {k: v for k, _, v in (word.partition("=") for word in arguments) if k in ("outputs", "evaluation_seed")}
     outputs = outputs_folder(own["outputs"]) if "outputs" in own else OUTPUTS
-    run = build([word for word in arguments if word.partition("=")[0] not in own])
+    run = with_code(build([word for word in arguments if word.partition("=")[0] not in own]), outputs)
     training_folder(run)  # composes the runs it needs, too
     check_share(run)
     place = parallel.place(run.trainer)

@@ -264,8 +264,12 @@ CHANGES_NOTHING = {
     "trainer.compile": "trainer.compile=true",
     "trainer.guidance_batch": "trainer.guidance_batch=true",
     "scale.anchor_shift": "scale.anchor_shift=5",  # stage I has it
+    "code": "code=as_trained",  # and nothing was trained
+    # of a shipped start alone: tests/test_start.py
+    "start.tuning": "start.tuning=10",
+    "start.tuning_lr": "start.tuning_lr=1e-4",
 }
-HAS_NO_OTHER_VALUE = {"trainer.devices", "trainer.offload_activations"}  # without others
+HAS_NO_OTHER_VALUE = {"trainer.devices", "trainer.offload_activations", "start.shipped"}  # without others
 
 
 @cache

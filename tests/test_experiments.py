@@ -144,7 +144,7 @@ class TestEveryAblation:
             assert f"train:{run.training_signature}" in made
             assert f"sample:{run.signature}:{run.sampling.count}" in made
             assert (arm.name, seed) in rows
-            if run.start_run is not None:
+            if run.start_run is not None and run.start_run.shipped is None:
                 assert f"train:{run.start_run.training_signature}" in made
 
     def test_has_a_floor_and_a_many_step_ceiling_for_every_seed(self, name: str) -> None:
@@ -359,7 +359,7 @@ class TestADryRun:
         }
 
     def test_shows_what_is_cached(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        words = ["name=ansc", "arms=baseline", "seeds=1", f"outputs={tmp_path}"]
+        words = ["name=ansc", "arms=baseline", "seeds=1", "start.shipped=false", f"outputs={tmp_path}"]
         start = make_plan(parse(words)).arms[0].first.start_run
         assert start is not None
         folder = tmp_path / "train" / start.training_signature

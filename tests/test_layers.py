@@ -74,7 +74,8 @@ def stray(by: tuple[str, ...], roots: tuple[str, ...], allowed: tuple[str, ...])
 DOORS = {
     "mlflow": ("pw/tracking.py",),
     "hydra": ("pw/config.py", "pw/build.py"),
-    "omegaconf": ("pw/config.py", "pw/build.py", "pw/train.py", "pw/export.py"),  # config.yaml is written with it
+    # config.yaml is written with it
+    "omegaconf": ("pw/config.py", "pw/build.py", "pw/train.py", "pw/start.py", "pw/export.py"),
     "webdataset": ("pw/data/shards.py",),
     "av": ("pw/video.py",),
     "diffusers": ("pw/nn", "benchmarks/systems"),
@@ -93,7 +94,9 @@ LAYERS = {
     "pw/video.py": ("pw.video", "pw.types"),
     "pw/data": ("pw.data", "pw.video", "pw.types", "pw.lazy"),
     "pw/nn": ("pw.nn", "pw.method", "pw.types", "pw.lazy"),
+    "pw/code.py": ("pw.code",),
     "pw/config.py": ("pw.config",),
+    "pw/shipped.py": ("pw.shipped", "pw.config"),
     "pw/settings.py": ("pw.settings",),
     "pw/parallel.py": ("pw.parallel", "pw.config", "pw.settings"),
     "pw/sharded.py": ("pw.sharded", "pw.parallel", "pw.settings"),
@@ -102,20 +105,21 @@ LAYERS = {
     "pw/tracking.py": ("pw.tracking",),
     "pw/weights.py": ("pw.weights",),
     "pw/build.py": (
-        *("pw.build", "pw.config", "pw.settings", "pw.weights"),
+        *("pw.build", "pw.code", "pw.config", "pw.settings", "pw.shipped", "pw.weights"),
         *("pw.data", "pw.method", "pw.nn", "pw.types", "pw.lazy"),
     ),
     "pw/stages": (
         *("pw.stages", "pw.build", "pw.settings", "pw.weights", "pw.parallel", "pw.sharded"),
         *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
     ),
-    "benchmarks": ("benchmarks", "pw.host", "pw.video", "pw.types"),
+    "benchmarks": ("benchmarks", "pw.code", "pw.host", "pw.video", "pw.types"),
     "pw/not_finite.py": ("pw.not_finite", "pw.data"),
     "pw/train.py": (
         *("pw.build", "pw.config", "pw.cost", "pw.host", "pw.provenance", "pw.stages", "pw.weights"),
         *("pw.nn", "pw.data"),
         *("pw.method", "pw.parallel", "pw.sharded", "pw.not_finite"),
     ),
+    "pw/start.py": ("pw.build", "pw.config", "pw.parallel", "pw.shipped", "pw.train"),
     "pw/replay.py": ("pw.build", "pw.config", "pw.not_finite", "pw.parallel", "pw.sharded", "pw.train"),
     "pw/sample.py": (
         *("pw.build", "pw.config", "pw.cost", "pw.host", "pw.parallel", "pw.provenance", "pw.train", "pw.stages"),

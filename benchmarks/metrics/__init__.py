@@ -4,7 +4,8 @@ Two kinds of rows. `family="reference"`: weight-free metrics of an ablation's cl
 others are measured on videos of any system, each video by itself: `benchmarks.metrics.<family>` has `scorer(names,
 settings, device)` (see `stream.py`), and one pass of a family gives all its metrics.
 
-Bump `protocol` whenever the definition changes: scores of different protocols never share a table.
+Bump `protocol` whenever the definition changes, also that of what others compute: scores of different protocols never
+share a table. A changed formula of ours is another score by its code, too (`scoring_code`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from pw.code import code_hash
 
 Direction = Literal["lower", "higher", "one"]
 ARROWS: Mapping[Direction, str] = {"lower": "↓", "higher": "↑", "one": "→1"}
@@ -29,6 +32,7 @@ class Metric:
     weights: rows of `benchmarks.weights` that it cannot do without.
     extra: what must be installed beside the main environment: "iqa" (pyiqa), "vbench" (the worker).
     licence: said wherever it is measured, if its use is restricted.
+    scorer: its class in `reference.py`, if that is its family.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Metric:
     weights: tuple[str, ...] = ()
     extra: str = ""
     licence: str = ""
+    scorer: str = "scorer"
 
     @property
     def arrow(self) -> str:
@@ -65,6 +70,7 @@ _OF_CLIPS = (
         level="set",
         needs=("real",),
         protocol="psd/1",
+        scorer="PowerSpectrumDistance",
         settings={"round_off_bits": 8},
         about="Rms over radial frequencies of the log ratio of mean power spectra to real's; sees blur.",
     ),
@@ -76,6 +82,7 @@ _OF_CLIPS = (
         level="set",
         needs=("real",),
         protocol="swd/1",
+        scorer="SlicedWasserstein",
         settings={
             "levels": 3,
             "patch": 5,
@@ -95,6 +102,7 @@ _OF_CLIPS = (
         level="video",
         needs=(),
         protocol="mhd/1",
+        scorer="Mhd",
         settings=_MHD_OF_CLIPS,
         about="mHD-MSE of clips of any size: k = 1, 2, 3 below 256 px. As in the paper higher is better, which "
         "rewards over-sharpening and noise: read mhd_ratio beside it.",
@@ -107,6 +115,7 @@ _OF_CLIPS = (
         level="set",
         needs=("real",),
         protocol="mhd_ratio/1",
+        scorer="MhdRatio",
         settings=_MHD_OF_CLIPS,
         about="Mean mHD-MSE of the folder over that of real: below 1 blurred, above 1 over-sharpened.",
     ),
@@ -118,6 +127,7 @@ _OF_CLIPS = (
         level="video",
         needs=("solution",),
         protocol="solution_gap/1",
+        scorer="SolutionGap",
         about="Mean squared difference to the same checkpoint's many-step solution from the same noise.",
     ),
     Metric(
@@ -128,6 +138,7 @@ _OF_CLIPS = (
         level="set",
         needs=("solution",),
         protocol="solution_gain/1",
+        scorer="SolutionGain",
         settings={"factor": 4},
         about="High-frequency energy over that of the same checkpoint's many-step solution.",
     ),
@@ -139,6 +150,7 @@ _OF_CLIPS = (
         level="video",
         needs=("structure",),
         protocol="anchor_fidelity/1",
+        scorer="AnchorFidelity",
         settings={"sigma": 2.0, "factor": 4},
         about="Mean squared difference to the structure clip after blur and area downsampling of both.",
     ),
@@ -350,12 +362,22 @@ def lookup(name: str) -> Metric:
     return METRICS[name]
 
 
+def scoring_code(name: str) -> str | None:
+    """Hash of the code that computes a metric (`pw.code`); None of what a worker of other people's code does."""
+    metric = lookup(name)
+    if metric.extra == "vbench":
+        return None
+    registry = frozenset(f"benchmarks.metrics.{part}" for part in ("METRICS", "GROUPS", "lookup", "chosen"))
+    return code_hash((f"benchmarks.metrics.{metric.family}.{metric.scorer}",), registry)
+
+
 def protocols(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What the contract says of each metric: its protocol id and settings, as plain JSON values."""
+    """What the contract says of each metric: its protocol id, code and settings, as plain JSON values."""
     plain = {name: lookup(name) for name in names}
     return {
         name: {
             "protocol": metric.protocol,
+            "code": scoring_code(name),
             "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in metric.settings.items()},
         }
         for name, metric in plain.items()

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.metrics import lookup
+from benchmarks.metrics import METRICS, lookup
 
 AT_ONCE = 2**25  # pixels as floats, 400 MB: small clips are taken whole, as a mean over parts differs in its last bits
 
@@ -458,13 +458,7 @@ def _ratio(energy: float, reference: float) -> float:
 
 
 SCORERS: dict[str, Callable[..., Scorer]] = {
-    "psd": PowerSpectrumDistance,
-    "swd": SlicedWasserstein,
-    "mhd": Mhd,
-    "mhd_ratio": MhdRatio,
-    "solution_gap": SolutionGap,
-    "solution_gain": SolutionGain,
-    "anchor_fidelity": AnchorFidelity,
+    name: globals()[metric.scorer] for name, metric in METRICS.items() if metric.family == "reference"
 }
 
 
