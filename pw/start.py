@@ -27,7 +27,7 @@ from statistics import fmean
 from typing import Any
 
 from pw import parallel
-from pw.build import NOT_TRAINING, Run, build
+from pw.build import NOT_SCALE, NOT_TRAINING, Run, build
 from pw.config import ConfigError, groups, leaves
 from pw.shipped import LARGEST
 from pw.train import (
@@ -80,6 +80,8 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
     first = first_losses(start)
     _check_first(first, curve, training)
     weights = {key: value.contiguous() for key, value in load_file(training / "ema.safetensors").items()}
+    if not start.objective.trains_strides:  # as it was drawn: whoever departs from this draws another
+        weights = {key: value for key, value in weights.items() if not key.startswith("stride_embedding.")}
     dtype, content = "float32", save(weights)
     if len(content) > LARGEST:
         dtype, content = "float16", save({key: value.half() for key, value in weights.items()})
@@ -132,7 +134,8 @@ def _check_recipe(start: Run, training: Path) -> None:
 def _relevant(values: Mapping[str, Any]) -> dict[str, Any]:
     skipped = {*NOT_TRAINING, "start", "text"}
     kept = {key: value for key, value in values.items() if key not in skipped}
-    return {k: v for k, v in leaves(kept).items() if not k.endswith("_target_") and k != "train.checkpoint_every"}
+    said_again = {"train.checkpoint_every", *(f"scale.{key}" for key in NOT_SCALE)}
+    return {k: v for k, v in leaves(kept).items() if not k.endswith("_target_") and k not in said_again}
 
 
 def _check_first(first: Sequence[Sequence[float]], curve: Sequence[Mapping[str, float]], training: Path) -> None:
