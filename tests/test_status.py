@@ -143,7 +143,7 @@ class TestAClaim:
         assert time.time() - found.beat < 10
 
 
-WORDS = ["name=ansc", "seeds=1", "arms=baseline,full", "sampling.count=4"]
+WORDS = ["name=ansc", "seeds=1", "arms=baseline,full", "sampling.count=4", "start.shipped=false"]
 
 
 @pytest.fixture

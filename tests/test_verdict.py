@@ -279,7 +279,7 @@ class TestTheEndOfARun:
         assert finish(plan, all_jobs(plan)[1], {}, Console(file=out, width=120), 0.0) == 0
         told = out.getvalue()
         clauses = clauses_of(plan.ablation, {arm.name: arm.above for arm in plan.arms})
-        assert told.index("differences to the row above") < told.index("✓ holds") < told.index("table.{md,tex,")
+        assert told.index("differences to the arm above") < told.index("✓ holds") < told.index("table.{md,tex,")
         assert told.count("✓ holds") == len(clauses)
         found = json.loads((plan.folder / "table.json").read_text())
         assert [row["clause"] for row in found["verdict"]] == [clause.text for clause in clauses]
