@@ -13,7 +13,7 @@ from experiments import DETAIL, Ablation, better
 
 # At this scale stage II departs from the base, which knows no anchor, as the paper's departs from Wan2.2 (D12).
 LONGER = "start=base optimizer.lr=1e-3 optimizer.final_lr=0.1"
-SYNTHESIS = "stage=hires train.updates=600 anchors=generated"
+SYNTHESIS = "stage=hires train.updates=400 anchors=generated"
 
 ABLATION = Ablation(
     paper="table_4",
@@ -21,7 +21,7 @@ ABLATION = Ablation(
     varies=("stage", "injector", "objective", "train.updates", "anchors", "sampling.num_steps"),
     arms={
         "anchor_untuned": "stage=anchor train.updates=0",
-        "anchor": "stage=anchor train.updates=1000",
+        "anchor": "stage=anchor train.updates=600",
         "add": f"{SYNTHESIS} injector=add",
         "alpha_zero": f"{SYNTHESIS} injector=alpha_zero",
         "gated": f"{SYNTHESIS} injector=gated",

@@ -10,7 +10,7 @@ Verdict   (tiny, 3 seeds) Not shown: psd 1.87 -> 1.43 dB and swd 37 -> 27e-3 fav
 from experiments import DETAIL, Ablation, better
 
 ABLATION = Ablation(
-    fixed="stage=hires start=base train.updates=600 optimizer.lr=1e-3 optimizer.final_lr=0.1",
+    fixed="stage=hires start=base train.updates=400 optimizer.lr=1e-3 optimizer.final_lr=0.1",
     varies=("injector",),
     arms={"direct": "injector=none", "anchored": "injector=gated"},
     ceiling="anchored",

@@ -9,7 +9,7 @@ Verdict   (tiny, 3 seeds) In part: the trainable transformer follows its anchor 
 from experiments import DETAIL, Ablation, better
 
 ABLATION = Ablation(
-    fixed="stage=hires start=base train.updates=600 optimizer.lr=1e-3 optimizer.final_lr=0.1",
+    fixed="stage=hires start=base train.updates=400 optimizer.lr=1e-3 optimizer.final_lr=0.1",
     varies=("train.trainable",),
     arms={"frozen": "train.trainable=adapters", "trainable": "train.trainable=all"},
     ceiling="trainable",
