@@ -2,11 +2,11 @@
 
 Claim     Each row beats the one above: the untuned anchor, the tuned anchor, the anchor added element-wise,
           the injector with its gain fixed at 1, the gated injector.
-Refuted   if a row is worse than the row above it, by the paired 95 % interval.
-Verdict   (tiny, 3 seeds) In part. Stage II beats any anchor (psd 26.2 -> 1.7 dB). A tuned anchor scores worse
-          than an untuned one here, since it is blurred by design and the metrics reward detail (see
-          `anchor_tuning`). Injector: better structure than plain addition (anchor 18.2 -> 8.1e-3), worse detail
-          (swd 25.7 -> 33.9e-3). The gate: no difference shown.
+Refuted   if a row is worse than the row above it.
+Verdict   (tiny, 5 seeds) holds 1, refuted 2, not resolved 1. Stage II beats any anchor (psd 27.4 -> 2.1 dB). A tuned
+          anchor scores worse than an untuned one, since it is blurred by design and the metrics reward detail (see
+          `anchor_tuning`). The injector follows its anchor better than plain addition does (anchor 15.0 -> 6.8e-3)
+          and is worse in detail (psd 2.11 -> 2.67 dB). The gate: no difference shown.
 """
 
 from experiments import DETAIL, Ablation, better

@@ -70,7 +70,8 @@ class TestMakingAStart:
         card, weights = made.card, made.out / "hires.safetensors"
         trained = load_file(made.training / "ema.safetensors")
         kept = load_file(weights)
-        assert kept.keys() == trained.keys()
+        # flow matching never trains the stride embedding: whoever departs from this draws another
+        assert kept.keys() == {key for key in trained if not key.startswith("stride_embedding.")}
         dtype = getattr(torch, card["dtype"])
         assert all(torch.equal(kept[key], trained[key].to(dtype)) for key in kept)
         assert weights.stat().st_size <= LARGEST
@@ -78,7 +79,7 @@ class TestMakingAStart:
         assert card["configuration"] == started("start.shipped=false").configuration_signature
         assert card["code"] == started("start.shipped=false").training_code
         assert (card["updates"], card["seed"]) == (3, 1000)
-        assert card["parameters"] == sum(value.numel() for value in trained.values())
+        assert card["parameters"] == sum(value.numel() for value in kept.values())
         assert [update for update, _ in card["first_losses"]] == [3]
         assert [point["update"] for point in card["curve"]] == [3]
         assert card.keys() >= {"seconds", "machine", "torch", "date", "commit", "recipe"}
@@ -182,7 +183,7 @@ class TestARunOfTheShippedRecipe:
             ("start.updates=4", "of another recipe"),
             ("start.seed=7", "of another recipe"),
             ("backbone.num_layers=2", "of another network"),
-            ("injector.blocks=[0]", "of another network"),
+            ("injector.hidden=0.5", "of another network"),
         ):
             found = started(override)
             assert (found.shipped, found.start_run) == (None, None), override
@@ -281,7 +282,7 @@ class TestACommittedStart:
         weights = load_file(run.shipped.file)
         module = stage_module(run)
         module.configure_model()
-        own = module.ema.state_dict()
+        own = {k: v for k, v in module.ema.state_dict().items() if not k.startswith("stride_embedding.")}
         assert {key: value.shape for key, value in weights.items()} == {k: v.shape for k, v in own.items()}
         assert run.shipped.about["parameters"] == sum(value.numel() for value in weights.values())
         assert all(bool(value.isfinite().all()) for value in weights.values())

