@@ -20,13 +20,13 @@ MISSING = "–"
 MARKS = {"better": "▲", "worse": "▼", "no difference shown": "·", "not resolved": "?"}
 SIGNS = {"holds": "✓", "refuted": "✗", "not resolved": "·", "not run": "–"}
 LEGEND = (
-    "mean ± half the 95 % interval over seeds (Student); against {other}, paired by seed, {test}: ▲ better, "
-    "▼ worse, · no difference shown, ? not resolved; bold: significantly better than every other arm, tested alike; "
-    "for →1 the distance |ln value| is compared"
+    "mean ± half the 95 % interval over seeds (Student). Each arm is compared with {other}, paired by seed: {test}. "
+    "▲ better, ▼ worse, · no difference shown, ? not resolved; bold: significantly better than every other arm, tested "
+    "alike; for →1 the distance |ln value| is compared"
 )
 GATE = (
-    "{primary}, the primary metric, alone at 5 %, and where it shows a difference the others, by Holm among themselves "
-    "(p is adjusted; in parentheses that of a metric which was not tested, since the primary shows nothing)"
+    "{primary}, the primary metric, is tested alone at 5 %; where it shows a difference so are the others, by Holm "
+    "among themselves (p is adjusted; in parentheses where it was not tested)"
 )
 CEILING = "{steps}-step ceiling"
 FLOOR = "real vs real (floor)"
@@ -247,7 +247,7 @@ def differences(result: Result) -> Grid:
 def legend(result: Result) -> str:
     """How the table is read, and by which test its marks are given."""
     primary = result.get("primary")
-    test = GATE.format(primary=lookup(primary).header) if primary else "Holm over all metrics"
+    test = GATE.format(primary=lookup(primary).header) if primary else "all metrics are tested, by Holm over them"
     return LEGEND.format(test=test, other=compared_with(result))
 
 

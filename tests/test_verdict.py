@@ -239,8 +239,8 @@ class TestTheVerdictInPrint:
         assert [line.split()[0] for line in lines if line[0] != " "] == ["claim", "✓", "✗", "·", "–"]
 
     def test_says_by_which_test_the_marks_are_given(self) -> None:
-        assert "PSD, the primary metric, alone at 5 %" in markdown(table())
-        assert "Holm over all metrics" in markdown({**table(), "primary": None})
+        assert "PSD, the primary metric, is tested alone at 5 %" in markdown(table())
+        assert "all metrics are tested, by Holm over them" in markdown({**table(), "primary": None})
 
     def test_puts_a_p_that_was_not_tested_in_parentheses(self) -> None:
         scores = {

@@ -165,7 +165,7 @@ def test_every_format_says_what_an_arm_is_compared_with(result: dict, setting: d
     Console(file=printed, width=200).print(terminal(found, 200))
     assert f"differences to {phrase}\n" in re.sub(" +\n", "\n", printed.getvalue())
     assert f"Differences to {phrase} (" in markdown(found)
-    assert f"against {phrase}, paired by seed" in markdown(found)
+    assert f"compared with {phrase}, paired by seed" in markdown(found)
     assert f"<h2>Differences to {phrase}</h2>" in html(found)
     assert f'<th class="group" colspan="7">difference to {phrase}</th>' in html(found)
     assert f"differences to {phrase.replace('_', chr(92) + '_')}." in latex(found)
