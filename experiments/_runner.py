@@ -176,7 +176,9 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
         solution = None
         if run.sampling.num_steps < run.sampling.solution_steps and (asks or ceiling):
             solved = run.solution
-            clips = count if ceiling else run.sampling.solved
+            ceilings = plan.ceiling.runs[seed].solution  # of all clips, also for arms with the same weights
+            shared = solved.sample_signature(seed) == ceilings.sample_signature(seed)
+            clips = count if shared else run.sampling.solved
             needs.append(
                 add(sample_jobs(solved, f"{run.sampling.solution_steps}-step solution of {label}", clips, seed))
             )

@@ -351,7 +351,7 @@ class TestADryRun:
         runs = [arm.first for arm in plan.arms]
         solved = [arm.first for arm in plan.arms if asks_for_solutions(plan) or arm is plan.ceiling]
         stages = [run.anchor_run for run in runs if run.anchor_run]
-        starts = [run.start_run for run in (*runs, *stages) if run.start_run]
+        starts = [run.start_run for run in (*runs, *stages) if run.start_run and run.start_run.shipped is None]
         assert found == {
             *(("pw.train", run.training_signature) for run in (*runs, *stages, *starts)),
             *(("pw.sample", run.signature) for run in (*runs, *(run.solution for run in solved))),

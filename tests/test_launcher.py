@@ -94,14 +94,14 @@ class TestTheWords:
 
 class TestAJobOfTheQueue:
     def test_is_an_arm_and_seed_and_what_all_share_is_one_before_them(self, tmp_path: Path) -> None:
-        found = units_of(planned(tmp_path, "name=ansc", "seeds=2", "arms=baseline,full"))
+        found = units_of(planned(tmp_path, "name=ansc", "seeds=2", "arms=baseline,full", "start.shipped=false"))
         arms = {"baseline seed 0", "full seed 0", "baseline seed 1", "full seed 1"}
         assert found.keys() == {"train start hires", *arms}
         assert all(found[name].needs == ("train start hires",) for name in arms)
         assert [job.kind for job in found["full seed 1"].jobs] == ["train", "sample", "sample", "score"]
 
     def test_trains_once_what_is_sampled_in_several_ways(self, tmp_path: Path) -> None:
-        found = units_of(planned(tmp_path, "name=steps", "seeds=1"))
+        found = units_of(planned(tmp_path, "name=steps", "seeds=1", "start.shipped=false"))
         assert {found[f"{steps} seed 0"].needs for steps in (2, 3, 4, 5)} == {("sample 48-step solution of 2 seed 0",)}
         trained = {name: [j.label for j in unit.jobs if j.kind == "train"] for name, unit in found.items()}
         assert trained.pop("sample 48-step solution of 2 seed 0") == ["train start hires", "train 2 seed 0"]
@@ -129,7 +129,7 @@ class TestAJobOfTheQueue:
         assert not {"gpus_per_node", "slurm_partition"} & asked.keys()
 
     def test_is_apart_for_a_training_of_several_processes_which_has_a_task_for_each(self, tmp_path: Path) -> None:
-        words = ["trainer=fsdp", "trainer.devices=4", "trainer.nodes=2", "trainer.threads=3"]
+        words = ["trainer=fsdp", "trainer.devices=4", "trainer.nodes=2", "trainer.threads=3", "start.shipped=false"]
         found = units_of(planned(tmp_path, *ONE, *words))
         training, rest = found["train full seed 0"], found["full seed 0"]
         assert [job.kind for job in training.jobs] == ["train", "train"]  # its start, which no other arm needs here

@@ -80,7 +80,7 @@ def test_a_disk_that_is_full_is_heard_of(alone: Place, tmp_path: Path) -> None:
 )
 def test_tokens_that_cannot_be_shared_equally_are_refused(overrides: tuple[str, ...], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        build([*TWO, *overrides])
+        build([*TWO, "backbone.num_attention_heads=2", *overrides])
 
 
 def test_4k_can_be_shared_by_the_eight_gpus_of_a_machine() -> None:
@@ -95,7 +95,7 @@ class Example:
     def __init__(self) -> None:
         from pw.nn.backbone import Backbone
 
-        run = build(["stage=hires", "injector=gated", "injector.blocks=[0,2]"])
+        run = build(["stage=hires", "injector=gated", "injector.blocks=[0,2]", "backbone.num_attention_heads=2"])
         torch.manual_seed(0)
         self.net, draw = Backbone(run.backbone, run.injector), torch.Generator().manual_seed(1)
         for parameter in self.net.parameters():

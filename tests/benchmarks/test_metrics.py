@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -53,7 +54,9 @@ def test_an_unknown_metric_is_refused_with_the_known_ones():
 
 
 def test_the_contract_of_a_metric_is_its_protocol_and_plain_settings():
-    assert protocols(["mhd"]) == {
+    found = protocols(["mhd"])
+    assert re.fullmatch("[0-9a-f]{12}", found["mhd"].pop("code"))
+    assert found == {
         "mhd": {
             "protocol": "mhd/1",
             "settings": {"ks_small": [1, 2, 3], "ks_large": [3, 4, 5], "small_below": 256},

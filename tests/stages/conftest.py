@@ -10,6 +10,7 @@ from pw.build import Run, build
 
 MICRO = (
     "scale.frames=2",
+    "backbone.num_attention_heads=2",  # which two processes can share
     "scale.height=16",
     "scale.width=16",
     "scale.anchor_height=8",

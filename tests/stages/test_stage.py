@@ -299,7 +299,7 @@ def test_bf16_gradients_of_the_injector_are_finite_every_time(micro):
     # oneDNN's own gradient of this 3 x 3 x 3 convolution (16 -> 32 channels, 2 x 4 x 4) was NaN every seventh time
     run = micro("backbone.attention_head_dim=16", "injector.hidden=0.5", "objective=flow")
     module = module_of(run)
-    torch.nn.init.normal_(module.net.injector.out["1"].weight)
+    torch.nn.init.normal_(module.net.injector.out["0"].weight)
     video, first = run.source.batch(0, 0, 2), None
     for _ in range(40):
         module.zero_grad()
