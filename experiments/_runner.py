@@ -34,7 +34,7 @@ from pw.sample import anchor_reference, is_sampled, reference_folder, sample_fol
 from pw.train import is_trained, read_json, training_folder
 
 # Seconds on one core of the machine this was written on, to estimate with before anything has been measured.
-SECONDS = {"flow": 0.082, "consistency": 0.13, "forward": 0.0024, "score": 1.2, "job": 0.5}
+SECONDS = {"flow": 0.058, "consistency": 0.092, "forward": 0.0016, "score": 1.2, "job": 0.5}
 ASSUMED_FLOPS = 4e14  # a second, at Wan's scales: as `make plan` assumes of an H100
 FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
 PRELOAD = ["experiments._preload"]  # imported once, where workers are forked from
