@@ -110,7 +110,7 @@ mlflow: .venv/.ready ## open the MLflow UI on 127.0.0.1:5000 (port=… to change
 mlflow-sync: .venv/.ready ## log the tables that MLflow does not have, from their files [args="outputs=DIR"]
 	@$(RUN) -m experiments sync $(args)
 
-test: .venv/.ready ## run the tests (under 8 minutes on 2 cores): make test [args="-k solver"]
+test: .venv/.ready ## run the tests (under 6 minutes on 2 cores): make test [args="-k solver"]
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(args)
 
 test-slurm: .venv/.ready ## an ablation on a real SLURM of one node (Debian's packages, not installed; root; 10 minutes)
