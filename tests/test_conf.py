@@ -116,7 +116,7 @@ class TestComposing:
 
     def test_leaves_nothing_of_one_run_in_the_next(self) -> None:
         assert compose_run(["scale.height=32", "train.updates=7"]).values["data"]["size"] == 32
-        assert compose_run([]).values == compose_run(["scale.height=24", "train.updates=250"]).values
+        assert compose_run([]).values == compose_run(["scale.height=24", "train.updates=160"]).values
 
 
 class TestThePapersRecipe:
@@ -193,7 +193,7 @@ CHANGES_WEIGHTS = {
     "scale.injector_blocks": "scale.injector_blocks=[1]",
     "scale.injector_hidden": "scale.injector_hidden=0.25",
     "scale.norm_groups": "scale.norm_groups=4",
-    "train.updates": "train.updates=249",
+    "train.updates": "train.updates=159",
     "train.batch_size": "train.batch_size=4",
     "train.accumulate": "train.accumulate=2",
     "train.precision": "train.precision=bf16",

@@ -205,7 +205,7 @@ class TestTheStatus:
         claim = claimed(ledger, task_of(found, "train full seed 0"))
         ledger.write(replace(claim, first=0, done=100, total=400, at_first=0.0, at_last=20.0))
         state, detail = self.state(found, tmp_path, "full")
-        assert (state, detail) == ("running", "train full seed 0: update 100 of 250, about 60 s left")
+        assert (state, detail) == ("running", "train full seed 0: update 100 of 160, about 60 s left")
 
     def test_counts_the_clips_that_lie_there(self, found: Outline, tmp_path: Path) -> None:
         key = task_of(found, "sample full seed 0")
