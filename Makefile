@@ -8,6 +8,7 @@ PY ?= python3
 TOOLS := .tools/uv-$(UV_VERSION)
 UV := $(TOOLS)/bin/uv
 RUN := .venv/bin/python
+PW := $(RUN) -m pw
 args ?=
 
 export UV_SYSTEM_CERTS := 1
@@ -28,71 +29,71 @@ help: ## this list
 setup: .venv/.ready ## make the environment (.venv) from requirements/dev.lock
 
 weights: .venv/.ready ## fetch Wan2.2-TI2V-5B (2K, 4K), or what metrics need: make weights [what=metrics args="dry_run=true …"]
-	@$(RUN) -m $(if $(filter metrics,$(what)),benchmarks.weights,pw.weights) $(args)
+	@$(PW) weights $(if $(what),what=$(what)) $(args)
 
 ablation: .venv/.ready ## run one ablation to its table: make ablation name=ansc [args="seeds=5 arms=baseline,full dry_run=true …"]
-	@$(RUN) -m experiments name=$(name) $(args)
+	@$(PW) ablation name=$(name) $(args)
 
 ablations: .venv/.ready ## list the ablations: what each varies, claims, and what came out
-	@$(RUN) -m experiments list
+	@$(PW) ablations
 
 status: .venv/.ready ## how far an ablation is, read from its files: make status name=ansc [args="outputs=DIR"]
-	@$(RUN) -m experiments status name=$(name) $(args)
+	@$(PW) status name=$(name) $(args)
 
 data: .venv/.ready ## turn a folder of videos, or UltraVideo, into shards: make data path=DIR|name=ultravideo [args="frames=5 taste=5 …"]
-	@$(RUN) -m pw.data path="$(path)" name="$(name)" $(args)
+	@$(PW) data path="$(path)" name="$(name)" $(args)
 
 latents: .venv/.ready ## encode shards for training at proxy, 2k, 4k: make latents args="urls=data/shards scale=2k [anchors=8 dry_run=true …]"
-	@$(RUN) -m pw.latents $(args)
+	@$(PW) latents $(args)
 
 start: .venv/.ready ## train a start from its recipe, and write it with its card: make start name=hires [args="out=pw/starts …"]
-	@$(RUN) -m pw.start name=$(name) $(args)
+	@$(PW) start name=$(name) $(args)
 
 train: .venv/.ready ## train one run: make train args="stage=hires objective=shortcut seed=1"
-	@$(RUN) -m pw.train $(args)
+	@$(PW) train $(args)
 
 sample: .venv/.ready ## sample one run (trains it first if need be): make sample args="… sampling.num_steps=4"
-	@$(RUN) -m pw.sample $(args)
+	@$(PW) sample $(args)
 
 export: .venv/.ready ## a training as a folder that diffusers opens: make export run=SIGNATURE [args="out=DIR dtype=fp32 …"]
-	@$(RUN) -m pw.export run="$(run)" $(args)
+	@$(PW) export run="$(run)" $(args)
 
 plan: .venv/.ready ## tokens, FLOPs, memory and time before anything loads: make plan scale=4k gpus=1x80GB [args="tflops=400 …"]
-	@$(RUN) -m pw.plan $(if $(scale),scale=$(scale)) $(if $(gpus),gpus=$(gpus)) $(args)
+	@$(PW) plan $(if $(scale),scale=$(scale)) $(if $(gpus),gpus=$(gpus)) $(args)
 
 bench: .venv/.ready ## measure on this machine, side by side: make bench what=generate|metrics|train [args="scales=2k …"]
-	@$(RUN) -m $(if $(filter metrics,$(what)),benchmarks.bench,$(if $(filter train,$(what)),experiments bench,pw.bench what=$(what))) $(args)
+	@$(PW) bench what=$(what) $(args)
 
 # to the letter: make, and then the shell, would expand a $ in a prompt or a path
 LITERAL := prompt prompts hires videos metrics out a b
 $(foreach key,$(LITERAL),$(if $(filter command,$(origin $(key))),$(eval override $(key) := $$(value $(key)))$(eval export $(key))))
 
 generate: .venv/.ready ## prompt to 2K/4K video: make generate prompt="a heron over a lake" scale=2k hires=… [args="…"]
-	@$(RUN) -m pw.generate $${prompt:+"prompt=$$prompt"} $${prompts:+"prompts=$$prompts"} $(if $(scale),scale=$(scale)) $${hires:+"hires=$$hires"} $(args)
+	@$(PW) generate $${prompt:+"prompt=$$prompt"} $${prompts:+"prompts=$$prompts"} $(if $(scale),scale=$(scale)) $${hires:+"hires=$$hires"} $(args)
 
 coverage: .venv/.ready ## which (timestep, stride) pairs a step sampler trains: make coverage args="step_sampler=aligned"
-	@$(RUN) -m pw.coverage $(args)
+	@$(PW) coverage $(args)
 
 score: .venv/.ready ## score videos: make score videos=DIR metrics=mhd_mse,niqe [out=scores.csv args="strict=true …"]
-	@$(RUN) -m benchmarks.score "$${videos-}" $${metrics:+"metrics=$$metrics"} $${out:+"out=$$out"} $(args)
+	@$(PW) score "$${videos-}" $${metrics:+"metrics=$$metrics"} $${out:+"out=$$out"} $(args)
 
 table: .venv/.ready ## a table of the paper with ours beside it: make table name=table_2 [args="systems=DIR …"]
-	@$(RUN) -m benchmarks.tables name=$(name) $(args)
+	@$(PW) table name=$(name) $(args)
 
 compare: .venv/.ready ## two runs or folders of videos, paired: make compare a=SIGNATURE|DIR b=SIGNATURE|DIR [args="metrics=…"]
-	@$(RUN) -m experiments compare "a=$${a-}" "b=$${b-}" $(args)
+	@$(PW) compare "a=$${a-}" "b=$${b-}" $(args)
 
 power: .venv/.ready ## the smallest difference that n prompts and m seeds can show: make power ablation=ansc [args="prompts=100 seeds=3"]
-	@$(RUN) -m experiments power $(if $(ablation),ablation=$(ablation)) $(args)
+	@$(PW) power $(if $(ablation),ablation=$(ablation)) $(args)
 
 record: .venv/.ready ## keep an ablation's outcome in experiments/results, to be committed: make record name=ansc [args="outputs=DIR"]
-	@$(RUN) -m experiments record name=$(name) $(args)
+	@$(PW) record name=$(name) $(args)
 
 lint-paper: .venv/.ready ## recompute the paper's derived numbers and print what does not add up
-	@$(RUN) -m benchmarks.lint $(args)
+	@$(PW) lint-paper $(args)
 
 system: .venv/.ready ## generate with another system: make system name=wan2_2_5b args="prompts=FILE [dry_run=true …]"; no name: the list
-	@$(RUN) -m benchmarks.systems $(if $(name),name=$(name)) $(args)
+	@$(PW) system $(if $(name),name=$(name)) $(args)
 
 vbench-env: $(UV) ## make the environment of VBench's worker (.venv-vbench, its own torch; about 7 GB)
 	@$(UV) venv -q --allow-existing --python $(PY) .venv-vbench
@@ -105,16 +106,16 @@ notebooks: .venv/.ready ## open the notebooks on 127.0.0.1
 	@.venv/bin/jupyter lab --ip 127.0.0.1 --no-browser notebooks $(args)
 
 mlflow: .venv/.ready ## open the MLflow UI on 127.0.0.1:5000 (port=… to change)
-	@$(RUN) -m pw.tracking port=$(or $(port),5000) $(args)
+	@$(PW) mlflow port=$(or $(port),5000) $(args)
 
 mlflow-sync: .venv/.ready ## log the tables that MLflow does not have, from their files [args="outputs=DIR"]
-	@$(RUN) -m experiments sync $(args)
+	@$(PW) mlflow-sync $(args)
 
 test: .venv/.ready ## run the tests (under 6 minutes on 2 cores): make test [args="-k solver"]
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(args)
 
 test-slurm: .venv/.ready ## an ablation on a real SLURM of one node (Debian's packages, not installed; root; 10 minutes)
-	@PW_TEST_SLURM=1 .ci/slurm $(RUN) -m pytest tests/test_slurm.py $(args)
+	@PW_TEST_SLURM=1 .ci/slurm $(RUN) -m pytest tests/engine/test_slurm.py $(args)
 
 audit: $(UV) ## known vulnerabilities of what the lock pins (asks PyPI's JSON API; what it cannot look up is an error)
 	@$(UV) tool run pip-audit@2.10.1 --strict --require-hashes --disable-pip -r requirements/dev.lock $(args)

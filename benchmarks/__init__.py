@@ -16,12 +16,12 @@
     clips.py            the clips of an ablation's run -> scores.{csv,json}
     contract.py         which scores may stand in one table
     compare.py          seeds x arms -> intervals, paired differences, verdicts
-    coverage_study.py   why the intervals are what they are: `python -m benchmarks.coverage_study`
+    coverage_study.py   why the intervals are what they are: `python -m benchmarks.stats.interval_coverage`
     table.py            what an ablation's tables say, before any markup
     report.py           grids as Markdown, TeX, HTML and on the terminal; an ablation's files
     figures.py          plot.png; dots.py: the same of the primary metric, in the terminal
     contact_sheet.py    contact_sheet.png
 
-No metric imports a model that made the videos, and nothing here imports pw but `pw.video` and `pw.host`; `systems/`
-starts other programs and diffusers' pipelines, in its own files.
+No metric imports a model that made the videos, and nothing here imports pw but `pw.io.video` and `pw.io.host`;
+`systems/` starts other programs and diffusers' pipelines, in its own files.
 """

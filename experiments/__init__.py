@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments._claims import Clause, all_of, any_of, better, not_worse, same
+from experiments.engine.claims import Clause, all_of, any_of, better, not_worse, same
 
 __all__ = [
     "DETAIL",
@@ -57,8 +57,8 @@ class Ablation:
              at the same value, and named arm@value
     versus   `above`: each arm is compared with the one above; `first`: all with the first
     primary  the metric that is tested first and alone, before the others; an order and the claim are judged by it
-    claims   the clauses of the claim (`experiments._claims`), answered at the end of a run; without any: each arm is
-             better than the one it is compared with
+    claims   the clauses of the claim (`experiments.engine.claims`), answered at the end of a run; without any: each
+             arm is better than the one it is compared with
     native   score stage I's clips at the anchor's size, against real clips degraded to it
     curve    (key, what stands for it where it is null or not there: a number, or another key): the number along which
              the arms lie, if it is neither the one key they vary nor that of `across`

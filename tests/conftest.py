@@ -21,20 +21,20 @@ settings.load_profile("pw")
 
 # Whole files go to one of two workers, in this order: what takes long must not come last, when the other is idle.
 LONGEST = (
-    "tests/test_ablation.py",
+    "tests/engine/test_ablation.py",
     "tests/stages/test_together.py",
     "tests/test_faults.py",
-    "tests/test_generate_sharded.py",
-    "tests/test_launcher.py",
-    "tests/benchmarks/test_systems_diffusers.py",
+    "tests/generate/test_generate_sharded.py",
+    "tests/engine/test_launcher.py",
+    "tests/benchmarks/systems/test_systems_diffusers.py",
     "tests/stages/test_stage.py",
-    "tests/test_conf.py",
+    "tests/run/test_conf.py",
     "tests/stages/test_resume.py",
-    "tests/test_latents.py",
-    "tests/test_tracking.py",
-    "tests/test_generate.py",
-    "tests/benchmarks/test_systems_own.py",
-    "tests/benchmarks/test_score.py",
+    "tests/prepare/test_encode.py",
+    "tests/tracking/test_tracking.py",
+    "tests/generate/test_generate.py",
+    "tests/benchmarks/systems/test_systems_own.py",
+    "tests/benchmarks/measure/test_score.py",
 )
 
 
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What the tests import stays: `pw.generate` collects garbage four times a video, and would look through it all."""
+    """What the tests import stays: `pw generate` collects garbage four times a video, and would look through it all."""
     gc.collect()
     gc.freeze()
 

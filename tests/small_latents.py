@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from pw.build import Run
 from pw.data.latents import described
 from pw.data.shards import write_tar
+from pw.run.build import Run
 
 ANCHORS = 3
 

@@ -30,16 +30,16 @@ from rich.console import Console
 from small_shards import spoil, write_noise
 
 from experiments import DETAIL, Ablation, Statement
-from experiments.__main__ import finish
-from experiments._ledger import Ledger
-from experiments._plan import Options, Plan, plan_of
-from experiments._runner import PRELOAD, Job, Pool, _heard, _Running, all_jobs
-from experiments._status import look, outline
-from experiments._table import make_table, write_table
-from pw.config import ROOT
-from pw.not_finite import read
-from pw.parallel import Stopped
-from pw.train import training_folder, write_json
+from experiments.engine.ledger import Ledger
+from experiments.engine.plan import Options, Plan, plan_of
+from experiments.engine.pool import PRELOAD, Job, Pool, _heard, _Running, all_jobs
+from experiments.engine.run_ablation import finish
+from experiments.engine.status import look, outline
+from experiments.engine.table import make_table, write_table
+from pw.parallel.processes import Stopped
+from pw.run.compose import ROOT
+from pw.train.loop import training_folder, write_json
+from pw.train.not_finite import read
 
 # arms that differ in what will happen to them
 ABLATION = Ablation(
@@ -278,7 +278,7 @@ def test_an_interrupted_runner_leaves_no_worker_and_no_claim(story: Story) -> No
 
 HUNG_UP = """if True:
     import multiprocessing, os, signal, time
-    from experiments._runner import start_fork_server
+    from experiments.engine.pool import start_fork_server
     start_fork_server()
     worker = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(1,))
     worker.start()

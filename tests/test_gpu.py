@@ -22,21 +22,21 @@ from benchmarks.metrics.lpips import Lpips, LpipsScorer
 from benchmarks.metrics.mhd import Mhd, Scales
 from benchmarks.metrics.mhd_lpips import MhdLpips
 from benchmarks.metrics.stream import Look
-from pw import cost
-from pw.bench import main, measure_ours
-from pw.build import Run, build
+from benchmarks.speed.generation import main, measure_ours
+from pw.cost import count as cost
+from pw.cost.planner import stages
 from pw.data import LatentBatch
-from pw.generate import generate, parse
-from pw.latents import encode, find_weights
-from pw.latents import parse as parse_latents
+from pw.generate.pipeline import generate, parse
+from pw.io.video import VideoInfo
 from pw.nn.backbone import Backbone
 from pw.nn.codec import WanCodec
 from pw.nn.context import groups_of, share_tokens
 from pw.nn.networks import use_kernel
-from pw.plan import stages
-from pw.sample import _synthesise
-from pw.train import stage_module
-from pw.video import VideoInfo
+from pw.prepare.encode import encode, find_weights
+from pw.prepare.encode import parse as parse_latents
+from pw.run.build import Run, build
+from pw.sample.evaluate import _synthesise
+from pw.train.loop import stage_module
 
 
 @pytest.fixture

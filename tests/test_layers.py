@@ -1,4 +1,4 @@
-"""Imports point down only, and each giant dependency has one door  (house.md, "The tree")."""
+"""Imports point down only, room by room, and each giant dependency has one door."""
 
 from __future__ import annotations
 
@@ -70,93 +70,58 @@ def stray(by: tuple[str, ...], roots: tuple[str, ...], allowed: tuple[str, ...])
     ]
 
 
-# dependency -> the only files that may import it
+# dependency -> the only rooms that may import it
 DOORS = {
-    "mlflow": ("pw/tracking.py",),
-    "hydra": ("pw/config.py", "pw/build.py"),
-    # config.yaml is written with it
-    "omegaconf": ("pw/config.py", "pw/build.py", "pw/train.py", "pw/start.py", "pw/export.py"),
+    "mlflow": ("pw/tracking",),
+    "hydra": ("pw/run",),
+    "omegaconf": ("pw/run", "pw/train"),  # config.yaml is written with it
     "webdataset": ("pw/data/shards.py",),
-    "av": ("pw/video.py",),
+    "av": ("pw/io/video.py",),
     "diffusers": ("pw/nn", "benchmarks/systems"),
     "transformers": ("pw/nn/text.py",),
-    "huggingface_hub": ("pw/weights.py", "pw/data/ultravideo.py", "benchmarks/weights.py"),
-    "lightning": ("pw/stages", "pw/train.py", "pw/parallel.py", "pw/sharded.py"),
-    "matplotlib": ("benchmarks/figures.py",),
+    "huggingface_hub": ("pw/io", "pw/prepare", "benchmarks/measure"),
+    "lightning": ("pw/stages", "pw/train", "pw/parallel"),
+    "matplotlib": ("benchmarks/report",),
     "pyiqa": ("benchmarks/metrics/musiq.py",),
     "pandas": (),
 }
-# files -> what of ours they may import, themselves included: a row sees the rows above it
-LAYERS = {
-    "pw/types.py": ("pw.types",),
-    "pw/lazy.py": ("pw.lazy",),
-    "pw/method": ("pw.method", "pw.types", "pw.lazy"),
-    "pw/video.py": ("pw.video", "pw.types"),
-    "pw/data": ("pw.data", "pw.video", "pw.types", "pw.lazy"),
-    "pw/nn": ("pw.nn", "pw.method", "pw.types", "pw.lazy"),
-    "pw/code.py": ("pw.code",),
-    "pw/config.py": ("pw.config",),
-    "pw/shipped.py": ("pw.shipped", "pw.config"),
-    "pw/settings.py": ("pw.settings",),
-    "pw/parallel.py": ("pw.parallel", "pw.config", "pw.settings"),
-    "pw/sharded.py": ("pw.sharded", "pw.parallel", "pw.settings"),
-    "pw/host.py": ("pw.host",),
-    "pw/provenance.py": ("pw.provenance", "pw.config"),
-    "pw/tracking.py": ("pw.tracking",),
-    "pw/weights.py": ("pw.weights",),
-    "pw/build.py": (
-        *("pw.build", "pw.code", "pw.config", "pw.settings", "pw.shipped", "pw.weights"),
-        *("pw.data", "pw.method", "pw.nn", "pw.types", "pw.lazy"),
-    ),
-    "pw/stages": (
-        *("pw.stages", "pw.build", "pw.settings", "pw.weights", "pw.parallel", "pw.sharded"),
-        *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
-    ),
-    "benchmarks": ("benchmarks", "pw.code", "pw.host", "pw.video", "pw.types"),
-    "pw/not_finite.py": ("pw.not_finite", "pw.data"),
-    "pw/train.py": (
-        *("pw.build", "pw.config", "pw.cost", "pw.host", "pw.provenance", "pw.stages", "pw.weights"),
-        *("pw.nn", "pw.data"),
-        *("pw.method", "pw.parallel", "pw.sharded", "pw.not_finite"),
-    ),
-    "pw/start.py": ("pw.build", "pw.config", "pw.parallel", "pw.shipped", "pw.train"),
-    "pw/replay.py": ("pw.build", "pw.config", "pw.not_finite", "pw.parallel", "pw.sharded", "pw.train"),
-    "pw/sample.py": (
-        *("pw.build", "pw.config", "pw.cost", "pw.host", "pw.parallel", "pw.provenance", "pw.train", "pw.stages"),
-        "pw.weights",
-        *("pw.method", "pw.nn", "pw.data", "pw.video", "pw.types"),
-    ),
-    "pw/cost.py": ("pw.cost", "pw.build", "pw.settings", "pw.nn", "pw.method"),
-    "pw/plan.py": ("pw.plan", "pw.cost", "pw.build", "pw.config", "pw.settings", "pw.nn", "pw.parallel"),
-    "pw/export.py": ("pw.export", "pw.build", "pw.config", "pw.provenance", "pw.train", "pw.nn"),
-    "pw/bench.py": (
-        *("pw.bench", "pw.build", "pw.config", "pw.cost", "pw.provenance", "pw.train", "pw.stages", "pw.nn"),
-    ),
-    "pw/bench_train.py": ("pw.bench_train", "pw.build", "pw.train", "pw.data"),
-    "pw/generate.py": (
-        *("pw.generate", "pw.build", "pw.config", "pw.provenance", "pw.train", "pw.stages", "pw.weights"),
-        *("pw.plan", "pw.cost", "pw.data", "pw.method", "pw.nn", "pw.video", "pw.parallel", "pw.sharded"),
-    ),
-    "pw/latents.py": (
-        *("pw.latents", "pw.build", "pw.config", "pw.train", "pw.weights"),
-        *("pw.data", "pw.nn"),
-    ),
-    "pw/coverage.py": ("pw.build", "pw.config", "pw.method"),
-    "experiments": (
-        *("experiments", "benchmarks", "pw.build", "pw.config", "pw.cost", "pw.host", "pw.provenance"),
-        *("pw.train", "pw.sample", "pw.tracking", "pw.parallel", "pw.settings", "pw.bench_train"),
-    ),
+# room -> the rooms that it may import, itself included
+BELOW_RUN = ("pw.io", "pw.types", "pw.method", "pw.nn", "pw.data")
+ROOMS = {
+    "pw/types.py": ("pw.types", "pw.io"),
+    "pw/io": ("pw.io", "pw.types"),
+    "pw/method": ("pw.method", "pw.types", "pw.io"),
+    "pw/data": ("pw.data", "pw.types", "pw.io"),
+    "pw/nn": ("pw.nn", "pw.method", "pw.types", "pw.io"),
+    "pw/run": ("pw.run", *BELOW_RUN),
+    "pw/parallel": ("pw.parallel", "pw.run", *BELOW_RUN),
+    "pw/stages": ("pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),
+    "pw/cost": ("pw.cost", "pw.parallel", "pw.run", *BELOW_RUN),
+    "pw/tracking": ("pw.tracking", "pw.io"),
+    "pw/train": ("pw.train", "pw.cost", "pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),
+    "pw/prepare": ("pw.prepare", "pw.train", "pw.run", *BELOW_RUN),
+    "pw/sample": ("pw.sample", "pw.train", "pw.cost", "pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),
+    "pw/generate": ("pw.generate", "pw.train", "pw.cost", "pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),
+    "pw/cli.py": ("pw.parallel",),  # a verb's module is imported by its name, when it is called
+    "pw/__main__.py": ("pw.cli",),
+    # no metric imports what made the videos
+    **{
+        f"benchmarks/{room}": ("benchmarks", "pw.io", "pw.types", "pw.run.code")
+        for room in ("__init__.py", "metrics", "measure", "stats", "report", "paper", "systems")
+    },
+    "benchmarks/speed": ("benchmarks", "pw"),
+    "experiments": ("experiments", "benchmarks", "pw"),
 }
 PACKAGES = ("pw", "experiments", "benchmarks")
 
 
 class TestTheLayers:
-    @pytest.mark.parametrize("layer", LAYERS)
-    def test_import_downwards_only(self, layer: str) -> None:
-        assert not stray((layer,), PACKAGES, LAYERS[layer])
+    @pytest.mark.parametrize("room", ROOMS)
+    def test_import_downwards_only(self, room: str) -> None:
+        assert not stray((room,), PACKAGES, ROOMS[room])
 
     def test_have_a_place_for_every_module(self) -> None:
-        assert not [module for module in modules() if not within(module, *LAYERS) and module != "pw/__init__.py"]
+        assert not [module for module in modules() if not within(module, *ROOMS) and module != "pw/__init__.py"]
 
     def test_import_nothing_from_the_package_itself(self) -> None:
         assert not imports_of((ROOT / "pw/__init__.py").read_text())
@@ -165,7 +130,7 @@ class TestTheLayers:
         assert not stray(PACKAGES, ("tests", "notebooks"), ())
 
     def test_of_the_method_use_torch_and_the_standard_library_alone(self) -> None:
-        allowed = (*sys.stdlib_module_names, "torch", "pw.method", "pw.types", "pw.lazy")
+        allowed = (*sys.stdlib_module_names, "torch", "pw.method", "pw.types", "pw.io.lazy")
         found = [str(i) for i in all_imports() if within(i.by, "pw/method") and not within(i.what, *allowed)]
         assert not found
 
@@ -181,20 +146,15 @@ class TestAGiantDependency:
     def test_is_not_imported_before_a_call_is_checked(self) -> None:
         """What composes, builds and plans: a wrong key is told before torch (5 s) is imported."""
         early = (
-            "pw/method",
-            "pw/nn/options.py",
-            "pw/nn/unipc.py",
-            "pw/data",
+            *("pw/method", "pw/data", "pw/run", "pw/types.py", "pw/cli.py", "pw/io/lazy.py", "pw/io/files.py"),
+            *("pw/nn/options.py", "pw/nn/unipc.py", "pw/parallel/processes.py", "pw/cost", "pw/train", "pw/sample"),
             "experiments",
-            "pw/train.py",
-            "pw/sample.py",
         )
-        names = ("build", "config", "settings", "lazy", "types", "coverage", "parallel", "plan", "cost")
-        early = (*early, *(f"pw/{name}.py" for name in names))
         heavy = ("torch", "torchvision", "lightning", "diffusers", "mlflow", "webdataset", "pandas", "matplotlib")
         found = [i for i in all_imports() if i.at_once and within(i.by, *early) and within(i.what, *heavy)]
-        # _table is imported when there is a table to write
-        assert not [str(i) for i in found if i.by != "experiments/_table.py"]
+        # imported when there is a table to write, or a batch to look at
+        late = ("experiments/engine/table.py", "pw/train/not_finite.py", "pw/train/replay.py", "pw/train/export.py")
+        assert not [str(i) for i in found if i.by not in late]
 
     def test_of_a_metric_is_in_that_metrics_file(self) -> None:
         for name in ("pyiqa", "lpips", "vbench", "dover"):

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from pw.build import HOMES, build, make
-from pw.config import ConfigError, groups
+from pw.run.build import HOMES, build, make
+from pw.run.compose import ConfigError, groups
 
 ROOT = Path(__file__).parents[1]
 CALLS = "_target_: os.system, command: exit"
@@ -51,7 +51,7 @@ def test_no_override_names_a_class(override: str) -> None:
 @pytest.mark.parametrize("group", HOMES)
 def test_no_group_has_a_class_from_elsewhere(group: str) -> None:
     """Also when a file of conf/ says so: what Hydra composes is never instantiated by Hydra."""
-    for target in ("os.system", "pw.train.train", "builtins.eval", "benchmarks.files.write_atomically", "system"):
+    for target in ("os.system", "pw.train.loop.train", "builtins.eval", "pw.io.files.write_atomically", "system"):
         with pytest.raises(ConfigError, match="lives in pw"):
             make(group, {"_target_": target})
 
@@ -144,8 +144,8 @@ def test_a_checkpoint_with_code_in_it_is_set_aside_and_not_run(
 ) -> None:
     import torch
 
-    from pw.sharded import REST
-    from pw.train import last_checkpoint
+    from pw.parallel.sharded import REST
+    from pw.train.loop import last_checkpoint
 
     made, path = tmp_path / "made", tmp_path / "checkpoints" / "last.ckpt"
     (path if parts else path.parent).mkdir(parents=True)
@@ -163,9 +163,9 @@ def test_nobody_is_told_what_is_run_here_also_without_make() -> None:
     mlflow = "from mlflow.telemetry.utils import is_telemetry_disabled; print(is_telemetry_disabled())"
     hub = "from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
     for module, library in (
-        ("pw.train", mlflow),
-        ("experiments.__main__", hub),
-        *(("benchmarks.score", hub), ("benchmarks.systems.diffusers_pipelines", hub)),
+        ("pw.train.loop", mlflow),
+        ("experiments.engine.run_ablation", hub),
+        *(("benchmarks.measure.score", hub), ("benchmarks.systems.diffusers_pipelines", hub)),
     ):
         script = f"import {module}; {library}"
         told = subprocess.run([sys.executable, "-c", script], env=loud, cwd=ROOT, capture_output=True, check=True)

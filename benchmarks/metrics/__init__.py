@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pw.code import code_hash
+from pw.run.code import code_hash
 
 Direction = Literal["lower", "higher", "one"]
 ARROWS: Mapping[Direction, str] = {"lower": "↓", "higher": "↑", "one": "→1"}
@@ -29,7 +29,7 @@ class Metric:
     needs: folders beside the videos: "real", "structure", "solution"; without them the metric is absent.
     settings: the arguments of its implementation, part of the measurement contract; one mapping for a family.
     scale: the values it can take; `printed` is the factor with which tables print it, as the paper does.
-    weights: rows of `benchmarks.weights` that it cannot do without.
+    weights: rows of `benchmarks.measure.metric_weights` that it cannot do without.
     extra: what must be installed beside the main environment: "iqa" (pyiqa), "vbench" (the worker).
     licence: said wherever it is measured, if its use is restricted.
     scorer: its class in `reference.py`, if that is its family.
@@ -363,7 +363,7 @@ def lookup(name: str) -> Metric:
 
 
 def scoring_code(name: str) -> str | None:
-    """Hash of the code that computes a metric (`pw.code`); None of what a worker of other people's code does."""
+    """Hash of the code that computes a metric (`pw.run.code`); None of what a worker of other people's code does."""
     metric = lookup(name)
     if metric.extra == "vbench":
         return None

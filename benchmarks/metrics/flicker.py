@@ -16,7 +16,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from benchmarks.metrics.stream import Look
-    from pw.video import Frames, VideoInfo
+    from pw.io.video import Frames, VideoInfo
 
 BAND = 1 << 20  # samples compared at a time, so that what is between two frames is small
 

@@ -2,8 +2,9 @@
 
     LPIPS(a, b) = sum over 5 layers of  mean over positions of  sum over channels c of w_c (a_c / |a| - b_c / |b|)^2
 
-The weights w ship inside torchmetrics; AlexNet comes from `benchmarks.weights` and is never downloaded here. Callers
-have RGB in [0, 1], the network wants [-1, 1]; it would not notice the other one, only answer several times too small.
+The weights w ship inside torchmetrics; AlexNet comes from `benchmarks.measure.metric_weights` and is never downloaded
+here. Callers have RGB in [0, 1], the network wants [-1, 1]; it would not notice the other one, only answer several
+times too small.
 
 A distance is taken layer by layer, so that of one picture only one layer's activations are in memory: all five are
 0.35 GB at 3840 x 2160. The other picture's are kept (`Lpips.features`), and can be compared with several.
@@ -22,12 +23,12 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image.lpips import _normalize_tensor, _NoTrainLpips
 
-from benchmarks import weights
+from benchmarks.measure import metric_weights as weights
 from benchmarks.metrics.mhd import to_tensor
 from benchmarks.metrics.stream import Look
 
 if TYPE_CHECKING:
-    from pw.video import VideoInfo
+    from pw.io.video import VideoInfo
 
 SMALLEST = 31  # px: in less, AlexNet's second pooling finds nothing to pool
 BAND = 1 << 20  # activations normalised at a time, 4 MB

@@ -27,7 +27,7 @@ from benchmarks.metrics.stream import Look
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pw.video import Frames, VideoInfo
+    from pw.io.video import Frames, VideoInfo
 
 REDUCTIONS = ("mean", "sum")
 BAND = 1 << 18  # float32 values of a band: 1 MB; larger ones are no faster, smaller ones slower

@@ -17,7 +17,7 @@ from benchmarks.metrics.mhd import Scales, round_trip, to_tensor
 from benchmarks.metrics.stream import Look
 
 if TYPE_CHECKING:
-    from pw.video import VideoInfo
+    from pw.io.video import VideoInfo
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ all patches of a frame through the stem at once and writes out the attention of 
 pads the small scales with are left out: no other token looks at them, so the score is the same.
 
 pyiqa is an extra (`make iqa`), and this the only module that knows it. Nothing is ever downloaded: the network is built
-without weights, which then come from `benchmarks.weights`.
+without weights, which then come from `benchmarks.measure.metric_weights`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.measure.metric_weights import MissingWeights, find
 from benchmarks.metrics.stream import Look, Scorer, spread
-from benchmarks.weights import MissingWeights, find
 
 if TYPE_CHECKING:
     import torch
 
-    from pw.video import Frames, VideoInfo
+    from pw.io.video import Frames, VideoInfo
 
 PATCH = 32  # px
 LONG_SIDES = (224, 384)  # px, of the two smaller scales; the third is the frame itself

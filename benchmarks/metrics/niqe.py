@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gamma
 
-from benchmarks import weights
+from benchmarks.measure import metric_weights as weights
 
 if TYPE_CHECKING:
     from benchmarks.metrics.stream import Look
-    from pw.video import Frames, VideoInfo
+    from pw.io.video import Frames, VideoInfo
 
 Floats = NDArray[np.float64]
 

@@ -53,7 +53,7 @@ def frames_of(video: Tensor) -> Tensor:
 
 
 def floats(video: Tensor) -> Tensor:
-    """Pixels in [-1, 1]: of uint8, u / 127.5 - 1, laid out alike (`pw.video.to_float`); floats as they are."""
+    """Pixels in [-1, 1]: of uint8, u / 127.5 - 1, laid out alike (`pw.io.video.to_float`); floats as they are."""
     return video.float().div_(127.5).sub_(1) if video.dtype == torch.uint8 else video
 
 

@@ -1,14 +1,14 @@
 """How a video is scored: frame by frame, one decode for all metrics, never held whole.
 
-`benchmarks.score` decodes a video once, hands every frame to the metrics that want it, on several threads, and gives
-their answers back in the frames' order. A family's module has
+`benchmarks.measure.score` decodes a video once, hands every frame to the metrics that want it, on several threads, and
+gives their answers back in the frames' order. A family's module has
 
     def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Scorer
 
 names: the family's metrics that are asked for; settings: all of the registry's keys; device: "cpu" or "cuda:0". It
 raises `MissingWeights` (weights or a package that is not there) or ValueError (a setting that makes no sense).
 
-A family that cannot go frame by frame (VBench's worker) has `score_videos` instead, see `benchmarks.score`.
+A family that cannot go frame by frame (VBench's worker) has `score_videos` instead, see `benchmarks.measure.score`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from pw.video import Frames, VideoInfo
+    from pw.io.video import Frames, VideoInfo
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """VBench, measured by its own code in an environment of its own; this side asks, watches and checks.
 
 VBench 0.1.5 wants torch 2.5 and transformers 4.33, so it runs in `.venv-vbench` (`make vbench-env`; PW_VBENCH_PYTHON
-names another interpreter) as the process `benchmarks/workers/vbench_worker.py`, whose docstring is the contract. Its
+names another interpreter) as the process `benchmarks/measure/vbench_worker.py`, whose docstring is the contract. Its
 weights lie where `make weights what=metrics args="only=vbench"` puts them. Nothing is downloaded unless
 PW_VBENCH_DOWNLOAD=1. A worker that is silent for PW_VBENCH_TIMEOUT seconds (3600) is ended.
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.weights import vbench_folder
+from benchmarks.measure.metric_weights import vbench_folder
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[2]

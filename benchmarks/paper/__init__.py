@@ -2,7 +2,7 @@
 
 `load("table_1")` gives columns with their direction, unit and the metric of ours that measures the same, and rows.
 Values are not comparable with ours (other data, scale and metrics); the order of the rows is. Slips are kept as
-printed: `benchmarks.lint` finds them. A system has one name in all tables; an ablation's rows have their arms'.
+printed: `benchmarks.paper.lint` finds them. A system has one name in all tables; an ablation's rows have their arms'.
 """
 
 from __future__ import annotations

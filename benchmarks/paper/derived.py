@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.paper import COLUMNS, Row
 from benchmarks.paper.check import Check, Interval, Tables, ends, rounding, size
-from benchmarks.vbench_totals import RANGES, TOTALS
+from benchmarks.report.vbench_totals import RANGES, TOTALS
 
 
 def possible(column: str, printed: Mapping[str, str]) -> Interval:

@@ -5,7 +5,7 @@ one, sec. 8.2), its licence, where it comes from, how it is run, and how that di
 Four kinds:
 
     diffusers    generated here, with diffusers (`diffusers_pipelines`)
-    pixelwizard  generated here, by `pw.generate` (`own`)
+    pixelwizard  generated here, by `pw.generate.pipeline` (`own`)
     command      a program of its own environment, started once per video (`external`)
     videos       videos that somebody else made, registered (`register`)
 
@@ -113,7 +113,7 @@ class Diffusers:
 
 @dataclass(frozen=True)
 class PixelWizard:
-    """What is handed to `pw.generate`."""
+    """What is handed to `pw.generate.pipeline`."""
 
     scale: str
 

@@ -20,9 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.measure.metric_weights import snapshot
 from benchmarks.systems import Diffusers, GenerationError, Setting, System
 from benchmarks.systems.jobs import Job, check
-from benchmarks.weights import snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ class Pipelines:
         """The video of a job and what it cost. Raises GenerationError when memory does not suffice."""
         import torch
 
-        from pw.video import write_video
+        from pw.io.video import write_video
 
         work.mkdir(parents=True, exist_ok=True)
         if self.is_cuda:

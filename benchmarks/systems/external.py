@@ -142,7 +142,7 @@ class External:
 
     def _retimed(self, path: Path) -> Path | None:
         """The same frames, rewritten losslessly, where the program is known to write another rate than the paper's."""
-        from pw.video import VideoError, probe, read_video, write_video
+        from pw.io.video import VideoError, probe, read_video, write_video
 
         writes = self.adapter.writes_fps
         try:
@@ -157,7 +157,7 @@ class External:
 
 def check_input(path: Path) -> Any:
     """What a video to be enlarged is. Raises GenerationError when it is none."""
-    from pw.video import VideoError, probe
+    from pw.io.video import VideoError, probe
 
     try:
         return probe(path)

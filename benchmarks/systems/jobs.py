@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.files import write_atomically
 from benchmarks.systems import GenerationError, Setting
-from pw.video import VideoError, VideoInfo, probe
+from pw.io.files import write_atomically
+from pw.io.video import VideoError, VideoInfo, probe
 
 SUFFIXES = (".mkv", ".mp4")
 STEM_BYTES = 230  # a file name has 255 at most; VBench's longest prompt is 210, and a temporary name adds up to 19

@@ -1,4 +1,4 @@
-"""PixelWizard itself as a system: `pw.generate` makes the videos, its manifests say at what cost."""
+"""PixelWizard itself as a system: `pw.generate.pipeline` makes the videos, its manifests say at what cost."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.files import write_atomically
 from benchmarks.systems import GenerationError, PixelWizard, Setting, System
 from benchmarks.systems.jobs import Job, check
 from benchmarks.systems.watch import ending_with_us
+from pw.io.files import write_atomically
 
 
 @dataclass
 class Own:
-    """One call of `pw.generate` for all jobs, since each network is loaded once; then a video after the other.
+    """One call of `pw.generate.pipeline` for all jobs, since each network is loaded once; then a video after the other.
 
-    words  further words of `pw.generate`: hires=, anchor=, overrides of conf/
+    words  further words of `pw.generate.pipeline`: hires=, anchor=, overrides of conf/
     """
 
     system: System
@@ -36,11 +36,11 @@ class Own:
 
     @property
     def out(self) -> Path:
-        """Where `pw.generate` works; what it has finished it finds there again."""
+        """Where `pw.generate.pipeline` works; what it has finished it finds there again."""
         return self.folder / "generate"
 
     def prompts(self, jobs: Sequence[Job]) -> str:
-        """The prompts of these, as `pw.generate` reads them."""
+        """The prompts of these, as `pw.generate.pipeline` reads them."""
         return "".join(f"{json.dumps({'prompt': job.text, 'seed': job.seed})}\n" for job in jobs)
 
     def command(self, jobs: Sequence[Job]) -> list[str]:
@@ -50,7 +50,12 @@ class Own:
         size = (asked.width, asked.height) != (native.width, native.height)
         name = hashlib.sha256(self.prompts(jobs).encode()).hexdigest()[:8]
         return [
-            *(sys.executable, "-m", "pw.generate", f"prompts={self.out / f'prompts-{name}.jsonl'}", f"out={self.out}"),
+            *(
+                sys.executable,
+                *("-m", "pw", "generate"),
+                f"prompts={self.out / f'prompts-{name}.jsonl'}",
+                f"out={self.out}",
+            ),
             *(f"scale={self.system.adapter.scale}", f"frames={asked.frames}", f"fps={asked.fps:g}"),
             *(f"lossless={str(self.lossless).lower()}", f"quality={self.quality}"),
             *([f"scale.width={asked.width}", f"scale.height={asked.height}"] if size else []),
@@ -68,7 +73,7 @@ class Own:
             paths = process.communicate()[0].splitlines()  # a line for each prompt, in their order
         if process.returncode or len(paths) != len(jobs):
             raise GenerationError(
-                f"pw.generate ended with status {process.returncode} and {len(paths)} of {len(jobs)} videos; "
+                f"pw.generate.pipeline ended with status {process.returncode} and {len(paths)} of {len(jobs)} videos; "
                 "it says why above"
             )
         self._made = {job.stem: Path(path) for job, path in zip(jobs, paths, strict=True)}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.files import check_writable, write_atomically
 from benchmarks.systems import GenerationError, System, read_card
 from benchmarks.systems.jobs import Job, check, videos
+from pw.io.files import check_writable, write_atomically
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.files import write_atomically
 from benchmarks.systems import Command, Diffusers, GenerationError, PixelWizard, Setting, System, find, read_card
 from benchmarks.systems.jobs import Job, input_jobs, is_done, make_jobs, note, read_prompts, write_asked
 from benchmarks.systems.watch import ending_with_us
+from pw.io.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("width", "height", "frames", "fps", "steps", "guidance", "shift")
@@ -62,7 +62,7 @@ class Call:
     """What is asked, checked.
 
     words    the command line, for the processes of several GPUs
-    further  words that are not ours: overrides for `pw.generate`
+    further  words that are not ours: overrides for `pw.generate.pipeline`
     shard    (i, n): this process's share is every n-th job from the i-th, whatever is done already
     """
 
@@ -94,7 +94,7 @@ class Call:
 
     @property
     def is_split(self) -> bool:
-        """Whether PixelWizard's networks are shared by all GPUs: `pw.generate` starts the processes."""
+        """Whether PixelWizard's networks are shared by all GPUs: `pw.generate.pipeline` starts the processes."""
         return self.system.kind == "pixelwizard" and SPLIT in self.further
 
     @property
@@ -219,7 +219,7 @@ def _check_kind(
     elif isinstance(system.adapter, PixelWizard):
         for key in ("guidance", "shift"):
             if own[key]:
-                raise ValueError(f"{key}={own[key]}: say it in pw.generate's words, e.g. schedule.shift=…")
+                raise ValueError(f"{key}={own[key]}: say it in pw.generate.pipeline's words, e.g. schedule.shift=…")
         known = ("trainer=gpu", "trainer=cpu", SPLIT)
         if others := [w for w in further if w.startswith("trainer=") and w not in known]:
             raise ValueError(
@@ -378,7 +378,7 @@ def _make_one(call: Call, maker: Maker, job: Job) -> Path:
             "native": dataclasses.asdict(call.system.setting),
             "deviations": call.deviations,
         }
-        content.setdefault("command", [sys.executable, "-m", "benchmarks.systems", *call.words])
+        content.setdefault("command", [sys.executable, "-m", "pw", "system", *call.words])
         if "commit" not in content:
             content["commit"], content["dirty"] = commit_of(ROOT)
         write_atomically(note(call.out, job), f"{json.dumps(content, indent=1, ensure_ascii=False)}\n")
@@ -475,7 +475,7 @@ def spread(call: Call) -> int:
     first, parts = call.shard
     if call.is_fsdp:
         many = ["torch.distributed.run", "--standalone", f"--nproc-per-node={call.gpus}", "-m"]
-        words = [*me, *many, "benchmarks.systems", *rest, f"shard={first}/{parts}"]
+        words = [*me, *many, "pw", "system", *rest, f"shard={first}/{parts}"]
         with subprocess.Popen(words, env=environment()) as process, ending_with_us(process.pid):
             return process.wait()
     prepare_folder(call)
@@ -485,7 +485,7 @@ def spread(call: Call) -> int:
         if visible:
             one["CUDA_VISIBLE_DEVICES"] = visible[i]
         share = f"shard={first * call.gpus + i}/{parts * call.gpus}"
-        running.append(subprocess.Popen([*me, "benchmarks.systems", *rest, share], env=one))
+        running.append(subprocess.Popen([*me, "pw", "system", *rest, share], env=one))
     try:
         with ExitStack() as watched:
             for process in running:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pw.video import Frames
+    from pw.io.video import Frames
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Clips:
         import numpy as np
         import torch
 
-        from pw.video import to_float
+        from pw.io.video import to_float
 
         made = self._made(i)
         if not isinstance(made, np.ndarray):
@@ -81,7 +81,7 @@ class Clips:
         """Clip number i, uint8 [F, H, W, 3]. Raises IndexError where there is none."""
         import numpy as np
 
-        from pw.video import to_uint8
+        from pw.io.video import to_uint8
 
         made = self._made(i)
         return made if isinstance(made, np.ndarray) else to_uint8(made)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pw.lazy import torch
+from pw.io.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

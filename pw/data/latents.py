@@ -1,4 +1,4 @@
-"""Encoded video as a training source: what `make latents` (`pw.latents`) writes, read without any codec.
+"""Encoded video as a training source: what `make latents` (`pw.prepare.encode`) writes, read without any codec.
 
 <folder>/latents.json       what was encoded, how and by which weights: the folder's name is a digest of it
 <folder>/empty.safetensors  `text` [length, D]: the empty prompt's embedding, for condition dropout
@@ -34,8 +34,8 @@ from pw.data.shards import (
     shard_digest,
     unreadable,
 )
-from pw.lazy import torch
-from pw.video import Frames, to_float
+from pw.io.lazy import torch
+from pw.io.video import Frames, to_float
 
 if TYPE_CHECKING:
     from torch import Tensor

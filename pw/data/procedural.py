@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pw.data import Clips, Evaluation
-from pw.lazy import torch
+from pw.io.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from pw.data import Clips, Evaluation
-from pw.lazy import torch
-from pw.video import Frames, to_float
+from pw.io.lazy import torch
+from pw.io.video import Frames, to_float
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -11,5 +11,5 @@
 | `solver`       | few-step integration, inference grids             | Eqs. 3, 7.5  |
 | `coverage`     | which pairs of a grid were ever trained           | D5           |
 
-Nothing here imports torch before it computes (`pw.lazy`), so that options are checked in milliseconds.
+Nothing here imports torch before it computes (`pw.io.lazy`), so that options are checked in milliseconds.
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from pw.lazy import torch
+from pw.io.lazy import torch
 from pw.method.schedule import Schedule, shifted
 from pw.types import Velocity
 

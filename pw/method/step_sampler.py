@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pw.lazy import torch
+from pw.io.lazy import torch
 from pw.method.schedule import Schedule
 from pw.method.solver import inference_grid, inference_strides
 from pw.types import Steps, StepTable

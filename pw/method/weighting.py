@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-from pw.lazy import torch
+from pw.io.lazy import torch
 from pw.method.schedule import Schedule
 from pw.method.step_sampler import StepSampler
 from pw.types import Steps

@@ -28,7 +28,7 @@ COMPILED = 64  # variants of a block, most of which no process ever meets
 
 @dataclass(frozen=True)
 class Network:
-    """What is to be loaded: sizes, adapters, and how it computes (see `pw.settings.Trainer`)."""
+    """What is to be loaded: sizes, adapters, and how it computes (see `pw.run.settings.Trainer`)."""
 
     backbone: options.Wan
     injector: options.Injector | options.Add | None

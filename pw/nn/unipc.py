@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pw.lazy import torch
+from pw.io.lazy import torch
 from pw.method.schedule import Schedule
 from pw.types import Velocity
 

@@ -18,11 +18,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pw.build import Run
 from pw.data import LatentBatch
 from pw.data.degradation import Degradation
 from pw.data.latents import LatentClips
 from pw.data.procedural import generator
+from pw.io.wan_weights import locate
 from pw.method.objective import Loss
 from pw.nn import options
 from pw.nn.backbone import Backbone
@@ -30,11 +30,11 @@ from pw.nn.codec import SpaceToDepthCodec, WanCodec
 from pw.nn.context import groups_of, share_tokens
 from pw.nn.networks import compile_blocks, pretrained, use_kernel
 from pw.nn.text import TextEncoder
-from pw.parallel import Share, Team
-from pw.sharded import copy_parts, device_type, fill, mesh_of, shard
+from pw.parallel.processes import Share, Team
+from pw.parallel.sharded import copy_parts, device_type, fill, mesh_of, shard
+from pw.run.build import Run
 from pw.stages.velocity import Condition, integrate, velocity
 from pw.types import Velocity
-from pw.weights import locate
 
 Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and of what to steer away from, each [B, tokens, dim]
 
@@ -90,7 +90,7 @@ class Stage(L.LightningModule, ABC):
     same tensors in both, unless they are split over processes.
     """
 
-    wall_seconds = cpu_seconds = 0.0  # spent on training it; set by `pw.train`, and nothing at `updates=0`
+    wall_seconds = cpu_seconds = 0.0  # spent on training it; set by `pw.train.loop`, and nothing at `updates=0`
     passed_over: Sequence[str] = ()  # clips that could not be read, likewise
 
     def __init__(self, run: Run, start: str | None = None, weights: Path | None = None) -> None:

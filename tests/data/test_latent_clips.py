@@ -15,14 +15,14 @@ import torch
 from small_latents import ANCHORS, write_latents
 from small_shards import spoil
 
-from pw import not_finite
-from pw.build import build
-from pw.config import ConfigError
 from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit, fitted
 from pw.data.shards import ShardClips, ShardError, index_tar, write_shards
-from pw.not_finite import Found
-from pw.video import to_float
+from pw.io.video import to_float
+from pw.run.build import build
+from pw.run.compose import ConfigError
+from pw.train import not_finite
+from pw.train.not_finite import Found
 
 RUN = build(["scale=proxy"])
 

@@ -18,7 +18,7 @@ import torch
 from small_shards import write_noise
 
 from pw.data.shards import ShardClips, ShardError, ShardIndex, checksums, short_side, write_shards
-from pw.video import to_float
+from pw.io.video import to_float
 
 F, H, W = 5, 30, 40
 

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from test_convert import authors_name
 from torch._dynamo.testing import CompileCounter
 
-from pw.build import build
+from pw.io.wan_weights import fingerprint, overrides_of
 from pw.nn import options
 from pw.nn.backbone import Backbone
 from pw.nn.networks import Network, check_kernel, load_network, network_without_weights
-from pw.weights import fingerprint, overrides_of
+from pw.run.build import build
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pw.build import Run, build
+from pw.run.build import Run, build
 
 MICRO = (
     "scale.frames=2",

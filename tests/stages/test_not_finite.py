@@ -1,4 +1,4 @@
-"""pw.not_finite, pw.replay: the batch of a loss that is not finite is kept, and can be looked at."""
+"""pw.train.not_finite, pw.train.replay: the batch of a loss that is not finite is kept, and can be looked at."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pw import replay
-from pw.build import Run
-from pw.not_finite import read
-from pw.train import train, training_folder
+from pw.run.build import Run
+from pw.train import replay
+from pw.train.loop import train, training_folder
+from pw.train.not_finite import read
 
 
 def left_by(run: Run, outputs: Path) -> Path:
@@ -20,7 +20,7 @@ def left_by(run: Run, outputs: Path) -> Path:
     with pytest.raises(ValueError, match="the loss is not finite at update 2") as caught:
         train(run, outputs)
     (path,) = (training_folder(run, outputs) / "not_finite").glob("*.json")
-    assert f"python -m pw.replay {path}" in str(caught.value)
+    assert f"python -m pw replay {path}" in str(caught.value)
     return path
 
 

@@ -1,4 +1,4 @@
-"""pw.train and the stages: a training that is interrupted and continued is the one that was not."""
+"""pw.train.loop and the stages: a training that is interrupted and continued is the one that was not."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 from small_shards import spoil, write_noise
 
-from pw.build import Run
-from pw.config import ROOT, ConfigError
 from pw.data.shards import epoch_order
-from pw.parallel import STOPPING, Stopped
-from pw.sharded import read_rest
+from pw.parallel.processes import STOPPING, Stopped
+from pw.parallel.sharded import read_rest
+from pw.run.build import Run
+from pw.run.compose import ROOT, ConfigError
 from pw.stages.stage import Stage
-from pw.train import is_trained, last_checkpoint, train, training_folder
+from pw.train.loop import is_trained, last_checkpoint, train, training_folder
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -95,7 +95,7 @@ def test_a_training_killed_by_sigkill_is_continued_to_the_same_bits(micro, undis
     run = micro("objective=shortcut")
     code = (
         "import os, signal, sys, torch; from pathlib import Path\n"
-        "from pw.build import build; from pw.train import train\n"
+        "from pw.run.build import build; from pw.train.loop import train\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"  # sums in another order would be other bits
         "train(build(sys.argv[2:]), Path(sys.argv[1]), lambda *_: os.kill(os.getpid(), signal.SIGKILL))"
     )
@@ -112,7 +112,7 @@ def test_a_split_training_killed_while_it_writes_a_checkpoint_is_continued_from_
     run = micro("objective=flow", "train.updates=60", "train.checkpoint_every=4", *split)
     code = (
         "import resource, signal, sys, threading, time, torch; from pathlib import Path\n"
-        "from pw.build import build; from pw.train import train, training_folder\n"
+        "from pw.run.build import build; from pw.train.loop import train, training_folder\n"
         "torch.set_num_threads(1)\n"
         "run, outputs = build(sys.argv[2:]), Path(sys.argv[1])\n"
         "def limit():\n"

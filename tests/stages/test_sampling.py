@@ -1,4 +1,4 @@
-"""pw.sample and the stages' `synthesise`: the same clips however they are asked for."""
+"""pw.sample.evaluate and the stages' `synthesise`: the same clips however they are asked for."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from pw.build import Run
 from pw.data import Clips, Evaluation, Source
 from pw.data.procedural import generator
-from pw.sample import (
+from pw.io.video import read_video, to_float, to_uint8
+from pw.run.build import Run
+from pw.sample.evaluate import (
     INITIAL_NOISE,
     anchor_reference,
     evaluation_anchors,
@@ -26,8 +27,7 @@ from pw.sample import (
     sample,
     write_reference,
 )
-from pw.train import train, training_folder
-from pw.video import read_video, to_float, to_uint8
+from pw.train.loop import train, training_folder
 
 SHORTCUT = ("objective=shortcut", "train.updates=6", "optimizer.lr=1e-2")
 

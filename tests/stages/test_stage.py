@@ -13,14 +13,14 @@ import torch
 from diffusers.models import attention_dispatch
 from safetensors.torch import load_file, save_file
 
-from pw import host
-from pw.build import Run
-from pw.config import ConfigError
+from pw.io import host
 from pw.nn.backbone import Backbone
+from pw.run.build import Run
+from pw.run.compose import ConfigError
 from pw.stages.anchor import AnchorModel
 from pw.stages.hires import HiresSynth
 from pw.stages.stage import SeededDraws, Stage, load_start
-from pw.train import batches, quiet, stage_module, train, training_flops
+from pw.train.loop import batches, quiet, stage_module, train, training_flops
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -53,7 +53,7 @@ def watched(run: Run, index: int, update: int) -> Watching:
 
 
 def fitted(run: Run, *callbacks: L.Callback) -> Any:
-    """A stage after the run's updates, by the settings of `pw.train` but without its files."""
+    """A stage after the run's updates, by the settings of `pw.train.loop` but without its files."""
     quiet()
     module = stage_module(run)
     trainer = L.Trainer(

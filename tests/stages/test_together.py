@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from small_processes import Training, train_together
 
-from pw.build import Run
-from pw.not_finite import read
-from pw.replay import replay
-from pw.train import last_checkpoint, train, training_folder
+from pw.run.build import Run
+from pw.train.loop import last_checkpoint, train, training_folder
+from pw.train.not_finite import read
+from pw.train.replay import replay
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -172,7 +172,7 @@ def test_a_checkpoint_that_lacks_a_process_s_part_falls_back_to_the_one_before(
 
 def test_a_split_checkpoint_holds_what_one_file_would(micro, together) -> None:
     """Every weight, its average and both moments, whole; and nothing that needs unpickling."""
-    from pw.sharded import as_one_file
+    from pw.parallel.sharded import as_one_file
 
     folder = training_folder(micro(*LONG), together / "of_two") / "checkpoints" / "last.ckpt"
     checkpoint = as_one_file(folder)

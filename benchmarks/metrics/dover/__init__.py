@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks import weights
+from benchmarks.measure import metric_weights as weights
 from benchmarks.metrics.dover.network import Dover, load
 from benchmarks.metrics.dover.sampling import FRAGMENT, SIZE, Clip, draw, enlarged, fragments, normalised, squeezed
 
 if TYPE_CHECKING:
     from benchmarks.metrics.stream import Look
-    from pw.video import Frames, VideoInfo
+    from pw.io.video import Frames, VideoInfo
 
 _LOW, _HIGH = (-0.08285, 0.03774), (0.1107, 0.07355)  # mean and deviation, as the script has them
 SCRIPT = {"technical": _HIGH, "aesthetic": _LOW}

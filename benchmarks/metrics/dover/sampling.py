@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pw.video import Frames
+from pw.io.video import Frames
 
 CLIPS, LENGTH, INTERVAL = 3, 32, 2
 GRID, FRAGMENT = 7, 32

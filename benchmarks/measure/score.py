@@ -1,0 +1,244 @@
+"""Score a folder of videos, from any system: a row per video, and beside it the protocol they were measured by.
+
+    pw score DIR --metrics mhd_mse,niqe --out scores.csv [strict=true real=DIR mhd.reduction=sum …]
+
+Every video is measured by itself, decoded once for all metrics and never held whole; what was measured once is not
+measured again (see `cache.py`). A video that is broken, and a metric whose weights are missing, are named and left out;
+the others are scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure.videos import BrokenVideo, Options, Scores, end_with_parent, like, score_videos, videos_of
+from benchmarks.metrics import GROUPS, METRICS, chosen, lookup, protocols
+from benchmarks.stats.bootstrap import bootstrap_mean, prompt_of
+from pw.io.files import check_writable, write_atomically, write_csv
+
+
+def summary(found: Scores, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """metric -> mean over videos with its bootstrap interval, what it is and by which protocol."""
+    result: dict[str, dict[str, Any]] = {}
+    for name in names:
+        row = lookup(name)
+        values = found.values(name)
+        if name in found.whole:
+            stated: dict[str, Any] = {"mean": found.whole[name], "low": None, "high": None, "n": len(found.rows)}
+        elif values:
+            stated = asdict(bootstrap_mean(list(values.values()), [prompt_of(video) for video in values]))
+        else:
+            continue
+        about = {"direction": row.direction, "unit": row.unit, "scale": row.scale, "level": row.level}
+        result[name] = {**stated, **about, **found.depends.get(name, {})}
+        if row.licence:
+            result[name]["licence"] = row.licence
+    return result
+
+
+class NothingMeasured(ValueError):
+    """No metric has a value: no table to write, least of all over an earlier one."""
+
+
+def write(found: Scores, names: Sequence[str], out: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """Write `out` (a row per video) and beside it <stem>.protocol.json: its path, and the `summary` that it holds.
+
+    Raises: NothingMeasured, which leaves both files as they are.
+    """
+    columns = [name for name in names if found.values(name)]
+    if not columns and not found.whole:
+        left = f"{out} stays as it was" if out.exists() else f"{out} is not written"
+        raise NothingMeasured(f"nothing was measured of {', '.join(names)}; {left}")
+    rows = [
+        {"video": video, **{key: _cell(row[key]) for key in ("frames", *columns) if key in row}}
+        for video, row in sorted(found.rows.items())
+        if "frames" in row
+    ]
+    means = summary(found, names)
+    protocol = out.with_name(f"{out.stem}.protocol.json")
+    about = {
+        "metrics": means,
+        "missing": found.missing,
+        "left_out": found.left_out,
+        "not_measured": found.not_measured,
+        "videos": {video: found.hashes.get(video) for video in sorted(found.rows)},
+        "real": dict(sorted(found.real.items())),
+        "versions": _versions(),
+        "run": {"videos_measured": found.measured, "seconds": round(found.seconds, 2)},
+    }
+    write_csv(out, ["video", "frames", *columns], rows)
+    write_atomically(protocol, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    return protocol, means
+
+
+def _cell(value: float) -> Any:
+    return int(value) if float(value).is_integer() and abs(value) >= 1 else repr(float(value))
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {}
+    for package in ("torch", "torchmetrics", "numpy", "scipy", "av", "pyiqa"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def show(found: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, Any]]) -> None:
+    """The means of `summary`, and whatever was left out, on the terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    if means:
+        table = Table(box=box.SIMPLE_HEAD, title_justify="left")
+        for head in ("metric", "mean", "95 % interval", "videos", "protocol"):
+            table.add_column(head, justify="left" if head in ("metric", "protocol") else "right")
+        for name, row in means.items():
+            interval = "–" if row["low"] is None else f"{_number(row['low'])} … {_number(row['high'])}"
+            how = " ".join((row["protocol"], *_changed(name, row.get("settings", {}))))
+            table.add_row(f"{name} {lookup(name).arrow}", _number(row["mean"]), interval, str(row["n"]), escape(how))
+        console.print(table)
+    if of_set := [name for name in means if name in found.whole]:
+        console.print(f"{', '.join(of_set)}: no interval, one value of all videos; what it varies by takes seeds")
+    if any(row["low"] is None and row["n"] == 1 and name not in found.whole for name, row in means.items()):
+        console.print("no interval: there is one video")
+    if any(row["low"] is None and row.get("clusters") == 1 < row["n"] for row in means.values()):
+        console.print("no interval: names that differ in their trailing -NUMBER only are videos of one prompt")
+    for name in dict.fromkeys(name for name in names if name in means and lookup(name).licence):
+        console.print(f"[dim]{name}: {escape(lookup(name).licence)}[/dim]", highlight=False)
+    for why in dict.fromkeys(found.missing.values()):
+        lacking = ", ".join(name for name, reason in found.missing.items() if reason == why)
+        console.print(f"{lacking} –  {escape(why)}", highlight=False, soft_wrap=True)
+    for name, videos in found.not_measured.items():
+        console.print(f"{name}: {len(videos)} of {len(found.rows)} videos without a value", highlight=False)
+        for video, why in list(videos.items())[:5]:
+            console.print(f"  {escape(video)}: {escape(why)}", highlight=False, soft_wrap=True)
+    if found.left_out:
+        console.print(f"{len(found.left_out)} video{'s' * (len(found.left_out) > 1)} left out:", highlight=False)
+        for why in found.left_out.values():
+            console.print(f"  {escape(why)}", highlight=False, soft_wrap=True)
+
+
+def _changed(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """The settings that are not the registry's, as one would type them."""
+    own = protocols([name])[name]["settings"]
+    shown = {key: value for key, value in settings.items() if value != own.get(key)}
+    return [f"{key}={','.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in shown.items()]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _arguments(words: Sequence[str]) -> tuple[Path, list[str], Path | None, Options]:
+    """What was typed. Raises ValueError naming the key, its value and what would do."""
+    parser = argparse.ArgumentParser(prog="python -m pw score", description=__doc__, exit_on_error=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("videos", type=Path, help="a folder of videos, or a system's folder (with card.yaml)")
+    parser.add_argument("--metrics", default="mhd_mse", help=f"names or groups: {', '.join((*GROUPS, *METRICS))}")
+    parser.add_argument("--out", type=Path, help="scores.csv by default, in the folder itself for a system's folder")
+    parser.add_argument("settings", nargs="*", help="strict=true real=DIR device=cpu … and FAMILY.SETTING=VALUE")
+    given = parser.parse_intermixed_args(list(words))
+    if words[:1] == [""]:
+        raise ValueError("videos=: no folder; make score videos=DIR metrics=mhd_mse,niqe")
+    changed: dict[str, Any] = {}
+    settings: dict[str, dict[str, str]] = {}
+    metrics, out = given.metrics, given.out
+    known = [key for key in Options.__dataclass_fields__ if key != "settings"]
+    for word in given.settings:
+        key, equals, value = word.partition("=")
+        if equals and not value:
+            raise ValueError(f"{word}: wants a value, or leave it out")
+        if not equals:
+            raise ValueError(
+                f"{word!r}: wants KEY=VALUE; keys: {', '.join(('metrics', 'out', *known))}, FAMILY.SETTING"
+            )
+        if key == "metrics":
+            metrics = value
+        elif key == "out":
+            out = Path(value)
+        elif "." in key:
+            family, _, setting = key.partition(".")
+            settings.setdefault(family, {})[setting] = value
+        elif key in known:
+            changed[key] = _option(key, value)
+        else:
+            raise ValueError(
+                f"{key}={value}: no such key; keys: {', '.join(('metrics', 'out', *known))}, FAMILY.SETTING"
+            )
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"metrics={metrics}: names none; known: {', '.join((*GROUPS, *METRICS))}")
+    if given.out is not None and not given.out.name:
+        raise ValueError("out=: wants a file, such as scores.csv")
+    if out is not None:
+        out = out.expanduser()
+        check_writable("out", out.parent, out.name)
+    return given.videos.expanduser(), names, out, Options(**changed, settings=settings)
+
+
+def _option(key: str, value: str) -> Any:
+    default = getattr(Options(), key)
+    if key in ("real", "structure", "solution", "cache"):
+        path = Path(value).expanduser()
+        if key != "cache" and not path.is_dir():
+            raise ValueError(f"{key}={value}: no such folder")
+        if key == "cache":
+            check_writable(key, path)
+        return path
+    if key == "device" and not re.fullmatch(r"auto|cpu|cuda:\d+", value):
+        raise ValueError(f"device={value}: one of auto, cpu, cuda:0 and so on")
+    if key in ("processes", "threads") and not value.isdecimal():
+        raise ValueError(f"{key}={value}: wants a whole number, 0 for as many as there are")
+    if key == "memory":
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", value)
+        if not match or not float(match[1]):
+            raise ValueError(f"memory={value}: wants bytes, such as 2GB")
+        return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
+    return like(key, value, default)
+
+
+def main(words: Sequence[str]) -> int:
+    """Exit status: 0 something was scored, 1 nothing was, `strict` or the disk stopped it, 2 a mistake in the call."""
+    end_with_parent()
+    try:
+        folder, metrics, out, options = _arguments(words)
+        names = chosen(metrics)
+        videos_of(folder)
+    except (ValueError, OSError, argparse.ArgumentError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if out is None:
+        out = (folder if (folder / "card.yaml").is_file() else Path()) / "scores.csv"
+    try:
+        found = score_videos(folder, names, options, lambda line: print(line, file=sys.stderr, flush=True))
+        protocol, means = write(found, names, out)
+    except NothingMeasured as error:
+        show(found, names, {})
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, BrokenVideo) else 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error}; what was measured before is kept", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what was measured is kept, the same command goes on with the rest", file=sys.stderr)
+        return 130
+    show(found, names, means)
+    print(f"{out}\n{protocol}")
+    return 0

@@ -1,0 +1,173 @@
+"""One video, decoded once: every frame to every metric that wants it, on several threads, in bounded memory."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.measure.shortage import give_back, remedy, shortage
+from benchmarks.metrics.stream import Look, Scorer, Video
+
+if TYPE_CHECKING:
+    from pw.io.video import Frames, VideoInfo
+
+BUDGET = 600 << 20
+"""Bytes that the calls in flight may take together: six 4K frames for mHD-MSE, which then stays under 1 GB in all. A
+call that alone takes more (LPIPS at 4K: 1.1 GB) goes beside them, one at a time."""
+
+
+@dataclass
+class Scored:
+    """What came of a video: metric -> value, frames, its properties, and which families would not score it and why.
+
+    short: those of the refused whose memory ran out.
+    """
+
+    values: dict[str, float]
+    frames: int
+    info: VideoInfo
+    refused: dict[str, str] = field(default_factory=dict)
+    short: set[str] = field(default_factory=set)
+
+
+def score_video(
+    path: Path,
+    scorers: Mapping[str, Scorer],
+    *,
+    real: Path | None = None,
+    paired: Collection[str] = (),
+    threads: int = 1,
+    budget: int = BUDGET,
+) -> Scored:
+    """Score a video with every family of `scorers`.
+
+    real: the video it is held against by the families of `paired`.
+    threads: frames and metrics worked on at once. Values do not depend on it, but for the last bits of networks.
+    budget: bytes that calls in flight may take together; a metric that needs more is given one frame at a time.
+    A family whose memory runs out is refused as one that cannot measure the video, and its memory given back.
+    Raises: VideoError for a video that is not whole or not readable.
+    """
+    from pw.io.video import decode, probe
+
+    info = probe(path)
+    scored = Scored({}, 0, info)
+    begun = {family: _tried(family, scored, lambda s=scorer: s.begin(info)) for family, scorer in scorers.items()}
+    open_: dict[str, Video] = {family: video for family, video in begun.items() if family not in scored.refused}
+    kept: dict[str, list[Future[Any]]] = {family: [] for family in open_}
+    beside = _beside(real, scored, paired) if real is not None and paired else None
+    memory = _Memory(budget, calls=4 * threads)
+    frame_bytes = info.height * info.width * 3
+    shares = {family: _threads_of(video, frame_bytes, threads, budget) for family, video in open_.items()}
+    previous: Frames | None = None
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for frame in decode(path):
+                look = Look(frame.index, frame.image, previous, next(beside) if beside is not None else None)
+                for family, video in open_.items():
+                    if family in scored.refused or not video.wants(frame.index):
+                        continue
+                    need = video.memory + 2 * frame_bytes
+                    memory.take(need)
+                    work = pool.submit(_frame, family, video, look, scored, shares[family], threads)
+                    work.add_done_callback(lambda _, need=need: memory.give(need))
+                    kept[family].append(work)
+                previous, scored.frames = frame.image, scored.frames + 1
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    _use_threads(threads)
+    for family, video in open_.items():
+        if family not in scored.refused:
+            frames = [work.result() for work in kept.pop(family)]
+            scored.values.update(_tried(family, scored, lambda v=video, f=frames: v.result(f)) or {})
+    if scored.short:
+        give_back()
+    return scored
+
+
+def _tried(family: str, scored: Scored, measure: Callable[[], Any], at_once: int = 1, need: int = 0) -> Any:
+    """What `measure` gives; None where it cannot, the reason then in `scored.refused`.
+
+    The error goes with this call: the frames of its traceback hold the very tensors that filled the memory.
+    """
+    try:
+        return measure()
+    except ValueError as error:  # the video is not what the metric can measure
+        scored.refused.setdefault(family, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not (why := shortage(error)):
+            raise
+        scored.short.add(family)
+        scored.refused.setdefault(family, f"{why}; {remedy(why, at_once=at_once, need=need)}")
+    return None
+
+
+def _frame(family: str, video: Video, look: Look, scored: Scored, share: int, threads: int) -> Any:
+    if family in scored.refused:  # since it was submitted
+        return None
+    _use_threads(share)
+    need = video.memory + 2 * look.image.nbytes
+    return _tried(family, scored, lambda: video.frame(look), at_once=threads // share, need=need)
+
+
+def _threads_of(video: Video, frame_bytes: int, threads: int, budget: int) -> int:
+    """torch threads of one call: where memory lets few frames in at once, each gets more of the cores."""
+    at_once = max(1, min(threads, budget // max(1, video.memory + 2 * frame_bytes)))
+    return max(1, threads // at_once)
+
+
+def _use_threads(threads: int) -> None:
+    """Of the calling thread, if torch is in use at all."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def _beside(real: Path, scored: Scored, paired: Collection[str]) -> Iterator[Frames | None]:
+    """The real video's frames; families that need them are refused where it is broken or of another length."""
+    from pw.io.video import VideoError, iter_frames, probe
+
+    try:
+        frames = probe(real).frames
+        if frames != scored.info.frames:
+            raise VideoError(f"{real}: {frames} frames, the video has {scored.info.frames}; cut both alike")
+        yield from iter_frames(real)
+    except VideoError as error:
+        scored.refused.update(dict.fromkeys(paired, str(error)))
+    while True:
+        yield None
+
+
+class _Memory:
+    """Bytes and calls in flight: small calls share the total, of those that need more than all of it one goes on."""
+
+    def __init__(self, total: int, calls: int) -> None:
+        self._total, self._used = total, 0
+        self._most, self._calls = calls, 0
+        self._large = False
+        self._freed = threading.Condition()
+
+    def take(self, need: int) -> None:
+        with self._freed:
+            self._freed.wait_for(lambda: self._calls < self._most and self._fits(need))
+            self._calls += 1
+            if need > self._total:
+                self._large = True
+            else:
+                self._used += need
+
+    def give(self, need: int) -> None:
+        with self._freed:
+            self._calls -= 1
+            if need > self._total:
+                self._large = False
+            else:
+                self._used -= need
+            self._freed.notify_all()
+
+    def _fits(self, need: int) -> bool:
+        return not self._large if need > self._total else self._used + need <= self._total

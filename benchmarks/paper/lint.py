@@ -1,0 +1,167 @@
+"""`make lint-paper`: recompute what the paper's tables and text derive, and print what does not add up.
+
+pw lint-paper [table=table_1] [all=true] [format=terminal|md] [json=true]
+
+all=true also lists what adds up. What is recomputed, and when it adds up: `benchmarks.paper.check`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import paper
+from benchmarks.paper import claims, consistency
+from benchmarks.paper.check import Check, Kind
+from benchmarks.paper.derived import derived
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+WIDTH = 120
+KINDS: Mapping[Kind, str] = {
+    "derived": "derived cells recompute",
+    "consistency": "cells agree with the rest of the tables",
+    "claim": "claims of the text hold",
+}
+
+
+def lint(folder: Path = paper.HERE) -> list[Check]:
+    """Every check of the paper's tables: derived cells, consistency, claims. folder: where their CSVs are."""
+    tables = {name: paper.load(name, folder) for name in paper.names()}
+    return [*derived(tables), *consistency.checks(tables), *claims.checks(tables)]
+
+
+def summary(checks: Sequence[Check]) -> list[str]:
+    """A line per kind: how many of how many."""
+    lines = []
+    for kind, words in KINDS.items():
+        found = [check.adds_up for check in checks if check.kind == kind]
+        if found:
+            lines.append(f"{sum(found)} of {len(found)} {words}")
+    return lines
+
+
+_HEADS = ("where", "printed", "recomputed", "why")
+
+
+def _texts(check: Check) -> tuple[str, str, str, str]:
+    why = f"{check.how}.{f' Inference: {check.inference}.' if check.inference else ''}"
+    return f"{check.place}: {check.row}, {check.column}", check.printed, check.recomputed, why
+
+
+def _sections(checks: Sequence[Check], everything: bool) -> list[tuple[str, list[Check]]]:
+    wrong = [check for check in checks if not check.adds_up]
+    parts = [("What does not add up", wrong)] if wrong else []
+    right = [check for check in checks if check.adds_up]
+    return [*parts, ("What adds up", right)] if everything and right else parts
+
+
+def markdown(checks: Sequence[Check], everything: bool = False) -> str:
+    """Tables of what does not add up (and of what does), then the counts."""
+    parts = ["## The paper's numbers, recomputed"]
+    for title, found in _sections(checks, everything):
+        rows = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in _texts(check))} |" for check in found]
+        head = [f"| {' | '.join(_HEADS)} |", "|---" * len(_HEADS) + "|"]
+        parts += [f"### {title}", "\n".join([*head, *rows])]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in summary(checks))]) + "\n"
+
+
+def as_json(checks: Sequence[Check]) -> str:
+    """All checks and the counts; an end that is infinite is null."""
+    rows = [asdict(check) for check in checks]
+    for row in rows:
+        if row["possible"] is not None:
+            ends = row["possible"].values()
+            row["possible"] = [end if math.isfinite(end) else None for end in ends]
+    return json.dumps({"checks": rows, "summary": summary(checks)}, indent=1, ensure_ascii=False)
+
+
+def terminal(checks: Sequence[Check], everything: bool = False) -> Group:
+    """The same for rich."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    parts: list[RichTable | Text] = []
+    for title, found in _sections(checks, everything):
+        gap = int(not found[0].adds_up)
+        table = RichTable(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, gap, 0))
+        table.title_justify, table.title_style = "left", "bold"
+        for head, least, width in zip(_HEADS, (15, 10, 12, 20), (30, 14, 16, 52), strict=True):
+            table.add_column(head, min_width=least, max_width=width)
+        for check in found:
+            where, printed, recomputed, _ = _texts(check)
+            place, _, cell = where.partition(": ")
+            inference = ("\nInference: " + check.inference + ".", "yellow") if check.inference else ""
+            table.add_row(
+                Text.assemble((place, "dim"), f"\n{cell}"),
+                Text(printed),
+                Text(recomputed),
+                Text.assemble((f"{check.how}.", "dim"), inference),
+            )
+        parts.append(table)
+    return Group(*parts, Text("\n".join(summary(checks))))
+
+
+@dataclass(frozen=True)
+class Options:
+    """table: only checks that concern it. all: also what adds up."""
+
+    table: str = ""
+    all: bool = False
+    format: str = "terminal"
+    json: bool = False
+
+
+_CHOICES = {"all": ("true", "false"), "format": ("terminal", "md"), "json": ("true", "false")}
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Options from key=value.
+
+    Raises: ValueError for an unknown key or value, with those that would do.
+    """
+    given: dict[str, str] = {}
+    known = {"table": ("", *paper.names()), **_CHOICES}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key not in known or not equals:
+            raise ValueError(f"unknown argument {argument!r}; known: {', '.join(f'{name}=' for name in known)}")
+        if value not in known[key]:
+            raise ValueError(f"{key}={value}: choose from {', '.join(name for name in known[key] if name)}")
+        given[key] = value
+    return Options(
+        table=given.get("table", ""),
+        all=given.get("all") == "true",
+        format=given.get("format", "terminal"),
+        json=given.get("json") == "true",
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0, whatever the paper's numbers do; 2 for a mistake in the call."""
+    try:
+        options = parse(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    checks = [check for check in lint() if not options.table or options.table in check.tables]
+    if options.json:
+        print(as_json(checks))
+    elif options.format == "md":
+        print(markdown(checks, options.all), end="")
+    else:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        if not console.is_terminal or console.width > WIDTH:
+            console = Console(highlight=False, width=WIDTH)
+        console.print(terminal(checks, options.all))
+    return 0

@@ -1,0 +1,440 @@
+"""The content of the printed tables, before any markup: rows, cells, footers.
+
+Reads the result dictionary that is written as table.json; `report.py` renders it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from benchmarks.metrics import Metric, lookup
+from benchmarks.paper import COLUMNS
+from benchmarks.stats.comparison import LEVEL
+
+Result = Mapping[str, Any]
+MISSING = "–"
+MARKS = {"better": "▲", "worse": "▼", "no difference shown": "·", "not resolved": "?"}
+SIGNS = {"holds": "✓", "refuted": "✗", "not resolved": "·", "not run": "–"}
+LEGEND = (
+    "mean ± half the 95 % interval over seeds (Student). Each arm is compared with {other}, paired by seed: {test}. "
+    "▲ better, ▼ worse, · no difference shown, ? not resolved; bold: significantly better than every other arm, tested "
+    "alike; for →1 the distance |ln value| is compared"
+)
+GATE = (
+    "{primary}, the primary metric, is tested alone at 5 %; where it shows a difference so are the others, by Holm "
+    "among themselves (p is adjusted; in parentheses where it was not tested)"
+)
+CEILING = "{steps}-step ceiling"
+FLOOR = "real vs real (floor)"
+OTHER_REAL = "other real clips (no bound)"
+PAPER = "paper (not comparable in value)"
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One printed cell; `verdict` colours it and adds its mark, `aside` follows in smaller print."""
+
+    text: str = MISSING
+    bold: bool = False
+    verdict: str | None = None
+    aside: str = ""
+
+    @property
+    def mark(self) -> str:
+        """The verdict's sign, or nothing."""
+        return MARKS[self.verdict] if self.verdict else ""
+
+    def plain(self) -> str:
+        """Text, mark and aside in one line."""
+        return " ".join(part for part in (self.text, self.mark, self.aside) if part)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column under the heading of its group."""
+
+    group: str
+    header: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: its columns and its rows by label; `rule_at` is the first row below the arms."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    rule_at: int | None = None
+
+    def beside(self, other: Grid) -> Grid:
+        """Both, side by side; rows that `other` lacks get missing cells."""
+        theirs = dict(other.rows)
+        blank = tuple(Cell("") for _ in other.columns)
+        rows = tuple((label, cells + theirs.get(label, blank)) for label, cells in self.rows)
+        return Grid(self.columns + other.columns, rows, self.rule_at)
+
+    def only(self, columns: range) -> Grid:
+        """Some of the columns."""
+        rows = tuple((label, tuple(cells[i] for i in columns)) for label, cells in self.rows)
+        return Grid(tuple(self.columns[i] for i in columns), rows, self.rule_at)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """How a column is printed: in units of 10^exponent with so many decimals."""
+
+    exponent: int
+    decimals: int
+
+    @classmethod
+    def of(cls, means: Iterable[float], halves: Iterable[float], exponent: int | None = None) -> Digits:
+        """Two digits of the typical half-width; three of the largest mean where there is no interval."""
+        largest = max((abs(x) for x in means), default=0.0)
+        if exponent is None:
+            plain = largest == 0 or 0.1 <= largest < 10_000
+            exponent = 0 if plain else 3 * math.floor(math.log10(largest) / 3)
+        widths = [half / 10**exponent for half in halves if half > 0]
+        if widths:
+            decimals = 1 - math.floor(math.log10(median(widths)))
+        else:
+            decimals = 2 - math.floor(math.log10(largest / 10**exponent)) if largest else 0
+        return cls(exponent, min(max(decimals, 0), 4))
+
+    def text(self, value: float) -> str:
+        """One number, with a true minus sign."""
+        shown = f"{value / 10**self.exponent:.{self.decimals}f}"
+        return shown.replace("-", "−") if float(shown) else shown.lstrip("-")
+
+    def interval(self, mean: float, half: float | None) -> str:
+        """mean ± half."""
+        return self.text(mean) if half is None else f"{self.text(mean)} ± {self.text(half)}"
+
+    @property
+    def unit(self) -> str:
+        """×10⁻³, or nothing."""
+        return f"×10{str(self.exponent).translate(_SUPERSCRIPTS)}" if self.exponent else ""
+
+
+def metrics(result: Result) -> list[str]:
+    """The metrics that any row has, in the registry's order of first appearance."""
+    below = (result.get("ceiling") or {}, result.get("floor") or {})
+    return list(dict.fromkeys(m for row in (*(arm["metrics"] for arm in result["arms"]), *below) for m in row))
+
+
+def primary_metric(result: Result) -> str | None:
+    """The metric that the plots lead with: the ablation's own, or the first that an arm has; None without scores."""
+    names = metrics({**result, "ceiling": {}, "floor": {}})
+    wanted = result.get("primary", "psd")
+    return wanted if wanted in names else next(iter(names), None)
+
+
+def compared_with(result: Result) -> str:
+    """What an arm is compared with, for every heading: "the arm above", or the first arm by its name."""
+    across = result.get("across")
+    same = f" at the same {across.rpartition('.')[2]}" if across else ""
+    if result.get("versus", "above") == "above":
+        return f"the arm above{same}"
+    first = result["arms"][0]["name"]
+    return f"{first.rpartition('@')[0]}{same}" if across else first
+
+
+def shown_arms(result: Result) -> list[tuple[str, Mapping[str, Any]]]:
+    """(label, arm) in the order of a plot: along a curve's lines by their number, else as in the table."""
+    curve = result.get("curve")
+    if not curve:
+        return [(arm["name"], arm) for arm in result["arms"]]
+    arms = {arm["name"]: arm for arm in result["arms"]}
+    return [
+        (f"{line['name']}@{number:g}" if line["name"] else f"{curve['label']} {number:g}", arms[name])
+        for line in curve["lines"]
+        for number, name in line["points"]
+    ]
+
+
+def frame(result: Result, name: str) -> tuple[float, float]:
+    """The range that a plot of a metric shows: every arm's interval, and the ceiling, the floor and the right value 1
+    where they do not more than double it. Needs an arm that has the metric."""
+    low, high = _ends([arm["metrics"][name] for arm in result["arms"] if name in arm["metrics"]])
+    references = [result[key][name] for key in ("ceiling", "floor") if name in (result.get(key) or {})]
+    references += [{"mean": 1.0}] * (lookup(name).direction == "one")
+    joint = [_ends([{"mean": low}, {"mean": high}, row]) for row in references]
+    near = [ends for ends in joint if low == high or ends[1] - ends[0] <= 2 * (high - low)]
+    return min([low, *(ends[0] for ends in near)]), max([high, *(ends[1] for ends in near)])
+
+
+def ceiling_label(result: Result) -> str:
+    """The row of the many-step solution, by its steps."""
+    return CEILING.format(steps=result.get("ceiling_steps", 48))
+
+
+def digits_of(result: Result, metric: str) -> Digits:
+    """How a metric's scores are printed: as the arms need it, floor and ceiling follow."""
+    arms = [arm["metrics"][metric] for arm in result["arms"] if metric in arm["metrics"]]
+    below = [(result.get(key) or {}).get(metric) for key in ("ceiling", "floor")]
+    return _digits(arms or [row for row in below if row])
+
+
+def floor_label(result: Result) -> str:
+    """The row of real clips held against real ones. It is a bound only where both have the same structure: clips of
+    other content differ more from the reference than those of a model that is given the reference's anchors."""
+    return FLOOR if result.get("floor_is_bound", True) else OTHER_REAL
+
+
+def half_width(row: Mapping[str, Any]) -> float | None:
+    """Half of an interval; None without one."""
+    return None if row.get("low") is None or row.get("high") is None else (row["high"] - row["low"]) / 2
+
+
+def scores(result: Result, *, marks: bool) -> Grid:
+    """Arms, ceiling and floor: mean ± half-width of every metric, the number of seeds, the probe.
+
+    marks: the verdict of its comparison beside each score.
+    """
+    names = metrics(result)
+    below = [
+        (label, result.get(key) or {})
+        for label, key in ((ceiling_label(result), "ceiling"), (floor_label(result), "floor"))
+    ]
+    rows = [
+        *((arm["name"], arm["metrics"]) for arm in result["arms"]),
+        *((label, row) for label, row in below if row),
+    ]
+    digits = {name: digits_of(result, name) for name in names}
+    best = result.get("best") or {}
+    verdicts = {arm["name"]: {m: d["verdict"] for m, d in arm["vs_previous"].items()} for arm in result["arms"]}
+
+    def cell(label: str, row: Mapping[str, Any], name: str) -> Cell:
+        if name not in row:
+            return Cell()
+        verdict = verdicts.get(label, {}).get(name) if marks else None
+        text = digits[name].interval(row[name]["mean"], half_width(row[name]))
+        return Cell(text, best.get(name) == label, verdict)
+
+    columns = [Column("scores", heading(lookup(name), digits[name])) for name in names]
+    grid = Grid(
+        (*columns, Column("scores", "seeds")),
+        tuple((label, (*(cell(label, row, n) for n in names), _seeds(row))) for label, row in rows),
+        len(result["arms"]),
+    )
+    return grid.beside(_probes(result)) if any(arm.get("probe") for arm in result["arms"]) else grid
+
+
+def differences(result: Result) -> Grid:
+    """Each arm minus what it is compared with: difference ± half-width, verdict, adjusted p."""
+    arms = [arm for arm in result["arms"] if arm["vs_previous"]]
+    names = [name for name in metrics(result) if any(name in arm["vs_previous"] for arm in arms)]
+    columns, cells = [], {arm["name"]: [] for arm in arms}
+    primary = result.get("primary")
+    shut = {arm["name"] for arm in arms if _is_shut(arm["vs_previous"].get(primary))}
+    for name in names:
+        found = {a["name"]: a["vs_previous"][name] for a in arms if name in a["vs_previous"]}
+        of = next(iter(found.values()))["diff_of"]
+        exponent = 0 if of == "abs_log" else digits_of(result, name).exponent
+        shown = [{**d, "mean": d["diff"]} for d in found.values() if d["diff"] is not None]
+        digits = _digits(shown, exponent)
+        metric = lookup(name)
+        header = f"|ln {metric.header}|\u00a0↓" if of == "abs_log" else heading(metric, digits)
+        columns.append(Column(f"difference to {compared_with(result)}", f"Δ{header}"))
+        for arm, row in cells.items():
+            row.append(_difference(found.get(arm), digits, tested=name == primary or arm not in shut))
+    return Grid(tuple(columns), tuple((_versus(result, arm), tuple(cells[arm["name"]])) for arm in arms))
+
+
+def legend(result: Result) -> str:
+    """How the table is read, and by which test its marks are given."""
+    primary = result.get("primary")
+    test = GATE.format(primary=lookup(primary).header) if primary else "all metrics are tested, by Holm over them"
+    return LEGEND.format(test=test, other=compared_with(result))
+
+
+def verdicts(result: Result) -> list[tuple[str, str, str]]:
+    """What came out of each clause of the claim: (answer, clause, evidence)."""
+    return [(row["answer"], row["clause"], row["evidence"]) for row in result.get("verdict") or ()]
+
+
+def costs(result: Result) -> Grid:
+    """Updates, FLOPs, CPU-seconds and peak memory of every arm; nothing without any."""
+    given = {arm["name"]: arm.get("cost") or {} for arm in result["arms"]}
+    shown = [cost for cost in _COSTS if any(row.get(cost[0]) is not None for row in given.values())]
+    rows = tuple(
+        (arm, tuple(Cell() if row.get(key) is None else Cell(form(row[key])) for key, _, form in shown))
+        for arm, row in given.items()
+    )
+    return Grid(tuple(Column("cost", header) for _, header, _ in shown), rows)
+
+
+def paper(result: Result) -> Grid:
+    """The paper's numbers as printed; nothing if no arm is in the paper."""
+    names = list(dict.fromkeys(c for arm in result["arms"] for c in arm.get("paper") or {}))
+    columns = tuple(Column(PAPER, COLUMNS[c].header if c in COLUMNS else c) for c in names)
+    rows = [(arm["name"], tuple(_printed(c, (arm.get("paper") or {}).get(c)) for c in names)) for arm in result["arms"]]
+    return Grid(columns, tuple(rows))
+
+
+def footer(result: Result) -> list[tuple[str, str]]:
+    """What stands below the table: (label, text) lines."""
+    varied = "; ".join(f"{arm['name']}: {_pairs(arm.get('varied') or {})}" for arm in result["arms"])
+    lines = [("refuted", result.get("refuted"))]
+    if result.get("order_as_in_paper"):
+        lines.append(("order as in the paper", result["order_as_in_paper"]))
+    lines += [
+        ("arms", varied),
+        ("asked for", " ".join(result.get("settings") or ())),
+        ("scale", result.get("scale")),
+        ("seeds", ", ".join(str(seed) for seed in result.get("seeds") or ())),
+        ("contract", contract_line(result.get("contract") or {})),
+    ]
+    covered: dict[str, list[str]] = {}
+    for entry in result.get("coverage") or ():
+        arm, _, text = coverage_line(entry).partition(": ")
+        covered.setdefault(text, []).append(arm)
+    lines += [("coverage", f"{', '.join(arms)}: {text}") for text, arms in covered.items()]
+    lines += [("no value", text) for text in _absent(result)]
+    failed = [f"{arm['name']} {arm['status']}" for arm in result["arms"] if arm.get("status", "ok") != "ok"]
+    lines += [("failed", str(text)) for text in dict.fromkeys([*failed, *(result.get("failed") or ())])]
+    lines += [("note", str(note)) for note in result.get("notes") or ()]
+    return [(label, str(text)) for label, text in [*lines, ("reading", legend(result))] if text]
+
+
+def _absent(result: Result) -> list[str]:
+    """Why a cell of an arm that was scored is a dash, by metric."""
+    scored = {arm["name"]: arm["metrics"] for arm in result["arms"] if arm["metrics"]}
+    lacking = {name: [arm for arm, row in scored.items() if name not in row] for name in metrics(result)}
+    why = "not finite, or not measured of such an arm"
+    return [f"{name} of {', '.join(arms)}: {why}" for name, arms in lacking.items() if arms]
+
+
+def heading(metric: Metric, digits: Digits) -> str:
+    """A metric's header with unit, scale and direction."""
+    unit = " ".join(part for part in (digits.unit, metric.unit) if part)
+    return f"{metric.header}{f' [{unit}]' if unit else ''}\u00a0{metric.arrow}"
+
+
+def coverage_line(entry: Mapping[str, Any]) -> str:
+    """Which (timestep, stride) pairs of the inference grid, and which second halves, an arm has trained."""
+    steps = ", ".join(
+        f"({t:g}, {s:g}) {'trained' if trained else f'not trained (nearest {_nearest(near)})'}"
+        for t, s, trained, near in entry["grid"]
+    )
+    trained = sum(bool(step[2]) for step in entry["grid"])
+    line = f"{entry['arm']}: {trained} of {len(entry['grid'])} grid steps trained: {steps}"
+    total = entry.get("second_halves_total")
+    return line if not total else f"{line}; second halves {entry['second_halves_trained']} of {total}"
+
+
+def contract_line(contract: Mapping[str, Any]) -> str:
+    """The contract in one line; metrics by their protocol ids, lists of many by their number."""
+    given = {key: value for key, value in contract.items() if key not in ("arm", "seed", "train_signature")}
+    protocols = given.pop("metrics", {})
+    first = [k for k in ("signature", "git_commit", "dirty", "lock_hash", "clips") if k in given]
+    parts = [f"{key} {_short(given[key])}" for key in [*first, *(k for k in given if k not in first)]]
+    if protocols:
+        parts.append("metrics " + " ".join(str(row.get("protocol")) for row in _rows(protocols)))
+    return ", ".join(parts)
+
+
+def _rows(protocols: Any) -> list[Mapping[str, Any]]:
+    """Of one dictionary of metrics, or of a list of them (rows that lack some)."""
+    tables = protocols if isinstance(protocols, list) else [protocols]
+    return list({name: row for table in tables for name, row in table.items()}.values())
+
+
+def _digits(rows: Sequence[Mapping[str, Any]], exponent: int | None = None) -> Digits:
+    halves = (half_width(row) for row in rows)
+    return Digits.of([row["mean"] for row in rows], [half for half in halves if half is not None], exponent)
+
+
+def _ends(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+    values = [row[key] for row in rows for key in ("mean", "low", "high") if row.get(key) is not None]
+    return min(values), max(values)
+
+
+def _seeds(row: Mapping[str, Any]) -> Cell:
+    counts = sorted({estimate["n"] for estimate in row.values()})
+    if not counts:
+        return Cell()
+    return Cell(str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}")
+
+
+def _probes(result: Result) -> Grid:
+    """The arm at its best other setting, as a column of its own."""
+    probes = {arm["name"]: arm["probe"] for arm in result["arms"] if arm.get("probe")}
+    first = next(iter(probes.values()))
+    digits = _digits(list(probes.values()))
+    rows = tuple(
+        (arm, (Cell(f"{digits.interval(p['mean'], half_width(p))} (at {p['at']})"),)) for arm, p in probes.items()
+    )
+    return Grid((Column("probe", f"{first['label']}: {heading(lookup(first['metric']), digits)}"),), rows)
+
+
+def _is_shut(primary: Mapping[str, Any] | None) -> bool:
+    """Whether a comparison's primary metric was tested and showed nothing, so that the others were not tested."""
+    return primary is not None and primary["p"] is not None and primary["p"] >= 1 - LEVEL
+
+
+def _difference(row: Mapping[str, Any] | None, digits: Digits, *, tested: bool) -> Cell:
+    if row is None or row["diff"] is None:
+        return Cell(verdict=None if row is None else row["verdict"])
+    text = digits.interval(row["diff"], half_width(row))
+    p = p_text(row["p_adjusted"] if tested else row["p"])
+    return Cell(text, verdict=row["verdict"], aside=p if tested or not p else f"({p})")
+
+
+def p_text(p: float | None) -> str:
+    """p=0.012, or nothing without one."""
+    if p is None:
+        return ""
+    return "p<0.001" if p < 0.001 else f"p={p:.3f}" if p < 0.1 else f"p={p:.2f}"
+
+
+def _versus(result: Result, arm: Mapping[str, Any]) -> str:
+    """An arm's name, and what it is compared with if the heading does not say it: under some other arm's row."""
+    names = [other["name"] for other in result["arms"]]
+    above = names[names.index(arm["name"]) - 1]
+    other = next((d["versus"] for d in arm["vs_previous"].values() if d.get("versus")), above)
+    return arm["name"] if other == above or result.get("versus") == "first" else f"{arm['name']} − {other}"
+
+
+def _printed(column: str, value: float | None) -> Cell:
+    if value is None:
+        return Cell()
+    return Cell(f"{value:g}" if column in COLUMNS and COLUMNS[column].kind == "cost" else f"{value:.2f}")
+
+
+def _flops(value: float) -> str:
+    exponent = math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value / 10**exponent:.1f}×10{str(exponent).translate(_SUPERSCRIPTS)}"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}".replace(",", " ")  # a thin space
+
+
+_COSTS = (
+    ("updates", "updates", _count),
+    ("train_flops", "train FLOP", _flops),
+    ("train_cpu_s", "train CPU [s]", _count),
+    ("sample_cpu_s", "sample CPU [s]", _count),
+    ("peak_memory_mb", "peak [MB]", _count),
+)
+
+
+def _pairs(varied: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in varied.items()) or "as fixed"
+
+
+def _nearest(near: Any) -> str:
+    return "(" + ", ".join(f"{x:g}" for x in near) + ")" if isinstance(near, list | tuple) else str(near)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(value.get("sha256") or " ".join(f"{k}={_short(v)}" for k, v in value.items()))
+    if isinstance(value, list):
+        shown = [_short(item) for item in value]
+        return " | ".join(shown) if len(shown) <= 3 else f"{shown[0]} … {shown[-1]} ({len(shown)} values)"
+    return str(value)

@@ -1,0 +1,328 @@
+"""What the candidate intervals really cover, by simulation: `python -m benchmarks.stats.interval_coverage`.
+
+A simulated metric has arms x seeds: an effect of the seed shared by all arms plus an error of arm and seed.
+The errors are normal, heavy-tailed (t with 5 df) or skewed (exponential); the variances of the paired
+differences are equal, or one comparison has 16 times the variance of the others, or they are graded from 1 to
+16. Coverage is counted for the
+difference of each arm to the one before it, and the comparison that is covered worst decides: an average
+would let the quiet comparisons pay for the noisy one.
+
+Then what a comparison's metrics are tested by: gatekeeping behind the primary metric against Holm over all of them,
+family-wise error and power. And what a control variate fitted on the seeds does to the interval's width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.stats.comparison import LEVEL, gatekeep, holm, paired_t
+
+Interval = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Middle, half-width and two-sided p, each [tables, comparisons]."""
+
+SEEDS = (3, 5)
+ARMS = (4, 7)
+ERRORS = ("normal", "t5", "skewed")
+VARIANCES = ("equal", "one noisy", "graded")
+RATIO = 16.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One simulated situation."""
+
+    seeds: int
+    arms: int
+    errors: str
+    variances: str
+
+    def differences(self, tables: int, rng: np.random.Generator) -> np.ndarray:
+        """Paired differences of neighbouring arms with true mean 0: [tables, arms - 1, seeds]."""
+        shape = (tables, self.arms, self.seeds)
+        noise = _errors(self.errors, shape, rng) * np.sqrt(_arm_variances(self.variances, self.arms))[:, None]
+        return np.diff(noise + rng.normal(size=(tables, 1, self.seeds)), axis=1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method did in a scenario.
+
+    worst, mean: coverage of the worst covered comparison and of all; width: mean width over paired t's.
+    """
+
+    worst: float
+    mean: float
+    width: float
+
+
+def _errors(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Errors with mean 0 and variance 1."""
+    if kind == "normal":
+        return rng.normal(size=shape)
+    if kind == "t5":
+        return rng.standard_t(5, size=shape) * np.sqrt(3 / 5)
+    return rng.exponential(size=shape) - 1
+
+
+def _arm_variances(kind: str, arms: int) -> np.ndarray:
+    """Variances of the arms that give the differences of neighbours the variances wanted."""
+    if kind == "equal":
+        return np.ones(arms)
+    if kind == "one noisy":  # differences: 2, 2, ..., 2 * RATIO
+        return np.array([1.0] * (arms - 1) + [2 * RATIO - 1])
+    return RATIO ** (np.arange(arms) / (arms - 2))  # differences: geometric from 1 + q to RATIO * (1 + q)
+
+
+def pooled(differences: np.ndarray) -> Interval:
+    """One variance for all comparisons of a metric, C (n - 1) df. Right where the variances are equal."""
+    from scipy.special import stdtr, stdtrit
+
+    n, c = differences.shape[-1], differences.shape[-2]
+    mean = differences.mean(-1)
+    error = np.sqrt(differences.var(-1, ddof=1).mean(-1, keepdims=True) / n)
+    df = c * (n - 1)
+    return (
+        mean,
+        np.broadcast_to(stdtrit(df, (1 + LEVEL) / 2) * error, mean.shape),
+        2 * stdtr(df, -abs(mean) / error),
+    )
+
+
+def moderated(differences: np.ndarray) -> Interval:
+    """Empirical-Bayes t: variances shrunk to a common one by as much as they resemble each other.
+
+    Smyth 2004 (limma): the prior's df and variance by moments of the log variances, df at most the pooled df.
+    """
+    mean, half, p, *_ = _moderate(differences)
+    return mean, half, p
+
+
+def guarded(differences: np.ndarray) -> Interval:
+    """`moderated`, but a comparison noisier than the prior's variance keeps its own variance and df."""
+    mean, half, p, own, prior = _moderate(differences)
+    _, own_half, own_p = paired_t(differences)
+    noisy = own > prior
+    return mean, np.where(noisy, own_half, half), np.where(noisy, own_p, p)
+
+
+def bootstrap(differences: np.ndarray) -> Interval:
+    """Percentile bootstrap over seeds: all n^n resamples at three seeds, 500 beyond."""
+    n = differences.shape[-1]
+    picks = np.array(list(itertools.product(range(n), repeat=n)))
+    if len(picks) > 500:
+        picks = np.random.default_rng(0).choice(picks, 500, replace=False)
+    means = differences[..., picks].mean(-1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1)
+    tail = np.minimum((means <= 0).mean(-1), (means >= 0).mean(-1))
+    return (low + high) / 2, (high - low) / 2, np.minimum(1.0, 2 * tail)
+
+
+METHODS: dict[str, Callable[[np.ndarray], Interval]] = {
+    "paired t": paired_t,
+    "guarded": guarded,
+    "moderated": moderated,
+    "pooled": pooled,
+    "bootstrap": bootstrap,
+}
+
+
+def _moderate(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """mean, half-width, p, own variance, prior variance of the moderated t."""
+    from scipy.special import digamma, polygamma, stdtr, stdtrit
+
+    n, c = differences.shape[-1], differences.shape[-2]
+    df = n - 1
+    mean, own = differences.mean(-1), differences.var(-1, ddof=1)
+    log_variance = np.log(own) - digamma(df / 2) + np.log(df / 2)
+    excess = log_variance.var(-1, ddof=1, keepdims=True) - polygamma(1, df / 2)
+    spread = np.maximum(excess, 1e-4)
+    prior_df = 2 * _inverse_trigamma(spread)
+    prior = np.exp(log_variance.mean(-1, keepdims=True) + digamma(prior_df / 2) - np.log(prior_df / 2))
+    variance = (prior_df * prior + df * own) / (prior_df + df)
+    total = np.minimum(prior_df + df, c * df)
+    error = np.sqrt(variance / n)
+    return mean, stdtrit(total, (1 + LEVEL) / 2) * error, 2 * stdtr(total, -abs(mean) / error), own, prior
+
+
+def _inverse_trigamma(y: np.ndarray) -> np.ndarray:
+    """x with trigamma(x) = y, by Newton on 1 / trigamma (Smyth 2004, appendix)."""
+    from scipy.special import polygamma
+
+    x = 0.5 + 1 / y
+    for _ in range(20):
+        trigamma = polygamma(1, x)
+        x = x + trigamma * (1 - trigamma / y) / polygamma(2, x)
+    return x
+
+
+def scenarios() -> Iterator[Scenario]:
+    """All simulated situations."""
+    for seeds, arms, errors, variances in itertools.product(SEEDS, ARMS, ERRORS, VARIANCES):
+        yield Scenario(seeds, arms, errors, variances)
+
+
+def cover(scenario: Scenario, tables: int, seed: int = 0) -> dict[str, Outcome]:
+    """Coverage and relative width of every method in a scenario, the same simulated tables for all."""
+    differences = scenario.differences(tables, np.random.default_rng(seed))
+    width = paired_t(differences)[1].mean()
+    outcomes = {}
+    for name, method in METHODS.items():
+        some = differences[: max(1, tables // 5)] if method is bootstrap else differences
+        middle, half, _ = method(some)
+        covered = (np.abs(middle) <= half).mean(0)
+        outcomes[name] = Outcome(float(covered.min()), float(covered.mean()), float(half.mean() / width))
+    return outcomes
+
+
+def false_positives(
+    scenario: Scenario, method: Callable[[np.ndarray], Interval], tables: int, metrics: int = 6, seed: int = 0
+) -> float:
+    """How often a comparison of equal arms has any metric called better or worse, after Holm.
+
+    The worst comparison of the table; metrics are independent, which is the hardest case for Holm.
+    """
+    rng = np.random.default_rng(seed)
+    p = np.stack([method(scenario.differences(tables, rng))[2] for _ in range(metrics)], -1)
+    any_called = (p.min(-1) * metrics) < 1 - LEVEL  # Holm rejects something exactly when Bonferroni does
+    assert any_called[0, 0] == (min(holm(p[0, 0])) < 1 - LEVEL)
+    return float(any_called.mean(0).max())
+
+
+@dataclass(frozen=True)
+class Family:
+    """One comparison of `metrics` metrics, the first of them the primary, over so many seeds.
+
+    effects: the true difference of each metric over the standard deviation of its paired differences.
+    correlation: between any two metrics' differences of a seed.
+    """
+
+    seeds: int
+    correlation: float
+    effects: tuple[float, ...]
+
+    def p_values(self, tables: int, rng: np.random.Generator) -> np.ndarray:
+        """p of the paired t: [tables, metrics]."""
+        common = rng.normal(size=(tables, 1, self.seeds))
+        own = rng.normal(size=(tables, len(self.effects), self.seeds))
+        noise = np.sqrt(self.correlation) * common + np.sqrt(1 - self.correlation) * own
+        return paired_t(noise + np.array(self.effects)[:, None])[2]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of simulated comparisons.
+
+    error: any metric without a difference is called. primary, others: a true difference of the primary metric is found,
+    and one of the others, on average; None without a true one.
+    """
+
+    error: float
+    primary: float | None
+    others: float | None
+
+
+FAMILIES = {
+    "none differs": (0.0,) * 7,
+    "only the primary": (3.0, *(0.0,) * 6),
+    "all but the primary": (0.0, *(3.0,) * 6),
+    "primary and three others": (3.0,) * 4 + (0.0,) * 3,
+    "all": (3.0,) * 7,
+}
+
+
+def family_rates(family: Family, tables: int, seed: int = 0) -> dict[str, Rates]:
+    """Family-wise error and power of gatekeeping and of Holm over all, the same simulated comparisons for both."""
+    p = family.p_values(tables, np.random.default_rng(seed))
+    names = [str(i) for i in range(p.shape[1])]
+    real = np.array(family.effects) != 0
+    rates = {}
+    for method, primary in (("gatekeeping", names[0]), ("Holm over all", None)):
+        adjusted = [gatekeep(dict(zip(names, row, strict=True)), primary) for row in p.tolist()]
+        called = np.array([[row[name] for name in names] for row in adjusted]) < 1 - LEVEL
+        rates[method] = Rates(
+            float(called[:, ~real].any(-1).mean()),
+            float(called[:, 0].mean()) if real[0] else None,
+            float(called[:, 1:][:, real[1:]].mean()) if real[1:].any() else None,
+        )
+    return rates
+
+
+def control_variate_width(seeds: int, share: float, tables: int, seed: int = 0) -> float:
+    """Mean width of the interval with a control variate over that of paired t.
+
+    share: of the variance of a paired difference that the covariate explains, whose expectation is taken as known, and
+    its coefficient is fitted on the seeds: least squares, seeds - 2 degrees of freedom.
+    """
+    from scipy.special import stdtrit
+
+    rng = np.random.default_rng(seed)
+    x, own = rng.normal(size=(2, tables, seeds))
+    y = np.sqrt(share) * x + np.sqrt(1 - share) * own
+    centred = x - x.mean(-1, keepdims=True)
+    slope = (centred * y).sum(-1) / (centred**2).sum(-1)
+    residual = y - y.mean(-1, keepdims=True) - slope[:, None] * centred
+    variance = (residual**2).sum(-1) / (seeds - 2)
+    error = np.sqrt(variance * (1 / seeds + x.mean(-1) ** 2 / (centred**2).sum(-1)))
+    return float((stdtrit(seeds - 2, (1 + LEVEL) / 2) * error).mean() / paired_t(y)[1].mean())
+
+
+def markdown(tables: int) -> str:
+    """The whole study as a markdown table, a row per scenario, `worst / mean coverage, width` per method."""
+    lines = [
+        "Coverage in % of the worst covered comparison / of all, x mean width relative to paired t.",
+        "",
+        "| seeds | arms | errors | variances | " + " | ".join(METHODS) + " |",
+        "|---|---|---|---|" + "---|" * len(METHODS),
+    ]
+    for s in scenarios():
+        cells = [f"{100 * o.worst:.1f} / {100 * o.mean:.1f}, x{o.width:.2f}" for o in cover(s, tables).values()]
+        lines.append(f"| {s.seeds} | {s.arms} | {s.errors} | {s.variances} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "False positives in % of null comparisons (6 metrics, Holm, worst comparison).",
+        "",
+        "| seeds | arms | errors | variances | " + " | ".join(METHODS) + " |",
+        "|---|---|---|---|" + "---|" * len(METHODS),
+    ]
+    for s in (Scenario(n, 4, "normal", v) for n in SEEDS for v in VARIANCES):
+        rates = [
+            false_positives(s, method, tables // 10 if method is bootstrap else tables) for method in METHODS.values()
+        ]
+        cells = [f"{100 * rate:.1f}" for rate in rates]
+        lines.append(f"| {s.seeds} | {s.arms} | {s.errors} | {s.variances} | " + " | ".join(cells) + " |")
+    lines += ["", *_families(tables), "", *_control_variates(tables)]
+    return "\n".join(lines)
+
+
+def _families(tables: int) -> Iterator[str]:
+    yield "Family-wise error in % / power of the primary / of each of the others, 7 metrics, differences of 3 sd."
+    yield ""
+    yield "| seeds | correlation | what differs | gatekeeping | Holm over all |"
+    yield "|---|---|---|---|---|"
+    for seeds, correlation, (what, effects) in itertools.product(SEEDS, (0.0, 0.5, 0.9), FAMILIES.items()):
+        found = family_rates(Family(seeds, correlation, effects), tables).values()
+        cells = [
+            " / ".join("–" if rate is None else f"{100 * rate:.1f}" for rate in (r.error, r.primary, r.others))
+            for r in found
+        ]
+        yield f"| {seeds} | {correlation:g} | {what} | {' | '.join(cells)} |"
+
+
+def _control_variates(tables: int) -> Iterator[str]:
+    yield "Width with a control variate fitted on the seeds over that without, by the share of variance it explains."
+    yield ""
+    shares = (0.0, 0.25, 0.5, 0.75, 0.9)
+    yield f"| seeds | {' | '.join(f'{100 * share:g} %' for share in shares)} |"
+    yield "|---|" + "---|" * len(shares)
+    for seeds in (*SEEDS, 10):
+        widths = [control_variate_width(seeds, share, tables) for share in shares]
+        yield f"| {seeds} | {' | '.join(f'x{width:.2f}' for width in widths)} |"
+
+
+if __name__ == "__main__":
+    print(markdown(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000))

@@ -1,0 +1,264 @@
+"""Speed of training on this machine, side by side in one run: `make bench what=train`.
+
+    pw bench what=train [only=step,ablation,latents,start,list,method] [repeats=20]
+                                [arms=baseline,full] [seeds=2] [updates=20] [count=8] [out=FILE.json]
+
+step      An update of `pw.train.loop` (Lightning, curves, signals, EMA) and of a bare PyTorch loop that ends with the
+          same weights: `repeats` rounds of ten, in turn, at the tiny scale.
+latents   A batch read from latent shards, and a tiny update on it: `repeats` rounds of ten, in turn.
+ablation  `ansc` of these arms and seeds by the runner, scored and with its table; then the same trainings and samplings
+          by one `pw sample` after the other, as `dry_run=true` prints them, which score nothing. Once each.
+start     From starting `pw train` to the end of its first update.
+list      `make ablations`.
+method    All of `pw.method`, and torch alone: what importing the first takes longer.
+
+start, list and method start processes: one to warm up and up to five that count. Every number is a median; a ratio is
+the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.speed.metric_speed import Measured, device, in_turn, show, whole_number
+from experiments.engine.plan import make_plan, parse
+from pw.io.files import check_writable
+from pw.io.host import usable_cores
+from pw.parallel.processes import REPORT
+from pw.run.compose import ROOT
+from pw.run.provenance import provenance
+from pw.train.loop import write_json
+
+OWN = {
+    "only": "step,latents,ablation,start,list,method",
+    "repeats": "20",
+    "arms": "baseline,full",
+    "seeds": "2",
+    "updates": "20",
+    "count": "8",
+    "out": "",
+}
+STARTS = 5  # processes of a kind that are started, at most
+START = ("scale=tiny", "stage=hires", "start=none", "trainer=cpu", "train.updates=1")
+LISTING = ("-m", "pw", "ablations")
+# the package alone imports next to nothing: all of its modules, and the torch that they compute with
+METHOD = "import importlib, pkgutil, pw.method, torch; " + (
+    "[importlib.import_module(f'pw.method.{m.name}') for m in pkgutil.iter_modules(pw.method.__path__)]"
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured: rounds, and what the ablation is made of."""
+
+    repeats: int
+    ablation: tuple[str, ...]
+
+    @property
+    def starts(self) -> int:
+        """Processes of a kind that are started and counted."""
+        return min(self.repeats, STARTS)
+
+
+def medians(part: str, what: tuple[str, str], seconds: tuple[list[float], list[float]]) -> tuple[Measured, Measured]:
+    """Two rivals' medians, in milliseconds."""
+    ours, theirs = (statistics.median(found) * 1e3 for found in seconds)
+    return Measured(part, what[0], ours, "ms"), Measured(part, what[1], theirs, "ms")
+
+
+def bench_step(sizes: Sizes) -> list[Measured]:
+    """Lightning's loop beside a bare one."""
+    from benchmarks.speed.updates import time_updates
+
+    seconds = time_updates(sizes.repeats)
+    ratio = statistics.median(ours / bare for ours, bare in zip(*seconds, strict=True))
+    return [
+        *medians("step", ("an update of pw.train.loop", "of a bare loop"), seconds),
+        Measured("step", "pw.train.loop against bare", ratio, "x", 1.05, "most"),
+    ]
+
+
+def bench_latents(sizes: Sizes) -> list[Measured]:
+    """Reading beside training."""
+    from benchmarks.speed.updates import time_reading
+
+    seconds = time_reading(sizes.repeats)
+    ratio = statistics.median(train / read for read, train in zip(*seconds, strict=True))
+    return [
+        *medians("latents", ("a batch read", "a tiny update on it"), seconds),
+        Measured("latents", "rate of reading against training", ratio, "x", 5, "least"),
+    ]
+
+
+def bench_ablation(sizes: Sizes) -> list[Measured]:
+    """The runner beside the commands that do the same runs alone."""
+    with tempfile.TemporaryDirectory(prefix="pw-bench-") as work:
+        call = ("-m", "pw", "ablation", *sizes.ablation)
+        printed = python(*call, f"outputs={work}/alone", "dry_run=true")
+        commands = alone(printed)
+        runner = timed(lambda: python(*call, f"outputs={work}/runner"))
+        one_by_one = timed(lambda: [python(*words) for words in commands])
+    return [
+        Measured("ablation", "by the runner, with scores", runner, "s"),
+        Measured("ablation", f"{len(commands)} commands, no scores", one_by_one, "s"),
+        Measured("ablation", "the runner's speed-up", one_by_one / runner, "x", 2, "least"),
+    ]
+
+
+def alone(printed: str) -> list[list[str]]:
+    """The words after `python` of the fewest commands that do what a dry run printed: a sampling trains first."""
+    lines = [line.strip() for line in printed.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if re.match(r"\S+python -m pw sample", line)]
+
+
+def bench_start(sizes: Sizes) -> list[Measured]:
+    """From the start of a process to its first update."""
+    found = []
+    for _ in range(sizes.starts + 1):
+        with tempfile.TemporaryDirectory(prefix="pw-bench-") as work:
+            found.append(first_report("-m", "pw", "train", *START, f"outputs={work}"))
+    seconds, cpu = (statistics.median(values[1:]) for values in zip(*found, strict=True))
+    return [
+        Measured("start", "to the end of the first update", seconds, "s", 12, "most"),
+        Measured("start", "its CPU time, to the process's end", cpu, "s"),
+    ]
+
+
+def first_report(*words: str) -> tuple[float, float]:
+    """(seconds to a command's first report of progress, CPU seconds in all). Raises RuntimeError if it fails."""
+    report, theirs = os.pipe()
+    environment = os.environ | {REPORT: str(theirs)}
+    with os.fdopen(report, "rb", buffering=0) as reports, tempfile.TemporaryFile("w+") as log:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *words], cwd=ROOT, stdout=log, stderr=log, env=environment, pass_fds=[theirs]
+        )
+        os.close(theirs)
+        told = reports.read(1)  # nothing, if the process ends without
+        took = time.perf_counter() - began
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        if process.returncode or not told:
+            raise RuntimeError(f"python {shlex.join(words)} failed:\n{log.read()}")
+    return took, usage.ru_utime + usage.ru_stime
+
+
+def bench_list(sizes: Sizes) -> list[Measured]:
+    """The list of ablations."""
+    _, seconds = in_turn({"list": lambda: len(python(*LISTING))}, sizes.starts)
+    return [Measured("list", "make ablations", seconds["list"], "s", 1, "most")]
+
+
+def bench_method(sizes: Sizes) -> list[Measured]:
+    """Importing all of the method beside importing torch."""
+    rivals = {"method": METHOD, "torch": "import torch"}
+    _, seconds = in_turn(
+        {name: lambda text=text: len(python("-c", text)) for name, text in rivals.items()}, sizes.starts
+    )
+    return [
+        Measured("method", "import of torch", seconds["torch"], "s"),
+        Measured("method", "pw.method beyond that", seconds["method"] - seconds["torch"], "s", 0.2, "most"),
+    ]
+
+
+def python(*words: str) -> str:
+    """What a command printed. Raises RuntimeError if it fails."""
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"python {shlex.join(words)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def timed(act: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+# light processes first, while this one has not imported torch
+PARTS: dict[str, Callable[[Sizes], list[Measured]]] = {
+    "list": bench_list,
+    "method": bench_method,
+    "start": bench_start,
+    "ablation": bench_ablation,
+    "step": bench_step,
+    "latents": bench_latents,
+}
+
+
+def check(words: Sequence[str]) -> tuple[list[str], Sizes, Path | None]:
+    """(parts, sizes, file) of a call. Raises ValueError naming the key and what would do."""
+    own = dict(OWN)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key not in OWN or not equals:
+            raise ValueError(f"{word}: no such key; there are {', '.join(f'{key}=' for key in OWN)}")
+        own[key] = value
+    parts = own["only"].split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ValueError(f"only={own['only']}: {unknown[0]!r} is not one of {', '.join(PARTS)}")
+    numbers = {key: whole_number(key, own[key]) for key in ("repeats", "updates", "count")}
+    ablation = (
+        *("name=ansc", f"arms={own['arms']}", f"seeds={own['seeds']}", "mlflow=false"),
+        *(f"train.updates={numbers['updates']}", f"start.updates={numbers['updates']}"),
+        f"sampling.count={numbers['count']}",
+    )
+    make_plan(parse(ablation))
+    out = Path(own["out"]).absolute() if own["out"] else None
+    if out:
+        check_writable("out", out.parent, out.name)
+    return [part for part in PARTS if part in parts], Sizes(numbers["repeats"], ablation), out
+
+
+def main(words: Sequence[str]) -> int:
+    """Exit status: 0 measured, 1 a process failed, 2 a mistake in the call."""
+    try:
+        parts, sizes, out = check(words)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found: list[Measured] = []
+    for part in parts:
+        print(f"{part} …", file=sys.stderr, flush=True)
+        try:
+            found += PARTS[part](sizes)
+        except RuntimeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    show(found)
+    out = out or default_out()
+    write_json(out, about(found, sizes))
+    print(out)
+    return 0
+
+
+def default_out() -> Path:
+    """Named by the processor."""
+    return ROOT / "outputs" / "bench" / f"train_{re.sub(r'[^A-Za-z0-9]+', '-', device()).strip('-')}.json"
+
+
+def about(found: Sequence[Measured], sizes: Sizes) -> dict[str, object]:
+    """What is written: the numbers, and where they come from."""
+    import torch
+
+    return {
+        "device": device(),
+        "cores": usable_cores(),
+        "load": os.getloadavg(),
+        "torch": torch.__version__,
+        **asdict(sizes),
+        "measured": [{**asdict(row), "met": row.met} for row in found],
+        **provenance(),
+    }

@@ -1,0 +1,254 @@
+"""Who carries out which job, since when: one small file per job in `outputs/ledger/`, and no server.
+
+A runner claims a job before it starts it; whoever works on it then renews the claim every few seconds. So a second
+runner, on this machine or on another that shares the folder, waits for what is taken and takes what is free. A claim
+is a hint, never what keeps results whole: that is the lock in each folder of results. A claim that cannot be written
+(a full disk) stops no job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pw.run.compose import digest
+from pw.train.loop import write_json
+
+BEAT = 3.0  # seconds between two signs of life
+PATIENCE = 30.0  # seconds, for the ledger's lock: one who holds it may have been suspended
+SQUEUE = 10  # seconds between two questions to SLURM
+SILENT = 120.0  # seconds without one, after which nobody is thought to work on a job
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One job in somebody's hands.
+
+    state          queued: handed to a scheduler; running; failed
+    owner          the ledger (a runner's) that claimed it
+    host, pid      who works on it; `started` is when that process was made: numbers of processes are used again
+    since, beat    epoch seconds: when it was claimed, and the last sign of life
+    done, total    updates or batches; (first, at_first) is where this process began, for the time that is left
+    queue          its place there, `slurm:17_0`
+    """
+
+    key: str
+    label: str
+    state: Literal["queued", "running", "failed"]
+    owner: str
+    host: str
+    pid: int
+    started: float
+    since: float
+    beat: float
+    log: str = ""
+    done: int = 0
+    total: int = 0
+    first: int = 0
+    at_first: float = 0.0
+    at_last: float = 0.0
+    error: str = ""
+    queue: str = ""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it says running, but its process is gone or silent; or queued, but the queue does not know it."""
+        if self.state == "queued":
+            return bool(self.queue) and not is_in_queue(self.queue)
+        if self.state != "running":
+            return False
+        return time.time() - self.beat > SILENT or (self.host == _host() and not _is_alive(self.pid, self.started))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody works on it, or will."""
+        return self.state in ("queued", "running") and not self.is_stale
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace so far; None before there is one."""
+        if self.done <= self.first or self.at_last <= self.at_first:
+            return None
+        return (self.at_last - self.at_first) / (self.done - self.first) * (self.total - self.done)
+
+    @property
+    def who(self) -> str:
+        """For people."""
+        return f"the queue, as {self.queue}" if self.state == "queued" else f"process {self.pid} on {self.host}"
+
+
+class Ledger:
+    """The claims under one folder of outputs, and a name to claim in."""
+
+    def __init__(self, outputs: Path, owner: str = "") -> None:
+        self.folder = outputs / "ledger"
+        self.owner = owner or secrets.token_hex(8)
+
+    def path(self, key: str) -> Path:
+        """The file of a job."""
+        return self.folder / f"{digest(key)}.json"
+
+    def read(self, key: str) -> Claim | None:
+        """The claim there is."""
+        try:
+            return Claim(**json.loads(self.path(key).read_text()))
+        except (OSError, ValueError, TypeError):  # none; cut off by a crash of the machine; an older version's
+            return None
+
+    def claim(
+        self,
+        key: str,
+        label: str,
+        log: Path,
+        *,
+        state: Literal["queued", "running"] = "running",
+        queue: str = "",
+        over_queued: bool = False,
+    ) -> Claim:
+        """Claim a job: the claim that then holds, of another `owner` if somebody else has the job.
+
+        over_queued: also when it waits in another's queue, by one whose turn has come.
+        """
+        from filelock import FileLock
+
+        now = time.time()
+        mine = Claim(key, label, state, self.owner, _host(), os.getpid(), _started(), now, now, str(log), queue=queue)
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".lock", timeout=PATIENCE):
+                found = self.read(key)
+                is_others = found is not None and found.owner != self.owner and found.is_held
+                if found is not None and is_others and not (over_queued and found.state == "queued"):
+                    return found
+                self.write(mine)
+        return mine
+
+    def enqueue(self, key: str, queue: str) -> None:
+        """Note where a claimed job waits, unless its turn has come already."""
+        from filelock import FileLock
+
+        with suppress(OSError), FileLock(self.folder / ".lock", timeout=PATIENCE):
+            found = self.read(key)
+            if found is not None and found.state == "queued":
+                self.write(replace(found, queue=queue))
+
+    def write(self, claim: Claim) -> None:
+        """Replace the claim, at once and whole. A disk that is full keeps the older one."""
+        with suppress(OSError):
+            write_json(self.path(claim.key), asdict(claim))
+
+    def release(self, key: str) -> None:
+        """The job is done, or nobody's: its results say which."""
+        with suppress(OSError):
+            self.path(key).unlink(missing_ok=True)
+
+    def fail(self, key: str, reason: str, log: Path | None = None) -> None:
+        """The job failed; its claim stays, for `make status`, and holds nobody off. Of several processes that fail
+        together the first is believed: the others may only have lost it.
+
+        log: where its words are, if not where the claim says
+        """
+        from filelock import FileLock
+
+        with suppress(OSError), FileLock(self.folder / ".lock", timeout=PATIENCE):
+            if (found := self.read(key)) is not None and found.state != "failed":
+                there = found.log if log is None else str(log)
+                self.write(replace(found, state="failed", error=reason, log=there, beat=time.time()))
+
+    def renew(self, claim: Claim) -> bool:
+        """Write the claim with a new sign of life; False when another process of the same job has failed meanwhile."""
+        from filelock import FileLock
+
+        with suppress(OSError), FileLock(self.folder / ".lock", timeout=BEAT):
+            found = self.read(claim.key)
+            if found is not None and found.state == "failed" and found.since == claim.since:
+                return False
+            self.write(replace(claim, beat=time.time()))
+        return True
+
+    @contextmanager
+    def working(self, claim: Claim) -> Generator[Callable[[int, int], None]]:
+        """Renew the claim in this process's name while the body runs; gives what to call with (done, total).
+
+        The file is left as it was last: the caller releases it, or says how it failed.
+        """
+        held = _Held(self, replace(claim, state="running", host=_host(), pid=os.getpid(), started=_started()))
+        thread = threading.Thread(target=held.renew, daemon=True)
+        thread.start()
+        try:
+            yield held.progress
+        finally:
+            held.ended.set()
+            thread.join()
+
+
+class _Held:
+    """A claim that is being worked on."""
+
+    def __init__(self, ledger: Ledger, claim: Claim) -> None:
+        self.ledger, self.claim = ledger, claim
+        self.ended = threading.Event()
+
+    def progress(self, done: int, total: int) -> None:
+        now, claim = time.time(), self.claim
+        if claim.total == 0:
+            claim = replace(claim, first=done, at_first=now)
+        self.claim = replace(claim, done=done, total=total, at_last=now)
+
+    def renew(self) -> None:
+        while self.ledger.renew(self.claim) and not self.ended.wait(BEAT):
+            pass
+
+
+def is_in_queue(place: str) -> bool:
+    """Whether `slurm:17_0` waits or runs; where this machine does not see the queue, yes."""
+    kind, _, number = place.partition(":")
+    if kind == "local":
+        import psutil
+
+        return psutil.pid_exists(int(number)) and psutil.Process(int(number)).status() != psutil.STATUS_ZOMBIE
+    there = _squeue(int(time.time() // SQUEUE))
+    return there is None or number in there
+
+
+@lru_cache(maxsize=1)
+def _squeue(_: int) -> frozenset[str] | None:
+    """Numbers of all jobs of SLURM's queue, arrays one by one; asked no more than once in SQUEUE seconds."""
+    try:
+        asked = ["squeue", "--noheader", "--array", "--format=%i"]
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return frozenset(told.stdout.split())
+
+
+@lru_cache(maxsize=1)
+def _host() -> str:
+    return socket.gethostname()
+
+
+def _started() -> float:
+    import psutil
+
+    return psutil.Process().create_time()
+
+
+def _is_alive(pid: int, started: float) -> bool:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,39 @@
+"""`pw ablations`: every ablation, with what it asks, claims and found."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from experiments import load, names
+
+LINE = 110  # characters of a paragraph, at most: longer lines are hard to read
+
+
+def main(words: Sequence[str]) -> int:
+    """Print every ablation: what it asks, its arms, what it claims and what came out."""
+    if words:
+        print(
+            f"error: {words[0]}: `pw ablations` takes no words; one ablation is `pw ablation name=…`", file=sys.stderr
+        )
+        return 2
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for name in names():
+        ablation, stated = load(name)
+        arms = ", ".join(ablation.arms)
+        if ablation.across:
+            arms += f"; each at {ablation.across[0].rpartition('.')[2]} {', '.join(map(str, ablation.across[1]))}"
+        console.print(Text.assemble((name, "bold"), "  ", stated.title))
+        # paragraphs below each other, not columns: a verdict of sixty words would be as wide as one of them
+        paragraphs = Table.grid(padding=(0, 2, 0, 0))
+        said = {"arms": arms, "claim": stated.claim, "refuted": stated.refuted, "verdict": stated.verdict}
+        for label, text in said.items():
+            if text:
+                paragraphs.add_row(Text(label, style="dim"), Text(text, overflow="fold"))
+        console.print(Padding(paragraphs, (0, 0, 1, 2)), width=min(console.width, LINE))
+    return 0

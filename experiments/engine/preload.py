@@ -1,0 +1,17 @@
+"""What workers work with: imported where they are forked from, once for all of them."""
+
+from pw.train.loop import import_for_good
+
+import_for_good(
+    "torch",
+    "lightning.pytorch",
+    "diffusers.models.transformers.transformer_wan",
+    "pw.stages.anchor",
+    "pw.stages.hires",
+    "pw.data.procedural",
+    "pw.sample.evaluate",
+    "pw.io.video",
+    "av",
+    "benchmarks.measure.clips",
+    "benchmarks.metrics.reference",
+)

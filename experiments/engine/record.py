@@ -1,0 +1,135 @@
+"""`make record name=ansc`: an ablation's outcome, small enough to commit, as `experiments/results/<name>.json`.
+
+pw record name=ansc [outputs=DIR]
+
+Of `outputs/<name>/table.json`: scores, differences and the answer to each clause of the claim, to four digits. Where
+that is more than `MOST` bytes, only the metrics that the claim is about. The Verdict paragraph of the ablation's file
+begins with `experiments.engine.verdict.summary` of it, and a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import Statement, load, names
+from experiments.engine.verdict import ANSWERS, summary
+from experiments.engine.written import read_written
+from pw.io.files import write_atomically
+from pw.run.compose import ConfigError
+from pw.train.loop import OUTPUTS, outputs_folder
+
+RESULTS = Path(__file__).parents[1] / "results"
+MOST = 8192
+METRICS = ("mean", "low", "high", "n")
+DIFFERENCES = ("diff", "low", "high", "p", "p_adjusted", "verdict", "versus")
+LISTS = ("seeds", "settings", "arms", "verdict")
+WRITTEN: dict[str, Any] = {"ablation": str, "scale": str} | dict.fromkeys(LISTS, list)
+
+
+def digest_of(table: Mapping[str, Any], metrics: Sequence[str] | None = None) -> dict[str, Any]:
+    """What is kept of a table.json: values in lists, named once by "columns". metrics: only these; None keeps all."""
+
+    def rows(found: Mapping[str, Any], columns: Sequence[str]) -> dict[str, list[Any]]:
+        kept = {name: row for name, row in found.items() if metrics is None or name in metrics}
+        return {name: [_rounded(row[key]) for key in columns] for name, row in kept.items()}
+
+    return {
+        **{key: table.get(key) for key in ("ablation", "scale", "seeds", "settings", "primary", "verdict")},
+        "git_commit": table["contract"].get("git_commit"),
+        "columns": {"metrics": METRICS, "vs_previous": DIFFERENCES},
+        "arms": [
+            {
+                "name": arm["name"],
+                "metrics": rows(arm["metrics"], METRICS),
+                "vs_previous": rows(arm["vs_previous"], DIFFERENCES),
+            }
+            for arm in table["arms"]
+        ],
+        **{key: rows(table.get(key) or {}, METRICS) for key in ("ceiling", "floor")},
+    }
+
+
+def digest_text(digest: Mapping[str, Any]) -> str:
+    """As JSON, an arm and a clause a line, so that a change of one shows as one."""
+    lines = []
+    for key, value in digest.items():
+        if key in ("arms", "verdict"):
+            body = ",\n".join(f"  {_json(row)}" for row in value)
+            lines.append(f' "{key}": [\n{body}\n ]')
+        else:
+            lines.append(f' "{key}": {_json(value)}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def record(name: str, outputs: Path, results: Path = RESULTS) -> Path:
+    """Write the digest of an ablation's table. Raises ConfigError where it has none, or a part of one."""
+    ablation, _ = load(name)
+    path = outputs / name / "table.json"
+    if not path.exists():
+        raise ConfigError(f"name={name}: has no table in {outputs}; `make ablation name={name}` makes it")
+    remedy = f"remove it, and `make ablation name={name}` writes it again"
+    table = read_written(path, WRITTEN | {"contract": dict}, remedy)
+    if table["ablation"] != name:
+        raise ConfigError(f"{path}: is of {table['ablation']}")
+    if asked := [word for word in table["settings"] if word.partition("=")[0] not in ("seeds", "vary_start")]:
+        raise ConfigError(f"{path}: was asked for with {' '.join(asked)}; what is recorded is of the ablation as it is")
+    if table.get("failed") or any(arm.get("status", "ok") != "ok" for arm in table["arms"]):
+        raise ConfigError(f"{path}: some of its runs failed; `make ablation name={name}` does them again")
+    text = digest_text(digest_of(table))
+    if len(text.encode()) > MOST:
+        of_claim = [pair.metric for clause in ablation.claims for pair in clause.pairs()]
+        text = digest_text(digest_of(table, [ablation.primary, *(metric for metric in of_claim if metric)]))
+    out = results / f"{name}.json"
+    write_atomically(out, text)
+    return out
+
+
+def differs(digest: Mapping[str, Any], stated: Statement, clauses: Sequence[str]) -> list[str]:
+    """What an ablation's file says otherwise than its recorded result; empty where they agree.
+
+    clauses: the texts of the clauses that the file has now.
+    """
+    name, found = digest["ablation"], [row["clause"] for row in digest["verdict"]]
+    wrong = []
+    if found != list(clauses):
+        wrong.append(f"{name}: recorded for the clauses {found}, the file has {list(clauses)}; make record name={name}")
+    if odd := {row["answer"] for row in digest["verdict"]} - set(ANSWERS):
+        wrong.append(f"{name}: no such answer: {', '.join(sorted(odd))}")
+    begins = summary(digest["scale"], digest["seeds"], digest["verdict"])
+    if not stated.verdict.startswith(begins):
+        wrong.append(f"{name}: its Verdict must begin with: {begins}")
+    return wrong
+
+
+def recorded(results: Path = RESULTS) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every recorded result by the name of its ablation."""
+    for path in sorted(results.glob("*.json")):
+        yield path.stem, read_written(path, WRITTEN, f"`make record name={path.stem}` writes it again")
+
+
+def main(words: Sequence[str]) -> int:
+    """Exit status: 0 written, 2 a mistake in the call, or no whole table."""
+    given = dict(word.partition("=")[::2] for word in words)
+    try:
+        if given.keys() - {"name", "outputs"} or not given.get("name"):
+            raise ConfigError(f"{' '.join(words) or 'name=… is missing'}: name=… and outputs=DIR; {', '.join(names())}")
+        out = record(given["name"], outputs_folder(given["outputs"]) if given.get("outputs") else OUTPUTS)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    written = json.loads(out.read_text())
+    print(f"{out}\nThe Verdict of experiments/{given['name']}.py begins with:")
+    print(summary(written["scale"], written["seeds"], written["verdict"]))
+    return 0
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,7 @@
+"""`python -m pw VERB key=value …`."""
+
+import sys
+
+from pw.cli import main
+
+sys.exit(main())

@@ -1,0 +1,97 @@
+"""The command line: `pw VERB key=value …`.
+
+A verb is a function `main(words) -> exit status` of the module named here, which is imported when it is called. Words
+are `key=value`: options of the verb, or overrides of `conf/` where the verb takes them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command.
+
+    module  whose `main` carries it out
+    says    what it does, in one line
+    what    a value of `what=` -> the module that carries it out instead
+    leaves  the process ends without waiting for what libraries left running
+    """
+
+    module: str
+    says: str
+    what: Mapping[str, str] = field(default_factory=dict)
+    leaves: bool = False
+
+
+VERBS = {
+    "ablation": Verb("experiments.engine.run_ablation", "run one ablation to its table: name=ansc"),
+    "ablations": Verb("experiments.engine.listing", "list the ablations: what each varies, claims, and what came out"),
+    "status": Verb("experiments.engine.status", "how far an ablation is, read from its files: name=ansc"),
+    "power": Verb("experiments.engine.power_planner", "the smallest difference that n prompts and m seeds can show"),
+    "record": Verb("experiments.engine.record", "keep an ablation's outcome in experiments/results"),
+    "train": Verb("pw.train.loop", "train one run: stage=hires objective=shortcut seed=1", leaves=True),
+    "sample": Verb("pw.sample.evaluate", "sample one run, which is trained first if need be", leaves=True),
+    "coverage": Verb("pw.run.trained_pairs", "which (timestep, stride) pairs a step sampler trains"),
+    "start": Verb(
+        "pw.train.start", "train a start from its recipe, and write it with its card: name=hires", leaves=True
+    ),
+    "replay": Verb("pw.train.replay", "compute again the batch at which a loss was not finite"),
+    "export": Verb("pw.train.export", "write a training as a folder that diffusers opens: run=SIGNATURE"),
+    "plan": Verb("pw.cost.planner", "tokens, FLOPs, memory and time before anything loads: scale=4k gpus=1x80GB"),
+    "generate": Verb("pw.generate.pipeline", 'prompt to 2K/4K video: prompt="a heron" scale=2k hires=…', leaves=True),
+    "data": Verb("pw.prepare.command", "turn a folder of videos, or UltraVideo, into shards: path=DIR"),
+    "latents": Verb("pw.prepare.encode", "encode shards for training at proxy, 2k, 4k: urls=data/shards scale=2k"),
+    "weights": Verb(
+        "pw.io.wan_weights",
+        "fetch Wan2.2-TI2V-5B, or with what=metrics what the metrics need",
+        {"metrics": "benchmarks.measure.metric_weights"},
+    ),
+    "score": Verb("benchmarks.measure.score", "score videos: DIR metrics=mhd_mse,niqe out=scores.csv"),
+    "table": Verb("benchmarks.report.paper_tables", "a table of the paper with ours beside it: name=table_2"),
+    "compare": Verb("experiments.engine.compare_runs", "two runs or folders of videos, paired: a=… b=…"),
+    "system": Verb("benchmarks.systems.command", "generate with another system: name=wan2_2_5b prompts=FILE"),
+    "lint-paper": Verb("benchmarks.paper.lint", "recompute the paper's derived numbers and print what does not add up"),
+    "mlflow": Verb("pw.tracking.mlflow_log", "open the MLflow UI on 127.0.0.1: port=5000"),
+    "mlflow-sync": Verb("experiments.engine.sync", "log the tables that MLflow does not have, from their files"),
+    "bench": Verb(
+        "benchmarks.speed.generation",
+        "measure on this machine, side by side: what=generate|metrics|train",
+        {"metrics": "benchmarks.speed.metric_speed", "train": "experiments.engine.bench"},
+    ),
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Carry out one command; its exit status, 2 for a mistake in the call."""
+    verb, *rest = [*(sys.argv[1:] if words is None else words)] or ["--help"]
+    if verb in ("--help", "-h", "help"):
+        print(overview())
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        print(f"error: pw {verb}: there is no such command; {hint}`pw` lists them", file=sys.stderr)
+        return 2
+    found = VERBS[verb]
+    what = next((word.removeprefix("what=") for word in rest if word.startswith("what=")), "")
+    if what in found.what:
+        rest.remove(f"what={what}")
+    carry_out = importlib.import_module(found.what.get(what, found.module)).main
+    if found.leaves and words is None:
+        from pw.parallel.processes import run_and_leave
+
+        run_and_leave(carry_out, rest)
+    return carry_out(rest)
+
+
+def overview() -> str:
+    """What `pw` alone prints."""
+    width = max(map(len, VERBS))
+    lines = [f"  pw {verb:{width}}  {about.says}" for verb, about in VERBS.items()]
+    return "\n".join(["usage: pw VERB key=value …", "", *lines])

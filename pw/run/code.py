@@ -1,0 +1,383 @@
+"""What a result is computed by: a hash of definitions and of all that they refer to, read from their sources.
+
+`code_hash(["pw.method.weighting.DeltaSigma"])` covers the class and, over every reference, each class, function and
+constant of `COMPUTES` behind it. Comments, docstrings, annotations, formatting, the words of errors, the names of
+modules and of top-level definitions, and import lines are left out, so that moving or renaming code changes nothing.
+What lies elsewhere (torch, the standard library, operations such as `pw.parallel.processes`) enters by name alone, and
+so does what a value is only tested for (`isinstance`). Nothing is imported or run.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("pw", "experiments", "benchmarks")
+# What is followed, by prefix. The rest of ours runs, stores and prints; it computes nothing.
+COMPUTES = (
+    *("pw.method", "pw.nn", "pw.stages", "pw.data", "pw.types", "pw.io.video.to_float", "pw.io.video.to_uint8"),
+    "benchmarks.metrics",
+)
+LAZY = "pw.io.lazy."  # `from pw.io.lazy import torch` is torch
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A reference to a definition: module and dotted name in it."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A method, which a caller of `code_hash` may leave out."""
+
+    name: str
+    tokens: Sequence[Token]
+
+
+Token = str | Ref | Member
+# Names bound where one looks: None for a variable, else what an import inside a function brought.
+Scope = Mapping[str, str | None]
+
+
+class UnknownCode(LookupError):
+    """A definition that is in no source."""
+
+
+@lru_cache(maxsize=256)
+def code_hash(roots: tuple[str, ...], without: frozenset[str] = frozenset()) -> str:
+    """12 hex digits of what the dotted names (classes, functions, methods) and all behind them compute.
+
+    without  dotted names that are not looked into, and methods that are passed over: what these roots never use
+    Raises UnknownCode for a root that is in no source.
+    """
+    order: list[Ref] = []
+    numbers: dict[Ref, int] = {}
+    sha = hashlib.sha256()
+
+    def number(ref: Ref) -> int:
+        if ref not in numbers:
+            numbers[ref] = len(order)
+            order.append(ref)
+        return numbers[ref]
+
+    def write(tokens: Sequence[Token]) -> None:
+        for token in tokens:
+            match token:
+                case str():
+                    sha.update(f"{token}\0".encode())
+                case Ref():
+                    # by its place in this walk: the same for the same code, whatever it is called
+                    sha.update(f"<{'unused' if str(token) in without else number(token)}>\0".encode())
+                case Member() if token.name not in without:
+                    write(token.tokens)
+
+    followed = frozenset(root.partition(".")[0] for root in roots) - {*OURS}
+    for root in roots:
+        found, rest = _resolve(root, followed, is_root=True)
+        if found is None:
+            raise UnknownCode(f"{root}: is defined in no source")
+        write((Ref(found.module, ".".join([found.name, *rest])),))
+    for ref in order:  # it grows
+        write(_tokens(ref, followed))
+    return sha.hexdigest()[:12]
+
+
+def classes_of(value: Any) -> Iterator[str]:
+    """Dotted names of a dataclass's class and of those in its fields, a strategy and its parts."""
+    yield f"{type(value).__module__}.{type(value).__qualname__}"
+    for field in fields(value) if is_dataclass(value) else ():
+        part = getattr(value, field.name)
+        if field.init and is_dataclass(part):
+            yield from classes_of(part)
+
+
+def forget() -> None:
+    """Read the sources anew from here on: they may have changed since they were."""
+    for cached in (code_hash, _module, _tokens):
+        cached.cache_clear()
+
+
+# ---- sources
+
+
+@dataclass(frozen=True)
+class _Module:
+    """One source: what it defines at its top, and what its imports bring in."""
+
+    name: str
+    tree: ast.Module
+
+    @cached_property
+    def definitions(self) -> dict[str, list[tuple[ast.stmt, int | None]]]:
+        """name -> the statements that define it, with its place where several are assigned at once."""
+        found: dict[str, list[tuple[ast.stmt, int | None]]] = {}
+        for statement in _top(self.tree.body):
+            for name, place in _defined(statement):
+                found.setdefault(name, []).append((statement, place))
+        return found
+
+    @cached_property
+    def imports(self) -> dict[str, str]:
+        """name -> what it stands for, dotted."""
+        return {name: what for statement in _top(self.tree.body) for name, what in _imported(statement)}
+
+
+@lru_cache(maxsize=512)
+def _module(name: str) -> _Module | None:
+    """The source of a module, None where there is none."""
+    path = ROOT.joinpath(*name.split("."))
+    files = [path.with_suffix(".py"), path / "__init__.py"] if name.partition(".")[0] in OURS else [_elsewhere(name)]
+    file = next((file for file in files if file is not None and file.is_file()), None)
+    return None if file is None else _Module(name, ast.parse(file.read_text(encoding="utf-8")))
+
+
+def _elsewhere(name: str) -> Path | None:
+    """The file of a module that is not ours."""
+    if (there := getattr(sys.modules.get(name), "__file__", None)) is not None:
+        return Path(there)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+
+
+def _top(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements at a module's top, those of its branches included, but for what only a type checker sees."""
+    for statement in body:
+        match statement:
+            case ast.If():
+                yield from _top([] if _is_for_types(statement.test) else statement.body)
+                yield from _top(statement.orelse)
+            case ast.Try():
+                yield from _top([*statement.body, *(s for h in statement.handlers for s in h.body), *statement.orelse])
+            case _:
+                yield statement
+
+
+def _is_for_types(test: ast.expr) -> bool:
+    return "TYPE_CHECKING" in (getattr(test, "id", ""), getattr(test, "attr", ""))
+
+
+def _defined(statement: ast.stmt) -> Iterator[tuple[str, int | None]]:
+    match statement:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name, None
+        case ast.AnnAssign(target=ast.Name(id=name)) | ast.AugAssign(target=ast.Name(id=name)):
+            yield name, None
+        case ast.Assign(targets=targets):
+            for target in targets:
+                if isinstance(target, ast.Name):
+                    yield target.id, None
+                elif isinstance(target, ast.Tuple):
+                    yield from ((t.id, place) for place, t in enumerate(target.elts) if isinstance(t, ast.Name))
+
+
+def _imported(statement: ast.stmt) -> Iterator[tuple[str, str]]:
+    match statement:
+        case ast.Import(names=names):
+            for name in names:
+                yield name.asname or name.name.partition(".")[0], name.name if name.asname else name.name.split(".")[0]
+        case ast.ImportFrom(names=names, module=module):
+            yield from ((name.asname or name.name, f"{module}.{name.name}") for name in names)
+
+
+def _resolve(dotted: str, followed: frozenset[str], *, is_root: bool = False) -> tuple[Ref | None, list[str]]:
+    """What a dotted name stands for: a definition that is followed, and what comes after it; or None, and the name by
+    which it enters."""
+    parts = dotted.split(".")
+    if parts[0] not in OURS and parts[0] not in followed:
+        return None, parts
+    for cut in range(len(parts), 0, -1):
+        module = _module(".".join(parts[:cut]))
+        if module is None:
+            continue
+        first, rest = "".join(parts[cut : cut + 1]), parts[cut + 1 :]
+        if first in module.definitions:
+            is_followed = is_root or parts[0] in followed or _computes(f"{module.name}.{first}")
+            return (Ref(module.name, first), rest) if is_followed else (None, [first, *rest])
+        if first in module.imports:  # handed on
+            return _resolve(".".join([module.imports[first], *rest]), followed, is_root=is_root)
+        return None, parts[cut:] or parts[-1:]
+    return None, parts
+
+
+def _computes(dotted: str) -> bool:
+    return any(dotted == prefix or dotted.startswith(f"{prefix}.") for prefix in COMPUTES)
+
+
+# ---- from a definition to tokens
+
+
+@lru_cache(maxsize=4096)
+def _tokens(ref: Ref, followed: frozenset[str]) -> tuple[Token, ...]:
+    """What a definition says, its own name left out."""
+    module = _module(ref.module)
+    assert module is not None
+    first, *members = ref.name.split(".")
+    reader = _Reader(module, followed)
+    found: list[Token] = []
+    for statement, place in module.definitions[first]:
+        node: ast.stmt = statement
+        for member in members:
+            inner = [s for s in getattr(node, "body", []) if getattr(s, "name", None) == member]
+            if not inner:
+                raise UnknownCode(f"{ref}: is defined in no source")
+            node = inner[-1]
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                found += reader.function(node, {})
+            case ast.ClassDef():
+                found += reader.type(node, str(ref), {})
+            case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
+                found += ["" if place is None else str(place), *(reader.node(node.value, {}) if node.value else ())]
+    return tuple(found)
+
+
+BUILTIN_TESTS = ("isinstance", "issubclass")
+SKIPPED = {"ctx", "kind", "type_comment", "type_params", "type_ignores", "returns", "annotation", "simple"}
+
+
+class _Reader:
+    """Turns syntax of one module into tokens."""
+
+    def __init__(self, module: _Module, followed: frozenset[str]) -> None:
+        self.module, self.followed = module, followed
+
+    def node(self, node: Any, scope: Scope) -> list[Token]:
+        """Tokens of any syntax."""
+        match node:
+            case list():
+                return [token for part in node for token in self.node(part, scope)]
+            case ast.Name() | ast.Attribute() if (named := self.reference(node, scope)) is not None:
+                return named
+            case ast.Name(id=name):
+                return [name]
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                return [node.name, *self.function(node, scope)]
+            case ast.ClassDef():
+                return [node.name, *self.type(node, "", scope)]
+            case ast.Lambda():
+                inner = {**scope, **dict.fromkeys(_arguments(node.args))}
+                return ["Lambda", *self.node(node.args, scope), *self.node(node.body, inner)]
+            case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
+                bound = {n.id: None for g in node.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
+                return self.fields(node, {**scope, **bound})
+            case ast.Import() | ast.ImportFrom() | ast.Global() | ast.Nonlocal() | ast.Expr(value=ast.Constant()):
+                return []
+            case ast.Raise():
+                return ["Raise"]
+            case ast.Assert():
+                return ["Assert", *self.node(node.test, scope)]
+            case ast.If() if _is_for_types(node.test):
+                return self.node(node.orelse, scope)
+            case ast.Call(func=ast.Name(id=name), args=[value, kind]) if name in BUILTIN_TESTS and name not in scope:
+                return [name, *self.node(value, scope), *_names(kind)]
+            case ast.MatchClass():
+                return [*_names(node.cls), *self.node([*node.patterns, *node.kwd_patterns], scope), *node.kwd_attrs]
+            case ast.Constant(value=value):
+                return [repr(value)]
+            case ast.AST():
+                return self.fields(node, scope)
+        return [repr(node)]
+
+    def fields(self, node: ast.AST, scope: Scope) -> list[Token]:
+        """Tokens of a node's kind and parts."""
+        found: list[Token] = [type(node).__name__]
+        for name, value in ast.iter_fields(node):
+            if name not in SKIPPED:
+                found += ["[", *self.node(value, scope), "]"] if isinstance(value, list) else self.node(value, scope)
+        return found
+
+    def reference(self, node: ast.Name | ast.Attribute, scope: Scope) -> list[Token] | None:
+        """Tokens of a name, or of a dotted one, that leads out of the function; None where it does not."""
+        attributes: list[str] = []
+        base: ast.expr = node
+        while isinstance(base, ast.Attribute):
+            attributes.append(base.attr)
+            base = base.value
+        if not isinstance(base, ast.Name):
+            return None
+        name = base.id
+        if name in scope:
+            what = scope[name]
+        elif name in self.module.definitions:
+            what = f"{self.module.name}.{name}"
+        else:
+            what = self.module.imports.get(name, name if hasattr(builtins, name) else None)
+        if what is None:
+            return None
+        dotted = ".".join([what, *reversed(attributes)]).removeprefix(LAZY)
+        found, rest = _resolve(dotted, self.followed)
+        return [".".join(rest)] if found is None else [found, *(f".{part}" for part in rest)]
+
+    def function(self, node: ast.FunctionDef | ast.AsyncFunctionDef, scope: Scope) -> list[Token]:
+        """Tokens of a function without its name."""
+        inner = {**scope, **dict.fromkeys(_arguments(node.args)), **_bound(node.body)}
+        head = [*self.node(node.decorator_list, scope), *self.node(node.args, scope)]
+        return [type(node).__name__, *head, "[", *self.node(node.body, inner), "]"]
+
+    def type(self, node: ast.ClassDef, name: str, scope: Scope) -> list[Token]:
+        """Tokens of a class without its name; its methods do not see what its body binds."""
+        head = self.node([*node.decorator_list, *node.bases, *node.keywords], scope)
+        body = {**scope, **_bound(node.body)}
+        found: list[Token] = ["ClassDef", *head, "["]
+        for statement in node.body:
+            if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+                tokens = (statement.name, *self.function(statement, scope))
+                found.append(Member(f"{name}.{statement.name}", tokens))
+            else:
+                found += self.node(statement, body)
+        return [*found, "]"]
+
+
+def _names(kind: ast.AST) -> list[Token]:
+    """The classes that a value is tested for, by their last names."""
+    if isinstance(kind, ast.Name | ast.Attribute):
+        return [kind.id if isinstance(kind, ast.Name) else kind.attr]
+    return [name for part in ast.iter_child_nodes(kind) for name in _names(part)]
+
+
+def _arguments(arguments: ast.arguments) -> list[str]:
+    extra = [a for a in (arguments.vararg, arguments.kwarg) if a is not None]
+    return [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *extra)]
+
+
+def _bound(body: Iterable[ast.stmt]) -> dict[str, str | None]:
+    """What a function's own statements bind: variables, and what its imports bring."""
+    found: dict[str, str | None] = {}
+    outer: set[str] = set()
+    waiting: list[ast.AST] = list(body)
+    while waiting:
+        node = waiting.pop()
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found.setdefault(name, None)
+                continue  # what is inside is its own
+            case ast.Lambda() | ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
+                continue
+            case ast.Import() | ast.ImportFrom():
+                found.update(_imported(node))
+            case ast.Name(id=name, ctx=ast.Store()):
+                found.setdefault(name, None)
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                found.setdefault(name, None)
+            case ast.Global(names=names) | ast.Nonlocal(names=names):
+                outer.update(names)
+        waiting += ast.iter_child_nodes(node)
+    return {name: what for name, what in found.items() if name not in outer}

@@ -1,0 +1,249 @@
+"""From a list of overrides to a checked configuration, and from a configuration to its signature.
+
+The only module (with `build` and the entry points) that knows Hydra. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+# huggingface_hub and MLflow, which are imported after this, heed it: nobody is told what is run here
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+
+
+class ConfigError(ValueError):
+    """A key, value or combination the user can mend; the message names it and says what would do."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A composed run: `values` is plain data, `choices` names the chosen file of each group."""
+
+    values: dict[str, Any]
+    choices: dict[str, str]
+    overrides: tuple[str, ...]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    def with_values(self, changes: Mapping[str, Any]) -> Config:
+        """The same with some values set, by dotted path: what composing again with these overrides would give,
+        without composing again. Only for plain values that nothing else is interpolated from."""
+        values = copy.deepcopy(self.values)
+        for path, value in changes.items():
+            *parents, leaf = path.split(".")
+            node = values
+            for part in parents:
+                node = node[part]
+            node[leaf] = value
+        more = tuple(f"{path}={'null' if value is None else value}" for path, value in changes.items())
+        return Config(values, self.choices, (*self.overrides, *more))
+
+    def label(self, key: str) -> Any:
+        """What a table prints for a key: the chosen file of a group, else the value at a dotted path."""
+        return self.choices.get(key) or at(self.values, key)
+
+
+def at(values: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted path, None if there is none."""
+    node: Any = values
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+@lru_cache(maxsize=1)
+def groups() -> dict[str, tuple[str, ...]]:
+    """Every config group and its options: the folders of conf/ and their files. A launcher is no part of a run."""
+    return {
+        folder.name: tuple(sorted(path.stem for path in folder.glob("*.yaml")))
+        for folder in sorted(CONF.iterdir())
+        if folder.is_dir() and folder.name != "launcher"
+    }
+
+
+def override_key(override: str) -> str:
+    """`data.urls=x` -> `data.urls`."""
+    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
+
+
+def swept_values(override: str) -> tuple[str, ...]:
+    """The values of `key=0,0.2,0.4`, as they are written in an override each; none where it is one value (`[1,2]` is).
+
+    Raises ConfigError for Hydra's other sweeps.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:  # composing says what is wrong
+        return ()
+    if not parsed.is_sweep_override():
+        return ()
+    key, _, value = override.partition("=")
+    if not parsed.is_choice_sweep():
+        raise ConfigError(f"{override}: {value} is no list of values; write them out, e.g. {key}=0,0.2,0.4")
+    return tuple(str(found) for found in parsed.sweep_string_iterator())
+
+
+@lru_cache(maxsize=256)
+def _chosen(choices: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
+    """What group choices alone compose to, interpolations still open, and the chosen file of each group."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    if not GlobalHydra.instance().is_initialized():
+        initialize_config_dir(str(CONF), version_base="1.3")
+    composed = compose("run", overrides=list(choices), return_hydra_config=True)
+    files = composed.hydra.runtime.choices
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    OmegaConf.set_struct(own, True)  # a value for a key that is not there is refused
+    return own, {str(k): str(v) for k, v in files.items() if k in groups() and v is not None}
+
+
+@lru_cache(maxsize=512)
+def _compose(overrides: tuple[str, ...]) -> Config:
+    """Hydra sets values once the files are chosen; so files are read once for all runs that differ in values only."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+    choices, changes = [], []
+    for override in overrides:
+        _check_override(override)
+        is_choice = override_key(override) in groups() or "@" in override.partition("=")[0]
+        (choices if is_choice else changes).append(override)
+    try:
+        chosen, files = _chosen(tuple(choices))
+        composed = copy.deepcopy(chosen)
+        for change in OverridesParser.create().parse_overrides(changes):
+            if change.is_sweep_override():
+                raise HydraException(f"{change.input_line}: not one value")
+            try:
+                OmegaConf.update(composed, change.key_or_group, change.value())
+            except (ConfigAttributeError, ConfigKeyError) as error:
+                raise HydraException(f"{change.input_line}: there is no key {error.full_key}") from error
+        values = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, overrides)) from error
+    assert isinstance(values, dict)
+    return Config({str(k): v for k, v in values.items()}, dict(files), overrides)
+
+
+def compose_run(overrides: Sequence[str]) -> Config:
+    """Compose `conf/run.yaml` with overrides such as `weighting=uniform` or `step_sampler.beta=0.35`.
+
+    Raises ConfigError naming the override, and the nearest key or the options there are.
+    """
+    return _compose(tuple(overrides))
+
+
+def _check_override(override: str) -> None:
+    if not re.match(r"^[A-Za-z_][\w./@]*=", override):
+        raise ConfigError(f"{override!r} is not an override: write key=value, e.g. weighting=uniform")
+    key, value = override.split("=", 1)
+    if key.split("@")[0] in groups() and "@" not in key and value not in groups()[key]:
+        near = difflib.get_close_matches(value, groups()[key], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{override}: {key} is one of {', '.join(groups()[key])}{hint}")
+    if key.endswith("_target_"):
+        raise ConfigError(f"{override}: classes are chosen by group, e.g. {key.split('.')[0]}=…, never by _target_")
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One line for Hydra's several: which override, what is known there, what is near."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    for override in overrides:
+        key = override_key(override)
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException:
+            parsed = None
+        if parsed is None or parsed.is_sweep_override():
+            value = override.partition("=")[2]
+            return f"{override}: {value} is not one value; a list is {key}=[1,2], text with signs '{key}=\"a, b\"'"
+        known = _known_keys(overrides, key)
+        if known and key not in known:
+            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+            parent = key.rpartition(".")[0]
+            siblings = [k.rpartition(".")[2] for k in known if parent and k.rpartition(".")[0] == parent]
+            hint = f"did you mean {near[0]}? " if near and near[0] != parent else ""
+            there = f"there are {', '.join(_tops(known))}"
+            if parent in known:
+                there = (
+                    f"{parent} has {', '.join(siblings) or 'no options'}{_unused(parent, overrides)}{_elsewhere(key)}"
+                )
+            return f"{override}: there is no key {key}; {hint}{there}"
+    return " ".join(str(error).split())
+
+
+def _unused(parent: str, overrides: Sequence[str]) -> str:
+    chosen = [o for o in overrides if override_key(o) == parent or o.startswith("objective=flow")]
+    return f" (with {' '.join(chosen)})" if parent in groups() and chosen else ""
+
+
+def _elsewhere(key: str) -> str:
+    """Which other choices of the group have the key."""
+    group, _, leaf = key.partition(".")
+    has = [
+        o
+        for o in groups().get(group, ())
+        if re.search(rf"^{re.escape(leaf)}:", (CONF / group / f"{o}.yaml").read_text(), re.M)
+    ]
+    return f"; set {' or '.join(f'{group}={option}' for option in has)} to have {leaf}" if has else ""
+
+
+def _tops(keys: Iterable[str]) -> list[str]:
+    return sorted({key.split(".")[0] for key in keys})
+
+
+def _known_keys(overrides: Sequence[str], but: str) -> list[str]:
+    """The keys of the configuration that the group choices alone compose to."""
+    choices = tuple(o for o in overrides if override_key(o) in groups() and override_key(o) != but)
+    try:
+        values = _compose(choices).values if choices != tuple(overrides) else _compose(()).values
+    except ConfigError:
+        return []
+    return [*(key for key in flatten(values) if not key.endswith("_target_")), *groups()]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a': …, 'a.b': 1}: every dotted path, inner nodes included."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        out[path] = value
+        if isinstance(value, Mapping):
+            out.update(flatten(value, f"{path}."))
+    return out
+
+
+def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted paths that hold no further mapping."""
+    return {path: value for path, value in flatten(values).items() if not isinstance(value, Mapping)}
+
+
+def digest(values: Any, length: int = 8) -> str:
+    """Hex digits that name plain data: the same for equal content, whatever the order of keys."""
+    text = json.dumps(values, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

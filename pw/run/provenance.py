@@ -1,0 +1,58 @@
+"""Where a result comes from: commit, code, lock. Stamped on every training and score."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from functools import lru_cache
+from typing import Any
+
+from pw.run.compose import ROOT
+
+# What can change a result; the rest (tables, plots, messages) cannot.
+RESULT_CODE = (
+    "pw/method",
+    "pw/nn",
+    "pw/stages",
+    "pw/data",
+    "pw/io/video.py",
+    "pw/train/loop.py",
+    "pw/sample/evaluate.py",
+    "benchmarks/metrics/__init__.py",
+    "benchmarks/metrics/reference.py",
+    "benchmarks/measure/clips.py",
+)
+
+
+@lru_cache(maxsize=1)
+def provenance() -> dict[str, Any]:
+    """{"git_commit", "dirty", "code" (hash of the code that makes results), "lock_hash"}; unknown outside git: None."""
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "git_commit": commit,
+        "dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "code": _hash(sorted(p for part in RESULT_CODE for p in _python_files(part))),
+        "lock_hash": _hash([ROOT / "requirements" / "dev.lock"]),
+    }
+
+
+def _python_files(part: str) -> list[Any]:
+    path = ROOT / part
+    return [path] if path.suffix == ".py" else list(path.rglob("*.py"))
+
+
+def _hash(paths: list[Any]) -> str:
+    sha = hashlib.sha256()
+    for path in paths:
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:12]
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

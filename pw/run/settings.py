@@ -1,0 +1,253 @@
+"""The parts of a run that are not strategies: sizes, budgets, sampling. Plain data, checked without importing torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+
+def _positive(owner: object, group: str, *names: str) -> None:
+    for name in names:
+        if getattr(owner, name) < 1:
+            raise ValueError(f"{group}.{name}={getattr(owner, name)}: needs at least 1")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How big: pixels of a clip and of its anchor.
+
+    anchor_upsample  `latent`: the anchor is encoded at its own size and its latent resized in the injector (sec. 3.3).
+                     `pixel`: the anchor is resized to the clip's size, then encoded.
+    shift            of the noise schedule at this many tokens; anchor_shift of stage I
+    injector_blocks  transformer blocks at whose input the anchor enters (the authors: the second of 30)
+    injector_hidden  channels between the injector's convolutions, as a share of the width
+    norm_groups      of the injector's GroupNorm at this width
+    """
+
+    name: str
+    frames: int
+    height: int
+    width: int
+    anchor_height: int
+    anchor_width: int
+    anchor_upsample: Literal["latent", "pixel"]
+    shift: float
+    anchor_shift: float
+    injector_blocks: tuple[int, ...]
+    injector_hidden: float
+    norm_groups: int
+
+    def __post_init__(self) -> None:
+        _positive(self, "scale", "frames", "height", "width", "anchor_height", "anchor_width")
+        if self.anchor_height > self.height or self.anchor_width > self.width:
+            raise ValueError(
+                f"scale.anchor_height={self.anchor_height} x anchor_width={self.anchor_width}: an anchor is no larger "
+                f"than the clip, {self.height} x {self.width}"
+            )
+
+    @property
+    def anchor_size(self) -> tuple[int, int]:
+        """(rows, columns) of an anchor frame, px."""
+        return self.anchor_height, self.anchor_width
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(rows, columns) of a frame, px."""
+        return self.height, self.width
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long and how. `updates` are optimiser updates, each of accumulate * batch_size clips."""
+
+    updates: int
+    batch_size: int
+    accumulate: int
+    precision: Literal["fp32", "bf16"]
+    condition_dropout: float
+    trainable: Literal["all", "adapters"]
+    checkpoint_activations: bool
+    checkpoint_every: int
+
+    def __post_init__(self) -> None:
+        _positive(self, "train", "batch_size", "accumulate", "checkpoint_every")
+        if self.updates < 0:
+            raise ValueError(f"train.updates={self.updates}: 0 (the start checkpoint as it is) or more")
+        if not 0 <= self.condition_dropout < 1:
+            raise ValueError(f"train.condition_dropout={self.condition_dropout}: a probability, 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warm-up and a cosine to `final_lr` * lr, gradient norm at most `clip`, and the EMA's decay."""
+
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    clip: float
+    warmup: int
+    final_lr: float
+    ema: float
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"optimizer.lr={self.lr}: needs to be positive")
+        for name in ("weight_decay", "clip", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)}: 0 (none) or more")
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.ema < 1:
+            raise ValueError(f"optimizer.betas={list(self.betas)} ema={self.ema}: each 0 to below 1")
+        if not 0 <= self.final_lr <= 1:
+            raise ValueError(f"optimizer.final_lr={self.final_lr}: a share of lr, 0 to 1")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How clips are sampled and how many.
+
+    grid    `uniform` in u, and the network is told where it is; `wan`: that of Wan's own scheduler, which tells it
+            whole timesteps  (method-notes 2.5)
+    stride  what the network is told: `grid`, the step's own; `zero`, the flow velocity; `auto`, zero exactly where the
+            objective never trained another
+    solution_count  clips of which a run's many-step solution is computed, to measure its gap; null is all. The arm that
+            is shown as the ceiling has all in any case
+    """
+
+    grid: Literal["uniform", "wan"]
+    num_steps: int
+    shift: float | None
+    start: float
+    timesteps: tuple[float, ...] | None
+    stride: Literal["auto", "grid", "zero"]
+    count: int
+    batch_size: int
+    solution_steps: int
+    solution_count: int | None
+
+    def __post_init__(self) -> None:
+        _positive(self, "sampling", "num_steps", "count", "batch_size", "solution_steps")
+        if self.solution_count is not None:
+            _positive(self, "sampling", "solution_count")
+        if self.shift is not None and self.shift <= 0:
+            raise ValueError(f"sampling.shift={self.shift}: a shift is positive; null is the training shift")
+        if self.timesteps is not None and len(self.timesteps) != self.num_steps:
+            raise ValueError(
+                f"sampling.timesteps={list(self.timesteps)}: has {len(self.timesteps)} steps, "
+                f"sampling.num_steps={self.num_steps}"
+            )
+        if self.timesteps is not None and not all(a > b for a, b in pairwise((*self.timesteps, 0.0))):
+            raise ValueError(
+                f"sampling.timesteps={list(self.timesteps)}: wants falling timesteps above 0 (the final 0 is added), "
+                "e.g. [1000,931,818,600]"
+            )
+        if self.grid == "wan" and (self.timesteps is not None or self.start != 1):
+            raise ValueError("sampling.grid=wan: Wan's own grid has no use for sampling.timesteps or sampling.start")
+        if not 0 < self.start <= 1:
+            raise ValueError(f"sampling.start={self.start}: a fraction of the schedule in (0, 1]; 1 is pure noise")
+
+    @property
+    def solved(self) -> int:
+        """Clips of which the many-step solution is computed."""
+        return self.count if self.solution_count is None else min(self.count, self.solution_count)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Another run that this one needs: a start checkpoint, or the first stage that makes its anchors.
+
+    overrides  what that run is
+    inherit    what it takes over from the run that needs it: config groups, or with a final dot only their keys
+    shipped    whether to take the weights that come with the repository, where there are any (`pw.run.shipped`)
+    tuning     updates, at a learning rate of `tuning_lr`, that shipped weights get where the data is other than theirs
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    inherit: tuple[str, ...]
+    updates: int
+    seed: int
+    shipped: bool = False
+    tuning: int = 0
+    tuning_lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.tuning < 0:
+            raise ValueError(f"start.tuning={self.tuning}: updates; 0 (train from the recipe on other data) or more")
+        if self.tuning_lr <= 0:
+            raise ValueError(f"start.tuning_lr={self.tuning_lr}: needs to be positive")
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Where and how it runs; nothing here changes a result but by rounding.
+
+    strategy        how several processes train: `ddp` keeps everything in each, `fsdp` splits weights, gradients,
+                    AdamW's moments and the EMA over all of them, `hsdp` over the `shards` of a group of them
+    devices         of one machine, a process for each; nodes: machines
+    shards          processes that hold one copy together; null is those of a machine
+    context         processes of a machine that compute the same clips together, each a part of their tokens: for
+                    clips whose activations are too large for one device (context parallelism, `pw.nn.context`)
+    attention       the kernel: `sdpa` is torch's choice; `cudnn`, `flash`, `flash3`, `sage` and so on are named as
+                    diffusers names them
+    compile         torch.compile for each block
+    weights         folder of Wan's weights in diffusers' layout; null is where `make weights` puts them
+    guidance_batch  both branches of guidance in one batch: faster, for twice the activations
+    offload_activations  what checkpointed blocks are recomputed from (`train.checkpoint_activations`) waits for the
+                    backward in CPU memory: room for longer clips, for a copy there and back
+    """
+
+    accelerator: Literal["cpu", "gpu"]
+    devices: int
+    threads: int
+    attention: Literal["sdpa", "cudnn", "flash", "flash3", "sage"]
+    compile: bool
+    guidance_batch: bool
+    weights: str | None
+    strategy: Literal["single", "ddp", "fsdp", "hsdp"] = "single"
+    nodes: int = 1
+    shards: int | None = None
+    context: int = 1
+    offload_activations: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, "trainer", "devices", "nodes", "threads", "context")
+        if self.strategy == "single" and self.processes != 1:
+            raise ValueError(
+                f"trainer.devices={self.devices}: trainer={self.accelerator} trains on one device; set trainer=ddp, "
+                "fsdp or hsdp for several"
+            )
+        if self.strategy == "hsdp" and (self.copies < 1 or self.copies * self.split != self.processes):
+            raise ValueError(
+                f"trainer.shards={self.split}: {self.processes} processes (trainer.devices times trainer.nodes) are "
+                "not a multiple of it; trainer.shards=null takes those of a machine"
+            )
+
+        if self.devices % self.context:
+            would_do = [str(n) for n in range(1, self.devices + 1) if not self.devices % n]
+            raise ValueError(
+                f"trainer.context={self.context}: the {self.devices} processes of a machine (trainer.devices) are not "
+                f"a multiple of it; {' or '.join(would_do)} would do"
+            )
+
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return self.devices * self.nodes
+
+    @property
+    def split(self) -> int:
+        """Processes over which one copy of the weights is split; 1 where each has its own."""
+        if self.strategy == "hsdp":
+            return self.devices if self.shards is None else self.shards
+        return self.processes if self.strategy == "fsdp" else 1
+
+    @property
+    def shares(self) -> int:
+        """To how many an update's clips are dealt: processes, or groups of those that compute together."""
+        return self.processes // self.context
+
+    @property
+    def copies(self) -> int:
+        """How many copies of the weights there are."""
+        return self.processes // max(1, self.split)

@@ -1,0 +1,80 @@
+"""Which steps a step sampler trains, on the screen: the inference grids' own, and its targets' second halves  (D5).
+
+    pw coverage step_sampler=aligned [any override of conf/]
+
+For 2, 3, 4 and 5 inference steps, or for `sampling.timesteps` if it is given.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from pw.method.coverage import Coverage, coverage
+from pw.method.objective import Shortcut
+from pw.method.solver import inference_grid
+from pw.method.step_sampler import StepSampler
+from pw.run.build import Run, build
+from pw.run.compose import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NUM_STEPS = (2, 3, 4, 5)  # Table 5
+
+
+def reports(run: Run) -> list[Coverage]:
+    """The coverage of each inference grid. Raises ConfigError when the objective trains no strides."""
+    sampler, sampling = step_sampler(run), run.sampling
+    if sampling.timesteps is not None:
+        grids = [run.grid()]
+    else:
+        grids = [inference_grid(n, run.schedule, sampling.shift, sampling.start) for n in NUM_STEPS]
+    return [coverage(sampler, run.schedule, grid) for grid in grids]
+
+
+def step_sampler(run: Run) -> StepSampler:
+    """The run's step sampler. Raises ConfigError when its objective has none."""
+    if not isinstance(run.objective, Shortcut):
+        choice = run.config.choices["objective"]
+        raise ConfigError(f"objective={choice}: trains no stride, so no step is covered; set objective=shortcut")
+    return run.objective.step_sampler
+
+
+def as_table(found: list[Coverage]) -> Table:
+    """A line per inference step."""
+    from rich.table import Table
+
+    table = Table("steps", "timestep", "stride", "trained", "nearest trained (timestep, stride)", box=None)
+    for column in table.columns[:3]:
+        column.justify = "right"
+    for report in found:
+        for pair in report.pairs:
+            steps = str(len(report.pairs)) if pair is report.pairs[0] else ""
+            trained = "[green]yes[/]" if pair.trained else "[red]no[/]"
+            nearest = "({:.0f}, {:.0f})".format(*pair.nearest)
+            table.add_row(steps, f"{pair.timestep:.0f}", f"{pair.stride:.0f}", trained, nearest)
+        table.add_section()
+    return table
+
+
+def main(arguments: list[str]) -> int:
+    """Print the report. Exit status: 0, or 2 for a mistake in the call."""
+    from rich.console import Console
+
+    try:
+        run = build(arguments)
+        step_sampler(run)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found, console = reports(run), Console(highlight=False, soft_wrap=True)
+    choice = run.config.choices["step_sampler"]
+    console.print(f"step_sampler={choice}, schedule.coordinate={run.schedule.coordinate}")
+    console.print(as_table(found))
+    halves = found[0]
+    console.print(
+        f"second halves: {halves.second_halves_trained} of {halves.second_halves} trained, "
+        f"{halves.second_halves_grounded} more evaluated at stride 0, where flow matching trains every timestep"
+    )
+    return 0

@@ -1,0 +1,373 @@
+"""Sample one run to `outputs/videos/<signature>/`: clips on disk, the same order and noise in every arm.
+
+    pw sample stage=hires objective=shortcut sampling.num_steps=4
+
+A folder holds `0000.mkv`, … (lossless, at full size), `anchors/` (the first few anchors), for stage I `native/` (clips
+at the anchor's size), and `done.json`. It is filled clip by clip: what is there is never sampled again. In memory
+there is one batch of clips, however many are sampled.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pw.run.build import Run
+from pw.run.compose import ConfigError
+from pw.run.provenance import provenance
+from pw.train.loop import (
+    OUTPUTS,
+    Progress,
+    command_line,
+    quiet,
+    read_json,
+    stage_module,
+    tell,
+    train,
+    training_folder,
+    write_config,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pw.data import Clips
+    from pw.data.degradation import Degradation
+    from pw.io.video import Frames
+
+INITIAL_NOISE, EVALUATION_ANCHOR = 7, 6  # streams of random numbers, see pw.stages.stage
+SHOWN = 8  # anchors kept for the contact sheet
+FRAMES_AT_ONCE = 8  # of a clip on its way to 8 bits
+
+
+def sample_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
+    """Where a run's clips live, for the evaluation clips of `seed` (the run's own by default)."""
+    return outputs / "videos" / run.sample_signature(run.seed if seed is None else seed)
+
+
+def reference_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
+    """Where the evaluation clips of `seed` live: `real/` and `real_b/`."""
+    return outputs / "reference" / run.evaluation_signature(run.seed if seed is None else seed)
+
+
+def anchor_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None, *, twin: bool = False) -> Path:
+    """Where the evaluation clips lie as anchors (or their twins), degraded as in training: stage I's measure."""
+    name = f"anchor{'_b' if twin else ''}-{run.degradation_signature}"
+    return reference_folder(run, outputs, seed) / name
+
+
+def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None = None) -> bool:
+    """Whether the first `limit` clips are there."""
+    done = read_json(sample_folder(run, outputs, seed) / "done.json")
+    clips = (done or {}).get("clips")
+    return isinstance(clips, int) and clips >= limit
+
+
+def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
+    """Write the evaluation clips and their twins, once. What an interrupted call had written is not made again."""
+    from filelock import FileLock
+
+    from pw.io.video import to_uint8
+
+    seed = run.seed if seed is None else seed
+    folder = reference_folder(run, outputs, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if read_json(folder / "done.json") is None:
+            evaluation = run.source.evaluation(run.sampling.count, seed)
+            sets = {folder / "real": evaluation.real.frames, folder / "real_b": evaluation.real_b.frames}
+            _write_clips(sets, run.sampling.count)
+            about = {"clips": run.sampling.count, "seed": seed, "note": evaluation.note()}
+            captions = evaluation.captions()
+            write_json(folder / "done.json", about | ({"captions": captions} if captions else {}))
+        if run.stage == "anchor" and not anchor_reference(run, outputs, seed).exists():
+            evaluation = run.source.evaluation(run.sampling.count, seed)
+            sets = {}
+            for twin, clips in ((True, evaluation.real_b), (False, evaluation.real)):  # the one that is looked for last
+                anchor = _degraded(run, clips, run.degradation, seed)
+                sets[anchor_reference(run, outputs, seed, twin=twin)] = lambda i, anchor=anchor: to_uint8(anchor(i))
+            _write_clips(sets, run.sampling.count)
+    return folder
+
+
+def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> None:
+    """Each folder's clips as 0000.mkv, …, in turn: a folder has its name only when all are there, and is then kept."""
+    import os
+
+    from pw.io.video import write_video
+
+    partial = {folder: folder.with_name(f".{folder.name}") for folder in sets if not folder.exists()}
+    for place in partial.values():
+        place.mkdir(parents=True, exist_ok=True)
+        for cut_off in place.glob(".*.part"):
+            cut_off.unlink()
+    for index in range(count):
+        for folder, place in partial.items():
+            if not (path := place / f"{index:04d}.mkv").exists():
+                write_video(path, sets[folder](index))
+    for folder, place in partial.items():
+        os.replace(place, folder)
+
+
+def sample(
+    run: Run,
+    outputs: Path = OUTPUTS,
+    *,
+    limit: int | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    training: Progress | None = None,
+) -> Path:
+    """Sample the first `limit` clips (all `sampling.count` by default) of a trained run, trained first if need be.
+
+    seed      of the evaluation clips and the initial noise, the run's own by default
+    progress  called with (batch, batches) of the sampling; training: with (update, updates) of what is trained before
+    """
+    from filelock import FileLock
+
+    seed = run.seed if seed is None else seed
+    limit = run.sampling.count if limit is None else limit
+    folder = sample_folder(run, outputs, seed)
+    if not is_sampled(run, limit, outputs, seed):
+        check_sampling(run)
+    train(run, outputs, training)
+    write_reference(run, outputs, seed)
+    if run.anchor_run is not None:
+        sample(run.anchor_run, outputs, limit=limit, seed=seed, training=training)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not is_sampled(run, limit, outputs, seed):
+            _sample(run, folder, outputs, limit, seed, progress)
+    return folder
+
+
+def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progress: Progress | None) -> None:
+    from pw.io.video import to_uint8, write_video
+
+    began, cpu_began = time.perf_counter(), time.process_time()
+    texts = evaluation_texts(run, outputs, limit, seed)  # before the network: its encoder is as large
+    module = load_stage(run, outputs)
+    anchors = evaluation_anchors(run, outputs, seed)
+    for name in ("anchors", "native"):
+        (folder / name).mkdir(exist_ok=True)
+    write_config(run, folder, "sample")
+    # a batch is made whole even where only some of it is missing: the same sums, so the same bits, after a kill
+    size = run.sampling.batch_size
+    batches = [range(at, min(at + size, limit)) for at in range(0, limit, size)]
+    missing = {index for index in range(limit) if not (folder / f"{index:04d}.mkv").exists()}
+    batches = [list(batch) for batch in batches if missing & set(batch)]
+    for position, indices in enumerate(batches, start=1):
+        anchor = None if anchors is None else anchors(indices)
+        clips = _synthesise(run, module, anchor, indices, seed, texts)
+        for at, index in enumerate(indices):
+            if index not in missing:
+                continue
+            if run.stage == "anchor":
+                write_video(folder / "native" / f"{index:04d}.mkv", to_uint8(clips[at]))
+            if index < SHOWN and anchor is not None:
+                write_video(folder / "anchors" / f"{index:04d}.mkv", to_uint8(anchor[at]))
+            # last: it says that the others are there
+            write_video(folder / f"{index:04d}.mkv", _at_full_size(clips[at], run.scale.size))
+        del clips  # before the next batch's anchors are made
+        if progress is not None:
+            progress(position, len(batches))
+    previous = _spent(folder)
+    write_json(
+        folder / "done.json",
+        {
+            "signature": run.sample_signature(seed),
+            "training": run.training_signature,
+            "clips": limit,
+            "seed": seed,
+            "cpu_seconds": round(previous[0] + time.process_time() - cpu_began, 2),
+            "wall_seconds": round(previous[1] + time.perf_counter() - began, 2),
+            "coverage": coverage_entry(run),
+            **provenance(),
+            "code": run.sampling_code,
+        },
+    )
+
+
+def _spent(folder: Path) -> tuple[float, float]:
+    done = read_json(folder / "done.json") or {}
+    return done.get("cpu_seconds", 0.0), done.get("wall_seconds", 0.0)
+
+
+def coverage_entry(run: Run) -> dict[str, Any] | None:
+    """What of the run's inference grid was trained, as the table prints it; None without shortcut training."""
+    from dataclasses import astuple
+
+    from pw.method.coverage import coverage
+    from pw.method.objective import Shortcut
+
+    if not isinstance(run.objective, Shortcut) or not run.feeds_strides():
+        return None
+    found = coverage(run.objective.step_sampler, run.schedule, run.grid())
+    return {
+        "grid": [astuple(pair) for pair in found.pairs],
+        "second_halves_trained": found.second_halves_trained,
+        "second_halves_total": found.second_halves,
+    }
+
+
+def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
+    """A trained stage with its EMA weights, ready to sample. Raises ValueError when they are not this run's."""
+    from safetensors.torch import load_file
+
+    quiet()
+    module = stage_module(run)
+    path = training_folder(run, outputs) / "ema.safetensors"
+    device = "cuda" if run.trainer.accelerator == "gpu" else "cpu"
+    if run.text is not None:  # one network of 5e9 weights, not two
+        from pw.nn.networks import Network, load_network
+
+        network = Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+        module.ema = load_network(network, str(path), None, device)
+        return module.eval().to(device)
+    module.configure_model()
+    missing, unexpected = module.ema.load_state_dict(load_file(path), strict=False)
+    if missing or unexpected:
+        keys = [*missing, *unexpected]
+        raise ValueError(f"{path} is of another signature: {len(keys)} keys do not fit, e.g. {keys[0]}")
+    return module.eval().to(device)
+
+
+def check_sampling(run: Run) -> None:
+    """That a run can be sampled, before it is trained: Wan's encoders, held-out clips, memory for a batch.
+
+    Raises ValueError (WeightsError) saying what is missing.
+    """
+    from pw.cost.count import sampling_memory
+    from pw.io.host import free_memory
+    from pw.io.wan_weights import check, locate
+
+    if run.text is None:
+        return
+    from pw.data.latents import LatentClips
+
+    check(locate(run.trainer.weights), ("vae", "text_encoder", "tokenizer"))
+    if isinstance(run.source, LatentClips):
+        run.source.check_evaluation(run.sampling.count)
+    need, there = sampling_memory(run), free_memory()
+    if need > there:
+        alone = f"sampling.batch_size=1 takes {sampling_memory(run, 1) / 1e9:.1f}"
+        offer = alone if run.sampling.batch_size > 1 else "a smaller scale would do, or more memory"
+        raise ConfigError(
+            f"sampling.batch_size={run.sampling.batch_size}: clips of scale={run.scale.name} take {need / 1e9:.1f} GB "
+            f"of CPU memory as they are sampled, {there / 1e9:.1f} are free; {offer}"
+        )
+
+
+def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> tuple[Tensor, Tensor] | None:
+    """Embeddings of the first `limit` evaluation clips' captions and of the negative prompt, [limit, tokens, dim] each.
+
+    None at a scale without text. A clip without a caption has the empty prompt.
+    """
+    import json
+
+    import torch
+
+    from pw.io.wan_weights import fingerprint, locate
+
+    if run.text is None:
+        return None
+    from pw.nn.text import TextEncoder
+
+    weights = locate(run.trainer.weights)
+    is_gpu = run.trainer.accelerator == "gpu"
+    encoder = TextEncoder(
+        weights,
+        run.backbone.text_tokens,
+        outputs / "text",
+        fingerprint(weights / "text_encoder"),
+        "cuda" if is_gpu else "cpu",
+        torch.bfloat16 if is_gpu else torch.float32,
+    )
+    captions = json.loads((reference_folder(run, outputs, seed) / "done.json").read_text()).get(
+        "captions", [""] * limit
+    )
+    found = torch.stack([encoder.encode(caption) for caption in captions[:limit]])
+    away = encoder.encode(run.text.negative_prompt)
+    encoder.free()
+    return found, away.expand(len(found), -1, -1)
+
+
+def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence[int]], Tensor] | None:
+    """What makes the anchors of the evaluation clips of given numbers: video [N, 3, F, h, w]; None for stage I."""
+    import torch
+
+    from pw.io.video import read_video, to_float
+
+    if run.stage == "anchor":
+        return None
+    if run.anchor_run is None:
+        clips = run.source.evaluation(run.sampling.count, seed).real
+        anchor = _degraded(run, clips, run.anchor_degradation, seed)
+    else:
+        native = sample_folder(run.anchor_run, outputs, seed) / "native"
+        anchor = lambda index: torch.as_tensor(to_float(read_video(native / f"{index:04d}.mkv")))  # noqa: E731
+    return lambda indices: torch.stack([anchor(index) for index in indices])
+
+
+def _degraded(run: Run, clips: Clips, degradation: Degradation, seed: int) -> Callable[[int], Tensor]:
+    """What makes the anchor [3, F, h, w] of a clip by its number; what clips lose is drawn for all of them first."""
+    from pw.data.procedural import generator
+
+    size = run.scale.anchor_size
+    drawn = degradation.draw(len(clips), run.scale.frames, size, generator(seed, 0, EVALUATION_ANCHOR))
+    return lambda index: degradation.degrade(clips[index][None], size, [drawn[index]])[0]
+
+
+def _synthesise(
+    run: Run,
+    module: Any,
+    anchor: Tensor | None,
+    indices: list[int],
+    seed: int,
+    texts: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Clips in [-1, 1] of the given evaluation clips, at full size or, of stage I, at the anchor's: on the CPU."""
+    import torch
+
+    from pw.data.procedural import generator
+
+    scale, factor = run.scale, run.codec.factor
+    rows, columns = scale.anchor_size if run.stage == "anchor" else scale.size
+    shape = (run.codec.channels, run.codec.latent_frames(scale.frames), rows // factor, columns // factor)
+    # per clip: a clip's noise does not depend on how many are sampled
+    noise = torch.stack([torch.randn(shape, generator=generator(seed, i, INITIAL_NOISE)) for i in indices])
+    latent = None
+    if run.stage == "hires" and run.injector is not None:
+        assert anchor is not None
+        latent = module.anchor_latent(anchor.to(module.device))
+        if run.config["anchors"]["degradation"]:  # a test anchor's own flaws; training noise is for training
+            draws = [generator(seed, i, EVALUATION_ANCHOR) for i in indices]
+            latent = torch.cat([run.anchor_degradation.perturb(z[None], d) for z, d in zip(latent, draws, strict=True)])
+    chosen = None if texts is None else tuple(text[indices].to(module.device) for text in texts)
+    return module.synthesise(noise.to(module.device), latent, chosen).cpu().clamp_(-1, 1)
+
+
+def _at_full_size(clip: Tensor, size: tuple[int, int]) -> Frames:
+    """[3, F, h, w] in [-1, 1] -> uint8 [F, H, W, 3], enlarged if it is smaller."""
+    import numpy as np
+
+    from pw.data.degradation import resize
+    from pw.io.video import to_uint8
+
+    parts = clip[None].split(FRAMES_AT_ONCE, 2)  # as floats at full size there is never a whole clip of stage I
+    return np.concatenate([to_uint8(resize(part, size, "bicubic")[0]) for part in parts])
+
+
+def main(arguments: list[str]) -> int:
+    """Sample one run from the command line."""
+    try:
+        run, outputs, seed = command_line(arguments)
+        sample_folder(run)  # composes the runs it needs, too
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return tell(run, lambda progress: sample(run, outputs, seed=seed, training=progress))

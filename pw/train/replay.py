@@ -1,0 +1,84 @@
+"""Compute the loss of a batch again at which a training stopped, with the weights of its last checkpoint.
+
+    pw replay outputs/train/<signature>/not_finite/update-000123-rank0.json
+
+A loss that is not finite with those weights either is the batch's doing; one that is finite was spoilt by the updates
+between the two, which the same `pw train` does again, bit for bit on one CPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pw.parallel.processes import Share
+from pw.run.build import Run, build
+from pw.run.compose import ConfigError
+from pw.train.loop import check_weights, last_checkpoint, stage_module, start_file, written_overrides
+from pw.train.not_finite import read
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def replay(path: Path) -> tuple[int, Tensor]:
+    """(the update after which the weights were saved, 0 for the start; the loss of the batch with them).
+
+    Raises ValueError when the file is not what a training left, and ConfigError when the training is another now.
+    """
+    import torch
+
+    found, clips = read(path)
+    folder = path.absolute().parents[1]
+    run = build(written_overrides(folder))
+    if run.configuration_signature != found.configuration:
+        raise ConfigError(
+            f"{folder / 'config.yaml'}: composes a training of signature {run.training_signature} now, not "
+            f"{found.signature}; have the data and the configuration as they were"
+        )
+    update, module = _weights(run, folder)
+    module.share = Share.of(run.train, found.rank, found.processes)
+    device = "cuda" if run.trainer.accelerator == "gpu" else "cpu"
+    module.to(device)
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=run.train.precision == "bf16"):
+        loss = module.loss(clips.to(device), found.batch, found.update - 1)
+    return update, loss.value
+
+
+def _weights(run: Run, folder: Path) -> tuple[int, Any]:
+    """(update, stage) of the last checkpoint, or of what the training departed from."""
+    import torch
+
+    from pw.parallel.sharded import as_one_file
+
+    saved = last_checkpoint(folder)
+    if saved is None:
+        start = str(start_file(run.start_run, folder.parents[1])) if run.start_run else None
+        module = stage_module(run, start, check_weights(run) if run.departs_from_wan else None)
+        module.configure_model()
+        return 0, module
+    checkpoint, update = saved
+    state = as_one_file(checkpoint) if checkpoint.is_dir() else torch.load(checkpoint, "cpu", weights_only=True)
+    module = stage_module(run)
+    module.configure_model()
+    module.load_state_dict(state["state_dict"])
+    return update, module
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 the loss is finite with the weights before, 1 it is not, 2 a mistake in the call."""
+    if len(arguments) != 1:
+        print("error: wants one file, outputs/train/<signature>/not_finite/update-….json", file=sys.stderr)
+        return 2
+    path = Path(arguments[0])
+    try:
+        update, loss = replay(path)
+        found, _ = read(path)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    at = f"of its checkpoint of update {update}" if update else "it departed from"
+    print(f"batch {found.batch}, whose {found.term} loss was not finite at update {found.update}:")
+    print(f"{float(loss):g} with the weights {at}")
+    return 0 if loss.isfinite() else 1

@@ -1,0 +1,210 @@
+"""Train a start from its recipe, and write it as it is shipped: weights and card (`pw.run.shipped`).
+
+    pw start name=hires [out=pw/starts] [training=DIR] [outputs=DIR] [any override of the recipe's run]
+
+out       where <name>.safetensors and <name>.json go: outputs/starts by default, pw/starts to be shipped
+training  a finished training of this very recipe, to be written without training again
+
+The training is one like any other: it is resumed, and done once. Its first updates are then trained again, and the card
+keeps their losses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pw.parallel import processes as parallel
+from pw.run.build import NOT_SCALE, NOT_TRAINING, Run, build
+from pw.run.compose import ConfigError, groups, leaves
+from pw.run.shipped import LARGEST
+from pw.train.loop import (
+    OUTPUTS,
+    Progress,
+    check_data,
+    check_device,
+    is_trained,
+    outputs_folder,
+    read_json,
+    tell,
+    train,
+    write_json,
+)
+
+FIRST = 20  # updates that are trained again
+POINTS = 60  # of a card's curve
+TOLERANCE = 1e-3  # relative, of the first losses: CPUs add in other orders
+
+
+class _Enough(Exception):
+    """Ends a training after its first updates."""
+
+
+def first_losses(start: Run) -> list[list[float]]:
+    """[update, mean loss since the point before] of the first `FIRST` updates, trained here and now."""
+
+    def stop(update: int, updates: int) -> None:
+        if update >= FIRST:
+            raise _Enough
+
+    run = start.with_values({"train.checkpoint_every": FIRST})  # where the curve is written out
+    with tempfile.TemporaryDirectory() as outputs:
+        with suppress(_Enough):
+            train(run, Path(outputs), stop)
+        (path,) = Path(outputs).glob("train/*/metrics.jsonl")
+        return [[point["step"], _loss(point)] for point in _curve(path)]
+
+
+def make(start: Run, name: str, training: Path, out: Path) -> Path:
+    """Write a trained start's weights and card; the card's path.
+
+    Raises ValueError when the training is not one of this recipe and this code, or its weights are too large.
+    """
+    from safetensors.torch import load_file, save
+
+    done, curve = read_json(training / "done.json") or {}, _curve(training / "metrics.jsonl")
+    if done.get("configuration") != start.configuration_signature:
+        _check_recipe(start, training)
+    first = first_losses(start)
+    _check_first(first, curve, training)
+    weights = {key: value.contiguous() for key, value in load_file(training / "ema.safetensors").items()}
+    if not start.objective.trains_strides:  # as it was drawn: whoever departs from this draws another
+        weights = {key: value for key, value in weights.items() if not key.startswith("stride_embedding.")}
+    dtype, content = "float32", save(weights)
+    if len(content) > LARGEST:
+        dtype, content = "float16", save({key: value.half() for key, value in weights.items()})
+    if len(content) > LARGEST:
+        raise ConfigError(f"{training}: {len(content):,} bytes in float16; a shipped start has at most {LARGEST:,}")
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / f".{name}.partial"
+    partial.write_bytes(content)
+    os.replace(partial, out / f"{name}.safetensors")
+    card = {
+        "name": name,
+        "recipe": shlex.join(start.config.overrides),
+        "updates": start.train.updates,
+        "seed": start.seed,
+        "configuration": start.configuration_signature,
+        "code": start.training_code,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "dtype": dtype,
+        "parameters": sum(value.numel() for value in weights.values()),
+        "first_losses": first,
+        "curve": _thinned(curve),
+        "seconds": done.get("wall_seconds"),
+        "cpu_seconds": done.get("cpu_seconds"),
+        "machine": f"{platform.machine()}, {_processor()}",
+        "torch": done.get("torch"),
+        "date": date.fromtimestamp((training / "done.json").stat().st_mtime).isoformat(),
+        "commit": done.get("git_commit"),
+        "dirty": done.get("dirty"),
+    }
+    write_json(out / f"{name}.json", card)
+    return out / f"{name}.json"
+
+
+def _check_recipe(start: Run, training: Path) -> None:
+    """That a training which does not say its configuration's signature was configured alike."""
+    from omegaconf import OmegaConf
+
+    if not (training / "done.json").exists() or not (training / "config.yaml").exists():
+        raise ConfigError(f"training={training}: is no finished training (no done.json, or no config.yaml)")
+    theirs: Any = OmegaConf.to_container(OmegaConf.load(training / "config.yaml"))
+    a, b = _relevant(start.config.values), _relevant(theirs)
+    if differing := sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)):
+        key = differing[0]
+        raise ConfigError(
+            f"training={training}: is not of this recipe, {key} is {b.get(key)} there and {a.get(key)} here "
+            f"({len(differing)} keys differ)"
+        )
+
+
+def _relevant(values: Mapping[str, Any]) -> dict[str, Any]:
+    skipped = {*NOT_TRAINING, "start", "text"}
+    kept = {key: value for key, value in values.items() if key not in skipped}
+    said_again = {"train.checkpoint_every", *(f"scale.{key}" for key in NOT_SCALE)}
+    return {k: v for k, v in leaves(kept).items() if not k.endswith("_target_") and k not in said_again}
+
+
+def _check_first(first: Sequence[Sequence[float]], curve: Sequence[Mapping[str, float]], training: Path) -> None:
+    """That the training began as this code begins. Raises ConfigError."""
+    there = {point["step"]: _loss(point) for point in curve}
+    for update, loss in first:
+        if not math.isclose(there.get(update, math.nan), loss, rel_tol=TOLERANCE):
+            raise ConfigError(
+                f"training={training}: its loss by update {update} was {there.get(update)}, that of this code is "
+                f"{loss:.6g}: other code made it"
+            )
+
+
+def _curve(path: Path) -> list[dict[str, float]]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: is no curve of a training ({error})") from error
+
+
+def _loss(point: Mapping[str, float]) -> float:
+    return fmean(value for key, value in point.items() if key.startswith("loss_"))
+
+
+def _thinned(curve: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """About `POINTS` points, each the mean of those since the one before."""
+    span = max(1, len(curve) // POINTS)
+    parts = [curve[at : at + span] for at in range(0, len(curve), span)]
+    return [{"update": part[-1]["step"], "loss": round(fmean(map(_loss, part)), 6)} for part in parts]
+
+
+def _processor() -> str:
+    """The CPU's name, where the system says it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown CPU"
+
+
+def command_line(arguments: Sequence[str]) -> tuple[str, Run, Path | None, Path, Path]:
+    """(name, start, training, out, outputs) of a call. Raises ConfigError."""
+    known = ("name", "out", "training", "outputs")
+    own = {k: v for k, _, v in (word.partition("=") for word in arguments) if k in known}
+    outputs = outputs_folder(own["outputs"]) if "outputs" in own else OUTPUTS
+    out = outputs_folder(own["out"]) if "out" in own else outputs / "starts"
+    names = [name for name in groups()["start"] if name != "none"]
+    if own.get("name") not in names:
+        raise ConfigError(f"name={own.get('name', '')}: one of {', '.join(names)}, e.g. make start name={names[-1]}")
+    overrides = [word for word in arguments if word.partition("=")[0] not in known]
+    start = build([f"start={own['name']}", "start.shipped=false", *overrides]).start_run
+    assert start is not None
+    check_data(start)
+    check_device(start)
+    training = Path(own["training"]).expanduser().resolve() if own.get("training") else None
+    if training is None and not is_trained(start, outputs) and parallel.place(start.trainer) is None:
+        parallel.check_launch(start.trainer)
+    return own["name"], start, training, out, outputs
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 both files are written, 1 it failed, 2 a mistake in the call, 128 + n stopped by a signal."""
+    try:
+        name, start, training, out, outputs = command_line(arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    def work(progress: Progress) -> Path:
+        return make(start, name, training or train(start, outputs, progress), out)
+
+    return tell(start, work)

@@ -1,0 +1,653 @@
+"""`make score`: any folder of videos to scores.csv and its protocol."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from odd_videos import BROKEN, WHOLE, encode, moving
+
+from benchmarks.measure import score
+from benchmarks.measure import videos as measure
+from benchmarks.measure.cache import Cache, content_hash
+from benchmarks.measure.shortage import remedy, shortage
+from benchmarks.measure.videos import BrokenVideo, Options, score_videos, videos_of
+from benchmarks.metrics import GROUPS, METRICS
+from pw.io.video import read_video, write_video
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three whole videos; the cache is the test's own, and no weights are there."""
+    monkeypatch.setenv("PW_SCORES", str(tmp_path / "cache"))
+    monkeypatch.setenv("PW_METRICS", str(tmp_path / "weights"))
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for i in range(3):
+        encode(videos / f"a heron-{i}.mp4", moving(seed=i))
+    return videos
+
+
+def run(*words: str | Path) -> int:
+    return score.main([str(word) for word in words])
+
+
+def table(path: Path) -> dict[str, dict[str, str]]:
+    return {row["video"]: row for row in csv.DictReader(path.open())}
+
+
+def protocol(path: Path) -> dict[str, Any]:
+    return json.loads(path.with_name(f"{path.stem}.protocol.json").read_text())
+
+
+def test_a_row_per_video_and_a_protocol_beside_it(folder: Path, tmp_path: Path):
+    out = tmp_path / "scores.csv"
+    assert run(folder, "--metrics", "mhd_mse,temporal_flickering", "--out", out) == 0
+    rows = table(out)
+    assert list(rows) == ["a heron-0.mp4", "a heron-1.mp4", "a heron-2.mp4"]
+    assert list(rows["a heron-0.mp4"]) == ["video", "frames", "mhd_mse", "temporal_flickering"]
+    frames = read_video(folder / "a heron-1.mp4").astype(float)
+    expected = 1 - np.abs(np.diff(frames, axis=0)).mean() / 255
+    assert float(rows["a heron-1.mp4"]["temporal_flickering"]) == pytest.approx(expected, abs=1e-6)
+    assert {row["frames"] for row in rows.values()} == {"6"}
+    about = protocol(out)
+    mhd = about["metrics"]["mhd_mse"]
+    assert (mhd["protocol"], mhd["settings"]) == ("mhd_mse/1", {"ks": [3, 4, 5], "reduction": "mean"})
+    assert mhd["mean"] == pytest.approx(np.mean([float(row["mhd_mse"]) for row in rows.values()]))
+    assert (mhd["n"], mhd["clusters"], mhd["low"]) == (3, 1, None)  # one prompt: nothing to draw from
+    assert about["versions"]["av"]
+
+
+def test_what_was_measured_is_not_measured_again(folder: Path, tmp_path: Path):
+    first = score_videos(folder, ["mhd_mse"])
+    assert first.measured == 3
+    encode(folder / "new-0.mp4", moving(seed=9))
+    (folder / "a heron-0.mp4").rename(folder / "renamed-0.mp4")
+    again = score_videos(folder, ["mhd_mse"])
+    assert again.measured == 1
+    assert again.rows["renamed-0.mp4"] == first.rows["a heron-0.mp4"]
+    assert score_videos(folder, ["mhd_mse"], Options(settings={"mhd": {"reduction": "sum"}})).measured == 4
+
+
+def test_another_setting_is_another_score_and_is_said(folder: Path, tmp_path: Path):
+    run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "mean.csv")
+    run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "sum.csv", "mhd.reduction=sum")
+    run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "one.csv", "mhd.ks=3")
+    values = {n: float(table(tmp_path / f"{n}.csv")["a heron-0.mp4"]["mhd_mse"]) for n in ("mean", "sum", "one")}
+    assert values["sum"] == pytest.approx(3 * values["mean"])
+    assert values["one"] != values["mean"]
+    assert protocol(tmp_path / "one.csv")["metrics"]["mhd_mse"]["settings"] == {"ks": [3], "reduction": "mean"}
+
+
+def test_broken_videos_are_named_counted_and_left_out(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    for name, make in {**BROKEN, **WHOLE}.items():
+        make(folder / name)
+    (folder / "notes.txt").write_text("not a video by its name: not looked at")
+    out = tmp_path / "scores.csv"
+    assert run(folder, "--metrics", "mhd_mse", "--out", out) == 0
+    assert set(table(out)) == {path.name for path in folder.glob("a heron*")} | set(WHOLE)
+    about = protocol(out)
+    assert set(about["left_out"]) == set(BROKEN)
+    assert all(name in why for name, why in about["left_out"].items())
+    assert f"{len(BROKEN)} videos left out" in capsys.readouterr().out
+    assert about["metrics"]["mhd_mse"]["n"] == 3 + len(WHOLE)
+
+
+def test_what_only_has_the_name_of_a_video_is_left_out_and_never_waited_for(folder: Path, tmp_path: Path):
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "folder.mp4").mkdir()
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "gone.mp4").symlink_to("nowhere")
+    shutil.copy(folder / "a heron-0.mp4", os.fsencode(folder) + b"/latin-\xe9.mp4")
+    assert run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "scores.csv") == 0
+    about = protocol(tmp_path / "scores.csv")
+    assert len(table(tmp_path / "scores.csv")) == 3
+    assert set(about["left_out"]) == {"pipe.mp4", "folder.mp4", "loop.mp4", "gone.mp4", "latin-\\udce9.mp4"}
+
+
+def test_a_real_video_that_cannot_be_read_leaves_its_metric_out_only(folder: Path, tmp_path: Path, monkeypatch):
+    real = tmp_path / "real"
+    real.mkdir()
+    shutil.copy(folder / "a heron-0.mp4", real)
+    os.mkfifo(real / "a heron-1.mp4")
+    (real / "a heron-2.mp4").mkdir()
+    monkeypatch.setattr(measure, "digest", lambda name: "0")
+    monkeypatch.setitem(sys.modules, "benchmarks.metrics.lpips", SimpleNamespace(scorer=lambda *_: Same()))
+    out = tmp_path / "s.csv"
+    assert run(folder, "metrics=lpips", f"real={real}", f"out={out}") == 0
+    assert protocol(out)["real"] == {"a heron-0.mp4": content_hash(real / "a heron-0.mp4")}
+    found = score_videos(folder, ["lpips", "mhd_mse"], Options(real=real))
+    assert len(found.values("mhd_mse")) == 3
+    assert found.values("lpips") == {"a heron-0.mp4": 0.0}
+    assert set(found.not_measured["lpips"]) == {"a heron-1.mp4", "a heron-2.mp4"}
+
+
+STUB = """
+import json, sys
+from pathlib import Path
+asked = json.load(open(sys.argv[1]))
+out, results = Path(asked["out"]), {name: {"per_video": {}} for name in asked["dimensions"]}
+with open(f"{out}.journal", "w") as journal:
+    print(json.dumps({"schema": 1, "versions": {}}), file=journal)
+    for video in asked["videos"]:
+        for name in asked["dimensions"]:
+            broken = "fox" in video or "whale" in video
+            value = None if broken else len(Path(video).stem) / 100
+            why = "OutOfMemoryError: CUDA out of memory" if "whale" in video else "no fox"
+            say = {"video": video, "dimension": name, "value": value, "why": why, "error": broken}
+            print(json.dumps(say), file=journal)
+            if not broken:
+                results[name]["per_video"][video] = value
+out.write_text(json.dumps({"schema": 1, "results": results}))
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """VBench's worker is a stub whose values are the lengths of the names; it cannot measure a fox or a whale."""
+    from benchmarks.metrics import vbench
+
+    (tmp_path / "worker.py").write_text(STUB)
+    monkeypatch.setenv("PW_VBENCH_PYTHON", sys.executable)
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "vbench"))
+    for name in ("overall_consistency", "dynamic_degree"):
+        for file in vbench.WEIGHTS[name]:
+            (tmp_path / "vbench" / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "vbench" / file).write_bytes(b"weights")
+    stubbed = functools.partial(vbench.score_videos, worker=tmp_path / "worker.py")
+    monkeypatch.setattr(vbench, "score_videos", stubbed)
+
+
+def test_what_depends_on_the_prompt_is_measured_again_under_another_name(folder: Path, worker: None):
+    names = ["overall_consistency", "dynamic_degree"]
+    first = score_videos(folder, names)
+    assert first.values("overall_consistency")["a heron-0.mp4"] == 0.09
+    (folder / "a heron-0.mp4").rename(folder / "a bat-0.mp4")
+    again = score_videos(folder, names)
+    assert again.values("overall_consistency")["a bat-0.mp4"] == 0.07
+    assert again.values("dynamic_degree")["a bat-0.mp4"] == 0.09  # of the pictures alone
+
+
+def test_videos_of_vbenchs_protocol_that_are_not_there_are_said(
+    folder: Path, worker: None, tmp_path: Path, monkeypatch
+):
+    python = tmp_path / "env" / "bin" / "python"
+    info = tmp_path / "env" / "lib" / "python3.11" / "site-packages" / "vbench" / "VBench_full_info.json"
+    for path in (python, info):
+        path.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    info.write_text(json.dumps([{"prompt_en": "a heron", "dimension": ["dynamic_degree"]}]))
+    monkeypatch.setenv("PW_VBENCH_PYTHON", str(python))
+    standard = {"vbench": {"mode": "vbench_standard"}}
+    found = score_videos(folder, ["dynamic_degree"], Options(settings=standard))
+    assert len(found.values("dynamic_degree")) == 3
+    assert "2 videos of VBench's protocol are not there, such as 'a heron-3'" in found.missing["dynamic_degree"]
+    with pytest.raises(BrokenVideo, match="2 videos of VBench's protocol"):
+        score_videos(folder, ["dynamic_degree"], Options(settings=standard, strict=True))
+
+
+def test_strict_stops_at_a_video_that_the_worker_cannot_measure(folder: Path, worker: None):
+    (folder / "a heron-1.mp4").rename(folder / "a fox-0.mp4")
+    found = score_videos(folder, ["dynamic_degree"])
+    assert set(found.values("dynamic_degree")) == {"a heron-0.mp4", "a heron-2.mp4"}
+    with pytest.raises(BrokenVideo, match="no fox"):
+        score_videos(folder, ["dynamic_degree"], Options(strict=True))
+
+
+def test_a_gpu_that_is_too_small_for_the_worker_is_said_with_what_would_do(folder: Path, worker: None):
+    (folder / "a heron-1.mp4").rename(folder / "a whale-0.mp4")
+    found = score_videos(folder, ["dynamic_degree"])
+    assert set(found.values("dynamic_degree")) == {"a heron-0.mp4", "a heron-2.mp4"}
+    assert "CUDA out of memory; device=cpu" in found.missing["dynamic_degree"]
+
+
+def test_a_video_that_is_written_anew_while_it_waits_is_not_kept_under_its_old_content(folder: Path):
+    def write_anew(line: str) -> None:
+        if line.startswith("1/"):
+            encode(folder / "a heron-2.mp4", moving(seed=7))
+
+    found = score_videos(folder, ["mhd_mse"], progress=write_anew)
+    assert set(found.values("mhd_mse")) == {"a heron-0.mp4", "a heron-1.mp4"}
+    assert "changed while it was measured" in found.left_out["a heron-2.mp4"]
+    encode(folder / "a heron-2.mp4", moving(seed=2))  # as it was
+    assert score_videos(folder, ["mhd_mse"]).measured == 1
+
+
+class Same:
+    """A metric of pairs without weights: the largest difference to the real video."""
+
+    memory = 0
+
+    def begin(self, info: Any) -> Same:
+        return self
+
+    def wants(self, index: int) -> bool:
+        return True
+
+    def frame(self, look: Any) -> float:
+        return float(np.abs(look.image.astype(float) - look.real).max())
+
+    def result(self, frames: Any) -> dict[str, float]:
+        return {"lpips": max(frames)}
+
+
+@dataclass
+class Large:
+    """A metric in NIQE's place, of 100 MB a frame, that finds no memory for 6 frames of 64x96 in one of its steps.
+
+    held: what the step that fails had in its hands, by weak reference.
+    """
+
+    fails_in: str
+    error: Callable[[], Exception]
+    held: list[weakref.ref] = field(default_factory=list)
+    memory: int = 10**8
+    small: bool = True
+
+    def _step(self, name: str) -> None:
+        if name == self.fails_in and not self.small:
+            tensor = np.zeros(1000)
+            self.held.append(weakref.ref(tensor))
+            raise self.error()
+
+    def begin(self, info: Any) -> Large:
+        made = replace(self, small=info.frames < 6)
+        made._step("begin")
+        return made
+
+    def wants(self, index: int) -> bool:
+        return True
+
+    def frame(self, look: Any) -> float:
+        self._step("frame")
+        return 1.0
+
+    def result(self, frames: Any) -> dict[str, float]:
+        self._step("result")
+        return {"niqe": sum(frames)}
+
+
+CUDA_FULL = functools.partial(
+    torch.OutOfMemoryError,
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 1.62 MiB is "
+    "free. Including non-PyTorch memory, this process has 79.00 GiB memory in use. Of the allocated memory 70 GiB is",
+)
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Puts a `Large` in NIQE's place; what it would load is there."""
+
+    def place(large: Large) -> Large:
+        monkeypatch.setattr(measure, "digest", lambda name: "0")
+        monkeypatch.setitem(sys.modules, "benchmarks.metrics.niqe", SimpleNamespace(scorer=lambda *_: large))
+        return large
+
+    return place
+
+
+@pytest.mark.parametrize("step", ["begin", "frame", "result"])
+def test_a_gpu_that_is_full_leaves_out_the_metric_of_the_video_and_nothing_else(step: str, folder: Path, full: Any):
+    encode(folder / "a small one-0.mp4", moving(5))
+    large = full(Large(step, CUDA_FULL))
+    found = score_videos(folder, ["niqe", "mhd_mse"], Options(threads=2))
+    assert len(found.values("mhd_mse")) == 4
+    assert found.values("niqe") == {"a small one-0.mp4": 5.0}
+    assert set(found.not_measured["niqe"]) == {f"a heron-{i}.mp4" for i in range(3)}
+    why = found.not_measured["niqe"]["a heron-0.mp4"]
+    assert "Tried to allocate 2.00 GiB" in why
+    assert "device=cpu" in why
+    assert "non-PyTorch" not in why
+    assert ("memory=101MB hands it one frame at a time" in why) == (step == "frame")
+    assert large.held
+    assert not any(array() is not None for array in large.held)  # no error in somebody's keeping holds it
+
+
+def test_strict_stops_where_memory_ran_out_and_says_what_would_do(folder: Path, full: Any, tmp_path: Path, capsys):
+    full(Large("frame", lambda: RuntimeError("CUDA error: out of memory")))
+    assert run(folder, "metrics=niqe", "strict=true", f"out={tmp_path / 's.csv'}") == 1
+    says = capsys.readouterr().err
+    assert "error: strict=true: a heron-0.mp4: niqe: CUDA error: out of memory; " in says
+    assert "device=cpu" in says
+
+
+def test_an_error_that_is_not_of_memory_is_not_taken_for_one(folder: Path, full: Any):
+    full(Large("frame", lambda: RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        score_videos(folder, ["niqe"])
+
+
+def test_a_network_that_does_not_fit_does_not_stop_the_others(folder: Path, full: Any, monkeypatch):
+    full(Large("", CUDA_FULL))
+
+    def scorer(*_: Any) -> None:
+        raise CUDA_FULL()
+
+    monkeypatch.setitem(sys.modules, "benchmarks.metrics.niqe", SimpleNamespace(scorer=scorer))
+    found = score_videos(folder, ["niqe", "mhd_mse"])
+    assert len(found.values("mhd_mse")) == 3
+    assert "the network of niqe does not fit: CUDA out of memory" in found.missing["niqe"]
+    with pytest.raises(BrokenVideo, match="device=cpu takes the machine's memory"):
+        score_videos(folder, ["niqe"], Options(strict=True))
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)])
+def test_memory_that_ran_out_is_known_by_its_error_whoever_was_asked(ask: Callable[[], Any]):
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        ask()
+    assert shortage(caught.value)
+    assert "a machine with more memory" in remedy(shortage(caught.value))
+    assert not shortage(ValueError("out of memory"))
+
+
+def test_strict_stops_at_the_first_broken_video_and_keeps_what_was_measured(folder: Path, tmp_path: Path):
+    BROKEN["truncated.mp4"](folder / "b-0.mp4")
+    encode(folder / "c-0.mp4", moving(seed=7))
+    with pytest.raises(BrokenVideo, match=r"b-0\.mp4"):
+        score_videos(folder, ["mhd_mse"], Options(strict=True))
+    assert run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "s.csv", "strict=true") == 1
+    assert not (tmp_path / "s.csv").exists()
+    (folder / "b-0.mp4").unlink()
+    assert score_videos(folder, ["mhd_mse"], Options(strict=True)).measured == 1
+
+
+def test_why_there_is_no_interval_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert run(folder, "metrics=mhd_mse", f"out={tmp_path / 'scores.csv'}") == 0
+    assert "trailing -NUMBER only are videos of one prompt" in capsys.readouterr().out
+
+
+def test_a_metric_without_its_weights_does_not_stop_the_others(folder: Path, tmp_path: Path, capsys):
+    out = tmp_path / "scores.csv"
+    assert run(folder, "--metrics", "niqe,mhd_mse,dover_technical", "--out", out) == 0
+    assert list(next(iter(table(out).values()))) == ["video", "frames", "mhd_mse"]
+    missing = protocol(out)["missing"]
+    assert set(missing) == {"niqe", "dover_technical"}
+    assert all("make weights what=metrics" in why for why in missing.values())
+    assert "make weights what=metrics" in capsys.readouterr().out
+
+
+def test_when_nothing_could_be_measured_the_status_says_so_and_an_earlier_table_stays(folder: Path, tmp_path, capsys):
+    out = tmp_path / "s.csv"
+    assert run(folder, "--metrics", "niqe", "--out", out) == 1
+    assert not out.exists()
+    assert f"error: nothing was measured of niqe; {out} is not written" in capsys.readouterr().err
+    assert run(folder, "--metrics", "mhd_mse", "--out", out) == 0
+    before = [path.read_bytes() for path in (out, tmp_path / "s.protocol.json")]
+    capsys.readouterr()
+    assert run(folder, "--metrics", "niqe", "--out", out) == 1
+    says = capsys.readouterr()
+    assert f"error: nothing was measured of niqe; {out} stays as it was" in says.err
+    assert "make weights what=metrics" in says.out
+    assert [path.read_bytes() for path in (out, tmp_path / "s.protocol.json")] == before
+
+
+def test_a_video_that_a_metric_cannot_measure_has_an_empty_cell_not_a_number(folder: Path, tmp_path: Path):
+    WHOLE["one_frame.mp4"](folder / "one.mp4")
+    out = tmp_path / "scores.csv"
+    assert run(folder, "--metrics", "mhd_mse,temporal_flickering", "--out", out) == 0
+    row = table(out)["one.mp4"]
+    assert row["temporal_flickering"] == ""
+    assert float(row["mhd_mse"]) > 0
+    assert "one.mp4" in protocol(out)["not_measured"]["temporal_flickering"]
+    assert protocol(out)["metrics"]["temporal_flickering"]["n"] == 3
+
+
+def test_metrics_of_clips_are_scored_beside_others(folder: Path, tmp_path: Path):
+    real = tmp_path / "real"
+    real.mkdir()
+    for i in range(3):
+        write_video(real / f"a heron-{i}.mkv", moving(seed=i))
+    out = tmp_path / "scores.csv"
+    assert run(folder, "--metrics", "mhd,psd,solution_gap,mhd_mse", "--out", out, f"real={real}") == 0
+    assert list(next(iter(table(out).values()))) == ["video", "frames", "mhd", "mhd_mse"]
+    about = protocol(out)
+    assert about["metrics"]["psd"]["mean"] > 0
+    assert "solution=DIR" in about["missing"]["solution_gap"]
+
+
+def test_clips_that_are_truncated_or_share_a_name_are_said_and_the_others_scored(folder: Path, tmp_path: Path):
+    real = tmp_path / "real"
+    real.mkdir()
+    for path in folder.iterdir():
+        shutil.copy(path, real)
+    (real / "a heron-2.mp4").unlink()
+    write_video(folder / "a heron-0.mkv", moving(seed=1))
+    whole = folder / "cut-0.mkv"
+    write_video(whole, moving(seed=5))
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    found = score_videos(folder, ["mhd", "psd"], Options(real=real))
+    assert set(found.left_out) == {"cut-0.mkv"}
+    assert "a heron-0.mkv has the same" in found.not_measured["mhd"]["a heron-0.mp4"]
+    assert set(found.values("mhd")) == {"a heron-0.mkv", "a heron-1.mp4", "a heron-2.mp4"}
+    assert score.summary(found, ["psd"])["psd"]["n"] == 2  # real has no third
+    with pytest.raises(BrokenVideo, match="truncated"):
+        score_videos(folder, ["mhd"], Options(strict=True))
+
+
+def test_real_clips_of_another_size_cost_only_the_metrics_that_hold_against_them(folder: Path, tmp_path: Path):
+    real = tmp_path / "real"
+    real.mkdir()
+    for path in folder.iterdir():
+        write_video(real / f"{path.stem}.mkv", moving(6, 32, 48))
+    found = score_videos(folder, ["mhd_mse", "mhd", "psd"], Options(real=real))
+    assert len(found.values("mhd")) == len(found.values("mhd_mse")) == 3
+    assert "psd needs clips of real's size" in found.missing["psd"]
+    with pytest.raises(BrokenVideo, match="strict=true: psd: psd needs clips of real's size"):
+        score_videos(folder, ["mhd", "psd"], Options(real=real, strict=True))
+
+
+def test_a_metric_of_clips_without_a_value_says_why(folder: Path, tmp_path: Path):
+    real = tmp_path / "real"
+    real.mkdir()
+    for i in range(2):
+        write_video(real / f"a heron-{i}.mkv", np.zeros((6, 64, 96, 3), np.uint8))
+    found = score_videos(folder, ["mhd_ratio", "anchor_fidelity"], Options(real=real, structure=real))
+    assert found.missing["mhd_ratio"] == "mhd_ratio of these 2 clips is not finite"  # black clips have no detail
+    assert set(found.values("anchor_fidelity")) == {"a heron-0.mp4", "a heron-1.mp4"}
+    assert f"structure={real} has no clip of its name" in found.not_measured["anchor_fidelity"]["a heron-2.mp4"]
+    with pytest.raises(BrokenVideo, match="anchor_fidelity: its value is not finite, or structure="):
+        score_videos(folder, ["anchor_fidelity"], Options(structure=real, strict=True))
+
+
+def test_only_the_metric_without_a_value_is_said_to_have_none(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two metrics of one family: of one the value is not finite, the other then comes from the cache."""
+    answers = [{"dover_technical": math.nan, "dover_aesthetic": 0.5}] * 3
+
+    def result(frames: Any) -> dict[str, float]:
+        if not answers:
+            raise ValueError("too odd")
+        return answers.pop()
+
+    steps = {"memory": 0, "wants": lambda i: True, "frame": lambda look: None, "result": result}
+    scorer = SimpleNamespace(begin=lambda info: SimpleNamespace(**steps))
+    monkeypatch.setattr(measure, "digest", lambda name: "0")
+    monkeypatch.setitem(sys.modules, "benchmarks.metrics.dover", SimpleNamespace(scorer=lambda *_: scorer))
+    found = score_videos(folder, ["dover_technical", "dover_aesthetic"])
+    assert len(found.values("dover_aesthetic")) == 3
+    assert found.not_measured.keys() == {"dover_technical"}
+    assert found.not_measured["dover_technical"]["a heron-0.mp4"] == "dover_technical is nan"
+    again = score_videos(folder, ["dover_technical", "dover_aesthetic"])
+    assert len(again.values("dover_aesthetic")) == 3
+    assert again.not_measured == {"dover_technical": dict.fromkeys(videos_of(folder), "too odd")}
+
+
+def test_numbers_stand_beside_the_settings_they_were_measured_by(folder: Path, tmp_path: Path, capsys):
+    assert run(folder, "metrics=mhd_mse", f"out={tmp_path / 's.csv'}", "mhd.ks=3,4", "mhd.reduction=sum") == 0
+    assert "mhd_mse/1 ks=3,4 reduction=sum" in capsys.readouterr().out
+    assert run(folder, "metrics=mhd_mse", f"out={tmp_path / 's.csv'}") == 0
+    assert "reduction" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("metric", "why"), [("mhd_mse", "there is one video"), ("psd", "one value of all videos")])
+def test_an_interval_that_is_a_dash_says_why(metric: str, why: str, folder: Path, tmp_path: Path, capsys):
+    for i in (1, 2):
+        (folder / f"a heron-{i}.mp4").unlink()
+    real = tmp_path / "real"
+    real.mkdir()
+    write_video(real / "a heron-0.mkv", moving())
+    assert run(folder, f"metrics={metric}", f"out={tmp_path / 's.csv'}", f"real={real}") == 0
+    assert why in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("full", ["cache", "out"])
+def test_what_cannot_be_written_is_an_error_in_words(full: str, folder: Path, tmp_path: Path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    words = {"cache": tmp_path / "cache", "out": tmp_path / "scores.csv"} | {full: tmp_path / "file" / "x"}
+    assert run(folder, "metrics=mhd_mse", *(f"{key}={value}" for key, value in words.items())) == 2
+    assert f"{tmp_path / 'file'}" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_dovers_does_not_stop_the_others(folder: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "my.pth").write_bytes(b"not a checkpoint")
+    monkeypatch.setenv("PW_METRICS_DOVER", str(tmp_path / "my.pth"))
+    found = score_videos(folder, ["dover_technical", "mhd_mse"])
+    assert "not a checkpoint that can be read" in found.missing["dover_technical"]
+    assert len(found.values("mhd_mse")) == 3
+
+
+def test_a_gpu_that_is_named_is_not_shared_out_and_one_that_is_not_there_is_named(folder: Path, monkeypatch):
+    monkeypatch.setattr(measure, "_gpus", lambda: 2)
+    assert measure._device("auto") == "cuda:0"
+    assert measure._device("cuda:1") == "cuda:1"
+    with pytest.raises(ValueError, match="device=cuda:7: one of auto, cpu, cuda:0, cuda:1"):
+        measure._device("cuda:7")
+    monkeypatch.setattr(subprocess, "Popen", None)  # which would start another process
+    monkeypatch.setattr(measure, "digest", lambda name: "0")
+    todo = measure._Folder(videos_of(folder), Options(device="cuda:1"), measure.Scores(), {"niqe": {}}, Cache(folder))
+    todo.check(["niqe"])
+    measure._share(["niqe"], Options(device="cuda:1"), todo)
+
+
+def test_metrics_of_clips_refuse_what_does_not_fit_into_memory(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measure, "SMALL_CLIP", 6 * 64 * 96 - 1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2.4e9))
+    found = score_videos(folder, ["mhd", "mhd_mse"])
+    assert "36,864 pixels" in found.missing["mhd"]
+    assert "would hold 2.5 GB, and 2.4 GB are free" in found.missing["mhd"]
+    assert found.values("mhd_mse")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2.6e9))
+    assert "mhd" not in score_videos(folder, ["mhd"]).missing
+
+
+def test_processes_that_share_the_videos_give_the_same_scores(folder: Path, tmp_path: Path):
+    alone = score_videos(folder, ["mhd_mse"], Options(cache=tmp_path / "one", processes=1))
+    shared = score_videos(folder, ["mhd_mse"], Options(cache=tmp_path / "two", processes=2, device="cpu"))
+    assert shared.rows == alone.rows
+    assert (alone.measured, shared.measured) == (3, 0)
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path):
+    """kill -9 while the second of several videos is measured: what was finished is not measured again."""
+    for i in range(3, 6):
+        encode(folder / f"a heron-{i}.mp4", moving(40, 512, 768, seed=i))
+    command = [sys.executable, "-m", "pw", "score", str(folder), "--metrics", "mhd_mse", "processes=1"]
+    child = subprocess.Popen([*command, "--out", str(tmp_path / "s.csv")], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    lines = [child.stderr.readline() for _ in range(4)]
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    done = len(list((tmp_path / "cache").rglob("mhd_mse-*.json")))
+    assert lines[3].startswith("4/6")
+    assert 4 <= done < 6
+    assert not (tmp_path / "s.csv").exists()
+    found = score_videos(folder, ["mhd_mse"])
+    assert found.measured == 6 - done
+    shutil.rmtree(tmp_path / "cache")
+    assert score_videos(folder, ["mhd_mse"]).rows == found.rows
+
+
+def test_a_process_that_shares_work_ends_with_the_one_it_shares_it_with(tmp_path: Path):
+    script = (
+        "import os, subprocess, sys; from benchmarks.measure.videos import PARENT\n"
+        "child = 'from benchmarks.measure.videos import end_with_parent as e; e(); import time; time.sleep(60)'\n"
+        "env = {**os.environ, PARENT: str(os.getpid())}\n"
+        "print(subprocess.Popen([sys.executable, '-c', child], env=env).pid, flush=True); import time; time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    time.sleep(0.5)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while _runs(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3] if Path("/proc").exists() else True
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["{folder}", "--metrics", "nique"], "unknown metric 'nique'; known: "),
+        (["{folder}", "--metrics", ""], "names none"),
+        (["{folder}/none", "--metrics", "niqe"], "no such folder"),
+        (["{folder}", "--metrics", "niqe", "strikt=true"], "strikt=true: no such key; keys: "),
+        (["{folder}", "--metrics", "mhd_mse", "mhd.k=3"], "mhd.k: no such setting; mhd has ks, reduction"),
+        (["{folder}", "--metrics", "mhd_mse", "mhd.ks=three"], "mhd.ks=three: wants something like (3, 4, 5)"),
+        (["{folder}", "--metrics", "mhd_mse", "mhd.reduction=max"], "reduction"),
+        (["{folder}", "--metrics", "mhd_mse", "niqe.every=2"], "nothing of 'niqe' is measured here"),
+        (["{folder}", "--metrics", "lpips", "real=nowhere"], "real=nowhere: no such folder"),
+        (["{folder}", "--metrics", "mhd_mse", "memory=much"], "memory=much: wants bytes, such as 2GB"),
+        (["", "--metrics", "mhd_mse"], "videos=: no folder"),
+        (["{folder}", "--metrics", "mhd_mse", "memory=0"], "memory=0: wants bytes, such as 2GB"),
+        (["{folder}", "--metrics", "mhd_mse", "threads=-1"], "threads=-1: wants a whole number"),
+        (["{folder}", "--metrics", "mhd_mse", "processes=x"], "processes=x: wants a whole number"),
+        (["{folder}", "--metrics", "mhd_mse", "cache=/dev/null"], "cache=/dev/null: cannot be written"),
+        (["{folder}", "--metrics", "mhd_mse", "strict=maybe"], "strict=maybe: wants true or false"),
+        (["{folder}", "--metrics", "mhd_mse", "device=tpu"], "device=tpu: one of auto, cpu, cuda:0"),
+        (["{folder}", "--metrics", "mhd_mse", "real="], "real=: wants a value, or leave it out"),
+        (["{folder}", "--metrics", "mhd_mse", "cache="], "cache=: wants a value"),
+        (["{folder}", "--metrics", "mhd_mse", "out="], "out=: wants a value"),
+        (["{folder}", "--metrics", "mhd_mse", "--out", ""], "out=: wants a file, such as scores.csv"),
+        (["{folder}", "--metrics", "mhd_mse", "--out", "{folder}"], "is a folder, wants a file"),
+        (
+            ["{folder}", "--metrics", "mhd_mse", "out=/dev/null/x/scores.csv"],
+            "x/scores.csv: cannot be written (Not a directory)",
+        ),
+    ],
+)
+def test_a_mistake_in_the_call_is_named(folder: Path, capsys: pytest.CaptureFixture, words: list[str], says: str):
+    assert run(*(word.format(folder=folder) for word in words)) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_folder_without_videos_says_what_was_looked_for(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"no video \(\.mkv, .*\) among its 1 entries"):
+        videos_of(tmp_path)
+
+
+def test_every_group_names_metrics_and_a_family_has_one_mapping_of_settings():
+    for names in GROUPS.values():
+        assert set(names) <= set(METRICS)
+    for row in METRICS.values():
+        if row.family != "reference":
+            assert all(row.settings == other.settings for other in METRICS.values() if other.family == row.family)

@@ -1,0 +1,155 @@
+"""benchmarks.speed.generation: it measures on whatever machine there is, and says what it measured."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import pytest
+from diffusers import WanTransformer3DModel
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from benchmarks.speed.generation import Way, choose_way, fastest, main
+from pw.run.build import build
+
+SMALL = (
+    *("scales=proxy", "trainer=cpu", "scale.frames=5", "scale.height=64", "scale.width=64"),
+    *("scale.anchor_height=32", "scale.anchor_width=32", "scale.norm_groups=4", "backbone.num_layers=2"),
+    *("backbone.num_attention_heads=2", "backbone.attention_head_dim=16", "backbone.ffn_dim=32", "backbone.text_dim=8"),
+)
+STEPS = ("stock_steps=2", "stock_of=7")
+
+
+def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path: Path, capsys) -> None:
+    assert main([*SMALL, "kernels=sdpa,sage", *STEPS, "compile=false", f"out={tmp_path / 'bench.json'}"]) == 0
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["kernels"]["sdpa"] > 0
+    assert "not to be had here" in found["kernels"]["sage"]
+    [measured] = found["measured"]
+    assert len(measured["evaluation_seconds"]) == 8
+    assert 0 < sum(measured["evaluation_seconds"]) <= measured["seconds"] + 1e-3  # all but what comes after the last
+    assert (measured["scale"], measured["steps"], measured["evaluations"]) == ("proxy", 4, 8)
+    assert measured["attention"] == "sdpa"
+    assert len(measured["stock"]["step_seconds"]) == 2
+    assert measured["stock"]["seconds"] == pytest.approx(7 * measured["stock"]["step_seconds"][1], rel=0.02)
+    assert measured["stock"]["steps"] == 7
+    assert measured["speed_up"] == pytest.approx(measured["stock"]["seconds"] / measured["seconds"], rel=0.02)
+    assert {"git_commit", "device", "torch"} <= found.keys()
+
+
+def test_compiled_blocks_are_taken_where_they_are_faster_and_refused_with_a_reason() -> None:
+    slow, fast, none = Way("sdpa"), Way("sdpa", compiled=True), Way("flash3")
+    assert fastest({slow: 2.0, fast: 1.0, none: "not to be had here"}) == fast
+    assert fastest({slow: 1.0, fast: "not to be had here (no compiler)"}) == slow
+    assert fastest({none: "not to be had here"}) is None
+    assert build(["scale=2k", *fast.overrides]).trainer.compile
+    assert not build(["scale=2k", "trainer.compile=true", *slow.overrides]).trainer.compile
+
+
+def test_kernels_of_which_none_is_there_are_an_error_before_anything_is_measured(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "bench.json"
+    assert main([*SMALL, "kernels=sage", f"out={out}"]) == 2
+    assert "kernels=sage: none of them is to be had here" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("forwards", "ours", "stock"), [(3, 2, None), (1 + 8 + 3, 8, 1)])
+def test_what_was_measured_before_a_kill_is_in_the_file(
+    tmp_path: Path, forwards: int, ours: int, stock: int | None, capsys
+) -> None:
+    """One forward warms up, eight are ours; a step of stock is two."""
+    done = 0
+
+    def stop(module: Any, args: Any) -> None:
+        nonlocal done
+        if isinstance(module, WanTransformer3DModel):
+            if done == forwards:
+                raise KeyboardInterrupt
+            done += 1
+
+    hook = register_module_forward_pre_hook(stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main([*SMALL, "kernels=sdpa", *STEPS, "compile=false", f"out={tmp_path / 'bench.json'}"])
+    finally:
+        hook.remove()
+    found = json.loads((tmp_path / "bench.json").read_text())
+    [measured] = found["measured"]
+    assert len(measured["evaluation_seconds"]) == ours
+    assert ("seconds" in measured) == (stock is not None)
+    assert len(measured.get("stock", {}).get("step_seconds", [])) == (stock or 0)
+    assert "speed_up" not in measured
+    assert f"proxy: evaluation {ours} of 8" in capsys.readouterr().err
+
+
+def test_where_there_is_one_way_none_is_timed() -> None:
+    run = build(["scale=proxy", "stage=hires", *SMALL[1:]])
+    for compiles, way in (("false", Way("sdpa")), ("always", Way("sdpa", compiled=True))):
+        ran = 0
+
+        def seen(module: Any, args: Any) -> None:
+            nonlocal ran
+            ran += 1
+
+        hook = register_module_forward_pre_hook(seen)
+        try:
+            best, told = choose_way(run, ["sdpa"], compiles)
+        finally:
+            hook.remove()
+        assert best == way
+        assert told == {str(best): "not timed, there is no other"}
+        assert ran == 0
+    assert choose_way(run, ["sage"], "always")[0] is None
+
+
+def test_one_network_is_alive_at_a_time_or_its_peak_would_be_anothers(tmp_path: Path) -> None:
+    """The kernels', a scale's and the next scale's: seen at every forward, with nothing collected by chance."""
+    alive: WeakSet[Any] = WeakSet()
+    most = 0
+
+    def seen(module: Any, args: Any) -> None:
+        nonlocal most
+        if isinstance(module, WanTransformer3DModel):
+            alive.add(module)
+            most = max(most, len(alive))
+
+    hook = register_module_forward_pre_hook(seen)
+    gc.disable()
+    try:
+        words = [
+            *SMALL,
+            "kernels=sdpa",
+            "compile=false",
+            "stock_steps=1",
+            "stock_of=2",
+            f"out={tmp_path / 'bench.json'}",
+        ]
+        assert main(["scales=proxy,proxy", *words[1:]]) == 0
+    finally:
+        gc.enable()
+        hook.remove()
+    assert most == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["what=nothing"],
+            "what=nothing: there are generate, metrics and train: make bench what=…",
+        ),
+        (["compile=maybe"], "compile=maybe: true, false or always"),
+        (["stock_of=0"], "stock_of=0: a whole number from 1"),
+        (["stock_steps=-1"], "stock_steps=-1: a whole number from 0"),
+        (["scales=tiny"], "scale=tiny: the bench is of a scale with text"),
+        (["scales=8k"], "scale=8k: scale is one of"),
+        ([*SMALL, "kernels=fast"], "kernels=fast: fast is not one of cudnn, flash, flash3, sage, sdpa"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_wrong_call_is_told_what_would_do(words: list[str], told: str, capsys) -> None:
+    assert main(words) == 2
+    assert told in capsys.readouterr().err

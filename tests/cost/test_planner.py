@@ -1,0 +1,293 @@
+"""The plan: what fits, what is refused and with which way out, and that it answers before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pw.cost import count as cost
+from pw.cost import planner as plan
+from pw.run.build import Run, build
+from pw.run.compose import ROOT, ConfigError
+
+
+@cache
+def run(*overrides: str) -> Run:
+    return build(list(overrides))
+
+
+def verdicts(*arguments: str) -> dict[str, plan.Verdict]:
+    made, asked, _ = plan.command_line(arguments)
+    return {verdict.what: verdict for verdict in plan.verdicts(made, asked)}
+
+
+OFFLOADED_ADAPTERS = ("trainer.offload_activations=true", "train.trainable=adapters")
+
+
+class TestGpus:
+    @pytest.mark.parametrize(
+        ("text", "count", "gigabytes"),
+        [
+            ("1x80GB", 1, 80),
+            ("8x141gb", 8, 141),
+            ("80GB", 1, 80),
+            ("2x39.5GB", 2, 39.5),
+            ("H200", 1, 141),
+            ("1xH100", 1, 80),
+            ("4xa100-40", 4, 40),
+            ("A100-80GB", 1, 80),
+        ],
+    )
+    def test_are_read_as_they_are_written(self, text: str, count: int, gigabytes: float) -> None:
+        gpus = plan.parse_gpus(text)
+        assert (gpus.count, gpus.memory) == (count, pytest.approx(gigabytes * 1e9))
+        assert gpus.tflops > 0
+
+    def test_in_gib_are_more_than_in_gb(self) -> None:
+        assert plan.parse_gpus("1x80GiB").memory == 80 * 2**30
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("0x80GB", "gpus=0x80GB: needs at least one GPU, e.g. gpus=1x80GB"),
+            ("1x0GB", "a GPU without memory"),
+            ("1xH300", "gpus=1xH300: did you mean H200? known are A100-40"),
+            ("", "memory as in gpus=1x80GB"),
+            ("-1x80GB", "gpus=-1x80GB"),
+        ],
+    )
+    def test_that_are_none_are_refused_with_what_would_do(self, text: str, told: str) -> None:
+        with pytest.raises(ConfigError) as error:
+            plan.parse_gpus(text)
+        assert told in str(error.value)
+
+
+class TestTheCommandLine:
+    @pytest.mark.parametrize(
+        ("argument", "told"),
+        [
+            ("tflops=-1", "tflops=-1: wants a positive number, e.g. tflops=400"),
+            ("tflops=nan", "tflops=nan"),
+            ("tflops=fast", "tflops=fast"),
+            ("for=fun", "for=fun: one of generation, training, both"),
+            ("dtype=fp8", "dtype=fp8: one of bf16, fp32"),
+            ("scale=8k", "scale is one of 2k, 4k, proxy, tiny"),
+            ("scale.frames=122", "121 or 125 would do"),
+        ],
+    )
+    def test_refuses_what_it_cannot_plan_with_status_2(
+        self, argument: str, told: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert plan.main([*(["scale=2k"] if "scale=" not in argument else []), argument]) == 2
+        printed = capsys.readouterr()
+        assert told in printed.err
+        assert not printed.out
+
+    def test_exits_with_1_when_what_was_asked_for_does_not_fit(self) -> None:
+        assert plan.main(["scale=4k", "gpus=1x80GB"]) == 1
+        assert plan.main(["scale=4k", "gpus=1x80GB", "for=training"]) == 1
+        assert plan.main(["scale=4k", "gpus=1x80GB", "for=generation"]) == 0
+
+    def test_without_gpus_judges_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert plan.main([]) == 0
+        printed = capsys.readouterr().out
+        assert "nothing is judged" in printed
+        assert "fits" not in printed
+
+    def test_says_what_clips_take_as_they_are_sampled_where_they_are_large(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        plan.main(["scale=2k", "sampling.count=100"])
+        # 121 x 1440 x 2560 px, three channels: a batch in 4 bytes and a clip twice in one; 24 bytes of 2^25 px
+        assert "1 at once, its clips take 8.8 GB of CPU memory" in capsys.readouterr().out
+        plan.main([])
+        assert "Sampled to be scored" not in capsys.readouterr().out
+
+    @pytest.mark.parametrize("columns", [80, 120])
+    def test_prints_tables_that_fit_the_screen(
+        self, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        plan.main(["scale=4k", "gpus=1x80GB"])
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= columns
+        rows = [line.split() for line in lines]
+        for row in (["tokens", "3,472", "249,240"], ["parameters", "5,010,017,472", "5,083,999,681"]):
+            assert row in rows
+        # whole numbers in whole cells: nothing is cut or wrapped
+        peak = next(row for row in rows if row[:1] == ["peak"])
+        assert peak == ["peak", "11.7", "GB", "10.4", "GB", "36.4", "GB", "15.1", "GB"]
+
+    def test_writes_the_same_as_json(self, tmp_path: Path) -> None:
+        path = tmp_path / "deep" / "plan.json"
+        assert plan.main(["scale=2k", "gpus=2xH200", "tflops=450", f"json={path}"]) == 0
+        made = json.loads(path.read_text())
+        generation = plan.generation_of(plan.stages(run("scale=2k")))
+        assert [phase["name"] for phase in made["generation"]["phases"]] == ["text", "stage I", "stage II", "decode"]
+        assert made["generation"]["phases"][2]["bytes"] == generation.phases[2].bytes
+        assert made["generation"]["seconds"] == pytest.approx(generation.flops / 450e12)
+        assert made["training"]["flops"] == cost.training_cost(run("scale=2k"), 2).flops
+        assert [verdict["fits"] for verdict in made["verdicts"]] == [True, True]
+
+    def test_answers_without_importing_torch(self) -> None:
+        code = (
+            "import sys; from pw import plan\n"
+            "plan.main(['scale=4k', 'gpus=1x80GB'])\n"
+            "heavy = {'torch', 'diffusers', 'lightning', 'transformers'} & set(sys.modules)\n"
+            "sys.exit(f'imported {heavy}' if heavy else 0)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+class TestAVerdict:
+    def test_of_generation_at_2k_and_4k_is_that_it_fits_80_gb(self) -> None:
+        for scale in ("2k", "4k"):
+            assert verdicts(f"scale={scale}", "gpus=1x80GB", "for=generation")["generation"].fits
+
+    def test_of_training_everything_at_4k_is_that_it_does_not_fit(self) -> None:
+        found = verdicts("scale=4k", "gpus=1x141GB", "for=training")["training"]
+        assert not found.fits
+        assert "backward needs 256.6 GB, most of it working set" in found.line
+        assert "train.trainable=adapters" in found.line
+
+    def test_of_a_training_on_several_gpus_says_how_it_is_split(self) -> None:
+        found = verdicts("scale=2k", "gpus=16x80GB", "for=training")["training"]
+        assert found.fits
+        # its updates have 8 clips, which 16 cannot share
+        assert "trainer=fsdp trainer.devices=8 trainer.nodes=2 train.accumulate=16" in found.line
+        eight = verdicts("scale=2k", "gpus=8x141GB", "for=training")["training"].line
+        assert eight.endswith("trainer=fsdp trainer.devices=8")
+
+    @pytest.mark.parametrize(
+        ("overrides", "card", "offered"),
+        [
+            (("scale=2k",), "1x80GB", "gpus=4x80GB, sharded (trainer=fsdp trainer.devices=4 trainer.context=2)"),
+            (("scale=4k",), "1xH200", "gpus=2xH200, sharded (trainer=fsdp trainer.devices=2 trainer.context=2)"),
+            (("scale=proxy",), "8x24GB", "trainer.devices=8 trainer.nodes=2 train.accumulate=16, which makes"),
+            (("scale=4k",), "1x16GB", "gpus=2xH200, sharded"),  # not on any number of such small ones
+            (("scale=2k",), "1x16GB", "gpus=1xB200"),
+        ],
+    )
+    def test_of_a_training_offers_devices_that_do_in_words_that_are_taken(
+        self, overrides: tuple[str, ...], card: str, offered: str
+    ) -> None:
+        """As few as do, of those that are asked about: also where each clip has to be shared."""
+        line = verdicts(*overrides, f"gpus={card}", "for=training")["training"].line
+        assert offered in line
+        offers = re.findall(r"(?:gpus=(\w+)|shared by \d+)(?:,? (?:sharded )?\((trainer=[^,)]*))?", line)
+        assert offers
+        for gpus, words in offers:
+            assert verdicts(*overrides, *words.split(), f"gpus={gpus or card}", "for=training")["training"].fits
+
+    def test_on_several_gpus_offers_to_split_the_networks_before_it_changes_the_video(self) -> None:
+        found = verdicts("scale=4k", "gpus=8x24GB", "for=generation")["generation"]
+        assert found.remedy == ("trainer=fsdp", "trainer.devices=8", "trainer.context=2")
+        assert found.line.endswith("trainer=fsdp trainer.devices=8 trainer.context=2; or scale.frames=49")
+        assert verdicts("scale=4k", *found.remedy, "gpus=8x24GB", "for=generation")["generation"].fits
+        tile = verdicts("scale=4k", "codec.tile=0", "gpus=8x80GB", "for=generation")["generation"]
+        assert tile.remedy == ("codec.tile=512", "codec.overlap=128")
+
+    @pytest.mark.parametrize(
+        ("what", "overrides", "card", "remedy"),
+        [
+            ("generation", ("scale=2k", "codec.tile=0"), "1x24GB", None),
+            ("generation", ("scale=2k", "codec.tile=0"), "1x40GB", ("codec.tile=512", "codec.overlap=128")),
+            ("generation", ("scale=4k",), "1x32GB", None),
+            ("generation", ("scale=4k", "trainer.guidance_batch=true"), "1x48GB", ("trainer.guidance_batch=false",)),
+            ("generation", ("scale=4k",), "1x16GB", None),
+            ("training", ("scale=2k",), "1x141GB", ("train.trainable=adapters",)),
+            ("training", ("scale=2k",), "1x80GB", None),
+            ("training", ("scale=4k",), "1x80GB", (*OFFLOADED_ADAPTERS, "scale.frames=81")),
+            ("training", ("scale=4k",), "1x141GB", OFFLOADED_ADAPTERS),
+            ("training", ("scale=2k", "train.trainable=adapters"), "1x80GB", ("trainer.offload_activations=true",)),
+            ("training", ("scale=proxy", "train.checkpoint_activations=false"), "1x141GB", None),
+            ("training", ("scale=proxy", "train.batch_size=128"), "1x141GB", None),
+        ],
+    )
+    def test_offers_a_setting_that_really_fits(
+        self, what: str, overrides: tuple[str, ...], card: str, remedy: tuple[str, ...] | None
+    ) -> None:
+        found = verdicts(*overrides, f"gpus={card}", f"for={what}")[what]
+        assert not found.fits
+        assert found.remedy
+        assert " ".join(found.remedy) in found.line
+        assert verdicts(*plan.amended(overrides, found.remedy), f"gpus={card}", f"for={what}")[what].fits
+        assert remedy is None or found.remedy == remedy
+
+    def test_in_fp32_offers_bf16(self) -> None:
+        found = verdicts("scale=4k", "dtype=fp32", "gpus=1x48GB", "for=generation")["generation"]
+        assert found.remedy == ("dtype=bf16",)
+        assert verdicts("scale=4k", "dtype=bf16", "gpus=1x48GB", "for=generation")["generation"].fits
+
+    def test_on_a_card_too_small_for_any_setting_names_one_that_is_not(self) -> None:
+        found = verdicts("scale=4k", "gpus=1x8GB", "for=generation")["generation"]
+        assert not found.remedy
+        offered = found.line.rpartition(" ")[2]
+        assert verdicts("scale=4k", offered, "for=generation")["generation"].fits
+
+    @settings(max_examples=20)
+    @given(st.sampled_from(["2k", "4k", "proxy"]), st.floats(1, 400), st.floats(1, 400))
+    def test_never_worsens_with_more_memory(self, scale: str, a: float, b: float) -> None:
+        made = plan.generation_of(plan.stages(run(f"scale={scale}"))).worst
+        low, high = sorted((a, b))
+        assert made.fits(high * 1e9) or not made.fits(low * 1e9)
+
+    def test_leaves_a_margin_for_the_allocator(self) -> None:
+        moment = cost.Moment("x", (cost.Part("weights", 100e9, "counted"),))
+        assert moment.needs == pytest.approx(106e9 + 2**30)
+        assert moment.fits(moment.needs)
+        assert not moment.fits(moment.needs - 1)
+
+
+class TestCheckGeneration:
+    def test_lets_pass_what_fits(self) -> None:
+        plan.check_generation(run("scale=4k"), run("scale=4k", "stage=anchor"), 80e9)
+        plan.check_generation(None, run("scale=4k", "stage=anchor"), 16e9)
+
+    def test_says_what_takes_too_much_and_what_would_do(self) -> None:
+        with pytest.raises(ValueError, match="does not fit") as error:
+            plan.check_generation(run("scale=4k"), run("scale=4k", "stage=anchor"), 32e9)
+        told = str(error.value)
+        assert "generation does not fit 32.0 GB: stage II needs 39.6 GB, most of it working set" in told
+        assert "scale.frames=" in told
+        assert "\n" not in told
+
+
+class TestSeveralGpus:
+    def test_share_an_updates_micro_batches(self) -> None:
+        one, eight, many = (cost.training_cost(run("scale=2k"), n) for n in (1, 8, 64))
+        assert eight.seconds(eight.flops, 400) == one.seconds(one.flops, 400) / 8
+        assert many.seconds(many.flops, 400) == eight.seconds(
+            eight.flops, 400
+        )  # 8 clips an update: the rest would idle
+
+    def test_share_a_clips_tokens_where_it_is_too_large_for_one(self) -> None:
+        line = verdicts("scale=4k", "gpus=8x80GB", "for=training")["training"].line
+        assert "tokens shared by 4 (trainer=fsdp trainer.devices=8 trainer.context=4)" in line
+        shared = ("scale=4k", "trainer=fsdp", "trainer.devices=8", "trainer.context=4")
+        assert verdicts(*shared, "gpus=8x80GB", "for=training")["training"].fits
+        assert not verdicts(*shared[:-1], "trainer.context=2", "gpus=8x80GB", "for=training")["training"].fits
+        apart, together = (cost.training_cost(run("scale=4k"), 8, n) for n in (1, 8))
+        assert together.seconds(together.flops, 400) == pytest.approx(apart.seconds(apart.flops, 400))
+
+    def test_make_one_video_together_in_an_eighth_of_the_time_but_for_text(self) -> None:
+        alone, together = (
+            plan.make_plan(["scale=4k", "trainer=fsdp", f"trainer.context={n}"], None, 400, None) for n in (1, 8)
+        )
+        for one, eight in zip(alone.generation.phases, together.generation.phases, strict=True):
+            share = 1 if one.name == "text" else 8  # the decode has 24 tiles
+            assert plan.seconds(one, 400) == pytest.approx(share * plan.seconds(eight, 400))
+            assert eight.bytes <= one.bytes
+
+    def test_that_are_no_multiple_of_those_that_share_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"trainer\.context=4: gpus=6x80GB"):
+            verdicts("scale=4k", "trainer=fsdp", "trainer.context=4", "gpus=6x80GB")

@@ -1,0 +1,166 @@
+"""`make bench what=train`: its rivals do the same, and it says what was missed."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.speed.updates import TINY, bare_updates, time_reading, time_updates, write_latents
+from experiments.engine import bench as _bench
+from experiments.engine.bench import Measured, Sizes
+from pw.run.build import build
+from pw.run.compose import ROOT
+from pw.train.loop import batches, import_stages, train
+
+UPDATES = 6
+SIZES = Sizes(repeats=1, ablation=())
+
+
+class TestTheBareLoop:
+    @pytest.mark.parametrize(
+        "given",
+        [(), ("objective=flow", "train.accumulate=2", "train.batch_size=2", "optimizer.clip=0.01")],
+        ids=" ".join,
+    )
+    def test_ends_with_the_weights_of_a_training_to_the_bit(self, given: tuple[str, ...], tmp_path: Path) -> None:
+        run = build([*TINY, f"train.updates={UPDATES}", *given])
+        trained = train(run, tmp_path)
+        stage = next(itertools.islice(bare_updates(run), UPDATES - 1, None))
+        for name, net in (("online", stage.net), ("ema", stage.ema)):
+            theirs, bare = load_file(trained / f"{name}.safetensors"), net.state_dict()
+            assert theirs.keys() == bare.keys()
+            assert not [key for key in bare if not torch.equal(theirs[key], bare[key])]
+
+    def test_takes_its_turn_after_every_ten_updates(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The clock is read as a training's round ends and as the bare one's does: five minutes each, here."""
+        clock = itertools.count(0, 300)
+        monkeypatch.setattr("benchmarks.speed.updates.time.perf_counter", lambda: float(next(clock)))
+        ours, bare = time_updates(1)
+        assert len(ours) == len(bare) == 1
+        assert bare == [30.0]
+
+
+class TestTheLatents:
+    def test_that_are_written_are_read_as_training_reads_them(self, tmp_path: Path) -> None:
+        write_latents(tmp_path, build([*TINY, "data=none"]))
+        run = build([*TINY, "data=latents", f"data.urls={tmp_path}"])
+        seen = list(itertools.islice(batches(run, 0), 8))  # an epoch
+        latents = torch.cat([batch["clips"].latent for batch in seen])
+        assert len(latents.flatten(1).unique(dim=0)) == 64
+        in_pixels = build(TINY).source.batch(0, 0, 1)
+        stage = next(bare_updates(run))
+        assert latents.shape[1:] == stage.codec.encode(in_pixels).shape[1:]
+
+    def test_are_read_and_trained_on_in_turn(self) -> None:
+        reading, training = time_reading(1)
+        assert len(reading) == len(training) == 1
+        assert min(*reading, *training) > 0
+
+
+class TestTheCommandsOfTheRunsAlone:
+    def test_are_those_that_a_dry_run_prints(self) -> None:
+        printed = (
+            "ansc: a title\narm   seed 0\n"
+            "  .venv/bin/python -m pw train stage=hires seed=0 outputs='a b'\n"
+            "  .venv/bin/python -m pw sample stage=hires seed=0 outputs='a b'\n"
+            "  # score a b/videos/0123\n"
+        )
+        assert _bench.alone(printed) == [
+            ["-m", "pw", "sample", "stage=hires", "seed=0", "outputs=a b"],
+        ]
+
+    def test_are_all_samplings_of_the_plan_each_of_which_trains_first(self, tmp_path: Path) -> None:
+        _, sizes, _ = _bench.check(["arms=full", "seeds=2", f"out={tmp_path / 'x.json'}"])
+        printed = _bench.python("-m", "pw", "ablation", *sizes.ablation, f"outputs={tmp_path}", "dry_run=true")
+        assert "3 trainings, 4 samplings" in printed
+        assert [words[2] for words in _bench.alone(printed)] == ["sample"] * 4
+
+
+class TestWhatIsReported:
+    @pytest.mark.parametrize(("value", "word"), [(1.04, "met"), (1.06, "missed")])
+    def test_says_whether_an_aim_is_met(
+        self, value: float, word: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+    ) -> None:
+        seconds = [value] * 3, [1.0] * 3
+        monkeypatch.setattr("benchmarks.speed.updates.time_updates", lambda repeats: seconds)
+        assert _bench.main(["only=step", f"out={tmp_path / 'bench.json'}"]) == 0
+        assert capsys.readouterr().out.count(word) == 1
+        written = json.loads((tmp_path / "bench.json").read_text())
+        row = written["measured"][-1]
+        assert (row["value"], row["aim"], row["met"]) == (pytest.approx(value), 1.05, word == "met")
+        assert {"git_commit", "code", "lock_hash", "device", "cores", "torch", "repeats"} <= written.keys()
+
+    def test_a_ratio_is_the_median_of_the_rounds_ratios(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The machine was slow in the first round, for both, and hiccuped in the last, for one."""
+        rounds = [8.0, 2.0, 9.0], [4.0, 1.0, 1.0]
+        monkeypatch.setattr("benchmarks.speed.updates.time_updates", lambda repeats: rounds)
+        assert _bench.bench_step(SIZES)[-1].value == 2.0
+        monkeypatch.setattr("benchmarks.speed.updates.time_reading", lambda repeats: rounds[::-1])
+        reading = _bench.bench_latents(SIZES)[-1]
+        assert (reading.value, reading.met) == (2.0, False)
+
+    def test_a_process_that_fails_is_no_measurement(self, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        monkeypatch.setattr(_bench, "LISTING", ("-m", "pw", "ablation", "lists"))
+        assert _bench.main(["only=list"]) == 1
+        assert "python -m pw ablation lists failed" in capsys.readouterr().err
+
+    def test_import_of_the_method_is_of_all_its_modules(self) -> None:
+        """Without torch, here: it is the other half of what is measured."""
+        found = _bench.python("-c", f"{_bench.METHOD.replace(', torch', '')}; import sys; print(*sys.modules)").split()
+        files = {path.stem for path in (ROOT / "pw" / "method").glob("*.py")} - {"__init__"}
+        assert {f"pw.method.{name}" for name in files} <= set(found)
+        assert "torch" not in found
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("repeat=3", "repeat=3: no such key; there are only=, repeats=, arms="),
+        ("only", "only: no such key"),
+        ("only=steps", "only=steps: 'steps' is not one of list, method, start, ablation, step, latents"),
+        ("repeats=0", "repeats=0: a whole number from 1"),
+        ("updates=few", "updates=few: a whole number from 1"),
+        ("arms=base", "arms=base: did you mean baseline?"),
+        ("seeds=x", "seeds=x: a number of seeds"),
+        ("out=tests", "tests: is a folder, wants a file"),
+    ],
+)
+def test_a_wrong_call_is_told_what_would_do(word: str, told: str, capsys: Any) -> None:
+    assert _bench.main([word]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_garbage_is_collected_again_once_the_stages_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("pw.train.loop.importlib.import_module", lambda name: seen.append((name, gc.isenabled())))
+    monkeypatch.delitem(sys.modules, "pw.stages.hires", raising=False)
+    import_stages()
+    assert seen == [("pw.stages.anchor", False), ("pw.stages.hires", False)]
+    assert gc.isenabled()
+
+
+class TestTheFirstReport:
+    """Which `pw.train.loop` sends after its first update is seen in tests/parallel/test_processes.py."""
+
+    def test_is_heard_of_a_process(self) -> None:
+        seconds, cpu = _bench.first_report("-c", "from pw import parallel; parallel.report(update=1, updates=1)")
+        assert seconds > 0
+        assert cpu > 0
+
+    @pytest.mark.parametrize("end", ["print('no word')", "from pw import parallel; parallel.report(a=1); 1 / 0"])
+    def test_is_missed_of_one_that_sends_none_or_fails(self, end: str) -> None:
+        with pytest.raises(RuntimeError, match=r"no word|ZeroDivisionError"):
+            _bench.first_report("-c", end)
+
+
+def test_an_aim_is_of_a_number() -> None:
+    assert Measured("start", "", 11.9, "s", 12, "most").met
+    assert not Measured("ablation", "", 1.9, "x", 2, "least").met

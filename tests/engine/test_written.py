@@ -1,0 +1,119 @@
+"""What a table is made of: a file that is cut off, or somebody else's, is named and not fallen over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.metrics import protocols
+from experiments.engine.plan import Plan, make_plan, parse
+from experiments.engine.pool import all_jobs, score_is_current
+from experiments.engine.table import make_table, write_table
+from experiments.engine.written import SAMPLING, read_written
+from pw.io.video import write_video
+from pw.run.compose import ConfigError
+from pw.sample.evaluate import is_sampled, reference_folder, sample_folder
+from pw.train.loop import training_folder, write_json
+
+DAMAGED = ("", '{"signature": "0', "[]", "null")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """One arm and seed, with scores as if all had been done."""
+    plan = make_plan(parse(["name=ansc", "arms=baseline", "seeds=1", f"outputs={tmp_path}"]))
+    for row in all_jobs(plan)[1]:
+        about = {"arm": row.name, "metrics": protocols(["mhd"])}
+        found = {"metrics": {"mhd": 0.02}, "n_videos": {"mhd": 8}, "contract": about}
+        write_json(Path(row.job.score["out"]) / "scores.json", found)
+    return plan
+
+
+def marks(plan: Plan) -> dict[str, Path]:
+    run, outputs = plan.arms[0].first, plan.options.outputs
+    return {
+        "training": training_folder(run, outputs) / "done.json",
+        "sampling": sample_folder(run, outputs) / "done.json",
+        "reference": reference_folder(run, outputs) / "done.json",
+        "scores": Path(all_jobs(plan)[1][0].job.score["out"]) / "scores.json",
+    }
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+@pytest.mark.parametrize("what", ["training", "sampling", "reference", "scores"])
+def test_a_table_names_the_file_that_is_cut_off_and_what_would_do(what: str, text: str, plan: Plan):
+    assert make_table(plan, all_jobs(plan)[1], {})["arms"][0]["metrics"]
+    path = marks(plan)[what]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"json: is cut off.*; .*remove ") as caught:
+        make_table(plan, all_jobs(plan)[1], {})
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "lacks"), [("training", "no signature"), ("sampling", "no clips"), ("scores", "no n")]
+)
+def test_a_table_names_the_file_that_is_somebody_elses(what: str, lacks: str, plan: Plan):
+    write_json(marks(plan)[what], {"metrics": {}, "contract": {}} if what == "scores" else {"ours": False})
+    with pytest.raises(ConfigError, match=rf"json: holds .*{lacks}"):
+        make_table(plan, all_jobs(plan)[1], {})
+
+
+def test_a_mark_that_cannot_be_read_is_an_error_in_words(plan: Plan):
+    marks(plan)["training"].mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"done\.json: cannot be read \(Is a directory\)"):
+        make_table(plan, all_jobs(plan)[1], {})
+
+
+def test_a_training_that_did_not_note_its_costs_has_none(plan: Plan):
+    write_json(marks(plan)["training"], {"signature": "0", "updates": 3})
+    cost = make_table(plan, all_jobs(plan)[1], {})["arms"][0]["cost"]
+    assert (cost["updates"], cost["train_flops"]) == (3, None)
+
+
+def test_a_table_that_is_cut_off_is_put_aside_and_not_fallen_over(plan: Plan):
+    plan.folder.mkdir(parents=True)
+    (plan.folder / "table.json").write_text('{"settings": [')
+    clips = marks(plan)["sampling"].parent
+    clips.mkdir(parents=True)
+    write_video(clips / "0000.mkv", np.zeros((2, 24, 24, 3), np.uint8))
+    write_table(plan, make_table(plan, all_jobs(plan)[1], {}))
+    assert next((plan.folder / "earlier").rglob("table.json")).read_text() == '{"settings": ['
+    assert (plan.folder / "table.md").exists()
+
+
+@pytest.mark.parametrize("text", [*DAMAGED, "{}", '{"clips": "all", "contract": 3}'])
+def test_clips_and_scores_of_a_mark_that_says_nothing_are_made_again(text: str, plan: Plan):
+    run, found = plan.arms[0].first, marks(plan)
+    score = all_jobs(plan)[1][0].job.score
+    checks: dict[str, Callable[[], bool]] = {
+        "sampling": lambda: is_sampled(run, 1, plan.options.outputs),
+        "scores": lambda: score_is_current(score),
+    }
+    for what, is_done in checks.items():
+        found[what].parent.mkdir(parents=True, exist_ok=True)
+        found[what].write_text(text)
+        assert not is_done()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "is cut off"),
+        ("[]", "is cut off, .* or no JSON"),
+        ('{"signature": "0"}', "holds no training, no clips, no seed, which this suite does not write"),
+        ('{"signature": "0", "training": "1", "clips": "2", "seed": 3}', "holds clips='2', which"),
+    ],
+)
+def test_a_mark_is_read_whole_or_told_by_name_with_what_would_do(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "done.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=f"done.json: {told}.*; sample again"):
+        read_written(path, SAMPLING, "sample again")
+    about = {"signature": "0", "training": "1", "clips": 2, "seed": 3}
+    write_json(path, about)
+    assert read_written(path, SAMPLING, "sample again") == about

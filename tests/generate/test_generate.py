@@ -1,0 +1,422 @@
+"""pw.generate.pipeline: from a prompt to a video on the small random pipeline, resumable, and refusing early."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import pw.nn.codec
+from pw.generate.pipeline import OTHER_FILES, Generation, _let_open, generate, main, parse
+from pw.io.video import read_video
+from pw.nn.networks import Network, load_network
+from pw.train.loop import training_folder, write_config
+
+SIZE = (
+    *("scale=tiny", "scale.height=64", "scale.width=96", "scale.anchor_height=32", "scale.anchor_width=64"),
+    *("scale.anchor_upsample=latent", "anchor.sampling.num_steps=2", "sampling.num_steps=2", "hires=random"),
+)
+
+
+@pytest.fixture
+def call(pipeline: tuple[Path, Any], tmp_path: Path):
+    """`call("prompt=a heron")` is a checked call that writes below tmp_path."""
+
+    def made(*words: str) -> Generation:
+        frames = () if any(w.startswith(("frames=", "scale.frames=")) for w in words) else ("frames=5",)
+        out = () if any(w.startswith("out=") for w in words) else (f"out={tmp_path / 'out'}",)
+        return parse([*SIZE, f"weights={pipeline[0]}", *frames, *out, *words])
+
+    return made
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a call early."""
+
+
+def stopping_at(part: str) -> Any:
+    def progress(what: str, share: float, within: float) -> None:
+        if part in what:
+            raise Stopped
+
+    return progress
+
+
+class TestOnePrompt:
+    def test_becomes_a_video_an_anchor_and_a_manifest(self, call: Any) -> None:
+        made = call("prompt=A heron, over a lake!", "seed=3")
+        shares: list[float] = []
+        [path] = generate(made, lambda what, share, within: shares.append(share))
+        assert path.name.startswith("a-heron-over-a-lake_")
+        assert read_video(path).shape == (5, 64, 96, 3)
+        assert len({frame.tobytes() for frame in read_video(path)}) > 1
+        about = json.loads(path.with_suffix(".mp4.json").read_text())
+        assert (about["prompt"], about["seed"], about["frames"], about["fps"]) == ("A heron, over a lake!", 3, 5, 24.0)
+        assert about["size"] == [96, 64]
+        assert (about["anchor"]["steps"], about["anchor"]["solver"], about["anchor"]["guidance"]) == (2, "unipc", 5.0)
+        assert (about["hires"]["steps"], about["hires"]["solver"]) == (2, "euler")
+        assert set(about["seconds"]) == {"text", "anchor", "hires", "decode"}
+        assert about["peak_memory_gb"]["decode"] > 0
+        anchor = load_file(made.anchor_file(made.prompts[0]))["latent"]
+        assert anchor.shape == (1, 4, 2, 2, 4)
+        assert not list((made.out / "latents").iterdir())
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1.0)
+
+    def test_lossless_is_the_decoded_frames_themselves(self, call: Any) -> None:
+        made = call("prompt=a heron", "lossless=true")
+        [path] = generate(made)
+        assert path.suffix == ".mkv"
+        again = call("prompt=a heron", "lossless=true", f"out={path.parent.parent / 'again'}")
+        [other] = generate(again)
+        assert np.array_equal(read_video(path), read_video(other))  # the same seed, the same video
+
+    def test_of_one_frame_becomes_a_picture(self, call: Any) -> None:
+        [path] = generate(call("prompt=a heron", "frames=1"))
+        assert path.suffix == ".png"
+        assert np.asarray(Image.open(path)).shape == (64, 96, 3)
+
+    def test_with_another_seed_or_text_is_another_video(self, call: Any) -> None:
+        one, seed, text = (generate(call(*w, "lossless=true"))[0] for w in (
+            ("prompt=a heron",), ("prompt=a heron", "seed=1"), ("prompt=a fox",)))  # fmt: skip
+        assert len({one, seed, text}) == 3
+        assert len({read_video(path).tobytes() for path in (one, seed, text)}) == 3
+
+    def test_enlarges_the_anchor_in_pixels_where_the_scale_says_so(self, call: Any) -> None:
+        [path] = generate(call("prompt=a heron", "scale.anchor_upsample=pixel"))
+        assert read_video(path).shape == (5, 64, 96, 3)
+
+    def test_needs_no_weights_to_be_tried_out(self, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """weights=random: random networks of the configured sizes; the VAE's is small here to keep this quick."""
+        small = {**pw.nn.codec.WAN_VAE, "base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1}
+        monkeypatch.setattr("pw.nn.codec.WAN_VAE", small)
+        shares: list[float] = []
+        [path] = generate(call("prompt=a heron", "weights=random"), lambda what, share, within: shares.append(share))
+        assert read_video(path).shape == (5, 64, 96, 3)
+        assert shares[-1] == pytest.approx(1.0)
+
+
+class TestSeveralPrompts:
+    def test_come_from_a_file_in_its_order(self, call: Any, tmp_path: Path) -> None:
+        (tmp_path / "p.jsonl").write_text('{"prompt": "a fox", "seed": 4}\n{"prompt": "a heron"}\n')
+        made = call(f"prompts={tmp_path / 'p.jsonl'}")
+        assert [(p.text, p.seed) for p in made.prompts] == [("a fox", 4), ("a heron", 0)]
+        (tmp_path / "p.txt").write_text("a fox\n\na heron\n")
+        assert [p.text for p in call(f"prompts={tmp_path / 'p.txt'}").prompts] == ["a fox", "a heron"]
+
+    def test_do_not_depend_on_each_other(self, call: Any, tmp_path: Path) -> None:
+        (tmp_path / "p.txt").write_text("a fox\na heron\n")
+        both = generate(call(f"prompts={tmp_path / 'p.txt'}", "lossless=true"))
+        [alone] = generate(call("prompt=a heron", "lossless=true", f"out={tmp_path / 'alone'}"))
+        assert both[1].name == alone.name
+        assert np.array_equal(read_video(both[1]), read_video(alone))
+
+
+class TestACallThatWasStopped:
+    @pytest.mark.parametrize("part", ["stage I:", "stage II:", "decoding"])
+    def test_goes_on_to_the_same_video_and_does_nothing_twice(self, call: Any, tmp_path: Path, part: str) -> None:
+        made = call("prompt=a heron", "lossless=true")
+        with pytest.raises(Stopped):
+            generate(made, stopping_at(part))
+        assert not made.is_done(made.prompts[0])
+        anchors = {path: path.stat().st_mtime_ns for path in (made.out / "anchors").iterdir()}
+        assert len(anchors) == (part != "stage I:")
+        [path] = generate(call("prompt=a heron", "lossless=true"))
+        about = json.loads(path.with_suffix(".mkv.json").read_text())
+        assert set(about["seconds"]) == set(about["peak_memory_gb"]) == {"text", "anchor", "hires", "decode"}
+        assert all(anchor.stat().st_mtime_ns == when for anchor, when in anchors.items())
+        [undisturbed] = generate(call("prompt=a heron", "lossless=true", f"out={tmp_path / 'other'}"))
+        assert np.array_equal(read_video(path), read_video(undisturbed))
+
+    def test_leaves_no_half_written_file_behind(self, call: Any) -> None:
+        """What a killed call was writing lies beside its name until the prompt is taken up again."""
+        made = call("prompt=a heron")
+        video, anchor = made.video(made.prompts[0]), made.anchor_file(made.prompts[0])
+        halves = [video.with_name(f".{video.name}.9.part"), anchor.with_name(f".{anchor.name}.9")]
+        for half in halves:
+            half.parent.mkdir(parents=True, exist_ok=True)
+            half.write_bytes(b"half")
+        generate(made)
+        assert not any(half.exists() for half in halves)
+
+    def test_that_was_done_is_done_at_once(self, call: Any) -> None:
+        [path] = generate(call("prompt=a heron"))
+        before = path.stat().st_mtime_ns
+        assert generate(call("prompt=a heron"), stopping_at("")) == [path]
+        assert path.stat().st_mtime_ns == before
+
+
+class TestTheNameOfAVideo:
+    @pytest.mark.parametrize(
+        "word",
+        ["text.negative_prompt=blurry", "anchor.sampling.num_steps=3", "sampling.num_steps=3", "injector=alpha_zero"],
+    )
+    def test_changes_with_what_is_made(self, call: Any, word: str) -> None:
+        assert call("prompt=a heron").prompts[0].name != call("prompt=a heron", word).prompts[0].name
+
+    def test_stays_for_another_rate_or_quality_and_the_video_is_made_again(self, call: Any) -> None:
+        first = call("prompt=a heron")
+        [path] = generate(first)
+        before = path.read_bytes()
+        again = call("prompt=a heron", "quality=40")
+        assert not again.is_done(again.prompts[0])
+        told: list[str] = []
+        assert generate(again, lambda what, share, within: told.append(what)) == [path]
+        assert "stage I: anchors, taken from file" in told
+        assert path.read_bytes() != before
+        assert json.loads(again.manifest(again.prompts[0]).read_text())["quality"] == 40
+
+
+class TestTwoCalls:
+    def test_do_not_make_the_same_video(self, call: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """What one call is at, another leaves to it, and makes the rest: one call for each GPU."""
+        (tmp_path / "p.txt").write_text("a fox\na heron\n")
+        one, both = call("prompt=a fox", "lossless=true"), call(f"prompts={tmp_path / 'p.txt'}", "lossless=true")
+        made: list[Path] = []
+
+        def meanwhile(what: str, share: float, within: float) -> None:
+            if what.startswith("stage II") and not made:
+                made.extend(generate(both))
+
+        [fox] = generate(one, meanwhile)
+        assert [path.name.split("_")[0] for path in made] == ["a-heron"]
+        assert "a-fox" in capsys.readouterr().err
+        assert fox.exists()
+
+
+class TestACheckpointThatDoesNotFit:
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [("a.safetensors", "not a whole .safetensors"), ("a.txt", "is not read"), ("a.pt", "would have to run code")],
+    )
+    def test_or_that_cannot_be_read_is_told_before_anything_is_made(
+        self, call: Any, tmp_path: Path, name: str, told: str
+    ) -> None:
+        (tmp_path / name).write_bytes(b"x" * 100)
+        with pytest.raises(ValueError, match=told):
+            call("prompt=a", f"hires={tmp_path / name}")
+
+    def test_is_told_by_its_shapes_alone(self, call: Any, pipeline: tuple[Path, Any]) -> None:
+        with pytest.raises(ValueError, match=r"diffusers layout.*injector"):
+            call("prompt=a", f"hires={pipeline[0] / 'transformer'}")
+
+    def test_to_finite_numbers_is_not_kept(self, call: Any, tmp_path: Path) -> None:
+        like = call("prompt=a heron").hires
+        net = load_network(Network(like.backbone, like.injector, "sdpa", False, 7), "random", None, "cpu")
+        torch.nn.init.constant_(net.dit.proj_out.bias, float("nan"))
+        save_file(net.state_dict(), tmp_path / "a.safetensors")
+        made = call("prompt=a heron", f"hires={tmp_path / 'a.safetensors'}")
+        with pytest.raises(ValueError, match=r"latents/a-heron.*'a heron' is not finite"):
+            generate(made)
+        assert not list((made.out / "latents").iterdir())
+
+
+class TestATrainingOfOurs:
+    def test_is_found_by_signature_and_brings_its_own_configuration(
+        self, call: Any, pipeline: tuple[Path, Any], tmp_path: Path
+    ) -> None:
+        """The injector it was trained with, and that it was told no strides, need not be said again."""
+        like = call("prompt=a heron", "injector=alpha_zero", "objective=flow").hires
+        folder = training_folder(like, tmp_path)
+        write_config(like, folder)
+        net = load_network(Network(like.backbone, like.injector, "sdpa", False, 7), "random", None, "cpu")
+        save_file(net.state_dict(), folder / "ema.safetensors")
+        (folder / "done.json").write_text(json.dumps({"signature": like.training_signature}))
+        words = [f"hires={like.training_signature}", f"outputs={tmp_path}", "prompt=a heron"]
+        made = call(*words)
+        assert made.hires.config.choices["injector"] == "alpha_zero"
+        assert not made.hires.feeds_strides()
+        [path] = generate(made)
+        assert read_video(path).shape == (5, 64, 96, 3)
+        by_folder = call(f"hires={folder}", "prompt=a heron")
+        assert not by_folder.hires.feeds_strides()
+        with pytest.raises(ValueError, match=r"not found.*injector\.gate"):
+            call(*words, "injector=gated")
+
+    def test_keeps_each_stages_own_schedule(self, call: Any, tmp_path: Path) -> None:
+        """What stage II was trained with is nothing to stage I."""
+        sources = {}
+        for stage in ("anchor", "hires"):
+            folder = tmp_path / stage
+            like = call("prompt=a", "schedule.shift=6", "anchor.schedule.shift=3")
+            run = like.anchor if stage == "anchor" else like.hires
+            folder.mkdir()
+            write_config(run, folder)
+            net = load_network(Network(run.backbone, run.injector, "sdpa", False, 7), "random", None, "cpu")
+            save_file(net.state_dict(), folder / "ema.safetensors")
+            sources[stage] = f"{stage}={folder}"
+        made = call("prompt=a", *sources.values())
+        assert (made.anchor.schedule.shift, made.hires.schedule.shift) == (3.0, 6.0)
+
+
+class TestCachedAnchors:
+    def test_are_taken_from_an_earlier_call(self, call: Any, tmp_path: Path) -> None:
+        first = call("prompt=a heron")
+        generate(first)
+        more = call("prompt=a heron", "sampling.num_steps=3", f"out={tmp_path / 'more'}", f"anchors_from={first.out}")
+        told: list[str] = []
+        generate(more, lambda what, share, within: told.append(what))
+        assert "stage I: anchors, taken from file" in told
+        assert "stage I: anchors" not in told
+        one, other = (load_file(made.anchor_file(made.prompts[0]))["latent"] for made in (first, more))
+        assert torch.equal(one, other)
+
+    def test_that_are_not_there_are_told_by_prompt(self, call: Any, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"anchors_from=.*no anchor of 'a heron' with seed 0"):
+            call("prompt=a heron", f"anchors_from={tmp_path}")
+
+    def test_of_another_size_or_more_than_one_are_refused(self, call: Any) -> None:
+        first = call("prompt=a heron")
+        generate(first)
+        with pytest.raises(ValueError, match=r"is \(1, 4, 2, 2, 4\), stage II is given \(1, 4, 3, 2, 4\) here"):
+            call("prompt=a heron", "frames=9", f"anchors_from={first.out}")
+        generate(call("prompt=a heron", "anchor.sampling.num_steps=3"))
+        with pytest.raises(ValueError, match=r"2 anchors \(a-heron_.*\) of 'a heron'"):
+            call("prompt=a heron", f"anchors_from={first.out}")
+
+    def test_are_a_video_of_their_own(self, call: Any, tmp_path: Path) -> None:
+        """Given other anchors, the same prompt in the same folder is another video, and says whose anchor it has."""
+        generate(call("prompt=a heron"))
+        other = call("prompt=a heron", "anchor.sampling.num_steps=3", f"out={tmp_path / 'other'}")
+        generate(other)
+        given = call("prompt=a heron", f"anchors_from={other.out}")
+        generate(given)
+        about = json.loads(given.manifest(given.prompts[0]).read_text())
+        assert about["anchor_from"] == str(other.anchor_file(other.prompts[0]))
+        one, same = (load_file(m.anchor_file(m.prompts[0]))["latent"] for m in (given, other))
+        assert torch.equal(one, same)
+
+
+WRONG = [
+    ((), r'give prompt="…" or prompts=FILE'),
+    (("prompt=a", "prompts=b.txt"), r"one of them"),
+    (("prompt= ",), r"prompt 1 of 1 is empty"),
+    (("prompts=nowhere.txt",), r"prompts=nowhere\.txt: no such file"),
+    (("prompt=a", "frames=6"), r"scale\.frames=6: .* 5 or 9 would do"),
+    (("prompt=a", "scale.height=72"), r"scale\.height=72: not a multiple of codec\.factor=16; 64 or 80 would do"),
+    (("prompt=a", "scale.height=80"), r"scale\.height=80: its 5 latent positions .* 64 or 96 would do"),
+    (("prompt=a", "anchor.scale.anchor_width=48"), r"scale\.anchor_width=48: its 3 latent positions"),
+    (("prompt=a", "quality=60"), r"quality=60: wants a whole number from 0 to 51"),
+    (("prompt=a", "fps=fast"), r"fps=fast: wants a number from 1 to 240"),
+    (("prompt=a", "lossless=yes"), r"lossless=yes: one of true, false"),
+    (("prompt=a", "text_device=tpu"), r"text_device=tpu: one of auto, cpu, gpu"),
+    (("prompt=a", "weights=/nowhere"), r"weights=/nowhere: no such folder; `make weights"),
+    (("prompt=a", "hires=base"), r"hires=base: Wan's own weights know no anchor"),
+    (("prompt=a", "hires=/nowhere.safetensors"), r"hires=/nowhere\.safetensors: no such file"),
+    (("prompt=a", "hires=0123abcd"), r"hires=0123abcd: .* holds no finished training"),
+    (("prompt=a", "injector=none"), r"injector=none: stage II is given an anchor"),
+    (("prompt=a", "trainer.weights=x"), r"trainer\.weights=x: here it is weights=DIR"),
+    (("prompt=a", "seed=-1"), r"seed=-1: a whole number from 0 to 4294967295"),
+    (("prompt=a", "text_device=gpu"), r"text_device=gpu: torch sees no CUDA device"),
+    (("prompt=a", "trainer.attention=sage"), r"trainer\.attention=sage: not to be had here.*sdpa"),
+    (("prompt=a", "trainer.attention=cudnn"), r"trainer\.attention=cudnn: not to be had here.*sdpa"),
+    (("prompt=a", "trainer=gpu"), r"trainer=gpu: torch sees no CUDA device"),
+    (("prompt=a", "sampling.num_stepz=3"), r"sampling\.num_stepz=3: .* did you mean sampling\.num_steps"),
+    (("prompt=a", "anchor.sampling.timesteps=[900,500]"), r"anchor\.sampling\.grid=wan"),
+    (("prompt=a", "anchor.sampling.num_stepz=3"), r"anchor\.sampling\.num_stepz=3: .* did you mean"),
+    (("prompt=a", "anchor.sampling.num_steps=0"), r"anchor\.sampling\.num_steps=0: needs at least 1"),
+    (("prompt=a", "scale.anchor_height=24"), r"^scale\.anchor_height=24: not a multiple"),
+    (("prompt=a", "stage=anchor"), r"^stage=anchor: a video is made by both stages"),
+    (("prompt=a", "anchor.stage=hires"), r"anchor\.stage=hires: a video is made by both stages"),
+    (("prompt=a", "text=none"), r"^text=none: a prompt needs an encoder"),
+    (("prompt=a", "hires="), r"hires=: says nothing; give hires a value"),
+    (("prompt=a", "out=/dev/null"), r"out=/dev/null: /dev/null is a file"),
+    (("prompt=a", "weights=/dev/null"), r"weights=/dev/null: is a file"),
+]
+
+
+class TestAWrongCall:
+    @pytest.mark.parametrize(("words", "told"), WRONG, ids=[" ".join(words) or "nothing" for words, _ in WRONG])
+    def test_is_told_the_key_the_value_and_what_would_do(self, call: Any, words: tuple[str, ...], told: str) -> None:
+        with pytest.raises(ValueError, match=told):
+            call(*words)
+
+    def test_without_a_second_stage_is_told_where_to_get_one(self, pipeline: tuple[Path, Any]) -> None:
+        with pytest.raises(ValueError, match=r"hires=…: stage II needs trained weights.*weights=random"):
+            parse(
+                [word for word in SIZE if word != "hires=random"] + [f"weights={pipeline[0]}", "prompt=a", "frames=5"]
+            )
+
+    def test_with_truncated_weights_is_told_the_file(
+        self, call: Any, pipeline: tuple[Path, Any], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "weights"
+        shutil.copytree(pipeline[0], folder)
+        vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+        vae.write_bytes(vae.read_bytes()[:-100])
+        with pytest.raises(ValueError, match=r"vae/diffusion_pytorch_model\.safetensors"):
+            call("prompt=a", f"weights={folder}")
+
+    def test_with_a_prompt_that_is_too_long_is_told_before_a_network_loads(self, call: Any) -> None:
+        with pytest.raises(ValueError, match=r"prompt 1 of 1 has 601 tokens, the encoder takes 512"):
+            call(f"prompt={'a' * 600}")
+
+    def test_of_prompts_in_a_file_reads_what_editors_write(self, call: Any, tmp_path: Path) -> None:
+        (tmp_path / "p.txt").write_bytes("\ufeffa heron\r\n\r\nun héron\u2028deux\r\n".encode())
+        assert [p.text for p in call(f"prompts={tmp_path / 'p.txt'}").prompts] == ["a heron", "un héron\u2028deux"]
+        (tmp_path / "p.txt").write_bytes("un héron".encode("latin-1"))
+        with pytest.raises(ValueError, match=r"p\.txt: is not UTF-8"):
+            call(f"prompts={tmp_path / 'p.txt'}")
+
+    def test_with_a_full_disk_leaves_nothing(self, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = call("prompt=a heron")
+        monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+        with pytest.raises(ValueError, match=r"out=.*1 video needs about 4\.9 kB, 0\.0 kB are free"):
+            generate(made)
+        assert not made.out.exists()
+
+    @pytest.mark.parametrize("bytes_", [12_000, 30_000], ids=["text", "video"])
+    def test_whose_disk_fills_up_midway_says_so_and_leaves_nothing_half(
+        self, call: Any, capsys: pytest.CaptureFixture[str], bytes_: int
+    ) -> None:
+        """A limit on the size of a file stands for the disk: of the text's embedding, then of the video."""
+        made = call("prompt=a heron", "lossless=true")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, limits[1]))
+        try:
+            assert main(list(made.words)) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert re.search(rf"error: out={made.out}: .*File too large.*the same command goes on", capsys.readouterr().err)
+        assert not list(made.out.glob("a-heron*"))
+        assert not [path for path in made.out.rglob(".*") if path.is_file()]
+        [path] = generate(call("prompt=a heron", "lossless=true"))
+        assert read_video(path).shape == (5, 64, 96, 3)
+
+    def test_of_prompts_names_the_line(self, call: Any, tmp_path: Path) -> None:
+        (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+        with pytest.raises(ValueError, match=r"p\.jsonl: line 2 is not"):
+            call(f"prompts={tmp_path / 'p.jsonl'}")
+        (tmp_path / "p.txt").write_text("a\na\n")
+        with pytest.raises(ValueError, match=r"'a' with seed 0 is there twice"):
+            call(f"prompts={tmp_path / 'p.txt'}")
+
+    def test_ends_with_status_2_and_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["scale=8k", "prompt=a", "weights=random"]) == 2
+        assert capsys.readouterr().err.startswith("error: scale=8k: scale is one of 2k, 4k, proxy, tiny")
+
+
+def test_vbenchs_prompts_are_not_too_many_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 4720 + OTHER_FILES:
+        pytest.skip("this machine does not allow that many")
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        _let_open(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1024
+        _let_open(4720)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 4720
+        if hard != resource.RLIM_INFINITY:
+            with pytest.raises(ValueError, match="give fewer at once"):
+                _let_open(hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

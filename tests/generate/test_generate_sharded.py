@@ -1,0 +1,146 @@
+"""pw.generate.pipeline with its networks split over processes: the same videos, whatever is there already."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_processes import train_together
+
+from benchmarks.systems import CARDS
+from benchmarks.systems.command import main
+from benchmarks.systems.jobs import costs
+from pw.generate.pipeline import Generation, generate, parse
+from pw.io.video import read_video
+
+SIZES = (
+    *("scale.height=64", "scale.width=96", "scale.anchor_height=32", "scale.anchor_width=64"),
+    *("scale.anchor_upsample=latent", "anchor.sampling.num_steps=2", "hires=random"),
+)
+SMALL = ("scale=tiny", *SIZES, "sampling.num_steps=2", "frames=5", "lossless=true")
+SPLIT = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.threads=1")
+TWO = (*SPLIT, "trainer.devices=2")
+ALL = {"text", "anchor", "hires", "decode"}
+
+
+@pytest.fixture
+def words(pipeline: tuple[Path, Any], tmp_path: Path):
+    """`words("out", …)` is a call for three videos."""
+    (tmp_path / "p.txt").write_text("a fox\na heron\na toad\n")
+
+    def made(out: str, *more: str) -> list[str]:
+        return [*SMALL, f"weights={pipeline[0]}", f"prompts={tmp_path / 'p.txt'}", f"out={tmp_path / out}", *more]
+
+    return made
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one of several processes does."""
+
+    words: list[str]
+
+    def carried_out(self, rank: int) -> str:
+        """The prompts that it made itself."""
+        made = parse(self.words)
+        generate(made)
+        return ", ".join(prompt.text for prompt in made.prompts if prompt.name in made.seconds)
+
+
+def about(made: Generation) -> list[dict[str, Any]]:
+    return [json.loads(made.manifest(prompt).read_text()) for prompt in made.prompts]
+
+
+def videos(made: Generation) -> list[Any]:
+    return [read_video(made.video(prompt)) for prompt in made.prompts]
+
+
+def test_two_processes_make_the_videos_of_one(words: Any) -> None:
+    """Bit for bit, also where a process has nothing left to make and where stages have other prompts to make."""
+    one, two, rest = (parse(words(out, "trainer=cpu")) for out in ("one", "two", "rest"))
+    generate(one)
+    # of the rest, the fox has its anchor, the heron is done, and of the toad there is nothing
+    shutil.copytree(one.out, rest.out)
+    fox, heron, toad = rest.prompts
+    for path in (rest.manifest(fox), rest.manifest(toad), rest.video(toad), rest.anchor_file(toad)):
+        path.unlink()
+    done = rest.video(heron).stat().st_mtime_ns
+    first, second = train_together(2, Call(words("two", *TWO)), Call(words("rest", *TWO)))
+    assert (first, second) == (["a fox, a toad", "a toad"], ["a heron", "a fox"])
+    for made in (two, rest):
+        assert all(np.array_equal(*pair) for pair in zip(videos(one), videos(made), strict=True))
+        assert all(set(manifest["seconds"]) == ALL for manifest in about(made))
+    assert rest.video(heron).stat().st_mtime_ns == done
+    assert [manifest["processes"] for manifest in about(one) + about(rest)] == [1, 1, 1, 2, 1, 2]
+
+
+def test_two_processes_make_each_video_together(words: Any) -> None:
+    """The second one reads what the first one wrote; what was begun is taken up."""
+    tiles = ("codec.tile=32", "codec.overlap=16")  # 3 x 5 of them
+    one, both, rest = (parse(words(out, "trainer=cpu", *tiles)) for out in ("one", "both", "rest"))
+    generate(one)
+    shutil.copytree(one.out, rest.out)
+    for path in (rest.manifest(rest.prompts[1]), rest.video(rest.prompts[1])):
+        path.unlink()
+    together = (*TWO, "trainer.context=2", *tiles)
+    for made in train_together(2, Call(words("both", *together)), Call(words("rest", *together))):
+        assert made == ["a fox, a heron, a toad", "a heron"]
+    for made in (both, rest):  # in other orders of summation
+        for wanted, found in zip(videos(one), videos(made), strict=True):
+            assert np.abs(wanted.astype(int) - found).max() <= 1
+    assert [(manifest["processes"], manifest["context"]) for manifest in about(both)] == [(2, 2)] * 3
+    assert all(set(manifest["seconds"]) == ALL for manifest in about(both))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("trainer=ddp", "trainer.accelerator=cpu"), r"trainer=ddp: .*trainer=fsdp splits .* with trainer=gpu"),
+        ((*TWO, "anchor.trainer.devices=1"), r"anchor\.trainer\.devices=1: stage II has 2"),
+        ((*TWO, "trainer.context=2", "anchor.trainer.context=1"), r"anchor\.trainer\.context=1: stage II has 2"),
+        ((*TWO, "trainer.nodes=2"), r"trainer\.nodes=2: .* on several machines|trainer\.nodes=2: .* of one machine"),
+        (("trainer=fsdp",), r"trainer=fsdp: torch sees no CUDA device here; set trainer\.accelerator=cpu"),
+    ],
+)
+def test_what_cannot_be_is_refused(words: Any, more: tuple[str, ...], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        parse(words("out", *more))
+
+
+def test_torchrun_is_refused(words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for key, value in ranks.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ValueError, match="starts its processes by itself"):
+        parse(words("out", *TWO))
+    parse(words("out", "trainer=cpu"))  # a call for each GPU may be started by whatever starts them
+
+
+def test_benchmarks_systems_split_pixelwizard(
+    pipeline: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The processes are really started, from another folder, and the table says that they shared a model."""
+    text = (CARDS / "pixelwizard_2k.yaml").read_text()
+    for old, new in (
+        ("width: 2560, height: 1440, frames: 121", "width: 96, height: 64, frames: 5"),
+        *(("steps: 4", "steps: 2"), ('scale: "2k"', 'scale: "tiny"'), ("name: pixelwizard_2k", "name: small")),
+    ):
+        text = text.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(text)
+    Path("prompts.txt").write_text("a heron\n")
+    Path("weights").symlink_to(pipeline[0])
+    words = ["name=small.yaml", "prompts=prompts.txt", "out=out", "weights=weights", "seeds=3", *SIZES]
+    assert main([*words, *SPLIT, "gpus=2"]) == 0
+    found = costs(Path("out"))
+    assert (found.n, found.devices) == (3, ("2 × CPU, one model over all",))
+    assert not list(Path("out/generate/logs").iterdir())
+    assert capfd.readouterr().err.count("stage II: detail") == 1  # one process shows what is done
+    note = json.loads(Path("out/jobs/a heron-2.json").read_text())
+    assert note["processes"] == note["manifest"]["processes"] == 2
+    assert main([*words, "trainer.accelerator=cpu", "trainer.threads=1"]) == 0  # they are the same videos

@@ -1,0 +1,181 @@
+"""Checkpoints written in the background, and which clips can be computed by several processes together.
+
+That trainings by several processes equal one, and that their checkpoints are resumed, is in `stages/test_together.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from small_processes import train_together
+
+from pw.parallel.processes import Place
+from pw.parallel.sharded import Sharded, Shards, read_rest
+from pw.run.build import build
+from pw.run.compose import ConfigError
+
+TWO = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "train.accumulate=2")
+
+
+@pytest.fixture
+def alone():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Place(0, 1)
+    dist.destroy_process_group()
+
+
+def test_a_checkpoint_is_of_the_moment_at_which_it_was_asked_for(alone: Place, tmp_path: Path) -> None:
+    """Weights and optimiser are changed while it waits to be written, and training goes on meanwhile."""
+    strategy, disk = Sharded(alone), threading.Event()
+    strategy.writer.submit(disk.wait)  # a disk that is slow
+    weight, moment, counts = torch.ones(3, 2), torch.full((3, 2), 2.0), {"total": 5}
+    state = {"state": {"optimizer.0.exp_avg": moment}, "param_groups": []}
+    strategy.save_checkpoint(
+        {"state_dict": {"net.weight": weight}, "optimizer_states": [state], "loops": counts}, tmp_path / "it.ckpt"
+    )
+    assert strategy.written is not None
+    assert not strategy.written.done()
+    assert not (tmp_path / "it.ckpt").exists()
+    weight.zero_()
+    moment.zero_()
+    counts["total"] = 6
+    disk.set()
+    strategy.written.result(timeout=30)
+    shards = Shards(tmp_path / "it.ckpt")
+    assert torch.equal(shards.rows("net.weight"), torch.ones(3, 2))
+    assert torch.equal(shards.rows("optimizer.0.exp_avg"), torch.full((3, 2), 2.0))
+    assert read_rest(tmp_path / "it.ckpt")["loops"] == {"total": 5}
+
+
+def test_a_disk_that_is_full_is_heard_of(alone: Place, tmp_path: Path) -> None:
+    strategy = Sharded(alone)
+    (tmp_path / "it.ckpt").write_text("a file where the folder should be")
+    checkpoint = {"state_dict": {"w": torch.ones(1)}, "optimizer_states": [{"state": {}, "param_groups": []}]}
+    strategy.save_checkpoint(checkpoint, tmp_path / "it.ckpt")
+    assert strategy.written is not None
+    with pytest.raises(OSError, match=r"it\.ckpt"):
+        strategy.written.result(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("trainer.devices=3", "trainer.context=2"), r"trainer\.context=2: the 3 processes .* not a multiple"),
+        (("trainer.devices=4", "trainer.context=4"), r"trainer\.context=4: .* 2 heads.* 1 or 2 would do"),
+        (
+            ("trainer.devices=2", "trainer.context=2", "scale.height=20", "scale.width=20"),
+            r"trainer\.context=2: a clip has 75 tokens .*; 1 would do",
+        ),
+        (("trainer.devices=2", "trainer.context=2", "trainer.attention=flash3"), r"attention=flash3: .* sdpa, cudnn"),
+    ],
+)
+def test_tokens_that_cannot_be_shared_equally_are_refused(overrides: tuple[str, ...], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        build([*TWO, "backbone.num_attention_heads=2", *overrides])
+
+
+def test_4k_can_be_shared_by_the_eight_gpus_of_a_machine() -> None:
+    for scale in ("2k", "4k"):
+        run = build([f"scale={scale}", "trainer=fsdp", "trainer.context=8", "train.accumulate=1"])
+        assert (run.trainer.processes, run.trainer.shares) == (8, 1)
+
+
+class Example:
+    """A small network of which nothing is silent, and what it is given."""
+
+    def __init__(self) -> None:
+        from pw.nn.backbone import Backbone
+
+        run = build(["stage=hires", "injector=gated", "injector.blocks=[0,2]", "backbone.num_attention_heads=2"])
+        torch.manual_seed(0)
+        self.net, draw = Backbone(run.backbone, run.injector), torch.Generator().manual_seed(1)
+        for parameter in self.net.parameters():
+            torch.nn.init.normal_(parameter, std=0.05, generator=draw)
+        self.state, self.anchor = torch.randn(2, 2, 48, 3, 6, 6, generator=draw)
+        self.text = torch.randn(2, run.backbone.text_tokens, run.backbone.text_dim, generator=draw)
+
+    def evaluated(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Velocity, and the gradient of its mean square."""
+        from pw.parallel.sharded import whole
+
+        self.net.zero_grad()
+        when = torch.tensor([900.0, 300.0])
+        velocity = self.net(self.state, when, when / 8, self.text, self.anchor, sigma_timestep=when)
+        velocity.square().mean().backward()
+        return velocity.detach(), torch.cat([whole(p.grad).flatten() for p in self.net.parameters()])
+
+
+@contextlib.contextmanager
+def met(rank: int) -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.FileStore(os.environ["PW_STORE"], 2), rank=rank, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class SharedTokens:
+    """A forward and a backward: alone, then by all processes together."""
+
+    def carried_out(self, rank: int) -> str:
+        """(tokens that reach the second block, largest differences of velocity and gradient) as JSON."""
+        from pw.nn.context import groups_of, share_tokens
+
+        example = Example()
+        tokens: list[int] = []
+        example.net.dit.blocks[1].register_forward_pre_hook(lambda block, args: tokens.append(args[0].shape[1]))
+        velocity, gradient = example.evaluated()
+        with met(rank):
+            share_tokens(example.net, groups_of(2, "cpu"))
+            shared, part = example.evaluated()
+            dist.all_reduce(part)  # each has the terms of its tokens
+        return json.dumps([tokens, float((velocity - shared).abs().max()), float((gradient - part).abs().max())])
+
+
+@dataclass(frozen=True)
+class CompiledBlocks:
+    """A forward and a backward: alone and as it is, then split over the processes with its blocks compiled.
+
+    Traced, but not lowered: that would take minutes.
+    """
+
+    def carried_out(self, rank: int) -> str:
+        """(blocks that were compiled, largest differences of velocity and gradient) as JSON."""
+        from torch._dynamo.testing import CompileCounter
+        from torch.distributed.device_mesh import init_device_mesh
+
+        from pw.parallel.sharded import shard
+
+        example, counter = Example(), CompileCounter()
+        velocity, gradient = example.evaluated()
+        with met(rank):
+            example.net.dit.compile_repeated_blocks(backend=counter)
+            shard(example.net, example.net.dit.blocks, init_device_mesh("cpu", (2,)))
+            split, mean = example.evaluated()
+        return json.dumps(
+            [counter.frame_count, float((velocity - split).abs().max()), float((gradient - mean).abs().max())]
+        )
+
+
+def test_blocks_that_are_compiled_can_be_split() -> None:
+    for (said,) in train_together(2, CompiledBlocks()):
+        frames, velocity, gradient = json.loads(said)
+        assert frames > 0
+        assert velocity < 1e-5
+        assert gradient < 1e-5
+
+
+def test_each_process_computes_its_part_of_the_tokens() -> None:
+    for (said,) in train_together(2, SharedTokens()):
+        tokens, velocity, gradient = json.loads(said)
+        assert tokens == [108, 54]
+        assert velocity < 1e-5
+        assert gradient < 1e-5

@@ -1,0 +1,578 @@
+"""pw.prepare.encode: what is encoded is what encoding directly gives, once, however often the call is stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load, load_file
+from small_processes import train_together
+
+from experiments.engine.plan import make_plan
+from experiments.engine.plan import parse as parse_ablation
+from pw.cost.count import sampling_memory
+from pw.data import LatentBatch
+from pw.data.latents import LatentClips, fit
+from pw.data.shards import seeded, write_shards
+from pw.io.video import read_video
+from pw.nn.codec import WanCodec
+from pw.nn.text import TextEncoder
+from pw.prepare.encode import Encoding, Report, encode, estimate, find_weights, main, parse, sizes
+from pw.run.build import Run, build
+from pw.sample.evaluate import check_sampling, evaluation_texts, reference_folder, sample
+from pw.stages.stage import SeededDraws
+from pw.train.loop import is_trained, stage_module, train, training_folder
+
+FRAMES, HEIGHT, WIDTH = 5, 64, 96
+# the proxy scale of a pipeline of a million parameters
+SMALL = (
+    *("scale=proxy", "trainer=cpu", f"scale.frames={FRAMES}", f"scale.height={HEIGHT}", f"scale.width={WIDTH}"),
+    *("scale.anchor_height=32", "scale.anchor_width=64", "codec.channels=4", "codec.precision=fp32"),
+    *("backbone.num_attention_heads=2", "backbone.attention_head_dim=16", "backbone.in_channels=4"),
+    *("backbone.ffn_dim=48", "backbone.num_layers=3", "backbone.text_dim=16", "backbone.rope_max_seq_len=64"),
+    "scale.norm_groups=4",
+)
+TRAINING = (
+    *("data=latents", "train.batch_size=2", "train.precision=fp32", "train.updates=4"),
+    *("train.checkpoint_every=2", "train.checkpoint_activations=false", "optimizer.warmup=0", "optimizer.lr=1e-3"),
+    *("train.condition_dropout=0.5", "sampling.count=1"),
+)
+ANCHORS = 2
+
+
+TWO_ON_CPU = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.threads=1")
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A training by processes that each have a folder of Wan's weights."""
+
+    overrides: tuple[str, ...]
+    weights: tuple[str, ...]
+    outputs: Path
+
+    def carried_out(self, rank: int) -> str:
+        return str(train(build([*self.overrides, f"trainer.weights={self.weights[rank]}"]), self.outputs))
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a call early."""
+
+
+def picture(number: int, frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """A moving texture, another one for every number."""
+    drawn = np.random.default_rng(number).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    large = drawn.repeat(8, 0).repeat(8, 1)
+    return np.stack([np.roll(large, 2 * frame, 1) for frame in range(frames)])
+
+
+def write_videos(folder: Path, clips: dict[str, list[np.ndarray]], with_captions: bool = True) -> Path:
+    """A shard of every two clips, and a manifest, as `make data` leaves them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for split, arrays in clips.items():
+        samples = []
+        for number, array in enumerate(arrays):
+            stream = io.BytesIO()
+            np.save(stream, array)
+            sample = {"__key__": f"{split}-clip-{number}", "npy": stream.getvalue(), "json": b"{}"}
+            samples.append(sample | ({"txt": f"a {split} clip, {number}".encode()} if with_captions else {}))
+        two = 2 * (max(len(sample["npy"]) for sample in samples) - 1)
+        for path, count in write_shards(folder, split, samples, two):
+            shards.append(
+                {
+                    "file": path.name,
+                    "bytes": path.stat().st_size,
+                    "samples": count,
+                    "sha256": str(hash(path.read_bytes())),
+                }
+            )
+    (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five train clips in three shards, two val clips in one."""
+    clips = {"train": [picture(n) for n in range(5)], "val": [picture(n) for n in (10, 11)]}
+    return write_videos(tmp_path_factory.mktemp("latents") / "shards", clips)
+
+
+@pytest.fixture(scope="module")
+def called(pipeline: tuple[Path, Any], videos: Path) -> Callable[..., Encoding]:
+    """`called(out, "rank=1")` is a checked call, with its weights found."""
+
+    def made(out: Path, *words: str) -> Encoding:
+        weights = f"trainer.weights={pipeline[0]}"
+        encoding = parse([f"urls={videos}", f"out={out}", f"anchors={ANCHORS}", *SMALL, weights, *words], {})
+        find_weights(encoding)
+        return encoding
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def encoded(called: Callable[..., Encoding], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a call that nothing stopped."""
+    encoding = called(tmp_path_factory.mktemp("encoded"))
+    report = encode(encoding)
+    assert (report.encoded, report.there, report.lost) == (7, 0, 0)
+    return encoding.folder
+
+
+def training(encoded: Path, pipeline: tuple[Path, Any], *words: str) -> Run:
+    return build([*SMALL, *TRAINING, f"data.urls={encoded}", f"trainer.weights={pipeline[0]}", *words])
+
+
+def members(shard: Path) -> dict[str, bytes]:
+    with tarfile.open(shard) as tar:
+        return {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All that a folder is made of, by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+class TestWhatIsEncoded:
+    def test_equals_encoding_directly(self, encoded: Path, pipeline: tuple[Path, Any], called: Any) -> None:
+        run = called(encoded.parent).run
+        found = members(encoded / "train-000000.tar")
+        assert list(found) == [f"train-clip-{n}.{end}" for n in (0, 1) for end in ("json", "safetensors")]
+        codec = WanCodec.load(run.codec, pipeline[0], "cpu")
+        for number in (0, 1):
+            key = f"train-clip-{number}"
+            tensors = load(found[f"{key}.safetensors"])
+            assert {name: (list(t.shape), t.dtype) for name, t in tensors.items() if name != "text"} == {
+                "latent": ([4, 2, 4, 6], torch.bfloat16),
+                "anchors": ([ANCHORS, 4, 2, 2, 4], torch.bfloat16),
+            }
+            video = fit(picture(number), (FRAMES, HEIGHT, WIDTH))[None]
+            assert torch.equal(tensors["latent"], codec.encode(video)[0].bfloat16())
+            for j in range(ANCHORS):
+                small = run.degradation.anchor(video, run.scale.anchor_size, seeded(run.seed, key, j))
+                assert torch.equal(tensors["anchors"][j], codec.encode(small)[0].bfloat16())
+            assert not torch.equal(tensors["anchors"][0], tensors["anchors"][1])
+
+    def test_has_the_captions_embedding_at_its_true_length(
+        self, encoded: Path, pipeline: tuple[Path, Any], tmp_path: Path
+    ) -> None:
+        found = members(encoded / "val-000000.tar")
+        encoder = TextEncoder(pipeline[0], 512, tmp_path, "", "cpu", torch.float32)
+        text = load(found["val-clip-1.safetensors"])["text"]
+        assert torch.equal(text, encoder.unpadded("a val clip, 1").bfloat16())
+        assert len(text) == len("a val clip, 1") + 1
+        empty = load_file(encoded / "empty.safetensors")["text"]
+        assert torch.equal(empty, encoder.unpadded("").bfloat16())
+        about = json.loads(found["val-clip-1.json"])
+        assert about == {"caption": "a val clip, 1", "split": "val", "shard": "val-000000.tar", "key": "val-clip-1"}
+
+    def test_is_said_in_words(self, encoded: Path, videos: Path, pipeline: tuple[Path, Any]) -> None:
+        about = json.loads((encoded / "latents.json").read_text())
+        assert encoded.name == f"proxy-{about['digest'][:8]}"
+        assert about["urls"] == str(videos)
+        assert about["encoded"]["scale"]["height"] == HEIGHT
+        assert about["encoded"]["degradation"] == {
+            "kind": "BlurAndNoise",
+            "downscale": [2.6, 5.2],
+            "blur": [1.07, 1.54],
+        }
+        assert about["weights"].keys() == {"vae", "text_encoder", "tokenizer"}
+        assert [shard["split"] for shard in about["shards"]] == ["train", "train", "train", "val"]
+
+    def test_of_a_caption_beyond_the_encoders_tokens_is_its_beginning(self, pipeline: Any, tmp_path: Path) -> None:
+        encoder = TextEncoder(pipeline[0], 16, tmp_path, "", "cpu", torch.float32)
+        kept = encoder.unpadded("a heron over the misty lake")
+        assert len(kept) == 16
+        assert torch.equal(kept, encoder.unpadded("a heron over th"))  # 15 letters and the end
+
+    def test_is_named_by_all_that_decides_it(self, encoded: Path, called: Any, pipeline: Any, tmp_path: Path) -> None:
+        out = encoded.parent
+        assert called(out).folder == encoded
+        for same in (
+            "rank=0 world=2",
+            "degradation.noise=[0,0.3]",
+            "degradation.noise_probability=1",
+            "train.updates=1",
+        ):
+            assert called(out, *same.split()).folder == encoded, same
+        others = ("seed=1", "anchors=3", "degradation.blur=[1,1]", "degradation=none", "codec.tile=0", "splits=train")
+        assert len({called(out, other).folder for other in others} | {encoded}) == len(others) + 1
+        shutil.copytree(pipeline[0], tmp_path / "weights")
+        path = tmp_path / "weights" / "vae" / "diffusion_pytorch_model.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(
+            content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+        )
+        assert called(out, f"trainer.weights={tmp_path / 'weights'}").folder != encoded
+
+
+class TestACallThatIsStopped:
+    @pytest.mark.parametrize("after", [1, 3, 4, 9])
+    def test_goes_on_and_encodes_nothing_twice(self, encoded: Path, called: Any, tmp_path: Path, after: int) -> None:
+        """Within the first shard, after it, within the second, and within the last."""
+        steps: list[str] = []
+
+        def stop(shard: str, done: int, clips: int) -> None:
+            steps.append(shard)
+            if len(steps) == after:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            encode(called(tmp_path), stop)
+        encoding = called(tmp_path)
+        written = {path: path.stat().st_mtime_ns for path in encoding.folder.rglob("*.safetensors")}
+        before = len([path for path in written if path.parent.parent.name == ".unfinished"])
+        done = sum(json.loads(path.read_text())["clips"] for path in encoding.folder.glob("*-*.json"))
+        report = encode(encoding)
+        assert report.there == before + done
+        assert report.encoded == 7 - report.there > 0
+        assert contents(encoding.folder) == contents(encoded)
+        assert not list(encoding.folder.rglob(".unfinished/*/*"))
+
+    def test_was_whole_once_it_is_called_again_in_vain(self, encoded: Path, called: Any) -> None:
+        times = {path: path.stat().st_mtime_ns for path in encoded.glob("*.tar")}
+        report = encode(called(encoded.parent))
+        assert (report.encoded, report.there) == (0, 7)
+        assert times == {path: path.stat().st_mtime_ns for path in encoded.glob("*.tar")}
+
+
+class TestSeveralCalls:
+    def test_make_what_one_makes(self, encoded: Path, called: Any, tmp_path: Path) -> None:
+        reports = [encode(called(tmp_path, f"rank={rank}", "world=2")) for rank in (1, 0)]
+        assert [report.encoded for report in reports] == [4, 3]
+        assert contents(called(tmp_path).folder) == contents(encoded)
+
+    def test_are_told_apart_as_torchrun_does(self, videos: Path) -> None:
+        words = [f"urls={videos}", *SMALL]
+        encoding = parse(words, {"RANK": "3", "WORLD_SIZE": "4"})
+        assert [shard.path.name for shard in encoding.mine] == ["val-000000.tar"]
+        assert parse([*words, "rank=1", "world=2"], {"RANK": "3", "WORLD_SIZE": "4"}).rank == 1
+
+    def test_of_the_same_rank_leave_a_shard_to_the_first(self, encoded: Path, called: Any, tmp_path: Path) -> None:
+        second: list[Report] = []
+
+        def meanwhile(shard: str, done: int, clips: int) -> None:
+            if not second:
+                second.append(Report(0))  # once
+                other = called(tmp_path)
+                other.shards = other.shards[1:]
+                second[0] = encode(other)
+
+        first = encode(called(tmp_path), meanwhile)
+        assert (second[0].encoded, first.encoded, first.there) == (5, 2, 5)
+        assert {p.name: p.read_bytes() for p in encoded.glob("*.tar")} == {
+            p.name: p.read_bytes() for p in called(tmp_path).folder.glob("*.tar")
+        }
+
+
+class TestTheEstimate:
+    @pytest.mark.parametrize(("scale", "latent", "tokens"), [("2k", 42.9e6, 111_600), ("4k", 95.7e6, 249_240)])
+    def test_of_a_clip_is_what_the_notes_say(self, scale: str, latent: float, tokens: int) -> None:
+        found = sizes(build([f"scale={scale}"]), 8)
+        assert found.latent_bytes == pytest.approx(latent, abs=5e4)  # method-notes 9
+        assert found.anchor_bytes == pytest.approx(1.33e6, abs=5e3)
+        assert found.tokens(found.latent) == tokens  # method-notes 3
+        assert found.tokens(found.anchor) == 3472
+        assert found.clip_bytes == found.latent_bytes + 8 * found.anchor_bytes + 2 * 512 * 4096
+
+    def test_of_all_is_no_less_than_what_is_written(self, encoded: Path, called: Any) -> None:
+        encoding = called(encoded.parent)
+        clips = sum(len(shard.ids) for shard in encoding.shards)
+        tensors = sum(len(v) for tar in encoded.glob("*.tar") for k, v in members(tar).items() if "safetensors" in k)
+        assert clips == 7
+        assert tensors <= clips * (encoding.sizes.clip_bytes + 400)  # of header
+        assert "7 clips in 4 shards" in estimate(encoding)
+
+    def test_is_all_that_a_dry_run_prints_and_needs_no_weights(self, videos: Path, tmp_path: Path, capsys: Any) -> None:
+        words = [f"urls={videos}", f"out={tmp_path / 'out'}", *SMALL, "trainer.weights=/not/there", "dry_run=true"]
+        assert main(words) == 0
+        told = capsys.readouterr().out
+        assert "latent   4 x 2 x 4 x 6, 12 tokens, 0.000384 MB" in told
+        assert not (tmp_path / "out").exists()
+
+
+WRONG = [
+    ("scale=tiny", ["scale=tiny", "scale=proxy, 2k or 4k"]),
+    ("scale=3k", ["scale=3k", "one of 2k, 4k"]),
+    ("urls=/not/there", ["urls=/not/there", "make data path=DIR"]),
+    ("splits=test", ["splits=test", "train,val"]),
+    ("anchors=0", ["anchors=0", "1 or more"]),
+    ("rank=2 world=2", ["rank=2", "0 to 1"]),
+    ("dry_run=maybe", ["dry_run=maybe", "true or false"]),
+    ("scale.frames=9", ["needs clips of 9 frames, 64 x 96 px", "5 frames of 64 x 96", "frames=9 short_side=64"]),
+    ("scale.height=128", ["needs clips of 5 frames, 128 x 96", "none is enlarged", "short_side=96"]),
+    ("trainer.weights=/not/there", ["weights=/not/there", "no such folder", "make weights"]),
+    ("codec.channels=8 backbone.in_channels=8", ["codec.channels=8", "have 4"]),
+    ("out=", ["out=: says nothing; give out a value"]),
+    ("data=procedural", ["data=procedural: clips are read from urls=DIR"]),
+    ("out=/proc/latents", ["out=/proc/latents", "cannot be written to"]),
+    ("backbone.text_tokens=1000000000", ["needs", "GB are free", "out="]),
+]
+
+
+class TestAWrongCall:
+    @pytest.mark.parametrize(("line", "told"), WRONG, ids=[line for line, _ in WRONG])
+    def test_is_told_the_key_and_what_would_do(
+        self, line: str, told: list[str], videos: Path, pipeline: Any, tmp_path: Path, capsys: Any
+    ) -> None:
+        words = [f"urls={videos}", f"out={tmp_path}", *SMALL, f"trainer.weights={pipeline[0]}", *line.split()]
+        if line in ("scale=tiny", "scale=3k"):
+            words = [f"urls={videos}", line]
+        assert main(words) == 2
+        message = capsys.readouterr().err
+        assert not [part for part in told if part not in message], message
+        assert not list(tmp_path.iterdir())
+
+    def test_finds_weights_that_are_not_whole(self, videos: Path, pipeline: Any, tmp_path: Path, capsys: Any) -> None:
+        shutil.copytree(pipeline[0], tmp_path / "weights")
+        (tmp_path / "weights" / "vae" / "config.json").unlink()
+        words = [f"urls={videos}", f"out={tmp_path / 'out'}", *SMALL, f"trainer.weights={tmp_path / 'weights'}"]
+        assert main(words) == 2
+        assert "vae/config.json: missing" in capsys.readouterr().err
+
+    def test_leaves_out_clips_that_are_too_small_and_says_how_many(self, tmp_path: Path) -> None:
+        clips = [picture(0), picture(1, height=48), picture(2, frames=3), picture(3, height=128, width=192)]
+        encoding = parse([f"urls={write_videos(tmp_path, {'train': clips})}", *SMALL], {})
+        assert [shard.ids for shard in encoding.shards if shard.ids] == [(0,), (1,)] or encoding.skipped_small == 2
+        assert "2 clips in" in estimate(encoding)
+        assert "(2 more are too small)" in estimate(encoding)
+
+
+class TestADamagedShard:
+    @pytest.fixture
+    def damaged(self, videos: Path, tmp_path: Path) -> Path:
+        folder = shutil.copytree(videos, tmp_path / "shards")
+        (folder / "train-000001.tar").write_bytes((folder / "train-000001.tar").read_bytes()[:-2000])
+        return folder
+
+    def test_is_skipped_by_name_and_counted_and_too_many_are_a_failure(
+        self, damaged: Path, pipeline: Any, tmp_path: Path, capsys: Any
+    ) -> None:
+        words = [f"urls={damaged}", f"out={tmp_path / 'out'}", "anchors=1", *SMALL, f"trainer.weights={pipeline[0]}"]
+        assert main(words) == 1
+        told = capsys.readouterr().out
+        assert "5 clips encoded, 0 were there, 2 skipped" in told
+        assert "train-000001.tar" in told
+        assert "more than 5%" in told
+        [folder] = (tmp_path / "out").iterdir()
+        assert len(LatentClips(str(folder), 512).batch(0, 0, 3)) == 3
+
+    def test_that_is_mended_is_encoded_by_the_same_call(
+        self, damaged: Path, videos: Path, called: Any, encoded: Path, tmp_path: Path
+    ) -> None:
+        words = (f"urls={damaged}",)
+        assert encode(called(tmp_path, *words)).lost == 2
+        shutil.copy(videos / "train-000001.tar", damaged)
+        report = encode(called(tmp_path, *words))
+        assert (report.encoded, report.there, report.lost) == (2, 5, 0)
+        assert called(tmp_path, *words).folder.name == encoded.name
+
+    def test_with_one_bad_clip_gives_the_others(self, videos: Path, called: Any, tmp_path: Path) -> None:
+        folder = shutil.copytree(videos, tmp_path / "shards")
+        shard = folder / "train-000000.tar"
+        with tarfile.open(shard) as tar:
+            place = tar.getmember("train-clip-1.npy").offset_data
+        with shard.open("r+b") as file:
+            file.seek(place)
+            file.write(b"damaged!")
+        report = encode(called(tmp_path, f"urls={folder}"))
+        assert (report.encoded, report.lost) == (6, 1)
+        assert "train-clip-1" in report.skipped[0]
+        assert report.is_bad  # 1 of 7
+
+
+class TestATraining:
+    @pytest.mark.parametrize("stage", ["stage=hires", "stage=anchor"])
+    def test_on_latents_departs_from_wans_weights(
+        self, encoded: Path, pipeline: Any, tmp_path: Path, stage: str
+    ) -> None:
+        run = training(encoded, pipeline, stage)
+        weights = load_file(train(run, tmp_path) / "online.safetensors")
+        stock = pipeline[1].transformer.state_dict()
+        moved = {k: float((weights[f"dit.{k}"] - v).abs().max()) for k, v in stock.items()}
+        assert 0 < max(moved.values()) < 0.02  # four updates of 1e-3
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+        assert run.config.choices["objective"] == ("shortcut" if stage == "stage=hires" else "flow")
+
+    def test_that_is_interrupted_is_continued_to_the_same_bits(
+        self, encoded: Path, pipeline: Any, tmp_path: Path
+    ) -> None:
+        def stop(update: int, updates: int) -> None:  # at update 10
+            raise Stopped
+
+        run = training(encoded, pipeline, "train.updates=12", "train.checkpoint_every=4")
+        with pytest.raises(Stopped):
+            train(run, tmp_path, stop)
+        assert not is_trained(run, tmp_path)
+        assert list((training_folder(run, tmp_path) / "checkpoints").iterdir())
+        found, whole = (load_file(train(run, tmp_path / sub) / "ema.safetensors") for sub in ("", "whole"))
+        assert found.keys() == whole.keys()
+        assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+    def test_drops_the_text_to_the_empty_prompts_and_the_anchor_to_zeros(self, encoded: Path, pipeline: Any) -> None:
+        quiet = ("degradation.noise=[0,0]", "injector=add")  # a fresh injector would be silent
+        run = training(encoded, pipeline, "train.condition_dropout=0.999999", *quiet)
+        batch = run.source.batch(0, 0, 4)
+        assert isinstance(batch, LatentBatch)
+        assert batch.text.ne(batch.null_text).flatten(1).any(1).all()
+        bare = replace(batch, text=batch.null_text.expand_as(batch.text), anchor=torch.zeros_like(batch.anchor))
+        never = training(encoded, pipeline, "train.condition_dropout=0", *quiet)
+        losses = []
+        for chosen, clips in ((run, batch), (never, bare), (never, batch)):
+            module = stage_module(chosen, None, pipeline[0])
+            module.configure_model()
+            losses.append(float(module.loss(clips, 0, 0).value.detach()))
+        assert losses[0] == losses[1] != losses[2]
+
+    def test_in_pixels_has_the_empty_prompt_for_a_text(self, pipeline: Any, encoded: Path, tmp_path: Path) -> None:
+        clips = [picture(n, width=64) for n in range(4)]
+        shards = write_videos(tmp_path / "shards", {"train": clips, "val": clips})
+        words = [word for word in TRAINING if word != "data=latents"]
+        words += ["scale.width=64", "data=shards", f"data.urls={shards}", f"trainer.weights={pipeline[0]}"]
+        run = build([*SMALL, *words])
+        module = stage_module(run)
+        _, condition = module.prepare(run.source.batch(0, 0, 2), SeededDraws(0, 0))
+        expected = TextEncoder(pipeline[0], 512, tmp_path, "", "cpu", torch.float32).encode("")
+        assert torch.equal(condition.text, expected.expand(2, -1, -1))
+        assert is_trained(run, train(run, tmp_path).parents[1])
+
+    def test_in_pixels_by_two_processes_has_the_text_that_the_first_one_made(
+        self, pipeline: Any, tmp_path: Path
+    ) -> None:
+        clips = [picture(n, width=64) for n in range(4)]
+        shards = write_videos(tmp_path / "shards", {"train": clips, "val": clips})
+        words = [word for word in TRAINING if word != "data=latents"]
+        words += ["train.updates=1", "scale.width=64", "data=shards", f"data.urls={shards}"]
+        without = shutil.copytree(pipeline[0], tmp_path / "without")
+        config = without / "text_encoder" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"d_model": 8}))  # it cannot be loaded
+        two = Apart((*SMALL, *words, *TWO_ON_CPU), (str(pipeline[0]), str(without)), tmp_path)
+        (first,), _ = train_together(2, two)
+        assert (Path(first) / "done.json").exists()
+
+    def test_without_updates_is_wans_transformer(self, encoded: Path, pipeline: Any, tmp_path: Path) -> None:
+        run = training(encoded, pipeline, "train.updates=0")
+        weights = load_file(train(run, tmp_path) / "ema.safetensors")
+        assert all(torch.equal(weights[f"dit.{k}"], v) for k, v in pipeline[1].transformer.state_dict().items())
+
+    def test_is_named_by_the_weights_and_can_be_planned_without(
+        self, encoded: Path, pipeline: Any, tmp_path: Path
+    ) -> None:
+        named = training(encoded, pipeline).training_signature
+        planned = training(encoded, (tmp_path / "later", None))
+        assert len(planned.training_signature) == 8
+        assert planned.training_signature != named
+        copied = shutil.copytree(pipeline[0], tmp_path / "copy")
+        assert training(encoded, (copied, None)).training_signature == named
+        with pytest.raises(ValueError, match=r"weights=.*later: no such folder"):
+            train(planned, tmp_path)
+        (copied / "transformer" / "config.json").unlink()
+        with pytest.raises(ValueError, match=r"transformer/config\.json: missing"):
+            train(training(encoded, (copied, None)), tmp_path)
+        assert not (tmp_path / "train").exists()
+
+    def test_of_another_size_than_the_weights_is_refused_before_they_load(
+        self, encoded: Path, pipeline: Any, tmp_path: Path
+    ) -> None:
+        with pytest.raises(ValueError, match=r"backbone\.num_layers=2: the transformer in .* has 3"):
+            train(training(encoded, pipeline, "backbone.num_layers=2"), tmp_path)
+
+
+class TestAnAblationAtWansScale:
+    def test_trains_samples_and_scores_on_latents(
+        self, pipeline: tuple[Path, Any], called: Callable[..., Encoding], tmp_path: Path
+    ) -> None:
+        """The same ablation as at the tiny scale: captions, negative prompt and the VAE come from Wan's weights."""
+        videos = write_videos(
+            tmp_path / "v", {"train": [picture(n) for n in range(3)], "val": [picture(n) for n in range(10, 15)]}
+        )
+        encoding = called(tmp_path / "l", f"urls={videos}")
+        encode(encoding)
+        words = [*SMALL, *TRAINING, f"data.urls={encoding.folder}", f"trainer.weights={pipeline[0]}"]
+        runs = {}
+        for arm in ("objective=flow", "objective=shortcut"):
+            run = build([*words, "stage=hires", arm, "sampling.count=2", "sampling.num_steps=2"])
+            folder = sample(run, tmp_path / "outputs")
+            runs[arm] = np.stack([read_video(path) for path in sorted(folder.glob("*.mkv"))])
+            real = reference_folder(run, tmp_path / "outputs")
+            assert json.loads((real / "done.json").read_text())["captions"][0].startswith("a val clip, ")
+            assert runs[arm].shape == (2, FRAMES, HEIGHT, WIDTH, 3)
+        assert not np.array_equal(*runs.values())
+        texts = evaluation_texts(run, tmp_path / "outputs", 2, 0)
+        assert texts is not None
+        assert not torch.equal(texts[0][0], texts[0][1])
+        assert torch.equal(texts[1][0], texts[1][1])
+
+    def test_is_told_before_training_what_sampling_will_need(
+        self, pipeline: tuple[Path, Any], called: Callable[..., Encoding], tmp_path: Path
+    ) -> None:
+        encoding = called(tmp_path / "l")
+        encode(encoding)
+        words = [*SMALL, *TRAINING, f"data.urls={encoding.folder}"]
+        bare = tmp_path / "weights"
+        shutil.copytree(pipeline[0] / "transformer", bare / "transformer")
+        run = build([*words, f"trainer.weights={bare}"])
+        with pytest.raises(ValueError, match=r"text_encoder/config\.json"):
+            sample(run, tmp_path / "outputs")
+        run = build([*words, f"trainer.weights={pipeline[0]}", "sampling.count=2"])
+        with pytest.raises(
+            ValueError, match=r"sampling\.count=2: .* has 2 held-out clips .*sampling\.count=1 would do"
+        ):
+            sample(run, tmp_path / "outputs")
+        assert not (tmp_path / "outputs").exists()
+
+    def test_is_refused_where_a_batch_of_clips_does_not_fit_into_memory_however_many_there_are(
+        self, pipeline: tuple[Path, Any], encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        videos = write_videos(tmp_path / "v", {"val": [picture(n) for n in range(10)]})
+        described = json.loads((encoded / "latents.json").read_text())
+        copied = Path(shutil.copytree(encoded, tmp_path / "l"))
+        (copied / "latents.json").write_text(json.dumps({**described, "urls": f"{videos}/*.tar"}))
+        words = [*SMALL, *TRAINING, f"data.urls={copied}", f"trainer.weights={pipeline[0]}"]
+        few, many, batch = (
+            build([*words, *more]) for more in ((), ["sampling.count=5"], ["sampling.count=5", "sampling.batch_size=4"])
+        )
+        assert sampling_memory(few) == sampling_memory(many) < sampling_memory(batch)
+        free = SimpleNamespace(available=sampling_memory(many))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+        check_sampling(few)
+        check_sampling(many)
+        with pytest.raises(ValueError, match=r"sampling\.batch_size=4: clips of .*; sampling\.batch_size=1 takes 0\.0"):
+            check_sampling(batch)
+        free.available -= 1
+        with pytest.raises(ValueError, match=r"sampling\.batch_size=1: .* a smaller scale would do, or more memory"):
+            check_sampling(few)
+
+    @pytest.mark.parametrize("change", ["text.negative_prompt=blurry", "trainer.attention=sage"])
+    def test_samples_anew_what_changes_its_clips(self, pipeline: tuple[Path, Any], encoded: Path, change: str) -> None:
+        words = [*SMALL, *TRAINING, f"data.urls={encoded}", f"trainer.weights={pipeline[0]}"]
+        one, other = build(words), build([*words, change])
+        assert one.training_signature == other.training_signature
+        assert one.signature != other.signature
+
+    def test_has_no_use_for_what_was_tuned_at_the_tiny_scale(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"anchors=generated: .*recipe of the tiny scale.*anchors\.stage\.updates=0"
+        ):
+            build(["scale=proxy", "anchors=generated"])
+        options = parse_ablation(["name=anchor_tuning", "scale=proxy"])
+        with pytest.raises(ValueError, match=r"optimizer\.lr=1e-3 .*fixed for the tiny scale; .*optimizer\.lr=1e-5"):
+            make_plan(options)
+        make_plan(parse_ablation(["name=anchor_tuning", "scale=proxy", "optimizer.lr=1e-5", "optimizer.final_lr=1"]))
+
+    def test_has_no_use_for_the_tiny_scales_starts(self) -> None:
+        with pytest.raises(ValueError, match=r"start=hires: a recipe of the tiny scale.*start=none"):
+            build(["scale=proxy", "start=hires"])

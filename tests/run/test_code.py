@@ -1,0 +1,351 @@
+"""A signature knows the code: what computes a result enters it, whatever its words, its names and its place."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.engine.plan import make_plan, other_code, parse
+from experiments.engine.pool import all_jobs
+from experiments.engine.run_ablation import main
+from experiments.engine.table import make_table
+from pw.run.build import CHOSEN, PLACES, SAMPLES, STAGES, TRAINS, build
+from pw.run.code import UnknownCode, code_hash
+from pw.run.compose import ROOT
+from pw.train.loop import earlier_trainings, is_trained, train, training_folder, with_code, write_config, write_json
+
+# What a copy of the sources calls a run of shortcut training, one of flow matching, and a metric.
+SAID = """if True:
+    import json, pw
+    from benchmarks.metrics import scoring_code
+    from pw.run.build import build
+    shortcut, flow = build([]), build(["objective=flow"])
+    print(json.dumps({
+        "from": pw.__file__,
+        "shortcut": shortcut.training_signature,
+        "flow": flow.training_signature,
+        "clips": shortcut.signature,
+        "evaluation": shortcut.evaluation_signature(0),
+        "configuration": shortcut.configuration_signature,
+        "psd": scoring_code("psd"),
+        "mhd": scoring_code("mhd"),
+    }))
+"""
+
+
+class Sources:
+    """A copy of the sources, to be edited."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        leave = shutil.ignore_patterns("__pycache__", "starts")
+        for name in ("pw", "conf", "benchmarks"):
+            shutil.copytree(ROOT / name, folder / name, ignore=leave)
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.folder / file
+        text = path.read_text()
+        assert old in text, f"{file} does not say {old!r} any more"
+        path.write_text(text.replace(old, new))
+
+    def said(self) -> dict[str, str]:
+        """What they call things, asked in a process of their own."""
+        command = [sys.executable, "-c", SAID]
+        env = {"PYTHONPATH": str(self.folder), "PATH": "", "PW_STARTS": str(self.folder / "none")}
+        ended = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        found = json.loads(ended.stdout)
+        assert Path(found.pop("from")).is_relative_to(self.folder)
+        return found
+
+
+@pytest.fixture(scope="module")
+def unedited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return Sources(tmp_path_factory.mktemp("unedited")).said()
+
+
+def invert_the_weighting(sources: Sources) -> None:
+    sources.edit("pw/method/weighting.py", "weight = span**self.p", "weight = span**-self.p")
+
+
+def change_a_function_behind_it(sources: Sources) -> None:
+    sources.edit("pw/method/weighting.py", "(table.probability * span**p).sum()", "(table.probability * span).sum()")
+
+
+def change_the_path_of_flow_matching(sources: Sources) -> None:
+    sources.edit("pw/method/path.py", "return noise - data", "return data - noise")
+
+
+def change_a_constant_of_the_clips(sources: Sources) -> None:
+    sources.edit("pw/data/procedural.py", "CONTRAST = 0.45", "CONTRAST = 0.46")
+
+
+def change_the_learning_rate_schedule(sources: Sources) -> None:
+    sources.edit("pw/stages/stage.py", "0.5 * (1 + math.cos(", "0.4 * (1 + math.cos(")
+
+
+def change_the_solver(sources: Sources) -> None:
+    sources.edit("pw/method/solver.py", "span = float(schedule", "span = 1.01 * float(schedule")
+
+
+def change_which_clips_are_held_out(sources: Sources) -> None:
+    sources.edit("pw/data/procedural.py", "draw = generator(seed, 0, 1)", "draw = generator(seed, 0, 9)")
+
+
+def change_a_metric(sources: Sources) -> None:
+    sources.edit("benchmarks/metrics/reference.py", "(10 * ratio.log10())", "(20 * ratio.log10())")
+
+
+EDITS: dict[str, tuple[Callable[[Sources], None], set[str]]] = {
+    "an inverted formula": (invert_the_weighting, {"shortcut", "clips"}),
+    "a formula of a function behind it": (change_a_function_behind_it, {"shortcut", "clips"}),
+    "the path": (change_the_path_of_flow_matching, {"shortcut", "flow", "clips"}),
+    "a constant of the clips": (change_a_constant_of_the_clips, {"shortcut", "flow", "clips", "evaluation"}),
+    "the learning rate's schedule": (change_the_learning_rate_schedule, {"shortcut", "flow", "clips"}),
+    "the solver": (change_the_solver, {"clips"}),
+    "the held-out clips": (change_which_clips_are_held_out, {"clips", "evaluation"}),
+    "a metric": (change_a_metric, {"psd"}),
+}
+
+
+@pytest.mark.parametrize("what", EDITS)
+def test_an_edit_of_what_computes_a_result_is_another_result_and_of_nothing_else(
+    what: str, unedited: dict[str, str], tmp_path: Path
+) -> None:
+    change, wanted = EDITS[what]
+    sources = Sources(tmp_path)
+    change(sources)
+    said = sources.said()
+    assert {key for key in said if said[key] != unedited[key]} == wanted
+
+
+def comment(sources: Sources) -> None:
+    """Words for people: a comment, a docstring, an error, an annotation, formatting."""
+    file = "pw/method/weighting.py"
+    sources.edit(
+        file, "        weight = span**self.p\n", "        # to the power\n\n        weight = (span ** self.p)\n"
+    )
+    sources.edit(file, '"""lambda = 1: every step counts alike."""', '"""All alike."""')
+    sources.edit(file, "    p: float\n", "    p: float | None  # the power\n")
+    sources.edit("pw/method/step_sampler.py", "needs at least 1", "wants 1 or more")
+
+
+def add_a_class_beside(sources: Sources) -> None:
+    file = sources.folder / "pw/method/weighting.py"
+    file.write_text(f"{file.read_text()}\n\n@dataclass(frozen=True)\nclass Log:\n    base: float\n")
+
+
+def move_to_another_module(sources: Sources) -> None:
+    (sources.folder / "pw/method/spans.py").write_text((sources.folder / "pw/method/weighting.py").read_text())
+    (sources.folder / "pw/method/weighting.py").write_text("from pw.method.spans import DeltaSigma, Uniform\n")
+    sources.edit("conf/weighting/delta_sigma.yaml", "pw.method.weighting.", "pw.method.spans.")
+    sources.edit("pw/run/build.py", '("pw.method.weighting",)', '("pw.method.weighting", "pw.method.spans")')
+
+
+def write_imports_otherwise(sources: Sources) -> None:
+    sources.edit("pw/method/objective.py", "from pw.method import path\n", "import pw.method.path as path\n")
+    sources.edit("pw/method/target.py", "from pw.method.path import over\n", "from pw.method import path as p\n")
+    sources.edit("pw/method/target.py", "over(", "p.over(")
+
+
+def rename_a_function(sources: Sources) -> None:
+    sources.edit("pw/method/weighting.py", "expected_weight", "mean_weight")
+
+
+def rename_a_constant(sources: Sources) -> None:
+    sources.edit("pw/data/procedural.py", "CONTRAST", "STRENGTH")
+
+
+def change_what_was_not_chosen(sources: Sources) -> None:
+    sources.edit(
+        "pw/nn/injector.py", "self.timestep_mlp(sinusoid(timestep)) +", "self.timestep_mlp(sinusoid(timestep)) -"
+    )
+    sources.edit("pw/method/step_sampler.py", "states = int(start // stride)", "states = int(start // stride) - 1")
+    sources.edit(
+        "pw/nn/codec.py", "self.choice, self.vae = choice, vae.eval()", "self.vae, self.choice = vae.eval(), choice"
+    )
+
+
+def change_how_it_is_run(sources: Sources) -> None:
+    sources.edit("pw/train/loop.py", "CURVE_EVERY = 10", "CURVE_EVERY = 11")
+    sources.edit("pw/nn/networks.py", "COMPILED = 64", "COMPILED = 65")
+
+
+NO_EDITS = (
+    *(comment, add_a_class_beside, move_to_another_module, write_imports_otherwise, rename_a_function),
+    *(rename_a_constant, change_what_was_not_chosen, change_how_it_is_run),
+)
+
+
+@pytest.mark.parametrize("change", NO_EDITS, ids=lambda change: change.__name__)
+def test_an_edit_of_anything_else_is_the_same_result(
+    change: Callable[[Sources], None], unedited: dict[str, str], tmp_path: Path
+) -> None:
+    sources = Sources(tmp_path)
+    change(sources)
+    assert sources.said() == unedited
+
+
+class TestTheHash:
+    def test_of_a_strategy_in_a_module_of_its_user_knows_what_is_behind_it_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.syspath_prepend(tmp_path)
+        found = []
+        for number, body in enumerate(("x + 1", "x + 2", "x + 1  # again")):
+            package = tmp_path / f"mine{number}"
+            package.mkdir()
+            (package / "__init__.py").touch()
+            (package / "behind.py").write_text(f"def more(x):\n    return {body}\n")
+            text = "from {0}.behind import more\nclass Mine:\n    def __call__(self, x):\n        return more(x)\n"
+            (package / "strategy.py").write_text(text.format(package.name))
+            found.append(code_hash((f"{package.name}.strategy.Mine",)))
+        assert found[0] == found[2] != found[1]
+
+    def test_of_two_that_call_each_other_has_an_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(tmp_path)
+        text = "def even(n):\n    return n == 0 or odd(n - 1)\ndef odd(n):\n    return n != 0 and even(n - 1)\n"
+        (tmp_path / "in_turn.py").write_text(text)
+        assert code_hash(("in_turn.even",)) != code_hash(("in_turn.odd",))
+
+    def test_takes_a_variable_for_no_function_of_the_same_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.syspath_prepend(tmp_path)
+        text = (
+            "def scale():\n    return {0}\ndef f(x):\n    scale = 3\n    return [scale * x for x in (lambda y: y)(x)]\n"
+        )
+        for number in (1, 2):
+            (tmp_path / f"shadow{number}.py").write_text(text.format(number))
+        assert code_hash(("shadow1.f",)) == code_hash(("shadow2.f",))
+        assert code_hash(("shadow1.scale",)) != code_hash(("shadow2.scale",))
+
+    def test_of_what_is_nowhere_is_refused(self) -> None:
+        with pytest.raises(UnknownCode, match=r"pw\.method\.weighting\.Nothing"):
+            code_hash(("pw.method.weighting.Nothing",))
+        with pytest.raises(UnknownCode, match=r"DeltaSigma\.nothing"):
+            code_hash(("pw.method.weighting.DeltaSigma.nothing",))
+
+    @pytest.mark.parametrize(
+        "name",
+        sorted({*STAGES.values(), *SAMPLES, *TRAINS, *PLACES, *(n for c in CHOSEN.values() for n in c.values())}),
+    )
+    def test_is_told_to_leave_out_only_what_there_is(self, name: str) -> None:
+        assert code_hash((name,))
+
+    def test_is_that_of_the_gate_that_was_chosen(self) -> None:
+        codes = {build([f"injector={name}"]).training_code for name in ("gated", "gated_channelwise", "alpha_zero")}
+        assert len(codes) == 3
+
+    def test_needs_no_torch(self) -> None:
+        code = "import sys; from pw.run.build import build; build([]).signature; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+WORDS = ["name=ansc", "arms=baseline", "seeds=1", "start.updates=6", "train.updates=6", "start.shipped=false"]
+
+
+def by_other_code(outputs: Path, *more: str, code: str = "0123456789ab", name: str = "0badc0de") -> Path:
+    """A finished training of the arm, as another checkout would have left it."""
+    run = make_plan(parse([*WORDS, f"outputs={outputs}", *more])).arms[0].first
+    folder = outputs / "train" / name
+    write_config(run, folder)
+    path = folder / "config.yaml"
+    path.write_text(re.sub("by code .*", f"by code {code}", path.read_text(), count=1))
+    write_json(folder / "done.json", {"signature": name, "updates": 6})
+    return folder
+
+
+class TestATrainingOfOtherCode:
+    def test_is_kept_and_named(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = by_other_code(tmp_path)
+        assert main([*WORDS, f"outputs={tmp_path}", "dry_run=true"]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert f"baseline seed 0: {folder} was trained by other code (kept; code=as_trained uses it)" in told
+        assert "2 trainings" in told
+
+    def test_is_used_as_it_was_trained_when_asked_to(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = by_other_code(tmp_path)
+        words = [*WORDS, f"outputs={tmp_path}", "code=as_trained"]
+        plan = make_plan(parse(words))
+        run = plan.arms[0].first
+        assert run.is_as_trained
+        assert training_folder(run, tmp_path) == folder
+        assert training_folder(run.solution, tmp_path) == folder
+        assert is_trained(run, tmp_path)
+        assert train(run, tmp_path) == folder
+        assert not [job for job in all_jobs(plan)[0] if job.kind == "train" and not job.is_done(tmp_path)]
+        assert main([*words, "dry_run=true"]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert "baseline seed 0: 0badc0de, as it was trained by other code (0123456789ab)" in told
+        assert "0 trainings" in told
+
+    def test_is_noted_in_the_table(self, tmp_path: Path) -> None:
+        by_other_code(tmp_path)
+        plan = make_plan(parse([*WORDS, f"outputs={tmp_path}", "code=as_trained"]))
+        rows = all_jobs(plan)[1]
+        for row in rows:
+            about = {"metrics": {"mhd": 0.02}, "n_videos": {"mhd": 8}, "contract": {"metrics": {}}}
+            write_json(Path(row.job.score["out"]) / "scores.json", about)
+        assert (
+            "trained by other code than this (code=as_trained): baseline seed 0" in make_table(plan, rows, {})["notes"]
+        )
+
+    def test_is_the_newest_of_several_and_never_one_that_this_code_made(self, tmp_path: Path) -> None:
+        import os
+
+        for age, name in enumerate(("0badc0de", "1badc0de")):
+            done = by_other_code(tmp_path, name=name) / "done.json"
+            os.utime(done, (1e9 - age, 1e9 - age))
+        run = with_code(make_plan(parse([*WORDS, "code=as_trained"])).arms[0].first, tmp_path)
+        assert run.training_signature == "0badc0de"
+        own = build([o for o in run.config.overrides if o != "code=as_trained"])
+        write_config(own, training_folder(own, tmp_path))
+        write_json(training_folder(own, tmp_path) / "done.json", {"signature": own.training_signature})
+        again = with_code(build(run.config.overrides), tmp_path)
+        assert not again.is_as_trained
+        assert again.training_signature == own.training_signature
+
+    def test_that_is_not_finished_is_named_and_not_used(self, tmp_path: Path) -> None:
+        (by_other_code(tmp_path) / "done.json").unlink()
+        plan = make_plan(parse([*WORDS, f"outputs={tmp_path}", "code=as_trained"]))
+        assert not plan.arms[0].first.is_as_trained
+        (told,) = other_code(plan)
+        assert "not finished, that code alone goes on with it" in told
+
+    def test_of_another_configuration_or_an_older_suite_is_none(self, tmp_path: Path) -> None:
+        by_other_code(tmp_path, "optimizer.lr=1e-5")
+        (tmp_path / "train" / "2badc0de").mkdir()
+        (tmp_path / "train" / "2badc0de" / "config.yaml").write_text("# python -m pw train seed=1\nseed: 1\n")
+        assert [earlier.folder.name for earlier in earlier_trainings(tmp_path)] == ["0badc0de"]
+        assert not other_code(make_plan(parse([*WORDS, f"outputs={tmp_path}"])))
+
+
+class TestFresh:
+    def test_says_in_its_dry_run_what_it_would_remove_and_leaves_the_start(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = [*WORDS, f"outputs={tmp_path}", "fresh=true", "dry_run=true"]
+        run = make_plan(parse(words)).arms[0].first
+        assert run.start_run is not None
+        folders = [training_folder(made, tmp_path) for made in (run, run.start_run)]
+        for folder in folders:
+            write_json(folder / "done.json", {"signature": folder.name})
+        assert main(words) == 0
+        told = capsys.readouterr().out
+        assert "fresh=true would remove 1 folders of results" in told
+        assert f"  {folders[0]}\n" in told
+        assert str(folders[1]) not in told
+        assert "1 trainings" in told
+        assert all((folder / "done.json").exists() for folder in folders)
+
+    def test_is_refused_beside_as_trained(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([*WORDS, "fresh=true", "code=as_trained"]) == 2
+        assert "fresh=true: redoes what code=as_trained is to keep" in capsys.readouterr().err

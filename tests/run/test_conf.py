@@ -1,0 +1,584 @@
+"""Every option of every group builds; signatures name exactly what changes a result; a wrong call is told at once."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from functools import cache
+from itertools import permutations
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from pw.method.objective import Alternate, Shortcut
+from pw.method.step_sampler import ExponentialIndex
+from pw.method.target import TwoSteps
+from pw.method.weighting import DeltaSigma
+from pw.run.build import Run, build
+from pw.run.compose import ConfigError, compose_run, groups, leaves
+
+ROOT = Path(__file__).parents[2]
+
+# What an option needs beside it to be legal.
+NEIGHBOURS = {
+    "codec=wan_vae": ["scale=proxy", "start=none"],
+    "data=latents": ["scale=proxy"],
+    "guidance=on": ["guidance.drop=text_and_anchor", "train.condition_dropout=0.1"],
+    "step_sampler=none": ["objective=flow"],
+    "target=none": ["objective=flow"],
+    "turns=none": ["objective=flow"],
+    "weighting=none": ["objective=flow"],
+}
+
+
+def built(*overrides: str) -> Run:
+    return build(overrides)
+
+
+def refused(*overrides: str) -> str:
+    """The message with which a run is refused, at the latest when it is asked what it is called."""
+    with pytest.raises(ConfigError) as error:
+        _ = built(*overrides).signature
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A train and a val clip of 3 frames, 24 x 24 px."""
+    return write_clips(tmp_path_factory.mktemp("shards"), 24, 24)
+
+
+def write_clips(folder: Path, height: int, width: int) -> Path:
+    """A train and a val clip of 3 frames."""
+    array = io.BytesIO()
+    np.save(array, np.zeros((3, height, width, 3), np.uint8))
+    for split in ("train", "val"):
+        with tarfile.open(folder / f"{split}-000000.tar", "w") as tar:
+            member = tarfile.TarInfo(f"{split}-clip.npy")
+            member.size = len(array.getvalue())
+            tar.addfile(member, io.BytesIO(array.getvalue()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One encoded clip of the proxy scale, as far as its headers say."""
+    from small_latents import write_latents
+
+    return write_latents(tmp_path_factory.mktemp("latents"), build(["scale=proxy"]), 1)
+
+
+class TestEveryOption:
+    @pytest.mark.parametrize("choice", [f"{group}={name}" for group in groups() for name in groups()[group]])
+    def test_builds_with_all_the_runs_it_needs(self, choice: str, shards: Path, latents: Path) -> None:
+        places = {"data=shards": f"{shards}/*.tar", "data=latents": str(latents)}
+        urls = [f"data.urls={places[choice]}"] if choice in places else []
+        run = built(choice, *NEIGHBOURS.get(choice, []), *urls)
+        assert run.config.choices[choice.partition("=")[0]] == choice.partition("=")[2]
+        assert len(run.signature) == 8
+
+    @pytest.mark.parametrize("solver", groups()["solver"])
+    def test_of_a_solver_is_held_against_the_solution_by_many_euler_steps(self, solver: str) -> None:
+        order = ["solver.order=3"] if solver == "unipc" else []
+        solution = built(f"solver={solver}", *order, "objective=flow").solution
+        assert solution.config.choices["solver"] == "euler"
+        assert solution.sampling.num_steps == 48
+        assert solution.training_signature == built("objective=flow").training_signature
+
+    def test_of_the_trainer_holds_for_the_start_too(self) -> None:
+        start = built("trainer=gpu").start_run
+        assert start is not None
+        assert start.trainer.accelerator == "gpu"
+
+
+class TestComposing:
+    """Files are read once for all runs that choose the same; Hydra itself reads them for every run."""
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            ["scale.height=32", "scale.width=32", "degradation=flawed", "scale.frames=5"],  # interpolations follow
+            ["optimizer.lr=1e-3", "sampling.timesteps=[900,600,300]", "start.overrides=['objective=flow']"],
+            ["scale=2k", "text.negative_prompt='a, b: c'", "sampling.start=${schedule.shift}", "sampling.shift=null"],
+            ["train={updates:4}", "seed=1", "weighting=uniform", "seed=2"],
+        ],
+        ids=" ".join,
+    )
+    def test_gives_what_hydra_gives(self, overrides: list[str]) -> None:
+        ours = compose_run(overrides)  # which tells Hydra where the files are
+        assert ours.values == OmegaConf.to_container(hydra.compose("run", overrides), resolve=True)
+
+    def test_leaves_nothing_of_one_run_in_the_next(self) -> None:
+        assert compose_run(["scale.height=32", "train.updates=7"]).values["data"]["size"] == 32
+        assert compose_run([]).values == compose_run(["scale.height=24", "train.updates=160"]).values
+
+
+class TestThePapersRecipe:
+    """Numbers as the paper prints them; `method.md` has the working."""
+
+    def test_is_the_default_of_the_second_stage(self) -> None:
+        run = built("stage=hires")
+        assert run.objective == Shortcut(
+            flow_weight="uniform",
+            turns=Alternate(),  # "alternating mini-batches", sec. 3.4
+            step_sampler=ExponentialIndex(
+                beta=0.7,  # sec. 4.1
+                num_strides=6,  # K, sec. 3.4
+                starts=(500, 600, 700, 800),  # sec. 3.4
+                ground=True,  # D4
+                include_start=False,
+            ),
+            weighting=DeltaSigma(p=0.5, normalise="expected"),  # Eq. 8, D7
+            target=TwoSteps(halves="span_weighted", target_network="online"),  # Eq. 4
+        )
+        assert run.schedule.num_timesteps == 1000  # N, sec. 3.4
+        assert run.schedule.coordinate == "timestep"  # D1
+        assert run.sampling.num_steps == 4  # Table 5
+        assert run.injector is not None
+        assert run.config.label("injector") == "gated"  # Eq. 1
+        assert build(["scale=2k"]).config["injector"]["blocks"] == [1]  # the authors' code
+
+    def test_trains_as_section_4_1_does_where_the_scale_allows(self) -> None:
+        run = built()
+        assert run.optimizer.weight_decay == 0.01
+        assert run.optimizer.clip == 1.0
+        assert build(["scale=2k"]).optimizer.ema == 0.99  # the authors' code
+        assert build(["scale=2k"]).train.condition_dropout == 0.1  # the authors' code
+        assert run.train.trainable == "all"
+
+    def test_makes_anchors_with_flow_matching_and_fifty_steps(self) -> None:
+        run = built("stage=anchor")
+        assert run.config.choices["objective"] == "flow"
+        assert run.sampling.num_steps == 50  # method.md 4
+        assert run.injector is None
+
+    def test_has_the_rivals_of_the_tables(self) -> None:
+        assert built("step_sampler=uniform").config["step_sampler"]["beta"] == 0  # Table 9.3, row 2
+        assert built("turns=bernoulli").config["turns"]["rate"] == 0.3  # the authors' code
+        assert built("step_sampler=aligned").config["step_sampler"]["grids"] == [2, 3, 4, 5]  # Table 5
+        guided = built("guidance=on", "guidance.drop=text_and_anchor", "train.condition_dropout=0.1")
+        assert guided.guidance.scale == 5.0  # Wan's default
+        assert built("injector=alpha_zero").config["injector"]["gate"] == "fixed"  # Table 4, row 4
+
+
+# Another legal value of every key of the default configuration, by what it changes.
+CHANGES_WEIGHTS = {
+    "backbone.patch_size": "backbone.patch_size=[1,2,2]",
+    "backbone.num_attention_heads": "backbone.num_attention_heads=1",
+    "backbone.attention_head_dim": "backbone.attention_head_dim=16",
+    "backbone.in_channels": "codec.factor=2 backbone.in_channels=12",
+    "backbone.ffn_dim": "backbone.ffn_dim=64",
+    "backbone.num_layers": "backbone.num_layers=2",
+    "backbone.text_dim": "backbone.text_dim=32",
+    "backbone.text_tokens": "backbone.text_tokens=2",
+    "backbone.freq_dim": "backbone.freq_dim=128",
+    "backbone.rope_max_seq_len": "backbone.rope_max_seq_len=32",
+    "codec.factor": "codec.factor=2 backbone.in_channels=12",
+    "data.frames": "scale.frames=5",
+    "data.size": "scale.height=32 scale.width=32",
+    "scale.name": "scale.name=small",
+    "scale.frames": "scale.frames=5",
+    "scale.height": "scale.height=32 scale.width=32",
+    "scale.width": "scale.height=32 scale.width=32",
+    "scale.anchor_height": "scale.anchor_height=8",
+    "scale.anchor_width": "scale.anchor_width=8",
+    "scale.anchor_upsample": "scale.anchor_upsample=latent",
+    "scale.shift": "scale.shift=5",
+    "scale.injector_blocks": "scale.injector_blocks=[1]",
+    "scale.injector_hidden": "scale.injector_hidden=0.25",
+    "scale.norm_groups": "scale.norm_groups=4",
+    "train.updates": "train.updates=159",
+    "train.batch_size": "train.batch_size=4",
+    "train.accumulate": "train.accumulate=2",
+    "train.precision": "train.precision=bf16",
+    "train.condition_dropout": "train.condition_dropout=0.2",
+    "train.trainable": "train.trainable=adapters",
+    "train.checkpoint_activations": "train.checkpoint_activations=true",
+    "optimizer.lr": "optimizer.lr=1e-3",
+    "optimizer.betas": "optimizer.betas=[0.9,0.999]",
+    "optimizer.weight_decay": "optimizer.weight_decay=0",
+    "optimizer.clip": "optimizer.clip=0.5",
+    "optimizer.warmup": "optimizer.warmup=0",
+    "optimizer.final_lr": "optimizer.final_lr=0.1",
+    "optimizer.ema": "optimizer.ema=0.9",
+    "step_sampler.beta": "step_sampler.beta=0.35",
+    "step_sampler.num_strides": "step_sampler.num_strides=5",
+    "step_sampler.ground": "step_sampler.ground=false",
+    "step_sampler.starts": "step_sampler.starts=[500,600]",
+    "step_sampler.include_start": "step_sampler.include_start=true",
+    "weighting.p": "weighting.p=1",
+    "weighting.normalise": "weighting.normalise=batch",
+    "target.halves": "target.halves=equal",
+    "target.target_network": "target.target_network=ema",
+    "objective.flow_weight": "objective.flow_weight=bell",
+    "injector.gate": "injector.gate=fixed",
+    "injector.blocks": "injector.blocks=[0,1]",
+    "injector.hidden": "injector.hidden=0.5",
+    "injector.groups": "injector.groups=2",
+    "start.name": "start=none",
+    "start.overrides": "start.overrides=['objective=flow','start=none']",
+    "start.inherit": "start.inherit=[scale] injector.groups=2",
+    "start.updates": "start.updates=10",
+    "start.seed": "start.seed=1001",
+    "stage": "stage=anchor",
+    "schedule.shift": "schedule.shift=5.5",
+    "schedule.num_timesteps": "schedule.num_timesteps=900",
+    "schedule.coordinate": "schedule.coordinate=index",
+    "schedule.snap": "schedule.snap=false",
+    "degradation.downscale": "degradation.downscale=[2,4]",
+    "degradation.blur": "degradation.blur=[0.5,1]",
+    "degradation.noise": "degradation.noise=[0,0.2]",
+    "degradation.noise_probability": "degradation.noise_probability=1",
+    "seed": "seed=1",
+    "trainer.accelerator": "trainer=gpu",  # floats are not the same there
+}
+CHANGES_CLIPS = {
+    "sampling.grid": "sampling.grid=wan",
+    "sampling.num_steps": "sampling.num_steps=2",
+    "sampling.shift": "sampling.shift=3",
+    "sampling.start": "sampling.start=0.999",
+    "sampling.timesteps": "sampling.timesteps=[1000,931,818,600]",
+    "sampling.stride": "sampling.stride=zero",
+    "sampling.count": "sampling.count=64",
+    "anchors.source": "anchors=generated",
+    "anchors.degradation": "anchors=flawed",
+    "anchors.stage": "anchors=generated anchors.stage.updates=10",
+    "guidance.scale": "guidance=on guidance.drop=text_and_anchor",
+    "guidance.drop": "guidance=on guidance.drop=text_and_anchor",
+    "guidance.first_steps": "guidance=on guidance.drop=text_and_anchor guidance.first_steps=1",
+}
+CHANGES_NOTHING = {
+    "sampling.batch_size": "sampling.batch_size=4",
+    "sampling.solution_steps": "sampling.solution_steps=24",
+    "sampling.solution_count": "sampling.solution_count=8",
+    "train.checkpoint_every": "train.checkpoint_every=10",
+    "trainer.threads": "trainer.threads=2",
+    "trainer.attention": "trainer.attention=flash",
+    "trainer.weights": "trainer.weights=there",
+    "trainer.compile": "trainer.compile=true",
+    "trainer.guidance_batch": "trainer.guidance_batch=true",
+    "scale.anchor_shift": "scale.anchor_shift=5",  # stage I has it
+    "code": "code=as_trained",  # and nothing was trained
+    # of a shipped start alone: tests/train/test_start.py
+    "start.tuning": "start.tuning=10",
+    "start.tuning_lr": "start.tuning_lr=1e-4",
+}
+HAS_NO_OTHER_VALUE = {"trainer.devices", "trainer.offload_activations", "start.shipped"}  # without others
+
+
+@cache
+def default() -> Run:
+    return built()
+
+
+def changed(line: str) -> Run:
+    return built(*line.split())
+
+
+class TestASignature:
+    def test_has_its_say_on_every_key_there_is(self) -> None:
+        keys = {key for key in leaves(default().config.values) if not key.endswith("_target_")}
+        assert keys == CHANGES_WEIGHTS.keys() | CHANGES_CLIPS.keys() | CHANGES_NOTHING.keys() | HAS_NO_OTHER_VALUE
+
+    @pytest.mark.parametrize("key", CHANGES_WEIGHTS)
+    def test_of_a_training_differs_for_what_changes_its_weights(self, key: str) -> None:
+        run = changed(CHANGES_WEIGHTS[key])
+        assert run.training_signature != default().training_signature
+        assert run.signature != default().signature
+
+    @pytest.mark.parametrize("key", CHANGES_CLIPS)
+    def test_of_the_clips_differs_for_how_they_are_sampled_and_that_of_the_training_does_not(self, key: str) -> None:
+        # guidance steers away from dropped anchors, which the default of this scale never shows
+        same = ["train.condition_dropout=0.1"] if key.startswith("guidance.") else []
+        run, other = built(*CHANGES_CLIPS[key].split(), *same), built(*same)
+        assert run.training_signature == other.training_signature
+        assert run.signature != other.signature
+
+    @pytest.mark.parametrize("key", CHANGES_NOTHING)
+    def test_is_the_same_wherever_it_runs(self, key: str) -> None:
+        run = changed(CHANGES_NOTHING[key])
+        assert run.config.values != default().config.values
+        assert (run.training_signature, run.signature) == (default().training_signature, default().signature)
+
+    def test_is_the_same_wherever_activations_wait(self) -> None:
+        checkpointed = "train.checkpoint_activations=true"
+        kept, offloaded = built(checkpointed), built(checkpointed, "trainer.offload_activations=true")
+        assert offloaded.trainer != kept.trainer
+        assert offloaded.signature == kept.signature
+
+    def test_differs_between_any_two_of_these_trainings(self) -> None:
+        lines = dict.fromkeys(CHANGES_WEIGHTS.values())
+        found = {changed(line).training_signature: line for line in lines}
+        assert len(found) == len(lines)
+
+    def test_does_not_depend_on_the_order_of_the_overrides(self) -> None:
+        given = ["weighting.p=0.25", "step_sampler=closed", "scale.frames=5"]
+        assert len({built(*order).signature for order in permutations(given)}) == 1
+
+    def test_is_the_same_for_a_default_that_is_spelled_out(self) -> None:
+        assert built("weighting=delta_sigma", "weighting.p=0.5").signature == default().signature
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ("weighting.p=1", "weighting.p=1.0"),
+            ("degradation.blur=[1,1]", "degradation.blur=[1.0,1.0]"),
+            ("sampling.shift=3", "sampling.shift=3.0"),
+            ("sampling.timesteps=[1000,900,800,700]", "sampling.timesteps=[1e3,9e2,8e2,7e2]"),
+        ],
+    )
+    def test_is_the_same_for_a_number_written_in_two_ways(self, one: str, other: str) -> None:
+        assert built(one).signature == built(other).signature
+
+    def test_of_the_clips_depends_on_whose_evaluation_clips_they_answer(self) -> None:
+        run = default()
+        assert run.sample_signature(0) == run.signature
+        assert run.sample_signature(1) != run.signature
+        assert run.evaluation_signature(1) != run.evaluation_signature(0)
+
+    def test_of_the_evaluation_clips_is_shared_by_all_arms(self) -> None:
+        arm = built("objective=flow", "sampling.num_steps=2", "train.updates=3", "injector=none")
+        assert arm.evaluation_signature(5) == default().evaluation_signature(5)
+
+    def test_of_the_start_enters(self) -> None:
+        start = default().start_run
+        assert start is not None
+        assert start.training_signature != default().training_signature
+        other = built("start.updates=10").start_run
+        assert other is not None
+        assert other.training_signature != start.training_signature
+
+    def test_of_the_anchors_stage_enters_the_clips(self) -> None:
+        run = built("anchors=generated", "degradation.blur=[0.5,0.5]")
+        assert run.anchor_run is not None
+        # the stage takes the degradation over: its anchors are what the second stage was trained on
+        assert run.anchor_run.config["degradation"]["blur"] == [0.5, 0.5]
+        assert run.anchor_run.sampling.count == run.sampling.count
+
+    def test_of_another_seed_is_that_of_composing_with_it(self) -> None:
+        assert default().with_seed(3).signature == built("seed=3").signature
+        assert default().with_seed(3, 9).signature == built("seed=3", "start.seed=9").signature
+
+
+# (overrides, what the message must say: the key, the value, and what would do)
+WRONG = [
+    # keys
+    ("weigthing=uniform", ["weigthing", "did you mean weighting?"]),
+    ("optimiser.lr=1e-3", ["optimiser.lr=1e-3", "did you mean optimizer.lr?"]),
+    ("weighting.pp=1", ["weighting.pp=1", "did you mean weighting.p?", "normalise"]),
+    ("train.batchsize=4", ["train.batchsize=4", "did you mean train.batch_size?"]),
+    ("nothing=1", ["nothing=1", "there is no key nothing", "step_sampler", "weighting"]),
+    ("solver.order=3", ["solver.order=3", "set solver=unipc"]),
+    ("data.urls=clips", ["data.urls=clips", "set data=latents or data=shards"]),
+    ("train={updates:4,batches:3}", ["train={updates:4,batches:3}", "there is no key train.batches"]),
+    ("hydra.verbose=true", ["hydra.verbose=true", "there is no key hydra.verbose"]),
+    # options
+    ("weighting=delta", ["weighting=delta", "delta_sigma, none, uniform", "did you mean delta_sigma?"]),
+    ("step_sampler=cloosed", ["step_sampler=cloosed", "aligned, chain, closed", "did you mean closed?"]),
+    ("scale=8k", ["scale=8k", "one of 2k, 4k, proxy, tiny"]),
+    ("objective=", ["objective=", "flow, shortcut"]),
+    # words that are no override, and classes
+    ("weighting", ["'weighting'", "key=value"]),
+    ("+weighting.power=1", ["'+weighting.power=1'", "key=value"]),
+    ("~weighting", ["'~weighting'", "key=value"]),
+    ("weighting._target_=os.system", ["weighting._target_=os.system", "by group", "weighting=…"]),
+    ("degradation._target_=pw.data.degradation.Clean", ["_target_", "degradation=…"]),
+    ("weighting.p=[", ["weighting.p=[", "not one value"]),
+    ("seed=1,2", ["seed=1,2", "not one value", "seed=[1,2]"]),
+    # types
+    ("train.updates=many", ["train.updates='many'", "a whole number"]),
+    ("train.updates=1.5", ["train.updates=1.5", "a whole number"]),
+    ("train.updates=true", ["train.updates=True", "a whole number"]),
+    ("weighting.p=high", ["weighting.p='high'", "a number"]),
+    ("optimizer.lr=nan", ["optimizer.lr=nan", "a number"]),
+    ("optimizer.betas=[0.9]", ["optimizer.betas=[0.9]", "a list of 2 of a number"]),
+    ("degradation.blur=2", ["degradation.blur=2", "a list of 2"]),
+    ("schedule.snap=1", ["schedule.snap=1", "true or false"]),
+    ("sampling.stride=gird", ["sampling.stride='gird'", "auto, grid, zero", "did you mean grid?"]),
+    ("schedule.coordinate=idx", ["schedule.coordinate='idx'", "timestep, index"]),
+    ("train=3", ["train=3", "train.updates"]),
+    ("seed=null", ["seed=None", "a whole number"]),
+    # ranges
+    ("optimizer.lr=0", ["optimizer.lr=0.0", "positive"]),
+    ("optimizer.warmup=-1", ["optimizer.warmup=-1", "or more"]),
+    ("train.updates=-1", ["train.updates=-1", "or more"]),
+    ("start.updates=-1", ["start (hires)", "updates=-1", "or more"]),
+    ("train.batch_size=0", ["train.batch_size=0", "at least 1"]),
+    ("train.condition_dropout=1", ["train.condition_dropout=1.0", "0 to below 1"]),
+    ("trainer.threads=0", ["trainer.threads=0", "at least 1"]),
+    ("trainer.devices=2", ["trainer.devices=2", "one device"]),
+    ("trainer.offload_activations=true", ["trainer.offload_activations=true", "train.checkpoint_activations=true"]),
+    ("schedule.shift=0", ["schedule.shift=0.0", "positive"]),
+    ("sampling.num_steps=0", ["sampling.num_steps=0", "at least 1"]),
+    ("sampling.start=2", ["sampling.start=2.0", "(0, 1]"]),
+    ("sampling.timesteps=[600,700,800,900]", ["sampling.timesteps=[600", "falling"]),
+    ("sampling.timesteps=[1200,900,800,700]", ["sampling.timesteps=[1200", "at most N=1000"]),
+    ("sampling.timesteps=[1000,500]", ["has 2 steps", "sampling.num_steps=4"]),
+    ("step_sampler.num_strides=0", ["step_sampler.num_strides=0", "at least 1"]),
+    ("step_sampler.starts=[500,1200]", ["step_sampler.starts=[500, 1200]", "at most N=1000"]),
+    ("step_sampler.starts=[20]", ["step_sampler.starts=[20]", "at least 64"]),
+    ("turns=bernoulli turns.rate=1.4", ["turns.rate=1.4", "0 to 1"]),
+    ("degradation.blur=[2,1]", ["degradation.blur=[2.0, 1.0]", "low <= high"]),
+    ("solver=unipc solver.order=9", ["solver.order=9", "1, 2 or 3"]),
+    ("injector.blocks=[3]", ["injector.blocks=[3]", "blocks 0 to 2"]),
+    ("injector.groups=0", ["injector.groups=0", "at least 1"]),
+    ("injector.groups=3", ["injector.groups=3", "16 hidden channels"]),
+    ("injector.hidden=0.001", ["injector.hidden=0.001", "no channel"]),
+    ("backbone.patch_size=[0,1,1]", ["backbone.patch_size=(0, 1, 1)", "at least 1"]),
+    # what does not fit together
+    ("backbone.patch_size=[1,4,1]", ["scale.height", "6 latent positions", "patch size 4"]),
+    ("scale.height=25", ["scale.height=25", "codec.factor=4"]),
+    ("scale.width=32", ["data.size=24", "24 x 32", "data=procedural makes squares", "scale.width"]),
+    ("data.frames=5", ["data.frames=5", "3 frames", "scale.frames"]),
+    ("codec.factor=2", ["backbone.in_channels=48", "12 channels"]),
+    ("scale.anchor_height=48", ["scale.anchor_height=48", "no larger than the clip"]),
+    ("start=none train.updates=0", ["train.updates=0", "start=none", "random weights"]),
+    # an option of a strategy that is not used
+    ("sampling.timesteps=[1000,931,818,600] sampling.shift=3", ["sampling.timesteps", "no use for sampling.shift"]),
+    ("weighting.p=1 objective=flow", ["weighting.p=1", "objective=flow", "set weighting=delta_sigma"]),
+    ("weighting=uniform weighting.p=1", ["weighting.p=1", "weighting=uniform", "set weighting=delta_sigma"]),
+    ("objective=flow weighting=delta_sigma", ["weighting=delta_sigma", "objective=flow", "objective=shortcut"]),
+    ("objective=flow step_sampler=closed", ["step_sampler=closed", "objective=flow", "objective=shortcut"]),
+    ("turns=none", ["turns=none", "objective=shortcut needs one", "conf/turns/"]),
+    ("turns.rate=0.4", ["turns.rate=0.4", "set turns=bernoulli"]),
+    ("objective=flow sampling.stride=grid", ["sampling.stride=grid", "objective=flow", "auto"]),
+    ("stage=anchor injector=gated", ["injector=gated", "stage=anchor", "none"]),
+    ("stage=anchor anchors=flawed", ["anchors=flawed", "stage=anchor", "reference"]),
+    ("injector=none anchors=generated", ["anchors=generated", "injector=none", "reference"]),
+    ("injector=none degradation=flawed", ["degradation=flawed", "injector=none", "no anchor"]),
+    ("injector=none train.trainable=adapters", ["train.trainable=adapters", "injector=gated"]),
+    # guidance that would do nothing
+    ("guidance=on", ["guidance.drop=text", "change nothing", "guidance.drop=text_and_anchor"]),
+    ("guidance=on guidance.scale=1", ["guidance=on", "guidance.scale=1", "off"]),
+    ("guidance.drop=text_and_anchor", ["guidance=off", "not guided", "guidance=on"]),
+    (
+        "guidance=on guidance.drop=text_and_anchor train.condition_dropout=0.1 guidance.first_steps=0",
+        ["guidance.first_steps=0", "at least 1"],
+    ),
+    (
+        "guidance=on guidance.drop=text_and_anchor train.condition_dropout=0.1 injector=none",
+        ["guidance.scale=5.0", "injector=none"],
+    ),
+    (
+        "guidance=on guidance.drop=text_and_anchor train.condition_dropout=0",
+        ["guidance.scale=5.0", "train.condition_dropout=0", "never trained"],
+    ),
+    # data
+    ("data=latents data.urls=/not/there", ["data.urls=/not/there", "no latents.json", "make latents"]),
+    ("data=shards data.urls=/not/there", ["data.urls=/not/there", "not there", "make data path=DIR"]),
+    ("data=shards data.urls='http://example.com/a.tar'", ["example.com", "only local files"]),
+]
+
+
+class TestAWrongCall:
+    @pytest.mark.parametrize(("line", "told"), WRONG, ids=[line for line, _ in WRONG])
+    def test_is_told_the_key_the_value_and_what_would_do(self, line: str, told: Sequence[str]) -> None:
+        message = refused(*line.split())
+        assert not [part for part in told if part not in message], message
+        assert "\n" not in message
+
+    def test_with_a_folder_without_shards_is_told_how_to_make_them(self, tmp_path: Path) -> None:
+        message = refused("data=shards", f"data.urls={tmp_path}")
+        assert f"data.urls={tmp_path}" in message
+        assert "make data path=DIR" in message
+
+    def test_with_clips_smaller_than_the_scale_is_told_both_sizes(self, shards: Path) -> None:
+        message = refused("data=shards", f"data.urls={shards}/*.tar", "scale.frames=5")
+        assert "5 frames" in message
+        assert "3 of 24x24" in message
+
+    def test_of_a_run_it_needs_names_that_run(self) -> None:
+        assert refused("anchors=generated", "anchors.stage.updates=-1").startswith("anchors (anchor): ")
+
+
+class TestBuilding:
+    def test_from_shards_at_a_scale_wider_than_high_gives_such_clips_and_anchors(self, tmp_path: Path) -> None:
+        import torch
+
+        write_clips(tmp_path, 32, 48)
+        sizes = ("scale.height=24", "scale.width=40", "scale.anchor_height=12", "scale.anchor_width=20")
+        run = built("data=shards", f"data.urls={tmp_path}/*.tar", *sizes)
+        clips = run.source.batch(0, 0, 1)
+        assert isinstance(clips, torch.Tensor)
+        assert clips.shape == (1, 3, 3, 24, 40)
+        assert run.source.evaluation(1, 0).real[0].shape == (3, 3, 24, 40)
+        anchor = run.degradation.anchor(clips, run.scale.anchor_size, torch.Generator().manual_seed(0))
+        assert anchor.shape == (1, 3, 3, 12, 20)
+
+    def test_a_width_that_is_said_or_not_is_the_same_run(self, shards: Path) -> None:
+        said, not_said = (built("data=shards", f"data.urls={shards}/*.tar", f"data.width={n}") for n in (24, 0))
+        assert said.signature == not_said.signature
+        assert said.evaluation_signature(0) == not_said.evaluation_signature(0)
+
+    def test_imports_no_torch(self) -> None:
+        """A wrong key must be told before the seconds that torch takes."""
+        code = """if True:
+            import sys
+            from experiments.engine.plan import make_plan, parse
+            from experiments.engine.pool import all_jobs
+            from pw.run.build import build
+            build(["solver=unipc", "step_sampler=aligned", "injector=add", "anchors=flawed"])
+            all_jobs(make_plan(parse(["name=ansc", "arms=baseline,full", "seeds=1"])))
+            heavy = {"torch", "lightning", "diffusers", "mlflow", "av", "pandas", "matplotlib"} & sys.modules.keys()
+            sys.exit(f"imported {heavy}" if heavy else 0)
+        """
+        ended = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+
+    @pytest.mark.parametrize(
+        ("verb", "words", "told"),
+        [
+            ("ablation", ["name=ans"], "did you mean ansc?"),
+            ("ablation", ["name=ansc", "sampling.cuont=9"], "did you mean sampling.count?"),
+            ("train", ["weighting=unifrom"], "did you mean uniform?"),
+            ("train", ["start.updates=-1"], "start (hires)"),
+            ("sample", ["sampling.num_steps=0"], "sampling.num_steps=0"),
+            ("coverage", ["objective=flow"], "set objective=shortcut"),
+            ("coverage", ["step_sampler.beta=steep"], "step_sampler.beta='steep'"),
+        ],
+    )
+    def test_answers_a_wrong_call_without_importing_torch(self, verb: str, words: list[str], told: str) -> None:
+        """At once, that is; a clock would tell how busy the machine is."""
+        command = [sys.executable, "-X", "importtime", "-m", "pw", verb, *words]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        lines = ended.stderr.splitlines()
+        imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+        assert "pw.run.build" in imported
+        assert not {"torch", "lightning", "diffusers", "mlflow", "av", "pandas", "matplotlib"} & imported
+        (answer,) = (line for line in lines if not line.startswith("import time:"))
+        assert answer.startswith("error: ")
+        assert told in answer
+        assert ended.stdout == ""
+        assert ended.returncode == 2
+
+
+class TestTheCoverageCommand:
+    def test_prints_every_step_of_every_grid_and_the_second_halves(self, capsys: pytest.CaptureFixture[str]) -> None:
+        from pw.run.trained_pairs import main
+
+        assert main(["step_sampler=exponential_index"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        steps = [line.split() for line in lines if " yes " in line or " no " in line]
+        assert len(steps) == 2 + 3 + 4 + 5
+        # D5: of the 4-step grid only the last jump, 600 -> 0, is a trained step
+        four = steps[5:9]
+        assert four[0][0] == "4"
+        assert [row[-3] for row in four] == ["no", "no", "no", "yes"]
+        assert four[-1][-5:-3] == ["600", "600"]
+        # 4 starts x 6 rungs, the last rung of each evaluated at stride 0; method-notes 5.5: 0 of 24
+        assert lines[-1].startswith("second halves: 0 of 24 trained, 4 more")
+
+    def test_prints_a_grid_of_ones_own(self, capsys: pytest.CaptureFixture[str]) -> None:
+        from pw.run.trained_pairs import main
+
+        assert main(["step_sampler=aligned", "sampling.num_steps=2", "sampling.timesteps=[900,300]"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[-5:-3] for line in lines[2:4]] == [["900", "600"], ["300", "300"]]

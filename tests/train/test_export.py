@@ -1,0 +1,157 @@
+"""pw.train.export: what it writes opens in stock diffusers, and comes back as the network it was."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from safetensors.torch import load_file
+
+from pw.nn.backbone import Backbone
+from pw.nn.convert import layout, place, read, to_ours
+from pw.run.build import Run, build, make
+from pw.run.compose import ConfigError
+from pw.train.export import export, find, main, shards
+from pw.train.loop import train, training_folder, write_config
+
+BRIEF = ("stage=hires", "start=none", "train.updates=2", "injector=gated_channelwise", "objective=shortcut")
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return build([*BRIEF, "turns=alternate", "step_sampler=aligned", "weighting=uniform", "target=two_steps"])
+
+
+@pytest.fixture(scope="module")
+def outputs(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("outputs")
+    train(run, outputs)
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run, outputs: Path) -> Path:
+    return export(find(run.training_signature, outputs), outputs / "fp32", "fp32")
+
+
+def trained(run: Run, outputs: Path) -> dict[str, torch.Tensor]:
+    return load_file(training_folder(run, outputs) / "ema.safetensors")
+
+
+def opened(folder: Path, **options: Any) -> WanTransformer3DModel:
+    """By stock `from_pretrained`, with every key in its place; it needs accelerate for a Wan transformer."""
+    pytest.importorskip("accelerate")
+    stock, info = WanTransformer3DModel.from_pretrained(
+        folder, subfolder="transformer", output_loading_info=True, **options
+    )
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    return stock
+
+
+class TestAnExport:
+    def test_opens_in_stock_diffusers_with_every_key_in_its_place(
+        self, run: Run, outputs: Path, exported: Path
+    ) -> None:
+        weights = trained(run, outputs)
+        assert all(torch.equal(value, weights[f"dit.{key}"]) for key, value in opened(exported).state_dict().items())
+
+    def test_holds_what_a_stock_transformer_of_its_config_takes(self, exported: Path) -> None:
+        stock = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(exported / "transformer"))
+        stock.load_state_dict(read(exported / "transformer"), strict=True)
+
+    def test_restores_our_network_bit_for_bit(self, run: Run, outputs: Path, exported: Path) -> None:
+        described = json.loads((exported / "pixelwizard" / "config.json").read_text())
+        net = Backbone(make("backbone", described["backbone"]), make("injector", described["injector"]))
+        state = read(exported)
+        assert layout(state) == "pw"
+        assert place(net, to_ours(state)) == []
+        weights = trained(run, outputs)
+        assert net.state_dict().keys() == weights.keys()
+        assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
+
+    def test_says_what_it_is_and_where_it_comes_from(self, run: Run, exported: Path) -> None:
+        described = json.loads((exported / "pixelwizard" / "config.json").read_text())
+        assert described["signature"] == run.training_signature
+        assert described["injector"]["gate"] == "channelwise"
+        assert described["schedule"]["shift"] == run.schedule.shift
+        assert described["scale"]["name"] == "tiny"
+        assert (described["weights"], described["dtype"]) == ("ema", "fp32")
+        assert described["trained_by"]["torch"] == torch.__version__
+
+    def test_in_bf16_keeps_in_fp32_what_diffusers_does(self, run: Run, outputs: Path) -> None:
+        out = export(find(run.training_signature, outputs), outputs / "bf16", "bf16", "online")
+        state = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
+        assert {value.dtype for value in state.values()} == {torch.bfloat16, torch.float32}
+        assert state["condition_embedder.time_embedder.linear_1.weight"].dtype == torch.float32
+        adapters = load_file(out / "pixelwizard" / "adapters.safetensors")
+        assert {value.dtype for value in adapters.values()} == {torch.float32}
+        stock = opened(out, torch_dtype=torch.bfloat16)
+        assert {key: value.dtype for key, value in state.items()} == {k: v.dtype for k, v in stock.state_dict().items()}
+
+    def test_is_sharded_when_large(self, run: Run, outputs: Path, exported: Path) -> None:
+        out = export(find(run.training_signature, outputs), outputs / "shards", "fp32", shard_bytes=300_000)
+        files = sorted((out / "transformer").glob("*.safetensors"))
+        assert len(files) > 2
+        assert max(path.stat().st_size for path in files) < 310_000
+        whole = read(exported / "transformer")
+        assert all(torch.equal(value, whole[key]) for key, value in read(out / "transformer").items())
+        assert all(torch.equal(value, whole[key]) for key, value in opened(out).state_dict().items())
+
+    def test_leaves_nothing_half_written(self, run: Run, outputs: Path, exported: Path) -> None:
+        training = find(run.training_signature, outputs)
+        with pytest.raises(ConfigError, match=r"fp32: exists; choose another"):
+            export(training, exported)
+        (outputs / "file").touch()
+        with pytest.raises(ConfigError, match="nothing was left there"):
+            export(training, outputs / "file" / "below")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # a disk that fills up
+        try:
+            with pytest.raises(ConfigError, match=r"out=.*full: .*File too large.*nothing was left there"):
+                export(training, outputs / "full")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not (outputs / "full").exists()
+        assert not [path for path in outputs.iterdir() if path.name.startswith(".")]
+
+    def test_can_be_read_by_whom_other_files_can(self, exported: Path) -> None:
+        modes = {path.stat().st_mode for path in exported.rglob("*") if path.is_file()}
+        assert len(modes) == 1
+
+
+class TestShards:
+    def test_keep_the_order_and_give_a_giant_its_own_file(self) -> None:
+        assert shards({"a": 3, "b": 3, "c": 9, "d": 1, "e": 1}, 6) == [["a", "b"], ["c"], ["d", "e"]]
+
+
+class TestTheCommand:
+    def test_exports_to_a_folder_named_after_the_training(
+        self, run: Run, outputs: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main([f"run={run.training_signature}", f"outputs={outputs}"]) == 0
+        out = outputs / "export" / run.training_signature
+        assert capsys.readouterr().out.strip() == str(out)
+        assert (out / "transformer" / "config.json").exists()
+
+    def test_says_in_one_line_what_is_wrong(self, run: Run, outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        unfinished = build([*run.config.overrides, "seed=7"])
+        write_config(unfinished, training_folder(unfinished, outputs))
+        signature = unfinished.training_signature
+        for arguments, words in {
+            "run=nonesuch": f"no such training in {outputs / 'train'}; finished are: {run.training_signature}",
+            "run=": "no such training",
+            "dtype=bf16": "run=: no such training",
+            f"run={signature}": f'run={signature}: has not finished; `make train args="stage=hires start=none',
+            f"run={run.training_signature} dtype=fp8": "dtype=fp8: dtype is one of bf16, fp32",
+            "colour=red": "colour=red: wants run=<signature>",
+        }.items():
+            assert main([*arguments.split(), f"outputs={outputs}"]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith("error: ")
+            assert words in error
+            assert error.count("\n") == 1

@@ -1,0 +1,302 @@
+"""Starts that come with the repository: used where they are this very recipe, tuned where they meet other data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_shards import write_noise
+
+from experiments.engine.plan import make_plan, parse
+from experiments.engine.pool import all_jobs
+from experiments.engine.run_ablation import main
+from pw.run.build import Run, build
+from pw.run.compose import ConfigError, groups
+from pw.run.shipped import LARGEST, read_card
+from pw.train import start
+from pw.train.loop import stage_module, start_file, train, training_folder
+
+RECIPE = ["start.updates=3"]  # the whole recipe of the tiny scale, but short
+
+
+@dataclass(frozen=True)
+class Made:
+    """A start as `make start` writes it, and where it was trained."""
+
+    out: Path
+    outputs: Path
+    training: Path
+
+    @property
+    def card(self) -> dict:
+        return json.loads((self.out / "hires.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    outputs = tmp_path_factory.mktemp("outputs")
+    assert start.main(["name=hires", f"outputs={outputs}", *RECIPE]) == 0
+    (training,) = (outputs / "train").iterdir()
+    return Made(outputs / "starts", outputs, training)
+
+
+@pytest.fixture
+def shipped(made: Made, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """The same, and it is what comes with the repository."""
+    monkeypatch.setenv("PW_STARTS", str(made.out))
+    return made
+
+
+def started(*overrides: str) -> Run:
+    run = build([*RECIPE, "train.updates=2", *overrides]).start_run
+    assert run is not None
+    return run
+
+
+def plan_of(*words: str, outputs: Path) -> list[str]:
+    options = ["name=ansc", "arms=baseline,full", "seeds=2", *RECIPE, f"outputs={outputs}", *words]
+    return options
+
+
+class TestMakingAStart:
+    def test_writes_its_averaged_weights_and_a_card_of_what_they_are(self, made: Made) -> None:
+        card, weights = made.card, made.out / "hires.safetensors"
+        trained = load_file(made.training / "ema.safetensors")
+        kept = load_file(weights)
+        # flow matching never trains the stride embedding: whoever departs from this draws another
+        assert kept.keys() == {key for key in trained if not key.startswith("stride_embedding.")}
+        dtype = getattr(torch, card["dtype"])
+        assert all(torch.equal(kept[key], trained[key].to(dtype)) for key in kept)
+        assert weights.stat().st_size <= LARGEST
+        assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+        assert card["configuration"] == started("start.shipped=false").configuration_signature
+        assert card["code"] == started("start.shipped=false").training_code
+        assert (card["updates"], card["seed"]) == (3, 1000)
+        assert card["parameters"] == sum(value.numel() for value in kept.values())
+        assert [update for update, _ in card["first_losses"]] == [3]
+        assert [point["update"] for point in card["curve"]] == [3]
+        assert card.keys() >= {"seconds", "machine", "torch", "date", "commit", "recipe"}
+
+    def test_of_a_training_that_is_there_trains_nothing(self, made: Made, tmp_path: Path) -> None:
+        words = ["name=hires", f"training={made.training}", f"out={tmp_path / 'out'}", f"outputs={tmp_path}", *RECIPE]
+        assert start.main(words) == 0
+        assert not (tmp_path / "train").exists()
+        assert (tmp_path / "out" / "hires.safetensors").read_bytes() == (made.out / "hires.safetensors").read_bytes()
+
+    def test_of_an_older_suite_s_training_goes_by_its_configuration(
+        self, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        old = tmp_path / "old"
+        shutil.copytree(made.training, old)
+        done = json.loads((old / "done.json").read_text())
+        (old / "done.json").write_text(json.dumps({k: v for k, v in done.items() if k != "configuration"}))
+        words = ["name=hires", f"training={old}", f"outputs={tmp_path}"]
+        assert start.main([*words, *RECIPE]) == 0
+        assert start.main([*words, "start.updates=4"]) == 1
+        assert "is not of this recipe, train.updates is 3 there and 4 here" in capsys.readouterr().err
+
+    def test_of_a_training_that_this_code_does_not_make_is_refused(
+        self, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        other = tmp_path / "other"
+        shutil.copytree(made.training, other)
+        point = json.loads((other / "metrics.jsonl").read_text())
+        (other / "metrics.jsonl").write_text(json.dumps(point | {"loss_flow": point["loss_flow"] * 1.01}) + "\n")
+        words = ["name=hires", f"training={other}", f"out={tmp_path / 'out'}", f"outputs={tmp_path}", *RECIPE]
+        assert start.main(words) == 1
+        assert "its loss by update 3 was" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            ([], "name=: one of base, hires"),
+            (["name=hire"], "name=hire: one of base, hires"),
+            (["name=none"], "name=none: one of base, hires"),
+            (["name=hires", "optimizer.lrr=1"], "optimizer.lrr=1"),
+            (["name=hires", "start.tuning=-1"], "start.tuning=-1"),
+            (["name=hires", "start.tuning_lr=0"], "start.tuning_lr=0"),
+        ],
+    )
+    def test_is_told_what_would_do(self, words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert start.main(words) == 2
+        assert told in capsys.readouterr().err
+
+
+class TestARunOfTheShippedRecipe:
+    def test_departs_from_the_shipped_weights_whatever_it_runs_on(self, shipped: Made) -> None:
+        for more in ([], ["trainer=gpu"], ["trainer.threads=2"], ["seed=3"], ["weighting=uniform"]):
+            found = started(*more)
+            assert found.shipped is not None
+            assert start_file(found) == shipped.out / "hires.safetensors"
+        assert started("trainer=gpu").training_signature == started().training_signature
+
+    def test_has_a_signature_of_the_very_weights(self, shipped: Made, tmp_path: Path, monkeypatch) -> None:
+        before = build(RECIPE).training_signature
+        for path in shipped.out.iterdir():
+            shutil.copy(path, tmp_path)
+        weights = {key: value + 0.5 for key, value in load_file(tmp_path / "hires.safetensors").items()}
+        save_file(weights, tmp_path / "hires.safetensors")
+        sha256 = hashlib.sha256((tmp_path / "hires.safetensors").read_bytes()).hexdigest()
+        (tmp_path / "hires.json").write_text(json.dumps(shipped.card | {"sha256": sha256}))
+        monkeypatch.setenv("PW_STARTS", str(tmp_path))
+        assert started().shipped is not None
+        assert build(RECIPE).training_signature != before
+
+    def test_is_trained_from_them_and_says_so(self, shipped: Made, tmp_path: Path) -> None:
+        run = build([*RECIPE, "objective=flow", "train.updates=0"])
+        folder = train(run, tmp_path)
+        assert [path.name for path in (tmp_path / "train").iterdir()] == [folder.name]
+        trained, weights = load_file(folder / "ema.safetensors"), load_file(shipped.out / "hires.safetensors")
+        assert all(torch.equal(trained[key], weights[key].float()) for key in weights)
+        stamped = json.loads((folder / "done.json").read_text())["shipped_start"]
+        assert stamped == {"name": "hires", "updates": 3, "sha256": shipped.card["sha256"]}
+
+    def test_has_no_start_to_train_in_an_ablation_which_says_so(
+        self, shipped: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = plan_of(outputs=tmp_path)
+        jobs, _ = all_jobs(make_plan(parse(words)))
+        assert not [job.label for job in jobs if job.kind == "train" and "start" in job.label]
+        assert main([*words, "dry_run=true"]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert f"start hires: shipped, 3 updates, sha256 {shipped.card['sha256'][:12]}" in told
+
+    def test_trains_it_from_its_recipe_when_asked_to(self, shipped: Made, tmp_path: Path) -> None:
+        refused = started("start.shipped=false")
+        assert refused.shipped is None
+        assert refused.training_signature == shipped.training.name
+        jobs, _ = all_jobs(make_plan(parse(plan_of("start.shipped=false", outputs=tmp_path))))
+        assert f"train:{refused.training_signature}" in {job.key for job in jobs}
+
+    def test_of_another_recipe_or_network_trains_its_own_and_says_why(
+        self, shipped: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for override, why in (
+            ("start.updates=4", "of another recipe"),
+            ("start.seed=7", "of another recipe"),
+            ("backbone.num_layers=2", "of another network"),
+            ("injector.hidden=0.5", "of another network"),
+        ):
+            found = started(override)
+            assert (found.shipped, found.start_run) == (None, None), override
+            assert why in found.note
+        assert main([*plan_of("backbone.num_layers=2", outputs=tmp_path), "dry_run=true"]) == 0
+        assert "3 flow updates, seed 1000 (the shipped one is of another network)" in capsys.readouterr().out
+
+    def test_of_another_start_than_is_shipped_trains_its_own(self, shipped: Made) -> None:
+        found = started("start=base")
+        assert (found.shipped, found.note) == (None, "")
+
+
+class TestOtherData:
+    WORDS = ("start.tuning=2", "train.batch_size=2")
+
+    def urls(self, folder: Path) -> list[str]:
+        return ["data=shards", f"data.urls={write_noise(folder, train=8, val=4)}/*.tar"]
+
+    def test_are_met_by_the_shipped_weights_tuned_to_them_shortly(self, shipped: Made, tmp_path: Path) -> None:
+        found = started(*self.urls(tmp_path), "start.tuning=5", "start.tuning_lr=2e-4")
+        assert (found.train.updates, found.optimizer.lr) == (5, 2e-4)
+        assert found.config.choices["data"] == "shards"
+        assert found.start_run is not None
+        assert found.start_run.shipped is not None
+        others = [started(*self.urls(tmp_path), *more) for more in (["start.tuning=6"], ["start.tuning_lr=1e-4"])]
+        assert len({found.training_signature, *(other.training_signature for other in others)}) == 3
+        assert started("degradation.blur=[2,2]").start_run is not None  # other anchors are other data, too
+
+    def test_share_the_tuned_start_between_all_arms_which_is_said(
+        self, shipped: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = plan_of(*self.urls(tmp_path), "start.tuning=1500", outputs=tmp_path / "outputs")
+        plan = make_plan(parse(words))
+        (tuned,) = {run.start_run.training_signature for _, _, run in plan.runs() if run.start_run}
+        keys = [job.key for job in all_jobs(plan)[0] if job.kind == "train"]
+        assert keys.count(f"train:{tuned}") == 1
+        assert len(keys) == 5  # two arms, two seeds, and the one that they depart from
+        assert main([*words, "dry_run=true"]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert f"start checkpoint {tuned}: hires: shipped, 3 updates" in told
+        assert "then 1,500 updates on these data at a learning rate of 0.001" in told
+
+    def test_train_from_scratch_without_the_shipped_one(self, shipped: Made, tmp_path: Path) -> None:
+        urls = self.urls(tmp_path)
+        for more in (["start.shipped=false"], ["start.tuning=0"]):
+            found = started(*urls, *more)
+            assert (found.start_run, found.train.updates) == (None, 3)
+
+    def test_are_trained_on_from_the_shipped_weights(self, shipped: Made, tmp_path: Path) -> None:
+        run = build([*RECIPE, *self.urls(tmp_path), "start.tuning=1", "objective=flow", "train.updates=0"])
+        assert run.start_run is not None
+        train(run, tmp_path / "outputs")
+        done = json.loads((training_folder(run.start_run, tmp_path / "outputs") / "done.json").read_text())
+        assert done["updates"] == 1
+        assert done["shipped_start"]["name"] == "hires"
+        tuned, weights = (
+            load_file(start_file(run.start_run, tmp_path / "outputs")),
+            load_file(shipped.out / "hires.safetensors"),
+        )
+        apart = max(float((tuned[key] - weights[key].float()).abs().max()) for key in weights)
+        assert 0 < apart < 0.05
+
+
+@pytest.mark.parametrize("damage", ["weights", "card", "gone"])
+def test_a_damaged_shipped_start_is_named_with_what_would_do(
+    damage: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in made.out.iterdir():
+        shutil.copy(path, tmp_path)
+    file = tmp_path / f"hires.{'json' if damage == 'card' else 'safetensors'}"
+    file.unlink() if damage == "gone" else file.write_bytes(file.read_bytes()[:-7])
+    monkeypatch.setenv("PW_STARTS", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"hires\..*start\.shipped=false") as caught:
+        started()
+    assert str(file) in str(caught.value)
+    assert started("start.shipped=false").shipped is None
+
+
+COMMITTED = [name for name in groups()["start"] if name != "none" and read_card(name)]
+
+
+@pytest.mark.skipif(bool(COMMITTED), reason="some are")
+def test_without_a_shipped_start_every_start_is_trained_from_its_recipe() -> None:
+    run = build([]).start_run
+    assert run is not None
+    assert (run.shipped, run.note) == (None, "")
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+class TestACommittedStart:
+    def test_is_the_one_that_its_recipe_asks_for_and_fits_its_network(self, name: str) -> None:
+        run = build([f"start={name}"]).start_run
+        assert run is not None
+        assert run.shipped is not None, f"pw/starts/{name} is of another recipe than conf/start/{name}.yaml"
+        assert run.shipped.file.stat().st_size <= LARGEST
+        weights = load_file(run.shipped.file)
+        module = stage_module(run)
+        module.configure_model()
+        own = {k: v for k, v in module.ema.state_dict().items() if not k.startswith("stride_embedding.")}
+        assert {key: value.shape for key, value in weights.items()} == {k: v.shape for k, v in own.items()}
+        assert run.shipped.about["parameters"] == sum(value.numel() for value in weights.values())
+        assert all(bool(value.isfinite().all()) for value in weights.values())
+
+    def test_begins_as_this_code_begins(self, name: str) -> None:
+        """Retrain it (`make start name=… args="out=pw/starts"`) where a change of code is meant to change it."""
+        run = build([f"start={name}", "start.shipped=false"]).start_run
+        card = read_card(name)
+        assert run is not None
+        assert card is not None
+        wanted, found = card.about["first_losses"], start.first_losses(run)
+        assert [update for update, _ in found] == [update for update, _ in wanted]
+        for (update, loss), (_, before) in zip(found, wanted, strict=True):
+            assert math.isclose(loss, before, rel_tol=start.TOLERANCE), (
+                f"this code (hash {run.training_code}) no longer makes start {name}, which code {card.about['code']} "
+                f"made: the loss by update {update} is {loss}, was {before}"
+            )
