@@ -10,7 +10,9 @@ import difflib
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+
+from pw.io import arguments
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,9 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: pw {verb}: there is no such command; {hint}`pw` lists them", file=sys.stderr)
         return 2
     found = VERBS[verb]
+    if {"--help", "-h"} & {*rest}:
+        print(help_of(verb))
+        return 0
     what = next((word.removeprefix("what=") for word in rest if word.startswith("what=")), "")
     if what in found.what:
         rest.remove(f"what={what}")
@@ -90,8 +95,22 @@ def main(words: Sequence[str] | None = None) -> int:
     return carry_out(rest)
 
 
+def help_of(verb: str) -> str:
+    """What `pw VERB --help` prints: what it does, and its options with their defaults."""
+    about = VERBS[verb]
+    lines = [f"pw {verb}: {about.says}"]
+    for what, module in {"": about.module, **about.what}.items():
+        options = importlib.import_module(module).main.options
+        described = arguments.describe(options)
+        width = max((len(word) for word, _ in described), default=0)
+        lines += ["", *([f"what={what}"] if what else []), *(f"  {word:{width}}  {says}" for word, says in described)]
+        if any(field.name == "overrides" for field in fields(options)):
+            lines.append("  … and any override of conf/: weighting=uniform, train.updates=400")
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def overview() -> str:
     """What `pw` alone prints."""
     width = max(map(len, VERBS))
     lines = [f"  pw {verb:{width}}  {about.says}" for verb, about in VERBS.items()]
-    return "\n".join(["usage: pw VERB key=value …", "", *lines])
+    return "\n".join(["usage: pw VERB key=value …", "", *lines, "", "pw VERB --help: its options"])

@@ -17,15 +17,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pw.io.arguments import ConfigError
+
 # huggingface_hub and MLflow, which are imported after this, heed it: nobody is told what is run here
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
-
-
-class ConfigError(ValueError):
-    """A key, value or combination the user can mend; the message names it and says what would do."""
 
 
 @dataclass(frozen=True)

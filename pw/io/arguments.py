@@ -1,0 +1,192 @@
+"""The words of a command, `key=value`, read into a dataclass whose fields say what there is.
+
+    @dataclass(frozen=True)
+    class PlanOptions:
+        gpus: str = option("", "NxMGB, or a card: 8x80GB, 1xH100")
+        tflops: float = option(400.0, "what a GPU is assumed to reach")
+        overrides: tuple[str, ...] = ()
+
+    main = Command(PlanOptions, run)  # main(words) -> exit status
+
+A field's annotation is how its word is read: bool (true, false), int, float, str, Path, a Literal, a tuple of one of
+these (comma-separated), `| None` (null). Of two special fields `overrides` takes every `key=value` that is no option,
+and `positional` every word without an equals sign; a command without them refuses such words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+T = TypeVar("T")
+SPECIAL = ("overrides", "positional")
+
+
+class ConfigError(ValueError):
+    """A key, value or combination the user can mend; the message names it and says what would do."""
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    says: str = "",
+    *,
+    read: Callable[[str], Any] | None = None,
+    key: str | None = None,
+) -> Any:
+    """A field of a command's options.
+
+    default  of a word that is not given; without one the word is required
+    says     what it is, in one sentence, for `pw VERB --help`
+    read     text -> value, instead of what the annotation says; raises ValueError with what would do
+    key      the word, where it cannot be the field's name: `for`
+    """
+    return dataclasses.field(default=default, metadata={"says": says, "read": read, "key": key})
+
+
+@dataclass(frozen=True)
+class Command(Generic[T]):
+    """A verb: its options, and what carries it out. Called with words it returns the exit status, 2 for a mistake in
+    the call, which is told in one line."""
+
+    options: type[T]
+    run: Callable[[T], int]
+
+    def __call__(self, words: Sequence[str]) -> int:
+        try:
+            return self.run(parse(self.options, words))
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+
+def parse(options: type[T], words: Sequence[str]) -> T:
+    """Words -> options. Raises ConfigError naming the word, and the nearest key or the values there are."""
+    known = keys(options)
+    special = {field.name for field in _fields(options) if field.name in SPECIAL}
+    given: dict[str, Any] = {}
+    rest: dict[str, list[str]] = {name: [] for name in special}
+    hints = typing.get_type_hints(options)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            if "positional" not in special:
+                raise ConfigError(f"{word!r}: write key=value; {_there_are(known)}")
+            rest["positional"].append(word)
+        elif (name := known.get(key)) is not None:
+            given[name] = _read(options, name, hints[name], word, value)
+        elif "overrides" in special:
+            rest["overrides"].append(word)
+        else:
+            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"{word}: there is no option {key}; {hint}{_there_are(known)}")
+    for field in _fields(options):
+        if field.name not in given and field.default is dataclasses.MISSING and field.name not in SPECIAL:
+            key = next(key for key, name in known.items() if name == field.name)
+            says = field.metadata.get("says", "")
+            raise ConfigError(f"{key}=… is missing{f': {says}' if says else ''}")
+    return options(**given, **{name: tuple(found) for name, found in rest.items()})
+
+
+def keys(options: type) -> dict[str, str]:
+    """The words' keys -> the fields that they set."""
+    fields = [field for field in _fields(options) if field.name not in SPECIAL and field.init]
+    return {field.metadata.get("key") or field.name: field.name for field in fields}
+
+
+def values(options: type, key: str) -> tuple[str, ...]:
+    """The values that a key may have, where they can be listed."""
+    name = keys(options).get(key)
+    return () if name is None else _choices(typing.get_type_hints(options)[name])
+
+
+def describe(options: type) -> list[tuple[str, str]]:
+    """(word with its default, what it is) of every option, for help."""
+    names = {name: key for key, name in keys(options).items()}
+    hints = typing.get_type_hints(options)
+    lines = []
+    for field in _fields(options):
+        if field.name not in names:
+            continue
+        choices = "|".join(_choices(hints[field.name]))
+        default = "…" if field.default is dataclasses.MISSING else _written(field.default)
+        says = field.metadata.get("says", "")
+        if choices and choices not in ("true|false", default):
+            says = f"{says} ({choices})" if says else choices
+        lines.append((f"{names[field.name]}={default}", says))
+    return lines
+
+
+def _fields(options: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(options)
+
+
+def _there_are(known: dict[str, str]) -> str:
+    return f"there are {', '.join(known)}" if known else "it takes no words"
+
+
+def _read(options: type, name: str, hint: Any, word: str, value: str) -> Any:
+    field = next(field for field in _fields(options) if field.name == name)
+    read = field.metadata.get("read")
+    try:
+        return _value(hint, value) if read is None else read(value)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{word}: {error}") from None
+
+
+def _value(hint: Any, text: str) -> Any:
+    """Text as a value of a type. Raises ValueError with what would do."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        inner = [argument for argument in arguments if argument is not type(None)]
+        return None if text in ("", "null", "none") and len(inner) < len(arguments) else _value(inner[0], text)
+    if origin is tuple:
+        parts = [part.strip() for part in text.strip("[]()").split(",")]
+        return tuple(_value(arguments[0], part) for part in parts if part)
+    if origin is Literal:
+        if text not in arguments:
+            near = difflib.get_close_matches(text, arguments, 1)
+            raise ValueError(f"one of {', '.join(arguments)}{f'; did you mean {near[0]}?' if near else ''}")
+        return text
+    if hint is bool:
+        if text not in ("true", "false"):
+            raise ValueError("true or false")
+        return text == "true"
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            raise ValueError("a whole number" if hint is int else "a number") from None
+    return Path(text).expanduser() if hint is Path else text
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return tuple(str(argument) for argument in arguments)
+    if origin in (types.UnionType, typing.Union, tuple):
+        return next((found for argument in arguments if (found := _choices(argument))), ())
+    return ("true", "false") if hint is bool else ()
+
+
+def _written(value: Any) -> str:
+    """A default as one would type it."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:g}"
+        case tuple() | list():
+            return ",".join(map(_written, value))
+    return str(value)
