@@ -37,7 +37,7 @@ VERBS = {
     "status": Verb("experiments.engine.status", "how far an ablation is, read from its files: name=ansc"),
     "power": Verb("experiments.engine.power_planner", "the smallest difference that n prompts and m seeds can show"),
     "record": Verb("experiments.engine.record", "keep an ablation's outcome in experiments/results"),
-    "train": Verb("pw.train.loop", "train one run: stage=hires objective=shortcut seed=1", leaves=True),
+    "train": Verb("pw.train.command", "train one run: stage=hires objective=shortcut seed=1", leaves=True),
     "sample": Verb("pw.sample.evaluate", "sample one run, which is trained first if need be", leaves=True),
     "coverage": Verb("pw.run.trained_pairs", "which (timestep, stride) pairs a step sampler trains"),
     "start": Verb(

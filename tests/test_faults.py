@@ -36,10 +36,11 @@ from experiments.engine.pool import PRELOAD, Job, Pool, _heard, _Running, all_jo
 from experiments.engine.run_ablation import finish
 from experiments.engine.status import look, outline
 from experiments.engine.table import make_table, write_table
+from pw.io.files import write_json
+from pw.io.paths import ROOT
 from pw.parallel.processes import Stopped
-from pw.run.compose import ROOT
-from pw.train.loop import training_folder, write_json
 from pw.train.not_finite import read
+from pw.train.record import training_folder
 
 # arms that differ in what will happen to them
 ABLATION = Ablation(

@@ -28,10 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pw.io.files import write_json
+from pw.io.imports import quiet
+from pw.io.paths import ROOT
 from pw.run.build import Run, build
-from pw.run.compose import ROOT, ConfigError
+from pw.run.compose import ConfigError
 from pw.run.provenance import provenance
-from pw.train.loop import check_device, quiet, write_json
+from pw.train.preflight import check_device
 
 if TYPE_CHECKING:
     import torch

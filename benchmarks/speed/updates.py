@@ -15,8 +15,10 @@ from typing import Any
 
 from pw.data.latents import ABOUT, EMPTY, described
 from pw.data.shards import write_tar
+from pw.io.files import write_json
 from pw.run.build import Run, build
-from pw.train.loop import CURVE_EVERY, batches, stage_module, train, write_json
+from pw.train.batches import batches
+from pw.train.loop import CURVE_EVERY, stage_module, train
 
 TINY = ("scale=tiny", "stage=hires", "start=none", "trainer=cpu")
 CLIPS, SHARD, ANCHORS = 64, 16, 8  # of the latents that are written to be read: clips, clips a shard, anchors a clip

@@ -32,12 +32,11 @@ from pathlib import Path
 
 from benchmarks.speed.metric_speed import Measured, device, in_turn, show, whole_number
 from experiments.engine.plan import make_plan, parse
-from pw.io.files import check_writable
+from pw.io.files import check_writable, write_json
 from pw.io.host import usable_cores
+from pw.io.paths import ROOT
 from pw.parallel.processes import REPORT
-from pw.run.compose import ROOT
 from pw.run.provenance import provenance
-from pw.train.loop import write_json
 
 OWN = {
     "only": "step,latents,ablation,start,list,method",

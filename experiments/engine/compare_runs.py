@@ -36,10 +36,11 @@ from benchmarks.stats.paired import compare_videos
 from benchmarks.systems.run import SETTINGS
 from experiments.engine.written import read_sampling, read_written
 from pw.io.files import check_writable, write_atomically
+from pw.io.paths import OUTPUTS
 from pw.run.build import Run, build
 from pw.run.compose import ConfigError, leaves
 from pw.sample.evaluate import reference_folder, sample_folder
-from pw.train.loop import OUTPUTS, written_overrides
+from pw.train.record import written_overrides
 
 TRIED_STEPS = (*range(1, 17), 20, 24, 25, 28, 30, 32, 40, 48, 50, 64)
 TRIED_SHIFTS = (None, 1.0, 2.0, 3.0, 5.0)

@@ -27,10 +27,12 @@ import yaml
 
 from experiments.engine.ledger import Claim, Ledger, is_in_queue
 from experiments.engine.pool import Job, carry_out
+from pw.io.files import digest
+from pw.io.paths import CONF
 from pw.parallel import processes as parallel
 from pw.parallel.processes import Place, Team, check_launch, heeded, interruptible, joined, place
 from pw.run.build import Run
-from pw.run.compose import CONF, ConfigError, digest
+from pw.run.compose import ConfigError
 from pw.run.settings import Trainer
 
 STOPPING = frozenset(parallel.STOPPING) - {signal.SIGINT}  # a job of the queue has no keyboard

@@ -22,8 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pw.run.compose import digest
-from pw.train.loop import write_json
+from pw.io.files import digest, write_json
 
 BEAT = 3.0  # seconds between two signs of life
 PATIENCE = 30.0  # seconds, for the ledger's lock: one who holds it may have been suspended

@@ -11,9 +11,12 @@ from typing import Any
 from experiments import Ablation, Statement, load, names
 from experiments.engine.sweep import take_sweeps
 from experiments.engine.verdict import check_claims
+from pw.io.paths import OUTPUTS
 from pw.run.build import Run, build
 from pw.run.compose import Config, ConfigError, leaves, override_key
-from pw.train.loop import OUTPUTS, check_share, earlier_trainings, outputs_folder, with_code
+from pw.train.command import outputs_folder
+from pw.train.preflight import check_share
+from pw.train.record import earlier_trainings, with_code
 
 DEFAULT_SEEDS = (0, 1, 2, 3, 4)
 

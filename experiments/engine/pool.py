@@ -25,13 +25,13 @@ from benchmarks.metrics import lookup
 from experiments.engine.ledger import Claim, Ledger
 from experiments.engine.plan import Plan, starts
 from pw.cost.count import generation_cost, training_cost
+from pw.io.files import digest, read_json
 from pw.io.host import free_memory, usable_cores
 from pw.parallel.processes import GRACE, Failed, Stopped, interruptible
 from pw.run.build import Run
-from pw.run.compose import digest
 from pw.run.provenance import provenance
 from pw.sample.evaluate import anchor_reference, is_sampled, reference_folder, sample_folder
-from pw.train.loop import is_trained, read_json, training_folder
+from pw.train.record import is_trained, training_folder
 
 # Seconds on one core of the machine this was written on, to estimate with before anything has been measured.
 SECONDS = {"flow": 0.058, "consistency": 0.092, "forward": 0.0016, "score": 1.2, "job": 0.5}

@@ -57,9 +57,10 @@ from experiments.engine.spread import (
 )
 from experiments.engine.written import NUMBER, SAMPLING, TRAINING, read_sampling, read_scores, read_training
 from pw.io.files import write_atomically
+from pw.io.paths import OUTPUTS
 from pw.run.compose import ConfigError
 from pw.sample.evaluate import sample_folder
-from pw.train.loop import OUTPUTS, training_folder
+from pw.train.record import training_folder
 
 PROMPTS = (25, 50, 100, 200, 400)
 SEEDS = (1, 2, 3, 5, 10)

@@ -19,8 +19,9 @@ from experiments import Statement, load, names
 from experiments.engine.verdict import ANSWERS, summary
 from experiments.engine.written import read_written
 from pw.io.files import write_atomically
+from pw.io.paths import OUTPUTS
 from pw.run.compose import ConfigError
-from pw.train.loop import OUTPUTS, outputs_folder
+from pw.train.command import outputs_folder
 
 RESULTS = Path(__file__).parents[1] / "results"
 MOST = 8192

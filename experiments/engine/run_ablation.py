@@ -21,19 +21,12 @@ from experiments.engine.launcher import Local, Queue, Submitit, Unit, farewell, 
 from experiments.engine.plan import Plan, make_plan, other_code, parse, start_words, starts
 from experiments.engine.pool import FORK_SECONDS, Job, Pool, all_jobs, fresh_results, remove_results
 from experiments.engine.status import outline, write_outline
+from pw.io.paths import OUTPUTS
 from pw.parallel.processes import Stopped, unheard
 from pw.run.compose import ConfigError
 from pw.sample.evaluate import check_sampling
-from pw.train.loop import (
-    OUTPUTS,
-    check_attention,
-    check_data,
-    check_device,
-    check_disk,
-    check_host_memory,
-    check_weights,
-    training_folder,
-)
+from pw.train.preflight import check_attention, check_data, check_device, check_disk, check_host_memory, check_weights
+from pw.train.record import training_folder
 
 SHOWN = 6  # trainings of other code that a plan names
 

@@ -21,7 +21,7 @@ from benchmarks.metrics import protocols
 from experiments.engine.ledger import Claim, Ledger
 from experiments.engine.plan import Options, Plan, make_plan, parse
 from experiments.engine.pool import Job, Row, all_jobs
-from pw.train.loop import write_json
+from pw.io.files import write_json
 
 LOG_LINES = 4  # of a failed job, shown
 

@@ -20,9 +20,9 @@ from experiments.engine.plan import Arm, Plan, seeds_word, start_words, starts, 
 from experiments.engine.pool import Row, probe_row
 from experiments.engine.verdict import clauses_of, verdict
 from experiments.engine.written import read_reference, read_sampling, read_scores, read_training
-from pw.run.compose import digest
+from pw.io.files import digest, read_json
 from pw.sample.evaluate import SHOWN, reference_folder, sample_folder
-from pw.train.loop import read_json, training_folder
+from pw.train.record import training_folder
 
 FLOOR, CEILING = "floor", "ceiling"
 SHEET_CLIPS = 6

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pw.io.files import read_json
 from pw.run.compose import ConfigError
-from pw.train.loop import read_json
 
 NUMBER = (int, float)
 TRAINING: dict[str, Any] = {"signature": str}

@@ -44,11 +44,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pw.io.files import digest, write_json
+from pw.io.imports import quiet
+from pw.io.paths import OUTPUTS
 from pw.parallel import processes as parallel
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError, digest, override_key
+from pw.run.compose import ConfigError, override_key
 from pw.run.provenance import provenance
-from pw.train.loop import OUTPUTS, check_device, quiet, write_json, written_overrides
+from pw.train.preflight import check_device
+from pw.train.record import written_overrides
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -124,7 +124,7 @@ def describe(options: type) -> list[tuple[str, str]]:
     return lines
 
 
-def _fields(options: type) -> tuple[dataclasses.Field[Any], ...]:
+def _fields(options: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(options)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pw.data import Source
 from pw.data.degradation import Degradation
+from pw.io.files import digest
 from pw.io.wan_weights import WeightsError, fingerprint, locate
 from pw.method.objective import Flow, Shortcut
 from pw.method.schedule import Schedule
@@ -26,7 +27,7 @@ from pw.method.solver import Euler, Guidance, custom_grid, inference_grid, wan_g
 from pw.nn import options
 from pw.run import settings
 from pw.run.code import classes_of, code_hash
-from pw.run.compose import Config, ConfigError, compose_run, digest, override_key
+from pw.run.compose import Config, ConfigError, compose_run, override_key
 from pw.run.shipped import Card, read_card
 
 if TYPE_CHECKING:
@@ -176,8 +177,8 @@ class Run:
         return self._code(
             parts,
             SAMPLES | {f"{next(classes_of(self.source))}.evaluation"},
-            "pw.train.loop.batches",
-            "pw.train.loop.clips",
+            "pw.train.batches.batches",
+            "pw.train.batches.clips",
         )
 
     @cached_property

@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import copy
 import difflib
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from pw.io.arguments import ConfigError
+from pw.io.paths import CONF
 
 # huggingface_hub and MLflow, which are imported after this, heed it: nobody is told what is run here
 os.environ.setdefault("DO_NOT_TRACK", "true")
-
-ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
 
 
 @dataclass(frozen=True)
@@ -239,9 +234,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
     """The dotted paths that hold no further mapping."""
     return {path: value for path, value in flatten(values).items() if not isinstance(value, Mapping)}
-
-
-def digest(values: Any, length: int = 8) -> str:
-    """Hex digits that name plain data: the same for equal content, whatever the order of keys."""
-    text = json.dumps(values, sort_keys=True, default=str, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -7,7 +7,7 @@ import subprocess
 from functools import lru_cache
 from typing import Any
 
-from pw.run.compose import ROOT
+from pw.io.paths import ROOT
 
 # What can change a result; the rest (tables, plots, messages) cannot.
 RESULT_CODE = (

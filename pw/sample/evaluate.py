@@ -15,22 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pw.io.files import read_json, write_json
+from pw.io.imports import quiet
+from pw.io.paths import OUTPUTS
+from pw.io.progress import Progress
 from pw.run.build import Run
 from pw.run.compose import ConfigError
 from pw.run.provenance import provenance
-from pw.train.loop import (
-    OUTPUTS,
-    Progress,
-    command_line,
-    quiet,
-    read_json,
-    stage_module,
-    tell,
-    train,
-    training_folder,
-    write_config,
-    write_json,
-)
+from pw.train.command import command_line, tell
+from pw.train.loop import stage_module, train
+from pw.train.record import training_folder, write_config
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pw.io.files import read_json, write_json
+from pw.io.paths import OUTPUTS
 from pw.run.build import make
 from pw.run.compose import ConfigError
 from pw.run.provenance import provenance
-from pw.train.loop import OUTPUTS, cut_off, read_json, write_json, written_overrides
+from pw.train.record import cut_off, written_overrides
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 from pw.parallel.processes import Share
 from pw.run.build import Run, build
 from pw.run.compose import ConfigError
-from pw.train.loop import check_weights, last_checkpoint, stage_module, start_file, written_overrides
+from pw.train.checkpoint import last_checkpoint
+from pw.train.loop import stage_module
 from pw.train.not_finite import read
+from pw.train.preflight import check_weights
+from pw.train.record import start_file, written_overrides
 
 if TYPE_CHECKING:
     from torch import Tensor

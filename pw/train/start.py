@@ -26,22 +26,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pw.io.files import read_json, write_json
+from pw.io.paths import OUTPUTS
+from pw.io.progress import Progress
 from pw.parallel import processes as parallel
 from pw.run.build import NOT_SCALE, NOT_TRAINING, Run, build
 from pw.run.compose import ConfigError, groups, leaves
 from pw.run.shipped import LARGEST
-from pw.train.loop import (
-    OUTPUTS,
-    Progress,
-    check_data,
-    check_device,
-    is_trained,
-    outputs_folder,
-    read_json,
-    tell,
-    train,
-    write_json,
-)
+from pw.train.command import outputs_folder, tell
+from pw.train.loop import train
+from pw.train.preflight import check_data, check_device
+from pw.train.record import is_trained
 
 FIRST = 20  # updates that are trained again
 POINTS = 60  # of a card's curve

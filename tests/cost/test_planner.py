@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from pw.cost import count as cost
 from pw.cost import planner as plan
+from pw.io.paths import ROOT
 from pw.run.build import Run, build
-from pw.run.compose import ROOT, ConfigError
+from pw.run.compose import ConfigError
 
 
 @cache

@@ -26,7 +26,7 @@ from experiments.engine.plan import Plan, make_plan, parse
 from pw.io.video import read_video
 from pw.run.build import build
 from pw.sample.evaluate import reference_folder, sample, sample_folder
-from pw.train.loop import training_folder
+from pw.train.record import training_folder
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1)

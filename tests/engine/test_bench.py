@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from benchmarks.speed.updates import TINY, bare_updates, time_reading, time_updates, write_latents
 from experiments.engine import bench as _bench
 from experiments.engine.bench import Measured, Sizes
+from pw.io.paths import ROOT
 from pw.run.build import build
-from pw.run.compose import ROOT
-from pw.train.loop import batches, import_stages, train
+from pw.train.batches import batches
+from pw.train.loop import import_stages, train
 
 UPDATES = 6
 SIZES = Sizes(repeats=1, ablation=())

@@ -17,11 +17,12 @@ from rich.console import Console
 from benchmarks.measure.videos import Options, score_videos
 from benchmarks.report.side_by_side import contact_sheet
 from experiments.engine.compare_runs import Folder, config_difference, found, main, rendered, request_of, side
+from pw.io.files import write_json
 from pw.io.video import write_video
 from pw.run.build import Run, build
 from pw.run.compose import ConfigError
 from pw.sample.evaluate import reference_folder, sample_folder
-from pw.train.loop import training_folder, write_config, write_json
+from pw.train.record import training_folder, write_config
 
 BASE = ("stage=hires", "objective=flow", "sampling.num_steps=4")
 CLIPS = 8

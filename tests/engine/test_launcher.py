@@ -28,9 +28,10 @@ from experiments.engine.plan import Plan, make_plan, parse
 from experiments.engine.pool import Job, all_jobs
 from experiments.engine.run_ablation import main
 from experiments.engine.status import look, outline
+from pw.io.paths import CONF, ROOT
 from pw.run.build import build
-from pw.run.compose import CONF, ROOT, ConfigError
-from pw.train.loop import training_folder
+from pw.run.compose import ConfigError
+from pw.train.record import training_folder
 
 ONE = ["name=ansc", "seeds=1", "arms=full"]
 

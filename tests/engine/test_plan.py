@@ -18,7 +18,7 @@ from experiments.engine.pool import Job, all_jobs
 from experiments.engine.run_ablation import main
 from experiments.engine.table import _settings
 from pw.run.compose import ConfigError, at, leaves
-from pw.train.loop import command_line
+from pw.train.command import command_line
 
 NOTHING_STATED = Statement("", "", "", "")
 PARTS_OF_AN_OBJECTIVE = ("turns", "step_sampler", "weighting", "target")

@@ -34,7 +34,7 @@ from experiments.engine.spread import (
 from pw.io.video import write_video
 from pw.run.compose import ConfigError
 from pw.sample.evaluate import reference_folder, sample_folder
-from pw.train.loop import training_folder
+from pw.train.record import training_folder
 
 SPREAD = Spread(0.4, 1.0, "measured", "made up", 128, 6)
 LEVEL = Level()

@@ -19,7 +19,7 @@ from experiments.engine.ledger import SILENT, Claim, Ledger
 from experiments.engine.plan import Options, make_plan, parse
 from experiments.engine.pool import Pool, all_jobs
 from experiments.engine.status import Outline, look, outline, read_outline, write_outline
-from pw.train.loop import write_json
+from pw.io.files import write_json
 
 ROOT = Path(__file__).parents[2]
 KEY = "train:01234567"

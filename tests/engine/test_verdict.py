@@ -22,10 +22,10 @@ from experiments.engine.record import MOST, RESULTS, differs, digest_of, digest_
 from experiments.engine.run_ablation import finish
 from experiments.engine.table import make_table
 from experiments.engine.verdict import clauses_of, summary, verdict
+from pw.io.files import write_json
 from pw.io.video import write_video
 from pw.run.compose import ConfigError
 from pw.sample.evaluate import sample_folder
-from pw.train.loop import write_json
 
 BASE = (4.0, 4.2, 4.1)
 # psd is lower-is-better. Differences to BASE, over their sd / sqrt(3), are the paired t of two degrees of freedom.

@@ -13,10 +13,11 @@ from experiments.engine.plan import Plan, make_plan, parse
 from experiments.engine.pool import all_jobs, score_is_current
 from experiments.engine.table import make_table, write_table
 from experiments.engine.written import SAMPLING, read_written
+from pw.io.files import write_json
 from pw.io.video import write_video
 from pw.run.compose import ConfigError
 from pw.sample.evaluate import is_sampled, reference_folder, sample_folder
-from pw.train.loop import training_folder, write_json
+from pw.train.record import training_folder
 
 DAMAGED = ("", '{"signature": "0', "[]", "null")
 

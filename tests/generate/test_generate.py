@@ -19,7 +19,7 @@ import pw.nn.codec
 from pw.generate.pipeline import OTHER_FILES, Generation, _let_open, generate, main, parse
 from pw.io.video import read_video
 from pw.nn.networks import Network, load_network
-from pw.train.loop import training_folder, write_config
+from pw.train.record import training_folder, write_config
 
 SIZE = (
     *("scale=tiny", "scale.height=64", "scale.width=96", "scale.anchor_height=32", "scale.anchor_width=64"),

@@ -19,11 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_latents import write_latents
 
+from pw.io.paths import ROOT
 from pw.parallel.processes import Failed, Place, Share, Stopped, check_launch, interruptible, launch, place, unheard
 from pw.run.build import Run, build
-from pw.run.compose import ROOT, ConfigError
+from pw.run.compose import ConfigError
 from pw.run.settings import Trainer
-from pw.train.loop import check_share, clips
+from pw.train.batches import clips
+from pw.train.preflight import check_share
 
 CPU = ("trainer.accelerator=cpu", "trainer.threads=1")
 

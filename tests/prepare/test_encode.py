@@ -32,7 +32,8 @@ from pw.prepare.encode import Encoding, Report, encode, estimate, find_weights, 
 from pw.run.build import Run, build
 from pw.sample.evaluate import check_sampling, evaluation_texts, reference_folder, sample
 from pw.stages.stage import SeededDraws
-from pw.train.loop import is_trained, stage_module, train, training_folder
+from pw.train.loop import stage_module, train
+from pw.train.record import is_trained, training_folder
 
 FRAMES, HEIGHT, WIDTH = 5, 64, 96
 # the proxy scale of a pipeline of a million parameters

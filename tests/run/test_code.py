@@ -16,10 +16,12 @@ from experiments.engine.plan import make_plan, other_code, parse
 from experiments.engine.pool import all_jobs
 from experiments.engine.run_ablation import main
 from experiments.engine.table import make_table
+from pw.io.files import write_json
+from pw.io.paths import ROOT
 from pw.run.build import CHOSEN, PLACES, SAMPLES, STAGES, TRAINS, build
 from pw.run.code import UnknownCode, code_hash
-from pw.run.compose import ROOT
-from pw.train.loop import earlier_trainings, is_trained, train, training_folder, with_code, write_config, write_json
+from pw.train.loop import train
+from pw.train.record import earlier_trainings, is_trained, training_folder, with_code, write_config
 
 # What a copy of the sources calls a run of shortcut training, one of flow matching, and a metric.
 SAID = """if True:

@@ -11,8 +11,9 @@ import torch
 
 from pw.run.build import Run
 from pw.train import replay
-from pw.train.loop import train, training_folder
+from pw.train.loop import train
 from pw.train.not_finite import read
+from pw.train.record import training_folder
 
 
 def left_by(run: Run, outputs: Path) -> Path:

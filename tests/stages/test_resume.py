@@ -18,12 +18,15 @@ from safetensors.torch import load_file
 from small_shards import spoil, write_noise
 
 from pw.data.shards import epoch_order
+from pw.io.paths import ROOT
 from pw.parallel.processes import STOPPING, Stopped
 from pw.parallel.sharded import read_rest
 from pw.run.build import Run
-from pw.run.compose import ROOT, ConfigError
+from pw.run.compose import ConfigError
 from pw.stages.stage import Stage
-from pw.train.loop import is_trained, last_checkpoint, train, training_folder
+from pw.train.checkpoint import last_checkpoint
+from pw.train.loop import train
+from pw.train.record import is_trained, training_folder
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")

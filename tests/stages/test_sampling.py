@@ -27,7 +27,8 @@ from pw.sample.evaluate import (
     sample,
     write_reference,
 )
-from pw.train.loop import train, training_folder
+from pw.train.loop import train
+from pw.train.record import training_folder
 
 SHORTCUT = ("objective=shortcut", "train.updates=6", "optimizer.lr=1e-2")
 

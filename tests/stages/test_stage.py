@@ -14,13 +14,16 @@ from diffusers.models import attention_dispatch
 from safetensors.torch import load_file, save_file
 
 from pw.io import host
+from pw.io.imports import quiet
 from pw.nn.backbone import Backbone
 from pw.run.build import Run
 from pw.run.compose import ConfigError
 from pw.stages.anchor import AnchorModel
 from pw.stages.hires import HiresSynth
 from pw.stages.stage import SeededDraws, Stage, load_start
-from pw.train.loop import batches, quiet, stage_module, train, training_flops
+from pw.train.batches import batches
+from pw.train.loop import stage_module, train
+from pw.train.record import training_flops
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")

@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from small_processes import Training, train_together
 
 from pw.run.build import Run
-from pw.train.loop import last_checkpoint, train, training_folder
+from pw.train.checkpoint import last_checkpoint
+from pw.train.loop import train
 from pw.train.not_finite import read
+from pw.train.record import training_folder
 from pw.train.replay import replay
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so

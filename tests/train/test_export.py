@@ -17,7 +17,8 @@ from pw.nn.convert import layout, place, read, to_ours
 from pw.run.build import Run, build, make
 from pw.run.compose import ConfigError
 from pw.train.export import export, find, main, shards
-from pw.train.loop import train, training_folder, write_config
+from pw.train.loop import train
+from pw.train.record import training_folder, write_config
 
 BRIEF = ("stage=hires", "start=none", "train.updates=2", "injector=gated_channelwise", "objective=shortcut")
 

@@ -21,7 +21,8 @@ from pw.run.build import Run, build
 from pw.run.compose import ConfigError, groups
 from pw.run.shipped import LARGEST, read_card
 from pw.train import start
-from pw.train.loop import stage_module, start_file, train, training_folder
+from pw.train.loop import stage_module, train
+from pw.train.record import start_file, training_folder
 
 RECIPE = ["start.updates=3"]  # the whole recipe of the tiny scale, but short
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from pw.io.files import write_json
+from pw.io.imports import import_for_good
 from pw.run.build import build
 from pw.run.compose import ConfigError
-from pw.train.loop import import_for_good, is_trained, training_folder, write_json, written_overrides
+from pw.train.record import is_trained, training_folder, written_overrides
 
 RUN = ["start=none", "objective=flow", "train.updates=2"]
 
@@ -32,7 +34,7 @@ def test_a_finished_training_of_another_signature_is_named_with_what_would_do(tm
 def test_a_checkpoint_of_another_signature_is_not_continued(tmp_path: Path) -> None:
     import torch
 
-    from pw.train.loop import last_checkpoint
+    from pw.train.checkpoint import last_checkpoint
 
     folder = tmp_path / "12345678"
     (folder / "checkpoints").mkdir(parents=True)

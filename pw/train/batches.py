@@ -1,0 +1,38 @@
+"""The batches of a training, from any update on, each process its share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pw.parallel import processes as parallel
+from pw.run.build import Run
+
+
+def batches(run: Run, first: int, share: parallel.Share | None = None) -> Any:
+    """The share's batches (all, by default) from number `first` on, endless: {"clips": see `Stage.prepare`, "index"}.
+
+    The position in the data is the batch number alone, so nothing of a data loader needs saving.
+    """
+    from torch.utils.data import DataLoader, IterableDataset
+
+    mine = share or parallel.Share.of(run.train)
+
+    class Batches(IterableDataset):
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            turn = first
+            while True:
+                index = mine.index(turn)
+                yield {"clips": clips(run, index, mine), "index": index}
+                turn += 1
+
+    return DataLoader(Batches(), batch_size=None)
+
+
+def clips(run: Run, index: int, share: parallel.Share) -> Any:
+    """The index-th batch: of encoded clips the share's part, of pixels all."""
+    from pw.data.latents import LatentClips
+
+    if isinstance(run.source, LatentClips):  # by position: a part is a smaller batch of a higher number
+        return run.source.batch(run.seed, index * share.parts + share.part, share.clips)
+    return run.source.batch(run.seed, index, run.train.batch_size)

@@ -1,0 +1,74 @@
+"""Checkpoints of a training: the newest that can be read, and the weights it ends with."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from pw.io.files import remove
+from pw.parallel import processes as parallel
+from pw.run.compose import ConfigError
+
+KEPT = ("last", "previous")  # checkpoints, the newest first
+
+
+def export(folder: Path, module: Any, team: parallel.Team) -> None:
+    """Write `online.safetensors` and `ema.safetensors`, whole. All processes must call it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    from pw.parallel.sharded import exported
+
+    for name in ("online", "ema"):
+        state = exported(module.net if name == "online" else module.ema, keep=team.place.is_first)
+        if not team.place.is_first:
+            continue
+        partial = folder / f".{name}.partial"
+        try:
+            save_file(state, partial)
+        except SafetensorError as error:  # a full disk
+            raise OSError(f"{partial}: {error}") from error
+        os.replace(partial, folder / f"{name}.safetensors")
+        del state  # before the next one is put together: 20 GB each
+
+
+def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """The newest readable checkpoint and its update; an unreadable one is set aside with a warning."""
+    import torch
+
+    for name in KEPT:
+        path = folder / "checkpoints" / f"{name}.ckpt"
+        if not path.exists():
+            continue
+        try:
+            if path.is_dir():
+                from pw.parallel.sharded import read_rest
+
+                checkpoint = read_rest(path)
+            else:
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            found = checkpoint["pw_signature"]
+            if found != folder.name:
+                raise ConfigError(f"{path} is a checkpoint of signature {found}, not {folder.name}; remove it")
+            return path, int(checkpoint["global_step"])
+        except ConfigError:
+            raise
+        except Exception as error:
+            logging.getLogger("pw").warning("%s is unreadable (%s); trying the one before", path, error)
+            aside = path.with_suffix(".unreadable")
+            remove(aside)
+            path.rename(aside)
+    return None
+
+
+def _as_one_file(shards: Path, team: parallel.Team) -> Path:
+    """A checkpoint that split processes left, as a file for those that each have all of the network."""
+    from pw.parallel.sharded import as_one_file, write_checkpoint
+
+    path = shards.with_name("whole.ckpt")
+    if team.place.is_first:
+        write_checkpoint(as_one_file(shards), path)
+    team.wait()
+    return path

@@ -1,0 +1,122 @@
+"""What is checked before a training starts: weights, device, attention kernel, memory, disk, data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from pw.cost.count import checkpoint_copy_bytes, offloaded_bytes, parameters, trained_parameters
+from pw.data import NO_DATA, Unset
+from pw.io.wan_weights import check, locate
+from pw.method.weighting import DeltaSigma
+from pw.nn import options
+from pw.parallel import processes as parallel
+from pw.run.build import Run
+from pw.run.compose import ConfigError
+
+WITHOUT_GRADIENT = ("flash3", "sage")  # attention kernels, as diffusers calls them
+
+
+def check_weights(run: Run) -> Path | None:
+    """The folder of Wan's weights, of which all that a training needs was found whole; None if it needs none.
+
+    Loads no tensor. Raises ConfigError (WeightsError) saying what is missing, or of another size than the run.
+    """
+    parts = ["transformer"] if run.departs_from_wan else []
+    if isinstance(run.codec, options.WanVAE) and run.config.choices["data"] != "latents":
+        parts += ["vae"] if run.text is None else ["vae", "text_encoder", "tokenizer"]
+    if not parts:
+        return None
+    folder = locate(run.trainer.weights)
+    check(folder, parts)
+    if run.departs_from_wan:
+        run.backbone.check(json.loads((folder / "transformer" / "config.json").read_text()), folder)
+    return folder
+
+
+def check_device(run: Run) -> None:
+    """Raises ConfigError when the run asks for a GPU that is not there."""
+    if run.trainer.accelerator == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            remedy = "trainer=cpu" if run.trainer.strategy == "single" else "trainer.accelerator=cpu"
+            raise ConfigError(f"trainer={run.config.choices['trainer']}: torch sees no CUDA device here; set {remedy}")
+        if torch.cuda.device_count() < run.trainer.devices:
+            raise ConfigError(
+                f"trainer.devices={run.trainer.devices}: torch sees {torch.cuda.device_count()} CUDA devices here; "
+                "set trainer.devices to that"
+            )
+
+
+def check_attention(run: Run) -> None:
+    """Raises ConfigError when a training has no use for the attention kernel that was chosen."""
+    kernel = run.trainer.attention
+    if kernel in WITHOUT_GRADIENT and run.train.updates:
+        raise ConfigError(
+            f"trainer.attention={kernel}: is for sampling, it has no gradient; to train set trainer.attention to sdpa, "
+            "cudnn or flash"
+        )
+
+
+def _check_kernel(run: Run) -> None:
+    """Raises ValueError when the attention kernel cannot be computed here, by computing a little."""
+    from pw.nn.networks import Network, check_kernel
+
+    network = Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+    trains = run.train.precision if run.train.updates else None
+    check_kernel(network, "cuda" if run.trainer.accelerator == "gpu" else "cpu", trains)
+
+
+def check_share(run: Run) -> None:
+    """Raises ConfigError when several processes cannot make the update that one would."""
+    share = parallel.Share.of(run.train, 0, run.trainer.shares)
+    if share.parts == 1:
+        return
+    weighting = getattr(run.objective, "weighting", None)
+    if isinstance(weighting, DeltaSigma) and weighting.normalise == "batch":
+        raise ConfigError(
+            "weighting.normalise=batch: weighs a clip by the others of its batch, and trainer.devices="
+            f"{run.trainer.devices} cuts batches of train.batch_size={run.train.batch_size} into parts; set "
+            f"weighting.normalise=expected, or train.accumulate={run.trainer.processes}"
+        )
+
+
+def check_disk(run: Run, folder: Path) -> None:
+    """Raises ConfigError when checkpoints (two kept, a third being written) and the two exports cannot fit."""
+    kept, trained = parameters(run.backbone, run.injector), trained_parameters(run)
+    network = 4 * kept  # fp32
+    average = network if run.trainer.split > 1 else 4 * trained  # frozen weights are there once where they are whole
+    checkpoint = network + average + 8 * trained
+    need = 2 * network + (3 * checkpoint if run.train.updates > run.train.checkpoint_every else 0)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise ConfigError(
+            f"{folder}: {need / 1e9:.3g} GB are needed for checkpoints and weights, {free / 1e9:.3g} GB are free; free "
+            "some, or set outputs=DIR elsewhere"
+        )
+
+
+def check_host_memory(run: Run) -> None:
+    """Raises ConfigError when `trainer.offload_activations` is to keep more in CPU memory than is free."""
+    from pw.io.host import free_memory
+
+    if not run.trainer.offload_activations:
+        return
+    devices, split = run.trainer.devices, run.trainer.split
+    checkpoint = min(devices, split) * checkpoint_copy_bytes(run)  # of several copies one is written
+    need, free = devices * offloaded_bytes(run) + checkpoint, free_memory()
+    if need > free:
+        beside = f", {checkpoint / 1e9:.3g} GB of them for a checkpoint as it is written" if checkpoint else ""
+        raise ConfigError(
+            f"trainer.offload_activations=true: {need / 1e9:.3g} GB of CPU memory are needed{beside}, {free / 1e9:.3g} "
+            "GB are free; set it to false, or fewer scale.frames"
+        )
+
+
+def check_data(run: Run) -> None:
+    """Raises ConfigError when there is nothing to train on."""
+    if isinstance(run.source, Unset):
+        raise ConfigError(NO_DATA)

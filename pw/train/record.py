@@ -1,0 +1,197 @@
+"""A training's folder: where it is, whether it is done, and what it says of how it was made."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pw.cost.count import training_cost
+from pw.io.files import read_json, write_json
+from pw.io.paths import OUTPUTS
+from pw.run.build import Run
+from pw.run.compose import ConfigError
+from pw.run.provenance import provenance
+
+
+def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
+    """Where a training lives: found by signature, never by date."""
+    return outputs / "train" / run.training_signature
+
+
+def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
+    """Whether the training is done. Raises ConfigError when the folder holds a training of another signature, or its
+    `done.json` is cut off."""
+    done = training_folder(run, outputs) / "done.json"
+    if not done.exists():
+        return False
+    about = read_json(done)
+    if about is None:
+        raise ConfigError(f"{done}: is cut off, as a crash of the machine leaves it; remove it to train anew")
+    found = about.get("signature")
+    if found != run.training_signature:
+        raise ConfigError(
+            f"{done.parent} holds a training of signature {found}, not {run.training_signature}: move it to "
+            f"{done.parent.with_name(str(found))}, or remove it to train anew"
+        )
+    return True
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A training in the outputs, by what its `config.yaml` says of it.
+
+    key  `Run.trained_key`: what it has in common with those of other code
+    """
+
+    folder: Path
+    key: str
+    code: str
+    is_finished: bool
+
+
+MADE_BY = "# trained from configuration {} by code {}\n"
+
+
+def earlier_trainings(outputs: Path = OUTPUTS) -> list[Earlier]:
+    """All trainings there are, finished or not, the newest first. Older ones that do not say what they are are not
+    among them."""
+    found = []
+    for config in (outputs / "train").glob("*/config.yaml"):
+        with config.open(errors="replace") as file:
+            lines = [file.readline() for _ in range(2)]
+        words = lines[1].split()
+        if len(words) == 9 and lines[1] == MADE_BY.format(f"{words[4]} {words[5]}", words[8]):
+            done = config.with_name("done.json")
+            earlier = Earlier(config.parent, f"{words[4]} {words[5]}", words[8], done.exists())
+            found.append(((done if done.exists() else config).stat().st_mtime, earlier))
+    return [earlier for _, earlier in sorted(found, key=lambda pair: -pair[0])]
+
+
+def with_code(run: Run, outputs: Path = OUTPUTS) -> Run:
+    """The run with `code=as_trained` heeded: what is finished in the outputs is taken, whatever code made it."""
+    if run.code == "current":
+        return run
+    trained: dict[str, tuple[str, ...]] = {}
+    for earlier in earlier_trainings(outputs):
+        if earlier.is_finished:
+            trained[earlier.key] = (*trained.get(earlier.key, ()), earlier.folder.name)
+    return replace(run, trained=trained)
+
+
+def start_file(start: Run, outputs: Path = OUTPUTS) -> Path:
+    """The weights of a start, shipped or trained here."""
+    return start.shipped.file if start.shipped else training_folder(start, outputs) / "ema.safetensors"
+
+
+def on_disk(folder: Path, *names: str) -> None:
+    """Wait until files are where a power cut leaves them: what they replace is about to go."""
+    for path in (*(folder / name for name in names), folder):
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def write_done(run: Run, folder: Path, module: Any) -> None:
+    """`done.json`: the mark of a finished training, and what it took."""
+    import torch
+
+    write_json(
+        folder / "done.json",
+        {
+            "signature": run.training_signature,
+            "updates": run.train.updates,
+            "train_flops": training_flops(run, module),
+            "cpu_seconds": round(module.cpu_seconds, 2),
+            "wall_seconds": round(module.wall_seconds, 2),
+            # ru_maxrss is in KiB on Linux, in bytes on macOS
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            // (1024 if sys.platform == "linux" else 1 << 20),
+            "parameters": sum(p.numel() for p in module.net.parameters()),
+            "trained_parameters": sum(p.numel() for p in module.net.parameters() if p.requires_grad),
+            "torch": torch.__version__,
+            **provenance(),
+            "code": run.training_code,
+            "configuration": run.configuration_signature,
+            "start": run.start_run.training_signature if run.start_run else None,
+            "shipped_start": _shipped(run),
+            "passed_over": list(module.passed_over),
+            "processes": run.trainer.processes,
+            "strategy": run.trainer.strategy,
+        },
+    )
+
+
+def _shipped(run: Run) -> dict[str, Any] | None:
+    """What is stamped where the start, or what it was tuned from, came with the repository."""
+    start = run.start_run
+    while start is not None and start.shipped is None:
+        start = start.start_run
+    card = None if start is None else start.shipped
+    return None if card is None else {"name": card.name, "updates": card.updates, "sha256": card.sha256}
+
+
+def write_config(run: Run, folder: Path, command: str = "train") -> None:
+    """`config.yaml`: the resolved configuration, the command (`train` or `sample`) that makes it again, and by which
+    code it was trained."""
+    from omegaconf import OmegaConf
+
+    folder.mkdir(parents=True, exist_ok=True)
+    head = f"# pw {command} {shlex.join(run.config.overrides)}\n"
+    partial = folder / ".config.yaml"
+    if command == "train":
+        head += MADE_BY.format(run.trained_key, run.training_code)
+    partial.write_text(head + OmegaConf.to_yaml(OmegaConf.create(run.config.values)))
+    os.replace(partial, folder / "config.yaml")
+
+
+def written_overrides(folder: Path) -> list[str]:
+    """The overrides that `write_config` noted at the head of a `config.yaml`. Raises ConfigError when it is cut off."""
+    head, newline, _ = (folder / "config.yaml").read_text().partition("\n")
+    earlier = head.startswith("# python -m pw.")  # as written before there was one command line
+    if not newline or not (earlier or head.startswith("# pw ")):
+        raise cut_off(folder / "config.yaml")
+    return shlex.split(head)[4 if earlier else 3 :]  # "# pw train …"
+
+
+def cut_off(config: Path) -> ConfigError:
+    """What to raise where a `config.yaml` does not hold what `write_config` wrote."""
+    return ConfigError(
+        f"{config}: does not say how it was trained, it is cut off or empty; put it back, or remove {config.parent} to "
+        "train anew"
+    )
+
+
+def training_flops(run: Run, module: Any) -> float:
+    """Floating-point operations of the whole training: a counted forward, times 3 for an update with gradient, plus
+    2 more forwards for the targets of a consistency update. Backward is taken as two forwards, as is usual."""
+    if run.text is not None:  # a counted forward in fp32 could run out of memory, at the end of a week
+        return training_cost(run).flops
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pw.nn.backbone import Backbone
+    from pw.nn.networks import use_kernel
+    from pw.stages.stage import SeededDraws
+
+    clips = run.source.batch(run.seed, 0, 1)
+    # the one that was trained may be split, or compiled, or have a kernel that is for GPUs, which it has left by now
+    net = Backbone(run.backbone, run.injector).to(module.device)
+    use_kernel(net, "sdpa")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        data, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0))
+        full = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
+        module.velocity(net, condition)(data, full, full)
+    forwards = {"flow": 3, "consistency": 5}
+    turns = getattr(run.objective, "turns", None)
+    count = sum(
+        forwards["consistency" if turns is not None and turns.is_consistency(update) else "flow"]
+        for update in range(run.train.updates)
+    )
+    return float(counter.get_total_flops()) * run.train.batch_size * run.train.accumulate * count
