@@ -75,6 +75,12 @@ def main(words: Sequence[str] | None = None) -> int:
     if verb in ("--help", "-h", "help"):
         print(overview())
         return 0
+    if verb == "completion":
+        print(COMPLETION)
+        return 0
+    if verb == "complete":
+        print("\n".join(candidates(" ".join(rest))))
+        return 0
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -109,8 +115,46 @@ def help_of(verb: str) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def candidates(line: str) -> list[str]:
+    """What a shell can complete the last word of a command line with; words are `pw VERB key=value …`."""
+    _, *before, last = line.split(" ")
+    if not before:
+        return [verb for verb in VERBS if verb.startswith(last)]
+    if before[0] not in VERBS:
+        return []
+    options = importlib.import_module(VERBS[before[0]].module).main.options
+    key, equals, _ = last.partition("=")
+    found = [f"{key}={value}" for value in arguments.values(options, key)] if equals else []
+    found += [] if equals else [f"{key}=" for key in arguments.keys(options)]
+    if any(field.name == "overrides" for field in fields(options)):
+        from pw.run.compose import groups
+
+        found += [f"{key}={choice}" for choice in groups().get(key, ())] if equals else [f"{g}=" for g in groups()]
+    return [word for word in found if word.startswith(last)]
+
+
+COMPLETION = """# bash, or zsh after `autoload -U bashcompinit; bashcompinit`:  source <(pw completion)
+_pw() {
+  local IFS=$'\\n' line="${COMP_LINE:0:COMP_POINT}" word
+  word="${line##* }"
+  COMPREPLY=($(pw complete "$line"))
+  [[ $word == *=* ]] && COMPREPLY=("${COMPREPLY[@]#*=}")
+  [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} != *= ]] || compopt -o nospace 2>/dev/null
+}
+complete -F _pw pw"""
+
+
 def overview() -> str:
     """What `pw` alone prints."""
     width = max(map(len, VERBS))
     lines = [f"  pw {verb:{width}}  {about.says}" for verb, about in VERBS.items()]
-    return "\n".join(["usage: pw VERB key=value …", "", *lines, "", "pw VERB --help: its options"])
+    return "\n".join(
+        [
+            "usage: pw VERB key=value …",
+            "",
+            *lines,
+            "",
+            "pw VERB --help     its options",
+            "pw completion      for the shell: source <(pw completion)",
+        ]
+    )

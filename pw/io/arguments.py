@@ -39,6 +39,7 @@ def option(
     *,
     read: Callable[[str], Any] | None = None,
     key: str | None = None,
+    values: Callable[[], Sequence[str]] | None = None,
 ) -> Any:
     """A field of a command's options.
 
@@ -46,8 +47,9 @@ def option(
     says     what it is, in one sentence, for `pw VERB --help`
     read     text -> value, instead of what the annotation says; raises ValueError with what would do
     key      the word, where it cannot be the field's name: `for`
+    values   what a shell offers to complete the word with, where the annotation does not list it
     """
-    return dataclasses.field(default=default, metadata={"says": says, "read": read, "key": key})
+    return dataclasses.field(default=default, metadata={"says": says, "read": read, "key": key, "values": values})
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ def keys(options: type) -> dict[str, str]:
 def values(options: type, key: str) -> tuple[str, ...]:
     """The values that a key may have, where they can be listed."""
     name = keys(options).get(key)
-    return () if name is None else _choices(typing.get_type_hints(options)[name])
+    if name is None:
+        return ()
+    listed = next(field for field in _fields(options) if field.name == name).metadata.get("values")
+    return tuple(listed()) if listed else _choices(typing.get_type_hints(options)[name])
 
 
 def describe(options: type) -> list[tuple[str, str]]:
