@@ -29,13 +29,13 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from small_shards import spoil, write_noise
 
-from experiments import DETAIL, Ablation, Statement
+from experiments.engine.ablation import DETAIL, Ablation, Statement
 from experiments.engine.ledger import Ledger
+from experiments.engine.outcome.table import make_table, write_table
 from experiments.engine.plan import Options, Plan, plan_of
 from experiments.engine.pool import PRELOAD, Job, Pool, _heard, _Running, all_jobs
 from experiments.engine.run_ablation import finish
 from experiments.engine.status import look, outline
-from experiments.engine.table import make_table, write_table
 from pw.io.files import write_json
 from pw.io.paths import ROOT
 from pw.parallel.processes import Stopped

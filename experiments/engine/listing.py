@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from experiments import load, names
+from experiments.engine.ablation import load, names
 
 LINE = 110  # characters of a paragraph, at most: longer lines are hard to read
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments import Ablation, Statement, load, names
+from experiments.engine.ablation import Ablation, Statement, load, names
+from experiments.engine.outcome.verdict import check_claims
 from experiments.engine.sweep import take_sweeps
-from experiments.engine.verdict import check_claims
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run, build
 from pw.run.compose import Config, ConfigError, leaves, override_key

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.engine.launcher import Local, Queue, Submitit, Unit, farewell, take_launcher, units
 from experiments.engine.plan import Plan, make_plan, other_code, parse, start_words, starts
 from experiments.engine.pool import FORK_SECONDS, Job, Pool, all_jobs, fresh_results, remove_results
+from experiments.engine.queue.launcher import Local, Queue, Submitit, Unit, farewell, take_launcher, units
 from experiments.engine.status import outline, write_outline
 from pw.io.paths import OUTPUTS
 from pw.parallel.processes import Stopped, unheard
@@ -139,7 +139,7 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
     from filelock import FileLock
 
     from benchmarks.report import write as report
-    from experiments.engine.table import log_to_mlflow, make_table, write_table
+    from experiments.engine.outcome.table import log_to_mlflow, make_table, write_table
     from pw.tracking.mlflow_log import TrackingError
 
     try:

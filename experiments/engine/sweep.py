@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from experiments import Ablation, Statement
+from experiments.engine.ablation import Ablation, Statement
 from pw.run.compose import ConfigError, compose_run, groups, override_key, swept_values
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.measure.videos import Options, score_videos
 from benchmarks.report.side_by_side import contact_sheet
-from experiments.engine.compare_runs import Folder, config_difference, found, main, rendered, request_of, side
+from experiments.engine.compare.compare_runs import Folder, config_difference, found, main, rendered, request_of, side
 from pw.io.files import write_json
 from pw.io.video import write_video
 from pw.run.build import Run, build

@@ -22,10 +22,10 @@ from safetensors.numpy import load_file
 from small_processes import PRELOAD
 from warm_python import warm_python
 
-from experiments.engine.launcher import LAUNCHERS, Local, Queue, Submitit, Unit, take_launcher, units
 from experiments.engine.ledger import Ledger
 from experiments.engine.plan import Plan, make_plan, parse
 from experiments.engine.pool import Job, all_jobs
+from experiments.engine.queue.launcher import LAUNCHERS, Local, Queue, Submitit, Unit, take_launcher, units
 from experiments.engine.run_ablation import main
 from experiments.engine.status import look, outline
 from pw.io.paths import CONF, ROOT
@@ -209,7 +209,7 @@ class Signals(threading.Thread):
 @pytest.fixture(scope="module")
 def python() -> Iterator[str]:
     with warm_python(
-        [*PRELOAD, "experiments.engine.launcher", "pw.sample.evaluate", "benchmarks.measure.clips"]
+        [*PRELOAD, "experiments.engine.queue.launcher", "pw.sample.evaluate", "benchmarks.measure.clips"]
     ) as program:
         yield program
 

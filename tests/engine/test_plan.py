@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import metrics, paper
-from experiments import Ablation, Statement, load, names, statement
+from experiments.engine.ablation import Ablation, Statement, load, names, statement
 from experiments.engine.listing import main as list_ablations
+from experiments.engine.outcome.table import _settings
 from experiments.engine.plan import Options, Plan, make_plan, parse, plan_of
 from experiments.engine.pool import Job, all_jobs
 from experiments.engine.run_ablation import main
-from experiments.engine.table import _settings
 from pw.run.compose import ConfigError, at, leaves
 from pw.train.command import command_line
 

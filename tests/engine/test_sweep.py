@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import Ablation, Statement
-from experiments.engine.curve import curve_of
+from experiments.engine.ablation import Ablation, Statement
+from experiments.engine.outcome.curve import curve_of
+from experiments.engine.outcome.table import _keep_earlier, _settings
 from experiments.engine.plan import Plan, make_plan, parse, plan_of
-from experiments.engine.table import _keep_earlier, _settings
 from pw.run.build import build
 from pw.run.compose import ConfigError, swept_values
 

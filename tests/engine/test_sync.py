@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.engine import sync as _sync
+from experiments.engine.outcome import mlflow_sync as _sync
 
 
 def test_outputs_without_a_table_and_a_wrong_key_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ pw record name=ansc [outputs=DIR]
 
 Of `outputs/<name>/table.json`: scores, differences and the answer to each clause of the claim, to four digits. Where
 that is more than `MOST` bytes, only the metrics that the claim is about. The Verdict paragraph of the ablation's file
-begins with `experiments.engine.verdict.summary` of it, and a test holds the two against each other.
+begins with `experiments.engine.outcome.verdict.summary` of it, and a test holds the two against each other.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import Statement, load, names
-from experiments.engine.verdict import ANSWERS, summary
-from experiments.engine.written import read_written
+from experiments.engine.ablation import Statement, load, names
+from experiments.engine.outcome.verdict import ANSWERS, summary
+from experiments.engine.outcome.written import read_written
 from pw.io.files import write_atomically
 from pw.io.paths import OUTPUTS
 from pw.run.compose import ConfigError
 from pw.train.command import outputs_folder
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 MOST = 8192
 METRICS = ("mean", "low", "high", "n")
 DIFFERENCES = ("diff", "low", "high", "p", "p_adjusted", "verdict", "versus")

@@ -1,4 +1,4 @@
-"""The clauses of a claim, as data: what is said of which arms. `experiments.engine.verdict` answers them.
+"""The clauses of a claim, as data: what is said of which arms. `experiments.engine.outcome.verdict` answers them.
 
     better("full", "exponential")                               full is better, on the primary metric
     better("add", "anchor", metric="swd")                       on another one, behind the gate of the primary

@@ -34,7 +34,7 @@ from benchmarks.report.side_by_side import contact_sheet, video_sizes
 from benchmarks.stats.comparison import compare
 from benchmarks.stats.paired import compare_videos
 from benchmarks.systems.run import SETTINGS
-from experiments.engine.written import read_sampling, read_written
+from experiments.engine.outcome.written import read_sampling, read_written
 from pw.io.files import check_writable, write_atomically
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run, build

@@ -21,8 +21,8 @@ from statistics import fmean
 from benchmarks.metrics import Metric, lookup
 from benchmarks.report.render import Digits, p_text
 from benchmarks.stats.comparison import LEVEL, Difference, Scores, by_seed, compare, equivalence
-from experiments import Ablation
-from experiments.engine.claims import Clause, Pair, better
+from experiments.engine.ablation import Ablation
+from experiments.engine.clauses import Clause, Pair, better
 
 ANSWERS = ("holds", "refuted", "not resolved", "not run")
 SHOWN = 3  # pairs of a clause whose numbers are given

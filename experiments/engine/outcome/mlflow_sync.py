@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _log(folder: Path, outputs: Path) -> int:
-    from experiments.engine.table import log_to_mlflow
+    from experiments.engine.outcome.table import log_to_mlflow
 
     try:
         words = json.loads((folder / "plan.json").read_text())["words"]

@@ -39,9 +39,10 @@ from typing import Any
 from benchmarks import paper
 from benchmarks.metrics import METRICS, Metric, chosen, lookup, protocols
 from benchmarks.stats.jackknife import GROUPS, jackknife_variance, leave_out
+from experiments.engine.outcome.written import NUMBER, SAMPLING, TRAINING, read_sampling, read_scores, read_training
 from experiments.engine.plan import Arm, Plan, make_plan, parse
 from experiments.engine.pool import ASSUMED_FLOPS, SECONDS, Job, score_request, train_jobs
-from experiments.engine.spread import (
+from experiments.engine.power.spread import (
     MOST,
     Level,
     Purchase,
@@ -55,7 +56,6 @@ from experiments.engine.spread import (
     smallest,
     with_jackknife,
 )
-from experiments.engine.written import NUMBER, SAMPLING, TRAINING, read_sampling, read_scores, read_training
 from pw.io.files import write_atomically
 from pw.io.paths import OUTPUTS
 from pw.run.compose import ConfigError
@@ -287,7 +287,7 @@ def request_of(words: Sequence[str]) -> Request:
             rest.append(word)
     request = Request(**given, rest=tuple(rest))
     if not request.ablation and request.paper is None:
-        from experiments import names
+        from experiments.engine.ablation import names
 
         raise ConfigError(
             f"ablation=… is missing: one of {', '.join(names())}; or a table of the paper: "
