@@ -30,10 +30,11 @@ from rich.console import Console
 from small_shards import spoil, write_noise
 
 from experiments.engine.ablation import DETAIL, Ablation, Statement
+from experiments.engine.job import Job, all_jobs
 from experiments.engine.ledger import Ledger
 from experiments.engine.outcome.table import make_table, write_table
 from experiments.engine.plan import Options, Plan, plan_of
-from experiments.engine.pool import PRELOAD, Job, Pool, _heard, _Running, all_jobs
+from experiments.engine.pool import PRELOAD, Pool, _heard, _Running
 from experiments.engine.run_ablation import finish
 from experiments.engine.status import look, outline
 from pw.io.files import write_json

@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.engine.job import Job, all_jobs, fresh_results, remove_results
 from experiments.engine.plan import Plan, make_plan, other_code, parse, start_words, starts
-from experiments.engine.pool import FORK_SECONDS, Job, Pool, all_jobs, fresh_results, remove_results
-from experiments.engine.queue.launcher import Local, Queue, Submitit, Unit, farewell, take_launcher, units
+from experiments.engine.pool import FORK_SECONDS, Pool
+from experiments.engine.queue.hand_over import Queue, farewell
+from experiments.engine.queue.launcher import Local, Submitit, take_launcher
+from experiments.engine.queue.units import Unit, units
 from experiments.engine.status import outline, write_outline
 from pw.io.paths import OUTPUTS
 from pw.parallel.processes import Stopped, unheard

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.metrics import protocols
+from experiments.engine.job import Job, Row, all_jobs
 from experiments.engine.ledger import Claim, Ledger
 from experiments.engine.plan import Options, Plan, make_plan, parse
-from experiments.engine.pool import Job, Row, all_jobs
 from pw.io.files import write_json
 
 LOG_LINES = 4  # of a failed job, shown

@@ -22,10 +22,12 @@ from safetensors.numpy import load_file
 from small_processes import PRELOAD
 from warm_python import warm_python
 
+from experiments.engine.job import Job, all_jobs
 from experiments.engine.ledger import Ledger
 from experiments.engine.plan import Plan, make_plan, parse
-from experiments.engine.pool import Job, all_jobs
-from experiments.engine.queue.launcher import LAUNCHERS, Local, Queue, Submitit, Unit, take_launcher, units
+from experiments.engine.queue.hand_over import Queue
+from experiments.engine.queue.launcher import LAUNCHERS, Local, Submitit, take_launcher
+from experiments.engine.queue.units import Unit, units
 from experiments.engine.run_ablation import main
 from experiments.engine.status import look, outline
 from pw.io.paths import CONF, ROOT

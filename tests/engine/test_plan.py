@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks import metrics, paper
 from experiments.engine.ablation import Ablation, Statement, load, names, statement
+from experiments.engine.job import Job, all_jobs
 from experiments.engine.listing import main as list_ablations
 from experiments.engine.outcome.table import _settings
 from experiments.engine.plan import Options, Plan, make_plan, parse, plan_of
-from experiments.engine.pool import Job, all_jobs
 from experiments.engine.run_ablation import main
 from pw.run.compose import ConfigError, at, leaves
 from pw.train.command import command_line

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.engine.job import all_jobs
 from experiments.engine.ledger import SILENT, Claim, Ledger
 from experiments.engine.plan import Options, make_plan, parse
-from experiments.engine.pool import Pool, all_jobs
+from experiments.engine.pool import Pool
 from experiments.engine.status import Outline, look, outline, read_outline, write_outline
 from pw.io.files import write_json
 

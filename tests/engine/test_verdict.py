@@ -17,6 +17,7 @@ from benchmarks.report.write import html, latex, markdown, terminal_verdict
 from benchmarks.stats.comparison import compare
 from experiments.engine.ablation import Ablation, Statement, load, names, statement
 from experiments.engine.clauses import Clause, all_of, any_of, better, not_worse, same
+from experiments.engine.job import all_jobs
 from experiments.engine.outcome.record_outcome import (
     MOST,
     RESULTS,
@@ -30,7 +31,6 @@ from experiments.engine.outcome.record_outcome import (
 from experiments.engine.outcome.table import make_table
 from experiments.engine.outcome.verdict import clauses_of, summary, verdict
 from experiments.engine.plan import make_plan, parse, plan_of
-from experiments.engine.pool import all_jobs
 from experiments.engine.run_ablation import finish
 from pw.io.files import write_json
 from pw.io.video import write_video

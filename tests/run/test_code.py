@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.engine.job import all_jobs
 from experiments.engine.outcome.table import make_table
 from experiments.engine.plan import make_plan, other_code, parse
-from experiments.engine.pool import all_jobs
 from experiments.engine.run_ablation import main
 from pw.io.files import write_json
 from pw.io.paths import ROOT

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.engine.job import all_jobs
 from experiments.engine.plan import make_plan, parse
-from experiments.engine.pool import all_jobs
 from pw.io.paths import OUTPUTS
 from pw.tracking.mlflow_log import TrackingError
 

@@ -15,11 +15,11 @@ from benchmarks.report import write as report
 from benchmarks.report.contact_sheet import Row as SheetRow
 from benchmarks.report.contact_sheet import contact_sheet
 from benchmarks.stats.comparison import Comparison, compare, estimate, order_as_in_paper
+from experiments.engine.job import Row, probe_row
 from experiments.engine.outcome.curve import curve_of
 from experiments.engine.outcome.verdict import clauses_of, verdict
 from experiments.engine.outcome.written import read_reference, read_sampling, read_scores, read_training
 from experiments.engine.plan import Arm, Plan, seeds_word, start_words, starts, trainings
-from experiments.engine.pool import Row, probe_row
 from pw.io.files import digest, read_json
 from pw.sample.evaluate import SHOWN, reference_folder, sample_folder
 from pw.train.record import training_folder

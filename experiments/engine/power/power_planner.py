@@ -39,9 +39,9 @@ from typing import Any
 from benchmarks import paper
 from benchmarks.metrics import METRICS, Metric, chosen, lookup, protocols
 from benchmarks.stats.jackknife import GROUPS, jackknife_variance, leave_out
+from experiments.engine.job import ASSUMED_FLOPS, SECONDS, Job, score_request, train_jobs
 from experiments.engine.outcome.written import NUMBER, SAMPLING, TRAINING, read_sampling, read_scores, read_training
 from experiments.engine.plan import Arm, Plan, make_plan, parse
-from experiments.engine.pool import ASSUMED_FLOPS, SECONDS, Job, score_request, train_jobs
 from experiments.engine.power.spread import (
     MOST,
     Level,
