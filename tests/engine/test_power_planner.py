@@ -16,7 +16,8 @@ from benchmarks.metrics import lookup, protocols
 from benchmarks.stats.comparison import paired_t
 from benchmarks.stats.interval_coverage import control_variate_width
 from experiments.engine.plan import make_plan, parse
-from experiments.engine.power.power_planner import Request, answer, assumed_sd, main, request_of, target_of
+from experiments.engine.power.assumed_spread import assumed_sd
+from experiments.engine.power.power_planner import Request, answer, main, request_of, target_of
 from experiments.engine.power.spread import (
     Level,
     Spread,

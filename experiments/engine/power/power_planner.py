@@ -26,35 +26,30 @@ which is what the paper's own tables can show, and nothing of the method.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks import paper
-from benchmarks.metrics import METRICS, Metric, chosen, lookup, protocols
-from benchmarks.stats.jackknife import GROUPS, jackknife_variance, leave_out
-from experiments.engine.job import ASSUMED_FLOPS, SECONDS, Job, score_request, train_jobs
-from experiments.engine.outcome.written import NUMBER, SAMPLING, TRAINING, read_sampling, read_scores, read_training
-from experiments.engine.plan import Arm, Plan, make_plan, parse
+from benchmarks.metrics import METRICS, Metric, chosen, lookup
+from experiments.engine.job import ASSUMED_FLOPS, SECONDS, Job, train_jobs
+from experiments.engine.outcome.written import NUMBER, SAMPLING, TRAINING, read_sampling, read_training
+from experiments.engine.plan import Plan, make_plan, parse
+from experiments.engine.power.assumed_spread import assumed_sd, paper_metric
+from experiments.engine.power.measured_spread import measured
+from experiments.engine.power.power_report import _number, as_json, rendered
 from experiments.engine.power.spread import (
     MOST,
     Level,
-    Purchase,
     Spread,
-    components,
-    control_variate_pays_from,
-    pooled,
     prompts_for,
-    purchases,
     seeds_for,
     smallest,
-    with_jackknife,
 )
 from pw.io.files import write_atomically
 from pw.io.paths import OUTPUTS
@@ -85,172 +80,6 @@ class Known:
     spread: Spread
     target: float
     level: Level
-
-
-def measured(plan: Plan, names: Sequence[str]) -> tuple[dict[str, tuple[Spread, float]], list[str]]:
-    """metric -> (spread, mean of all arms) from the scores on disk, and what could not be used."""
-    scores, jackknife = _Scores(plan.options.outputs), _Jackknife(plan)
-    found, notes = {}, []
-    for name in names:
-        metric = lookup(name)
-        pairs, means, seeds, videos = [], [], set(), 0
-        for arm, other in _pairs(plan):
-            rows, variances = [], []
-            for seed in sorted(arm.runs.keys() & other.runs.keys()):
-                ids = (arm.runs[seed].sample_signature(seed), other.runs[seed].sample_signature(seed))
-                both = scores.pair(*ids, metric)
-                if both is not None:
-                    rows.append(_differences(*both, metric))
-                    means += [m for values in both if (m := _mean(values)) is not None]
-                    seeds.add(seed)
-                    videos = max(videos, scores.count(ids[0], name))
-                    if name == plan.ablation.primary and metric.level == "set":
-                        variances.append(jackknife.variance(arm, other, seed, metric))
-            if len(rows) > 1 and all(rows):
-                pair = components(rows)
-                known = [variance for variance in variances if variance is not None]
-                pairs.append(with_jackknife(pair, known, GROUPS, videos) if known else pair)
-        of = f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of arms, {len(seeds)} seeds, {videos} videos"
-        factor = 1.0 if metric.direction == "one" else metric.printed
-        spread = pooled(pairs, factor, videos, of, of_set=metric.level == "set") if pairs else None
-        if spread is None:
-            notes.append(f"{name}: {scores.why_not(plan, metric)}")
-        else:
-            found[name] = (spread, fmean(means) * metric.printed)
-    return found, notes
-
-
-def _pairs(plan: Plan) -> Iterator[tuple[Arm, Arm]]:
-    by_name = {arm.name: arm for arm in plan.arms}
-    for arm in plan.arms:
-        if arm.above is not None:
-            yield arm, by_name[arm.above]
-
-
-def _differences(a: Mapping[str, float], b: Mapping[str, float], metric: Metric) -> list[float]:
-    values = [(a[name], b[name]) for name in a if name in b]
-    if metric.direction != "one":
-        return [x - y for x, y in values]
-    return [abs(math.log(x)) - abs(math.log(y)) for x, y in values if x > 0 and y > 0]
-
-
-def _mean(values: Mapping[str, float]) -> float | None:
-    return fmean(values.values()) if values else None
-
-
-class _Jackknife:
-    """What the clips on disk bring to the variance of a difference in a metric of the whole set."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.left_out: dict[tuple[str, int], list[float] | None] = {}
-
-    def variance(self, arm: Arm, other: Arm, seed: int, metric: Metric) -> float | None:
-        """Of arm - other in this seed; None where clips are not there, are too few, or not small."""
-        both = [self._left_out(one, seed, metric) for one in (arm, other)]
-        if both[0] is None or both[1] is None:
-            return None
-        left, right = ({str(group): value for group, value in enumerate(values)} for values in (both[0], both[1]))
-        return jackknife_variance(_differences(left, right, metric))
-
-    def _left_out(self, arm: Arm, seed: int, metric: Metric) -> list[float] | None:
-        key = (arm.name, seed)
-        if key not in self.left_out:
-            self.left_out[key] = self._measure(arm, seed, metric)
-        return self.left_out[key]
-
-    def _measure(self, arm: Arm, seed: int, metric: Metric) -> list[float] | None:
-        run, outputs = arm.runs[seed], self.plan.options.outputs
-        if run.text is not None:  # a video of Wan's scales is measured in minutes
-            return None
-        solution = sample_folder(run.solution, outputs, seed) if "solution" in metric.needs else None
-        asked = score_request(self.plan, arm.name, run, sample_folder(run, outputs, seed), solution, seed)
-        folders = {"video": asked["videos"], **{need: asked[need] for need in metric.needs}}
-        try:
-            return leave_out(metric.name, {what: Path(path) for what, path in folders.items() if path is not None})
-        except ValueError:  # no clips there: they were removed, or sampled elsewhere
-            return None
-
-
-class _Scores:
-    """The scores under `outputs/scores`, by the signature of the clips they are of."""
-
-    def __init__(self, outputs: Path) -> None:
-        self.by_signature: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-        for path in sorted((outputs / "scores").glob("*/scores.json")):
-            result = read_scores(path)
-            contract = result["contract"]
-            if contract.get("arm") not in ("floor", "ceiling"):  # of real clips, of many steps: not of the arm
-                self.by_signature.setdefault(str(contract.get("signature")), []).append((path.parent, result))
-
-    def pair(self, a: str, b: str, metric: Metric) -> tuple[dict[str, float], dict[str, float]] | None:
-        """Both values per video (one named "" for a set), of the metric's protocol and against the same real clips."""
-        for folder, left in self._of(a, metric):
-            for other, right in self._of(b, metric):
-                if left["contract"].get("clips") == right["contract"].get("clips"):
-                    return _values(folder, left, metric), _values(other, right, metric)
-        return None
-
-    def count(self, signature: str, name: str) -> int:
-        """How many videos a score was made of."""
-        return max(result["n_videos"].get(name, 0) for _, result in self.by_signature[signature])
-
-    def why_not(self, plan: Plan, metric: Metric) -> str:
-        """Why a metric's spread is not measured."""
-        ids = [run.sample_signature(seed) for _, seed, run in plan.runs()]
-        if any(metric.name in r["metrics"] and r["contract"].get("arm") for i in ids for _, r in self._all(i)):
-            is_current = any(self._of(i, metric) for i in ids)
-            return "fewer than two seeds of a pair of arms" if is_current else "scored by another protocol or settings"
-        return f"not scored yet (`make ablation name={plan.name}` does)"
-
-    def _all(self, signature: str) -> list[tuple[Path, dict[str, Any]]]:
-        return self.by_signature.get(signature, [])
-
-    def _of(self, signature: str, metric: Metric) -> list[tuple[Path, dict[str, Any]]]:
-        wanted = protocols([metric.name])[metric.name]
-        return [
-            (folder, result)
-            for folder, result in self._all(signature)
-            if metric.name in result["metrics"] and result["contract"].get("metrics", {}).get(metric.name) == wanted
-        ]
-
-
-def _values(folder: Path, result: Mapping[str, Any], metric: Metric) -> dict[str, float]:
-    if metric.level == "set":
-        return {"": result["metrics"][metric.name]}
-    path = folder / "scores.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {row["video"]: float(row[metric.name]) for row in csv.DictReader(file) if row.get(metric.name)}
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{path}: is damaged ({error!r}); remove {folder}, and `make ablation` scores again"
-        ) from error
-
-
-# DOVER's own script puts the technical branch through the aesthetic branch's statistics of LIVE-VQC, and the other way
-# round (evaluation.md 2.1): column -> (spread of the branch's own output there, the deviation it is divided by).
-_DOVER = {"dover_technical": (0.03773, 0.07355), "dover_aesthetic": (0.07355, 0.03774)}
-_ROUND = {"musiq": 10.0, "niqe": 0.8}
-
-
-def assumed_sd(name: str, mean: float, given: Mapping[str, float]) -> tuple[float, str] | None:
-    """Spread of a metric over videos of one system in printed units, and what it rests on; None if nothing is known."""
-    if name in given:
-        return given[name], "given"
-    if name in _DOVER:
-        own, divisor = _DOVER[name]
-        p = mean / 100
-        return 100 * p * (1 - p) * own / divisor, f"LIVE-VQC's spread of the raw branch at {mean:g} (delta method)"
-    if name in _ROUND:
-        return _ROUND[name], f"a round number without a source, yours is sd={name}:…"
-    metric = METRICS.get(name)
-    if metric is None or metric.family != "vbench" or not 0 <= mean <= 100:
-        return None
-    bound = math.sqrt(mean * (100 - mean))
-    if name == "dynamic_degree":
-        return bound, f"yes or no per video, at {mean:g} %"
-    return bound, f"the most that values in [0, 100] with mean {mean:g} can have; yours is sd={name}:…"
 
 
 @dataclass(frozen=True)
@@ -358,11 +187,6 @@ def target_of(metric: Metric | None, name: str, mean: float | None, request: Req
         return float(word)
     share = float(word[:-1]) / 100
     return math.log1p(share) if is_ratio else share * abs(mean or 1.0)
-
-
-def paper_metric(column: str) -> str:
-    """The registry's name of a paper's column, by its header; the column itself if there is none."""
-    return next((metric.name for metric in METRICS.values() if metric.header == column), column)
 
 
 # ---- the plan
@@ -572,248 +396,3 @@ def main(words: Sequence[str]) -> int:
         write_atomically(found.request.out, json.dumps(as_json(found), indent=1, default=str) + "\n")
         console.print(f"\n{found.request.out}")
     return 0
-
-
-def rendered(found: Answer) -> Iterator[Any]:
-    """The answer for a terminal: a summary, the grid, the paper's differences, and what all of it rests on."""
-    from rich.text import Text
-
-    request = found.request
-    yield Text(f"{found.title}", style="bold")
-    if found.known:
-        yield Text(f"\n{_promise(request, found.primary, found.known)}")
-        yield _summary(request, found.known)
-        yield _grid(request, found.known, found.cost, "smallest difference that is shown, measured spread")
-        yield Text(_certainty(found.known), style="dim")
-        if (entry := _primary(found)) is not None and request.seeds > 1:
-            yield Text(f"\n{_advice(request, entry, found.cost)}")
-    for note in found.notes:
-        yield Text(f"not planned: {note}", style="yellow")
-    if found.paper_known:
-        yield Text(f"\nThe paper's {found.paper_name}. {_promise(request, None, found.paper_known)}")
-        yield Text(
-            f"ASSUMED spreads, since the paper prints none: a correlation of {request.correlation:g} between arms over "
-            f"videos, and between seeds {request.seed_ratio:g} of the spread between videos "
-            "(correlation=…, seed_ratio=…, sd=…)",
-            style="yellow",
-        )
-        yield _summary(request, found.paper_known)
-        cost = found.cost if found.cost is None or found.cost.is_real_scale else None
-        yield _grid(request, found.paper_known, cost, "smallest difference, ASSUMED spread")
-        if found.steps:
-            yield _paper_table(request, found.steps)
-    for note in found.paper_notes:
-        yield Text(f"not planned: {note}", style="yellow")
-    if found.known or found.paper_known:
-        yield Text(
-            "† one seed: what is shown of two given checkpoints over prompts, nothing of the methods they stand for",
-            style="dim",
-        )
-    if found.cost is not None:
-        yield Text(f"cost: {found.cost.basis}", style="dim")
-
-
-def _promise(request: Request, primary: str | None, known: Sequence[Known]) -> str:
-    behind = max((entry.level.metrics for entry in known if entry.name != primary), default=0)
-    over = f"Holm over {behind} metric{'s' if behind > 1 else ''}"
-    if primary is not None:
-        others = f", the others behind it, where it is shown too, by {over}" if behind else ""
-        over = f"{lookup(primary).header}, the primary metric, alone{others}"
-    return (
-        f"Shown with {100 * request.power:g} % power at a two-sided {100 * request.alpha:g} %: {over}; paired t over "
-        "seeds."
-    )
-
-
-def _primary(found: Answer) -> Known | None:
-    return next((entry for entry in found.known if entry.name == found.primary), None)
-
-
-def _advice(request: Request, entry: Known, cost: Cost | None) -> str:
-    """Where the primary metric's variance comes from, and what makes its smallest difference smaller."""
-    n, m = request.prompts, request.seeds
-    share = entry.spread.share_of_videos(n)
-    whose = "what the clips bring to its variance is not known (they are not on disk, or not small)"
-    if share is not None:
-        whose = f"at {n} clips {100 * share:.0f} % of the variance of a difference is theirs, the rest the trainings'"
-    bought = purchases(entry.spread, n, m, entry.level, None if cost is None else cost.seconds)
-    told = [f"{one.what} {_number(one.shown)}{_price(one)}" for one in bought]
-    able = [one for one in bought if one.shown is not None]
-    now = smallest(entry.spread, n, m, entry.level)
-    most = min(able, key=lambda one: one.shown or 0.0)
-    said = f"{entry.header}, the primary metric: {whose}. {n} × {m} shows {_number(now)}; {', '.join(told)}."
-    said += f" Most is bought by {most.what}"
-    paid = {one: ((now or 0.0) - (one.shown or 0.0)) / one.seconds for one in able if one.seconds}
-    by_time = max(paid, key=lambda one: paid[one], default=most)
-    said += "." if by_time is most else f", for its time by {by_time.what}."
-    pays_from = control_variate_pays_from(m, entry.level.alpha)
-    if share is None or pays_from is None:
-        return said
-    could = "could pay" if share > pays_from else "does not pay"
-    return (
-        f"{said} A control variate of the clips, fitted on {m} seeds, {could}: it explains {100 * share:.0f} % at "
-        f"best, and narrows the interval from {100 * pays_from:.0f} % on."
-    )
-
-
-def _price(one: Purchase) -> str:
-    return f" (+{_duration(one.seconds)})" if one.seconds else ""
-
-
-def _certainty(known: Sequence[Known]) -> str:
-    from scipy.stats import chi2
-
-    df = min(entry.spread.df for entry in known)
-    low, high = math.sqrt(df / chi2.ppf(0.975, df)), math.sqrt(df / chi2.ppf(0.025, df))
-    return (
-        f"The spread between seeds rests on {df} degrees of freedom: the true smallest difference is {low:.1f} to "
-        f"{high:.1f} times what is printed (95 %)."
-    )
-
-
-def _summary(request: Request, known: Sequence[Known]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    n, m = request.prompts, request.seeds
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("metric")
-    heads = ("mean", "sd of seeds", "sd of videos", f"shown by\n{n} × {m}", "to show", f"seeds,\n{n} prompts")
-    for head in (*heads, f"prompts,\n{m} seed{'s' if m > 1 else '†'}"):
-        table.add_column(head, justify="right")
-    table.add_column("spread from", overflow="fold", style="dim")
-    for entry in known:
-        spread, level = entry.spread, entry.level
-        prompts = prompts_for(spread, m, entry.target, level)
-        table.add_row(
-            entry.header,
-            _number(entry.mean),
-            _number(spread.seed),
-            "of the set" if spread.video is None else _number(spread.video),
-            _shown(entry, n, m),
-            _number(entry.target),
-            _count(seeds_for(spread, n, entry.target, level)),
-            "only seeds" if prompts is None else _count(prompts),
-            spread.source,
-        )
-    return table
-
-
-def designs(request: Request) -> list[tuple[int, int]]:
-    """The (prompts, seeds) of the grid, the asked-for one among them."""
-    prompts = sorted({*PROMPTS, request.prompts})
-    return [(n, m) for m in sorted({*SEEDS, request.seeds}) for n in prompts]
-
-
-def _grid(request: Request, known: Sequence[Known], cost: Cost | None, title: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="dim", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for head in ("seeds", "prompts", *(entry.header for entry in known), *(["cost"] if cost else [])):
-        table.add_column(head, justify="right")
-    previous = None
-    for n, m in designs(request):
-        if previous not in (None, m):
-            table.add_section()
-        cells = [_shown(entry, n, m) for entry in known]
-        asked = (n, m) == (request.prompts, request.seeds)
-        table.add_row(
-            ("1†" if m == 1 else str(m)) if previous != m else "",
-            str(n),
-            *cells,
-            *([_duration(cost.seconds(n, m))] if cost else []),
-            style="bold" if asked else "dim" if m == 1 else "",
-        )
-        previous = m
-    return table
-
-
-def _paper_table(request: Request, steps: Sequence[Step]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    n, m = request.prompts, request.seeds
-    table = Table(
-        title="the paper's own differences beside what can be shown",
-        title_justify="left",
-        title_style="dim",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for head, side in (("step", "left"), ("metric", "left"), ("printed", "right")):
-        table.add_column(head, justify=side)
-    heads = [f"shown by\n{n} × 1†", "needs\nprompts × 1†"]
-    for head in (*heads, *([f"shown by\n{n} × {m}"] if m > 1 else []), f"needs seeds,\n{n} prompts"):
-        table.add_column(head, justify="right")
-    previous = None
-    for step in steps:
-        if previous not in (None, step.step):
-            table.add_section()
-        of_pair, of_method = (
-            bound is not None and abs(step.diff) >= bound for bound in (step.shown_by_checkpoints, step.shown)
-        )
-        table.add_row(
-            step.step if previous != step.step else "",
-            step.header,
-            f"{'+' if step.diff > 0 else '−' if step.diff < 0 else ''}{abs(step.diff):.4g}",
-            f"{_number(step.shown_by_checkpoints)} {'✓' if of_pair else '✗'}",
-            _count(step.prompts_by_checkpoints),
-            *([] if m == 1 else [f"{_number(step.shown)} {'✓' if of_method else '✗'}"]),
-            _count(step.seeds_needed),
-        )
-        previous = step.step
-    return table
-
-
-def as_json(found: Answer) -> dict[str, Any]:
-    """The answer as plain data: spreads, targets, the grid of both blocks, the paper's steps, the costs."""
-
-    def block(known: Sequence[Known]) -> dict[str, Any]:
-        grid = [
-            {"prompts": n, "seeds": m, **{k.name: smallest(k.spread, n, m, k.level) for k in known}}
-            for n, m in designs(found.request)
-        ]
-        return {"metrics": [asdict(entry) for entry in known], "grid": grid}
-
-    request, entry = found.request, _primary(found)
-    seconds = None if found.cost is None else found.cost.seconds
-    n, m = request.prompts, max(2, request.seeds)
-    bought = () if entry is None else purchases(entry.spread, n, m, entry.level, seconds)
-    return {
-        "title": found.title,
-        "request": asdict(request),
-        "primary": found.primary,
-        "share_of_clips": None if entry is None else entry.spread.share_of_videos(n),
-        "buys": [asdict(one) for one in bought],
-        "measured": block(found.known),
-        "assumed": block(found.paper_known),
-        "paper": found.paper_name,
-        "steps": [asdict(step) for step in found.steps],
-        "cost": None if found.cost is None else asdict(found.cost),
-        "notes": [*found.notes, *found.paper_notes],
-    }
-
-
-def _shown(entry: Known, prompts: int, seeds: int) -> str:
-    """The smallest difference, or that it is more than the metric can differ by."""
-    value, metric = smallest(entry.spread, prompts, seeds, entry.level), METRICS.get(entry.name)
-    is_bounded = metric is not None and (metric.scale == "0-100" or metric.printed == 100)
-    return "> 100" if is_bounded and value is not None and value > 100 else _number(value)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-
-
-def _count(value: int | None) -> str:
-    return f"> {MOST}" if value is None else str(value)
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.0f} s"
