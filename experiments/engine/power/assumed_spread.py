@@ -1,4 +1,4 @@
-"""TODO: say what this is."""
+"""Spreads of the paper's metrics over videos, assumed: the paper prints none."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from benchmarks.metrics import METRICS
 
 # DOVER's own script puts the technical branch through the aesthetic branch's statistics of LIVE-VQC, and the other way
-# round (evaluation.md 2.1): column -> (spread of the branch's own output there, the deviation it is divided by).
+# round: column -> (spread of the branch's own output there, the deviation it is divided by).
 _DOVER = {"dover_technical": (0.03773, 0.07355), "dover_aesthetic": (0.07355, 0.03774)}
-
-
 _ROUND = {"musiq": 10.0, "niqe": 0.8}
 
 
@@ -20,9 +18,9 @@ def assumed_sd(name: str, mean: float, given: Mapping[str, float]) -> tuple[floa
     if name in given:
         return given[name], "given"
     if name in _DOVER:
-        own, divisor = _DOVER[name]
+        spread, divisor = _DOVER[name]
         p = mean / 100
-        return 100 * p * (1 - p) * own / divisor, f"LIVE-VQC's spread of the raw branch at {mean:g} (delta method)"
+        return 100 * p * (1 - p) * spread / divisor, f"LIVE-VQC's spread of the raw branch at {mean:g} (delta method)"
     if name in _ROUND:
         return _ROUND[name], f"a round number without a source, yours is sd={name}:…"
     metric = METRICS.get(name)

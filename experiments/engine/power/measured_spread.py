@@ -1,4 +1,4 @@
-"""TODO: say what this is."""
+"""The spread of a metric between seeds and between videos, from the scores of an ablation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pw.sample.evaluate import sample_folder
 def measured(plan: Plan, names: Sequence[str]) -> tuple[dict[str, tuple[Spread, float]], list[str]]:
     """metric -> (spread, mean of all arms) from the scores on disk, and what could not be used."""
     scores, jackknife = _Scores(plan.options.outputs), _Jackknife(plan)
-    found, notes = {}, []
+    spreads, notes = {}, []
     for name in names:
         metric = lookup(name)
         pairs, means, seeds, videos = [], [], set(), 0
@@ -53,8 +53,8 @@ def measured(plan: Plan, names: Sequence[str]) -> tuple[dict[str, tuple[Spread, 
         if spread is None:
             notes.append(f"{name}: {scores.why_not(plan, metric)}")
         else:
-            found[name] = (spread, fmean(means) * metric.printed)
-    return found, notes
+            spreads[name] = (spread, fmean(means) * metric.printed)
+    return spreads, notes
 
 
 def _pairs(plan: Plan) -> Iterator[tuple[Arm, Arm]]:

@@ -255,3 +255,10 @@ def control_variate_pays_from(seeds: int, alpha: float = 0.05) -> float | None:
     widening = _critical(seeds - 2, alpha) / _critical(seeds - 1, alpha) * mean_sd(seeds - 2) / mean_sd(seeds - 1)
     widening *= float(beta((seeds - 2) / 2, 0.5) / beta((seeds - 1) / 2, 0.5))
     return 1 - widening**-2
+
+
+def number_text(value: float | None) -> str:
+    """A spread or difference as it is printed; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
