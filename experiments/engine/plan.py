@@ -8,101 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.engine.ablation import Ablation, Statement, load, names
+from experiments.engine.ablation import Ablation, Statement, load
+from experiments.engine.ablation_options import AblationOptions
 from experiments.engine.outcome.verdict import check_claims
 from experiments.engine.sweep import take_sweeps
-from pw.io.paths import OUTPUTS
+from pw.io import arguments
 from pw.run.build import Run, build
 from pw.run.compose import Config, ConfigError, leaves, override_key
-from pw.train.command import outputs_folder
 from pw.train.preflight import check_share
 from pw.train.record import earlier_trainings, with_code
 
-DEFAULT_SEEDS = (0, 1, 2, 3, 4)
 
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says about the ablation rather than about its runs.
-
-    seeds       a number (5 is 0 to 4) or a list ([0,3])
-    arms        only these, comma-separated
-    vary_start  train a start checkpoint per seed, instead of one for all
-    workers     runs at a time; 0 is one per core
-    dry_run     print the plan and the commands, do nothing
-    fresh       redo what is cached, but for starts, which other ablations share
-    mlflow      record the runs
-    """
-
-    name: str
-    seeds: tuple[int, ...] = DEFAULT_SEEDS
-    arms: tuple[str, ...] = ()
-    vary_start: bool = False
-    workers: int = 0
-    dry_run: bool = False
-    fresh: bool = False
-    mlflow: bool = True
-    outputs: Path = OUTPUTS
-    overrides: tuple[str, ...] = ()
-
-    def words(self) -> list[str]:
-        """The words that say which runs these are: `parse` of them gives the same plan."""
-        arms = [f"arms={','.join(self.arms)}"] if self.arms else []
-        start = ["vary_start=true"] if self.vary_start else []
-        return [f"name={self.name}", seeds_word(self.seeds), *arms, *start, *self.overrides]
-
-
-def parse(arguments: Sequence[str]) -> Options:
-    """key=value words -> options; what is no option is an override of every run. Raises ConfigError."""
-    given: dict[str, Any] = {}
-    overrides: list[str] = []
-    for word in arguments:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ConfigError(f"{word!r}: write key=value, e.g. name=ansc seeds=5 (`make ablations` lists the names)")
-        if key in Options.__dataclass_fields__ and key != "overrides":
-            given[key] = _option(key, value)
-        else:
-            overrides.append(word)
-    if not given.get("name"):
-        raise ConfigError(f"name=… is missing: one of {', '.join(names())}")
-    return Options(**given, overrides=tuple(overrides))
-
-
-def _option(key: str, value: str) -> Any:
-    if key == "seeds":
-        return _seeds(value)
-    if key == "arms":
-        return tuple(value.split(","))
-    if key in ("dry_run", "fresh", "mlflow", "vary_start"):
-        if value not in ("true", "false"):
-            raise ConfigError(f"{key}={value}: true or false")
-        return value == "true"
-    if key == "workers":
-        if not value.isdecimal():
-            raise ConfigError(f"workers={value}: a whole number; 0 is one per core")
-        return int(value)
-    if key == "outputs":
-        return outputs_folder(value)
-    return value
-
-
-def seeds_word(seeds: Sequence[int]) -> str:
-    """Seeds as one would type them: seeds=3 of 0, 1 and 2, else the list."""
-    counted = list(seeds) == list(range(len(seeds)))
-    return f"seeds={len(seeds)}" if counted else f"seeds=[{','.join(map(str, seeds))}]"
-
-
-def _seeds(value: str) -> tuple[int, ...]:
-    inside = value.strip("[]")
-    parts = inside.split(",") if "," in inside or value.startswith("[") else None
-    try:
-        seeds = tuple(range(int(value))) if parts is None else tuple(int(part) for part in parts)
-    except ValueError:
-        seeds = ()
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"seeds={value}: a number of seeds (5 is 0 to 4) or a list of them ([0,1,7])")
-    return seeds
+def parse(words: Sequence[str]) -> AblationOptions:
+    """key=value words -> options; words that are no option are overrides of every run. Raises ConfigError."""
+    return arguments.parse(AblationOptions, words)
 
 
 @dataclass(frozen=True)
@@ -135,7 +54,7 @@ class ProbeRun:
 class Plan:
     """An ablation, composed."""
 
-    options: Options
+    options: AblationOptions
     ablation: Ablation
     statement: Statement
     arms: tuple[Arm, ...]
@@ -213,12 +132,12 @@ def other_code(plan: Plan) -> list[str]:
     return told
 
 
-def make_plan(options: Options) -> Plan:
+def make_plan(options: AblationOptions) -> Plan:
     """Compose and check every arm and seed. Raises ConfigError (and ValueError for an unknown name)."""
     return plan_of(options, *load(options.name))
 
 
-def plan_of(options: Options, ablation: Ablation, stated: Statement) -> Plan:
+def plan_of(options: AblationOptions, ablation: Ablation, stated: Statement) -> Plan:
     """The plan of an ablation that need not be a file of this folder. Raises ConfigError."""
     crossed: Sequence[Any] = ablation.across[1] if ablation.across else [None]
     try:
@@ -251,7 +170,7 @@ def _label(ablation: Ablation, name: str, value: Any) -> str:
     return f"{name}@{value}" if ablation.across else name
 
 
-def _chosen_arms(ablation: Ablation, options: Options) -> list[str]:
+def _chosen_arms(ablation: Ablation, options: AblationOptions) -> list[str]:
     for name in options.arms:
         if name not in ablation.arms:
             near = difflib.get_close_matches(name, ablation.arms, 1)
@@ -271,7 +190,9 @@ def _check_overrides(ablation: Ablation, name: str, overrides: Sequence[str]) ->
             )
 
 
-def _arm(ablation: Ablation, options: Options, given: Sequence[str], name: str, value: Any, above: str | None) -> Arm:
+def _arm(
+    ablation: Ablation, options: AblationOptions, given: Sequence[str], name: str, value: Any, above: str | None
+) -> Arm:
     across = [f"{ablation.across[0]}={value}"] if ablation.across else []
     overrides = [*ablation.fixed.split(), *given, *ablation.arms[name].split(), *across]
     label = _label(ablation, name, value)

@@ -29,7 +29,7 @@ from experiments.engine.queue.hand_over import Queue
 from experiments.engine.queue.launcher import LAUNCHERS, Local, Submitit, take_launcher
 from experiments.engine.queue.units import Unit, units
 from experiments.engine.run_ablation import main
-from experiments.engine.status import look, outline
+from experiments.engine.status import cells_of, outline
 from pw.io.paths import CONF, ROOT
 from pw.run.build import build
 from pw.run.compose import ConfigError
@@ -267,7 +267,7 @@ def test_a_signal_to_any_task_puts_a_job_back_and_it_goes_on_to_the_same_weights
     assert queue.failed == {}
     assert {label for what, label, _ in told if what == "done"} == {job.label for job in jobs}
     assert len(signals.hit) == 2
-    assert [cell.state for cell in look(cells, tmp_path)] == ["done"]
+    assert [cell.state for cell in cells_of(cells, tmp_path)] == ["done"]
     logs = {path: path.read_text() for path in (plan.folder / "queue").glob("*/*.out")}
     assert len(logs) == outs
     # one task puts the job back for all

@@ -13,7 +13,7 @@ def test_outputs_without_a_table_and_a_wrong_key_are_named(tmp_path: Path, capsy
     assert _sync.main([f"outputs={tmp_path}"]) == 2
     assert f"outputs={tmp_path}: no ablation has a table there" in capsys.readouterr().err
     assert _sync.main(["output=x"]) == 2
-    assert "output=x: there is only outputs=DIR" in capsys.readouterr().err
+    assert "output=x: there is no option output; did you mean outputs?" in capsys.readouterr().err
 
 
 def test_a_table_whose_plan_is_damaged_is_named_and_the_status_says_so(

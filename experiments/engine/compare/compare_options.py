@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.metrics import chosen, lookup
 from pw.io.arguments import ConfigError, option
+from pw.io.files import check_writable
 from pw.io.paths import OUTPUTS
 
 SIDE = "a signature of outputs/train or outputs/videos, or a folder"
@@ -29,6 +30,15 @@ def _folder(text: str) -> Path:
     return folder
 
 
+def _out(text: str) -> Path:
+    folder = Path(text).expanduser()
+    try:
+        check_writable("out", folder)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return folder
+
+
 def _scores_file(text: str) -> Path:
     file = Path(text).expanduser()
     if not file.is_file():
@@ -46,7 +56,7 @@ class CompareOptions:
     primary: str | None = option(
         None, "the metric that is tested first and alone; by default psd, or the first", read=lambda t: lookup(t).name
     )
-    out: Path | None = option(None, "where the comparison goes, by default outputs/compare/a_b")
+    out: Path | None = option(None, "where the comparison goes, by default outputs/compare/a_b", read=_out)
     outputs: Path = option(OUTPUTS, "where the runs are")
     real: Path | None = option(None, "real clips, for metrics that need them", read=_folder)
     structure: Path | None = option(None, "clips whose structure is to be kept", read=_folder)

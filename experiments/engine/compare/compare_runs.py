@@ -17,7 +17,6 @@ from experiments.engine.compare.compare_options import CompareOptions
 from experiments.engine.compare.comparison_report import rendered, write
 from experiments.engine.compare.run_comparison import compare_sides
 from pw.io.arguments import Command, ConfigError
-from pw.io.files import check_writable
 
 
 def run(options: CompareOptions) -> int:
@@ -26,8 +25,6 @@ def run(options: CompareOptions) -> int:
     from rich.console import Console
 
     try:
-        if options.out is not None:
-            check_writable("out", options.out)
         comparison = compare_sides(options)
         out = options.out or options.outputs / "compare" / f"{comparison.a.name}_{comparison.b.name}"
         write(comparison, out)

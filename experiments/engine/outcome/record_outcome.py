@@ -1,26 +1,24 @@
-"""`make record name=ansc`: an ablation's outcome, small enough to commit, as `experiments/results/<name>.json`.
+"""`pw record name=ansc`: an ablation's outcome, small enough to commit, as `experiments/results/<name>.json`.
 
-pw record name=ansc [outputs=DIR]
-
-Of `outputs/<name>/table.json`: scores, differences and the answer to each clause of the claim, to four digits. Where
-that is more than `MOST` bytes, only the metrics that the claim is about. The Verdict paragraph of the ablation's file
-begins with `experiments.engine.outcome.verdict.summary` of it, and a test holds the two against each other.
+It holds the scores, differences and answers to each clause of `outputs/<name>/table.json`, to four digits; where that
+is more than `MOST` bytes, only those of the metrics that the claim is about. The Verdict paragraph of the ablation's
+file begins with `experiments.engine.outcome.verdict.summary` of it; a test compares the two.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.engine.ablation import Statement, load, names
 from experiments.engine.outcome.verdict import ANSWERS, summary
 from experiments.engine.outcome.written import read_written
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import write_atomically
 from pw.io.paths import OUTPUTS
-from pw.run.compose import ConfigError
 from pw.train.command import outputs_folder
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -112,25 +110,33 @@ def recorded(results: Path = RESULTS) -> Iterator[tuple[str, dict[str, Any]]]:
         yield path.stem, read_written(path, WRITTEN, f"`make record name={path.stem}` writes it again")
 
 
-def main(words: Sequence[str]) -> int:
-    """Exit status: 0 written, 2 a mistake in the call, or no whole table."""
-    given = dict(word.partition("=")[::2] for word in words)
-    try:
-        if given.keys() - {"name", "outputs"} or not given.get("name"):
-            raise ConfigError(f"{' '.join(words) or 'name=… is missing'}: name=… and outputs=DIR; {', '.join(names())}")
-        out = record(given["name"], outputs_folder(given["outputs"]) if given.get("outputs") else OUTPUTS)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    written = json.loads(out.read_text())
-    print(f"{out}\nThe Verdict of experiments/{given['name']}.py begins with:")
-    print(summary(written["scale"], written["seeds"], written["verdict"]))
-    return 0
-
-
 def _rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """Which ablation's table is kept."""
+
+    name: str = option("", "the ablation")
+    outputs: Path = option(OUTPUTS, "where its table is", read=outputs_folder)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError(f"name=… is missing: one of {', '.join(names())}")
+
+
+def run(options: RecordOptions) -> int:
+    """Write the record and print how the Verdict paragraph begins; exit status 0. Raises ConfigError."""
+    out = record(options.name, options.outputs)
+    written = json.loads(out.read_text())
+    print(f"{out}\nThe Verdict of experiments/{options.name}.py begins with:")
+    print(summary(written["scale"], written["seeds"], written["verdict"]))
+    return 0
+
+
+main = Command(RecordOptions, run)

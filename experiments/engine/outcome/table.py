@@ -19,7 +19,7 @@ from experiments.engine.job import Row, probe_row
 from experiments.engine.outcome.curve import curve_of
 from experiments.engine.outcome.verdict import clauses_of, verdict
 from experiments.engine.outcome.written import read_reference, read_sampling, read_scores, read_training
-from experiments.engine.plan import Arm, Plan, seeds_word, start_words, starts, trainings
+from experiments.engine.plan import Arm, Plan, start_words, starts, trainings
 from pw.io.files import digest, read_json
 from pw.sample.evaluate import SHOWN, reference_folder, sample_folder
 from pw.train.record import training_folder
@@ -50,7 +50,7 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
         "scale": plan.arms[0].first.scale.name,
         "seeds": list(plan.options.seeds),
         "contract": contract,
-        "settings": _settings(plan),
+        "settings": plan.options.settings(),
         "versus": plan.ablation.versus,
         "across": plan.ablation.across[0] if plan.ablation.across else None,
         "curve": curve_of(plan),
@@ -81,13 +81,6 @@ def _without_primary(compared: Comparison, primary: str) -> list[str]:
     if compared.primary == primary:
         return []
     return [f"no arm has a score of {primary}, the primary metric: the others are tested by Holm over all of them"]
-
-
-def _settings(plan: Plan) -> list[str]:
-    """What was asked for beyond the ablation's own file, as on the command line."""
-    options = plan.options
-    arms = [f"arms={','.join(options.arms)}"] if options.arms else []
-    return [seeds_word(options.seeds), *arms, *(["vary_start=true"] if options.vary_start else []), *options.overrides]
 
 
 def _causes(failed: Mapping[str, str]) -> list[str]:
@@ -250,7 +243,7 @@ def write_table(plan: Plan, result: dict[str, Any]) -> Path | None:
     """
     folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = _keep_earlier(folder, result["settings"])
+    earlier = keep_earlier(folder, result["settings"])
     partial = folder / ".contact_sheet.png"
     contact_sheet(_sheet_blocks(plan), partial)
     if partial.exists():
@@ -259,7 +252,7 @@ def write_table(plan: Plan, result: dict[str, Any]) -> Path | None:
     return earlier
 
 
-def _keep_earlier(folder: Path, settings: list[str]) -> Path | None:
+def keep_earlier(folder: Path, settings: list[str]) -> Path | None:
     """A table of other settings (other data, seeds, arms, a sweep) moves to `earlier/`, it is not written over."""
     if not (folder / "table.json").exists():
         return None
