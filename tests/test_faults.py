@@ -35,7 +35,7 @@ from experiments.engine.job import Job, all_jobs
 from experiments.engine.ledger import Ledger
 from experiments.engine.outcome.table import make_table, write_table
 from experiments.engine.plan import Plan, plan_of
-from experiments.engine.pool import PRELOAD, Pool, _heard, _Running
+from experiments.engine.pool import PRELOAD, Pool, RunningJob, read_reports
 from experiments.engine.run_ablation import finish
 from experiments.engine.status import cells_of, outline
 from pw.io.files import write_json
@@ -331,8 +331,8 @@ def test_half_a_word_of_a_worker_that_was_killed_ends_no_runner(tmp_path: Path) 
     report, theirs = multiprocessing.Pipe(duplex=False)
     os.write(theirs.fileno(), b"\0\0\0\x20half")
     theirs.close()
-    running = _Running(all_jobs(planned(tmp_path))[0][0], None, report, report, 0.0)
-    assert _heard(running) is None
+    running = RunningJob(all_jobs(planned(tmp_path))[0][0], None, report, report, 0.0)
+    assert read_reports(running) is None
     assert running.is_silent
 
 

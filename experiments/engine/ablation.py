@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.engine.clauses import Clause
+from pw.io.arguments import ConfigError
 
 FOLDER = Path(__file__).parents[1]
 DETAIL = ("psd", "swd", "mhd", "mhd_ratio")
@@ -82,11 +83,11 @@ def names() -> list[str]:
 
 
 def load(name: str) -> tuple[Ablation, Statement]:
-    """The ablation and what it states. Raises ValueError when there is none of that name."""
+    """The ablation and what it states. Raises ConfigError when there is none of that name."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"name={name}: no such ablation; {hint}there are {', '.join(names())}")
+        raise ConfigError(f"name={name}: no such ablation; {hint}there are {', '.join(names())}")
     module = importlib.import_module(f"experiments.{name}")
     return module.ABLATION, statement(module.__doc__ or "")
 

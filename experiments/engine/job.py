@@ -1,4 +1,8 @@
-"""TODO: say what this is."""
+"""The jobs of a plan: each training, sampling and scoring once.
+
+A job is named by the signature of what it makes, and is done when its files say so. So a killed ablation continues
+where it was, and two ablations share what they have in common.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,13 @@ ASSUMED_FLOPS = 4e14  # a second, at Wan's scales: as `make plan` assumes of an 
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to do: its key says what is made, `needs` which keys come first."""
+    """A training, sampling or scoring.
+
+    key    names what it makes
+    needs  keys of the jobs that come first
+    limit  clips of a sampling
+    score  what a scoring is asked for (`score_request`)
+    """
 
     key: str
     label: str
@@ -75,11 +85,11 @@ class Job:
 
     def check_code(self) -> None:
         """Raises RuntimeError in a process that has other code than the one that made the plan."""
-        run = replace(self.run)  # what it knows of code is of the plan
-        found = {"train": train_key(run), "sample": sample_key(run, self.limit, self.seed)}.get(self.kind, self.key)
-        if found != self.key:
+        run = replace(self.run)  # without the code signature that the plan computed
+        now = {"train": train_key(run), "sample": sample_key(run, self.limit, self.seed)}.get(self.kind, self.key)
+        if now != self.key:
             raise RuntimeError(
-                f"not run: the code is not that of the plan any more ({self.key} would be {found}); call it again"
+                f"not run: the code is not that of the plan any more ({self.key} would be {now}); call it again"
             )
 
 
@@ -94,11 +104,11 @@ def sample_key(run: Run, limit: int, seed: int) -> str:
 
 
 def score_is_current(score: dict[str, Any]) -> bool:
-    """Whether a scores.json is there that measured what is asked for."""
+    """Whether there is a scores.json that measured what is asked for."""
     from benchmarks.metrics import protocols
 
-    found = read_json(Path(score["out"]) / "scores.json")
-    contract = (found or {}).get("contract")
+    scores = read_json(Path(score["out"]) / "scores.json")
+    contract = (scores or {}).get("contract")
     return isinstance(contract, dict) and contract.get("metrics") == protocols(score["metrics"])
 
 
@@ -231,14 +241,14 @@ def _structure(run: Run, outputs: Path, seed: int, is_floor: bool) -> Path | Non
 
 
 def fresh_results(plan: Plan, jobs: Sequence[Job], outputs: Path) -> list[Path]:
-    """What `fresh=true` removes: what the jobs made before, but for starts, which other ablations share."""
-    kept = {train_key(start) for start in starts(plan).values()}
-    folders = dict.fromkeys(job.folder(outputs) for job in jobs if job.key not in kept)
+    """What `fresh=true` removes: results of these jobs, except starts, which other ablations share."""
+    shared = {train_key(start) for start in starts(plan).values()}
+    folders = dict.fromkeys(job.folder(outputs) for job in jobs if job.key not in shared)
     return [folder for folder in folders if folder.exists() and any(p.name != ".lock" for p in folder.iterdir())]
 
 
 def remove_results(folders: Sequence[Path]) -> None:
-    """Empty the folders of results, so that they are made again, under their locks."""
+    """Empty folders of results, each under its lock."""
     import shutil
 
     from filelock import FileLock

@@ -1,7 +1,6 @@
-"""Carry a plan out: each training, sampling and scoring once, two processes of one thread on two cores.
+"""Jobs run on this machine: several processes at a time, one per core by default.
 
-A job is found by signature and is done when its files say so; so a killed ablation continues where it was, and two
-ablations share what they have in common. A job that fails takes only what depends on it along.
+A job that fails takes only those along that need it. A job that another runner has claimed is waited for.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 
 from experiments.engine.job import Job
 from experiments.engine.ledger import Claim, Ledger
-from experiments.engine.worker import _work
+from experiments.engine.worker import work
 from pw.io.files import digest
 from pw.io.host import free_memory, usable_cores
 from pw.parallel.processes import GRACE, interruptible
@@ -28,14 +27,10 @@ FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
 PRELOAD = ["experiments.engine.preload"]  # imported once, where workers are forked from
 
 
-# ---- the worker's side
-
-
-# ---- the runner's side
-
-
 @dataclass
-class _Running:
+class RunningJob:
+    """A job in a process of this pool."""
+
     job: Job
     process: Any
     report: Connection
@@ -45,8 +40,8 @@ class _Running:
     is_silent: bool = False  # it cannot report any more
 
 
-def _heard(running: _Running) -> tuple[str, str, str] | None:
-    """What a worker reported of its end: (done, stopped or failed; why; the log). None until it did."""
+def read_reports(running: RunningJob) -> tuple[str, str, str] | None:
+    """Take in what a worker sent: its progress, and at its end (done, stopped or failed; why; the log), else None."""
     outcome = None
     try:
         while running.report.poll():
@@ -62,13 +57,12 @@ def _heard(running: _Running) -> tuple[str, str, str] | None:
 
 def default_workers() -> int:
     """One per core this process may use, with a GiB of free memory for each."""
-
     return max(1, min(usable_cores(), free_memory() // 2**30))
 
 
 def start_fork_server() -> None:
-    """Start what workers are forked from, unless it is there. A terminal that closes is nothing to it, nor to them: it
-    would leave its workers, who are told to stop by the runner, without anybody to say that they have."""
+    """Start the server that workers are forked from, unless it runs. It ignores SIGHUP, as do its workers: when a
+    terminal closes, the runner stops the workers, and the server must live to report their ends."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     try:
         forkserver.ensure_running()
@@ -79,8 +73,9 @@ def start_fork_server() -> None:
 class Pool:
     """Runs jobs in their order as soon as what they need is done, `workers` at a time.
 
-    show(event, job, text) is told what happens; failed: key -> reason, dependants included; held: key -> the claim of
-    another runner, whose job is waited for while there is nothing else to do.
+    show(event, job, text)  is called when a job is started, done, failed, skipped or stopping
+    failed                  key -> reason, also of jobs that were not run because one that they need failed
+    held                    key -> the claim of another runner, whose job is waited for
     """
 
     def __init__(self, outputs: Path, workers: int, show: Callable[[str, Job, str], None]) -> None:
@@ -89,7 +84,7 @@ class Pool:
         self.ledger = Ledger(outputs)
         self.failed: dict[str, str] = {}
         self.held: dict[str, Claim] = {}
-        self.running: list[_Running] = []
+        self.running: list[RunningJob] = []
         self.waiting: list[Job] = []
         self.pace = 1.0  # measured seconds per estimated second
         self._measured = (0.0, 0.0)
@@ -97,8 +92,8 @@ class Pool:
         self.context.set_forkserver_preload(PRELOAD)
 
     def run(self, jobs: Sequence[Job], tick: Callable[[], None] = lambda: None) -> None:
-        """Carry the jobs out; returns when none is left that can run. Raises KeyboardInterrupt or Stopped when it was
-        told to stop, and its workers have ended."""
+        """Run the jobs until none is left that can run. Raises KeyboardInterrupt or Stopped after a signal, when the
+        workers have ended."""
         self.waiting = list(jobs)
         start_fork_server()
         with interruptible():
@@ -130,7 +125,7 @@ class Pool:
             running.process.kill()
             running.process.join()
             self.ledger.release(running.job.key)
-            outcome = _heard(running)
+            outcome = read_reports(running)
             if outcome is not None and outcome[0] == "failed":  # at its checkpoint, say
                 self.show("failed", running.job, f"{outcome[1]} (log: {outcome[2]})")
         self.running.clear()
@@ -174,21 +169,23 @@ class Pool:
         return None
 
     def _launch(self, job: Job, claim: Claim) -> None:
-        report, theirs = self.context.Pipe(duplex=False)
+        report, report_write = self.context.Pipe(duplex=False)
         parent_read, parent_write = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=_work, args=(job, self.outputs, claim, theirs, parent_read), daemon=True)
+        process = self.context.Process(
+            target=work, args=(job, self.outputs, claim, report_write, parent_read), daemon=True
+        )
         process.start()
-        theirs.close()
+        report_write.close()
         parent_read.close()
-        self.running.append(_Running(job, process, report, parent_write, time.perf_counter()))
+        self.running.append(RunningJob(job, process, report, parent_write, time.perf_counter()))
         self.show("started", job, "")
 
     def log_of(self, job: Job) -> Path:
-        """Where a job's words go."""
+        """Where a job's output goes."""
         return self.outputs / "logs" / f"{job.label.replace(' ', '_').replace('/', '-')}_{digest(job.key, 4)}.log"
 
-    def _listen(self, running: _Running) -> None:
-        outcome = _heard(running)
+    def _listen(self, running: RunningJob) -> None:
+        outcome = read_reports(running)
         if outcome is None and (running.is_silent or running.process.exitcode is not None):
             code = running.process.exitcode
             how = "was killed" if running.is_silent else f"ended with code {code}"

@@ -1,4 +1,4 @@
-"""TODO: say what this is."""
+"""One job, run in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from experiments.engine.ledger import Claim, Ledger
 from pw.parallel.processes import Failed, Stopped
 
 
-def _work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Connection) -> None:
-    """Carry out one job in a process of its own; its words go to the claim's log, its progress to `report`."""
+def work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Connection) -> None:
+    """Run one job: its output goes to the claim's log, its progress and its end to `report`."""
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     log, ledger = Path(claim.log), Ledger(outputs)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def _work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Con
                 note(done, total)
                 report.send(("progress", done, total))
 
-            carry_out(job, outputs, progress)
+            run_job(job, outputs, progress)
         ledger.release(job.key)
         report.send(("done", "", ""))
     except Stopped as stopped:
@@ -47,15 +47,15 @@ def _work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Con
 
 
 def _end_with_parent(parent: Connection) -> None:
-    # the runner holds the other end: a runner that is killed, even by SIGKILL, ends its workers
+    # the runner holds the other end, which closes when it dies, even by SIGKILL
     try:
         parent.recv()
     except (EOFError, OSError):
         os._exit(1)
 
 
-def carry_out(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> None:
-    """Do one job in this process."""
+def run_job(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> None:
+    """Run one job in this process. progress: called with (done, total)."""
     import torch
 
     from pw.sample.evaluate import sample
@@ -69,14 +69,14 @@ def carry_out(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> 
     else:
         from benchmarks.measure.clips import score_folder
 
-        ask = job.score
+        asked = job.score
         score_folder(
-            Path(ask["videos"]),
-            Path(ask["out"]),
-            real=Path(ask["real"]),
-            structure=None if ask["structure"] is None else Path(ask["structure"]),
-            solution=None if ask["solution"] is None else Path(ask["solution"]),
-            solved=ask["solved"],
-            metrics=ask["metrics"],
-            contract=ask["contract"],
+            Path(asked["videos"]),
+            Path(asked["out"]),
+            real=Path(asked["real"]),
+            structure=None if asked["structure"] is None else Path(asked["structure"]),
+            solution=None if asked["solution"] is None else Path(asked["solution"]),
+            solved=asked["solved"],
+            metrics=asked["metrics"],
+            contract=asked["contract"],
         )

@@ -1,4 +1,4 @@
-"""TODO: say what this is."""
+"""Hand units to a queue, and wait for their results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from experiments.engine.job import Job
 from experiments.engine.ledger import Claim, Ledger, is_in_queue
 from experiments.engine.queue.launcher import Submitit
-from experiments.engine.queue.queue_job import Work
+from experiments.engine.queue.queue_job import QueueJob
 from experiments.engine.queue.units import Unit
 from pw.parallel.processes import interruptible
 
@@ -20,18 +20,16 @@ PATIENCE = 30.0  # seconds that a job may be in neither queue nor ledger, as whi
 
 
 @dataclass
-class _Seen:
-    """A job at work somewhere, as the ledger has it."""
+class _AtWork:
+    """A job that runs somewhere, and the share of it that is done, by the ledger."""
 
     job: Job
     share: float
 
 
 class Queue:
-    """Hands units to a queue and waits for their results: what `Pool` is for this machine.
-
-    It may be ended at any time, and the jobs go on; the same command waits for them again.
-    """
+    """What `Pool` is for this machine, for a queue. It may be ended at any time: the jobs go on, and the same command
+    waits for them again."""
 
     def __init__(
         self,
@@ -46,23 +44,22 @@ class Queue:
         self.pending = {unit.name: unit for unit in pending}
         self.failed: dict[str, str] = {}
         self.held: dict[str, Claim] = {}
-        self.running: list[_Seen] = []
+        self.running: list[_AtWork] = []
         self._units = dict(self.pending)
         self._queue: dict[str, str] = {}  # unit -> its place in the queue
         self._seen: dict[str, float] = {}  # unit -> when it was last known to be in the queue or at work
-        self._told: set[str] = set()
+        self._done: set[str] = set()
 
     def run(self, jobs: Sequence[Job], tick: Callable[[], None] = lambda: None) -> None:
-        """Returns when every job is done or has failed. Raises KeyboardInterrupt or Stopped when it was told to stop
-        waiting."""
+        """Wait until every job is done or has failed. Raises KeyboardInterrupt or Stopped after a signal."""
         pause = 0.3 if self.launcher.cluster == "local" else 5.0
         with interruptible():
-            self._look()  # what another runner finished since the plan was made
+            self._update()  # what another runner finished since the plan was made
             while self.pending:
                 self._hand_over()
                 tick()
                 time.sleep(pause)
-                self._look()
+                self._update()
 
     def seconds_left(self) -> float:
         """Estimated: the work left over what runs at once, but no less than its longest chain."""
@@ -96,16 +93,16 @@ class Queue:
 
     def _claim(self, unit: Unit) -> Claim | None:
         """Claim what is left of a unit's jobs: None, or the claim of another that keeps it from this runner."""
-        mine: list[Job] = []
+        claimed: list[Job] = []
         for job in unit.jobs:
             if job.is_done(self.outputs):
                 continue
             claim = self.ledger.claim(job.key, job.label, Path(), state="queued")
             if claim.owner != self.ledger.owner:
-                for other in mine:
+                for other in claimed:
                     self.ledger.release(other.key)
                 return claim
-            mine.append(job)
+            claimed.append(job)
         return None
 
     def _submit(self, after: Sequence[str], members: Sequence[Unit]) -> None:
@@ -113,27 +110,27 @@ class Queue:
 
         limit = {"slurm_max_num_timeout": self.launcher.requeues, "local_max_num_timeout": self.launcher.requeues}
         executor = submitit.AutoExecutor(folder=self.folder / "%j", cluster=self.launcher.cluster, **limit)
-        asked = self.launcher.parameters(self.folder.parent.name, members[0])
+        parameters = self.launcher.parameters(self.folder.parent.name, members[0])
         if after:
-            asked["slurm_dependency"] = f"afterany:{':'.join(after)}"
-        executor.update_parameters(**asked)
-        handed = []
+            parameters["slurm_dependency"] = f"afterany:{':'.join(after)}"
+        executor.update_parameters(**parameters)
+        submitted = []
         with executor.batch():
             for unit in members:
                 needed = {
                     job.label: job
                     for need in unit.needs
                     for job in self._units[need].jobs
-                    if any(job.key in mine.needs for mine in unit.jobs)
+                    if any(job.key in other.needs for other in unit.jobs)
                 }
-                handed.append(executor.submit(Work(unit, self.outputs, self.ledger.owner, needed)))
-        for unit, job in zip(members, handed, strict=True):
+                submitted.append(executor.submit(QueueJob(unit, self.outputs, self.ledger.owner, needed)))
+        for unit, job in zip(members, submitted, strict=True):
             self._queue[unit.name] = f"{self.launcher.cluster}:{job.job_id}"
             self._seen[unit.name] = time.time()
-            for mine in unit.jobs:
-                self.ledger.enqueue(mine.key, self._queue[unit.name])
+            for each in unit.jobs:
+                self.ledger.enqueue(each.key, self._queue[unit.name])
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         self.running.clear()
         for name, unit in list(self.pending.items()):
             left = [job for job in unit.jobs if not self._is_done(job)]
@@ -141,7 +138,7 @@ class Queue:
             for job in left:
                 claim = claims.get(job.key)
                 if claim is not None and claim.state == "running":
-                    self.running.append(_Seen(job, claim.done / max(1, claim.total)))
+                    self.running.append(_AtWork(job, claim.done / max(1, claim.total)))
             if not left:
                 del self.pending[name]
                 continue
@@ -151,11 +148,11 @@ class Queue:
                 self._fail(unit, left, *reason)
 
     def _is_done(self, job: Job) -> bool:
-        if job.key in self._told:
+        if job.key in self._done:
             return True
         if not job.is_done(self.outputs):
             return False
-        self._told.add(job.key)
+        self._done.add(job.key)
         self.ledger.release(job.key)
         self.show("done", job, "in the queue")
         return True
@@ -181,10 +178,10 @@ class Queue:
     def _fail(self, unit: Unit, left: Sequence[Job], failed: Job, reason: str) -> None:
         del self.pending[unit.name]
         for job in left:
-            own = job is failed
-            self.failed[job.key] = f"{failed.label} failed: {reason}" if own else f"not run: {failed.label} failed"
-            self.show("failed" if own else "skipped", job, reason if own else self.failed[job.key])
-            if not own:
+            is_cause = job is failed
+            self.failed[job.key] = f"{failed.label} failed: {reason}" if is_cause else f"not run: {failed.label} failed"
+            self.show("failed" if is_cause else "skipped", job, reason if is_cause else self.failed[job.key])
+            if not is_cause:
                 self.ledger.release(job.key)
         self.ledger.fail(failed.key, reason.partition(" (log: ")[0])
 
@@ -202,7 +199,7 @@ class Queue:
 
 
 def farewell(queue: Queue) -> str:
-    """What to say when the waiting is interrupted."""
+    """What is said when the waiting is interrupted."""
     numbers = sorted({place.partition(":")[2] for name, place in queue._queue.items() if name in queue.pending})
     stop = "scancel" if queue.launcher.cluster == "slurm" else "kill"
     return (

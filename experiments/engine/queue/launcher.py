@@ -1,10 +1,9 @@
 """Where an ablation's jobs run: `launcher=local`, or `launcher=submitit` on SLURM. Neither changes a result.
 
-On SLURM a job of the queue carries out what one arm and seed alone needs: train, sample, score. What several need (a
-start checkpoint) is a job of its own, which those wait for; so is a training by several processes, of a task for each
-on as many machines as `trainer` says, for nobody else needs those. SIGUSR1, SIGUSR2 (SLURM's notice that the time is
-up) and SIGTERM (preemption), to any of its tasks, end a job at its next update or clip, and it is put back into the
-queue.
+On SLURM a job of the queue does what one arm and seed alone needs: train, sample, score. What several need (a start
+checkpoint) is a job of its own, for which those wait. So is a training by several processes: it has a task for each, on
+as many machines as `trainer` says, which nothing else needs. SIGUSR1, SIGUSR2 (SLURM's notice that the time is up) and
+SIGTERM (preemption), to any of its tasks, end a job at its next update or clip, and it is put back into the queue.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Submitit:
             )
 
     def check(self) -> None:
-        """Raises ConfigError when jobs cannot be handed over from here."""
+        """Raises ConfigError when jobs cannot be submitted from here."""
         if importlib.util.find_spec("submitit") is None:
             raise ConfigError('launcher=submitit: submitit is not installed here; pip install "submitit>=1.5"')
         if self.cluster == "slurm" and shutil.which("sbatch") is None:
@@ -91,12 +90,12 @@ class Submitit:
             )
 
     def parameters(self, name: str, unit: Unit) -> dict[str, Any]:
-        """What submitit's AutoExecutor is told for a job of an ablation."""
+        """The parameters of submitit's AutoExecutor for a job of an ablation."""
         trainer, many = unit.trainer, unit.tasks > 1
         nodes, tasks = (trainer.nodes, trainer.devices) if many else (1, 1)
         gpus = self.gpus if self.gpus is not None else tasks * (trainer.accelerator == "gpu")
         cpus = self.cpus or trainer.threads
-        asked = {
+        parameters = {
             "name": name,
             "nodes": nodes,
             "tasks_per_node": tasks,
@@ -115,11 +114,11 @@ class Submitit:
             # a job step of SLURM 22.05 and later has one core unless it is told so itself
             "slurm_srun_args": [f"--cpus-per-task={cpus}", *(["--kill-on-bad-exit=1"] if many else [])],
         }
-        return {key: value for key, value in asked.items() if value is not None}
+        return {key: value for key, value in parameters.items() if value is not None}
 
 
 LAUNCHERS: dict[str, type[Local] | type[Submitit]] = {"local": Local, "submitit": Submitit}
-SLURM = ("slurm", "sbatch", "srun")  # as who does not know submitit may call it
+SLURM = ("slurm", "sbatch", "srun")  # what it may be called by those who do not know submitit
 
 
 def _at_least(owner: object, least: int, *names: str) -> None:
@@ -131,9 +130,9 @@ def _at_least(owner: object, least: int, *names: str) -> None:
 
 def take_launcher(words: Sequence[str]) -> tuple[Local | Submitit, list[str]]:
     """(the launcher that the words ask for, the other words). Raises ConfigError naming the key and what there is."""
-    mine = [word for word in words if word.partition("=")[0].partition(".")[0] == "launcher"]
-    rest = [word for word in words if word not in mine]
-    given = dict(word.partition("=")[::2] for word in mine)
+    of_launcher = [word for word in words if word.partition("=")[0].partition(".")[0] == "launcher"]
+    rest = [word for word in words if word not in of_launcher]
+    given = dict(word.partition("=")[::2] for word in of_launcher)
     name = given.pop("launcher", "local")
     if name not in LAUNCHERS:
         near = "; SLURM's is launcher=submitit" if name in SLURM else _near(name, LAUNCHERS)

@@ -1,4 +1,4 @@
-"""TODO: say what this is."""
+"""What a job of the queue runs: its unit's jobs, claimed one by one, until done or until a signal comes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from experiments.engine.job import Job
 from experiments.engine.ledger import Claim, Ledger
 from experiments.engine.queue.units import Unit
-from experiments.engine.worker import carry_out
+from experiments.engine.worker import run_job
 from pw.parallel import processes as parallel
 from pw.parallel.processes import Place, Team, heeded, joined, place
 
@@ -24,10 +24,10 @@ STOPPING = frozenset(parallel.STOPPING) - {signal.SIGINT}  # a job of the queue 
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a job of the queue runs: picklable, and able to go on after a stop.
+class QueueJob:
+    """A picklable callable that submitit runs, and runs again after a stop.
 
-    after  label -> key of what must be done before, by other jobs
+    after  label -> job of another unit that must be done before
     """
 
     unit: Unit
@@ -36,12 +36,12 @@ class Work:
     after: Mapping[str, Job]
 
     def __call__(self) -> None:
-        """Raises what a job raises; after a signal, leaves by submitit's own handler, which puts it back."""
-        os.environ["SLURM_JOB_NAME"] = "bash"  # Lightning is not to look at SLURM's variables: `place` does
+        """Raises what a job raises; after a signal, leaves by submitit's handler, which puts it back into the queue."""
+        os.environ["SLURM_JOB_NAME"] = "bash"  # so that Lightning ignores SLURM's variables, which `place` reads
         ledger = Ledger(self.outputs, self.owner)
         with _signals() as stop, self._together() as team:
             for job in self.unit.jobs:
-                self._carry_out(job, ledger, stop, team)
+                self._run(job, ledger, stop, team)
                 stop.number = int(team.most(stop.number))
                 if stop.number:
                     break
@@ -60,14 +60,14 @@ class Work:
         if self.unit.tasks == 1:
             yield Team(Place(0, 1))
             return
-        _tell_place()
-        found = place(self.unit.trainer)
-        if found is None:
+        _set_place()
+        here = place(self.unit.trainer)
+        if here is None:
             raise RuntimeError(f"{self.unit.name}: one task was started of {self.unit.tasks}")
-        with joined(self.unit.trainer, found) as team:
+        with joined(self.unit.trainer, here) as team:
             yield team
 
-    def _carry_out(self, job: Job, ledger: Ledger, stop: _Stop, team: Team) -> None:
+    def _run(self, job: Job, ledger: Ledger, stop: _Stop, team: Team) -> None:
         claim = self._claimed(job, ledger, stop, team)
         if claim is None:
             return
@@ -77,13 +77,13 @@ class Work:
             if missing:
                 raise RuntimeError(f"not run: {', '.join(missing)} is not done")
             job.check_code()
-            with ledger.working(claim) if is_first else nullcontext(_unheard) as note:
+            with ledger.working(claim) if is_first else nullcontext(_no_progress) as note:
 
                 def progress(done: int, total: int) -> None:
                     note(done, total)
                     stop.heed()
 
-                carry_out(job, self.outputs, progress)
+                run_job(job, self.outputs, progress)
         except SystemExit as error:
             if not stop.number and error.code not in {128 + number for number in STOPPING}:
                 raise
@@ -91,7 +91,7 @@ class Work:
             if is_first:
                 ledger.write(replace(claim, state="queued", beat=time.time()))
         except BaseException as error:
-            # told before the others notice that this one is gone, whose own words would say no more than that
+            # noted first: the other tasks will only report that this one is gone
             ledger.fail(job.key, f"{type(error).__name__}: {error}", _log())
             raise
         else:
@@ -115,46 +115,46 @@ class Work:
             time.sleep(1)
 
 
-def _unheard(done: int, total: int) -> None:
-    """Progress, where another task tells it."""
+def _no_progress(done: int, total: int) -> None:
+    """Progress of a task that is not the first, which reports it."""
 
 
-def _tell_place() -> None:
-    """Say as torchrun does which of submitit's tasks on this machine this is. On SLURM, SLURM has said it."""
+def _set_place() -> None:
+    """Set the variables that torchrun would, for submitit's tasks on this machine. On SLURM, SLURM has set its own."""
     from submitit import JobEnvironment
 
     task = JobEnvironment()
     if task.cluster == "local":
-        said = {"RANK": task.global_rank, "WORLD_SIZE": task.num_tasks, "LOCAL_RANK": task.local_rank}
-        # all tasks know the number of their job; below the ports that the kernel gives away
+        rank = {"RANK": task.global_rank, "WORLD_SIZE": task.num_tasks, "LOCAL_RANK": task.local_rank}
+        # a port that all tasks can compute, below those that the kernel gives away
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 10000 + int(task.raw_job_id) % 20000}
-        os.environ.update({key: str(value) for key, value in (said | meeting).items()})
+        os.environ.update({key: str(value) for key, value in (rank | meeting).items()})
 
 
 def _log() -> Path:
-    """Where the words of this job of the queue go."""
+    """Where the output of this job of the queue goes."""
     from submitit import JobEnvironment
 
     return JobEnvironment().paths.stdout
 
 
 class _Stopped(SystemExit):
-    """Raised in the midst of a job that a signal ends."""
+    """Raised where a signal ends a job."""
 
 
 @dataclass
 class _Stop:
-    """Whether a signal came, and what to do about it."""
+    """The signal that came, if any; `before` holds submitit's handlers."""
 
     before: dict[int, Any]
     number: int = 0
 
     def note(self, number: int, _: FrameType | None) -> None:
-        """The handler: no more than a note, for it may come at any time."""
+        """The signal handler: it only takes a note, as it may interrupt anything."""
         self.number = number
 
     def heed(self) -> None:
-        """Called where stopping is safe. A training has a handler of its own, which first writes a checkpoint."""
+        """Stop, if a signal came: called where stopping is safe. A training's own handler first writes a checkpoint."""
         if not self.number:
             return
         if signal.getsignal(self.number) == self.note:
@@ -162,8 +162,8 @@ class _Stop:
         signal.raise_signal(self.number)
 
     def hand_on(self, place: Place) -> None:
-        """Let submitit put the job back into the queue, unless it was cancelled; does not return. One task does it for
-        all, who have stopped after the same update."""
+        """Let submitit put the job back into the queue, unless it was cancelled; does not return. The first task does
+        it for all, which have stopped after the same update."""
         if not place.is_first:
             raise SystemExit
         if self.number == signal.SIGTERM and _is_cancelled():
@@ -172,20 +172,20 @@ class _Stop:
 
 
 def _is_cancelled() -> bool:
-    """Whether SIGTERM came from `scancel`, or SLURM itself puts the job back: else it says that the job runs."""
+    """Whether SIGTERM came from `scancel`, or SLURM itself requeues the job: else SLURM says that it is running."""
     if "SLURM_JOB_ID" not in os.environ:
         return False
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:  # the last of an array has the number of the whole
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    asked = ["squeue", "--noheader", "--format=%T", "--jobs", job]
-    told = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return told.returncode != 0 or told.stdout.strip() != "RUNNING"
+    query = ["squeue", "--noheader", "--format=%T", "--jobs", job]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return answer.returncode != 0 or answer.stdout.strip() != "RUNNING"
 
 
 @contextmanager
 def _signals() -> Generator[_Stop]:
-    """While it lasts, signals to stop are noted. What submitit had in their place is kept for `hand_on`."""
+    """Note signals to stop, instead of submitit's handlers, which are kept for `hand_on`."""
     stop = _Stop({})
     for number in STOPPING.intersection(heeded()):
         stop.before[number] = signal.signal(number, stop.note)

@@ -1,4 +1,4 @@
-"""TODO: say what this is."""
+"""How jobs are put together into jobs of the queue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pw.run.settings import Trainer
 
 @dataclass(frozen=True)
 class Unit:
-    """Jobs that one job of the queue carries out, in their order. `needs` names the units that come first."""
+    """Jobs that one job of the queue runs, in order. `needs` names the units that come first."""
 
     name: str
     jobs: tuple[Job, ...]
@@ -20,21 +20,21 @@ class Unit:
 
     @property
     def trainer(self) -> Trainer:
-        """Of its runs."""
+        """The trainer of its runs."""
         return self.jobs[0].run.trainer
 
     @property
     def tasks(self) -> int:
-        """Processes that carry it out together; only trainings know how."""
+        """Processes that run it together; more than one only for trainings."""
         return self.trainer.processes if self.jobs[0].kind == "train" else 1
 
 
 def units(jobs: Sequence[Job], cells: Mapping[tuple[str, int], Sequence[str]]) -> list[Unit]:
-    """The jobs, by the arms and seeds that need them: each arm and seed its own, and what the same several share.
-    Trainings by several processes are kept apart from what one does.
+    """A unit per set of (arm, seed) cells that need the same jobs; trainings by several processes are units of their
+    own.
 
-    A job is needed wherever what needs it is; so a unit's needs have more arms and seeds than itself, or are trainings,
-    which need trainings alone; and none of them waits for another in a circle.
+    Units never wait for each other in a circle: a job is needed by every cell that needs its dependants, so a unit's
+    needs belong to more cells than the unit, or are trainings, which need trainings only.
     """
     apart = any(job.kind == "train" and job.run.trainer.processes > 1 for job in jobs)
     users = {
@@ -45,16 +45,18 @@ def units(jobs: Sequence[Job], cells: Mapping[tuple[str, int], Sequence[str]]) -
     for job in jobs:
         groups.setdefault(users[job.key], []).append(job)
     names: dict[tuple[frozenset[tuple[str, int]], bool], str] = {}
-    for mine, group in groups.items():
-        name = _unit_name(*mine, group)
-        names[mine] = f"{name} ({digest(group[-1].key, 4)})" if name in names.values() else name
+    for cells_of, group in groups.items():
+        name = _unit_name(*cells_of, group)
+        names[cells_of] = f"{name} ({digest(group[-1].key, 4)})" if name in names.values() else name
     return [
         Unit(
-            names[mine],
+            names[cells_of],
             tuple(group),
-            tuple(dict.fromkeys(names[users[n]] for j in group for n in j.needs if n in users and users[n] != mine)),
+            tuple(
+                dict.fromkeys(names[users[n]] for j in group for n in j.needs if n in users and users[n] != cells_of)
+            ),
         )
-        for mine, group in groups.items()
+        for cells_of, group in groups.items()
     ]
 
 
