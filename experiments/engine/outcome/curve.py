@@ -42,10 +42,10 @@ def curve_of(plan: Plan) -> dict[str, Any] | None:
 def _number(arm: Arm, key: str, absent: float | str | None) -> float | None:
     """Where an arm lies; `absent` stands for a key that is null or not there: a number, or the key that then holds."""
     values = arm.first.config.values
-    found = at(values, key)
-    if found is None:
-        found = at(values, absent) if isinstance(absent, str) else absent
-    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+    number = at(values, key)
+    if number is None:
+        number = at(values, absent) if isinstance(absent, str) else absent
+    return number if isinstance(number, int | float) and not isinstance(number, bool) else None
 
 
 def _line(plan: Plan, arm: Arm, key: str) -> str:

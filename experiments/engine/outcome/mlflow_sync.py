@@ -34,7 +34,7 @@ def run(options: MlflowSyncOptions) -> int:
 
 
 def _log(folder: Path, outputs: Path) -> int:
-    from experiments.engine.outcome.table import log_to_mlflow
+    from experiments.engine.outcome.log_table import log_to_mlflow
 
     try:
         words = json.loads((folder / "plan.json").read_text())["words"]

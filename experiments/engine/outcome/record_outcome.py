@@ -32,8 +32,8 @@ WRITTEN: dict[str, Any] = {"ablation": str, "scale": str} | dict.fromkeys(LISTS,
 def digest_of(table: Mapping[str, Any], metrics: Sequence[str] | None = None) -> dict[str, Any]:
     """What is kept of a table.json: values in lists, named once by "columns". metrics: only these; None keeps all."""
 
-    def rows(found: Mapping[str, Any], columns: Sequence[str]) -> dict[str, list[Any]]:
-        kept = {name: row for name, row in found.items() if metrics is None or name in metrics}
+    def rows(by_metric: Mapping[str, Any], columns: Sequence[str]) -> dict[str, list[Any]]:
+        kept = {name: row for name, row in by_metric.items() if metrics is None or name in metrics}
         return {name: [_rounded(row[key]) for key in columns] for name, row in kept.items()}
 
     return {
@@ -92,10 +92,12 @@ def differs(digest: Mapping[str, Any], stated: Statement, clauses: Sequence[str]
 
     clauses: the texts of the clauses that the file has now.
     """
-    name, found = digest["ablation"], [row["clause"] for row in digest["verdict"]]
+    name, recorded_for = digest["ablation"], [row["clause"] for row in digest["verdict"]]
     wrong = []
-    if found != list(clauses):
-        wrong.append(f"{name}: recorded for the clauses {found}, the file has {list(clauses)}; make record name={name}")
+    if recorded_for != list(clauses):
+        wrong.append(
+            f"{name}: recorded for the clauses {recorded_for}, the file has {list(clauses)}; make record name={name}"
+        )
     if odd := {row["answer"] for row in digest["verdict"]} - set(ANSWERS):
         wrong.append(f"{name}: no such answer: {', '.join(sorted(odd))}")
     begins = summary(digest["scale"], digest["seeds"], digest["verdict"])
