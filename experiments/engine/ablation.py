@@ -96,6 +96,6 @@ def statement(docstring: str) -> Statement:
     """Parse a docstring of the form title, Claim, Refuted, Verdict."""
     parts = {"Title": docstring.strip().splitlines()[0].strip()}
     for word in ("Claim", "Refuted", "Verdict"):
-        found = re.search(rf"^{word}\s+(.*?)(?=^(?:Claim|Refuted|Verdict)\s|\Z)", docstring, re.S | re.M)
-        parts[word] = " ".join(found[1].split()) if found else ""
+        paragraph = re.search(rf"^{word}\s+(.*?)(?=^(?:Claim|Refuted|Verdict)\s|\Z)", docstring, re.S | re.M)
+        parts[word] = " ".join(paragraph[1].split()) if paragraph else ""
     return Statement(parts["Title"], parts["Claim"], parts["Refuted"], parts["Verdict"])

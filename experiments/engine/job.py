@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.metrics import lookup
-from experiments.engine.plan import Plan, starts
+from experiments.engine.plan import Arm, Plan, starts
 from pw.cost.count import generation_cost, training_cost
 from pw.io.files import digest, read_json
 from pw.run.build import Run
@@ -143,49 +143,61 @@ def sample_jobs(run: Run, label: str, limit: int, seed: int) -> list[Job]:
 
 
 def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
-    """Every job of a plan, each once and after what it needs, and the rows that will be read from them."""
-    outputs = plan.options.outputs
-    jobs: dict[str, Job] = {}
-    rows: list[Row] = []
+    """Every job of a plan, each once and after what it needs, and the table rows that are read from them."""
+    collected = _Jobs(plan)
+    for arm, seed, run in plan.runs():
+        collected.add_arm(arm, seed, run)
+    for probe in plan.probes:
+        name, run, seed = probe_row(probe.arm, probe.value), probe.run, probe.seed
+        needs = [collected.add(sample_jobs(run, f"{name} seed {seed}", run.sampling.count, seed))]
+        collected.add_score(name, probe.arm, seed, run, sample_folder(run, plan.options.outputs, seed), needs)
+    return list(collected.jobs.values()), collected.rows
 
-    def add(more: Sequence[Job]) -> str:
+
+class _Jobs:
+    """The jobs and rows of a plan, as they are collected."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.outputs = plan, plan.options.outputs
+        self.jobs: dict[str, Job] = {}
+        self.rows: list[Row] = []
+        self.needs_solutions = any("solution" in lookup(metric).needs for metric in plan.ablation.metrics)
+
+    def add(self, more: Sequence[Job]) -> str:
+        """Add jobs that are new; the key of the last one."""
         for job in more:
-            jobs.setdefault(job.key, job)
+            self.jobs.setdefault(job.key, job)
         return more[-1].key
 
-    def scored(
-        name: str, arm: str, seed: int, run: Run, videos: Path, needs: list[str], solution: Path | None = None
-    ) -> None:
-        score = score_request(plan, name, run, videos, solution, seed)
-        key = f"score:{score['out']}"
-        job = jobs.setdefault(key, Job(key, f"score {name} seed {seed}", "score", run, tuple(needs), score=score))
-        rows.append(Row(name, seed, job, arm))
-
-    asks = any("solution" in lookup(metric).needs for metric in plan.ablation.metrics)
-    for arm, seed, run in plan.runs():
-        label = f"{arm.name} seed {seed}"
-        count, ceiling = run.sampling.count, arm is plan.ceiling
-        needs = [add(sample_jobs(run, label, count, seed))]
+    def add_arm(self, arm: Arm, seed: int, run: Run) -> None:
+        """An arm at one seed: sampled, solved in many steps if that is needed, and scored."""
+        label, sampling, is_ceiling = f"{arm.name} seed {seed}", run.sampling, arm is self.plan.ceiling
+        needs = [self.add(sample_jobs(run, label, sampling.count, seed))]
         solution = None
-        if run.sampling.num_steps < run.sampling.solution_steps and (asks or ceiling):
+        if sampling.num_steps < sampling.solution_steps and (self.needs_solutions or is_ceiling):
             solved = run.solution
-            ceilings = plan.ceiling.runs[seed].solution  # of all clips, also for arms with the same weights
-            shared = solved.sample_signature(seed) == ceilings.sample_signature(seed)
-            clips = count if shared else run.sampling.solved
+            of_ceiling = self.plan.ceiling.runs[seed].solution  # of all clips, also for arms with the same weights
+            is_shared = solved.sample_signature(seed) == of_ceiling.sample_signature(seed)
+            clips = sampling.count if is_shared else sampling.solved
             needs.append(
-                add(sample_jobs(solved, f"{run.sampling.solution_steps}-step solution of {label}", clips, seed))
+                self.add(sample_jobs(solved, f"{sampling.solution_steps}-step solution of {label}", clips, seed))
             )
-            solution = sample_folder(solved, outputs, seed)
-        if ceiling:
-            scored("floor", arm.name, seed, run, reference_folder(run, outputs, seed) / "real_b", needs[:1])
+            solution = sample_folder(solved, self.outputs, seed)
+        if is_ceiling:
+            real = reference_folder(run, self.outputs, seed) / "real_b"
+            self.add_score("floor", arm.name, seed, run, real, needs[:1])
             if solution is not None:
-                scored("ceiling", arm.name, seed, run, solution, needs[-1:])
-        scored(arm.name, arm.name, seed, run, sample_folder(run, outputs, seed), needs, solution)
-    for probe in plan.probes:
-        name = probe_row(probe.arm, probe.value)
-        needs = [add(sample_jobs(probe.run, f"{name} seed {probe.seed}", probe.run.sampling.count, probe.seed))]
-        scored(name, probe.arm, probe.seed, probe.run, sample_folder(probe.run, outputs, probe.seed), needs)
-    return list(jobs.values()), rows
+                self.add_score("ceiling", arm.name, seed, run, solution, needs[-1:])
+        self.add_score(arm.name, arm.name, seed, run, sample_folder(run, self.outputs, seed), needs, solution)
+
+    def add_score(
+        self, name: str, arm: str, seed: int, run: Run, videos: Path, needs: list[str], solution: Path | None = None
+    ) -> None:
+        """The scoring of a folder of videos, and the row that shows it."""
+        score = score_request(self.plan, name, run, videos, solution, seed)
+        key = f"score:{score['out']}"
+        job = Job(key, f"score {name} seed {seed}", "score", run, tuple(needs), score=score)
+        self.rows.append(Row(name, seed, self.jobs.setdefault(key, job), arm))
 
 
 def probe_row(arm: str, value: Any) -> str:
@@ -216,7 +228,7 @@ def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path 
         **{key: provenance()[key] for key in ("git_commit", "dirty", "lock_hash")},
         "code": run.sampling_code,
     }
-    if structure is not None:  # D21
+    if structure is not None:
         contract["metrics.structure"] = "generated anchors" if run.anchor_run else "the anchored clips"
     folders = {"videos": videos, **there}
     about = {what: str(path.relative_to(outputs)) for what, path in folders.items() if path is not None}

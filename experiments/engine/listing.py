@@ -31,8 +31,8 @@ def run(_: AblationsOptions) -> int:
         console.print(Text.assemble((name, "bold"), "  ", stated.title))
         # paragraphs below each other, not columns: a verdict of sixty words would be as wide as one of them
         paragraphs = Table.grid(padding=(0, 2, 0, 0))
-        said = {"arms": arms, "claim": stated.claim, "refuted": stated.refuted, "verdict": stated.verdict}
-        for label, text in said.items():
+        texts = {"arms": arms, "claim": stated.claim, "refuted": stated.refuted, "verdict": stated.verdict}
+        for label, text in texts.items():
             if text:
                 paragraphs.add_row(Text(label, style="dim"), Text(text, overflow="fold"))
         console.print(Padding(paragraphs, (0, 0, 1, 2)), width=min(console.width, LINE))

@@ -84,17 +84,17 @@ class Plan:
 
 def trainings(plan: Plan) -> dict[str, tuple[str, Run]]:
     """Every training of a plan by signature, with its label, each after its start. Shipped starts are among them."""
-    found: dict[str, tuple[str, Run]] = {}
+    labelled: dict[str, tuple[str, Run]] = {}
 
     def add(label: str, run: Run | None) -> None:
-        if run is not None and run.training_signature not in found:
+        if run is not None and run.training_signature not in labelled:
             add(f"start {run.start.name}", run.start_run)
-            found[run.training_signature] = label, run
+            labelled[run.training_signature] = label, run
 
     for arm, seed, run in plan.runs():
         add(f"{arm.name} seed {seed}", run)
         add("anchors", run.anchor_run)
-    return found
+    return labelled
 
 
 def starts(plan: Plan) -> dict[str, Run]:
@@ -116,20 +116,20 @@ def start_words(start: Run) -> str:
 
 
 def other_code(plan: Plan) -> list[str]:
-    """What is to be said of trainings that other code made: which rows take them, or what lies there unused."""
+    """Notes on trainings by other code: which rows use them, and which are kept unused."""
     earlier = earlier_trainings(plan.options.outputs)
-    told: list[str] = []
+    notes: list[str] = []
     for label, run in trainings(plan).values():
         alike = [e for e in earlier if run.shipped is None and e.key == run.trained_key]
         others = [e for e in alike if e.folder.name != run.training_signature]
         if run.is_as_trained:
             code = next((e.code for e in alike if e.folder.name == run.training_signature), "unknown")
-            told.append(f"{label}: {run.training_signature}, as it was trained by other code ({code})")
+            notes.append(f"{label}: {run.training_signature}, as it was trained by other code ({code})")
         elif others:
             is_finished = others[0].is_finished
             use = "code=as_trained uses it" if is_finished else "not finished, that code alone goes on with it"
-            told.append(f"{label}: {others[0].folder} was trained by other code (kept; {use})")
-    return told
+            notes.append(f"{label}: {others[0].folder} was trained by other code (kept; {use})")
+    return notes
 
 
 def make_plan(options: AblationOptions) -> Plan:
@@ -203,8 +203,8 @@ def _arm(
     except ConfigError as error:
         raise ConfigError(f"arm {label}: {error}") from error
     tuned = [o for o in (*ablation.fixed.split(), *ablation.arms[name].split()) if o.startswith("optimizer.")]
-    own = {override_key(o) for o in given}
-    if run.departs_from_wan and (left := [o for o in tuned if override_key(o) not in own]):
+    given_keys = {override_key(o) for o in given}
+    if run.departs_from_wan and (left := [o for o in tuned if override_key(o) not in given_keys]):
         raise ConfigError(
             f"arm {label}: {' '.join(left)} is fixed for the tiny scale; at scale={run.scale.name} give your own, e.g. "
             f'args="… optimizer.lr=1e-5 optimizer.final_lr=1"'
@@ -214,7 +214,7 @@ def _arm(
 
 
 def _check_shares(run: Run) -> None:
-    """As every training that a run needs will do when it starts: its own, its start, and those of its anchors."""
+    """The check of every training that a run needs when it starts: the run, its start, and those of its anchors."""
     check_share(run)
     for group, needed in (("start", run.start_run), ("anchors", run.anchor_run)):
         try:
@@ -244,11 +244,11 @@ def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:
 
 
 def _to_compare(arms: Sequence[Arm]) -> Iterator[tuple[Arm, Arm]]:
-    """Each arm with the first, and with the first of its own objective: only there can its parts be compared."""
+    """Each arm with the first, and with the first of the same objective, whose parts can be compared too."""
     of_objective: dict[str, Arm] = {}
     for arm in arms:
-        own = of_objective.setdefault(arm.first.config.choices["objective"], arm)
-        yield from ((other, arm) for other in (arms[0], own) if other is not arm)
+        alike = of_objective.setdefault(arm.first.config.choices["objective"], arm)
+        yield from ((other, arm) for other in (arms[0], alike) if other is not arm)
 
 
 def _is_varied(key: str, varies: Sequence[str]) -> bool:

@@ -142,7 +142,7 @@ def test_a_wrong_call_is_told_what_would_do(word: str, told: str, capsys: Any) -
 
 def test_garbage_is_collected_again_once_the_stages_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("pw.train.loop.importlib.import_module", lambda name: seen.append((name, gc.isenabled())))
+    monkeypatch.setattr("pw.io.imports.importlib.import_module", lambda name: seen.append((name, gc.isenabled())))
     monkeypatch.delitem(sys.modules, "pw.stages.hires", raising=False)
     import_stages()
     assert seen == [("pw.stages.anchor", False), ("pw.stages.hires", False)]
@@ -153,11 +153,15 @@ class TestTheFirstReport:
     """Which `pw.train.loop` sends after its first update is seen in tests/parallel/test_processes.py."""
 
     def test_is_heard_of_a_process(self) -> None:
-        seconds, cpu = bench.first_report("-c", "from pw import parallel; parallel.report(update=1, updates=1)")
+        seconds, cpu = bench.first_report(
+            "-c", "from pw.parallel import processes; processes.report(update=1, updates=1)"
+        )
         assert seconds > 0
         assert cpu > 0
 
-    @pytest.mark.parametrize("end", ["print('no word')", "from pw import parallel; parallel.report(a=1); 1 / 0"])
+    @pytest.mark.parametrize(
+        "end", ["print('no word')", "from pw.parallel import processes; processes.report(a=1); 1 / 0"]
+    )
     def test_is_missed_of_one_that_sends_none_or_fails(self, end: str) -> None:
         with pytest.raises(RuntimeError, match=r"no word|ZeroDivisionError"):
             bench.first_report("-c", end)

@@ -22,7 +22,7 @@ from benchmarks.metrics import Metric, lookup
 from benchmarks.report.render import Digits, p_text
 from benchmarks.stats.comparison import LEVEL, Difference, Scores, by_seed, compare, equivalence
 from experiments.engine.ablation import Ablation
-from experiments.engine.clauses import Clause, Pair, better
+from experiments.engine.clauses import ArmPair, Clause, better
 
 ANSWERS = ("holds", "refuted", "not resolved", "not run")
 SHOWN = 3  # pairs of a clause whose numbers are given
@@ -103,8 +103,8 @@ def check_claims(ablation: Ablation, arms: Sequence[str]) -> None:
                 raise ValueError(f"claims: {pair}: margin={pair.margin:g} is a share, between 0 and 1")
 
 
-def _answer(part: Clause | Pair, scores: Scores, primary: str) -> Resolution:
-    if isinstance(part, Pair):
+def _answer(part: Clause | ArmPair, scores: Scores, primary: str) -> Resolution:
+    if isinstance(part, ArmPair):
         return _answer_pair(part, scores, primary)
     parts = [_answer(one, scores, primary) for one in part.parts]
     every, some = max, lambda p_values: min(1.0, len(parts) * min(p_values))
@@ -117,7 +117,7 @@ def _answer(part: Clause | Pair, scores: Scores, primary: str) -> Resolution:
     )
 
 
-def _answer_pair(pair: Pair, scores: Scores, primary: str) -> Resolution:
+def _answer_pair(pair: ArmPair, scores: Scores, primary: str) -> Resolution:
     missing = tuple(arm for arm in (pair.arm, pair.other) if not any(scores.get(arm, {}).values()))
     metric = lookup(pair.metric or primary)
     if missing:
@@ -147,7 +147,7 @@ def _numbers(
     arm: Mapping[int, float],
     other: Mapping[int, float],
     row: Difference,
-    pair: Pair,
+    pair: ArmPair,
     p_margin: float | None,
 ) -> str:
     """psd 4.41 → 1.48 dB, −2.93 ± 0.32, p=0.004: the means are over the common seeds, as the difference is."""

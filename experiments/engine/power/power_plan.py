@@ -110,12 +110,12 @@ def _plan_of(options: PowerOptions) -> Plan:
     try:
         return make_plan(replace(parse([f"name={options.ablation}", *options.overrides]), outputs=options.outputs))
     except ValueError as error:
-        said = str(error)
-        if said.startswith("name="):
-            said = f"ablation={said.removeprefix('name=')}"
+        message = str(error)
+        if message.startswith("name="):
+            message = f"ablation={message.removeprefix('name=')}"
         elif options.overrides:
-            said += f"; keys of power itself: {', '.join(keys(PowerOptions))}"
-        raise ConfigError(said) from error
+            message += f"; keys of power itself: {', '.join(keys(PowerOptions))}"
+        raise ConfigError(message) from error
 
 
 def plan_power(options: PowerOptions) -> PowerPlan:
@@ -184,13 +184,13 @@ def _paper(
         if asked is not None and metric not in asked:
             continue
         means = [row.values[column] for row in table.rows if column in row.values]
-        found = assumed_sd(metric, fmean(means), {name: float(sd) for name, sd in options.sd}) if means else None
-        if found is None:
+        assumed = assumed_sd(metric, fmean(means), {name: float(sd) for name, sd in options.sd}) if means else None
+        if assumed is None:
             notes.append(f"{column}: nothing is known of its spread over videos; give it with sd={metric}:…")
             continue
         # Var(a - b) = 2 (1 - correlation) sd^2
-        video = found[0] * math.sqrt(2 * (1 - options.correlation))
-        spread = Spread(options.seed_ratio * video, video, "assumed", f"sd {number_text(found[0])}: {found[1]}")
+        video = assumed[0] * math.sqrt(2 * (1 - options.correlation))
+        spread = Spread(options.seed_ratio * video, video, "assumed", f"sd {number_text(assumed[0])}: {assumed[1]}")
         target = target_of(METRICS.get(metric), metric, fmean(means), options)
         known[column] = Known(metric, column, fmean(means), spread, target, level)
     steps = []

@@ -88,21 +88,23 @@ def _advice(options: PowerOptions, entry: Known, cost: Cost | None) -> str:
     if share is not None:
         whose = f"at {n} clips {100 * share:.0f} % of the variance of a difference is theirs, the rest the trainings'"
     bought = purchases(entry.spread, n, m, entry.level, None if cost is None else cost.seconds)
-    told = [f"{one.what} {number_text(one.shown)}{_price(one)}" for one in bought]
+    bought_text = [f"{one.what} {number_text(one.shown)}{_price(one)}" for one in bought]
     able = [one for one in bought if one.shown is not None]
     now = smallest(entry.spread, n, m, entry.level)
     most = min(able, key=lambda one: one.shown or 0.0)
-    said = f"{entry.header}, the primary metric: {whose}. {n} × {m} shows {number_text(now)}; {', '.join(told)}."
-    said += f" Most is bought by {most.what}"
+    advice = (
+        f"{entry.header}, the primary metric: {whose}. {n} × {m} shows {number_text(now)}; {', '.join(bought_text)}."
+    )
+    advice += f" Most is bought by {most.what}"
     paid = {one: ((now or 0.0) - (one.shown or 0.0)) / one.seconds for one in able if one.seconds}
     by_time = max(paid, key=lambda one: paid[one], default=most)
-    said += "." if by_time is most else f", for its time by {by_time.what}."
+    advice += "." if by_time is most else f", for its time by {by_time.what}."
     pays_from = control_variate_pays_from(m, entry.level.alpha)
     if share is None or pays_from is None:
-        return said
+        return advice
     could = "could pay" if share > pays_from else "does not pay"
     return (
-        f"{said} A control variate of the clips, fitted on {m} seeds, {could}: it explains {100 * share:.0f} % at "
+        f"{advice} A control variate of the clips, fitted on {m} seeds, {could}: it explains {100 * share:.0f} % at "
         f"best, and narrows the interval from {100 * pays_from:.0f} % on."
     )
 

@@ -1,4 +1,4 @@
-"""How large a difference n prompts and m seeds show, and what of its variance is whose: the statistics of `make power`.
+"""How large a difference n prompts and m seeds show, and where its variance comes from: the statistics of `pw power`.
 
 The test is that of the table's primary metric: the paired t over the seeds' differences, two-sided.
 """
@@ -51,8 +51,8 @@ class Spread:
         """What part of the variance of a seed's difference its videos bring; None where it is not known."""
         if self.video is None:
             return None
-        own = self.video**2 / prompts
-        return own / (own + self.seed**2) if own else 0.0
+        of_videos = self.video**2 / prompts
+        return of_videos / (of_videos + self.seed**2) if of_videos else 0.0
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,14 @@ def seeds_for(spread: Spread, prompts: int, target: float, level: Level) -> int 
 def _fewest(shown: Any, first: int, target: float) -> int | None:
     """The least count from `first` on whose smallest difference is within the target; it falls with the count."""
     high = first
-    while (found := shown(high)) is None or found > target:
+    while (difference := shown(high)) is None or difference > target:
         if high >= MOST:
             return None
         high = min(2 * high, MOST)
     low = first
     while low < high:
         middle = (low + high) // 2
-        if (found := shown(middle)) is not None and found <= target:
+        if (difference := shown(middle)) is not None and difference <= target:
             high = middle
         else:
             low = middle + 1

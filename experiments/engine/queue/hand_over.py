@@ -199,7 +199,7 @@ class Queue:
 
 
 def farewell(queue: Queue) -> str:
-    """What is said when the waiting is interrupted."""
+    """What is printed when the waiting is interrupted."""
     numbers = sorted({place.partition(":")[2] for name, place in queue._queue.items() if name in queue.pending})
     stop = "scancel" if queue.launcher.cluster == "slurm" else "kill"
     return (
