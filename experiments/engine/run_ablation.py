@@ -27,6 +27,7 @@ from experiments.engine.queue.launcher import Local, Submitit, take_launcher
 from experiments.engine.queue.units import Unit, units
 from experiments.engine.run_display import RunDisplay, print_commands, print_plan
 from experiments.engine.status import outline, write_outline
+from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError
 from pw.parallel.processes import Stopped, unheard
 from pw.sample.evaluate import check_sampling
@@ -42,18 +43,18 @@ def run(options: AblationOptions) -> int:
     launcher, overrides = take_launcher([f"launcher={options.launcher}", *options.overrides])
     plan = make_plan(replace(options, overrides=tuple(overrides)))
     _check_launch(plan, launcher)
-    console = _console()
+    terminal = console()
     outputs = options.outputs
     jobs, rows = all_jobs(plan)
     removed = fresh_results(plan, jobs, outputs) if options.fresh else []
     if not options.dry_run:
         remove_results(removed)
     todo = [job for job in jobs if job.folder(outputs) in removed or not job.is_done(outputs)]
-    display, summary = RunDisplay(console, len(todo)), outline(plan, jobs, rows)
+    display, summary = RunDisplay(terminal, len(todo)), outline(plan, jobs, rows)
     pool = _pool(launcher, plan, todo, units(todo, summary.cells), display)
-    print_plan(console, plan, jobs, todo, removed, pool.seconds_left() + (FORK_SECONDS if todo else 0))
+    print_plan(terminal, plan, jobs, todo, removed, pool.seconds_left() + (FORK_SECONDS if todo else 0))
     if options.dry_run:
-        print_commands(console, todo, pool.pending if isinstance(pool, Queue) else {}, outputs)
+        print_commands(terminal, todo, pool.pending if isinstance(pool, Queue) else {}, outputs)
         return 0
     began = time.perf_counter()
     if todo:
@@ -66,16 +67,9 @@ def run(options: AblationOptions) -> int:
         except (KeyboardInterrupt, Stopped) as stopped:
             kept = "what is finished is kept, the same command goes on from here"
             with unheard(sys.stdout):
-                console.print(f"\ninterrupted; {farewell(pool) if isinstance(pool, Queue) else kept}", markup=False)
+                terminal.print(f"\ninterrupted; {farewell(pool) if isinstance(pool, Queue) else kept}", markup=False)
             return 128 + (stopped.signal if isinstance(stopped, Stopped) else signal.SIGINT)
-    return finish(plan, rows, pool.failed, console, began)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+    return finish(plan, rows, pool.failed, terminal, began)
 
 
 def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:

@@ -19,6 +19,7 @@ from experiments.engine.ablation_options import AblationOptions
 from experiments.engine.job import Job, Row, all_jobs
 from experiments.engine.ledger import Claim, Ledger
 from experiments.engine.plan import Plan, make_plan, parse
+from experiments.engine.terminal import console
 from pw.io.arguments import Command, option
 from pw.io.files import write_json
 from pw.io.paths import OUTPUTS
@@ -28,7 +29,7 @@ LOG_LINES = 4  # of a failed job, shown
 
 
 @dataclass(frozen=True)
-class Task:
+class JobOutline:
     """A job of a plan as `plan.json` has it: what to look for on disk.
 
     folder  relative to the outputs; total: updates of a training, clips of a sampling
@@ -62,7 +63,7 @@ class Outline:
 
     name: str
     cells: Mapping[tuple[str, int], tuple[str, ...]]
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, JobOutline]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def outline(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> Outline:
     for row in rows:
         _add_with_needs(row.job.key, by_key, wanted[row.arm, row.seed])
     cells = {cell: tuple(key for key in by_key if key in keys) for cell, keys in wanted.items()}
-    return Outline(plan.name, cells, {job.key: _task(job, plan.options.outputs) for job in jobs})
+    return Outline(plan.name, cells, {job.key: _job_outline(job, plan.options.outputs) for job in jobs})
 
 
 def _add_with_needs(key: str, jobs: Mapping[str, Job], keys: set[str]) -> None:
@@ -95,11 +96,11 @@ def _add_with_needs(key: str, jobs: Mapping[str, Job], keys: set[str]) -> None:
             _add_with_needs(need, jobs, keys)
 
 
-def _task(job: Job, outputs: Path) -> Task:
+def _job_outline(job: Job, outputs: Path) -> JobOutline:
     total = {"train": job.run.train.updates, "sample": job.limit}.get(job.kind, 0)
     metrics = tuple(job.score.get("metrics", ()))
     folder = job.folder(outputs).relative_to(outputs)
-    return Task(job.key, job.label, job.kind, str(folder), job.needs, total, metrics)
+    return JobOutline(job.key, job.label, job.kind, str(folder), job.needs, total, metrics)
 
 
 def write_outline(summary: Outline, options: AblationOptions) -> None:
@@ -114,7 +115,7 @@ def read_outline(name: str, outputs: Path) -> Outline | None:
     """The ablation's latest call; None where there was none."""
     try:
         kept = json.loads((outputs / name / "plan.json").read_text())
-        tasks = [Task(**task | {k: tuple(task[k]) for k in ("needs", "metrics")}) for task in kept["tasks"]]
+        tasks = [JobOutline(**task | {k: tuple(task[k]) for k in ("needs", "metrics")}) for task in kept["tasks"]]
         cells = {(arm, seed): tuple(keys) for arm, seed, keys in kept["cells"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -136,7 +137,7 @@ def cells_of(summary: Outline, outputs: Path) -> list[CellProgress]:
 def _cell(
     arm: str,
     seed: int,
-    tasks: Sequence[Task],
+    tasks: Sequence[JobOutline],
     done: Mapping[str, bool],
     claims: Mapping[str, Claim],
     shared: Mapping[str, int],
@@ -159,7 +160,7 @@ def _cell(
     return CellProgress(arm, seed, "planned", count, len(tasks))
 
 
-def _detail(state: str, task: Task, claim: Claim, outputs: Path) -> str:
+def _detail(state: str, task: JobOutline, claim: Claim, outputs: Path) -> str:
     if state == "failed":
         return f"{claim.error} (log: {claim.log})"
     if state == "queued":
@@ -171,7 +172,7 @@ def _detail(state: str, task: Task, claim: Claim, outputs: Path) -> str:
     return _progress(task, claim, outputs) + (f", about {_span(left)} left" if left is not None else "")
 
 
-def _progress(task: Task, claim: Claim, outputs: Path) -> str:
+def _progress(task: JobOutline, claim: Claim, outputs: Path) -> str:
     if task.kind == "train":
         return f"update {claim.done} of {task.total}"
     if task.kind == "sample":
@@ -218,13 +219,10 @@ def run(options: StatusOptions) -> int:
 
 
 def _print(name: str, cells: Sequence[CellProgress], note: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     colours: dict[str, Any] = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow"}
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+    terminal = console(width=160)
     table = Table("arm", "seed", "state", "jobs", "", box=None, pad_edge=False)
     from rich.text import Text
 
@@ -232,9 +230,9 @@ def _print(name: str, cells: Sequence[CellProgress], note: str) -> None:
         state = Text(cell.state, colours.get(cell.state, ""))
         detail = "\n".join([cell.detail, *(f"  {line}" for line in cell.log)])
         table.add_row(cell.arm, str(cell.seed), state, f"{cell.done} of {cell.total}", Text(detail))
-    console.print(table)
+    terminal.print(table)
     counts = Counter(cell.state for cell in cells)
-    console.print(f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + note)
+    terminal.print(f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + note)
 
 
 main = Command(StatusOptions, run)

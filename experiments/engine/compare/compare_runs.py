@@ -16,14 +16,13 @@ import sys
 from experiments.engine.compare.compare_options import CompareOptions
 from experiments.engine.compare.comparison_report import rendered, write
 from experiments.engine.compare.run_comparison import compare_sides
+from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError
 
 
 def run(options: CompareOptions) -> int:
     """Exit status: 0 compared, 1 the disk stopped it, 130 interrupted. Raises ConfigError for what cannot be
     compared."""
-    from rich.console import Console
-
     try:
         comparison = compare_sides(options)
         out = options.out or options.outputs / "compare" / f"{comparison.a.name}_{comparison.b.name}"
@@ -36,12 +35,10 @@ def run(options: CompareOptions) -> int:
     except KeyboardInterrupt:
         print("stopped; what was measured is kept, the same command goes on with the rest", file=sys.stderr)
         return 130
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
-    for part in rendered(comparison, console.width):
-        console.print(part)
-    console.print(f"\n{out}/comparison.{{json,md}}, contact_sheet.png", soft_wrap=True)
+    terminal = console()
+    for part in rendered(comparison, terminal.width):
+        terminal.print(part)
+    terminal.print(f"\n{out}/comparison.{{json,md}}, contact_sheet.png", soft_wrap=True)
     return 0
 
 

@@ -27,26 +27,23 @@ import json
 from experiments.engine.power.power_options import PowerOptions
 from experiments.engine.power.power_plan import plan_power
 from experiments.engine.power.power_report import as_json, rendered
+from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError
 from pw.io.files import write_atomically
 
 
 def run(options: PowerOptions) -> int:
     """Print the answer; exit status 0. Raises ConfigError for what cannot be planned."""
-    from rich.console import Console
-
     try:
         answer = plan_power(options)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
+    terminal = console()
     for part in rendered(answer):
-        console.print(part)
+        terminal.print(part)
     if options.out is not None:
         write_atomically(options.out, json.dumps(as_json(answer), indent=1, default=str) + "\n")
-        console.print(f"\n{options.out}")
+        terminal.print(f"\n{options.out}")
     return 0
 
 
