@@ -25,7 +25,7 @@ SOLUTION = ("solution_gap", "solution_gain")
 
 @dataclass(frozen=True)
 class Probe:
-    """A fairer chance for some arms: the best of several values of a sampling key, shown as a column of its own."""
+    """Some arms are also sampled with several values of a key; the best is shown in a column beside them."""
 
     key: str
     values: Sequence[Any]
@@ -78,12 +78,12 @@ class Statement:
 
 
 def names() -> list[str]:
-    """Every ablation, by file."""
+    """The names of all ablations."""
     return sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_"))
 
 
 def load(name: str) -> tuple[Ablation, Statement]:
-    """The ablation and what it states. Raises ConfigError when there is none of that name."""
+    """The ablation and its statement. Raises ConfigError when there is none of that name."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), 1)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -56,7 +56,7 @@ class AblationOptions:
             raise ConfigError(f"name=… is missing: one of {', '.join(names())}")
 
     def words(self) -> list[str]:
-        """The words that say which runs these are, whoever runs them: `parse` of them gives the same plan."""
+        """The words from which `parse` gives the same plan, without what says how it is run."""
         return [f"name={self.name}", *self.settings()]
 
     def settings(self) -> list[str]:

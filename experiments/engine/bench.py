@@ -136,7 +136,7 @@ def bench_ablation(sizes: BenchSizes) -> list[Measured]:
 
 
 def alone(printed: str) -> list[list[str]]:
-    """The words after `python` of the fewest commands that do what a dry run printed: a sampling trains first."""
+    """The words after `python` of the samplings that a dry run printed: each trains first, so they do all of it."""
     lines = [line.strip() for line in printed.splitlines()]
     return [shlex.split(line)[1:] for line in lines if re.match(r"\S+python -m pw sample", line)]
 

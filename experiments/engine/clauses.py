@@ -55,7 +55,7 @@ class Clause:
 
 
 def better(arm: str, than: str, text: str = "", *, metric: str | None = None) -> Clause:
-    """The arm is better; refuted where it is shown to be worse."""
+    """The arm is better; refuted if it is shown to be worse."""
     return _clause(text, ArmPair("better", arm, than, metric))
 
 

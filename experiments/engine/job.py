@@ -62,7 +62,7 @@ class Job:
         return SECONDS["score"]
 
     def _flops(self) -> float:
-        """Of a job at one of Wan's scales, by `pw.cost.count`."""
+        """FLOPs of a job at one of Wan's scales, by `pw.cost.count`."""
         run = self.run
         if self.kind == "train":
             return training_cost(run).flops
@@ -84,7 +84,7 @@ class Job:
         return sample_folder(self.run, outputs, self.seed) if self.kind == "sample" else Path(self.score["out"])
 
     def check_code(self) -> None:
-        """Raises RuntimeError in a process that has other code than the one that made the plan."""
+        """Raises RuntimeError when the code has changed since the plan was made."""
         run = replace(self.run)  # without the code signature that the plan computed
         now = {"train": train_key(run), "sample": sample_key(run, self.limit, self.seed)}.get(self.kind, self.key)
         if now != self.key:
@@ -94,12 +94,12 @@ class Job:
 
 
 def train_key(run: Run) -> str:
-    """Of the job that trains a run."""
+    """Key of the job that trains a run."""
     return f"train:{run.training_signature}"
 
 
 def sample_key(run: Run, limit: int, seed: int) -> str:
-    """Of the job that samples a run."""
+    """Key of the job that samples a run."""
     return f"sample:{run.sample_signature(seed)}:{limit}"
 
 
@@ -114,7 +114,7 @@ def score_is_current(score: dict[str, Any]) -> bool:
 
 @dataclass
 class Row:
-    """Where one (row, seed) of the table finds its scores, and the arm that it belongs to."""
+    """One (row, seed) of the table: the job that scores it, and its arm."""
 
     name: str
     seed: int
@@ -206,7 +206,7 @@ def probe_row(arm: str, value: Any) -> str:
 
 
 def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path | None, seed: int) -> dict[str, Any]:
-    """What `score_folder` is asked: folders, metrics and the contract stamped on the scores."""
+    """The arguments of `score_folder`: folders, metrics, and the contract that is written with the scores."""
     outputs = plan.options.outputs
     is_floor = name == "floor"
     real = reference_folder(run, outputs, seed) / "real"
@@ -242,7 +242,7 @@ def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path 
 
 
 def _structure(run: Run, outputs: Path, seed: int, is_floor: bool) -> Path | None:
-    """What a run's clips should be faithful to: None where it was given no anchor."""
+    """The folder that a run's clips should be faithful to; None where it has no anchor."""
     if run.injector is None:
         return None
     if run.anchor_run is not None:

@@ -62,7 +62,7 @@ class Claim:
 
     @property
     def is_stale(self) -> bool:
-        """Whether it says running, but its process is gone or silent; or queued, but the queue does not know it."""
+        """Whether it is marked running but its process is gone or silent, or queued but not in the queue."""
         if self.state == "queued":
             return bool(self.queue) and not is_in_queue(self.queue)
         if self.state != "running":
@@ -76,7 +76,7 @@ class Claim:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace so far; None before there is one."""
+        """Estimated from the updates so far; None before the first."""
         if self.done <= self.first or self.at_last <= self.at_first:
             return None
         return (self.at_last - self.at_first) / (self.done - self.first) * (self.total - self.done)
@@ -88,7 +88,7 @@ class Claim:
 
 
 class Ledger:
-    """The claims under one folder of outputs, and a name to claim in."""
+    """The claims under one folder of outputs; `owner` is the name that this runner claims in."""
 
     def __init__(self, outputs: Path, owner: str = "") -> None:
         self.folder = outputs / "ledger"
@@ -143,7 +143,7 @@ class Ledger:
                 self.write(replace(current, queue=queue))
 
     def write(self, claim: Claim) -> None:
-        """Replace the claim, at once and whole. A disk that is full keeps the older one."""
+        """Replace the claim, atomically. On a full disk the older one stays."""
         with suppress(OSError):
             write_json(self.path(claim.key), asdict(claim))
 

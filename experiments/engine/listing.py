@@ -12,7 +12,7 @@ LINE = 110  # characters of a paragraph, at most: longer lines are hard to read
 
 @dataclass(frozen=True)
 class AblationsOptions:
-    """None: all ablations are listed."""
+    """There are none: all ablations are listed."""
 
 
 def run(_: AblationsOptions) -> int:

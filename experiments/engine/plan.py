@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Of the ablation: its file, its MLflow experiment, its folder."""
+        """The ablation's name: of its file, its MLflow experiment and its folder."""
         return self.options.name
 
     @property
@@ -76,7 +76,7 @@ class Plan:
         return self.options.outputs / self.name
 
     def runs(self) -> Iterator[tuple[Arm, int, Run]]:
-        """Every (arm, seed, run), seed by seed, so that a part of a plan is already a comparison."""
+        """Every (arm, seed, run), seed by seed, so that a part of a plan is already a comparison of arms."""
         for seed in self.options.seeds:
             for arm in self.arms:
                 yield arm, seed, arm.runs[seed]
@@ -103,7 +103,7 @@ def starts(plan: Plan) -> dict[str, Run]:
 
 
 def start_words(start: Run) -> str:
-    """What a start is, for a plan and a table."""
+    """A start in words, for a plan and a table."""
     if start.shipped is not None:
         return f"start {start.shipped.name}: {start.shipped.words}"
     if start.start_run is not None and start.start_run.shipped is not None:
@@ -133,12 +133,12 @@ def other_code(plan: Plan) -> list[str]:
 
 
 def make_plan(options: AblationOptions) -> Plan:
-    """Compose and check every arm and seed. Raises ConfigError (and ValueError for an unknown name)."""
+    """Compose and check every arm and seed. Raises ConfigError."""
     return plan_of(options, *load(options.name))
 
 
 def plan_of(options: AblationOptions, ablation: Ablation, stated: Statement) -> Plan:
-    """The plan of an ablation that need not be a file of this folder. Raises ConfigError."""
+    """The plan of an ablation, which need not come from a file. Raises ConfigError."""
     crossed: Sequence[Any] = ablation.across[1] if ablation.across else [None]
     try:
         check_claims(ablation, [_label(ablation, name, value) for value in crossed for name in ablation.arms])
@@ -256,7 +256,7 @@ def _is_varied(key: str, varies: Sequence[str]) -> bool:
 
 
 def _differing(a: Config, b: Config) -> list[str]:
-    """Dotted keys in which two configurations differ, but for parts that one objective has and the other has not."""
+    """Dotted keys in which two configurations differ, except parts that only one of two objectives has."""
     left, right = leaves(a.values), leaves(b.values)
     keys = [k for k in dict.fromkeys([*left, *right]) if left.get(k) != right.get(k)]
     objectives_differ = a.choices["objective"] != b.choices["objective"]

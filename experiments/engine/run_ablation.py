@@ -73,7 +73,7 @@ def run(options: AblationOptions) -> int:
 
 
 def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
-    """Before anything is shown. Raises ConfigError."""
+    """Checks that take no time, before anything is shown. Raises ConfigError."""
     if plan.options.fresh and any(arm.first.code == "as_trained" for arm in plan.arms):
         raise ConfigError("fresh=true: redoes what code=as_trained is to keep; leave one of them out")
     for arm in plan.arms:
@@ -114,7 +114,7 @@ def _pool(
 
 
 def _import_for_the_table(mlflow: bool) -> None:
-    """Import, while the workers work, what the table will need: 10 s that nobody then waits for."""
+    """Import what the table needs while the workers work: this takes 10 s."""
     from pw.tracking.mlflow_log import warm_up
 
     for name in ("scipy.stats", "matplotlib.figure", "benchmarks.report.write"):

@@ -20,7 +20,7 @@ SHOWN = 6  # trainings of other code that a plan names
 
 
 def command(job: Job, outputs: Path = OUTPUTS) -> str:
-    """The command line that does one job on its own."""
+    """The command line that does one job alone."""
     if job.kind == "score":
         return f"# score {job.score['videos']}"
     options = [f"outputs={outputs}"] if outputs != OUTPUTS else []

@@ -80,7 +80,7 @@ class CellProgress:
 
 
 def outline(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> Outline:
-    """What `plan.json` keeps of a plan."""
+    """The outline of a plan, which `plan.json` keeps."""
     by_key = {job.key: job for job in jobs}
     wanted: dict[tuple[str, int], set[str]] = {(arm.name, seed): set() for arm, seed, _ in plan.runs()}
     for row in rows:
@@ -104,7 +104,7 @@ def _job_outline(job: Job, outputs: Path) -> JobOutline:
 
 
 def write_outline(summary: Outline, options: AblationOptions) -> None:
-    """Keep it as the ablation's latest call, for `read_outline` and `mlflow-sync`."""
+    """Write it as the ablation's latest call, for `read_outline` and `mlflow-sync`."""
     outputs = options.outputs
     cells = [[arm, seed, keys] for (arm, seed), keys in summary.cells.items()]
     tasks = [asdict(task) for task in summary.tasks.values()]

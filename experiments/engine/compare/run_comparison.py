@@ -90,7 +90,7 @@ def compare_sides(options: CompareOptions) -> RunComparison:
 
 
 def _contract(scored: Scores) -> dict[str, Any]:
-    """What must agree: protocols, settings and weights, and in a seed the clips that others are held against."""
+    """What must agree: protocols, settings and weights, and in a seed the clips that videos are measured against."""
     of_metrics = {name: {k: v for k, v in row.items() if k != "clips"} for name, row in scored.depends.items()}
     clips = [row["clips"] for row in scored.depends.values() if "clips" in row]
     return {"metrics": of_metrics, **({"clips": clips[0]} if clips else {})}
@@ -138,7 +138,7 @@ def _rows(
 
 
 def _in_order(metrics: Iterable[str], names: Sequence[str]) -> list[str]:
-    """As they were asked for; what a file brings beside that comes last."""
+    """Metrics in the order of `names`; others, which a scores file has, come last."""
     return sorted(metrics, key=lambda name: names.index(name) if name in names else len(names))
 
 
@@ -169,7 +169,7 @@ def _by_metric(scored: Scores) -> dict[str, dict[str, float | None]]:
 def _over_seeds(
     scores: Mapping[str, Mapping[int, Scores]], names: Sequence[str], wanted: str | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any], str | None]:
-    """metric -> what is printed, what was left out, the primary: a seed's means are of the videos both sides have."""
+    """As `_rows`, over seeds: a seed's means are over the videos that both sides have."""
     means: dict[str, dict[int, dict[str, float | None]]] = {"a": {}, "b": {}}
     only: dict[str, dict[str, list[str]]] = {}
     for seed, a in scores["a"].items():

@@ -23,7 +23,7 @@ TRIED_SHIFTS = (None, 1.0, 2.0, 3.0, 5.0)
 
 @dataclass(frozen=True)
 class Folder:
-    """Videos to compare, with what they were made by where that is known.
+    """Videos to compare, with the run that made them where that is known.
 
     seed: of the evaluation clips and noise; 0 for videos of another system.
     run: the run that made them; its sampling is right only where `is_sampling_known`.
@@ -45,12 +45,12 @@ class Side:
 
     @property
     def first(self) -> Folder:
-        """That of the first seed."""
+        """The folder of the first seed."""
         return next(iter(self.folders.values()))
 
 
 def side(text: str, outputs: Path) -> Side:
-    """What `a=` or `b=` names. Raises ConfigError listing what is near."""
+    """The folders that `a=` or `b=` names. Raises ConfigError listing near signatures."""
     folder = Path(text).expanduser()
     if folder.is_dir() and not re.fullmatch(r"[0-9a-f]{1,8}", text):
         if (folder / "done.json").exists() and folder.resolve().parent.name in ("videos", "train"):
@@ -147,7 +147,7 @@ def _samplings(base: Run) -> Iterator[Run]:
 
 
 def config_difference(a: Folder, b: Folder) -> list[str]:
-    """In which keys two runs differ, in words; the first line says what is the same."""
+    """The keys in which two runs differ, a line each; the first line says what is the same."""
     if a.run is None or b.run is None:
         left, right = _system_settings(a.path), _system_settings(b.path)
         if not (left and right):
@@ -184,7 +184,7 @@ def config_difference(a: Folder, b: Folder) -> list[str]:
 
 
 def _system_settings(folder: Path) -> dict[str, Any]:
-    """What was asked of a system (`benchmarks.systems`) for a folder of its videos; empty for other folders."""
+    """The settings with which a system (`benchmarks.systems`) made a folder of videos; empty for other folders."""
     note = next(iter(sorted((folder / "jobs").glob("*.json"))), None)
     if note is None:
         return {}

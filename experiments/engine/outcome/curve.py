@@ -49,7 +49,7 @@ def _number(arm: Arm, key: str, absent: float | str | None) -> float | None:
 
 
 def _line(plan: Plan, arm: Arm, key: str) -> str:
-    """The line of an arm: itself where arms are crossed with the key, else what it has of the other varied keys."""
+    """Name of the arm's line: the arm where arms are crossed with the key, else its values of the other varied keys."""
     if plan.ablation.across is not None and plan.ablation.across[0] == key:
         return arm.paper_arm
     others = [k for k in arm.varied if k != key and not key.startswith(f"{k}.")]

@@ -19,7 +19,7 @@ from pw.tracking.mlflow_log import TrackingError
 
 @dataclass(frozen=True)
 class MlflowSyncOptions:
-    """Whose tables."""
+    """Where the tables are that are logged."""
 
     outputs: Path = option(OUTPUTS, "where the tables are")
 

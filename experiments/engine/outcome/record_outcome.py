@@ -30,7 +30,10 @@ WRITTEN: dict[str, Any] = {"ablation": str, "scale": str} | dict.fromkeys(LISTS,
 
 
 def digest_of(table: Mapping[str, Any], metrics: Sequence[str] | None = None) -> dict[str, Any]:
-    """What is kept of a table.json: values in lists, named once by "columns". metrics: only these; None keeps all."""
+    """The part of a table.json that is kept: values in lists, named once by "columns".
+
+    metrics: only these; None keeps all.
+    """
 
     def rows(by_metric: Mapping[str, Any], columns: Sequence[str]) -> dict[str, list[Any]]:
         kept = {name: row for name, row in by_metric.items() if metrics is None or name in metrics}
@@ -88,7 +91,7 @@ def record(name: str, outputs: Path, results: Path = RESULTS) -> Path:
 
 
 def differs(digest: Mapping[str, Any], stated: Statement, clauses: Sequence[str]) -> list[str]:
-    """What an ablation's file says otherwise than its recorded result; empty where they agree.
+    """How an ablation's file contradicts its recorded result; empty where they agree.
 
     clauses: the texts of the clauses that the file has now.
     """

@@ -79,7 +79,7 @@ def _order_as_in_paper(plan: Plan, scores: Mapping[str, Any]) -> str:
 
 
 def _causes(failed: Mapping[str, str]) -> list[str]:
-    """Why what failed did, without what then could not be run, each once."""
+    """The reasons of failures, each once, without jobs that were not run because of them."""
     return list(dict.fromkeys(reason for reason in failed.values() if not reason.startswith("not run: ")))
 
 
@@ -139,7 +139,7 @@ def _by_metric(by_seed: Mapping[int, Mapping[str, float | None]]) -> dict[str, d
 
 
 def _cost(plan: Plan, arm: Arm) -> dict[str, Any]:
-    """What a seed of the arm cost, its start not counted (it is shared)."""
+    """The cost of a seed of the arm, without its start, which is shared."""
     outputs = plan.options.outputs
     trainings = [d for run in arm.runs.values() if (d := mark_of(training_folder(run, outputs)))]
     samplings = [d for seed, run in arm.runs.items() if (d := mark_of(sample_folder(run, outputs, seed)))]
@@ -205,7 +205,7 @@ def write_table(plan: Plan, result: dict[str, Any]) -> Path | None:
 
 
 def keep_earlier(folder: Path, settings: list[str]) -> Path | None:
-    """A table of other settings (other data, seeds, arms, a sweep) moves to `earlier/`, it is not written over."""
+    """Move a table of other settings (data, seeds, arms, a sweep) to `earlier/`; returns where, if there was one."""
     if not (folder / "table.json").exists():
         return None
     before = (read_json(folder / "table.json") or {}).get("settings")

@@ -83,7 +83,7 @@ def summary(scale: str, seeds: Sequence[int], rows: Sequence[Mapping[str, str]])
 
 
 def check_claims(ablation: Ablation, arms: Sequence[str]) -> None:
-    """The primary metric is measured, and every clause is of arms and metrics that there are. Raises ValueError.
+    """Check that the primary metric is measured, and that clauses name existing arms and metrics. Raises ValueError.
 
     arms: all that the ablation has, also those that are left out of a run.
     """

@@ -25,7 +25,7 @@ from pw.sample.evaluate import sample_folder
 
 
 def measured(plan: Plan, names: Sequence[str]) -> tuple[dict[str, tuple[Spread, float]], list[str]]:
-    """metric -> (spread, mean of all arms) from the scores on disk, and what could not be used."""
+    """(metric -> (spread, mean of all arms) from the scores on disk, notes on metrics without)."""
     scores, jackknife = _Scores(plan.options.outputs), _Jackknife(plan)
     spreads, notes = {}, []
     for name in names:
@@ -76,7 +76,7 @@ def _mean(values: Mapping[str, float]) -> float | None:
 
 
 class _Jackknife:
-    """What the clips on disk bring to the variance of a difference in a metric of the whole set."""
+    """The variance that the clips on disk bring to a difference in a metric of the whole set, by the jackknife."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan

@@ -69,7 +69,7 @@ def _per_metric(example: str, *, percent: bool) -> Callable[[str], PerMetric]:
 
 @dataclass(frozen=True)
 class PowerOptions:
-    """A design of prompts and seeds, and what it is to show."""
+    """A design of prompts and seeds, and the difference that it is to show."""
 
     ablation: str | None = option(None, "the ablation that is planned")
     paper: str | None = option(None, "a table of the paper instead, or beside it: table_9_3")

@@ -33,7 +33,7 @@ SHARE = 0.1
 
 @dataclass(frozen=True)
 class Known:
-    """One metric of the plan: how it is printed, its mean, its spread, what is asked of it, and what its test keeps."""
+    """A metric with a known spread: how it is printed, its mean, the difference to be shown, and the test's level."""
 
     name: str
     header: str
@@ -70,7 +70,7 @@ class Cost:
     is_real_scale: bool
 
     def seconds(self, prompts: int, seeds: int) -> float:
-        """Of a whole design."""
+        """Seconds of a whole design."""
         return seeds * (self.per_seed + prompts * self.per_video)
 
 
@@ -106,7 +106,7 @@ class PowerPlan:
 
 
 def _plan_of(options: PowerOptions) -> Plan:
-    """The ablation's plan. Raises ConfigError in the words of this command: a key that is no override may be meant."""
+    """The ablation's plan. Raises ConfigError that names the keys of this command too."""
     try:
         return make_plan(replace(parse([f"name={options.ablation}", *options.overrides]), outputs=options.outputs))
     except ValueError as error:

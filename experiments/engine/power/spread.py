@@ -48,7 +48,7 @@ class Spread:
         return None if self.video is None or self.of_set else self.video / math.sqrt(prompts)
 
     def share_of_videos(self, prompts: int) -> float | None:
-        """What part of the variance of a seed's difference its videos bring; None where it is not known."""
+        """The share of the videos in the variance of a seed's difference; None where it is not known."""
         if self.video is None:
             return None
         of_videos = self.video**2 / prompts
@@ -57,7 +57,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Level:
-    """What a test is to keep: two-sided error after Holm over so many metrics, and power."""
+    """The error and power of a test: two-sided error after Holm over so many metrics."""
 
     alpha: float = 0.05
     power: float = 0.8
@@ -223,7 +223,7 @@ class Purchase:
 def purchases(
     spread: Spread, prompts: int, seeds: int, level: Level, seconds: Callable[[int, int], float] | None = None
 ) -> tuple[Purchase, ...]:
-    """What twice the videos, and two more seeds, would show.
+    """The differences that twice the videos, or two more seeds, would show.
 
     seconds: of (prompts, seeds).
     """

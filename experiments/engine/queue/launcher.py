@@ -40,7 +40,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Submitit:
-    """A queue. The keys are explained in `conf/launcher/submitit.yaml`."""
+    """A queue of jobs, through submitit. The keys are explained in `conf/launcher/submitit.yaml`."""
 
     cluster: Literal["slurm", "local"]
     partition: str | None
@@ -129,7 +129,7 @@ def _at_least(owner: object, least: int, *names: str) -> None:
 
 
 def take_launcher(words: Sequence[str]) -> tuple[Local | Submitit, list[str]]:
-    """(the launcher that the words ask for, the other words). Raises ConfigError naming the key and what there is."""
+    """(the launcher that the words ask for, the other words). Raises ConfigError naming the key and the choices."""
     of_launcher = [word for word in words if word.partition("=")[0].partition(".")[0] == "launcher"]
     rest = [word for word in words if word not in of_launcher]
     given = dict(word.partition("=")[::2] for word in of_launcher)

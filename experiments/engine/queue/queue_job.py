@@ -56,7 +56,7 @@ class QueueJob:
 
     @contextmanager
     def _together(self) -> Generator[Team]:
-        """With the other tasks of this job of the queue, once they are all there."""
+        """Join the other tasks of this job of the queue, once all have started."""
         if self.unit.tasks == 1:
             yield Team(Place(0, 1))
             return
