@@ -11,7 +11,7 @@ Verdict   (tiny, 5 seeds) holds 1, refuted 2, not resolved 1. Stage II beats any
 
 from experiments import DETAIL, Ablation, better
 
-# At this scale stage II departs from the base, which knows no anchor, as the paper's departs from Wan2.2 (D12).
+# At this scale stage II departs from the base, which knows no anchor, as the paper's departs from Wan2.2.
 LONGER = "start=base optimizer.lr=1e-3 optimizer.final_lr=0.1"
 SYNTHESIS = "stage=hires train.updates=400 anchors=generated"
 

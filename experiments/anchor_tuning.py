@@ -12,7 +12,7 @@ ABLATION = Ablation(
     fixed="stage=anchor optimizer.lr=1e-3 optimizer.final_lr=0.1",
     varies=("train.updates",),
     arms={"untuned": "train.updates=0", "tuned": "train.updates=600"},
-    # at the anchor's own size, against real clips degraded as stage II is trained on (D11)
+    # at the anchor's own size, against real clips degraded as stage II is trained on
     native=True,
     metrics=DETAIL,
     claims=(better("tuned", "untuned", "tuning at the anchor's size brings it nearer to real clips"),),

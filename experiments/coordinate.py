@@ -1,7 +1,7 @@
 """Is a timestep 1000 sigma, or an index before the shift?
 
 Claim     Read as 1000 sigma, quality rises with the number of steps; read as the index, the 3-step grid
-          (1000, 667, 333) lies off the trained ladder and is worse than 2 steps (method.md 1).
+          (1000, 667, 333) lies off the trained ladder and is worse than 2 steps (docs/method.md).
 Refuted   if the index reading is better at 3, 4 or 5 steps, or its 3 steps are better than its 2.
 Verdict   (tiny, 5 seeds) holds 1, refuted 1, not resolved 1. Read as 1000 sigma each step more is better (psd 2.32,
           1.07, 0.77, 0.63 dB at 2 to 5 steps). Read as the index, 2 steps do as well as the other reading's 3 (1.01),

@@ -15,7 +15,7 @@ BERNOULLI = f"{BATCH} turns=bernoulli"
 BELL = f"{BERNOULLI} objective.flow_weight=bell"
 BETAS = f"{BELL} optimizer.betas=[0.0,0.999]"
 
-# Each row changes one thing of the row above, from the paper's words to the authors' code (method.md 2-3). Eq. 4's
+# Each row changes one thing of the row above, from the paper's words to the authors' code (docs/method.md). Eq. 4's
 # 1/2-1/2 is the span-weighted mean in this coordinate, but for snapping; `halves` asks where it is not.
 ABLATION = Ablation(
     fixed="stage=hires",

@@ -29,13 +29,15 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from small_shards import spoil, write_noise
 
-from experiments import DETAIL, Ablation, Statement
+from experiments.engine.ablation import DETAIL, Ablation, Statement
+from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.job import Job, all_jobs
 from experiments.engine.ledger import Ledger
-from experiments.engine.plan import Options, Plan, plan_of
-from experiments.engine.pool import PRELOAD, Job, Pool, _heard, _Running, all_jobs
+from experiments.engine.outcome.table import make_table, write_table
+from experiments.engine.plan import Plan, plan_of
+from experiments.engine.pool import PRELOAD, Pool, RunningJob, read_reports
 from experiments.engine.run_ablation import finish
-from experiments.engine.status import look, outline
-from experiments.engine.table import make_table, write_table
+from experiments.engine.status import cells_of, outline
 from pw.io.files import write_json
 from pw.io.paths import ROOT
 from pw.parallel.processes import Stopped
@@ -58,7 +60,9 @@ SIZES = (
 
 def planned(outputs: Path, ablation: Ablation = ABLATION, sizes: Sequence[str] = SIZES) -> Plan:
     return plan_of(
-        Options("faults", seeds=(0,), outputs=outputs, overrides=tuple(sizes)), ablation, Statement("", "", "", "")
+        AblationOptions("faults", seeds=(0,), outputs=outputs, overrides=tuple(sizes)),
+        ablation,
+        Statement("", "", "", ""),
     )
 
 
@@ -327,8 +331,8 @@ def test_half_a_word_of_a_worker_that_was_killed_ends_no_runner(tmp_path: Path) 
     report, theirs = multiprocessing.Pipe(duplex=False)
     os.write(theirs.fileno(), b"\0\0\0\x20half")
     theirs.close()
-    running = _Running(all_jobs(planned(tmp_path))[0][0], None, report, report, 0.0)
-    assert _heard(running) is None
+    running = RunningJob(all_jobs(planned(tmp_path))[0][0], None, report, report, 0.0)
+    assert read_reports(running) is None
     assert running.is_silent
 
 
@@ -346,7 +350,7 @@ def test_the_table_is_afterwards_the_undisturbed_one(story: Story) -> None:
 
 def test_the_status_tells_who_failed_and_why(story: Story) -> None:
     plan = story.finished.plan
-    cells = look(outline(plan, *all_jobs(plan)), plan.options.outputs)
+    cells = cells_of(outline(plan, *all_jobs(plan)), plan.options.outputs)
     assert [cell.state for cell in cells] == ["done", "done", "failed"]
     assert "the loss is not finite" in cells[2].detail
     assert "ValueError" in cells[2].log[-1]

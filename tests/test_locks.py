@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import names
-from experiments.engine.launcher import take_launcher
+from experiments.engine.ablation import names
 from experiments.engine.plan import make_plan, parse
+from experiments.engine.queue.launcher import take_launcher
 from pw.cli import VERBS
 from pw.run.build import build
 

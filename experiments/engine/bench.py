@@ -1,7 +1,4 @@
-"""Speed of training on this machine, side by side in one run: `make bench what=train`.
-
-    pw bench what=train [only=step,ablation,latents,start,list,method] [repeats=20]
-                                [arms=baseline,full] [seeds=2] [updates=20] [count=8] [out=FILE.json]
+"""Speed of training on this machine, side by side in one run: `pw bench what=train`.
 
 step      An update of `pw.train.loop` (Lightning, curves, signals, EMA) and of a bare PyTorch loop that ends with the
           same weights: `repeats` rounds of ten, in turn, at the tiny scale.
@@ -29,24 +26,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-from benchmarks.speed.metric_speed import Measured, device, in_turn, show, whole_number
+from benchmarks.speed.metric_speed import Measured, device, in_turn, show
 from experiments.engine.plan import make_plan, parse
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_writable, write_json
 from pw.io.host import usable_cores
 from pw.io.paths import ROOT
 from pw.parallel.processes import REPORT
 from pw.run.provenance import provenance
 
-OWN = {
-    "only": "step,latents,ablation,start,list,method",
-    "repeats": "20",
-    "arms": "baseline,full",
-    "seeds": "2",
-    "updates": "20",
-    "count": "8",
-    "out": "",
-}
 STARTS = 5  # processes of a kind that are started, at most
 START = ("scale=tiny", "stage=hires", "start=none", "trainer=cpu", "train.updates=1")
 LISTING = ("-m", "pw", "ablations")
@@ -56,8 +46,39 @@ METHOD = "import importlib, pkgutil, pw.method, torch; " + (
 )
 
 
+Part = Literal["step", "latents", "ablation", "start", "list", "method"]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("a whole number from 1")
+    return int(text)
+
+
+def _out(text: str) -> Path:
+    path = Path(text).absolute()
+    try:
+        check_writable("out", path.parent, path.name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return path
+
+
 @dataclass(frozen=True)
-class Sizes:
+class TrainBenchOptions:
+    """What is measured, and how much of it."""
+
+    only: tuple[Part, ...] = option(("step", "latents", "ablation", "start", "list", "method"), "what is measured")
+    repeats: int = option(20, "rounds", read=_positive)
+    arms: tuple[str, ...] = option(("baseline", "full"), "arms of ansc that are run")
+    seeds: str = option("2", "its seeds")
+    updates: int = option(20, "its updates of a training", read=_positive)
+    count: int = option(8, "its evaluation clips", read=_positive)
+    out: Path | None = option(None, "a JSON file, by default named by the processor", read=_out)
+
+
+@dataclass(frozen=True)
+class BenchSizes:
     """How much is measured: rounds, and what the ablation is made of."""
 
     repeats: int
@@ -71,11 +92,11 @@ class Sizes:
 
 def medians(part: str, what: tuple[str, str], seconds: tuple[list[float], list[float]]) -> tuple[Measured, Measured]:
     """Two rivals' medians, in milliseconds."""
-    ours, theirs = (statistics.median(found) * 1e3 for found in seconds)
+    ours, theirs = (statistics.median(each) * 1e3 for each in seconds)
     return Measured(part, what[0], ours, "ms"), Measured(part, what[1], theirs, "ms")
 
 
-def bench_step(sizes: Sizes) -> list[Measured]:
+def bench_step(sizes: BenchSizes) -> list[Measured]:
     """Lightning's loop beside a bare one."""
     from benchmarks.speed.updates import time_updates
 
@@ -87,7 +108,7 @@ def bench_step(sizes: Sizes) -> list[Measured]:
     ]
 
 
-def bench_latents(sizes: Sizes) -> list[Measured]:
+def bench_latents(sizes: BenchSizes) -> list[Measured]:
     """Reading beside training."""
     from benchmarks.speed.updates import time_reading
 
@@ -99,7 +120,7 @@ def bench_latents(sizes: Sizes) -> list[Measured]:
     ]
 
 
-def bench_ablation(sizes: Sizes) -> list[Measured]:
+def bench_ablation(sizes: BenchSizes) -> list[Measured]:
     """The runner beside the commands that do the same runs alone."""
     with tempfile.TemporaryDirectory(prefix="pw-bench-") as work:
         call = ("-m", "pw", "ablation", *sizes.ablation)
@@ -115,18 +136,18 @@ def bench_ablation(sizes: Sizes) -> list[Measured]:
 
 
 def alone(printed: str) -> list[list[str]]:
-    """The words after `python` of the fewest commands that do what a dry run printed: a sampling trains first."""
+    """The words after `python` of the samplings that a dry run printed: each trains first, so they do all of it."""
     lines = [line.strip() for line in printed.splitlines()]
     return [shlex.split(line)[1:] for line in lines if re.match(r"\S+python -m pw sample", line)]
 
 
-def bench_start(sizes: Sizes) -> list[Measured]:
+def bench_start(sizes: BenchSizes) -> list[Measured]:
     """From the start of a process to its first update."""
-    found = []
+    times = []
     for _ in range(sizes.starts + 1):
         with tempfile.TemporaryDirectory(prefix="pw-bench-") as work:
-            found.append(first_report("-m", "pw", "train", *START, f"outputs={work}"))
-    seconds, cpu = (statistics.median(values[1:]) for values in zip(*found, strict=True))
+            times.append(first_report("-m", "pw", "train", *START, f"outputs={work}"))
+    seconds, cpu = (statistics.median(values[1:]) for values in zip(*times, strict=True))
     return [
         Measured("start", "to the end of the first update", seconds, "s", 12, "most"),
         Measured("start", "its CPU time, to the process's end", cpu, "s"),
@@ -143,23 +164,23 @@ def first_report(*words: str) -> tuple[float, float]:
             [sys.executable, *words], cwd=ROOT, stdout=log, stderr=log, env=environment, pass_fds=[theirs]
         )
         os.close(theirs)
-        told = reports.read(1)  # nothing, if the process ends without
+        progress = reports.read(1)  # nothing, if the process ends without
         took = time.perf_counter() - began
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         log.seek(0)
-        if process.returncode or not told:
+        if process.returncode or not progress:
             raise RuntimeError(f"python {shlex.join(words)} failed:\n{log.read()}")
     return took, usage.ru_utime + usage.ru_stime
 
 
-def bench_list(sizes: Sizes) -> list[Measured]:
+def bench_list(sizes: BenchSizes) -> list[Measured]:
     """The list of ablations."""
     _, seconds = in_turn({"list": lambda: len(python(*LISTING))}, sizes.starts)
     return [Measured("list", "make ablations", seconds["list"], "s", 1, "most")]
 
 
-def bench_method(sizes: Sizes) -> list[Measured]:
+def bench_method(sizes: BenchSizes) -> list[Measured]:
     """Importing all of the method beside importing torch."""
     rivals = {"method": METHOD, "torch": "import torch"}
     _, seconds = in_turn(
@@ -187,7 +208,7 @@ def timed(act: Callable[[], object]) -> float:
 
 
 # light processes first, while this one has not imported torch
-PARTS: dict[str, Callable[[Sizes], list[Measured]]] = {
+PARTS: dict[str, Callable[[BenchSizes], list[Measured]]] = {
     "list": bench_list,
     "method": bench_method,
     "start": bench_start,
@@ -197,48 +218,31 @@ PARTS: dict[str, Callable[[Sizes], list[Measured]]] = {
 }
 
 
-def check(words: Sequence[str]) -> tuple[list[str], Sizes, Path | None]:
-    """(parts, sizes, file) of a call. Raises ValueError naming the key and what would do."""
-    own = dict(OWN)
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key not in OWN or not equals:
-            raise ValueError(f"{word}: no such key; there are {', '.join(f'{key}=' for key in OWN)}")
-        own[key] = value
-    parts = own["only"].split(",")
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise ValueError(f"only={own['only']}: {unknown[0]!r} is not one of {', '.join(PARTS)}")
-    numbers = {key: whole_number(key, own[key]) for key in ("repeats", "updates", "count")}
-    ablation = (
-        *("name=ansc", f"arms={own['arms']}", f"seeds={own['seeds']}", "mlflow=false"),
-        *(f"train.updates={numbers['updates']}", f"start.updates={numbers['updates']}"),
-        f"sampling.count={numbers['count']}",
+def ablation_words(options: TrainBenchOptions) -> tuple[str, ...]:
+    """The ablation that is timed. Raises ConfigError when there is no such one."""
+    words = (
+        *("name=ansc", f"arms={','.join(options.arms)}", f"seeds={options.seeds}", "mlflow=false"),
+        *(f"train.updates={options.updates}", f"start.updates={options.updates}"),
+        f"sampling.count={options.count}",
     )
-    make_plan(parse(ablation))
-    out = Path(own["out"]).absolute() if own["out"] else None
-    if out:
-        check_writable("out", out.parent, out.name)
-    return [part for part in PARTS if part in parts], Sizes(numbers["repeats"], ablation), out
+    make_plan(parse(words))
+    return words
 
 
-def main(words: Sequence[str]) -> int:
-    """Exit status: 0 measured, 1 a process failed, 2 a mistake in the call."""
-    try:
-        parts, sizes, out = check(words)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    found: list[Measured] = []
-    for part in parts:
+def run(options: TrainBenchOptions) -> int:
+    """Measure, print and write; exit status 0, or 1 when a process failed. Raises ConfigError."""
+    sizes = BenchSizes(options.repeats, ablation_words(options))
+    measured: list[Measured] = []
+    for part in (part for part in PARTS if part in options.only):
         print(f"{part} …", file=sys.stderr, flush=True)
         try:
-            found += PARTS[part](sizes)
+            measured += PARTS[part](sizes)
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    show(found)
-    out = out or default_out()
-    write_json(out, about(found, sizes))
+    show(measured)
+    out = options.out or default_out()
+    write_json(out, about(measured, sizes))
     print(out)
     return 0
 
@@ -248,7 +252,7 @@ def default_out() -> Path:
     return ROOT / "outputs" / "bench" / f"train_{re.sub(r'[^A-Za-z0-9]+', '-', device()).strip('-')}.json"
 
 
-def about(found: Sequence[Measured], sizes: Sizes) -> dict[str, object]:
+def about(measured: Sequence[Measured], sizes: BenchSizes) -> dict[str, object]:
     """What is written: the numbers, and where they come from."""
     import torch
 
@@ -258,6 +262,9 @@ def about(found: Sequence[Measured], sizes: Sizes) -> dict[str, object]:
         "load": os.getloadavg(),
         "torch": torch.__version__,
         **asdict(sizes),
-        "measured": [{**asdict(row), "met": row.met} for row in found],
+        "measured": [{**asdict(row), "met": row.met} for row in measured],
         **provenance(),
     }
+
+
+main = Command(TrainBenchOptions, run)

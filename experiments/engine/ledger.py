@@ -1,9 +1,9 @@
-"""Who carries out which job, since when: one small file per job in `outputs/ledger/`, and no server.
+"""Who runs which job, since when: one small file per job in `outputs/ledger/`, and no server.
 
-A runner claims a job before it starts it; whoever works on it then renews the claim every few seconds. So a second
-runner, on this machine or on another that shares the folder, waits for what is taken and takes what is free. A claim
-is a hint, never what keeps results whole: that is the lock in each folder of results. A claim that cannot be written
-(a full disk) stops no job.
+A runner claims a job before it starts it; the process that runs it renews the claim every few seconds. So a second
+runner, on this machine or on another that shares the folder, waits for what is claimed and takes what is free. A claim
+is a hint: what keeps results whole is the lock in each folder of results. A claim that cannot be written (a full disk)
+stops no job.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ SILENT = 120.0  # seconds without one, after which nobody is thought to work on 
 
 @dataclass(frozen=True)
 class Claim:
-    """One job in somebody's hands.
+    """Who runs a job, and how far it is.
 
     state          queued: handed to a scheduler; running; failed
     owner          the ledger (a runner's) that claimed it
-    host, pid      who works on it; `started` is when that process was made: numbers of processes are used again
+    host, pid      the process that runs it; `started` is when it was started, as pids are used again
     since, beat    epoch seconds: when it was claimed, and the last sign of life
-    done, total    updates or batches; (first, at_first) is where this process began, for the time that is left
+    done, total    updates or batches; (first, at_first) is where this process began, to estimate the time that is left
     queue          its place there, `slurm:17_0`
     """
 
@@ -62,7 +62,7 @@ class Claim:
 
     @property
     def is_stale(self) -> bool:
-        """Whether it says running, but its process is gone or silent; or queued, but the queue does not know it."""
+        """Whether it is marked running but its process is gone or silent, or queued but not in the queue."""
         if self.state == "queued":
             return bool(self.queue) and not is_in_queue(self.queue)
         if self.state != "running":
@@ -71,24 +71,24 @@ class Claim:
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody works on it, or will."""
+        """Whether somebody runs it, or will."""
         return self.state in ("queued", "running") and not self.is_stale
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace so far; None before there is one."""
+        """Estimated from the updates so far; None before the first."""
         if self.done <= self.first or self.at_last <= self.at_first:
             return None
         return (self.at_last - self.at_first) / (self.done - self.first) * (self.total - self.done)
 
     @property
     def who(self) -> str:
-        """For people."""
+        """Where it runs, in words."""
         return f"the queue, as {self.queue}" if self.state == "queued" else f"process {self.pid} on {self.host}"
 
 
 class Ledger:
-    """The claims under one folder of outputs, and a name to claim in."""
+    """The claims under one folder of outputs; `owner` is the name that this runner claims in."""
 
     def __init__(self, outputs: Path, owner: str = "") -> None:
         self.folder = outputs / "ledger"
@@ -99,7 +99,7 @@ class Ledger:
         return self.folder / f"{digest(key)}.json"
 
     def read(self, key: str) -> Claim | None:
-        """The claim there is."""
+        """The claim on a job; None if there is none."""
         try:
             return Claim(**json.loads(self.path(key).read_text()))
         except (OSError, ValueError, TypeError):  # none; cut off by a crash of the machine; an older version's
@@ -115,63 +115,63 @@ class Ledger:
         queue: str = "",
         over_queued: bool = False,
     ) -> Claim:
-        """Claim a job: the claim that then holds, of another `owner` if somebody else has the job.
+        """Claim a job; returns the claim that then holds, which has another `owner` if somebody else has the job.
 
-        over_queued: also when it waits in another's queue, by one whose turn has come.
+        over_queued: take the job over from another's queue, when its turn has come.
         """
         from filelock import FileLock
 
         now = time.time()
-        mine = Claim(key, label, state, self.owner, _host(), os.getpid(), _started(), now, now, str(log), queue=queue)
+        claim = Claim(key, label, state, self.owner, _host(), os.getpid(), _started(), now, now, str(log), queue=queue)
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / ".lock", timeout=PATIENCE):
-                found = self.read(key)
-                is_others = found is not None and found.owner != self.owner and found.is_held
-                if found is not None and is_others and not (over_queued and found.state == "queued"):
-                    return found
-                self.write(mine)
-        return mine
+                current = self.read(key)
+                is_others = current is not None and current.owner != self.owner and current.is_held
+                if current is not None and is_others and not (over_queued and current.state == "queued"):
+                    return current
+                self.write(claim)
+        return claim
 
     def enqueue(self, key: str, queue: str) -> None:
         """Note where a claimed job waits, unless its turn has come already."""
         from filelock import FileLock
 
         with suppress(OSError), FileLock(self.folder / ".lock", timeout=PATIENCE):
-            found = self.read(key)
-            if found is not None and found.state == "queued":
-                self.write(replace(found, queue=queue))
+            current = self.read(key)
+            if current is not None and current.state == "queued":
+                self.write(replace(current, queue=queue))
 
     def write(self, claim: Claim) -> None:
-        """Replace the claim, at once and whole. A disk that is full keeps the older one."""
+        """Replace the claim, atomically. On a full disk the older one stays."""
         with suppress(OSError):
             write_json(self.path(claim.key), asdict(claim))
 
     def release(self, key: str) -> None:
-        """The job is done, or nobody's: its results say which."""
+        """Remove the claim: the job is done, or free."""
         with suppress(OSError):
             self.path(key).unlink(missing_ok=True)
 
     def fail(self, key: str, reason: str, log: Path | None = None) -> None:
-        """The job failed; its claim stays, for `make status`, and holds nobody off. Of several processes that fail
-        together the first is believed: the others may only have lost it.
+        """Note that the job failed, for `pw status`; such a claim keeps nobody from the job. Of several processes that
+        fail together the first counts: the others may only have lost it.
 
-        log: where its words are, if not where the claim says
+        log: where its output is, if not where the claim says
         """
         from filelock import FileLock
 
         with suppress(OSError), FileLock(self.folder / ".lock", timeout=PATIENCE):
-            if (found := self.read(key)) is not None and found.state != "failed":
-                there = found.log if log is None else str(log)
-                self.write(replace(found, state="failed", error=reason, log=there, beat=time.time()))
+            if (current := self.read(key)) is not None and current.state != "failed":
+                there = current.log if log is None else str(log)
+                self.write(replace(current, state="failed", error=reason, log=there, beat=time.time()))
 
     def renew(self, claim: Claim) -> bool:
         """Write the claim with a new sign of life; False when another process of the same job has failed meanwhile."""
         from filelock import FileLock
 
         with suppress(OSError), FileLock(self.folder / ".lock", timeout=BEAT):
-            found = self.read(claim.key)
-            if found is not None and found.state == "failed" and found.since == claim.since:
+            current = self.read(claim.key)
+            if current is not None and current.state == "failed" and current.since == claim.since:
                 return False
             self.write(replace(claim, beat=time.time()))
         return True
@@ -193,7 +193,7 @@ class Ledger:
 
 
 class _Held:
-    """A claim that is being worked on."""
+    """A claim that is renewed while its job runs."""
 
     def __init__(self, ledger: Ledger, claim: Claim) -> None:
         self.ledger, self.claim = ledger, claim
@@ -225,11 +225,11 @@ def is_in_queue(place: str) -> bool:
 def _squeue(_: int) -> frozenset[str] | None:
     """Numbers of all jobs of SLURM's queue, arrays one by one; asked no more than once in SQUEUE seconds."""
     try:
-        asked = ["squeue", "--noheader", "--array", "--format=%i"]
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
+        query = ["squeue", "--noheader", "--array", "--format=%i"]
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return frozenset(told.stdout.split())
+    return frozenset(answer.stdout.split())
 
 
 @lru_cache(maxsize=1)

@@ -8,101 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments import Ablation, Statement, load, names
+from experiments.engine.ablation import Ablation, Statement, load
+from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.outcome.verdict import check_claims
 from experiments.engine.sweep import take_sweeps
-from experiments.engine.verdict import check_claims
-from pw.io.paths import OUTPUTS
+from pw.io import arguments
 from pw.run.build import Run, build
 from pw.run.compose import Config, ConfigError, leaves, override_key
-from pw.train.command import outputs_folder
 from pw.train.preflight import check_share
 from pw.train.record import earlier_trainings, with_code
 
-DEFAULT_SEEDS = (0, 1, 2, 3, 4)
 
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says about the ablation rather than about its runs.
-
-    seeds       a number (5 is 0 to 4) or a list ([0,3])
-    arms        only these, comma-separated
-    vary_start  train a start checkpoint per seed, instead of one for all
-    workers     runs at a time; 0 is one per core
-    dry_run     print the plan and the commands, do nothing
-    fresh       redo what is cached, but for starts, which other ablations share
-    mlflow      record the runs
-    """
-
-    name: str
-    seeds: tuple[int, ...] = DEFAULT_SEEDS
-    arms: tuple[str, ...] = ()
-    vary_start: bool = False
-    workers: int = 0
-    dry_run: bool = False
-    fresh: bool = False
-    mlflow: bool = True
-    outputs: Path = OUTPUTS
-    overrides: tuple[str, ...] = ()
-
-    def words(self) -> list[str]:
-        """The words that say which runs these are: `parse` of them gives the same plan."""
-        arms = [f"arms={','.join(self.arms)}"] if self.arms else []
-        start = ["vary_start=true"] if self.vary_start else []
-        return [f"name={self.name}", seeds_word(self.seeds), *arms, *start, *self.overrides]
-
-
-def parse(arguments: Sequence[str]) -> Options:
-    """key=value words -> options; what is no option is an override of every run. Raises ConfigError."""
-    given: dict[str, Any] = {}
-    overrides: list[str] = []
-    for word in arguments:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ConfigError(f"{word!r}: write key=value, e.g. name=ansc seeds=5 (`make ablations` lists the names)")
-        if key in Options.__dataclass_fields__ and key != "overrides":
-            given[key] = _option(key, value)
-        else:
-            overrides.append(word)
-    if not given.get("name"):
-        raise ConfigError(f"name=… is missing: one of {', '.join(names())}")
-    return Options(**given, overrides=tuple(overrides))
-
-
-def _option(key: str, value: str) -> Any:
-    if key == "seeds":
-        return _seeds(value)
-    if key == "arms":
-        return tuple(value.split(","))
-    if key in ("dry_run", "fresh", "mlflow", "vary_start"):
-        if value not in ("true", "false"):
-            raise ConfigError(f"{key}={value}: true or false")
-        return value == "true"
-    if key == "workers":
-        if not value.isdecimal():
-            raise ConfigError(f"workers={value}: a whole number; 0 is one per core")
-        return int(value)
-    if key == "outputs":
-        return outputs_folder(value)
-    return value
-
-
-def seeds_word(seeds: Sequence[int]) -> str:
-    """Seeds as one would type them: seeds=3 of 0, 1 and 2, else the list."""
-    counted = list(seeds) == list(range(len(seeds)))
-    return f"seeds={len(seeds)}" if counted else f"seeds=[{','.join(map(str, seeds))}]"
-
-
-def _seeds(value: str) -> tuple[int, ...]:
-    inside = value.strip("[]")
-    parts = inside.split(",") if "," in inside or value.startswith("[") else None
-    try:
-        seeds = tuple(range(int(value))) if parts is None else tuple(int(part) for part in parts)
-    except ValueError:
-        seeds = ()
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"seeds={value}: a number of seeds (5 is 0 to 4) or a list of them ([0,1,7])")
-    return seeds
+def parse(words: Sequence[str]) -> AblationOptions:
+    """key=value words -> options; words that are no option are overrides of every run. Raises ConfigError."""
+    return arguments.parse(AblationOptions, words)
 
 
 @dataclass(frozen=True)
@@ -135,7 +54,7 @@ class ProbeRun:
 class Plan:
     """An ablation, composed."""
 
-    options: Options
+    options: AblationOptions
     ablation: Ablation
     statement: Statement
     arms: tuple[Arm, ...]
@@ -143,7 +62,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Of the ablation: its file, its MLflow experiment, its folder."""
+        """The ablation's name: of its file, its MLflow experiment and its folder."""
         return self.options.name
 
     @property
@@ -157,7 +76,7 @@ class Plan:
         return self.options.outputs / self.name
 
     def runs(self) -> Iterator[tuple[Arm, int, Run]]:
-        """Every (arm, seed, run), seed by seed, so that a part of a plan is already a comparison."""
+        """Every (arm, seed, run), seed by seed, so that a part of a plan is already a comparison of arms."""
         for seed in self.options.seeds:
             for arm in self.arms:
                 yield arm, seed, arm.runs[seed]
@@ -165,17 +84,17 @@ class Plan:
 
 def trainings(plan: Plan) -> dict[str, tuple[str, Run]]:
     """Every training of a plan by signature, with its label, each after its start. Shipped starts are among them."""
-    found: dict[str, tuple[str, Run]] = {}
+    labelled: dict[str, tuple[str, Run]] = {}
 
     def add(label: str, run: Run | None) -> None:
-        if run is not None and run.training_signature not in found:
+        if run is not None and run.training_signature not in labelled:
             add(f"start {run.start.name}", run.start_run)
-            found[run.training_signature] = label, run
+            labelled[run.training_signature] = label, run
 
     for arm, seed, run in plan.runs():
         add(f"{arm.name} seed {seed}", run)
         add("anchors", run.anchor_run)
-    return found
+    return labelled
 
 
 def starts(plan: Plan) -> dict[str, Run]:
@@ -184,7 +103,7 @@ def starts(plan: Plan) -> dict[str, Run]:
 
 
 def start_words(start: Run) -> str:
-    """What a start is, for a plan and a table."""
+    """A start in words, for a plan and a table."""
     if start.shipped is not None:
         return f"start {start.shipped.name}: {start.shipped.words}"
     if start.start_run is not None and start.start_run.shipped is not None:
@@ -197,29 +116,29 @@ def start_words(start: Run) -> str:
 
 
 def other_code(plan: Plan) -> list[str]:
-    """What is to be said of trainings that other code made: which rows take them, or what lies there unused."""
+    """Notes on trainings by other code: which rows use them, and which are kept unused."""
     earlier = earlier_trainings(plan.options.outputs)
-    told: list[str] = []
+    notes: list[str] = []
     for label, run in trainings(plan).values():
         alike = [e for e in earlier if run.shipped is None and e.key == run.trained_key]
         others = [e for e in alike if e.folder.name != run.training_signature]
         if run.is_as_trained:
             code = next((e.code for e in alike if e.folder.name == run.training_signature), "unknown")
-            told.append(f"{label}: {run.training_signature}, as it was trained by other code ({code})")
+            notes.append(f"{label}: {run.training_signature}, as it was trained by other code ({code})")
         elif others:
             is_finished = others[0].is_finished
             use = "code=as_trained uses it" if is_finished else "not finished, that code alone goes on with it"
-            told.append(f"{label}: {others[0].folder} was trained by other code (kept; {use})")
-    return told
+            notes.append(f"{label}: {others[0].folder} was trained by other code (kept; {use})")
+    return notes
 
 
-def make_plan(options: Options) -> Plan:
-    """Compose and check every arm and seed. Raises ConfigError (and ValueError for an unknown name)."""
+def make_plan(options: AblationOptions) -> Plan:
+    """Compose and check every arm and seed. Raises ConfigError."""
     return plan_of(options, *load(options.name))
 
 
-def plan_of(options: Options, ablation: Ablation, stated: Statement) -> Plan:
-    """The plan of an ablation that need not be a file of this folder. Raises ConfigError."""
+def plan_of(options: AblationOptions, ablation: Ablation, stated: Statement) -> Plan:
+    """The plan of an ablation, which need not come from a file. Raises ConfigError."""
     crossed: Sequence[Any] = ablation.across[1] if ablation.across else [None]
     try:
         check_claims(ablation, [_label(ablation, name, value) for value in crossed for name in ablation.arms])
@@ -251,7 +170,7 @@ def _label(ablation: Ablation, name: str, value: Any) -> str:
     return f"{name}@{value}" if ablation.across else name
 
 
-def _chosen_arms(ablation: Ablation, options: Options) -> list[str]:
+def _chosen_arms(ablation: Ablation, options: AblationOptions) -> list[str]:
     for name in options.arms:
         if name not in ablation.arms:
             near = difflib.get_close_matches(name, ablation.arms, 1)
@@ -271,7 +190,9 @@ def _check_overrides(ablation: Ablation, name: str, overrides: Sequence[str]) ->
             )
 
 
-def _arm(ablation: Ablation, options: Options, given: Sequence[str], name: str, value: Any, above: str | None) -> Arm:
+def _arm(
+    ablation: Ablation, options: AblationOptions, given: Sequence[str], name: str, value: Any, above: str | None
+) -> Arm:
     across = [f"{ablation.across[0]}={value}"] if ablation.across else []
     overrides = [*ablation.fixed.split(), *given, *ablation.arms[name].split(), *across]
     label = _label(ablation, name, value)
@@ -282,8 +203,8 @@ def _arm(ablation: Ablation, options: Options, given: Sequence[str], name: str, 
     except ConfigError as error:
         raise ConfigError(f"arm {label}: {error}") from error
     tuned = [o for o in (*ablation.fixed.split(), *ablation.arms[name].split()) if o.startswith("optimizer.")]
-    own = {override_key(o) for o in given}
-    if run.departs_from_wan and (left := [o for o in tuned if override_key(o) not in own]):
+    given_keys = {override_key(o) for o in given}
+    if run.departs_from_wan and (left := [o for o in tuned if override_key(o) not in given_keys]):
         raise ConfigError(
             f"arm {label}: {' '.join(left)} is fixed for the tiny scale; at scale={run.scale.name} give your own, e.g. "
             f'args="… optimizer.lr=1e-5 optimizer.final_lr=1"'
@@ -293,7 +214,7 @@ def _arm(ablation: Ablation, options: Options, given: Sequence[str], name: str, 
 
 
 def _check_shares(run: Run) -> None:
-    """As every training that a run needs will do when it starts: its own, its start, and those of its anchors."""
+    """The check of every training that a run needs when it starts: the run, its start, and those of its anchors."""
     check_share(run)
     for group, needed in (("start", run.start_run), ("anchors", run.anchor_run)):
         try:
@@ -323,11 +244,11 @@ def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:
 
 
 def _to_compare(arms: Sequence[Arm]) -> Iterator[tuple[Arm, Arm]]:
-    """Each arm with the first, and with the first of its own objective: only there can its parts be compared."""
+    """Each arm with the first, and with the first of the same objective, whose parts can be compared too."""
     of_objective: dict[str, Arm] = {}
     for arm in arms:
-        own = of_objective.setdefault(arm.first.config.choices["objective"], arm)
-        yield from ((other, arm) for other in (arms[0], own) if other is not arm)
+        alike = of_objective.setdefault(arm.first.config.choices["objective"], arm)
+        yield from ((other, arm) for other in (arms[0], alike) if other is not arm)
 
 
 def _is_varied(key: str, varies: Sequence[str]) -> bool:
@@ -335,7 +256,7 @@ def _is_varied(key: str, varies: Sequence[str]) -> bool:
 
 
 def _differing(a: Config, b: Config) -> list[str]:
-    """Dotted keys in which two configurations differ, but for parts that one objective has and the other has not."""
+    """Dotted keys in which two configurations differ, except parts that only one of two objectives has."""
     left, right = leaves(a.values), leaves(b.values)
     keys = [k for k in dict.fromkeys([*left, *right]) if left.get(k) != right.get(k)]
     objectives_differ = a.choices["objective"] != b.choices["objective"]

@@ -1,15 +1,12 @@
-"""`make status name=ansc`: how far an ablation is, read from its files while somebody, anywhere, carries it out.
+"""`pw status name=ansc`: how far an ablation is, read from its files while it runs anywhere.
 
-pw status name=ansc [outputs=DIR] [the words the ablation was called with]
-
-With a name alone it is the latest call that is looked at, `outputs/ansc/plan.json`; with other words what such a call
-would find. Nothing is composed, imported or asked of a server that a file can answer.
+With a name alone it is about the latest call, `outputs/ansc/plan.json`; with the words of another call about that one.
+Nothing is composed, imported or asked of a server that a file can answer.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,16 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.metrics import protocols
+from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.job import Job, Row, all_jobs
 from experiments.engine.ledger import Claim, Ledger
-from experiments.engine.plan import Options, Plan, make_plan, parse
-from experiments.engine.pool import Job, Row, all_jobs
+from experiments.engine.plan import Plan, make_plan, parse
+from experiments.engine.terminal import console
+from pw.io.arguments import Command, option
 from pw.io.files import write_json
+from pw.io.paths import OUTPUTS
+from pw.train.command import outputs_folder
 
 LOG_LINES = 4  # of a failed job, shown
 
 
 @dataclass(frozen=True)
-class Task:
+class JobOutline:
     """A job of a plan as `plan.json` has it: what to look for on disk.
 
     folder  relative to the outputs; total: updates of a training, clips of a sampling
@@ -45,12 +47,12 @@ class Task:
         """As `Job.is_done`, without the run."""
         name = "scores.json" if self.kind == "score" else "done.json"
         try:
-            found = json.loads((outputs / self.folder / name).read_text())
+            mark = json.loads((outputs / self.folder / name).read_text())
             if self.kind == "train":
-                return found["signature"] == Path(self.folder).name
+                return mark["signature"] == Path(self.folder).name
             if self.kind == "sample":
-                return found["clips"] >= self.total
-            return found["contract"]["metrics"] == protocols(self.metrics)
+                return mark["clips"] >= self.total
+            return mark["contract"]["metrics"] == protocols(self.metrics)
         except (OSError, ValueError, KeyError, TypeError):  # not there, cut off, or of another program
             return False
 
@@ -61,11 +63,11 @@ class Outline:
 
     name: str
     cells: Mapping[tuple[str, int], tuple[str, ...]]
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, JobOutline]
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellProgress:
     """How far one arm and seed is: `state` is done, running, planned, queued, failed or stale."""
 
     arm: str
@@ -78,85 +80,87 @@ class Cell:
 
 
 def outline(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> Outline:
-    """What `plan.json` keeps of a plan."""
+    """The outline of a plan, which `plan.json` keeps."""
     by_key = {job.key: job for job in jobs}
     wanted: dict[tuple[str, int], set[str]] = {(arm.name, seed): set() for arm, seed, _ in plan.runs()}
     for row in rows:
         _add_with_needs(row.job.key, by_key, wanted[row.arm, row.seed])
     cells = {cell: tuple(key for key in by_key if key in keys) for cell, keys in wanted.items()}
-    return Outline(plan.name, cells, {job.key: _task(job, plan.options.outputs) for job in jobs})
+    return Outline(plan.name, cells, {job.key: _job_outline(job, plan.options.outputs) for job in jobs})
 
 
-def _add_with_needs(key: str, jobs: Mapping[str, Job], found: set[str]) -> None:
-    if key not in found:
-        found.add(key)
+def _add_with_needs(key: str, jobs: Mapping[str, Job], keys: set[str]) -> None:
+    if key not in keys:
+        keys.add(key)
         for need in jobs[key].needs:
-            _add_with_needs(need, jobs, found)
+            _add_with_needs(need, jobs, keys)
 
 
-def _task(job: Job, outputs: Path) -> Task:
+def _job_outline(job: Job, outputs: Path) -> JobOutline:
     total = {"train": job.run.train.updates, "sample": job.limit}.get(job.kind, 0)
     metrics = tuple(job.score.get("metrics", ()))
     folder = job.folder(outputs).relative_to(outputs)
-    return Task(job.key, job.label, job.kind, str(folder), job.needs, total, metrics)
+    return JobOutline(job.key, job.label, job.kind, str(folder), job.needs, total, metrics)
 
 
-def write_outline(found: Outline, options: Options) -> None:
-    """Keep it as the ablation's latest call, where `read_outline` and `mlflow-sync` find it."""
+def write_outline(summary: Outline, options: AblationOptions) -> None:
+    """Write it as the ablation's latest call, for `read_outline` and `mlflow-sync`."""
     outputs = options.outputs
-    cells = [[arm, seed, keys] for (arm, seed), keys in found.cells.items()]
-    tasks = [asdict(task) for task in found.tasks.values()]
-    write_json(outputs / found.name / "plan.json", {"words": options.words(), "cells": cells, "tasks": tasks})
+    cells = [[arm, seed, keys] for (arm, seed), keys in summary.cells.items()]
+    tasks = [asdict(task) for task in summary.tasks.values()]
+    write_json(outputs / summary.name / "plan.json", {"words": options.words(), "cells": cells, "tasks": tasks})
 
 
 def read_outline(name: str, outputs: Path) -> Outline | None:
     """The ablation's latest call; None where there was none."""
     try:
-        found = json.loads((outputs / name / "plan.json").read_text())
-        tasks = [Task(**task | {k: tuple(task[k]) for k in ("needs", "metrics")}) for task in found["tasks"]]
-        cells = {(arm, seed): tuple(keys) for arm, seed, keys in found["cells"]}
+        kept = json.loads((outputs / name / "plan.json").read_text())
+        tasks = [JobOutline(**task | {k: tuple(task[k]) for k in ("needs", "metrics")}) for task in kept["tasks"]]
+        cells = {(arm, seed): tuple(keys) for arm, seed, keys in kept["cells"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return Outline(name, cells, {task.key: task for task in tasks})
 
 
-def look(found: Outline, outputs: Path) -> list[Cell]:
+def cells_of(summary: Outline, outputs: Path) -> list[CellProgress]:
     """How far every arm and seed is."""
     ledger = Ledger(outputs)
-    done = {key: task.is_done(outputs) for key, task in found.tasks.items()}
-    claims = {key: claim for key in found.tasks if not done[key] and (claim := ledger.read(key))}
-    shared = Counter(key for keys in found.cells.values() for key in keys)
+    done = {key: task.is_done(outputs) for key, task in summary.tasks.items()}
+    claims = {key: claim for key in summary.tasks if not done[key] and (claim := ledger.read(key))}
+    shared = Counter(key for keys in summary.cells.values() for key in keys)
     return [
-        _cell(arm, seed, [found.tasks[key] for key in keys], done, claims, shared, outputs)
-        for (arm, seed), keys in found.cells.items()
+        _cell(arm, seed, [summary.tasks[key] for key in keys], done, claims, shared, outputs)
+        for (arm, seed), keys in summary.cells.items()
     ]
 
 
 def _cell(
     arm: str,
     seed: int,
-    tasks: Sequence[Task],
+    tasks: Sequence[JobOutline],
     done: Mapping[str, bool],
     claims: Mapping[str, Claim],
     shared: Mapping[str, int],
     outputs: Path,
-) -> Cell:
+) -> CellProgress:
     count = sum(done[task.key] for task in tasks)
     if count == len(tasks):
-        return Cell(arm, seed, "done", count, len(tasks))
-    mine = [(task, claims[task.key]) for task in tasks if task.key in claims]
+        return CellProgress(arm, seed, "done", count, len(tasks))
+    claimed = [(task, claims[task.key]) for task in tasks if task.key in claims]
     for state in ("failed", "stale", "running", "queued"):
-        for task, claim in mine:
+        for task, claim in claimed:
             if state != ("stale" if claim.is_stale else claim.state):
                 continue
-            detail = f"{claim.label}: {_told(state, task, claim, outputs)}"
+            detail = f"{claim.label}: {_detail(state, task, claim, outputs)}"
             if state in ("running", "queued") and shared[task.key] > 1:  # of others too: this arm's turn is to come
-                return Cell(arm, seed, "planned", count, len(tasks), f"after {detail}")
-            return Cell(arm, seed, state, count, len(tasks), detail, _last_lines(claim) if state == "failed" else ())
-    return Cell(arm, seed, "planned", count, len(tasks))
+                return CellProgress(arm, seed, "planned", count, len(tasks), f"after {detail}")
+            return CellProgress(
+                arm, seed, state, count, len(tasks), detail, _last_lines(claim) if state == "failed" else ()
+            )
+    return CellProgress(arm, seed, "planned", count, len(tasks))
 
 
-def _told(state: str, task: Task, claim: Claim, outputs: Path) -> str:
+def _detail(state: str, task: JobOutline, claim: Claim, outputs: Path) -> str:
     if state == "failed":
         return f"{claim.error} (log: {claim.log})"
     if state == "queued":
@@ -168,7 +172,7 @@ def _told(state: str, task: Task, claim: Claim, outputs: Path) -> str:
     return _progress(task, claim, outputs) + (f", about {_span(left)} left" if left is not None else "")
 
 
-def _progress(task: Task, claim: Claim, outputs: Path) -> str:
+def _progress(task: JobOutline, claim: Claim, outputs: Path) -> str:
     if task.kind == "train":
         return f"update {claim.done} of {task.total}"
     if task.kind == "sample":
@@ -192,39 +196,43 @@ def _span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0, or 2 for a mistake in the call."""
-    try:
-        options = parse(arguments)
-        found, note = None, ""
-        if {word.partition("=")[0] for word in arguments} <= {"name", "outputs"}:
-            found = read_outline(options.name, options.outputs)
-            note = f"; nobody has called it with outputs={options.outputs} yet" if found is None else ""
-        if found is None:
-            plan = make_plan(options)
-            found = outline(plan, *all_jobs(plan))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    _print(found.name, look(found, options.outputs), note)
+@dataclass(frozen=True)
+class StatusOptions:
+    """Which call of an ablation: the latest, or the one that the overrides describe."""
+
+    name: str = option("", "the ablation; with nothing else, its latest call")
+    outputs: Path = option(OUTPUTS, "where its results are", read=outputs_folder)
+    overrides: tuple[str, ...] = ()
+
+
+def run(options: StatusOptions) -> int:
+    """Show how far every arm and seed is; exit status 0. Raises ConfigError."""
+    asked = parse([f"name={options.name}", f"outputs={options.outputs}", *options.overrides])
+    latest = None if options.overrides else read_outline(options.name, options.outputs)
+    note = ""
+    if latest is None:
+        note = "" if options.overrides else f"; nobody has called it with outputs={options.outputs} yet"
+        plan = make_plan(asked)
+        latest = outline(plan, *all_jobs(plan))
+    _print(latest.name, cells_of(latest, options.outputs), note)
     return 0
 
 
-def _print(name: str, cells: Sequence[Cell], note: str) -> None:
-    from rich.console import Console
+def _print(name: str, cells: Sequence[CellProgress], note: str) -> None:
     from rich.table import Table
 
     colours: dict[str, Any] = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow"}
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+    terminal = console(width=160)
     table = Table("arm", "seed", "state", "jobs", "", box=None, pad_edge=False)
     from rich.text import Text
 
     for cell in cells:
         state = Text(cell.state, colours.get(cell.state, ""))
-        told = "\n".join([cell.detail, *(f"  {line}" for line in cell.log)])
-        table.add_row(cell.arm, str(cell.seed), state, f"{cell.done} of {cell.total}", Text(told))
-    console.print(table)
+        detail = "\n".join([cell.detail, *(f"  {line}" for line in cell.log)])
+        table.add_row(cell.arm, str(cell.seed), state, f"{cell.done} of {cell.total}", Text(detail))
+    terminal.print(table)
     counts = Counter(cell.state for cell in cells)
-    console.print(f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + note)
+    terminal.print(f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + note)
+
+
+main = Command(StatusOptions, run)

@@ -14,14 +14,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from experiments import Ablation, Statement
+from experiments.engine.ablation import Ablation, Statement
 from pw.run.compose import ConfigError, compose_run, groups, override_key, swept_values
 
 
 def take_sweeps(
     name: str, ablation: Ablation, stated: Statement, chosen: Sequence[str], overrides: Sequence[str]
 ) -> tuple[Ablation, Statement, tuple[str, ...]]:
-    """The ablation with its sweeps as arms, what it then states, and the overrides that are none.
+    """The ablation with its sweeps as arms, its statement, and the overrides that are no sweeps.
 
     chosen: arms that were asked for by name, all if empty.
     Raises: ConfigError for a sweep without a base to sweep on, a value given twice, or a third sweep.
@@ -57,7 +57,7 @@ def take_sweeps(
 def _swept(
     name: str, ablation: Ablation, chosen: Sequence[str], rest: Sequence[str], override: str, values: tuple[str, ...]
 ) -> Ablation:
-    """The ablation with an arm for each value instead of its own."""
+    """The ablation with an arm per value, in place of its arms."""
     key = override_key(override)
     base = _base(name, ablation, chosen, rest, override, values)
     kept = [word for word in base.split() if override_key(word) != key and not override_key(word).startswith(f"{key}.")]

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from experiments import load
+from experiments.engine.ablation import load
 from experiments.engine.plan import Plan, make_plan, parse
 from pw.io.video import read_video
 from pw.run.build import build

@@ -14,15 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.speed.updates import TINY, bare_updates, time_reading, time_updates, write_latents
-from experiments.engine import bench as _bench
-from experiments.engine.bench import Measured, Sizes
+from experiments.engine import bench
+from experiments.engine.bench import BenchSizes, Measured
+from pw.io.arguments import parse
 from pw.io.paths import ROOT
 from pw.run.build import build
 from pw.train.batches import batches
 from pw.train.loop import import_stages, train
 
 UPDATES = 6
-SIZES = Sizes(repeats=1, ablation=())
+SIZES = BenchSizes(repeats=1, ablation=())
 
 
 class TestTheBareLoop:
@@ -74,15 +75,15 @@ class TestTheCommandsOfTheRunsAlone:
             "  .venv/bin/python -m pw sample stage=hires seed=0 outputs='a b'\n"
             "  # score a b/videos/0123\n"
         )
-        assert _bench.alone(printed) == [
+        assert bench.alone(printed) == [
             ["-m", "pw", "sample", "stage=hires", "seed=0", "outputs=a b"],
         ]
 
     def test_are_all_samplings_of_the_plan_each_of_which_trains_first(self, tmp_path: Path) -> None:
-        _, sizes, _ = _bench.check(["arms=full", "seeds=2", f"out={tmp_path / 'x.json'}"])
-        printed = _bench.python("-m", "pw", "ablation", *sizes.ablation, f"outputs={tmp_path}", "dry_run=true")
+        words = bench.ablation_words(parse(bench.TrainBenchOptions, ["arms=full", "seeds=2"]))
+        printed = bench.python("-m", "pw", "ablation", *words, f"outputs={tmp_path}", "dry_run=true")
         assert "3 trainings, 4 samplings" in printed
-        assert [words[2] for words in _bench.alone(printed)] == ["sample"] * 4
+        assert [command[2] for command in bench.alone(printed)] == ["sample"] * 4
 
 
 class TestWhatIsReported:
@@ -92,7 +93,7 @@ class TestWhatIsReported:
     ) -> None:
         seconds = [value] * 3, [1.0] * 3
         monkeypatch.setattr("benchmarks.speed.updates.time_updates", lambda repeats: seconds)
-        assert _bench.main(["only=step", f"out={tmp_path / 'bench.json'}"]) == 0
+        assert bench.main(["only=step", f"out={tmp_path / 'bench.json'}"]) == 0
         assert capsys.readouterr().out.count(word) == 1
         written = json.loads((tmp_path / "bench.json").read_text())
         row = written["measured"][-1]
@@ -103,19 +104,19 @@ class TestWhatIsReported:
         """The machine was slow in the first round, for both, and hiccuped in the last, for one."""
         rounds = [8.0, 2.0, 9.0], [4.0, 1.0, 1.0]
         monkeypatch.setattr("benchmarks.speed.updates.time_updates", lambda repeats: rounds)
-        assert _bench.bench_step(SIZES)[-1].value == 2.0
+        assert bench.bench_step(SIZES)[-1].value == 2.0
         monkeypatch.setattr("benchmarks.speed.updates.time_reading", lambda repeats: rounds[::-1])
-        reading = _bench.bench_latents(SIZES)[-1]
+        reading = bench.bench_latents(SIZES)[-1]
         assert (reading.value, reading.met) == (2.0, False)
 
     def test_a_process_that_fails_is_no_measurement(self, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-        monkeypatch.setattr(_bench, "LISTING", ("-m", "pw", "ablation", "lists"))
-        assert _bench.main(["only=list"]) == 1
+        monkeypatch.setattr(bench, "LISTING", ("-m", "pw", "ablation", "lists"))
+        assert bench.main(["only=list"]) == 1
         assert "python -m pw ablation lists failed" in capsys.readouterr().err
 
     def test_import_of_the_method_is_of_all_its_modules(self) -> None:
         """Without torch, here: it is the other half of what is measured."""
-        found = _bench.python("-c", f"{_bench.METHOD.replace(', torch', '')}; import sys; print(*sys.modules)").split()
+        found = bench.python("-c", f"{bench.METHOD.replace(', torch', '')}; import sys; print(*sys.modules)").split()
         files = {path.stem for path in (ROOT / "pw" / "method").glob("*.py")} - {"__init__"}
         assert {f"pw.method.{name}" for name in files} <= set(found)
         assert "torch" not in found
@@ -124,9 +125,9 @@ class TestWhatIsReported:
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("repeat=3", "repeat=3: no such key; there are only=, repeats=, arms="),
-        ("only", "only: no such key"),
-        ("only=steps", "only=steps: 'steps' is not one of list, method, start, ablation, step, latents"),
+        ("repeat=3", "repeat=3: there is no option repeat; did you mean repeats? there are only, repeats, arms, "),
+        ("only", "'only': write key=value"),
+        ("only=steps", "only=steps: one of step, latents, ablation, start, list, method; did you mean step?"),
         ("repeats=0", "repeats=0: a whole number from 1"),
         ("updates=few", "updates=few: a whole number from 1"),
         ("arms=base", "arms=base: did you mean baseline?"),
@@ -135,13 +136,13 @@ class TestWhatIsReported:
     ],
 )
 def test_a_wrong_call_is_told_what_would_do(word: str, told: str, capsys: Any) -> None:
-    assert _bench.main([word]) == 2
+    assert bench.main([word]) == 2
     assert told in capsys.readouterr().err
 
 
 def test_garbage_is_collected_again_once_the_stages_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("pw.train.loop.importlib.import_module", lambda name: seen.append((name, gc.isenabled())))
+    monkeypatch.setattr("pw.io.imports.importlib.import_module", lambda name: seen.append((name, gc.isenabled())))
     monkeypatch.delitem(sys.modules, "pw.stages.hires", raising=False)
     import_stages()
     assert seen == [("pw.stages.anchor", False), ("pw.stages.hires", False)]
@@ -152,14 +153,18 @@ class TestTheFirstReport:
     """Which `pw.train.loop` sends after its first update is seen in tests/parallel/test_processes.py."""
 
     def test_is_heard_of_a_process(self) -> None:
-        seconds, cpu = _bench.first_report("-c", "from pw import parallel; parallel.report(update=1, updates=1)")
+        seconds, cpu = bench.first_report(
+            "-c", "from pw.parallel import processes; processes.report(update=1, updates=1)"
+        )
         assert seconds > 0
         assert cpu > 0
 
-    @pytest.mark.parametrize("end", ["print('no word')", "from pw import parallel; parallel.report(a=1); 1 / 0"])
+    @pytest.mark.parametrize(
+        "end", ["print('no word')", "from pw.parallel import processes; processes.report(a=1); 1 / 0"]
+    )
     def test_is_missed_of_one_that_sends_none_or_fails(self, end: str) -> None:
         with pytest.raises(RuntimeError, match=r"no word|ZeroDivisionError"):
-            _bench.first_report("-c", end)
+            bench.first_report("-c", end)
 
 
 def test_an_aim_is_of_a_number() -> None:

@@ -16,7 +16,12 @@ from rich.console import Console
 
 from benchmarks.measure.videos import Options, score_videos
 from benchmarks.report.side_by_side import contact_sheet
-from experiments.engine.compare_runs import Folder, config_difference, found, main, rendered, request_of, side
+from experiments.engine.compare.compare_options import CompareOptions
+from experiments.engine.compare.compare_runs import main
+from experiments.engine.compare.comparison_report import rendered
+from experiments.engine.compare.run_comparison import compare_sides
+from experiments.engine.compare.sides import Folder, config_difference, side
+from pw.io.arguments import parse
 from pw.io.files import write_json
 from pw.io.video import write_video
 from pw.run.build import Run, build
@@ -258,7 +263,9 @@ class TestWhatIsShown:
     @pytest.mark.parametrize("columns", [80, 100, 130])
     def test_has_whole_words_at_any_width(self, columns: int, tmp_path: Path) -> None:
         a, b = folder_of(tmp_path / "one", 2), folder_of(tmp_path / "two", 6)
-        result = found(request_of([f"a={a}", f"b={b}", "metrics=temporal_flickering,mhd,psd", f"real={a}"]))
+        result = compare_sides(
+            parse(CompareOptions, [f"a={a}", f"b={b}", "metrics=temporal_flickering,mhd,psd", f"real={a}"])
+        )
         console = Console(width=columns, file=io.StringIO())
         for part in rendered(result, columns):
             console.print(part)
@@ -346,7 +353,7 @@ class TestAFileThatIsNotWhatItShouldBe:
     ("words", "says"),
     [
         (["a=x"], "b=… is missing"),
-        (["a=x", "b=y", "metric=mhd"], "did you mean metrics=…"),
+        (["a=x", "b=y", "metric=mhd"], "did you mean metrics?"),
         (["a=x", "b=y", "metrics=musick"], "unknown metric 'musick'"),
         (["a=x", "b=y", "primary=musick"], "unknown metric 'musick'"),
         (["a=x", "b=y", "real=/nowhere"], "real=/nowhere: no such folder"),

@@ -22,12 +22,14 @@ from safetensors.numpy import load_file
 from small_processes import PRELOAD
 from warm_python import warm_python
 
-from experiments.engine.launcher import LAUNCHERS, Local, Queue, Submitit, Unit, take_launcher, units
+from experiments.engine.job import Job, all_jobs
 from experiments.engine.ledger import Ledger
 from experiments.engine.plan import Plan, make_plan, parse
-from experiments.engine.pool import Job, all_jobs
+from experiments.engine.queue.hand_over import Queue
+from experiments.engine.queue.launcher import LAUNCHERS, Local, Submitit, take_launcher
+from experiments.engine.queue.units import Unit, units
 from experiments.engine.run_ablation import main
-from experiments.engine.status import look, outline
+from experiments.engine.status import cells_of, outline
 from pw.io.paths import CONF, ROOT
 from pw.run.build import build
 from pw.run.compose import ConfigError
@@ -209,7 +211,7 @@ class Signals(threading.Thread):
 @pytest.fixture(scope="module")
 def python() -> Iterator[str]:
     with warm_python(
-        [*PRELOAD, "experiments.engine.launcher", "pw.sample.evaluate", "benchmarks.measure.clips"]
+        [*PRELOAD, "experiments.engine.queue.queue_job", "pw.sample.evaluate", "benchmarks.measure.clips"]
     ) as program:
         yield program
 
@@ -265,7 +267,7 @@ def test_a_signal_to_any_task_puts_a_job_back_and_it_goes_on_to_the_same_weights
     assert queue.failed == {}
     assert {label for what, label, _ in told if what == "done"} == {job.label for job in jobs}
     assert len(signals.hit) == 2
-    assert [cell.state for cell in look(cells, tmp_path)] == ["done"]
+    assert [cell.state for cell in cells_of(cells, tmp_path)] == ["done"]
     logs = {path: path.read_text() for path in (plan.folder / "queue").glob("*/*.out")}
     assert len(logs) == outs
     # one task puts the job back for all

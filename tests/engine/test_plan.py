@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import metrics, paper
-from experiments import Ablation, Statement, load, names, statement
+from experiments.engine.ablation import Ablation, Statement, load, names, statement
+from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.job import Job, all_jobs
 from experiments.engine.listing import main as list_ablations
-from experiments.engine.plan import Options, Plan, make_plan, parse, plan_of
-from experiments.engine.pool import Job, all_jobs
+from experiments.engine.plan import Plan, make_plan, parse, plan_of
 from experiments.engine.run_ablation import main
-from experiments.engine.table import _settings
 from pw.run.compose import ConfigError, at, leaves
 from pw.train.command import command_line
 
@@ -322,7 +322,9 @@ class TestTheWordsOfTheCommandLine:
 
     def test_that_are_no_option_are_overrides_of_every_run(self, tmp_path: Path) -> None:
         options = parse(["name=ansc", f"outputs={tmp_path}", "train.updates=7", "workers=1", "mlflow=false"])
-        assert options == Options("ansc", workers=1, mlflow=False, outputs=tmp_path, overrides=("train.updates=7",))
+        assert options == AblationOptions(
+            "ansc", workers=1, mlflow=False, outputs=tmp_path, overrides=("train.updates=7",)
+        )
         plan = make_plan(replace(options, seeds=(0,)))
         assert {arm.first.train.updates for arm in plan.arms} == {7}
 
@@ -392,7 +394,7 @@ def test_seeds_are_said_as_one_types_them(typed: str, shown: str) -> None:
     options = parse(["name=ansc", typed])
     assert options.words() == ["name=ansc", shown]
     assert parse(options.words()) == options
-    assert _settings(make_plan(options))[0] == shown
+    assert make_plan(options).options.settings()[0] == shown
 
 
 class TestTheList:

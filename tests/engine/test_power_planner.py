@@ -16,8 +16,11 @@ from benchmarks.metrics import lookup, protocols
 from benchmarks.stats.comparison import paired_t
 from benchmarks.stats.interval_coverage import control_variate_width
 from experiments.engine.plan import make_plan, parse
-from experiments.engine.power_planner import Request, answer, assumed_sd, main, request_of, target_of
-from experiments.engine.spread import (
+from experiments.engine.power.assumed_spread import assumed_sd
+from experiments.engine.power.power_options import PowerOptions
+from experiments.engine.power.power_plan import plan_power, target_of
+from experiments.engine.power.power_planner import main
+from experiments.engine.power.spread import (
     Level,
     Spread,
     components,
@@ -31,6 +34,7 @@ from experiments.engine.spread import (
     t_power,
     with_jackknife,
 )
+from pw.io.arguments import parse as parse_options
 from pw.io.video import write_video
 from pw.run.compose import ConfigError
 from pw.sample.evaluate import reference_folder, sample_folder
@@ -38,6 +42,7 @@ from pw.train.record import training_folder
 
 SPREAD = Spread(0.4, 1.0, "measured", "made up", 128, 6)
 LEVEL = Level()
+ASKED = PowerOptions(ablation="ansc")
 
 
 class TestThePower:
@@ -172,11 +177,11 @@ def test_dovers_spread_is_carried_over_to_the_scripts_scale():
 
 
 def test_what_is_asked_for_is_half_a_point_or_a_tenth_of_the_mean():
-    assert target_of(lookup("musiq"), "musiq", 50.0, Request()) == 0.5
-    assert target_of(lookup("imaging_quality"), "imaging_quality", 65.0, Request()) == 0.5
-    assert target_of(lookup("psd"), "psd", 2.0, Request()) == pytest.approx(0.2)
-    assert target_of(lookup("mhd_ratio"), "mhd_ratio", 0.6, Request()) == pytest.approx(math.log(1.1))
-    asked = Request(of=("5%", "psd:0.3"))
+    assert target_of(lookup("musiq"), "musiq", 50.0, ASKED) == 0.5
+    assert target_of(lookup("imaging_quality"), "imaging_quality", 65.0, ASKED) == 0.5
+    assert target_of(lookup("psd"), "psd", 2.0, ASKED) == pytest.approx(0.2)
+    assert target_of(lookup("mhd_ratio"), "mhd_ratio", 0.6, ASKED) == pytest.approx(math.log(1.1))
+    asked = PowerOptions(ablation="ansc", of=(("", "5%"), ("psd", "0.3")))
     assert target_of(lookup("swd"), "swd", 0.04, asked) == pytest.approx(0.002)
     assert target_of(lookup("psd"), "psd", 2.0, asked) == 0.3
 
@@ -208,7 +213,7 @@ def write_scores(outputs: Path, spread_of_seeds: float) -> None:
 def test_a_plan_is_made_from_the_scores_on_disk(tmp_path: Path):
     write_scores(tmp_path, 1.0)
     words = ["ablation=ansc", "arms=exponential,full", "metrics=mhd,psd,swd", f"outputs={tmp_path}"]
-    found = answer(request_of(words))
+    found = plan_power(parse_options(PowerOptions, words))
     by_name = {entry.name: entry for entry in found.known}
     assert by_name.keys() == {"mhd", "psd"}
     # the shifts are 0, 1, 2 thousandths: sd 0.001, with what 50 videos leave of 0.0028 in it
@@ -235,7 +240,7 @@ def test_clips_on_disk_say_what_they_bring_to_the_primarys_variance(tmp_path: Pa
             rng = np.random.default_rng(i if folder.name != "real" else 100 + seed)
             for clip in range(16):
                 write_video(folder / f"{clip:04d}.mkv", rng.integers(60, 190, (3, 24, 24, 3)).astype(np.uint8))
-    psd = next(entry for entry in answer(request_of(words)).known if entry.name == "psd")
+    psd = next(entry for entry in plan_power(parse_options(PowerOptions, words)).known if entry.name == "psd")
     assert psd.spread.video > 0
     assert psd.spread.of_set
     out = tmp_path / "power.json"
@@ -256,7 +261,11 @@ def test_scores_of_another_protocol_or_other_clips_are_not_used(tmp_path: Path):
         result["contract"]["metrics"]["mhd"]["protocol"] = "mhd/0"
         result["contract"]["clips"]["sha256"] = f"clips {i}"
         path.write_text(json.dumps(result))
-    found = answer(request_of(["ablation=ansc", "arms=exponential,full", "metrics=mhd,psd", f"outputs={tmp_path}"]))
+    found = plan_power(
+        parse_options(
+            PowerOptions, ["ablation=ansc", "arms=exponential,full", "metrics=mhd,psd", f"outputs={tmp_path}"]
+        )
+    )
     assert found.known == ()
     assert "another protocol" in found.notes[0]
 
@@ -338,7 +347,8 @@ def test_a_mistake_in_the_call_is_named(words: list[str], says: str, capsys: pyt
     assert says in capsys.readouterr().err
 
 
-def test_a_request_keeps_overrides_for_the_runs():
-    assert request_of(["ablation=ansc", "seeds=5", "train.updates=9"]).rest == ("train.updates=9",)
+def test_words_that_are_no_options_are_overrides_of_the_runs():
+    words = ["ablation=ansc", "seeds=5", "train.updates=9"]
+    assert parse_options(PowerOptions, words).overrides == ("train.updates=9",)
     with pytest.raises(ConfigError, match="write key=value"):
-        request_of(["ansc"])
+        parse_options(PowerOptions, ["ansc"])

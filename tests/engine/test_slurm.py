@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from experiments.engine.launcher import units
+from experiments.engine.job import all_jobs
 from experiments.engine.plan import make_plan, parse
-from experiments.engine.pool import all_jobs
+from experiments.engine.queue.units import units
 from experiments.engine.status import outline
 
 pytestmark = [

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.job import all_jobs
 from experiments.engine.ledger import SILENT, Claim, Ledger
-from experiments.engine.plan import Options, make_plan, parse
-from experiments.engine.pool import Pool, all_jobs
-from experiments.engine.status import Outline, look, outline, read_outline, write_outline
+from experiments.engine.plan import make_plan, parse
+from experiments.engine.pool import Pool
+from experiments.engine.status import Outline, cells_of, outline, read_outline, write_outline
 from pw.io.files import write_json
 
 ROOT = Path(__file__).parents[2]
@@ -164,11 +166,11 @@ def do(found: Outline, label: str, outputs: Path) -> None:
 
 class TestTheStatus:
     def state(self, found: Outline, outputs: Path, arm: str) -> tuple[str, str]:
-        cell = next(cell for cell in look(found, outputs) if cell.arm == arm)
+        cell = next(cell for cell in cells_of(found, outputs) if cell.arm == arm)
         return cell.state, cell.detail
 
     def test_is_planned_before_anything_happens(self, found: Outline, tmp_path: Path) -> None:
-        cells = look(found, tmp_path)
+        cells = cells_of(found, tmp_path)
         assert [(c.arm, c.seed, c.state, c.done) for c in cells] == [
             ("baseline", 0, "planned", 0),
             ("full", 0, "planned", 0),
@@ -179,12 +181,12 @@ class TestTheStatus:
     def test_counts_what_is_done_by_its_files(self, found: Outline, tmp_path: Path) -> None:
         do(found, "train start hires", tmp_path)
         do(found, "train full seed 0", tmp_path)
-        assert [cell.done for cell in look(found, tmp_path)] == [1, 2]
+        assert [cell.done for cell in cells_of(found, tmp_path)] == [1, 2]
 
     def test_does_not_take_a_training_of_another_signature_for_it(self, found: Outline, tmp_path: Path) -> None:
         folder = tmp_path / found.tasks[task_of(found, "train start hires")].folder
         write_json(folder / "done.json", {"signature": "ffffffff"})
-        assert look(found, tmp_path)[0].done == 0
+        assert cells_of(found, tmp_path)[0].done == 0
 
     @pytest.mark.parametrize("text", ['{"clips"', "{}", "[]", "null", '{"clips": "all", "contract": 3}'])
     def test_takes_no_file_of_another_program_for_a_mark(self, found: Outline, tmp_path: Path, text: str) -> None:
@@ -192,7 +194,7 @@ class TestTheStatus:
             folder = tmp_path / task.folder
             folder.mkdir(parents=True)
             (folder / ("scores.json" if task.kind == "score" else "done.json")).write_text(text)
-        assert [cell.done for cell in look(found, tmp_path)] == [0, 0]
+        assert [cell.done for cell in cells_of(found, tmp_path)] == [0, 0]
 
     def test_says_whose_turn_it_is_before_an_arms_own(self, found: Outline, tmp_path: Path) -> None:
         key = task_of(found, "train start hires")
@@ -221,7 +223,7 @@ class TestTheStatus:
         claim = ledger.claim(key, "train full seed 0", tmp_path / "full.log")
         (tmp_path / "full.log").write_text("".join(f"line {n}\n\n" for n in range(2000)))
         ledger.fail(claim.key, "ValueError: the loss is not finite")
-        cell = look(found, tmp_path)[1]
+        cell = cells_of(found, tmp_path)[1]
         assert (cell.state, cell.log[-1]) == ("failed", "line 1999")
         assert "the loss is not finite" in cell.detail
 
@@ -233,7 +235,7 @@ class TestTheStatus:
         assert "the same command goes on from there" in detail
 
     def test_finds_the_latest_call_by_the_name_alone(self, found: Outline, tmp_path: Path) -> None:
-        write_outline(found, Options("ansc", outputs=tmp_path))
+        write_outline(found, AblationOptions("ansc", outputs=tmp_path))
         assert read_outline("ansc", tmp_path) == found
         assert read_outline("aghs", tmp_path) is None
 
@@ -242,12 +244,12 @@ class TestTheStatus:
         assert parse([*options.words(), f"outputs={tmp_path}"]) == options
 
     def test_takes_under_two_seconds_and_no_torch(self, found: Outline, tmp_path: Path) -> None:
-        write_outline(found, Options("ansc", outputs=tmp_path))
+        write_outline(found, AblationOptions("ansc", outputs=tmp_path))
         program = (
-            "import sys; from experiments.engine.run_ablation import main; status = main(sys.argv[1:]); "
+            "import sys; from experiments.engine.status import main; status = main(sys.argv[1:]); "
             "assert not {'torch', 'hydra', 'mlflow', 'pandas'} & set(sys.modules); sys.exit(status)"
         )
-        words = ["status", "name=ansc", f"outputs={tmp_path}"]
+        words = ["name=ansc", f"outputs={tmp_path}"]
         ended = subprocess.run(
             [sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True, check=False
         )
@@ -256,7 +258,7 @@ class TestTheStatus:
         took = []  # processor time: a machine that has other work is not slower by it
         for _ in range(2):
             before = os.times()
-            subprocess.run([sys.executable, "-m", "pw", "ablation", *words], cwd=ROOT, capture_output=True, check=True)
+            subprocess.run([sys.executable, "-m", "pw", "status", *words], cwd=ROOT, capture_output=True, check=True)
             after = os.times()
             took.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert min(took) < 2

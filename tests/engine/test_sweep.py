@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import Ablation, Statement
-from experiments.engine.curve import curve_of
+from experiments.engine.ablation import Ablation, Statement
+from experiments.engine.outcome.curve import curve_of
+from experiments.engine.outcome.table import keep_earlier
 from experiments.engine.plan import Plan, make_plan, parse, plan_of
-from experiments.engine.table import _keep_earlier, _settings
 from pw.run.build import build
 from pw.run.compose import ConfigError, swept_values
 
@@ -80,10 +80,12 @@ class TestASweep:
         assert planned(line).statement == Statement("step_sampler.beta=0,0.2,0.7 (a sweep of beta)", "", "", "")
 
     def test_moves_the_table_of_the_ablation_aside(self, tmp_path: Path) -> None:
-        own, swept = (_settings(planned(line)) for line in ("name=beta", "name=beta step_sampler.beta=0,0.2,0.7"))
+        own, swept = (
+            planned(line).options.settings() for line in ("name=beta", "name=beta step_sampler.beta=0,0.2,0.7")
+        )
         (tmp_path / "table.json").write_text(json.dumps({"settings": own}))
-        assert _keep_earlier(tmp_path, own) is None
-        earlier = _keep_earlier(tmp_path, swept)
+        assert keep_earlier(tmp_path, own) is None
+        earlier = keep_earlier(tmp_path, swept)
         assert earlier is not None
         assert json.loads((earlier / "table.json").read_text()) == {"settings": own}
         assert not (tmp_path / "table.json").exists()

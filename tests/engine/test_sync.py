@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments.engine import sync as _sync
+from experiments.engine.outcome import mlflow_sync
 
 
 def test_outputs_without_a_table_and_a_wrong_key_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _sync.main([f"outputs={tmp_path}"]) == 2
+    assert mlflow_sync.main([f"outputs={tmp_path}"]) == 2
     assert f"outputs={tmp_path}: no ablation has a table there" in capsys.readouterr().err
-    assert _sync.main(["output=x"]) == 2
-    assert "output=x: there is only outputs=DIR" in capsys.readouterr().err
+    assert mlflow_sync.main(["output=x"]) == 2
+    assert "output=x: there is no option output; did you mean outputs?" in capsys.readouterr().err
 
 
 def test_a_table_whose_plan_is_damaged_is_named_and_the_status_says_so(
@@ -22,5 +22,5 @@ def test_a_table_whose_plan_is_damaged_is_named_and_the_status_says_so(
     (tmp_path / "ansc").mkdir()
     (tmp_path / "ansc" / "plan.json").write_text("{")
     (tmp_path / "ansc" / "table.json").write_text("{}")
-    assert _sync.main([f"outputs={tmp_path}"]) == 1
+    assert mlflow_sync.main([f"outputs={tmp_path}"]) == 1
     assert "ansc: not logged" in capsys.readouterr().err

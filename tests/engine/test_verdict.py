@@ -15,13 +15,23 @@ from scipy.stats import t, ttest_rel
 from benchmarks.metrics import protocols
 from benchmarks.report.write import html, latex, markdown, terminal_verdict
 from benchmarks.stats.comparison import compare
-from experiments import Ablation, Clause, Statement, all_of, any_of, better, load, names, not_worse, same, statement
+from experiments.engine.ablation import Ablation, Statement, load, names, statement
+from experiments.engine.clauses import Clause, all_of, any_of, better, not_worse, same
+from experiments.engine.job import all_jobs
+from experiments.engine.outcome.record_outcome import (
+    MOST,
+    RESULTS,
+    differs,
+    digest_of,
+    digest_text,
+    main,
+    record,
+    recorded,
+)
+from experiments.engine.outcome.table import make_table
+from experiments.engine.outcome.verdict import clauses_of, summary, verdict
 from experiments.engine.plan import make_plan, parse, plan_of
-from experiments.engine.pool import all_jobs
-from experiments.engine.record import MOST, RESULTS, differs, digest_of, digest_text, main, record, recorded
 from experiments.engine.run_ablation import finish
-from experiments.engine.table import make_table
-from experiments.engine.verdict import clauses_of, summary, verdict
 from pw.io.files import write_json
 from pw.io.video import write_video
 from pw.run.compose import ConfigError

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.metrics import protocols
+from experiments.engine.job import all_jobs, score_is_current
+from experiments.engine.outcome.table import make_table, write_table
+from experiments.engine.outcome.written import SAMPLING, read_written
 from experiments.engine.plan import Plan, make_plan, parse
-from experiments.engine.pool import all_jobs, score_is_current
-from experiments.engine.table import make_table, write_table
-from experiments.engine.written import SAMPLING, read_written
 from pw.io.files import write_json
 from pw.io.video import write_video
 from pw.run.compose import ConfigError

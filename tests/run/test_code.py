@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.engine.job import all_jobs
+from experiments.engine.outcome.table import make_table
 from experiments.engine.plan import make_plan, other_code, parse
-from experiments.engine.pool import all_jobs
 from experiments.engine.run_ablation import main
-from experiments.engine.table import make_table
 from pw.io.files import write_json
 from pw.io.paths import ROOT
 from pw.run.build import CHOSEN, PLACES, SAMPLES, STAGES, TRAINS, build

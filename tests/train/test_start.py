@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_shards import write_noise
 
+from experiments.engine.job import all_jobs
 from experiments.engine.plan import make_plan, parse
-from experiments.engine.pool import all_jobs
 from experiments.engine.run_ablation import main
 from pw.run.build import Run, build
 from pw.run.compose import ConfigError, groups

@@ -1,4 +1,4 @@
-"""The clauses of a claim, as data: what is said of which arms. `experiments.engine.verdict` answers them.
+"""The clauses of a claim, as data. `experiments.engine.outcome.verdict` answers them.
 
     better("full", "exponential")                               full is better, on the primary metric
     better("add", "anchor", metric="swd")                       on another one, behind the gate of the primary
@@ -20,8 +20,8 @@ WORDS: dict[Relation, str] = {"better": "better than", "not_worse": "not worse t
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One arm held against another.
+class ArmPair:
+    """A statement about two arms.
 
     metric  None is the ablation's primary metric
     margin  share of the other arm's value that does not matter; without one, not_worse holds only where better is
@@ -42,31 +42,31 @@ class Pair:
 
 @dataclass(frozen=True)
 class Clause:
-    """A part of a claim that gets an answer of its own: all of its parts are said, or any of them."""
+    """A part of a claim that is answered by itself: that all of its parts hold, or that any does."""
 
     text: str
-    parts: tuple[Pair | Clause, ...]
+    parts: tuple[ArmPair | Clause, ...]
     needs: Literal["all", "any"] = "all"
 
-    def pairs(self) -> Iterator[Pair]:
-        """All that is said of two arms, at any depth."""
+    def pairs(self) -> Iterator[ArmPair]:
+        """Every statement about two arms, at any depth."""
         for part in self.parts:
-            yield from (part,) if isinstance(part, Pair) else part.pairs()
+            yield from (part,) if isinstance(part, ArmPair) else part.pairs()
 
 
 def better(arm: str, than: str, text: str = "", *, metric: str | None = None) -> Clause:
-    """The arm is better; refuted where it is shown to be worse."""
-    return _clause(text, Pair("better", arm, than, metric))
+    """The arm is better; refuted if it is shown to be worse."""
+    return _clause(text, ArmPair("better", arm, than, metric))
 
 
 def not_worse(arm: str, than: str, text: str = "", *, metric: str | None = None, margin: float | None = None) -> Clause:
     """The arm is at most `margin` (a share of the other's value) worse; refuted where it is shown to be worse."""
-    return _clause(text, Pair("not_worse", arm, than, metric, margin))
+    return _clause(text, ArmPair("not_worse", arm, than, metric, margin))
 
 
 def same(arm: str, other: str, text: str = "", *, metric: str | None = None, margin: float | None = None) -> Clause:
     """The two differ by less than `margin` (a share of the other's value); refuted where a difference is shown."""
-    return _clause(text, Pair("same", arm, other, metric, margin))
+    return _clause(text, ArmPair("same", arm, other, metric, margin))
 
 
 def all_of(text: str, *clauses: Clause) -> Clause:
@@ -79,5 +79,5 @@ def any_of(text: str, *clauses: Clause) -> Clause:
     return Clause(text, clauses, "any")
 
 
-def _clause(text: str, pair: Pair) -> Clause:
+def _clause(text: str, pair: ArmPair) -> Clause:
     return Clause(text or str(pair), (pair,))

@@ -1,4 +1,4 @@
-"""What the suite wrote as JSON, read again: whole, or an error that names the file and what would do."""
+"""JSON that the suite wrote, read again: whole, or an error that names the file and the remedy."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ SCORES: dict[str, Any] = {"metrics": dict, "n_videos": dict, "contract": dict}
 
 
 def read_written(path: Path, wants: Mapping[str, Any], remedy: str) -> dict[str, Any]:
-    """The values of a JSON file, with what it must hold: key -> type.
+    """The values of a JSON file that must hold `wants`: key -> type.
 
-    remedy: what would do, said where it is cut off or somebody else's. Raises ConfigError.
+    remedy: what to do where it is cut off or not ours. Raises ConfigError.
     """
     try:
-        found = read_json(path)
+        values = read_json(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    if found is None:
+    if values is None:
         raise ConfigError(f"{path}: is cut off, as a crash of the machine leaves it, or no JSON; {remedy}")
-    if odd := [key for key, kind in wants.items() if not isinstance(found.get(key), kind)]:
-        told = ", ".join(f"{key}={found[key]!r}" if key in found else f"no {key}" for key in odd)
-        raise ConfigError(f"{path}: holds {told}, which this suite does not write; {remedy}")
-    return found
+    if odd := [key for key, kind in wants.items() if not isinstance(values.get(key), kind)]:
+        unexpected = ", ".join(f"{key}={values[key]!r}" if key in values else f"no {key}" for key in odd)
+        raise ConfigError(f"{path}: holds {unexpected}, which this suite does not write; {remedy}")
+    return values
 
 
 def read_training(folder: Path, wants: Mapping[str, Any] = TRAINING) -> dict[str, Any]:
-    """The mark of a finished training (D49: it is not passed over as not done). Raises ConfigError."""
+    """The mark of a finished training (a damaged one is an error, not a training to do). Raises ConfigError."""
     return read_written(folder / "done.json", wants, "put it back, or remove it to train anew")
 
 
@@ -51,3 +51,9 @@ def read_reference(folder: Path) -> dict[str, Any]:
 def read_scores(path: Path) -> dict[str, Any]:
     """A scores.json, as `benchmarks.measure.clips` writes it. Raises ConfigError."""
     return read_written(path, SCORES, "remove it, and `make ablation` scores again")
+
+
+def mark_of(folder: Path) -> dict[str, Any]:
+    """The done.json of a training, sampling or reference; empty where it is not there. Raises ConfigError."""
+    read = {"train": read_training, "videos": read_sampling, "reference": read_reference}[folder.parent.name]
+    return read(folder) if (folder / "done.json").exists() else {}

@@ -42,14 +42,14 @@ def curve_of(plan: Plan) -> dict[str, Any] | None:
 def _number(arm: Arm, key: str, absent: float | str | None) -> float | None:
     """Where an arm lies; `absent` stands for a key that is null or not there: a number, or the key that then holds."""
     values = arm.first.config.values
-    found = at(values, key)
-    if found is None:
-        found = at(values, absent) if isinstance(absent, str) else absent
-    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+    number = at(values, key)
+    if number is None:
+        number = at(values, absent) if isinstance(absent, str) else absent
+    return number if isinstance(number, int | float) and not isinstance(number, bool) else None
 
 
 def _line(plan: Plan, arm: Arm, key: str) -> str:
-    """The line of an arm: itself where arms are crossed with the key, else what it has of the other varied keys."""
+    """Name of the arm's line: the arm where arms are crossed with the key, else its values of the other varied keys."""
     if plan.ablation.across is not None and plan.ablation.across[0] == key:
         return arm.paper_arm
     others = [k for k in arm.varied if k != key and not key.startswith(f"{k}.")]

@@ -1,4 +1,4 @@
-"""How large a difference n prompts and m seeds show, and what of its variance is whose: the statistics of `make power`.
+"""How large a difference n prompts and m seeds show, and where its variance comes from: the statistics of `pw power`.
 
 The test is that of the table's primary metric: the paired t over the seeds' differences, two-sided.
 """
@@ -48,16 +48,16 @@ class Spread:
         return None if self.video is None or self.of_set else self.video / math.sqrt(prompts)
 
     def share_of_videos(self, prompts: int) -> float | None:
-        """What part of the variance of a seed's difference its videos bring; None where it is not known."""
+        """The share of the videos in the variance of a seed's difference; None where it is not known."""
         if self.video is None:
             return None
-        own = self.video**2 / prompts
-        return own / (own + self.seed**2) if own else 0.0
+        of_videos = self.video**2 / prompts
+        return of_videos / (of_videos + self.seed**2) if of_videos else 0.0
 
 
 @dataclass(frozen=True)
 class Level:
-    """What a test is to keep: two-sided error after Holm over so many metrics, and power."""
+    """The error and power of a test: two-sided error after Holm over so many metrics."""
 
     alpha: float = 0.05
     power: float = 0.8
@@ -120,14 +120,14 @@ def seeds_for(spread: Spread, prompts: int, target: float, level: Level) -> int 
 def _fewest(shown: Any, first: int, target: float) -> int | None:
     """The least count from `first` on whose smallest difference is within the target; it falls with the count."""
     high = first
-    while (found := shown(high)) is None or found > target:
+    while (difference := shown(high)) is None or difference > target:
         if high >= MOST:
             return None
         high = min(2 * high, MOST)
     low = first
     while low < high:
         middle = (low + high) // 2
-        if (found := shown(middle)) is not None and found <= target:
+        if (difference := shown(middle)) is not None and difference <= target:
             high = middle
         else:
             low = middle + 1
@@ -223,7 +223,7 @@ class Purchase:
 def purchases(
     spread: Spread, prompts: int, seeds: int, level: Level, seconds: Callable[[int, int], float] | None = None
 ) -> tuple[Purchase, ...]:
-    """What twice the videos, and two more seeds, would show.
+    """The differences that twice the videos, or two more seeds, would show.
 
     seconds: of (prompts, seeds).
     """
@@ -255,3 +255,10 @@ def control_variate_pays_from(seeds: int, alpha: float = 0.05) -> float | None:
     widening = _critical(seeds - 2, alpha) / _critical(seeds - 1, alpha) * mean_sd(seeds - 2) / mean_sd(seeds - 1)
     widening *= float(beta((seeds - 2) / 2, 0.5) / beta((seeds - 1) / 2, 0.5))
     return 1 - widening**-2
+
+
+def number_text(value: float | None) -> str:
+    """A spread or difference as it is printed; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -1,29 +1,27 @@
-"""`make record name=ansc`: an ablation's outcome, small enough to commit, as `experiments/results/<name>.json`.
+"""`pw record name=ansc`: an ablation's outcome, small enough to commit, as `experiments/results/<name>.json`.
 
-pw record name=ansc [outputs=DIR]
-
-Of `outputs/<name>/table.json`: scores, differences and the answer to each clause of the claim, to four digits. Where
-that is more than `MOST` bytes, only the metrics that the claim is about. The Verdict paragraph of the ablation's file
-begins with `experiments.engine.verdict.summary` of it, and a test holds the two against each other.
+It holds the scores, differences and answers to each clause of `outputs/<name>/table.json`, to four digits; where that
+is more than `MOST` bytes, only those of the metrics that the claim is about. The Verdict paragraph of the ablation's
+file begins with `experiments.engine.outcome.verdict.summary` of it; a test compares the two.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import Statement, load, names
-from experiments.engine.verdict import ANSWERS, summary
-from experiments.engine.written import read_written
+from experiments.engine.ablation import Statement, load, names
+from experiments.engine.outcome.verdict import ANSWERS, summary
+from experiments.engine.outcome.written import read_written
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import write_atomically
 from pw.io.paths import OUTPUTS
-from pw.run.compose import ConfigError
 from pw.train.command import outputs_folder
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 MOST = 8192
 METRICS = ("mean", "low", "high", "n")
 DIFFERENCES = ("diff", "low", "high", "p", "p_adjusted", "verdict", "versus")
@@ -32,10 +30,13 @@ WRITTEN: dict[str, Any] = {"ablation": str, "scale": str} | dict.fromkeys(LISTS,
 
 
 def digest_of(table: Mapping[str, Any], metrics: Sequence[str] | None = None) -> dict[str, Any]:
-    """What is kept of a table.json: values in lists, named once by "columns". metrics: only these; None keeps all."""
+    """The part of a table.json that is kept: values in lists, named once by "columns".
 
-    def rows(found: Mapping[str, Any], columns: Sequence[str]) -> dict[str, list[Any]]:
-        kept = {name: row for name, row in found.items() if metrics is None or name in metrics}
+    metrics: only these; None keeps all.
+    """
+
+    def rows(by_metric: Mapping[str, Any], columns: Sequence[str]) -> dict[str, list[Any]]:
+        kept = {name: row for name, row in by_metric.items() if metrics is None or name in metrics}
         return {name: [_rounded(row[key]) for key in columns] for name, row in kept.items()}
 
     return {
@@ -90,14 +91,16 @@ def record(name: str, outputs: Path, results: Path = RESULTS) -> Path:
 
 
 def differs(digest: Mapping[str, Any], stated: Statement, clauses: Sequence[str]) -> list[str]:
-    """What an ablation's file says otherwise than its recorded result; empty where they agree.
+    """How an ablation's file contradicts its recorded result; empty where they agree.
 
     clauses: the texts of the clauses that the file has now.
     """
-    name, found = digest["ablation"], [row["clause"] for row in digest["verdict"]]
+    name, recorded_for = digest["ablation"], [row["clause"] for row in digest["verdict"]]
     wrong = []
-    if found != list(clauses):
-        wrong.append(f"{name}: recorded for the clauses {found}, the file has {list(clauses)}; make record name={name}")
+    if recorded_for != list(clauses):
+        wrong.append(
+            f"{name}: recorded for the clauses {recorded_for}, the file has {list(clauses)}; make record name={name}"
+        )
     if odd := {row["answer"] for row in digest["verdict"]} - set(ANSWERS):
         wrong.append(f"{name}: no such answer: {', '.join(sorted(odd))}")
     begins = summary(digest["scale"], digest["seeds"], digest["verdict"])
@@ -112,25 +115,33 @@ def recorded(results: Path = RESULTS) -> Iterator[tuple[str, dict[str, Any]]]:
         yield path.stem, read_written(path, WRITTEN, f"`make record name={path.stem}` writes it again")
 
 
-def main(words: Sequence[str]) -> int:
-    """Exit status: 0 written, 2 a mistake in the call, or no whole table."""
-    given = dict(word.partition("=")[::2] for word in words)
-    try:
-        if given.keys() - {"name", "outputs"} or not given.get("name"):
-            raise ConfigError(f"{' '.join(words) or 'name=… is missing'}: name=… and outputs=DIR; {', '.join(names())}")
-        out = record(given["name"], outputs_folder(given["outputs"]) if given.get("outputs") else OUTPUTS)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    written = json.loads(out.read_text())
-    print(f"{out}\nThe Verdict of experiments/{given['name']}.py begins with:")
-    print(summary(written["scale"], written["seeds"], written["verdict"]))
-    return 0
-
-
 def _rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """Which ablation's table is kept."""
+
+    name: str = option("", "the ablation")
+    outputs: Path = option(OUTPUTS, "where its table is", read=outputs_folder)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError(f"name=… is missing: one of {', '.join(names())}")
+
+
+def run(options: RecordOptions) -> int:
+    """Write the record and print how the Verdict paragraph begins; exit status 0. Raises ConfigError."""
+    out = record(options.name, options.outputs)
+    written = json.loads(out.read_text())
+    print(f"{out}\nThe Verdict of experiments/{options.name}.py begins with:")
+    print(summary(written["scale"], written["seeds"], written["verdict"]))
+    return 0
+
+
+main = Command(RecordOptions, run)

@@ -21,22 +21,28 @@ from statistics import fmean
 from benchmarks.metrics import Metric, lookup
 from benchmarks.report.render import Digits, p_text
 from benchmarks.stats.comparison import LEVEL, Difference, Scores, by_seed, compare, equivalence
-from experiments import Ablation
-from experiments.engine.claims import Clause, Pair, better
+from experiments.engine.ablation import Ablation
+from experiments.engine.clauses import ArmPair, Clause, better
 
 ANSWERS = ("holds", "refuted", "not resolved", "not run")
 SHOWN = 3  # pairs of a clause whose numbers are given
 
 
 @dataclass(frozen=True)
-class Found:
-    """Of a pair or a clause: p that it holds, p that it is refuted, arms without scores, its pairs, their numbers."""
+class Resolution:
+    """What the scores say of a pair or a clause.
+
+    holds, refuted  p of the test that it holds, and that it is refuted
+    missing         arms without scores
+    pairs           of a clause
+    numbers         what a pair's test rests on, in words
+    """
 
     holds: float
     refuted: float
     missing: tuple[str, ...] = ()
-    pairs: tuple[Found, ...] = ()
-    said: str = ""
+    pairs: tuple[Resolution, ...] = ()
+    statement: str = ""
     numbers: str = ""
 
     @property
@@ -64,20 +70,20 @@ def verdict(clauses: Iterable[Clause], scores: Scores, primary: str) -> list[dic
     """
     rows = []
     for clause in clauses:
-        found = _answer(clause, scores, primary)
-        rows.append({"clause": clause.text, "answer": found.answer, "evidence": _evidence(clause, found)})
+        resolution = _answer(clause, scores, primary)
+        rows.append({"clause": clause.text, "answer": resolution.answer, "evidence": _evidence(clause, resolution)})
     return rows
 
 
 def summary(scale: str, seeds: Sequence[int], rows: Sequence[Mapping[str, str]]) -> str:
     """The first sentence of a Verdict paragraph: (tiny, 5 seeds) holds 2, refuted 1, not resolved 1."""
     counts = Counter(row["answer"] for row in rows)
-    told = ", ".join(f"{answer} {counts[answer]}" for answer in ANSWERS if counts[answer])
-    return f"({scale}, {len(seeds)} seed{'s' if len(seeds) != 1 else ''}) {told}."
+    answers = ", ".join(f"{answer} {counts[answer]}" for answer in ANSWERS if counts[answer])
+    return f"({scale}, {len(seeds)} seed{'s' if len(seeds) != 1 else ''}) {answers}."
 
 
 def check_claims(ablation: Ablation, arms: Sequence[str]) -> None:
-    """The primary metric is measured, and every clause is of arms and metrics that there are. Raises ValueError.
+    """Check that the primary metric is measured, and that clauses name existing arms and metrics. Raises ValueError.
 
     arms: all that the ablation has, also those that are left out of a run.
     """
@@ -97,29 +103,29 @@ def check_claims(ablation: Ablation, arms: Sequence[str]) -> None:
                 raise ValueError(f"claims: {pair}: margin={pair.margin:g} is a share, between 0 and 1")
 
 
-def _answer(part: Clause | Pair, scores: Scores, primary: str) -> Found:
-    if isinstance(part, Pair):
+def _answer(part: Clause | ArmPair, scores: Scores, primary: str) -> Resolution:
+    if isinstance(part, ArmPair):
         return _answer_pair(part, scores, primary)
-    found = [_answer(one, scores, primary) for one in part.parts]
-    every, some = max, lambda p_values: min(1.0, len(found) * min(p_values))
+    parts = [_answer(one, scores, primary) for one in part.parts]
+    every, some = max, lambda p_values: min(1.0, len(parts) * min(p_values))
     holds, refuted = (every, some) if part.needs == "all" else (some, every)
-    return Found(
-        holds([one.holds for one in found]),
-        refuted([one.refuted for one in found]),
-        tuple(dict.fromkeys(arm for one in found for arm in one.missing)),
-        tuple(pair for one in found for pair in (one.pairs or (one,))),
+    return Resolution(
+        holds([one.holds for one in parts]),
+        refuted([one.refuted for one in parts]),
+        tuple(dict.fromkeys(arm for one in parts for arm in one.missing)),
+        tuple(pair for one in parts for pair in (one.pairs or (one,))),
     )
 
 
-def _answer_pair(pair: Pair, scores: Scores, primary: str) -> Found:
+def _answer_pair(pair: ArmPair, scores: Scores, primary: str) -> Resolution:
     missing = tuple(arm for arm in (pair.arm, pair.other) if not any(scores.get(arm, {}).values()))
     metric = lookup(pair.metric or primary)
     if missing:
-        return Found(1.0, 1.0, missing, said=str(pair))
+        return Resolution(1.0, 1.0, missing, statement=str(pair))
     two = {arm: scores[arm] for arm in (pair.other, pair.arm)}
     row = compare(two, primary=primary, versus={pair.arm: pair.other}).differences[pair.arm].get(metric.name)
     if row is None or row.diff is None:
-        return Found(1.0, 1.0, said=str(pair), numbers=f"no {metric.name} of a common seed")
+        return Resolution(1.0, 1.0, statement=str(pair), numbers=f"no {metric.name} of a common seed")
     of = {arm: by_seed(rows, metric.name) for arm, rows in two.items()}
     margin, p_margin = pair.margin, None
     if margin is not None:
@@ -133,7 +139,7 @@ def _answer_pair(pair: Pair, scores: Scores, primary: str) -> Found:
     if holds < 1 - LEVEL:  # a difference within the margin is none
         refuted = 1.0
     numbers = _numbers(metric, of[pair.arm], of[pair.other], row, pair, p_margin)
-    return Found(holds, refuted, said=str(pair), numbers=numbers)
+    return Resolution(holds, refuted, statement=str(pair), numbers=numbers)
 
 
 def _numbers(
@@ -141,7 +147,7 @@ def _numbers(
     arm: Mapping[int, float],
     other: Mapping[int, float],
     row: Difference,
-    pair: Pair,
+    pair: ArmPair,
     p_margin: float | None,
 ) -> str:
     """psd 4.41 → 1.48 dB, −2.93 ± 0.32, p=0.004: the means are over the common seeds, as the difference is."""
@@ -160,20 +166,22 @@ def _numbers(
     return ", ".join(parts)
 
 
-def _evidence(clause: Clause, found: Found) -> str:
+def _evidence(clause: Clause, resolution: Resolution) -> str:
     """The numbers of a clause's pairs; of many pairs, those of the one that decides."""
-    if found.missing:
-        lacking = f"no scores of {', '.join(found.missing)}"
-        if found.answer == "not run" or not any(pair.numbers for pair in found.pairs):
+    if resolution.missing:
+        lacking = f"no scores of {', '.join(resolution.missing)}"
+        if resolution.answer == "not run" or not any(pair.numbers for pair in resolution.pairs):
             return lacking
-    pairs = [pair for pair in found.pairs if pair.numbers]
-    if len(found.pairs) == 1:
+    pairs = [pair for pair in resolution.pairs if pair.numbers]
+    if len(resolution.pairs) == 1:
         return pairs[0].numbers
-    counts = Counter(pair.answer for pair in found.pairs)
-    told = f"of {len(found.pairs)} {', '.join(f'{answer} {counts[answer]}' for answer in ANSWERS if counts[answer])}"
+    counts = Counter(pair.answer for pair in resolution.pairs)
+    counted = (
+        f"of {len(resolution.pairs)} {', '.join(f'{answer} {counts[answer]}' for answer in ANSWERS if counts[answer])}"
+    )
     if len(pairs) > SHOWN:
-        by_refuted = found.answer == "refuted"
+        by_refuted = resolution.answer == "refuted"
         every = (clause.needs == "any") if by_refuted else (clause.needs == "all")
         pick = max if every else min
         pairs = [pick(pairs, key=lambda pair: pair.refuted if by_refuted else pair.holds)]
-    return "; ".join([told, *(f"{pair.said}: {pair.numbers}" for pair in pairs)])
+    return "; ".join([counted, *(f"{pair.statement}: {pair.numbers}" for pair in pairs)])
