@@ -270,7 +270,7 @@ class TestTheExamples:
         (_, module, code), (_, registry, row) = section("A metric")
         (suite / module).write_text(code)
         text = (suite / registry).read_text()
-        (suite / registry).write_text(text.replace("_OF_VIDEOS = (\n", f"_OF_VIDEOS = (\n{row}", 1))
+        (suite / registry).write_text(text.replace("_OF_VIDEOS = (\n", f"_OF_VIDEOS = (\n{row.strip()},\n", 1))
         stripes = np.zeros((3, 32, 32, 3), np.uint8)
         stripes[:, :, ::2] = 255  # neighbours differ by all of the range
         (tmp_path / "clips").mkdir()
