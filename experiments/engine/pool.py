@@ -24,7 +24,8 @@ from typing import Any, Literal
 from benchmarks.metrics import lookup
 from experiments.engine.ledger import Claim, Ledger
 from experiments.engine.plan import Plan, starts
-from pw.cost.count import generation_cost, training_cost
+from pw.cost.generation_cost import generation_cost
+from pw.cost.training_cost import training_cost
 from pw.io.files import digest, read_json
 from pw.io.host import free_memory, usable_cores
 from pw.parallel.processes import GRACE, Failed, Stopped, interruptible
@@ -69,7 +70,7 @@ class Job:
         return SECONDS["score"]
 
     def _flops(self) -> float:
-        """Of a job at one of Wan's scales, by `pw.cost.count`."""
+        """Of a job at one of Wan's scales, by `pw.cost.training_cost`."""
         run = self.run
         if self.kind == "train":
             return training_cost(run).flops

@@ -313,7 +313,7 @@ def _check_memory(hires: Run, anchor: Run) -> None:
         return
     import torch
 
-    from pw.cost.planner import check_generation
+    from pw.cost.verdicts import check_generation
 
     check_generation(hires, anchor, torch.cuda.mem_get_info()[0], torch.cuda.device_count())
 
@@ -604,7 +604,7 @@ class _Meter:
     """Share of the work that is behind, by floating-point operations; seconds and peak memory of each part."""
 
     def __init__(self, made: Generation, todo: list[Prompt], progress: Progress | None) -> None:
-        from pw.cost.count import generation_cost
+        from pw.cost.generation_cost import generation_cost
 
         self.made, self.progress, self.count = made, progress, len(todo)
         self.flops = dict.fromkeys(("text", "anchor", "hires", "decode"), 0.0)
@@ -981,7 +981,7 @@ def _check_disk(made: Generation, count: int) -> None:
     """Raises ValueError when the files cannot fit: latents in fp32, and videos at no less than 1 bit a pixel."""
     from math import prod
 
-    from pw.cost.planner import gigabytes
+    from pw.cost.memory import gigabytes
 
     run = made.hires
     latents = 4 * (prod(_latent_shape(run, run.scale.size)) + prod(_latent_shape(run, run.scale.anchor_size)))
@@ -1002,7 +1002,7 @@ def _check_disk(made: Generation, count: int) -> None:
 def _about(made: Generation, prompt: Prompt) -> dict[str, Any]:
     import torch
 
-    from pw.cost.count import parameters
+    from pw.cost.parameters import parameters
     from pw.method.solver import inference_strides
 
     def stage(run: Run, source: str) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def check_sampling(run: Run) -> None:
 
     Raises ValueError (WeightsError) saying what is missing.
     """
-    from pw.cost.count import sampling_memory
+    from pw.cost.generation_cost import sampling_memory
     from pw.io.host import free_memory
     from pw.io.wan_weights import check, locate
 

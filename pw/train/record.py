@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pw.cost.count import training_cost
+from pw.cost.training_cost import training_cost
 from pw.io.files import read_json, write_json
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run

@@ -520,7 +520,7 @@ class TestTheFiveBillionNetwork:
         import torch
         from torch.distributed.fsdp import FSDPModule
 
-        from pw.cost.count import training_moments
+        from pw.cost.training_cost import training_moments
         from pw.nn.backbone import Backbone
         from pw.parallel.sharded import mesh_of, rows_here, shard
 
