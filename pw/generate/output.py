@@ -127,9 +127,9 @@ def _write_video(request: GenerationRequest, prompt: Prompt, frames: NDArray[Any
 
     from pw.io.video import write_video
 
-    path = request.video(prompt)
+    path, options = request.video(prompt), request.options
     if path.suffix != ".png":
-        write_video(path, frames, fps=request.fps, lossless=request.lossless, crf=request.quality)
+        write_video(path, frames, fps=options.fps, lossless=options.lossless, crf=options.quality)
         return
     with _replacing(path) as partial:
         Image.fromarray(frames[0]).save(partial, format="png")
@@ -146,7 +146,7 @@ def check_disk(request: GenerationRequest, count: int) -> None:
     run = request.hires
     latents = 4 * (prod(stage_latent(run)) + prod(stage_latent(request.anchor)))
     pixels = run.scale.frames * run.scale.height * run.scale.width
-    need = count * (latents + pixels * (2 if request.lossless else 1 / 8))
+    need = count * (latents + pixels * (2 if request.options.lossless else 1 / 8))
     free = shutil.disk_usage(
         next(path for path in (request.out, *request.out.absolute().parents) if path.exists())
     ).free
@@ -170,8 +170,8 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
         "scale": run.scale.name,
         "size": [run.scale.width, run.scale.height],
         "frames": run.scale.frames,
-        "fps": request.fps,
-        "quality": "lossless" if request.lossless else request.quality,
+        "fps": request.options.fps,
+        "quality": request.quality,
         "weights": None if request.weights is None else str(request.weights),
         "anchor": _stage_entry(request.anchor, request.anchor_source),
         "hires": _stage_entry(run, request.hires_source),

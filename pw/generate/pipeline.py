@@ -23,6 +23,7 @@ from pw.generate.denoise import encode_texts, make_anchors, make_details
 from pw.generate.output import check_disk, decode, remove_latents
 from pw.generate.request import GenerationRequest, Prompt
 from pw.generate.task import Meter, PartProgress, Task
+from pw.io.arguments import written
 from pw.io.imports import quiet
 from pw.parallel import processes as parallel
 
@@ -46,7 +47,7 @@ def generate(request: GenerationRequest, progress: PartProgress | None = None) -
 
 def _launch(request: GenerationRequest) -> None:
     logs = request.out / "logs" / str(os.getpid())  # several calls may share `out`
-    command = [sys.executable, "-m", "pw", "generate", *request.words]
+    command = [sys.executable, "-m", "pw", "generate", *written(request.options)]
     parallel.launch(command, request.hires.trainer.processes, logs, None)
     shutil.rmtree(logs, ignore_errors=True)
 
@@ -98,7 +99,7 @@ def _lock(request: GenerationRequest, prompt: Prompt, locks: ExitStack) -> bool:
         try:
             locks.enter_context(FileLock(request.out / ".locks" / prompt.name, timeout=0))
         except Timeout:
-            print(f"{prompt.name}: another call is at it", file=sys.stderr)
+            print(f"{prompt.name}: another call is making it", file=sys.stderr)
             return False
     if request.is_done(prompt):  # perhaps since the look before it was locked
         remove_latents(request, prompt)

@@ -23,7 +23,7 @@ from pw.generate.stage_runs import (
     stage_runs,
     with_trained,
 )
-from pw.io.arguments import option, written
+from pw.io.arguments import option
 from pw.io.files import digest
 from pw.io.paths import OUTPUTS
 from pw.parallel import processes as parallel
@@ -74,21 +74,13 @@ class GenerateOptions:
     """The options of `pw generate`; `overrides` are of stage II, with `anchor.` before them of stage I."""
 
     prompt: str | None = option(None, "what is to be seen", read=str)
-    prompts: str | None = option(
-        None,
-        'a .txt of one prompt a line, or a .jsonl of {"prompt": …, "seed": …}',
-        read=_filled("prompts"),
-    )
+    prompts: str | None = option(None, "a .txt of one prompt a line, or a .jsonl with seeds", read=_filled("prompts"))
     hires: str | None = option(
-        None,
-        "stage II's weights: a checkpoint, an export, a training's signature, or random",
-        read=_filled("hires"),
+        None, "stage II's weights: a checkpoint, an export, a training's signature, or random", read=_filled("hires")
     )
     anchor: str = option("base", "stage I's weights; base is Wan's own", read=_filled("anchor"))
     weights: str | None = option(
-        None,
-        "Wan's weights in diffusers' layout, by default where `make weights` puts them; random needs none",
-        read=_filled("weights"),
+        None, "Wan's weights in diffusers' layout (`make weights` fetches them); or random", read=_filled("weights")
     )
     anchors_from: Path | None = option(
         None, "the `out` of an earlier call, whose anchors are used", read=_filled("anchors_from", _folder)
@@ -96,7 +88,7 @@ class GenerateOptions:
     out: Path | None = option(None, "outputs/generated/SCALE by default", read=_filled("out", _folder))
     frames: int | None = option(None, "of the video; 1 makes an image", read=_number(1, 100_000))
     fps: float = option(24.0, "frames a second", read=_number(1, 240, float))
-    quality: int = option(16, "CRF of H.264, from 0 to 51, small is good", read=_number(0, 51))
+    quality: int = option(16, "CRF of H.264, from 0 to 51; less is better", read=_number(0, 51))
     lossless: bool = option(False, "FFV1 in .mkv instead")
     text_device: Literal["auto", "cpu", "gpu"] = option("auto", "where the text encoder runs")
     outputs: Path | None = option(None, "where a signature's training lies", read=_filled("outputs", _folder))
@@ -117,24 +109,19 @@ class Prompt:
 class GenerationRequest:
     """One call, checked: what is made of what, and where it goes.
 
-    hires, anchor    stage II and stage I
+    hires, anchor    stage II and stage I, and where their weights come from
     weights          Wan's, None for random ones
-    words            the call itself, for the processes of several GPUs
     seconds, peaks   prompt -> part -> wall time in s and peak memory in GB, filled in as videos are made
     """
 
+    options: GenerateOptions
     hires: Run
     anchor: Run
-    prompts: list[Prompt]
-    out: Path
-    weights: Path | None
     hires_source: str
     anchor_source: str
-    fps: float
-    quality: int
-    lossless: bool
-    text_device: str
-    words: tuple[str, ...] = ()
+    weights: Path | None
+    out: Path
+    prompts: list[Prompt] = field(default_factory=list)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     peaks: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -167,7 +154,7 @@ class GenerationRequest:
 
     def video(self, prompt: Prompt) -> Path:
         """The finished file of a prompt: .mp4, .mkv if lossless, .png of a single frame."""
-        ending = "png" if self.hires.scale.frames == 1 else "mkv" if self.lossless else "mp4"
+        ending = "png" if self.hires.scale.frames == 1 else "mkv" if self.options.lossless else "mp4"
         return self.out / f"{prompt.name}.{ending}"
 
     def manifest(self, prompt: Prompt) -> Path:
@@ -186,12 +173,17 @@ class GenerationRequest:
         """Stage II's latent, until the video is done."""
         return self.out / "latents" / f"{prompt.name}.safetensors"
 
+    @property
+    def quality(self) -> int | Literal["lossless"]:
+        """Of the video: CRF of H.264, or lossless."""
+        return "lossless" if self.options.lossless else self.options.quality
+
     def is_done(self, prompt: Prompt) -> bool:
         """Whether the video and its manifest are there, at this rate and quality."""
         if not self.manifest(prompt).exists() or not self.video(prompt).exists():
             return False
         about = json.loads(self.manifest(prompt).read_text())
-        return (about["fps"], about["quality"]) == (self.fps, "lossless" if self.lossless else self.quality)
+        return (about["fps"], about["quality"]) == (self.options.fps, self.quality)
 
     def text_encoder(self) -> TextEncoder | None:
         """Wan's text encoder, not loaded yet; None for random weights."""
@@ -202,7 +194,7 @@ class GenerationRequest:
         from pw.io.wan_weights import fingerprint
         from pw.nn.text import TextEncoder
 
-        device = {"cpu": "cpu", "gpu": "cuda", "auto": self.device}[self.text_device]
+        device = {"cpu": "cpu", "gpu": "cuda", "auto": self.device}[self.options.text_device]
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("text_device=gpu: torch sees no CUDA device here; leave it at auto")
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32  # 11.4 GB, on a CPU twice that
@@ -237,21 +229,8 @@ def make_request(options: GenerateOptions) -> GenerationRequest:
     check_memory(hires, anchor)
     out = options.out or OUTPUTS / "generated" / hires.scale.name
     _check_folder(out)
-    request = GenerationRequest(
-        hires=hires,
-        anchor=anchor,
-        prompts=[],
-        out=out,
-        weights=weights,
-        hires_source=sources[0],
-        anchor_source=sources[1],
-        fps=options.fps,
-        quality=options.quality,
-        lossless=options.lossless,
-        text_device=options.text_device,
-        words=tuple(written(options)),
-    )
-    request.prompts = _named_prompts(request, texts, options.anchors_from)
+    request = GenerationRequest(options, hires, anchor, *sources, weights, out)
+    request.prompts = _named_prompts(request, texts)
     _check_networks(request)
     _check_texts(request)
     return request
@@ -266,16 +245,17 @@ def _check_folder(out: Path) -> None:
         raise ConfigError(f"out={out}: {there} may not be written to; choose another out=")
 
 
-def _named_prompts(request: GenerationRequest, texts: list[Text], anchors_from: Path | None) -> list[Prompt]:
+def _named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]:
     """The prompts with their seeds, anchors and file names. Raises ConfigError for a prompt that is there twice."""
     from pw.io.wan_weights import fingerprint
 
+    earlier = request.options.anchors_from
     prompts: dict[str, Prompt] = {}
     for text, given_seed in texts:
         seed = request.hires.seed if given_seed is None else given_seed
         if not 0 <= seed < 2**32:
             raise ConfigError(f"seed={seed}: a whole number from 0 to {2**32 - 1}")
-        anchor = None if anchors_from is None else _earlier_anchor(request.anchor, anchors_from, text, seed)
+        anchor = None if earlier is None else _earlier_anchor(request.anchor, earlier, text, seed)
         slug = re.sub(r"[^a-z0-9]+", "-", text.lower())[:SLUG].strip("-") or "prompt"
         key = [text, seed, request.identity, *([] if anchor is None else [fingerprint(anchor)])]
         name = f"{slug}_{digest(key, 8)}"

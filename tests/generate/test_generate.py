@@ -19,7 +19,7 @@ import pw.nn.codec
 from pw.generate.command_line import main
 from pw.generate.pipeline import OTHER_FILES, allow_open_files, generate
 from pw.generate.request import GenerateOptions, GenerationRequest, make_request
-from pw.io.arguments import parse
+from pw.io.arguments import parse, written
 from pw.io.video import read_video
 from pw.nn.networks import Network, load_network
 from pw.train.record import training_folder, write_config
@@ -391,7 +391,7 @@ class TestAWrongCall:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, limits[1]))
         try:
-            assert main(list(request.words)) == 1
+            assert main(written(request.options)) == 1
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert re.search(
