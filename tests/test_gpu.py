@@ -23,10 +23,13 @@ from benchmarks.metrics.mhd import Mhd, Scales
 from benchmarks.metrics.mhd_lpips import MhdLpips
 from benchmarks.metrics.stream import Look
 from benchmarks.speed.generation import main, measure_ours
-from pw.cost import count as cost
-from pw.cost.planner import stages
+from pw.cost.generation_cost import denoising, generation_cost, stages_of
+from pw.cost.memory import codec_bytes
+from pw.cost.parameters import stage_latent
 from pw.data import LatentBatch
-from pw.generate.pipeline import generate, parse
+from pw.generate.pipeline import generate
+from pw.generate.request import GenerateOptions, make_request
+from pw.io.arguments import parse
 from pw.io.video import VideoInfo
 from pw.nn.backbone import Backbone
 from pw.nn.codec import WanCodec
@@ -69,14 +72,14 @@ def test_stage_two_peaks_where_the_plan_says(gpu: Gpu, scale: str, batch: str) -
     words = (f"scale={scale}", "trainer=gpu", "backbone.num_layers=2", "injector.blocks=[1]")
     run = build([*words, f"trainer.guidance_batch={batch}"])
     found = measure_ours(run)
-    planned = cost.denoising(run, "bf16").bytes
+    planned = denoising(run, "bf16").bytes
     assert found["peak_gb"] * 1e9 == pytest.approx(planned, rel=0.01)
     assert found["tokens"] == {"2k": 111_600, "4k": 249_240}[scale]
 
 
 def test_at_4k_it_is_planned_below_45_gb() -> None:
-    hires, anchor = stages(build(["scale=4k", "trainer=gpu"]))
-    assert cost.generation_cost(hires, anchor).worst.bytes < 45e9
+    hires, anchor = stages_of(build(["scale=4k", "trainer=gpu"]))
+    assert generation_cost(hires, anchor).worst.bytes < 45e9
 
 
 @pytest.mark.parametrize("way", ["encode", "decode"])
@@ -92,7 +95,7 @@ def test_a_tile_of_the_codec_peaks_where_the_plan_says(gpu: Gpu, way: Any) -> No
         made = codec.encode(torch.zeros(1, 3, frames, side, side, device="cuda"))
     assert made.device.type == "cuda"
     assert made.dtype == torch.float32
-    planned = sum(part.bytes for part in cost.codec_bytes(choice, frames, side, side, way))
+    planned = sum(part.bytes for part in codec_bytes(choice, frames, side, side, way))
     assert gpu.peak == pytest.approx(planned, rel=0.1)
 
 
@@ -110,8 +113,8 @@ SIZE = (
 def test_a_video_is_made_from_weights_on_disk(gpu: Gpu, pipeline: Any, tmp_path: Path, words: tuple[str, ...]) -> None:
     own = {word.partition("=")[0] for word in words}
     given = [o for o in ("scale.anchor_upsample=latent",) if o.partition("=")[0] not in own]
-    made = parse([*SIZE, *given, *words, "prompt=a heron", f"weights={pipeline[0]}", f"out={tmp_path}"])
-    [path] = generate(made)
+    given += [*words, "prompt=a heron", f"weights={pipeline[0]}", f"out={tmp_path}"]
+    [path] = generate(make_request(parse(GenerateOptions, [*SIZE, *given])))
     about = json.loads(path.with_suffix(".mp4.json").read_text())
     assert about["device"] == "a GPU without data"
     assert set(about["peak_memory_gb"]) == {"text", "anchor", "hires", "decode"}
@@ -170,7 +173,7 @@ REAL = ("scale=2k", "scale.norm_groups=4")
 
 
 def latents(run: Run) -> LatentBatch:
-    channels, frames, *_ = shape = cost.stage_latent(run)
+    channels, frames, *_ = shape = stage_latent(run)
     anchor = (channels, frames, *(side // run.codec.factor for side in run.scale.anchor_size))
     text = (run.backbone.text_tokens, run.backbone.text_dim)
     return LatentBatch(torch.zeros(2, *shape), torch.zeros(2, *anchor), torch.zeros(2, *text), torch.zeros(text))

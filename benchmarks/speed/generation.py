@@ -28,11 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pw.io.arguments import ConfigError
 from pw.io.files import write_json
 from pw.io.imports import quiet
 from pw.io.paths import ROOT
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError
 from pw.run.provenance import provenance
 from pw.train.preflight import check_device
 
@@ -112,7 +112,7 @@ def time_ways(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[Way, 
     """
     import torch
 
-    from pw.cost.count import stage_latent, tokens
+    from pw.cost.parameters import stage_latent, tokens
     from pw.nn.networks import Network, compile_blocks, load_network, use_kernel
     from pw.nn.stock import synchronize
     from pw.stages.velocity import Condition, velocity
@@ -179,7 +179,8 @@ def measure_ours(run: Run, keep: Keep | None = None) -> dict[str, Any]:
     """
     import torch
 
-    from pw.cost.count import forward_flops, stage_latent, tokens
+    from pw.cost.flops import forward_flops
+    from pw.cost.parameters import stage_latent, tokens
     from pw.nn.networks import Network, load_network
     from pw.nn.stock import synchronize
     from pw.stages.velocity import Condition, evaluations, integrate
@@ -303,7 +304,7 @@ def _inputs(run: Run, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]
     """Initial noise and a text, [1, C, F, h, w] and [1, tokens, dim]."""
     import torch
 
-    from pw.cost.count import stage_latent
+    from pw.cost.parameters import stage_latent
 
     text = (1, run.backbone.text_tokens, run.backbone.text_dim)
     return torch.randn(1, *stage_latent(run), device=device), torch.randn(text, device=device)

@@ -67,7 +67,7 @@ class Own:
     def prepare(self, jobs: Sequence[Job], environment: Mapping[str, str]) -> None:
         """Make the videos of all jobs. Raises GenerationError; what was finished before is kept."""
         words = self.command(jobs)
-        write_atomically(Path(words[3].removeprefix("prompts=")), self.prompts(jobs))
+        write_atomically(Path(words[4].removeprefix("prompts=")), self.prompts(jobs))  # python -m pw generate prompts=…
         call = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
         with call as process, ending_with_us(process.pid):
             paths = process.communicate()[0].splitlines()  # a line for each prompt, in their order

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from benchmarks.metrics import lookup
 from experiments.engine.plan import Arm, Plan, starts
-from pw.cost.count import generation_cost, training_cost
+from pw.cost.generation_cost import generation_cost
+from pw.cost.training_cost import training_cost
 from pw.io.files import digest, read_json
 from pw.run.build import Run
 from pw.run.provenance import provenance

@@ -13,8 +13,9 @@ from experiments.engine.ablation_options import AblationOptions
 from experiments.engine.outcome.verdict import check_claims
 from experiments.engine.sweep import take_sweeps
 from pw.io import arguments
+from pw.io.arguments import ConfigError
 from pw.run.build import Run, build
-from pw.run.compose import Config, ConfigError, leaves, override_key
+from pw.run.compose import Config, leaves, override_key
 from pw.train.preflight import check_share
 from pw.train.record import earlier_trainings, with_code
 

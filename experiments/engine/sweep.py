@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from experiments.engine.ablation import Ablation, Statement
-from pw.run.compose import ConfigError, compose_run, groups, override_key, swept_values
+from pw.io.arguments import ConfigError
+from pw.run.compose import compose_run, groups, override_key, swept_values
 
 
 def take_sweeps(

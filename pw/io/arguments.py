@@ -129,6 +129,16 @@ def describe(options: type) -> list[tuple[str, str]]:
     return lines
 
 
+def written(options: Any) -> list[str]:
+    """The words that `parse` reads as these options; defaults are left out."""
+    words = []
+    for key, name in keys(type(options)).items():
+        value = getattr(options, name)
+        if value != type(options).__dataclass_fields__[name].default:
+            words.append(f"{key}={value!r}" if isinstance(value, float) else f"{key}={_written(value)}")
+    return [*words, *(word for name in SPECIAL for word in getattr(options, name, ()))]
+
+
 def _fields(options: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(options)
 

@@ -25,8 +25,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from pw.io.arguments import ConfigError
 from pw.io.paths import ROOT
-from pw.run.compose import ConfigError
 from pw.run.settings import Train, Trainer
 
 if TYPE_CHECKING:

@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Any
 
 from pw.data.latents import ABOUT, EMPTY, UNFINISHED, described, fit
 from pw.data.shards import Sample, ShardError, ShardIndex, find_shards, fits, noted, seeded, short_side, write_tar
+from pw.io.arguments import ConfigError
 from pw.io.files import digest, write_json
 from pw.io.wan_weights import check, fingerprint, locate
 from pw.nn import options
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError
 from pw.train.preflight import check_device
 
 if TYPE_CHECKING:

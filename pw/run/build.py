@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pw.data import Source
 from pw.data.degradation import Degradation
+from pw.io.arguments import ConfigError
 from pw.io.files import digest
 from pw.io.wan_weights import WeightsError, fingerprint, locate
 from pw.method.objective import Flow, Shortcut
@@ -27,7 +28,7 @@ from pw.method.solver import Euler, Guidance, custom_grid, inference_grid, wan_g
 from pw.nn import options
 from pw.run import settings
 from pw.run.code import classes_of, code_hash
-from pw.run.compose import Config, ConfigError, compose_run, override_key
+from pw.run.compose import Config, compose_run, override_key
 from pw.run.shipped import Card, read_card
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pw.io.arguments import ConfigError
 from pw.io.paths import ROOT
-from pw.run.compose import ConfigError
 
 LARGEST = 1_000_000  # bytes of a file that git is asked to keep
 

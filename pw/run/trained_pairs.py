@@ -10,12 +10,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from pw.io.arguments import ConfigError
 from pw.method.coverage import Coverage, coverage
 from pw.method.objective import Shortcut
 from pw.method.solver import inference_grid
 from pw.method.step_sampler import StepSampler
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pw.io.arguments import ConfigError
 from pw.io.files import read_json, write_json
 from pw.io.imports import quiet
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
 from pw.run.build import Run
-from pw.run.compose import ConfigError
 from pw.run.provenance import provenance
 from pw.train.command import command_line, tell
 from pw.train.loop import stage_module, train
@@ -235,7 +235,7 @@ def check_sampling(run: Run) -> None:
 
     Raises ValueError (WeightsError) saying what is missing.
     """
-    from pw.cost.count import sampling_memory
+    from pw.cost.generation_cost import sampling_memory
     from pw.io.host import free_memory
     from pw.io.wan_weights import check, locate
 

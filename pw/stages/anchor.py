@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pw.data import LatentBatch
-from pw.stages.stage import Condition, SeededDraws, Stage, Texts
+from pw.stages.stage import SeededDraws, Stage, Texts
+from pw.stages.velocity import Condition
 
 
 class AnchorModel(Stage):

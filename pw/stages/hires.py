@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pw.data import LatentBatch
 from pw.data.degradation import resize
-from pw.stages.stage import Condition, SeededDraws, Stage, Texts
+from pw.stages.stage import SeededDraws, Stage, Texts
+from pw.stages.velocity import Condition
 
 
 class HiresSynth(Stage):

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pw.io.arguments import ConfigError
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
 from pw.parallel import processes as parallel
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError
 from pw.train.loop import train
 from pw.train.preflight import (
     check_data,

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pw.io.arguments import ConfigError
 from pw.io.files import read_json, write_json
 from pw.io.paths import OUTPUTS
 from pw.run.build import make
-from pw.run.compose import ConfigError
 from pw.run.provenance import provenance
 from pw.train.record import cut_off, written_overrides
 

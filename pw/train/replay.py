@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pw.io.arguments import ConfigError
 from pw.parallel.processes import Share
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError
 from pw.train.checkpoint import last_checkpoint
 from pw.train.loop import stage_module
 from pw.train.not_finite import read

@@ -26,12 +26,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pw.io.arguments import ConfigError
 from pw.io.files import read_json, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
 from pw.parallel import processes as parallel
 from pw.run.build import NOT_SCALE, NOT_TRAINING, Run, build
-from pw.run.compose import ConfigError, groups, leaves
+from pw.run.compose import groups, leaves
 from pw.run.shipped import LARGEST
 from pw.train.command import outputs_folder, tell
 from pw.train.loop import train

@@ -1,4 +1,4 @@
-"""The plan: what fits, what is refused and with which way out, and that it answers before torch is imported."""
+"""The plan: what fits, what is refused and what would fit instead; it answers before torch is imported."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pw.cost import count as cost
-from pw.cost import planner as plan
+from pw.cost import planner
+from pw.cost.devices import parse_gpus
+from pw.cost.generation_cost import generation_cost, stages_of
+from pw.cost.memory import Moment, Part
+from pw.cost.nearest import amended
+from pw.cost.planner import PlanOptions, make_plan
+from pw.cost.training_cost import training_cost
+from pw.cost.verdicts import Verdict, check_generation
+from pw.io.arguments import ConfigError, parse
 from pw.io.paths import ROOT
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError
 
 
 @cache
@@ -25,9 +31,10 @@ def run(*overrides: str) -> Run:
     return build(list(overrides))
 
 
-def verdicts(*arguments: str) -> dict[str, plan.Verdict]:
-    made, asked, _ = plan.command_line(arguments)
-    return {verdict.what: verdict for verdict in plan.verdicts(made, asked)}
+def verdicts(*arguments: str) -> dict[str, Verdict]:
+    options = parse(PlanOptions, arguments)
+    plan = make_plan(options.overrides, options.gpus, options.tflops, options.dtype)
+    return {verdict.what: verdict for verdict in planner.verdicts(plan, options.asked)}
 
 
 OFFLOADED_ADAPTERS = ("trainer.offload_activations=true", "train.trainable=adapters")
@@ -48,15 +55,15 @@ class TestGpus:
         ],
     )
     def test_are_read_as_they_are_written(self, text: str, count: int, gigabytes: float) -> None:
-        gpus = plan.parse_gpus(text)
+        gpus = parse_gpus(text)
         assert (gpus.count, gpus.memory) == (count, pytest.approx(gigabytes * 1e9))
         assert gpus.tflops > 0
 
     def test_in_gib_are_more_than_in_gb(self) -> None:
-        assert plan.parse_gpus("1x80GiB").memory == 80 * 2**30
+        assert parse_gpus("1x80GiB").memory == 80 * 2**30
 
     @pytest.mark.parametrize(
-        ("text", "told"),
+        ("text", "message"),
         [
             ("0x80GB", "gpus=0x80GB: needs at least one GPU, e.g. gpus=1x80GB"),
             ("1x0GB", "a GPU without memory"),
@@ -65,15 +72,15 @@ class TestGpus:
             ("-1x80GB", "gpus=-1x80GB"),
         ],
     )
-    def test_that_are_none_are_refused_with_what_would_do(self, text: str, told: str) -> None:
+    def test_that_are_none_are_refused_with_what_would_do(self, text: str, message: str) -> None:
         with pytest.raises(ConfigError) as error:
-            plan.parse_gpus(text)
-        assert told in str(error.value)
+            parse_gpus(text)
+        assert message in str(error.value)
 
 
 class TestTheCommandLine:
     @pytest.mark.parametrize(
-        ("argument", "told"),
+        ("argument", "message"),
         [
             ("tflops=-1", "tflops=-1: wants a positive number, e.g. tflops=400"),
             ("tflops=nan", "tflops=nan"),
@@ -85,20 +92,20 @@ class TestTheCommandLine:
         ],
     )
     def test_refuses_what_it_cannot_plan_with_status_2(
-        self, argument: str, told: str, capsys: pytest.CaptureFixture[str]
+        self, argument: str, message: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert plan.main([*(["scale=2k"] if "scale=" not in argument else []), argument]) == 2
+        assert planner.main([*(["scale=2k"] if "scale=" not in argument else []), argument]) == 2
         printed = capsys.readouterr()
-        assert told in printed.err
+        assert message in printed.err
         assert not printed.out
 
     def test_exits_with_1_when_what_was_asked_for_does_not_fit(self) -> None:
-        assert plan.main(["scale=4k", "gpus=1x80GB"]) == 1
-        assert plan.main(["scale=4k", "gpus=1x80GB", "for=training"]) == 1
-        assert plan.main(["scale=4k", "gpus=1x80GB", "for=generation"]) == 0
+        assert planner.main(["scale=4k", "gpus=1x80GB"]) == 1
+        assert planner.main(["scale=4k", "gpus=1x80GB", "for=training"]) == 1
+        assert planner.main(["scale=4k", "gpus=1x80GB", "for=generation"]) == 0
 
     def test_without_gpus_judges_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert plan.main([]) == 0
+        assert planner.main([]) == 0
         printed = capsys.readouterr().out
         assert "nothing is judged" in printed
         assert "fits" not in printed
@@ -106,10 +113,10 @@ class TestTheCommandLine:
     def test_says_what_clips_take_as_they_are_sampled_where_they_are_large(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        plan.main(["scale=2k", "sampling.count=100"])
+        planner.main(["scale=2k", "sampling.count=100"])
         # 121 x 1440 x 2560 px, three channels: a batch in 4 bytes and a clip twice in one; 24 bytes of 2^25 px
         assert "1 at once, its clips take 8.8 GB of CPU memory" in capsys.readouterr().out
-        plan.main([])
+        planner.main([])
         assert "Sampled to be scored" not in capsys.readouterr().out
 
     @pytest.mark.parametrize("columns", [80, 120])
@@ -117,7 +124,7 @@ class TestTheCommandLine:
         self, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("COLUMNS", str(columns))
-        plan.main(["scale=4k", "gpus=1x80GB"])
+        planner.main(["scale=4k", "gpus=1x80GB"])
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= columns
         rows = [line.split() for line in lines]
@@ -129,19 +136,19 @@ class TestTheCommandLine:
 
     def test_writes_the_same_as_json(self, tmp_path: Path) -> None:
         path = tmp_path / "deep" / "plan.json"
-        assert plan.main(["scale=2k", "gpus=2xH200", "tflops=450", f"json={path}"]) == 0
-        made = json.loads(path.read_text())
-        generation = plan.generation_of(plan.stages(run("scale=2k")))
-        assert [phase["name"] for phase in made["generation"]["phases"]] == ["text", "stage I", "stage II", "decode"]
-        assert made["generation"]["phases"][2]["bytes"] == generation.phases[2].bytes
-        assert made["generation"]["seconds"] == pytest.approx(generation.flops / 450e12)
-        assert made["training"]["flops"] == cost.training_cost(run("scale=2k"), 2).flops
-        assert [verdict["fits"] for verdict in made["verdicts"]] == [True, True]
+        assert planner.main(["scale=2k", "gpus=2xH200", "tflops=450", f"json={path}"]) == 0
+        content = json.loads(path.read_text())
+        generation = generation_cost(*stages_of(run("scale=2k")))
+        assert [phase["name"] for phase in content["generation"]["phases"]] == ["text", "stage I", "stage II", "decode"]
+        assert content["generation"]["phases"][2]["bytes"] == generation.phases[2].bytes
+        assert content["generation"]["seconds"] == pytest.approx(generation.flops / 450e12)
+        assert content["training"]["flops"] == training_cost(run("scale=2k"), 2).flops
+        assert [verdict["fits"] for verdict in content["verdicts"]] == [True, True]
 
     def test_answers_without_importing_torch(self) -> None:
         code = (
-            "import sys; from pw import plan\n"
-            "plan.main(['scale=4k', 'gpus=1x80GB'])\n"
+            "import sys; from pw.cost.planner import main\n"
+            "main(['scale=4k', 'gpus=1x80GB'])\n"
             "heavy = {'torch', 'diffusers', 'lightning', 'transformers'} & set(sys.modules)\n"
             "sys.exit(f'imported {heavy}' if heavy else 0)"
         )
@@ -155,16 +162,16 @@ class TestAVerdict:
             assert verdicts(f"scale={scale}", "gpus=1x80GB", "for=generation")["generation"].fits
 
     def test_of_training_everything_at_4k_is_that_it_does_not_fit(self) -> None:
-        found = verdicts("scale=4k", "gpus=1x141GB", "for=training")["training"]
-        assert not found.fits
-        assert "backward needs 256.6 GB, most of it working set" in found.line
-        assert "train.trainable=adapters" in found.line
+        verdict = verdicts("scale=4k", "gpus=1x141GB", "for=training")["training"]
+        assert not verdict.fits
+        assert "backward needs 256.6 GB, most of it working set" in verdict.line
+        assert "train.trainable=adapters" in verdict.line
 
     def test_of_a_training_on_several_gpus_says_how_it_is_split(self) -> None:
-        found = verdicts("scale=2k", "gpus=16x80GB", "for=training")["training"]
-        assert found.fits
+        verdict = verdicts("scale=2k", "gpus=16x80GB", "for=training")["training"]
+        assert verdict.fits
         # its updates have 8 clips, which 16 cannot share
-        assert "trainer=fsdp trainer.devices=8 trainer.nodes=2 train.accumulate=16" in found.line
+        assert "trainer=fsdp trainer.devices=8 trainer.nodes=2 train.accumulate=16" in verdict.line
         eight = verdicts("scale=2k", "gpus=8x141GB", "for=training")["training"].line
         assert eight.endswith("trainer=fsdp trainer.devices=8")
 
@@ -190,10 +197,10 @@ class TestAVerdict:
             assert verdicts(*overrides, *words.split(), f"gpus={gpus or card}", "for=training")["training"].fits
 
     def test_on_several_gpus_offers_to_split_the_networks_before_it_changes_the_video(self) -> None:
-        found = verdicts("scale=4k", "gpus=8x24GB", "for=generation")["generation"]
-        assert found.remedy == ("trainer=fsdp", "trainer.devices=8", "trainer.context=2")
-        assert found.line.endswith("trainer=fsdp trainer.devices=8 trainer.context=2; or scale.frames=49")
-        assert verdicts("scale=4k", *found.remedy, "gpus=8x24GB", "for=generation")["generation"].fits
+        verdict = verdicts("scale=4k", "gpus=8x24GB", "for=generation")["generation"]
+        assert verdict.remedy == ("trainer=fsdp", "trainer.devices=8", "trainer.context=2")
+        assert verdict.line.endswith("trainer=fsdp trainer.devices=8 trainer.context=2; or scale.frames=49")
+        assert verdicts("scale=4k", *verdict.remedy, "gpus=8x24GB", "for=generation")["generation"].fits
         tile = verdicts("scale=4k", "codec.tile=0", "gpus=8x80GB", "for=generation")["generation"]
         assert tile.remedy == ("codec.tile=512", "codec.overlap=128")
 
@@ -217,33 +224,33 @@ class TestAVerdict:
     def test_offers_a_setting_that_really_fits(
         self, what: str, overrides: tuple[str, ...], card: str, remedy: tuple[str, ...] | None
     ) -> None:
-        found = verdicts(*overrides, f"gpus={card}", f"for={what}")[what]
-        assert not found.fits
-        assert found.remedy
-        assert " ".join(found.remedy) in found.line
-        assert verdicts(*plan.amended(overrides, found.remedy), f"gpus={card}", f"for={what}")[what].fits
-        assert remedy is None or found.remedy == remedy
+        verdict = verdicts(*overrides, f"gpus={card}", f"for={what}")[what]
+        assert not verdict.fits
+        assert verdict.remedy
+        assert " ".join(verdict.remedy) in verdict.line
+        assert verdicts(*amended(overrides, verdict.remedy), f"gpus={card}", f"for={what}")[what].fits
+        assert remedy is None or verdict.remedy == remedy
 
     def test_in_fp32_offers_bf16(self) -> None:
-        found = verdicts("scale=4k", "dtype=fp32", "gpus=1x48GB", "for=generation")["generation"]
-        assert found.remedy == ("dtype=bf16",)
+        verdict = verdicts("scale=4k", "dtype=fp32", "gpus=1x48GB", "for=generation")["generation"]
+        assert verdict.remedy == ("dtype=bf16",)
         assert verdicts("scale=4k", "dtype=bf16", "gpus=1x48GB", "for=generation")["generation"].fits
 
     def test_on_a_card_too_small_for_any_setting_names_one_that_is_not(self) -> None:
-        found = verdicts("scale=4k", "gpus=1x8GB", "for=generation")["generation"]
-        assert not found.remedy
-        offered = found.line.rpartition(" ")[2]
+        verdict = verdicts("scale=4k", "gpus=1x8GB", "for=generation")["generation"]
+        assert not verdict.remedy
+        offered = verdict.line.rpartition(" ")[2]
         assert verdicts("scale=4k", offered, "for=generation")["generation"].fits
 
     @settings(max_examples=20)
     @given(st.sampled_from(["2k", "4k", "proxy"]), st.floats(1, 400), st.floats(1, 400))
     def test_never_worsens_with_more_memory(self, scale: str, a: float, b: float) -> None:
-        made = plan.generation_of(plan.stages(run(f"scale={scale}"))).worst
+        planned = generation_cost(*stages_of(run(f"scale={scale}"))).worst
         low, high = sorted((a, b))
-        assert made.fits(high * 1e9) or not made.fits(low * 1e9)
+        assert planned.fits(high * 1e9) or not planned.fits(low * 1e9)
 
     def test_leaves_a_margin_for_the_allocator(self) -> None:
-        moment = cost.Moment("x", (cost.Part("weights", 100e9, "counted"),))
+        moment = Moment("x", (Part("weights", 100e9, "counted"),))
         assert moment.needs == pytest.approx(106e9 + 2**30)
         assert moment.fits(moment.needs)
         assert not moment.fits(moment.needs - 1)
@@ -251,21 +258,21 @@ class TestAVerdict:
 
 class TestCheckGeneration:
     def test_lets_pass_what_fits(self) -> None:
-        plan.check_generation(run("scale=4k"), run("scale=4k", "stage=anchor"), 80e9)
-        plan.check_generation(None, run("scale=4k", "stage=anchor"), 16e9)
+        check_generation(run("scale=4k"), run("scale=4k", "stage=anchor"), 80e9)
+        check_generation(None, run("scale=4k", "stage=anchor"), 16e9)
 
     def test_says_what_takes_too_much_and_what_would_do(self) -> None:
         with pytest.raises(ValueError, match="does not fit") as error:
-            plan.check_generation(run("scale=4k"), run("scale=4k", "stage=anchor"), 32e9)
-        told = str(error.value)
-        assert "generation does not fit 32.0 GB: stage II needs 39.6 GB, most of it working set" in told
-        assert "scale.frames=" in told
-        assert "\n" not in told
+            check_generation(run("scale=4k"), run("scale=4k", "stage=anchor"), 32e9)
+        message = str(error.value)
+        assert "generation does not fit 32.0 GB: stage II needs 39.6 GB, most of it working set" in message
+        assert "scale.frames=" in message
+        assert "\n" not in message
 
 
 class TestSeveralGpus:
     def test_share_an_updates_micro_batches(self) -> None:
-        one, eight, many = (cost.training_cost(run("scale=2k"), n) for n in (1, 8, 64))
+        one, eight, many = (training_cost(run("scale=2k"), n) for n in (1, 8, 64))
         assert eight.seconds(eight.flops, 400) == one.seconds(one.flops, 400) / 8
         assert many.seconds(many.flops, 400) == eight.seconds(
             eight.flops, 400
@@ -277,16 +284,14 @@ class TestSeveralGpus:
         shared = ("scale=4k", "trainer=fsdp", "trainer.devices=8", "trainer.context=4")
         assert verdicts(*shared, "gpus=8x80GB", "for=training")["training"].fits
         assert not verdicts(*shared[:-1], "trainer.context=2", "gpus=8x80GB", "for=training")["training"].fits
-        apart, together = (cost.training_cost(run("scale=4k"), 8, n) for n in (1, 8))
+        apart, together = (training_cost(run("scale=4k"), 8, n) for n in (1, 8))
         assert together.seconds(together.flops, 400) == pytest.approx(apart.seconds(apart.flops, 400))
 
     def test_make_one_video_together_in_an_eighth_of_the_time_but_for_text(self) -> None:
-        alone, together = (
-            plan.make_plan(["scale=4k", "trainer=fsdp", f"trainer.context={n}"], None, 400, None) for n in (1, 8)
-        )
+        alone, together = (make_plan(["scale=4k", "trainer=fsdp", f"trainer.context={n}"], None, 400) for n in (1, 8))
         for one, eight in zip(alone.generation.phases, together.generation.phases, strict=True):
             share = 1 if one.name == "text" else 8  # the decode has 24 tiles
-            assert plan.seconds(one, 400) == pytest.approx(share * plan.seconds(eight, 400))
+            assert alone.seconds(one) == pytest.approx(share * together.seconds(eight))
             assert eight.bytes <= one.bytes
 
     def test_that_are_no_multiple_of_those_that_share_are_refused(self) -> None:

@@ -21,11 +21,10 @@ from experiments.engine.compare.compare_runs import main
 from experiments.engine.compare.comparison_report import rendered
 from experiments.engine.compare.run_comparison import compare_sides
 from experiments.engine.compare.sides import Folder, config_difference, side
-from pw.io.arguments import parse
+from pw.io.arguments import ConfigError, parse
 from pw.io.files import write_json
 from pw.io.video import write_video
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError
 from pw.sample.evaluate import reference_folder, sample_folder
 from pw.train.record import training_folder, write_config
 

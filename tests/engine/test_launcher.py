@@ -30,9 +30,9 @@ from experiments.engine.queue.launcher import LAUNCHERS, Local, Submitit, take_l
 from experiments.engine.queue.units import Unit, units
 from experiments.engine.run_ablation import main
 from experiments.engine.status import cells_of, outline
+from pw.io.arguments import ConfigError
 from pw.io.paths import CONF, ROOT
 from pw.run.build import build
-from pw.run.compose import ConfigError
 from pw.train.record import training_folder
 
 ONE = ["name=ansc", "seeds=1", "arms=full"]

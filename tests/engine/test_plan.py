@@ -17,7 +17,8 @@ from experiments.engine.job import Job, all_jobs
 from experiments.engine.listing import main as list_ablations
 from experiments.engine.plan import Plan, make_plan, parse, plan_of
 from experiments.engine.run_ablation import main
-from pw.run.compose import ConfigError, at, leaves
+from pw.io.arguments import ConfigError
+from pw.run.compose import at, leaves
 from pw.train.command import command_line
 
 NOTHING_STATED = Statement("", "", "", "")

@@ -34,9 +34,9 @@ from experiments.engine.power.spread import (
     t_power,
     with_jackknife,
 )
+from pw.io.arguments import ConfigError
 from pw.io.arguments import parse as parse_options
 from pw.io.video import write_video
-from pw.run.compose import ConfigError
 from pw.sample.evaluate import reference_folder, sample_folder
 from pw.train.record import training_folder
 

@@ -12,8 +12,9 @@ from experiments.engine.ablation import Ablation, Statement
 from experiments.engine.outcome.curve import curve_of
 from experiments.engine.outcome.table import keep_earlier
 from experiments.engine.plan import Plan, make_plan, parse, plan_of
+from pw.io.arguments import ConfigError
 from pw.run.build import build
-from pw.run.compose import ConfigError, swept_values
+from pw.run.compose import swept_values
 
 
 @cache

@@ -32,9 +32,9 @@ from experiments.engine.outcome.table import make_table
 from experiments.engine.outcome.verdict import clauses_of, summary, verdict
 from experiments.engine.plan import make_plan, parse, plan_of
 from experiments.engine.run_ablation import finish
+from pw.io.arguments import ConfigError
 from pw.io.files import write_json
 from pw.io.video import write_video
-from pw.run.compose import ConfigError
 from pw.sample.evaluate import sample_folder
 
 BASE = (4.0, 4.2, 4.1)

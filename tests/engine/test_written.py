@@ -13,9 +13,9 @@ from experiments.engine.job import all_jobs, score_is_current
 from experiments.engine.outcome.table import make_table, write_table
 from experiments.engine.outcome.written import SAMPLING, read_written
 from experiments.engine.plan import Plan, make_plan, parse
+from pw.io.arguments import ConfigError
 from pw.io.files import write_json
 from pw.io.video import write_video
-from pw.run.compose import ConfigError
 from pw.sample.evaluate import is_sampled, reference_folder, sample_folder
 from pw.train.record import training_folder
 

@@ -1,4 +1,4 @@
-"""pw.generate.pipeline: from a prompt to a video on the small random pipeline, resumable, and refusing early."""
+"""pw.generate: from a prompt to a video on the small random pipeline, resumable, and refusing early."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pw.nn.codec
-from pw.generate.pipeline import OTHER_FILES, Generation, _let_open, generate, main, parse
+from pw.generate.command_line import main
+from pw.generate.pipeline import OTHER_FILES, allow_open_files, generate
+from pw.generate.request import GenerateOptions, GenerationRequest, make_request
+from pw.io.arguments import parse, written
 from pw.io.video import read_video
 from pw.nn.networks import Network, load_network
 from pw.train.record import training_folder, write_config
@@ -27,16 +30,21 @@ SIZE = (
 )
 
 
+def requested(words: list[str]) -> GenerationRequest:
+    """The checked request of a command's words."""
+    return make_request(parse(GenerateOptions, words))
+
+
 @pytest.fixture
 def call(pipeline: tuple[Path, Any], tmp_path: Path):
     """`call("prompt=a heron")` is a checked call that writes below tmp_path."""
 
-    def made(*words: str) -> Generation:
+    def request(*words: str) -> GenerationRequest:
         frames = () if any(w.startswith(("frames=", "scale.frames=")) for w in words) else ("frames=5",)
         out = () if any(w.startswith("out=") for w in words) else (f"out={tmp_path / 'out'}",)
-        return parse([*SIZE, f"weights={pipeline[0]}", *frames, *out, *words])
+        return requested([*SIZE, f"weights={pipeline[0]}", *frames, *out, *words])
 
-    return made
+    return request
 
 
 class Stopped(Exception):
@@ -53,9 +61,9 @@ def stopping_at(part: str) -> Any:
 
 class TestOnePrompt:
     def test_becomes_a_video_an_anchor_and_a_manifest(self, call: Any) -> None:
-        made = call("prompt=A heron, over a lake!", "seed=3")
+        request = call("prompt=A heron, over a lake!", "seed=3")
         shares: list[float] = []
-        [path] = generate(made, lambda what, share, within: shares.append(share))
+        [path] = generate(request, lambda what, share, within: shares.append(share))
         assert path.name.startswith("a-heron-over-a-lake_")
         assert read_video(path).shape == (5, 64, 96, 3)
         assert len({frame.tobytes() for frame in read_video(path)}) > 1
@@ -66,15 +74,15 @@ class TestOnePrompt:
         assert (about["hires"]["steps"], about["hires"]["solver"]) == (2, "euler")
         assert set(about["seconds"]) == {"text", "anchor", "hires", "decode"}
         assert about["peak_memory_gb"]["decode"] > 0
-        anchor = load_file(made.anchor_file(made.prompts[0]))["latent"]
+        anchor = load_file(request.anchor_file(request.prompts[0]))["latent"]
         assert anchor.shape == (1, 4, 2, 2, 4)
-        assert not list((made.out / "latents").iterdir())
+        assert not list((request.out / "latents").iterdir())
         assert shares == sorted(shares)
         assert shares[-1] == pytest.approx(1.0)
 
     def test_lossless_is_the_decoded_frames_themselves(self, call: Any) -> None:
-        made = call("prompt=a heron", "lossless=true")
-        [path] = generate(made)
+        request = call("prompt=a heron", "lossless=true")
+        [path] = generate(request)
         assert path.suffix == ".mkv"
         again = call("prompt=a heron", "lossless=true", f"out={path.parent.parent / 'again'}")
         [other] = generate(again)
@@ -108,8 +116,8 @@ class TestOnePrompt:
 class TestSeveralPrompts:
     def test_come_from_a_file_in_its_order(self, call: Any, tmp_path: Path) -> None:
         (tmp_path / "p.jsonl").write_text('{"prompt": "a fox", "seed": 4}\n{"prompt": "a heron"}\n')
-        made = call(f"prompts={tmp_path / 'p.jsonl'}")
-        assert [(p.text, p.seed) for p in made.prompts] == [("a fox", 4), ("a heron", 0)]
+        request = call(f"prompts={tmp_path / 'p.jsonl'}")
+        assert [(p.text, p.seed) for p in request.prompts] == [("a fox", 4), ("a heron", 0)]
         (tmp_path / "p.txt").write_text("a fox\n\na heron\n")
         assert [p.text for p in call(f"prompts={tmp_path / 'p.txt'}").prompts] == ["a fox", "a heron"]
 
@@ -124,11 +132,11 @@ class TestSeveralPrompts:
 class TestACallThatWasStopped:
     @pytest.mark.parametrize("part", ["stage I:", "stage II:", "decoding"])
     def test_goes_on_to_the_same_video_and_does_nothing_twice(self, call: Any, tmp_path: Path, part: str) -> None:
-        made = call("prompt=a heron", "lossless=true")
+        request = call("prompt=a heron", "lossless=true")
         with pytest.raises(Stopped):
-            generate(made, stopping_at(part))
-        assert not made.is_done(made.prompts[0])
-        anchors = {path: path.stat().st_mtime_ns for path in (made.out / "anchors").iterdir()}
+            generate(request, stopping_at(part))
+        assert not request.is_done(request.prompts[0])
+        anchors = {path: path.stat().st_mtime_ns for path in (request.out / "anchors").iterdir()}
         assert len(anchors) == (part != "stage I:")
         [path] = generate(call("prompt=a heron", "lossless=true"))
         about = json.loads(path.with_suffix(".mkv.json").read_text())
@@ -139,13 +147,13 @@ class TestACallThatWasStopped:
 
     def test_leaves_no_half_written_file_behind(self, call: Any) -> None:
         """What a killed call was writing lies beside its name until the prompt is taken up again."""
-        made = call("prompt=a heron")
-        video, anchor = made.video(made.prompts[0]), made.anchor_file(made.prompts[0])
+        request = call("prompt=a heron")
+        video, anchor = request.video(request.prompts[0]), request.anchor_file(request.prompts[0])
         halves = [video.with_name(f".{video.name}.9.part"), anchor.with_name(f".{anchor.name}.9")]
         for half in halves:
             half.parent.mkdir(parents=True, exist_ok=True)
             half.write_bytes(b"half")
-        generate(made)
+        generate(request)
         assert not any(half.exists() for half in halves)
 
     def test_that_was_done_is_done_at_once(self, call: Any) -> None:
@@ -169,9 +177,9 @@ class TestTheNameOfAVideo:
         before = path.read_bytes()
         again = call("prompt=a heron", "quality=40")
         assert not again.is_done(again.prompts[0])
-        told: list[str] = []
-        assert generate(again, lambda what, share, within: told.append(what)) == [path]
-        assert "stage I: anchors, taken from file" in told
+        labels: list[str] = []
+        assert generate(again, lambda what, share, within: labels.append(what)) == [path]
+        assert "stage I: anchors, taken from file" in labels
         assert path.read_bytes() != before
         assert json.loads(again.manifest(again.prompts[0]).read_text())["quality"] == 40
 
@@ -195,14 +203,14 @@ class TestTwoCalls:
 
 class TestACheckpointThatDoesNotFit:
     @pytest.mark.parametrize(
-        ("name", "told"),
+        ("name", "message"),
         [("a.safetensors", "not a whole .safetensors"), ("a.txt", "is not read"), ("a.pt", "would have to run code")],
     )
     def test_or_that_cannot_be_read_is_told_before_anything_is_made(
-        self, call: Any, tmp_path: Path, name: str, told: str
+        self, call: Any, tmp_path: Path, name: str, message: str
     ) -> None:
         (tmp_path / name).write_bytes(b"x" * 100)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             call("prompt=a", f"hires={tmp_path / name}")
 
     def test_is_told_by_its_shapes_alone(self, call: Any, pipeline: tuple[Path, Any]) -> None:
@@ -214,10 +222,10 @@ class TestACheckpointThatDoesNotFit:
         net = load_network(Network(like.backbone, like.injector, "sdpa", False, 7), "random", None, "cpu")
         torch.nn.init.constant_(net.dit.proj_out.bias, float("nan"))
         save_file(net.state_dict(), tmp_path / "a.safetensors")
-        made = call("prompt=a heron", f"hires={tmp_path / 'a.safetensors'}")
+        request = call("prompt=a heron", f"hires={tmp_path / 'a.safetensors'}")
         with pytest.raises(ValueError, match=r"latents/a-heron.*'a heron' is not finite"):
-            generate(made)
-        assert not list((made.out / "latents").iterdir())
+            generate(request)
+        assert not list((request.out / "latents").iterdir())
 
 
 class TestATrainingOfOurs:
@@ -232,10 +240,10 @@ class TestATrainingOfOurs:
         save_file(net.state_dict(), folder / "ema.safetensors")
         (folder / "done.json").write_text(json.dumps({"signature": like.training_signature}))
         words = [f"hires={like.training_signature}", f"outputs={tmp_path}", "prompt=a heron"]
-        made = call(*words)
-        assert made.hires.config.choices["injector"] == "alpha_zero"
-        assert not made.hires.feeds_strides()
-        [path] = generate(made)
+        request = call(*words)
+        assert request.hires.config.choices["injector"] == "alpha_zero"
+        assert not request.hires.feeds_strides()
+        [path] = generate(request)
         assert read_video(path).shape == (5, 64, 96, 3)
         by_folder = call(f"hires={folder}", "prompt=a heron")
         assert not by_folder.hires.feeds_strides()
@@ -254,8 +262,8 @@ class TestATrainingOfOurs:
             net = load_network(Network(run.backbone, run.injector, "sdpa", False, 7), "random", None, "cpu")
             save_file(net.state_dict(), folder / "ema.safetensors")
             sources[stage] = f"{stage}={folder}"
-        made = call("prompt=a", *sources.values())
-        assert (made.anchor.schedule.shift, made.hires.schedule.shift) == (3.0, 6.0)
+        request = call("prompt=a", *sources.values())
+        assert (request.anchor.schedule.shift, request.hires.schedule.shift) == (3.0, 6.0)
 
 
 class TestCachedAnchors:
@@ -263,11 +271,11 @@ class TestCachedAnchors:
         first = call("prompt=a heron")
         generate(first)
         more = call("prompt=a heron", "sampling.num_steps=3", f"out={tmp_path / 'more'}", f"anchors_from={first.out}")
-        told: list[str] = []
-        generate(more, lambda what, share, within: told.append(what))
-        assert "stage I: anchors, taken from file" in told
-        assert "stage I: anchors" not in told
-        one, other = (load_file(made.anchor_file(made.prompts[0]))["latent"] for made in (first, more))
+        labels: list[str] = []
+        generate(more, lambda what, share, within: labels.append(what))
+        assert "stage I: anchors, taken from file" in labels
+        assert "stage I: anchors" not in labels
+        one, other = (load_file(request.anchor_file(request.prompts[0]))["latent"] for request in (first, more))
         assert torch.equal(one, other)
 
     def test_that_are_not_there_are_told_by_prompt(self, call: Any, tmp_path: Path) -> None:
@@ -307,7 +315,7 @@ WRONG = [
     (("prompt=a", "anchor.scale.anchor_width=48"), r"scale\.anchor_width=48: its 3 latent positions"),
     (("prompt=a", "quality=60"), r"quality=60: wants a whole number from 0 to 51"),
     (("prompt=a", "fps=fast"), r"fps=fast: wants a number from 1 to 240"),
-    (("prompt=a", "lossless=yes"), r"lossless=yes: one of true, false"),
+    (("prompt=a", "lossless=yes"), r"lossless=yes: true or false"),
     (("prompt=a", "text_device=tpu"), r"text_device=tpu: one of auto, cpu, gpu"),
     (("prompt=a", "weights=/nowhere"), r"weights=/nowhere: no such folder; `make weights"),
     (("prompt=a", "hires=base"), r"hires=base: Wan's own weights know no anchor"),
@@ -335,14 +343,14 @@ WRONG = [
 
 
 class TestAWrongCall:
-    @pytest.mark.parametrize(("words", "told"), WRONG, ids=[" ".join(words) or "nothing" for words, _ in WRONG])
-    def test_is_told_the_key_the_value_and_what_would_do(self, call: Any, words: tuple[str, ...], told: str) -> None:
-        with pytest.raises(ValueError, match=told):
+    @pytest.mark.parametrize(("words", "message"), WRONG, ids=[" ".join(words) or "nothing" for words, _ in WRONG])
+    def test_is_told_the_key_the_value_and_what_would_do(self, call: Any, words: tuple[str, ...], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
             call(*words)
 
     def test_without_a_second_stage_is_told_where_to_get_one(self, pipeline: tuple[Path, Any]) -> None:
         with pytest.raises(ValueError, match=r"hires=…: stage II needs trained weights.*weights=random"):
-            parse(
+            requested(
                 [word for word in SIZE if word != "hires=random"] + [f"weights={pipeline[0]}", "prompt=a", "frames=5"]
             )
 
@@ -368,27 +376,29 @@ class TestAWrongCall:
             call(f"prompts={tmp_path / 'p.txt'}")
 
     def test_with_a_full_disk_leaves_nothing(self, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        made = call("prompt=a heron")
+        request = call("prompt=a heron")
         monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
         with pytest.raises(ValueError, match=r"out=.*1 video needs about 4\.9 kB, 0\.0 kB are free"):
-            generate(made)
-        assert not made.out.exists()
+            generate(request)
+        assert not request.out.exists()
 
     @pytest.mark.parametrize("bytes_", [12_000, 30_000], ids=["text", "video"])
     def test_whose_disk_fills_up_midway_says_so_and_leaves_nothing_half(
         self, call: Any, capsys: pytest.CaptureFixture[str], bytes_: int
     ) -> None:
         """A limit on the size of a file stands for the disk: of the text's embedding, then of the video."""
-        made = call("prompt=a heron", "lossless=true")
+        request = call("prompt=a heron", "lossless=true")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, limits[1]))
         try:
-            assert main(list(made.words)) == 1
+            assert main(written(request.options)) == 1
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert re.search(rf"error: out={made.out}: .*File too large.*the same command goes on", capsys.readouterr().err)
-        assert not list(made.out.glob("a-heron*"))
-        assert not [path for path in made.out.rglob(".*") if path.is_file()]
+        assert re.search(
+            rf"error: out={request.out}: .*File too large.*the same command goes on", capsys.readouterr().err
+        )
+        assert not list(request.out.glob("a-heron*"))
+        assert not [path for path in request.out.rglob(".*") if path.is_file()]
         [path] = generate(call("prompt=a heron", "lossless=true"))
         assert read_video(path).shape == (5, 64, 96, 3)
 
@@ -411,12 +421,12 @@ def test_vbenchs_prompts_are_not_too_many_open_files() -> None:
         pytest.skip("this machine does not allow that many")
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-        _let_open(100)
+        allow_open_files(100)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1024
-        _let_open(4720)
+        allow_open_files(4720)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 4720
         if hard != resource.RLIM_INFINITY:
             with pytest.raises(ValueError, match="give fewer at once"):
-                _let_open(hard)
+                allow_open_files(hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

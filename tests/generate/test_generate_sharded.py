@@ -1,4 +1,4 @@
-"""pw.generate.pipeline with its networks split over processes: the same videos, whatever is there already."""
+"""pw.generate with its networks split over processes: the same videos, whatever is there already."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from small_processes import train_together
 from benchmarks.systems import CARDS
 from benchmarks.systems.command import main
 from benchmarks.systems.jobs import costs
-from pw.generate.pipeline import Generation, generate, parse
+from pw.generate.pipeline import generate
+from pw.generate.request import GenerateOptions, GenerationRequest, make_request
+from pw.io.arguments import parse
 from pw.io.video import read_video
 
 SIZES = (
@@ -39,6 +41,11 @@ def words(pipeline: tuple[Path, Any], tmp_path: Path):
     return made
 
 
+def requested(words: list[str]) -> GenerationRequest:
+    """The checked request of a command's words."""
+    return make_request(parse(GenerateOptions, words))
+
+
 @dataclass(frozen=True)
 class Call:
     """What one of several processes does."""
@@ -47,22 +54,22 @@ class Call:
 
     def carried_out(self, rank: int) -> str:
         """The prompts that it made itself."""
-        made = parse(self.words)
-        generate(made)
-        return ", ".join(prompt.text for prompt in made.prompts if prompt.name in made.seconds)
+        request = requested(self.words)
+        generate(request)
+        return ", ".join(prompt.text for prompt in request.prompts if prompt.name in request.seconds)
 
 
-def about(made: Generation) -> list[dict[str, Any]]:
-    return [json.loads(made.manifest(prompt).read_text()) for prompt in made.prompts]
+def about(request: GenerationRequest) -> list[dict[str, Any]]:
+    return [json.loads(request.manifest(prompt).read_text()) for prompt in request.prompts]
 
 
-def videos(made: Generation) -> list[Any]:
-    return [read_video(made.video(prompt)) for prompt in made.prompts]
+def videos(request: GenerationRequest) -> list[Any]:
+    return [read_video(request.video(prompt)) for prompt in request.prompts]
 
 
 def test_two_processes_make_the_videos_of_one(words: Any) -> None:
     """Bit for bit, also where a process has nothing left to make and where stages have other prompts to make."""
-    one, two, rest = (parse(words(out, "trainer=cpu")) for out in ("one", "two", "rest"))
+    one, two, rest = (requested(words(out, "trainer=cpu")) for out in ("one", "two", "rest"))
     generate(one)
     # of the rest, the fox has its anchor, the heron is done, and of the toad there is nothing
     shutil.copytree(one.out, rest.out)
@@ -82,7 +89,7 @@ def test_two_processes_make_the_videos_of_one(words: Any) -> None:
 def test_two_processes_make_each_video_together(words: Any) -> None:
     """The second one reads what the first one wrote; what was begun is taken up."""
     tiles = ("codec.tile=32", "codec.overlap=16")  # 3 x 5 of them
-    one, both, rest = (parse(words(out, "trainer=cpu", *tiles)) for out in ("one", "both", "rest"))
+    one, both, rest = (requested(words(out, "trainer=cpu", *tiles)) for out in ("one", "both", "rest"))
     generate(one)
     shutil.copytree(one.out, rest.out)
     for path in (rest.manifest(rest.prompts[1]), rest.video(rest.prompts[1])):
@@ -98,7 +105,7 @@ def test_two_processes_make_each_video_together(words: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (("trainer=ddp", "trainer.accelerator=cpu"), r"trainer=ddp: .*trainer=fsdp splits .* with trainer=gpu"),
         ((*TWO, "anchor.trainer.devices=1"), r"anchor\.trainer\.devices=1: stage II has 2"),
@@ -107,9 +114,9 @@ def test_two_processes_make_each_video_together(words: Any) -> None:
         (("trainer=fsdp",), r"trainer=fsdp: torch sees no CUDA device here; set trainer\.accelerator=cpu"),
     ],
 )
-def test_what_cannot_be_is_refused(words: Any, more: tuple[str, ...], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        parse(words("out", *more))
+def test_what_cannot_be_is_refused(words: Any, more: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        requested(words("out", *more))
 
 
 def test_torchrun_is_refused(words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +124,8 @@ def test_torchrun_is_refused(words: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     for key, value in ranks.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(ValueError, match="starts its processes by itself"):
-        parse(words("out", *TWO))
-    parse(words("out", "trainer=cpu"))  # a call for each GPU may be started by whatever starts them
+        requested(words("out", *TWO))
+    requested(words("out", "trainer=cpu"))  # a call for each GPU may be started by whatever starts them
 
 
 def test_benchmarks_systems_split_pixelwizard(

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from pw.io.arguments import Command, ConfigError, describe, keys, option, parse, values
+from pw.io.arguments import Command, ConfigError, describe, keys, option, parse, values, written
 
 
 def even(text: str) -> int:
@@ -51,6 +51,13 @@ def test_words_become_values_of_their_fields_types() -> None:
     ]
     assert parse(Closed, words) == Closed("a=b", 5, 0.25, "md", ("x", "y"), Path.home() / "z", True, 4, "me")
     assert parse(Closed, ["name=a", "out=null"]).out is None
+
+
+def test_written_options_are_read_as_the_same() -> None:
+    words = ["name=a=b", "rate=0.12345678", "only=x,y", "out=/z", "dry_run=true", "for=me"]
+    assert written(parse(Closed, words)) == words
+    mixed = ["seeds=5", "x.y=1", "DIR"]
+    assert written(parse(Open, mixed)) == mixed
 
 
 def test_the_last_of_two_words_counts_as_in_hydra() -> None:

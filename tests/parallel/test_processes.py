@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_latents import write_latents
 
+from pw.io.arguments import ConfigError
 from pw.io.paths import ROOT
 from pw.parallel.processes import Failed, Place, Share, Stopped, check_launch, interruptible, launch, place, unheard
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError
 from pw.run.settings import Trainer
 from pw.train.batches import clips
 from pw.train.preflight import check_share
@@ -520,7 +520,7 @@ class TestTheFiveBillionNetwork:
         import torch
         from torch.distributed.fsdp import FSDPModule
 
-        from pw.cost.count import training_moments
+        from pw.cost.training_cost import training_moments
         from pw.nn.backbone import Backbone
         from pw.parallel.sharded import mesh_of, rows_here, shard
 

@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 from small_processes import train_together
 
+from pw.io.arguments import ConfigError
 from pw.parallel.processes import Place
 from pw.parallel.sharded import Sharded, Shards, read_rest
 from pw.run.build import build
-from pw.run.compose import ConfigError
 
 TWO = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "train.accumulate=2")
 

@@ -21,7 +21,7 @@ from small_processes import train_together
 
 from experiments.engine.plan import make_plan
 from experiments.engine.plan import parse as parse_ablation
-from pw.cost.count import sampling_memory
+from pw.cost.generation_cost import sampling_memory
 from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit
 from pw.data.shards import seeded, write_shards

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from pw.io.arguments import ConfigError
 from pw.method.objective import Alternate, Shortcut
 from pw.method.step_sampler import ExponentialIndex
 from pw.method.target import TwoSteps
 from pw.method.weighting import DeltaSigma
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError, compose_run, groups, leaves
+from pw.run.compose import compose_run, groups, leaves
 
 ROOT = Path(__file__).parents[2]
 

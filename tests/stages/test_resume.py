@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from small_shards import spoil, write_noise
 
 from pw.data.shards import epoch_order
+from pw.io.arguments import ConfigError
 from pw.io.paths import ROOT
 from pw.parallel.processes import STOPPING, Stopped
 from pw.parallel.sharded import read_rest
 from pw.run.build import Run
-from pw.run.compose import ConfigError
 from pw.stages.stage import Stage
 from pw.train.checkpoint import last_checkpoint
 from pw.train.loop import train

@@ -14,10 +14,10 @@ from diffusers.models import attention_dispatch
 from safetensors.torch import load_file, save_file
 
 from pw.io import host
+from pw.io.arguments import ConfigError
 from pw.io.imports import quiet
 from pw.nn.backbone import Backbone
 from pw.run.build import Run
-from pw.run.compose import ConfigError
 from pw.stages.anchor import AnchorModel
 from pw.stages.hires import HiresSynth
 from pw.stages.stage import SeededDraws, Stage, load_start

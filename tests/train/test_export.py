@@ -12,10 +12,10 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors.torch import load_file
 
+from pw.io.arguments import ConfigError
 from pw.nn.backbone import Backbone
 from pw.nn.convert import layout, place, read, to_ours
 from pw.run.build import Run, build, make
-from pw.run.compose import ConfigError
 from pw.train.export import export, find, main, shards
 from pw.train.loop import train
 from pw.train.record import training_folder, write_config

@@ -17,8 +17,9 @@ from small_shards import write_noise
 from experiments.engine.job import all_jobs
 from experiments.engine.plan import make_plan, parse
 from experiments.engine.run_ablation import main
+from pw.io.arguments import ConfigError
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError, groups
+from pw.run.compose import groups
 from pw.run.shipped import LARGEST, read_card
 from pw.train import start
 from pw.train.loop import stage_module, train

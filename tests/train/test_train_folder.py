@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pw.io.arguments import ConfigError
 from pw.io.files import write_json
 from pw.io.imports import import_for_good
 from pw.run.build import build
-from pw.run.compose import ConfigError
 from pw.train.record import is_trained, training_folder, written_overrides
 
 RUN = ["start=none", "objective=flow", "train.updates=2"]

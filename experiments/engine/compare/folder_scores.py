@@ -12,7 +12,7 @@ from benchmarks.metrics import GROUPS, METRICS, lookup
 from experiments.engine.compare.compare_options import CompareOptions
 from experiments.engine.compare.sides import Folder, Side
 from experiments.engine.outcome.written import read_written
-from pw.run.compose import ConfigError
+from pw.io.arguments import ConfigError
 from pw.sample.evaluate import reference_folder, sample_folder
 
 

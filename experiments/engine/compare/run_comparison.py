@@ -16,7 +16,7 @@ from benchmarks.stats.paired import compare_videos
 from experiments.engine.compare.compare_options import CompareOptions
 from experiments.engine.compare.folder_scores import check_primary, metrics_of, scores_of_pair
 from experiments.engine.compare.sides import Side, config_difference, side
-from pw.run.compose import ConfigError
+from pw.io.arguments import ConfigError
 
 
 @dataclass

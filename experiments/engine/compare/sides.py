@@ -12,8 +12,9 @@ from typing import Any
 from benchmarks.measure.videos import videos_of
 from benchmarks.systems.run import SETTINGS
 from experiments.engine.outcome.written import read_sampling, read_written
+from pw.io.arguments import ConfigError
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError, leaves
+from pw.run.compose import leaves
 from pw.train.record import written_overrides
 
 TRIED_STEPS = (*range(1, 17), 20, 24, 25, 28, 30, 32, 40, 48, 50, 64)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pw.io.arguments import ConfigError
 from pw.io.files import read_json
-from pw.run.compose import ConfigError
 
 NUMBER = (int, float)
 TRAINING: dict[str, Any] = {"signature": str}

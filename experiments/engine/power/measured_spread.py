@@ -20,7 +20,7 @@ from experiments.engine.power.spread import (
     pooled,
     with_jackknife,
 )
-from pw.run.compose import ConfigError
+from pw.io.arguments import ConfigError
 from pw.sample.evaluate import sample_folder
 
 

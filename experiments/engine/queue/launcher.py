@@ -18,10 +18,10 @@ from typing import Any, Literal
 import yaml
 
 from experiments.engine.queue.units import Unit
+from pw.io.arguments import ConfigError
 from pw.io.paths import CONF
 from pw.parallel.processes import check_launch
 from pw.run.build import Run
-from pw.run.compose import ConfigError
 
 
 @dataclass(frozen=True)

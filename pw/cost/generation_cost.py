@@ -1,0 +1,181 @@
+"""What one generated video costs: its phases with their FLOPs and memory, and CPU memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pw.cost.flops import Flops, codec_flops, evaluations, forward_flops, text_flops
+from pw.cost.memory import (
+    BYTES,
+    Moment,
+    Part,
+    Precision,
+    codec_bytes,
+    inference_bytes,
+    injector_bytes,
+    unshared_bytes,
+    weight_bytes,
+)
+from pw.cost.parameters import (
+    UMT5_FFN,
+    UMT5_HEADS,
+    UMT5_WIDTH,
+    block_parameters,
+    parameters,
+    stage_latent,
+    text_encoder_parameters,
+    tokens,
+)
+from pw.nn import options
+from pw.run.build import Run, build
+from pw.run.compose import override_key
+
+# (stage II, stage I) of a generation; None where it has none
+Stages = tuple[Run | None, Run | None]
+SHARED = {"scale", "codec", "backbone", "text", "data", "trainer"}  # groups that stage I takes over from stage II
+
+CONVERTED = 1 << 25  # pixels that are converted to floats at a time  (pw.data.degradation)
+
+
+@dataclass(frozen=True)
+class GenerationCost:
+    """The cost of one video: phases that follow each other, each with only its own network on the device.
+
+    host  items in CPU memory
+    """
+
+    phases: tuple[Moment, ...]
+    host: tuple[Part, ...]
+
+    @property
+    def flops(self) -> float:
+        """Sum over all phases."""
+        return sum(phase.flops.total for phase in self.phases)
+
+    @property
+    def worst(self) -> Moment:
+        """The phase that takes most memory."""
+        return max(self.phases, key=lambda phase: phase.bytes)
+
+
+def stages_of(run: Run) -> Stages:
+    """The stages that generate with a run: stage I alone for a run of it, stage II alone without injector."""
+    if run.stage == "anchor":
+        return None, run
+    if run.injector is None:
+        return run, None
+    shared = [o for o in run.config.overrides if override_key(o).split(".")[0] in SHARED]
+    return run, run.anchor_run or build([*shared, "stage=anchor"])
+
+
+def last_stage(stages: Stages) -> Run:
+    """The stage that makes the video."""
+    run = stages[0] or stages[1]
+    assert run is not None, "nothing to generate"
+    return run
+
+
+def guided_at_once(run: Run) -> int:
+    """Batch size of a forward for one clip: 2 when guidance evaluates both branches in one batch."""
+    return 2 if run.guidance.scale != 1 and run.trainer.guidance_batch else 1
+
+
+def denoising(run: Run, precision: Precision) -> Moment:
+    """Integrating one clip with a stage's network, on each device that holds part of its weights or tokens."""
+    latent, backbone, batch = stage_latent(run), run.backbone, guided_at_once(run)
+    split, context = run.trainer.split, run.trainer.context
+    length = tokens(latent, backbone.patch_size)
+    forward = forward_flops(backbone, length, backbone.text_tokens, run.injector)
+    count = evaluations(run)
+    text = 2 * backbone.text_tokens * backbone.text_dim * 4
+    # fp32: state, two velocities, their sum; and the network's copy of the state in its own precision
+    state = math.prod(latent) * (4 * 4 + BYTES[precision] * batch)
+    gathered = 2 * BYTES[precision] * block_parameters(backbone) if split > 1 else 0  # this block and the next
+    parts = (
+        Part("weights", weight_bytes(backbone, run.injector, precision) / split, "counted"),
+        Part("gathered", gathered, "assumed"),
+        Part("working set", batch * inference_bytes(backbone, length // context, precision), "fake tensors"),
+        Part("all tokens", batch * unshared_bytes(backbone, length, precision, context), "fake tensors"),
+        Part("injector", batch * injector_bytes(run.injector, backbone, length, precision, context), "fake tensors"),
+        Part("latents, text", state + text, "assumed"),
+    )
+    return Moment("stage I" if run.stage == "anchor" else "stage II", parts, forward * count, count, context)
+
+
+def text_encoding(run: Run) -> Moment:
+    """Encoding the prompt, and with guidance the negative prompt, by UMT5-XXL in bf16."""
+    prompts, length = 1 if run.guidance.scale == 1 else 2, run.backbone.text_tokens
+    scores = 3 * 4 * UMT5_HEADS * length**2  # scores, their bias and softmax in fp32
+    parts = (
+        Part("weights", 2 * text_encoder_parameters(), "counted"),
+        Part("working set", scores + 4 * length * (3 * UMT5_FFN + 4 * UMT5_WIDTH), "assumed"),
+    )
+    return Moment("text", parts, Flops(text_encoder=text_flops(prompts, length)))
+
+
+def coding(run: Run, name: str, frames: int, size: tuple[int, int], direction: Literal["encode", "decode"]) -> Moment:
+    """Encoding or decoding one clip."""
+    flops = Flops(codec=codec_flops(run.codec, frames, *size, direction))
+    return Moment(name, codec_bytes(run.codec, frames, *size, direction), flops)
+
+
+def decoders(run: Run, size: tuple[int, int]) -> float:
+    """By how much the devices that make a video together shorten its decode: tiles / tiles of the busiest device."""
+    if isinstance(run.codec, options.SpaceToDepth):
+        return 1
+    rows, columns = run.codec.tiles(*size)
+    tiles = len(rows) * len(columns)
+    return tiles / math.ceil(tiles / run.trainer.context)
+
+
+def generation_cost(hires: Run | None, anchor: Run | None, precision: Precision | None = None) -> GenerationCost:
+    """The cost of one video from one prompt: text, stage I, stage II, decode.
+
+    hires, anchor  the runs of the two stages; None leaves one out (stage II without injector needs no anchor)
+    precision      of the networks' weights; by default bf16 on a GPU and fp32 on a CPU, as `pw generate` loads them
+    """
+    runs, last = [run for run in (anchor, hires) if run is not None], last_stage((hires, anchor))
+    kind = precision or loaded_precision(last)
+    phases = [text_encoding(run) for run in runs[-1:] if run.text is not None]
+    for run in runs:
+        phases.append(denoising(run, kind))
+        upsampled = run.stage == "anchor" and len(runs) == 2 and run.scale.anchor_upsample == "pixel"
+        if upsampled and isinstance(run.codec, options.WanVAE):
+            phases.append(coding(run, "anchor decode", run.scale.frames, run.scale.anchor_size, "decode"))
+            phases.append(coding(run, "anchor encode", run.scale.frames, run.scale.size, "encode"))
+    size = last.scale.anchor_size if last.stage == "anchor" else last.scale.size
+    decode = coding(last, "decode", last.scale.frames, size, "decode")
+    phases.append(dataclasses.replace(decode, devices=decoders(last, size)))
+    return GenerationCost(tuple(phases), _host(runs, size))
+
+
+def loaded_precision(run: Run) -> Precision:
+    """The precision in which `pw.nn.networks` loads weights to generate."""
+    return "bf16" if run.trainer.accelerator == "gpu" else "fp32"
+
+
+def _host(runs: list[Run], size: tuple[int, int]) -> tuple[Part, ...]:
+    """CPU memory of a generation: the largest network while it loads, a checkpoint being fp32; and the frames."""
+    last = runs[-1]
+    networks = [4 * parameters(run.backbone, run.injector) for run in runs]
+    if last.text is not None:
+        networks.append(2 * text_encoder_parameters())
+    return (
+        Part("largest network as it loads", max(networks), "assumed"),
+        Part("8-bit frames", 3 * last.scale.frames * size[0] * size[1], "counted"),
+    )
+
+
+def sampling_memory(run: Run, batch_size: int | None = None) -> int:
+    """Bytes of CPU memory that clips take while a run is sampled, whatever their number.
+
+    A batch in fp32, one clip twice in 8 bits, and the frames that are converted at a time. An upper bound for reading
+    the evaluation clips, too. Measured at 2K with 33 frames: 2.3 GB, and 2.7 from shards of 1.5 times the size; the
+    formula gives 3.0. The network is on the device by then.
+    """
+    batch_size = run.sampling.batch_size if batch_size is None else batch_size
+    pixels = run.scale.frames * run.scale.height * run.scale.width
+    return 3 * pixels * (4 * batch_size + 2) + 24 * min(pixels * batch_size, CONVERTED)

@@ -1,0 +1,312 @@
+"""What is asked for: the options of `pw generate`, and the request made of them, checked before anything loads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pw.cost.parameters import stage_latent
+from pw.generate.prompts import Text, read_prompts
+from pw.generate.stage_runs import (
+    anchor_source,
+    check_memory,
+    check_processes,
+    hires_source,
+    split_overrides,
+    stage_runs,
+    with_trained,
+)
+from pw.io.arguments import ConfigError, option
+from pw.io.files import digest
+from pw.io.paths import OUTPUTS
+from pw.parallel import processes as parallel
+from pw.run.build import Run
+from pw.train.preflight import check_device
+
+if TYPE_CHECKING:
+    from pw.nn.networks import Network
+    from pw.nn.text import TextEncoder
+
+SLUG = 40  # letters of the prompt in a file's name
+
+
+def _filled(key: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any]:
+    """Reads a value that must not be empty: `hires=` is a mistake, not a default."""
+
+    def read(text: str) -> Any:
+        if not text:
+            raise ValueError(f"says nothing; give {key} a value, or leave it out")
+        return convert(text)
+
+    return read
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _number(low: int, high: int, convert: Callable[[float], Any] = int) -> Callable[[str], Any]:
+    """Reads a number from `low` to `high`; a whole one unless `convert` is float."""
+    kind = "a number" if convert is float else "a whole number"
+
+    def read(text: str) -> Any:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or convert(value) != value:
+            raise ValueError(f"wants {kind} from {low} to {high}")
+        return convert(value)
+
+    return read
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """The options of `pw generate`; `overrides` are of stage II, with `anchor.` before them of stage I."""
+
+    prompt: str | None = option(None, "what is to be seen", read=str)
+    prompts: str | None = option(None, "a .txt of one prompt a line, or a .jsonl with seeds", read=_filled("prompts"))
+    hires: str | None = option(
+        None, "stage II's weights: a checkpoint, an export, a training's signature, or random", read=_filled("hires")
+    )
+    anchor: str = option("base", "stage I's weights; base is Wan's own", read=_filled("anchor"))
+    weights: str | None = option(
+        None, "Wan's weights in diffusers' layout (`make weights` fetches them); or random", read=_filled("weights")
+    )
+    anchors_from: Path | None = option(
+        None, "the `out` of an earlier call, whose anchors are used", read=_filled("anchors_from", _folder)
+    )
+    out: Path | None = option(None, "outputs/generated/SCALE by default", read=_filled("out", _folder))
+    frames: int | None = option(None, "of the video; 1 makes an image", read=_number(1, 100_000))
+    fps: float = option(24.0, "frames a second", read=_number(1, 240, float))
+    quality: int = option(16, "CRF of H.264, from 0 to 51; less is better", read=_number(0, 51))
+    lossless: bool = option(False, "FFV1 in .mkv instead")
+    text_device: Literal["auto", "cpu", "gpu"] = option("auto", "where the text encoder runs")
+    outputs: Path | None = option(None, "where a signature's training lies", read=_filled("outputs", _folder))
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One video to make: its text, the seed of its noise, the stem of its files, and the anchor it is given, if any."""
+
+    text: str
+    seed: int
+    name: str
+    anchor: Path | None = None
+
+
+@dataclass
+class GenerationRequest:
+    """One call, checked: what is made of what, and where it goes.
+
+    hires, anchor    stage II and stage I, and where their weights come from
+    weights          Wan's, None for random ones
+    seconds, peaks   prompt -> part -> wall time in s and peak memory in GB, filled in as videos are made
+    """
+
+    options: GenerateOptions
+    hires: Run
+    anchor: Run
+    hires_source: str
+    anchor_source: str
+    weights: Path | None
+    out: Path
+    prompts: list[Prompt] = field(default_factory=list)
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    peaks: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> str:
+        """Where the networks run."""
+        return "cuda" if self.hires.trainer.accelerator == "gpu" else "cpu"
+
+    @property
+    def is_split(self) -> bool:
+        """Whether several processes hold each network together."""
+        return self.hires.trainer.strategy == "fsdp"
+
+    @property
+    def place(self) -> parallel.Place | None:
+        """Which of the processes this one is; None when they have yet to be started."""
+        return parallel.place(self.hires.trainer) if self.is_split else parallel.Place(0, 1)
+
+    @cached_property
+    def identity(self) -> str:
+        """16 hex digits of everything but the prompt that decides what is made."""
+        from pw.io.wan_weights import fingerprint
+
+        given = (self.anchor_source, self.hires_source)
+        sources = [source if source in ("base", "random") else fingerprint(Path(source)) for source in given]
+        base = None if self.weights is None else fingerprint(self.weights)
+        negative = [run.text and run.text.negative_prompt for run in (self.anchor, self.hires)]
+        how = [self.device, self.hires.trainer.attention, self.anchor.trainer.attention]  # `sage` is not exact
+        return digest([self.hires.signature, self.anchor.signature, sources, base, negative, how], 16)
+
+    def video(self, prompt: Prompt) -> Path:
+        """The finished file of a prompt: .mp4, .mkv if lossless, .png of a single frame."""
+        ending = "png" if self.hires.scale.frames == 1 else "mkv" if self.options.lossless else "mp4"
+        return self.out / f"{prompt.name}.{ending}"
+
+    def manifest(self, prompt: Prompt) -> Path:
+        """What was made, how, and at what cost; written last."""
+        return self.video(prompt).with_suffix(f"{self.video(prompt).suffix}.json")
+
+    def anchor_file(self, prompt: Prompt) -> Path:
+        """The anchor's latent, which is kept."""
+        return self.out / "anchors" / f"{prompt.name}.safetensors"
+
+    def upsampled_file(self, prompt: Prompt) -> Path:
+        """The latent of the anchor enlarged in pixels, until the video is done  (`scale.anchor_upsample=pixel`)."""
+        return self.out / "latents" / f"{prompt.name}.anchor.safetensors"
+
+    def latent_file(self, prompt: Prompt) -> Path:
+        """Stage II's latent, until the video is done."""
+        return self.out / "latents" / f"{prompt.name}.safetensors"
+
+    @property
+    def quality(self) -> int | Literal["lossless"]:
+        """Of the video: CRF of H.264, or lossless."""
+        return "lossless" if self.options.lossless else self.options.quality
+
+    def is_done(self, prompt: Prompt) -> bool:
+        """Whether the video and its manifest are there, at this rate and quality."""
+        if not self.manifest(prompt).exists() or not self.video(prompt).exists():
+            return False
+        about = json.loads(self.manifest(prompt).read_text())
+        return (about["fps"], about["quality"]) == (self.options.fps, self.quality)
+
+    def text_encoder(self) -> TextEncoder | None:
+        """Wan's text encoder, not loaded yet; None for random weights."""
+        if self.weights is None:
+            return None
+        import torch
+
+        from pw.io.wan_weights import fingerprint
+        from pw.nn.text import TextEncoder
+
+        device = {"cpu": "cpu", "gpu": "cuda", "auto": self.device}[self.options.text_device]
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("text_device=gpu: torch sees no CUDA device here; leave it at auto")
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32  # 11.4 GB, on a CPU twice that
+        name = fingerprint(self.weights / "text_encoder")
+        return TextEncoder(self.weights, self.hires.backbone.text_tokens, self.out / "text", name, device, dtype)
+
+
+def network_of(run: Run) -> Network:
+    """What `pw.nn.networks` is to load for a stage."""
+    from pw.nn.networks import Network
+
+    return Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+
+
+def make_request(options: GenerateOptions) -> GenerationRequest:
+    """The checked request. Raises ValueError (ConfigError, WeightsError) naming the key and what would do."""
+    from pw.io.wan_weights import check, locate
+
+    overrides, anchor_overrides = split_overrides(options.overrides)
+    texts = read_prompts(options.prompt, options.prompts)
+    weights = None if options.weights == "random" else locate(options.weights)
+    if weights is not None:
+        check(weights, ("transformer", "vae", "text_encoder", "tokenizer"))
+    sources = (
+        hires_source(options.hires, weights, options.outputs),
+        anchor_source(options.anchor, weights, options.outputs),
+    )
+    trained = (with_trained(sources[0], overrides), with_trained(sources[1], anchor_overrides))
+    hires, anchor = stage_runs(*trained, weights, options.frames)
+    check_processes(hires)
+    check_device(hires)
+    check_memory(hires, anchor)
+    out = options.out or OUTPUTS / "generated" / hires.scale.name
+    _check_folder(out)
+    request = GenerationRequest(options, hires, anchor, *sources, weights, out)
+    request.prompts = _named_prompts(request, texts)
+    _check_networks(request)
+    _check_texts(request)
+    return request
+
+
+def _check_folder(out: Path) -> None:
+    """Raises ConfigError unless files can be written to `out`, which need not be there yet."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"out={out}: {there} is a file; wants a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"out={out}: {there} may not be written to; choose another out=")
+
+
+def _named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]:
+    """The prompts with their seeds, anchors and file names. Raises ConfigError for a prompt that is there twice."""
+    from pw.io.wan_weights import fingerprint
+
+    earlier = request.options.anchors_from
+    prompts: dict[str, Prompt] = {}
+    for text, given_seed in texts:
+        seed = request.hires.seed if given_seed is None else given_seed
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seed={seed}: a whole number from 0 to {2**32 - 1}")
+        anchor = None if earlier is None else _earlier_anchor(request.anchor, earlier, text, seed)
+        slug = re.sub(r"[^a-z0-9]+", "-", text.lower())[:SLUG].strip("-") or "prompt"
+        key = [text, seed, request.identity, *([] if anchor is None else [fingerprint(anchor)])]
+        name = f"{slug}_{digest(key, 8)}"
+        if name in prompts:
+            raise ConfigError(f"prompts: {text[:60]!r} with seed {seed} is there twice; give it another seed")
+        prompts[name] = Prompt(text, seed, name, anchor)
+    return list(prompts.values())
+
+
+def _earlier_anchor(run: Run, folder: Path, text: str, seed: int) -> Path:
+    """A prompt's anchor of an earlier call. Raises ConfigError for none, several, or one of another size."""
+    from safetensors import SafetensorError, safe_open
+
+    matches = []
+    for path in sorted((folder / "anchors").glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                about, shape = file.metadata() or {}, tuple(file.get_slice("latent").get_shape())
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"anchors_from={folder}: {path.name} cannot be read ({error})") from error
+        if (about.get("prompt"), about.get("seed")) == (text, str(seed)):
+            matches.append((path, shape))
+    if len(matches) != 1:
+        names = ", ".join(path.name for path, _ in matches)
+        number = f"{len(matches)} anchors ({names})" if matches else "no anchor"
+        raise ConfigError(
+            f"anchors_from={folder}: {number} of {text[:60]!r} with seed {seed}; it is the `out` of an earlier call, "
+            "with one for each prompt"
+        )
+    [(path, shape)] = matches
+    wanted = (1, *stage_latent(run))
+    if shape != wanted:
+        raise ConfigError(f"anchors_from={folder}: {path.name} is {shape}, stage II is given {wanted} here")
+    return path
+
+
+def _check_networks(request: GenerationRequest) -> None:
+    """Raises ValueError where an attention kernel is missing or a checkpoint does not fit."""
+    from pw.nn.networks import check_checkpoint, check_kernel
+
+    for run, source in ((request.anchor, request.anchor_source), (request.hires, request.hires_source)):
+        check_kernel(network_of(run), request.device)
+        if source not in ("base", "random"):
+            check_checkpoint(network_of(run), Path(source))
+
+
+def _check_texts(request: GenerationRequest) -> None:
+    """Raises ValueError naming a prompt that is longer than the text encoder takes."""
+    encoder = request.text_encoder()
+    if encoder is None:
+        return
+    encoder.check([prompt.text for prompt in request.prompts])
+    for prefix, run in (("", request.hires), ("anchor.", request.anchor)):
+        assert run.text is not None
+        encoder.check([run.text.negative_prompt], f"{prefix}text.negative_prompt")

@@ -1,0 +1,186 @@
+"""The two stages as runs: from the overrides of a call and from what their weights were trained with."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pw.io.arguments import ConfigError
+from pw.io.paths import OUTPUTS
+from pw.parallel import processes as parallel
+from pw.run.build import Run, build
+from pw.run.compose import override_key
+from pw.train.record import written_overrides
+
+SHARED = {
+    "scale",
+    "backbone",
+    "codec",
+    "text",
+    "trainer",
+    "seed",
+    "train",
+}  # groups of stage II that stage I takes over
+# What a small pipeline in Wan's layout needs at scale=tiny, which has a codec and sizes of its own.
+TINY = (
+    *("codec=wan_vae", "text=umt5", "guidance=on", "data=none", "start=none", "scale.anchor_upsample=latent"),
+    *("scale.frames=9", "scale.height=128", "scale.width=192", "scale.anchor_height=64", "scale.anchor_width=96"),
+)
+WAN_SAMPLING = ("solver=unipc", "sampling.grid=wan", "sampling.start=1.0")  # Wan's own defaults, for stage I
+# Groups of a training's configuration that its network needs to generate.
+NETWORK = {
+    *("scale", "backbone", "codec", "text", "injector", "schedule"),
+    *("objective", "turns", "step_sampler", "weighting", "target"),
+}
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(overrides, anchor_overrides): `anchor.KEY=VALUE` is an override of stage I, anything else of stage II.
+
+    Raises ConfigError for an override that has no meaning here.
+    """
+    overrides = [word for word in words if not word.startswith("anchor.")]
+    anchor_overrides = [word.removeprefix("anchor.") for word in words if word.startswith("anchor.")]
+    for prefix, given in (("", overrides), ("anchor.", anchor_overrides)):
+        for word in given:
+            key = word.partition("=")[0]
+            if key == "stage":
+                raise ConfigError(f"{prefix}{word}: a video is made by both stages; anchor.KEY=VALUE is for stage I")
+            if key == "trainer.weights":
+                raise ConfigError(f"{prefix}{word}: here it is weights=DIR")
+            if word == "text=none":
+                raise ConfigError(f"{prefix}{word}: a prompt needs an encoder; leave it at umt5")
+    return overrides, anchor_overrides
+
+
+def hires_source(value: str | None, weights: Path | None, outputs: Path | None) -> str:
+    """Where stage II's weights come from: a path, or `random`. Raises ConfigError saying where to get some."""
+    if value is None and weights is not None:
+        raise ConfigError(
+            "hires=…: stage II needs trained weights: a checkpoint, an export of `make export`, or a signature under "
+            "outputs/train; weights=random tries everything out without any"
+        )
+    if value == "base":
+        raise ConfigError("hires=base: Wan's own weights know no anchor and no stride; give trained weights")
+    return _source("hires", value or "random", outputs)
+
+
+def anchor_source(value: str, weights: Path | None, outputs: Path | None) -> str:
+    """Where stage I's weights come from: a path, `base` (Wan's own), or `random`."""
+    return "random" if value == "base" and weights is None else _source("anchor", value, outputs)
+
+
+def _source(key: str, value: str, outputs: Path | None) -> str:
+    if value in ("base", "random"):
+        return value
+    if re.fullmatch(r"[0-9a-f]{8}", value):
+        folder = (outputs or OUTPUTS) / "train" / value
+        if not (folder / "done.json").exists():
+            raise ConfigError(f"{key}={value}: {folder} holds no finished training")
+        return str(folder / "ema.safetensors")
+    if not Path(value).expanduser().exists():
+        raise ConfigError(f"{key}={value}: no such file or folder, nor a signature")
+    return str(Path(value).expanduser())
+
+
+def with_trained(source: str, overrides: Sequence[str]) -> list[str]:
+    """Overrides after those that a training of ours, or its export, used for its network, unless they replace them."""
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    exported = path / "pixelwizard" / "config.json"
+    if (folder / "config.yaml").exists():
+        trained = written_overrides(folder)
+    elif exported.exists():
+        trained = json.loads(exported.read_text())["overrides"]
+    else:
+        return list(overrides)
+    replaced = {override_key(o) for o in overrides}
+
+    def is_kept(override: str) -> bool:
+        key = override_key(override)
+        group = key.split(".")[0]
+        return group in NETWORK and not replaced & {key, group}
+
+    return [*filter(is_kept, trained), *overrides]
+
+
+def stage_runs(
+    overrides: Sequence[str], anchor_overrides: Sequence[str], weights: Path | None, frames: int | None
+) -> tuple[Run, Run]:
+    """(stage II, stage I) as runs, of the sizes of `weights`. Raises ConfigError naming the override."""
+    from pw.io.wan_weights import overrides_of
+
+    sizes = [] if weights is None else [*overrides_of(weights), f"trainer.weights={json.dumps(str(weights))}"]
+    if frames is not None:
+        sizes.append(f"scale.frames={frames}")
+    scale = next((o for o in overrides if override_key(o) == "scale"), "scale=2k")
+    first = [scale, *(TINY if scale == "scale=tiny" else ()), *sizes]
+    shared = [o for o in overrides if override_key(o).split(".")[0] in SHARED]
+    hires = build(_last([*first, "stage=hires", *overrides]))
+    try:
+        anchor = build(_last([*first, "stage=anchor", *WAN_SAMPLING, *shared, *anchor_overrides]))
+    except ConfigError as error:
+        key = str(error).partition("=")[0]
+        if key in {override_key(o) for o in (*first, *shared)}:
+            raise
+        raise ConfigError(f"anchor.{error}") from error  # the word as it was given, or would have to be
+    _check_stages(hires, anchor)
+    return hires, anchor
+
+
+def _last(overrides: Sequence[str]) -> list[str]:
+    """The last override of each key: Hydra takes one choice of a group."""
+    return list({override_key(o): o for o in overrides}.values())
+
+
+def _check_stages(hires: Run, anchor: Run) -> None:
+    """Raises ConfigError for a guidance, an injector or a trainer that cannot generate from a prompt."""
+    for prefix, run in (("", hires), ("anchor.", anchor)):
+        if run.guidance.drop != "text":
+            raise ConfigError(f"{prefix}guidance.drop={run.guidance.drop}: with a prompt, guidance drops the text")
+    if hires.injector is None:
+        raise ConfigError("injector=none: stage II is given an anchor; choose the injector that it was trained with")
+    for prefix, run in (("", hires), ("anchor.", anchor)):
+        if run.trainer.strategy not in ("single", "fsdp"):
+            raise ConfigError(
+                f"{prefix}trainer={run.config.choices['trainer']}: to generate, trainer=fsdp splits each network over "
+                "trainer.devices GPUs; where it fits into one, give each GPU the same call with trainer=gpu"
+            )
+    for key in ("accelerator", "strategy", "devices", "nodes", "context"):
+        wanted, given = getattr(hires.trainer, key), getattr(anchor.trainer, key)
+        if wanted != given:
+            raise ConfigError(f"anchor.trainer.{key}={given}: stage II has {wanted}")
+
+
+def check_processes(run: Run) -> None:
+    """Raises ConfigError unless one process generates, or several of one machine that `generate` starts itself.
+
+    In one of these, selects its GPU.
+    """
+    trainer = run.trainer
+    if trainer.strategy == "single":
+        return
+    if trainer.nodes > 1:
+        raise ConfigError(
+            f"trainer.nodes={trainer.nodes}: a network is split over the GPUs of one machine; set it to 1"
+        )
+    place = parallel.place(trainer)
+    if place is not None and place.processes > 1 and not place.is_launched:
+        raise ConfigError("trainer=fsdp: starts its processes by itself; call it once, without torchrun or srun")
+    if place is not None and trainer.accelerator == "gpu":
+        import torch
+
+        torch.cuda.set_device(place.local_rank)
+
+
+def check_memory(hires: Run, anchor: Run) -> None:
+    """Raises ValueError when the GPU is too small, with the nearest setting that fits."""
+    if hires.trainer.accelerator != "gpu" or parallel.place(hires.trainer) is None:  # a launcher needs no GPU memory
+        return
+    import torch
+
+    from pw.cost.verdicts import check_generation
+
+    check_generation(hires, anchor, torch.cuda.mem_get_info()[0], torch.cuda.device_count())
