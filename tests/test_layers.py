@@ -102,7 +102,7 @@ ROOMS = {
     "pw/prepare": ("pw.prepare", "pw.train", "pw.run", *BELOW_RUN),
     "pw/sample": ("pw.sample", "pw.train", "pw.cost", "pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),
     "pw/generate": ("pw.generate", "pw.train", "pw.cost", "pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),
-    "pw/cli.py": ("pw.parallel", "pw.io"),  # a verb's module is imported by its name, when it is called
+    "pw/cli.py": ("pw.parallel", "pw.io", "pw.run"),  # a verb's module is imported by its name, when it is called
     "pw/__main__.py": ("pw.cli",),
     # no metric imports what made the videos
     **{

@@ -63,7 +63,7 @@ class Job:
         return SECONDS["score"]
 
     def _flops(self) -> float:
-        """FLOPs of a job at one of Wan's scales, by `pw.cost.count`."""
+        """FLOPs of a job at one of Wan's scales, by `pw.cost.training_cost`."""
         run = self.run
         if self.kind == "train":
             return training_cost(run).flops

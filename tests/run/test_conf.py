@@ -522,7 +522,7 @@ class TestBuilding:
         code = """if True:
             import sys
             from experiments.engine.plan import make_plan, parse
-            from experiments.engine.pool import all_jobs
+            from experiments.engine.job import all_jobs
             from pw.run.build import build
             build(["solver=unipc", "step_sampler=aligned", "injector=add", "anchors=flawed"])
             all_jobs(make_plan(parse(["name=ansc", "arms=baseline,full", "seeds=1"])))

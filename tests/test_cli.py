@@ -1,0 +1,86 @@
+"""`pw VERB key=value …`: one grammar, help and completion for every verb, mistakes told in one line."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pw.cli import COMPLETION, VERBS, candidates, help_of, main
+from pw.io.arguments import Command, describe
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted({module for about in VERBS.values() for module in (about.module, *about.what.values())})
+HEAVY = {"torch", "lightning", "diffusers", "mlflow", "matplotlib"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_verb_declares_its_options_each_with_a_sentence(module: str) -> None:
+    command = importlib.import_module(module).main
+    assert isinstance(command, Command)
+    assert not [word for word, says in describe(command.options) if not says]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"pw {verb}: {VERBS[verb].says}")
+    for word, _ in describe(importlib.import_module(VERBS[verb].module).main.options):
+        assert word in told
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_answers_a_word_without_a_value_in_one_line(verb: str) -> None:
+    """At once, that is: before anything heavy is imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "pw", verb, "no_such_option=1", "=nonsense"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    lines = ended.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    told = [line for line in lines if not line.startswith("import time:")]
+    assert ended.returncode == 2
+    assert len(told) == 1
+    assert told[0].startswith("error: ")
+    assert not HEAVY & imported
+
+
+def test_alone_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    told = capsys.readouterr().out
+    assert all(f"pw {verb} " in told for verb in VERBS)
+
+
+def test_a_verb_that_is_none_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
+
+
+class TestCompletion:
+    @pytest.mark.parametrize(
+        ("line", "offered"),
+        [
+            ("pw abl", ["ablation", "ablations"]),
+            ("pw train weighting=u", ["weighting=uniform"]),
+            ("pw train step_sa", ["step_sampler="]),
+            ("pw ablation dry_run=", ["dry_run=true", "dry_run=false"]),
+            ("pw ablation name=an", ["name=anchor_robustness", "name=anchor_tuning", "name=ansc"]),
+            ("pw nonsense x", []),
+        ],
+    )
+    def test_offers_verbs_options_groups_and_their_values(self, line: str, offered: list[str]) -> None:
+        assert candidates(line) == offered
+
+    @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+    def test_works_in_bash(self, tmp_path: Path) -> None:
+        pw = tmp_path / "pw"
+        pw.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m pw "$@"\n')
+        pw.chmod(0o755)
+        script = f"""{COMPLETION}
+PATH="{tmp_path}:$PATH"; COMP_LINE="pw train weighting=de"; COMP_POINT=${{#COMP_LINE}}; _pw; echo "${{COMPREPLY[@]}}"
+"""
+        ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=True)
+        assert ended.stdout.strip() == "delta_sigma"
