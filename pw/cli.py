@@ -37,8 +37,8 @@ VERBS = {
     "status": Verb("experiments.engine.status", "how far an ablation is, read from its files: name=ansc"),
     "power": Verb("experiments.engine.power_planner", "the smallest difference that n prompts and m seeds can show"),
     "record": Verb("experiments.engine.record", "keep an ablation's outcome in experiments/results"),
-    "train": Verb("pw.train.command", "train one run: stage=hires objective=shortcut seed=1", leaves=True),
-    "sample": Verb("pw.sample.evaluate", "sample one run, which is trained first if need be", leaves=True),
+    "train": Verb("pw.train.train_command", "train one run: stage=hires objective=shortcut seed=1", leaves=True),
+    "sample": Verb("pw.sample.sample_command", "sample one run, which is trained first if need be", leaves=True),
     "coverage": Verb("pw.run.trained_pairs", "which (timestep, stride) pairs a step sampler trains"),
     "start": Verb(
         "pw.train.start", "train a start from its recipe, and write it with its card: name=hires", leaves=True
@@ -59,7 +59,7 @@ VERBS = {
     "compare": Verb("experiments.engine.compare_runs", "two runs or folders of videos, paired: a=… b=…"),
     "system": Verb("benchmarks.systems.command", "generate with another system: name=wan2_2_5b prompts=FILE"),
     "lint-paper": Verb("benchmarks.paper.lint", "recompute the paper's derived numbers and print what does not add up"),
-    "mlflow": Verb("pw.tracking.mlflow_log", "open the MLflow UI on 127.0.0.1: port=5000"),
+    "mlflow": Verb("pw.tracking.mlflow_ui", "open the MLflow UI on 127.0.0.1: port=5000"),
     "mlflow-sync": Verb("experiments.engine.sync", "log the tables that MLflow does not have, from their files"),
     "bench": Verb(
         "benchmarks.speed.generation",

@@ -14,9 +14,9 @@ from experiments.engine.verdict import check_claims
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run, build
 from pw.run.compose import Config, ConfigError, leaves, override_key
-from pw.train.command import outputs_folder
 from pw.train.preflight import check_share
 from pw.train.record import earlier_trainings, with_code
+from pw.train.train_command import outputs_folder
 
 DEFAULT_SEEDS = (0, 1, 2, 3, 4)
 

@@ -266,7 +266,7 @@ def _work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Con
                 note(done, total)
                 report.send(("progress", done, total))
 
-            carry_out(job, outputs, progress)
+            carry_out(job, outputs, progress, is_checked=True)
         ledger.release(job.key)
         report.send(("done", "", ""))
     except Stopped as stopped:
@@ -288,8 +288,8 @@ def _end_with_parent(parent: Connection) -> None:
         os._exit(1)
 
 
-def carry_out(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> None:
-    """Do one job in this process."""
+def carry_out(job: Job, outputs: Path, progress: Callable[[int, int], None], *, is_checked: bool = False) -> None:
+    """Do one job in this process. is_checked: `preflight` was called on this machine."""
     import torch
 
     from pw.sample.evaluate import sample
@@ -297,9 +297,9 @@ def carry_out(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> 
 
     torch.set_num_threads(job.run.trainer.threads)
     if job.kind == "train":
-        train(job.run, outputs, progress)
+        train(job.run, outputs, progress, is_checked=is_checked)
     elif job.kind == "sample":
-        sample(job.run, outputs, limit=job.limit, seed=job.seed, progress=progress)
+        sample(job.run, outputs, limit=job.limit, seed=job.seed, progress=progress, is_checked=is_checked)
     else:
         from benchmarks.measure.clips import score_folder
 

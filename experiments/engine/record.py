@@ -21,7 +21,7 @@ from experiments.engine.written import read_written
 from pw.io.files import write_atomically
 from pw.io.paths import OUTPUTS
 from pw.run.compose import ConfigError
-from pw.train.command import outputs_folder
+from pw.train.train_command import outputs_folder
 
 RESULTS = Path(__file__).parents[1] / "results"
 MOST = 8192

@@ -25,8 +25,7 @@ from pw.io.paths import OUTPUTS
 from pw.parallel.processes import Stopped, unheard
 from pw.run.compose import ConfigError
 from pw.sample.evaluate import check_sampling
-from pw.train.preflight import check_attention, check_data, check_device, check_disk, check_host_memory, check_weights
-from pw.train.record import training_folder
+from pw.train.preflight import preflight
 
 SHOWN = 6  # trainings of other code that a plan names
 
@@ -85,17 +84,11 @@ def run(plan: Plan, launcher: Local | Submitit) -> int:
         write_outline(found, plan.options)
     else:
         try:
+            runs = {job.run.training_signature: job.run for job in todo if job.kind != "score"}
+            for run in runs.values():
+                preflight(run, outputs, here=isinstance(launcher, Local))
             for arm in plan.arms:
-                check_data(arm.first)
-                check_weights(arm.first)
-                if isinstance(launcher, Local):
-                    check_device(arm.first)
-                    check_host_memory(arm.first)
                 check_sampling(arm.first)
-            for job in todo:
-                if job.kind == "train":
-                    check_attention(job.run)
-                    check_disk(job.run, training_folder(job.run, outputs))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -140,7 +133,7 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
 
     from benchmarks.report import write as report
     from experiments.engine.table import log_to_mlflow, make_table, write_table
-    from pw.tracking.mlflow_log import TrackingError
+    from pw.tracking.mlflow_database import TrackingError
 
     try:
         result = make_table(plan, rows, failed)

@@ -15,7 +15,7 @@ from pathlib import Path
 from experiments.engine.plan import make_plan, parse
 from experiments.engine.pool import all_jobs
 from pw.io.paths import OUTPUTS
-from pw.tracking.mlflow_log import TrackingError
+from pw.tracking.mlflow_database import TrackingError
 
 
 def main(arguments: Sequence[str]) -> int:

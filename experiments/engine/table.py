@@ -297,7 +297,7 @@ def _existing(folder: Path, names: Sequence[str]) -> list[Path | None]:
 
 
 def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row]) -> str:
-    """One parent run, a run per arm and seed; returns the parent's id. Raises pw.tracking.mlflow_log.TrackingError."""
+    """One parent run, a run per arm and seed; returns the parent's id. Raises TrackingError."""
     from pw.tracking.mlflow_log import RunRecord, log_ablation
 
     outputs = plan.options.outputs

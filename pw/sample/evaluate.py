@@ -9,7 +9,6 @@ there is one batch of clips, however many are sampled.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from pw.io.progress import Progress
 from pw.run.build import Run
 from pw.run.compose import ConfigError
 from pw.run.provenance import provenance
-from pw.train.command import command_line, tell
 from pw.train.loop import stage_module, train
 from pw.train.record import training_folder, write_config
 
@@ -115,11 +113,14 @@ def sample(
     seed: int | None = None,
     progress: Progress | None = None,
     training: Progress | None = None,
+    is_checked: bool = False,
 ) -> Path:
     """Sample the first `limit` clips (all `sampling.count` by default) of a trained run, trained first if need be.
 
-    seed      of the evaluation clips and the initial noise, the run's own by default
-    progress  called with (batch, batches) of the sampling; training: with (update, updates) of what is trained before
+    seed        of the evaluation clips and the initial noise, the run's own by default
+    progress    called with (batch, batches) of the sampling
+    training    called with (update, updates) of what is trained before
+    is_checked  whether the caller has called `preflight`
     """
     from filelock import FileLock
 
@@ -128,7 +129,7 @@ def sample(
     folder = sample_folder(run, outputs, seed)
     if not is_sampled(run, limit, outputs, seed):
         check_sampling(run)
-    train(run, outputs, training)
+    train(run, outputs, training, is_checked=is_checked)
     write_reference(run, outputs, seed)
     if run.anchor_run is not None:
         sample(run.anchor_run, outputs, limit=limit, seed=seed, training=training)
@@ -354,14 +355,3 @@ def _at_full_size(clip: Tensor, size: tuple[int, int]) -> Frames:
 
     parts = clip[None].split(FRAMES_AT_ONCE, 2)  # as floats at full size there is never a whole clip of stage I
     return np.concatenate([to_uint8(resize(part, size, "bicubic")[0]) for part in parts])
-
-
-def main(arguments: list[str]) -> int:
-    """Sample one run from the command line."""
-    try:
-        run, outputs, seed = command_line(arguments)
-        sample_folder(run)  # composes the runs it needs, too
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return tell(run, lambda progress: sample(run, outputs, seed=seed, training=progress))

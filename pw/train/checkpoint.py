@@ -12,6 +12,7 @@ from pw.parallel import processes as parallel
 from pw.run.compose import ConfigError
 
 KEPT = ("last", "previous")  # checkpoints, the newest first
+WHOLE = "whole.ckpt"  # a split checkpoint put together, while it is being read
 
 
 def export(folder: Path, module: Any, team: parallel.Team) -> None:
@@ -49,9 +50,9 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
                 checkpoint = read_rest(path)
             else:
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            found = checkpoint["pw_signature"]
-            if found != folder.name:
-                raise ConfigError(f"{path} is a checkpoint of signature {found}, not {folder.name}; remove it")
+            signature = checkpoint["pw_signature"]
+            if signature != folder.name:
+                raise ConfigError(f"{path} is a checkpoint of signature {signature}, not {folder.name}; remove it")
             return path, int(checkpoint["global_step"])
         except ConfigError:
             raise
@@ -63,11 +64,14 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
     return None
 
 
-def _as_one_file(shards: Path, team: parallel.Team) -> Path:
-    """A checkpoint that split processes left, as a file for those that each have all of the network."""
+def merge_shards(shards: Path, team: parallel.Team) -> Path:
+    """Write a split checkpoint as one file, which processes that each hold the whole network can read.
+
+    All processes must call it.
+    """
     from pw.parallel.sharded import as_one_file, write_checkpoint
 
-    path = shards.with_name("whole.ckpt")
+    path = shards.with_name(WHOLE)
     if team.place.is_first:
         write_checkpoint(as_one_file(shards), path)
     team.wait()

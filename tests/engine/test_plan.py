@@ -17,8 +17,10 @@ from experiments.engine.plan import Options, Plan, make_plan, parse, plan_of
 from experiments.engine.pool import Job, all_jobs
 from experiments.engine.run_ablation import main
 from experiments.engine.table import _settings
+from pw.io import arguments
 from pw.run.compose import ConfigError, at, leaves
-from pw.train.command import command_line
+from pw.sample.sample_command import SampleOptions
+from pw.train.train_command import checked_run
 
 NOTHING_STATED = Statement("", "", "", "")
 PARTS_OF_AN_OBJECTIVE = ("turns", "step_sampler", "weighting", "target")
@@ -344,10 +346,11 @@ class TestADryRun:
         commands = [shlex.split(line) for line in lines if line.startswith(".venv/bin/python -m pw ")]
         found = set()
         for _, _, _, verb, *overrides in commands:  # what each of them would do
-            run, where, seed = command_line(overrides)
+            options = arguments.parse(SampleOptions, overrides)
+            run, seed = checked_run(options.overrides, options.outputs), options.evaluation_seed
             sampled = run.sample_signature(run.seed if seed is None else seed)
             found.add((verb, run.training_signature if verb == "train" else sampled))
-            assert where == outputs
+            assert options.outputs == outputs
         plan = make_plan(parse(words))
         runs = [arm.first for arm in plan.arms]
         solved = [arm.first for arm in plan.arms if asks_for_solutions(plan) or arm is plan.ceiling]

@@ -274,7 +274,7 @@ class TestOneOfSeveral:
 WORKER = """if True:
     import json, os, signal, sys, time
     from pathlib import Path
-    from pw import parallel
+    from pw.parallel import processes as parallel
     rank = json.loads(os.environ["PW_PLACE"])[0]
     folder, what = Path(sys.argv[1]), sys.argv[2]
     parallel.end_with_parent()
@@ -298,12 +298,13 @@ WAITING = """if True:
     import os, sys
     from datetime import timedelta
     from pathlib import Path
-    from pw import parallel, train
+    from pw.parallel import processes as parallel
+    from pw.train import loop
     from pw.run.settings import Trainer
-    parallel.PATIENCE[False], train.TURN = timedelta(seconds=2), 0.5
+    parallel.PATIENCE[False], loop.LOCK_SECONDS = timedelta(seconds=2), 0.5
     trainer = Trainer("cpu", 2, 1, "sdpa", compile=False, guidance_batch=False, weights=None, strategy="fsdp")
     def main(arguments):
-        with parallel.joined(trainer, parallel.place(trainer)) as team, train._alone(Path(arguments[0]), team):
+        with parallel.joined(trainer, parallel.place(trainer)) as team, loop._locked(Path(arguments[0]), team):
             return 0
     parallel.run_and_leave(main, sys.argv[1:])
 """
@@ -312,7 +313,7 @@ MEETING = """if True:
     import os, sys
     import torch
     import torch.distributed as dist
-    from pw import parallel
+    from pw.parallel import processes as parallel
     from pw.run.settings import Trainer
     trainer = Trainer("cpu", 2, 1, "sdpa", compile=False, guidance_batch=False, weights=None, strategy="fsdp")
     place = parallel.place(trainer)
