@@ -89,9 +89,9 @@ def main(words: Sequence[str] | None = None) -> int:
         rest.remove(f"what={what}")
     carry_out = importlib.import_module(found.what.get(what, found.module)).main
     if found.leaves and words is None:
-        from pw.parallel.processes import run_and_leave
+        from pw.parallel.launch import run_and_exit
 
-        run_and_leave(carry_out, rest)
+        run_and_exit(carry_out, rest)
     return carry_out(rest)
 
 

@@ -38,7 +38,7 @@ from experiments.engine.status import look, outline
 from experiments.engine.table import make_table, write_table
 from pw.io.files import write_json
 from pw.io.paths import ROOT
-from pw.parallel.processes import Stopped
+from pw.parallel.signals import Stopped
 from pw.train.not_finite import read
 from pw.train.record import training_folder
 

@@ -35,7 +35,7 @@ from experiments.engine.plan import make_plan, parse
 from pw.io.files import check_writable, write_json
 from pw.io.host import usable_cores
 from pw.io.paths import ROOT
-from pw.parallel.processes import REPORT
+from pw.parallel.launch import REPORT
 from pw.run.provenance import provenance
 
 OWN = {

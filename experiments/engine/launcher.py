@@ -29,13 +29,14 @@ from experiments.engine.ledger import Claim, Ledger, is_in_queue
 from experiments.engine.pool import Job, carry_out
 from pw.io.files import digest
 from pw.io.paths import CONF
-from pw.parallel import processes as parallel
-from pw.parallel.processes import Place, Team, check_launch, heeded, interruptible, joined, place
+from pw.parallel.place import Place, check_launch, current_place
+from pw.parallel.signals import STOP_SIGNALS, interruptible, stop_signals
+from pw.parallel.team import Team, join_team
 from pw.run.build import Run
 from pw.run.compose import ConfigError
 from pw.run.settings import Trainer
 
-STOPPING = frozenset(parallel.STOPPING) - {signal.SIGINT}  # a job of the queue has no keyboard
+STOPPING = frozenset(STOP_SIGNALS) - {signal.SIGINT}  # a job of the queue has no keyboard
 PATIENCE = 30.0  # seconds that a job may be in neither queue nor ledger, as while it is put back
 
 
@@ -275,7 +276,7 @@ class Work:
         with _signals() as stop, self._together() as team:
             for job in self.unit.jobs:
                 self._carry_out(job, ledger, stop, team)
-                stop.number = int(team.most(stop.number))
+                stop.number = int(team.maximum(stop.number))
                 if stop.number:
                     break
         if stop.number:
@@ -294,10 +295,10 @@ class Work:
             yield Team(Place(0, 1))
             return
         _tell_place()
-        found = place(self.unit.trainer)
+        found = current_place(self.unit.trainer)
         if found is None:
             raise RuntimeError(f"{self.unit.name}: one task was started of {self.unit.tasks}")
-        with joined(self.unit.trainer, found) as team:
+        with join_team(self.unit.trainer, found) as team:
             yield team
 
     def _carry_out(self, job: Job, ledger: Ledger, stop: _Stop, team: Team) -> None:
@@ -343,7 +344,7 @@ class Work:
             claim = team.agreed(claim)
             if claim is None or claim.owner == self.owner:
                 return claim
-            if team.most(stop.number):
+            if team.maximum(stop.number):
                 return None
             time.sleep(1)
 
@@ -420,7 +421,7 @@ def _is_cancelled() -> bool:
 def _signals() -> Generator[_Stop]:
     """While it lasts, signals to stop are noted. What submitit had in their place is kept for `hand_on`."""
     stop = _Stop({})
-    for number in STOPPING.intersection(heeded()):
+    for number in STOPPING.intersection(stop_signals()):
         stop.before[number] = signal.signal(number, stop.note)
     try:
         yield stop

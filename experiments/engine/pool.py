@@ -27,7 +27,8 @@ from experiments.engine.plan import Plan, starts
 from pw.cost.count import generation_cost, training_cost
 from pw.io.files import digest, read_json
 from pw.io.host import free_memory, usable_cores
-from pw.parallel.processes import GRACE, Failed, Stopped, interruptible
+from pw.parallel.launch import CHECKPOINT_SECONDS, ProcessFailed
+from pw.parallel.signals import Stopped, interruptible
 from pw.run.build import Run
 from pw.run.provenance import provenance
 from pw.sample.evaluate import anchor_reference, is_sampled, reference_folder, sample_folder
@@ -272,7 +273,7 @@ def _work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Con
     except Stopped as stopped:
         name = signal.Signals(stopped.signal).name
         report.send(("stopped", f"stopped by {name}; the same command goes on", str(log)))
-    except Failed as error:  # in one of several processes, which has a log of its own
+    except ProcessFailed as error:  # in one of several processes, which has a log of its own
         traceback.print_exc()
         report.send(("failed", str(error), str(error.log or log)))
     except BaseException as error:
@@ -408,7 +409,7 @@ class Pool:
             for running in self.running:
                 if running.job.kind == "train":
                     self.show("stopping", running.job, "until its checkpoint is written; Ctrl-C ends it at once")
-            until = time.monotonic() + GRACE
+            until = time.monotonic() + CHECKPOINT_SECONDS
             for running in self.running:
                 running.process.join(max(0.0, until - time.monotonic()))
         for running in self.running:

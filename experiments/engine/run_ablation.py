@@ -22,7 +22,7 @@ from experiments.engine.plan import Plan, make_plan, other_code, parse, start_wo
 from experiments.engine.pool import FORK_SECONDS, Job, Pool, all_jobs, fresh_results, remove_results
 from experiments.engine.status import outline, write_outline
 from pw.io.paths import OUTPUTS
-from pw.parallel.processes import Stopped, unheard
+from pw.parallel.signals import Stopped, ignore_closed_stream
 from pw.run.compose import ConfigError
 from pw.sample.evaluate import check_sampling
 from pw.train.preflight import preflight
@@ -98,7 +98,7 @@ def run(plan: Plan, launcher: Local | Submitit) -> int:
             pool.run(todo, lambda: status.tick(pool))
         except (KeyboardInterrupt, Stopped) as stopped:
             there = "what is finished is kept, the same command goes on from here"
-            with unheard(sys.stdout):
+            with ignore_closed_stream(sys.stdout):
                 console.print(f"\ninterrupted; {farewell(pool) if isinstance(pool, Queue) else there}", markup=False)
             return 128 + (stopped.signal if isinstance(stopped, Stopped) else signal.SIGINT)
     return finish(plan, rows, pool.failed, console, began)
@@ -242,14 +242,14 @@ class _Show:
         text = f"{self.done} of {self.total} done, about {_minutes(pool.seconds_left())} left: {doing}"
         if self.console.is_terminal:
             # written past rich, which would drop the carriage return
-            with unheard(self.console.file):
+            with ignore_closed_stream(self.console.file):
                 self.console.file.write(f"\r\x1b[2K{text[: self.console.width - 1]}")
                 self.console.file.flush()
         else:
             self._line(text)
 
     def _line(self, text: str) -> None:
-        with unheard(self.console.file):
+        with ignore_closed_stream(self.console.file):
             if self.console.is_terminal:
                 self.console.file.write("\r\x1b[2K")
             self.console.print(text)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from pw.cost import count as cost
 from pw.cost.count import Generation, Moment, Precision, Training
 from pw.nn import options
-from pw.parallel.processes import Share
+from pw.parallel.share import Share
 from pw.run.build import Run, assemble, build
 from pw.run.compose import ConfigError, override_key
 

@@ -19,7 +19,7 @@ Every part is done for all prompts before the next one loads, and kept as a file
 it was, and a prompt that is done is never made again. Several calls may share prompts and `out`, one for each GPU: what
 one is making, the others leave to it.
 
-With `trainer=fsdp` one call starts a process for each GPU (`pw.parallel.processes`). Each makes videos of its own, the
+With `trainer=fsdp` one call starts a process for each GPU (`pw.parallel`). Each makes videos of its own, the
 same ones that a single process makes, but all evaluate their networks at the same time, since each holds only a part
 of the weights (`pw.parallel.sharded`). With `trainer.context` above 1 so many processes share the tokens of a video
 (`pw.nn.context`) and the tiles of its decode; the first of them encodes its text, and writes. Text encoder and VAE are
@@ -47,7 +47,10 @@ from typing import TYPE_CHECKING, Any
 from pw.io.files import digest, write_json
 from pw.io.imports import quiet
 from pw.io.paths import OUTPUTS
-from pw.parallel import processes as parallel
+from pw.parallel.launch import exit_with_parent, launch, report_failure
+from pw.parallel.place import PLACE, Place, current_place
+from pw.parallel.signals import Stopped, ignore_closed_stream
+from pw.parallel.team import Team, join_team
 from pw.run.build import Run, build
 from pw.run.compose import ConfigError, override_key
 from pw.run.provenance import provenance
@@ -132,9 +135,9 @@ class Generation:
         return self.hires.trainer.strategy == "fsdp"
 
     @property
-    def place(self) -> parallel.Place | None:
+    def place(self) -> Place | None:
         """Which of the processes this one is; None when they have yet to be started."""
-        return parallel.place(self.hires.trainer) if self.is_split else parallel.Place(0, 1)
+        return current_place(self.hires.trainer) if self.is_split else Place(0, 1)
 
     @cached_property
     def identity(self) -> str:
@@ -298,7 +301,7 @@ def _check_processes(hires: Run, anchor: Run) -> None:
         return
     if ours.nodes > 1:
         raise ConfigError(f"trainer.nodes={ours.nodes}: a network is split over the GPUs of one machine; set it to 1")
-    place = parallel.place(ours)
+    place = current_place(ours)
     if place is not None and place.processes > 1 and not place.is_launched:
         raise ConfigError("trainer=fsdp: starts its processes by itself; call it once, without torchrun or srun")
     if place is not None and ours.accelerator == "gpu":
@@ -309,7 +312,7 @@ def _check_processes(hires: Run, anchor: Run) -> None:
 
 def _check_memory(hires: Run, anchor: Run) -> None:
     """Raises ValueError when the GPU is too small, with the nearest setting that fits."""
-    if hires.trainer.accelerator != "gpu" or parallel.place(hires.trainer) is None:  # whoever launches needs no GPU
+    if hires.trainer.accelerator != "gpu" or current_place(hires.trainer) is None:  # whoever launches needs no GPU
         return
     import torch
 
@@ -519,13 +522,13 @@ def generate(made: Generation, progress: Progress | None = None) -> list[Path]:
 def _launch(made: Generation) -> None:
     logs = made.out / "logs" / str(os.getpid())  # several calls may share `out`
     command = [sys.executable, "-m", "pw", "generate", *made.words]
-    parallel.launch(command, made.hires.trainer.processes, logs, None)
+    launch(command, made.hires.trainer.processes, logs, None)
     shutil.rmtree(logs, ignore_errors=True)
 
 
-def _generate(made: Generation, progress: Progress | None, place: parallel.Place) -> None:
+def _generate(made: Generation, progress: Progress | None, place: Place) -> None:
     quiet()
-    with parallel.joined(made.hires.trainer, place) as team, ExitStack() as locks:
+    with join_team(made.hires.trainer, place) as team, ExitStack() as locks:
         todo = team.agreed(_todo(made, locks) if place.is_first else [])
         trainer = made.hires.trainer
         group, member = divmod(place.rank, trainer.context)
@@ -679,7 +682,7 @@ def _forget(device: str) -> None:
 Texts = Callable[[str], "Tensor"]
 
 
-def _encode_texts(made: Generation, todo: list[Prompt], meter: _Meter, team: parallel.Team, *, writes: bool) -> Texts:
+def _encode_texts(made: Generation, todo: list[Prompt], meter: _Meter, team: Team, *, writes: bool) -> Texts:
     """Embedding of a text, [tokens, dim]: random, or read from the cache that this fills."""
     import torch
 
@@ -737,7 +740,7 @@ def _network(run: Run) -> Any:
 
 
 def _first_stage(
-    made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter, team: parallel.Team, *, writes: bool
+    made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter, team: Team, *, writes: bool
 ) -> None:
     for prompt in todo if writes else ():
         if prompt.anchor is not None and not made.anchor_file(prompt).exists():
@@ -747,7 +750,7 @@ def _first_stage(
 
 
 def _second_stage(
-    made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter, team: parallel.Team, *, writes: bool
+    made: Generation, todo: list[Prompt], texts: Texts, meter: _Meter, team: Team, *, writes: bool
 ) -> None:
     given = made.anchor_file
     if made.hires.scale.anchor_upsample == "pixel":
@@ -765,7 +768,7 @@ def _denoise(
     todo: list[Prompt],
     texts: Texts,
     meter: _Meter,
-    team: parallel.Team,
+    team: Team,
     what: tuple[str, str],
     run: Run,
     source: str,
@@ -796,7 +799,7 @@ def _denoise(
             meter.took_before(part, prompt, _load_latent(target(prompt))[1])
         else:
             waiting.append(prompt)
-    rounds = int(team.most(len(waiting)))  # they meet here, too
+    rounds = int(team.maximum(len(waiting)))  # they meet here, too
     net: Any = _load(made, run, source) if rounds else None
     if waiting:
         meter.add(part, 0.0, words)
@@ -892,7 +895,7 @@ def _codec(made: Generation) -> Any:
     return WanCodec.load(choice, made.weights, made.device)
 
 
-def _decode(made: Generation, todo: list[Prompt], meter: _Meter, team: parallel.Team, *, writes: bool) -> None:
+def _decode(made: Generation, todo: list[Prompt], meter: _Meter, team: Team, *, writes: bool) -> None:
     import numpy as np
 
     codec = None
@@ -1050,16 +1053,16 @@ def _about(made: Generation, prompt: Prompt) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 done, 1 it could not be made, 2 a mistake in the call, 130 interrupted."""
-    parallel.end_with_parent()
+    exit_with_parent()
     try:
         made = parse(arguments)
     except (ValueError, OSError) as error:
-        if not parallel.tell_failure(error):
+        if not report_failure(error):
             print(f"error: {error}", file=sys.stderr)
         return 2
     import torch
 
-    trainer, is_worker = made.hires.trainer, parallel.PLACE in os.environ
+    trainer, is_worker = made.hires.trainer, PLACE in os.environ
     # torch's own number heeds OMP_NUM_THREADS and the cores that this process may use
     cores = 1 if made.device == "cuda" else torch.get_num_threads() // trainer.processes
     torch.set_num_threads(max(trainer.threads, cores))
@@ -1068,20 +1071,20 @@ def main(arguments: list[str]) -> int:
     try:
         for path in generate(made, _Show()):
             print(path)
-    except (KeyboardInterrupt, parallel.Stopped) as error:
-        with parallel.unheard(sys.stderr):
+    except (KeyboardInterrupt, Stopped) as error:
+        with ignore_closed_stream(sys.stderr):
             print("\ninterrupted; what is finished is kept, the same command goes on from here", file=sys.stderr)
-        return 128 + (error.signal if isinstance(error, parallel.Stopped) else signal.SIGINT)
+        return 128 + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             error = ValueError(f"{error}\n`make plan scale={made.hires.scale.name} gpus=…` says what it needs")
         elif isinstance(error, OSError):
             error = OSError(f"out={made.out}: {error}; what is finished is kept, the same command goes on from here")
-        if not parallel.tell_failure(error):
+        if not report_failure(error):
             print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if not parallel.tell_failure(error):
+        if not report_failure(error):
             raise
         return 1
     return 0
@@ -1111,7 +1114,7 @@ class _Show:
             text += f", about {_time((now - self.part_began) * (1 / within - 1))} to the end of this part"
         if 0.1 < share < 1:
             text += f", {_time((now - self.began) * (1 / share - 1))} in all"
-        with parallel.unheard(sys.stderr):
+        with ignore_closed_stream(sys.stderr):
             print(
                 f"\r\x1b[2K{text}" if live else text,
                 end="" if live and share < 1 else "\n",

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.optim import Optimizer
 
-from pw.parallel.processes import Place
+from pw.parallel.place import Place
 from pw.run.settings import Trainer
 
 REST = "rest.pt"

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pw.parallel import processes as parallel
+from pw.parallel.share import Share
 from pw.run.build import Run
 
 
-def batches(run: Run, first: int, share: parallel.Share | None = None) -> Any:
+def batches(run: Run, first: int, share: Share | None = None) -> Any:
     """The share's batches (all, by default) from number `first` on, endless: {"clips": see `Stage.prepare`, "index"}.
 
     The position in the data is the batch number alone, so nothing of a data loader needs saving.
     """
     from torch.utils.data import DataLoader, IterableDataset
 
-    mine = share or parallel.Share.of(run.train)
+    mine = share or Share.of(run.train)
 
     class Batches(IterableDataset):
         def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -29,7 +29,7 @@ def batches(run: Run, first: int, share: parallel.Share | None = None) -> Any:
     return DataLoader(Batches(), batch_size=None)
 
 
-def clips(run: Run, index: int, share: parallel.Share) -> Any:
+def clips(run: Run, index: int, share: Share) -> Any:
     """The index-th batch: of encoded clips the share's part, of pixels all."""
     from pw.data.latents import LatentClips
 

@@ -22,8 +22,9 @@ import torch
 
 from pw.io.files import remove, write_atomically
 from pw.io.progress import Progress
-from pw.parallel import processes as parallel
 from pw.parallel.sharded import rows_here
+from pw.parallel.signals import stop_signals
+from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.settings import Train
 from pw.train.checkpoint import KEPT, WHOLE, export
@@ -32,9 +33,7 @@ from pw.train.not_finite import UpdateLosses, describe_not_finite, last_checkpoi
 CURVE_EVERY = 10  # updates per line of metrics.jsonl
 
 
-def callbacks(
-    run: Run, folder: Path, progress: Progress | None, team: parallel.Team
-) -> tuple[StopOnSignal, list[L.Callback]]:
+def callbacks(run: Run, folder: Path, progress: Progress | None, team: Team) -> tuple[StopOnSignal, list[L.Callback]]:
     """The callbacks of a training in their order, and which of them knows whether a signal stopped it."""
     stop = StopOnSignal(run.train, team)
     checkpoints = Checkpoints(run.train, folder, team, stop)
@@ -67,7 +66,7 @@ class StopOnSignal(AfterUpdate):
     stopped_by  the signal that ended the training, 0 if it ran to its end
     """
 
-    def __init__(self, train: Train, team: parallel.Team) -> None:
+    def __init__(self, train: Train, team: Team) -> None:
         self.updates, self.team = train.updates, team
         self.received = self.stopped_by = 0
 
@@ -76,7 +75,7 @@ class StopOnSignal(AfterUpdate):
         if threading.current_thread() is threading.main_thread():
             # Lightning's own handlers, set before, deadlock with several processes; at the end, and after a failure, it
             # puts back those that were there before its own
-            for number in parallel.heeded():
+            for number in stop_signals():
                 signal.signal(number, self._on_signal)
         # Lightning asks all processes before each micro-batch whether a signal came, and waits for the GPU to do so
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
@@ -88,7 +87,7 @@ class StopOnSignal(AfterUpdate):
 
     def after_update(self, trainer: Any, pl_module: Any) -> None:
         is_last = self.update == self.updates
-        self.stopped_by = 0 if is_last else int(self.team.most(self.received))
+        self.stopped_by = 0 if is_last else int(self.team.maximum(self.received))
         if self.stopped_by:
             trainer.should_stop = True
 
@@ -100,9 +99,7 @@ class LossCurve(AfterUpdate):
     ValueError at a loss that is not finite, after the batch was written (`pw.train.not_finite`).
     """
 
-    def __init__(
-        self, run: Run, folder: Path, team: parallel.Team, stop: StopOnSignal, checkpoints: Checkpoints
-    ) -> None:
+    def __init__(self, run: Run, folder: Path, team: Team, stop: StopOnSignal, checkpoints: Checkpoints) -> None:
         self.run, self.folder, self.team, self.stop, self.checkpoints = run, folder, team, stop, checkpoints
         self.lines: list[dict[str, float]] = []  # not written yet
         self.losses: dict[str, list[Any]] = {}  # term -> a loss for each update since the last line
@@ -174,7 +171,7 @@ class TrainingRecord(L.Callback):
     Both are in every checkpoint, and at the end on the module.
     """
 
-    def __init__(self, run: Run, team: parallel.Team) -> None:
+    def __init__(self, run: Run, team: Team) -> None:
         self.run, self.team = run, team
         self.spent_before = (0.0, 0.0)  # wall and CPU seconds, before this call
         self.unreadable_before: Sequence[str] = ()
@@ -214,7 +211,7 @@ class Checkpoints(AfterUpdate):
     save weights that are not finite, and OSError on a full disk.
     """
 
-    def __init__(self, train: Train, folder: Path, team: parallel.Team, stop: StopOnSignal) -> None:
+    def __init__(self, train: Train, folder: Path, team: Team, stop: StopOnSignal) -> None:
         self.train, self.folder, self.team, self.stop = train, folder, team, stop
         self.partial, self.last, self.previous = (
             folder / "checkpoints" / f"{name}.ckpt" for name in ("partial", *KEPT)
@@ -259,7 +256,7 @@ class Checkpoints(AfterUpdate):
         written = getattr(self.strategy, "written", None)
         if written is not None and (waits or written.done()):
             written.result()  # raises OSError on a full disk
-        if self.team.most(0 if written is None else not written.done()):
+        if self.team.maximum(0 if written is None else not written.done()):
             return
         self.is_writing = False
         if self.team.place.is_first:
@@ -271,7 +268,7 @@ class Checkpoints(AfterUpdate):
     def _check_weights(self, pl_module: Any) -> None:
         """Raises ValueError when an update spoilt the weights, which the losses would only show at the next update."""
         finite = torch.stack([rows_here(p)[0].isfinite().all() for p in pl_module.net.parameters()])
-        if self.team.most(float(not finite.all())):
+        if self.team.maximum(float(not finite.all())):
             with suppress(OSError):
                 self.finish_writing(waits=True)
             raise ValueError(

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pw.io.files import remove
-from pw.parallel import processes as parallel
+from pw.parallel.team import Team
 from pw.run.compose import ConfigError
 
 KEPT = ("last", "previous")  # checkpoints, the newest first
 WHOLE = "whole.ckpt"  # a split checkpoint put together, while it is being read
 
 
-def export(folder: Path, module: Any, team: parallel.Team) -> None:
+def export(folder: Path, module: Any, team: Team) -> None:
     """Write `online.safetensors` and `ema.safetensors`, whole. All processes must call it."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -64,7 +64,7 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
     return None
 
 
-def merge_shards(shards: Path, team: parallel.Team) -> Path:
+def merge_shards(shards: Path, team: Team) -> Path:
     """Write a split checkpoint as one file, which processes that each hold the whole network can read.
 
     All processes must call it.

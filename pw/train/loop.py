@@ -25,7 +25,11 @@ from pw.io.imports import import_for_good, quiet
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
 from pw.io.wan_weights import locate
-from pw.parallel import processes as parallel
+from pw.parallel.launch import launch
+from pw.parallel.place import Place, current_place
+from pw.parallel.share import Share
+from pw.parallel.signals import Stopped
+from pw.parallel.team import Team, join_team
 from pw.run.build import Run
 from pw.train.batches import batches
 from pw.train.checkpoint import export, last_checkpoint, merge_shards
@@ -66,16 +70,16 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *
         return folder
     if not is_checked and not is_trained(run, outputs):
         preflight(run, outputs)
-    place = parallel.place(run.trainer)
+    place = current_place(run.trainer)
     if place is None:
         _launch(run, outputs, progress)
         return folder
-    with parallel.joined(run.trainer, place) as team:
+    with join_team(run.trainer, place) as team:
         start = _train_start(run, outputs, progress)
         if start is not None and run.trainer.split > 1:
             gc.collect()  # Lightning leaves a split network on its device, and refers to it in circles
         folder.mkdir(parents=True, exist_ok=True)
-        with nullcontext() if place.is_launched else _locked(folder, team):
+        with nullcontext() if place.is_launched else training_lock(folder, team):
             if not team.agreed(is_trained(run, outputs)):
                 _train(run, folder, start, progress, team)
     return folder
@@ -86,11 +90,11 @@ def _launch(run: Run, outputs: Path, progress: Progress | None) -> None:
     _train_start(run, outputs, progress)
     folder = training_folder(run, outputs)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, parallel.Team(parallel.Place(0, 1))):
+    with training_lock(folder, Team(Place(0, 1))):
         if not is_trained(run, outputs):
             overrides = [*run.config.overrides, f"outputs={outputs.absolute()}"]
             command = [sys.executable, "-m", "pw", "train", *overrides]
-            parallel.launch(command, run.trainer.processes, folder / "logs", progress)
+            launch(command, run.trainer.processes, folder / "logs", progress)
 
 
 def _train_start(run: Run, outputs: Path, progress: Progress | None) -> Path | None:
@@ -103,7 +107,7 @@ def _train_start(run: Run, outputs: Path, progress: Progress | None) -> Path | N
 
 
 @contextmanager
-def _locked(folder: Path, team: parallel.Team) -> Generator[None]:
+def training_lock(folder: Path, team: Team) -> Generator[None]:
     """Hold a training's lock. A second runner says that it waits, and then finds the training done.
 
     The first process of a team holds the lock for all. The others hear from it once in `LOCK_SECONDS`, however long it
@@ -133,7 +137,7 @@ def _is_acquired(lock: Any, seconds: float) -> bool:
     return True
 
 
-def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None, team: parallel.Team) -> None:
+def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None, team: Team) -> None:
     """Train in this process, one of the team's, to the end or until a signal stops it."""
     import_stages()
     from pw.train.callbacks import callbacks
@@ -145,7 +149,7 @@ def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None
         write_config(run, folder)
     weights = locate(run.trainer.weights) if run.departs_from_wan else None
     module = stage_module(run, None if start is None else str(start), weights)
-    module.share = parallel.Share.of(run.train, place.rank // run.trainer.context, run.trainer.shares)
+    module.share = Share.of(run.train, place.rank // run.trainer.context, run.trainer.shares)
     if run.train.updates == 0:
         if place.is_first:
             module.configure_model()
@@ -157,17 +161,19 @@ def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None
     stop, in_order = callbacks(run, folder, progress, team)
     _fit(run, folder, module, in_order, team)
     if stop.stopped_by:
-        raise parallel.Stopped(stop.stopped_by)
+        raise Stopped(stop.stopped_by)
     if place.is_first:
         write_done(run, folder, module)
         on_disk(folder, "ema.safetensors", "online.safetensors", "done.json")
         for path in (folder / "checkpoints").glob("*"):
             remove(path)
-    if received := int(team.most(stop.received)):  # too late for a checkpoint, but there may be more to do after this
-        raise parallel.Stopped(received)
+    if received := int(
+        team.maximum(stop.received)
+    ):  # too late for a checkpoint, but there may be more to do after this
+        raise Stopped(received)
 
 
-def _fit(run: Run, folder: Path, module: Any, callbacks: list[Any], team: parallel.Team) -> None:
+def _fit(run: Run, folder: Path, module: Any, callbacks: list[Any], team: Team) -> None:
     """Fit a stage by Lightning, from the last checkpoint if there is one."""
     import lightning.pytorch as L
     import torch

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from pw.data import LatentBatch
 from pw.io.arguments import ConfigError
 from pw.io.files import write_json
-from pw.parallel import processes as parallel
+from pw.parallel.share import Share
+from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.train.batches import clips
 from pw.train.checkpoint import KEPT
@@ -51,7 +52,7 @@ class NotFiniteBatch:
     batch            number of the micro-batch in the whole training; with the seed it decides all randomness
     update           the update that it is part of, counted from 1
     term             the loss's name
-    rank, processes  which process's share of the micro-batch this is (`pw.parallel.processes.Share`)
+    rank, processes  which process's share of the micro-batch this is (`pw.parallel.share.Share`)
     """
 
     signature: str
@@ -115,9 +116,7 @@ def read(path: Path) -> tuple[NotFiniteBatch, Tensor | LatentBatch]:
     return batch, tensors["clips"] if "clips" in tensors else LatentBatch(**tensors)
 
 
-def describe_not_finite(
-    run: Run, folder: Path, losses: Sequence[UpdateLosses], share: parallel.Share, team: parallel.Team
-) -> str:
+def describe_not_finite(run: Run, folder: Path, losses: Sequence[UpdateLosses], share: Share, team: Team) -> str:
     """A sentence about a loss that is not finite. Every process that computed one writes its batch.
 
     folder  of the training
@@ -126,7 +125,7 @@ def describe_not_finite(
     All processes must call it.
     """
     here = {update.update: update for update in losses if update.first_not_finite is not None}
-    first = -int(team.most(-min(here, default=run.train.updates)))
+    first = -int(team.maximum(-min(here, default=run.train.updates)))
     value, where = "", f"its batch is in {folder / FOLDER}"
     if first in here:
         update = here[first]

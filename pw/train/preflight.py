@@ -16,7 +16,8 @@ from pw.io.paths import OUTPUTS
 from pw.io.wan_weights import check, locate
 from pw.method.weighting import DeltaSigma
 from pw.nn import options
-from pw.parallel.processes import Share, check_launch, place
+from pw.parallel.place import check_launch, current_place
+from pw.parallel.share import Share
 from pw.run.build import Run
 from pw.run.compose import ConfigError
 from pw.train.record import is_trained, training_folder
@@ -40,7 +41,7 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, here: bool = True) -> None:
     check_weights(run)
     check_attention(run)
     if here:
-        if place(run.trainer) is None:
+        if current_place(run.trainer) is None:
             check_launch(run.trainer)
         check_host_memory(run)
     check_disk(run, training_folder(run, outputs))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pw.io.arguments import Command, ConfigError
-from pw.parallel.processes import Share
+from pw.parallel.share import Share
 from pw.run.build import Run, build
 from pw.train.checkpoint import last_checkpoint
 from pw.train.loop import stage_module

@@ -13,7 +13,9 @@ from pathlib import Path
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
-from pw.parallel import processes as parallel
+from pw.parallel.launch import exit_with_parent, report, report_failure
+from pw.parallel.place import current_place, prints_for_user
+from pw.parallel.signals import Stopped, ignore_closed_stream
 from pw.run.build import Run, build
 from pw.train.loop import train
 from pw.train.preflight import preflight
@@ -43,7 +45,7 @@ def checked_run(overrides: Sequence[str], outputs: Path) -> Run:
     Of processes that were launched together the one that launched them has checked it. Raises ConfigError.
     """
     run = with_code(build(overrides), outputs)
-    place = parallel.place(run.trainer)
+    place = current_place(run.trainer)
     if place is None or not place.is_launched:
         preflight(run, outputs)
     return run
@@ -54,9 +56,9 @@ def run_train(options: TrainOptions) -> int:
     try:
         run = checked_run(options.overrides, options.outputs)
     except ValueError as error:
-        parallel.tell_failure(error)
+        report_failure(error)
         raise
-    parallel.end_with_parent()
+    exit_with_parent()
     return run_training(run, lambda progress: train(run, options.outputs, progress, is_checked=True))
 
 
@@ -68,7 +70,7 @@ def run_training(run: Run, work: Callable[[Progress], Path]) -> int:
     show = TrainingProgress(run)
 
     def progress(update: int, updates: int) -> None:
-        parallel.report(update=update, updates=updates)
+        report(update=update, updates=updates)
         show(update, updates)
 
     try:
@@ -76,23 +78,23 @@ def run_training(run: Run, work: Callable[[Progress], Path]) -> int:
 
         torch.set_num_threads(run.trainer.threads)
         folder = work(progress)
-    except (parallel.Stopped, KeyboardInterrupt) as stopped:
-        number = stopped.signal if isinstance(stopped, parallel.Stopped) else signal.SIGINT
-        if parallel.is_heard(run.trainer):
+    except (Stopped, KeyboardInterrupt) as stopped:
+        number = stopped.signal if isinstance(stopped, Stopped) else signal.SIGINT
+        if prints_for_user(run.trainer):
             name = signal.Signals(number).name
             message = f"stopped by {name}; the same command goes on from the last checkpoint, if there is one"
-            with parallel.unheard(sys.stderr):
+            with ignore_closed_stream(sys.stderr):
                 print(message, file=sys.stderr, flush=True)
         return 128 + number
     except (ValueError, OSError) as error:
-        if not parallel.tell_failure(error):
+        if not report_failure(error):
             print(f"error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if not parallel.tell_failure(error):
+        if not report_failure(error):
             raise
         return 1
-    if parallel.is_heard(run.trainer):
+    if prints_for_user(run.trainer):
         print(folder)
     return 0
 
@@ -104,7 +106,7 @@ class TrainingProgress:
     """
 
     def __init__(self, run: Run) -> None:
-        self.updates, self.prints = run.train.updates, parallel.is_heard(run.trainer)
+        self.updates, self.prints = run.train.updates, prints_for_user(run.trainer)
         self.every = 0.0 if sys.stderr.isatty() else 15.0
         self.first: tuple[int, int, float] | None = None  # update, updates, time
         self.last = time.perf_counter()
@@ -120,7 +122,7 @@ class TrainingProgress:
         left = f", about {(now - since) / (update - first) * (updates - update):.0f} s left" if update > first else ""
         end = "\r" if sys.stderr.isatty() and update < updates else "\n"
         what = "" if updates == self.updates else "its start: "
-        with parallel.unheard(sys.stderr):
+        with ignore_closed_stream(sys.stderr):
             print(f"{what}update {update} of {updates}{left}   ", end=end, file=sys.stderr, flush=True)
 
 

@@ -152,11 +152,11 @@ class TestTheFirstReport:
     """Which `pw.train.loop` sends after its first update is seen in tests/parallel/test_processes.py."""
 
     def test_is_heard_of_a_process(self) -> None:
-        seconds, cpu = _bench.first_report("-c", "from pw import parallel; parallel.report(update=1, updates=1)")
+        seconds, cpu = _bench.first_report("-c", "from pw.parallel.launch import report; report(update=1, updates=1)")
         assert seconds > 0
         assert cpu > 0
 
-    @pytest.mark.parametrize("end", ["print('no word')", "from pw import parallel; parallel.report(a=1); 1 / 0"])
+    @pytest.mark.parametrize("end", ["print('no word')", "from pw.parallel.launch import report; report(a=1); 1 / 0"])
     def test_is_missed_of_one_that_sends_none_or_fails(self, end: str) -> None:
         with pytest.raises(RuntimeError, match=r"no word|ZeroDivisionError"):
             _bench.first_report("-c", end)

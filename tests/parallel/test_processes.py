@@ -20,7 +20,10 @@ from hypothesis import strategies as st
 from small_latents import write_latents
 
 from pw.io.paths import ROOT
-from pw.parallel.processes import Failed, Place, Share, Stopped, check_launch, interruptible, launch, place, unheard
+from pw.parallel.launch import ProcessFailed, launch
+from pw.parallel.place import Place, check_launch, current_place
+from pw.parallel.share import Share
+from pw.parallel.signals import Stopped, ignore_closed_stream, interruptible
 from pw.run.build import Run, build
 from pw.run.compose import ConfigError
 from pw.run.settings import Trainer
@@ -164,28 +167,28 @@ class TestAPlace:
     WANTED = Trainer("gpu", 4, 1, "sdpa", False, False, None, "fsdp", nodes=2)
 
     def test_is_nowhere_until_the_processes_are_started(self) -> None:
-        assert place(trainer("trainer=fsdp", "trainer.devices=2"), {}) is None
-        assert place(trainer(), {}) == Place(0, 1)
-        assert place(trainer("trainer=fsdp", "trainer.devices=1"), {}) == Place(0, 1)
+        assert current_place(trainer("trainer=fsdp", "trainer.devices=2"), {}) is None
+        assert current_place(trainer(), {}) == Place(0, 1)
+        assert current_place(trainer("trainer=fsdp", "trainer.devices=1"), {}) == Place(0, 1)
 
     def test_is_torchruns(self) -> None:
         given = {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "GROUP_RANK": "1"}
         meeting = {"MASTER_ADDR": "there", "MASTER_PORT": "29500"}
-        assert place(self.WANTED, {**given, **meeting}) == Place(6, 8, local_rank=2, node=1)
+        assert current_place(self.WANTED, {**given, **meeting}) == Place(6, 8, local_rank=2, node=1)
 
     def test_is_that_of_a_step_of_slurm_but_not_of_its_batch_script(self) -> None:
         script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
         step = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
-        assert place(self.WANTED, step) == Place(5, 8, local_rank=1, node=1)
-        assert place(trainer("trainer=fsdp", "trainer.devices=2"), script) is None
+        assert current_place(self.WANTED, step) == Place(5, 8, local_rank=1, node=1)
+        assert current_place(trainer("trainer=fsdp", "trainer.devices=2"), script) is None
 
     def test_among_another_number_than_the_trainers_is_refused(self) -> None:
         step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}
         with pytest.raises(ConfigError, match=r"trainer\.devices=4 trainer\.nodes=2: that is 8 .* 2 were started"):
-            place(self.WANTED, step)
+            current_place(self.WANTED, step)
 
     def test_on_several_machines_is_not_ours_to_start(self) -> None:
-        assert place(self.WANTED, {}) is None
+        assert current_place(self.WANTED, {}) is None
         with pytest.raises(ConfigError, match=r"trainer\.nodes=2: .*torchrun --nnodes 2 --nproc-per-node 4"):
             check_launch(self.WANTED)
         check_launch(trainer("trainer=fsdp"))
@@ -231,14 +234,15 @@ class TestAProcessThatIsToldToStop:
         os.close(reader)
         with io.TextIOWrapper(os.fdopen(writer, "wb")) as stream:  # what is left is written when it is closed
             for _ in range(2):
-                with unheard(stream):
+                with ignore_closed_stream(stream):
                     print("update 10", file=stream, flush=True)
 
 
 # A command whose end is all that matters: what else there is to take down would abort it.
 LEAVING = """if True:
     import atexit, os, sys
-    from pw.parallel.processes import Stopped, run_and_leave
+    from pw.parallel.launch import run_and_exit
+    from pw.parallel.signals import Stopped
     def main(arguments):
         print("all is written")
         if arguments[0] == "raise":
@@ -247,7 +251,7 @@ LEAVING = """if True:
             raise Stopped(15)
         return int(arguments[0])
     atexit.register(os.abort)
-    run_and_leave(main, sys.argv[1:])
+    run_and_exit(main, sys.argv[1:])
 """
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 SRUN = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}
@@ -274,19 +278,19 @@ class TestOneOfSeveral:
 WORKER = """if True:
     import json, os, signal, sys, time
     from pathlib import Path
-    from pw.parallel import processes as parallel
+    from pw.parallel.launch import exit_with_parent, report, report_failure
     rank = json.loads(os.environ["PW_PLACE"])[0]
     folder, what = Path(sys.argv[1]), sys.argv[2]
-    parallel.end_with_parent()
+    exit_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     while len(list(folder.glob("pid-*"))) < 2:
         time.sleep(0.02)
     if what == "work":
-        parallel.report(update=10, updates=20)
+        report(update=10, updates=20)
         sys.exit(0)
     if what in ("fail", "hang") and rank == 1:
-        parallel.tell_failure(ValueError("the disk of process 1 is full"))
+        report_failure(ValueError("the disk of process 1 is full"))
         time.sleep(60 if what == "hang" else 0)
         sys.exit(1)
     if what == "die" and rank == 1:
@@ -298,41 +302,45 @@ WAITING = """if True:
     import os, sys
     from datetime import timedelta
     from pathlib import Path
-    from pw.parallel import processes as parallel
+    from pw.parallel.launch import run_and_exit
+    from pw.parallel.place import current_place
+    from pw.parallel.team import TIMEOUTS, join_team
     from pw.train import loop
     from pw.run.settings import Trainer
-    parallel.PATIENCE[False], loop.LOCK_SECONDS = timedelta(seconds=2), 0.5
+    TIMEOUTS[False], loop.LOCK_SECONDS = timedelta(seconds=2), 0.5
     trainer = Trainer("cpu", 2, 1, "sdpa", compile=False, guidance_batch=False, weights=None, strategy="fsdp")
     def main(arguments):
-        with parallel.joined(trainer, parallel.place(trainer)) as team, loop._locked(Path(arguments[0]), team):
+        with join_team(trainer, current_place(trainer)) as team, loop.training_lock(Path(arguments[0]), team):
             return 0
-    parallel.run_and_leave(main, sys.argv[1:])
+    run_and_exit(main, sys.argv[1:])
 """
 # Two that meet, of which the second fails: it says what it knows, and how long they would have waited for each other.
 MEETING = """if True:
     import os, sys
     import torch
     import torch.distributed as dist
-    from pw.parallel import processes as parallel
+    from pw.parallel.launch import report_failure
+    from pw.parallel.place import current_place
+    from pw.parallel.team import join_team
     from pw.run.settings import Trainer
     trainer = Trainer("cpu", 2, 1, "sdpa", compile=False, guidance_batch=False, weights=None, strategy="fsdp")
-    place = parallel.place(trainer)
+    place = current_place(trainer)
     waits = "nobody"
     try:
-        with parallel.joined(trainer, place) as team:
+        with join_team(trainer, place) as team:
             waits = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout.days
             team.wait()
             if place.rank == 1:
                 raise ValueError("of process 1")
             team.wait()
     except ValueError as error:
-        parallel.tell_failure(ValueError(f"{error}: still met {dist.is_initialized()}, for {waits} days"))
+        report_failure(ValueError(f"{error}: still met {dist.is_initialized()}, for {waits} days"))
         os._exit(1)
 """
 PARENT = """if True:
     import sys
     from pathlib import Path
-    from pw.parallel.processes import launch
+    from pw.parallel.launch import launch
     launch([sys.executable, "-c", sys.argv[1], sys.argv[2], "wait"], 2, Path(sys.argv[2]), None)
 """
 
@@ -385,7 +393,7 @@ class TestProcessesThatAreLaunched:
     @pytest.mark.parametrize("how", ["fail", "hang"])  # a process that failed may never end by itself
     def test_all_end_when_one_fails_and_its_words_are_told(self, tmp_path: Path, how: str) -> None:
         began = time.monotonic()
-        with pytest.raises(Failed, match="the disk of process 1 is full") as failed:
+        with pytest.raises(ProcessFailed, match="the disk of process 1 is full") as failed:
             launch(self.command(tmp_path, how), 2, tmp_path, None)
         assert all_gone(started(tmp_path))
         assert time.monotonic() - began < 30
@@ -393,11 +401,11 @@ class TestProcessesThatAreLaunched:
         assert "ValueError: the disk of process 1 is full" in failed.value.log.read_text()
 
     def test_that_met_wait_for_days_and_a_failed_one_takes_leave_of_nobody(self, tmp_path: Path) -> None:
-        with pytest.raises(Failed, match=r"of process 1: still met True, for 7 days"):
+        with pytest.raises(ProcessFailed, match=r"of process 1: still met True, for 7 days"):
             launch([sys.executable, "-c", MEETING], 2, tmp_path, None)
 
     def test_all_end_when_one_is_killed(self, tmp_path: Path) -> None:
-        with pytest.raises(Failed, match=r"process 1 of 2 was killed by signal 9 \(out of memory\?\)"):
+        with pytest.raises(ProcessFailed, match=r"process 1 of 2 was killed by signal 9 \(out of memory\?\)"):
             launch(self.command(tmp_path, "die"), 2, tmp_path, None)
         assert all_gone(started(tmp_path))
 
@@ -432,7 +440,7 @@ class TestProcessesThatAreLaunched:
     def test_that_fail_at_their_checkpoint_when_told_to_stop_are_told_to_have_failed(self, tmp_path: Path) -> None:
         full = """    def save(*_):
         if rank == 1:
-            parallel.tell_failure(OSError("no space for a checkpoint"))
+            report_failure(OSError("no space for a checkpoint"))
         sys.exit(1 if rank == 1 else 143)
     signal.signal(signal.SIGTERM, save)
     (folder / f"listens-{rank}").touch()
@@ -445,7 +453,7 @@ class TestProcessesThatAreLaunched:
             time.sleep(0.02)
         time.sleep(0.2)  # until the one that launched them listens
         parent.send_signal(signal.SIGTERM)
-        assert "Failed: no space for a checkpoint" in parent.communicate(timeout=30)[1]
+        assert "ProcessFailed: no space for a checkpoint" in parent.communicate(timeout=30)[1]
 
     def test_may_say_more_than_a_pipe_takes_at_once(self, tmp_path: Path) -> None:
         slow = """    if rank == 1:
@@ -456,7 +464,7 @@ class TestProcessesThatAreLaunched:
         os._exit(1)
     time.sleep(60)"""
         script = WORKER.replace("    time.sleep(60)", slow)
-        with pytest.raises(Failed, match="a long story"):
+        with pytest.raises(ProcessFailed, match="a long story"):
             launch([sys.executable, "-c", script, str(tmp_path), "say"], 2, tmp_path, None)
 
     def test_that_one_of_them_is_told_to_stop_is_told_to_the_caller(self, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from small_processes import train_together
 
-from pw.parallel.processes import Place
+from pw.parallel.place import Place
 from pw.parallel.sharded import Sharded, Shards, read_rest
 from pw.run.build import build
 from pw.run.compose import ConfigError
