@@ -3,8 +3,8 @@
     pw sample stage=hires objective=shortcut sampling.num_steps=4
 
 A folder holds `0000.mkv`, … (lossless, at full size), `anchors/` (the first few anchors), for stage I `native/` (clips
-at the anchor's size), and `done.json`. It is filled clip by clip: what is there is never sampled again. In memory
-there is one batch of clips, however many are sampled.
+at the anchor's size), and `done.json`. It is filled clip by clip, and a clip that exists is never sampled again. One
+batch of clips is in memory, however many are sampled.
 """
 
 from __future__ import annotations
@@ -37,30 +37,31 @@ FRAMES_AT_ONCE = 8  # of a clip on its way to 8 bits
 
 
 def sample_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
-    """Where a run's clips live, for the evaluation clips of `seed` (the run's own by default)."""
+    """The folder of a run's clips, for the evaluation clips of `seed` (the run's own by default)."""
     return outputs / "videos" / run.sample_signature(run.seed if seed is None else seed)
 
 
 def reference_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
-    """Where the evaluation clips of `seed` live: `real/` and `real_b/`."""
+    """The folder of the evaluation clips of `seed`: `real/` and `real_b/`."""
     return outputs / "reference" / run.evaluation_signature(run.seed if seed is None else seed)
 
 
 def anchor_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None, *, twin: bool = False) -> Path:
-    """Where the evaluation clips lie as anchors (or their twins), degraded as in training: stage I's measure."""
+    """The folder of the evaluation clips (or their twins) degraded to anchors as in training: what stage I is measured
+    against."""
     name = f"anchor{'_b' if twin else ''}-{run.degradation_signature}"
     return reference_folder(run, outputs, seed) / name
 
 
 def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None = None) -> bool:
-    """Whether the first `limit` clips are there."""
+    """Whether the first `limit` clips are sampled."""
     done = read_json(sample_folder(run, outputs, seed) / "done.json")
     clips = (done or {}).get("clips")
     return isinstance(clips, int) and clips >= limit
 
 
 def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
-    """Write the evaluation clips and their twins, once. What an interrupted call had written is not made again."""
+    """Write the evaluation clips and their twins, once. A call continues one that was interrupted."""
     from filelock import FileLock
 
     from pw.io.video import to_uint8
@@ -87,7 +88,7 @@ def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) 
 
 
 def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> None:
-    """Each folder's clips as 0000.mkv, …, in turn: a folder has its name only when all are there, and is then kept."""
+    """Write each folder's clips as 0000.mkv, …; a folder gets its name when all are written, and is then kept."""
     import os
 
     from pw.io.video import write_video
@@ -193,7 +194,7 @@ def _spent(folder: Path) -> tuple[float, float]:
 
 
 def coverage_entry(run: Run) -> dict[str, Any] | None:
-    """What of the run's inference grid was trained, as the table prints it; None without shortcut training."""
+    """How much of the run's inference grid was trained, for the table; None without shortcut training."""
     from dataclasses import astuple
 
     from pw.method.coverage import coverage
@@ -201,11 +202,11 @@ def coverage_entry(run: Run) -> dict[str, Any] | None:
 
     if not isinstance(run.objective, Shortcut) or not run.feeds_strides():
         return None
-    found = coverage(run.objective.step_sampler, run.schedule, run.grid())
+    covered = coverage(run.objective.step_sampler, run.schedule, run.grid())
     return {
-        "grid": [astuple(pair) for pair in found.pairs],
-        "second_halves_trained": found.second_halves_trained,
-        "second_halves_total": found.second_halves,
+        "grid": [astuple(pair) for pair in covered.pairs],
+        "second_halves_trained": covered.second_halves_trained,
+        "second_halves_total": covered.second_halves,
     }
 
 
@@ -232,9 +233,9 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
 
 
 def check_sampling(run: Run) -> None:
-    """That a run can be sampled, before it is trained: Wan's encoders, held-out clips, memory for a batch.
+    """Check, before it is trained, that a run can be sampled: Wan's encoders, held-out clips, memory for a batch.
 
-    Raises ValueError (WeightsError) saying what is missing.
+    Raises ValueError saying what is missing.
     """
     from pw.cost.count import sampling_memory
     from pw.io.host import free_memory
@@ -292,7 +293,7 @@ def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> tuple[Te
 
 
 def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence[int]], Tensor] | None:
-    """What makes the anchors of the evaluation clips of given numbers: video [N, 3, F, h, w]; None for stage I."""
+    """A function from indices of evaluation clips to their anchors [N, 3, F, h, w]; None for stage I."""
     import torch
 
     from pw.io.video import read_video, to_float
@@ -309,7 +310,7 @@ def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence
 
 
 def _degraded(run: Run, clips: Clips, degradation: Degradation, seed: int) -> Callable[[int], Tensor]:
-    """What makes the anchor [3, F, h, w] of a clip by its number; what clips lose is drawn for all of them first."""
+    """A function from a clip's index to its anchor [3, F, h, w]; the degradations of all clips are drawn at once."""
     from pw.data.procedural import generator
 
     size = run.scale.anchor_size
@@ -325,7 +326,7 @@ def _synthesise(
     seed: int,
     texts: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Clips in [-1, 1] of the given evaluation clips, at full size or, of stage I, at the anchor's: on the CPU."""
+    """Sampled clips in [-1, 1], on the CPU, at full size or for stage I at the anchor's size."""
     import torch
 
     from pw.data.procedural import generator

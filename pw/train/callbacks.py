@@ -22,7 +22,7 @@ import torch
 
 from pw.io.files import remove, write_atomically
 from pw.io.progress import Progress
-from pw.parallel.sharded import rows_here
+from pw.parallel.sharded import local_rows
 from pw.parallel.signals import stop_signals
 from pw.parallel.team import Team
 from pw.run.build import Run
@@ -267,7 +267,7 @@ class Checkpoints(AfterUpdate):
 
     def _check_weights(self, pl_module: Any) -> None:
         """Raises ValueError when an update spoilt the weights, which the losses would only show at the next update."""
-        finite = torch.stack([rows_here(p)[0].isfinite().all() for p in pl_module.net.parameters()])
+        finite = torch.stack([local_rows(p)[0].isfinite().all() for p in pl_module.net.parameters()])
         if self.team.maximum(float(not finite.all())):
             with suppress(OSError):
                 self.finish_writing(waits=True)

@@ -20,10 +20,10 @@ def export(folder: Path, module: Any, team: Team) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from pw.parallel.sharded import exported
+    from pw.parallel.sharded import gathered_state
 
     for name in ("online", "ema"):
-        state = exported(module.net if name == "online" else module.ema, keep=team.place.is_first)
+        state = gathered_state(module.net if name == "online" else module.ema, keep=team.place.is_first)
         if not team.place.is_first:
             continue
         partial = folder / f".{name}.partial"
@@ -45,7 +45,7 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
             continue
         try:
             if path.is_dir():
-                from pw.parallel.sharded import read_rest
+                from pw.parallel.shard_files import read_rest
 
                 checkpoint = read_rest(path)
             else:
@@ -69,7 +69,7 @@ def merge_shards(shards: Path, team: Team) -> Path:
 
     All processes must call it.
     """
-    from pw.parallel.sharded import as_one_file, write_checkpoint
+    from pw.parallel.shard_files import as_one_file, write_checkpoint
 
     path = shards.with_name(WHOLE)
     if team.place.is_first:

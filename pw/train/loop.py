@@ -34,7 +34,7 @@ from pw.run.build import Run
 from pw.train.batches import batches
 from pw.train.checkpoint import export, last_checkpoint, merge_shards
 from pw.train.preflight import check_kernel, preflight
-from pw.train.record import is_trained, on_disk, start_file, training_folder, write_config, write_done
+from pw.train.record import is_trained, start_file, sync_to_disk, training_folder, write_config, write_done
 
 LOCK_SECONDS = 60.0  # of waiting for another runner, after which several processes tell each other that they wait
 
@@ -164,7 +164,7 @@ def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None
         raise Stopped(stop.stopped_by)
     if place.is_first:
         write_done(run, folder, module)
-        on_disk(folder, "ema.safetensors", "online.safetensors", "done.json")
+        sync_to_disk(folder, "ema.safetensors", "online.safetensors", "done.json")
         for path in (folder / "checkpoints").glob("*"):
             remove(path)
     if received := int(
@@ -178,14 +178,14 @@ def _fit(run: Run, folder: Path, module: Any, callbacks: list[Any], team: Team) 
     import lightning.pytorch as L
     import torch
 
-    from pw.parallel.sharded import Placed, strategy
+    from pw.parallel.strategy import PlaceEnvironment, lightning_strategy
 
     trainer = L.Trainer(
         accelerator=run.trainer.accelerator,
-        strategy=strategy(run.trainer, team.place),
+        strategy=lightning_strategy(run.trainer, team.place),
         devices=run.trainer.devices,
         num_nodes=run.trainer.nodes,
-        plugins=[Placed(team.place)],
+        plugins=[PlaceEnvironment(team.place)],
         precision="bf16-mixed" if run.train.precision == "bf16" else "32-true",
         max_steps=run.train.updates,
         accumulate_grad_batches=module.share.micro_batches,

@@ -73,7 +73,7 @@ def _last_weights(run: Run, folder: Path) -> tuple[int, Any]:
     """(update, stage) of the last checkpoint, or of what the training departed from."""
     import torch
 
-    from pw.parallel.sharded import as_one_file
+    from pw.parallel.shard_files import as_one_file
 
     saved = last_checkpoint(folder)
     if saved is None:

@@ -531,7 +531,7 @@ class TestTheFiveBillionNetwork:
 
         from pw.cost.count import training_moments
         from pw.nn.backbone import Backbone
-        from pw.parallel.sharded import mesh_of, rows_here, shard
+        from pw.parallel.sharded import local_rows, mesh_of, shard
 
         run: Run = build(["scale=2k", *overrides, "trainer.accelerator=cpu"])
         fake_processes(64)
@@ -542,7 +542,7 @@ class TestTheFiveBillionNetwork:
         shard(net, net.dit.blocks, mesh_of(run.trainer))
         # each block is gathered by itself, all else with the network
         assert sum(isinstance(module, FSDPModule) for module in net.modules()) == 30 + 1
-        here = sum(rows_here(parameter)[0].numel() for parameter in net.parameters())
+        here = sum(local_rows(parameter)[0].numel() for parameter in net.parameters())
         assert here / (count / run.trainer.split) == pytest.approx(1, abs=2e-3)
         assert 5 * 4 * here / GIB == pytest.approx(gib, abs=0.005)
         kept = [p.bytes for p in training_moments(run, run.trainer.split)[-1].parts[:4]]
