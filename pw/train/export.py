@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,24 +109,16 @@ def export(
         raise ConfigError(f"{training.folder}: {error}") from error
     in_fp32 = set(stock._keep_in_fp32_modules or ())
 
-    def cast(key: str) -> torch.dtype:
-        return torch.float32 if dtype == "fp32" or in_fp32 & set(key.split(".")) else torch.bfloat16
-
-    sizes = {key: value.numel() * cast(key).itemsize for key, value in dit.items()}
+    dtypes = {key: torch.float32 if dtype == "fp32" or in_fp32 & set(key.split(".")) else torch.bfloat16 for key in dit}
     adapters = {key: value.float() for key, value in state.items() if key.startswith(convert.ADAPTERS)}
-    _check_disk(out, sum(sizes.values()) + sum(4 * value.numel() for value in adapters.values()))
+    size = sum(value.numel() * dtypes[key].itemsize for key, value in dit.items())
+    _check_disk(out, size + sum(value.nbytes for value in adapters.values()))
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        (partial / "transformer").mkdir(parents=True)
-        (partial / "pixelwizard").mkdir()
+        (partial / "pixelwizard").mkdir(parents=True)
         stock.save_config(partial / "transformer")
-        groups = shards(sizes, shard_bytes)
-        names = _file_names(len(groups))
-        for name, keys in zip(names, groups, strict=True):
-            _save({key: dit[key].to(cast(key)) for key in keys}, partial / "transformer" / name)
-        if len(groups) > 1:
-            write_json(partial / "transformer" / f"{STEM}.safetensors.index.json", _index(names, groups, sizes))
+        _save_in_files(dit, dtypes, partial / "transformer", shard_bytes)
         _save(adapters, partial / "pixelwizard" / "adapters.safetensors")
         write_json(partial / "pixelwizard" / "config.json", _described(training, dtype, weights))
         for path in partial.rglob("*.safetensors"):  # which safetensors lets nobody else read
@@ -153,16 +145,18 @@ def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
     return groups
 
 
-def _file_names(count: int) -> list[str]:
-    """Names of so many files of weights, as diffusers has them."""
-    if count == 1:
-        return [f"{STEM}.safetensors"]
-    return [f"{STEM}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-
-
-def _index(names: Sequence[str], groups: Sequence[Iterable[str]], sizes: Mapping[str, int]) -> dict[str, Any]:
-    weight_map = {key: name for name, keys in zip(names, groups, strict=True) for key in keys}
-    return {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+def _save_in_files(tensors: Mapping[str, Tensor], dtypes: Mapping[str, Any], folder: Path, limit: int) -> None:
+    """Write weights to files of at most `limit` bytes, cast file by file, with an index where there are several."""
+    sizes = {key: value.numel() * dtypes[key].itemsize for key, value in tensors.items()}
+    groups = shards(sizes, limit)
+    count, weight_map = len(groups), {}
+    for number, keys in enumerate(groups, start=1):
+        name = f"{STEM}.safetensors" if count == 1 else f"{STEM}-{number:05d}-of-{count:05d}.safetensors"
+        weight_map |= dict.fromkeys(keys, name)
+        _save({key: tensors[key].to(dtypes[key]) for key in keys}, folder / name)
+    if count > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_json(folder / f"{STEM}.safetensors.index.json", index)
 
 
 def _described(training: FinishedTraining, dtype: str, weights: str) -> dict[str, Any]:

@@ -59,11 +59,11 @@ def first_losses(start: Run) -> list[list[float]]:
 
 
 def make(start: Run, name: str, training: Path, out: Path) -> Path:
-    """Write a trained start's weights and card; the card's path.
+    """Write a trained start's weights and card, and return the card's path.
 
-    Raises ValueError when the training is not one of this recipe and this code, or its weights are too large.
+    Raises ConfigError when the training is not of this recipe and this code, or its weights are too large.
     """
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load_file
 
     done, curve = read_json(training / "done.json") or {}, _curve(training / "metrics.jsonl")
     if done.get("configuration") != start.configuration_signature:
@@ -73,9 +73,7 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
     weights = {key: value.contiguous() for key, value in load_file(training / "ema.safetensors").items()}
     if not start.objective.trains_strides:  # as it was drawn: whoever departs from this draws another
         weights = {key: value for key, value in weights.items() if not key.startswith("stride_embedding.")}
-    dtype, content = "float32", save(weights)
-    if len(content) > LARGEST:
-        dtype, content = "float16", save({key: value.half() for key, value in weights.items()})
+    dtype, content = _serialised(weights)
     if len(content) > LARGEST:
         raise ConfigError(f"{training}: {len(content):,} bytes in float16; a shipped start has at most {LARGEST:,}")
     out.mkdir(parents=True, exist_ok=True)
@@ -104,6 +102,16 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
     }
     write_json(out / f"{name}.json", card)
     return out / f"{name}.json"
+
+
+def _serialised(weights: Mapping[str, Any]) -> tuple[str, bytes]:
+    """(dtype, safetensors) of weights: in float32, or in float16 if that would be too large to ship."""
+    from safetensors.torch import save
+
+    content = save(dict(weights))
+    if len(content) <= LARGEST:
+        return "float32", content
+    return "float16", save({key: value.half() for key, value in weights.items()})
 
 
 def _check_recipe(start: Run, training: Path) -> None:

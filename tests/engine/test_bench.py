@@ -149,7 +149,7 @@ def test_garbage_is_collected_again_once_the_stages_are_imported(monkeypatch: py
 
 
 class TestTheFirstReport:
-    """Which `pw.train.loop` sends after its first update is seen in tests/parallel/test_processes.py."""
+    """Which `pw.train.loop` sends after its first update is seen in tests/parallel/test_launch.py."""
 
     def test_is_heard_of_a_process(self) -> None:
         seconds, cpu = _bench.first_report("-c", "from pw.parallel.launch import report; report(update=1, updates=1)")
