@@ -43,7 +43,7 @@ VERBS = {
     "start": Verb(
         "pw.train.start", "train a start from its recipe, and write it with its card: name=hires", leaves=True
     ),
-    "replay": Verb("pw.train.replay", "compute again the batch at which a loss was not finite"),
+    "replay": Verb("pw.train.replay", "compute again the batch of a loss that was not finite: FILE.json"),
     "export": Verb("pw.train.export", "write a training as a folder that diffusers opens: run=SIGNATURE"),
     "plan": Verb("pw.cost.planner", "tokens, FLOPs, memory and time before anything loads: scale=4k gpus=1x80GB"),
     "generate": Verb("pw.generate.pipeline", 'prompt to 2K/4K video: prompt="a heron" scale=2k hires=…', leaves=True),

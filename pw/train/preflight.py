@@ -33,9 +33,9 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, here: bool = True) -> None:
     Raises ConfigError naming the key and what to set it to.
     """
     check_share(run)
-    if here:
-        check_device(run)
     if is_trained(run, outputs):
+        if here:
+            check_device(run)  # it may be sampled next
         return
     check_data(run)
     check_weights(run)
@@ -43,6 +43,7 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, here: bool = True) -> None:
     if here:
         if current_place(run.trainer) is None:
             check_launch(run.trainer)
+        check_device(run)
         check_host_memory(run)
     check_disk(run, training_folder(run, outputs))
     if run.start_run is not None and run.start_run.shipped is None:
