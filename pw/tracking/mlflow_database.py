@@ -28,7 +28,7 @@ _REMEDY = "if {} is moved away, the next `make ablation` makes it anew from the 
 
 
 class TrackingError(RuntimeError):
-    """MLflow could not be written or read. The results are files of their own: nothing of them is lost."""
+    """MLflow could not be written or read. The results are files of their own, of which nothing is lost."""
 
 
 def mlflow_folder(outputs: Path) -> Path:
@@ -120,7 +120,7 @@ def _has_tables(db: sqlite3.Connection) -> bool:
 
 
 def prepare_database(home: Path) -> None:
-    """Turn on WAL (readers do not block), follow a moved checkout; fail early if locked or broken."""
+    """Turn on WAL (readers do not block) and rewrite paths of a moved checkout. Fails early if locked or broken."""
     with closing(sqlite3.connect(home / "mlflow.db", timeout=BUSY_SECONDS, isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("BEGIN IMMEDIATE")

@@ -1,13 +1,13 @@
-"""What writes to MLflow: an ablation's table is an experiment with a parent run and a run per arm x seed.
+"""Log an ablation to MLflow: an experiment with a parent run, and below it a run for each arm and seed.
 
-MLflow is a view here. Config, curves, scores and table are files that exist without it, so `outputs/mlflow`
-may be deleted at any time: the next `make ablation` logs it again.
+MLflow is only a view. Configurations, curves, scores and tables are files of their own, so `outputs/mlflow` may be
+deleted at any time: the next `pw ablation` logs it again.
 
-What was logged is never edited. A run is known by its key (`ablation/arm/seed/signature`) and a digest of its
-content: unchanged, it is left alone; changed, it is logged anew and the old one goes to MLflow's trash
-(`mlflow gc` empties it). So it is with the parent. A run belongs to the latest table it is in: a new parent
-takes over the runs it shares with older tables, and a parent left without runs goes to the trash. What a new
-table no longer holds (an arm re-run with another signature, another scale) stays under the older parent.
+A run that was logged is never edited. It is identified by a key (`ablation/arm/seed/signature`) and a digest of its
+content. If the content changed, a new run is logged, and the old one goes to MLflow's trash (`mlflow gc` empties it).
+The same holds for parents. A run belongs to the latest table that has it: a new parent takes over the runs that it
+shares with older tables, and a parent without runs goes to the trash. Runs that a new table lacks (an arm with another
+signature, another scale) stay with the older parent.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Point = tuple[str, float, int, int]  # name, value, time in ms, step: MLflow's M
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What MLflow is told about one arm x seed."""
+    """What is logged of one arm and seed."""
 
     arm: str
     seed: int
@@ -112,7 +112,7 @@ def warm_up() -> None:
 
 @dataclass(frozen=True)
 class _StoredRun:
-    """A run as it is to be stored."""
+    """A run as it is stored in MLflow."""
 
     name: str
     key: str
@@ -124,7 +124,7 @@ class _StoredRun:
     rows: Sequence[str] = ()  # a parent's: content of its rows
 
     def content(self) -> str:
-        """16 hex digits of everything above; files count by their bytes."""
+        """16 hex digits of all fields and of the bytes of the artifacts."""
         points = [(name, step, value) for name, value, _, step in self.points]
         values = [self.name, self.key, self.tags, self.params, points, self.status, self.rows]
         digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
@@ -135,7 +135,7 @@ class _StoredRun:
 
 
 class _AblationTable:
-    """One ablation's experiment, while it is written (under the lock)."""
+    """An ablation's experiment, while it is written (under the lock)."""
 
     def __init__(self, client: MlflowClient, home: Path, ablation: str) -> None:
         self.client, self.ablation = client, ablation
@@ -151,7 +151,7 @@ class _AblationTable:
         self.logged = self._active_runs()
 
     def log_row(self, new: _StoredRun) -> str:
-        """Id of the run of this key and content: the one there is, or a new one that replaces it."""
+        """Id of the run of this key and content: the existing one, or a new one that replaces it."""
         content, known = new.content(), self._known(new.key)
         same = [old.info.run_id for old in known if old.data.tags.get(CONTENT) == content]
         run_id = same[0] if same else self._create(new, content)
@@ -161,7 +161,7 @@ class _AblationTable:
         return run_id
 
     def log_parent(self, new: _StoredRun, rows: Sequence[str]) -> str:
-        """Id of the parent of these runs: the latest one if nothing changed, or a new one."""
+        """Id of the parent of these runs: the latest if nothing changed, else a new one."""
         content, known = new.content(), self._known(self.ablation)
         latest = max(known, key=lambda run: run.info.start_time, default=None)
         if latest is not None and latest.data.tags.get(CONTENT) == content:
@@ -177,7 +177,7 @@ class _AblationTable:
         return parent
 
     def save_view(self, runs: Sequence[RunRecord], parent: str) -> None:
-        """Make VIEW of the run list: the table's runs only, a column for each parameter and score."""
+        """Save the view `VIEW` of the run list: the table's runs, with a column for each parameter and score."""
         params = dict.fromkeys(name for run in runs for name in run.params)
         scores = dict.fromkeys(name for run in runs for name in run.scores)
         columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in scores]
@@ -203,7 +203,7 @@ class _AblationTable:
                 client.log_artifacts(run_id, str(path), artifact_path=path.name)
             else:
                 client.log_artifact(run_id, str(path))
-        client.set_tag(run_id, CONTENT, content)  # last: what a killed call leaves is not taken for whole
+        client.set_tag(run_id, CONTENT, content)  # last: so that what a killed call leaves is not taken for complete
         client.set_terminated(run_id, new.status)
         self.logged[run_id] = client.get_run(run_id)
         return run_id
@@ -225,13 +225,13 @@ class _AblationTable:
         del self.logged[run.info.run_id]
 
     def _active_runs(self) -> dict[str, Run]:
-        found: dict[str, Run] = {}
+        runs: dict[str, Run] = {}
         token = None
         while True:
             page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
-            found.update({run.info.run_id: run for run in page})
+            runs.update({run.info.run_id: run for run in page})
             if not (token := page.token):
-                return found
+                return runs
 
 
 def _row(ablation: str, run: RunRecord) -> _StoredRun:
@@ -269,7 +269,7 @@ def curve_points(path: Path | None) -> list[Point]:
 
 
 def _files(owner: str, artifacts: Sequence[Path]) -> dict[str, Path]:
-    """Place among the run's artifacts -> file."""
+    """Path among the run's artifacts -> file."""
     files: dict[str, Path] = {}
     for path in artifacts:
         if not path.exists():

@@ -1,4 +1,4 @@
-"""The batches of a training, from any update on, each process its share."""
+"""The batches of a training, from any update on; each process reads its share."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pw.run.build import Run
 
 
 def batches(run: Run, first: int, share: Share | None = None) -> Any:
-    """The share's batches (all, by default) from number `first` on, endless: {"clips": see `Stage.prepare`, "index"}.
+    """Endless batches of a share (of everything by default), from number `first` on.
 
-    The position in the data is the batch number alone, so nothing of a data loader needs saving.
+    Each is {"clips": as `Stage.prepare` takes them, "index": number of the batch}. The position in the data is the
+    batch's number alone, so the data loader has no state to save.
     """
     from torch.utils.data import DataLoader, IterableDataset
 
@@ -30,7 +31,7 @@ def batches(run: Run, first: int, share: Share | None = None) -> Any:
 
 
 def clips(run: Run, index: int, share: Share) -> Any:
-    """The index-th batch: of encoded clips the share's part, of pixels all."""
+    """The index-th batch: of encoded clips the share's part, of clips in pixels all."""
     from pw.data.latents import LatentClips
 
     if isinstance(run.source, LatentClips):  # by position: a part is a smaller batch of a higher number

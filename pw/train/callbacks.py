@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -262,8 +261,8 @@ class Checkpoints(AfterUpdate):
         if self.team.place.is_first:
             if self.last.exists():
                 remove(self.previous)
-                os.replace(self.last, self.previous)
-            os.replace(self.partial, self.last)
+                self.last.replace(self.previous)
+            self.partial.replace(self.last)
 
     def _check_weights(self, pl_module: Any) -> None:
         """Raises ValueError when an update spoilt the weights, which the losses would only show at the next update."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: the newest that can be read, and the weights it ends with."""
+"""Checkpoints of a training: find the newest that can be read, and export the weights at the end."""
 
 from __future__ import annotations
 
