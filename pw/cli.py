@@ -37,13 +37,13 @@ VERBS = {
     "status": Verb("experiments.engine.status", "how far an ablation is, read from its files: name=ansc"),
     "power": Verb("experiments.engine.power.power_planner", "the smallest difference that n prompts and m seeds show"),
     "record": Verb("experiments.engine.outcome.record_outcome", "keep an ablation's outcome in experiments/results"),
-    "train": Verb("pw.train.command", "train one run: stage=hires objective=shortcut seed=1", leaves=True),
-    "sample": Verb("pw.sample.evaluate", "sample one run, which is trained first if need be", leaves=True),
+    "train": Verb("pw.train.train_command", "train one run: stage=hires objective=shortcut seed=1", leaves=True),
+    "sample": Verb("pw.sample.sample_command", "sample one run, which is trained first if need be", leaves=True),
     "coverage": Verb("pw.run.trained_pairs", "which (timestep, stride) pairs a step sampler trains"),
     "start": Verb(
         "pw.train.start", "train a start from its recipe, and write it with its card: name=hires", leaves=True
     ),
-    "replay": Verb("pw.train.replay", "compute again the batch at which a loss was not finite"),
+    "replay": Verb("pw.train.replay", "compute again the batch of a loss that was not finite: FILE.json"),
     "export": Verb("pw.train.export", "write a training as a folder that diffusers opens: run=SIGNATURE"),
     "plan": Verb("pw.cost.planner", "tokens, FLOPs, memory and time before anything loads: scale=4k gpus=1x80GB"),
     "generate": Verb(
@@ -61,7 +61,7 @@ VERBS = {
     "compare": Verb("experiments.engine.compare.compare_runs", "two runs or folders of videos, paired: a=… b=…"),
     "system": Verb("benchmarks.systems.command", "generate with another system: name=wan2_2_5b prompts=FILE"),
     "lint-paper": Verb("benchmarks.paper.lint", "recompute the paper's derived numbers and print what does not add up"),
-    "mlflow": Verb("pw.tracking.mlflow_log", "open the MLflow UI on 127.0.0.1: port=5000"),
+    "mlflow": Verb("pw.tracking.mlflow_ui", "open the MLflow UI on 127.0.0.1: port=5000"),
     "mlflow-sync": Verb("experiments.engine.outcome.mlflow_sync", "log the tables that MLflow lacks, from their files"),
     "bench": Verb(
         "benchmarks.speed.generation",
@@ -97,9 +97,9 @@ def main(words: Sequence[str] | None = None) -> int:
         rest.remove(f"what={what}")
     carry_out = importlib.import_module(found.what.get(what, found.module)).main
     if found.leaves and words is None:
-        from pw.parallel.processes import run_and_leave
+        from pw.parallel.launch import run_and_exit
 
-        run_and_leave(carry_out, rest)
+        run_and_exit(carry_out, rest)
     return carry_out(rest)
 
 

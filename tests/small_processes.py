@@ -30,7 +30,7 @@ class Training:
 
     def carried_out(self, rank: int) -> str:
         """Its folder, or `stopped by 15, code 143`."""
-        from pw.parallel.processes import Stopped
+        from pw.parallel.signals import Stopped
         from pw.run.build import build
         from pw.train.loop import train
 
@@ -48,7 +48,7 @@ def train_together(processes: int, *trainings: Training) -> list[list[str]]:
     """What became of trainings that so many processes did together, one after the other: in each process a word for
     each, see `Training`. Raises RuntimeError with the traceback of a process that failed.
 
-    Each process finds itself placed as `pw.parallel.processes.launch` would have done it.
+    Each process finds itself placed as `pw.parallel.launch` would have done it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)

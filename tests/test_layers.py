@@ -147,17 +147,15 @@ class TestAGiantDependency:
         """What composes, builds and plans: a wrong key is told before torch (5 s) is imported."""
         early = (
             *("pw/method", "pw/data", "pw/run", "pw/types.py", "pw/cli.py", "pw/io/lazy.py", "pw/io/files.py"),
-            *("pw/nn/options.py", "pw/nn/unipc.py", "pw/parallel/processes.py", "pw/cost", "pw/train", "pw/sample"),
-            "experiments",
+            *("pw/nn/options.py", "pw/nn/unipc.py", "pw/cost", "pw/train", "pw/sample", "experiments"),
+            *(f"pw/parallel/{name}.py" for name in ("launch", "place", "share", "signals", "team")),
         )
         heavy = ("torch", "torchvision", "lightning", "diffusers", "mlflow", "webdataset", "pandas", "matplotlib")
         found = [i for i in all_imports() if i.at_once and within(i.by, *early) and within(i.what, *heavy)]
         # imported when there is a table to write, or a batch to look at
         late = (
-            "experiments/engine/outcome/table.py",
-            "pw/train/not_finite.py",
-            "pw/train/replay.py",
-            "pw/train/export.py",
+            *("experiments/engine/outcome/table.py", "pw/train/callbacks.py", "pw/train/not_finite.py"),
+            *("pw/train/replay.py", "pw/train/export.py"),
         )
         assert not [str(i) for i in found if i.by not in late]
 

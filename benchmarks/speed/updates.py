@@ -18,7 +18,8 @@ from pw.data.shards import write_tar
 from pw.io.files import write_json
 from pw.run.build import Run, build
 from pw.train.batches import batches
-from pw.train.loop import CURVE_EVERY, stage_module, train
+from pw.train.callbacks import CURVE_EVERY
+from pw.train.loop import stage_module, train
 
 TINY = ("scale=tiny", "stage=hires", "start=none", "trainer=cpu")
 CLIPS, SHARD, ANCHORS = 64, 16, 8  # of the latents that are written to be read: clips, clips a shard, anchors a clip

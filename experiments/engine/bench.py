@@ -34,7 +34,7 @@ from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_writable, write_json
 from pw.io.host import usable_cores
 from pw.io.paths import ROOT
-from pw.parallel.processes import REPORT
+from pw.parallel.launch import REPORT
 from pw.run.provenance import provenance
 
 STARTS = 5  # processes of a kind that are started, at most

@@ -31,8 +31,7 @@ from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError
 from pw.parallel.processes import Stopped, unheard
 from pw.sample.evaluate import check_sampling
-from pw.train.preflight import check_attention, check_data, check_device, check_disk, check_host_memory, check_weights
-from pw.train.record import training_folder
+from pw.train.preflight import preflight
 
 
 def run(options: AblationOptions) -> int:
@@ -85,17 +84,10 @@ def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
 def _preflight(plan: Plan, todo: Sequence[Job], launcher: Local | Submitit) -> None:
     """Whether data, weights, memory and disk are there, before the first run. Raises ConfigError."""
     try:
+        for run in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
+            preflight(run, plan.options.outputs, here=isinstance(launcher, Local))
         for arm in plan.arms:
-            check_data(arm.first)
-            check_weights(arm.first)
-            if isinstance(launcher, Local):
-                check_device(arm.first)
-                check_host_memory(arm.first)
             check_sampling(arm.first)
-        for job in todo:
-            if job.kind == "train":
-                check_attention(job.run)
-                check_disk(job.run, training_folder(job.run, plan.options.outputs))
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

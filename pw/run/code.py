@@ -3,7 +3,7 @@
 `code_hash(["pw.method.weighting.DeltaSigma"])` covers the class and, over every reference, each class, function and
 constant of `COMPUTES` behind it. Comments, docstrings, annotations, formatting, the words of errors, the names of
 modules and of top-level definitions, and import lines are left out, so that moving or renaming code changes nothing.
-What lies elsewhere (torch, the standard library, operations such as `pw.parallel.processes`) enters by name alone, and
+What lies elsewhere (torch, the standard library, operations such as `pw.parallel`) enters by name alone, and
 so does what a value is only tested for (`isinstance`). Nothing is imported or run.
 """
 

@@ -3,13 +3,12 @@
     pw sample stage=hires objective=shortcut sampling.num_steps=4
 
 A folder holds `0000.mkv`, … (lossless, at full size), `anchors/` (the first few anchors), for stage I `native/` (clips
-at the anchor's size), and `done.json`. It is filled clip by clip: what is there is never sampled again. In memory
-there is one batch of clips, however many are sampled.
+at the anchor's size), and `done.json`. It is filled clip by clip, and a clip that exists is never sampled again. One
+batch of clips is in memory, however many are sampled.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
 from pw.run.build import Run
 from pw.run.provenance import provenance
-from pw.train.command import command_line, tell
 from pw.train.loop import stage_module, train
 from pw.train.record import training_folder, write_config
 
@@ -39,30 +37,31 @@ FRAMES_AT_ONCE = 8  # of a clip on its way to 8 bits
 
 
 def sample_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
-    """Where a run's clips live, for the evaluation clips of `seed` (the run's own by default)."""
+    """The folder of a run's clips, for the evaluation clips of `seed` (the run's own by default)."""
     return outputs / "videos" / run.sample_signature(run.seed if seed is None else seed)
 
 
 def reference_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
-    """Where the evaluation clips of `seed` live: `real/` and `real_b/`."""
+    """The folder of the evaluation clips of `seed`: `real/` and `real_b/`."""
     return outputs / "reference" / run.evaluation_signature(run.seed if seed is None else seed)
 
 
 def anchor_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None, *, twin: bool = False) -> Path:
-    """Where the evaluation clips lie as anchors (or their twins), degraded as in training: stage I's measure."""
+    """The folder of the evaluation clips (or their twins) degraded to anchors as in training: what stage I is measured
+    against."""
     name = f"anchor{'_b' if twin else ''}-{run.degradation_signature}"
     return reference_folder(run, outputs, seed) / name
 
 
 def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None = None) -> bool:
-    """Whether the first `limit` clips are there."""
+    """Whether the first `limit` clips are sampled."""
     done = read_json(sample_folder(run, outputs, seed) / "done.json")
     clips = (done or {}).get("clips")
     return isinstance(clips, int) and clips >= limit
 
 
 def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
-    """Write the evaluation clips and their twins, once. What an interrupted call had written is not made again."""
+    """Write the evaluation clips and their twins, once. A call continues one that was interrupted."""
     from filelock import FileLock
 
     from pw.io.video import to_uint8
@@ -89,7 +88,7 @@ def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) 
 
 
 def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> None:
-    """Each folder's clips as 0000.mkv, …, in turn: a folder has its name only when all are there, and is then kept."""
+    """Write each folder's clips as 0000.mkv, …; a folder gets its name when all are written, and is then kept."""
     import os
 
     from pw.io.video import write_video
@@ -115,11 +114,14 @@ def sample(
     seed: int | None = None,
     progress: Progress | None = None,
     training: Progress | None = None,
+    is_checked: bool = False,
 ) -> Path:
     """Sample the first `limit` clips (all `sampling.count` by default) of a trained run, trained first if need be.
 
-    seed      of the evaluation clips and the initial noise, the run's own by default
-    progress  called with (batch, batches) of the sampling; training: with (update, updates) of what is trained before
+    seed        of the evaluation clips and the initial noise, the run's own by default
+    progress    called with (batch, batches) of the sampling
+    training    called with (update, updates) of what is trained before
+    is_checked  whether the caller has called `preflight`
     """
     from filelock import FileLock
 
@@ -128,7 +130,7 @@ def sample(
     folder = sample_folder(run, outputs, seed)
     if not is_sampled(run, limit, outputs, seed):
         check_sampling(run)
-    train(run, outputs, training)
+    train(run, outputs, training, is_checked=is_checked)
     write_reference(run, outputs, seed)
     if run.anchor_run is not None:
         sample(run.anchor_run, outputs, limit=limit, seed=seed, training=training)
@@ -192,7 +194,7 @@ def _spent(folder: Path) -> tuple[float, float]:
 
 
 def coverage_entry(run: Run) -> dict[str, Any] | None:
-    """What of the run's inference grid was trained, as the table prints it; None without shortcut training."""
+    """How much of the run's inference grid was trained, for the table; None without shortcut training."""
     from dataclasses import astuple
 
     from pw.method.coverage import coverage
@@ -200,11 +202,11 @@ def coverage_entry(run: Run) -> dict[str, Any] | None:
 
     if not isinstance(run.objective, Shortcut) or not run.feeds_strides():
         return None
-    found = coverage(run.objective.step_sampler, run.schedule, run.grid())
+    covered = coverage(run.objective.step_sampler, run.schedule, run.grid())
     return {
-        "grid": [astuple(pair) for pair in found.pairs],
-        "second_halves_trained": found.second_halves_trained,
-        "second_halves_total": found.second_halves,
+        "grid": [astuple(pair) for pair in covered.pairs],
+        "second_halves_trained": covered.second_halves_trained,
+        "second_halves_total": covered.second_halves,
     }
 
 
@@ -231,9 +233,9 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
 
 
 def check_sampling(run: Run) -> None:
-    """That a run can be sampled, before it is trained: Wan's encoders, held-out clips, memory for a batch.
+    """Check, before it is trained, that a run can be sampled: Wan's encoders, held-out clips, memory for a batch.
 
-    Raises ValueError (WeightsError) saying what is missing.
+    Raises ValueError saying what is missing.
     """
     from pw.cost.generation_cost import sampling_memory
     from pw.io.host import free_memory
@@ -291,7 +293,7 @@ def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> tuple[Te
 
 
 def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence[int]], Tensor] | None:
-    """What makes the anchors of the evaluation clips of given numbers: video [N, 3, F, h, w]; None for stage I."""
+    """A function from indices of evaluation clips to their anchors [N, 3, F, h, w]; None for stage I."""
     import torch
 
     from pw.io.video import read_video, to_float
@@ -308,7 +310,7 @@ def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence
 
 
 def _degraded(run: Run, clips: Clips, degradation: Degradation, seed: int) -> Callable[[int], Tensor]:
-    """What makes the anchor [3, F, h, w] of a clip by its number; what clips lose is drawn for all of them first."""
+    """A function from a clip's index to its anchor [3, F, h, w]; the degradations of all clips are drawn at once."""
     from pw.data.procedural import generator
 
     size = run.scale.anchor_size
@@ -324,7 +326,7 @@ def _synthesise(
     seed: int,
     texts: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Clips in [-1, 1] of the given evaluation clips, at full size or, of stage I, at the anchor's: on the CPU."""
+    """Sampled clips in [-1, 1], on the CPU, at full size or for stage I at the anchor's size."""
     import torch
 
     from pw.data.procedural import generator
@@ -354,14 +356,3 @@ def _at_full_size(clip: Tensor, size: tuple[int, int]) -> Frames:
 
     parts = clip[None].split(FRAMES_AT_ONCE, 2)  # as floats at full size there is never a whole clip of stage I
     return np.concatenate([to_uint8(resize(part, size, "bicubic")[0]) for part in parts])
-
-
-def main(arguments: list[str]) -> int:
-    """Sample one run from the command line."""
-    try:
-        run, outputs, seed = command_line(arguments)
-        sample_folder(run)  # composes the runs it needs, too
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return tell(run, lambda progress: sample(run, outputs, seed=seed, training=progress))

@@ -1,18 +1,13 @@
-"""The only door to MLflow: an ablation's table as one experiment, one parent run, a run per arm x seed.
+"""Log an ablation to MLflow: an experiment with a parent run, and below it a run for each arm and seed.
 
-MLflow is a view here. Config, curves, scores and table are files that exist without it, so `outputs/mlflow`
-may be deleted at any time: the next `make ablation` logs it again.
+MLflow is only a view. Configurations, curves, scores and tables are files of their own, so `outputs/mlflow` may be
+deleted at any time: the next `pw ablation` logs it again.
 
-    outputs/mlflow/mlflow.db                          sqlite; no server is needed to write it
-    outputs/mlflow/artifacts/<ablation>/<run id>/     copies of the artifacts
-
-What was logged is never edited. A run is known by its key (`ablation/arm/seed/signature`) and a digest of its
-content: unchanged, it is left alone; changed, it is logged anew and the old one goes to MLflow's trash
-(`mlflow gc` empties it). So it is with the parent. A run belongs to the latest table it is in: a new parent
-takes over the runs it shares with older tables, and a parent left without runs goes to the trash. What a new
-table no longer holds (an arm re-run with another signature, another scale) stays under the older parent.
-
-MLflow stores absolute places. If the checkout was moved, the next call and `make mlflow` rewrite them.
+A run that was logged is never edited. It is identified by a key (`ablation/arm/seed/signature`) and a digest of its
+content. If the content changed, a new run is logged, and the old one goes to MLflow's trash (`mlflow gc` empties it).
+The same holds for parents. A run belongs to the latest table that has it: a new parent takes over the runs that it
+shares with older tables, and a parent without runs goes to the trash. Runs that a new table lacks (an arm with another
+signature, another scale) stay with the older parent.
 """
 
 from __future__ import annotations
@@ -21,46 +16,39 @@ import hashlib
 import json
 import logging
 import os
-import socket
-import sqlite3
-import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
+from pw.tracking.mlflow_database import (
+    CONTENT,
+    ENVIRONMENT,
+    KEY,
+    PARENT,
+    ROW,
+    VIEW,
+    latest_tables,
+    locked_database,
+    mlflow_folder,
+    prepare_database,
+)
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-HOST = "127.0.0.1"
-LOCK_SECONDS = 120.0  # another process of ours is logging: it holds the lock for 10-20 s
-BUSY_SECONDS = 10.0  # someone else holds the database (MLflow itself waits 20 s, for each statement)
 BATCH = 1000  # MLflow's limit for one log_batch
 
-_Point = tuple[str, float, int, int]  # name, value, time in ms, step: MLflow's Metric
-_ANEW = "if {} is moved away, the next `make ablation` makes it anew from the results"
-
-KEY, CONTENT, ROW = "pw.key", "pw.content", "pw.row"  # tags: who, a digest of what, 0003 of the table
-PARENT = "mlflow.parentRunId"
-VIEW = "table"  # the run list's saved view
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # otherwise the UI starts 8 more processes
-}
-
-
-class TrackingError(RuntimeError):
-    """MLflow could not be written or read. The results are files of their own: nothing of them is lost."""
+Point = tuple[str, float, int, int]  # name, value, time in ms, step: MLflow's Metric
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What MLflow is told about one arm x seed."""
+    """What is logged of one arm and seed."""
 
     arm: str
     seed: int
@@ -97,18 +85,18 @@ def log_ablation(
     names = [run.name for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{ablation}: more than one run is called {', '.join(twice)}")
-    home = _home(outputs)
-    with _door(home):
+    home = mlflow_folder(outputs)
+    with locked_database(home):
         rows = [_row(ablation, run) for run in runs]
         contents = tuple(row.content() for row in rows)
         status = "FINISHED" if all(run.status == "FINISHED" for run in runs) else "FAILED"
         points = _points(summary)
-        new = _Run(ablation, ablation, tags, {}, points, artifacts, status, contents)
-        _prepare(home)
-        latest = _latest(home).get(ablation)
+        new = _StoredRun(ablation, ablation, tags, {}, points, artifacts, status, contents)
+        prepare_database(home)
+        latest = latest_tables(home).get(ablation)
         if latest and latest.content == new.content() and len(latest.rows) == len(rows):
             return latest.parent  # without importing MLflow, which takes 6 s
-        table = _Table(_client(home), home, ablation)
+        table = _AblationTable(_client(home), home, ablation)
         ids = [table.log_row(row) for row in reversed(rows)][::-1]  # reversed: the UI lists the newest first
         parent = table.log_parent(new, ids)
         table.save_view(runs, parent)
@@ -122,49 +110,21 @@ def warm_up() -> None:
         import mlflow  # noqa: F401
 
 
-def page_urls(outputs: Path, port: int = 5000) -> dict[str, dict[str, str]]:
-    """Ablation -> {"runs", "compare"}: addresses of its latest table, as a list and side by side."""
-    pages = {}
-    for name, table in _latest(_home(outputs)).items():
-        rows = quote(json.dumps(table.rows, separators=(",", ":")), safe=",")
-        ui = f"http://{HOST}:{port}/#"
-        pages[name] = {
-            "runs": f"{ui}/experiments/{table.experiment}/runs?viewStateShareKey={VIEW}",
-            "compare": f"{ui}/compare-runs?runs={rows}&experiments={quote(json.dumps([table.experiment]))}",
-        }
-    return pages
-
-
-def ui_command(outputs: Path, port: int) -> list[str]:
-    """The command that serves the UI, to this machine only."""
-    home = _home(outputs)
-    options = {
-        "--host": HOST,
-        "--port": str(port),
-        "--workers": "1",
-        "--backend-store-uri": f"sqlite:///{home}/mlflow.db",
-        "--registry-store-uri": f"sqlite:///{home}/mlflow.db",
-        "--artifacts-destination": str(home / "artifacts"),
-        "--uvicorn-opts": "--log-level warning",
-    }
-    return [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)]
-
-
 @dataclass(frozen=True)
-class _Run:
-    """A run as it is to be stored."""
+class _StoredRun:
+    """A run as it is stored in MLflow."""
 
     name: str
     key: str
     tags: Mapping[str, str]
     params: Mapping[str, object]
-    points: Sequence[_Point]
+    points: Sequence[Point]
     artifacts: Sequence[Path]
     status: str
     rows: Sequence[str] = ()  # a parent's: content of its rows
 
     def content(self) -> str:
-        """16 hex digits of everything above; files count by their bytes."""
+        """16 hex digits of all fields and of the bytes of the artifacts."""
         points = [(name, step, value) for name, value, _, step in self.points]
         values = [self.name, self.key, self.tags, self.params, points, self.status, self.rows]
         digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
@@ -174,8 +134,8 @@ class _Run:
         return digest.hexdigest()[:16]
 
 
-class _Table:
-    """One ablation's experiment, while it is written (behind the door)."""
+class _AblationTable:
+    """An ablation's experiment, while it is written (under the lock)."""
 
     def __init__(self, client: MlflowClient, home: Path, ablation: str) -> None:
         self.client, self.ablation = client, ablation
@@ -190,8 +150,8 @@ class _Table:
                 client.restore_experiment(self.experiment)
         self.logged = self._active_runs()
 
-    def log_row(self, new: _Run) -> str:
-        """Id of the run of this key and content: the one there is, or a new one that replaces it."""
+    def log_row(self, new: _StoredRun) -> str:
+        """Id of the run of this key and content: the existing one, or a new one that replaces it."""
         content, known = new.content(), self._known(new.key)
         same = [old.info.run_id for old in known if old.data.tags.get(CONTENT) == content]
         run_id = same[0] if same else self._create(new, content)
@@ -200,8 +160,8 @@ class _Table:
                 self._trash(old)
         return run_id
 
-    def log_parent(self, new: _Run, rows: Sequence[str]) -> str:
-        """Id of the parent of these runs: the latest one if nothing changed, or a new one."""
+    def log_parent(self, new: _StoredRun, rows: Sequence[str]) -> str:
+        """Id of the parent of these runs: the latest if nothing changed, else a new one."""
         content, known = new.content(), self._known(self.ablation)
         latest = max(known, key=lambda run: run.info.start_time, default=None)
         if latest is not None and latest.data.tags.get(CONTENT) == content:
@@ -217,7 +177,7 @@ class _Table:
         return parent
 
     def save_view(self, runs: Sequence[RunRecord], parent: str) -> None:
-        """Make VIEW of the run list: the table's runs only, a column for each parameter and score."""
+        """Save the view `VIEW` of the run list: the table's runs, with a column for each parameter and score."""
         params = dict.fromkeys(name for run in runs for name in run.params)
         scores = dict.fromkeys(name for run in runs for name in run.scores)
         columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in scores]
@@ -229,7 +189,7 @@ class _Table:
         }
         self.client.set_experiment_tag(self.experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
 
-    def _create(self, new: _Run, content: str) -> str:
+    def _create(self, new: _StoredRun, content: str) -> str:
         from mlflow.entities import Metric, Param
 
         client = self.client
@@ -243,7 +203,7 @@ class _Table:
                 client.log_artifacts(run_id, str(path), artifact_path=path.name)
             else:
                 client.log_artifact(run_id, str(path))
-        client.set_tag(run_id, CONTENT, content)  # last: what a killed call leaves is not taken for whole
+        client.set_tag(run_id, CONTENT, content)  # last: so that what a killed call leaves is not taken for complete
         client.set_terminated(run_id, new.status)
         self.logged[run_id] = client.get_run(run_id)
         return run_id
@@ -265,28 +225,28 @@ class _Table:
         del self.logged[run.info.run_id]
 
     def _active_runs(self) -> dict[str, Run]:
-        found: dict[str, Run] = {}
+        runs: dict[str, Run] = {}
         token = None
         while True:
             page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
-            found.update({run.info.run_id: run for run in page})
+            runs.update({run.info.run_id: run for run in page})
             if not (token := page.token):
-                return found
+                return runs
 
 
-def _row(ablation: str, run: RunRecord) -> _Run:
+def _row(ablation: str, run: RunRecord) -> _StoredRun:
     key = f"{ablation}/{run.arm}/{run.seed}/{run.tags.get('signature', '')}"
-    points = _points(run.scores) + _curves(run.curves)
-    return _Run(run.name, key, run.tags, run.params, points, run.artifacts, run.status)
+    points = _points(run.scores) + curve_points(run.curves)
+    return _StoredRun(run.name, key, run.tags, run.params, points, run.artifacts, run.status)
 
 
-def _points(scores: Mapping[str, float]) -> list[_Point]:
+def _points(scores: Mapping[str, float]) -> list[Point]:
     now = int(time.time() * 1000)
     # an arm crossed with a value is called arm@value, a name that MLflow refuses
     return [(name.replace("@", "/"), float(value), now, 0) for name, value in scores.items()]
 
 
-def _curves(path: Path | None) -> list[_Point]:
+def curve_points(path: Path | None) -> list[Point]:
     """The points of a metrics.jsonl. A step that occurs again (after a resume) replaces the earlier one."""
     if path is None:
         return []
@@ -309,7 +269,7 @@ def _curves(path: Path | None) -> list[_Point]:
 
 
 def _files(owner: str, artifacts: Sequence[Path]) -> dict[str, Path]:
-    """Place among the run's artifacts -> file."""
+    """Path among the run's artifacts -> file."""
     files: dict[str, Path] = {}
     for path in artifacts:
         if not path.exists():
@@ -323,10 +283,6 @@ def _files(owner: str, artifacts: Sequence[Path]) -> dict[str, Path]:
     return files
 
 
-def _home(outputs: Path) -> Path:
-    return outputs.resolve() / "mlflow"
-
-
 def _client(home: Path) -> MlflowClient:
     os.environ.update(ENVIRONMENT)
     from mlflow import MlflowClient
@@ -335,149 +291,3 @@ def _client(home: Path) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     uri = f"sqlite:///{home}/mlflow.db"
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-@contextmanager
-def _door(home: Path) -> Generator[None]:
-    """One process of ours at a time (two that open a new database break it); failures as TrackingError."""
-    from filelock import FileLock, Timeout
-
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with _sqlite_errors(home), FileLock(home / "mlflow.db.lock", timeout=LOCK_SECONDS):
-            yield
-    except Timeout as error:
-        raise TrackingError(f"another process has been logging to {home} for {LOCK_SECONDS:g} s") from error
-    except (TrackingError, ValueError):
-        raise
-    except Exception as error:
-        theirs = type(error).__module__.startswith(("mlflow", "sqlalchemy", "alembic"))
-        if theirs or isinstance(error, OSError | ImportError):
-            reason = str(error).partition("\n")[0]
-            raise TrackingError(f"MLflow could not log to {home}: {reason}; {_ANEW.format(home)}") from error
-        raise
-
-
-@contextmanager
-def _sqlite_errors(home: Path) -> Generator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        advice = "is another program using it?" if "locked" in str(error) else _ANEW.format(home)
-        raise TrackingError(f"{home / 'mlflow.db'}: {error}; {advice}") from error
-
-
-@dataclass(frozen=True)
-class _Latest:
-    """An ablation's latest table as it is stored."""
-
-    experiment: str
-    parent: str
-    content: str
-    rows: list[str]  # ids of its runs, in its order
-
-
-def _latest(home: Path) -> dict[str, _Latest]:
-    """Ablation -> its latest table, read from the database itself: importing MLflow takes 6 s."""
-    database = home / "mlflow.db"
-    if not database.exists():
-        return {}
-    with (
-        _sqlite_errors(home),
-        closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as db,
-    ):
-        if not _has_tables(db):
-            return {}
-        parents = db.execute(
-            "SELECT e.name, e.experiment_id, r.run_uuid, c.value"
-            " FROM experiments e JOIN runs r USING (experiment_id)"
-            " JOIN tags k ON k.run_uuid = r.run_uuid AND k.key = ? AND k.value = e.name"
-            " JOIN tags c ON c.run_uuid = r.run_uuid AND c.key = ?"
-            " WHERE e.lifecycle_stage = 'active' AND r.lifecycle_stage = 'active'"
-            " ORDER BY e.name, r.start_time",
-            (KEY, CONTENT),
-        ).fetchall()
-        newest = {name: (str(experiment), parent, content) for name, experiment, parent, content in parents}
-        rows = (
-            "SELECT r.run_uuid FROM runs r"
-            " JOIN tags p ON p.run_uuid = r.run_uuid AND p.key = ? AND p.value = ?"
-            " JOIN tags o ON o.run_uuid = r.run_uuid AND o.key = ?"
-            " WHERE r.lifecycle_stage = 'active' ORDER BY o.value"
-        )
-        return {
-            name: _Latest(*parent, [run for (run,) in db.execute(rows, (PARENT, parent[1], ROW))])
-            for name, parent in newest.items()
-        }
-
-
-def _has_tables(db: sqlite3.Connection) -> bool:
-    return bool(db.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchall())
-
-
-def _prepare(home: Path) -> None:
-    """Turn on WAL (readers do not block), follow a moved checkout; fail early if locked or broken."""
-    with closing(sqlite3.connect(home / "mlflow.db", timeout=BUSY_SECONDS, isolation_level=None)) as db:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("BEGIN IMMEDIATE")
-        if _has_tables(db):
-            here = f"{(home / 'artifacts').as_uri()}/"
-            stored = db.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall()
-            for experiment, location in stored:
-                root, ours, _ = (location or "").rpartition("/mlflow/artifacts/")
-                there = root + ours
-                if ours and there != here:
-                    moved = "SET {0} = ? || substr({0}, ?) WHERE experiment_id = ? AND substr({0}, 1, ?) = ?"
-                    values = (here, len(there) + 1, experiment, len(there), there)
-                    db.execute("UPDATE experiments " + moved.format("artifact_location"), values)
-                    db.execute("UPDATE runs " + moved.format("artifact_uri"), values)
-        db.execute("COMMIT")
-
-
-def _options(arguments: Sequence[str]) -> tuple[int, Path]:
-    options = {"port": "5000", "outputs": "outputs"}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in options:
-            raise ValueError(f"unknown option {argument!r}; there are port=5000 and outputs=outputs")
-        options[key] = value
-    if not options["port"].isdecimal() or not 1024 <= int(options["port"]) <= 65535:
-        raise ValueError(f"port={options['port']}: must be a number from 1024 to 65535")
-    return int(options["port"]), Path(options["outputs"])
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        with suppress(OSError):
-            probe.bind((HOST, port))
-            return True
-    return False
-
-
-def _check_port(port: int) -> None:
-    if not _is_free(port):
-        free = next((other for other in range(port + 1, min(port + 100, 65536)) if _is_free(other)), None)
-        advice = f"; port={free} is free" if free else ""
-        raise ValueError(f"port {port} is in use (perhaps by an MLflow UI already open?){advice}")
-
-
-def main(arguments: Sequence[str]) -> None:
-    """`pw mlflow [port=5000] [outputs=outputs]`: become the UI's server, until Ctrl-C."""
-    try:
-        port, outputs = _options(arguments)
-        home = _home(outputs)
-        if not (home / "mlflow.db").exists():
-            raise ValueError(f"no MLflow database in {home} yet: run `make ablation name=ansc` first")
-        _check_port(port)
-        with _door(home):
-            _prepare(home)
-        pages = page_urls(outputs, port)
-    except (ValueError, TrackingError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(f"MLflow on http://{HOST}:{port} in about 20 seconds; Ctrl-C stops it")
-    for ablation, urls in pages.items():
-        print(f"\n{ablation}, latest table")
-        print("".join(f"  {page:<8} {url}\n" for page, url in urls.items()), end="")
-    sys.stdout.flush()
-    command = ui_command(outputs, port)
-    os.execve(command[0], command, {**os.environ, **ENVIRONMENT, "PYTHONWARNINGS": "ignore"})

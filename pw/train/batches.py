@@ -1,22 +1,23 @@
-"""The batches of a training, from any update on, each process its share."""
+"""The batches of a training, from any update on; each process reads its share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from pw.parallel import processes as parallel
+from pw.parallel.share import Share
 from pw.run.build import Run
 
 
-def batches(run: Run, first: int, share: parallel.Share | None = None) -> Any:
-    """The share's batches (all, by default) from number `first` on, endless: {"clips": see `Stage.prepare`, "index"}.
+def batches(run: Run, first: int, share: Share | None = None) -> Any:
+    """Endless batches of a share (of everything by default), from number `first` on.
 
-    The position in the data is the batch number alone, so nothing of a data loader needs saving.
+    Each is {"clips": as `Stage.prepare` takes them, "index": number of the batch}. The position in the data is the
+    batch's number alone, so the data loader has no state to save.
     """
     from torch.utils.data import DataLoader, IterableDataset
 
-    mine = share or parallel.Share.of(run.train)
+    mine = share or Share.of(run.train)
 
     class Batches(IterableDataset):
         def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -29,8 +30,8 @@ def batches(run: Run, first: int, share: parallel.Share | None = None) -> Any:
     return DataLoader(Batches(), batch_size=None)
 
 
-def clips(run: Run, index: int, share: parallel.Share) -> Any:
-    """The index-th batch: of encoded clips the share's part, of pixels all."""
+def clips(run: Run, index: int, share: Share) -> Any:
+    """The index-th batch: of encoded clips the share's part, of clips in pixels all."""
     from pw.data.latents import LatentClips
 
     if isinstance(run.source, LatentClips):  # by position: a part is a smaller batch of a higher number

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: the newest that can be read, and the weights it ends with."""
+"""Checkpoints of a training: find the newest that can be read, and export the weights at the end."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pw.io.arguments import ConfigError
 from pw.io.files import remove
-from pw.parallel import processes as parallel
+from pw.parallel.team import Team
+from pw.run.compose import ConfigError
 
 KEPT = ("last", "previous")  # checkpoints, the newest first
+WHOLE = "whole.ckpt"  # a split checkpoint put together, while it is being read
 
 
-def export(folder: Path, module: Any, team: parallel.Team) -> None:
+def export(folder: Path, module: Any, team: Team) -> None:
     """Write `online.safetensors` and `ema.safetensors`, whole. All processes must call it."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from pw.parallel.sharded import exported
+    from pw.parallel.sharded import gathered_state
 
     for name in ("online", "ema"):
-        state = exported(module.net if name == "online" else module.ema, keep=team.place.is_first)
+        state = gathered_state(module.net if name == "online" else module.ema, keep=team.place.is_first)
         if not team.place.is_first:
             continue
         partial = folder / f".{name}.partial"
@@ -44,14 +45,14 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
             continue
         try:
             if path.is_dir():
-                from pw.parallel.sharded import read_rest
+                from pw.parallel.shard_files import read_rest
 
                 checkpoint = read_rest(path)
             else:
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            found = checkpoint["pw_signature"]
-            if found != folder.name:
-                raise ConfigError(f"{path} is a checkpoint of signature {found}, not {folder.name}; remove it")
+            signature = checkpoint["pw_signature"]
+            if signature != folder.name:
+                raise ConfigError(f"{path} is a checkpoint of signature {signature}, not {folder.name}; remove it")
             return path, int(checkpoint["global_step"])
         except ConfigError:
             raise
@@ -63,11 +64,14 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
     return None
 
 
-def _as_one_file(shards: Path, team: parallel.Team) -> Path:
-    """A checkpoint that split processes left, as a file for those that each have all of the network."""
-    from pw.parallel.sharded import as_one_file, write_checkpoint
+def merge_shards(shards: Path, team: Team) -> Path:
+    """Write a split checkpoint as one file, which processes that each hold the whole network can read.
 
-    path = shards.with_name("whole.ckpt")
+    All processes must call it.
+    """
+    from pw.parallel.shard_files import as_one_file, write_checkpoint
+
+    path = shards.with_name(WHOLE)
     if team.place.is_first:
         write_checkpoint(as_one_file(shards), path)
     team.wait()

@@ -1,9 +1,9 @@
 """A finished training as a folder that diffusers opens.
 
-    pw export run=<signature> [out=DIR] [dtype=bf16|fp32] [weights=ema|online] [outputs=DIR]
+    pw export run=<signature>
 
     transformer/          stock: `WanTransformer3DModel.from_pretrained(out, subfolder="transformer")`
-    pixelwizard/          what is ours: adapters.safetensors (injector, stride embedding; in fp32) and config.json
+    pixelwizard/          what diffusers lacks: adapters.safetensors (injector, stride embedding; fp32), config.json
 
 `pw.nn.convert` reads both back: with dtype=fp32, bit for bit. The folder gets its name when all of it is written.
 """
@@ -13,13 +13,12 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pw.io.arguments import ConfigError
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import read_json, write_json
 from pw.io.paths import OUTPUTS
 from pw.run.build import make
@@ -34,7 +33,18 @@ STEM = "diffusion_pytorch_model"
 
 
 @dataclass(frozen=True)
-class Training:
+class ExportOptions:
+    """`pw export run=SIGNATURE`."""
+
+    run: str = option("", "signature of the training, the name of its folder")
+    out: Path | None = option(None, "folder to write; outputs/export/SIGNATURE by default")
+    dtype: Literal["bf16", "fp32"] = option("bf16", "of the weights")
+    weights: Literal["ema", "online"] = option("ema", "averaged, or as they were trained last")
+    outputs: Path = option(OUTPUTS, "folder of all results")
+
+
+@dataclass(frozen=True)
+class FinishedTraining:
     """A finished training on disk: its folder, its resolved configuration, its `done.json`."""
 
     folder: Path
@@ -42,7 +52,7 @@ class Training:
     done: dict[str, Any]
 
 
-def find(signature: str, outputs: Path = OUTPUTS) -> Training:
+def find(signature: str, outputs: Path = OUTPUTS) -> FinishedTraining:
     """The finished training of a signature. Raises ConfigError saying what there is instead."""
     folder = outputs / "train" / signature
     finished = sorted(path.parent.name for path in (outputs / "train").glob("*/done.json"))
@@ -65,11 +75,11 @@ def find(signature: str, outputs: Path = OUTPUTS) -> Training:
     done = read_json(folder / "done.json")
     if done is None:
         raise ConfigError(f"{folder / 'done.json'}: is cut off; remove it to train anew")
-    return Training(folder, {str(key): value for key, value in values.items()}, done)
+    return FinishedTraining(folder, {str(key): value for key, value in values.items()}, done)
 
 
 def export(
-    training: Training,
+    training: FinishedTraining,
     out: Path,
     dtype: Literal["bf16", "fp32"] = "bf16",
     weights: Literal["ema", "online"] = "ema",
@@ -97,28 +107,18 @@ def export(
         convert.place(stock, dit, assign=True)
     except ValueError as error:
         raise ConfigError(f"{training.folder}: {error}") from error
-    kept = tuple(stock._keep_in_fp32_modules or ())
+    in_fp32 = set(stock._keep_in_fp32_modules or ())
 
-    def cast(key: str) -> torch.dtype:
-        return torch.float32 if dtype == "fp32" or set(kept) & set(key.split(".")) else torch.bfloat16
-
-    sizes = {key: value.numel() * cast(key).itemsize for key, value in dit.items()}
+    dtypes = {key: torch.float32 if dtype == "fp32" or in_fp32 & set(key.split(".")) else torch.bfloat16 for key in dit}
     adapters = {key: value.float() for key, value in state.items() if key.startswith(convert.ADAPTERS)}
-    _check_disk(out, sum(sizes.values()) + sum(4 * value.numel() for value in adapters.values()))
+    size = sum(value.numel() * dtypes[key].itemsize for key, value in dit.items())
+    _check_disk(out, size + sum(value.nbytes for value in adapters.values()))
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        (partial / "transformer").mkdir(parents=True)
-        (partial / "pixelwizard").mkdir()
+        (partial / "pixelwizard").mkdir(parents=True)
         stock.save_config(partial / "transformer")
-        groups = shards(sizes, shard_bytes)
-        for number, keys in enumerate(groups, start=1):
-            name = (
-                f"{STEM}.safetensors" if len(groups) == 1 else f"{STEM}-{number:05d}-of-{len(groups):05d}.safetensors"
-            )
-            _save({key: dit[key].to(cast(key)) for key in keys}, partial / "transformer" / name)
-        if len(groups) > 1:
-            write_json(partial / "transformer" / f"{STEM}.safetensors.index.json", _index(groups, sizes))
+        _save_in_files(dit, dtypes, partial / "transformer", shard_bytes)
         _save(adapters, partial / "pixelwizard" / "adapters.safetensors")
         write_json(partial / "pixelwizard" / "config.json", _described(training, dtype, weights))
         for path in partial.rglob("*.safetensors"):  # which safetensors lets nobody else read
@@ -145,13 +145,21 @@ def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
     return groups
 
 
-def _index(groups: Sequence[Iterable[str]], sizes: Mapping[str, int]) -> dict[str, Any]:
-    names = [f"{STEM}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
-    weight_map = {key: name for name, keys in zip(names, groups, strict=True) for key in keys}
-    return {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+def _save_in_files(tensors: Mapping[str, Tensor], dtypes: Mapping[str, Any], folder: Path, limit: int) -> None:
+    """Write weights to files of at most `limit` bytes, cast file by file, with an index where there are several."""
+    sizes = {key: value.numel() * dtypes[key].itemsize for key, value in tensors.items()}
+    groups = shards(sizes, limit)
+    count, weight_map = len(groups), {}
+    for number, keys in enumerate(groups, start=1):
+        name = f"{STEM}.safetensors" if count == 1 else f"{STEM}-{number:05d}-of-{count:05d}.safetensors"
+        weight_map |= dict.fromkeys(keys, name)
+        _save({key: tensors[key].to(dtypes[key]) for key in keys}, folder / name)
+    if count > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_json(folder / f"{STEM}.safetensors.index.json", index)
 
 
-def _described(training: Training, dtype: str, weights: str) -> dict[str, Any]:
+def _described(training: FinishedTraining, dtype: str, weights: str) -> dict[str, Any]:
     """`pixelwizard/config.json`: what the network is, what it was trained on, and where it comes from."""
     groups = ("stage", "seed", "backbone", "injector", "codec", "schedule", "scale", "objective")
     return {
@@ -180,30 +188,13 @@ def _check_disk(out: Path, needed: int) -> None:
         raise ConfigError(f"out={out}: needs {needed / 1e9:.2f} GB, {place} has {free / 1e9:.2f} GB free")
 
 
-def _arguments(words: Sequence[str]) -> dict[str, str]:
-    choices = {"run": (), "out": (), "outputs": (), "dtype": ("bf16", "fp32"), "weights": ("ema", "online")}
-    options: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key not in choices or not equals:
-            raise ConfigError(f"{word}: wants run=<signature>, out=DIR, dtype=…, weights=… or outputs=DIR")
-        if choices[key] and value not in choices[key]:
-            raise ConfigError(f"{word}: {key} is one of {', '.join(choices[key])}")
-        options[key] = value
-    return options
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Export one training from the command line: 0, or 2 and a line saying what is wrong."""
-    try:
-        options = _arguments(arguments)
-        outputs = Path(options.get("outputs", OUTPUTS)).expanduser()
-        training = find(options.get("run", ""), outputs)
-        out = Path(options["out"]).expanduser() if options.get("out") else outputs / "export" / training.folder.name
-        dtype: Any = options.get("dtype", "bf16")
-        weights: Any = options.get("weights", "ema")
-        print(export(training, out, dtype, weights))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run_export(options: ExportOptions) -> int:
+    """Exit status: 0 exported."""
+    outputs = options.outputs.expanduser()
+    training = find(options.run, outputs)
+    out = options.out or outputs / "export" / training.folder.name
+    print(export(training, out, options.dtype, options.weights))
     return 0
+
+
+main = Command(ExportOptions, run_export)

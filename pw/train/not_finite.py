@@ -1,8 +1,7 @@
-"""The batch at which a loss was not finite, as a training leaves it for a closer look; `pw.train.replay` computes it
-again.
+"""A loss that is not finite: its batch is written, so that `pw.train.replay` can compute it again.
 
 <training>/not_finite/update-000123-rank0.safetensors  the clips, as the stage was given them
-<training>/not_finite/update-000123-rank0.json         which they are, how to look at them, and the losses
+<training>/not_finite/update-000123-rank0.json         which batch it is, the command that replays it, and the losses
 """
 
 from __future__ import annotations
@@ -16,6 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pw.data import LatentBatch
+from pw.io.arguments import ConfigError
+from pw.io.files import write_json
+from pw.parallel.share import Share
+from pw.parallel.team import Team
+from pw.run.build import Run
+from pw.train.batches import clips
+from pw.train.checkpoint import KEPT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,27 +30,29 @@ FOLDER = "not_finite"
 
 
 @dataclass(frozen=True)
-class Losses:
-    """Of one update (counted from 1), one for each micro-batch that this process did of it."""
+class UpdateLosses:
+    """The losses of one update (counted from 1): a value for each micro-batch that this process computed."""
 
     update: int
     term: str
     values: tuple[float, ...]
 
     @property
-    def first_bad(self) -> int | None:
-        """Which of them is the first that is not finite."""
-        return next((turn for turn, value in enumerate(self.values) if not math.isfinite(value)), None)
+    def first_not_finite(self) -> int | None:
+        """Index of the first micro-batch whose loss is not finite."""
+        return next((index for index, value in enumerate(self.values) if not math.isfinite(value)), None)
 
 
 @dataclass(frozen=True)
-class Found:
-    """A loss that is not finite.
+class NotFiniteBatch:
+    """Which batch had a loss that is not finite.
 
-    signature        of the training; configuration: the same without the code, which may since be another
-    batch            number of the micro-batch among all of the training: with the seed, all of its randomness
-    update           whose it was a part of, counted from 1
-    rank, processes  whose share of the micro-batch it is, see `pw.parallel.processes.Share`
+    signature        of the training
+    configuration    `Run.configuration_signature` of the training, which a change of code leaves as it is
+    batch            number of the micro-batch in the whole training; with the seed it decides all randomness
+    update           the update that it is part of, counted from 1
+    term             the loss's name
+    rank, processes  which process's share of the micro-batch this is (`pw.parallel.share.Share`)
     """
 
     signature: str
@@ -57,10 +65,12 @@ class Found:
     processes: int
 
 
-def write(training: Path, rank: int, found: Found, clips: Tensor | LatentBatch, losses: Sequence[Losses]) -> Path:
-    """Write a batch and what is known of it; the path of the JSON. Raises OSError on a full disk.
+def write(
+    training: Path, rank: int, batch: NotFiniteBatch, data: Tensor | LatentBatch, losses: Sequence[UpdateLosses]
+) -> Path:
+    """Write a batch to the folder of its training, and return the path of the JSON. Raises OSError on a full disk.
 
-    rank    of this process, for the name
+    rank    of this process, for the file's name
     losses  of this update and of those around it
     """
     from safetensors import SafetensorError
@@ -68,8 +78,8 @@ def write(training: Path, rank: int, found: Found, clips: Tensor | LatentBatch, 
 
     folder = training / FOLDER
     folder.mkdir(exist_ok=True)
-    stem = f"update-{found.update:06d}-rank{rank}"
-    tensors = _tensors(clips)
+    stem = f"update-{batch.update:06d}-rank{rank}"
+    tensors = _tensors(data)
     partial = folder / f".{stem}.partial"
     try:
         save_file(tensors, partial)
@@ -78,36 +88,78 @@ def write(training: Path, rank: int, found: Found, clips: Tensor | LatentBatch, 
         partial.unlink(missing_ok=True)
         raise OSError(f"{partial}: {error}") from error
     about = {
-        **asdict(found),
+        **asdict(batch),
         # as words: JSON has no nan
-        "losses": [{"update": u.update, "term": u.term, "values": list(map(str, u.values))} for u in losses],
+        "losses": [{"update": x.update, "term": x.term, "values": list(map(str, x.values))} for x in losses],
         "clips": {name: _described(tensor) for name, tensor in tensors.items()},
-        "look": f"python -m pw replay {folder / stem}.json",
+        "replay": f"pw replay {folder / stem}.json",
     }
     path = folder / f"{stem}.json"
-    path.write_text(json.dumps(about, indent=1) + "\n")
+    write_json(path, about)
     return path
 
 
-def read(path: Path) -> tuple[Found, Tensor | LatentBatch]:
-    """What `write` wrote. Raises ValueError when it is not that."""
+def read(path: Path) -> tuple[NotFiniteBatch, Tensor | LatentBatch]:
+    """Read what `write` wrote. Raises ConfigError when the file is something else."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         about = json.loads(path.read_text())
-        found = Found(**{field.name: about[field.name] for field in fields(Found)})
+        batch = NotFiniteBatch(**{field.name: about[field.name] for field in fields(NotFiniteBatch)})
         tensors = load_file(path.with_suffix(".safetensors"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(
+        raise ConfigError(
             f"{path}: not what a training leaves of a loss that is not finite ({error}); such are "
             f"outputs/train/*/{FOLDER}/*.json"
         ) from error
-    return found, tensors["clips"] if "clips" in tensors else LatentBatch(**tensors)
+    return batch, tensors["clips"] if "clips" in tensors else LatentBatch(**tensors)
 
 
-def _tensors(clips: Tensor | LatentBatch) -> dict[str, Tensor]:
-    parts = vars(clips) if isinstance(clips, LatentBatch) else {"clips": clips}
+def describe_not_finite(run: Run, folder: Path, losses: Sequence[UpdateLosses], share: Share, team: Team) -> str:
+    """A sentence about a loss that is not finite. Every process that computed one writes its batch.
+
+    folder  of the training
+    losses  of this process, since they were last known to be finite
+
+    All processes must call it.
+    """
+    here = {update.update: update for update in losses if update.first_not_finite is not None}
+    first = -int(team.maximum(-min(here, default=run.train.updates)))
+    value, where = "", f"its batch is in {folder / FOLDER}"
+    if first in here:
+        update = here[first]
+        turn = update.first_not_finite
+        assert turn is not None
+        value = f" ({update.term} {update.values[turn]})"
+        number = share.index((first - 1) * share.micro_batches + turn)
+        batch = NotFiniteBatch(
+            signature=run.training_signature,
+            configuration=run.configuration_signature,
+            seed=run.seed,
+            batch=number,
+            update=first,
+            term=update.term,
+            rank=share.rank,
+            processes=share.processes,
+        )
+        try:
+            path = write(folder, team.place.rank, batch, clips(run, number, share), losses)
+            where = f"its batch is in {path.with_suffix('.safetensors')}, look at it with `pw replay {path}`"
+        except (OSError, ValueError) as error:
+            where = f"its batch, number {number}, could not be written ({error})"
+    team.wait()  # the first process that ends takes the others along
+    return f"the loss is not finite at update {first}{value}; {where}"
+
+
+def last_checkpoint_sentence(folder: Path) -> str:
+    """Where a training that stopped can be continued from."""
+    exists = any((folder / "checkpoints" / f"{name}.ckpt").exists() for name in KEPT)
+    return f"the last checkpoint before it is in {folder / 'checkpoints'}" if exists else "no checkpoint is before it"
+
+
+def _tensors(data: Tensor | LatentBatch) -> dict[str, Tensor]:
+    parts = vars(data) if isinstance(data, LatentBatch) else {"clips": data}
     return {name: tensor.contiguous() for name, tensor in parts.items()}
 
 

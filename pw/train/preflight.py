@@ -1,4 +1,8 @@
-"""What is checked before a training starts: weights, device, attention kernel, memory, disk, data."""
+"""What is checked before a training starts: data, weights, device, attention kernel, memory, disk.
+
+Whoever starts work calls `preflight` once, before anything takes time: `pw train`, the runner of an ablation, `train`
+itself. Nothing here computes but `check_kernel`, which each process calls for itself.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +10,63 @@ import json
 import shutil
 from pathlib import Path
 
-from pw.cost.parameters import parameters
-from pw.cost.training_cost import checkpoint_copy_bytes, offloaded_bytes, trained_parameters
+from pw.cost.count import checkpoint_copy_bytes, offloaded_bytes, parameters, trained_parameters
 from pw.data import NO_DATA, Unset
-from pw.io.arguments import ConfigError
+from pw.io.paths import OUTPUTS
 from pw.io.wan_weights import check, locate
 from pw.method.weighting import DeltaSigma
 from pw.nn import options
-from pw.parallel import processes as parallel
+from pw.parallel.place import check_launch, current_place
+from pw.parallel.share import Share
 from pw.run.build import Run
+from pw.run.compose import ConfigError
+from pw.train.record import is_trained, training_folder
 
 WITHOUT_GRADIENT = ("flash3", "sage")  # attention kernels, as diffusers calls them
 
 
-def check_weights(run: Run) -> Path | None:
-    """The folder of Wan's weights, of which all that a training needs was found whole; None if it needs none.
+def preflight(run: Run, outputs: Path = OUTPUTS, *, here: bool = True) -> None:
+    """Check all that would end a training, or that of its start, before its first update.
 
-    Loads no tensor. Raises ConfigError (WeightsError) saying what is missing, or of another size than the run.
+    here  whether it is this machine that trains; of another's devices, memory and processes nothing is known
+
+    Raises ConfigError naming the key and what to set it to.
+    """
+    check_share(run)
+    if is_trained(run, outputs):
+        if here:
+            check_device(run)  # it may be sampled next
+        return
+    check_data(run)
+    check_weights(run)
+    check_attention(run)
+    if here:
+        if current_place(run.trainer) is None:
+            check_launch(run.trainer)
+        check_device(run)
+        check_host_memory(run)
+    check_disk(run, training_folder(run, outputs))
+    if run.start_run is not None and run.start_run.shipped is None:
+        preflight(run.start_run, outputs, here=here)
+
+
+def check_weights(run: Run) -> Path | None:
+    """The folder of Wan's weights, in which all files that a training needs are whole; None if it needs none.
+
+    Raises ConfigError saying what is missing, or of another size than the run's.
     """
     parts = ["transformer"] if run.departs_from_wan else []
     if isinstance(run.codec, options.WanVAE) and run.config.choices["data"] != "latents":
         parts += ["vae"] if run.text is None else ["vae", "text_encoder", "tokenizer"]
     if not parts:
         return None
-    folder = locate(run.trainer.weights)
-    check(folder, parts)
-    if run.departs_from_wan:
-        run.backbone.check(json.loads((folder / "transformer" / "config.json").read_text()), folder)
+    try:
+        folder = locate(run.trainer.weights)
+        check(folder, parts)
+        if run.departs_from_wan:
+            run.backbone.check(json.loads((folder / "transformer" / "config.json").read_text()), folder)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return folder
 
 
@@ -52,7 +86,7 @@ def check_device(run: Run) -> None:
 
 
 def check_attention(run: Run) -> None:
-    """Raises ConfigError when a training has no use for the attention kernel that was chosen."""
+    """Raises ConfigError when the attention kernel cannot be trained with."""
     kernel = run.trainer.attention
     if kernel in WITHOUT_GRADIENT and run.train.updates:
         raise ConfigError(
@@ -61,18 +95,18 @@ def check_attention(run: Run) -> None:
         )
 
 
-def _check_kernel(run: Run) -> None:
-    """Raises ValueError when the attention kernel cannot be computed here, by computing a little."""
-    from pw.nn.networks import Network, check_kernel
+def check_kernel(run: Run) -> None:
+    """Raises ValueError when the attention kernel does not work here, by computing a little with it."""
+    from pw.nn import networks
 
-    network = Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+    network = networks.Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
     trains = run.train.precision if run.train.updates else None
-    check_kernel(network, "cuda" if run.trainer.accelerator == "gpu" else "cpu", trains)
+    networks.check_kernel(network, "cuda" if run.trainer.accelerator == "gpu" else "cpu", trains)
 
 
 def check_share(run: Run) -> None:
     """Raises ConfigError when several processes cannot make the update that one would."""
-    share = parallel.Share.of(run.train, 0, run.trainer.shares)
+    share = Share.of(run.train, 0, run.trainer.shares)
     if share.parts == 1:
         return
     weighting = getattr(run.objective, "weighting", None)
@@ -86,9 +120,9 @@ def check_share(run: Run) -> None:
 
 def check_disk(run: Run, folder: Path) -> None:
     """Raises ConfigError when checkpoints (two kept, a third being written) and the two exports cannot fit."""
-    kept, trained = parameters(run.backbone, run.injector), trained_parameters(run)
-    network = 4 * kept  # fp32
-    average = network if run.trainer.split > 1 else 4 * trained  # frozen weights are there once where they are whole
+    count, trained = parameters(run.backbone, run.injector), trained_parameters(run)
+    network = 4 * count  # fp32
+    average = network if run.trainer.split > 1 else 4 * trained  # frozen weights are shared unless they are split
     checkpoint = network + average + 8 * trained
     need = 2 * network + (3 * checkpoint if run.train.updates > run.train.checkpoint_every else 0)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

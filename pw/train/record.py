@@ -1,4 +1,4 @@
-"""A training's folder: where it is, whether it is done, and what it says of how it was made."""
+"""A training's folder: where it is, whether the training is done, and how it was made."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pw.cost.training_cost import training_cost
-from pw.io.arguments import ConfigError
-from pw.io.files import read_json, write_json
+from pw.cost.count import training_cost
+from pw.io.files import read_json, write_atomically, write_json
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run
+from pw.run.compose import ConfigError
 from pw.run.provenance import provenance
 
 
 def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
-    """Where a training lives: found by signature, never by date."""
+    """The folder of a training, named by its signature."""
     return outputs / "train" / run.training_signature
 
 
@@ -32,20 +32,21 @@ def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
     about = read_json(done)
     if about is None:
         raise ConfigError(f"{done}: is cut off, as a crash of the machine leaves it; remove it to train anew")
-    found = about.get("signature")
-    if found != run.training_signature:
+    signature = about.get("signature")
+    if signature != run.training_signature:
         raise ConfigError(
-            f"{done.parent} holds a training of signature {found}, not {run.training_signature}: move it to "
-            f"{done.parent.with_name(str(found))}, or remove it to train anew"
+            f"{done.parent} holds a training of signature {signature}, not {run.training_signature}: move it to "
+            f"{done.parent.with_name(str(signature))}, or remove it to train anew"
         )
     return True
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """A training in the outputs, by what its `config.yaml` says of it.
+class EarlierTraining:
+    """A training in the outputs, as its `config.yaml` describes it.
 
-    key  `Run.trained_key`: what it has in common with those of other code
+    key   its `Run.trained_key`, the same for every version of the code
+    code  its `Run.training_code`
     """
 
     folder: Path
@@ -57,23 +58,22 @@ class Earlier:
 MADE_BY = "# trained from configuration {} by code {}\n"
 
 
-def earlier_trainings(outputs: Path = OUTPUTS) -> list[Earlier]:
-    """All trainings there are, finished or not, the newest first. Older ones that do not say what they are are not
-    among them."""
-    found = []
+def earlier_trainings(outputs: Path = OUTPUTS) -> list[EarlierTraining]:
+    """All trainings, finished or not, the newest first; but none from before `config.yaml` had the line `MADE_BY`."""
+    trainings = []
     for config in (outputs / "train").glob("*/config.yaml"):
         with config.open(errors="replace") as file:
             lines = [file.readline() for _ in range(2)]
         words = lines[1].split()
         if len(words) == 9 and lines[1] == MADE_BY.format(f"{words[4]} {words[5]}", words[8]):
             done = config.with_name("done.json")
-            earlier = Earlier(config.parent, f"{words[4]} {words[5]}", words[8], done.exists())
-            found.append(((done if done.exists() else config).stat().st_mtime, earlier))
-    return [earlier for _, earlier in sorted(found, key=lambda pair: -pair[0])]
+            earlier = EarlierTraining(config.parent, f"{words[4]} {words[5]}", words[8], done.exists())
+            trainings.append(((done if done.exists() else config).stat().st_mtime, earlier))
+    return [earlier for _, earlier in sorted(trainings, key=lambda pair: -pair[0])]
 
 
 def with_code(run: Run, outputs: Path = OUTPUTS) -> Run:
-    """The run with `code=as_trained` heeded: what is finished in the outputs is taken, whatever code made it."""
+    """The run with, for `code=as_trained`, the finished trainings in the outputs that other code made."""
     if run.code == "current":
         return run
     trained: dict[str, tuple[str, ...]] = {}
@@ -88,14 +88,14 @@ def start_file(start: Run, outputs: Path = OUTPUTS) -> Path:
     return start.shipped.file if start.shipped else training_folder(start, outputs) / "ema.safetensors"
 
 
-def on_disk(folder: Path, *names: str) -> None:
-    """Wait until files are where a power cut leaves them: what they replace is about to go."""
+def sync_to_disk(folder: Path, *names: str) -> None:
+    """Wait until files of a folder survive a power cut: what they replace is about to be deleted."""
     for path in (*(folder / name for name in names), folder):
-        opened = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(opened)
+            os.fsync(descriptor)
         finally:
-            os.close(opened)
+            os.close(descriptor)
 
 
 def write_done(run: Run, folder: Path, module: Any) -> None:
@@ -129,7 +129,7 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
 
 
 def _shipped(run: Run) -> dict[str, Any] | None:
-    """What is stamped where the start, or what it was tuned from, came with the repository."""
+    """The shipped weights that the training departs from, directly or through its start; None without any."""
     start = run.start_run
     while start is not None and start.shipped is None:
         start = start.start_run
@@ -138,30 +138,29 @@ def _shipped(run: Run) -> dict[str, Any] | None:
 
 
 def write_config(run: Run, folder: Path, command: str = "train") -> None:
-    """`config.yaml`: the resolved configuration, the command (`train` or `sample`) that makes it again, and by which
-    code it was trained."""
+    """Write `config.yaml`: the resolved configuration, headed by the command that repeats it.
+
+    command  `train` or `sample`; after `train` a line `MADE_BY` follows
+    """
     from omegaconf import OmegaConf
 
-    folder.mkdir(parents=True, exist_ok=True)
     head = f"# pw {command} {shlex.join(run.config.overrides)}\n"
-    partial = folder / ".config.yaml"
     if command == "train":
         head += MADE_BY.format(run.trained_key, run.training_code)
-    partial.write_text(head + OmegaConf.to_yaml(OmegaConf.create(run.config.values)))
-    os.replace(partial, folder / "config.yaml")
+    write_atomically(folder / "config.yaml", head + OmegaConf.to_yaml(OmegaConf.create(run.config.values)))
 
 
 def written_overrides(folder: Path) -> list[str]:
-    """The overrides that `write_config` noted at the head of a `config.yaml`. Raises ConfigError when it is cut off."""
+    """The overrides in the first line of a `config.yaml`. Raises ConfigError when it is cut off."""
     head, newline, _ = (folder / "config.yaml").read_text().partition("\n")
-    earlier = head.startswith("# python -m pw.")  # as written before there was one command line
-    if not newline or not (earlier or head.startswith("# pw ")):
+    is_old = head.startswith("# python -m pw.")  # as written before there was one command line
+    if not newline or not (is_old or head.startswith("# pw ")):
         raise cut_off(folder / "config.yaml")
-    return shlex.split(head)[4 if earlier else 3 :]  # "# pw train …"
+    return shlex.split(head)[4 if is_old else 3 :]  # "# pw train …"
 
 
 def cut_off(config: Path) -> ConfigError:
-    """What to raise where a `config.yaml` does not hold what `write_config` wrote."""
+    """The error about a `config.yaml` that is not as `write_config` wrote it."""
     return ConfigError(
         f"{config}: does not say how it was trained, it is cut off or empty; put it back, or remove {config.parent} to "
         "train anew"
@@ -170,7 +169,7 @@ def cut_off(config: Path) -> ConfigError:
 
 def training_flops(run: Run, module: Any) -> float:
     """Floating-point operations of the whole training: a counted forward, times 3 for an update with gradient, plus
-    2 more forwards for the targets of a consistency update. Backward is taken as two forwards, as is usual."""
+    2 forwards for the targets of a consistency update. A backward is taken as two forwards, as is usual."""
     if run.text is not None:  # a counted forward in fp32 could run out of memory, at the end of a week
         return training_cost(run).flops
     import torch

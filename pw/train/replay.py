@@ -2,18 +2,18 @@
 
     pw replay outputs/train/<signature>/not_finite/update-000123-rank0.json
 
-A loss that is not finite with those weights either is the batch's doing; one that is finite was spoilt by the updates
-between the two, which the same `pw train` does again, bit for bit on one CPU.
+If the loss is not finite with those weights either, the batch is to blame. If it is finite, the updates since the
+checkpoint spoilt the weights; the same `pw train` repeats them, bit for bit on one CPU.
 """
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pw.io.arguments import ConfigError
-from pw.parallel.processes import Share
+from pw.io.arguments import Command, ConfigError
+from pw.parallel.share import Share
 from pw.run.build import Run, build
 from pw.train.checkpoint import last_checkpoint
 from pw.train.loop import stage_module
@@ -25,35 +25,55 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True)
+class ReplayOptions:
+    """`pw replay FILE`."""
+
+    positional: tuple[str, ...] = ()
+
+
+def run_replay(options: ReplayOptions) -> int:
+    """Exit status: 0 the loss is finite with the weights before, 1 it is not."""
+    if len(options.positional) != 1:
+        raise ConfigError("wants one file, outputs/train/<signature>/not_finite/update-….json")
+    path = Path(options.positional[0])
+    update, loss = replay(path)
+    batch, _ = read(path)
+    weights = f"of its checkpoint of update {update}" if update else "it departed from"
+    print(f"batch {batch.batch}, whose {batch.term} loss was not finite at update {batch.update}:")
+    print(f"{float(loss):g} with the weights {weights}")
+    return 0 if loss.isfinite() else 1
+
+
 def replay(path: Path) -> tuple[int, Tensor]:
     """(the update after which the weights were saved, 0 for the start; the loss of the batch with them).
 
-    Raises ValueError when the file is not what a training left, and ConfigError when the training is another now.
+    Raises ConfigError when the file is not what a training wrote, or when its configuration is another now.
     """
     import torch
 
-    found, clips = read(path)
+    batch, clips = read(path)
     folder = path.absolute().parents[1]
     run = build(written_overrides(folder))
-    if run.configuration_signature != found.configuration:
+    if run.configuration_signature != batch.configuration:
         raise ConfigError(
             f"{folder / 'config.yaml'}: composes a training of signature {run.training_signature} now, not "
-            f"{found.signature}; have the data and the configuration as they were"
+            f"{batch.signature}; have the data and the configuration as they were"
         )
-    update, module = _weights(run, folder)
-    module.share = Share.of(run.train, found.rank, found.processes)
+    update, module = _last_weights(run, folder)
+    module.share = Share.of(run.train, batch.rank, batch.processes)
     device = "cuda" if run.trainer.accelerator == "gpu" else "cpu"
     module.to(device)
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=run.train.precision == "bf16"):
-        loss = module.loss(clips.to(device), found.batch, found.update - 1)
+        loss = module.loss(clips.to(device), batch.batch, batch.update - 1)
     return update, loss.value
 
 
-def _weights(run: Run, folder: Path) -> tuple[int, Any]:
+def _last_weights(run: Run, folder: Path) -> tuple[int, Any]:
     """(update, stage) of the last checkpoint, or of what the training departed from."""
     import torch
 
-    from pw.parallel.sharded import as_one_file
+    from pw.parallel.shard_files import as_one_file
 
     saved = last_checkpoint(folder)
     if saved is None:
@@ -69,19 +89,4 @@ def _weights(run: Run, folder: Path) -> tuple[int, Any]:
     return update, module
 
 
-def main(arguments: list[str]) -> int:
-    """Exit status: 0 the loss is finite with the weights before, 1 it is not, 2 a mistake in the call."""
-    if len(arguments) != 1:
-        print("error: wants one file, outputs/train/<signature>/not_finite/update-….json", file=sys.stderr)
-        return 2
-    path = Path(arguments[0])
-    try:
-        update, loss = replay(path)
-        found, _ = read(path)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    at = f"of its checkpoint of update {update}" if update else "it departed from"
-    print(f"batch {found.batch}, whose {found.term} loss was not finite at update {found.update}:")
-    print(f"{float(loss):g} with the weights {at}")
-    return 0 if loss.isfinite() else 1
+main = Command(ReplayOptions, run_replay)

@@ -1,12 +1,9 @@
 """Train a start from its recipe, and write it as it is shipped: weights and card (`pw.run.shipped`).
 
-    pw start name=hires [out=pw/starts] [training=DIR] [outputs=DIR] [any override of the recipe's run]
+    pw start name=hires out=pw/starts
 
-out       where <name>.safetensors and <name>.json go: outputs/starts by default, pw/starts to be shipped
-training  a finished training of this very recipe, to be written without training again
-
-The training is one like any other: it is resumed, and done once. Its first updates are then trained again, and the card
-keeps their losses.
+writes pw/starts/hires.safetensors and hires.json. The training is one like any other: it is resumed, and done once. Its
+first updates are then trained again, and the card keeps their losses.
 """
 
 from __future__ import annotations
@@ -17,34 +14,32 @@ import math
 import os
 import platform
 import shlex
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pw.io.arguments import ConfigError
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import read_json, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
-from pw.parallel import processes as parallel
 from pw.run.build import NOT_SCALE, NOT_TRAINING, Run, build
 from pw.run.compose import groups, leaves
 from pw.run.shipped import LARGEST
-from pw.train.command import outputs_folder, tell
 from pw.train.loop import train
-from pw.train.preflight import check_data, check_device
-from pw.train.record import is_trained
+from pw.train.preflight import check_device, preflight
+from pw.train.train_command import outputs_folder, run_training
 
 FIRST = 20  # updates that are trained again
 POINTS = 60  # of a card's curve
 TOLERANCE = 1e-3  # relative, of the first losses: CPUs add in other orders
 
 
-class _Enough(Exception):
+class _FirstUpdatesDone(Exception):
     """Ends a training after its first updates."""
 
 
@@ -53,22 +48,22 @@ def first_losses(start: Run) -> list[list[float]]:
 
     def stop(update: int, updates: int) -> None:
         if update >= FIRST:
-            raise _Enough
+            raise _FirstUpdatesDone
 
     run = start.with_values({"train.checkpoint_every": FIRST})  # where the curve is written out
     with tempfile.TemporaryDirectory() as outputs:
-        with suppress(_Enough):
+        with suppress(_FirstUpdatesDone):
             train(run, Path(outputs), stop)
         (path,) = Path(outputs).glob("train/*/metrics.jsonl")
         return [[point["step"], _loss(point)] for point in _curve(path)]
 
 
 def make(start: Run, name: str, training: Path, out: Path) -> Path:
-    """Write a trained start's weights and card; the card's path.
+    """Write a trained start's weights and card, and return the card's path.
 
-    Raises ValueError when the training is not one of this recipe and this code, or its weights are too large.
+    Raises ConfigError when the training is not of this recipe and this code, or its weights are too large.
     """
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load_file
 
     done, curve = read_json(training / "done.json") or {}, _curve(training / "metrics.jsonl")
     if done.get("configuration") != start.configuration_signature:
@@ -78,9 +73,7 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
     weights = {key: value.contiguous() for key, value in load_file(training / "ema.safetensors").items()}
     if not start.objective.trains_strides:  # as it was drawn: whoever departs from this draws another
         weights = {key: value for key, value in weights.items() if not key.startswith("stride_embedding.")}
-    dtype, content = "float32", save(weights)
-    if len(content) > LARGEST:
-        dtype, content = "float16", save({key: value.half() for key, value in weights.items()})
+    dtype, content = _serialised(weights)
     if len(content) > LARGEST:
         raise ConfigError(f"{training}: {len(content):,} bytes in float16; a shipped start has at most {LARGEST:,}")
     out.mkdir(parents=True, exist_ok=True)
@@ -111,31 +104,42 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
     return out / f"{name}.json"
 
 
+def _serialised(weights: Mapping[str, Any]) -> tuple[str, bytes]:
+    """(dtype, safetensors) of weights: in float32, or in float16 if that would be too large to ship."""
+    from safetensors.torch import save
+
+    content = save(dict(weights))
+    if len(content) <= LARGEST:
+        return "float32", content
+    return "float16", save({key: value.half() for key, value in weights.items()})
+
+
 def _check_recipe(start: Run, training: Path) -> None:
-    """That a training which does not say its configuration's signature was configured alike."""
+    """Raises ConfigError unless a training, whose `done.json` lacks its signature, has the recipe's configuration."""
     from omegaconf import OmegaConf
 
     if not (training / "done.json").exists() or not (training / "config.yaml").exists():
         raise ConfigError(f"training={training}: is no finished training (no done.json, or no config.yaml)")
-    theirs: Any = OmegaConf.to_container(OmegaConf.load(training / "config.yaml"))
-    a, b = _relevant(start.config.values), _relevant(theirs)
-    if differing := sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)):
+    trained: Any = OmegaConf.to_container(OmegaConf.load(training / "config.yaml"))
+    here, there = _relevant(start.config.values), _relevant(trained)
+    if differing := sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key)):
         key = differing[0]
         raise ConfigError(
-            f"training={training}: is not of this recipe, {key} is {b.get(key)} there and {a.get(key)} here "
+            f"training={training}: is not of this recipe, {key} is {there.get(key)} there and {here.get(key)} here "
             f"({len(differing)} keys differ)"
         )
 
 
 def _relevant(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that can change a training, by dotted path."""
     skipped = {*NOT_TRAINING, "start", "text"}
     kept = {key: value for key, value in values.items() if key not in skipped}
-    said_again = {"train.checkpoint_every", *(f"scale.{key}" for key in NOT_SCALE)}
-    return {k: v for k, v in leaves(kept).items() if not k.endswith("_target_") and k not in said_again}
+    stated_elsewhere = {"train.checkpoint_every", *(f"scale.{key}" for key in NOT_SCALE)}
+    return {k: v for k, v in leaves(kept).items() if not k.endswith("_target_") and k not in stated_elsewhere}
 
 
 def _check_first(first: Sequence[Sequence[float]], curve: Sequence[Mapping[str, float]], training: Path) -> None:
-    """That the training began as this code begins. Raises ConfigError."""
+    """Raises ConfigError unless the training began as this code begins."""
     there = {point["step"]: _loss(point) for point in curve}
     for update, loss in first:
         if not math.isclose(there.get(update, math.nan), loss, rel_tol=TOLERANCE):
@@ -172,35 +176,48 @@ def _processor() -> str:
     return platform.processor() or "unknown CPU"
 
 
-def command_line(arguments: Sequence[str]) -> tuple[str, Run, Path | None, Path, Path]:
-    """(name, start, training, out, outputs) of a call. Raises ConfigError."""
-    known = ("name", "out", "training", "outputs")
-    own = {k: v for k, _, v in (word.partition("=") for word in arguments) if k in known}
-    outputs = outputs_folder(own["outputs"]) if "outputs" in own else OUTPUTS
-    out = outputs_folder(own["out"]) if "out" in own else outputs / "starts"
-    names = [name for name in groups()["start"] if name != "none"]
-    if own.get("name") not in names:
-        raise ConfigError(f"name={own.get('name', '')}: one of {', '.join(names)}, e.g. make start name={names[-1]}")
-    overrides = [word for word in arguments if word.partition("=")[0] not in known]
-    start = build([f"start={own['name']}", "start.shipped=false", *overrides]).start_run
+def start_names() -> list[str]:
+    """The starts that have a recipe in `conf/start`."""
+    return [name for name in groups()["start"] if name != "none"]
+
+
+def finished_training(value: str) -> Path | None:
+    """The folder that `training=` names."""
+    return Path(value).expanduser().resolve() if value else None
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """`pw start name=… key=value …`: one start."""
+
+    name: str = option("", "which start: the files of conf/start")
+    out: Path | None = option(
+        None, "where its two files go: outputs/starts by default, pw/starts to ship it", read=outputs_folder
+    )
+    training: Path | None = option(
+        None, "a finished training of this recipe, to be written without training again", read=finished_training
+    )
+    outputs: Path = option(OUTPUTS, "folder of all results", read=outputs_folder)
+    overrides: tuple[str, ...] = ()
+
+
+def run_start(options: StartOptions) -> int:
+    """Exit status: 0 both files are written, 1 it failed, 128 + n stopped by a signal."""
+    names = start_names()
+    if options.name not in names:
+        raise ConfigError(f"name={options.name}: one of {', '.join(names)}, e.g. make start name={names[-1]}")
+    start = build([f"start={options.name}", "start.shipped=false", *options.overrides]).start_run
     assert start is not None
-    check_data(start)
-    check_device(start)
-    training = Path(own["training"]).expanduser().resolve() if own.get("training") else None
-    if training is None and not is_trained(start, outputs) and parallel.place(start.trainer) is None:
-        parallel.check_launch(start.trainer)
-    return own["name"], start, training, out, outputs
-
-
-def main(arguments: list[str]) -> int:
-    """Exit status: 0 both files are written, 1 it failed, 2 a mistake in the call, 128 + n stopped by a signal."""
-    try:
-        name, start, training, out, outputs = command_line(arguments)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.training is None:
+        preflight(start, options.outputs)
+    else:
+        check_device(start)  # its first updates are trained again
 
     def work(progress: Progress) -> Path:
-        return make(start, name, training or train(start, outputs, progress), out)
+        training = options.training or train(start, options.outputs, progress, is_checked=True)
+        return make(start, options.name, training, options.out or options.outputs / "starts")
 
-    return tell(start, work)
+    return run_training(start, work)
+
+
+main = Command(StartOptions, run_start)

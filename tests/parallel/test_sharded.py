@@ -18,10 +18,11 @@ import torch
 import torch.distributed as dist
 from small_processes import train_together
 
-from pw.io.arguments import ConfigError
-from pw.parallel.processes import Place
-from pw.parallel.sharded import Sharded, Shards, read_rest
+from pw.parallel.place import Place
+from pw.parallel.shard_files import Shards, read_rest
+from pw.parallel.strategy import ShardedStrategy
 from pw.run.build import build
+from pw.run.compose import ConfigError
 
 TWO = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "train.accumulate=2")
 
@@ -35,7 +36,7 @@ def alone():
 
 def test_a_checkpoint_is_of_the_moment_at_which_it_was_asked_for(alone: Place, tmp_path: Path) -> None:
     """Weights and optimiser are changed while it waits to be written, and training goes on meanwhile."""
-    strategy, disk = Sharded(alone), threading.Event()
+    strategy, disk = ShardedStrategy(alone), threading.Event()
     strategy.writer.submit(disk.wait)  # a disk that is slow
     weight, moment, counts = torch.ones(3, 2), torch.full((3, 2), 2.0), {"total": 5}
     state = {"state": {"optimizer.0.exp_avg": moment}, "param_groups": []}
@@ -57,7 +58,7 @@ def test_a_checkpoint_is_of_the_moment_at_which_it_was_asked_for(alone: Place, t
 
 
 def test_a_disk_that_is_full_is_heard_of(alone: Place, tmp_path: Path) -> None:
-    strategy = Sharded(alone)
+    strategy = ShardedStrategy(alone)
     (tmp_path / "it.ckpt").write_text("a file where the folder should be")
     checkpoint = {"state_dict": {"w": torch.ones(1)}, "optimizer_states": [{"state": {}, "param_groups": []}]}
     strategy.save_checkpoint(checkpoint, tmp_path / "it.ckpt")
@@ -105,13 +106,13 @@ class Example:
 
     def evaluated(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Velocity, and the gradient of its mean square."""
-        from pw.parallel.sharded import whole
+        from pw.parallel.sharded import gathered
 
         self.net.zero_grad()
         when = torch.tensor([900.0, 300.0])
         velocity = self.net(self.state, when, when / 8, self.text, self.anchor, sigma_timestep=when)
         velocity.square().mean().backward()
-        return velocity.detach(), torch.cat([whole(p.grad).flatten() for p in self.net.parameters()])
+        return velocity.detach(), torch.cat([gathered(p.grad).flatten() for p in self.net.parameters()])
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ def left_by(run: Run, outputs: Path) -> Path:
     with pytest.raises(ValueError, match="the loss is not finite at update 2") as caught:
         train(run, outputs)
     (path,) = (training_folder(run, outputs) / "not_finite").glob("*.json")
-    assert f"python -m pw replay {path}" in str(caught.value)
+    assert f"pw replay {path}" in str(caught.value)
     return path
 
 

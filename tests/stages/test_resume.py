@@ -20,8 +20,8 @@ from small_shards import spoil, write_noise
 from pw.data.shards import epoch_order
 from pw.io.arguments import ConfigError
 from pw.io.paths import ROOT
-from pw.parallel.processes import STOPPING, Stopped
-from pw.parallel.sharded import read_rest
+from pw.parallel.shard_files import read_rest
+from pw.parallel.signals import STOP_SIGNALS, Stopped
 from pw.run.build import Run
 from pw.stages.stage import Stage
 from pw.train.checkpoint import last_checkpoint
@@ -191,12 +191,14 @@ def test_a_finished_training_is_not_repeated(micro, undisturbed):
 
 @pytest.mark.parametrize("more", [(), ("optimizer.lr=1e30",)], ids=["done", "failed"])
 def test_a_training_leaves_signals_to_those_before_it_and_nothing_of_itself(micro, tmp_path: Path, more) -> None:
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOPPING}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
     stages = {id(found) for found in gc.get_objects() if isinstance(found, Stage)}
     try:
         with pytest.raises(ValueError, match="not finite") if more else nullcontext():
             train(micro("objective=flow", *more), tmp_path)
-        assert {number: signal.getsignal(number) for number in STOPPING} == dict.fromkeys(STOPPING, signal.SIG_DFL)
+        assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == dict.fromkeys(
+            STOP_SIGNALS, signal.SIG_DFL
+        )
         gc.collect()
         assert not [found for found in gc.get_objects() if isinstance(found, Stage) and id(found) not in stages]
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -19,8 +20,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from pw.tracking import mlflow_log as tracking
-from pw.tracking.mlflow_log import RunRecord, TrackingError, log_ablation, main, page_urls, ui_command
+from pw.tracking import mlflow_database
+from pw.tracking.mlflow_database import TrackingError
+from pw.tracking.mlflow_log import RunRecord, curve_points, log_ablation
+from pw.tracking.mlflow_ui import main, page_urls, ui_command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -196,8 +199,8 @@ def test_what_a_killed_call_left_is_replaced(logged: Logged) -> None:
     outputs, runs, parent = logged
     door = client(outputs)
     for child in under(outputs, parent):
-        door.delete_tag(child, tracking.CONTENT)
-    door.delete_tag(parent, tracking.CONTENT)
+        door.delete_tag(child, mlflow_database.CONTENT)
+    door.delete_tag(parent, mlflow_database.CONTENT)
     assert page_urls(outputs) == {}
     again = log(outputs, runs)
     assert names(outputs, again) == [run.name for run in runs]
@@ -225,8 +228,8 @@ def test_a_moved_checkout_finds_its_artifacts(logged: Logged, tmp_path: Path) ->
 TWO_PROCESSES = """
 import os, sys
 from pathlib import Path
-from tests.test_tracking import log, record, tracking
-os.environ.update(tracking.ENVIRONMENT)
+from tests.tracking.test_tracking import log, mlflow_database, record
+os.environ.update(mlflow_database.ENVIRONMENT)
 import mlflow  # once for both: 6 s
 outputs, children = Path(sys.argv[1]), []
 for ablation in ("ansc", "aghs"):
@@ -251,8 +254,8 @@ def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
 
 def test_a_locked_database_is_reported_in_time(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs, runs, _ = logged
-    assert tracking.BUSY_SECONDS <= 10
-    monkeypatch.setattr(tracking, "BUSY_SECONDS", 0.3)
+    assert mlflow_database.BUSY_SECONDS <= 10
+    monkeypatch.setattr(mlflow_database, "BUSY_SECONDS", 0.3)
     started = time.monotonic()
     with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as db:
         db.execute("BEGIN EXCLUSIVE")
@@ -298,7 +301,7 @@ def test_mistakes_in_the_records_are_named(tmp_path: Path) -> None:
 def test_a_resumed_curve_has_each_step_once_and_a_cut_off_line_is_left_out(tmp_path: Path) -> None:
     curves = tmp_path / "metrics.jsonl"
     curves.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 9}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
-    assert [(point[0], point[3], point[1]) for point in tracking._curves(curves)] == [
+    assert [(point[0], point[3], point[1]) for point in curve_points(curves)] == [
         ("train/loss", 1, 3.0),
         ("train/loss", 2, 2.0),
     ]
@@ -332,17 +335,18 @@ def test_the_ui_replaces_the_process_and_prints_where_to_look(
     assert page_urls(outputs, port)["ansc"]["compare"] in printed
 
 
-def test_the_ui_says_what_is_wrong(template: Logged, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"no MLflow database in .* run `make ablation name=ansc` first"):
-        main([f"outputs={tmp_path}"])
+def test_the_ui_says_what_is_wrong(template: Logged, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: str) -> str:
+        assert main(words) == 2
+        return capsys.readouterr().err
+
+    assert re.search(r"no MLflow database in .* run `make ablation name=ansc` first", said(f"outputs={tmp_path}"))
     assert not list(tmp_path.iterdir())
-    with pytest.raises(SystemExit, match=r"unknown option 'prot=5000'; there are port=5000 and outputs="):
-        main(["prot=5000"])
-    with pytest.raises(SystemExit, match="port=http: must be a number from 1024 to 65535"):
-        main(["port=http"])
+    assert "prot=5000: there is no option prot; did you mean port? there are port, outputs" in said("prot=5000")
+    assert "port=http: must be a number from 1024 to 65535" in said("port=http")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(SystemExit, match=rf"port {port} is in use .*; port=\d+ is free"):
-            main([f"port={port}", f"outputs={template[0]}"])
+        message = said(f"port={port}", f"outputs={template[0]}")
+        assert re.search(rf"port {port} is in use .*; port=\d+ is free", message)

@@ -148,8 +148,8 @@ class TestTheCommand:
             "run=": "no such training",
             "dtype=bf16": "run=: no such training",
             f"run={signature}": f'run={signature}: has not finished; `make train args="stage=hires start=none',
-            f"run={run.training_signature} dtype=fp8": "dtype=fp8: dtype is one of bf16, fp32",
-            "colour=red": "colour=red: wants run=<signature>",
+            f"run={run.training_signature} dtype=fp8": "dtype=fp8: one of bf16, fp32",
+            "colour=red": "colour=red: there is no option colour; there are run, out",
         }.items():
             assert main([*arguments.split(), f"outputs={outputs}"]) == 2
             error = capsys.readouterr().err

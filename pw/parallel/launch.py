@@ -1,0 +1,276 @@
+"""Start several processes that are one training, follow them, and end with them.
+
+A launched process reports its progress and its failure to the one that launched it, line by line through a pipe, and
+ends when that one is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pw.io.paths import ROOT
+from pw.io.progress import Progress
+from pw.parallel.place import PLACE, STORE, place_from_environment
+from pw.parallel.signals import STOP_SIGNALS, Stopped, handle_stop_signals, ignore_closed_stream, interruptible
+
+LIFELINE, REPORT, LOG = "PW_LIFELINE", "PW_REPORT", "PW_LOG"  # environment variables: two file descriptors, a path
+CHECKPOINT_SECONDS = 600.0  # that processes which were told to stop have for their checkpoint
+FAILURE_SECONDS = 2.0  # that the others have when one failed
+
+
+class ProcessFailed(ValueError):
+    """The message of the first of several processes to fail. Its traceback, or its last output, is in `log`; None where
+    that went to this process's stderr."""
+
+    def __init__(self, message: str, log: Path | None) -> None:
+        super().__init__(message)
+        self.log = log
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How the first process to fail ended.
+
+    message  what it reported; empty if it could not
+    """
+
+    rank: int
+    code: int
+    message: str
+
+
+def launch(command: Sequence[str], processes: int, logs: Path, progress: Progress | None) -> None:
+    """Run a command as so many processes in this folder, each told its place, and wait for them.
+
+    The first one's stderr is ours, that of the others goes to `logs`. When one fails all are ended; when this process
+    is killed, all end by themselves (`exit_with_parent`); a signal to stop is sent on to them.
+
+    Raises ProcessFailed with the message of the first to fail, and Stopped when they were stopped.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    with Workers(logs) as workers:
+        workers.start(command, processes)
+        with workers.forwarded_signals() as received:
+            failure = workers.wait(progress, received)
+    if failure is None:
+        return
+    # one may fail at the checkpoint that it is to write, and report that
+    if failure.code - 128 in STOP_SIGNALS or (received and not failure.message):
+        raise Stopped(received[0] if received else failure.code - 128)
+    ended = (
+        f"was killed by signal {-failure.code} (out of memory?); the same command goes on"
+        if failure.code < 0
+        else f"ended with code {failure.code}"
+    )
+    message = failure.message or f"process {failure.rank} of {processes} {ended}"
+    log = workers.log(failure.rank)
+    if not log.stat().st_size:
+        raise ProcessFailed(message, None)
+    raise ProcessFailed(failure.message or f"{message}; its last words are in {log}", log)
+
+
+class Workers:
+    """The processes that `launch` starts. On exit those that still run are killed.
+
+    Each has a pipe to this process for its reports, and one end of a lifeline, a pipe that closes with this process.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.running: list[subprocess.Popen] = []
+        self.messages: dict[int, tuple[float, str]] = {}  # rank -> (time, message) of a failure that was reported
+        self._unfinished: dict[int, bytes] = {}  # rank -> the line of a report that has yet to end
+        self._reports = selectors.DefaultSelector()
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Workers:
+        self._folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="pw-"))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self.running:
+            if worker.poll() is None:
+                worker.kill()
+            worker.wait()
+        self._reports.close()
+        self._open.close()
+
+    def log(self, rank: int) -> Path:
+        """Where a process's output and traceback go."""
+        return self.logs / f"rank-{rank}.log"
+
+    def start(self, command: Sequence[str], processes: int) -> None:
+        """Start the processes, each with its place in its environment."""
+        lifeline, ours = os.pipe()
+        self._open.callback(os.close, ours)
+        try:
+            for rank in range(processes):
+                self._start(command, rank, processes, lifeline)
+        finally:
+            os.close(lifeline)
+
+    def _start(self, command: Sequence[str], rank: int, processes: int, lifeline: int) -> None:
+        report, theirs = os.pipe()
+        stream = self._open.enter_context(os.fdopen(report, "rb", buffering=0))
+        self._reports.register(stream, selectors.EVENT_READ, rank)
+        path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # `python -m pw` is found from any folder
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),
+            PLACE: json.dumps([rank, processes, rank]),
+            STORE: str(Path(self._folder) / "store"),
+            LIFELINE: str(lifeline),
+            REPORT: str(theirs),
+            LOG: str(self.log(rank)),
+        }
+        try:
+            with self.log(rank).open("wb") as log:
+                worker = subprocess.Popen(
+                    command,
+                    env=environment,
+                    pass_fds=(lifeline, theirs),
+                    stdout=subprocess.DEVNULL,
+                    stderr=None if rank == 0 else log,
+                    start_new_session=True,  # Ctrl-C is sent on by us, once
+                )
+        finally:
+            os.close(theirs)
+        self.running.append(worker)
+
+    @contextlib.contextmanager
+    def forwarded_signals(self) -> Generator[list[int]]:
+        """Inside, a signal to stop is sent to all processes as SIGTERM; a Ctrl-C after that kills them.
+
+        Yields the list of the signals that came.
+        """
+        received: list[int] = []
+
+        def forward(number: int, frame: Any) -> None:
+            received.append(number)
+            if len(received) > 1 and number != signal.SIGINT:
+                return  # to a runner's worker Ctrl-C comes twice, by the terminal and as the runner's SIGTERM
+            for worker in self.running:
+                if worker.poll() is None:
+                    worker.send_signal(signal.SIGTERM if len(received) == 1 else signal.SIGKILL)
+
+        with handle_stop_signals(forward):
+            yield received
+
+    def wait(self, progress: Progress | None, received: Sequence[int]) -> Failure | None:
+        """Wait until all have ended, or for a while after one failed; None if all ended well.
+
+        received  signals that were sent on to them
+        """
+        codes: dict[int, int] = {}  # rank -> exit code of those that failed
+        deadline = math.inf
+        while any(worker.poll() is None for worker in self.running) and time.monotonic() < deadline:
+            self._read_reports(progress, timeout=0.2)
+            codes = codes or {rank: code for rank, worker in enumerate(self.running) if (code := worker.poll())}
+            if (codes or self.messages) and deadline == math.inf:
+                # those that a signal stops end together; nobody waits long for one that failed, nor for the others
+                stops = received or any(code - 128 in STOP_SIGNALS for code in codes.values())
+                deadline = time.monotonic() + (CHECKPOINT_SECONDS if stops else FAILURE_SECONDS)
+        self._read_reports(progress, timeout=0)
+        codes = codes or {rank: worker.returncode for rank, worker in enumerate(self.running) if worker.returncode}
+        if not codes and not self.messages:
+            return None
+        rank = self._first_to_fail(codes)
+        return Failure(rank, self.running[rank].poll() or 1, self.messages.get(rank, (0, ""))[1])
+
+    def _first_to_fail(self, codes: Mapping[int, int]) -> int:
+        # one that was killed takes the others along, but NCCL aborts processes whose partner failed (SIGABRT): then,
+        # and otherwise, the first to report knows why
+        killed = [r for r, code in codes.items() if code < 0 and not (self.messages and code == -signal.SIGABRT)]
+        return killed[0] if killed else min(self.messages or codes, key=lambda r: self.messages.get(r, (r, ""))[0])
+
+    def _read_reports(self, progress: Progress | None, timeout: float) -> None:
+        for key, _ in self._reports.select(timeout):
+            content = os.read(key.fd, 65536)
+            if not content:
+                self._reports.unregister(key.fileobj)
+            *lines, self._unfinished[key.data] = (self._unfinished.get(key.data, b"") + content).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                if "failed" in message:
+                    self.messages.setdefault(key.data, (message["at"], message["failed"]))
+                elif progress is not None and key.data == 0:  # all are at the same update
+                    progress(message["update"], message["updates"])
+
+
+# ---- in a launched process; without a launcher these do nothing
+
+
+def exit_with_parent() -> None:
+    """End this process when its launcher is gone, even if that was killed."""
+    if LIFELINE not in os.environ:
+        return
+    lifeline = int(os.environ[LIFELINE])
+
+    def wait() -> None:
+        while os.read(lifeline, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def report(**message: Any) -> None:
+    """Send a message to the launcher, of less than a pipe takes at once."""
+    if REPORT in os.environ:
+        with contextlib.suppress(OSError):
+            os.write(int(os.environ[REPORT]), (json.dumps(message) + "\n").encode())
+
+
+def report_failure(error: BaseException) -> bool:
+    """Report a failure to the launcher and write its traceback to this process's log; False without a launcher."""
+    if LOG not in os.environ:
+        return False
+    text = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+    report(failed=text[:2000], at=time.time())
+    with contextlib.suppress(OSError), Path(os.environ[LOG]).open("a") as log:
+        traceback.print_exception(error, file=log)
+    return True
+
+
+def run_and_exit(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:
+    """Carry out a command, and end the process with its status.
+
+    One of several processes ends at once, without Python's clean-up: gloo's threads have been seen to abort a process
+    that took its time, and one that failed would wait for the others' threads. A process that works alone, or launches
+    others, can be stopped by a signal at any time.
+    """
+    place = place_from_environment()
+    is_alone = place is None or (place.processes == 1 and not place.is_launched)
+    try:
+        with interruptible() if is_alone else contextlib.nullcontext():
+            status = main(arguments)
+    except SystemExit as left:
+        if not isinstance(left.code, int):
+            raise
+        status = left.code
+    except BaseException:
+        if is_alone:
+            raise
+        traceback.print_exc()
+        status = 1
+    if is_alone:
+        sys.exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        with ignore_closed_stream(stream):
+            stream.flush()
+    os._exit(status)

@@ -1,0 +1,77 @@
+"""Signals that stop this process, and output that nobody reads any more."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator
+from typing import Any, TextIO
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Stopped(SystemExit):
+    """A signal stopped the work; a training has written its checkpoint. The exit code is 128 + signal, as in shells."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = number
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that stop this process: `STOP_SIGNALS`, but for those it was started to ignore, as by nohup."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def interruptible() -> Generator[None]:
+    """Inside, a signal to stop raises Stopped, and Ctrl-C KeyboardInterrupt.
+
+    While one of these is being handled, further signals but Ctrl-C are ignored: when a terminal closes, it and its
+    shell both send SIGHUP.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not _is_stopping(sys.exception()):
+            raise Stopped(number)
+
+    with handle_stop_signals(stop):
+        yield
+
+
+def _is_stopping(error: BaseException | None) -> bool:
+    """Whether an exception that is being handled is, or was raised while handling, a signal to stop."""
+    return error is not None and (isinstance(error, Stopped | KeyboardInterrupt) or _is_stopping(error.__context__))
+
+
+@contextlib.contextmanager
+def handle_stop_signals(handle: Callable[[int, Any], None]) -> Generator[None]:
+    """Inside, `handle` is the handler of all signals to stop. Does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ignore_closed_stream(stream: TextIO) -> Generator[None]:
+    """Inside, printing to a terminal or pipe that is gone raises nothing; the stream then leads to /dev/null."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            return  # a full disk may have room again
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # else what is buffered fails again, at exit at the latest
+        os.close(nowhere)

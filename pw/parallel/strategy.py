@@ -1,0 +1,161 @@
+"""Lightning's strategies for one device, DDP and FSDP2, with checkpoints that any number of processes can continue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pw.parallel.place import Place
+from pw.parallel.shard_files import Shards, Snapshot, read_rest, write_checkpoint
+from pw.parallel.sharded import local_rows
+from pw.run.settings import Trainer
+
+
+class DirectCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint of one file directly to its place.
+
+    Lightning's own plugin holds it in memory twice, and writes it to the system's temporary folder first, which may be
+    too small.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_checkpoint(checkpoint, Path(path))
+
+
+class PlaceEnvironment(ClusterEnvironment):
+    """A `Place` as Lightning's cluster environment."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.place = place
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        raise AssertionError("the process group exists already")
+
+    @property
+    def main_port(self) -> int:
+        raise AssertionError("the process group exists already")
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self.place.processes
+
+    def set_world_size(self, size: int) -> None:
+        assert size == self.place.processes
+
+    def global_rank(self) -> int:
+        return self.place.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        assert rank == self.place.rank
+
+    def local_rank(self) -> int:
+        return self.place.local_rank
+
+    def node_rank(self) -> int:
+        return self.place.node
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's strategy for FSDP2, with the checkpoints of `pw.parallel.shard_files`."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(data_parallel_size=place.processes, tensor_parallel_size=1)
+        self.place = place
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.written: Future[None] | None = None  # the last checkpoint, see `save_checkpoint`
+        self._read: Path | None = None
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        inner: Optimizer = getattr(optimizer, "_optimizer", optimizer)
+        return {"state": moments(inner), "param_groups": inner.state_dict()["param_groups"]}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Begin to write a checkpoint: all is copied when this returns; `written` is done when it is on the disk."""
+        tensors = {**checkpoint.pop("state_dict"), **checkpoint["optimizer_states"][0]["state"]}
+        checkpoint["optimizer_states"][0]["state"] = {}
+        snapshot = Snapshot.of(tensors, checkpoint)
+        self.written = self.writer.submit(snapshot.write, Path(filepath), self.place)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        self._read = Path(checkpoint_path)
+        if self._read.is_dir():
+            return read_rest(self._read)
+        return torch.load(self._read, map_location="cpu", weights_only=True, mmap=True)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        self._load(self.lightning_module.state_dict(), checkpoint.get("state_dict", {}))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        (optimizer,) = self.optimizers
+        saved = checkpoint["optimizer_states"][0]
+        state = {}
+        for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            state[number] = {
+                "step": torch.zeros(()),
+                **{key: torch.zeros_like(parameter.detach()) for key in ("exp_avg", "exp_avg_sq")},
+            }
+        flat = {f"optimizer.{n}.{key}": value for n, values in state.items() for key, value in values.items()}
+        self._load(flat, {f"optimizer.{n}.{k}": v for n, values in saved["state"].items() for k, v in values.items()})
+        optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+
+    def _load(self, targets: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
+        """Fill tensors with their rows of the checkpoint: from its folder, or from the `whole` tensors of its file."""
+        assert self._read is not None
+        shards = Shards(self._read) if self._read.is_dir() else None
+        for name, tensor in targets.items():
+            here, first = local_rows(tensor)
+            count = len(here) if here.ndim else None
+            if shards is not None:
+                here.copy_(shards.rows(name, first, count))
+            else:
+                here.copy_(whole[name][first : first + len(here)] if here.ndim else whole[name])
+        if shards is not None:
+            shards.close()
+
+
+def lightning_strategy(trainer: Trainer, place: Place) -> Strategy:
+    """The Lightning strategy of `trainer.strategy`."""
+    if trainer.strategy == "single":
+        return SingleDeviceStrategy(
+            "cuda:0" if trainer.accelerator == "gpu" else "cpu", checkpoint_io=DirectCheckpointIO()
+        )
+    if trainer.strategy == "ddp":
+        return DDPStrategy(checkpoint_io=DirectCheckpointIO())
+    return ShardedStrategy(place)
+
+
+def moments(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors by name: `optimizer.<number of the parameter>.exp_avg` and so on."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        f"optimizer.{number}.{key}": value
+        for number, parameter in enumerate(parameters)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }

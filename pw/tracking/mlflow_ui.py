@@ -1,0 +1,110 @@
+"""`pw mlflow`: MLflow's UI on this machine, and the addresses of an ablation's latest table in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import quote
+
+from pw.io.arguments import Command, ConfigError, option
+from pw.tracking.mlflow_database import (
+    ENVIRONMENT,
+    VIEW,
+    TrackingError,
+    latest_tables,
+    locked_database,
+    mlflow_folder,
+    prepare_database,
+)
+
+HOST = "127.0.0.1"
+
+
+def port_number(value: str) -> int:
+    """A port that anyone may open. Raises ValueError."""
+    if not value.isdecimal() or not 1024 <= int(value) <= 65535:
+        raise ValueError("must be a number from 1024 to 65535")
+    return int(value)
+
+
+@dataclass(frozen=True)
+class MlflowOptions:
+    """`pw mlflow`."""
+
+    port: int = option(5000, "where the UI listens", read=port_number)
+    outputs: Path = option(Path("outputs"), "folder of all results")
+
+
+def run_mlflow(options: MlflowOptions) -> NoReturn:
+    """Become the UI's server, until Ctrl-C."""
+    port, outputs = options.port, options.outputs
+    home = mlflow_folder(outputs)
+    if not (home / "mlflow.db").exists():
+        raise ConfigError(f"no MLflow database in {home} yet: run `make ablation name=ansc` first")
+    _check_port(port)
+    try:
+        with locked_database(home):
+            prepare_database(home)
+        pages = page_urls(outputs, port)
+    except TrackingError as error:
+        raise ConfigError(str(error)) from error
+    print(f"MLflow on http://{HOST}:{port} in about 20 seconds; Ctrl-C stops it")
+    for ablation, urls in pages.items():
+        print(f"\n{ablation}, latest table")
+        print("".join(f"  {page:<8} {url}\n" for page, url in urls.items()), end="")
+    sys.stdout.flush()
+    command = ui_command(outputs, port)
+    os.execve(command[0], command, {**os.environ, **ENVIRONMENT, "PYTHONWARNINGS": "ignore"})
+
+
+def page_urls(outputs: Path, port: int = 5000) -> dict[str, dict[str, str]]:
+    """Ablation -> {"runs", "compare"}: addresses of its latest table, as a list and side by side."""
+    pages = {}
+    for name, table in latest_tables(mlflow_folder(outputs)).items():
+        rows = quote(json.dumps(table.rows, separators=(",", ":")), safe=",")
+        ui = f"http://{HOST}:{port}/#"
+        pages[name] = {
+            "runs": f"{ui}/experiments/{table.experiment}/runs?viewStateShareKey={VIEW}",
+            "compare": f"{ui}/compare-runs?runs={rows}&experiments={quote(json.dumps([table.experiment]))}",
+        }
+    return pages
+
+
+def ui_command(outputs: Path, port: int) -> list[str]:
+    """The command that serves the UI, to this machine only."""
+    home = mlflow_folder(outputs)
+    flags = {
+        "--host": HOST,
+        "--port": str(port),
+        "--workers": "1",
+        "--backend-store-uri": f"sqlite:///{home}/mlflow.db",
+        "--registry-store-uri": f"sqlite:///{home}/mlflow.db",
+        "--artifacts-destination": str(home / "artifacts"),
+        "--uvicorn-opts": "--log-level warning",
+    }
+    return [sys.executable, "-m", "mlflow", "server", *(word for pair in flags.items() for word in pair)]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        with suppress(OSError):
+            probe.bind((HOST, port))
+            return True
+    return False
+
+
+def _check_port(port: int) -> None:
+    if not _is_free(port):
+        free = next((other for other in range(port + 1, min(port + 100, 65536)) if _is_free(other)), None)
+        advice = f"; port={free} is free" if free else ""
+        raise ConfigError(f"port {port} is in use (perhaps by an MLflow UI already open?){advice}")
+
+
+main = Command(MlflowOptions, run_mlflow)

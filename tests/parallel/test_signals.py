@@ -1,0 +1,56 @@
+"""Signals that stop a process, and output that nobody reads any more."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+
+import pytest
+
+from pw.parallel.signals import Stopped, ignore_closed_stream, interruptible
+
+
+class TestAProcessThatIsToldToStop:
+    def test_is_told_once_but_by_ctrl_c_each_time(self) -> None:
+        def work() -> None:
+            try:
+                signal.raise_signal(signal.SIGHUP)
+            finally:
+                signal.raise_signal(signal.SIGHUP)  # the shell, after the terminal
+                with contextlib.suppress(ValueError):
+                    signal.raise_signal(signal.SIGTERM)
+                    raise ValueError
+                for _ in range(2):
+                    with pytest.raises(KeyboardInterrupt):
+                        signal.raise_signal(signal.SIGINT)
+
+        before = signal.getsignal(signal.SIGHUP)
+        with interruptible(), pytest.raises(Stopped) as stopped:
+            work()
+        assert stopped.value.code == 129
+        assert signal.getsignal(signal.SIGHUP) == before
+
+    def test_is_told_again_when_the_first_time_was_lost(self) -> None:
+        """As in a finaliser, whose exceptions are only printed."""
+        with interruptible():
+            for number in (signal.SIGTERM, signal.SIGTERM):
+                with pytest.raises(Stopped):
+                    signal.raise_signal(number)
+
+    def test_keeps_to_what_nohup_said(self) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with interruptible():
+                signal.raise_signal(signal.SIGHUP)
+        finally:
+            assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
+
+    def test_says_the_rest_to_nobody_when_its_reader_is_gone(self) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        with io.TextIOWrapper(os.fdopen(writer, "wb")) as stream:  # what is left is written when it is closed
+            for _ in range(2):
+                with ignore_closed_stream(stream):
+                    print("update 10", file=stream, flush=True)
