@@ -57,13 +57,15 @@ class Finished:
         return next(arm for arm in self.table["arms"] if arm["name"] == name)
 
 
-def command(outputs: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "pw", "ablation", *words, f"outputs={outputs}"]
+def command(outputs: Path, *words: str, verb: str = "ablation") -> list[str]:
+    return [sys.executable, "-m", "pw", verb, *words, f"outputs={outputs}"]
 
 
-def call(outputs: Path, *words: str) -> Finished:
+def call(outputs: Path, *words: str, verb: str = "ablation") -> Finished:
     before = os.times()
-    ended = subprocess.run(command(outputs, *words), cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    ended = subprocess.run(
+        command(outputs, *words, verb=verb), cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+    )
     after = os.times()
     took = after.children_user + after.children_system - before.children_user - before.children_system
     return Finished(outputs, ended.returncode, ended.stdout + ended.stderr, took)
@@ -94,7 +96,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 @pytest.fixture(scope="module")
 def synced(finished: Finished) -> Finished:
     """`make mlflow-sync`, once the database is free again."""
-    ended = call(finished.outputs, "sync")
+    ended = call(finished.outputs, verb="mlflow-sync")
     assert ended.status == 0, ended.printed
     return ended
 
