@@ -18,7 +18,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pw.method.objective import Alternate, Shortcut
 from pw.nn import options
 from pw.run.build import Run
 
@@ -607,16 +606,6 @@ def reads_pixels(run: Run) -> bool:
     return run.config.choices["data"] not in ("none", "latents")
 
 
-def consistency_updates(run: Run) -> float:
-    """How many of the run's updates are consistency updates; by `bernoulli` turns, as many as expected."""
-    if not isinstance(run.objective, Shortcut):
-        return 0
-    turns = run.objective.turns
-    if isinstance(turns, Alternate):
-        return run.train.updates // 2  # the odd ones
-    return turns.rate * run.train.updates
-
-
 def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> Training:
     """A whole training, and its memory on each of `gpus` devices.
 
@@ -633,7 +622,7 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> Traini
         trained_parameters=trained_parameters(run),
         clips=clips,
         updates=train.updates,
-        consistency_updates=consistency_updates(run),
+        consistency_updates=run.objective.consistency_updates(train.updates),
         flow=clips * (flow + encode),
         consistency=clips * (consistency + encode),
         encode=clips * encode,

@@ -1,4 +1,4 @@
-"""UniPC, Wan's own solver, from diffusers behind our solver interface  (method.md 4)."""
+"""UniPC, Wan's own solver, from diffusers behind our solver interface."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UniPC:
-    """Multistep predictor-corrector of the given order: better than Euler on a plain flow model's ODE; on a shortcut
-    model, whose velocities are means over their own steps, it extrapolates what should not be extrapolated."""
+    """Multistep predictor-corrector of the given order (1 to 3).
+
+    When to use: on a flow model, whose ODE it solves in fewer steps than Euler. Not on a shortcut model, whose
+    velocities are means over their own steps and must not be extrapolated.
+    """
 
     order: int
 

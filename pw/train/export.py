@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pw.io.files import read_json, write_json
 from pw.io.paths import OUTPUTS
-from pw.run.build import make
 from pw.run.compose import ConfigError
 from pw.run.provenance import provenance
+from pw.run.strategies import make
 from pw.train.record import cut_off, written_overrides
 
 if TYPE_CHECKING:

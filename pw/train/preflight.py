@@ -9,7 +9,6 @@ from pathlib import Path
 from pw.cost.count import checkpoint_copy_bytes, offloaded_bytes, parameters, trained_parameters
 from pw.data import NO_DATA, Unset
 from pw.io.wan_weights import check, locate
-from pw.method.weighting import DeltaSigma
 from pw.nn import options
 from pw.parallel import processes as parallel
 from pw.run.build import Run
@@ -74,8 +73,7 @@ def check_share(run: Run) -> None:
     share = parallel.Share.of(run.train, 0, run.trainer.shares)
     if share.parts == 1:
         return
-    weighting = getattr(run.objective, "weighting", None)
-    if isinstance(weighting, DeltaSigma) and weighting.normalise == "batch":
+    if run.objective.depends_on_batch:
         raise ConfigError(
             "weighting.normalise=batch: weighs a clip by the others of its batch, and trainer.devices="
             f"{run.trainer.devices} cuts batches of train.batch_size={run.train.batch_size} into parts; set "

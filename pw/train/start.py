@@ -30,9 +30,10 @@ from pw.io.files import read_json, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
 from pw.parallel import processes as parallel
-from pw.run.build import NOT_SCALE, NOT_TRAINING, Run, build
+from pw.run.build import Run, build
 from pw.run.compose import ConfigError, groups, leaves
 from pw.run.shipped import LARGEST
+from pw.run.signatures import NOT_SCALE, NOT_TRAINING
 from pw.train.command import outputs_folder, tell
 from pw.train.loop import train
 from pw.train.preflight import check_data, check_device
