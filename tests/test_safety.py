@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from pw.run.build import HOMES, build, make
+from pw.run.build import build
 from pw.run.compose import ConfigError, groups
+from pw.run.strategies import HOMES, make
 
 ROOT = Path(__file__).parents[1]
 CALLS = "_target_: os.system, command: exit"

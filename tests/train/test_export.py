@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from pw.nn.backbone import Backbone
 from pw.nn.convert import layout, place, read, to_ours
-from pw.run.build import Run, build, make
+from pw.run.build import Run, build
 from pw.run.compose import ConfigError
+from pw.run.strategies import make
 from pw.train.export import export, find, main, shards
 from pw.train.loop import train
 from pw.train.record import training_folder, write_config
