@@ -6,7 +6,7 @@ ablation name=ansc` carries it out and answers each clause, `make ablations` lis
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.engine.claims import Clause, all_of, any_of, better, not_worse, same
+from pw.io.paths import own_folder
 
 __all__ = [
     "DETAIL",
@@ -90,20 +91,42 @@ class Statement:
     verdict: str
 
 
+def files() -> dict[str, Path]:
+    """name -> file of every ablation: the suite's, and those in `experiments/` of the user's own folder.
+
+    Raises ValueError for a file of the user's that is named as one of the suite's.
+    """
+    own = own_folder()
+    suite = _ablation_files(Path(__file__).parent)
+    users = {} if own is None else _ablation_files(own / "experiments")
+    if both := suite.keys() & users.keys():
+        raise ValueError(f"{users[min(both)]}: {min(both)} comes with the suite; rename the file")
+    return suite | users
+
+
+def _ablation_files(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in folder.glob("*.py") if not path.stem.startswith("_")}
+
+
 def names() -> list[str]:
     """Every ablation, by file."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
+    return sorted(files())
 
 
 def load(name: str) -> tuple[Ablation, Statement]:
     """The ablation and what it states. Raises ValueError when there is none of that name."""
     import difflib
 
-    if name not in names():
+    path = files().get(name)
+    if path is None:
         near = difflib.get_close_matches(name, names(), 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"name={name}: no such ablation; {hint}there are {', '.join(names())}")
-    module = importlib.import_module(f"experiments.{name}")
+    spec = importlib.util.spec_from_file_location(f"experiments.{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module.ABLATION, statement(module.__doc__ or "")
 
 

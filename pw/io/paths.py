@@ -33,11 +33,12 @@ def own_folder() -> Path | None:
 
 
 def import_paths() -> list[str]:
-    """Folders to import from, before all others: the suite, whose packages a user's folder may name alike, and that."""
+    """Where modules are looked for first: the suite, then the user's folder, which may have an `experiments/` too."""
     own = own_folder()
     return [str(SUITE), *([] if own is None else [str(own)])]
 
 
-def put_suite_first() -> None:
-    """Have `experiments` and `benchmarks` be those of the suite, whatever the working directory holds."""
-    sys.path[:0] = [path for path in import_paths() if sys.path[: len(import_paths())] != import_paths()]
+def import_suite_first() -> None:
+    """Have `experiments` and `benchmarks` be the suite's, whatever the working directory holds."""
+    first = import_paths()
+    sys.path[:] = [*first, *(path for path in sys.path if path not in first)]

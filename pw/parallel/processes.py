@@ -25,7 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from pw.io.paths import ROOT
+from pw.io.paths import ROOT, import_paths
 from pw.run.compose import ConfigError
 from pw.run.settings import Train, Trainer
 
@@ -372,7 +372,10 @@ def launch(command: Sequence[str], processes: int, logs: Path, progress: Callabl
     Raises Failed with what the first to fail said, and Stopped when they were stopped.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # `python -m pw…` is found from any folder
+    path = [
+        *dict.fromkeys([*import_paths(), str(ROOT)]),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]  # `python -m pw…` is found from any folder
     with tempfile.TemporaryDirectory(prefix="pw-") as meeting, contextlib.ExitStack() as open_files:
         workers, reports = [], selectors.DefaultSelector()
         lifeline, ours = os.pipe()

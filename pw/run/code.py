@@ -20,7 +20,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from pw.io.paths import ROOT, SUITE
+
 OURS = ("pw", "experiments", "benchmarks")
 # What is followed, by prefix. The rest of ours runs, stores and prints; it computes nothing.
 COMPUTES = (
@@ -86,7 +87,7 @@ def code_hash(roots: tuple[str, ...], without: frozenset[str] = frozenset()) -> 
                 case Member() if token.name not in without:
                     write(token.tokens)
 
-    followed = frozenset(root.partition(".")[0] for root in roots) - {*OURS}
+    followed = _beside(frozenset(root.partition(".")[0] for root in roots) - {*OURS})
     for root in roots:
         found, rest = _resolve(root, followed, is_root=True)
         if found is None:
@@ -140,10 +141,17 @@ class _Module:
 @lru_cache(maxsize=512)
 def _module(name: str) -> _Module | None:
     """The source of a module, None where there is none."""
-    path = ROOT.joinpath(*name.split("."))
-    files = [path.with_suffix(".py"), path / "__init__.py"] if name.partition(".")[0] in OURS else [_elsewhere(name)]
+    package = name.partition(".")[0]
+    path = (ROOT if package == "pw" else SUITE).joinpath(*name.split("."))
+    files = [path.with_suffix(".py"), path / "__init__.py"] if package in OURS else [_elsewhere(name)]
     file = next((file for file in files if file is not None and file.is_file()), None)
     return None if file is None else _Module(name, ast.parse(file.read_text(encoding="utf-8")))
+
+
+def _beside(packages: frozenset[str]) -> frozenset[str]:
+    """A user's modules, and those that lie in the same folder, which they may import."""
+    files = [file for package in packages if (file := _elsewhere(package)) is not None and file.stem == package]
+    return packages | {path.stem for file in files for path in file.parent.glob("*.py")} - {*OURS}
 
 
 def _elsewhere(name: str) -> Path | None:
