@@ -37,7 +37,7 @@ from pw.train.record import is_trained, training_folder
 SECONDS = {"flow": 0.058, "consistency": 0.092, "forward": 0.0016, "score": 1.2, "job": 0.5}
 ASSUMED_FLOPS = 4e14  # a second, at Wan's scales: as `make plan` assumes of an H100
 FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
-PRELOAD = ["experiments.engine.preload"]  # imported once, where workers are forked from
+PRELOAD = ["pw.io.suite_first", "experiments.engine.preload"]  # imported once, where workers are forked from
 
 
 @dataclass(frozen=True)

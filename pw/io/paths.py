@@ -16,9 +16,9 @@ SUITE = packed if (packed := ROOT / "pw" / "_suite").is_dir() else ROOT
 
 CONF = SUITE / "conf"
 
-_IS_CHECKOUT = SUITE == ROOT
+IS_CHECKOUT = SUITE == ROOT
 
-OUTPUTS = (ROOT if _IS_CHECKOUT and Path.cwd().is_relative_to(ROOT) else Path.cwd()) / "outputs"
+OUTPUTS = (ROOT if IS_CHECKOUT and Path.cwd().is_relative_to(ROOT) else Path.cwd()) / "outputs"
 """Of the working directory; anywhere in a checkout, of the checkout."""
 
 

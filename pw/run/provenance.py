@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pw.io.paths import ROOT, SUITE
+from pw.io.paths import IS_CHECKOUT, ROOT, SUITE
 
 # What can change a result; the rest (tables, plots, messages) cannot.
 RESULT_CODE = (
@@ -52,6 +52,8 @@ def _hash(paths: Iterable[Path]) -> str:
 
 
 def _git(*arguments: str) -> str | None:
+    if not IS_CHECKOUT:  # an environment may lie in a repository of something else
+        return None
     try:
         answer = subprocess.run(
             ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=5, check=False
