@@ -1,4 +1,4 @@
-"""Which steps were ever trained: of an inference grid, and of the targets' own second halves  (D5).
+"""Which steps of an inference grid were trained, and which second halves of the targets  (D5).
 
 `pw coverage step_sampler=closed` prints it for 2, 3, 4 and 5 steps.
 """

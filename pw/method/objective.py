@@ -31,7 +31,7 @@ class Draws(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """A scalar to minimise, and what it was made of."""
+    """A scalar to minimise, and which term it is."""
 
     value: Tensor
     term: Literal["flow", "consistency"]

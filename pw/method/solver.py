@@ -30,9 +30,9 @@ def inference_grid(num_steps: int, schedule: Schedule, shift: float | None = Non
 
 
 def wan_grid(num_steps: int, schedule: Schedule, shift: float | None = None) -> Tensor:
-    """The grid of Wan's own scheduler: u from 1 to 1 / N, not to 0, shifted, then 0; float64 [n + 1].
+    """The grid of Wan's scheduler: u from 1 to 1 / N, not to 0, shifted, then 0; float64 [n + 1].
 
-    As diffusers' `UniPCMultistepScheduler` with `use_flow_sigmas` has it, sigma = 1 made a millionth less.
+    As diffusers' `UniPCMultistepScheduler` with `use_flow_sigmas` has it: sigma = 1 is lowered by a millionth.
     """
     nodes = schedule.num_timesteps
     u = torch.linspace(1, 1 / nodes, num_steps + 1, dtype=torch.float64)[:-1]
@@ -53,7 +53,7 @@ def custom_grid(timesteps: Sequence[float], schedule: Schedule) -> Tensor:
 
 
 def inference_strides(grid: Tensor) -> Tensor:
-    """The stride the network is told at each step: T_i - T_{i+1}, floored to even."""
+    """The stride given to the network at each step: T_i - T_{i+1}, floored to even."""
     return ((grid[:-1] - grid[1:] + 1e-6) // 2 * 2).clamp(min=2)
 
 

@@ -1,4 +1,4 @@
-"""UniPC, Wan's own solver, from diffusers behind our solver interface."""
+"""UniPC, Wan's solver, from diffusers behind our solver interface."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class UniPC:
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, solver_order=self.order
         )
         scheduler.set_timesteps(sigmas=schedule.sigma(grid[:-1]).numpy())
-        scheduler.set_begin_index(0)  # else found by whole-number label, and on fine grids two steps share one
+        scheduler.set_begin_index(0)  # else looked up by whole timestep, which two steps of a fine grid share
         state = noise
         full = lambda value: torch.full((len(noise),), value, dtype=torch.float64, device=noise.device)  # noqa: E731
         for timestep, stride, label in zip(grid[:-1].tolist(), strides.tolist(), scheduler.timesteps, strict=True):

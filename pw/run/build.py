@@ -55,7 +55,7 @@ class Run:
     anchor_degradation: Degradation
     anchor_recipe: settings.Recipe | None
     code: Literal["current", "as_trained"]
-    # finished trainings to be taken whatever code made them: `trained_key` -> signatures, the newest first
+    # finished trainings to use whatever code made them: `trained_key` -> signatures, the newest first
     trained: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     shipped: Card | None = None  # the weights of a start that come with the repository
     note: str = ""  # why a start is not the shipped one
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def departs_from_wan(self) -> bool:
-        """Whether a training begins with Wan's own transformer: without another start, where Wan's text is."""
+        """Whether training starts from Wan's transformer: no other start, and Wan's text encoder."""
         return self.start.name == "none" and self.text is not None
 
     @cached_property
@@ -176,7 +176,7 @@ class Run:
     # ---- sampling
 
     def feeds_strides(self) -> bool:
-        """Whether the network is told the grid's strides when sampled: only where it was trained on strides."""
+        """Whether sampling gives the network the grid's strides; `auto` does if it was trained on strides."""
         if self.sampling.stride == "auto":
             return self.objective.trains_strides
         return self.sampling.stride == "grid"

@@ -18,7 +18,7 @@ from typing import Any
 from pw.io.arguments import ConfigError
 from pw.io.paths import CONF, own_folder
 
-# huggingface_hub and MLflow, which are imported after this, heed it: nobody is told what is run here
+# turns telemetry off in huggingface_hub and MLflow, which are imported after this
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
@@ -66,28 +66,28 @@ def groups() -> dict[str, tuple[str, ...]]:
 
     Beside the suite's there may be files of the user's own folder. Raises ConfigError for one named as the suite's is.
     """
-    return {group: tuple(files) for group, files in _group_files(_own_conf()).items()}
+    return {group: tuple(files) for group, files in _group_files(_users_conf()).items()}
 
 
-def _own_conf() -> Path | None:
+def _users_conf() -> Path | None:
     """The user's `conf/`, if there is one."""
     folder = own_folder()
     return folder / "conf" if folder is not None and (folder / "conf").is_dir() else None
 
 
 @lru_cache(maxsize=8)
-def _group_files(own: Path | None) -> dict[str, dict[str, Path]]:
+def _group_files(users: Path | None) -> dict[str, dict[str, Path]]:
     """group -> option -> its file, each sorted."""
-    suite, users = (_yaml_files(folder) for folder in (CONF, own))
-    for path in users.values():
+    suite, more = (_yaml_files(folder) for folder in (CONF, users))
+    for path in more.values():
         group, name = path.parent.name, path.stem
         if (group, name) in suite:
             raise ConfigError(f"{path}: {group}={name} comes with the suite; rename the file")
-    found: dict[str, dict[str, Path]] = {group: {} for group, _ in sorted(suite)}
-    for (group, name), path in sorted({**suite, **users}.items()):
-        if group in found:  # the user's `conf/` may have folders that are not for us
-            found[group][name] = path
-    return found
+    files: dict[str, dict[str, Path]] = {group: {} for group, _ in sorted(suite)}
+    for (group, name), path in sorted({**suite, **more}.items()):
+        if group in files:  # the user's `conf/` may have folders that are not for us
+            files[group][name] = path
+    return files
 
 
 def _yaml_files(conf: Path | None) -> dict[tuple[str, str], Path]:
@@ -118,11 +118,11 @@ def swept_values(override: str) -> tuple[str, ...]:
     key, _, value = override.partition("=")
     if not parsed.is_choice_sweep():
         raise ConfigError(f"{override}: {value} is no list of values; write them out, e.g. {key}=0,0.2,0.4")
-    return tuple(str(found) for found in parsed.sweep_string_iterator())
+    return tuple(str(value) for value in parsed.sweep_string_iterator())
 
 
 @lru_cache(maxsize=256)
-def _chosen(choices: tuple[str, ...], own: Path | None) -> tuple[Any, dict[str, str]]:
+def _chosen(choices: tuple[str, ...], users: Path | None) -> tuple[Any, dict[str, str]]:
     """What group choices alone compose to, interpolations still open, and the chosen file of each group."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -130,20 +130,20 @@ def _chosen(choices: tuple[str, ...], own: Path | None) -> tuple[Any, dict[str, 
 
     if not GlobalHydra.instance().is_initialized():
         initialize_config_dir(str(CONF), version_base="1.3")
-    search = [] if own is None else [f"hydra.searchpath=['file://{own}']"]
+    search = [] if users is None else [f"hydra.searchpath=['file://{users}']"]
     composed = compose("run", overrides=[*choices, *search], return_hydra_config=True)
     files = composed.hydra.runtime.choices
-    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    OmegaConf.set_struct(own, True)  # a value for a key that is not there is refused
-    return own, {str(k): str(v) for k, v in files.items() if k in groups() and v is not None}
+    values = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    OmegaConf.set_struct(values, True)  # a value for a key that is not there is refused
+    return values, {str(k): str(v) for k, v in files.items() if k in groups() and v is not None}
 
 
 def _compose(overrides: tuple[str, ...]) -> Config:
-    return _composed(overrides, _own_conf())
+    return _composed(overrides, _users_conf())
 
 
 @lru_cache(maxsize=512)
-def _composed(overrides: tuple[str, ...], own: Path | None) -> Config:
+def _composed(overrides: tuple[str, ...], users: Path | None) -> Config:
     """Hydra sets values once the files are chosen; so files are read once for all runs that differ in values only."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -156,7 +156,7 @@ def _composed(overrides: tuple[str, ...], own: Path | None) -> Config:
         is_choice = override_key(override) in groups() or "@" in override.partition("=")[0]
         (choices if is_choice else changes).append(override)
     try:
-        chosen, files = _chosen(tuple(choices), own)
+        chosen, files = _chosen(tuple(choices), users)
         composed = copy.deepcopy(chosen)
         for change in OverridesParser.create().parse_overrides(changes):
             if change.is_sweep_override():
@@ -229,7 +229,7 @@ def _unused(parent: str, overrides: Sequence[str]) -> str:
 def _elsewhere(key: str) -> str:
     """Which other choices of the group have the key."""
     group, _, leaf = key.partition(".")
-    files = _group_files(_own_conf()).get(group, {})
+    files = _group_files(_users_conf()).get(group, {})
     has = [name for name, path in files.items() if re.search(rf"^{re.escape(leaf)}:", path.read_text(), re.M)]
     return f"; set {' or '.join(f'{group}={option}' for option in has)} to have {leaf}" if has else ""
 

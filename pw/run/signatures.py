@@ -27,7 +27,7 @@ NOT_SAMPLING = {"batch_size", "solution_steps", "solution_count"}
 NOT_DATA = {"urls", "width"}
 # What schedule and injector say again.
 NOT_SCALE = {"shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"}
-# The code of a stage: that of a training is all but how it is sampled, and the other way round.
+# The code of a stage: a training leaves out how it samples, sampling how it trains.
 STAGES = {"anchor": "pw.stages.anchor.AnchorModel", "hires": "pw.stages.hires.HiresSynth"}
 SAMPLES = {"pw.stages.stage.Stage.sample", *(f"{stage}.synthesise" for stage in STAGES.values())}
 TRAINS = {
