@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from pw.io import arguments
+from pw.io.paths import import_suite_first
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ VERBS = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """Carry out one command; its exit status, 2 for a mistake in the call."""
+    import_suite_first()
     verb, *rest = [*(sys.argv[1:] if words is None else words)] or ["--help"]
     if verb in ("--help", "-h", "help"):
         print(overview())

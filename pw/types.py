@@ -27,7 +27,7 @@ class Steps:
     """A batch of shortcut steps timestep -> end, with the point where the two halves meet. All fields are [B].
 
     timestep, middle, end   positions in the schedule's coordinate, timestep > middle > end >= 0
-    stride                  timestep - end before snapping: what the network is told
+    stride                  timestep - end before snapping, the network's input
     ground                  True where the halves are evaluated at stride 0, the flow-trained velocity
     """
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import paper
-from benchmarks.measure.cache import ROOT
 from benchmarks.measure.videos import NoVideo, like, score_videos, videos_of
 from benchmarks.metrics import GROUPS, METRICS, VBENCH_QUALITY, VBENCH_SEMANTIC, protocols
 from benchmarks.report import vbench_totals
@@ -30,6 +29,7 @@ from benchmarks.report.render import Cell, Column, Grid
 from benchmarks.stats.bootstrap import Mean, bootstrap_mean, prompt_of
 from benchmarks.stats.paired import compare_videos
 from pw.io.files import check_writable, csv_text, write_atomically
+from pw.io.paths import OUTPUTS
 
 DIMENSIONS: Mapping[str, tuple[str, ...]] = {
     "vbench_average": GROUPS["table_1"],
@@ -502,10 +502,10 @@ class Options:
     """What was asked: a table, where the systems' folders are, and how it is shown."""
 
     name: str = ""
-    systems: Path = ROOT / "outputs" / "systems"
+    systems: Path = OUTPUTS / "systems"
     score: bool = False
     format: str = "terminal"
-    out: Path = ROOT / "outputs" / "tables"
+    out: Path = OUTPUTS / "tables"
     reference: str = ""
     rows: Mapping[str, Path] = field(default_factory=dict)
 

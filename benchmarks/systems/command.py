@@ -33,7 +33,8 @@ from pathlib import Path
 from benchmarks.systems import GenerationError, Setting, System, find, load, names, read_card
 from benchmarks.systems.jobs import make_jobs, read_prompts
 from benchmarks.systems.register import register
-from benchmarks.systems.run import ROOT, commands, generate, parse, spread
+from benchmarks.systems.run import commands, generate, parse, spread
+from pw.io.paths import OUTPUTS
 
 
 def main(words: Sequence[str]) -> int:
@@ -84,7 +85,7 @@ def _register(words: Sequence[str]) -> int:
     jobs = make_jobs(read_prompts(Path(given["prompts"]).expanduser()), int(seeds)) if "prompts" in given else None
     if not given["videos"]:
         raise ValueError("videos=: wants the folder of the videos; name=SYSTEM alone makes them")
-    out = Path(given.get("out") or ROOT / "outputs" / "systems" / system.name).expanduser().absolute()
+    out = Path(given.get("out") or OUTPUTS / "systems" / system.name).expanduser().absolute()
     found = register(card, system, Path(given["videos"]).expanduser(), out, jobs)
     print(f"{len(found.present)} videos of {system.title} are registered in {out}")
     for file, why in found.wrong:

@@ -22,6 +22,7 @@ from benchmarks.systems import Command, Diffusers, GenerationError, PixelWizard,
 from benchmarks.systems.jobs import Job, input_jobs, is_done, make_jobs, note, read_prompts, write_asked
 from benchmarks.systems.watch import ending_with_us
 from pw.io.files import write_atomically
+from pw.io.paths import OUTPUTS
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("width", "height", "frames", "fps", "steps", "guidance", "shift")
@@ -146,7 +147,7 @@ def parse(words: Sequence[str]) -> Call:
     _check_licence(system, own)
     _check_kind(system, own, further, setting, jobs)
     gpus, share = _whole(own, "gpus", 1), _share(own["shard"])
-    out = Path(own["out"] or ROOT / "outputs" / "systems" / system.name).expanduser().absolute()
+    out = Path(own["out"] or OUTPUTS / "systems" / system.name).expanduser().absolute()
     return Call(card, system, setting, tuple(jobs), out, own, tuple(words), tuple(further), share, gpus)
 
 

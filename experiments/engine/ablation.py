@@ -7,7 +7,7 @@ Refuted and Verdict.
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from experiments.engine.clauses import Clause
 from pw.io.arguments import ConfigError
+from pw.io.paths import own_folder
 
 FOLDER = Path(__file__).parents[1]
 DETAIL = ("psd", "swd", "mhd", "mhd_ratio")
@@ -77,18 +78,40 @@ class Statement:
     verdict: str
 
 
+def files() -> dict[str, Path]:
+    """name -> file of every ablation: the suite's, and those in `experiments/` of the user's own folder.
+
+    Raises ConfigError for a file of the user's that is named as one of the suite's.
+    """
+    own = own_folder()
+    suite = _ablation_files(FOLDER)
+    users = {} if own is None else _ablation_files(own / "experiments")
+    if both := suite.keys() & users.keys():
+        raise ConfigError(f"{users[min(both)]}: {min(both)} comes with the suite; rename the file")
+    return suite | users
+
+
+def _ablation_files(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in folder.glob("*.py") if not path.stem.startswith("_")}
+
+
 def names() -> list[str]:
     """The names of all ablations."""
-    return sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_"))
+    return sorted(files())
 
 
 def load(name: str) -> tuple[Ablation, Statement]:
     """The ablation and its statement. Raises ConfigError when there is none of that name."""
-    if name not in names():
+    path = files().get(name)
+    if path is None:
         near = difflib.get_close_matches(name, names(), 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"name={name}: no such ablation; {hint}there are {', '.join(names())}")
-    module = importlib.import_module(f"experiments.{name}")
+    spec = importlib.util.spec_from_file_location(f"experiments.{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module.ABLATION, statement(module.__doc__ or "")
 
 

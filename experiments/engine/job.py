@@ -53,10 +53,9 @@ class Job:
         if run.text is not None and self.kind != "score":
             return SECONDS["job"] + self._flops() / ASSUMED_FLOPS
         if self.kind == "train":
-            turns = getattr(run.objective, "turns", None)
-            share = 0.0 if turns is None else getattr(turns, "rate", 0.5)
-            update = (1 - share) * SECONDS["flow"] + share * SECONDS["consistency"]
-            return SECONDS["job"] + run.train.updates * run.train.accumulate * update * run.train.batch_size / 8
+            consistency = run.objective.consistency_updates(run.train.updates)
+            seconds = (run.train.updates - consistency) * SECONDS["flow"] + consistency * SECONDS["consistency"]
+            return SECONDS["job"] + run.train.accumulate * seconds * run.train.batch_size / 8
         if self.kind == "sample":
             branches = 2 if run.guidance.scale != 1 else 1
             return SECONDS["job"] + self.limit * run.sampling.num_steps * branches * SECONDS["forward"]

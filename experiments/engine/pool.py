@@ -24,7 +24,7 @@ from pw.io.host import free_memory, usable_cores
 from pw.parallel.processes import GRACE, interruptible
 
 FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
-PRELOAD = ["experiments.engine.preload"]  # imported once, where workers are forked from
+PRELOAD = ["pw.io.suite_first", "experiments.engine.preload"]  # imported once, where workers are forked from
 
 
 @dataclass

@@ -26,7 +26,6 @@ from pw.cost.parameters import (
     tokens,
     transformer_parameters,
 )
-from pw.method.objective import Alternate, Shortcut
 from pw.run.build import Run
 
 
@@ -109,14 +108,7 @@ def reads_pixels(run: Run) -> bool:
     return run.config.choices["data"] not in ("none", "latents")
 
 
-def consistency_updates(run: Run) -> float:
-    """Number of the run's consistency updates; its expectation with `turns=bernoulli`."""
-    if not isinstance(run.objective, Shortcut):
-        return 0
-    turns = run.objective.turns
-    if isinstance(turns, Alternate):
-        return run.train.updates // 2  # the odd ones
-    return turns.rate * run.train.updates
+
 
 
 def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> TrainingCost:
@@ -135,7 +127,7 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> Traini
         trained_parameters=trained_parameters(run),
         clips=clips,
         updates=train.updates,
-        consistency_updates=consistency_updates(run),
+        consistency_updates=run.objective.consistency_updates(train.updates),
         flow=clips * (flow + encode),
         consistency=clips * (consistency + encode),
         encode=clips * encode,

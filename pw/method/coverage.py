@@ -1,6 +1,6 @@
-"""Which steps were ever trained: of an inference grid, and of the targets' own second halves  (D5; method-notes 5.5).
+"""Which steps of an inference grid were trained, and which second halves of the targets  (D5).
 
-`make coverage args="step_sampler=closed"` prints it for 2, 3, 4 and 5 steps.
+`pw coverage step_sampler=closed` prints it for 2, 3, 4 and 5 steps.
 """
 
 from __future__ import annotations

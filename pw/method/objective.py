@@ -10,7 +10,7 @@ from pw.method import path
 from pw.method.schedule import Schedule
 from pw.method.step_sampler import StepSampler
 from pw.method.target import TwoSteps
-from pw.method.weighting import DeltaSigma, Uniform
+from pw.method.weighting import Weighting
 from pw.types import Velocity
 
 if TYPE_CHECKING:
@@ -31,10 +31,48 @@ class Draws(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """A scalar to minimise, and what it was made of."""
+    """A scalar to minimise, and which term it is."""
 
     value: Tensor
     term: Literal["flow", "consistency"]
+
+
+class Objective(Protocol):
+    """What a training minimises. To add one, write such a dataclass and name it in a file of `conf/objective/`.
+
+    Fields named after a config group (turns, step_sampler, weighting, target) are filled with that group's choice.
+
+    trains_strides    whether the network learns strides other than 0; if not, it is sampled at stride 0
+    depends_on_batch  whether a clip's loss depends on the others of its batch, which may then not be split
+    """
+
+    trains_strides: bool
+
+    @property
+    def depends_on_batch(self) -> bool: ...
+
+    @property
+    def step_sampler(self) -> StepSampler | None:
+        """Where the strides come from, None without strides."""
+        ...
+
+    def __call__(
+        self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws, update: int
+    ) -> Loss:
+        """data [B, C, F, h, w] -> loss. `target` is the velocity that targets are made with, online or EMA."""
+        ...
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises ValueError when a part does not fit the schedule."""
+        ...
+
+    def is_consistency(self, update: int) -> bool:
+        """Whether an update is one of consistency, which evaluates the network twice more."""
+        ...
+
+    def consistency_updates(self, updates: int) -> float:
+        """How many of the first `updates` are of consistency; if drawn at random, the expected number."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,11 +98,33 @@ class Flow:
     """L_flow = || v(x, T, stride 0) - (noise - data) ||^2, T uniform over the N nodes  (Eq. 7.3).
 
     A model trained with this alone must be sampled at stride 0: it never saw another.
+
+    When to use: for stage I, for starts, and as the many-step baseline.
     """
 
     flow_weight: Literal["uniform", "bell"]
 
     trains_strides = False
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """No clip's loss depends on another."""
+        return False
+
+    @property
+    def step_sampler(self) -> None:
+        """It trains no stride."""
+
+    def check(self, schedule: Schedule) -> None:
+        """Fits every schedule."""
+
+    def is_consistency(self, update: int) -> bool:
+        """Every update is of flow matching."""
+        return False
+
+    def consistency_updates(self, updates: int) -> float:
+        """None is."""
+        return 0
 
     def __call__(
         self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws, update: int
@@ -89,18 +149,40 @@ def _weighted_mse(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return (weight.to(per_sample) * per_sample).mean()
 
 
+class Turns(Protocol):
+    """Which updates are of consistency. A function of the update, so that every rank takes the same branch."""
+
+    def is_consistency(self, update: int) -> bool:
+        """Whether this update is."""
+        ...
+
+    def consistency_updates(self, updates: int) -> float:
+        """How many of the first `updates` are, or are expected to be."""
+        ...
+
+
 @dataclass(frozen=True)
 class Alternate:
-    """Flow on even updates, consistency on odd ones ("alternating mini-batches", sec. 3.4)."""
+    """Flow on even updates, consistency on odd ones ("alternating mini-batches", sec. 3.4).
+
+    When to use: to follow the paper's text.
+    """
 
     def is_consistency(self, update: int) -> bool:
         """Depends on the update alone, so that every rank takes the same branch."""
         return update % 2 == 1
 
+    def consistency_updates(self, updates: int) -> float:
+        """Half of them, rounded down."""
+        return updates // 2
+
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Consistency with probability `rate`, by a hash of (seed, update): the authors' code, rate 0.3."""
+    """Consistency with probability `rate`, by a hash of (seed, update): the authors' code, rate 0.3.
+
+    When to use: to spend another share than half on consistency, whose updates cost about twice as much.
+    """
 
     rate: float
     seed: int
@@ -114,18 +196,42 @@ class Bernoulli:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
         return float(torch.rand((), generator=generator)) < self.rate
 
+    def consistency_updates(self, updates: int) -> float:
+        """The expected number."""
+        return self.rate * updates
+
 
 @dataclass(frozen=True)
 class Shortcut:
-    """Flow and consistency batches in turn: L_flow, then L_ANC = lambda * || s(x, T, D) - target ||^2  (Eqs. 4, 8)."""
+    """Flow and consistency batches in turn: L_flow, then L_ANC = lambda * || s(x, T, D) - target ||^2  (Eqs. 4, 8).
+
+    When to use: for sampling in few steps.
+    """
 
     flow_weight: Literal["uniform", "bell"]
-    turns: Alternate | Bernoulli
+    turns: Turns
     step_sampler: StepSampler
-    weighting: Uniform | DeltaSigma
+    weighting: Weighting
     target: TwoSteps
 
     trains_strides = True
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """As its weighting does."""
+        return getattr(self.weighting, "depends_on_batch", False)
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises ValueError when the step sampler does not fit the schedule."""
+        self.step_sampler.check(schedule)
+
+    def is_consistency(self, update: int) -> bool:
+        """Whose turn it is."""
+        return self.turns.is_consistency(update)
+
+    def consistency_updates(self, updates: int) -> float:
+        """Of the first `updates`."""
+        return self.turns.consistency_updates(updates)
 
     def __call__(
         self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws, update: int

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def shifted(u: Tensor, shift: float) -> Tensor:
-    """sigma = s u / (1 + (s - 1) u): spends more of u in [0, 1] on high noise when s > 1  (method.md 1)."""
+    """sigma = s u / (1 + (s - 1) u): spends more of u in [0, 1] on high noise when s > 1  (docs/method.md)."""
     return shift * u / (1 + (shift - 1) * u)
 
 

@@ -1,11 +1,11 @@
-"""Few-step integration from noise to data, and the grids it walks  (Eqs. 3, 7.5; method.md 4)."""
+"""Few-step integration from noise to data, and the grids it walks  (Eqs. 3, 7.5)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pw.io.lazy import torch
 from pw.method.schedule import Schedule, shifted
@@ -30,9 +30,9 @@ def inference_grid(num_steps: int, schedule: Schedule, shift: float | None = Non
 
 
 def wan_grid(num_steps: int, schedule: Schedule, shift: float | None = None) -> Tensor:
-    """The grid of Wan's own scheduler: u from 1 to 1 / N, not to 0, shifted, then 0; float64 [n + 1].
+    """The grid of Wan's scheduler: u from 1 to 1 / N, not to 0, shifted, then 0; float64 [n + 1].
 
-    As diffusers' `UniPCMultistepScheduler` with `use_flow_sigmas` has it, sigma = 1 made a millionth less.
+    As diffusers' `UniPCMultistepScheduler` with `use_flow_sigmas` has it: sigma = 1 is lowered by a millionth.
     """
     nodes = schedule.num_timesteps
     u = torch.linspace(1, 1 / nodes, num_steps + 1, dtype=torch.float64)[:-1]
@@ -53,13 +53,24 @@ def custom_grid(timesteps: Sequence[float], schedule: Schedule) -> Tensor:
 
 
 def inference_strides(grid: Tensor) -> Tensor:
-    """The stride the network is told at each step: T_i - T_{i+1}, floored to even  (method.md 4)."""
+    """The stride given to the network at each step: T_i - T_{i+1}, floored to even."""
     return ((grid[:-1] - grid[1:] + 1e-6) // 2 * 2).clamp(min=2)
+
+
+class Solver(Protocol):
+    """Integrates a velocity along a grid. To add one, write such a class and name it in a file of `conf/solver/`."""
+
+    def __call__(self, velocity: Velocity, noise: Tensor, grid: Tensor, strides: Tensor, schedule: Schedule) -> Tensor:
+        """noise [B, C, F, h, w], falling timesteps grid [n + 1], strides [n] -> data of noise's shape."""
+        ...
 
 
 @dataclass(frozen=True)
 class Euler:
-    """x <- x + (sigma_next - sigma) v  (Eq. 3): exact for a shortcut model, whose v is the mean over the step."""
+    """x <- x + (sigma_next - sigma) v  (Eq. 3): exact for a shortcut model, whose v is the mean over the step.
+
+    When to use: with shortcut training, and with many steps on any model.
+    """
 
     def __call__(self, velocity: Velocity, noise: Tensor, grid: Tensor, strides: Tensor, schedule: Schedule) -> Tensor:
         """noise [B, C, F, h, w], grid [n + 1], strides [n] -> data of noise's shape."""

@@ -2,14 +2,9 @@
 
 A step sampler is a finite distribution: `table` lists every step it can draw with its probability, and `draw` picks
 rows by inverse CDF. So two samplers fed the same uniforms draw paired steps, expectations are exact sums, and the
-coverage report needs no sampling. Pick one by what it covers:
+coverage report needs no sampling.
 
-ExponentialIndex  the paper's set; the second halves of its targets are never trained themselves
-Closed            the paper's set, descending at random into the second halves
-Chain             every state of each Delta-trajectory from the paper's starts
-Original          the first shortcut models' grid: good at 1, 2, 4, 8 … steps, poor between
-FullRange         starts at every node: covers all, little of each
-Aligned           exactly what inference grids of a few steps ask for, closed under halving
+To add one, subclass `TableSampler`, write `rows`, and name the class in a file of `conf/step_sampler/`.
 """
 
 from __future__ import annotations
@@ -18,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pw.io.lazy import torch
 from pw.method.schedule import Schedule
@@ -46,9 +41,27 @@ def rung_probabilities(beta: float, num_strides: int) -> Tensor:
     return torch.softmax(-beta * torch.arange(num_strides, dtype=torch.float64), 0)
 
 
+class StepSampler(Protocol):
+    """What objective, weighting and coverage ask of a step sampler. Equal ones hash alike: a frozen dataclass does."""
+
+    def __hash__(self) -> int: ...
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises ValueError when the sampler does not fit the schedule."""
+        ...
+
+    def table(self, schedule: Schedule) -> StepTable:
+        """Every step that can be drawn, with its probability."""
+        ...
+
+    def draw(self, uniform: Tensor, schedule: Schedule) -> Steps:
+        """uniform [B] in [0, 1) -> steps [B]."""
+        ...
+
+
 @dataclass(frozen=True)
-class StepSampler(ABC):
-    """Common to all: K strides per start, biased by beta, halves of the last rung grounded or not.
+class BiasedStrides(ABC):
+    """What the samplers here share: K strides per start, biased by beta, halves of the last rung grounded or not.
 
     beta         decay of p(k); 0 is uniform
     num_strides  K, how often a start is halved
@@ -105,18 +118,28 @@ class StepSampler(ABC):
 
 
 @lru_cache(maxsize=64)
-def _table(sampler: StepSampler, schedule: Schedule) -> StepTable:
+def _table(sampler: BiasedStrides | TableSampler, schedule: Schedule) -> StepTable:
     timestep, stride, ground, probability = zip(*sampler.rows(schedule), strict=True)
     as64 = lambda column: torch.tensor(column, dtype=torch.float64)  # noqa: E731
     return StepTable(as64(timestep), as64(stride), torch.tensor(ground), as64(probability))
 
 
+class TableSampler(ABC):
+    """Base of a step sampler that has none of `BiasedStrides`' fields: a subclass writes `rows`, the rest follows."""
+
+    @abstractmethod
+    def rows(self, schedule: Schedule) -> Iterator[Row]:
+        """(timestep, stride, ground, probability) of every step; probabilities sum to 1."""
+
+    check, table, draw = BiasedStrides.check, BiasedStrides.table, BiasedStrides.draw
+
+
 @dataclass(frozen=True)
-class _FromStarts(StepSampler):
+class _FromStarts(BiasedStrides):
     """Samplers whose trajectories begin at a given set of timesteps.
 
     starts         e.g. 500, 600, 700, 800: the high-noise interval of sec. 3.4
-    include_start  adds N, where every inference begins  (method.md 7b)
+    include_start  adds N, where every inference begins  (docs/method.md)
     """
 
     starts: tuple[int, ...]
@@ -150,7 +173,11 @@ class _FromStarts(StepSampler):
 
 @dataclass(frozen=True)
 class ExponentialIndex(_FromStarts):
-    """The paper's sampler: T uniform over the starts, Delta = floor(T / 2^k), k ~ p(k)  (Eqs. 5-6)."""
+    """The paper's sampler: T uniform over the starts, Delta = floor(T / 2^k), k ~ p(k)  (Eqs. 5-6).
+
+    When to use: to reproduce the paper, or as the baseline of a new sampler. The second steps of its targets start
+    where nothing was trained (`pw coverage`).
+    """
 
     def rows(self, schedule: Schedule) -> Iterator[Row]:
         for k, timestep, stride, p in self.ladder_rows(schedule):
@@ -161,8 +188,9 @@ class ExponentialIndex(_FromStarts):
 class Closed(_FromStarts):
     """The paper's set, stepping into the second half with probability `descend`, at most `depth` times.
 
-    So (T - Delta/2, Delta/2), which the targets ask for, is trained too. Wins over the paper's set when targets
-    overshoot; costs training on the starts themselves.
+    So (T - Delta/2, Delta/2), which the targets ask for, is trained too.
+
+    When to use: when the targets of the paper's set overshoot. It trains the starts themselves less often.
     """
 
     descend: float
@@ -188,7 +216,10 @@ class Closed(_FromStarts):
 
 @dataclass(frozen=True)
 class Chain(_FromStarts):
-    """Every state of a Delta-trajectory: T = start - j Delta for a uniform j, while the step still fits."""
+    """Every state of a Delta-trajectory: T = start - j Delta for a uniform j, while the step still fits.
+
+    When to use: to sample with equal strides from one of the starts.
+    """
 
     def rows(self, schedule: Schedule) -> Iterator[Row]:
         for k, start, stride, p in self.ladder_rows(schedule):
@@ -198,10 +229,12 @@ class Chain(_FromStarts):
 
 
 @dataclass(frozen=True)
-class Original(StepSampler):
+class Original(BiasedStrides):
     """The first shortcut models' grid: Delta = N / 2^k and T a multiple of Delta; closed under halving.
 
     "Shortcut Original Sampling" of Table 9.3, with beta = 0.
+
+    When to use: to sample in 1, 2, 4, 8, … steps. Other numbers of steps ask for strides it never trained.
     """
 
     def rows(self, schedule: Schedule) -> Iterator[Row]:
@@ -213,8 +246,11 @@ class Original(StepSampler):
 
 
 @dataclass(frozen=True)
-class FullRange(StepSampler):
-    """T uniform over every node large enough for K halvings, Delta = floor(T / 2^k)."""
+class FullRange(BiasedStrides):
+    """T uniform over every node large enough for K halvings, Delta = floor(T / 2^k).
+
+    When to use: when the inference grid is not known in training. It covers everything, and each step seldom.
+    """
 
     def check(self, schedule: Schedule) -> None:
         if schedule.num_timesteps < 2**self.num_strides:
@@ -231,12 +267,14 @@ class FullRange(StepSampler):
 
 
 @dataclass(frozen=True)
-class Aligned(StepSampler):
+class Aligned(BiasedStrides):
     """The pairs that inference asks for (D6): a grid of n steps, one step of it, and one of its 2^k equal parts.
 
     grids  the numbers of inference steps to be good at, e.g. 2, 3, 4, 5, at the training shift
 
     Closed under halving (but for the grounded rung), so every target is made of trained steps.
+
+    When to use: when the number of inference steps is known.
     """
 
     grids: tuple[int, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pw.io.lazy import torch
 from pw.method.schedule import Schedule
@@ -15,9 +15,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Weighting(Protocol):
+    """lambda of a batch of steps. To add one, write such a class and name it in a file of `conf/weighting/`.
+
+    One whose weight of a clip depends on the other clips of its batch says so: `depends_on_batch = True`.
+    """
+
+    def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:
+        """steps [B] -> weights [B]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Uniform:
-    """lambda = 1: every step counts alike."""
+    """lambda = 1: every step counts alike.
+
+    When to use: to see what the step sampler does by itself.
+    """
 
     def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:
         """steps [B] -> weights [B]."""
@@ -32,10 +46,17 @@ class DeltaSigma:
                `expected`: divided by E[lambda] under the step sampler, so that only *which* steps count changes (D7).
                `batch`: the authors' code: span over its batch mean, ^p, clamped to [0.1, 10], weighted mean over the
                batch. At batch size 1 this is exactly 1.
+
+    When to use: for few-step sampling, where long steps decide how the result looks.
     """
 
     p: float
     normalise: Literal["none", "expected", "batch"]
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether the weight of a clip depends on the others of its batch."""
+        return self.normalise == "batch"
 
     def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:
         """steps [B] -> weights [B], float64; p = 0 is `Uniform`."""

@@ -46,7 +46,7 @@ class Backbone(nn.Module):
     """state, timestep, stride, text, anchor -> velocity.
 
     A fresh one equals its transformer bit for bit, at any stride and any anchor (except under `Add`, which has
-    nothing of its own to silence).
+    no weights to initialise at zero).
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """Velocity [B, C, F, h, w] of a state [B, C, F, h, w].
 
-        timestep, stride  [B], in the schedule's coordinate: what gate and stride embedding are told
-        sigma_timestep    [B], 1000 sigma: what Wan is told. One per sample: one per token costs 29 GB at 4K
+        timestep, stride  [B], in the schedule's coordinate: inputs of the gate and the stride embedding
+        sigma_timestep    [B], 1000 sigma: Wan's timestep input. One per sample: one per token costs 29 GB at 4K
         text              [B, tokens, text_dim]
         anchor            anchor latent [B, C, F, h', w'] or None for a network without injector
 
@@ -111,7 +111,7 @@ class Backbone(nn.Module):
     def lower(self, dtype: torch.dtype) -> Backbone:
         """Weights in `dtype` for inference, but those that Wan keeps in fp32 and the embeddings of timestep and stride.
 
-        A plain `.to(bf16)` would round the modulation, too (method-notes 2.6).
+        A plain `.to(bf16)` would also round the modulation.
         """
         kept = (*(self.dit._keep_in_fp32_modules or ()), "stride_embedding", "injector.gate")
         for name, parameter in self.named_parameters():

@@ -45,7 +45,7 @@ def _per_frame(video: Tensor, function) -> Tensor:
     return frames.unflatten(0, (len(video), -1)).transpose(1, 2)
 
 
-# Wan2.2-TI2V-5B's VAE  (method-notes 2.3): 704.7 M parameters.
+# Wan2.2-TI2V-5B's VAE: 704.7 M parameters.
 WAN_VAE: dict[str, Any] = {
     "base_dim": 160,
     "decoder_base_dim": 256,
@@ -99,7 +99,7 @@ class WanCodec:
         with torch.device(device):
             vae = AutoencoderKLWan(**WAN_VAE, latents_mean=[0.0] * choice.channels, latents_std=[1.0] * choice.channels)
         if choice.precision == "bf16":
-            for parameter in vae.parameters():  # diffusers' own `to` warns of what it has none of
+            for parameter in vae.parameters():  # diffusers' `to` warns about modules that it does not have
                 parameter.data = parameter.data.to(torch.bfloat16)
         return cls(choice, vae)
 

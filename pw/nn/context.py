@@ -1,7 +1,7 @@
 """Context parallelism: processes that evaluate the same clips together, each on a part of the tokens.
 
 A block's linear layers see the part that is here; for self-attention the processes exchange tokens for heads and back
-(Ulysses), by diffusers' own hooks and its own backward. What comes before the blocks is computed whole by each, and the
+(Ulysses), by diffusers' hooks and backward. What comes before the blocks is computed whole by each, and the
 velocity is put together by all: every process holds all of it, and the gradient of a loss on it has, in each process,
 the terms of that process's tokens alone. Their sum over the processes is the gradient.
 """

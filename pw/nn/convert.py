@@ -1,9 +1,9 @@
-"""Weights of others under our names: diffusers', the original Wan layout, the authors' checkpoints, our own exports.
+"""Checkpoints of any layout under our names: diffusers, the original Wan, the authors' and our exports.
 
     net_state = to_ours(read(path))        # any layout -> `dit.*`, `injector.*`, `stride_embedding.*`
     fresh = place(net, net_state)          # strict: every key finds its place, or a ValueError lists those that do not
 
-A key that no table knows keeps its own name, so that `place` lists it. Nothing read here can run code.
+An unknown key keeps its name, so that `place` lists it. Nothing read here can run code.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def layout(state: Mapping[str, Any]) -> Layout:
 def to_ours(state: Mapping[str, Tensor], names: Layout | None = None) -> dict[str, Tensor]:
     """The same tensors under our names: `dit.*` (diffusers' names), `injector.*`, `stride_embedding.*`.
 
-    names  whose names `state` uses; found out by `layout` if None
+    names  whose names `state` uses; detected by `layout` if None
     Keys no table knows keep their names. Raises ValueError when two keys become one.
     """
     names = layout(state) if names is None else names

@@ -1,4 +1,4 @@
-"""Sinusoidal embeddings of timestep and stride, and the stride embedding  (sec. 3.4; method.md 2)."""
+"""Sinusoidal embeddings of timestep and stride, and the stride embedding  (sec. 3.4)."""
 
 from __future__ import annotations
 

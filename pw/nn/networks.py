@@ -1,4 +1,4 @@
-"""Networks from weights on disk, ready to generate: Wan's own, a checkpoint of any layout we read, or random ones."""
+"""Networks from weights on disk, ready to generate: Wan's, a checkpoint of any layout we read, or random ones."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Wan:
             raise ValueError(f"backbone.attention_head_dim={self.attention_head_dim}: rotary embedding wants it even")
 
     def check(self, config: Mapping[str, Any], where: object) -> None:
-        """Raises ValueError where a transformer's own configuration (diffusers' config.json) is of another size."""
+        """Raises ValueError where a transformer's config.json (diffusers) has other sizes."""
         for name, wanted in vars(self).items():
             found = config.get(name, wanted)
             if (tuple(found) if name == "patch_size" else found) != wanted:
@@ -178,7 +178,7 @@ class WanVAE:
 class UMT5:
     """Prompts are encoded by Wan's text encoder, UMT5-XXL; its size is the backbone's text_tokens and text_dim.
 
-    negative_prompt  what guidance steers away from; training drops to the empty prompt
+    negative_prompt  of guidance; condition dropout in training uses the empty prompt
     """
 
     negative_prompt: str

@@ -1,4 +1,4 @@
-"""diffusers' own `WanPipeline` around a transformer of ours, to be timed beside it."""
+"""diffusers' `WanPipeline` around a transformer of ours, to be timed beside it."""
 
 from __future__ import annotations
 

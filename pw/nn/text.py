@@ -1,4 +1,4 @@
-"""Prompt -> embedding, by Wan's own UMT5 encoder, kept on disk by prompt  (method-notes 2.2).
+"""Prompt -> embedding, by Wan's UMT5 encoder, cached on disk by prompt.
 
 An embedding is cut to the prompt's true length and padded with zeros, without an attention mask, as Wan was trained.
 """
@@ -48,7 +48,7 @@ class TextEncoder:
                 )
 
     def encode(self, prompt: str) -> Tensor:
-        """A prompt's embedding, [tokens, D] on the CPU: read if it is cached, else made and kept."""
+        """A prompt's embedding, [tokens, D] on the CPU: read from the cache, or encoded and cached."""
         kept = self.unpadded(prompt)
         return torch.cat([kept, kept.new_zeros(self.tokens - len(kept), kept.shape[1])])
 

@@ -1,4 +1,4 @@
-"""UniPC, Wan's own solver, from diffusers behind our solver interface  (method.md 4)."""
+"""UniPC, Wan's solver, from diffusers behind our solver interface."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UniPC:
-    """Multistep predictor-corrector of the given order: better than Euler on a plain flow model's ODE; on a shortcut
-    model, whose velocities are means over their own steps, it extrapolates what should not be extrapolated."""
+    """Multistep predictor-corrector of the given order (1 to 3).
+
+    When to use: on a flow model, whose ODE it solves in fewer steps than Euler. Not on a shortcut model, whose
+    velocities are means over their own steps and must not be extrapolated.
+    """
 
     order: int
 
@@ -32,7 +35,7 @@ class UniPC:
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, solver_order=self.order
         )
         scheduler.set_timesteps(sigmas=schedule.sigma(grid[:-1]).numpy())
-        scheduler.set_begin_index(0)  # else found by whole-number label, and on fine grids two steps share one
+        scheduler.set_begin_index(0)  # else looked up by whole timestep, which two steps of a fine grid share
         state = noise
         full = lambda value: torch.full((len(noise),), value, dtype=torch.float64, device=noise.device)  # noqa: E731
         for timestep, stride, label in zip(grid[:-1].tolist(), strides.tolist(), scheduler.timesteps, strict=True):

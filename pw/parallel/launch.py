@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pw.io.paths import ROOT
+from pw.io.paths import ROOT, import_paths
 from pw.io.progress import Progress
 from pw.parallel.place import PLACE, STORE, place_from_environment
 from pw.parallel.signals import STOP_SIGNALS, Stopped, handle_stop_signals, ignore_closed_stream, interruptible
@@ -128,7 +128,8 @@ class Workers:
         report, theirs = os.pipe()
         stream = self._open.enter_context(os.fdopen(report, "rb", buffering=0))
         self._reports.register(stream, selectors.EVENT_READ, rank)
-        path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # `python -m pw` is found from any folder
+        given = os.environ.get("PYTHONPATH")
+        path = [*dict.fromkeys([*import_paths(), str(ROOT)]), *([given] if given else [])]  # found from any folder
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path),

@@ -1,0 +1,1 @@
+"""Overrides -> a checked `Run`: compose (Hydra), strategies and settings (typed), cross-checks, signatures, code."""

@@ -20,7 +20,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from pw.io.paths import ROOT, SUITE
+
 OURS = ("pw", "experiments", "benchmarks")
 # What is followed, by prefix. The rest of ours runs, stores and prints; it computes nothing.
 COMPUTES = (
@@ -86,12 +87,12 @@ def code_hash(roots: tuple[str, ...], without: frozenset[str] = frozenset()) -> 
                 case Member() if token.name not in without:
                     write(token.tokens)
 
-    followed = frozenset(root.partition(".")[0] for root in roots) - {*OURS}
+    followed = _beside(frozenset(root.partition(".")[0] for root in roots) - {*OURS})
     for root in roots:
-        found, rest = _resolve(root, followed, is_root=True)
-        if found is None:
+        definition, rest = _resolve(root, followed, is_root=True)
+        if definition is None:
             raise UnknownCode(f"{root}: is defined in no source")
-        write((Ref(found.module, ".".join([found.name, *rest])),))
+        write((Ref(definition.module, ".".join([definition.name, *rest])),))
     for ref in order:  # it grows
         write(_tokens(ref, followed))
     return sha.hexdigest()[:12]
@@ -125,11 +126,11 @@ class _Module:
     @cached_property
     def definitions(self) -> dict[str, list[tuple[ast.stmt, int | None]]]:
         """name -> the statements that define it, with its place where several are assigned at once."""
-        found: dict[str, list[tuple[ast.stmt, int | None]]] = {}
+        places: dict[str, list[tuple[ast.stmt, int | None]]] = {}
         for statement in _top(self.tree.body):
             for name, place in _defined(statement):
-                found.setdefault(name, []).append((statement, place))
-        return found
+                places.setdefault(name, []).append((statement, place))
+        return places
 
     @cached_property
     def imports(self) -> dict[str, str]:
@@ -140,10 +141,17 @@ class _Module:
 @lru_cache(maxsize=512)
 def _module(name: str) -> _Module | None:
     """The source of a module, None where there is none."""
-    path = ROOT.joinpath(*name.split("."))
-    files = [path.with_suffix(".py"), path / "__init__.py"] if name.partition(".")[0] in OURS else [_elsewhere(name)]
+    package = name.partition(".")[0]
+    path = (ROOT if package == "pw" else SUITE).joinpath(*name.split("."))
+    files = [path.with_suffix(".py"), path / "__init__.py"] if package in OURS else [_elsewhere(name)]
     file = next((file for file in files if file is not None and file.is_file()), None)
     return None if file is None else _Module(name, ast.parse(file.read_text(encoding="utf-8")))
+
+
+def _beside(packages: frozenset[str]) -> frozenset[str]:
+    """A user's modules, and those that lie in the same folder, which they may import."""
+    files = [file for package in packages if (file := _elsewhere(package)) is not None and file.stem == package]
+    return packages | {path.stem for file in files for path in file.parent.glob("*.py")} - {*OURS}
 
 
 def _elsewhere(name: str) -> Path | None:
@@ -226,12 +234,12 @@ def _computes(dotted: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _tokens(ref: Ref, followed: frozenset[str]) -> tuple[Token, ...]:
-    """What a definition says, its own name left out."""
+    """What a definition says, without its name."""
     module = _module(ref.module)
     assert module is not None
     first, *members = ref.name.split(".")
     reader = _Reader(module, followed)
-    found: list[Token] = []
+    tokens: list[Token] = []
     for statement, place in module.definitions[first]:
         node: ast.stmt = statement
         for member in members:
@@ -241,12 +249,12 @@ def _tokens(ref: Ref, followed: frozenset[str]) -> tuple[Token, ...]:
             node = inner[-1]
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
-                found += reader.function(node, {})
+                tokens += reader.function(node, {})
             case ast.ClassDef():
-                found += reader.type(node, str(ref), {})
+                tokens += reader.type(node, str(ref), {})
             case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
-                found += ["" if place is None else str(place), *(reader.node(node.value, {}) if node.value else ())]
-    return tuple(found)
+                tokens += ["" if place is None else str(place), *(reader.node(node.value, {}) if node.value else ())]
+    return tuple(tokens)
 
 
 BUILTIN_TESTS = ("isinstance", "issubclass")
@@ -298,11 +306,11 @@ class _Reader:
 
     def fields(self, node: ast.AST, scope: Scope) -> list[Token]:
         """Tokens of a node's kind and parts."""
-        found: list[Token] = [type(node).__name__]
+        tokens: list[Token] = [type(node).__name__]
         for name, value in ast.iter_fields(node):
             if name not in SKIPPED:
-                found += ["[", *self.node(value, scope), "]"] if isinstance(value, list) else self.node(value, scope)
-        return found
+                tokens += ["[", *self.node(value, scope), "]"] if isinstance(value, list) else self.node(value, scope)
+        return tokens
 
     def reference(self, node: ast.Name | ast.Attribute, scope: Scope) -> list[Token] | None:
         """Tokens of a name, or of a dotted one, that leads out of the function; None where it does not."""
@@ -323,8 +331,8 @@ class _Reader:
         if what is None:
             return None
         dotted = ".".join([what, *reversed(attributes)]).removeprefix(LAZY)
-        found, rest = _resolve(dotted, self.followed)
-        return [".".join(rest)] if found is None else [found, *(f".{part}" for part in rest)]
+        definition, rest = _resolve(dotted, self.followed)
+        return [".".join(rest)] if definition is None else [definition, *(f".{part}" for part in rest)]
 
     def function(self, node: ast.FunctionDef | ast.AsyncFunctionDef, scope: Scope) -> list[Token]:
         """Tokens of a function without its name."""
@@ -336,14 +344,14 @@ class _Reader:
         """Tokens of a class without its name; its methods do not see what its body binds."""
         head = self.node([*node.decorator_list, *node.bases, *node.keywords], scope)
         body = {**scope, **_bound(node.body)}
-        found: list[Token] = ["ClassDef", *head, "["]
+        tokens: list[Token] = ["ClassDef", *head, "["]
         for statement in node.body:
             if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
-                tokens = (statement.name, *self.function(statement, scope))
-                found.append(Member(f"{name}.{statement.name}", tokens))
+                method = (statement.name, *self.function(statement, scope))
+                tokens.append(Member(f"{name}.{statement.name}", method))
             else:
-                found += self.node(statement, body)
-        return [*found, "]"]
+                tokens += self.node(statement, body)
+        return [*tokens, "]"]
 
 
 def _names(kind: ast.AST) -> list[Token]:
@@ -360,24 +368,24 @@ def _arguments(arguments: ast.arguments) -> list[str]:
 
 def _bound(body: Iterable[ast.stmt]) -> dict[str, str | None]:
     """What a function's own statements bind: variables, and what its imports bring."""
-    found: dict[str, str | None] = {}
+    names: dict[str, str | None] = {}
     outer: set[str] = set()
     waiting: list[ast.AST] = list(body)
     while waiting:
         node = waiting.pop()
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                found.setdefault(name, None)
-                continue  # what is inside is its own
+                names.setdefault(name, None)
+                continue  # what is inside is another scope
             case ast.Lambda() | ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
                 continue
             case ast.Import() | ast.ImportFrom():
-                found.update(_imported(node))
+                names.update(_imported(node))
             case ast.Name(id=name, ctx=ast.Store()):
-                found.setdefault(name, None)
+                names.setdefault(name, None)
             case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
-                found.setdefault(name, None)
-            case ast.Global(names=names) | ast.Nonlocal(names=names):
-                outer.update(names)
+                names.setdefault(name, None)
+            case ast.Global(names=globals_) | ast.Nonlocal(names=globals_):
+                outer.update(globals_)
         waiting += ast.iter_child_nodes(node)
-    return {name: what for name, what in found.items() if name not in outer}
+    return {name: what for name, what in names.items() if name not in outer}

@@ -12,12 +12,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from pw.io.arguments import ConfigError
-from pw.io.paths import CONF
+from pw.io.paths import CONF, own_folder
 
-# huggingface_hub and MLflow, which are imported after this, heed it: nobody is told what is run here
+# turns telemetry off in huggingface_hub and MLflow, which are imported after this
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
@@ -60,14 +61,39 @@ def at(values: Mapping[str, Any], key: str) -> Any:
     return node
 
 
-@lru_cache(maxsize=1)
 def groups() -> dict[str, tuple[str, ...]]:
-    """Every config group and its options: the folders of conf/ and their files. A launcher is no part of a run."""
-    return {
-        folder.name: tuple(sorted(path.stem for path in folder.glob("*.yaml")))
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir() and folder.name != "launcher"
-    }
+    """Every config group and its options: the folders of conf/ and their files. A launcher is no part of a run.
+
+    Beside the suite's there may be files of the user's own folder. Raises ConfigError for one named as the suite's is.
+    """
+    return {group: tuple(files) for group, files in _group_files(_users_conf()).items()}
+
+
+def _users_conf() -> Path | None:
+    """The user's `conf/`, if there is one."""
+    folder = own_folder()
+    return folder / "conf" if folder is not None and (folder / "conf").is_dir() else None
+
+
+@lru_cache(maxsize=8)
+def _group_files(users: Path | None) -> dict[str, dict[str, Path]]:
+    """group -> option -> its file, each sorted."""
+    suite, more = (_yaml_files(folder) for folder in (CONF, users))
+    for path in more.values():
+        group, name = path.parent.name, path.stem
+        if (group, name) in suite:
+            raise ConfigError(f"{path}: {group}={name} comes with the suite; rename the file")
+    files: dict[str, dict[str, Path]] = {group: {} for group, _ in sorted(suite)}
+    for (group, name), path in sorted({**suite, **more}.items()):
+        if group in files:  # the user's `conf/` may have folders that are not for us
+            files[group][name] = path
+    return files
+
+
+def _yaml_files(conf: Path | None) -> dict[tuple[str, str], Path]:
+    """(group, option) -> file of a folder of groups."""
+    paths = () if conf is None else conf.glob("*/*.yaml")
+    return {(path.parent.name, path.stem): path for path in paths if path.parent.name != "launcher"}
 
 
 def override_key(override: str) -> str:
@@ -92,11 +118,11 @@ def swept_values(override: str) -> tuple[str, ...]:
     key, _, value = override.partition("=")
     if not parsed.is_choice_sweep():
         raise ConfigError(f"{override}: {value} is no list of values; write them out, e.g. {key}=0,0.2,0.4")
-    return tuple(str(found) for found in parsed.sweep_string_iterator())
+    return tuple(str(value) for value in parsed.sweep_string_iterator())
 
 
 @lru_cache(maxsize=256)
-def _chosen(choices: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
+def _chosen(choices: tuple[str, ...], users: Path | None) -> tuple[Any, dict[str, str]]:
     """What group choices alone compose to, interpolations still open, and the chosen file of each group."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -104,15 +130,20 @@ def _chosen(choices: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
 
     if not GlobalHydra.instance().is_initialized():
         initialize_config_dir(str(CONF), version_base="1.3")
-    composed = compose("run", overrides=list(choices), return_hydra_config=True)
+    search = [] if users is None else [f"hydra.searchpath=['file://{users}']"]
+    composed = compose("run", overrides=[*choices, *search], return_hydra_config=True)
     files = composed.hydra.runtime.choices
-    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    OmegaConf.set_struct(own, True)  # a value for a key that is not there is refused
-    return own, {str(k): str(v) for k, v in files.items() if k in groups() and v is not None}
+    values = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    OmegaConf.set_struct(values, True)  # a value for a key that is not there is refused
+    return values, {str(k): str(v) for k, v in files.items() if k in groups() and v is not None}
+
+
+def _compose(overrides: tuple[str, ...]) -> Config:
+    return _composed(overrides, _users_conf())
 
 
 @lru_cache(maxsize=512)
-def _compose(overrides: tuple[str, ...]) -> Config:
+def _composed(overrides: tuple[str, ...], users: Path | None) -> Config:
     """Hydra sets values once the files are chosen; so files are read once for all runs that differ in values only."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -125,7 +156,7 @@ def _compose(overrides: tuple[str, ...]) -> Config:
         is_choice = override_key(override) in groups() or "@" in override.partition("=")[0]
         (choices if is_choice else changes).append(override)
     try:
-        chosen, files = _chosen(tuple(choices))
+        chosen, files = _chosen(tuple(choices), users)
         composed = copy.deepcopy(chosen)
         for change in OverridesParser.create().parse_overrides(changes):
             if change.is_sweep_override():
@@ -198,11 +229,8 @@ def _unused(parent: str, overrides: Sequence[str]) -> str:
 def _elsewhere(key: str) -> str:
     """Which other choices of the group have the key."""
     group, _, leaf = key.partition(".")
-    has = [
-        o
-        for o in groups().get(group, ())
-        if re.search(rf"^{re.escape(leaf)}:", (CONF / group / f"{o}.yaml").read_text(), re.M)
-    ]
+    files = _group_files(_users_conf()).get(group, {})
+    has = [name for name, path in files.items() if re.search(rf"^{re.escape(leaf)}:", path.read_text(), re.M)]
     return f"; set {' or '.join(f'{group}={option}' for option in has)} to have {leaf}" if has else ""
 
 

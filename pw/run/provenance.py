@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from pw.io.paths import ROOT
+from pw.io.paths import IS_CHECKOUT, ROOT, SUITE
 
 # What can change a result; the rest (tables, plots, messages) cannot.
 RESULT_CODE = (
@@ -26,22 +28,23 @@ RESULT_CODE = (
 
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, Any]:
-    """{"git_commit", "dirty", "code" (hash of the code that makes results), "lock_hash"}; unknown outside git: None."""
+    """{"git_commit", "dirty", "code" (hash of the code that makes results), "lock_hash"}; what is not known outside a
+    checkout is None."""
     commit = _git("rev-parse", "HEAD")
     return {
         "git_commit": commit,
         "dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "code": _hash(sorted(p for part in RESULT_CODE for p in _python_files(part))),
-        "lock_hash": _hash([ROOT / "requirements" / "dev.lock"]),
+        "code": _hash([path for part in RESULT_CODE for path in _python_files(part)]),
+        "lock_hash": _hash([lock]) if (lock := ROOT / "requirements" / "dev.lock").exists() else None,
     }
 
 
-def _python_files(part: str) -> list[Any]:
-    path = ROOT / part
-    return [path] if path.suffix == ".py" else list(path.rglob("*.py"))
+def _python_files(part: str) -> list[Path]:
+    path = (ROOT if part.startswith("pw/") else SUITE) / part
+    return [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
 
 
-def _hash(paths: list[Any]) -> str:
+def _hash(paths: Iterable[Path]) -> str:
     sha = hashlib.sha256()
     for path in paths:
         sha.update(path.read_bytes())
@@ -49,6 +52,8 @@ def _hash(paths: list[Any]) -> str:
 
 
 def _git(*arguments: str) -> str | None:
+    if not IS_CHECKOUT:  # an environment may lie in a repository of something else
+        return None
     try:
         answer = subprocess.run(
             ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=5, check=False

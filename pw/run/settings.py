@@ -106,12 +106,11 @@ class Optimizer:
 class Sampling:
     """How clips are sampled and how many.
 
-    grid    `uniform` in u, and the network is told where it is; `wan`: that of Wan's own scheduler, which tells it
-            whole timesteps  (method-notes 2.5)
-    stride  what the network is told: `grid`, the step's own; `zero`, the flow velocity; `auto`, zero exactly where the
-            objective never trained another
-    solution_count  clips of which a run's many-step solution is computed, to measure its gap; null is all. The arm that
-            is shown as the ceiling has all in any case
+    grid    `uniform` in u; `wan`: that of Wan's scheduler, which gives the network whole timesteps
+    stride  the network's input: `grid`, the step's stride; `zero`, for the flow velocity; `auto`, zero if the objective
+            trains no stride
+    solution_count  clips whose many-step solution is computed, to measure the gap to it; null is all. The ceiling of a
+            table has all in any case
     """
 
     grid: Literal["uniform", "wan"]
@@ -191,7 +190,7 @@ class Trainer:
     attention       the kernel: `sdpa` is torch's choice; `cudnn`, `flash`, `flash3`, `sage` and so on are named as
                     diffusers names them
     compile         torch.compile for each block
-    weights         folder of Wan's weights in diffusers' layout; null is where `make weights` puts them
+    weights         folder of Wan's weights in diffusers' layout; null is where `pw weights` puts them
     guidance_batch  both branches of guidance in one batch: faster, for twice the activations
     offload_activations  what checkpointed blocks are recomputed from (`train.checkpoint_activations`) waits for the
                     backward in CPU memory: room for longer clips, for a copy there and back

@@ -63,7 +63,7 @@ def _read(path: Path, weights: Path, *changed: int) -> Card:
         card = Card(path.stem, weights, about["updates"], about["configuration"], about["sha256"], about)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is not the card of a start ({error!r}); {remedy}") from error
-    found = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else "none"
-    if found != card.sha256:
-        raise ConfigError(f"{weights}: sha256 is {found[:12]}, its card says {card.sha256[:12]}; {remedy}")
+    actual = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else "none"
+    if actual != card.sha256:
+        raise ConfigError(f"{weights}: sha256 is {actual[:12]}, its card says {card.sha256[:12]}; {remedy}")
     return card

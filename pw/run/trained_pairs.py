@@ -1,4 +1,4 @@
-"""Which steps a step sampler trains, on the screen: the inference grids' own, and its targets' second halves  (D5).
+"""`pw coverage`: which steps of the inference grids a step sampler trains, and which second halves of its targets (D5).
 
     pw coverage step_sampler=aligned [any override of conf/]
 
@@ -7,20 +7,27 @@ For 2, 3, 4 and 5 inference steps, or for `sampling.timesteps` if it is given.
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pw.io.arguments import ConfigError
+from pw.io.arguments import Command
 from pw.method.coverage import Coverage, coverage
-from pw.method.objective import Shortcut
 from pw.method.solver import inference_grid
 from pw.method.step_sampler import StepSampler
 from pw.run.build import Run, build
+from pw.run.compose import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 NUM_STEPS = (2, 3, 4, 5)  # Table 5
+
+
+@dataclass(frozen=True)
+class CoverageOptions:
+    """The run whose step sampler is asked about."""
+
+    overrides: tuple[str, ...] = ()
 
 
 def reports(run: Run) -> list[Coverage]:
@@ -35,20 +42,20 @@ def reports(run: Run) -> list[Coverage]:
 
 def step_sampler(run: Run) -> StepSampler:
     """The run's step sampler. Raises ConfigError when its objective has none."""
-    if not isinstance(run.objective, Shortcut):
+    if run.objective.step_sampler is None:
         choice = run.config.choices["objective"]
         raise ConfigError(f"objective={choice}: trains no stride, so no step is covered; set objective=shortcut")
     return run.objective.step_sampler
 
 
-def as_table(found: list[Coverage]) -> Table:
+def as_table(coverages: list[Coverage]) -> Table:
     """A line per inference step."""
     from rich.table import Table
 
     table = Table("steps", "timestep", "stride", "trained", "nearest trained (timestep, stride)", box=None)
     for column in table.columns[:3]:
         column.justify = "right"
-    for report in found:
+    for report in coverages:
         for pair in report.pairs:
             steps = str(len(report.pairs)) if pair is report.pairs[0] else ""
             trained = "[green]yes[/]" if pair.trained else "[red]no[/]"
@@ -58,23 +65,21 @@ def as_table(found: list[Coverage]) -> Table:
     return table
 
 
-def main(arguments: list[str]) -> int:
-    """Print the report. Exit status: 0, or 2 for a mistake in the call."""
+def print_coverage(options: CoverageOptions) -> int:
+    """Print the report. Raises ConfigError for a mistake in the overrides."""
     from rich.console import Console
 
-    try:
-        run = build(arguments)
-        step_sampler(run)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    found, console = reports(run), Console(highlight=False, soft_wrap=True)
+    run = build(options.overrides)
+    coverages, console = reports(run), Console(highlight=False, soft_wrap=True)
     choice = run.config.choices["step_sampler"]
     console.print(f"step_sampler={choice}, schedule.coordinate={run.schedule.coordinate}")
-    console.print(as_table(found))
-    halves = found[0]
+    console.print(as_table(coverages))
+    halves = coverages[0]
     console.print(
         f"second halves: {halves.second_halves_trained} of {halves.second_halves} trained, "
         f"{halves.second_halves_grounded} more evaluated at stride 0, where flow matching trains every timestep"
     )
     return 0
+
+
+main = Command(CoverageOptions, print_coverage)

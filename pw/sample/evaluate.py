@@ -198,11 +198,11 @@ def coverage_entry(run: Run) -> dict[str, Any] | None:
     from dataclasses import astuple
 
     from pw.method.coverage import coverage
-    from pw.method.objective import Shortcut
 
-    if not isinstance(run.objective, Shortcut) or not run.feeds_strides():
+    step_sampler = run.objective.step_sampler
+    if step_sampler is None or not run.feeds_strides():
         return None
-    covered = coverage(run.objective.step_sampler, run.schedule, run.grid())
+    covered = coverage(step_sampler, run.schedule, run.grid())
     return {
         "grid": [astuple(pair) for pair in covered.pairs],
         "second_halves_trained": covered.second_halves_trained,

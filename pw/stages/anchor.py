@@ -26,6 +26,6 @@ class AnchorModel(Stage):
 
     @torch.no_grad()
     def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:
-        """noise latent [B, …], texts and what to steer away from -> anchor video in about [-1, 1]."""
+        """noise latent [B, …], embeddings of prompts and negative prompts -> anchor video in about [-1, 1]."""
         text, away = texts or (self.text(len(noise)), None)
         return self.codec.decode(self.sample(noise, Condition(text, anchor=None), away))

@@ -37,7 +37,7 @@ class HiresSynth(Stage):
 
     @torch.no_grad()
     def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:
-        """noise latent [B, …], anchor latent, texts and what to steer away from -> video in about [-1, 1]."""
+        """noise latent [B, …], anchor latent, embeddings of prompts and negative prompts -> video in about [-1, 1]."""
         text, away = texts or (self.text(len(noise)), None)
         condition = Condition(text, None if self.run.injector is None else anchor)
         return self.codec.decode(self.sample(noise, condition, away))

@@ -37,7 +37,7 @@ from pw.run.build import Run
 from pw.stages.velocity import Condition, integrate, velocity
 from pw.types import Velocity
 
-Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and of what to steer away from, each [B, tokens, dim]
+Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and negative prompts, each [B, tokens, dim]
 
 # One stream of random numbers per purpose, so that none shifts another: arms stay paired whatever they draw.
 NOISE, STEPS, DEGRADE, DROPOUT = 2, 3, 4, 5
@@ -184,8 +184,8 @@ class Stage(L.LightningModule, ABC):
         return self._empty.to(self.device).expand(batch, -1, -1)
 
     def share_text(self, team: Team) -> None:
-        """Have the first process make what `text` is made of, before a training: its encoder would else be in memory
-        once for each process. All must call it."""
+        """Encode the empty prompt in the first process alone, before a training: else each process would hold the
+        encoder in memory. All must call it."""
         if self.run.text is not None and not isinstance(self.run.source, LatentClips):
             self._empty = team.agreed(self._encoded("") if team.place.is_first else None)
 
@@ -268,7 +268,7 @@ class Stage(L.LightningModule, ABC):
     def sample(self, noise: Tensor, condition: Condition, away: Tensor | None = None) -> Tensor:
         """noise latent [B, C, F, h, w] -> latent, by the run's solver, grid and guidance, with the EMA weights.
 
-        away  what guidance steers the text away from, [B, tokens, dim]; without text it drops the anchor alone
+        away  embedding of the negative prompt, [B, tokens, dim]; None drops the anchor alone
         """
         assert self.ema is not None
         everyone = torch.ones(len(noise), dtype=torch.bool)

@@ -23,7 +23,7 @@ class Condition:
     anchor: Tensor | None
 
     def dropped(self, which: Tensor, null_text: Tensor | None = None) -> Condition:
-        """For the marked samples [B] the anchor becomes zeros and the text the empty prompt's  (method.md 2.6)."""
+        """For the marked samples [B] the anchor becomes zeros and the text the empty prompt's."""
         text, anchor = self.text, self.anchor
         if null_text is not None:
             text = torch.where(which.to(text.device).view(-1, 1, 1), null_text.to(text), text)
@@ -54,20 +54,20 @@ def integrate(
 ) -> Tensor:
     """noise latent [B, C, F, h, w] -> latent, by the run's solver, grid and guidance.
 
-    null  the condition that guidance steers away from; unused without guidance
+    null  the condition of guidance's second branch, required with guidance
     tick  called after every evaluation of the network
     """
     grid = run.grid()
     strides = inference_strides(grid) if run.feeds_strides() else torch.zeros(len(grid) - 1)
 
     def evaluated(inner: Velocity) -> Velocity:
-        return _ticking(_told_whole(inner) if run.sampling.grid == "wan" else inner, tick)
+        return _calling_after(_at_whole_timesteps(inner) if run.sampling.grid == "wan" else inner, tick)
 
     conditioned = evaluated(velocity(net, condition, run.schedule))
     if run.guidance.scale != 1:
-        assert null is not None, "guidance steers away from something"
+        assert null is not None, "guidance needs a null condition"
         away = evaluated(velocity(net, null, run.schedule))
-        both = evaluated(_together(net, condition, null, run.schedule)) if run.trainer.guidance_batch else None
+        both = evaluated(_both_branches(net, condition, null, run.schedule)) if run.trainer.guidance_batch else None
         conditioned = run.guidance(conditioned, away, run.guidance.last_guided(grid), both)
     return run.solver(conditioned, noise, grid, strides, run.schedule)
 
@@ -80,7 +80,7 @@ def evaluations(run: Run) -> int:
     return steps + min(steps, run.guidance.first_steps or steps)
 
 
-def _ticking(inner: Velocity, tick: Callable[[], None] | None) -> Velocity:
+def _calling_after(inner: Velocity, tick: Callable[[], None] | None) -> Velocity:
     if tick is None:
         return inner
 
@@ -92,7 +92,7 @@ def _ticking(inner: Velocity, tick: Callable[[], None] | None) -> Velocity:
     return velocity
 
 
-def _together(net: Backbone, condition: Condition, null: Condition, schedule: Schedule) -> Velocity:
+def _both_branches(net: Backbone, condition: Condition, null: Condition, schedule: Schedule) -> Velocity:
     """Both branches of guidance in one batch: [2 B, …], the conditioned ones first."""
     anchors = (condition.anchor, null.anchor)
     anchor = torch.cat([a for a in anchors if a is not None]) if condition.anchor is not None else None
@@ -104,8 +104,8 @@ def _together(net: Backbone, condition: Condition, null: Condition, schedule: Sc
     return both
 
 
-def _told_whole(inner: Velocity) -> Velocity:
-    # Wan's scheduler hands the network whole timesteps, and steps by exact sigmas
+def _at_whole_timesteps(inner: Velocity) -> Velocity:
+    # Wan's scheduler gives the network whole timesteps, and steps by exact sigmas
     def velocity(state: Tensor, timestep: Tensor, stride: Tensor) -> Tensor:
         return inner(state, timestep.floor(), stride)
 

@@ -14,7 +14,6 @@ from pw.cost.count import checkpoint_copy_bytes, offloaded_bytes, parameters, tr
 from pw.data import NO_DATA, Unset
 from pw.io.paths import OUTPUTS
 from pw.io.wan_weights import check, locate
-from pw.method.weighting import DeltaSigma
 from pw.nn import options
 from pw.parallel.place import check_launch, current_place
 from pw.parallel.share import Share
@@ -109,8 +108,7 @@ def check_share(run: Run) -> None:
     share = Share.of(run.train, 0, run.trainer.shares)
     if share.parts == 1:
         return
-    weighting = getattr(run.objective, "weighting", None)
-    if isinstance(weighting, DeltaSigma) and weighting.normalise == "batch":
+    if run.objective.depends_on_batch:
         raise ConfigError(
             "weighting.normalise=batch: weighs a clip by the others of its batch, and trainer.devices="
             f"{run.trainer.devices} cuts batches of train.batch_size={run.train.batch_size} into parts; set "

@@ -188,9 +188,8 @@ def training_flops(run: Run, module: Any) -> float:
         full = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
         module.velocity(net, condition)(data, full, full)
     forwards = {"flow": 3, "consistency": 5}
-    turns = getattr(run.objective, "turns", None)
     count = sum(
-        forwards["consistency" if turns is not None and turns.is_consistency(update) else "flow"]
+        forwards["consistency" if run.objective.is_consistency(update) else "flow"]
         for update in range(run.train.updates)
     )
     return float(counter.get_total_flops()) * run.train.batch_size * run.train.accumulate * count

@@ -1,4 +1,4 @@
-"""pw.method.coverage: which steps were trained, against method-notes 5.5 and tiny.md."""
+"""pw.method.coverage: which steps were trained, against docs/method.md and docs/tiny.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_none_of_the_second_halves_of_the_papers_set_is_trained(schedule: Schedu
 
 @pytest.mark.parametrize(
     ("num_steps", "trained"),
-    [  # method-notes 5.5, exactly trained: 2 steps (500, 500); 4 steps (500, 250); 5 steps (800, 200)
+    [  # docs/method.md, exactly trained: 2 steps (500, 500); 4 steps (500, 250); 5 steps (800, 200)
         (2, [(500, 500)]),
         (3, []),
         (4, [(500, 250)]),
@@ -39,14 +39,14 @@ def test_in_the_index_coordinate_the_papers_set_holds_hardly_a_step_of_an_even_g
 
 
 def test_at_shift_4_5_the_last_of_four_steps_is_trained():
-    # 1000, 931, 818, 600: only (600, 600) is a pair of the paper's set  (tiny.md)
+    # 1000, 931, 818, 600: only (600, 600) is a pair of the paper's set  (docs/tiny.md)
     report = coverage(PAPER, TIMESTEP, inference_grid(4, TIMESTEP))
     assert [p.trained for p in report.pairs] == [False, False, False, True]
     assert report.pairs[-1].nearest == (600, 600)
 
 
 def test_the_nodes_of_the_starts_are_half_trained():
-    # method-notes 5.5: 800-700-600-500-0 is trained at (800, 100) and (500, 500); (700, 100), (600, 100) are not
+    # docs/method.md: 800-700-600-500-0 is trained at (800, 100) and (500, 500); (700, 100), (600, 100) are not
     report = coverage(PAPER, INDEX, custom_grid([800, 700, 600, 500], INDEX))
     assert [p.trained for p in report.pairs] == [True, False, False, True]
 
@@ -81,7 +81,7 @@ def test_chain_and_original_train_their_own_trajectories():
 
 
 def test_only_six_trajectories_to_data_are_trained_throughout_by_the_papers_set():
-    # method-notes 5.5: 500-0, 600-0, 700-0, 800-0, 800-700-0, 800-600-0, nothing longer
+    # docs/method.md: 500-0, 600-0, 700-0, 800-0, 800-700-0, 800-600-0, nothing longer
     found = set()
     for length in (1, 2, 3, 4):
         for nodes in itertools.combinations(sorted(STARTS, reverse=True), length):

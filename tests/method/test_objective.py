@@ -191,3 +191,19 @@ def test_the_loss_is_taken_where_the_data_is():
         for update in (0, 1):
             loss = Shortcut("bell", Alternate(), PAPER, weighting, TARGET)(field, field, x, SCHEDULE, Draws(0), update)
             assert loss.value.device.type == "meta"
+
+
+@pytest.mark.parametrize("updates", [0, 1, 7, 400])
+def test_the_number_of_consistency_updates_is_that_of_the_updates_that_are(updates: int):
+    assert Flow("uniform").consistency_updates(updates) == 0
+    alternate = shortcut(Alternate())
+    assert alternate.consistency_updates(updates) == sum(map(alternate.is_consistency, range(updates)))
+    bernoulli = shortcut(Bernoulli(0.3, seed=1))
+    drawn = sum(map(bernoulli.is_consistency, range(updates)))
+    assert abs(bernoulli.consistency_updates(updates) - drawn) <= 4 * (0.3 * 0.7 * updates) ** 0.5
+
+
+def test_only_a_weighting_that_normalises_by_the_batch_depends_on_it():
+    assert shortcut(weighting=DeltaSigma(0.5, "batch")).depends_on_batch
+    for objective in (shortcut(), shortcut(weighting=DeltaSigma(0.5, "expected")), Flow("uniform")):
+        assert not objective.depends_on_batch

@@ -1,4 +1,4 @@
-"""pw.method.schedule: noise levels, nodes, snapping and spans, against the tables of method-notes 5."""
+"""pw.method.schedule: noise levels, nodes, snapping and spans, against the tables of docs/method.md."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def index_schedule(shift: float, snap: bool = True) -> Schedule:
 
 @pytest.mark.parametrize(
     ("shift", "wanted"),
-    [  # sigma(T) at T = 100, 200, … 900  (method-notes 5.4)
+    [  # sigma(T) at T = 100, 200, … 900  (docs/method.md)
         (1.0, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
         (3.0, [0.250, 0.429, 0.563, 0.667, 0.750, 0.818, 0.875, 0.923, 0.964]),
         (5.0, [0.357, 0.556, 0.682, 0.769, 0.833, 0.882, 0.921, 0.952, 0.978]),
@@ -107,7 +107,7 @@ def test_in_the_timestep_coordinate_a_span_is_the_stride_over_n(shift: float, fi
 
 @given(shifts, positions, positions)
 def test_in_the_index_coordinate_a_span_has_the_closed_form(shift: float, first: float, second: float):
-    # sigma(T) - sigma(T - D) = s (D / N) / (A(T) A(T - D)), A(T) = 1 + (s - 1) T / N  (method-notes 5.1)
+    # sigma(T) - sigma(T - D) = s (D / N) / (A(T) A(T - D)), A(T) = 1 + (s - 1) T / N  (docs/method.md)
     timestep, end = max(first, second), min(first, second)
     a, b = (1 + (shift - 1) * t / 1000 for t in (timestep, end))
     span = index_schedule(shift).noise_span(f64(timestep), f64(end))
@@ -126,7 +126,7 @@ def test_spans_add_up_along_a_trajectory(shift: float, coordinate: str, where: l
 
 @pytest.mark.parametrize(
     ("shift", "timestep", "stride", "wanted"),
-    [  # method-notes 5.4
+    [  # docs/method.md
         (3.0, 500, 500, 0.750),
         (5.0, 500, 500, 0.833),
         (5.0, 500, 250, 0.208),
@@ -142,14 +142,14 @@ def test_spans_of_the_paper_set_in_the_index_coordinate(shift: float, timestep: 
 
 
 def test_a_fixed_stride_spans_most_noise_near_data():
-    # the paper's words have it the other way round (method-notes 5.2): 1000 -> 800 is 0.048, 200 -> 0 is 0.556
+    # the paper's words have it the other way round (docs/method.md): 1000 -> 800 is 0.048, 200 -> 0 is 0.556
     span = index_schedule(5.0).noise_span(f64(1000, 200), f64(800, 0))
     torch.testing.assert_close(span, f64(0.0476, 0.5556), atol=5e-5, rtol=0)
 
 
 @given(shifts, st.floats(10, 1000), st.floats(0.01, 1))
 def test_the_first_halfs_share_has_the_closed_form(shift: float, timestep: float, fraction: float):
-    # w1 = A(Te) / (A(T) + A(Te)): ds1 = s h / (A(T) A(Tm)), ds2 = s h / (A(Tm) A(Te))  (method-notes 5.3)
+    # w1 = A(Te) / (A(T) + A(Te)): ds1 = s h / (A(T) A(Tm)), ds2 = s h / (A(Tm) A(Te))  (docs/method.md)
     stride = timestep * fraction
     schedule = index_schedule(shift)
     top, middle, end = f64(timestep), f64(timestep - stride / 2), f64(timestep - stride)
@@ -166,7 +166,7 @@ def test_the_first_halfs_share_of_the_longest_strides():
 
 
 def test_the_network_is_told_1000_sigma_whatever_the_coordinate():
-    # telling it 800 instead of 952.4 is the classic bug  (method-notes 5.1)
+    # telling it 800 instead of 952.4 is the classic bug  (docs/method.md)
     told = index_schedule(5.0).network_timestep(f64(800, 1000))
     torch.testing.assert_close(told, torch.tensor([4000 / 4.2, 1000.0]))
     assert told.dtype == torch.float32

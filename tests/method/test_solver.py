@@ -26,7 +26,7 @@ def test_the_four_step_grid_at_shift_4_5_ends_on_a_trained_pair():
 
 
 def test_the_four_step_noise_levels_at_shift_5_are_flow_map_eulers():
-    # method-notes 2.5: 1, .9375, .8333, .625, 0, in either coordinate
+    # docs/method.md: 1, .9375, .8333, .625, 0, in either coordinate
     for coordinate in ("timestep", "index"):
         schedule = Schedule(5.0, 1000, coordinate, True)
         sigma = schedule.sigma(inference_grid(4, schedule))
@@ -35,7 +35,7 @@ def test_the_four_step_noise_levels_at_shift_5_are_flow_map_eulers():
 
 
 def test_the_two_k_grid_of_the_authors():
-    # method.md 1: shift 5.5, start u = 0.999: 999, 942, 845, 646 -> 0
+    # docs/method.md: shift 5.5, start u = 0.999: 999, 942, 845, 646 -> 0
     grid = inference_grid(4, Schedule(5.5, 1000, "timestep", True), start=0.999)
     assert [int(t) for t in grid.tolist()] == [999, 942, 845, 646, 0]
 

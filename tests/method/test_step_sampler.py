@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from pw.method.step_sampler import (
     FullRange,
     Original,
     StepSampler,
+    TableSampler,
     even,
     rung_probabilities,
     stride_ladder,
@@ -262,3 +264,15 @@ def test_these_samplers_are_closed_under_halving(name: str):
 def test_an_impossible_sampler_is_refused_by_key(make, key: str):
     with pytest.raises(ValueError, match=key):
         make()
+
+
+def test_a_sampler_of_ones_own_needs_rows_alone():
+    @dataclass(frozen=True)
+    class OneStep(TableSampler):
+        def rows(self, schedule: Schedule):
+            yield float(schedule.num_timesteps), 400.0, False, 1.0
+
+    steps = OneStep().draw(torch.tensor([0.0, 0.5, 0.999]), UNSNAPPED)
+    assert steps.timestep.tolist() == [1000.0] * 3
+    assert steps.middle.tolist() == [800.0] * 3
+    assert steps.end.tolist() == [600.0] * 3

@@ -40,7 +40,7 @@ def end_point_scale(target: TwoSteps, velocity, schedule: Schedule, timestep: fl
 
 @pytest.mark.parametrize(
     ("sd", "timestep", "stride", "exact", "equal"),
-    [  # method-notes 5.3, shift 5. (800, 800), sd 0.5: S(0) = 0.5, S(0.95238)^2 = 0.04762^2 / 4 + 0.95238^2 -> 0.52484
+    [  # docs/method.md, shift 5. (800, 800), sd 0.5: S(0) = 0.5, S(0.95238)^2 = 0.04762^2 / 4 + 0.95238^2 -> 0.52484
         (0.5, 800, 800, 0.525, 0.342),
         (1.0, 800, 800, 1.049, 0.718),
         (0.5, 500, 250, 0.779, 0.778),
@@ -88,7 +88,7 @@ def test_in_the_timestep_coordinate_span_weighting_is_the_half_and_half_of_eq_4(
 
 
 def test_in_the_index_coordinate_they_differ_on_a_velocity_that_is_sigma():
-    # T = D = 500, shift 5: halves span 0.2083 and 0.6250; v = sigma at T, Tm: 0.8333, 0.6250. method.md 2.2 takes each
+    # T = D = 500, shift 5: halves span 0.2083 and 0.6250; v = sigma at T, Tm: 0.8333, 0.6250. docs/method.md takes each
     # half's own mean, (0.8333 + 0.6250) / 2 and 0.6250 / 2: 0.25 * 0.7292 + 0.75 * 0.3125 = 0.4167, and 1/2-1/2: 0.5208
     def mean_sigma(state, timestep, stride):
         v = (INDEX.sigma(timestep) + INDEX.sigma(timestep - stride)) / 2

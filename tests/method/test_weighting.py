@@ -32,7 +32,7 @@ def paper_rows() -> list[tuple[float, int, int]]:
 
 
 def test_the_expected_weight_in_the_index_coordinate_is_0_648():
-    # method-notes 5.4: E[lambda] = 0.648 at shift 5, beta 0.7, p 0.5 (odd strides there; even ones move the 4th digit)
+    # docs/method.md: E[lambda] = 0.648 at shift 5, beta 0.7, p 0.5 (odd strides there; even ones move the 4th digit)
     def sigma(index: float) -> float:
         return 5 * index / 1000 / (1 + 4 * index / 1000)
 
@@ -42,7 +42,7 @@ def test_the_expected_weight_in_the_index_coordinate_is_0_648():
 
 
 def test_the_expected_weight_in_the_timestep_coordinate_is_that_of_shift_one():
-    # method-notes 5.4: E[lambda] = 0.631 at shift 1, where a span is stride / N
+    # docs/method.md: E[lambda] = 0.631 at shift 1, where a span is stride / N
     wanted = sum(p * (d / 1000) ** 0.5 for p, t, d in paper_rows())
     assert wanted == pytest.approx(0.631, abs=1e-3)
     assert expected_weight(0.5, TIMESTEP, PAPER) == pytest.approx(wanted, abs=1e-12)
@@ -87,7 +87,7 @@ def test_expected_changes_which_steps_count_and_nothing_else():
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(0, 4))
 def test_batch_at_batch_size_one_is_exactly_one(uniform: float, p: float):
-    # R trains at batch size 1: its calibration is a no-op  (method.md 2.3)
+    # R trains at batch size 1: its calibration is a no-op  (docs/method.md)
     steps = PAPER.draw(torch.tensor([uniform], dtype=torch.float64), TIMESTEP)
     assert DeltaSigma(p, "batch")(steps, TIMESTEP, PAPER).tolist() == [1.0]
 

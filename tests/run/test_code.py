@@ -18,8 +18,9 @@ from experiments.engine.plan import make_plan, other_code, parse
 from experiments.engine.run_ablation import main
 from pw.io.files import write_json
 from pw.io.paths import ROOT
-from pw.run.build import CHOSEN, PLACES, SAMPLES, STAGES, TRAINS, build
+from pw.run.build import build
 from pw.run.code import UnknownCode, code_hash
+from pw.run.signatures import CHOSEN, PLACES, PLANNING, SAMPLES, STAGES, TRAINS
 from pw.train.loop import train
 from pw.train.record import earlier_trainings, is_trained, training_folder, with_code, write_config
 
@@ -148,7 +149,7 @@ def move_to_another_module(sources: Sources) -> None:
     (sources.folder / "pw/method/spans.py").write_text((sources.folder / "pw/method/weighting.py").read_text())
     (sources.folder / "pw/method/weighting.py").write_text("from pw.method.spans import DeltaSigma, Uniform\n")
     sources.edit("conf/weighting/delta_sigma.yaml", "pw.method.weighting.", "pw.method.spans.")
-    sources.edit("pw/run/build.py", '("pw.method.weighting",)', '("pw.method.weighting", "pw.method.spans")')
+    sources.edit("pw/run/strategies.py", '("pw.method.weighting",)', '("pw.method.weighting", "pw.method.spans")')
 
 
 def write_imports_otherwise(sources: Sources) -> None:
@@ -237,7 +238,9 @@ class TestTheHash:
 
     @pytest.mark.parametrize(
         "name",
-        sorted({*STAGES.values(), *SAMPLES, *TRAINS, *PLACES, *(n for c in CHOSEN.values() for n in c.values())}),
+        sorted(
+            {*STAGES.values(), *SAMPLES, *TRAINS, *PLACES, *PLANNING, *(n for c in CHOSEN.values() for n in c.values())}
+        ),
     )
     def test_is_told_to_leave_out_only_what_there_is(self, name: str) -> None:
         assert code_hash((name,))

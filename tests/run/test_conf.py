@@ -121,7 +121,7 @@ class TestComposing:
 
 
 class TestThePapersRecipe:
-    """Numbers as the paper prints them; `method.md` has the working."""
+    """Numbers as the paper prints them; `docs/method.md` has the working."""
 
     def test_is_the_default_of_the_second_stage(self) -> None:
         run = built("stage=hires")
@@ -156,7 +156,7 @@ class TestThePapersRecipe:
     def test_makes_anchors_with_flow_matching_and_fifty_steps(self) -> None:
         run = built("stage=anchor")
         assert run.config.choices["objective"] == "flow"
-        assert run.sampling.num_steps == 50  # method.md 4
+        assert run.sampling.num_steps == 50  # docs/method.md
         assert run.injector is None
 
     def test_has_the_rivals_of_the_tables(self) -> None:
@@ -574,7 +574,7 @@ class TestTheCoverageCommand:
         assert four[0][0] == "4"
         assert [row[-3] for row in four] == ["no", "no", "no", "yes"]
         assert four[-1][-5:-3] == ["600", "600"]
-        # 4 starts x 6 rungs, the last rung of each evaluated at stride 0; method-notes 5.5: 0 of 24
+        # 4 starts x 6 rungs, the last rung of each evaluated at stride 0; docs/method.md: 0 of 24
         assert lines[-1].startswith("second halves: 0 of 24 trained, 4 more")
 
     def test_prints_a_grid_of_ones_own(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,194 @@
+"""What no single strategy can see: whether the parts of a run fit each other. Errors name the key and what would do."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pw.nn import options
+from pw.run.compose import ConfigError, override_key
+from pw.run.strategies import as_config_error
+
+if TYPE_CHECKING:
+    from pw.run.build import Run
+
+
+def cross_check(run: Run) -> None:
+    """Raises ConfigError when parts of a run do not fit each other."""
+    positions = _check_sizes(run)
+    _check_trainer(run, positions)
+    _check_data(run)
+    _check_grid(run)
+    _check_anchor(run)
+    _check_objective(run)
+    _check_guidance(run)
+    if run.config.choices["data"] == "latents":
+        _check_latents(run)
+    _check_start(run)
+
+
+def _check_sizes(run: Run) -> list[int]:
+    """Latent positions (frames, rows, columns) of what is generated, which codec and backbone must divide."""
+    scale, backbone, codec = run.scale, run.backbone, run.codec
+    for name in ("height", "width", "anchor_height", "anchor_width"):
+        if getattr(scale, name) % codec.factor:
+            raise ConfigError(
+                f"scale.{name}={getattr(scale, name)}: not a multiple of codec.factor={codec.factor}; "
+                f"{_near(getattr(scale, name), codec.factor)} would do"
+            )
+    if codec.channels != backbone.in_channels:
+        raise ConfigError(f"backbone.in_channels={backbone.in_channels}: the codec makes {codec.channels} channels")
+    generated = ("anchor_height", "anchor_width") if run.stage == "anchor" else ("height", "width")
+    with as_config_error():
+        frames = codec.latent_frames(scale.frames)
+    positions = [frames, *(getattr(scale, name) // codec.factor for name in generated)]
+    for name, length, patch in zip(("frames", *generated), positions, backbone.patch_size, strict=True):
+        if length % patch:
+            near = "" if name == "frames" else f"; {_near(getattr(scale, name), codec.factor * patch)} would do"
+            raise ConfigError(
+                f"scale.{name}={getattr(scale, name)}: its {length} latent positions are no multiple of patch size "
+                f"{patch}{near}"
+            )
+    if max(positions) > backbone.rope_max_seq_len:
+        raise ConfigError(
+            f"scale={scale.name}: {max(positions)} latent positions in a row, the backbone's rotary table has "
+            f"{backbone.rope_max_seq_len}; set backbone.rope_max_seq_len"
+        )
+    return positions
+
+
+def _check_trainer(run: Run, positions: list[int]) -> None:
+    if run.trainer.offload_activations and not run.train.checkpoint_activations:
+        raise ConfigError(
+            "trainer.offload_activations=true: offloads what checkpointed blocks are recomputed from; set "
+            "train.checkpoint_activations=true, too"
+        )
+    _check_context(run, math.prod(p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True)))
+
+
+def _check_data(run: Run) -> None:
+    """That clips are of the scale's size."""
+    scale = run.scale
+    data = run.config["data"]
+    wide = "width" if data.get("width") else "size"  # without a width of their own clips are square
+    for name, length in (("frames", scale.frames), ("size", scale.height), (wide, scale.width)):
+        if data.get(name, length) != length:
+            square = "" if "width" in data else f", and data={run.config.choices['data']} makes squares"
+            raise ConfigError(
+                f"data.{name}={data[name]}: the scale has {scale.frames} frames of {scale.height} x {scale.width} px"
+                f"{square}; set scale.frames, scale.height and scale.width, data follows"
+            )
+
+
+def _check_grid(run: Run) -> None:
+    """That an explicit grid stands alone and lies within the schedule."""
+    timesteps = run.sampling.timesteps
+    if timesteps is not None and (run.sampling.shift is not None or run.sampling.start != 1):
+        raise ConfigError("sampling.timesteps: an explicit grid has no use for sampling.shift or sampling.start")
+    if timesteps is not None and timesteps[0] > run.schedule.num_timesteps:
+        raise ConfigError(f"sampling.timesteps={list(timesteps)}: at most N={run.schedule.num_timesteps}")
+
+
+def _check_anchor(run: Run) -> None:
+    """That there is an anchor exactly where an injector takes one."""
+    if run.injector is not None:
+        with as_config_error():
+            run.injector.check(run.backbone)
+    if run.stage == "anchor" and run.injector is not None:
+        raise ConfigError(
+            f"injector={run.config.choices['injector']}: stage=anchor makes the anchor itself, leave it at none"
+        )
+    anchors = run.config.choices["anchors"]
+    if run.injector is None and anchors != "reference":
+        raise ConfigError(
+            f"anchors={anchors}: stage={run.stage} with injector=none is given no anchor; leave anchors at reference"
+        )
+    degraded = [o for o in run.config.overrides if override_key(o).split(".")[0] == "degradation"]
+    if run.stage == "hires" and run.injector is None and degraded:
+        raise ConfigError(f"{degraded[0]}: with injector=none there is no anchor to degrade; leave it out")
+    if run.train.trainable == "adapters" and not isinstance(run.injector, options.Injector):
+        raise ConfigError("train.trainable=adapters: without an injector there is nothing to adapt; set injector=gated")
+
+
+def _check_objective(run: Run) -> None:
+    with as_config_error():
+        run.objective.check(run.schedule)
+    if run.sampling.stride == "grid" and not run.objective.trains_strides:
+        raise ConfigError(
+            f"sampling.stride=grid: objective={run.config.choices['objective']} never trained a stride, its samples "
+            "would look worse than the model is; leave it at auto"
+        )
+
+
+def _check_guidance(run: Run) -> None:
+    """That guidance has something to drop, whose null branch is trained."""
+    unguided = {"scale": 1, "drop": "text", "first_steps": None}
+    if run.guidance.scale == 1 and (run.config.choices["guidance"] == "on" or vars(run.guidance) != unguided):
+        raise ConfigError(
+            f"guidance={run.config.choices['guidance']}: at guidance.scale=1 the network is not guided, whatever else "
+            "is set; leave guidance at off, or set guidance=on guidance.drop=text_and_anchor and a scale above 1"
+        )
+    if run.guidance.scale != 1:
+        if run.guidance.drop == "text" and run.text is None:
+            raise ConfigError(
+                f"guidance.drop=text: at scale={run.scale.name} there is only the empty prompt, so guidance would "
+                "change nothing; set guidance.drop=text_and_anchor"
+            )
+        if run.injector is None and run.text is None:
+            raise ConfigError(f"guidance.scale={run.guidance.scale}: injector=none has no anchor to drop")
+        if run.train.condition_dropout == 0 and run.text is None:
+            raise ConfigError(
+                f"guidance.scale={run.guidance.scale}: with train.condition_dropout=0 the null branch is never "
+                "trained; set train.condition_dropout=0.1"
+            )
+
+
+def _check_start(run: Run) -> None:
+    """That recipes of the tiny scale stay there, and that there are weights to start from."""
+    if isinstance(run.codec, options.WanVAE) and run.config.choices["start"] != "none":
+        raise ConfigError(
+            f"start={run.config.choices['start']}: a recipe of the tiny scale; with codec=wan_vae a training departs "
+            "from Wan's own weights: start=none"
+        )
+    recipe = run.anchor_recipe
+    if isinstance(run.codec, options.WanVAE) and recipe and any(o.startswith("optimizer.") for o in recipe.overrides):
+        raise ConfigError(
+            f"anchors=generated: trains stage I by a recipe of the tiny scale ({' '.join(recipe.overrides)}); with "
+            "codec=wan_vae set anchors.stage.overrides=[stage=anchor] anchors.stage.updates=0 (Wan's own), or your own"
+        )
+    if run.start.name == "none" and run.train.updates == 0 and not run.departs_from_wan:
+        raise ConfigError("train.updates=0: with start=none there would be only random weights")
+
+
+def _check_context(run: Run, tokens: int) -> None:
+    """That the tokens of a clip, and the heads of a block, can be dealt to those that compute it together."""
+    processes, heads = run.trainer.context, run.backbone.num_attention_heads
+    if tokens % processes or heads % processes:
+        would_do = [n for n in range(1, heads + 1) if not (tokens % n or heads % n or run.trainer.devices % n)]
+        raise ConfigError(
+            f"trainer.context={processes}: a clip has {tokens} tokens and a block {heads} heads, which so many "
+            f"processes cannot share equally; {' or '.join(map(str, would_do))} would do"
+        )
+    if processes > 1 and run.trainer.attention == "flash3":
+        raise ConfigError(
+            f"trainer.attention={run.trainer.attention}: cannot be computed with trainer.context={processes}; set "
+            "trainer.attention to sdpa, cudnn or flash"
+        )
+
+
+def _check_latents(run: Run) -> None:
+    """That latents are of this run's making."""
+    from pw.data.latents import LatentClips, described  # what reads video takes its time to import
+
+    assert isinstance(run.source, LatentClips)
+    wanted = described(run.scale, run.codec, run.degradation, run.backbone)
+    if run.stage == "hires" and run.injector is None:
+        wanted.pop("degradation")  # there is no anchor
+    with as_config_error():
+        run.source.check(wanted)
+
+
+def _near(value: int, unit: int) -> str:
+    """The multiples of `unit` around a value."""
+    below = value // unit * unit
+    return f"{below} or {below + unit}" if below else str(unit)
