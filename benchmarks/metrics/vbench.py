@@ -29,7 +29,7 @@ from benchmarks.measure.metric_weights import vbench_folder
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[2]
-WORKER = ROOT / "benchmarks" / "workers" / "vbench_worker.py"
+WORKER = ROOT / "benchmarks" / "measure" / "vbench_worker.py"
 MODES = ("custom_input", "vbench_standard", "long_custom_input", "long_vbench_standard")
 PREPROCESSING = ("longer", "shorter", "shorter_centercrop", "None")
 LARGEST = 2  # cosines may be a little below 0, and LAION's predictor above 10: this finds another scale, and NaN

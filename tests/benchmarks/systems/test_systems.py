@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.systems.__main__ import main
 
 from benchmarks import paper
 from benchmarks.systems import Setting, load, names, read_card
+from benchmarks.systems.command import main
 from benchmarks.systems.external import fields
 from benchmarks.systems.jobs import STEM_BYTES, costs, input_jobs, make_jobs, read_prompts, stem, videos
 from benchmarks.systems.run import Call, commands, parse, prepare_folder

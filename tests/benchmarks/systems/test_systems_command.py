@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.systems.__main__ import main
 
+from benchmarks.systems.command import main
 from benchmarks.systems.external import fill
 from benchmarks.systems.jobs import costs
 from pw.io.video import probe, read_video, write_video

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.systems.__main__ import main
-
 from benchmarks.systems import CARDS
+from benchmarks.systems.command import main
 from benchmarks.systems.jobs import costs
 from pw.io.video import probe
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.systems.__main__ import main
 
 from benchmarks.measure import score
 from benchmarks.systems import CARDS
+from benchmarks.systems.command import main
 from benchmarks.systems.jobs import costs, videos
 from pw.io.video import write_video
 
