@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from benchmarks.metrics.reference import Batch
+    from benchmarks.metrics.reference.clip_frames import Batch
 
 SUFFIXES = (".mkv", ".mp4", ".mov", ".webm", ".avi", ".m4v")
 BATCH_PIXELS = 2**22
@@ -143,7 +143,7 @@ def _stack(held: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> tuple[list[s
     import numpy as np
     import torch
 
-    from benchmarks.metrics.reference import Batch
+    from benchmarks.metrics.reference.clip_frames import Batch
 
     def together(what: str) -> Tensor:
         clips = [arrays[what] for _, arrays in held]

@@ -1,6 +1,6 @@
 """The metric registry: what is measured, which direction is better, what it needs. Imports in milliseconds.
 
-Two kinds of rows. `family="reference"`: weight-free metrics of an ablation's clips, a class in `reference.py`. All
+Two kinds of rows. `family="reference"`: weight-free metrics of an ablation's clips, a class in `reference/`. All
 others are measured on videos of any system, each video by itself: `benchmarks.metrics.<family>` has `scorer(names,
 settings, device)` (see `stream.py`), and one pass of a family gives all its metrics.
 
@@ -32,7 +32,7 @@ class Metric:
     weights: rows of `benchmarks.measure.metric_weights` that it cannot do without.
     extra: what must be installed beside the main environment: "iqa" (pyiqa), "vbench" (the worker).
     licence: said wherever it is measured, if its use is restricted.
-    scorer: its class in `reference.py`, if that is its family.
+    scorer: its class in `benchmarks.metrics.reference`, if that is its family.
     """
 
     name: str
@@ -102,7 +102,7 @@ _OF_CLIPS = (
         level="video",
         needs=(),
         protocol="mhd/1",
-        scorer="Mhd",
+        scorer="ClipMhd",
         settings=_MHD_OF_CLIPS,
         about="mHD-MSE of clips of any size: k = 1, 2, 3 below 256 px. As in the paper higher is better, which "
         "rewards over-sharpening and noise: read mhd_ratio beside it.",

@@ -16,7 +16,7 @@ from benchmarks.measure.contract import ClipHash
 from benchmarks.metrics import lookup
 
 if TYPE_CHECKING:
-    from benchmarks.metrics.reference import Batch
+    from benchmarks.metrics.reference.clip_frames import Batch
 
 GROUPS = 8
 
