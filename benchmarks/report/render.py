@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.metrics import Metric, lookup
 from benchmarks.paper import COLUMNS
-from benchmarks.stats.comparison import LEVEL
+from benchmarks.stats.difference import LEVEL
 
 Result = Mapping[str, Any]
 MISSING = "–"

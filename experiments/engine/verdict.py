@@ -20,7 +20,8 @@ from statistics import fmean
 
 from benchmarks.metrics import Metric, lookup
 from benchmarks.report.render import Digits, p_text
-from benchmarks.stats.comparison import LEVEL, Difference, Scores, by_seed, compare, equivalence
+from benchmarks.stats.comparison import Scores, by_seed, compare, equivalence
+from benchmarks.stats.difference import LEVEL, Difference
 from experiments import Ablation
 from experiments.engine.claims import Clause, Pair, better
 

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.measure import clips
 from benchmarks.measure.clips import score_folder
 from benchmarks.metrics import GROUPS
-from benchmarks.metrics.reference import measure
+from benchmarks.metrics.reference import clip_frames, measure
 from benchmarks.metrics.reference.clip_frames import Batch
 from pw.io.video import to_float, write_video
 
