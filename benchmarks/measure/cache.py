@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pw.io.files import write_atomically
-
-ROOT = Path(__file__).resolve().parents[2]
+from pw.io.paths import OUTPUTS
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Entry:
 
 def default_folder() -> Path:
     """PW_SCORES, or outputs/cache/scores of this repository."""
-    return Path(os.environ.get("PW_SCORES") or ROOT / "outputs" / "cache" / "scores").expanduser()
+    return Path(os.environ.get("PW_SCORES") or OUTPUTS / "cache" / "scores").expanduser()
 
 
 def content_hash(path: Path) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pw.io.arguments import ConfigError
 from pw.run.code import code_hash
 
 Direction = Literal["lower", "higher", "one"]
@@ -342,7 +343,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 def chosen(names: Iterable[str]) -> list[str]:
     """The metrics that names and groups stand for, each once, in the order given.
 
-    Raises: ValueError for an unknown name, listing the known ones.
+    Raises: ConfigError for an unknown name, listing the known ones.
     """
     found: dict[str, None] = {}
     for name in names:
@@ -355,10 +356,10 @@ def chosen(names: Iterable[str]) -> list[str]:
 def lookup(name: str) -> Metric:
     """The registry's row of a metric.
 
-    Raises: ValueError for an unknown name, listing the known ones.
+    Raises: ConfigError for an unknown name, listing the known ones.
     """
     if name not in METRICS:
-        raise ValueError(f"unknown metric {name!r}; known: {', '.join((*METRICS, *GROUPS))}")
+        raise ConfigError(f"unknown metric {name!r}; known: {', '.join((*METRICS, *GROUPS))}")
     return METRICS[name]
 
 

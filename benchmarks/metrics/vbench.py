@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure.metric_weights import vbench_folder
+from pw.io.paths import ROOT
 
 SCHEMA = 1
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = ROOT / "benchmarks" / "measure" / "vbench_worker.py"
 MODES = ("custom_input", "vbench_standard", "long_custom_input", "long_vbench_standard")
 PREPROCESSING = ("longer", "shorter", "shorter_centercrop", "None")

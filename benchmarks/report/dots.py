@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup
+from benchmarks.report.grid import MARKS, Digits
 from benchmarks.report.render import (
-    MARKS,
-    Digits,
     Result,
     ceiling_label,
     compared_with,

@@ -28,7 +28,8 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.measure.contract import check_contracts
-from benchmarks.measure.videos import Options, Scores, score_videos, videos_of
+from benchmarks.measure.measurement import MeasureOptions, Scores, videos_of
+from benchmarks.measure.videos import score_videos
 from benchmarks.metrics import GROUPS, METRICS, chosen, lookup
 from benchmarks.report.side_by_side import contact_sheet, video_sizes
 from benchmarks.stats.comparison import compare
@@ -292,7 +293,7 @@ def _plain(value: Any) -> str:
 # ---- their scores
 
 
-def _scores_of(folder: Folder, names: Sequence[str], options: Options) -> Scores:
+def _scores_of(folder: Folder, names: Sequence[str], options: MeasureOptions) -> Scores:
     """Every metric of the folder's videos; what the cache of `benchmarks.measure.score` has is not measured again."""
     return score_videos(folder.path, names, options)
 
@@ -364,7 +365,7 @@ def _primary(wanted: str | None, scored: Sequence[str]) -> str | None:
     return wanted or ("psd" if "psd" in scored else next(iter(scored), None))
 
 
-def options_of(request: Request, folder: Folder, names: Sequence[str]) -> tuple[Options, list[str]]:
+def options_of(request: Request, folder: Folder, names: Sequence[str]) -> tuple[MeasureOptions, list[str]]:
     """What a folder's videos are held against, and the metrics for which that is there."""
     real, structure, solution = request.real, request.structure, request.solution
     if (run := folder.run) is not None:
@@ -378,7 +379,7 @@ def options_of(request: Request, folder: Folder, names: Sequence[str]) -> tuple[
             solution = solved
     there = {"real": real, "structure": structure, "solution": solution}
     able = [name for name in names if all(there[need] is not None for need in lookup(name).needs)]
-    return Options(real=real, structure=structure, solution=solution, cache=request.cache), able
+    return MeasureOptions(real=real, structure=structure, solution=solution, cache=request.cache), able
 
 
 def found(request: Request) -> Found:

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from benchmarks.measure.videos import Options, score_videos
+from benchmarks.measure.measurement import MeasureOptions
+from benchmarks.measure.videos import score_videos
 from benchmarks.report.side_by_side import contact_sheet
 from experiments.engine.compare_runs import Folder, config_difference, found, main, rendered, request_of, side
 from pw.io.files import write_json
@@ -73,7 +74,7 @@ def compared(tmp_path: Path, *words: str) -> dict:
 
 
 def values_of(folder: Path, tmp_path: Path) -> dict[str, float]:
-    return score_videos(folder, ["mhd_mse"], Options(cache=tmp_path / "cache")).values("mhd_mse")
+    return score_videos(folder, ["mhd_mse"], MeasureOptions(cache=tmp_path / "cache")).values("mhd_mse")
 
 
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
