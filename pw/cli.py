@@ -57,7 +57,7 @@ VERBS = {
     "score": Verb("benchmarks.measure.score", "score videos: DIR metrics=mhd_mse,niqe out=scores.csv"),
     "table": Verb("benchmarks.report.paper_tables", "a table of the paper with ours beside it: name=table_2"),
     "compare": Verb("experiments.engine.compare_runs", "two runs or folders of videos, paired: a=… b=…"),
-    "system": Verb("benchmarks.systems.command", "generate with another system: name=wan2_2_5b prompts=FILE"),
+    "system": Verb("benchmarks.systems.system_command", "generate with another system: name=wan2_2_5b prompts=FILE"),
     "lint-paper": Verb("benchmarks.paper.lint", "recompute the paper's derived numbers and print what does not add up"),
     "mlflow": Verb("pw.tracking.mlflow_log", "open the MLflow UI on 127.0.0.1: port=5000"),
     "mlflow-sync": Verb("experiments.engine.sync", "log the tables that MLflow does not have, from their files"),

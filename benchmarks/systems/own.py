@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.systems import GenerationError, PixelWizard, Setting, System
-from benchmarks.systems.jobs import Job, check
+from benchmarks.systems.jobs import VideoJob, check
 from benchmarks.systems.watch import ending_with_us
 from pw.io.files import write_atomically
 
 
 @dataclass
-class Own:
+class OwnSystem:
     """One call of `pw.generate.pipeline` for all jobs, since each network is loaded once; then a video after the other.
 
     words  further words of `pw.generate.pipeline`: hires=, anchor=, overrides of conf/
@@ -39,11 +39,11 @@ class Own:
         """Where `pw.generate.pipeline` works; what it has finished it finds there again."""
         return self.folder / "generate"
 
-    def prompts(self, jobs: Sequence[Job]) -> str:
+    def prompts(self, jobs: Sequence[VideoJob]) -> str:
         """The prompts of these, as `pw.generate.pipeline` reads them."""
         return "".join(f"{json.dumps({'prompt': job.text, 'seed': job.seed})}\n" for job in jobs)
 
-    def command(self, jobs: Sequence[Job]) -> list[str]:
+    def command(self, jobs: Sequence[VideoJob]) -> list[str]:
         """The call that makes these."""
         assert isinstance(self.system.adapter, PixelWizard)
         native, asked = self.system.setting, self.setting
@@ -64,7 +64,7 @@ class Own:
             *self.words,
         ]
 
-    def prepare(self, jobs: Sequence[Job], environment: Mapping[str, str]) -> None:
+    def prepare(self, jobs: Sequence[VideoJob], environment: Mapping[str, str]) -> None:
         """Make the videos of all jobs. Raises GenerationError; what was finished before is kept."""
         words = self.command(jobs)
         write_atomically(Path(words[3].removeprefix("prompts=")), self.prompts(jobs))
@@ -79,7 +79,7 @@ class Own:
         self._made = {job.stem: Path(path) for job, path in zip(jobs, paths, strict=True)}
         self.about["command"] = words
 
-    def make(self, job: Job, work: Path) -> tuple[Path, dict[str, Any]]:
+    def make(self, job: VideoJob, work: Path) -> tuple[Path, dict[str, Any]]:
         """The video that `prepare` made for a job, with its manifest's costs."""
         path = self._made[job.stem]
         manifest = json.loads(path.with_suffix(f"{path.suffix}.json").read_text(encoding="utf-8"))

@@ -34,7 +34,7 @@ from benchmarks.metrics import GROUPS, METRICS, chosen, lookup
 from benchmarks.report.side_by_side import contact_sheet, video_sizes
 from benchmarks.stats.comparison import compare
 from benchmarks.stats.paired import compare_videos
-from benchmarks.systems.run import SETTINGS
+from benchmarks.systems.generation_call import SETTINGS
 from experiments.engine.written import read_sampling, read_written
 from pw.io.files import check_writable, write_atomically
 from pw.io.paths import OUTPUTS

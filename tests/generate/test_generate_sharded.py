@@ -13,8 +13,8 @@ import pytest
 from small_processes import train_together
 
 from benchmarks.systems import CARDS
-from benchmarks.systems.command import main
 from benchmarks.systems.jobs import costs
+from benchmarks.systems.system_command import main
 from pw.generate.pipeline import Generation, generate, parse
 from pw.io.video import read_video
 

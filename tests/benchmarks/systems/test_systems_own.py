@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.systems import CARDS
-from benchmarks.systems.command import main
 from benchmarks.systems.jobs import costs
+from benchmarks.systems.system_command import main
 from pw.io.video import probe
 
 

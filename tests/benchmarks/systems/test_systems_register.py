@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.measure import score
 from benchmarks.systems import CARDS
-from benchmarks.systems.command import main
 from benchmarks.systems.jobs import costs, videos
+from benchmarks.systems.system_command import main
 from pw.io.video import write_video
 
 
