@@ -61,7 +61,7 @@ class MeasureOptions:
     threads: int = option(0, "threads of all processes together; 0: one per core", read=at_least(0))
     memory: int = option(BUDGET, "bytes of frames in flight, such as 2GB", read=_bytes)
     cache: Path | None = option(None, "where values are kept, instead of outputs/cache/scores", read=_cache_folder)
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = option((), "FAMILY.SETTING=VALUE, instead of the registry's: mhd.reduction=sum")
 
     @property
     def settings(self) -> dict[str, dict[str, str]]:

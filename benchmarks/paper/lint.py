@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from benchmarks import paper
-from benchmarks.paper import claims, consistency
+from benchmarks.paper import consistency, text_claims
 from benchmarks.paper.check import Check, Kind
 from benchmarks.paper.derived import derived
 from pw.io.arguments import Command, option
@@ -34,7 +34,7 @@ KINDS: Mapping[Kind, str] = {
 def lint(folder: Path = paper.HERE) -> list[Check]:
     """Every check of the paper's tables: derived cells, consistency, claims. folder: where their CSVs are."""
     tables = {name: paper.load(name, folder) for name in paper.names()}
-    return [*derived(tables), *consistency.checks(tables), *claims.checks(tables)]
+    return [*derived(tables), *consistency.checks(tables), *text_claims.checks(tables)]
 
 
 def summary(checks: Sequence[Check]) -> list[str]:

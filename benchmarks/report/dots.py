@@ -57,7 +57,7 @@ def dot_plot(result: Result, width: int) -> Group | None:
         return None
     rows, digits, (low, high) = list(_rows(result, name)), digits_of(result, name), frame(result, name)
     labels = min(max(len(row.label) for row in rows), width // 3)
-    axis = Axis(low, high, min(width, WIDEST) - labels - 2, digits)
+    axis = PlotAxis(low, high, min(width, WIDEST) - labels - 2, digits)
     ceiling = (result.get("ceiling") or {}).get(name)
     lines = [
         Text.assemble(
@@ -75,7 +75,7 @@ def dot_plot(result: Result, width: int) -> Group | None:
 
 
 @dataclass(frozen=True)
-class Axis:
+class PlotAxis:
     """Values from `low` to `high` on so many columns."""
 
     low: float

@@ -38,7 +38,7 @@ class TableOptions:
     format: Literal["terminal", "md", "tex", "html", "csv", "json"] = option("terminal", "how it is printed")
     out: Path = option(OUTPUTS / "tables", "the folder that gets the table in every format")
     reference: str = option("", "the row that ours are compared with; by default the paper's own system")
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = option((), "row.NAME=DIR: a folder of videos for a row")
 
     @property
     def rows(self) -> dict[str, Path]:

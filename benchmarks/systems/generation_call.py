@@ -90,7 +90,7 @@ class SystemOptions:
     checkout: Path | None = option(None, "command: the folder of its repository, with its environment")
     python: str | None = option(None, "command: its interpreter, by default the checkout's .venv/bin/python")
     timeout: int | None = option(None, "command: seconds that a video may take", read=at_least(1))
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = option((), "for PixelWizard whatever `pw generate` takes: hires=… anchor=…")
 
 
 @dataclass(frozen=True)

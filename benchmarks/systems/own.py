@@ -43,17 +43,21 @@ class OwnSystem:
         """The prompts of these, as `pw.generate.pipeline` reads them."""
         return "".join(f"{json.dumps({'prompt': job.text, 'seed': job.seed})}\n" for job in jobs)
 
+    def prompts_file(self, jobs: Sequence[VideoJob]) -> Path:
+        """Where `prepare` writes them."""
+        name = hashlib.sha256(self.prompts(jobs).encode()).hexdigest()[:8]
+        return self.out / f"prompts-{name}.jsonl"
+
     def command(self, jobs: Sequence[VideoJob]) -> list[str]:
         """The call that makes these."""
         assert isinstance(self.system.adapter, PixelWizard)
         native, asked = self.system.setting, self.setting
         size = (asked.width, asked.height) != (native.width, native.height)
-        name = hashlib.sha256(self.prompts(jobs).encode()).hexdigest()[:8]
         return [
             *(
                 sys.executable,
                 *("-m", "pw", "generate"),
-                f"prompts={self.out / f'prompts-{name}.jsonl'}",
+                f"prompts={self.prompts_file(jobs)}",
                 f"out={self.out}",
             ),
             *(f"scale={self.system.adapter.scale}", f"frames={asked.frames}", f"fps={asked.fps:g}"),
@@ -67,7 +71,7 @@ class OwnSystem:
     def prepare(self, jobs: Sequence[VideoJob], environment: Mapping[str, str]) -> None:
         """Make the videos of all jobs. Raises GenerationError; what was finished before is kept."""
         words = self.command(jobs)
-        write_atomically(Path(words[3].removeprefix("prompts=")), self.prompts(jobs))
+        write_atomically(self.prompts_file(jobs), self.prompts(jobs))
         call = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
         with call as process, ending_with_us(process.pid):
             paths = process.communicate()[0].splitlines()  # a line for each prompt, in their order
