@@ -104,10 +104,10 @@ def help_of(verb: str) -> str:
         described = arguments.describe(options)
         width = max((len(word) for word, _ in described), default=0)
         lines += ["", *([f"what={what}"] if what else []), *(f"  {word:{width}}  {says}" for word, says in described)]
-        for field in fields(options):
-            if field.name == "overrides":
+        for each in fields(options):
+            if each.name == "overrides":
                 also = "any override of conf/: weighting=uniform, train.updates=400"
-                lines.append(f"  … and {field.metadata.get('says') or also}")
+                lines.append(f"  … and {each.metadata.get('says') or also}")
     return "\n".join(line.rstrip() for line in lines)
 
 

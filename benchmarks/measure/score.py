@@ -135,8 +135,8 @@ def show(found: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, A
 
 def _changed(name: str, settings: Mapping[str, Any]) -> list[str]:
     """The settings that are not the registry's, as one would type them."""
-    own = protocols([name])[name]["settings"]
-    shown = {key: value for key, value in settings.items() if value != own.get(key)}
+    usual = protocols([name])[name]["settings"]
+    shown = {key: value for key, value in settings.items() if value != usual.get(key)}
     return [f"{key}={','.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in shown.items()]
 
 

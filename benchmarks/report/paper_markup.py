@@ -199,8 +199,10 @@ def render(result: Mapping[str, Any], kind: str) -> str:
         comments = "\n".join(f"% {label}: {text}" for label, text in below)
         labels = (name.replace("_", "-"), f"{name.replace('_', '-')}-differences")
         titles = (result["title"], f"{result['title']} Differences, ours.")
-        made = [markup.latex_table(g, markup.tex(t), label) for g, t, label in zip(grids, titles, labels, strict=False)]
-        return "\n\n".join(["% needs \\usepackage{booktabs,amssymb,graphicx}", *made, comments]) + "\n"
+        tables = [
+            markup.latex_table(g, markup.tex(t), label) for g, t, label in zip(grids, titles, labels, strict=False)
+        ]
+        return "\n\n".join(["% needs \\usepackage{booktabs,amssymb,graphicx}", *tables, comments]) + "\n"
     return markup.html_page(result["title"], [*map(markup.html_grid, grids), markup.html_list(below)])
 
 

@@ -47,7 +47,7 @@ def choose_variant(run: Run, kernels: Sequence[str], compiles: str) -> tuple[Var
         best = fastest(variants)
         if best is not None and compiles == "always":
             best = dataclasses.replace(best, compiled=True)
-        return best, {str(variant): told for variant, told in variants.items()}
+        return best, {str(variant): seconds for variant, seconds in variants.items()}
     variant = Variant(kernels[0], compiled=compiles == "always")
     if why := _not_to_be_had(run, variant.kernel):
         return None, {str(variant): why}
@@ -80,9 +80,9 @@ def time_variants(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[V
     evaluate = _evaluation(run, net)
     found: dict[Variant, float | str] = {}
 
-    def note(variant: Variant, told: float | str) -> None:
-        found[variant] = told
-        print(f"{variant}: {told}{' s' if isinstance(told, float) else ''}", file=sys.stderr, flush=True)
+    def note(variant: Variant, outcome: float | str) -> None:
+        found[variant] = outcome
+        print(f"{variant}: {outcome}{' s' if isinstance(outcome, float) else ''}", file=sys.stderr, flush=True)
 
     for name in kernels:
         if why := _not_to_be_had(run, name):

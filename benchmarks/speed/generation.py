@@ -245,12 +245,12 @@ def run_bench(options: BenchOptions) -> int:
 
     quiet()
     device = torch.cuda.get_device_name() if runs[0].trainer.accelerator == "gpu" else platform.processor() or "CPU"
-    best, told = choose_variant(runs[0], options.kernels, options.compile)
-    print(json.dumps(told, indent=1), flush=True)
+    best, timed = choose_variant(runs[0], options.kernels, options.compile)
+    print(json.dumps(timed, indent=1), flush=True)
     if best is None:
         raise ConfigError(f"kernels={','.join(options.kernels)}: none of them is to be had here")
     out = options.out or OUTPUTS / "bench" / f"generate_{device.replace(' ', '-')}.json"
-    about = {"device": device, "torch": torch.__version__, "kernels": told, **provenance()}
+    about = {"device": device, "torch": torch.__version__, "kernels": timed, **provenance()}
     found: list[dict[str, Any]] = []
 
     def keep(*measuring: dict[str, Any]) -> None:

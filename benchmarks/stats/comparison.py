@@ -268,8 +268,8 @@ def _best(
 
 def _winner(arms: Mapping[str, Mapping[int, float]], side: Direction) -> tuple[str | None, float]:
     """The arm ahead of all others and the largest p of its tests; (None, 1) if there is none."""
-    for arm, own in arms.items():
-        tests = [_difference(own, other, side, name) for name, other in arms.items() if name != arm]
+    for arm, values in arms.items():
+        tests = [_difference(values, other, side, name) for name, other in arms.items() if name != arm]
         ahead = [d.p for d in tests if d.p is not None and d.diff is not None and improves(d.diff, side)]
         if tests and len(ahead) == len(tests):
             return arm, max(ahead)

@@ -5,7 +5,7 @@ one, sec. 8.2), its licence, where it comes from, how it is run, and how that di
 Four kinds:
 
     diffusers    generated here, with diffusers (`diffusers_pipelines`)
-    pixelwizard  generated here, by `pw.generate.pipeline` (`own`)
+    pixelwizard  generated here, by `pw.generate.pipeline` (`pixelwizard_system`)
     command      a program of its own environment, started once per video (`external`)
     videos       videos that somebody else made, registered (`register`)
 

@@ -117,13 +117,17 @@ class External:
         found = self._found(program, log)
         retimed = self._retimed(found)
         path, info = retimed or found, check(retimed or found, self.setting)
-        told, parameters = (_told(said, key) for key in ("peak_memory_bytes", "parameters"))
+        peak_memory, parameters = (_told(said, key) for key in ("peak_memory_bytes", "parameters"))
         return path, {
             "command": list(program.words),
             "seconds_total": seconds,
             "seconds_diffusion": _told(said, "seconds_diffusion"),
-            "peak_memory_bytes": peak if told is None else int(told),
-            "peak_memory_from": "its program" if told is not None else None if peak is None else "nvidia-smi, GPU",
+            "peak_memory_bytes": peak if peak_memory is None else int(peak_memory),
+            "peak_memory_from": "its program"
+            if peak_memory is not None
+            else None
+            if peak is None
+            else "nvidia-smi, GPU",
             "parameters": None if parameters is None else int(parameters),
             "device": device_name(),
             "versions": {},

@@ -125,10 +125,10 @@ def _make_one(call: Call, maker: Maker, job: VideoJob) -> Path:
     from benchmarks.systems.external import commit_of
 
     with _work(call, job) as work:
-        made, about = maker.make(job, work)
-        target = call.out / "videos" / f"{job.stem}{made.suffix}"
+        video, about = maker.make(job, work)
+        target = call.out / "videos" / f"{job.stem}{video.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(made, target)
+        os.replace(video, target)
         content = {
             "system": call.system.name,
             "video": target.name,
@@ -174,17 +174,19 @@ def _maker(call: Call, todo: Sequence[VideoJob] = ()) -> Maker:
         kind = call.device, bool(call.options.offload), call.lossless, call.quality
         return Pipelines(system, setting, call.weights, *kind, sharded=call.is_fsdp)
     if isinstance(system.adapter, PixelWizard):
-        maker = _own(call)
+        maker = _pixelwizard(call)
         maker.prepare(todo, environment())
         return maker
     return _external(call)
 
 
-def _own(call: Call) -> Any:
-    from benchmarks.systems.own import OwnSystem
+def _pixelwizard(call: Call) -> Any:
+    from benchmarks.systems.pixelwizard_system import PixelWizardGeneration
 
     further = [*call.further, *([f"trainer.devices={call.options.gpus}"] if call.is_split else [])]
-    return OwnSystem(call.system, call.setting, further, call.weights, call.lossless, call.quality, call.out)
+    return PixelWizardGeneration(
+        call.system, call.setting, further, call.weights, call.lossless, call.quality, call.out
+    )
 
 
 def _external(call: Call) -> Any:
@@ -210,7 +212,7 @@ def commands(call: Call) -> Iterator[str]:
 
     todo = missing(call) if (call.out / "jobs").is_dir() else list(call.share)
     if isinstance(call.system.adapter, PixelWizard) and todo:
-        yield shlex.join(_own(call).command(todo))
+        yield shlex.join(_pixelwizard(call).command(todo))
         return
     for job in todo:
         if isinstance(call.system.adapter, ExternalCommand):

@@ -18,7 +18,7 @@ from pw.io.files import write_atomically
 
 
 @dataclass
-class OwnSystem:
+class PixelWizardGeneration:
     """One call of `pw.generate.pipeline` for all jobs, since each network is loaded once; then a video after the other.
 
     words  further words of `pw.generate.pipeline`: hires=, anchor=, overrides of conf/
