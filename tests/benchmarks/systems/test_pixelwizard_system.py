@@ -39,7 +39,7 @@ def test_pw_generate_makes_the_videos_and_tells_their_costs(pipeline: tuple[Path
     assert about["seconds_diffusion"] < about["seconds_total"]
     assert about["peak_memory_bytes"] > 0
     assert about["manifest"]["seed"] == about["seed"] == 1
-    assert about["command"][1:3] == ["-m", "pw", "generate"]
+    assert about["command"][1:4] == ["-m", "pw", "generate"]
     found = costs(out)
     assert (found.n, found.devices) == (2, ("CPU",))
     stages = [about["manifest"][stage]["parameters"] for stage in ("anchor", "hires")]
