@@ -75,7 +75,7 @@ coverage: .venv/.ready ## which (timestep, stride) pairs a step sampler trains: 
 	@$(PW) coverage $(args)
 
 score: .venv/.ready ## score videos: make score videos=DIR metrics=mhd_mse,niqe [out=scores.csv args="strict=true …"]
-	@$(PW) score "$${videos-}" $${metrics:+"metrics=$$metrics"} $${out:+"out=$$out"} $(args)
+	@$(PW) score "videos=$${videos-}" $${metrics:+"metrics=$$metrics"} $${out:+"out=$$out"} $(args)
 
 table: .venv/.ready ## a table of the paper with ours beside it: make table name=table_2 [args="systems=DIR …"]
 	@$(PW) table name=$(name) $(args)

@@ -60,7 +60,7 @@ VERBS = {
     "score": Verb("benchmarks.measure.score", "score videos: DIR metrics=mhd_mse,niqe out=scores.csv"),
     "table": Verb("benchmarks.report.paper_tables", "a table of the paper with ours beside it: name=table_2"),
     "compare": Verb("experiments.engine.compare.compare_runs", "two runs or folders of videos, paired: a=… b=…"),
-    "system": Verb("benchmarks.systems.command", "generate with another system: name=wan2_2_5b prompts=FILE"),
+    "system": Verb("benchmarks.systems.system_command", "generate with another system: name=wan2_2_5b prompts=FILE"),
     "lint-paper": Verb("benchmarks.paper.lint", "recompute the paper's derived numbers and print what does not add up"),
     "mlflow": Verb("pw.tracking.mlflow_ui", "open the MLflow UI on 127.0.0.1: port=5000"),
     "mlflow-sync": Verb("experiments.engine.outcome.mlflow_sync", "log the tables that MLflow lacks, from their files"),
@@ -114,8 +114,10 @@ def help_of(verb: str) -> str:
         described = arguments.describe(options)
         width = max((len(word) for word, _ in described), default=0)
         lines += ["", *([f"what={what}"] if what else []), *(f"  {word:{width}}  {says}" for word, says in described)]
-        if any(field.name == "overrides" for field in fields(options)):
-            lines.append("  … and any override of conf/: weighting=uniform, train.updates=400")
+        for each in fields(options):
+            if each.name == "overrides":
+                also = "any override of conf/: weighting=uniform, train.updates=400"
+                lines.append(f"  … and {each.metadata.get('says') or also}")
     return "\n".join(line.rstrip() for line in lines)
 
 

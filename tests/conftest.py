@@ -33,7 +33,7 @@ LONGEST = (
     "tests/prepare/test_encode.py",
     "tests/tracking/test_tracking.py",
     "tests/generate/test_generate.py",
-    "tests/benchmarks/systems/test_systems_own.py",
+    "tests/benchmarks/systems/test_pixelwizard_system.py",
     "tests/benchmarks/measure/test_score.py",
 )
 

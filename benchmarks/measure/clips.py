@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from benchmarks.metrics.reference import Batch
+    from benchmarks.metrics.reference.clip_frames import Batch
 
 SUFFIXES = (".mkv", ".mp4", ".mov", ".webm", ".avi", ".m4v")
 BATCH_PIXELS = 2**22
@@ -53,28 +53,23 @@ def score_folder(
     from benchmarks.metrics.reference import scorer
 
     folders = {"video": videos, "real": real, "structure": structure, "solution": solution}
-    clips = {what: clip_paths(folder) for what, folder in folders.items() if folder is not None}
-    if "solution" in clips:
-        clips["solution"] = dict(list(clips["solution"].items())[:solved])
-    for what, found in clips.items():
-        if not found.keys() & clips["video"].keys():
-            raise ValueError(f"no clip of {what}={folders[what]} has the name of one in {videos}; names must agree")
-    chosen = {name: scorer(name) for name in metrics if all(need in clips for need in lookup(name).needs)}
+    clips = _clips_to_score({what: folder for what, folder in folders.items() if folder is not None}, solved)
+    scorers = {name: scorer(name) for name in metrics if all(need in clips for need in lookup(name).needs)}
     rows: dict[str, dict[str, float | int]] = {}
-    counts = dict.fromkeys(chosen, 0)
+    counts = dict.fromkeys(scorers, 0)
     clip_hash = ClipHash()
     for names, batch in batches(clips, clip_hash):
         frames = batch.video.shape[2]
         rows.update({name: {"frames": frames} for name in names})
-        for metric, made in chosen.items():
+        for metric, metric_scorer in scorers.items():
             if any(getattr(batch, need) is None for need in lookup(metric).needs):
                 continue
-            values = made.add(batch)
+            values = metric_scorer.add(batch)
             counts[metric] += len(names)
             for name, value in zip(names, () if values is None else values.tolist(), strict=False):
                 rows[name][metric] = value
         del batch  # before the next one is read
-    totals = {name: made.result() for name, made in chosen.items() if counts[name]}
+    totals = {name: metric_scorer.result() for name, metric_scorer in scorers.items() if counts[name]}
     result = {
         "metrics": {name: value for name, value in totals.items() if math.isfinite(value)},
         "n_videos": counts,
@@ -84,12 +79,22 @@ def score_folder(
             "clips": {"n": clip_hash.count, "sha256": clip_hash.value()},
         },
     }
-    per_video = [name for name in chosen if lookup(name).level == "video"]
-    write_csv(
-        out / "scores.csv", ["video", "frames", *per_video], ({"video": name, **row} for name, row in rows.items())
-    )
+    columns = ["video", "frames", *(name for name in scorers if lookup(name).level == "video")]
+    write_csv(out / "scores.csv", columns, ({"video": name, **row} for name, row in rows.items()))
     write_atomically(out / "scores.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _clips_to_score(folders: Mapping[str, Path], solved: int | None) -> dict[str, dict[str, Path]]:
+    """What a folder holds -> its clips by name. Raises ValueError where a folder has no name in common with `video`."""
+    clips = {what: clip_paths(folder) for what, folder in folders.items()}
+    if "solution" in clips:
+        clips["solution"] = dict(list(clips["solution"].items())[:solved])
+    for what, paths in clips.items():
+        if not paths.keys() & clips["video"].keys():
+            videos = folders["video"]
+            raise ValueError(f"no clip of {what}={folders[what]} has the name of one in {videos}; names must agree")
+    return clips
 
 
 def clip_paths(folder: Path) -> dict[str, Path]:
@@ -143,7 +148,7 @@ def _stack(held: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> tuple[list[s
     import numpy as np
     import torch
 
-    from benchmarks.metrics.reference import Batch
+    from benchmarks.metrics.reference.clip_frames import Batch
 
     def together(what: str) -> Tensor:
         clips = [arrays[what] for _, arrays in held]

@@ -1,6 +1,6 @@
 """Score a folder of videos, from any system: a row per video, and beside it the protocol they were measured by.
 
-    pw score DIR --metrics mhd_mse,niqe --out scores.csv [strict=true real=DIR mhd.reduction=sum …]
+    pw score DIR metrics=mhd_mse,niqe out=scores.csv [strict=true real=DIR mhd.reduction=sum …]
 
 Every video is measured by itself, decoded once for all metrics and never held whole; what was measured once is not
 measured again (see `cache.py`). A video that is broken, and a metric whose weights are missing, are named and left out;
@@ -9,18 +9,19 @@ the others are scored.
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.videos import BrokenVideo, Options, Scores, end_with_parent, like, score_videos, videos_of
+from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, videos_of
+from benchmarks.measure.shared_scoring import end_with_parent
+from benchmarks.measure.videos import score_videos
 from benchmarks.metrics import GROUPS, METRICS, chosen, lookup, protocols
 from benchmarks.stats.bootstrap import bootstrap_mean, prompt_of
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_writable, write_atomically, write_csv
 
 
@@ -134,8 +135,8 @@ def show(found: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, A
 
 def _changed(name: str, settings: Mapping[str, Any]) -> list[str]:
     """The settings that are not the registry's, as one would type them."""
-    own = protocols([name])[name]["settings"]
-    shown = {key: value for key, value in settings.items() if value != own.get(key)}
+    usual = protocols([name])[name]["settings"]
+    shown = {key: value for key, value in settings.items() if value != usual.get(key)}
     return [f"{key}={','.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in shown.items()]
 
 
@@ -143,102 +144,60 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _arguments(words: Sequence[str]) -> tuple[Path, list[str], Path | None, Options]:
-    """What was typed. Raises ValueError naming the key, its value and what would do."""
-    parser = argparse.ArgumentParser(prog="python -m pw score", description=__doc__, exit_on_error=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("videos", type=Path, help="a folder of videos, or a system's folder (with card.yaml)")
-    parser.add_argument("--metrics", default="mhd_mse", help=f"names or groups: {', '.join((*GROUPS, *METRICS))}")
-    parser.add_argument("--out", type=Path, help="scores.csv by default, in the folder itself for a system's folder")
-    parser.add_argument("settings", nargs="*", help="strict=true real=DIR device=cpu … and FAMILY.SETTING=VALUE")
-    given = parser.parse_intermixed_args(list(words))
-    if words[:1] == [""]:
-        raise ValueError("videos=: no folder; make score videos=DIR metrics=mhd_mse,niqe")
-    changed: dict[str, Any] = {}
-    settings: dict[str, dict[str, str]] = {}
-    metrics, out = given.metrics, given.out
-    known = [key for key in Options.__dataclass_fields__ if key != "settings"]
-    for word in given.settings:
-        key, equals, value = word.partition("=")
-        if equals and not value:
-            raise ValueError(f"{word}: wants a value, or leave it out")
-        if not equals:
-            raise ValueError(
-                f"{word!r}: wants KEY=VALUE; keys: {', '.join(('metrics', 'out', *known))}, FAMILY.SETTING"
-            )
-        if key == "metrics":
-            metrics = value
-        elif key == "out":
-            out = Path(value)
-        elif "." in key:
-            family, _, setting = key.partition(".")
-            settings.setdefault(family, {})[setting] = value
-        elif key in known:
-            changed[key] = _option(key, value)
-        else:
-            raise ValueError(
-                f"{key}={value}: no such key; keys: {', '.join(('metrics', 'out', *known))}, FAMILY.SETTING"
-            )
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
-    if not names:
-        raise ValueError(f"metrics={metrics}: names none; known: {', '.join((*GROUPS, *METRICS))}")
-    if given.out is not None and not given.out.name:
-        raise ValueError("out=: wants a file, such as scores.csv")
-    if out is not None:
-        out = out.expanduser()
-        check_writable("out", out.parent, out.name)
-    return given.videos.expanduser(), names, out, Options(**changed, settings=settings)
+def _output_file(text: str) -> Path:
+    if not Path(text).name:
+        raise ValueError("wants a file, such as scores.csv")
+    return Path(text).expanduser()
 
 
-def _option(key: str, value: str) -> Any:
-    default = getattr(Options(), key)
-    if key in ("real", "structure", "solution", "cache"):
-        path = Path(value).expanduser()
-        if key != "cache" and not path.is_dir():
-            raise ValueError(f"{key}={value}: no such folder")
-        if key == "cache":
-            check_writable(key, path)
-        return path
-    if key == "device" and not re.fullmatch(r"auto|cpu|cuda:\d+", value):
-        raise ValueError(f"device={value}: one of auto, cpu, cuda:0 and so on")
-    if key in ("processes", "threads") and not value.isdecimal():
-        raise ValueError(f"{key}={value}: wants a whole number, 0 for as many as there are")
-    if key == "memory":
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", value)
-        if not match or not float(match[1]):
-            raise ValueError(f"memory={value}: wants bytes, such as 2GB")
-        return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
-    return like(key, value, default)
+@dataclass(frozen=True)
+class ScoreOptions(MeasureOptions):
+    """The options of `pw score`."""
+
+    videos: str = option("", "a folder of videos, or a system's folder (with card.yaml); `videos=` may be left out")
+    metrics: tuple[str, ...] = option(("mhd_mse",), f"names or groups: {', '.join((*GROUPS, *METRICS))}")
+    out: Path | None = option(
+        None, "scores.csv by default, in the folder itself for a system's folder", read=_output_file
+    )
+    positional: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The folder to score. Raises ConfigError for none, or several."""
+        given = [*([self.videos] if self.videos else []), *self.positional]
+        if len(given) != 1 or not given[0]:
+            raise ConfigError("videos=: one folder; make score videos=DIR metrics=mhd_mse,niqe")
+        return Path(given[0]).expanduser()
+
+    @property
+    def measuring(self) -> MeasureOptions:
+        """What is not the folder, the metrics or the table."""
+        return MeasureOptions(**{each.name: getattr(self, each.name) for each in fields(MeasureOptions)})
 
 
-def main(words: Sequence[str]) -> int:
-    """Exit status: 0 something was scored, 1 nothing was, `strict` or the disk stopped it, 2 a mistake in the call."""
+def run(options: ScoreOptions) -> int:
+    """Exit status: 0 something was scored, 1 nothing was, or `strict` stopped it."""
     end_with_parent()
+    folder = options.folder
+    if not (names := chosen(options.metrics)):
+        raise ConfigError(f"metrics=: names none; known: {', '.join((*GROUPS, *METRICS))}")
+    videos_of(folder)
+    out = options.out or (folder if (folder / "card.yaml").is_file() else Path()) / "scores.csv"
+    check_writable("out", out.parent, out.name)
     try:
-        folder, metrics, out, options = _arguments(words)
-        names = chosen(metrics)
-        videos_of(folder)
-    except (ValueError, OSError, argparse.ArgumentError) as error:
+        scores = score_videos(folder, names, options.measuring, lambda line: print(line, file=sys.stderr, flush=True))
+    except BrokenVideo as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    if out is None:
-        out = (folder if (folder / "card.yaml").is_file() else Path()) / "scores.csv"
+        return 1
     try:
-        found = score_videos(folder, names, options, lambda line: print(line, file=sys.stderr, flush=True))
-        protocol, means = write(found, names, out)
+        protocol, means = write(scores, names, out)
     except NothingMeasured as error:
-        show(found, names, {})
+        show(scores, names, {})
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, BrokenVideo) else 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"error: {error}; what was measured before is kept", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; what was measured is kept, the same command goes on with the rest", file=sys.stderr)
-        return 130
-    show(found, names, means)
+    show(scores, names, means)
     print(f"{out}\n{protocol}")
     return 0
+
+
+main = Command(ScoreOptions, run, resumes="what was measured is kept, the same command goes on with the rest")

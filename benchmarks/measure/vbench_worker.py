@@ -65,7 +65,7 @@ CLIP_SECONDS, LONG_CLIP_SECONDS = 2, 10
 OF_LONG_CLIPS = {"human_action", "temporal_style", "overall_consistency"}
 
 
-class Failed(Exception):
+class DimensionFailed(Exception):
     """A dimension that cannot be measured at all; the message says what is missing."""
 
 
@@ -109,7 +109,7 @@ class Measurement:
         for name in self.request["dimensions"]:
             try:
                 measures[name] = self._prepare(name)
-            except Failed as error:
+            except DimensionFailed as error:
                 self._give_up(name, str(error))
         for number, video in enumerate(self.request["videos"]):
             self._measure(number, video, measures)
@@ -129,22 +129,24 @@ class Measurement:
         }
 
     def _prepare(self, name: str) -> Callable[[str], Any]:
-        """compute(path of a full-info file) -> VBench's per-video results of a dimension. Raises Failed."""
+        """compute(path of a full-info file) -> VBench's per-video results of a dimension. Raises DimensionFailed."""
         if name in OF_PROMPTS and not self.request["mode"].endswith("vbench_standard"):
-            raise Failed(f"{name} is defined on VBench's own prompts only: mode=vbench_standard")
+            raise DimensionFailed(f"{name} is defined on VBench's own prompts only: mode=vbench_standard")
         if not self.request["download"]:
             files = self.request["weights"].get(name, {})
             if missing := [f"{file} ({where})" for file, where in files.items() if not (self.cache / file).exists()]:
-                raise Failed(f"{self.cache} lacks {', '.join(missing)}")
+                raise DimensionFailed(f"{self.cache} lacks {', '.join(missing)}")
         try:
             module = importlib.import_module(f"vbench.{name}")
             for owner, loader in LOADERS.get(name, ()):
                 _load_once(importlib.import_module(owner), loader)
             models = importlib.import_module("vbench.utils").init_submodules([name], local=True)[name]
         except ModuleNotFoundError as error:
-            raise Failed(f"{name} needs the package {error.name}, which is not in VBench's environment") from error
+            raise DimensionFailed(
+                f"{name} needs the package {error.name}, which is not in VBench's environment"
+            ) from error
         except Exception as error:
-            raise Failed(f"{name}: {_told(error)}") from error
+            raise DimensionFailed(f"{name}: {_told(error)}") from error
         compute = getattr(module, f"compute_{name}")
         mode = self.request["imaging_quality_preprocessing_mode"]
         return lambda info: compute(info, self.request["device"], models, imaging_quality_preprocessing_mode=mode)[1]

@@ -1,6 +1,6 @@
 """The metric registry: what is measured, which direction is better, what it needs. Imports in milliseconds.
 
-Two kinds of rows. `family="reference"`: weight-free metrics of an ablation's clips, a class in `reference.py`. All
+Two kinds of rows. `family="reference"`: weight-free metrics of an ablation's clips, a class in `reference/`. All
 others are measured on videos of any system, each video by itself: `benchmarks.metrics.<family>` has `scorer(names,
 settings, device)` (see `stream.py`), and one pass of a family gives all its metrics.
 
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pw.io.arguments import ConfigError
 from pw.run.code import code_hash
 
 Direction = Literal["lower", "higher", "one"]
@@ -32,7 +33,7 @@ class Metric:
     weights: rows of `benchmarks.measure.metric_weights` that it cannot do without.
     extra: what must be installed beside the main environment: "iqa" (pyiqa), "vbench" (the worker).
     licence: said wherever it is measured, if its use is restricted.
-    scorer: its class in `reference.py`, if that is its family.
+    scorer: its class in `benchmarks.metrics.reference`, if that is its family.
     """
 
     name: str
@@ -102,7 +103,7 @@ _OF_CLIPS = (
         level="video",
         needs=(),
         protocol="mhd/1",
-        scorer="Mhd",
+        scorer="ClipMhd",
         settings=_MHD_OF_CLIPS,
         about="mHD-MSE of clips of any size: k = 1, 2, 3 below 256 px. As in the paper higher is better, which "
         "rewards over-sharpening and noise: read mhd_ratio beside it.",
@@ -342,7 +343,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 def chosen(names: Iterable[str]) -> list[str]:
     """The metrics that names and groups stand for, each once, in the order given.
 
-    Raises: ValueError for an unknown name, listing the known ones.
+    Raises: ConfigError for an unknown name, listing the known ones.
     """
     found: dict[str, None] = {}
     for name in names:
@@ -355,10 +356,10 @@ def chosen(names: Iterable[str]) -> list[str]:
 def lookup(name: str) -> Metric:
     """The registry's row of a metric.
 
-    Raises: ValueError for an unknown name, listing the known ones.
+    Raises: ConfigError for an unknown name, listing the known ones.
     """
     if name not in METRICS:
-        raise ValueError(f"unknown metric {name!r}; known: {', '.join((*METRICS, *GROUPS))}")
+        raise ConfigError(f"unknown metric {name!r}; known: {', '.join((*METRICS, *GROUPS))}")
     return METRICS[name]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.metrics import ARROWS, METRICS, Direction
+from pw.io.arguments import ConfigError
 
 HERE = Path(__file__).parent
 Kind = Literal["quality", "cost", "setting"]
@@ -28,7 +29,7 @@ _FACTORS: Mapping[str, float] = {
 
 
 @dataclass(frozen=True)
-class Column:
+class PaperColumn:
     """A printed column; only quality orders the rows: a cost or a setting says nothing about it.
 
     direction: None for a setting.
@@ -58,7 +59,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """A printed row.
 
     label: as printed. arm: our name of the system or of the ablation's arm.
@@ -75,12 +76,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """A table of the paper; note is ours."""
 
     name: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    columns: tuple[PaperColumn, ...]
+    rows: tuple[PaperRow, ...]
     title: str = ""
     caption: str = ""
     note: str = ""
@@ -97,32 +98,32 @@ class Table:
             if column.kind == "quality" and column.direction is not None
         }
 
-    def row(self, arm: str) -> Row:
+    def row(self, arm: str) -> PaperRow:
         """The row of a system or an arm.
 
-        Raises: ValueError for one that the table does not have, listing those it has.
+        Raises: ConfigError for one that the table does not have, listing those it has.
         """
         for row in self.rows:
             if row.arm == arm:
                 return row
-        raise ValueError(f"no row {arm!r} in {self.name}; its rows: {', '.join(row.arm for row in self.rows)}")
+        raise ConfigError(f"no row {arm!r} in {self.name}; its rows: {', '.join(row.arm for row in self.rows)}")
 
 
-def _vbench(name: str, metric: str, *, derived: bool = False) -> Column:
-    return Column(name, "higher", "%", metric=metric, derived=derived)
+def _vbench(name: str, metric: str, *, derived: bool = False) -> PaperColumn:
+    return PaperColumn(name, "higher", "%", metric=metric, derived=derived)
 
 
-COLUMNS: Mapping[str, Column] = {
+COLUMNS: Mapping[str, PaperColumn] = {
     column.name: column
     for column in (
-        Column("MUSIQ", "higher", metric="musiq"),
-        Column("NIQE", "lower", metric="niqe"),
-        Column("mHD-MSE", "higher", metric="mhd_mse"),
-        Column("mHD-LPIPS", "higher", metric="mhd_lpips"),
-        Column("Tech.", "higher", metric="dover_technical"),
-        Column("Aesth.", "higher", metric="dover_aesthetic"),
+        PaperColumn("MUSIQ", "higher", metric="musiq"),
+        PaperColumn("NIQE", "lower", metric="niqe"),
+        PaperColumn("mHD-MSE", "higher", metric="mhd_mse"),
+        PaperColumn("mHD-LPIPS", "higher", metric="mhd_lpips"),
+        PaperColumn("Tech.", "higher", metric="dover_technical"),
+        PaperColumn("Aesth.", "higher", metric="dover_aesthetic"),
         # Table 1: six dimensions on 100 prompts
-        Column("Resolution (T×H×W)", None, kind="setting"),
+        PaperColumn("Resolution (T×H×W)", None, kind="setting"),
         _vbench("Subject Consis.", "subject_consistency"),
         _vbench("Background Consis.", "background_consistency"),
         _vbench("Motion Smooth.", "motion_smoothness"),
@@ -130,12 +131,12 @@ COLUMNS: Mapping[str, Column] = {
         _vbench("Aesthetic Quality", "aesthetic_quality"),
         _vbench("Imaging Quality", "imaging_quality"),
         _vbench("Avg.", "vbench_average", derived=True),
-        Column("Playback FPS", None, "1/s", "setting"),
-        Column("Latency", "lower", "s", "cost", "latency"),
-        Column("Latency per Pixel", "lower", "s", "cost", "latency_per_pixel", derived=True),
-        Column("Latency per Frame", "lower", "s", "cost", "latency_per_frame", derived=True),
+        PaperColumn("Playback FPS", None, "1/s", "setting"),
+        PaperColumn("Latency", "lower", "s", "cost", "latency"),
+        PaperColumn("Latency per Pixel", "lower", "s", "cost", "latency_per_pixel", derived=True),
+        PaperColumn("Latency per Frame", "lower", "s", "cost", "latency_per_frame", derived=True),
         # Tables 2 and 3
-        Column("Resolution (H×W)", None, kind="setting"),
+        PaperColumn("Resolution (H×W)", None, kind="setting"),
         # Table 8.1: VBench-Long
         _vbench("Total Score", "vbench_total", derived=True),
         _vbench("Quality Score", "vbench_quality", derived=True),
@@ -154,8 +155,8 @@ COLUMNS: Mapping[str, Column] = {
         _vbench("Temporal Style", "temporal_style"),
         _vbench("Overall Consistency", "overall_consistency"),
         # Table 8.2
-        Column("Params.", "lower", "B", "cost", "parameters"),
-        Column("Peak Mem.", "lower", "GB", "cost", "peak_memory"),
+        PaperColumn("Params.", "lower", "B", "cost", "parameters"),
+        PaperColumn("Peak Mem.", "lower", "GB", "cost", "peak_memory"),
     )
 }
 """The columns of all tables by their printed name: a name is the same column wherever it stands."""
@@ -213,23 +214,23 @@ def names() -> list[str]:
     return sorted(_TEXTS)
 
 
-def load(name: str, folder: Path = HERE) -> Table:
+def load(name: str, folder: Path = HERE) -> PaperTable:
     """A table of the paper.
 
     folder: where its CSV is.
-    Raises: ValueError for an unknown name, listing the known ones; for a column that no table of the paper has.
+    Raises: ConfigError for an unknown name, listing the known ones; for a column that no table of the paper has.
     """
     if name not in _TEXTS:
-        raise ValueError(f"no table {name!r} of the paper; known: {', '.join(names())}")
+        raise ConfigError(f"no table {name!r} of the paper; known: {', '.join(names())}")
     path = folder / f"{name}.csv"
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         columns = [field for field in reader.fieldnames or () if field not in _BESIDE]
         if unknown := [column for column in columns if column not in COLUMNS]:
-            raise ValueError(f"{path}: unknown column {unknown[0]!r}; known: {', '.join(COLUMNS)}")
+            raise ConfigError(f"{path}: unknown column {unknown[0]!r}; known: {', '.join(COLUMNS)}")
         rows = tuple(_row(line, columns) for line in reader)
     title, caption, note = _TEXTS[name]
-    return Table(name, tuple(COLUMNS[c] for c in columns), rows, title, caption, note)
+    return PaperTable(name, tuple(COLUMNS[c] for c in columns), rows, title, caption, note)
 
 
 def number(text: str, unit: str = "") -> Decimal | None:
@@ -240,9 +241,9 @@ def number(text: str, unit: str = "") -> Decimal | None:
         return None
 
 
-def _row(line: Mapping[str, str], columns: list[str]) -> Row:
+def _row(line: Mapping[str, str], columns: list[str]) -> PaperRow:
     found = {column: number(line[column], COLUMNS[column].unit) for column in columns}
-    return Row(
+    return PaperRow(
         line["label"],
         line["arm"],
         {column: float(value) for column, value in found.items() if value is not None},

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.paper import Table, number
+from benchmarks.paper import PaperTable, number
 
 Kind = Literal["derived", "consistency", "claim"]
-Tables = Mapping[str, Table]
+Tables = Mapping[str, PaperTable]
 
 
 @dataclass(frozen=True)

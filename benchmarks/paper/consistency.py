@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from benchmarks.paper import Row, Table
+from benchmarks.paper import PaperRow, PaperTable
 from benchmarks.paper.check import Check, Interval, Tables, ends, listed, rounding, size
 
 
@@ -97,7 +97,7 @@ def _also(tables: Tables, cell: _Cell, usual: str) -> str:
     return f"; it stands in the row of {_label(tables[cell.table], rows[0])} ({rows[0].source})" if rows else ""
 
 
-def _label(table: Table, row: Row) -> str:
+def _label(table: PaperTable, row: PaperRow) -> str:
     """As printed; Table 5's are numbers of steps."""
     return f"{row.label} steps" if table.name == "table_5" else row.label
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.paper import COLUMNS, Row
+from benchmarks.paper import COLUMNS, PaperRow
 from benchmarks.paper.check import Check, Interval, Tables, ends, rounding, size
 from benchmarks.report.vbench_totals import RANGES, TOTALS
 
@@ -80,7 +80,7 @@ _ELSEWHERE = {
 }
 
 
-def _correction(row: Row, columns: Sequence[str]) -> str:
+def _correction(row: PaperRow, columns: Sequence[str]) -> str:
     """The one-digit edit of one cell with which all `columns` of a row recompute."""
     found: list[tuple[float, str, str]] = []
     for name in row.printed:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from benchmarks import paper
-from benchmarks.paper import claims, consistency
+from benchmarks.paper import consistency, text_claims
 from benchmarks.paper.check import Check, Kind
 from benchmarks.paper.derived import derived
+from pw.io.arguments import Command, option
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -34,7 +34,7 @@ KINDS: Mapping[Kind, str] = {
 def lint(folder: Path = paper.HERE) -> list[Check]:
     """Every check of the paper's tables: derived cells, consistency, claims. folder: where their CSVs are."""
     tables = {name: paper.load(name, folder) for name in paper.names()}
-    return [*derived(tables), *consistency.checks(tables), *claims.checks(tables)]
+    return [*derived(tables), *consistency.checks(tables), *text_claims.checks(tables)]
 
 
 def summary(checks: Sequence[Check]) -> list[str]:
@@ -110,48 +110,24 @@ def terminal(checks: Sequence[Check], everything: bool = False) -> Group:
     return Group(*parts, Text("\n".join(summary(checks))))
 
 
+def _table(text: str) -> str:
+    if text and text not in paper.names():
+        raise ValueError(f"choose from {', '.join(paper.names())}")
+    return text
+
+
 @dataclass(frozen=True)
-class Options:
-    """table: only checks that concern it. all: also what adds up."""
+class LintOptions:
+    """The options of `pw lint-paper`."""
 
-    table: str = ""
-    all: bool = False
-    format: str = "terminal"
-    json: bool = False
-
-
-_CHOICES = {"all": ("true", "false"), "format": ("terminal", "md"), "json": ("true", "false")}
+    table: str = option("", "only the checks that concern this table", read=_table)
+    all: bool = option(False, "also what adds up")
+    format: Literal["terminal", "md"] = option("terminal", "how it is printed")
+    json: bool = option(False, "as JSON instead, with every check")
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    """Options from key=value.
-
-    Raises: ValueError for an unknown key or value, with those that would do.
-    """
-    given: dict[str, str] = {}
-    known = {"table": ("", *paper.names()), **_CHOICES}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key not in known or not equals:
-            raise ValueError(f"unknown argument {argument!r}; known: {', '.join(f'{name}=' for name in known)}")
-        if value not in known[key]:
-            raise ValueError(f"{key}={value}: choose from {', '.join(name for name in known[key] if name)}")
-        given[key] = value
-    return Options(
-        table=given.get("table", ""),
-        all=given.get("all") == "true",
-        format=given.get("format", "terminal"),
-        json=given.get("json") == "true",
-    )
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0, whatever the paper's numbers do; 2 for a mistake in the call."""
-    try:
-        options = parse(arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(options: LintOptions) -> int:
+    """Exit status 0, whatever the paper's numbers do."""
     checks = [check for check in lint() if not options.table or options.table in check.tables]
     if options.json:
         print(as_json(checks))
@@ -165,3 +141,6 @@ def main(arguments: Sequence[str]) -> int:
             console = Console(highlight=False, width=WIDTH)
         console.print(terminal(checks, options.all))
     return 0
+
+
+main = Command(LintOptions, run)

@@ -12,19 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup
-from benchmarks.report.render import (
-    MARKS,
-    Digits,
-    Result,
-    ceiling_label,
-    compared_with,
-    digits_of,
-    floor_label,
-    frame,
-    heading,
-    primary_metric,
-    shown_arms,
-)
+from benchmarks.report import render
+from benchmarks.report.grid import MARKS, Digits
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -44,7 +33,7 @@ class _Row:
     is_reference: bool = False
 
 
-def dot_plot(result: Result, width: int) -> Group | None:
+def dot_plot(result: render.Result, width: int) -> Group | None:
     """The plot for rich, within `width` columns; None where no arm was scored.
 
     A sign is the verdict of the arm's comparison. The ceiling's mean is drawn through all rows; a ceiling or floor that
@@ -53,12 +42,12 @@ def dot_plot(result: Result, width: int) -> Group | None:
     from rich.console import Group
     from rich.text import Text
 
-    name = primary_metric(result)
+    name = render.primary_metric(result)
     if name is None:
         return None
-    rows, digits, (low, high) = list(_rows(result, name)), digits_of(result, name), frame(result, name)
+    rows, digits, (low, high) = list(_rows(result, name)), render.digits_of(result, name), render.frame(result, name)
     labels = min(max(len(row.label) for row in rows), width // 3)
-    axis = Axis(low, high, min(width, WIDEST) - labels - 2, digits)
+    axis = PlotAxis(low, high, min(width, WIDEST) - labels - 2, digits)
     ceiling = (result.get("ceiling") or {}).get(name)
     lines = [
         Text.assemble(
@@ -71,12 +60,15 @@ def dot_plot(result: Result, width: int) -> Group | None:
     ]
     drawn = {row.verdict for row in rows if not row.is_reference}
     signs = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items() if verdict in drawn)
-    title = Text(f"{heading(lookup(name), digits)}, and compared with {compared_with(result)}: {signs}", style="dim")
+    title = Text(
+        f"{render.heading(lookup(name), digits)}, and compared with {render.compared_with(result)}: {signs}",
+        style="dim",
+    )
     return Group(title, *lines, Text(" " * (labels + 2) + axis.ticks, style="dim"), Text(""))
 
 
 @dataclass(frozen=True)
-class Axis:
+class PlotAxis:
     """Values from `low` to `high` on so many columns."""
 
     low: float
@@ -113,10 +105,10 @@ class Axis:
         return "".join(cells).rstrip()
 
 
-def _rows(result: Result, name: str) -> Iterator[_Row]:
-    for label, arm in shown_arms(result):
+def _rows(result: render.Result, name: str) -> Iterator[_Row]:
+    for label, arm in render.shown_arms(result):
         if name in arm["metrics"]:
             yield _Row(label, arm["metrics"][name], arm["vs_previous"].get(name, {}).get("verdict", "not compared"))
-    for label, key in ((ceiling_label(result), "ceiling"), (floor_label(result), "floor")):
+    for label, key in ((render.ceiling_label(result), "ceiling"), (render.floor_label(result), "floor")):
         if name in (result.get(key) or {}):
             yield _Row(label, result[key][name], is_reference=True)

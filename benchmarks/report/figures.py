@@ -17,17 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup
-from benchmarks.report.render import (
-    Result,
-    ceiling_label,
-    compared_with,
-    digits_of,
-    floor_label,
-    frame,
-    heading,
-    metrics,
-    primary_metric,
-)
+from benchmarks.report import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,19 +75,19 @@ _STYLE: Any = {
 _LEADS: Any = {"axes.titlesize": 16, "axes.labelsize": 13, "xtick.labelsize": 13, "ytick.labelsize": 13}
 
 
-def plot(result: Result, out: Path) -> None:
+def plot(result: render.Result, out: Path) -> None:
     """Write the figure as a PNG."""
     figure_of(result).savefig(out, dpi=160, metadata={"Software": None})
 
 
-def figure_of(result: Result) -> Figure:
+def figure_of(result: render.Result) -> Figure:
     """The figure: axes[0] are the primary metric's values, axes[1] its differences, the others' values follow."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    leading, places = primary_metric(result), Places.of(result)
-    others = [name for name in metrics(result) if name != leading]
+    leading, places = render.primary_metric(result), Places.of(result)
+    others = [name for name in render.metrics(result) if name != leading]
     rows = -(-len(others) // COLUMNS)
     heights = [places.height(large=True), *[places.height(large=False)] * rows]
     with mpl.rc_context(_STYLE):
@@ -145,7 +135,7 @@ class Places:
     is_log: bool = False
 
     @classmethod
-    def of(cls, result: Result) -> Places:
+    def of(cls, result: render.Result) -> Places:
         """Those of a result's arms."""
         if curve := result.get("curve"):
             return cls._of_curve(curve)
@@ -198,8 +188,8 @@ class Places:
             axes.tick_params(axis="y", length=0)
 
 
-def _values_panel(axes: Axes, result: Result, places: Places, name: str, *, leads: bool) -> None:
-    metric, digits, (low, high) = lookup(name), digits_of(result, name), frame(result, name)
+def _values_panel(axes: Axes, result: render.Result, places: Places, name: str, *, leads: bool) -> None:
+    metric, digits, (low, high) = lookup(name), render.digits_of(result, name), render.frame(result, name)
     spots: dict[str, Spot] = {}
     for arm in result["arms"]:
         if name in arm["metrics"]:
@@ -211,7 +201,7 @@ def _values_panel(axes: Axes, result: Result, places: Places, name: str, *, lead
                 x, y = (at, seeds) if places.lines else (seeds, at)
                 axes.plot(x, y, "o", color="#999999", markersize=4, zorder=2, label="seeds")
     _draw(axes, places, spots, "mean", leads=leads, joined=True)
-    axes.set_title(heading(metric, digits), loc="left", fontweight="bold" if leads else "normal")
+    axes.set_title(render.heading(metric, digits), loc="left", fontweight="bold" if leads else "normal")
     _numbers(axes, places, digits.exponent)
     margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
     axes.set(**{"ylim" if places.lines else "xlim": (low - margin, high + margin)})
@@ -227,7 +217,7 @@ def _values_panel(axes: Axes, result: Result, places: Places, name: str, *, lead
             axes.set_title(f"{key} {digits.text(mean)} {arrow}", loc="right", fontsize=11, color=colour)
 
 
-def _differences_panel(axes: Axes, result: Result, places: Places, name: str) -> None:
+def _differences_panel(axes: Axes, result: render.Result, places: Places, name: str) -> None:
     found = {arm["name"]: arm["vs_previous"][name] for arm in result["arms"] if name in arm["vs_previous"]}
     spots = {arm: (row, VERDICTS[row["verdict"]]) for arm, row in found.items() if row["diff"] is not None}
     one_reference = result.get("versus", "above") == "first" or bool(result.get("across"))
@@ -238,11 +228,11 @@ def _differences_panel(axes: Axes, result: Result, places: Places, name: str) ->
     (axes.axhline if places.lines else axes.axvline)(0, color="#222222", linewidth=1.2, zorder=1)
     _draw(axes, places, spots, "diff", leads=True, joined=one_reference)
     what = "difference of |ln|" if is_log else "difference"
-    axes.set_title("\n".join(textwrap.wrap(f"{what} to {compared_with(result)}", 46)), loc="left", fontsize=14)
+    axes.set_title("\n".join(textwrap.wrap(f"{what} to {render.compared_with(result)}", 46)), loc="left", fontsize=14)
     more = lookup(name).direction == "higher"
     sides = "← worse        better →" if more else "← better        worse →"
     axes.set(**{"ylabel" if places.lines else "xlabel": sides})
-    _numbers(axes, places, 0 if is_log else digits_of(result, name).exponent)
+    _numbers(axes, places, 0 if is_log else render.digits_of(result, name).exponent)
 
 
 def _numbers(axes: Axes, places: Places, exponent: int) -> None:
@@ -300,7 +290,7 @@ def _styles(places: Places) -> Iterator[tuple[str, Any]]:
     return (LINES[i % len(LINES)] for i in range(len(places.lines)))
 
 
-def _name_lines(axes: Axes, result: Result, places: Places, name: str) -> None:
+def _name_lines(axes: Axes, result: render.Result, places: Places, name: str) -> None:
     """The lines' names to the right of a panel, in the order in which they end."""
     from matplotlib.lines import Line2D
 
@@ -313,14 +303,14 @@ def _name_lines(axes: Axes, result: Result, places: Places, name: str) -> None:
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=2.6, fontsize=12)
 
 
-def _legend(figure: Figure, result: Result) -> None:
+def _legend(figure: Figure, result: render.Result) -> None:
     from matplotlib.lines import Line2D
 
     drawn = {row["verdict"] for arm in result["arms"] for row in arm["vs_previous"].values()}
     handles = [
         Line2D([], [], color=colour, linestyle=style, linewidth=2.2, label=label)
         for (key, (colour, style)), label in zip(
-            REFERENCES.items(), (ceiling_label(result), floor_label(result)), strict=True
+            REFERENCES.items(), (render.ceiling_label(result), render.floor_label(result)), strict=True
         )
         if result.get(key)
     ]

@@ -29,20 +29,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from benchmarks.measure.metric_weights import MissingWeights, find
 from benchmarks.metrics import lookup
 from benchmarks.metrics.stream import Look, Scorer
-from pw.io.files import check_writable, write_atomically
+from pw.io.arguments import Command, ConfigError, at_least, option
+from pw.io.files import check_writable, write_json
 from pw.io.host import default_threads, usable_cores
+from pw.io.paths import OUTPUTS, ROOT
 
 if TYPE_CHECKING:
     from pw.io.video import Frames
 
-ROOT = Path(__file__).parents[2]
-OWN = {"only": "mhd,niqe,stream", "frames": "121", "repeats": "5", "out": ""}
-PARTS = ("mhd", "niqe", "stream")
 HD, UHD = (1080, 1920), (2160, 3840)
 FRAMES = 16  # of the whole clip: its floats are 400 MB, far more than any cache
 STREAMED = {"mhd_mse": 1.0, "mhd_mse,niqe": 3.0}  # GB at most
@@ -239,7 +238,7 @@ def write_clip(path: Path, frames: int, size: tuple[int, int]) -> None:
 
 def score_in_a_process(folder: Path, metrics: str, out: Path) -> tuple[float, float]:
     """(seconds, peak memory in bytes) of `pw score`, nothing cached. Raises RuntimeError if it fails."""
-    words = [str(folder), "--metrics", metrics, "--out", str(out / "scores.csv"), f"cache={out / 'cache'}"]
+    words = [f"videos={folder}", f"metrics={metrics}", f"out={out / 'scores.csv'}", f"cache={out / 'cache'}"]
     out.mkdir()
     with (out / "log").open("w+", encoding="utf-8") as log:
         process = subprocess.Popen([sys.executable, "-m", "pw", "score", *words], cwd=ROOT, stdout=log, stderr=log)
@@ -283,49 +282,49 @@ def show(found: Sequence[Measured]) -> None:
 
 
 def whole_number(key: str, value: str) -> int:
-    """A number that was given. Raises ValueError naming the key."""
-    if not value.isdecimal() or not int(value):
-        raise ValueError(f"{key}={value}: a whole number from 1")
-    return int(value)
-
-
-def main(words: Sequence[str]) -> int:
-    """Exit status: 0 measured, 2 a mistake in the call."""
-    own = dict(OWN)
+    """A number that was given. Raises ConfigError naming the key."""
     try:
-        for word in words:
-            key, equals, value = word.partition("=")
-            if key not in OWN or not equals:
-                raise ValueError(f"{word}: no such key; there are {', '.join(f'{key}=' for key in OWN)}")
-            own[key] = value
-        frames, repeats = whole_number("frames", own["frames"]), whole_number("repeats", own["repeats"])
-        parts = own["only"].split(",")
-        if own["out"]:
-            check_writable("out", Path(own["out"]).absolute().parent, Path(own["out"]).name)
-        if unknown := [part for part in parts if part not in PARTS]:
-            raise ValueError(f"only={own['only']}: {unknown[0]!r} is not one of {', '.join(PARTS)}")
+        return at_least(1)(value)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    found: list[Measured] = []
-    threads = {"stream": default_threads(), "mhd": 1, "niqe": 1}
-    if "stream" in parts:  # first: while this process is small, and on all cores
-        print(f"a 4K clip of {frames} frames …", file=sys.stderr, flush=True)
-        found += bench_stream(frames)
+        raise ConfigError(f"{key}={value}: {error}") from None
+
+
+@dataclass(frozen=True)
+class MetricBenchOptions:
+    """The options of `pw bench what=metrics`."""
+
+    only: tuple[Literal["mhd", "niqe", "stream"], ...] = option(("mhd", "niqe", "stream"), "what is measured")
+    frames: int = option(121, "frames of the 4K clip", read=at_least(1))
+    repeats: int = option(5, "rounds, of which the median counts", read=at_least(1))
+    out: Path | None = option(None, "the JSON file, by default outputs/bench/metrics_<processor>.json")
+
+
+def run(options: MetricBenchOptions) -> int:
+    """Exit status 0: measured."""
+    if options.out is not None:
+        check_writable("out", options.out.absolute().parent, options.out.name)
+    measured: list[Measured] = []
+    if "stream" in options.only:  # first: while this process is small, and on all cores
+        print(f"a 4K clip of {options.frames} frames …", file=sys.stderr, flush=True)
+        measured += bench_stream(options.frames)
     os.environ.update(dict.fromkeys(THREADS, "1"))  # before numpy and torch are imported
     import torch
 
     torch.set_num_threads(1)
     for part, bench in (("mhd", bench_mhd), ("niqe", bench_niqe)):
-        if part in parts:
+        if part in options.only:
             print(f"{part} …", file=sys.stderr, flush=True)
-            found += bench(repeats)
-    show(found)
+            measured += bench(options.repeats)
+    show(measured)
     name = device()
     slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-    out = Path(own["out"] or ROOT / "outputs" / "bench" / f"metrics_{slug}.json")
+    out = options.out or OUTPUTS / "bench" / f"metrics_{slug}.json"
+    threads = {"stream": default_threads(), "mhd": 1, "niqe": 1}
     about = {"device": name, "cores": usable_cores(), "torch": torch.__version__, "threads": threads}
-    measured = [{**asdict(row), "met": row.met} for row in found]
-    write_atomically(out, json.dumps({**about, "repeats": repeats, "measured": measured}, indent=1) + "\n")
+    rows = [{**asdict(row), "met": row.met} for row in measured]
+    write_json(out, {**about, "repeats": options.repeats, "measured": rows})
     print(out)
     return 0
+
+
+main = Command(MetricBenchOptions, run)

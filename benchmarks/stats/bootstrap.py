@@ -10,7 +10,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LEVEL = 0.95
+from benchmarks.stats.difference import LEVEL
+
 RESAMPLES = 10_000
 _SEED = re.compile(r"-\d+$")
 

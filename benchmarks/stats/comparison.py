@@ -20,28 +20,22 @@ paired t up to 6 points too. What buys narrower intervals is seeds: five are 1.9
 variate whose coefficient is fitted on the seeds (the floor of a seed's clips, say) takes one of their degrees of
 freedom: it widens the interval unless it explains 94 % of the variance at three seeds, 43 % at five, so there is none.
 
-**The primary metric is the gate** (`gatekeep`). It is named beforehand and tested alone at 5 %; only where it
-shows a difference are the comparison's other metrics tested, by Holm among themselves. The family-wise error of a
-comparison stays at 5 % (Maurer, Hothorn and Lehmacher 1995), and the primary metric pays nothing for the others: with
-three seeds and seven metrics Holm over all asks t > 11.8 of the largest, the primary alone t > 4.3. The same study
-prints error and power of both. Behind a gate that is shut a plain 95 % interval may leave out zero where the verdict
-says "no difference shown".
+Within a comparison the primary metric is tested first (`benchmarks.stats.difference`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.metrics import Direction, lookup
+from benchmarks.stats.difference import LEVEL, Difference, Verdict, compared_as, distance, gatekeep, improves, judge
 
 if TYPE_CHECKING:
     import numpy as np
 
-LEVEL = 0.95
-Verdict = Literal["better", "worse", "no difference shown", "not resolved"]
 Scores = Mapping[str, Mapping[int, Mapping[str, float | None]]]
 
 
@@ -56,20 +50,9 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """An arm minus the arm it is compared with, over their n common seeds.
+class SeedDifference(Difference):
+    """An arm minus the arm it is compared with, over their n common seeds."""
 
-    p, p_adjusted: two-sided, of this metric by itself and after `gatekeep`.
-    diff_of: "value", or "abs_log": the difference of |ln value|, for metrics whose right value is 1.
-    """
-
-    diff: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    p_adjusted: float | None
-    verdict: Verdict
-    diff_of: Literal["value", "abs_log"]
     n: int
     versus: str
 
@@ -86,7 +69,7 @@ class Comparison:
     """
 
     arms: dict[str, dict[str, Estimate]]
-    differences: dict[str, dict[str, Difference]]
+    differences: dict[str, dict[str, SeedDifference]]
     best: dict[str, str | None]
     primary: str | None = None
 
@@ -114,30 +97,6 @@ def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(mean == 0, 0.0, np.abs(mean) / error)
     return mean, stdtrit(n - 1, (1 + LEVEL) / 2) * error, 2 * stdtr(n - 1, -t)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values (Holm 1979), in the order given; reject where <= alpha."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = running
-    return adjusted
-
-
-def gatekeep(p_values: Mapping[str, float], primary: str | None) -> dict[str, float]:
-    """Adjusted p of one comparison's metrics: the primary's as it is, the others' by Holm behind it.
-
-    metric -> p of its own. No metric's adjusted p is below the primary's: where that shows nothing, nothing is shown.
-    With `primary` None, or without a test of it, Holm over all.
-    """
-    others = [metric for metric in p_values if metric != primary]
-    adjusted = dict(zip(others, holm([p_values[metric] for metric in others]), strict=True))
-    if primary is None or primary not in p_values:
-        return adjusted
-    gate = p_values[primary]
-    return {metric: gate if metric == primary else max(gate, adjusted[metric]) for metric in p_values}
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -205,7 +164,7 @@ def equivalence(
     import numpy as np
 
     seeds = sorted(arm.keys() & other.keys())
-    pairs = [(_distance(arm[seed], side), _distance(other[seed], side)) for seed in seeds]
+    pairs = [(distance(arm[seed], side), distance(other[seed], side)) for seed in seeds]
     if len(pairs) < 2 or not all(math.isfinite(x) and math.isfinite(y) for x, y in pairs):
         return None
     a, b = np.array(pairs).T
@@ -266,31 +225,20 @@ def by_seed(seeds: Mapping[int, Mapping[str, float | None]], metric: str) -> dic
     return {seed: float(value) for seed, value in found if value is not None and math.isfinite(value)}
 
 
-def _distance(value: float, side: Direction) -> float:
-    """The number that is compared: the value, or how far from 1 it is; a ratio of 0 is infinitely far."""
-    if side != "one":
-        return value
-    return abs(math.log(value)) if value > 0 else math.inf
-
-
-def _difference(a: Mapping[int, float], b: Mapping[int, float], side: Direction, versus: str) -> Difference:
+def _difference(a: Mapping[int, float], b: Mapping[int, float], side: Direction, versus: str) -> SeedDifference:
     """a - b over their common seeds, p not yet adjusted for the other metrics."""
     import numpy as np
 
-    kind = "abs_log" if side == "one" else "value"
+    kind = compared_as(side)
     seeds = sorted(a.keys() & b.keys())
-    pairs = [(_distance(a[seed], side), _distance(b[seed], side)) for seed in seeds]
+    pairs = [(distance(a[seed], side), distance(b[seed], side)) for seed in seeds]
     if not pairs or not all(math.isfinite(x) and math.isfinite(y) for x, y in pairs):
-        return Difference(None, None, None, None, None, "not resolved", kind, len(seeds), versus)
+        return SeedDifference(None, None, None, None, None, "not resolved", kind, len(seeds), versus)
     deltas = np.array([x - y for x, y in pairs])
     if len(seeds) == 1:
-        return Difference(float(deltas[0]), None, None, None, None, "not resolved", kind, 1, versus)
+        return SeedDifference(float(deltas[0]), None, None, None, None, "not resolved", kind, 1, versus)
     mean, half, p = (float(x) for x in paired_t(deltas))
-    return Difference(mean, mean - half, mean + half, p, None, "no difference shown", kind, len(seeds), versus)
-
-
-def _improves(diff: float, side: Direction) -> bool:
-    return diff > 0 if side == "higher" else diff < 0
+    return SeedDifference(mean, mean - half, mean + half, p, None, "no difference shown", kind, len(seeds), versus)
 
 
 def _against(
@@ -299,17 +247,10 @@ def _against(
     sides: Mapping[str, Direction],
     versus: str,
     primary: str | None,
-) -> dict[str, Difference]:
+) -> dict[str, SeedDifference]:
     """One comparison, all its metrics: differences with adjusted p and the verdicts."""
-    found = {m: _difference(arm[m], other[m], side, versus) for m, side in sides.items() if arm[m] or other[m]}
-    adjusted = gatekeep({m: d.p for m, d in found.items() if d.p is not None}, primary)
-    for m, p in adjusted.items():
-        d = found[m]
-        verdict: Verdict = d.verdict
-        if p < 1 - LEVEL and d.diff is not None:
-            verdict = "better" if _improves(d.diff, sides[m]) else "worse"
-        found[m] = replace(d, p_adjusted=p, verdict=verdict)
-    return found
+    differences = {m: _difference(arm[m], other[m], side, versus) for m, side in sides.items() if arm[m] or other[m]}
+    return judge(differences, sides, primary)
 
 
 def _best(
@@ -327,9 +268,9 @@ def _best(
 
 def _winner(arms: Mapping[str, Mapping[int, float]], side: Direction) -> tuple[str | None, float]:
     """The arm ahead of all others and the largest p of its tests; (None, 1) if there is none."""
-    for arm, own in arms.items():
-        tests = [_difference(own, other, side, name) for name, other in arms.items() if name != arm]
-        ahead = [d.p for d in tests if d.p is not None and d.diff is not None and _improves(d.diff, side)]
+    for arm, values in arms.items():
+        tests = [_difference(values, other, side, name) for name, other in arms.items() if name != arm]
+        ahead = [d.p for d in tests if d.p is not None and d.diff is not None and improves(d.diff, side)]
         if tests and len(ahead) == len(tests):
             return arm, max(ahead)
     return None, 1.0
@@ -340,7 +281,7 @@ def _paper_step(
 ) -> Literal["better", "worse"] | None:
     """What the paper's quality columns say of a step between rows; None where they disagree or tie."""
     steps = {
-        _improves(after[c] - before[c], side)
+        improves(after[c] - before[c], side)
         for c, side in directions.items()
         if c in before and c in after and after[c] != before[c]
     }

@@ -3,7 +3,7 @@
 A simulated metric has arms x seeds: an effect of the seed shared by all arms plus an error of arm and seed.
 The errors are normal, heavy-tailed (t with 5 df) or skewed (exponential); the variances of the paired
 differences are equal, or one comparison has 16 times the variance of the others, or they are graded from 1 to
-16. Coverage is counted for the
+16. IntervalCoverage is counted for the
 difference of each arm to the one before it, and the comparison that is covered worst decides: an average
 would let the quiet comparisons pay for the noisy one.
 
@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.stats.comparison import LEVEL, gatekeep, holm, paired_t
+from benchmarks.stats.comparison import paired_t
+from benchmarks.stats.difference import LEVEL, gatekeep, holm
 
 Interval = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Middle, half-width and two-sided p, each [tables, comparisons]."""
@@ -49,7 +50,7 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class IntervalCoverage:
     """What a method did in a scenario.
 
     worst, mean: coverage of the worst covered comparison and of all; width: mean width over paired t's.
@@ -166,8 +167,8 @@ def scenarios() -> Iterator[Scenario]:
         yield Scenario(seeds, arms, errors, variances)
 
 
-def cover(scenario: Scenario, tables: int, seed: int = 0) -> dict[str, Outcome]:
-    """Coverage and relative width of every method in a scenario, the same simulated tables for all."""
+def cover(scenario: Scenario, tables: int, seed: int = 0) -> dict[str, IntervalCoverage]:
+    """IntervalCoverage and relative width of every method in a scenario, the same simulated tables for all."""
     differences = scenario.differences(tables, np.random.default_rng(seed))
     width = paired_t(differences)[1].mean()
     outcomes = {}
@@ -175,7 +176,7 @@ def cover(scenario: Scenario, tables: int, seed: int = 0) -> dict[str, Outcome]:
         some = differences[: max(1, tables // 5)] if method is bootstrap else differences
         middle, half, _ = method(some)
         covered = (np.abs(middle) <= half).mean(0)
-        outcomes[name] = Outcome(float(covered.min()), float(covered.mean()), float(half.mean() / width))
+        outcomes[name] = IntervalCoverage(float(covered.min()), float(covered.mean()), float(half.mean() / width))
     return outcomes
 
 
@@ -274,7 +275,7 @@ def control_variate_width(seeds: int, share: float, tables: int, seed: int = 0) 
 def markdown(tables: int) -> str:
     """The whole study as a markdown table, a row per scenario, `worst / mean coverage, width` per method."""
     lines = [
-        "Coverage in % of the worst covered comparison / of all, x mean width relative to paired t.",
+        "IntervalCoverage in % of the worst covered comparison / of all, x mean width relative to paired t.",
         "",
         "| seeds | arms | errors | variances | " + " | ".join(METHODS) + " |",
         "|---|---|---|---|" + "---|" * len(METHODS),

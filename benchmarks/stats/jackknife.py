@@ -16,7 +16,7 @@ from benchmarks.measure.contract import ClipHash
 from benchmarks.metrics import lookup
 
 if TYPE_CHECKING:
-    from benchmarks.metrics.reference import Batch
+    from benchmarks.metrics.reference.clip_frames import Batch
 
 GROUPS = 8
 
@@ -31,8 +31,10 @@ def leave_out(metric: str, folders: Mapping[str, Path], groups: int = GROUPS) ->
     common = sorted(set.intersection(*(set(found) for found in clips.values())))
     if len(common) < groups:
         raise ValueError(f"{folders['video']}: {len(common)} clips, fewer than {groups} groups of them")
-    own = ({what: {n: found[n] for n in common[k::groups]} for what, found in clips.items()} for k in range(groups))
-    return values_without(metric, [[batch for _, batch in batches(group, ClipHash())] for group in own])
+    groups_of_clips = (
+        {what: {n: found[n] for n in common[k::groups]} for what, found in clips.items()} for k in range(groups)
+    )
+    return values_without(metric, [[batch for _, batch in batches(group, ClipHash())] for group in groups_of_clips])
 
 
 def values_without(metric: str, groups: Sequence[Sequence[Batch]]) -> list[float]:
@@ -42,10 +44,10 @@ def values_without(metric: str, groups: Sequence[Sequence[Batch]]) -> list[float
     scorers = [scorer(metric) for _ in groups]
     for k, group in enumerate(groups):
         for batch in group:
-            for left_out, made in enumerate(scorers):
+            for left_out, left_scorer in enumerate(scorers):
                 if left_out != k:
-                    made.add(batch)
-    return [made.result() for made in scorers]
+                    left_scorer.add(batch)
+    return [each.result() for each in scorers]
 
 
 def jackknife_variance(values: Sequence[float]) -> float:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.measure.clips import SUFFIXES
 from benchmarks.metrics import Direction, lookup
-from benchmarks.stats.bootstrap import LEVEL, bootstrap_mean, prompt_of
-from benchmarks.stats.comparison import Verdict, gatekeep
+from benchmarks.stats.bootstrap import bootstrap_mean, prompt_of
+from benchmarks.stats.difference import LEVEL, Difference, compared_as, distance, judge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,31 +35,25 @@ NAMED = 20
 ONE_PROMPT = "by the names, `<prompt>-<number>`, all videos are of one prompt"
 
 Values = Mapping[str, float | None]
+Count = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Mean of b minus mean of a, with its 95 % interval, over n videos of so many prompts.
+class VideoDifference(Difference):
+    """Mean of b minus mean of a over n videos of so many prompts.
 
+    a, b: the means of what was compared.
     design: "paired" by video name, or "independent" sets. test: how p was found.
-    diff_of: "value", or "abs_log": the difference of |ln value|, for metrics whose right value is 1.
     n, prompts: of b - a where paired, else (of a, of b).
-    a, b: the means of what was compared. reason: why nothing could be resolved, else empty.
+    reason: why nothing could be resolved, else empty.
     """
 
     a: float | None
     b: float | None
-    diff: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    p_adjusted: float | None
-    verdict: Verdict
-    diff_of: Literal["value", "abs_log"]
     design: Literal["paired", "independent"]
     test: str
-    n: int | tuple[int, int]
-    prompts: int | tuple[int, int]
+    n: Count
+    prompts: Count
     reason: str = ""
 
 
@@ -74,13 +68,13 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class VideoComparison:
     """metric -> difference, and metric -> what was left out, where anything was.
 
     primary: the metric that was tested alone, before the others; None if all were tested by Holm.
     """
 
-    differences: dict[str, Difference]
+    differences: dict[str, VideoDifference]
     left_out: dict[str, LeftOut]
     primary: str | None = None
 
@@ -98,9 +92,9 @@ def compare_videos(
     directions: Mapping[str, Direction] | None = None,
     *,
     primary: str | None = None,
-) -> Outcome:
+) -> VideoComparison:
     """b against a, metric by metric; the primary first, the others by Holm behind it
-    (`benchmarks.stats.comparison.gatekeep`).
+    (`benchmarks.stats.difference.gatekeep`).
 
     a, b: metric -> video -> value; None or NaN is no score. Only metrics of both are compared. Videos are the same by
         their names without ending: an .mp4 is paired with an .mkv.
@@ -127,10 +121,10 @@ def compare_videos(
             found[metric] = independent(left, right, side)
     sides = {m: lookup(m).direction if directions is None else directions[m] for m in common}
     gate = primary if primary in found and found[primary].p is not None else None
-    return Outcome(_judged(found, sides, gate), left_out, gate)
+    return VideoComparison(judge(found, sides, gate), left_out, gate)
 
 
-def paired(a: Mapping[str, float], b: Mapping[str, float], side: Direction, seed: int = 0) -> Difference:
+def paired(a: Mapping[str, float], b: Mapping[str, float], side: Direction, seed: int = 0) -> VideoDifference:
     """b - a over the videos of both: BCa interval and sign-flip p, prompts as wholes; not yet adjusted.
 
     Under the null hypothesis that swapping the two videos of a prompt changes nothing, the sign of a prompt's
@@ -140,16 +134,15 @@ def paired(a: Mapping[str, float], b: Mapping[str, float], side: Direction, seed
     import numpy as np
 
     names = sorted(a.keys() & b.keys())
-    kind: Literal["value", "abs_log"] = "abs_log" if side == "one" else "value"
-    left = np.array([_distance(a[name], side) for name in names])
-    right = np.array([_distance(b[name], side) for name in names])
+    left = np.array([distance(a[name], side) for name in names])
+    right = np.array([distance(b[name], side) for name in names])
     prompts = [prompt_of(name) for name in names]
     n, clusters = len(names), len(set(prompts))
-    nothing = Difference(None, None, None, None, None, None, None, "not resolved", kind, "paired", "", n, clusters)
+    nothing = _unresolved(side, "paired", "", n, clusters)
     if not np.isfinite([*left, *right]).all():
         return replace(nothing, reason="a value of 0 or below has no distance from 1")
     interval = bootstrap_mean(right - left, prompts, seed)
-    made = replace(
+    measured = replace(
         nothing,
         a=float(left.mean()),
         b=float(right.mean()),
@@ -158,14 +151,22 @@ def paired(a: Mapping[str, float], b: Mapping[str, float], side: Direction, seed
         high=interval.high,
     )
     if clusters < 2:
-        return replace(made, reason=ONE_PROMPT)
+        return replace(measured, reason=ONE_PROMPT)
     index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     totals = np.bincount([index[prompt] for prompt in prompts], right - left)
     p, test = sign_flip(totals, seed)
     if 2.0 ** (1 - clusters) > 1 - LEVEL:
         reason = f"{clusters} prompts cannot show anything: the smallest p is {2.0 ** (1 - clusters):.2g}; 6 can"
-        return replace(made, p=p, test=test, reason=reason)
-    return replace(made, p=p, test=test, verdict="no difference shown")
+        return replace(measured, p=p, test=test, reason=reason)
+    return replace(measured, p=p, test=test, verdict="no difference shown")
+
+
+def _unresolved(
+    side: Direction, design: Literal["paired", "independent"], test: str, n: Count, prompts: Count
+) -> VideoDifference:
+    """A comparison of so many videos before anything is known of its outcome."""
+    kind = compared_as(side)
+    return VideoDifference(None, None, None, None, None, "not resolved", kind, None, None, design, test, n, prompts)
 
 
 def sign_flip(totals: np.ndarray, seed: int = 0, draws: int = DRAWS) -> tuple[float, str]:
@@ -194,31 +195,28 @@ def sign_flip(totals: np.ndarray, seed: int = 0, draws: int = DRAWS) -> tuple[fl
     return (hits + 1) / (draws + 1), f"sign flip, {draws} drawn"
 
 
-def independent(a: Mapping[str, float], b: Mapping[str, float], side: Direction) -> Difference:
+def independent(a: Mapping[str, float], b: Mapping[str, float], side: Direction) -> VideoDifference:
     """b - a of two sets without a common name: Welch's t over the prompts' means; not yet adjusted."""
     import numpy as np
     from scipy.stats import ttest_ind
 
-    kind: Literal["value", "abs_log"] = "abs_log" if side == "one" else "value"
     means = [_prompt_means(values, side) for values in (a, b)]
     sizes, prompts = (len(a), len(b)), (len(means[0]), len(means[1]))
-    nothing = Difference(
-        None, None, None, None, None, None, None, "not resolved", kind, "independent", "Welch", sizes, prompts
-    )
+    nothing = _unresolved(side, "independent", "Welch", sizes, prompts)
     if not np.isfinite(np.concatenate(means)).all():
         return replace(nothing, reason="a value of 0 or below has no distance from 1")
     if not all(prompts):
         return replace(nothing, reason="no scores")
     left, right = (float(values.mean()) for values in means)
-    made = replace(nothing, a=left, b=right, diff=right - left)
+    measured = replace(nothing, a=left, b=right, diff=right - left)
     if min(prompts) < 2:
-        return replace(made, reason=ONE_PROMPT)
+        return replace(measured, reason=ONE_PROMPT)
     if not any(np.ptp(values) for values in means):
-        return replace(made, reason="no spread within either set")
+        return replace(measured, reason="no spread within either set")
     test = ttest_ind(means[1], means[0], equal_var=False)
     interval = test.confidence_interval(LEVEL)
     return replace(
-        made,
+        measured,
         low=float(interval.low),
         high=float(interval.high),
         p=float(test.pvalue),
@@ -231,7 +229,7 @@ def _prompt_means(values: Mapping[str, float], side: Direction) -> np.ndarray:
 
     by_prompt: dict[str, list[float]] = {}
     for name, value in values.items():
-        by_prompt.setdefault(prompt_of(name), []).append(_distance(value, side))
+        by_prompt.setdefault(prompt_of(name), []).append(distance(value, side))
     return np.array([np.mean(found) for found in by_prompt.values()])
 
 
@@ -250,30 +248,8 @@ def _stem(video: str) -> str:
     return path.stem if path.suffix.lower() in SUFFIXES else video
 
 
-def _distance(value: float, side: Direction) -> float:
-    """The number that is compared: the value, or how far from 1 it is; a ratio of 0 is infinitely far."""
-    if side != "one":
-        return value
-    return abs(math.log(value)) if value > 0 else math.inf
-
-
 def _unpaired(a: Mapping[str, float], b: Mapping[str, float]) -> LeftOut | None:
     only_a, only_b = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
     if not only_a and not only_b:
         return None
     return LeftOut(len(only_a), len(only_b), tuple(only_a[:NAMED]), tuple(only_b[:NAMED]))
-
-
-def _judged(
-    found: Mapping[str, Difference], sides: Mapping[str, Direction], primary: str | None
-) -> dict[str, Difference]:
-    """With p adjusted over all metrics that were tested, and the verdicts."""
-    judged = dict(found)
-    for metric, p in gatekeep({m: row.p for m, row in found.items() if row.p is not None}, primary).items():
-        row = found[metric]
-        verdict: Verdict = row.verdict
-        if p < 1 - LEVEL and row.diff is not None:
-            improves = row.diff > 0 if sides[metric] == "higher" else row.diff < 0
-            verdict = "better" if improves else "worse"
-        judged[metric] = replace(row, p_adjusted=p, verdict=verdict)
-    return judged

@@ -5,7 +5,7 @@ one, sec. 8.2), its licence, where it comes from, how it is run, and how that di
 Four kinds:
 
     diffusers    generated here, with diffusers (`diffusers_pipelines`)
-    pixelwizard  generated here, by `pw.generate.pipeline` (`own`)
+    pixelwizard  generated here, by `pw.generate.pipeline` (`pixelwizard_system`)
     command      a program of its own environment, started once per video (`external`)
     videos       videos that somebody else made, registered (`register`)
 
@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from pw.io.arguments import ConfigError
 
 CARDS = Path(__file__).parent / "cards"
 Kind = Literal["diffusers", "pixelwizard", "command", "videos"]
@@ -119,7 +121,7 @@ class PixelWizard:
 
 
 @dataclass(frozen=True)
-class Command:
+class ExternalCommand:
     """How a program of its own makes one video.
 
     command     its words, with {fields} (see `external.FIELDS`), run in its checkout without a shell
@@ -154,14 +156,14 @@ class System:
     licence: Licence
     repository: str | None
     weights: Repository
-    adapter: Diffusers | PixelWizard | Command | None
+    adapter: Diffusers | PixelWizard | ExternalCommand | None
     deviations: tuple[str, ...]
     rows: Mapping[str, str]
 
     @property
     def enlarges(self) -> bool:
         """Whether it makes a video from a video, not from a prompt."""
-        return isinstance(self.adapter, Command) and self.adapter.takes == "video"
+        return isinstance(self.adapter, ExternalCommand) and self.adapter.takes == "video"
 
     @property
     def wants(self) -> str:
@@ -174,7 +176,7 @@ class System:
 ADAPTERS: Mapping[str, type | None] = {
     "diffusers": Diffusers,
     "pixelwizard": PixelWizard,
-    "command": Command,
+    "command": ExternalCommand,
     "videos": None,
 }
 
@@ -189,43 +191,45 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The card's file of a system; a .yaml is a card of your own. Raises ValueError for a name that there is not."""
+    """The card's file of a system; a .yaml is a card of your own. Raises ConfigError for a name that there is not."""
     if name.endswith(".yaml") and Path(name).is_file():
         return Path(name)
     if name not in names():
-        raise ValueError(f"name={name}: there is no such system; there are {', '.join(names())}, or a card of your own")
+        raise ConfigError(
+            f"name={name}: there is no such system; there are {', '.join(names())}, or a card of your own"
+        )
     return CARDS / f"{name}.yaml"
 
 
 def load(name: str) -> System:
-    """The card of a system. Raises ValueError as `find` and `read_card`."""
+    """The card of a system. Raises ConfigError as `find` and `read_card`."""
     return read_card(find(name))
 
 
 def read_card(path: Path) -> System:
     """A card's file, checked.
 
-    Raises: ValueError naming the file and the key that is unknown, missing or of the wrong type.
+    Raises: ConfigError naming the file and the key that is unknown, missing or of the wrong type.
     """
     import yaml
 
     try:
         card = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not a card ({error})") from error
+        raise ConfigError(f"{path}: not a card ({error})") from error
     kind = str(card.get("kind")) if isinstance(card, dict) else ""
     if kind not in ADAPTERS:
-        raise ValueError(f"{path}: kind={kind}: one of {', '.join(ADAPTERS)}")
+        raise ConfigError(f"{path}: kind={kind}: one of {', '.join(ADAPTERS)}")
     adapter = ADAPTERS[kind]
     if adapter is not None:
         card["adapter"] = _build(adapter, card.get("adapter"), f"{path}: adapter")
     elif card.get("adapter") is not None:
-        raise ValueError(f"{path}: adapter: a system of kind {kind} has none; leave it at null")
+        raise ConfigError(f"{path}: adapter: a system of kind {kind} has none; leave it at null")
     system = _build(System, card, str(path))
     if kind != "videos" and None in (system.setting.volume, system.setting.fps):
-        raise ValueError(f"{path}: setting={system.setting}: what is made here has a known size, length and rate")
+        raise ConfigError(f"{path}: setting={system.setting}: what is made here has a known size, length and rate")
     if path.stem not in (system.name, "card"):  # card.yaml is the copy in a folder of videos
-        raise ValueError(f"{path}: name={system.name}: a card is called as its file")
+        raise ConfigError(f"{path}: name={system.name}: a card is called as its file")
     return system
 
 
@@ -233,11 +237,11 @@ def _build(cls: type, given: Any, where: str) -> Any:
     """A dataclass from a mapping with exactly its keys, nested ones too."""
     hints = _hints(cls)
     if not isinstance(given, dict):
-        raise ValueError(f"{where}: wants {', '.join(hints)}, not {given!r}")
+        raise ConfigError(f"{where}: wants {', '.join(hints)}, not {given!r}")
     if unknown := given.keys() - hints.keys():
-        raise ValueError(f"{where}: unknown keys {', '.join(sorted(map(str, unknown)))}; known: {', '.join(hints)}")
+        raise ConfigError(f"{where}: unknown keys {', '.join(sorted(map(str, unknown)))}; known: {', '.join(hints)}")
     if missing := hints.keys() - given.keys():
-        raise ValueError(f"{where}: missing keys {', '.join(sorted(missing))} (null where there is nothing to say)")
+        raise ConfigError(f"{where}: missing keys {', '.join(sorted(missing))} (null where there is nothing to say)")
     return cls(**{key: _value(hint, given[key], f"{where}: {key}") for key, hint in hints.items()})
 
 
@@ -269,4 +273,4 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if option in (str, int, bool) and type(value) is option:
         return value
     wants = ", ".join(map(str, arguments)) if origin is Literal else getattr(option, "__name__", option)
-    raise ValueError(f"{where}={value!r}: wants {wants}")
+    raise ConfigError(f"{where}={value!r}: wants {wants}")

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure.metric_weights import snapshot
 from benchmarks.systems import Diffusers, GenerationError, Setting, System
-from benchmarks.systems.jobs import Job, check
+from benchmarks.systems.jobs import VideoJob, check
+from pw.io.arguments import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +85,7 @@ class Pipelines:
         """Whether it runs on a GPU."""
         return self.device.startswith("cuda")
 
-    def make(self, job: Job, work: Path) -> tuple[Path, dict[str, Any]]:
+    def make(self, job: VideoJob, work: Path) -> tuple[Path, dict[str, Any]]:
         """The video of a job and what it cost. Raises GenerationError when memory does not suffice."""
         import torch
 
@@ -115,7 +116,7 @@ class Pipelines:
             "peak_memory_from": "torch, allocated" if self.is_cuda else None,
         }
 
-    def _frames(self, job: Job) -> Any:
+    def _frames(self, job: VideoJob) -> Any:
         """uint8 [F, H, W, 3], brought to the CPU frame by frame."""
         import numpy as np
         import torch
@@ -132,7 +133,7 @@ class Pipelines:
             target[:] = image.float().mul(255).round_().clamp_(0, 255).byte().permute(1, 2, 0).cpu().numpy()
         return frames
 
-    def _arguments(self, job: Job) -> dict[str, Any]:
+    def _arguments(self, job: VideoJob) -> dict[str, Any]:
         import torch
 
         setting = self.setting
@@ -150,7 +151,7 @@ class Pipelines:
         if "frame_rate" in known:  # LTX-Video is told the rate
             call["frame_rate"] = round(setting.rate)
         if unknown := call.keys() - known.keys():
-            raise ValueError(f"{self.system.name}: adapter: arguments: {self.adapter.pipeline} takes no {unknown}")
+            raise ConfigError(f"{self.system.name}: adapter: arguments: {self.adapter.pipeline} takes no {unknown}")
         return {key: value for key, value in call.items() if value is not None}
 
     def _load(self, folder: Path) -> Any:
@@ -160,7 +161,7 @@ class Pipelines:
         there = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
         if there != self.adapter.pipeline:
             wants = f"{self.system.name} wants {self.adapter.pipeline}"
-            raise ValueError(f"weights={self.weights}: are of {there}, {wants}")
+            raise ConfigError(f"weights={self.weights}: are of {there}, {wants}")
         half = torch.bfloat16 if self.is_cuda else torch.float32
         vae = torch.float32 if self.adapter.vae == "float32" else half
         cls = getattr(diffusers, self.adapter.pipeline)
@@ -168,7 +169,7 @@ class Pipelines:
         try:
             pipe = cls.from_pretrained(folder, dtype={"default": half, "vae": vae}, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise ValueError(f"weights={self.weights}: {self.adapter.pipeline} cannot read them ({error})") from error
+            raise ConfigError(f"weights={self.weights}: {self.adapter.pipeline} cannot read them ({error})") from error
         pipe.scheduler = scheduler(pipe.scheduler, self.adapter.scheduler, self.setting.shift)
         pipe.set_progress_bar_config(disable=True)
         pipe.vae.enable_tiling()
@@ -224,18 +225,18 @@ class _Clock:
 def locate(weights: str, revision: str | None) -> tuple[Path, str | None]:
     """The folder of the weights and their revision on the hub. Nothing is ever downloaded.
 
-    Raises: ValueError with the command that fetches what is missing.
+    Raises: ConfigError with the command that fetches what is missing.
     """
     folder = Path(weights).expanduser()
     if (folder / "model_index.json").is_file():
         return folder, None
     if folder.exists():
-        raise ValueError(f"weights={weights}: wants a folder in diffusers' layout, with a model_index.json")
+        raise ConfigError(f"weights={weights}: wants a folder in diffusers' layout, with a model_index.json")
     try:
         found = snapshot(weights, revision)
     except (OSError, ValueError) as error:
         version = f" --revision {revision}" if revision else ""
-        raise ValueError(
+        raise ConfigError(
             f"the weights {weights} are not on this machine: `hf download {weights}{version}` fetches them, "
             "or weights=DIR says where they are"
         ) from error
@@ -258,7 +259,7 @@ def fingerprint(folder: Path) -> str:
 def scheduler(given: Any, changes: Mapping[str, Any], shift: float | None) -> Any:
     """The scheduler with the card's changes; its shift is called flow_shift or shift.
 
-    Raises: ValueError for a shift that it does not have.
+    Raises: ConfigError for a shift that it does not have.
     """
     import diffusers
 
@@ -268,7 +269,7 @@ def scheduler(given: Any, changes: Mapping[str, Any], shift: float | None) -> An
     if shift is not None:
         keys = [key for key in ("flow_shift", "shift") if key in inspect.signature(cls.__init__).parameters]
         if not keys:
-            raise ValueError(f"shift={shift}: {cls.__name__} has none")
+            raise ConfigError(f"shift={shift}: {cls.__name__} has none")
         changes[keys[0]] = shift
     return cls.from_config(given.config, **changes)
 

@@ -27,9 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.systems import Command, GenerationError, Setting, System
-from benchmarks.systems.jobs import SUFFIXES, Job, check
+from benchmarks.systems import ExternalCommand, GenerationError, Setting, System
+from benchmarks.systems.jobs import SUFFIXES, VideoJob, check
 from benchmarks.systems.watch import GRACE, ending_with_us
+from pw.io.arguments import ConfigError
 
 # what {…} in a command may name
 FIELDS = (
@@ -64,20 +65,20 @@ class External:
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def adapter(self) -> Command:
+    def adapter(self) -> ExternalCommand:
         """The card's part that says how."""
-        assert isinstance(self.system.adapter, Command)
+        assert isinstance(self.system.adapter, ExternalCommand)
         return self.system.adapter
 
     def __post_init__(self) -> None:
         commit, dirty = commit_of(self.checkout)
         self.about = {"commit": commit, "dirty": dirty, "weights": {"folder": self.weights}, "offload": None}
 
-    def program(self, job: Job, work: Path) -> Program:
+    def program(self, job: VideoJob, work: Path) -> Program:
         """The command of a job, which writes below `work`."""
         return Program(fill(self.adapter.command, self.values(job, work)), self.checkout, work / "out", self.timeout)
 
-    def values(self, job: Job, work: Path) -> dict[str, str | None]:
+    def values(self, job: VideoJob, work: Path) -> dict[str, str | None]:
         """What each field is filled with; None: this call has no such thing."""
         setting = self.setting
         numbers = {key: _number(getattr(setting, key)) for key in Setting.__annotations__}
@@ -99,7 +100,7 @@ class External:
             "weights": self.weights,
         }
 
-    def make(self, job: Job, work: Path) -> tuple[Path, dict[str, Any]]:
+    def make(self, job: VideoJob, work: Path) -> tuple[Path, dict[str, Any]]:
         """The video of a job and what it cost. Raises GenerationError with the end of the log."""
         (work / "out").mkdir(parents=True)
         (work / "prompt.txt").write_text(f"{' '.join(job.text.split())}\n", encoding="utf-8")
@@ -116,13 +117,17 @@ class External:
         found = self._found(program, log)
         retimed = self._retimed(found)
         path, info = retimed or found, check(retimed or found, self.setting)
-        told, parameters = (_told(said, key) for key in ("peak_memory_bytes", "parameters"))
+        peak_memory, parameters = (_told(said, key) for key in ("peak_memory_bytes", "parameters"))
         return path, {
             "command": list(program.words),
             "seconds_total": seconds,
             "seconds_diffusion": _told(said, "seconds_diffusion"),
-            "peak_memory_bytes": peak if told is None else int(told),
-            "peak_memory_from": "its program" if told is not None else None if peak is None else "nvidia-smi, GPU",
+            "peak_memory_bytes": peak if peak_memory is None else int(peak_memory),
+            "peak_memory_from": "its program"
+            if peak_memory is not None
+            else None
+            if peak is None
+            else "nvidia-smi, GPU",
             "parameters": None if parameters is None else int(parameters),
             "device": device_name(),
             "versions": {},
@@ -166,23 +171,23 @@ def check_input(path: Path) -> Any:
 
 
 def fields(command: str) -> set[str]:
-    """The fields of a command. Raises ValueError for one that there is not."""
+    """The fields of a command. Raises ConfigError for one that there is not."""
     found = set(FIELD.findall(command))
     if unknown := found - set(FIELDS):
-        raise ValueError(f"command: unknown {{{', '.join(sorted(unknown))}}}; there are {', '.join(FIELDS)}")
+        raise ConfigError(f"command: unknown {{{', '.join(sorted(unknown))}}}; there are {', '.join(FIELDS)}")
     return found
 
 
 def fill(command: str, values: Mapping[str, str | None]) -> tuple[str, ...]:
     """The words of a command: split as a shell would, then filled, each once (a filled-in {seed} stays text).
 
-    Raises: ValueError for a field without a value.
+    Raises: ConfigError for a field without a value.
     """
 
     def value(match: re.Match[str]) -> str:
         found = values[match[1]]
         if found is None:
-            raise ValueError(f"the command wants {{{match[1]}}}: give {match[1]}=…")
+            raise ConfigError(f"the command wants {{{match[1]}}}: give {match[1]}=…")
         return found
 
     fields(command)

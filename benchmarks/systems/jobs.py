@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.systems import GenerationError, Setting
+from pw.io.arguments import ConfigError
 from pw.io.files import write_atomically
 from pw.io.video import VideoError, VideoInfo, probe
 
@@ -31,7 +32,7 @@ RATE_TOLERANCE = 0.01  # 1/s: 23.976 is not 24
 
 
 @dataclass(frozen=True)
-class Job:
+class VideoJob:
     """One video to make.
 
     prompt  what it is filed under; text: what it is generated with (the prompt, or its longer version)
@@ -61,17 +62,17 @@ def stem(prompt: str, index: int) -> str:
 def read_prompts(path: Path) -> list[tuple[str, str]]:
     """(prompt, text to generate with) of a .txt, a line each, or of a .jsonl of {"text", "long"?, "id"?}.
 
-    Raises: ValueError naming the file and the line.
+    Raises: ConfigError naming the file and the line.
     """
     if not path.is_file() or path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f'prompts={path}: wants a .txt of one prompt a line, or a .jsonl of {{"text": …, "long": …}}')
+        raise ConfigError(f'prompts={path}: wants a .txt of one prompt a line, or a .jsonl of {{"text": …, "long": …}}')
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"prompts={path}: is not UTF-8 ({error})") from error
+        raise ConfigError(f"prompts={path}: is not UTF-8 ({error})") from error
     lines = [(number, line.strip()) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
     if not lines:
-        raise ValueError(f"prompts={path}: there is no prompt in it")
+        raise ConfigError(f"prompts={path}: there is no prompt in it")
     if path.suffix == ".txt":
         return [(line, line) for _, line in lines]
     return [_json_prompt(line, f"prompts={path}: line {number}") for number, line in lines]
@@ -81,53 +82,53 @@ def _json_prompt(line: str, where: str) -> tuple[str, str]:
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error})") from error
+        raise ConfigError(f"{where} is not JSON ({error})") from error
     if not isinstance(entry, dict) or (unknown := entry.keys() - {"id", "text", "long"}):
         said = ", ".join(sorted(unknown)) if isinstance(entry, dict) else line[:60]
-        raise ValueError(f'{where}: wants {{"text", "long"?, "id"?}}, not {said}')
+        raise ConfigError(f'{where}: wants {{"text", "long"?, "id"?}}, not {said}')
     text, long = entry.get("text"), entry.get("long", entry.get("text"))
     if not (isinstance(text, str) and text.strip() and isinstance(long, str) and long.strip()):
-        raise ValueError(f"{where}: text (and long, if there is one) must say something")
+        raise ConfigError(f"{where}: text (and long, if there is one) must say something")
     return text.strip(), long.strip()
 
 
-def make_jobs(prompts: Iterable[tuple[str, str]], seeds: int) -> list[Job]:
-    """Every prompt with every seed, all prompts of a seed first. Raises ValueError for two that would share a file."""
-    found = [Job(stem(prompt, seed), prompt, text, seed) for seed in range(seeds) for prompt, text in prompts]
+def make_jobs(prompts: Iterable[tuple[str, str]], seeds: int) -> list[VideoJob]:
+    """Every prompt with every seed, all prompts of a seed first. Raises ConfigError for two that would share a file."""
+    found = [VideoJob(stem(prompt, seed), prompt, text, seed) for seed in range(seeds) for prompt, text in prompts]
     seen: set[str] = set()
     for job in found:
         if job.stem.casefold() in seen:  # casefold: some file systems do not tell A from a
-            raise ValueError(f"prompts: {job.prompt[:60]!r} is there twice, or differs from another in no file name")
+            raise ConfigError(f"prompts: {job.prompt[:60]!r} is there twice, or differs from another in no file name")
         seen.add(job.stem.casefold())
     return found
 
 
-def input_jobs(folder: Path, prompts: Sequence[tuple[str, str]] | None, seeds: int) -> list[Job]:
+def input_jobs(folder: Path, prompts: Sequence[tuple[str, str]] | None, seeds: int) -> list[VideoJob]:
     """A job for each video of a folder, or for those of the prompts, paired by stem.
 
-    Raises: ValueError naming what is missing.
+    Raises: ConfigError naming what is missing.
     """
     there = {path.stem: path for path in videos(folder)}
     if not there:
-        raise ValueError(f"inputs={folder}: there is no video ({', '.join(SUFFIXES)}) in it")
+        raise ConfigError(f"inputs={folder}: there is no video ({', '.join(SUFFIXES)}) in it")
     if prompts is None:
         return [_from_stem(name, path) for name, path in there.items()]
     jobs = make_jobs(prompts, seeds)
     if missing := [job.stem for job in jobs if job.stem not in there]:
-        raise ValueError(f"inputs={folder}: {len(missing)} of {len(jobs)} are not there: {', '.join(missing[:5])} …")
-    return [Job(job.stem, job.prompt, job.text, job.seed, there[job.stem]) for job in jobs]
+        raise ConfigError(f"inputs={folder}: {len(missing)} of {len(jobs)} are not there: {', '.join(missing[:5])} …")
+    return [VideoJob(job.stem, job.prompt, job.text, job.seed, there[job.stem]) for job in jobs]
 
 
-def _from_stem(name: str, path: Path) -> Job:
+def _from_stem(name: str, path: Path) -> VideoJob:
     found = re.fullmatch(r"(.+)-(\d+)", name)
     prompt, seed = (found[1], int(found[2])) if found else (name, 0)
-    return Job(name, prompt, prompt, seed, path)
+    return VideoJob(name, prompt, prompt, seed, path)
 
 
 def videos(folder: Path) -> list[Path]:
     """The videos of a system's folder, of one that was registered (those that were right), or of any folder, by name.
 
-    Raises: ValueError when it is no folder, or the folder that was registered is not there any more.
+    Raises: ConfigError when it is no folder, or the folder that was registered is not there any more.
     """
     registered: set[str] | None = None
     note = folder / "registered.json"
@@ -135,24 +136,24 @@ def videos(folder: Path) -> list[Path]:
         about = _read(note, {"directory": str, "present": list}, "register the videos again: make system videos=DIR")
         folder, registered = Path(about["directory"]), set(about["present"])
         if not folder.is_dir():
-            raise ValueError(f"{note}: {folder} is not there any more; register the videos where they are now")
+            raise ConfigError(f"{note}: {folder} is not there any more; register the videos where they are now")
     elif (folder / "videos").is_dir():
         folder = folder / "videos"
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
+        raise ConfigError(f"{folder}: no such folder")
     there = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     return [path for path in there if registered is None or path.stem in registered]
 
 
 def _read(path: Path, wants: Mapping[str, Any], remedy: str) -> dict[str, Any]:
-    """A JSON object with what it must hold, key -> type. Raises ValueError naming the file and what would do."""
+    """A JSON object with what it must hold, key -> type. Raises ConfigError naming the file and what would do."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: is damaged ({error}); {remedy}") from error
+        raise ConfigError(f"{path}: is damaged ({error}); {remedy}") from error
     odd = [key for key, kind in wants.items() if not (isinstance(about, dict) and isinstance(about.get(key), kind))]
     if odd:
-        raise ValueError(f"{path}: is damaged, it does not say {', '.join(odd)}; {remedy}")
+        raise ConfigError(f"{path}: is damaged, it does not say {', '.join(odd)}; {remedy}")
     return about
 
 
@@ -177,16 +178,16 @@ def check(path: Path, setting: Setting) -> VideoInfo:
     return info
 
 
-def note(folder: Path, job: Job) -> Path:
+def note(folder: Path, job: VideoJob) -> Path:
     """The file that says a job is done."""
     return folder / "jobs" / f"{job.stem}.json"
 
 
-def is_done(folder: Path, job: Job, asked: dict[str, Any]) -> bool:
+def is_done(folder: Path, job: VideoJob, asked: dict[str, Any]) -> bool:
     """Whether a job's note is there and its video is right.
 
     asked: what decides the video; a note that says otherwise is of another call.
-    Raises: ValueError for a video that was made otherwise: two settings in one folder would be one row.
+    Raises: ConfigError for a video that was made otherwise: two settings in one folder would be one row.
     """
     try:
         about = json.loads(note(folder, job).read_text(encoding="utf-8"))
@@ -195,21 +196,21 @@ def is_done(folder: Path, job: Job, asked: dict[str, Any]) -> bool:
         return False
     for key, value in asked.items():
         if about.get(key) != value:
-            raise ValueError(
+            raise ConfigError(
                 f"{note(folder, job)}: was made with {key}={about.get(key)}, now it is {key}={value}; "
                 "choose another out=, or remove that folder"
             )
     return True
 
 
-def write_asked(folder: Path, jobs: Sequence[Job]) -> None:
+def write_asked(folder: Path, jobs: Sequence[VideoJob]) -> None:
     """Add jobs to jobs.jsonl; those of earlier calls stay."""
     path = folder / "jobs.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     try:
         rows = {row["stem"]: row for row in map(json.loads, lines)}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is damaged ({error!r}); remove it, it is written anew") from error
+        raise ConfigError(f"{path}: is damaged ({error!r}); remove it, it is written anew") from error
     for job in jobs:
         rows[job.stem] = {"stem": job.stem, "prompt": job.prompt, "text": job.text, "seed": job.seed} | (
             {} if job.input is None else {"input": str(job.input)}
@@ -243,7 +244,7 @@ class Costs:
 def costs(folder: Path) -> Costs:
     """The costs that a folder's notes tell; of an empty or registered folder all None.
 
-    Raises: ValueError for a note that is damaged.
+    Raises: ConfigError for a note that is damaged.
     """
     size, again = dict.fromkeys(("width", "height", "frames"), int), "remove it, and make system makes its video again"
     notes = [_read(path, size, again) for path in sorted((folder / "jobs").glob("*.json"))]

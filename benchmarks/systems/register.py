@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.systems import GenerationError, System, read_card
-from benchmarks.systems.jobs import Job, check, videos
+from benchmarks.systems.jobs import VideoJob, check, videos
+from pw.io.arguments import ConfigError
 from pw.io.files import check_writable, write_atomically
 
 
@@ -23,21 +24,21 @@ class Registered:
     unasked: tuple[str, ...]
 
 
-def register(card: Path, system: System, directory: Path, out: Path, jobs: Sequence[Job] | None) -> Registered:
+def register(card: Path, system: System, directory: Path, out: Path, jobs: Sequence[VideoJob] | None) -> Registered:
     """Look at every video of a folder and write `out`/card.yaml and `out`/registered.json; nothing is copied.
 
     jobs: what ought to be there; None: whatever is there.
-    Raises: ValueError when there is no video that is right, when two share a stem, or when one of the two folders is
+    Raises: ConfigError when there is no video that is right, when two share a stem, or when one of the two folders is
         of another system, or of videos that were made there. An earlier registration then stays as it was.
     """
     found = _by_stem(directory)
     for key, folder in (("videos", directory), ("out", out)):
         if (folder / "card.yaml").is_file() and (other := read_card(folder / "card.yaml").name) != system.name:
-            raise ValueError(
+            raise ConfigError(
                 f"{key}={folder}: its card.yaml is of {other}, not of {system.name}; choose another {key}="
             )
     if (out / "jobs").is_dir():
-        raise ValueError(f"out={out}: has videos that were made there, with their costs; choose another out=")
+        raise ConfigError(f"out={out}: has videos that were made there, with their costs; choose another out=")
     check_writable("out", out)
     wrong = {}
     for stem, path in found.items():
@@ -48,7 +49,7 @@ def register(card: Path, system: System, directory: Path, out: Path, jobs: Seque
     asked = list(found) if jobs is None else [job.stem for job in jobs]
     if len(wrong) == len(found):
         file, why = next(iter(wrong.values()))
-        raise ValueError(
+        raise ConfigError(
             f"videos={directory}: none of its {len(found)} videos is as the card of {system.name} says, such as "
             f"{file}: {why.removeprefix(f'{file}: ')}; nothing is registered"
         )
@@ -66,16 +67,16 @@ def register(card: Path, system: System, directory: Path, out: Path, jobs: Seque
 
 
 def _by_stem(directory: Path) -> dict[str, Path]:
-    """The videos of a folder by stem. Raises ValueError when there is none, or two that would share a row."""
+    """The videos of a folder by stem. Raises ConfigError when there is none, or two that would share a row."""
     try:
         there = videos(directory)
     except OSError as error:
-        raise ValueError(f"videos={directory}: cannot be read ({error.strerror})") from error
+        raise ConfigError(f"videos={directory}: cannot be read ({error.strerror})") from error
     found = {path.stem: path for path in there}
     if not found:
-        raise ValueError(f"videos={directory}: there is no .mkv or .mp4 in it")
+        raise ConfigError(f"videos={directory}: there is no .mkv or .mp4 in it")
     if twice := [path for path in there if found[path.stem] != path]:
-        raise ValueError(
+        raise ConfigError(
             f"videos={directory}: {twice[0].name} and {found[twice[0].stem].name} are one name, and which of them is "
             "meant is not said; move one of them away"
         )

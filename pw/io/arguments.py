@@ -55,10 +55,14 @@ def option(
 @dataclass(frozen=True)
 class Command(Generic[T]):
     """A verb: its options, and what carries it out. Called with words it returns the exit status, 2 for a mistake in
-    the call, which is told in one line."""
+    the call, which is told in one line.
+
+    resumes  of work that may be repeated: what is said when it is interrupted (status 130) or the disk fills up (2)
+    """
 
     options: type[T]
     run: Callable[[T], int]
+    resumes: str = ""
 
     def __call__(self, words: Sequence[str]) -> int:
         try:
@@ -66,6 +70,16 @@ class Command(Generic[T]):
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except OSError as error:
+            if not self.resumes:
+                raise
+            print(f"error: {error}; {self.resumes}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            if not self.resumes:
+                raise
+            print(f"\nstopped; {self.resumes}", file=sys.stderr)
+            return 130
 
 
 def parse(options: type[T], words: Sequence[str]) -> T:
@@ -86,9 +100,7 @@ def parse(options: type[T], words: Sequence[str]) -> T:
         elif "overrides" in special:
             rest["overrides"].append(word)
         else:
-            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ConfigError(f"{word}: there is no option {key}; {hint}{_there_are(known)}")
+            raise no_such_option(options, word)
     for field in _fields(options):
         if field.name not in given and field.default is dataclasses.MISSING and field.name not in SPECIAL:
             key = next(key for key, name in known.items() if name == field.name)
@@ -110,6 +122,14 @@ def values(options: type, key: str) -> tuple[str, ...]:
         return ()
     listed = next(field for field in _fields(options) if field.name == name).metadata.get("values")
     return tuple(listed()) if listed else _choices(typing.get_type_hints(options)[name])
+
+
+def no_such_option(options: type, word: str, also: str = "") -> ConfigError:
+    """What is wrong with a word whose key is no option, with the nearest one; also: what else would do."""
+    key, known = word.partition("=")[0], keys(options)
+    near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return ConfigError(f"{word}: there is no option {key}; {hint}{_there_are(known)}{also}")
 
 
 def describe(options: type) -> list[tuple[str, str]]:
@@ -205,3 +225,14 @@ def _written(value: Any) -> str:
         case tuple() | list():
             return ",".join(map(_written, value))
     return str(value)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Reads a whole number that is not smaller than this."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or int(text) < least:
+            raise ValueError(f"a whole number from {least}")
+        return int(text)
+
+    return read

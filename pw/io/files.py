@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pw.io.arguments import ConfigError
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the whole new one, also after a crash."""
@@ -28,16 +30,16 @@ def write_atomically(path: Path, text: str) -> None:
 def check_writable(key: str, folder: Path, name: str = "") -> None:
     """Before what takes long, not after it: make the folder, and see whether a file can be written there.
 
-    Raises: ValueError naming the key.
+    Raises: ConfigError naming the key.
     """
     if name and (folder / name).is_dir():
-        raise ValueError(f"{key}={folder / name}: is a folder, wants a file")
+        raise ConfigError(f"{key}={folder / name}: is a folder, wants a file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"{key}={folder / name}: cannot be written ({error.strerror})") from error
+        raise ConfigError(f"{key}={folder / name}: cannot be written ({error.strerror})") from error
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

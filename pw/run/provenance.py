@@ -21,7 +21,7 @@ RESULT_CODE = (
     "pw/train/loop.py",
     "pw/sample/evaluate.py",
     "benchmarks/metrics/__init__.py",
-    "benchmarks/metrics/reference.py",
+    "benchmarks/metrics/reference",
     "benchmarks/measure/clips.py",
 )
 

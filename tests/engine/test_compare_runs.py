@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from benchmarks.measure.videos import Options, score_videos
+from benchmarks.measure.measurement import MeasureOptions
+from benchmarks.measure.videos import score_videos
 from benchmarks.report.side_by_side import contact_sheet
 from experiments.engine.compare.compare_options import CompareOptions
 from experiments.engine.compare.compare_runs import main
@@ -77,7 +78,7 @@ def compared(tmp_path: Path, *words: str) -> dict:
 
 
 def values_of(folder: Path, tmp_path: Path) -> dict[str, float]:
-    return score_videos(folder, ["mhd_mse"], Options(cache=tmp_path / "cache")).values("mhd_mse")
+    return score_videos(folder, ["mhd_mse"], MeasureOptions(cache=tmp_path / "cache")).values("mhd_mse")
 
 
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measure.cache import Cache
-from benchmarks.measure.videos import Options, Scores, _Folder
+from benchmarks.measure.folder_scoring import FolderScoring
+from benchmarks.measure.measurement import MeasureOptions, Scores
 from pw.io import host
 
 
@@ -47,4 +48,4 @@ def test_where_there_is_no_affinity_all_cores_are_taken(two_cores: None, monkeyp
 
 def threads(folder: Path, **options: int) -> int:
     """That a scoring with these options takes."""
-    return _Folder({}, Options(**options), Scores(), {}, Cache(folder)).threads
+    return FolderScoring({}, MeasureOptions(**options), Scores(), {}, Cache(folder)).threads

@@ -24,7 +24,16 @@ import torch
 
 from benchmarks.measure import metric_weights as weights
 from benchmarks.metrics.dover.network import Dover, load
-from benchmarks.metrics.dover.sampling import FRAGMENT, SIZE, Clip, draw, enlarged, fragments, normalised, squeezed
+from benchmarks.metrics.dover.sampling import (
+    FRAGMENT,
+    SIZE,
+    FragmentClip,
+    draw,
+    enlarged,
+    fragments,
+    normalised,
+    squeezed,
+)
 
 if TYPE_CHECKING:
     from benchmarks.metrics.stream import Look
@@ -104,7 +113,7 @@ class DoverVideo:
         draws = [draw(seed, info.frames, info.height, info.width) for seed in range(scorer.seeds)]
         technical = (clip for one in draws for clip in one.technical if scorer.needs("technical"))
         # Equal draws (short videos have no choice of frames, small ones none of fragments) are looked at once.
-        self.clips: Counter[Clip] = Counter(technical)
+        self.clips: Counter[FragmentClip] = Counter(technical)
         self.wholes: Counter[tuple[int, ...]] = Counter(one.aesthetic for one in draws if scorer.needs("aesthetic"))
         self.scorer = scorer
         self._in_clips = {number for clip in self.clips for number in clip.frames}

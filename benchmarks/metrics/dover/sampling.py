@@ -31,7 +31,7 @@ Corners = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
-class Clip:
+class FragmentClip:
     """Frame numbers, and where the 7x7 fragments have their upper left corners, in px."""
 
     frames: tuple[int, ...]
@@ -43,7 +43,7 @@ class Clip:
 class Draw:
     """Both views of one seed."""
 
-    technical: tuple[Clip, ...]
+    technical: tuple[FragmentClip, ...]
     aesthetic: tuple[int, ...]
 
 
@@ -57,7 +57,7 @@ def draw(seed: int, frames: int, height: int, width: int) -> Draw:
     lefts = _corners(places, width, axis=1)
     clips = zip(technical, tops, lefts, strict=True)
     return Draw(
-        tuple(Clip(tuple(numbers), top, left) for numbers, top, left in clips),
+        tuple(FragmentClip(tuple(numbers), top, left) for numbers, top, left in clips),
         tuple(number for part in aesthetic for number in part),
     )
 
@@ -93,7 +93,7 @@ def enlarged(image: Frames) -> Frames:
     return (planes * 255.0).to(torch.uint8)[:, 0].permute(1, 2, 0).numpy()
 
 
-def fragments(image: Frames, clip: Clip) -> Frames:
+def fragments(image: Frames, clip: FragmentClip) -> Frames:
     """A clip's fragments of one frame (see `enlarged`), put together: uint8 `[224, 224, 3]`."""
     mosaic = np.empty((GRID, FRAGMENT, GRID, FRAGMENT, 3), np.uint8)
     for i in range(GRID):

@@ -12,8 +12,9 @@ import pytest
 
 from benchmarks.measure import clips
 from benchmarks.measure.clips import score_folder
-from benchmarks.metrics import GROUPS, reference
-from benchmarks.metrics.reference import Batch, measure
+from benchmarks.metrics import GROUPS
+from benchmarks.metrics.reference import clip_frames, measure
+from benchmarks.metrics.reference.clip_frames import Batch
 from pw.io.video import to_float, write_video
 
 
@@ -102,7 +103,7 @@ def test_the_batch_size_does_not_change_scores(
 
 def test_of_clips_that_fill_a_batch_one_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clips, "BATCH_PIXELS", 1)
-    monkeypatch.setattr(reference, "AT_ONCE", 1)
+    monkeypatch.setattr(clip_frames, "AT_ONCE", 1)
     videos, real = (folder(tmp_path / name, 6, size=200, seed=i) for i, name in enumerate(("videos", "real")))
     given = {"real": real, "structure": real, "solution": None, "solved": None, "metrics": ["mhd"], "contract": {}}
     score_folder(videos, tmp_path / "warm", **given)

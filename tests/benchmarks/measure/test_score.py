@@ -25,11 +25,14 @@ import pytest
 import torch
 from odd_videos import BROKEN, WHOLE, encode, moving
 
-from benchmarks.measure import score
-from benchmarks.measure import videos as measure
+from benchmarks.measure import folder_scoring, gpu_choice, score, whole_clips
 from benchmarks.measure.cache import Cache, content_hash
+from benchmarks.measure.folder_scoring import FolderScoring
+from benchmarks.measure.gpu_choice import device_for
+from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, videos_of
+from benchmarks.measure.shared_scoring import share
 from benchmarks.measure.shortage import remedy, shortage
-from benchmarks.measure.videos import BrokenVideo, Options, score_videos, videos_of
+from benchmarks.measure.videos import score_videos
 from benchmarks.metrics import GROUPS, METRICS
 from pw.io.video import read_video, write_video
 
@@ -62,7 +65,7 @@ def protocol(path: Path) -> dict[str, Any]:
 
 def test_a_row_per_video_and_a_protocol_beside_it(folder: Path, tmp_path: Path):
     out = tmp_path / "scores.csv"
-    assert run(folder, "--metrics", "mhd_mse,temporal_flickering", "--out", out) == 0
+    assert run(folder, "metrics=mhd_mse,temporal_flickering", f"out={out}") == 0
     rows = table(out)
     assert list(rows) == ["a heron-0.mp4", "a heron-1.mp4", "a heron-2.mp4"]
     assert list(rows["a heron-0.mp4"]) == ["video", "frames", "mhd_mse", "temporal_flickering"]
@@ -86,13 +89,13 @@ def test_what_was_measured_is_not_measured_again(folder: Path, tmp_path: Path):
     again = score_videos(folder, ["mhd_mse"])
     assert again.measured == 1
     assert again.rows["renamed-0.mp4"] == first.rows["a heron-0.mp4"]
-    assert score_videos(folder, ["mhd_mse"], Options(settings={"mhd": {"reduction": "sum"}})).measured == 4
+    assert score_videos(folder, ["mhd_mse"], MeasureOptions(overrides=("mhd.reduction=sum",))).measured == 4
 
 
 def test_another_setting_is_another_score_and_is_said(folder: Path, tmp_path: Path):
-    run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "mean.csv")
-    run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "sum.csv", "mhd.reduction=sum")
-    run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "one.csv", "mhd.ks=3")
+    run(folder, "metrics=mhd_mse", f"out={tmp_path / 'mean.csv'}")
+    run(folder, "metrics=mhd_mse", f"out={tmp_path / 'sum.csv'}", "mhd.reduction=sum")
+    run(folder, "metrics=mhd_mse", f"out={tmp_path / 'one.csv'}", "mhd.ks=3")
     values = {n: float(table(tmp_path / f"{n}.csv")["a heron-0.mp4"]["mhd_mse"]) for n in ("mean", "sum", "one")}
     assert values["sum"] == pytest.approx(3 * values["mean"])
     assert values["one"] != values["mean"]
@@ -104,7 +107,7 @@ def test_broken_videos_are_named_counted_and_left_out(folder: Path, tmp_path: Pa
         make(folder / name)
     (folder / "notes.txt").write_text("not a video by its name: not looked at")
     out = tmp_path / "scores.csv"
-    assert run(folder, "--metrics", "mhd_mse", "--out", out) == 0
+    assert run(folder, "metrics=mhd_mse", f"out={out}") == 0
     assert set(table(out)) == {path.name for path in folder.glob("a heron*")} | set(WHOLE)
     about = protocol(out)
     assert set(about["left_out"]) == set(BROKEN)
@@ -119,7 +122,7 @@ def test_what_only_has_the_name_of_a_video_is_left_out_and_never_waited_for(fold
     (folder / "loop.mp4").symlink_to("loop.mp4")
     (folder / "gone.mp4").symlink_to("nowhere")
     shutil.copy(folder / "a heron-0.mp4", os.fsencode(folder) + b"/latin-\xe9.mp4")
-    assert run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "scores.csv") == 0
+    assert run(folder, "metrics=mhd_mse", f"out={tmp_path / 'scores.csv'}") == 0
     about = protocol(tmp_path / "scores.csv")
     assert len(table(tmp_path / "scores.csv")) == 3
     assert set(about["left_out"]) == {"pipe.mp4", "folder.mp4", "loop.mp4", "gone.mp4", "latin-\\udce9.mp4"}
@@ -131,12 +134,12 @@ def test_a_real_video_that_cannot_be_read_leaves_its_metric_out_only(folder: Pat
     shutil.copy(folder / "a heron-0.mp4", real)
     os.mkfifo(real / "a heron-1.mp4")
     (real / "a heron-2.mp4").mkdir()
-    monkeypatch.setattr(measure, "digest", lambda name: "0")
+    monkeypatch.setattr(folder_scoring, "digest", lambda name: "0")
     monkeypatch.setitem(sys.modules, "benchmarks.metrics.lpips", SimpleNamespace(scorer=lambda *_: Same()))
     out = tmp_path / "s.csv"
     assert run(folder, "metrics=lpips", f"real={real}", f"out={out}") == 0
     assert protocol(out)["real"] == {"a heron-0.mp4": content_hash(real / "a heron-0.mp4")}
-    found = score_videos(folder, ["lpips", "mhd_mse"], Options(real=real))
+    found = score_videos(folder, ["lpips", "mhd_mse"], MeasureOptions(real=real))
     assert len(found.values("mhd_mse")) == 3
     assert found.values("lpips") == {"a heron-0.mp4": 0.0}
     assert set(found.not_measured["lpips"]) == {"a heron-1.mp4", "a heron-2.mp4"}
@@ -198,12 +201,12 @@ def test_videos_of_vbenchs_protocol_that_are_not_there_are_said(
     python.symlink_to(sys.executable)
     info.write_text(json.dumps([{"prompt_en": "a heron", "dimension": ["dynamic_degree"]}]))
     monkeypatch.setenv("PW_VBENCH_PYTHON", str(python))
-    standard = {"vbench": {"mode": "vbench_standard"}}
-    found = score_videos(folder, ["dynamic_degree"], Options(settings=standard))
+    standard = ("vbench.mode=vbench_standard",)
+    found = score_videos(folder, ["dynamic_degree"], MeasureOptions(overrides=standard))
     assert len(found.values("dynamic_degree")) == 3
     assert "2 videos of VBench's protocol are not there, such as 'a heron-3'" in found.missing["dynamic_degree"]
     with pytest.raises(BrokenVideo, match="2 videos of VBench's protocol"):
-        score_videos(folder, ["dynamic_degree"], Options(settings=standard, strict=True))
+        score_videos(folder, ["dynamic_degree"], MeasureOptions(overrides=standard, strict=True))
 
 
 def test_strict_stops_at_a_video_that_the_worker_cannot_measure(folder: Path, worker: None):
@@ -211,7 +214,7 @@ def test_strict_stops_at_a_video_that_the_worker_cannot_measure(folder: Path, wo
     found = score_videos(folder, ["dynamic_degree"])
     assert set(found.values("dynamic_degree")) == {"a heron-0.mp4", "a heron-2.mp4"}
     with pytest.raises(BrokenVideo, match="no fox"):
-        score_videos(folder, ["dynamic_degree"], Options(strict=True))
+        score_videos(folder, ["dynamic_degree"], MeasureOptions(strict=True))
 
 
 def test_a_gpu_that_is_too_small_for_the_worker_is_said_with_what_would_do(folder: Path, worker: None):
@@ -299,7 +302,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Puts a `Large` in NIQE's place; what it would load is there."""
 
     def place(large: Large) -> Large:
-        monkeypatch.setattr(measure, "digest", lambda name: "0")
+        monkeypatch.setattr(folder_scoring, "digest", lambda name: "0")
         monkeypatch.setitem(sys.modules, "benchmarks.metrics.niqe", SimpleNamespace(scorer=lambda *_: large))
         return large
 
@@ -310,7 +313,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_gpu_that_is_full_leaves_out_the_metric_of_the_video_and_nothing_else(step: str, folder: Path, full: Any):
     encode(folder / "a small one-0.mp4", moving(5))
     large = full(Large(step, CUDA_FULL))
-    found = score_videos(folder, ["niqe", "mhd_mse"], Options(threads=2))
+    found = score_videos(folder, ["niqe", "mhd_mse"], MeasureOptions(threads=2))
     assert len(found.values("mhd_mse")) == 4
     assert found.values("niqe") == {"a small one-0.mp4": 5.0}
     assert set(found.not_measured["niqe"]) == {f"a heron-{i}.mp4" for i in range(3)}
@@ -348,7 +351,7 @@ def test_a_network_that_does_not_fit_does_not_stop_the_others(folder: Path, full
     assert len(found.values("mhd_mse")) == 3
     assert "the network of niqe does not fit: CUDA out of memory" in found.missing["niqe"]
     with pytest.raises(BrokenVideo, match="device=cpu takes the machine's memory"):
-        score_videos(folder, ["niqe"], Options(strict=True))
+        score_videos(folder, ["niqe"], MeasureOptions(strict=True))
 
 
 @pytest.mark.parametrize("ask", [lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)])
@@ -364,11 +367,11 @@ def test_strict_stops_at_the_first_broken_video_and_keeps_what_was_measured(fold
     BROKEN["truncated.mp4"](folder / "b-0.mp4")
     encode(folder / "c-0.mp4", moving(seed=7))
     with pytest.raises(BrokenVideo, match=r"b-0\.mp4"):
-        score_videos(folder, ["mhd_mse"], Options(strict=True))
-    assert run(folder, "--metrics", "mhd_mse", "--out", tmp_path / "s.csv", "strict=true") == 1
+        score_videos(folder, ["mhd_mse"], MeasureOptions(strict=True))
+    assert run(folder, "metrics=mhd_mse", f"out={tmp_path / 's.csv'}", "strict=true") == 1
     assert not (tmp_path / "s.csv").exists()
     (folder / "b-0.mp4").unlink()
-    assert score_videos(folder, ["mhd_mse"], Options(strict=True)).measured == 1
+    assert score_videos(folder, ["mhd_mse"], MeasureOptions(strict=True)).measured == 1
 
 
 def test_why_there_is_no_interval_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -378,7 +381,7 @@ def test_why_there_is_no_interval_is_said(folder: Path, tmp_path: Path, capsys: 
 
 def test_a_metric_without_its_weights_does_not_stop_the_others(folder: Path, tmp_path: Path, capsys):
     out = tmp_path / "scores.csv"
-    assert run(folder, "--metrics", "niqe,mhd_mse,dover_technical", "--out", out) == 0
+    assert run(folder, "metrics=niqe,mhd_mse,dover_technical", f"out={out}") == 0
     assert list(next(iter(table(out).values()))) == ["video", "frames", "mhd_mse"]
     missing = protocol(out)["missing"]
     assert set(missing) == {"niqe", "dover_technical"}
@@ -388,13 +391,13 @@ def test_a_metric_without_its_weights_does_not_stop_the_others(folder: Path, tmp
 
 def test_when_nothing_could_be_measured_the_status_says_so_and_an_earlier_table_stays(folder: Path, tmp_path, capsys):
     out = tmp_path / "s.csv"
-    assert run(folder, "--metrics", "niqe", "--out", out) == 1
+    assert run(folder, "metrics=niqe", f"out={out}") == 1
     assert not out.exists()
     assert f"error: nothing was measured of niqe; {out} is not written" in capsys.readouterr().err
-    assert run(folder, "--metrics", "mhd_mse", "--out", out) == 0
+    assert run(folder, "metrics=mhd_mse", f"out={out}") == 0
     before = [path.read_bytes() for path in (out, tmp_path / "s.protocol.json")]
     capsys.readouterr()
-    assert run(folder, "--metrics", "niqe", "--out", out) == 1
+    assert run(folder, "metrics=niqe", f"out={out}") == 1
     says = capsys.readouterr()
     assert f"error: nothing was measured of niqe; {out} stays as it was" in says.err
     assert "make weights what=metrics" in says.out
@@ -404,7 +407,7 @@ def test_when_nothing_could_be_measured_the_status_says_so_and_an_earlier_table_
 def test_a_video_that_a_metric_cannot_measure_has_an_empty_cell_not_a_number(folder: Path, tmp_path: Path):
     WHOLE["one_frame.mp4"](folder / "one.mp4")
     out = tmp_path / "scores.csv"
-    assert run(folder, "--metrics", "mhd_mse,temporal_flickering", "--out", out) == 0
+    assert run(folder, "metrics=mhd_mse,temporal_flickering", f"out={out}") == 0
     row = table(out)["one.mp4"]
     assert row["temporal_flickering"] == ""
     assert float(row["mhd_mse"]) > 0
@@ -418,7 +421,7 @@ def test_metrics_of_clips_are_scored_beside_others(folder: Path, tmp_path: Path)
     for i in range(3):
         write_video(real / f"a heron-{i}.mkv", moving(seed=i))
     out = tmp_path / "scores.csv"
-    assert run(folder, "--metrics", "mhd,psd,solution_gap,mhd_mse", "--out", out, f"real={real}") == 0
+    assert run(folder, "metrics=mhd,psd,solution_gap,mhd_mse", f"out={out}", f"real={real}") == 0
     assert list(next(iter(table(out).values()))) == ["video", "frames", "mhd", "mhd_mse"]
     about = protocol(out)
     assert about["metrics"]["psd"]["mean"] > 0
@@ -435,13 +438,13 @@ def test_clips_that_are_truncated_or_share_a_name_are_said_and_the_others_scored
     whole = folder / "cut-0.mkv"
     write_video(whole, moving(seed=5))
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    found = score_videos(folder, ["mhd", "psd"], Options(real=real))
+    found = score_videos(folder, ["mhd", "psd"], MeasureOptions(real=real))
     assert set(found.left_out) == {"cut-0.mkv"}
     assert "a heron-0.mkv has the same" in found.not_measured["mhd"]["a heron-0.mp4"]
     assert set(found.values("mhd")) == {"a heron-0.mkv", "a heron-1.mp4", "a heron-2.mp4"}
     assert score.summary(found, ["psd"])["psd"]["n"] == 2  # real has no third
     with pytest.raises(BrokenVideo, match="truncated"):
-        score_videos(folder, ["mhd"], Options(strict=True))
+        score_videos(folder, ["mhd"], MeasureOptions(strict=True))
 
 
 def test_real_clips_of_another_size_cost_only_the_metrics_that_hold_against_them(folder: Path, tmp_path: Path):
@@ -449,11 +452,11 @@ def test_real_clips_of_another_size_cost_only_the_metrics_that_hold_against_them
     real.mkdir()
     for path in folder.iterdir():
         write_video(real / f"{path.stem}.mkv", moving(6, 32, 48))
-    found = score_videos(folder, ["mhd_mse", "mhd", "psd"], Options(real=real))
+    found = score_videos(folder, ["mhd_mse", "mhd", "psd"], MeasureOptions(real=real))
     assert len(found.values("mhd")) == len(found.values("mhd_mse")) == 3
     assert "psd needs clips of real's size" in found.missing["psd"]
     with pytest.raises(BrokenVideo, match="strict=true: psd: psd needs clips of real's size"):
-        score_videos(folder, ["mhd", "psd"], Options(real=real, strict=True))
+        score_videos(folder, ["mhd", "psd"], MeasureOptions(real=real, strict=True))
 
 
 def test_a_metric_of_clips_without_a_value_says_why(folder: Path, tmp_path: Path):
@@ -461,12 +464,12 @@ def test_a_metric_of_clips_without_a_value_says_why(folder: Path, tmp_path: Path
     real.mkdir()
     for i in range(2):
         write_video(real / f"a heron-{i}.mkv", np.zeros((6, 64, 96, 3), np.uint8))
-    found = score_videos(folder, ["mhd_ratio", "anchor_fidelity"], Options(real=real, structure=real))
+    found = score_videos(folder, ["mhd_ratio", "anchor_fidelity"], MeasureOptions(real=real, structure=real))
     assert found.missing["mhd_ratio"] == "mhd_ratio of these 2 clips is not finite"  # black clips have no detail
     assert set(found.values("anchor_fidelity")) == {"a heron-0.mp4", "a heron-1.mp4"}
     assert f"structure={real} has no clip of its name" in found.not_measured["anchor_fidelity"]["a heron-2.mp4"]
     with pytest.raises(BrokenVideo, match="anchor_fidelity: its value is not finite, or structure="):
-        score_videos(folder, ["anchor_fidelity"], Options(structure=real, strict=True))
+        score_videos(folder, ["anchor_fidelity"], MeasureOptions(structure=real, strict=True))
 
 
 def test_only_the_metric_without_a_value_is_said_to_have_none(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -480,7 +483,7 @@ def test_only_the_metric_without_a_value_is_said_to_have_none(folder: Path, monk
 
     steps = {"memory": 0, "wants": lambda i: True, "frame": lambda look: None, "result": result}
     scorer = SimpleNamespace(begin=lambda info: SimpleNamespace(**steps))
-    monkeypatch.setattr(measure, "digest", lambda name: "0")
+    monkeypatch.setattr(folder_scoring, "digest", lambda name: "0")
     monkeypatch.setitem(sys.modules, "benchmarks.metrics.dover", SimpleNamespace(scorer=lambda *_: scorer))
     found = score_videos(folder, ["dover_technical", "dover_aesthetic"])
     assert len(found.values("dover_aesthetic")) == 3
@@ -526,20 +529,20 @@ def test_a_file_that_is_not_dovers_does_not_stop_the_others(folder: Path, tmp_pa
 
 
 def test_a_gpu_that_is_named_is_not_shared_out_and_one_that_is_not_there_is_named(folder: Path, monkeypatch):
-    monkeypatch.setattr(measure, "_gpus", lambda: 2)
-    assert measure._device("auto") == "cuda:0"
-    assert measure._device("cuda:1") == "cuda:1"
+    monkeypatch.setattr(gpu_choice, "gpus", lambda: 2)
+    assert device_for("auto") == "cuda:0"
+    assert device_for("cuda:1") == "cuda:1"
     with pytest.raises(ValueError, match="device=cuda:7: one of auto, cpu, cuda:0, cuda:1"):
-        measure._device("cuda:7")
+        device_for("cuda:7")
     monkeypatch.setattr(subprocess, "Popen", None)  # which would start another process
-    monkeypatch.setattr(measure, "digest", lambda name: "0")
-    todo = measure._Folder(videos_of(folder), Options(device="cuda:1"), measure.Scores(), {"niqe": {}}, Cache(folder))
+    monkeypatch.setattr(folder_scoring, "digest", lambda name: "0")
+    todo = FolderScoring(videos_of(folder), MeasureOptions(device="cuda:1"), Scores(), {"niqe": {}}, Cache(folder))
     todo.check(["niqe"])
-    measure._share(["niqe"], Options(device="cuda:1"), todo)
+    share(["niqe"], MeasureOptions(device="cuda:1"), todo)
 
 
 def test_metrics_of_clips_refuse_what_does_not_fit_into_memory(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measure, "SMALL_CLIP", 6 * 64 * 96 - 1)
+    monkeypatch.setattr(whole_clips, "SMALL_CLIP", 6 * 64 * 96 - 1)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2.4e9))
     found = score_videos(folder, ["mhd", "mhd_mse"])
     assert "36,864 pixels" in found.missing["mhd"]
@@ -550,8 +553,8 @@ def test_metrics_of_clips_refuse_what_does_not_fit_into_memory(folder: Path, mon
 
 
 def test_processes_that_share_the_videos_give_the_same_scores(folder: Path, tmp_path: Path):
-    alone = score_videos(folder, ["mhd_mse"], Options(cache=tmp_path / "one", processes=1))
-    shared = score_videos(folder, ["mhd_mse"], Options(cache=tmp_path / "two", processes=2, device="cpu"))
+    alone = score_videos(folder, ["mhd_mse"], MeasureOptions(cache=tmp_path / "one", processes=1))
+    shared = score_videos(folder, ["mhd_mse"], MeasureOptions(cache=tmp_path / "two", processes=2, device="cpu"))
     assert shared.rows == alone.rows
     assert (alone.measured, shared.measured) == (3, 0)
 
@@ -560,8 +563,8 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path
     """kill -9 while the second of several videos is measured: what was finished is not measured again."""
     for i in range(3, 6):
         encode(folder / f"a heron-{i}.mp4", moving(40, 512, 768, seed=i))
-    command = [sys.executable, "-m", "pw", "score", str(folder), "--metrics", "mhd_mse", "processes=1"]
-    child = subprocess.Popen([*command, "--out", str(tmp_path / "s.csv")], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "pw", "score", str(folder), "metrics=mhd_mse", "processes=1"]
+    child = subprocess.Popen([*command, f"out={tmp_path / 's.csv'}"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None
     lines = [child.stderr.readline() for _ in range(4)]
     child.send_signal(signal.SIGKILL)
@@ -578,8 +581,9 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path
 
 def test_a_process_that_shares_work_ends_with_the_one_it_shares_it_with(tmp_path: Path):
     script = (
-        "import os, subprocess, sys; from benchmarks.measure.videos import PARENT\n"
-        "child = 'from benchmarks.measure.videos import end_with_parent as e; e(); import time; time.sleep(60)'\n"
+        "import os, subprocess, sys; from benchmarks.measure.shared_scoring import PARENT\n"
+        "module = 'benchmarks.measure.shared_scoring'\n"
+        "child = f'from {module} import end_with_parent as e; e(); import time; time.sleep(60)'\n"
         "env = {**os.environ, PARENT: str(os.getpid())}\n"
         "print(subprocess.Popen([sys.executable, '-c', child], env=env).pid, flush=True); import time; time.sleep(60)"
     )
@@ -606,30 +610,32 @@ def _runs(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["{folder}", "--metrics", "nique"], "unknown metric 'nique'; known: "),
-        (["{folder}", "--metrics", ""], "names none"),
-        (["{folder}/none", "--metrics", "niqe"], "no such folder"),
-        (["{folder}", "--metrics", "niqe", "strikt=true"], "strikt=true: no such key; keys: "),
-        (["{folder}", "--metrics", "mhd_mse", "mhd.k=3"], "mhd.k: no such setting; mhd has ks, reduction"),
-        (["{folder}", "--metrics", "mhd_mse", "mhd.ks=three"], "mhd.ks=three: wants something like (3, 4, 5)"),
-        (["{folder}", "--metrics", "mhd_mse", "mhd.reduction=max"], "reduction"),
-        (["{folder}", "--metrics", "mhd_mse", "niqe.every=2"], "nothing of 'niqe' is measured here"),
-        (["{folder}", "--metrics", "lpips", "real=nowhere"], "real=nowhere: no such folder"),
-        (["{folder}", "--metrics", "mhd_mse", "memory=much"], "memory=much: wants bytes, such as 2GB"),
-        (["", "--metrics", "mhd_mse"], "videos=: no folder"),
-        (["{folder}", "--metrics", "mhd_mse", "memory=0"], "memory=0: wants bytes, such as 2GB"),
-        (["{folder}", "--metrics", "mhd_mse", "threads=-1"], "threads=-1: wants a whole number"),
-        (["{folder}", "--metrics", "mhd_mse", "processes=x"], "processes=x: wants a whole number"),
-        (["{folder}", "--metrics", "mhd_mse", "cache=/dev/null"], "cache=/dev/null: cannot be written"),
-        (["{folder}", "--metrics", "mhd_mse", "strict=maybe"], "strict=maybe: wants true or false"),
-        (["{folder}", "--metrics", "mhd_mse", "device=tpu"], "device=tpu: one of auto, cpu, cuda:0"),
-        (["{folder}", "--metrics", "mhd_mse", "real="], "real=: wants a value, or leave it out"),
-        (["{folder}", "--metrics", "mhd_mse", "cache="], "cache=: wants a value"),
-        (["{folder}", "--metrics", "mhd_mse", "out="], "out=: wants a value"),
-        (["{folder}", "--metrics", "mhd_mse", "--out", ""], "out=: wants a file, such as scores.csv"),
-        (["{folder}", "--metrics", "mhd_mse", "--out", "{folder}"], "is a folder, wants a file"),
+        (["{folder}", "metrics=nique"], "unknown metric 'nique'; known: "),
+        (["{folder}", "metrics="], "names none"),
+        (["{folder}/none", "metrics=niqe"], "no such folder"),
         (
-            ["{folder}", "--metrics", "mhd_mse", "out=/dev/null/x/scores.csv"],
+            ["{folder}", "metrics=niqe", "strikt=true"],
+            "strikt=true: there is no option strikt; did you mean strict? there are ",
+        ),
+        (["{folder}", "metrics=mhd_mse", "mhd.k=3"], "mhd.k: no such setting; mhd has ks, reduction"),
+        (["{folder}", "metrics=mhd_mse", "mhd.ks=three"], "mhd.ks=three: wants something like (3, 4, 5)"),
+        (["{folder}", "metrics=mhd_mse", "mhd.reduction=max"], "reduction"),
+        (["{folder}", "metrics=mhd_mse", "niqe.every=2"], "nothing of 'niqe' is measured here"),
+        (["{folder}", "metrics=lpips", "real=nowhere"], "real=nowhere: no such folder"),
+        (["{folder}", "metrics=mhd_mse", "memory=much"], "memory=much: wants bytes, such as 2GB"),
+        (["", "metrics=mhd_mse"], "videos=: one folder"),
+        (["{folder}", "metrics=mhd_mse", "memory=0"], "memory=0: wants bytes, such as 2GB"),
+        (["{folder}", "metrics=mhd_mse", "threads=-1"], "threads=-1: a whole number from 0"),
+        (["{folder}", "metrics=mhd_mse", "processes=x"], "processes=x: a whole number from 0"),
+        (["{folder}", "metrics=mhd_mse", "cache=/dev/null"], "cache=/dev/null: cannot be written"),
+        (["{folder}", "metrics=mhd_mse", "strict=maybe"], "strict=maybe: true or false"),
+        (["{folder}", "metrics=mhd_mse", "device=tpu"], "device=tpu: one of auto, cpu, cuda:0"),
+        (["{folder}", "metrics=mhd_mse", "real="], "real=: wants a value, or leave it out"),
+        (["{folder}", "metrics=mhd_mse", "cache="], "cache=: wants a value"),
+        (["{folder}", "metrics=mhd_mse", "out="], "out=: wants a file, such as scores.csv"),
+        (["{folder}", "metrics=mhd_mse", "out={folder}"], "is a folder, wants a file"),
+        (
+            ["{folder}", "metrics=mhd_mse", "out=/dev/null/x/scores.csv"],
             "x/scores.csv: cannot be written (Not a directory)",
         ),
     ],

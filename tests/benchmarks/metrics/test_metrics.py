@@ -11,25 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.metrics import GROUPS, METRICS, lookup, protocols, reference
-from benchmarks.metrics.reference import (
-    SCORERS,
-    Batch,
-    SlicedWasserstein,
-    floats,
-    frames_of,
-    gaussian_blur,
-    laplacian_pyramid,
-    measure,
-    mhd_mse,
-    parts,
-    radial_bins,
-    radial_power_spectrum,
-    resize,
-    scorer,
-    to_grid,
-    wasserstein_1d,
-)
+from benchmarks.metrics import GROUPS, METRICS, lookup, protocols
+from benchmarks.metrics.reference import SCORERS, clip_frames, measure, scorer
+from benchmarks.metrics.reference.anchor_fidelity import to_grid
+from benchmarks.metrics.reference.clip_frames import Batch, floats, frames_of, gaussian_blur, parts, resize
+from benchmarks.metrics.reference.mhd_of_clips import mhd_mse
+from benchmarks.metrics.reference.spectrum import radial_bins, radial_power_spectrum
+from benchmarks.metrics.reference.wasserstein import SlicedWasserstein, laplacian_pyramid, wasserstein_1d
 from pw.io.video import to_float
 
 
@@ -117,7 +105,7 @@ def test_clips_in_8_bits_and_some_frames_at_once_give_the_score_of_floats(
     video, real, solution = (torch.from_numpy(one).permute(0, 4, 1, 2, 3) for one in stored)
     whole = {"video": video, "real": real, "structure": real[..., ::4, ::4], "solution": solution}
     wanted = {name: measure(name, Batch(**{k: floats(v) for k, v in whole.items()})) for name in GROUPS["clips"]}
-    monkeypatch.setattr(reference, "AT_ONCE", at_once)
+    monkeypatch.setattr(clip_frames, "AT_ONCE", at_once)
     for name, value in wanted.items():
         assert measure(name, Batch(**whole)) == pytest.approx(value, rel=1e-6), name
 
@@ -126,7 +114,7 @@ def test_clips_in_8_bits_and_some_frames_at_once_give_the_score_of_floats(
 def test_parts_hold_every_run_of_frames_once_and_no_more_than_is_asked_for(
     depth: int, frames: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(reference, "AT_ONCE", 2 * 4 * 4)
+    monkeypatch.setattr(clip_frames, "AT_ONCE", 2 * 4 * 4)
     numbers = torch.arange(frames).view(1, 1, -1, 1, 1).expand(1, 3, -1, 4, 4)
     runs = []
     for start, (part,) in parts(numbers, depth=depth):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.metrics import GROUPS, METRICS
-from benchmarks.paper import COLUMNS, Table, load, names, number
+from benchmarks.paper import COLUMNS, PaperTable, load, names, number
 from benchmarks.report.vbench_totals import TOTALS
 
 PAPER = Path(__file__).parents[3].parent / "shared" / "paper.md"
@@ -33,7 +33,7 @@ def squeezed(text: str) -> str:
     return re.sub(r"\s", "", text.replace(r"\alpha", "α"))
 
 
-def lines_of(table: Table) -> list[str]:
+def lines_of(table: PaperTable) -> list[str]:
     """Every row, with the heading it stands under before the first of them, as one string without spaces."""
     lines, group = [], ""
     for row in table.rows:
@@ -50,7 +50,7 @@ def block_of(title: str) -> list[str]:
     return text.split(f"\n{title}: ", 1)[1].split("\n\n")[1].splitlines()[1:]
 
 
-def numbers(table: Table) -> int:
+def numbers(table: PaperTable) -> int:
     return sum(len(NUMBER.findall(text)) for row in table.rows for text in row.printed.values())
 
 

@@ -20,9 +20,11 @@ from odd_videos import encode, moving
 from benchmarks import paper
 from benchmarks.measure import score
 from benchmarks.metrics import GROUPS, METRICS
-from benchmarks.report import paper_tables as tables
 from benchmarks.report import vbench_totals
-from benchmarks.report.paper_tables import compose, differences, find, grid, main, read, render
+from benchmarks.report.paper_comparison import compose
+from benchmarks.report.paper_markup import FORMATS, differences, grid, render
+from benchmarks.report.paper_rows import find, read
+from benchmarks.report.paper_tables import main
 from benchmarks.systems import CARDS
 from pw.io.files import write_csv
 from pw.io.video import write_video
@@ -52,7 +54,7 @@ def cells(result: Mapping[str, Any], arm: str) -> dict[str, Any]:
 def test_every_table_shows_every_printed_cell_and_how_to_fill_the_others(name: str):
     table = paper.load(name)
     result = compose(table, {})
-    for kind in tables.FORMATS:
+    for kind in FORMATS:
         text = render(result, kind)
         for row in table.rows:
             for cell in row.printed.values():
@@ -200,7 +202,7 @@ def test_the_command_writes_every_format_and_prints_the_table(tmp_path: Path, ca
     printed = capsys.readouterr().out
     assert "PixelWizard-2k" in printed
     assert "ours (n=40)" in printed
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"table_2.{kind}" for kind in tables.FORMATS}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"table_2.{kind}" for kind in FORMATS}
     rows = {row["row"]: row for row in csv.DictReader((tmp_path / "out" / "table_2.csv").open())}
     assert float(rows["pixelwizard_2k"]["mHD-MSE.mean"]) == pytest.approx(0.0147)
     assert rows["flashvideo"]["mHD-MSE.paper"] == "0.0098"
@@ -238,8 +240,11 @@ def test_damaged_scores_are_named(damage: str, tmp_path: Path):
         ([], "name=: which table? table_1, "),
         (["name=table_7"], "no table 'table_7' of the paper; known: table_1"),
         (["name=table_2", "format=pdf"], "format=pdf: one of terminal, md"),
-        (["name=table_2", "system=x"], "system=x: wants KEY=VALUE with one of name, systems, score"),
-        (["name=table_2", "score=yes"], "score=yes: wants true or false"),
+        (
+            ["name=table_2", "system=x"],
+            "system=x: there is no option system; did you mean systems? there are name, systems, score",
+        ),
+        (["name=table_2", "score=yes"], "score=yes: true or false"),
         (["name=table_2", "row.flashvideo=nowhere"], "row.flashvideo=nowhere: no such folder"),
         (["name=table_2", "systems=nowhere"], "systems=nowhere: no such folder"),
         (["name=table_2", "out=/dev/null/x"], "out=/dev/null/x: cannot be written (Not a directory)"),
@@ -281,7 +286,7 @@ def test_a_system_is_called_with_what_it_wants():
     ("error", "status", "says"),
     [
         (KeyboardInterrupt(), 130, "stopped; what was measured is kept"),
-        (OSError(28, "No space left on device"), 1, "No space left on device; what was measured before is kept"),
+        (OSError(28, "No space left on device"), 2, "No space left on device; what was measured is kept"),
     ],
 )
 def test_a_scoring_that_is_stopped_or_finds_a_full_disk_is_no_traceback(

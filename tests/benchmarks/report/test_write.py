@@ -17,7 +17,8 @@ from rich.console import Console
 
 from benchmarks.metrics import GROUPS, METRICS, protocols
 from benchmarks.paper import load
-from benchmarks.report.render import Digits, compared_with, contract_line, coverage_line, differences
+from benchmarks.report.grid import Digits
+from benchmarks.report.render import compared_with, contract_line, coverage_line, differences
 from benchmarks.report.write import html, latex, markdown, terminal, to_csv, to_json, write
 from benchmarks.stats.comparison import compare, estimate, order_as_in_paper
 

@@ -12,7 +12,8 @@ import pytest
 from diffusers import WanTransformer3DModel
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from benchmarks.speed.generation import Way, choose_way, fastest, main
+from benchmarks.speed.attention_choice import Variant, choose_variant, fastest
+from benchmarks.speed.generation import main
 from pw.run.build import build
 
 SMALL = (
@@ -41,7 +42,7 @@ def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path:
 
 
 def test_compiled_blocks_are_taken_where_they_are_faster_and_refused_with_a_reason() -> None:
-    slow, fast, none = Way("sdpa"), Way("sdpa", compiled=True), Way("flash3")
+    slow, fast, none = Variant("sdpa"), Variant("sdpa", compiled=True), Variant("flash3")
     assert fastest({slow: 2.0, fast: 1.0, none: "not to be had here"}) == fast
     assert fastest({slow: 1.0, fast: "not to be had here (no compiler)"}) == slow
     assert fastest({none: "not to be had here"}) is None
@@ -87,7 +88,7 @@ def test_what_was_measured_before_a_kill_is_in_the_file(
 
 def test_where_there_is_one_way_none_is_timed() -> None:
     run = build(["scale=proxy", "stage=hires", *SMALL[1:]])
-    for compiles, way in (("false", Way("sdpa")), ("always", Way("sdpa", compiled=True))):
+    for compiles, variant in (("false", Variant("sdpa")), ("always", Variant("sdpa", compiled=True))):
         ran = 0
 
         def seen(module: Any, args: Any) -> None:
@@ -96,13 +97,13 @@ def test_where_there_is_one_way_none_is_timed() -> None:
 
         hook = register_module_forward_pre_hook(seen)
         try:
-            best, told = choose_way(run, ["sdpa"], compiles)
+            best, told = choose_variant(run, ["sdpa"], compiles)
         finally:
             hook.remove()
-        assert best == way
+        assert best == variant
         assert told == {str(best): "not timed, there is no other"}
         assert ran == 0
-    assert choose_way(run, ["sage"], "always")[0] is None
+    assert choose_variant(run, ["sage"], "always")[0] is None
 
 
 def test_one_network_is_alive_at_a_time_or_its_peak_would_be_anothers(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_one_network_is_alive_at_a_time_or_its_peak_would_be_anothers(tmp_path: 
             ["what=nothing"],
             "what=nothing: there are generate, metrics and train: make bench what=…",
         ),
-        (["compile=maybe"], "compile=maybe: true, false or always"),
+        (["compile=maybe"], "compile=maybe: one of true, false, always"),
         (["stock_of=0"], "stock_of=0: a whole number from 1"),
         (["stock_steps=-1"], "stock_steps=-1: a whole number from 0"),
         (["scales=tiny"], "scale=tiny: the bench is of a scale with text"),

@@ -120,11 +120,11 @@ class TestTheCall:
     @pytest.mark.parametrize(
         ("word", "says"),
         [
-            ("frame=3", "frame=3: no such key; there are only=, frames=, repeats=, out="),
-            ("niqe", "niqe: no such key"),
+            ("frame=3", "frame=3: there is no option frame; did you mean frames? there are only, frames, repeats, out"),
+            ("niqe", "'niqe': write key=value"),
             ("frames=0", "frames=0: a whole number from 1"),
             ("repeats=x", "repeats=x: a whole number from 1"),
-            ("only=mhd,lpips", "'lpips' is not one of mhd, niqe, stream"),
+            ("only=mhd,lpips", "only=mhd,lpips: one of mhd, niqe, stream"),
             ("out=/dev/null/x/bench.json", "bench.json: cannot be written"),
         ],
     )

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.metrics.reference import Batch, mhd_mse, scorer
+from benchmarks.metrics.reference import scorer
+from benchmarks.metrics.reference.clip_frames import Batch
+from benchmarks.metrics.reference.mhd_of_clips import mhd_mse
 from benchmarks.stats.jackknife import GROUPS, jackknife_variance, leave_out, values_without
 from pw.io.video import write_video
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.systems.__main__ import main
 
 from benchmarks import paper
 from benchmarks.systems import Setting, load, names, read_card
 from benchmarks.systems.external import fields
+from benchmarks.systems.generation_call import Call, SystemOptions, checked_call
 from benchmarks.systems.jobs import STEM_BYTES, costs, input_jobs, make_jobs, read_prompts, stem, videos
-from benchmarks.systems.run import Call, commands, parse, prepare_folder
+from benchmarks.systems.run import commands, prepare_folder
+from benchmarks.systems.system_command import main
+from pw.io.arguments import parse
 from pw.io.video import write_video
 
 # rows of the paper's tables -> the systems in them
@@ -63,6 +65,11 @@ def clip(path: Path, width: int = 16, height: int = 16, frames: int = 3, fps: fl
     rng = np.random.default_rng(0)
     write_video(path, rng.integers(0, 256, (frames, height, width, 3), dtype=np.uint8), fps, path.suffix == ".mkv")
     return path
+
+
+def call_of(words: list[str]) -> Call:
+    """What `pw system` with these words asks for."""
+    return checked_call(parse(SystemOptions, words))
 
 
 def changed(tmp_path: Path, name: str, old: str, new: str) -> Path:
@@ -230,13 +237,13 @@ class TestACall:
         assert said in capsys.readouterr().err
 
     def test_says_how_it_leaves_the_native_setting(self, prompts: Path) -> None:
-        call = parse(["name=wan2_2_5b_2k", f"prompts={prompts}", "steps=8", "width=1280"])
+        call = call_of(["name=wan2_2_5b_2k", f"prompts={prompts}", "steps=8", "width=1280"])
         assert call.deviations[:2] == ["width=1280 instead of the native 2560", "steps=8 instead of the native 50"]
 
     def test_lists_its_jobs_beside_those_of_earlier_calls(self, prompts: Path, tmp_path: Path) -> None:
         out = f"out={tmp_path / 'out'}"
-        prepare_folder(parse(["name=mochi_1", f"prompts={prompts}", out, "limit=1"]))
-        prepare_folder(parse(["name=mochi_1", f"prompts={prompts}", out, "seeds=2"]))
+        prepare_folder(call_of(["name=mochi_1", f"prompts={prompts}", out, "limit=1"]))
+        prepare_folder(call_of(["name=mochi_1", f"prompts={prompts}", out, "seeds=2"]))
         lines = (tmp_path / "out" / "jobs.jsonl").read_text().splitlines()
         assert [json.loads(line)["stem"] for line in lines] == [
             *("a red ball-0", "a heron, at dawn-0", "a red ball-1", "a heron, at dawn-1")
@@ -260,7 +267,7 @@ class TestACall:
         assert not out.exists()
 
     def test_for_pixelwizard_hands_on_what_is_not_its_own(self, prompts: Path, tmp_path: Path) -> None:
-        call: Call = parse(["name=pixelwizard_2k", f"prompts={prompts}", f"out={tmp_path}", "hires=ab12", "steps=3"])
+        call: Call = call_of(["name=pixelwizard_2k", f"prompts={prompts}", f"out={tmp_path}", "hires=ab12", "steps=3"])
         [line] = commands(call)
         assert "hires=ab12" in line
         assert "sampling.num_steps=3" in line

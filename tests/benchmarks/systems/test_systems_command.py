@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.systems.__main__ import main
 
 from benchmarks.systems.external import fill
 from benchmarks.systems.jobs import costs
+from benchmarks.systems.system_command import main
 from pw.io.video import probe, read_video, write_video
 
 ROOT = Path(__file__).parents[3]

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.systems.__main__ import main
 from small_pipelines import write_small
 from small_processes import train_together
 
 from benchmarks.systems import load, names
 from benchmarks.systems.diffusers_pipelines import fingerprint, locate, scheduler, shard
 from benchmarks.systems.jobs import costs
+from benchmarks.systems.system_command import main
 from pw.io.video import probe, read_video
 
 ROOT = Path(__file__).parents[3]
@@ -154,7 +154,7 @@ class TestWeights:
         prompts = tmp_path / "prompts.txt"
         prompts.write_text("a heron\n")
         script = (
-            "import sys; from benchmarks.systems.__main__ import main\n"
+            "import sys; from benchmarks.systems.system_command import main\n"
             f"assert main(['name=wan2_2_5b', 'prompts={prompts}', 'out={tmp_path / 'out'}', 'device=cpu']) == 2\n"
             "assert 'diffusers' not in sys.modules"
         )

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.systems.__main__ import main
 
 from benchmarks.measure import score
 from benchmarks.systems import CARDS
 from benchmarks.systems.jobs import costs, videos
+from benchmarks.systems.system_command import main
 from pw.io.video import write_video
 
 

@@ -1,4 +1,4 @@
-"""benchmarks.systems.own: PixelWizard as a system, on the small random pipeline."""
+"""benchmarks.systems.pixelwizard_system: PixelWizard as a system, on the small random pipeline."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.systems.__main__ import main
-
 from benchmarks.systems import CARDS
 from benchmarks.systems.jobs import costs
+from benchmarks.systems.system_command import main
 from pw.io.video import probe
 
 
@@ -40,7 +39,7 @@ def test_pw_generate_makes_the_videos_and_tells_their_costs(pipeline: tuple[Path
     assert about["seconds_diffusion"] < about["seconds_total"]
     assert about["peak_memory_bytes"] > 0
     assert about["manifest"]["seed"] == about["seed"] == 1
-    assert about["command"][1:3] == ["-m", "pw", "generate"]
+    assert about["command"][1:4] == ["-m", "pw", "generate"]
     found = costs(out)
     assert (found.n, found.devices) == (2, ("CPU",))
     stages = [about["manifest"][stage]["parameters"] for stage in ("anchor", "hires")]

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.systems import GenerationError, PixelWizard, Setting, System
-from benchmarks.systems.jobs import Job, check
+from benchmarks.systems.jobs import VideoJob, check
 from benchmarks.systems.watch import ending_with_us
 from pw.io.files import write_atomically
 
 
 @dataclass
-class Own:
+class PixelWizardGeneration:
     """One call of `pw.generate.pipeline` for all jobs, since each network is loaded once; then a video after the other.
 
     words  further words of `pw.generate.pipeline`: hires=, anchor=, overrides of conf/
@@ -39,21 +39,25 @@ class Own:
         """Where `pw.generate.pipeline` works; what it has finished it finds there again."""
         return self.folder / "generate"
 
-    def prompts(self, jobs: Sequence[Job]) -> str:
+    def prompts(self, jobs: Sequence[VideoJob]) -> str:
         """The prompts of these, as `pw.generate.pipeline` reads them."""
         return "".join(f"{json.dumps({'prompt': job.text, 'seed': job.seed})}\n" for job in jobs)
 
-    def command(self, jobs: Sequence[Job]) -> list[str]:
+    def prompts_file(self, jobs: Sequence[VideoJob]) -> Path:
+        """Where `prepare` writes them."""
+        name = hashlib.sha256(self.prompts(jobs).encode()).hexdigest()[:8]
+        return self.out / f"prompts-{name}.jsonl"
+
+    def command(self, jobs: Sequence[VideoJob]) -> list[str]:
         """The call that makes these."""
         assert isinstance(self.system.adapter, PixelWizard)
         native, asked = self.system.setting, self.setting
         size = (asked.width, asked.height) != (native.width, native.height)
-        name = hashlib.sha256(self.prompts(jobs).encode()).hexdigest()[:8]
         return [
             *(
                 sys.executable,
                 *("-m", "pw", "generate"),
-                f"prompts={self.out / f'prompts-{name}.jsonl'}",
+                f"prompts={self.prompts_file(jobs)}",
                 f"out={self.out}",
             ),
             *(f"scale={self.system.adapter.scale}", f"frames={asked.frames}", f"fps={asked.fps:g}"),
@@ -64,10 +68,10 @@ class Own:
             *self.words,
         ]
 
-    def prepare(self, jobs: Sequence[Job], environment: Mapping[str, str]) -> None:
+    def prepare(self, jobs: Sequence[VideoJob], environment: Mapping[str, str]) -> None:
         """Make the videos of all jobs. Raises GenerationError; what was finished before is kept."""
         words = self.command(jobs)
-        write_atomically(Path(words[4].removeprefix("prompts=")), self.prompts(jobs))  # python -m pw generate prompts=…
+        write_atomically(self.prompts_file(jobs), self.prompts(jobs))
         call = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
         with call as process, ending_with_us(process.pid):
             paths = process.communicate()[0].splitlines()  # a line for each prompt, in their order
@@ -79,7 +83,7 @@ class Own:
         self._made = {job.stem: Path(path) for job, path in zip(jobs, paths, strict=True)}
         self.about["command"] = words
 
-    def make(self, job: Job, work: Path) -> tuple[Path, dict[str, Any]]:
+    def make(self, job: VideoJob, work: Path) -> tuple[Path, dict[str, Any]]:
         """The video that `prepare` made for a job, with its manifest's costs."""
         path = self._made[job.stem]
         manifest = json.loads(path.with_suffix(f"{path.suffix}.json").read_text(encoding="utf-8"))

@@ -1,0 +1,161 @@
+"""What is asked of a measurement, and what came of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure.clips import SUFFIXES
+from benchmarks.measure.streaming import BUDGET
+from benchmarks.metrics import lookup
+from benchmarks.systems import jobs
+from pw.io.arguments import ConfigError, at_least, no_such_option, option
+from pw.io.files import check_writable
+
+
+def existing_folder(text: str) -> Path:
+    """A folder that is there. Raises ValueError."""
+    if not text:
+        raise ValueError("wants a value, or leave it out")
+    if not (path := Path(text).expanduser()).is_dir():
+        raise ValueError("no such folder")
+    return path
+
+
+def _cache_folder(text: str) -> Path:
+    if not text:
+        raise ValueError("wants a value, or leave it out")
+    check_writable("cache", path := Path(text).expanduser())
+    return path
+
+
+def _device_name(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda:\d+", text):
+        raise ValueError("one of auto, cpu, cuda:0 and so on")
+    return text
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", text)
+    if not match or not float(match[1]):
+        raise ValueError("wants bytes, such as 2GB")
+    return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How videos are measured, beside which metrics.
+
+    overrides: FAMILY.SETTING=VALUE, instead of the registry's settings.
+    """
+
+    real: Path | None = option(None, "a folder with the real videos of the same names", read=existing_folder)
+    structure: Path | None = option(None, "a folder with the structure clips of the same names", read=existing_folder)
+    solution: Path | None = option(None, "a folder with many-step solutions of the same names", read=existing_folder)
+    strict: bool = option(False, "stop at the first video that is broken, or that a metric cannot measure")
+    device: str = option("auto", "auto, cpu or cuda:0, for networks", read=_device_name)
+    processes: int = option(0, "processes that share the videos, a GPU each; 0: one per GPU", read=at_least(0))
+    threads: int = option(0, "threads of all processes together; 0: one per core", read=at_least(0))
+    memory: int = option(BUDGET, "bytes of frames in flight, such as 2GB", read=_bytes)
+    cache: Path | None = option(None, "where values are kept, instead of outputs/cache/scores", read=_cache_folder)
+    overrides: tuple[str, ...] = option((), "FAMILY.SETTING=VALUE, instead of the registry's: mhd.reduction=sum")
+
+    @property
+    def settings(self) -> dict[str, dict[str, str]]:
+        """family -> setting -> value, as typed. Raises ConfigError for a word that is neither."""
+        found: dict[str, dict[str, str]] = {}
+        for word in self.overrides:
+            key, _, value = word.partition("=")
+            family, dot, setting = key.partition(".")
+            if not dot:
+                raise no_such_option(type(self), word, ", and FAMILY.SETTING")
+            found.setdefault(family, {})[setting] = value
+        return found
+
+
+@dataclass
+class Scores:
+    """Values of a folder and how they came about.
+
+    rows: video -> metric -> value (and "frames"); left_out: broken video -> why; missing: metric -> what it lacks and
+    which command supplies it; not_measured: metric -> video -> why; whole: metrics of the folder as a whole -> value;
+    hashes, real: video -> SHA-256 of its bytes, and of the real video's that it was held against.
+    """
+
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    whole: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    not_measured: dict[str, dict[str, str]] = field(default_factory=dict)
+    depends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    real: dict[str, str] = field(default_factory=dict)
+    measured: int = 0
+    seconds: float = 0.0
+
+    def values(self, metric: str) -> dict[str, float]:
+        """video -> value, of the videos that have one."""
+        return {video: row[metric] for video, row in self.rows.items() if metric in row}
+
+
+class BrokenVideo(ValueError):
+    """strict=true met a video that cannot be scored."""
+
+
+class NoVideo(ConfigError):
+    """A folder without any video."""
+
+
+def videos_of(folder: Path) -> dict[str, Path]:
+    """The videos of a folder by file name, sorted; those of a system's folder (one with a card) lie where it says.
+
+    Raises: ConfigError if there is no folder; NoVideo if there is no video in it.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"videos={folder}: no such folder")
+    if (folder / "card.yaml").is_file():
+        found = jobs.videos(folder)
+    else:
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not found:
+        others = sum(1 for _ in folder.iterdir())
+        raise NoVideo(f"videos={folder}: no video ({', '.join(SUFFIXES)}) among its {others} entries")
+    return {path.name: path for path in found}
+
+
+def settings_of(names: Sequence[str], given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """family -> its settings. Raises ConfigError for one that no metric asked for has."""
+    settings = {lookup(name).family: dict(lookup(name).settings) for name in names}
+    for family, changed in given.items():
+        if family not in settings or family == "reference":
+            known = ", ".join(sorted(set(settings) - {"reference"})) or "none"
+            raise ConfigError(
+                f"{family}.{next(iter(changed))}: nothing of {family!r} is measured here; families: {known}"
+            )
+        for key, value in changed.items():
+            if key not in settings[family]:
+                raise ConfigError(
+                    f"{family}.{key}: no such setting; {family} has {', '.join(settings[family]) or 'none'}"
+                )
+            settings[family][key] = like(f"{family}.{key}", value, settings[family][key])
+    return settings
+
+
+def like(key: str, value: Any, default: Any) -> Any:
+    """A setting's value in its default's type. Raises ConfigError."""
+    if not isinstance(value, str):
+        return value
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[value.lower()]
+        if isinstance(default, Path):
+            return Path(value).expanduser()
+        if isinstance(default, tuple):
+            return tuple(int(part) for part in value.strip("[]()").split(",") if part.strip())
+        return type(default)(value)
+    except (KeyError, ValueError):
+        wants = "true or false" if isinstance(default, bool) else f"something like {default!r}"
+        raise ConfigError(f"{key}={value}: wants {wants}") from None

@@ -1,0 +1,273 @@
+"""What is asked of a system: the options of `pw system`, checked before anything loads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks.systems import Diffusers, ExternalCommand, PixelWizard, Setting, System, find, read_card
+from benchmarks.systems.jobs import VideoJob, input_jobs, make_jobs, read_prompts
+from pw.io.arguments import ConfigError, at_least, keys, option, written
+from pw.io.paths import OUTPUTS
+
+SETTINGS = ("width", "height", "frames", "fps", "steps", "guidance", "shift")
+SPLIT = "trainer=fsdp"
+KINDS = {
+    "diffusers": ("trainer", "device", "offload", "lossless", "quality"),
+    "pixelwizard": ("lossless", "quality"),
+    "command": ("checkout", "python", "timeout"),
+}
+"""kind of system -> the options that only some kinds have."""
+QUALITY = 10
+
+
+def _folder_of_videos(text: str) -> Path:
+    if not text:
+        raise ValueError("wants the folder of the videos; name=SYSTEM alone makes them")
+    return Path(text).expanduser()
+
+
+def _above_zero(kind: type[int] | type[float]) -> Callable[[str], float | None]:
+    def read(text: str) -> float | None:
+        if not text:
+            return None
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError("not a number") from None
+        if not value > 0:
+            raise ValueError("must be above 0")
+        return value
+
+    return read
+
+
+def _crf(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) > 51:
+        raise ValueError("x264's crf, from 0 (lossless) to 51")
+    return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    first, _, second = text.partition("/")
+    if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
+        raise ValueError("i/n, the i-th of n shares, counted from 0, as 0/4")
+    return int(first), int(second)
+
+
+@dataclass(frozen=True)
+class SystemOptions:
+    """The options of `pw system`; overrides: further words of `pw generate`, for PixelWizard."""
+
+    name: str = option("", "a system of the list that `pw system` prints, or a card of your own: a .yaml")
+    prompts: Path | None = option(None, '.txt, a prompt a line; or .jsonl of {"text", "long"?, "id"?}')
+    inputs: Path | None = option(None, "the videos to be enlarged, for super-resolution")
+    videos: Path | None = option(None, "register these videos instead; nothing is copied", read=_folder_of_videos)
+    seeds: int = option(1, "videos for each prompt; the seed of the noise is 0, 1, …", read=at_least(1))
+    out: Path | None = option(None, "outputs/systems/<name> by default; a video that is there is not made again")
+    limit: int | None = option(None, "only the first so many videos", read=at_least(1))
+    dry_run: bool = option(False, "say what would be run")
+    accept_licence: bool = option(False, "accept a licence that restricts use")
+    gpus: int = option(1, "a process for each GPU, each with its share", read=at_least(1))
+    shard: tuple[int, int] = option((0, 1), "i/n: the i-th of n shares, for a cluster's jobs", read=_shard)
+    weights: str = option("", "a folder, or a repository on the Hugging Face hub, instead of the card's")
+    width: int | None = option(None, "px, instead of the native setting", read=_above_zero(int))
+    height: int | None = option(None, "px, instead of the native setting", read=_above_zero(int))
+    frames: int | None = option(None, "instead of the native setting", read=_above_zero(int))
+    fps: float | None = option(None, "1/s, instead of the native setting", read=_above_zero(float))
+    steps: int | None = option(None, "instead of the native setting", read=_above_zero(int))
+    guidance: float | None = option(None, "instead of the native setting", read=_above_zero(float))
+    shift: float | None = option(None, "instead of the native setting", read=_above_zero(float))
+    trainer: str | None = option(None, "fsdp: with gpus=N one model over all GPUs, where it does not fit into one")
+    device: str | None = option(None, "diffusers: auto, cpu or cuda")
+    offload: bool | None = option(None, "diffusers: move parts between CPU and GPU")
+    lossless: bool | None = option(None, "diffusers, PixelWizard: FFV1 (the default) or H.264")
+    quality: int | None = option(None, f"diffusers, PixelWizard: x264's crf, {QUALITY} by default", read=_crf)
+    checkout: Path | None = option(None, "command: the folder of its repository, with its environment")
+    python: str | None = option(None, "command: its interpreter, by default the checkout's .venv/bin/python")
+    timeout: int | None = option(None, "command: seconds that a video may take", read=at_least(1))
+    overrides: tuple[str, ...] = option((), "for PixelWizard whatever `pw generate` takes: hires=… anchor=…")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is asked, checked.
+
+    further  overrides for `pw.generate.pipeline`
+    """
+
+    options: SystemOptions
+    card: Path
+    system: System
+    setting: Setting
+    jobs: tuple[VideoJob, ...]
+    out: Path
+    further: tuple[str, ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The command line of this process's share."""
+        first, parts = self.options.shard
+        share = () if parts == 1 else (f"shard={first}/{parts}",)
+        return (*written(replace(self.options, shard=(0, 1))), *share)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether what is made here is written as FFV1."""
+        return self.system.kind != "command" and self.options.lossless is not False
+
+    @property
+    def quality(self) -> int:
+        """x264's crf, where it is not lossless."""
+        return QUALITY if self.options.quality is None else self.options.quality
+
+    @property
+    def share(self) -> tuple[VideoJob, ...]:
+        """This process's jobs: every n-th from the i-th, whatever is done already."""
+        first, parts = self.options.shard
+        return self.jobs[first::parts]
+
+    @property
+    def is_fsdp(self) -> bool:
+        """Whether one diffusers model is shared by all GPUs, in processes that are started here."""
+        return self.system.kind == "diffusers" and self.options.trainer == "fsdp"
+
+    @property
+    def is_split(self) -> bool:
+        """Whether PixelWizard's networks are shared by all GPUs: `pw.generate.pipeline` starts the processes."""
+        return self.system.kind == "pixelwizard" and SPLIT in self.further
+
+    @property
+    def weights(self) -> str | None:
+        """What was said, else the card's repository."""
+        return self.options.weights or (self.system.weights.repository if self.system.kind == "diffusers" else None)
+
+    @cached_property
+    def device(self) -> str:
+        """cuda or cpu."""
+        if self.options.device not in (None, "auto"):
+            return self.options.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def deviations(self) -> list[str]:
+        """How this call leaves the native setting, then the card's own deviations."""
+        native = self.system.setting
+        asked = [(key, getattr(self.setting, key), getattr(native, key)) for key in SETTINGS]
+        said = [f"{key}={ours} instead of the native {card}" for key, ours, card in asked if ours != card]
+        return [*said, *self.system.deviations]
+
+    def asked(self, job: VideoJob) -> dict[str, Any]:
+        """What decides a job's video, as its note has it."""
+        about = {"prompt": job.prompt, "text": job.text, "seed": job.seed, **dataclasses.asdict(self.setting)}
+        if job.input is not None:
+            about["input"] = str(job.input)
+        if self.system.kind != "command":
+            about["crf"] = None if self.lossless else self.quality
+        further = [word for word in self.further if word != SPLIT]  # which changes no video
+        return about | {"asked_weights": self.weights, "further": further}
+
+
+def checked_call(options: SystemOptions) -> Call:
+    """What is asked of which system. Raises ConfigError naming the key, its value and what would do."""
+    card = find(options.name)
+    system = read_card(card)
+    if system.kind == "videos":
+        raise ConfigError(f"name={system.name}: its videos are not made here; videos=DIR registers those you have")
+    further = _further(system, options)
+    setting = _setting(system, options)
+    jobs = _jobs(system, options)
+    _check_licence(system, options)
+    if isinstance(system.adapter, Diffusers):
+        _check_diffusers(options, setting)
+    elif isinstance(system.adapter, PixelWizard):
+        _check_pixelwizard(options, further)
+    elif isinstance(system.adapter, ExternalCommand):
+        _check_program(system.adapter, options, jobs)
+    out = (options.out or OUTPUTS / "systems" / system.name).absolute()
+    return Call(options, card, system, setting, tuple(jobs), out, further)
+
+
+def _further(system: System, options: SystemOptions) -> tuple[str, ...]:
+    """The words for `pw.generate.pipeline`: overrides, and options that PixelWizard does not have here."""
+    mine = KINDS[system.kind]
+    others = {key for kind in KINDS.values() for key in kind} - {*mine}
+    given = replace(SystemOptions(), **{key: getattr(options, key) for key in others})
+    further = (*options.overrides, *written(given))
+    if further and system.kind != "pixelwizard":
+        there = [key for key in keys(SystemOptions) if key not in {*others, "videos"}]
+        raise ConfigError(f"{further[0]}: no option of {system.name} ({system.kind}); there are {', '.join(there)}")
+    return further
+
+
+def _setting(system: System, options: SystemOptions) -> Setting:
+    given = {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
+    for key, value in given.items():
+        if getattr(system.setting, key) is None:
+            raise ConfigError(f"{key}={value:g}: {system.name} has no such setting (its card says null)")
+    return replace(system.setting, **given)
+
+
+def _jobs(system: System, options: SystemOptions) -> list[VideoJob]:
+    if options.prompts is None and not system.enlarges:
+        raise ConfigError('prompts=FILE: a .txt of one prompt a line or a .jsonl of {"text", "long"?, "id"?}')
+    if (options.inputs is not None) != system.enlarges:
+        what = "wants inputs=DIR, the videos to be enlarged" if system.enlarges else "takes no inputs"
+        raise ConfigError(f"name={system.name}: {what}")
+    prompts = None if options.prompts is None else read_prompts(options.prompts)
+    jobs = make_jobs(prompts or [], options.seeds)
+    if options.inputs is not None:
+        jobs = input_jobs(options.inputs, prompts, options.seeds)
+    return jobs[: options.limit]
+
+
+def _check_licence(system: System, options: SystemOptions) -> None:
+    if system.licence.restricted and not options.accept_licence and not options.dry_run:
+        raise ConfigError(
+            f"{system.title} is under the licence {system.licence.name!r} ({system.licence.terms}); "
+            "read it, and say accept_licence=true if you accept it"
+        )
+
+
+def _check_diffusers(options: SystemOptions, setting: Setting) -> None:
+    if options.trainer not in (None, "fsdp"):
+        raise ConfigError(f"trainer={options.trainer}: fsdp (one model over all GPUs), or leave it out")
+    if options.offload and (options.device == "cpu" or options.trainer):
+        raise ConfigError("offload=true: moves parts between CPU and GPU; not with device=cpu or trainer=fsdp")
+    if options.lossless is False and not setting.is_even:
+        raise ConfigError(f"lossless=false: wants even sizes, not {setting.width}x{setting.height}")
+
+
+def _check_pixelwizard(options: SystemOptions, further: Sequence[str]) -> None:
+    for key in ("guidance", "shift"):
+        if (value := getattr(options, key)) is not None:
+            raise ConfigError(f"{key}={value:g}: say it in pw.generate.pipeline's words, e.g. schedule.shift=…")
+    known = ("trainer=gpu", "trainer=cpu", SPLIT)
+    if others := [w for w in further if w.startswith("trainer=") and w not in known]:
+        raise ConfigError(
+            f"{others[0]}: gpus=N shares the videos; {SPLIT}, with gpus=N, splits each network, where it does not "
+            "fit into one GPU"
+        )
+    if others := [w for w in further if w.startswith("trainer.devices=")]:
+        raise ConfigError(f"{others[0]}: say gpus=N")
+
+
+def _check_program(program: ExternalCommand, options: SystemOptions, jobs: Sequence[VideoJob]) -> None:
+    from benchmarks.systems.external import fields
+
+    known = fields(program.command)
+    for key in ("steps", "guidance", "shift"):
+        if (value := getattr(options, key)) is not None and key not in known:
+            raise ConfigError(f"{key}={value:g}: its command has no such option, it would change nothing")
+    if "seed" not in known and program.takes == "prompt" and any(job.seed for job in jobs):
+        raise ConfigError(f"seeds={options.seeds}: its command takes no seed, all would be the same video; use seeds=1")
+    if "weights" in known and not options.weights:
+        raise ConfigError("weights=PATH: its command wants to know where the weights are")
+    if not options.dry_run and (options.checkout is None or not options.checkout.is_dir()):
+        raise ConfigError(f"checkout={options.checkout or ''}: the folder of its repository, with its environment")
