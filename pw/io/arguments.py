@@ -53,10 +53,14 @@ def option(
 @dataclass(frozen=True)
 class Command(Generic[T]):
     """A verb: its options, and what carries it out. Called with words it returns the exit status, 2 for a mistake in
-    the call, which is told in one line."""
+    the call, which is told in one line.
+
+    resumes  of work that may be repeated: what is said when it is interrupted (status 130) or the disk fills up (2)
+    """
 
     options: type[T]
     run: Callable[[T], int]
+    resumes: str = ""
 
     def __call__(self, words: Sequence[str]) -> int:
         try:
@@ -64,6 +68,16 @@ class Command(Generic[T]):
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except OSError as error:
+            if not self.resumes:
+                raise
+            print(f"error: {error}; {self.resumes}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            if not self.resumes:
+                raise
+            print(f"\nstopped; {self.resumes}", file=sys.stderr)
+            return 130
 
 
 def parse(options: type[T], words: Sequence[str]) -> T:
