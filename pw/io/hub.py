@@ -400,6 +400,8 @@ def _reason(error: Exception, source: Source) -> str:
     """One line for what stood in the way, with what would do."""
     from huggingface_hub import errors
 
+    if isinstance(error, ConnectionError) and not isinstance(error, errors.HfHubHTTPError):
+        return str(error)
     if not isinstance(error, errors.HfHubHTTPError):
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         hint = "; check the connection, or name a mirror with HF_ENDPOINT" if isinstance(source, HubFile) else ""

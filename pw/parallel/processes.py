@@ -7,7 +7,6 @@ as they come (`place`). Whoever starts them, the update is the same: `Share` dea
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -23,7 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pw.io.paths import ROOT
 from pw.io.progress import unheard
