@@ -85,10 +85,11 @@ def check_space(key: str, place: Path, needed: float, remedy: str, what: str = "
 
 
 def human_size(count: float) -> str:
-    """Bytes in words: 1.40 TB, 0.03 GB, 11.9 kB."""
-    if count >= 1e12:
-        return f"{count / 1e12:.2f} TB"
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e3:.1f} kB"
+    """Bytes in words: 12.3 GB, or MB and kB when they are few."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
 
 
 def length(path: Path) -> int:

@@ -42,7 +42,7 @@ class Pace:
 
     def left(self, done: float, total: float) -> str:
         """The time left, in words; empty where nothing is done yet."""
-        return duration(max(0, total - done) / self.rate(done)) if done > self.done else ""
+        return duration(round(max(0, total - done) / self.rate(done))) if done > self.done else ""
 
 
 class ProgressLine:
