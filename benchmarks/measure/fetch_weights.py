@@ -27,7 +27,7 @@ class MetricWeightsOptions:
     """What to do with which weights."""
 
     only: tuple[str, ...] = option((), "names or groups: metrics, vbench or all; without it metrics, or all for a list")
-    list: bool = option(False, "say what is there and what is missing, and fetch nothing")
+    lists: bool = option(False, "say what is there and what is missing, and fetch nothing", key="list")
     verify: bool = option(False, "as list, and hash all that is there again")
     mirror: str = option("", "a folder or an address that has the files by name, looked at first")
     dry_run: bool = option(False, "say what would be fetched from where")
@@ -44,14 +44,14 @@ class MetricWeightsOptions:
     @property
     def rows(self) -> list[Weights]:
         """The weights that `only` stands for."""
-        names = self.only or (("all",) if self.list or self.verify else ("metrics",))
+        names = self.only or (("all",) if self.lists or self.verify else ("metrics",))
         groups = {group for name in names for group in GROUPS.get(name, ())}
         return [row for row in metric_weights.WEIGHTS.values() if row.name in names or row.group in groups]
 
 
 def run(options: MetricWeightsOptions) -> int:
     """Exit status: 0 done, 1 something could not be fetched or is wrong."""
-    if options.list or options.verify:
+    if options.lists or options.verify:
         return 0 if show(options.rows, anew=options.verify) else 1
     failed = fetch(options.rows, options.mirror, dry_run=options.dry_run)
     for name, reason in failed.items():

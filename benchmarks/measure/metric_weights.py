@@ -173,9 +173,11 @@ _SOURCES = {"repo": HubFile, "address": Web, "module": Installed, "requirement":
 def _read_table(path: Path) -> dict[str, Weights]:
     """Name -> weights, from published_weights.yaml."""
     rows = {}
+    values: dict[str, Any]
     for name, values in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         sources = tuple(_SOURCES[next(iter(source))](**source) for source in values.pop("sources"))
-        rows[name] = Weights(name, **{"sha256": "", **values}, sources=sources)
+        values.setdefault("sha256", "")
+        rows[name] = Weights(name, **values, sources=sources)
     return rows
 
 

@@ -45,9 +45,12 @@ class FetchError(ConfigError):
 
 
 class Source(Protocol):
-    """Where a file comes from. `continues`: whether a file cut off can be filled up."""
+    """Where a file comes from."""
 
-    continues: bool
+    @property
+    def continues(self) -> bool:
+        """Whether a file cut off can be filled up."""
+        ...
 
     def fill(self, part: Path, size: int) -> None:
         """Write the file, of `size` bytes if not 0, to `part`. Raises FetchError or OSError."""
@@ -161,7 +164,7 @@ def repository(name: str, revision: str, kind: Kind = "model") -> Repository:
     source = HubFile(name, "", revision, kind)
     try:
         check_online()
-        info = HfApi(endpoint=endpoint()).repo_info(
+        info: Any = HfApi(endpoint=endpoint()).repo_info(
             name, revision=revision, repo_type=kind, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         )
     except FetchError as error:
