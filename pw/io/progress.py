@@ -62,19 +62,19 @@ class ProgressLine:
     def show(self, text: str, *, last: bool = False) -> None:
         """Write the line, whether it is due or not. last: what follows goes below it."""
         self._last = time.perf_counter()
-        with unheard(self.stream):
+        with ignore_closed_stream(self.stream):
             text, end = (f"\r\x1b[2K{text}", "" if not last else "\n") if self.is_live else (text, "\n")
             print(text, end=end, file=self.stream, flush=True)
 
     def clear(self) -> None:
         """Take the line off a terminal."""
         if self.is_live:
-            with unheard(self.stream):
+            with ignore_closed_stream(self.stream):
                 print("\r\x1b[2K", end="", file=self.stream, flush=True)
 
 
 @contextmanager
-def unheard(stream: TextIO) -> Generator[None]:
+def ignore_closed_stream(stream: TextIO) -> Generator[None]:
     """While it lasts, words that cannot be written end no work. A terminal that is gone, or a reader, gets no more."""
     try:
         yield

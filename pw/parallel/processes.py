@@ -7,6 +7,7 @@ as they come (`place`). Whoever starts them, the update is the same: `Share` dea
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -22,10 +23,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from pw.io.paths import ROOT
-from pw.io.progress import unheard
 from pw.run.compose import ConfigError
 from pw.run.settings import Train, Trainer
 
@@ -345,6 +345,19 @@ def _handler(handle: Callable[[int, Any], None]) -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def unheard(stream: TextIO) -> Generator[None]:
+    """While it lasts, words that cannot be written end no work. A terminal that is gone, or a reader, gets no more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            return  # a full disk may have room again
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # else what is still to be written fails again, at the latest at the end
+        os.close(nowhere)
 
 
 # ---- starting them
