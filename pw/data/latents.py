@@ -19,21 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pw.data import Clips, Evaluation, LatentBatch
-from pw.data.shards import (
-    Clip,
-    Found,
-    LastRead,
-    Readable,
-    ShardError,
-    ShardIndex,
-    epoch_order,
-    fits,
-    index_tar,
-    read_member,
-    seeded,
-    shard_digest,
-    unreadable,
-)
+from pw.data.shard_index import Clip, ShardError, ShardIndex, index_tar, read_member, shard_digest
+from pw.data.shards import LastRead, LazyList, Readable, epoch_order, fits, seeded, unreadable
 from pw.io.lazy import torch
 from pw.io.video import Frames, to_float
 
@@ -208,7 +195,7 @@ class LatentClips:
         pool = self._pool()
         self._check_count(len(pool), count)
         held = LastRead(pool)
-        found = Found(self._held_out(pool, held, count, seed))
+        found = LazyList(self._held_out(pool, held, count, seed))
 
         def note() -> str:
             found.first(2 * count)

@@ -1,6 +1,6 @@
 """Tone mapping of HDR pictures (PQ and HLG) to SDR.
 
-A PQ clip's peak, and all above it, becomes white. The peak is what the static metadata of its first picture says: MaxCLL
+A PQ clip's peak, and all above, becomes white. The peak is what the static metadata of its first picture says: MaxCLL
 of CTA-861.3 or the mastering display's luminance of SMPTE ST 2086, the lower if both; else 1000 cd/m2, as for HLG. At
 1000 the reference white of 203 cd/m2 (ITU-R BT.2408) becomes 230 of 255, and what is below 88 cd/m2 keeps its light:
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pw.data.latents import ABOUT, EMPTY, UNFINISHED, fit
-from pw.data.shards import ShardError, noted, seeded, write_tar
+from pw.data.shard_index import ShardError, manifest_entry, write_tar
+from pw.data.shards import seeded
 from pw.io.arguments import Command, ConfigError
 from pw.io.files import check_writable, digest, replacing, write_json, write_tensors
 from pw.io.progress import Pace, ProgressLine
@@ -83,7 +84,7 @@ def _expected(encoding: Encoding, shard: VideoShard) -> int:
     """Clips of a shard; of one that cannot be read, as many as its manifest says, or as the others have."""
     if shard.index is not None:
         return len(shard.ids)
-    known = noted(shard.path)
+    known = manifest_entry(shard.path)
     if known is not None:
         return int(known["samples"])
     readable = [len(other.ids) for other in encoding.shards if other.index is not None]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pw.data.latents import described
-from pw.data.shards import Sample, ShardError, ShardIndex, find_shards, fits, noted, short_side
+from pw.data.shard_index import Sample, ShardError, ShardIndex, find_shards, manifest_entry
+from pw.data.shards import fits, short_side
 from pw.io.arguments import ConfigError, option
 from pw.io.files import check_space, digest
 from pw.io.wan_weights import check, fingerprint, locate
@@ -279,7 +280,7 @@ def find_weights(encoding: Encoding) -> None:
 
 def _content(shard: VideoShard) -> list[str]:
     """Names what is in a shard: by its sha256 if a manifest knows it."""
-    known = noted(shard.path)
+    known = manifest_entry(shard.path)
     if known is not None:
         return [shard.path.name, known["sha256"]]
     return [shard.path.name, "damaged" if shard.index is None else shard.index.fingerprint]

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from pw.data.shards import CHECKSUMS, MANIFEST, checksums, write_shards
+from pw.data.shard_index import CHECKSUMS, MANIFEST, checksums, write_shards
 from pw.io.arguments import ConfigError
 from pw.io.files import check_space, length, replacing, sha256, write_json
 from pw.io.progress import Pace, ProgressLine

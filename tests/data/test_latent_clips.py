@@ -17,7 +17,8 @@ from small_shards import spoil
 
 from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit, fitted
-from pw.data.shards import ShardClips, ShardError, index_tar, write_shards
+from pw.data.shard_index import ShardError, index_tar, write_shards
+from pw.data.shards import ShardClips
 from pw.io.video import to_float
 from pw.run.build import build
 from pw.run.compose import ConfigError

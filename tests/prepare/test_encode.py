@@ -24,7 +24,8 @@ from experiments.engine.plan import parse as parse_ablation
 from pw.cost.count import sampling_memory
 from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit
-from pw.data.shards import seeded, write_shards
+from pw.data.shard_index import write_shards
+from pw.data.shards import seeded
 from pw.io import arguments
 from pw.io.video import read_video
 from pw.nn.codec import WanCodec

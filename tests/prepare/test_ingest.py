@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pytest
 
-from pw.data.shards import ShardIndex, read_member
+from pw.data.shard_index import ShardIndex, read_member
 from pw.io.video import Frame, VideoError, decode, write_video
 from pw.prepare import ingest as module
 from pw.prepare.ingest import ingest

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from pw.data.shards import ShardIndex
+from pw.data.shard_index import ShardIndex
 from pw.io import hub as downloads
 from pw.io.video import write_video
 from pw.prepare import remote_zip
