@@ -7,6 +7,7 @@ weights are large, so they are fetched only when asked for. See `pw.io.hub` for 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from benchmarks.measure import metric_weights
 from benchmarks.measure.metric_weights import MissingWeights, Weights, WrongWeights, examined, folder, vbench_folder
 from pw.io import hub
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import check_space, check_writable, human_size
-from pw.io.hub import FetchError, LocalFile, Source, Web
+from pw.io.files import alone, check_space, check_writable, human_size
+from pw.io.hub import FetchError, FileSource, Web
 
 GROUPS = {"metrics": ["metrics"], "vbench": ["vbench"], "all": ["metrics", "vbench"]}
 
@@ -47,6 +48,20 @@ class MetricWeightsOptions:
         names = self.only or (("all",) if self.lists or self.verify else ("metrics",))
         groups = {group for name in names for group in GROUPS.get(name, ())}
         return [row for row in metric_weights.WEIGHTS.values() if row.name in names or row.group in groups]
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file on this machine, which is copied."""
+
+    path: Path
+    continues = False
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def fill(self, part: Path, size: int) -> None:
+        shutil.copyfile(self.path, part)
 
 
 def run(options: MetricWeightsOptions) -> int:
@@ -108,7 +123,7 @@ def fetch(rows: Sequence[Weights], mirror: str = "", *, dry_run: bool = False) -
     if not wanted:
         return failed
     check_writable("PW_METRICS", folder())
-    with hub.alone(folder() / ".weights.lock"):
+    with alone(folder() / ".weights.lock"):
         for variable, place in {"PW_METRICS": folder(), "VBENCH_CACHE_DIR": vbench_folder()}.items():
             needed = sum(row.size for row in wanted if row.path.is_relative_to(place))
             check_space(variable, place, needed, f"make room, or choose another: {variable}=DIR")
@@ -149,7 +164,7 @@ def _fetch_row(row: Weights, mirror: str) -> str:
     raise FetchError(f"{'; '.join(reasons)}. {hint} {row.path}{expected}")
 
 
-def _mirrored(row: Weights, mirror: str) -> Iterator[Source]:
+def _mirrored(row: Weights, mirror: str) -> Iterator[FileSource]:
     """Where a mirror would have the file: by its path in the folder, or by its name alone."""
     for name in dict.fromkeys((row.file, Path(row.file).name)) if mirror else ():
         if _is_address(mirror):

@@ -30,7 +30,7 @@ import yaml
 from pw.io import hub
 from pw.io.arguments import ConfigError
 from pw.io.files import sha256, write_json
-from pw.io.hub import FetchError, HubFile, Source, Web, flaw
+from pw.io.hub import FetchError, FileSource, HubFile, Web, flaw
 
 
 class MissingWeights(ConfigError):
@@ -111,7 +111,7 @@ class Weights:
     licence: str
     about: str
     size: int = 0
-    sources: tuple[Source, ...] = ()
+    sources: tuple[FileSource, ...] = ()
     group: str = "metrics"
 
     @property

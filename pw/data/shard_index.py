@@ -39,7 +39,7 @@ class ShardError(ValueError):
 
 
 @dataclass(frozen=True)
-class Clip:
+class StoredClip:
     """One stored clip: uint8 [F, H, W, 3], read-only, its caption ("" if none) and its key."""
 
     frames: Frames
@@ -122,7 +122,7 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def read(self, i: int) -> Clip:
+    def read(self, i: int) -> StoredClip:
         """The i-th clip.
 
         Raises:
@@ -135,7 +135,7 @@ class ShardIndex:
             frames = _frames(members["npy"])
         except (ValueError, OSError, EOFError) as error:
             raise ShardError(f"{sample.shard}: cannot read {sample.key!r} ({error}); {REMAKE}") from error
-        return Clip(frames, members.get("txt", b"").decode(errors="replace").strip(), sample.key)
+        return StoredClip(frames, members.get("txt", b"").decode(errors="replace").strip(), sample.key)
 
 
 def find_shards(urls: str | os.PathLike[str] | Sequence[str]) -> list[Path]:

@@ -72,6 +72,24 @@ def check_writable(key: str, folder: Path, name: str = "") -> None:
         raise ConfigError(f"{key}={folder / name}: cannot be written ({error.strerror})") from error
 
 
+@contextmanager
+def alone(lock: Path) -> Generator[None]:
+    """One call works at a time; another says so and waits. Raises OSError where nothing can be written."""
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        print("another call is at work; this one waits", flush=True)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def check_space(key: str, place: Path, needed: float, remedy: str, what: str = "") -> int:
     """Before what takes long: the bytes free where `place` is or will be.
 

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 import zipfile
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -44,7 +43,7 @@ class FetchError(ConfigError):
     """A file that could not be fetched; the message says why and what would do."""
 
 
-class Source(Protocol):
+class FileSource(Protocol):
     """Where a file comes from."""
 
     @property
@@ -54,20 +53,6 @@ class Source(Protocol):
 
     def fill(self, part: Path, size: int) -> None:
         """Write the file, of `size` bytes if not 0, to `part`. Raises FetchError or OSError."""
-
-
-@dataclass(frozen=True)
-class LocalFile:
-    """A file on this machine, which is copied."""
-
-    path: Path
-    continues = False
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def fill(self, part: Path, size: int) -> None:
-        shutil.copyfile(self.path, part)
 
 
 @dataclass(frozen=True)
@@ -122,7 +107,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Repository:
+class HubRepository:
     """A repository at one commit, with its files by name."""
 
     name: str
@@ -156,7 +141,7 @@ def check_online() -> None:
         raise FetchError("HF_HUB_OFFLINE=1, so nothing is asked of the network; unset it, or copy the files by hand")
 
 
-def repository(name: str, revision: str, kind: Kind = "model") -> Repository:
+def repository(name: str, revision: str, kind: Kind = "model") -> HubRepository:
     """What a repository holds at a branch, tag or commit. Raises FetchError."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HTTPError
@@ -180,7 +165,7 @@ def repository(name: str, revision: str, kind: Kind = "model") -> Repository:
         for entry in info.siblings or ()
     }
     licence = getattr(info.card_data, "license", None) if info.card_data else None
-    return Repository(name, info.sha, str(licence or "not stated"), kind, files)
+    return HubRepository(name, info.sha, str(licence or "not stated"), kind, files)
 
 
 def served(source: HubFile) -> Listed:
@@ -196,28 +181,10 @@ def served(source: HubFile) -> Listed:
     return Listed(found.size or 0, etag if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag) else "", etag)
 
 
-@contextlib.contextmanager
-def alone(lock: Path) -> Generator[None]:
-    """One call fetches at a time; another waits, then finds it done. Raises OSError where nothing can be written."""
-    from filelock import FileLock, Timeout
-
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock)
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        print("another call is fetching; this one waits", flush=True)
-        held.acquire()
-    try:
-        yield
-    finally:
-        held.release()
-
-
 # ---- fetching
 
 
-def fetch(source: Source, path: Path, size: int = 0, digest: str = "") -> str:
+def fetch(source: FileSource, path: Path, size: int = 0, digest: str = "") -> str:
     """Get a file from a source, verify it, and put it in its place: its SHA-256.
 
     size    bytes, 0 where nobody says
@@ -246,7 +213,7 @@ def fetch(source: Source, path: Path, size: int = 0, digest: str = "") -> str:
     raise FetchError(f"{source}: {problem}")
 
 
-def partial_path(path: Path, source: Source) -> Path:
+def partial_path(path: Path, source: FileSource) -> Path:
     """Where a file lies until it is whole: of each source another, for halves of two make a whole that is neither's."""
     return path.with_name(f".{path.name}.{hashlib.sha256(repr(source).encode()).hexdigest()[:8]}.part")
 
@@ -286,7 +253,7 @@ def _came(part: Path) -> str:
     return f"; {human_size(length(part))} came and stay, call again to continue" if length(part) else ""
 
 
-def download(source: Source, address: str, identities: Sequence[Mapping[str, str]], part: Path, size: int) -> None:
+def download(source: FileSource, address: str, identities: Sequence[Mapping[str, str]], part: Path, size: int) -> None:
     """Fill `part`, continuing what lies there, over several connections if need be.
 
     identities: headers to ask with, the next where one is refused. Raises FetchError, and OSError of the disk.
@@ -330,7 +297,7 @@ def read_range(source: HubFile, start: int, stop: int) -> bytes:
         raise FetchError(f"{source}: {error}") from error
 
 
-def _persistently(attempt: Callable[[], T], source: Source, progress: Callable[[], int] = lambda: 0) -> T:
+def _persistently(attempt: Callable[[], T], source: FileSource, progress: Callable[[], int] = lambda: 0) -> T:
     """What an attempt returns, made again while it brings something, and TRIES times where it does not."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
@@ -399,7 +366,7 @@ def _connection(address: str, headers: Mapping[str, str]) -> Generator[Any]:
         yield answer
 
 
-def _reason(error: Exception, source: Source) -> str:
+def _reason(error: Exception, source: FileSource) -> str:
     """One line for what stood in the way, with what would do."""
     from huggingface_hub import errors
 

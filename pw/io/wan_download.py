@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pw.io import hub
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import check_space, human_size, length
-from pw.io.hub import FetchError, Repository
+from pw.io.files import alone, check_space, human_size, length
+from pw.io.hub import FetchError, HubRepository
 from pw.io.wan_weights import FETCHED, PARTS, REPO, REVISION, WeightsError, check, problems, snapshot
 
 LICENCE = "Apache-2.0"
@@ -66,7 +66,7 @@ def fetch(options: WeightsOptions) -> Path | None:
             print(f"  {human_size(size):>10}  {name}{'' if name in missing else '  (there)'}")
         return None
     if missing:
-        with hub.alone((options.dest or folder.parent.parent) / ".weights.lock"):
+        with alone((options.dest or folder.parent.parent) / ".weights.lock"):
             for number, name in enumerate(missing, start=1):
                 print(f"  {number}/{len(missing)}  {human_size(wanted[name]):>10}  {name}", flush=True)
                 _fetch_file(repository, name, folder, options.dest)
@@ -75,7 +75,7 @@ def fetch(options: WeightsOptions) -> Path | None:
     return folder
 
 
-def _fetch_file(repository: Repository, name: str, folder: Path, dest: Path | None) -> None:
+def _fetch_file(repository: HubRepository, name: str, folder: Path, dest: Path | None) -> None:
     """One file to its final name; into the cache as huggingface_hub lays it out."""
     from huggingface_hub import hf_hub_download
 
