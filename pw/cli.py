@@ -53,9 +53,9 @@ VERBS = {
     "data": Verb("pw.prepare.to_shards", "turn a folder of videos, or UltraVideo, into shards: path=DIR"),
     "latents": Verb("pw.prepare.encode", "encode shards for training at proxy, 2k, 4k: urls=data/shards scale=2k"),
     "weights": Verb(
-        "pw.io.wan_weights",
+        "pw.io.wan_download",
         "fetch Wan2.2-TI2V-5B, or with what=metrics what the metrics need",
-        {"metrics": "benchmarks.measure.metric_weights"},
+        {"metrics": "benchmarks.measure.fetch_weights"},
     ),
     "score": Verb("benchmarks.measure.score", "score videos: DIR metrics=mhd_mse,niqe out=scores.csv"),
     "table": Verb("benchmarks.report.paper_tables", "a table of the paper with ours beside it: name=table_2"),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from pw.data.latents import described
-from pw.data.shards import write_tar
+from pw.data.shard_index import write_tar
 from pw.run.build import Run
 
 ANCHORS = 3

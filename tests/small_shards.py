@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pw.data.shards import ShardIndex, write_shards
+from pw.data.shard_index import ShardIndex, write_shards
 
 
 def write_noise(folder: Path, train: int, val: int, side: int = 28) -> Path:

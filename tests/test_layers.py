@@ -75,7 +75,7 @@ DOORS = {
     "mlflow": ("pw/tracking",),
     "hydra": ("pw/run",),
     "omegaconf": ("pw/run", "pw/train"),  # config.yaml is written with it
-    "webdataset": ("pw/data/shards.py",),
+    "webdataset": ("pw/data/shard_index.py",),
     "av": ("pw/io/video.py",),
     "diffusers": ("pw/nn", "benchmarks/systems"),
     "transformers": ("pw/nn/text.py",),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pw.data.latents import ABOUT, EMPTY, described
-from pw.data.shards import write_tar
+from pw.data.shard_index import write_tar
 from pw.io.files import write_json
 from pw.run.build import Run, build
 from pw.train.batches import batches

@@ -249,7 +249,7 @@ def run(options: TrainBenchOptions) -> int:
 
 def default_out() -> Path:
     """Named by the processor."""
-    return ROOT / "outputs" / "bench" / f"train_{re.sub(r'[^A-Za-z0-9]+', '-', device()).strip('-')}.json"
+    return OUTPUTS / "bench" / f"train_{re.sub(r'[^A-Za-z0-9]+', '-', device()).strip('-')}.json"
 
 
 def about(measured: Sequence[Measured], sizes: BenchSizes) -> dict[str, object]:

@@ -93,7 +93,7 @@ def _check_range(name: str, bounds: tuple[float, float], least: float) -> None:
 
 
 @dataclass(frozen=True)
-class Loss:
+class DrawnLoss:
     """What one clip loses: factor of the area-downscale; sigma of the blur, and the widest of all drawn with it."""
 
     factor: float
@@ -123,13 +123,13 @@ class BlurAndNoise:
         if not 0 <= self.noise_probability <= 1:
             raise ValueError(f"degradation.noise_probability={self.noise_probability}: a probability, 0 to 1")
 
-    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[Loss]:
+    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[DrawnLoss]:
         """What each clip loses."""
         factors = _between(self.downscale, clips, draw).tolist()
         sigmas = _between(self.blur, clips, draw).tolist()
-        return [Loss(factor, sigma, max(sigmas)) for factor, sigma in zip(factors, sigmas, strict=True)]
+        return [DrawnLoss(factor, sigma, max(sigmas)) for factor, sigma in zip(factors, sigmas, strict=True)]
 
-    def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[Loss]) -> Tensor:
+    def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[DrawnLoss]) -> Tensor:
         """video [B, 3, F, H, W], and what each clip loses -> anchor video [B, 3, F, *size]."""
         height, width = video.shape[-2:]
         reduced = lambda clips, f: resize(clips, (max(1, round(height / f)), max(1, round(width / f))), "area")  # noqa: E731
@@ -178,7 +178,7 @@ class Clean:
 class Flaw:
     """One clip's flaws beside its loss: corner of what is replaced, px; frame that trades places with the next."""
 
-    loss: Loss
+    loss: DrawnLoss
     top: int
     left: int
     swap: int | None

@@ -19,21 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pw.data import Clips, Evaluation, LatentBatch
-from pw.data.shards import (
-    Clip,
-    Found,
-    LastRead,
-    Readable,
-    ShardError,
-    ShardIndex,
-    epoch_order,
-    fits,
-    index_tar,
-    read_member,
-    seeded,
-    shard_digest,
-    unreadable,
-)
+from pw.data.shard_index import ShardError, ShardIndex, StoredClip, index_tar, read_member, shard_digest
+from pw.data.shards import LastRead, LazyList, Readable, epoch_order, fits, seeded, unreadable
 from pw.io.lazy import torch
 from pw.io.video import Frames, to_float
 
@@ -208,7 +195,7 @@ class LatentClips:
         pool = self._pool()
         self._check_count(len(pool), count)
         held = LastRead(pool)
-        found = Found(self._held_out(pool, held, count, seed))
+        found = LazyList(self._held_out(pool, held, count, seed))
 
         def note() -> str:
             found.first(2 * count)
@@ -219,7 +206,9 @@ class LatentClips:
 
         return Evaluation(clips(0), clips(1), note, lambda: tuple(text for _, text in found.first(2 * count)[::2]))
 
-    def _held_out(self, pool: _LargeEnough, held: LastRead[Clip], count: int, seed: int) -> Iterator[tuple[int, str]]:
+    def _held_out(
+        self, pool: _LargeEnough, held: LastRead[StoredClip], count: int, seed: int
+    ) -> Iterator[tuple[int, str]]:
         """(position, caption) of those that can be read, in random order. Raises ValueError where they do not do."""
         found = 0
         for i in torch.randperm(len(pool), generator=seeded(seed, "evaluation")).tolist():
@@ -229,14 +218,14 @@ class LatentClips:
         self._check_count(found, count)
 
 
-class _LargeEnough(Readable[Clip]):
+class _LargeEnough(Readable[StoredClip]):
     """The clips of an index that can be fitted to a size."""
 
     def __init__(self, index: ShardIndex, size: tuple[int, int, int]) -> None:
         self.index, self.size = index, size
         super().__init__([i for i, sample in enumerate(index.samples) if fits(sample.shape, size)])
 
-    def read(self, i: int) -> Clip:
+    def read(self, i: int) -> StoredClip:
         return self.index.read(i)
 
     def name(self, i: int) -> str:

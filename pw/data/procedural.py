@@ -1,4 +1,4 @@
-"""Procedural clips: structure that an anchor shows, texture that it hides  (shared/design/tiny.md).
+"""Procedural clips: structure that an anchor shows, texture that it hides (docs/tiny.md).
 
 Structure is a two-colour gradient and one moving disc or square; texture is a grating per 8 x 8 cell, of one of four
 orientations and a random phase, and another on the object. Blurred to the anchor, the gratings vanish: what the second

@@ -1,35 +1,21 @@
-"""Real video as a training source: webdataset tar shards, indexed once and read by position.
-
-The tars are webdataset's, so any of its tools reads them. Ours reads members in place (`os.pread`), because
-an order that is a function of (seed, epoch) resumes exactly, and webdataset's own shuffle does not. Nothing
-is ever unpickled or run: three endings, `allow_pickle=False`, local files only.
-"""
+"""Real video as a training source: random crops of the clips in shards."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import io
-import json
 import logging
 import math
-import os
-import re
-import tarfile
-import zlib
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count as count_from
 from itertools import product
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import numpy as np
 
 from pw.data import Clips, Evaluation
+from pw.data.shard_index import REMAKE, ShardError, ShardIndex, shard_digest
 from pw.io.lazy import torch
 from pw.io.video import Frames, to_float
 
@@ -40,116 +26,6 @@ log = logging.getLogger(__name__)
 
 Read = TypeVar("Read")
 Item = TypeVar("Item")
-
-ENDINGS = ("npy", "json", "txt")
-MANIFEST = "manifest.json"
-HEADER = 4096  # bytes; a .npy header of a 4-d array takes 128
-CHECKSUMS = "crc32"  # in a clip's json: {ending: crc32 of that member}; shards of others, and older ones, have none
-REMAKE = 'copy it again, or make it again with `make data path=DIR args="overwrite=true"`'
-
-
-class ShardError(ValueError):
-    """A shard that is damaged or not one of ours; the message names it and says what to do."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One stored clip: uint8 [F, H, W, 3], read-only, its caption ("" if none) and its key."""
-
-    frames: Frames
-    caption: str
-    key: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Where a clip lies: `members` is {ending: (offset, size)} in bytes; `shape` is None if unreadable."""
-
-    key: str
-    shard: Path
-    members: dict[str, tuple[int, int]]
-    shape: tuple[int, ...] | None
-
-    @property
-    def name(self) -> str:
-        """For people, wherever the shards lie."""
-        return f"{self.shard.name}/{self.key}"
-
-
-def checksums(members: Mapping[str, bytes]) -> dict[str, int]:
-    """What a clip's json says of its other members, under `CHECKSUMS`."""
-    return {ending: zlib.crc32(content) for ending, content in members.items()}
-
-
-def write_tar(path: Path, samples: Iterator[dict[str, Any]], max_bytes: float = float("inf")) -> int:
-    """Write `samples` ({"__key__": …, ending: bytes}) to one tar until it has `max_bytes`; the number written.
-
-    The same samples give the same bytes. Without samples there is no tar.
-    """
-    from webdataset.writer import TarWriter
-
-    if (following := next(samples, None)) is None:
-        return 0
-    # TarWriter on a file of ours: under WDS_SECURE=1 webdataset opens no local file by name.
-    with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0, user="pw") as tar:
-        size, number = tar.write(following), 1
-        while size < max_bytes and (following := next(samples, None)) is not None:
-            size, number = size + tar.write(following), number + 1
-    return number
-
-
-def write_shards(folder: Path, split: str, samples: Iterable[dict[str, Any]], max_bytes: int) -> list[tuple[Path, int]]:
-    """Write `samples` ({"__key__": …, ending: bytes}) as `folder/<split>-000000.tar`, … of about `max_bytes`.
-
-    The same samples give the same bytes. Returns (path, number of samples) of each tar.
-    """
-    shards, remaining = [], iter(samples)
-    while number := write_tar(path := folder / f"{split}-{len(shards):06d}.tar", remaining, max_bytes):
-        shards.append((path, number))
-    return shards
-
-
-class ShardIndex:
-    """The clips of one split, by position. Safe to share with any worker process: it holds no open file.
-
-    `urls` is a folder with a manifest.json (as `make data` leaves it), a pattern of local tars such as
-    `shards/{train,val}-*.tar`, or a list of tars; tars count if their name begins with `split`.
-
-    Raises:
-        ValueError: nothing there, an address instead of a file.
-        ShardError: a shard is truncated, was changed since its manifest, or holds what it should not.
-    """
-
-    def __init__(self, urls: str | os.PathLike[str] | Sequence[str], split: str) -> None:
-        paths = _find(urls, split)
-        self.split = split
-        self.samples = [sample for path in paths for sample in _index(path)]
-        _check_unique(self.samples)
-        self._hashes = _check_manifests(paths, self.samples)
-
-    @property
-    def fingerprint(self) -> str:
-        """Sixteen hex digits of what would be read: keys, sizes, the manifest's sha256 if there is one."""
-        parts = [(s.key, size) for s in self.samples for _, size in s.members.values()]
-        return shard_digest(*parts, *self._hashes)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def read(self, i: int) -> Clip:
-        """The i-th clip.
-
-        Raises:
-            ShardError: its bytes are not a uint8 [F, H, W, 3] array, or not those that were written.
-        """
-        sample = self.samples[i]
-        try:
-            members = {ending: read_member(sample.shard, *place) for ending, place in sample.members.items()}
-            _check_sums(members)
-            frames = _frames(members["npy"])
-        except (ValueError, OSError, EOFError) as error:
-            raise ShardError(f"{sample.shard}: cannot read {sample.key!r} ({error}); {REMAKE}") from error
-        return Clip(frames, members.get("txt", b"").decode(errors="replace").strip(), sample.key)
 
 
 @dataclass(frozen=True)
@@ -204,7 +80,7 @@ class ShardClips:
         sets, held = [], LastRead(self._eval)
         for turn in (0, 1):
             dealt = clips if alone else clips[turn::2]
-            sets.append(Found(self._crops(dealt, slice(turn * alone, None, 1 + alone), seed, held)))
+            sets.append(LazyList(self._crops(dealt, slice(turn * alone, None, 1 + alone), seed, held)))
 
         def note() -> str:
             notes = []
@@ -215,7 +91,7 @@ class ShardClips:
             passed_over = unreadable(self._eval.passed_over())
             return f"{count} crops each, from {notes[0]} and {notes[1]}, {shared}{passed_over}"
 
-        def cut_out(crops: Found[_Crop]) -> Clips:
+        def cut_out(crops: LazyList[_Crop]) -> Clips:
             return Clips(count, lambda i: _cut(held.read(crops[i].clip), crops[i].start, self._eval.crop))
 
         return Evaluation(cut_out(sets[0]), cut_out(sets[1]), note)
@@ -228,7 +104,7 @@ class ShardClips:
         epoch, place = divmod(position, len(self._train))
         frames = self._train.take(epoch_order(len(self._train), seed, epoch), place)
         generator = seeded(seed, position)
-        crop = _cut(frames, _anywhere(frames.shape, self._train.crop, generator), self._train.crop)
+        crop = _cut(frames, _random_start(frames.shape, self._train.crop, generator), self._train.crop)
         return _to_video(crop[:, :, ::-1] if _randint(2, generator) else crop)
 
     def _crops(self, clips: Sequence[int], part: slice, seed: int, held: LastRead[Frames]) -> Iterator[_Crop]:
@@ -249,7 +125,7 @@ class ShardClips:
                 if clear := turn < len(tiles[clip]):
                     start = tiles[clip][turn]
                 elif all(turn >= len(starts) for starts in tiles.values()):
-                    start = _anywhere(shape, self._eval.crop, generator)
+                    start = _random_start(shape, self._eval.crop, generator)
                 else:
                     continue
                 yield _Crop(clip, start, clear)
@@ -326,7 +202,7 @@ class LastRead(Generic[Read]):
         return self._last[1]
 
 
-class Found(Generic[Item]):
+class LazyList(Generic[Item]):
     """What an iterator gives, by position; it is asked only for as much as is needed."""
 
     def __init__(self, rest: Iterator[Item]) -> None:
@@ -387,188 +263,6 @@ def unreadable(names: Sequence[str]) -> str:
     return f"; unreadable: {', '.join(names)}" if names else ""
 
 
-def find_shards(urls: str | os.PathLike[str] | Sequence[str]) -> list[Path]:
-    """The tars of all splits, in order (see `ShardIndex`), there or not. Raises ValueError if there is none."""
-    if not urls:
-        raise ValueError("data.urls is not set: run `make data path=DIR`, then set data.urls=data/shards")
-    if not isinstance(urls, str | os.PathLike):
-        return sorted(path for url in urls for path in _expand(str(url)))
-    if not Path(urls).is_dir():
-        return _expand(str(urls))
-    if (Path(urls) / MANIFEST).is_file():
-        return [Path(urls) / name for name in _read_manifest(Path(urls))]
-    raise ValueError(f"data.urls={urls}: no {MANIFEST} in it: let `make data path=DIR` finish")
-
-
-def _find(urls: str | os.PathLike[str] | Sequence[str], split: str) -> list[Path]:
-    """The tars of a split, in order."""
-    paths = find_shards(urls)
-    found = [path for path in paths if path.name.startswith(f"{split}-")]
-    if not found:
-        raise ValueError(
-            f"data.urls={urls}: none of its {len(paths)} shards is named {split}-*.tar; `make data` leaves "
-            "out a split that it has too few clips for: give it more or longer videos"
-        )
-    if missing := [str(path) for path in found if not path.is_file()]:
-        raise ShardError(f"{missing[0]}: listed in {MANIFEST}, but not there; {REMAKE}")
-    return found
-
-
-def _expand(url: str) -> list[Path]:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url):
-        raise ValueError(f"data.urls={url}: only local files are read, no pipes and no addresses")
-    patterns = [url]
-    if "{" in url:
-        from webdataset.shardlists import expand_urls
-
-        patterns = expand_urls(url)
-    paths = [Path(path) for pattern in patterns for path in sorted(glob.glob(pattern))]
-    if not paths:
-        raise ValueError(f"data.urls={url}: not there; run `make data path=DIR`, or give its out=")
-    return paths
-
-
-def index_tar(shard: Path, endings: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
-    """Where everything in a tar lies, {key: {ending: (offset, size)}}, read from its headers only.
-
-    Raises:
-        ShardError: it is truncated, holds another ending or anything but files, or a sample lacks the first ending.
-    """
-    size = shard.stat().st_size
-    members: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                if member.isdir():
-                    continue
-                key, ending = _key(shard, member, endings)
-                if ending in members.setdefault(key, {}):
-                    raise ShardError(f"{shard}: {member.name!r} comes twice")
-                if member.offset_data + member.size > size:
-                    raise ShardError(f"{shard}: truncated within {member.name!r}; {REMAKE}")
-                members[key][ending] = (member.offset_data, member.size)
-    except (tarfile.TarError, EOFError) as error:
-        raise ShardError(f"{shard}: not a whole, uncompressed tar ({error}); {REMAKE}") from error
-    if any(read_member(shard, size - 1024, 1024)):  # a tar ends with two empty blocks
-        raise ShardError(f"{shard}: truncated, its end mark is missing; {REMAKE}")
-    if lacking := [key for key, parts in members.items() if endings[0] not in parts]:
-        raise ShardError(f"{shard}: sample {lacking[0]!r} has no .{endings[0]}; {REMAKE}")
-    return members
-
-
-def _index(shard: Path) -> list[Sample]:
-    members = index_tar(shard, ENDINGS)
-    return [Sample(key, shard, parts, _shape(shard, key, *parts["npy"])) for key, parts in members.items()]
-
-
-def _key(shard: Path, member: tarfile.TarInfo, endings: Sequence[str]) -> tuple[str, str]:
-    """webdataset's rule: the key ends, and the ending begins, at the first dot of the file name."""
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts:
-        raise ShardError(f"{shard}: refused, {member.name!r} points outside of the tar")
-    if not member.isreg() or member.issparse():
-        raise ShardError(f"{shard}: refused, {member.name!r} is a link or a device, not a file")
-    stem, _, ending = path.name.partition(".")
-    if ending not in endings:
-        raise ShardError(f"{shard}: refused, {member.name!r} does not end in one of {', '.join(endings)}")
-    return str(path.with_name(stem)), ending
-
-
-def _shape(shard: Path, key: str, offset: int, size: int) -> tuple[int, ...] | None:
-    """From the .npy header; None if it cannot be read, which `ShardIndex.read` reports in its turn."""
-    try:
-        shape, _, dtype, _ = _array_header(read_member(shard, offset, min(size, HEADER)))
-    except (ValueError, EOFError):
-        return None
-    if dtype.hasobject:
-        raise ShardError(f"{shard}: refused, sample {key!r} holds pickled objects, which can run code")
-    return shape
-
-
-def _array_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """(shape, whether the first axis runs fastest, type, bytes of the header) of a .npy file."""
-    stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return *read(stream), stream.tell()
-
-
-def _frames(content: bytes) -> Frames:
-    """A .npy file as it lies in memory: numpy's own reader copies it piece by piece, which takes four times as long."""
-    shape, is_fortran, dtype, offset = _array_header(content)
-    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or math.prod(shape) != len(content) - offset:
-        raise ValueError(f"it holds {len(content) - offset} bytes of {dtype} {shape}, not uint8 [F, H, W, 3]")
-    return np.frombuffer(content, np.uint8, offset=offset).reshape(shape, order="F" if is_fortran else "C")
-
-
-def _check_sums(members: Mapping[str, bytes]) -> None:
-    """Raise ValueError if a member is not what its checksum was made of; without checksums all is taken as it is."""
-    about = json.loads(members.get("json", b"{}"))
-    written = about.get(CHECKSUMS) if isinstance(about, dict) else None
-    if isinstance(written, dict):
-        found = checksums({ending: content for ending, content in members.items() if ending != "json"})
-        if changed := [e for e in sorted(written.keys() | found) if written.get(e) != found.get(e)]:
-            raise ValueError(f"its .{changed[0]} is not what was written")
-
-
-def _check_unique(samples: list[Sample]) -> None:
-    first: dict[str, Path] = {}
-    for sample in samples:
-        if sample.key in first:
-            raise ShardError(f"{sample.shard}: key {sample.key!r} is already in {first[sample.key]}")
-        first[sample.key] = sample.shard
-
-
-def _check_manifests(paths: list[Path], samples: list[Sample]) -> list[str]:
-    """The sha256 of each shard that a manifest beside it knows; raises if its size or count is another."""
-    counts = Counter(sample.shard for sample in samples)
-    hashes = []
-    for path in paths:
-        if (known := noted(path)) is None:
-            continue
-        for what, found in (("bytes", path.stat().st_size), ("samples", counts[path])):
-            if known[what] != found:
-                raise ShardError(f"{path}: {found} {what}, but {MANIFEST} says {known[what]}; {REMAKE}")
-        hashes.append(known["sha256"])
-    return hashes
-
-
-@lru_cache(maxsize=8)
-def _manifest_at(path: Path, _mtime_ns: int) -> dict[str, Any]:
-    try:
-        return {shard["file"]: shard for shard in json.loads(path.read_text())["shards"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: not a manifest ({error}); {REMAKE}") from error
-
-
-def noted(shard: Path) -> dict[str, Any] | None:
-    """What the manifest beside a shard says of it: file, split, samples, bytes, sha256; None if it says nothing."""
-    return _read_manifest(shard.parent).get(shard.name)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """{file name: its entry}; empty if there is no manifest."""
-    path = folder / MANIFEST
-    return _manifest_at(path, path.stat().st_mtime_ns) if path.is_file() else {}
-
-
-def read_member(path: Path, offset: int, size: int) -> bytes:
-    """Opened per read (20 us): nothing to share between forked workers, no limit on the number of shards."""
-    parts: list[bytes] = []
-    offset = max(0, offset)
-    with open(path, "rb") as file:
-        # one call reads 2 GB at most, a 4K clip has 3
-        while size > 0 and (part := os.pread(file.fileno(), size, offset)):
-            parts.append(part)
-            size, offset = size - len(part), offset + len(part)
-    return b"".join(parts)
-
-
-def shard_digest(*parts: Any) -> str:
-    """Sixteen hex digits of plain data."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
 def seeded(*parts: int | str) -> Generator:
     """A generator that is a pure function of some numbers and words."""
     return torch.Generator().manual_seed(int(shard_digest(*parts), 16))
@@ -589,14 +283,14 @@ def fits(shape: tuple[int, ...] | None, crop: tuple[int, int, int]) -> bool:
     return shape is None or all(have >= need for have, need in zip(shape, crop, strict=False))
 
 
-def _anywhere(shape: tuple[int, ...], crop: tuple[int, int, int], generator: Generator) -> tuple[int, ...]:
+def _random_start(shape: tuple[int, ...], crop: tuple[int, int, int], generator: Generator) -> tuple[int, ...]:
     return tuple(_randint(have - need + 1, generator) for have, need in zip(shape, crop, strict=False))
 
 
 def _tiles(shape: tuple[int, ...], crop: tuple[int, int, int], generator: Generator) -> list[tuple[int, ...]]:
     """Starts (frame, row, column) of as many crops as fit side by side, in random order, randomly shifted."""
     spare = tuple(have % need for have, need in zip(shape, crop, strict=False))
-    shift = _anywhere(tuple(s + 1 for s in spare), (1, 1, 1), generator)
+    shift = _random_start(tuple(s + 1 for s in spare), (1, 1, 1), generator)
     grid = [range(s, s + have - need + 1, need) for s, have, need in zip(shift, shape, crop, strict=False)]
     starts = list(product(*grid))
     return [starts[i] for i in torch.randperm(len(starts), generator=generator).tolist()]

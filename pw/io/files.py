@@ -9,22 +9,52 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pw.io.arguments import ConfigError
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the whole new one, also after a crash."""
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Generator[Path]:
+    """Yield a hidden name beside `path`, for a file or a folder; it becomes `path` when the block ends.
+
+    A block that raises leaves nothing of it, and `path` as it was. durable: on the disk, not only in its cache.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    remove(partial)
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        yield partial
+        if durable:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
     finally:
-        part.unlink(missing_ok=True)
+        remove(partial)
+
+
+def write_atomically(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a file so that a reader sees the old one or the whole new one, also after a crash."""
+    with replacing(path, durable=durable) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a `.safetensors` file atomically. Raises OSError where the disk is full."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as partial:
+        try:
+            save_file(dict(tensors), partial, None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from error
 
 
 def check_writable(key: str, folder: Path, name: str = "") -> None:
@@ -42,6 +72,58 @@ def check_writable(key: str, folder: Path, name: str = "") -> None:
         raise ConfigError(f"{key}={folder / name}: cannot be written ({error.strerror})") from error
 
 
+@contextmanager
+def alone(lock: Path) -> Generator[None]:
+    """One call works at a time; another says so and waits. Raises OSError where nothing can be written."""
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        print("another call is at work; this one waits", flush=True)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def check_space(key: str, place: Path, needed: float, remedy: str, what: str = "") -> int:
+    """Before what takes long: the bytes free where `place` is or will be.
+
+    Raises: ConfigError naming the key when `needed` bytes (for `what`) do not fit.
+    """
+    free = shutil.disk_usage(next(path for path in (place, *place.absolute().parents) if path.exists())).free
+    if needed > free:
+        said = f"{human_size(needed)} {what}".rstrip()
+        raise ConfigError(f"{key}={place}: needs {said}, {human_size(free)} are free there; {remedy}")
+    return free
+
+
+def human_size(count: float) -> str:
+    """Bytes in words: 12.3 GB, or MB and kB when they are few."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
+def length(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def sha256(path: Path) -> str:
+    """64 hex digits of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     """A CSV with a head; a key that a row lacks is an empty cell."""
     file = io.StringIO()
@@ -56,12 +138,9 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
     write_atomically(path, csv_text(columns, rows))
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: Any, *, durable: bool = False) -> None:
     """Write JSON atomically: the final name never holds half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(values, indent=1, default=str) + "\n")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(values, indent=1, default=str) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -57,9 +57,11 @@ def _left() -> Iterator[int]:
         # a container may be told its group's name outside of it, and finds it at the root
         for folder in {root / inner, *(root / parent for parent in inner.parents), root}:
             try:
-                told = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+                statistics = dict(
+                    line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+                )
                 most, taken = ((folder / name).read_text(encoding="utf-8").strip() for name in (limit, used))
                 if most != UNLIMITED:
-                    yield max(0, int(most) - int(taken) + int(told.get(cached, 0)))
+                    yield max(0, int(most) - int(taken) + int(statistics.get(cached, 0)))
             except (OSError, ValueError):
                 continue

@@ -17,12 +17,13 @@ from small_shards import spoil
 
 from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit, fitted
-from pw.data.shards import ShardClips, ShardError, index_tar, write_shards
-from pw.io.arguments import ConfigError
+from pw.data.shard_index import ShardError, index_tar, write_shards
+from pw.data.shards import ShardClips
 from pw.io.video import to_float
 from pw.run.build import build
+from pw.run.compose import ConfigError
 from pw.train import not_finite
-from pw.train.not_finite import NotFiniteBatch
+from pw.train.not_finite import Found
 
 RUN = build(["scale=proxy"])
 
@@ -107,7 +108,7 @@ class TestABatch:
     def test_that_spoilt_a_loss_is_read_back_as_it_was(self, clips: LatentClips, tmp_path: Path) -> None:
         batch = clips.batch(0, 0, 2)
         batch.latent[1, 0, 0, 0, 0] = torch.nan
-        found = NotFiniteBatch("01234567", "76543210", seed=0, batch=0, update=1, term="flow", rank=0, processes=1)
+        found = Found("01234567", "76543210", seed=0, batch=0, update=1, term="flow", rank=0, processes=1)
         path = not_finite.write(tmp_path, 0, found, batch, [])
         told, again = not_finite.read(path)
         assert told == found

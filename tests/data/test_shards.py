@@ -17,7 +17,8 @@ import pytest
 import torch
 from small_shards import write_noise
 
-from pw.data.shards import ShardClips, ShardError, ShardIndex, checksums, short_side, write_shards
+from pw.data.shard_index import ShardError, ShardIndex, checksums, write_shards
+from pw.data.shards import ShardClips, short_side
 from pw.io.video import to_float
 
 F, H, W = 5, 30, 40

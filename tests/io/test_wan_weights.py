@@ -1,4 +1,4 @@
-"""pw.io.wan_weights: fetched from a small hub on this machine, found again without it, and checked to the byte."""
+"""Wan's weights: fetched from a small hub on this machine, found again without it, and checked to the byte."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ class Hub(ThreadingHTTPServer):
         self.asked: list[tuple[str, str | None]] = []  # (file, Range) of every GET of a file
         self.stalls: str | None = None  # the file whose download hangs
         self.stalled = threading.Event()
+        self.damages: str | None = None  # the file of which other bytes come, as many
 
     @property
     def endpoint(self) -> str:
@@ -109,19 +110,18 @@ class Handler(BaseHTTPRequestHandler):
         if revision not in (REVISION, "main"):
             return self.answer(404, X_Error_Code="RevisionNotFound")
         if verb == "revision":
-            return self.answer(200, as_json({"id": repo, "sha": REVISION, "siblings": []}))
-        if verb == "tree":
             lie = 1 if repo == "some/liar" else 0
-            files = {path: len(content) + lie for path, content in repository().items()}
-            tree = [{"type": "file", "path": path, "size": size, "oid": "0" * 40} for path, size in files.items()]
-            return self.answer(200, as_json([{"type": "directory", "path": "vae", "oid": "1" * 40}, *tree]))
+            files = [{"rfilename": path, "size": len(content) + lie} for path, content in repository().items()]
+            return self.answer(200, as_json({"id": repo, "sha": REVISION, "siblings": files}))
         if repo == "some/gated":
             return self.answer(403, X_Error_Code="GatedRepo")
         return self.file("/".join(rest))
 
     def file(self, name: str) -> None:
         content = repository()[name]
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": REVISION}
+        git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+        etag = git if name.endswith(".json") else hashlib.sha256(content).hexdigest()
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": REVISION}
         if self.command == "HEAD":
             return self.answer(200, content, **headers)
         wanted = self.headers["Range"]
@@ -134,6 +134,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.stalled.set()
             time.sleep(30)
             return None
+        if name == self.server.damages:
+            content = content[::-1]
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         if wanted:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
@@ -198,7 +200,7 @@ class TestFetching:
         assert hub.stalled.wait(40), process.communicate(timeout=1)
         blobs = snapshot(home).parents[1] / "blobs"
         until = time.monotonic() + 20
-        while not any(path.stat().st_size >= 20 << 20 for path in blobs.glob(".*.partial")):
+        while not any(path.stat().st_size >= 20 << 20 for path in blobs.glob(".*.part")):
             assert time.monotonic() < until
             time.sleep(0.02)
         process.kill()
@@ -208,9 +210,11 @@ class TestFetching:
         before = len(hub.asked)
         code, out, err = run(home, "-m", "pw", "weights", HF_ENDPOINT=hub.endpoint)
         assert (code, err) == (0, "")
-        assert ("vae/diffusion_pytorch_model.safetensors", f"bytes={20 << 20}-") in hub.asked[before:]
-        assert "licence Apache-2.0: 12 files, 0.03 GB" in out
-        assert "continues at 0.02 GB" in out
+        continued = dict(hub.asked[before:])["vae/diffusion_pytorch_model.safetensors"]
+        assert continued is not None
+        assert int(continued.removeprefix("bytes=").rstrip("-")) >= 20 << 20
+        assert "licence Apache-2.0: 12 files, 25.2 MB" in out
+        assert "continues at 2" in out
         files = [path for path in snapshot(home).rglob("*") if not path.is_dir()]
         assert sorted(str(path.relative_to(snapshot(home))) for path in files) == WANTED
         for name in WANTED:
@@ -230,17 +234,26 @@ class TestFetching:
         assert hub.asked == [(name, None)]
         check(snapshot(filled))
 
+    @pytest.mark.parametrize("name", ["transformer/config.json", "text_encoder/model.safetensors"])
+    def test_refuses_a_file_whose_hash_is_another(self, hub: Hub, home: Path, tmp_path: Path, name: str) -> None:
+        hub.damages = name
+        code, _, err = run(home, "-m", "pw", "weights", f"dest={tmp_path}", HF_ENDPOINT=hub.endpoint)
+        hub.damages = None
+        assert code == 2
+        assert f"{name} of {REPO} at {hub.endpoint}: gave a file whose " in err
+        assert not (tmp_path / name).exists()
+
     def test_says_in_one_line_what_stands_in_the_way(self, hub: Hub, home: Path, tmp_path: Path) -> None:
         cases = {
-            "revision=beefbeef": "error: revision=beefbeef: Wan-AI/Wan2.2-TI2V-5B-Diffusers has no such revision",
-            "repo=some/thing": "knows no some/thing at revision main, or it is private",
-            f"repo=some/gated dest={tmp_path}/a": "some/gated is gated or forbidden to you: accept its terms",
+            "revision=beefbeef": f"error: {REPO} at {hub.endpoint}: revision=beefbeef: there is no such branch",
+            "repo=some/thing": "there is no such repository, or it is private",
+            f"repo=some/gated dest={tmp_path}/a": "answers 403 (forbidden); accept its terms",
             f"repo=some/liar dest={tmp_path}/b": "the listing says 31 bytes, the server has 30",
-            f"dest={tmp_path}/c full": "0.03 GB needed, 2.0 kB free at ",
+            f"dest={tmp_path}/c full": "needs 25.2 MB, 2.0 kB are free there",
             f"dest={tmp_path}/d dry_run=true": "",
         }
         script = (
-            "import collections, shutil, sys; from pw.io.wan_weights import main\n"
+            "import collections, shutil, sys; from pw.io.wan_download import main\n"
             "usage = shutil.disk_usage; Usage = collections.namedtuple('Usage', 'total used free')\n"
             "for line in sys.argv[1:]:\n"
             "    words = [word for word in line.split() if word != 'full']\n"
@@ -254,7 +267,7 @@ class TestFetching:
             message = block.partition("\n")[2] if block is not blocks[0] else block
             assert words in message, arguments
             assert message.count("\n") == bool(words), message
-            assert follows[0] == ("1" if words else "0")
+            assert follows[0] == ("2" if words else "0")
         assert not list(tmp_path.rglob("*.safetensors"))
         assert not (tmp_path / "d").exists()
 
@@ -262,32 +275,32 @@ class TestFetching:
         write(tmp_path)
         (tmp_path / "vae/config.json").unlink()
         script = (
-            "import sys; from pw.io.wan_weights import main, locate\n"
+            "import sys; from pw.io.wan_download import main; from pw.io.wan_weights import locate\n"
             "print(locate(None)); print(main([]), main(['dest=' + sys.argv[1]]), main(['dest=/nowhere']))"
         )
         code, out, err = run(filled, "-c", script, str(tmp_path), HF_HUB_OFFLINE="1")
         assert code == 0, err
         assert out.splitlines()[0] == str(snapshot(filled))
-        assert out.splitlines()[-1] == "0 1 1"
+        assert out.splitlines()[-1] == "0 2 2"
         assert "not all is there (whole: transformer, text_encoder, tokenizer, scheduler)" in err
         assert f'`make weights args="dest={tmp_path}"` mends it:\n  vae/config.json: missing' in err
         assert f"nothing of {REPO} is at /nowhere" in err
 
     def test_without_network_or_with_wrong_arguments_ends_in_one_line(self, tmp_path: Path) -> None:
         script = (
-            "from pw.io.wan_weights import locate, main, WeightsError\n"
+            "from pw.io.wan_download import main; from pw.io.wan_weights import locate, WeightsError\n"
             "print(main([]), main(['colour=red']), main(['repo=wan']), main(['dry_run=maybe']), main(['dest']))\n"
             "try:\n    locate(None)\nexcept WeightsError as error:\n    print(error)\n"
             "import sys; print('torch' in sys.modules)\n"
         )
         code, out, err = run(tmp_path, "-c", script, HF_ENDPOINT="http://127.0.0.1:9")
         assert code == 0, err
-        assert out.splitlines()[0] == "1 2 2 2 2"
+        assert out.splitlines()[0] == "2 2 2 2 2"
         lines = err.splitlines()
         assert len(lines) == 5
-        assert "no answer from http://127.0.0.1:9" in lines[0]
+        assert "http://127.0.0.1:9: no answer" in lines[0]
         assert "HF_ENDPOINT" in lines[0]
-        assert lines[1] == "error: colour=red: wants dest=…, repo=…, revision=…, dry_run=…"
+        assert lines[1] == "error: colour=red: there is no option colour; there are dest, repo, revision, dry_run"
         assert f"no weights: {REPO} at revision b8fff731 is not in {tmp_path}/hub; `make weights` fetches it" in out
         assert out.splitlines()[-1] == "False"
 

@@ -24,11 +24,14 @@ from experiments.engine.plan import parse as parse_ablation
 from pw.cost.generation_cost import sampling_memory
 from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit
-from pw.data.shards import seeded, write_shards
+from pw.data.shard_index import write_shards
+from pw.data.shards import seeded
+from pw.io import arguments
 from pw.io.video import read_video
 from pw.nn.codec import WanCodec
 from pw.nn.text import TextEncoder
-from pw.prepare.encode import Encoding, Report, encode, estimate, find_weights, main, parse, sizes
+from pw.prepare.encode import EncodingReport, encode, main
+from pw.prepare.encoding import Encoding, LatentsOptions, estimate, find_weights, plan_encoding, sizes
 from pw.run.build import Run, build
 from pw.sample.evaluate import check_sampling, evaluation_texts, reference_folder, sample
 from pw.stages.stage import SeededDraws
@@ -103,6 +106,11 @@ def write_videos(folder: Path, clips: dict[str, list[np.ndarray]], with_captions
     return folder
 
 
+def checked(words: list[str], environment: dict[str, str]) -> Encoding:
+    """A call, checked as the command line does."""
+    return plan_encoding(arguments.parse(LatentsOptions, words), environment)
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five train clips in three shards, two val clips in one."""
@@ -116,7 +124,7 @@ def called(pipeline: tuple[Path, Any], videos: Path) -> Callable[..., Encoding]:
 
     def made(out: Path, *words: str) -> Encoding:
         weights = f"trainer.weights={pipeline[0]}"
-        encoding = parse([f"urls={videos}", f"out={out}", f"anchors={ANCHORS}", *SMALL, weights, *words], {})
+        encoding = checked([f"urls={videos}", f"out={out}", f"anchors={ANCHORS}", *SMALL, weights, *words], {})
         find_weights(encoding)
         return encoding
 
@@ -258,16 +266,16 @@ class TestSeveralCalls:
 
     def test_are_told_apart_as_torchrun_does(self, videos: Path) -> None:
         words = [f"urls={videos}", *SMALL]
-        encoding = parse(words, {"RANK": "3", "WORLD_SIZE": "4"})
+        encoding = checked(words, {"RANK": "3", "WORLD_SIZE": "4"})
         assert [shard.path.name for shard in encoding.mine] == ["val-000000.tar"]
-        assert parse([*words, "rank=1", "world=2"], {"RANK": "3", "WORLD_SIZE": "4"}).rank == 1
+        assert checked([*words, "rank=1", "world=2"], {"RANK": "3", "WORLD_SIZE": "4"}).rank == 1
 
     def test_of_the_same_rank_leave_a_shard_to_the_first(self, encoded: Path, called: Any, tmp_path: Path) -> None:
-        second: list[Report] = []
+        second: list[EncodingReport] = []
 
         def meanwhile(shard: str, done: int, clips: int) -> None:
             if not second:
-                second.append(Report(0))  # once
+                second.append(EncodingReport(0))  # once
                 other = called(tmp_path)
                 other.shards = other.shards[1:]
                 second[0] = encode(other)
@@ -309,7 +317,7 @@ WRONG = [
     ("scale=tiny", ["scale=tiny", "scale=proxy, 2k or 4k"]),
     ("scale=3k", ["scale=3k", "one of 2k, 4k"]),
     ("urls=/not/there", ["urls=/not/there", "make data path=DIR"]),
-    ("splits=test", ["splits=test", "train,val"]),
+    ("splits=test", ["splits=test", "train, val"]),
     ("anchors=0", ["anchors=0", "1 or more"]),
     ("rank=2 world=2", ["rank=2", "0 to 1"]),
     ("dry_run=maybe", ["dry_run=maybe", "true or false"]),
@@ -317,9 +325,9 @@ WRONG = [
     ("scale.height=128", ["needs clips of 5 frames, 128 x 96", "none is enlarged", "short_side=96"]),
     ("trainer.weights=/not/there", ["weights=/not/there", "no such folder", "make weights"]),
     ("codec.channels=8 backbone.in_channels=8", ["codec.channels=8", "have 4"]),
-    ("out=", ["out=: says nothing; give out a value"]),
+    ("out=", ["out=: names nothing; give it a value"]),
     ("data=procedural", ["data=procedural: clips are read from urls=DIR"]),
-    ("out=/proc/latents", ["out=/proc/latents", "cannot be written to"]),
+    ("out=/proc/latents", ["out=/proc/latents", "cannot be written"]),
     ("backbone.text_tokens=1000000000", ["needs", "GB are free", "out="]),
 ]
 
@@ -346,7 +354,7 @@ class TestAWrongCall:
 
     def test_leaves_out_clips_that_are_too_small_and_says_how_many(self, tmp_path: Path) -> None:
         clips = [picture(0), picture(1, height=48), picture(2, frames=3), picture(3, height=128, width=192)]
-        encoding = parse([f"urls={write_videos(tmp_path, {'train': clips})}", *SMALL], {})
+        encoding = checked([f"urls={write_videos(tmp_path, {'train': clips})}", *SMALL], {})
         assert [shard.ids for shard in encoding.shards if shard.ids] == [(0,), (1,)] or encoding.skipped_small == 2
         assert "2 clips in" in estimate(encoding)
         assert "(2 more are too small)" in estimate(encoding)

@@ -18,20 +18,12 @@ import av
 import numpy as np
 import pytest
 
-from pw.data.shards import ShardIndex, read_member
+from pw.data.shard_index import ShardIndex, read_member
 from pw.io.video import Frame, VideoError, decode, write_video
 from pw.prepare import ingest as module
-from pw.prepare.ingest import (
-    HardCuts,
-    Record,
-    Settings,
-    assign_splits,
-    cut_clips,
-    find_videos,
-    ingest,
-    read_caption,
-    split_by_origin,
-)
+from pw.prepare.ingest import ingest
+from pw.prepare.source_videos import ClipSettings, HardCuts, VideoRecord, cut_clips, find_videos, read_caption
+from pw.prepare.splits import assign_splits, split_by_origin
 from pw.prepare.to_shards import main
 
 CLIPS = Path(__file__).parents[3] / "shared" / "data" / "clips"
@@ -79,7 +71,7 @@ def test_a_folder_becomes_shards_that_webdataset_reads_as_the_frames_of_the_vide
     folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    manifest = ingest(folder, out, Settings(short_side=100))
+    manifest = ingest(folder, out, ClipSettings(short_side=100))
     read = samples(out)
     assert len(read) == manifest["totals"]["train"] + manifest["totals"]["val"] > 0
     for sample in read:
@@ -92,7 +84,7 @@ def test_a_folder_becomes_shards_that_webdataset_reads_as_the_frames_of_the_vide
 
 def test_every_clip_has_the_checksums_of_its_members(folder: Path, tmp_path: Path) -> None:
     (folder / "b.txt").write_text("a bird")
-    ingest(folder, tmp_path / "out", Settings())
+    ingest(folder, tmp_path / "out", ClipSettings())
     index = ShardIndex(str(tmp_path / "out"), "train")
     endings = set()
     for i, sample in enumerate(index.samples):
@@ -107,7 +99,7 @@ def test_every_clip_has_the_checksums_of_its_members(folder: Path, tmp_path: Pat
 def test_the_manifest_tells_size_and_hash_of_every_shard(folder: Path, tmp_path: Path) -> None:
     import hashlib
 
-    manifest = ingest(folder, tmp_path / "out", Settings(shard_mb=0.05))
+    manifest = ingest(folder, tmp_path / "out", ClipSettings(shard_mb=0.05))
     assert len(manifest["shards"]) > 4
     for shard in manifest["shards"]:
         content = (tmp_path / "out" / shard["file"]).read_bytes()
@@ -117,7 +109,7 @@ def test_the_manifest_tells_size_and_hash_of_every_shard(folder: Path, tmp_path:
 
 
 def test_no_clip_crosses_a_cut(folder: Path, tmp_path: Path) -> None:
-    ingest(folder, tmp_path / "out", Settings(short_side=36))
+    ingest(folder, tmp_path / "out", ClipSettings(short_side=36))
     starts = [s["json"]["start"] for s in samples(tmp_path / "out") if s["json"]["source"] == "a.mkv"]
     assert 25 in starts
     assert not any(start < 33 < start + 5 for start in starts)
@@ -170,7 +162,7 @@ def test_clips_begin_every_step_frames_and_anew_after_a_cut(step: int, starts: l
 
 @pytest.mark.parametrize("stride", [5, 2])
 def test_train_and_val_share_no_frame(folder: Path, tmp_path: Path, stride: int) -> None:
-    ingest(folder, tmp_path / "out", Settings(stride=stride))
+    ingest(folder, tmp_path / "out", ClipSettings(stride=stride))
     frames: dict[str, set[tuple[str, int]]] = {"train": set(), "val": set()}
     for sample in samples(tmp_path / "out"):
         origin = sample["json"]
@@ -184,11 +176,11 @@ def test_train_and_val_share_no_frame(folder: Path, tmp_path: Path, stride: int)
 
 
 def test_from_twenty_videos_on_whole_ones_are_held_out() -> None:
-    records = [Record(f"{i}.mp4", 1, 1, clips=[(0, 4, 0.0), (5, 9, 0.2)]) for i in range(25)]
+    records = [VideoRecord(f"{i}.mp4", 1, 1, clips=[(0, 4, 0.0), (5, 9, 0.2)]) for i in range(25)]
     rule, splits = assign_splits(records, 0.2)
     assert "whole videos" in rule
     assert sorted(map(tuple, splits)) == [("train", "train")] * 20 + [("val", "val")] * 5
-    long = Record("long.mp4", 1, 1, clips=[(5 * i, 5 * i + 4, i / 5) for i in range(9)])
+    long = VideoRecord("long.mp4", 1, 1, clips=[(5 * i, 5 * i + 4, i / 5) for i in range(9)])
     rule, splits = assign_splits([*records[:9], long], 0.2)
     assert "each video's clips" in rule
     assert splits[-1] == ["train"] * 6 + ["gap"] + ["val"] * 2
@@ -197,7 +189,7 @@ def test_from_twenty_videos_on_whole_ones_are_held_out() -> None:
 
 def test_files_of_one_origin_are_on_one_side_and_stay_there_when_more_come() -> None:
     clips = [(0, 4, 0.0), (5, 9, 0.2)]
-    records = [Record(f"{i}.mp4", 1, 1, clips=clips, origin=f"v{i % 60}") for i in range(180)]
+    records = [VideoRecord(f"{i}.mp4", 1, 1, clips=clips, origin=f"v{i % 60}") for i in range(180)]
     rule, splits = split_by_origin(records, 0.2)
     side = {}
     for record, split in zip(records, splits, strict=True):
@@ -213,17 +205,17 @@ def test_files_of_one_origin_are_on_one_side_and_stay_there_when_more_come() -> 
 
 def test_two_origins_are_enough_for_two_sides_and_one_is_split_in_time() -> None:
     for pair in range(20):
-        records = [Record(f"{i}.mp4", 1, 1, clips=[(0, 4, 0.0)], origin=f"{pair} {i}") for i in range(2)]
+        records = [VideoRecord(f"{i}.mp4", 1, 1, clips=[(0, 4, 0.0)], origin=f"{pair} {i}") for i in range(2)]
         for holdout in (0.01, 0.5, 0.9):
             assert sorted(split_by_origin(records, holdout)[1]) == [["train"], ["val"]]
     long = [(5 * i, 5 * i + 4, i / 5) for i in range(9)]
-    rule, splits = split_by_origin([Record("a.mp4", 1, 1, clips=long, origin="v")], 0.2)
+    rule, splits = split_by_origin([VideoRecord("a.mp4", 1, 1, clips=long, origin="v")], 0.2)
     assert rule.startswith("a single source video")
     assert splits == [["train"] * 6 + ["gap"] + ["val"] * 2]
 
 
 def test_files_of_unknown_origin_count_as_one_each_and_are_counted() -> None:
-    records = [Record(f"{i}.mp4", 1, 1, clips=[(0, 4, 0.0)], origin="v" if i < 3 else "") for i in range(40)]
+    records = [VideoRecord(f"{i}.mp4", 1, 1, clips=[(0, 4, 0.0)], origin="v" if i < 3 else "") for i in range(40)]
     rule, splits = split_by_origin(records, 0.5)
     assert "of 38 source videos" in rule
     assert "of 37 files the source is not known" in rule
@@ -231,16 +223,16 @@ def test_files_of_unknown_origin_count_as_one_each_and_are_counted() -> None:
 
 
 def test_shards_split_by_file_are_not_taken_for_shards_split_by_origin(folder: Path, tmp_path: Path) -> None:
-    ingest(folder, tmp_path / "out", Settings())
+    ingest(folder, tmp_path / "out", ClipSettings())
     origins = {"a.mkv": "v", "b.mkv": "w", "more/c.mkv": "v"}
     with pytest.raises(ValueError, match=r"split_by=file \(now source video\).*overwrite=true"):
-        ingest(folder, tmp_path / "out", Settings(), origins=origins)
-    manifest = ingest(folder, tmp_path / "out", Settings(), overwrite=True, origins=origins)
+        ingest(folder, tmp_path / "out", ClipSettings(), origins=origins)
+    manifest = ingest(folder, tmp_path / "out", ClipSettings(), overwrite=True, origins=origins)
     assert manifest["split"] == "1 of 2 source videos are val with all their files, by a hash of their ids"
     assert [source["origin"] for source in manifest["sources"]] == ["v", "w", "v"]
     sides = {(origins[sample["json"]["source"]], sample["json"]["split"]) for sample in samples(tmp_path / "out")}
     assert len(sides) == 2
-    assert ingest(folder, tmp_path / "out", Settings(), origins=origins) == manifest
+    assert ingest(folder, tmp_path / "out", ClipSettings(), origins=origins) == manifest
 
 
 def test_captions_come_from_the_sidecar(tmp_path: Path) -> None:
@@ -262,7 +254,7 @@ def test_captions_come_from_the_sidecar(tmp_path: Path) -> None:
 
 def test_captions_are_stored_with_every_clip_of_their_video(folder: Path, tmp_path: Path) -> None:
     (folder / "b.txt").write_text("b is for Bär", encoding="utf-8")
-    ingest(folder, tmp_path / "out", Settings())
+    ingest(folder, tmp_path / "out", ClipSettings())
     for sample in samples(tmp_path / "out"):
         assert sample.get("txt") == ("b is for Bär" if sample["json"]["source"] == "b.mkv" else None)
 
@@ -278,7 +270,7 @@ def test_the_peak_of_hdr_is_noted_with_its_clips_and_nothing_of_sdr(tmp_path: Pa
             for image in scene(0, 12, 36)[:, :32]:
                 container.mux(out.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
             container.mux(out.encode())
-    ingest(videos, tmp_path / "out", Settings())
+    ingest(videos, tmp_path / "out", ClipSettings())
     peaks = {(sample["json"]["source"], sample["json"].get("peak")) for sample in samples(tmp_path / "out")}
     assert peaks == {("sdr.mkv", None), ("hdr.mkv", 3000.0)}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -295,7 +287,7 @@ def test_broken_videos_are_skipped_by_name_and_the_others_go_on(
     write_video(folder / "three.mkv", scene(8, 3))
     (folder / "twin.mkv").write_bytes(whole)
     (folder / "._a.mkv").write_bytes(b"made by a Mac")
-    ingest(folder, tmp_path / "out", Settings())
+    ingest(folder, tmp_path / "out", ClipSettings())
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     reasons = {video["file"]: video["skipped"] for video in report["videos"] if video["skipped"]}
     assert reasons.keys() == {"cut short.mkv", "empty.mp4", "text.webm", "three.mkv", "twin.mkv"}
@@ -330,7 +322,7 @@ def test_a_pipe_and_a_link_to_nothing_are_left_out_by_name(
 def test_a_video_whose_clips_were_lost_with_the_power_is_cut_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
-    ingest(folder, tmp_path / "undisturbed", Settings())
+    ingest(folder, tmp_path / "undisturbed", ClipSettings())
     out = tmp_path / "out"
 
     def die(*_: Any) -> None:
@@ -338,7 +330,7 @@ def test_a_video_whose_clips_were_lost_with_the_power_is_cut_again(
 
     monkeypatch.setattr(module, "_assemble", die)
     with pytest.raises(Killed):
-        ingest(folder, out, Settings())
+        ingest(folder, out, ClipSettings())
     monkeypatch.undo()
     record = next(
         path for path in out.glob(".unfinished/*.json") if json.loads(path.read_text()).get("file") == "b.mkv"
@@ -347,23 +339,23 @@ def test_a_video_whose_clips_were_lost_with_the_power_is_cut_again(
         record.with_suffix(".raw").unlink()
     else:
         os.truncate(record if loss == "record empty" else record.with_suffix(".raw"), 0)
-    ingest(folder, out, Settings())
+    ingest(folder, out, ClipSettings())
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
 def test_a_damaged_manifest_is_named(folder: Path, tmp_path: Path) -> None:
-    ingest(folder, tmp_path / "out", Settings())
+    ingest(folder, tmp_path / "out", ClipSettings())
     (tmp_path / "out" / "manifest.json").write_text("")
     with pytest.raises(ValueError, match=r"manifest\.json: is damaged.*overwrite=true"):
-        ingest(folder, tmp_path / "out", Settings())
+        ingest(folder, tmp_path / "out", ClipSettings())
 
 
 def test_a_folder_where_nothing_can_be_used_says_why(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "short.mkv", scene(0, 3))
     with pytest.raises(ValueError, match=r"short\.mkv: too short: 3 frames"):
-        ingest(tmp_path / "videos", tmp_path / "out", Settings())
-    ingest_again = ingest(_one_video(tmp_path), tmp_path / "out", Settings(frames=9))
+        ingest(tmp_path / "videos", tmp_path / "out", ClipSettings())
+    ingest_again = ingest(_one_video(tmp_path), tmp_path / "out", ClipSettings(frames=9))
     assert ingest_again["totals"]["train"]
 
 
@@ -381,7 +373,7 @@ class Killed(BaseException):
 def test_a_call_that_died_anywhere_is_taken_up_and_gives_the_same_bytes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str
 ) -> None:
-    ingest(folder, tmp_path / "undisturbed", Settings(shard_mb=0.05))
+    ingest(folder, tmp_path / "undisturbed", ClipSettings(shard_mb=0.05))
     out, decoded = tmp_path / "out", []
 
     def dying(name: str, when: Callable[..., bool]) -> None:
@@ -401,26 +393,26 @@ def test_a_call_that_died_anywhere_is_taken_up_and_gives_the_same_bytes(
     elif crash == "in the shards":
         dying("_npy", lambda frames: (tmp_path / "out/.unfinished/shards/train-000001.tar").exists())
     else:
-        dying("_write", lambda path, value: path.name == "manifest.json")
+        dying("write_json", lambda path, value: path.name == "manifest.json")
     with pytest.raises(Killed):
-        ingest(folder, out, Settings(shard_mb=0.05))
+        ingest(folder, out, ClipSettings(shard_mb=0.05))
     monkeypatch.undo()
     assert not (out / "manifest.json").exists()
 
     real_decode = module.decode
     monkeypatch.setattr(module, "decode", lambda path, *rest: decoded.append(path.name) or real_decode(path, *rest))
-    ingest(folder, out, Settings(shard_mb=0.05))
+    ingest(folder, out, ClipSettings(shard_mb=0.05))
     redone = {"in the first video": ["a.mkv", "b.mkv", "c.mkv"], "in the second video": ["b.mkv", "c.mkv"]}
     assert decoded == redone.get(crash, [])
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
 def test_a_call_killed_by_the_system_is_taken_up_and_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    ingest(folder, tmp_path / "undisturbed", Settings())
+    ingest(folder, tmp_path / "undisturbed", ClipSettings())
     slowly = (
         "import sys, time, pathlib, pw.prepare.ingest as m; real = m.decode\n"
         "def slow(*args):\n    for f in real(*args): time.sleep(0.01); yield f\n"
-        "m.decode = slow; m.ingest(*map(pathlib.Path, sys.argv[1:]), m.Settings())"
+        "m.decode = slow; m.ingest(*map(pathlib.Path, sys.argv[1:]), m.ClipSettings())"
     )
     process = subprocess.Popen([sys.executable, "-c", slowly, folder, tmp_path / "out"])
     try:
@@ -432,32 +424,32 @@ def test_a_call_killed_by_the_system_is_taken_up_and_gives_the_same_bytes(folder
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert list((tmp_path / "out").glob(".unfinished/*.part"))
-    ingest(folder, tmp_path / "out", Settings())
+    ingest(folder, tmp_path / "out", ClipSettings())
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
 def test_a_second_call_does_nothing_and_says_so(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = ingest(folder, tmp_path / "out", Settings())
+    manifest = ingest(folder, tmp_path / "out", ClipSettings())
     before = contents(tmp_path / "out")
     monkeypatch.setattr(module, "decode", None)
     capsys.readouterr()
-    assert ingest(folder, tmp_path / "out", Settings()) == manifest
+    assert ingest(folder, tmp_path / "out", ClipSettings()) == manifest
     assert "nothing to do" in capsys.readouterr().out
     assert contents(tmp_path / "out") == before
 
 
 def test_other_settings_or_other_videos_need_another_folder_or_overwrite(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    ingest(folder, out, Settings())
+    ingest(folder, out, ClipSettings())
     with pytest.raises(ValueError, match=r"frames=5 \(now 9\).*overwrite=true"):
-        ingest(folder, out, Settings(frames=9))
+        ingest(folder, out, ClipSettings(frames=9))
     write_video(folder / "new.mkv", scene(9, 30))
     with pytest.raises(ValueError, match=r"new\.mkv.*overwrite=true"):
-        ingest(folder, out, Settings())
+        ingest(folder, out, ClipSettings())
     (out / "mine.txt").write_text("not yours")
-    assert ingest(folder, out, Settings(frames=9), overwrite=True)["settings"]["frames"] == 9
+    assert ingest(folder, out, ClipSettings(frames=9), overwrite=True)["settings"]["frames"] == 9
     assert (out / "mine.txt").exists()
     assert samples(out)[0]["npy"].shape == (9, 36, 48, 3)
 
@@ -467,24 +459,24 @@ def test_an_unfinished_folder_with_other_settings_is_refused(
 ) -> None:
     monkeypatch.setattr(module, "write_shards", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        ingest(folder, tmp_path / "out", Settings())
+        ingest(folder, tmp_path / "out", ClipSettings())
     with pytest.raises(ValueError, match=r"short_side=80 \(now 40\)"):
-        ingest(folder, tmp_path / "out", Settings(short_side=40))
+        ingest(folder, tmp_path / "out", ClipSettings(short_side=40))
 
 
 def test_foreign_tars_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "train-000000.tar").write_bytes(b"mine")
     with pytest.raises(ValueError, match=r"tars without a manifest\.json"):
-        ingest(folder, tmp_path, Settings())
+        ingest(folder, tmp_path, ClipSettings())
 
 
 def test_a_disk_too_small_is_noticed_before_the_work(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 100_000})
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match=r"needs about 0\.0 GB.*lower short_side"):
-        ingest(folder, tmp_path / "out", Settings())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match=r"needs .* 100\.0 kB are free there.*lower short_side"):
+        ingest(folder, tmp_path / "out", ClipSettings())
 
 
 def test_a_full_disk_is_not_taken_for_a_broken_video(
@@ -493,29 +485,29 @@ def test_a_full_disk_is_not_taken_for_a_broken_video(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     assert main([f"path={folder}", f"out={tmp_path / 'out'}"]) == 2
     monkeypatch.undo()
-    assert ingest(folder, tmp_path / "out", Settings())["totals"]["train"]
+    assert ingest(folder, tmp_path / "out", ClipSettings())["totals"]["train"]
 
 
 def test_two_calls_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with module.FileLock(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="at work there"):
-        ingest(folder, tmp_path / "out", Settings())
+        ingest(folder, tmp_path / "out", ClipSettings())
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         ("path=", "path is missing"),
-        ("path={folder} frmes=5", "did you mean frames="),
-        ("path={folder} frames=five", "frames=five: must be a whole number"),
+        ("path={folder} frmes=5", "did you mean frames?"),
+        ("path={folder} frames=five", "frames=five: a whole number"),
         ("path={folder} frames=6", "5 and 9"),
         ("path={folder} frames=0", "frames=0"),
         ("path={folder} fps=nan", "fps=nan"),
-        ("path={folder} overwrite=perhaps", "must be true or false"),
-        ("path={folder} short", "not key=value"),
+        ("path={folder} overwrite=perhaps", "overwrite=perhaps: true or false"),
+        ("path={folder} short", "write key=value"),
         ("path={folder}/none", "no such folder"),
         ("path={here}", "no videos in this folder; accepted are .mp4, .mov, .mkv, .webm"),
     ],
@@ -556,7 +548,7 @@ def test_videos_are_found_at_any_depth_in_a_fixed_order(folder: Path) -> None:
 
 @needs_clips
 def test_the_real_clips_give_their_clips(tmp_path: Path) -> None:
-    manifest = ingest(CLIPS, tmp_path / "out", Settings())
+    manifest = ingest(CLIPS, tmp_path / "out", ClipSettings())
     assert manifest["totals"] == {"train": 120, "val": 32, "gap": 7, "bytes": manifest["totals"]["bytes"]}
     index = ShardIndex(str(tmp_path / "out"), "val")
     assert len(index) == 32
@@ -571,7 +563,7 @@ def test_a_video_error_names_what_is_wrong_once(tmp_path: Path) -> None:
 
 
 def test_shards_hold_no_names_of_the_machine(folder: Path, tmp_path: Path) -> None:
-    ingest(folder, tmp_path / "out", Settings())
+    ingest(folder, tmp_path / "out", ClipSettings())
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
         assert {(member.uname, member.mtime) for member in tar} == {("pw", 0)}
     assert str(tmp_path).encode() not in b"".join(contents(tmp_path / "out").values())

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import stat
 import struct
 import subprocess
@@ -22,11 +23,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from pw.data.shards import ShardIndex
+from pw.data.shard_index import ShardIndex
+from pw.io import hub as downloads
 from pw.io.video import write_video
-from pw.prepare import ultravideo as module
+from pw.prepare import remote_zip
 from pw.prepare.to_shards import main
-from pw.prepare.ultravideo import Order, Report, notice, source_video
+from pw.prepare.ultravideo import Dataset, UltraVideoOrder, UltraVideoReport, notice
+from pw.prepare.ultravideo_captions import source_video
 
 REPOSITORY = "APRIL-AIGC/UltraVideo"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -98,6 +101,8 @@ class Handler(BaseHTTPRequestHandler):
         start, _, end = wanted.removeprefix("bytes=").partition("-") if partial else ("0", "", "")
         body = content[int(start) : int(end) + 1 if end else None]
         self.send_response(206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {start}-{int(start) + len(body) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
@@ -156,7 +161,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     )
     monkeypatch.setenv("HF_ENDPOINT", server.address)
     monkeypatch.setenv("HF_TOKEN", "")
-    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(downloads, "PAUSE", 0.0)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -192,7 +197,7 @@ def test_without_acceptance_the_licence_is_shown_and_nothing_is_fetched(
     assert "non-commercial research only" in printed
     assert "accept_licence=true" in printed
     assert "5 clips by range requests" in printed
-    assert "1.4 TB" in notice(Order(tmp_path))
+    assert "1.4 TB" in notice(UltraVideoOrder(tmp_path))
     assert not hub.asked
     assert not (tmp_path / "out").exists()
 
@@ -203,7 +208,7 @@ def test_a_taste_fetches_its_clips_and_little_more_of_the_zip(hub: Hub, tmp_path
     for i in (0, 2):
         assert (tmp_path / "clips" / f"c{i}.mp4").read_bytes() == clip(i)
         assert (tmp_path / "clips" / f"c{i}.txt").read_text() == f'a "summary", of {i}\n'
-    assert hub.sent[ONE] < 4 * len(clip(0)) + 2 * module.WINDOW < len(hub.files[ONE]) / 15
+    assert hub.sent[ONE] < 4 * len(clip(0)) + 2 * remote_zip.WINDOW < len(hub.files[ONE]) / 15
     assert not hub.sent[TWO]
     assert len([name for name, _ in hub.asked if name == ONE]) <= 3  # its directory, and one for each clip
     captions = {ShardIndex(str(tmp_path / "shards"), "train").read(i).caption for i in range(2)}
@@ -215,7 +220,7 @@ def test_a_larger_taste_adds_to_a_smaller_one_and_goes_on_to_the_next_zip(hub: H
     before = hub.sent[ONE]
     assert call(tmp_path, "taste=6", "overwrite=true") == 0
     assert clips(tmp_path) == [f"c{i}.mp4" for i in range(6)]
-    assert hub.sent[ONE] - before < 5 * len(clip(0)) + 5 * module.WINDOW
+    assert hub.sent[ONE] - before < 5 * len(clip(0)) + 5 * remote_zip.WINDOW
     asked = len(hub.asked)
     assert call(tmp_path, "taste=6") == 0
     assert len(hub.asked) == asked
@@ -313,7 +318,7 @@ def test_a_call_killed_while_clips_come_out_of_a_zip_goes_on_without_fetching_it
     class Killed(BaseException):
         pass
 
-    copy, taken = module.shutil.copyfileobj, []
+    copy, taken = shutil.copyfileobj, []
 
     def dying(source: Any, file: Any, length: int) -> None:
         taken.append(source.name)
@@ -322,7 +327,7 @@ def test_a_call_killed_while_clips_come_out_of_a_zip_goes_on_without_fetching_it
             raise Killed
         copy(source, file, length)
 
-    monkeypatch.setattr(module.shutil, "copyfileobj", dying)
+    monkeypatch.setattr("shutil.copyfileobj", dying)
     with pytest.raises(Killed):
         call(tmp_path)
     assert len(clips(tmp_path)) == 2
@@ -347,10 +352,12 @@ def test_a_connection_that_brings_nothing_is_given_up_and_what_came_is_kept(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.status[ONE] = 503
+    source = downloads.HubFile(REPOSITORY, ONE, COMMIT, "dataset")
     (tmp_path / "zips").mkdir()
-    (tmp_path / "zips" / "clips_short_1.zip.part").write_bytes(hub.files[ONE][:1000])
+    part = downloads.partial_path(tmp_path / "zips" / "clips_short_1.zip", source)
+    part.write_bytes(hub.files[ONE][:1000])
     assert call(tmp_path) == 2
-    assert "the server answers 503; what is done is kept" in refused(capsys)
+    assert "answers 503; try later, or another mirror: HF_ENDPOINT; 1.0 kB came and stay" in refused(capsys)
     hub.status.clear()
     assert call(tmp_path) == 0
     assert ("bytes=1000-") in [wanted for name, wanted in hub.asked if name == ONE]
@@ -404,7 +411,7 @@ def test_a_clip_of_another_zip_is_not_written_over(hub: Hub, tmp_path: Path) -> 
 def test_a_taste_does_not_fetch_what_a_zip_calls_its_directory_without_bound(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "LONGEST_READ", 1_000_000)
+    monkeypatch.setattr(remote_zip, "LONGEST_READ", 1_000_000)
     whole = hub.files[ONE]
     end = whole.rindex(b"PK\x05\x06")
     size = struct.pack("<II", end, 0)  # of the directory, and where it begins
@@ -415,9 +422,12 @@ def test_a_taste_does_not_fetch_what_a_zip_calls_its_directory_without_bound(
 
 
 def test_what_is_not_a_zip_is_removed_and_named(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hub.files[ONE] = b"<html>" * 100
+    hub.files[ONE] = b"no zip" * 100
     assert call(tmp_path) == 2
     assert "clips_short_1.zip: File is not a zip file; it was removed" in refused(capsys)
+    hub.files[ONE] = b"<html>" * 100
+    assert call(tmp_path) == 2
+    assert f"{ONE} of {REPOSITORY} at {hub.address}: a web page" in refused(capsys)
     assert not list((tmp_path / "zips").iterdir())
 
 
@@ -440,24 +450,24 @@ def test_a_zip_that_would_write_elsewhere_is_refused_whole(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize(("words", "says"), [((), "2 zips of 0.01 GB"), (("taste=2",), "2 clips")])
+@pytest.mark.parametrize(("words", "says"), [((), "2 zips of 6.0 MB"), (("taste=2",), "2 clips")])
 def test_a_disk_too_small_is_noticed_before_the_download(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: Any, says: str
 ) -> None:
     usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert call(tmp_path, *words) == 2
     error = refused(capsys)
     assert says in error
     assert f"out={tmp_path}: needs" in error
-    assert "0.00 GB are free" in error
+    assert "0.1 kB are free" in error
     assert not hub.sent[TWO]
 
 
 def test_the_disk_needed_is_that_of_the_clips_and_one_zip_or_all_with_keep(hub: Hub, tmp_path: Path) -> None:
-    remote, sizes = module.Hub("main"), [len(hub.files[name]) for name in (ONE, TWO)]
-    assert module._needed(remote, tmp_path, [ONE, TWO], keep=False)[0] == sum(sizes) + max(sizes)
-    assert module._needed(remote, tmp_path, [ONE, TWO], keep=True)[0] == 2 * sum(sizes)
+    dataset, sizes = Dataset("main"), [len(hub.files[name]) for name in (ONE, TWO)]
+    assert dataset.needed(tmp_path, [ONE, TWO], keep=False)[0] == sum(sizes) + max(sizes)
+    assert dataset.needed(tmp_path, [ONE, TWO], keep=True)[0] == 2 * sum(sizes)
 
 
 def test_a_token_is_sent_and_asked_for(
@@ -465,7 +475,7 @@ def test_a_token_is_sent_and_asked_for(
 ) -> None:
     hub.token = "hf_mine"
     assert call(tmp_path, "taste=1") == 2
-    assert "401, not allowed; accept its terms" in refused(capsys)
+    assert "answers 401 (wants a token); accept its terms" in refused(capsys)
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     assert call(tmp_path, "taste=1") == 0
 
@@ -474,7 +484,7 @@ def test_the_commit_of_the_first_call_is_stayed_on(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(tmp_path, "taste=1", "revision=v9") == 2
-    assert "revision=v9: no such branch, tag or commit" in refused(capsys)
+    assert "revision=v9: there is no such branch, tag or commit" in refused(capsys)
     assert call(tmp_path, "taste=1") == 0
     assert call(tmp_path, "taste=1", f"revision={COMMIT}") == 0
     capsys.readouterr()
@@ -489,7 +499,7 @@ def test_a_file_that_is_gone_and_a_size_that_is_not_there_are_named(
 ) -> None:
     hub.status["short.csv"] = 404
     assert call(tmp_path / "a") == 2
-    assert "short.csv at" in (error := refused(capsys))
+    assert "short.csv of" in (error := refused(capsys))
     assert "404" in error
     assert call(tmp_path / "b", "size=960") == 2
     assert "no clips_short_960_*.zip at commit" in refused(capsys)
@@ -504,8 +514,8 @@ def test_a_file_that_is_gone_and_a_size_that_is_not_there_are_named(
     [
         ("name=ultravido", "did you mean ultravideo?"),
         ("name=ultravideo taste=0", "taste=0: must be 1 clip or more"),
-        ("name=ultravideo size=4k", "size=4k: is one of native, 1920, 960"),
-        ("name=ultravideo caption=long", "caption=long: is one of"),
+        ("name=ultravideo size=4k", "size=4k: one of native, 1920, 960"),
+        ("name=ultravideo caption=long", "caption=long: one of"),
         ("name=ultravideo frames=6", "5 and 9"),
         ("name=ultravideo path=x", "not both"),
         ("path=x taste=3", "taste= goes with name=ultravideo"),
@@ -535,7 +545,7 @@ def test_offline_says_what_is_missing_and_uses_what_is_here(hub: Hub, tmp_path: 
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     missing = subprocess.run(command, env=offline, capture_output=True, text=True, check=False)
     assert missing.returncode == 2
-    assert "HF_HUB_OFFLINE is set" in missing.stderr
+    assert "HF_HUB_OFFLINE=1" in missing.stderr
     assert call(tmp_path, "taste=1") == 0
     here = subprocess.run(command, env=offline, capture_output=True, text=True, check=False)
     assert here.returncode == 0, here.stderr
@@ -546,10 +556,10 @@ def test_no_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     for address in ("http://127.0.0.1:9", "nowhere"):
         monkeypatch.setenv("HF_ENDPOINT", address)
         assert call(tmp_path, "taste=1") == 2
-        assert f"no answer from {address}" in refused(capsys)
+        assert f"at {address}: no answer" in refused(capsys)
 
 
 def test_a_report_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    written = Report("main", COMMIT, "native", "brief", clips={"ü.mp4": ONE}, skipped={f"{ONE}/x": "damaged"})
+    written = UltraVideoReport("main", COMMIT, "native", "brief", clips={"ü.mp4": ONE}, skipped={f"{ONE}/x": "damaged"})
     written.save(tmp_path)
-    assert Report(**report(tmp_path)) == written
+    assert UltraVideoReport(**report(tmp_path)) == written

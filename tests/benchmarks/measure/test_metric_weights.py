@@ -1,4 +1,4 @@
-"""benchmarks.measure.metric_weights: found, held to their digests, and fetched from a small server on this machine."""
+"""The weights of metrics: found, held to their digests, and fetched from a small server on this machine."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measure import metric_weights as weights
+from benchmarks.measure import metric_weights
+from benchmarks.measure.fetch_weights import main
 from benchmarks.measure.metric_weights import (
     WEIGHTS,
-    FetchError,
-    Hub,
     Installed,
     MissingWeights,
     Packaged,
-    Web,
     Weights,
     WrongWeights,
     digest,
     find,
-    main,
 )
 from benchmarks.metrics import METRICS
+from pw.io import hub
+from pw.io.hub import FetchError, HubFile, Web
 
 ROOT = Path(__file__).parents[3]
 NIQE = ROOT.parent / "shared" / "data" / "niqe" / "niqe_pris_params.npz"
@@ -141,12 +140,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PW_METRICS", str(tmp_path / "metrics"))
-    monkeypatch.setattr(weights, "PAUSE", 0.0)
+    monkeypatch.setattr(hub, "PAUSE", 0.0)
     return tmp_path / "metrics"
 
 
 def row(
-    name: str, file: str, *sources: Web | Hub, known: int = 64, size: bool = True, group: str = "metrics"
+    name: str, file: str, *sources: Web | HubFile, known: int = 64, size: bool = True, group: str = "metrics"
 ) -> Weights:
     content = CONTENT[Path(file).name]
     return Weights(
@@ -164,7 +163,7 @@ def rows(folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[
         "c": row("c", "three.pth", Web(f"{base}/x/three.pth"), Web(f"{base}/y/three.pth"), known=0, size=False),
         "v": row("v", "some/one.pth", Web(f"{base}/v/one.pth"), group="vbench"),
     }
-    monkeypatch.setattr(weights, "WEIGHTS", found)
+    monkeypatch.setattr(metric_weights, "WEIGHTS", found)
     return found
 
 
@@ -196,7 +195,7 @@ class TestRegistry:
         assert row.sources
         assert row.licence
         assert not Path(row.file).is_absolute()
-        assert all(isinstance(source, Hub | Installed | Packaged | Web) for source in row.sources)
+        assert all(isinstance(source, HubFile | Installed | Packaged | Web) for source in row.sources)
         if digits := re.search(r"-([0-9a-f]{8})\.pth$", row.file):
             assert row.sha256.startswith(digits[1])
 
@@ -211,18 +210,17 @@ class TestRegistry:
             made.writestr("tables-1.0.dist-info/RECORD", "")
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
-        Packaged("tables==1.0", sha256(wheel.read_bytes()), "tables/one.npz").extract(tmp_path / "one.npz")
+        Packaged("tables==1.0", sha256(wheel.read_bytes()), "tables/one.npz").fill(tmp_path / "one.npz", 0)
         assert (tmp_path / "one.npz").read_bytes() == b"numbers"
         with pytest.raises(FetchError, match="pip did not fetch it"):
-            Packaged("tables==1.0", sha256(b"another"), "tables/one.npz").extract(tmp_path / "two.npz")
+            Packaged("tables==1.0", sha256(b"another"), "tables/one.npz").fill(tmp_path / "two.npz", 0)
         assert not (tmp_path / "two.npz").exists()
 
     def test_torchvision_knows_the_address_of_alexnet(self) -> None:
         (source,) = WEIGHTS["alexnet"].sources
-        address, headers = source.requests()
-        assert address.startswith("https://")
-        assert address.endswith(f"/{WEIGHTS['alexnet'].file}")
-        assert headers == [{}]
+        assert isinstance(source, Installed)
+        assert source.address.startswith("https://")
+        assert source.address.endswith(f"/{WEIGHTS['alexnet'].file}")
 
     @pytest.mark.skipif(not NIQE.exists(), reason="needs ../shared/data")
     def test_knows_the_real_statistics_of_niqe(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,7 +357,7 @@ class TestFetching:
     ) -> None:
         server.answers["/one.pth"] = "cut"
         assert main(["only=a"]) == 1
-        assert [wanted for _, wanted in server.asked] == [None, *["bytes=90000-"] * weights.TRIES]
+        assert [wanted for _, wanted in server.asked] == [None, *["bytes=90000-"] * hub.TRIES]
         assert "90.0 kB came and stay, call again to continue" in capsys.readouterr().err
         assert not (folder / "one.pth").exists()
         server.answers.clear()
@@ -377,10 +375,10 @@ class TestFetching:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
-        monkeypatch.setattr(weights, "TRIES", 2)
+        monkeypatch.setattr(hub, "TRIES", 2)
         server.answers["/one.pth"] = "stall"
         assert main(["only=a"]) == 1
-        assert "timed out at http" in capsys.readouterr().err
+        assert "one.pth: no answer (timed out)" in capsys.readouterr().err
 
     @pytest.mark.parametrize("half", [b"wrong" * 10_000, b"x" * 200_000, b"x" * 300_000])
     def test_a_half_that_is_not_its_is_fetched_anew(
@@ -468,14 +466,15 @@ class TestFetching:
     def test_does_not_begin_what_does_not_fit(
         self,
         rows: dict[str, Weights],
+        folder: Path,
         server: Server,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         usage = collections.namedtuple("usage", "total used free")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(9, 9, 300_000))
-        assert main([]) == 1
-        assert "error: 400.0 kB needed, 300.0 kB free at " in capsys.readouterr().err
+        assert main([]) == 2
+        assert f"error: PW_METRICS={folder}: needs 400.0 kB, 300.0 kB are free" in capsys.readouterr().err
         assert server.asked == []
 
     def test_a_dry_run_says_whence_and_does_nothing(
@@ -537,11 +536,12 @@ class TestSeveralProcesses:
 
     def start(self, folder: Path, server: Server, *words: str, **environment: str) -> subprocess.Popen[str]:
         script = (
-            "import sys; from benchmarks import weights\n"
-            "from benchmarks.measure.metric_weights import Hub, Weights\n"
-            f"weights.WEIGHTS = {{'h': Weights('h', 'one.pth', '{sha256(CONTENT['one.pth'])}', 'MIT', '', 200000,\n"
-            "    (Hub('some/models', 'deep/one.pth', 'abc'),))}\n"
-            "sys.exit(weights.main(sys.argv[1:]))"
+            "import sys; from benchmarks.measure import fetch_weights, metric_weights\n"
+            "from benchmarks.measure.metric_weights import HubFile, Weights\n"
+            f"row = Weights('h', 'one.pth', '{sha256(CONTENT['one.pth'])}', 'MIT', '', 200000,\n"
+            "    (HubFile('some/models', 'deep/one.pth', 'abc'),))\n"
+            "metric_weights.WEIGHTS = {'h': row}\n"
+            "sys.exit(fetch_weights.main(sys.argv[1:]))"
         )
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
         return subprocess.Popen(
@@ -582,7 +582,7 @@ class TestSeveralProcesses:
         process = self.start(folder, server, HF_HUB_OFFLINE="1")
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1
-        assert err.startswith("error: h: some/models on Hugging Face: HF_HUB_OFFLINE=1")
+        assert err.startswith(f"error: h: deep/one.pth of some/models at {server.address}: HF_HUB_OFFLINE=1")
         assert server.asked == []
 
 
@@ -615,12 +615,8 @@ class TestCommandLine:
         ("word", "says"),
         [
             ("only=lpips", "only=lpips: unknown; known: metrics, vbench, all, alexnet, niqe"),
-            ("colour=red", "colour=red: wants only=…, list=true"),
-            (
-                "dest=DIR",
-                "dest=DIR: wants only=…, list=true, verify=true, mirror=DIR|URL or dry_run=true; the folder is",
-            ),
-            ("list", "list: wants only=…, list=true"),
+            ("colour=red", "colour=red: there is no option colour; there are only, list, verify, mirror, dry_run"),
+            ("list", "'list': write key=value; there are only, list"),
             ("verify=maybe", "verify=maybe: true or false"),
             ("mirror=/nowhere", "mirror=/nowhere: no such folder"),
         ],
@@ -634,7 +630,7 @@ class TestCommandLine:
 
     def test_looking_imports_neither_torch_nor_the_network(self, folder: Path) -> None:
         script = (
-            "import sys; from benchmarks.measure.metric_weights import main\n"
+            "import sys; from benchmarks.measure.fetch_weights import main\n"
             "main(['list=true']); print({'torch', 'huggingface_hub', 'httpx'} & set(sys.modules))"
         )
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

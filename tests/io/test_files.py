@@ -1,0 +1,61 @@
+"""pw.io.files: a reader sees the old file or the whole new one, and a disk too small is noticed before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pw.io.arguments import ConfigError
+from pw.io.files import check_space, human_size, read_json, replacing, write_json, write_tensors
+
+
+def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "a.json"
+    write_json(path, {"a": 1})
+    write_json(path, {"a": 2}, durable=True)
+    assert read_json(path) == {"a": 2}
+    assert [found.name for found in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+
+    def write_half() -> None:
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert read_json(path) == {"a": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_gets_its_name_when_all_of_it_is_there(tmp_path: Path) -> None:
+    with replacing(tmp_path / "made") as partial:
+        partial.mkdir()
+        (partial / "part").touch()
+        assert not (tmp_path / "made").exists()
+    assert [found.name for found in (tmp_path / "made").iterdir()] == ["part"]
+
+
+def test_tensors_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {"x": torch.arange(3.0)}, {"format": "pt"})
+    assert torch.equal(load_file(tmp_path / "a.safetensors")["x"], torch.arange(3.0))
+
+
+def test_a_disk_too_small_is_told_by_key_for_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert check_space("out", tmp_path / "not" / "there", 1, "") > 1
+    with pytest.raises(
+        ConfigError, match=r"out=.*there: needs 1000000\.0 GB for clips, .* are free there; take another"
+    ):
+        check_space("out", tmp_path / "not" / "there", 1e15, "take another", "for clips")
+    assert not (tmp_path / "not").exists()
+
+
+def test_sizes_are_told_in_a_unit_that_fits() -> None:
+    assert [human_size(count) for count in (0, 4900, 25_200_000, 12.34e9)] == ["0.0 kB", "4.9 kB", "25.2 MB", "12.3 GB"]
