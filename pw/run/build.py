@@ -186,7 +186,7 @@ class Run:
         """Hash of the code that computes clips from trained weights."""
         parts = (self.solver, self.guidance, self.schedule, self.anchor_degradation, self.backbone, self.codec)
         more = [f"pw.run.build.Run.{name}" for name in ("grid", "feeds_strides")]
-        more += [f"pw.sample.evaluate.{name}" for name in ("_synthesise", "_degraded", "_at_full_size")]
+        more += [f"pw.sample.evaluate.{name}" for name in ("synthesise", "degraded_anchors", "at_full_size")]
         if self.text is not None:
             more += ["pw.nn.networks.load_network", "pw.sample.evaluate.evaluation_texts"]
         return self._code((*parts, self.injector), TRAINS, *more)
