@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pw.cli import COMPLETION, VERBS, candidates, help_of, main
+from pw.cli import COMPLETION, VERBS, candidates, main
 from pw.io.arguments import Command, describe
 
 ROOT = Path(__file__).parents[1]

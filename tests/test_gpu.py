@@ -35,10 +35,11 @@ from pw.nn.backbone import Backbone
 from pw.nn.codec import WanCodec
 from pw.nn.context import groups_of, share_tokens
 from pw.nn.networks import use_kernel
-from pw.prepare.encode import encode, find_weights
+from pw.prepare.encode import encode
 from pw.prepare.encode import parse as parse_latents
+from pw.prepare.encoding import find_weights
 from pw.run.build import Run, build
-from pw.sample.evaluate import _synthesise
+from pw.sample.evaluate import synthesise
 from pw.train.loop import stage_module
 
 
@@ -257,7 +258,7 @@ def test_an_evaluation_clip_is_sampled_there(monkeypatch: pytest.MonkeyPatch) ->
     module.configure_model()
     anchor = torch.zeros(2, 3, 5, 16, 16)
     with gpu_without_data(monkeypatch) as gpu:
-        made = _synthesise(run, module.to("cuda"), anchor.to("cuda"), [0, 1], 0)
+        made = synthesise(run, module.to("cuda"), anchor.to("cuda"), [0, 1], 0)
         assert sum(gpu.ran.values())
     assert made.shape == (2, 3, 5, 32, 32)
 

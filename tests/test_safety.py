@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from pw.io.arguments import ConfigError
-from pw.run.build import HOMES, build, make
+from pw.run.build import build, make
 from pw.run.compose import groups
+from pw.run.strategies import HOMES
 
 ROOT = Path(__file__).parents[1]
 CALLS = "_target_: os.system, command: exit"

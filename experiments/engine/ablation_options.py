@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.engine.ablation import names
 from pw.io.arguments import ConfigError, option
 from pw.io.paths import OUTPUTS
-from pw.train.command import outputs_folder
+from pw.train.train_command import outputs_folder
 
 
 def seeds_word(seeds: Sequence[int]) -> str:

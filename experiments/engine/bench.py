@@ -33,7 +33,7 @@ from experiments.engine.plan import make_plan, parse
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_writable, write_json
 from pw.io.host import usable_cores
-from pw.io.paths import ROOT
+from pw.io.paths import OUTPUTS, ROOT
 from pw.parallel.launch import REPORT
 from pw.run.provenance import provenance
 

@@ -21,7 +21,8 @@ from experiments.engine.ledger import Claim, Ledger
 from experiments.engine.worker import work
 from pw.io.files import digest
 from pw.io.host import free_memory, usable_cores
-from pw.parallel.processes import GRACE, interruptible
+from pw.parallel.launch import CHECKPOINT_SECONDS
+from pw.parallel.signals import interruptible
 
 FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
 PRELOAD = ["pw.io.suite_first", "experiments.engine.preload"]  # imported once, where workers are forked from
@@ -118,7 +119,7 @@ class Pool:
             for running in self.running:
                 if running.job.kind == "train":
                     self.show("stopping", running.job, "until its checkpoint is written; Ctrl-C ends it at once")
-            until = time.monotonic() + GRACE
+            until = time.monotonic() + CHECKPOINT_SECONDS
             for running in self.running:
                 running.process.join(max(0.0, until - time.monotonic()))
         for running in self.running:

@@ -29,7 +29,8 @@ from experiments.engine.run_display import RunDisplay, print_commands, print_pla
 from experiments.engine.status import outline, write_outline
 from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError
-from pw.parallel.processes import Stopped, unheard
+from pw.io.progress import ignore_closed_stream
+from pw.parallel.signals import Stopped
 from pw.sample.evaluate import check_sampling
 from pw.train.preflight import preflight
 
@@ -65,7 +66,7 @@ def run(options: AblationOptions) -> int:
             pool.run(todo, lambda: display.tick(pool))
         except (KeyboardInterrupt, Stopped) as stopped:
             kept = "what is finished is kept, the same command goes on from here"
-            with unheard(sys.stdout):
+            with ignore_closed_stream(sys.stdout):
                 terminal.print(f"\ninterrupted; {farewell(pool) if isinstance(pool, Queue) else kept}", markup=False)
             return 128 + (stopped.signal if isinstance(stopped, Stopped) else signal.SIGINT)
     return finish(plan, rows, pool.failed, terminal, began)
@@ -122,7 +123,7 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
     from benchmarks.report import write as report
     from experiments.engine.outcome.log_table import log_to_mlflow
     from experiments.engine.outcome.table import make_table, write_table
-    from pw.tracking.mlflow_log import TrackingError
+    from pw.tracking.mlflow_database import TrackingError
 
     try:
         result = make_table(plan, rows, failed)

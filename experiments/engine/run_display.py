@@ -14,7 +14,7 @@ from experiments.engine.pool import Pool
 from experiments.engine.queue.hand_over import Queue
 from experiments.engine.queue.units import Unit
 from pw.io.paths import OUTPUTS
-from pw.parallel.processes import unheard
+from pw.io.progress import ignore_closed_stream
 
 SHOWN = 6  # trainings of other code that a plan names
 
@@ -113,14 +113,14 @@ class RunDisplay:
             doing += f"{', ' * bool(doing)}{len(pool.held)} in the hands of {holder.who}"
         text = f"{self.done} of {self.total} done, about {_minutes(pool.seconds_left())} left: {doing}"
         if self.console.is_terminal:
-            with unheard(self.console.file):  # written past rich, which would drop the carriage return
+            with ignore_closed_stream(self.console.file):  # written past rich, which would drop the carriage return
                 self.console.file.write(f"\r\x1b[2K{text[: self.console.width - 1]}")
                 self.console.file.flush()
         else:
             self._line(text)
 
     def _line(self, text: str) -> None:
-        with unheard(self.console.file):
+        with ignore_closed_stream(self.console.file):
             if self.console.is_terminal:
                 self.console.file.write("\r\x1b[2K")
             self.console.print(text)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from experiments.engine.job import Job
 from experiments.engine.ledger import Claim, Ledger
-from pw.parallel.processes import Failed, Stopped
+from pw.parallel.launch import ProcessFailed
+from pw.parallel.signals import Stopped
 
 
 def work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Connection) -> None:
@@ -32,13 +33,13 @@ def work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Conn
                 note(done, total)
                 report.send(("progress", done, total))
 
-            run_job(job, outputs, progress)
+            run_job(job, outputs, progress, is_checked=True)
         ledger.release(job.key)
         report.send(("done", "", ""))
     except Stopped as stopped:
         name = signal.Signals(stopped.signal).name
         report.send(("stopped", f"stopped by {name}; the same command goes on", str(log)))
-    except Failed as error:  # in one of several processes, which has a log of its own
+    except ProcessFailed as error:  # in one of several processes, which has a log of its own
         traceback.print_exc()
         report.send(("failed", str(error), str(error.log or log)))
     except BaseException as error:
@@ -54,8 +55,12 @@ def _end_with_parent(parent: Connection) -> None:
         os._exit(1)
 
 
-def run_job(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> None:
-    """Run one job in this process. progress: called with (done, total)."""
+def run_job(job: Job, outputs: Path, progress: Callable[[int, int], None], *, is_checked: bool = False) -> None:
+    """Run one job in this process.
+
+    progress    called with (done, total)
+    is_checked  whether `preflight` was called on this machine
+    """
     import torch
 
     from pw.sample.evaluate import sample
@@ -63,9 +68,9 @@ def run_job(job: Job, outputs: Path, progress: Callable[[int, int], None]) -> No
 
     torch.set_num_threads(job.run.trainer.threads)
     if job.kind == "train":
-        train(job.run, outputs, progress)
+        train(job.run, outputs, progress, is_checked=is_checked)
     elif job.kind == "sample":
-        sample(job.run, outputs, limit=job.limit, seed=job.seed, progress=progress)
+        sample(job.run, outputs, limit=job.limit, seed=job.seed, progress=progress, is_checked=is_checked)
     else:
         from benchmarks.measure.clips import score_folder
 

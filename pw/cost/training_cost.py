@@ -108,9 +108,6 @@ def reads_pixels(run: Run) -> bool:
     return run.config.choices["data"] not in ("none", "latents")
 
 
-
-
-
 def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> TrainingCost:
     """The cost of a whole training on `gpus` devices.
 

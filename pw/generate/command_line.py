@@ -17,31 +17,34 @@ import time
 from pw.generate.pipeline import generate
 from pw.generate.request import GenerateOptions, GenerationRequest, make_request
 from pw.io.arguments import Command, ConfigError
-from pw.parallel import processes as parallel
+from pw.io.progress import ignore_closed_stream
+from pw.parallel.launch import exit_with_parent, report_failure
+from pw.parallel.place import PLACE
+from pw.parallel.signals import Stopped
 
 
 def run(options: GenerateOptions) -> int:
     """Exit status: 0 done, 1 it could not be made, 2 a mistake in the call, 130 interrupted."""
-    parallel.end_with_parent()
+    exit_with_parent()
     try:
         request = make_request(options)
     except (ValueError, OSError) as error:
-        if parallel.tell_failure(error):
+        if report_failure(error):
             return 2
         raise ConfigError(str(error)) from error
     _use_threads(request)
-    if request.weights is None and parallel.PLACE not in os.environ:
+    if request.weights is None and PLACE not in os.environ:
         print("weights=random: what comes out is noise; its time and memory are real", file=sys.stderr)
     try:
         for path in generate(request, ProgressLine()):
             print(path)
-    except (KeyboardInterrupt, parallel.Stopped) as error:
-        with parallel.unheard(sys.stderr):
+    except (KeyboardInterrupt, Stopped) as error:
+        with ignore_closed_stream(sys.stderr):
             print("\ninterrupted; what is finished is kept, the same command goes on from here", file=sys.stderr)
-        return 128 + (error.signal if isinstance(error, parallel.Stopped) else signal.SIGINT)
+        return 128 + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
     except Exception as error:
         explained = _explained(error, request)
-        if not parallel.tell_failure(explained or error):
+        if not report_failure(explained or error):
             if explained is None:
                 raise
             print(f"\nerror: {explained}", file=sys.stderr)
@@ -94,7 +97,7 @@ class ProgressLine:
         if 0.1 < share < 1:
             text += f", {_time((now - self.began) * (1 / share - 1))} in all"
         start, end = ("\r\x1b[2K", "" if share < 1 else "\n") if on_terminal else ("", "\n")
-        with parallel.unheard(sys.stderr):
+        with ignore_closed_stream(sys.stderr):
             print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
 
 

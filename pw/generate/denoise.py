@@ -136,7 +136,7 @@ def denoise(task: Task, stage: Denoising, embedding: Embedding) -> None:
     request = task.request
     task.team.wait()  # for files of the part before that others write
     waiting = _missing(task, stage)
-    rounds = int(task.team.most(len(waiting)))  # they meet here, too
+    rounds = int(task.team.maximum(len(waiting)))  # they meet here, too
     net = load_stage(request, stage) if rounds else None
     if waiting:
         task.meter.add(stage.part, 0.0, stage.label)

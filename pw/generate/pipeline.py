@@ -4,7 +4,7 @@ Every part is done for all prompts before the next one loads, and kept as a file
 it was, and a video that is done is not made again. Several calls may share prompts and `out`, one for each GPU: what
 one is making, the others leave to it.
 
-With `trainer=fsdp` one call starts a process for each GPU (`pw.parallel.processes`). Each makes videos of its own, the
+With `trainer=fsdp` one call starts a process for each GPU (`pw.parallel.launch`). Each makes videos of its own, the
 same ones that a single process makes, but all evaluate their networks at the same time, since each holds only a part
 of the weights (`pw.parallel.sharded`). With `trainer.context` above 1 that many processes share the tokens of a video
 (`pw.nn.context`) and the tiles of its decode; the first of them encodes its text, and writes. Text encoder and VAE are
@@ -25,7 +25,9 @@ from pw.generate.request import GenerationRequest, Prompt
 from pw.generate.task import Meter, PartProgress, Task
 from pw.io.arguments import written
 from pw.io.imports import quiet
-from pw.parallel import processes as parallel
+from pw.parallel.launch import launch
+from pw.parallel.place import Place
+from pw.parallel.team import join_team
 
 OTHER_FILES = 512  # open files beside the prompts' locks, libraries and weights among them
 
@@ -48,14 +50,14 @@ def generate(request: GenerationRequest, progress: PartProgress | None = None) -
 def _launch(request: GenerationRequest) -> None:
     logs = request.out / "logs" / str(os.getpid())  # several calls may share `out`
     command = [sys.executable, "-m", "pw", "generate", *written(request.options)]
-    parallel.launch(command, request.hires.trainer.processes, logs, None)
+    launch(command, request.hires.trainer.processes, logs, None)
     shutil.rmtree(logs, ignore_errors=True)
 
 
-def _generate(request: GenerationRequest, progress: PartProgress | None, place: parallel.Place) -> None:
+def _generate(request: GenerationRequest, progress: PartProgress | None, place: Place) -> None:
     quiet()
     trainer = request.hires.trainer
-    with parallel.joined(trainer, place) as team, ExitStack() as locks:
+    with join_team(trainer, place) as team, ExitStack() as locks:
         todo = team.agreed(locked_prompts(request, locks) if place.is_first else [])
         if not todo:
             return

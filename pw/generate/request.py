@@ -26,7 +26,7 @@ from pw.generate.stage_runs import (
 from pw.io.arguments import ConfigError, option
 from pw.io.files import digest
 from pw.io.paths import OUTPUTS
-from pw.parallel import processes as parallel
+from pw.parallel.place import Place, current_place
 from pw.run.build import Run
 from pw.train.preflight import check_device
 
@@ -135,9 +135,9 @@ class GenerationRequest:
         return self.hires.trainer.strategy == "fsdp"
 
     @property
-    def place(self) -> parallel.Place | None:
+    def place(self) -> Place | None:
         """Which of the processes this one is; None when they have yet to be started."""
-        return parallel.place(self.hires.trainer) if self.is_split else parallel.Place(0, 1)
+        return current_place(self.hires.trainer) if self.is_split else Place(0, 1)
 
     @cached_property
     def identity(self) -> str:

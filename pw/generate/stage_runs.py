@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pw.io.arguments import ConfigError
 from pw.io.paths import OUTPUTS
-from pw.parallel import processes as parallel
+from pw.parallel.place import current_place
 from pw.run.build import Run, build
 from pw.run.compose import override_key
 from pw.train.record import written_overrides
@@ -166,7 +166,7 @@ def check_processes(run: Run) -> None:
         raise ConfigError(
             f"trainer.nodes={trainer.nodes}: a network is split over the GPUs of one machine; set it to 1"
         )
-    place = parallel.place(trainer)
+    place = current_place(trainer)
     if place is not None and place.processes > 1 and not place.is_launched:
         raise ConfigError("trainer=fsdp: starts its processes by itself; call it once, without torchrun or srun")
     if place is not None and trainer.accelerator == "gpu":
@@ -177,7 +177,7 @@ def check_processes(run: Run) -> None:
 
 def check_memory(hires: Run, anchor: Run) -> None:
     """Raises ValueError when the GPU is too small, with the nearest setting that fits."""
-    if hires.trainer.accelerator != "gpu" or parallel.place(hires.trainer) is None:  # a launcher needs no GPU memory
+    if hires.trainer.accelerator != "gpu" or current_place(hires.trainer) is None:  # a launcher needs no GPU memory
         return
     import torch
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pw.cost.generation_cost import generation_cost
 from pw.generate.request import GenerationRequest, Prompt
-from pw.parallel.processes import Team
+from pw.parallel.team import Team
 
 # progress(label, share, within): what is being done, the share of all work that is done, and of this part
 PartProgress = Callable[[str, float, float], None]

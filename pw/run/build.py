@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pw.data import Source
 from pw.data.degradation import Degradation
+from pw.io.arguments import ConfigError
 from pw.io.files import digest
 from pw.method.objective import Objective
 from pw.method.schedule import Schedule
 from pw.method.solver import Guidance, Solver, custom_grid, inference_grid, wan_grid
 from pw.nn import options
 from pw.run import settings, signatures
-from pw.run.compose import Config, ConfigError, compose_run, override_key
+from pw.run.compose import Config, compose_run, override_key
 from pw.run.cross_checks import cross_check
 from pw.run.shipped import Card, read_card
 from pw.run.strategies import coerce, from_values, is_chosen, make, strategy_class

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pw.io.arguments import ConfigError
 from pw.nn import options
-from pw.run.compose import ConfigError, override_key
+from pw.run.compose import override_key
 from pw.run.strategies import as_config_error
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
+from pw.io.arguments import ConfigError
 from pw.io.paths import own_folder
-from pw.run.compose import ConfigError
 
 # Where a group's classes may live: a configuration cannot name any other.
 HOMES: dict[str, tuple[str, ...]] = {

@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pw.io.arguments import Command
+from pw.io.arguments import Command, ConfigError
 from pw.method.coverage import Coverage, coverage
 from pw.method.solver import inference_grid
 from pw.method.step_sampler import StepSampler
 from pw.run.build import Run, build
-from pw.run.compose import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -81,7 +81,7 @@ def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) 
             evaluation = run.source.evaluation(run.sampling.count, seed)
             sets = {}
             for twin, clips in ((True, evaluation.real_b), (False, evaluation.real)):  # the one that is looked for last
-                anchor = _degraded(run, clips, run.degradation, seed)
+                anchor = degraded_anchors(run, clips, run.degradation, seed)
                 sets[anchor_reference(run, outputs, seed, twin=twin)] = lambda i, anchor=anchor: to_uint8(anchor(i))
             _write_clips(sets, run.sampling.count)
     return folder
@@ -158,7 +158,7 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
     batches = [list(batch) for batch in batches if missing & set(batch)]
     for position, indices in enumerate(batches, start=1):
         anchor = None if anchors is None else anchors(indices)
-        clips = _synthesise(run, module, anchor, indices, seed, texts)
+        clips = synthesise(run, module, anchor, indices, seed, texts)
         for at, index in enumerate(indices):
             if index not in missing:
                 continue
@@ -167,11 +167,16 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
             if index < SHOWN and anchor is not None:
                 write_video(folder / "anchors" / f"{index:04d}.mkv", to_uint8(anchor[at]))
             # last: it says that the others are there
-            write_video(folder / f"{index:04d}.mkv", _at_full_size(clips[at], run.scale.size))
+            write_video(folder / f"{index:04d}.mkv", at_full_size(clips[at], run.scale.size))
         del clips  # before the next batch's anchors are made
         if progress is not None:
             progress(position, len(batches))
-    previous = _spent(folder)
+    _write_done(run, folder, limit, seed, time.process_time() - cpu_began, time.perf_counter() - began)
+
+
+def _write_done(run: Run, folder: Path, limit: int, seed: int, cpu_seconds: float, wall_seconds: float) -> None:
+    """`done.json`: which clips are sampled, and the time that they took in this and in earlier calls."""
+    before = read_json(folder / "done.json") or {}
     write_json(
         folder / "done.json",
         {
@@ -179,18 +184,13 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
             "training": run.training_signature,
             "clips": limit,
             "seed": seed,
-            "cpu_seconds": round(previous[0] + time.process_time() - cpu_began, 2),
-            "wall_seconds": round(previous[1] + time.perf_counter() - began, 2),
+            "cpu_seconds": round(before.get("cpu_seconds", 0.0) + cpu_seconds, 2),
+            "wall_seconds": round(before.get("wall_seconds", 0.0) + wall_seconds, 2),
             "coverage": coverage_entry(run),
             **provenance(),
             "code": run.sampling_code,
         },
     )
-
-
-def _spent(folder: Path) -> tuple[float, float]:
-    done = read_json(folder / "done.json") or {}
-    return done.get("cpu_seconds", 0.0), done.get("wall_seconds", 0.0)
 
 
 def coverage_entry(run: Run) -> dict[str, Any] | None:
@@ -302,14 +302,14 @@ def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence
         return None
     if run.anchor_run is None:
         clips = run.source.evaluation(run.sampling.count, seed).real
-        anchor = _degraded(run, clips, run.anchor_degradation, seed)
+        anchor = degraded_anchors(run, clips, run.anchor_degradation, seed)
     else:
         native = sample_folder(run.anchor_run, outputs, seed) / "native"
         anchor = lambda index: torch.as_tensor(to_float(read_video(native / f"{index:04d}.mkv")))  # noqa: E731
     return lambda indices: torch.stack([anchor(index) for index in indices])
 
 
-def _degraded(run: Run, clips: Clips, degradation: Degradation, seed: int) -> Callable[[int], Tensor]:
+def degraded_anchors(run: Run, clips: Clips, degradation: Degradation, seed: int) -> Callable[[int], Tensor]:
     """A function from a clip's index to its anchor [3, F, h, w]; the degradations of all clips are drawn at once."""
     from pw.data.procedural import generator
 
@@ -318,7 +318,7 @@ def _degraded(run: Run, clips: Clips, degradation: Degradation, seed: int) -> Ca
     return lambda index: degradation.degrade(clips[index][None], size, [drawn[index]])[0]
 
 
-def _synthesise(
+def synthesise(
     run: Run,
     module: Any,
     anchor: Tensor | None,
@@ -347,7 +347,7 @@ def _synthesise(
     return module.synthesise(noise.to(module.device), latent, chosen).cpu().clamp_(-1, 1)
 
 
-def _at_full_size(clip: Tensor, size: tuple[int, int]) -> Frames:
+def at_full_size(clip: Tensor, size: tuple[int, int]) -> Frames:
     """[3, F, h, w] in [-1, 1] -> uint8 [F, H, W, 3], enlarged if it is smaller."""
     import numpy as np
 

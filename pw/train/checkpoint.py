@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pw.io.arguments import ConfigError
 from pw.io.files import remove
 from pw.parallel.team import Team
-from pw.run.compose import ConfigError
 
 KEPT = ("last", "previous")  # checkpoints, the newest first
 WHOLE = "whole.ckpt"  # a split checkpoint put together, while it is being read

@@ -10,15 +10,16 @@ import json
 import shutil
 from pathlib import Path
 
-from pw.cost.count import checkpoint_copy_bytes, offloaded_bytes, parameters, trained_parameters
+from pw.cost.parameters import parameters
+from pw.cost.training_cost import checkpoint_copy_bytes, offloaded_bytes, trained_parameters
 from pw.data import NO_DATA, Unset
+from pw.io.arguments import ConfigError
 from pw.io.paths import OUTPUTS
 from pw.io.wan_weights import check, locate
 from pw.nn import options
 from pw.parallel.place import check_launch, current_place
 from pw.parallel.share import Share
 from pw.run.build import Run
-from pw.run.compose import ConfigError
 from pw.train.record import is_trained, training_folder
 
 WITHOUT_GRADIENT = ("flash3", "sage")  # attention kernels, as diffusers calls them

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pw.cost.count import training_cost
+from pw.cost.training_cost import training_cost
+from pw.io.arguments import ConfigError
 from pw.io.files import read_json, write_atomically, write_json
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run
-from pw.run.compose import ConfigError
 from pw.run.provenance import provenance
 
 

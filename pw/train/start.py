@@ -27,9 +27,10 @@ from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import read_json, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
-from pw.run.build import NOT_SCALE, NOT_TRAINING, Run, build
+from pw.run.build import Run, build
 from pw.run.compose import groups, leaves
 from pw.run.shipped import LARGEST
+from pw.run.signatures import NOT_SCALE, NOT_TRAINING
 from pw.train.loop import train
 from pw.train.preflight import check_device, preflight
 from pw.train.train_command import outputs_folder, run_training

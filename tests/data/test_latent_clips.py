@@ -19,9 +19,9 @@ from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit, fitted
 from pw.data.shard_index import ShardError, index_tar, write_shards
 from pw.data.shards import ShardClips
+from pw.io.arguments import ConfigError
 from pw.io.video import to_float
 from pw.run.build import build
-from pw.run.compose import ConfigError
 from pw.train import not_finite
 from pw.train.not_finite import Found
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.speed.metric_speed import Measured
 from benchmarks.speed.updates import TINY, bare_updates, time_reading, time_updates, write_latents
 from experiments.engine import bench
-from experiments.engine.bench import BenchSizes, Measured
+from experiments.engine.bench import BenchSizes
 from pw.io.arguments import parse
 from pw.io.paths import ROOT
 from pw.run.build import build

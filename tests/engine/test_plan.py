@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from pw.train.command import command_line
 
 from benchmarks import metrics, paper
 from experiments.engine.ablation import Ablation, Statement, load, names, statement
@@ -19,7 +20,6 @@ from experiments.engine.plan import Plan, make_plan, parse, plan_of
 from experiments.engine.run_ablation import main
 from pw.io.arguments import ConfigError
 from pw.run.compose import at, leaves
-from pw.train.command import command_line
 
 NOTHING_STATED = Statement("", "", "", "")
 PARTS_OF_AN_OBJECTIVE = ("turns", "step_sampler", "weighting", "target")

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.systems.command import main
 from small_processes import train_together
 
 from benchmarks.systems import CARDS
-from benchmarks.systems.command import main
 from benchmarks.systems.jobs import costs
 from pw.generate.pipeline import generate
 from pw.generate.request import GenerateOptions, GenerationRequest, make_request

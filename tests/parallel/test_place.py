@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pw.io.arguments import ConfigError
 from pw.parallel.place import Place, check_launch, current_place
 from pw.run.build import build
-from pw.run.compose import ConfigError
 from pw.run.settings import Trainer
 
 

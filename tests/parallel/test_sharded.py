@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 from small_processes import train_together
 
+from pw.io.arguments import ConfigError
 from pw.parallel.place import Place
 from pw.parallel.shard_files import Shards, read_rest
 from pw.parallel.strategy import ShardedStrategy
 from pw.run.build import build
-from pw.run.compose import ConfigError
 
 TWO = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "train.accumulate=2")
 

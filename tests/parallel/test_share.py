@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_latents import write_latents
 
+from pw.io.arguments import ConfigError
 from pw.parallel.share import Share
 from pw.run.build import build
-from pw.run.compose import ConfigError
 from pw.run.settings import Trainer
 from pw.train.batches import clips
 from pw.train.preflight import check_share

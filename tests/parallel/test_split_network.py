@@ -36,7 +36,7 @@ class TestTheFiveBillionNetwork:
         import torch
         from torch.distributed.fsdp import FSDPModule
 
-        from pw.cost.count import training_moments
+        from pw.cost.training_cost import training_moments
         from pw.nn.backbone import Backbone
         from pw.parallel.sharded import local_rows, mesh_of, shard
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from pw.run.compose import ConfigError
+from pw.io.arguments import ConfigError
 from pw.run.strategies import coerce
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.videos import videos_of
+from benchmarks.measure.measurement import videos_of
 from benchmarks.metrics import lookup
 from benchmarks.report.side_by_side import contact_sheet
 from experiments.engine.compare.run_comparison import RunComparison

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.measure.videos import Options, Scores, score_videos
+from benchmarks.measure.measurement import MeasureOptions, Scores
+from benchmarks.measure.videos import score_videos
 from benchmarks.metrics import GROUPS, METRICS, lookup
 from experiments.engine.compare.compare_options import CompareOptions
 from experiments.engine.compare.sides import Folder, Side
@@ -78,7 +79,7 @@ def check_primary(options: CompareOptions, names: Sequence[str], seeds: int) -> 
         )
 
 
-def references_of(options: CompareOptions, folder: Folder, names: Sequence[str]) -> tuple[Options, list[str]]:
+def references_of(options: CompareOptions, folder: Folder, names: Sequence[str]) -> tuple[MeasureOptions, list[str]]:
     """(the clips that a folder's videos are measured against, the metrics for which there are such clips)."""
     real, structure, solution = options.real, options.structure, options.solution
     if (run := folder.run) is not None:
@@ -92,7 +93,7 @@ def references_of(options: CompareOptions, folder: Folder, names: Sequence[str])
             solution = solved
     there = {"real": real, "structure": structure, "solution": solution}
     able = [name for name in names if all(there[need] is not None for need in lookup(name).needs)]
-    return Options(real=real, structure=structure, solution=solution, cache=options.cache), able
+    return MeasureOptions(real=real, structure=structure, solution=solution, cache=options.cache), able
 
 
 def scores_of_pair(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.videos import videos_of
-from benchmarks.systems.run import SETTINGS
+from benchmarks.measure.measurement import videos_of
+from benchmarks.systems.generation_call import SETTINGS
 from experiments.engine.outcome.written import read_sampling, read_written
 from pw.io.arguments import ConfigError
 from pw.run.build import Run, build

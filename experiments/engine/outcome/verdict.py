@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from benchmarks.metrics import Metric, lookup
-from benchmarks.report.render import Digits, p_text
-from benchmarks.stats.comparison import LEVEL, Difference, Scores, by_seed, compare, equivalence
+from benchmarks.report.grid import Digits
+from benchmarks.report.render import p_text
+from benchmarks.stats.comparison import Scores, by_seed, compare, equivalence
+from benchmarks.stats.difference import LEVEL, Difference
 from experiments.engine.ablation import Ablation
 from experiments.engine.clauses import ArmPair, Clause, better
 

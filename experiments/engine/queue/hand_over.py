@@ -14,7 +14,7 @@ from experiments.engine.ledger import Claim, Ledger, is_in_queue
 from experiments.engine.queue.launcher import Submitit
 from experiments.engine.queue.queue_job import QueueJob
 from experiments.engine.queue.units import Unit
-from pw.parallel.processes import interruptible
+from pw.parallel.signals import interruptible
 
 PATIENCE = 30.0  # seconds that a job may be in neither queue nor ledger, as while it is put back
 

@@ -20,7 +20,7 @@ import yaml
 from experiments.engine.queue.units import Unit
 from pw.io.arguments import ConfigError
 from pw.io.paths import CONF
-from pw.parallel.processes import check_launch
+from pw.parallel.place import check_launch
 from pw.run.build import Run
 
 

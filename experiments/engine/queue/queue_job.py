@@ -17,10 +17,11 @@ from experiments.engine.job import Job
 from experiments.engine.ledger import Claim, Ledger
 from experiments.engine.queue.units import Unit
 from experiments.engine.worker import run_job
-from pw.parallel import processes as parallel
-from pw.parallel.processes import Place, Team, heeded, joined, place
+from pw.parallel.place import Place, current_place
+from pw.parallel.signals import STOP_SIGNALS, stop_signals
+from pw.parallel.team import Team, join_team
 
-STOPPING = frozenset(parallel.STOPPING) - {signal.SIGINT}  # a job of the queue has no keyboard
+STOPPING = frozenset(STOP_SIGNALS) - {signal.SIGINT}  # a job of the queue has no keyboard
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class QueueJob:
         with _signals() as stop, self._together() as team:
             for job in self.unit.jobs:
                 self._run(job, ledger, stop, team)
-                stop.number = int(team.most(stop.number))
+                stop.number = int(team.maximum(stop.number))
                 if stop.number:
                     break
         if stop.number:
@@ -61,10 +62,10 @@ class QueueJob:
             yield Team(Place(0, 1))
             return
         _set_place()
-        here = place(self.unit.trainer)
+        here = current_place(self.unit.trainer)
         if here is None:
             raise RuntimeError(f"{self.unit.name}: one task was started of {self.unit.tasks}")
-        with joined(self.unit.trainer, here) as team:
+        with join_team(self.unit.trainer, here) as team:
             yield team
 
     def _run(self, job: Job, ledger: Ledger, stop: _Stop, team: Team) -> None:
@@ -110,7 +111,7 @@ class QueueJob:
             claim = team.agreed(claim)
             if claim is None or claim.owner == self.owner:
                 return claim
-            if team.most(stop.number):
+            if team.maximum(stop.number):
                 return None
             time.sleep(1)
 
@@ -187,7 +188,7 @@ def _is_cancelled() -> bool:
 def _signals() -> Generator[_Stop]:
     """Note signals to stop, instead of submitit's handlers, which are kept for `hand_on`."""
     stop = _Stop({})
-    for number in STOPPING.intersection(heeded()):
+    for number in STOPPING.intersection(stop_signals()):
         stop.before[number] = signal.signal(number, stop.note)
     try:
         yield stop
