@@ -36,8 +36,7 @@ from pw.nn.codec import WanCodec
 from pw.nn.context import groups_of, share_tokens
 from pw.nn.networks import use_kernel
 from pw.prepare.encode import encode
-from pw.prepare.encode import parse as parse_latents
-from pw.prepare.encoding import find_weights
+from pw.prepare.encoding import LatentsOptions, find_weights, plan_encoding
 from pw.run.build import Run, build
 from pw.sample.evaluate import synthesise
 from pw.train.loop import stage_module
@@ -125,7 +124,7 @@ def test_a_video_is_made_from_weights_on_disk(gpu: Gpu, pipeline: Any, tmp_path:
 def test_clips_are_encoded_there(gpu: Gpu, pipeline: Any, tmp_path: Path) -> None:
     videos = write_videos(tmp_path / "shards", {"train": [picture(0), picture(1)], "val": [picture(2)]})
     words = [f"urls={videos}", f"out={tmp_path / 'latents'}", "anchors=2", *SMALL, "trainer=gpu"]
-    encoding = parse_latents([*words, f"trainer.weights={pipeline[0]}"], {})
+    encoding = plan_encoding(parse(LatentsOptions, [*words, f"trainer.weights={pipeline[0]}"]), {})
     find_weights(encoding)
     report = encode(encoding)
     assert (report.encoded, report.skipped) == (3, [])

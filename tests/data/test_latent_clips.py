@@ -23,7 +23,7 @@ from pw.io.arguments import ConfigError
 from pw.io.video import to_float
 from pw.run.build import build
 from pw.train import not_finite
-from pw.train.not_finite import Found
+from pw.train.not_finite import NotFiniteBatch
 
 RUN = build(["scale=proxy"])
 
@@ -108,7 +108,7 @@ class TestABatch:
     def test_that_spoilt_a_loss_is_read_back_as_it_was(self, clips: LatentClips, tmp_path: Path) -> None:
         batch = clips.batch(0, 0, 2)
         batch.latent[1, 0, 0, 0, 0] = torch.nan
-        found = Found("01234567", "76543210", seed=0, batch=0, update=1, term="flow", rank=0, processes=1)
+        found = NotFiniteBatch("01234567", "76543210", seed=0, batch=0, update=1, term="flow", rank=0, processes=1)
         path = not_finite.write(tmp_path, 0, found, batch, [])
         told, again = not_finite.read(path)
         assert told == found

@@ -9,7 +9,8 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from pw.train.command import command_line
+from pw.sample.sample_command import SampleOptions
+from pw.train.train_command import checked_run
 
 from benchmarks import metrics, paper
 from experiments.engine.ablation import Ablation, Statement, load, names, statement
@@ -19,6 +20,7 @@ from experiments.engine.listing import main as list_ablations
 from experiments.engine.plan import Plan, make_plan, parse, plan_of
 from experiments.engine.run_ablation import main
 from pw.io.arguments import ConfigError
+from pw.io import arguments
 from pw.run.compose import at, leaves
 
 NOTHING_STATED = Statement("", "", "", "")
@@ -347,10 +349,11 @@ class TestADryRun:
         commands = [shlex.split(line) for line in lines if line.startswith(".venv/bin/python -m pw ")]
         found = set()
         for _, _, _, verb, *overrides in commands:  # what each of them would do
-            run, where, seed = command_line(overrides)
+            options = arguments.parse(SampleOptions, overrides)
+            run, seed = checked_run(options.overrides, options.outputs), options.evaluation_seed
             sampled = run.sample_signature(run.seed if seed is None else seed)
             found.add((verb, run.training_signature if verb == "train" else sampled))
-            assert where == outputs
+            assert options.outputs == outputs
         plan = make_plan(parse(words))
         runs = [arm.first for arm in plan.arms]
         solved = [arm.first for arm in plan.arms if asks_for_solutions(plan) or arm is plan.ceiling]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.systems.command import main
+from benchmarks.systems.system_command import main
 from small_processes import train_together
 
 from benchmarks.systems import CARDS
