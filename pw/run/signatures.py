@@ -39,16 +39,9 @@ PLACES = {
     *("pw.nn.networks.compile_blocks", "pw.nn.networks.use_kernel", "pw.nn.backbone.on_host"),
     *("pw.nn.context.share_tokens", "pw.nn.context.groups_of"),
 }
-# What is asked about a training in planning it.
-PLANNING = {
-    *(
-        f"pw.method.objective.{cls}.{name}"
-        for cls in ("Flow", "Shortcut")
-        for name in ("depends_on_batch", "check", "is_consistency", "consistency_updates")
-    ),
-    *("pw.method.objective.Flow.step_sampler", "pw.method.weighting.DeltaSigma.depends_on_batch"),
-    *(f"pw.method.objective.{turns}.consistency_updates" for turns in ("Alternate", "Bernoulli")),
-}
+# Methods of an objective that are asked in planning a training, and do not compute its loss; of its parts, two of them.
+PLANNING = ("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates")
+PLANNING_OF_PARTS = ("depends_on_batch", "consistency_updates")
 # What a run has no use for unless it chose it, by the value of a key.
 CHOSEN = {
     "gate": {
@@ -103,8 +96,17 @@ def of_configuration(run: Run) -> str:
 def training_code(run: Run) -> str:
     """Hash of the code that computes the trained weights (`pw.run.code`)."""
     parts = (run.objective, run.schedule, run.degradation, run.source, run.backbone, run.codec, run.injector)
-    unused = SAMPLES | PLANNING | {f"{next(classes_of(run.source))}.evaluation"}
+    unused = SAMPLES | _planning(run.objective) | {f"{next(classes_of(run.source))}.evaluation"}
     return _code(run, parts, unused, "pw.train.batches.batches", "pw.train.batches.clips")
+
+
+def _planning(objective: Any) -> set[str]:
+    """Dotted names of the methods of an objective of ours, and of its parts, that only planning calls."""
+    whole, *parts = classes_of(objective)
+    names = {f"{whole}.{name}" for name in PLANNING} | {
+        f"{part}.{name}" for part in parts for name in PLANNING_OF_PARTS
+    }
+    return {name for name in names if name.startswith("pw.")}
 
 
 def sampling_code(run: Run) -> str:

@@ -135,7 +135,7 @@ def comment(sources: Sources) -> None:
     sources.edit(
         file, "        weight = span**self.p\n", "        # to the power\n\n        weight = (span ** self.p)\n"
     )
-    sources.edit(file, '"""lambda = 1: every step counts alike."""', '"""All alike."""')
+    sources.edit(file, "lambda = 1: every step counts alike.", "All alike.")
     sources.edit(file, "    p: float\n", "    p: float | None  # the power\n")
     sources.edit("pw/method/step_sampler.py", "needs at least 1", "wants 1 or more")
 
@@ -147,7 +147,9 @@ def add_a_class_beside(sources: Sources) -> None:
 
 def move_to_another_module(sources: Sources) -> None:
     (sources.folder / "pw/method/spans.py").write_text((sources.folder / "pw/method/weighting.py").read_text())
-    (sources.folder / "pw/method/weighting.py").write_text("from pw.method.spans import DeltaSigma, Uniform\n")
+    (sources.folder / "pw/method/weighting.py").write_text(
+        "from pw.method.spans import DeltaSigma, Uniform, Weighting\n"
+    )
     sources.edit("conf/weighting/delta_sigma.yaml", "pw.method.weighting.", "pw.method.spans.")
     sources.edit("pw/run/strategies.py", '("pw.method.weighting",)', '("pw.method.weighting", "pw.method.spans")')
 
@@ -239,7 +241,14 @@ class TestTheHash:
     @pytest.mark.parametrize(
         "name",
         sorted(
-            {*STAGES.values(), *SAMPLES, *TRAINS, *PLACES, *PLANNING, *(n for c in CHOSEN.values() for n in c.values())}
+            {
+                *STAGES.values(),
+                *SAMPLES,
+                *TRAINS,
+                *PLACES,
+                *(f"pw.method.objective.Flow.{name}" for name in PLANNING),
+                *(n for c in CHOSEN.values() for n in c.values()),
+            }
         ),
     )
     def test_is_told_to_leave_out_only_what_there_is(self, name: str) -> None:
