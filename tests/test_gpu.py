@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gpu_without_data import Gpu, gpu_without_data
-from test_latents import SMALL, picture, write_videos
+from small_proxy import SMALL, picture, write_videos
 from torch import distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchmetrics.functional.image.lpips import _NoTrainLpips

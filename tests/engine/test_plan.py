@@ -9,8 +9,6 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from pw.sample.sample_command import SampleOptions
-from pw.train.train_command import checked_run
 
 from benchmarks import metrics, paper
 from experiments.engine.ablation import Ablation, Statement, load, names, statement
@@ -19,9 +17,11 @@ from experiments.engine.job import Job, all_jobs
 from experiments.engine.listing import main as list_ablations
 from experiments.engine.plan import Plan, make_plan, parse, plan_of
 from experiments.engine.run_ablation import main
-from pw.io.arguments import ConfigError
 from pw.io import arguments
+from pw.io.arguments import ConfigError
 from pw.run.compose import at, leaves
+from pw.sample.sample_command import SampleOptions
+from pw.train.train_command import checked_run
 
 NOTHING_STATED = Statement("", "", "", "")
 PARTS_OF_AN_OBJECTIVE = ("turns", "step_sampler", "weighting", "target")

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.systems.system_command import main
 from small_processes import train_together
 
 from benchmarks.systems import CARDS
 from benchmarks.systems.jobs import costs
+from benchmarks.systems.system_command import main
 from pw.generate.pipeline import generate
 from pw.generate.request import GenerateOptions, GenerationRequest, make_request
 from pw.io.arguments import parse

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import tarfile
@@ -18,13 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 from small_processes import train_together
+from small_proxy import FRAMES, HEIGHT, SMALL, WIDTH, picture, write_videos
 
 from experiments.engine.plan import make_plan
 from experiments.engine.plan import parse as parse_ablation
 from pw.cost.generation_cost import sampling_memory
 from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit
-from pw.data.shard_index import write_shards
 from pw.data.shards import seeded
 from pw.io import arguments
 from pw.io.video import read_video
@@ -38,15 +37,6 @@ from pw.stages.stage import SeededDraws
 from pw.train.loop import stage_module, train
 from pw.train.record import is_trained, training_folder
 
-FRAMES, HEIGHT, WIDTH = 5, 64, 96
-# the proxy scale of a pipeline of a million parameters
-SMALL = (
-    *("scale=proxy", "trainer=cpu", f"scale.frames={FRAMES}", f"scale.height={HEIGHT}", f"scale.width={WIDTH}"),
-    *("scale.anchor_height=32", "scale.anchor_width=64", "codec.channels=4", "codec.precision=fp32"),
-    *("backbone.num_attention_heads=2", "backbone.attention_head_dim=16", "backbone.in_channels=4"),
-    *("backbone.ffn_dim=48", "backbone.num_layers=3", "backbone.text_dim=16", "backbone.rope_max_seq_len=64"),
-    "scale.norm_groups=4",
-)
 TRAINING = (
     *("data=latents", "train.batch_size=2", "train.precision=fp32", "train.updates=4"),
     *("train.checkpoint_every=2", "train.checkpoint_activations=false", "optimizer.warmup=0", "optimizer.lr=1e-3"),
@@ -72,38 +62,6 @@ class Apart:
 
 class Stopped(Exception):
     """Stands for whatever ends a call early."""
-
-
-def picture(number: int, frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A moving texture, another one for every number."""
-    drawn = np.random.default_rng(number).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
-    large = drawn.repeat(8, 0).repeat(8, 1)
-    return np.stack([np.roll(large, 2 * frame, 1) for frame in range(frames)])
-
-
-def write_videos(folder: Path, clips: dict[str, list[np.ndarray]], with_captions: bool = True) -> Path:
-    """A shard of every two clips, and a manifest, as `make data` leaves them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = []
-    for split, arrays in clips.items():
-        samples = []
-        for number, array in enumerate(arrays):
-            stream = io.BytesIO()
-            np.save(stream, array)
-            sample = {"__key__": f"{split}-clip-{number}", "npy": stream.getvalue(), "json": b"{}"}
-            samples.append(sample | ({"txt": f"a {split} clip, {number}".encode()} if with_captions else {}))
-        two = 2 * (max(len(sample["npy"]) for sample in samples) - 1)
-        for path, count in write_shards(folder, split, samples, two):
-            shards.append(
-                {
-                    "file": path.name,
-                    "bytes": path.stat().st_size,
-                    "samples": count,
-                    "sha256": str(hash(path.read_bytes())),
-                }
-            )
-    (folder / "manifest.json").write_text(json.dumps({"shards": shards}))
-    return folder
 
 
 def checked(words: list[str], environment: dict[str, str]) -> Encoding:
