@@ -202,10 +202,10 @@ class TestTheMakefile:
     @pytest.mark.parametrize(
         ("words", "passed"),
         [
-            (["score"], ["score", ""]),
+            (["score"], ["score", "videos="]),
             (
                 ["score", "videos=my $5 `clips`", "metrics=mhd_mse, niqe", "out=my $x.csv", "args=strict=true"],
-                ["score", "my $5 `clips`", "metrics=mhd_mse, niqe", "out=my $x.csv", "strict=true"],
+                ["score", "videos=my $5 `clips`", "metrics=mhd_mse, niqe", "out=my $x.csv", "strict=true"],
             ),
             (["compare", "a=x"], ["compare", "a=x", "b="]),
             (["compare", "a=my $a", 'b=the "other"'], ["compare", "a=my $a", 'b=the "other"']),

@@ -32,7 +32,7 @@ from pw.io.paths import OUTPUTS
 class TableOptions:
     """The options of `pw table`; overrides: row.NAME=DIR."""
 
-    name: str = option("", f"which table: {', '.join(paper.names())}")
+    name: str = option("", f"which table: {', '.join(paper.names())}", values=paper.names)
     systems: Path = option(OUTPUTS / "systems", "where the systems' folders are", read=existing_folder)
     score: bool = option(False, "measure what is lacking first")
     format: Literal["terminal", "md", "tex", "html", "csv", "json"] = option("terminal", "how it is printed")

@@ -39,7 +39,7 @@ def _workers(text: str) -> int:
 class AblationOptions:
     """Which ablation, which part of it, and how it is run. `overrides` are of every run."""
 
-    name: str = option("", "the ablation; `pw ablations` lists them")
+    name: str = option("", "the ablation; `pw ablations` lists them", values=names)
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "a number (5 is 0 to 4) or a list ([0,3])", read=_seeds)
     arms: tuple[str, ...] = option((), "only these arms")
     vary_start: bool = option(False, "train a start checkpoint per seed, instead of one for all")

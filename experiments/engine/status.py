@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.metrics import protocols
+from experiments.engine.ablation import names
 from experiments.engine.ablation_options import AblationOptions
 from experiments.engine.job import Job, Row, all_jobs
 from experiments.engine.ledger import Claim, Ledger
@@ -200,7 +201,7 @@ def _span(seconds: float) -> str:
 class StatusOptions:
     """Which call of an ablation: the latest, or the one that the overrides describe."""
 
-    name: str = option("", "the ablation; with nothing else, its latest call")
+    name: str = option("", "the ablation; with nothing else, its latest call", values=names)
     outputs: Path = option(OUTPUTS, "where its results are", read=outputs_folder)
     overrides: tuple[str, ...] = ()
 

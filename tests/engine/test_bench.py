@@ -154,15 +154,11 @@ class TestTheFirstReport:
     """Which `pw.train.loop` sends after its first update is seen in tests/parallel/test_processes.py."""
 
     def test_is_heard_of_a_process(self) -> None:
-        seconds, cpu = bench.first_report(
-            "-c", "from pw.parallel import processes; processes.report(update=1, updates=1)"
-        )
+        seconds, cpu = bench.first_report("-c", "from pw.parallel import launch; launch.report(update=1, updates=1)")
         assert seconds > 0
         assert cpu > 0
 
-    @pytest.mark.parametrize(
-        "end", ["print('no word')", "from pw.parallel import processes; processes.report(a=1); 1 / 0"]
-    )
+    @pytest.mark.parametrize("end", ["print('no word')", "from pw.parallel import launch; launch.report(a=1); 1 / 0"])
     def test_is_missed_of_one_that_sends_none_or_fails(self, end: str) -> None:
         with pytest.raises(RuntimeError, match=r"no word|ZeroDivisionError"):
             bench.first_report("-c", end)

@@ -127,7 +127,7 @@ def _json(value: Any) -> str:
 class RecordOptions:
     """Which ablation's table is kept."""
 
-    name: str = option("", "the ablation")
+    name: str = option("", "the ablation", values=names)
     outputs: Path = option(OUTPUTS, "where its table is", read=outputs_folder)
 
     def __post_init__(self) -> None:
