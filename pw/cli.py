@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -76,14 +77,12 @@ def main(words: Sequence[str] | None = None) -> int:
     """Carry out one command; its exit status, 2 for a mistake in the call."""
     import_suite_first()
     verb, *rest = [*(sys.argv[1:] if words is None else words)] or ["--help"]
-    if verb in ("--help", "-h", "help"):
-        print(overview())
-        return 0
-    if verb == "completion":
-        print(COMPLETION)
-        return 0
-    if verb == "complete":
-        print("\n".join(candidates(" ".join(rest))))
+    try:
+        if (told := _about(verb, rest)) is not None:
+            print(told, flush=True)
+            return 0
+    except BrokenPipeError:  # the reader has seen enough: `pw | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not written again at the end
         return 0
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1, cutoff=0.5)
@@ -91,9 +90,6 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: pw {verb}: there is no such command; {hint}`pw` lists them", file=sys.stderr)
         return 2
     found = VERBS[verb]
-    if {"--help", "-h"} & {*rest}:
-        print(help_of(verb))
-        return 0
     what = next((word.removeprefix("what=") for word in rest if word.startswith("what=")), "")
     if what in found.what:
         rest.remove(f"what={what}")
@@ -103,6 +99,18 @@ def main(words: Sequence[str] | None = None) -> int:
 
         run_and_exit(carry_out, rest)
     return carry_out(rest)
+
+
+def _about(verb: str, rest: Sequence[str]) -> str | None:
+    """What is printed about the commands; None where one is to be carried out."""
+    match verb:
+        case "--help" | "-h" | "help":
+            return overview()
+        case "completion":
+            return COMPLETION
+        case "complete":
+            return "\n".join(candidates(" ".join(rest)))
+    return help_of(verb) if verb in VERBS and {"--help", "-h"} & {*rest} else None
 
 
 def help_of(verb: str) -> str:

@@ -112,7 +112,7 @@ class Measurement:
             except DimensionFailed as error:
                 self._give_up(name, str(error))
         for number, video in enumerate(self.request["videos"]):
-            self._measure(number, video, measures)
+            self.measure_video(number, video, measures)
             measures = {name: measure for name, measure in measures.items() if name not in self.failed}
         return {
             "schema": SCHEMA,
@@ -139,7 +139,7 @@ class Measurement:
         try:
             module = importlib.import_module(f"vbench.{name}")
             for owner, loader in LOADERS.get(name, ()):
-                _load_once(importlib.import_module(owner), loader)
+                load_once(importlib.import_module(owner), loader)
             models = importlib.import_module("vbench.utils").init_submodules([name], local=True)[name]
         except ModuleNotFoundError as error:
             raise DimensionFailed(
@@ -151,14 +151,14 @@ class Measurement:
         mode = self.request["imaging_quality_preprocessing_mode"]
         return lambda info: compute(info, self.request["device"], models, imaging_quality_preprocessing_mode=mode)[1]
 
-    def _measure(self, number: int, video: str, measures: dict[str, Callable[[str], Any]]) -> None:
+    def measure_video(self, number: int, video: str, measures: dict[str, Callable[[str], Any]]) -> None:
         """Measure a video in all dimensions, in a folder of its own that goes away with it."""
         folder = self.out.parent / f"video-{number}"
         try:
             for name, measure in measures.items():
                 began = time.monotonic()
                 try:
-                    value = _value(name, measure(self._info(name, video, folder)))
+                    value = value_of(name, measure(self._info(name, video, folder)))
                 except Exception as error:
                     self._without_value(name, video, error)
                     value = None
@@ -241,7 +241,7 @@ class Measurement:
         return {file: _sha256(path) for file, path in paths.items() if path.is_file()}
 
 
-def _value(name: str, found: Sequence[dict[str, Any]]) -> float:
+def value_of(name: str, found: Sequence[dict[str, Any]]) -> float:
     """A video's value: the mean of VBench's per-video results over its clips, one if it is not cut.
 
     Raises: ValueError where there is none, or one that is not finite.
@@ -319,7 +319,7 @@ def _refuse_downloads() -> None:
 _LOADED_ONCE: set[tuple[str, str]] = set()
 
 
-def _load_once(owner: Any, name: str) -> None:
+def load_once(owner: Any, name: str) -> None:
     """Make `owner.name` give back what it made before for the same arguments."""
     if (owner.__name__, name) in _LOADED_ONCE:
         return

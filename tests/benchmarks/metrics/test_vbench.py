@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.measure.vbench_worker import Measurement, _load_once, _value
+from benchmarks.measure.vbench_worker import Measurement, load_once, value_of
 from benchmarks.metrics import GROUPS, METRICS
 from benchmarks.metrics.flicker import scorer
 from benchmarks.metrics.stream import Look
@@ -350,7 +350,9 @@ class TestInsideTheWorker:
         """The journal of a dimension measured by `vbench`, a function of the full-info file's only entry."""
         for number, video in enumerate(measurement.request["videos"][:videos]):
             if name not in measurement.failed:
-                measurement._measure(number, video, {name: lambda path: vbench(*json.loads(Path(path).read_text()))})
+                measurement.measure_video(
+                    number, video, {name: lambda path: vbench(*json.loads(Path(path).read_text()))}
+                )
         journal = Path(f"{measurement.out}.journal").read_text().splitlines()
         return [{k: v for k, v in json.loads(line).items() if k not in ("video", "dimension")} for line in journal]
 
@@ -395,15 +397,15 @@ class TestInsideTheWorker:
         assert said[1]["why"] == "ValueError: VBench's result is nan"
 
     def test_a_value_is_the_mean_over_clips_on_vbenchs_scale(self) -> None:
-        assert _value("dynamic_degree", [{"video_results": True}, {"video_results": False}]) == 0.5
-        assert _value("imaging_quality", [{"video_results": 50.0}, {"video_results": 70.0}]) == 0.6
+        assert value_of("dynamic_degree", [{"video_results": True}, {"video_results": False}]) == 0.5
+        assert value_of("imaging_quality", [{"video_results": 50.0}, {"video_results": 70.0}]) == 0.6
         with pytest.raises(ValueError, match="no result"):
-            _value("scene", [])
+            value_of("scene", [])
 
     def test_a_network_is_built_once_for_the_same_arguments(self) -> None:
         owner = SimpleNamespace(__name__="owner", build=lambda *args, **kwargs: [args, kwargs])
-        _load_once(owner, "build")
-        _load_once(owner, "build")
+        load_once(owner, "build")
+        load_once(owner, "build")
         assert owner.build("B/32", device="cpu") is owner.build("B/32", device="cpu")
         assert owner.build("B/32", device="cpu") is not owner.build("L/14", device="cpu")
 
