@@ -143,8 +143,8 @@ def plan_of(options: AblationOptions, ablation: Ablation, stated: Statement) -> 
     crossed: Sequence[Any] = ablation.across[1] if ablation.across else [None]
     try:
         check_claims(ablation, [_label(ablation, name, value) for value in crossed for name in ablation.arms])
-    except ValueError as error:
-        raise ConfigError(f"{options.name}: {error}") from error
+    except ConfigError as error:
+        raise error.within(f"{options.name}: ") from error
     chosen = _chosen_arms(ablation, options)
     for override in options.overrides:
         if override_key(override) == "seed":
@@ -202,7 +202,7 @@ def _arm(
         runs = {seed: run.with_seed(seed, 1000 + seed if options.vary_start else None) for seed in options.seeds}
         _check_shares(run)
     except ConfigError as error:
-        raise ConfigError(f"arm {label}: {error}") from error
+        raise error.within(f"arm {label}: ") from error
     tuned = [o for o in (*ablation.fixed.split(), *ablation.arms[name].split()) if o.startswith("optimizer.")]
     given_keys = {override_key(o) for o in given}
     if run.departs_from_wan and (left := [o for o in tuned if override_key(o) not in given_keys]):
@@ -222,7 +222,7 @@ def _check_shares(run: Run) -> None:
             if needed is not None:
                 _check_shares(needed)
         except ConfigError as error:
-            raise ConfigError(f"{group}: {error}") from error
+            raise error.within(f"{group}: ") from error
 
 
 def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:

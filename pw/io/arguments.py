@@ -15,8 +15,11 @@ and `positional` every word without an equals sign; a command without them refus
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import math
+import re
 import sys
 import types
 import typing
@@ -31,6 +34,20 @@ SPECIAL = ("overrides", "positional")
 
 class ConfigError(ValueError):
     """A key, value or combination the user can mend; the message names it and says what would do."""
+
+    def within(self, where: str) -> ConfigError:
+        """The same with words before it that say where."""
+        error = copy.copy(self)
+        error.args = (f"{where}{self}",)
+        return error
+
+
+class UnknownKeyError(ConfigError):
+    """An override whose key the configuration does not have. It may be meant for an option of the command."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 def option(
@@ -68,7 +85,8 @@ class Command(Generic[T]):
         try:
             return self.run(parse(self.options, words))
         except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
+            near = _nearest(self.options, error.key, 0.7) if isinstance(error, UnknownKeyError) else ""
+            print(f"error: {error}{f'; or did you mean the option {near}?' if near else ''}", file=sys.stderr)
             return 2
         except OSError as error:
             if not self.resumes:
@@ -127,8 +145,7 @@ def values(options: type, key: str) -> tuple[str, ...]:
 def no_such_option(options: type, word: str, also: str = "") -> ConfigError:
     """What is wrong with a word whose key is no option, with the nearest one; also: what else would do."""
     key, known = word.partition("=")[0], keys(options)
-    near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near}? " if (near := _nearest(options, key)) else ""
     return ConfigError(f"{word}: there is no option {key}; {hint}{_there_are(known)}{also}")
 
 
@@ -163,6 +180,11 @@ def _fields(options: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(options)
 
 
+def _nearest(options: type, key: str, cutoff: float = 0.5) -> str:
+    """The option that a key is nearly the name of, if there is one."""
+    return next(iter(difflib.get_close_matches(key, keys(options), 1, cutoff)), "")
+
+
 def _there_are(known: dict[str, str]) -> str:
     return f"there are {', '.join(known)}" if known else "it takes no words"
 
@@ -183,7 +205,7 @@ def _value(hint: Any, text: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         inner = [argument for argument in arguments if argument is not type(None)]
-        return None if text in ("", "null", "none") and len(inner) < len(arguments) else _value(inner[0], text)
+        return None if text in ("", "null", "none") and len(inner) < len(arguments) else _first(inner, text)
     if origin is tuple:
         parts = [part.strip() for part in text.strip("[]()").split(",")]
         return tuple(_value(arguments[0], part) for part in parts if part)
@@ -204,6 +226,17 @@ def _value(hint: Any, text: str) -> Any:
     if hint is Path and not text:
         raise ValueError("names nothing; give it a value, or leave it out")
     return Path(text).expanduser() if hint is Path else text
+
+
+def _first(hints: Sequence[Any], text: str) -> Any:
+    """Text as a value of the first of some types that takes it."""
+    wants = []
+    for hint in hints:
+        try:
+            return _value(hint, text)
+        except ValueError as error:
+            wants.append(str(error))
+    raise ValueError(" or ".join(wants))
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
@@ -229,12 +262,20 @@ def _written(value: Any) -> str:
     return str(value)
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Reads a whole number that is not smaller than this."""
+def number(
+    low: float, high: float = math.inf, kind: type[int] | type[float] = int, without: Sequence[float] = ()
+) -> Callable[[str], Any]:
+    """Reads a number from `low` to `high`, whole unless `kind` is float, and none of `without`."""
 
-    def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or int(text) < least:
-            raise ValueError(f"a whole number from {least}")
-        return int(text)
+    def read(text: str) -> Any:
+        try:
+            value = kind(text) if re.fullmatch(r"[\d.e+-]+", text, re.ASCII) else math.nan
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or value in without:
+            to = f" to {high:.10g}" if high < math.inf else ""
+            but = f", but not {' or '.join(f'{end:g}' for end in without)}" if without else ""
+            raise ValueError(f"{'a whole number' if kind is int else 'a number'} from {low:.10g}{to}{but}")
+        return value
 
     return read

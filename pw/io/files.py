@@ -72,6 +72,13 @@ def check_writable(key: str, folder: Path, name: str = "") -> None:
         raise ConfigError(f"{key}={folder / name}: cannot be written ({error.strerror})") from error
 
 
+def writable_file(text: str) -> Path:
+    """Reads `out=FILE`. Raises ConfigError when it cannot be written."""
+    path = Path(text).expanduser().absolute()
+    check_writable("out", path.parent, path.name)
+    return path
+
+
 @contextmanager
 def alone(lock: Path) -> Generator[None]:
     """One call works at a time; another says so and waits. Raises OSError where nothing can be written."""

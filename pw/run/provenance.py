@@ -11,37 +11,23 @@ from typing import Any
 
 from pw.io.paths import IS_CHECKOUT, ROOT, SUITE
 
-# What can change a result; the rest (tables, plots, messages) cannot.
-RESULT_CODE = (
-    "pw/method",
-    "pw/nn",
-    "pw/stages",
-    "pw/data",
-    "pw/io/video.py",
-    "pw/train/loop.py",
-    "pw/sample/evaluate.py",
-    "benchmarks/metrics/__init__.py",
-    "benchmarks/metrics/reference",
-    "benchmarks/measure/clips.py",
-)
-
 
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, Any]:
-    """{"git_commit", "dirty", "code" (hash of the code that makes results), "lock_hash"}; what is not known outside a
+    """{"git_commit", "dirty", "code" (hash of `pw` and `benchmarks`), "lock_hash"}; what is not known outside a
     checkout is None."""
     commit = _git("rev-parse", "HEAD")
     return {
         "git_commit": commit,
         "dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "code": _hash([path for part in RESULT_CODE for path in _python_files(part)]),
+        "code": _hash([*_python_files(ROOT / "pw"), *_python_files(SUITE / "benchmarks")]),
         "lock_hash": _hash([lock]) if (lock := ROOT / "requirements" / "dev.lock").exists() else None,
     }
 
 
-def _python_files(part: str) -> list[Path]:
-    path = (ROOT if part.startswith("pw/") else SUITE) / part
-    return [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+def _python_files(folder: Path) -> list[Path]:
+    """But not those that a wheel has in `pw/_suite`."""
+    return sorted(path for path in folder.rglob("*.py") if "_suite" not in path.relative_to(folder).parts)
 
 
 def _hash(paths: Iterable[Path]) -> str:

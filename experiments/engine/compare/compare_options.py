@@ -32,10 +32,7 @@ def _folder(text: str) -> Path:
 
 def _out(text: str) -> Path:
     folder = Path(text).expanduser()
-    try:
-        check_writable("out", folder)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    check_writable("out", folder)
     return folder
 
 
