@@ -289,7 +289,7 @@ class MetricBenchOptions:
     frames: int = option(121, "frames of the 4K clip", read=number(1))
     repeats: int = option(5, "rounds, of which the median counts", read=number(1))
     out: Path | None = option(
-        None, "the JSON file, by default outputs/bench/metrics_<processor>.json", read=writable_file
+        None, "the JSON file, by default outputs/bench/metrics_<processor>.json", read=writable_file("out")
     )
 
 

@@ -18,7 +18,7 @@ from benchmarks.systems.generation_call import Call
 from benchmarks.systems.gpu_processes import environment, process_group, processes, same_everywhere
 from benchmarks.systems.jobs import VideoJob, is_done, note, write_asked
 from pw.io.files import write_atomically
-from pw.io.paths import ROOT
+from pw.io.paths import ROOT, commit_of
 from pw.io.progress import Pace, duration
 
 
@@ -121,8 +121,6 @@ def _claimed(call: Call, job: VideoJob) -> Generator[bool]:
 
 def _make_one(call: Call, maker: Maker, job: VideoJob) -> Path:
     """A video in its place, then its note: a reader sees both or neither is counted."""
-    from benchmarks.systems.external import commit_of
-
     with _work(call, job) as work:
         video, about = maker.make(job, work)
         target = call.out / "videos" / f"{job.stem}{video.suffix}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.engine.ablation import names
-from pw.io.arguments import ConfigError, number, option
+from pw.io.arguments import number, option
 from pw.io.paths import OUTPUTS
 from pw.train.train_command import outputs_folder
 
@@ -33,7 +33,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 class AblationOptions:
     """Which ablation, which part of it, and how it is run. `overrides` are of every run."""
 
-    name: str = option("", "the ablation; `pw ablations` lists them", values=names)
+    name: str = option(says="the ablation; `pw ablations` lists them", values=names)
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "a number (5 is 0 to 4) or a list ([0,3])", read=_seeds)
     arms: tuple[str, ...] = option((), "only these arms")
     vary_start: bool = option(False, "train a start checkpoint per seed, instead of one for all")
@@ -44,10 +44,6 @@ class AblationOptions:
     launcher: str = option("local", "local, or submitit for SLURM; its keys are launcher.partition=… and such")
     outputs: Path = option(OUTPUTS, "where results go", read=outputs_folder)
     overrides: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError(f"name=… is missing: one of {', '.join(names())}")
 
     def words(self) -> list[str]:
         """The words from which `parse` gives the same plan, without what says how it is run."""

@@ -59,7 +59,7 @@ class TrainBenchOptions:
     seeds: str = option("2", "its seeds")
     updates: int = option(20, "its updates of a training", read=number(1))
     count: int = option(8, "its evaluation clips", read=number(1))
-    out: Path | None = option(None, "a JSON file, by default named by the processor", read=writable_file)
+    out: Path | None = option(None, "a JSON file, by default named by the processor", read=writable_file("out"))
 
 
 @dataclass(frozen=True)

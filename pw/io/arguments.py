@@ -123,6 +123,8 @@ def parse(options: type[T], words: Sequence[str]) -> T:
         if field.name not in given and field.default is dataclasses.MISSING and field.name not in SPECIAL:
             key = next(key for key, name in known.items() if name == field.name)
             says = field.metadata.get("says", "")
+            if listed := values(options, key):
+                says = f"{says}, one of {', '.join(listed)}"
             raise ConfigError(f"{key}=… is missing{f': {says}' if says else ''}")
     return options(**given, **{name: tuple(found) for name, found in rest.items()})
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,11 +72,15 @@ def check_writable(key: str, folder: Path, name: str = "") -> None:
         raise ConfigError(f"{key}={folder / name}: cannot be written ({error.strerror})") from error
 
 
-def writable_file(text: str) -> Path:
-    """Reads `out=FILE`. Raises ConfigError when it cannot be written."""
-    path = Path(text).expanduser().absolute()
-    check_writable("out", path.parent, path.name)
-    return path
+def writable_file(key: str) -> Callable[[str], Path]:
+    """Reads a file that is to be written, `out=FILE`; its folder is made."""
+
+    def read(text: str) -> Path:
+        path = Path(text).expanduser().absolute()
+        check_writable(key, path.parent, path.name)
+        return path
+
+    return read
 
 
 @contextmanager

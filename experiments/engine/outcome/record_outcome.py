@@ -108,12 +108,8 @@ def _json(value: Any) -> str:
 class RecordOptions:
     """Which ablation's table is kept."""
 
-    name: str = option("", "the ablation", values=names)
+    name: str = option(says="the ablation", values=names)
     outputs: Path = option(OUTPUTS, "where its table is", read=outputs_folder)
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError(f"name=… is missing: one of {', '.join(names())}")
 
 
 def run(options: RecordOptions) -> int:

@@ -12,6 +12,7 @@ from benchmarks.metrics import METRICS, lookup
 from experiments.engine.ablation import names
 from experiments.engine.power.spread import MOST
 from pw.io.arguments import ConfigError, number, option
+from pw.io.files import writable_file
 from pw.io.paths import OUTPUTS
 
 SEED_RATIO = 0.5
@@ -69,7 +70,7 @@ class PowerOptions:
     power: float = option(0.8, "the chance to show a true difference", read=number(0, 1, float, without=(0, 1)))
     alpha: float = option(0.05, "the two-sided error of the test", read=number(0, 1, float, without=(0, 1)))
     outputs: Path = option(OUTPUTS, "where scores are looked for")
-    out: Path | None = option(None, "a JSON file for the answer")
+    out: Path | None = option(None, "a JSON file for the answer", read=writable_file("out"))
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
