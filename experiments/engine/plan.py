@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from experiments.engine.ablation_options import AblationOptions
 from experiments.engine.outcome.verdict import check_claims
 from experiments.engine.sweep import take_sweeps
 from pw.io import arguments
-from pw.io.arguments import ConfigError
+from pw.io.arguments import ConfigError, did_you_mean
 from pw.run.build import Run, build
 from pw.run.compose import Config, leaves, override_key
 from pw.train.preflight import check_share
@@ -174,8 +173,7 @@ def _label(ablation: Ablation, name: str, value: Any) -> str:
 def _chosen_arms(ablation: Ablation, options: AblationOptions) -> list[str]:
     for name in options.arms:
         if name not in ablation.arms:
-            near = difflib.get_close_matches(name, ablation.arms, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = did_you_mean(name, ablation.arms)
             raise ConfigError(f"arms={name}: {hint}{options.name} has {', '.join(ablation.arms)}")
     return [name for name in ablation.arms if not options.arms or name in options.arms]
 

@@ -23,7 +23,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -85,8 +85,9 @@ class Command(Generic[T]):
         try:
             return self.run(parse(self.options, words))
         except ConfigError as error:
-            near = _nearest(self.options, error.key, 0.7) if isinstance(error, UnknownKeyError) else ""
-            print(f"error: {error}{f'; or did you mean the option {near}?' if near else ''}", file=sys.stderr)
+            key = error.key if isinstance(error, UnknownKeyError) else ""
+            hint = did_you_mean(key, keys(self.options), "; or, of the options, ", 0.7)
+            print(f"error: {error}{hint}", file=sys.stderr)
             return 2
         except OSError as error:
             if not self.resumes:
@@ -147,8 +148,17 @@ def values(options: type, key: str) -> tuple[str, ...]:
 def no_such_option(options: type, word: str, also: str = "") -> ConfigError:
     """What is wrong with a word whose key is no option, with the nearest one; also: what else would do."""
     key, known = word.partition("=")[0], keys(options)
-    hint = f"did you mean {near}? " if (near := _nearest(options, key)) else ""
+    hint = did_you_mean(key, known, cutoff=0.5)
     return ConfigError(f"{word}: there is no option {key}; {hint}{_there_are(known)}{also}")
+
+
+def did_you_mean(word: str, known: Iterable[str], before: str = "", cutoff: float = 0.6) -> str:
+    """A question with the nearest of the known words, empty where none is near.
+
+    before  what it follows at the end of a sentence, `; `; without it there is a space after it
+    """
+    near = difflib.get_close_matches(word, list(known), 1, cutoff)
+    return f"{before}did you mean {near[0]}?{'' if before else ' '}" if near else ""
 
 
 def describe(options: type) -> list[tuple[str, str]]:
@@ -182,11 +192,6 @@ def _fields(options: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(options)
 
 
-def _nearest(options: type, key: str, cutoff: float = 0.5) -> str:
-    """The option that a key is nearly the name of, if there is one."""
-    return next(iter(difflib.get_close_matches(key, keys(options), 1, cutoff)), "")
-
-
 def _there_are(known: dict[str, str]) -> str:
     return f"there are {', '.join(known)}" if known else "it takes no words"
 
@@ -213,8 +218,7 @@ def _value(hint: Any, text: str) -> Any:
         return tuple(_value(arguments[0], part) for part in parts if part)
     if origin is Literal:
         if text not in arguments:
-            near = difflib.get_close_matches(text, arguments, 1)
-            raise ValueError(f"one of {', '.join(arguments)}{f'; did you mean {near[0]}?' if near else ''}")
+            raise ValueError(f"one of {', '.join(arguments)}{did_you_mean(text, arguments, '; ')}")
         return text
     if hint is bool:
         if text not in ("true", "false"):

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pw.io.arguments import ConfigError, UnknownKeyError
+from pw.io.arguments import ConfigError, UnknownKeyError, did_you_mean
 from pw.io.paths import CONF, own_folder
 
 # turns telemetry off in huggingface_hub and MLflow, which are imported after this
@@ -185,8 +185,7 @@ def _check_override(override: str) -> None:
         raise ConfigError(f"{override!r} is not an override: write key=value, e.g. weighting=uniform")
     key, value = override.split("=", 1)
     if key.split("@")[0] in groups() and "@" not in key and value not in groups()[key]:
-        near = difflib.get_close_matches(value, groups()[key], 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(value, groups()[key], "; ")
         raise ConfigError(f"{override}: {key} is one of {', '.join(groups()[key])}{hint}")
     if key.endswith("_target_"):
         raise ConfigError(f"{override}: classes are chosen by group, e.g. {key.split('.')[0]}=…, never by _target_")

@@ -12,7 +12,6 @@ and the smallest p stands Holm's first step over them; it is refuted by the same
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from benchmarks.stats.comparison import Scores, by_seed, compare, equivalence
 from benchmarks.stats.difference import LEVEL, Difference
 from experiments.engine.ablation import Ablation
 from experiments.engine.clauses import ArmPair, Clause, better
-from pw.io.arguments import ConfigError
+from pw.io.arguments import ConfigError, did_you_mean
 
 ANSWERS = ("holds", "refuted", "not resolved", "not run")
 SHOWN = 3  # pairs of a clause whose numbers are given
@@ -97,8 +96,7 @@ def check_claims(ablation: Ablation, arms: Sequence[str]) -> None:
         for pair in clause.pairs():
             for name in (pair.arm, pair.other):
                 if name not in arms:
-                    near = difflib.get_close_matches(name, arms, 1)
-                    hint = f"did you mean {near[0]}? " if near else ""
+                    hint = did_you_mean(name, arms)
                     raise ConfigError(f"claims: {pair}: no arm {name}; {hint}arms: {', '.join(arms)}")
             if pair.metric is not None and pair.metric not in ablation.metrics:
                 raise ConfigError(f"claims: {pair}: {pair.metric} is not among the metrics ({measured})")

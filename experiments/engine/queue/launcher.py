@@ -8,7 +8,6 @@ SIGTERM (preemption), to any of its tasks, end a job at its next update or clip,
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from experiments.engine.queue.units import Unit
-from pw.io.arguments import ConfigError
+from pw.io.arguments import ConfigError, did_you_mean
 from pw.io.paths import CONF
 from pw.parallel.place import check_launch
 from pw.run.build import Run
@@ -134,7 +133,7 @@ def take_launcher(words: Sequence[str]) -> tuple[Local | Submitit, list[str]]:
     given = dict(word.partition("=")[::2] for word in of_launcher)
     name = given.pop("launcher", "local")
     if name not in LAUNCHERS:
-        near = "; SLURM's is launcher=submitit" if name in SLURM else _near(name, LAUNCHERS)
+        near = "; SLURM's is launcher=submitit" if name in SLURM else did_you_mean(name, LAUNCHERS, "; ")
         raise ConfigError(f"launcher={name}: one of {', '.join(LAUNCHERS)}{near}")
     kind = LAUNCHERS[name]
     values = yaml.safe_load((CONF / "launcher" / f"{name}.yaml").read_text())
@@ -150,12 +149,7 @@ def _no_such_key(key: str, name: str, values: Mapping[str, Any]) -> str:
     has = [other for other, kind in LAUNCHERS.items() if key in {f.name for f in fields(kind)}]
     if has:
         return f"launcher={name} has no {key}; set launcher={has[0]} to have it"
-    return f"launcher={name} has {', '.join(values)}{_near(key, values)}"
-
-
-def _near(word: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"launcher={name} has {', '.join(values)}{did_you_mean(key, values, '; ')}"
 
 
 def _plain(text: str, kind: str) -> Any:
