@@ -6,7 +6,6 @@ are `key=value`: options of the verb, or overrides of `conf/` where the verb tak
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -85,8 +84,7 @@ def main(words: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not written again at the end
         return 0
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, 1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = arguments.did_you_mean(verb, VERBS, cutoff=0.5)
         print(f"error: pw {verb}: there is no such command; {hint}`pw` lists them", file=sys.stderr)
         return 2
     found = VERBS[verb]

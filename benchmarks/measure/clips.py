@@ -7,7 +7,6 @@ zero.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure.contract import ClipHash
 from benchmarks.metrics import lookup, protocols
-from pw.io.files import write_atomically, write_csv
+from pw.io.files import write_csv, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +80,7 @@ def score_folder(
     }
     columns = ["video", "frames", *(name for name in scorers if lookup(name).level == "video")]
     write_csv(out / "scores.csv", columns, ({"video": name, **row} for name, row in rows.items()))
-    write_atomically(out / "scores.json", json.dumps(result, indent=1) + "\n")
+    write_json(out / "scores.json", result)
     return result
 
 

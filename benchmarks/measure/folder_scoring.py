@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from benchmarks.metrics import METRICS, VBENCH_SEMANTIC, Metric, lookup, scoring
 from benchmarks.stats.bootstrap import prompt_of
 from pw.io.arguments import ConfigError
 from pw.io.host import default_threads
+from pw.io.progress import Pace, duration
 
 WORKER = "vbench"
 """The family that is measured by a process of its own."""
@@ -85,11 +85,12 @@ class FolderScoring:
         streamed = {p: [n for n in names if lookup(n).family != WORKER] for p, names in needed.items()}
         streamed = {path: names for path, names in streamed.items() if names}
         scorers = self._scorers({lookup(n).family for names in streamed.values() for n in names})
-        clock = _Clock(len(streamed), progress)
-        for path, names in streamed.items():
+        pace = Pace()
+        for done, (path, names) in enumerate(streamed.items(), 1):
             families = {lookup(name).family for name in names}
             self._measure_one(path, {f: scorer for f, scorer in scorers.items() if f in families})
-            clock.tick(path.name)
+            spent, left = duration(round(pace.spent)), pace.left(done, len(streamed))
+            progress(f"{done}/{len(streamed)}  {path.name}  {spent} spent, {left} left")
         self._measure_by_worker({p: [n for n in names if lookup(n).family == WORKER] for p, names in needed.items()})
         self._check_protocol()
 
@@ -282,26 +283,6 @@ def _stamp(path: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-class _Clock:
-    """Says how far one is, and how long the rest takes at the pace so far."""
-
-    def __init__(self, total: int, say: Callable[[str], None]) -> None:
-        self.total, self.say, self.done, self.began = total, say, 0, time.monotonic()
-
-    def tick(self, what: str) -> None:
-        self.done += 1
-        spent = time.monotonic() - self.began
-        left = spent / self.done * (self.total - self.done)
-        self.say(f"{self.done}/{self.total}  {what}  {_duration(spent)} spent, {_duration(left)} left")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _depends(row: Metric, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from benchmarks.measure.clips import SUFFIXES
 from benchmarks.measure.streaming import BUDGET
 from benchmarks.metrics import lookup
 from benchmarks.systems import jobs
-from pw.io.arguments import ConfigError, at_least, no_such_option, option
+from pw.io.arguments import ConfigError, no_such_option, number, option
 from pw.io.files import check_writable
 
 
@@ -57,8 +57,8 @@ class MeasureOptions:
     solution: Path | None = option(None, "a folder with many-step solutions of the same names", read=existing_folder)
     strict: bool = option(False, "stop at the first video that is broken, or that a metric cannot measure")
     device: str = option("auto", "auto, cpu or cuda:0, for networks", read=_device_name)
-    processes: int = option(0, "processes that share the videos, a GPU each; 0: one per GPU", read=at_least(0))
-    threads: int = option(0, "threads of all processes together; 0: one per core", read=at_least(0))
+    processes: int = option(0, "processes that share the videos, a GPU each; 0: one per GPU", read=number(0))
+    threads: int = option(0, "threads of all processes together; 0: one per core", read=number(0))
     memory: int = option(BUDGET, "bytes of frames in flight, such as 2GB", read=_bytes)
     cache: Path | None = option(None, "where values are kept, instead of outputs/cache/scores", read=_cache_folder)
     overrides: tuple[str, ...] = option((), "FAMILY.SETTING=VALUE, instead of the registry's: mhd.reduction=sum")

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.speed.attention_choice import choose_variant, device_of, forget
-from pw.io.arguments import Command, ConfigError, at_least, option
+from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.files import write_json
 from pw.io.imports import quiet
 from pw.io.paths import OUTPUTS
@@ -218,8 +218,8 @@ class BenchOptions:
 
     what: str = option("generate", "generate, metrics or train", read=_what)
     scales: tuple[str, ...] = option(("2k", "4k"), "scales with text and guidance")
-    stock_steps: int = option(3, "steps of diffusers' own pipeline that are timed; 0: none", read=at_least(0))
-    stock_of: int = option(50, "steps that it would take", read=at_least(1))
+    stock_steps: int = option(3, "steps of diffusers' own pipeline that are timed; 0: none", read=number(0))
+    stock_of: int = option(50, "steps that it would take", read=number(1))
     kernels: tuple[str, ...] = option(
         ("sdpa", "cudnn", "flash", "flash3"), "attention kernels to choose from", read=_kernels
     )

@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING, Literal
 from benchmarks.measure.metric_weights import MissingWeights, find
 from benchmarks.metrics import lookup
 from benchmarks.metrics.stream import Look, Scorer
-from pw.io.arguments import Command, ConfigError, at_least, option
-from pw.io.files import check_writable, write_json
+from pw.io.arguments import Command, number, option
+from pw.io.files import writable_file, write_json
 from pw.io.host import default_threads, usable_cores
 from pw.io.paths import OUTPUTS, ROOT
 
@@ -281,28 +281,20 @@ def show(found: Sequence[Measured]) -> None:
             console.print(f"{row.part}, {row.what} –  {escape(row.note)}", highlight=False, soft_wrap=True)
 
 
-def whole_number(key: str, value: str) -> int:
-    """A number that was given. Raises ConfigError naming the key."""
-    try:
-        return at_least(1)(value)
-    except ValueError as error:
-        raise ConfigError(f"{key}={value}: {error}") from None
-
-
 @dataclass(frozen=True)
 class MetricBenchOptions:
     """The options of `pw bench what=metrics`."""
 
     only: tuple[Literal["mhd", "niqe", "stream"], ...] = option(("mhd", "niqe", "stream"), "what is measured")
-    frames: int = option(121, "frames of the 4K clip", read=at_least(1))
-    repeats: int = option(5, "rounds, of which the median counts", read=at_least(1))
-    out: Path | None = option(None, "the JSON file, by default outputs/bench/metrics_<processor>.json")
+    frames: int = option(121, "frames of the 4K clip", read=number(1))
+    repeats: int = option(5, "rounds, of which the median counts", read=number(1))
+    out: Path | None = option(
+        None, "the JSON file, by default outputs/bench/metrics_<processor>.json", read=writable_file("out")
+    )
 
 
 def run(options: MetricBenchOptions) -> int:
     """Exit status 0: measured."""
-    if options.out is not None:
-        check_writable("out", options.out.absolute().parent, options.out.name)
     measured: list[Measured] = []
     if "stream" in options.only:  # first: while this process is small, and on all cores
         print(f"a 4K clip of {options.frames} frames …", file=sys.stderr, flush=True)

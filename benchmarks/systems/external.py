@@ -31,6 +31,7 @@ from benchmarks.systems import ExternalCommand, GenerationError, Setting, System
 from benchmarks.systems.jobs import SUFFIXES, VideoJob, check
 from benchmarks.systems.watch import GRACE, ending_with_us
 from pw.io.arguments import ConfigError
+from pw.io.paths import commit_of
 
 # what {…} in a command may name
 FIELDS = (
@@ -306,19 +307,3 @@ def _tail(log: Path) -> str:
     return f"the end of {log}:\n" + "\n".join(
         f"    {line[:200]}" for line in lines[-LAST_LINES:] or ["(it said nothing)"]
     )
-
-
-def commit_of(folder: Path) -> tuple[str | None, bool | None]:
-    """The commit of a checkout and whether it was changed since; None where git cannot say."""
-    commit = _git(folder, "rev-parse", "HEAD")
-    return commit, None if commit is None else bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.systems import Diffusers, ExternalCommand, PixelWizard, Setting, System, find, read_card
 from benchmarks.systems.jobs import VideoJob, input_jobs, make_jobs, read_prompts
-from pw.io.arguments import ConfigError, at_least, keys, option, written
+from pw.io.arguments import ConfigError, keys, number, option, written
 from pw.io.paths import OUTPUTS
 
 SETTINGS = ("width", "height", "frames", "fps", "steps", "guidance", "shift")
@@ -67,12 +67,12 @@ class SystemOptions:
     prompts: Path | None = option(None, '.txt, a prompt a line; or .jsonl of {"text", "long"?, "id"?}')
     inputs: Path | None = option(None, "the videos to be enlarged, for super-resolution")
     videos: Path | None = option(None, "register these videos instead; nothing is copied", read=_folder_of_videos)
-    seeds: int = option(1, "videos for each prompt; the seed of the noise is 0, 1, …", read=at_least(1))
+    seeds: int = option(1, "videos for each prompt; the seed of the noise is 0, 1, …", read=number(1))
     out: Path | None = option(None, "outputs/systems/<name> by default; a video that is there is not made again")
-    limit: int | None = option(None, "only the first so many videos", read=at_least(1))
+    limit: int | None = option(None, "only the first so many videos", read=number(1))
     dry_run: bool = option(False, "say what would be run")
     accept_licence: bool = option(False, "accept a licence that restricts use")
-    gpus: int = option(1, "a process for each GPU, each with its share", read=at_least(1))
+    gpus: int = option(1, "a process for each GPU, each with its share", read=number(1))
     shard: tuple[int, int] = option((0, 1), "i/n: the i-th of n shares, for a cluster's jobs", read=_shard)
     weights: str = option("", "a folder, or a repository on the Hugging Face hub, instead of the card's")
     width: int | None = option(None, "px, instead of the native setting", read=_above_zero(int))
@@ -89,7 +89,7 @@ class SystemOptions:
     quality: int | None = option(None, f"diffusers, PixelWizard: x264's crf, {QUALITY} by default", read=_crf)
     checkout: Path | None = option(None, "command: the folder of its repository, with its environment")
     python: str | None = option(None, "command: its interpreter, by default the checkout's .venv/bin/python")
-    timeout: int | None = option(None, "command: seconds that a video may take", read=at_least(1))
+    timeout: int | None = option(None, "command: seconds that a video may take", read=number(1))
     overrides: tuple[str, ...] = option((), "for PixelWizard whatever `pw generate` takes: hires=… anchor=…")
 
 

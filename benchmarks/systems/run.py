@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,7 +18,8 @@ from benchmarks.systems.generation_call import Call
 from benchmarks.systems.gpu_processes import environment, process_group, processes, same_everywhere
 from benchmarks.systems.jobs import VideoJob, is_done, note, write_asked
 from pw.io.files import write_atomically
-from pw.io.paths import ROOT
+from pw.io.paths import ROOT, commit_of
+from pw.io.progress import Pace, duration
 
 
 class Maker(Protocol):
@@ -66,7 +66,7 @@ def missing(call: Call) -> list[VideoJob]:
 def _one_by_one(call: Call, todo: Sequence[VideoJob], say: Callable[[str], None]) -> list[str]:
     if not todo:
         return []
-    maker, failures, began = _maker(call, todo), [], time.perf_counter()
+    maker, failures, pace = _maker(call, todo), [], Pace()
     for number, job in enumerate(todo, 1):
         try:
             with _claimed(call, job) as is_ours:
@@ -80,9 +80,8 @@ def _one_by_one(call: Call, todo: Sequence[VideoJob], say: Callable[[str], None]
                 raise GenerationError(failures[0]) from error
             say(f"{number}/{len(todo)}  could not be made: {failures[-1]}")
             continue
-        spent = time.perf_counter() - began
-        left = spent / number * (len(todo) - number)
-        say(f"{number}/{len(todo)}  {path.name}, {_time(spent / number)} a video, about {_time(left)} left")
+        left, each = pace.left(number, len(todo)), duration(1 / pace.rate(number))
+        say(f"{number}/{len(todo)}  {path.name}, {each} a video, about {left} left")
     return failures
 
 
@@ -122,13 +121,11 @@ def _claimed(call: Call, job: VideoJob) -> Generator[bool]:
 
 def _make_one(call: Call, maker: Maker, job: VideoJob) -> Path:
     """A video in its place, then its note: a reader sees both or neither is counted."""
-    from benchmarks.systems.external import commit_of
-
     with _work(call, job) as work:
         video, about = maker.make(job, work)
         target = call.out / "videos" / f"{job.stem}{video.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(video, target)
+        video.replace(target)
         content = {
             "system": call.system.name,
             "video": target.name,
@@ -225,9 +222,3 @@ def commands(call: Call) -> Iterator[str]:
 
 def _encoding(call: Call) -> dict[str, Any]:
     return {"codec": "ffv1"} if call.lossless else {"codec": "h264", "crf": call.quality}
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

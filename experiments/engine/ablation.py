@@ -6,7 +6,6 @@ Refuted and Verdict.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.engine.clauses import Clause
-from pw.io.arguments import ConfigError
+from pw.io.arguments import ConfigError, did_you_mean
 from pw.io.paths import own_folder
 
 FOLDER = Path(__file__).parents[1]
@@ -104,8 +103,7 @@ def load(name: str) -> tuple[Ablation, Statement]:
     """The ablation and its statement. Raises ConfigError when there is none of that name."""
     path = files().get(name)
     if path is None:
-        near = difflib.get_close_matches(name, names(), 1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(name, names())
         raise ConfigError(f"name={name}: no such ablation; {hint}there are {', '.join(names())}")
     spec = importlib.util.spec_from_file_location(f"experiments.{name}", path)
     assert spec is not None

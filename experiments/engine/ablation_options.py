@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.engine.ablation import names
-from pw.io.arguments import ConfigError, option
+from pw.io.arguments import number, option
 from pw.io.paths import OUTPUTS
 from pw.train.train_command import outputs_folder
 
@@ -29,31 +29,21 @@ def _seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def _workers(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError("a whole number; 0 is one per core")
-    return int(text)
-
-
 @dataclass(frozen=True)
 class AblationOptions:
     """Which ablation, which part of it, and how it is run. `overrides` are of every run."""
 
-    name: str = option("", "the ablation; `pw ablations` lists them", values=names)
+    name: str = option(says="the ablation; `pw ablations` lists them", values=names)
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "a number (5 is 0 to 4) or a list ([0,3])", read=_seeds)
     arms: tuple[str, ...] = option((), "only these arms")
     vary_start: bool = option(False, "train a start checkpoint per seed, instead of one for all")
-    workers: int = option(0, "runs at a time; 0 is one per core", read=_workers)
+    workers: int = option(0, "runs at a time; 0 is one per core", read=number(0))
     dry_run: bool = option(False, "print the plan and the commands, do nothing")
     fresh: bool = option(False, "redo what is cached, but for starts, which other ablations share")
     mlflow: bool = option(True, "record the runs in MLflow")
     launcher: str = option("local", "local, or submitit for SLURM; its keys are launcher.partition=… and such")
     outputs: Path = option(OUTPUTS, "where results go", read=outputs_folder)
     overrides: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError(f"name=… is missing: one of {', '.join(names())}")
 
     def words(self) -> list[str]:
         """The words from which `parse` gives the same plan, without what says how it is run."""

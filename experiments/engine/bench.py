@@ -30,8 +30,8 @@ from typing import Literal
 
 from benchmarks.speed.metric_speed import Measured, device, in_turn, show
 from experiments.engine.plan import make_plan, parse
-from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import check_writable, write_json
+from pw.io.arguments import Command, number, option
+from pw.io.files import writable_file, write_json
 from pw.io.host import usable_cores
 from pw.io.paths import OUTPUTS, ROOT
 from pw.parallel.launch import REPORT
@@ -49,32 +49,17 @@ METHOD = "import importlib, pkgutil, pw.method, torch; " + (
 Part = Literal["step", "latents", "ablation", "start", "list", "method"]
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError("a whole number from 1")
-    return int(text)
-
-
-def _out(text: str) -> Path:
-    path = Path(text).absolute()
-    try:
-        check_writable("out", path.parent, path.name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return path
-
-
 @dataclass(frozen=True)
 class TrainBenchOptions:
     """What is measured, and how much of it."""
 
     only: tuple[Part, ...] = option(("step", "latents", "ablation", "start", "list", "method"), "what is measured")
-    repeats: int = option(20, "rounds", read=_positive)
+    repeats: int = option(20, "rounds", read=number(1))
     arms: tuple[str, ...] = option(("baseline", "full"), "arms of ansc that are run")
     seeds: str = option("2", "its seeds")
-    updates: int = option(20, "its updates of a training", read=_positive)
-    count: int = option(8, "its evaluation clips", read=_positive)
-    out: Path | None = option(None, "a JSON file, by default named by the processor", read=_out)
+    updates: int = option(20, "its updates of a training", read=number(1))
+    count: int = option(8, "its evaluation clips", read=number(1))
+    out: Path | None = option(None, "a JSON file, by default named by the processor", read=writable_file("out"))
 
 
 @dataclass(frozen=True)

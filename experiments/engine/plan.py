@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from experiments.engine.ablation_options import AblationOptions
 from experiments.engine.outcome.verdict import check_claims
 from experiments.engine.sweep import take_sweeps
 from pw.io import arguments
-from pw.io.arguments import ConfigError
+from pw.io.arguments import ConfigError, did_you_mean
 from pw.run.build import Run, build
 from pw.run.compose import Config, leaves, override_key
 from pw.train.preflight import check_share
@@ -143,8 +142,8 @@ def plan_of(options: AblationOptions, ablation: Ablation, stated: Statement) -> 
     crossed: Sequence[Any] = ablation.across[1] if ablation.across else [None]
     try:
         check_claims(ablation, [_label(ablation, name, value) for value in crossed for name in ablation.arms])
-    except ValueError as error:
-        raise ConfigError(f"{options.name}: {error}") from error
+    except ConfigError as error:
+        raise error.within(f"{options.name}: ") from error
     chosen = _chosen_arms(ablation, options)
     for override in options.overrides:
         if override_key(override) == "seed":
@@ -174,8 +173,7 @@ def _label(ablation: Ablation, name: str, value: Any) -> str:
 def _chosen_arms(ablation: Ablation, options: AblationOptions) -> list[str]:
     for name in options.arms:
         if name not in ablation.arms:
-            near = difflib.get_close_matches(name, ablation.arms, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = did_you_mean(name, ablation.arms)
             raise ConfigError(f"arms={name}: {hint}{options.name} has {', '.join(ablation.arms)}")
     return [name for name in ablation.arms if not options.arms or name in options.arms]
 
@@ -202,7 +200,7 @@ def _arm(
         runs = {seed: run.with_seed(seed, 1000 + seed if options.vary_start else None) for seed in options.seeds}
         _check_shares(run)
     except ConfigError as error:
-        raise ConfigError(f"arm {label}: {error}") from error
+        raise error.within(f"arm {label}: ") from error
     tuned = [o for o in (*ablation.fixed.split(), *ablation.arms[name].split()) if o.startswith("optimizer.")]
     given_keys = {override_key(o) for o in given}
     if run.departs_from_wan and (left := [o for o in tuned if override_key(o) not in given_keys]):
@@ -222,7 +220,7 @@ def _check_shares(run: Run) -> None:
             if needed is not None:
                 _check_shares(needed)
         except ConfigError as error:
-            raise ConfigError(f"{group}: {error}") from error
+            raise error.within(f"{group}: ") from error
 
 
 def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:

@@ -84,13 +84,10 @@ def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
 
 def _preflight(plan: Plan, todo: Sequence[Job], launcher: Local | Submitit) -> None:
     """Whether data, weights, memory and disk are there, before the first run. Raises ConfigError."""
-    try:
-        for run in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
-            preflight(run, plan.options.outputs, here=isinstance(launcher, Local))
-        for arm in plan.arms:
-            check_sampling(arm.first)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    for run in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
+        preflight(run, plan.options.outputs, here=isinstance(launcher, Local))
+    for arm in plan.arms:
+        check_sampling(arm.first)
 
 
 def _pool(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from experiments.engine.pool import Pool
 from experiments.engine.queue.hand_over import Queue
 from experiments.engine.queue.units import Unit
 from pw.io.paths import OUTPUTS
-from pw.io.progress import ignore_closed_stream
+from pw.io.progress import ProgressLine, duration, ignore_closed_stream
 
 SHOWN = 6  # trainings of other code that a plan names
 
@@ -64,7 +63,7 @@ def print_plan(
     kinds = {kind: sum(job.kind == kind for job in todo) for kind in ("train", "sample", "score")}
     console.print(
         f"{kinds['train']} trainings, {kinds['sample']} samplings, {kinds['score']} scorings to do, {cached} cached; "
-        f"about {_minutes(seconds)} at the pace of the machine this was measured on"
+        f"about {duration(seconds)} at the pace of the machine this was measured on"
     )
 
 
@@ -85,8 +84,7 @@ class RunDisplay:
 
     def __init__(self, console: Any, total: int) -> None:
         self.console, self.total, self.done = console, total, 0
-        self.last = time.perf_counter()
-        self.every = 0.5 if console.is_terminal else 15.0
+        self.line = ProgressLine(console.file)
 
     def event(self, what: str, job: Job, text: str) -> None:
         """A job was started, done, failed, skipped or is stopping."""
@@ -103,28 +101,17 @@ class RunDisplay:
 
     def tick(self, pool: Pool | Queue) -> None:
         """Show how far it is, if that was not shown just now."""
-        now = time.perf_counter()
-        if now - self.last < self.every:
+        if not self.line.is_due:
             return
-        self.last = now
         doing = ", ".join(f"{r.job.label} {100 * r.share:.0f} %" for r in pool.running)
         if pool.held:
             holder = next(iter(pool.held.values()))
             doing += f"{', ' * bool(doing)}{len(pool.held)} in the hands of {holder.who}"
-        text = f"{self.done} of {self.total} done, about {_minutes(pool.seconds_left())} left: {doing}"
-        if self.console.is_terminal:
-            with ignore_closed_stream(self.console.file):  # written past rich, which would drop the carriage return
-                self.console.file.write(f"\r\x1b[2K{text[: self.console.width - 1]}")
-                self.console.file.flush()
-        else:
-            self._line(text)
+        text = f"{self.done} of {self.total} done, about {duration(pool.seconds_left())} left: {doing}"
+        # past rich, which would drop the carriage return
+        self.line.show(text[: self.console.width - 1] if self.line.is_live else text)
 
     def _line(self, text: str) -> None:
+        self.line.clear()
         with ignore_closed_stream(self.console.file):
-            if self.console.is_terminal:
-                self.console.file.write("\r\x1b[2K")
             self.console.print(text)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

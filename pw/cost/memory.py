@@ -196,11 +196,3 @@ def codec_bytes(
         Part("working set", rows * columns * per_pixel, "fake tensors"),
         Part("pixels", frames * pixels, "counted"),
     )
-
-
-def gigabytes(count: float) -> str:
-    """Bytes in GB, MB or kB: 12.3 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.1f} kB"

@@ -7,23 +7,18 @@ from typing import TYPE_CHECKING
 
 from pw.cost.flops import forward_flops, operations
 from pw.cost.generation_cost import sampling_memory
-from pw.cost.memory import MARGIN, Moment, gigabytes
+from pw.cost.memory import MARGIN, Moment
 from pw.cost.parameters import parameters, stage_latent, tokens
 from pw.cost.planner import CostPlan
 from pw.cost.training_cost import reads_pixels
 from pw.cost.verdicts import Verdict
+from pw.io.files import human_size
+from pw.io.progress import duration
 from pw.run.build import Run
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 0.12 s, 98 s, 8.4 min or 34.5 h."""
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -71,12 +66,12 @@ def moment_rows(table: Table, moments: Sequence[Moment], memory: float | None) -
         parts = [next((part for part in moment.parts if part.name == name), None) for moment in moments]
         sources = dict.fromkeys(part.source for part in parts if part is not None and part.bytes)
         if sources:
-            cells = (gigabytes(part.bytes) if part is not None and part.bytes else "–" for part in parts)
+            cells = (human_size(part.bytes) if part is not None and part.bytes else "–" for part in parts)
             table.add_row(name, *cells, ", ".join(sources))
-    table.add_row("peak", *(gigabytes(m.bytes) for m in moments), "", style="bold")
+    table.add_row("peak", *(human_size(m.bytes) for m in moments), "", style="bold")
     if memory is not None:
         margin = f"+ {MARGIN:.0%} + 1 GiB: assumed"
-        table.add_row("needed", *(gigabytes(m.needs) for m in moments), margin)
+        table.add_row("needed", *(human_size(m.needs) for m in moments), margin)
         table.add_row("fits", *("[green]yes[/]" if m.fits(memory) else "[red]no[/]" for m in moments), "")
 
 
@@ -158,7 +153,7 @@ def show(plan: CostPlan, asked: Sequence[str], verdicts: Sequence[Verdict], cons
 def _show_generation(plan: CostPlan, console: Console) -> None:
     console.print(generation_table(plan))
     total = duration(sum(plan.seconds(phase) for phase in plan.generation.phases))
-    host = ", ".join(f"{part.name} {gigabytes(part.bytes)}" for part in plan.generation.host)
+    host = ", ".join(f"{part.name} {human_size(part.bytes)}" for part in plan.generation.host)
     console.print(f"{total} a video in all, {plan.precision} weights. CPU memory: {host}.")
     if plan.gpus is not None and plan.gpus.count > 1:
         console.print(_sharing(plan.gpus.count, plan.run.trainer.context))
@@ -183,10 +178,10 @@ def _show_training(plan: CostPlan, console: Console) -> None:
         console.print("data=none: latents made beforehand; encoding clips as they are read comes on top.")
     console.print()
     console.print(training_table(plan))
-    host = ", ".join(f"{part.name} {gigabytes(part.bytes)}" for part in training.host)
+    host = ", ".join(f"{part.name} {human_size(part.bytes)}" for part in training.host)
     trained = f"{training.trained_parameters:,} weights are trained (train.trainable={run.train.trainable})."
     console.print(f"{trained} CPU memory{' for each device' if training.gpus > 1 else ''}: {host}.")
     if run.text is not None:
-        batch, memory = run.sampling.batch_size, gigabytes(sampling_memory(run))
+        batch, memory = run.sampling.batch_size, human_size(sampling_memory(run))
         console.print(f"Sampled to be scored, {batch} at once, its clips take {memory} of CPU memory.")
     console.print()

@@ -29,7 +29,7 @@ from pw.cost.memory import Moment, Precision
 from pw.cost.training_cost import TrainingCost, training_cost
 from pw.cost.verdicts import Verdict, judge_generation, judge_training
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import write_json
+from pw.io.files import writable_file, write_json
 from pw.run.build import Run, build
 
 CPU = 0.02  # TFLOP/s of a thread
@@ -57,7 +57,7 @@ class PlanOptions:
     )
     what: Literal["generation", "training", "both"] = option("both", "what is shown and judged", key="for")
     dtype: Precision | None = option(None, "of the networks' weights in generation; by default bf16 on a GPU")
-    json: Path | None = option(None, "a file for the plan as JSON")
+    json: Path | None = option(None, "a file for the plan as JSON", read=writable_file("json"))
     overrides: tuple[str, ...] = ()
 
     @property
@@ -175,10 +175,7 @@ def run(options: PlanOptions) -> int:
     plan = make_plan(options.overrides, options.gpus, options.tflops, options.dtype)
     judged = verdicts(plan, options.asked)
     if options.json is not None:
-        try:
-            write_json(options.json, as_json(plan, judged))
-        except OSError as error:
-            raise ConfigError(f"json={options.json}: cannot be written ({error.strerror})") from error
+        write_json(options.json, as_json(plan, judged))
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 120  # a file or a pipe has no width of its own

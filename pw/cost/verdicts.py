@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from pw.cost.devices import CARDS, DEVICES, Gpus, contexts, sharding
 from pw.cost.generation_cost import Stages, generation_cost, last_stage, stages_of
-from pw.cost.memory import Moment, Precision, gigabytes
+from pw.cost.memory import Moment, Precision
 from pw.cost.nearest import amended, generation_changes, nearest, training_changes
 from pw.cost.training_cost import TrainingCost, training_cost
+from pw.io.files import human_size
 from pw.run.build import Run, build
 from pw.run.compose import override_key
 
@@ -102,7 +103,7 @@ def enough_devices(run: Run, counts: Sequence[int], cards: Mapping[str, float]) 
 
 
 def _needs(moment: Moment) -> str:
-    return f"{moment.name} needs {gigabytes(moment.needs)}, most of it {moment.largest.name}"
+    return f"{moment.name} needs {human_size(moment.needs)}, most of it {moment.largest.name}"
 
 
 def _enough(moment: Moment) -> int:
@@ -114,6 +115,6 @@ def check_generation(hires: Run | None, anchor: Run | None, memory: float, count
 
     count  devices of the machine
     """
-    verdict = judge_generation((hires, anchor), memory, gigabytes(memory), None, count)
+    verdict = judge_generation((hires, anchor), memory, human_size(memory), None, count)
     if not verdict.fits:
         raise ValueError(verdict.line)

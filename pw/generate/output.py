@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pw.cost.memory import gigabytes
 from pw.cost.parameters import parameters, stage_latent
 from pw.generate.request import GenerationRequest, Prompt
 from pw.generate.task import Task, release_memory
-from pw.io.files import write_json
+from pw.io.files import check_space, replacing, write_json, write_tensors
 from pw.run.build import Run
 from pw.run.provenance import provenance
 
@@ -31,28 +27,10 @@ def save_latent(path: Path, latent: Tensor, metadata: Mapping[str, str], prompt:
 
     Raises ValueError when it is not finite, since nothing can come of it; OSError when the disk is full.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     if not latent.isfinite().all():
         raise ValueError(f"{path.parent.name}/{path.name}: what was made for {prompt.text[:60]!r} is not finite")
     metadata = {**metadata, "prompt": prompt.text, "seed": str(prompt.seed)}
-    with _replacing(path) as partial:
-        try:
-            save_file({"latent": latent.float().cpu().contiguous()}, partial, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path}: {error}") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Generator[Path]:
-    """Yield a hidden name beside `path`, which becomes `path` if the block succeeds."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(path, {"latent": latent.float().cpu().contiguous()}, metadata)
 
 
 def load_latent(path: Path) -> tuple[Tensor, dict[str, str]]:
@@ -131,7 +109,7 @@ def _write_video(request: GenerationRequest, prompt: Prompt, frames: NDArray[Any
     if path.suffix != ".png":
         write_video(path, frames, fps=options.fps, lossless=options.lossless, crf=options.quality)
         return
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         Image.fromarray(frames[0]).save(partial, format="png")
 
 
@@ -142,20 +120,13 @@ def remove_latents(request: GenerationRequest, prompt: Prompt) -> None:
 
 
 def check_disk(request: GenerationRequest, count: int) -> None:
-    """Raises ValueError when `count` videos cannot fit: latents in fp32, and videos at no less than 1 bit a pixel."""
+    """Raises ConfigError when `count` videos cannot fit: latents in fp32, and videos at no less than 1 bit a pixel."""
     run = request.hires
     latents = 4 * (prod(stage_latent(run)) + prod(stage_latent(request.anchor)))
     pixels = run.scale.frames * run.scale.height * run.scale.width
     need = count * (latents + pixels * (2 if request.options.lossless else 1 / 8))
-    free = shutil.disk_usage(
-        next(path for path in (request.out, *request.out.absolute().parents) if path.exists())
-    ).free
-    if free < need:
-        videos = "1 video needs" if count == 1 else f"{count} videos need"
-        raise ValueError(
-            f"out={request.out}: {videos} about {gigabytes(need)}, {gigabytes(free)} are free; free some, or choose "
-            "another out="
-        )
+    what = f"for {count} video{'' if count == 1 else 's'}"
+    check_space("out", request.out, need, "free some, or choose another out=", what)
 
 
 def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from pw.generate.stage_runs import (
     stage_runs,
     with_trained,
 )
-from pw.io.arguments import ConfigError, option
+from pw.io.arguments import ConfigError, number, option
 from pw.io.files import digest
 from pw.io.paths import OUTPUTS
 from pw.parallel.place import Place, current_place
@@ -52,22 +51,6 @@ def _folder(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def _number(low: int, high: int, convert: Callable[[float], Any] = int) -> Callable[[str], Any]:
-    """Reads a number from `low` to `high`; a whole one unless `convert` is float."""
-    kind = "a number" if convert is float else "a whole number"
-
-    def read(text: str) -> Any:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high or convert(value) != value:
-            raise ValueError(f"wants {kind} from {low} to {high}")
-        return convert(value)
-
-    return read
-
-
 @dataclass(frozen=True)
 class GenerateOptions:
     """The options of `pw generate`; `overrides` are of stage II, with `anchor.` before them of stage I."""
@@ -85,9 +68,9 @@ class GenerateOptions:
         None, "the `out` of an earlier call, whose anchors are used", read=_filled("anchors_from", _folder)
     )
     out: Path | None = option(None, "outputs/generated/SCALE by default", read=_filled("out", _folder))
-    frames: int | None = option(None, "of the video; 1 makes an image", read=_number(1, 100_000))
-    fps: float = option(24.0, "frames a second", read=_number(1, 240, float))
-    quality: int = option(16, "CRF of H.264, from 0 to 51; less is better", read=_number(0, 51))
+    frames: int | None = option(None, "of the video; 1 makes an image", read=number(1, 100_000))
+    fps: float = option(24.0, "frames a second", read=number(1, 240, float))
+    quality: int = option(16, "CRF of H.264, from 0 to 51; less is better", read=number(0, 51))
     lossless: bool = option(False, "FFV1 in .mkv instead")
     text_device: Literal["auto", "cpu", "gpu"] = option("auto", "where the text encoder runs")
     outputs: Path | None = option(None, "where a signature's training lies", read=_filled("outputs", _folder))

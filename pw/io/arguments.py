@@ -15,12 +15,15 @@ and `positional` every word without an equals sign; a command without them refus
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import math
+import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -31,6 +34,20 @@ SPECIAL = ("overrides", "positional")
 
 class ConfigError(ValueError):
     """A key, value or combination the user can mend; the message names it and says what would do."""
+
+    def within(self, where: str) -> ConfigError:
+        """The same with words before it that say where."""
+        error = copy.copy(self)
+        error.args = (f"{where}{self}",)
+        return error
+
+
+class UnknownKeyError(ConfigError):
+    """An override whose key the configuration does not have. It may be meant for an option of the command."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 def option(
@@ -68,7 +85,9 @@ class Command(Generic[T]):
         try:
             return self.run(parse(self.options, words))
         except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
+            key = error.key if isinstance(error, UnknownKeyError) else ""
+            hint = did_you_mean(key, keys(self.options), "; or, of the options, ", 0.7)
+            print(f"error: {error}{hint}", file=sys.stderr)
             return 2
         except OSError as error:
             if not self.resumes:
@@ -105,6 +124,8 @@ def parse(options: type[T], words: Sequence[str]) -> T:
         if field.name not in given and field.default is dataclasses.MISSING and field.name not in SPECIAL:
             key = next(key for key, name in known.items() if name == field.name)
             says = field.metadata.get("says", "")
+            if listed := values(options, key):
+                says = f"{says}, one of {', '.join(listed)}"
             raise ConfigError(f"{key}=… is missing{f': {says}' if says else ''}")
     return options(**given, **{name: tuple(found) for name, found in rest.items()})
 
@@ -127,9 +148,17 @@ def values(options: type, key: str) -> tuple[str, ...]:
 def no_such_option(options: type, word: str, also: str = "") -> ConfigError:
     """What is wrong with a word whose key is no option, with the nearest one; also: what else would do."""
     key, known = word.partition("=")[0], keys(options)
-    near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(key, known, cutoff=0.5)
     return ConfigError(f"{word}: there is no option {key}; {hint}{_there_are(known)}{also}")
+
+
+def did_you_mean(word: str, known: Iterable[str], before: str = "", cutoff: float = 0.6) -> str:
+    """A question with the nearest of the known words, empty where none is near.
+
+    before  what it follows at the end of a sentence, `; `; without it there is a space after it
+    """
+    near = difflib.get_close_matches(word, list(known), 1, cutoff)
+    return f"{before}did you mean {near[0]}?{'' if before else ' '}" if near else ""
 
 
 def describe(options: type) -> list[tuple[str, str]]:
@@ -183,14 +212,13 @@ def _value(hint: Any, text: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         inner = [argument for argument in arguments if argument is not type(None)]
-        return None if text in ("", "null", "none") and len(inner) < len(arguments) else _value(inner[0], text)
+        return None if text in ("", "null", "none") and len(inner) < len(arguments) else _first(inner, text)
     if origin is tuple:
         parts = [part.strip() for part in text.strip("[]()").split(",")]
         return tuple(_value(arguments[0], part) for part in parts if part)
     if origin is Literal:
         if text not in arguments:
-            near = difflib.get_close_matches(text, arguments, 1)
-            raise ValueError(f"one of {', '.join(arguments)}{f'; did you mean {near[0]}?' if near else ''}")
+            raise ValueError(f"one of {', '.join(arguments)}{did_you_mean(text, arguments, '; ')}")
         return text
     if hint is bool:
         if text not in ("true", "false"):
@@ -204,6 +232,17 @@ def _value(hint: Any, text: str) -> Any:
     if hint is Path and not text:
         raise ValueError("names nothing; give it a value, or leave it out")
     return Path(text).expanduser() if hint is Path else text
+
+
+def _first(hints: Sequence[Any], text: str) -> Any:
+    """Text as a value of the first of some types that takes it."""
+    wants = []
+    for hint in hints:
+        try:
+            return _value(hint, text)
+        except ValueError as error:
+            wants.append(str(error))
+    raise ValueError(" or ".join(wants))
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
@@ -229,12 +268,20 @@ def _written(value: Any) -> str:
     return str(value)
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Reads a whole number that is not smaller than this."""
+def number(
+    low: float, high: float = math.inf, kind: type[int] | type[float] = int, without: Sequence[float] = ()
+) -> Callable[[str], Any]:
+    """Reads a number from `low` to `high`, whole unless `kind` is float, and none of `without`."""
 
-    def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or int(text) < least:
-            raise ValueError(f"a whole number from {least}")
-        return int(text)
+    def read(text: str) -> Any:
+        try:
+            value = kind(text) if re.fullmatch(r"[\d.e+-]+", text, re.ASCII) else math.nan
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or value in without:
+            to = f" to {high:.10g}" if high < math.inf else ""
+            but = f", but not {' or '.join(f'{end:g}' for end in without)}" if without else ""
+            raise ValueError(f"{'a whole number' if kind is int else 'a number'} from {low:.10g}{to}{but}")
+        return value
 
     return read

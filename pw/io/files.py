@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,17 @@ def check_writable(key: str, folder: Path, name: str = "") -> None:
             pass
     except OSError as error:
         raise ConfigError(f"{key}={folder / name}: cannot be written ({error.strerror})") from error
+
+
+def writable_file(key: str) -> Callable[[str], Path]:
+    """Reads a file that is to be written, `out=FILE`; its folder is made."""
+
+    def read(text: str) -> Path:
+        path = Path(text).expanduser().absolute()
+        check_writable(key, path.parent, path.name)
+        return path
+
+    return read
 
 
 @contextmanager

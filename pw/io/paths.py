@@ -22,6 +22,23 @@ OUTPUTS = (ROOT if IS_CHECKOUT and Path.cwd().is_relative_to(ROOT) else Path.cwd
 """Of the working directory; anywhere in a checkout, of the checkout."""
 
 
+def commit_of(folder: Path) -> tuple[str | None, bool | None]:
+    """The commit of a checkout and whether it was changed since; None where git cannot say."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    return commit, None if commit is None else bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    import subprocess
+
+    command = ["git", "-C", str(folder), *words]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
 def own_folder() -> Path | None:
     """The working directory, where it is a user's: with a `conf/` or `experiments/` beside which there is no `pw/`.
 

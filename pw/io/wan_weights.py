@@ -17,8 +17,6 @@ from pw.io.files import length, read_json
 
 REPO = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 REVISION = "b8fff7315c768468a5333511427288870b2e9635"
-ORIGINAL_REPO = "Wan-AI/Wan2.2-TI2V-5B"  # the same transformer in Wan's own layout: pw.nn.convert reads it
-ORIGINAL_REVISION = "921dbaf3f1674a56f47e83fb80a34bac8a8f203e"
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
 # What of a part is needed: its configuration, the stem of its tensors, and files of which one must be there.

@@ -20,8 +20,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pw.nn.backbone import Backbone
 
-WITHOUT = ("flash3",)  # kernels for which diffusers has no exchange
-
 
 def groups_of(processes: int, device: str) -> DeviceMesh:
     """All processes in groups of so many neighbours in rank, which meet on `cuda` or `cpu`. All must call it."""

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pw.io.arguments import ConfigError
 from pw.io.paths import ROOT, import_paths
-from pw.io.progress import Progress
-from pw.parallel.place import PLACE, STORE, place_from_environment
-from pw.parallel.signals import STOP_SIGNALS, Stopped, handle_stop_signals, ignore_closed_stream, interruptible
+from pw.io.progress import Progress, ignore_closed_stream
+from pw.parallel.place import PLACE, STORE, place_from_environment, prints_for_user
+from pw.parallel.signals import STOP_SIGNALS, Stopped, handle_stop_signals, interruptible
 
 LIFELINE, REPORT, LOG = "PW_LIFELINE", "PW_REPORT", "PW_LOG"  # environment variables: two file descriptors, a path
 CHECKPOINT_SECONDS = 600.0  # that processes which were told to stop have for their checkpoint
@@ -246,6 +247,48 @@ def report_failure(error: BaseException) -> bool:
     with contextlib.suppress(OSError), Path(os.environ[LOG]).open("a") as log:
         traceback.print_exception(error, file=log)
     return True
+
+
+@contextlib.contextmanager
+def reported_mistakes() -> Generator[None]:
+    """Inside, a call is checked: a launched process reports what is wrong and ends, another raises ConfigError."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if report_failure(error):
+            raise SystemExit(2) from error
+        raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
+
+
+def expected(error: Exception) -> Exception | None:
+    """An error whose message says what is wrong; None for one that nobody expects."""
+    return error if isinstance(error, ValueError | OSError) else None
+
+
+def carry_out(
+    work: Callable[[], None], resumes: str, explain: Callable[[Exception], Exception | None] = expected
+) -> int:
+    """Do the work of a command; its exit status: 0 done, 1 failed, 128 + n stopped by a signal.
+
+    resumes  what is said when it is stopped
+    explain  an error -> what is said of it, in a line or to the launcher; None where its traceback is to be seen
+    """
+    try:
+        work()
+    except (Stopped, KeyboardInterrupt) as stopped:
+        number = stopped.signal if isinstance(stopped, Stopped) else signal.SIGINT
+        if prints_for_user():
+            with ignore_closed_stream(sys.stderr):
+                print(f"stopped by {signal.Signals(number).name}; {resumes}", file=sys.stderr, flush=True)
+        return 128 + number
+    except Exception as error:
+        explained = explain(error)
+        if not report_failure(explained or error):
+            if explained is None:
+                raise
+            print(f"error: {explained}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def run_and_exit(main: Callable[[list[str]], int], arguments: list[str]) -> NoReturn:

@@ -78,7 +78,7 @@ def check_launch(trainer: Trainer) -> None:
         )
 
 
-def prints_for_user(trainer: Trainer) -> bool:
+def prints_for_user() -> bool:
     """Whether this process is the one that prints: the launcher, or under torchrun and srun the first."""
-    place = current_place(trainer)
+    place = place_from_environment()
     return place is None or (place.is_first and not place.is_launched)

@@ -1,15 +1,13 @@
-"""Signals that stop this process, and output that nobody reads any more."""
+"""Signals that stop this process."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Generator
-from typing import Any, TextIO
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -62,16 +60,3 @@ def handle_stop_signals(handle: Callable[[int, Any], None]) -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def ignore_closed_stream(stream: TextIO) -> Generator[None]:
-    """Inside, printing to a terminal or pipe that is gone raises nothing; the stream then leads to /dev/null."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EIO, errno.EPIPE):
-            return  # a full disk may have room again
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # else what is buffered fails again, at exit at the latest
-        os.close(nowhere)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pw.io.arguments import ConfigError
+from pw.io.arguments import ConfigError, UnknownKeyError, did_you_mean
 from pw.io.paths import CONF, own_folder
 
 # turns telemetry off in huggingface_hub and MLflow, which are imported after this
@@ -167,7 +167,7 @@ def _composed(overrides: tuple[str, ...], users: Path | None) -> Config:
                 raise HydraException(f"{change.input_line}: there is no key {error.full_key}") from error
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, overrides)) from error
+        raise _explain(error, overrides) from error
     assert isinstance(values, dict)
     return Config({str(k): v for k, v in values.items()}, dict(files), overrides)
 
@@ -185,14 +185,13 @@ def _check_override(override: str) -> None:
         raise ConfigError(f"{override!r} is not an override: write key=value, e.g. weighting=uniform")
     key, value = override.split("=", 1)
     if key.split("@")[0] in groups() and "@" not in key and value not in groups()[key]:
-        near = difflib.get_close_matches(value, groups()[key], 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(value, groups()[key], "; ")
         raise ConfigError(f"{override}: {key} is one of {', '.join(groups()[key])}{hint}")
     if key.endswith("_target_"):
         raise ConfigError(f"{override}: classes are chosen by group, e.g. {key.split('.')[0]}=…, never by _target_")
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
+def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """One line for Hydra's several: which override, what is known there, what is near."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -205,7 +204,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
             parsed = None
         if parsed is None or parsed.is_sweep_override():
             value = override.partition("=")[2]
-            return f"{override}: {value} is not one value; a list is {key}=[1,2], text with signs '{key}=\"a, b\"'"
+            return ConfigError(
+                f"{override}: {value} is not one value; a list is {key}=[1,2], text with signs '{key}=\"a, b\"'"
+            )
         known = _known_keys(overrides, key)
         if known and key not in known:
             near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
@@ -217,8 +218,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
                 there = (
                     f"{parent} has {', '.join(siblings) or 'no options'}{_unused(parent, overrides)}{_elsewhere(key)}"
                 )
-            return f"{override}: there is no key {key}; {hint}{there}"
-    return " ".join(str(error).split())
+            return UnknownKeyError(f"{override}: there is no key {key}; {hint}{there}", key)
+    return ConfigError(" ".join(str(error).split()))
 
 
 def _unused(parent: str, overrides: Sequence[str]) -> str:

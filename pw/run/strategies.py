@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import math
@@ -15,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pw.io.arguments import ConfigError
+from pw.io.arguments import ConfigError, did_you_mean
 from pw.io.paths import own_folder
 
 # Where a group's classes may live: a configuration cannot name any other.
@@ -96,8 +95,7 @@ def from_values(cls: Any, node: Mapping[str, Any], key: str, **parts: Any) -> An
         raise ConfigError(f"{key}={node!r}: is not one value; set {', '.join(f'{key}.{name}' for name in known)}")
     for name in node:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = did_you_mean(name, known)
             raise ConfigError(f"{key}.{name}: {cls.__name__} has no {name}; {hint}it has {', '.join(sorted(known))}")
     missing = [n for n, f in known.items() if f.default is f.default_factory and n not in node and n not in parts]
     if missing:
@@ -114,8 +112,7 @@ def coerce(value: Any, wanted: Any, key: str) -> Any:
     wrong = ConfigError(f"{key}={value!r}: wants {_wanted(wanted)}")
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
-            near = difflib.get_close_matches(str(value), [str(a) for a in arguments], 1)
-            raise ConfigError(f"{wrong}{f'; did you mean {near[0]}?' if near else ''}")
+            raise ConfigError(f"{wrong}{did_you_mean(str(value), [str(a) for a in arguments], '; ')}")
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

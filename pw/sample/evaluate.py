@@ -89,8 +89,6 @@ def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) 
 
 def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> None:
     """Write each folder's clips as 0000.mkv, …; a folder gets its name when all are written, and is then kept."""
-    import os
-
     from pw.io.video import write_video
 
     partial = {folder: folder.with_name(f".{folder.name}") for folder in sets if not folder.exists()}
@@ -103,7 +101,7 @@ def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> No
             if not (path := place / f"{index:04d}.mkv").exists():
                 write_video(path, sets[folder](index))
     for folder, place in partial.items():
-        os.replace(place, folder)
+        place.rename(folder)
 
 
 def sample(

@@ -5,17 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pw.io.arguments import Command, option
+from pw.io.arguments import Command, number, option
 from pw.io.paths import OUTPUTS
 from pw.sample.evaluate import sample, sample_folder
 from pw.train.train_command import checked_run, outputs_folder, run_training
-
-
-def whole_number(value: str) -> int:
-    """A number without sign. Raises ValueError."""
-    if not value.isdecimal():
-        raise ValueError("wants a whole number")
-    return int(value)
 
 
 @dataclass(frozen=True)
@@ -23,7 +16,7 @@ class SampleOptions:
     """`pw sample key=value …`: one run."""
 
     outputs: Path = option(OUTPUTS, "folder of all results", read=outputs_folder)
-    evaluation_seed: int | None = option(None, "of the evaluation clips; the run's own by default", read=whole_number)
+    evaluation_seed: int | None = option(None, "of the evaluation clips; the run's own by default", read=number(0))
     overrides: tuple[str, ...] = ()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
-from pw.io.arguments import Command, ConfigError, option
+from pw.io.arguments import Command, ConfigError, number, option
 from pw.tracking.mlflow_database import (
     ENVIRONMENT,
     VIEW,
@@ -26,18 +26,11 @@ from pw.tracking.mlflow_database import (
 HOST = "127.0.0.1"
 
 
-def port_number(value: str) -> int:
-    """A port that anyone may open. Raises ValueError."""
-    if not value.isdecimal() or not 1024 <= int(value) <= 65535:
-        raise ValueError("must be a number from 1024 to 65535")
-    return int(value)
-
-
 @dataclass(frozen=True)
 class MlflowOptions:
     """`pw mlflow`."""
 
-    port: int = option(5000, "where the UI listens", read=port_number)
+    port: int = option(5000, "where the UI listens", read=number(1024, 65535))
     outputs: Path = option(Path("outputs"), "folder of all results")
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from pw.io.arguments import ConfigError
-from pw.io.files import remove
+from pw.io.files import remove, write_tensors
 from pw.parallel.team import Team
 
 KEPT = ("last", "previous")  # checkpoints, the newest first
@@ -17,21 +16,12 @@ WHOLE = "whole.ckpt"  # a split checkpoint put together, while it is being read
 
 def export(folder: Path, module: Any, team: Team) -> None:
     """Write `online.safetensors` and `ema.safetensors`, whole. All processes must call it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     from pw.parallel.sharded import gathered_state
 
     for name in ("online", "ema"):
         state = gathered_state(module.net if name == "online" else module.ema, keep=team.place.is_first)
-        if not team.place.is_first:
-            continue
-        partial = folder / f".{name}.partial"
-        try:
-            save_file(state, partial)
-        except SafetensorError as error:  # a full disk
-            raise OSError(f"{partial}: {error}") from error
-        os.replace(partial, folder / f"{name}.safetensors")
+        if team.place.is_first:
+            write_tensors(folder / f"{name}.safetensors", state)
         del state  # before the next one is put together: 20 GB each
 
 

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import read_json, write_json
+from pw.io.files import check_space, read_json, replacing, write_json
 from pw.io.paths import OUTPUTS
 from pw.run.build import make
 from pw.run.provenance import provenance
@@ -112,23 +111,20 @@ def export(
     dtypes = {key: torch.float32 if dtype == "fp32" or in_fp32 & set(key.split(".")) else torch.bfloat16 for key in dit}
     adapters = {key: value.float() for key, value in state.items() if key.startswith(convert.ADAPTERS)}
     size = sum(value.numel() * dtypes[key].itemsize for key, value in dit.items())
-    _check_disk(out, size + sum(value.nbytes for value in adapters.values()))
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    size += sum(value.nbytes for value in adapters.values())
+    check_space("out", out, size, "choose another out=, or free some", "for the weights")
     try:
-        (partial / "pixelwizard").mkdir(parents=True)
-        stock.save_config(partial / "transformer")
-        _save_in_files(dit, dtypes, partial / "transformer", shard_bytes)
-        _save(adapters, partial / "pixelwizard" / "adapters.safetensors")
-        write_json(partial / "pixelwizard" / "config.json", _described(training, dtype, weights))
-        for path in partial.rglob("*.safetensors"):  # which safetensors lets nobody else read
-            shutil.copymode(partial / "pixelwizard" / "config.json", path)
-        os.replace(partial, out)
+        with replacing(out) as partial:
+            (partial / "pixelwizard").mkdir(parents=True)
+            stock.save_config(partial / "transformer")
+            _save_in_files(dit, dtypes, partial / "transformer", shard_bytes)
+            _save(adapters, partial / "pixelwizard" / "adapters.safetensors")
+            write_json(partial / "pixelwizard" / "config.json", _described(training, dtype, weights))
+            for path in partial.rglob("*.safetensors"):  # which safetensors lets nobody else read
+                shutil.copymode(partial / "pixelwizard" / "config.json", path)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"out={out}: {why}; nothing was left there") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
@@ -179,13 +175,6 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 
     # a copy of its own: tensors mapped from one file share its storage; "pt" is what diffusers looks for
     save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata={"format": "pt"})
-
-
-def _check_disk(out: Path, needed: int) -> None:
-    place = next(path for path in out.absolute().parents if path.exists())
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise ConfigError(f"out={out}: needs {needed / 1e9:.2f} GB, {place} has {free / 1e9:.2f} GB free")
 
 
 def run_export(options: ExportOptions) -> int:

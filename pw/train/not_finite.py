@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pw.data import LatentBatch
 from pw.io.arguments import ConfigError
-from pw.io.files import write_json
+from pw.io.files import write_json, write_tensors
 from pw.parallel.share import Share
 from pw.parallel.team import Team
 from pw.run.build import Run
@@ -73,20 +72,10 @@ def write(
     rank    of this process, for the file's name
     losses  of this update and of those around it
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     folder = training / FOLDER
-    folder.mkdir(exist_ok=True)
     stem = f"update-{batch.update:06d}-rank{rank}"
     tensors = _tensors(data)
-    partial = folder / f".{stem}.partial"
-    try:
-        save_file(tensors, partial)
-        os.replace(partial, folder / f"{stem}.safetensors")
-    except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{partial}: {error}") from error
+    write_tensors(folder / f"{stem}.safetensors", tensors)
     about = {
         **asdict(batch),
         # as words: JSON has no nan

@@ -7,13 +7,13 @@ itself. Nothing here computes but `check_kernel`, which each process calls for i
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from pw.cost.parameters import parameters
 from pw.cost.training_cost import checkpoint_copy_bytes, offloaded_bytes, trained_parameters
 from pw.data import NO_DATA, Unset
 from pw.io.arguments import ConfigError
+from pw.io.files import check_space
 from pw.io.paths import OUTPUTS
 from pw.io.wan_weights import check, locate
 from pw.nn import options
@@ -124,13 +124,7 @@ def check_disk(run: Run, folder: Path) -> None:
     average = network if run.trainer.split > 1 else 4 * trained  # frozen weights are shared unless they are split
     checkpoint = network + average + 8 * trained
     need = 2 * network + (3 * checkpoint if run.train.updates > run.train.checkpoint_every else 0)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if need > free:
-        raise ConfigError(
-            f"{folder}: {need / 1e9:.3g} GB are needed for checkpoints and weights, {free / 1e9:.3g} GB are free; free "
-            "some, or set outputs=DIR elsewhere"
-        )
+    check_space("outputs", folder, need, "free some, or set outputs=DIR elsewhere", "for checkpoints and weights")
 
 
 def check_host_memory(run: Run) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 import shlex
 import tempfile
@@ -24,7 +23,7 @@ from statistics import fmean
 from typing import Any
 
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import read_json, write_json
+from pw.io.files import read_json, replacing, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
 from pw.run.build import Run, build
@@ -77,10 +76,8 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
     dtype, content = _serialised(weights)
     if len(content) > LARGEST:
         raise ConfigError(f"{training}: {len(content):,} bytes in float16; a shipped start has at most {LARGEST:,}")
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{name}.partial"
-    partial.write_bytes(content)
-    os.replace(partial, out / f"{name}.safetensors")
+    with replacing(out / f"{name}.safetensors") as partial:
+        partial.write_bytes(content)
     card = {
         "name": name,
         "recipe": shlex.join(start.config.overrides),

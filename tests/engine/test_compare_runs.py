@@ -397,7 +397,7 @@ def test_two_calls_of_a_system_differ_in_what_was_asked(tmp_path: Path) -> None:
     ("error", "status", "says"),
     [
         (KeyboardInterrupt(), 130, "stopped; what was measured is kept"),
-        (OSError(28, "No space left on device"), 1, "No space left on device; what was measured before is kept"),
+        (OSError(28, "No space left on device"), 2, "No space left on device; what was measured is kept"),
     ],
 )
 def test_a_comparison_that_is_stopped_or_finds_a_full_disk_is_no_traceback(

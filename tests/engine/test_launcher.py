@@ -62,7 +62,7 @@ class TestTheWords:
     def test_may_be_lists_and_null(self) -> None:
         launcher, _ = take_launcher(["launcher=submitit", "launcher.setup=[module load cuda]", "launcher.qos=null"])
         assert isinstance(launcher, Submitit)
-        assert (launcher.setup, launcher.qos) == (["module load cuda"], None)
+        assert (launcher.setup, launcher.qos) == (("module load cuda",), None)
 
     @pytest.mark.parametrize(
         ("words", "says"),
@@ -72,11 +72,11 @@ class TestTheWords:
             ("launcher=submitit launcher.partion=x", ["launcher.partion=x", "did you mean partition?"]),
             ("launcher.partition=x", ["launcher=local has no partition", "launcher=submitit"]),
             ("launcher=submitit launcher.workers=2", ["launcher=submitit has no workers", "launcher=local"]),
-            ("launcher=submitit launcher.time=long", ["launcher.time=long", "whole number"]),
+            ("launcher=submitit launcher.time=long", ["launcher.time='long'", "whole number"]),
             ("launcher=submitit launcher.gpus=0.5", ["launcher.gpus=0.5", "whole number"]),
             ("launcher=submitit launcher.parallel=0", ["launcher.parallel=0", "at least 1"]),
             ("launcher=submitit launcher.time=1 launcher.notice=60", ["launcher.notice=60", "launcher.time=1"]),
-            ("launcher=submitit launcher.cluster=pbs", ["launcher.cluster=pbs", "slurm or local"]),
+            ("launcher=submitit launcher.cluster=pbs", ["launcher.cluster='pbs'", "one of slurm, local"]),
             ("launcher=submitit launcher.setup=3", ["launcher.setup=3", "a list"]),
         ],
     )

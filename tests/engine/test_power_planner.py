@@ -332,7 +332,7 @@ def test_the_papers_own_differences_stand_beside_what_can_be_shown(tmp_path: Pat
         (["ablation=anscc"], "did you mean ansc"),
         (["ablation=anscc"], "error: ablation=anscc: "),
         (["ablation=ansc", "promts=3"], "promts=3: there is no key promts; "),
-        (["ablation=ansc", "promts=3"], "; keys of power itself: ablation, paper, prompts, seeds, "),
+        (["ablation=ansc", "promts=3"], "; or, of the options, did you mean prompts?"),
         (["ablation=ansc", "prompts=1"], "prompts=1: a whole number from 2"),
         (["ablation=ansc", "of=none"], "of=none"),
         (["ablation=ansc", "correlation=1"], "correlation=1"),

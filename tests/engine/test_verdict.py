@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,6 @@ from experiments.engine.job import all_jobs
 from experiments.engine.outcome.record_outcome import (
     MOST,
     RESULTS,
-    differs,
     digest_of,
     digest_text,
     main,
@@ -29,7 +30,7 @@ from experiments.engine.outcome.record_outcome import (
     recorded,
 )
 from experiments.engine.outcome.table import make_table
-from experiments.engine.outcome.verdict import clauses_of, summary, verdict
+from experiments.engine.outcome.verdict import ANSWERS, clauses_of, summary, verdict
 from experiments.engine.plan import make_plan, parse, plan_of
 from experiments.engine.run_ablation import finish
 from pw.io.arguments import ConfigError
@@ -47,6 +48,25 @@ ARMS = {
     "slip": (4.04, 4.26, 4.14),  # +0.04, +0.06, +0.04: worse, and by a hundredth
 }
 SCORES = {arm: {seed: {"psd": value} for seed, value in enumerate(values)} for arm, values in ARMS.items()}
+
+
+def differs(digest: Mapping[str, Any], stated: Statement, clauses: Sequence[str]) -> list[str]:
+    """How an ablation's file contradicts its recorded result; empty where they agree.
+
+    clauses: the texts of the clauses that the file has now.
+    """
+    name, recorded_for = digest["ablation"], [row["clause"] for row in digest["verdict"]]
+    wrong = []
+    if recorded_for != list(clauses):
+        wrong.append(
+            f"{name}: recorded for the clauses {recorded_for}, the file has {list(clauses)}; make record name={name}"
+        )
+    if odd := {row["answer"] for row in digest["verdict"]} - set(ANSWERS):
+        wrong.append(f"{name}: no such answer: {', '.join(sorted(odd))}")
+    begins = summary(digest["scale"], digest["seeds"], digest["verdict"])
+    if not stated.verdict.startswith(begins):
+        wrong.append(f"{name}: its Verdict must begin with: {begins}")
+    return wrong
 
 
 def answer(clause: Clause, scores: dict = SCORES, primary: str = "psd") -> tuple[str, str]:

@@ -313,8 +313,8 @@ WRONG = [
     (("prompt=a", "scale.height=72"), r"scale\.height=72: not a multiple of codec\.factor=16; 64 or 80 would do"),
     (("prompt=a", "scale.height=80"), r"scale\.height=80: its 5 latent positions .* 64 or 96 would do"),
     (("prompt=a", "anchor.scale.anchor_width=48"), r"scale\.anchor_width=48: its 3 latent positions"),
-    (("prompt=a", "quality=60"), r"quality=60: wants a whole number from 0 to 51"),
-    (("prompt=a", "fps=fast"), r"fps=fast: wants a number from 1 to 240"),
+    (("prompt=a", "quality=60"), r"quality=60: a whole number from 0 to 51"),
+    (("prompt=a", "fps=fast"), r"fps=fast: a number from 1 to 240"),
     (("prompt=a", "lossless=yes"), r"lossless=yes: true or false"),
     (("prompt=a", "text_device=tpu"), r"text_device=tpu: one of auto, cpu, gpu"),
     (("prompt=a", "weights=/nowhere"), r"weights=/nowhere: no such folder; `make weights"),
@@ -378,7 +378,7 @@ class TestAWrongCall:
     def test_with_a_full_disk_leaves_nothing(self, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         request = call("prompt=a heron")
         monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-        with pytest.raises(ValueError, match=r"out=.*1 video needs about 4\.9 kB, 0\.0 kB are free"):
+        with pytest.raises(ValueError, match=r"out=.*needs 4\.9 kB for 1 video, 0\.0 kB are free"):
             generate(request)
         assert not request.out.exists()
 

@@ -9,7 +9,8 @@ import signal
 
 import pytest
 
-from pw.parallel.signals import Stopped, ignore_closed_stream, interruptible
+from pw.io.progress import ignore_closed_stream
+from pw.parallel.signals import Stopped, interruptible
 
 
 class TestAProcessThatIsToldToStop:

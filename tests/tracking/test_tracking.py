@@ -343,7 +343,7 @@ def test_the_ui_says_what_is_wrong(template: Logged, tmp_path: Path, capsys: pyt
     assert re.search(r"no MLflow database in .* run `make ablation name=ansc` first", said(f"outputs={tmp_path}"))
     assert not list(tmp_path.iterdir())
     assert "prot=5000: there is no option prot; did you mean port? there are port, outputs" in said("prot=5000")
-    assert "port=http: must be a number from 1024 to 65535" in said("port=http")
+    assert "port=http: a whole number from 1024 to 65535" in said("port=http")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

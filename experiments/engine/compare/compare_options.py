@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.measure.measurement import existing_folder
 from benchmarks.metrics import chosen, lookup
 from pw.io.arguments import ConfigError, option
 from pw.io.files import check_writable
@@ -23,19 +24,9 @@ def _metrics(text: str) -> tuple[str, ...]:
     return tuple(chosen(name for name in text.split(",") if name))
 
 
-def _folder(text: str) -> Path:
-    folder = Path(text).expanduser()
-    if not folder.is_dir():
-        raise ValueError("no such folder")
-    return folder
-
-
 def _out(text: str) -> Path:
     folder = Path(text).expanduser()
-    try:
-        check_writable("out", folder)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    check_writable("out", folder)
     return folder
 
 
@@ -58,9 +49,9 @@ class CompareOptions:
     )
     out: Path | None = option(None, "where the comparison goes, by default outputs/compare/a_b", read=_out)
     outputs: Path = option(OUTPUTS, "where the runs are")
-    real: Path | None = option(None, "real clips, for metrics that need them", read=_folder)
-    structure: Path | None = option(None, "clips whose structure is to be kept", read=_folder)
-    solution: Path | None = option(None, "clips of many steps", read=_folder)
+    real: Path | None = option(None, "real clips, for metrics that need them", read=existing_folder)
+    structure: Path | None = option(None, "clips whose structure is to be kept", read=existing_folder)
+    solution: Path | None = option(None, "clips of many steps", read=existing_folder)
     cache: Path | None = option(None, "where measured scores are kept")
     a_scores: Path | None = option(None, "scores of a that `pw score` wrote, instead of measuring", read=_scores_file)
     b_scores: Path | None = option(None, "scores of b, likewise", read=_scores_file)

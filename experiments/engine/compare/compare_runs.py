@@ -11,8 +11,6 @@ metric of the whole set an interval.
 
 from __future__ import annotations
 
-import sys
-
 from experiments.engine.compare.compare_options import CompareOptions
 from experiments.engine.compare.comparison_report import rendered, write
 from experiments.engine.compare.run_comparison import compare_sides
@@ -21,20 +19,13 @@ from pw.io.arguments import Command, ConfigError
 
 
 def run(options: CompareOptions) -> int:
-    """Exit status: 0 compared, 1 the disk stopped it, 130 interrupted. Raises ConfigError for what cannot be
-    compared."""
+    """Exit status: 0 compared. Raises ConfigError for what cannot be compared."""
     try:
         comparison = compare_sides(options)
         out = options.out or options.outputs / "compare" / f"{comparison.a.name}_{comparison.b.name}"
         write(comparison, out)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    except OSError as error:
-        print(f"error: {error}; what was measured before is kept", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; what was measured is kept, the same command goes on with the rest", file=sys.stderr)
-        return 130
     terminal = console()
     for part in rendered(comparison, terminal.width):
         terminal.print(part)
@@ -42,4 +33,4 @@ def run(options: CompareOptions) -> int:
     return 0
 
 
-main = Command(CompareOptions, run)
+main = Command(CompareOptions, run, resumes="what was measured is kept, the same command goes on with the rest")

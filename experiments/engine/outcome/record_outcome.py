@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.engine.ablation import Statement, load, names
-from experiments.engine.outcome.verdict import ANSWERS, summary
+from experiments.engine.ablation import load, names
+from experiments.engine.outcome.verdict import summary
 from experiments.engine.outcome.written import read_written
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import write_atomically
@@ -90,25 +90,6 @@ def record(name: str, outputs: Path, results: Path = RESULTS) -> Path:
     return out
 
 
-def differs(digest: Mapping[str, Any], stated: Statement, clauses: Sequence[str]) -> list[str]:
-    """How an ablation's file contradicts its recorded result; empty where they agree.
-
-    clauses: the texts of the clauses that the file has now.
-    """
-    name, recorded_for = digest["ablation"], [row["clause"] for row in digest["verdict"]]
-    wrong = []
-    if recorded_for != list(clauses):
-        wrong.append(
-            f"{name}: recorded for the clauses {recorded_for}, the file has {list(clauses)}; make record name={name}"
-        )
-    if odd := {row["answer"] for row in digest["verdict"]} - set(ANSWERS):
-        wrong.append(f"{name}: no such answer: {', '.join(sorted(odd))}")
-    begins = summary(digest["scale"], digest["seeds"], digest["verdict"])
-    if not stated.verdict.startswith(begins):
-        wrong.append(f"{name}: its Verdict must begin with: {begins}")
-    return wrong
-
-
 def recorded(results: Path = RESULTS) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every recorded result by the name of its ablation."""
     for path in sorted(results.glob("*.json")):
@@ -127,12 +108,8 @@ def _json(value: Any) -> str:
 class RecordOptions:
     """Which ablation's table is kept."""
 
-    name: str = option("", "the ablation", values=names)
+    name: str = option(says="the ablation", values=names)
     outputs: Path = option(OUTPUTS, "where its table is", read=outputs_folder)
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError(f"name=… is missing: one of {', '.join(names())}")
 
 
 def run(options: RecordOptions) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -199,7 +198,7 @@ def write_table(plan: Plan, result: dict[str, Any]) -> Path | None:
     partial = folder / ".contact_sheet.png"
     contact_sheet(_sheet_blocks(plan), partial)
     if partial.exists():
-        os.replace(partial, folder / "contact_sheet.png")
+        partial.replace(folder / "contact_sheet.png")
     report.write(result, folder)
     return earlier
 

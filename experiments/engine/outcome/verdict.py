@@ -12,7 +12,6 @@ and the smallest p stands Holm's first step over them; it is refuted by the same
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from benchmarks.stats.comparison import Scores, by_seed, compare, equivalence
 from benchmarks.stats.difference import LEVEL, Difference
 from experiments.engine.ablation import Ablation
 from experiments.engine.clauses import ArmPair, Clause, better
+from pw.io.arguments import ConfigError, did_you_mean
 
 ANSWERS = ("holds", "refuted", "not resolved", "not run")
 SHOWN = 3  # pairs of a clause whose numbers are given
@@ -85,24 +85,23 @@ def summary(scale: str, seeds: Sequence[int], rows: Sequence[Mapping[str, str]])
 
 
 def check_claims(ablation: Ablation, arms: Sequence[str]) -> None:
-    """Check that the primary metric is measured, and that clauses name existing arms and metrics. Raises ValueError.
+    """Check that the primary metric is measured, and that clauses name existing arms and metrics. Raises ConfigError.
 
     arms: all that the ablation has, also those that are left out of a run.
     """
     measured, primary = ", ".join(ablation.metrics), ablation.primary
     if primary not in ablation.metrics:
-        raise ValueError(f"primary={primary}: is not among the metrics ({measured}); add it, or name one of them")
+        raise ConfigError(f"primary={primary}: is not among the metrics ({measured}); add it, or name one of them")
     for clause in ablation.claims:
         for pair in clause.pairs():
             for name in (pair.arm, pair.other):
                 if name not in arms:
-                    near = difflib.get_close_matches(name, arms, 1)
-                    hint = f"did you mean {near[0]}? " if near else ""
-                    raise ValueError(f"claims: {pair}: no arm {name}; {hint}arms: {', '.join(arms)}")
+                    hint = did_you_mean(name, arms)
+                    raise ConfigError(f"claims: {pair}: no arm {name}; {hint}arms: {', '.join(arms)}")
             if pair.metric is not None and pair.metric not in ablation.metrics:
-                raise ValueError(f"claims: {pair}: {pair.metric} is not among the metrics ({measured})")
+                raise ConfigError(f"claims: {pair}: {pair.metric} is not among the metrics ({measured})")
             if pair.margin is not None and not 0 < pair.margin < 1:
-                raise ValueError(f"claims: {pair}: margin={pair.margin:g} is a share, between 0 and 1")
+                raise ConfigError(f"claims: {pair}: margin={pair.margin:g} is a share, between 0 and 1")
 
 
 def _answer(part: Clause | ArmPair, scores: Scores, primary: str) -> Resolution:

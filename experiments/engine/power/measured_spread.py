@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.metrics import Metric, lookup, protocols
+from benchmarks.stats.difference import distance
 from benchmarks.stats.jackknife import GROUPS, jackknife_variance, leave_out
 from experiments.engine.job import score_request
 from experiments.engine.outcome.written import read_scores
@@ -65,10 +66,8 @@ def _pairs(plan: Plan) -> Iterator[tuple[Arm, Arm]]:
 
 
 def _differences(a: Mapping[str, float], b: Mapping[str, float], metric: Metric) -> list[float]:
-    values = [(a[name], b[name]) for name in a if name in b]
-    if metric.direction != "one":
-        return [x - y for x, y in values]
-    return [abs(math.log(x)) - abs(math.log(y)) for x, y in values if x > 0 and y > 0]
+    values = [tuple(distance(side[name], metric.direction) for side in (a, b)) for name in a if name in b]
+    return [x - y for x, y in values if math.isfinite(x) and math.isfinite(y)]
 
 
 def _mean(values: Mapping[str, float]) -> float | None:

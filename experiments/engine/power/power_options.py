@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -12,7 +11,8 @@ from benchmarks import paper
 from benchmarks.metrics import METRICS, lookup
 from experiments.engine.ablation import names
 from experiments.engine.power.spread import MOST
-from pw.io.arguments import ConfigError, option
+from pw.io.arguments import ConfigError, number, option
+from pw.io.files import writable_file
 from pw.io.paths import OUTPUTS
 
 SEED_RATIO = 0.5
@@ -21,29 +21,6 @@ of arms and metrics) at the tiny scale, whose quartiles are 0.26 and 0.82."""
 
 PerMetric: TypeAlias = tuple[tuple[str, str], ...]
 """(metric, number) pairs; "" is every metric that has no number of its own."""
-
-
-def _count(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= MOST:
-            raise ValueError(f"a whole number from {least} to {MOST}")
-        return int(text)
-
-    return read
-
-
-def _number(low: float, high: float, without: Sequence[float] = ()) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not low <= number <= high or number in without:
-            but = f", but not {' or '.join(f'{end:g}' for end in without)}" if without else ""
-            raise ValueError(f"a number from {low:g} to {high:g}{but}")
-        return number
-
-    return read
 
 
 def _per_metric(example: str, *, percent: bool) -> Callable[[str], PerMetric]:
@@ -73,8 +50,8 @@ class PowerOptions:
 
     ablation: str | None = option(None, "the ablation that is planned")
     paper: str | None = option(None, "a table of the paper instead, or beside it: table_9_3")
-    prompts: int = option(100, "evaluation prompts of a seed", read=_count(2))
-    seeds: int = option(3, "trainings of an arm", read=_count(1))
+    prompts: int = option(100, "evaluation prompts of a seed", read=number(2, MOST))
+    seeds: int = option(3, "trainings of an arm", read=number(1, MOST))
     metrics: tuple[str, ...] = option((), "only these metrics")
     of: PerMetric = option(
         (),
@@ -86,14 +63,14 @@ class PowerOptions:
         "standard deviation over videos, for the paper's metrics: musiq:9,niqe:0.5",
         read=_per_metric("sd=musiq:9,niqe:0.5", percent=False),
     )
-    correlation: float = option(0.5, "assumed between arms, over videos", read=_number(-1, 1, without=(1,)))
+    correlation: float = option(0.5, "assumed between arms, over videos", read=number(-1, 1, float, without=(1,)))
     seed_ratio: float = option(
-        SEED_RATIO, "assumed spread between seeds over that between videos", read=_number(0, 100)
+        SEED_RATIO, "assumed spread between seeds over that between videos", read=number(0, 100, float)
     )
-    power: float = option(0.8, "the chance to show a true difference", read=_number(0, 1, without=(0, 1)))
-    alpha: float = option(0.05, "the two-sided error of the test", read=_number(0, 1, without=(0, 1)))
+    power: float = option(0.8, "the chance to show a true difference", read=number(0, 1, float, without=(0, 1)))
+    alpha: float = option(0.05, "the two-sided error of the test", read=number(0, 1, float, without=(0, 1)))
     outputs: Path = option(OUTPUTS, "where scores are looked for")
-    out: Path | None = option(None, "a JSON file for the answer")
+    out: Path | None = option(None, "a JSON file for the answer", read=writable_file("out"))
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -22,7 +23,7 @@ from experiments.engine.power.spread import (
     seeds_for,
     smallest,
 )
-from pw.io.arguments import ConfigError, keys
+from pw.io.arguments import ConfigError, UnknownKeyError
 from pw.sample.evaluate import sample_folder
 from pw.train.record import training_folder
 
@@ -106,16 +107,13 @@ class PowerPlan:
 
 
 def _plan_of(options: PowerOptions) -> Plan:
-    """The ablation's plan. Raises ConfigError that names the keys of this command too."""
+    """The ablation's plan. Raises ConfigError."""
     try:
         return make_plan(replace(parse([f"name={options.ablation}", *options.overrides]), outputs=options.outputs))
-    except ValueError as error:
-        message = str(error)
-        if message.startswith("name="):
-            message = f"ablation={message.removeprefix('name=')}"
-        elif options.overrides:
-            message += f"; keys of power itself: {', '.join(keys(PowerOptions))}"
-        raise ConfigError(message) from error
+    except UnknownKeyError:
+        raise
+    except ConfigError as error:
+        raise ConfigError(re.sub("^name=", "ablation=", str(error))) from error
 
 
 def plan_power(options: PowerOptions) -> PowerPlan:

@@ -22,27 +22,22 @@ answer says so.
 
 from __future__ import annotations
 
-import json
-
 from experiments.engine.power.power_options import PowerOptions
 from experiments.engine.power.power_plan import plan_power
 from experiments.engine.power.power_report import as_json, rendered
 from experiments.engine.terminal import console
-from pw.io.arguments import Command, ConfigError
-from pw.io.files import write_atomically
+from pw.io.arguments import Command
+from pw.io.files import write_json
 
 
 def run(options: PowerOptions) -> int:
     """Print the answer; exit status 0. Raises ConfigError for what cannot be planned."""
-    try:
-        answer = plan_power(options)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    answer = plan_power(options)
     terminal = console()
     for part in rendered(answer):
         terminal.print(part)
     if options.out is not None:
-        write_atomically(options.out, json.dumps(as_json(answer), indent=1, default=str) + "\n")
+        write_json(options.out, as_json(answer))
         terminal.print(f"\n{options.out}")
     return 0
 

@@ -20,6 +20,7 @@ from experiments.engine.power.spread import (
     seeds_for,
     smallest,
 )
+from pw.io.progress import duration
 
 PROMPTS = (25, 50, 100, 200, 400)
 SEEDS = (1, 2, 3, 5, 10)
@@ -110,7 +111,7 @@ def _advice(options: PowerOptions, entry: Known, cost: Cost | None) -> str:
 
 
 def _price(one: Purchase) -> str:
-    return f" (+{_duration(one.seconds)})" if one.seconds else ""
+    return f" (+{duration(one.seconds)})" if one.seconds else ""
 
 
 def _certainty(known: Sequence[Known]) -> str:
@@ -175,7 +176,7 @@ def _grid(options: PowerOptions, known: Sequence[Known], cost: Cost | None, titl
             ("1†" if m == 1 else str(m)) if previous != m else "",
             str(n),
             *cells,
-            *([_duration(cost.seconds(n, m))] if cost else []),
+            *([duration(cost.seconds(n, m))] if cost else []),
             style="bold" if asked else "dim" if m == 1 else "",
         )
         previous = m
@@ -257,10 +258,3 @@ def _shown(entry: Known, prompts: int, seeds: int) -> str:
 
 def _count(value: int | None) -> str:
     return f"> {MOST}" if value is None else str(value)
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.0f} s"

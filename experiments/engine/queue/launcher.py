@@ -8,20 +8,20 @@ SIGTERM (preemption), to any of its tasks, end a job at its next update or clip,
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import yaml
 
 from experiments.engine.queue.units import Unit
-from pw.io.arguments import ConfigError
+from pw.io.arguments import ConfigError, did_you_mean
 from pw.io.paths import CONF
 from pw.parallel.place import check_launch
 from pw.run.build import Run
+from pw.run.strategies import from_values
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,9 @@ class Submitit:
     gpus: int | None
     cpus: int | None
     memory: float | None
-    setup: list[str] = field(default_factory=list)
+    setup: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.cluster not in ("slurm", "local"):
-            raise ConfigError(f"launcher.cluster={self.cluster}: slurm or local")
         _at_least(self, 1, "time", "parallel", "cpus", "notice")
         _at_least(self, 0, "requeues", "gpus", "memory")
         if self.notice >= 60 * self.time:
@@ -110,7 +108,7 @@ class Submitit:
             "slurm_constraint": self.constraint,
             "slurm_signal_delay_s": self.notice,
             "slurm_array_parallelism": self.parallel,
-            "slurm_setup": self.setup or None,
+            "slurm_setup": list(self.setup) or None,
             # a job step of SLURM 22.05 and later has one core unless it is told so itself
             "slurm_srun_args": [f"--cpus-per-task={cpus}", *(["--kill-on-bad-exit=1"] if many else [])],
         }
@@ -135,7 +133,7 @@ def take_launcher(words: Sequence[str]) -> tuple[Local | Submitit, list[str]]:
     given = dict(word.partition("=")[::2] for word in of_launcher)
     name = given.pop("launcher", "local")
     if name not in LAUNCHERS:
-        near = "; SLURM's is launcher=submitit" if name in SLURM else _near(name, LAUNCHERS)
+        near = "; SLURM's is launcher=submitit" if name in SLURM else did_you_mean(name, LAUNCHERS, "; ")
         raise ConfigError(f"launcher={name}: one of {', '.join(LAUNCHERS)}{near}")
     kind = LAUNCHERS[name]
     values = yaml.safe_load((CONF / "launcher" / f"{name}.yaml").read_text())
@@ -143,46 +141,21 @@ def take_launcher(words: Sequence[str]) -> tuple[Local | Submitit, list[str]]:
         key = dotted.removeprefix("launcher.")
         if key not in values:
             raise ConfigError(f"{dotted}={text}: {_no_such_key(key, name, values)}")
-        values[key] = _read(dotted, text, str(next(f.type for f in fields(kind) if f.name == key)))
-    return kind(**values), rest
+        values[key] = _plain(text, str(next(f.type for f in fields(kind) if f.name == key)))
+    return from_values(kind, values, "launcher"), rest
 
 
 def _no_such_key(key: str, name: str, values: Mapping[str, Any]) -> str:
-    has = [
-        other
-        for other, kind in LAUNCHERS.items()
-        if key in {f.name for f in fields(kind) if f.default is MISSING or f.default_factory is not MISSING}
-    ]
+    has = [other for other, kind in LAUNCHERS.items() if key in {f.name for f in fields(kind)}]
     if has:
         return f"launcher={name} has no {key}; set launcher={has[0]} to have it"
-    return f"launcher={name} has {', '.join(values)}{_near(key, values)}"
+    return f"launcher={name} has {', '.join(values)}{did_you_mean(key, values, '; ')}"
 
 
-def _near(word: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _read(key: str, text: str, kind: str) -> Any:
-    """A value of the command line, of the type that a field's annotation says."""
+def _plain(text: str, kind: str) -> Any:
+    """A word's value; what a field whose annotation is `kind` wants as text stays as it was typed."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    if value is None and "None" in kind:
-        return None
-    if kind.startswith("list"):
-        if isinstance(value, list):
-            return [str(line) for line in value]
-        raise ConfigError(f"{key}={text}: a list of lines, e.g. '{key}=[\"module load cuda\"]'")
-    if kind.startswith(("int", "float")):
-        if isinstance(value, int | float) and not isinstance(value, bool) and (value == int(value) or "float" in kind):
-            return value if "float" in kind else int(value)
-        raise ConfigError(f"{key}={text}: a {'whole ' * kind.startswith('int')}number")
-    return text
-
-
-# ---- what goes into the queue
-
-
-# ---- the side that hands over and waits
+    return text if kind.startswith("str") and value is not None else value
