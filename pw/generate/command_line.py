@@ -36,7 +36,7 @@ def run(options: GenerateOptions) -> int:
     if request.weights is None and PLACE not in os.environ:
         print("weights=random: what comes out is noise; its time and memory are real", file=sys.stderr)
     try:
-        for path in generate(request, ProgressLine()):
+        for path in generate(request, GenerationProgress()):
             print(path)
     except (KeyboardInterrupt, Stopped) as error:
         with ignore_closed_stream(sys.stderr):
@@ -72,7 +72,7 @@ def _explained(error: Exception, request: GenerationRequest) -> Exception | None
     return error if isinstance(error, ValueError) else None
 
 
-class ProgressLine:
+class GenerationProgress:
     """A line with what is done and the time left: rewritten on a terminal, printed now and then elsewhere.
 
     The time left of a part follows its own pace. That of the whole is shown once a tenth is done: parts differ in pace.

@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import json
 
-from experiments.engine.power.power_options import PowerOptions
-from experiments.engine.power.power_plan import plan_power
-from experiments.engine.power.power_report import as_json, rendered
+from experiments.engine.power_analysis.power_options import PowerOptions
+from experiments.engine.power_analysis.power_plan import plan_power
+from experiments.engine.power_analysis.power_report import as_json, rendered
 from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError
 from pw.io.files import write_atomically
