@@ -1,4 +1,4 @@
-"""Measure videos on disk, compare them, print tables. Videos of any system come through the same door: a folder.
+"""Measure videos on disk, compare them, print tables. Videos of any system are read alike: from a folder.
 
     metrics/    the registry (one row per metric), and a module per family of metrics
     measure/    `pw score`: a folder of videos -> scores.csv and its protocol; the clips of an ablation's run; weights

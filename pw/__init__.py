@@ -1,6 +1,17 @@
 """PixelWizard: a low-resolution anchor fixes structure, a second stage paints 2K/4K detail under it in four steps.
 
-`pw.method` is sec. 3.4 of the paper (schedule, step sampler, weighting, target, objective, solver), `pw.nn` the
-network (Wan2.2's transformer with the anchor-guided injector of sec. 3.3), `pw.data` the clips, `pw.stages` the two
-LightningModules. `pw.run.build` assembles one run from `conf/`, `pw.train.loop` and `pw.sample.evaluate` carry it out.
+In the order in which data passes:
+
+    prepare/    videos -> shards -> latents
+    data/       what training reads: clips, latents, degradation to anchors
+    method/     sec. 3.4 and 7 of the paper, one function for each equation; types.py has its nouns
+    nn/         the network: Wan2.2's transformer with the anchor-guided injector (sec. 3.3)
+    stages/     both stages as LightningModules
+    run/        overrides and conf/ -> a checked run
+    train/      a run -> weights
+    sample/     a trained run -> evaluation clips, which `benchmarks` scores
+    generate/   prompt -> video
+
+and for all of them: `parallel/` (processes), `cost/` (memory and time in advance), `tracking/` (MLflow), `io/` (files).
+`cli.py` lists the commands. Begin with `pw.method`, then `pw.run.build`.
 """

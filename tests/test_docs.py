@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 
 from pw.cli import VERBS
-from pw.io import paths
 from pw.io.arguments import Command, parse
 from pw.io.video import write_video
 
@@ -162,7 +161,6 @@ class TestWhatIsCited:
     def test_by_a_document_is_in_a_clone(self, path: Path) -> None:
         assert not_in_a_clone(path) == []
 
-    @pytest.mark.xfail(strict=True, reason="rooms are still being cleaned: take this mark off when it passes")
     def test_by_a_docstring_or_comment_is_in_a_clone(self) -> None:
         assert {name_of(path): lacking for path in SOURCES if (lacking := not_in_a_clone(path))} == {}
 
@@ -232,30 +230,21 @@ def run_section(folder: Path, title: str) -> str:
     return "\n".join(printed)
 
 
-finds_own_folder = pytest.mark.skipif(
-    not hasattr(paths, "own_folder"), reason="`pw` does not look into the working directory yet"
-)
-
-
 class TestTheExamples:
     """Of docs/extending.md, each in a researcher's empty folder."""
 
-    @finds_own_folder
     def test_of_a_weighting_trains(self, tmp_path: Path) -> None:
         run_section(tmp_path, "A weighting")
         assert list((tmp_path / "outputs" / "train").glob("*/done.json"))
 
-    @finds_own_folder
     def test_of_a_step_sampler_covers_its_grid(self, tmp_path: Path) -> None:
         assert "second halves: 0 of 4 trained, 4 more evaluated at stride 0" in run_section(tmp_path, "A step sampler")
 
-    @finds_own_folder
     def test_of_an_ablation_is_listed_and_planned(self, tmp_path: Path) -> None:
         printed = run_section(tmp_path, "An ablation")
         assert "Does a cap on the weight help?" in printed
         assert "weighting=mine" in printed
 
-    @finds_own_folder
     def test_of_a_backbone_trains(self, tmp_path: Path) -> None:
         run_section(tmp_path, "A backbone")
         assert list((tmp_path / "outputs" / "train").glob("*/done.json"))

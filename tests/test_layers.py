@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -70,6 +70,14 @@ def stray(by: tuple[str, ...], roots: tuple[str, ...], allowed: tuple[str, ...])
     ]
 
 
+def used_twice(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Name -> where it is used, of the names that are used more than once."""
+    places: dict[str, list[str]] = {}
+    for name, place in named:
+        places.setdefault(name, []).append(place)
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
 # dependency -> the only rooms that may import it
 DOORS = {
     "mlflow": ("pw/tracking",),
@@ -133,6 +141,26 @@ class TestTheLayers:
         allowed = (*sys.stdlib_module_names, "torch", "pw.method", "pw.types", "pw.io.lazy")
         found = [str(i) for i in all_imports() if within(i.by, "pw/method") and not within(i.what, *allowed)]
         assert not found
+
+
+class TestAName:
+    """A module, a package and a public class have a name that nothing else in the tree has."""
+
+    def test_of_a_module_or_package_is_not_used_twice(self) -> None:
+        files = [Path(module) for module in modules()]
+        packages = {folder for file in files for folder in file.parents if folder.name}
+        named = [*packages, *(file.with_suffix("") for file in files if file.stem != "__init__")]
+        assert not used_twice((path.name, str(path)) for path in named)
+
+    def test_of_a_public_class_is_not_used_twice(self) -> None:
+        defined = [
+            (node.name, module)
+            for module in modules()
+            for node in ast.parse((ROOT / module).read_text()).body
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        ]
+        assert len(defined) > 100
+        assert not used_twice(defined)
 
 
 class TestAGiantDependency:

@@ -14,7 +14,8 @@ import pytest
 
 from pw.io.paths import ROOT
 
-BUILD = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+BUILD = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
 SIGNATURES = """if True:
     import json, pw.io.suite_first
     from benchmarks.metrics import scoring_code
@@ -134,6 +135,13 @@ def own(tmp_path: Path) -> Path:
 class TestTheWheel:
     def test_holds_no_package_but_pw(self, site: Path) -> None:
         assert [path.name for path in site.iterdir()] == ["pw"]
+
+    def test_says_its_licence_and_version_and_that_it_is_typed(self, site: Path) -> None:
+        project = PYPROJECT["project"]
+        citation = (ROOT / "CITATION.cff").read_text()
+        assert f"\nversion: {project['version']}\nlicense: {project['license']}\n" in citation
+        assert all((ROOT / name).is_file() for name in project["license-files"])
+        assert (site / "pw" / "py.typed").is_file()
 
     def test_has_the_signatures_and_the_code_of_the_checkout_in_an_empty_folder(self, site: Path, empty: Path) -> None:
         installed, here = (

@@ -18,7 +18,7 @@ from benchmarks.systems.generation_call import SystemOptions, checked_call
 from benchmarks.systems.gpu_processes import spread_over_gpus
 from benchmarks.systems.jobs import make_jobs, read_prompts
 from benchmarks.systems.register import register
-from benchmarks.systems.run import commands, generate, prepare_folder
+from benchmarks.systems.system_videos import commands, generate, prepare_folder
 from pw.io.arguments import Command, ConfigError, written
 from pw.io.paths import OUTPUTS
 

@@ -1,6 +1,6 @@
 """What an ablation file holds: its arms, what they vary, and the clauses of its claim.
 
-`experiments/NAME.py` holds one `ABLATION`; its docstring is its `Statement`: a title, then the paragraphs Claim,
+`experiments/<name>.py` holds one `ABLATION`; its docstring is its `Statement`: a title, then the paragraphs Claim,
 Refuted and Verdict.
 """
 

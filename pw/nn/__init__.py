@@ -1,5 +1,5 @@
-"""The network: diffusers' Wan transformer, unforked, with a stride embedding and an anchor-guided injector hooked on.
+"""The network: diffusers' Wan transformer, unmodified, with a stride embedding and an anchor-guided injector added.
 
-`options` names what can be chosen (no torch), `embed` the stride embedding, `injector` Eqs. 1-2, `backbone` the
-whole, `codec` video <-> latent, `unipc` diffusers' solver behind our interface.
+Begin with `backbone`, then `injector` (Eqs. 1-2) and `embed` (the stride). `options` holds what can be chosen and
+imports no torch; `codec` is video <-> latent, `text` prompt -> embedding, `convert` reads checkpoints of any layout.
 """

@@ -151,7 +151,7 @@ def test_garbage_is_collected_again_once_the_stages_are_imported(monkeypatch: py
 
 
 class TestTheFirstReport:
-    """Which `pw.train.loop` sends after its first update is seen in tests/parallel/test_processes.py."""
+    """Of a launched process: `report` in pw/parallel/launch.py, sent by `pw train` after an update."""
 
     def test_is_heard_of_a_process(self) -> None:
         seconds, cpu = bench.first_report("-c", "from pw.parallel import launch; launch.report(update=1, updates=1)")

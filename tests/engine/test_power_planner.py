@@ -16,11 +16,11 @@ from benchmarks.metrics import lookup, protocols
 from benchmarks.stats.comparison import paired_t
 from benchmarks.stats.interval_coverage import control_variate_width
 from experiments.engine.plan import make_plan, parse
-from experiments.engine.power.assumed_spread import assumed_sd
-from experiments.engine.power.power_options import PowerOptions
-from experiments.engine.power.power_plan import plan_power, target_of
-from experiments.engine.power.power_planner import main
-from experiments.engine.power.spread import (
+from experiments.engine.power_analysis.assumed_spread import assumed_sd
+from experiments.engine.power_analysis.power_options import PowerOptions
+from experiments.engine.power_analysis.power_plan import plan_power, target_of
+from experiments.engine.power_analysis.power_planner import main
+from experiments.engine.power_analysis.spread import (
     Level,
     Spread,
     components,

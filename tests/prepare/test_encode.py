@@ -249,9 +249,9 @@ class TestTheEstimate:
     @pytest.mark.parametrize(("scale", "latent", "tokens"), [("2k", 42.9e6, 111_600), ("4k", 95.7e6, 249_240)])
     def test_of_a_clip_is_what_the_notes_say(self, scale: str, latent: float, tokens: int) -> None:
         found = sizes(build([f"scale={scale}"]), 8)
-        assert found.latent_bytes == pytest.approx(latent, abs=5e4)  # method-notes 9
+        assert found.latent_bytes == pytest.approx(latent, abs=5e4)  # 48 channels in float32
         assert found.anchor_bytes == pytest.approx(1.33e6, abs=5e3)
-        assert found.tokens(found.latent) == tokens  # method-notes 3
+        assert found.tokens(found.latent) == tokens  # the table of scales in docs/method.md
         assert found.tokens(found.anchor) == 3472
         assert found.clip_bytes == found.latent_bytes + 8 * found.anchor_bytes + 2 * 512 * 4096
 

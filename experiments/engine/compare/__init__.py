@@ -1,0 +1,4 @@
+"""`pw compare a=… b=…`: two runs or folders of videos, compared prompt by prompt or seed by seed.
+
+Begin with `compare_runs`.
+"""

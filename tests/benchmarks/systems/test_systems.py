@@ -14,8 +14,8 @@ from benchmarks.systems import Setting, load, names, read_card
 from benchmarks.systems.external import fields
 from benchmarks.systems.generation_call import Call, SystemOptions, checked_call
 from benchmarks.systems.jobs import STEM_BYTES, costs, input_jobs, make_jobs, read_prompts, stem, videos
-from benchmarks.systems.run import commands, prepare_folder
 from benchmarks.systems.system_command import main
+from benchmarks.systems.system_videos import commands, prepare_folder
 from pw.io.arguments import parse
 from pw.io.video import write_video
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from benchmarks import paper
 from benchmarks.metrics import METRICS, lookup
 from experiments.engine.ablation import names
-from experiments.engine.power.spread import MOST
+from experiments.engine.power_analysis.spread import MOST
 from pw.io.arguments import ConfigError, number, option
 from pw.io.files import writable_file
 from pw.io.paths import OUTPUTS

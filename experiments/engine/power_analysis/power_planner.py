@@ -22,9 +22,9 @@ answer says so.
 
 from __future__ import annotations
 
-from experiments.engine.power.power_options import PowerOptions
-from experiments.engine.power.power_plan import plan_power
-from experiments.engine.power.power_report import as_json, rendered
+from experiments.engine.power_analysis.power_options import PowerOptions
+from experiments.engine.power_analysis.power_plan import plan_power
+from experiments.engine.power_analysis.power_report import as_json, rendered
 from experiments.engine.terminal import console
 from pw.io.arguments import Command
 from pw.io.files import write_json

@@ -12,10 +12,10 @@ from benchmarks.metrics import METRICS, Metric, chosen, lookup
 from experiments.engine.job import ASSUMED_FLOPS, SECONDS, Job, train_jobs
 from experiments.engine.outcome.written import NUMBER, SAMPLING, TRAINING, read_sampling, read_training
 from experiments.engine.plan import Plan, make_plan, parse
-from experiments.engine.power.assumed_spread import assumed_sd, paper_metric
-from experiments.engine.power.measured_spread import measured
-from experiments.engine.power.power_options import PowerOptions
-from experiments.engine.power.spread import (
+from experiments.engine.power_analysis.assumed_spread import assumed_sd, paper_metric
+from experiments.engine.power_analysis.measured_spread import measured
+from experiments.engine.power_analysis.power_options import PowerOptions
+from experiments.engine.power_analysis.spread import (
     Level,
     Spread,
     number_text,

@@ -15,7 +15,7 @@ from benchmarks.stats.jackknife import GROUPS, jackknife_variance, leave_out
 from experiments.engine.job import score_request
 from experiments.engine.outcome.written import read_scores
 from experiments.engine.plan import Arm, Plan
-from experiments.engine.power.spread import (
+from experiments.engine.power_analysis.spread import (
     Spread,
     components,
     pooled,

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.metrics import METRICS, lookup
-from experiments.engine.power.power_options import PowerOptions
-from experiments.engine.power.power_plan import Cost, Known, PowerPlan, Step
-from experiments.engine.power.spread import (
+from experiments.engine.power_analysis.power_options import PowerOptions
+from experiments.engine.power_analysis.power_plan import Cost, Known, PowerPlan, Step
+from experiments.engine.power_analysis.spread import (
     MOST,
     Purchase,
     control_variate_pays_from,
