@@ -1,8 +1,8 @@
-"""Where clips come from. A source offers `batch`, `evaluation` and `fingerprint`: pure functions of seeds.
+"""Sources of clips: `batch`, `evaluation` and `fingerprint`, each a pure function of seeds, and degradation to anchors.
 
-`procedural` draws clips, `shards` crops real video that `make data` (`ingest`) cut into webdataset shards, `latents`
-reads what `make latents` encoded of those. All answer for any batch directly: a run is resumed exactly, on any number
-of workers, and two arms with the same seed see the same data.
+`procedural` draws clips, `shards` crops real video from the shards of `pw data`, `latents` reads clips encoded by
+`pw latents`. A batch does not depend on the batches before it: a run resumes exactly, with any number of workers, and
+two arms with the same seed see the same data. Begin with `Source`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Clips that were encoded beforehand, float32.
+    """Clips encoded by `pw latents`, float32.
 
     latent     of the clips at full size, [B, C, F, h, w]
-    anchor     of one of each clip's degraded anchors, without the noise that training adds, [B, C, F, h', w']
+    anchor     of one degraded anchor per clip, without the noise that training adds, [B, C, F, h', w']
     text       embedding of each caption, padded with zeros, [B, tokens, D]
     null_text  that of the empty prompt, [tokens, D]
     """
@@ -48,9 +48,9 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class Clips:
-    """`count` clips of one size, each made anew whenever it is asked for: none is kept.
+    """`count` clips of one size, computed at each access and not kept.
 
-    make  clip number i: float32 [3, F, H, W] in [-1, 1], or uint8 [F, H, W, 3] where it is that exactly
+    make  i -> clip: float32 [3, F, H, W] in [-1, 1], or uint8 [F, H, W, 3] if that is exact
     """
 
     count: int
@@ -73,7 +73,7 @@ class Clips:
         if not isinstance(made, np.ndarray):
             return made
         video = torch.empty(3, *made.shape[:3])
-        for number in range(len(made)):  # frame by frame: beside a clip at 2K, 5.4 GB, there is no second
+        for number in range(len(made)):  # frame by frame: a second copy of a 2K clip would take 5.4 GB
             video[:, number] = torch.from_numpy(to_float(made[number : number + 1]))[:, 0]
         return video
 
@@ -94,11 +94,14 @@ class Clips:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Two disjoint sets of as many held-out clips.
+    """Two disjoint sets of held-out clips, of the same size.
 
-    Anchors are made from `real`, and scores are measured against it; `real_b` against `real` is the floor.
-    `note` says how they were drawn, for the table. `captions` are those of `real`, none where there is no text.
-    Both are asked for when the clips were: a source that knows them only then reads the rest of its clips first.
+    real      anchors are made from these clips, and scores are measured against them
+    real_b    scored against `real`, it gives the floor of a metric
+    note      how the clips were drawn, for the table
+    captions  of `real`; empty without text
+
+    Call `note` and `captions` after reading the clips: some sources know them only then, and would read the rest first.
     """
 
     real: Clips
@@ -108,7 +111,7 @@ class Evaluation:
 
 
 class Source(Protocol):
-    """Clips to train on and to be judged by, each a pure function of its seeds.
+    """Clips for training and evaluation, each a pure function of its seeds.
 
     twins_share_structure  whether the second set of `evaluation` has the anchors of the first
     """
@@ -120,7 +123,7 @@ class Source(Protocol):
         ...
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        """`count` held-out clips, twice; no clip is made or read before it is asked for."""
+        """Two sets of `count` held-out clips, each computed or read at its first use."""
         ...
 
     def fingerprint(self) -> str:
@@ -139,7 +142,7 @@ class Unset:
         raise ValueError(NO_DATA)
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        """Raises ValueError: there is nothing to be judged by."""
+        """Raises ValueError: there are no clips."""
         raise ValueError(NO_DATA)
 
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""What a clip loses on its way to being an anchor  (sec. 3.3, "degradation"; numbers from the authors' code).
+"""Clip -> training anchor  (sec. 3.3, "degradation"; numbers from the authors' code).
 
 One draw per clip, shared by its frames: area-downscale, bilinear to the anchor's size, Gaussian blur; then, on the
 anchor's latent, noise with some probability.
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-AT_ONCE = 2**25  # pixels that `resize` takes at once, 400 MB: of a clip at 2K some frames, of small ones whole batches
+AT_ONCE = 2**25  # pixels that `resize` handles at once, 400 MB: some frames of a 2K clip, whole batches of small ones
 
 
 class Degradation(Protocol):
-    """A clip -> the anchor a stage II is trained or tested on.
+    """A clip -> the anchor that stage II is trained or tested with.
 
-    `anchor` is `draw` and `degrade` at once. Apart, what was drawn for many clips serves them one after the other.
+    `anchor` is `draw` followed by `degrade`. Called separately, parameters drawn for a batch degrade it clip by clip.
     """
 
     def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[Any]:
-        """What each of `clips` clips of `frames` frames loses on its way to an anchor of `size`."""
+        """Random parameters for each of `clips` clips of `frames` frames, with anchors of `size`."""
         ...
 
     def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[Any]) -> Tensor:
-        """video [B, 3, F, H, W], and what was drawn for each -> anchor video [B, 3, F, *size]."""
+        """video [B, 3, F, H, W], drawn parameters of each clip -> anchor video [B, 3, F, *size]."""
         ...
 
     def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
@@ -94,7 +94,7 @@ def _check_range(name: str, bounds: tuple[float, float], least: float) -> None:
 
 @dataclass(frozen=True)
 class DrawnLoss:
-    """What one clip loses: factor of the area-downscale; sigma of the blur, and the widest of all drawn with it."""
+    """Drawn parameters of one clip: factor of the area-downscale, sigma of the blur, largest sigma of its batch."""
 
     factor: float
     sigma: float
@@ -124,13 +124,13 @@ class BlurAndNoise:
             raise ValueError(f"degradation.noise_probability={self.noise_probability}: a probability, 0 to 1")
 
     def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[DrawnLoss]:
-        """What each clip loses."""
+        """Random parameters for each clip."""
         factors = _between(self.downscale, clips, draw).tolist()
         sigmas = _between(self.blur, clips, draw).tolist()
         return [DrawnLoss(factor, sigma, max(sigmas)) for factor, sigma in zip(factors, sigmas, strict=True)]
 
     def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[DrawnLoss]) -> Tensor:
-        """video [B, 3, F, H, W], and what each clip loses -> anchor video [B, 3, F, *size]."""
+        """video [B, 3, F, H, W], drawn parameters of each clip -> anchor video [B, 3, F, *size]."""
         height, width = video.shape[-2:]
         reduced = lambda clips, f: resize(clips, (max(1, round(height / f)), max(1, round(width / f))), "area")  # noqa: E731
         if self.downscale[0] == self.downscale[1]:
@@ -146,7 +146,7 @@ class BlurAndNoise:
         return self.degrade(video, size, self.draw(len(video), video.shape[2], size, draw))
 
     def perturb(self, latent: Tensor, draw: Generator) -> Tensor:
-        """anchor latent + noise, in the clips that the probability picks."""
+        """anchor latent + noise, in each clip with probability `noise_probability`."""
         batch = len(latent)
         std = _between(self.noise, batch, draw) * (torch.rand(batch, generator=draw) < self.noise_probability)
         noise = torch.randn(latent.shape, generator=draw)
@@ -155,7 +155,7 @@ class BlurAndNoise:
 
 @dataclass(frozen=True)
 class Clean:
-    """Nothing lost but size: area-downscale to the anchor. What "no degradation" means in training and at test."""
+    """Area-downscale to the anchor's size, no other degradation."""
 
     def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[None]:
         """Nothing is drawn."""
@@ -176,7 +176,7 @@ class Clean:
 
 @dataclass(frozen=True)
 class Flaw:
-    """One clip's flaws beside its loss: corner of what is replaced, px; frame that trades places with the next."""
+    """Drawn flaws of one clip: corner of the masked rectangle, px; index of the frame swapped with the next."""
 
     loss: DrawnLoss
     top: int
@@ -186,11 +186,11 @@ class Flaw:
 
 @dataclass(frozen=True)
 class Flawed:
-    """A stress set for Fig. 9.1: what a bad first stage produces. Each flaw on top of the training degradation.
+    """Flaws of a bad first stage, for the stress test of Fig. 9.1, on top of the training degradation.
 
     mask   share of the anchor's area replaced by its mean colour, in one rectangle per clip
     noise  std added to the anchor's latent
-    swap   whether two neighbouring frames trade places
+    swap   whether two neighbouring frames are swapped
     """
 
     base: BlurAndNoise
@@ -205,7 +205,7 @@ class Flawed:
             raise ValueError(f"degradation.noise={self.noise}: a standard deviation, 0 or more")
 
     def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[Flaw]:
-        """What each clip loses, and its flaws."""
+        """Random parameters and flaws for each clip."""
         losses, side, flaws = self.base.draw(clips, frames, size, draw), self._masked(size), []
         for loss in losses:
             top, left = (int(torch.randint(0, s - d + 1, (), generator=draw)) for s, d in zip(size, side, strict=True))
@@ -214,7 +214,7 @@ class Flawed:
         return flaws
 
     def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[Flaw]) -> Tensor:
-        """video [B, 3, F, H, W], and what was drawn for each clip -> anchor video [B, 3, F, *size]."""
+        """video [B, 3, F, H, W], drawn flaws of each clip -> anchor video [B, 3, F, *size]."""
         anchor, side = self.base.degrade(video, size, [flaw.loss for flaw in drawn]).clone(), self._masked(size)
         for clip, flaw in zip(anchor, drawn, strict=True):
             rows, columns = slice(flaw.top, flaw.top + side[0]), slice(flaw.left, flaw.left + side[1])
@@ -224,7 +224,7 @@ class Flawed:
         return anchor
 
     def _masked(self, size: tuple[int, int]) -> list[int]:
-        """Height and width of what is replaced, px."""
+        """Height and width of the masked rectangle, px."""
         return [max(1, round(length * self.mask**0.5)) for length in size] if self.mask else [0, 0]
 
     def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:

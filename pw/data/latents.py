@@ -1,10 +1,10 @@
-"""Encoded video as a training source: what `make latents` (`pw.prepare.encode`) writes, read without any codec.
+"""Encoded video as a training source, read without a codec; `pw latents` (`pw.prepare.encode`) writes it.
 
-<folder>/latents.json       what was encoded, how and by which weights: the folder's name is a digest of it
+<folder>/latents.json       source, settings and weights of the encoding; their digest is in the folder's name
 <folder>/empty.safetensors  `text` [length, D]: the empty prompt's embedding, for condition dropout
 <folder>/train-000000.tar   webdataset, one for each shard of video. bf16 <key>.safetensors: `latent` [C, F', h, w],
                             `anchors` [n, C, F', h', w'], `text` [length, D]; <key>.json: caption and origin
-<folder>/train-000000.json  what became of that shard; written last: without it, unfinished
+<folder>/train-000000.json  the shard's record, written last: a shard without it is unfinished
 <folder>/.unfinished/       the encoded clips of unfinished shards, one file each
 """
 
@@ -37,12 +37,12 @@ AGAIN = "encode it again: remove it and its .json, and call `make latents` as be
 WHEN_TRAINING = (
     "noise",
     "noise_probability",
-)  # of a degradation: drawn anew in every update, so no part of what is kept
+)  # of a degradation: drawn in every update, so not stored
 SIZES = ("frames", "height", "width", "anchor_height", "anchor_width", "anchor_upsample")
 
 
 def described(scale: Any, codec: Any, degradation: Any, backbone: Any) -> dict[str, Any]:
-    """What of a run decides how a clip is encoded, by group and key, as JSON has it."""
+    """The settings of a run that determine the encoding of a clip, by group and key, as plain JSON values."""
     found = {
         "scale": {name: getattr(scale, name) for name in SIZES},
         "codec": {"kind": type(codec).__name__, **dataclasses.asdict(codec)},
@@ -75,7 +75,7 @@ def fit(frames: Frames, size: tuple[int, int, int]) -> Tensor:
 
 
 def fitted(frames: Frames, size: tuple[int, int, int]) -> Tensor | Frames:
-    """As `fit`; uint8 [F, H, W, 3] as they are stored where nothing is reduced."""
+    """As `fit`, but clips that need no reduction stay uint8 [F, H, W, 3]."""
     length, height, width = size
     if max(height / frames.shape[1], width / frames.shape[2]) < 1:
         return fit(frames, size)
@@ -83,19 +83,19 @@ def fitted(frames: Frames, size: tuple[int, int, int]) -> Tensor | Frames:
 
 
 def _middle(pictures: Any, height: int, width: int) -> Any:
-    """What lies about the centre of pictures [_, H, W, …]."""
+    """The centre crop of pictures [_, H, W, …]."""
     top, left = (pictures.shape[1] - height) // 2, (pictures.shape[2] - width) // 2
     return pictures[:, top : top + height, left : left + width]
 
 
 @dataclass(frozen=True)
 class LatentClips:
-    """Latents of real video, of its anchors and its captions, in the order in which `ShardClips` has the clips.
+    """Latents of real video, its anchors and captions, in the order of `ShardClips`.
 
     urls         a folder data/latents/<scale>-<digest> of `make latents`
     text_tokens  length that embeddings are padded to
 
-    Raises ValueError (ShardError) when there is nothing there, or not all of it.
+    Raises ValueError (ShardError) when the folder is missing or incomplete.
     """
 
     urls: str
@@ -110,7 +110,7 @@ class LatentClips:
         object.__setattr__(self, "_train", _Latents(Path(self.urls), about, "train"))
 
     def check(self, wanted: Mapping[str, Mapping[str, Any]]) -> None:
-        """That the run wants what was encoded, see `described`. Raises ValueError by key and value."""
+        """Check that clips were encoded with a run's settings (`described`). Raises ValueError naming the key."""
         for group, values in wanted.items():
             made = self._about["encoded"][group]
             for name in {**values, **made}:
@@ -123,7 +123,7 @@ class LatentClips:
                 )
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with what was encoded, how, and which clips of it are there."""
+        """Sixteen hex digits that change with source, settings and available clips."""
         parts = [(key, *sizes) for key, sizes in self._train.sizes()]
         return shard_digest(self._about["digest"], *parts)
 
@@ -138,8 +138,8 @@ class LatentClips:
     def batch(self, seed: int, index: int, batch_size: int) -> LatentBatch:
         """The `index`-th batch of an endless order; a pure function of its arguments.
 
-        Every clip comes once per epoch, in an order drawn from (seed, epoch); which of its anchors it comes with is
-        drawn from (seed, position).
+        Every clip comes once per epoch, in an order drawn from (seed, epoch); its anchor is drawn from (seed,
+        position).
         """
         positions = range(index * batch_size, (index + 1) * batch_size)
         latents, anchors, texts = zip(*(self._clip(seed, position) for position in positions), strict=True)
@@ -156,7 +156,7 @@ class LatentClips:
         return self._train.passed_over()
 
     def held_out(self) -> str:
-        """Sixteen hex digits of the clips that evaluation takes; of none where the videos are gone."""
+        """Sixteen hex digits of the evaluation clips; those of an empty set if the videos are gone."""
         try:
             index = ShardIndex(self._about["urls"], "val")
         except ValueError:
@@ -176,7 +176,7 @@ class LatentClips:
         return _LargeEnough(index, (scale["frames"], scale["height"], scale["width"]))
 
     def check_evaluation(self, count: int) -> None:
-        """That there are clips enough for two sets of `count`, by their sizes alone. Raises ValueError otherwise."""
+        """Check, by sizes alone, that there are clips for two sets of `count`. Raises ValueError otherwise."""
         self._check_count(len(self._pool()), count)
 
     def _check_count(self, there: int, count: int) -> None:
@@ -189,8 +189,8 @@ class LatentClips:
     def evaluation(self, count: int, seed: int) -> Evaluation:
         """Two sets of `count` held-out clips in pixels, with no clip in both.
 
-        They are read from the shards of video that were encoded, and fitted as those were. Raises ValueError when the
-        shards are gone, or have too few clips; too few that can be read are found when those are asked for.
+        They are read from the encoded shards of video and fitted in the same manner. Raises ValueError when the shards
+        are gone or have too few clips, and later, at the first use of the clips, if too few of them can be read.
         """
         pool = self._pool()
         self._check_count(len(pool), count)
@@ -209,7 +209,7 @@ class LatentClips:
     def _held_out(
         self, pool: _LargeEnough, held: LastRead[StoredClip], count: int, seed: int
     ) -> Iterator[tuple[int, str]]:
-        """(position, caption) of those that can be read, in random order. Raises ValueError where they do not do."""
+        """(position, caption) of readable clips, in random order. Raises ValueError if there are too few."""
         found = 0
         for i in torch.randperm(len(pool), generator=seeded(seed, "evaluation")).tolist():
             if held.is_readable(i):

@@ -1,8 +1,8 @@
 """Procedural clips: structure that an anchor shows, texture that it hides (docs/tiny.md).
 
 Structure is a two-colour gradient and one moving disc or square; texture is a grating per 8 x 8 cell, of one of four
-orientations and a random phase, and another on the object. Blurred to the anchor, the gratings vanish: what the second
-stage must paint is many-moded, and a plain flow model in few steps averages the modes into blur.
+orientations and a random phase, and another on the object. The anchor's blur removes the gratings, so the second stage
+faces a distribution of many modes, which a plain flow model in few steps averages into blur.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pw.io.lazy import torch
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-VERSION = 1  # to be raised with every change of what is drawn: runs on other clips are other runs
+VERSION = 1  # raise it whenever the drawn clips change: it is part of every signature
 CELL = 8  # px, side of a texture cell
 # wave vectors in rad/px: wavelength 4 px along the axes, 3.8 px on the diagonals
 WAVES = tuple((2 * math.pi / CELL * x, 2 * math.pi / CELL * y) for x, y in ((2, 0), (0, 2), (1.5, 1.5), (1.5, -1.5)))

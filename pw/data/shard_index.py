@@ -49,7 +49,7 @@ class StoredClip:
 
 @dataclass(frozen=True)
 class Sample:
-    """Where a clip lies: `members` is {ending: (offset, size)} in bytes; `shape` is None if unreadable."""
+    """A clip's place in its shard: `members` is {ending: (offset, size)} in bytes; `shape` is None if unreadable."""
 
     key: str
     shard: Path
@@ -58,12 +58,12 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """For people, wherever the shards lie."""
+        """A name for messages, independent of the shards' folder."""
         return f"{self.shard.name}/{self.key}"
 
 
 def checksums(members: Mapping[str, bytes]) -> dict[str, int]:
-    """What a clip's json says of its other members, under `CHECKSUMS`."""
+    """The checksums of a clip's other members, kept in its json under `CHECKSUMS`."""
     return {ending: zlib.crc32(content) for ending, content in members.items()}
 
 
@@ -102,8 +102,8 @@ class ShardIndex:
     `shards/{train,val}-*.tar`, or a list of tars; tars count if their name begins with `split`.
 
     Raises:
-        ValueError: nothing there, an address instead of a file.
-        ShardError: a shard is truncated, was changed since its manifest, or holds what it should not.
+        ValueError: there are no such tars, or `urls` has an address.
+        ShardError: a shard is truncated, differs from its manifest, or holds other files.
     """
 
     def __init__(self, urls: str | os.PathLike[str] | Sequence[str], split: str) -> None:
@@ -115,7 +115,7 @@ class ShardIndex:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of what would be read: keys, sizes, the manifest's sha256 if there is one."""
+        """Sixteen hex digits of keys, sizes, and the manifest's sha256 if there is one."""
         parts = [(s.key, size) for s in self.samples for _, size in s.members.values()]
         return shard_digest(*parts, *self._hashes)
 
@@ -126,7 +126,7 @@ class ShardIndex:
         """The i-th clip.
 
         Raises:
-            ShardError: its bytes are not a uint8 [F, H, W, 3] array, or not those that were written.
+            ShardError: its bytes are not a uint8 [F, H, W, 3] array, or do not match their checksum.
         """
         sample = self.samples[i]
         try:
@@ -180,7 +180,7 @@ def _expand(url: str) -> list[Path]:
 
 
 def index_tar(shard: Path, endings: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
-    """Where everything in a tar lies, {key: {ending: (offset, size)}}, read from its headers only.
+    """The positions of all members of a tar, {key: {ending: (offset, size)}}, from its headers alone.
 
     Raises:
         ShardError: it is truncated, holds another ending or anything but files, or a sample lacks the first ending.
@@ -245,7 +245,7 @@ def _array_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any],
 
 
 def _frames(content: bytes) -> Frames:
-    """A .npy file as it lies in memory: numpy's own reader copies it piece by piece, which takes four times as long."""
+    """The array of a .npy file in memory, not copied: numpy's reader copies in pieces and takes four times as long."""
     shape, is_fortran, dtype, offset = _array_header(content)
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or math.prod(shape) != len(content) - offset:
         raise ValueError(f"it holds {len(content) - offset} bytes of {dtype} {shape}, not uint8 [F, H, W, 3]")
@@ -253,7 +253,7 @@ def _frames(content: bytes) -> Frames:
 
 
 def _check_sums(members: Mapping[str, bytes]) -> None:
-    """Raise ValueError if a member is not what its checksum was made of; without checksums all is taken as it is."""
+    """Raise ValueError if a member does not match its checksum; without checksums nothing is verified."""
     about = json.loads(members.get("json", b"{}"))
     written = about.get(CHECKSUMS) if isinstance(about, dict) else None
     if isinstance(written, dict):
@@ -271,7 +271,7 @@ def _check_unique(samples: list[Sample]) -> None:
 
 
 def _check_manifests(paths: list[Path], samples: list[Sample]) -> list[str]:
-    """The sha256 of each shard that a manifest beside it knows; raises if its size or count is another."""
+    """The sha256 of each shard listed in a manifest of its folder. Raises ShardError if its size or count differs."""
     counts = Counter(sample.shard for sample in samples)
     hashes = []
     for path in paths:
@@ -293,7 +293,7 @@ def _manifest_at(path: Path, _mtime_ns: int) -> dict[str, Any]:
 
 
 def manifest_entry(shard: Path) -> dict[str, Any] | None:
-    """What the manifest beside a shard says of it: file, split, samples, bytes, sha256; None if it says nothing."""
+    """A shard's entry in its folder's manifest: file, split, samples, bytes, sha256; None without one."""
     return _read_manifest(shard.parent).get(shard.name)
 
 

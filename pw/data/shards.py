@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ShardClips:
-    """Random crops of real video: `size` px high and `width` px wide (0: as high), `frames` frames, made from shards.
+    """Random crops of the clips in shards: `size` px high, `width` px wide (0: square), `frames` frames.
 
     Whole frames shrunk to 24 px would keep no texture, so moderately reduced ones are cropped.
     """
@@ -71,9 +71,9 @@ class ShardClips:
     def evaluation(self, count: int, seed: int) -> Evaluation:
         """Two sets of `count` held-out crops, with no clip in both.
 
-        Clips are dealt to the two sets in turn, so that both see all videos. If they are fewer than crops,
-        a clip gives several, which do not overlap as long as there is room; `note` says how it was. A single
-        clip has to serve both sets, with different crops.
+        Clips are dealt to the two sets in turn, so that both have crops of all videos. With fewer clips than
+        crops, a clip gives several, which do not overlap as long as there is room; `note` says so. A single
+        clip serves both sets, with different crops.
         """
         clips = range(len(self._eval))
         alone = len(clips) == 1
@@ -108,10 +108,7 @@ class ShardClips:
         return _to_video(crop[:, :, ::-1] if _randint(2, generator) else crop)
 
     def _crops(self, clips: Sequence[int], part: slice, seed: int, held: LastRead[Frames]) -> Iterator[_Crop]:
-        """Endless: one of each clip, then more of each, then anywhere.
-
-        Of the places where a crop may lie in a clip, only `part` is used.
-        """
+        """Crops without end: one of each clip, then further ones of each, then anywhere; within `part` of each clip."""
         generator = seeded(seed, "evaluation", *clips[:1])
         order = torch.randperm(len(clips), generator=generator).tolist()
         tiles: dict[int, list[tuple[int, ...]]] = {}
@@ -140,7 +137,7 @@ class Readable(ABC, Generic[Read]):
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
-        """ids: what `read` is asked for, by position."""
+        """ids: the clips to read, by position."""
         self.ids = ids
         self.bad: set[int] = set()
 
@@ -150,7 +147,7 @@ class Readable(ABC, Generic[Read]):
 
     @abstractmethod
     def name(self, i: int) -> str:
-        """What people call the clip of an id: `<shard>/<key>`."""
+        """The name of a clip in messages: `<shard>/<key>`."""
 
     def passed_over(self) -> list[str]:
         """The unreadable clips met so far, by name."""
@@ -179,7 +176,7 @@ class Readable(ABC, Generic[Read]):
 
 
 class LastRead(Generic[Read]):
-    """Clips of a pool, of which the one that was read last is kept: to look for it and to take it is one read."""
+    """Clips of a pool, with the last one kept, so that checking a clip and taking it need one read."""
 
     def __init__(self, pool: Readable[Read]) -> None:
         self._pool = pool
@@ -203,7 +200,7 @@ class LastRead(Generic[Read]):
 
 
 class LazyList(Generic[Item]):
-    """What an iterator gives, by position; it is asked only for as much as is needed."""
+    """The items of an iterator by position, taken from it only as far as needed."""
 
     def __init__(self, rest: Iterator[Item]) -> None:
         self._rest = rest
@@ -221,7 +218,7 @@ class LazyList(Generic[Item]):
 
 @dataclass(frozen=True)
 class _Crop:
-    """Where an evaluation crop lies: position of its clip, (frame, row, column); whether it overlaps no other."""
+    """Position of an evaluation crop: its clip, (frame, row, column), and whether it overlaps no other."""
 
     clip: int
     start: tuple[int, ...]
@@ -259,7 +256,7 @@ def short_side(height: int, width: int) -> int:
 
 
 def unreadable(names: Sequence[str]) -> str:
-    """What a note says of held-out clips that were passed over; nothing where there were none."""
+    """The words of a note about held-out clips that could not be read; empty if there are none."""
     return f"; unreadable: {', '.join(names)}" if names else ""
 
 

@@ -1,6 +1,6 @@
 """Noise-span aligned shortcut training, sec. 3.4: pure mathematics on tensors, no network, no data, no I/O.
 
-| module         | what it answers                                   | paper        |
+| module         | question                                          | paper        |
 |----------------|---------------------------------------------------|--------------|
 | `schedule`     | timestep <-> sigma under the shift; noise spans   | Eq. 7        |
 | `path`         | the state between data and noise, its velocity    | Eqs. 7.1-7.2 |
@@ -11,5 +11,5 @@
 | `solver`       | few-step integration, inference grids             | Eqs. 3, 7.5  |
 | `coverage`     | which pairs of a grid were ever trained           | D5           |
 
-Nothing here imports torch before it computes (`pw.io.lazy`), so that options are checked in milliseconds.
+torch is imported at the first computation (`pw.io.lazy`), so that options are checked in milliseconds.
 """

@@ -1,4 +1,4 @@
-"""Which steps of an inference grid were trained, and which second halves of the targets  (D5).
+"""Coverage: which steps of an inference grid are trained, and which second halves of the training targets  (D5).
 
 `pw coverage step_sampler=closed` prints it for 2, 3, 4 and 5 steps.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """One step an inference grid takes, whether it was trained, and the nearest step that was."""
+    """A step of an inference grid, whether it is trained, and the nearest trained step."""
 
     timestep: float
     stride: float
@@ -29,8 +29,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The coverage of one (step sampler, inference grid). Second halves count distinct trained steps;
-    `grounded` of them are evaluated at stride 0, where flow matching trained every timestep."""
+    """The coverage of an inference grid by a step sampler.
+
+    second_halves           distinct trained steps, each of which has a second half
+    second_halves_trained   those whose second half is a trained step too
+    second_halves_grounded  those evaluated at stride 0, where flow matching trains every timestep
+    """
 
     pairs: tuple[Pair, ...]
     second_halves: int

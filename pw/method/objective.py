@@ -43,7 +43,7 @@ class Objective(Protocol):
     Fields named after a config group (turns, step_sampler, weighting, target) are filled with that group's choice.
 
     trains_strides    whether the network learns strides other than 0; if not, it is sampled at stride 0
-    depends_on_batch  whether a clip's loss depends on the others of its batch, which may then not be split
+    depends_on_batch  whether a clip's loss depends on the other clips of its batch; such a batch must not be split
     """
 
     trains_strides: bool
@@ -59,7 +59,7 @@ class Objective(Protocol):
     def __call__(
         self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws, update: int
     ) -> Loss:
-        """data [B, C, F, h, w] -> loss. `target` is the velocity that targets are made with, online or EMA."""
+        """data [B, C, F, h, w] -> loss. `target` is the velocity that targets are computed with, online or EMA."""
         ...
 
     def check(self, schedule: Schedule) -> None:
@@ -67,11 +67,11 @@ class Objective(Protocol):
         ...
 
     def is_consistency(self, update: int) -> bool:
-        """Whether an update is one of consistency, which evaluates the network twice more."""
+        """Whether an update minimises the consistency term, which needs two more evaluations of the network."""
         ...
 
     def consistency_updates(self, updates: int) -> float:
-        """How many of the first `updates` are of consistency; if drawn at random, the expected number."""
+        """Number of consistency updates among the first `updates`; the expected number if they are drawn at random."""
         ...
 
 
@@ -97,7 +97,7 @@ class FlowWeight:
 class Flow:
     """L_flow = || v(x, T, stride 0) - (noise - data) ||^2, T uniform over the N nodes  (Eq. 7.3).
 
-    A model trained with this alone must be sampled at stride 0: it never saw another.
+    A model trained with this alone must be sampled at stride 0, the only one it was trained on.
 
     When to use: for stage I, for starts, and as the many-step baseline.
     """
@@ -113,17 +113,17 @@ class Flow:
 
     @property
     def step_sampler(self) -> None:
-        """It trains no stride."""
+        """None: only stride 0 is trained."""
 
     def check(self, schedule: Schedule) -> None:
         """Fits every schedule."""
 
     def is_consistency(self, update: int) -> bool:
-        """Every update is of flow matching."""
+        """Never: every update is flow matching."""
         return False
 
     def consistency_updates(self, updates: int) -> float:
-        """None is."""
+        """Always 0."""
         return 0
 
     def __call__(
@@ -150,14 +150,14 @@ def _weighted_mse(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 class Turns(Protocol):
-    """Which updates are of consistency. A function of the update, so that every rank takes the same branch."""
+    """Which updates minimise the consistency term. Depends on the update alone, so all ranks take the same branch."""
 
     def is_consistency(self, update: int) -> bool:
-        """Whether this update is."""
+        """Whether an update minimises the consistency term."""
         ...
 
     def consistency_updates(self, updates: int) -> float:
-        """How many of the first `updates` are, or are expected to be."""
+        """Number of consistency updates among the first `updates`, or the expected number."""
         ...
 
 
@@ -181,7 +181,7 @@ class Alternate:
 class Bernoulli:
     """Consistency with probability `rate`, by a hash of (seed, update): the authors' code, rate 0.3.
 
-    When to use: to spend another share than half on consistency, whose updates cost about twice as much.
+    When to use: to choose the share of consistency updates, which cost about twice as much as flow updates.
     """
 
     rate: float
@@ -218,7 +218,7 @@ class Shortcut:
 
     @property
     def depends_on_batch(self) -> bool:
-        """As its weighting does."""
+        """Whether the weighting's weights do."""
         return getattr(self.weighting, "depends_on_batch", False)
 
     def check(self, schedule: Schedule) -> None:
@@ -226,17 +226,17 @@ class Shortcut:
         self.step_sampler.check(schedule)
 
     def is_consistency(self, update: int) -> bool:
-        """Whose turn it is."""
+        """Whether an update minimises the consistency term, as `turns` says."""
         return self.turns.is_consistency(update)
 
     def consistency_updates(self, updates: int) -> float:
-        """Of the first `updates`."""
+        """Number of consistency updates among the first `updates`, or the expected number."""
         return self.turns.consistency_updates(updates)
 
     def __call__(
         self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws, update: int
     ) -> Loss:
-        """data [B, C, F, h, w] -> loss of the batch whose turn it is; `target` makes the halves' velocities."""
+        """data [B, C, F, h, w] -> the update's term; `target` is the velocity that the two half steps use."""
         if self.turns.is_consistency(update):
             return Loss(self.consistency_loss(velocity, target, data, schedule, draws), "consistency")
         return Loss(flow_loss(velocity, data, schedule, draws, FlowWeight(self.flow_weight)), "flow")

@@ -23,7 +23,7 @@ def unshifted(sigma: Tensor, shift: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Schedule:
-    """N noise levels under a shift, and what a timestep means.
+    """N noise levels under a shift, and the meaning of a timestep.
 
     coordinate  `timestep`: a timestep is N sigma, so a noise span is stride / N (the authors' code; D1).
                 `index`: a timestep is N u, and sigma is read through the shift (the paper's words).
@@ -67,12 +67,12 @@ class Schedule:
         """The node nearest in noise to each timestep, or the timestep itself with `snap: false`."""
         if not self.snap:
             return timestep
-        # nodes are evenly spaced in u, whatever the coordinate
+        # nodes are evenly spaced in u, in either coordinate
         u = unshifted(self.sigma(timestep), self.shift) * self.num_timesteps
         below, above = u.floor().clamp(1, self.num_timesteps), u.ceil().clamp(1, self.num_timesteps)
         low, high = (self.timestep(shifted(n / self.num_timesteps, self.shift)) for n in (below, above))
         return torch.where((timestep - low) < (high - timestep), low, high)
 
     def network_timestep(self, timestep: Tensor) -> Tensor:
-        """What Wan's transformer is fed: 1000 sigma, whatever the coordinate, float32."""
+        """The timestep input of Wan's transformer: 1000 sigma in either coordinate, float32."""
         return (1000 * self.sigma(timestep)).float()

@@ -1,4 +1,4 @@
-"""Few-step integration from noise to data, and the grids it walks  (Eqs. 3, 7.5)."""
+"""Few-step integration from noise to data, and its grids of timesteps  (Eqs. 3, 7.5)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def inference_grid(num_steps: int, schedule: Schedule, shift: float | None = Non
 def wan_grid(num_steps: int, schedule: Schedule, shift: float | None = None) -> Tensor:
     """The grid of Wan's scheduler: u from 1 to 1 / N, not to 0, shifted, then 0; float64 [n + 1].
 
-    As diffusers' `UniPCMultistepScheduler` with `use_flow_sigmas` has it: sigma = 1 is lowered by a millionth.
+    Like diffusers' `UniPCMultistepScheduler` with `use_flow_sigmas`, it lowers sigma = 1 by a millionth.
     """
     nodes = schedule.num_timesteps
     u = torch.linspace(1, 1 / nodes, num_steps + 1, dtype=torch.float64)[:-1]
@@ -42,7 +42,7 @@ def wan_grid(num_steps: int, schedule: Schedule, shift: float | None = None) -> 
 
 
 def custom_grid(timesteps: Sequence[float], schedule: Schedule) -> Tensor:
-    """Given timesteps, strictly falling within (0, N]; the final 0 is added. Raises ValueError otherwise."""
+    """The given timesteps, strictly falling within (0, N], and a final 0. Raises ValueError otherwise."""
     grid = torch.tensor([*map(float, timesteps), 0.0], dtype=torch.float64)
     if len(grid) < 2 or grid[0] > schedule.num_timesteps or not bool((grid[1:] < grid[:-1]).all()):
         raise ValueError(
@@ -95,7 +95,7 @@ class Guidance:
     """Classifier-free guidance: v_null + scale (v - v_null), or none at scale 1.
 
     scale        5.0 is Wan's default; 1 evaluates the network once
-    drop         what the null branch drops: `text` (the anchor stays in both branches) or `text_and_anchor`
+    drop         what the null branch lacks: `text` (both branches have the anchor) or `text_and_anchor`
     first_steps  guide only that many steps from the start; null guides all
     """
 
@@ -112,9 +112,9 @@ class Guidance:
     def __call__(
         self, velocity: Velocity, null: Velocity, guided_from: float, both: Velocity | None = None
     ) -> Velocity:
-        """The guided velocity; below timestep `guided_from` it is `velocity` itself.
+        """The guided velocity; `velocity` itself at timesteps below `guided_from`.
 
-        both: gives the two branches in one batch, [2 B, …]: faster where there is memory for it
+        both: evaluates the two branches as one batch, [2 B, …], which is faster but needs more memory
         """
 
         def guided(state: Tensor, timestep: Tensor, stride: Tensor) -> Tensor:

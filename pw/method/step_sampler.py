@@ -42,7 +42,7 @@ def rung_probabilities(beta: float, num_strides: int) -> Tensor:
 
 
 class StepSampler(Protocol):
-    """What objective, weighting and coverage ask of a step sampler. Equal ones hash alike: a frozen dataclass does."""
+    """Interface for objective, weighting and coverage. Equal samplers must hash alike, as frozen dataclasses do."""
 
     def __hash__(self) -> int: ...
 
@@ -61,11 +61,11 @@ class StepSampler(Protocol):
 
 @dataclass(frozen=True)
 class BiasedStrides(ABC):
-    """What the samplers here share: K strides per start, biased by beta, halves of the last rung grounded or not.
+    """Base of the samplers with K strides per start, k drawn with bias beta; the last rung may be grounded.
 
     beta         decay of p(k); 0 is uniform
     num_strides  K, how often a start is halved
-    ground       the smallest rung has no trained half: evaluate its halves at stride 0  (D4)
+    ground       evaluate the halves of the smallest stride at stride 0: half of it is never trained  (D4)
 
     Raises ValueError when K < 1 or beta is so large that a rung is never drawn.
     """
@@ -102,7 +102,7 @@ class BiasedStrides(ABC):
         timestep, stride = pick(table.timestep), pick(table.stride)
         middle, end = timestep - stride / 2, (timestep - stride).clamp(min=0)
         from_node, middle_node = schedule.snapped(timestep), schedule.snapped(middle)
-        # a step no longer than the nodes lie apart would lose a half to snapping: it stays where it is
+        # snapping would empty one half of a step that is shorter than the node spacing: such a step is not snapped
         apart = (from_node > middle_node) & (middle_node > end)
         return Steps(
             timestep=torch.where(apart, from_node, timestep),
@@ -125,7 +125,7 @@ def _table(sampler: BiasedStrides | TableSampler, schedule: Schedule) -> StepTab
 
 
 class TableSampler(ABC):
-    """Base of a step sampler that has none of `BiasedStrides`' fields: a subclass writes `rows`, the rest follows."""
+    """Base of a step sampler without `BiasedStrides`' fields: a subclass defines `rows` alone."""
 
     @abstractmethod
     def rows(self, schedule: Schedule) -> Iterator[Row]:
@@ -188,7 +188,7 @@ class ExponentialIndex(_FromStarts):
 class Closed(_FromStarts):
     """The paper's set, stepping into the second half with probability `descend`, at most `depth` times.
 
-    So (T - Delta/2, Delta/2), which the targets ask for, is trained too.
+    So (T - Delta/2, Delta/2), which the targets evaluate, is trained too.
 
     When to use: when the targets of the paper's set overshoot. It trains the starts themselves less often.
     """
@@ -268,9 +268,9 @@ class FullRange(BiasedStrides):
 
 @dataclass(frozen=True)
 class Aligned(BiasedStrides):
-    """The pairs that inference asks for (D6): a grid of n steps, one step of it, and one of its 2^k equal parts.
+    """The pairs that inference uses (D6): a step of a uniform n-step grid, or one of its 2^k equal parts.
 
-    grids  the numbers of inference steps to be good at, e.g. 2, 3, 4, 5, at the training shift
+    grids  numbers of inference steps to train for, e.g. 2, 3, 4, 5, at the training shift
 
     Closed under halving (but for the grounded rung), so every target is made of trained steps.
 

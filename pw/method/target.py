@@ -21,7 +21,7 @@ class TwoSteps:
     halves          `span_weighted`: (Dsigma1 v1 + Dsigma2 v2) / (Dsigma1 + Dsigma2), the velocity that lands where
                     the two steps land. `equal`: the 1/2-1/2 of Eq. 4; the same where a noise span is linear in the
                     stride (coordinate `timestep`), wrong elsewhere (docs/method.md).
-    target_network  whose velocity the halves use: `online` (the authors' code) or `ema`.
+    target_network  which network's velocity the halves use: `online` (the authors' code) or `ema`.
     """
 
     halves: Literal["span_weighted", "equal"]

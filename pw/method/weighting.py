@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Weighting(Protocol):
     """lambda of a batch of steps. To add one, write such a class and name it in a file of `conf/weighting/`.
 
-    One whose weight of a clip depends on the other clips of its batch says so: `depends_on_batch = True`.
+    Set `depends_on_batch = True` if a clip's weight depends on the other clips of its batch.
     """
 
     def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:
@@ -28,9 +28,9 @@ class Weighting(Protocol):
 
 @dataclass(frozen=True)
 class Uniform:
-    """lambda = 1: every step counts alike.
+    """lambda = 1.
 
-    When to use: to see what the step sampler does by itself.
+    When to use: to measure the effect of the step sampler alone.
     """
 
     def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:
@@ -55,7 +55,7 @@ class DeltaSigma:
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether the weight of a clip depends on the others of its batch."""
+        """Whether a clip's weight depends on the other clips of its batch."""
         return self.normalise == "batch"
 
     def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:

@@ -1,10 +1,10 @@
-"""The velocity network: diffusers' `WanTransformer3DModel`, unforked, with stride and anchor hooked on.
+"""The velocity network: diffusers' `WanTransformer3DModel`, unmodified, with hooks for stride and anchor.
 
-The transformer keeps its stock state-dict keys, so stock checkpoints load and stock code reads ours. What we add enters
-through bound-method hooks (a deep copy, such as the EMA, then calls its own): the stride embedding is added to the
-output of `time_embedder`, so both the modulation and the output head see it; the injector is added to the input of the
-blocks it names. The values wait in `_context` from one forward to the next: backward may need them again when blocks
-are checkpointed, and `_checkpointed` gives each recomputation the context of its own forward.
+The transformer keeps its state-dict keys, so stock checkpoints load and stock code reads ours. Stride and anchor enter
+through bound-method hooks (a deep copy, such as the EMA, has hooks bound to itself): the stride embedding is added to
+the output of `time_embedder`, which feeds both the modulation and the output head; the injector is added to the input
+of the blocks it names. `_context` holds both values until the next forward, because checkpointed blocks need them again
+in backward; `_checkpointed` restores the context of the forward that is recomputed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Backbone(nn.Module):
         injector: options.Injector | options.Add | None,
         dit: WanTransformer3DModel | None = None,
     ) -> None:
-        """dit: a transformer of this size that was loaded already; a random one by default."""
+        """dit: a transformer of this size with weights; a randomly initialised one by default."""
         super().__init__()
         if injector is not None:
             injector.check(choice)
@@ -91,7 +91,7 @@ class Backbone(nn.Module):
         text              [B, tokens, text_dim]
         anchor            anchor latent [B, C, F, h', w'] or None for a network without injector
 
-        Raises ValueError when an anchor is missing or has nowhere to go.
+        Raises ValueError for a network with an injector and no anchor, or the reverse.
         """
         wants_anchor = self.adds_anchor or self.injector is not None
         if wants_anchor != (anchor is not None):
@@ -119,7 +119,7 @@ class Backbone(nn.Module):
         return self
 
     def release(self) -> None:
-        """Take the hooks off, and forget the last anchor: `dit` is the stock transformer again."""
+        """Remove the hooks and the last anchor, so that `dit` is the stock transformer."""
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
@@ -174,9 +174,9 @@ def _as_given(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Te
 
 
 def on_host(shape: torch.Size) -> saved_tensors_hooks:
-    """A context in which what is saved for backward, of this shape, waits in CPU memory.
+    """A context in which tensors of this shape that are saved for backward are kept in CPU memory.
 
-    It is page-locked where it comes from a GPU: the CPU need not wait for the copies.
+    Memory for a GPU's tensors is page-locked, so that copies run asynchronously.
     """
 
     def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:

@@ -65,7 +65,7 @@ class WanCodec:
     The mode of the posterior is the latent (deterministic). Large pictures go in tiles: each over all frames, blended
     where they overlap. A tile's attention sees the tile alone, so tiles differ a little from one piece everywhere.
 
-    Raises ValueError when the VAE is of another make than the configuration says.
+    Raises ValueError when the VAE does not match the configuration.
     """
 
     def __init__(self, choice: options.WanVAE, vae: AutoencoderKLWan) -> None:
@@ -128,10 +128,10 @@ class WanCodec:
 
     @torch.no_grad()
     def bands(self, latent: Tensor, processes: int = 1) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows) of the decoded video, top to bottom: [B, 3, F, rows, W] in [-1, 1], where the latent is.
+        """Decode in horizontal bands, top to bottom: (first row, [B, 3, F, rows, W] in [-1, 1]).
 
-        Bands lie on the device of the latent: 3.6 GB each at 4K. Of several processes that call this with the same
-        latent, neighbours in rank, each decodes tiles and the first is given the bands.
+        Bands are on the latent's device, 3.6 GB each at 4K. If several processes of consecutive ranks call this with
+        the same latent, they decode its tiles together and the first of them receives the bands.
         """
         unit = self.factor
         scaled = latent.float() * self.std.to(latent) + self.mean.to(latent)

@@ -1,9 +1,9 @@
 """Context parallelism: processes that evaluate the same clips together, each on a part of the tokens.
 
-A block's linear layers see the part that is here; for self-attention the processes exchange tokens for heads and back
-(Ulysses), by diffusers' hooks and backward. What comes before the blocks is computed whole by each, and the
-velocity is put together by all: every process holds all of it, and the gradient of a loss on it has, in each process,
-the terms of that process's tokens alone. Their sum over the processes is the gradient.
+A block's linear layers work on this process's tokens; for self-attention the processes exchange tokens for heads and
+back (Ulysses), forward and backward by diffusers' hooks. Layers before the blocks are computed in full by each process,
+and the velocity is gathered, so that each process has all of it. The gradient of a loss in one process covers its
+tokens alone; the sum over the processes is the gradient.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ _AUTHORS = {
     "spatial_adapter.adapter_dt_proj.0": "injector.gate.stride_mlp.0",
     "spatial_adapter.adapter_dt_proj.2": "injector.gate.stride_mlp.2",
 }
-AUTHORS_GROUPS = 16  # of their GroupNorm; a state dict does not tell
+AUTHORS_GROUPS = 16  # of their GroupNorm, which a state dict does not show
 
 
 def read(
@@ -133,10 +133,10 @@ def to_ours(state: Mapping[str, Tensor], names: Layout | None = None) -> dict[st
 
 
 def authors_injector(state: Mapping[str, Tensor]) -> options.Injector:
-    """The injector that a checkpoint of the authors needs, read off its shapes; `state` as `to_ours` names it.
+    """The options of the injector in a checkpoint of the authors, from its shapes; `state` has the names of `to_ours`.
 
-    Their public code holds three generations; ours is the last. Raises ValueError saying what an earlier one has that
-    ours has no place for.
+    Their public code has three versions of the injector; ours is the last. Raises ValueError naming the weights of an
+    earlier one that ours lacks.
     """
     blocks = sorted(int(m[1]) for key in state if (m := re.fullmatch(r"injector\.out\.(\d+)\.weight", key)))
     if "injector.narrow.weight" not in state or not blocks:
@@ -161,14 +161,13 @@ def authors_injector(state: Mapping[str, Tensor]) -> options.Injector:
 def place(
     net: nn.Module, state: Mapping[str, Tensor], *, adapters_optional: bool = False, assign: bool = False
 ) -> list[str]:
-    """Put a state dict with our names into a network: all of it, into all of the network.
+    """Load a state dict with our names; every key must match.
 
-    adapters_optional  injector or stride embedding may be absent altogether (a base checkpoint): they stay as they are
+    adapters_optional  injector or stride embedding may be missing (a base checkpoint) and then keep their weights
     assign             take the tensors themselves, with their dtype, instead of copying (a network on the meta device)
 
-    Returns the keys of the network that stayed as they were: none, unless `adapters_optional`.
-    Raises ValueError listing, ten of each, the keys without a place, those of the network that found nothing, and the
-    shapes that differ; the network is then untouched.
+    Returns the network's keys that were not loaded: none, unless `adapters_optional`.
+    Raises ValueError listing up to ten unknown keys, missing keys and mismatched shapes; the network is then unchanged.
     """
     own = net.state_dict()
     unplaced = sorted(state.keys() - own.keys())
@@ -294,7 +293,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _picked(loaded: Any, weights: str, path: Path) -> dict[str, Tensor]:
-    """The state dict within what a training saved beside it."""
+    """The state dict in a loaded checkpoint; `weights` chooses between `ema` and `online` where it has both."""
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path}: holds a {type(loaded).__name__}; wants a state dict")
     both = {"ema": "generator_ema", "online": "generator"}

@@ -48,7 +48,7 @@ class ChannelGate(nn.Module):
 
 
 class FixedGate(nn.Module):
-    """alpha = 0: the gain is 1, whatever the step  (Table 4)."""
+    """alpha = 0: the gain is 1 at every step  (Table 4)."""
 
     def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:
         """[B], [B] -> [B, 1] zeros."""

@@ -23,12 +23,12 @@ KERNELS = {
 }
 
 
-COMPILED = 64  # variants of a block, most of which no process ever meets
+COMPILED = 64  # compiled variants of a block at most; a process needs few
 
 
 @dataclass(frozen=True)
 class Network:
-    """What is to be loaded: sizes, adapters, and how it computes (see `pw.run.settings.Trainer`)."""
+    """A network to load: sizes, adapters, kernel and compilation (see `pw.run.settings.Trainer`)."""
 
     backbone: options.Wan
     injector: options.Injector | options.Add | None
@@ -40,12 +40,12 @@ class Network:
 def load_network(
     run: Network, source: str, weights: Path | None, device: str, computes_on: str | None = None
 ) -> Backbone:
-    """A network in evaluation mode, in bf16 for a GPU (but what stays in fp32) and in fp32 for a CPU.
+    """A network in evaluation mode, in bf16 for a GPU (except for weights that Wan keeps in fp32), in fp32 for a CPU.
 
     source       `base`: the transformer of `weights`, with fresh (silent) adapters; `random`: for timing and tests;
                  else the path of a checkpoint that `pw.nn.convert` reads
-    computes_on  where it will be taken to compute; by default `device`
-    Raises ValueError when the weights are of another size than the run says, or do not fit.
+    computes_on  device that it will compute on, if not `device`
+    Raises ValueError when the weights do not match the sizes of the run.
     """
     dtype = _dtype(computes_on or device)
     if source == "random":
@@ -59,7 +59,7 @@ def load_network(
 
 
 def network_without_weights(run: Network, source: str, device: str) -> Backbone:
-    """What `load_network` returns, on the meta device: to be split, and then filled from one that has weights."""
+    """The network of `load_network` on the meta device, to be split and then filled from one with weights."""
     with torch.device("meta"):
         net = Backbone(run.backbone, run.injector)
     if source not in ("base", "random"):
@@ -82,7 +82,7 @@ def _ready(run: Network, net: Backbone, dtype: torch.dtype) -> Backbone:
 
 def _random(run: Network, dtype: torch.dtype, device: str) -> Backbone:
     default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # 5e9 numbers: drawn where they are needed, as they are needed
+    torch.set_default_dtype(dtype)  # 5e9 numbers: drawn on the device and in the dtype that they are used in
     try:
         with torch.device(device):
             torch.manual_seed(run.seed)
@@ -90,13 +90,14 @@ def _random(run: Network, dtype: torch.dtype, device: str) -> Backbone:
     finally:
         torch.set_default_dtype(default)
     if net.injector is not None:
-        for linear in net.injector.out.values():  # a silent injector would cost its time all the same, and show nothing
+        # the initial zeros would hide the injector from a test
+        for linear in net.injector.out.values():
             torch.nn.init.normal_(linear.get_parameter("weight"), std=0.02)
     return net
 
 
 def pretrained(choice: options.Wan, weights: Path, dtype: torch.dtype) -> Any:
-    """The transformer of weights in diffusers' layout. Raises ValueError when it is of another size than `choice`."""
+    """The transformer of weights in diffusers' layout. Raises ValueError when its size is not that of `choice`."""
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
     transformer: Any = WanTransformer3DModel
@@ -106,14 +107,14 @@ def pretrained(choice: options.Wan, weights: Path, dtype: torch.dtype) -> Any:
 
 
 def check_checkpoint(run: Network, path: Path) -> None:
-    """That a checkpoint fits the network, from its names and shapes alone. Raises ValueError as loading it would."""
+    """Check names and shapes of a checkpoint against the network. Raises ValueError as loading it would."""
     with torch.device("meta"):
         net = Backbone(run.backbone, run.injector)
     _place(run, net, read(path, _which(path), shapes_only=True), path)
 
 
 def check_kernel(run: Network, device: str, trains: Literal["fp32", "bf16"] | None = None) -> None:
-    """That attention can be computed as asked, by computing a little. Raises ValueError when it cannot.
+    """Check the attention kernel with a small computation. Raises ValueError when it fails.
 
     trains  the precision of a training, whose gradients are computed, too
     """
@@ -129,7 +130,7 @@ def check_kernel(run: Network, device: str, trains: Literal["fp32", "bf16"] | No
             made = dispatch_attention_fn(query, query, query, backend=AttentionBackendName(KERNELS[run.attention]))
             if trains is not None:
                 made.sum().backward()
-    except Exception as error:  # whatever a kernel that is not for this machine raises
+    except Exception as error:  # kernels raise all kinds of errors on a machine they are not for
         raise ValueError(
             f"trainer.attention={run.attention}: not to be had here{'' if trains is None else f' in {trains}'} "
             f"({' '.join(str(error).split())[:200]}); trainer.attention=sdpa always is"
@@ -137,7 +138,7 @@ def check_kernel(run: Network, device: str, trains: Literal["fp32", "bf16"] | No
 
 
 def _which(path: Path) -> Literal["ema", "online"]:
-    """`ema`, but of an authors' checkpoint that was saved before its EMA began: `online`, and it is said."""
+    """Weights to read: `ema`, or `online`, with a warning, from an authors' checkpoint saved before its EMA began."""
     if path.is_dir() or path.suffix not in PICKLES:
         return "ema"
     try:
@@ -153,7 +154,7 @@ def _which(path: Path) -> Literal["ema", "online"]:
 def _from_checkpoint(run: Network, path: Path) -> Backbone:
     from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
-    with torch.device("meta"):  # 20 GB that would be drawn only to be thrown away
+    with torch.device("meta"):  # else 20 GB would be initialised and overwritten
         dit = wan_transformer(run.backbone)
     net = Backbone(run.backbone, run.injector, dit)
     _fit(net, _place(run, net, read(path, _which(path)), path))
@@ -163,13 +164,13 @@ def _from_checkpoint(run: Network, path: Path) -> Backbone:
 
 
 def _fit(net: Backbone, layout: str) -> None:
-    """What a checkpoint's layout says that its tensors do not."""
+    """Set the constants that a checkpoint's layout implies and its tensors do not show."""
     if layout == "authors" and net.injector is not None:
         net.injector.token_norm.eps = 1e-6
 
 
 def _place(run: Network, net: Backbone, state: dict[str, Tensor], path: Path) -> str:
-    """Put a checkpoint's state into a network; the layout it had."""
+    """Load a checkpoint into a network; returns the checkpoint's layout."""
     found = layout(state)
     ours = to_ours(state, found)
     if found == "authors" and run.injector is not None:
@@ -187,7 +188,7 @@ def _place(run: Network, net: Backbone, state: dict[str, Tensor], path: Path) ->
 
 
 def compile_blocks(net: Backbone) -> None:
-    """Compile each block, for the sizes it meets: stage I and II are few, and kernels for any size are slower."""
+    """Compile each block separately for every size that occurs: there are few, and kernels for any size are slower."""
     # once for each size, with gradient and without, with an anchor and without, …: beyond a limit, 8 at first, torch
     # goes on without compiling, and a process may train and sample both stages
     config: Any = torch._dynamo.config
@@ -196,7 +197,7 @@ def compile_blocks(net: Backbone) -> None:
 
 
 def use_kernel(net: Backbone, name: str) -> None:
-    """Compute attention with the kernel of a name. Raises ValueError when it is not to be had."""
+    """Select the attention kernel by name. Raises ValueError when it is not available."""
     talkative = logging.getLogger("diffusers.models.modeling_utils")
     talkative.addFilter(_is_news)
     try:
@@ -211,5 +212,5 @@ def use_kernel(net: Backbone, name: str) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether it is not what diffusers says of every choice of a kernel, in every process."""
+    """Whether a log record is other than the one diffusers emits for every choice of a kernel."""
     return not record.getMessage().startswith("Attention backends are an experimental feature")

@@ -1,4 +1,4 @@
-"""What can be chosen about the network: plain data, checked without importing torch."""
+"""Options of the network: plain data, checked without importing torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Wan:
-    """Arguments of diffusers' `WanTransformer3DModel` that differ between sizes; the rest is as Wan2.2-TI2V-5B has it.
+    """Arguments of diffusers' `WanTransformer3DModel` that differ between sizes; the others are Wan2.2-TI2V-5B's.
 
     patch_size  (frames, rows, columns) of latent per token. Width is num_attention_heads * attention_head_dim.
     """
@@ -92,7 +92,7 @@ class Injector:
 
 @dataclass(frozen=True)
 class Add:
-    """The resized anchor is added to the noisy latent, with nothing learned but what the network has  ("w/o AGI")."""
+    """The resized anchor is added to the noisy latent, without new weights  ("w/o AGI")."""
 
     def check(self, backbone: Wan) -> None:
         """Fits every backbone."""

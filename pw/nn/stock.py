@@ -23,7 +23,7 @@ def stock_steps(
 
     Timesteps per token, two forwards a step, UniPC.
     latent  initial noise [1, C, F', h, w] on the transformer's device; text [1, tokens, D], both branches'
-    after_step  called with the seconds of each step, which are over by then
+    after_step  called after each step with its seconds
 
     Returns the seconds and the state after the last of them.
     """
@@ -69,6 +69,6 @@ def stock_steps(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until the GPU's queued work is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

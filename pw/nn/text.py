@@ -35,7 +35,7 @@ class TextEncoder:
     def check(self, prompts: Sequence[str], key: str = "") -> None:
         """Raises ValueError naming a prompt that is longer than `tokens`, before anything is encoded.
 
-        key  what the prompt is called; else it is counted, and must not be empty
+        key  name of the prompt in the message. Without it prompts are counted and must not be empty.
         """
         for number, prompt in enumerate(prompts, start=1):
             name = key or f"prompt {number} of {len(prompts)}"
@@ -53,14 +53,14 @@ class TextEncoder:
         return torch.cat([kept, kept.new_zeros(self.tokens - len(kept), kept.shape[1])])
 
     def unpadded(self, prompt: str) -> Tensor:
-        """`encode` cut to the prompt's true length. Of a prompt beyond `tokens` the rest is left out (see `check`)."""
+        """`encode` without padding. A prompt longer than `tokens` is cut (see `check`)."""
         path = self._path(prompt)
         if not path.exists():
             self._write(path, self._encode(prompt))
         return load_file(path)["embedding"]
 
     def free(self) -> None:
-        """Give the encoder's memory back."""
+        """Free the encoder's memory."""
         self._encoder = None
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class UniPC:
     """Multistep predictor-corrector of the given order (1 to 3).
 
-    When to use: on a flow model, whose ODE it solves in fewer steps than Euler. Not on a shortcut model, whose
-    velocities are means over their own steps and must not be extrapolated.
+    When to use: on a flow model, whose ODE it solves in fewer steps than Euler. Not on a shortcut model: its velocities
+    are means over a step and must not be extrapolated.
     """
 
     order: int

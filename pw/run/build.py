@@ -1,4 +1,4 @@
-"""One run, from its configuration: every strategy made and cross-checked before data or weights are touched.
+"""Build a run from its configuration: all strategies, checked together before data or weights are read.
 
 `build(overrides)` takes milliseconds and imports no torch, so a wrong value is reported at once, by key.
 """
@@ -56,7 +56,7 @@ class Run:
     anchor_degradation: Degradation
     anchor_recipe: settings.Recipe | None
     code: Literal["current", "as_trained"]
-    # finished trainings to use whatever code made them: `trained_key` -> signatures, the newest first
+    # finished trainings to reuse although code has changed: `trained_key` -> signatures, newest first
     trained: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     shipped: Card | None = None  # the weights of a start that come with the repository
     note: str = ""  # why a start is not the shipped one
@@ -114,7 +114,7 @@ class Run:
 
     @property
     def trained_key(self) -> str:
-        """What two trainings that differ in code alone have in common."""
+        """The key of a training without its code: configuration and accelerator."""
         return f"{self.configuration_signature} {self.trainer.accelerator}"
 
     @cached_property
@@ -134,14 +134,14 @@ class Run:
 
     @cached_property
     def degradation_signature(self) -> str:
-        """Names how a clip becomes an anchor in training."""
+        """Signature of the training degradation."""
         return signatures.of_degradation(self)
 
     @cached_property
     def training_signature(self) -> str:
         """8 hex digits of all that can change the trained weights: configuration, code, and start.
 
-        Of a shipped start, of its weights; of a training that is taken as it was trained, the one it had then.
+        For a shipped start a digest of its weights; with `code=as_trained` the signature of the finished training.
         """
         if self.shipped is not None:
             return digest({"shipped": self.shipped.sha256})
@@ -154,11 +154,11 @@ class Run:
 
     @property
     def is_as_trained(self) -> bool:
-        """Whether it is a finished training that this code would not make."""
+        """Whether this is a finished training of another version of the code."""
         return self.shipped is None and self.training_signature != self._current_signature
 
     def pinned(self, signature: str) -> Run:
-        """The same run as a training of that signature, whatever code made it."""
+        """The same run, with the weights of the training of that signature."""
         return replace(self, trained={**self.trained, self.trained_key: (signature,)})
 
     @cached_property
@@ -171,7 +171,7 @@ class Run:
         return signatures.of_samples(self, evaluation_seed)
 
     def evaluation_signature(self, evaluation_seed: int) -> str:
-        """Names a seed's evaluation clips: the same in every arm."""
+        """Signature of a seed's evaluation clips, the same in every arm."""
         return signatures.of_evaluation(self, evaluation_seed)
 
     # ---- sampling
@@ -192,13 +192,13 @@ class Run:
 
 
 def _inherits(inherit: set[str], key: str) -> bool:
-    """`data` takes over the group and its keys, `injector.` its keys alone."""
+    """Whether a recipe inherits a key: `data` stands for the group and its keys, `injector.` for its keys alone."""
     group, dot, _ = key.partition(".")
     return group in inherit or f"{group}{dot}" in inherit
 
 
 def _recipe_run(recipe: settings.Recipe, by: Run, group: str, *more: str) -> Run:
-    # where it runs changes no result; which code counts, and whether shipped starts do, is asked for all at once
+    # `trainer` changes no result; `code` and `start.shipped` apply to a run and all runs that it needs
     inherit = {*recipe.inherit, "trainer", "code"}
     inherited = [
         o for o in by.config.overrides if _inherits(inherit, override_key(o)) or override_key(o) == "start.shipped"
@@ -213,8 +213,8 @@ def _recipe_run(recipe: settings.Recipe, by: Run, group: str, *more: str) -> Run
 
 
 def _start_run(run: Run) -> Run:
-    """The start of a run: the shipped one where it is this very recipe, tuned where it meets other data, and trained
-    from its recipe where there is none that fits."""
+    """The start of a run: the shipped weights if their recipe is the same, tuned if only the data differs; otherwise
+    trained from the recipe."""
     recipe = run.start
     start = _recipe_run(recipe, run, "start")
     card = read_card(recipe.name) if recipe.shipped else None
@@ -238,12 +238,12 @@ def _start_run(run: Run) -> Run:
 
 
 def build(overrides: Sequence[str]) -> Run:
-    """Compose, make every strategy, and cross-check them. Raises ConfigError naming the key and what would do."""
+    """Compose overrides, build and cross-check all strategies. Raises ConfigError naming the key and the remedy."""
     return assemble(compose_run(overrides))
 
 
 def assemble(config: Config) -> Run:
-    """Make every strategy of a composed configuration and cross-check them. Raises ConfigError."""
+    """Build all strategies of a composed configuration and cross-check them. Raises ConfigError."""
     values = config.values
     anchors = values["anchors"]
     degradation = make("degradation", values["degradation"])

@@ -1,10 +1,10 @@
-"""What a result is computed by: a hash of definitions and of all that they refer to, read from their sources.
+"""A hash of the code that computes a result: definitions and everything that they refer to, from their sources.
 
-`code_hash(["pw.method.weighting.DeltaSigma"])` covers the class and, over every reference, each class, function and
-constant of `COMPUTES` behind it. Comments, docstrings, annotations, formatting, the words of errors, the names of
-modules and of top-level definitions, and import lines are left out, so that moving or renaming code changes nothing.
-What lies elsewhere (torch, the standard library, operations such as `pw.parallel`) enters by name alone, and
-so does what a value is only tested for (`isinstance`). Nothing is imported or run.
+`code_hash(["pw.method.weighting.DeltaSigma"])` covers the class and every class, function and constant in `COMPUTES`
+that it refers to, directly or not. Comments, docstrings, annotations, formatting, error messages, import lines and the
+names of modules and top-level definitions are left out, so that moving or renaming code changes nothing. Other code
+(torch, the standard library, operations such as `pw.parallel`) enters by name alone, and so do the classes in
+`isinstance` tests. Nothing is imported or run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from pw.io.paths import ROOT, SUITE
 
 OURS = ("pw", "experiments", "benchmarks")
-# What is followed, by prefix. The rest of ours runs, stores and prints; it computes nothing.
+# Prefixes of the code whose definitions are hashed. Our other code runs, stores and prints.
 COMPUTES = (
     *("pw.method", "pw.nn", "pw.stages", "pw.data", "pw.types", "pw.io.video.to_float", "pw.io.video.to_uint8"),
     "benchmarks.metrics",
@@ -51,7 +51,7 @@ class Member:
 
 
 Token = str | Ref | Member
-# Names bound where one looks: None for a variable, else what an import inside a function brought.
+# Local names: None for a variable, a dotted name for an import inside a function.
 Scope = Mapping[str, str | None]
 
 
@@ -61,10 +61,10 @@ class UnknownCode(LookupError):
 
 @lru_cache(maxsize=256)
 def code_hash(roots: tuple[str, ...], without: frozenset[str] = frozenset()) -> str:
-    """12 hex digits of what the dotted names (classes, functions, methods) and all behind them compute.
+    """12 hex digits of the code of the dotted names (classes, functions, methods) and of all that they refer to.
 
-    without  dotted names that are not looked into, and methods that are passed over: what these roots never use
-    Raises UnknownCode for a root that is in no source.
+    without  dotted names of definitions and methods to leave out, because these roots do not use them
+    Raises UnknownCode for a root without a source.
     """
     order: list[Ref] = []
     numbers: dict[Ref, int] = {}
@@ -82,7 +82,7 @@ def code_hash(roots: tuple[str, ...], without: frozenset[str] = frozenset()) -> 
                 case str():
                     sha.update(f"{token}\0".encode())
                 case Ref():
-                    # by its place in this walk: the same for the same code, whatever it is called
+                    # numbered in the order of this walk, so that names do not matter
                     sha.update(f"<{'unused' if str(token) in without else number(token)}>\0".encode())
                 case Member() if token.name not in without:
                     write(token.tokens)
@@ -108,7 +108,7 @@ def classes_of(value: Any) -> Iterator[str]:
 
 
 def forget() -> None:
-    """Read the sources anew from here on: they may have changed since they were."""
+    """Forget the sources that were read, because they may have changed."""
     for cached in (code_hash, _module, _tokens):
         cached.cache_clear()
 
@@ -118,7 +118,7 @@ def forget() -> None:
 
 @dataclass(frozen=True)
 class _Module:
-    """One source: what it defines at its top, and what its imports bring in."""
+    """One source file: its top-level definitions and imports."""
 
     name: str
     tree: ast.Module
@@ -134,7 +134,7 @@ class _Module:
 
     @cached_property
     def imports(self) -> dict[str, str]:
-        """name -> what it stands for, dotted."""
+        """name -> dotted name of what is imported."""
         return {name: what for statement in _top(self.tree.body) for name, what in _imported(statement)}
 
 
@@ -149,7 +149,7 @@ def _module(name: str) -> _Module | None:
 
 
 def _beside(packages: frozenset[str]) -> frozenset[str]:
-    """A user's modules, and those that lie in the same folder, which they may import."""
+    """A user's modules and the others of their folder, which they may import."""
     files = [file for package in packages if (file := _elsewhere(package)) is not None and file.stem == package]
     return packages | {path.stem for file in files for path in file.parent.glob("*.py")} - {*OURS}
 
@@ -166,7 +166,7 @@ def _elsewhere(name: str) -> Path | None:
 
 
 def _top(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements at a module's top, those of its branches included, but for what only a type checker sees."""
+    """Top-level statements of a module, also within `if` and `try`, without those under TYPE_CHECKING."""
     for statement in body:
         match statement:
             case ast.If():
@@ -206,8 +206,8 @@ def _imported(statement: ast.stmt) -> Iterator[tuple[str, str]]:
 
 
 def _resolve(dotted: str, followed: frozenset[str], *, is_root: bool = False) -> tuple[Ref | None, list[str]]:
-    """What a dotted name stands for: a definition that is followed, and what comes after it; or None, and the name by
-    which it enters."""
+    """The definition that a dotted name refers to, and the attributes after it; None, and the name to hash, if its code
+    is not hashed."""
     parts = dotted.split(".")
     if parts[0] not in OURS and parts[0] not in followed:
         return None, parts
@@ -234,7 +234,7 @@ def _computes(dotted: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _tokens(ref: Ref, followed: frozenset[str]) -> tuple[Token, ...]:
-    """What a definition says, without its name."""
+    """Tokens of a definition, without its name."""
     module = _module(ref.module)
     assert module is not None
     first, *members = ref.name.split(".")
@@ -341,7 +341,7 @@ class _Reader:
         return [type(node).__name__, *head, "[", *self.node(node.body, inner), "]"]
 
     def type(self, node: ast.ClassDef, name: str, scope: Scope) -> list[Token]:
-        """Tokens of a class without its name; its methods do not see what its body binds."""
+        """Tokens of a class without its name. Names bound in its body are not visible in its methods."""
         head = self.node([*node.decorator_list, *node.bases, *node.keywords], scope)
         body = {**scope, **_bound(node.body)}
         tokens: list[Token] = ["ClassDef", *head, "["]
@@ -367,7 +367,7 @@ def _arguments(arguments: ast.arguments) -> list[str]:
 
 
 def _bound(body: Iterable[ast.stmt]) -> dict[str, str | None]:
-    """What a function's own statements bind: variables, and what its imports bring."""
+    """Names bound by a function's statements: variables and imports."""
     names: dict[str, str | None] = {}
     outer: set[str] = set()
     waiting: list[ast.AST] = list(body)
@@ -376,7 +376,7 @@ def _bound(body: Iterable[ast.stmt]) -> dict[str, str | None]:
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 names.setdefault(name, None)
-                continue  # what is inside is another scope
+                continue  # its body is another scope
             case ast.Lambda() | ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
                 continue
             case ast.Import() | ast.ImportFrom():

@@ -34,8 +34,9 @@ class Config:
         return self.values[key]
 
     def with_values(self, changes: Mapping[str, Any]) -> Config:
-        """The same with some values set, by dotted path: what composing again with these overrides would give,
-        without composing again. Only for plain values that nothing else is interpolated from."""
+        """The configuration with some values changed, by dotted path, without composing again.
+
+        Only for plain values that no interpolation uses."""
         values = copy.deepcopy(self.values)
         for path, value in changes.items():
             *parents, leaf = path.split(".")
@@ -47,7 +48,7 @@ class Config:
         return Config(values, self.choices, (*self.overrides, *more))
 
     def label(self, key: str) -> Any:
-        """What a table prints for a key: the chosen file of a group, else the value at a dotted path."""
+        """The value of a key in a table: the chosen file of a group, else the value at a dotted path."""
         return self.choices.get(key) or at(self.values, key)
 
 
@@ -62,9 +63,9 @@ def at(values: Mapping[str, Any], key: str) -> Any:
 
 
 def groups() -> dict[str, tuple[str, ...]]:
-    """Every config group and its options: the folders of conf/ and their files. A launcher is no part of a run.
+    """All config groups and their options: the folders of conf/ and their files, `launcher` left out.
 
-    Beside the suite's there may be files of the user's own folder. Raises ConfigError for one named as the suite's is.
+    Includes the files of the user's folder. Raises ConfigError for one with the name of one of the suite's.
     """
     return {group: tuple(files) for group, files in _group_files(_users_conf()).items()}
 
@@ -111,7 +112,7 @@ def swept_values(override: str) -> tuple[str, ...]:
 
     try:
         parsed = OverridesParser.create().parse_override(override)
-    except HydraException:  # composing says what is wrong
+    except HydraException:  # composing reports it
         return ()
     if not parsed.is_sweep_override():
         return ()
@@ -123,7 +124,7 @@ def swept_values(override: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def _chosen(choices: tuple[str, ...], users: Path | None) -> tuple[Any, dict[str, str]]:
-    """What group choices alone compose to, interpolations still open, and the chosen file of each group."""
+    """The configuration of group choices alone, interpolations unresolved, and the chosen file of each group."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
@@ -192,7 +193,7 @@ def _check_override(override: str) -> None:
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """One line for Hydra's several: which override, what is known there, what is near."""
+    """Hydra's error in one line: the override, the known keys, the nearest one."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

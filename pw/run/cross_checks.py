@@ -1,4 +1,4 @@
-"""What no single strategy can see: whether the parts of a run fit each other. Errors name the key and what would do."""
+"""Checks between the parts of a run. Errors name the key and the remedy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cross_check(run: Run) -> None:
 
 
 def _check_sizes(run: Run) -> list[int]:
-    """Latent positions (frames, rows, columns) of what is generated, which codec and backbone must divide."""
+    """Latent size (frames, rows, columns) of the generated clip. Raises if codec or backbone do not divide it."""
     scale, backbone, codec = run.scale, run.backbone, run.codec
     for name in ("height", "width", "anchor_height", "anchor_width"):
         if getattr(scale, name) % codec.factor:
@@ -68,7 +68,7 @@ def _check_trainer(run: Run, positions: list[int]) -> None:
 
 
 def _check_data(run: Run) -> None:
-    """That clips are of the scale's size."""
+    """Check that clips have the scale's size."""
     scale = run.scale
     data = run.config["data"]
     wide = "width" if data.get("width") else "size"  # without a width of their own clips are square
@@ -82,7 +82,7 @@ def _check_data(run: Run) -> None:
 
 
 def _check_grid(run: Run) -> None:
-    """That an explicit grid stands alone and lies within the schedule."""
+    """Check that an explicit grid is within the schedule and excludes other grid options."""
     timesteps = run.sampling.timesteps
     if timesteps is not None and (run.sampling.shift is not None or run.sampling.start != 1):
         raise ConfigError("sampling.timesteps: an explicit grid has no use for sampling.shift or sampling.start")
@@ -91,7 +91,7 @@ def _check_grid(run: Run) -> None:
 
 
 def _check_anchor(run: Run) -> None:
-    """That there is an anchor exactly where an injector takes one."""
+    """Check that there is an anchor if and only if an injector uses one."""
     if run.injector is not None:
         with as_config_error():
             run.injector.check(run.backbone)
@@ -122,7 +122,7 @@ def _check_objective(run: Run) -> None:
 
 
 def _check_guidance(run: Run) -> None:
-    """That guidance has something to drop, whose null branch is trained."""
+    """Check that guidance drops a condition, and that training dropped it too."""
     unguided = {"scale": 1, "drop": "text", "first_steps": None}
     if run.guidance.scale == 1 and (run.config.choices["guidance"] == "on" or vars(run.guidance) != unguided):
         raise ConfigError(
@@ -145,7 +145,7 @@ def _check_guidance(run: Run) -> None:
 
 
 def _check_start(run: Run) -> None:
-    """That recipes of the tiny scale stay there, and that there are weights to start from."""
+    """Check that tiny recipes are used at the tiny scale alone, and that there are weights to start from."""
     if isinstance(run.codec, options.WanVAE) and run.config.choices["start"] != "none":
         raise ConfigError(
             f"start={run.config.choices['start']}: a recipe of the tiny scale; with codec=wan_vae a training departs "
@@ -162,7 +162,7 @@ def _check_start(run: Run) -> None:
 
 
 def _check_context(run: Run, tokens: int) -> None:
-    """That the tokens of a clip, and the heads of a block, can be dealt to those that compute it together."""
+    """Check that a clip's tokens and a block's heads can be divided among the processes that share a clip."""
     processes, heads = run.trainer.context, run.backbone.num_attention_heads
     if tokens % processes or heads % processes:
         would_do = [n for n in range(1, heads + 1) if not (tokens % n or heads % n or run.trainer.devices % n)]
@@ -178,8 +178,8 @@ def _check_context(run: Run, tokens: int) -> None:
 
 
 def _check_latents(run: Run) -> None:
-    """That latents are of this run's making."""
-    from pw.data.latents import LatentClips, described  # what reads video takes its time to import
+    """Check that latents were encoded with this run's settings."""
+    from pw.data.latents import LatentClips, described  # slow to import
 
     assert isinstance(run.source, LatentClips)
     wanted = described(run.scale, run.codec, run.degradation, run.backbone)

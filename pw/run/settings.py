@@ -15,7 +15,7 @@ def _positive(owner: object, group: str, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Scale:
-    """How big: pixels of a clip and of its anchor.
+    """Sizes of a clip and of its anchor, px.
 
     anchor_upsample  `latent`: the anchor is encoded at its own size and its latent resized in the injector (sec. 3.3).
                      `pixel`: the anchor is resized to the clip's size, then encoded.
@@ -59,7 +59,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Train:
-    """How long and how. `updates` are optimiser updates, each of accumulate * batch_size clips."""
+    """Length and mode of training. `updates` are optimiser updates, each of accumulate * batch_size clips."""
 
     updates: int
     batch_size: int
@@ -155,10 +155,10 @@ class Sampling:
 class Recipe:
     """Another run that this one needs: a start checkpoint, or the first stage that makes its anchors.
 
-    overrides  what that run is
-    inherit    what it takes over from the run that needs it: config groups, or with a final dot only their keys
-    shipped    whether to take the weights that come with the repository, where there are any (`pw.run.shipped`)
-    tuning     updates, at a learning rate of `tuning_lr`, that shipped weights get where the data is other than theirs
+    overrides  of that run
+    inherit    config groups copied from the run that needs it; with a final dot only their keys
+    shipped    whether to use weights that come with the repository, if there are any (`pw.run.shipped`)
+    tuning     updates, at learning rate `tuning_lr`, to adapt shipped weights to other data
     """
 
     name: str
@@ -179,7 +179,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Where and how it runs; nothing here changes a result but by rounding.
+    """Devices and processes, kernels and memory; they change results by rounding alone.
 
     strategy        how several processes train: `ddp` keeps everything in each, `fsdp` splits weights, gradients,
                     AdamW's moments and the EMA over all of them, `hsdp` over the `shards` of a group of them
@@ -192,8 +192,8 @@ class Trainer:
     compile         torch.compile for each block
     weights         folder of Wan's weights in diffusers' layout; null is where `pw weights` puts them
     guidance_batch  both branches of guidance in one batch: faster, for twice the activations
-    offload_activations  what checkpointed blocks are recomputed from (`train.checkpoint_activations`) waits for the
-                    backward in CPU memory: room for longer clips, for a copy there and back
+    offload_activations  keep the inputs of checkpointed blocks (`train.checkpoint_activations`) in CPU memory until
+                    backward: longer clips fit, at the cost of two copies
     """
 
     accelerator: Literal["cpu", "gpu"]
@@ -231,22 +231,22 @@ class Trainer:
 
     @property
     def processes(self) -> int:
-        """How many train together."""
+        """Number of processes of a training."""
         return self.devices * self.nodes
 
     @property
     def split(self) -> int:
-        """Processes over which one copy of the weights is split; 1 where each has its own."""
+        """Number of processes that one copy of the weights is split over; 1 if each has all weights."""
         if self.strategy == "hsdp":
             return self.devices if self.shards is None else self.shards
         return self.processes if self.strategy == "fsdp" else 1
 
     @property
     def shares(self) -> int:
-        """To how many an update's clips are dealt: processes, or groups of those that compute together."""
+        """Number of parts that an update's clips are divided into: processes, or groups that share clips."""
         return self.processes // self.context
 
     @property
     def copies(self) -> int:
-        """How many copies of the weights there are."""
+        """Number of copies of the weights."""
         return self.processes // max(1, self.split)

@@ -1,12 +1,12 @@
 """Starts that come with the repository: weights trained long by the recipe of `conf/start/<name>.yaml`, and a card.
 
     pw/starts/<name>.safetensors    EMA weights, below 1 MB
-    pw/starts/<name>.json           the card: what they are and how they came about
+    pw/starts/<name>.json           the card: recipe, training and checksum
 
-`make start name=<name>` makes both.
+`make start name=<name>` writes both.
 
-A card holds as long as the recipe composes to the configuration that it names, whatever the code is by now; the test
-that trains its first updates again says when this code no longer makes it. PW_STARTS names another folder.
+A card is valid as long as the recipe composes to the configuration that it names, even if code changes; a test repeats
+the first updates and fails when the current code no longer reproduces them. PW_STARTS names another folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LARGEST = 1_000_000  # bytes of a file that git is asked to keep
 
 @dataclass(frozen=True)
 class Card:
-    """What a shipped start is, as far as a run that departs from it must know; `about` is the whole card."""
+    """The part of a card that a run needs in order to start from it; `about` is the whole card."""
 
     name: str
     file: Path
@@ -48,7 +48,7 @@ def starts_folder() -> Path:
 
 
 def read_card(name: str) -> Card | None:
-    """The start that is shipped under a name, None if none is. Raises ConfigError when it is damaged."""
+    """The shipped start of a name, None if there is none. Raises ConfigError when it is damaged."""
     card, weights = (starts_folder() / f"{name}.{ending}" for ending in ("json", "safetensors"))
     if not card.exists():
         return None

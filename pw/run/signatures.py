@@ -1,6 +1,6 @@
-"""What a run is called: hashes of all that can change its weights, its clips, or the clips it is measured against.
+"""Signatures: hashes of all that can change a run's weights, its clips, or the clips it is measured against.
 
-Functions of a `Run`, whose properties cache them.
+They are cached by properties of `Run`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pw.run.code import classes_of, code_hash
 if TYPE_CHECKING:
     from pw.run.build import Run
 
-# What cannot change the weights that a training ends with.
+# Groups that cannot change the trained weights.
 NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer", "code"}
-# What cannot change the clips that are sampled.
+# Keys of `sampling` that cannot change the sampled clips.
 NOT_SAMPLING = {"batch_size", "solution_steps", "solution_count"}
-# Where the clips lie, which their fingerprint says, and what the scale says.
+# Keys of `data` that the clips' fingerprint or the scale stand for.
 NOT_DATA = {"urls", "width"}
-# What schedule and injector say again.
+# Keys of `scale` that schedule and injector repeat.
 NOT_SCALE = {"shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"}
 # The code of a stage: a training leaves out how it samples, sampling how it trains.
 STAGES = {"anchor": "pw.stages.anchor.AnchorModel", "hires": "pw.stages.hires.HiresSynth"}
@@ -34,15 +34,15 @@ TRAINS = {
     *(f"pw.stages.stage.Stage.{name}" for name in ("training_step", "loss", "optimizer_step", "configure_optimizers")),
     *(f"{stage}.prepare" for stage in STAGES.values()),
 }
-# Where and how it computes, which changes a result by rounding alone.
+# Kernels, compilation and distribution change a result by rounding alone.
 PLACES = {
     *("pw.nn.networks.compile_blocks", "pw.nn.networks.use_kernel", "pw.nn.backbone.on_host"),
     *("pw.nn.context.share_tokens", "pw.nn.context.groups_of"),
 }
-# Methods of an objective that are asked in planning a training, and do not compute its loss; of its parts, two of them.
+# Methods of an objective, and of its parts, that plan a training and do not enter the loss.
 PLANNING = ("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates")
 PLANNING_OF_PARTS = ("depends_on_batch", "consistency_updates")
-# What a run has no use for unless it chose it, by the value of a key.
+# Code that counts only for runs that chose it: key -> its value -> the class.
 CHOSEN = {
     "gate": {
         "scalar": "pw.nn.injector.ScalarGate",
@@ -57,7 +57,7 @@ CHOSEN = {
 
 
 def values_as_read(run: Run) -> dict[str, Any]:
-    """The configuration with its numbers as they were read: p=1 and p=1.0 are the same run."""
+    """The configuration with numbers converted to their fields' types: p=1 and p=1.0 are the same run."""
     parts = vars(run.objective) | vars(run) | {"data": run.source}
     return {key: _as_read(node, parts.get(key)) for key, node in run.config.values.items()}
 
@@ -65,7 +65,7 @@ def values_as_read(run: Run) -> dict[str, Any]:
 def training_values(run: Run, *, named: bool) -> dict[str, Any]:
     """All of the configuration that can change the trained weights, the start and the accelerator left out.
 
-    named  strategies by the names of their classes; without, their code stands for them
+    named  keep the class names of strategies; if not, the hash of their code identifies them
     """
     kept = {k: v for k, v in run.values_as_read.items() if k not in NOT_TRAINING | {"start"}}
     kept["train"] = {k: v for k, v in kept["train"].items() if k != "checkpoint_every"}
@@ -83,7 +83,7 @@ def training_values(run: Run, *, named: bool) -> dict[str, Any]:
 
 
 def of_configuration(run: Run) -> str:
-    """8 hex digits of a training's configuration, without the code and the accelerator that carry it out."""
+    """8 hex digits of a training's configuration, without code and accelerator."""
     start = run.start_run
     if start is not None:
         start = start.training_signature if start.shipped else start.configuration_signature
@@ -101,7 +101,7 @@ def training_code(run: Run) -> str:
 
 
 def _planning(objective: Any) -> set[str]:
-    """Dotted names of the methods of an objective of ours, and of its parts, that only planning calls."""
+    """Dotted names of the planning methods of one of our objectives and of its parts."""
     whole, *parts = classes_of(objective)
     names = {f"{whole}.{name}" for name in PLANNING} | {
         f"{part}.{name}" for part in parts for name in PLANNING_OF_PARTS
@@ -126,7 +126,7 @@ def evaluation_code(run: Run) -> str:
 
 
 def _code(run: Run, parts: Sequence[Any], unused: set[str], *more: str) -> str:
-    """Hash of the stage's code, of strategies and more, but for what is `unused` and what was not chosen."""
+    """Hash of the code of the stage, of `parts` and of `more`, without `unused` code and choices not made."""
     gate = run.injector.gate if isinstance(run.injector, options.Injector) else ""
     chosen = {"gate": gate, "codec": type(run.codec).__name__}
     left = {name for key, rivals in CHOSEN.items() for choice, name in rivals.items() if choice != chosen[key]}
@@ -140,7 +140,7 @@ def _code(run: Run, parts: Sequence[Any], unused: set[str], *more: str) -> str:
 
 
 def of_training(run: Run) -> str:
-    """Of configuration, code, accelerator and start, as this code would train it."""
+    """8 hex digits of configuration, current code, accelerator and start."""
     kept = training_values(run, named=False)
     kept["accelerator"] = run.trainer.accelerator
     kept["start"] = run.start_run.training_signature if run.start_run else None
@@ -168,7 +168,7 @@ def of_samples(run: Run, evaluation_seed: int) -> str:
 
 
 def of_evaluation(run: Run, evaluation_seed: int) -> str:
-    """Names a seed's evaluation clips: the same in every arm."""
+    """Signature of a seed's evaluation clips, the same in every arm."""
     data = without_modules(run.values_as_read["data"])
     kept = {
         "scale": {k: v for k, v in dataclasses.asdict(run.scale).items() if k not in NOT_SCALE},
@@ -183,7 +183,7 @@ def of_evaluation(run: Run, evaluation_seed: int) -> str:
 
 
 def of_degradation(run: Run) -> str:
-    """Names how a clip becomes an anchor in training."""
+    """Signature of the training degradation."""
     code = code_hash(tuple(classes_of(run.degradation)))
     return digest([without_modules(run.values_as_read["degradation"]), code])
 
@@ -200,7 +200,7 @@ def _as_read(node: Any, part: Any) -> Any:
 
 
 def without_modules(node: Any, named: bool = False) -> Any:
-    """Without the classes' modules, which say where code lies: of `_target_` the class's name is left, or nothing."""
+    """The values without module names: `_target_` keeps the class name if `named`, else it is removed."""
     if not isinstance(node, Mapping):
         return node
     return {
@@ -211,7 +211,7 @@ def without_modules(node: Any, named: bool = False) -> Any:
 
 
 def weights_fingerprint(run: Run, part: str) -> str | None:
-    """Names a part of Wan's weights; None without: a run can be planned, but not trained, before they are there."""
+    """Fingerprint of a part of Wan's weights; None if they are missing: then a run can be planned, not trained."""
     try:
         folder = locate(run.trainer.weights)
     except WeightsError:

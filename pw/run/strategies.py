@@ -1,4 +1,4 @@
-"""Plain values -> dataclasses: a strategy from its config node, settings from theirs, each value checked by key."""
+"""Plain values -> strategies and settings: dataclasses, each field checked."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def strategy_class(group: str, node: Mapping[str, Any], key: str | None = None) 
 
 
 def _is_own(module: str) -> bool:
-    """Whether a module is a file of the user's own folder."""
+    """Whether a module is a file of the user's folder."""
     folder = own_folder()
     if folder is None or not module or not (folder / Path(*module.split("."))).with_suffix(".py").is_file():
         return False
@@ -107,7 +107,7 @@ def from_values(cls: Any, node: Mapping[str, Any], key: str, **parts: Any) -> An
 
 
 def coerce(value: Any, wanted: Any, key: str) -> Any:
-    """`value` as an annotation wants it: exact but for int -> float and list -> tuple."""
+    """`value` as the type of an annotation; only int -> float and list -> tuple are converted."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     wrong = ConfigError(f"{key}={value!r}: wants {_wanted(wanted)}")
     if origin is Literal:

@@ -1,4 +1,4 @@
-"""`pw coverage`: which steps of the inference grids a step sampler trains, and which second halves of its targets (D5).
+"""`pw coverage`: the steps of inference grids that a step sampler trains, and the second halves of its targets (D5).
 
     pw coverage step_sampler=aligned [any override of conf/]
 
@@ -24,7 +24,7 @@ NUM_STEPS = (2, 3, 4, 5)  # Table 5
 
 @dataclass(frozen=True)
 class CoverageOptions:
-    """The run whose step sampler is asked about."""
+    """Overrides of the run whose step sampler is reported."""
 
     overrides: tuple[str, ...] = ()
 

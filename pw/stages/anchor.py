@@ -13,8 +13,7 @@ from pw.stages.velocity import Condition
 class AnchorModel(Stage):
     """Generates clips at the anchor's size: few tokens, much meaning each. Plain flow matching, many steps.
 
-    It learns the anchors stage II is trained on (the clip degraded, without the latent noise), so that the two fit
-    together (D11).
+    It is trained on the anchors that stage II is trained with: degraded clips, without the latent noise (D11).
     """
 
     def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:

@@ -1,4 +1,4 @@
-"""What both stages are: a velocity network, its EMA, and one update of an objective  (sec. 3.1)."""
+"""The base of both stages: a velocity network, its EMA, and one update of an objective  (sec. 3.1)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from pw.types import Velocity
 
 Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and negative prompts, each [B, tokens, dim]
 
-# One stream of random numbers per purpose, so that none shifts another: arms stay paired whatever they draw.
+# A random stream for each purpose: arms that draw more of one still share all others.
 NOISE, STEPS, DEGRADE, DROPOUT = 2, 3, 4, 5
 ALONE = Share(rank=0, processes=1, accumulate=1, batch_size=1)
 
@@ -48,8 +48,8 @@ ALONE = Share(rank=0, processes=1, accumulate=1, batch_size=1)
 class SeededDraws:
     """The randomness of one batch, a pure function of (seed, index): equal in every arm, and after a resume.
 
-    share  the part of the batch that is here: all is drawn for the whole batch, so that the number of processes
-           changes nothing
+    share  this process's part of the batch. Numbers are drawn for the whole batch, so they do not depend on the
+           number of processes.
     """
 
     seed: int
@@ -68,16 +68,16 @@ class SeededDraws:
         return self.share.of_batch(torch.rand(self.share.whole(batch), generator=draw, dtype=torch.float64))
 
     def dropped(self, batch: int, rate: float) -> Tensor:
-        """[B] bool: whose condition is dropped, with probability `rate`."""
+        """[B] bool: the samples whose condition is dropped, each with probability `rate`."""
         draw = generator(self.seed, self.index, DROPOUT)
         return self.share.of_batch(torch.rand(self.share.whole(batch), generator=draw)) < rate
 
     def degrade(self) -> torch.Generator:
-        """For the degradation."""
+        """Generator for the degradation."""
         return generator(self.seed, self.index, DEGRADE)
 
     def perturbed(self, degradation: Degradation, latent: Tensor, draw: torch.Generator) -> Tensor:
-        """This part's anchor latent with the noise that the degradation adds to the whole batch's."""
+        """The anchor latents of this share, with their part of the noise drawn for the whole batch."""
         if self.share.parts == 1:
             return degradation.perturb(latent, draw)
         nothing = torch.zeros(1).expand(self.share.whole(len(latent)), *latent.shape[1:])
@@ -85,20 +85,20 @@ class SeededDraws:
 
 
 class Stage(L.LightningModule, ABC):
-    """One training of a velocity network. A subclass says what is generated and under which condition.
+    """One training of a velocity network. Subclasses define the generated latent and its condition (`prepare`).
 
-    `net` is trained, `ema` is what is sampled and exported. Both are in the checkpoint. Weights that are frozen are the
-    same tensors in both, unless they are split over processes.
+    `net` is trained; `ema` is sampled and exported. A checkpoint has both. They share the tensors of frozen weights,
+    unless weights are split over processes.
     """
 
-    wall_seconds = cpu_seconds = 0.0  # spent on training it; set by `pw.train.loop`, and nothing at `updates=0`
-    passed_over: Sequence[str] = ()  # clips that could not be read, likewise
+    wall_seconds = cpu_seconds = 0.0  # of training, set by `pw.train.loop`; 0 at `updates=0`
+    passed_over: Sequence[str] = ()  # clips that could not be read, set by `pw.train.loop`
 
     def __init__(self, run: Run, start: str | None = None, weights: Path | None = None) -> None:
-        """What a start lacks (an injector, say) begins fresh, and all of it without a start.
+        """What the start lacks, such as an injector, is initialised afresh; without a start, everything is.
 
-        start    safetensors of the run it departs from
-        weights  folder of Wan's weights, whose transformer it departs from instead
+        start    safetensors with the weights to start from
+        weights  folder of Wan's weights, to start from its transformer instead
         """
         super().__init__()
         self.run = run
@@ -113,7 +113,7 @@ class Stage(L.LightningModule, ABC):
 
     @property
     def codec(self) -> Any:
-        """Video <-> latent: Wan's VAE is loaded when it is first asked for, training on latents never does."""
+        """Video <-> latent. Wan's VAE is loaded at first use, which training on latents does not need."""
         if self._codec is None:
             choice = self.run.codec
             if isinstance(choice, options.SpaceToDepth):
@@ -131,12 +131,12 @@ class Stage(L.LightningModule, ABC):
             with torch.device("meta"):
                 self.net = Backbone(self.run.backbone, self.run.injector)
         self.net.trainable(self.run.train.trainable)
-        if not self.run.objective.trains_strides:  # one stride alone would teach it a constant, and spoil the others
+        if not self.run.objective.trains_strides:  # at stride 0 alone it would learn a constant, wrong elsewhere
             self.net.stride_embedding.requires_grad_(False)
         if self.run.train.checkpoint_activations:
             self.net.checkpoint_activations(offload=self.run.trainer.offload_activations)
         frozen = {id(p): p for p in self.net.parameters() if not p.requires_grad}
-        shared = frozen if self.device_mesh is None else {}  # FSDP2 wants its own
+        shared = frozen if self.device_mesh is None else {}  # FSDP2 needs separate tensors
         self.ema = copy.deepcopy(self.net, shared).requires_grad_(False).eval()  # once split, it cannot be copied
         for net in (self.net, self.ema):
             use_kernel(net, self.run.trainer.attention)
@@ -149,17 +149,17 @@ class Stage(L.LightningModule, ABC):
                 shard(net, net.dit.blocks, mesh)
             fill(self.net, self._made() if dist.get_rank() == 0 else None, device_type(self.run.trainer))
             copy_parts(self.ema, self.net)
-        if self.run.trainer.context > 1 and self._trainer is not None:  # sampled from, it is one process's
+        if self.run.trainer.context > 1 and self._trainer is not None:  # one process samples, without a trainer
             groups = groups_of(self.run.trainer.context, device_type(self.run.trainer))
             for net in (self.net, self.ema):
                 share_tokens(net, groups)
 
     def _made(self) -> Backbone:
-        """The network that the training departs from, whole, on the CPU."""
-        # fp32 also under bf16: these are the weights that updates of 1e-5 are added to
+        """The network at the start of training, unsplit, on the CPU."""
+        # fp32 also under bf16: updates of 1e-5 are added to these weights
         dit = None if self.weights is None else pretrained(self.run.backbone, self.weights, torch.float32)
         torch.manual_seed(self.run.seed)
-        with torch.device("cpu"):  # where Lightning would have it drawn on a GPU: the same start everywhere
+        with torch.device("cpu"):  # Lightning would initialise on the GPU; on the CPU all machines get the same start
             net = Backbone(self.run.backbone, self.run.injector, dit)
         if self.start is not None:
             load_start(net, self.start)
@@ -169,9 +169,9 @@ class Stage(L.LightningModule, ABC):
     def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
         """A batch of clips, in pixels or encoded -> the latent to generate, and its condition.
 
-        Encoded clips are this process's share of a batch. Pixels are all of it, of which the share is kept: what they
-        are degraded by is drawn for a batch, and its strongest blur decides the kernel of all.
-        Clips in pixels come without captions: their text is the empty prompt's. `make latents` encodes captions.
+        Encoded clips are this process's share of a batch. Clips in pixels are the whole batch, degraded together (the
+        strongest blur sets the kernel of all) and then cut to the share. They have no captions, so their text is
+        the empty prompt; `make latents` encodes captions.
         """
 
     def text(self, batch: int) -> Tensor:
@@ -184,8 +184,8 @@ class Stage(L.LightningModule, ABC):
         return self._empty.to(self.device).expand(batch, -1, -1)
 
     def share_text(self, team: Team) -> None:
-        """Encode the empty prompt in the first process alone, before a training: else each process would hold the
-        encoder in memory. All must call it."""
+        """Encode the empty prompt in the first process alone and send it to the others, before training: the encoder
+        is then in memory once. All processes must call it."""
         if self.run.text is not None and not isinstance(self.run.source, LatentClips):
             self._empty = team.agreed(self._encoded("") if team.place.is_first else None)
 
@@ -207,17 +207,17 @@ class Stage(L.LightningModule, ABC):
         index = int(batch["index"])
         loss = self.loss(batch["clips"], index, index // self.run.train.accumulate)
         self.last_loss = (loss.term, loss.value.detach())
-        # each of those that share tokens has its tokens' part of the gradient, and the mean of all processes is taken
+        # gradients are averaged over processes, but those of processes that share tokens must be summed
         return loss.value * self.run.trainer.context
 
     def loss(self, clips: Tensor | LatentBatch, index: int, update: int) -> Loss:
-        """The objective on the index-th batch; `update` decides whose turn it is, alike on every rank."""
+        """The objective on the index-th batch; `update`, the same on every rank, selects the term."""
         assert self.net is not None
         assert self.ema is not None
         draws = SeededDraws(self.run.seed, index, self.share)
-        with torch.autocast(clips.device.type, enabled=False):  # data and anchors are those of an fp32 arm
+        with torch.autocast(clips.device.type, enabled=False):  # the same data and anchors as in an fp32 arm
             data, condition = self.prepare(clips, draws)
-        null_text = clips.null_text if isinstance(clips, LatentBatch) else None  # the text of pixels is it already
+        null_text = clips.null_text if isinstance(clips, LatentBatch) else None  # pixels have the empty prompt already
         condition = condition.dropped(draws.dropped(len(data), self.run.train.condition_dropout), null_text)
         velocity = self.velocity(self.net, condition)
         target = getattr(self.run.objective, "target", None)
@@ -235,7 +235,7 @@ class Stage(L.LightningModule, ABC):
 
     @cached_property
     def _average_and_online(self) -> tuple[Any, Any]:
-        """What is averaged, and of what: the same objects once it trains, and to find them is 2 % of a tiny update."""
+        """EMA and network parameters, shared ones left out. Cached: listing them takes 2 % of a tiny update."""
         assert self.net is not None
         assert self.ema is not None
         pairs = zip(self.ema.parameters(), self.net.parameters(), strict=True)
@@ -244,7 +244,7 @@ class Stage(L.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._averaged = int(checkpoint["global_step"])
-        # batches are counted by each process for itself, and an update may have taken another number of them
+        # Lightning counts batches per process; the checkpoint may be of another number of batches per update
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (batches["total"], batches["current"]):
             counts.update(dict.fromkeys(counts, self._averaged * self.share.micro_batches))
@@ -268,7 +268,7 @@ class Stage(L.LightningModule, ABC):
     def sample(self, noise: Tensor, condition: Condition, away: Tensor | None = None) -> Tensor:
         """noise latent [B, C, F, h, w] -> latent, by the run's solver, grid and guidance, with the EMA weights.
 
-        away  embedding of the negative prompt, [B, tokens, dim]; None drops the anchor alone
+        away  embedding of the negative prompt, [B, tokens, dim]; None: the null branch drops the anchor alone
         """
         assert self.ema is not None
         everyone = torch.ones(len(noise), dtype=torch.bool)
@@ -279,8 +279,8 @@ class Stage(L.LightningModule, ABC):
 
 
 def load_start(net: Backbone, path: str) -> None:
-    """Weights of a start into a network. The transformer must fit key for key; an injector the start lacks, or has in
-    vain, is left. Raises ValueError naming the keys that do not fit."""
+    """Load the weights of a start. The transformer must match key for key; an injector that only one of the two has is
+    ignored. Raises ValueError naming the keys that do not match."""
     weights = load_file(path)
     own = net.state_dict()
     wrong = [k for k in own if k in weights and own[k].shape != weights[k].shape]

@@ -1,4 +1,4 @@
-"""The velocity of a network under a condition, and the trajectory it drives from noise to data."""
+"""The velocity of a network under a condition, and its integration from noise to data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pw.types import Velocity
 
 @dataclass(frozen=True)
 class Condition:
-    """What the velocity is conditioned on: text [B, tokens, dim] and the anchor's latent, if there is one."""
+    """The condition of a velocity: text [B, tokens, dim] and the anchor's latent, if there is one."""
 
     text: Tensor
     anchor: Tensor | None
 
     def dropped(self, which: Tensor, null_text: Tensor | None = None) -> Condition:
-        """For the marked samples [B] the anchor becomes zeros and the text the empty prompt's."""
+        """Zeros for the anchor and the empty prompt for the text of the samples marked in `which` [B]."""
         text, anchor = self.text, self.anchor
         if null_text is not None:
             text = torch.where(which.to(text.device).view(-1, 1, 1), null_text.to(text), text)
@@ -54,7 +54,7 @@ def integrate(
 ) -> Tensor:
     """noise latent [B, C, F, h, w] -> latent, by the run's solver, grid and guidance.
 
-    null  the condition of guidance's second branch, required with guidance
+    null  condition of the null branch, required with guidance
     tick  called after every evaluation of the network
     """
     grid = run.grid()
@@ -73,7 +73,7 @@ def integrate(
 
 
 def evaluations(run: Run) -> int:
-    """How often `integrate` evaluates the network, each sample of a batch once: steps, and again where guided."""
+    """Evaluations of the network by `integrate` for one sample: one per step, two where it is guided."""
     steps = run.sampling.num_steps
     if run.guidance.scale == 1:
         return steps
