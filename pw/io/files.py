@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import io
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
 def replacing(path: Path, *, durable: bool = False) -> Generator[Path]:
     """Yield a hidden name beside `path`, for a file or a folder; it becomes `path` when the block ends.
 
-    A block that raises leaves nothing of it, and `path` as it was. durable: on the disk, not only in its cache.
+    A block that raises leaves nothing of it, and `path` as it was; what a killed process left is removed by the next.
+    durable: on the disk, not only in its cache.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    remove(partial)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if left == partial or is_abandoned(left):
+            remove(left)
     try:
         yield partial
         if durable:
@@ -37,6 +42,19 @@ def replacing(path: Path, *, durable: bool = False) -> Generator[Path]:
         os.replace(partial, path)
     finally:
         remove(partial)
+
+
+def is_abandoned(partial: Path) -> bool:
+    """Whether nobody writes a `.part` any more: untouched for ten minutes, by a process that is not here.
+
+    It may belong to another machine that shares the disk, whose processes cannot be seen: hence the minutes.
+    """
+    import psutil
+
+    try:
+        return time.time() - partial.stat().st_mtime > 600 and not psutil.pid_exists(int(partial.name.split(".")[-2]))
+    except (OSError, ValueError):
+        return False
 
 
 def write_atomically(path: Path, text: str, *, durable: bool = False) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +62,15 @@ def test_a_disk_too_small_is_told_by_key_for_a_folder_that_is_not_there_yet(tmp_
 
 def test_sizes_are_told_in_a_unit_that_fits() -> None:
     assert [human_size(count) for count in (0, 4900, 25_200_000, 12.34e9)] == ["0.0 kB", "4.9 kB", "25.2 MB", "12.3 GB"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, fresh, others = (tmp_path / f".a.{pid}.part" for pid in (ended.pid, ended.pid + 4_000_000, os.getppid()))
+    for path in (left, fresh, others):
+        path.touch()
+    for path in (left, others):
+        os.utime(path, (0, 0))
+    write_json(tmp_path / "a", {})
+    assert (left.exists(), fresh.exists(), others.exists()) == (False, True, True)
