@@ -177,6 +177,13 @@ class TestAFolderOfOnesOwn:
         assert "mine  A weighting of mine." in listed
         assert "ansc  Table 9.3" in listed
 
+    def test_with_a_file_that_cannot_be_read_shows_the_other_ablations(self, own: Path) -> None:
+        (own / "experiments" / "bad.py").write_text("def (\n")
+        ended = run_python(own, ROOT, "-m", "pw", "ablations")
+        assert ended.returncode == 1
+        assert "mine  A weighting of mine." in ended.stdout
+        assert "bad.py:1: SyntaxError" in ended.stderr
+
     def test_is_another_run_when_its_code_changes_also_behind_it(self, own: Path) -> None:
         def signature() -> str:
             code = "from pw.run.build import build; print(build(['weighting=mine']).training_signature)"
@@ -200,6 +207,14 @@ class TestAFolderOfOnesOwn:
             ("conf/weighting/mine.yaml", "_target_: mine.power\n", "mine.power': is not a class under @dataclass"),
             ("conf/weighting/mine.yaml", "_target_: mine.Mine\n", "weighting.exponent: missing"),
             ("conf/weighting/mine.yaml", "_target_: mine.Mine\nexponent: two\n", "a whole number or a number"),
+            ("conf/weighting/mine.yaml", "_target_: mien.Mine\n", "where there is no mien.py"),
+            ("conf/weighting/mine.yaml", "exponent: 1\n", "wants a line `_target_: module.Class`"),
+            ("conf/weighting/mine.yaml", "_target_: [mine\n", "a file of conf/ is no YAML"),
+            ("mine.py", "class Mine(:\n", "mine.py:1: SyntaxError: invalid syntax"),
+            ("mine.py", "\nimport nosuchmodule\n", "mine.py:2: ModuleNotFoundError: No module named 'nosuchmodule'"),
+            ("experiments/mine.py", "def (\n", "experiments/mine.py:1: SyntaxError"),
+            ("experiments/mine.py", '"""A title."""\n', "wants ABLATION = Ablation(…)"),
+            ("experiments/mine.py", "from experiments import Ablation\nAblation(vary=3)\n", "mine.py:2: TypeError"),
         ],
     )
     def test_with_a_mistake_is_told_so_in_a_line(self, file: str, text: str, told: str, own: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from experiments.engine.clauses import Clause
 from pw.io.arguments import ConfigError, did_you_mean
+from pw.io.imports import explained
 from pw.io.paths import own_folder
 
 FOLDER = Path(__file__).parents[1]
@@ -109,8 +110,14 @@ def load(name: str) -> tuple[Ablation, Statement]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.ABLATION, statement(module.__doc__ or "")
+    with explained(f"name={name}", path.parent):
+        spec.loader.exec_module(module)
+    ablation = getattr(module, "ABLATION", None)
+    if not isinstance(ablation, Ablation):
+        raise ConfigError(f"name={name}: {path}: wants ABLATION = Ablation(…), from experiments import Ablation")
+    if not (module.__doc__ or "").strip():
+        raise ConfigError(f"name={name}: {path}: wants a docstring: a title, then Claim, Refuted and Verdict")
+    return ablation, statement(str(module.__doc__))
 
 
 def statement(docstring: str) -> Statement:

@@ -150,6 +150,7 @@ def _composed(overrides: tuple[str, ...], users: Path | None) -> Config:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+    from yaml import YAMLError
 
     choices, changes = [], []
     for override in overrides:
@@ -167,6 +168,8 @@ def _composed(overrides: tuple[str, ...], users: Path | None) -> Config:
             except (ConfigAttributeError, ConfigKeyError) as error:
                 raise HydraException(f"{change.input_line}: there is no key {error.full_key}") from error
         values = OmegaConf.to_container(composed, resolve=True)
+    except YAMLError as error:
+        raise ConfigError(f"a file of conf/ is no YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from error
     assert isinstance(values, dict)

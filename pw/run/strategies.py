@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pw.io.arguments import ConfigError, did_you_mean
-from pw.io.paths import own_folder
+from pw.io.imports import explained
+from pw.io.paths import SUITE, own_folder
 
 # Where a group's classes may live: a configuration cannot name any other.
 HOMES: dict[str, tuple[str, ...]] = {
@@ -49,6 +50,8 @@ def as_config_error() -> Generator[None]:
 
 def is_chosen(node: Mapping[str, Any]) -> bool:
     """Whether a group's choice is a strategy; its `none` has no class."""
+    if "_target_" not in node:
+        raise ConfigError("a file of conf/ names no class: it wants a line `_target_: module.Class`")
     return bool(node["_target_"])
 
 
@@ -60,8 +63,11 @@ def strategy_class(group: str, node: Mapping[str, Any], key: str | None = None) 
     target = str(node.get("_target_", ""))
     module, _, name = target.rpartition(".")
     if module not in HOMES[group] and not _is_own(module):
-        raise ConfigError(f"{key or group}._target_={target!r}: a {group} lives in {', '.join(HOMES[group])}")
-    cls = getattr(importlib.import_module(module), name, None)
+        own = own_folder()
+        beside = "" if own is None else f", or in a module of {own}, where there is no {module or 'module'}.py"
+        raise ConfigError(f"{key or group}._target_={target!r}: a {group} lives in {', '.join(HOMES[group])}{beside}")
+    with explained(f"{key or group}._target_={target!r}", own_folder() or SUITE):
+        cls = getattr(importlib.import_module(module), name, None)
     if cls is None:
         raise ConfigError(f"{key or group}._target_={target!r}: {module} has no {name}")
     parameters = getattr(cls, "__dataclass_params__", None)

@@ -135,7 +135,7 @@ def comment(sources: Sources) -> None:
     sources.edit(
         file, "        weight = span**self.p\n", "        # to the power\n\n        weight = (span ** self.p)\n"
     )
-    sources.edit(file, "lambda = 1: every step counts alike.", "All alike.")
+    sources.edit(file, "lambda = 1.\n", "All alike.\n")
     sources.edit(file, "    p: float\n", "    p: float | None  # the power\n")
     sources.edit("pw/method/step_sampler.py", "needs at least 1", "wants 1 or more")
 
