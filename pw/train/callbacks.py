@@ -11,6 +11,7 @@ import math
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +42,7 @@ def callbacks(run: Run, folder: Path, progress: Progress | None, team: Team) -> 
     return stop, [stop, curve, TrainingRecord(run, team), checkpoints, *reports]
 
 
-class AfterUpdate(L.Callback):
+class AfterUpdate(L.Callback, ABC):
     """Calls `after_update` once for each optimizer update, of however many micro-batches it is made."""
 
     update = 0  # optimizer updates done
@@ -54,8 +55,9 @@ class AfterUpdate(L.Callback):
             self.update = trainer.global_step
             self.after_update(trainer, pl_module)
 
+    @abstractmethod
     def after_update(self, trainer: Any, pl_module: Any) -> None:
-        raise NotImplementedError
+        """Called once the weights are those after `self.update` updates."""
 
 
 class StopOnSignal(AfterUpdate):
