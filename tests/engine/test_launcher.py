@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -299,8 +300,9 @@ AT_A_TERMINAL = """if True:
 def test_a_terminal_that_closes_stops_a_training_with_a_checkpoint_but_not_one_under_nohup(
     how: str, python: str, tmp_path: Path
 ) -> None:
+    every = 20 if how else 100000  # so that there is one only because it was stopped
     run = build(
-        ["train.updates=100000", "train.checkpoint_every=20", "train.batch_size=2", "start=none", "stage=hires"]
+        ["train.updates=100000", f"train.checkpoint_every={every}", "train.batch_size=2", "start=none", "stage=hires"]
     )
     checkpoint = training_folder(run, tmp_path) / "checkpoints" / "last.ckpt"
     terminal, theirs = pty.openpty()
@@ -311,7 +313,7 @@ def test_a_terminal_that_closes_stops_a_training_with_a_checkpoint_but_not_one_u
     )  # fmt: skip
     os.close(theirs)
     told = b""
-    while b"update 30 of" not in told:
+    while not any(int(update) > 20 for update in re.findall(rb"update (\d+) of", told)):  # not every one is shown
         told += os.read(terminal, 4096)
     os.close(terminal)
     if how == "nohup":  # it goes on, though its words about that can no longer be written
@@ -321,8 +323,7 @@ def test_a_terminal_that_closes_stops_a_training_with_a_checkpoint_but_not_one_u
             time.sleep(0.01)
         training.send_signal(signal.SIGTERM)
     assert training.wait(60) == 128 + (signal.SIGTERM if how else signal.SIGHUP)
-    found = torch.load(checkpoint, weights_only=True)
-    assert found["global_step"] % 20  # written because it was stopped
+    assert torch.load(checkpoint, weights_only=True)["global_step"] > 20
 
 
 def test_what_workers_are_forked_from_has_all_they_work_with_and_does_not_look_through_it_again() -> None:
