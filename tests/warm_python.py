@@ -33,7 +33,8 @@ def warm_python(modules: Sequence[str]) -> Generator[str]:
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -ISB "{__file__}" "{meeting}" "$@"\n')
         program.chmod(0o755)
         command = [sys.executable, __file__, "--serve", str(meeting), *modules]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as server:
             assert server.stdout is not None
             try:
                 assert server.stdout.readline() == "ready\n"
@@ -43,6 +44,9 @@ def warm_python(modules: Sequence[str]) -> Generator[str]:
 
 
 def _serve(meeting: str, modules: Sequence[str]) -> None:
+    if os.fork() == 0:
+        sys.stdin.read()  # until the tests are gone, also by SIGKILL
+        os.killpg(0, signal.SIGKILL)
     for module in modules:
         importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for a process
