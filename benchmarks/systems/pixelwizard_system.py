@@ -6,73 +6,55 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.systems import GenerationError, PixelWizard, Setting, System
+from benchmarks.systems import GenerationError, PixelWizard
+from benchmarks.systems.generation_call import Call
+from benchmarks.systems.gpu_processes import ending_with_us, environment
 from benchmarks.systems.jobs import VideoJob, check
-from benchmarks.systems.watch import ending_with_us
 from pw.io.files import write_atomically
 
 
-@dataclass
 class PixelWizardGeneration:
     """One call of `pw.generate.pipeline` for all jobs, since each network is loaded once; then a video after the other.
 
-    words  further words of `pw.generate.pipeline`: hires=, anchor=, overrides of conf/
+    It works in the folder `generate`, and finds there again what it has finished.
     """
 
-    system: System
-    setting: Setting
-    words: Sequence[str]
-    weights: str | None
-    lossless: bool
-    quality: int
-    folder: Path
-    about: dict[str, Any] = field(default_factory=dict)
-    _made: dict[str, Path] = field(default_factory=dict)
+    def __init__(self, call: Call) -> None:
+        self.call, self.out = call, call.out / "generate"
+        self.about: dict[str, Any] = {}
+        self._made: dict[str, Path] = {}
 
-    @property
-    def out(self) -> Path:
-        """Where `pw.generate.pipeline` works; what it has finished it finds there again."""
-        return self.folder / "generate"
-
-    def prompts(self, jobs: Sequence[VideoJob]) -> str:
-        """The prompts of these, as `pw.generate.pipeline` reads them."""
-        return "".join(f"{json.dumps({'prompt': job.text, 'seed': job.seed})}\n" for job in jobs)
-
-    def prompts_file(self, jobs: Sequence[VideoJob]) -> Path:
-        """Where `prepare` writes them."""
-        name = hashlib.sha256(self.prompts(jobs).encode()).hexdigest()[:8]
-        return self.out / f"prompts-{name}.jsonl"
+    def _prompts(self, jobs: Sequence[VideoJob]) -> tuple[Path, str]:
+        """The file of these jobs' prompts, and what it holds."""
+        text = "".join(f"{json.dumps({'prompt': job.text, 'seed': job.seed})}\n" for job in jobs)
+        return self.out / f"prompts-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl", text
 
     def command(self, jobs: Sequence[VideoJob]) -> list[str]:
         """The call that makes these."""
-        assert isinstance(self.system.adapter, PixelWizard)
-        native, asked = self.system.setting, self.setting
-        size = (asked.width, asked.height) != (native.width, native.height)
+        call, asked, native = self.call, self.call.setting, self.call.system.setting
+        assert isinstance(call.system.adapter, PixelWizard)
+        is_native = (asked.width, asked.height) == (native.width, native.height)
         return [
-            *(
-                sys.executable,
-                *("-m", "pw", "generate"),
-                f"prompts={self.prompts_file(jobs)}",
-                f"out={self.out}",
-            ),
-            *(f"scale={self.system.adapter.scale}", f"frames={asked.frames}", f"fps={asked.fps:g}"),
-            *(f"lossless={str(self.lossless).lower()}", f"quality={self.quality}"),
-            *([f"scale.width={asked.width}", f"scale.height={asked.height}"] if size else []),
+            *(sys.executable, "-m", "pw", "generate"),
+            *(f"prompts={self._prompts(jobs)[0]}", f"out={self.out}"),
+            *(f"scale={call.system.adapter.scale}", f"frames={asked.frames}", f"fps={asked.fps:g}"),
+            *(f"lossless={str(call.lossless).lower()}", f"quality={call.quality}"),
+            *([] if is_native else [f"scale.width={asked.width}", f"scale.height={asked.height}"]),
             f"sampling.num_steps={asked.steps}",
-            *([f"weights={self.weights}"] if self.weights else []),
-            *self.words,
+            *([f"weights={call.weights}"] if call.weights else []),
+            *call.further,
+            *([f"trainer.devices={call.options.gpus}"] if call.is_split else []),
         ]
 
-    def prepare(self, jobs: Sequence[VideoJob], environment: Mapping[str, str]) -> None:
+    def prepare(self, jobs: Sequence[VideoJob]) -> None:
         """Make the videos of all jobs. Raises GenerationError; what was finished before is kept."""
         words = self.command(jobs)
-        write_atomically(self.prompts_file(jobs), self.prompts(jobs))
-        call = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+        write_atomically(*self._prompts(jobs))
+        call = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, text=True)
         with call as process, ending_with_us(process.pid):
             paths = process.communicate()[0].splitlines()  # a line for each prompt, in their order
         if process.returncode or len(paths) != len(jobs):
@@ -88,7 +70,7 @@ class PixelWizardGeneration:
         path = self._made[job.stem]
         manifest = json.loads(path.with_suffix(f"{path.suffix}.json").read_text(encoding="utf-8"))
         seconds, peaks = manifest["seconds"], manifest["peak_memory_gb"]
-        check(path, self.setting)
+        check(path, self.call.setting)
         stages = [seconds.get(part) for part in ("anchor", "hires")]
         return path, {
             "seconds_total": sum(seconds.values()) if seconds else None,
