@@ -37,6 +37,7 @@ from benchmarks.metrics.stream import Look, Scorer
 from pw.io.arguments import Command, number, option
 from pw.io.files import writable_file, write_json
 from pw.io.host import default_threads, usable_cores
+from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS, ROOT
 
 if TYPE_CHECKING:
@@ -124,7 +125,6 @@ def value_of(name: str, scorer: Scorer, frames: Frames) -> float:
 
 def interpolated(frames: Frames, ks: Sequence[int]) -> float:
     """mHD-MSE as it is written down: R_k of the whole clip as float `[F, 3, H, W]`, squared difference, mean."""
-    import torch
     from torch.nn.functional import interpolate
 
     clip = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
@@ -189,7 +189,6 @@ def bench_niqe(repeats: int) -> list[Measured]:
 def pyiqa_niqe() -> Callable[[Frames], float]:
     """pyiqa's NIQE of a frame uint8 `[H, W, 3]`, with the statistics that ours uses; nothing is fetched."""
     import numpy as np
-    import torch
     from scipy.io import savemat
 
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
@@ -300,8 +299,6 @@ def run(options: MetricBenchOptions) -> int:
         print(f"a 4K clip of {options.frames} frames …", file=sys.stderr, flush=True)
         measured += bench_stream(options.frames)
     os.environ.update(dict.fromkeys(THREADS, "1"))  # before numpy and torch are imported
-    import torch
-
     torch.set_num_threads(1)
     for part, bench in (("mhd", bench_mhd), ("niqe", bench_niqe)):
         if part in options.only:

@@ -16,6 +16,7 @@ from typing import Any
 from pw.data.latents import ABOUT, EMPTY, described
 from pw.data.shard_index import write_tar
 from pw.io.files import write_json
+from pw.io.lazy import torch
 from pw.run.build import Run, build
 from pw.train.batches import batches
 from pw.train.callbacks import CURVE_EVERY
@@ -33,8 +34,6 @@ def bare_updates(run: Run, data: Iterator[Any] | None = None) -> Iterator[Any]:
 
     data  batches to train on, the run's own by default
     """
-    import torch
-
     module = stage_module(run)
     module.configure_model()
     configured = module.configure_optimizers()
@@ -65,8 +64,6 @@ def time_updates(repeats: int) -> tuple[list[float], list[float]]:
     A round is what lies between two reports of progress: ten updates and the point of the curve that they end with.
     The first round is not counted. What a training does once (start, checkpoint, export) is in no round.
     """
-    import torch
-
     updates = CURVE_EVERY * (repeats + 1)
     run = build([*TINY, f"train.updates={updates}", f"train.checkpoint_every={updates + 1}"])
     torch.set_num_threads(run.trainer.threads)
@@ -91,7 +88,6 @@ def time_updates(repeats: int) -> tuple[list[float], list[float]]:
 
 def write_latents(folder: Path, run: Run) -> None:
     """Random latents of a run's sizes, as `make latents` leaves them: bf16, in webdataset tars."""
-    import torch
     from safetensors.torch import save
 
     scale, codec, backbone = run.scale, run.codec, run.backbone
@@ -140,8 +136,6 @@ def time_reading(repeats: int) -> tuple[list[float], list[float]]:
     They are read as training reads them, and trained on by the bare loop, which has nothing else to read. The first
     round is not counted.
     """
-    import torch
-
     with tempfile.TemporaryDirectory(prefix="pw-bench-") as folder:
         write_latents(Path(folder), build([*TINY, "data=none"]))
         run = build([*TINY, "data=latents", f"data.urls={folder}"])
