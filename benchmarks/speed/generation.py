@@ -1,8 +1,5 @@
 """Measurements on whatever machine there is, side by side in one run: `make bench what=generate`.
 
-    pw bench what=generate [scales=2k,4k] [stock_steps=3] [kernels=sdpa,cudnn,…]
-                       [compile=true|false|always] [out=FILE.json] [override …]
-
 generate  Diffusion only, random weights: stage II of each scale with its steps and guidance, beside the first steps of
           diffusers' own WanPipeline around a like transformer at the same size, whose 50 steps take 50 times their
           mean. The stock steps' first is left out where there are several: it warms up; `stock_steps=0` spares them.
@@ -50,7 +47,7 @@ KERNELS = {"sdpa", "cudnn", "flash", "flash3", "sage"}
 FEW_TOKENS = 32_000  # enough to tell kernels apart: 4 % of a 2K evaluation
 REPEATS = 3
 
-Keep = Callable[[dict[str, Any]], None]  # is given what has been measured so far
+Keep = Callable[[dict[str, Any]], None]  # called after every step or evaluation, with what has been measured so far
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,6 @@ class Variant:
 
     @property
     def overrides(self) -> list[str]:
-        """As a run has it."""
         return [f"trainer.attention={self.kernel}", f"trainer.compile={str(self.compiled).lower()}"]
 
 
@@ -79,7 +75,7 @@ def choose_variant(run: Run, kernels: Sequence[str], compiles: str) -> tuple[Var
         best = fastest(variants)
         if best is not None and compiles == "always":
             best = replace(best, compiled=True)
-        return best, {str(variant): seconds for variant, seconds in variants.items()}
+        return best, {str(variant): outcome for variant, outcome in variants.items()}
     variant = Variant(kernels[0], compiled=compiles == "always")
     why = _not_to_be_had(run, variant.kernel)
     return None if why else variant, {str(variant): why or "not timed, there is no other"}
@@ -103,10 +99,9 @@ def time_variants(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[V
     """
     from pw.nn.networks import compile_blocks, load_network, use_kernel
 
-    device = _emptied_device(run)
     network = replace(network_of(run), attention="sdpa", compile=False)
-    net = load_network(network, "random", None, str(device))
-    evaluate = _evaluation(run, net)
+    net = load_network(network, "random", None, str(_emptied_device(run)))
+    seconds = _stopwatch(run, net)
     found: dict[Variant, float | str] = {}
 
     def note(variant: Variant, outcome: float | str) -> None:
@@ -118,22 +113,23 @@ def time_variants(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[V
             note(Variant(name), why)
             continue
         use_kernel(net, name)
-        note(Variant(name), _seconds(evaluate, device))
+        note(Variant(name), seconds())
     best = fastest(found)
     if compiles and best is not None:
         variant = replace(best, compiled=True)
         use_kernel(net, variant.kernel)
         compile_blocks(net)
         try:
-            note(variant, _seconds(evaluate, device))
+            note(variant, seconds())
         except Exception as error:  # whatever a compiler that is not for this machine raises
             note(variant, f"not to be had here ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
         torch.compiler.reset()
     return found
 
 
-def _evaluation(run: Run, net: Backbone) -> Callable[[], torch.Tensor]:
-    """One evaluation of stage II's network, of no more frames than make `FEW_TOKENS`."""
+def _stopwatch(run: Run, net: Backbone) -> Callable[[], float]:
+    """Measures the mean seconds of `REPEATS` evaluations of a network after one that warms up."""
+    from pw.nn.stock import synchronize
     from pw.stages.velocity import Condition, velocity
 
     channels, frames, rows, columns = stage_latent(run)
@@ -142,34 +138,27 @@ def _evaluation(run: Run, net: Backbone) -> Callable[[], torch.Tensor]:
     state, text, anchor = _inputs(run, min(frames, max(patch[0], few)))
     evaluate = velocity(net, Condition(text, anchor), run.schedule)
     now = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64, device=state.device)
-    return lambda: evaluate(state, now, now)
 
+    def seconds() -> float:
+        with torch.no_grad():
+            evaluate(state, now, now)
+            synchronize(state.device)
+            began = time.perf_counter()
+            for _ in range(REPEATS):
+                evaluate(state, now, now)
+            synchronize(state.device)
+        return round((time.perf_counter() - began) / REPEATS, 4)
 
-def _seconds(evaluate: Callable[[], torch.Tensor], device: torch.device) -> float:
-    """Mean seconds of `REPEATS` evaluations after one that warms up."""
-    from pw.nn.stock import synchronize
-
-    with torch.no_grad():
-        evaluate()
-        synchronize(device)
-        began = time.perf_counter()
-        for _ in range(REPEATS):
-            evaluate()
-        synchronize(device)
-    return round((time.perf_counter() - began) / REPEATS, 4)
+    return seconds
 
 
 def fastest(variants: Mapping[Variant, float | str]) -> Variant | None:
-    """The one of least seconds; None if none is to be had."""
     timed = {variant: seconds for variant, seconds in variants.items() if isinstance(seconds, float)}
     return min(timed, key=lambda variant: timed[variant]) if timed else None
 
 
 def measure_ours(run: Run, keep: Keep = lambda found: None) -> dict[str, Any]:
-    """What is measured and aimed at; seconds and peak memory of stage II at a scale. Raises torch.OutOfMemoryError.
-
-    keep  called after every evaluation of the network
-    """
+    """What is measured and aimed at; seconds and peak memory of stage II at a scale. Raises torch.OutOfMemoryError."""
     from pw.cost.flops import forward_flops
     from pw.generate.denoise import calls_of
     from pw.nn.networks import load_network
@@ -228,10 +217,7 @@ def measure_ours(run: Run, keep: Keep = lambda found: None) -> dict[str, Any]:
 
 
 def _measure_stock(run: Run, steps: int, of: int, keep: Keep) -> dict[str, Any]:
-    """Seconds and peak memory of the first steps of diffusers' pipeline; `failed` where memory runs out.
-
-    keep  called after every step
-    """
+    """Seconds and peak memory of the first steps of diffusers' pipeline; `failed` where memory runs out."""
     from pw.nn.networks import load_network
     from pw.nn.stock import stock_steps
 
@@ -319,8 +305,6 @@ def _kernels(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """The options of `pw bench what=generate`."""
-
     what: str = option("generate", "generate, metrics or train", read=_what)
     scales: tuple[str, ...] = option(("2k", "4k"), "scales with text and guidance")
     stock_steps: int = option(3, "steps of diffusers' own pipeline that are timed; 0: none", read=number(0))

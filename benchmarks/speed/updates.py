@@ -100,25 +100,20 @@ def write_latents(folder: Path, run: Run) -> None:
         return codec.channels, frames, size[0] // codec.factor, size[1] // codec.factor
 
     anchor = scale.size if scale.anchor_upsample == "pixel" else scale.anchor_size
-    names = []
-    for first in range(0, CLIPS, SHARD):
-        names.append(f"train-{len(names):06d}.tar")
-        samples = (
-            {
-                "__key__": f"clip-{first + number:06d}",
-                "safetensors": save(
-                    {
-                        "latent": drawn(*latent(scale.size)),
-                        "anchors": drawn(ANCHORS, *latent(anchor)),
-                        "text": drawn(backbone.text_tokens, backbone.text_dim),
-                    }
-                ),
-                "json": json.dumps({"caption": "", "key": f"clip-{first + number:06d}"}).encode(),
-            }
-            for number in range(SHARD)
-        )
-        write_tar(folder / names[-1], samples)
-        write_json((folder / names[-1]).with_suffix(".json"), {"clips": SHARD, "skipped": [], "problem": ""})
+
+    def sample(number: int) -> dict[str, Any]:
+        key = f"clip-{number:06d}"
+        tensors = {
+            "latent": drawn(*latent(scale.size)),
+            "anchors": drawn(ANCHORS, *latent(anchor)),
+            "text": drawn(backbone.text_tokens, backbone.text_dim),
+        }
+        return {"__key__": key, "safetensors": save(tensors), "json": json.dumps({"caption": "", "key": key}).encode()}
+
+    names = [f"train-{shard:06d}.tar" for shard in range(CLIPS // SHARD)]
+    for shard, name in enumerate(names):
+        write_tar(folder / name, map(sample, range(shard * SHARD, (shard + 1) * SHARD)))
+        write_json((folder / name).with_suffix(".json"), {"clips": SHARD, "skipped": [], "problem": ""})
     (folder / EMPTY).write_bytes(save({"text": drawn(1, backbone.text_dim)}))
     about = {
         "digest": "0" * 16,

@@ -5,7 +5,7 @@ one, sec. 8.2), its licence, where it comes from, how it is run, and how that di
 Four kinds:
 
     diffusers    generated here, with diffusers (`diffusers_pipelines`)
-    pixelwizard  generated here, by `pw.generate.pipeline` (`pixelwizard_system`)
+    pixelwizard  generated here, by one call of `pw generate` (`external`)
     command      a program of its own environment, started once per video (`external`)
     videos       videos that somebody else made, registered (`jobs.register`)
 
@@ -14,13 +14,14 @@ A folder of videos of a system (`jobs` says what lies in it) is what the tables 
 
 from __future__ import annotations
 
-import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from pw.io.arguments import ConfigError
 
@@ -49,7 +50,6 @@ class Setting:
 
     @property
     def rate(self) -> float:
-        """The rate of what is made here, which is known."""
         assert self.fps is not None
         return self.fps
 
@@ -108,8 +108,6 @@ class Diffusers:
 
 @dataclass(frozen=True)
 class PixelWizard:
-    """What is handed to `pw generate`."""
-
     scale: str
 
 
@@ -166,16 +164,10 @@ class System:
         return "inputs=DIR" if self.enlarges else "prompts=FILE"
 
 
-ADAPTERS: Mapping[str, type | None] = {
-    "diffusers": Diffusers,
-    "pixelwizard": PixelWizard,
-    "command": ExternalCommand,
-    "videos": None,
-}
+ADAPTERS = {"diffusers": Diffusers, "pixelwizard": PixelWizard, "command": ExternalCommand, "videos": None}
 
 
 def names() -> list[str]:
-    """All systems."""
     return sorted(path.stem for path in CARDS.glob("*.yaml"))
 
 
@@ -195,12 +187,7 @@ def load(name: str) -> System:
 
 
 def read_card(path: Path) -> System:
-    """A card's file, checked.
-
-    Raises: ConfigError naming the file and the key that is unknown, missing or of the wrong type.
-    """
-    import yaml
-
+    """A card's file, checked. Raises ConfigError naming the file and the key that is unknown, missing or wrong."""
     try:
         card = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -240,7 +227,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     option = next(o for o in options if o is not type(None))
     origin, arguments = typing.get_origin(option), typing.get_args(option)
-    if dataclasses.is_dataclass(option):
+    if is_dataclass(option):
         return _build(typing.cast(type, option), value, where)
     if origin is Literal and value in arguments:
         return value

@@ -33,10 +33,7 @@ DENOISERS = ("transformer", "transformer_2")
 
 
 class Pipelines:
-    """A loaded pipeline that makes videos.
-
-    The call's weights are a folder in diffusers' layout, or a repository that is in the hub's cache.
-    """
+    """A loaded pipeline that makes videos, of a folder in diffusers' layout or a repository in the hub's cache."""
 
     def __init__(self, call: Call) -> None:
         assert isinstance(call.system.adapter, Diffusers)
@@ -166,10 +163,7 @@ class Pipelines:
 
 
 def locate(weights: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder of the weights and their revision on the hub. Nothing is ever downloaded.
-
-    Raises: ConfigError with the command that fetches what is missing.
-    """
+    """The weights' folder and their revision. Raises ConfigError with the command that fetches what is missing."""
     folder = Path(weights).expanduser()
     if (folder / "model_index.json").is_file():
         return folder, None
@@ -201,10 +195,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def scheduler(given: Any, changes: Mapping[str, Any], shift: float | None) -> Any:
-    """The scheduler with the card's changes; its shift is called flow_shift or shift.
-
-    Raises: ConfigError for a shift that it does not have.
-    """
+    """The scheduler with the card's changes; its shift is called flow_shift or shift. Raises ConfigError if none."""
     import diffusers
 
     changes = dict(changes)

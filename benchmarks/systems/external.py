@@ -1,7 +1,8 @@
-"""Systems that bring their own program and environment: a command per video, watched, stopped in time, and checked.
+"""Systems that run in processes of their own: PixelWizard in one of `pw generate`, others in a command per video.
 
-The words of a card's command are split first and filled afterwards, and no shell sees them: a prompt stays one word
-whatever it holds. What the program says goes to a log; a program that asks where its time went may print
+Those bring their own program and environment: it is watched, stopped in time, and what it made is checked. The words
+of a card's command are split first and filled afterwards, and no shell sees them: a prompt stays one word whatever it
+holds. What the program says goes to a log; a program that asks where its time went may print
 
     seconds_diffusion: 12.3
     peak_memory_bytes: 45678
@@ -14,21 +15,25 @@ torch keeps and CUDA's own, so more than torch's allocated memory, and without a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.systems import ExternalCommand, GenerationError
+from benchmarks.systems import ExternalCommand, GenerationError, PixelWizard
 from benchmarks.systems.generation_call import SETTINGS, Call
-from benchmarks.systems.gpu_processes import GRACE, ending_with_us, nvidia_smi
+from benchmarks.systems.gpu_processes import GRACE, ending_with_us, environment, nvidia_smi
 from benchmarks.systems.jobs import SUFFIXES, VideoJob, check
 from pw.io.arguments import ConfigError
+from pw.io.files import write_atomically
 from pw.io.paths import commit_of
 from pw.io.video import probe, read_video, write_video
 
@@ -39,6 +44,77 @@ FIELDS = (
 )
 FIELD = re.compile(r"\{(\w+)\}")
 LAST_LINES = 12
+
+
+class PixelWizardGeneration:
+    """One call of `pw.generate.pipeline` for all jobs, since each network is loaded once; then a video after the other.
+
+    It works in the folder `generate`, and finds there again what it has finished.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.out = call, call.out / "generate"
+        self.about: dict[str, Any] = {}
+        self._made: dict[str, Path] = {}
+
+    def _prompts(self, jobs: Sequence[VideoJob]) -> tuple[Path, str]:
+        """The file of these jobs' prompts, and what it holds."""
+        text = "".join(f"{json.dumps({'prompt': job.text, 'seed': job.seed})}\n" for job in jobs)
+        return self.out / f"prompts-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl", text
+
+    def command(self, jobs: Sequence[VideoJob]) -> list[str]:
+        call, asked, native = self.call, self.call.setting, self.call.system.setting
+        assert isinstance(call.system.adapter, PixelWizard)
+        is_native = (asked.width, asked.height) == (native.width, native.height)
+        return [
+            *(sys.executable, "-m", "pw", "generate"),
+            *(f"prompts={self._prompts(jobs)[0]}", f"out={self.out}"),
+            *(f"scale={call.system.adapter.scale}", f"frames={asked.frames}", f"fps={asked.fps:g}"),
+            *(f"lossless={str(call.lossless).lower()}", f"quality={call.quality}"),
+            *([] if is_native else [f"scale.width={asked.width}", f"scale.height={asked.height}"]),
+            f"sampling.num_steps={asked.steps}",
+            *([f"weights={call.weights}"] if call.weights else []),
+            *call.further,
+            *([f"trainer.devices={call.options.gpus}"] if call.is_split else []),
+        ]
+
+    def prepare(self, jobs: Sequence[VideoJob]) -> None:
+        """Make the videos of all jobs. Raises GenerationError; what was finished before is kept."""
+        words = self.command(jobs)
+        write_atomically(*self._prompts(jobs))
+        call = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, text=True)
+        with call as process, ending_with_us(process.pid):
+            paths = process.communicate()[0].splitlines()  # a line for each prompt, in their order
+        if process.returncode or len(paths) != len(jobs):
+            raise GenerationError(
+                f"pw.generate.pipeline ended with status {process.returncode} and {len(paths)} of {len(jobs)} videos; "
+                "it says why above"
+            )
+        self._made = {job.stem: Path(path) for job, path in zip(jobs, paths, strict=True)}
+        self.about["command"] = words
+
+    def make(self, job: VideoJob, work: Path) -> tuple[Path, dict[str, Any]]:
+        """The video that `prepare` made for a job, with its manifest's costs."""
+        path = self._made[job.stem]
+        manifest = json.loads(path.with_suffix(f"{path.suffix}.json").read_text(encoding="utf-8"))
+        seconds, peaks = manifest["seconds"], manifest["peak_memory_gb"]
+        check(path, self.call.setting)
+        stages = [seconds.get(part) for part in ("anchor", "hires")]
+        return path, {
+            "seconds_total": sum(seconds.values()) if seconds else None,
+            "seconds_diffusion": None if None in stages else sum(stages),
+            "seconds": seconds,
+            "peak_memory_bytes": int(max(peaks.values()) * 1e9) if peaks else None,
+            "peak_memory_from": "torch, allocated" if manifest["device"] != "CPU" else "process",
+            "parameters": manifest["anchor"]["parameters"] + manifest["hires"]["parameters"],
+            "device": manifest["device"],
+            "processes": manifest.get("processes", 1),
+            "commit": manifest["git_commit"],
+            "dirty": manifest["dirty"],
+            "weights": {key: manifest[key]["weights"] for key in ("anchor", "hires")} | {"wan": manifest["weights"]},
+            "versions": {"torch": manifest["torch"]},
+            "manifest": manifest,
+        }
 
 
 class External:
@@ -77,10 +153,7 @@ class External:
         }
 
     def make(self, job: VideoJob, work: Path) -> tuple[Path, dict[str, Any]]:
-        """The video of a job and what it cost.
-
-        Raises: GenerationError with the end of the log, VideoError for what it wrote.
-        """
+        """The video of a job and what it cost. Raises GenerationError with the end of the log, or VideoError."""
         (work / "out").mkdir(parents=True)
         (work / "prompt.txt").write_text(f"{' '.join(job.text.split())}\n", encoding="utf-8")
         if job.input is not None:
@@ -166,7 +239,7 @@ def execute(words: Sequence[str], cwd: Path, timeout: float | None, log: Path) -
 
     Raises: GenerationError when it cannot be started, fails, or takes too long; with it end all that it started.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    own = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     before, began = _memory_in_use(), time.monotonic()
     peak: int | None = None
     with log.open("wb") as said:
@@ -177,7 +250,7 @@ def execute(words: Sequence[str], cwd: Path, timeout: float | None, log: Path) -
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=own,
                 start_new_session=True,
             )
         except OSError as error:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,6 @@ def _shard(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class SystemOptions:
-    """The options of `pw system`; overrides: further words of `pw generate`, for PixelWizard."""
-
     name: str = option("", "a system of the list that `pw system` prints, or a card of your own: a .yaml")
     prompts: Path | None = option(None, '.txt, a prompt a line; or .jsonl of {"text", "long"?, "id"?}')
     inputs: Path | None = option(None, "the videos to be enlarged, for super-resolution")
@@ -93,12 +90,10 @@ class Call:
 
     @property
     def lossless(self) -> bool:
-        """Whether what is made here is written as FFV1."""
         return self.system.kind != "command" and self.options.lossless is not False
 
     @property
     def quality(self) -> int:
-        """x264's crf, where it is not lossless."""
         return QUALITY if self.options.quality is None else self.options.quality
 
     @property
@@ -119,12 +114,10 @@ class Call:
 
     @property
     def weights(self) -> str | None:
-        """What was said, else the card's repository."""
         return self.options.weights or (self.system.weights.repository if self.system.kind == "diffusers" else None)
 
     @cached_property
     def device(self) -> str:
-        """cuda or cpu."""
         if self.options.device not in (None, "auto"):
             return self.options.device
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,7 +133,7 @@ class Call:
 
     def asked(self, job: VideoJob) -> dict[str, Any]:
         """What decides a job's video, as its note has it."""
-        about = {"prompt": job.prompt, "text": job.text, "seed": job.seed, **dataclasses.asdict(self.setting)}
+        about = {"prompt": job.prompt, "text": job.text, "seed": job.seed, **asdict(self.setting)}
         if job.input is not None:
             about["input"] = str(job.input)
         if self.system.kind != "command":
@@ -156,7 +149,11 @@ def checked_call(options: SystemOptions) -> Call:
     if system.kind == "videos":
         raise ConfigError(f"name={system.name}: its videos are not made here; videos=DIR registers those you have")
     further = _further(system, options)
-    setting = _setting(system, options)
+    given = {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
+    for key, value in given.items():
+        if getattr(system.setting, key) is None:
+            raise ConfigError(f"{key}={value:g}: {system.name} has no such setting (its card says null)")
+    setting = replace(system.setting, **given)
     jobs = _jobs(system, options)
     if system.licence.restricted and not options.accept_licence and not options.dry_run:
         raise ConfigError(
@@ -183,14 +180,6 @@ def _further(system: System, options: SystemOptions) -> tuple[str, ...]:
         there = [key for key in keys(SystemOptions) if key not in {*others, "videos"}]
         raise ConfigError(f"{further[0]}: no option of {system.name} ({system.kind}); there are {', '.join(there)}")
     return further
-
-
-def _setting(system: System, options: SystemOptions) -> Setting:
-    given = {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
-    for key, value in given.items():
-        if getattr(system.setting, key) is None:
-            raise ConfigError(f"{key}={value:g}: {system.name} has no such setting (its card says null)")
-    return replace(system.setting, **given)
 
 
 def _jobs(system: System, options: SystemOptions) -> list[VideoJob]:

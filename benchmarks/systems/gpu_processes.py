@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from benchmarks.systems.generation_call import Call
 from benchmarks.systems.jobs import VideoJob
@@ -108,10 +107,10 @@ def ending_with_us(pid: int, *, group: bool = False) -> Generator[None]:
 
 
 @contextmanager
-def process_group(call: Call) -> Generator[tuple[int, int]]:
-    """(rank, processes) of trainer=fsdp's group; (0, 1) without one."""
+def process_group(call: Call, todo: list[VideoJob]) -> Generator[tuple[int, int, list[VideoJob]]]:
+    """(rank, processes, the first one's `todo`) of trainer=fsdp's group, in which all take part in the same rounds."""
     if not call.is_fsdp:
-        yield 0, 1
+        yield 0, 1, todo
         return
     if "RANK" not in os.environ:
         raise ConfigError("trainer=fsdp: give gpus=N too, the number of GPUs that share the model (at least 2)")
@@ -119,18 +118,8 @@ def process_group(call: Call) -> Generator[tuple[int, int]]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if call.device == "cuda" else "gloo")
     try:
-        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
+        agreed = [todo]
+        torch.distributed.broadcast_object_list(agreed)
+        yield torch.distributed.get_rank(), torch.distributed.get_world_size(), agreed[0]
     finally:
         torch.distributed.destroy_process_group()
-
-
-def same_everywhere(todo: list[VideoJob]) -> list[VideoJob]:
-    """The first process's list, so that all take part in the same rounds."""
-    said: list[Any] = [todo]
-    torch.distributed.broadcast_object_list(said)
-    return said[0]
-
-
-def processes(call: Call) -> int:
-    """How many processes share the model."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if call.is_fsdp else 1

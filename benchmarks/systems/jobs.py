@@ -61,10 +61,7 @@ def stem(prompt: str, index: int) -> str:
 
 
 def read_prompts(path: Path) -> list[tuple[str, str]]:
-    """(prompt, text to generate with) of a .txt, a line each, or of a .jsonl of {"text", "long"?, "id"?}.
-
-    Raises: ConfigError naming the file and the line.
-    """
+    """(prompt, text to generate with) of each line of a file. Raises ConfigError naming the file and the line."""
     wants, found = '{"text", "long"?, "id"?}', []
     for where, entry in prompt_entries(path, "text", wants):
         if unknown := entry.keys() - {"id", "text", "long"}:
@@ -88,10 +85,7 @@ def make_jobs(prompts: Sequence[tuple[str, str]], seeds: int) -> list[VideoJob]:
 
 
 def input_jobs(folder: Path, prompts: Sequence[tuple[str, str]] | None, seeds: int) -> list[VideoJob]:
-    """A job for each video of a folder, or for those of the prompts, paired by stem.
-
-    Raises: ConfigError naming what is missing.
-    """
+    """A job for each video of a folder, or for those of the prompts. Raises ConfigError naming what is missing."""
     there = {path.stem: path for path in videos(folder)}
     if not there:
         raise ConfigError(f"inputs={folder}: there is no video ({', '.join(SUFFIXES)}) in it")
@@ -140,10 +134,7 @@ def _read(path: Path, wants: Mapping[str, Any], remedy: str) -> dict[str, Any]:
 
 
 def check(path: Path, setting: Setting) -> VideoInfo:
-    """What a video is.
-
-    Raises: VideoError when it is none, GenerationError naming what was asked and what there is when they differ.
-    """
+    """What a video is. Raises VideoError if it is none, GenerationError naming what was asked and what there is."""
     info, wrong = probe(path), []
     for what in ("width", "height", "frames", "fps"):
         found, asked = getattr(info, what), getattr(setting, what)
@@ -155,7 +146,6 @@ def check(path: Path, setting: Setting) -> VideoInfo:
 
 
 def note(folder: Path, job: VideoJob) -> Path:
-    """The file that says a job is done."""
     return folder / "jobs" / f"{job.stem}.json"
 
 
@@ -213,10 +203,7 @@ class Costs:
 
 
 def costs(folder: Path) -> Costs:
-    """The costs that a folder's notes tell; of an empty or registered folder all None.
-
-    Raises: ConfigError for a note that is damaged.
-    """
+    """What a folder's notes tell; of an empty or registered one all None. Raises ConfigError for a damaged note."""
     size, again = dict.fromkeys(("width", "height", "frames"), int), "remove it, and make system makes its video again"
     notes = [_read(path, size, again) for path in sorted((folder / "jobs").glob("*.json"))]
 
@@ -257,7 +244,18 @@ def register(card: Path, system: System, directory: Path, out: Path, jobs: Seque
     Raises: ConfigError when there is no video that is right, when two share a stem, or when one of the two folders is
         of another system, or of videos that were made there. An earlier registration then stays as it was.
     """
-    found = _by_stem(directory)
+    try:
+        there = videos(directory)
+    except OSError as error:
+        raise ConfigError(f"videos={directory}: cannot be read ({error.strerror})") from error
+    found = {path.stem: path for path in there}
+    if not found:
+        raise ConfigError(f"videos={directory}: there is no .mkv or .mp4 in it")
+    if twice := [path for path in there if found[path.stem] != path]:
+        raise ConfigError(
+            f"videos={directory}: {twice[0].name} and {found[twice[0].stem].name} are one name, and which of them is "
+            "meant is not said; move one of them away"
+        )
     for key, folder in (("videos", directory), ("out", out)):
         if (folder / "card.yaml").is_file() and (other := read_card(folder / "card.yaml").name) != system.name:
             raise ConfigError(
@@ -290,19 +288,3 @@ def register(card: Path, system: System, directory: Path, out: Path, jobs: Seque
     write_atomically(out / "card.yaml", card.read_text(encoding="utf-8"))
     write_atomically(out / "registered.json", f"{json.dumps(result, indent=1, ensure_ascii=False)}\n")
     return result
-
-
-def _by_stem(directory: Path) -> dict[str, Path]:
-    try:
-        there = videos(directory)
-    except OSError as error:
-        raise ConfigError(f"videos={directory}: cannot be read ({error.strerror})") from error
-    found = {path.stem: path for path in there}
-    if not found:
-        raise ConfigError(f"videos={directory}: there is no .mkv or .mp4 in it")
-    if twice := [path for path in there if found[path.stem] != path]:
-        raise ConfigError(
-            f"videos={directory}: {twice[0].name} and {found[twice[0].stem].name} are one name, and which of them is "
-            "meant is not said; move one of them away"
-        )
-    return found

@@ -24,11 +24,10 @@ from pathlib import Path
 
 from benchmarks.systems import Diffusers, ExternalCommand, GenerationError, PixelWizard, System, find, load, names
 from benchmarks.systems.diffusers_pipelines import Pipelines
-from benchmarks.systems.external import External
+from benchmarks.systems.external import External, PixelWizardGeneration
 from benchmarks.systems.generation_call import Call, SystemOptions, checked_call
-from benchmarks.systems.gpu_processes import process_group, processes, same_everywhere, spread_over_gpus
+from benchmarks.systems.gpu_processes import process_group, spread_over_gpus
 from benchmarks.systems.jobs import VideoJob, is_done, make_jobs, note, read_prompts, register, write_asked
-from benchmarks.systems.pixelwizard_system import PixelWizardGeneration
 from pw.io.arguments import Command, ConfigError, written
 from pw.io.files import write_atomically
 from pw.io.paths import OUTPUTS, ROOT, commit_of
@@ -112,9 +111,8 @@ def generate(call: Call) -> list[str]:
     _say(f"{call.system.title}: {call.setting}; {len(todo)} of {len(call.share)} to make in {call.out}{share}")
     if not todo:
         return []
-    with process_group(call) as (rank, world):
+    with process_group(call, todo) as (rank, world, todo):
         if world > 1:
-            todo = same_everywhere(todo)
             return _in_step(call, _maker(call, todo), todo, rank, world)
         return _one_by_one(call, todo)
 
@@ -124,7 +122,6 @@ def _say(text: str) -> None:
 
 
 def prepare_folder(call: Call) -> None:
-    """The folder with its card and its list of jobs."""
     write_atomically(call.out / "card.yaml", call.card.read_text(encoding="utf-8"))
     if call.options.shard[0] == 0 and int(os.environ.get("RANK", "0")) == 0:
         write_asked(call.out, call.jobs)
@@ -225,7 +222,7 @@ def _make_one(call: Call, maker: Maker, job: VideoJob) -> Path:
             "video": target.name,
             **call.asked(job),
             "encoding": {"codec": "ffv1"} if call.lossless else {"codec": "h264", "crf": call.quality},
-            "processes": processes(call),
+            "processes": int(os.environ.get("WORLD_SIZE", "1")) if call.is_fsdp else 1,  # that share the model
             **maker.about,
             **about,
             "licence": call.system.licence.name,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -80,7 +79,6 @@ def make_anchors(task: Task, embedding: Embedding) -> None:
 
 
 def make_details(task: Task, embedding: Embedding) -> None:
-    """Stage II: the latents at full size, given the anchors."""
     request = task.request
     is_upsampled = request.hires.scale.anchor_upsample == "pixel"
     if is_upsampled and task.writes:
@@ -114,7 +112,13 @@ def denoise(task: Task, stage: Denoising, embedding: Embedding) -> None:
 
     request = task.request
     task.team.wait()  # for files of the part before that others write
-    waiting = _missing(task, stage)
+    waiting = []
+    for prompt in task.prompts:
+        if stage.latent_file(prompt).exists():
+            task.skip(stage.part, f"{stage.label}, taken from file")
+            task.record_from(stage.part, prompt, load_latent(stage.latent_file(prompt))[1])
+        else:
+            waiting.append(prompt)
     rounds = int(task.team.maximum(len(waiting)))  # they meet here, too
     if rounds:
         net = load_stage(request, stage)
@@ -126,18 +130,6 @@ def denoise(task: Task, stage: Denoising, embedding: Embedding) -> None:
             integrate(stage.run, net, *_zeros(request, stage))
         del net
     release_memory(request.device)
-
-
-def _missing(task: Task, stage: Denoising) -> list[Prompt]:
-    """The prompts whose latent is to be made."""
-    waiting = []
-    for prompt in task.prompts:
-        if stage.latent_file(prompt).exists():
-            task.skip(stage.part, f"{stage.label}, taken from file")
-            task.record_from(stage.part, prompt, load_latent(stage.latent_file(prompt))[1])
-        else:
-            waiting.append(prompt)
-    return waiting
 
 
 def _denoise_one(task: Task, stage: Denoising, net: Backbone, prompt: Prompt, embedding: Embedding) -> None:
@@ -188,7 +180,7 @@ def load_stage(request: GenerationRequest, stage: Denoising) -> Backbone:
     whole = None
     if torch.distributed.get_rank() == 0:  # one copy in memory, not one for each process
         where = request.device if stage.source == "random" else "cpu"  # 5e9 numbers are drawn where that is quick
-        plain = dataclasses.replace(network, compile=False)
+        plain = replace(network, compile=False)
         whole = load_network(plain, stage.source, request.weights, where, request.device)
     fill(net, whole, request.device)
     if stage.run.trainer.context > 1:

@@ -54,7 +54,6 @@ class Task:
         self.done = dict.fromkeys(self.flops, 0.0)
 
     def skip(self, part: str, label: str) -> None:
-        """One prompt's part is there already."""
         self.wanted[part] -= 1
         self.add(part, 0.0, label)
 
@@ -98,10 +97,7 @@ def release_memory(device: str) -> None:
 
 
 def save_latent(path: Path, latent: Tensor, metadata: Mapping[str, str], prompt: Prompt) -> None:
-    """Write a latent [1, C, F, h, w] with its metadata, atomically.
-
-    Raises ValueError when it is not finite, since nothing can come of it; OSError when the disk is full.
-    """
+    """Write a latent [1, C, F, h, w], atomically. Raises ValueError if it is not finite, OSError for a full disk."""
     if not latent.isfinite().all():
         raise ValueError(f"{path.parent.name}/{path.name}: what was made for {prompt.text[:60]!r} is not finite")
     metadata = {**metadata, "prompt": prompt.text, "seed": str(prompt.seed)}
@@ -118,7 +114,6 @@ def load_latent(path: Path) -> tuple[Tensor, dict[str, str]]:
 
 
 def load_codec(request: GenerationRequest) -> WanCodec:
-    """The codec of the request's weights, on its device."""
     choice: Any = request.hires.codec
     if request.weights is None:
         return WanCodec.random(choice, request.device)
@@ -177,7 +172,6 @@ def _write_video(request: GenerationRequest, prompt: Prompt, frames: NDArray[Any
 
 
 def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
-    """What a video was made of, how, and at what cost."""
     run = request.hires
     return {
         "prompt": prompt.text,
@@ -197,10 +191,7 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
         "peak_memory_gb": request.peaks.get(prompt.name, {}),
         "device": torch.cuda.get_device_name() if request.device == "cuda" else "CPU",
         "torch": torch.__version__,
-        "attention": run.trainer.attention,
-        "compile": run.trainer.compile,
-        "processes": run.trainer.processes,
-        "context": run.trainer.context,
+        **{key: getattr(run.trainer, key) for key in ("attention", "compile", "processes", "context")},
         **provenance(),
     }
 

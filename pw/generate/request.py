@@ -38,19 +38,15 @@ SLUG = 40  # letters of the prompt in a file's name
 Text = tuple[str, int | None]  # a prompt's text, and its seed where the file says one
 
 
-def _filled(key: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any]:
+def _filled(key: str, kind: type[str | Path] = str) -> Callable[[str], Any]:
     """Reads a value that must not be empty: `hires=` is a mistake, not a default."""
 
     def read(text: str) -> Any:
         if not text:
             raise ValueError(f"says nothing; give {key} a value, or leave it out")
-        return convert(text)
+        return Path(text).expanduser() if kind is Path else text
 
     return read
-
-
-def _folder(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 @dataclass(frozen=True)
@@ -67,15 +63,15 @@ class GenerateOptions:
         None, "Wan's weights in diffusers' layout (`make weights` fetches them); or random", read=_filled("weights")
     )
     anchors_from: Path | None = option(
-        None, "the `out` of an earlier call, whose anchors are used", read=_filled("anchors_from", _folder)
+        None, "the `out` of an earlier call, whose anchors are used", read=_filled("anchors_from", Path)
     )
-    out: Path | None = option(None, "outputs/generated/SCALE by default", read=_filled("out", _folder))
+    out: Path | None = option(None, "outputs/generated/SCALE by default", read=_filled("out", Path))
     frames: int | None = option(None, "of the video; 1 makes an image", read=number(1, 100_000))
     fps: float = option(24.0, "frames a second", read=number(1, 240, float))
     quality: int = option(16, "CRF of H.264, from 0 to 51; less is better", read=number(0, 51))
     lossless: bool = option(False, "FFV1 in .mkv instead")
     text_device: Literal["auto", "cpu", "gpu"] = option("auto", "where the text encoder runs")
-    outputs: Path | None = option(None, "where a signature's training lies", read=_filled("outputs", _folder))
+    outputs: Path | None = option(None, "where a signature's training lies", read=_filled("outputs", Path))
     overrides: tuple[str, ...] = ()
 
 
@@ -111,7 +107,6 @@ class GenerationRequest:
 
     @property
     def device(self) -> str:
-        """Where the networks run."""
         return "cuda" if self.hires.trainer.accelerator == "gpu" else "cpu"
 
     @property
@@ -142,7 +137,6 @@ class GenerationRequest:
         return self.out / f"{prompt.name}.{ending}"
 
     def manifest(self, prompt: Prompt) -> Path:
-        """What was made, how, and at what cost; written last."""
         return self.video(prompt).with_suffix(f"{self.video(prompt).suffix}.json")
 
     def anchor_file(self, prompt: Prompt) -> Path:
@@ -164,7 +158,6 @@ class GenerationRequest:
 
     @property
     def quality(self) -> int | Literal["lossless"]:
-        """Of the video: CRF of H.264, or lossless."""
         return "lossless" if self.options.lossless else self.options.quality
 
     def is_done(self, prompt: Prompt) -> bool:
@@ -190,7 +183,6 @@ class GenerationRequest:
 
 
 def network_of(run: Run) -> Network:
-    """What `pw.nn.networks` is to load for a stage."""
     from pw.nn.networks import Network
 
     return Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)

@@ -31,10 +31,7 @@ NETWORK = {
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(overrides, anchor_overrides): `anchor.KEY=VALUE` is an override of stage I, anything else of stage II.
-
-    Raises ConfigError for an override that has no meaning here.
-    """
+    """Overrides of stage II, and of stage I (`anchor.KEY=VALUE`). Raises ConfigError for one without a meaning here."""
     overrides = [word for word in words if not word.startswith("anchor.")]
     anchor_overrides = [word.removeprefix("anchor.") for word in words if word.startswith("anchor.")]
     for word in words:
@@ -143,10 +140,7 @@ def _check_stages(hires: Run, anchor: Run) -> None:
 
 
 def check_processes(run: Run) -> None:
-    """Raises ConfigError unless one process generates, or several of one machine that `generate` starts itself.
-
-    In one of these, selects its GPU.
-    """
+    """Selects this process's GPU. Raises ConfigError unless it is alone, or one of those that `generate` starts."""
     trainer = run.trainer
     if trainer.strategy == "single":
         return
