@@ -86,7 +86,7 @@ def _not_to_be_had(run: Run, kernel: str) -> str:
     from pw.nn.networks import check_kernel
 
     try:
-        check_kernel(replace(network_of(run), attention=kernel), str(_device(run)))
+        check_kernel(replace(network_of(run), attention=kernel, compile=False), str(_device(run)))
     except ValueError as error:
         return str(error)
     return ""
