@@ -1,7 +1,5 @@
 """Measurements of the metrics on this machine, side by side in one run: `make bench what=metrics`.
 
-    pw bench what=metrics [only=mhd,niqe,stream] [frames=121] [repeats=5] [out=FILE.json]
-
 mhd     mHD-MSE of 1080p frames: ours, F.interpolate on the whole clip, and the same frame by frame; from uint8 frames.
 niqe    NIQE of a 1080p frame: ours and pyiqa's, with the same pristine statistics.
 stream  `benchmarks.measure.score` of an encoded 4K clip of `frames` frames: frames per second and peak memory of its
@@ -37,6 +35,7 @@ from benchmarks.metrics.stream import Look, Scorer
 from pw.io.arguments import Command, number, option
 from pw.io.files import writable_file, write_json
 from pw.io.host import default_threads, usable_cores
+from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS, ROOT
 
 if TYPE_CHECKING:
@@ -66,7 +65,6 @@ class Measured:
 
     @property
     def met(self) -> bool | None:
-        """Whether the aim is met; None without a number or an aim."""
         if self.value is None or self.aim is None:
             return None
         return self.value >= self.aim if self.sense == "least" else self.value <= self.aim
@@ -108,7 +106,6 @@ def in_turn(rivals: Mapping[str, Callable[[], float]], repeats: int) -> tuple[di
 
 
 def scorer_of(name: str) -> Scorer:
-    """The metric's scorer on the CPU, with the registry's settings."""
     row = lookup(name)
     return importlib.import_module(f"benchmarks.metrics.{row.family}").scorer([name], row.settings, "cpu")
 
@@ -124,7 +121,6 @@ def value_of(name: str, scorer: Scorer, frames: Frames) -> float:
 
 def interpolated(frames: Frames, ks: Sequence[int]) -> float:
     """mHD-MSE as it is written down: R_k of the whole clip as float `[F, 3, H, W]`, squared difference, mean."""
-    import torch
     from torch.nn.functional import interpolate
 
     clip = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
@@ -163,7 +159,6 @@ def bench_mhd(repeats: int) -> list[Measured]:
 
 
 def bench_niqe(repeats: int) -> list[Measured]:
-    """Ours against pyiqa's."""
     try:
         scorer = scorer_of("niqe")
     except MissingWeights as error:
@@ -179,17 +174,13 @@ def bench_niqe(repeats: int) -> list[Measured]:
     if theirs is None:
         note = "pyiqa is not installed: `make iqa` adds it"
         return [*found, Measured("niqe", "faster than pyiqa", None, "x", 4.0, "least", note)]
-    return [
-        *found,
-        Measured("niqe", "faster than pyiqa", seconds["pyiqa"] / seconds["ours"], "x", 4.0, "least"),
-        Measured("niqe", "difference", abs(values["ours"] - values["pyiqa"]), "", 0.01, "most"),
-    ]
+    found.append(Measured("niqe", "faster than pyiqa", seconds["pyiqa"] / seconds["ours"], "x", 4.0, "least"))
+    return [*found, Measured("niqe", "difference", abs(values["ours"] - values["pyiqa"]), "", 0.01, "most")]
 
 
 def pyiqa_niqe() -> Callable[[Frames], float]:
     """pyiqa's NIQE of a frame uint8 `[H, W, 3]`, with the statistics that ours uses; nothing is fetched."""
     import numpy as np
-    import torch
     from scipy.io import savemat
 
     with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
@@ -202,7 +193,6 @@ def pyiqa_niqe() -> Callable[[Frames], float]:
 
 
 def bench_stream(frames: int) -> list[Measured]:
-    """`benchmarks.measure.score` of a 4K clip, in a process of its own."""
     found = []
     with tempfile.TemporaryDirectory(prefix="pw-bench-") as work:
         folder = Path(work) / "videos"
@@ -261,7 +251,6 @@ def device() -> str:
 
 
 def show(found: Sequence[Measured]) -> None:
-    """The table on the terminal."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -283,8 +272,6 @@ def show(found: Sequence[Measured]) -> None:
 
 @dataclass(frozen=True)
 class MetricBenchOptions:
-    """The options of `pw bench what=metrics`."""
-
     only: tuple[Literal["mhd", "niqe", "stream"], ...] = option(("mhd", "niqe", "stream"), "what is measured")
     frames: int = option(121, "frames of the 4K clip", read=number(1))
     repeats: int = option(5, "rounds, of which the median counts", read=number(1))
@@ -294,14 +281,11 @@ class MetricBenchOptions:
 
 
 def run(options: MetricBenchOptions) -> int:
-    """Exit status 0: measured."""
     measured: list[Measured] = []
     if "stream" in options.only:  # first: while this process is small, and on all cores
         print(f"a 4K clip of {options.frames} frames …", file=sys.stderr, flush=True)
         measured += bench_stream(options.frames)
     os.environ.update(dict.fromkeys(THREADS, "1"))  # before numpy and torch are imported
-    import torch
-
     torch.set_num_threads(1)
     for part, bench in (("mhd", bench_mhd), ("niqe", bench_niqe)):
         if part in options.only:

@@ -16,6 +16,7 @@ from typing import Any
 from pw.data.latents import ABOUT, EMPTY, described
 from pw.data.shard_index import write_tar
 from pw.io.files import write_json
+from pw.io.lazy import torch
 from pw.run.build import Run, build
 from pw.train.batches import batches
 from pw.train.callbacks import CURVE_EVERY
@@ -33,8 +34,6 @@ def bare_updates(run: Run, data: Iterator[Any] | None = None) -> Iterator[Any]:
 
     data  batches to train on, the run's own by default
     """
-    import torch
-
     module = stage_module(run)
     module.configure_model()
     configured = module.configure_optimizers()
@@ -65,8 +64,6 @@ def time_updates(repeats: int) -> tuple[list[float], list[float]]:
     A round is what lies between two reports of progress: ten updates and the point of the curve that they end with.
     The first round is not counted. What a training does once (start, checkpoint, export) is in no round.
     """
-    import torch
-
     updates = CURVE_EVERY * (repeats + 1)
     run = build([*TINY, f"train.updates={updates}", f"train.checkpoint_every={updates + 1}"])
     torch.set_num_threads(run.trainer.threads)
@@ -91,7 +88,6 @@ def time_updates(repeats: int) -> tuple[list[float], list[float]]:
 
 def write_latents(folder: Path, run: Run) -> None:
     """Random latents of a run's sizes, as `make latents` leaves them: bf16, in webdataset tars."""
-    import torch
     from safetensors.torch import save
 
     scale, codec, backbone = run.scale, run.codec, run.backbone
@@ -104,25 +100,20 @@ def write_latents(folder: Path, run: Run) -> None:
         return codec.channels, frames, size[0] // codec.factor, size[1] // codec.factor
 
     anchor = scale.size if scale.anchor_upsample == "pixel" else scale.anchor_size
-    names = []
-    for first in range(0, CLIPS, SHARD):
-        names.append(f"train-{len(names):06d}.tar")
-        samples = (
-            {
-                "__key__": f"clip-{first + number:06d}",
-                "safetensors": save(
-                    {
-                        "latent": drawn(*latent(scale.size)),
-                        "anchors": drawn(ANCHORS, *latent(anchor)),
-                        "text": drawn(backbone.text_tokens, backbone.text_dim),
-                    }
-                ),
-                "json": json.dumps({"caption": "", "key": f"clip-{first + number:06d}"}).encode(),
-            }
-            for number in range(SHARD)
-        )
-        write_tar(folder / names[-1], samples)
-        write_json((folder / names[-1]).with_suffix(".json"), {"clips": SHARD, "skipped": [], "problem": ""})
+
+    def sample(number: int) -> dict[str, Any]:
+        key = f"clip-{number:06d}"
+        tensors = {
+            "latent": drawn(*latent(scale.size)),
+            "anchors": drawn(ANCHORS, *latent(anchor)),
+            "text": drawn(backbone.text_tokens, backbone.text_dim),
+        }
+        return {"__key__": key, "safetensors": save(tensors), "json": json.dumps({"caption": "", "key": key}).encode()}
+
+    names = [f"train-{shard:06d}.tar" for shard in range(CLIPS // SHARD)]
+    for shard, name in enumerate(names):
+        write_tar(folder / name, map(sample, range(shard * SHARD, (shard + 1) * SHARD)))
+        write_json((folder / name).with_suffix(".json"), {"clips": SHARD, "skipped": [], "problem": ""})
     (folder / EMPTY).write_bytes(save({"text": drawn(1, backbone.text_dim)}))
     about = {
         "digest": "0" * 16,
@@ -140,8 +131,6 @@ def time_reading(repeats: int) -> tuple[list[float], list[float]]:
     They are read as training reads them, and trained on by the bare loop, which has nothing else to read. The first
     round is not counted.
     """
-    import torch
-
     with tempfile.TemporaryDirectory(prefix="pw-bench-") as folder:
         write_latents(Path(folder), build([*TINY, "data=none"]))
         run = build([*TINY, "data=latents", f"data.urls={folder}"])

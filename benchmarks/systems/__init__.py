@@ -5,23 +5,23 @@ one, sec. 8.2), its licence, where it comes from, how it is run, and how that di
 Four kinds:
 
     diffusers    generated here, with diffusers (`diffusers_pipelines`)
-    pixelwizard  generated here, by `pw.generate.pipeline` (`pixelwizard_system`)
+    pixelwizard  generated here, by one call of `pw generate` (`external`)
     command      a program of its own environment, started once per video (`external`)
-    videos       videos that somebody else made, registered (`register`)
+    videos       videos that somebody else made, registered (`jobs.register`)
 
 A folder of videos of a system (`jobs` says what lies in it) is what the tables read.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from pw.io.arguments import ConfigError
 
@@ -50,31 +50,24 @@ class Setting:
 
     @property
     def rate(self) -> float:
-        """The rate of what is made here."""
         assert self.fps is not None
         return self.fps
 
-    @property
-    def is_even(self) -> bool:
-        """Whether both sides are, as 4:2:0 wants them."""
-        return not (self.width or 0) % 2 and not (self.height or 0) % 2
-
-    @property
-    def volume(self) -> int | None:
-        """Pixels of all frames."""
-        if self.width is None or self.height is None or self.frames is None:
-            return None
-        return self.width * self.height * self.frames
+    def shown(self) -> tuple[str, str, str]:
+        """Size, frames and rate as they are printed; what is not known is a question mark."""
+        width, height, frames, fps = (
+            "?" if value is None else f"{value:g}" for value in (self.width, self.height, self.frames, self.fps)
+        )
+        return f"{width}x{height}", frames, fps
 
     def __str__(self) -> str:
-        width, height, frames = (_shown(value) for value in (self.width, self.height, self.frames))
-        steps = "" if self.steps is None else f", {self.steps} steps"
-        return f"{width}x{height}, {frames} frames at {_shown(self.fps)} fps{steps}"
+        size, frames, fps = self.shown()
+        return f"{size}, {frames} frames at {fps} fps{'' if self.steps is None else f', {self.steps} steps'}"
 
 
 @dataclass(frozen=True)
 class Licence:
-    """Under what terms code and weights come; a restricted one must be accepted by who runs it."""
+    """Of code and weights; a restricted one must be accepted by who runs it."""
 
     name: str
     restricted: bool
@@ -115,8 +108,6 @@ class Diffusers:
 
 @dataclass(frozen=True)
 class PixelWizard:
-    """What is handed to `pw.generate.pipeline`."""
-
     scale: str
 
 
@@ -173,20 +164,10 @@ class System:
         return "inputs=DIR" if self.enlarges else "prompts=FILE"
 
 
-ADAPTERS: Mapping[str, type | None] = {
-    "diffusers": Diffusers,
-    "pixelwizard": PixelWizard,
-    "command": ExternalCommand,
-    "videos": None,
-}
-
-
-def _shown(value: float | None) -> str:
-    return "?" if value is None else f"{value:g}"
+ADAPTERS = {"diffusers": Diffusers, "pixelwizard": PixelWizard, "command": ExternalCommand, "videos": None}
 
 
 def names() -> list[str]:
-    """All systems."""
     return sorted(path.stem for path in CARDS.glob("*.yaml"))
 
 
@@ -202,17 +183,11 @@ def find(name: str) -> Path:
 
 
 def load(name: str) -> System:
-    """The card of a system. Raises ConfigError as `find` and `read_card`."""
     return read_card(find(name))
 
 
 def read_card(path: Path) -> System:
-    """A card's file, checked.
-
-    Raises: ConfigError naming the file and the key that is unknown, missing or of the wrong type.
-    """
-    import yaml
-
+    """A card's file, checked. Raises ConfigError naming the file and the key that is unknown, missing or wrong."""
     try:
         card = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -220,14 +195,14 @@ def read_card(path: Path) -> System:
     kind = str(card.get("kind")) if isinstance(card, dict) else ""
     if kind not in ADAPTERS:
         raise ConfigError(f"{path}: kind={kind}: one of {', '.join(ADAPTERS)}")
-    adapter = ADAPTERS[kind]
-    if adapter is not None:
+    if (adapter := ADAPTERS[kind]) is not None:
         card["adapter"] = _build(adapter, card.get("adapter"), f"{path}: adapter")
     elif card.get("adapter") is not None:
         raise ConfigError(f"{path}: adapter: a system of kind {kind} has none; leave it at null")
     system = _build(System, card, str(path))
-    if kind != "videos" and None in (system.setting.volume, system.setting.fps):
-        raise ConfigError(f"{path}: setting={system.setting}: what is made here has a known size, length and rate")
+    setting = system.setting
+    if kind != "videos" and None in (setting.width, setting.height, setting.frames, setting.fps):
+        raise ConfigError(f"{path}: setting={setting}: what is made here has a known size, length and rate")
     if path.stem not in (system.name, "card"):  # card.yaml is the copy in a folder of videos
         raise ConfigError(f"{path}: name={system.name}: a card is called as its file")
     return system
@@ -235,7 +210,7 @@ def read_card(path: Path) -> System:
 
 def _build(cls: type, given: Any, where: str) -> Any:
     """A dataclass from a mapping with exactly its keys, nested ones too."""
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls)
     if not isinstance(given, dict):
         raise ConfigError(f"{where}: wants {', '.join(hints)}, not {given!r}")
     if unknown := given.keys() - hints.keys():
@@ -245,22 +220,14 @@ def _build(cls: type, given: Any, where: str) -> Any:
     return cls(**{key: _value(hint, given[key], f"{where}: {key}") for key, hint in hints.items()})
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    found = typing.get_type_hints(cls)
-    return {field.name: found[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
-
-
 def _value(hint: Any, value: Any, where: str) -> Any:
     """`value` as the annotation wants it: a scalar, a tuple of strings, a mapping, a dataclass, or one of several."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if any(dataclasses.is_dataclass(option) and type(value) is option for option in options):
+    if type(value) in options:
         return value
-    if value is None and type(None) in options:
-        return None
     option = next(o for o in options if o is not type(None))
     origin, arguments = typing.get_origin(option), typing.get_args(option)
-    if dataclasses.is_dataclass(option):
+    if is_dataclass(option):
         return _build(typing.cast(type, option), value, where)
     if origin is Literal and value in arguments:
         return value
@@ -268,9 +235,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return tuple(value)
     if origin is Mapping and isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return types.MappingProxyType(value)
-    if option is float and type(value) in (int, float):
+    if option is float and type(value) is int:
         return float(value)
-    if option in (str, int, bool) and type(value) is option:
-        return value
     wants = ", ".join(map(str, arguments)) if origin is Literal else getattr(option, "__name__", option)
     raise ConfigError(f"{where}={value!r}: wants {wants}")

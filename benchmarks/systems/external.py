@@ -1,7 +1,8 @@
-"""Systems that bring their own program and environment: a command per video, watched, stopped in time, and checked.
+"""Systems that run in processes of their own: PixelWizard in one of `pw generate`, others in a command per video.
 
-The words of a card's command are split first and filled afterwards, and no shell sees them: a prompt stays one word
-whatever it holds. What the program says goes to a log; a program that asks where its time went may print
+Those bring their own program and environment: it is watched, stopped in time, and what it made is checked. The words
+of a card's command are split first and filled afterwards, and no shell sees them: a prompt stays one word whatever it
+holds. What the program says goes to a log; a program that asks where its time went may print
 
     seconds_diffusion: 12.3
     peak_memory_bytes: 45678
@@ -14,24 +15,27 @@ torch keeps and CUDA's own, so more than torch's allocated memory, and without a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
-import threading
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.systems import ExternalCommand, GenerationError, Setting, System
+from benchmarks.systems import ExternalCommand, GenerationError, PixelWizard
+from benchmarks.systems.generation_call import SETTINGS, Call
+from benchmarks.systems.gpu_processes import GRACE, ending_with_us, environment, nvidia_smi
 from benchmarks.systems.jobs import SUFFIXES, VideoJob, check
-from benchmarks.systems.watch import GRACE, ending_with_us
 from pw.io.arguments import ConfigError
+from pw.io.files import write_atomically
 from pw.io.paths import commit_of
+from pw.io.video import probe, read_video, write_video
 
 # what {…} in a command may name
 FIELDS = (
@@ -42,57 +46,104 @@ FIELD = re.compile(r"\{(\w+)\}")
 LAST_LINES = 12
 
 
-@dataclass(frozen=True)
-class Program:
-    """A command that is ready to be run: its words, the folder it runs in, the one it writes to, its patience in s."""
+class PixelWizardGeneration:
+    """One call of `pw.generate.pipeline` for all jobs, since each network is loaded once; then a video after the other.
 
-    words: tuple[str, ...]
-    cwd: Path
-    out: Path
-    timeout: float | None
+    It works in the folder `generate`, and finds there again what it has finished.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.out = call, call.out / "generate"
+        self.about: dict[str, Any] = {}
+        self._made: dict[str, Path] = {}
+
+    def _prompts(self, jobs: Sequence[VideoJob]) -> tuple[Path, str]:
+        """The file of these jobs' prompts, and what it holds."""
+        text = "".join(f"{json.dumps({'prompt': job.text, 'seed': job.seed})}\n" for job in jobs)
+        return self.out / f"prompts-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl", text
+
+    def command(self, jobs: Sequence[VideoJob]) -> list[str]:
+        call, asked, native = self.call, self.call.setting, self.call.system.setting
+        assert isinstance(call.system.adapter, PixelWizard)
+        is_native = (asked.width, asked.height) == (native.width, native.height)
+        return [
+            *(sys.executable, "-m", "pw", "generate"),
+            *(f"prompts={self._prompts(jobs)[0]}", f"out={self.out}"),
+            *(f"scale={call.system.adapter.scale}", f"frames={asked.frames}", f"fps={asked.fps:g}"),
+            *(f"lossless={str(call.lossless).lower()}", f"quality={call.quality}"),
+            *([] if is_native else [f"scale.width={asked.width}", f"scale.height={asked.height}"]),
+            f"sampling.num_steps={asked.steps}",
+            *([f"weights={call.weights}"] if call.weights else []),
+            *call.further,
+            *([f"trainer.devices={call.options.gpus}"] if call.is_split else []),
+        ]
+
+    def prepare(self, jobs: Sequence[VideoJob]) -> None:
+        """Make the videos of all jobs. Raises GenerationError; what was finished before is kept."""
+        words = self.command(jobs)
+        write_atomically(*self._prompts(jobs))
+        call = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, text=True)
+        with call as process, ending_with_us(process.pid):
+            paths = process.communicate()[0].splitlines()  # a line for each prompt, in their order
+        if process.returncode or len(paths) != len(jobs):
+            raise GenerationError(
+                f"pw.generate.pipeline ended with status {process.returncode} and {len(paths)} of {len(jobs)} videos; "
+                "it says why above"
+            )
+        self._made = {job.stem: Path(path) for job, path in zip(jobs, paths, strict=True)}
+        self.about["command"] = words
+
+    def make(self, job: VideoJob, work: Path) -> tuple[Path, dict[str, Any]]:
+        """The video that `prepare` made for a job, with its manifest's costs."""
+        path = self._made[job.stem]
+        manifest = json.loads(path.with_suffix(f"{path.suffix}.json").read_text(encoding="utf-8"))
+        seconds, peaks = manifest["seconds"], manifest["peak_memory_gb"]
+        check(path, self.call.setting)
+        stages = [seconds.get(part) for part in ("anchor", "hires")]
+        return path, {
+            "seconds_total": sum(seconds.values()) if seconds else None,
+            "seconds_diffusion": None if None in stages else sum(stages),
+            "seconds": seconds,
+            "peak_memory_bytes": int(max(peaks.values()) * 1e9) if peaks else None,
+            "peak_memory_from": "torch, allocated" if manifest["device"] != "CPU" else "process",
+            "parameters": manifest["anchor"]["parameters"] + manifest["hires"]["parameters"],
+            "device": manifest["device"],
+            "processes": manifest.get("processes", 1),
+            "commit": manifest["git_commit"],
+            "dirty": manifest["dirty"],
+            "weights": {key: manifest[key]["weights"] for key in ("anchor", "hires")} | {"wan": manifest["weights"]},
+            "versions": {"torch": manifest["torch"]},
+            "manifest": manifest,
+        }
 
 
-@dataclass
 class External:
     """Runs a card's command, job by job."""
 
-    system: System
-    setting: Setting
-    checkout: Path
-    python: str
-    weights: str | None
-    timeout: float | None
-    logs: Path
-    about: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def adapter(self) -> ExternalCommand:
-        """The card's part that says how."""
-        assert isinstance(self.system.adapter, ExternalCommand)
-        return self.system.adapter
-
-    def __post_init__(self) -> None:
+    def __init__(self, call: Call) -> None:
+        assert isinstance(call.system.adapter, ExternalCommand)
+        self.adapter, self.setting, self.out = call.system.adapter, call.setting, call.out
+        self.timeout = call.options.timeout
+        self.checkout = (call.options.checkout or Path()).absolute()
+        usual = self.checkout / ".venv" / "bin" / "python"
+        self.python = _from_here(call.options.python or (str(usual) if usual.is_file() else "python"))
+        self.weights = None if call.weights is None else _from_here(call.weights)
         commit, dirty = commit_of(self.checkout)
         self.about = {"commit": commit, "dirty": dirty, "weights": {"folder": self.weights}, "offload": None}
 
-    def program(self, job: VideoJob, work: Path) -> Program:
+    def words(self, job: VideoJob, work: Path) -> tuple[str, ...]:
         """The command of a job, which writes below `work`."""
-        return Program(fill(self.adapter.command, self.values(job, work)), self.checkout, work / "out", self.timeout)
+        return fill(self.adapter.command, self._values(job, work))
 
-    def values(self, job: VideoJob, work: Path) -> dict[str, str | None]:
+    def _values(self, job: VideoJob, work: Path) -> dict[str, str | None]:
         """What each field is filled with; None: this call has no such thing."""
-        setting = self.setting
-        numbers = {key: _number(getattr(setting, key)) for key in Setting.__annotations__}
-        given = job.input
-        upscale = None
-        if given is not None:
-            upscale = _number(round(setting.height / check_input(given).height, 4))
+        given, height = job.input, self.setting.height or 0
         return {
-            **numbers,
+            **{key: _number(getattr(self.setting, key)) for key in SETTINGS},
             "prompt": job.text,
             "prompt_file": str(work / "prompt.txt"),
             "seed": str(job.seed),
-            "upscale": upscale,
+            "upscale": None if given is None else _number(round(height / probe(given).height, 4)),
             "input": None if given is None else str(work / "in" / f"video{given.suffix}"),
             "input_dir": None if given is None else str(work / "in"),
             "out": str(work / "out"),
@@ -102,45 +153,42 @@ class External:
         }
 
     def make(self, job: VideoJob, work: Path) -> tuple[Path, dict[str, Any]]:
-        """The video of a job and what it cost. Raises GenerationError with the end of the log."""
+        """The video of a job and what it cost. Raises GenerationError with the end of the log, or VideoError."""
         (work / "out").mkdir(parents=True)
         (work / "prompt.txt").write_text(f"{' '.join(job.text.split())}\n", encoding="utf-8")
         if job.input is not None:
             (work / "in").mkdir()
             (work / "in" / f"video{job.input.suffix}").symlink_to(job.input.absolute())
-        program = self.program(job, work)
-        log = self.logs / f"{job.stem}.log"
+        words, log = self.words(job, work), self.out / "logs" / f"{job.stem}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
-        peak = execute(program, log)
+        peak, peak_from = execute(words, self.checkout, self.timeout, log), "nvidia-smi, GPU"
         seconds = time.perf_counter() - began
         said = log.read_text(encoding="utf-8", errors="replace")
-        found = self._found(program, log)
+        found = self._found(work / "out", log)
         retimed = self._retimed(found)
         path, info = retimed or found, check(retimed or found, self.setting)
-        peak_memory, parameters = (_told(said, key) for key in ("peak_memory_bytes", "parameters"))
+        if (told := _told(said, "peak_memory_bytes")) is not None:
+            peak, peak_from = int(told), "its program"
+        parameters = _told(said, "parameters")
         return path, {
-            "command": list(program.words),
+            "command": list(words),
             "seconds_total": seconds,
             "seconds_diffusion": _told(said, "seconds_diffusion"),
-            "peak_memory_bytes": peak if peak_memory is None else int(peak_memory),
-            "peak_memory_from": "its program"
-            if peak_memory is not None
-            else None
-            if peak is None
-            else "nvidia-smi, GPU",
+            "peak_memory_bytes": peak,
+            "peak_memory_from": None if peak is None else peak_from,
             "parameters": None if parameters is None else int(parameters),
-            "device": device_name(),
+            "device": " + ".join(nvidia_smi("name") or ["CPU"]),
             "versions": {},
             "encoding": {"codec": info.codec, "written_by": "its program"}
             | ({} if retimed is None else {"retimed_from_fps": self.adapter.writes_fps}),
         }
 
-    def _found(self, program: Program, log: Path) -> Path:
-        found = sorted(p for p in program.out.rglob(self.adapter.output) if p.is_file())
+    def _found(self, out: Path, log: Path) -> Path:
+        found = sorted(p for p in out.rglob(self.adapter.output) if p.is_file())
         if len(found) == 1 and found[0].suffix in SUFFIXES:
             return found[0]
-        there = sorted(str(p.relative_to(program.out)) for p in program.out.rglob("*") if p.is_file())
+        there = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
         raise GenerationError(
             f"the command ended well but wrote {len(found) or 'no'} {self.adapter.output} to {{out}}; there is: "
             f"{', '.join(there[:8]) or 'nothing'}. {_tail(log)}"
@@ -148,27 +196,18 @@ class External:
 
     def _retimed(self, path: Path) -> Path | None:
         """The same frames, rewritten losslessly, where the program is known to write another rate than the paper's."""
-        from pw.io.video import VideoError, probe, read_video, write_video
-
         writes = self.adapter.writes_fps
-        try:
-            if writes is None or writes == self.setting.fps or abs(probe(path).fps - writes) > 0.01:
-                return None
-            target = path.with_name("retimed.mkv")
-            write_video(target, read_video(path), fps=self.setting.rate)
-        except VideoError as error:
-            raise GenerationError(str(error)) from error
+        if writes is None or writes == self.setting.fps or abs(probe(path).fps - writes) > 0.01:
+            return None
+        target = path.with_name("retimed.mkv")
+        write_video(target, read_video(path), fps=self.setting.rate)
         return target
 
 
-def check_input(path: Path) -> Any:
-    """What a video to be enlarged is. Raises GenerationError when it is none."""
-    from pw.io.video import VideoError, probe
-
-    try:
-        return probe(path)
-    except VideoError as error:
-        raise GenerationError(str(error)) from error
+def _from_here(path: str) -> str:
+    """An absolute path of what is there (the command runs in its checkout), else the word itself: a name to look up."""
+    found = Path(path).expanduser()
+    return str(found.absolute()) if found.exists() else path
 
 
 def fields(command: str) -> set[str]:
@@ -195,36 +234,48 @@ def fill(command: str, values: Mapping[str, str | None]) -> tuple[str, ...]:
     return tuple(FIELD.sub(value, word) for word in shlex.split(command))
 
 
-def execute(program: Program, log: Path) -> int | None:
-    """Run to the end; peak memory of the GPUs in bytes if nvidia-smi tells.
+def execute(words: Sequence[str], cwd: Path, timeout: float | None, log: Path) -> int | None:
+    """Run to the end, for `timeout` s at most; peak memory of the GPUs in bytes if nvidia-smi tells.
 
     Raises: GenerationError when it cannot be started, fails, or takes too long; with it end all that it started.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    with log.open("wb") as said, _Memory() as memory:
+    own = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    before, began = _memory_in_use(), time.monotonic()
+    peak: int | None = None
+    with log.open("wb") as said:
         try:
             process = subprocess.Popen(
-                program.words,
-                cwd=program.cwd,
+                words,
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=own,
                 start_new_session=True,
             )
         except OSError as error:
-            raise GenerationError(f"cannot start {program.words[0]}: {error.strerror}") from error
+            raise GenerationError(f"cannot start {words[0]}: {error.strerror}") from error
         try:
             with ending_with_us(process.pid, group=True):
-                status = process.wait(program.timeout)
-        except subprocess.TimeoutExpired as error:
-            raise GenerationError(f"took longer than timeout={program.timeout:g} s; {_tail(log)}") from error
+                while not _ends_within(process, 1.0):
+                    if timeout is not None and time.monotonic() - began >= timeout:
+                        raise GenerationError(f"took longer than timeout={timeout:g} s; {_tail(log)}")
+                    if before is not None and (now := _memory_in_use()) is not None:
+                        peak = max(peak or 0, now - before)
         finally:
             _end(process)
-    if status:
+    if status := process.returncode:
         what = f"ended with status {status}" if status > 0 else f"was ended by {signal.Signals(-status).name}"
         raise GenerationError(f"the command {what}; {_tail(log)}")
-    return memory.peak
+    return peak
+
+
+def _ends_within(process: subprocess.Popen[bytes], seconds: float | None) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -234,63 +285,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, number)
         except (ProcessLookupError, PermissionError):  # macOS: PermissionError for a group of the dead
             break
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
-        if number == signal.SIGTERM:
+        if _ends_within(process, patience) and number == signal.SIGTERM:
             time.sleep(0.05)  # its children were asked at the same moment
     process.wait()
 
 
-class _Memory:
-    """Watches the memory in use on the visible GPUs, once a second, through nvidia-smi."""
-
-    peak: int | None = None
-
-    def __enter__(self) -> _Memory:
-        self._stop, self._thread = threading.Event(), None
-        self._before = _memory_in_use()
-        if self._before is not None:
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(1.0):
-            now = _memory_in_use()
-            if now is not None and self._before is not None:
-                self.peak = max(self.peak or 0, now - self._before)
-
-
 def _memory_in_use() -> int | None:
-    found = _nvidia_smi("memory.used")
+    found = nvidia_smi("memory.used")
     return None if found is None else sum(int(value) << 20 for value in found)
-
-
-def device_name() -> str:
-    """The GPUs that a program sees, or CPU."""
-    found = _nvidia_smi("name")
-    return " + ".join(found) if found else "CPU"
-
-
-def _nvidia_smi(what: str) -> list[str] | None:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shutil.which("nvidia-smi") is None or visible == "":
-        return None
-    only = [] if visible is None else ["-i", visible]
-    words = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", *only]
-    try:
-        answer = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
-    return lines if answer.returncode == 0 and lines else None
 
 
 def _number(value: float | None) -> str | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,44 +11,25 @@ from typing import Any
 from benchmarks.systems import Diffusers, ExternalCommand, PixelWizard, Setting, System, find, read_card
 from benchmarks.systems.jobs import VideoJob, input_jobs, make_jobs, read_prompts
 from pw.io.arguments import ConfigError, keys, number, option, written
+from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 
-SETTINGS = ("width", "height", "frames", "fps", "steps", "guidance", "shift")
+SETTINGS = tuple(Setting.__annotations__)
 SPLIT = "trainer=fsdp"
+# kind of system -> the options that only some kinds have
 KINDS = {
     "diffusers": ("trainer", "device", "offload", "lossless", "quality"),
     "pixelwizard": ("lossless", "quality"),
     "command": ("checkout", "python", "timeout"),
 }
-"""kind of system -> the options that only some kinds have."""
 QUALITY = 10
+ABOVE_ZERO = number(0, kind=float, without=(0,))
 
 
 def _folder_of_videos(text: str) -> Path:
     if not text:
         raise ValueError("wants the folder of the videos; name=SYSTEM alone makes them")
     return Path(text).expanduser()
-
-
-def _above_zero(kind: type[int] | type[float]) -> Callable[[str], float | None]:
-    def read(text: str) -> float | None:
-        if not text:
-            return None
-        try:
-            value = kind(text)
-        except ValueError:
-            raise ValueError("not a number") from None
-        if not value > 0:
-            raise ValueError("must be above 0")
-        return value
-
-    return read
-
-
-def _crf(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > 51:
-        raise ValueError("x264's crf, from 0 (lossless) to 51")
-    return int(text)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -61,8 +41,6 @@ def _shard(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class SystemOptions:
-    """The options of `pw system`; overrides: further words of `pw generate`, for PixelWizard."""
-
     name: str = option("", "a system of the list that `pw system` prints, or a card of your own: a .yaml")
     prompts: Path | None = option(None, '.txt, a prompt a line; or .jsonl of {"text", "long"?, "id"?}')
     inputs: Path | None = option(None, "the videos to be enlarged, for super-resolution")
@@ -75,18 +53,18 @@ class SystemOptions:
     gpus: int = option(1, "a process for each GPU, each with its share", read=number(1))
     shard: tuple[int, int] = option((0, 1), "i/n: the i-th of n shares, for a cluster's jobs", read=_shard)
     weights: str = option("", "a folder, or a repository on the Hugging Face hub, instead of the card's")
-    width: int | None = option(None, "px, instead of the native setting", read=_above_zero(int))
-    height: int | None = option(None, "px, instead of the native setting", read=_above_zero(int))
-    frames: int | None = option(None, "instead of the native setting", read=_above_zero(int))
-    fps: float | None = option(None, "1/s, instead of the native setting", read=_above_zero(float))
-    steps: int | None = option(None, "instead of the native setting", read=_above_zero(int))
-    guidance: float | None = option(None, "instead of the native setting", read=_above_zero(float))
-    shift: float | None = option(None, "instead of the native setting", read=_above_zero(float))
+    width: int | None = option(None, "px, instead of the native setting", read=number(1))
+    height: int | None = option(None, "px, instead of the native setting", read=number(1))
+    frames: int | None = option(None, "instead of the native setting", read=number(1))
+    fps: float | None = option(None, "1/s, instead of the native setting", read=ABOVE_ZERO)
+    steps: int | None = option(None, "instead of the native setting", read=number(1))
+    guidance: float | None = option(None, "instead of the native setting", read=ABOVE_ZERO)
+    shift: float | None = option(None, "instead of the native setting", read=ABOVE_ZERO)
     trainer: str | None = option(None, "fsdp: with gpus=N one model over all GPUs, where it does not fit into one")
     device: str | None = option(None, "diffusers: auto, cpu or cuda")
     offload: bool | None = option(None, "diffusers: move parts between CPU and GPU")
     lossless: bool | None = option(None, "diffusers, PixelWizard: FFV1 (the default) or H.264")
-    quality: int | None = option(None, f"diffusers, PixelWizard: x264's crf, {QUALITY} by default", read=_crf)
+    quality: int | None = option(None, f"diffusers, PixelWizard: x264's crf, {QUALITY} by default", read=number(0, 51))
     checkout: Path | None = option(None, "command: the folder of its repository, with its environment")
     python: str | None = option(None, "command: its interpreter, by default the checkout's .venv/bin/python")
     timeout: int | None = option(None, "command: seconds that a video may take", read=number(1))
@@ -95,10 +73,7 @@ class SystemOptions:
 
 @dataclass(frozen=True)
 class Call:
-    """What is asked, checked.
-
-    further  overrides for `pw.generate.pipeline`
-    """
+    """What is asked, checked; further: overrides for `pw.generate.pipeline`."""
 
     options: SystemOptions
     card: Path
@@ -108,21 +83,17 @@ class Call:
     out: Path
     further: tuple[str, ...]
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The command line of this process's share."""
-        first, parts = self.options.shard
-        share = () if parts == 1 else (f"shard={first}/{parts}",)
-        return (*written(replace(self.options, shard=(0, 1))), *share)
+    def words(self, gpus: int, first: int, parts: int) -> list[str]:
+        """The same call for the `first` of `parts` shares, on so many GPUs."""
+        rest = written(replace(self.options, gpus=gpus, shard=(0, 1)))
+        return rest if parts == 1 else [*rest, f"shard={first}/{parts}"]
 
     @property
     def lossless(self) -> bool:
-        """Whether what is made here is written as FFV1."""
         return self.system.kind != "command" and self.options.lossless is not False
 
     @property
     def quality(self) -> int:
-        """x264's crf, where it is not lossless."""
         return QUALITY if self.options.quality is None else self.options.quality
 
     @property
@@ -143,29 +114,26 @@ class Call:
 
     @property
     def weights(self) -> str | None:
-        """What was said, else the card's repository."""
         return self.options.weights or (self.system.weights.repository if self.system.kind == "diffusers" else None)
 
     @cached_property
     def device(self) -> str:
-        """cuda or cpu."""
         if self.options.device not in (None, "auto"):
             return self.options.device
-        import torch
-
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     @property
     def deviations(self) -> list[str]:
         """How this call leaves the native setting, then the card's own deviations."""
-        native = self.system.setting
-        asked = [(key, getattr(self.setting, key), getattr(native, key)) for key in SETTINGS]
-        said = [f"{key}={ours} instead of the native {card}" for key, ours, card in asked if ours != card]
-        return [*said, *self.system.deviations]
+        native, asked = vars(self.system.setting), vars(self.setting)
+        left = [
+            f"{key}={asked[key]} instead of the native {native[key]}" for key in SETTINGS if asked[key] != native[key]
+        ]
+        return [*left, *self.system.deviations]
 
     def asked(self, job: VideoJob) -> dict[str, Any]:
         """What decides a job's video, as its note has it."""
-        about = {"prompt": job.prompt, "text": job.text, "seed": job.seed, **dataclasses.asdict(self.setting)}
+        about = {"prompt": job.prompt, "text": job.text, "seed": job.seed, **asdict(self.setting)}
         if job.input is not None:
             about["input"] = str(job.input)
         if self.system.kind != "command":
@@ -181,37 +149,37 @@ def checked_call(options: SystemOptions) -> Call:
     if system.kind == "videos":
         raise ConfigError(f"name={system.name}: its videos are not made here; videos=DIR registers those you have")
     further = _further(system, options)
-    setting = _setting(system, options)
+    given = {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
+    for key, value in given.items():
+        if getattr(system.setting, key) is None:
+            raise ConfigError(f"{key}={value:g}: {system.name} has no such setting (its card says null)")
+    setting = replace(system.setting, **given)
     jobs = _jobs(system, options)
-    _check_licence(system, options)
-    if isinstance(system.adapter, Diffusers):
-        _check_diffusers(options, setting)
-    elif isinstance(system.adapter, PixelWizard):
-        _check_pixelwizard(options, further)
-    elif isinstance(system.adapter, ExternalCommand):
-        _check_program(system.adapter, options, jobs)
+    if system.licence.restricted and not options.accept_licence and not options.dry_run:
+        raise ConfigError(
+            f"{system.title} is under the licence {system.licence.name!r} ({system.licence.terms}); "
+            "read it, and say accept_licence=true if you accept it"
+        )
+    match system.adapter:
+        case Diffusers():
+            _check_diffusers(options, setting)
+        case PixelWizard():
+            _check_pixelwizard(options, further)
+        case ExternalCommand() as program:
+            _check_program(program, options, jobs)
     out = (options.out or OUTPUTS / "systems" / system.name).absolute()
     return Call(options, card, system, setting, tuple(jobs), out, further)
 
 
 def _further(system: System, options: SystemOptions) -> tuple[str, ...]:
     """The words for `pw.generate.pipeline`: overrides, and options that PixelWizard does not have here."""
-    mine = KINDS[system.kind]
-    others = {key for kind in KINDS.values() for key in kind} - {*mine}
+    others = {key for kind in KINDS.values() for key in kind} - {*KINDS[system.kind]}
     given = replace(SystemOptions(), **{key: getattr(options, key) for key in others})
     further = (*options.overrides, *written(given))
     if further and system.kind != "pixelwizard":
         there = [key for key in keys(SystemOptions) if key not in {*others, "videos"}]
         raise ConfigError(f"{further[0]}: no option of {system.name} ({system.kind}); there are {', '.join(there)}")
     return further
-
-
-def _setting(system: System, options: SystemOptions) -> Setting:
-    given = {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
-    for key, value in given.items():
-        if getattr(system.setting, key) is None:
-            raise ConfigError(f"{key}={value:g}: {system.name} has no such setting (its card says null)")
-    return replace(system.setting, **given)
 
 
 def _jobs(system: System, options: SystemOptions) -> list[VideoJob]:
@@ -221,18 +189,9 @@ def _jobs(system: System, options: SystemOptions) -> list[VideoJob]:
         what = "wants inputs=DIR, the videos to be enlarged" if system.enlarges else "takes no inputs"
         raise ConfigError(f"name={system.name}: {what}")
     prompts = None if options.prompts is None else read_prompts(options.prompts)
-    jobs = make_jobs(prompts or [], options.seeds)
     if options.inputs is not None:
-        jobs = input_jobs(options.inputs, prompts, options.seeds)
-    return jobs[: options.limit]
-
-
-def _check_licence(system: System, options: SystemOptions) -> None:
-    if system.licence.restricted and not options.accept_licence and not options.dry_run:
-        raise ConfigError(
-            f"{system.title} is under the licence {system.licence.name!r} ({system.licence.terms}); "
-            "read it, and say accept_licence=true if you accept it"
-        )
+        return input_jobs(options.inputs, prompts, options.seeds)[: options.limit]
+    return make_jobs(prompts or [], options.seeds)[: options.limit]
 
 
 def _check_diffusers(options: SystemOptions, setting: Setting) -> None:
@@ -240,7 +199,7 @@ def _check_diffusers(options: SystemOptions, setting: Setting) -> None:
         raise ConfigError(f"trainer={options.trainer}: fsdp (one model over all GPUs), or leave it out")
     if options.offload and (options.device == "cpu" or options.trainer):
         raise ConfigError("offload=true: moves parts between CPU and GPU; not with device=cpu or trainer=fsdp")
-    if options.lossless is False and not setting.is_even:
+    if options.lossless is False and ((setting.width or 0) % 2 or (setting.height or 0) % 2):
         raise ConfigError(f"lossless=false: wants even sizes, not {setting.width}x{setting.height}")
 
 
@@ -248,8 +207,7 @@ def _check_pixelwizard(options: SystemOptions, further: Sequence[str]) -> None:
     for key in ("guidance", "shift"):
         if (value := getattr(options, key)) is not None:
             raise ConfigError(f"{key}={value:g}: say it in pw.generate.pipeline's words, e.g. schedule.shift=…")
-    known = ("trainer=gpu", "trainer=cpu", SPLIT)
-    if others := [w for w in further if w.startswith("trainer=") and w not in known]:
+    if others := [w for w in further if w.startswith("trainer=") and w not in ("trainer=gpu", "trainer=cpu", SPLIT)]:
         raise ConfigError(
             f"{others[0]}: gpus=N shares the videos; {SPLIT}, with gpus=N, splits each network, where it does not "
             "fit into one GPU"

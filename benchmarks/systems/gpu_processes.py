@@ -1,4 +1,7 @@
-"""A system's videos by several processes: one for each GPU, or all of them sharing one model."""
+"""A system's videos by several processes: one for each GPU, or all of them sharing one model.
+
+A process that is started here ends with the one that started it, however that ends: nothing is left that holds a GPU.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import Any
 
 from benchmarks.systems.generation_call import Call
 from benchmarks.systems.jobs import VideoJob
-from benchmarks.systems.watch import ending_with_us
-from pw.io.arguments import ConfigError, written
+from pw.io.arguments import ConfigError
+from pw.io.lazy import torch
 from pw.io.paths import ROOT
+
+GRACE = 5.0  # s between asking a program to end and ending it
 
 
 def spread_over_gpus(call: Call) -> int:
@@ -24,15 +27,12 @@ def spread_over_gpus(call: Call) -> int:
 
     Each makes its share of the videos, or (trainer=fsdp) all share one model. What is made does not depend on how many.
     """
-    rest, gpus = written(replace(call.options, gpus=1, shard=(0, 1))), call.options.gpus
-    visible = _visible()
+    gpus, (first, parts), visible = call.options.gpus, call.options.shard, _visible()
     if call.options.device != "cpu" and visible is not None and gpus > len(visible):
         raise ConfigError(f"gpus={gpus}: {len(visible)} are to be seen here")
-    me = [sys.executable, "-m"]
-    first, parts = call.options.shard
     if call.is_fsdp:
         many = ["torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", "-m"]
-        words = [*me, *many, "pw", "system", *rest, f"shard={first}/{parts}"]
+        words = [sys.executable, "-m", *many, "pw", "system", *call.words(1, first, parts)]
         with subprocess.Popen(words, env=environment()) as process, ending_with_us(process.pid):
             return process.wait()
     running = []
@@ -40,8 +40,8 @@ def spread_over_gpus(call: Call) -> int:
         one = environment()
         if visible:
             one["CUDA_VISIBLE_DEVICES"] = visible[i]
-        share = f"shard={first * gpus + i}/{parts * gpus}"
-        running.append(subprocess.Popen([*me, "pw", "system", *rest, share], env=one))
+        words = call.words(1, first * gpus + i, parts * gpus)
+        running.append(subprocess.Popen([sys.executable, "-m", "pw", "system", *words], env=one))
     try:
         with ExitStack() as watched:
             for process in running:
@@ -69,40 +69,57 @@ def _visible() -> list[str] | None:
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
     if said is not None:
         return [name for name in said.split(",") if name.strip()]
-    if shutil.which("nvidia-smi") is None:
+    return nvidia_smi("index") or (None if shutil.which("nvidia-smi") is None else [])
+
+
+def nvidia_smi(what: str) -> list[str] | None:
+    """What nvidia-smi says of each visible GPU; None where it says nothing."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shutil.which("nvidia-smi") is None or visible == "":
         return None
-    answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
-    return [str(i) for i, line in enumerate(answer.stdout.splitlines()) if line.startswith("GPU ")]
+    only = [] if visible is None else ["-i", visible]
+    words = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", *only]
+    try:
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    return lines if answer.returncode == 0 and lines else None
 
 
 @contextmanager
-def process_group(call: Call) -> Generator[tuple[int, int]]:
-    """(rank, processes) of trainer=fsdp's group; (0, 1) without one."""
-    if not call.is_fsdp:
-        yield 0, 1
-        return
-    import torch
+def ending_with_us(pid: int, *, group: bool = False) -> Generator[None]:
+    """While in it, a process (or its process group) is ended when we are gone, `kill -9` and a full memory included.
 
+    A shell of its own session reads from a pipe that nobody but us holds open, which closes as we end.
+    """
+    target = f"-{pid}" if group else str(pid)
+    script = f'read -r _; kill -s TERM -- "$1"; sleep {GRACE:g}; kill -s KILL -- "$1"'
+    quiet = subprocess.DEVNULL
+    watcher = subprocess.Popen(
+        ["sh", "-c", script, "sh", target], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        watcher.kill()  # before its pipe closes
+        watcher.communicate()
+
+
+@contextmanager
+def process_group(call: Call, todo: list[VideoJob]) -> Generator[tuple[int, int, list[VideoJob]]]:
+    """(rank, processes, the first one's `todo`) of trainer=fsdp's group, in which all take part in the same rounds."""
+    if not call.is_fsdp:
+        yield 0, 1, todo
+        return
     if "RANK" not in os.environ:
         raise ConfigError("trainer=fsdp: give gpus=N too, the number of GPUs that share the model (at least 2)")
     if call.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if call.device == "cuda" else "gloo")
     try:
-        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
+        agreed = [todo]
+        torch.distributed.broadcast_object_list(agreed)
+        yield torch.distributed.get_rank(), torch.distributed.get_world_size(), agreed[0]
     finally:
         torch.distributed.destroy_process_group()
-
-
-def same_everywhere(todo: list[VideoJob]) -> list[VideoJob]:
-    """The first process's list, so that all take part in the same rounds."""
-    import torch
-
-    said: list[Any] = [todo]
-    torch.distributed.broadcast_object_list(said)
-    return said[0]
-
-
-def processes(call: Call) -> int:
-    """How many processes share the model."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if call.is_fsdp else 1

@@ -5,7 +5,7 @@
     videos/<stem>.mkv   or .mp4
     jobs/<stem>.json    written last, when the video is whole and as asked: how it was made, and at what cost
     logs/<stem>.log     what an external program said
-    registered.json     instead of videos/ and jobs/ where the videos lie elsewhere, see `register`
+    registered.json     instead of videos/ and jobs/: videos that somebody else made, left where they are (`register`)
 
 A stem is `{prompt}-{index of the seed}`, the name under which VBench looks for a video.
 """
@@ -16,14 +16,15 @@ import hashlib
 import json
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.systems import GenerationError, Setting
+from benchmarks.systems import GenerationError, Setting, System, read_card
 from pw.io.arguments import ConfigError
-from pw.io.files import write_atomically
+from pw.io.files import check_writable, write_atomically
+from pw.io.prompts import prompt_entries
 from pw.io.video import VideoError, VideoInfo, probe
 
 SUFFIXES = (".mkv", ".mp4")
@@ -60,69 +61,45 @@ def stem(prompt: str, index: int) -> str:
 
 
 def read_prompts(path: Path) -> list[tuple[str, str]]:
-    """(prompt, text to generate with) of a .txt, a line each, or of a .jsonl of {"text", "long"?, "id"?}.
-
-    Raises: ConfigError naming the file and the line.
-    """
-    if not path.is_file() or path.suffix not in (".txt", ".jsonl"):
-        raise ConfigError(f'prompts={path}: wants a .txt of one prompt a line, or a .jsonl of {{"text": …, "long": …}}')
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"prompts={path}: is not UTF-8 ({error})") from error
-    lines = [(number, line.strip()) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise ConfigError(f"prompts={path}: there is no prompt in it")
-    if path.suffix == ".txt":
-        return [(line, line) for _, line in lines]
-    return [_json_prompt(line, f"prompts={path}: line {number}") for number, line in lines]
-
-
-def _json_prompt(line: str, where: str) -> tuple[str, str]:
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where} is not JSON ({error})") from error
-    if not isinstance(entry, dict) or (unknown := entry.keys() - {"id", "text", "long"}):
-        said = ", ".join(sorted(unknown)) if isinstance(entry, dict) else line[:60]
-        raise ConfigError(f'{where}: wants {{"text", "long"?, "id"?}}, not {said}')
-    text, long = entry.get("text"), entry.get("long", entry.get("text"))
-    if not (isinstance(text, str) and text.strip() and isinstance(long, str) and long.strip()):
-        raise ConfigError(f"{where}: text (and long, if there is one) must say something")
-    return text.strip(), long.strip()
-
-
-def make_jobs(prompts: Iterable[tuple[str, str]], seeds: int) -> list[VideoJob]:
-    """Every prompt with every seed, all prompts of a seed first. Raises ConfigError for two that would share a file."""
-    found = [VideoJob(stem(prompt, seed), prompt, text, seed) for seed in range(seeds) for prompt, text in prompts]
-    seen: set[str] = set()
-    for job in found:
-        if job.stem.casefold() in seen:  # casefold: some file systems do not tell A from a
-            raise ConfigError(f"prompts: {job.prompt[:60]!r} is there twice, or differs from another in no file name")
-        seen.add(job.stem.casefold())
+    """(prompt, text to generate with) of each line of a file. Raises ConfigError naming the file and the line."""
+    wants, found = '{"text", "long"?, "id"?}', []
+    for where, entry in prompt_entries(path, "text", wants):
+        if unknown := entry.keys() - {"id", "text", "long"}:
+            raise ConfigError(f"{where}: wants {wants}, not {', '.join(sorted(unknown))}")
+        texts = entry["text"], entry.get("long", entry["text"])
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ConfigError(f"{where}: text (and long, if there is one) must say something")
+        found.append((texts[0].strip(), texts[1].strip()))
     return found
 
 
-def input_jobs(folder: Path, prompts: Sequence[tuple[str, str]] | None, seeds: int) -> list[VideoJob]:
-    """A job for each video of a folder, or for those of the prompts, paired by stem.
+def make_jobs(prompts: Sequence[tuple[str, str]], seeds: int) -> list[VideoJob]:
+    """Every prompt with every seed, all prompts of a seed first. Raises ConfigError for two that would share a file."""
+    found: dict[str, VideoJob] = {}
+    for seed in range(seeds):
+        for prompt, text in prompts:
+            job = VideoJob(stem(prompt, seed), prompt, text, seed)
+            if found.setdefault(job.stem.casefold(), job) is not job:  # some file systems do not tell A from a
+                raise ConfigError(f"prompts: {prompt[:60]!r} is there twice, or differs from another in no file name")
+    return list(found.values())
 
-    Raises: ConfigError naming what is missing.
-    """
+
+def input_jobs(folder: Path, prompts: Sequence[tuple[str, str]] | None, seeds: int) -> list[VideoJob]:
+    """A job for each video of a folder, or for those of the prompts. Raises ConfigError naming what is missing."""
     there = {path.stem: path for path in videos(folder)}
     if not there:
         raise ConfigError(f"inputs={folder}: there is no video ({', '.join(SUFFIXES)}) in it")
     if prompts is None:
-        return [_from_stem(name, path) for name, path in there.items()]
+        jobs = []
+        for name, path in there.items():
+            found = re.fullmatch(r"(.+)-(\d+)", name)
+            prompt, seed = (found[1], int(found[2])) if found else (name, 0)
+            jobs.append(VideoJob(name, prompt, prompt, seed, path))
+        return jobs
     jobs = make_jobs(prompts, seeds)
     if missing := [job.stem for job in jobs if job.stem not in there]:
         raise ConfigError(f"inputs={folder}: {len(missing)} of {len(jobs)} are not there: {', '.join(missing[:5])} …")
-    return [VideoJob(job.stem, job.prompt, job.text, job.seed, there[job.stem]) for job in jobs]
-
-
-def _from_stem(name: str, path: Path) -> VideoJob:
-    found = re.fullmatch(r"(.+)-(\d+)", name)
-    prompt, seed = (found[1], int(found[2])) if found else (name, 0)
-    return VideoJob(name, prompt, prompt, seed, path)
+    return [replace(job, input=there[job.stem]) for job in jobs]
 
 
 def videos(folder: Path) -> list[Path]:
@@ -130,13 +107,12 @@ def videos(folder: Path) -> list[Path]:
 
     Raises: ConfigError when it is no folder, or the folder that was registered is not there any more.
     """
-    registered: set[str] | None = None
-    note = folder / "registered.json"
-    if note.is_file():
-        about = _read(note, {"directory": str, "present": list}, "register the videos again: make system videos=DIR")
+    registered = None
+    if (file := folder / "registered.json").is_file():
+        about = _read(file, {"directory": str, "present": list}, "register the videos again: make system videos=DIR")
         folder, registered = Path(about["directory"]), set(about["present"])
         if not folder.is_dir():
-            raise ConfigError(f"{note}: {folder} is not there any more; register the videos where they are now")
+            raise ConfigError(f"{file}: {folder} is not there any more; register the videos where they are now")
     elif (folder / "videos").is_dir():
         folder = folder / "videos"
     if not folder.is_dir():
@@ -158,28 +134,18 @@ def _read(path: Path, wants: Mapping[str, Any], remedy: str) -> dict[str, Any]:
 
 
 def check(path: Path, setting: Setting) -> VideoInfo:
-    """What a video is. Raises GenerationError naming what was asked and what there is when they differ."""
-    try:
-        info = probe(path)
-    except VideoError as error:
-        raise GenerationError(str(error)) from error
-    wrong = [
-        f"{what} is {found:g}, asked {asked:g}"
-        for what, found, asked, tolerance in (
-            ("width", info.width, setting.width, 0),
-            ("height", info.height, setting.height, 0),
-            ("frames", info.frames, setting.frames, 0),
-            ("fps", info.fps, setting.fps, RATE_TOLERANCE),
-        )
-        if asked is not None and abs(found - asked) > tolerance
-    ]
+    """What a video is. Raises VideoError if it is none, GenerationError naming what was asked and what there is."""
+    info, wrong = probe(path), []
+    for what in ("width", "height", "frames", "fps"):
+        found, asked = getattr(info, what), getattr(setting, what)
+        if asked is not None and abs(found - asked) > (RATE_TOLERANCE if what == "fps" else 0):
+            wrong.append(f"{what} is {found:g}, asked {asked:g}")
     if wrong:
         raise GenerationError(f"{path.name}: {', '.join(wrong)}")
     return info
 
 
 def note(folder: Path, job: VideoJob) -> Path:
-    """The file that says a job is done."""
     return folder / "jobs" / f"{job.stem}.json"
 
 
@@ -192,7 +158,7 @@ def is_done(folder: Path, job: VideoJob, asked: dict[str, Any]) -> bool:
     try:
         about = json.loads(note(folder, job).read_text(encoding="utf-8"))
         check(folder / "videos" / about["video"], Setting(**{key: about[key] for key in Setting.__annotations__}))
-    except (OSError, ValueError, KeyError, TypeError, GenerationError):
+    except (OSError, ValueError, KeyError, TypeError, GenerationError, VideoError):
         return False
     for key, value in asked.items():
         if about.get(key) != value:
@@ -212,29 +178,24 @@ def write_asked(folder: Path, jobs: Sequence[VideoJob]) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is damaged ({error!r}); remove it, it is written anew") from error
     for job in jobs:
-        rows[job.stem] = {"stem": job.stem, "prompt": job.prompt, "text": job.text, "seed": job.seed} | (
-            {} if job.input is None else {"input": str(job.input)}
-        )
-    write_atomically(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows.values()))
+        rows[job.stem] = {key: value for key, value in vars(job).items() if value is not None}
+    write_atomically(path, "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows.values()))
 
 
 @dataclass(frozen=True)
 class Costs:
     """What a folder's videos cost; None where it was not measured for all of them.
 
-    latency    s of diffusion, as in Table 1: median, mean, and the median by pixel (of all frames) and by frame
-    total      s in all, text and decoding included: median
-    parameters of the denoising networks; peak_memory in bytes: the largest
-    devices    on what; more than one makes the seconds a mixture
+    latency     s of diffusion, as in Table 1: median, and the median by pixel (of all frames) and by frame
+    parameters  of the denoising networks: the largest number; peak_memory in bytes: the largest
+    devices     on what; more than one makes the seconds a mixture
     peak_memory_from  how it was measured; torch's allocated memory is less than what nvidia-smi sees
     """
 
     n: int
     latency: float | None
-    latency_mean: float | None
     latency_per_pixel: float | None
     latency_per_frame: float | None
-    total: float | None
     parameters: int | None
     peak_memory: int | None
     devices: tuple[str, ...]
@@ -242,10 +203,7 @@ class Costs:
 
 
 def costs(folder: Path) -> Costs:
-    """The costs that a folder's notes tell; of an empty or registered folder all None.
-
-    Raises: ConfigError for a note that is damaged.
-    """
+    """What a folder's notes tell; of an empty or registered one all None. Raises ConfigError for a damaged note."""
     size, again = dict.fromkeys(("width", "height", "frames"), int), "remove it, and make system makes its video again"
     notes = [_read(path, size, again) for path in sorted((folder / "jobs").glob("*.json"))]
 
@@ -253,15 +211,13 @@ def costs(folder: Path) -> Costs:
         values = [about.get(key) for about in notes]
         return [] if None in values else values
 
-    seconds, total = all_of("seconds_diffusion"), all_of("seconds_total")
-    volume = [about["width"] * about["height"] * about["frames"] for about in notes]
+    seconds = all_of("seconds_diffusion")
+    timed = list(zip(seconds, notes, strict=True)) if seconds else []
     return Costs(
         n=len(notes),
         latency=_median(seconds),
-        latency_mean=statistics.mean(seconds) if seconds else None,
-        latency_per_pixel=_median([s / v for s, v in zip(seconds, volume, strict=False)]),
-        latency_per_frame=_median([s / about["frames"] for s, about in zip(seconds, notes, strict=False)]),
-        total=_median(total),
+        latency_per_pixel=_median([s / (about["width"] * about["height"] * about["frames"]) for s, about in timed]),
+        latency_per_frame=_median([s / about["frames"] for s, about in timed]),
         parameters=max(all_of("parameters"), default=None),
         peak_memory=max(all_of("peak_memory_bytes"), default=None),
         devices=tuple(sorted({_device(about) for about in notes})),
@@ -277,3 +233,58 @@ def _device(about: Mapping[str, Any]) -> str:
 
 def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
+
+
+def register(card: Path, system: System, directory: Path, out: Path, jobs: Sequence[VideoJob] | None) -> dict[str, Any]:
+    """Look at every video of a folder and write `out`/card.yaml and `out`/registered.json, which is returned.
+
+    Videos that somebody else made: checked against the card and the prompts, and left where they are.
+    jobs: what ought to be there; None: whatever is there.
+    Returns present: stems that are there and right; wrong: (file, what is wrong); missing and unasked: stems.
+    Raises: ConfigError when there is no video that is right, when two share a stem, or when one of the two folders is
+        of another system, or of videos that were made there. An earlier registration then stays as it was.
+    """
+    try:
+        there = videos(directory)
+    except OSError as error:
+        raise ConfigError(f"videos={directory}: cannot be read ({error.strerror})") from error
+    found = {path.stem: path for path in there}
+    if not found:
+        raise ConfigError(f"videos={directory}: there is no .mkv or .mp4 in it")
+    if twice := [path for path in there if found[path.stem] != path]:
+        raise ConfigError(
+            f"videos={directory}: {twice[0].name} and {found[twice[0].stem].name} are one name, and which of them is "
+            "meant is not said; move one of them away"
+        )
+    for key, folder in (("videos", directory), ("out", out)):
+        if (folder / "card.yaml").is_file() and (other := read_card(folder / "card.yaml").name) != system.name:
+            raise ConfigError(
+                f"{key}={folder}: its card.yaml is of {other}, not of {system.name}; choose another {key}="
+            )
+    if (out / "jobs").is_dir():
+        raise ConfigError(f"out={out}: has videos that were made there, with their costs; choose another out=")
+    check_writable("out", out)
+    wrong = {}
+    for stem, path in found.items():
+        try:
+            check(path, system.setting)
+        except (GenerationError, VideoError) as error:
+            wrong[stem] = (path.name, str(error))
+    asked = list(found) if jobs is None else [job.stem for job in jobs]
+    if len(wrong) == len(found):
+        file, why = next(iter(wrong.values()))
+        raise ConfigError(
+            f"videos={directory}: none of its {len(found)} videos is as the card of {system.name} says, such as "
+            f"{file}: {why.removeprefix(f'{file}: ')}; nothing is registered"
+        )
+    lie_in = next(iter(found.values())).parent  # of a system's folder, or one that was registered: elsewhere
+    result = {
+        "directory": str(lie_in.absolute()),
+        "present": [stem for stem in asked if stem in found and stem not in wrong],
+        "wrong": [wrong[stem] for stem in sorted(wrong)],
+        "missing": [stem for stem in asked if stem not in found],
+        "unasked": sorted(found.keys() - set(asked)),
+    }
+    write_atomically(out / "card.yaml", card.read_text(encoding="utf-8"))
+    write_atomically(out / "registered.json", f"{json.dumps(result, indent=1, ensure_ascii=False)}\n")
+    return result

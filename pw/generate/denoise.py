@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from pw.cost.parameters import stage_latent
-from pw.generate.output import load_codec, load_latent, save_latent
+from pw.data.degradation import resize
+from pw.data.procedural import generator
+from pw.generate.output import Task, load_codec, load_latent, release_memory, save_latent
 from pw.generate.request import GenerationRequest, Prompt, network_of
-from pw.generate.task import Task, release_memory
 from pw.io.files import digest
+from pw.nn.backbone import Backbone
+from pw.nn.context import groups_of, share_tokens
+from pw.nn.networks import load_network, network_without_weights
+from pw.nn.stock import synchronize
 from pw.run.build import Run
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pw.nn.backbone import Backbone
-    from pw.stages.velocity import Condition
+from pw.stages.velocity import Condition, evaluations, integrate
 
 NOISE = 8  # stream of random numbers, see pw.stages.stage
 
-Embedding = Callable[[str], "Tensor"]  # text -> [tokens, dim]
+Embedding = Callable[[str], Tensor]  # text -> [tokens, dim]
 
 
 @dataclass(frozen=True)
 class Denoising:
     """One stage of a task.
 
-    part, label   as the meter names and shows it
+    part, label   as the task names and shows it
     latent_file   prompt -> the file of the latent that it makes
     anchor_file   prompt -> the file of the anchor's latent that it is given, None for stage I
     """
@@ -43,37 +44,24 @@ class Denoising:
     latent_file: Callable[[Prompt], Path]
     anchor_file: Callable[[Prompt], Path] | None = None
 
-    def noise(self, prompt: Prompt) -> Tensor:
-        """Initial noise [1, C, F, h, w], drawn on the CPU: the same on every device, whatever else is made."""
-        import torch
-
-        from pw.data.procedural import generator
-
-        stream = 0 if self.anchor_file is None else 1
-        return torch.randn(stage_latent(self.run), generator=generator(prompt.seed, stream, NOISE))[None]
-
 
 def encode_texts(task: Task) -> Embedding:
     """The embedding of each text: random, or encoded once and read from the cache on disk."""
-    import torch
-
-    from pw.data.procedural import generator
-
-    request, meter = task.request, task.meter
+    request = task.request
     encoder = request.text_encoder()
     if encoder is None:
         shape = request.hires.backbone.text_tokens, request.hires.backbone.text_dim
-        meter.wanted["text"] = 0.0  # else all that there is to do would end at 98 %
+        task.wanted["text"] = 0.0  # else all that there is to do would end at 98 %
         return lambda text: torch.randn(shape, generator=generator(int(digest(text), 16), 0, NOISE))
-    meter.add("text", 0.0, "encoding prompts")
+    task.add("text", 0.0, "encoding prompts")
     for run in (request.anchor, request.hires) if task.writes else ():
         assert run.text is not None
         encoder.encode(run.text.negative_prompt)
     for prompt in task.prompts if task.writes else ():
         began = time.perf_counter()
         encoder.encode(prompt.text)
-        meter.add("text", 1.0, "encoding prompts")
-        meter.record("text", prompt, began)
+        task.add("text", 1.0, "encoding prompts")
+        task.record("text", prompt, began)
     encoder.free()
     release_memory(request.device)
     task.team.wait()  # until all texts are on disk
@@ -91,29 +79,19 @@ def make_anchors(task: Task, embedding: Embedding) -> None:
 
 
 def make_details(task: Task, embedding: Embedding) -> None:
-    """Stage II: the latents at full size, given the anchors."""
     request = task.request
-    anchor_file = request.anchor_file
-    if request.hires.scale.anchor_upsample == "pixel":
-        if task.writes:
-            _upsample_anchors(task)
-        anchor_file = request.upsampled_file
-    stage = Denoising(
-        "hires", "stage II: detail", request.hires, request.hires_source, request.latent_file, anchor_file
-    )
-    denoise(task, stage, embedding)
+    is_upsampled = request.hires.scale.anchor_upsample == "pixel"
+    if is_upsampled and task.writes:
+        _upsample_anchors(task)
+    files = request.latent_file, request.upsampled_file if is_upsampled else request.anchor_file
+    denoise(task, Denoising("hires", "stage II: detail", request.hires, request.hires_source, *files), embedding)
 
 
 def _upsample_anchors(task: Task) -> None:
     """Decode each anchor, enlarge its pixels, encode them again  (`scale.anchor_upsample=pixel`)."""
-    from pw.data.degradation import resize
-
     request = task.request
-    waiting = [
-        prompt
-        for prompt in task.prompts
-        if not request.latent_file(prompt).exists() and not request.upsampled_file(prompt).exists()
-    ]
+    made = (request.latent_file, request.upsampled_file)
+    waiting = [prompt for prompt in task.prompts if not any(file(prompt).exists() for file in made)]
     if not waiting:
         return
     codec = load_codec(request)
@@ -131,96 +109,78 @@ def denoise(task: Task, stage: Denoising, embedding: Embedding) -> None:
     Processes that hold the network together must evaluate it equally often: one with fewer latents to make than another
     evaluates it on zeros, and drops the result.
     """
-    from pw.stages.velocity import integrate
 
     request = task.request
     task.team.wait()  # for files of the part before that others write
-    waiting = _missing(task, stage)
-    rounds = int(task.team.maximum(len(waiting)))  # they meet here, too
-    net = load_stage(request, stage) if rounds else None
-    if waiting:
-        task.meter.add(stage.part, 0.0, stage.label)
-    for prompt in waiting:
-        assert net is not None
-        _denoise_one(task, stage, net, prompt, embedding)
-    for _ in range(rounds - len(waiting)):
-        assert net is not None
-        integrate(stage.run, net, *_zeros(request, stage))
-    del net
-    release_memory(request.device)
-
-
-def _missing(task: Task, stage: Denoising) -> list[Prompt]:
-    """The prompts whose latent is to be made."""
     waiting = []
     for prompt in task.prompts:
         if stage.latent_file(prompt).exists():
-            task.meter.skip(stage.part, f"{stage.label}, taken from file")
-            task.meter.record_from(stage.part, prompt, load_latent(stage.latent_file(prompt))[1])
+            task.skip(stage.part, f"{stage.label}, taken from file")
+            task.record_from(stage.part, prompt, load_latent(stage.latent_file(prompt))[1])
         else:
             waiting.append(prompt)
-    return waiting
+    rounds = int(task.team.maximum(len(waiting)))  # they meet here, too
+    if rounds:
+        net = load_stage(request, stage)
+        if waiting:
+            task.add(stage.part, 0.0, stage.label)
+        for prompt in waiting:
+            _denoise_one(task, stage, net, prompt, embedding)
+        for _ in range(rounds - len(waiting)):
+            integrate(stage.run, net, *_zeros(request, stage))
+        del net
+    release_memory(request.device)
 
 
 def _denoise_one(task: Task, stage: Denoising, net: Backbone, prompt: Prompt, embedding: Embedding) -> None:
-    from pw.stages.velocity import Condition, integrate
-
     request, run = task.request, stage.run
     assert run.text is not None
     began = time.perf_counter()
     anchor = None if stage.anchor_file is None else load_latent(stage.anchor_file(prompt))[0].to(request.device)
     text, negative = (embedding(t)[None].to(request.device) for t in (prompt.text, run.text.negative_prompt))
-    noise = stage.noise(prompt).to(request.device)
-    tick = task.meter.ticks(stage.part, _calls(run), stage.label)
+    draw = generator(prompt.seed, 0 if stage.anchor_file is None else 1, NOISE)
+    # drawn on the CPU: the same on every device, whatever else is made
+    noise = torch.randn(stage_latent(run), generator=draw)[None].to(request.device)
+
+    def tick() -> None:
+        synchronize(noise.device)
+        task.add(stage.part, 1 / calls_of(run), stage.label)
+
     latent = integrate(run, net, noise, Condition(text, anchor), Condition(negative, anchor), tick)
-    task.meter.record(stage.part, prompt, began)
+    recorded = task.record(stage.part, prompt, began)
     if task.writes:
-        save_latent(stage.latent_file(prompt), latent, task.meter.recorded(stage.part, prompt), prompt)
+        save_latent(stage.latent_file(prompt), latent, recorded, prompt)
 
 
-def _calls(run: Run) -> int:
+def calls_of(run: Run) -> int:
     """Calls of the network for one latent: guidance in one batch has one call for two evaluations."""
-    from pw.stages.velocity import evaluations
-
-    guided = evaluations(run) - run.sampling.num_steps
-    return evaluations(run) - guided * run.trainer.guidance_batch
+    return run.sampling.num_steps if run.trainer.guidance_batch else evaluations(run)
 
 
 def _zeros(request: GenerationRequest, stage: Denoising) -> tuple[Tensor, Condition, Condition]:
     """Noise and conditions of zeros, for a process that has nothing left to make."""
-    import torch
-
-    from pw.stages.velocity import Condition
 
     def zeros(*sizes: int) -> Tensor:
         return torch.zeros(1, *sizes, device=request.device)
 
     text = zeros(stage.run.backbone.text_tokens, stage.run.backbone.text_dim)
-    anchor = None
-    if stage.anchor_file is not None:
-        anchor = zeros(*stage_latent(request.anchor))
-    condition = Condition(text, anchor)
+    condition = Condition(text, None if stage.anchor_file is None else zeros(*stage_latent(request.anchor)))
     return zeros(*stage_latent(stage.run)), condition, condition
 
 
 def load_stage(request: GenerationRequest, stage: Denoising) -> Backbone:
     """A stage's network: whole, or this process's part of it."""
-    from pw.nn.networks import load_network, network_without_weights
-
     network = network_of(stage.run)
     if not request.is_split:
         return load_network(network, stage.source, request.weights, request.device)
-    import torch.distributed as dist
-
-    from pw.nn.context import groups_of, share_tokens
-    from pw.parallel.sharded import fill, mesh_of, shard
+    from pw.parallel.sharded import fill, mesh_of, shard  # imports lightning
 
     net = network_without_weights(network, stage.source, request.device)
     shard(net, net.dit.blocks, mesh_of(stage.run.trainer))
     whole = None
-    if dist.get_rank() == 0:  # one copy in memory, not one for each process
+    if torch.distributed.get_rank() == 0:  # one copy in memory, not one for each process
         where = request.device if stage.source == "random" else "cpu"  # 5e9 numbers are drawn where that is quick
-        plain = dataclasses.replace(network, compile=False)
+        plain = replace(network, compile=False)
         whole = load_network(plain, stage.source, request.weights, where, request.device)
     fill(net, whole, request.device)
     if stage.run.trainer.context > 1:

@@ -1,32 +1,103 @@
-"""Latents to videos: files of latents, tiled decode, videos and their manifests, room on the disk."""
+"""What one process makes of a request: how far it is, what it took, and the files: latents, videos, manifests."""
 
 from __future__ import annotations
 
+import gc
+import resource
+import sys
 import time
-from collections.abc import Mapping
-from math import prod
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pw.cost.parameters import parameters, stage_latent
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pw.cost.generation_cost import generation_cost
+from pw.cost.parameters import parameters
 from pw.generate.request import GenerationRequest, Prompt
-from pw.generate.task import Task, release_memory
-from pw.io.files import check_space, replacing, write_json, write_tensors
+from pw.io.files import replacing, write_json, write_tensors
+from pw.io.video import write_video
+from pw.method.solver import inference_strides
+from pw.nn.codec import WanCodec
+from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.provenance import provenance
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
+# progress(label, share, within): what is being done, the share of all work that is done, and of this part
+PartProgress = Callable[[str, float, float], None]
 
-    from pw.nn.codec import WanCodec
+
+class Task:
+    """What one process makes of a request, and how far it is, by FLOPs.
+
+    prompts  those that it makes, alone or with others
+    team     all processes of the request
+    writes   whether it is the one that writes, of those that make a video together
+
+    A prompt's parts are text, anchor (stage I), hires (stage II) and decode.
+    """
+
+    def __init__(
+        self, request: GenerationRequest, prompts: list[Prompt], team: Team, writes: bool, progress: PartProgress | None
+    ) -> None:
+        self.request, self.prompts, self.team, self.writes, self.progress = request, prompts, team, writes, progress
+        self.flops = dict.fromkeys(("text", "anchor", "hires", "decode"), 0.0)
+        for phase in generation_cost(request.hires, request.anchor).phases:
+            part = {"text": "text", "stage I": "anchor", "decode": "decode"}.get(phase.name, "hires")
+            self.flops[part] += phase.flops.total
+        self.wanted = dict.fromkeys(self.flops, float(len(prompts)))  # prompts of each part
+        self.done = dict.fromkeys(self.flops, 0.0)
+
+    def skip(self, part: str, label: str) -> None:
+        self.wanted[part] -= 1
+        self.add(part, 0.0, label)
+
+    def add(self, part: str, share: float, label: str) -> None:
+        """`share` of one prompt's part is done."""
+        self.done[part] += share
+        if self.progress is not None:
+            total = sum(self.wanted[p] * self.flops[p] for p in self.flops)
+            behind = sum(self.done[p] * self.flops[p] for p in self.flops)
+            within = self.done[part] / self.wanted[part] if self.wanted[part] else 1.0
+            self.progress(label, min(1.0, behind / total) if total else 1.0, min(1.0, within))
+
+    def record(self, part: str, prompt: Prompt, began: float) -> dict[str, str]:
+        """Note a part's seconds since `began` (time.perf_counter) and its peak memory; also as a latent's metadata."""
+        noted = {"seconds": round(time.perf_counter() - began, 3), "peak_gb": _peak_gb(self.request.device)}
+        metadata = {key: str(value) for key, value in noted.items()}
+        self.record_from(part, prompt, metadata)
+        return metadata
+
+    def record_from(self, part: str, prompt: Prompt, metadata: Mapping[str, str]) -> None:
+        """Note what an earlier call recorded in the metadata of a latent's file."""
+        for kept, key in ((self.request.seconds, "seconds"), (self.request.peaks, "peak_gb")):
+            if key in metadata:
+                kept.setdefault(prompt.name, {})[part] = float(metadata[key])
+
+
+def _peak_gb(device: str) -> float:
+    """Peak memory in GB: of the GPU since `release_memory`, of the whole process on a CPU."""
+    if device == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    unit = 1024 if sys.platform == "linux" else 1
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
+
+
+def release_memory(device: str) -> None:
+    """Give freed memory back before the next part loads, and measure its peak from here."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def save_latent(path: Path, latent: Tensor, metadata: Mapping[str, str], prompt: Prompt) -> None:
-    """Write a latent [1, C, F, h, w] with its metadata, atomically.
-
-    Raises ValueError when it is not finite, since nothing can come of it; OSError when the disk is full.
-    """
+    """Write a latent [1, C, F, h, w], atomically. Raises ValueError if it is not finite, OSError for a full disk."""
     if not latent.isfinite().all():
         raise ValueError(f"{path.parent.name}/{path.name}: what was made for {prompt.text[:60]!r} is not finite")
     metadata = {**metadata, "prompt": prompt.text, "seed": str(prompt.seed)}
@@ -35,8 +106,6 @@ def save_latent(path: Path, latent: Tensor, metadata: Mapping[str, str], prompt:
 
 def load_latent(path: Path) -> tuple[Tensor, dict[str, str]]:
     """A latent and its metadata. Raises OSError for a file that cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as file:
             return file.get_tensor("latent"), file.metadata() or {}
@@ -45,9 +114,6 @@ def load_latent(path: Path) -> tuple[Tensor, dict[str, str]]:
 
 
 def load_codec(request: GenerationRequest) -> WanCodec:
-    """The codec of the request's weights, on its device."""
-    from pw.nn.codec import WanCodec
-
     choice: Any = request.hires.codec
     if request.weights is None:
         return WanCodec.random(choice, request.device)
@@ -56,35 +122,33 @@ def load_codec(request: GenerationRequest) -> WanCodec:
 
 def decode(task: Task) -> None:
     """Decode the latents into videos with manifests; what was kept for them is removed."""
-    request, meter, codec = task.request, task.meter, None
+    request, codec = task.request, None
     task.team.wait()  # for the latents that others write
     for prompt in task.prompts:
         if codec is None:
             codec = load_codec(request)
-            meter.add("decode", 0.0, "decoding")
+            task.add("decode", 0.0, "decoding")
         began = time.perf_counter()
         frames = _decoded(task, codec, prompt)
         if not task.writes:
             continue
         _write_video(request, prompt, frames)
-        meter.record("decode", prompt, began)
+        task.record("decode", prompt, began)
         write_json(request.manifest(prompt), manifest(request, prompt))
-        remove_latents(request, prompt)
+        request.remove_latents(prompt)
     del codec
     release_memory(request.device)
 
 
 def _decoded(task: Task, codec: WanCodec, prompt: Prompt) -> NDArray[Any]:
     """A video as uint8 [F, H, W, 3], a band of rows at a time: in fp32 a 4K clip is 12 GB."""
-    import numpy as np
-
     run = task.request.hires
     latent = load_latent(task.request.latent_file(prompt))[0].to(task.request.device)
     height, width = run.scale.size
     frames = np.empty((run.scale.frames, height, width, 3), dtype=np.uint8)
     for row, band in codec.bands(latent, run.trainer.context):
         frames[:, row : row + band.shape[-2]] = _pixels(band[0])
-        task.meter.add("decode", band.shape[-2] / height, "decoding")
+        task.add("decode", band.shape[-2] / height, "decoding")
     return frames
 
 
@@ -93,18 +157,12 @@ def _pixels(band: Tensor) -> NDArray[Any]:
 
     Raises ValueError when it is not finite.
     """
-    import torch
-
     if not band.isfinite().all():
         raise ValueError("what the VAE decoded is not finite; codec.precision=fp32 may help")
     return band.clamp_(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 
 def _write_video(request: GenerationRequest, prompt: Prompt, frames: NDArray[Any]) -> None:
-    from PIL import Image
-
-    from pw.io.video import write_video
-
     path, options = request.video(prompt), request.options
     if path.suffix != ".png":
         write_video(path, frames, fps=options.fps, lossless=options.lossless, crf=options.quality)
@@ -113,26 +171,7 @@ def _write_video(request: GenerationRequest, prompt: Prompt, frames: NDArray[Any
         Image.fromarray(frames[0]).save(partial, format="png")
 
 
-def remove_latents(request: GenerationRequest, prompt: Prompt) -> None:
-    """Remove the latents that a video was decoded from; its anchor stays."""
-    for path in (request.latent_file(prompt), request.upsampled_file(prompt)):
-        path.unlink(missing_ok=True)
-
-
-def check_disk(request: GenerationRequest, count: int) -> None:
-    """Raises ConfigError when `count` videos cannot fit: latents in fp32, and videos at no less than 1 bit a pixel."""
-    run = request.hires
-    latents = 4 * (prod(stage_latent(run)) + prod(stage_latent(request.anchor)))
-    pixels = run.scale.frames * run.scale.height * run.scale.width
-    need = count * (latents + pixels * (2 if request.options.lossless else 1 / 8))
-    what = f"for {count} video{'' if count == 1 else 's'}"
-    check_space("out", request.out, need, "free some, or choose another out=", what)
-
-
 def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
-    """What a video was made of, how, and at what cost."""
-    import torch
-
     run = request.hires
     return {
         "prompt": prompt.text,
@@ -152,17 +191,12 @@ def manifest(request: GenerationRequest, prompt: Prompt) -> dict[str, Any]:
         "peak_memory_gb": request.peaks.get(prompt.name, {}),
         "device": torch.cuda.get_device_name() if request.device == "cuda" else "CPU",
         "torch": torch.__version__,
-        "attention": run.trainer.attention,
-        "compile": run.trainer.compile,
-        "processes": run.trainer.processes,
-        "context": run.trainer.context,
+        **{key: getattr(run.trainer, key) for key in ("attention", "compile", "processes", "context")},
         **provenance(),
     }
 
 
 def _stage_entry(run: Run, source: str) -> dict[str, Any]:
-    from pw.method.solver import inference_strides
-
     grid = run.grid()
     return {
         "weights": source,

@@ -1,14 +1,19 @@
-"""Prompt -> video: text encoding, stage I, stage II, tiled decode, each network on the device by itself.
+"""`pw generate`: prompt to video: text encoding, stage I, stage II, tiled decode, each network alone on the device.
+
+    pw generate prompt="a heron lifts off a misty lake" scale=2k hires=DIR-OR-FILE [key=value …]
+
+Beside its options (`pw generate --help`) it takes overrides of conf/ for stage II, and as `anchor.KEY=VALUE` for stage
+I.
 
 Every part is done for all prompts before the next one loads, and kept as a file: a call that was stopped goes on where
 it was, and a video that is done is not made again. Several calls may share prompts and `out`, one for each GPU: what
 one is making, the others leave to it.
 
-With `trainer=fsdp` one call starts a process for each GPU (`pw.parallel.launch`). Each makes videos of its own, the
-same ones that a single process makes, but all evaluate their networks at the same time, since each holds only a part
-of the weights (`pw.parallel.sharded`). With `trainer.context` above 1 that many processes share the tokens of a video
-(`pw.nn.context`) and the tiles of its decode; the first of them encodes its text, and writes. Text encoder and VAE are
-whole in every process that uses them.
+With `trainer=fsdp trainer.devices=N` one call starts a process for each of N GPUs (`pw.parallel.launch`). Each makes
+videos of its own, the same ones that a single process makes, but all evaluate their networks at the same time, since
+each holds only a part of the weights (`pw.parallel.sharded`). With `trainer.context=M` groups of M processes share the
+tokens of a video (`pw.nn.context`) and the tiles of its decode, in nearly an Mth of the time; the first of them encodes
+its text, and writes. Text encoder and VAE are whole in every process that uses them.
 """
 
 from __future__ import annotations
@@ -17,45 +22,49 @@ import os
 import shutil
 import sys
 from contextlib import ExitStack
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pw.generate.denoise import encode_texts, make_anchors, make_details
-from pw.generate.output import check_disk, decode, remove_latents
-from pw.generate.request import GenerationRequest, Prompt
-from pw.generate.task import Meter, PartProgress, Task
-from pw.io.arguments import written
+from pw.cost.parameters import stage_latent
+from pw.generate.request import GenerateOptions, GenerationRequest, Prompt, make_request
+from pw.io.arguments import Command, written
+from pw.io.files import check_space
 from pw.io.imports import quiet
-from pw.parallel.launch import launch
-from pw.parallel.place import Place
+from pw.io.lazy import torch
+from pw.io.progress import Pace, ProgressLine
+from pw.parallel.launch import carry_out, exit_with_parent, launch, reported_mistakes
+from pw.parallel.place import PLACE, Place
 from pw.parallel.team import join_team
 
+if TYPE_CHECKING:
+    from pw.generate.output import PartProgress
+
+RESUMES = "what is finished is kept, the same command goes on from here"
 OTHER_FILES = 512  # open files beside the prompts' locks, libraries and weights among them
 
 
 def generate(request: GenerationRequest, progress: PartProgress | None = None) -> list[Path]:
     """Make every video that is not there: the files of all prompts, in their order.
 
-    progress(label, share, within): what is being done, the share of all work that is done, and of this part
     Starts the processes that are to hold the networks together, unless this is one of them.
     Raises ValueError when the weights do not fit, or where the disk is full.
     """
-    place = request.place
-    if place is None:
-        _launch(request)
+    if request.place is None:
+        logs = request.out / "logs" / str(os.getpid())  # several calls may share `out`
+        command = [sys.executable, "-m", "pw", "generate", *written(request.options)]
+        launch(command, request.hires.trainer.processes, logs, None)
+        shutil.rmtree(logs, ignore_errors=True)
     else:
-        _generate(request, progress, place)
+        _generate(request, progress, request.place)
     return [request.video(prompt) for prompt in request.prompts if request.is_done(prompt)]
-
-
-def _launch(request: GenerationRequest) -> None:
-    logs = request.out / "logs" / str(os.getpid())  # several calls may share `out`
-    command = [sys.executable, "-m", "pw", "generate", *written(request.options)]
-    launch(command, request.hires.trainer.processes, logs, None)
-    shutil.rmtree(logs, ignore_errors=True)
 
 
 def _generate(request: GenerationRequest, progress: PartProgress | None, place: Place) -> None:
     quiet()
+    from pw.generate.denoise import encode_texts, make_anchors, make_details
+    from pw.generate.output import Task, decode
+
     trainer = request.hires.trainer
     with join_team(trainer, place) as team, ExitStack() as locks:
         todo = team.agreed(locked_prompts(request, locks) if place.is_first else [])
@@ -63,8 +72,7 @@ def _generate(request: GenerationRequest, progress: PartProgress | None, place: 
             return
         group, member = divmod(place.rank, trainer.context)  # a group makes videos together
         prompts = todo[group :: trainer.shares]
-        meter = Meter(request, len(prompts), progress if place.is_first else None)
-        task = Task(request, prompts, meter, team, writes=member == 0)
+        task = Task(request, prompts, team, member == 0, progress if place.is_first else None)
         embedding = encode_texts(task)
         make_anchors(task, embedding)
         make_details(task, embedding)
@@ -87,10 +95,20 @@ def locked_prompts(request: GenerationRequest, locks: ExitStack) -> list[Prompt]
     if todo:
         check_disk(request, len(todo))
 
-    def files(prompt: Prompt) -> tuple[bool, bool]:
+    def done(prompt: Prompt) -> tuple[bool, bool]:
         return request.latent_file(prompt).exists(), prompt.anchor is not None or request.anchor_file(prompt).exists()
 
-    return sorted(todo, key=files) if request.is_split else todo
+    return sorted(todo, key=done) if request.is_split else todo
+
+
+def check_disk(request: GenerationRequest, count: int) -> None:
+    """Raises ConfigError when `count` videos cannot fit: latents in fp32, and videos at no less than 1 bit a pixel."""
+    run = request.hires
+    latents = 4 * (prod(stage_latent(run)) + prod(stage_latent(request.anchor)))
+    pixels = run.scale.frames * run.scale.height * run.scale.width
+    need = count * (latents + pixels * (2 if request.options.lossless else 1 / 8))
+    what = f"for {count} video{'' if count == 1 else 's'}"
+    check_space("out", request.out, need, "free some, or choose another out=", what)
 
 
 def _lock(request: GenerationRequest, prompt: Prompt, locks: ExitStack) -> bool:
@@ -104,7 +122,7 @@ def _lock(request: GenerationRequest, prompt: Prompt, locks: ExitStack) -> bool:
             print(f"{prompt.name}: another call is making it", file=sys.stderr)
             return False
     if request.is_done(prompt):  # perhaps since the look before it was locked
-        remove_latents(request, prompt)
+        request.remove_latents(prompt)
         return False
     for folder in (request.out, request.out / "anchors", request.out / "latents"):
         for path in folder.glob(f".{prompt.name}.*"):  # a call that was killed was writing it
@@ -128,3 +146,62 @@ def allow_open_files(locks: int) -> None:
             f"{locks} prompts need {needed} open files, {hard} are allowed (ulimit -Hn): give fewer at once"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def run(options: GenerateOptions) -> int:
+    """Exit status: 0 done, 1 it could not be made, 2 a mistake in the call, 130 interrupted."""
+    exit_with_parent()
+    with reported_mistakes():
+        request = make_request(options)
+    trainer = request.hires.trainer
+    # torch's own number heeds OMP_NUM_THREADS and the cores that this process may use
+    cores = 1 if request.device == "cuda" else torch.get_num_threads() // trainer.processes
+    torch.set_num_threads(max(trainer.threads, cores))
+    if request.weights is None and PLACE not in os.environ:
+        print("weights=random: what comes out is noise; its time and memory are real", file=sys.stderr)
+
+    def make_videos() -> None:
+        progress = GenerationProgress()
+        try:
+            paths = generate(request, progress)
+        finally:
+            progress.line.clear()
+        for path in paths:
+            print(path)
+
+    return carry_out(make_videos, RESUMES, lambda error: _explained(error, request))
+
+
+def _explained(error: Exception, request: GenerationRequest) -> Exception | None:
+    """The error with what would do; None for one that nobody expects."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return ValueError(f"{error}\n`make plan scale={request.hires.scale.name} gpus=…` says what it needs")
+    if isinstance(error, OSError):
+        return OSError(f"out={request.out}: {error}; {RESUMES}")
+    return error if isinstance(error, ValueError) else None
+
+
+class GenerationProgress:
+    """A line with what is done and the time left.
+
+    The time left of a part follows its own pace. That of the whole is shown once a tenth is done: parts differ in pace.
+    """
+
+    def __init__(self) -> None:
+        self.line, self.whole, self.part, self.label = ProgressLine(), Pace(), Pace(), ""
+
+    def __call__(self, label: str, share: float, within: float) -> None:
+        if label != self.label or not within:
+            self.part.restart()
+        if label == self.label and not self.line.is_due and share < 1:
+            return
+        self.label = label
+        text = f"{100 * share:3.0f} %  {label}"
+        if 0 < within < 1:
+            text += f", about {self.part.left(within, 1)} to the end of this part"
+        if 0.1 < share < 1:
+            text += f", {self.whole.left(share, 1)} in all"
+        self.line.show(text, last=share >= 1)
+
+
+main = Command(GenerateOptions, run)

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pw.cost.parameters import stage_latent
-from pw.generate.prompts import Text, read_prompts
 from pw.generate.stage_runs import (
-    anchor_source,
     check_memory,
     check_processes,
-    hires_source,
     split_overrides,
     stage_runs,
+    stage_source,
     with_trained,
 )
 from pw.io.arguments import ConfigError, number, option
 from pw.io.files import digest
+from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
+from pw.io.prompts import prompt_entries
 from pw.parallel.place import Place, current_place
 from pw.run.build import Run
 from pw.train.preflight import check_device
@@ -35,20 +35,18 @@ if TYPE_CHECKING:
 
 SLUG = 40  # letters of the prompt in a file's name
 
+Text = tuple[str, int | None]  # a prompt's text, and its seed where the file says one
 
-def _filled(key: str, convert: Callable[[str], Any] = str) -> Callable[[str], Any]:
+
+def _filled(key: str, kind: type[str | Path] = str) -> Callable[[str], Any]:
     """Reads a value that must not be empty: `hires=` is a mistake, not a default."""
 
     def read(text: str) -> Any:
         if not text:
             raise ValueError(f"says nothing; give {key} a value, or leave it out")
-        return convert(text)
+        return Path(text).expanduser() if kind is Path else text
 
     return read
-
-
-def _folder(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,15 @@ class GenerateOptions:
         None, "Wan's weights in diffusers' layout (`make weights` fetches them); or random", read=_filled("weights")
     )
     anchors_from: Path | None = option(
-        None, "the `out` of an earlier call, whose anchors are used", read=_filled("anchors_from", _folder)
+        None, "the `out` of an earlier call, whose anchors are used", read=_filled("anchors_from", Path)
     )
-    out: Path | None = option(None, "outputs/generated/SCALE by default", read=_filled("out", _folder))
+    out: Path | None = option(None, "outputs/generated/SCALE by default", read=_filled("out", Path))
     frames: int | None = option(None, "of the video; 1 makes an image", read=number(1, 100_000))
     fps: float = option(24.0, "frames a second", read=number(1, 240, float))
     quality: int = option(16, "CRF of H.264, from 0 to 51; less is better", read=number(0, 51))
     lossless: bool = option(False, "FFV1 in .mkv instead")
     text_device: Literal["auto", "cpu", "gpu"] = option("auto", "where the text encoder runs")
-    outputs: Path | None = option(None, "where a signature's training lies", read=_filled("outputs", _folder))
+    outputs: Path | None = option(None, "where a signature's training lies", read=_filled("outputs", Path))
     overrides: tuple[str, ...] = ()
 
 
@@ -109,7 +107,6 @@ class GenerationRequest:
 
     @property
     def device(self) -> str:
-        """Where the networks run."""
         return "cuda" if self.hires.trainer.accelerator == "gpu" else "cpu"
 
     @property
@@ -140,7 +137,6 @@ class GenerationRequest:
         return self.out / f"{prompt.name}.{ending}"
 
     def manifest(self, prompt: Prompt) -> Path:
-        """What was made, how, and at what cost; written last."""
         return self.video(prompt).with_suffix(f"{self.video(prompt).suffix}.json")
 
     def anchor_file(self, prompt: Prompt) -> Path:
@@ -155,9 +151,13 @@ class GenerationRequest:
         """Stage II's latent, until the video is done."""
         return self.out / "latents" / f"{prompt.name}.safetensors"
 
+    def remove_latents(self, prompt: Prompt) -> None:
+        """Remove what a video was decoded from; its anchor stays."""
+        for path in (self.latent_file(prompt), self.upsampled_file(prompt)):
+            path.unlink(missing_ok=True)
+
     @property
     def quality(self) -> int | Literal["lossless"]:
-        """Of the video: CRF of H.264, or lossless."""
         return "lossless" if self.options.lossless else self.options.quality
 
     def is_done(self, prompt: Prompt) -> bool:
@@ -171,8 +171,6 @@ class GenerationRequest:
         """Wan's text encoder, not loaded yet; None for random weights."""
         if self.weights is None:
             return None
-        import torch
-
         from pw.io.wan_weights import fingerprint
         from pw.nn.text import TextEncoder
 
@@ -185,10 +183,26 @@ class GenerationRequest:
 
 
 def network_of(run: Run) -> Network:
-    """What `pw.nn.networks` is to load for a stage."""
     from pw.nn.networks import Network
 
     return Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
+
+
+def _read_prompts(options: GenerateOptions) -> list[Text]:
+    """The prompts of `prompt=` or `prompts=`, of which one must be given. Raises ConfigError naming the line."""
+    if (options.prompt is None) == (options.prompts is None):
+        raise ConfigError('give prompt="…" or prompts=FILE (a .txt of one prompt a line, or a .jsonl), one of them')
+    texts: list[Text] = [] if options.prompt is None else [(options.prompt, None)]
+    if options.prompts is not None:
+        for where, entry in prompt_entries(Path(options.prompts).expanduser(), "prompt", '{"prompt": "…"}'):
+            text, seed = entry["prompt"], entry.get("seed")
+            if not isinstance(text, str) or not (seed is None or type(seed) is int):
+                raise ConfigError(f"{where}: prompt is text and seed a whole number")
+            texts.append((text, seed))
+    for n, (text, _) in enumerate(texts, start=1):
+        if not text.strip():
+            raise ConfigError(f"prompt {n} of {len(texts)} is empty: describe what is to be seen")
+    return texts
 
 
 def make_request(options: GenerateOptions) -> GenerationRequest:
@@ -196,13 +210,13 @@ def make_request(options: GenerateOptions) -> GenerationRequest:
     from pw.io.wan_weights import check, locate
 
     overrides, anchor_overrides = split_overrides(options.overrides)
-    texts = read_prompts(options.prompt, options.prompts)
+    texts = _read_prompts(options)
     weights = None if options.weights == "random" else locate(options.weights)
     if weights is not None:
         check(weights, ("transformer", "vae", "text_encoder", "tokenizer"))
     sources = (
-        hires_source(options.hires, weights, options.outputs),
-        anchor_source(options.anchor, weights, options.outputs),
+        stage_source("hires", options.hires, weights, options.outputs),
+        stage_source("anchor", options.anchor, weights, options.outputs),
     )
     trained = (with_trained(sources[0], overrides), with_trained(sources[1], anchor_overrides))
     hires, anchor = stage_runs(*trained, weights, options.frames)
@@ -213,8 +227,7 @@ def make_request(options: GenerateOptions) -> GenerationRequest:
     _check_folder(out)
     request = GenerationRequest(options, hires, anchor, *sources, weights, out)
     request.prompts = _named_prompts(request, texts)
-    _check_networks(request)
-    _check_texts(request)
+    _check_weights(request)
     return request
 
 
@@ -274,18 +287,14 @@ def _earlier_anchor(run: Run, folder: Path, text: str, seed: int) -> Path:
     return path
 
 
-def _check_networks(request: GenerationRequest) -> None:
-    """Raises ValueError where an attention kernel is missing or a checkpoint does not fit."""
+def _check_weights(request: GenerationRequest) -> None:
+    """Raises ValueError where an attention kernel is missing, a checkpoint does not fit, or a prompt is too long."""
     from pw.nn.networks import check_checkpoint, check_kernel
 
     for run, source in ((request.anchor, request.anchor_source), (request.hires, request.hires_source)):
         check_kernel(network_of(run), request.device)
         if source not in ("base", "random"):
             check_checkpoint(network_of(run), Path(source))
-
-
-def _check_texts(request: GenerationRequest) -> None:
-    """Raises ValueError naming a prompt that is longer than the text encoder takes."""
     encoder = request.text_encoder()
     if encoder is None:
         return

@@ -8,21 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pw.io.arguments import ConfigError
+from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.parallel.place import current_place
 from pw.run.build import Run, build
 from pw.run.compose import override_key
 from pw.train.record import written_overrides
 
-SHARED = {
-    "scale",
-    "backbone",
-    "codec",
-    "text",
-    "trainer",
-    "seed",
-    "train",
-}  # groups of stage II that stage I takes over
+# groups of stage II that stage I takes over
+SHARED = {"scale", "backbone", "codec", "text", "trainer", "seed", "train"}
 # What a small pipeline in Wan's layout needs at scale=tiny, which has a codec and sizes of its own.
 TINY = (
     *("codec=wan_vae", "text=umt5", "guidance=on", "data=none", "start=none", "scale.anchor_upsample=latent"),
@@ -37,51 +31,43 @@ NETWORK = {
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(overrides, anchor_overrides): `anchor.KEY=VALUE` is an override of stage I, anything else of stage II.
-
-    Raises ConfigError for an override that has no meaning here.
-    """
+    """Overrides of stage II, and of stage I (`anchor.KEY=VALUE`). Raises ConfigError for one without a meaning here."""
     overrides = [word for word in words if not word.startswith("anchor.")]
     anchor_overrides = [word.removeprefix("anchor.") for word in words if word.startswith("anchor.")]
-    for prefix, given in (("", overrides), ("anchor.", anchor_overrides)):
-        for word in given:
-            key = word.partition("=")[0]
-            if key == "stage":
-                raise ConfigError(f"{prefix}{word}: a video is made by both stages; anchor.KEY=VALUE is for stage I")
-            if key == "trainer.weights":
-                raise ConfigError(f"{prefix}{word}: here it is weights=DIR")
-            if word == "text=none":
-                raise ConfigError(f"{prefix}{word}: a prompt needs an encoder; leave it at umt5")
+    for word in words:
+        override = word.removeprefix("anchor.")
+        if override.startswith("stage="):
+            raise ConfigError(f"{word}: a video is made by both stages; anchor.KEY=VALUE is for stage I")
+        if override.startswith("trainer.weights="):
+            raise ConfigError(f"{word}: here it is weights=DIR")
+        if override == "text=none":
+            raise ConfigError(f"{word}: a prompt needs an encoder; leave it at umt5")
     return overrides, anchor_overrides
 
 
-def hires_source(value: str | None, weights: Path | None, outputs: Path | None) -> str:
-    """Where stage II's weights come from: a path, or `random`. Raises ConfigError saying where to get some."""
-    if value is None and weights is not None:
+def stage_source(stage: str, value: str | None, weights: Path | None, outputs: Path | None) -> str:
+    """Where the weights of `hires` or `anchor` come from: a path, `base` (Wan's own, of stage I), or `random`.
+
+    Raises ConfigError saying where to get some.
+    """
+    if stage == "hires" and value is None and weights is not None:
         raise ConfigError(
             "hires=…: stage II needs trained weights: a checkpoint, an export of `make export`, or a signature under "
             "outputs/train; weights=random tries everything out without any"
         )
-    if value == "base":
+    if stage == "hires" and value == "base":
         raise ConfigError("hires=base: Wan's own weights know no anchor and no stride; give trained weights")
-    return _source("hires", value or "random", outputs)
-
-
-def anchor_source(value: str, weights: Path | None, outputs: Path | None) -> str:
-    """Where stage I's weights come from: a path, `base` (Wan's own), or `random`."""
-    return "random" if value == "base" and weights is None else _source("anchor", value, outputs)
-
-
-def _source(key: str, value: str, outputs: Path | None) -> str:
-    if value in ("base", "random"):
+    if value in (None, "random") or (value == "base" and weights is None):
+        return "random"
+    if value == "base":
         return value
     if re.fullmatch(r"[0-9a-f]{8}", value):
         folder = (outputs or OUTPUTS) / "train" / value
         if not (folder / "done.json").exists():
-            raise ConfigError(f"{key}={value}: {folder} holds no finished training")
+            raise ConfigError(f"{stage}={value}: {folder} holds no finished training")
         return str(folder / "ema.safetensors")
     if not Path(value).expanduser().exists():
-        raise ConfigError(f"{key}={value}: no such file or folder, nor a signature")
+        raise ConfigError(f"{stage}={value}: no such file or folder, nor a signature")
     return str(Path(value).expanduser())
 
 
@@ -137,12 +123,11 @@ def _last(overrides: Sequence[str]) -> list[str]:
 
 def _check_stages(hires: Run, anchor: Run) -> None:
     """Raises ConfigError for a guidance, an injector or a trainer that cannot generate from a prompt."""
-    for prefix, run in (("", hires), ("anchor.", anchor)):
-        if run.guidance.drop != "text":
-            raise ConfigError(f"{prefix}guidance.drop={run.guidance.drop}: with a prompt, guidance drops the text")
     if hires.injector is None:
         raise ConfigError("injector=none: stage II is given an anchor; choose the injector that it was trained with")
     for prefix, run in (("", hires), ("anchor.", anchor)):
+        if run.guidance.drop != "text":
+            raise ConfigError(f"{prefix}guidance.drop={run.guidance.drop}: with a prompt, guidance drops the text")
         if run.trainer.strategy not in ("single", "fsdp"):
             raise ConfigError(
                 f"{prefix}trainer={run.config.choices['trainer']}: to generate, trainer=fsdp splits each network over "
@@ -155,10 +140,7 @@ def _check_stages(hires: Run, anchor: Run) -> None:
 
 
 def check_processes(run: Run) -> None:
-    """Raises ConfigError unless one process generates, or several of one machine that `generate` starts itself.
-
-    In one of these, selects its GPU.
-    """
+    """Selects this process's GPU. Raises ConfigError unless it is alone, or one of those that `generate` starts."""
     trainer = run.trainer
     if trainer.strategy == "single":
         return
@@ -170,8 +152,6 @@ def check_processes(run: Run) -> None:
     if place is not None and place.processes > 1 and not place.is_launched:
         raise ConfigError("trainer=fsdp: starts its processes by itself; call it once, without torchrun or srun")
     if place is not None and trainer.accelerator == "gpu":
-        import torch
-
         torch.cuda.set_device(place.local_rank)
 
 
@@ -179,8 +159,6 @@ def check_memory(hires: Run, anchor: Run) -> None:
     """Raises ValueError when the GPU is too small, with the nearest setting that fits."""
     if hires.trainer.accelerator != "gpu" or current_place(hires.trainer) is None:  # a launcher needs no GPU memory
         return
-    import torch
-
     from pw.cost.verdicts import check_generation
 
     check_generation(hires, anchor, torch.cuda.mem_get_info()[0], torch.cuda.device_count())

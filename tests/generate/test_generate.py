@@ -16,8 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pw.nn.codec
-from pw.generate.command_line import main
-from pw.generate.pipeline import OTHER_FILES, allow_open_files, generate
+from pw.generate.pipeline import OTHER_FILES, allow_open_files, generate, main
 from pw.generate.request import GenerateOptions, GenerationRequest, make_request
 from pw.io.arguments import parse, written
 from pw.io.video import read_video

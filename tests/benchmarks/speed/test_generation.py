@@ -12,8 +12,7 @@ import pytest
 from diffusers import WanTransformer3DModel
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from benchmarks.speed.attention_choice import Variant, choose_variant, fastest
-from benchmarks.speed.generation import main
+from benchmarks.speed.generation import Variant, choose_variant, fastest, main
 from pw.run.build import build
 
 SMALL = (

@@ -1,4 +1,4 @@
-"""benchmarks.systems.pixelwizard_system: PixelWizard as a system, on the small random pipeline."""
+"""benchmarks.systems.external: PixelWizard as a system, on the small random pipeline."""
 
 from __future__ import annotations
 

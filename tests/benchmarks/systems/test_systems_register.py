@@ -49,7 +49,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["name=turbo2k", "videos={there}", "out=/dev/null/x"], "out=/dev/null/x: cannot be written (Not a directory)"),
         (["name=turbo2k", "videos={there}", "seed=3"], "seed: with videos=DIR there are name, out, prompts and seeds"),
         (["name=turbo2k", "videos={there}", "seeds=²"], "seeds=²: a whole number from 1"),
-        (["name=turbo2k", "videos={there}", "prompts={there}/none.txt"], "none.txt: wants a .txt of one prompt a line"),
+        (
+            ["name=turbo2k", "videos={there}", "prompts={there}/none.txt"],
+            "none.txt: no such file; wants a .txt of one",
+        ),
     ],
 )
 def test_a_mistake_in_the_call_is_named(words: list[str], says: str, there: Path, out: Path, capsys):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.systems.watch import ending_with_us
+from benchmarks.systems.gpu_processes import ending_with_us
 
 ROOT = Path(__file__).parents[3]
 PARENT = """
 import subprocess, time
-from benchmarks.systems.watch import ending_with_us
+from benchmarks.systems.gpu_processes import ending_with_us
 child = subprocess.Popen(["sleep", "60"])
 with ending_with_us(child.pid):
     print(child.pid, flush=True)
