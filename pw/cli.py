@@ -52,7 +52,7 @@ VERBS = {
     "generate": Verb(
         "pw.generate.command_line", 'prompt to 2K/4K video: prompt="a heron" scale=2k hires=…', leaves=True
     ),
-    "data": Verb("pw.prepare.to_shards", "turn a folder of videos, or UltraVideo, into shards: path=DIR"),
+    "data": Verb("pw.prepare.ingest", "turn a folder of videos, or UltraVideo, into shards: path=DIR"),
     "latents": Verb("pw.prepare.encode", "encode shards for training at proxy, 2k, 4k: urls=data/shards scale=2k"),
     "weights": Verb(
         "pw.io.wan_download",

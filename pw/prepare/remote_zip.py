@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import zipfile
@@ -17,25 +18,16 @@ LONGEST_READ = 1 << 26  # bytes that a zip may ask for at once: its directory ha
 HEADER = 1 << 12  # bytes before a clip in a zip, at most, as a rule
 
 
-class RemoteFile:
-    """A file on the Hub for `zipfile` to read: seekable, fetches `window` bytes at a time and holds only those."""
+class RemoteFile(io.RawIOBase):
+    """A file on the Hub for `zipfile` to read: fetches `window` bytes at a time and holds only those."""
 
     def __init__(self, source: HubFile, size: int) -> None:
         self.source, self.size, self.window = source, size, WINDOW
         self._at = self._start = 0
         self._held = b""
 
-    def __enter__(self) -> RemoteFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._held = b""
-
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]

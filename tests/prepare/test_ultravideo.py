@@ -27,9 +27,8 @@ from pw.data.shard_index import ShardIndex
 from pw.io import hub as downloads
 from pw.io.video import write_video
 from pw.prepare import remote_zip
-from pw.prepare.to_shards import main
-from pw.prepare.ultravideo import Dataset, UltraVideoOrder, UltraVideoReport, notice
-from pw.prepare.ultravideo_captions import source_video
+from pw.prepare.ingest import DataOptions, main
+from pw.prepare.ultravideo import Dataset, UltraVideoReport, notice, source_video
 
 REPOSITORY = "APRIL-AIGC/UltraVideo"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -197,7 +196,7 @@ def test_without_acceptance_the_licence_is_shown_and_nothing_is_fetched(
     assert "non-commercial research only" in printed
     assert "accept_licence=true" in printed
     assert "5 clips by range requests" in printed
-    assert "1.4 TB" in notice(UltraVideoOrder(tmp_path))
+    assert "1.4 TB" in notice(DataOptions(name="ultravideo"), tmp_path)
     assert not hub.asked
     assert not (tmp_path / "out").exists()
 
