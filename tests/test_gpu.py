@@ -31,9 +31,8 @@ from pw.generate.pipeline import generate
 from pw.generate.request import GenerateOptions, make_request
 from pw.io.arguments import parse
 from pw.io.video import VideoInfo
-from pw.nn.backbone import Backbone
+from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.codec import WanCodec
-from pw.nn.context import groups_of, share_tokens
 from pw.nn.networks import use_kernel
 from pw.prepare.encode import encode
 from pw.prepare.encoding import LatentsOptions, find_weights, plan_encoding

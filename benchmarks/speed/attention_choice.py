@@ -128,7 +128,7 @@ def _seconds(evaluate: Callable[[], torch.Tensor], device: torch.device) -> floa
     """Mean seconds of `REPEATS` evaluations after one that warms up."""
     import torch
 
-    from pw.nn.stock import synchronize
+    from pw.nn.unipc import synchronize
 
     with torch.no_grad():
         evaluate()

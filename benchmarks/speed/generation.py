@@ -79,7 +79,7 @@ def measure_ours(run: Run, keep: Keep | None = None) -> dict[str, Any]:
 
     from pw.cost.flops import forward_flops
     from pw.nn.networks import Network, load_network
-    from pw.nn.stock import synchronize
+    from pw.nn.unipc import synchronize
     from pw.stages.velocity import Condition, evaluations, integrate
 
     device = device_of(run)
@@ -135,7 +135,7 @@ def measure_stock(run: Run, steps: int, of: int, keep: Keep | None = None) -> di
     import torch
 
     from pw.nn.networks import Network, load_network
-    from pw.nn.stock import stock_steps
+    from pw.nn.unipc import stock_steps
 
     device = device_of(run)
     forget(device)

@@ -212,7 +212,7 @@ def load_stage(request: GenerationRequest, stage: Denoising) -> Backbone:
         return load_network(network, stage.source, request.weights, request.device)
     import torch.distributed as dist
 
-    from pw.nn.context import groups_of, share_tokens
+    from pw.nn.backbone import groups_of, share_tokens
     from pw.parallel.sharded import fill, mesh_of, shard
 
     net = network_without_weights(network, stage.source, request.device)

@@ -7,7 +7,7 @@ one is making, the others leave to it.
 With `trainer=fsdp` one call starts a process for each GPU (`pw.parallel.launch`). Each makes videos of its own, the
 same ones that a single process makes, but all evaluate their networks at the same time, since each holds only a part
 of the weights (`pw.parallel.sharded`). With `trainer.context` above 1 that many processes share the tokens of a video
-(`pw.nn.context`) and the tiles of its decode; the first of them encodes its text, and writes. Text encoder and VAE are
+(`pw.nn.backbone`) and the tiles of its decode; the first of them encodes its text, and writes. Text encoder and VAE are
 whole in every process that uses them.
 """
 
