@@ -71,19 +71,18 @@ def mlp_head(width: int, out: int, *, silent: bool) -> nn.Sequential:
 
 
 class ScalarGate(nn.Module):
-    """alpha = tanh(MLP(SinEmb(T) + SinEmb(D))), one per sample  (Eq. 1); starts at 0."""
+    """alpha = tanh(MLP(SinEmb(T) + SinEmb(D))), one per sample, [B, 1]  (Eq. 1); starts at 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mlp = mlp_head(width, 1, silent=True)
 
     def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:
-        """[B], [B] -> [B, 1]."""
         return torch.tanh(self.mlp(sinusoid(timestep) + sinusoid(stride)))
 
 
 class ChannelGate(nn.Module):
-    """alpha = tanh(MLP_T(SinEmb(T)) + MLP_D(SinEmb(D))), one per channel (the authors' code).
+    """alpha = tanh(MLP_T(SinEmb(T)) + MLP_D(SinEmb(D))), one per channel, [B, D] (the authors' code).
 
     Both start at 0, where the authors silence MLP_D alone: a start's injector then keeps its gain of 1 (D18).
     """
@@ -94,7 +93,6 @@ class ChannelGate(nn.Module):
         self.stride_mlp = mlp_head(width, width, silent=True)
 
     def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:
-        """[B], [B] -> [B, D]."""
         return torch.tanh(self.timestep_mlp(sinusoid(timestep)) + self.stride_mlp(sinusoid(stride)))
 
 
@@ -102,7 +100,6 @@ class FixedGate(nn.Module):
     """alpha = 0: the gain is 1 at every step  (Table 4)."""
 
     def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:
-        """[B], [B] -> [B, 1] zeros."""
         return torch.zeros(len(timestep), 1, device=timestep.device)
 
 
@@ -162,7 +159,7 @@ class AnchorGuidedInjector(nn.Module):
         return self._kept[2]
 
     def forget(self) -> None:
-        """Give the refined anchor's memory back, 1.5 GB at 4K."""
+        """1.5 GB at 4K."""
         self._kept = None
 
     def _refine(self, anchor: Tensor, grid: tuple[int, int]) -> Tensor:

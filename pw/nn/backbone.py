@@ -29,7 +29,7 @@ from pw.nn.adapters import AnchorGuidedInjector, StrideEmbedding, is_lowered, re
 
 
 def wan_transformer(choice: options.Wan) -> WanTransformer3DModel:
-    """The stock transformer of a given size, as Wan2.2-TI2V-5B configures it."""
+    """As Wan2.2-TI2V-5B configures it, of a given size."""
     return WanTransformer3DModel(
         patch_size=choice.patch_size,
         num_attention_heads=choice.num_attention_heads,
@@ -48,7 +48,7 @@ def wan_transformer(choice: options.Wan) -> WanTransformer3DModel:
 
 
 class Backbone(nn.Module):
-    """state, timestep, stride, text, anchor -> velocity.
+    """state, timestep, stride, text, anchor -> velocity. dit: the transformer, randomly initialised by default.
 
     A fresh one equals its transformer bit for bit, at any stride and any anchor (except under `Add`, which has
     no weights to initialise at zero).
@@ -60,7 +60,6 @@ class Backbone(nn.Module):
         injector: options.Injector | options.Add | None,
         dit: WanTransformer3DModel | None = None,
     ) -> None:
-        """dit: a transformer of this size with weights; a randomly initialised one by default."""
         super().__init__()
         if injector is not None:
             injector.check(choice)
@@ -114,17 +113,14 @@ class Backbone(nn.Module):
         return self.dit(state.to(dtype), sigma_timestep, text.to(dtype), return_dict=False)[0].to(state.dtype)
 
     def lower(self, dtype: torch.dtype) -> Backbone:
-        """Weights in `dtype` for inference, but those that Wan keeps in fp32 and the embeddings of timestep and stride.
-
-        A plain `.to(bf16)` would also round the modulation.
-        """
+        """Weights in `dtype` for inference, but those Wan keeps in fp32 (its modulation), stride embedding and gate."""
         kept = (*(self.dit._keep_in_fp32_modules or ()), "stride_embedding", "injector.gate")
         for name, parameter in self.named_parameters():
             parameter.data = parameter.data.to(torch.float32 if any(part in name for part in kept) else dtype)
         return self
 
     def release(self) -> None:
-        """Remove the hooks and the last anchor, so that `dit` is the stock transformer."""
+        """`dit` is the stock transformer again."""
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
@@ -179,10 +175,7 @@ def _as_given(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Te
 
 
 def on_host(shape: torch.Size) -> saved_tensors_hooks:
-    """A context in which tensors of this shape that are saved for backward are kept in CPU memory.
-
-    Memory for a GPU's tensors is page-locked, so that copies run asynchronously.
-    """
+    """Tensors of this shape that are saved for backward are kept in CPU memory, page-locked for asynchronous copies."""
 
     def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
         if tensor.shape != shape:
@@ -199,14 +192,9 @@ def on_host(shape: torch.Size) -> saved_tensors_hooks:
 
 # ---- context parallelism: processes that evaluate the same clips together, each on a part of the tokens
 
-# A block's linear layers work on this process's tokens; for self-attention the processes exchange tokens for heads and
-# back (Ulysses), forward and backward by diffusers' hooks. Layers before the blocks are computed in full by each
-# process, and the velocity is gathered, so that each process has all of it. The gradient of a loss in one process
-# covers its tokens alone; the sum over the processes is the gradient.
-
 
 def groups_of(processes: int, device: str) -> DeviceMesh:
-    """All processes in groups of so many neighbours in rank, which meet on `cuda` or `cpu`. All must call it."""
+    """Groups of so many neighbours in rank, which meet on `cuda` or `cpu`. All processes must call it."""
     groups = dist.get_world_size() // processes
     return init_device_mesh(device, (groups, 1, processes), mesh_dim_names=("group", "ring", "ulysses"))
 
@@ -214,6 +202,9 @@ def groups_of(processes: int, device: str) -> DeviceMesh:
 def share_tokens(net: Backbone, mesh: DeviceMesh) -> None:
     """Have a network evaluated by each of the groups together, which must be given equal inputs.
 
+    A block's linear layers work on this process's tokens; for self-attention the processes exchange tokens for heads
+    and back (Ulysses). The rest is computed in full by each, and the velocity is gathered, so that each has all of it.
+    The gradient of a loss in one process covers its tokens alone; the sum over the processes is the gradient.
     The tokens of a clip and the heads of a block must be multiples of a group's processes.
     """
     processes = mesh["ulysses"].size()
