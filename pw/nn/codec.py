@@ -19,8 +19,6 @@ from pw.nn import options
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-    Codec = "SpaceToDepthCodec | WanCodec"
-
 
 class SpaceToDepthCodec:
     """[B, 3, F, H, W] <-> [B, 3 f^2, F, H/f, W/f], exactly invertible; nothing to learn, nothing to load."""

@@ -6,13 +6,11 @@
     out/report.json         what became of every video, and why some were skipped
     out/.unfinished/        the finished videos of an unfinished call, one .raw and one .json each
 
-Two files may be parts of one video (`name.part1.mp4`, `name.part2.mp4`). Nothing tells them apart from any two others,
-so they count as two: from 20 files on, one part may be held out while the other is trained on. No frame is in both, but
-the scene may be. Join such parts before, or keep them out. Where the origin of each file is known (UltraVideo), whole
-origins are held out.
+Parts of one video (`name.part1.mp4`, `name.part2.mp4`) count as two: from 20 files on, one may be held out while the
+other is trained on. No frame is in both, but the scene may be. Join such parts before, or keep them out. Where the
+origin of each file is known (UltraVideo), whole origins are held out.
 
-Each video is cut on its own and kept under `.unfinished`, so that a killed call is taken up where it was. The
-shards are put together when all videos are there, because the split has to know them all.
+A killed call is taken up at the video where it was. The shards are put together last: the split has to know all videos.
 """
 
 from __future__ import annotations
@@ -105,18 +103,12 @@ main = Command(DataOptions, run, resumes="what is done is kept; the same call go
 
 
 def ingest(
-    path: Path,
-    out: Path,
-    settings: ClipSettings,
-    overwrite: bool = False,
-    origins: Mapping[str, str] | None = None,
+    path: Path, out: Path, settings: ClipSettings, overwrite: bool = False, origins: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Make the shards in `out`, or go on making them; returns the manifest.
 
     `origins` {name below `path`: the video that it was cut from}: whole origins are held out, see `split_by_origin`.
-
-    Raises:
-        ConfigError: no videos, `out` holds something else, too little disk space, no clip in any video.
+    Raises ConfigError: no videos, `out` holds something else, too little disk space, no clip in any video.
     """
     videos = find_videos(path)
     out.mkdir(parents=True, exist_ok=True)
@@ -150,7 +142,7 @@ def _make(
     for number, (name, video) in enumerate(todo.items(), start=1):
         progress.video = f"{number}/{len(todo)} {name}"
         record = records[name] = _cut_video(work, name, video, settings, progress)
-        write_json(work / f"{record.id}.json", asdict(record))
+        write_json(work / f"{record_id(name)}.json", asdict(record))
         progress.show(f"skipped, {record.skipped}" if record.skipped else f"{len(record.clips)} clips", last=True)
     ordered = [records[name] for name in videos]
     _skip_twins(ordered)
@@ -235,7 +227,7 @@ def _cut_video(work: Path, name: str, video: Path, settings: ClipSettings, progr
         record.sha256 = sha256(video)
         info = probe(video)
         frames = progress.watch(decode(video, settings.short_side, settings.fps or None))
-        with replacing(work / f"{record.id}.raw") as partial, open(partial, "wb") as raw:
+        with replacing(work / f"{record_id(name)}.raw") as partial, open(partial, "wb") as raw:
             for clip in cut_clips(frames, settings.frames, settings.step, is_cut):
                 for frame in clip:
                     raw.write(frame.image.data)
@@ -274,7 +266,18 @@ def _assemble(
             f"none of the {len(records)} videos gives a clip (all reasons are in {out / REPORT}), such as "
             f"{records[0].file}: {records[0].skipped}"
         )
-    shards = _write_all(out, used, splits, int(settings.shard_mb * 1e6))
+    aside = out / UNFINISHED / "shards"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    shards, shard_bytes = [], int(settings.shard_mb * 1e6)
+    for split in ("train", "val"):
+        for path, samples in write_shards(aside, split, _samples(out, used, splits, split), shard_bytes):
+            about = {"file": path.name, "split": split, "samples": samples, "bytes": length(path)}
+            shards.append(about | {"sha256": sha256(path)})
+    for stale in _shards_in(out):
+        stale.unlink()
+    for shard in shards:
+        (aside / shard["file"]).replace(out / shard["file"])
     totals = {split: sum(assigned.count(split) for assigned in splits) for split in ("train", "val", "gap")}
     manifest = {
         "settings": described,
@@ -291,30 +294,11 @@ def _assemble(
     return manifest
 
 
-def _write_all(
-    out: Path, records: list[VideoRecord], splits: list[list[str]], shard_bytes: int
-) -> list[dict[str, Any]]:
-    """Write the tars aside, then put all in place; returns the manifest's entries."""
-    aside = out / UNFINISHED / "shards"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    shards: list[dict[str, Any]] = []
-    for split in ("train", "val"):
-        for path, samples in write_shards(aside, split, _samples(out, records, splits, split), shard_bytes):
-            about = {"file": path.name, "split": split, "samples": samples, "bytes": length(path)}
-            shards.append(about | {"sha256": sha256(path)})
-    for stale in _shards_in(out):
-        stale.unlink()
-    for shard in shards:
-        (aside / shard["file"]).replace(out / shard["file"])
-    return shards
-
-
 def _samples(out: Path, records: list[VideoRecord], splits: list[list[str]], split: str) -> Iterator[dict[str, Any]]:
     """The clips of one split as webdataset samples."""
     for record, assigned in zip(records, splits, strict=True):
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(record.file).stem)[:40]
-        raw, shape = out / UNFINISHED / f"{record.id}.raw", (len(record.clips), *record.shape)
+        stem, identity = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(record.file).stem)[:40], record_id(record.file)
+        raw, shape = out / UNFINISHED / f"{identity}.raw", (len(record.clips), *record.shape)
         clips = np.memmap(raw, np.uint8, mode="r", shape=shape)
         for frames, (start, _, seconds), mine in zip(clips, record.clips, assigned, strict=True):
             if mine != split:
@@ -325,8 +309,7 @@ def _samples(out: Path, records: list[VideoRecord], splits: list[list[str]], spl
                 about["peak"] = record.peak
             members = {"npy": _npy(frames)} | ({"txt": record.caption.encode()} if record.caption else {})
             about[CHECKSUMS] = checksums(members)
-            key = f"{stem}-{record.id}-{start:06d}"
-            yield {"__key__": key, "json": json.dumps(about).encode(), **members}
+            yield {"__key__": f"{stem}-{identity}-{start:06d}", "json": json.dumps(about).encode(), **members}
 
 
 def _summarise(out: Path, manifest: dict[str, Any], records: list[VideoRecord], seconds: float) -> None:

@@ -54,16 +54,16 @@ class ClipSettings:
 
     @property
     def step(self) -> int:
-        """Frames from one clip's start to the next."""
         return self.stride or self.frames
 
 
 @dataclass
 class VideoRecord:
-    """What became of one video; `clips` are (first frame, last frame, start in s), `shape` [F, H, W, 3].
+    """What became of one video.
 
-    `origin` names the video that the file was cut from, "" if that is not known. `peak`: what became white where HDR
-    was tone-mapped, cd/m2; 0 for SDR.
+    clips   (first frame, last frame, start in s) of each; shape: [F, H, W, 3]
+    origin  names the video that the file was cut from, "" if that is not known
+    peak    what became white where HDR was tone-mapped, cd/m2; 0 for SDR
     """
 
     file: str
@@ -80,10 +80,6 @@ class VideoRecord:
     skipped: str = ""
     origin: str = ""
     peak: float = 0.0
-
-    @property
-    def id(self) -> str:
-        return record_id(self.file)
 
 
 class HardCuts:
@@ -134,8 +130,7 @@ def cut_clips(
 def find_videos(folder: Path) -> dict[str, Path]:
     """{name below `folder`: path} of its videos at any depth, sorted; what is hidden is left out.
 
-    Raises:
-        ConfigError: not a folder, or no video in it.
+    Raises ConfigError: not a folder, or no video in it.
     """
     if not folder.is_dir():
         raise ConfigError(f"path={folder}: no such folder")
@@ -166,7 +161,7 @@ def read_caption(video: Path) -> tuple[str, str]:
 
 
 def record_id(name: str) -> str:
-    """Ten hex digits of a video's name."""
+    """What a video's files are called: ten hex digits of its name."""
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:10]
 
 
@@ -217,7 +212,8 @@ def split_by_origin(records: list[VideoRecord], holdout: float) -> tuple[str, li
     unknown origin is one of its own. A single origin is split in time, as in `assign_splits`.
     """
     origins = [record.origin or f"file {record.file}" for record in records]
-    shares = {origin: _share(origin) for origin in origins}
+    hashes = {origin: hashlib.sha256(origin.encode()).digest()[:6] for origin in origins}
+    shares = {origin: int.from_bytes(found) / (1 << 48) for origin, found in hashes.items()}  # in [0, 1)
     if len(shares) < 2:
         rule, splits = assign_splits(records, holdout)
         return f"a single source video: {rule}", splits
@@ -229,11 +225,6 @@ def split_by_origin(records: list[VideoRecord], holdout: float) -> tuple[str, li
     if unknown := sum(not record.origin for record in records):
         rule += f"; of {unknown} files the source is not known, each counts as one"
     return rule, [["val" if o in val else "train"] * len(r.clips) for o, r in zip(origins, records, strict=True)]
-
-
-def _share(name: str) -> float:
-    """The sha256 of a name as a share of all its values, in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / (1 << 48)
 
 
 def _split_in_time(clips: list[tuple[int, int, float]], held: int) -> list[str]:

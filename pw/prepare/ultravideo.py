@@ -14,21 +14,24 @@ Known, from public code that reads it and from pages that were stored; the datas
         the data preparation of DMAD for MiniMax-H3
     `Summarized Description`, 49,604 rows, a copy that is 960 px wide, members in a folder of the zip's name: loaders
     the licence: quoted by the dataset cards of DMAD-Wan-data and DMAD-H3-data, which are derived from it
-Assumed: that the 960 copy is packed as the others are. The zips are not counted on: the Hub lists its files.
-No commit is known by hash. What `revision` names at the first call is written down, and later calls stay on it.
+Assumed: that the 960 copy is packed as the others are. No commit is known by hash: what `revision` names at the first
+call is written down, and later calls stay on it.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 import re
 import shutil
+import stat
 import sys
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
@@ -37,7 +40,6 @@ from pw.io import hub
 from pw.io.arguments import ConfigError
 from pw.io.files import check_space, check_writable, human_size, length, replacing, write_json
 from pw.prepare.ingest import DataOptions, ingest
-from pw.prepare.remote_zip import RemoteFile, clips_in
 from pw.prepare.source_videos import ENDINGS
 
 REPOSITORY = "APRIL-AIGC/UltraVideo"
@@ -45,6 +47,10 @@ LICENCE = "UltraVideo Dataset License Agreement (CC-BY-4.0 with Additional Restr
 TABLES = ("short.csv", "UltraVideo_short.csv")  # the second name is the one some copies have
 FOLDERS = {"native": "clips_short", "1920": "clips_short_1920", "960": "clips_short_960"}
 REPORT = "ultravideo.json"
+WINDOW = 1 << 16  # bytes read at once where a zip keeps its directory
+LONGEST_WINDOW = 1 << 23  # bytes read at once of a clip
+LONGEST_READ = 1 << 26  # bytes that a zip may ask for at once: its directory has some hundred bytes for each clip
+HEADER = 1 << 12  # bytes before a clip in a zip, at most, as a rule
 CAPTIONS = {"summarized": "Summarized Description", "detailed": "Detailed Description", "brief": "Brief Description"}
 YOUTUBE = re.compile(r"(?:https?://)?(?:www\.|m\.)?youtu(?:\.be/|be\.com/(?:watch\?(?:.*&)?v=|[a-z]+/))([\w-]+)")
 
@@ -69,7 +75,6 @@ class UltraVideoReport:
         write_json(out / REPORT, asdict(self), durable=True)
 
     def present(self, out: Path) -> int:
-        """How many of the clips are still there."""
         return sum((out / "clips" / clip).is_file() for clip in self.clips)
 
 
@@ -91,12 +96,9 @@ Nothing was fetched. If you have read and accept the licence, call again with ac
 def ultravideo(options: DataOptions, out: Path) -> int:
     """Fetch what is not in `out` yet and make shards of it. Exit status: 0 done, 1 the licence is not accepted.
 
-    A taste is of so many clips, one per source video while there are. `overwrite` makes the shards anew; what was
-    fetched stays.
-
-    Raises:
-        ConfigError: `out` cannot be written or holds something else, the disk is too small, the server refuses, has
-            no such revision or ignores ranges, a zip is broken or would write outside `out`.
+    `overwrite` makes the shards anew; what was fetched stays.
+    Raises ConfigError: `out` cannot be written or holds something else, the disk is too small, the server refuses, has
+    no such revision or ignores ranges, a zip is broken or would write outside `out`.
     """
     settings = options.settings
     if not options.accept_licence:
@@ -160,9 +162,8 @@ def _begun(options: DataOptions, out: Path) -> UltraVideoReport | None:
         if (before := getattr(report, name)) != getattr(options, name):
             raise ConfigError(f"out={out}: was begun with {name}={before}; give another out=")
     if options.revision not in ("", report.revision, report.commit):
-        raise ConfigError(
-            f"out={out}: was begun at revision={report.revision}, commit {report.commit}; give another out="
-        )
+        begun = f"revision={report.revision}, commit {report.commit}"
+        raise ConfigError(f"out={out}: was begun at {begun}; give another out=")
     return report
 
 
@@ -217,7 +218,7 @@ class _Fetching:
                 for member in members:
                     if self.report.present(self.out) >= count:
                         return
-                    remote.expect(member.compress_size)
+                    remote.window = min(member.compress_size + HEADER, LONGEST_WINDOW)
                     self._take(archive, member, name)
                     self.report.save(self.out)
 
@@ -266,7 +267,7 @@ class Dataset:
         self._sizes = {name: listed.size for name, listed in self._repository.files.items()}
 
     def zips(self, size: str) -> list[str]:
-        """The zips of one size, in the order of their numbers."""
+        """In the order of their numbers."""
         pattern = re.compile(rf"(?:.*/)?{FOLDERS[size]}(?:_(\d{{1,3}}))?\.zip")
         numbers = {name: int(match[1] or 0) for name in self._sizes if (match := pattern.fullmatch(name))}
         if not numbers:
@@ -275,23 +276,20 @@ class Dataset:
         return sorted(numbers, key=lambda name: (numbers[name], name))
 
     def download_table(self, path: Path) -> None:
-        """Fetch short.csv."""
         name = next((name for name in TABLES if name in self._sizes), None)
         if name is None:
             raise ConfigError(f"no {TABLES[0]} at commit {self.commit}; give another revision=")
         self.download(name, path)
 
     def source(self, name: str) -> hub.HubFile:
-        """Where a file comes from."""
         return self._repository.file(name)
 
     def size(self, name: str) -> int:
         """Bytes of a file, as listed or else as the server says when it is asked for the file's head."""
         size = self._sizes[name] or hub.served(self.source(name)).size
         if not size:
-            raise ConfigError(
-                f"{self.source(name)}: the server does not say how large it is; set HF_ENDPOINT to another"
-            )
+            where = self.source(name)
+            raise ConfigError(f"{where}: the server does not say how large it is; set HF_ENDPOINT to another")
         self._sizes[name] = size
         return size
 
@@ -300,7 +298,7 @@ class Dataset:
         hub.fetch(self.source(name), path, self.size(name), self._repository.files[name].digest)
 
     def needed(self, out: Path, zips: list[str], keep: bool) -> tuple[float, str]:
-        """(bytes still to be written, how they come about): clips are as large as their zips, mp4 does not shrink."""
+        """(bytes still to be written, what for): clips are as large as their zips, mp4 does not shrink."""
         sizes = [self.size(name) for name in zips]
         there = sum(length(_zip(out, name)) for name in zips) + hub.partial_bytes(out / "zips")
         need = sum(sizes) + (sum(sizes) if keep else max(sizes, default=0)) - there
@@ -310,6 +308,56 @@ class Dataset:
 
 def _zip(out: Path, name: str) -> Path:
     return out / "zips" / PurePosixPath(name).name
+
+
+# ---- zips, read member by member over HTTP ranges
+
+
+class RemoteFile(io.RawIOBase):
+    """A file on the Hub for `zipfile` to read: fetches `window` bytes at a time and holds only those."""
+
+    def __init__(self, source: hub.HubFile, size: int) -> None:
+        self.source, self.size, self.window = source, size, WINDOW
+        self._at = self._start = 0
+        self._held = b""
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        if self._at < 0:
+            raise OSError(f"{self.source}: seek to {self._at}")
+        return self._at
+
+    def read(self, n: int = -1) -> bytes:
+        stop = self.size if n < 0 else min(self.size, self._at + n)
+        if stop - self._at > LONGEST_READ:
+            raise zipfile.BadZipFile(f"declares a directory of {stop - self._at:,} bytes")
+        pieces = []
+        while self._at < stop:
+            if not self._start <= self._at < self._start + len(self._held):
+                # the end is read backwards, in bits of a few bytes
+                self._start = min(self._at, max(0, self.size - WINDOW))
+                end = min(self.size, max(stop, self._at + self.window))
+                self._held = hub.read_range(self.source, self._start, end)
+            piece = self._held[self._at - self._start : stop - self._start]
+            pieces.append(piece)
+            self._at += len(piece)
+        return b"".join(pieces)
+
+
+def clips_in(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
+    """The videos of a zip. Raises ConfigError if any member has an absolute path, a `..` in it, or is a link."""
+    for member in archive.infolist():
+        path = PureWindowsPath(member.filename)  # takes / as well as \ and C: apart
+        if path.anchor or ".." in path.parts or stat.S_ISLNK(member.external_attr >> 16):
+            raise ConfigError(
+                f"{name}: holds {member.filename!r}, a link or a path that leads elsewhere; nothing was taken from "
+                "it. Do not trust this server: set HF_ENDPOINT to another, or give another revision="
+            )
+    videos = [member for member in archive.infolist() if member.filename.lower().endswith(ENDINGS)]
+    return [member for member in videos if not PurePosixPath(member.filename).name.startswith(".")]
 
 
 # ---- short.csv
@@ -345,10 +393,8 @@ def read_captions(table: Path, caption: str) -> dict[str, CaptionRow]:
 
 
 def source_video(url: str | None) -> str:
-    """What names the video behind an entry of the column `url`: YouTube's id, else the entry as it is, "" if empty.
-
-    The id also where the entry is an address, so that a time in it (`&t=12s`) does not make two videos of one.
-    """
+    """What names the video behind an entry of the column `url`: YouTube's id, also where it is an address (with a time,
+    `&t=12s`, it would be another one), else the entry as it is, "" if empty."""
     text = (url or "").strip()
     address = YOUTUBE.match(text)
     return address[1] if address else text
