@@ -151,7 +151,7 @@ def measure_stock(run: Run, steps: int, of: int, keep: Keep | None = None) -> di
             keep({**found, "peak_gb": _peak_gb(device)})
 
     try:
-        took, _ = stock_steps(net.dit, *_inputs(run, device), run.schedule.shift, steps, of, after_step)
+        took = stock_steps(net.dit, *_inputs(run, device), run.schedule.shift, steps, of, after_step)
         step = sum(took[1:]) / len(took[1:]) if len(took) > 1 else took[0]
         found["seconds"] = round(step * of, 4)
     except torch.OutOfMemoryError as error:  # a modulation per token is 9 GB at 4K, and twice that in fp32

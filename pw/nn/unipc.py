@@ -47,21 +47,13 @@ class UniPC:
 
 
 def stock_steps(
-    dit: Any,
-    latent: Tensor,
-    text: Tensor,
-    shift: float,
-    steps: int,
-    of: int,
-    after_step: Callable[[float], None] | None = None,
-) -> tuple[list[float], Tensor]:
+    dit: Any, latent: Tensor, text: Tensor, shift: float, steps: int, of: int, after_step: Callable[[float], None]
+) -> list[float]:
     """Seconds of each of the first `steps` of `of` denoising steps with guidance, as Wan2.2-TI2V-5B is published.
 
     Timesteps per token, two forwards a step, UniPC.
     latent  initial noise [1, C, F', h, w] on the transformer's device; text [1, tokens, D], both branches'
     after_step  called after each step with its seconds
-
-    Returns the seconds and the state after the last of them.
     """
     from diffusers.pipelines.wan.pipeline_wan import WanPipeline
     from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
@@ -75,15 +67,12 @@ def stock_steps(
     _, _, frames, rows, columns = latent.shape
     seconds: list[float] = []
     began = time.perf_counter()
-    states = []
 
     def after(pipe: Any, index: int, timestep: Any, found: dict[str, Any]) -> dict[str, Any]:
         nonlocal began
         synchronize(latent.device)
         seconds.append(time.perf_counter() - began)
-        states.append(found["latents"])
-        if after_step is not None:
-            after_step(seconds[-1])
+        after_step(seconds[-1])
         pipe._interrupt = len(seconds) >= steps
         began = time.perf_counter()
         return found
@@ -101,7 +90,7 @@ def stock_steps(
         output_type="latent",
         callback_on_step_end=after,
     )
-    return seconds, states[-1]
+    return seconds
 
 
 def synchronize(device: torch.device) -> None:
