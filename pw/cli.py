@@ -50,7 +50,7 @@ VERBS = {
     "export": Verb("pw.train.export", "write a training as a folder that diffusers opens: run=SIGNATURE"),
     "plan": Verb("pw.cost.planner", "tokens, FLOPs, memory and time before anything loads: scale=4k gpus=1x80GB"),
     "generate": Verb("pw.generate.pipeline", 'prompt to 2K/4K video: prompt="a heron" scale=2k hires=…', leaves=True),
-    "data": Verb("pw.prepare.to_shards", "turn a folder of videos, or UltraVideo, into shards: path=DIR"),
+    "data": Verb("pw.prepare.ingest", "turn a folder of videos, or UltraVideo, into shards: path=DIR"),
     "latents": Verb("pw.prepare.encode", "encode shards for training at proxy, 2k, 4k: urls=data/shards scale=2k"),
     "weights": Verb(
         "pw.io.wan_download",

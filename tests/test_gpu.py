@@ -31,9 +31,8 @@ from pw.generate.pipeline import generate
 from pw.generate.request import GenerateOptions, make_request
 from pw.io.arguments import parse
 from pw.io.video import VideoInfo
-from pw.nn.backbone import Backbone
+from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.codec import WanCodec
-from pw.nn.context import groups_of, share_tokens
 from pw.nn.networks import use_kernel
 from pw.prepare.encode import encode
 from pw.prepare.encoding import LatentsOptions, find_weights, plan_encoding
@@ -124,7 +123,7 @@ def test_a_video_is_made_from_weights_on_disk(gpu: Gpu, pipeline: Any, tmp_path:
 def test_clips_are_encoded_there(gpu: Gpu, pipeline: Any, tmp_path: Path) -> None:
     videos = write_videos(tmp_path / "shards", {"train": [picture(0), picture(1)], "val": [picture(2)]})
     words = [f"urls={videos}", f"out={tmp_path / 'latents'}", "anchors=2", *SMALL, "trainer=gpu"]
-    encoding = plan_encoding(parse(LatentsOptions, [*words, f"trainer.weights={pipeline[0]}"]), {})
+    encoding = plan_encoding(parse(LatentsOptions, [*words, f"trainer.weights={pipeline[0]}"]))
     find_weights(encoding)
     report = encode(encoding)
     assert (report.encoded, report.skipped) == (3, [])

@@ -129,7 +129,7 @@ def time_variants(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[V
 
 def _stopwatch(run: Run, net: Backbone) -> Callable[[], float]:
     """Measures the mean seconds of `REPEATS` evaluations of a network after one that warms up."""
-    from pw.nn.stock import synchronize
+    from pw.nn.unipc import synchronize
     from pw.stages.velocity import Condition, velocity
 
     channels, frames, rows, columns = stage_latent(run)
@@ -162,7 +162,7 @@ def measure_ours(run: Run, keep: Keep = lambda found: None) -> dict[str, Any]:
     from pw.cost.flops import forward_flops
     from pw.generate.denoise import calls_of
     from pw.nn.networks import load_network
-    from pw.nn.stock import synchronize
+    from pw.nn.unipc import synchronize
     from pw.stages.velocity import Condition, evaluations, integrate
 
     device = _emptied_device(run)
@@ -219,7 +219,7 @@ def measure_ours(run: Run, keep: Keep = lambda found: None) -> dict[str, Any]:
 def _measure_stock(run: Run, steps: int, of: int, keep: Keep) -> dict[str, Any]:
     """Seconds and peak memory of the first steps of diffusers' pipeline; `failed` where memory runs out."""
     from pw.nn.networks import load_network
-    from pw.nn.stock import stock_steps
+    from pw.nn.unipc import stock_steps
 
     device = _emptied_device(run)
     network = replace(network_of(run), injector=None, attention="sdpa", compile=False)
@@ -235,7 +235,7 @@ def _measure_stock(run: Run, steps: int, of: int, keep: Keep) -> dict[str, Any]:
 
     try:
         inputs = _inputs(run, stage_latent(run)[1])[:2]
-        took, _ = stock_steps(net.dit, *inputs, run.schedule.shift, steps, of, after_step)
+        took = stock_steps(net.dit, *inputs, run.schedule.shift, steps, of, after_step)
         step = sum(took[1:]) / len(took[1:]) if len(took) > 1 else took[0]
         found["seconds"] = round(step * of, 4)
     except torch.OutOfMemoryError as error:  # a modulation per token is 9 GB at 4K, and twice that in fp32

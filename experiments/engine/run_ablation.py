@@ -120,7 +120,7 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
     from benchmarks.report import write as report
     from experiments.engine.outcome.log_table import log_to_mlflow
     from experiments.engine.outcome.table import make_table, write_table
-    from pw.tracking.mlflow_database import TrackingError
+    from pw.tracking.mlflow_log import TrackingError
 
     try:
         result = make_table(plan, rows, failed)

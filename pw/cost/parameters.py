@@ -10,7 +10,7 @@ from pw.run.build import Run
 Codec = options.WanVAE | options.SpaceToDepth
 Injector = options.Injector | options.Add | None
 
-SINUSOID = 256  # channels of a sinusoidal embedding  (pw.nn.embed)
+SINUSOID = 256  # channels of a sinusoidal embedding  (pw.nn.adapters)
 
 # Wan2.2's VAE, diffusers' AutoencoderKLWan at the published configuration, counted on the meta device.
 VAE_ENCODER_PARAMETERS = 149_637_088

@@ -1,8 +1,7 @@
 """Sources of clips: `batch`, `evaluation` and `fingerprint`, each a pure function of seeds, and degradation to anchors.
 
-`procedural` draws clips, `shards` crops real video from the shards of `pw data`, `latents` reads clips encoded by
-`pw latents`. A batch does not depend on the batches before it: a run resumes exactly, with any number of workers, and
-two arms with the same seed see the same data. Begin with `Source`.
+A batch does not depend on the batches before it: a run resumes exactly, with any number of workers, and two arms with
+the same seed see the same data. Begin with `Source`.
 """
 
 from __future__ import annotations
@@ -38,11 +37,10 @@ class LatentBatch:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
         return self.latent.device
 
     def to(self, device: torch.device | str) -> LatentBatch:
-        """The same on a device; Lightning calls it."""
+        """Lightning calls it."""
         return LatentBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
@@ -120,15 +118,12 @@ class Source(Protocol):
 
     def batch(self, seed: int, index: int, batch_size: int) -> Tensor | LatentBatch:
         """The index-th batch of an endless order: float32 [B, 3, F, H, W] in [-1, 1], or already encoded."""
-        ...
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
         """Two sets of `count` held-out clips, each computed or read at its first use."""
-        ...
 
     def fingerprint(self) -> str:
         """Changes when the clips do."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -138,15 +133,12 @@ class Unset:
     twins_share_structure: ClassVar[bool] = False
 
     def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
-        """Raises ValueError: there is nothing to train on."""
         raise ValueError(NO_DATA)
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        """Raises ValueError: there are no clips."""
         raise ValueError(NO_DATA)
 
     def fingerprint(self) -> str:
-        """Of no clips."""
         return "none"
 
 

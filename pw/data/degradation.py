@@ -16,7 +16,6 @@ from pw.io.lazy import torch
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-
 AT_ONCE = 2**25  # pixels that `resize` handles at once, 400 MB: some frames of a 2K clip, whole batches of small ones
 
 
@@ -28,19 +27,15 @@ class Degradation(Protocol):
 
     def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[Any]:
         """Random parameters for each of `clips` clips of `frames` frames, with anchors of `size`."""
-        ...
 
     def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[Any]) -> Tensor:
         """video [B, 3, F, H, W], drawn parameters of each clip -> anchor video [B, 3, F, *size]."""
-        ...
 
     def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
         """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
-        ...
 
     def perturb(self, latent: Tensor, draw: Generator) -> Tensor:
         """anchor latent -> noisy anchor latent, the same shape."""
-        ...
 
 
 def resize(video: Tensor, size: tuple[int, int], mode: str) -> Tensor:
@@ -124,13 +119,11 @@ class BlurAndNoise:
             raise ValueError(f"degradation.noise_probability={self.noise_probability}: a probability, 0 to 1")
 
     def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[DrawnLoss]:
-        """Random parameters for each clip."""
         factors = _between(self.downscale, clips, draw).tolist()
         sigmas = _between(self.blur, clips, draw).tolist()
         return [DrawnLoss(factor, sigma, max(sigmas)) for factor, sigma in zip(factors, sigmas, strict=True)]
 
     def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[DrawnLoss]) -> Tensor:
-        """video [B, 3, F, H, W], drawn parameters of each clip -> anchor video [B, 3, F, *size]."""
         height, width = video.shape[-2:]
         reduced = lambda clips, f: resize(clips, (max(1, round(height / f)), max(1, round(width / f))), "area")  # noqa: E731
         if self.downscale[0] == self.downscale[1]:
@@ -142,7 +135,6 @@ class BlurAndNoise:
         return blur(anchor, sigmas, drawn[0].widest) if self.blur[1] > 0 else anchor
 
     def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
-        """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
         return self.degrade(video, size, self.draw(len(video), video.shape[2], size, draw))
 
     def perturb(self, latent: Tensor, draw: Generator) -> Tensor:
@@ -158,19 +150,15 @@ class Clean:
     """Area-downscale to the anchor's size, no other degradation."""
 
     def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[None]:
-        """Nothing is drawn."""
         return [None] * clips
 
     def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[None]) -> Tensor:
-        """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
         return resize(video, size, "area")
 
     def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
-        """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
         return resize(video, size, "area")
 
     def perturb(self, latent: Tensor, draw: Generator) -> Tensor:
-        """The latent as it is."""
         return latent
 
 
@@ -205,7 +193,6 @@ class Flawed:
             raise ValueError(f"degradation.noise={self.noise}: a standard deviation, 0 or more")
 
     def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[Flaw]:
-        """Random parameters and flaws for each clip."""
         losses, side, flaws = self.base.draw(clips, frames, size, draw), self._masked(size), []
         for loss in losses:
             top, left = (int(torch.randint(0, s - d + 1, (), generator=draw)) for s, d in zip(size, side, strict=True))
@@ -214,7 +201,6 @@ class Flawed:
         return flaws
 
     def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[Flaw]) -> Tensor:
-        """video [B, 3, F, H, W], drawn flaws of each clip -> anchor video [B, 3, F, *size]."""
         anchor, side = self.base.degrade(video, size, [flaw.loss for flaw in drawn]).clone(), self._masked(size)
         for clip, flaw in zip(anchor, drawn, strict=True):
             rows, columns = slice(flaw.top, flaw.top + side[0]), slice(flaw.left, flaw.left + side[1])
@@ -228,9 +214,7 @@ class Flawed:
         return [max(1, round(length * self.mask**0.5)) for length in size] if self.mask else [0, 0]
 
     def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
-        """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
         return self.degrade(video, size, self.draw(len(video), video.shape[2], size, draw))
 
     def perturb(self, latent: Tensor, draw: Generator) -> Tensor:
-        """anchor latent + noise."""
         return latent + (self.noise * torch.randn(latent.shape, generator=draw)).to(latent)

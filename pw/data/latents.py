@@ -34,10 +34,7 @@ EMPTY = "empty.safetensors"
 UNFINISHED = ".unfinished"
 ENDINGS = ("safetensors", "json")
 AGAIN = "encode it again: remove it and its .json, and call `make latents` as before"
-WHEN_TRAINING = (
-    "noise",
-    "noise_probability",
-)  # of a degradation: drawn in every update, so not stored
+WHEN_TRAINING = ("noise", "noise_probability")  # of a degradation: drawn in every update, so not stored
 SIZES = ("frames", "height", "width", "anchor_height", "anchor_width", "anchor_upsample")
 
 
@@ -83,7 +80,6 @@ def fitted(frames: Frames, size: tuple[int, int, int]) -> Tensor | Frames:
 
 
 def _middle(pictures: Any, height: int, width: int) -> Any:
-    """The centre crop of pictures [_, H, W, …]."""
     top, left = (pictures.shape[1] - height) // 2, (pictures.shape[2] - width) // 2
     return pictures[:, top : top + height, left : left + width]
 
@@ -92,10 +88,8 @@ def _middle(pictures: Any, height: int, width: int) -> Any:
 class LatentClips:
     """Latents of real video, its anchors and captions, in the order of `ShardClips`.
 
-    urls         a folder data/latents/<scale>-<digest> of `make latents`
+    urls         a folder data/latents/<scale>-<digest> of `make latents`; ShardError if it is missing or incomplete
     text_tokens  length that embeddings are padded to
-
-    Raises ValueError (ShardError) when the folder is missing or incomplete.
     """
 
     urls: str
@@ -136,11 +130,7 @@ class LatentClips:
             raise ShardError(f"{path}: cannot be read ({error}); {AGAIN}") from error
 
     def batch(self, seed: int, index: int, batch_size: int) -> LatentBatch:
-        """The `index`-th batch of an endless order; a pure function of its arguments.
-
-        Every clip comes once per epoch, in an order drawn from (seed, epoch); its anchor is drawn from (seed,
-        position).
-        """
+        """Every clip comes once per epoch, in an order drawn from (seed, epoch), its anchor from (seed, position)."""
         positions = range(index * batch_size, (index + 1) * batch_size)
         latents, anchors, texts = zip(*(self._clip(seed, position) for position in positions), strict=True)
         return LatentBatch(torch.stack(latents), torch.stack(anchors), torch.stack(texts), self.null_text())
@@ -152,7 +142,6 @@ class LatentClips:
         return found["latent"].float(), found["anchors"][chosen].float(), _padded(found["text"], self.text_tokens)
 
     def passed_over(self) -> list[str]:
-        """The training clips that could not be read so far, by name."""
         return self._train.passed_over()
 
     def held_out(self) -> str:
@@ -176,7 +165,7 @@ class LatentClips:
         return _LargeEnough(index, (scale["frames"], scale["height"], scale["width"]))
 
     def check_evaluation(self, count: int) -> None:
-        """Check, by sizes alone, that there are clips for two sets of `count`. Raises ValueError otherwise."""
+        """Raises ValueError unless there are, by sizes alone, clips for two sets of `count`."""
         self._check_count(len(self._pool()), count)
 
     def _check_count(self, there: int, count: int) -> None:
@@ -187,10 +176,9 @@ class LatentClips:
             )
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        """Two sets of `count` held-out clips in pixels, with no clip in both.
+        """Two sets of held-out clips in pixels, with no clip in both, from the encoded shards of video, fitted alike.
 
-        They are read from the encoded shards of video and fitted in the same manner. Raises ValueError when the shards
-        are gone or have too few clips, and later, at the first use of the clips, if too few of them can be read.
+        Raises ValueError when the shards are gone or have too few clips, and, at their first use, if too few are whole.
         """
         pool = self._pool()
         self._check_count(len(pool), count)
@@ -219,8 +207,6 @@ class LatentClips:
 
 
 class _LargeEnough(Readable[StoredClip]):
-    """The clips of an index that can be fitted to a size."""
-
     def __init__(self, index: ShardIndex, size: tuple[int, int, int]) -> None:
         self.index, self.size = index, size
         super().__init__([i for i, sample in enumerate(index.samples) if fits(sample.shape, size)])
@@ -258,11 +244,9 @@ class _Latents(Readable["dict[str, Tensor]"]):
         super().__init__(range(len(self.samples)))
 
     def sizes(self) -> Iterator[tuple[str, list[int]]]:
-        """(key, bytes of its members) of every clip."""
         return ((key, [size for _, size in parts.values()]) for _, key, parts in self.samples)
 
     def read(self, i: int) -> dict[str, Tensor]:
-        """`latent`, `anchors` and `text` as they are stored."""
         path, key, parts = self.samples[i]
         try:
             found = _tensors(read_member(path, *parts["safetensors"]))

@@ -27,21 +27,17 @@ CONTRAST = 0.45
 
 
 def generator(*entropy: int) -> Generator:
-    """A generator that is a pure function of some integers."""
+    """A pure function of some integers."""
     seed = np.random.SeedSequence([e & 0xFFFFFFFF for e in entropy]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
 @dataclass(frozen=True)
 class ProceduralClips:
-    """An endless source of clips, each a pure function of (seed, position).
-
-    frames, size  F and H = W in pixels
-    """
+    """Clips of `frames` frames of `size` x `size` px without end, each a pure function of (seed, position)."""
 
     frames: int
     size: int
-
     twins_share_structure: ClassVar[bool] = True  # real_b has the anchors of real
 
     def __post_init__(self) -> None:
@@ -51,7 +47,6 @@ class ProceduralClips:
             raise ValueError(f"data.size={self.size}: needs at least {2 * CELL} px")
 
     def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
-        """The index-th batch of the endless order: float32 [B, 3, F, H, W] in [-1, 1]."""
         draw = generator(seed, index, 0)
         return self._render(self._structure(batch_size, draw), self._texture(batch_size, draw))
 
@@ -63,7 +58,6 @@ class ProceduralClips:
         return Evaluation(real, twin, note=lambda: "real_b: the same structure with other texture")
 
     def fingerprint(self) -> str:
-        """Changes when the clips do."""
         return f"procedural/{VERSION}"
 
     def _drawn(self, count: int, structure: dict[str, Tensor], texture: dict[str, Tensor]) -> Clips:

@@ -58,7 +58,7 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """A name for messages, independent of the shards' folder."""
+        """For messages: independent of the shards' folder."""
         return f"{self.shard.name}/{self.key}"
 
 
@@ -85,10 +85,7 @@ def write_tar(path: Path, samples: Iterator[dict[str, Any]], max_bytes: float = 
 
 
 def write_shards(folder: Path, split: str, samples: Iterable[dict[str, Any]], max_bytes: int) -> list[tuple[Path, int]]:
-    """Write `samples` ({"__key__": …, ending: bytes}) as `folder/<split>-000000.tar`, … of about `max_bytes`.
-
-    The same samples give the same bytes. Returns (path, number of samples) of each tar.
-    """
+    """`write_tar` to `folder/<split>-000000.tar`, … of about `max_bytes`: (path, number of samples) of each."""
     shards, remaining = [], iter(samples)
     while number := write_tar(path := folder / f"{split}-{len(shards):06d}.tar", remaining, max_bytes):
         shards.append((path, number))
@@ -101,9 +98,8 @@ class ShardIndex:
     `urls` is a folder with a manifest.json (as `make data` leaves it), a pattern of local tars such as
     `shards/{train,val}-*.tar`, or a list of tars; tars count if their name begins with `split`.
 
-    Raises:
-        ValueError: there are no such tars, or `urls` has an address.
-        ShardError: a shard is truncated, differs from its manifest, or holds other files.
+    Raises ValueError without such tars, or for an address; ShardError for a shard that is truncated, differs from its
+    manifest, or holds other files.
     """
 
     def __init__(self, urls: str | os.PathLike[str] | Sequence[str], split: str) -> None:
@@ -123,11 +119,7 @@ class ShardIndex:
         return len(self.samples)
 
     def read(self, i: int) -> StoredClip:
-        """The i-th clip.
-
-        Raises:
-            ShardError: its bytes are not a uint8 [F, H, W, 3] array, or do not match their checksum.
-        """
+        """Raises ShardError: its bytes are not a uint8 [F, H, W, 3] array, or do not match their checksum."""
         sample = self.samples[i]
         try:
             members = {ending: read_member(sample.shard, *place) for ending, place in sample.members.items()}
@@ -152,7 +144,6 @@ def find_shards(urls: str | os.PathLike[str] | Sequence[str]) -> list[Path]:
 
 
 def _find(urls: str | os.PathLike[str] | Sequence[str], split: str) -> list[Path]:
-    """The tars of a split, in order."""
     paths = find_shards(urls)
     found = [path for path in paths if path.name.startswith(f"{split}-")]
     if not found:
@@ -182,8 +173,7 @@ def _expand(url: str) -> list[Path]:
 def index_tar(shard: Path, endings: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
     """The positions of all members of a tar, {key: {ending: (offset, size)}}, from its headers alone.
 
-    Raises:
-        ShardError: it is truncated, holds another ending or anything but files, or a sample lacks the first ending.
+    Raises ShardError: truncated, another ending or anything but files in it, or a sample without the first ending.
     """
     size = shard.stat().st_size
     members: dict[str, dict[str, tuple[int, int]]] = {}
@@ -316,5 +306,4 @@ def read_member(path: Path, offset: int, size: int) -> bytes:
 
 
 def shard_digest(*parts: Any) -> str:
-    """Sixteen hex digits of plain data."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -56,24 +56,18 @@ class ShardClips:
         object.__setattr__(self, "_eval", _Pool(ShardIndex(self.urls, self.eval_split), crop))
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with the clips and with the crop."""
         return shard_digest(self._train.index.fingerprint, self._eval.index.fingerprint, self._train.crop)
 
     def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
-        """The `index`-th batch of an endless order: float32 [B, 3, F, H, W] in [-1, 1].
-
-        A pure function of its arguments. Every clip comes once per epoch, in an order drawn from (seed,
-        epoch); place, start and flip of the crop are drawn from (seed, position).
-        """
+        """Every clip comes once per epoch, in an order drawn from (seed, epoch); its crop from (seed, position)."""
         positions = range(index * batch_size, (index + 1) * batch_size)
         return torch.stack([self._training_crop(seed, position) for position in positions])
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        """Two sets of `count` held-out crops, with no clip in both.
+        """Two sets of held-out crops: clips are dealt to them in turn, so that both have crops of all videos.
 
-        Clips are dealt to the two sets in turn, so that both have crops of all videos. With fewer clips than
-        crops, a clip gives several, which do not overlap as long as there is room; `note` says so. A single
-        clip serves both sets, with different crops.
+        With fewer clips than crops, a clip gives several, which do not overlap as long as there is room; `note` says
+        so. A single clip serves both sets, with different crops.
         """
         clips = range(len(self._eval))
         alone = len(clips) == 1
@@ -97,7 +91,6 @@ class ShardClips:
         return Evaluation(cut_out(sets[0]), cut_out(sets[1]), note)
 
     def passed_over(self) -> list[str]:
-        """The training clips that could not be read so far, by name."""
         return self._train.passed_over()
 
     def _training_crop(self, seed: int, position: int) -> Tensor:
@@ -137,17 +130,16 @@ class Readable(ABC, Generic[Read]):
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
-        """ids: the clips to read, by position."""
         self.ids = ids
         self.bad: set[int] = set()
 
     @abstractmethod
     def read(self, i: int) -> Read:
-        """The clip of an id. Raises ShardError where it is unreadable."""
+        """The clip of one of `ids`. Raises ShardError where it is unreadable."""
 
     @abstractmethod
     def name(self, i: int) -> str:
-        """The name of a clip in messages: `<shard>/<key>`."""
+        """`<shard>/<key>`, for messages."""
 
     def passed_over(self) -> list[str]:
         """The unreadable clips met so far, by name."""
@@ -157,7 +149,6 @@ class Readable(ABC, Generic[Read]):
         return len(self.ids)
 
     def get(self, i: int) -> Read | None:
-        """The i-th clip, or None if it is unreadable."""
         if i in self.bad:
             return None
         try:
@@ -183,7 +174,6 @@ class LastRead(Generic[Read]):
         self._last: tuple[int, Read] | None = None
 
     def is_readable(self, i: int) -> bool:
-        """Whether the i-th clip can be read, by reading it."""
         if self._last is None or self._last[0] != i:
             self._last = None  # before the next is read: one clip in memory, not two
             found = self._pool.get(i)
@@ -210,7 +200,6 @@ class LazyList(Generic[Item]):
         return self.first(i + 1)[i]
 
     def first(self, count: int) -> list[Item]:
-        """The first `count` of them."""
         while len(self._known) < count:
             self._known.append(next(self._rest))
         return self._known[:count]
@@ -256,18 +245,17 @@ def short_side(height: int, width: int) -> int:
 
 
 def unreadable(names: Sequence[str]) -> str:
-    """The words of a note about held-out clips that could not be read; empty if there are none."""
+    """The end of a note about held-out clips."""
     return f"; unreadable: {', '.join(names)}" if names else ""
 
 
 def seeded(*parts: int | str) -> Generator:
-    """A generator that is a pure function of some numbers and words."""
+    """A pure function of some numbers and words."""
     return torch.Generator().manual_seed(int(shard_digest(*parts), 16))
 
 
 @lru_cache(maxsize=4)
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
-    """All of 0 … n - 1 once, in an order drawn from (seed, epoch)."""
     return torch.randperm(n, generator=seeded(seed, "epoch", epoch)).tolist()
 
 

@@ -16,10 +16,9 @@ from pw.data.procedural import generator
 from pw.generate.output import Task, load_codec, load_latent, release_memory, save_latent
 from pw.generate.request import GenerationRequest, Prompt, network_of
 from pw.io.files import digest
-from pw.nn.backbone import Backbone
-from pw.nn.context import groups_of, share_tokens
+from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.networks import load_network, network_without_weights
-from pw.nn.stock import synchronize
+from pw.nn.unipc import synchronize
 from pw.run.build import Run
 from pw.stages.velocity import Condition, evaluations, integrate
 

@@ -12,8 +12,8 @@ one is making, the others leave to it.
 With `trainer=fsdp trainer.devices=N` one call starts a process for each of N GPUs (`pw.parallel.launch`). Each makes
 videos of its own, the same ones that a single process makes, but all evaluate their networks at the same time, since
 each holds only a part of the weights (`pw.parallel.sharded`). With `trainer.context=M` groups of M processes share the
-tokens of a video (`pw.nn.context`) and the tiles of its decode, in nearly an Mth of the time; the first of them encodes
-its text, and writes. Text encoder and VAE are whole in every process that uses them.
+tokens of a video (`pw.nn.backbone`) and the tiles of its decode, in nearly an Mth of the time; the first of them
+encodes its text, and writes. Text encoder and VAE are whole in every process that uses them.
 """
 
 from __future__ import annotations

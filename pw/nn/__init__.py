@@ -1,5 +1,4 @@
 """The network: diffusers' Wan transformer, unmodified, with a stride embedding and an anchor-guided injector added.
 
-Begin with `backbone`, then `injector` (Eqs. 1-2) and `embed` (the stride). `options` holds what can be chosen and
-imports no torch; `codec` is video <-> latent, `text` prompt -> embedding, `convert` reads checkpoints of any layout.
+Begin with `backbone`, then `adapters` (Eqs. 1-2, and the stride). `options` imports no torch.
 """

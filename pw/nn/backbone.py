@@ -10,21 +10,26 @@ in backward; `_checkpointed` restores the context of the forward that is recompu
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from diffusers.hooks.context_parallel import apply_context_parallel
+from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
+from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
 from pw.nn import options
-from pw.nn.embed import StrideEmbedding, is_lowered, unlowered
-from pw.nn.injector import AnchorGuidedInjector, resize_frames
+from pw.nn.adapters import AnchorGuidedInjector, StrideEmbedding, is_lowered, resize_frames, unlowered
 
 
 def wan_transformer(choice: options.Wan) -> WanTransformer3DModel:
-    """The stock transformer of a given size, as Wan2.2-TI2V-5B configures it."""
+    """As Wan2.2-TI2V-5B configures it, of a given size."""
     return WanTransformer3DModel(
         patch_size=choice.patch_size,
         num_attention_heads=choice.num_attention_heads,
@@ -43,7 +48,7 @@ def wan_transformer(choice: options.Wan) -> WanTransformer3DModel:
 
 
 class Backbone(nn.Module):
-    """state, timestep, stride, text, anchor -> velocity.
+    """state, timestep, stride, text, anchor -> velocity. dit: the transformer, randomly initialised by default.
 
     A fresh one equals its transformer bit for bit, at any stride and any anchor (except under `Add`, which has
     no weights to initialise at zero).
@@ -55,7 +60,6 @@ class Backbone(nn.Module):
         injector: options.Injector | options.Add | None,
         dit: WanTransformer3DModel | None = None,
     ) -> None:
-        """dit: a transformer of this size with weights; a randomly initialised one by default."""
         super().__init__()
         if injector is not None:
             injector.check(choice)
@@ -65,7 +69,7 @@ class Backbone(nn.Module):
         self.injector = AnchorGuidedInjector(injector, choice) if isinstance(injector, options.Injector) else None
         self._context: dict[str, Any] = {}
         self._offloads = False
-        self.part = (0, 1)  # which of how many parts of a clip's tokens the blocks compute here: `pw.nn.context`
+        self.part = (0, 1)  # which of how many parts of a clip's tokens the blocks compute here: `share_tokens`
         attentions: list[Any] = [attention for block in self.dit.blocks for attention in (block.attn1, block.attn2)]
         self._hooks = [norm.register_forward_hook(_as_given) for a in attentions for norm in (a.norm_q, a.norm_k)]
         self._hooks.append(self.dit.condition_embedder.time_embedder.register_forward_hook(self._add_stride))
@@ -109,17 +113,14 @@ class Backbone(nn.Module):
         return self.dit(state.to(dtype), sigma_timestep, text.to(dtype), return_dict=False)[0].to(state.dtype)
 
     def lower(self, dtype: torch.dtype) -> Backbone:
-        """Weights in `dtype` for inference, but those that Wan keeps in fp32 and the embeddings of timestep and stride.
-
-        A plain `.to(bf16)` would also round the modulation.
-        """
+        """Weights in `dtype` for inference, but those Wan keeps in fp32 (its modulation), stride embedding and gate."""
         kept = (*(self.dit._keep_in_fp32_modules or ()), "stride_embedding", "injector.gate")
         for name, parameter in self.named_parameters():
             parameter.data = parameter.data.to(torch.float32 if any(part in name for part in kept) else dtype)
         return self
 
     def release(self) -> None:
-        """Remove the hooks and the last anchor, so that `dit` is the stock transformer."""
+        """`dit` is the stock transformer again."""
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
@@ -174,10 +175,7 @@ def _as_given(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Te
 
 
 def on_host(shape: torch.Size) -> saved_tensors_hooks:
-    """A context in which tensors of this shape that are saved for backward are kept in CPU memory.
-
-    Memory for a GPU's tensors is page-locked, so that copies run asynchronously.
-    """
+    """Tensors of this shape that are saved for backward are kept in CPU memory, page-locked for asynchronous copies."""
 
     def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
         if tensor.shape != shape:
@@ -190,3 +188,40 @@ def on_host(shape: torch.Size) -> saved_tensors_hooks:
         return kept.to(device, non_blocking=kept.is_pinned()) if kept.device != device else kept
 
     return saved_tensors_hooks(pack, unpack)
+
+
+# ---- context parallelism: processes that evaluate the same clips together, each on a part of the tokens
+
+
+def groups_of(processes: int, device: str) -> DeviceMesh:
+    """Groups of so many neighbours in rank, which meet on `cuda` or `cpu`. All processes must call it."""
+    groups = dist.get_world_size() // processes
+    return init_device_mesh(device, (groups, 1, processes), mesh_dim_names=("group", "ring", "ulysses"))
+
+
+def share_tokens(net: Backbone, mesh: DeviceMesh) -> None:
+    """Have a network evaluated by each of the groups together, which must be given equal inputs.
+
+    A block's linear layers work on this process's tokens; for self-attention the processes exchange tokens for heads
+    and back (Ulysses). The rest is computed in full by each, and the velocity is gathered, so that each has all of it.
+    The gradient of a loss in one process covers its tokens alone; the sum over the processes is the gradient.
+    The tokens of a clip and the heads of a block must be multiples of a group's processes.
+    """
+    processes = mesh["ulysses"].size()
+    context = ContextParallelConfig(ulysses_degree=processes, mesh=mesh)
+    config = ParallelConfig(context_parallel_config=context)
+    config.setup(dist.get_rank(), dist.get_world_size(), net.dit.device, mesh=mesh)
+    for module in net.dit.modules():
+        processor: Any = getattr(module, "processor", None)
+        if isinstance(module, AttentionModuleMixin) and processor is not None:
+            processor._parallel_config = config
+    # the timestep is one per clip, and what enters the first block is split by `_part_of` before the anchor is added
+    plan: Any = {part: how for part, how in net.dit._cp_plan.items() if part in ("rope", "proj_out")}
+    apply_context_parallel(net.dit, context, plan)
+    net.part = mesh["ulysses"].get_local_rank(), processes
+    net.dit.blocks[0].register_forward_pre_hook(partial(_part_of, *net.part), prepend=True)
+
+
+def _part_of(which: int, parts: int, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    hidden, *rest = args
+    return (hidden.chunk(parts, dim=1)[which], *rest)

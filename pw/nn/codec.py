@@ -19,8 +19,6 @@ from pw.nn import options
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-    Codec = "SpaceToDepthCodec | WanCodec"
-
 
 class SpaceToDepthCodec:
     """[B, 3, F, H, W] <-> [B, 3 f^2, F, H/f, W/f], exactly invertible; nothing to learn, nothing to load."""
@@ -30,13 +28,13 @@ class SpaceToDepthCodec:
         self.channels = choice.channels
 
     def encode(self, video: Tensor) -> Tensor:
-        """Video in [-1, 1] -> latent. Raises ValueError when H or W is not a multiple of the factor."""
+        """Raises ValueError when H or W is not a multiple of the factor."""
         if video.shape[-2] % self.factor or video.shape[-1] % self.factor:
             raise ValueError(f"codec.factor={self.factor} does not divide {video.shape[-2]} x {video.shape[-1]} pixels")
         return _per_frame(video, lambda frames: F.pixel_unshuffle(frames, self.factor))
 
     def decode(self, latent: Tensor) -> Tensor:
-        """The inverse of `encode`; values may leave [-1, 1] and are clamped where they become pixels."""
+        """Values may leave [-1, 1] and are clamped where they become pixels."""
         return _per_frame(latent, lambda frames: F.pixel_shuffle(frames, self.factor))
 
 
@@ -45,7 +43,7 @@ def _per_frame(video: Tensor, function) -> Tensor:
     return frames.unflatten(0, (len(video), -1)).transpose(1, 2)
 
 
-# Wan2.2-TI2V-5B's VAE: 704.7 M parameters.
+# Wan2.2-TI2V-5B's: 704.7 M parameters.
 WAN_VAE: dict[str, Any] = {
     "base_dim": 160,
     "decoder_base_dim": 256,
@@ -84,7 +82,6 @@ class WanCodec:
 
     @classmethod
     def load(cls, choice: options.WanVAE, weights: Path, device: str) -> WanCodec:
-        """From the `vae` folder of weights in diffusers' layout."""
         from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
         dtype = torch.bfloat16 if choice.precision == "bf16" else torch.float32

@@ -1,9 +1,9 @@
 """Checkpoints of any layout under our names: diffusers, the original Wan, the authors' and our exports.
 
-    net_state = to_ours(read(path))        # any layout -> `dit.*`, `injector.*`, `stride_embedding.*`
-    fresh = place(net, net_state)          # strict: every key finds its place, or a ValueError lists those that do not
+    net_state = to_ours(read(path))     # any layout -> `dit.*` (diffusers' names), `injector.*`, `stride_embedding.*`
+    fresh = place(net, net_state)       # strict: every key finds its place, or a ValueError lists those that do not
 
-An unknown key keeps its name, so that `place` lists it. Nothing read here can run code.
+Nothing read here can run code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ADAPTERS = ("injector.", "stride_embedding.")  # what is ours; the rest of a net
 PICKLES = (".pt", ".pth", ".ckpt")
 LISTED = 10
 
-# Names in front of (or amid) a key that FSDP, checkpointing, torch.compile and wrapper classes leave behind.
+# What FSDP, checkpointing, torch.compile and wrapper classes leave in a key.
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 _OWNERS = ("model.", "module.")
 
@@ -72,9 +72,8 @@ def read(
 ) -> dict[str, Tensor]:
     """The state dict at a path, as it names itself. On the CPU, mapped rather than read where the format allows.
 
-    path     a `.safetensors` file, a folder of them (one file, or shards with their index; a snapshot with
-             `transformer/`, one of our exports, one of our trainings), or a `.pt`, `.pth` or `.ckpt` of tensors
-    weights  which of the two, where a checkpoint or training holds the EMA and the online weights
+    path         a `.safetensors` file, a folder of them (one file, or shards with their index; a snapshot with
+                 `transformer/`, one of our exports, one of our trainings), or a `.pt`, `.pth` or `.ckpt` of tensors
     shapes_only  tensors on the meta device, from the headers of .safetensors alone: to see early whether they fit
 
     Raises ValueError for anything else: a file that is cut off, a shard that is missing, a pickle that needs code.
@@ -117,11 +116,7 @@ def layout(state: Mapping[str, Any]) -> Layout:
 
 
 def to_ours(state: Mapping[str, Tensor], names: Layout | None = None) -> dict[str, Tensor]:
-    """The same tensors under our names: `dit.*` (diffusers' names), `injector.*`, `stride_embedding.*`.
-
-    names  whose names `state` uses; detected by `layout` if None
-    Keys no table knows keep their names. Raises ValueError when two keys become one.
-    """
+    """The same tensors under our names. Keys no table knows keep theirs. Raises ValueError when two keys become one."""
     names = layout(state) if names is None else names
     out: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -133,10 +128,9 @@ def to_ours(state: Mapping[str, Tensor], names: Layout | None = None) -> dict[st
 
 
 def authors_injector(state: Mapping[str, Tensor]) -> options.Injector:
-    """The options of the injector in a checkpoint of the authors, from its shapes; `state` has the names of `to_ours`.
+    """The options of the injector in a checkpoint of the authors under our names, from its shapes.
 
-    Their public code has three versions of the injector; ours is the last. Raises ValueError naming the weights of an
-    earlier one that ours lacks.
+    Their public code has three versions of it; ours is the last. Raises ValueError naming how an earlier one differs.
     """
     blocks = sorted(int(m[1]) for key in state if (m := re.fullmatch(r"injector\.out\.(\d+)\.weight", key)))
     if "injector.narrow.weight" not in state or not blocks:
@@ -161,12 +155,10 @@ def authors_injector(state: Mapping[str, Tensor]) -> options.Injector:
 def place(
     net: nn.Module, state: Mapping[str, Tensor], *, adapters_optional: bool = False, assign: bool = False
 ) -> list[str]:
-    """Load a state dict with our names; every key must match.
+    """Load a state dict with our names; returns the network's keys that were not loaded.
 
     adapters_optional  injector or stride embedding may be missing (a base checkpoint) and then keep their weights
     assign             take the tensors themselves, with their dtype, instead of copying (a network on the meta device)
-
-    Returns the network's keys that were not loaded: none, unless `adapters_optional`.
     Raises ValueError listing up to ten unknown keys, missing keys and mismatched shapes; the network is then unchanged.
     """
     own = net.state_dict()

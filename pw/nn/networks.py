@@ -8,21 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
 from torch import Tensor
 
 from pw.nn import options
 from pw.nn.backbone import Backbone, wan_transformer
 from pw.nn.convert import PICKLES, authors_injector, layout, place, read, to_ours
 
-KERNELS = {
-    "sdpa": "native",
-    "cudnn": "_native_cudnn",
-    "flash": "_native_flash",
-    "flash3": "_flash_3",
-    "sage": "sage",
-}
-
-
+KERNELS = {"sdpa": "native", "cudnn": "_native_cudnn", "flash": "_native_flash", "flash3": "_flash_3", "sage": "sage"}
 COMPILED = 64  # compiled variants of a block at most; a process needs few
 
 
@@ -98,8 +92,6 @@ def _random(run: Network, dtype: torch.dtype, device: str) -> Backbone:
 
 def pretrained(choice: options.Wan, weights: Path, dtype: torch.dtype) -> Any:
     """The transformer of weights in diffusers' layout. Raises ValueError when its size is not that of `choice`."""
-    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-
     transformer: Any = WanTransformer3DModel
     dit = transformer.from_pretrained(weights, subfolder="transformer", torch_dtype=dtype, local_files_only=True)
     choice.check(dit.config, weights)
@@ -107,19 +99,14 @@ def pretrained(choice: options.Wan, weights: Path, dtype: torch.dtype) -> Any:
 
 
 def check_checkpoint(run: Network, path: Path) -> None:
-    """Check names and shapes of a checkpoint against the network. Raises ValueError as loading it would."""
+    """Raises ValueError for wrong names and shapes in a checkpoint, as loading it would."""
     with torch.device("meta"):
         net = Backbone(run.backbone, run.injector)
     _place(run, net, read(path, _which(path), shapes_only=True), path)
 
 
 def check_kernel(run: Network, device: str, trains: Literal["fp32", "bf16"] | None = None) -> None:
-    """Check the attention kernel with a small computation. Raises ValueError when it fails.
-
-    trains  the precision of a training, whose gradients are computed, too
-    """
-    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
-
+    """Raises ValueError when a small computation fails, with gradients in the precision `trains` of a training."""
     if run.attention == "sdpa":
         return
     dtype = _dtype(device) if trains is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[trains]
@@ -138,7 +125,7 @@ def check_kernel(run: Network, device: str, trains: Literal["fp32", "bf16"] | No
 
 
 def _which(path: Path) -> Literal["ema", "online"]:
-    """Weights to read: `ema`, or `online`, with a warning, from an authors' checkpoint saved before its EMA began."""
+    """`ema`, or `online`, with a warning, of an authors' checkpoint saved before its EMA began."""
     if path.is_dir() or path.suffix not in PICKLES:
         return "ema"
     try:
@@ -152,8 +139,6 @@ def _which(path: Path) -> Literal["ema", "online"]:
 
 
 def _from_checkpoint(run: Network, path: Path) -> Backbone:
-    from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
-
     with torch.device("meta"):  # else 20 GB would be initialised and overwritten
         dit = wan_transformer(run.backbone)
     net = Backbone(run.backbone, run.injector, dit)
@@ -170,7 +155,7 @@ def _fit(net: Backbone, layout: str) -> None:
 
 
 def _place(run: Network, net: Backbone, state: dict[str, Tensor], path: Path) -> str:
-    """Load a checkpoint into a network; returns the checkpoint's layout."""
+    """Returns the checkpoint's layout."""
     found = layout(state)
     ours = to_ours(state, found)
     if found == "authors" and run.injector is not None:

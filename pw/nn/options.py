@@ -12,7 +12,7 @@ from typing import Any, Literal
 class Wan:
     """Arguments of diffusers' `WanTransformer3DModel` that differ between sizes; the others are Wan2.2-TI2V-5B's.
 
-    patch_size  (frames, rows, columns) of latent per token. Width is num_attention_heads * attention_head_dim.
+    patch_size  (frames, rows, columns) of latent per token
     """
 
     patch_size: tuple[int, int, int]
@@ -42,7 +42,6 @@ class Wan:
 
     @property
     def width(self) -> int:
-        """D, channels of a token."""
         return self.num_attention_heads * self.attention_head_dim
 
 
@@ -86,7 +85,6 @@ class Injector:
             raise ValueError(f"injector.groups={self.groups}: does not divide the {channels} hidden channels")
 
     def hidden_channels(self, backbone: Wan) -> int:
-        """Channels between the two convolutions."""
         return int(self.hidden * backbone.width)
 
 
@@ -110,11 +108,9 @@ class SpaceToDepth:
 
     @property
     def channels(self) -> int:
-        """C of the latent."""
         return 3 * self.factor**2
 
     def latent_frames(self, frames: int) -> int:
-        """Latent frames of a clip: one each."""
         return frames
 
 
@@ -158,7 +154,7 @@ class WanVAE:
             raise ValueError(f"codec.overlap={self.overlap}: at most half of codec.tile={self.tile}")
 
     def tiles(self, height: int, width: int) -> tuple[list[slice], list[slice]]:
-        """Spans of the latent's rows and columns for a picture of so many px."""
+        """Spans of the latent's rows and columns."""
         f = self.factor
         rows, columns = (spans(size // f, self.tile // f, self.overlap // f) for size in (height, width))
         return rows, columns

@@ -20,10 +20,10 @@ from torch import Tensor
 class TextEncoder:
     """Tokenizer and encoder of weights in diffusers' layout, loaded at the first prompt that is not cached.
 
-    tokens   length of an embedding: 512
-    cache    folder of `<digest>.safetensors`, one per prompt and weights
-    name     of the weights: part of the digest
-    device   where the encoder runs; 11.4 GB in bf16
+    tokens  length of an embedding: 512
+    cache   folder of `<digest>.safetensors`, one per prompt and weights
+    name    of the weights: part of the digest
+    device  11.4 GB of it in bf16
     """
 
     def __init__(self, weights: Path, tokens: int, cache: Path, name: str, device: str, dtype: torch.dtype) -> None:
@@ -60,7 +60,6 @@ class TextEncoder:
         return load_file(path)["embedding"]
 
     def free(self) -> None:
-        """Free the encoder's memory."""
         self._encoder = None
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()

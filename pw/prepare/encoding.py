@@ -6,23 +6,22 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pw.data.latents import described
-from pw.data.shard_index import Sample, ShardError, ShardIndex, find_shards, manifest_entry
+from pw.data.shard_index import ShardIndex, find_shards, manifest_entry
 from pw.data.shards import fits, short_side
 from pw.io.arguments import ConfigError, option
 from pw.io.files import check_space, digest
 from pw.io.wan_weights import check, fingerprint, locate
-from pw.nn import options as choices
+from pw.nn.options import WanVAE
 from pw.run.build import Run, build
 from pw.train.preflight import check_device
 
 PARTS = ("vae", "text_encoder", "tokenizer")
-BYTES = 2  # of a number in bf16
 FORMAT = 1  # of what is written: part of the digest
 
 
@@ -58,15 +57,10 @@ class VideoShard:
     ids: tuple[int, ...]
     problem: str = ""
 
-    @property
-    def samples(self) -> list[Sample]:
-        """The clips to be encoded, in order."""
-        return [] if self.index is None else [self.index.samples[i] for i in self.ids]
-
 
 @dataclass(frozen=True)
 class LatentSizes:
-    """What a clip becomes: shapes, and bytes in bf16; of the text, whose length differs, at most."""
+    """The shapes that a clip becomes; of the text, whose length differs, the largest."""
 
     latent: tuple[int, int, int, int]
     anchor: tuple[int, int, int, int]
@@ -75,25 +69,18 @@ class LatentSizes:
     patch: tuple[int, int, int]
 
     @property
-    def latent_bytes(self) -> int:
-        return BYTES * math.prod(self.latent)
-
-    @property
-    def anchor_bytes(self) -> int:
-        return BYTES * math.prod(self.anchor)
-
-    @property
-    def text_bytes(self) -> int:
-        return BYTES * math.prod(self.text)
-
-    @property
     def clip_bytes(self) -> int:
         """Of a whole clip, at most."""
-        return self.latent_bytes + self.anchors * self.anchor_bytes + self.text_bytes
+        return bf16_bytes(self.latent) + self.anchors * bf16_bytes(self.anchor) + bf16_bytes(self.text)
 
     def tokens(self, shape: tuple[int, int, int, int]) -> int:
         """Tokens that the network makes of a latent."""
         return math.prod(shape[1:]) // math.prod(self.patch)
+
+
+def bf16_bytes(shape: Sequence[int]) -> int:
+    """Bytes of a tensor as it is stored."""
+    return 2 * math.prod(shape)
 
 
 @dataclass
@@ -103,23 +90,18 @@ class Encoding:
     run: Run
     urls: str
     out: Path
-    anchors: int
+    sizes: LatentSizes
     shards: list[VideoShard]
     skipped_small: int
     rank: int
     world: int
-    weights: Path | None = None
+    weights: Path = Path()
     identity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
         """Where it goes: named by the scale and a digest of all that decides what is in it."""
         return self.out / f"{self.run.scale.name}-{digest(self.identity, 8)}"
-
-    @property
-    def sizes(self) -> LatentSizes:
-        """Of a clip."""
-        return sizes(self.run, self.anchors)
 
     @property
     def mine(self) -> list[VideoShard]:
@@ -139,7 +121,7 @@ class Encoding:
 def sizes(run: Run, anchors: int) -> LatentSizes:
     """What a clip of this run becomes. Raises ConfigError where clips are not encoded by Wan's VAE."""
     scale, codec, backbone = run.scale, run.codec, run.backbone
-    if not isinstance(codec, choices.WanVAE) or run.text is None or scale.anchor_upsample != "latent":
+    if not isinstance(codec, WanVAE) or run.text is None or scale.anchor_upsample != "latent":
         raise ConfigError(
             f"scale={scale.name}: latents are for what Wan's VAE and text encoder encode; set scale=proxy, 2k or 4k "
             "(codec=wan_vae text=umt5 scale.anchor_upsample=latent)"
@@ -154,63 +136,49 @@ def sizes(run: Run, anchors: int) -> LatentSizes:
     )
 
 
-def plan_encoding(options: LatentsOptions, environment: Mapping[str, str] | None = None) -> Encoding:
-    """Check a call; reads headers of shards, no weights. Raises ConfigError naming the key and what would do.
-
-    environment  has RANK and WORLD_SIZE under torchrun
-    """
-    environment = os.environ if environment is None else environment
-    world = int(environment.get("WORLD_SIZE", "1")) if options.world is None else options.world
-    rank = int(environment.get("RANK", "0")) if options.rank is None else options.rank
+def plan_encoding(options: LatentsOptions) -> Encoding:
+    """Check a call; reads headers of shards, no weights. Raises ConfigError naming the key and what would do."""
+    world = int(os.environ.get("WORLD_SIZE", "1")) if options.world is None else options.world
+    rank = int(os.environ.get("RANK", "0")) if options.rank is None else options.rank
     if rank >= world:
         raise ConfigError(f"rank={rank}: of world={world} calls the ranks are 0 to {world - 1}")
     scale = () if any(word.startswith("scale=") for word in options.overrides) else ("scale=2k",)
     run = build([*scale, *options.overrides, "data=none"])
-    sizes(run, options.anchors)
+    becomes = sizes(run, options.anchors)
     urls = str(Path(options.urls).expanduser())
-    shards, small = _large_enough(_read_shards(urls, options.splits), run, urls)
-    return Encoding(run, urls, options.out, options.anchors, shards, small, rank, world)
+    shards, small = _read_shards(urls, options.splits, run)
+    return Encoding(run, urls, options.out, becomes, shards, small, rank, world)
 
 
-def _read_shards(urls: str, splits: Sequence[str]) -> list[VideoShard]:
-    """The shards of some splits; one that is damaged has no index."""
+def _read_shards(urls: str, splits: Sequence[str], run: Run) -> tuple[list[VideoShard], int]:
+    """(the shards with clips that are large enough, and the damaged ones; how many clips are too small)."""
     try:
         paths = find_shards(urls)
     except ValueError as error:
         raise ConfigError(str(error).replace("data.urls", "urls")) from error
-    shards = []
+    scale, shards, shapes = run.scale, [], []
     for path in paths:
         split = path.name.partition("-")[0]
         if split not in splits:
             continue
         try:
             index = ShardIndex([str(path)], split)
-            shards.append(VideoShard(path, split, index, tuple(range(len(index)))))
-        except (ShardError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             shards.append(VideoShard(path, split, None, (), str(error)))
+            continue
+        found = [sample.shape for sample in index.samples]
+        size = (scale.frames, scale.height, scale.width)
+        shards.append(VideoShard(path, split, index, tuple(i for i, shape in enumerate(found) if fits(shape, size))))
+        shapes += found
     if not shards:
         raise ConfigError(f"urls={urls}: none of its {len(paths)} shards is named {' or '.join(splits)}-*.tar")
     if twice := [name for name, count in Counter(shard.path.name for shard in shards).items() if count > 1]:
         raise ConfigError(f"urls={urls}: {twice[0]} is there twice; encode folders one by one")
     if not any(shard.index for shard in shards):
         raise ConfigError(f"urls={urls}: none of {len(shards)} shards can be read, such as {shards[0].problem}")
-    return shards
-
-
-def _large_enough(shards: list[VideoShard], run: Run, urls: str) -> tuple[list[VideoShard], int]:
-    """(the shards with the clips that are large enough, how many are too small). Raises ConfigError if all are."""
-    scale = run.scale
-    size = (scale.frames, scale.height, scale.width)
-    fitting, small = [], 0
-    for shard in shards:
-        samples = [] if shard.index is None else shard.index.samples
-        ids = tuple(i for i, sample in enumerate(samples) if fits(sample.shape, size))
-        small += len(samples) - len(ids)
-        if ids or shard.index is None:
-            fitting.append(VideoShard(shard.path, shard.split, shard.index, ids, shard.problem))
-    if not any(shard.ids for shard in fitting):
-        shapes = [sample.shape for shard in shards if shard.index for sample in shard.index.samples if sample.shape]
-        frames, height, width = max(shapes)[:3]
+    small = len(shapes) - sum(len(shard.ids) for shard in shards)
+    if small == len(shapes):
+        frames, height, width = max(filter(None, shapes))[:3]
         side = short_side(scale.height, scale.width)
         raise ConfigError(
             f"scale={scale.name}: needs clips of {scale.frames} frames, {scale.height} x {scale.width} px, and none of "
@@ -218,28 +186,25 @@ def _large_enough(shards: list[VideoShard], run: Run, urls: str) -> tuple[list[V
             f'enlarged); `make data … args="frames={scale.frames} short_side={side}"` makes such clips of videos that '
             "are large enough"
         )
-    return fitting, small
+    return [shard for shard in shards if shard.ids or shard.index is None], small
 
 
 def estimate(encoding: Encoding) -> str:
     """What will be made and how large it is, in words."""
-    run, clip = encoding.run, encoding.sizes
-    scale, clips = run.scale, sum(len(shard.ids) for shard in encoding.shards)
+    scale, clip = encoding.run.scale, encoding.sizes
+    clips = sum(len(shard.ids) for shard in encoding.shards)
     small = f" ({encoding.skipped_small} more are too small)" if encoding.skipped_small else ""
     shape = lambda sides: " x ".join(map(str, sides))  # noqa: E731
+    mb = lambda sides: f"{bf16_bytes(sides) / 1e6:.3g} MB"  # noqa: E731
     return (
         f"scale={scale.name}: {clips:,} clips in {len(encoding.shards)} shards{small}, "
         f"{scale.frames} frames of {scale.height} x {scale.width} px\n"
-        f"  latent   {shape(clip.latent)}, {clip.tokens(clip.latent):,} tokens, {_mb(clip.latent_bytes)}\n"
+        f"  latent   {shape(clip.latent)}, {clip.tokens(clip.latent):,} tokens, {mb(clip.latent)}\n"
         f"  anchors  {clip.anchors} of {shape(clip.anchor)}, {clip.tokens(clip.anchor):,} tokens, "
-        f"{_mb(clip.anchor_bytes)} each\n"
-        f"  text     at most {shape(clip.text)}, {_mb(clip.text_bytes)}\n"
-        f"  a clip {_mb(clip.clip_bytes)}, all {clips * clip.clip_bytes / 1e9:,.2f} GB at most"
+        f"{mb(clip.anchor)} each\n"
+        f"  text     at most {shape(clip.text)}, {mb(clip.text)}\n"
+        f"  a clip {clip.clip_bytes / 1e6:.3g} MB, all {clips * clip.clip_bytes / 1e9:,.2f} GB at most"
     )
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.3g} MB"
 
 
 def check_disk(encoding: Encoding) -> None:
@@ -258,29 +223,28 @@ def find_weights(encoding: Encoding) -> None:
     check(encoding.weights, PARTS)
     vae, text = (json.loads((encoding.weights / part / "config.json").read_text()) for part in PARTS[:2])
     codec: Any = run.codec
-    for key, wanted, found in (
-        ("codec.channels", codec.channels, vae.get("z_dim", codec.channels)),
-        ("codec.factor", codec.factor, vae.get("scale_factor_spatial", codec.factor)),
-        ("codec.frames_factor", codec.frames_factor, vae.get("scale_factor_temporal", codec.frames_factor)),
-        ("backbone.text_dim", run.backbone.text_dim, text.get("d_model", run.backbone.text_dim)),
+    for key, wanted, config, name in (
+        ("codec.channels", codec.channels, vae, "z_dim"),
+        ("codec.factor", codec.factor, vae, "scale_factor_spatial"),
+        ("codec.frames_factor", codec.frames_factor, vae, "scale_factor_temporal"),
+        ("backbone.text_dim", run.backbone.text_dim, text, "d_model"),
     ):
-        if found != wanted:
+        if (found := config.get(name, wanted)) != wanted:
             raise ConfigError(f"{key}={wanted}: the weights in {encoding.weights} have {found}")
     check_device(run)
     encoding.identity = {
         "format": FORMAT,
         "encoded": described(run.scale, run.codec, run.degradation, run.backbone),
-        "anchors": encoding.anchors,
+        "anchors": encoding.sizes.anchors,
         "seed": run.seed,
         "weights": {part: fingerprint(encoding.weights / part) for part in PARTS},
         "accelerator": run.trainer.accelerator,
-        "clips": digest([_content(shard) for shard in encoding.shards], 16),
+        "clips": digest([[shard.path.name, _content(shard)] for shard in encoding.shards], 16),
     }
 
 
-def _content(shard: VideoShard) -> list[str]:
-    """Names what is in a shard: by its sha256 if a manifest knows it."""
-    known = manifest_entry(shard.path)
-    if known is not None:
-        return [shard.path.name, known["sha256"]]
-    return [shard.path.name, "damaged" if shard.index is None else shard.index.fingerprint]
+def _content(shard: VideoShard) -> str:
+    """What is in a shard: its sha256 if a manifest knows it."""
+    if (known := manifest_entry(shard.path)) is not None:
+        return known["sha256"]
+    return "damaged" if shard.index is None else shard.index.fingerprint

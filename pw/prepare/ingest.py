@@ -1,4 +1,4 @@
-"""A folder of videos -> webdataset shards of short, scene-safe, moderately reduced clips (`make data`).
+"""Turn a folder of videos, or UltraVideo, into webdataset shards of short, scene-safe, reduced clips: `pw data`.
 
     out/train-000000.tar …  <key>.npy uint8 [F, H, W, 3], <key>.json its origin, <key>.txt its caption, if any
     out/val-000000.tar …    held out: no frame of it is in train
@@ -6,13 +6,11 @@
     out/report.json         what became of every video, and why some were skipped
     out/.unfinished/        the finished videos of an unfinished call, one .raw and one .json each
 
-Two files may be parts of one video (`name.part1.mp4`, `name.part2.mp4`). Nothing tells them apart from any two others,
-so they count as two: from 20 files on, one part may be held out while the other is trained on. No frame is in both, but
-the scene may be. Join such parts before, or keep them out. Where the origin of each file is known (UltraVideo), whole
-origins are held out.
+Parts of one video (`name.part1.mp4`, `name.part2.mp4`) count as two: from 20 files on, one may be held out while the
+other is trained on. No frame is in both, but the scene may be. Join such parts before, or keep them out. Where the
+origin of each file is known (UltraVideo), whole origins are held out.
 
-Each video is cut on its own and kept under `.unfinished`, so that a killed call is taken up where it was. The
-shards are put together when all videos are there, because the split has to know them all.
+A killed call is taken up at the video where it was. The shards are put together last: the split has to know all videos.
 """
 
 from __future__ import annotations
@@ -24,15 +22,15 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from pw.data.shard_index import CHECKSUMS, MANIFEST, checksums, write_shards
-from pw.io.arguments import ConfigError
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_space, length, replacing, sha256, write_json
 from pw.io.progress import Pace, ProgressLine
 from pw.io.video import Frame, Frames, VideoError, decode, probe
@@ -40,31 +38,77 @@ from pw.prepare.source_videos import (
     ClipSettings,
     HardCuts,
     VideoRecord,
+    assign_splits,
     cut_clips,
     find_videos,
     read_caption,
     record_id,
+    split_by_origin,
 )
-from pw.prepare.splits import assign_splits, split_by_origin
 
 REPORT = "report.json"
 UNFINISHED = ".unfinished"
 FORMAT = 1  # of manifest, records and cut detection: what another one began is not continued
 
 
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the videos come from, where the shards go, and how clips are cut."""
+
+    path: Path | None = option(None, "the folder with your videos")
+    name: Literal["ultravideo"] | None = option(None, "a public dataset, instead of path=")
+    out: Path | None = option(None, "where to; without it data/shards, or data/NAME of a public dataset")
+    overwrite: bool = option(False, "make the shards anew where there are some")
+    frames: int = option(ClipSettings.frames, "frames of a clip, 4n + 1")
+    short_side: int = option(ClipSettings.short_side, "px that frames are reduced to; none is enlarged")
+    stride: int = option(ClipSettings.stride, "frames from one clip's start to the next; 0: clips do not overlap")
+    fps: float = option(ClipSettings.fps, "frames are dropped to come down to this rate; 0 keeps them all")
+    holdout: float = option(ClipSettings.holdout, "share of the clips that is held out")
+    shard_mb: float = option(ClipSettings.shard_mb, "MB of a shard, about")
+    accept_licence: bool = option(False, "you have read and accept the licence of the dataset")
+    taste: int | None = option(None, "only so many clips of the dataset")
+    size: Literal["native", "1920", "960"] = option("native", "which copy of the dataset, by its width in px")
+    caption: Literal["summarized", "detailed", "brief"] = option("summarized", "which captions of the dataset")
+    keep: bool = option(False, "keep the dataset's zips when their clips are out")
+    revision: str = option("", "branch, tag or commit of the dataset; without it main, or what was begun")
+
+    def __post_init__(self) -> None:
+        if self.path and self.name:
+            raise ConfigError("give path= (your own videos) or name= (a public dataset), not both")
+        if not self.path and not self.name:
+            raise ConfigError("path is missing: the folder with your videos (or name=ultravideo)")
+        of_datasets = ("accept_licence", "taste", "size", "caption", "keep", "revision")
+        if self.path and (stray := [key for key in of_datasets if getattr(self, key) != getattr(DataOptions, key)]):
+            raise ConfigError(f"{stray[0]}= goes with name=ultravideo, not with path=")
+        if self.taste is not None and self.taste < 1:
+            raise ConfigError(f"taste={self.taste}: must be 1 clip or more; leave it out for all of them")
+
+    @property
+    def settings(self) -> ClipSettings:
+        """How clips are cut. Raises ConfigError."""
+        return ClipSettings(**{field.name: getattr(self, field.name) for field in fields(ClipSettings)})
+
+
+def run(options: DataOptions) -> int:
+    """Exit status: 0 done, 1 the licence is not accepted."""
+    if options.path:
+        ingest(options.path, options.out or Path("data/shards"), options.settings, options.overwrite)
+        return 0
+    from pw.prepare.ultravideo import ultravideo
+
+    return ultravideo(options, options.out or Path("data/ultravideo"))
+
+
+main = Command(DataOptions, run, resumes="what is done is kept; the same call goes on")
+
+
 def ingest(
-    path: Path,
-    out: Path,
-    settings: ClipSettings,
-    overwrite: bool = False,
-    origins: Mapping[str, str] | None = None,
+    path: Path, out: Path, settings: ClipSettings, overwrite: bool = False, origins: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Make the shards in `out`, or go on making them; returns the manifest.
 
     `origins` {name below `path`: the video that it was cut from}: whole origins are held out, see `split_by_origin`.
-
-    Raises:
-        ConfigError: no videos, `out` holds something else, too little disk space, no clip in any video.
+    Raises ConfigError: no videos, `out` holds something else, too little disk space, no clip in any video.
     """
     videos = find_videos(path)
     out.mkdir(parents=True, exist_ok=True)
@@ -82,42 +126,35 @@ def ingest(
 def _make(
     out: Path, videos: dict[str, Path], settings: ClipSettings, origins: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    pace, described = Pace(), _described(settings, origins)
-    _begin(out, _described(settings, None))  # the split comes last: videos that were cut for another one serve
+    pace, work = Pace(), out / UNFINISHED
+    begun, described = work / "settings.json", _described(settings, None)
+    if begun.is_file():  # the split comes last: videos that were cut for another one serve
+        _written_before(out, begun, described)
+    elif _shards_in(out):
+        raise ConfigError(f"out={out}: holds tars without a {MANIFEST}; give another out=, or overwrite=true")
+    else:
+        write_json(begun, described)
     records = {name: record for name, video in videos.items() if (record := _recorded(out, name, video))}
     if records:
         print(f"going on: {len(records)} of {len(videos)} videos are done")
     todo = {name: video for name, video in videos.items() if name not in records}
-    frames = _check_space(out, todo, list(records.values()), settings)
-    progress = _CutProgress(frames, len(todo))
-    for name, video in todo.items():
-        progress.begin(name)
-        records[name] = _cut_video(out / UNFINISHED, name, video, settings, progress)
-        write_json(out / UNFINISHED / f"{record_id(name)}.json", asdict(records[name]))
-        progress.end(records[name])
+    progress = _CutProgress(_check_space(out, todo, list(records.values()), settings))
+    for number, (name, video) in enumerate(todo.items(), start=1):
+        progress.video = f"{number}/{len(todo)} {name}"
+        record = records[name] = _cut_video(work, name, video, settings, progress)
+        write_json(work / f"{record_id(name)}.json", asdict(record))
+        progress.show(f"skipped, {record.skipped}" if record.skipped else f"{len(record.clips)} clips", last=True)
     ordered = [records[name] for name in videos]
     _skip_twins(ordered)
     for record in ordered:
         record.origin = (origins or {}).get(record.file, "")
-    manifest = _assemble(out, ordered, settings, described)
+    manifest = _assemble(out, ordered, settings, _described(settings, origins))
     _summarise(out, manifest, ordered, pace.spent)
     return manifest
 
 
-def _begin(out: Path, now: dict[str, Any]) -> None:
-    """Mark `out` as ours and unfinished, or make sure that what was begun there is the same."""
-    settings = out / UNFINISHED / "settings.json"
-    if settings.is_file():
-        _check_settings(out, _read_settings(out, settings), now)
-    elif _shards_in(out):
-        raise ConfigError(f"out={out}: holds tars without a {MANIFEST}; give another out=, or overwrite=true")
-    else:
-        write_json(settings, now)
-
-
 def _finished(out: Path, videos: dict[str, Path], settings: dict[str, Any]) -> dict[str, Any]:
-    manifest = _read_settings(out, out / MANIFEST)
-    _check_settings(out, manifest["settings"], settings)
+    manifest = _written_before(out, out / MANIFEST, settings)
     before = {source["file"]: source["bytes"] for source in manifest["sources"]}
     now = {name: video.stat().st_size for name, video in videos.items()}
     if changed := [name for name in sorted(before | now) if before.get(name) != now.get(name)]:
@@ -131,24 +168,21 @@ def _finished(out: Path, videos: dict[str, Path], settings: dict[str, Any]) -> d
     return manifest
 
 
-def _check_settings(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    before = {"split_by": "file"} | before
+def _described(settings: ClipSettings, origins: Mapping[str, str] | None) -> dict[str, Any]:
+    return {"format": FORMAT, **asdict(settings), **({} if origins is None else {"split_by": "source video"})}
+
+
+def _written_before(out: Path, path: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """The manifest or the settings of an earlier call. Raises ConfigError unless its settings were those of now."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path}: is damaged ({error}); give another out=, or overwrite=true") from None
+    before = {"split_by": "file"} | found.get("settings", found)
     if changed := [key for key in now if before.get(key) != now[key]]:
         what = ", ".join(f"{key}={before.get(key)} (now {now[key]})" for key in changed)
         raise ConfigError(f"out={out}: was made with {what}; give another out=, or overwrite=true")
-
-
-def _described(settings: ClipSettings, origins: Mapping[str, str] | None) -> dict[str, Any]:
-    described = {"format": FORMAT, **asdict(settings)}
-    return described if origins is None else described | {"split_by": "source video"}
-
-
-def _read_settings(out: Path, path: Path) -> dict[str, Any]:
-    """What an earlier call wrote down."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path}: is damaged ({error}); give another out=, or overwrite=true") from None
+    return found
 
 
 def _recorded(out: Path, name: str, video: Path) -> VideoRecord | None:
@@ -193,7 +227,7 @@ def _cut_video(work: Path, name: str, video: Path, settings: ClipSettings, progr
         record.sha256 = sha256(video)
         info = probe(video)
         frames = progress.watch(decode(video, settings.short_side, settings.fps or None))
-        with replacing(work / f"{record.id}.raw") as partial, open(partial, "wb") as raw:
+        with replacing(work / f"{record_id(name)}.raw") as partial, open(partial, "wb") as raw:
             for clip in cut_clips(frames, settings.frames, settings.step, is_cut):
                 for frame in clip:
                     raw.write(frame.image.data)
@@ -232,50 +266,39 @@ def _assemble(
             f"none of the {len(records)} videos gives a clip (all reasons are in {out / REPORT}), such as "
             f"{records[0].file}: {records[0].skipped}"
         )
-    shards = _write_all(out, used, splits, int(settings.shard_mb * 1e6))
-    totals = {split: sum(assigned.count(split) for assigned in splits) for split in ("train", "val", "gap")}
-    manifest = {
-        "settings": described,
-        "split": rule,
-        "totals": totals | {"bytes": sum(shard["bytes"] for shard in shards)},
-        "shards": shards,
-        "sources": [_source(entry) for entry in report],
-    }
-    write_json(out / MANIFEST, manifest)
-    shutil.rmtree(out / UNFINISHED)
-    return manifest
-
-
-def _source(entry: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest says of a file."""
-    keys = ("file", "bytes", "sha256", "clips", *(["origin"] if entry["origin"] else []))
-    return {key: entry[key] for key in keys}
-
-
-def _write_all(
-    out: Path, records: list[VideoRecord], splits: list[list[str]], shard_bytes: int
-) -> list[dict[str, Any]]:
-    """Write the tars aside, then put all in place; returns the manifest's entries."""
     aside = out / UNFINISHED / "shards"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    shards: list[dict[str, Any]] = []
+    shards, shard_bytes = [], int(settings.shard_mb * 1e6)
     for split in ("train", "val"):
-        for path, samples in write_shards(aside, split, _samples(out, records, splits, split), shard_bytes):
+        for path, samples in write_shards(aside, split, _samples(out, used, splits, split), shard_bytes):
             about = {"file": path.name, "split": split, "samples": samples, "bytes": length(path)}
             shards.append(about | {"sha256": sha256(path)})
     for stale in _shards_in(out):
         stale.unlink()
     for shard in shards:
         (aside / shard["file"]).replace(out / shard["file"])
-    return shards
+    totals = {split: sum(assigned.count(split) for assigned in splits) for split in ("train", "val", "gap")}
+    manifest = {
+        "settings": described,
+        "split": rule,
+        "totals": totals | {"bytes": sum(shard["bytes"] for shard in shards)},
+        "shards": shards,
+        "sources": [
+            {key: entry[key] for key in ("file", "bytes", "sha256", "clips", "origin") if key != "origin" or entry[key]}
+            for entry in report
+        ],
+    }
+    write_json(out / MANIFEST, manifest)
+    shutil.rmtree(out / UNFINISHED)
+    return manifest
 
 
 def _samples(out: Path, records: list[VideoRecord], splits: list[list[str]], split: str) -> Iterator[dict[str, Any]]:
     """The clips of one split as webdataset samples."""
     for record, assigned in zip(records, splits, strict=True):
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(record.file).stem)[:40]
-        raw, shape = out / UNFINISHED / f"{record.id}.raw", (len(record.clips), *record.shape)
+        stem, identity = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(record.file).stem)[:40], record_id(record.file)
+        raw, shape = out / UNFINISHED / f"{identity}.raw", (len(record.clips), *record.shape)
         clips = np.memmap(raw, np.uint8, mode="r", shape=shape)
         for frames, (start, _, seconds), mine in zip(clips, record.clips, assigned, strict=True):
             if mine != split:
@@ -286,17 +309,13 @@ def _samples(out: Path, records: list[VideoRecord], splits: list[list[str]], spl
                 about["peak"] = record.peak
             members = {"npy": _npy(frames)} | ({"txt": record.caption.encode()} if record.caption else {})
             about[CHECKSUMS] = checksums(members)
-            key = f"{stem}-{record.id}-{start:06d}"
-            yield {"__key__": key, "json": json.dumps(about).encode(), **members}
+            yield {"__key__": f"{stem}-{identity}-{start:06d}", "json": json.dumps(about).encode(), **members}
 
 
 def _summarise(out: Path, manifest: dict[str, Any], records: list[VideoRecord], seconds: float) -> None:
     totals, used = manifest["totals"], sum(bool(record.clips) for record in records)
-    print(
-        f"{out}: {totals['train']} train and {totals['val']} val clips, {totals['bytes'] / 1e6:.1f} MB, ",
-        end="",
-    )
-    print(f"from {used} of {len(records)} videos in {seconds:.1f} s\nsplit: {manifest['split']}")
+    made = f"{totals['train']} train and {totals['val']} val clips, {totals['bytes'] / 1e6:.1f} MB"
+    print(f"{out}: {made}, from {used} of {len(records)} videos in {seconds:.1f} s\nsplit: {manifest['split']}")
     if not totals["val"]:
         print("warning: no val clips, nothing to evaluate on: give it more or longer videos")
     if used < len(records):
@@ -309,31 +328,22 @@ def _summarise(out: Path, manifest: dict[str, Any], records: list[VideoRecord], 
 class _CutProgress:
     """Which video is being cut, how fast, and the time left."""
 
-    def __init__(self, frames: int, videos: int) -> None:
-        self.frames, self.videos, self.done, self.number, self.name = frames, videos, 0, 0, ""
+    def __init__(self, frames: int) -> None:
+        self.frames, self.done, self.video = frames, 0, ""
         self.line, self.pace = ProgressLine(sys.stdout, seconds=10), Pace()
-
-    def begin(self, name: str) -> None:
-        """The next video."""
-        self.name, self.number = name, self.number + 1
 
     def watch(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """The same frames, counted."""
         for frame in frames:
             self.done += 1
             if self.line.is_due:
-                self.line.show(self._text("cutting"))
+                self.show("cutting")
             yield frame
 
-    def end(self, record: VideoRecord) -> None:
-        """Say what came of the video."""
-        outcome = f"skipped, {record.skipped}" if record.skipped else f"{len(record.clips)} clips"
-        self.line.show(self._text(outcome), last=True)
-
-    def _text(self, what: str) -> str:
+    def show(self, what: str, *, last: bool = False) -> None:
         left = self.pace.left(self.done, self.frames)
         rate = f"{self.pace.rate(self.done):.0f} frames/s, {left} left" if left else "no frames"
-        return f"{self.number}/{self.videos} {self.name}: {what} ({rate})"
+        self.line.show(f"{self.video}: {what} ({rate})", last=last)
 
 
 def _shards_in(out: Path) -> list[Path]:

@@ -1,4 +1,7 @@
-"""Videos that clips are cut from: found in a folder, with their captions, and cut where no scene changes."""
+"""Videos that clips are cut from: found in a folder, captioned, cut where no scene changes, and dealt to train and val.
+
+No frame, and no source video where it is known, is on both sides.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,17 @@ from pw.io.arguments import ConfigError
 from pw.io.video import Frame, Frames
 
 ENDINGS = (".mp4", ".mov", ".mkv", ".webm")
+FEW_VIDEOS = 20  # below, holding out whole videos would leave too little variety on one side
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """How clips are cut.
+    """How clips are cut (`DataOptions` says what the fields are).
 
-    frames      per clip, 4n + 1: what the Wan VAE takes
-    short_side  px; frames are area-averaged down to it, never enlarged. At 80, crops of 24 px from the test
-                clips show parts of things, with texture; at 48 whole scenes, at 144 often a single surface
-    stride      frames from one clip's start to the next; 0 is `frames`, so that clips do not overlap
-    fps         frames are dropped to come down to this rate; 0 keeps them all
-    holdout     share of the clips (of the videos, from 20 on; of the source videos, if known) that goes to val
-    shard_mb    MB per tar, about
+    frames      4n + 1: what the Wan VAE takes
+    short_side  at 80 px, crops of 24 px from the test clips show parts of things, with texture; at 48 whole scenes, at
+                144 often a single surface
+    holdout     of the clips; of the videos, from 20 on; of the source videos, if known
     """
 
     frames: int = 5
@@ -42,12 +43,8 @@ class ClipSettings:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("frames", 1, 1001),
-            ("short_side", 16, 4320),
-            ("stride", 0, 1_000_000),
-            ("fps", 0, 1000),
-            ("holdout", 0, 0.9),
-            ("shard_mb", 0.01, 100_000),
+            *(("frames", 1, 1001), ("short_side", 16, 4320), ("stride", 0, 1_000_000)),
+            *(("fps", 0, 1000), ("holdout", 0, 0.9), ("shard_mb", 0.01, 100_000)),
         ):
             if not low <= (value := getattr(self, name)) <= high:
                 raise ConfigError(f"{name}={value}: must be from {low} to {high}")
@@ -57,16 +54,16 @@ class ClipSettings:
 
     @property
     def step(self) -> int:
-        """Frames from one clip's start to the next."""
         return self.stride or self.frames
 
 
 @dataclass
 class VideoRecord:
-    """What became of one video; `clips` are (first frame, last frame, start in s), `shape` [F, H, W, 3].
+    """What became of one video.
 
-    `origin` names the video that the file was cut from, "" if that is not known. `peak`: what became white where HDR
-    was tone-mapped, cd/m2; 0 for SDR.
+    clips   (first frame, last frame, start in s) of each; shape: [F, H, W, 3]
+    origin  names the video that the file was cut from, "" if that is not known
+    peak    what became white where HDR was tone-mapped, cd/m2; 0 for SDR
     """
 
     file: str
@@ -83,11 +80,6 @@ class VideoRecord:
     skipped: str = ""
     origin: str = ""
     peak: float = 0.0
-
-    @property
-    def id(self) -> str:
-        """What its files are called."""
-        return record_id(self.file)
 
 
 class HardCuts:
@@ -138,8 +130,7 @@ def cut_clips(
 def find_videos(folder: Path) -> dict[str, Path]:
     """{name below `folder`: path} of its videos at any depth, sorted; what is hidden is left out.
 
-    Raises:
-        ConfigError: not a folder, or no video in it.
+    Raises ConfigError: not a folder, or no video in it.
     """
     if not folder.is_dir():
         raise ConfigError(f"path={folder}: no such folder")
@@ -170,7 +161,7 @@ def read_caption(video: Path) -> tuple[str, str]:
 
 
 def record_id(name: str) -> str:
-    """Ten hex digits of a video's name."""
+    """What a video's files are called: ten hex digits of its name."""
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:10]
 
 
@@ -194,3 +185,51 @@ def _tone_change(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """Share of the luma histogram (32 bins) that moved, in [0, 1]."""
     first, second = (np.histogram(image, 32, (0, 256))[0] / image.size for image in (a, b))
     return float(np.abs(first - second).sum() / 2)
+
+
+def assign_splits(records: list[VideoRecord], holdout: float) -> tuple[str, list[list[str]]]:
+    """(the rule in words, "train", "val" or "gap" for each clip of each record).
+
+    Fewer than 20 videos: the last clips of each are held out, and what ends less than a clip before them is
+    left out. Otherwise, and if none has clips enough, whole videos are, by the sha256 of their names.
+    """
+    held = [round(holdout * len(record.clips)) for record in records]
+    if holdout and any(held) and len(records) < FEW_VIDEOS:
+        rule = f"the last {holdout:.0%} of each video's clips are val, after a gap of one clip"
+        return rule, [_split_in_time(record.clips, n) for record, n in zip(records, held, strict=True)]
+    by_hash = sorted(records, key=lambda record: hashlib.sha256(record.file.encode()).digest())
+    several = holdout > 0 and len(records) > 1
+    val = [record.file for record in by_hash[: max(1, round(holdout * len(records))) if several else 0]]
+    rule = f"{len(val)} of {len(records)} whole videos are val, by a hash of their names"
+    return rule, [["val" if record.file in val else "train"] * len(record.clips) for record in records]
+
+
+def split_by_origin(records: list[VideoRecord], holdout: float) -> tuple[str, list[list[str]]]:
+    """(the rule in words, "train" or "val" for each clip of each record): an origin is in one of the two.
+
+    It is val if the sha256 of its name, as a share of all values, is below `holdout`: what was on one side stays there
+    when more origins come. Only where that leaves a side empty, the origin nearest to it goes there. A file of
+    unknown origin is one of its own. A single origin is split in time, as in `assign_splits`.
+    """
+    origins = [record.origin or f"file {record.file}" for record in records]
+    hashes = {origin: hashlib.sha256(origin.encode()).digest()[:6] for origin in origins}
+    shares = {origin: int.from_bytes(found) / (1 << 48) for origin, found in hashes.items()}  # in [0, 1)
+    if len(shares) < 2:
+        rule, splits = assign_splits(records, holdout)
+        return f"a single source video: {rule}", splits
+    val = {origin for origin, share in shares.items() if share < holdout}
+    if holdout:
+        val = val or {min(shares, key=shares.__getitem__)}
+        val -= {max(shares, key=shares.__getitem__)} if len(val) == len(shares) else set()
+    rule = f"{len(val)} of {len(shares)} source videos are val with all their files, by a hash of their ids"
+    if unknown := sum(not record.origin for record in records):
+        rule += f"; of {unknown} files the source is not known, each counts as one"
+    return rule, [["val" if o in val else "train"] * len(r.clips) for o, r in zip(origins, records, strict=True)]
+
+
+def _split_in_time(clips: list[tuple[int, int, float]], held: int) -> list[str]:
+    if held == 0:
+        return ["train"] * len(clips)
+    first, last, _ = clips[-held]
+    gap = last - first + 1
+    return ["train" if end < first - gap else "gap" for _, end, _ in clips[:-held]] + ["val"] * held

@@ -186,7 +186,7 @@ class Trainer:
     devices         of one machine, a process for each; nodes: machines
     shards          processes that hold one copy together; null is those of a machine
     context         processes of a machine that compute the same clips together, each a part of their tokens: for
-                    clips whose activations are too large for one device (context parallelism, `pw.nn.context`)
+                    clips whose activations are too large for one device (context parallelism, `pw.nn.backbone`)
     attention       the kernel: `sdpa` is torch's choice; `cudnn`, `flash`, `flash3`, `sage` and so on are named as
                     diffusers names them
     compile         torch.compile for each block

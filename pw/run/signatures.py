@@ -37,7 +37,7 @@ TRAINS = {
 # Kernels, compilation and distribution change a result by rounding alone.
 PLACES = {
     *("pw.nn.networks.compile_blocks", "pw.nn.networks.use_kernel", "pw.nn.backbone.on_host"),
-    *("pw.nn.context.share_tokens", "pw.nn.context.groups_of"),
+    *("pw.nn.backbone.share_tokens", "pw.nn.backbone.groups_of"),
 }
 # Methods of an objective, and of its parts, that plan a training and do not enter the loss.
 PLANNING = ("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates")
@@ -45,9 +45,9 @@ PLANNING_OF_PARTS = ("depends_on_batch", "consistency_updates")
 # Code that counts only for runs that chose it: key -> its value -> the class.
 CHOSEN = {
     "gate": {
-        "scalar": "pw.nn.injector.ScalarGate",
-        "channelwise": "pw.nn.injector.ChannelGate",
-        "fixed": "pw.nn.injector.FixedGate",
+        "scalar": "pw.nn.adapters.ScalarGate",
+        "channelwise": "pw.nn.adapters.ChannelGate",
+        "fixed": "pw.nn.adapters.FixedGate",
     },
     "codec": {"SpaceToDepth": "pw.nn.codec.SpaceToDepthCodec", "WanVAE": "pw.nn.codec.WanCodec"},
 }
@@ -130,7 +130,7 @@ def _code(run: Run, parts: Sequence[Any], unused: set[str], *more: str) -> str:
     gate = run.injector.gate if isinstance(run.injector, options.Injector) else ""
     chosen = {"gate": gate, "codec": type(run.codec).__name__}
     left = {name for key, rivals in CHOSEN.items() for choice, name in rivals.items() if choice != chosen[key]}
-    left |= set() if gate else {"pw.nn.injector.AnchorGuidedInjector"}
+    left |= set() if gate else {"pw.nn.adapters.AnchorGuidedInjector"}
     left |= {"pw.nn.text.TextEncoder", "pw.nn.networks.pretrained"} if run.text is None else set()
     roots = [STAGES[run.stage], *(name for part in parts if part is not None for name in classes_of(part)), *more]
     return code_hash(tuple(roots), frozenset(left | PLACES | unused))

@@ -25,9 +25,8 @@ from pw.data.procedural import generator
 from pw.io.wan_weights import locate
 from pw.method.objective import Loss
 from pw.nn import options
-from pw.nn.backbone import Backbone
+from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
-from pw.nn.context import groups_of, share_tokens
 from pw.nn.networks import compile_blocks, pretrained, use_kernel
 from pw.nn.text import TextEncoder
 from pw.parallel.sharded import copy_parts, device_type, fill, mesh_of, shard

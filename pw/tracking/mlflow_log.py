@@ -1,7 +1,11 @@
 """Log an ablation to MLflow: an experiment with a parent run, and below it a run for each arm and seed.
 
+    outputs/mlflow/mlflow.db                          sqlite; no server is needed to write it
+    outputs/mlflow/artifacts/<ablation>/<run id>/     copies of the artifacts
+
 MLflow is only a view. Configurations, curves, scores and tables are files of their own, so `outputs/mlflow` may be
-deleted at any time: the next `pw ablation` logs it again.
+deleted at any time: the next `pw ablation` logs it again. What can be is read and repaired without MLflow, whose import
+takes 6 s. It stores absolute paths: if the checkout was moved, `prepare_database` rewrites them.
 
 A run that was logged is never edited. It is identified by a key (`ablation/arm/seed/signature`) and a digest of its
 content. If the content changed, a new run is logged, and the old one goes to MLflow's trash (`mlflow gc` empties it).
@@ -16,34 +20,38 @@ import hashlib
 import json
 import logging
 import os
+import sqlite3
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-from pw.tracking.mlflow_database import (
-    CONTENT,
-    ENVIRONMENT,
-    KEY,
-    PARENT,
-    ROW,
-    VIEW,
-    latest_tables,
-    locked_database,
-    mlflow_folder,
-    prepare_database,
-)
+from pw.io.files import sha256
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
+LOCK_SECONDS = 120.0  # another process of ours is logging: it holds the lock for 10-20 s
+BUSY_SECONDS = 10.0  # someone else holds the database (MLflow itself waits 20 s, for each statement)
+KEY, CONTENT, ROW = "pw.key", "pw.content", "pw.row"  # tags: who, a digest of what, 0003 of the table
+PARENT = "mlflow.parentRunId"
+VIEW = "table"  # the run list's saved view
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # otherwise the UI starts 8 more processes
+}
 BATCH = 1000  # MLflow's limit for one log_batch
+ALL = 50_000  # MLflow's limit for one search
 
 Point = tuple[str, float, int, int]  # name, value, time in ms, step: MLflow's Metric
+
+
+class TrackingError(RuntimeError):
+    """MLflow could not be written or read. The results are files of their own, of which nothing is lost."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,7 @@ def log_ablation(
         rows = [_row(ablation, run) for run in runs]
         contents = tuple(row.content() for row in rows)
         status = "FINISHED" if all(run.status == "FINISHED" for run in runs) else "FAILED"
-        points = _points(summary)
-        new = _StoredRun(ablation, ablation, tags, {}, points, artifacts, status, contents)
+        new = _StoredRun(ablation, ablation, tags, {}, _points(summary), artifacts, status, contents)
         prepare_database(home)
         latest = latest_tables(home).get(ablation)
         if latest and latest.content == new.content() and len(latest.rows) == len(rows):
@@ -129,8 +136,7 @@ class _StoredRun:
         values = [self.name, self.key, self.tags, self.params, points, self.status, self.rows]
         digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
         for place, file in sorted(_files(self.name, self.artifacts).items()):
-            with file.open("rb") as stream:
-                digest.update(place.encode() + hashlib.file_digest(stream, "sha256").digest())
+            digest.update(place.encode() + bytes.fromhex(sha256(file)))
         return digest.hexdigest()[:16]
 
 
@@ -148,32 +154,28 @@ class _AblationTable:
             self.experiment = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":  # in the UI, where its name stays taken
                 client.restore_experiment(self.experiment)
-        self.logged = self._active_runs()
+        self.logged = {run.info.run_id: run for run in client.search_runs([self.experiment], max_results=ALL)}
 
     def log_row(self, new: _StoredRun) -> str:
         """Id of the run of this key and content: the existing one, or a new one that replaces it."""
-        content, known = new.content(), self._known(new.key)
-        same = [old.info.run_id for old in known if old.data.tags.get(CONTENT) == content]
-        run_id = same[0] if same else self._create(new, content)
-        for old in known:
-            if old.info.run_id != run_id:
-                self._trash(old)
+        run_id, others = self._found_or_made(new)
+        for other in others:
+            self._trash(other)
         return run_id
 
     def log_parent(self, new: _StoredRun, rows: Sequence[str]) -> str:
         """Id of the parent of these runs: the latest if nothing changed, else a new one."""
-        content, known = new.content(), self._known(self.ablation)
-        latest = max(known, key=lambda run: run.info.start_time, default=None)
-        if latest is not None and latest.data.tags.get(CONTENT) == content:
-            parent = latest.info.run_id
-        else:
-            parent = self._create(new, content)
+        parent, others = self._found_or_made(new)
         for row, child in enumerate(rows):
-            self._place(child, parent, row)
+            tags = self.logged[child].data.tags
+            for key, value in ((PARENT, parent), (ROW, f"{row:04d}")):
+                if tags.get(key) != value:
+                    self.client.set_tag(child, key, value)
+                    tags[key] = value
         in_use = {run.data.tags.get(PARENT) for run in self.logged.values()}
-        for old in known:
-            if old.info.run_id not in {parent, *in_use}:
-                self._trash(old)
+        for other in others:
+            if other not in in_use:
+                self._trash(other)
         return parent
 
     def save_view(self, runs: Sequence[RunRecord], parent: str) -> None:
@@ -189,6 +191,15 @@ class _AblationTable:
         }
         self.client.set_experiment_tag(self.experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
 
+    def _found_or_made(self, new: _StoredRun) -> tuple[str, list[str]]:
+        """The latest run of this key, if its content is the same, else a new one; and the others of this key."""
+        content = new.content()
+        known = [run for run in self.logged.values() if run.data.tags.get(KEY) == new.key]
+        latest = max(known, key=lambda run: run.info.start_time, default=None)
+        is_same = latest is not None and latest.data.tags.get(CONTENT) == content
+        run_id = latest.info.run_id if latest is not None and is_same else self._create(new, content)
+        return run_id, [run.info.run_id for run in known if run.info.run_id != run_id]
+
     def _create(self, new: _StoredRun, content: str) -> str:
         from mlflow.entities import Metric, Param
 
@@ -199,39 +210,15 @@ class _AblationTable:
         for start in range(0, len(new.points), BATCH):
             client.log_batch(run_id, metrics=[Metric(*point) for point in new.points[start : start + BATCH]])
         for path in new.artifacts:
-            if path.is_dir():
-                client.log_artifacts(run_id, str(path), artifact_path=path.name)
-            else:
-                client.log_artifact(run_id, str(path))
+            client.log_artifact(run_id, str(path))
         client.set_tag(run_id, CONTENT, content)  # last: so that what a killed call leaves is not taken for complete
         client.set_terminated(run_id, new.status)
         self.logged[run_id] = client.get_run(run_id)
         return run_id
 
-    def _place(self, child: str, parent: str, row: int) -> None:
-        from mlflow.entities import RunTag
-
-        place = {PARENT: parent, ROW: f"{row:04d}"}
-        tags = self.logged[child].data.tags
-        if any(tags.get(key) != value for key, value in place.items()):
-            self.client.log_batch(child, tags=[RunTag(key, value) for key, value in place.items()])
-            tags.update(place)
-
-    def _known(self, key: str) -> list[Run]:
-        return [run for run in self.logged.values() if run.data.tags.get(KEY) == key]
-
-    def _trash(self, run: Run) -> None:
-        self.client.delete_run(run.info.run_id)
-        del self.logged[run.info.run_id]
-
-    def _active_runs(self) -> dict[str, Run]:
-        runs: dict[str, Run] = {}
-        token = None
-        while True:
-            page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
-            runs.update({run.info.run_id: run for run in page})
-            if not (token := page.token):
-                return runs
+    def _trash(self, run_id: str) -> None:
+        self.client.delete_run(run_id)
+        del self.logged[run_id]
 
 
 def _row(ablation: str, run: RunRecord) -> _StoredRun:
@@ -291,3 +278,95 @@ def _client(home: Path) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     uri = f"sqlite:///{home}/mlflow.db"
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+# ---- the database, without MLflow
+
+
+def mlflow_folder(outputs: Path) -> Path:
+    """Where MLflow's database and artifacts lie."""
+    return outputs.resolve() / "mlflow"
+
+
+@contextmanager
+def locked_database(home: Path) -> Generator[None]:
+    """Hold the database's lock: two processes that open a new one break it. Failures are raised as TrackingError."""
+    from filelock import FileLock, Timeout
+
+    remedy = f"if {home} is moved away, the next `make ablation` makes it anew from the results"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / "mlflow.db.lock", timeout=LOCK_SECONDS):
+            yield
+    except Timeout as error:
+        raise TrackingError(f"another process has been logging to {home} for {LOCK_SECONDS:g} s") from error
+    except sqlite3.DatabaseError as error:
+        advice = "is another program using it?" if "locked" in str(error) else remedy
+        raise TrackingError(f"{home / 'mlflow.db'}: {error}; {advice}") from error
+    except Exception as error:
+        is_mlflows = type(error).__module__.startswith(("mlflow", "sqlalchemy", "alembic"))
+        if is_mlflows or isinstance(error, OSError | ImportError):
+            reason = str(error).partition("\n")[0]
+            raise TrackingError(f"MLflow could not log to {home}: {reason}; {remedy}") from error
+        raise
+
+
+@dataclass(frozen=True)
+class LatestTable:
+    """An ablation's latest table: ids of its experiment, of its parent run and, in its order, of its runs."""
+
+    experiment: str
+    parent: str
+    content: str  # digest of the parent run
+    rows: list[str]
+
+
+def latest_tables(home: Path) -> dict[str, LatestTable]:
+    """Ablation -> its latest table. To be called under the lock, which tells errors."""
+    database = home / "mlflow.db"
+    if not database.exists():
+        return {}
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as db:
+        if not _has_tables(db):
+            return {}
+        parents = db.execute(
+            "SELECT e.name, e.experiment_id, r.run_uuid, c.value"
+            " FROM experiments e JOIN runs r USING (experiment_id)"
+            " JOIN tags k ON k.run_uuid = r.run_uuid AND k.key = ? AND k.value = e.name"
+            " JOIN tags c ON c.run_uuid = r.run_uuid AND c.key = ?"
+            " WHERE e.lifecycle_stage = 'active' AND r.lifecycle_stage = 'active'"
+            " ORDER BY e.name, r.start_time",
+            (KEY, CONTENT),
+        ).fetchall()
+        rows = (
+            "SELECT r.run_uuid FROM runs r"
+            " JOIN tags p ON p.run_uuid = r.run_uuid AND p.key = ? AND p.value = ?"
+            " JOIN tags o ON o.run_uuid = r.run_uuid AND o.key = ?"
+            " WHERE r.lifecycle_stage = 'active' ORDER BY o.value"
+        )
+        tables = {}  # the newest comes last
+        for name, experiment, parent, content in parents:
+            ids = [run for (run,) in db.execute(rows, (PARENT, parent, ROW))]
+            tables[name] = LatestTable(str(experiment), parent, content, ids)
+        return tables
+
+
+def _has_tables(db: sqlite3.Connection) -> bool:
+    return bool(db.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchall())
+
+
+def prepare_database(home: Path) -> None:
+    """Turn on WAL (readers do not block) and rewrite paths of a moved checkout. Fails early if locked or broken."""
+
+    def moved(location: str | None) -> str | None:
+        _, found, rest = (location or "").rpartition("/mlflow/artifacts/")
+        return f"{(home / 'artifacts').as_uri()}/{rest}" if found else location
+
+    with closing(sqlite3.connect(home / "mlflow.db", timeout=BUSY_SECONDS, isolation_level=None)) as db:
+        db.create_function("moved", 1, moved)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("BEGIN IMMEDIATE")
+        if _has_tables(db):
+            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                db.execute(f"UPDATE {table} SET {column} = moved({column}) WHERE {column} != moved({column})")
+        db.execute("COMMIT")

@@ -13,7 +13,7 @@ from typing import NoReturn
 from urllib.parse import quote
 
 from pw.io.arguments import Command, ConfigError, number, option
-from pw.tracking.mlflow_database import (
+from pw.tracking.mlflow_log import (
     ENVIRONMENT,
     VIEW,
     TrackingError,
@@ -40,11 +40,14 @@ def run_mlflow(options: MlflowOptions) -> NoReturn:
     home = mlflow_folder(outputs)
     if not (home / "mlflow.db").exists():
         raise ConfigError(f"no MLflow database in {home} yet: run `make ablation name=ansc` first")
-    _check_port(port)
+    if not _is_free(port):
+        free = next((other for other in range(port + 1, min(port + 100, 65536)) if _is_free(other)), None)
+        advice = f"; port={free} is free" if free else ""
+        raise ConfigError(f"port {port} is in use (perhaps by an MLflow UI already open?){advice}")
     try:
         with locked_database(home):
             prepare_database(home)
-        pages = page_urls(outputs, port)
+            pages = page_urls(outputs, port)
     except TrackingError as error:
         raise ConfigError(str(error)) from error
     print(f"MLflow on http://{HOST}:{port} in about 20 seconds; Ctrl-C stops it")
@@ -72,16 +75,12 @@ def page_urls(outputs: Path, port: int = 5000) -> dict[str, dict[str, str]]:
 def ui_command(outputs: Path, port: int) -> list[str]:
     """The command that serves the UI, to this machine only."""
     home = mlflow_folder(outputs)
-    flags = {
-        "--host": HOST,
-        "--port": str(port),
-        "--workers": "1",
-        "--backend-store-uri": f"sqlite:///{home}/mlflow.db",
-        "--registry-store-uri": f"sqlite:///{home}/mlflow.db",
-        "--artifacts-destination": str(home / "artifacts"),
-        "--uvicorn-opts": "--log-level warning",
-    }
-    return [sys.executable, "-m", "mlflow", "server", *(word for pair in flags.items() for word in pair)]
+    store = f"sqlite:///{home}/mlflow.db"
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", store, "--registry-store-uri", store),
+        *("--artifacts-destination", str(home / "artifacts"), "--uvicorn-opts", "--log-level warning"),
+    ]
 
 
 def _is_free(port: int) -> bool:
@@ -91,13 +90,6 @@ def _is_free(port: int) -> bool:
             probe.bind((HOST, port))
             return True
     return False
-
-
-def _check_port(port: int) -> None:
-    if not _is_free(port):
-        free = next((other for other in range(port + 1, min(port + 100, 65536)) if _is_free(other)), None)
-        advice = f"; port={free} is free" if free else ""
-        raise ConfigError(f"port {port} is in use (perhaps by an MLflow UI already open?){advice}")
 
 
 main = Command(MlflowOptions, run_mlflow)

@@ -50,8 +50,7 @@ from pw.cost.parameters import (
 )
 from pw.cost.training_cost import offloaded_bytes, trained_parameters, training_cost, training_moments
 from pw.nn import options
-from pw.nn.backbone import Backbone
-from pw.nn.context import groups_of, share_tokens
+from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.run.build import Run, build
 from pw.stages.velocity import evaluations
 

@@ -153,7 +153,7 @@ def test_a_kernel_without_a_gradient_is_not_one_to_train_with(small: Network, mo
     def silent(query: Any, *_: Any, **__: Any) -> Any:
         return query.detach()
 
-    monkeypatch.setattr("diffusers.models.attention_dispatch.dispatch_attention_fn", silent)
+    monkeypatch.setattr("pw.nn.networks.dispatch_attention_fn", silent)
     check_kernel(replace(small, attention="flash"), "cpu")
     with pytest.raises(ValueError, match=r"trainer\.attention=flash: not to be had here in fp32"):
         check_kernel(replace(small, attention="flash"), "cpu", "fp32")

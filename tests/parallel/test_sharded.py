@@ -128,7 +128,7 @@ class SharedTokens:
 
     def carried_out(self, rank: int) -> str:
         """(tokens that reach the second block, largest differences of velocity and gradient) as JSON."""
-        from pw.nn.context import groups_of, share_tokens
+        from pw.nn.backbone import groups_of, share_tokens
 
         example = Example()
         tokens: list[int] = []

@@ -30,7 +30,7 @@ from pw.io.video import read_video
 from pw.nn.codec import WanCodec
 from pw.nn.text import TextEncoder
 from pw.prepare.encode import EncodingReport, encode, main
-from pw.prepare.encoding import Encoding, LatentsOptions, estimate, find_weights, plan_encoding, sizes
+from pw.prepare.encoding import Encoding, LatentsOptions, bf16_bytes, estimate, find_weights, plan_encoding, sizes
 from pw.run.build import Run, build
 from pw.sample.evaluate import check_sampling, evaluation_texts, reference_folder, sample
 from pw.stages.stage import SeededDraws
@@ -64,9 +64,9 @@ class Stopped(Exception):
     """Stands for whatever ends a call early."""
 
 
-def checked(words: list[str], environment: dict[str, str]) -> Encoding:
+def checked(words: list[str]) -> Encoding:
     """A call, checked as the command line does."""
-    return plan_encoding(arguments.parse(LatentsOptions, words), environment)
+    return plan_encoding(arguments.parse(LatentsOptions, words))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def called(pipeline: tuple[Path, Any], videos: Path) -> Callable[..., Encoding]:
 
     def made(out: Path, *words: str) -> Encoding:
         weights = f"trainer.weights={pipeline[0]}"
-        encoding = checked([f"urls={videos}", f"out={out}", f"anchors={ANCHORS}", *SMALL, weights, *words], {})
+        encoding = checked([f"urls={videos}", f"out={out}", f"anchors={ANCHORS}", *SMALL, weights, *words])
         find_weights(encoding)
         return encoding
 
@@ -222,11 +222,13 @@ class TestSeveralCalls:
         assert [report.encoded for report in reports] == [4, 3]
         assert contents(called(tmp_path).folder) == contents(encoded)
 
-    def test_are_told_apart_as_torchrun_does(self, videos: Path) -> None:
+    def test_are_told_apart_as_torchrun_does(self, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         words = [f"urls={videos}", *SMALL]
-        encoding = checked(words, {"RANK": "3", "WORLD_SIZE": "4"})
+        monkeypatch.setenv("RANK", "3")
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        encoding = checked(words)
         assert [shard.path.name for shard in encoding.mine] == ["val-000000.tar"]
-        assert checked([*words, "rank=1", "world=2"], {"RANK": "3", "WORLD_SIZE": "4"}).rank == 1
+        assert checked([*words, "rank=1", "world=2"]).rank == 1
 
     def test_of_the_same_rank_leave_a_shard_to_the_first(self, encoded: Path, called: Any, tmp_path: Path) -> None:
         second: list[EncodingReport] = []
@@ -249,11 +251,11 @@ class TestTheEstimate:
     @pytest.mark.parametrize(("scale", "latent", "tokens"), [("2k", 42.9e6, 111_600), ("4k", 95.7e6, 249_240)])
     def test_of_a_clip_is_what_the_notes_say(self, scale: str, latent: float, tokens: int) -> None:
         found = sizes(build([f"scale={scale}"]), 8)
-        assert found.latent_bytes == pytest.approx(latent, abs=5e4)  # 48 channels in float32
-        assert found.anchor_bytes == pytest.approx(1.33e6, abs=5e3)
+        assert bf16_bytes(found.latent) == pytest.approx(latent, abs=5e4)  # 48 channels in float32
+        assert bf16_bytes(found.anchor) == pytest.approx(1.33e6, abs=5e3)
         assert found.tokens(found.latent) == tokens  # the table of scales in docs/method.md
         assert found.tokens(found.anchor) == 3472
-        assert found.clip_bytes == found.latent_bytes + 8 * found.anchor_bytes + 2 * 512 * 4096
+        assert found.clip_bytes == bf16_bytes(found.latent) + 8 * bf16_bytes(found.anchor) + 2 * 512 * 4096
 
     def test_of_all_is_no_less_than_what_is_written(self, encoded: Path, called: Any) -> None:
         encoding = called(encoded.parent)
@@ -312,7 +314,7 @@ class TestAWrongCall:
 
     def test_leaves_out_clips_that_are_too_small_and_says_how_many(self, tmp_path: Path) -> None:
         clips = [picture(0), picture(1, height=48), picture(2, frames=3), picture(3, height=128, width=192)]
-        encoding = checked([f"urls={write_videos(tmp_path, {'train': clips})}", *SMALL], {})
+        encoding = checked([f"urls={write_videos(tmp_path, {'train': clips})}", *SMALL])
         assert [shard.ids for shard in encoding.shards if shard.ids] == [(0,), (1,)] or encoding.skipped_small == 2
         assert "2 clips in" in estimate(encoding)
         assert "(2 more are too small)" in estimate(encoding)

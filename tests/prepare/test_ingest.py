@@ -21,10 +21,17 @@ import pytest
 from pw.data.shard_index import ShardIndex, read_member
 from pw.io.video import Frame, VideoError, decode, write_video
 from pw.prepare import ingest as module
-from pw.prepare.ingest import ingest
-from pw.prepare.source_videos import ClipSettings, HardCuts, VideoRecord, cut_clips, find_videos, read_caption
-from pw.prepare.splits import assign_splits, split_by_origin
-from pw.prepare.to_shards import main
+from pw.prepare.ingest import ingest, main
+from pw.prepare.source_videos import (
+    ClipSettings,
+    HardCuts,
+    VideoRecord,
+    assign_splits,
+    cut_clips,
+    find_videos,
+    read_caption,
+    split_by_origin,
+)
 
 CLIPS = Path(__file__).parents[3] / "shared" / "data" / "clips"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="../shared/data/clips is not here")
@@ -524,7 +531,7 @@ def test_a_wrong_call_gets_one_clear_line(
 
 
 def test_a_wrong_call_is_answered_without_loading_torch() -> None:
-    wrong = "import sys; from pw.prepare.to_shards import main as m; m(['path=x']); sys.exit('torch' in sys.modules)"
+    wrong = "import sys; from pw.prepare.ingest import main as m; m(['path=x']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", wrong], check=True, capture_output=True)
 
 

@@ -26,10 +26,9 @@ import pytest
 from pw.data.shard_index import ShardIndex
 from pw.io import hub as downloads
 from pw.io.video import write_video
-from pw.prepare import remote_zip
-from pw.prepare.to_shards import main
-from pw.prepare.ultravideo import Dataset, UltraVideoOrder, UltraVideoReport, notice
-from pw.prepare.ultravideo_captions import source_video
+from pw.prepare import ultravideo
+from pw.prepare.ingest import DataOptions, main
+from pw.prepare.ultravideo import Dataset, UltraVideoReport, notice, source_video
 
 REPOSITORY = "APRIL-AIGC/UltraVideo"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -197,7 +196,7 @@ def test_without_acceptance_the_licence_is_shown_and_nothing_is_fetched(
     assert "non-commercial research only" in printed
     assert "accept_licence=true" in printed
     assert "5 clips by range requests" in printed
-    assert "1.4 TB" in notice(UltraVideoOrder(tmp_path))
+    assert "1.4 TB" in notice(DataOptions(name="ultravideo"), tmp_path)
     assert not hub.asked
     assert not (tmp_path / "out").exists()
 
@@ -208,7 +207,7 @@ def test_a_taste_fetches_its_clips_and_little_more_of_the_zip(hub: Hub, tmp_path
     for i in (0, 2):
         assert (tmp_path / "clips" / f"c{i}.mp4").read_bytes() == clip(i)
         assert (tmp_path / "clips" / f"c{i}.txt").read_text() == f'a "summary", of {i}\n'
-    assert hub.sent[ONE] < 4 * len(clip(0)) + 2 * remote_zip.WINDOW < len(hub.files[ONE]) / 15
+    assert hub.sent[ONE] < 4 * len(clip(0)) + 2 * ultravideo.WINDOW < len(hub.files[ONE]) / 15
     assert not hub.sent[TWO]
     assert len([name for name, _ in hub.asked if name == ONE]) <= 3  # its directory, and one for each clip
     captions = {ShardIndex(str(tmp_path / "shards"), "train").read(i).caption for i in range(2)}
@@ -220,7 +219,7 @@ def test_a_larger_taste_adds_to_a_smaller_one_and_goes_on_to_the_next_zip(hub: H
     before = hub.sent[ONE]
     assert call(tmp_path, "taste=6", "overwrite=true") == 0
     assert clips(tmp_path) == [f"c{i}.mp4" for i in range(6)]
-    assert hub.sent[ONE] - before < 5 * len(clip(0)) + 5 * remote_zip.WINDOW
+    assert hub.sent[ONE] - before < 5 * len(clip(0)) + 5 * ultravideo.WINDOW
     asked = len(hub.asked)
     assert call(tmp_path, "taste=6") == 0
     assert len(hub.asked) == asked
@@ -411,7 +410,7 @@ def test_a_clip_of_another_zip_is_not_written_over(hub: Hub, tmp_path: Path) -> 
 def test_a_taste_does_not_fetch_what_a_zip_calls_its_directory_without_bound(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(remote_zip, "LONGEST_READ", 1_000_000)
+    monkeypatch.setattr(ultravideo, "LONGEST_READ", 1_000_000)
     whole = hub.files[ONE]
     end = whole.rindex(b"PK\x05\x06")
     size = struct.pack("<II", end, 0)  # of the directory, and where it begins

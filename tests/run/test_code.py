@@ -170,7 +170,7 @@ def rename_a_constant(sources: Sources) -> None:
 
 def change_what_was_not_chosen(sources: Sources) -> None:
     sources.edit(
-        "pw/nn/injector.py", "self.timestep_mlp(sinusoid(timestep)) +", "self.timestep_mlp(sinusoid(timestep)) -"
+        "pw/nn/adapters.py", "self.timestep_mlp(sinusoid(timestep)) +", "self.timestep_mlp(sinusoid(timestep)) -"
     )
     sources.edit("pw/method/step_sampler.py", "states = int(start // stride)", "states = int(start // stride) - 1")
     sources.edit(

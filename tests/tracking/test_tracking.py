@@ -20,9 +20,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from pw.tracking import mlflow_database
-from pw.tracking.mlflow_database import TrackingError
-from pw.tracking.mlflow_log import RunRecord, curve_points, log_ablation
+from pw.tracking import mlflow_log
+from pw.tracking.mlflow_log import RunRecord, TrackingError, curve_points, log_ablation
 from pw.tracking.mlflow_ui import main, page_urls, ui_command
 
 if TYPE_CHECKING:
@@ -199,8 +198,8 @@ def test_what_a_killed_call_left_is_replaced(logged: Logged) -> None:
     outputs, runs, parent = logged
     door = client(outputs)
     for child in under(outputs, parent):
-        door.delete_tag(child, mlflow_database.CONTENT)
-    door.delete_tag(parent, mlflow_database.CONTENT)
+        door.delete_tag(child, mlflow_log.CONTENT)
+    door.delete_tag(parent, mlflow_log.CONTENT)
     assert page_urls(outputs) == {}
     again = log(outputs, runs)
     assert names(outputs, again) == [run.name for run in runs]
@@ -228,8 +227,8 @@ def test_a_moved_checkout_finds_its_artifacts(logged: Logged, tmp_path: Path) ->
 TWO_PROCESSES = """
 import os, sys
 from pathlib import Path
-from tests.tracking.test_tracking import log, mlflow_database, record
-os.environ.update(mlflow_database.ENVIRONMENT)
+from tests.tracking.test_tracking import log, mlflow_log, record
+os.environ.update(mlflow_log.ENVIRONMENT)
 import mlflow  # once for both: 6 s
 outputs, children = Path(sys.argv[1]), []
 for ablation in ("ansc", "aghs"):
@@ -254,8 +253,8 @@ def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
 
 def test_a_locked_database_is_reported_in_time(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs, runs, _ = logged
-    assert mlflow_database.BUSY_SECONDS <= 10
-    monkeypatch.setattr(mlflow_database, "BUSY_SECONDS", 0.3)
+    assert mlflow_log.BUSY_SECONDS <= 10
+    monkeypatch.setattr(mlflow_log, "BUSY_SECONDS", 0.3)
     started = time.monotonic()
     with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as db:
         db.execute("BEGIN EXCLUSIVE")

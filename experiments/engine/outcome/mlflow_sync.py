@@ -14,7 +14,7 @@ from experiments.engine.job import all_jobs
 from experiments.engine.plan import make_plan, parse
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.paths import OUTPUTS
-from pw.tracking.mlflow_database import TrackingError
+from pw.tracking.mlflow_log import TrackingError
 
 
 @dataclass(frozen=True)

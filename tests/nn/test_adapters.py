@@ -1,4 +1,4 @@
-"""pw.nn.injector and pw.nn.embed: Eqs. 1-2, and the rivals as identities of one another."""
+"""pw.nn.adapters: Eqs. 1-2, and the rivals as identities of one another."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import torch
 from torch import nn
 
 from pw.nn import options
-from pw.nn.embed import StrideEmbedding, sinusoid
-from pw.nn.injector import AnchorGuidedInjector, ChannelGate, FixedGate, ScalarGate, resize_frames
+from pw.nn.adapters import (
+    AnchorGuidedInjector,
+    ChannelGate,
+    FixedGate,
+    ScalarGate,
+    StrideEmbedding,
+    resize_frames,
+    sinusoid,
+)
 
 WAN = options.Wan((1, 1, 1), 2, 16, 12, 48, 3, 8, 2, 256, 32)
 

@@ -1,13 +1,53 @@
-"""Anchor-guided injector: the anchor's features, refined and gated, enter the transformer  (sec. 3.3, Eqs. 1-2)."""
+"""What is added to Wan's transformer: the stride embedding (sec. 3.4) and the anchor-guided injector (sec. 3.3)."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from pw.nn import options
-from pw.nn.embed import is_lowered, mlp_head, sinusoid, unlowered
+
+SINUSOID = 256  # channels of every sinusoidal embedding, as Wan's freq_dim
+
+
+def is_lowered(device: torch.device) -> bool:
+    """Whether autocast is on where the device computes; never on the meta device, which autocast does not know."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def unlowered(device: torch.device) -> AbstractContextManager[Any]:
+    """Without autocast: a timestep's or stride's sinusoid has more digits than bf16."""
+    return torch.autocast(device.type, enabled=False) if is_lowered(device) else nullcontext()
+
+
+def sinusoid(position: Tensor) -> Tensor:
+    """[B] -> [B, 256], float32, cosines first as Wan's."""
+    return Timesteps(SINUSOID, flip_sin_to_cos=True, downscale_freq_shift=0)(position.float())
+
+
+class StrideEmbedding(nn.Module):
+    """SinEmb(stride) -> Linear -> SiLU -> Linear, added to the timestep embedding before its modulation projection.
+
+    The last layer starts at zero: a fresh model is its base at every stride.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = TimestepEmbedding(SINUSOID, width)
+        nn.init.zeros_(self.mlp.linear_2.weight)
+        nn.init.zeros_(self.mlp.linear_2.bias)
+
+    def forward(self, stride: Tensor) -> Tensor:
+        """stride [B] in the schedule's coordinate -> [B, D]."""
+        return self.mlp(sinusoid(stride).to(self.mlp.linear_1.weight.dtype))
+
+
+# ---- the injector
 
 
 def resize_frames(latent: Tensor, size: tuple[int, int]) -> Tensor:
@@ -19,20 +59,30 @@ def resize_frames(latent: Tensor, size: tuple[int, int]) -> Tensor:
     return frames.unflatten(0, (len(latent), -1)).transpose(1, 2)
 
 
+def mlp_head(width: int, out: int, *, silent: bool) -> nn.Sequential:
+    """Linear(256, D) -> SiLU -> Linear(D, out); a silent one starts at zero."""
+    head = nn.Sequential(nn.Linear(SINUSOID, width), nn.SiLU(), nn.Linear(width, out))
+    if silent:
+        last = head[-1]
+        assert isinstance(last, nn.Linear)
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.zeros_(last.bias)
+    return head
+
+
 class ScalarGate(nn.Module):
-    """alpha = tanh(MLP(SinEmb(T) + SinEmb(D))), one per sample  (Eq. 1); starts at 0."""
+    """alpha = tanh(MLP(SinEmb(T) + SinEmb(D))), one per sample, [B, 1]  (Eq. 1); starts at 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mlp = mlp_head(width, 1, silent=True)
 
     def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:
-        """[B], [B] -> [B, 1]."""
         return torch.tanh(self.mlp(sinusoid(timestep) + sinusoid(stride)))
 
 
 class ChannelGate(nn.Module):
-    """alpha = tanh(MLP_T(SinEmb(T)) + MLP_D(SinEmb(D))), one per channel (the authors' code).
+    """alpha = tanh(MLP_T(SinEmb(T)) + MLP_D(SinEmb(D))), one per channel, [B, D] (the authors' code).
 
     Both start at 0, where the authors silence MLP_D alone: a start's injector then keeps its gain of 1 (D18).
     """
@@ -43,7 +93,6 @@ class ChannelGate(nn.Module):
         self.stride_mlp = mlp_head(width, width, silent=True)
 
     def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:
-        """[B], [B] -> [B, D]."""
         return torch.tanh(self.timestep_mlp(sinusoid(timestep)) + self.stride_mlp(sinusoid(stride)))
 
 
@@ -51,7 +100,6 @@ class FixedGate(nn.Module):
     """alpha = 0: the gain is 1 at every step  (Table 4)."""
 
     def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:
-        """[B], [B] -> [B, 1] zeros."""
         return torch.zeros(len(timestep), 1, device=timestep.device)
 
 
@@ -111,7 +159,7 @@ class AnchorGuidedInjector(nn.Module):
         return self._kept[2]
 
     def forget(self) -> None:
-        """Give the refined anchor's memory back, 1.5 GB at 4K."""
+        """1.5 GB at 4K."""
         self._kept = None
 
     def _refine(self, anchor: Tensor, grid: tuple[int, int]) -> Tensor:
