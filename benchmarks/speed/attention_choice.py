@@ -107,7 +107,7 @@ def _evaluation(run: Run, net: Backbone) -> Callable[[], torch.Tensor]:
     """One evaluation of stage II's network, of no more frames than make `FEW_TOKENS`."""
     import torch
 
-    from pw.cost.parameters import stage_latent, tokens
+    from pw.cost.counts import stage_latent, tokens
     from pw.stages.velocity import Condition, velocity
 
     device = device_of(run)

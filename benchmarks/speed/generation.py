@@ -52,7 +52,7 @@ Keep = Callable[[dict[str, Any]], None]  # is given what has been measured so fa
 
 def _about(run: Run) -> dict[str, Any]:
     """What is measured, and what is aimed at."""
-    from pw.cost.parameters import stage_latent, tokens
+    from pw.cost.counts import stage_latent, tokens
     from pw.stages.velocity import evaluations
 
     return {
@@ -77,7 +77,7 @@ def measure_ours(run: Run, keep: Keep | None = None) -> dict[str, Any]:
     """
     import torch
 
-    from pw.cost.flops import forward_flops
+    from pw.cost.counts import forward_flops
     from pw.nn.networks import Network, load_network
     from pw.nn.stock import synchronize
     from pw.stages.velocity import Condition, evaluations, integrate
@@ -183,7 +183,7 @@ def _inputs(run: Run, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]
     """Initial noise and a text, [1, C, F, h, w] and [1, tokens, dim]."""
     import torch
 
-    from pw.cost.parameters import stage_latent
+    from pw.cost.counts import stage_latent
 
     text = (1, run.backbone.text_tokens, run.backbone.text_dim)
     return torch.randn(1, *stage_latent(run), device=device), torch.randn(text, device=device)

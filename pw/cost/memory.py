@@ -15,17 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pw.cost.flops import Flops
-from pw.cost.parameters import (
-    VAE_DECODER_PARAMETERS,
-    VAE_ENCODER_PARAMETERS,
-    Codec,
-    Injector,
-    gate_parameters,
-    kept_parameters,
-    parameters,
-    stride_embedding_parameters,
-)
+from pw.cost import counts
+from pw.cost.counts import Codec, Direction, Flops, Injector
 from pw.nn import options
 
 Precision = Literal["bf16", "fp32"]
@@ -87,10 +78,10 @@ class Moment:
 
 def weight_bytes(backbone: options.Wan, injector: Injector, precision: Precision) -> float:
     """Bytes of the weights for inference; time embedding, norms, stride embedding and gate stay fp32."""
-    kept = kept_parameters(backbone) + stride_embedding_parameters(backbone)
+    kept = counts.kept_parameters(backbone) + counts.stride_embedding_parameters(backbone)
     if isinstance(injector, options.Injector):
-        kept += gate_parameters(injector, backbone)
-    return BYTES[precision] * (parameters(backbone, injector) - kept) + 4 * kept
+        kept += counts.gate_parameters(injector, backbone)
+    return BYTES[precision] * (counts.parameters(backbone, injector) - kept) + 4 * kept
 
 
 def inference_bytes(backbone: options.Wan, tokens: int, precision: Precision) -> float:
@@ -108,11 +99,7 @@ def inference_bytes(backbone: options.Wan, tokens: int, precision: Precision) ->
 
 
 def injector_bytes(
-    injector: Injector,
-    backbone: options.Wan,
-    tokens: int,
-    precision: Precision,
-    context: int = 1,
+    injector: Injector, backbone: options.Wan, tokens: int, precision: Precision, context: int = 1
 ) -> float:
     """What the injector adds to an evaluation without gradients: L D b (1 + (1 + blocks) / context).
 
@@ -158,11 +145,7 @@ def block_backward_bytes(backbone: options.Wan, tokens: int, precision: Precisio
 
 
 def injector_saved_bytes(
-    injector: Injector,
-    backbone: options.Wan,
-    tokens: int,
-    precision: Precision,
-    context: int = 1,
+    injector: Injector, backbone: options.Wan, tokens: int, precision: Precision, context: int = 1
 ) -> float:
     """What the injector saves for its backward: L (4 (3 d' + 3 D) + 2.5 b D per block / context), with fp32 norms.
 
@@ -175,9 +158,7 @@ def injector_saved_bytes(
     return tokens * (4 * (3 * hidden + 3 * d) + 2.5 * BYTES[precision] * d * len(injector.blocks) / context)
 
 
-def codec_bytes(
-    codec: Codec, frames: int, height: int, width: int, direction: Literal["encode", "decode"]
-) -> tuple[Part, ...]:
+def codec_bytes(codec: Codec, frames: int, height: int, width: int, direction: Direction) -> tuple[Part, ...]:
     """Weights, the working set of a tile, and pixels. `SpaceToDepth` only rearranges: pixels twice."""
     if isinstance(codec, options.SpaceToDepth):
         return (Part("pixels", 2 * 12 * frames * height * width, "counted"),)
@@ -192,7 +173,7 @@ def codec_bytes(
     elif max(map(len, tiles)) > 1:
         pixels += 2 * 12 * rows * width + 12 * rows * columns  # two bands of tiles being blended and a tile, fp32
     return (
-        Part("weights", b * (VAE_ENCODER_PARAMETERS + VAE_DECODER_PARAMETERS), "counted"),
+        Part("weights", b * (counts.VAE_ENCODER_PARAMETERS + counts.VAE_DECODER_PARAMETERS), "counted"),
         Part("working set", rows * columns * per_pixel, "fake tensors"),
         Part("pixels", frames * pixels, "counted"),
     )

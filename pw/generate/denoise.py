@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pw.cost.parameters import stage_latent
+from pw.cost.counts import stage_latent
 from pw.generate.output import load_codec, load_latent, save_latent
 from pw.generate.request import GenerationRequest, Prompt, network_of
 from pw.generate.task import Task, release_memory

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pw.cost.parameters import parameters, stage_latent
+from pw.cost.counts import parameters, stage_latent
 from pw.generate.request import GenerationRequest, Prompt
 from pw.generate.task import Task, release_memory
 from pw.io.files import check_space, replacing, write_json, write_tensors

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pw.cost.parameters import stage_latent
+from pw.cost.counts import stage_latent
 from pw.generate.prompts import Text, read_prompts
 from pw.generate.stage_runs import (
     anchor_source,

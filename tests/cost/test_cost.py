@@ -21,8 +21,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from pw.cost.flops import codec_flops, forward_flops
-from pw.cost.flops import evaluations as planned_evaluations
+from pw.cost.counts import (
+    VAE_DECODER_PARAMETERS,
+    VAE_ENCODER_PARAMETERS,
+    block_parameters,
+    codec_flops,
+    forward_flops,
+    injector_parameters,
+    kept_parameters,
+    parameters,
+    stage_latent,
+    stride_embedding_parameters,
+    text_encoder_parameters,
+    tokens,
+    transformer_parameters,
+)
+from pw.cost.counts import evaluations as planned_evaluations
 from pw.cost.generation_cost import denoising, generation_cost
 from pw.cost.memory import (
     Precision,
@@ -34,19 +48,6 @@ from pw.cost.memory import (
     saved_block_bytes,
     unshared_bytes,
     weight_bytes,
-)
-from pw.cost.parameters import (
-    VAE_DECODER_PARAMETERS,
-    VAE_ENCODER_PARAMETERS,
-    block_parameters,
-    injector_parameters,
-    kept_parameters,
-    parameters,
-    stage_latent,
-    stride_embedding_parameters,
-    text_encoder_parameters,
-    tokens,
-    transformer_parameters,
 )
 from pw.cost.training_cost import offloaded_bytes, trained_parameters, training_cost, training_moments
 from pw.nn import options

@@ -1,0 +1,217 @@
+"""Sizes of latents, parameters and FLOPs, counted from shapes; equal to the modules' own and torch's (tests/cost).
+
+L tokens, D width, f ffn_dim, S text tokens, N layers. A multiplication and an addition are two FLOPs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pw.nn import options
+from pw.run.build import Run
+
+Codec = options.WanVAE | options.SpaceToDepth
+Direction = Literal["encode", "decode"]
+Injector = options.Injector | options.Add | None
+
+SINUSOID = 256  # channels of a sinusoidal embedding  (pw.nn.embed)
+
+# Wan2.2's VAE, diffusers' AutoencoderKLWan at the published configuration, counted on the meta device.
+VAE_ENCODER_PARAMETERS = 149_637_088
+VAE_DECODER_PARAMETERS = 555_051_580
+# FLOPs per px of the first frame and of each further one, convolutions alone; channels of its one attention layer.
+VAE_DECODE = (22.776466e6, 18.3941485e6, 1024)
+VAE_ENCODE = (4.643752e6, 3.4907780e6, 640)
+
+# UMT5-XXL's encoder  (google/umt5-xxl, config.json)
+UMT5_LAYERS, UMT5_WIDTH, UMT5_FFN, UMT5_HEADS = 24, 4096, 10240, 64
+UMT5_BUCKETS, UMT5_VOCABULARY = 32, 256384
+
+
+# ---- sizes
+
+
+def tokens(latent: tuple[int, int, int, int], patch_size: tuple[int, int, int]) -> int:
+    """L = F h w / patch volume."""
+    return math.prod(length // patch for length, patch in zip(latent[1:], patch_size, strict=True))
+
+
+def stage_name(run: Run) -> str:
+    """As the paper numbers them."""
+    return "stage I" if run.stage == "anchor" else "stage II"
+
+
+def stage_size(run: Run) -> tuple[int, int]:
+    """(height, width) in px of the video of the run's stage."""
+    return run.scale.anchor_size if run.stage == "anchor" else run.scale.size
+
+
+def stage_latent(run: Run) -> tuple[int, int, int, int]:
+    """(C, F, h, w) of the latent that the run's stage generates: the anchor's, or that of the clip at full size."""
+    codec, (height, width) = run.codec, stage_size(run)
+    return codec.channels, codec.latent_frames(run.scale.frames), height // codec.factor, width // codec.factor
+
+
+def stage_tokens(run: Run) -> int:
+    """Tokens of that latent."""
+    return tokens(stage_latent(run), run.backbone.patch_size)
+
+
+# ---- parameters
+
+
+def block_parameters(backbone: options.Wan) -> int:
+    """Parameters of one transformer block: two attentions of 4 (D^2 + D) + 2 D, norm2, FFN, modulation table."""
+    d, f = backbone.width, backbone.ffn_dim
+    return 2 * (4 * (d * d + d) + 2 * d) + 2 * d + (2 * d * f + f + d) + 6 * d
+
+
+def transformer_parameters(backbone: options.Wan) -> int:
+    """Parameters of the stock `WanTransformer3DModel`: 4,999,787,712 for Wan2.2-TI2V-5B."""
+    d, patch = backbone.width, backbone.in_channels * math.prod(backbone.patch_size)
+    embeddings = (
+        (patch * d + d)
+        + (backbone.freq_dim * d + d + d * d + d)  # time_embedder
+        + (6 * d * d + 6 * d)  # time_proj
+        + (backbone.text_dim * d + d + d * d + d)  # text_embedder
+    )
+    return embeddings + backbone.num_layers * block_parameters(backbone) + (d * patch + patch) + 2 * d
+
+
+def kept_parameters(backbone: options.Wan) -> int:
+    """Parameters of the transformer that stay fp32 in a bf16 model: time embedder, modulation tables, norm2."""
+    d = backbone.width
+    return (backbone.freq_dim * d + d + d * d + d) + backbone.num_layers * (6 * d + 2 * d) + 2 * d
+
+
+def stride_embedding_parameters(backbone: options.Wan) -> int:
+    """Parameters of the stride embedding: Linear(256, D), Linear(D, D)."""
+    d = backbone.width
+    return SINUSOID * d + d + d * d + d
+
+
+def gate_parameters(injector: options.Injector, backbone: options.Wan) -> int:
+    """Parameters of the injector's gate."""
+    d = backbone.width
+    counts = {"scalar": SINUSOID * d + d + d + 1, "channelwise": 2 * (SINUSOID * d + d + d * d + d), "fixed": 0}
+    return counts[injector.gate]
+
+
+def injector_parameters(injector: Injector, backbone: options.Wan) -> int:
+    """Parameters of the injector: 1x1x1 and 3x3x3 convolution, their norms, the gate, a Linear(D, D) per block."""
+    if not isinstance(injector, options.Injector):
+        return 0
+    d, hidden = backbone.width, injector.hidden_channels(backbone)
+    refine = (backbone.in_channels * hidden + hidden) + 2 * hidden + (27 * hidden * d + d) + 2 * d
+    return refine + gate_parameters(injector, backbone) + len(injector.blocks) * (d * d + d)
+
+
+def parameters(backbone: options.Wan, injector: Injector) -> int:
+    """Parameters of `pw.nn.backbone.Backbone`: transformer, stride embedding and injector."""
+    adapters = stride_embedding_parameters(backbone) + injector_parameters(injector, backbone)
+    return transformer_parameters(backbone) + adapters
+
+
+def text_encoder_parameters() -> int:
+    """Parameters of UMT5-XXL's encoder: 5.68e9, a fifth of them the vocabulary's embedding."""
+    attention = 4 * UMT5_WIDTH**2 + UMT5_HEADS * UMT5_BUCKETS  # each layer has its own position bias
+    layer = attention + 3 * UMT5_WIDTH * UMT5_FFN + 2 * UMT5_WIDTH
+    return UMT5_VOCABULARY * UMT5_WIDTH + UMT5_LAYERS * layer + UMT5_WIDTH
+
+
+# ---- FLOPs
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs by kind. `linear` includes the cross-attention's projections of the text."""
+
+    linear: float = 0.0
+    self_attention: float = 0.0
+    cross_attention: float = 0.0
+    embeddings: float = 0.0
+    injector: float = 0.0
+    codec: float = 0.0
+    text_encoder: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Sum over all kinds."""
+        return sum(vars(self).values())
+
+    def __mul__(self, count: float) -> Flops:
+        return Flops(**{name: value * count for name, value in vars(self).items()})
+
+
+def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector: Injector = None) -> Flops:
+    """FLOPs of one evaluation of the network on one clip, by kind.
+
+        linear            2 L N (6 D^2 + 2 D f) + 4 S N D^2
+        self-attention    4 L^2 D N
+        cross-attention   4 L S D N
+
+    plus patch and output projection, the embeddings of text, timestep and stride, and the injector (counted at every
+    evaluation, although inference computes its refined anchor once).
+    """
+    length, text, d, n = tokens, text_tokens, backbone.width, backbone.num_layers
+    patch = backbone.in_channels * math.prod(backbone.patch_size)
+    embeddings = (
+        4 * length * patch * d
+        + 2 * text * (backbone.text_dim * d + d * d)
+        + 2 * (backbone.freq_dim * d + d * d + 6 * d * d)
+        + 2 * (SINUSOID * d + d * d)
+    )
+    return Flops(
+        linear=2 * length * n * (6 * d * d + 2 * d * backbone.ffn_dim) + 4 * text * n * d * d,
+        self_attention=4 * length**2 * d * n,
+        cross_attention=4 * length * text * d * n,
+        embeddings=embeddings,
+        injector=injector_flops(injector, backbone, length),
+    )
+
+
+def stage_flops(run: Run) -> Flops:
+    """FLOPs of one evaluation of the network of the run's stage."""
+    return forward_flops(run.backbone, stage_tokens(run), run.backbone.text_tokens, run.injector)
+
+
+def injector_flops(injector: Injector, backbone: options.Wan, tokens: int) -> float:
+    """FLOPs of the injector, 2 L (C d' + 27 d' D + D^2 per block) + gate, d' hidden channels; resizing is left out."""
+    if not isinstance(injector, options.Injector):
+        return 0
+    d, hidden = backbone.width, injector.hidden_channels(backbone)
+    gate = {"scalar": 2 * (SINUSOID * d + d), "channelwise": 4 * (SINUSOID * d + d * d), "fixed": 0}[injector.gate]
+    return 2 * tokens * (backbone.in_channels * hidden + 27 * hidden * d + len(injector.blocks) * d * d) + gate
+
+
+def text_flops(prompts: int, text_tokens: int) -> float:
+    """FLOPs of UMT5-XXL on `prompts` prompts, each padded to `text_tokens`: linear layers and attention."""
+    linear = 2 * text_tokens * UMT5_LAYERS * (4 * UMT5_WIDTH**2 + 3 * UMT5_WIDTH * UMT5_FFN)
+    return prompts * (linear + UMT5_LAYERS * 4 * text_tokens**2 * UMT5_WIDTH)
+
+
+def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: Direction) -> float:
+    """FLOPs of encoding or decoding one clip, tile by tile; tiles overlap, so smaller tiles cost more.
+
+    Convolutions cost the same per px for every frame but the first; attention costs 4 (h w)^2 channels a latent frame.
+    In one piece, decoding takes 8.25 and 18.5 PFLOP at 2K and 4K, encoding 1.58 and 3.57. `SpaceToDepth` computes
+    nothing.
+    """
+    if isinstance(codec, options.SpaceToDepth):
+        return 0
+    first, further, channels = VAE_DECODE if direction == "decode" else VAE_ENCODE
+    tiles = codec.tiles(height, width)
+    positions = [(row.stop - row.start) * (column.stop - column.start) for row in tiles[0] for column in tiles[1]]
+    pixels = sum(positions) * codec.factor**2
+    attention = 4 * sum(count**2 for count in positions) * channels * codec.latent_frames(frames)
+    return pixels * (first + further * (frames - 1)) + attention
+
+
+def evaluations(run: Run) -> int:
+    """Evaluations of the network to generate one clip: one a step, and one more in a guided step."""
+    steps, guidance = run.sampling.num_steps, run.guidance
+    if guidance.scale == 1:
+        return steps
+    return steps + (steps if guidance.first_steps is None else min(steps, guidance.first_steps))
