@@ -55,7 +55,7 @@ VERBS = {
     "data": Verb("pw.prepare.to_shards", "turn a folder of videos, or UltraVideo, into shards: path=DIR"),
     "latents": Verb("pw.prepare.encode", "encode shards for training at proxy, 2k, 4k: urls=data/shards scale=2k"),
     "weights": Verb(
-        "pw.io.wan_download",
+        "pw.io.wan_weights",
         "fetch Wan2.2-TI2V-5B, or with what=metrics what the metrics need",
         {"metrics": "benchmarks.measure.fetch_weights"},
     ),
@@ -72,6 +72,14 @@ VERBS = {
         {"metrics": "benchmarks.speed.metric_speed", "train": "experiments.engine.bench"},
     ),
 }
+
+
+OVERVIEW = """usage: pw VERB key=value …
+
+{}
+
+pw VERB --help     its options
+pw completion      for the shell: source <(pw completion)"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -105,7 +113,8 @@ def _about(verb: str, rest: Sequence[str]) -> str | None:
     """What is printed about the commands; None where one is to be carried out."""
     match verb:
         case "--help" | "-h" | "help":
-            return overview()
+            width = max(map(len, VERBS))
+            return OVERVIEW.format("\n".join(f"  pw {name:{width}}  {about.says}" for name, about in VERBS.items()))
         case "completion":
             return COMPLETION
         case "complete":
@@ -156,19 +165,3 @@ _pw() {
   [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} != *= ]] || compopt -o nospace 2>/dev/null
 }
 complete -F _pw pw"""
-
-
-def overview() -> str:
-    """What `pw` alone prints."""
-    width = max(map(len, VERBS))
-    lines = [f"  pw {verb:{width}}  {about.says}" for verb, about in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: pw VERB key=value …",
-            "",
-            *lines,
-            "",
-            "pw VERB --help     its options",
-            "pw completion      for the shell: source <(pw completion)",
-        ]
-    )
