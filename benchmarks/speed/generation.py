@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from benchmarks.speed.attention_choice import choose_variant, device_of, forget
 from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.files import write_json
-from pw.io.imports import quiet
-from pw.io.paths import OUTPUTS
+from pw.io.paths import OUTPUTS, quiet
 from pw.run.build import Run, build
 from pw.run.provenance import provenance
 from pw.train.preflight import check_device

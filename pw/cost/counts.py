@@ -30,9 +30,6 @@ UMT5_LAYERS, UMT5_WIDTH, UMT5_FFN, UMT5_HEADS = 24, 4096, 10240, 64
 UMT5_BUCKETS, UMT5_VOCABULARY = 32, 256384
 
 
-# ---- sizes
-
-
 def tokens(latent: tuple[int, int, int, int], patch_size: tuple[int, int, int]) -> int:
     """L = F h w / patch volume."""
     return math.prod(length // patch for length, patch in zip(latent[1:], patch_size, strict=True))
@@ -55,11 +52,7 @@ def stage_latent(run: Run) -> tuple[int, int, int, int]:
 
 
 def stage_tokens(run: Run) -> int:
-    """Tokens of that latent."""
     return tokens(stage_latent(run), run.backbone.patch_size)
-
-
-# ---- parameters
 
 
 def block_parameters(backbone: options.Wan) -> int:
@@ -93,7 +86,6 @@ def stride_embedding_parameters(backbone: options.Wan) -> int:
 
 
 def gate_parameters(injector: options.Injector, backbone: options.Wan) -> int:
-    """Parameters of the injector's gate."""
     d = backbone.width
     counts = {"scalar": SINUSOID * d + d + d + 1, "channelwise": 2 * (SINUSOID * d + d + d * d + d), "fixed": 0}
     return counts[injector.gate]
@@ -110,8 +102,8 @@ def injector_parameters(injector: Injector, backbone: options.Wan) -> int:
 
 def parameters(backbone: options.Wan, injector: Injector) -> int:
     """Parameters of `pw.nn.backbone.Backbone`: transformer, stride embedding and injector."""
-    adapters = stride_embedding_parameters(backbone) + injector_parameters(injector, backbone)
-    return transformer_parameters(backbone) + adapters
+    stock, stride = transformer_parameters(backbone), stride_embedding_parameters(backbone)
+    return stock + stride + injector_parameters(injector, backbone)
 
 
 def text_encoder_parameters() -> int:
@@ -119,9 +111,6 @@ def text_encoder_parameters() -> int:
     attention = 4 * UMT5_WIDTH**2 + UMT5_HEADS * UMT5_BUCKETS  # each layer has its own position bias
     layer = attention + 3 * UMT5_WIDTH * UMT5_FFN + 2 * UMT5_WIDTH
     return UMT5_VOCABULARY * UMT5_WIDTH + UMT5_LAYERS * layer + UMT5_WIDTH
-
-
-# ---- FLOPs
 
 
 @dataclass(frozen=True)
@@ -138,7 +127,6 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """Sum over all kinds."""
         return sum(vars(self).values())
 
     def __mul__(self, count: float) -> Flops:
@@ -151,9 +139,10 @@ def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector
         linear            2 L N (6 D^2 + 2 D f) + 4 S N D^2
         self-attention    4 L^2 D N
         cross-attention   4 L S D N
+        injector          2 L (C d' + 27 d' D + D^2 per block) + gate, d' hidden channels
 
-    plus patch and output projection, the embeddings of text, timestep and stride, and the injector (counted at every
-    evaluation, although inference computes its refined anchor once).
+    plus patch and output projection, and the embeddings of text, timestep and stride. The injector is counted at every
+    evaluation, although inference computes its refined anchor once; resizing is left out.
     """
     length, text, d, n = tokens, text_tokens, backbone.width, backbone.num_layers
     patch = backbone.in_channels * math.prod(backbone.patch_size)
@@ -163,27 +152,23 @@ def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector
         + 2 * (backbone.freq_dim * d + d * d + 6 * d * d)
         + 2 * (SINUSOID * d + d * d)
     )
+    injected = 0
+    if isinstance(injector, options.Injector):
+        hidden = injector.hidden_channels(backbone)
+        gate = {"scalar": 2 * (SINUSOID * d + d), "channelwise": 4 * (SINUSOID * d + d * d), "fixed": 0}[injector.gate]
+        injected = 2 * length * (backbone.in_channels * hidden + 27 * hidden * d + len(injector.blocks) * d * d) + gate
     return Flops(
         linear=2 * length * n * (6 * d * d + 2 * d * backbone.ffn_dim) + 4 * text * n * d * d,
         self_attention=4 * length**2 * d * n,
         cross_attention=4 * length * text * d * n,
         embeddings=embeddings,
-        injector=injector_flops(injector, backbone, length),
+        injector=injected,
     )
 
 
 def stage_flops(run: Run) -> Flops:
     """FLOPs of one evaluation of the network of the run's stage."""
     return forward_flops(run.backbone, stage_tokens(run), run.backbone.text_tokens, run.injector)
-
-
-def injector_flops(injector: Injector, backbone: options.Wan, tokens: int) -> float:
-    """FLOPs of the injector, 2 L (C d' + 27 d' D + D^2 per block) + gate, d' hidden channels; resizing is left out."""
-    if not isinstance(injector, options.Injector):
-        return 0
-    d, hidden = backbone.width, injector.hidden_channels(backbone)
-    gate = {"scalar": 2 * (SINUSOID * d + d), "channelwise": 4 * (SINUSOID * d + d * d), "fixed": 0}[injector.gate]
-    return 2 * tokens * (backbone.in_channels * hidden + 27 * hidden * d + len(injector.blocks) * d * d) + gate
 
 
 def text_flops(prompts: int, text_tokens: int) -> float:

@@ -31,7 +31,6 @@ class GenerationCost:
 
     @property
     def flops(self) -> float:
-        """Sum over all phases."""
         return sum(phase.flops.total for phase in self.phases)
 
     @property
@@ -74,7 +73,10 @@ def generation_cost(hires: Run | None, anchor: Run | None, precision: Precision 
             phases.append(coding(run, "anchor encode", run.scale.size, "encode"))
     height, width = counts.stage_size(last)
     decode = coding(last, "decode", (height, width), "decode")
-    phases.append(replace(decode, devices=decoders(last, height, width)))
+    if isinstance(last.codec, options.WanVAE):  # devices that make a video together share its tiles
+        tiles = math.prod(map(len, last.codec.tiles(height, width)))
+        decode = replace(decode, devices=tiles / math.ceil(tiles / last.trainer.context))
+    phases.append(decode)
     # a network is read from a checkpoint in fp32
     networks = [4 * counts.parameters(run.backbone, run.injector) for run in runs]
     if last.text is not None:
@@ -124,18 +126,8 @@ def denoising(run: Run, precision: Precision) -> Moment:
 
 
 def coding(run: Run, name: str, size: tuple[int, int], direction: Direction) -> Moment:
-    """Encoding or decoding one clip."""
     video = (run.codec, run.scale.frames, *size, direction)
     return Moment(name, memory.codec_bytes(*video), Flops(codec=counts.codec_flops(*video)))
-
-
-def decoders(run: Run, height: int, width: int) -> float:
-    """By how much the devices that make a video together shorten its decode: tiles / tiles of the busiest device."""
-    if isinstance(run.codec, options.SpaceToDepth):
-        return 1
-    rows, columns = run.codec.tiles(height, width)
-    tiles = len(rows) * len(columns)
-    return tiles / math.ceil(tiles / run.trainer.context)
 
 
 def sampling_memory(run: Run, batch_size: int | None = None) -> int:

@@ -67,12 +67,10 @@ class Moment:
         return self.bytes * (1 + MARGIN) + CONTEXT
 
     def fits(self, memory: float) -> bool:
-        """Whether a device with `memory` bytes can hold it."""
         return self.needs <= memory
 
     @property
     def largest(self) -> Part:
-        """The item that takes most."""
         return max(self.parts, key=lambda part: part.bytes)
 
 

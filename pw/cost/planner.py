@@ -222,28 +222,20 @@ def _table(title: str, *columns: str) -> Table:
 def stage_table(plan: CostPlan) -> Table:
     """What each stage's network is given, and what one evaluation of it takes."""
     runs = [run for run in reversed(plan.stages) if run is not None]
+    flops = [counts.stage_flops(run) for run in runs]
     table = _table("One evaluation of the network", "", *map(counts.stage_name, runs))
-    cells = [_stage_cells(run) for run in runs]
-    for name in cells[0]:
-        table.add_row(name, *(cell[name] for cell in cells), style="bold" if name == "total" else None)
+    videos = ((*counts.stage_size(run), run.scale.frames) for run in runs)
+    table.add_row("video, px and frames", *(f"{width} x {height} x {frames}" for height, width, frames in videos))
+    table.add_row("latent, C F h w", *(" ".join(map(str, counts.stage_latent(run))) for run in runs))
+    table.add_row("tokens", *(f"{counts.stage_tokens(run):,}" for run in runs))
+    table.add_row("parameters", *(f"{counts.parameters(run.backbone, run.injector):,}" for run in runs))
+    table.add_row("linear layers, FLOP", *(operations(each.linear) for each in flops))
+    table.add_row("self-attention", *(operations(each.self_attention) for each in flops))
+    table.add_row("cross-attention", *(operations(each.cross_attention) for each in flops))
+    table.add_row("injector", *(operations(each.injector) for each in flops))
+    table.add_row("embeddings", *(operations(each.embeddings) for each in flops))
+    table.add_row("total", *(operations(each.total) for each in flops), style="bold")
     return table
-
-
-def _stage_cells(run: Run) -> dict[str, str]:
-    flops = counts.stage_flops(run)
-    height, width = counts.stage_size(run)
-    return {
-        "video, px and frames": f"{width} x {height} x {run.scale.frames}",
-        "latent, C F h w": " ".join(map(str, counts.stage_latent(run))),
-        "tokens": f"{counts.stage_tokens(run):,}",
-        "parameters": f"{counts.parameters(run.backbone, run.injector):,}",
-        "linear layers, FLOP": operations(flops.linear),
-        "self-attention": operations(flops.self_attention),
-        "cross-attention": operations(flops.cross_attention),
-        "injector": operations(flops.injector),
-        "embeddings": operations(flops.embeddings),
-        "total": operations(flops.total),
-    }
 
 
 def operations(count: float) -> str:

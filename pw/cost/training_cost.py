@@ -37,7 +37,6 @@ class TrainingCost:
 
     @property
     def flops(self) -> float:
-        """Sum over all updates."""
         return self.consistency_updates * self.consistency + (self.updates - self.consistency_updates) * self.flow
 
     @property
@@ -153,14 +152,20 @@ def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment,
     encoding = ()
     if reads_pixels(run):
         encoding = memory.codec_bytes(run.codec, run.scale.frames, *counts.stage_size(run), "encode")
-    # weights, gradients and so on stay; so does the VAE
-    kept = (*_states(run, gpus), *(replace(part, name="VAE") for part in encoding if part.name == "weights"))
+    everything, trained = counts.parameters(run.backbone, run.injector), trained_parameters(run)
+    kept = (  # fp32 at any precision; gradients are kept through `accumulate` micro-batches
+        Part("weights", 4 * everything / gpus, "counted"),
+        Part("gradients", 4 * trained / gpus, "counted"),
+        Part("AdamW", 8 * trained / gpus, "counted"),
+        # on one device it shares what is frozen
+        Part("EMA", 4 * (everything if gpus > 1 else trained) / gpus, "counted"),
+        *(replace(part, name="VAE") for part in encoding if part.name == "weights"),
+    )
     forward, backward = _activations(run, gpus, context)
-    step = Part("working set", 4 * trained_parameters(run) / gpus, "assumed")
     moments = [
         Moment("forward", (*kept, *forward)),
         Moment("backward", (*kept, *backward)),
-        Moment("optimiser step", (*kept, step)),
+        Moment("optimiser step", (*kept, Part("working set", 4 * trained / gpus, "assumed"))),
     ]
     if encoding:
         batch = run.train.batch_size
@@ -169,25 +174,22 @@ def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment,
     return tuple(moments)
 
 
-def _states(run: Run, gpus: int) -> tuple[Part, ...]:
-    """Weights, gradients (kept through `accumulate` micro-batches), AdamW's moments and EMA: fp32 at any precision."""
-    everything, trained = counts.parameters(run.backbone, run.injector), trained_parameters(run)
-    return (
-        Part("weights", 4 * everything / gpus, "counted"),
-        Part("gradients", 4 * trained / gpus, "counted"),
-        Part("AdamW", 8 * trained / gpus, "counted"),
-        # on one device it shares what is frozen
-        Part("EMA", 4 * (everything if gpus > 1 else trained) / gpus, "counted"),
-    )
-
-
 def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Part]]:
     """What forward and backward hold beside the states."""
     train, backbone, precision = run.train, run.backbone, run.train.precision
     whole = train.batch_size * counts.stage_tokens(run)
     length = whole // context  # of this device
     injector = memory.injector_saved_bytes(run.injector, backbone, whole, precision, context)
-    casts, casts_in_backward = _casts(run, gpus)
+    # weights cast to bf16: autocast's copies live until the forward ends; those that are sharded are gathered, cast and
+    # freed block by block
+    block = counts.block_parameters(backbone)
+    pair = 2 * BYTES[precision] * block  # this block and the next, or this one's gradient
+    if gpus > 1:
+        casts = pair
+    elif precision == "fp32":
+        casts = 0
+    else:
+        casts = 2 * (counts.parameters(backbone, run.injector) if train.trainable == "all" else block)
     if train.checkpoint_activations:
         saved = length * backbone.width * BYTES[precision]
         saved *= 1 if run.trainer.offload_activations else backbone.num_layers
@@ -208,18 +210,4 @@ def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Pa
             Part("pixels", clip, "counted"),  # the clip in fp32
         ]
 
-    return parts(forward, casts), parts(backward, casts_in_backward)
-
-
-def _casts(run: Run, gpus: int) -> tuple[float, float]:
-    """Bytes of weights cast to bf16 in forward and backward: autocast's copies live until the forward ends; sharded
-    weights are gathered, cast and freed block by block."""
-    train, block = run.train, counts.block_parameters(run.backbone)
-    pair = 2 * BYTES[train.precision] * block  # this block and the next, or this one's gradient
-    if gpus > 1:
-        casts = pair
-    elif train.precision == "fp32":
-        casts = 0
-    else:
-        casts = 2 * (counts.parameters(run.backbone, run.injector) if train.trainable == "all" else block)
-    return casts, pair if train.checkpoint_activations else max(casts, pair)
+    return parts(forward, casts), parts(backward, pair if train.checkpoint_activations else max(casts, pair))

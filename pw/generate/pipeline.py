@@ -24,7 +24,7 @@ from pw.generate.output import check_disk, decode, remove_latents
 from pw.generate.request import GenerationRequest, Prompt
 from pw.generate.task import Meter, PartProgress, Task
 from pw.io.arguments import written
-from pw.io.imports import quiet
+from pw.io.paths import quiet
 from pw.parallel.launch import launch
 from pw.parallel.place import Place
 from pw.parallel.team import join_team

@@ -19,11 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Code points of ITU-T H.273: transfer characteristics, matrix coefficients and primaries, full range (FFmpeg's 2).
-PQ = 16
-HLG = 18
-BT2020 = 9
-BT709 = 1
-FULL_RANGE = 2
+PQ, HLG, BT2020, BT709, FULL_RANGE = 16, 18, 9, 1, 2
+M1, M2, C1, C2, C3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128  # of PQ, SMPTE ST 2084
 WHITE = 203.0  # cd/m2: reference white of BT.2408
 PEAK = 1000.0  # cd/m2: nominal peak of HLG, and of nearly all PQ masters
 PEAKS = 400.0, 10_000.0  # cd/m2: what is said beyond is taken for a mistake; no HDR is mastered on less, PQ has no more
@@ -90,16 +87,14 @@ def _tone_table() -> NDArray[np.uint8]:
 
 def pq_to_light(signal: NDArray[np.float64]) -> NDArray[np.float64]:
     """EOTF of SMPTE ST 2084: signal in [0, 1] -> cd/m2 in [0, 10000]."""
-    m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
-    root = np.power(signal, 1 / m2)
-    return 10_000 * np.power(np.maximum(root - c1, 0) / (c2 - c3 * root), 1 / m1)
+    root = np.power(signal, 1 / M2)
+    return 10_000 * np.power(np.maximum(root - C1, 0) / (C2 - C3 * root), 1 / M1)
 
 
 def light_to_pq(light: NDArray[np.float64] | float) -> NDArray[np.float64]:
     """Inverse EOTF of SMPTE ST 2084: cd/m2 in [0, 10000] -> signal in [0, 1]."""
-    m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
-    power = np.power(np.asarray(light) / 10_000, m1)
-    return np.power((c1 + c2 * power) / (1 + c3 * power), m2)
+    power = np.power(np.asarray(light) / 10_000, M1)
+    return np.power((C1 + C2 * power) / (1 + C3 * power), M2)
 
 
 def _roll_off(light: NDArray[np.float64], peak: float) -> NDArray[np.float64]:

@@ -2,10 +2,8 @@
 
 HF_ENDPOINT names a mirror of the Hub, HF_TOKEN a token, HF_HUB_OFFLINE=1 keeps off the network. What a connection
 brought before it broke lies beside the file's final name and is continued, also by a later call; only a whole file,
-whose hash is right where one is known, gets that name.
-
-huggingface_hub does the addresses, tokens, redirects and proxies. It would throw away half a file when its process
-ends, so the transfer is here. Nothing here imports torch.
+whose hash is right where one is known, gets that name. huggingface_hub does the addresses, tokens, redirects and
+proxies. It would throw away half a file when its process ends, so the transfer is here.
 """
 
 from __future__ import annotations
@@ -201,12 +199,11 @@ def fetch(source: FileSource, path: Path, size: int = 0, digest: str = "") -> st
             part.replace(path)
             return found
         part.unlink()
-    except FetchError as error:
-        raise FetchError(f"{source}: {error}{_came(part)}") from error
-    except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    except (FetchError, OSError) as error:
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = f"the disk of {path.parent} is full; make room, or choose another" if is_full else str(error)
-        raise FetchError(f"{source}: {why}{_came(part)}") from error
+        came = f"; {human_size(length(part))} came and stay, call again to continue" if length(part) else ""
+        raise FetchError(f"{source}: {why}{came}") from error
     if was_begun and source.continues:  # what lay there may have been the wrong half
         return fetch(source, path, size, digest)
     raise FetchError(f"{source}: {problem}")
@@ -246,10 +243,6 @@ def _difference(path: Path, found: str, digest: str) -> str | None:
     content = path.read_bytes()  # git's own are small
     git = hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
     return None if git == digest else f"gave a file whose git hash is {git}, wants {digest}"
-
-
-def _came(part: Path) -> str:
-    return f"; {human_size(length(part))} came and stay, call again to continue" if length(part) else ""
 
 
 def download(source: FileSource, address: str, identities: Sequence[Mapping[str, str]], part: Path, size: int) -> None:

@@ -28,12 +28,11 @@ class Pace:
         self.restart(done)
 
     def restart(self, done: float = 0) -> None:
-        """Count from here on."""
         self.began, self.done = time.perf_counter(), done
 
     @property
     def spent(self) -> float:
-        """Seconds since the start."""
+        """Seconds since then."""
         return time.perf_counter() - self.began
 
     def rate(self, done: float) -> float:

@@ -1,11 +1,9 @@
 """Video files: write, read, look (PyAV, which brings its own FFmpeg).
 
-The only module that knows about codecs. Frames are uint8 RGB `[F, H, W, 3]`; the networks' videos are float
-`[3, F, H, W]` in [-1, 1], see `to_uint8` and `to_float`. Lossless is ffv1 in Matroska: what a metric reads is
-what the model made, bit for bit. Only local files of known containers are opened, so a playlist or an address
-in disguise is refused.
-
-HDR (PQ and HLG) is tone-mapped to SDR wherever the file says that it is HDR, see `pw.io.hdr`.
+Frames are uint8 RGB `[F, H, W, 3]`; the networks' videos are float `[3, F, H, W]` in [-1, 1], see `to_uint8` and
+`to_float`. Lossless is ffv1 in Matroska: what a metric reads is what the model made, bit for bit. Only local files of
+known containers are opened, so a playlist or an address in disguise is refused. HDR (PQ and HLG) is tone-mapped to SDR
+wherever the file says that it is HDR, see `pw.io.hdr`.
 """
 
 from __future__ import annotations
@@ -70,23 +68,24 @@ def write_video(
 ) -> None:
     """Write uint8 `[F, H, W, 3]` as ffv1 .mkv (bit-exact) or libx264 4:2:0 BT.709 .mp4 (`crf` 0 to 51).
 
-    The file appears under its name only when it is complete.
-
-    Raises:
-        ValueError: another shape or dtype, an ending that does not fit, odd sizes with `lossless=False`.
+    The file appears under its name only when it is complete. Raises ValueError: another shape or dtype, an ending that
+    does not fit, odd sizes with `lossless=False`.
     """
     path = Path(path)
-    _check_frames(path, frames, fps, lossless)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames must be uint8 [F, H, W, 3] (see to_uint8), not {frames.dtype} {frames.shape}")
+    if path.suffix != (suffix := ".mkv" if lossless else ".mp4"):
+        raise ValueError(f"lossless={lossless} is written as {suffix}, not as {path.name!r}")
+    if not lossless and (frames.shape[1] % 2 or frames.shape[2] % 2):
+        raise ValueError(f"4:2:0 needs even sizes, not {frames.shape[1:3]}: use lossless=True")
+    if not 0 < fps <= 1000:
+        raise ValueError(f"fps must be in (0, 1000], not {fps}")
     with replacing(path) as partial:
         _encode(partial, frames, Fraction(fps).limit_denominator(1001), lossless, crf)
 
 
 def read_video(path: str | os.PathLike[str]) -> Frames:
-    """All frames, uint8 `[F, H, W, 3]`.
-
-    Raises:
-        VideoError: not a video, or fewer frames than the container declares (a truncated file).
-    """
+    """All frames, uint8 `[F, H, W, 3]`. Raises VideoError: not a video, or fewer frames than the container declares."""
     return np.stack(list(iter_frames(path)))
 
 
@@ -102,10 +101,8 @@ def decode(
 
     `short_side` px: area-averaged down to it, never enlarged. `max_fps`: frames are dropped to come down to
     this rate, never repeated. 10-bit video is rounded to 8, HDR is tone-mapped (see above) after it was reduced;
-    non-square pixels are left as they are stored.
-
-    Raises:
-        VideoError: not a video, damaged, truncated, or the picture size changes on the way.
+    non-square pixels are left as they are stored. Raises VideoError: not a video, damaged, truncated, or the picture
+    size changes on the way.
     """
     with _open(path) as (container, stream):
         times = _FrameTimes(float(stream.average_rate or 24), max_fps)
@@ -123,11 +120,7 @@ def decode(
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Size, rate, codec and number of frames, decoding one frame only.
-
-    Raises:
-        VideoError: not a video.
-    """
+    """Size, rate, codec and number of frames, decoding one frame only. Raises VideoError: not a video."""
     with _open(path) as (container, stream):
         picture = next(container.decode(stream), None)
         if picture is None:
@@ -146,10 +139,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
 def to_uint8(video: Any) -> Frames:
     """Float `[..., 3, F, H, W]` in [-1, 1] (numpy, or torch on any device) -> uint8 `[..., F, H, W, 3]`.
 
-    Clipped to [-1, 1], then (x + 1) * 127.5 to the nearest, halves to even: `to_uint8(to_float(u)) == u`.
-
-    Raises:
-        ValueError: no channel axis of 3, or values that are not finite.
+    Clipped to [-1, 1], then (x + 1) * 127.5 to the nearest, halves to even: `to_uint8(to_float(u)) == u`. Raises
+    ValueError: no channel axis of 3, or values that are not finite.
     """
     if hasattr(video, "detach"):
         video = video.detach().float().cpu().numpy()
@@ -174,17 +165,6 @@ def to_float(frames: Frames) -> NDArray[np.float32]:
     video /= np.float32(127.5)  # in place: a clip at 2K has 5.4 GB
     video -= 1
     return video
-
-
-def _check_frames(path: Path, frames: Frames, fps: float, lossless: bool) -> None:
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(f"frames must be uint8 [F, H, W, 3] (see to_uint8), not {frames.dtype} {frames.shape}")
-    if path.suffix != (suffix := ".mkv" if lossless else ".mp4"):
-        raise ValueError(f"lossless={lossless} is written as {suffix}, not as {path.name!r}")
-    if not lossless and (frames.shape[1] % 2 or frames.shape[2] % 2):
-        raise ValueError(f"4:2:0 needs even sizes, not {frames.shape[1:3]}: use lossless=True")
-    if not 0 < fps <= 1000:
-        raise ValueError(f"fps must be in (0, 1000], not {fps}")
 
 
 def _encode(path: Path, frames: Frames, fps: Fraction, lossless: bool, crf: int) -> None:
