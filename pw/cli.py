@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from pw.io import arguments
 from pw.io.paths import import_suite_first
@@ -116,7 +117,7 @@ def _about(verb: str, rest: Sequence[str]) -> str | None:
             width = max(map(len, VERBS))
             return OVERVIEW.format("\n".join(f"  pw {name:{width}}  {about.says}" for name, about in VERBS.items()))
         case "completion":
-            return COMPLETION
+            return (Path(__file__).parent / "completion.bash").read_text(encoding="utf-8").rstrip()
         case "complete":
             return "\n".join(candidates(" ".join(rest)))
     return help_of(verb) if verb in VERBS and {"--help", "-h"} & {*rest} else None
@@ -154,14 +155,3 @@ def candidates(line: str) -> list[str]:
 
         found += [f"{key}={choice}" for choice in groups().get(key, ())] if equals else [f"{g}=" for g in groups()]
     return [word for word in found if word.startswith(last)]
-
-
-COMPLETION = """# bash, or zsh after `autoload -U bashcompinit; bashcompinit`:  source <(pw completion)
-_pw() {
-  local IFS=$'\\n' line="${COMP_LINE:0:COMP_POINT}" word
-  word="${line##* }"
-  COMPREPLY=($(pw complete "$line"))
-  [[ $word == *=* ]] && COMPREPLY=("${COMPREPLY[@]#*=}")
-  [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} != *= ]] || compopt -o nospace 2>/dev/null
-}
-complete -F _pw pw"""

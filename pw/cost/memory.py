@@ -69,10 +69,6 @@ class Moment:
     def fits(self, memory: float) -> bool:
         return self.needs <= memory
 
-    @property
-    def largest(self) -> Part:
-        return max(self.parts, key=lambda part: part.bytes)
-
 
 def weight_bytes(backbone: options.Wan, injector: Injector, precision: Precision) -> float:
     """Bytes of the weights for inference; time embedding, norms, stride embedding and gate stay fp32."""

@@ -6,7 +6,7 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ def judge_generation(stages: Stages, memory: float, card: str, precision: Precis
     offers = [offer for offer in (remedy, together(stages, count, fits)) if offer]
     # first the one that does not change the video
     offers.sort(key=lambda offer: any(override_key(o) in ("scale", "scale.frames") for o in offer))
-    offer = "; or ".join(" ".join(offer) for offer in offers) or f"gpus=1x{_enough(worst)}GB"
+    offer = "; or ".join(" ".join(offer) for offer in offers) or f"gpus=1x{math.ceil(worst.needs / 1e9)}GB"
     line = f"generation does not fit {card}: {_needs(worst)}; the nearest setting that does: {offer}"
     return Verdict("generation", False, line, offers[0] if offers else ())
 
@@ -147,17 +147,14 @@ def judge_training(run: Run, training: TrainingCost, gpus: Gpus) -> Verdict:
         count, card, context = more
         how = f", sharded ({sharding(run, count, context)})" if count > 1 else ""
         offers.append(f"gpus={count}x{card}{how}")
-    offers = offers or [f"gpus={gpus.count}x{_enough(worst)}GB"]
+    offers = offers or [f"gpus={gpus.count}x{math.ceil(worst.needs / 1e9)}GB"]
     line = f"training does not fit {gpus}: {_needs(worst)}; the nearest setting that does: {'; or '.join(offers)}"
     return Verdict("training", False, line, remedy)
 
 
 def _needs(moment: Moment) -> str:
-    return f"{moment.name} needs {human_size(moment.needs)}, most of it {moment.largest.name}"
-
-
-def _enough(moment: Moment) -> int:
-    return math.ceil(moment.needs / 1e9)
+    largest = max(moment.parts, key=lambda part: part.bytes)
+    return f"{moment.name} needs {human_size(moment.needs)}, most of it {largest.name}"
 
 
 # ---- more devices
@@ -255,20 +252,19 @@ def nearest(stages: Stages, changes: Changes, fits: Callable[[Stages], bool]) ->
     Tried in order, each as a whole run: one of `changes`, then several; fewer frames, at least 49; a smaller scale; a
     smaller scale with fewer frames. No smaller scale for stage I alone, which has one size at every scale.
     """
-    hires = stages[0]
-    scales = SCALES[SCALES.index(hires.scale.name) + 1 :] if hires is not None and hires.scale.name in SCALES else ()
-    for scale, few_frames in [(None, False), (None, True), *itertools.product(scales, (False, True))]:
-        start, first = stages, ()
-        if hires is not None and scale is not None:
-            first = (f"scale={scale}",)
-            try:
-                smaller = build(amended(hires.config.overrides, first))
-                start = (smaller, None) if stages[1] is None else stages_of(smaller)
-            except ConfigError:  # another override does not allow this scale
-                continue
-        values = _smaller(start, changes, fits, few_frames=few_frames)
-        if values is not None:
-            return (*first, *(f"{key}={str(value).lower()}" for key, value in values.items()))
+    hires, anchor = stages
+    if (found := _smaller(stages, changes, fits)) is not None:
+        return found
+    if hires is None or hires.scale.name not in SCALES:
+        return ()
+    for scale in SCALES[SCALES.index(hires.scale.name) + 1 :]:
+        try:
+            run = build(amended(hires.config.overrides, [f"scale={scale}"]))
+            found = _smaller((run, None) if anchor is None else stages_of(run), changes, fits)
+        except ConfigError:  # another override does not allow this scale
+            continue
+        if found is not None:
+            return (f"scale={scale}", *found)
     return ()
 
 
@@ -280,39 +276,31 @@ def amended(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
     return [o for o in overrides if override_key(o) not in keys] + list(changes)
 
 
-def _smaller(
-    stages: Stages, changes: Changes, fits: Callable[[Stages], bool], *, few_frames: bool
-) -> dict[str, Any] | None:
-    """Values that make the stages fit, as they are or with fewer frames, from many to few."""
+def _smaller(stages: Stages, changes: Changes, fits: Callable[[Stages], bool]) -> tuple[str, ...] | None:
+    """The overrides that make the stages fit, with fewer frames where changes alone do not."""
+
+    def fit(values: dict[str, Any]) -> bool:
+        try:
+            hires, anchor = (run and _with_values(run, values) for run in stages)
+        except ConfigError:  # the values contradict each other
+            return False
+        return fits((hires, anchor))
+
     last = last_stage(stages)
-    subsets = list(_subsets(changes(last)))
-    lengths: Sequence[dict[str, Any]] = [{}]
-    if few_frames:
-        step = last.codec.frames_factor if isinstance(last.codec, options.WanVAE) else 1  # that the codec can make
-        lengths = [{"scale.frames": n} for n in range(last.scale.frames - step, FEWEST_FRAMES - 1, -step)]
-    for length in lengths:
-        if length and not _fits(stages, {**subsets[-1], **length}, fits):  # not even with all changes
+    possible = changes(last)
+    # none, each one, each two, …; of two changes of one key the later counts
+    chosen = (some for size in range(len(possible) + 1) for some in itertools.combinations(possible, size))
+    subsets = [dict(itertools.chain.from_iterable(change.items() for change in some)) for some in chosen]
+    step = last.codec.frames_factor if isinstance(last.codec, options.WanVAE) else 1  # that the codec can make
+    fewer = ({"scale.frames": n} for n in range(last.scale.frames - step, FEWEST_FRAMES - 1, -step))
+    for length in ({}, *fewer):
+        if length and not fit({**subsets[-1], **length}):  # not even with all changes
             continue
-        for chosen in subsets:
-            if _fits(stages, {**chosen, **length}, fits):
-                return {**chosen, **length}
+        for subset in subsets:
+            values = {**subset, **length}
+            if fit(values):
+                return tuple(f"{key}={str(value).lower()}" for key, value in values.items())
     return None
-
-
-def _subsets(changes: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """No change, each one, each two, …, merged; of two changes of one key the later counts."""
-    for size in range(len(changes) + 1):
-        for chosen in itertools.combinations(changes, size):
-            yield {key: value for change in chosen for key, value in change.items()}
-
-
-def _fits(stages: Stages, values: dict[str, Any], fits: Callable[[Stages], bool]) -> bool:
-    """Whether the stages fit with these values set; False where the values contradict each other."""
-    try:
-        hires, anchor = (run and _with_values(run, values) for run in stages)
-    except ConfigError:
-        return False
-    return fits((hires, anchor))
 
 
 def _with_values(run: Run, values: dict[str, Any]) -> Run:

@@ -103,7 +103,7 @@ def parse(options: type[T], words: Sequence[str]) -> T:
     """Words -> options. Raises ConfigError naming the word, and the nearest key or the values there are."""
     known = _words(options)
     given: dict[str, Any] = {}
-    rest: dict[str, list[str]] = {field.name: [] for field in _fields(options) if field.name in SPECIAL}
+    rest: dict[str, list[str]] = {name: [] for name in SPECIAL if name in typing.get_type_hints(options)}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
@@ -184,14 +184,10 @@ def written(options: Any) -> list[str]:
     return [*words, *(word for name in SPECIAL for word in getattr(options, name, ()))]
 
 
-def _fields(options: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(options)
-
-
-def _words(options: type) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+def _words(options: Any) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
     """Key -> the field that it sets, and the field's type."""
     hints = typing.get_type_hints(options)
-    fields = (field for field in _fields(options) if field.name not in SPECIAL and field.init)
+    fields = (field for field in dataclasses.fields(options) if field.name not in SPECIAL and field.init)
     return {field.metadata.get("key") or field.name: (field, hints[field.name]) for field in fields}
 
 
