@@ -36,7 +36,6 @@ def tokens(latent: tuple[int, int, int, int], patch_size: tuple[int, int, int]) 
 
 
 def stage_name(run: Run) -> str:
-    """As the paper numbers them."""
     return "stage I" if run.stage == "anchor" else "stage II"
 
 
@@ -167,14 +166,7 @@ def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector
 
 
 def stage_flops(run: Run) -> Flops:
-    """FLOPs of one evaluation of the network of the run's stage."""
     return forward_flops(run.backbone, stage_tokens(run), run.backbone.text_tokens, run.injector)
-
-
-def text_flops(prompts: int, text_tokens: int) -> float:
-    """FLOPs of UMT5-XXL on `prompts` prompts, each padded to `text_tokens`: linear layers and attention."""
-    linear = 2 * text_tokens * UMT5_LAYERS * (4 * UMT5_WIDTH**2 + 3 * UMT5_WIDTH * UMT5_FFN)
-    return prompts * (linear + UMT5_LAYERS * 4 * text_tokens**2 * UMT5_WIDTH)
 
 
 def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: Direction) -> float:

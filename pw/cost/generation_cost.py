@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from pw.cost import counts, memory
-from pw.cost.counts import Direction, Flops
+from pw.cost.counts import UMT5_FFN, UMT5_HEADS, UMT5_LAYERS, UMT5_WIDTH, Direction, Flops
 from pw.cost.memory import BYTES, Moment, Part, Precision
 from pw.nn import options
 from pw.run.build import Run, build
@@ -35,7 +35,6 @@ class GenerationCost:
 
     @property
     def worst(self) -> Moment:
-        """The phase that takes most memory."""
         return max(self.phases, key=lambda phase: phase.bytes)
 
 
@@ -50,7 +49,6 @@ def stages_of(run: Run) -> Stages:
 
 
 def last_stage(stages: Stages) -> Run:
-    """The stage that makes the video."""
     run = stages[0] or stages[1]
     assert run is not None, "nothing to generate"
     return run
@@ -95,13 +93,15 @@ def loaded_precision(run: Run) -> Precision:
 
 def text_encoding(run: Run) -> Moment:
     """Encoding the prompt, and with guidance the negative prompt, by UMT5-XXL in bf16."""
-    prompts, length = 1 if run.guidance.scale == 1 else 2, run.backbone.text_tokens
-    scores = 3 * 4 * counts.UMT5_HEADS * length**2  # scores, their bias and softmax in fp32
+    prompts, length = 1 if run.guidance.scale == 1 else 2, run.backbone.text_tokens  # of each, padded
+    layers, width, ffn = UMT5_LAYERS, UMT5_WIDTH, UMT5_FFN
+    linear, attention = 2 * length * layers * (4 * width**2 + 3 * width * ffn), layers * 4 * length**2 * width
+    scores = 3 * 4 * UMT5_HEADS * length**2  # scores, their bias and softmax in fp32
     parts = (
         Part("weights", 2 * counts.text_encoder_parameters(), "counted"),
-        Part("working set", scores + 4 * length * (3 * counts.UMT5_FFN + 4 * counts.UMT5_WIDTH), "assumed"),
+        Part("working set", scores + 4 * length * (3 * ffn + 4 * width), "assumed"),
     )
-    return Moment("text", parts, Flops(text_encoder=counts.text_flops(prompts, length)))
+    return Moment("text", parts, Flops(text_encoder=prompts * (linear + attention)))
 
 
 def denoising(run: Run, precision: Precision) -> Moment:

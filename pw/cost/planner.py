@@ -80,7 +80,6 @@ class CostPlan:
 
     @property
     def run(self) -> Run:
-        """The run that was asked for."""
         return last_stage(self.stages)
 
     def seconds(self, phase: Moment) -> float:

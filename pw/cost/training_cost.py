@@ -41,7 +41,6 @@ class TrainingCost:
 
     @property
     def worst(self) -> Moment:
-        """The moment that takes most memory."""
         return max(self.moments, key=lambda moment: moment.bytes)
 
     def seconds(self, flops: float, tflops: float) -> float:
@@ -119,7 +118,6 @@ def encode_flops(run: Run) -> float:
 
 
 def reads_pixels(run: Run) -> bool:
-    """Whether training reads clips, which it encodes, rather than latents."""
     return run.config.choices["data"] not in ("none", "latents")
 
 
@@ -175,7 +173,6 @@ def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment,
 
 
 def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Part]]:
-    """What forward and backward hold beside the states."""
     train, backbone, precision = run.train, run.backbone, run.train.precision
     whole = train.batch_size * counts.stage_tokens(run)
     length = whole // context  # of this device

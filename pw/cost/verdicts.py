@@ -125,7 +125,6 @@ def check_generation(hires: Run | None, anchor: Run | None, memory: float, count
 
 
 def judge_training(run: Run, training: TrainingCost, gpus: Gpus) -> Verdict:
-    """Whether a training fits these devices."""
     worst = training.worst
     note = f", sharded over {gpus.count}: {sharding(run, gpus.count)}" if gpus.count > 1 else ""
     if worst.fits(gpus.memory):

@@ -139,7 +139,6 @@ def length(path: Path) -> int:
 
 
 def sha256(path: Path) -> str:
-    """64 hex digits of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -171,7 +170,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint, a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

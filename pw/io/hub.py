@@ -80,7 +80,6 @@ class HubFile:
 
     @property
     def address(self) -> str:
-        """Where it is fetched from."""
         from huggingface_hub import hf_hub_url
 
         return hf_hub_url(self.repo, self.path, repo_type=self.kind, revision=self.revision, endpoint=endpoint())
@@ -113,12 +112,10 @@ class HubRepository:
     files: Mapping[str, Listed] = field(default_factory=dict)
 
     def file(self, name: str) -> HubFile:
-        """Where a file of it comes from."""
         return HubFile(self.name, name, self.commit, self.kind)
 
 
 def endpoint() -> str:
-    """The Hub, or its mirror."""
     from huggingface_hub import constants
 
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
@@ -215,7 +212,6 @@ def partial_path(path: Path, source: FileSource) -> Path:
 
 
 def partial_bytes(folder: Path) -> int:
-    """Bytes below a folder of files that are not whole yet."""
     return sum(map(length, folder.rglob(".*.part")))
 
 
@@ -238,10 +234,11 @@ def flaw(path: Path, size: int = 0) -> str | None:
 
 
 def _difference(path: Path, found: str, digest: str) -> str | None:
+    from huggingface_hub.utils.sha import git_hash
+
     if len(digest) != 40:
         return None if found.startswith(digest) else f"gave a file whose sha256 is {found}, wants {digest}"
-    content = path.read_bytes()  # git's own are small
-    git = hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
+    git = git_hash(path.read_bytes())  # git's own are small
     return None if git == digest else f"gave a file whose git hash is {git}, wants {digest}"
 
 

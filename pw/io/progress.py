@@ -32,11 +32,9 @@ class Pace:
 
     @property
     def spent(self) -> float:
-        """Seconds since then."""
         return time.perf_counter() - self.began
 
     def rate(self, done: float) -> float:
-        """Units a second."""
         return max(1e-9, done - self.done) / max(1e-9, self.spent)
 
     def left(self, done: float, total: float) -> str:
@@ -66,7 +64,6 @@ class ProgressLine:
             print(text, end=end, file=self.stream, flush=True)
 
     def clear(self) -> None:
-        """Take the line off a terminal."""
         if self.is_live:
             with ignore_closed_stream(self.stream):
                 print("\r\x1b[2K", end="", file=self.stream, flush=True)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,28 +23,17 @@ from pw.io.files import alone, check_space, human_size, length, read_json
 REPO = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 REVISION = "b8fff7315c768468a5333511427288870b2e9635"
 LICENCE = "Apache-2.0"
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-
-# What of a part is needed: its configuration, the stem of its tensors, and files of which one must be there.
-_CONFIGS = {
-    **dict.fromkeys(("transformer", "vae", "text_encoder"), "config.json"),
-    "tokenizer": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
+# part -> its configuration and the stem of its tensors
+PARTS = {
+    "transformer": ("config.json", "diffusion_pytorch_model.safetensors"),
+    "vae": ("config.json", "diffusion_pytorch_model.safetensors"),
+    "text_encoder": ("config.json", "model.safetensors"),
+    "tokenizer": ("tokenizer_config.json", ""),
+    "scheduler": ("scheduler_config.json", ""),
 }
-_TENSORS = {
-    "transformer": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
-_VOCABULARIES = ("tokenizer.json", "spiece.model")
+_VOCABULARIES = ("tokenizer.json", "spiece.model")  # of which one must be there
 FETCHED = re.compile(rf"model_index\.json|({'|'.join(PARTS)})/[^/]+\.(safetensors|json|model|txt)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Ours -> diffusers' name of it, and what it takes where a configuration does not say: Wan2.1's.
-_CODEC = {
-    "channels": ("z_dim", 16),
-    "factor": ("scale_factor_spatial", 8),
-    "frames_factor": ("scale_factor_temporal", 4),
-}
 _LONGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
 _BLOCK, _BLOCKS = 1 << 16, 65  # bytes of a block that a fingerprint reads, and how many more of them than one
 
@@ -80,7 +69,7 @@ def locate(weights: str | None) -> Path:
     return folder
 
 
-def check(folder: Path, parts: Sequence[str] = PARTS) -> None:
+def check(folder: Path, parts: Iterable[str] = PARTS) -> None:
     """That the parts are whole: every file is there, and every `.safetensors` as long as its own header says.
 
     Loads no tensors. Raises WeightsError listing every file that is missing or cut off, and the command that mends it.
@@ -104,8 +93,9 @@ def overrides_of(weights: Path) -> list[str]:
         raise WeightsError(f"{weights / 'transformer' / 'config.json'}: does not say {', '.join(missing)}")
     words = [f"backbone.{name}={dit[name]}" for name in names]
     words.append(f"backbone.patch_size=[{','.join(map(str, dit['patch_size']))}]")
-    words.append("backbone.text_tokens=512")
-    words += [f"codec.{ours}={vae.get(theirs, default)}" for ours, (theirs, default) in _CODEC.items()]
+    words += ["backbone.text_tokens=512", f"codec.channels={vae.get('z_dim', 16)}"]  # Wan2.1's where nothing is said
+    words.append(f"codec.factor={vae.get('scale_factor_spatial', 8)}")
+    words.append(f"codec.frames_factor={vae.get('scale_factor_temporal', 4)}")
     return words
 
 
@@ -136,16 +126,15 @@ def fingerprint(path: Path) -> str:
 
 def problems(folder: Path, part: str) -> Iterator[str]:
     """What is wrong with one part, each as `file: what`."""
-    config = folder / _CONFIGS[part]
+    config, whole = (folder / name for name in PARTS[part])
     if not config.exists():
         yield f"{config.name}: missing"
     elif read_json(config) is None:
         yield f"{config.name}: not JSON ({length(config)} bytes)"
     if part == "tokenizer" and not any((folder / name).exists() for name in _VOCABULARIES):
         yield f"{' or '.join(_VOCABULARIES)}: missing"
-    if part not in _TENSORS:
+    if whole == folder:  # it has no tensors
         return
-    whole = folder / _TENSORS[part]
     index = folder / f"{whole.name}.index.json"
     if index.exists():
         weight_map = (read_json(index) or {}).get("weight_map")

@@ -61,7 +61,7 @@ def repository() -> dict[str, bytes]:
     }
 
 
-WANTED = sorted(name for name in repository() if name == "model_index.json" or name.split("/")[0] in PARTS[:5])
+WANTED = sorted(name for name in repository() if name == "model_index.json" or name.split("/")[0] in PARTS)
 WANTED.remove("transformer/old.bin")
 
 
