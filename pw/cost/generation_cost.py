@@ -23,9 +23,11 @@ CONVERTED = 1 << 25  # pixels that are converted to floats at a time  (pw.data.d
 class GenerationCost:
     """The cost of one video: phases that follow each other, each with only its own network on the device.
 
-    host  items in CPU memory
+    precision  of the networks' weights
+    host       items in CPU memory
     """
 
+    precision: Precision
     phases: tuple[Moment, ...]
     host: tuple[Part, ...]
 
@@ -58,13 +60,13 @@ def generation_cost(hires: Run | None, anchor: Run | None, precision: Precision 
     """The cost of one video from one prompt: text, stage I, stage II, decode.
 
     hires, anchor  the runs of the two stages; None leaves one out (stage II without injector needs no anchor)
-    precision      of the networks' weights; by default bf16 on a GPU and fp32 on a CPU, as `pw generate` loads them
+    precision      of the networks' weights; by default bf16 on a GPU and fp32 on a CPU, as `pw.nn.networks` loads them
     """
     runs, last = [run for run in (anchor, hires) if run is not None], last_stage((hires, anchor))
-    kind = precision or loaded_precision(last)
+    precision = precision or ("bf16" if last.trainer.accelerator == "gpu" else "fp32")
     phases = [text_encoding(last)] if last.text is not None else []
     for run in runs:
-        phases.append(denoising(run, kind))
+        phases.append(denoising(run, precision))
         upsampled = run.stage == "anchor" and len(runs) == 2 and run.scale.anchor_upsample == "pixel"
         if upsampled and isinstance(run.codec, options.WanVAE):
             phases.append(coding(run, "anchor decode", run.scale.anchor_size, "decode"))
@@ -83,12 +85,7 @@ def generation_cost(hires: Run | None, anchor: Run | None, precision: Precision 
         Part("largest network as it loads", max(networks), "assumed"),
         Part("8-bit frames", 3 * last.scale.frames * height * width, "counted"),
     )
-    return GenerationCost(tuple(phases), host)
-
-
-def loaded_precision(run: Run) -> Precision:
-    """The precision in which `pw.nn.networks` loads weights to generate."""
-    return "bf16" if run.trainer.accelerator == "gpu" else "fp32"
+    return GenerationCost(precision, tuple(phases), host)
 
 
 def text_encoding(run: Run) -> Moment:

@@ -17,15 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pw.cost import counts
-from pw.cost.generation_cost import (
-    GenerationCost,
-    Stages,
-    generation_cost,
-    last_stage,
-    loaded_precision,
-    sampling_memory,
-    stages_of,
-)
+from pw.cost.generation_cost import GenerationCost, Stages, generation_cost, sampling_memory, stages_of
 from pw.cost.memory import MARGIN, Moment, Precision
 from pw.cost.training_cost import TrainingCost, reads_pixels, training_cost
 from pw.cost.verdicts import UNNAMED, Gpus, Verdict, judge_generation, judge_training, parse_gpus
@@ -72,15 +64,11 @@ class CostPlan:
     """Everything that `pw plan` shows. tflops: of a device, as asked or assumed."""
 
     options: PlanOptions
+    run: Run
     stages: Stages
     tflops: float
-    precision: Precision
     generation: GenerationCost
     training: TrainingCost
-
-    @property
-    def run(self) -> Run:
-        return last_stage(self.stages)
 
     def seconds(self, phase: Moment) -> float:
         """Wall time of a phase of generation on the devices that share it."""
@@ -95,14 +83,9 @@ def make_plan(options: PlanOptions) -> CostPlan:
     stages, count = stages_of(run), 1 if gpus is None else gpus.count
     if gpus is not None and count % run.trainer.context:
         raise ConfigError(f"trainer.context={run.trainer.context}: gpus={gpus} are not a multiple of it")
-    return CostPlan(
-        options,
-        stages,
-        tflops=assumed if options.tflops is None else options.tflops,
-        precision=options.dtype or loaded_precision(run),
-        generation=generation_cost(*stages, precision=options.dtype),
-        training=training_cost(run, count),
-    )
+    tflops = assumed if options.tflops is None else options.tflops
+    generation = generation_cost(*stages, precision=options.dtype)
+    return CostPlan(options, run, stages, tflops, generation, training_cost(run, count))
 
 
 def verdicts(plan: CostPlan) -> list[Verdict]:
@@ -113,7 +96,7 @@ def verdicts(plan: CostPlan) -> list[Verdict]:
     judged = []
     if what != "training":
         card = f"{plan.run.trainer.split}x{gpus.card}"
-        judged.append(judge_generation(plan.stages, gpus.memory, card, plan.precision, gpus.count))
+        judged.append(judge_generation(plan.stages, gpus.memory, card, plan.generation.precision, gpus.count))
     if what != "generation":
         judged.append(judge_training(plan.run, plan.training, gpus))
     return judged
@@ -128,23 +111,24 @@ def as_json(plan: CostPlan, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         time = {"seconds": plan.seconds(of)} if of.flops.total else {}
         return dataclasses.asdict(of) | {"bytes": of.bytes, "needs": of.needs, "fits": fits} | time
 
-    training = dataclasses.asdict(plan.training) | {
-        "moments": [moment(m) for m in plan.training.moments],
-        "flops": plan.training.flops,
-        "seconds": plan.training.seconds(plan.training.flops, plan.tflops),
-    }
+    training = plan.training
     return {
         "overrides": plan.options.overrides,
         "gpus": None if gpus is None else dataclasses.asdict(gpus),
         "tflops": plan.tflops,
-        "precision": plan.precision,
+        "precision": plan.generation.precision,
         "generation": {
             "phases": [moment(p) for p in plan.generation.phases],
             "host": [dataclasses.asdict(part) for part in plan.generation.host],
             "flops": plan.generation.flops,
             "seconds": sum(plan.seconds(phase) for phase in plan.generation.phases),
         },
-        "training": training,
+        "training": dataclasses.asdict(training)
+        | {
+            "moments": [moment(m) for m in training.moments],
+            "flops": training.flops,
+            "seconds": training.seconds(training.flops, plan.tflops),
+        },
         "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
     }
 
@@ -177,7 +161,7 @@ def _show_generation(plan: CostPlan, console: Console) -> None:
     console.print(generation_table(plan))
     total = duration(sum(plan.seconds(phase) for phase in plan.generation.phases))
     host = ", ".join(f"{part.name} {human_size(part.bytes)}" for part in plan.generation.host)
-    console.print(f"{total} a video in all, {plan.precision} weights. CPU memory: {host}.")
+    console.print(f"{total} a video in all, {plan.generation.precision} weights. CPU memory: {host}.")
     gpus, context = plan.options.gpus, plan.run.trainer.context
     if gpus is not None and gpus.count > 1:
         if context == gpus.count:

@@ -90,9 +90,6 @@ def parse_gpus(text: str) -> Gpus:
     return Gpus(count, gb * 1e9, round(peak * share, -1), name)
 
 
-# ---- verdicts
-
-
 def judge_generation(stages: Stages, memory: float, card: str, precision: Precision | None, count: int = 1) -> Verdict:
     """Whether one video can be made on one of `count` devices, each of `memory` bytes and called `card`."""
 
@@ -156,9 +153,6 @@ def _needs(moment: Moment) -> str:
     return f"{moment.name} needs {human_size(moment.needs)}, most of it {largest.name}"
 
 
-# ---- more devices
-
-
 def together(stages: Stages, count: int, fits: Callable[[Stages], bool]) -> tuple[str, ...]:
     """The overrides that split the networks, and if need be a video's tokens, over the devices of a machine; empty
     where there is one device, or where that does not fit either."""
@@ -208,8 +202,6 @@ def sharding(run: Run, count: int, context: int | None = None) -> str:
         words += f" train.accumulate={count // context}, which makes updates larger"
     return words
 
-
-# ---- the nearest setting
 
 # run -> changes that could be made to it: plain values by dotted path
 Changes = Callable[[Run], list[dict[str, Any]]]

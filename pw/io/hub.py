@@ -175,9 +175,6 @@ def _naming(source: HubFile) -> Generator[None]:
         raise FetchError(f"{source}: {_reason(error, source)}") from error
 
 
-# ---- fetching
-
-
 def fetch(source: FileSource, path: Path, size: int = 0, digest: str = "") -> str:
     """Get a file from a source, verify it, and put it in its place: its SHA-256.
 
