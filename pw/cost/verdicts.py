@@ -78,11 +78,10 @@ def parse_gpus(text: str) -> Gpus:
         if not memory:
             raise ConfigError(f"gpus={text}: a GPU without memory; e.g. gpus=1x80GB")
         return Gpus(count, memory, UNNAMED, card)
-    names = {name.lower(): name for name in CARDS}
-    names |= {f"{name}-{gb}".lower(): name for name, (gb, _) in CARDS.items()}
-    name = names.get(card.lower().removesuffix("gb"))
+    names = {name: name for name in CARDS} | {f"{name}-{gb}": name for name, (gb, _) in CARDS.items()}
+    name = names.get(card.upper().removesuffix("GB"))
     if name is None:
-        near = difflib.get_close_matches(card.lower(), names, 1)
+        near = difflib.get_close_matches(card.upper(), names, 1)
         hint = f"did you mean {names[near[0]]}? " if near else ""
         raise ConfigError(f"gpus={text}: {hint}known are {', '.join(CARDS)}, and memory as in gpus=1x80GB")
     gb, peak = CARDS[name]

@@ -322,14 +322,14 @@ def _tone_mapped(picture: Any, options: dict[str, Any], peak: float) -> NDArray[
     # swscale shifts, it does not stretch: 940 of 64..940 becomes 255/256 of 2^16, 1023 of 0..1023 becomes 1023/1024
     full = picture.color_range == FULL_RANGE or picture.format.is_rgb
     bits = picture.format.components[0].bits if full else 8
-    light_of, tone, wide = _light_table(picture.color_trc, bits, peak), _tone_table(), picture.color_primaries != BT709
+    light_of, (roll_off, tone) = _light_table(picture.color_trc, bits, peak), _tables()
     pixels, result = codes.reshape(-1, 3), np.empty((codes.shape[0] * codes.shape[1], 3), np.uint8)
     for start in range(0, len(pixels), BAND):
         light = light_of[pixels[start : start + BAND]]
         if picture.color_trc == HLG:  # BT.2100: the OOTF raises luminance to the power of 1.2, hues are kept
             light *= np.power(light @ BT2020_LUMA, np.float32(0.2))[:, None]
-            light = _roll_off_table()[_level(light)]
-        if wide:
+            light = roll_off[_level(light)]
+        if picture.color_primaries != BT709:
             light = light @ BT2020_TO_BT709.T
         result[start : start + BAND] = tone[_level(light)]
     return result.reshape(codes.shape)
@@ -356,15 +356,10 @@ def _light_table(transfer: int, bits: int, peak: float) -> NDArray[np.float32]:
 
 
 @functools.cache
-def _roll_off_table() -> NDArray[np.float32]:
-    """Share of `PEAK` -> share of the SDR peak."""
-    return _roll_off(PEAK * (np.arange(LEVELS) / (LEVELS - 1)) ** 2, PEAK).astype(np.float32)
-
-
-@functools.cache
-def _tone_table() -> NDArray[np.uint8]:
-    """Share of the SDR peak -> 8-bit signal, BT.1886 inverted."""
-    return np.rint(255 * (np.arange(LEVELS) / (LEVELS - 1)) ** (2 / 2.4)).astype(np.uint8)
+def _tables() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """(Share of `PEAK` -> share of the SDR peak, share of the SDR peak -> 8-bit signal by BT.1886 inverted)."""
+    root = np.arange(LEVELS) / (LEVELS - 1)
+    return _roll_off(PEAK * root**2, PEAK).astype(np.float32), np.rint(255 * root ** (2 / 2.4)).astype(np.uint8)
 
 
 def pq_to_light(signal: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -22,7 +22,6 @@ from pw.io.files import alone, check_space, human_size, length, read_json
 
 REPO = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 REVISION = "b8fff7315c768468a5333511427288870b2e9635"
-LICENCE = "Apache-2.0"
 # part -> its configuration and the stem of its tensors
 PARTS = {
     "transformer": ("config.json", "diffusion_pytorch_model.safetensors"),
@@ -236,7 +235,7 @@ def fetch(options: WeightsOptions) -> int:
         )
     folder = options.dest or snapshot(options.repo, repository.commit)
     missing = [name for name, size in wanted.items() if length(folder / name) != size]
-    licence = LICENCE if options.repo == REPO else repository.licence
+    licence = "Apache-2.0" if options.repo == REPO else repository.licence
     total, rest = sum(wanted.values()), sum(wanted[name] for name in missing)
     print(f"{options.repo} at {repository.commit[:8]}, licence {licence}: {len(wanted)} files, {human_size(total)}")
     print(f"to {folder}: {human_size(rest)} to fetch")
