@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from pw.cost import counts, memory
-from pw.cost.counts import UMT5_FFN, UMT5_HEADS, UMT5_LAYERS, UMT5_WIDTH, Direction, Flops
-from pw.cost.memory import BYTES, Moment, Part, Precision
+from pw.cost import counts
+from pw.cost.counts import BYTES, Direction, Flops, Moment, Part, Precision
 from pw.nn import options
 from pw.run.build import Run, build
 from pw.run.compose import override_key
@@ -91,9 +90,9 @@ def generation_cost(hires: Run | None, anchor: Run | None, precision: Precision 
 def text_encoding(run: Run) -> Moment:
     """Encoding the prompt, and with guidance the negative prompt, by UMT5-XXL in bf16."""
     prompts, length = 1 if run.guidance.scale == 1 else 2, run.backbone.text_tokens  # of each, padded
-    layers, width, ffn = UMT5_LAYERS, UMT5_WIDTH, UMT5_FFN
+    layers, width, ffn = counts.UMT5_LAYERS, counts.UMT5_WIDTH, counts.UMT5_FFN
     linear, attention = 2 * length * layers * (4 * width**2 + 3 * width * ffn), layers * 4 * length**2 * width
-    scores = 3 * 4 * UMT5_HEADS * length**2  # scores, their bias and softmax in fp32
+    scores = 3 * 4 * counts.UMT5_HEADS * length**2  # scores, their bias and softmax in fp32
     parts = (
         Part("weights", 2 * counts.text_encoder_parameters(), "counted"),
         Part("working set", scores + 4 * length * (3 * ffn + 4 * width), "assumed"),
@@ -110,12 +109,12 @@ def denoising(run: Run, precision: Precision) -> Moment:
     # fp32: state, two velocities, their sum; and the network's copy of the state in its own precision
     state = math.prod(counts.stage_latent(run)) * (4 * 4 + BYTES[precision] * batch)
     gathered = 2 * BYTES[precision] * counts.block_parameters(backbone) if split > 1 else 0  # this block and the next
-    injector = memory.injector_bytes(run.injector, backbone, length, precision, context)
+    injector = counts.injector_bytes(run.injector, backbone, length, precision, context)
     parts = (
-        Part("weights", memory.weight_bytes(backbone, run.injector, precision) / split, "counted"),
+        Part("weights", counts.weight_bytes(backbone, run.injector, precision) / split, "counted"),
         Part("gathered", gathered, "assumed"),
-        Part("working set", batch * memory.inference_bytes(backbone, length // context, precision), "fake tensors"),
-        Part("all tokens", batch * memory.unshared_bytes(backbone, length, precision, context), "fake tensors"),
+        Part("working set", batch * counts.inference_bytes(backbone, length // context, precision), "fake tensors"),
+        Part("all tokens", batch * counts.unshared_bytes(backbone, length, precision, context), "fake tensors"),
         Part("injector", batch * injector, "fake tensors"),
         Part("latents, text", state + text, "assumed"),
     )
@@ -124,7 +123,7 @@ def denoising(run: Run, precision: Precision) -> Moment:
 
 def coding(run: Run, name: str, size: tuple[int, int], direction: Direction) -> Moment:
     video = (run.codec, run.scale.frames, *size, direction)
-    return Moment(name, memory.codec_bytes(*video), Flops(codec=counts.codec_flops(*video)))
+    return Moment(name, counts.codec_bytes(*video), Flops(codec=counts.codec_flops(*video)))
 
 
 def sampling_memory(run: Run, batch_size: int | None = None) -> int:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pw.cost import counts
+from pw.cost.counts import MARGIN, Moment, Precision
 from pw.cost.generation_cost import GenerationCost, Stages, generation_cost, sampling_memory, stages_of
-from pw.cost.memory import MARGIN, Moment, Precision
 from pw.cost.training_cost import TrainingCost, reads_pixels, training_cost
 from pw.cost.verdicts import UNNAMED, Gpus, Verdict, judge_generation, judge_training, parse_gpus
 from pw.io.arguments import Command, ConfigError, option

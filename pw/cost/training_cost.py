@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from pw.cost import counts, memory
-from pw.cost.memory import BYTES, Moment, Part
+from pw.cost import counts
+from pw.cost.counts import BYTES, Moment, Part
 from pw.run.build import Run
 
 
@@ -149,7 +149,7 @@ def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment,
     """
     encoding = ()
     if reads_pixels(run):
-        encoding = memory.codec_bytes(run.codec, run.scale.frames, *counts.stage_size(run), "encode")
+        encoding = counts.codec_bytes(run.codec, run.scale.frames, *counts.stage_size(run), "encode")
     everything, trained = counts.parameters(run.backbone, run.injector), trained_parameters(run)
     kept = (  # fp32 at any precision; gradients are kept through `accumulate` micro-batches
         Part("weights", 4 * everything / gpus, "counted"),
@@ -176,7 +176,7 @@ def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Pa
     train, backbone, precision = run.train, run.backbone, run.train.precision
     whole = train.batch_size * counts.stage_tokens(run)
     length = whole // context  # of this device
-    injector = memory.injector_saved_bytes(run.injector, backbone, whole, precision, context)
+    injector = counts.injector_saved_bytes(run.injector, backbone, whole, precision, context)
     # weights cast to bf16: autocast's copies live until the forward ends; those that are sharded are gathered, cast and
     # freed block by block
     block = counts.block_parameters(backbone)
@@ -190,10 +190,10 @@ def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Pa
     if train.checkpoint_activations:
         saved = length * backbone.width * BYTES[precision]
         saved *= 1 if run.trainer.offload_activations else backbone.num_layers
-        forward = memory.inference_bytes(backbone, length, precision)
-        backward = memory.block_backward_bytes(backbone, length, precision, train.trainable)
+        forward = counts.inference_bytes(backbone, length, precision)
+        backward = counts.block_backward_bytes(backbone, length, precision, train.trainable)
     else:
-        saved = backbone.num_layers * memory.saved_block_bytes(backbone, length, precision, train.trainable)
+        saved = backbone.num_layers * counts.saved_block_bytes(backbone, length, precision, train.trainable)
         forward = backward = 20.4 * length * backbone.width  # embeddings, output head and their gradients, fp32
     clip = 12 * train.batch_size * run.scale.frames * math.prod(run.scale.size) if reads_pixels(run) else 0
 
@@ -201,7 +201,7 @@ def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Pa
         return [
             Part("saved", saved, "counted" if train.checkpoint_activations else "fake tensors"),
             Part("working set", working_set, "fake tensors"),
-            Part("all tokens", memory.unshared_bytes(backbone, whole, precision, context), "fake tensors"),
+            Part("all tokens", counts.unshared_bytes(backbone, whole, precision, context), "fake tensors"),
             Part("injector", injector, "fake tensors"),
             Part("casts", cast, "assumed"),
             Part("pixels", clip, "counted"),  # the clip in fp32

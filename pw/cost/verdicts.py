@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pw.cost.counts import stage_tokens
+from pw.cost.counts import Moment, Precision, stage_tokens
 from pw.cost.generation_cost import Stages, generation_cost, last_stage, stages_of
-from pw.cost.memory import Moment, Precision
 from pw.cost.training_cost import TrainingCost, training_cost
 from pw.io.arguments import ConfigError
 from pw.io.files import human_size

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pw.cost import planner
+from pw.cost.counts import Moment, Part
 from pw.cost.generation_cost import generation_cost, stages_of
-from pw.cost.memory import Moment, Part
 from pw.cost.planner import PlanOptions, make_plan
 from pw.cost.training_cost import training_cost
 from pw.cost.verdicts import Verdict, amended, check_generation, parse_gpus
