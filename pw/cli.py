@@ -73,8 +73,6 @@ VERBS = {
         {"metrics": "benchmarks.speed.metric_speed", "train": "experiments.engine.bench"},
     ),
 }
-
-
 OVERVIEW = """usage: pw VERB key=value …
 
 {}
@@ -147,11 +145,14 @@ def candidates(line: str) -> list[str]:
     if before[0] not in VERBS:
         return []
     options = importlib.import_module(VERBS[before[0]].module).main.options
-    key, equals, _ = last.partition("=")
-    found = [f"{key}={value}" for value in arguments.values(options, key)] if equals else []
-    found += [] if equals else [f"{key}=" for key in arguments.keys(options)]
+    choices = {}
     if any(field.name == "overrides" for field in fields(options)):
         from pw.run.compose import groups
 
-        found += [f"{key}={choice}" for choice in groups().get(key, ())] if equals else [f"{g}=" for g in groups()]
+        choices = groups()
+    key, equals, _ = last.partition("=")
+    if equals:
+        found = [f"{key}={value}" for value in (*arguments.values(options, key), *choices.get(key, ()))]
+    else:
+        found = [f"{each}=" for each in (*arguments.keys(options), *choices)]
     return [word for word in found if word.startswith(last)]

@@ -45,8 +45,8 @@ def replacing(path: Path, *, durable: bool = False) -> Generator[Path]:
 
 
 def _is_abandoned(partial: Path) -> bool:
-    """Whether nobody writes a `.part` any more: untouched for ten minutes, for it may belong to another machine that
-    shares the disk, by a process that is not here."""
+    """Whether nobody writes a `.part` any more: its process is gone from here, and as it may be another machine's that
+    shares the disk, it was not touched for ten minutes."""
     import psutil
 
     try:

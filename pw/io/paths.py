@@ -17,18 +17,12 @@ from pathlib import Path
 
 from pw.io.arguments import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The checkout; of an installed wheel, the folder of packages."""
-
+ROOT = Path(__file__).resolve().parents[2]  # the checkout; of an installed wheel, the folder of packages
 SUITE = packed if (packed := ROOT / "pw" / "_suite").is_dir() else ROOT
-"""Where `conf/`, `experiments/` and `benchmarks/` are."""
-
 CONF = SUITE / "conf"
-
 IS_CHECKOUT = SUITE == ROOT
-
+# of the working directory; anywhere in a checkout, of the checkout
 OUTPUTS = (ROOT if IS_CHECKOUT and Path.cwd().is_relative_to(ROOT) else Path.cwd()) / "outputs"
-"""Of the working directory; anywhere in a checkout, of the checkout."""
 
 
 def commit_of(folder: Path) -> tuple[str | None, bool | None]:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TextIO
 
-Progress = Callable[[int, int], None]
-"""Called by work as it goes, with what is done and how much there is."""
+Progress = Callable[[int, int], None]  # called by work as it goes, with what is done and how much there is
 
 
 def duration(seconds: float) -> str:
