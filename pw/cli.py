@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from pw.io import arguments
 from pw.io.paths import import_suite_first
@@ -53,7 +54,7 @@ VERBS = {
     "data": Verb("pw.prepare.ingest", "turn a folder of videos, or UltraVideo, into shards: path=DIR"),
     "latents": Verb("pw.prepare.encode", "encode shards for training at proxy, 2k, 4k: urls=data/shards scale=2k"),
     "weights": Verb(
-        "pw.io.wan_download",
+        "pw.io.wan_weights",
         "fetch Wan2.2-TI2V-5B, or with what=metrics what the metrics need",
         {"metrics": "benchmarks.measure.fetch_weights"},
     ),
@@ -70,6 +71,12 @@ VERBS = {
         {"metrics": "benchmarks.speed.metric_speed", "train": "experiments.engine.bench"},
     ),
 }
+OVERVIEW = """usage: pw VERB key=value …
+
+{}
+
+pw VERB --help     its options
+pw completion      for the shell: source <(pw completion)"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -103,9 +110,10 @@ def _about(verb: str, rest: Sequence[str]) -> str | None:
     """What is printed about the commands; None where one is to be carried out."""
     match verb:
         case "--help" | "-h" | "help":
-            return overview()
+            width = max(map(len, VERBS))
+            return OVERVIEW.format("\n".join(f"  pw {name:{width}}  {about.says}" for name, about in VERBS.items()))
         case "completion":
-            return COMPLETION
+            return (Path(__file__).parent / "completion.bash").read_text(encoding="utf-8").rstrip()
         case "complete":
             return "\n".join(candidates(" ".join(rest)))
     return help_of(verb) if verb in VERBS and {"--help", "-h"} & {*rest} else None
@@ -135,38 +143,14 @@ def candidates(line: str) -> list[str]:
     if before[0] not in VERBS:
         return []
     options = importlib.import_module(VERBS[before[0]].module).main.options
-    key, equals, _ = last.partition("=")
-    found = [f"{key}={value}" for value in arguments.values(options, key)] if equals else []
-    found += [] if equals else [f"{key}=" for key in arguments.keys(options)]
+    choices = {}
     if any(field.name == "overrides" for field in fields(options)):
         from pw.run.compose import groups
 
-        found += [f"{key}={choice}" for choice in groups().get(key, ())] if equals else [f"{g}=" for g in groups()]
+        choices = groups()
+    key, equals, _ = last.partition("=")
+    if equals:
+        found = [f"{key}={value}" for value in (*arguments.values(options, key), *choices.get(key, ()))]
+    else:
+        found = [f"{each}=" for each in (*arguments.keys(options), *choices)]
     return [word for word in found if word.startswith(last)]
-
-
-COMPLETION = """# bash, or zsh after `autoload -U bashcompinit; bashcompinit`:  source <(pw completion)
-_pw() {
-  local IFS=$'\\n' line="${COMP_LINE:0:COMP_POINT}" word
-  word="${line##* }"
-  COMPREPLY=($(pw complete "$line"))
-  [[ $word == *=* ]] && COMPREPLY=("${COMPREPLY[@]#*=}")
-  [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} != *= ]] || compopt -o nospace 2>/dev/null
-}
-complete -F _pw pw"""
-
-
-def overview() -> str:
-    """What `pw` alone prints."""
-    width = max(map(len, VERBS))
-    lines = [f"  pw {verb:{width}}  {about.says}" for verb, about in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: pw VERB key=value …",
-            "",
-            *lines,
-            "",
-            "pw VERB --help     its options",
-            "pw completion      for the shell: source <(pw completion)",
-        ]
-    )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pw.cli import COMPLETION, VERBS, candidates, main
+from pw.cli import VERBS, candidates, main
 from pw.io.arguments import Command, describe
 
 ROOT = Path(__file__).parents[1]
@@ -75,11 +75,12 @@ class TestCompletion:
         assert candidates(line) == offered
 
     @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-    def test_works_in_bash(self, tmp_path: Path) -> None:
+    def test_works_in_bash(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["completion"]) == 0
         pw = tmp_path / "pw"
         pw.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m pw "$@"\n')
         pw.chmod(0o755)
-        script = f"""{COMPLETION}
+        script = f"""{capsys.readouterr().out}
 PATH="{tmp_path}:$PATH"; COMP_LINE="pw train weighting=de"; COMP_POINT=${{#COMP_LINE}}; _pw; echo "${{COMPREPLY[@]}}"
 """
         ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=True)

@@ -23,9 +23,8 @@ from benchmarks.metrics.mhd import Mhd, Scales
 from benchmarks.metrics.mhd_lpips import MhdLpips
 from benchmarks.metrics.stream import Look
 from benchmarks.speed.generation import main, measure_ours
+from pw.cost.counts import codec_bytes, stage_latent
 from pw.cost.generation_cost import denoising, generation_cost, stages_of
-from pw.cost.memory import codec_bytes
-from pw.cost.parameters import stage_latent
 from pw.data import LatentBatch
 from pw.generate.pipeline import generate
 from pw.generate.request import GenerateOptions, make_request

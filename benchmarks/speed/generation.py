@@ -23,13 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pw.cost.parameters import stage_latent, tokens
+from pw.cost.counts import stage_latent, tokens
 from pw.generate.request import network_of
 from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.files import write_json
-from pw.io.imports import quiet
 from pw.io.lazy import torch
-from pw.io.paths import OUTPUTS
+from pw.io.paths import OUTPUTS, quiet
 from pw.run.build import Run, build
 from pw.run.provenance import provenance
 from pw.train.preflight import check_device
@@ -159,7 +158,7 @@ def fastest(variants: Mapping[Variant, float | str]) -> Variant | None:
 
 def measure_ours(run: Run, keep: Keep = lambda found: None) -> dict[str, Any]:
     """What is measured and aimed at; seconds and peak memory of stage II at a scale. Raises torch.OutOfMemoryError."""
-    from pw.cost.flops import forward_flops
+    from pw.cost.counts import forward_flops
     from pw.generate.denoise import calls_of
     from pw.nn.networks import load_network
     from pw.nn.unipc import synchronize

@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 from experiments.engine.clauses import Clause
 from pw.io.arguments import ConfigError, did_you_mean
-from pw.io.imports import explained
-from pw.io.paths import own_folder
+from pw.io.paths import explained, own_folder
 
 FOLDER = Path(__file__).parents[1]
 DETAIL = ("psd", "swd", "mhd", "mhd_ratio")

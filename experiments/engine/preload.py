@@ -1,6 +1,6 @@
 """What workers work with: imported where they are forked from, once for all of them."""
 
-from pw.io.imports import import_for_good
+from pw.io.paths import import_for_good
 
 import_for_good(
     "torch",

@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
-from pw.cost.flops import Flops, codec_flops, evaluations, forward_flops, text_flops
-from pw.cost.memory import (
-    BYTES,
-    Moment,
-    Part,
-    Precision,
-    codec_bytes,
-    inference_bytes,
-    injector_bytes,
-    unshared_bytes,
-    weight_bytes,
-)
-from pw.cost.parameters import (
-    UMT5_FFN,
-    UMT5_HEADS,
-    UMT5_WIDTH,
-    block_parameters,
-    parameters,
-    stage_latent,
-    text_encoder_parameters,
-    tokens,
-)
+from pw.cost import counts
+from pw.cost.counts import BYTES, Direction, Flops, Moment, Part, Precision
 from pw.nn import options
 from pw.run.build import Run, build
 from pw.run.compose import override_key
@@ -44,20 +22,20 @@ CONVERTED = 1 << 25  # pixels that are converted to floats at a time  (pw.data.d
 class GenerationCost:
     """The cost of one video: phases that follow each other, each with only its own network on the device.
 
-    host  items in CPU memory
+    precision  of the networks' weights
+    host       items in CPU memory
     """
 
+    precision: Precision
     phases: tuple[Moment, ...]
     host: tuple[Part, ...]
 
     @property
     def flops(self) -> float:
-        """Sum over all phases."""
         return sum(phase.flops.total for phase in self.phases)
 
     @property
     def worst(self) -> Moment:
-        """The phase that takes most memory."""
         return max(self.phases, key=lambda phase: phase.bytes)
 
 
@@ -72,101 +50,80 @@ def stages_of(run: Run) -> Stages:
 
 
 def last_stage(stages: Stages) -> Run:
-    """The stage that makes the video."""
     run = stages[0] or stages[1]
     assert run is not None, "nothing to generate"
     return run
-
-
-def guided_at_once(run: Run) -> int:
-    """Batch size of a forward for one clip: 2 when guidance evaluates both branches in one batch."""
-    return 2 if run.guidance.scale != 1 and run.trainer.guidance_batch else 1
-
-
-def denoising(run: Run, precision: Precision) -> Moment:
-    """Integrating one clip with a stage's network, on each device that holds part of its weights or tokens."""
-    latent, backbone, batch = stage_latent(run), run.backbone, guided_at_once(run)
-    split, context = run.trainer.split, run.trainer.context
-    length = tokens(latent, backbone.patch_size)
-    forward = forward_flops(backbone, length, backbone.text_tokens, run.injector)
-    count = evaluations(run)
-    text = 2 * backbone.text_tokens * backbone.text_dim * 4
-    # fp32: state, two velocities, their sum; and the network's copy of the state in its own precision
-    state = math.prod(latent) * (4 * 4 + BYTES[precision] * batch)
-    gathered = 2 * BYTES[precision] * block_parameters(backbone) if split > 1 else 0  # this block and the next
-    parts = (
-        Part("weights", weight_bytes(backbone, run.injector, precision) / split, "counted"),
-        Part("gathered", gathered, "assumed"),
-        Part("working set", batch * inference_bytes(backbone, length // context, precision), "fake tensors"),
-        Part("all tokens", batch * unshared_bytes(backbone, length, precision, context), "fake tensors"),
-        Part("injector", batch * injector_bytes(run.injector, backbone, length, precision, context), "fake tensors"),
-        Part("latents, text", state + text, "assumed"),
-    )
-    return Moment("stage I" if run.stage == "anchor" else "stage II", parts, forward * count, count, context)
-
-
-def text_encoding(run: Run) -> Moment:
-    """Encoding the prompt, and with guidance the negative prompt, by UMT5-XXL in bf16."""
-    prompts, length = 1 if run.guidance.scale == 1 else 2, run.backbone.text_tokens
-    scores = 3 * 4 * UMT5_HEADS * length**2  # scores, their bias and softmax in fp32
-    parts = (
-        Part("weights", 2 * text_encoder_parameters(), "counted"),
-        Part("working set", scores + 4 * length * (3 * UMT5_FFN + 4 * UMT5_WIDTH), "assumed"),
-    )
-    return Moment("text", parts, Flops(text_encoder=text_flops(prompts, length)))
-
-
-def coding(run: Run, name: str, frames: int, size: tuple[int, int], direction: Literal["encode", "decode"]) -> Moment:
-    """Encoding or decoding one clip."""
-    flops = Flops(codec=codec_flops(run.codec, frames, *size, direction))
-    return Moment(name, codec_bytes(run.codec, frames, *size, direction), flops)
-
-
-def decoders(run: Run, size: tuple[int, int]) -> float:
-    """By how much the devices that make a video together shorten its decode: tiles / tiles of the busiest device."""
-    if isinstance(run.codec, options.SpaceToDepth):
-        return 1
-    rows, columns = run.codec.tiles(*size)
-    tiles = len(rows) * len(columns)
-    return tiles / math.ceil(tiles / run.trainer.context)
 
 
 def generation_cost(hires: Run | None, anchor: Run | None, precision: Precision | None = None) -> GenerationCost:
     """The cost of one video from one prompt: text, stage I, stage II, decode.
 
     hires, anchor  the runs of the two stages; None leaves one out (stage II without injector needs no anchor)
-    precision      of the networks' weights; by default bf16 on a GPU and fp32 on a CPU, as `pw generate` loads them
+    precision      of the networks' weights; by default bf16 on a GPU and fp32 on a CPU, as `pw.nn.networks` loads them
     """
     runs, last = [run for run in (anchor, hires) if run is not None], last_stage((hires, anchor))
-    kind = precision or loaded_precision(last)
-    phases = [text_encoding(run) for run in runs[-1:] if run.text is not None]
+    precision = precision or ("bf16" if last.trainer.accelerator == "gpu" else "fp32")
+    phases = [text_encoding(last)] if last.text is not None else []
     for run in runs:
-        phases.append(denoising(run, kind))
+        phases.append(denoising(run, precision))
         upsampled = run.stage == "anchor" and len(runs) == 2 and run.scale.anchor_upsample == "pixel"
         if upsampled and isinstance(run.codec, options.WanVAE):
-            phases.append(coding(run, "anchor decode", run.scale.frames, run.scale.anchor_size, "decode"))
-            phases.append(coding(run, "anchor encode", run.scale.frames, run.scale.size, "encode"))
-    size = last.scale.anchor_size if last.stage == "anchor" else last.scale.size
-    decode = coding(last, "decode", last.scale.frames, size, "decode")
-    phases.append(dataclasses.replace(decode, devices=decoders(last, size)))
-    return GenerationCost(tuple(phases), _host(runs, size))
-
-
-def loaded_precision(run: Run) -> Precision:
-    """The precision in which `pw.nn.networks` loads weights to generate."""
-    return "bf16" if run.trainer.accelerator == "gpu" else "fp32"
-
-
-def _host(runs: list[Run], size: tuple[int, int]) -> tuple[Part, ...]:
-    """CPU memory of a generation: the largest network while it loads, a checkpoint being fp32; and the frames."""
-    last = runs[-1]
-    networks = [4 * parameters(run.backbone, run.injector) for run in runs]
+            phases.append(coding(run, "anchor decode", run.scale.anchor_size, "decode"))
+            phases.append(coding(run, "anchor encode", run.scale.size, "encode"))
+    height, width = counts.stage_size(last)
+    decode = coding(last, "decode", (height, width), "decode")
+    if isinstance(last.codec, options.WanVAE):  # devices that make a video together share its tiles
+        tiles = math.prod(map(len, last.codec.tiles(height, width)))
+        decode = replace(decode, devices=tiles / math.ceil(tiles / last.trainer.context))
+    phases.append(decode)
+    # a network is read from a checkpoint in fp32
+    networks = [4 * counts.parameters(run.backbone, run.injector) for run in runs]
     if last.text is not None:
-        networks.append(2 * text_encoder_parameters())
-    return (
+        networks.append(2 * counts.text_encoder_parameters())
+    host = (
         Part("largest network as it loads", max(networks), "assumed"),
-        Part("8-bit frames", 3 * last.scale.frames * size[0] * size[1], "counted"),
+        Part("8-bit frames", 3 * last.scale.frames * height * width, "counted"),
     )
+    return GenerationCost(precision, tuple(phases), host)
+
+
+def text_encoding(run: Run) -> Moment:
+    """Encoding the prompt, and with guidance the negative prompt, by UMT5-XXL in bf16."""
+    prompts, length = 1 if run.guidance.scale == 1 else 2, run.backbone.text_tokens  # of each, padded
+    layers, width, ffn = counts.UMT5_LAYERS, counts.UMT5_WIDTH, counts.UMT5_FFN
+    linear, attention = 2 * length * layers * (4 * width**2 + 3 * width * ffn), layers * 4 * length**2 * width
+    scores = 3 * 4 * counts.UMT5_HEADS * length**2  # scores, their bias and softmax in fp32
+    parts = (
+        Part("weights", 2 * counts.text_encoder_parameters(), "counted"),
+        Part("working set", scores + 4 * length * (3 * ffn + 4 * width), "assumed"),
+    )
+    return Moment("text", parts, Flops(text_encoder=prompts * (linear + attention)))
+
+
+def denoising(run: Run, precision: Precision) -> Moment:
+    """Integrating one clip with a stage's network, on each device that holds part of its weights or tokens."""
+    backbone, length, count = run.backbone, counts.stage_tokens(run), counts.evaluations(run)
+    batch = 2 if run.guidance.scale != 1 and run.trainer.guidance_batch else 1  # both branches of guidance at once
+    split, context = run.trainer.split, run.trainer.context
+    text = 2 * backbone.text_tokens * backbone.text_dim * 4
+    # fp32: state, two velocities, their sum; and the network's copy of the state in its own precision
+    state = math.prod(counts.stage_latent(run)) * (4 * 4 + BYTES[precision] * batch)
+    gathered = 2 * BYTES[precision] * counts.block_parameters(backbone) if split > 1 else 0  # this block and the next
+    injector = counts.injector_bytes(run.injector, backbone, length, precision, context)
+    parts = (
+        Part("weights", counts.weight_bytes(backbone, run.injector, precision) / split, "counted"),
+        Part("gathered", gathered, "assumed"),
+        Part("working set", batch * counts.inference_bytes(backbone, length // context, precision), "fake tensors"),
+        Part("all tokens", batch * counts.unshared_bytes(backbone, length, precision, context), "fake tensors"),
+        Part("injector", batch * injector, "fake tensors"),
+        Part("latents, text", state + text, "assumed"),
+    )
+    return Moment(counts.stage_name(run), parts, counts.stage_flops(run) * count, count, context)
+
+
+def coding(run: Run, name: str, size: tuple[int, int], direction: Direction) -> Moment:
+    video = (run.codec, run.scale.frames, *size, direction)
+    return Moment(name, counts.codec_bytes(*video), Flops(codec=counts.codec_flops(*video)))
 
 
 def sampling_memory(run: Run, batch_size: int | None = None) -> int:

@@ -14,23 +14,21 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pw.cost.devices import UNNAMED, Gpus, parse_gpus
-from pw.cost.generation_cost import (
-    GenerationCost,
-    Stages,
-    generation_cost,
-    last_stage,
-    loaded_precision,
-    stages_of,
-)
-from pw.cost.memory import Moment, Precision
-from pw.cost.training_cost import TrainingCost, training_cost
-from pw.cost.verdicts import Verdict, judge_generation, judge_training
+from pw.cost import counts
+from pw.cost.counts import MARGIN, Moment, Precision
+from pw.cost.generation_cost import GenerationCost, Stages, generation_cost, sampling_memory, stages_of
+from pw.cost.training_cost import TrainingCost, reads_pixels, training_cost
+from pw.cost.verdicts import UNNAMED, Gpus, Verdict, judge_generation, judge_training, parse_gpus
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import writable_file, write_json
+from pw.io.files import human_size, writable_file, write_json
+from pw.io.progress import duration
 from pw.run.build import Run, build
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 CPU = 0.02  # TFLOP/s of a thread
 
@@ -60,126 +58,247 @@ class PlanOptions:
     json: Path | None = option(None, "a file for the plan as JSON", read=writable_file("json"))
     overrides: tuple[str, ...] = ()
 
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """What is shown and judged, one by one."""
-        return ("generation", "training") if self.what == "both" else (self.what,)
-
 
 @dataclass(frozen=True)
 class CostPlan:
-    """Everything that `pw plan` shows. `overrides` are those of the call, `tflops_from` says where `tflops` is from."""
+    """Everything that `pw plan` shows. tflops: of a device, as asked or assumed."""
 
-    overrides: tuple[str, ...]
+    options: PlanOptions
+    run: Run
     stages: Stages
-    gpus: Gpus | None
     tflops: float
-    tflops_from: str
-    precision: Precision
     generation: GenerationCost
     training: TrainingCost
-
-    @property
-    def run(self) -> Run:
-        """The run that was asked for."""
-        return last_stage(self.stages)
-
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        """Stage I and stage II, as far as there are both."""
-        return tuple(run for run in reversed(self.stages) if run is not None)
 
     def seconds(self, phase: Moment) -> float:
         """Wall time of a phase of generation on the devices that share it."""
         return phase.flops.total / phase.devices / (self.tflops * 1e12)
 
 
-def make_plan(
-    overrides: Sequence[str],
-    gpus: Gpus | None = None,
-    tflops: float | None = None,
-    precision: Precision | None = None,
-) -> CostPlan:
+def make_plan(options: PlanOptions) -> CostPlan:
     """The plan of a run. Raises ConfigError naming the key."""
-    run = build(overrides)
-    if tflops is not None:
-        tflops_from = f"{tflops:g} TFLOP/s"
-    else:
-        on_cpu = CPU * run.trainer.threads
-        tflops = gpus.tflops if gpus is not None else UNNAMED if run.trainer.accelerator == "gpu" else on_cpu
-        tflops_from = f"{tflops:g} TFLOP/s assumed (tflops= to set it)"
+    run, gpus = build(options.overrides), options.gpus
+    on_cpu = CPU * run.trainer.threads
+    assumed = gpus.tflops if gpus is not None else UNNAMED if run.trainer.accelerator == "gpu" else on_cpu
     stages, count = stages_of(run), 1 if gpus is None else gpus.count
     if gpus is not None and count % run.trainer.context:
         raise ConfigError(f"trainer.context={run.trainer.context}: gpus={gpus} are not a multiple of it")
-    return CostPlan(
-        overrides=tuple(overrides),
-        stages=stages,
-        gpus=gpus,
-        tflops=tflops,
-        tflops_from=tflops_from,
-        precision=precision or loaded_precision(run),
-        generation=generation_cost(*stages, precision=precision),
-        training=training_cost(run, count),
-    )
+    tflops = assumed if options.tflops is None else options.tflops
+    generation = generation_cost(*stages, precision=options.dtype)
+    return CostPlan(options, run, stages, tflops, generation, training_cost(run, count))
 
 
-def verdicts(plan: CostPlan, asked: Sequence[str]) -> list[Verdict]:
-    """A verdict on each of `asked` (generation, training); none without GPUs to judge by."""
-    gpus = plan.gpus
+def verdicts(plan: CostPlan) -> list[Verdict]:
+    """A verdict on generation, on training, or on both; none without GPUs to judge by."""
+    gpus, what = plan.options.gpus, plan.options.what
     if gpus is None:
         return []
-    card = f"{plan.run.trainer.split}x{gpus.card}"
-    judged = {
-        "generation": lambda: judge_generation(plan.stages, gpus.memory, card, plan.precision, gpus.count),
-        "training": lambda: judge_training(plan.run, plan.training, gpus),
-    }
-    return [judged[what]() for what in asked]
+    judged = []
+    if what != "training":
+        card = f"{plan.run.trainer.split}x{gpus.card}"
+        judged.append(judge_generation(plan.stages, gpus.memory, card, plan.generation.precision, gpus.count))
+    if what != "generation":
+        judged.append(judge_training(plan.run, plan.training, gpus))
+    return judged
 
 
 def as_json(plan: CostPlan, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """The plan as plain data: bytes, FLOPs, seconds."""
-    memory = None if plan.gpus is None else plan.gpus.memory
+    gpus = plan.options.gpus
 
     def moment(of: Moment) -> dict[str, Any]:
-        fits = None if memory is None else of.fits(memory)
+        fits = None if gpus is None else of.fits(gpus.memory)
         time = {"seconds": plan.seconds(of)} if of.flops.total else {}
         return dataclasses.asdict(of) | {"bytes": of.bytes, "needs": of.needs, "fits": fits} | time
 
-    training = dataclasses.asdict(plan.training) | {
-        "moments": [moment(m) for m in plan.training.moments],
-        "flops": plan.training.flops,
-        "seconds": plan.training.seconds(plan.training.flops, plan.tflops),
-    }
+    training = plan.training
     return {
-        "overrides": plan.overrides,
-        "gpus": None if plan.gpus is None else dataclasses.asdict(plan.gpus),
+        "overrides": plan.options.overrides,
+        "gpus": None if gpus is None else dataclasses.asdict(gpus),
         "tflops": plan.tflops,
-        "precision": plan.precision,
+        "precision": plan.generation.precision,
         "generation": {
             "phases": [moment(p) for p in plan.generation.phases],
             "host": [dataclasses.asdict(part) for part in plan.generation.host],
             "flops": plan.generation.flops,
             "seconds": sum(plan.seconds(phase) for phase in plan.generation.phases),
         },
-        "training": training,
+        "training": dataclasses.asdict(training)
+        | {
+            "moments": [moment(m) for m in training.moments],
+            "flops": training.flops,
+            "seconds": training.seconds(training.flops, plan.tflops),
+        },
         "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
     }
+
+
+# ---- what is printed
+
+
+def show(plan: CostPlan, verdicts: Sequence[Verdict], console: Console) -> None:
+    """Print the tables of what is asked for (generation, training), and the verdicts."""
+    options = plan.options
+    device = "no GPU given, so nothing is judged" if options.gpus is None else f"gpus={options.gpus}"
+    assumed = " assumed (tflops= to set it)" if options.tflops is None else ""
+    console.print(f"{' '.join(options.overrides) or 'scale=tiny'}  |  {device}  |  {plan.tflops:g} TFLOP/s{assumed}")
+    console.print()
+    console.print(stage_table(plan))
+    console.print()
+    if options.what != "training":
+        _show_generation(plan, console)
+    if options.what != "generation":
+        _show_training(plan, console)
+    console.print(
+        "from: counted, from shapes; fake tensors, most alive at once when the real modules run without data; "
+        "assumed. No memory or time here was measured on a GPU."
+    )
+    for verdict in verdicts:
+        console.print(verdict.line, style="green" if verdict.fits else "red")
+
+
+def _show_generation(plan: CostPlan, console: Console) -> None:
+    console.print(generation_table(plan))
+    total = duration(sum(plan.seconds(phase) for phase in plan.generation.phases))
+    host = ", ".join(f"{part.name} {human_size(part.bytes)}" for part in plan.generation.host)
+    console.print(f"{total} a video in all, {plan.generation.precision} weights. CPU memory: {host}.")
+    gpus, context = plan.options.gpus, plan.run.trainer.context
+    if gpus is not None and gpus.count > 1:
+        if context == gpus.count:
+            console.print(f"The {gpus.count} GPUs make a video together.")
+        elif context > 1:
+            console.print(f"Of the {gpus.count} GPUs each {context} make a video of their own.")
+        else:
+            console.print(f"Each of the {gpus.count} GPUs makes a video of its own.")
+    console.print()
+
+
+def _show_training(plan: CostPlan, console: Console) -> None:
+    run, training, gpus = plan.run, plan.training, plan.options.gpus
+    console.print(training_times(plan))
+    if gpus is not None:
+        time = training.seconds(training.flops, plan.tflops)
+        console.print(f"{duration(time)} on {gpus}: {time / 3600 * training.gpus:,.1f} GPU-hours.")
+    if not reads_pixels(run):
+        console.print("data=none: latents made beforehand; encoding clips as they are read comes on top.")
+    console.print()
+    place = f"each of {training.gpus} devices" if training.gpus > 1 else "one device"
+    console.print(moment_table(plan, f"Training of {counts.stage_name(run)}, memory on {place}", training.moments))
+    host = ", ".join(f"{part.name} {human_size(part.bytes)}" for part in training.host)
+    trained = f"{training.trained_parameters:,} weights are trained (train.trainable={run.train.trainable})."
+    console.print(f"{trained} CPU memory{' for each device' if training.gpus > 1 else ''}: {host}.")
+    if run.text is not None:
+        batch, memory = run.sampling.batch_size, human_size(sampling_memory(run))
+        console.print(f"Sampled to be scored, {batch} at once, its clips take {memory} of CPU memory.")
+    console.print()
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("", "from") else "right")
+    return table
+
+
+def stage_table(plan: CostPlan) -> Table:
+    """What each stage's network is given, and what one evaluation of it takes."""
+    runs = [run for run in reversed(plan.stages) if run is not None]
+    flops = [counts.stage_flops(run) for run in runs]
+    table = _table("One evaluation of the network", "", *map(counts.stage_name, runs))
+    videos = ((*counts.stage_size(run), run.scale.frames) for run in runs)
+    table.add_row("video, px and frames", *(f"{width} x {height} x {frames}" for height, width, frames in videos))
+    table.add_row("latent, C F h w", *(" ".join(map(str, counts.stage_latent(run))) for run in runs))
+    table.add_row("tokens", *(f"{counts.stage_tokens(run):,}" for run in runs))
+    table.add_row("parameters", *(f"{counts.parameters(run.backbone, run.injector):,}" for run in runs))
+    table.add_row("linear layers, FLOP", *(operations(each.linear) for each in flops))
+    table.add_row("self-attention", *(operations(each.self_attention) for each in flops))
+    table.add_row("cross-attention", *(operations(each.cross_attention) for each in flops))
+    table.add_row("injector", *(operations(each.injector) for each in flops))
+    table.add_row("embeddings", *(operations(each.embeddings) for each in flops))
+    table.add_row("total", *(operations(each.total) for each in flops), style="bold")
+    return table
+
+
+def operations(count: float) -> str:
+    """FLOPs in three digits with P, T, G or M; a dash for none."""
+    if not count:
+        return "–"
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if count >= size:
+            return f"{count / size:,.{max(0, 2 - int(math.log10(count / size)))}f} {unit}"
+    return f"{count / 1e6:.3g} M"
+
+
+def generation_table(plan: CostPlan) -> Table:
+    """The phases of one video: evaluations, FLOPs, time and memory."""
+    phases, trainer = plan.generation.phases, plan.run.trainer
+    where = "on one device"
+    if trainer.split > 1:
+        where = f"on each of {trainer.split} devices that "
+        where += "make it together" if trainer.context == trainer.split else "split the networks"
+        where += f"; {trainer.context} make a video together" if 1 < trainer.context < trainer.split else ""
+    times = [duration(plan.seconds(p)) if p.flops.total else "–" for p in phases]
+    first = [
+        ("evaluations", *(str(p.evaluations or "–") for p in phases), ""),
+        ("FLOP", *(operations(p.flops.total) for p in phases), "counted"),
+        ("time", *times, f"at {plan.tflops:g} TFLOP/s"),
+    ]
+    return moment_table(plan, f"Generation of one video, {where}", phases, first)
+
+
+def moment_table(plan: CostPlan, title: str, moments: Sequence[Moment], first: Sequence[tuple[str, ...]] = ()) -> Table:
+    """Memory by part: a column for each moment, and where the numbers come from in the last one.
+
+    first  rows above
+    """
+    table = _table(title, "", *(moment.name for moment in moments), "from")
+    for row in first:
+        table.add_row(*row)
+    for name in dict.fromkeys(part.name for moment in moments for part in moment.parts):
+        parts = [next((part for part in moment.parts if part.name == name and part.bytes), None) for moment in moments]
+        sources = dict.fromkeys(part.source for part in parts if part is not None)
+        if sources:
+            cells = (human_size(part.bytes) if part is not None else "–" for part in parts)
+            table.add_row(name, *cells, ", ".join(sources))
+    table.add_row("peak", *(human_size(m.bytes) for m in moments), "", style="bold")
+    if gpus := plan.options.gpus:
+        table.add_row("needed", *(human_size(m.needs) for m in moments), f"+ {MARGIN:.0%} + 1 GiB: assumed")
+        table.add_row("fits", *("[green]yes[/]" if m.fits(gpus.memory) else "[red]no[/]" for m in moments), "")
+    return table
+
+
+def training_times(plan: CostPlan) -> Table:
+    """FLOPs and time of an update of each kind, and of all updates."""
+    training = plan.training
+    table = _table(f"Training, {training.clips} clips an update", "", "updates", "FLOP each", "time each", "time")
+    kinds = {
+        "flow": (training.updates - training.consistency_updates, training.flow),
+        "consistency": (training.consistency_updates, training.consistency),
+        "encoding therein": (training.updates, training.encode),
+    }
+    for name, (count, flops) in kinds.items():
+        if (count and flops) or name == "flow":
+            each = training.seconds(flops, plan.tflops)
+            table.add_row(name, f"{count:,.0f}", operations(flops), duration(each), duration(each * count))
+    total = duration(training.seconds(training.flops, plan.tflops))
+    table.add_row("all", f"{training.updates:,}", "", "", total, style="bold")
+    return table
 
 
 def run(options: PlanOptions) -> int:
     """Print the plan, and write it as JSON where that is asked for."""
     from rich.console import Console
 
-    from pw.cost.plan_table import show
-
-    plan = make_plan(options.overrides, options.gpus, options.tflops, options.dtype)
-    judged = verdicts(plan, options.asked)
+    plan = make_plan(options)
+    judged = verdicts(plan)
     if options.json is not None:
         write_json(options.json, as_json(plan, judged))
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 120  # a file or a pipe has no width of its own
-    show(plan, options.asked, judged, console)
+    show(plan, judged, console)
     return 0 if all(verdict.fits for verdict in judged) else 1
 
 

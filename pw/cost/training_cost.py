@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pw.cost.flops import codec_flops, forward_flops
-from pw.cost.memory import (
-    BYTES,
-    Moment,
-    Part,
-    block_backward_bytes,
-    codec_bytes,
-    inference_bytes,
-    injector_saved_bytes,
-    saved_block_bytes,
-    unshared_bytes,
-)
-from pw.cost.parameters import (
-    block_parameters,
-    injector_parameters,
-    parameters,
-    stage_latent,
-    stride_embedding_parameters,
-    tokens,
-    transformer_parameters,
-)
+from pw.cost import counts
+from pw.cost.counts import BYTES, Moment, Part
 from pw.run.build import Run
 
 
@@ -56,56 +37,15 @@ class TrainingCost:
 
     @property
     def flops(self) -> float:
-        """Sum over all updates."""
         return self.consistency_updates * self.consistency + (self.updates - self.consistency_updates) * self.flow
 
     @property
     def worst(self) -> Moment:
-        """The moment that takes most memory."""
         return max(self.moments, key=lambda moment: moment.bytes)
 
     def seconds(self, flops: float, tflops: float) -> float:
         """Wall time of part of the training's FLOPs, divided among the devices by whole micro-batches."""
         return flops * self.micro_batches / self.accumulate / self.context / (tflops * 1e12)
-
-
-def trained_parameters(run: Run) -> int:
-    """Parameters with a gradient. The stride embedding is frozen under `objective=flow`  (D18)."""
-    backbone, stride = run.backbone, stride_embedding_parameters(run.backbone)
-    transformer = transformer_parameters(backbone) if run.train.trainable == "all" else 0
-    return transformer + injector_parameters(run.injector, backbone) + (stride if run.objective.trains_strides else 0)
-
-
-def update_flops(run: Run) -> tuple[float, float]:
-    """(flow, consistency) FLOPs of one clip in an update; a backward counts as two forwards.
-
-    With F FLOPs of a forward: flow 3 F, and 4 F with checkpointing, which recomputes it; a consistency update adds 2 F
-    for the two half steps of its target. A frozen transformer has no gradients of weights: one `linear` less.
-    """
-    length = tokens(stage_latent(run), run.backbone.patch_size)
-    forward = forward_flops(run.backbone, length, run.backbone.text_tokens, run.injector)
-    flow = forward.total * (4 if run.train.checkpoint_activations else 3)
-    if run.train.trainable == "adapters":
-        flow -= forward.linear
-    return flow, flow + 2 * forward.total
-
-
-def encode_flops(run: Run) -> float:
-    """FLOPs of encoding one clip and its anchor; 0 where training reads latents (`data=none` stands for them)."""
-    if not reads_pixels(run):
-        return 0
-    scale = run.scale
-    anchor = codec_flops(run.codec, scale.frames, *scale.anchor_size, "encode")
-    if run.stage == "anchor":
-        return anchor
-    if scale.anchor_upsample == "pixel":
-        anchor = codec_flops(run.codec, scale.frames, *scale.size, "encode")
-    return codec_flops(run.codec, scale.frames, *scale.size, "encode") + (anchor if run.injector is not None else 0)
-
-
-def reads_pixels(run: Run) -> bool:
-    """Whether training reads clips, which it encodes, rather than latents."""
-    return run.config.choices["data"] not in ("none", "latents")
 
 
 def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> TrainingCost:
@@ -119,6 +59,11 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> Traini
     context = min(gpus, run.trainer.context) if context is None else context
     clips, encode = train.accumulate * train.batch_size, encode_flops(run)
     flow, consistency = update_flops(run)
+    host = (
+        Part("network as it is made", 4 * counts.parameters(run.backbone, run.injector), "counted"),
+        Part("offloaded activations", offloaded_bytes(run, context), "counted"),
+        Part("checkpoint as it is written", checkpoint_copy_bytes(run, gpus), "counted"),
+    )
     return TrainingCost(
         moments=training_moments(run, gpus, context),
         trained_parameters=trained_parameters(run),
@@ -132,18 +77,48 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> Traini
         context=context,
         micro_batches=math.ceil(train.accumulate / (gpus // context)),
         accumulate=train.accumulate,
-        host=_host(run, gpus, context),
+        host=tuple(part for part in host if part.bytes),
     )
 
 
-def _host(run: Run, gpus: int, context: int) -> tuple[Part, ...]:
-    """CPU memory of a training: the network in fp32, offloaded activations, a checkpoint being written."""
-    parts = [Part("network as it is made", 4 * parameters(run.backbone, run.injector), "counted")]
-    if run.trainer.offload_activations:
-        parts.append(Part("offloaded activations", offloaded_bytes(run, context), "counted"))
-    if copied := checkpoint_copy_bytes(run, gpus):
-        parts.append(Part("checkpoint as it is written", copied, "counted"))
-    return tuple(parts)
+def trained_parameters(run: Run) -> int:
+    """Parameters with a gradient. The stride embedding is frozen under `objective=flow`  (D18)."""
+    count = counts.injector_parameters(run.injector, run.backbone)
+    if run.train.trainable == "all":
+        count += counts.transformer_parameters(run.backbone)
+    if run.objective.trains_strides:
+        count += counts.stride_embedding_parameters(run.backbone)
+    return count
+
+
+def update_flops(run: Run) -> tuple[float, float]:
+    """(flow, consistency) FLOPs of one clip in an update; a backward counts as two forwards.
+
+    With F FLOPs of a forward: flow 3 F, and 4 F with checkpointing, which recomputes it; a consistency update adds 2 F
+    for the two half steps of its target. A frozen transformer has no gradients of weights: one `linear` less.
+    """
+    forward = counts.stage_flops(run)
+    flow = forward.total * (4 if run.train.checkpoint_activations else 3)
+    if run.train.trainable == "adapters":
+        flow -= forward.linear
+    return flow, flow + 2 * forward.total
+
+
+def encode_flops(run: Run) -> float:
+    """FLOPs of encoding one clip and its anchor; 0 where training reads latents (`data=none` stands for them)."""
+    if not reads_pixels(run):
+        return 0
+    codec, scale = run.codec, run.scale
+    clip = counts.codec_flops(codec, scale.frames, *counts.stage_size(run), "encode")
+    if run.stage == "anchor" or run.injector is None:
+        return clip
+    if scale.anchor_upsample == "pixel":
+        return 2 * clip
+    return clip + counts.codec_flops(codec, scale.frames, *scale.anchor_size, "encode")
+
+
+def reads_pixels(run: Run) -> bool:
+    return run.config.choices["data"] not in ("none", "latents")
 
 
 def checkpoint_copy_bytes(run: Run, split: int | None = None) -> int:
@@ -154,15 +129,14 @@ def checkpoint_copy_bytes(run: Run, split: int | None = None) -> int:
     split = run.trainer.split if split is None else split
     if split == 1:
         return 0
-    return math.ceil((8 * parameters(run.backbone, run.injector) + 8 * trained_parameters(run)) / split)
+    return math.ceil((8 * counts.parameters(run.backbone, run.injector) + 8 * trained_parameters(run)) / split)
 
 
 def offloaded_bytes(run: Run, context: int | None = None) -> int:
     """CPU memory of `trainer.offload_activations` for each device; torch allocates it in powers of two."""
     if not run.trainer.offload_activations:
         return 0
-    length = run.train.batch_size * tokens(stage_latent(run), run.backbone.patch_size)
-    whole = length * run.backbone.width * BYTES[run.train.precision]
+    whole = run.train.batch_size * counts.stage_tokens(run) * run.backbone.width * BYTES[run.train.precision]
     # the first block's input has all tokens, of which it takes the device's share itself
     first, other = (2 ** math.ceil(math.log2(size)) for size in (whole, whole // (context or run.trainer.context)))
     return first + (run.backbone.num_layers - 1) * other
@@ -173,49 +147,53 @@ def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment,
 
     AdamW's step holds one more number per trained weight (torch's foreach implementation).
     """
-    encoding = _encoding(run)
-    # weights, gradients and so on stay; so does the VAE
-    kept = (*_states(run, gpus), *(Part("VAE", part.bytes, part.source) for part in encoding if part.name == "weights"))
-    forward, backward = _activations(run, gpus, context)
-    step = Part("working set", 4 * trained_parameters(run) / gpus, "assumed")
-    moments = [
-        Moment("forward", (*kept, *forward)),
-        Moment("backward", (*kept, *backward)),
-        Moment("optimiser step", (*kept, step)),
-    ]
-    if encoding:
-        batch = run.train.batch_size
-        rest = (Part(part.name, batch * part.bytes, part.source) for part in encoding if part.name != "weights")
-        moments.insert(0, Moment("encoding", (*kept, *rest)))
-    return tuple(moments)
-
-
-def _states(run: Run, gpus: int) -> tuple[Part, ...]:
-    """Weights, gradients (kept through `accumulate` micro-batches), AdamW's moments and EMA: fp32 at any precision."""
-    everything, trained = parameters(run.backbone, run.injector), trained_parameters(run)
-    return (
+    encoding = ()
+    if reads_pixels(run):
+        encoding = counts.codec_bytes(run.codec, run.scale.frames, *counts.stage_size(run), "encode")
+    everything, trained = counts.parameters(run.backbone, run.injector), trained_parameters(run)
+    kept = (  # fp32 at any precision; gradients are kept through `accumulate` micro-batches
         Part("weights", 4 * everything / gpus, "counted"),
         Part("gradients", 4 * trained / gpus, "counted"),
         Part("AdamW", 8 * trained / gpus, "counted"),
         # on one device it shares what is frozen
         Part("EMA", 4 * (everything if gpus > 1 else trained) / gpus, "counted"),
+        *(replace(part, name="VAE") for part in encoding if part.name == "weights"),
     )
+    forward, backward = _activations(run, gpus, context)
+    moments = [
+        Moment("forward", (*kept, *forward)),
+        Moment("backward", (*kept, *backward)),
+        Moment("optimiser step", (*kept, Part("working set", 4 * trained / gpus, "assumed"))),
+    ]
+    if encoding:
+        batch = run.train.batch_size
+        rest = (replace(part, bytes=batch * part.bytes) for part in encoding if part.name != "weights")
+        moments.insert(0, Moment("encoding", (*kept, *rest)))
+    return tuple(moments)
 
 
 def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Part]]:
-    """What forward and backward hold beside the states."""
     train, backbone, precision = run.train, run.backbone, run.train.precision
-    whole = train.batch_size * tokens(stage_latent(run), backbone.patch_size)
+    whole = train.batch_size * counts.stage_tokens(run)
     length = whole // context  # of this device
-    injector = injector_saved_bytes(run.injector, backbone, whole, precision, context)
-    casts, casts_in_backward = _casts(run, gpus)
+    injector = counts.injector_saved_bytes(run.injector, backbone, whole, precision, context)
+    # weights cast to bf16: autocast's copies live until the forward ends; those that are sharded are gathered, cast and
+    # freed block by block
+    block = counts.block_parameters(backbone)
+    pair = 2 * BYTES[precision] * block  # this block and the next, or this one's gradient
+    if gpus > 1:
+        casts = pair
+    elif precision == "fp32":
+        casts = 0
+    else:
+        casts = 2 * (counts.parameters(backbone, run.injector) if train.trainable == "all" else block)
     if train.checkpoint_activations:
         saved = length * backbone.width * BYTES[precision]
         saved *= 1 if run.trainer.offload_activations else backbone.num_layers
-        forward = inference_bytes(backbone, length, precision)
-        backward = block_backward_bytes(backbone, length, precision, train.trainable)
+        forward = counts.inference_bytes(backbone, length, precision)
+        backward = counts.block_backward_bytes(backbone, length, precision, train.trainable)
     else:
-        saved = backbone.num_layers * saved_block_bytes(backbone, length, precision, train.trainable)
+        saved = backbone.num_layers * counts.saved_block_bytes(backbone, length, precision, train.trainable)
         forward = backward = 20.4 * length * backbone.width  # embeddings, output head and their gradients, fp32
     clip = 12 * train.batch_size * run.scale.frames * math.prod(run.scale.size) if reads_pixels(run) else 0
 
@@ -223,29 +201,10 @@ def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Pa
         return [
             Part("saved", saved, "counted" if train.checkpoint_activations else "fake tensors"),
             Part("working set", working_set, "fake tensors"),
-            Part("all tokens", unshared_bytes(backbone, whole, precision, context), "fake tensors"),
+            Part("all tokens", counts.unshared_bytes(backbone, whole, precision, context), "fake tensors"),
             Part("injector", injector, "fake tensors"),
             Part("casts", cast, "assumed"),
             Part("pixels", clip, "counted"),  # the clip in fp32
         ]
 
-    return parts(forward, casts), parts(backward, casts_in_backward)
-
-
-def _casts(run: Run, gpus: int) -> tuple[float, float]:
-    """Bytes of weights cast to bf16 in forward and backward: autocast's copies live until the forward ends; sharded
-    weights are gathered, cast and freed block by block."""
-    train, backbone = run.train, run.backbone
-    block = 2 * BYTES[train.precision] * block_parameters(backbone)  # this one and the next, or this one's gradient
-    casts = 2 * (parameters(backbone, run.injector) if train.trainable == "all" else block_parameters(backbone))
-    if train.precision == "fp32" or gpus > 1:
-        casts = block if gpus > 1 else 0
-    return casts, block if train.checkpoint_activations else max(casts, block)
-
-
-def _encoding(run: Run) -> tuple[Part, ...]:
-    """What encoding a clip takes; nothing where training reads latents."""
-    if not reads_pixels(run):
-        return ()
-    size = run.scale.anchor_size if run.stage == "anchor" else run.scale.size
-    return codec_bytes(run.codec, run.scale.frames, *size, "encode")
+    return parts(forward, casts), parts(backward, pair if train.checkpoint_activations else max(casts, pair))

@@ -1,21 +1,58 @@
-"""Whether a generation or a training fits the devices, and the overrides or devices that do if not."""
+"""Whether a generation or a training fits the GPUs that are given, and the overrides or devices that do if not."""
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from pw.cost.devices import CARDS, DEVICES, Gpus, contexts, sharding
+from pw.cost.counts import Moment, Precision, stage_tokens
 from pw.cost.generation_cost import Stages, generation_cost, last_stage, stages_of
-from pw.cost.memory import Moment, Precision
-from pw.cost.nearest import amended, generation_changes, nearest, training_changes
 from pw.cost.training_cost import TrainingCost, training_cost
+from pw.io.arguments import ConfigError
 from pw.io.files import human_size
-from pw.run.build import Run, build
+from pw.nn import options
+from pw.parallel.share import Share
+from pw.run.build import Run, assemble, build
 from pw.run.compose import override_key
 
+# card -> (GB, dense bf16 peak TFLOP/s; the vendor's data sheets). A GB is taken as 10^9 bytes, a little less than what
+# the cards have.
+CARDS: dict[str, tuple[int, float]] = {
+    "A100-40": (40, 312),
+    "A100": (80, 312),
+    "H100": (80, 989),
+    "H200": (141, 989),
+    "B200": (180, 2250),
+    "L40S": (48, 362),
+    "RTX4090": (24, 165),
+    "RTX5090": (32, 209),
+}
+# Share of that peak achieved. Assumed: the paper's latencies are 341 TFLOP/s on a Hopper card with
+# FlashAttention-2's kernels; 400 with torch's own. Older and smaller cards come nearer to their peaks.
+SHARE, SHARE_AMPERE_ADA = 0.4, 0.55
+UNNAMED = 400.0  # TFLOP/s of a card of which only the memory is known
+DEVICES = 8  # of a machine
 SHARDED = (2, 4, 8, 16, 32, 64)  # numbers of GPUs offered for training
+SCALES = ("4k", "2k", "proxy")  # from large to small
+FEWEST_FRAMES = 49  # offered instead of a smaller scale: two seconds
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """Devices to plan for: their number, and the bytes, TFLOP/s and name of each."""
+
+    count: int
+    memory: float
+    tflops: float
+    card: str
+
+    def __str__(self) -> str:
+        return f"{self.count}x{self.card}"
 
 
 @dataclass(frozen=True)
@@ -28,41 +65,61 @@ class Verdict:
     remedy: tuple[str, ...] = ()
 
 
+def parse_gpus(text: str) -> Gpus:
+    """`8x80GB`, `1xH100`, `H200` -> Gpus. Raises ConfigError with the known cards."""
+    match = re.fullmatch(r"(?:(\d+)x)?(.+)", text.strip(), re.IGNORECASE)
+    count, card = (int(match[1] or 1), match[2]) if match else (1, text)
+    if count < 1:
+        raise ConfigError(f"gpus={text}: needs at least one GPU, e.g. gpus=1x{card}")
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)(GB|GiB|G)", card, re.IGNORECASE)
+    if size:
+        memory = float(size[1]) * (1 << 30 if size[2].lower() == "gib" else 1e9)
+        if not memory:
+            raise ConfigError(f"gpus={text}: a GPU without memory; e.g. gpus=1x80GB")
+        return Gpus(count, memory, UNNAMED, card)
+    names = {name: name for name in CARDS} | {f"{name}-{gb}": name for name, (gb, _) in CARDS.items()}
+    name = names.get(card.upper().removesuffix("GB"))
+    if name is None:
+        near = difflib.get_close_matches(card.upper(), names, 1)
+        hint = f"did you mean {names[near[0]]}? " if near else ""
+        raise ConfigError(f"gpus={text}: {hint}known are {', '.join(CARDS)}, and memory as in gpus=1x80GB")
+    gb, peak = CARDS[name]
+    share = SHARE if name[:2] in ("H1", "H2", "B2") else SHARE_AMPERE_ADA
+    return Gpus(count, gb * 1e9, round(peak * share, -1), name)
+
+
 def judge_generation(stages: Stages, memory: float, card: str, precision: Precision | None, count: int = 1) -> Verdict:
     """Whether one video can be made on one of `count` devices, each of `memory` bytes and called `card`."""
+
+    def fits(others: Stages, loaded: Precision | None = precision) -> bool:
+        return generation_cost(*others, precision=loaded).worst.fits(memory)
+
     worst = generation_cost(*stages, precision=precision).worst
     if worst.fits(memory):
         return Verdict("generation", True, f"generation fits {card}: {_needs(worst)}")
-
-    def fits(others: Stages) -> bool:
-        return generation_cost(*others, precision=precision).worst.fits(memory)
-
-    remedy = nearest(stages, generation_changes, fits)
-    if precision == "fp32" and generation_cost(*stages, precision="bf16").worst.fits(memory):
+    if precision == "fp32" and fits(stages, "bf16"):
         remedy = ("dtype=bf16",)
+    else:
+        remedy = nearest(stages, generation_changes, fits)
     offers = [offer for offer in (remedy, together(stages, count, fits)) if offer]
     # first the one that does not change the video
     offers.sort(key=lambda offer: any(override_key(o) in ("scale", "scale.frames") for o in offer))
-    offer = "; or ".join(" ".join(offer) for offer in offers) or f"gpus=1x{_enough(worst)}GB"
+    offer = "; or ".join(" ".join(offer) for offer in offers) or f"gpus=1x{math.ceil(worst.needs / 1e9)}GB"
     line = f"generation does not fit {card}: {_needs(worst)}; the nearest setting that does: {offer}"
     return Verdict("generation", False, line, offers[0] if offers else ())
 
 
-def together(stages: Stages, count: int, fits: Callable[[Stages], bool]) -> tuple[str, ...]:
-    """The overrides that split the networks, and if need be a video's tokens, over the devices of a machine; empty
-    where there is one device, or where that does not fit either."""
-    run = last_stage(stages)
-    if not 1 < count <= DEVICES or run.trainer.split > 1:
-        return ()
-    for context in (1, *contexts(run, count)):
-        words = ("trainer=fsdp", f"trainer.devices={count}", *([f"trainer.context={context}"] if context > 1 else []))
-        if fits(stages_of(build(amended(run.config.overrides, words)))):
-            return words
-    return ()
+def check_generation(hires: Run | None, anchor: Run | None, memory: float, count: int = 1) -> None:
+    """Raises ValueError when a device of `memory` bytes cannot make a video, with the nearest setting that fits.
+
+    count  devices of the machine
+    """
+    verdict = judge_generation((hires, anchor), memory, human_size(memory), None, count)
+    if not verdict.fits:
+        raise ValueError(verdict.line)
 
 
 def judge_training(run: Run, training: TrainingCost, gpus: Gpus) -> Verdict:
-    """Whether a training fits these devices."""
     worst = training.worst
     note = f", sharded over {gpus.count}: {sharding(run, gpus.count)}" if gpus.count > 1 else ""
     if worst.fits(gpus.memory):
@@ -84,9 +141,27 @@ def judge_training(run: Run, training: TrainingCost, gpus: Gpus) -> Verdict:
         count, card, context = more
         how = f", sharded ({sharding(run, count, context)})" if count > 1 else ""
         offers.append(f"gpus={count}x{card}{how}")
-    offers = offers or [f"gpus={gpus.count}x{_enough(worst)}GB"]
+    offers = offers or [f"gpus={gpus.count}x{math.ceil(worst.needs / 1e9)}GB"]
     line = f"training does not fit {gpus}: {_needs(worst)}; the nearest setting that does: {'; or '.join(offers)}"
     return Verdict("training", False, line, remedy)
+
+
+def _needs(moment: Moment) -> str:
+    largest = max(moment.parts, key=lambda part: part.bytes)
+    return f"{moment.name} needs {human_size(moment.needs)}, most of it {largest.name}"
+
+
+def together(stages: Stages, count: int, fits: Callable[[Stages], bool]) -> tuple[str, ...]:
+    """The overrides that split the networks, and if need be a video's tokens, over the devices of a machine; empty
+    where there is one device, or where that does not fit either."""
+    run = last_stage(stages)
+    if not 1 < count <= DEVICES or run.trainer.split > 1:
+        return ()
+    for context in (1, *contexts(run, count)):
+        words = ("trainer=fsdp", f"trainer.devices={count}", *([f"trainer.context={context}"] if context > 1 else []))
+        if fits(stages_of(build(amended(run.config.overrides, words)))):
+            return words
+    return ()
 
 
 def enough_devices(run: Run, counts: Sequence[int], cards: Mapping[str, float]) -> tuple[int, str, int] | None:
@@ -102,19 +177,123 @@ def enough_devices(run: Run, counts: Sequence[int], cards: Mapping[str, float]) 
     return None
 
 
-def _needs(moment: Moment) -> str:
-    return f"{moment.name} needs {human_size(moment.needs)}, most of it {moment.largest.name}"
+def contexts(run: Run, count: int) -> list[int]:
+    """Numbers of devices, more than the run's own, that could share the tokens of a clip in either stage."""
+    lengths = (stage_tokens(stage) for stage in stages_of(run) if stage is not None)
+    divided = (count // nodes_of(count), *lengths, run.backbone.num_attention_heads)
+    return [n for n in range(run.trainer.context + 1, divided[0] + 1) if not any(whole % n for whole in divided)]
 
 
-def _enough(moment: Moment) -> int:
-    return math.ceil(moment.needs / 1e9)
+def nodes_of(count: int) -> int:
+    """Machines of at most eight devices, equally many in each, that have `count` devices."""
+    return next(n for n in range(math.ceil(count / DEVICES), count + 1) if count % n == 0)
 
 
-def check_generation(hires: Run | None, anchor: Run | None, memory: float, count: int = 1) -> None:
-    """Raises ValueError when a device of `memory` bytes cannot make a video, with the nearest setting that fits.
+def sharding(run: Run, count: int, context: int | None = None) -> str:
+    """The overrides that split a training over `count` devices, at most eight to a machine."""
+    nodes, context = nodes_of(count), context or run.trainer.context
+    words = f"trainer=fsdp trainer.devices={count // nodes}" + (f" trainer.nodes={nodes}" if nodes > 1 else "")
+    words += f" trainer.context={context}" if context > 1 else ""
+    try:
+        Share.of(run.train, 0, count // context)
+    except ConfigError:  # an update has fewer clips than there are devices
+        words += f" train.accumulate={count // context}, which makes updates larger"
+    return words
 
-    count  devices of the machine
+
+# run -> changes that could be made to it: plain values by dotted path
+Changes = Callable[[Run], list[dict[str, Any]]]
+
+
+def generation_changes(run: Run) -> list[dict[str, Any]]:
+    """Changes that make a generation smaller and the same video, but for rounding and the seams of tiles."""
+    changes: list[dict[str, Any]] = []
+    if run.trainer.guidance_batch:
+        changes.append({"trainer.guidance_batch": False})
+    codec = run.codec
+    if isinstance(codec, options.WanVAE):
+        if codec.precision == "fp32":
+            changes.append({"codec.precision": "bf16"})
+        for tile in (512, 256):
+            if not codec.tile or codec.tile > tile:
+                changes.append({"codec.tile": tile, "codec.overlap": tile // 4})
+    return changes
+
+
+def training_changes(run: Run) -> list[dict[str, Any]]:
+    """Changes that make a training smaller: first those with the same updates, then training fewer weights."""
+    changes: list[dict[str, Any]] = []
+    train = run.train
+    if not train.checkpoint_activations:
+        changes.append({"train.checkpoint_activations": True})
+    if not run.trainer.offload_activations:
+        changes.append({"trainer.offload_activations": True})
+    if train.batch_size > 1:
+        changes.append({"train.batch_size": 1, "train.accumulate": train.accumulate * train.batch_size})
+    if train.trainable == "all" and isinstance(run.injector, options.Injector):
+        changes.append({"train.trainable": "adapters"})
+    return changes
+
+
+def nearest(stages: Stages, changes: Changes, fits: Callable[[Stages], bool]) -> tuple[str, ...]:
+    """The overrides of the nearest setting that fits; empty if there is none.
+
+    Tried in order, each as a whole run: one of `changes`, then several; fewer frames, at least 49; a smaller scale; a
+    smaller scale with fewer frames. No smaller scale for stage I alone, which has one size at every scale.
     """
-    verdict = judge_generation((hires, anchor), memory, human_size(memory), None, count)
-    if not verdict.fits:
-        raise ValueError(verdict.line)
+    hires, anchor = stages
+    if (found := _smaller(stages, changes, fits)) is not None:
+        return found
+    if hires is None or hires.scale.name not in SCALES:
+        return ()
+    for scale in SCALES[SCALES.index(hires.scale.name) + 1 :]:
+        try:
+            run = build(amended(hires.config.overrides, [f"scale={scale}"]))
+            found = _smaller((run, None) if anchor is None else stages_of(run), changes, fits)
+        except ConfigError:  # another override does not allow this scale
+            continue
+        if found is not None:
+            return (f"scale={scale}", *found)
+    return ()
+
+
+def amended(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """Overrides with some replaced; a new `scale=` drops the sizes that were set for the old one."""
+    keys = {override_key(change) for change in changes}
+    if "scale" in keys:
+        keys |= {f"scale.{name}" for name in ("height", "width", "anchor_height", "anchor_width")}
+    return [o for o in overrides if override_key(o) not in keys] + list(changes)
+
+
+def _smaller(stages: Stages, changes: Changes, fits: Callable[[Stages], bool]) -> tuple[str, ...] | None:
+    """The overrides that make the stages fit, with fewer frames where changes alone do not."""
+
+    def fit(values: dict[str, Any]) -> bool:
+        try:
+            hires, anchor = (run and _with_values(run, values) for run in stages)
+        except ConfigError:  # the values contradict each other
+            return False
+        return fits((hires, anchor))
+
+    last = last_stage(stages)
+    possible = changes(last)
+    # none, each one, each two, …; of two changes of one key the later counts
+    chosen = (some for size in range(len(possible) + 1) for some in itertools.combinations(possible, size))
+    subsets = [dict(itertools.chain.from_iterable(change.items() for change in some)) for some in chosen]
+    step = last.codec.frames_factor if isinstance(last.codec, options.WanVAE) else 1  # that the codec can make
+    fewer = ({"scale.frames": n} for n in range(last.scale.frames - step, FEWEST_FRAMES - 1, -step))
+    for length in ({}, *fewer):
+        if length and not fit({**subsets[-1], **length}):  # not even with all changes
+            continue
+        for subset in subsets:
+            values = {**subset, **length}
+            if fit(values):
+                return tuple(f"{key}={str(value).lower()}" for key, value in values.items())
+    return None
+
+
+def _with_values(run: Run, values: dict[str, Any]) -> Run:
+    """The run with plain values set, without composing it again; `data.frames` follows `scale.frames`."""
+    if "scale.frames" in values and "frames" in run.config["data"]:
+        values = {**values, "data.frames": values["scale.frames"]}
+    return assemble(run.config.with_values(values)) if values else run

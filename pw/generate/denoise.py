@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pw.cost.parameters import stage_latent
+from pw.cost.counts import stage_latent
 from pw.data.degradation import resize
 from pw.data.procedural import generator
 from pw.generate.output import Task, load_codec, load_latent, release_memory, save_latent

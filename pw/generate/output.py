@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pw.cost.counts import parameters
 from pw.cost.generation_cost import generation_cost
-from pw.cost.parameters import parameters
 from pw.generate.request import GenerationRequest, Prompt
 from pw.io.files import replacing, write_json, write_tensors
 from pw.io.video import write_video

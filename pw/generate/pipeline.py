@@ -26,12 +26,12 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pw.cost.parameters import stage_latent
+from pw.cost.counts import stage_latent
 from pw.generate.request import GenerateOptions, GenerationRequest, Prompt, make_request
 from pw.io.arguments import Command, written
 from pw.io.files import check_space
-from pw.io.imports import quiet
 from pw.io.lazy import torch
+from pw.io.paths import quiet
 from pw.io.progress import Pace, ProgressLine
 from pw.parallel.launch import carry_out, exit_with_parent, launch, reported_mistakes
 from pw.parallel.place import PLACE, Place

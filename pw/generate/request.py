@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pw.cost.parameters import stage_latent
+from pw.cost.counts import stage_latent
 from pw.generate.stage_runs import (
     check_memory,
     check_processes,

@@ -23,13 +23,15 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 T = TypeVar("T")
 SPECIAL = ("overrides", "positional")
+UNIONS = (types.UnionType, typing.Union)
 
 
 class ConfigError(ValueError):
@@ -89,40 +91,39 @@ class Command(Generic[T]):
             hint = did_you_mean(key, keys(self.options), "; or, of the options, ", 0.7)
             print(f"error: {error}{hint}", file=sys.stderr)
             return 2
-        except OSError as error:
+        except (OSError, KeyboardInterrupt) as error:
             if not self.resumes:
                 raise
-            print(f"error: {error}; {self.resumes}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            if not self.resumes:
-                raise
-            print(f"\nstopped; {self.resumes}", file=sys.stderr)
-            return 130
+            is_stopped = isinstance(error, KeyboardInterrupt)
+            print("\nstopped" if is_stopped else f"error: {error}", self.resumes, sep="; ", file=sys.stderr)
+            return 130 if is_stopped else 2
 
 
 def parse(options: type[T], words: Sequence[str]) -> T:
     """Words -> options. Raises ConfigError naming the word, and the nearest key or the values there are."""
-    known = keys(options)
-    special = {field.name for field in _fields(options) if field.name in SPECIAL}
+    known = _words(options)
     given: dict[str, Any] = {}
-    rest: dict[str, list[str]] = {name: [] for name in special}
-    hints = typing.get_type_hints(options)
+    rest: dict[str, list[str]] = {name: [] for name in SPECIAL if name in typing.get_type_hints(options)}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
-            if "positional" not in special:
+            if "positional" not in rest:
                 raise ConfigError(f"{word!r}: write key=value; {_there_are(known)}")
             rest["positional"].append(word)
-        elif (name := known.get(key)) is not None:
-            given[name] = _read(options, name, hints[name], word, value)
-        elif "overrides" in special:
+        elif key in known:
+            field, hint = known[key]
+            try:
+                given[field.name] = (field.metadata.get("read") or partial(_value, hint))(value)
+            except ConfigError:
+                raise
+            except ValueError as error:
+                raise ConfigError(f"{word}: {error}") from None
+        elif "overrides" in rest:
             rest["overrides"].append(word)
         else:
             raise no_such_option(options, word)
-    for field in _fields(options):
-        if field.name not in given and field.default is dataclasses.MISSING and field.name not in SPECIAL:
-            key = next(key for key, name in known.items() if name == field.name)
+    for key, (field, _) in known.items():
+        if field.name not in given and field.default is dataclasses.MISSING:
             says = field.metadata.get("says", "")
             if listed := values(options, key):
                 says = f"{says}, one of {', '.join(listed)}"
@@ -132,17 +133,16 @@ def parse(options: type[T], words: Sequence[str]) -> T:
 
 def keys(options: type) -> dict[str, str]:
     """The words' keys -> the fields that they set."""
-    fields = [field for field in _fields(options) if field.name not in SPECIAL and field.init]
-    return {field.metadata.get("key") or field.name: field.name for field in fields}
+    return {key: field.name for key, (field, _) in _words(options).items()}
 
 
 def values(options: type, key: str) -> tuple[str, ...]:
     """The values that a key may have, where they can be listed."""
-    name = keys(options).get(key)
-    if name is None:
+    field, hint = _words(options).get(key, (None, None))
+    if field is None:
         return ()
-    listed = next(field for field in _fields(options) if field.name == name).metadata.get("values")
-    return tuple(listed()) if listed else _choices(typing.get_type_hints(options)[name])
+    listed = field.metadata.get("values")
+    return tuple(listed()) if listed else _choices(hint)
 
 
 def no_such_option(options: type, word: str, also: str = "") -> ConfigError:
@@ -163,56 +163,53 @@ def did_you_mean(word: str, known: Iterable[str], before: str = "", cutoff: floa
 
 def describe(options: type) -> list[tuple[str, str]]:
     """(word with its default, what it is) of every option, for help."""
-    names = {name: key for key, name in keys(options).items()}
-    hints = typing.get_type_hints(options)
     lines = []
-    for field in _fields(options):
-        if field.name not in names:
-            continue
-        choices = "|".join(_choices(hints[field.name]))
+    for key, (field, hint) in _words(options).items():
+        choices = "|".join(_choices(hint))
         default = "…" if field.default is dataclasses.MISSING else _written(field.default)
         says = field.metadata.get("says", "")
         if choices and choices not in ("true|false", default):
             says = f"{says} ({choices})" if says else choices
-        lines.append((f"{names[field.name]}={default}", says))
+        lines.append((f"{key}={default}", says))
     return lines
 
 
 def written(options: Any) -> list[str]:
     """The words that `parse` reads as these options; defaults are left out."""
     words = []
-    for key, name in keys(type(options)).items():
-        value = getattr(options, name)
-        if value != type(options).__dataclass_fields__[name].default:
+    for key, (field, _) in _words(type(options)).items():
+        value = getattr(options, field.name)
+        if value != field.default:
             words.append(f"{key}={value!r}" if isinstance(value, float) else f"{key}={_written(value)}")
     return [*words, *(word for name in SPECIAL for word in getattr(options, name, ()))]
 
 
-def _fields(options: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(options)
+def _words(options: Any) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+    """Key -> the field that it sets, and the field's type."""
+    hints = typing.get_type_hints(options)
+    fields = (field for field in dataclasses.fields(options) if field.name not in SPECIAL and field.init)
+    return {field.metadata.get("key") or field.name: (field, hints[field.name]) for field in fields}
 
 
-def _there_are(known: dict[str, str]) -> str:
+def _there_are(known: Collection[str]) -> str:
     return f"there are {', '.join(known)}" if known else "it takes no words"
-
-
-def _read(options: type, name: str, hint: Any, word: str, value: str) -> Any:
-    field = next(field for field in _fields(options) if field.name == name)
-    read = field.metadata.get("read")
-    try:
-        return _value(hint, value) if read is None else read(value)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{word}: {error}") from None
 
 
 def _value(hint: Any, text: str) -> Any:
     """Text as a value of a type. Raises ValueError with what would do."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        inner = [argument for argument in arguments if argument is not type(None)]
-        return None if text in ("", "null", "none") and len(inner) < len(arguments) else _first(inner, text)
+    if origin in UNIONS:
+        if type(None) in arguments and text in ("", "null", "none"):
+            return None
+        wants = []
+        for argument in arguments:  # the first that takes it
+            if argument is type(None):
+                continue
+            try:
+                return _value(argument, text)
+            except ValueError as error:
+                wants.append(str(error))
+        raise ValueError(" or ".join(wants))
     if origin is tuple:
         parts = [part.strip() for part in text.strip("[]()").split(",")]
         return tuple(_value(arguments[0], part) for part in parts if part)
@@ -234,22 +231,11 @@ def _value(hint: Any, text: str) -> Any:
     return Path(text).expanduser() if hint is Path else text
 
 
-def _first(hints: Sequence[Any], text: str) -> Any:
-    """Text as a value of the first of some types that takes it."""
-    wants = []
-    for hint in hints:
-        try:
-            return _value(hint, text)
-        except ValueError as error:
-            wants.append(str(error))
-    raise ValueError(" or ".join(wants))
-
-
 def _choices(hint: Any) -> tuple[str, ...]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return tuple(str(argument) for argument in arguments)
-    if origin in (types.UnionType, typing.Union, tuple):
+        return tuple(map(str, arguments))
+    if origin is tuple or origin in UNIONS:
         return next((found for argument in arguments if (found := _choices(argument))), ())
     return ("true", "false") if hint is bool else ()
 

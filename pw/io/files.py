@@ -32,7 +32,7 @@ def replacing(path: Path, *, durable: bool = False) -> Generator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if left == partial or is_abandoned(left):
+        if left == partial or _is_abandoned(left):
             remove(left)
     try:
         yield partial
@@ -44,11 +44,9 @@ def replacing(path: Path, *, durable: bool = False) -> Generator[Path]:
         remove(partial)
 
 
-def is_abandoned(partial: Path) -> bool:
-    """Whether nobody writes a `.part` any more: untouched for ten minutes, by a process that is not here.
-
-    It may belong to another machine that shares the disk, whose processes cannot be seen: hence the minutes.
-    """
+def _is_abandoned(partial: Path) -> bool:
+    """Whether nobody writes a `.part` any more: its process is gone from here, and as it may be another machine's that
+    shares the disk, it was not touched for ten minutes."""
     import psutil
 
     try:
@@ -58,7 +56,7 @@ def is_abandoned(partial: Path) -> bool:
 
 
 def write_atomically(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write a file so that a reader sees the old one or the whole new one, also after a crash."""
+    """Write a text file, see `replacing`."""
     with replacing(path, durable=durable) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -76,10 +74,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def check_writable(key: str, folder: Path, name: str = "") -> None:
-    """Before what takes long, not after it: make the folder, and see whether a file can be written there.
-
-    Raises: ConfigError naming the key.
-    """
+    """Before what takes long: make the folder, and see whether a file can be written there. Raises ConfigError naming
+    the key."""
     if name and (folder / name).is_dir():
         raise ConfigError(f"{key}={folder / name}: is a folder, wants a file")
     try:
@@ -107,23 +103,18 @@ def alone(lock: Path) -> Generator[None]:
     from filelock import FileLock, Timeout
 
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock)
     try:
-        held.acquire(timeout=0)
+        held = FileLock(lock).acquire(timeout=0)
     except Timeout:
         print("another call is at work; this one waits", flush=True)
-        held.acquire()
-    try:
+        held = FileLock(lock).acquire()
+    with held:
         yield
-    finally:
-        held.release()
 
 
 def check_space(key: str, place: Path, needed: float, remedy: str, what: str = "") -> int:
-    """Before what takes long: the bytes free where `place` is or will be.
-
-    Raises: ConfigError naming the key when `needed` bytes (for `what`) do not fit.
-    """
+    """Before what takes long: the bytes free where `place` is or will be. Raises ConfigError naming the key when
+    `needed` bytes (for `what`) do not fit."""
     free = shutil.disk_usage(next(path for path in (place, *place.absolute().parents) if path.exists())).free
     if needed > free:
         said = f"{human_size(needed)} {what}".rstrip()
@@ -148,7 +139,6 @@ def length(path: Path) -> int:
 
 
 def sha256(path: Path) -> str:
-    """64 hex digits of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -163,12 +153,10 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write `csv_text`, atomically."""
     write_atomically(path, csv_text(columns, rows))
 
 
 def write_json(path: Path, values: Any, *, durable: bool = False) -> None:
-    """Write JSON atomically: the final name never holds half a file."""
     write_atomically(path, json.dumps(values, indent=1, default=str) + "\n", durable=durable)
 
 
@@ -182,7 +170,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint, a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

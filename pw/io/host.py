@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 QUOTA = GROUPS / "cpu.max"
-UNLIMITED = "max"
 
 
 def usable_cores() -> int:
@@ -47,21 +46,19 @@ def _left() -> Iterator[int]:
         return
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if not controllers:
-            root, limit, used, cached = GROUPS, "memory.max", "memory.current", "inactive_file"
+            root, names = GROUPS, ("memory.max", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
-            root, limit, used = GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cached = "total_inactive_file"
+            root, names = GROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
+        limit, used, cached = names
         inner = PurePosixPath(path.lstrip("/"))
         # a container may be told its group's name outside of it, and finds it at the root
         for folder in {root / inner, *(root / parent for parent in inner.parents), root}:
             try:
-                statistics = dict(
-                    line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
-                )
                 most, taken = ((folder / name).read_text(encoding="utf-8").strip() for name in (limit, used))
-                if most != UNLIMITED:
+                statistics = dict(map(str.split, (folder / "memory.stat").read_text(encoding="utf-8").splitlines()))
+                if most != "max":
                     yield max(0, int(most) - int(taken) + int(statistics.get(cached, 0)))
             except (OSError, ValueError):
                 continue

@@ -2,10 +2,8 @@
 
 HF_ENDPOINT names a mirror of the Hub, HF_TOKEN a token, HF_HUB_OFFLINE=1 keeps off the network. What a connection
 brought before it broke lies beside the file's final name and is continued, also by a later call; only a whole file,
-whose hash is right where one is known, gets that name.
-
-huggingface_hub does the addresses, tokens, redirects and proxies. It would throw away half a file when its process
-ends, so the transfer is here. Nothing here imports torch.
+whose hash is right where one is known, gets that name. huggingface_hub does the addresses, tokens, redirects and
+proxies. It would throw away half a file when its process ends, so the transfer is here.
 """
 
 from __future__ import annotations
@@ -47,9 +45,7 @@ class FileSource(Protocol):
     """Where a file comes from."""
 
     @property
-    def continues(self) -> bool:
-        """Whether a file cut off can be filled up."""
-        ...
+    def continues(self) -> bool: ...  # whether a file cut off can be filled up
 
     def fill(self, part: Path, size: int) -> None:
         """Write the file, of `size` bytes if not 0, to `part`. Raises FetchError or OSError."""
@@ -84,7 +80,6 @@ class HubFile:
 
     @property
     def address(self) -> str:
-        """Where it is fetched from."""
         from huggingface_hub import hf_hub_url
 
         return hf_hub_url(self.repo, self.path, repo_type=self.kind, revision=self.revision, endpoint=endpoint())
@@ -117,49 +112,38 @@ class HubRepository:
     files: Mapping[str, Listed] = field(default_factory=dict)
 
     def file(self, name: str) -> HubFile:
-        """Where a file of it comes from."""
         return HubFile(self.name, name, self.commit, self.kind)
 
 
 def endpoint() -> str:
-    """The Hub, or its mirror."""
     from huggingface_hub import constants
 
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
-def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE keeps us off the network."""
-    from huggingface_hub import constants
-
-    return constants.is_offline_mode()
-
-
 def check_online() -> None:
     """Raises FetchError where the network is not to be asked."""
-    if is_offline():
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
         raise FetchError("HF_HUB_OFFLINE=1, so nothing is asked of the network; unset it, or copy the files by hand")
 
 
 def repository(name: str, revision: str, kind: Kind = "model") -> HubRepository:
     """What a repository holds at a branch, tag or commit. Raises FetchError."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HTTPError
 
-    source = HubFile(name, "", revision, kind)
-    try:
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with _naming(HubFile(name, "", revision, kind)):
         check_online()
-        info: Any = HfApi(endpoint=endpoint()).repo_info(
-            name, revision=revision, repo_type=kind, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-        )
-    except FetchError as error:
-        raise FetchError(f"{source}: {error}") from None
-    except json.JSONDecodeError:
-        raise FetchError(f"{source}: does not answer as the Hub does; set HF_ENDPOINT to another") from None
-    except (HTTPError, OSError) as error:
-        raise FetchError(f"{source}: {_reason(error, source)}") from error
-    if not info.sha:
-        raise FetchError(f"{source}: does not say which commit {revision} is; set HF_ENDPOINT to another")
+        try:
+            info: Any = HfApi(endpoint=endpoint()).repo_info(
+                name, revision=revision, repo_type=kind, files_metadata=True, timeout=timeout
+            )
+        except json.JSONDecodeError:
+            raise FetchError("does not answer as the Hub does; set HF_ENDPOINT to another") from None
+        if not info.sha:
+            raise FetchError(f"does not say which commit {revision} is; set HF_ENDPOINT to another")
     files = {
         entry.rfilename: Listed(entry.size or 0, (entry.lfs.sha256 if entry.lfs else entry.blob_id) or "")
         for entry in info.siblings or ()
@@ -171,17 +155,24 @@ def repository(name: str, revision: str, kind: Kind = "model") -> HubRepository:
 def served(source: HubFile) -> Listed:
     """What the server says of one file, asked for its head only. Raises FetchError."""
     from huggingface_hub import constants, get_hf_file_metadata
-    from huggingface_hub.errors import HTTPError
 
-    try:
+    with _naming(source):
         found = get_hf_file_metadata(source.address, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-    except (HTTPError, OSError) as error:
-        raise FetchError(f"{source}: {_reason(error, source)}") from error
     etag = found.etag or ""
     return Listed(found.size or 0, etag if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag) else "", etag)
 
 
-# ---- fetching
+@contextlib.contextmanager
+def _naming(source: HubFile) -> Generator[None]:
+    """What goes wrong within becomes a FetchError that names the source and what would do."""
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        yield
+    except FetchError as error:
+        raise FetchError(f"{source}: {error}") from error
+    except (HTTPError, OSError) as error:
+        raise FetchError(f"{source}: {_reason(error, source)}") from error
 
 
 def fetch(source: FileSource, path: Path, size: int = 0, digest: str = "") -> str:
@@ -202,12 +193,11 @@ def fetch(source: FileSource, path: Path, size: int = 0, digest: str = "") -> st
             part.replace(path)
             return found
         part.unlink()
-    except FetchError as error:
-        raise FetchError(f"{source}: {error}{_came(part)}") from error
-    except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    except (FetchError, OSError) as error:
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = f"the disk of {path.parent} is full; make room, or choose another" if is_full else str(error)
-        raise FetchError(f"{source}: {why}{_came(part)}") from error
+        came = f"; {human_size(length(part))} came and stay, call again to continue" if length(part) else ""
+        raise FetchError(f"{source}: {why}{came}") from error
     if was_begun and source.continues:  # what lay there may have been the wrong half
         return fetch(source, path, size, digest)
     raise FetchError(f"{source}: {problem}")
@@ -219,7 +209,6 @@ def partial_path(path: Path, source: FileSource) -> Path:
 
 
 def partial_bytes(folder: Path) -> int:
-    """Bytes below a folder of files that are not whole yet."""
     return sum(map(length, folder.rglob(".*.part")))
 
 
@@ -242,15 +231,12 @@ def flaw(path: Path, size: int = 0) -> str | None:
 
 
 def _difference(path: Path, found: str, digest: str) -> str | None:
+    from huggingface_hub.utils.sha import git_hash
+
     if len(digest) != 40:
         return None if found.startswith(digest) else f"gave a file whose sha256 is {found}, wants {digest}"
-    content = path.read_bytes()  # git's own are small
-    git = hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
+    git = git_hash(path.read_bytes())  # git's own are small
     return None if git == digest else f"gave a file whose git hash is {git}, wants {digest}"
-
-
-def _came(part: Path) -> str:
-    return f"; {human_size(length(part))} came and stay, call again to continue" if length(part) else ""
 
 
 def download(source: FileSource, address: str, identities: Sequence[Mapping[str, str]], part: Path, size: int) -> None:
@@ -282,19 +268,17 @@ def read_range(source: HubFile, start: int, stop: int) -> bytes:
     from huggingface_hub.utils import build_hf_headers
 
     check_online()
+    headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
+    whole = "the server ignores range requests and would send the whole file; set HF_ENDPOINT to another"
 
     def attempt() -> bytes:
-        with _connection(source.address, {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}) as answer:
+        with _connection(source.address, headers) as answer:
             if answer.status_code != 206:
-                raise FetchError(
-                    "the server ignores range requests and would send the whole file; set HF_ENDPOINT to another"
-                )
+                raise FetchError(whole)
             return answer.read()
 
-    try:
+    with _naming(source):
         return _persistently(attempt, source)
-    except FetchError as error:
-        raise FetchError(f"{source}: {error}") from error
 
 
 def _persistently(attempt: Callable[[], T], source: FileSource, progress: Callable[[], int] = lambda: 0) -> T:
@@ -318,7 +302,7 @@ def _persistently(attempt: Callable[[], T], source: FileSource, progress: Callab
 
 
 def _transfer(address: str, headers: Mapping[str, str], part: Path, size: int) -> None:
-    """Append over one connection what `part` lacks."""
+    """Append over one connection what `part` lacks, with a line of progress."""
     have = length(part)
     if size and have == size:
         return
@@ -331,27 +315,20 @@ def _transfer(address: str, headers: Mapping[str, str], part: Path, size: int) -
         total = start + int(rest) if rest else 0
         if size and total not in (0, size):
             raise FetchError(f"has {total} bytes there, wants {size}: another file")
-        _write(answer, part, start, total)
+        if start:
+            print(f"      continues at {human_size(start)}", flush=True)
+        line, pace, come = ProgressLine(), Pace(start), start
+        with part.open("r+b" if have else "wb") as file:
+            file.seek(start)
+            file.truncate()
+            for block in answer.iter_bytes():  # of a given size, what came before a break would be lost
+                come += file.write(block)
+                if line.is_due and total:
+                    speed, left = human_size(pace.rate(come)), pace.left(come, total)
+                    line.show(f"      {human_size(come)} of {human_size(total)}, {speed}/s, {left} left")
+        line.clear()
     if total and length(part) < total:
         raise ConnectionError(f"cut off after {length(part)} of {total} bytes")
-
-
-def _write(answer: Any, part: Path, start: int, total: int) -> None:
-    """The body of an answer from byte `start` on, with a line of progress."""
-    if start:
-        print(f"      continues at {human_size(start)}", flush=True)
-    line, pace, come = ProgressLine(), Pace(start), start
-    with part.open("r+b" if part.exists() else "wb") as file:
-        file.seek(start)
-        file.truncate()
-        for block in answer.iter_bytes():  # of a given size, what came before a break would be lost
-            come += file.write(block)
-            if line.is_due and total:
-                left = pace.left(come, total)
-                line.show(
-                    f"      {human_size(come)} of {human_size(total)}, {human_size(pace.rate(come))}/s, {left} left"
-                )
-    line.clear()
 
 
 @contextlib.contextmanager
@@ -383,10 +360,10 @@ def _reason(error: Exception, source: FileSource) -> str:
     if code == "RevisionNotFound":
         return f"revision={source.revision}: there is no such branch, tag or commit; try main"
     if code == "RepoNotFound" or (status == 404 and not source.path):
-        return (
-            "there is no such repository, or it is private: check its name, or set HF_TOKEN to a token that may read it"
-        )
+        mend = "check its name, or set HF_TOKEN to a token that may read it"
+        return f"there is no such repository, or it is private: {mend}"
     if status in (401, 403):
         return f"{answers}; accept its terms on its page, and set HF_TOKEN to a token of that account"
-    hint = f"not there at revision {source.revision}; try main, or another HF_ENDPOINT" if status == 404 else ""
-    return f"{answers}{f'; {hint}' if hint else '; try later, or another mirror: HF_ENDPOINT'}"
+    if status == 404:
+        return f"{answers}; not there at revision {source.revision}; try main, or another HF_ENDPOINT"
+    return f"{answers}; try later, or another mirror: HF_ENDPOINT"

@@ -10,8 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TextIO
 
-Progress = Callable[[int, int], None]
-"""Called by work as it goes, with what is done and how much there is."""
+Progress = Callable[[int, int], None]  # called by work as it goes, with what is done and how much there is
 
 
 def duration(seconds: float) -> str:
@@ -28,16 +27,13 @@ class Pace:
         self.restart(done)
 
     def restart(self, done: float = 0) -> None:
-        """Count from here on."""
         self.began, self.done = time.perf_counter(), done
 
     @property
     def spent(self) -> float:
-        """Seconds since the start."""
         return time.perf_counter() - self.began
 
     def rate(self, done: float) -> float:
-        """Units a second."""
         return max(1e-9, done - self.done) / max(1e-9, self.spent)
 
     def left(self, done: float, total: float) -> str:
@@ -67,7 +63,6 @@ class ProgressLine:
             print(text, end=end, file=self.stream, flush=True)
 
     def clear(self) -> None:
-        """Take the line off a terminal."""
         if self.is_live:
             with ignore_closed_stream(self.stream):
                 print("\r\x1b[2K", end="", file=self.stream, flush=True)

@@ -1,15 +1,23 @@
 """Video files: write, read, look (PyAV, which brings its own FFmpeg).
 
-The only module that knows about codecs. Frames are uint8 RGB `[F, H, W, 3]`; the networks' videos are float
-`[3, F, H, W]` in [-1, 1], see `to_uint8` and `to_float`. Lossless is ffv1 in Matroska: what a metric reads is
-what the model made, bit for bit. Only local files of known containers are opened, so a playlist or an address
-in disguise is refused.
+Frames are uint8 RGB `[F, H, W, 3]`; the networks' videos are float `[3, F, H, W]` in [-1, 1], see `to_uint8` and
+`to_float`. Lossless is ffv1 in Matroska: what a metric reads is what the model made, bit for bit. Only local files of
+known containers are opened, so a playlist or an address in disguise is refused.
 
-HDR (PQ and HLG) is tone-mapped to SDR wherever the file says that it is HDR, see `pw.io.hdr`.
+HDR (PQ and HLG) is tone-mapped to SDR wherever the file says that it is HDR. A PQ clip's peak, and all above, becomes
+white. The peak is what the static metadata of its first picture says: MaxCLL of CTA-861.3 or the mastering display's
+luminance of SMPTE ST 2086, the lower if both; else 1000 cd/m2, as for HLG. At 1000 the reference white of 203 cd/m2
+(ITU-R BT.2408) becomes 230 of 255, and what is below 88 cd/m2 keeps its light:
+
+    light     PQ: the EOTF of ST 2084. HLG: inverse OETF and OOTF of ITU-R BT.2100, 1000 cd/m2, system gamma 1.2
+    roll-off  EETF of ITU-R BT.2390, 5.4.1, on each of R, G, B: from the clip's peak to one of 203 cd/m2
+    colours   BT.2020 to BT.709 primaries in linear light, what lies outside is clipped
+    signal    the inverse of BT.1886: (light / 203)^(1 / 2.4)
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from collections.abc import Generator, Iterator
@@ -26,7 +34,6 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from pw.io.files import replacing
-from pw.io.hdr import HLG, PEAK, PEAKS, PQ, tone_mapped
 
 Frames = NDArray[np.uint8]
 
@@ -36,6 +43,20 @@ SAFE_INPUT = {"format_whitelist": "mov,matroska,avi", "protocol_whitelist": "fil
 ONE_THREAD_BELOW = 256 * 256
 # Matroska has no frame count of its own; DURATION alone finds a missing frame only when the rate is steady.
 COUNT_TAG = "PW_FRAMES"
+
+# Code points of ITU-T H.273: transfer characteristics, matrix coefficients and primaries, full range (FFmpeg's 2).
+PQ, HLG, BT2020, BT709, FULL_RANGE = 16, 18, 9, 1, 2
+M1, M2, C1, C2, C3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128  # of PQ, SMPTE ST 2084
+WHITE = 203.0  # cd/m2: reference white of BT.2408
+PEAK = 1000.0  # cd/m2: nominal peak of HLG, and of nearly all PQ masters
+PEAKS = 400.0, 10_000.0  # cd/m2: what is said beyond is taken for a mistake; no HDR is mastered on less, PQ has no more
+BT2020_LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
+# ITU-R BT.2087, with its rows summing to 1, so that greys stay grey
+BT2020_TO_BT709 = np.array(
+    [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008350], [-0.018151, -0.100579, 1.118730]], np.float32
+)
+LEVELS = 1 << 14  # of the tables over light; they are indexed by its square root, to be fine in the shadows
+BAND = 1 << 16  # pixels tone-mapped at a time: what fits in the cache
 
 
 class VideoError(ValueError):
@@ -70,23 +91,24 @@ def write_video(
 ) -> None:
     """Write uint8 `[F, H, W, 3]` as ffv1 .mkv (bit-exact) or libx264 4:2:0 BT.709 .mp4 (`crf` 0 to 51).
 
-    The file appears under its name only when it is complete.
-
-    Raises:
-        ValueError: another shape or dtype, an ending that does not fit, odd sizes with `lossless=False`.
+    The file appears under its name only when it is complete. Raises ValueError: another shape or dtype, an ending that
+    does not fit, odd sizes with `lossless=False`.
     """
     path = Path(path)
-    _check_frames(path, frames, fps, lossless)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames must be uint8 [F, H, W, 3] (see to_uint8), not {frames.dtype} {frames.shape}")
+    if path.suffix != (suffix := ".mkv" if lossless else ".mp4"):
+        raise ValueError(f"lossless={lossless} is written as {suffix}, not as {path.name!r}")
+    if not lossless and (frames.shape[1] % 2 or frames.shape[2] % 2):
+        raise ValueError(f"4:2:0 needs even sizes, not {frames.shape[1:3]}: use lossless=True")
+    if not 0 < fps <= 1000:
+        raise ValueError(f"fps must be in (0, 1000], not {fps}")
     with replacing(path) as partial:
         _encode(partial, frames, Fraction(fps).limit_denominator(1001), lossless, crf)
 
 
 def read_video(path: str | os.PathLike[str]) -> Frames:
-    """All frames, uint8 `[F, H, W, 3]`.
-
-    Raises:
-        VideoError: not a video, or fewer frames than the container declares (a truncated file).
-    """
+    """All frames, uint8 `[F, H, W, 3]`. Raises VideoError: not a video, or fewer frames than the container declares."""
     return np.stack(list(iter_frames(path)))
 
 
@@ -102,10 +124,8 @@ def decode(
 
     `short_side` px: area-averaged down to it, never enlarged. `max_fps`: frames are dropped to come down to
     this rate, never repeated. 10-bit video is rounded to 8, HDR is tone-mapped (see above) after it was reduced;
-    non-square pixels are left as they are stored.
-
-    Raises:
-        VideoError: not a video, damaged, truncated, or the picture size changes on the way.
+    non-square pixels are left as they are stored. Raises VideoError: not a video, damaged, truncated, or the picture
+    size changes on the way.
     """
     with _open(path) as (container, stream):
         times = _FrameTimes(float(stream.average_rate or 24), max_fps)
@@ -123,11 +143,7 @@ def decode(
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Size, rate, codec and number of frames, decoding one frame only.
-
-    Raises:
-        VideoError: not a video.
-    """
+    """Size, rate, codec and number of frames, decoding one frame only. Raises VideoError: not a video."""
     with _open(path) as (container, stream):
         picture = next(container.decode(stream), None)
         if picture is None:
@@ -146,10 +162,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
 def to_uint8(video: Any) -> Frames:
     """Float `[..., 3, F, H, W]` in [-1, 1] (numpy, or torch on any device) -> uint8 `[..., F, H, W, 3]`.
 
-    Clipped to [-1, 1], then (x + 1) * 127.5 to the nearest, halves to even: `to_uint8(to_float(u)) == u`.
-
-    Raises:
-        ValueError: no channel axis of 3, or values that are not finite.
+    Clipped to [-1, 1], then (x + 1) * 127.5 to the nearest, halves to even: `to_uint8(to_float(u)) == u`. Raises
+    ValueError: no channel axis of 3, or values that are not finite.
     """
     if hasattr(video, "detach"):
         video = video.detach().float().cpu().numpy()
@@ -174,17 +188,6 @@ def to_float(frames: Frames) -> NDArray[np.float32]:
     video /= np.float32(127.5)  # in place: a clip at 2K has 5.4 GB
     video -= 1
     return video
-
-
-def _check_frames(path: Path, frames: Frames, fps: float, lossless: bool) -> None:
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(f"frames must be uint8 [F, H, W, 3] (see to_uint8), not {frames.dtype} {frames.shape}")
-    if path.suffix != (suffix := ".mkv" if lossless else ".mp4"):
-        raise ValueError(f"lossless={lossless} is written as {suffix}, not as {path.name!r}")
-    if not lossless and (frames.shape[1] % 2 or frames.shape[2] % 2):
-        raise ValueError(f"4:2:0 needs even sizes, not {frames.shape[1:3]}: use lossless=True")
-    if not 0 < fps <= 1000:
-        raise ValueError(f"fps must be in (0, 1000], not {fps}")
 
 
 def _encode(path: Path, frames: Frames, fps: Fraction, lossless: bool, crf: int) -> None:
@@ -243,8 +246,7 @@ def _peak(picture: Any) -> float:
         said.append(float(struct.unpack_from("=I", bytes(level))[0]))  # AVContentLightMetadata.MaxCLL
     if display := picture.side_data.get(Type.MASTERING_DISPLAY_METADATA):
         # AVMasteringDisplayMetadata: max_luminance is its tenth fraction, has_luminance its last field
-        over, under = struct.unpack_from("=2i", bytes(display), 72)
-        (known,) = struct.unpack_from("=i", bytes(display), 84)
+        over, under, known = struct.unpack_from("=2i4xi", bytes(display), 72)
         said.append(over / under if known and under else 0.0)
     known_peaks = [peak for peak in said if peak > 0]
     return float(round(np.clip(min(known_peaks), *PEAKS))) if known_peaks else PEAK
@@ -257,7 +259,7 @@ def _rgb(picture: Any, short_side: int | None, peak: float) -> Frames:
         options = {"height": round(height * shrink), "width": round(width * shrink), "interpolation": "AREA"}
     options["threads"] = _threads(picture)
     if picture.color_trc in (PQ, HLG):
-        image = tone_mapped(picture, options, peak or PEAK)
+        image = _tone_mapped(picture, options, peak or PEAK)
     else:
         image = picture.reformat(format="rgb24", **options).to_ndarray()
     return np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90)))  # both count anticlockwise
@@ -308,3 +310,75 @@ def _check_whole(path: str | os.PathLike[str], stream: Any, declared: int | None
         end = 3600 * hours + 60 * minutes + seconds
         if end - times.last > 1.5 * times.longest:
             raise VideoError(f"{path}: truncated, it declares {end:.2f} s and its last frame is at {times.last:.2f}")
+
+
+# ---- HDR to SDR
+
+
+def _tone_mapped(picture: Any, options: dict[str, Any], peak: float) -> NDArray[np.uint8]:
+    """An HDR picture as SDR, uint8 `[H, W, 3]`."""
+    matrix = picture.colorspace if picture.colorspace in (BT709, BT2020) else BT2020
+    codes = picture.reformat(format="gbrp16le", src_colorspace=matrix, **options).to_ndarray()
+    # swscale shifts, it does not stretch: 940 of 64..940 becomes 255/256 of 2^16, 1023 of 0..1023 becomes 1023/1024
+    full = picture.color_range == FULL_RANGE or picture.format.is_rgb
+    bits = picture.format.components[0].bits if full else 8
+    light_of, (roll_off, tone) = _light_table(picture.color_trc, bits, peak), _tables()
+    pixels, result = codes.reshape(-1, 3), np.empty((codes.shape[0] * codes.shape[1], 3), np.uint8)
+    for start in range(0, len(pixels), BAND):
+        light = light_of[pixels[start : start + BAND]]
+        if picture.color_trc == HLG:  # BT.2100: the OOTF raises luminance to the power of 1.2, hues are kept
+            light *= np.power(light @ BT2020_LUMA, np.float32(0.2))[:, None]
+            light = roll_off[_level(light)]
+        if picture.color_primaries != BT709:
+            light = light @ BT2020_TO_BT709.T
+        result[start : start + BAND] = tone[_level(light)]
+    return result.reshape(codes.shape)
+
+
+def _level(light: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Light in [0, 1], clipped to it in place -> where it is in the tables over light."""
+    np.clip(light, 0, 1, out=light)
+    np.sqrt(light, out=light)
+    light *= LEVELS - 1
+    light += 0.5
+    return light.astype(np.uint16)
+
+
+@functools.lru_cache(maxsize=16)
+def _light_table(transfer: int, bits: int, peak: float) -> NDArray[np.float32]:
+    """For every 16-bit code, PQ: light after the roll-off, as a share of the SDR peak; HLG: scene light in [0, 1]."""
+    signal = np.minimum(np.arange(1 << 16) / (65536 * (1 - 2.0**-bits)), 1)
+    if transfer == PQ:
+        return _roll_off(pq_to_light(signal), peak).astype(np.float32)
+    a = 0.17883277
+    b, c = 1 - 4 * a, 0.5 - a * np.log(4 * a)
+    return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12).astype(np.float32)
+
+
+@functools.cache
+def _tables() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """(Share of `PEAK` -> share of the SDR peak, share of the SDR peak -> 8-bit signal by BT.1886 inverted)."""
+    root = np.arange(LEVELS) / (LEVELS - 1)
+    return _roll_off(PEAK * root**2, PEAK).astype(np.float32), np.rint(255 * root ** (2 / 2.4)).astype(np.uint8)
+
+
+def pq_to_light(signal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """EOTF of SMPTE ST 2084: signal in [0, 1] -> cd/m2 in [0, 10000]."""
+    root = np.power(signal, 1 / M2)
+    return 10_000 * np.power(np.maximum(root - C1, 0) / (C2 - C3 * root), 1 / M1)
+
+
+def light_to_pq(light: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Inverse EOTF of SMPTE ST 2084: cd/m2 in [0, 10000] -> signal in [0, 1]."""
+    power = np.power(np.asarray(light) / 10_000, M1)
+    return np.power((C1 + C2 * power) / (1 + C3 * power), M2)
+
+
+def _roll_off(light: NDArray[np.float64], peak: float) -> NDArray[np.float64]:
+    """EETF of ITU-R BT.2390, 5.4.1, black at 0: cd/m2 -> share of `WHITE` in [0, 1]; a spline above the knee."""
+    top = light_to_pq(peak)
+    e, white = np.minimum(light_to_pq(light) / top, 1), light_to_pq(WHITE) / top
+    knee = 1.5 * white - 0.5
+    t = (e - knee) / (1 - knee)
+    spline = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (3 * t**2 - 2 * t**3) * white
+    return pq_to_light(np.where(e < knee, e, spline) * top) / WHITE

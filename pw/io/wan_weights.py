@@ -1,44 +1,38 @@
-"""The published weights of Wan2.2-TI2V-5B on this machine: where they are, whether they are whole, what they are.
+"""The published weights of Wan2.2-TI2V-5B: where they are, whether they are whole, what they are; `pw weights`.
 
-`pw.io.wan_download` fetches them. Nothing here imports torch or asks the network.
+They are fetched into the Hugging Face cache (HF_HOME, HF_HUB_CACHE), or to `dest`; see `pw.io.hub` for mirrors, tokens
+and what happens to a download that is cut off. Nothing here imports torch, and nothing but `pw weights` asks the
+network.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pw.io.arguments import ConfigError
-from pw.io.files import length, read_json
+from pw.io import hub
+from pw.io.arguments import Command, ConfigError, option
+from pw.io.files import alone, check_space, human_size, length, read_json
 
 REPO = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 REVISION = "b8fff7315c768468a5333511427288870b2e9635"
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-
-# What of a part is needed: its configuration, the stem of its tensors, and files of which one must be there.
-_CONFIGS = {
-    **dict.fromkeys(("transformer", "vae", "text_encoder"), "config.json"),
-    "tokenizer": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
+# part -> its configuration and the stem of its tensors
+PARTS = {
+    "transformer": ("config.json", "diffusion_pytorch_model.safetensors"),
+    "vae": ("config.json", "diffusion_pytorch_model.safetensors"),
+    "text_encoder": ("config.json", "model.safetensors"),
+    "tokenizer": ("tokenizer_config.json", ""),
+    "scheduler": ("scheduler_config.json", ""),
 }
-_TENSORS = {
-    "transformer": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
-_VOCABULARIES = ("tokenizer.json", "spiece.model")
+_VOCABULARIES = ("tokenizer.json", "spiece.model")  # of which one must be there
 FETCHED = re.compile(rf"model_index\.json|({'|'.join(PARTS)})/[^/]+\.(safetensors|json|model|txt)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Ours -> diffusers' name of it, and what it takes where a configuration does not say: Wan2.1's.
-_CODEC = {
-    "channels": ("z_dim", 16),
-    "factor": ("scale_factor_spatial", 8),
-    "frames_factor": ("scale_factor_temporal", 4),
-}
 _LONGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
 _BLOCK, _BLOCKS = 1 << 16, 65  # bytes of a block that a fingerprint reads, and how many more of them than one
 
@@ -74,7 +68,7 @@ def locate(weights: str | None) -> Path:
     return folder
 
 
-def check(folder: Path, parts: Sequence[str] = PARTS) -> None:
+def check(folder: Path, parts: Iterable[str] = PARTS) -> None:
     """That the parts are whole: every file is there, and every `.safetensors` as long as its own header says.
 
     Loads no tensors. Raises WeightsError listing every file that is missing or cut off, and the command that mends it.
@@ -93,13 +87,14 @@ def overrides_of(weights: Path) -> list[str]:
     """
     dit, vae = _part(weights, "transformer", "WanTransformer3DModel"), _part(weights, "vae", "AutoencoderKLWan")
     names = ("num_attention_heads", "attention_head_dim", "in_channels", "ffn_dim", "num_layers", "text_dim")
-    missing = [name for name in (*names, "freq_dim", "rope_max_seq_len", "patch_size") if name not in dit]
-    if missing:
+    names += ("freq_dim", "rope_max_seq_len")
+    if missing := [name for name in (*names, "patch_size") if name not in dit]:
         raise WeightsError(f"{weights / 'transformer' / 'config.json'}: does not say {', '.join(missing)}")
-    words = [f"backbone.{name}={dit[name]}" for name in (*names, "freq_dim", "rope_max_seq_len")]
+    words = [f"backbone.{name}={dit[name]}" for name in names]
     words.append(f"backbone.patch_size=[{','.join(map(str, dit['patch_size']))}]")
-    words.append("backbone.text_tokens=512")
-    words += [f"codec.{ours}={vae.get(theirs, default)}" for ours, (theirs, default) in _CODEC.items()]
+    words += ["backbone.text_tokens=512", f"codec.channels={vae.get('z_dim', 16)}"]  # Wan2.1's where nothing is said
+    words.append(f"codec.factor={vae.get('scale_factor_spatial', 8)}")
+    words.append(f"codec.frames_factor={vae.get('scale_factor_temporal', 4)}")
     return words
 
 
@@ -130,16 +125,15 @@ def fingerprint(path: Path) -> str:
 
 def problems(folder: Path, part: str) -> Iterator[str]:
     """What is wrong with one part, each as `file: what`."""
-    config = folder / _CONFIGS[part]
+    config, whole = (folder / name for name in PARTS[part])
     if not config.exists():
         yield f"{config.name}: missing"
     elif read_json(config) is None:
         yield f"{config.name}: not JSON ({length(config)} bytes)"
     if part == "tokenizer" and not any((folder / name).exists() for name in _VOCABULARIES):
         yield f"{' or '.join(_VOCABULARIES)}: missing"
-    if part not in _TENSORS:
+    if whole == folder:  # it has no tensors
         return
-    whole = folder / _TENSORS[part]
     index = folder / f"{whole.name}.index.json"
     if index.exists():
         weight_map = (read_json(index) or {}).get("weight_map")
@@ -199,3 +193,110 @@ def snapshot(repo: str, revision: str) -> Path:
     if not _COMMIT.fullmatch(revision) and reference.is_file():
         revision = reference.read_text().strip()
     return folder / "snapshots" / revision
+
+
+# ---- `pw weights`
+
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """What to fetch, and where to."""
+
+    dest: Path | None = option(None, "a folder to fetch to; without it, the Hugging Face cache")
+    repo: str = option(REPO, "OWNER/NAME of a repository in diffusers' layout")
+    revision: str = option("", "branch, tag or commit; without it, the pinned commit, or main of another repository")
+    dry_run: bool = option(False, "list what would be fetched, and fetch nothing")
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+            raise ConfigError(f"repo={self.repo}: wants OWNER/NAME, e.g. {REPO}")
+        if self.dest is not None and self.dest.exists() and not self.dest.is_dir():
+            raise ConfigError(f"dest={self.dest}: is a file; wants a folder")
+        if not self.revision:
+            object.__setattr__(self, "revision", REVISION if self.repo == REPO else "main")
+
+
+def fetch(options: WeightsOptions) -> int:
+    """Download what is missing, verify it, and print what is done: the exit status.
+
+    Raises ConfigError when the network, the repository, the revision or the disk is in the way.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of linking files that are there
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return _offline(options)
+    repository = hub.repository(options.repo, options.revision)
+    wanted = {name: file.size for name, file in repository.files.items() if FETCHED.fullmatch(name)}
+    if not wanted:
+        raise WeightsError(
+            f"repo={options.repo}: holds none of {', '.join(f'{part}/' for part in PARTS)}, so it is not in diffusers' "
+            f"layout; wants one that is, e.g. repo={REPO}"
+        )
+    folder = options.dest or snapshot(options.repo, repository.commit)
+    missing = [name for name, size in wanted.items() if length(folder / name) != size]
+    licence = "Apache-2.0" if options.repo == REPO else repository.licence
+    total, rest = sum(wanted.values()), sum(wanted[name] for name in missing)
+    print(f"{options.repo} at {repository.commit[:8]}, licence {licence}: {len(wanted)} files, {human_size(total)}")
+    print(f"to {folder}: {human_size(rest)} to fetch")
+    contents = folder if options.dest else folder.parent.parent / "blobs"
+    remedy = "make room, or choose another disk: HF_HOME=DIR for the cache, or dest=DIR"
+    check_space("dest", folder, rest - hub.partial_bytes(contents), remedy)
+    if options.dry_run:
+        for name, size in wanted.items():
+            print(f"  {human_size(size):>10}  {name}{'' if name in missing else '  (there)'}")
+        return 0
+    if missing:
+        with alone((options.dest or folder.parent.parent) / ".weights.lock"):
+            for number, name in enumerate(missing, start=1):
+                print(f"  {number}/{len(missing)}  {human_size(wanted[name]):>10}  {name}", flush=True)
+                _fetch_file(repository, name, folder, options.dest)
+    check(folder, [part for part in PARTS if any(name.startswith(f"{part}/") for name in wanted)])
+    print(f"all there and whole: {folder}")
+    return 0
+
+
+def _fetch_file(repository: hub.HubRepository, name: str, folder: Path, dest: Path | None) -> None:
+    """One file to its final name; into the cache as huggingface_hub lays it out."""
+    from huggingface_hub import hf_hub_download
+
+    source, listed, final = repository.file(name), repository.files[name], folder / name
+    served = hub.served(source)
+    if served.size not in (0, listed.size):
+        raise hub.FetchError(
+            f"{name}: the listing says {listed.size} bytes, the server has {served.size}; call again later, or choose "
+            "another mirror (HF_ENDPOINT)"
+        )
+    # the cache keeps contents by their hash, and links names to them
+    content = final if dest else folder.parent.parent / "blobs" / served.etag
+    for path in {content, final}:
+        if path.exists() and length(path) != listed.size:
+            print(f"      was {length(path)} bytes: fetched anew")
+        if length(path) != listed.size:
+            path.unlink(missing_ok=True)
+    if not content.exists():
+        hub.fetch(source, content, listed.size, served.digest or listed.digest)
+    if dest is None:  # only links it: the content is there
+        hf_hub_download(repository.name, name, revision=repository.commit, endpoint=hub.endpoint())
+
+
+def _offline(options: WeightsOptions) -> int:
+    """Print where all of it is already. Raises WeightsError saying what is not there."""
+    folder = options.dest or snapshot(options.repo, options.revision)
+    if not folder.is_dir():
+        raise WeightsError(
+            f"HF_HUB_OFFLINE=1 and nothing of {options.repo} is at {folder}; unset it to fetch, or name a copy with "
+            "weights=DIR"
+        )
+    try:
+        check(folder)
+    except WeightsError as error:
+        there = [part for part in PARTS if not any(problems(folder / part, part))]
+        raise WeightsError(
+            f"HF_HUB_OFFLINE=1, and not all is there (whole: {', '.join(there) or 'no part'}): {error}"
+        ) from None
+    print(f"HF_HUB_OFFLINE=1: nothing was asked of the network; all there and whole: {folder}")
+    return 0
+
+
+main = Command(WeightsOptions, fetch, resumes="what came stays, call again to continue")

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pw.io.arguments import ConfigError, did_you_mean
-from pw.io.imports import explained
-from pw.io.paths import SUITE, own_folder
+from pw.io.paths import SUITE, explained, own_folder
 
 # Where a group's classes may live: a configuration cannot name any other.
 HOMES: dict[str, tuple[str, ...]] = {

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pw.io.arguments import ConfigError
 from pw.io.files import read_json, write_json
-from pw.io.imports import quiet
-from pw.io.paths import OUTPUTS
+from pw.io.paths import OUTPUTS, quiet
 from pw.io.progress import Progress
 from pw.run.build import Run
 from pw.run.provenance import provenance

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pw.io.files import remove
-from pw.io.imports import import_for_good, quiet
-from pw.io.paths import OUTPUTS
+from pw.io.paths import OUTPUTS, import_for_good, quiet
 from pw.io.progress import Progress
 from pw.io.wan_weights import locate
 from pw.parallel.launch import launch

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pw.cost.parameters import parameters
+from pw.cost.counts import parameters
 from pw.cost.training_cost import checkpoint_copy_bytes, offloaded_bytes, trained_parameters
 from pw.data import NO_DATA, Unset
 from pw.io.arguments import ConfigError

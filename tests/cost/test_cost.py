@@ -21,33 +21,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from pw.cost.flops import codec_flops, forward_flops
-from pw.cost.flops import evaluations as planned_evaluations
-from pw.cost.generation_cost import denoising, generation_cost
-from pw.cost.memory import (
-    Precision,
-    block_backward_bytes,
-    codec_bytes,
-    inference_bytes,
-    injector_bytes,
-    injector_saved_bytes,
-    saved_block_bytes,
-    unshared_bytes,
-    weight_bytes,
-)
-from pw.cost.parameters import (
+from pw.cost.counts import (
     VAE_DECODER_PARAMETERS,
     VAE_ENCODER_PARAMETERS,
+    Precision,
+    block_backward_bytes,
     block_parameters,
+    codec_bytes,
+    codec_flops,
+    forward_flops,
+    inference_bytes,
+    injector_bytes,
     injector_parameters,
+    injector_saved_bytes,
     kept_parameters,
     parameters,
+    saved_block_bytes,
     stage_latent,
     stride_embedding_parameters,
     text_encoder_parameters,
     tokens,
     transformer_parameters,
+    unshared_bytes,
+    weight_bytes,
 )
+from pw.cost.counts import evaluations as planned_evaluations
+from pw.cost.generation_cost import denoising, generation_cost
 from pw.cost.training_cost import offloaded_bytes, trained_parameters, training_cost, training_moments
 from pw.nn import options
 from pw.nn.backbone import Backbone, groups_of, share_tokens

@@ -14,13 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pw.cost import planner
-from pw.cost.devices import parse_gpus
+from pw.cost.counts import Moment, Part
 from pw.cost.generation_cost import generation_cost, stages_of
-from pw.cost.memory import Moment, Part
-from pw.cost.nearest import amended
 from pw.cost.planner import PlanOptions, make_plan
 from pw.cost.training_cost import training_cost
-from pw.cost.verdicts import Verdict, check_generation
+from pw.cost.verdicts import Verdict, amended, check_generation, parse_gpus
 from pw.io.arguments import ConfigError, parse
 from pw.io.paths import ROOT
 from pw.run.build import Run, build
@@ -33,8 +31,7 @@ def run(*overrides: str) -> Run:
 
 def verdicts(*arguments: str) -> dict[str, Verdict]:
     options = parse(PlanOptions, arguments)
-    plan = make_plan(options.overrides, options.gpus, options.tflops, options.dtype)
-    return {verdict.what: verdict for verdict in planner.verdicts(plan, options.asked)}
+    return {verdict.what: verdict for verdict in planner.verdicts(make_plan(options))}
 
 
 OFFLOADED_ADAPTERS = ("trainer.offload_activations=true", "train.trainable=adapters")
@@ -288,7 +285,10 @@ class TestSeveralGpus:
         assert together.seconds(together.flops, 400) == pytest.approx(apart.seconds(apart.flops, 400))
 
     def test_make_one_video_together_in_an_eighth_of_the_time_but_for_text(self) -> None:
-        alone, together = (make_plan(["scale=4k", "trainer=fsdp", f"trainer.context={n}"], None, 400) for n in (1, 8))
+        alone, together = (
+            make_plan(parse(PlanOptions, ["scale=4k", "trainer=fsdp", f"trainer.context={n}", "tflops=400"]))
+            for n in (1, 8)
+        )
         for one, eight in zip(alone.generation.phases, together.generation.phases, strict=True):
             share = 1 if one.name == "text" else 8  # the decode has 24 tiles
             assert alone.seconds(one) == pytest.approx(share * together.seconds(eight))

@@ -143,7 +143,7 @@ def test_a_wrong_call_is_told_what_would_do(word: str, told: str, capsys: Any) -
 
 def test_garbage_is_collected_again_once_the_stages_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("pw.io.imports.importlib.import_module", lambda name: seen.append((name, gc.isenabled())))
+    monkeypatch.setattr("pw.io.paths.importlib.import_module", lambda name: seen.append((name, gc.isenabled())))
     monkeypatch.delitem(sys.modules, "pw.stages.hires", raising=False)
     import_stages()
     assert seen == [("pw.stages.anchor", False), ("pw.stages.hires", False)]

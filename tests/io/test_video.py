@@ -13,8 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
-from pw.io.hdr import HLG, PQ, light_to_pq, pq_to_light
-from pw.io.video import VideoError, decode, iter_frames, probe, read_video, to_float, to_uint8, write_video
+from pw.io.video import (
+    HLG,
+    PQ,
+    VideoError,
+    decode,
+    iter_frames,
+    light_to_pq,
+    pq_to_light,
+    probe,
+    read_video,
+    to_float,
+    to_uint8,
+    write_video,
+)
 
 
 def noise(frames: int, height: int, width: int) -> np.ndarray:

@@ -61,7 +61,7 @@ def repository() -> dict[str, bytes]:
     }
 
 
-WANTED = sorted(name for name in repository() if name == "model_index.json" or name.split("/")[0] in PARTS[:5])
+WANTED = sorted(name for name in repository() if name == "model_index.json" or name.split("/")[0] in PARTS)
 WANTED.remove("transformer/old.bin")
 
 
@@ -253,7 +253,7 @@ class TestFetching:
             f"dest={tmp_path}/d dry_run=true": "",
         }
         script = (
-            "import collections, shutil, sys; from pw.io.wan_download import main\n"
+            "import collections, shutil, sys; from pw.io.wan_weights import main\n"
             "usage = shutil.disk_usage; Usage = collections.namedtuple('Usage', 'total used free')\n"
             "for line in sys.argv[1:]:\n"
             "    words = [word for word in line.split() if word != 'full']\n"
@@ -275,7 +275,7 @@ class TestFetching:
         write(tmp_path)
         (tmp_path / "vae/config.json").unlink()
         script = (
-            "import sys; from pw.io.wan_download import main; from pw.io.wan_weights import locate\n"
+            "import sys; from pw.io.wan_weights import main; from pw.io.wan_weights import locate\n"
             "print(locate(None)); print(main([]), main(['dest=' + sys.argv[1]]), main(['dest=/nowhere']))"
         )
         code, out, err = run(filled, "-c", script, str(tmp_path), HF_HUB_OFFLINE="1")
@@ -288,7 +288,7 @@ class TestFetching:
 
     def test_without_network_or_with_wrong_arguments_ends_in_one_line(self, tmp_path: Path) -> None:
         script = (
-            "from pw.io.wan_download import main; from pw.io.wan_weights import locate, WeightsError\n"
+            "from pw.io.wan_weights import main; from pw.io.wan_weights import locate, WeightsError\n"
             "print(main([]), main(['colour=red']), main(['repo=wan']), main(['dry_run=maybe']), main(['dest']))\n"
             "try:\n    locate(None)\nexcept WeightsError as error:\n    print(error)\n"
             "import sys; print('torch' in sys.modules)\n"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from pw.io import host
 from pw.io.arguments import ConfigError
-from pw.io.imports import quiet
+from pw.io.paths import quiet
 from pw.nn.backbone import Backbone
 from pw.run.build import Run
 from pw.stages.anchor import AnchorModel

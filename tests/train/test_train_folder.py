@@ -11,7 +11,7 @@ import pytest
 
 from pw.io.arguments import ConfigError
 from pw.io.files import write_json
-from pw.io.imports import import_for_good
+from pw.io.paths import import_for_good
 from pw.run.build import build
 from pw.train.record import is_trained, training_folder, written_overrides
 

@@ -1,0 +1,354 @@
+"""Sizes of latents, parameters, FLOPs and bytes, from shapes; compared with the modules' own in tests/cost.
+
+L tokens, D width, f ffn_dim, S text tokens, N layers, b bytes of a number (bf16 2, fp32 4). A multiplication and an
+addition are two FLOPs. GB is 10^9 bytes.
+
+Where a number comes from (`Part.source`):
+
+    counted       from shapes, as the modules have them (tests/cost)
+    fake tensors  the most that is alive at once when the real modules run on tensors without data. Not measured on a
+                  GPU: kernels' workspaces and the allocator's losses come on top, as `MARGIN` and `CONTEXT`.
+    assumed       neither.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pw.nn import options
+from pw.run.build import Run
+
+Codec = options.WanVAE | options.SpaceToDepth
+Direction = Literal["encode", "decode"]
+Injector = options.Injector | options.Add | None
+Precision = Literal["bf16", "fp32"]
+Source = Literal["counted", "fake tensors", "assumed"]
+
+SINUSOID = 256  # channels of a sinusoidal embedding  (pw.nn.embed)
+
+# Wan2.2's VAE, diffusers' AutoencoderKLWan at the published configuration, counted on the meta device.
+VAE_ENCODER_PARAMETERS = 149_637_088
+VAE_DECODER_PARAMETERS = 555_051_580
+# FLOPs per px of the first frame and of each further one, convolutions alone; channels of its one attention layer.
+VAE_DECODE = (22.776466e6, 18.3941485e6, 1024)
+VAE_ENCODE = (4.643752e6, 3.4907780e6, 640)
+
+# UMT5-XXL's encoder  (google/umt5-xxl, config.json)
+UMT5_LAYERS, UMT5_WIDTH, UMT5_FFN, UMT5_HEADS = 24, 4096, 10240, 64
+UMT5_BUCKETS, UMT5_VOCABULARY = 32, 256384
+
+BYTES: dict[Precision, int] = {"bf16": 2, "fp32": 4}
+MARGIN = 0.06  # of a peak: what the caching allocator loses to fragments. Assumed.
+CONTEXT = 1 << 30  # bytes: CUDA context and libraries' workspaces. Assumed.
+
+# Working set of Wan2.2's VAE in bytes per px in bf16, for several frames and for one: it convolves four frames at a
+# time, so more frames take no more. Fake tensors: 39.8 and 88.9 GB decoding at 2K and 4K, 31.7 GB encoding at 4K.
+VAE_DECODE_BYTES = (10_796, 2_900)
+VAE_ENCODE_BYTES = (3_850, 970)
+
+
+def tokens(latent: tuple[int, int, int, int], patch_size: tuple[int, int, int]) -> int:
+    """L = F h w / patch volume."""
+    return math.prod(length // patch for length, patch in zip(latent[1:], patch_size, strict=True))
+
+
+def stage_name(run: Run) -> str:
+    return "stage I" if run.stage == "anchor" else "stage II"
+
+
+def stage_size(run: Run) -> tuple[int, int]:
+    """(height, width) in px of the video of the run's stage."""
+    return run.scale.anchor_size if run.stage == "anchor" else run.scale.size
+
+
+def stage_latent(run: Run) -> tuple[int, int, int, int]:
+    """(C, F, h, w) of the latent that the run's stage generates: the anchor's, or that of the clip at full size."""
+    codec, (height, width) = run.codec, stage_size(run)
+    return codec.channels, codec.latent_frames(run.scale.frames), height // codec.factor, width // codec.factor
+
+
+def stage_tokens(run: Run) -> int:
+    return tokens(stage_latent(run), run.backbone.patch_size)
+
+
+def block_parameters(backbone: options.Wan) -> int:
+    """Parameters of one transformer block: two attentions of 4 (D^2 + D) + 2 D, norm2, FFN, modulation table."""
+    d, f = backbone.width, backbone.ffn_dim
+    return 2 * (4 * (d * d + d) + 2 * d) + 2 * d + (2 * d * f + f + d) + 6 * d
+
+
+def transformer_parameters(backbone: options.Wan) -> int:
+    """Parameters of the stock `WanTransformer3DModel`: 4,999,787,712 for Wan2.2-TI2V-5B."""
+    d, patch = backbone.width, backbone.in_channels * math.prod(backbone.patch_size)
+    embeddings = (
+        (patch * d + d)
+        + (backbone.freq_dim * d + d + d * d + d)  # time_embedder
+        + (6 * d * d + 6 * d)  # time_proj
+        + (backbone.text_dim * d + d + d * d + d)  # text_embedder
+    )
+    return embeddings + backbone.num_layers * block_parameters(backbone) + (d * patch + patch) + 2 * d
+
+
+def kept_parameters(backbone: options.Wan) -> int:
+    """Parameters of the transformer that stay fp32 in a bf16 model: time embedder, modulation tables, norm2."""
+    d = backbone.width
+    return (backbone.freq_dim * d + d + d * d + d) + backbone.num_layers * (6 * d + 2 * d) + 2 * d
+
+
+def stride_embedding_parameters(backbone: options.Wan) -> int:
+    """Parameters of the stride embedding: Linear(256, D), Linear(D, D)."""
+    d = backbone.width
+    return SINUSOID * d + d + d * d + d
+
+
+def gate_parameters(injector: options.Injector, backbone: options.Wan) -> int:
+    d = backbone.width
+    counts = {"scalar": SINUSOID * d + d + d + 1, "channelwise": 2 * (SINUSOID * d + d + d * d + d), "fixed": 0}
+    return counts[injector.gate]
+
+
+def injector_parameters(injector: Injector, backbone: options.Wan) -> int:
+    """Parameters of the injector: 1x1x1 and 3x3x3 convolution, their norms, the gate, a Linear(D, D) per block."""
+    if not isinstance(injector, options.Injector):
+        return 0
+    d, hidden = backbone.width, injector.hidden_channels(backbone)
+    refine = (backbone.in_channels * hidden + hidden) + 2 * hidden + (27 * hidden * d + d) + 2 * d
+    return refine + gate_parameters(injector, backbone) + len(injector.blocks) * (d * d + d)
+
+
+def parameters(backbone: options.Wan, injector: Injector) -> int:
+    """Parameters of `pw.nn.backbone.Backbone`: transformer, stride embedding and injector."""
+    stock, stride = transformer_parameters(backbone), stride_embedding_parameters(backbone)
+    return stock + stride + injector_parameters(injector, backbone)
+
+
+def text_encoder_parameters() -> int:
+    """Parameters of UMT5-XXL's encoder: 5.68e9, a fifth of them the vocabulary's embedding."""
+    attention = 4 * UMT5_WIDTH**2 + UMT5_HEADS * UMT5_BUCKETS  # each layer has its own position bias
+    layer = attention + 3 * UMT5_WIDTH * UMT5_FFN + 2 * UMT5_WIDTH
+    return UMT5_VOCABULARY * UMT5_WIDTH + UMT5_LAYERS * layer + UMT5_WIDTH
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs by kind. `linear` includes the cross-attention's projections of the text."""
+
+    linear: float = 0.0
+    self_attention: float = 0.0
+    cross_attention: float = 0.0
+    embeddings: float = 0.0
+    injector: float = 0.0
+    codec: float = 0.0
+    text_encoder: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+    def __mul__(self, count: float) -> Flops:
+        return Flops(**{name: value * count for name, value in vars(self).items()})
+
+
+def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector: Injector = None) -> Flops:
+    """FLOPs of one evaluation of the network on one clip, by kind.
+
+        linear            2 L N (6 D^2 + 2 D f) + 4 S N D^2
+        self-attention    4 L^2 D N
+        cross-attention   4 L S D N
+        injector          2 L (C d' + 27 d' D + D^2 per block) + gate, d' hidden channels
+
+    plus patch and output projection, and the embeddings of text, timestep and stride. The injector is counted at every
+    evaluation, although inference computes its refined anchor once; resizing is left out.
+    """
+    length, text, d, n = tokens, text_tokens, backbone.width, backbone.num_layers
+    patch = backbone.in_channels * math.prod(backbone.patch_size)
+    embeddings = (
+        4 * length * patch * d
+        + 2 * text * (backbone.text_dim * d + d * d)
+        + 2 * (backbone.freq_dim * d + d * d + 6 * d * d)
+        + 2 * (SINUSOID * d + d * d)
+    )
+    injected = 0
+    if isinstance(injector, options.Injector):
+        hidden = injector.hidden_channels(backbone)
+        gate = {"scalar": 2 * (SINUSOID * d + d), "channelwise": 4 * (SINUSOID * d + d * d), "fixed": 0}[injector.gate]
+        injected = 2 * length * (backbone.in_channels * hidden + 27 * hidden * d + len(injector.blocks) * d * d) + gate
+    return Flops(
+        linear=2 * length * n * (6 * d * d + 2 * d * backbone.ffn_dim) + 4 * text * n * d * d,
+        self_attention=4 * length**2 * d * n,
+        cross_attention=4 * length * text * d * n,
+        embeddings=embeddings,
+        injector=injected,
+    )
+
+
+def stage_flops(run: Run) -> Flops:
+    return forward_flops(run.backbone, stage_tokens(run), run.backbone.text_tokens, run.injector)
+
+
+def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: Direction) -> float:
+    """FLOPs of encoding or decoding one clip, tile by tile; tiles overlap, so smaller tiles cost more.
+
+    Convolutions cost the same per px for every frame but the first; attention costs 4 (h w)^2 channels a latent frame.
+    In one piece, decoding takes 8.25 and 18.5 PFLOP at 2K and 4K, encoding 1.58 and 3.57. `SpaceToDepth` computes
+    nothing.
+    """
+    if isinstance(codec, options.SpaceToDepth):
+        return 0
+    first, further, channels = VAE_DECODE if direction == "decode" else VAE_ENCODE
+    tiles = codec.tiles(height, width)
+    positions = [(row.stop - row.start) * (column.stop - column.start) for row in tiles[0] for column in tiles[1]]
+    pixels = sum(positions) * codec.factor**2
+    attention = 4 * sum(count**2 for count in positions) * channels * codec.latent_frames(frames)
+    return pixels * (first + further * (frames - 1)) + attention
+
+
+def evaluations(run: Run) -> int:
+    """Evaluations of the network to generate one clip: one a step, and one more in a guided step."""
+    steps, guidance = run.sampling.num_steps, run.guidance
+    if guidance.scale == 1:
+        return steps
+    return steps + (steps if guidance.first_steps is None else min(steps, guidance.first_steps))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One item of a peak: its bytes on the device, and where the number comes from."""
+
+    name: str
+    bytes: float
+    source: Source
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is on the device at once: in a phase of generation, or at a moment of a training update.
+
+    flops        of the phase, for one video; 0 for a moment of training
+    evaluations  of the network, each branch of guidance counted
+    devices      that share the phase's flops; less than their number where the work cannot be divided evenly
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    flops: Flops = field(default_factory=Flops)
+    evaluations: int = 0
+    devices: float = 1
+
+    @property
+    def bytes(self) -> float:
+        """The peak, without the allocator's losses."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def needs(self) -> float:
+        """Bytes of device memory that it takes: the peak, the allocator's losses and the CUDA context."""
+        return self.bytes * (1 + MARGIN) + CONTEXT
+
+    def fits(self, memory: float) -> bool:
+        return self.needs <= memory
+
+
+def weight_bytes(backbone: options.Wan, injector: Injector, precision: Precision) -> float:
+    """Bytes of the weights for inference; time embedding, norms, stride embedding and gate stay fp32."""
+    kept = kept_parameters(backbone) + stride_embedding_parameters(backbone)
+    if isinstance(injector, options.Injector):
+        kept += gate_parameters(injector, backbone)
+    return BYTES[precision] * (parameters(backbone, injector) - kept) + 4 * kept
+
+
+def inference_bytes(backbone: options.Wan, tokens: int, precision: Precision) -> float:
+    """Peak working set of an evaluation without gradients, with one timestep per clip.
+
+        L (max(b (4 D + 2 f), b 4 D + 14.2 D) + 8 head_dim)
+
+    Reached in the FFN or, where that is narrow, in the fp32 rotary embedding, with its two fp32 tables. Fake tensors:
+    9.26 and 20.67 GB at 2K and 4K in bf16, as the formula. Error: 0.5 % for an FFN of f = 4.67 D, 1 % for 1 to 2 D.
+    """
+    b, d = BYTES[precision], backbone.width
+    ffn = b * (4 * d + 2 * backbone.ffn_dim)
+    rotary = (4 * b + 14.2) * d
+    return tokens * (max(ffn, rotary) + 8 * backbone.attention_head_dim)
+
+
+def injector_bytes(
+    injector: Injector, backbone: options.Wan, tokens: int, precision: Precision, context: int = 1
+) -> float:
+    """What the injector adds to an evaluation without gradients: L D b (1 + (1 + blocks) / context).
+
+    The refined anchor, which it keeps; what is added to each block's input; and their sum. Exactly that of fake
+    tensors. With `context` devices that share the tokens, each holds the whole refined anchor.
+    """
+    if not isinstance(injector, options.Injector):
+        return 0
+    return tokens * backbone.width * BYTES[precision] * (1 + (1 + len(injector.blocks)) / context)
+
+
+def unshared_bytes(backbone: options.Wan, tokens: int, precision: Precision, context: int) -> float:
+    """The tokens before the first block, L D b, which each device that shares tokens holds whole; 0 without sharing,
+    where they are in the working set."""
+    return tokens * backbone.width * BYTES[precision] if context > 1 else 0
+
+
+def saved_block_bytes(backbone: options.Wan, tokens: int, precision: Precision, trainable: str) -> float:
+    """What one block saves for its backward when it is not checkpointed.
+
+    L (b (10 D + 2 f) + 48 D), or L (b (7 D + f) + 36 D) when its weights are frozen: b-sized inputs of the linear
+    layers and attention, fp32 inputs of the norms and modulations. Fake tensors; error below 0.5 %.
+    """
+    b, d, f = BYTES[precision], backbone.width, backbone.ffn_dim
+    if trainable == "adapters":
+        return tokens * (b * (7 * d + f) + 36 * d)
+    return tokens * (b * (10 * d + 2 * f) + 48 * d)
+
+
+def block_backward_bytes(backbone: options.Wan, tokens: int, precision: Precision, trainable: str) -> float:
+    """Peak working set of recomputing one block and its backward.
+
+        all        L max(b (7 D + 2 f) + 68.5 D, saved + b f)
+        adapters   L max(b (4 D + f) + 58.4 D, saved + 2 b f)
+
+    Fake tensors: 50.6 L D b in bf16 at f = 4.67 D, as the formula. Error: 0.6 %, and 2.5 % for adapters.
+    """
+    b, d, f = BYTES[precision], backbone.width, backbone.ffn_dim
+    saved = saved_block_bytes(backbone, tokens, precision, trainable)
+    if trainable == "adapters":
+        return max(tokens * (b * (4 * d + f) + 58.4 * d), saved + tokens * 2 * b * f)
+    return max(tokens * (b * (7 * d + 2 * f) + 68.5 * d), saved + tokens * b * f)
+
+
+def injector_saved_bytes(
+    injector: Injector, backbone: options.Wan, tokens: int, precision: Precision, context: int = 1
+) -> float:
+    """What the injector saves for its backward: L (4 (3 d' + 3 D) + 2.5 b D per block / context), with fp32 norms.
+
+    Fake tensors; error below L D b, 1 % of a training's activations. An upper bound where `context` devices share the
+    tokens: not all of it is alive in a block's backward (at 4K on 8 devices fake tensors have 18.0 GB, the sum 23.8).
+    """
+    if not isinstance(injector, options.Injector):
+        return 0
+    d, hidden = backbone.width, injector.hidden_channels(backbone)
+    return tokens * (4 * (3 * hidden + 3 * d) + 2.5 * BYTES[precision] * d * len(injector.blocks) / context)
+
+
+def codec_bytes(codec: Codec, frames: int, height: int, width: int, direction: Direction) -> tuple[Part, ...]:
+    """Weights, the working set of a tile, and pixels. `SpaceToDepth` only rearranges: pixels twice."""
+    if isinstance(codec, options.SpaceToDepth):
+        return (Part("pixels", 2 * 12 * frames * height * width, "counted"),)
+    b = BYTES[codec.precision]
+    tiles = codec.tiles(height, width)
+    rows, columns = (codec.factor * max(span.stop - span.start for span in spans) for spans in tiles)
+    several, single = VAE_DECODE_BYTES if direction == "decode" else VAE_ENCODE_BYTES
+    per_pixel = (single if frames == 1 else several) * b / 2
+    pixels = 2 * 3 * b * rows * columns  # a tile, as it is and as patches
+    if direction == "encode":
+        pixels += 12 * height * width  # the clip in fp32
+    elif max(map(len, tiles)) > 1:
+        pixels += 2 * 12 * rows * width + 12 * rows * columns  # two bands of tiles being blended and a tile, fp32
+    return (
+        Part("weights", b * (VAE_ENCODER_PARAMETERS + VAE_DECODER_PARAMETERS), "counted"),
+        Part("working set", rows * columns * per_pixel, "fake tensors"),
+        Part("pixels", frames * pixels, "counted"),
+    )
