@@ -6,16 +6,16 @@ where it was, and two ablations share what they have in common.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.metrics import lookup
+from benchmarks.metrics import lookup, protocols
 from experiments.engine.plan import Arm, Plan, starts
 from pw.cost.generation_cost import generation_cost
 from pw.cost.training_cost import training_cost
-from pw.io.files import digest, read_json
+from pw.io.files import digest, read_json, remove
 from pw.run.build import Run
 from pw.run.provenance import provenance
 from pw.sample.evaluate import anchor_reference, is_sampled, reference_folder, sample_folder
@@ -23,8 +23,6 @@ from pw.train.record import is_trained, training_folder
 
 # Seconds on one core of the machine this was written on, to estimate with before anything has been measured.
 SECONDS = {"flow": 0.058, "consistency": 0.092, "forward": 0.0016, "score": 1.2, "job": 0.5}
-
-
 ASSUMED_FLOPS = 4e14  # a second, at Wan's scales: as `make plan` assumes of an H100
 
 
@@ -35,7 +33,7 @@ class Job:
     key    names what it makes
     needs  keys of the jobs that come first
     limit  clips of a sampling
-    score  what a scoring is asked for (`score_request`)
+    score  the arguments of a scoring (`score_request`)
     """
 
     key: str
@@ -48,26 +46,20 @@ class Job:
     score: dict[str, Any] = field(default_factory=dict)
 
     def seconds(self) -> float:
-        """Estimated time on one core."""
+        """Estimated time: on one core, or at one of Wan's scales by its FLOPs."""
         run = self.run
-        if run.text is not None and self.kind != "score":
-            return SECONDS["job"] + self._flops() / ASSUMED_FLOPS
+        if self.kind == "score":
+            return SECONDS["score"]
+        if run.text is not None:
+            stages = (None, run) if run.stage == "anchor" else (run, None)
+            flops = training_cost(run).flops if self.kind == "train" else self.limit * generation_cost(*stages).flops
+            return SECONDS["job"] + flops / ASSUMED_FLOPS
         if self.kind == "train":
             consistency = run.objective.consistency_updates(run.train.updates)
             seconds = (run.train.updates - consistency) * SECONDS["flow"] + consistency * SECONDS["consistency"]
             return SECONDS["job"] + run.train.accumulate * seconds * run.train.batch_size / 8
-        if self.kind == "sample":
-            branches = 2 if run.guidance.scale != 1 else 1
-            return SECONDS["job"] + self.limit * run.sampling.num_steps * branches * SECONDS["forward"]
-        return SECONDS["score"]
-
-    def _flops(self) -> float:
-        """FLOPs of a job at one of Wan's scales, by `pw.cost.training_cost`."""
-        run = self.run
-        if self.kind == "train":
-            return training_cost(run).flops
-        stages = (None, run) if run.stage == "anchor" else (run, None)
-        return self.limit * generation_cost(*stages).flops
+        branches = 2 if run.guidance.scale != 1 else 1
+        return SECONDS["job"] + self.limit * run.sampling.num_steps * branches * SECONDS["forward"]
 
     def is_done(self, outputs: Path) -> bool:
         """Whether its files are there."""
@@ -81,7 +73,7 @@ class Job:
         """Where its files are."""
         if self.kind == "train":
             return training_folder(self.run, outputs)
-        return sample_folder(self.run, outputs, self.seed) if self.kind == "sample" else Path(self.score["out"])
+        return sample_folder(self.run, outputs, self.seed) if self.kind == "sample" else self.score["out"]
 
     def check_code(self) -> None:
         """Raises RuntimeError when the code has changed since the plan was made."""
@@ -91,6 +83,28 @@ class Job:
             raise RuntimeError(
                 f"not run: the code is not that of the plan any more ({self.key} would be {now}); call it again"
             )
+
+
+def run_job(job: Job, outputs: Path, progress: Callable[[int, int], None], *, is_checked: bool = False) -> None:
+    """Run one job in this process.
+
+    progress    called with (done, total)
+    is_checked  whether `preflight` was called on this machine
+    """
+    import torch
+
+    from pw.sample.evaluate import sample
+    from pw.train.loop import train
+
+    torch.set_num_threads(job.run.trainer.threads)
+    if job.kind == "train":
+        train(job.run, outputs, progress, is_checked=is_checked)
+    elif job.kind == "sample":
+        sample(job.run, outputs, limit=job.limit, seed=job.seed, progress=progress, is_checked=is_checked)
+    else:
+        from benchmarks.measure.clips import score_folder
+
+        score_folder(**job.score)
 
 
 def train_key(run: Run) -> str:
@@ -105,9 +119,7 @@ def sample_key(run: Run, limit: int, seed: int) -> str:
 
 def score_is_current(score: dict[str, Any]) -> bool:
     """Whether there is a scores.json that measured what is asked for."""
-    from benchmarks.metrics import protocols
-
-    scores = read_json(Path(score["out"]) / "scores.json")
+    scores = read_json(score["out"] / "scores.json")
     contract = (scores or {}).get("contract")
     return isinstance(contract, dict) and contract.get("metrics") == protocols(score["metrics"])
 
@@ -233,8 +245,8 @@ def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path 
     folders = {"videos": videos, **there}
     about = {what: str(path.relative_to(outputs)) for what, path in folders.items() if path is not None}
     return {
-        "out": str(outputs / "scores" / digest([about, metrics, run.sampling.solved])),
-        **{what: None if path is None else str(path) for what, path in folders.items()},
+        "out": outputs / "scores" / digest([about, metrics, run.sampling.solved]),
+        **folders,
         "solved": run.sampling.solved,
         "metrics": metrics,
         "contract": contract,
@@ -261,14 +273,10 @@ def fresh_results(plan: Plan, jobs: Sequence[Job], outputs: Path) -> list[Path]:
 
 def remove_results(folders: Sequence[Path]) -> None:
     """Empty folders of results, each under its lock."""
-    import shutil
-
     from filelock import FileLock
 
     for folder in folders:
         with FileLock(folder / ".lock"):
             for path in folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name != ".lock":
-                    path.unlink()
+                if path.name != ".lock":
+                    remove(path)

@@ -20,7 +20,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import psutil
 
 from pw.io.files import digest, write_json
 
@@ -95,8 +97,12 @@ class Ledger:
         self.owner = owner or secrets.token_hex(8)
 
     def path(self, key: str) -> Path:
-        """The file of a job."""
         return self.folder / f"{digest(key)}.json"
+
+    def _locked(self, seconds: float = PATIENCE) -> Any:
+        from filelock import FileLock
+
+        return FileLock(self.folder / ".lock", timeout=seconds)
 
     def read(self, key: str) -> Claim | None:
         """The claim on a job; None if there is none."""
@@ -119,13 +125,11 @@ class Ledger:
 
         over_queued: take the job over from another's queue, when its turn has come.
         """
-        from filelock import FileLock
-
         now = time.time()
         claim = Claim(key, label, state, self.owner, _host(), os.getpid(), _started(), now, now, str(log), queue=queue)
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / ".lock", timeout=PATIENCE):
+            with self._locked():
                 current = self.read(key)
                 is_others = current is not None and current.owner != self.owner and current.is_held
                 if current is not None and is_others and not (over_queued and current.state == "queued"):
@@ -135,9 +139,7 @@ class Ledger:
 
     def enqueue(self, key: str, queue: str) -> None:
         """Note where a claimed job waits, unless its turn has come already."""
-        from filelock import FileLock
-
-        with suppress(OSError), FileLock(self.folder / ".lock", timeout=PATIENCE):
+        with suppress(OSError), self._locked():
             current = self.read(key)
             if current is not None and current.state == "queued":
                 self.write(replace(current, queue=queue))
@@ -158,18 +160,14 @@ class Ledger:
 
         log: where its output is, if not where the claim says
         """
-        from filelock import FileLock
-
-        with suppress(OSError), FileLock(self.folder / ".lock", timeout=PATIENCE):
+        with suppress(OSError), self._locked():
             if (current := self.read(key)) is not None and current.state != "failed":
                 there = current.log if log is None else str(log)
                 self.write(replace(current, state="failed", error=reason, log=there, beat=time.time()))
 
     def renew(self, claim: Claim) -> bool:
         """Write the claim with a new sign of life; False when another process of the same job has failed meanwhile."""
-        from filelock import FileLock
-
-        with suppress(OSError), FileLock(self.folder / ".lock", timeout=BEAT):
+        with suppress(OSError), self._locked(BEAT):
             current = self.read(claim.key)
             if current is not None and current.state == "failed" and current.since == claim.since:
                 return False
@@ -182,41 +180,33 @@ class Ledger:
 
         The file is left as it was last: the caller releases it, or says how it failed.
         """
-        held = _Held(self, replace(claim, state="running", host=_host(), pid=os.getpid(), started=_started()))
-        thread = threading.Thread(target=held.renew, daemon=True)
+        held = replace(claim, state="running", host=_host(), pid=os.getpid(), started=_started())
+        ended = threading.Event()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal held
+            now = time.time()
+            begun = held if held.total else replace(held, first=done, at_first=now)
+            held = replace(begun, done=done, total=total, at_last=now)
+
+        def renew() -> None:
+            while self.renew(held) and not ended.wait(BEAT):
+                pass
+
+        thread = threading.Thread(target=renew, daemon=True)
         thread.start()
         try:
-            yield held.progress
+            yield progress
         finally:
-            held.ended.set()
+            ended.set()
             thread.join()
-
-
-class _Held:
-    """A claim that is renewed while its job runs."""
-
-    def __init__(self, ledger: Ledger, claim: Claim) -> None:
-        self.ledger, self.claim = ledger, claim
-        self.ended = threading.Event()
-
-    def progress(self, done: int, total: int) -> None:
-        now, claim = time.time(), self.claim
-        if claim.total == 0:
-            claim = replace(claim, first=done, at_first=now)
-        self.claim = replace(claim, done=done, total=total, at_last=now)
-
-    def renew(self) -> None:
-        while self.ledger.renew(self.claim) and not self.ended.wait(BEAT):
-            pass
 
 
 def is_in_queue(place: str) -> bool:
     """Whether `slurm:17_0` waits or runs; where this machine does not see the queue, yes."""
     kind, _, number = place.partition(":")
     if kind == "local":
-        import psutil
-
-        return psutil.pid_exists(int(number)) and psutil.Process(int(number)).status() != psutil.STATUS_ZOMBIE
+        return _is_alive(int(number))
     there = _squeue(int(time.time() // SQUEUE))
     return there is None or number in there
 
@@ -238,16 +228,13 @@ def _host() -> str:
 
 
 def _started() -> float:
-    import psutil
-
     return psutil.Process().create_time()
 
 
-def _is_alive(pid: int, started: float) -> bool:
-    import psutil
-
+def _is_alive(pid: int, started: float | None = None) -> bool:
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+        is_same = started is None or abs(process.create_time() - started) < 2
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pw.cost.generation_cost import stages_of
 from pw.cost.parameters import stage_latent, tokens
 from pw.io.arguments import ConfigError
-from pw.parallel.share import Share
+from pw.parallel.team import Share
 from pw.run.build import Run
 
 # card -> (GB, dense bf16 peak TFLOP/s; the vendor's data sheets). A GB is taken as 10^9 bytes, a little less than what

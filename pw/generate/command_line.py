@@ -17,7 +17,7 @@ from pw.generate.request import GenerateOptions, GenerationRequest, make_request
 from pw.io.arguments import Command
 from pw.io.progress import Pace, ProgressLine
 from pw.parallel.launch import carry_out, exit_with_parent, reported_mistakes
-from pw.parallel.place import PLACE
+from pw.parallel.team import PLACE
 
 RESUMES = "what is finished is kept, the same command goes on from here"
 

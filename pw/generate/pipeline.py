@@ -26,8 +26,7 @@ from pw.generate.task import Meter, PartProgress, Task
 from pw.io.arguments import written
 from pw.io.imports import quiet
 from pw.parallel.launch import launch
-from pw.parallel.place import Place
-from pw.parallel.team import join_team
+from pw.parallel.team import Place, join_team
 
 OTHER_FILES = 512  # open files beside the prompts' locks, libraries and weights among them
 

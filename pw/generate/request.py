@@ -25,7 +25,7 @@ from pw.generate.stage_runs import (
 from pw.io.arguments import ConfigError, number, option
 from pw.io.files import digest
 from pw.io.paths import OUTPUTS
-from pw.parallel.place import Place, current_place
+from pw.parallel.team import Place, current_place
 from pw.run.build import Run
 from pw.train.preflight import check_device
 

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pw.parallel.place import Place
-from pw.parallel.shard_files import Shards, Snapshot, read_rest, write_checkpoint
-from pw.parallel.sharded import local_rows
+from pw.parallel.sharded import Shards, local_rows, read_rest, snapshot, write_checkpoint
+from pw.parallel.team import Place
 from pw.run.settings import Trainer
 
 
@@ -31,40 +30,18 @@ class DirectCheckpointIO(TorchCheckpointIO):
         write_checkpoint(checkpoint, Path(path))
 
 
-class PlaceEnvironment(ClusterEnvironment):
-    """A `Place` as Lightning's cluster environment."""
+class PlaceEnvironment(TorchElasticEnvironment):
+    """A `Place` as Lightning's cluster environment: as torchrun's, of processes that others started."""
 
     def __init__(self, place: Place) -> None:
         super().__init__()
         self.place = place
 
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    @property
-    def main_address(self) -> str:
-        raise AssertionError("the process group exists already")
-
-    @property
-    def main_port(self) -> int:
-        raise AssertionError("the process group exists already")
-
-    @staticmethod
-    def detect() -> bool:
-        return False
-
     def world_size(self) -> int:
         return self.place.processes
 
-    def set_world_size(self, size: int) -> None:
-        assert size == self.place.processes
-
     def global_rank(self) -> int:
         return self.place.rank
-
-    def set_global_rank(self, rank: int) -> None:
-        assert rank == self.place.rank
 
     def local_rank(self) -> int:
         return self.place.local_rank
@@ -74,7 +51,7 @@ class PlaceEnvironment(ClusterEnvironment):
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, with the checkpoints of `pw.parallel.shard_files`."""
+    """Lightning's strategy for FSDP2, with the checkpoints of `pw.parallel.sharded`."""
 
     def __init__(self, place: Place) -> None:
         super().__init__(data_parallel_size=place.processes, tensor_parallel_size=1)
@@ -99,8 +76,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """Begin to write a checkpoint: all is copied when this returns; `written` is done when it is on the disk."""
         tensors = {**checkpoint.pop("state_dict"), **checkpoint["optimizer_states"][0]["state"]}
         checkpoint["optimizer_states"][0]["state"] = {}
-        snapshot = Snapshot.of(tensors, checkpoint)
-        self.written = self.writer.submit(snapshot.write, Path(filepath), self.place)
+        self.written = self.writer.submit(snapshot(tensors, checkpoint, self.place), Path(filepath))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         self._read = Path(checkpoint_path)
@@ -136,8 +112,6 @@ class ShardedStrategy(ModelParallelStrategy):
                 here.copy_(shards.rows(name, first, count))
             else:
                 here.copy_(whole[name][first : first + len(here)] if here.ndim else whole[name])
-        if shards is not None:
-            shards.close()
 
 
 def lightning_strategy(trainer: Trainer, place: Place) -> Strategy:

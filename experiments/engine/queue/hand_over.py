@@ -6,25 +6,21 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from experiments.engine.job import Job
 from experiments.engine.ledger import Claim, Ledger, is_in_queue
-from experiments.engine.queue.launcher import Submitit
+from experiments.engine.queue.launcher import Submitit, Unit
 from experiments.engine.queue.queue_job import QueueJob
-from experiments.engine.queue.units import Unit
 from pw.parallel.signals import interruptible
 
-PATIENCE = 30.0  # seconds that a job may be in neither queue nor ledger, as while it is put back
+ABSENT = 30.0  # seconds that a job may be in neither queue nor ledger, as while it is put back
 
 
-@dataclass
-class _AtWork:
-    """A job that runs somewhere, and the share of it that is done, by the ledger."""
-
+class _AtWork(NamedTuple):
     job: Job
-    share: float
+    share: float  # that is done, by the ledger
 
 
 class Queue:
@@ -139,13 +135,18 @@ class Queue:
                 claim = claims.get(job.key)
                 if claim is not None and claim.state == "running":
                     self.running.append(_AtWork(job, claim.done / max(1, claim.total)))
+            needed = [job.key for need in unit.needs for job in self._units[need].jobs]
             if not left:
                 del self.pending[name]
-                continue
-            if broken := [need for need in unit.needs if self._is_broken(need)]:
-                self._skip(unit, left, broken[0])
+            elif broken := [self.failed[key] for key in needed if key in self.failed]:
+                self._cancel(name)
+                self._skip(unit, left, broken[0].removeprefix("not run: ").partition(" failed")[0])
             elif name in self._queue and (reason := self._failure(name, left, claims)) is not None:
-                self._fail(unit, left, *reason)
+                failed, why = reason
+                self.failed[failed.key] = f"{failed.label} failed: {why}"
+                self.ledger.fail(failed.key, why.partition(" (log: ")[0])
+                self.show("failed", failed, why)
+                self._skip(unit, [job for job in left if job is not failed], failed.label)
 
     def _is_done(self, job: Job) -> bool:
         if job.key in self._done:
@@ -157,9 +158,6 @@ class Queue:
         self.show("done", job, "in the queue")
         return True
 
-    def _is_broken(self, need: str) -> bool:
-        return need not in self.pending and any(job.key in self.failed for job in self._units[need].jobs)
-
     def _failure(self, name: str, left: Sequence[Job], claims: Mapping[str, Claim]) -> tuple[Job, str] | None:
         """(job, reason) when a unit will not be done."""
         for job in left:
@@ -170,39 +168,29 @@ class Queue:
         at_work = any(claim.state == "running" and not claim.is_stale for claim in claims.values())
         if at_work or is_in_queue(self._queue[name]):
             self._seen[name] = now
-        elif now - self._seen[name] > PATIENCE:
+        elif now - self._seen[name] > ABSENT:
             number = self._queue[name].partition(":")[2]
             return left[0], f"job {number} left the queue without an end (cancelled?); logs: {self.folder / number}"
         return None
 
-    def _fail(self, unit: Unit, left: Sequence[Job], failed: Job, reason: str) -> None:
-        del self.pending[unit.name]
-        for job in left:
-            is_cause = job is failed
-            self.failed[job.key] = f"{failed.label} failed: {reason}" if is_cause else f"not run: {failed.label} failed"
-            self.show("failed" if is_cause else "skipped", job, reason if is_cause else self.failed[job.key])
-            if not is_cause:
-                self.ledger.release(job.key)
-        self.ledger.fail(failed.key, reason.partition(" (log: ")[0])
-
-    def _skip(self, unit: Unit, left: Sequence[Job], need: str) -> None:
-        first = next(self.failed[job.key] for job in self._units[need].jobs if job.key in self.failed)
-        first = first.removeprefix("not run: ").partition(" failed")[0]
-        del self.pending[unit.name]
-        if unit.name in self._queue and self.launcher.cluster == "slurm":
+    def _cancel(self, name: str) -> None:
+        if name in self._queue and self.launcher.cluster == "slurm":
             with suppress(OSError):
-                subprocess.run(["scancel", self._queue[unit.name].partition(":")[2]], check=False)
-        for job in left:
-            self.failed[job.key] = f"not run: {first} failed"
+                subprocess.run(["scancel", self._queue[name].partition(":")[2]], check=False)
+
+    def _skip(self, unit: Unit, jobs: Sequence[Job], failed: str) -> None:
+        """Give up a unit, of which these jobs are not run because the one with that label failed."""
+        del self.pending[unit.name]
+        for job in jobs:
+            self.failed[job.key] = f"not run: {failed} failed"
             self.ledger.release(job.key)
             self.show("skipped", job, self.failed[job.key])
 
-
-def farewell(queue: Queue) -> str:
-    """What is printed when the waiting is interrupted."""
-    numbers = sorted({place.partition(":")[2] for name, place in queue._queue.items() if name in queue.pending})
-    stop = "scancel" if queue.launcher.cluster == "slurm" else "kill"
-    return (
-        f"the jobs go on ({stop} {' '.join(numbers)} ends them); `make status` shows them, the same command waits for "
-        "them again"
-    )
+    def farewell(self) -> str:
+        """What is printed when the waiting is interrupted."""
+        numbers = sorted({place.partition(":")[2] for name, place in self._queue.items() if name in self.pending})
+        stop = "scancel" if self.launcher.cluster == "slurm" else "kill"
+        return (
+            f"the jobs go on ({stop} {' '.join(numbers)} ends them); `make status` shows them, the same command waits "
+            "for them again"
+        )

@@ -13,13 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from experiments.engine.job import Job
+from experiments.engine.job import Job, run_job
 from experiments.engine.ledger import Claim, Ledger
-from experiments.engine.queue.units import Unit
-from experiments.engine.worker import run_job
-from pw.parallel.place import Place, current_place
+from experiments.engine.queue.launcher import Unit
 from pw.parallel.signals import STOP_SIGNALS, stop_signals
-from pw.parallel.team import Team, join_team
+from pw.parallel.team import Place, Team, current_place, join_team
 
 STOPPING = frozenset(STOP_SIGNALS) - {signal.SIGINT}  # a job of the queue has no keyboard
 
@@ -40,7 +38,7 @@ class QueueJob:
         """Raises what a job raises; after a signal, leaves by submitit's handler, which puts it back into the queue."""
         os.environ["SLURM_JOB_NAME"] = "bash"  # so that Lightning ignores SLURM's variables, which `place` reads
         ledger = Ledger(self.outputs, self.owner)
-        with _signals() as stop, self._together() as team:
+        with _Stop() as stop, self._together() as team:
             for job in self.unit.jobs:
                 self._run(job, ledger, stop, team)
                 stop.number = int(team.maximum(stop.number))
@@ -61,7 +59,14 @@ class QueueJob:
         if self.unit.tasks == 1:
             yield Team(Place(0, 1))
             return
-        _set_place()
+        from submitit import JobEnvironment
+
+        task = JobEnvironment()
+        if task.cluster == "local":  # set the variables that torchrun would; SLURM has set its own
+            rank = {"RANK": task.global_rank, "WORLD_SIZE": task.num_tasks, "LOCAL_RANK": task.local_rank}
+            # a port that all tasks can compute, below those that the kernel gives away
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 10000 + int(task.raw_job_id) % 20000}
+            os.environ.update({key: str(value) for key, value in (rank | meeting).items()})
         here = current_place(self.unit.trainer)
         if here is None:
             raise RuntimeError(f"{self.unit.name}: one task was started of {self.unit.tasks}")
@@ -78,7 +83,7 @@ class QueueJob:
             if missing:
                 raise RuntimeError(f"not run: {', '.join(missing)} is not done")
             job.check_code()
-            with ledger.working(claim) if is_first else nullcontext(_no_progress) as note:
+            with ledger.working(claim) if is_first else nullcontext(lambda done, total: None) as note:
 
                 def progress(done: int, total: int) -> None:
                     note(done, total)
@@ -116,22 +121,6 @@ class QueueJob:
             time.sleep(1)
 
 
-def _no_progress(done: int, total: int) -> None:
-    """Progress of a task that is not the first, which reports it."""
-
-
-def _set_place() -> None:
-    """Set the variables that torchrun would, for submitit's tasks on this machine. On SLURM, SLURM has set its own."""
-    from submitit import JobEnvironment
-
-    task = JobEnvironment()
-    if task.cluster == "local":
-        rank = {"RANK": task.global_rank, "WORLD_SIZE": task.num_tasks, "LOCAL_RANK": task.local_rank}
-        # a port that all tasks can compute, below those that the kernel gives away
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 10000 + int(task.raw_job_id) % 20000}
-        os.environ.update({key: str(value) for key, value in (rank | meeting).items()})
-
-
 def _log() -> Path:
     """Where the output of this job of the queue goes."""
     from submitit import JobEnvironment
@@ -139,16 +128,21 @@ def _log() -> Path:
     return JobEnvironment().paths.stdout
 
 
-class _Stopped(SystemExit):
-    """Raised where a signal ends a job."""
-
-
-@dataclass
 class _Stop:
-    """The signal that came, if any; `before` holds submitit's handlers."""
+    """Inside, the signal to stop that came is noted, if any, instead of what submitit does with it (`hand_on`)."""
 
-    before: dict[int, Any]
-    number: int = 0
+    def __init__(self) -> None:
+        self.number = 0
+        self.before: dict[int, Any] = {}  # submitit's handlers
+
+    def __enter__(self) -> _Stop:
+        for number in STOPPING.intersection(stop_signals()):
+            self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # SIGTERM stays ignored: SLURM sends it along with the notice, while the job is being put back
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def note(self, number: int, _: FrameType | None) -> None:
         """The signal handler: it only takes a note, as it may interrupt anything."""
@@ -159,7 +153,7 @@ class _Stop:
         if not self.number:
             return
         if signal.getsignal(self.number) == self.note:
-            raise _Stopped(128 + self.number)
+            raise SystemExit(128 + self.number)
         signal.raise_signal(self.number)
 
     def hand_on(self, place: Place) -> None:
@@ -182,16 +176,3 @@ def _is_cancelled() -> bool:
     query = ["squeue", "--noheader", "--format=%T", "--jobs", job]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
     return answer.returncode != 0 or answer.stdout.strip() != "RUNNING"
-
-
-@contextmanager
-def _signals() -> Generator[_Stop]:
-    """Note signals to stop, instead of submitit's handlers, which are kept for `hand_on`."""
-    stop = _Stop({})
-    for number in STOPPING.intersection(stop_signals()):
-        stop.before[number] = signal.signal(number, stop.note)
-    try:
-        yield stop
-    finally:
-        # SIGTERM stays ignored: SLURM sends it along with the notice, while the job is being put back
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
