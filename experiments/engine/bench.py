@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -61,31 +61,29 @@ class TrainBenchOptions:
     out: Path | None = option(None, "a JSON file, by default named by the processor", read=writable_file("out"))
 
 
-def medians(part: str, what: tuple[str, str], seconds: tuple[list[float], list[float]]) -> tuple[Measured, Measured]:
-    """Two rivals' medians, in milliseconds."""
-    ours, theirs = (statistics.median(each) * 1e3 for each in seconds)
-    return Measured(part, what[0], ours, "ms"), Measured(part, what[1], theirs, "ms")
+def median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
+    return statistics.median(this / that for this, that in zip(these, those, strict=True))
 
 
 def bench_step(options: TrainBenchOptions) -> list[Measured]:
     from benchmarks.speed.updates import time_updates
 
-    seconds = time_updates(options.repeats)
-    ratio = statistics.median(ours / bare for ours, bare in zip(*seconds, strict=True))
+    ours, bare = time_updates(options.repeats)
     return [
-        *medians("step", ("an update of pw.train.loop", "of a bare loop"), seconds),
-        Measured("step", "pw.train.loop against bare", ratio, "x", 1.05, "most"),
+        Measured("step", "an update of pw.train.loop", statistics.median(ours) * 1e3, "ms"),
+        Measured("step", "of a bare loop", statistics.median(bare) * 1e3, "ms"),
+        Measured("step", "pw.train.loop against bare", median_ratio(ours, bare), "x", 1.05, "most"),
     ]
 
 
 def bench_latents(options: TrainBenchOptions) -> list[Measured]:
     from benchmarks.speed.updates import time_reading
 
-    seconds = time_reading(options.repeats)
-    ratio = statistics.median(train / read for read, train in zip(*seconds, strict=True))
+    reading, training = time_reading(options.repeats)
     return [
-        *medians("latents", ("a batch read", "a tiny update on it"), seconds),
-        Measured("latents", "rate of reading against training", ratio, "x", 5, "least"),
+        Measured("latents", "a batch read", statistics.median(reading) * 1e3, "ms"),
+        Measured("latents", "a tiny update on it", statistics.median(training) * 1e3, "ms"),
+        Measured("latents", "rate of reading against training", median_ratio(training, reading), "x", 5, "least"),
     ]
 
 

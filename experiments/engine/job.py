@@ -62,7 +62,6 @@ class Job:
         return SECONDS["job"] + self.limit * run.sampling.num_steps * branches * SECONDS["forward"]
 
     def is_done(self, outputs: Path) -> bool:
-        """Whether its files are there."""
         if self.kind == "train":
             return is_trained(self.run, outputs)
         if self.kind == "sample":
@@ -70,7 +69,6 @@ class Job:
         return score_is_current(self.score)
 
     def folder(self, outputs: Path) -> Path:
-        """Where its files are."""
         if self.kind == "train":
             return training_folder(self.run, outputs)
         return sample_folder(self.run, outputs, self.seed) if self.kind == "sample" else self.score["out"]
@@ -108,12 +106,10 @@ def run_job(job: Job, outputs: Path, progress: Callable[[int, int], None], *, is
 
 
 def train_key(run: Run) -> str:
-    """Key of the job that trains a run."""
     return f"train:{run.training_signature}"
 
 
 def sample_key(run: Run, limit: int, seed: int) -> str:
-    """Key of the job that samples a run."""
     return f"sample:{run.sample_signature(seed)}:{limit}"
 
 
@@ -167,8 +163,6 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
 
 
 class _Jobs:
-    """The jobs and rows of a plan, as they are collected."""
-
     def __init__(self, plan: Plan) -> None:
         self.plan, self.outputs = plan, plan.options.outputs
         self.jobs: dict[str, Job] = {}
@@ -191,9 +185,8 @@ class _Jobs:
             of_ceiling = self.plan.ceiling.runs[seed].solution  # of all clips, also for arms with the same weights
             is_shared = solved.sample_signature(seed) == of_ceiling.sample_signature(seed)
             clips = sampling.count if is_shared else sampling.solved
-            needs.append(
-                self.add(sample_jobs(solved, f"{sampling.solution_steps}-step solution of {label}", clips, seed))
-            )
+            of_solution = f"{sampling.solution_steps}-step solution of {label}"
+            needs.append(self.add(sample_jobs(solved, of_solution, clips, seed)))
             solution = sample_folder(solved, self.outputs, seed)
         if is_ceiling:
             real = reference_folder(run, self.outputs, seed) / "real_b"
@@ -205,7 +198,6 @@ class _Jobs:
     def add_score(
         self, name: str, arm: str, seed: int, run: Run, videos: Path, needs: list[str], solution: Path | None = None
     ) -> None:
-        """The scoring of a folder of videos, and the row that shows it."""
         score = score_request(self.plan, name, run, videos, solution, seed)
         key = f"score:{score['out']}"
         job = Job(key, f"score {name} seed {seed}", "score", run, tuple(needs), score=score)
@@ -213,14 +205,12 @@ class _Jobs:
 
 
 def probe_row(arm: str, value: Any) -> str:
-    """Name of the scores of a probed arm."""
     return f"{arm} at {value}"
 
 
 def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path | None, seed: int) -> dict[str, Any]:
     """The arguments of `score_folder`: folders, metrics, and the contract that is written with the scores."""
-    outputs = plan.options.outputs
-    is_floor = name == "floor"
+    outputs, is_floor = plan.options.outputs, name == "floor"
     real = reference_folder(run, outputs, seed) / "real"
     if plan.ablation.native:
         real = anchor_reference(run, outputs, seed)

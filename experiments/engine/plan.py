@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.engine.ablation import Ablation, Statement, load
+from experiments.engine.ablation import Ablation, Probe, Statement, load
 from experiments.engine.ablation_options import AblationOptions
 from experiments.engine.outcome.verdict import check_claims
 from pw.io import arguments
@@ -62,8 +62,6 @@ class ProbeRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """An ablation, composed."""
-
     options: AblationOptions
     ablation: Ablation
     statement: Statement
@@ -82,7 +80,6 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        """Where the table goes."""
         return self.options.outputs / self.name
 
     def runs(self) -> Iterator[tuple[Arm, int, Run]]:
@@ -113,7 +110,6 @@ def starts(plan: Plan) -> dict[str, Run]:
 
 
 def start_words(start: Run) -> str:
-    """A start in words, for a plan and a table."""
     if start.shipped is not None:
         return f"start {start.shipped.name}: {start.shipped.words}"
     if start.start_run is not None and start.start_run.shipped is not None:
@@ -172,7 +168,8 @@ def plan_of(options: AblationOptions, ablation: Ablation, stated: Statement) -> 
             arms.append(arm)
             above = arm.name if above is None or ablation.versus == "above" else above
     _check_controlled(ablation, arms)
-    return Plan(options, ablation, stated, tuple(arms), tuple(_probes(ablation, arms)))
+    probes = () if ablation.probe is None else tuple(_probes(ablation.probe, arms))
+    return Plan(options, ablation, stated, tuple(arms), probes)
 
 
 def _take_sweeps(
@@ -241,7 +238,6 @@ def _with_swept_arms(
 
 
 def _label(ablation: Ablation, name: str, value: Any) -> str:
-    """An arm's row in the table."""
     return f"{name}@{value}" if ablation.across else name
 
 
@@ -299,13 +295,16 @@ def _check_shares(run: Run) -> None:
 def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:
     """Arms differ in `varies` alone, and no two are the same run."""
     keys = _varied_keys(ablation)
-    for other, arm in _to_compare(arms):
-        stray = [k for k in _differing(other.first.config, arm.first.config) if not _is_varied(k, keys)]
-        if stray:
-            raise ConfigError(
-                f"arms {other.name} and {arm.name} differ in {', '.join(stray)}, which is not among what the ablation "
-                f"varies ({', '.join(keys)})"
-            )
+    of_objective: dict[str, Arm] = {}
+    for arm in arms:
+        # with the first, and with the first of the same objective, whose parts can be compared too
+        for other in (arms[0], of_objective.setdefault(arm.first.config.choices["objective"], arm)):
+            stray = [k for k in _differing(other.first.config, arm.first.config) if not _is_varied(k, keys)]
+            if stray:
+                raise ConfigError(
+                    f"arms {other.name} and {arm.name} differ in {', '.join(stray)}, which is not among what the "
+                    f"ablation varies ({', '.join(keys)})"
+                )
     seen: dict[str, str] = {}
     for arm in arms:
         twin = seen.setdefault(arm.first.signature, arm.name)
@@ -313,14 +312,6 @@ def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:
             raise ConfigError(
                 f"arms {twin} and {arm.name} are the same run ({arm.first.signature}): nothing is compared"
             )
-
-
-def _to_compare(arms: Sequence[Arm]) -> Iterator[tuple[Arm, Arm]]:
-    """Each arm with the first, and with the first of the same objective, whose parts can be compared too."""
-    of_objective: dict[str, Arm] = {}
-    for arm in arms:
-        alike = of_objective.setdefault(arm.first.config.choices["objective"], arm)
-        yield from ((other, arm) for other in (arms[0], alike) if other is not arm)
 
 
 def _varied_keys(ablation: Ablation) -> list[str]:
@@ -341,10 +332,7 @@ def _differing(a: Config, b: Config) -> list[str]:
     return [k for k in keys if not _is_varied(k, ("turns", "target", "step_sampler", "weighting"))]
 
 
-def _probes(ablation: Ablation, arms: Sequence[Arm]) -> Iterator[ProbeRun]:
-    probe = ablation.probe
-    if probe is None:
-        return
+def _probes(probe: Probe, arms: Sequence[Arm]) -> Iterator[ProbeRun]:
     for arm in arms:
         if arm.paper_arm in probe.arms:
             for seed, run in arm.runs.items():

@@ -38,7 +38,6 @@ class RunningJob:
     job: Job
     process: Any
     report: Connection
-    parent: Connection
     began: float
     share: float = 0.0
     is_silent: bool = False  # it cannot report any more
@@ -162,19 +161,14 @@ class Pool:
                     self._launch(job, claim)
 
     def _launch(self, job: Job, claim: Claim) -> None:
-        report, report_write = self.context.Pipe(duplex=False)
-        parent_read, parent_write = self.context.Pipe(duplex=False)
-        process = self.context.Process(
-            target=work, args=(job, self.outputs, claim, report_write, parent_read), daemon=True
-        )
+        report, theirs = self.context.Pipe()
+        process = self.context.Process(target=work, args=(job, self.outputs, claim, theirs), daemon=True)
         process.start()
-        report_write.close()
-        parent_read.close()
-        self.running.append(RunningJob(job, process, report, parent_write, time.perf_counter()))
+        theirs.close()
+        self.running.append(RunningJob(job, process, report, time.perf_counter()))
         self.show("started", job, "")
 
     def log_of(self, job: Job) -> Path:
-        """Where a job's output goes."""
         return self.outputs / "logs" / f"{job.label.replace(' ', '_').replace('/', '-')}_{digest(job.key, 4)}.log"
 
     def _listen(self, running: RunningJob) -> None:
@@ -186,7 +180,7 @@ class Pool:
         if outcome is None:
             return
         running.process.join(10)
-        running.parent.close()
+        running.report.close()
         self.running.remove(running)
         took = time.perf_counter() - running.began
         if outcome[0] == "done":
@@ -203,9 +197,9 @@ class Pool:
 # ---- in a worker
 
 
-def work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Connection) -> None:
+def work(job: Job, outputs: Path, claim: Claim, report: Connection) -> None:
     """Run one job: its output goes to the claim's log, its progress and its end to `report`."""
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_runner, args=(report,), daemon=True).start()
     log, ledger = Path(claim.log), Ledger(outputs)
     log.parent.mkdir(parents=True, exist_ok=True)
     stream = log.open("w", buffering=1)
@@ -233,9 +227,8 @@ def work(job: Job, outputs: Path, claim: Claim, report: Connection, parent: Conn
         report.send(("failed", f"{type(error).__name__}: {error}", str(log)))
 
 
-def _end_with_parent(parent: Connection) -> None:
-    # the runner holds the other end, which closes when it dies, even by SIGKILL
-    try:
-        parent.recv()
-    except (EOFError, OSError):
-        os._exit(1)
+def _end_with_runner(report: Connection) -> None:
+    # the runner sends nothing, but its end closes when it dies, even by SIGKILL
+    with suppress(EOFError, OSError):
+        report.recv()
+    os._exit(1)

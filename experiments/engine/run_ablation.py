@@ -65,8 +65,11 @@ def run(options: AblationOptions) -> int:
         print_commands(terminal, todo, pool.pending if isinstance(pool, Queue) else {}, outputs)
         return 0
     began = time.perf_counter()
-    if todo:
-        _preflight(plan, todo, launcher)
+    if todo:  # are data, weights, memory and disk there
+        for trained in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
+            preflight(trained, outputs, here=isinstance(launcher, Local))
+        for arm in plan.arms:
+            check_sampling(arm.first)
     write_outline(summary, plan.options)  # status and mlflow-sync find the call, also when all is cached
     if todo:
         threading.Thread(target=_import_for_the_table, args=(options.mlflow,), daemon=True).start()
@@ -88,14 +91,6 @@ def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
         launcher.check_run(arm.first)
     if isinstance(launcher, Submitit) and not plan.options.dry_run:
         launcher.check()
-
-
-def _preflight(plan: Plan, todo: Sequence[Job], launcher: Local | Submitit) -> None:
-    """Whether data, weights, memory and disk are there, before the first run. Raises ConfigError."""
-    for run in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
-        preflight(run, plan.options.outputs, here=isinstance(launcher, Local))
-    for arm in plan.arms:
-        check_sampling(arm.first)
 
 
 def _import_for_the_table(mlflow: bool) -> None:
@@ -212,7 +207,6 @@ class RunDisplay:
         self.line = ProgressLine(console.file)
 
     def event(self, what: str, job: Job, text: str) -> None:
-        """A job was started, done, failed, skipped or is stopping."""
         from rich.markup import escape
 
         if what in ("done", "failed", "skipped"):
@@ -225,7 +219,6 @@ class RunDisplay:
             self._line(f"[red]✗ {escape(f'{job.label}: {text}')}[/]")
 
     def tick(self, pool: Pool | Queue) -> None:
-        """Show how far it is, if that was not shown just now."""
         if not self.line.is_due:
             return
         doing = ", ".join(f"{r.job.label} {100 * r.share:.0f} %" for r in pool.running)

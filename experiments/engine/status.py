@@ -121,7 +121,6 @@ def read_outline(name: str, outputs: Path) -> Outline | None:
 
 
 def cells_of(summary: Outline, outputs: Path) -> list[CellProgress]:
-    """How far every arm and seed is."""
     ledger = Ledger(outputs)
     done = {key for key, task in summary.tasks.items() if task.is_done(outputs)}
     claims = {key: claim for key in summary.tasks if key not in done and (claim := ledger.read(key))}
@@ -190,14 +189,10 @@ def run(options: StatusOptions) -> int:
         note = "" if options.overrides else f"; nobody has called it with outputs={options.outputs} yet"
         plan = make_plan(asked)
         latest = outline(plan, *all_jobs(plan))
-    _print(latest.name, cells_of(latest, options.outputs), note)
-    return 0
-
-
-def _print(name: str, cells: Sequence[CellProgress], note: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    cells = cells_of(latest, options.outputs)
     colours: dict[str, Any] = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow"}
     terminal = console(width=160)
     table = Table("arm", "seed", "state", "jobs", "", box=None, pad_edge=False)
@@ -207,7 +202,8 @@ def _print(name: str, cells: Sequence[CellProgress], note: str) -> None:
         table.add_row(cell.arm, str(cell.seed), state, f"{cell.done} of {cell.total}", Text(detail))
     terminal.print(table)
     counts = Counter(cell.state for cell in cells)
-    terminal.print(f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + note)
+    terminal.print(f"{latest.name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + note)
+    return 0
 
 
 main = Command(StatusOptions, run)

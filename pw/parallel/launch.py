@@ -63,11 +63,8 @@ def launch(command: Sequence[str], processes: int, logs: Path, progress: Progres
     # one may fail at the checkpoint that it is to write, and report that
     if code - 128 in STOP_SIGNALS or (received and not reported):
         raise Stopped(received[0] if received else code - 128)
-    if code < 0:
-        ended = f"was killed by signal {-code} (out of memory?); the same command goes on"
-    else:
-        ended = f"ended with code {code}"
-    message = reported or f"process {rank} of {processes} {ended}"
+    killed = f"was killed by signal {-code} (out of memory?); the same command goes on"
+    message = reported or f"process {rank} of {processes} {killed if code < 0 else f'ended with code {code}'}"
     log = workers.log(rank)
     if not log.stat().st_size:
         raise ProcessFailed(message, None)
@@ -105,42 +102,36 @@ class Workers:
         return self.logs / f"rank-{rank}.log"
 
     def start(self, command: Sequence[str], processes: int) -> None:
+        """Start the processes, each with its place in its environment."""
         lifeline, ours = os.pipe()
         self._open.callback(os.close, ours)
-        try:
-            for rank in range(processes):
-                self._start(command, rank, processes, lifeline)
-        finally:
-            os.close(lifeline)
-
-    def _start(self, command: Sequence[str], rank: int, processes: int, lifeline: int) -> None:
-        report, theirs = os.pipe()
-        stream = self._open.enter_context(os.fdopen(report, "rb", buffering=0))
-        self._reports.register(stream, selectors.EVENT_READ, rank)
         given = os.environ.get("PYTHONPATH")
         path = [*dict.fromkeys([*import_paths(), str(ROOT)]), *([given] if given else [])]  # found from any folder
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path),
-            PLACE: json.dumps([rank, processes, rank]),
-            STORE: str(Path(self._folder) / "store"),
-            LIFELINE: str(lifeline),
-            REPORT: str(theirs),
-            LOG: str(self.log(rank)),
-        }
         try:
-            with self.log(rank).open("wb") as log:
-                worker = subprocess.Popen(
-                    command,
-                    env=environment,
-                    pass_fds=(lifeline, theirs),
-                    stdout=subprocess.DEVNULL,
-                    stderr=None if rank == 0 else log,
-                    start_new_session=True,  # Ctrl-C is sent on by us, once
-                )
+            for rank in range(processes):
+                report, theirs = os.pipe()
+                stream = self._open.enter_context(os.fdopen(report, "rb", buffering=0))
+                self._reports.register(stream, selectors.EVENT_READ, rank)
+                environment = {
+                    "PYTHONPATH": os.pathsep.join(path),
+                    PLACE: json.dumps([rank, processes, rank]),
+                    STORE: str(Path(self._folder) / "store"),
+                    LIFELINE: str(lifeline),
+                    REPORT: str(theirs),
+                    LOG: str(self.log(rank)),
+                }
+                with os.fdopen(theirs, "wb"), self.log(rank).open("wb") as log:
+                    worker = subprocess.Popen(
+                        command,
+                        env=os.environ | environment,
+                        pass_fds=(lifeline, theirs),
+                        stdout=subprocess.DEVNULL,
+                        stderr=None if rank == 0 else log,
+                        start_new_session=True,  # Ctrl-C is sent on by us, once
+                    )
+                self.running.append(worker)
         finally:
-            os.close(theirs)
-        self.running.append(worker)
+            os.close(lifeline)
 
     @contextlib.contextmanager
     def forwarded_signals(self) -> Generator[list[int]]:
@@ -203,11 +194,9 @@ def exit_with_parent() -> None:
     """End this process when its launcher is gone, even if that was killed."""
     if LIFELINE not in os.environ:
         return
-    lifeline = int(os.environ[LIFELINE])
 
     def wait() -> None:
-        while os.read(lifeline, 1):
-            pass
+        os.read(int(os.environ[LIFELINE]), 1)  # nobody writes
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

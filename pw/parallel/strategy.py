@@ -70,7 +70,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         inner: Optimizer = getattr(optimizer, "_optimizer", optimizer)
-        return {"state": moments(inner), "param_groups": inner.state_dict()["param_groups"]}
+        parameters = [p for group in inner.param_groups for p in group["params"]]
+        state = {number: inner.state.get(parameter, {}) for number, parameter in enumerate(parameters)}
+        return {"state": named(state), "param_groups": inner.state_dict()["param_groups"]}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Begin to write a checkpoint: all is copied when this returns; `written` is done when it is on the disk."""
@@ -93,12 +95,9 @@ class ShardedStrategy(ModelParallelStrategy):
         saved = checkpoint["optimizer_states"][0]
         state = {}
         for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-            state[number] = {
-                "step": torch.zeros(()),
-                **{key: torch.zeros_like(parameter.detach()) for key in ("exp_avg", "exp_avg_sq")},
-            }
-        flat = {f"optimizer.{n}.{key}": value for n, values in state.items() for key, value in values.items()}
-        self._load(flat, {f"optimizer.{n}.{k}": v for n, values in saved["state"].items() for k, v in values.items()})
+            empty = {key: torch.zeros_like(parameter.detach()) for key in ("exp_avg", "exp_avg_sq")}
+            state[number] = {"step": torch.zeros(()), **empty}
+        self._load(named(state), named(saved["state"]))
         optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
 
     def _load(self, targets: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
@@ -107,9 +106,8 @@ class ShardedStrategy(ModelParallelStrategy):
         shards = Shards(self._read) if self._read.is_dir() else None
         for name, tensor in targets.items():
             here, first = local_rows(tensor)
-            count = len(here) if here.ndim else None
             if shards is not None:
-                here.copy_(shards.rows(name, first, count))
+                here.copy_(shards.rows(name, first, len(here) if here.ndim else None))
             else:
                 here.copy_(whole[name][first : first + len(here)] if here.ndim else whole[name])
 
@@ -125,11 +123,6 @@ def lightning_strategy(trainer: Trainer, place: Place) -> Strategy:
     return ShardedStrategy(place)
 
 
-def moments(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors by name: `optimizer.<number of the parameter>.exp_avg` and so on."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {
-        f"optimizer.{number}.{key}": value
-        for number, parameter in enumerate(parameters)
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+def named(state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """An optimizer's tensors by name: `optimizer.<number of the parameter>.exp_avg` and so on."""
+    return {f"optimizer.{number}.{key}": value for number, values in state.items() for key, value in values.items()}

@@ -108,19 +108,18 @@ class Team:
 
     def agreed(self, value: Any) -> Any:
         """The first process's value."""
-        if not self.is_connected:
-            return value
-        import torch.distributed as dist
-
         values = [value]
-        dist.broadcast_object_list(values)
+        if self.is_connected:
+            import torch.distributed as dist
+
+            dist.broadcast_object_list(values)
         return values[0]
 
     def maximum(self, value: float) -> float:
-        return max(self._gathered(value)) if self.is_connected else value
+        return max(self._gathered(value))
 
     def total(self, value: float) -> float:
-        return sum(self._gathered(value)) if self.is_connected else value
+        return sum(self._gathered(value))
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes of each of the values [n], in float64 on the CPU."""
@@ -142,6 +141,8 @@ class Team:
         return sorted({name for one in lists for name in one})
 
     def _gathered(self, value: float) -> list[float]:
+        if not self.is_connected:
+            return [value]
         import torch
         import torch.distributed as dist
 
@@ -210,12 +211,10 @@ def _store(place: Place) -> Any:
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several processes computes of each update.
+    """What one of several processes computes of each update: `accumulate` micro-batches of `batch_size` clips.
 
-    An update is `accumulate` micro-batches of `batch_size` clips. As many processes as possible compute whole
-    micro-batches; if there are more processes than that, each micro-batch is cut into equal parts.
-
-    Raises ConfigError when the processes cannot have equal shares.
+    As many processes as possible compute whole micro-batches; if there are more processes than that, each micro-batch
+    is cut into equal parts. Raises ConfigError when the processes cannot have equal shares.
     """
 
     rank: int
@@ -245,7 +244,6 @@ class Share:
 
     @property
     def parts(self) -> int:
-        """Parts into which a micro-batch is cut."""
         return self.processes // self.groups
 
     @property

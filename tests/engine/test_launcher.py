@@ -211,7 +211,7 @@ class Signals(threading.Thread):
 @pytest.fixture(scope="module")
 def python() -> Iterator[str]:
     with warm_python(
-        [*PRELOAD, "experiments.engine.queue.queue_job", "pw.sample.evaluate", "benchmarks.measure.clips"]
+        [*PRELOAD, "experiments.engine.queue.hand_over", "pw.sample.evaluate", "benchmarks.measure.clips"]
     ) as program:
         yield program
 

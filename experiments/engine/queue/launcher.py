@@ -36,7 +36,6 @@ class Unit:
 
     @property
     def trainer(self) -> Trainer:
-        """The trainer of its runs."""
         return self.jobs[0].run.trainer
 
     @property
@@ -57,7 +56,7 @@ def _lines(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Local:
-    """This machine, `workers` jobs at a time."""
+    """This machine, `workers` jobs at a time. `check_run` raises ConfigError for a run that cannot be started."""
 
     workers: int
 
@@ -65,7 +64,6 @@ class Local:
         _check_at_least(self, 0, "workers")
 
     def check_run(self, run: Run) -> None:
-        """Raises ConfigError when a run's processes cannot be started so."""
         check_launch(run.trainer)
 
 
@@ -103,7 +101,6 @@ class Submitit:
             )
 
     def check_run(self, run: Run) -> None:
-        """Raises ConfigError when a run's processes cannot be started so."""
         trainer = run.trainer
         if self.cluster == "local" and trainer.nodes > 1:
             raise ConfigError(
@@ -193,23 +190,18 @@ def units(jobs: Sequence[Job], cells: Mapping[tuple[str, int], Sequence[str]]) -
         job.key: (frozenset(cell for cell, keys in cells.items() if job.key in keys), apart and job.kind == "train")
         for job in jobs
     }
-    groups: dict[tuple[frozenset[tuple[str, int]], bool], list[Job]] = {}
+    groups: dict[Any, list[Job]] = {}
     for job in jobs:
         groups.setdefault(users[job.key], []).append(job)
-    names: dict[tuple[frozenset[tuple[str, int]], bool], str] = {}
-    for cells_of, group in groups.items():
-        name = _unit_name(*cells_of, group)
-        names[cells_of] = f"{name} ({digest(group[-1].key, 4)})" if name in names.values() else name
-    return [
-        Unit(
-            names[cells_of],
-            tuple(group),
-            tuple(
-                dict.fromkeys(names[users[n]] for j in group for n in j.needs if n in users and users[n] != cells_of)
-            ),
-        )
-        for cells_of, group in groups.items()
-    ]
+    names: dict[Any, str] = {}
+    for own, group in groups.items():
+        name = _unit_name(*own, group)
+        names[own] = f"{name} ({digest(group[-1].key, 4)})" if name in names.values() else name
+    found = []
+    for own, group in groups.items():
+        needs = dict.fromkeys(names[users[n]] for job in group for n in job.needs if n in users and users[n] != own)
+        found.append(Unit(names[own], tuple(group), tuple(needs)))
+    return found
 
 
 def _unit_name(users: frozenset[tuple[str, int]], are_trainings: bool, jobs: Sequence[Job]) -> str:
