@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import statistics
 import subprocess
 import sys
@@ -120,15 +121,15 @@ def bench_start(options: TrainBenchOptions) -> list[Measured]:
 
 def first_report(*words: str) -> tuple[float, float]:
     """(seconds to a command's first report of progress, CPU seconds in all). Raises RuntimeError if it fails."""
-    report, theirs = os.pipe()
-    environment = os.environ | {REPORT: str(theirs)}
-    with os.fdopen(report, "rb", buffering=0) as reports, tempfile.TemporaryFile("w+") as log:
+    reports, theirs = socket.socketpair()
+    environment = os.environ | {REPORT: str(theirs.fileno())}
+    with reports, tempfile.TemporaryFile("w+") as log:
         began = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *words], cwd=ROOT, stdout=log, stderr=log, env=environment, pass_fds=[theirs]
-        )
-        os.close(theirs)
-        progress = reports.read(1)  # nothing, if the process ends without
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, *words], cwd=ROOT, stdout=log, stderr=log, env=environment, pass_fds=[theirs.fileno()]
+            )
+        progress = reports.recv(1)  # nothing, if the process ends without
         took = time.perf_counter() - began
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

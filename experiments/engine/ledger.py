@@ -112,36 +112,29 @@ class Ledger:
             return None
 
     def claim(
-        self,
-        key: str,
-        label: str,
-        log: Path,
-        *,
-        state: Literal["queued", "running"] = "running",
-        queue: str = "",
-        over_queued: bool = False,
+        self, key: str, label: str, log: Path, *, state: Literal["queued", "running"] = "running", in_turn: bool = False
     ) -> Claim:
         """Claim a job; returns the claim that then holds, which has another `owner` if somebody else has the job.
 
-        over_queued: take the job over from another's queue, when its turn has come.
+        in_turn: by a job of the queue whose turn has come, which keeps its place there and takes over what is queued
         """
         now = time.time()
-        claim = Claim(key, label, state, self.owner, _host(), os.getpid(), _started(), now, now, str(log), queue=queue)
+        claim = Claim(key, label, state, self.owner, _host(), os.getpid(), _started(), now, now, str(log))
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
-                current = self.read(key)
-                is_others = current is not None and current.owner != self.owner and current.is_held
-                if current is not None and is_others and not (over_queued and current.state == "queued"):
-                    return current
+                if (current := self.read(key)) is not None:
+                    is_free = current.owner == self.owner or (in_turn and current.state == "queued")
+                    if not is_free and current.is_held:
+                        return current
+                    claim = replace(claim, queue=current.queue if in_turn else "")
                 self.write(claim)
         return claim
 
     def enqueue(self, key: str, queue: str) -> None:
         """Note where a claimed job waits, unless its turn has come already."""
         with suppress(OSError), self._locked():
-            current = self.read(key)
-            if current is not None and current.state == "queued":
+            if (current := self.read(key)) is not None and current.state == "queued":
                 self.write(replace(current, queue=queue))
 
     def write(self, claim: Claim) -> None:

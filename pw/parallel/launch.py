@@ -1,6 +1,6 @@
 """Start several processes that are one training, follow them, and end with them.
 
-A launched process reports its progress and its failure to the one that launched it, line by line through a pipe, and
+A launched process reports its progress and its failure to the one that launched it, line by line through a socket, and
 ends when that one is gone.
 """
 
@@ -12,6 +12,7 @@ import math
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from pw.io.progress import Progress, ignore_closed_stream
 from pw.parallel.signals import STOP_SIGNALS, Stopped, handle_stop_signals, interruptible
 from pw.parallel.team import PLACE, STORE, place_from_environment, prints_for_user
 
-LIFELINE, REPORT, LOG = "PW_LIFELINE", "PW_REPORT", "PW_LOG"  # environment variables: two file descriptors, a path
+REPORT, LOG = "PW_REPORT", "PW_LOG"  # environment variables: a socket's file descriptor, a path
 CHECKPOINT_SECONDS = 600.0  # that processes which were told to stop have for their checkpoint
 FAILURE_SECONDS = 2.0  # that the others have when one failed
 EXPECTED = (ValueError, OSError)  # errors whose message says what is wrong
@@ -74,7 +75,7 @@ def launch(command: Sequence[str], processes: int, logs: Path, progress: Progres
 class Workers:
     """The processes that `launch` starts; on exit those that still run are killed.
 
-    Each has a pipe to this process for its reports, and one end of a lifeline, a pipe that closes with this process.
+    Each has a socket to this process, which it reports through, and which closes with this process.
     """
 
     def __init__(self, logs: Path) -> None:
@@ -103,35 +104,28 @@ class Workers:
 
     def start(self, command: Sequence[str], processes: int) -> None:
         """Start the processes, each with its place in its environment."""
-        lifeline, ours = os.pipe()
-        self._open.callback(os.close, ours)
         given = os.environ.get("PYTHONPATH")
         path = [*dict.fromkeys([*import_paths(), str(ROOT)]), *([given] if given else [])]  # found from any folder
-        try:
-            for rank in range(processes):
-                report, theirs = os.pipe()
-                stream = self._open.enter_context(os.fdopen(report, "rb", buffering=0))
-                self._reports.register(stream, selectors.EVENT_READ, rank)
-                environment = {
-                    "PYTHONPATH": os.pathsep.join(path),
-                    PLACE: json.dumps([rank, processes, rank]),
-                    STORE: str(Path(self._folder) / "store"),
-                    LIFELINE: str(lifeline),
-                    REPORT: str(theirs),
-                    LOG: str(self.log(rank)),
-                }
-                with os.fdopen(theirs, "wb"), self.log(rank).open("wb") as log:
-                    worker = subprocess.Popen(
-                        command,
-                        env=os.environ | environment,
-                        pass_fds=(lifeline, theirs),
-                        stdout=subprocess.DEVNULL,
-                        stderr=None if rank == 0 else log,
-                        start_new_session=True,  # Ctrl-C is sent on by us, once
-                    )
-                self.running.append(worker)
-        finally:
-            os.close(lifeline)
+        for rank in range(processes):
+            ours, theirs = socket.socketpair()
+            self._reports.register(self._open.enter_context(ours), selectors.EVENT_READ, rank)
+            environment = {
+                "PYTHONPATH": os.pathsep.join(path),
+                PLACE: json.dumps([rank, processes, rank]),
+                STORE: str(Path(self._folder) / "store"),
+                REPORT: str(theirs.fileno()),
+                LOG: str(self.log(rank)),
+            }
+            with theirs, self.log(rank).open("wb") as log:
+                worker = subprocess.Popen(
+                    command,
+                    env=os.environ | environment,
+                    pass_fds=[theirs.fileno()],
+                    stdout=subprocess.DEVNULL,
+                    stderr=None if rank == 0 else log,
+                    start_new_session=True,  # Ctrl-C is sent on by us, once
+                )
+            self.running.append(worker)
 
     @contextlib.contextmanager
     def forwarded_signals(self) -> Generator[list[int]]:
@@ -192,18 +186,19 @@ class Workers:
 
 def exit_with_parent() -> None:
     """End this process when its launcher is gone, even if that was killed."""
-    if LIFELINE not in os.environ:
+    if REPORT not in os.environ:
         return
 
     def wait() -> None:
-        os.read(int(os.environ[LIFELINE]), 1)  # nobody writes
+        with contextlib.suppress(ConnectionError):
+            os.read(int(os.environ[REPORT]), 1)  # the launcher writes nothing
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
 def report(**message: Any) -> None:
-    """Send the launcher a message of less than a pipe takes at once."""
+    """Send the launcher a short message."""
     if REPORT in os.environ:
         with contextlib.suppress(OSError):
             os.write(int(os.environ[REPORT]), (json.dumps(message) + "\n").encode())

@@ -287,12 +287,10 @@ class QueueJob:
     def _claimed(self, job: Job, ledger: Ledger, stop: _Stop, team: Team) -> Claim | None:
         """The claim to work under, the same in all tasks; None when the job is done, or a signal came while another
         runner had it."""
-        before = ledger.read(job.key)
-        queue = before.queue if before is not None else ""
         while True:
             claim = None
             if team.place.is_first and not job.is_done(self.outputs):
-                claim = ledger.claim(job.key, job.label, _log(), queue=queue, over_queued=True)
+                claim = ledger.claim(job.key, job.label, _log(), in_turn=True)
             claim = team.agreed(claim)
             if claim is None or claim.owner == self.owner:
                 return claim
