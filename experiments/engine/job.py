@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.metrics import lookup, protocols
-from experiments.engine.plan import Arm, Plan, starts
+from experiments.engine.plan import Plan, starts
 from pw.cost.generation_cost import generation_cost
 from pw.cost.training_cost import training_cost
 from pw.io.files import digest, read_json, remove
@@ -152,56 +152,46 @@ def sample_jobs(run: Run, label: str, limit: int, seed: int) -> list[Job]:
 
 def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
     """Every job of a plan, each once and after what it needs, and the table rows that are read from them."""
-    collected = _Jobs(plan)
-    for arm, seed, run in plan.runs():
-        collected.add_arm(arm, seed, run)
-    for probe in plan.probes:
-        name, run, seed = probe_row(probe.arm, probe.value), probe.run, probe.seed
-        needs = [collected.add(sample_jobs(run, f"{name} seed {seed}", run.sampling.count, seed))]
-        collected.add_score(name, probe.arm, seed, run, sample_folder(run, plan.options.outputs, seed), needs)
-    return list(collected.jobs.values()), collected.rows
+    outputs, ceiling = plan.options.outputs, plan.ceiling
+    needs_solutions = any("solution" in lookup(metric).needs for metric in plan.ablation.metrics)
+    jobs: dict[str, Job] = {}
+    rows: list[Row] = []
 
-
-class _Jobs:
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.outputs = plan, plan.options.outputs
-        self.jobs: dict[str, Job] = {}
-        self.rows: list[Row] = []
-        self.needs_solutions = any("solution" in lookup(metric).needs for metric in plan.ablation.metrics)
-
-    def add(self, more: Sequence[Job]) -> str:
-        """Add jobs that are new; the key of the last one."""
-        for job in more:
-            self.jobs.setdefault(job.key, job)
-        return more[-1].key
-
-    def add_arm(self, arm: Arm, seed: int, run: Run) -> None:
-        """An arm at one seed: sampled, solved in many steps if that is needed, and scored."""
-        label, sampling, is_ceiling = f"{arm.name} seed {seed}", run.sampling, arm is self.plan.ceiling
-        needs = [self.add(sample_jobs(run, label, sampling.count, seed))]
-        solution = None
-        if sampling.num_steps < sampling.solution_steps and (self.needs_solutions or is_ceiling):
-            solved = run.solution
-            of_ceiling = self.plan.ceiling.runs[seed].solution  # of all clips, also for arms with the same weights
-            is_shared = solved.sample_signature(seed) == of_ceiling.sample_signature(seed)
-            clips = sampling.count if is_shared else sampling.solved
-            of_solution = f"{sampling.solution_steps}-step solution of {label}"
-            needs.append(self.add(sample_jobs(solved, of_solution, clips, seed)))
-            solution = sample_folder(solved, self.outputs, seed)
-        if is_ceiling:
-            real = reference_folder(run, self.outputs, seed) / "real_b"
-            self.add_score("floor", arm.name, seed, run, real, needs[:1])
-            if solution is not None:
-                self.add_score("ceiling", arm.name, seed, run, solution, needs[-1:])
-        self.add_score(arm.name, arm.name, seed, run, sample_folder(run, self.outputs, seed), needs, solution)
+    def add_sampling(run: Run, label: str, clips: int, seed: int) -> str:
+        added = sample_jobs(run, label, clips, seed)
+        for job in added:
+            jobs.setdefault(job.key, job)
+        return added[-1].key
 
     def add_score(
-        self, name: str, arm: str, seed: int, run: Run, videos: Path, needs: list[str], solution: Path | None = None
+        name: str, arm: str, seed: int, run: Run, videos: Path, needs: list[str], solution: Path | None = None
     ) -> None:
-        score = score_request(self.plan, name, run, videos, solution, seed)
+        score = score_request(plan, name, run, videos, solution, seed)
         key = f"score:{score['out']}"
         job = Job(key, f"score {name} seed {seed}", "score", run, tuple(needs), score=score)
-        self.rows.append(Row(name, seed, self.jobs.setdefault(key, job), arm))
+        rows.append(Row(name, seed, jobs.setdefault(key, job), arm))
+
+    for arm, seed, run in plan.runs():
+        label, sampling = f"{arm.name} seed {seed}", run.sampling
+        needs = [add_sampling(run, label, sampling.count, seed)]
+        solution = None
+        if sampling.num_steps < sampling.solution_steps and (needs_solutions or arm is ceiling):
+            solved = run.solution
+            of_ceiling = ceiling.runs[seed].solution  # of all clips, also for arms with the same weights
+            is_shared = solved.sample_signature(seed) == of_ceiling.sample_signature(seed)
+            clips = sampling.count if is_shared else sampling.solved
+            needs.append(add_sampling(solved, f"{sampling.solution_steps}-step solution of {label}", clips, seed))
+            solution = sample_folder(solved, outputs, seed)
+        if arm is ceiling:
+            add_score("floor", arm.name, seed, run, reference_folder(run, outputs, seed) / "real_b", needs[:1])
+            if solution is not None:
+                add_score("ceiling", arm.name, seed, run, solution, needs[-1:])
+        add_score(arm.name, arm.name, seed, run, sample_folder(run, outputs, seed), needs, solution)
+    for probe in plan.probes:
+        name, run, seed = probe_row(probe.arm, probe.value), probe.run, probe.seed
+        needs = [add_sampling(run, f"{name} seed {seed}", run.sampling.count, seed)]
+        add_score(name, probe.arm, seed, run, sample_folder(run, outputs, seed), needs)
+    return list(jobs.values()), rows
 
 
 def probe_row(arm: str, value: Any) -> str:

@@ -150,15 +150,17 @@ def plan_of(options: AblationOptions, ablation: Ablation, stated: Statement) -> 
         check_claims(ablation, [_label(ablation, name, value) for value in crossed for name in ablation.arms])
     except ConfigError as error:
         raise error.within(f"{options.name}: ") from error
-    chosen = _chosen_arms(ablation, options)
+    for name in options.arms:
+        if name not in ablation.arms:
+            hint = did_you_mean(name, ablation.arms)
+            raise ConfigError(f"arms={name}: {hint}{options.name} has {', '.join(ablation.arms)}")
     for override in options.overrides:
         if override_key(override) == "seed":
             raise ConfigError(f"{override}: an ablation has seeds=…, e.g. seeds=[{override.partition('=')[2]}]")
     swept, stated, overrides = _take_sweeps(options, ablation, stated)
     _check_overrides(ablation, options.name, overrides)
-    if swept.arms != ablation.arms:
-        chosen = list(swept.arms)
-    ablation = swept
+    is_swept, ablation = swept.arms != ablation.arms, swept
+    chosen = [name for name in ablation.arms if is_swept or not options.arms or name in options.arms]
     crossed = ablation.across[1] if ablation.across else [None]
     arms: list[Arm] = []
     for value in crossed:
@@ -239,14 +241,6 @@ def _with_swept_arms(
 
 def _label(ablation: Ablation, name: str, value: Any) -> str:
     return f"{name}@{value}" if ablation.across else name
-
-
-def _chosen_arms(ablation: Ablation, options: AblationOptions) -> list[str]:
-    for name in options.arms:
-        if name not in ablation.arms:
-            hint = did_you_mean(name, ablation.arms)
-            raise ConfigError(f"arms={name}: {hint}{options.name} has {', '.join(ablation.arms)}")
-    return [name for name in ablation.arms if not options.arms or name in options.arms]
 
 
 def _check_overrides(ablation: Ablation, name: str, overrides: Sequence[str]) -> None:

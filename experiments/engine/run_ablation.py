@@ -142,16 +142,6 @@ def finish(plan: Plan, rows: Sequence[Row], failed: dict[str, str], console: Any
 # ---- what the terminal shows
 
 
-def command(job: Job, outputs: Path = OUTPUTS) -> str:
-    """The command line that does one job alone."""
-    if job.kind == "score":
-        return f"# score {job.score['videos']}"
-    options = [f"outputs={outputs}"] if outputs != OUTPUTS else []
-    if job.kind == "sample" and job.seed != job.run.seed:
-        options.append(f"evaluation_seed={job.seed}")
-    return f".venv/bin/python -m pw {job.kind} {shlex.join([*job.run.config.overrides, *options])}"
-
-
 def print_commands(console: Any, todo: Sequence[Job], units: Mapping[str, Unit], outputs: Path) -> None:
     """What `dry_run=true` prints: the jobs of the queue, if there is one, and a command per job."""
     for unit in units.values():
@@ -159,8 +149,13 @@ def print_commands(console: Any, todo: Sequence[Job], units: Mapping[str, Unit],
         by = f", {unit.trainer.nodes} x {unit.trainer.devices} processes" if unit.tasks > 1 else ""
         console.print(f"  job {unit.name}: {len(unit.jobs)} things to do{by}{after}", markup=False)
     for job in todo:  # on one line, whatever the width: it is to be copied
-        style = "dim" if job.kind == "score" else ""
-        console.print(f"  {command(job, outputs)}", style=style, markup=False, soft_wrap=True)
+        if job.kind == "score":
+            console.print(f"  # score {job.score['videos']}", style="dim", markup=False, soft_wrap=True)
+            continue
+        words = [*job.run.config.overrides, *([f"outputs={outputs}"] if outputs != OUTPUTS else [])]
+        if job.kind == "sample" and job.seed != job.run.seed:
+            words.append(f"evaluation_seed={job.seed}")
+        console.print(f"  .venv/bin/python -m pw {job.kind} {shlex.join(words)}", markup=False, soft_wrap=True)
 
 
 def print_plan(
