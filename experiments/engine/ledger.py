@@ -30,6 +30,7 @@ BEAT = 3.0  # seconds between two signs of life
 PATIENCE = 30.0  # seconds, for the ledger's lock: one who holds it may have been suspended
 SQUEUE = 10  # seconds between two questions to SLURM
 SILENT = 120.0  # seconds without one, after which nobody is thought to work on a job
+HOST = socket.gethostname()
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Claim:
             return bool(self.queue) and not is_in_queue(self.queue)
         if self.state != "running":
             return False
-        return time.time() - self.beat > SILENT or (self.host == _host() and not _is_alive(self.pid, self.started))
+        return time.time() - self.beat > SILENT or (self.host == HOST and not _is_alive(self.pid, self.started))
 
     @property
     def is_held(self) -> bool:
@@ -119,7 +120,7 @@ class Ledger:
         in_turn: by a job of the queue whose turn has come, which keeps its place there and takes over what is queued
         """
         now = time.time()
-        claim = Claim(key, label, state, self.owner, _host(), os.getpid(), _started(), now, now, str(log))
+        claim = Claim(key, label, state, self.owner, HOST, os.getpid(), _started(), now, now, str(log))
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
@@ -173,7 +174,7 @@ class Ledger:
 
         The file is left as it was last: the caller releases it, or says how it failed.
         """
-        held = replace(claim, state="running", host=_host(), pid=os.getpid(), started=_started())
+        held = replace(claim, state="running", host=HOST, pid=os.getpid(), started=_started())
         ended = threading.Event()
 
         def progress(done: int, total: int) -> None:
@@ -213,11 +214,6 @@ def _squeue(_: int) -> frozenset[str] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return frozenset(answer.stdout.split())
-
-
-@lru_cache(maxsize=1)
-def _host() -> str:
-    return socket.gethostname()
 
 
 def _started() -> float:

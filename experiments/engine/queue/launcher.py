@@ -18,12 +18,14 @@ from typing import Any, Literal
 import yaml
 
 from experiments.engine.job import Job
-from pw.io.arguments import ConfigError, did_you_mean, keys, option, parse
+from pw.io.arguments import ConfigError, did_you_mean, keys, number, option, parse
 from pw.io.files import digest
 from pw.io.paths import CONF
 from pw.parallel.team import check_launch
 from pw.run.build import Run
 from pw.run.settings import Trainer
+
+AT_LEAST = {"time": 1, "parallel": 1, "cpus": 1, "notice": 1, "requeues": 0, "gpus": 0, "memory": 0}  # of `Submitit`
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,7 @@ def _lines(text: str) -> tuple[str, ...]:
 class Local:
     """This machine, `workers` jobs at a time. `check_run` raises ConfigError for a run that cannot be started."""
 
-    workers: int
-
-    def __post_init__(self) -> None:
-        _check_at_least(self, 0, "workers")
+    workers: int = option(read=number(0))
 
     def check_run(self, run: Run) -> None:
         check_launch(run.trainer)
@@ -86,8 +85,9 @@ class Submitit:
     setup: tuple[str, ...] = option(read=_lines)
 
     def __post_init__(self) -> None:
-        _check_at_least(self, 1, "time", "parallel", "cpus", "notice")
-        _check_at_least(self, 0, "requeues", "gpus", "memory")
+        for name, least in AT_LEAST.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ConfigError(f"{name}={value}: needs at least {least}")
         if self.notice >= 60 * self.time:
             raise ConfigError(f"notice={self.notice}: seconds; must be less than launcher.time={self.time} minutes")
 
@@ -140,13 +140,6 @@ class Submitit:
 
 LAUNCHERS: dict[str, type[Local] | type[Submitit]] = {"local": Local, "submitit": Submitit}
 SLURM = ("slurm", "sbatch", "srun")  # what it may be called by those who do not know submitit
-
-
-def _check_at_least(owner: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value is not None and value < least:
-            raise ConfigError(f"{name}={value}: needs at least {least}")
 
 
 def take_launcher(words: Sequence[str]) -> tuple[Local | Submitit, list[str]]:
