@@ -331,7 +331,7 @@ def test_half_a_word_of_a_worker_that_was_killed_ends_no_runner(tmp_path: Path) 
     report, theirs = multiprocessing.Pipe(duplex=False)
     os.write(theirs.fileno(), b"\0\0\0\x20half")
     theirs.close()
-    running = RunningJob(all_jobs(planned(tmp_path))[0][0], None, report, report, 0.0)
+    running = RunningJob(all_jobs(planned(tmp_path))[0][0], None, report, 0.0)
     assert read_reports(running) is None
     assert running.is_silent
 

@@ -176,7 +176,7 @@ class TestAGiantDependency:
         early = (
             *("pw/method", "pw/data", "pw/run", "pw/types.py", "pw/cli.py", "pw/io/lazy.py", "pw/io/files.py"),
             *("pw/nn/options.py", "pw/nn/unipc.py", "pw/cost", "pw/train", "pw/sample", "experiments"),
-            *(f"pw/parallel/{name}.py" for name in ("launch", "place", "share", "signals", "team")),
+            *(f"pw/parallel/{name}.py" for name in ("launch", "signals", "team")),
         )
         heavy = ("torch", "torchvision", "lightning", "diffusers", "mlflow", "webdataset", "pandas", "matplotlib")
         found = [i for i in all_imports() if i.at_once and within(i.by, *early) and within(i.what, *heavy)]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from benchmarks.speed.metric_speed import Measured, device, in_turn, show
 from experiments.engine.plan import make_plan, parse
@@ -37,14 +38,13 @@ from pw.io.paths import OUTPUTS, ROOT
 from pw.parallel.launch import REPORT
 from pw.run.provenance import provenance
 
-STARTS = 5  # processes of a kind that are started, at most
+STARTS = 5  # processes of a kind that are started and counted, at most
 START = ("scale=tiny", "stage=hires", "start=none", "trainer=cpu", "train.updates=1")
 LISTING = ("-m", "pw", "ablations")
 # the package alone imports next to nothing: all of its modules, and the torch that they compute with
 METHOD = "import importlib, pkgutil, pw.method, torch; " + (
     "[importlib.import_module(f'pw.method.{m.name}') for m in pkgutil.iter_modules(pw.method.__path__)]"
 )
-
 
 Part = Literal["step", "latents", "ablation", "start", "list", "method"]
 
@@ -53,7 +53,7 @@ Part = Literal["step", "latents", "ablation", "start", "list", "method"]
 class TrainBenchOptions:
     """What is measured, and how much of it."""
 
-    only: tuple[Part, ...] = option(("step", "latents", "ablation", "start", "list", "method"), "what is measured")
+    only: tuple[Part, ...] = option(get_args(Part), "what is measured")
     repeats: int = option(20, "rounds", read=number(1))
     arms: tuple[str, ...] = option(("baseline", "full"), "arms of ansc that are run")
     seeds: str = option("2", "its seeds")
@@ -62,55 +62,36 @@ class TrainBenchOptions:
     out: Path | None = option(None, "a JSON file, by default named by the processor", read=writable_file("out"))
 
 
-@dataclass(frozen=True)
-class BenchSizes:
-    """How much is measured: rounds, and what the ablation is made of."""
-
-    repeats: int
-    ablation: tuple[str, ...]
-
-    @property
-    def starts(self) -> int:
-        """Processes of a kind that are started and counted."""
-        return min(self.repeats, STARTS)
+def median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
+    return statistics.median(this / that for this, that in zip(these, those, strict=True))
 
 
-def medians(part: str, what: tuple[str, str], seconds: tuple[list[float], list[float]]) -> tuple[Measured, Measured]:
-    """Two rivals' medians, in milliseconds."""
-    ours, theirs = (statistics.median(each) * 1e3 for each in seconds)
-    return Measured(part, what[0], ours, "ms"), Measured(part, what[1], theirs, "ms")
-
-
-def bench_step(sizes: BenchSizes) -> list[Measured]:
-    """Lightning's loop beside a bare one."""
+def bench_step(options: TrainBenchOptions) -> list[Measured]:
     from benchmarks.speed.updates import time_updates
 
-    seconds = time_updates(sizes.repeats)
-    ratio = statistics.median(ours / bare for ours, bare in zip(*seconds, strict=True))
+    ours, bare = time_updates(options.repeats)
     return [
-        *medians("step", ("an update of pw.train.loop", "of a bare loop"), seconds),
-        Measured("step", "pw.train.loop against bare", ratio, "x", 1.05, "most"),
+        Measured("step", "an update of pw.train.loop", statistics.median(ours) * 1e3, "ms"),
+        Measured("step", "of a bare loop", statistics.median(bare) * 1e3, "ms"),
+        Measured("step", "pw.train.loop against bare", median_ratio(ours, bare), "x", 1.05, "most"),
     ]
 
 
-def bench_latents(sizes: BenchSizes) -> list[Measured]:
-    """Reading beside training."""
+def bench_latents(options: TrainBenchOptions) -> list[Measured]:
     from benchmarks.speed.updates import time_reading
 
-    seconds = time_reading(sizes.repeats)
-    ratio = statistics.median(train / read for read, train in zip(*seconds, strict=True))
+    reading, training = time_reading(options.repeats)
     return [
-        *medians("latents", ("a batch read", "a tiny update on it"), seconds),
-        Measured("latents", "rate of reading against training", ratio, "x", 5, "least"),
+        Measured("latents", "a batch read", statistics.median(reading) * 1e3, "ms"),
+        Measured("latents", "a tiny update on it", statistics.median(training) * 1e3, "ms"),
+        Measured("latents", "rate of reading against training", median_ratio(training, reading), "x", 5, "least"),
     ]
 
 
-def bench_ablation(sizes: BenchSizes) -> list[Measured]:
-    """The runner beside the commands that do the same runs alone."""
+def bench_ablation(options: TrainBenchOptions) -> list[Measured]:
     with tempfile.TemporaryDirectory(prefix="pw-bench-") as work:
-        call = ("-m", "pw", "ablation", *sizes.ablation)
-        printed = python(*call, f"outputs={work}/alone", "dry_run=true")
-        commands = alone(printed)
+        call = ("-m", "pw", "ablation", *ablation_words(options))
+        commands = alone(python(*call, f"outputs={work}/alone", "dry_run=true"))
         runner = timed(lambda: python(*call, f"outputs={work}/runner"))
         one_by_one = timed(lambda: [python(*words) for words in commands])
     return [
@@ -126,10 +107,9 @@ def alone(printed: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if re.match(r"\S+python -m pw sample", line)]
 
 
-def bench_start(sizes: BenchSizes) -> list[Measured]:
-    """From the start of a process to its first update."""
+def bench_start(options: TrainBenchOptions) -> list[Measured]:
     times = []
-    for _ in range(sizes.starts + 1):
+    for _ in range(min(options.repeats, STARTS) + 1):
         with tempfile.TemporaryDirectory(prefix="pw-bench-") as work:
             times.append(first_report("-m", "pw", "train", *START, f"outputs={work}"))
     seconds, cpu = (statistics.median(values[1:]) for values in zip(*times, strict=True))
@@ -141,15 +121,15 @@ def bench_start(sizes: BenchSizes) -> list[Measured]:
 
 def first_report(*words: str) -> tuple[float, float]:
     """(seconds to a command's first report of progress, CPU seconds in all). Raises RuntimeError if it fails."""
-    report, theirs = os.pipe()
-    environment = os.environ | {REPORT: str(theirs)}
-    with os.fdopen(report, "rb", buffering=0) as reports, tempfile.TemporaryFile("w+") as log:
+    reports, theirs = socket.socketpair()
+    environment = os.environ | {REPORT: str(theirs.fileno())}
+    with reports, tempfile.TemporaryFile("w+") as log:
         began = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *words], cwd=ROOT, stdout=log, stderr=log, env=environment, pass_fds=[theirs]
-        )
-        os.close(theirs)
-        progress = reports.read(1)  # nothing, if the process ends without
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, *words], cwd=ROOT, stdout=log, stderr=log, env=environment, pass_fds=[theirs.fileno()]
+            )
+        progress = reports.recv(1)  # nothing, if the process ends without
         took = time.perf_counter() - began
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -159,18 +139,14 @@ def first_report(*words: str) -> tuple[float, float]:
     return took, usage.ru_utime + usage.ru_stime
 
 
-def bench_list(sizes: BenchSizes) -> list[Measured]:
-    """The list of ablations."""
-    _, seconds = in_turn({"list": lambda: len(python(*LISTING))}, sizes.starts)
+def bench_list(options: TrainBenchOptions) -> list[Measured]:
+    _, seconds = in_turn({"list": lambda: len(python(*LISTING))}, min(options.repeats, STARTS))
     return [Measured("list", "make ablations", seconds["list"], "s", 1, "most")]
 
 
-def bench_method(sizes: BenchSizes) -> list[Measured]:
-    """Importing all of the method beside importing torch."""
-    rivals = {"method": METHOD, "torch": "import torch"}
-    _, seconds = in_turn(
-        {name: lambda text=text: len(python("-c", text)) for name, text in rivals.items()}, sizes.starts
-    )
+def bench_method(options: TrainBenchOptions) -> list[Measured]:
+    rivals = {"method": lambda: len(python("-c", METHOD)), "torch": lambda: len(python("-c", "import torch"))}
+    _, seconds = in_turn(rivals, min(options.repeats, STARTS))
     return [
         Measured("method", "import of torch", seconds["torch"], "s"),
         Measured("method", "pw.method beyond that", seconds["method"] - seconds["torch"], "s", 0.2, "most"),
@@ -186,14 +162,13 @@ def python(*words: str) -> str:
 
 
 def timed(act: Callable[[], object]) -> float:
-    """Seconds that it takes."""
     began = time.perf_counter()
     act()
     return time.perf_counter() - began
 
 
 # light processes first, while this one has not imported torch
-PARTS: dict[str, Callable[[BenchSizes], list[Measured]]] = {
+PARTS: dict[str, Callable[[TrainBenchOptions], list[Measured]]] = {
     "list": bench_list,
     "method": bench_method,
     "start": bench_start,
@@ -204,52 +179,43 @@ PARTS: dict[str, Callable[[BenchSizes], list[Measured]]] = {
 
 
 def ablation_words(options: TrainBenchOptions) -> tuple[str, ...]:
-    """The ablation that is timed. Raises ConfigError when there is no such one."""
-    words = (
+    """The ablation that is timed."""
+    return (
         *("name=ansc", f"arms={','.join(options.arms)}", f"seeds={options.seeds}", "mlflow=false"),
         *(f"train.updates={options.updates}", f"start.updates={options.updates}"),
         f"sampling.count={options.count}",
     )
-    make_plan(parse(words))
-    return words
 
 
 def run(options: TrainBenchOptions) -> int:
     """Measure, print and write; exit status 0, or 1 when a process failed. Raises ConfigError."""
-    sizes = BenchSizes(options.repeats, ablation_words(options))
+    make_plan(parse(ablation_words(options)))  # is there such an ablation
     measured: list[Measured] = []
     for part in (part for part in PARTS if part in options.only):
         print(f"{part} …", file=sys.stderr, flush=True)
         try:
-            measured += PARTS[part](sizes)
+            measured += PARTS[part](options)
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
     show(measured)
-    out = options.out or default_out()
-    write_json(out, about(measured, sizes))
-    print(out)
-    return 0
-
-
-def default_out() -> Path:
-    """Named by the processor."""
-    return OUTPUTS / "bench" / f"train_{re.sub(r'[^A-Za-z0-9]+', '-', device()).strip('-')}.json"
-
-
-def about(measured: Sequence[Measured], sizes: BenchSizes) -> dict[str, object]:
-    """What is written: the numbers, and where they come from."""
     import torch
 
-    return {
+    about = {
         "device": device(),
         "cores": usable_cores(),
         "load": os.getloadavg(),
         "torch": torch.__version__,
-        **asdict(sizes),
+        "repeats": options.repeats,
+        "ablation": ablation_words(options),
         "measured": [{**asdict(row), "met": row.met} for row in measured],
         **provenance(),
     }
+    name = re.sub(r"[^A-Za-z0-9]+", "-", device()).strip("-")
+    out = options.out or OUTPUTS / "bench" / f"train_{name}.json"
+    write_json(out, about)
+    print(out)
+    return 0
 
 
 main = Command(TrainBenchOptions, run)

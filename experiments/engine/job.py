@@ -6,16 +6,16 @@ where it was, and two ablations share what they have in common.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.metrics import lookup
-from experiments.engine.plan import Arm, Plan, starts
+from benchmarks.metrics import lookup, protocols
+from experiments.engine.plan import Plan, starts
 from pw.cost.generation_cost import generation_cost
 from pw.cost.training_cost import training_cost
-from pw.io.files import digest, read_json
+from pw.io.files import digest, read_json, remove
 from pw.run.build import Run
 from pw.run.provenance import provenance
 from pw.sample.evaluate import anchor_reference, is_sampled, reference_folder, sample_folder
@@ -23,8 +23,6 @@ from pw.train.record import is_trained, training_folder
 
 # Seconds on one core of the machine this was written on, to estimate with before anything has been measured.
 SECONDS = {"flow": 0.058, "consistency": 0.092, "forward": 0.0016, "score": 1.2, "job": 0.5}
-
-
 ASSUMED_FLOPS = 4e14  # a second, at Wan's scales: as `make plan` assumes of an H100
 
 
@@ -35,7 +33,7 @@ class Job:
     key    names what it makes
     needs  keys of the jobs that come first
     limit  clips of a sampling
-    score  what a scoring is asked for (`score_request`)
+    score  the arguments of a scoring (`score_request`)
     """
 
     key: str
@@ -48,29 +46,22 @@ class Job:
     score: dict[str, Any] = field(default_factory=dict)
 
     def seconds(self) -> float:
-        """Estimated time on one core."""
+        """Estimated time: on one core, or at one of Wan's scales by its FLOPs."""
         run = self.run
-        if run.text is not None and self.kind != "score":
-            return SECONDS["job"] + self._flops() / ASSUMED_FLOPS
+        if self.kind == "score":
+            return SECONDS["score"]
+        if run.text is not None:
+            stages = (None, run) if run.stage == "anchor" else (run, None)
+            flops = training_cost(run).flops if self.kind == "train" else self.limit * generation_cost(*stages).flops
+            return SECONDS["job"] + flops / ASSUMED_FLOPS
         if self.kind == "train":
             consistency = run.objective.consistency_updates(run.train.updates)
             seconds = (run.train.updates - consistency) * SECONDS["flow"] + consistency * SECONDS["consistency"]
             return SECONDS["job"] + run.train.accumulate * seconds * run.train.batch_size / 8
-        if self.kind == "sample":
-            branches = 2 if run.guidance.scale != 1 else 1
-            return SECONDS["job"] + self.limit * run.sampling.num_steps * branches * SECONDS["forward"]
-        return SECONDS["score"]
-
-    def _flops(self) -> float:
-        """FLOPs of a job at one of Wan's scales, by `pw.cost.training_cost`."""
-        run = self.run
-        if self.kind == "train":
-            return training_cost(run).flops
-        stages = (None, run) if run.stage == "anchor" else (run, None)
-        return self.limit * generation_cost(*stages).flops
+        branches = 2 if run.guidance.scale != 1 else 1
+        return SECONDS["job"] + self.limit * run.sampling.num_steps * branches * SECONDS["forward"]
 
     def is_done(self, outputs: Path) -> bool:
-        """Whether its files are there."""
         if self.kind == "train":
             return is_trained(self.run, outputs)
         if self.kind == "sample":
@@ -78,10 +69,9 @@ class Job:
         return score_is_current(self.score)
 
     def folder(self, outputs: Path) -> Path:
-        """Where its files are."""
         if self.kind == "train":
             return training_folder(self.run, outputs)
-        return sample_folder(self.run, outputs, self.seed) if self.kind == "sample" else Path(self.score["out"])
+        return sample_folder(self.run, outputs, self.seed) if self.kind == "sample" else self.score["out"]
 
     def check_code(self) -> None:
         """Raises RuntimeError when the code has changed since the plan was made."""
@@ -93,21 +83,39 @@ class Job:
             )
 
 
+def run_job(job: Job, outputs: Path, progress: Callable[[int, int], None], *, is_checked: bool = False) -> None:
+    """Run one job in this process.
+
+    progress    called with (done, total)
+    is_checked  whether `preflight` was called on this machine
+    """
+    import torch
+
+    from pw.sample.evaluate import sample
+    from pw.train.loop import train
+
+    torch.set_num_threads(job.run.trainer.threads)
+    if job.kind == "train":
+        train(job.run, outputs, progress, is_checked=is_checked)
+    elif job.kind == "sample":
+        sample(job.run, outputs, limit=job.limit, seed=job.seed, progress=progress, is_checked=is_checked)
+    else:
+        from benchmarks.measure.clips import score_folder
+
+        score_folder(**job.score)
+
+
 def train_key(run: Run) -> str:
-    """Key of the job that trains a run."""
     return f"train:{run.training_signature}"
 
 
 def sample_key(run: Run, limit: int, seed: int) -> str:
-    """Key of the job that samples a run."""
     return f"sample:{run.sample_signature(seed)}:{limit}"
 
 
 def score_is_current(score: dict[str, Any]) -> bool:
     """Whether there is a scores.json that measured what is asked for."""
-    from benchmarks.metrics import protocols
-
-    scores = read_json(Path(score["out"]) / "scores.json")
+    scores = read_json(score["out"] / "scores.json")
     contract = (scores or {}).get("contract")
     return isinstance(contract, dict) and contract.get("metrics") == protocols(score["metrics"])
 
@@ -144,71 +152,55 @@ def sample_jobs(run: Run, label: str, limit: int, seed: int) -> list[Job]:
 
 def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
     """Every job of a plan, each once and after what it needs, and the table rows that are read from them."""
-    collected = _Jobs(plan)
-    for arm, seed, run in plan.runs():
-        collected.add_arm(arm, seed, run)
-    for probe in plan.probes:
-        name, run, seed = probe_row(probe.arm, probe.value), probe.run, probe.seed
-        needs = [collected.add(sample_jobs(run, f"{name} seed {seed}", run.sampling.count, seed))]
-        collected.add_score(name, probe.arm, seed, run, sample_folder(run, plan.options.outputs, seed), needs)
-    return list(collected.jobs.values()), collected.rows
+    outputs, ceiling = plan.options.outputs, plan.ceiling
+    needs_solutions = any("solution" in lookup(metric).needs for metric in plan.ablation.metrics)
+    jobs: dict[str, Job] = {}
+    rows: list[Row] = []
 
-
-class _Jobs:
-    """The jobs and rows of a plan, as they are collected."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.outputs = plan, plan.options.outputs
-        self.jobs: dict[str, Job] = {}
-        self.rows: list[Row] = []
-        self.needs_solutions = any("solution" in lookup(metric).needs for metric in plan.ablation.metrics)
-
-    def add(self, more: Sequence[Job]) -> str:
-        """Add jobs that are new; the key of the last one."""
-        for job in more:
-            self.jobs.setdefault(job.key, job)
-        return more[-1].key
-
-    def add_arm(self, arm: Arm, seed: int, run: Run) -> None:
-        """An arm at one seed: sampled, solved in many steps if that is needed, and scored."""
-        label, sampling, is_ceiling = f"{arm.name} seed {seed}", run.sampling, arm is self.plan.ceiling
-        needs = [self.add(sample_jobs(run, label, sampling.count, seed))]
-        solution = None
-        if sampling.num_steps < sampling.solution_steps and (self.needs_solutions or is_ceiling):
-            solved = run.solution
-            of_ceiling = self.plan.ceiling.runs[seed].solution  # of all clips, also for arms with the same weights
-            is_shared = solved.sample_signature(seed) == of_ceiling.sample_signature(seed)
-            clips = sampling.count if is_shared else sampling.solved
-            needs.append(
-                self.add(sample_jobs(solved, f"{sampling.solution_steps}-step solution of {label}", clips, seed))
-            )
-            solution = sample_folder(solved, self.outputs, seed)
-        if is_ceiling:
-            real = reference_folder(run, self.outputs, seed) / "real_b"
-            self.add_score("floor", arm.name, seed, run, real, needs[:1])
-            if solution is not None:
-                self.add_score("ceiling", arm.name, seed, run, solution, needs[-1:])
-        self.add_score(arm.name, arm.name, seed, run, sample_folder(run, self.outputs, seed), needs, solution)
+    def add_sampling(run: Run, label: str, clips: int, seed: int) -> str:
+        added = sample_jobs(run, label, clips, seed)
+        for job in added:
+            jobs.setdefault(job.key, job)
+        return added[-1].key
 
     def add_score(
-        self, name: str, arm: str, seed: int, run: Run, videos: Path, needs: list[str], solution: Path | None = None
+        name: str, arm: str, seed: int, run: Run, videos: Path, needs: list[str], solution: Path | None = None
     ) -> None:
-        """The scoring of a folder of videos, and the row that shows it."""
-        score = score_request(self.plan, name, run, videos, solution, seed)
+        score = score_request(plan, name, run, videos, solution, seed)
         key = f"score:{score['out']}"
         job = Job(key, f"score {name} seed {seed}", "score", run, tuple(needs), score=score)
-        self.rows.append(Row(name, seed, self.jobs.setdefault(key, job), arm))
+        rows.append(Row(name, seed, jobs.setdefault(key, job), arm))
+
+    for arm, seed, run in plan.runs():
+        label, sampling = f"{arm.name} seed {seed}", run.sampling
+        needs = [add_sampling(run, label, sampling.count, seed)]
+        solution = None
+        if sampling.num_steps < sampling.solution_steps and (needs_solutions or arm is ceiling):
+            solved = run.solution
+            of_ceiling = ceiling.runs[seed].solution  # of all clips, also for arms with the same weights
+            is_shared = solved.sample_signature(seed) == of_ceiling.sample_signature(seed)
+            clips = sampling.count if is_shared else sampling.solved
+            needs.append(add_sampling(solved, f"{sampling.solution_steps}-step solution of {label}", clips, seed))
+            solution = sample_folder(solved, outputs, seed)
+        if arm is ceiling:
+            add_score("floor", arm.name, seed, run, reference_folder(run, outputs, seed) / "real_b", needs[:1])
+            if solution is not None:
+                add_score("ceiling", arm.name, seed, run, solution, needs[-1:])
+        add_score(arm.name, arm.name, seed, run, sample_folder(run, outputs, seed), needs, solution)
+    for probe in plan.probes:
+        name, run, seed = probe_row(probe.arm, probe.value), probe.run, probe.seed
+        needs = [add_sampling(run, f"{name} seed {seed}", run.sampling.count, seed)]
+        add_score(name, probe.arm, seed, run, sample_folder(run, outputs, seed), needs)
+    return list(jobs.values()), rows
 
 
 def probe_row(arm: str, value: Any) -> str:
-    """Name of the scores of a probed arm."""
     return f"{arm} at {value}"
 
 
 def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path | None, seed: int) -> dict[str, Any]:
     """The arguments of `score_folder`: folders, metrics, and the contract that is written with the scores."""
-    outputs = plan.options.outputs
-    is_floor = name == "floor"
+    outputs, is_floor = plan.options.outputs, name == "floor"
     real = reference_folder(run, outputs, seed) / "real"
     if plan.ablation.native:
         real = anchor_reference(run, outputs, seed)
@@ -233,8 +225,8 @@ def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path 
     folders = {"videos": videos, **there}
     about = {what: str(path.relative_to(outputs)) for what, path in folders.items() if path is not None}
     return {
-        "out": str(outputs / "scores" / digest([about, metrics, run.sampling.solved])),
-        **{what: None if path is None else str(path) for what, path in folders.items()},
+        "out": outputs / "scores" / digest([about, metrics, run.sampling.solved]),
+        **folders,
         "solved": run.sampling.solved,
         "metrics": metrics,
         "contract": contract,
@@ -261,14 +253,10 @@ def fresh_results(plan: Plan, jobs: Sequence[Job], outputs: Path) -> list[Path]:
 
 def remove_results(folders: Sequence[Path]) -> None:
     """Empty folders of results, each under its lock."""
-    import shutil
-
     from filelock import FileLock
 
     for folder in folders:
         with FileLock(folder / ".lock"):
             for path in folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name != ".lock":
-                    path.unlink()
+                if path.name != ".lock":
+                    remove(path)

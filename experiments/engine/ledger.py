@@ -20,7 +20,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import psutil
 
 from pw.io.files import digest, write_json
 
@@ -28,6 +30,7 @@ BEAT = 3.0  # seconds between two signs of life
 PATIENCE = 30.0  # seconds, for the ledger's lock: one who holds it may have been suspended
 SQUEUE = 10  # seconds between two questions to SLURM
 SILENT = 120.0  # seconds without one, after which nobody is thought to work on a job
+HOST = socket.gethostname()
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Claim:
             return bool(self.queue) and not is_in_queue(self.queue)
         if self.state != "running":
             return False
-        return time.time() - self.beat > SILENT or (self.host == _host() and not _is_alive(self.pid, self.started))
+        return time.time() - self.beat > SILENT or (self.host == HOST and not _is_alive(self.pid, self.started))
 
     @property
     def is_held(self) -> bool:
@@ -95,8 +98,12 @@ class Ledger:
         self.owner = owner or secrets.token_hex(8)
 
     def path(self, key: str) -> Path:
-        """The file of a job."""
         return self.folder / f"{digest(key)}.json"
+
+    def _locked(self, seconds: float = PATIENCE) -> Any:
+        from filelock import FileLock
+
+        return FileLock(self.folder / ".lock", timeout=seconds)
 
     def read(self, key: str) -> Claim | None:
         """The claim on a job; None if there is none."""
@@ -106,40 +113,29 @@ class Ledger:
             return None
 
     def claim(
-        self,
-        key: str,
-        label: str,
-        log: Path,
-        *,
-        state: Literal["queued", "running"] = "running",
-        queue: str = "",
-        over_queued: bool = False,
+        self, key: str, label: str, log: Path, *, state: Literal["queued", "running"] = "running", in_turn: bool = False
     ) -> Claim:
         """Claim a job; returns the claim that then holds, which has another `owner` if somebody else has the job.
 
-        over_queued: take the job over from another's queue, when its turn has come.
+        in_turn: by a job of the queue whose turn has come, which keeps its place there and takes over what is queued
         """
-        from filelock import FileLock
-
         now = time.time()
-        claim = Claim(key, label, state, self.owner, _host(), os.getpid(), _started(), now, now, str(log), queue=queue)
+        claim = Claim(key, label, state, self.owner, HOST, os.getpid(), _started(), now, now, str(log))
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / ".lock", timeout=PATIENCE):
-                current = self.read(key)
-                is_others = current is not None and current.owner != self.owner and current.is_held
-                if current is not None and is_others and not (over_queued and current.state == "queued"):
-                    return current
+            with self._locked():
+                if (current := self.read(key)) is not None:
+                    is_free = current.owner == self.owner or (in_turn and current.state == "queued")
+                    if not is_free and current.is_held:
+                        return current
+                    claim = replace(claim, queue=current.queue if in_turn else "")
                 self.write(claim)
         return claim
 
     def enqueue(self, key: str, queue: str) -> None:
         """Note where a claimed job waits, unless its turn has come already."""
-        from filelock import FileLock
-
-        with suppress(OSError), FileLock(self.folder / ".lock", timeout=PATIENCE):
-            current = self.read(key)
-            if current is not None and current.state == "queued":
+        with suppress(OSError), self._locked():
+            if (current := self.read(key)) is not None and current.state == "queued":
                 self.write(replace(current, queue=queue))
 
     def write(self, claim: Claim) -> None:
@@ -158,18 +154,14 @@ class Ledger:
 
         log: where its output is, if not where the claim says
         """
-        from filelock import FileLock
-
-        with suppress(OSError), FileLock(self.folder / ".lock", timeout=PATIENCE):
+        with suppress(OSError), self._locked():
             if (current := self.read(key)) is not None and current.state != "failed":
                 there = current.log if log is None else str(log)
                 self.write(replace(current, state="failed", error=reason, log=there, beat=time.time()))
 
     def renew(self, claim: Claim) -> bool:
         """Write the claim with a new sign of life; False when another process of the same job has failed meanwhile."""
-        from filelock import FileLock
-
-        with suppress(OSError), FileLock(self.folder / ".lock", timeout=BEAT):
+        with suppress(OSError), self._locked(BEAT):
             current = self.read(claim.key)
             if current is not None and current.state == "failed" and current.since == claim.since:
                 return False
@@ -182,41 +174,33 @@ class Ledger:
 
         The file is left as it was last: the caller releases it, or says how it failed.
         """
-        held = _Held(self, replace(claim, state="running", host=_host(), pid=os.getpid(), started=_started()))
-        thread = threading.Thread(target=held.renew, daemon=True)
+        held = replace(claim, state="running", host=HOST, pid=os.getpid(), started=_started())
+        ended = threading.Event()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal held
+            now = time.time()
+            begun = held if held.total else replace(held, first=done, at_first=now)
+            held = replace(begun, done=done, total=total, at_last=now)
+
+        def renew() -> None:
+            while self.renew(held) and not ended.wait(BEAT):
+                pass
+
+        thread = threading.Thread(target=renew, daemon=True)
         thread.start()
         try:
-            yield held.progress
+            yield progress
         finally:
-            held.ended.set()
+            ended.set()
             thread.join()
-
-
-class _Held:
-    """A claim that is renewed while its job runs."""
-
-    def __init__(self, ledger: Ledger, claim: Claim) -> None:
-        self.ledger, self.claim = ledger, claim
-        self.ended = threading.Event()
-
-    def progress(self, done: int, total: int) -> None:
-        now, claim = time.time(), self.claim
-        if claim.total == 0:
-            claim = replace(claim, first=done, at_first=now)
-        self.claim = replace(claim, done=done, total=total, at_last=now)
-
-    def renew(self) -> None:
-        while self.ledger.renew(self.claim) and not self.ended.wait(BEAT):
-            pass
 
 
 def is_in_queue(place: str) -> bool:
     """Whether `slurm:17_0` waits or runs; where this machine does not see the queue, yes."""
     kind, _, number = place.partition(":")
     if kind == "local":
-        import psutil
-
-        return psutil.pid_exists(int(number)) and psutil.Process(int(number)).status() != psutil.STATUS_ZOMBIE
+        return _is_alive(int(number))
     there = _squeue(int(time.time() // SQUEUE))
     return there is None or number in there
 
@@ -232,22 +216,14 @@ def _squeue(_: int) -> frozenset[str] | None:
     return frozenset(answer.stdout.split())
 
 
-@lru_cache(maxsize=1)
-def _host() -> str:
-    return socket.gethostname()
-
-
 def _started() -> float:
-    import psutil
-
     return psutil.Process().create_time()
 
 
-def _is_alive(pid: int, started: float) -> bool:
-    import psutil
-
+def _is_alive(pid: int, started: float | None = None) -> bool:
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+        is_same = started is None or abs(process.create_time() - started) < 2
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -1,20 +1,30 @@
-"""From an ablation to the runs it needs: composed, built and checked before anything heavy is imported."""
+"""From an ablation to the runs it needs: composed, built and checked before anything heavy is imported.
+
+A list of values on the command line is a sweep, which makes an arm of every value:
+
+    name=beta args="step_sampler.beta=0,0.2,0.4"                     in place of the file's arms
+    name=ansc args="arms=full weighting.p=0,0.5,1"                   a key that the ablation does not vary: of one arm
+    name=ladder args="sampling.num_steps=2,8"                        in place of what its arms are crossed with
+    name=beta args="step_sampler.beta=0,0.7 sampling.num_steps=2,4"  two lists are crossed
+
+A list in brackets (`optimizer.betas=[0.9,0.99]`) is one value, as everywhere.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.engine.ablation import Ablation, Statement, load
+from experiments.engine.ablation import Ablation, Probe, Statement, load
 from experiments.engine.ablation_options import AblationOptions
 from experiments.engine.outcome.verdict import check_claims
-from experiments.engine.sweep import take_sweeps
 from pw.io import arguments
 from pw.io.arguments import ConfigError, did_you_mean
 from pw.run.build import Run, build
-from pw.run.compose import Config, leaves, override_key
+from pw.run.compose import Config, compose_run, groups, leaves, override_key, swept_values
 from pw.train.preflight import check_share
 from pw.train.record import earlier_trainings, with_code
 
@@ -52,13 +62,11 @@ class ProbeRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """An ablation, composed."""
-
     options: AblationOptions
     ablation: Ablation
     statement: Statement
     arms: tuple[Arm, ...]
-    probes: tuple[ProbeRun, ...] = field(default=())
+    probes: tuple[ProbeRun, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,7 +80,6 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        """Where the table goes."""
         return self.options.outputs / self.name
 
     def runs(self) -> Iterator[tuple[Arm, int, Run]]:
@@ -103,7 +110,6 @@ def starts(plan: Plan) -> dict[str, Run]:
 
 
 def start_words(start: Run) -> str:
-    """A start in words, for a plan and a table."""
     if start.shipped is not None:
         return f"start {start.shipped.name}: {start.shipped.words}"
     if start.start_run is not None and start.start_run.shipped is not None:
@@ -144,15 +150,17 @@ def plan_of(options: AblationOptions, ablation: Ablation, stated: Statement) -> 
         check_claims(ablation, [_label(ablation, name, value) for value in crossed for name in ablation.arms])
     except ConfigError as error:
         raise error.within(f"{options.name}: ") from error
-    chosen = _chosen_arms(ablation, options)
+    for name in options.arms:
+        if name not in ablation.arms:
+            hint = did_you_mean(name, ablation.arms)
+            raise ConfigError(f"arms={name}: {hint}{options.name} has {', '.join(ablation.arms)}")
     for override in options.overrides:
         if override_key(override) == "seed":
             raise ConfigError(f"{override}: an ablation has seeds=…, e.g. seeds=[{override.partition('=')[2]}]")
-    swept, stated, overrides = take_sweeps(options.name, ablation, stated, options.arms, options.overrides)
+    swept, stated, overrides = _take_sweeps(options, ablation, stated)
     _check_overrides(ablation, options.name, overrides)
-    if swept.arms != ablation.arms:
-        chosen = list(swept.arms)
-    ablation = swept
+    is_swept, ablation = swept.arms != ablation.arms, swept
+    chosen = [name for name in ablation.arms if is_swept or not options.arms or name in options.arms]
     crossed = ablation.across[1] if ablation.across else [None]
     arms: list[Arm] = []
     for value in crossed:
@@ -162,27 +170,83 @@ def plan_of(options: AblationOptions, ablation: Ablation, stated: Statement) -> 
             arms.append(arm)
             above = arm.name if above is None or ablation.versus == "above" else above
     _check_controlled(ablation, arms)
-    return Plan(options, ablation, stated, tuple(arms), tuple(_probes(ablation, arms)))
+    probes = () if ablation.probe is None else tuple(_probes(ablation.probe, arms))
+    return Plan(options, ablation, stated, tuple(arms), probes)
+
+
+def _take_sweeps(
+    options: AblationOptions, ablation: Ablation, stated: Statement
+) -> tuple[Ablation, Statement, tuple[str, ...]]:
+    """The ablation with its sweeps as arms, its statement, and the overrides that are no sweeps.
+
+    Raises: ConfigError for a sweep without a base to sweep on, a value given twice, or a third sweep.
+    """
+    sweeps = {override: values for override in options.overrides if (values := swept_values(override))}
+    rest = tuple(override for override in options.overrides if override not in sweeps)
+    keys = [override_key(override) for override in options.overrides]
+    arms_swept, crossed = False, ablation.across
+    for override, values in sweeps.items():
+        key = override_key(override)
+        if keys.count(key) > 1:
+            raise ConfigError(f"{override}: {key} is given more than once; one list, e.g. {key}={','.join(values)}")
+        if odd := [value for value in values if " " in value]:
+            raise ConfigError(f"{override}: {odd[0]!r} has a space, which the overrides of an arm cannot have")
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ConfigError(f"{override}: {twice[0]} is given twice, nothing would be compared")
+        if ablation.across is not None and ablation.across[0] == key:
+            ablation = replace(ablation, across=(key, values))
+        elif not arms_swept:
+            ablation = _with_swept_arms(options, ablation, rest, override, values)
+            arms_swept = True
+        elif ablation.across is None:
+            ablation = replace(ablation, across=(key, values))
+        else:
+            already = f", and {options.name} is crossed with {crossed[0]}" if crossed else ""
+            raise ConfigError(f"{' '.join(sweeps)}: at most two lists are crossed{already}; give {key} one value")
+    if sweeps:  # the file's claim is not about these arms
+        stated = Statement(f"{' '.join(sweeps)} (a sweep of {options.name})", "", "", "")
+        ablation = replace(ablation, claims=())
+    return ablation, stated, rest
+
+
+def _with_swept_arms(
+    options: AblationOptions, ablation: Ablation, rest: Sequence[str], override: str, values: tuple[str, ...]
+) -> Ablation:
+    """The ablation with an arm per value: all based on the one arm that was chosen, or on nothing beyond `fixed` where
+    the sweep replaces all that the ablation varies."""
+    key, chosen = override_key(override), options.arms
+    others = [v for v in ablation.varies if v != key and not v.startswith(f"{key}.") and not key.startswith(f"{v}.")]
+    base = ablation.arms[chosen[0]] if len(chosen) == 1 else ""
+    if len(chosen) > 1 or (not chosen and others):
+        arm = (chosen or list(ablation.arms))[-1]
+        # raises where there is no such key
+        compose_run([*ablation.fixed.split(), *rest, *ablation.arms[arm].split(), f"{key}={values[0]}"])
+        why = f"{options.name} also varies {', '.join(others)}" if others else "arms= names several"
+        raise ConfigError(f"{override}: {why}; say on which arm, e.g. arms={arm} (of {', '.join(ablation.arms)})")
+    kept = [word for word in base.split() if not _is_varied(override_key(word), [key])]
+    prefix = "" if key in groups() else f"{key.rpartition('.')[2]}_"
+    # `[0.9,0.99]` -> `0.9_0.99`: arms name files, and MLflow's runs
+    names = {value: prefix + re.sub(r"[^\w.\-]+", "_", value).strip("_") for value in values}
+    return replace(
+        ablation,
+        varies=(key,),
+        arms={name: " ".join([*kept, f"{key}={value}"]) for value, name in names.items()},
+        versus="first",
+        paper=None,
+        probe=None,
+        ceiling=None,
+        curve=ablation.curve if ablation.curve is not None and ablation.curve[0] == key else None,
+    )
 
 
 def _label(ablation: Ablation, name: str, value: Any) -> str:
-    """An arm's row in the table."""
     return f"{name}@{value}" if ablation.across else name
 
 
-def _chosen_arms(ablation: Ablation, options: AblationOptions) -> list[str]:
-    for name in options.arms:
-        if name not in ablation.arms:
-            hint = did_you_mean(name, ablation.arms)
-            raise ConfigError(f"arms={name}: {hint}{options.name} has {', '.join(ablation.arms)}")
-    return [name for name in ablation.arms if not options.arms or name in options.arms]
-
-
 def _check_overrides(ablation: Ablation, name: str, overrides: Sequence[str]) -> None:
-    varies = [*ablation.varies, *([ablation.across[0]] if ablation.across else [])]
     for override in overrides:
         key = override_key(override)
-        if any(key == v or v.startswith(f"{key}.") for v in varies):
+        if any(_is_varied(v, [key]) for v in _varied_keys(ablation)):
             raise ConfigError(
                 f"{override}: {key} is what {name} varies (arms: {', '.join(ablation.arms)}); several values, "
                 f"{key}=…,…, take the place of these"
@@ -208,8 +272,7 @@ def _arm(
             f"arm {label}: {' '.join(left)} is fixed for the tiny scale; at scale={run.scale.name} give your own, e.g. "
             f'args="… optimizer.lr=1e-5 optimizer.final_lr=1"'
         )
-    keys = [*ablation.varies, *([ablation.across[0]] if ablation.across else [])]
-    return Arm(label, runs, {key: run.config.label(key) for key in keys}, above, name)
+    return Arm(label, runs, {key: run.config.label(key) for key in _varied_keys(ablation)}, above, name)
 
 
 def _check_shares(run: Run) -> None:
@@ -225,14 +288,17 @@ def _check_shares(run: Run) -> None:
 
 def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:
     """Arms differ in `varies` alone, and no two are the same run."""
-    keys = [*ablation.varies, *([ablation.across[0]] if ablation.across else [])]
-    for other, arm in _to_compare(arms):
-        stray = [k for k in _differing(other.first.config, arm.first.config) if not _is_varied(k, keys)]
-        if stray:
-            raise ConfigError(
-                f"arms {other.name} and {arm.name} differ in {', '.join(stray)}, which is not among what the ablation "
-                f"varies ({', '.join(keys)})"
-            )
+    keys = _varied_keys(ablation)
+    of_objective: dict[str, Arm] = {}
+    for arm in arms:
+        # with the first, and with the first of the same objective, whose parts can be compared too
+        for other in (arms[0], of_objective.setdefault(arm.first.config.choices["objective"], arm)):
+            stray = [k for k in _differing(other.first.config, arm.first.config) if not _is_varied(k, keys)]
+            if stray:
+                raise ConfigError(
+                    f"arms {other.name} and {arm.name} differ in {', '.join(stray)}, which is not among what the "
+                    f"ablation varies ({', '.join(keys)})"
+                )
     seen: dict[str, str] = {}
     for arm in arms:
         twin = seen.setdefault(arm.first.signature, arm.name)
@@ -242,15 +308,12 @@ def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:
             )
 
 
-def _to_compare(arms: Sequence[Arm]) -> Iterator[tuple[Arm, Arm]]:
-    """Each arm with the first, and with the first of the same objective, whose parts can be compared too."""
-    of_objective: dict[str, Arm] = {}
-    for arm in arms:
-        alike = of_objective.setdefault(arm.first.config.choices["objective"], arm)
-        yield from ((other, arm) for other in (arms[0], alike) if other is not arm)
+def _varied_keys(ablation: Ablation) -> list[str]:
+    return [*ablation.varies, *([ablation.across[0]] if ablation.across else [])]
 
 
 def _is_varied(key: str, varies: Sequence[str]) -> bool:
+    """Whether a key is one of `varies` or lies below one."""
     return any(key == v or key.startswith(f"{v}.") for v in varies)
 
 
@@ -258,21 +321,12 @@ def _differing(a: Config, b: Config) -> list[str]:
     """Dotted keys in which two configurations differ, except parts that only one of two objectives has."""
     left, right = leaves(a.values), leaves(b.values)
     keys = [k for k in dict.fromkeys([*left, *right]) if left.get(k) != right.get(k)]
-    objectives_differ = a.choices["objective"] != b.choices["objective"]
-    return [
-        k
-        for k in keys
-        if not (
-            objectives_differ
-            and any(k.startswith(f"{part}.") for part in ("turns", "target", "step_sampler", "weighting"))
-        )
-    ]
+    if a.choices["objective"] == b.choices["objective"]:
+        return keys
+    return [k for k in keys if not _is_varied(k, ("turns", "target", "step_sampler", "weighting"))]
 
 
-def _probes(ablation: Ablation, arms: Sequence[Arm]) -> Iterator[ProbeRun]:
-    probe = ablation.probe
-    if probe is None:
-        return
+def _probes(probe: Probe, arms: Sequence[Arm]) -> Iterator[ProbeRun]:
     for arm in arms:
         if arm.paper_arm in probe.arms:
             for seed, run in arm.runs.items():

@@ -6,8 +6,12 @@ A job that fails takes only those along that need it. A job that another runner 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,13 +20,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from experiments.engine.job import Job
+from experiments.engine.job import Job, run_job
 from experiments.engine.ledger import Claim, Ledger
-from experiments.engine.worker import work
 from pw.io.files import digest
 from pw.io.host import free_memory, usable_cores
-from pw.parallel.launch import CHECKPOINT_SECONDS
-from pw.parallel.signals import interruptible
+from pw.parallel.launch import CHECKPOINT_SECONDS, ProcessFailed
+from pw.parallel.signals import Stopped, interruptible
 
 FORK_SECONDS = 20  # importing torch, lightning and diffusers, once
 PRELOAD = ["pw.io.suite_first", "experiments.engine.preload"]  # imported once, where workers are forked from
@@ -35,7 +38,6 @@ class RunningJob:
     job: Job
     process: Any
     report: Connection
-    parent: Connection
     began: float
     share: float = 0.0
     is_silent: bool = False  # it cannot report any more
@@ -56,11 +58,6 @@ def read_reports(running: RunningJob) -> tuple[str, str, str] | None:
     return outcome
 
 
-def default_workers() -> int:
-    """One per core this process may use, with a GiB of free memory for each."""
-    return max(1, min(usable_cores(), free_memory() // 2**30))
-
-
 def start_fork_server() -> None:
     """Start the server that workers are forked from, unless it runs. It ignores SIGHUP, as do its workers: when a
     terminal closes, the runner stops the workers, and the server must live to report their ends."""
@@ -72,7 +69,8 @@ def start_fork_server() -> None:
 
 
 class Pool:
-    """Runs jobs in their order as soon as what they need is done, `workers` at a time.
+    """Runs jobs in their order as soon as what they need is done, `workers` at a time; 0 is one per core that this
+    process may use, with a GiB of free memory for each.
 
     show(event, job, text)  is called when a job is started, done, failed, skipped or stopping
     failed                  key -> reason, also of jobs that were not run because one that they need failed
@@ -81,7 +79,7 @@ class Pool:
 
     def __init__(self, outputs: Path, workers: int, show: Callable[[str, Job, str], None]) -> None:
         self.outputs, self.show = outputs, show
-        self.workers = workers or default_workers()
+        self.workers = workers or max(1, min(usable_cores(), free_memory() // 2**30))
         self.ledger = Ledger(outputs)
         self.failed: dict[str, str] = {}
         self.held: dict[str, Claim] = {}
@@ -133,56 +131,44 @@ class Pool:
 
     def seconds_left(self) -> float:
         """Estimated wall time to the end: the work left over the workers, but no less than its longest chain."""
-        begun = sum((1 - r.share) * r.job.seconds() for r in self.running)
-        longest = max((self._chain(job) for job in self.waiting), default=0.0)
-        longest = max([longest, *[(1 - r.share) * r.job.seconds() for r in self.running]], default=0.0)
-        return self.pace * max((begun + sum(j.seconds() for j in self.waiting)) / self.workers, longest)
-
-    def _chain(self, job: Job) -> float:
-        needed = [j for j in self.waiting if j.key in job.needs]
-        begun = [(1 - r.share) * r.job.seconds() for r in self.running if r.job.key in job.needs]
-        return job.seconds() + max([*(self._chain(j) for j in needed), *begun], default=0.0)
+        chains = {r.job.key: (1 - r.share) * r.job.seconds() for r in self.running}  # to the end of each job
+        work = sum(chains.values()) + sum(job.seconds() for job in self.waiting)
+        for job in self.waiting:  # each after what it needs
+            chains[job.key] = job.seconds() + max((chains.get(need, 0.0) for need in job.needs), default=0.0)
+        return self.pace * max(work / self.workers, max(chains.values(), default=0.0))
 
     def _start(self) -> None:
-        pending = {j.key for j in self.waiting} | {r.job.key for r in self.running}
+        """Start what can be started; one pass is enough, as every job comes after those that it needs."""
+        pending = {job.key for job in self.waiting} | {running.job.key for running in self.running}
+        self.held.clear()
         for job in list(self.waiting):
-            broken = [need for need in job.needs if need in self.failed]
-            if broken:
+            if broken := [need for need in job.needs if need in self.failed]:
                 self.waiting.remove(job)
                 first = self.failed[broken[0]].removeprefix("not run: ").partition(" failed")[0]
                 self.failed[job.key] = f"not run: {first} failed"
                 self.show("skipped", job, self.failed[job.key])
-                return self._start()
-        self.held.clear()
-        for job in [job for job in self.waiting if not pending & set(job.needs)]:
-            if len(self.running) >= self.workers:
-                return None
-            claim = self.ledger.claim(job.key, job.label, self.log_of(job))
-            if claim.owner != self.ledger.owner:
-                self.held[job.key] = claim
-                continue
-            self.waiting.remove(job)
-            if job.is_done(self.outputs):  # by another runner, since the plan was made
-                self.ledger.release(job.key)
-                self.show("done", job, "by another runner")
-                return self._start()
-            self._launch(job, claim)
-        return None
+            elif len(self.running) < self.workers and not pending & set(job.needs):
+                claim = self.ledger.claim(job.key, job.label, self.log_of(job))
+                if claim.owner != self.ledger.owner:
+                    self.held[job.key] = claim
+                    continue
+                self.waiting.remove(job)
+                if job.is_done(self.outputs):  # by another runner, since the plan was made
+                    self.ledger.release(job.key)
+                    self.show("done", job, "by another runner")
+                    pending.remove(job.key)
+                else:
+                    self._launch(job, claim)
 
     def _launch(self, job: Job, claim: Claim) -> None:
-        report, report_write = self.context.Pipe(duplex=False)
-        parent_read, parent_write = self.context.Pipe(duplex=False)
-        process = self.context.Process(
-            target=work, args=(job, self.outputs, claim, report_write, parent_read), daemon=True
-        )
+        report, theirs = self.context.Pipe()
+        process = self.context.Process(target=work, args=(job, self.outputs, claim, theirs), daemon=True)
         process.start()
-        report_write.close()
-        parent_read.close()
-        self.running.append(RunningJob(job, process, report, parent_write, time.perf_counter()))
+        theirs.close()
+        self.running.append(RunningJob(job, process, report, time.perf_counter()))
         self.show("started", job, "")
 
     def log_of(self, job: Job) -> Path:
-        """Where a job's output goes."""
         return self.outputs / "logs" / f"{job.label.replace(' ', '_').replace('/', '-')}_{digest(job.key, 4)}.log"
 
     def _listen(self, running: RunningJob) -> None:
@@ -194,7 +180,7 @@ class Pool:
         if outcome is None:
             return
         running.process.join(10)
-        running.parent.close()
+        running.report.close()
         self.running.remove(running)
         took = time.perf_counter() - running.began
         if outcome[0] == "done":
@@ -206,3 +192,43 @@ class Pool:
             self.failed[running.job.key] = f"{running.job.label} failed: {outcome[1]}"
             self.ledger.fail(running.job.key, outcome[1], Path(outcome[2]))
             self.show("failed", running.job, f"{outcome[1]} (log: {outcome[2]})")
+
+
+# ---- in a worker
+
+
+def work(job: Job, outputs: Path, claim: Claim, report: Connection) -> None:
+    """Run one job: its output goes to the claim's log, its progress and its end to `report`."""
+    threading.Thread(target=_end_with_runner, args=(report,), daemon=True).start()
+    log, ledger = Path(claim.log), Ledger(outputs)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    stream = log.open("w", buffering=1)
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+    try:
+        with ledger.working(claim) as note:
+
+            def progress(done: int, total: int) -> None:
+                note(done, total)
+                report.send(("progress", done, total))
+
+            run_job(job, outputs, progress, is_checked=True)
+        ledger.release(job.key)
+        report.send(("done", "", ""))
+    except Stopped as stopped:
+        name = signal.Signals(stopped.signal).name
+        report.send(("stopped", f"stopped by {name}; the same command goes on", str(log)))
+    except ProcessFailed as error:  # in one of several processes, which has a log of its own
+        traceback.print_exc()
+        report.send(("failed", str(error), str(error.log or log)))
+    except BaseException as error:
+        traceback.print_exc()
+        report.send(("failed", f"{type(error).__name__}: {error}", str(log)))
+
+
+def _end_with_runner(report: Connection) -> None:
+    # the runner sends nothing, but its end closes when it dies, even by SIGKILL
+    with suppress(EOFError, OSError):
+        report.recv()
+    os._exit(1)

@@ -10,29 +10,32 @@ Words that are no options are overrides of `conf/`, for every run.
 from __future__ import annotations
 
 import importlib
+import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from experiments.engine.ablation_options import AblationOptions
-from experiments.engine.job import Job, all_jobs, fresh_results, remove_results
-from experiments.engine.plan import Plan, make_plan
+from experiments.engine.job import Job, Row, all_jobs, fresh_results, remove_results
+from experiments.engine.plan import Plan, make_plan, other_code, start_words, starts
 from experiments.engine.pool import FORK_SECONDS, Pool
-from experiments.engine.queue.hand_over import Queue, farewell
-from experiments.engine.queue.launcher import Local, Submitit, take_launcher
-from experiments.engine.queue.units import Unit, units
-from experiments.engine.run_display import RunDisplay, print_commands, print_plan
+from experiments.engine.queue.hand_over import Queue
+from experiments.engine.queue.launcher import Local, Submitit, Unit, take_launcher, units
 from experiments.engine.status import outline, write_outline
 from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError
-from pw.io.progress import ignore_closed_stream
+from pw.io.paths import OUTPUTS
+from pw.io.progress import ProgressLine, duration, ignore_closed_stream
 from pw.parallel.signals import Stopped
 from pw.sample.evaluate import check_sampling
 from pw.train.preflight import preflight
+
+SHOWN = 6  # trainings of other code that a plan names
 
 
 def run(options: AblationOptions) -> int:
@@ -51,14 +54,22 @@ def run(options: AblationOptions) -> int:
         remove_results(removed)
     todo = [job for job in jobs if job.folder(outputs) in removed or not job.is_done(outputs)]
     display, summary = RunDisplay(terminal, len(todo)), outline(plan, jobs, rows)
-    pool = _pool(launcher, plan, todo, units(todo, summary.cells), display)
+    if isinstance(launcher, Submitit):
+        pool = Queue(launcher, plan.folder, outputs, units(todo, summary.cells), display.event)
+    else:
+        on_gpu = any(arm.first.trainer.accelerator == "gpu" for arm in plan.arms)  # one job at a time has it to itself
+        pool = Pool(outputs, options.workers or launcher.workers or on_gpu, display.event)
+        pool.waiting = list(todo)
     print_plan(terminal, plan, jobs, todo, removed, pool.seconds_left() + (FORK_SECONDS if todo else 0))
     if options.dry_run:
         print_commands(terminal, todo, pool.pending if isinstance(pool, Queue) else {}, outputs)
         return 0
     began = time.perf_counter()
-    if todo:
-        _preflight(plan, todo, launcher)
+    if todo:  # are data, weights, memory and disk there
+        for trained in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
+            preflight(trained, outputs, here=isinstance(launcher, Local))
+        for arm in plan.arms:
+            check_sampling(arm.first)
     write_outline(summary, plan.options)  # status and mlflow-sync find the call, also when all is cached
     if todo:
         threading.Thread(target=_import_for_the_table, args=(options.mlflow,), daemon=True).start()
@@ -67,7 +78,7 @@ def run(options: AblationOptions) -> int:
         except (KeyboardInterrupt, Stopped) as stopped:
             kept = "what is finished is kept, the same command goes on from here"
             with ignore_closed_stream(sys.stdout):
-                terminal.print(f"\ninterrupted; {farewell(pool) if isinstance(pool, Queue) else kept}", markup=False)
+                terminal.print(f"\ninterrupted; {pool.farewell() if isinstance(pool, Queue) else kept}", markup=False)
             return 128 + (stopped.signal if isinstance(stopped, Stopped) else signal.SIGINT)
     return finish(plan, rows, pool.failed, terminal, began)
 
@@ -82,27 +93,6 @@ def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
         launcher.check()
 
 
-def _preflight(plan: Plan, todo: Sequence[Job], launcher: Local | Submitit) -> None:
-    """Whether data, weights, memory and disk are there, before the first run. Raises ConfigError."""
-    for run in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
-        preflight(run, plan.options.outputs, here=isinstance(launcher, Local))
-    for arm in plan.arms:
-        check_sampling(arm.first)
-
-
-def _pool(
-    launcher: Local | Submitit, plan: Plan, todo: Sequence[Job], pending: Sequence[Unit], display: RunDisplay
-) -> Pool | Queue:
-    """What runs the jobs: processes of this machine, or a queue."""
-    outputs = plan.options.outputs
-    if isinstance(launcher, Submitit):
-        return Queue(launcher, plan.folder, outputs, pending, display.event)
-    on_gpu = any(arm.first.trainer.accelerator == "gpu" for arm in plan.arms)  # one job at a time has it to itself
-    pool = Pool(outputs, plan.options.workers or launcher.workers or on_gpu, display.event)
-    pool.waiting = list(todo)
-    return pool
-
-
 def _import_for_the_table(mlflow: bool) -> None:
     """Import what the table needs while the workers work: this takes 10 s."""
     from pw.tracking.mlflow_log import warm_up
@@ -113,7 +103,7 @@ def _import_for_the_table(mlflow: bool) -> None:
         warm_up()
 
 
-def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any, began: float) -> int:
+def finish(plan: Plan, rows: Sequence[Row], failed: dict[str, str], console: Any, began: float) -> int:
     """Write, show and log the table of whatever was scored; exit status 1 if an arm failed."""
     from filelock import FileLock
 
@@ -147,6 +137,97 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
     if earlier is not None:
         console.print(f"the table of other settings that was there is in {earlier}", markup=False)
     return 1 if failed else 0
+
+
+# ---- what the terminal shows
+
+
+def print_commands(console: Any, todo: Sequence[Job], units: Mapping[str, Unit], outputs: Path) -> None:
+    """What `dry_run=true` prints: the jobs of the queue, if there is one, and a command per job."""
+    for unit in units.values():
+        after = f" after {', '.join(unit.needs)}" if unit.needs else ""
+        by = f", {unit.trainer.nodes} x {unit.trainer.devices} processes" if unit.tasks > 1 else ""
+        console.print(f"  job {unit.name}: {len(unit.jobs)} things to do{by}{after}", markup=False)
+    for job in todo:  # on one line, whatever the width: it is to be copied
+        if job.kind == "score":
+            console.print(f"  # score {job.score['videos']}", style="dim", markup=False, soft_wrap=True)
+            continue
+        words = [*job.run.config.overrides, *([f"outputs={outputs}"] if outputs != OUTPUTS else [])]
+        if job.kind == "sample" and job.seed != job.run.seed:
+            words.append(f"evaluation_seed={job.seed}")
+        console.print(f"  .venv/bin/python -m pw {job.kind} {shlex.join(words)}", markup=False, soft_wrap=True)
+
+
+def print_plan(
+    console: Any, plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], removed: Sequence[Path], seconds: float
+) -> None:
+    """The arms and which of them are trained, what trainings of other code there are, and the work that is left."""
+    from rich.table import Table
+
+    console.print(f"[bold]{plan.name}[/]: {plan.statement.title}")
+    keys = {job.key for job in todo}
+    table = Table(
+        "arm", *plan.arms[0].varied, *(f"seed {seed}" for seed in plan.options.seeds), box=None, pad_edge=False
+    )
+    for arm in plan.arms:
+        state = ["to train" if f"train:{run.training_signature}" in keys else "trained" for run in arm.runs.values()]
+        table.add_row(arm.name, *(str(value) for value in arm.varied.values()), *state)
+    console.print(table)
+    notes = [start_words(start) for start in starts(plan).values() if start.shipped or start.start_run or start.note]
+    others = other_code(plan)
+    more = len(others) - SHOWN
+    notes += [*others[:SHOWN], f"and {more} more of the like"] if more > 1 else others
+    if plan.options.fresh:
+        word = "would remove" if plan.options.dry_run else "removed"
+        notes.append(f"fresh=true {word} {len(removed)} folders of results; starts stay, other ablations share them")
+        notes += [f"  {folder}" for folder in removed] if plan.options.dry_run else []
+    for line in notes:
+        console.print(line, markup=False, soft_wrap=True)
+    cached = len(jobs) - len(todo)
+    if not todo:
+        console.print(f"all {cached} jobs are cached")
+        return
+    kinds = {kind: sum(job.kind == kind for job in todo) for kind in ("train", "sample", "score")}
+    console.print(
+        f"{kinds['train']} trainings, {kinds['sample']} samplings, {kinds['score']} scorings to do, {cached} cached; "
+        f"about {duration(seconds)} at the pace of the machine this was measured on"
+    )
+
+
+class RunDisplay:
+    """What is shown while jobs run: a live line, or a line every 15 s where there is no terminal."""
+
+    def __init__(self, console: Any, total: int) -> None:
+        self.console, self.total, self.done = console, total, 0
+        self.line = ProgressLine(console.file)
+
+    def event(self, what: str, job: Job, text: str) -> None:
+        from rich.markup import escape
+
+        if what in ("done", "failed", "skipped"):
+            self.done += 1
+        if what == "done" and job.kind == "train":
+            self._line(f"[green]✓[/] {job.label} ({text})")
+        elif what == "stopping":
+            self._line(f"{job.label}: {text}")
+        elif what in ("failed", "skipped"):
+            self._line(f"[red]✗ {escape(f'{job.label}: {text}')}[/]")
+
+    def tick(self, pool: Pool | Queue) -> None:
+        if not self.line.is_due:
+            return
+        doing = ", ".join(f"{r.job.label} {100 * r.share:.0f} %" for r in pool.running)
+        if pool.held:
+            holder = next(iter(pool.held.values()))
+            doing += f"{', ' * bool(doing)}{len(pool.held)} in the hands of {holder.who}"
+        text = f"{self.done} of {self.total} done, about {duration(pool.seconds_left())} left: {doing}"
+        # past rich, which would drop the carriage return
+        self.line.show(text[: self.console.width - 1] if self.line.is_live else text)
+
+    def _line(self, text: str) -> None:
+        self.line.clear()
+        with ignore_closed_stream(self.console.file):
+            self.console.print(text)
 
 
 main = Command(AblationOptions, run)

@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from experiments.engine.terminal import console
 from pw.io.arguments import Command, option
 from pw.io.files import write_json
 from pw.io.paths import OUTPUTS
+from pw.io.progress import duration
 from pw.train.train_command import outputs_folder
 
 LOG_LINES = 4  # of a failed job, shown
@@ -77,31 +78,27 @@ class CellProgress:
     done: int
     total: int
     detail: str = ""
-    log: Sequence[str] = field(default=())
+    log: Sequence[str] = ()
 
 
 def outline(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> Outline:
     """The outline of a plan, which `plan.json` keeps."""
-    by_key = {job.key: job for job in jobs}
     wanted: dict[tuple[str, int], set[str]] = {(arm.name, seed): set() for arm, seed, _ in plan.runs()}
     for row in rows:
-        _add_with_needs(row.job.key, by_key, wanted[row.arm, row.seed])
-    cells = {cell: tuple(key for key in by_key if key in keys) for cell, keys in wanted.items()}
-    return Outline(plan.name, cells, {job.key: _job_outline(job, plan.options.outputs) for job in jobs})
-
-
-def _add_with_needs(key: str, jobs: Mapping[str, Job], keys: set[str]) -> None:
-    if key not in keys:
-        keys.add(key)
-        for need in jobs[key].needs:
-            _add_with_needs(need, jobs, keys)
-
-
-def _job_outline(job: Job, outputs: Path) -> JobOutline:
-    total = {"train": job.run.train.updates, "sample": job.limit}.get(job.kind, 0)
-    metrics = tuple(job.score.get("metrics", ()))
-    folder = job.folder(outputs).relative_to(outputs)
-    return JobOutline(job.key, job.label, job.kind, str(folder), job.needs, total, metrics)
+        wanted[row.arm, row.seed].add(row.job.key)
+    for job in reversed(jobs):  # those that need it are behind it
+        for keys in wanted.values():
+            if job.key in keys:
+                keys.update(job.needs)
+    cells = {cell: tuple(job.key for job in jobs if job.key in keys) for cell, keys in wanted.items()}
+    outputs = plan.options.outputs
+    tasks = {}
+    for job in jobs:
+        total = {"train": job.run.train.updates, "sample": job.limit}.get(job.kind, 0)
+        metrics = tuple(job.score.get("metrics", ()))
+        folder = str(job.folder(outputs).relative_to(outputs))
+        tasks[job.key] = JobOutline(job.key, job.label, job.kind, folder, job.needs, total, metrics)
+    return Outline(plan.name, cells, tasks)
 
 
 def write_outline(summary: Outline, options: AblationOptions) -> None:
@@ -124,61 +121,44 @@ def read_outline(name: str, outputs: Path) -> Outline | None:
 
 
 def cells_of(summary: Outline, outputs: Path) -> list[CellProgress]:
-    """How far every arm and seed is."""
     ledger = Ledger(outputs)
-    done = {key: task.is_done(outputs) for key, task in summary.tasks.items()}
-    claims = {key: claim for key in summary.tasks if not done[key] and (claim := ledger.read(key))}
+    done = {key for key, task in summary.tasks.items() if task.is_done(outputs)}
+    claims = {key: claim for key in summary.tasks if key not in done and (claim := ledger.read(key))}
     shared = Counter(key for keys in summary.cells.values() for key in keys)
-    return [
-        _cell(arm, seed, [summary.tasks[key] for key in keys], done, claims, shared, outputs)
-        for (arm, seed), keys in summary.cells.items()
-    ]
 
+    def cell(arm: str, seed: int, keys: Sequence[str]) -> CellProgress:
+        count = len(done.intersection(keys))
+        found = CellProgress(arm, seed, "done" if count == len(keys) else "planned", count, len(keys))
+        for state in ("failed", "stale", "running", "queued"):
+            for key in keys:
+                claim = claims.get(key)
+                if claim is None or state != ("stale" if claim.is_stale else claim.state):
+                    continue
+                detail = f"{claim.label}: {_detail(state, summary.tasks[key], claim, outputs)}"
+                if state in ("running", "queued") and shared[key] > 1:  # of others too: this arm's turn is to come
+                    return replace(found, detail=f"after {detail}")
+                log = _last_lines(claim) if state == "failed" else ()
+                return replace(found, state=state, detail=detail, log=log)
+        return found
 
-def _cell(
-    arm: str,
-    seed: int,
-    tasks: Sequence[JobOutline],
-    done: Mapping[str, bool],
-    claims: Mapping[str, Claim],
-    shared: Mapping[str, int],
-    outputs: Path,
-) -> CellProgress:
-    count = sum(done[task.key] for task in tasks)
-    if count == len(tasks):
-        return CellProgress(arm, seed, "done", count, len(tasks))
-    claimed = [(task, claims[task.key]) for task in tasks if task.key in claims]
-    for state in ("failed", "stale", "running", "queued"):
-        for task, claim in claimed:
-            if state != ("stale" if claim.is_stale else claim.state):
-                continue
-            detail = f"{claim.label}: {_detail(state, task, claim, outputs)}"
-            if state in ("running", "queued") and shared[task.key] > 1:  # of others too: this arm's turn is to come
-                return CellProgress(arm, seed, "planned", count, len(tasks), f"after {detail}")
-            return CellProgress(
-                arm, seed, state, count, len(tasks), detail, _last_lines(claim) if state == "failed" else ()
-            )
-    return CellProgress(arm, seed, "planned", count, len(tasks))
+    return [cell(arm, seed, keys) for (arm, seed), keys in summary.cells.items()]
 
 
 def _detail(state: str, task: JobOutline, claim: Claim, outputs: Path) -> str:
     if state == "failed":
         return f"{claim.error} (log: {claim.log})"
+    since = duration(round(time.time() - claim.since))
     if state == "queued":
-        return f"in the queue ({claim.queue}) for {_span(time.time() - claim.since)}"
+        return f"in the queue ({claim.queue}) for {since}"
     if state == "stale":
-        silent = _span(time.time() - claim.beat)
+        silent = duration(round(time.time() - claim.beat))
         return f"{claim.who} is gone or stuck, its last sign {silent} ago; the same command goes on from there"
-    left = claim.seconds_left
-    return _progress(task, claim, outputs) + (f", about {_span(left)} left" if left is not None else "")
-
-
-def _progress(task: JobOutline, claim: Claim, outputs: Path) -> str:
+    left = f", about {duration(round(claim.seconds_left))} left" if claim.seconds_left is not None else ""
     if task.kind == "train":
-        return f"update {claim.done} of {task.total}"
+        return f"update {claim.done} of {task.total}{left}"
     if task.kind == "sample":
-        return f"{len(list((outputs / task.folder).glob('[0-9]*.mkv')))} of {task.total} clips"
-    return f"for {_span(time.time() - claim.since)}"
+        return f"{len(list((outputs / task.folder).glob('[0-9]*.mkv')))} of {task.total} clips{left}"
+    return f"for {since}{left}"
 
 
 def _last_lines(claim: Claim) -> tuple[str, ...]:
@@ -189,12 +169,6 @@ def _last_lines(claim: Claim) -> tuple[str, ...]:
     except OSError:
         return ()
     return tuple(line for line in lines if line.strip())[-LOG_LINES:]
-
-
-def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass(frozen=True)
@@ -215,25 +189,21 @@ def run(options: StatusOptions) -> int:
         note = "" if options.overrides else f"; nobody has called it with outputs={options.outputs} yet"
         plan = make_plan(asked)
         latest = outline(plan, *all_jobs(plan))
-    _print(latest.name, cells_of(latest, options.outputs), note)
-    return 0
-
-
-def _print(name: str, cells: Sequence[CellProgress], note: str) -> None:
     from rich.table import Table
+    from rich.text import Text
 
+    cells = cells_of(latest, options.outputs)
     colours: dict[str, Any] = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow"}
     terminal = console(width=160)
     table = Table("arm", "seed", "state", "jobs", "", box=None, pad_edge=False)
-    from rich.text import Text
-
     for cell in cells:
         state = Text(cell.state, colours.get(cell.state, ""))
         detail = "\n".join([cell.detail, *(f"  {line}" for line in cell.log)])
         table.add_row(cell.arm, str(cell.seed), state, f"{cell.done} of {cell.total}", Text(detail))
     terminal.print(table)
     counts = Counter(cell.state for cell in cells)
-    terminal.print(f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + note)
+    terminal.print(f"{latest.name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + note)
+    return 0
 
 
 main = Command(StatusOptions, run)

@@ -26,7 +26,7 @@ Injector = options.Injector | options.Add | None
 Precision = Literal["bf16", "fp32"]
 Source = Literal["counted", "fake tensors", "assumed"]
 
-SINUSOID = 256  # channels of a sinusoidal embedding  (pw.nn.embed)
+SINUSOID = 256  # channels of a sinusoidal embedding  (pw.nn.adapters)
 
 # Wan2.2's VAE, diffusers' AutoencoderKLWan at the published configuration, counted on the meta device.
 VAE_ENCODER_PARAMETERS = 149_637_088

@@ -16,7 +16,7 @@ from pw.cost.training_cost import TrainingCost, training_cost
 from pw.io.arguments import ConfigError
 from pw.io.files import human_size
 from pw.nn import options
-from pw.parallel.share import Share
+from pw.parallel.team import Share
 from pw.run.build import Run, assemble, build
 from pw.run.compose import override_key
 

@@ -34,8 +34,7 @@ from pw.io.lazy import torch
 from pw.io.paths import quiet
 from pw.io.progress import Pace, ProgressLine
 from pw.parallel.launch import carry_out, exit_with_parent, launch, reported_mistakes
-from pw.parallel.place import PLACE, Place
-from pw.parallel.team import join_team
+from pw.parallel.team import PLACE, Place, join_team
 
 if TYPE_CHECKING:
     from pw.generate.output import PartProgress

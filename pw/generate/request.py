@@ -25,7 +25,7 @@ from pw.io.files import digest
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.io.prompts import prompt_entries
-from pw.parallel.place import Place, current_place
+from pw.parallel.team import Place, current_place
 from pw.run.build import Run
 from pw.train.preflight import check_device
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pw.io.arguments import ConfigError
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
-from pw.parallel.place import current_place
+from pw.parallel.team import current_place
 from pw.run.build import Run, build
 from pw.run.compose import override_key
 from pw.train.record import written_overrides

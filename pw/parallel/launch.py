@@ -1,6 +1,6 @@
 """Start several processes that are one training, follow them, and end with them.
 
-A launched process reports its progress and its failure to the one that launched it, line by line through a pipe, and
+A launched process reports its progress and its failure to the one that launched it, line by line through a socket, and
 ends when that one is gone.
 """
 
@@ -12,26 +12,27 @@ import math
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pw.io.arguments import ConfigError
 from pw.io.paths import ROOT, import_paths
 from pw.io.progress import Progress, ignore_closed_stream
-from pw.parallel.place import PLACE, STORE, place_from_environment, prints_for_user
 from pw.parallel.signals import STOP_SIGNALS, Stopped, handle_stop_signals, interruptible
+from pw.parallel.team import PLACE, STORE, place_from_environment, prints_for_user
 
-LIFELINE, REPORT, LOG = "PW_LIFELINE", "PW_REPORT", "PW_LOG"  # environment variables: two file descriptors, a path
+REPORT, LOG = "PW_REPORT", "PW_LOG"  # environment variables: a socket's file descriptor, a path
 CHECKPOINT_SECONDS = 600.0  # that processes which were told to stop have for their checkpoint
 FAILURE_SECONDS = 2.0  # that the others have when one failed
+EXPECTED = (ValueError, OSError)  # errors whose message says what is wrong
 
 
 class ProcessFailed(ValueError):
@@ -41,18 +42,6 @@ class ProcessFailed(ValueError):
     def __init__(self, message: str, log: Path | None) -> None:
         super().__init__(message)
         self.log = log
-
-
-@dataclass(frozen=True)
-class Failure:
-    """How the first process to fail ended.
-
-    message  what it reported; empty if it could not
-    """
-
-    rank: int
-    code: int
-    message: str
 
 
 def launch(command: Sequence[str], processes: int, logs: Path, progress: Progress | None) -> None:
@@ -67,28 +56,26 @@ def launch(command: Sequence[str], processes: int, logs: Path, progress: Progres
     with Workers(logs) as workers:
         workers.start(command, processes)
         with workers.forwarded_signals() as received:
-            failure = workers.wait(progress, received)
-    if failure is None:
-        return
+            rank = workers.wait(progress, received)
+        if rank is None:
+            return
+        code = workers.running[rank].poll() or 1
+    _, reported = workers.messages.get(rank, (0.0, ""))
     # one may fail at the checkpoint that it is to write, and report that
-    if failure.code - 128 in STOP_SIGNALS or (received and not failure.message):
-        raise Stopped(received[0] if received else failure.code - 128)
-    ended = (
-        f"was killed by signal {-failure.code} (out of memory?); the same command goes on"
-        if failure.code < 0
-        else f"ended with code {failure.code}"
-    )
-    message = failure.message or f"process {failure.rank} of {processes} {ended}"
-    log = workers.log(failure.rank)
+    if code - 128 in STOP_SIGNALS or (received and not reported):
+        raise Stopped(received[0] if received else code - 128)
+    killed = f"was killed by signal {-code} (out of memory?); the same command goes on"
+    message = reported or f"process {rank} of {processes} {killed if code < 0 else f'ended with code {code}'}"
+    log = workers.log(rank)
     if not log.stat().st_size:
         raise ProcessFailed(message, None)
-    raise ProcessFailed(failure.message or f"{message}; its last words are in {log}", log)
+    raise ProcessFailed(reported or f"{message}; its last words are in {log}", log)
 
 
 class Workers:
-    """The processes that `launch` starts. On exit those that still run are killed.
+    """The processes that `launch` starts; on exit those that still run are killed.
 
-    Each has a pipe to this process for its reports, and one end of a lifeline, a pipe that closes with this process.
+    Each has a socket to this process, which it reports through, and which closes with this process.
     """
 
     def __init__(self, logs: Path) -> None:
@@ -117,49 +104,33 @@ class Workers:
 
     def start(self, command: Sequence[str], processes: int) -> None:
         """Start the processes, each with its place in its environment."""
-        lifeline, ours = os.pipe()
-        self._open.callback(os.close, ours)
-        try:
-            for rank in range(processes):
-                self._start(command, rank, processes, lifeline)
-        finally:
-            os.close(lifeline)
-
-    def _start(self, command: Sequence[str], rank: int, processes: int, lifeline: int) -> None:
-        report, theirs = os.pipe()
-        stream = self._open.enter_context(os.fdopen(report, "rb", buffering=0))
-        self._reports.register(stream, selectors.EVENT_READ, rank)
         given = os.environ.get("PYTHONPATH")
         path = [*dict.fromkeys([*import_paths(), str(ROOT)]), *([given] if given else [])]  # found from any folder
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path),
-            PLACE: json.dumps([rank, processes, rank]),
-            STORE: str(Path(self._folder) / "store"),
-            LIFELINE: str(lifeline),
-            REPORT: str(theirs),
-            LOG: str(self.log(rank)),
-        }
-        try:
-            with self.log(rank).open("wb") as log:
+        for rank in range(processes):
+            ours, theirs = socket.socketpair()
+            self._reports.register(self._open.enter_context(ours), selectors.EVENT_READ, rank)
+            environment = {
+                "PYTHONPATH": os.pathsep.join(path),
+                PLACE: json.dumps([rank, processes, rank]),
+                STORE: str(Path(self._folder) / "store"),
+                REPORT: str(theirs.fileno()),
+                LOG: str(self.log(rank)),
+            }
+            with theirs, self.log(rank).open("wb") as log:
                 worker = subprocess.Popen(
                     command,
-                    env=environment,
-                    pass_fds=(lifeline, theirs),
+                    env=os.environ | environment,
+                    pass_fds=[theirs.fileno()],
                     stdout=subprocess.DEVNULL,
                     stderr=None if rank == 0 else log,
                     start_new_session=True,  # Ctrl-C is sent on by us, once
                 )
-        finally:
-            os.close(theirs)
-        self.running.append(worker)
+            self.running.append(worker)
 
     @contextlib.contextmanager
     def forwarded_signals(self) -> Generator[list[int]]:
-        """Inside, a signal to stop is sent to all processes as SIGTERM; a Ctrl-C after that kills them.
-
-        Yields the list of the signals that came.
-        """
+        """Inside, a signal to stop is sent to all processes as SIGTERM, and a Ctrl-C after that kills them; yields the
+        signals that came."""
         received: list[int] = []
 
         def forward(number: int, frame: Any) -> None:
@@ -173,8 +144,8 @@ class Workers:
         with handle_stop_signals(forward):
             yield received
 
-    def wait(self, progress: Progress | None, received: Sequence[int]) -> Failure | None:
-        """Wait until all have ended, or for a while after one failed; None if all ended well.
+    def wait(self, progress: Progress | None, received: Sequence[int]) -> int | None:
+        """Wait until all have ended, or for a while after one failed: the first to fail, None if all ended well.
 
         received  signals that were sent on to them
         """
@@ -191,10 +162,6 @@ class Workers:
         codes = codes or {rank: worker.returncode for rank, worker in enumerate(self.running) if worker.returncode}
         if not codes and not self.messages:
             return None
-        rank = self._first_to_fail(codes)
-        return Failure(rank, self.running[rank].poll() or 1, self.messages.get(rank, (0, ""))[1])
-
-    def _first_to_fail(self, codes: Mapping[int, int]) -> int:
         # one that was killed takes the others along, but NCCL aborts processes whose partner failed (SIGABRT): then,
         # and otherwise, the first to report knows why
         killed = [r for r, code in codes.items() if code < 0 and not (self.messages and code == -signal.SIGABRT)]
@@ -219,20 +186,19 @@ class Workers:
 
 def exit_with_parent() -> None:
     """End this process when its launcher is gone, even if that was killed."""
-    if LIFELINE not in os.environ:
+    if REPORT not in os.environ:
         return
-    lifeline = int(os.environ[LIFELINE])
 
     def wait() -> None:
-        while os.read(lifeline, 1):
-            pass
+        with contextlib.suppress(ConnectionError):
+            os.read(int(os.environ[REPORT]), 1)  # the launcher writes nothing
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
 def report(**message: Any) -> None:
-    """Send a message to the launcher, of less than a pipe takes at once."""
+    """Send the launcher a short message."""
     if REPORT in os.environ:
         with contextlib.suppress(OSError):
             os.write(int(os.environ[REPORT]), (json.dumps(message) + "\n").encode())
@@ -242,7 +208,7 @@ def report_failure(error: BaseException) -> bool:
     """Report a failure to the launcher and write its traceback to this process's log; False without a launcher."""
     if LOG not in os.environ:
         return False
-    text = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
     report(failed=text[:2000], at=time.time())
     with contextlib.suppress(OSError), Path(os.environ[LOG]).open("a") as log:
         traceback.print_exception(error, file=log)
@@ -254,19 +220,16 @@ def reported_mistakes() -> Generator[None]:
     """Inside, a call is checked: a launched process reports what is wrong and ends, another raises ConfigError."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except EXPECTED as error:
         if report_failure(error):
             raise SystemExit(2) from error
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
 
 
-def expected(error: Exception) -> Exception | None:
-    """An error whose message says what is wrong; None for one that nobody expects."""
-    return error if isinstance(error, ValueError | OSError) else None
-
-
 def carry_out(
-    work: Callable[[], None], resumes: str, explain: Callable[[Exception], Exception | None] = expected
+    work: Callable[[], None],
+    resumes: str,
+    explain: Callable[[Exception], Exception | None] = lambda error: error if isinstance(error, EXPECTED) else None,
 ) -> int:
     """Do the work of a command; its exit status: 0 done, 1 failed, 128 + n stopped by a signal.
 

@@ -1,21 +1,34 @@
-"""A network split over processes (FSDP2): how it is split, filled, and gathered again."""
+"""A network split over processes (FSDP2): how it is split, filled and gathered again, and its checkpoints.
+
+A checkpoint is a folder that any number of processes can read: <folder>/shard-00003-of-00008.safetensors, the rows that
+process 3 holds of every weight and of AdamW's moments, and <folder>/rest.pt, all else. Only plain values are pickled,
+which `weights_only` loads. `pw.train.callbacks.Checkpoints` gives the folder its name when it is complete.
+"""
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from pw.io.files import write_tensors
+from pw.parallel.team import Place
 from pw.run.settings import Trainer
+
+REST = "rest.pt"
+ROWS = "rows"  # key of a shard's metadata: {name: first row}
 
 
 def device_type(trainer: Trainer) -> str:
-    """What torch calls the devices."""
     return "cuda" if trainer.accelerator == "gpu" else "cpu"
 
 
@@ -106,7 +119,91 @@ def is_first_copy(tensor: Tensor) -> bool:
     )
 
 
-def gathered_state(net: LightningModule | nn.Module, *, keep: bool) -> dict[str, Tensor]:
+def gathered_state(net: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """The state of a network that may be split, whole, on the CPU; empty unless `keep`. All processes must call it."""
     state = {name: gathered(tensor, keep=keep) for name, tensor in net.state_dict().items()}
     return state if keep else {}
+
+
+class Shards:
+    """The tensors of a checkpoint folder, read by rows. Raises ValueError when a file is missing or damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        self._parts: dict[str, list[tuple[int, int, Any]]] = {}  # name -> (first row, number of rows, open file)
+        paths = sorted(folder.glob("shard-*-of-*.safetensors"))
+        if not paths or len(paths) != int(paths[0].stem.rpartition("-")[2]):
+            raise ValueError(f"{folder}: {len(paths)} shards are not all of it")
+        try:
+            for path in paths:
+                file = safe_open(path, "pt")
+                for name, first in json.loads(file.metadata()[ROWS]).items():
+                    shape = file.get_slice(name).get_shape()
+                    self._parts.setdefault(name, []).append((first, shape[0] if shape else 1, file))
+        except SafetensorError as error:
+            raise ValueError(f"{folder}: a shard is damaged ({error})") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def rows(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
+        """Rows [first, first + count) of a tensor; all rows by default."""
+        parts = []
+        for start, length, file in sorted(self._parts[name], key=lambda part: part[0]):
+            tensor = file.get_slice(name)
+            if not tensor.get_shape():
+                return file.get_tensor(name)
+            low = max(first, start) - start
+            high = length if count is None else min(first + count, start + length) - start
+            if low < high:
+                parts.append(tensor[low:high])
+        return torch.cat(parts) if parts else file.get_slice(name)[:0]
+
+
+def snapshot(tensors: Mapping[str, Tensor], rest: Mapping[str, Any], place: Place) -> Callable[[Path], None]:
+    """Copy what this process is to write of a checkpoint to the CPU; returns what writes it to the checkpoint's folder,
+    while training may go on: its shard, and in the first process `rest.pt`. That raises OSError on a full disk."""
+    rows, first_rows, rest = {}, {}, copy.deepcopy(dict(rest))
+    for name, tensor in tensors.items():
+        if is_first_copy(tensor):
+            here, first_rows[name] = local_rows(tensor)
+            rows[name] = here.to("cpu", copy=True).contiguous()
+
+    def write(folder: Path) -> None:
+        path = folder / f"shard-{place.rank:05d}-of-{place.processes:05d}.safetensors"
+        write_tensors(path, rows, {ROWS: json.dumps(first_rows)})
+        if place.is_first:
+            write_checkpoint(rest, folder / REST)
+
+    return write
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint to one file. Raises OSError on a full disk, for which torch raises RuntimeError."""
+    try:
+        with path.open("wb") as file:
+            torch.save(checkpoint, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise OSError(f"{path}: {error.__context__}") from error
+        raise
+
+
+def read_rest(folder: Path) -> dict[str, Any]:
+    """All of a checkpoint folder but its tensors. Raises ValueError unless every shard is complete."""
+    Shards(folder)
+    return torch.load(folder / REST, map_location="cpu", weights_only=True)
+
+
+def as_one_file(folder: Path) -> dict[str, Any]:
+    """A checkpoint folder as the checkpoint that a single process would have written."""
+    checkpoint, shards = read_rest(folder), Shards(folder)
+    state: dict[int, dict[str, Tensor]] = {}
+    checkpoint["state_dict"] = {}
+    for name in shards:
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = shards.rows(name)
+        else:
+            checkpoint["state_dict"][name] = shards.rows(name)
+    checkpoint["optimizer_states"][0]["state"] = dict(sorted(state.items()))
+    return checkpoint

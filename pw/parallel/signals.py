@@ -44,7 +44,7 @@ def interruptible() -> Generator[None]:
 
 
 def _is_stopping(error: BaseException | None) -> bool:
-    """Whether an exception that is being handled is, or was raised while handling, a signal to stop."""
+    """Whether an error is, or was raised while handling, a signal to stop."""
     return error is not None and (isinstance(error, Stopped | KeyboardInterrupt) or _is_stopping(error.__context__))
 
 

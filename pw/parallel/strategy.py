@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pw.parallel.place import Place
-from pw.parallel.shard_files import Shards, Snapshot, read_rest, write_checkpoint
-from pw.parallel.sharded import local_rows
+from pw.parallel.sharded import Shards, local_rows, read_rest, snapshot, write_checkpoint
+from pw.parallel.team import Place
 from pw.run.settings import Trainer
 
 
@@ -31,40 +30,18 @@ class DirectCheckpointIO(TorchCheckpointIO):
         write_checkpoint(checkpoint, Path(path))
 
 
-class PlaceEnvironment(ClusterEnvironment):
-    """A `Place` as Lightning's cluster environment."""
+class PlaceEnvironment(TorchElasticEnvironment):
+    """A `Place` as Lightning's cluster environment: as torchrun's, of processes that others started."""
 
     def __init__(self, place: Place) -> None:
         super().__init__()
         self.place = place
 
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    @property
-    def main_address(self) -> str:
-        raise AssertionError("the process group exists already")
-
-    @property
-    def main_port(self) -> int:
-        raise AssertionError("the process group exists already")
-
-    @staticmethod
-    def detect() -> bool:
-        return False
-
     def world_size(self) -> int:
         return self.place.processes
 
-    def set_world_size(self, size: int) -> None:
-        assert size == self.place.processes
-
     def global_rank(self) -> int:
         return self.place.rank
-
-    def set_global_rank(self, rank: int) -> None:
-        assert rank == self.place.rank
 
     def local_rank(self) -> int:
         return self.place.local_rank
@@ -74,7 +51,7 @@ class PlaceEnvironment(ClusterEnvironment):
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, with the checkpoints of `pw.parallel.shard_files`."""
+    """Lightning's strategy for FSDP2, with the checkpoints of `pw.parallel.sharded`."""
 
     def __init__(self, place: Place) -> None:
         super().__init__(data_parallel_size=place.processes, tensor_parallel_size=1)
@@ -93,14 +70,15 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         inner: Optimizer = getattr(optimizer, "_optimizer", optimizer)
-        return {"state": moments(inner), "param_groups": inner.state_dict()["param_groups"]}
+        parameters = [p for group in inner.param_groups for p in group["params"]]
+        state = {number: inner.state.get(parameter, {}) for number, parameter in enumerate(parameters)}
+        return {"state": named(state), "param_groups": inner.state_dict()["param_groups"]}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Begin to write a checkpoint: all is copied when this returns; `written` is done when it is on the disk."""
         tensors = {**checkpoint.pop("state_dict"), **checkpoint["optimizer_states"][0]["state"]}
         checkpoint["optimizer_states"][0]["state"] = {}
-        snapshot = Snapshot.of(tensors, checkpoint)
-        self.written = self.writer.submit(snapshot.write, Path(filepath), self.place)
+        self.written = self.writer.submit(snapshot(tensors, checkpoint, self.place), Path(filepath))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         self._read = Path(checkpoint_path)
@@ -117,12 +95,9 @@ class ShardedStrategy(ModelParallelStrategy):
         saved = checkpoint["optimizer_states"][0]
         state = {}
         for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-            state[number] = {
-                "step": torch.zeros(()),
-                **{key: torch.zeros_like(parameter.detach()) for key in ("exp_avg", "exp_avg_sq")},
-            }
-        flat = {f"optimizer.{n}.{key}": value for n, values in state.items() for key, value in values.items()}
-        self._load(flat, {f"optimizer.{n}.{k}": v for n, values in saved["state"].items() for k, v in values.items()})
+            empty = {key: torch.zeros_like(parameter.detach()) for key in ("exp_avg", "exp_avg_sq")}
+            state[number] = {"step": torch.zeros(()), **empty}
+        self._load(named(state), named(saved["state"]))
         optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
 
     def _load(self, targets: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
@@ -131,13 +106,10 @@ class ShardedStrategy(ModelParallelStrategy):
         shards = Shards(self._read) if self._read.is_dir() else None
         for name, tensor in targets.items():
             here, first = local_rows(tensor)
-            count = len(here) if here.ndim else None
             if shards is not None:
-                here.copy_(shards.rows(name, first, count))
+                here.copy_(shards.rows(name, first, len(here) if here.ndim else None))
             else:
                 here.copy_(whole[name][first : first + len(here)] if here.ndim else whole[name])
-        if shards is not None:
-            shards.close()
 
 
 def lightning_strategy(trainer: Trainer, place: Place) -> Strategy:
@@ -151,11 +123,6 @@ def lightning_strategy(trainer: Trainer, place: Place) -> Strategy:
     return ShardedStrategy(place)
 
 
-def moments(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors by name: `optimizer.<number of the parameter>.exp_avg` and so on."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {
-        f"optimizer.{number}.{key}": value
-        for number, parameter in enumerate(parameters)
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+def named(state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """An optimizer's tensors by name: `optimizer.<number of the parameter>.exp_avg` and so on."""
+    return {f"optimizer.{number}.{key}": value for number, values in state.items() for key, value in values.items()}

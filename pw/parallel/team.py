@@ -1,21 +1,28 @@
-"""The processes of a training once they have met, and what they tell each other."""
+"""The processes of a training: which of them this one is, what they tell each other, what each computes of an update.
+
+`pw train trainer=fsdp trainer.devices=8` starts its own processes (`pw.parallel.launch`); those that torchrun or srun
+started are recognised by their environment.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pw.parallel.place import Place
+from pw.io.arguments import ConfigError
 from pw.parallel.signals import Stopped
-from pw.run.settings import Trainer
+from pw.run.settings import Train, Trainer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+PLACE, STORE = "PW_PLACE", "PW_STORE"  # environment variables of the processes that `launch` starts
 # How long processes wait for each other, by `Place.is_launched`. Those that `launch` started end when one of them
 # fails, and one may decode videos for days while the others are done; elsewhere a long silence is the only sign that a
 # process is gone.
@@ -23,10 +30,77 @@ TIMEOUTS = {True: timedelta(days=7), False: timedelta(minutes=30)}
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes of a training, connected by gloo (and NCCL on GPUs). All of them must call each method.
+class Place:
+    """Which of the processes this one is, in torch's terms its rank.
 
-    A single process that is not connected answers for itself.
+    local_rank   among those of its machine, which has number `node`
+    store        file by which processes that `launch` started find each other; None under torchrun or srun
+    is_launched  whether `launch` started it: its launcher checks the run, holds the training's lock and hears reports
+    """
+
+    rank: int
+    processes: int
+    local_rank: int = 0
+    node: int = 0
+    store: str | None = None
+    is_launched: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes."""
+        return self.rank == 0
+
+
+def current_place(trainer: Trainer, environment: Mapping[str, str] = os.environ) -> Place | None:
+    """This process's place among those of a run; None when they have yet to be started.
+
+    Raises ConfigError when another number of processes was started than `trainer` says.
+    """
+    place = place_from_environment(environment) or (Place(0, 1) if trainer.processes == 1 else None)
+    if place is not None and place.processes != trainer.processes:
+        raise ConfigError(
+            f"trainer.devices={trainer.devices} trainer.nodes={trainer.nodes}: that is {trainer.processes} processes, "
+            f"and {place.processes} were started; set one to the other"
+        )
+    return place
+
+
+def place_from_environment(environment: Mapping[str, str] = os.environ) -> Place | None:
+    """The place that `launch`, torchrun or srun gave this process; None without one of them."""
+    if PLACE in environment:
+        rank, processes, local_rank = json.loads(environment[PLACE])
+        return Place(rank, processes, local_rank, store=environment[STORE], is_launched=True)
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():  # torchrun
+        rank, processes, local_rank = (int(environment[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return Place(rank, processes, local_rank, int(environment.get("GROUP_RANK", 0)))
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun sets it, sbatch does not
+        keys = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
+        rank, processes, local_rank, node = (int(environment[key]) for key in keys)
+        return Place(rank, processes, local_rank, node)
+    return None
+
+
+def check_launch(trainer: Trainer) -> None:
+    """Raises ConfigError when `launch` cannot start the processes: some are on other machines."""
+    if trainer.nodes > 1:
+        raise ConfigError(
+            f"trainer.nodes={trainer.nodes}: processes on several machines are started by torchrun or srun, one for "
+            f"each device: torchrun --nnodes {trainer.nodes} --nproc-per-node {trainer.devices} -m pw train …; those "
+            "of an ablation by launcher=submitit; trainer.nodes=1 is this machine alone"
+        )
+
+
+def prints_for_user() -> bool:
+    """Whether this process is the one that prints: the launcher, or under torchrun and srun the first."""
+    place = place_from_environment()
+    return place is None or (place.is_first and not place.is_launched)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a training, connected by gloo (and NCCL on GPUs), and what they tell each other.
+
+    All of them must call each method. A single process that is not connected answers for itself.
     """
 
     place: Place
@@ -34,21 +108,18 @@ class Team:
 
     def agreed(self, value: Any) -> Any:
         """The first process's value."""
-        if not self.is_connected:
-            return value
-        import torch.distributed as dist
-
         values = [value]
-        dist.broadcast_object_list(values)
+        if self.is_connected:
+            import torch.distributed as dist
+
+            dist.broadcast_object_list(values)
         return values[0]
 
     def maximum(self, value: float) -> float:
-        """The largest value of any process."""
-        return max(self._gathered(value)) if self.is_connected else value
+        return max(self._gathered(value))
 
     def total(self, value: float) -> float:
-        """The sum over the processes."""
-        return sum(self._gathered(value)) if self.is_connected else value
+        return sum(self._gathered(value))
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes of each of the values [n], in float64 on the CPU."""
@@ -70,6 +141,8 @@ class Team:
         return sorted({name for one in lists for name in one})
 
     def _gathered(self, value: float) -> list[float]:
+        if not self.is_connected:
+            return [value]
         import torch
         import torch.distributed as dist
 
@@ -130,12 +203,74 @@ def _store(place: Place) -> Any:
         return dist.HashStore()
     if "MASTER_ADDR" in os.environ:
         return None
-    return dist.TCPStore(*_slurm_address(), place.processes, is_master=place.is_first)
-
-
-def _slurm_address() -> tuple[str, int]:
-    """Host and port at which the first process of a SLURM step listens; both follow from the job."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
-    environment = SLURMEnvironment(auto_requeue=False)
-    return environment.main_address, environment.main_port
+    slurm = SLURMEnvironment(auto_requeue=False)  # host and port of the first process follow from the job
+    return dist.TCPStore(slurm.main_address, slurm.main_port, place.processes, is_master=place.is_first)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes computes of each update: `accumulate` micro-batches of `batch_size` clips.
+
+    As many processes as possible compute whole micro-batches; if there are more processes than that, each micro-batch
+    is cut into equal parts. Raises ConfigError when the processes cannot have equal shares.
+    """
+
+    rank: int
+    processes: int
+    accumulate: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.parts:
+            clips = self.accumulate * self.batch_size
+            fits = [n for n in range(1, clips + 1) if not self.batch_size % (n // math.gcd(self.accumulate, n))]
+            near = min(fits, key=lambda n: abs(n - self.processes))
+            raise ConfigError(
+                f"trainer.devices times trainer.nodes, over trainer.context, is {self.processes}: train.batch_size="
+                f"{self.batch_size} and train.accumulate={self.accumulate} cannot be shared equally by so many; "
+                f"{near} would do, or train.accumulate={self.processes}"
+            )
+
+    @classmethod
+    def of(cls, train: Train, rank: int = 0, processes: int = 1) -> Share:
+        return cls(rank, processes, train.accumulate, train.batch_size)
+
+    @property
+    def groups(self) -> int:
+        """Micro-batches that are computed at once."""
+        return math.gcd(self.accumulate, self.processes)
+
+    @property
+    def parts(self) -> int:
+        return self.processes // self.groups
+
+    @property
+    def part(self) -> int:
+        """Index of this process's part of a micro-batch."""
+        return self.rank % self.parts
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches, or parts of them, that this process computes one after the other in an update."""
+        return self.accumulate // self.groups
+
+    @property
+    def clips(self) -> int:
+        """Clips in each of `micro_batches`."""
+        return self.batch_size // self.parts
+
+    def index(self, turn: int) -> int:
+        """Number, among all micro-batches of the training, of the turn-th one of this process."""
+        update, turn = divmod(turn, self.micro_batches)
+        return update * self.accumulate + turn * self.groups + self.rank // self.parts
+
+    def whole(self, clips: int) -> int:
+        """Clips of the whole micro-batch of which this process has `clips`."""
+        return clips * self.parts
+
+    def of_batch(self, whole: Tensor) -> Tensor:
+        """[B, …] of the whole micro-batch -> this process's part, [B / parts, …]."""
+        length = len(whole) // self.parts
+        return whole[self.part * length : (self.part + 1) * length] if self.parts > 1 else whole

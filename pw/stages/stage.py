@@ -30,8 +30,7 @@ from pw.nn.codec import SpaceToDepthCodec, WanCodec
 from pw.nn.networks import compile_blocks, pretrained, use_kernel
 from pw.nn.text import TextEncoder
 from pw.parallel.sharded import copy_parts, device_type, fill, mesh_of, shard
-from pw.parallel.share import Share
-from pw.parallel.team import Team
+from pw.parallel.team import Share, Team
 from pw.run.build import Run
 from pw.stages.velocity import Condition, integrate, velocity
 from pw.types import Velocity

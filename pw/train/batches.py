@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pw.parallel.share import Share
+from pw.parallel.team import Share
 from pw.run.build import Run
 
 

@@ -35,7 +35,7 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
             continue
         try:
             if path.is_dir():
-                from pw.parallel.shard_files import read_rest
+                from pw.parallel.sharded import read_rest
 
                 checkpoint = read_rest(path)
             else:
@@ -59,7 +59,7 @@ def merge_shards(shards: Path, team: Team) -> Path:
 
     All processes must call it.
     """
-    from pw.parallel.shard_files import as_one_file, write_checkpoint
+    from pw.parallel.sharded import as_one_file, write_checkpoint
 
     path = shards.with_name(WHOLE)
     if team.place.is_first:

@@ -25,10 +25,8 @@ from pw.io.paths import OUTPUTS, import_for_good, quiet
 from pw.io.progress import Progress
 from pw.io.wan_weights import locate
 from pw.parallel.launch import launch
-from pw.parallel.place import Place, current_place
-from pw.parallel.share import Share
 from pw.parallel.signals import Stopped
-from pw.parallel.team import Team, join_team
+from pw.parallel.team import Place, Share, Team, current_place, join_team
 from pw.run.build import Run
 from pw.train.batches import batches
 from pw.train.checkpoint import export, last_checkpoint, merge_shards

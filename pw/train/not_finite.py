@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pw.data import LatentBatch
 from pw.io.arguments import ConfigError
 from pw.io.files import write_json, write_tensors
-from pw.parallel.share import Share
-from pw.parallel.team import Team
+from pw.parallel.team import Share, Team
 from pw.run.build import Run
 from pw.train.batches import clips
 from pw.train.checkpoint import KEPT
@@ -51,7 +50,7 @@ class NotFiniteBatch:
     batch            number of the micro-batch in the whole training; with the seed it decides all randomness
     update           the update that it is part of, counted from 1
     term             the loss's name
-    rank, processes  which process's share of the micro-batch this is (`pw.parallel.share.Share`)
+    rank, processes  which process's share of the micro-batch this is (`pw.parallel.team.Share`)
     """
 
     signature: str

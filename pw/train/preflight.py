@@ -17,8 +17,7 @@ from pw.io.files import check_space
 from pw.io.paths import OUTPUTS
 from pw.io.wan_weights import check, locate
 from pw.nn import options
-from pw.parallel.place import check_launch, current_place
-from pw.parallel.share import Share
+from pw.parallel.team import Share, check_launch, current_place
 from pw.run.build import Run
 from pw.train.record import is_trained, training_folder
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pw.io.arguments import Command, ConfigError
-from pw.parallel.share import Share
+from pw.parallel.team import Share
 from pw.run.build import Run, build
 from pw.train.checkpoint import last_checkpoint
 from pw.train.loop import stage_module
@@ -73,7 +73,7 @@ def _last_weights(run: Run, folder: Path) -> tuple[int, Any]:
     """(update, stage) of the last checkpoint, or of what the training departed from."""
     import torch
 
-    from pw.parallel.shard_files import as_one_file
+    from pw.parallel.sharded import as_one_file
 
     saved = last_checkpoint(folder)
     if saved is None:

@@ -11,7 +11,7 @@ from pw.io.arguments import Command, ConfigError, option
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Pace, Progress, ProgressLine
 from pw.parallel.launch import carry_out, exit_with_parent, report, reported_mistakes
-from pw.parallel.place import current_place, prints_for_user
+from pw.parallel.team import current_place, prints_for_user
 from pw.run.build import Run, build
 from pw.train.loop import train
 from pw.train.preflight import preflight

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from benchmarks.speed.metric_speed import Measured
 from benchmarks.speed.updates import TINY, bare_updates, time_reading, time_updates, write_latents
 from experiments.engine import bench
-from experiments.engine.bench import BenchSizes
 from pw.io.arguments import parse
 from pw.io.paths import ROOT
 from pw.run.build import build
@@ -24,7 +23,7 @@ from pw.train.batches import batches
 from pw.train.loop import import_stages, train
 
 UPDATES = 6
-SIZES = BenchSizes(repeats=1, ablation=())
+ONE_ROUND = parse(bench.TrainBenchOptions, ["repeats=1"])
 
 
 class TestTheBareLoop:
@@ -105,9 +104,9 @@ class TestWhatIsReported:
         """The machine was slow in the first round, for both, and hiccuped in the last, for one."""
         rounds = [8.0, 2.0, 9.0], [4.0, 1.0, 1.0]
         monkeypatch.setattr("benchmarks.speed.updates.time_updates", lambda repeats: rounds)
-        assert bench.bench_step(SIZES)[-1].value == 2.0
+        assert bench.bench_step(ONE_ROUND)[-1].value == 2.0
         monkeypatch.setattr("benchmarks.speed.updates.time_reading", lambda repeats: rounds[::-1])
-        reading = bench.bench_latents(SIZES)[-1]
+        reading = bench.bench_latents(ONE_ROUND)[-1]
         assert (reading.value, reading.met) == (2.0, False)
 
     def test_a_process_that_fails_is_no_measurement(self, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

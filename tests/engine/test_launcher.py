@@ -27,8 +27,7 @@ from experiments.engine.job import Job, all_jobs
 from experiments.engine.ledger import Ledger
 from experiments.engine.plan import Plan, make_plan, parse
 from experiments.engine.queue.hand_over import Queue
-from experiments.engine.queue.launcher import LAUNCHERS, Local, Submitit, take_launcher
-from experiments.engine.queue.units import Unit, units
+from experiments.engine.queue.launcher import LAUNCHERS, Local, Submitit, Unit, take_launcher, units
 from experiments.engine.run_ablation import main
 from experiments.engine.status import cells_of, outline
 from pw.io.arguments import ConfigError
@@ -73,11 +72,11 @@ class TestTheWords:
             ("launcher=submitit launcher.partion=x", ["launcher.partion=x", "did you mean partition?"]),
             ("launcher.partition=x", ["launcher=local has no partition", "launcher=submitit"]),
             ("launcher=submitit launcher.workers=2", ["launcher=submitit has no workers", "launcher=local"]),
-            ("launcher=submitit launcher.time=long", ["launcher.time='long'", "whole number"]),
+            ("launcher=submitit launcher.time=long", ["launcher.time=long", "whole number"]),
             ("launcher=submitit launcher.gpus=0.5", ["launcher.gpus=0.5", "whole number"]),
             ("launcher=submitit launcher.parallel=0", ["launcher.parallel=0", "at least 1"]),
             ("launcher=submitit launcher.time=1 launcher.notice=60", ["launcher.notice=60", "launcher.time=1"]),
-            ("launcher=submitit launcher.cluster=pbs", ["launcher.cluster='pbs'", "one of slurm, local"]),
+            ("launcher=submitit launcher.cluster=pbs", ["launcher.cluster=pbs", "one of slurm, local"]),
             ("launcher=submitit launcher.setup=3", ["launcher.setup=3", "a list"]),
         ],
     )
@@ -212,7 +211,7 @@ class Signals(threading.Thread):
 @pytest.fixture(scope="module")
 def python() -> Iterator[str]:
     with warm_python(
-        [*PRELOAD, "experiments.engine.queue.queue_job", "pw.sample.evaluate", "benchmarks.measure.clips"]
+        [*PRELOAD, "experiments.engine.queue.hand_over", "pw.sample.evaluate", "benchmarks.measure.clips"]
     ) as program:
         yield program
 

@@ -14,7 +14,7 @@ import pytest
 
 from experiments.engine.job import all_jobs
 from experiments.engine.plan import make_plan, parse
-from experiments.engine.queue.units import units
+from experiments.engine.queue.launcher import units
 from experiments.engine.status import outline
 
 pytestmark = [

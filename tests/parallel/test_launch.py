@@ -88,7 +88,7 @@ WAITING = """if True:
     from datetime import timedelta
     from pathlib import Path
     from pw.parallel.launch import run_and_exit
-    from pw.parallel.place import current_place
+    from pw.parallel.team import current_place
     from pw.parallel.team import TIMEOUTS, join_team
     from pw.train import loop
     from pw.run.settings import Trainer
@@ -107,7 +107,7 @@ MEETING = """if True:
     import torch
     import torch.distributed as dist
     from pw.parallel.launch import report_failure
-    from pw.parallel.place import current_place
+    from pw.parallel.team import current_place
     from pw.parallel.team import join_team
     from pw.run.settings import Trainer
     trainer = Trainer("cpu", 2, 1, "sdpa", compile=False, guidance_batch=False, weights=None, strategy="fsdp")

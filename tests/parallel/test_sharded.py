@@ -19,9 +19,9 @@ import torch.distributed as dist
 from small_processes import train_together
 
 from pw.io.arguments import ConfigError
-from pw.parallel.place import Place
-from pw.parallel.shard_files import Shards, read_rest
+from pw.parallel.sharded import Shards, read_rest
 from pw.parallel.strategy import ShardedStrategy
+from pw.parallel.team import Place
 from pw.run.build import build
 
 TWO = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "train.accumulate=2")

@@ -20,7 +20,7 @@ from small_shards import spoil, write_noise
 from pw.data.shards import epoch_order
 from pw.io.arguments import ConfigError
 from pw.io.paths import ROOT
-from pw.parallel.shard_files import read_rest
+from pw.parallel.sharded import read_rest
 from pw.parallel.signals import STOP_SIGNALS, Stopped
 from pw.run.build import Run
 from pw.stages.stage import Stage

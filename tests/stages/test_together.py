@@ -174,7 +174,7 @@ def test_a_checkpoint_that_lacks_a_process_s_part_falls_back_to_the_one_before(
 
 def test_a_split_checkpoint_holds_what_one_file_would(micro, together) -> None:
     """Every weight, its average and both moments, whole; and nothing that needs unpickling."""
-    from pw.parallel.shard_files import as_one_file
+    from pw.parallel.sharded import as_one_file
 
     folder = training_folder(micro(*LONG), together / "of_two") / "checkpoints" / "last.ckpt"
     checkpoint = as_one_file(folder)

@@ -9,32 +9,60 @@ SIGTERM (preemption), to any of its tasks, end a job at its next update or clip,
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
 
-from experiments.engine.queue.units import Unit
-from pw.io.arguments import ConfigError, did_you_mean
+from experiments.engine.job import Job
+from pw.io.arguments import ConfigError, did_you_mean, keys, number, option, parse
+from pw.io.files import digest
 from pw.io.paths import CONF
-from pw.parallel.place import check_launch
+from pw.parallel.team import check_launch
 from pw.run.build import Run
-from pw.run.strategies import from_values
+from pw.run.settings import Trainer
+
+AT_LEAST = {"time": 1, "parallel": 1, "cpus": 1, "notice": 1, "requeues": 0, "gpus": 0, "memory": 0}  # of `Submitit`
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Jobs that one job of the queue runs, in order. `needs` names the units that come first."""
+
+    name: str
+    jobs: tuple[Job, ...]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def trainer(self) -> Trainer:
+        return self.jobs[0].run.trainer
+
+    @property
+    def tasks(self) -> int:
+        """Processes that run it together; more than one only for trainings."""
+        return self.trainer.processes if self.jobs[0].kind == "train" else 1
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    try:
+        lines = yaml.safe_load(text)
+    except yaml.YAMLError:
+        lines = None
+    if not isinstance(lines, list):
+        raise ValueError('a list of lines, e.g. ["module load cuda"]')
+    return tuple(map(str, lines))
 
 
 @dataclass(frozen=True)
 class Local:
-    """This machine, `workers` jobs at a time."""
+    """This machine, `workers` jobs at a time. `check_run` raises ConfigError for a run that cannot be started."""
 
-    workers: int
-
-    def __post_init__(self) -> None:
-        _at_least(self, 0, "workers")
+    workers: int = option(read=number(0))
 
     def check_run(self, run: Run) -> None:
-        """Raises ConfigError when a run's processes cannot be started so."""
         check_launch(run.trainer)
 
 
@@ -54,15 +82,14 @@ class Submitit:
     gpus: int | None
     cpus: int | None
     memory: float | None
-    setup: tuple[str, ...] = ()
+    setup: tuple[str, ...] = option(read=_lines)
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "time", "parallel", "cpus", "notice")
-        _at_least(self, 0, "requeues", "gpus", "memory")
+        for name, least in AT_LEAST.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ConfigError(f"{name}={value}: needs at least {least}")
         if self.notice >= 60 * self.time:
-            raise ConfigError(
-                f"launcher.notice={self.notice}: seconds; must be less than launcher.time={self.time} minutes"
-            )
+            raise ConfigError(f"notice={self.notice}: seconds; must be less than launcher.time={self.time} minutes")
 
     def check(self) -> None:
         """Raises ConfigError when jobs cannot be submitted from here."""
@@ -74,7 +101,6 @@ class Submitit:
             )
 
     def check_run(self, run: Run) -> None:
-        """Raises ConfigError when a run's processes cannot be started so."""
         trainer = run.trainer
         if self.cluster == "local" and trainer.nodes > 1:
             raise ConfigError(
@@ -102,10 +128,7 @@ class Submitit:
             "gpus_per_node": gpus or None,
             "mem_gb": self.memory,
             "stderr_to_stdout": True,
-            "slurm_partition": self.partition,
-            "slurm_account": self.account,
-            "slurm_qos": self.qos,
-            "slurm_constraint": self.constraint,
+            **{f"slurm_{key}": getattr(self, key) for key in ("partition", "account", "qos", "constraint")},
             "slurm_signal_delay_s": self.notice,
             "slurm_array_parallelism": self.parallel,
             "slurm_setup": list(self.setup) or None,
@@ -119,43 +142,61 @@ LAUNCHERS: dict[str, type[Local] | type[Submitit]] = {"local": Local, "submitit"
 SLURM = ("slurm", "sbatch", "srun")  # what it may be called by those who do not know submitit
 
 
-def _at_least(owner: object, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value is not None and value < least:
-            raise ConfigError(f"launcher.{name}={value}: needs at least {least}")
-
-
 def take_launcher(words: Sequence[str]) -> tuple[Local | Submitit, list[str]]:
     """(the launcher that the words ask for, the other words). Raises ConfigError naming the key and the choices."""
-    of_launcher = [word for word in words if word.partition("=")[0].partition(".")[0] == "launcher"]
-    rest = [word for word in words if word not in of_launcher]
-    given = dict(word.partition("=")[::2] for word in of_launcher)
+    given, rest = {}, []
+    for word in words:
+        key, _, text = word.partition("=")
+        if key.partition(".")[0] == "launcher":
+            given[key.removeprefix("launcher.")] = text
+        else:
+            rest.append(word)
     name = given.pop("launcher", "local")
     if name not in LAUNCHERS:
         near = "; SLURM's is launcher=submitit" if name in SLURM else did_you_mean(name, LAUNCHERS, "; ")
         raise ConfigError(f"launcher={name}: one of {', '.join(LAUNCHERS)}{near}")
     kind = LAUNCHERS[name]
-    values = yaml.safe_load((CONF / "launcher" / f"{name}.yaml").read_text())
-    for dotted, text in given.items():
-        key = dotted.removeprefix("launcher.")
-        if key not in values:
-            raise ConfigError(f"{dotted}={text}: {_no_such_key(key, name, values)}")
-        values[key] = _plain(text, str(next(f.type for f in fields(kind) if f.name == key)))
-    return from_values(kind, values, "launcher"), rest
-
-
-def _no_such_key(key: str, name: str, values: Mapping[str, Any]) -> str:
-    has = [other for other, kind in LAUNCHERS.items() if key in {f.name for f in fields(kind)}]
-    if has:
-        return f"launcher={name} has no {key}; set launcher={has[0]} to have it"
-    return f"launcher={name} has {', '.join(values)}{did_you_mean(key, values, '; ')}"
-
-
-def _plain(text: str, kind: str) -> Any:
-    """A word's value; what a field whose annotation is `kind` wants as text stays as it was typed."""
+    for key, text in given.items():
+        has = [other for other, owner in LAUNCHERS.items() if key in keys(owner)]
+        if has and name not in has:
+            raise ConfigError(f"launcher.{key}={text}: launcher={name} has no {key}; set launcher={has[0]} to have it")
+    defaults = yaml.safe_load((CONF / "launcher" / f"{name}.yaml").read_text())
+    asked = {key: value if isinstance(value, str) else json.dumps(value) for key, value in defaults.items()} | given
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    return text if kind.startswith("str") and value is not None else value
+        return parse(kind, [f"{key}={text}" for key, text in asked.items()]), rest
+    except ConfigError as error:
+        raise error.within("launcher.") from error
+
+
+def units(jobs: Sequence[Job], cells: Mapping[tuple[str, int], Sequence[str]]) -> list[Unit]:
+    """A unit per set of (arm, seed) cells that need the same jobs; trainings by several processes are units of their
+    own.
+
+    Units never wait for each other in a circle: a job is needed by every cell that needs its dependants, so a unit's
+    needs belong to more cells than the unit, or are trainings, which need trainings only.
+    """
+    apart = any(job.kind == "train" and job.run.trainer.processes > 1 for job in jobs)
+    users = {
+        job.key: (frozenset(cell for cell, keys in cells.items() if job.key in keys), apart and job.kind == "train")
+        for job in jobs
+    }
+    groups: dict[Any, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(users[job.key], []).append(job)
+    names: dict[Any, str] = {}
+    for own, group in groups.items():
+        name = _unit_name(*own, group)
+        names[own] = f"{name} ({digest(group[-1].key, 4)})" if name in names.values() else name
+    found = []
+    for own, group in groups.items():
+        needs = dict.fromkeys(names[users[n]] for job in group for n in job.needs if n in users and users[n] != own)
+        found.append(Unit(names[own], tuple(group), tuple(needs)))
+    return found
+
+
+def _unit_name(users: frozenset[tuple[str, int]], are_trainings: bool, jobs: Sequence[Job]) -> str:
+    if len(users) == 1 and not are_trainings:
+        ((arm, seed),) = users
+        return f"{arm} seed {seed}"
+    seeds, label = {seed for _, seed in users}, jobs[-1].label
+    return label if len(seeds) > 1 or " seed " in label else f"{label} seed {next(iter(seeds))}"
