@@ -3,8 +3,8 @@
     pw score DIR metrics=mhd_mse,niqe out=scores.csv [strict=true real=DIR mhd.reduction=sum …]
 
 Every video is measured by itself, decoded once for all metrics and never held whole; what was measured once is not
-measured again (see `cache.py`). A video that is broken, and a metric whose weights are missing, are named and left out;
-the others are scored.
+measured again (`folder_scoring.py`). A video that is broken, and a metric whose weights are missing, are named and left
+out; the others are scored.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, videos_of
-from benchmarks.measure.shared_scoring import end_with_parent
-from benchmarks.measure.videos import score_videos
+from benchmarks.measure.videos import end_with_parent, score_videos
 from benchmarks.metrics import GROUPS, METRICS, chosen, lookup, protocols
 from benchmarks.stats.bootstrap import bootstrap_mean, prompt_of
 from pw.io.arguments import Command, ConfigError, option

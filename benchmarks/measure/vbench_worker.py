@@ -4,10 +4,10 @@
 
 It imports nothing of ours. `benchmarks/metrics/vbench.py` writes the request and checks what comes back:
 
-    request   schema, videos (absolute paths), prompts ({path: prompt} or null), dimensions, mode, device ("cpu" or
-              "cuda"), imaging_quality_preprocessing_mode, cache (VBench's folder of weights), weights ({dimension:
-              {file in cache: where it comes from}}), download (may VBench fetch what is missing), full_info (path or
-              null), out (path of the result), parent (process whose end ends this one, or null)
+    request   schema, videos (absolute paths, named {prompt}-{i}), dimensions, mode, device ("cpu" or "cuda"),
+              imaging_quality_preprocessing_mode, cache (VBench's folder of weights), weights ({dimension: {file in
+              cache: where it comes from}}), download (may VBench fetch what is missing), full_info (path or null), out
+              (path of the result), parent (process whose end ends this one, or null)
     journal   <out>.journal, a JSON object per line, as it happens: first {schema, versions}, then {video, dimension,
               value}, or {.., value: null, why, error: bool}; {dimension, failed} when a dimension is given up
     result    {schema, versions, weights_sha256, results: {dimension: {score, per_video: {path: value}}}, failed:
@@ -177,7 +177,8 @@ class Measurement:
 
         Raises: Left if the dimension is not defined for the video's prompt.
         """
-        prompt, entries = self._prompt(video)
+        prompt = re.sub(r"-\d+$", "", Path(video).stem)
+        entries = [entry for entry in _full_info(self.request["full_info"]) if entry["prompt_en"] == prompt]
         entry: dict[str, Any] = {}
         if self.request["mode"].endswith("vbench_standard"):
             entry = next((entry for entry in entries if name in entry["dimension"]), {})
@@ -188,11 +189,6 @@ class Measurement:
         path = folder / f"{name}.json"
         path.write_text(json.dumps([found]), encoding="utf-8")
         return str(path)
-
-    def _prompt(self, video: str) -> tuple[str, list[dict[str, Any]]]:
-        """A video's prompt, given or from its name {prompt}-{i}, and the entries of VBench that have it."""
-        prompt = (self.request["prompts"] or {}).get(video) or re.sub(r"-\d+$", "", Path(video).stem)
-        return prompt, [entry for entry in _full_info(self.request["full_info"]) if entry["prompt_en"] == prompt]
 
     def _files(self, video: str, prompt: str, dimensions: set[str], folder: Path) -> list[str]:
         """A link to a video under a name that VBench takes, or the clips that VBench-Long cuts of it."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.metrics.stream import Look
+from benchmarks.metrics.implementation import Look
 
 if TYPE_CHECKING:
     from torch import Tensor

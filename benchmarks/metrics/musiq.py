@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure.metric_weights import MissingWeights, find
-from benchmarks.metrics.stream import Look, Scorer, spread
+from benchmarks.metrics.implementation import Look, Scorer, spread
 
 if TYPE_CHECKING:
     import torch

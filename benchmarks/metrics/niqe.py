@@ -27,7 +27,7 @@ from scipy.special import gamma
 from benchmarks.measure import metric_weights as weights
 
 if TYPE_CHECKING:
-    from benchmarks.metrics.stream import Look
+    from benchmarks.metrics.implementation import Look
     from pw.io.video import Frames, VideoInfo
 
 Floats = NDArray[np.float64]
@@ -59,7 +59,7 @@ class Pristine:
 
 @dataclass(frozen=True)
 class NiqeVideo:
-    """One video being scored; see `benchmarks.metrics.stream`."""
+    """One video being scored; see `benchmarks.metrics.implementation`."""
 
     pristine: Pristine
     every: int

@@ -18,7 +18,7 @@ import pytest
 from benchmarks.measure.vbench_worker import Measurement, load_once, value_of
 from benchmarks.metrics import GROUPS, METRICS
 from benchmarks.metrics.flicker import scorer
-from benchmarks.metrics.stream import Look
+from benchmarks.metrics.implementation import Look
 from benchmarks.metrics.vbench import (
     MODES,
     WEIGHTS,
@@ -27,9 +27,9 @@ from benchmarks.metrics.vbench import (
     available,
     digests,
     interpreter,
-    prompt_of,
     score_videos,
 )
+from benchmarks.stats.bootstrap import prompt_of
 from pw.io.video import decode, probe, write_video
 
 CLIPS = Path(__file__).parents[3].parent / "shared" / "data" / "clips"
@@ -287,9 +287,8 @@ class TestVBenchsPrompts:
         assert all_prompts() == {"a heron": ("dynamic_degree", "motion_smoothness"), "a cat": ("imaging_quality",)}
 
     def test_are_what_a_file_is_named_after(self) -> None:
-        assert prompt_of(Path("d/a heron-12.mp4")) == "a heron"
-        assert prompt_of(Path("d/a blue-eyed heron.mp4")) == "a blue-eyed heron"
-        assert prompt_of(Path("7.mp4"), {Path("7.mp4"): "a heron"}) == "a heron"
+        assert prompt_of("a heron-12.mp4") == "a heron"
+        assert prompt_of("a blue-eyed heron.mp4") == "a blue-eyed heron"
 
     def test_say_which_dimensions_a_video_has(self, standard: Asked) -> None:
         standard.videos[0] = standard.folder / "a cat-0.mp4"
@@ -336,7 +335,6 @@ class TestInsideTheWorker:
         return Measurement(
             {
                 "videos": [str(tmp_path / f"a heron-{i}.mov") for i in range(5)],
-                "prompts": None,
                 "dimensions": ["scene", "color", "imaging_quality"],
                 "mode": "vbench_standard",
                 "device": "cpu",

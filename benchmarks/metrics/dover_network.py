@@ -254,7 +254,7 @@ class Swin3D(nn.Module):
         self.norm = nn.LayerNorm(width << last)
 
     def forward(self, video: Tensor) -> Tensor:
-        """video: normalised, see `sampling.normalised`."""
+        """video: normalised, see `benchmarks.metrics.dover.normalised`."""
         x = self.patch_embed(video)
         for stage in self.layers:
             x = stage(x)
@@ -306,7 +306,7 @@ class ConvNeXt3D(nn.Module):
         self.norm = nn.LayerNorm(width << len(depths) - 1, eps=1e-6)
 
     def forward(self, video: Tensor) -> Tensor:
-        """video: normalised, see `sampling.normalised`."""
+        """video: normalised, see `benchmarks.metrics.dover.normalised`."""
         x = video
         for smaller, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(smaller(x))

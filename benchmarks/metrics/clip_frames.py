@@ -1,4 +1,4 @@
-"""Batches of clips, and what the weight-free metrics do with their frames.
+"""What the weight-free metrics do with the frames of clips.
 
 Videos are float [B, 3, F, H, W] in [-1, 1]. A batch may hold its clips as they are stored, in 8 bits: a metric then
 takes some of their frames at a time, `AT_ONCE` pixels, as floats.
@@ -9,38 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 AT_ONCE = 2**25  # pixels as floats, 400 MB: small clips are taken whole, as a mean over parts differs in its last bits
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Clips of one size and what they are held against, structure of another H, W.
-
-    [B, 3, F, H, W] each: float in [-1, 1], or uint8 that stand for them (see `floats`).
-    """
-
-    video: Tensor
-    real: Tensor | None = None
-    structure: Tensor | None = None
-    solution: Tensor | None = None
-
-
-class ClipScorer(Protocol):
-    """Scores one folder: `add` every batch once, then `result`."""
-
-    def add(self, batch: Batch) -> Tensor | None:
-        """Take in a batch; the values per video [B], or None for a metric of the whole set."""
-        ...
-
-    def result(self) -> float:
-        """The folder's value."""
-        ...
 
 
 def frames_of(video: Tensor) -> Tensor:
