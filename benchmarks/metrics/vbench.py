@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.metric_weights import vbench_folder
+from benchmarks.measure.metric_weights import WEIGHTS, vbench_folder
 from benchmarks.measure.vbench_worker import GRIT, OF_PROMPTS, SCHEMA
+from benchmarks.metrics import lookup
 from benchmarks.stats.bootstrap import prompt_of
 from pw.io.files import sha256
 from pw.io.paths import ROOT
@@ -35,39 +36,6 @@ MODES = ("custom_input", "vbench_standard", "long_custom_input", "long_vbench_st
 PREPROCESSING = ("longer", "shorter", "shorter_centercrop", "None")
 SAMPLES = 5  # videos per prompt in VBench's protocol
 Done = Callable[[Path, Mapping[str, float]], None]
-
-_USED = "Hugging Face OpenGVLab/VBench_Used_Models"
-_VIT_B = {"clip_model/ViT-B-32.pt": "OpenAI CLIP ViT-B/32"}
-_BERT = {
-    f"bert-base-uncased/{name}": "Hugging Face bert-base-uncased"
-    for name in ("config.json", "vocab.txt", "pytorch_model.bin")
-}
-_GRIT = {"grit_model/grit_b_densecap_objectdet.pth": _USED, **_BERT}
-_VICLIP = {"ViCLIP/ViClip-InternVid-10M-FLT.pth": _USED}
-# dimension -> file in VBench's folder -> where it comes from (vbench/utils.py, init_submodules with local=True)
-WEIGHTS: Mapping[str, Mapping[str, str]] = {
-    "subject_consistency": {
-        "dino_model/facebookresearch_dino_main/hubconf.py": "a checkout of GitHub facebookresearch/dino",
-        "dino_model/dino_vitbase16_pretrain.pth": "DINO ViT-B/16, linked from GitHub facebookresearch/dino",
-    },
-    "background_consistency": _VIT_B,
-    "temporal_flickering": {},
-    "motion_smoothness": {"amt_model/amt-s.pth": "Hugging Face lalala125/AMT"},
-    "dynamic_degree": {"raft_model/models/raft-things.pth": "models.zip of GitHub princeton-vl/RAFT"},
-    "aesthetic_quality": {
-        "clip_model/ViT-L-14.pt": "OpenAI CLIP ViT-L/14",
-        "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth": "GitHub LAION-AI/aesthetic-predictor",
-    },
-    "imaging_quality": {
-        "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth": "GitHub chaofengc/IQA-PyTorch, release v0.1-weights"
-    },
-    **dict.fromkeys(GRIT, _GRIT),
-    "human_action": {"umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth": _USED},
-    "scene": {"caption_model/tag2text_swin_14m.pth": "Hugging Face space xinyu1205/recognize-anything", **_BERT},
-    "appearance_style": _VIT_B,
-    "temporal_style": _VICLIP,
-    "overall_consistency": _VICLIP,
-}
 
 
 def available(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, str]:
@@ -128,7 +96,7 @@ def score_videos(
             # the string: torch.device("cuda") == "cuda" is False, and AMT would then not scale to the memory it has
             "device": device.partition(":")[0],
             "cache": str(cache()),
-            "weights": {name: dict(WEIGHTS[name]) for name in names},
+            "weights": {name: weights_of(name) for name in names},
             "download": _may_download(),
             "full_info": None,
             "out": str(run.out),
@@ -147,9 +115,14 @@ def cache() -> Path:
     return vbench_folder().absolute()
 
 
+def weights_of(name: str) -> dict[str, str]:
+    """The weights of a dimension: file in VBench's folder -> what it is (vbench/utils.py, init_submodules)."""
+    return {WEIGHTS[row].file: WEIGHTS[row].about.partition(":")[0] for row in lookup(name).weights}
+
+
 def digests(name: str) -> dict[str, str]:
     """SHA-256 of the weights of a dimension that are there, by file."""
-    paths = {file: cache() / file for file in WEIGHTS[name]}
+    paths = {file: cache() / file for file in weights_of(name)}
     return {file: _sha256(path, path.stat().st_mtime_ns) for file, path in paths.items() if path.is_file()}
 
 
@@ -187,15 +160,15 @@ def _lacks(name: str, mode: str, python: Path) -> str:
     """What a dimension lacks, "" if nothing."""
     if name in OF_PROMPTS and not mode.endswith("vbench_standard"):
         return f"{name} is measured on VBench's own prompts only: vbench.mode=vbench_standard"
-    if WEIGHTS[name] is _GRIT and not any((folder / "detectron2").is_dir() for folder in _packages(python)):
+    if name in GRIT and not any((folder / "detectron2").is_dir() for folder in _packages(python)):
         return (
             f"{name} needs detectron2, which no package index has: build it from GitHub facebookresearch/detectron2 "
             f"against the torch of {python}"
         )
-    files = {file: where for file, where in WEIGHTS[name].items() if not (cache() / file).is_file()}
+    files = {file: what for file, what in weights_of(name).items() if not (cache() / file).is_file()}
     if not files or _may_download():
         return ""
-    listed = "; ".join(f"{cache() / file} ({where})" for file, where in files.items())
+    listed = "; ".join(f"{cache() / file} ({what})" for file, what in files.items())
     return f'{name} lacks weights: {listed}; `make weights what=metrics args="only=vbench"` fetches them'
 
 

@@ -171,7 +171,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PW_VBENCH_PYTHON", sys.executable)
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "vbench"))
     for name in ("overall_consistency", "dynamic_degree"):
-        for file in vbench.WEIGHTS[name]:
+        for file in vbench.weights_of(name):
             (tmp_path / "vbench" / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "vbench" / file).write_bytes(b"weights")
     stubbed = functools.partial(vbench.score_videos, worker=tmp_path / "worker.py")
