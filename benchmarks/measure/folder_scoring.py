@@ -101,20 +101,16 @@ class FolderScoring:
         self.threads = options.threads or default_threads()
         self.names: list[str] = []
         self._hashes: dict[Path, tuple[str, Any]] = {}
-        for name in metrics:
-            if lookup(name).family != "reference" and self._can_be_measured(name):
+        for name in (name for name in metrics if lookup(name).family != "reference"):
+            if "real" in lookup(name).needs and not self.real:
+                self.found.missing[name] = f"{name} holds videos against real ones: real=DIR names them"
+                continue
+            try:
+                self.found.depends[name] = self._depends(name)
+            except MissingWeights as error:
+                self.found.missing[name] = str(error)
+            else:
                 self.names.append(name)
-
-    def _can_be_measured(self, name: str) -> bool:
-        if "real" in lookup(name).needs and not self.real:
-            self.found.missing[name] = f"{name} holds videos against real ones: real=DIR names them"
-            return False
-        try:
-            self.found.depends[name] = self._depends(name)
-        except MissingWeights as error:
-            self.found.missing[name] = str(error)
-            return False
-        return True
 
     def lacking(self, path: Path) -> list[str]:
         """The metrics whose value of a video is neither in `found` nor in the cache."""
@@ -185,8 +181,7 @@ class FolderScoring:
             if why:  # the error, which holds half a network, is gone
                 give_back()
                 text = f"the network of {', '.join(ours)} does not fit: {why}; {remedy(why)}"
-                if self.options.strict:
-                    raise BrokenVideo(f"strict=true: {text}")
+                self._check_strict(text)
                 self._without(dict.fromkeys(ours, text))
         return scorers
 
@@ -246,8 +241,8 @@ class FolderScoring:
 
                 failed = by_worker(paths, names, self.settings[WORKER], device_for(self.options.device), self._done)
                 failed = {n: f"{why}; {remedy(why)}" if "out of memory" in why else why for n, why in failed.items()}
-                if self.options.strict and failed:
-                    raise BrokenVideo(f"strict=true: {next(iter(failed.values()))}")
+                for why in failed.values():
+                    self._check_strict(why)
                 self._without(failed)
 
     def _check_protocol(self) -> None:
@@ -262,8 +257,7 @@ class FolderScoring:
         for name, stems in absent(names, [Path(video).stem for video in self.found.rows]).items():
             if stems:
                 why = f"{name}: {len(stems)} videos of VBench's protocol are not there, such as {stems[0]!r}"
-                if self.options.strict:
-                    raise BrokenVideo(f"strict=true: {why}")
+                self._check_strict(why)
                 self.found.missing[name] = why
 
     def _done(self, path: Path, values: Mapping[str, float]) -> None:
@@ -282,17 +276,19 @@ class FolderScoring:
 
     def leave_out(self, video: str, why: str) -> None:
         video, why = (text.encode(errors="backslashreplace").decode() for text in (video, why))
+        self._check_strict(why)
+        self.found.left_out[video] = why
+
+    def _check_strict(self, why: str) -> None:
         if self.options.strict:
             raise BrokenVideo(f"strict=true: {why}")
-        self.found.left_out[video] = why
 
     def _refuse(self, video: str, refused: Collection[str], why: str) -> None:
         """Say of metrics that are asked for, and have no value from the cache, why they have none."""
-        names = [name for name in self.names if name in refused and name not in self.found.rows[video]]
-        if self.options.strict and names:
-            raise BrokenVideo(f"strict=true: {video}: {names[0]}: {why}")
-        for name in names:
-            self.found.not_measured.setdefault(name, {})[video] = why
+        for name in self.names:
+            if name in refused and name not in self.found.rows[video]:
+                self._check_strict(f"{video}: {name}: {why}")
+                self.found.not_measured.setdefault(name, {})[video] = why
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:

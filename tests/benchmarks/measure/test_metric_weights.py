@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 
 from benchmarks.measure import metric_weights
-from benchmarks.measure.fetch_weights import main
 from benchmarks.measure.metric_weights import (
     WEIGHTS,
     MissingWeights,
@@ -31,6 +30,7 @@ from benchmarks.measure.metric_weights import (
     WrongWeights,
     digest,
     find,
+    main,
 )
 from benchmarks.metrics import METRICS
 from pw.io import hub
@@ -531,12 +531,12 @@ class TestSeveralProcesses:
 
     def start(self, folder: Path, server: Server, *words: str, **environment: str) -> subprocess.Popen[str]:
         script = (
-            "import sys; from benchmarks.measure import fetch_weights, metric_weights\n"
+            "import sys; from benchmarks.measure import metric_weights\n"
             "from benchmarks.measure.metric_weights import HubFile, Weights\n"
             f"row = Weights('h', 'one.pth', '{sha256(CONTENT['one.pth'])}', 'MIT', '', 200000,\n"
             "    (HubFile('some/models', 'deep/one.pth', 'abc'),))\n"
             "metric_weights.WEIGHTS = {'h': row}\n"
-            "sys.exit(fetch_weights.main(sys.argv[1:]))"
+            "sys.exit(metric_weights.main(sys.argv[1:]))"
         )
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
         return subprocess.Popen(
@@ -625,7 +625,7 @@ class TestCommandLine:
 
     def test_looking_imports_neither_torch_nor_the_network(self, folder: Path) -> None:
         script = (
-            "import sys; from benchmarks.measure.fetch_weights import main\n"
+            "import sys; from benchmarks.measure.metric_weights import main\n"
             "main(['list=true']); print({'torch', 'huggingface_hub', 'httpx'} & set(sys.modules))"
         )
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -25,11 +25,11 @@ import pytest
 import torch
 from odd_videos import BROKEN, WHOLE, encode, moving
 
-from benchmarks.measure import folder_scoring, measurement, score, videos
+from benchmarks.measure import folder_scoring, measurement, score
 from benchmarks.measure.folder_scoring import FolderScoring, content_hash
 from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, device_for, videos_of
+from benchmarks.measure.score import score_videos, share
 from benchmarks.measure.streaming import remedy, shortage
-from benchmarks.measure.videos import score_videos, share
 from benchmarks.metrics import GROUPS, METRICS
 from pw.io.video import read_video, write_video
 
@@ -537,7 +537,7 @@ def test_a_gpu_that_is_named_is_not_shared_out_and_one_that_is_not_there_is_name
 
 
 def test_metrics_of_clips_refuse_what_does_not_fit_into_memory(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(videos, "SMALL_CLIP", 6 * 64 * 96 - 1)
+    monkeypatch.setattr(score, "SMALL_CLIP", 6 * 64 * 96 - 1)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2.4e9))
     found = score_videos(folder, ["mhd", "mhd_mse"])
     assert "36,864 pixels" in found.missing["mhd"]
@@ -576,8 +576,8 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path
 
 def test_a_process_that_shares_work_ends_with_the_one_it_shares_it_with(tmp_path: Path):
     script = (
-        "import os, subprocess, sys; from benchmarks.measure.videos import PARENT\n"
-        "module = 'benchmarks.measure.videos'\n"
+        "import os, subprocess, sys; from benchmarks.measure.score import PARENT\n"
+        "module = 'benchmarks.measure.score'\n"
         "child = f'from {module} import end_with_parent as e; e(); import time; time.sleep(60)'\n"
         "env = {**os.environ, PARENT: str(os.getpid())}\n"
         "print(subprocess.Popen([sys.executable, '-c', child], env=env).pid, flush=True); import time; time.sleep(60)"
