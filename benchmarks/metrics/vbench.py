@@ -143,16 +143,12 @@ def all_prompts() -> dict[str, tuple[str, ...]]:
 
 def absent(names: Sequence[str], stems: Sequence[str]) -> dict[str, list[str]]:
     """dimension -> the stems `{prompt}-{i}` of VBench's protocol that a folder lacks; VBench itself only warns."""
-    there, known = set(stems), all_prompts()
+    known = all_prompts()
+    wanted = {name: [prompt for prompt, dimensions in known.items() if name in dimensions] for name in names}
+    there = set(stems)
     return {
-        name: [
-            stem
-            for prompt, dimensions in known.items()
-            if name in dimensions
-            for stem in (f"{prompt}-{i}" for i in range(SAMPLES))
-            if stem not in there
-        ]
-        for name in names
+        name: [stem for prompt in prompts for i in range(SAMPLES) if (stem := f"{prompt}-{i}") not in there]
+        for name, prompts in wanted.items()
     }
 
 
