@@ -1,8 +1,7 @@
 """Score the clips of an ablation's run: `scores.csv` (a row per video), `scores.json` (values and their contract).
 
-A folder holds lossless clips `0000.mkv`, `0001.mkv`, ...; it is paired with the real clips, the structure
-clips (anchors) and the many-step solutions by file name. A metric whose folder is not there is absent, never
-zero.
+A folder holds lossless clips `0000.mkv`, `0001.mkv`, ...; it is paired with the real clips, the structure clips
+(anchors) and the many-step solutions by file name. A metric whose folder is not there is absent, never zero.
 
 The contract is a dictionary that is stamped on every score and says which scores may stand in one table. Free keys
 (signature, seed, git commit, ...) say where a score came from and may differ between rows. All others say what was
@@ -57,17 +56,14 @@ def score_folder(
     A metric takes the clips whose names are in all folders it needs; n_videos says how many these are.
 
     solved: how many of `solution`, the first by name, count; another arm may have had more of them made.
-    contract: where the clips come from and what was measured; metric protocols and the hash of the real clips are
-        added.
+    contract: where the clips come from and what was measured; metric protocols and the real clips' hash are added.
     Returns: {"metrics": {name: value}, "n_videos": {name: n}, "contract": {...}}, as in scores.json.
-    Raises: ValueError for an unknown metric, a folder without clips, or one without a common name with
-        `videos`.
+    Raises: ValueError for an unknown metric, a folder without clips, or without a name in common with `videos`.
     """
     folders = {"real": real, "structure": structure, "solution": solution}
     rows, result, clip_hash = measure_clips(paired(clip_paths(videos), folders, solved), metrics)
     result["contract"] = {**contract, "metrics": protocols(metrics), "clips": clip_hash}
-    measured = result["n_videos"]
-    columns = ["video", "frames", *(name for name in measured if lookup(name).level == "video")]
+    columns = ["video", "frames", *(name for name in result["n_videos"] if lookup(name).level == "video")]
     write_csv(out / "scores.csv", columns, ({"video": name, **row} for name, row in rows.items()))
     write_json(out / "scores.json", result)
     return result
@@ -133,7 +129,6 @@ def clip_paths(folder: Path) -> dict[str, Path]:
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is one by its name."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
@@ -204,8 +199,7 @@ def check_contracts(contracts: Contracts) -> None:
     contracts: row (arm, "floor", ...) -> seed -> the contract of its scores.
     Raises: ValueError naming the first key that differs, the rows, and both values.
     """
-    first: dict[str, tuple[str, int, Any]] = {}
-    first_of_seed: dict[tuple[int, str], tuple[str, int, Any]] = {}
+    first: dict[tuple[int | None, str], tuple[str, int, Any]] = {}
     bound = {row: {s: _bound(c) for s, c in seeds.items()} for row, seeds in contracts.items()}
     keys = {k for seeds in bound.values() for contract in seeds.values() for k in contract}
     for row, seeds in bound.items():
@@ -213,13 +207,10 @@ def check_contracts(contracts: Contracts) -> None:
             for key in sorted(keys):
                 if key.startswith("metrics.") and key not in contract:
                     continue
-                value = contract.get(key)
-                if key in SEED_KEYS:
-                    seen = first_of_seed.setdefault((seed, key), (row, seed, value))
-                else:
-                    seen = first.setdefault(key, (row, seed, value))
-                if seen[2] != value:
-                    raise ValueError(_clash(key, seen, (row, seed, value)))
+                this = row, seed, contract.get(key)
+                seen = first.setdefault((seed if key in SEED_KEYS else None, key), this)
+                if seen[2] != this[2]:
+                    raise ValueError(_clash(key, seen, this))
 
 
 def table_contract(contracts: Contracts) -> dict[str, Any]:

@@ -294,9 +294,9 @@ def show(found: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, A
         for head in ("metric", "mean", "95 % interval", "videos", "protocol"):
             table.add_column(head, justify="left" if head in ("metric", "protocol") else "right")
         for name, row in means.items():
-            interval = "–" if row["low"] is None else f"{_number(row['low'])} … {_number(row['high'])}"
+            interval = "–" if row["low"] is None else f"{row['low']:.4g} … {row['high']:.4g}"
             how = " ".join((row["protocol"], *_changed(name, row.get("settings", {}))))
-            table.add_row(f"{name} {lookup(name).arrow}", _number(row["mean"]), interval, str(row["n"]), escape(how))
+            table.add_row(f"{name} {lookup(name).arrow}", f"{row['mean']:.4g}", interval, str(row["n"]), escape(how))
         console.print(table)
     if of_set := [name for name in means if name in found.whole]:
         console.print(f"{', '.join(of_set)}: no interval, one value of all videos; what it varies by takes seeds")
@@ -326,10 +326,6 @@ def _changed(name: str, settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={','.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in shown.items()]
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
-
-
 def _output_file(text: str) -> Path:
     if not Path(text).name:
         raise ValueError("wants a file, such as scores.csv")
@@ -355,11 +351,6 @@ class ScoreOptions(MeasureOptions):
             raise ConfigError("videos=: one folder; make score videos=DIR metrics=mhd_mse,niqe")
         return Path(given[0]).expanduser()
 
-    @property
-    def measuring(self) -> MeasureOptions:
-        """What is not the folder, the metrics or the table."""
-        return MeasureOptions(**{each.name: getattr(self, each.name) for each in fields(MeasureOptions)})
-
 
 def run(options: ScoreOptions) -> int:
     """Exit status: 0 something was scored, 1 nothing was, or `strict` stopped it."""
@@ -370,8 +361,9 @@ def run(options: ScoreOptions) -> int:
     videos_of(folder)
     out = options.out or (folder if (folder / "card.yaml").is_file() else Path()) / "scores.csv"
     check_writable("out", out.parent, out.name)
+    measuring = MeasureOptions(**{each.name: getattr(options, each.name) for each in fields(MeasureOptions)})
     try:
-        scores = score_videos(folder, names, options.measuring, lambda line: print(line, file=sys.stderr, flush=True))
+        scores = score_videos(folder, names, measuring, lambda line: print(line, file=sys.stderr, flush=True))
     except BrokenVideo as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

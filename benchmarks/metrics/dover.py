@@ -11,7 +11,7 @@ overall     100 sigmoid(0.6104 z_technical + 0.3896 z_aesthetic), in the script'
 
 All maps rise with the raw output, so the order of systems under one branch does not depend on the scale.
 
-What is seen of a video, seeded and cut frame by frame:
+What is seen of a video, cut frame by frame:
 
 technical   3 clips x 32 frames, every second one; 7x7 fragments of 32 px, one drawn in each cell of a 7x7 grid and at
             the same place in all frames of a clip, put together to 224x224
@@ -99,7 +99,6 @@ class DoverScorer:
         return DoverVideo(self, info)
 
     def needs(self, branch: str) -> bool:
-        """Whether a branch has to be run."""
         return any(branch in name or "overall" in name for name in self.names)
 
 
@@ -113,7 +112,7 @@ class Glimpse:
 
 
 class DoverVideo:
-    """A video being scored: 150 KB per view and frame are kept, whatever the video's size."""
+    """150 KB per view and frame are kept, whatever the video's size."""
 
     def __init__(self, scorer: DoverScorer, info: VideoInfo) -> None:
         draws = [draw(seed, info.frames, info.height, info.width) for seed in range(scorer.seeds)]
@@ -131,11 +130,9 @@ class DoverVideo:
         self.memory = max(enlarging, squeezing) + (len(self.clips) + 5) * 3 * SIZE * SIZE
 
     def wants(self, index: int) -> bool:
-        """The frames of all draws."""
         return index in self._in_clips or index in self._in_wholes
 
     def frame(self, look: Look) -> Glimpse:
-        """Cut the fragments of every clip that has the frame, and squeeze the whole of it."""
         cut: dict[int, Frames] = {}
         if look.index in self._in_clips:
             image = enlarged(look.image)
@@ -187,8 +184,6 @@ class FragmentClip:
 
 @dataclass(frozen=True)
 class Draw:
-    """Both views of one seed."""
-
     technical: tuple[FragmentClip, ...]
     aesthetic: tuple[int, ...]
 

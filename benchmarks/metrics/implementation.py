@@ -46,19 +46,15 @@ class Video(Protocol):
     @property
     def memory(self) -> int:
         """Bytes that one call of `frame` needs at most beside the frame itself."""
-        ...
 
     def wants(self, index: int) -> bool:
         """Whether frame number `index` is looked at; others are decoded, but not handed over."""
-        ...
 
     def frame(self, look: Look) -> Any:
         """What is kept of a frame: small, and of nothing but `look`. Called on any thread, in any order."""
-        ...
 
     def result(self, frames: Sequence[Any]) -> Mapping[str, float]:
         """Metric -> value, from what `frame` gave for every wanted frame, in order."""
-        ...
 
 
 class Scorer(Protocol):
@@ -66,14 +62,13 @@ class Scorer(Protocol):
 
     def begin(self, info: VideoInfo) -> Video:
         """Start on a video. Raises ValueError where it cannot be scored (too short, too small), saying so."""
-        ...
 
 
 @dataclass(frozen=True)
 class Batch:
     """Clips of one size and what they are held against, structure of another H, W.
 
-    [B, 3, F, H, W] each: float in [-1, 1], or uint8 that stand for them (see `clip_frames.floats`).
+    [B, 3, F, H, W] each: float in [-1, 1], or uint8 that stand for them (see `reference.floats`).
     """
 
     video: Tensor
@@ -87,11 +82,9 @@ class ClipScorer(Protocol):
 
     def add(self, batch: Batch) -> Tensor | None:
         """Take in a batch; the values per video [B], or None for a metric of the whole set."""
-        ...
 
     def result(self) -> float:
         """The folder's value."""
-        ...
 
 
 def scorer_of(names: Sequence[str], settings: Mapping[str, Any] | None = None, device: str = "cpu") -> Any:

@@ -69,20 +69,15 @@ class Lpips:
 
 @dataclass(frozen=True)
 class LpipsScorer:
-    """The scorer of "lpips"."""
-
     lpips: Lpips
 
     def begin(self, info: VideoInfo) -> LpipsVideo:
-        """Raises: ValueError for frames that AlexNet is too deep for."""
         check_size("lpips", info)
         return LpipsVideo(self.lpips, working_memory(info))
 
 
 @dataclass(frozen=True)
 class LpipsVideo:
-    """LPIPS of one video to the real one, frame by frame."""
-
     lpips: Lpips
     memory: int
 
@@ -112,21 +107,16 @@ def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Lp
 
 @dataclass(frozen=True)
 class MhdLpips:
-    """The scorer of "mhd_lpips"."""
-
     lpips: Lpips
     scales: Scales
 
     def begin(self, info: VideoInfo) -> MhdLpipsVideo:
-        """Raises: ValueError for frames that AlexNet is too deep for."""
         check_size("mhd_lpips", info)
         return MhdLpipsVideo(self.lpips, self.scales, working_memory(info))
 
 
 @dataclass(frozen=True)
 class MhdLpipsVideo:
-    """mHD-LPIPS of one video; of a frame is kept one number for each k."""
-
     lpips: Lpips
     scales: Scales
     memory: int

@@ -58,8 +58,6 @@ class Scales:
 
 @dataclass(frozen=True)
 class Mhd:
-    """The scorer of "mhd_mse"."""
-
     scales: Scales
     device: str
 
@@ -69,8 +67,6 @@ class Mhd:
 
 @dataclass(frozen=True)
 class MhdVideo:
-    """mHD-MSE of one video; of a frame is kept one number for each k."""
-
     scales: Scales
     device: str
     memory: int

@@ -59,18 +59,14 @@ class Pristine:
 
 @dataclass(frozen=True)
 class NiqeVideo:
-    """One video being scored; see `benchmarks.metrics.implementation`."""
-
     pristine: Pristine
     every: int
     memory: int
 
     def wants(self, index: int) -> bool:
-        """Every n-th frame, from the first."""
         return index % self.every == 0
 
     def frame(self, look: Look) -> float | None:
-        """NIQE of the frame; None where it has none."""
         return niqe(luma(look.image), self.pristine)
 
     def result(self, frames: Sequence[float | None]) -> Mapping[str, float]:
@@ -83,8 +79,6 @@ class NiqeVideo:
 
 @dataclass(frozen=True)
 class NiqeScorer:
-    """NIQE with the statistics loaded."""
-
     pristine: Pristine
     every: int
 

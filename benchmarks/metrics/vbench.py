@@ -207,6 +207,7 @@ class WorkerRun:
         self.reported: dict[str, dict[str, float | None]] = {video: {} for video in self.videos}
         self.out, self.log = self.work / "result.json", self.work / "worker.log"
         self.journal = Path(f"{self.out}.journal")
+        self.journal.touch()
 
     def measure(self, request: Mapping[str, Any], device: str, worker: Path) -> dict[str, str]:
         """Run the worker to its end. Returns dimension -> why it, or some of its videos, have no value."""
@@ -251,20 +252,19 @@ class WorkerRun:
     def _follow(self, process: subprocess.Popen[bytes]) -> None:
         """Take in the journal as it grows, until the worker ends. Raises _Broken if it is silent for too long."""
         timeout = float(os.environ.get("PW_VBENCH_TIMEOUT") or 3600)
-        read, heard = 0, time.monotonic()
-        while True:
-            ended = process.poll() is not None  # asked before reading: what it wrote last is read too
-            text = _read_from(self.journal, read)
-            whole = text.rpartition(b"\n")[0]
-            if whole:
-                read, heard = read + len(whole) + 1, time.monotonic()
-                for line in whole.split(b"\n"):
+        heard, rest = time.monotonic(), b""
+        with self.journal.open("rb") as journal:
+            while True:
+                ended = process.poll() is not None  # asked before reading: what it wrote last is read too
+                *lines, rest = (rest + journal.read()).split(b"\n")
+                for line in lines:
+                    heard = time.monotonic()
                     self._take(line)
-            if ended:
-                return
-            if time.monotonic() - heard > timeout:
-                raise _Broken(f"said nothing for {timeout:.0f} s (PW_VBENCH_TIMEOUT) and was ended")
-            time.sleep(0.1)
+                if ended:
+                    return
+                if time.monotonic() - heard > timeout:
+                    raise _Broken(f"said nothing for {timeout:.0f} s (PW_VBENCH_TIMEOUT) and was ended")
+                time.sleep(0.1)
 
     def _take(self, line: bytes) -> None:
         """One line of the journal. Raises _Broken if it makes no sense."""
@@ -332,16 +332,6 @@ class WorkerRun:
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         lines = [line.rstrip()[:200] for line in text.splitlines() if line.strip() and "it/s]" not in line]
         return "\n".join(lines[-10:]) or "(empty)"
-
-
-def _read_from(path: Path, start: int) -> bytes:
-    """What a growing file has from there on; nothing if it is not there yet."""
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read()
-    except FileNotFoundError:
-        return b""
 
 
 def _environ(device: str) -> dict[str, str]:

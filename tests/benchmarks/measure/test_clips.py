@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.measure import clips
 from benchmarks.measure.clips import check_contracts, score_folder, table_contract
-from benchmarks.metrics import GROUPS, clip_frames, protocols
+from benchmarks.metrics import GROUPS, protocols, reference
 from benchmarks.metrics.implementation import Batch, scorer_of
 from pw.io.video import to_float, write_video
 
@@ -105,7 +105,7 @@ def test_the_batch_size_does_not_change_scores(
 
 def test_of_clips_that_fill_a_batch_one_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clips, "BATCH_PIXELS", 1)
-    monkeypatch.setattr(clip_frames, "AT_ONCE", 1)
+    monkeypatch.setattr(reference, "AT_ONCE", 1)
     videos, real = (folder(tmp_path / name, 6, size=200, seed=i) for i, name in enumerate(("videos", "real")))
     given = {"real": real, "structure": real, "solution": None, "solved": None, "metrics": ["mhd"], "contract": {}}
     score_folder(videos, tmp_path / "warm", **given)

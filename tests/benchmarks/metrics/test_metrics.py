@@ -11,15 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.metrics import GROUPS, METRICS, clip_frames, lookup, protocols
-from benchmarks.metrics.clip_frames import floats, frames_of, gaussian_blur, parts, resize
+from benchmarks.metrics import GROUPS, METRICS, lookup, protocols, reference
 from benchmarks.metrics.implementation import Batch, scorer_of
 from benchmarks.metrics.reference import (
     SlicedWasserstein,
+    floats,
+    frames_of,
+    gaussian_blur,
     laplacian_pyramid,
     mhd_mse,
+    parts,
     radial_bins,
     radial_power_spectrum,
+    resize,
     to_grid,
     wasserstein_1d,
 )
@@ -117,7 +121,7 @@ def test_clips_in_8_bits_and_some_frames_at_once_give_the_score_of_floats(
     video, real, solution = (torch.from_numpy(one).permute(0, 4, 1, 2, 3) for one in stored)
     whole = {"video": video, "real": real, "structure": real[..., ::4, ::4], "solution": solution}
     wanted = {name: measure(name, Batch(**{k: floats(v) for k, v in whole.items()})) for name in GROUPS["clips"]}
-    monkeypatch.setattr(clip_frames, "AT_ONCE", at_once)
+    monkeypatch.setattr(reference, "AT_ONCE", at_once)
     for name, value in wanted.items():
         assert measure(name, Batch(**whole)) == pytest.approx(value, rel=1e-6), name
 
@@ -126,7 +130,7 @@ def test_clips_in_8_bits_and_some_frames_at_once_give_the_score_of_floats(
 def test_parts_hold_every_run_of_frames_once_and_no_more_than_is_asked_for(
     depth: int, frames: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(clip_frames, "AT_ONCE", 2 * 4 * 4)
+    monkeypatch.setattr(reference, "AT_ONCE", 2 * 4 * 4)
     numbers = torch.arange(frames).view(1, 1, -1, 1, 1).expand(1, 3, -1, 4, 4)
     runs = []
     for start, (part,) in parts(numbers, depth=depth):
