@@ -118,10 +118,7 @@ def paired(
 
 
 def clip_paths(folder: Path) -> dict[str, Path]:
-    """The clips of a folder by name without suffix, sorted.
-
-    Raises: ValueError if there are none.
-    """
+    """The clips of a folder by name without suffix, sorted. Raises ValueError if there are none."""
     found = {path.stem: path for path in sorted(folder.iterdir()) if is_video(path)} if folder.is_dir() else {}
     if not found:
         raise ValueError(f"no clips (*.mkv) in {folder}; sample into it first")

@@ -44,10 +44,7 @@ class Entry:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes.
-
-    Raises: OSError if it cannot be read, or is no file: opening a named pipe would wait for ever.
-    """
+    """SHA-256. Raises OSError for what cannot be read, or is no file: opening a named pipe would wait for ever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a file", str(path))
     return sha256(path)
@@ -72,10 +69,7 @@ class Cache:
         return entry if math.isfinite(entry.value) else None
 
     def put(self, video: str, metric: str, depends: Mapping[str, Any], entry: Entry) -> None:
-        """Add an entry.
-
-        Raises: ValueError for a value that is not finite, which is no score.
-        """
+        """Add an entry. Raises ValueError for a value that is not finite, which is no score."""
         if not math.isfinite(entry.value):
             raise ValueError(f"{metric} of {video[:12]} is {entry.value}, which is no score")
         about = {**asdict(entry), "metric": metric, "video": video, "depends": dict(depends)}
@@ -90,10 +84,7 @@ class FolderScoring:
     """The videos of one call, and what of them is still to be measured."""
 
     def __init__(self, videos: Mapping[str, Path], metrics: Sequence[str], options: MeasureOptions) -> None:
-        """What a metric lacks is said in the scores' `missing`, before anything is decoded.
-
-        Raises: ConfigError for a setting that is none.
-        """
+        """Says in `found` what a metric lacks, before anything is decoded. Raises ConfigError for a wrong setting."""
         self.videos, self.metrics, self.options, self.found = videos, metrics, options, Scores()
         self.settings = settings_of(metrics, options.overrides)
         self.cache = Cache(options.cache or Path(os.environ.get("PW_SCORES") or OUTPUTS / "cache/scores").expanduser())

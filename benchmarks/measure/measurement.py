@@ -123,9 +123,8 @@ def settings_of(names: Sequence[str], overrides: Sequence[str]) -> dict[str, dic
         if not dot:
             raise no_such_option(MeasureOptions, word, ", and FAMILY.SETTING")
         if family not in own:
-            raise ConfigError(
-                f"{key}: nothing of {family!r} is measured here; families: {', '.join(sorted(own)) or 'none'}"
-            )
+            known = ", ".join(sorted(own)) or "none"
+            raise ConfigError(f"{key}: nothing of {family!r} is measured here; families: {known}")
         if setting not in settings[family]:
             raise ConfigError(f"{key}: no such setting; {family} has {', '.join(settings[family]) or 'none'}")
         settings[family][setting] = _like(key, value, settings[family][setting])

@@ -94,7 +94,6 @@ class Weights:
 
     @property
     def variable(self) -> str:
-        """The environment variable that names a file of the user's."""
         return f"PW_METRICS_{self.name.upper()}"
 
     @property
@@ -104,7 +103,6 @@ class Weights:
 
     @property
     def path(self) -> Path:
-        """Where the file is or should be."""
         if self.is_users:
             return Path(os.environ[self.variable]).expanduser()
         return (vbench_folder() if self.group == "vbench" else folder()) / self.file
@@ -215,10 +213,8 @@ def _stamp(path: Path) -> dict[str, Any]:
 def _difference(row: Weights, found: str, wanted: str) -> str:
     if row.sha256:
         return f"is not {row.name}'s {row.file}: its sha256 is {found}, wants {wanted}"
-    return (
-        f"has changed since it was fetched: its sha256 is {found}, was {wanted} (nobody publishes one; remove "
-        f"{row.note} if the change is meant)"
-    )
+    hint = f"nobody publishes one; remove {row.note} if the change is meant"
+    return f"has changed since it was fetched: its sha256 is {found}, was {wanted} ({hint})"
 
 
 # ---- pw weights what=metrics
@@ -350,10 +346,8 @@ def _fetch_row(row: Weights, mirror: str) -> str:
     known = [f"sha256 {row.sha256}" if row.sha256 else "", f"{row.size} bytes" if row.size else ""]
     expected = f" ({', '.join(filter(None, known)) or 'no digest of it is published'})"
     if row.is_users:
-        raise FetchError(
-            f"{row.variable}={row.path} names a file of yours, which is left alone; unset it to fetch, or put "
-            f"{row.file} there{expected}"
-        )
+        yours = f"{row.variable}={row.path} names a file of yours, which is left alone"
+        raise FetchError(f"{yours}; unset it to fetch, or put {row.file} there{expected}")
     reasons = []
     for source in (*_mirrored(row, mirror), *row.sources):
         try:

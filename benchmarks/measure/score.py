@@ -343,19 +343,14 @@ class ScoreOptions(MeasureOptions):
     )
     positional: tuple[str, ...] = ()
 
-    @property
-    def folder(self) -> Path:
-        """The folder to score. Raises ConfigError for none, or several."""
-        given = [*([self.videos] if self.videos else []), *self.positional]
-        if len(given) != 1 or not given[0]:
-            raise ConfigError("videos=: one folder; make score videos=DIR metrics=mhd_mse,niqe")
-        return Path(given[0]).expanduser()
-
 
 def run(options: ScoreOptions) -> int:
     """Exit status: 0 something was scored, 1 nothing was, or `strict` stopped it."""
     end_with_parent()
-    folder = options.folder
+    given = [*([options.videos] if options.videos else []), *options.positional]
+    if len(given) != 1 or not given[0]:
+        raise ConfigError("videos=: one folder; make score videos=DIR metrics=mhd_mse,niqe")
+    folder = Path(given[0]).expanduser()
     if not (names := chosen(options.metrics)):
         raise ConfigError(f"metrics=: names none; known: {', '.join((*GROUPS, *METRICS))}")
     videos_of(folder)

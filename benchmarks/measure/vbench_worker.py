@@ -91,7 +91,6 @@ class Measurement:
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request, self.out = request, Path(request["out"])
-        self.cache = Path(request["cache"])
         self.values: dict[str, dict[str, float]] = {name: {} for name in request["dimensions"]}
         self.errors = dict.fromkeys(request["dimensions"], 0)
         self.failed: dict[str, str] = {}
@@ -116,9 +115,9 @@ class Measurement:
         if name in OF_PROMPTS and not self.request["mode"].endswith("vbench_standard"):
             raise DimensionFailed(f"{name} is defined on VBench's own prompts only: mode=vbench_standard")
         if not self.request["download"]:
-            files = self.request["weights"].get(name, {})
-            if missing := [f"{file} ({what})" for file, what in files.items() if not (self.cache / file).exists()]:
-                raise DimensionFailed(f"{self.cache} lacks {', '.join(missing)}")
+            files, cache = self.request["weights"].get(name, {}), Path(self.request["cache"])
+            if missing := [f"{file} ({what})" for file, what in files.items() if not (cache / file).exists()]:
+                raise DimensionFailed(f"{cache} lacks {', '.join(missing)}")
         try:
             module = importlib.import_module(f"vbench.{name}")
             for owner, loader in LOADERS.get(name, ()):

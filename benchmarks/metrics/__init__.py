@@ -96,10 +96,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """The metrics that names and groups stand for, each once, in the order given.
-
-    Raises: ConfigError for an unknown name, listing the known ones.
-    """
+    """The metrics that names and groups stand for, each once, in the order given. Raises as `lookup`."""
     found: dict[str, None] = {}
     for name in names:
         if name not in GROUPS:
@@ -109,10 +106,7 @@ def chosen(names: Iterable[str]) -> list[str]:
 
 
 def lookup(name: str) -> Metric:
-    """The registry's row of a metric.
-
-    Raises: ConfigError for an unknown name, listing the known ones.
-    """
+    """The registry's row of a metric. Raises ConfigError for an unknown name, listing the known ones."""
     if name not in METRICS:
         raise ConfigError(f"unknown metric {name!r}; known: {', '.join((*METRICS, *GROUPS))}")
     return METRICS[name]

@@ -247,8 +247,7 @@ def fragments(image: Frames, clip: FragmentClip) -> Frames:
 def squeezed(image: Frames, antialias: bool) -> Frames:
     """The whole frame at 224x224, bilinear and rounded: uint8 `[224, 224, 3]`.
 
-    antialias: torchvision's default for tensors since 0.17. DOVER was released under 0.14, which took two pixels of
-    each side whatever the size.
+    antialias: torchvision's default since 0.17. DOVER was released under 0.14, which took two pixels of each side.
     """
     planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
     planes = F.interpolate(planes, size=(SIZE, SIZE), mode="bilinear", antialias=antialias)

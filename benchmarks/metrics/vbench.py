@@ -39,10 +39,7 @@ Done = Callable[[Path, Mapping[str, float]], None]
 
 
 def available(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, str]:
-    """What is missing, before anything is measured: dimension -> what it lacks and how to get it.
-
-    Raises: ValueError for a setting that makes no sense.
-    """
+    """Dimension -> what it lacks and how to get it. Raises ValueError for a setting that makes no sense."""
     for key, known in (("mode", MODES), ("imaging_quality_preprocessing_mode", PREPROCESSING)):
         if settings[key] not in known:
             raise ValueError(f"vbench.{key}={settings[key]}: one of {', '.join(known)}")
@@ -127,10 +124,7 @@ def digests(name: str) -> dict[str, str]:
 
 
 def all_prompts() -> dict[str, tuple[str, ...]]:
-    """VBench's prompts, in its order, with the dimensions that are measured on each (944 different ones of 946).
-
-    Raises: ValueError if VBench's environment does not hold them.
-    """
+    """VBench's 944 prompts, in its order, with the dimensions measured on each. Raises ValueError without VBench."""
     found = [path for folder in _packages(interpreter()) for path in folder.glob("vbench/VBench_full_info.json")]
     if not found:
         raise ValueError(f"no VBench_full_info.json beside {interpreter()}: `make vbench-env` installs VBench")
