@@ -124,7 +124,7 @@ def score(network: Any, image: Frames) -> float:
 
 
 def _scales(picture: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The frame at its two smaller scales, float in [-1, 1], then as it is, `[3, H, W]`. One channel is held in float."""
+    """The frame at its two smaller scales, float in [-1, 1], then as it is, `[3, H, W]`: one channel in float."""
     import torch
     from pyiqa.data.multiscale_trans_util import resize_preserve_aspect_ratio  # ty: ignore[import-not-found]
 
