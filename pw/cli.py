@@ -56,7 +56,7 @@ VERBS = {
     "weights": Verb(
         "pw.io.wan_weights",
         "fetch Wan2.2-TI2V-5B, or with what=metrics what the metrics need",
-        {"metrics": "benchmarks.measure.fetch_weights"},
+        {"metrics": "benchmarks.measure.metric_weights"},
     ),
     "score": Verb("benchmarks.measure.score", "score videos: DIR metrics=mhd_mse,niqe out=scores.csv"),
     "table": Verb("benchmarks.report.paper_tables", "a table of the paper with ours beside it: name=table_2"),

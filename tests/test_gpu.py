@@ -17,11 +17,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
 from benchmarks.metrics.dover import DoverScorer
-from benchmarks.metrics.dover.network import Dover
-from benchmarks.metrics.lpips import Lpips, LpipsScorer
+from benchmarks.metrics.dover_network import Dover
+from benchmarks.metrics.implementation import Look
+from benchmarks.metrics.lpips import Lpips, LpipsScorer, MhdLpips
 from benchmarks.metrics.mhd import Mhd, Scales
-from benchmarks.metrics.mhd_lpips import MhdLpips
-from benchmarks.metrics.stream import Look
 from benchmarks.speed.generation import main, measure_ours
 from pw.cost.counts import codec_bytes, stage_latent
 from pw.cost.generation_cost import denoising, generation_cost, stages_of

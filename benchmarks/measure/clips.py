@@ -1,18 +1,23 @@
 """Score the clips of an ablation's run: `scores.csv` (a row per video), `scores.json` (values and their contract).
 
-A folder holds lossless clips `0000.mkv`, `0001.mkv`, ...; it is paired with the real clips, the structure
-clips (anchors) and the many-step solutions by file name. A metric whose folder is not there is absent, never
-zero.
+A folder holds lossless clips `0000.mkv`, `0001.mkv`, ...; it is paired with the real clips, the structure clips
+(anchors) and the many-step solutions by file name. A metric whose folder is not there is absent, never zero.
+
+The contract is a dictionary that is stamped on every score and says which scores may stand in one table. Free keys
+(signature, seed, git commit, ...) say where a score came from and may differ between rows. All others say what was
+measured: `scale`, `data`, `sampling`, ... and `metrics` (protocol and settings) must agree in the whole table, `clips`
+(names and content of the real clips) within each seed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure.contract import ClipHash
 from benchmarks.metrics import lookup, protocols
 from pw.io.files import write_csv, write_json
 
@@ -20,11 +25,19 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from benchmarks.metrics.reference.clip_frames import Batch
+    from benchmarks.metrics.implementation import Batch
 
 SUFFIXES = (".mkv", ".mp4", ".mov", ".webm", ".avi", ".m4v")
 BATCH_PIXELS = 2**22
 """Pixels of a folder that are in memory at once: small clips go in batches, one clip is the least."""
+
+FREE_KEYS = frozenset((
+    *("signature", "train_signature", "seed", "arm", "varied", "git_commit", "dirty", "lock_hash", "code", "host"),
+    *("versions", "created", "n_videos"),
+))  # fmt: skip
+SEED_KEYS = frozenset({"clips"})
+
+Contracts = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 
 def score_folder(
@@ -43,71 +56,76 @@ def score_folder(
     A metric takes the clips whose names are in all folders it needs; n_videos says how many these are.
 
     solved: how many of `solution`, the first by name, count; another arm may have had more of them made.
-    contract: where the clips come from and what was measured (see `benchmarks.measure.contract`); metric protocols
-        and the hash of the real clips are added.
+    contract: where the clips come from and what was measured; metric protocols and the real clips' hash are added.
     Returns: {"metrics": {name: value}, "n_videos": {name: n}, "contract": {...}}, as in scores.json.
-    Raises: ValueError for an unknown metric, a folder without clips, or one without a common name with
-        `videos`.
+    Raises: ValueError for an unknown metric, a folder without clips, or without a name in common with `videos`.
     """
-    from benchmarks.metrics.reference import scorer
-
-    folders = {"video": videos, "real": real, "structure": structure, "solution": solution}
-    clips = _clips_to_score({what: folder for what, folder in folders.items() if folder is not None}, solved)
-    scorers = {name: scorer(name) for name in metrics if all(need in clips for need in lookup(name).needs)}
-    rows: dict[str, dict[str, float | int]] = {}
-    counts = dict.fromkeys(scorers, 0)
-    clip_hash = ClipHash()
-    for names, batch in batches(clips, clip_hash):
-        frames = batch.video.shape[2]
-        rows.update({name: {"frames": frames} for name in names})
-        for metric, metric_scorer in scorers.items():
-            if any(getattr(batch, need) is None for need in lookup(metric).needs):
-                continue
-            values = metric_scorer.add(batch)
-            counts[metric] += len(names)
-            for name, value in zip(names, () if values is None else values.tolist(), strict=False):
-                rows[name][metric] = value
-        del batch  # before the next one is read
-    totals = {name: metric_scorer.result() for name, metric_scorer in scorers.items() if counts[name]}
-    result = {
-        "metrics": {name: value for name, value in totals.items() if math.isfinite(value)},
-        "n_videos": counts,
-        "contract": {
-            **contract,
-            "metrics": protocols(metrics),
-            "clips": {"n": clip_hash.count, "sha256": clip_hash.value()},
-        },
-    }
-    columns = ["video", "frames", *(name for name in scorers if lookup(name).level == "video")]
+    folders = {"real": real, "structure": structure, "solution": solution}
+    rows, result, clip_hash = measure_clips(paired(clip_paths(videos), folders, solved), metrics)
+    result["contract"] = {**contract, "metrics": protocols(metrics), "clips": clip_hash}
+    columns = ["video", "frames", *(name for name in result["n_videos"] if lookup(name).level == "video")]
     write_csv(out / "scores.csv", columns, ({"video": name, **row} for name, row in rows.items()))
     write_json(out / "scores.json", result)
     return result
 
 
-def _clips_to_score(folders: Mapping[str, Path], solved: int | None) -> dict[str, dict[str, Path]]:
-    """What a folder holds -> its clips by name. Raises ValueError where a folder has no name in common with `video`."""
-    clips = {what: clip_paths(folder) for what, folder in folders.items()}
-    if "solution" in clips:
-        clips["solution"] = dict(list(clips["solution"].items())[:solved])
-    for what, paths in clips.items():
-        if not paths.keys() & clips["video"].keys():
-            videos = folders["video"]
-            raise ValueError(f"no clip of {what}={folders[what]} has the name of one in {videos}; names must agree")
+def measure_clips(
+    clips: Mapping[str, Mapping[str, Path]], metrics: Sequence[str]
+) -> tuple[dict[str, dict[str, float]], dict[str, Any], dict[str, Any]]:
+    """Measure clips as they were `paired`, by the metrics whose folders are there.
+
+    Returns: clip -> "frames" and the values it has; {"metrics": those of the folder that are finite, "n_videos": how
+        many clips each took}; the number and the hash of the real clips.
+    """
+    from benchmarks.metrics.implementation import scorer_of
+
+    scorers = {name: scorer_of([name]) for name in metrics if all(need in clips for need in lookup(name).needs)}
+    rows: dict[str, dict[str, float]] = {}
+    counts = dict.fromkeys(scorers, 0)
+    clip_hash = ClipHash()
+    for names, batch in batches(clips, clip_hash):
+        frames = batch.video.shape[2]
+        rows.update({name: {"frames": frames} for name in names})
+        for metric, scorer in scorers.items():
+            if any(getattr(batch, need) is None for need in lookup(metric).needs):
+                continue
+            values = scorer.add(batch)
+            counts[metric] += len(names)
+            for name, value in zip(names, () if values is None else values.tolist(), strict=False):
+                rows[name][metric] = value
+        del batch  # before the next one is read
+    totals = {name: scorer.result() for name, scorer in scorers.items() if counts[name]}
+    finite = {name: value for name, value in totals.items() if math.isfinite(value)}
+    return rows, {"metrics": finite, "n_videos": counts}, {"n": clip_hash.count, "sha256": clip_hash.value()}
+
+
+def paired(
+    videos: Mapping[str, Path], folders: Mapping[str, Path | None], solved: int | None = None
+) -> dict[str, Mapping[str, Path]]:
+    """What it is ("video", "real", ...) -> clips by name, of which the first `solved` are solutions.
+
+    Raises: ValueError for a folder without clips, or where it has no name in common with `videos`.
+    """
+    clips = {"video": videos}
+    for what, folder in folders.items():
+        if folder is None:
+            continue
+        clips[what] = dict(list(clip_paths(folder).items())[: solved if what == "solution" else None])
+        if not clips[what].keys() & videos.keys():
+            ours = next(iter(videos.values())).parent
+            raise ValueError(f"no clip of {what}={folder} has the name of one in {ours}; names must agree")
     return clips
 
 
 def clip_paths(folder: Path) -> dict[str, Path]:
-    """The clips of a folder by name without suffix, sorted.
-
-    Raises: ValueError if there are none.
-    """
-    found = {path.stem: path for path in sorted(folder.iterdir()) if _is_clip(path)} if folder.is_dir() else {}
+    """The clips of a folder by name without suffix, sorted. Raises ValueError if there are none."""
+    found = {path.stem: path for path in sorted(folder.iterdir()) if is_video(path)} if folder.is_dir() else {}
     if not found:
         raise ValueError(f"no clips (*.mkv) in {folder}; sample into it first")
     return found
 
 
-def _is_clip(path: Path) -> bool:
+def is_video(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
@@ -120,26 +138,20 @@ def batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> Ite
         paths = {what: found[name] for what, found in clips.items() if name in found}
         read = {path: read_video(path) for path in set(paths.values())}  # structure and real are often one folder
         arrays = {what: read[path] for what, path in paths.items()}
+        shapes = {what: array.shape for what, array in arrays.items()}
         if "real" in arrays:
             clip_hash.add(name, arrays["real"].shape, arrays["real"].data)
-        if held and _sizes(held[0][1]) != _sizes(arrays):
+        if held and {what: array.shape for what, array in held[0][1].items()} != shapes:
             yield _stack(held)
             held = []
         held.append((name, arrays))
         del read, arrays
-        if _pixels(held) >= BATCH_PIXELS:  # before the next clip is read: of large ones there is one
+        pixels = sum(clip["video"].size // 3 for _, clip in held)
+        if pixels >= BATCH_PIXELS:  # before the next clip is read: of large ones there is one
             yield _stack(held)
             held = []
     if held:
         yield _stack(held)
-
-
-def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    return {what: array.shape for what, array in arrays.items()}
-
-
-def _pixels(held: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> int:
-    return sum(arrays["video"].size // 3 for _, arrays in held)
 
 
 def _stack(held: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> tuple[list[str], Batch]:
@@ -147,7 +159,7 @@ def _stack(held: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> tuple[list[s
     import numpy as np
     import torch
 
-    from benchmarks.metrics.reference.clip_frames import Batch
+    from benchmarks.metrics.implementation import Batch
 
     def together(what: str) -> Tensor:
         clips = [arrays[what] for _, arrays in held]
@@ -155,3 +167,88 @@ def _stack(held: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> tuple[list[s
         return torch.from_numpy(stacked).permute(0, 4, 1, 2, 3)
 
     return [name for name, _ in held], Batch(**{what: together(what) for what in held[0][1]})
+
+
+# ---- the contract
+
+
+class ClipHash:
+    """Names, sizes and pixels (not file bytes) of the clips others are held against, as 16 hex digits."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+        self.count = 0
+
+    def add(self, name: str, shape: tuple[int, ...], pixels: bytes | memoryview) -> None:
+        """One clip, in the order of the names; pixels: uint8 [F, H, W, 3]."""
+        self._sha.update(f"{name}\0{shape}\0".encode())
+        self._sha.update(pixels)
+        self.count += 1
+
+    def value(self) -> str:
+        """Hash of all clips so far."""
+        return self._sha.hexdigest()[:16]
+
+
+def check_contracts(contracts: Contracts) -> None:
+    """Refuse to put scores of different measurements in one table.
+
+    contracts: row (arm, "floor", ...) -> seed -> the contract of its scores.
+    Raises: ValueError naming the first key that differs, the rows, and both values.
+    """
+    first: dict[tuple[int | None, str], tuple[str, int, Any]] = {}
+    bound = {row: {s: _bound(c) for s, c in seeds.items()} for row, seeds in contracts.items()}
+    keys = {k for seeds in bound.values() for contract in seeds.values() for k in contract}
+    for row, seeds in bound.items():
+        for seed, contract in seeds.items():
+            for key in sorted(keys):
+                if key.startswith("metrics.") and key not in contract:
+                    continue
+                this = row, seed, contract.get(key)
+                seen = first.setdefault((seed if key in SEED_KEYS else None, key), this)
+                if seen[2] != this[2]:
+                    raise ValueError(_clash(key, seen, this))
+
+
+def table_contract(contracts: Contracts) -> dict[str, Any]:
+    """One contract for the table: a value where all rows agree, else the list of the values met.
+
+    Raises: ValueError as `check_contracts`.
+    """
+    check_contracts(contracts)
+    merged: dict[str, list[Any]] = {}
+    for seeds in contracts.values():
+        for contract in seeds.values():
+            for key, value in contract.items():
+                if (plain := _plain(value)) not in merged.setdefault(key, []):
+                    merged[key].append(plain)
+    return {key: values[0] if len(values) == 1 else values for key, values in merged.items()}
+
+
+def _bound(contract: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree, metric by metric: rows may lack some (the floor has no solution)."""
+    bound = {key: _plain(value) for key, value in contract.items() if key not in FREE_KEYS}
+    return bound | {f"metrics.{name}": row for name, row in bound.pop("metrics", {}).items()}
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON, so that a fresh contract equals one that was read."""
+    return json.loads(json.dumps(value, sort_keys=True))
+
+
+def _clash(key: str, a: tuple[str, int, Any], b: tuple[str, int, Any]) -> str:
+    where = _first_difference(key, a[2], b[2])
+    return (
+        f"scores of different measurements cannot share a table: {where[0]} is {where[1]!r} in {a[0]!r} "
+        f"(seed {a[1]}) and {where[2]!r} in {b[0]!r} (seed {b[1]}); score these rows again alike, or put "
+        f"them in tables of their own"
+    )
+
+
+def _first_difference(key: str, a: Any, b: Any) -> tuple[str, Any, Any]:
+    """Down to the innermost key that differs: ("metrics.psd.protocol", "psd/1", "psd/2")."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for inner in sorted({*a, *b}):
+            if a.get(inner) != b.get(inner):
+                return _first_difference(f"{key}.{inner}", a.get(inner), b.get(inner))
+    return key, a, b

@@ -1,64 +1,107 @@
-"""The videos of a folder, measured one by one: what is cached is not measured again, what is broken is named.
+"""The videos of a folder, measured one by one: what is kept is not measured again, what is broken is named.
 
-One decode of a video serves all its metrics (`streaming.py`); each video's values are kept as it ends (`cache.py`).
+One decode of a video serves all its metrics (`streaming.py`). Each video's values are kept as it ends, in one small
+file per (video's content, metric, what the metric depends on). A file that is there was written whole, so a run that
+was killed goes on with the video it was at, and a video that was renamed or copied is not measured again. PW_SCORES
+names the folder, by default outputs/cache/scores.
 """
 
 from __future__ import annotations
 
-import importlib
+import errno
+import hashlib
+import json
 import math
+import os
+import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.cache import Cache, Entry, content_hash
-from benchmarks.measure.gpu_choice import device_for
-from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, videos_of
+from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, device_for, settings_of, videos_of
 from benchmarks.measure.metric_weights import MissingWeights, digest
-from benchmarks.measure.shortage import give_back, remedy, shortage
-from benchmarks.measure.streaming import Scored, score_video
-from benchmarks.metrics import METRICS, VBENCH_SEMANTIC, Metric, lookup, scoring_code
+from benchmarks.measure.streaming import Scored, give_back, remedy, score_video, shortage
+from benchmarks.metrics import METRICS, VBENCH_SEMANTIC, lookup, protocol_of
+from benchmarks.metrics.implementation import scorer_of
 from benchmarks.stats.bootstrap import prompt_of
 from pw.io.arguments import ConfigError
+from pw.io.files import sha256, write_atomically
 from pw.io.host import default_threads
+from pw.io.paths import OUTPUTS
 from pw.io.progress import Pace, duration
 
 WORKER = "vbench"
 """The family that is measured by a process of its own."""
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A measured value, with the number of frames of the video."""
+
+    value: float
+    frames: int
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256. Raises OSError for what cannot be read, or is no file: opening a named pipe would wait for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return sha256(path)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of entries, safe for several processes at once: entries are only ever added, each atomically."""
+
+    folder: Path
+
+    def get(self, video: str, metric: str, depends: Mapping[str, Any]) -> Entry | None:
+        """The entry of a video (its content hash), None if it is not there or not readable.
+
+        depends: whatever the value depends on beside the video: protocol, settings, hashes of weights.
+        """
+        try:
+            found = json.loads(self._path(video, metric, depends).read_text(encoding="utf-8"))
+            entry = Entry(float(found["value"]), int(found["frames"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return entry if math.isfinite(entry.value) else None
+
+    def put(self, video: str, metric: str, depends: Mapping[str, Any], entry: Entry) -> None:
+        """Add an entry. Raises ValueError for a value that is not finite, which is no score."""
+        if not math.isfinite(entry.value):
+            raise ValueError(f"{metric} of {video[:12]} is {entry.value}, which is no score")
+        about = {**asdict(entry), "metric": metric, "video": video, "depends": dict(depends)}
+        write_atomically(self._path(video, metric, depends), json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+    def _path(self, video: str, metric: str, depends: Mapping[str, Any]) -> Path:
+        key = hashlib.sha256(json.dumps([metric, depends], sort_keys=True).encode()).hexdigest()[:16]
+        return self.folder / video[:2] / video / f"{metric}-{key}.json"
+
+
 class FolderScoring:
     """The videos of one call, and what of them is still to be measured."""
 
-    def __init__(
-        self,
-        videos: Mapping[str, Path],
-        options: MeasureOptions,
-        found: Scores,
-        settings: Mapping[str, Mapping[str, Any]],
-        cache: Cache,
-    ) -> None:
-        self.videos, self.options, self.found, self.settings, self.cache = videos, options, found, settings, cache
-        self.names: list[str] = []
+    def __init__(self, videos: Mapping[str, Path], metrics: Sequence[str], options: MeasureOptions) -> None:
+        """Says in `found` what a metric lacks, before anything is decoded. Raises ConfigError for a wrong setting."""
+        self.videos, self.metrics, self.options, self.found = videos, metrics, options, Scores()
+        self.settings = settings_of(metrics, options.overrides)
+        self.cache = Cache(options.cache or Path(os.environ.get("PW_SCORES") or OUTPUTS / "cache/scores").expanduser())
         self.real = videos_of(options.real) if options.real else {}
         self.threads = options.threads or default_threads()
+        self.names: list[str] = []
         self._hashes: dict[Path, tuple[str, Any]] = {}
-
-    def check(self, names: Sequence[str]) -> None:
-        """What each metric depends on; what it lacks goes to `missing`, before anything is decoded."""
-        for name in names:
-            row = lookup(name)
-            if row.family == "reference":
-                continue
-            if "real" in row.needs and not self.real:
+        for name in (name for name in metrics if lookup(name).family != "reference"):
+            if "real" in lookup(name).needs and not self.real:
                 self.found.missing[name] = f"{name} holds videos against real ones: real=DIR names them"
                 continue
             try:
-                self.found.depends[name] = _depends(row, self.settings[row.family])
+                self.found.depends[name] = self._depends(name)
             except MissingWeights as error:
                 self.found.missing[name] = str(error)
-                continue
-            self.names.append(name)
+            else:
+                self.names.append(name)
 
     def lacking(self, path: Path) -> list[str]:
         """The metrics whose value of a video is neither in `found` nor in the cache."""
@@ -112,13 +155,13 @@ class FolderScoring:
     def _scorers(self, families: set[str]) -> dict[str, Any]:
         scorers = {}
         for family in sorted(families):
-            names = [name for name, row in METRICS.items() if row.family == family]
+            names = _names_of({family})
+            ours = [name for name in self.names if name in names]
             why = ""
             try:
-                module = importlib.import_module(f"benchmarks.metrics.{family}")
-                scorers[family] = module.scorer(names, self.settings[family], device_for(self.options.device))
+                scorers[family] = scorer_of(names, self.settings[family], device_for(self.options.device))
             except MissingWeights as error:
-                self._without({name: str(error) for name in self.names if lookup(name).family == family})
+                self._without(dict.fromkeys(ours, str(error)))
             except ConfigError:
                 raise
             except ValueError as error:  # a setting
@@ -128,15 +171,10 @@ class FolderScoring:
                     raise
             if why:  # the error, which holds half a network, is gone
                 give_back()
-                self._leave_out_networks([name for name in self.names if lookup(name).family == family], why)
+                text = f"the network of {', '.join(ours)} does not fit: {why}; {remedy(why)}"
+                self._check_strict(text)
+                self._without(dict.fromkeys(ours, text))
         return scorers
-
-    def _leave_out_networks(self, names: Sequence[str], why: str) -> None:
-        """Leave out metrics whose networks do not fit. Raises BrokenVideo with `strict`."""
-        text = f"the network of {', '.join(names)} does not fit: {why}; {remedy(why)}"
-        if self.options.strict:
-            raise BrokenVideo(f"strict=true: {text}")
-        self._without(dict.fromkeys(names, text))
 
     def _measure_one(self, path: Path, scorers: Mapping[str, Any]) -> None:
         from pw.io.video import VideoError
@@ -194,8 +232,8 @@ class FolderScoring:
 
                 failed = by_worker(paths, names, self.settings[WORKER], device_for(self.options.device), self._done)
                 failed = {n: f"{why}; {remedy(why)}" if "out of memory" in why else why for n, why in failed.items()}
-                if self.options.strict and failed:
-                    raise BrokenVideo(f"strict=true: {next(iter(failed.values()))}")
+                for why in failed.values():
+                    self._check_strict(why)
                 self._without(failed)
 
     def _check_protocol(self) -> None:
@@ -210,8 +248,7 @@ class FolderScoring:
         for name, stems in absent(names, [Path(video).stem for video in self.found.rows]).items():
             if stems:
                 why = f"{name}: {len(stems)} videos of VBench's protocol are not there, such as {stems[0]!r}"
-                if self.options.strict:
-                    raise BrokenVideo(f"strict=true: {why}")
+                self._check_strict(why)
                 self.found.missing[name] = why
 
     def _done(self, path: Path, values: Mapping[str, float]) -> None:
@@ -220,7 +257,7 @@ class FolderScoring:
         row = self.found.rows[path.name]
         for name, value in values.items():
             # anew: with PW_VBENCH_DOWNLOAD=1 the weights may have come since
-            self.found.depends[name] = _depends(lookup(name), self.settings[WORKER])
+            self.found.depends[name] = self._depends(name)
             self.cache.put(self._hash(path), name, self._depends_of(name, path), Entry(value, int(row["frames"])))
             row[name] = value
 
@@ -230,17 +267,19 @@ class FolderScoring:
 
     def leave_out(self, video: str, why: str) -> None:
         video, why = (text.encode(errors="backslashreplace").decode() for text in (video, why))
+        self._check_strict(why)
+        self.found.left_out[video] = why
+
+    def _check_strict(self, why: str) -> None:
         if self.options.strict:
             raise BrokenVideo(f"strict=true: {why}")
-        self.found.left_out[video] = why
 
     def _refuse(self, video: str, refused: Collection[str], why: str) -> None:
         """Say of metrics that are asked for, and have no value from the cache, why they have none."""
-        names = [name for name in self.names if name in refused and name not in self.found.rows[video]]
-        if self.options.strict and names:
-            raise BrokenVideo(f"strict=true: {video}: {names[0]}: {why}")
-        for name in names:
-            self.found.not_measured.setdefault(name, {})[video] = why
+        for name in self.names:
+            if name in refused and name not in self.found.rows[video]:
+                self._check_strict(f"{video}: {name}: {why}")
+                self.found.not_measured.setdefault(name, {})[video] = why
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
@@ -258,11 +297,10 @@ class FolderScoring:
 
     def _depends_of(self, name: str, path: Path) -> dict[str, Any]:
         """What a metric's value of this video depends on beside its own bytes."""
-        row = lookup(name)
-        depends = self.found.depends.get(name) or _depends(row, self.settings[row.family])
+        depends = self.found.depends.get(name) or self._depends(name)
         if name in VBENCH_SEMANTIC:  # these compare the video with its prompt, which is its name
             depends = {**depends, "prompt": prompt_of(path.name)}
-        real = self.real.get(path.name) if "real" in row.needs else None
+        real = self.real.get(path.name) if "real" in lookup(name).needs else None
         if real is None:
             return depends
         try:
@@ -271,34 +309,26 @@ class FolderScoring:
             return depends
         return {**depends, "real": self._hash(real)}
 
+    def _depends(self, name: str) -> dict[str, Any]:
+        """What a value depends on beside the video, as plain JSON. Raises MissingWeights."""
+        row = lookup(name)
+        if row.family == WORKER:
+            from benchmarks.metrics.vbench import digests
 
-def _names_of(families: Collection[str]) -> set[str]:
-    return {name for name, row in METRICS.items() if row.family in families}
+            weights = digests(name)
+        else:
+            weights = {needed: digest(needed) for needed in row.weights}
+        return {**protocol_of(name, self.settings[row.family]), "weights": weights}
+
+
+def _names_of(families: Collection[str]) -> list[str]:
+    return [name for name, row in METRICS.items() if row.family in families]
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
     """What differs when a file was written anew; () when it is gone."""
     try:
-        stat = path.stat()
+        found = path.stat()
     except OSError:
         return ()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _depends(row: Metric, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a value depends on beside the video, as plain JSON. Raises MissingWeights."""
-    found: dict[str, Any] = {
-        "protocol": row.protocol,
-        "code": scoring_code(row.name),
-        "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
-        "weights": _digests(row),
-    }
-    return found
-
-
-def _digests(row: Metric) -> dict[str, str]:
-    if row.family == WORKER:
-        from benchmarks.metrics.vbench import digests
-
-        return digests(row.name)
-    return {name: digest(name) for name in row.weights}
+    return found.st_ino, found.st_size, found.st_mtime_ns

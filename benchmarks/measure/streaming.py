@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -10,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure.shortage import give_back, remedy, shortage
-from benchmarks.metrics.stream import Look, Scorer, Video
+from benchmarks.metrics.implementation import Look, Scorer, Video
 
 if TYPE_CHECKING:
     from pw.io.video import Frames, VideoInfo
@@ -20,19 +21,22 @@ BUDGET = 600 << 20
 """Bytes that the calls in flight may take together: six 4K frames for mHD-MSE, which then stays under 1 GB in all. A
 call that alone takes more (LPIPS at 4K: 1.1 GB) goes beside them, one at a time."""
 
+_SAYS_SO = re.compile(r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
+_OF_A_GPU = re.compile(r"cuda|cublas|cudnn|gpu", re.IGNORECASE)
+_LINE = 200  # characters of an allocator's story
+
 
 @dataclass
 class Scored:
-    """What came of a video: metric -> value, frames, its properties, and which families would not score it and why.
+    """What came of a video: metric -> value, frames, and which families would not score it and why.
 
-    short: those of the refused whose memory ran out.
+    is_short: whether memory ran out under one of them.
     """
 
-    values: dict[str, float]
-    frames: int
-    info: VideoInfo
+    values: dict[str, float] = field(default_factory=dict)
+    frames: int = 0
     refused: dict[str, str] = field(default_factory=dict)
-    short: set[str] = field(default_factory=set)
+    is_short: bool = False
 
 
 def score_video(
@@ -55,14 +59,15 @@ def score_video(
     from pw.io.video import decode, probe
 
     info = probe(path)
-    scored = Scored({}, 0, info)
+    scored = Scored()
     begun = {family: _tried(family, scored, lambda s=scorer: s.begin(info)) for family, scorer in scorers.items()}
     open_: dict[str, Video] = {family: video for family, video in begun.items() if family not in scored.refused}
     kept: dict[str, list[Future[Any]]] = {family: [] for family in open_}
-    beside = _beside(real, scored, paired) if real is not None and paired else None
+    beside = _beside(real, info, scored, paired) if real is not None and paired else None
     memory = _Memory(budget, calls=4 * threads)
-    frame_bytes = info.height * info.width * 3
-    shares = {family: _threads_of(video, frame_bytes, threads, budget) for family, video in open_.items()}
+    needs = {family: video.memory + 2 * (info.height * info.width * 3) for family, video in open_.items()}
+    # torch threads of one call: where memory lets few frames in at once, each gets more of the cores
+    shares = {family: threads // max(1, min(threads, budget // need)) for family, need in needs.items()}
     previous: Frames | None = None
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -71,9 +76,8 @@ def score_video(
                 for family, video in open_.items():
                     if family in scored.refused or not video.wants(frame.index):
                         continue
-                    need = video.memory + 2 * frame_bytes
-                    memory.take(need)
-                    work = pool.submit(_frame, family, video, look, scored, shares[family], threads)
+                    memory.take(need := needs[family])
+                    work = pool.submit(_frame, family, video, look, scored, shares[family], threads, need)
                     work.add_done_callback(lambda _, need=need: memory.give(need))
                     kept[family].append(work)
                 previous, scored.frames = frame.image, scored.frames + 1
@@ -85,7 +89,7 @@ def score_video(
         if family not in scored.refused:
             frames = [work.result() for work in kept.pop(family)]
             scored.values.update(_tried(family, scored, lambda v=video, f=frames: v.result(f)) or {})
-    if scored.short:
+    if scored.is_short:
         give_back()
     return scored
 
@@ -102,23 +106,16 @@ def _tried(family: str, scored: Scored, measure: Callable[[], Any], at_once: int
     except (MemoryError, RuntimeError) as error:
         if not (why := shortage(error)):
             raise
-        scored.short.add(family)
+        scored.is_short = True
         scored.refused.setdefault(family, f"{why}; {remedy(why, at_once=at_once, need=need)}")
     return None
 
 
-def _frame(family: str, video: Video, look: Look, scored: Scored, share: int, threads: int) -> Any:
+def _frame(family: str, video: Video, look: Look, scored: Scored, share: int, threads: int, need: int) -> Any:
     if family in scored.refused:  # since it was submitted
         return None
     _use_threads(share)
-    need = video.memory + 2 * look.image.nbytes
     return _tried(family, scored, lambda: video.frame(look), at_once=threads // share, need=need)
-
-
-def _threads_of(video: Video, frame_bytes: int, threads: int, budget: int) -> int:
-    """torch threads of one call: where memory lets few frames in at once, each gets more of the cores."""
-    at_once = max(1, min(threads, budget // max(1, video.memory + 2 * frame_bytes)))
-    return max(1, threads // at_once)
 
 
 def _use_threads(threads: int) -> None:
@@ -127,14 +124,14 @@ def _use_threads(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
-def _beside(real: Path, scored: Scored, paired: Collection[str]) -> Iterator[Frames | None]:
+def _beside(real: Path, info: VideoInfo, scored: Scored, paired: Collection[str]) -> Iterator[Frames | None]:
     """The real video's frames; families that need them are refused where it is broken or of another length."""
     from pw.io.video import VideoError, iter_frames, probe
 
     try:
         frames = probe(real).frames
-        if frames != scored.info.frames:
-            raise VideoError(f"{real}: {frames} frames, the video has {scored.info.frames}; cut both alike")
+        if frames != info.frames:
+            raise VideoError(f"{real}: {frames} frames, the video has {info.frames}; cut both alike")
         yield from iter_frames(real)
     except VideoError as error:
         scored.refused.update(dict.fromkeys(paired, str(error)))
@@ -146,28 +143,57 @@ class _Memory:
     """Bytes and calls in flight: small calls share the total, of those that need more than all of it one goes on."""
 
     def __init__(self, total: int, calls: int) -> None:
-        self._total, self._used = total, 0
-        self._most, self._calls = calls, 0
-        self._large = False
-        self._freed = threading.Condition()
+        self._total, self._left = total, total
+        self._calls, self._large, self._freed = threading.Semaphore(calls), threading.Lock(), threading.Condition()
 
     def take(self, need: int) -> None:
+        self._calls.acquire()
+        if need > self._total:
+            self._large.acquire()
+            return
         with self._freed:
-            self._freed.wait_for(lambda: self._calls < self._most and self._fits(need))
-            self._calls += 1
-            if need > self._total:
-                self._large = True
-            else:
-                self._used += need
+            self._freed.wait_for(lambda: need <= self._left)
+            self._left -= need
 
     def give(self, need: int) -> None:
-        with self._freed:
-            self._calls -= 1
-            if need > self._total:
-                self._large = False
-            else:
-                self._used -= need
-            self._freed.notify_all()
+        if need > self._total:
+            self._large.release()
+        else:
+            with self._freed:
+                self._left += need
+                self._freed.notify()
+        self._calls.release()
 
-    def _fits(self, need: int) -> bool:
-        return not self._large if need > self._total else self._used + need <= self._total
+
+# ---- memory that ran out: told in one line with what would do, and given back for the next video
+
+
+def shortage(error: BaseException) -> str:
+    """What an error says of memory that ran out, in one line; nothing for any other error.
+
+    numpy raises MemoryError; torch a RuntimeError: of its own kind where its CUDA allocator ran out, of any where the
+    driver, cuBLAS or the CPU did.
+    """
+    is_torchs = type(error).__name__ == "OutOfMemoryError" or _SAYS_SO.search(str(error))
+    if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_torchs)):
+        return ""
+    # torch goes on with who holds how much, and with advice about its allocator
+    line = " ".join(str(error).split()).partition(" Process ")[0].partition(" Including ")[0].rstrip(". ")
+    return (line if len(line) <= _LINE else f"{line[:_LINE]} …") or "out of memory"
+
+
+def remedy(why: str, *, at_once: int = 1, need: int = 0) -> str:
+    """What would do against a `shortage`, as keys of `benchmarks.measure.score`.
+
+    at_once: frames that were given to the metric together; need: bytes of one.
+    """
+    fewer = f"memory={math.ceil(need / 1e6)}MB hands it one frame at a time" if at_once > 1 else ""
+    elsewhere = "device=cpu takes the machine's memory instead" if _OF_A_GPU.search(why) else ""
+    return ", ".join(filter(None, (fewer, elsewhere))) or "it takes a machine with more memory, or a smaller video"
+
+
+def give_back() -> None:
+    """Return what torch keeps of the GPUs' memory for later; to be called when no error holds tensors any more."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

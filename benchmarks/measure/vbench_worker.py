@@ -4,25 +4,22 @@
 
 It imports nothing of ours. `benchmarks/metrics/vbench.py` writes the request and checks what comes back:
 
-    request   schema, videos (absolute paths), prompts ({path: prompt} or null), dimensions, mode, device ("cpu" or
-              "cuda"), imaging_quality_preprocessing_mode, cache (VBench's folder of weights), weights ({dimension:
-              {file in cache: where it comes from}}), download (may VBench fetch what is missing), full_info (path or
-              null), out (path of the result), parent (process whose end ends this one, or null)
+    request   schema, videos (absolute paths, named {prompt}-{i}), dimensions, mode, device ("cpu" or "cuda"),
+              imaging_quality_preprocessing_mode, cache (VBench's folder of weights), weights ({dimension: {file in
+              cache: what it is}}), download (may VBench fetch what is missing), full_info (path or null), out
+              (path of the result), parent (process whose end ends this one, or null)
     journal   <out>.journal, a JSON object per line, as it happens: first {schema, versions}, then {video, dimension,
               value}, or {.., value: null, why, error: bool}; {dimension, failed} when a dimension is given up
-    result    {schema, versions, weights_sha256, results: {dimension: {score, per_video: {path: value}}}, failed:
-              {dimension: message}, errors and left_out: {dimension: {path: message}}}; exit status 0 only if it
-              was written
+    result    {schema, results: {dimension: {per_video: {path: value}}}}; exit status 0 only if it was written
 
-A value is VBench's per-video result in [0, 1] (imaging_quality / 100; a bool is 0 or 1) and a score is their mean over
-videos. VBench-Long's (`mode` long_…) is the mean over a video's clips, without its clip-to-clip part (`--dev_flag`).
+A value is VBench's per-video result in [0, 1] (imaging_quality / 100; a bool is 0 or 1). VBench-Long's (`mode` long_…)
+is the mean over a video's clips, without its clip-to-clip part (`--dev_flag`).
 All dimensions of a video are measured before the next video, with every network loaded once.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import importlib.util
 import json
@@ -34,7 +31,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +91,14 @@ class Measurement:
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request, self.out = request, Path(request["out"])
-        self.cache = Path(request["cache"])
         self.values: dict[str, dict[str, float]] = {name: {} for name in request["dimensions"]}
-        self.errors: dict[str, dict[str, str]] = {name: {} for name in request["dimensions"]}
-        self.left_out: dict[str, dict[str, str]] = {name: {} for name in request["dimensions"]}
+        self.errors = dict.fromkeys(request["dimensions"], 0)
         self.failed: dict[str, str] = {}
         self.journal = open(f"{self.out}.journal", "w", encoding="utf-8")  # noqa: SIM115 (for the process's life)
 
     def run(self) -> dict[str, Any]:
         """The result, as it is written."""
-        versions = _versions(self.request["device"])
-        self._note(schema=SCHEMA, versions=versions)
+        self._note(schema=SCHEMA, versions=_versions(self.request["device"]))
         measures: dict[str, Callable[[str], Any]] = {}
         for name in self.request["dimensions"]:
             try:
@@ -114,37 +108,24 @@ class Measurement:
         for number, video in enumerate(self.request["videos"]):
             self.measure_video(number, video, measures)
             measures = {name: measure for name, measure in measures.items() if name not in self.failed}
-        return {
-            "schema": SCHEMA,
-            "versions": versions,
-            "weights_sha256": self._digests(measures),
-            "results": {
-                name: {"score": sum(found.values()) / len(found), "per_video": found}
-                for name, found in self.values.items()
-                if found
-            },
-            "failed": self.failed,
-            "errors": {name: why for name, why in self.errors.items() if why},
-            "left_out": {name: why for name, why in self.left_out.items() if why},
-        }
+        return {"schema": SCHEMA, "results": {name: {"per_video": found} for name, found in self.values.items()}}
 
     def _prepare(self, name: str) -> Callable[[str], Any]:
         """compute(path of a full-info file) -> VBench's per-video results of a dimension. Raises DimensionFailed."""
         if name in OF_PROMPTS and not self.request["mode"].endswith("vbench_standard"):
             raise DimensionFailed(f"{name} is defined on VBench's own prompts only: mode=vbench_standard")
         if not self.request["download"]:
-            files = self.request["weights"].get(name, {})
-            if missing := [f"{file} ({where})" for file, where in files.items() if not (self.cache / file).exists()]:
-                raise DimensionFailed(f"{self.cache} lacks {', '.join(missing)}")
+            files, cache = self.request["weights"].get(name, {}), Path(self.request["cache"])
+            if missing := [f"{file} ({what})" for file, what in files.items() if not (cache / file).exists()]:
+                raise DimensionFailed(f"{cache} lacks {', '.join(missing)}")
         try:
             module = importlib.import_module(f"vbench.{name}")
             for owner, loader in LOADERS.get(name, ()):
                 load_once(importlib.import_module(owner), loader)
             models = importlib.import_module("vbench.utils").init_submodules([name], local=True)[name]
         except ModuleNotFoundError as error:
-            raise DimensionFailed(
-                f"{name} needs the package {error.name}, which is not in VBench's environment"
-            ) from error
+            why = f"{name} needs the package {error.name}, which is not in VBench's environment"
+            raise DimensionFailed(why) from error
         except Exception as error:
             raise DimensionFailed(f"{name}: {_told(error)}") from error
         compute = getattr(module, f"compute_{name}")
@@ -177,7 +158,8 @@ class Measurement:
 
         Raises: Left if the dimension is not defined for the video's prompt.
         """
-        prompt, entries = self._prompt(video)
+        prompt = re.sub(r"-\d+$", "", Path(video).stem)
+        entries = [entry for entry in _full_info(self.request["full_info"]) if entry["prompt_en"] == prompt]
         entry: dict[str, Any] = {}
         if self.request["mode"].endswith("vbench_standard"):
             entry = next((entry for entry in entries if name in entry["dimension"]), {})
@@ -188,11 +170,6 @@ class Measurement:
         path = folder / f"{name}.json"
         path.write_text(json.dumps([found]), encoding="utf-8")
         return str(path)
-
-    def _prompt(self, video: str) -> tuple[str, list[dict[str, Any]]]:
-        """A video's prompt, given or from its name {prompt}-{i}, and the entries of VBench that have it."""
-        prompt = (self.request["prompts"] or {}).get(video) or re.sub(r"-\d+$", "", Path(video).stem)
-        return prompt, [entry for entry in _full_info(self.request["full_info"]) if entry["prompt_en"] == prompt]
 
     def _files(self, video: str, prompt: str, dimensions: set[str], folder: Path) -> list[str]:
         """A link to a video under a name that VBench takes, or the clips that VBench-Long cuts of it."""
@@ -206,8 +183,8 @@ class Measurement:
             return [str(link)]
         clips = folder / "clips"
         if not clips.exists():
-            standard = self.request["mode"] == "long_vbench_standard"
-            seconds = LONG_CLIP_SECONDS if standard and dimensions & OF_LONG_CLIPS else CLIP_SECONDS
+            is_standard = self.request["mode"] == "long_vbench_standard"
+            seconds = LONG_CLIP_SECONDS if is_standard and dimensions & OF_LONG_CLIPS else CLIP_SECONDS
             part = folder / "clips.part"
             importlib.import_module("vbench2_beta_long.utils").split_video_into_clips(str(link), str(part), seconds)
             part.rename(clips)
@@ -217,13 +194,12 @@ class Measurement:
         """Say why a video has no value; a dimension that has failed on all videos so far is given up."""
         if name == "color" and isinstance(error, ZeroDivisionError):
             error = Left("no frame shows the object, and VBench leaves such videos out")
-        if isinstance(error, Left):
-            self.left_out[name][video] = why = str(error)
-        else:
-            self.errors[name][video] = why = _told(error)
-        self._note(video=video, dimension=name, value=None, why=why, error=not isinstance(error, Left))
-        if not self.values[name] and len(self.errors[name]) >= GIVE_UP_AFTER:
-            self._give_up(name, f"{name} failed on the first {len(self.errors[name])} videos, on the last with {why}")
+        is_left = isinstance(error, Left)
+        why = str(error) if is_left else _told(error)
+        self.errors[name] += not is_left
+        self._note(video=video, dimension=name, value=None, why=why, error=not is_left)
+        if not self.values[name] and self.errors[name] >= GIVE_UP_AFTER:
+            self._give_up(name, f"{name} failed on the first {self.errors[name]} videos, on the last with {why}")
 
     def _give_up(self, name: str, why: str) -> None:
         self.failed[name] = why
@@ -233,12 +209,6 @@ class Measurement:
     def _note(self, **line: Any) -> None:
         self.journal.write(json.dumps(line) + "\n")
         self.journal.flush()
-
-    def _digests(self, names: Iterable[str]) -> dict[str, str]:
-        """SHA-256 of the weights that were used."""
-        files = {file for name in names for file in self.request["weights"].get(name, {})}
-        paths = {file: self.cache / file for file in sorted(files)}
-        return {file: _sha256(path) for file, path in paths.items() if path.is_file()}
 
 
 def value_of(name: str, found: Sequence[dict[str, Any]]) -> float:
@@ -353,11 +323,6 @@ def _versions(device: str) -> dict[str, str]:
         gpu = importlib.import_module("torch").cuda.get_device_properties(0)
         found |= {"gpu": gpu.name, "gpu_memory": str(gpu.total_memory)}
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _end_with(parent: int | None) -> None:

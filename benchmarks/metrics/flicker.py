@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from benchmarks.metrics.stream import Look
+    from benchmarks.metrics.implementation import Look
     from pw.io.video import Frames, VideoInfo
 
 BAND = 1 << 20  # samples compared at a time, so that what is between two frames is small

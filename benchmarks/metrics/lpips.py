@@ -8,6 +8,13 @@ times too small.
 
 A distance is taken layer by layer, so that of one picture only one layer's activations are in memory: all five are
 0.35 GB at 3840 x 2160. The other picture's are kept (`Lpips.features`), and can be compared with several.
+
+mHD-LPIPS is what a video loses on the way 2^k down and up again, in AlexNet's eyes  (paper: Eq. 9.10):
+
+    mHD-LPIPS(v) = mean over k of  mean over frames t of LPIPS(v_t, R_k(v)_t)
+
+R_k and the reductions are mHD-MSE's. The frame's own activations are computed once for all k, so three k take four
+passes of the network instead of six.
 """
 
 from __future__ import annotations
@@ -24,8 +31,8 @@ from torch import Tensor
 from torchmetrics.functional.image.lpips import _normalize_tensor, _NoTrainLpips
 
 from benchmarks.measure import metric_weights as weights
-from benchmarks.metrics.mhd import to_tensor
-from benchmarks.metrics.stream import Look
+from benchmarks.metrics.implementation import Look
+from benchmarks.metrics.mhd import Scales, round_trip, to_tensor
 
 if TYPE_CHECKING:
     from pw.io.video import VideoInfo
@@ -62,20 +69,15 @@ class Lpips:
 
 @dataclass(frozen=True)
 class LpipsScorer:
-    """The scorer of "lpips"."""
-
     lpips: Lpips
 
     def begin(self, info: VideoInfo) -> LpipsVideo:
-        """Raises: ValueError for frames that AlexNet is too deep for."""
         check_size("lpips", info)
         return LpipsVideo(self.lpips, working_memory(info))
 
 
 @dataclass(frozen=True)
 class LpipsVideo:
-    """LPIPS of one video to the real one, frame by frame."""
-
     lpips: Lpips
     memory: int
 
@@ -101,6 +103,40 @@ class LpipsVideo:
 def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> LpipsScorer:
     """The family's scorer. Raises: MissingWeights without AlexNet; ValueError for another net."""
     return LpipsScorer(load(settings["net"], device))
+
+
+@dataclass(frozen=True)
+class MhdLpips:
+    lpips: Lpips
+    scales: Scales
+
+    def begin(self, info: VideoInfo) -> MhdLpipsVideo:
+        check_size("mhd_lpips", info)
+        return MhdLpipsVideo(self.lpips, self.scales, working_memory(info))
+
+
+@dataclass(frozen=True)
+class MhdLpipsVideo:
+    lpips: Lpips
+    scales: Scales
+    memory: int
+
+    def wants(self, index: int) -> bool:
+        return True
+
+    def frame(self, look: Look) -> list[float]:
+        frame = to_tensor(look.image, self.lpips.device)
+        features = self.lpips.features(frame)
+        return [self.lpips.distance(features, round_trip(frame, k)) for k in self.scales.ks]
+
+    def result(self, frames: Sequence[Sequence[float]]) -> Mapping[str, float]:
+        return {"mhd_lpips": self.scales.value(frames)}
+
+
+def mhd_lpips_scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> MhdLpips:
+    """The scorer of family "mhd_lpips". Raises as `scorer`, also ValueError for k or a reduction that make no sense."""
+    scales = Scales(tuple(settings["ks"]), settings["reduction"])
+    return MhdLpips(load(settings["net"], device), scales)
 
 
 def load(net: str, device: str) -> Lpips:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.metrics.stream import Look
+from benchmarks.metrics.implementation import Look
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +58,6 @@ class Scales:
 
 @dataclass(frozen=True)
 class Mhd:
-    """The scorer of "mhd_mse"."""
-
     scales: Scales
     device: str
 
@@ -69,8 +67,6 @@ class Mhd:
 
 @dataclass(frozen=True)
 class MhdVideo:
-    """mHD-MSE of one video; of a frame is kept one number for each k."""
-
     scales: Scales
     device: str
     memory: int

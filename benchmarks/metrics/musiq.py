@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure.metric_weights import MissingWeights, find
-from benchmarks.metrics.stream import Look, Scorer, spread
+from benchmarks.metrics.implementation import Look, Scorer, spread
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +31,7 @@ LONG_SIDES = (224, 384)  # px, of the two smaller scales; the third is the frame
 
 
 def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Scorer:
-    """MUSIQ on `frames` (a setting) frames of each video.
-
-    Raises: MissingWeights without pyiqa or the weights, ValueError for a setting that makes no sense.
-    """
+    """Raises: MissingWeights without pyiqa or the weights, ValueError for a setting that makes no sense."""
     frames = settings["frames"]
     if not isinstance(frames, int) or frames < 1:
         raise ValueError(f"musiq: frames={frames!r}: wants a whole number of at least 1, how many are looked at")
@@ -127,10 +124,7 @@ def score(network: Any, image: Frames) -> float:
 
 
 def _scales(picture: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The frame at its two smaller scales and as it is, `[3, H, W]`; the small ones are float in [-1, 1].
-
-    Channel by channel, so that only one is ever held in float.
-    """
+    """The frame at its two smaller scales, float in [-1, 1], then as it is, `[3, H, W]`: one channel in float."""
     import torch
     from pyiqa.data.multiscale_trans_util import resize_preserve_aspect_ratio  # ty: ignore[import-not-found]
 

@@ -27,7 +27,7 @@ from scipy.special import gamma
 from benchmarks.measure import metric_weights as weights
 
 if TYPE_CHECKING:
-    from benchmarks.metrics.stream import Look
+    from benchmarks.metrics.implementation import Look
     from pw.io.video import Frames, VideoInfo
 
 Floats = NDArray[np.float64]
@@ -59,18 +59,14 @@ class Pristine:
 
 @dataclass(frozen=True)
 class NiqeVideo:
-    """One video being scored; see `benchmarks.metrics.stream`."""
-
     pristine: Pristine
     every: int
     memory: int
 
     def wants(self, index: int) -> bool:
-        """Every n-th frame, from the first."""
         return index % self.every == 0
 
     def frame(self, look: Look) -> float | None:
-        """NIQE of the frame; None where it has none."""
         return niqe(luma(look.image), self.pristine)
 
     def result(self, frames: Sequence[float | None]) -> Mapping[str, float]:
@@ -83,8 +79,6 @@ class NiqeVideo:
 
 @dataclass(frozen=True)
 class NiqeScorer:
-    """NIQE with the statistics loaded."""
-
     pristine: Pristine
     every: int
 
@@ -135,10 +129,7 @@ def luma(image: Frames) -> NDArray[np.uint8]:
 
 
 def niqe(plane: NDArray[Any], pristine: Pristine) -> float | None:
-    """NIQE of a luma plane `[H, W]` in [0, 255]; None if no block has texture.
-
-    Raises: ValueError for a plane smaller than a block.
-    """
+    """NIQE of a luma plane `[H, W]` in [0, 255]; None if no block has texture. Raises as `features`."""
     found = features(plane)
     whole = found[~np.isnan(found).any(axis=1)]
     if not len(whole):
@@ -151,7 +142,10 @@ def niqe(plane: NDArray[Any], pristine: Pristine) -> float | None:
 
 
 def features(plane: NDArray[Any]) -> Floats:
-    """36 features `[blocks, 36]` of a luma plane `[H, W]`: 18 at full size, 18 at half; NaN where a block has none."""
+    """`[blocks, 36]` of a luma plane `[H, W]`: 18 at full size, 18 at half; NaN where a block has none.
+
+    Raises: ValueError for a plane smaller than a block.
+    """
     rows, columns = plane.shape[0] // BLOCK, plane.shape[1] // BLOCK
     if not rows * columns:
         raise ValueError(f"niqe: {plane.shape[1]}x{plane.shape[0]} px is too small, it takes at least {BLOCK}x{BLOCK}")
@@ -241,10 +235,7 @@ def _above(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def aggd(values: NDArray[np.float32]) -> tuple[Floats, Floats, Floats]:
-    """(shape, left scale, right scale), each `[n]`, of the AGGD that fits each of `[n, side, side]` by its moments.
-
-    NaN scales where a side has no values.
-    """
+    """(shape, left and right scale), each `[n]`, of the AGGD that fits `[n, side, side]` by moments; NaN: no values."""
     flat = values.reshape(len(values), -1)
     below = np.minimum(flat, 0)
     squares = np.einsum("ni,ni->n", flat, flat).astype(np.float64)

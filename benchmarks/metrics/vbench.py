@@ -12,68 +12,37 @@ counts frames rather than videos (subject and background consistency), if videos
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
-import re
+import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.metric_weights import vbench_folder
-from benchmarks.metrics.vbench_process import SCHEMA, Done, WorkerRun
+from benchmarks.measure.metric_weights import WEIGHTS, vbench_folder
+from benchmarks.measure.vbench_worker import GRIT, OF_PROMPTS, SCHEMA
+from benchmarks.metrics import lookup
+from benchmarks.stats.bootstrap import prompt_of
+from pw.io.files import sha256
 from pw.io.paths import ROOT
 
 WORKER = ROOT / "benchmarks" / "measure" / "vbench_worker.py"
+LARGEST = 2  # cosines may be a little below 0, and LAION's predictor above 10: this finds another scale, and NaN
 MODES = ("custom_input", "vbench_standard", "long_custom_input", "long_vbench_standard")
 PREPROCESSING = ("longer", "shorter", "shorter_centercrop", "None")
 SAMPLES = 5  # videos per prompt in VBench's protocol
-OF_PROMPTS = ("object_class", "multiple_objects", "color", "spatial_relationship", "scene", "appearance_style")
-
-_USED = "Hugging Face OpenGVLab/VBench_Used_Models"
-_VIT_B = {"clip_model/ViT-B-32.pt": "OpenAI CLIP ViT-B/32"}
-_BERT = {
-    f"bert-base-uncased/{name}": "Hugging Face bert-base-uncased"
-    for name in ("config.json", "vocab.txt", "pytorch_model.bin")
-}
-_GRIT = {"grit_model/grit_b_densecap_objectdet.pth": _USED, **_BERT}
-_VICLIP = {"ViCLIP/ViClip-InternVid-10M-FLT.pth": _USED}
-# dimension -> file in VBench's folder -> where it comes from (vbench/utils.py, init_submodules with local=True)
-WEIGHTS: Mapping[str, Mapping[str, str]] = {
-    "subject_consistency": {
-        "dino_model/facebookresearch_dino_main/hubconf.py": "a checkout of GitHub facebookresearch/dino",
-        "dino_model/dino_vitbase16_pretrain.pth": "DINO ViT-B/16, linked from GitHub facebookresearch/dino",
-    },
-    "background_consistency": _VIT_B,
-    "temporal_flickering": {},
-    "motion_smoothness": {"amt_model/amt-s.pth": "Hugging Face lalala125/AMT"},
-    "dynamic_degree": {"raft_model/models/raft-things.pth": "models.zip of GitHub princeton-vl/RAFT"},
-    "aesthetic_quality": {
-        "clip_model/ViT-L-14.pt": "OpenAI CLIP ViT-L/14",
-        "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth": "GitHub LAION-AI/aesthetic-predictor",
-    },
-    "imaging_quality": {
-        "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth": "GitHub chaofengc/IQA-PyTorch, release v0.1-weights"
-    },
-    "object_class": _GRIT,
-    "multiple_objects": _GRIT,
-    "color": _GRIT,
-    "spatial_relationship": _GRIT,
-    "human_action": {"umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth": _USED},
-    "scene": {"caption_model/tag2text_swin_14m.pth": "Hugging Face space xinyu1205/recognize-anything", **_BERT},
-    "appearance_style": _VIT_B,
-    "temporal_style": _VICLIP,
-    "overall_consistency": _VICLIP,
-}
+Done = Callable[[Path, Mapping[str, float]], None]
 
 
 def available(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, str]:
-    """What is missing, before anything is measured: dimension -> what it lacks and how to get it.
-
-    Raises: ValueError for a setting that makes no sense.
-    """
-    _check(settings)
+    """Dimension -> what it lacks and how to get it. Raises ValueError for a setting that makes no sense."""
+    for key, known in (("mode", MODES), ("imaging_quality_preprocessing_mode", PREPROCESSING)):
+        if settings[key] not in known:
+            raise ValueError(f"vbench.{key}={settings[key]}: one of {', '.join(known)}")
     python = interpreter()
     if not python.is_file():
         given = "PW_VBENCH_PYTHON names it" if "PW_VBENCH_PYTHON" in os.environ else "`make vbench-env` makes it"
@@ -89,28 +58,25 @@ def score_videos(
     device: str,
     done: Done,
     *,
-    prompts: Mapping[Path, str] | None = None,
     worker: Path = WORKER,
 ) -> dict[str, str]:
     """Measure dimensions of VBench on videos; returns dimension -> why it, or some of its videos, have no value.
 
-    settings: the registry's. device: "cpu" or "cuda:1". done: called with a video's values as soon as it has all that
-    it can have. prompts: of the videos; by default their file names say it, as `{prompt}-{i}.mp4`.
-
-    Raises: ValueError for a setting that makes no sense.
+    videos: named `{prompt}-{i}.mp4`. settings: the registry's. device: "cpu" or "cuda:1". done: called with a video's
+    values as soon as it has all that it can have. Raises: ValueError for a setting that makes no sense.
     """
     missing = available(names, settings)
     names = [name for name in names if name not in missing]
     if settings["mode"].endswith("vbench_standard") and names:
         known = all_prompts()
-        strange = [v.name for v in videos if prompt_of(v, prompts) not in known]
+        strange = [v.name for v in videos if prompt_of(v.name) not in known]
         if strange:
             why = (
                 f"mode={settings['mode']}: {len(strange)} videos, such as {strange[0]!r}, are not named PROMPT-NUMBER "
                 f"after one of VBench's {len(known)} prompts; mode=custom_input takes any name"
             )
             return {**missing, **dict.fromkeys(names, why)}
-        due = {v: [name for name in names if name in known[prompt_of(v, prompts)]] for v in videos}
+        due = {v: [name for name in names if name in known[prompt_of(v.name)]] for v in videos}
         for video in [video for video in videos if not due[video]]:
             done(video, {})
         videos = [video for video in videos if due[video]]
@@ -118,8 +84,22 @@ def score_videos(
     if not names or not videos:
         return missing
     with tempfile.TemporaryDirectory(prefix="pw-vbench-") as work:
-        run = WorkerRun(videos, names, Path(work), interpreter(), done)
-        return {**missing, **run.measure(_request(run, settings, device, prompts), device, worker)}
+        run = WorkerRun({str(path.absolute()): path for path in videos}, names, Path(work), done)
+        request = {
+            "schema": SCHEMA,
+            "videos": list(run.videos),
+            "dimensions": names,
+            **{key: settings[key] for key in ("mode", "imaging_quality_preprocessing_mode")},
+            # the string: torch.device("cuda") == "cuda" is False, and AMT would then not scale to the memory it has
+            "device": device.partition(":")[0],
+            "cache": str(cache()),
+            "weights": {name: weights_of(name) for name in names},
+            "download": _may_download(),
+            "full_info": None,
+            "out": str(run.out),
+            "parent": os.getpid(),
+        }
+        return {**missing, **run.measure(request, device, worker)}
 
 
 def interpreter() -> Path:
@@ -132,17 +112,19 @@ def cache() -> Path:
     return vbench_folder().absolute()
 
 
+def weights_of(name: str) -> dict[str, str]:
+    """The weights of a dimension: file in VBench's folder -> what it is (vbench/utils.py, init_submodules)."""
+    return {WEIGHTS[row].file: WEIGHTS[row].about.partition(":")[0] for row in lookup(name).weights}
+
+
 def digests(name: str) -> dict[str, str]:
     """SHA-256 of the weights of a dimension that are there, by file."""
-    paths = {file: cache() / file for file in WEIGHTS[name]}
+    paths = {file: cache() / file for file in weights_of(name)}
     return {file: _sha256(path, path.stat().st_mtime_ns) for file, path in paths.items() if path.is_file()}
 
 
 def all_prompts() -> dict[str, tuple[str, ...]]:
-    """VBench's prompts, in its order, with the dimensions that are measured on each (944 different ones of 946).
-
-    Raises: ValueError if VBench's environment does not hold them.
-    """
+    """VBench's 944 prompts, in its order, with the dimensions measured on each. Raises ValueError without VBench."""
     found = [path for folder in _packages(interpreter()) for path in folder.glob("vbench/VBench_full_info.json")]
     if not found:
         raise ValueError(f"no VBench_full_info.json beside {interpreter()}: `make vbench-env` installs VBench")
@@ -155,43 +137,28 @@ def all_prompts() -> dict[str, tuple[str, ...]]:
 
 def absent(names: Sequence[str], stems: Sequence[str]) -> dict[str, list[str]]:
     """dimension -> the stems `{prompt}-{i}` of VBench's protocol that a folder lacks; VBench itself only warns."""
-    there, known = set(stems), all_prompts()
+    known = all_prompts()
+    wanted = {name: [prompt for prompt, dimensions in known.items() if name in dimensions] for name in names}
+    there = set(stems)
     return {
-        name: [
-            stem
-            for prompt, dimensions in known.items()
-            if name in dimensions
-            for stem in (f"{prompt}-{i}" for i in range(SAMPLES))
-            if stem not in there
-        ]
-        for name in names
+        name: [stem for prompt in prompts for i in range(SAMPLES) if (stem := f"{prompt}-{i}") not in there]
+        for name, prompts in wanted.items()
     }
-
-
-def prompt_of(video: Path, prompts: Mapping[Path, str] | None = None) -> str:
-    """The prompt of a video: given, or its file name without ending and trailing number."""
-    return (prompts or {}).get(video) or re.sub(r"-\d+$", "", video.stem)
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    for key, known in (("mode", MODES), ("imaging_quality_preprocessing_mode", PREPROCESSING)):
-        if settings[key] not in known:
-            raise ValueError(f"vbench.{key}={settings[key]}: one of {', '.join(known)}")
 
 
 def _lacks(name: str, mode: str, python: Path) -> str:
     """What a dimension lacks, "" if nothing."""
     if name in OF_PROMPTS and not mode.endswith("vbench_standard"):
         return f"{name} is measured on VBench's own prompts only: vbench.mode=vbench_standard"
-    if WEIGHTS[name] is _GRIT and not any((folder / "detectron2").is_dir() for folder in _packages(python)):
+    if name in GRIT and not any((folder / "detectron2").is_dir() for folder in _packages(python)):
         return (
             f"{name} needs detectron2, which no package index has: build it from GitHub facebookresearch/detectron2 "
             f"against the torch of {python}"
         )
-    files = {file: where for file, where in WEIGHTS[name].items() if not (cache() / file).is_file()}
+    files = {file: what for file, what in weights_of(name).items() if not (cache() / file).is_file()}
     if not files or _may_download():
         return ""
-    listed = "; ".join(f"{cache() / file} ({where})" for file, where in files.items())
+    listed = "; ".join(f"{cache() / file} ({what})" for file, what in files.items())
     return f'{name} lacks weights: {listed}; `make weights what=metrics args="only=vbench"` fetches them'
 
 
@@ -207,26 +174,169 @@ def _packages(python: Path) -> list[Path]:
 @functools.cache
 def _sha256(path: Path, changed: int) -> str:
     """changed: the file's time of change, so that another file is read anew."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
-def _request(
-    run: WorkerRun, settings: Mapping[str, Any], device: str, prompts: Mapping[Path, str] | None
-) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "videos": list(run.videos),
-        "prompts": {str(path.absolute()): text for path, text in prompts.items()} if prompts else None,
-        "dimensions": run.names,
-        "mode": settings["mode"],
-        "imaging_quality_preprocessing_mode": settings["imaging_quality_preprocessing_mode"],
-        # the string: torch.device("cuda") == "cuda" is False, and AMT would then not scale to the memory it has
-        "device": device.partition(":")[0],
-        "cache": str(cache()),
-        "weights": {name: dict(WEIGHTS[name]) for name in run.names},
-        "download": _may_download(),
-        "full_info": None,
-        "out": str(run.out),
-        "parent": os.getpid(),
-    }
+# ---- the worker's process
+
+
+class _Broken(Exception):
+    """The worker did not keep to its contract; the message says how."""
+
+
+@dataclass
+class WorkerRun:
+    """One worker at work: what it was asked, and what it has said so far."""
+
+    videos: Mapping[str, Path]
+    names: Sequence[str]
+    work: Path
+    done: Done
+    failed: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, dict[str, str]] = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
+    began: bool = False
+
+    def __post_init__(self) -> None:
+        self.reported: dict[str, dict[str, float | None]] = {video: {} for video in self.videos}
+        self.out, self.log = self.work / "result.json", self.work / "worker.log"
+        self.journal = Path(f"{self.out}.journal")
+        self.journal.touch()
+
+    def measure(self, request: Mapping[str, Any], device: str, worker: Path) -> dict[str, str]:
+        """Run the worker to its end. Returns dimension -> why it, or some of its videos, have no value."""
+        (self.work / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        try:
+            with self._started(worker, device) as process:
+                self._follow(process)
+            self._check_result(process.returncode)
+        except _Broken as error:
+            names = [name for name in self.names if name not in self.failed]
+            why = dict.fromkeys(names, f"VBench's worker {error}")
+            if names:
+                why[names[0]] += f"; the end of its log:\n{self._tail()}"
+            return {**self.failed, **why}
+        for name, errors in self.errors.items():
+            video, why = next(iter(errors.items()))
+            text = f"{name} failed on {len(errors)} of {len(self.videos)} videos: {Path(video).name}: {why}"
+            self.failed.setdefault(name, text)
+        return self.failed
+
+    @contextmanager
+    def _started(self, worker: Path, device: str) -> Generator[subprocess.Popen[bytes]]:
+        """The worker's process, in a group of its own so that what it starts ends with it."""
+        command = [str(interpreter()), "-u", str(worker), str(self.work / "request.json")]
+        with self.log.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=self.work,
+                env=_environ(device),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, 9)
+            process.wait()
+
+    def _follow(self, process: subprocess.Popen[bytes]) -> None:
+        """Take in the journal as it grows, until the worker ends. Raises _Broken if it is silent for too long."""
+        timeout = float(os.environ.get("PW_VBENCH_TIMEOUT") or 3600)
+        heard, rest = time.monotonic(), b""
+        with self.journal.open("rb") as journal:
+            while True:
+                ended = process.poll() is not None  # asked before reading: what it wrote last is read too
+                *lines, rest = (rest + journal.read()).split(b"\n")
+                for line in lines:
+                    heard = time.monotonic()
+                    self._take(line)
+                if ended:
+                    return
+                if time.monotonic() - heard > timeout:
+                    raise _Broken(f"said nothing for {timeout:.0f} s (PW_VBENCH_TIMEOUT) and was ended")
+                time.sleep(0.1)
+
+    def _take(self, line: bytes) -> None:
+        """One line of the journal. Raises _Broken if it makes no sense."""
+        try:
+            said = json.loads(line)
+            if not self.began:
+                if said["schema"] != SCHEMA:
+                    raise _Broken(f"writes schema {said['schema']}, {SCHEMA} is understood")
+                self.began = True
+                return
+            name = said["dimension"]
+            if name not in self.names:
+                raise _Broken(f"writes of {name}, which was not asked for")
+            if "failed" in said:
+                self.failed[name] = str(said["failed"])
+                waiting = list(self.videos)
+            else:
+                self._take_value(name, said)
+                waiting = [said["video"]]
+        except (ValueError, TypeError, KeyError) as error:
+            raise _Broken(f"writes nonsense: {line[:200].decode(errors='replace')}") from error
+        for video in waiting:
+            self._finish(video)
+
+    def _take_value(self, name: str, said: Mapping[str, Any]) -> None:
+        video, value = said["video"], said["value"]
+        if video not in self.videos:
+            raise _Broken(f"writes of {video}, which was not asked for")
+        if value is not None and not abs(value) <= LARGEST:
+            raise _Broken(f"gives {Path(video).name} a {name} of {value}, which no value of VBench is")
+        if value is None and said["error"]:
+            self.errors.setdefault(name, {})[video] = str(said["why"])
+        self.reported[video][name] = value
+
+    def _finish(self, video: str) -> None:
+        """Hand a video's values on, once, when all that it can have are there."""
+        values = self.reported[video]
+        if video not in self.finished and all(name in values or name in self.failed for name in self.names):
+            self.finished.add(video)
+            self.done(self.videos[video], {name: value for name, value in values.items() if value is not None})
+
+    def _check_result(self, status: int) -> None:
+        """Raises _Broken unless the worker ended well and its result holds what its journal held."""
+        if status:
+            ended = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
+            raise _Broken(f"{ended} after {len(self.finished)} of {len(self.videos)} videos")
+        try:
+            result = json.loads(self.out.read_text(encoding="utf-8"))
+            if result["schema"] != SCHEMA:
+                raise _Broken(f"writes schema {result['schema']}, {SCHEMA} is understood")
+            results = {name: result["results"].get(name, {}).get("per_video", {}) for name in self.names}
+        except FileNotFoundError:
+            raise _Broken("ended with exit status 0, but without a result") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise _Broken(f"writes a result that makes no sense ({type(error).__name__}: {error})") from error
+        for name in [name for name in self.names if name not in self.failed]:
+            journal = {video: values[name] for video, values in self.reported.items() if name in values}
+            if len(journal) < len(self.videos):
+                raise _Broken(f"measured {name} on {len(journal)} of {len(self.videos)} videos only")
+            if results[name] != {video: value for video, value in journal.items() if value is not None}:
+                raise _Broken(f"gives other values of {name} in its result than it gave on the way")
+
+    def _tail(self) -> str:
+        """The last lines of the worker's log, without the progress bars."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        lines = [line.rstrip()[:200] for line in text.splitlines() if line.strip() and "it/s]" not in line]
+        return "\n".join(lines[-10:]) or "(empty)"
+
+
+def _environ(device: str) -> dict[str, str]:
+    """The worker's environment: nothing of ours on its path, and of the GPUs the one that it is to use."""
+    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    environ = {key: value for key, value in os.environ.items() if key not in ours}
+    environ["PYTHONWARNINGS"] = "ignore"  # the log's last lines are what an error shows
+    kind, _, index = device.partition(":")
+    visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    if kind == "cpu":
+        environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif index:
+        environ["CUDA_VISIBLE_DEVICES"] = visible[int(index)] if visible else index
+    return environ

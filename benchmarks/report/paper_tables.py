@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from benchmarks import paper
 from benchmarks.measure.measurement import existing_folder
-from benchmarks.measure.videos import score_videos
+from benchmarks.measure.score import score_videos
 from benchmarks.metrics import METRICS, protocols
 from benchmarks.report import write as report
 from benchmarks.report.paper_comparison import compose, metrics_of

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.metrics.stream import spread
+from benchmarks.metrics.implementation import spread
 
 if TYPE_CHECKING:
     import numpy as np

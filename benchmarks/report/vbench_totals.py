@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from benchmarks.metrics import GROUPS, VBENCH_QUALITY, VBENCH_SEMANTIC
-from benchmarks.metrics.vbench_process import LARGEST
+from benchmarks.metrics.vbench import LARGEST
 
 RANGES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys((*VBENCH_QUALITY, *VBENCH_SEMANTIC), (0.0, 1.0)),

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Literal
 
 from benchmarks.measure.metric_weights import MissingWeights, find
 from benchmarks.metrics import lookup
-from benchmarks.metrics.stream import Look, Scorer
+from benchmarks.metrics.implementation import Look, Scorer
 from pw.io.arguments import Command, number, option
 from pw.io.files import writable_file, write_json
 from pw.io.host import default_threads, usable_cores

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.measure.clips import batches, clip_paths
-from benchmarks.measure.contract import ClipHash
+from benchmarks.measure.clips import ClipHash, batches, clip_paths
 from benchmarks.metrics import lookup
 
 if TYPE_CHECKING:
-    from benchmarks.metrics.reference.clip_frames import Batch
+    from benchmarks.metrics.implementation import Batch
 
 GROUPS = 8
 
@@ -39,9 +38,9 @@ def leave_out(metric: str, folders: Mapping[str, Path], groups: int = GROUPS) ->
 
 def values_without(metric: str, groups: Sequence[Sequence[Batch]]) -> list[float]:
     """The metric of all groups of batches but one, for each that is left out."""
-    from benchmarks.metrics.reference import scorer
+    from benchmarks.metrics.implementation import scorer_of
 
-    scorers = [scorer(metric) for _ in groups]
+    scorers = [scorer_of([metric]) for _ in groups]
     for k, group in enumerate(groups):
         for batch in group:
             for left_out, left_scorer in enumerate(scorers):

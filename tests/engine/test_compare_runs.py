@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.measure.measurement import MeasureOptions
-from benchmarks.measure.videos import score_videos
+from benchmarks.measure.score import score_videos
 from benchmarks.report.side_by_side import contact_sheet
 from experiments.engine.compare.compare_options import CompareOptions
 from experiments.engine.compare.compare_runs import main

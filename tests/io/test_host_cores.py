@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure.cache import Cache
 from benchmarks.measure.folder_scoring import FolderScoring
-from benchmarks.measure.measurement import MeasureOptions, Scores
+from benchmarks.measure.measurement import MeasureOptions
 from pw.io import host
 
 
@@ -48,4 +47,4 @@ def test_where_there_is_no_affinity_all_cores_are_taken(two_cores: None, monkeyp
 
 def threads(folder: Path, **options: int) -> int:
     """That a scoring with these options takes."""
-    return FolderScoring({}, MeasureOptions(**options), Scores(), {}, Cache(folder)).threads
+    return FolderScoring({}, [], MeasureOptions(cache=folder, **options)).threads

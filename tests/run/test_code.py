@@ -103,7 +103,7 @@ def change_which_clips_are_held_out(sources: Sources) -> None:
 
 
 def change_a_metric(sources: Sources) -> None:
-    sources.edit("benchmarks/metrics/reference/spectrum.py", "(10 * ratio.log10())", "(20 * ratio.log10())")
+    sources.edit("benchmarks/metrics/reference.py", "(10 * ratio.log10())", "(20 * ratio.log10())")
 
 
 EDITS: dict[str, tuple[Callable[[Sources], None], set[str]]] = {

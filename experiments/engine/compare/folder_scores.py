@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.measure.measurement import MeasureOptions, Scores
-from benchmarks.measure.videos import score_videos
+from benchmarks.measure.score import score_videos
 from benchmarks.metrics import GROUPS, METRICS, lookup
 from experiments.engine.compare.compare_options import CompareOptions
 from experiments.engine.compare.sides import Folder, Side

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from benchmarks.measure.contract import check_contracts
-from benchmarks.measure.measurement import videos_of
-from benchmarks.measure.videos import Scores
+from benchmarks.measure.clips import check_contracts
+from benchmarks.measure.measurement import Scores, videos_of
 from benchmarks.report.side_by_side import video_sizes
 from benchmarks.stats.comparison import compare
 from benchmarks.stats.paired import compare_videos

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks import paper
-from benchmarks.measure.contract import table_contract
+from benchmarks.measure.clips import table_contract
 from benchmarks.report import write as report
 from benchmarks.report.contact_sheet import Row as SheetRow
 from benchmarks.report.contact_sheet import contact_sheet

@@ -1,7 +1,8 @@
-"""Folders of clips to scores."""
+"""Folders of clips to scores, and which scores may share a table."""
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import tracemalloc
@@ -11,10 +12,9 @@ import numpy as np
 import pytest
 
 from benchmarks.measure import clips
-from benchmarks.measure.clips import score_folder
-from benchmarks.metrics import GROUPS
-from benchmarks.metrics.reference import clip_frames, measure
-from benchmarks.metrics.reference.clip_frames import Batch
+from benchmarks.measure.clips import check_contracts, score_folder, table_contract
+from benchmarks.metrics import GROUPS, protocols, reference
+from benchmarks.metrics.implementation import Batch, scorer_of
 from pw.io.video import to_float, write_video
 
 
@@ -55,7 +55,9 @@ def test_scores_are_those_of_the_clips_in_memory(folders: dict[str, Path], tmp_p
 
     batch = Batch(torch.from_numpy(to_float(video)), real=torch.from_numpy(to_float(real)))
     for name in ("psd", "swd", "mhd", "mhd_ratio"):
-        assert result["metrics"][name] == pytest.approx(measure(name, batch), rel=1e-5)
+        in_memory = scorer_of([name])
+        in_memory.add(batch)
+        assert result["metrics"][name] == pytest.approx(in_memory.result(), rel=1e-5)
 
 
 def test_files_hold_a_row_per_video_and_the_contract(folders: dict[str, Path], tmp_path: Path):
@@ -103,7 +105,7 @@ def test_the_batch_size_does_not_change_scores(
 
 def test_of_clips_that_fill_a_batch_one_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clips, "BATCH_PIXELS", 1)
-    monkeypatch.setattr(clip_frames, "AT_ONCE", 1)
+    monkeypatch.setattr(reference, "AT_ONCE", 1)
     videos, real = (folder(tmp_path / name, 6, size=200, seed=i) for i, name in enumerate(("videos", "real")))
     given = {"real": real, "structure": real, "solution": None, "solved": None, "metrics": ["mhd"], "contract": {}}
     score_folder(videos, tmp_path / "warm", **given)
@@ -131,3 +133,66 @@ def test_a_gap_counts_as_many_solutions_as_asked_though_more_are_there(folders: 
     assert first["n_videos"]["solution_gap"] == 1
     rows = list(csv.DictReader((tmp_path / "both" / "scores.csv").open()))
     assert first["metrics"]["solution_gap"] == pytest.approx(float(rows[0]["solution_gap"]))
+
+
+def contract(seed: int, signature: str) -> dict:
+    return {
+        "scale": "tiny",
+        "data": "procedural",
+        "signature": signature,
+        "git_commit": "3fa91c2",
+        "clips": {"n": 128, "sha256": f"clips of seed {seed}"},
+        "metrics": protocols(["psd", "swd"]),
+    }
+
+
+@pytest.fixture
+def contracts() -> dict[str, dict[int, dict]]:
+    return {arm: {seed: contract(seed, f"{arm}{seed}") for seed in (0, 1)} for arm in ("baseline", "full")}
+
+
+def test_signatures_commits_and_clips_of_other_seeds_may_differ(contracts: dict[str, dict[int, dict]]):
+    contracts["full"][1]["git_commit"] = "0000000"
+    check_contracts(contracts)
+
+
+def test_a_row_may_lack_a_metric(contracts: dict[str, dict[int, dict]]):
+    del contracts["full"][0]["metrics"]["swd"]
+    check_contracts(contracts)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("scale",), "2k", "scale is 'tiny' in 'baseline' .* and '2k' in 'full'"),
+        (("data",), "shards", "data is 'procedural'"),
+        (("clips", "sha256"), "other", r"clips\.sha256"),
+        (("metrics", "psd", "protocol"), "psd/2", r"metrics\.psd\.protocol is 'psd/1'"),
+        (("metrics", "swd", "settings", "seed"), 1, r"metrics\.swd\.settings\.seed is 0"),
+    ],
+)
+def test_a_mismatch_raises_and_names_key_and_rows(
+    contracts: dict[str, dict[int, dict]], path: tuple[str, ...], value: object, named: str
+):
+    where = contracts["full"][1] = copy.deepcopy(contracts["full"][1])
+    for key in path[:-1]:
+        where = where[key]
+    where[path[-1]] = value
+    with pytest.raises(ValueError, match=named):
+        check_contracts(contracts)
+
+
+def test_a_key_that_one_row_lacks_is_a_mismatch(contracts: dict[str, dict[int, dict]]):
+    del contracts["baseline"][0]["data"]
+    with pytest.raises(ValueError, match="data is None in 'baseline'"):
+        check_contracts(contracts)
+
+
+def test_the_table_has_one_value_where_rows_agree_and_a_list_where_they_may_differ(
+    contracts: dict[str, dict[int, dict]],
+):
+    merged = table_contract(contracts)
+    assert merged["scale"] == "tiny"
+    assert merged["signature"] == ["baseline0", "baseline1", "full0", "full1"]
+    assert [clips["sha256"] for clips in merged["clips"]] == ["clips of seed 0", "clips of seed 1"]
+    assert merged["metrics"] == protocols(["psd", "swd"])

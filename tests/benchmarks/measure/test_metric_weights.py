@@ -22,16 +22,15 @@ from typing import Any
 import pytest
 
 from benchmarks.measure import metric_weights
-from benchmarks.measure.fetch_weights import main
 from benchmarks.measure.metric_weights import (
     WEIGHTS,
-    Installed,
     MissingWeights,
     Packaged,
     Weights,
     WrongWeights,
     digest,
     find,
+    main,
 )
 from benchmarks.metrics import METRICS
 from pw.io import hub
@@ -179,15 +178,12 @@ def left(folder: Path) -> list[str]:
 
 class TestRegistry:
     def test_has_what_the_metrics_need(self) -> None:
-        assert {name for metric in METRICS.values() for name in metric.weights} <= set(WEIGHTS)
+        for metric in METRICS.values():
+            group = "vbench" if metric.family == "vbench" else "metrics"
+            assert {WEIGHTS[name].group for name in metric.weights} <= {group}
         assert [name for name, row in WEIGHTS.items() if row.group == "metrics"] == [
             *("alexnet", "niqe", "musiq_koniq", "dover")
         ]
-
-    def test_has_what_vbenchs_dimensions_need(self) -> None:
-        vbench = pytest.importorskip("benchmarks.metrics.vbench")
-        needed = {file for files in vbench.WEIGHTS.values() for file in files}
-        assert needed <= {row.file for row in WEIGHTS.values() if row.group == "vbench"}
 
     @pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in WEIGHTS.items()])
     def test_rows_are_whole(self, row: Weights) -> None:
@@ -195,7 +191,7 @@ class TestRegistry:
         assert row.sources
         assert row.licence
         assert not Path(row.file).is_absolute()
-        assert all(isinstance(source, HubFile | Installed | Packaged | Web) for source in row.sources)
+        assert all(isinstance(source, HubFile | Packaged | Web) for source in row.sources)
         if digits := re.search(r"-([0-9a-f]{8})\.pth$", row.file):
             assert row.sha256.startswith(digits[1])
 
@@ -217,10 +213,9 @@ class TestRegistry:
         assert not (tmp_path / "two.npz").exists()
 
     def test_torchvision_knows_the_address_of_alexnet(self) -> None:
-        (source,) = WEIGHTS["alexnet"].sources
-        assert isinstance(source, Installed)
-        assert source.address.startswith("https://")
-        assert source.address.endswith(f"/{WEIGHTS['alexnet'].file}")
+        from torchvision.models import AlexNet_Weights
+
+        assert WEIGHTS["alexnet"].sources == (Web(AlexNet_Weights.IMAGENET1K_V1.url),)
 
     @pytest.mark.skipif(not NIQE.exists(), reason="needs ../shared/data")
     def test_knows_the_real_statistics_of_niqe(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -536,12 +531,12 @@ class TestSeveralProcesses:
 
     def start(self, folder: Path, server: Server, *words: str, **environment: str) -> subprocess.Popen[str]:
         script = (
-            "import sys; from benchmarks.measure import fetch_weights, metric_weights\n"
+            "import sys; from benchmarks.measure import metric_weights\n"
             "from benchmarks.measure.metric_weights import HubFile, Weights\n"
             f"row = Weights('h', 'one.pth', '{sha256(CONTENT['one.pth'])}', 'MIT', '', 200000,\n"
             "    (HubFile('some/models', 'deep/one.pth', 'abc'),))\n"
             "metric_weights.WEIGHTS = {'h': row}\n"
-            "sys.exit(fetch_weights.main(sys.argv[1:]))"
+            "sys.exit(metric_weights.main(sys.argv[1:]))"
         )
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
         return subprocess.Popen(
@@ -630,7 +625,7 @@ class TestCommandLine:
 
     def test_looking_imports_neither_torch_nor_the_network(self, folder: Path) -> None:
         script = (
-            "import sys; from benchmarks.measure.fetch_weights import main\n"
+            "import sys; from benchmarks.measure.metric_weights import main\n"
             "main(['list=true']); print({'torch', 'huggingface_hub', 'httpx'} & set(sys.modules))"
         )
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -25,14 +25,11 @@ import pytest
 import torch
 from odd_videos import BROKEN, WHOLE, encode, moving
 
-from benchmarks.measure import folder_scoring, gpu_choice, score, whole_clips
-from benchmarks.measure.cache import Cache, content_hash
-from benchmarks.measure.folder_scoring import FolderScoring
-from benchmarks.measure.gpu_choice import device_for
-from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, videos_of
-from benchmarks.measure.shared_scoring import share
-from benchmarks.measure.shortage import remedy, shortage
-from benchmarks.measure.videos import score_videos
+from benchmarks.measure import folder_scoring, measurement, score
+from benchmarks.measure.folder_scoring import FolderScoring, content_hash
+from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, device_for, videos_of
+from benchmarks.measure.score import score_videos, share
+from benchmarks.measure.streaming import remedy, shortage
 from benchmarks.metrics import GROUPS, METRICS
 from pw.io.video import read_video, write_video
 
@@ -174,7 +171,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PW_VBENCH_PYTHON", sys.executable)
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "vbench"))
     for name in ("overall_consistency", "dynamic_degree"):
-        for file in vbench.WEIGHTS[name]:
+        for file in vbench.weights_of(name):
             (tmp_path / "vbench" / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "vbench" / file).write_bytes(b"weights")
     stubbed = functools.partial(vbench.score_videos, worker=tmp_path / "worker.py")
@@ -529,20 +526,18 @@ def test_a_file_that_is_not_dovers_does_not_stop_the_others(folder: Path, tmp_pa
 
 
 def test_a_gpu_that_is_named_is_not_shared_out_and_one_that_is_not_there_is_named(folder: Path, monkeypatch):
-    monkeypatch.setattr(gpu_choice, "gpus", lambda: 2)
+    monkeypatch.setattr(measurement, "gpus", lambda: 2)
     assert device_for("auto") == "cuda:0"
     assert device_for("cuda:1") == "cuda:1"
     with pytest.raises(ValueError, match="device=cuda:7: one of auto, cpu, cuda:0, cuda:1"):
         device_for("cuda:7")
     monkeypatch.setattr(subprocess, "Popen", None)  # which would start another process
     monkeypatch.setattr(folder_scoring, "digest", lambda name: "0")
-    todo = FolderScoring(videos_of(folder), MeasureOptions(device="cuda:1"), Scores(), {"niqe": {}}, Cache(folder))
-    todo.check(["niqe"])
-    share(["niqe"], MeasureOptions(device="cuda:1"), todo)
+    share(FolderScoring(videos_of(folder), ["niqe"], MeasureOptions(device="cuda:1")))
 
 
 def test_metrics_of_clips_refuse_what_does_not_fit_into_memory(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(whole_clips, "SMALL_CLIP", 6 * 64 * 96 - 1)
+    monkeypatch.setattr(score, "SMALL_CLIP", 6 * 64 * 96 - 1)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2.4e9))
     found = score_videos(folder, ["mhd", "mhd_mse"])
     assert "36,864 pixels" in found.missing["mhd"]
@@ -581,8 +576,8 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path
 
 def test_a_process_that_shares_work_ends_with_the_one_it_shares_it_with(tmp_path: Path):
     script = (
-        "import os, subprocess, sys; from benchmarks.measure.shared_scoring import PARENT\n"
-        "module = 'benchmarks.measure.shared_scoring'\n"
+        "import os, subprocess, sys; from benchmarks.measure.score import PARENT\n"
+        "module = 'benchmarks.measure.score'\n"
         "child = f'from {module} import end_with_parent as e; e(); import time; time.sleep(60)'\n"
         "env = {**os.environ, PARENT: str(os.getpid())}\n"
         "print(subprocess.Popen([sys.executable, '-c', child], env=env).pid, flush=True); import time; time.sleep(60)"

@@ -14,7 +14,7 @@ import pytest
 from odd_videos import BROKEN, WHOLE, encode, moving
 
 from benchmarks.measure.streaming import score_video
-from benchmarks.metrics.stream import Look, spread
+from benchmarks.metrics.implementation import Look, spread
 from pw.io.video import Frames, VideoError, VideoInfo, decode, read_video
 
 

@@ -15,8 +15,17 @@ import torch
 
 from benchmarks.measure.metric_weights import MissingWeights
 from benchmarks.metrics import METRICS
-from benchmarks.metrics.dover import DoverScorer, scorer, scores
-from benchmarks.metrics.dover.network import (
+from benchmarks.metrics.dover import (
+    DoverScorer,
+    draw,
+    enlarged,
+    fragments,
+    normalised,
+    scorer,
+    scores,
+    squeezed,
+)
+from benchmarks.metrics.dover_network import (
     WINDOW,
     Dover,
     WindowAttention,
@@ -27,8 +36,7 @@ from benchmarks.metrics.dover.network import (
     strangers,
     to_windows,
 )
-from benchmarks.metrics.dover.sampling import draw, enlarged, fragments, normalised, squeezed
-from benchmarks.metrics.stream import Look
+from benchmarks.metrics.implementation import Look
 from pw.io.video import Frames, VideoInfo, iter_frames, probe, write_video
 
 KEYS = Path(__file__).parents[3].parent / "shared" / "data" / "calibration" / "dover_state_dict_keys.json"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.metrics.flicker import BAND, mean_difference, scorer
-from benchmarks.metrics.stream import Look
+from benchmarks.metrics.implementation import Look
 from pw.io.video import VideoInfo, decode, probe
 
 CLIPS = Path(__file__).parents[3].parent / "shared" / "data" / "clips"

@@ -17,9 +17,9 @@ from torch.nn.functional import interpolate
 
 from benchmarks.measure import metric_weights as weights
 from benchmarks.measure.metric_weights import MissingWeights
-from benchmarks.metrics import lookup, mhd_lpips
+from benchmarks.metrics import lookup
 from benchmarks.metrics import lpips as ours
-from benchmarks.metrics.stream import Look
+from benchmarks.metrics.implementation import Look, scorer_of
 from pw.io.video import Frames, VideoInfo
 
 
@@ -156,16 +156,15 @@ class TestItsWeights:
     ) -> None:
         supply(monkeypatch, tmp_path, alexnet)
         before = torch.get_rng_state()
-        first, second = (scorer_of(name) for name in ("lpips", "mhd_lpips"))
+        first, second = (network_of(name) for name in ("lpips", "mhd_lpips"))
         assert torch.equal(before, torch.get_rng_state())
         for loaded in (first, second):
             assert torch.equal(loaded.network.net.slice3[1].weight, alexnet["features.6.weight"])
 
 
-def scorer_of(metric: str) -> ours.Lpips:
+def network_of(metric: str) -> ours.Lpips:
     """The network of a family's scorer with the registry's settings."""
-    family = {"lpips": ours, "mhd_lpips": mhd_lpips}[metric]
-    return family.scorer([metric], lookup(metric).settings, "cpu").lpips
+    return scorer_of([metric]).lpips
 
 
 class TestMhdLpips:
@@ -186,7 +185,7 @@ class TestMhdLpips:
 
     def test_is_the_same_from_several_threads(self, loaded: ours.Lpips) -> None:
         video = clip(64, 64, frames=4)
-        scored = mhd_lpips.MhdLpips(loaded, mhd_lpips.Scales((3, 4, 5), "mean")).begin(info_of(video))
+        scored = ours.MhdLpips(loaded, ours.Scales((3, 4, 5), "mean")).begin(info_of(video))
         with ThreadPoolExecutor(4) as pool:
             kept = list(pool.map(scored.frame, (Look(n, image) for n, image in enumerate(video))))
         assert scored.result(kept)["mhd_lpips"] == pytest.approx(self.score(loaded, video), rel=1e-9)
@@ -204,5 +203,5 @@ class TestMhdLpips:
 
     @staticmethod
     def score(loaded: ours.Lpips, video: Frames, reduction: str = "mean") -> float:
-        scored = mhd_lpips.MhdLpips(loaded, mhd_lpips.Scales((3, 4, 5), reduction)).begin(info_of(video))
+        scored = ours.MhdLpips(loaded, ours.Scales((3, 4, 5), reduction)).begin(info_of(video))
         return scored.result([scored.frame(Look(n, image)) for n, image in enumerate(video)])["mhd_lpips"]

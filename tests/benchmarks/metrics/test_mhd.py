@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from benchmarks.metrics import lookup
+from benchmarks.metrics.implementation import Look
 from benchmarks.metrics.mhd import BAND, losses, losses_on, scorer
-from benchmarks.metrics.stream import Look
 from pw.io.video import Frames, VideoInfo, iter_frames
 
 KS = (3, 4, 5)

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.measure.metric_weights import WEIGHTS, MissingWeights
 from benchmarks.metrics import lookup, musiq
-from benchmarks.metrics.stream import Look
+from benchmarks.metrics.implementation import Look
 from pw.io.video import Frames, VideoInfo
 
 ROOT = Path(__file__).parents[3]

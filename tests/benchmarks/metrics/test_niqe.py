@@ -15,7 +15,7 @@ from scipy.special import gamma
 
 from benchmarks.measure.metric_weights import MissingWeights
 from benchmarks.metrics import lookup, niqe
-from benchmarks.metrics.stream import Look
+from benchmarks.metrics.implementation import Look
 from benchmarks.speed.metric_speed import texture
 from pw.io.video import VideoInfo
 

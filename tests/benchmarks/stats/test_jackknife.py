@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.metrics.reference import scorer
-from benchmarks.metrics.reference.clip_frames import Batch
-from benchmarks.metrics.reference.mhd_of_clips import mhd_mse
+from benchmarks.metrics.implementation import Batch, scorer_of
+from benchmarks.metrics.reference import mhd_mse
 from benchmarks.stats.jackknife import GROUPS, jackknife_variance, leave_out, values_without
 from pw.io.video import write_video
 
@@ -35,7 +34,7 @@ def test_of_psd_it_is_the_variance_that_other_clips_bring():
     videos, reals = 1.5 * smooth(100, 32, generator), smooth(100, 32, generator)
     values, variances = [], []
     for video, real in zip(videos, reals, strict=True):
-        made = scorer("psd")
+        made = scorer_of(["psd"])
         made.add(Batch(video, real))
         values.append(made.result())
         variances.append(
@@ -55,7 +54,7 @@ def test_clips_are_left_out_with_what_they_are_held_against(tmp_path: Path):
     folders = {what: tmp_path / what for what in made}
     found = leave_out("psd", folders)
     left = {what: np.delete(clips, 2, 0).transpose(0, 4, 1, 2, 3) for what, clips in made.items()}
-    expected = scorer("psd")
+    expected = scorer_of(["psd"])
     expected.add(Batch(**{what: torch.from_numpy(clips) for what, clips in left.items()}))
     assert len(found) == GROUPS
     assert found[2] == pytest.approx(expected.result(), rel=1e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure.cache import Cache, Entry, content_hash
+from benchmarks.measure.folder_scoring import Cache, Entry, content_hash
 
 DEPENDS = {"protocol": "niqe/1", "settings": {"every": 1}, "weights": {"niqe": "ab"}}
 

@@ -98,7 +98,6 @@ class Windows:
         return to_windows(_shifted(x, self.shift), self.window)
 
     def join(self, windows: Tensor) -> Tensor:
-        """The inverse of `split`."""
         return from_windows(windows, self.window, self.sides).roll(self.shift, (1, 2, 3))
 
 
@@ -173,7 +172,6 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: `[..., C]`."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -232,7 +230,6 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Channels come last from here on."""
         return self.norm(self.proj(video).movedim(1, -1))
 
 
@@ -254,7 +251,6 @@ class Swin3D(nn.Module):
         self.norm = nn.LayerNorm(width << last)
 
     def forward(self, video: Tensor) -> Tensor:
-        """video: normalised, see `sampling.normalised`."""
         x = self.patch_embed(video)
         for stage in self.layers:
             x = stage(x)
@@ -265,7 +261,6 @@ class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of `[B, C, F, H, W]`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Same shape."""
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -306,7 +301,6 @@ class ConvNeXt3D(nn.Module):
         self.norm = nn.LayerNorm(width << len(depths) - 1, eps=1e-6)
 
     def forward(self, video: Tensor) -> Tensor:
-        """video: normalised, see `sampling.normalised`."""
         x = video
         for smaller, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(smaller(x))
@@ -314,7 +308,7 @@ class ConvNeXt3D(nn.Module):
 
 
 class Head(nn.Module):
-    """A score for every position: `[B, C, ...]` -> `[B, 1, ...]`."""
+    """A score for every position: `[B, C, ...]` -> `[B, 1, ...]`, without upstream's dropout."""
 
     def __init__(self, width: int, hidden: int = 64) -> None:
         super().__init__()
@@ -322,12 +316,11 @@ class Head(nn.Module):
         self.fc_last = nn.Conv3d(hidden, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Upstream's dropout is left out: it does nothing when measuring."""
         return self.fc_last(F.gelu(self.fc_hid(x)))
 
 
 class Dover(nn.Module):
-    """Both branches. The defaults are the released model; `width` and `heads` make it small for tests."""
+    """Both branches, on videos that are `normalised`. The defaults are the released model, others are for tests."""
 
     def __init__(self, width: int = 96, heads: Sequence[int] = (3, 6, 12, 24)) -> None:
         super().__init__()
