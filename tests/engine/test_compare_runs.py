@@ -17,11 +17,8 @@ from rich.console import Console
 from benchmarks.measure.measurement import MeasureOptions
 from benchmarks.measure.videos import score_videos
 from benchmarks.report.side_by_side import contact_sheet
-from experiments.engine.compare.compare_options import CompareOptions
-from experiments.engine.compare.compare_runs import main
-from experiments.engine.compare.comparison_report import rendered
-from experiments.engine.compare.run_comparison import compare_sides
-from experiments.engine.compare.sides import Folder, config_difference, side
+from experiments.engine.compare.compare_runs import compare_sides, main, rendered
+from experiments.engine.compare.sides import CompareOptions, Folder, config_difference, side
 from pw.io.arguments import ConfigError, parse
 from pw.io.files import write_json
 from pw.io.video import write_video
