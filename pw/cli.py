@@ -34,7 +34,7 @@ class Verb:
 
 VERBS = {
     "ablation": Verb("experiments.engine.run_ablation", "run one ablation to its table: name=ansc"),
-    "ablations": Verb("experiments.engine.listing", "list the ablations: what each varies, claims, and what came out"),
+    "ablations": Verb("experiments.engine.ablation", "list the ablations: what each varies, claims, and what came out"),
     "status": Verb("experiments.engine.status", "how far an ablation is, read from its files: name=ansc"),
     "power": Verb(
         "experiments.engine.power_analysis.power_planner", "the smallest difference that n prompts and m seeds show"

@@ -17,8 +17,19 @@ from scipy.stats import t, ttest_rel
 from benchmarks.metrics import protocols
 from benchmarks.report.write import html, latex, markdown, terminal_verdict
 from benchmarks.stats.comparison import compare
-from experiments.engine.ablation import Ablation, Statement, load, names, statement
-from experiments.engine.clauses import Clause, all_of, any_of, better, not_worse, same
+from experiments.engine.ablation import (
+    Ablation,
+    Clause,
+    Statement,
+    all_of,
+    any_of,
+    better,
+    load,
+    names,
+    not_worse,
+    same,
+    statement,
+)
 from experiments.engine.job import all_jobs
 from experiments.engine.outcome.record_outcome import (
     MOST,

@@ -12,7 +12,6 @@ and the smallest p stands Holm's first step over them; it is refuted by the same
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -21,9 +20,8 @@ from benchmarks.metrics import Metric, lookup
 from benchmarks.report.grid import Digits
 from benchmarks.report.render import p_text
 from benchmarks.stats.comparison import Scores, by_seed, compare, equivalence
-from benchmarks.stats.difference import LEVEL, Difference
-from experiments.engine.ablation import Ablation
-from experiments.engine.clauses import ArmPair, Clause, better
+from benchmarks.stats.difference import LEVEL, Difference, improves
+from experiments.engine.ablation import Ablation, ArmPair, Clause, better
 from pw.io.arguments import ConfigError, did_you_mean
 
 ANSWERS = ("holds", "refuted", "not resolved", "not run")
@@ -36,8 +34,7 @@ class Resolution:
 
     holds, refuted  p of the test that it holds, and that it is refuted
     missing         arms without scores
-    pairs           of a clause
-    numbers         what a pair's test rests on, in words
+    statement, numbers   of a pair: what is said, and what its test rests on, in words
     """
 
     holds: float
@@ -70,18 +67,21 @@ def verdict(clauses: Iterable[Clause], scores: Scores, primary: str) -> list[dic
 
     scores: arm -> seed -> metric -> value.
     """
-    rows = []
-    for clause in clauses:
-        resolution = _answer(clause, scores, primary)
-        rows.append({"clause": clause.text, "answer": resolution.answer, "evidence": _evidence(clause, resolution)})
-    return rows
+    answered = [(clause, _answer(clause, scores, primary)) for clause in clauses]
+    return [
+        {"clause": clause.text, "answer": found.answer, "evidence": _evidence(clause, found)}
+        for clause, found in answered
+    ]
 
 
 def summary(scale: str, seeds: Sequence[int], rows: Sequence[Mapping[str, str]]) -> str:
     """The first sentence of a Verdict paragraph: (tiny, 5 seeds) holds 2, refuted 1, not resolved 1."""
-    counts = Counter(row["answer"] for row in rows)
-    answers = ", ".join(f"{answer} {counts[answer]}" for answer in ANSWERS if counts[answer])
+    answers = _counted([row["answer"] for row in rows])
     return f"({scale}, {len(seeds)} seed{'s' if len(seeds) != 1 else ''}) {answers}."
+
+
+def _counted(answers: Sequence[str]) -> str:
+    return ", ".join(f"{answer} {answers.count(answer)}" for answer in ANSWERS if answer in answers)
 
 
 def check_claims(ablation: Ablation, arms: Sequence[str]) -> None:
@@ -128,13 +128,12 @@ def _answer_pair(pair: ArmPair, scores: Scores, primary: str) -> Resolution:
     if row is None or row.diff is None:
         return Resolution(1.0, 1.0, statement=str(pair), numbers=f"no {metric.name} of a common seed")
     of = {arm: by_seed(rows, metric.name) for arm, rows in two.items()}
-    margin, p_margin = pair.margin, None
-    if margin is not None:
-        p_margin = equivalence(of[pair.arm], of[pair.other], metric.direction, margin, both=pair.relation == "same")
+    is_same, p_margin = pair.relation == "same", None
+    if pair.margin is not None:
+        p_margin = equivalence(of[pair.arm], of[pair.other], metric.direction, pair.margin, both=is_same)
     shown = 1.0 if row.p_adjusted is None else row.p_adjusted
-    improves = row.diff > 0 if metric.direction == "higher" else row.diff < 0
-    holds = shown if improves and pair.relation != "same" else 1.0
-    refuted = 1.0 if improves and pair.relation != "same" else shown
+    is_as_claimed = not is_same and improves(row.diff, metric.direction)
+    holds, refuted = (shown, 1.0) if is_as_claimed else (1.0, shown)
     if p_margin is not None:
         holds = min(holds, p_margin)
     if holds < 1 - LEVEL:  # a difference within the margin is none
@@ -176,10 +175,7 @@ def _evidence(clause: Clause, resolution: Resolution) -> str:
     pairs = [pair for pair in resolution.pairs if pair.numbers]
     if len(resolution.pairs) == 1:
         return pairs[0].numbers
-    counts = Counter(pair.answer for pair in resolution.pairs)
-    counted = (
-        f"of {len(resolution.pairs)} {', '.join(f'{answer} {counts[answer]}' for answer in ANSWERS if counts[answer])}"
-    )
+    counted = f"of {len(resolution.pairs)} {_counted([pair.answer for pair in resolution.pairs])}"
     if len(pairs) > SHOWN:
         by_refuted = resolution.answer == "refuted"
         every = (clause.needs == "any") if by_refuted else (clause.needs == "all")
