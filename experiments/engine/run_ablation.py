@@ -118,7 +118,7 @@ def finish(plan: Plan, rows: Sequence[Any], failed: dict[str, str], console: Any
     from filelock import FileLock
 
     from benchmarks.report import write as report
-    from experiments.engine.outcome.log_table import log_to_mlflow
+    from experiments.engine.outcome.mlflow_sync import log_to_mlflow
     from experiments.engine.outcome.table import make_table, write_table
     from pw.tracking.mlflow_database import TrackingError
 

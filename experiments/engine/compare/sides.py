@@ -17,7 +17,7 @@ from benchmarks.measure.measurement import MeasureOptions, Scores, existing_fold
 from benchmarks.measure.videos import score_videos
 from benchmarks.metrics import GROUPS, METRICS, chosen, lookup
 from benchmarks.systems.generation_call import SETTINGS
-from experiments.engine.outcome.written import read_sampling, read_written
+from experiments.engine.outcome.written import mark_of, read_written
 from pw.io.arguments import ConfigError, option
 from pw.io.files import check_writable
 from pw.io.paths import OUTPUTS
@@ -147,8 +147,8 @@ def _of_signature(prefix: str, outputs: Path) -> Side:
 def _of_training(signature: str, outputs: Path) -> Side:
     """The clips of a training: as its own configuration samples it, else the only ones there are."""
     sampled = sorted(path.parent for path in (outputs / "videos").glob("*/done.json"))
-    done = {folder: read_sampling(folder, {}) for folder in sampled}  # one that is cut off may be this training's
-    clips = {folder: read_sampling(folder) for folder, row in done.items() if row.get("training") == signature}
+    done = {folder: mark_of(folder, {}) for folder in sampled}  # one that is cut off may be this training's
+    clips = {folder: mark_of(folder) for folder, row in done.items() if row.get("training") == signature}
     if not clips:
         overrides = " ".join(written_overrides(outputs / "train" / signature))
         raise ConfigError(f'{signature} is trained, but not sampled: make sample args="{overrides}"')
@@ -175,7 +175,7 @@ def _folder_of_run(path: Path, outputs: Path) -> Folder:
     with that very configuration; other numbers of steps and shifts are found by trying which of them has the
     signature.
     """
-    done = read_sampling(path)
+    done = mark_of(path)
     seed, training = done["seed"], outputs / "train" / done["training"]
     if (path / "config.yaml").exists():
         return Folder(path, seed, build(written_overrides(path)).pinned(done["training"]))

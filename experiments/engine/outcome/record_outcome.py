@@ -25,8 +25,7 @@ RESULTS = Path(__file__).parents[2] / "results"
 MOST = 8192
 METRICS = ("mean", "low", "high", "n")
 DIFFERENCES = ("diff", "low", "high", "p", "p_adjusted", "verdict", "versus")
-LISTS = ("seeds", "settings", "arms", "verdict")
-WRITTEN: dict[str, Any] = {"ablation": str, "scale": str} | dict.fromkeys(LISTS, list)
+WRITTEN = {"ablation": str, "scale": str, **dict.fromkeys(("seeds", "settings", "arms", "verdict"), list)}
 
 
 def digest_of(table: Mapping[str, Any], metrics: Sequence[str] | None = None) -> dict[str, Any]:
@@ -39,31 +38,32 @@ def digest_of(table: Mapping[str, Any], metrics: Sequence[str] | None = None) ->
         kept = {name: row for name, row in by_metric.items() if metrics is None or name in metrics}
         return {name: [_rounded(row[key]) for key in columns] for name, row in kept.items()}
 
+    columns = {"metrics": METRICS, "vs_previous": DIFFERENCES}
     return {
         **{key: table.get(key) for key in ("ablation", "scale", "seeds", "settings", "primary", "verdict")},
         "git_commit": table["contract"].get("git_commit"),
-        "columns": {"metrics": METRICS, "vs_previous": DIFFERENCES},
+        "columns": columns,
         "arms": [
-            {
-                "name": arm["name"],
-                "metrics": rows(arm["metrics"], METRICS),
-                "vs_previous": rows(arm["vs_previous"], DIFFERENCES),
-            }
+            {"name": arm["name"], **{key: rows(arm[key], of_key) for key, of_key in columns.items()}}
             for arm in table["arms"]
         ],
         **{key: rows(table.get(key) or {}, METRICS) for key in ("ceiling", "floor")},
     }
 
 
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
 def digest_text(digest: Mapping[str, Any]) -> str:
     """As JSON, an arm and a clause a line, so that a change of one shows as one."""
     lines = []
     for key, value in digest.items():
+        text = json.dumps(value, ensure_ascii=False)
         if key in ("arms", "verdict"):
-            body = ",\n".join(f"  {_json(row)}" for row in value)
-            lines.append(f' "{key}": [\n{body}\n ]')
-        else:
-            lines.append(f' "{key}": {_json(value)}')
+            rows = [f"  {json.dumps(row, ensure_ascii=False)}" for row in value]
+            text = "[\n" + ",\n".join(rows) + "\n ]"
+        lines.append(f' "{key}": {text}')
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
@@ -94,14 +94,6 @@ def recorded(results: Path = RESULTS) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every recorded result by the name of its ablation."""
     for path in sorted(results.glob("*.json")):
         yield path.stem, read_written(path, WRITTEN, f"`make record name={path.stem}` writes it again")
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True)

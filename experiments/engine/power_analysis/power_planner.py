@@ -34,7 +34,7 @@ from benchmarks import paper
 from benchmarks.metrics import METRICS, Metric, chosen, lookup
 from experiments.engine.ablation import names
 from experiments.engine.job import ASSUMED_FLOPS, SECONDS, Job, train_jobs
-from experiments.engine.outcome.written import NUMBER, SAMPLING, TRAINING, read_sampling, read_training
+from experiments.engine.outcome.written import NUMBER, SAMPLING, TRAINING, mark_of
 from experiments.engine.plan import Plan, make_plan, parse
 from experiments.engine.power_analysis.spread import (
     MOST,
@@ -302,9 +302,9 @@ def cost_of(plan: Plan) -> Cost:
     by_measure, spent = 0, {"cpu_seconds": NUMBER}
     for arm in plan.arms:
         trained = [training_folder(run, outputs) for run in arm.runs.values()]
-        trainings = [read_training(folder, TRAINING | spent) for folder in trained if (folder / "done.json").exists()]
+        trainings = [mark for folder in trained if (mark := mark_of(folder, TRAINING | spent))]
         sampled = [sample_folder(run, outputs, seed) for seed, run in arm.runs.items()]
-        samplings = [read_sampling(folder, SAMPLING | spent) for folder in sampled if (folder / "done.json").exists()]
+        samplings = [mark for folder in sampled if (mark := mark_of(folder, SAMPLING | spent))]
         by_measure += bool(trainings and samplings)
         per_seed += fmean(d["cpu_seconds"] for d in trainings) if trainings else train_jobs(arm.first, "")[-1].seconds()
         if samplings:
