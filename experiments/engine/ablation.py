@@ -14,8 +14,8 @@ An arm of an ablation that is crossed with values is named arm@value.
 
 from __future__ import annotations
 
-import importlib.util
 import re
+import runpy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -182,18 +182,14 @@ def load(name: str) -> tuple[Ablation, Statement]:
     if path is None:
         hint = did_you_mean(name, names())
         raise ConfigError(f"name={name}: no such ablation; {hint}there are {', '.join(names())}")
-    spec = importlib.util.spec_from_file_location(f"experiments.{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     with explained(f"name={name}", path.parent):
-        spec.loader.exec_module(module)
-    ablation = getattr(module, "ABLATION", None)
+        found = runpy.run_path(str(path), run_name=f"experiments.{name}")
+    ablation, docstring = found.get("ABLATION"), found["__doc__"] or ""
     if not isinstance(ablation, Ablation):
         raise ConfigError(f"name={name}: {path}: wants ABLATION = Ablation(…), from experiments import Ablation")
-    if not (module.__doc__ or "").strip():
+    if not docstring.strip():
         raise ConfigError(f"name={name}: {path}: wants a docstring: a title, then Claim, Refuted and Verdict")
-    return ablation, statement(str(module.__doc__))
+    return ablation, statement(docstring)
 
 
 def statement(docstring: str) -> Statement:

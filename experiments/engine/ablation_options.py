@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +9,6 @@ from experiments.engine.ablation import names
 from pw.io.arguments import number, option
 from pw.io.paths import OUTPUTS
 from pw.train.train_command import outputs_folder
-
-
-def seeds_word(seeds: Sequence[int]) -> str:
-    """Seeds as one would type them: seeds=3 of 0, 1 and 2, else the list."""
-    counted = list(seeds) == list(range(len(seeds)))
-    return f"seeds={len(seeds)}" if counted else f"seeds=[{','.join(map(str, seeds))}]"
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -51,6 +44,8 @@ class AblationOptions:
 
     def settings(self) -> list[str]:
         """What was asked for beyond the ablation's file, as on the command line."""
+        is_count = self.seeds == tuple(range(len(self.seeds)))
+        seeds = len(self.seeds) if is_count else f"[{','.join(map(str, self.seeds))}]"
         arms = [f"arms={','.join(self.arms)}"] if self.arms else []
         start = ["vary_start=true"] if self.vary_start else []
-        return [seeds_word(self.seeds), *arms, *start, *self.overrides]
+        return [f"seeds={seeds}", *arms, *start, *self.overrides]

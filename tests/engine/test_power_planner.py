@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import nct, t
 
-from benchmarks.metrics import lookup, protocols
+from benchmarks.metrics import protocols
 from benchmarks.stats.comparison import paired_t
 from benchmarks.stats.interval_coverage import control_variate_width
 from experiments.engine.plan import make_plan, parse
@@ -143,7 +143,7 @@ def test_the_part_of_the_clips_in_a_sets_metric_is_what_the_jackknife_says():
 
 def test_what_buys_most_is_what_the_variance_is_made_of():
     def shown(spread: Spread, seeds: int) -> dict[str, float | None]:
-        return {one.what: one.shown for one in purchases(spread, 100, seeds, LEVEL, lambda prompts, seeds: 0.0)}
+        return {one["what"]: one["shown"] for one in purchases(spread, 100, seeds, LEVEL, lambda prompts, seeds: 0.0)}
 
     trainings = shown(Spread(1.0, 0.1, "measured", ""), 3)
     assert trainings["two more seeds"] < 0.6 * trainings["twice the clips"]
@@ -173,13 +173,13 @@ def test_dovers_spread_is_carried_over_to_the_scripts_scale():
 
 
 def test_what_is_asked_for_is_half_a_point_or_a_tenth_of_the_mean():
-    assert target_of(lookup("musiq"), "musiq", 50.0, ASKED) == 0.5
-    assert target_of(lookup("imaging_quality"), "imaging_quality", 65.0, ASKED) == 0.5
-    assert target_of(lookup("psd"), "psd", 2.0, ASKED) == pytest.approx(0.2)
-    assert target_of(lookup("mhd_ratio"), "mhd_ratio", 0.6, ASKED) == pytest.approx(math.log(1.1))
+    assert target_of("musiq", 50.0, ASKED) == 0.5
+    assert target_of("imaging_quality", 65.0, ASKED) == 0.5
+    assert target_of("psd", 2.0, ASKED) == pytest.approx(0.2)
+    assert target_of("mhd_ratio", 0.6, ASKED) == pytest.approx(math.log(1.1))
     asked = PowerOptions(ablation="ansc", of=(("", "5%"), ("psd", "0.3")))
-    assert target_of(lookup("swd"), "swd", 0.04, asked) == pytest.approx(0.002)
-    assert target_of(lookup("psd"), "psd", 2.0, asked) == 0.3
+    assert target_of("swd", 0.04, asked) == pytest.approx(0.002)
+    assert target_of("psd", 2.0, asked) == 0.3
 
 
 def write_scores(outputs: Path, spread_of_seeds: float) -> None:

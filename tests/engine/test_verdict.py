@@ -31,17 +31,10 @@ from experiments.engine.ablation import (
     statement,
 )
 from experiments.engine.job import all_jobs
-from experiments.engine.outcome.record_outcome import (
-    MOST,
-    RESULTS,
-    digest_of,
-    digest_text,
-    main,
-    record,
-    recorded,
-)
+from experiments.engine.outcome.record_outcome import MOST, RESULTS, WRITTEN, digest_of, digest_text, main, record
 from experiments.engine.outcome.table import make_table
 from experiments.engine.outcome.verdict import ANSWERS, clauses_of, summary, verdict
+from experiments.engine.outcome.written import read_written
 from experiments.engine.plan import make_plan, parse, plan_of
 from experiments.engine.run_ablation import finish
 from pw.io.arguments import ConfigError
@@ -78,6 +71,11 @@ def differs(digest: Mapping[str, Any], stated: Statement, clauses: Sequence[str]
     if not stated.verdict.startswith(begins):
         wrong.append(f"{name}: its Verdict must begin with: {begins}")
     return wrong
+
+
+def recorded(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """Every recorded result by the name of its ablation."""
+    return {path.stem: read_written(path, WRITTEN, "make record") for path in sorted(results.glob("*.json"))}
 
 
 def answer(clause: Clause, scores: dict = SCORES, primary: str = "psd") -> tuple[str, str]:
@@ -353,7 +351,7 @@ class TestARecordedResult:
         assert dict(zip(found["columns"]["vs_previous"], far["vs_previous"]["psd"], strict=True))["verdict"] == "better"
         assert found["verdict"] == table()["verdict"]
         assert found["git_commit"] == "abc"
-        assert list(recorded(tmp_path / "results")) == [("ansc", found)]
+        assert recorded(tmp_path / "results") == {"ansc": found}
 
     def test_of_many_arms_keeps_what_the_claim_is_about(self, tmp_path: Path) -> None:
         many = [{"name": f"arm {i}", "metrics": {}, "vs_previous": {}} for i in range(28)]
@@ -404,7 +402,7 @@ class TestTheRecordedResults:
 
     def test_agree_with_the_verdicts_of_their_files(self) -> None:
         wrong = []
-        for name, digest in recorded():
+        for name, digest in recorded().items():
             plan = make_plan(parse([f"name={name}"]))
             clauses = clauses_of(plan.ablation, {arm.name: arm.above for arm in plan.arms})
             wrong += differs(digest, load(name)[1], [clause.text for clause in clauses])

@@ -8,7 +8,7 @@ file begins with `experiments.engine.outcome.verdict.summary` of it; a test comp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ MOST = 8192
 METRICS = ("mean", "low", "high", "n")
 DIFFERENCES = ("diff", "low", "high", "p", "p_adjusted", "verdict", "versus")
 WRITTEN = {"ablation": str, "scale": str, **dict.fromkeys(("seeds", "settings", "arms", "verdict"), list)}
+"""What both a table.json and the record of it hold."""
 
 
 def digest_of(table: Mapping[str, Any], metrics: Sequence[str] | None = None) -> dict[str, Any]:
@@ -88,12 +89,6 @@ def record(name: str, outputs: Path, results: Path = RESULTS) -> Path:
     out = results / f"{name}.json"
     write_atomically(out, text)
     return out
-
-
-def recorded(results: Path = RESULTS) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every recorded result by the name of its ablation."""
-    for path in sorted(results.glob("*.json")):
-        yield path.stem, read_written(path, WRITTEN, f"`make record name={path.stem}` writes it again")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from pw.run.compose import at
 from pw.sample.evaluate import SHOWN, reference_folder, sample_folder
 from pw.train.record import training_folder
 
-FLOOR, CEILING = "floor", "ceiling"
 SHEET_CLIPS = 6
 POINTS = 3  # of a line, at least, to be shown as a curve: two are a comparison
 PASSED_OVER = 5  # clips named of those that could not be read
@@ -57,9 +56,9 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
         "curve": curve_of(plan),
         "arms": [_arm_entry(plan, arm, compared, scores, failed) for arm in plan.arms],
         "best": compared.best,
-        "floor": _reference_row(scores, FLOOR),
+        "floor": _reference_row(scores, "floor"),
         "floor_is_bound": plan.arms[0].first.source.twins_share_structure,
-        "ceiling": _reference_row(scores, CEILING),
+        "ceiling": _reference_row(scores, "ceiling"),
         "ceiling_steps": plan.ceiling.first.sampling.solution_steps,
         "coverage": _coverage(plan),
         "failed": sorted(_causes(failed)),

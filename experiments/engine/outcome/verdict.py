@@ -24,6 +24,9 @@ from benchmarks.stats.difference import LEVEL, Difference, improves
 from experiments.engine.ablation import Ablation, ArmPair, Clause, better
 from pw.io.arguments import ConfigError, did_you_mean
 
+Values = Mapping[int, float]
+"""Of a metric, by seed."""
+
 ANSWERS = ("holds", "refuted", "not resolved", "not run")
 SHOWN = 3  # pairs of a clause whose numbers are given
 
@@ -142,14 +145,7 @@ def _answer_pair(pair: ArmPair, scores: Scores, primary: str) -> Resolution:
     return Resolution(holds, refuted, statement=str(pair), numbers=numbers)
 
 
-def _numbers(
-    metric: Metric,
-    arm: Mapping[int, float],
-    other: Mapping[int, float],
-    row: Difference,
-    pair: ArmPair,
-    p_margin: float | None,
-) -> str:
+def _numbers(metric: Metric, arm: Values, other: Values, row: Difference, pair: ArmPair, p_margin: float | None) -> str:
     """psd 4.41 → 1.48 dB, −2.93 ± 0.32, p=0.004: the means are over the common seeds, as the difference is."""
     seeds = arm.keys() & other.keys()
     before, after = (fmean(values[seed] for seed in seeds) for values in (other, arm))

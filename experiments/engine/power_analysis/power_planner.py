@@ -31,7 +31,7 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 from benchmarks import paper
-from benchmarks.metrics import METRICS, Metric, chosen, lookup
+from benchmarks.metrics import METRICS, chosen, lookup
 from experiments.engine.ablation import names
 from experiments.engine.job import ASSUMED_FLOPS, SECONDS, Job, train_jobs
 from experiments.engine.outcome.written import NUMBER, SAMPLING, TRAINING, mark_of
@@ -131,7 +131,7 @@ class Known:
 
     name: str
     header: str
-    mean: float | None
+    mean: float
     spread: Spread
     target: float
     level: Level
@@ -189,10 +189,9 @@ def plan_power(options: PowerOptions) -> PowerPlan:
     except ConfigError as error:
         raise ConfigError(re.sub("^name=", "ablation=", str(error))) from error
     table = options.paper or plan.ablation.paper
-    title = f"{plan.name}: {plan.statement.title}"
-    primary, cost = plan.ablation.primary, cost_of(plan)
     of_paper = _paper(options, table, versus_first=plan.ablation.versus == "first") if table else ([], [], [])
-    return PowerPlan(title, options, primary, cost, *_ours(options, plan), table, *of_paper)
+    title = f"{plan.name}: {plan.statement.title}"
+    return PowerPlan(title, options, plan.ablation.primary, cost_of(plan), *_ours(options, plan), table, *of_paper)
 
 
 def _ours(options: PowerOptions, plan: Plan) -> tuple[list[Known], list[str]]:
@@ -207,7 +206,7 @@ def _ours(options: PowerOptions, plan: Plan) -> tuple[list[Known], list[str]]:
         metric = lookup(name)
         header = f"|ln {metric.header}|" if metric.direction == "one" else metric.header
         level = Level(options.alpha, options.power, 1 if name == primary else behind)
-        known.append(Known(name, header, mean, spread, target_of(metric, name, mean, options), level))
+        known.append(Known(name, header, mean, spread, target_of(name, mean, options), level))
     return known, notes
 
 
@@ -234,8 +233,7 @@ def _paper(
         video = assumed[0] * math.sqrt(2 * (1 - options.correlation))
         spread = Spread(options.seed_ratio * video, video, "assumed", f"sd {number_text(assumed[0])}: {assumed[1]}")
         mean = fmean(printed)
-        target = target_of(METRICS.get(metric), metric, mean, options)
-        known.append(Known(metric, column, mean, spread, target, level))
+        known.append(Known(metric, column, mean, spread, target_of(metric, mean, options), level))
     for place, row in enumerate(table.rows[1:]):
         other = table.rows[0 if versus_first else place]
         for entry in known:
@@ -280,12 +278,12 @@ def assumed_sd(name: str, mean: float, given: Mapping[str, float]) -> tuple[floa
     return bound, f"the most that values in [0, 100] with mean {mean:g} can have; yours is sd={name}:…"
 
 
-def target_of(metric: Metric | None, name: str, mean: float | None, options: PowerOptions) -> float:
+def target_of(name: str, mean: float, options: PowerOptions) -> float:
     """The difference that is to be shown, in printed units.
 
     By default half a point of a metric that is printed in points, else a tenth of its mean.
     """
-    asked = dict(options.of)
+    asked, metric = dict(options.of), METRICS.get(name)
     in_points = metric is None or metric.scale == "0-100" or metric.printed == 100
     word = asked.get(name) or asked.get("") or ("0.5" if in_points else "10%")
     if not word.endswith("%"):

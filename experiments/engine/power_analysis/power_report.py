@@ -91,15 +91,16 @@ def _advice(options: PowerOptions, entry: Known, cost: Cost) -> str:
     if share is not None:
         whose = f"at {n} clips {100 * share:.0f} % of the variance of a difference is theirs, the rest the trainings'"
     bought = purchases(entry.spread, n, m, entry.level, cost.seconds)
-    prices = [f" (+{duration(one.seconds)})" if one.seconds else "" for one in bought]
-    shown = [f"{one.what} {number_text(one.shown)}{price}" for one, price in zip(bought, prices, strict=True)]
+    seconds = {one["what"]: one["seconds"] for one in bought}
+    prices = {what: f" (+{duration(spent)})" if spent else "" for what, spent in seconds.items()}
+    shown = [f"{one['what']} {number_text(one['shown'])}{prices[one['what']]}" for one in bought]
     now = smallest(entry.spread, n, m, entry.level) or 0.0
-    gains = {one: now - one.shown for one in bought if one.shown is not None}
-    most = max(gains, key=lambda one: gains[one])
-    by_time = max((one for one in gains if one.seconds), key=lambda one: gains[one] / one.seconds, default=most)
+    gains = {one["what"]: now - one["shown"] for one in bought if one["shown"] is not None}
+    most = max(gains, key=lambda what: gains[what])
+    by_time = max((what for what in gains if seconds[what]), key=lambda what: gains[what] / seconds[what], default=most)
     advice = (
         f"{entry.header}, the primary metric: {whose}. {n} × {m} shows {number_text(now)}; {', '.join(shown)}. "
-        f"Most is bought by {most.what}{'' if by_time is most else f', for its time by {by_time.what}'}."
+        f"Most is bought by {most}{'' if by_time == most else f', for its time by {by_time}'}."
     )
     pays_from = control_variate_pays_from(m, entry.level.alpha)
     if share is None or pays_from is None:
@@ -221,7 +222,7 @@ def as_json(answer: PowerPlan) -> dict[str, Any]:
         return {"metrics": [asdict(entry) for entry in known], "grid": grid}
 
     n, entry, cost = answer.options.prompts, _primary(answer), answer.cost
-    bought = ()
+    bought = []
     if entry is not None and cost is not None:
         bought = purchases(entry.spread, n, max(2, answer.options.seeds), entry.level, cost.seconds)
     return {
@@ -229,7 +230,7 @@ def as_json(answer: PowerPlan) -> dict[str, Any]:
         "request": asdict(answer.options),
         "primary": answer.primary,
         "share_of_clips": None if entry is None else entry.spread.share_of_videos(n),
-        "buys": [asdict(one) for one in bought],
+        "buys": bought,
         "measured": block(answer.known),
         "assumed": block(answer.paper_known),
         "paper": answer.paper_name,

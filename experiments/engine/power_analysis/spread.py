@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -151,29 +152,19 @@ def _fewest(shown: Callable[[int], float | None], first: int, target: float) -> 
     return counts[place] if place < len(counts) else None
 
 
-@dataclass(frozen=True)
-class Purchase:
-    """One way to a smaller difference: what it shows then, and the seconds it costs beyond the design."""
-
-    what: str
-    shown: float | None
-    seconds: float
-
-
 def purchases(
     spread: Spread, prompts: int, seeds: int, level: Level, seconds: Callable[[int, int], float]
-) -> tuple[Purchase, ...]:
-    """The differences that twice the videos, or two more seeds, would show.
+) -> list[dict[str, Any]]:
+    """What twice the videos, or two more seeds, would show, and the seconds they cost beyond the design, as written.
 
     seconds: of (prompts, seeds).
     """
-
-    def purchase(what: str, n: int, m: int) -> Purchase:
+    rows = []
+    for what, n, m in (("twice the clips", 2 * prompts, seeds), ("two more seeds", prompts, seeds + 2)):
         is_known = spread.video is not None or n == prompts
         shown = smallest(spread, n, m, level) if is_known else None
-        return Purchase(what, shown, seconds(n, m) - seconds(prompts, seeds))
-
-    return purchase("twice the clips", 2 * prompts, seeds), purchase("two more seeds", prompts, seeds + 2)
+        rows.append({"what": what, "shown": shown, "seconds": seconds(n, m) - seconds(prompts, seeds)})
+    return rows
 
 
 def control_variate_pays_from(seeds: int, alpha: float = 0.05) -> float | None:
@@ -243,10 +234,6 @@ def pooled(
     return Spread(factor * seed, factor * math.sqrt(within), "measured", source, videos, df, of_set)
 
 
-Scored = tuple[Path, dict[str, Any]]
-"""A folder of scores and its scores.json."""
-
-
 def measured(plan: Plan, names: Sequence[str]) -> tuple[dict[str, tuple[Spread, float]], list[str]]:
     """(metric -> (spread, mean of all arms) from the scores on disk, notes on metrics without)."""
     scores = _scores(plan.options.outputs)
@@ -255,34 +242,36 @@ def measured(plan: Plan, names: Sequence[str]) -> tuple[dict[str, tuple[Spread, 
     spreads, notes = {}, []
 
     @cache
-    def left_out(arm: str, seed: int) -> list[float] | None:
+    def left_out(arm: str, seed: int) -> dict[int, float]:
         return _left_out(plan, arms[arm], seed, lookup(plan.ablation.primary))
 
     for metric in map(lookup, names):
         pairs, means, seeds, videos = [], [], set(), 0
         for arm, other in compared:
             rows, variances = [], []
-            for seed in sorted(arm.runs.keys() & other.runs.keys()):
+            for seed in sorted(plan.options.seeds):
                 a, b = (scores.get(one.runs[seed].sample_signature(seed), []) for one in (arm, other))
-                both = _pair(_current(a, metric), _current(b, metric), metric)
-                if both is None:
+                found = product(_current(a, metric), _current(b, metric))
+                alike = [(x, y) for x, y in found if x["contract"].get("clips") == y["contract"].get("clips")]
+                if not alike:
                     continue
+                both = [_values(one, metric) for one in alike[0]]
                 rows.append(_differences(*both, metric))
                 means += [fmean(values.values()) for values in both if values]
                 seeds.add(seed)
-                videos = max(videos, *(result["n_videos"].get(metric.name, 0) for _, result in a))
+                videos = max(videos, *(result["n_videos"].get(metric.name, 0) for result in a))
                 if metric.name == plan.ablation.primary and metric.level == "set":
-                    left, right = left_out(arm.name, seed), left_out(other.name, seed)
-                    if left is not None and right is not None:
-                        of_groups = _differences(dict(enumerate(left)), dict(enumerate(right)), metric)
-                        variances.append(jackknife_variance(of_groups))
+                    groups = left_out(arm.name, seed), left_out(other.name, seed)
+                    if all(groups):
+                        variances.append(jackknife_variance(_differences(*groups, metric)))
             if len(rows) > 1 and all(rows):
                 pairs.append(components(rows, variances, videos))
         of = f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of arms, {len(seeds)} seeds, {videos} videos"
         factor = 1.0 if metric.direction == "one" else metric.printed
         spread = pooled(pairs, factor, videos, of, of_set=metric.level == "set")
         if spread is None:
-            notes.append(f"{metric.name}: {_why_not(plan, scores, metric)}")
+            found = [one for _, seed, run in plan.runs() for one in scores.get(run.sample_signature(seed), [])]
+            notes.append(f"{metric.name}: {_why_not(plan, found, metric)}")
         else:
             spreads[metric.name] = (spread, fmean(means) * metric.printed)
     return spreads, notes
@@ -293,69 +282,55 @@ def _differences(a: Mapping[Any, float], b: Mapping[Any, float], metric: Metric)
     return [x - y for x, y in values if math.isfinite(x) and math.isfinite(y)]
 
 
-def _left_out(plan: Plan, arm: Arm, seed: int, metric: Metric) -> list[float] | None:
-    """A metric of the set without each group of an arm's clips; None where these are not there, few, or not small."""
+def _left_out(plan: Plan, arm: Arm, seed: int, metric: Metric) -> dict[int, float]:
+    """A metric of the set without each group of an arm's clips; empty where these are not there, few, or not small."""
     run, outputs = arm.runs[seed], plan.options.outputs
     if run.text is not None:  # a video of Wan's scales is measured in minutes
-        return None
+        return {}
     solution = sample_folder(run.solution, outputs, seed) if "solution" in metric.needs else None
     asked = score_request(plan, arm.name, run, sample_folder(run, outputs, seed), solution, seed)
     folders = {"video": asked["videos"], **{need: asked[need] for need in metric.needs}}
     try:
-        return leave_out(metric.name, {what: Path(path) for what, path in folders.items() if path is not None})
+        values = leave_out(metric.name, {what: Path(path) for what, path in folders.items() if path is not None})
+        return dict(enumerate(values))
     except ValueError:  # no clips there: they were removed, or sampled elsewhere
-        return None
+        return {}
 
 
-def _scores(outputs: Path) -> dict[str, list[Scored]]:
-    """The scores under `outputs/scores`, by the signature of the clips they are of."""
-    by_signature: dict[str, list[Scored]] = {}
+def _scores(outputs: Path) -> dict[str, list[dict[str, Any]]]:
+    """What is under `outputs/scores`, with its folder, by the signature of the clips it is of."""
+    by_signature: dict[str, list[dict[str, Any]]] = {}
     for path in sorted((outputs / "scores").glob("*/scores.json")):
         result = read_scores(path)
         contract = result["contract"]
         if contract.get("arm") not in ("floor", "ceiling"):  # of real clips, of many steps: not of the arm
-            by_signature.setdefault(str(contract.get("signature")), []).append((path.parent, result))
+            by_signature.setdefault(str(contract.get("signature")), []).append({**result, "folder": path.parent})
     return by_signature
 
 
-def _current(scored: Sequence[Scored], metric: Metric) -> list[Scored]:
+def _current(results: Sequence[dict[str, Any]], metric: Metric) -> list[dict[str, Any]]:
     """Those that have the metric, by the protocol and settings of now."""
     wanted = protocols([metric.name])[metric.name]
-    return [
-        (folder, result)
-        for folder, result in scored
-        if metric.name in result["metrics"] and result["contract"].get("metrics", {}).get(metric.name) == wanted
-    ]
+    scored = [result for result in results if metric.name in result["metrics"]]
+    return [result for result in scored if result["contract"].get("metrics", {}).get(metric.name) == wanted]
 
 
-def _pair(a: Sequence[Scored], b: Sequence[Scored], metric: Metric) -> tuple[dict[str, float], ...] | None:
-    """The values per video (one named "" for a set) of the first of each that are against the same real clips."""
-    for left, right in ((left, right) for left in a for right in b):
-        if left[1]["contract"].get("clips") == right[1]["contract"].get("clips"):
-            return _values(*left, metric), _values(*right, metric)
-    return None
-
-
-def _values(folder: Path, result: Mapping[str, Any], metric: Metric) -> dict[str, float]:
+def _values(result: Mapping[str, Any], metric: Metric) -> dict[str, float]:
+    """The values per video; of a metric of the set one, named ""."""
     if metric.level == "set":
         return {"": result["metrics"][metric.name]}
-    path = folder / "scores.csv"
+    path = result["folder"] / "scores.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return {row["video"]: float(row[metric.name]) for row in csv.DictReader(file) if row.get(metric.name)}
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{path}: is damaged ({error!r}); remove {folder}, and `make ablation` scores again"
-        ) from error
+        remedy = f"remove {path.parent}, and `make ablation` scores again"
+        raise ConfigError(f"{path}: is damaged ({error!r}); {remedy}") from error
 
 
-def _why_not(plan: Plan, scores: Mapping[str, list[Scored]], metric: Metric) -> str:
+def _why_not(plan: Plan, results: Sequence[dict[str, Any]], metric: Metric) -> str:
     """Why a metric's spread is not measured."""
-    found = [one for _, seed, run in plan.runs() for one in scores.get(run.sample_signature(seed), [])]
-    if not any(metric.name in result["metrics"] and result["contract"].get("arm") for _, result in found):
+    if not any(metric.name in result["metrics"] and result["contract"].get("arm") for result in results):
         return f"not scored yet (`make ablation name={plan.name}` does)"
-    return (
-        "fewer than two seeds of a pair of arms"
-        if _current(found, metric)
-        else "scored by another protocol or settings"
-    )
+    is_current = _current(results, metric)
+    return "fewer than two seeds of a pair of arms" if is_current else "scored by another protocol or settings"
