@@ -39,7 +39,7 @@ VERBS = {
     "power": Verb(
         "experiments.engine.power_analysis.power_planner", "the smallest difference that n prompts and m seeds show"
     ),
-    "record": Verb("experiments.engine.outcome.record_outcome", "keep an ablation's outcome in experiments/results"),
+    "record": Verb("experiments.engine.outcome.verdict", "keep an ablation's outcome in experiments/results"),
     "train": Verb("pw.train.train_command", "train one run: stage=hires objective=shortcut seed=1", leaves=True),
     "sample": Verb("pw.sample.sample_command", "sample one run, which is trained first if need be", leaves=True),
     "coverage": Verb("pw.run.trained_pairs", "which (timestep, stride) pairs a step sampler trains"),

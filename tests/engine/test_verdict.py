@@ -31,9 +31,20 @@ from experiments.engine.ablation import (
     statement,
 )
 from experiments.engine.job import all_jobs
-from experiments.engine.outcome.record_outcome import MOST, RESULTS, WRITTEN, digest_of, digest_text, main, record
 from experiments.engine.outcome.table import make_table
-from experiments.engine.outcome.verdict import ANSWERS, clauses_of, summary, verdict
+from experiments.engine.outcome.verdict import (
+    ANSWERS,
+    MOST,
+    RESULTS,
+    WRITTEN,
+    clauses_of,
+    digest_of,
+    digest_text,
+    main,
+    record,
+    summary,
+    verdict,
+)
 from experiments.engine.outcome.written import read_written
 from experiments.engine.plan import make_plan, parse, plan_of
 from experiments.engine.run_ablation import finish

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -104,13 +105,14 @@ def _reference_row(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _arm_entry(
     plan: Plan, arm: Arm, compared: Comparison, scores: Mapping[str, Any], failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    missing = [str(seed) for seed in plan.options.seeds if seed not in scores.get(arm.name, {})]
+    of_seeds = scores.get(arm.name, {})
+    missing = [str(seed) for seed in plan.options.seeds if seed not in of_seeds]
     reasons = [reason for reason in _causes(failed) if f"{arm.name} seed" in reason]
     return {
         "name": arm.name,
         "varied": dict(arm.varied),
         **compared.row(arm.name),
-        "values": _by_metric(scores.get(arm.name, {})),
+        "values": _by_metric(of_seeds),
         "cost": _cost(plan, arm),
         "probe": _probe(plan, arm, scores),
         "paper": paper.load(plan.ablation.paper).values().get(arm.paper_arm) if plan.ablation.paper else None,
@@ -182,18 +184,17 @@ def curve_of(plan: Plan) -> dict[str, Any] | None:
     None where the arms do not differ in a number, or no line has enough of them.
     """
     ablation = plan.ablation
-    if ablation.curve is not None:
-        key, absent = ablation.curve
-    elif ablation.across is not None:
-        key, absent = ablation.across[0], None
-    elif len(ablation.varies) == 1:
-        key, absent = ablation.varies[0], None
-    else:
+    keys = [ablation.across[0]] if ablation.across is not None else ablation.varies
+    if ablation.curve is None and len(keys) != 1:
         return None
+    key, absent = ablation.curve or (keys[0], None)
     lines: dict[str, list[tuple[float, str]]] = {}
     for arm in plan.arms:
-        number = _place(arm, key, absent)
+        values = arm.first.config.values
+        number = at(values, key)
         if number is None:
+            number = at(values, absent) if isinstance(absent, str) else absent
+        if not isinstance(number, int | float) or isinstance(number, bool):
             return None
         lines.setdefault(_line(plan, arm, key), []).append((number, arm.name))
     if max(len(points) for points in lines.values()) < POINTS:
@@ -203,15 +204,6 @@ def curve_of(plan: Plan) -> dict[str, Any] | None:
         "label": key.rpartition(".")[2],
         "lines": [{"name": name, "points": [list(p) for p in sorted(points)]} for name, points in lines.items()],
     }
-
-
-def _place(arm: Arm, key: str, absent: float | str | None) -> float | None:
-    """Where an arm lies; `absent` stands for a key that is null or not there: a number, or the key that then holds."""
-    values = arm.first.config.values
-    number = at(values, key)
-    if number is None:
-        number = at(values, absent) if isinstance(absent, str) else absent
-    return number if isinstance(number, int | float) and not isinstance(number, bool) else None
 
 
 def _line(plan: Plan, arm: Arm, key: str) -> str:
@@ -244,13 +236,12 @@ def _notes(plan: Plan, tested_first: str | None) -> list[str]:
 def _passed_over(plan: Plan) -> list[str]:
     """Training clips that could not be read, and a warning where the arms of a seed passed over different ones."""
     outputs = plan.options.outputs
-    departed = [mark_of(training_folder(run, outputs)) for run in starts(plan).values()]
-    names = {name for mark in departed for name in mark.get("passed_over", ())}
     by_seed: dict[int, dict[str, list[str]]] = {}
     for arm, seed, run in plan.runs():
         if mark := mark_of(training_folder(run, outputs)):
             by_seed.setdefault(seed, {})[arm.name] = mark.get("passed_over", [])
-            names.update(mark.get("passed_over", ()))
+    departed = [mark_of(training_folder(run, outputs)).get("passed_over", []) for run in starts(plan).values()]
+    names = set(chain(*departed, *(clips for of_seed in by_seed.values() for clips in of_seed.values())))
     if not names:
         return []
     shown = ", ".join(sorted(names)[:PASSED_OVER])
