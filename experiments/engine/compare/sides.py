@@ -8,7 +8,7 @@ import csv
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,6 @@ from pw.sample.evaluate import reference_folder, sample_folder
 from pw.train.record import written_overrides
 
 SIDE = "a signature of outputs/train or outputs/videos, or a folder"
-TRIED_STEPS = (*range(1, 17), 20, 24, 25, 28, 30, 32, 40, 48, 50, 64)
-TRIED_SHIFTS = (None, 1.0, 2.0, 3.0, 5.0)
-"""Samplings that are tried where a folder of clips does not say how it was sampled."""
 
 
 def _side(text: str) -> str:
@@ -169,35 +166,12 @@ def _of_training(signature: str, outputs: Path) -> Side:
 
 
 def _folder_of_run(path: Path, outputs: Path) -> Folder:
-    """A folder of our clips with the run that made it.
-
-    A run is built from its training's `config.yaml`. That says how the clips were sampled only if they were sampled
-    with that very configuration; other numbers of steps and shifts are found by trying which of them has the
-    signature.
-    """
+    """A folder of our clips with the run that made it: as its `config.yaml` has it, else as that of its training."""
     done = mark_of(path)
-    seed, training = done["seed"], outputs / "train" / done["training"]
-    if (path / "config.yaml").exists():
-        return Folder(path, seed, build(written_overrides(path)).pinned(done["training"]))
-    if not (training / "config.yaml").exists():
-        return Folder(path, seed, None, False)
-    base = build(written_overrides(training)).pinned(done["training"])
-    for run in _samplings(base):
-        if run.sample_signature(seed) == path.name:
-            return Folder(path, seed, run)
-    return Folder(path, seed, base, False)
-
-
-def _samplings(base: Run) -> Iterator[Run]:
-    yield base
-    yield base.solution
-    for steps in TRIED_STEPS:
-        for shift in TRIED_SHIFTS:
-            changes = {"sampling.num_steps": steps, "sampling.shift": shift, "sampling.timesteps": None}
-            try:
-                yield base.with_values(changes)
-            except ConfigError:
-                continue
+    training = outputs / "train" / done["training"]
+    folder = next((folder for folder in (path, training) if (folder / "config.yaml").exists()), None)
+    run = None if folder is None else build(written_overrides(folder)).pinned(done["training"])
+    return Folder(path, done["seed"], run, is_sampling_known=folder == path)
 
 
 def config_difference(a: Folder, b: Folder) -> list[str]:
