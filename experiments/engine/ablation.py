@@ -1,4 +1,5 @@
-"""What an ablation file holds: its arms, what they vary, and the clauses of its claim. `pw ablations` lists them all.
+"""What an ablation file holds: its arms, what they vary, and the clauses of its claim; and the options it is run with.
+`pw ablations` lists them all.
 
 `experiments/<name>.py` holds one `ABLATION`; its docstring is its `Statement`: a title, then the paragraphs Claim,
 Refuted and Verdict. The clauses are data, which `experiments.engine.outcome.verdict` answers:
@@ -22,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pw.io.arguments import Command, ConfigError, did_you_mean
+from pw.io.arguments import Command, ConfigError, did_you_mean, number, option
 from pw.io.imports import explained
-from pw.io.paths import own_folder
+from pw.io.paths import OUTPUTS, own_folder
+from pw.train.train_command import outputs_folder
 
 FOLDER = Path(__file__).parents[1]
 DETAIL = ("psd", "swd", "mhd", "mhd_ratio")
@@ -199,6 +201,46 @@ def statement(docstring: str) -> Statement:
         paragraph = re.search(rf"^{word}\s+(.*?)(?=^(?:Claim|Refuted|Verdict)\s|\Z)", docstring, re.S | re.M)
         parts[word] = " ".join(paragraph[1].split()) if paragraph else ""
     return Statement(parts["Title"], parts["Claim"], parts["Refuted"], parts["Verdict"])
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        is_list = "," in text or text.startswith("[")
+        seeds = tuple(int(part) for part in text.strip("[]").split(",")) if is_list else tuple(range(int(text)))
+    except ValueError:
+        seeds = ()
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ValueError("a number of seeds (5 is 0 to 4) or a list of them ([0,1,7])")
+    return seeds
+
+
+@dataclass(frozen=True)
+class AblationOptions:
+    """Which ablation, which part of it, and how it is run. `overrides` are of every run."""
+
+    name: str = option(says="the ablation; `pw ablations` lists them", values=names)
+    seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "a number (5 is 0 to 4) or a list ([0,3])", read=_seeds)
+    arms: tuple[str, ...] = option((), "only these arms")
+    vary_start: bool = option(False, "train a start checkpoint per seed, instead of one for all")
+    workers: int = option(0, "runs at a time; 0 is one per core", read=number(0))
+    dry_run: bool = option(False, "print the plan and the commands, do nothing")
+    fresh: bool = option(False, "redo what is cached, but for starts, which other ablations share")
+    mlflow: bool = option(True, "record the runs in MLflow")
+    launcher: str = option("local", "local, or submitit for SLURM; its keys are launcher.partition=… and such")
+    outputs: Path = option(OUTPUTS, "where results go", read=outputs_folder)
+    overrides: tuple[str, ...] = ()
+
+    def words(self) -> list[str]:
+        """The words from which `parse` gives the same plan, without what says how it is run."""
+        return [f"name={self.name}", *self.settings()]
+
+    def settings(self) -> list[str]:
+        """What was asked for beyond the ablation's file, as on the command line."""
+        is_count = self.seeds == tuple(range(len(self.seeds)))
+        seeds = len(self.seeds) if is_count else f"[{','.join(map(str, self.seeds))}]"
+        arms = [f"arms={','.join(self.arms)}"] if self.arms else []
+        start = ["vary_start=true"] if self.vary_start else []
+        return [f"seeds={seeds}", *arms, *start, *self.overrides]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.engine.ablation import Ablation, Statement, load
-from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.ablation import Ablation, AblationOptions, Statement, load
 from experiments.engine.outcome.verdict import check_claims
 from experiments.engine.sweep import take_sweeps
 from pw.io import arguments

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.ablation import AblationOptions
 from experiments.engine.job import Job, all_jobs, fresh_results, remove_results
 from experiments.engine.plan import Plan, make_plan
 from experiments.engine.pool import FORK_SECONDS, Pool

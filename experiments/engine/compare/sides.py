@@ -171,7 +171,8 @@ def _folder_of_run(path: Path, outputs: Path) -> Folder:
     training = outputs / "train" / done["training"]
     folder = next((folder for folder in (path, training) if (folder / "config.yaml").exists()), None)
     run = None if folder is None else build(written_overrides(folder)).pinned(done["training"])
-    return Folder(path, done["seed"], run, is_sampling_known=folder == path)
+    is_so_sampled = folder == path or (run is not None and run.sample_signature(done["seed"]) == path.name)
+    return Folder(path, done["seed"], run, is_so_sampled)
 
 
 def config_difference(a: Folder, b: Folder) -> list[str]:
