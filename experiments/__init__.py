@@ -3,7 +3,6 @@ refuted: data, no logic. `pw ablation name=ansc` runs one and answers each claus
 them all. What an ablation file needs is imported from here; what runs it is `experiments.engine`.
 """
 
-from experiments.engine.ablation import DETAIL, SOLUTION, Ablation, Probe
-from experiments.engine.clauses import Clause, all_of, any_of, better, not_worse, same
+from experiments.engine.ablation import DETAIL, SOLUTION, Ablation, Probe, all_of, any_of, better, not_worse, same
 
-__all__ = ["DETAIL", "SOLUTION", "Ablation", "Clause", "Probe", "all_of", "any_of", "better", "not_worse", "same"]
+__all__ = ["DETAIL", "SOLUTION", "Ablation", "Probe", "all_of", "any_of", "better", "not_worse", "same"]

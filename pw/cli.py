@@ -35,12 +35,12 @@ class Verb:
 
 VERBS = {
     "ablation": Verb("experiments.engine.run_ablation", "run one ablation to its table: name=ansc"),
-    "ablations": Verb("experiments.engine.listing", "list the ablations: what each varies, claims, and what came out"),
+    "ablations": Verb("experiments.engine.ablation", "list the ablations: what each varies, claims, and what came out"),
     "status": Verb("experiments.engine.status", "how far an ablation is, read from its files: name=ansc"),
     "power": Verb(
         "experiments.engine.power_analysis.power_planner", "the smallest difference that n prompts and m seeds show"
     ),
-    "record": Verb("experiments.engine.outcome.record_outcome", "keep an ablation's outcome in experiments/results"),
+    "record": Verb("experiments.engine.outcome.verdict", "keep an ablation's outcome in experiments/results"),
     "train": Verb("pw.train.train_command", "train one run: stage=hires objective=shortcut seed=1", leaves=True),
     "sample": Verb("pw.sample.sample_command", "sample one run, which is trained first if need be", leaves=True),
     "coverage": Verb("pw.run.trained_pairs", "which (timestep, stride) pairs a step sampler trains"),

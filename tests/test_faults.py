@@ -29,8 +29,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from small_shards import spoil, write_noise
 
-from experiments.engine.ablation import DETAIL, Ablation, Statement
-from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.ablation import DETAIL, Ablation, AblationOptions, Statement
 from experiments.engine.job import Job, all_jobs
 from experiments.engine.ledger import Ledger
 from experiments.engine.outcome.table import make_table, write_table

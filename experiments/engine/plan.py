@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.engine.ablation import Ablation, Probe, Statement, load
-from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.ablation import Ablation, AblationOptions, Probe, Statement, load
 from experiments.engine.outcome.verdict import check_claims
 from pw.io import arguments
 from pw.io.arguments import ConfigError, did_you_mean

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.ablation import AblationOptions
 from experiments.engine.job import Job, Row, all_jobs, fresh_results, remove_results
 from experiments.engine.plan import Plan, make_plan, other_code, start_words, starts
 from experiments.engine.pool import FORK_SECONDS, Pool
@@ -108,7 +108,7 @@ def finish(plan: Plan, rows: Sequence[Row], failed: dict[str, str], console: Any
     from filelock import FileLock
 
     from benchmarks.report import write as report
-    from experiments.engine.outcome.log_table import log_to_mlflow
+    from experiments.engine.outcome.mlflow_sync import log_to_mlflow
     from experiments.engine.outcome.table import make_table, write_table
     from pw.tracking.mlflow_log import TrackingError
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.metrics import protocols
-from experiments.engine.ablation import names
-from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.ablation import AblationOptions, names
 from experiments.engine.job import Job, Row, all_jobs
 from experiments.engine.ledger import Claim, Ledger
 from experiments.engine.plan import Plan, make_plan, parse

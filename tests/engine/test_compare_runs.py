@@ -17,11 +17,8 @@ from rich.console import Console
 from benchmarks.measure.measurement import MeasureOptions
 from benchmarks.measure.score import score_videos
 from benchmarks.report.side_by_side import contact_sheet
-from experiments.engine.compare.compare_options import CompareOptions
-from experiments.engine.compare.compare_runs import main
-from experiments.engine.compare.comparison_report import rendered
-from experiments.engine.compare.run_comparison import compare_sides
-from experiments.engine.compare.sides import Folder, config_difference, side
+from experiments.engine.compare.compare_runs import compare_sides, main, rendered
+from experiments.engine.compare.sides import CompareOptions, Folder, config_difference, side
 from pw.io.arguments import ConfigError, parse
 from pw.io.files import write_json
 from pw.io.video import write_video
@@ -61,6 +58,7 @@ def make_run(outputs: Path, run: Run, strength: int, evaluation_seed: int | None
     write_config(run, training_folder(run, outputs))
     write_json(training_folder(run, outputs) / "done.json", {"signature": run.training_signature})
     videos = folder_of(sample_folder(run, outputs, seed), strength)
+    write_config(run, videos, "sample")
     write_json(
         videos / "done.json",
         {"signature": run.sample_signature(seed), "training": run.training_signature, "clips": CLIPS, "seed": seed},
@@ -150,7 +148,7 @@ class TestTwoRuns:
     def test_of_one_training_differ_in_their_sampling(self, tmp_path: Path) -> None:
         four = make_run(tmp_path, build([*BASE]), 2)
         eight = make_run(tmp_path, build([*BASE[:2], "sampling.num_steps=8"]), 12)
-        # config.yaml is of the last training written: that of four steps must be found by trying
+        # the training's config.yaml is of the last that was written, each folder's own of its sampling
         found = compared(tmp_path, f"a={four.signature}", f"b={eight.signature}")
         assert found["config"] == [
             f"same training {four.training_signature}, other sampling",
@@ -231,6 +229,7 @@ class TestTwoRuns:
         odd = build([*BASE, "sampling.start=0.9"])
         make_run(tmp_path, odd, 4)
         write_config(base, training_folder(base, tmp_path))
+        (sample_folder(odd, tmp_path) / "config.yaml").unlink()
         found = compared(tmp_path, f"a={base.signature}", f"b={odd.signature}", "metrics=mhd")
         assert any(f"how {odd.signature} was sampled is not on record" in line for line in found["config"])
         write_config(odd, sample_folder(odd, tmp_path))

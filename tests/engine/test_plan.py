@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import metrics, paper
-from experiments.engine.ablation import Ablation, Statement, load, names, statement
-from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.ablation import Ablation, AblationOptions, Statement, load, names, statement
+from experiments.engine.ablation import main as list_ablations
 from experiments.engine.job import Job, all_jobs
-from experiments.engine.listing import main as list_ablations
 from experiments.engine.plan import Plan, make_plan, parse, plan_of
 from experiments.engine.run_ablation import main
 from pw.io import arguments

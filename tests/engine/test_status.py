@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.engine.ablation_options import AblationOptions
+from experiments.engine.ablation import AblationOptions
 from experiments.engine.job import all_jobs
 from experiments.engine.ledger import SILENT, Claim, Ledger
 from experiments.engine.plan import make_plan, parse

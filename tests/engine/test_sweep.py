@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.engine.ablation import Ablation, Statement
-from experiments.engine.outcome.curve import curve_of
-from experiments.engine.outcome.table import keep_earlier
+from experiments.engine.outcome.table import curve_of, keep_earlier
 from experiments.engine.plan import Plan, make_plan, parse, plan_of
 from pw.io.arguments import ConfigError
 from pw.run.build import build

@@ -17,20 +17,35 @@ from scipy.stats import t, ttest_rel
 from benchmarks.metrics import protocols
 from benchmarks.report.write import html, latex, markdown, terminal_verdict
 from benchmarks.stats.comparison import compare
-from experiments.engine.ablation import Ablation, Statement, load, names, statement
-from experiments.engine.clauses import Clause, all_of, any_of, better, not_worse, same
+from experiments.engine.ablation import (
+    Ablation,
+    Clause,
+    Statement,
+    all_of,
+    any_of,
+    better,
+    load,
+    names,
+    not_worse,
+    same,
+    statement,
+)
 from experiments.engine.job import all_jobs
-from experiments.engine.outcome.record_outcome import (
+from experiments.engine.outcome.table import make_table
+from experiments.engine.outcome.verdict import (
+    ANSWERS,
     MOST,
     RESULTS,
+    WRITTEN,
+    clauses_of,
     digest_of,
     digest_text,
     main,
     record,
-    recorded,
+    summary,
+    verdict,
 )
-from experiments.engine.outcome.table import make_table
-from experiments.engine.outcome.verdict import ANSWERS, clauses_of, summary, verdict
+from experiments.engine.outcome.written import read_written
 from experiments.engine.plan import make_plan, parse, plan_of
 from experiments.engine.run_ablation import finish
 from pw.io.arguments import ConfigError
@@ -67,6 +82,11 @@ def differs(digest: Mapping[str, Any], stated: Statement, clauses: Sequence[str]
     if not stated.verdict.startswith(begins):
         wrong.append(f"{name}: its Verdict must begin with: {begins}")
     return wrong
+
+
+def recorded(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """Every recorded result by the name of its ablation."""
+    return {path.stem: read_written(path, WRITTEN, "make record") for path in sorted(results.glob("*.json"))}
 
 
 def answer(clause: Clause, scores: dict = SCORES, primary: str = "psd") -> tuple[str, str]:
@@ -342,7 +362,7 @@ class TestARecordedResult:
         assert dict(zip(found["columns"]["vs_previous"], far["vs_previous"]["psd"], strict=True))["verdict"] == "better"
         assert found["verdict"] == table()["verdict"]
         assert found["git_commit"] == "abc"
-        assert list(recorded(tmp_path / "results")) == [("ansc", found)]
+        assert recorded(tmp_path / "results") == {"ansc": found}
 
     def test_of_many_arms_keeps_what_the_claim_is_about(self, tmp_path: Path) -> None:
         many = [{"name": f"arm {i}", "metrics": {}, "vs_previous": {}} for i in range(28)]
@@ -393,7 +413,7 @@ class TestTheRecordedResults:
 
     def test_agree_with_the_verdicts_of_their_files(self) -> None:
         wrong = []
-        for name, digest in recorded():
+        for name, digest in recorded().items():
             plan = make_plan(parse([f"name={name}"]))
             clauses = clauses_of(plan.ablation, {arm.name: arm.above for arm in plan.arms})
             wrong += differs(digest, load(name)[1], [clause.text for clause in clauses])

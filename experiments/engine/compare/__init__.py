@@ -1,4 +1,1 @@
-"""`pw compare a=… b=…`: two runs or folders of videos, compared prompt by prompt or seed by seed.
-
-Begin with `compare_runs`.
-"""
+"""`pw compare a=… b=…`: two runs or folders of videos, prompt by prompt or seed by seed. Begin with `compare_runs`."""

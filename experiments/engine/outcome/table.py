@@ -1,9 +1,11 @@
-"""From scores on disk to the ablation's table, plot, contact sheet and MLflow experiment."""
+"""From scores on disk to the ablation's table, its curve and notes, and the contact sheet."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,17 +17,17 @@ from benchmarks.report.contact_sheet import Row as SheetRow
 from benchmarks.report.contact_sheet import contact_sheet
 from benchmarks.stats.comparison import Comparison, compare, estimate, order_as_in_paper
 from experiments.engine.job import Row, probe_row
-from experiments.engine.outcome.curve import curve_of
-from experiments.engine.outcome.table_notes import notes_of, without_primary
 from experiments.engine.outcome.verdict import clauses_of, verdict
 from experiments.engine.outcome.written import mark_of, read_scores
-from experiments.engine.plan import Arm, Plan
+from experiments.engine.plan import Arm, Plan, start_words, starts, trainings
 from pw.io.files import digest, read_json
+from pw.run.compose import at
 from pw.sample.evaluate import SHOWN, reference_folder, sample_folder
 from pw.train.record import training_folder
 
-FLOOR, CEILING = "floor", "ceiling"
 SHEET_CLIPS = 6
+POINTS = 3  # of a line, at least, to be shown as a curve: two are a comparison
+PASSED_OVER = 5  # clips named of those that could not be read
 
 
 def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> dict[str, Any]:
@@ -55,13 +57,13 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
         "curve": curve_of(plan),
         "arms": [_arm_entry(plan, arm, compared, scores, failed) for arm in plan.arms],
         "best": compared.best,
-        "floor": _reference_row(scores, FLOOR),
+        "floor": _reference_row(scores, "floor"),
         "floor_is_bound": plan.arms[0].first.source.twins_share_structure,
-        "ceiling": _reference_row(scores, CEILING),
+        "ceiling": _reference_row(scores, "ceiling"),
         "ceiling_steps": plan.ceiling.first.sampling.solution_steps,
-        "coverage": [entry for arm in plan.arms if (entry := _coverage(plan, arm)) is not None],
+        "coverage": _coverage(plan),
         "failed": sorted(_causes(failed)),
-        "notes": notes_of(plan) + without_primary(compared, primary),
+        "notes": _notes(plan, compared.primary),
     }
     if plan.ablation.paper:
         result["order_as_in_paper"] = _order_as_in_paper(plan, arms)
@@ -96,34 +98,25 @@ def _read_scores(rows: Sequence[Row], failed: Mapping[str, str]) -> tuple[dict[s
 
 
 def _reference_row(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
-    by_seed = scores.get(name, {})
-    metrics = list(dict.fromkeys(metric for values in by_seed.values() for metric in values))
-    row = {}
-    for metric in metrics:
-        values = [v[metric] for v in by_seed.values() if v.get(metric) is not None]
-        if values:
-            interval = estimate(values)
-            row[metric] = {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
-    return row
+    by_metric = _by_metric(scores.get(name, {}))
+    return {metric: asdict(estimate(list(values.values()))) for metric, values in by_metric.items()}
 
 
 def _arm_entry(
     plan: Plan, arm: Arm, compared: Comparison, scores: Mapping[str, Any], failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    missing = [seed for seed in plan.options.seeds if seed not in scores.get(arm.name, {})]
+    of_seeds = scores.get(arm.name, {})
+    missing = [str(seed) for seed in plan.options.seeds if seed not in of_seeds]
     reasons = [reason for reason in _causes(failed) if f"{arm.name} seed" in reason]
-    status = (
-        "ok" if not missing else f"failed: seeds {', '.join(map(str, missing))}" + "".join(f"; {r}" for r in reasons)
-    )
     return {
         "name": arm.name,
         "varied": dict(arm.varied),
         **compared.row(arm.name),
-        "values": _by_metric(scores.get(arm.name, {})),
+        "values": _by_metric(of_seeds),
         "cost": _cost(plan, arm),
         "probe": _probe(plan, arm, scores),
         "paper": paper.load(plan.ablation.paper).values().get(arm.paper_arm) if plan.ablation.paper else None,
-        "status": status,
+        "status": "; ".join([f"failed: seeds {', '.join(missing)}", *reasons]) if missing else "ok",
     }
 
 
@@ -140,11 +133,11 @@ def _by_metric(by_seed: Mapping[int, Mapping[str, float | None]]) -> dict[str, d
 def _cost(plan: Plan, arm: Arm) -> dict[str, Any]:
     """The cost of a seed of the arm, without its start, which is shared."""
     outputs = plan.options.outputs
-    trainings = [d for run in arm.runs.values() if (d := mark_of(training_folder(run, outputs)))]
-    samplings = [d for seed, run in arm.runs.items() if (d := mark_of(sample_folder(run, outputs, seed)))]
+    trainings = [mark_of(training_folder(run, outputs)) for run in arm.runs.values()]
+    samplings = [mark_of(sample_folder(run, outputs, seed)) for seed, run in arm.runs.items()]
 
-    def mean(dones: Sequence[Mapping[str, Any]], key: str) -> float | None:
-        values = [done[key] for done in dones if done.get(key) is not None]
+    def mean(marks: Sequence[Mapping[str, Any]], key: str) -> float | None:
+        values = [mark[key] for mark in marks if mark.get(key) is not None]
         return fmean(values) if values else None
 
     return {
@@ -165,26 +158,103 @@ def _probe(plan: Plan, arm: Arm, scores: Mapping[str, Any]) -> dict[str, Any] | 
     common = set.intersection(
         *({seed for seed, s in f.items() if s.get(metric) is not None} for f in of_value.values())
     )
-    means = {
-        v: estimate([by_seed[seed][metric] for seed in sorted(common)]) for v, by_seed in of_value.items() if common
-    }
-    if not means:
+    if not common:
         return None
+    means = {v: estimate([by_seed[seed][metric] for seed in sorted(common)]) for v, by_seed in of_value.items()}
     best = min(means, key=lambda v: means[v].mean)
-    chosen = means[best]
     return {
         "label": f"best {probe.key.rpartition('.')[2]} of {', '.join(f'{v:g}' for v in probe.values)}",
         "metric": metric,
-        "mean": chosen.mean,
-        "low": chosen.low,
-        "high": chosen.high,
+        "mean": means[best].mean,
+        "low": means[best].low,
+        "high": means[best].high,
         "at": best,
     }
 
 
-def _coverage(plan: Plan, arm: Arm) -> dict[str, Any] | None:
-    coverage = mark_of(sample_folder(arm.first, plan.options.outputs, plan.options.seeds[0])).get("coverage")
-    return None if coverage is None else {"arm": arm.name, **coverage}
+def _coverage(plan: Plan) -> list[dict[str, Any]]:
+    outputs, seed = plan.options.outputs, plan.options.seeds[0]
+    found = {arm.name: mark_of(sample_folder(arm.first, outputs, seed)).get("coverage") for arm in plan.arms}
+    return [{"arm": name, **coverage} for name, coverage in found.items() if coverage is not None]
+
+
+def curve_of(plan: Plan) -> dict[str, Any] | None:
+    """The "curve" of table.json: {"key", "label", "lines": [{"name", "points": [[number, arm]]}]}, points in order.
+
+    None where the arms do not differ in a number, or no line has enough of them.
+    """
+    ablation = plan.ablation
+    keys = [ablation.across[0]] if ablation.across is not None else ablation.varies
+    if ablation.curve is None and len(keys) != 1:
+        return None
+    key, absent = ablation.curve or (keys[0], None)
+    lines: dict[str, list[tuple[float, str]]] = {}
+    for arm in plan.arms:
+        values = arm.first.config.values
+        number = at(values, key)
+        if number is None:
+            number = at(values, absent) if isinstance(absent, str) else absent
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            return None
+        lines.setdefault(_line(plan, arm, key), []).append((number, arm.name))
+    if max(len(points) for points in lines.values()) < POINTS:
+        return None
+    return {
+        "key": key,
+        "label": key.rpartition(".")[2],
+        "lines": [{"name": name, "points": [list(p) for p in sorted(points)]} for name, points in lines.items()],
+    }
+
+
+def _line(plan: Plan, arm: Arm, key: str) -> str:
+    """Name of the arm's line: the arm where arms are crossed with the key, else its values of the other varied keys."""
+    if plan.ablation.across is not None and plan.ablation.across[0] == key:
+        return arm.paper_arm
+    others = [k for k in arm.varied if k != key and not key.startswith(f"{k}.")]
+    return " ".join(str(arm.varied[k]) for k in others)
+
+
+def _notes(plan: Plan, tested_first: str | None) -> list[str]:
+    """The notes below a table: starts, clips, and what must be known to read it."""
+    outputs = plan.options.outputs
+    run = plan.arms[0].first
+    departed = {r.start_run.training_signature: r.start_run for _, _, r in plan.runs() if r.start_run}
+    notes = [start_words(start) for start in departed.values()]
+    if len(departed) == 1 and not plan.options.vary_start:
+        notes.append("all seeds share one start checkpoint; vary_start=true trains one per seed")
+    reference = mark_of(reference_folder(run, outputs, plan.options.seeds[0]))
+    notes.append(f"{run.sampling.count} clips and new noise per seed; floor: {reference.get('note')}")
+    notes += _passed_over(plan)
+    if taken := [label for label, run in trainings(plan).values() if run.is_as_trained]:
+        notes.append(f"trained by other code than this (code=as_trained): {', '.join(dict.fromkeys(taken))}")
+    if tested_first is None:
+        lacking = f"no arm has a score of {plan.ablation.primary}, the primary metric"
+        notes.append(f"{lacking}: the others are tested by Holm over all of them")
+    return notes
+
+
+def _passed_over(plan: Plan) -> list[str]:
+    """Training clips that could not be read, and a warning where the arms of a seed passed over different ones."""
+    outputs = plan.options.outputs
+    by_seed: dict[int, dict[str, list[str]]] = {}
+    for arm, seed, run in plan.runs():
+        if mark := mark_of(training_folder(run, outputs)):
+            by_seed.setdefault(seed, {})[arm.name] = mark.get("passed_over", [])
+    departed = [mark_of(training_folder(run, outputs)).get("passed_over", []) for run in starts(plan).values()]
+    names = set(chain(*departed, *(clips for of_seed in by_seed.values() for clips in of_seed.values())))
+    if not names:
+        return []
+    shown = ", ".join(sorted(names)[:PASSED_OVER])
+    shown += f" and {len(names) - PASSED_OVER} more" if len(names) > PASSED_OVER else ""
+    notes = [f"training clips that could not be read and were passed over: {len(names)} ({shown})"]
+    for seed, of_seed in by_seed.items():
+        if len({tuple(clips) for clips in of_seed.values()}) > 1:
+            counts = ", ".join(f"{arm} {len(clips)}" for arm, clips in of_seed.items())
+            notes.append(
+                f"warning: the arms of seed {seed} did not pass over the same clips ({counts}), so they saw different "
+                "data; make the shards again, and call with fresh=true"
+            )
+    return notes
 
 
 def write_table(plan: Plan, result: dict[str, Any]) -> Path | None:
@@ -221,20 +291,22 @@ def _sheet_blocks(plan: Plan) -> list[list[SheetRow]]:
     """Real and anchor, then the arms, then the ceiling: the same clips of the first seed."""
     outputs, seed = plan.options.outputs, plan.options.seeds[0]
     ceiling = plan.ceiling.runs[seed]
-    names = [f"{index:04d}.mkv" for index in range(min(SHEET_CLIPS, SHOWN, ceiling.sampling.count))]
-    given: list[SheetRow] = [
-        ("real", _existing(reference_folder(ceiling, outputs, seed) / "real", names)),
-        ("anchor", _existing(sample_folder(ceiling, outputs, seed) / "anchors", names)),
-    ]
-    arms: list[SheetRow] = [
-        (arm.name, _existing(sample_folder(arm.runs[seed], outputs, seed), names)) for arm in plan.arms
-    ]
-    above: list[SheetRow] = []
+    given = {
+        "real": reference_folder(ceiling, outputs, seed) / "real",
+        "anchor": sample_folder(ceiling, outputs, seed) / "anchors",
+    }
+    arms = {arm.name: sample_folder(arm.runs[seed], outputs, seed) for arm in plan.arms}
+    above = {}
     if ceiling.sampling.num_steps < ceiling.sampling.solution_steps:
-        label = f"{ceiling.sampling.solution_steps}-step ceiling"
-        above.append((label, _existing(sample_folder(ceiling.solution, outputs, seed), names)))
-    return [[(label, paths) for label, paths in rows if any(paths)] for rows in (given, arms, above)]
+        above[f"{ceiling.sampling.solution_steps}-step ceiling"] = sample_folder(ceiling.solution, outputs, seed)
+    clips = [f"{index:04d}.mkv" for index in range(min(SHEET_CLIPS, SHOWN, ceiling.sampling.count))]
 
+    def rows(folders: Mapping[str, Path]) -> list[SheetRow]:
+        """Of folders that have any of the clips."""
+        paths = {
+            label: [path if (path := folder / clip).exists() else None for clip in clips]
+            for label, folder in folders.items()
+        }
+        return [(label, row) for label, row in paths.items() if any(row)]
 
-def _existing(folder: Path, names: Sequence[str]) -> list[Path | None]:
-    return [path if (path := folder / name).exists() else None for name in names]
+    return [rows(given), rows(arms), rows(above)]

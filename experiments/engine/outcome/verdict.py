@@ -8,26 +8,46 @@ it no easier.
 
 A clause of several pairs errs as rarely as one of a single pair. It holds where all must and all do, or where any may
 and the smallest p stands Holm's first step over them; it is refuted by the same rule, the other way round.
+
+`pw record name=ansc` keeps the outcome, small enough to commit, as `experiments/results/<name>.json`: the scores,
+differences and answers of `outputs/<name>/table.json`, to four digits; where that is more than `MOST` bytes, only those
+of the metrics that the claim is about. The Verdict paragraph of the ablation's file begins with `summary` of it; a test
+compares the two.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from benchmarks.metrics import Metric, lookup
 from benchmarks.report.grid import Digits
 from benchmarks.report.render import p_text
 from benchmarks.stats.comparison import Scores, by_seed, compare, equivalence
-from benchmarks.stats.difference import LEVEL, Difference
-from experiments.engine.ablation import Ablation
-from experiments.engine.clauses import ArmPair, Clause, better
-from pw.io.arguments import ConfigError, did_you_mean
+from benchmarks.stats.difference import LEVEL, Difference, improves
+from experiments.engine.ablation import Ablation, ArmPair, Clause, better, load, names
+from experiments.engine.outcome.written import read_written
+from pw.io.arguments import Command, ConfigError, did_you_mean, option
+from pw.io.files import write_atomically
+from pw.io.paths import OUTPUTS
+from pw.train.train_command import outputs_folder
+
+Values = Mapping[int, float]
+"""Of a metric, by seed."""
 
 ANSWERS = ("holds", "refuted", "not resolved", "not run")
 SHOWN = 3  # pairs of a clause whose numbers are given
+
+RESULTS = Path(__file__).parents[2] / "results"
+MOST = 8192
+METRICS = ("mean", "low", "high", "n")
+DIFFERENCES = ("diff", "low", "high", "p", "p_adjusted", "verdict", "versus")
+WRITTEN = {"ablation": str, "scale": str, **dict.fromkeys(("seeds", "settings", "arms", "verdict"), list)}
+"""What both a table.json and the record of it hold."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +56,7 @@ class Resolution:
 
     holds, refuted  p of the test that it holds, and that it is refuted
     missing         arms without scores
-    pairs           of a clause
-    numbers         what a pair's test rests on, in words
+    statement, numbers   of a pair: what is said, and what its test rests on, in words
     """
 
     holds: float
@@ -70,18 +89,21 @@ def verdict(clauses: Iterable[Clause], scores: Scores, primary: str) -> list[dic
 
     scores: arm -> seed -> metric -> value.
     """
-    rows = []
-    for clause in clauses:
-        resolution = _answer(clause, scores, primary)
-        rows.append({"clause": clause.text, "answer": resolution.answer, "evidence": _evidence(clause, resolution)})
-    return rows
+    answered = [(clause, _answer(clause, scores, primary)) for clause in clauses]
+    return [
+        {"clause": clause.text, "answer": found.answer, "evidence": _evidence(clause, found)}
+        for clause, found in answered
+    ]
 
 
 def summary(scale: str, seeds: Sequence[int], rows: Sequence[Mapping[str, str]]) -> str:
     """The first sentence of a Verdict paragraph: (tiny, 5 seeds) holds 2, refuted 1, not resolved 1."""
-    counts = Counter(row["answer"] for row in rows)
-    answers = ", ".join(f"{answer} {counts[answer]}" for answer in ANSWERS if counts[answer])
+    answers = _counted([row["answer"] for row in rows])
     return f"({scale}, {len(seeds)} seed{'s' if len(seeds) != 1 else ''}) {answers}."
+
+
+def _counted(answers: Sequence[str]) -> str:
+    return ", ".join(f"{answer} {answers.count(answer)}" for answer in ANSWERS if answer in answers)
 
 
 def check_claims(ablation: Ablation, arms: Sequence[str]) -> None:
@@ -128,13 +150,12 @@ def _answer_pair(pair: ArmPair, scores: Scores, primary: str) -> Resolution:
     if row is None or row.diff is None:
         return Resolution(1.0, 1.0, statement=str(pair), numbers=f"no {metric.name} of a common seed")
     of = {arm: by_seed(rows, metric.name) for arm, rows in two.items()}
-    margin, p_margin = pair.margin, None
-    if margin is not None:
-        p_margin = equivalence(of[pair.arm], of[pair.other], metric.direction, margin, both=pair.relation == "same")
+    is_same, p_margin = pair.relation == "same", None
+    if pair.margin is not None:
+        p_margin = equivalence(of[pair.arm], of[pair.other], metric.direction, pair.margin, both=is_same)
     shown = 1.0 if row.p_adjusted is None else row.p_adjusted
-    improves = row.diff > 0 if metric.direction == "higher" else row.diff < 0
-    holds = shown if improves and pair.relation != "same" else 1.0
-    refuted = 1.0 if improves and pair.relation != "same" else shown
+    is_as_claimed = not is_same and improves(row.diff, metric.direction)
+    holds, refuted = (shown, 1.0) if is_as_claimed else (1.0, shown)
     if p_margin is not None:
         holds = min(holds, p_margin)
     if holds < 1 - LEVEL:  # a difference within the margin is none
@@ -143,14 +164,7 @@ def _answer_pair(pair: ArmPair, scores: Scores, primary: str) -> Resolution:
     return Resolution(holds, refuted, statement=str(pair), numbers=numbers)
 
 
-def _numbers(
-    metric: Metric,
-    arm: Mapping[int, float],
-    other: Mapping[int, float],
-    row: Difference,
-    pair: ArmPair,
-    p_margin: float | None,
-) -> str:
+def _numbers(metric: Metric, arm: Values, other: Values, row: Difference, pair: ArmPair, p_margin: float | None) -> str:
     """psd 4.41 → 1.48 dB, −2.93 ± 0.32, p=0.004: the means are over the common seeds, as the difference is."""
     seeds = arm.keys() & other.keys()
     before, after = (fmean(values[seed] for seed in seeds) for values in (other, arm))
@@ -176,13 +190,92 @@ def _evidence(clause: Clause, resolution: Resolution) -> str:
     pairs = [pair for pair in resolution.pairs if pair.numbers]
     if len(resolution.pairs) == 1:
         return pairs[0].numbers
-    counts = Counter(pair.answer for pair in resolution.pairs)
-    counted = (
-        f"of {len(resolution.pairs)} {', '.join(f'{answer} {counts[answer]}' for answer in ANSWERS if counts[answer])}"
-    )
+    counted = f"of {len(resolution.pairs)} {_counted([pair.answer for pair in resolution.pairs])}"
     if len(pairs) > SHOWN:
         by_refuted = resolution.answer == "refuted"
         every = (clause.needs == "any") if by_refuted else (clause.needs == "all")
         pick = max if every else min
         pairs = [pick(pairs, key=lambda pair: pair.refuted if by_refuted else pair.holds)]
     return "; ".join([counted, *(f"{pair.statement}: {pair.numbers}" for pair in pairs)])
+
+
+def digest_of(table: Mapping[str, Any], metrics: Sequence[str] | None = None) -> dict[str, Any]:
+    """The part of a table.json that is kept: values in lists, named once by "columns".
+
+    metrics: only these; None keeps all.
+    """
+
+    def rows(by_metric: Mapping[str, Any], columns: Sequence[str]) -> dict[str, list[Any]]:
+        kept = {name: row for name, row in by_metric.items() if metrics is None or name in metrics}
+        return {name: [_rounded(row[key]) for key in columns] for name, row in kept.items()}
+
+    columns = {"metrics": METRICS, "vs_previous": DIFFERENCES}
+    return {
+        **{key: table.get(key) for key in ("ablation", "scale", "seeds", "settings", "primary", "verdict")},
+        "git_commit": table["contract"].get("git_commit"),
+        "columns": columns,
+        "arms": [
+            {"name": arm["name"], **{key: rows(arm[key], of_key) for key, of_key in columns.items()}}
+            for arm in table["arms"]
+        ],
+        **{key: rows(table.get(key) or {}, METRICS) for key in ("ceiling", "floor")},
+    }
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def digest_text(digest: Mapping[str, Any]) -> str:
+    """As JSON, an arm and a clause a line, so that a change of one shows as one."""
+    lines = []
+    for key, value in digest.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if key in ("arms", "verdict"):
+            rows = [f"  {json.dumps(row, ensure_ascii=False)}" for row in value]
+            text = "[\n" + ",\n".join(rows) + "\n ]"
+        lines.append(f' "{key}": {text}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def record(name: str, outputs: Path, results: Path = RESULTS) -> Path:
+    """Write the digest of an ablation's table. Raises ConfigError where it has none, or a part of one."""
+    ablation, _ = load(name)
+    path = outputs / name / "table.json"
+    if not path.exists():
+        raise ConfigError(f"name={name}: has no table in {outputs}; `make ablation name={name}` makes it")
+    remedy = f"remove it, and `make ablation name={name}` writes it again"
+    table = read_written(path, WRITTEN | {"contract": dict}, remedy)
+    if table["ablation"] != name:
+        raise ConfigError(f"{path}: is of {table['ablation']}")
+    if asked := [word for word in table["settings"] if word.partition("=")[0] not in ("seeds", "vary_start")]:
+        raise ConfigError(f"{path}: was asked for with {' '.join(asked)}; what is recorded is of the ablation as it is")
+    if table.get("failed") or any(arm.get("status", "ok") != "ok" for arm in table["arms"]):
+        raise ConfigError(f"{path}: some of its runs failed; `make ablation name={name}` does them again")
+    text = digest_text(digest_of(table))
+    if len(text.encode()) > MOST:
+        of_claim = [pair.metric for clause in ablation.claims for pair in clause.pairs()]
+        text = digest_text(digest_of(table, [ablation.primary, *(metric for metric in of_claim if metric)]))
+    out = results / f"{name}.json"
+    write_atomically(out, text)
+    return out
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """Which ablation's table is kept."""
+
+    name: str = option(says="the ablation", values=names)
+    outputs: Path = option(OUTPUTS, "where its table is", read=outputs_folder)
+
+
+def run(options: RecordOptions) -> int:
+    """Write the record and print how the Verdict paragraph begins; exit status 0. Raises ConfigError."""
+    out = record(options.name, options.outputs)
+    written = json.loads(out.read_text())
+    print(f"{out}\nThe Verdict of experiments/{options.name}.py begins with:")
+    print(summary(written["scale"], written["seeds"], written["verdict"]))
+    return 0
+
+
+main = Command(RecordOptions, run)

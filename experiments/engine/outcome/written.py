@@ -13,6 +13,12 @@ NUMBER = (int, float)
 TRAINING: dict[str, Any] = {"signature": str}
 SAMPLING: dict[str, Any] = {"signature": str, "training": str, "clips": int, "seed": int}
 SCORES: dict[str, Any] = {"metrics": dict, "n_videos": dict, "contract": dict}
+MARKS: dict[str, tuple[dict[str, Any], str]] = {
+    "train": (TRAINING, "put it back, or remove it to train anew"),
+    "videos": (SAMPLING, "remove it, and `make sample` or `make ablation` samples again"),
+    "reference": ({}, "remove {folder}, and the next sampling writes it again"),
+}
+"""Where folders lie -> what their done.json holds, and the remedy where it does not."""
 
 
 def read_written(path: Path, wants: Mapping[str, Any], remedy: str) -> dict[str, Any]:
@@ -32,28 +38,16 @@ def read_written(path: Path, wants: Mapping[str, Any], remedy: str) -> dict[str,
     return values
 
 
-def read_training(folder: Path, wants: Mapping[str, Any] = TRAINING) -> dict[str, Any]:
-    """The mark of a finished training (a damaged one is an error, not a training to do). Raises ConfigError."""
-    return read_written(folder / "done.json", wants, "put it back, or remove it to train anew")
+def mark_of(folder: Path, wants: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The done.json of a training, sampling or reference; empty where it is not there. Raises ConfigError.
 
-
-def read_sampling(folder: Path, wants: Mapping[str, Any] = SAMPLING) -> dict[str, Any]:
-    """The mark of sampled clips. Raises ConfigError."""
-    remedy = "remove it, and `make sample` or `make ablation` samples again"
-    return read_written(folder / "done.json", wants, remedy)
-
-
-def read_reference(folder: Path) -> dict[str, Any]:
-    """The mark of written evaluation clips. Raises ConfigError."""
-    return read_written(folder / "done.json", {}, f"remove {folder}, and the next sampling writes it again")
+    wants: instead of what such a mark holds. A damaged one is an error, not work to do.
+    """
+    held, remedy = MARKS[folder.parent.name]
+    path = folder / "done.json"
+    return read_written(path, held if wants is None else wants, remedy.format(folder=folder)) if path.exists() else {}
 
 
 def read_scores(path: Path) -> dict[str, Any]:
     """A scores.json, as `benchmarks.measure.clips` writes it. Raises ConfigError."""
     return read_written(path, SCORES, "remove it, and `make ablation` scores again")
-
-
-def mark_of(folder: Path) -> dict[str, Any]:
-    """The done.json of a training, sampling or reference; empty where it is not there. Raises ConfigError."""
-    read = {"train": read_training, "videos": read_sampling, "reference": read_reference}[folder.parent.name]
-    return read(folder) if (folder / "done.json").exists() else {}

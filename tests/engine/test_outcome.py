@@ -1,4 +1,4 @@
-"""What a table is made of: a file that is cut off, or somebody else's, is named and not fallen over."""
+"""A table and MLflow are made from files: one that is cut off, or somebody else's, is named and not fallen over."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.metrics import protocols
 from experiments.engine.job import all_jobs, score_is_current
+from experiments.engine.outcome import mlflow_sync
 from experiments.engine.outcome.table import make_table, write_table
 from experiments.engine.outcome.written import SAMPLING, read_written
 from experiments.engine.plan import Plan, make_plan, parse
@@ -118,3 +119,20 @@ def test_a_mark_is_read_whole_or_told_by_name_with_what_would_do(tmp_path: Path,
     about = {"signature": "0", "training": "1", "clips": 2, "seed": 3}
     write_json(path, about)
     assert read_written(path, SAMPLING, "sample again") == about
+
+
+def test_outputs_without_a_table_and_a_wrong_key_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mlflow_sync.main([f"outputs={tmp_path}"]) == 2
+    assert f"outputs={tmp_path}: no ablation has a table there" in capsys.readouterr().err
+    assert mlflow_sync.main(["output=x"]) == 2
+    assert "output=x: there is no option output; did you mean outputs?" in capsys.readouterr().err
+
+
+def test_a_table_whose_plan_is_damaged_is_named_and_the_status_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ansc").mkdir()
+    (tmp_path / "ansc" / "plan.json").write_text("{")
+    (tmp_path / "ansc" / "table.json").write_text("{}")
+    assert mlflow_sync.main([f"outputs={tmp_path}"]) == 1
+    assert "ansc: not logged" in capsys.readouterr().err
