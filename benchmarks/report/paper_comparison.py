@@ -8,7 +8,8 @@ from typing import Any
 
 from benchmarks import paper
 from benchmarks.metrics import METRICS
-from benchmarks.report.paper_rows import DIMENSIONS, MeasuredRow
+from benchmarks.paper.recompute import DIMENSIONS
+from benchmarks.report.paper_rows import MeasuredRow
 from benchmarks.stats.bootstrap import Mean
 from benchmarks.stats.paired import compare_videos
 from pw.io.arguments import ConfigError

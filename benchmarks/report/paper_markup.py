@@ -10,9 +10,9 @@ from typing import Any
 
 from benchmarks import paper
 from benchmarks.metrics import METRICS
+from benchmarks.paper.recompute import DIMENSIONS
 from benchmarks.report import markup
 from benchmarks.report.grid import Cell, Column, Grid
-from benchmarks.report.paper_rows import DIMENSIONS
 from benchmarks.report.write import to_json
 from pw.io.files import csv_text
 

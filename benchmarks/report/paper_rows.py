@@ -11,17 +11,10 @@ from typing import Any
 
 from benchmarks import paper
 from benchmarks.measure.measurement import NoVideo, videos_of
-from benchmarks.metrics import GROUPS, METRICS, VBENCH_QUALITY, VBENCH_SEMANTIC
-from benchmarks.report import vbench_totals
+from benchmarks.metrics import METRICS
+from benchmarks.paper.recompute import DIMENSIONS, vbench_total
 from benchmarks.stats.bootstrap import Mean, bootstrap_mean, prompt_of
 from pw.io.arguments import ConfigError
-
-DIMENSIONS: Mapping[str, tuple[str, ...]] = {
-    "vbench_average": GROUPS["table_1"],
-    "vbench_quality": VBENCH_QUALITY,
-    "vbench_semantic": VBENCH_SEMANTIC,
-    "vbench_total": (*VBENCH_QUALITY, *VBENCH_SEMANTIC),
-}
 
 
 @dataclass(frozen=True)
@@ -54,16 +47,10 @@ class MeasuredRow:
             return None
         videos = [set(self.scores[name]) for name in of]
         if all(found == videos[0] for found in videos):
-            each = {v: _total(metric, {n: self.scores[n][v] for n in of}) for v in sorted(videos[0])}
+            each = {v: vbench_total(metric, {n: self.scores[n][v] for n in of}) for v in sorted(videos[0])}
             return bootstrap_mean(list(each.values()), [prompt_of(v) for v in each])
         means = {name: sum(self.scores[name].values()) / len(self.scores[name]) for name in of}
-        return Mean(_total(metric, means), None, None, min(map(len, videos)), 1)
-
-
-def _total(metric: str, values: Mapping[str, float]) -> float:
-    found = vbench_totals.TOTALS[metric](values).value
-    assert found is not None, "all dimensions are there"
-    return found
+        return Mean(vbench_total(metric, means), None, None, min(map(len, videos)), 1)
 
 
 def read(folder: Path) -> MeasuredRow:
