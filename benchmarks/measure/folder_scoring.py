@@ -18,7 +18,7 @@ from benchmarks.measure.metric_weights import MissingWeights, digest
 from benchmarks.measure.shortage import give_back, remedy, shortage
 from benchmarks.measure.streaming import Scored, score_video
 from benchmarks.metrics import METRICS, VBENCH_SEMANTIC, Metric, lookup, scoring_code
-from benchmarks.stats.bootstrap import prompt_of
+from benchmarks.stats.resampling import prompt_of
 from pw.io.arguments import ConfigError
 from pw.io.host import default_threads
 from pw.io.progress import Pace, duration

@@ -20,7 +20,7 @@ from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, 
 from benchmarks.measure.shared_scoring import end_with_parent
 from benchmarks.measure.videos import score_videos
 from benchmarks.metrics import GROUPS, METRICS, chosen, lookup, protocols
-from benchmarks.stats.bootstrap import bootstrap_mean, prompt_of
+from benchmarks.stats.resampling import bootstrap_mean, prompt_of
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_writable, write_atomically, write_csv
 

@@ -10,8 +10,8 @@ from benchmarks import paper
 from benchmarks.metrics import METRICS
 from benchmarks.paper.recompute import DIMENSIONS
 from benchmarks.report.paper_rows import MeasuredRow
-from benchmarks.stats.bootstrap import Mean
 from benchmarks.stats.paired import compare_videos
+from benchmarks.stats.resampling import Mean
 from pw.io.arguments import ConfigError
 
 

@@ -13,7 +13,7 @@ from benchmarks import paper
 from benchmarks.measure.measurement import NoVideo, videos_of
 from benchmarks.metrics import METRICS
 from benchmarks.paper.recompute import DIMENSIONS, vbench_total
-from benchmarks.stats.bootstrap import Mean, bootstrap_mean, prompt_of
+from benchmarks.stats.resampling import Mean, bootstrap_mean, prompt_of
 from pw.io.arguments import ConfigError
 
 

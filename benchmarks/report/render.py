@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.metrics import Metric, lookup
 from benchmarks.paper import COLUMNS
 from benchmarks.report.grid import SUPERSCRIPTS, Cell, Column, Digits, Grid
-from benchmarks.stats.difference import LEVEL
+from benchmarks.stats.comparison import LEVEL
 
 Result = Mapping[str, Any]
 SIGNS = {"holds": "✓", "refuted": "✗", "not resolved": "·", "not run": "–"}

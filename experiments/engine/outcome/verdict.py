@@ -20,8 +20,7 @@ from statistics import fmean
 from benchmarks.metrics import Metric, lookup
 from benchmarks.report.grid import Digits
 from benchmarks.report.render import p_text
-from benchmarks.stats.comparison import Scores, by_seed, compare, equivalence
-from benchmarks.stats.difference import LEVEL, Difference
+from benchmarks.stats.comparison import LEVEL, Difference, Scores, by_seed, compare, equivalence
 from experiments.engine.ablation import Ablation
 from experiments.engine.clauses import ArmPair, Clause, better
 from pw.io.arguments import ConfigError, did_you_mean

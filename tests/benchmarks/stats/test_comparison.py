@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_rel
 
 from benchmarks.paper import load
-from benchmarks.stats.comparison import compare, equivalence, estimate, order_as_in_paper
-from benchmarks.stats.difference import gatekeep, holm
+from benchmarks.stats.comparison import compare, equivalence, estimate, gatekeep, holm, order_as_in_paper
 
 ONE = {"m": "lower"}
 
