@@ -309,10 +309,9 @@ def _legend(figure: Figure, result: render.Result) -> None:
     drawn = {row["verdict"] for arm in result["arms"] for row in arm["vs_previous"].values()}
     handles = [
         Line2D([], [], color=colour, linestyle=style, linewidth=2.2, label=label)
-        for (key, (colour, style)), label in zip(
-            REFERENCES.items(), (render.ceiling_label(result), render.floor_label(result)), strict=True
-        )
-        if result.get(key)
+        for key, label, row in render.references(result)
+        for colour, style in [REFERENCES[key]]
+        if row
     ]
     several = len((result.get("curve") or {}).get("lines", ())) > 1  # colours are the lines' then
     for label, mark in (("not compared", NOT_COMPARED), *VERDICTS.items()):

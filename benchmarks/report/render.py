@@ -1,6 +1,6 @@
 """The content of the printed tables, before any markup: rows, cells, footers.
 
-Reads the result dictionary that is written as table.json; `report.py` renders it.
+Reads the result dictionary that `write` writes as table.json.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.metrics import Metric, lookup
 from benchmarks.paper import COLUMNS
-from benchmarks.report.grid import SUPERSCRIPTS, Cell, Column, Digits, Grid
+from benchmarks.report.grid import PAPER, SUPERSCRIPTS, Cell, Column, Digits, Grid
 from benchmarks.stats.comparison import LEVEL
 
 Result = Mapping[str, Any]
@@ -25,16 +25,24 @@ GATE = (
     "{primary}, the primary metric, is tested alone at 5 %; where it shows a difference so are the others, by Holm "
     "among themselves (p is adjusted; in parentheses where it was not tested)"
 )
-CEILING = "{steps}-step ceiling"
-FLOOR = "real vs real (floor)"
-OTHER_REAL = "other real clips (no bound)"
-PAPER = "paper (not comparable in value)"
 
 
 def metrics(result: Result) -> list[str]:
     """The metrics that any row has, in the registry's order of first appearance."""
-    below = (result.get("ceiling") or {}, result.get("floor") or {})
-    return list(dict.fromkeys(m for row in (*(arm["metrics"] for arm in result["arms"]), *below) for m in row))
+    rows = [*(arm["metrics"] for arm in result["arms"]), *(row for _, _, row in references(result))]
+    return list(dict.fromkeys(metric for row in rows for metric in row))
+
+
+def references(result: Result) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(key, label, metric -> estimate) of the rows below the arms, empty where there is none.
+
+    The ceiling is the many-step solution, the floor real clips held against real ones. That is a bound only where both
+    have the same structure: clips of other content differ more from the reference than those of a model that is given
+    the reference's anchors.
+    """
+    floor = "real vs real (floor)" if result.get("floor_is_bound", True) else "other real clips (no bound)"
+    labels = {"ceiling": f"{result.get('ceiling_steps', 48)}-step ceiling", "floor": floor}
+    return [(key, label, result.get(key) or {}) for key, label in labels.items()]
 
 
 def primary_metric(result: Result) -> str | None:
@@ -71,29 +79,17 @@ def frame(result: Result, name: str) -> tuple[float, float]:
     """The range that a plot of a metric shows: every arm's interval, and the ceiling, the floor and the right value 1
     where they do not more than double it. Needs an arm that has the metric."""
     low, high = _ends([arm["metrics"][name] for arm in result["arms"] if name in arm["metrics"]])
-    references = [result[key][name] for key in ("ceiling", "floor") if name in (result.get(key) or {})]
-    references += [{"mean": 1.0}] * (lookup(name).direction == "one")
-    joint = [_ends([{"mean": low}, {"mean": high}, row]) for row in references]
+    below = [row[name] for _, _, row in references(result) if name in row]
+    below += [{"mean": 1.0}] * (lookup(name).direction == "one")
+    joint = [_ends([{"mean": low}, {"mean": high}, row]) for row in below]
     near = [ends for ends in joint if low == high or ends[1] - ends[0] <= 2 * (high - low)]
     return min([low, *(ends[0] for ends in near)]), max([high, *(ends[1] for ends in near)])
-
-
-def ceiling_label(result: Result) -> str:
-    """The row of the many-step solution, by its steps."""
-    return CEILING.format(steps=result.get("ceiling_steps", 48))
 
 
 def digits_of(result: Result, metric: str) -> Digits:
     """How a metric's scores are printed: as the arms need it, floor and ceiling follow."""
     arms = [arm["metrics"][metric] for arm in result["arms"] if metric in arm["metrics"]]
-    below = [(result.get(key) or {}).get(metric) for key in ("ceiling", "floor")]
-    return _digits(arms or [row for row in below if row])
-
-
-def floor_label(result: Result) -> str:
-    """The row of real clips held against real ones. It is a bound only where both have the same structure: clips of
-    other content differ more from the reference than those of a model that is given the reference's anchors."""
-    return FLOOR if result.get("floor_is_bound", True) else OTHER_REAL
+    return _digits(arms or [row[metric] for _, _, row in references(result) if metric in row])
 
 
 def half_width(row: Mapping[str, Any]) -> float | None:
@@ -107,13 +103,9 @@ def scores(result: Result, *, marks: bool) -> Grid:
     marks: the verdict of its comparison beside each score.
     """
     names = metrics(result)
-    below = [
-        (label, result.get(key) or {})
-        for label, key in ((ceiling_label(result), "ceiling"), (floor_label(result), "floor"))
-    ]
     rows = [
         *((arm["name"], arm["metrics"]) for arm in result["arms"]),
-        *((label, row) for label, row in below if row),
+        *((label, row) for _, label, row in references(result) if row),
     ]
     digits = {name: digits_of(result, name) for name in names}
     best = result.get("best") or {}

@@ -21,10 +21,8 @@ from benchmarks import paper
 from benchmarks.measure import score
 from benchmarks.metrics import GROUPS, METRICS
 from benchmarks.paper.recompute import vbench_total
-from benchmarks.report.paper_comparison import compose
-from benchmarks.report.paper_markup import FORMATS, differences, grid, render
-from benchmarks.report.paper_rows import find, read
-from benchmarks.report.paper_tables import main
+from benchmarks.report.paper_comparison import compose, find, read
+from benchmarks.report.paper_tables import FORMATS, differences, grid, main, render
 from benchmarks.systems import CARDS
 from pw.io.files import write_csv
 from pw.io.video import write_video
