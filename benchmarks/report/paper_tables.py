@@ -25,7 +25,7 @@ from benchmarks.report import write as report
 from benchmarks.report.grid import Cell, Column, Grid, html_list, html_page, tex
 from benchmarks.report.paper_comparison import compose, find, metrics_of, read
 from pw.io.arguments import Command, ConfigError, no_such_option, option
-from pw.io.files import check_writable, csv_text, write_atomically
+from pw.io.files import check_writable, write_atomically
 from pw.io.paths import OUTPUTS
 
 INDENT = "\u2003"
@@ -264,40 +264,33 @@ def _scoring(result: Mapping[str, Any], arm: str, folder: str) -> str:
 
 def render(result: Mapping[str, Any], kind: str) -> str:
     """The table as text of one of FORMATS."""
-    shown, below = grid(result), footer(result)
-    name = result["table"]
     if kind == "json":
         return report.to_json(result)
     if kind == "csv":
         return _csv(result)
-    deltas = differences(result)
-    grids = [shown, deltas] if deltas.rows else [shown]
+    shown, deltas, below, title = grid(result), differences(result), footer(result), result["title"]
     if kind == "md":
-        notes = "\n".join(f"- **{label}**: {text}" for label, text in below)
-        heads = [
-            f"## {result['title']}",
-            *(f"{g.columns[0].group[:1].upper()}{g.columns[0].group[1:]}:" for g in grids[1:]),
-        ]
-        parts = [part for head, g in zip(heads, grids, strict=True) for part in (head, g.markdown())]
-        return "\n\n".join([*parts, notes]) + "\n"
+        parts = [f"## {title}", shown.markdown()]
+        if deltas.rows:
+            group = deltas.columns[0].group
+            parts += [f"{group[:1].upper()}{group[1:]}:", deltas.markdown()]
+        return "\n\n".join([*parts, "\n".join(f"- **{label}**: {text}" for label, text in below)]) + "\n"
     if kind == "tex":
-        comments = "\n".join(f"% {label}: {text}" for label, text in below)
-        labels = (name.replace("_", "-"), f"{name.replace('_', '-')}-differences")
-        titles = (result["title"], f"{result['title']} Differences, ours.")
-        tables = [g.latex(tex(t), label) for g, t, label in zip(grids, titles, labels, strict=False)]
-        return "\n\n".join(["% needs \\usepackage{booktabs,amssymb,graphicx}", *tables, comments]) + "\n"
-    return html_page(result["title"], [*(g.html() for g in grids), html_list(below)])
+        label = result["table"].replace("_", "-")
+        parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", shown.latex(tex(title), label)]
+        if deltas.rows:
+            parts.append(deltas.latex(tex(f"{title} Differences, ours."), f"{label}-differences"))
+        return "\n\n".join([*parts, "\n".join(f"% {label}: {text}" for label, text in below)]) + "\n"
+    return html_page(title, [shown.html(), *([deltas.html()] if deltas.rows else []), html_list(below)])
 
 
 def _csv(result: Mapping[str, Any]) -> str:
     """A row per row of the paper, full precision: `NIQE.paper`, `NIQE.mean`, `NIQE.low`, …"""
-    flat: list[dict[str, Any]] = []
+    rows = []
     for row in result["rows"]:
-        cells: dict[str, Any] = {"row": row["arm"], "label": row["label"], "source": row["source"]}
-        for column in result["columns"]:
-            cells[f"{column['name']}.paper"] = row["paper"][column["name"]]
-            cells |= {
-                f"{column['name']}.{key}": value for key, value in (row["ours"].get(column["name"]) or {}).items()
-            }
-        flat.append(cells)
-    return csv_text(list(dict.fromkeys(key for row in flat for key in row)), flat)
+        cells = {"row": row["arm"], "label": row["label"], "source": row["source"]}
+        for name, printed in row["paper"].items():
+            cells[f"{name}.paper"] = printed
+            cells |= {f"{name}.{key}": value for key, value in row["ours"].get(name, {}).items()}
+        rows.append(cells)
+    return report.wide_csv(rows)

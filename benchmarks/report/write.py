@@ -96,6 +96,11 @@ def to_csv(result: Result) -> str:
     """A wide table, full precision: a row per arm, ceiling and floor; columns `psd.mean`, `psd.diff`, ..."""
     rows = [_csv_row(arm["name"], "arm", arm) for arm in result["arms"]]
     rows += [_csv_row(key, key, {"metrics": row}) for key, _, row in render.references(result) if row]
+    return wide_csv(rows)
+
+
+def wide_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV whose columns are the fields of all rows."""
     return csv_text(list(dict.fromkeys(field for row in rows for field in row)), rows)
 
 

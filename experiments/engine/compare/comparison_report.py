@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.measure.measurement import videos_of
 from benchmarks.metrics import lookup
-from benchmarks.report.side_by_side import contact_sheet
+from benchmarks.report.contact_sheet import side_by_side
 from experiments.engine.compare.run_comparison import RunComparison
 from pw.io.files import write_atomically
 
@@ -21,7 +21,7 @@ def write(result: RunComparison, out: Path) -> None:
     write_atomically(out / "comparison.md", markdown(result))
     seed = next((seed for seed in result.a.folders if seed in result.b.folders), None)
     a, b = (s.first if seed is None else s.folders[seed] for s in (result.a, result.b))
-    contact_sheet((result.a.name, videos_of(a.path)), (result.b.name, videos_of(b.path)), out / "contact_sheet.png")
+    side_by_side((result.a.name, videos_of(a.path)), (result.b.name, videos_of(b.path)), out / "contact_sheet.png")
 
 
 def as_json(result: RunComparison) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.measure.contract import check_contracts
 from benchmarks.measure.measurement import videos_of
 from benchmarks.measure.videos import Scores
-from benchmarks.report.side_by_side import video_sizes
+from benchmarks.report.contact_sheet import video_sizes
 from benchmarks.stats.comparison import compare
 from benchmarks.stats.paired import compare_videos
 from experiments.engine.compare.compare_options import CompareOptions
