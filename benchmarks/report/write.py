@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup
 from benchmarks.report import render
-from benchmarks.report.grid import MARKS, MISSING, Cell, Digits, Grid, html_list, html_page, tex
+from benchmarks.report.grid import MARKS, MISSING, PAPER, Cell, Digits, Grid, html_list, html_page, tex
 from benchmarks.report.render import SIGNS, Result, compared_with, costs, differences, footer, paper, scores, verdicts
 from pw.io.files import csv_text, write_atomically
 
@@ -106,7 +106,7 @@ def wide_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def markdown(result: Result) -> str:
     """The table for a README or a pull request."""
-    parts = [f"## {_title(result)}"]
+    parts = [f"## {render.title(result)}"]
     if result.get("claim"):
         parts.append(f"**Claim.** {result['claim']}")
     if found := verdicts(result):
@@ -121,15 +121,12 @@ def markdown(result: Result) -> str:
 
 def latex(result: Result) -> str:
     """booktabs tables, one of the scores and one of the differences. Needs booktabs, amssymb and graphicx."""
-    name = tex(str(result["ablation"]))
-    label = str(result["ablation"]).replace("_", "-")
-    title = _title(result)
+    label, title = str(result["ablation"]).replace("_", "-"), render.title(result)
     caption = f"{tex(title)}{'' if title.endswith(('?', '.')) else '.'} "
-    notes = " ".join(f"{tex(head)}: {tex(text)}." for head, text in footer(result) if head in _CAPTION)
-    first = _whole(result).latex(caption + notes, label)
-    parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", first]
+    caption += " ".join(f"{tex(head)}: {tex(text)}." for head, text in footer(result) if head in _CAPTION)
+    parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", _whole(result).latex(caption, label)]
     if (deltas := differences(result)).rows:
-        caption = f"{name}: differences to {tex(compared_with(result))}."
+        caption = f"{tex(str(result['ablation']))}: differences to {tex(compared_with(result))}."
         parts.append(deltas.latex(caption, f"{label}-differences"))
     said = [("claim", result.get("claim")), *((answer, _verdict(*rest)) for answer, *rest in verdicts(result))]
     below = [(head, text) for head, text in footer(result) if head not in _CAPTION]
@@ -153,7 +150,7 @@ def html(result: Result, images: Mapping[str, bytes] | None = None) -> str:
     for head, data in (images or {}).items():
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         parts.append(f'<h2>{escape(head)}</h2><img alt="{escape(head)}" src="{source}">')
-    return html_page(_title(result), parts)
+    return html_page(render.title(result), parts)
 
 
 def terminal(result: Result, width: int = WIDTH) -> Group:
@@ -164,9 +161,9 @@ def terminal(result: Result, width: int = WIDTH) -> Group:
     grids = {
         "scores": scores(result, marks=False),
         f"differences to {compared_with(result)}": differences(result),
-        "cost | paper (not comparable in value)": costs(result).beside(paper(result)),
+        f"cost | {PAPER}": costs(result).beside(paper(result)),
     }
-    parts: list[Any] = [Text(_title(result), style="bold"), Text("")]
+    parts: list[Any] = [Text(render.title(result), style="bold"), Text("")]
     if (dots := dot_plot(result, width)) is not None:
         parts.append(dots)
     for heading, grid in grids.items():
@@ -176,18 +173,15 @@ def terminal(result: Result, width: int = WIDTH) -> Group:
 
 def terminal_verdict(result: Result) -> Table:
     """The claim and what came out of its clauses, for rich."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    lines = Table.grid(padding=(0, 2, 0, 0))
-    lines.add_column(no_wrap=True)
-    lines.add_column(overflow="fold")
+    lines = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2, 0, 0))
     if result.get("claim"):
         lines.add_row(Text("claim", style="dim"), Text(result["claim"]))
     for answer, clause, evidence in verdicts(result):
-        style = _ANSWER_COLOURS.get(answer, "dim")
-        text = Text.assemble(clause, (f"  {evidence}" if evidence else "", "dim"))
-        lines.add_row(Text(f"{SIGNS[answer]} {answer}", style=style), text)
+        sign = Text(f"{SIGNS[answer]} {answer}", style=_ANSWER_COLOURS.get(answer, "dim"))
+        lines.add_row(sign, Text.assemble(clause, (f"  {evidence}" if evidence else "", "dim")))
     return lines
 
 
@@ -283,10 +277,6 @@ class _Axis:
         return "".join(cells).rstrip()
 
 
-def _title(result: Result) -> str:
-    return str(result.get("title") or result["ablation"])
-
-
 def _whole(result: Result) -> Grid:
     """The one table: scores with marks, cost, and the paper to the right."""
     return scores(result, marks=True).beside(costs(result)).beside(paper(result))
@@ -377,12 +367,10 @@ def _rich_cell(cell: Cell) -> Text:
 
 
 def _rich_footer(below: Iterable[tuple[str, str]]) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    lines = Table.grid(padding=(0, 2))
-    lines.add_column(style="dim", no_wrap=True)
-    lines.add_column(overflow="fold")
+    lines = Table.grid(Column(style="dim", no_wrap=True), Column(overflow="fold"), padding=(0, 2))
     for label, text in below:
         lines.add_row(label, Text(text))
     return lines
