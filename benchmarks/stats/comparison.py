@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from benchmarks.metrics import Direction, lookup
@@ -78,7 +79,7 @@ class Comparison:
     """All arms of a table.
 
     arms: arm -> metric -> estimate; a metric without any score is absent.
-    differences: arm -> metric -> difference to the previous arm (or to the reference); empty where there is none.
+    differences: arm -> metric -> difference to the arm that it is compared with; empty where there is none.
     best: metric -> the arm significantly better than every other arm, or None.
     primary: the metric that was tested alone, before the others; None if all were tested by Holm.
     """
@@ -184,40 +185,29 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def compare(
-    scores: Scores,
-    directions: Mapping[str, Direction] | None = None,
-    *,
-    primary: str | None = None,
-    reference: str | None = None,
-    versus: Mapping[str, str | None] | None = None,
+    scores: Scores, *, primary: str | None = None, versus: Mapping[str, str | None] | None = None
 ) -> Comparison:
-    """Estimates of every arm, and its difference to the arm before it (or to `reference`, or to `versus[arm]`).
+    """Estimates of every arm, and its difference to the arm before it, or to `versus[arm]`.
 
     scores: arm -> seed -> metric -> value, arms in the table's order. None, NaN or a missing key is no score;
         a pair of arms is compared over the seeds that both have.
-    directions: metric -> direction; None takes the registry's.
     primary: the metric that is tested first and alone (`gatekeep`); None, or one that no arm has a score of: Holm over
         all.
-    Raises: ValueError for a reference that is not an arm, or a metric without a direction.
+    Raises: ValueError for a metric that is not in the registry.
     """
-    if reference is not None and reference not in scores:
-        raise ValueError(f"reference={reference!r} is not an arm; arms: {', '.join(scores)}")
     metrics = list(dict.fromkeys(m for seeds in scores.values() for row in seeds.values() for m in row))
-    sides = directions_of(metrics, directions)
+    sides = {m: lookup(m).direction for m in metrics}
     values = {arm: {m: by_seed(scores[arm], m) for m in metrics} for arm in scores}
     arms = {
         arm: {m: estimate(list(found.values())) for m, found in row.items() if found} for arm, row in values.items()
     }
-    names = list(scores)
-    others = {arm: reference or previous for previous, arm in zip([None, *names], names, strict=False)}
-    if versus is not None:
-        others = {arm: versus.get(arm) for arm in names}
+    others = {arm: above for above, arm in pairwise(scores)} if versus is None else versus
     gate = primary if any(primary in row for row in arms.values()) else None
     differences: dict[str, dict[str, SeedDifference]] = {}
-    for arm, other in others.items():
-        found = {}
+    for arm, a in values.items():
+        found, other = {}, others.get(arm)
         if other is not None and other != arm:
-            a, b = values[arm], values[other]
+            b = values[other]
             found = {m: _difference(a[m], b[m], side, other) for m, side in sides.items() if a[m] or b[m]}
         differences[arm] = judge(found, sides, gate)
     return Comparison(arms, differences, _best(values, sides, gate), gate)
@@ -278,15 +268,6 @@ def order_as_in_paper(
             return "no"
         agrees.append(seen.get(primary) == step)
     return "yes" if agrees and all(agrees) else "not resolved"
-
-
-def directions_of(metrics: Sequence[str], given: Mapping[str, Direction] | None) -> dict[str, Direction]:
-    """metric -> direction, from the registry if none are given. Raises: ValueError for a metric without one."""
-    if given is None:
-        return {metric: lookup(metric).direction for metric in metrics}
-    if missing := [metric for metric in metrics if metric not in given]:
-        raise ValueError(f"no direction given for metric {missing[0]!r}; given: {', '.join(given)}")
-    return {metric: given[metric] for metric in metrics}
 
 
 def by_seed(seeds: Mapping[int, Mapping[str, float | None]], metric: str) -> dict[int, float]:

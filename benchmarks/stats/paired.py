@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.measure.clips import SUFFIXES
-from benchmarks.metrics import Direction
-from benchmarks.stats.comparison import LEVEL, Difference, compared_as, directions_of, distance, judge
+from benchmarks.metrics import Direction, lookup
+from benchmarks.stats.comparison import LEVEL, Difference, compared_as, distance, judge
 from benchmarks.stats.resampling import bootstrap_mean, prompt_of
 
 if TYPE_CHECKING:
@@ -86,20 +86,13 @@ class VideoComparison:
         }
 
 
-def compare_videos(
-    a: Mapping[str, Values],
-    b: Mapping[str, Values],
-    directions: Mapping[str, Direction] | None = None,
-    *,
-    primary: str | None = None,
-) -> VideoComparison:
+def compare_videos(a: Mapping[str, Values], b: Mapping[str, Values], *, primary: str | None = None) -> VideoComparison:
     """b against a, metric by metric; the primary first, the others by Holm behind it (`gatekeep`).
 
     a, b: metric -> video -> value; None or NaN is no score. Only metrics of both are compared. Videos are the same by
         their names without ending: an .mp4 is paired with an .mkv.
-    directions: metric -> direction; None takes the registry's.
     primary: the metric that is tested first and alone; None, or one that has no test here, leaves Holm over all.
-    Raises: ValueError if no metric is in both, or one has no direction.
+    Raises: ValueError if no metric is in both, or one is not in the registry.
     """
     common = [metric for metric in a if metric in b]
     if not common:
@@ -107,7 +100,8 @@ def compare_videos(
             f"nothing to compare: a has {', '.join(a) or 'no scores'}, b has {', '.join(b) or 'no scores'}; score both "
             f"with the same metrics"
         )
-    sides, found, left_out = directions_of(common, directions), {}, {}
+    sides = {metric: lookup(metric).direction for metric in common}
+    found, left_out = {}, {}
     for metric, side in sides.items():
         left = _finite(a[metric])
         right = _named_alike(_finite(b[metric]), left)

@@ -186,7 +186,7 @@ def _over_seeds(
                 alone = sorted(values.keys() - common) if common else []
                 only.setdefault(name, {"a": [], "b": []})[key] += [f"{video} of seed {seed}" for video in alone]
     scored = _in_order({name for row in means["a"].values() for name in row}, names)
-    compared = compare(means, primary=_primary(wanted, scored), reference="a")
+    compared = compare(means, primary=_primary(wanted, scored))
     rows = {}
     for name, row in compared.differences["b"].items():
         if name in compared.arms["a"] and name in compared.arms["b"]:
