@@ -43,7 +43,6 @@ class PaperColumn:
 
     @property
     def header(self) -> str:
-        """Name, unit and the direction that is better."""
         unit = f" [{self.unit}]" if self.unit else ""
         return f"{self.name}{unit}\u00a0{ARROWS[self.direction]}" if self.direction else f"{self.name}{unit}"
 
@@ -101,7 +100,6 @@ class PaperTable:
 
 
 def _lines(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of a CSV, and its rows."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         return list(reader.fieldnames or ()), list(reader)
@@ -117,7 +115,6 @@ _CAPTIONS = {line["name"]: line for line in _lines(HERE / "captions.csv")[1]}
 
 
 def names() -> list[str]:
-    """The tables there are."""
     return sorted(_CAPTIONS)
 
 

@@ -15,7 +15,6 @@ from benchmarks.paper.recompute import Check, Interval, Tables, ends, listed, ro
 
 
 def checks(tables: Tables) -> Iterator[Check]:
-    """All of this module."""
     consistency = (repeated, sizes_as_headed, latency_per_step, parts_within_wholes, memory_against_timing)
     for find in (*consistency, speed_ups, durations, bests, orders, counts):
         yield from find(tables)

@@ -37,7 +37,6 @@ def lint(folder: Path = paper.HERE) -> list[Check]:
 
 
 def summary(checks: Sequence[Check]) -> list[str]:
-    """A line per kind: how many of how many."""
     found = {kind: [check.adds_up for check in checks if check.kind == kind] for kind in KINDS}
     return [f"{sum(found[kind])} of {len(found[kind])} {words}" for kind, words in KINDS.items() if found[kind]]
 
@@ -77,7 +76,6 @@ def as_json(checks: Sequence[Check]) -> str:
 
 
 def terminal(checks: Sequence[Check], everything: bool = False) -> Group:
-    """The same for rich."""
     from rich import box
     from rich.console import Group
     from rich.table import Table as RichTable
@@ -112,8 +110,6 @@ def _table(text: str) -> str:
 
 @dataclass(frozen=True)
 class LintOptions:
-    """The options of `pw lint-paper`."""
-
     table: str = option("", "only the checks that concern this table", read=_table)
     all: bool = option(False, "also what adds up")
     format: Literal["terminal", "md"] = option("terminal", "how it is printed")

@@ -58,7 +58,8 @@ def contact_sheet(blocks: Sequence[Sequence[Row]], out: Path) -> None:
     size = (left + n * (width + GAP) + MARGIN, TOP + sum(band + APART for band in bands) - APART + MARGIN)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    for i, name in enumerate(_column_names(rows, n)):
+    for i in range(n):
+        name = next((f"clip {path.stem}" for _, paths in rows if (path := paths[i]) is not None), "")
         draw.text((left + i * (width + GAP) + width / 2, TOP / 2), name, "#555555", small, anchor="mm")
     y, found = TOP, iter(frames)
     for i, (block, band) in enumerate(zip(blocks, bands, strict=True)):
@@ -97,10 +98,6 @@ def _fitted(image: np.ndarray, size: tuple[int, int]) -> Image:
 
     resample = Image.Resampling.NEAREST if image.shape[1] <= size[0] else Image.Resampling.BOX
     return Image.fromarray(image).resize(size, resample)
-
-
-def _column_names(rows: Sequence[Row], n: int) -> list[str]:
-    return [next((f"clip {p.stem}" for _, paths in rows if (p := paths[i]) is not None), "") for i in range(n)]
 
 
 def video_sizes(paths: Iterable[Path]) -> dict[str, int]:

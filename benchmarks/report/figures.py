@@ -31,8 +31,6 @@ WIDTH = 12.0
 
 
 class Mark(NamedTuple):
-    """How a verdict is drawn."""
-
     marker: str
     colour: str
     filled: bool
@@ -75,7 +73,6 @@ _LEADS: Any = {"axes.titlesize": 16, "axes.labelsize": 13, "xtick.labelsize": 13
 
 
 def plot(result: render.Result, out: Path) -> None:
-    """Write the figure as a PNG."""
     figure_of(result).savefig(out, dpi=160, metadata={"Software": None})
 
 

@@ -49,7 +49,6 @@ class Cell:
 
     @property
     def mark(self) -> str:
-        """The verdict's sign, or nothing."""
         return MARKS[self.verdict] if self.verdict else ""
 
     def plain(self) -> str:
@@ -71,8 +70,6 @@ class Cell:
 
 
 class Column(NamedTuple):
-    """A column under the heading of its group."""
-
     group: str
     header: str
 
@@ -93,12 +90,10 @@ class Grid:
         return Grid(self.columns + other.columns, rows, self.rule_at)
 
     def only(self, columns: range) -> Grid:
-        """Some of the columns."""
         rows = tuple((label, tuple(cells[i] for i in columns)) for label, cells in self.rows)
         return Grid(tuple(self.columns[i] for i in columns), rows, self.rule_at)
 
     def markdown(self) -> str:
-        """As a Markdown table."""
         headers, before = [], ""
         for group, header in self.columns:
             of_paper = f"{'paper' if before == PAPER else PAPER}: " if group == PAPER else ""
@@ -184,7 +179,6 @@ class Digits:
         return shown.replace("-", "−") if float(shown) else shown.lstrip("-")
 
     def interval(self, mean: float, half: float | None) -> str:
-        """mean ± half."""
         return self.text(mean) if half is None else f"{self.text(mean)} ± {self.text(half)}"
 
     @property

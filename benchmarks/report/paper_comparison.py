@@ -190,7 +190,6 @@ def _versus(table: paper.PaperTable, measured: Mapping[str, MeasuredRow], arm: s
 
 
 def _in_print(column: paper.PaperColumn, found: Any, *keys: str) -> dict[str, float | None]:
-    """What was found, in the paper's unit."""
     values = {key: getattr(found, key) for key in keys}
     return {key: None if value is None else value * column.factor for key, value in values.items()}
 

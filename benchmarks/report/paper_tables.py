@@ -39,8 +39,6 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class TableOptions:
-    """The options of `pw table`; overrides: row.NAME=DIR."""
-
     name: str = option("", f"which table: {', '.join(paper.names())}", values=paper.names)
     systems: Path = option(OUTPUTS / "systems", "where the systems' folders are", read=existing_folder)
     score: bool = option(False, "measure what is lacking first")
@@ -263,7 +261,6 @@ def _scoring(result: Mapping[str, Any], arm: str, folder: str) -> str:
 
 
 def render(result: Mapping[str, Any], kind: str) -> str:
-    """The table as text of one of FORMATS."""
     if kind == "json":
         return report.to_json(result)
     if kind == "csv":

@@ -97,7 +97,6 @@ def digits_of(result: Result, metric: str) -> Digits:
 
 
 def half_width(row: Mapping[str, Any]) -> float | None:
-    """Half of an interval; None without one."""
     return None if row.get("low") is None or row.get("high") is None else (row["high"] - row["low"]) / 2
 
 

@@ -105,7 +105,6 @@ def wide_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown(result: Result) -> str:
-    """The table for a README or a pull request."""
     parts = [f"## {render.title(result)}"]
     if result.get("claim"):
         parts.append(f"**Claim.** {result['claim']}")
@@ -172,7 +171,6 @@ def terminal(result: Result, width: int = WIDTH) -> Group:
 
 
 def terminal_verdict(result: Result) -> Table:
-    """The claim and what came out of its clauses, for rich."""
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -334,7 +332,7 @@ def _column_width(grid: Grid, i: int) -> int:
 
 
 def _longest_word(text: str) -> int:
-    return max((len(word) for word in text.split(" ")), default=0)
+    return max(len(word) for word in text.split(" "))
 
 
 def _rich_tables(grid: Grid, width: int, heading: str, continued: str) -> list[Table]:

@@ -16,6 +16,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,8 +34,6 @@ RATIO = 16.0
 
 @dataclass(frozen=True)
 class Scenario:
-    """One simulated situation."""
-
     seeds: int
     arms: int
     errors: str
@@ -47,8 +46,7 @@ class Scenario:
         return np.diff(noise + rng.normal(size=(tables, 1, self.seeds)), axis=1)
 
 
-@dataclass(frozen=True)
-class IntervalCoverage:
+class IntervalCoverage(NamedTuple):
     """Of a method in a scenario: coverage of the worst covered comparison and of all, mean width over paired t's."""
 
     worst: float
@@ -179,8 +177,7 @@ def false_positives(
     return float(any_called.mean(0).max())
 
 
-@dataclass(frozen=True)
-class Rates:
+class Rates(NamedTuple):
     """Shares of simulated comparisons.
 
     error: any metric without a difference is called. primary, others: a true difference of the primary metric is found,
@@ -249,7 +246,6 @@ def control_variate_width(seeds: int, share: float, tables: int, seed: int = 0) 
 
 
 def markdown(tables: int) -> str:
-    """The whole study as Markdown tables."""
     coverage, positives, families, widths = [], [], [], []
     for situation in itertools.product(SEEDS, ARMS, ERRORS, VARIANCES):
         found = cover(Scenario(*situation), tables).values()
@@ -260,8 +256,8 @@ def markdown(tables: int) -> str:
         rates = [false_positives(scenario, method, n) for method, n in some.items()]
         positives.append([seeds, 4, "normal", variances, *(f"{100 * rate:.1f}" for rate in rates)])
     for seeds, correlation, (what, effects) in itertools.product(SEEDS, (0.0, 0.5, 0.9), FAMILIES.items()):
-        rates = [(r.error, r.primary, r.others) for r in family_rates(seeds, correlation, effects, tables).values()]
-        cells = [" / ".join("–" if rate is None else f"{100 * rate:.1f}" for rate in row) for row in rates]
+        found = family_rates(seeds, correlation, effects, tables).values()
+        cells = [" / ".join("–" if rate is None else f"{100 * rate:.1f}" for rate in rates) for rates in found]
         families.append([seeds, f"{correlation:g}", what, *cells])
     shares = (0.0, 0.25, 0.5, 0.75, 0.9)
     for seeds in (*SEEDS, 10):

@@ -79,7 +79,6 @@ class VideoComparison:
     primary: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As plain dictionaries."""
         return {
             "metrics": {name: asdict(found) for name, found in self.differences.items()},
             "left_out": {name: asdict(found) for name, found in self.left_out.items()},
