@@ -147,12 +147,7 @@ def number(text: str, unit: str = "") -> Decimal | None:
 
 
 def _row(line: Mapping[str, str], columns: list[str]) -> PaperRow:
-    found = {column: number(line[column], COLUMNS[column].unit) for column in columns}
-    return PaperRow(
-        line["label"],
-        line["arm"],
-        {column: float(value) for column, value in found.items() if value is not None},
-        line["source"],
-        {column: line[column] for column in columns},
-        line.get("group", ""),
-    )
+    numbers = {column: number(line[column], COLUMNS[column].unit) for column in columns}
+    values = {column: float(value) for column, value in numbers.items() if value is not None}
+    printed = {column: line[column] for column in columns}
+    return PaperRow(line["label"], line["arm"], values, line["source"], printed, line.get("group", ""))

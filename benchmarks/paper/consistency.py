@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 from benchmarks.paper import COLUMNS, PaperRow, PaperTable
 from benchmarks.paper.recompute import Check, Interval, Tables, ends, listed, rounding, size
@@ -35,8 +35,7 @@ _SIZES_IN_TEXT = (
 )
 
 
-@dataclass(frozen=True)
-class _Cell:
+class _Cell(NamedTuple):
     """One printing of a number; cells of the same key should be equal."""
 
     key: tuple[str, str]

@@ -92,12 +92,8 @@ def terminal(checks: Sequence[Check], everything: bool = False) -> Group:
             where, printed, recomputed, _ = _texts(check)
             place, _, cell = where.partition(": ")
             inference = ("\nInference: " + check.inference + ".", "yellow") if check.inference else ""
-            table.add_row(
-                Text.assemble((place, "dim"), f"\n{cell}"),
-                Text(printed),
-                Text(recomputed),
-                Text.assemble((f"{check.how}.", "dim"), inference),
-            )
+            why = Text.assemble((f"{check.how}.", "dim"), inference)
+            table.add_row(Text.assemble((place, "dim"), f"\n{cell}"), Text(printed), Text(recomputed), why)
         parts.append(table)
     return Group(*parts, Text("\n".join(summary(checks))))
 

@@ -183,10 +183,10 @@ def derived(tables: Tables) -> Iterator[Check]:
     for table in tables.values():
         columns = [column.name for column in table.columns if column.derived]
         for row in table.rows if columns else ():
-            wrong = [name for name in columns if not _recomputes(name, row.printed)]
+            intervals = {name: possible(name, row.printed) for name in columns}
+            wrong = [name for name, interval in intervals.items() if not interval.meets(rounding(row.printed[name]))]
             inference = _correction(row, columns) if wrong else ""
-            for name in columns:
-                interval = possible(name, row.printed)
+            for name, interval in intervals.items():
                 yield Check(
                     kind="derived",
                     tables=(table.name,),
@@ -202,14 +202,8 @@ def derived(tables: Tables) -> Iterator[Check]:
                 )
 
 
-def _recomputes(column: str, printed: Mapping[str, str]) -> bool:
-    return possible(column, printed).meets(rounding(printed[column]))
-
-
 # (arm, column) -> (what others print of the same result, who): it decides between corrections.
-_ELSEWHERE = {
-    ("hunyuanvideo", "Aesthetic Quality"): ("60.36", "the Lumina-Video and VideoAR papers print 60.36"),
-}
+_ELSEWHERE = {("hunyuanvideo", "Aesthetic Quality"): ("60.36", "the Lumina-Video and VideoAR papers print 60.36")}
 
 
 def _correction(row: PaperRow, columns: Sequence[str]) -> str:
@@ -218,8 +212,9 @@ def _correction(row: PaperRow, columns: Sequence[str]) -> str:
     for name in row.printed:
         for text in _edits(row.printed[name]):
             edited = {**row.printed, name: text}
-            if all(_recomputes(column, edited) for column in columns):
-                off = sum(_distance(column, edited) for column in columns)
+            cells = [(possible(column, edited), rounding(edited[column])) for column in columns]
+            if all(can.meets(shown) for can, shown in cells):  # off: in halves of the last printed digit
+                off = sum(abs(can.middle - shown.middle) / (shown.high - shown.middle) for can, shown in cells)
                 found.append((off, name, text))
     if not found:
         return ""
@@ -229,12 +224,6 @@ def _correction(row: PaperRow, columns: Sequence[str]) -> str:
     others = [f"{other} {new}" for _, other, new in sorted(found) if (other, new) != (name, text)]
     also = f" (so would {', '.join(others)})" if others else ""
     return f"{name} {text} instead of {row.printed[name]} makes the whole row add up{reason}{also}"
-
-
-def _distance(column: str, printed: Mapping[str, str]) -> float:
-    """From the middle of what is possible, in halves of the last printed digit."""
-    shown = rounding(printed[column])
-    return abs(possible(column, printed).middle - shown.middle) / (shown.high - shown.middle)
 
 
 def _edits(text: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -69,6 +69,8 @@ _STYLE: Any = {
     "legend.frameon": False,
     "axes.formatter.use_mathtext": True,
 }
+_LARGE: Any = {"markersize": 10, "markeredgewidth": 1.8, "elinewidth": 2.2, "capsize": 5}
+_SMALL: Any = {"markersize": 7, "markeredgewidth": 1.8, "elinewidth": 1.6, "capsize": 3}
 _LEADS: Any = {"axes.titlesize": 16, "axes.labelsize": 13, "xtick.labelsize": 13, "ytick.labelsize": 13}
 
 
@@ -237,7 +239,7 @@ def _numbers(axes: Axes, places: Places, exponent: int) -> None:
 def _draw(axes: Axes, places: Places, spots: Mapping[str, Spot], key: str, *, leads: bool, joined: bool) -> None:
     """Means (or differences) with intervals; along a curve joined to lines, and with a band where there is but one."""
     colours = {arm: mark.colour for arm, (_, mark) in spots.items()}
-    for (_, arms), (colour, dashes) in zip(places.lines.items(), _styles(places), strict=True):
+    for (_, arms), (colour, dashes) in zip(places.lines.items(), itertools.cycle(LINES), strict=False):
         there = [arm for arm in arms if arm in spots]
         x, y = [places.at[arm] for arm in there], [spots[arm][0][key] for arm in there]
         if joined:
@@ -250,24 +252,9 @@ def _draw(axes: Axes, places: Places, spots: Mapping[str, Spot], key: str, *, le
     for arm, (row, mark) in spots.items():
         error = None if row.get("low") is None else [[row[key] - row["low"]], [row["high"] - row[key]]]
         x, y = (places.at[arm], row[key]) if places.lines else (row[key], places.at[arm])
-        axes.errorbar(
-            x,
-            y,
-            xerr=None if places.lines else error,
-            yerr=error if places.lines else None,
-            fmt=mark.marker,
-            color=colours[arm],
-            markerfacecolor=colours[arm] if mark.filled else "white",
-            markeredgewidth=1.8,
-            markersize=10 if leads else 7,
-            elinewidth=2.2 if leads else 1.6,
-            capsize=5 if leads else 3,
-            zorder=3,
-        )
-
-
-def _styles(places: Places) -> Iterator[tuple[str, Any]]:
-    return (LINES[i % len(LINES)] for i in range(len(places.lines)))
+        bars: dict[str, Any] = {"yerr" if places.lines else "xerr": error, **(_LARGE if leads else _SMALL)}
+        face = colours[arm] if mark.filled else "white"
+        axes.errorbar(x, y, fmt=mark.marker, color=colours[arm], markerfacecolor=face, zorder=3, **bars)
 
 
 def _name_lines(axes: Axes, result: render.Result, places: Places, name: str) -> None:
@@ -276,7 +263,7 @@ def _name_lines(axes: Axes, result: render.Result, places: Places, name: str) ->
 
     means = {arm["name"]: arm["metrics"][name]["mean"] for arm in result["arms"] if name in arm["metrics"]}
     ends = []
-    for (line, arms), (colour, dashes) in zip(places.lines.items(), _styles(places), strict=True):
+    for (line, arms), (colour, dashes) in zip(places.lines.items(), itertools.cycle(LINES), strict=False):
         if there := [means[arm] for arm in arms if arm in means]:
             ends.append((there[-1], Line2D([], [], color=colour, linestyle=dashes, linewidth=2.4, label=line)))
     handles = [handle for _, handle in sorted(ends, key=lambda end: -end[0])]

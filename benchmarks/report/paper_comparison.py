@@ -41,22 +41,17 @@ class MeasuredRow:
         """Mean of a metric, or of one of VBench's totals, with its interval; None if it was not measured."""
         if metric in self.costs:
             return Mean(self.costs[metric], None, None, 1, 1)
-        if metric in DIMENSIONS:
-            return self._total(metric)
-        values = self.scores.get(metric)
+        values = self.scores.get(metric, {})
+        if metric in DIMENSIONS:  # linear in the dimensions: an interval where all of them have the same videos
+            of = {name: self.scores.get(name, {}) for name in DIMENSIONS[metric]}
+            videos = [sorted(found) for found in of.values()]
+            if not all(videos):
+                return None
+            if any(found != videos[0] for found in videos):
+                means = {name: sum(found.values()) / len(found) for name, found in of.items()}
+                return Mean(vbench_total(metric, means), None, None, min(map(len, videos)), 1)
+            values = {v: vbench_total(metric, {name: found[v] for name, found in of.items()}) for v in videos[0]}
         return bootstrap_mean(list(values.values()), [prompt_of(v) for v in values]) if values else None
-
-    def _total(self, metric: str) -> Mean | None:
-        """Totals are linear in the dimensions: an interval where all dimensions have the same videos."""
-        of = DIMENSIONS[metric]
-        if any(not self.scores.get(name) for name in of):
-            return None
-        videos = [set(self.scores[name]) for name in of]
-        if all(found == videos[0] for found in videos):
-            each = {v: vbench_total(metric, {n: self.scores[n][v] for n in of}) for v in sorted(videos[0])}
-            return bootstrap_mean(list(each.values()), [prompt_of(v) for v in each])
-        means = {name: sum(self.scores[name].values()) / len(self.scores[name]) for name in of}
-        return Mean(vbench_total(metric, means), None, None, min(map(len, videos)), 1)
 
 
 def read(folder: Path) -> MeasuredRow:

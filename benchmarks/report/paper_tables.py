@@ -50,9 +50,8 @@ class TableOptions:
     @property
     def rows(self) -> dict[str, Path]:
         """row -> its folder of videos. Raises ConfigError for a word that names none."""
-        for word in self.overrides:
-            if not word.startswith("row."):
-                raise no_such_option(type(self), word, ", and row.NAME")
+        if wrong := [word for word in self.overrides if not word.startswith("row.")]:
+            raise no_such_option(type(self), wrong[0], ", and row.NAME")
         words = (word.removeprefix("row.").partition("=") for word in self.overrides)
         return {arm: Path(folder).expanduser() for arm, _, folder in words}
 
@@ -121,9 +120,11 @@ def _show(result: Mapping[str, Any]) -> None:
 
 def grid(result: Mapping[str, Any]) -> Grid:
     """A printed row, below it ours and the difference where something was measured."""
-    beside = _costs_beside(result)
-    columns = [Column(c["kind"], _header(c)) for c in result["columns"]]
-    columns += [Column("cost, ours", paper.COLUMNS[name].header) for name in beside]
+    # cost columns of the paper's other tables that we measured for a row of this one
+    lacking = {name for row in result["rows"] for name in row["costs"]} - {c["metric"] for c in result["columns"]}
+    beside = [column for column in paper.COLUMNS.values() if column.kind == "cost" and column.metric in lacking]
+    columns = [Column(c["kind"], paper.PaperColumn(**c).header) for c in result["columns"]]
+    columns += [Column("cost, ours", column.header) for column in beside]
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     blank = (Cell(""),) * len(beside)
     for row in result["rows"]:
@@ -132,17 +133,10 @@ def grid(result: Mapping[str, Any]) -> Grid:
             ours = [row["ours"].get(c["name"]) for c in result["columns"]]
             digits = [_digits(result, c["name"], row) for c in result["columns"]]
             n = max((cell["n"] for c, cell in zip(result["columns"], ours, strict=True) if cell), default=0)
-            costs = tuple(_cost(row, paper.COLUMNS[name]) for name in beside)
+            costs = tuple(_cost(row, column) for column in beside)
             rows.append((f"{INDENT}ours (n={n})", (*map(_ours, ours, digits), *costs)))
             rows.append((f"{INDENT}difference", (*map(_difference, ours, digits), *blank)))
     return Grid(tuple(columns), tuple(rows))
-
-
-def _costs_beside(result: Mapping[str, Any]) -> list[str]:
-    """Cost columns of the paper's other tables that we measured for a row of this one."""
-    there = {column["metric"] for column in result["columns"]}
-    measured = {name for row in result["rows"] for name in row["costs"]}
-    return [c.name for c in paper.COLUMNS.values() if c.kind == "cost" and c.metric in measured - there]
 
 
 def _cost(row: Mapping[str, Any], column: paper.PaperColumn) -> Cell:
@@ -150,14 +144,10 @@ def _cost(row: Mapping[str, Any], column: paper.PaperColumn) -> Cell:
     return Cell() if value is None else Cell(f"{value * column.factor:.3g}")
 
 
-def _header(column: Mapping[str, Any]) -> str:
-    return paper.PaperColumn(**column).header
-
-
 def differences(result: Mapping[str, Any]) -> Grid:
     """Ours against ours: each row's difference to the reference's, with the printed difference beside; or nothing."""
     names = [c["name"] for c in result["columns"] if any(c["name"] in row["versus"] for row in result["rows"])]
-    heads = {c["name"]: _header(c) for c in result["columns"]}
+    heads = {c["name"]: paper.PaperColumn(**c).header for c in result["columns"]}
     label = next((row["label"] for row in result["rows"] if row["arm"] == result["reference"]), "")
     columns = tuple(Column(f"ours minus ours of {label}", f"Δ{heads[name]}") for name in names)
     rows = [

@@ -16,15 +16,6 @@ from benchmarks.stats.comparison import LEVEL
 
 Result = Mapping[str, Any]
 SIGNS = {"holds": "✓", "refuted": "✗", "not resolved": "·", "not run": "–"}
-LEGEND = (
-    "mean ± half the 95 % interval over seeds (Student). Each arm is compared with {other}, paired by seed: {test}. "
-    "▲ better, ▼ worse, · no difference shown, ? not resolved; bold: significantly better than every other arm, tested "
-    "alike; for →1 the distance |ln value| is compared"
-)
-GATE = (
-    "{primary}, the primary metric, is tested alone at 5 %; where it shows a difference so are the others, by Holm "
-    "among themselves (p is adjusted; in parentheses where it was not tested)"
-)
 
 
 def title(result: Result) -> str:
@@ -154,9 +145,17 @@ def differences(result: Result) -> Grid:
 
 def legend(result: Result) -> str:
     """How the table is read, and by which test its marks are given."""
-    primary = result.get("primary")
-    test = GATE.format(primary=lookup(primary).header) if primary else "all metrics are tested, by Holm over them"
-    return LEGEND.format(test=test, other=compared_with(result))
+    test = "all metrics are tested, by Holm over them"
+    if primary := result.get("primary"):
+        test = (
+            f"{lookup(primary).header}, the primary metric, is tested alone at 5 %; where it shows a difference so are "
+            "the others, by Holm among themselves (p is adjusted; in parentheses where it was not tested)"
+        )
+    return (
+        f"mean ± half the 95 % interval over seeds (Student). Each arm is compared with {compared_with(result)}, "
+        f"paired by seed: {test}. ▲ better, ▼ worse, · no difference shown, ? not resolved; bold: significantly better "
+        "than every other arm, tested alike; for →1 the distance |ln value| is compared"
+    )
 
 
 def verdicts(result: Result) -> list[tuple[str, str, str]]:

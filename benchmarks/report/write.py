@@ -220,7 +220,11 @@ def dot_plot(result: Result, width: int) -> Group | None:
     rows += [(label, row[name], "reference") for _, label, row in render.references(result) if name in row]
     digits = render.digits_of(result, name)
     margin = min(max(len(label) for label, _, _ in rows), width // 3)
-    axis = _Axis(*render.frame(result, name), min(width, WIDEST) - margin - 2, digits)
+    columns = min(width, WIDEST) - margin - 2
+    low, high = render.frame(result, name)
+    left, right = digits.text(low), digits.text(high)
+    axis = _Axis(low, high, columns, digits)
+    ticks = f"{left}{right:>{columns - len(left)}}" if low < high else f"{left:^{columns}}"
     ceiling = (result.get("ceiling") or {}).get(name, {}).get("mean")
     lines = [
         Text.assemble(
@@ -234,7 +238,7 @@ def dot_plot(result: Result, width: int) -> Group | None:
     drawn = {verdict for _, _, verdict in rows} - {"reference"}
     signs = ", ".join(f"{sign} {verdict}" for verdict, sign in _DOTS.items() if verdict in drawn)
     title = f"{render.heading(lookup(name), digits)}, and compared with {compared_with(result)}: {signs}"
-    return Group(Text(title, style="dim"), *lines, Text(" " * (margin + 2) + axis.ticks, style="dim"), Text(""))
+    return Group(Text(title, style="dim"), *lines, Text(" " * (margin + 2) + ticks, style="dim"), Text(""))
 
 
 @dataclass(frozen=True)
@@ -252,12 +256,6 @@ class _Axis:
             return self.columns // 2
         place = round((value - self.low) / (self.high - self.low) * (self.columns - 1))
         return min(max(place, 0), self.columns - 1)
-
-    @property
-    def ticks(self) -> str:
-        """The line below the rows: the values at both ends."""
-        left, right = self.digits.text(self.low), self.digits.text(self.high)
-        return f"{left}{right:>{self.columns - len(left)}}" if self.low < self.high else f"{left:^{self.columns}}"
 
     def line(self, estimate: Mapping[str, Any], sign: str, guide: float | None) -> str:
         """A row's interval and sign, over the guide's column."""

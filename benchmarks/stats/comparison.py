@@ -12,9 +12,8 @@ coefficient takes one of their degrees of freedom.
 
 **The primary metric is the gate** (`gatekeep`). It is named beforehand and tested alone at 5 %; only where it shows a
 difference are the comparison's other metrics tested, by Holm among themselves. The family-wise error of a comparison
-stays at 5 % (Maurer, Hothorn and Lehmacher 1995), and the primary metric pays nothing for the others: with three seeds
-and seven metrics Holm over all asks t > 11.8 of the largest, the primary alone t > 4.3. Behind a closed gate a plain
-95 % interval may exclude zero where the verdict says "no difference shown".
+stays at 5 % (Maurer, Hothorn and Lehmacher 1995), and the primary metric pays nothing for the others. Behind a closed
+gate a plain 95 % interval may exclude zero where the verdict says "no difference shown".
 """
 
 from __future__ import annotations

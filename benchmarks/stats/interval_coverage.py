@@ -178,11 +178,8 @@ def false_positives(
 
 
 class Rates(NamedTuple):
-    """Shares of simulated comparisons.
-
-    error: any metric without a difference is called. primary, others: a true difference of the primary metric is found,
-    and one of the others, on average; None without a true one.
-    """
+    """Shares of simulated comparisons: where any metric without a difference is called, where the primary metric's true
+    difference is found, and one of the others', on average; None without a true one."""
 
     error: float
     primary: float | None

@@ -36,7 +36,7 @@ class Mean:
 
 
 def bootstrap_mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None, seed: int = 0) -> Mean:
-    """Mean of values and its BCa interval (Efron 1987).
+    """Mean of values and its BCa interval (Efron 1987), which is scipy's default.
 
     Videos of one prompt are not independent, so whole prompts are drawn where a prompt has several videos.
 
@@ -67,18 +67,12 @@ def bootstrap_mean(values: Sequence[float], clusters: Sequence[Hashable] | None 
     def ratio(totals: np.ndarray, ns: np.ndarray, axis: int = -1) -> np.ndarray:
         return totals.sum(axis) / ns.sum(axis)
 
+    rng = np.random.default_rng(seed)
     found = bootstrap(
-        (sums, counts),
-        ratio,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=1000,
-        confidence_level=LEVEL,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Mean(mean, float(found.low), float(found.high), len(given), len(index))
+        (sums, counts), ratio, paired=True, n_resamples=RESAMPLES, batch=1000, confidence_level=LEVEL, rng=rng
+    )
+    low, high = (float(end) for end in found.confidence_interval)
+    return Mean(mean, low, high, len(given), len(index))
 
 
 def leave_out(metric: str, folders: Mapping[str, Path], groups: int = GROUPS) -> list[float]:
