@@ -24,7 +24,7 @@ from benchmarks.measure.metric_weights import MissingWeights, digest
 from benchmarks.measure.streaming import Scored, give_back, remedy, score_video, shortage
 from benchmarks.metrics import METRICS, VBENCH_SEMANTIC, lookup, protocol_of
 from benchmarks.metrics.implementation import scorer_of
-from benchmarks.stats.bootstrap import prompt_of
+from benchmarks.stats.resampling import prompt_of
 from pw.io.arguments import ConfigError
 from pw.io.files import sha256, write_atomically
 from pw.io.host import default_threads

@@ -27,7 +27,7 @@ from benchmarks.measure.clips import measure_clips, paired
 from benchmarks.measure.folder_scoring import FolderScoring
 from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, gpus, videos_of
 from benchmarks.metrics import GROUPS, METRICS, chosen, lookup, protocol_of
-from benchmarks.stats.bootstrap import bootstrap_mean, prompt_of
+from benchmarks.stats.resampling import bootstrap_mean, prompt_of
 from pw.io.arguments import Command, ConfigError, option, written
 from pw.io.files import check_writable, write_atomically, write_csv
 from pw.io.host import free_memory

@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.measure.metric_weights import WEIGHTS, vbench_folder
 from benchmarks.measure.vbench_worker import GRIT, OF_PROMPTS, SCHEMA
 from benchmarks.metrics import lookup
-from benchmarks.stats.bootstrap import prompt_of
+from benchmarks.stats.resampling import prompt_of
 from pw.io.files import sha256
 from pw.io.paths import ROOT
 

@@ -1,4 +1,4 @@
-"""Cells of several tables, or of one, that have to fit each other.
+"""Cells that have to fit each other, and what the paper's text says of its tables (`printed` is its wording then).
 
 Tables 1 and 8.1 are not held against each other: one is VBench on 100 prompts, the other VBench-Long.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
-from benchmarks.paper import PaperRow, PaperTable
-from benchmarks.paper.check import Check, Interval, Tables, ends, listed, rounding, size
+from benchmarks.paper import COLUMNS, PaperRow, PaperTable
+from benchmarks.paper.recompute import Check, Interval, Tables, ends, listed, rounding, size
 
 
 def checks(tables: Tables) -> Iterator[Check]:
-    """All of this module."""
-    for find in (repeated, sizes_as_headed, latency_per_step, parts_within_wholes, memory_against_timing):
+    consistency = (repeated, sizes_as_headed, latency_per_step, parts_within_wholes, memory_against_timing)
+    for find in (*consistency, speed_ups, durations, bests, orders, counts):
         yield from find(tables)
 
 
@@ -35,8 +35,7 @@ _SIZES_IN_TEXT = (
 )
 
 
-@dataclass(frozen=True)
-class _Cell:
+class _Cell(NamedTuple):
     """One printing of a number; cells of the same key should be equal."""
 
     key: tuple[str, str]
@@ -71,12 +70,10 @@ def repeated(tables: Tables) -> Iterator[Check]:
     for cells in groups.values():
         usual, times = Counter(cell.text for cell in cells).most_common(1)[0]
         first = next(cell for cell in cells if cell.text == usual)
+        cells.remove(first)
         for cell in cells:
-            if cell is first:
-                continue
-            alike = [other for other in cells if other.text == usual and other is not cell]
+            alike = [other for other in (first, *cells) if other.text == usual and other is not cell]
             agrees = cell.text == usual
-            beyond = f"{usual} would agree" if not agrees and times > 1 else ""
             yield Check(
                 kind="consistency",
                 tables=tuple(dict.fromkeys(c.table for c in (cell, *alike) if c.table)),
@@ -87,7 +84,7 @@ def repeated(tables: Tables) -> Iterator[Check]:
                 recomputed=usual,
                 how=f"the same system and {cell.column} in {'; '.join(other.place for other in alike)}",
                 adds_up=agrees,
-                inference=beyond + (_also(tables, cell, usual) if beyond else ""),
+                inference="" if agrees or times == 1 else f"{usual} would agree{_also(tables, cell, usual)}",
             )
 
 
@@ -109,9 +106,8 @@ def sizes_as_headed(tables: Tables) -> Iterator[Check]:
             if not column.name.startswith("Resolution"):
                 continue
             order = column.name[column.name.index("(") + 1 : -1]
-            wide = [
-                row for row in table.rows if size(row.printed[column.name])[-2] > size(row.printed[column.name])[-1]
-            ]
+            sizes = [size(row.printed[column.name]) for row in table.rows]
+            wide = [s for s in sizes if s[-2] > s[-1]]
             yield Check(
                 kind="consistency",
                 tables=(table.name,),
@@ -138,12 +134,10 @@ def latency_per_step(tables: Tables) -> Iterator[Check]:
     for row in table.rows:
         steps, printed = points[row.arm]
         others = [points[arm] for arm in lined if arm != row.arm]
-        line = _at(others, steps)
-        inference = ""
-        if line is None:
-            how, recomputed = "no line goes through three of the rows", "-"
-        else:
-            each, fixed = _slope(others)
+        line, how, recomputed, inference = None, "no line goes through three of the rows", "-", ""
+        if lines := _lines(others):
+            line = _hull([slope * steps + intercept for slope, intercept in lines])
+            each, fixed = (_hull(values).middle for values in zip(*lines, strict=True))
             how = f"{fixed:.3g} s + {each:.3g} s × steps, through {listed([str(n) for n, _ in others])} steps"
             recomputed = ends(line, row.printed["Latency"])
             if not line.meets(printed) and each:
@@ -169,19 +163,15 @@ Point = tuple[int, Interval]
 
 
 def _longest_line(points: Mapping[str, Point]) -> tuple[str, ...]:
-    """The largest set of points that one line goes through."""
-    for count in range(len(points), 2, -1):
-        for chosen in combinations(points, count):
-            if _lines([points[arm] for arm in chosen]):
-                return chosen
-    return ()
+    """The largest set of at least three points that one line goes through."""
+    sets = (chosen for count in range(len(points), 2, -1) for chosen in combinations(points, count))
+    return next((chosen for chosen in sets if _lines([points[arm] for arm in chosen])), ())
 
 
 def _lines(points: Sequence[Point]) -> list[tuple[float, float]]:
-    """(slope, intercept) of the extreme lines through all intervals: each touches two of their ends."""
-    ends = [(x, y) for x, interval in points for y in (interval.low, interval.high)]
+    """(slope, intercept) of the extreme lines through all intervals of at least two points: each touches two ends."""
     found = []
-    for (x, y), (u, v) in combinations(ends, 2):
+    for (x, y), (u, v) in combinations([(x, y) for x, interval in points for y in (interval.low, interval.high)], 2):
         if x == u:
             continue
         slope = (v - y) / (u - x)
@@ -191,17 +181,8 @@ def _lines(points: Sequence[Point]) -> list[tuple[float, float]]:
     return found
 
 
-def _at(points: Sequence[Point], x: int) -> Interval | None:
-    """What lines through all of at least two points can be at x."""
-    values = [slope * x + intercept for slope, intercept in _lines(points)] if len(points) > 1 else []
-    return Interval(min(values), max(values)) if values else None
-
-
-def _slope(points: Sequence[Point]) -> tuple[float, float]:
-    """(slope, intercept) in the middle of all lines through the points."""
-    lines = _lines(points)
-    middles = [Interval(min(values), max(values)).middle for values in zip(*lines, strict=True)]
-    return middles[0], middles[1]
+def _hull(values: Sequence[float]) -> Interval:
+    return Interval(min(values), max(values))
 
 
 def parts_within_wholes(tables: Tables) -> Iterator[Check]:
@@ -247,3 +228,132 @@ def memory_against_timing(tables: Tables) -> Iterator[Check]:
             adds_up=runs,
             inference="" if runs else "another GPU, offloading or another size of video: neither table says which",
         )
+
+
+def speed_ups(tables: Tables) -> Iterator[Check]:
+    """ "accelerating the generative sampling of native 2K/4K videos by over 10×": against the base model, Table 1."""
+    table = tables["table_1"]
+    for of, to, name in (("wan2_2_5b_2k", "pixelwizard_2k", "2K"), ("wan2_2_5b_4k", "pixelwizard_4k", "4K")):
+        slow, fast = table.row(of), table.row(to)
+        a, b = rounding(slow.printed["Latency"]), rounding(fast.printed["Latency"])
+        interval = Interval(a.low / b.high, a.high / b.low)
+        yield Check(
+            kind="claim",
+            tables=("table_1",),
+            place="abstract; sec. 1, last paragraph",
+            row=f"{fast.label} to {slow.label}",
+            column=f"speed-up at {name}",
+            printed="over 10×",
+            recomputed=f"{interval.low:.2f} to {interval.high:.2f}",
+            how=f"{slow.printed['Latency']} s / {fast.printed['Latency']} s, the base model at the same size",
+            adds_up=interval.low > 10,
+            possible=interval,
+        )
+
+
+def durations(tables: Tables) -> Iterator[Check]:
+    """ "comparable at approximately 5 seconds" (sec. 8.2): frames over frames per second, to the nearest second."""
+    about = rounding("5")
+    for row in tables["table_1"].rows:
+        frames, fps = size(row.printed["Resolution (T×H×W)"])[0], row.values["Playback FPS"]
+        seconds = Interval(frames / fps, frames / fps)
+        yield Check(
+            kind="claim",
+            tables=("table_1",),
+            place="sec. 8.2, paragraph 2",
+            row=f"{row.label} ({row.source})",
+            column="playback duration",
+            printed="approximately 5 seconds",
+            recomputed=f"{seconds.low:.2f}",
+            how=f"{frames} frames at {fps:g} per second; 4.5 to 5.5 s would be 5 to the nearest second",
+            adds_up=about.meets(seconds),
+            possible=seconds,
+        )
+
+
+def bests(tables: Tables) -> Iterator[Check]:
+    """Claims of being best: of Table 1's averages both, of Table 2's columns one of PixelWizard's two rows."""
+    both = "achieving the highest average scores at both 2K and 4K resolutions"
+    one = "consistently achieves the best performance across all metrics"
+    claims = (("table_1", "Avg.", 2, both), *(("table_2", name, 1, one) for name in tables["table_2"].quality()))
+    for name, column, need, claim in claims:
+        rows = tables[name].rows
+        sign = 1 if COLUMNS[column].direction == "higher" else -1
+        leading = sorted(rows, key=lambda row: -sign * row.values[column])[:need]
+        yield Check(
+            kind="claim",
+            tables=(name,),
+            place="sec. 4.2, after Table 3",
+            row="PixelWizard",
+            column=column,
+            printed=claim,
+            recomputed=listed([f"{row.label} {row.printed[column]}" for row in leading]),
+            how=f"the best of {len(rows)} rows" if need == 1 else f"the best {need} of {len(rows)} rows",
+            adds_up=all(row.arm in ("pixelwizard_2k", "pixelwizard_4k") for row in leading),
+        )
+
+
+_ORDERS = (
+    ("table_4", "add", "alpha_zero", "element-wise addition (w/o AGI) is suboptimal"),
+    ("table_4", "alpha_zero", "gated", "Enabling the full AGHS with adaptive gating further improves performance"),
+    ("table_9_3", "baseline", "original", "yields consistent improvements across all metrics"),
+    ("table_9_3", "original", "exponential", "yields further gains across all metrics"),
+    ("table_9_3", "exponential", "full", "achieves the best overall results"),
+)
+
+
+def orders(tables: Tables) -> Iterator[Check]:
+    """Claims that a row is better than the one before it, in every metric."""
+    for name, before, after, claim in _ORDERS:
+        table = tables[name]
+        a, b = table.row(before), table.row(after)
+        worse = [
+            column
+            for column, direction in table.quality().items()
+            if (b.values[column] - a.values[column]) * (1 if direction == "higher" else -1) <= 0
+        ]
+        steps = [f"{c} {a.printed[c]} → {b.printed[c]}" for c in (worse or table.quality())]
+        yield Check(
+            kind="claim",
+            tables=(name,),
+            place="sec. 4.3" if name == "table_4" else "sec. 9.5",
+            row=f"{a.label} → {b.label}",
+            column=listed(worse or list(table.quality())),
+            printed=claim,
+            recomputed=", ".join(steps),
+            how="every metric strictly better" if not worse else f"not better: {', '.join(worse)}",
+            adds_up=not worse,
+        )
+
+
+def counts(tables: Tables) -> Iterator[Check]:
+    """Numbers that the text derives: the anchor's tokens (sec. 9.5), two stages of 5B parameters (Table 8.2)."""
+    width, height = 448, 256
+    latent, grid = (width // 16, height // 16), (width // 32, height // 32)
+    recomputed = f"{latent[0]}×{latent[1]}, {grid[0]}×{grid[1]}, {grid[0] * grid[1]}"
+    printed = "28×16, 14×8, 112"
+    yield Check(
+        kind="claim",
+        tables=(),
+        place="sec. 9.5, first paragraph",
+        row="anchor of 448×256",
+        column="latent, token grid, tokens",
+        printed=printed,
+        recomputed=recomputed,
+        how="the VAE compresses 16×, a patch 2×",
+        adds_up=printed == recomputed,
+    )
+    row = tables["table_8_2"].row("pixelwizard_4k")
+    stages = Interval(2 * rounding("5").low, 2 * rounding("5").high)
+    yield Check(
+        kind="claim",
+        tables=("table_8_2",),
+        place=row.source,
+        row=row.label,
+        column="Params.",
+        printed=row.printed["Params."],
+        recomputed=ends(stages, "10"),
+        how="two stages (sec. 9.3), each a Wan2.2-TI2V-5B (sec. 4.1)",
+        adds_up=stages.meets(rounding(row.printed["Params."], "B")),
+        possible=stages,
+    )

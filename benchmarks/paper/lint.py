@@ -2,7 +2,7 @@
 
 pw lint-paper [table=table_1] [all=true] [format=terminal|md] [json=true]
 
-all=true also lists what adds up. What is recomputed, and when it adds up: `benchmarks.paper.check`.
+all=true also lists what adds up. What is recomputed, and when it adds up: `benchmarks.paper.recompute`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from benchmarks import paper
-from benchmarks.paper import consistency, text_claims
-from benchmarks.paper.check import Check, Kind
-from benchmarks.paper.derived import derived
+from benchmarks.paper import consistency
+from benchmarks.paper.recompute import Check, Kind, derived
 from pw.io.arguments import Command, option
 
 if TYPE_CHECKING:
@@ -34,17 +33,12 @@ KINDS: Mapping[Kind, str] = {
 def lint(folder: Path = paper.HERE) -> list[Check]:
     """Every check of the paper's tables: derived cells, consistency, claims. folder: where their CSVs are."""
     tables = {name: paper.load(name, folder) for name in paper.names()}
-    return [*derived(tables), *consistency.checks(tables), *text_claims.checks(tables)]
+    return [*derived(tables), *consistency.checks(tables)]
 
 
 def summary(checks: Sequence[Check]) -> list[str]:
-    """A line per kind: how many of how many."""
-    lines = []
-    for kind, words in KINDS.items():
-        found = [check.adds_up for check in checks if check.kind == kind]
-        if found:
-            lines.append(f"{sum(found)} of {len(found)} {words}")
-    return lines
+    found = {kind: [check.adds_up for check in checks if check.kind == kind] for kind in KINDS}
+    return [f"{sum(found[kind])} of {len(found[kind])} {words}" for kind, words in KINDS.items() if found[kind]]
 
 
 _HEADS = ("where", "printed", "recomputed", "why")
@@ -57,9 +51,8 @@ def _texts(check: Check) -> tuple[str, str, str, str]:
 
 def _sections(checks: Sequence[Check], everything: bool) -> list[tuple[str, list[Check]]]:
     wrong = [check for check in checks if not check.adds_up]
-    parts = [("What does not add up", wrong)] if wrong else []
-    right = [check for check in checks if check.adds_up]
-    return [*parts, ("What adds up", right)] if everything and right else parts
+    right = [check for check in checks if check.adds_up and everything]
+    return [(title, found) for title, found in (("What does not add up", wrong), ("What adds up", right)) if found]
 
 
 def markdown(checks: Sequence[Check], everything: bool = False) -> str:
@@ -83,7 +76,6 @@ def as_json(checks: Sequence[Check]) -> str:
 
 
 def terminal(checks: Sequence[Check], everything: bool = False) -> Group:
-    """The same for rich."""
     from rich import box
     from rich.console import Group
     from rich.table import Table as RichTable
@@ -100,12 +92,8 @@ def terminal(checks: Sequence[Check], everything: bool = False) -> Group:
             where, printed, recomputed, _ = _texts(check)
             place, _, cell = where.partition(": ")
             inference = ("\nInference: " + check.inference + ".", "yellow") if check.inference else ""
-            table.add_row(
-                Text.assemble((place, "dim"), f"\n{cell}"),
-                Text(printed),
-                Text(recomputed),
-                Text.assemble((f"{check.how}.", "dim"), inference),
-            )
+            why = Text.assemble((f"{check.how}.", "dim"), inference)
+            table.add_row(Text.assemble((place, "dim"), f"\n{cell}"), Text(printed), Text(recomputed), why)
         parts.append(table)
     return Group(*parts, Text("\n".join(summary(checks))))
 
@@ -118,8 +106,6 @@ def _table(text: str) -> str:
 
 @dataclass(frozen=True)
 class LintOptions:
-    """The options of `pw lint-paper`."""
-
     table: str = option("", "only the checks that concern this table", read=_table)
     all: bool = option(False, "also what adds up")
     format: Literal["terminal", "md"] = option("terminal", "how it is printed")

@@ -11,10 +11,10 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.metrics import lookup
 from benchmarks.report import render
@@ -30,10 +30,7 @@ WIDTH = 12.0
 """Of the figure, in inches: fonts are 11 pt and more at this width."""
 
 
-@dataclass(frozen=True)
-class Mark:
-    """How a verdict is drawn."""
-
+class Mark(NamedTuple):
     marker: str
     colour: str
     filled: bool
@@ -72,11 +69,12 @@ _STYLE: Any = {
     "legend.frameon": False,
     "axes.formatter.use_mathtext": True,
 }
+_LARGE: Any = {"markersize": 10, "markeredgewidth": 1.8, "elinewidth": 2.2, "capsize": 5}
+_SMALL: Any = {"markersize": 7, "markeredgewidth": 1.8, "elinewidth": 1.6, "capsize": 3}
 _LEADS: Any = {"axes.titlesize": 16, "axes.labelsize": 13, "xtick.labelsize": 13, "ytick.labelsize": 13}
 
 
 def plot(result: render.Result, out: Path) -> None:
-    """Write the figure as a PNG."""
     figure_of(result).savefig(out, dpi=160, metadata={"Software": None})
 
 
@@ -93,14 +91,12 @@ def figure_of(result: render.Result) -> Figure:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, sum(heights) + 1.3), layout="constrained")
         FigureCanvasAgg(figure)
-        title = str(result.get("title") or result["ablation"])
-        figure.suptitle(textwrap.fill(title, 78), x=0.01, ha="left", fontsize=17, fontweight="bold")
+        figure.suptitle(textwrap.fill(render.title(result), 78), x=0.01, ha="left", fontsize=17, fontweight="bold")
         if leading is None:
             figure.text(0.5, 0.5, "no arm has scores", ha="center", fontsize=14)
             return figure
-        top, *below = figure.add_gridspec(
-            2 if rows else 1, 1, height_ratios=[heights[0], sum(heights[1:])][: 1 + (rows > 0)]
-        )
+        ratios = [heights[0], sum(heights[1:])] if rows else heights
+        top, *below = figure.add_gridspec(len(ratios), 1, height_ratios=ratios)
         with mpl.rc_context(_LEADS):
             values, differences = (figure.add_subplot(cell) for cell in top.subgridspec(1, 2))
             _values_panel(values, result, places, leading, leads=True)
@@ -136,15 +132,11 @@ class Places:
 
     @classmethod
     def of(cls, result: render.Result) -> Places:
-        """Those of a result's arms."""
-        if curve := result.get("curve"):
-            return cls._of_curve(curve)
-        names = [arm["name"] for arm in result["arms"]]
-        return cls({name: y for y, name in enumerate(names)}, {y: name for y, name in enumerate(names)}, {})
-
-    @classmethod
-    def _of_curve(cls, curve: Mapping[str, Any]) -> Places:
-        """Lines stand a little beside each other, so that no interval hides another."""
+        """Those of a result's arms; lines stand a little beside each other, so that no interval hides another."""
+        curve = result.get("curve")
+        if not curve:
+            names = [arm["name"] for arm in result["arms"]]
+            return cls({name: y for y, name in enumerate(names)}, dict(enumerate(names)), {})
         numbers = sorted({number for line in curve["lines"] for number, _ in line["points"]})
         is_log = numbers[0] > 0 and numbers[-1] > 30 * numbers[0]
         to, back = (math.log, math.exp) if is_log else (float, float)
@@ -208,8 +200,8 @@ def _values_panel(axes: Axes, result: render.Result, places: Places, name: str, 
     guide = axes.axhline if places.lines else axes.axvline
     if metric.direction == "one" and low <= 1 <= high:
         guide(1, color="#999999", linewidth=0.9, zorder=1)
-    for key, (colour, style) in REFERENCES.items():
-        mean = (result.get(key) or {}).get(name, {}).get("mean")
+    for key, _, row in render.references(result):
+        (colour, style), mean = REFERENCES[key], row.get(name, {}).get("mean")
         if mean is not None and low <= mean <= high:
             guide(mean, color=colour, linestyle=style, linewidth=2.2 if leads else 1.6, zorder=1)
         elif mean is not None:
@@ -244,18 +236,10 @@ def _numbers(axes: Axes, places: Places, exponent: int) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 10**exponent:.6g}".replace("-", "−")))
 
 
-def _draw(
-    axes: Axes,
-    places: Places,
-    spots: Mapping[str, Spot],
-    key: str,
-    *,
-    leads: bool,
-    joined: bool,
-) -> None:
+def _draw(axes: Axes, places: Places, spots: Mapping[str, Spot], key: str, *, leads: bool, joined: bool) -> None:
     """Means (or differences) with intervals; along a curve joined to lines, and with a band where there is but one."""
     colours = {arm: mark.colour for arm, (_, mark) in spots.items()}
-    for (_, arms), (colour, dashes) in zip(places.lines.items(), _styles(places), strict=True):
+    for (_, arms), (colour, dashes) in zip(places.lines.items(), itertools.cycle(LINES), strict=False):
         there = [arm for arm in arms if arm in spots]
         x, y = [places.at[arm] for arm in there], [spots[arm][0][key] for arm in there]
         if joined:
@@ -266,28 +250,11 @@ def _draw(
             low, high = ([spots[arm][0][end] for arm in there] for end in ("low", "high"))
             axes.fill_between(x, low, high, color="#222222", alpha=0.1, linewidth=0, zorder=0)
     for arm, (row, mark) in spots.items():
-        error = None
-        if row.get("low") is not None:
-            error = [[row[key] - row["low"]], [row["high"] - row[key]]]
+        error = None if row.get("low") is None else [[row[key] - row["low"]], [row["high"] - row[key]]]
         x, y = (places.at[arm], row[key]) if places.lines else (row[key], places.at[arm])
-        axes.errorbar(
-            x,
-            y,
-            xerr=None if places.lines else error,
-            yerr=error if places.lines else None,
-            fmt=mark.marker,
-            color=colours[arm],
-            markerfacecolor=colours[arm] if mark.filled else "white",
-            markeredgewidth=1.8,
-            markersize=10 if leads else 7,
-            elinewidth=2.2 if leads else 1.6,
-            capsize=5 if leads else 3,
-            zorder=3,
-        )
-
-
-def _styles(places: Places) -> Iterator[tuple[str, Any]]:
-    return (LINES[i % len(LINES)] for i in range(len(places.lines)))
+        bars: dict[str, Any] = {"yerr" if places.lines else "xerr": error, **(_LARGE if leads else _SMALL)}
+        face = colours[arm] if mark.filled else "white"
+        axes.errorbar(x, y, fmt=mark.marker, color=colours[arm], markerfacecolor=face, zorder=3, **bars)
 
 
 def _name_lines(axes: Axes, result: render.Result, places: Places, name: str) -> None:
@@ -296,7 +263,7 @@ def _name_lines(axes: Axes, result: render.Result, places: Places, name: str) ->
 
     means = {arm["name"]: arm["metrics"][name]["mean"] for arm in result["arms"] if name in arm["metrics"]}
     ends = []
-    for (line, arms), (colour, dashes) in zip(places.lines.items(), _styles(places), strict=True):
+    for (line, arms), (colour, dashes) in zip(places.lines.items(), itertools.cycle(LINES), strict=False):
         if there := [means[arm] for arm in arms if arm in means]:
             ends.append((there[-1], Line2D([], [], color=colour, linestyle=dashes, linewidth=2.4, label=line)))
     handles = [handle for _, handle in sorted(ends, key=lambda end: -end[0])]
@@ -309,17 +276,15 @@ def _legend(figure: Figure, result: render.Result) -> None:
     drawn = {row["verdict"] for arm in result["arms"] for row in arm["vs_previous"].values()}
     handles = [
         Line2D([], [], color=colour, linestyle=style, linewidth=2.2, label=label)
-        for (key, (colour, style)), label in zip(
-            REFERENCES.items(), (render.ceiling_label(result), render.floor_label(result)), strict=True
-        )
-        if result.get(key)
+        for key, label, row in render.references(result)
+        for colour, style in [REFERENCES[key]]
+        if row
     ]
     several = len((result.get("curve") or {}).get("lines", ())) > 1  # colours are the lines' then
     for label, mark in (("not compared", NOT_COMPARED), *VERDICTS.items()):
         if label in drawn or mark is NOT_COMPARED:
             colour = NOT_COMPARED.colour if several else mark.colour
             face = colour if mark.filled else "white"
-            handles.append(
-                Line2D([], [], ls="", marker=mark.marker, ms=9, color=colour, markerfacecolor=face, label=label)
-            )
+            dot = Line2D([], [], ls="", marker=mark.marker, ms=9, color=colour, markerfacecolor=face, label=label)
+            handles.append(dot)
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=11)

@@ -1,19 +1,41 @@
-"""A printed table before any markup: cells under headed columns, and how many digits a number has."""
+"""A printed table: cells under headed columns as Markdown, TeX and HTML, and how many digits a number has."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 MISSING = "–"
-
-
 MARKS = {"better": "▲", "worse": "▼", "no difference shown": "·", "not resolved": "?"}
-
+PAPER = "paper (not comparable in value)"
+"""The group of columns that is set apart from ours."""
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8").strip()
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$",
+    "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "·": r"$\cdot$", "↓": r"$\downarrow$", "↑": r"$\uparrow$",
+    "→": r"$\to$", "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "–": "--", "…": r"\dots{}",
+    "Δ": r"$\Delta$", "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "σ": r"$\sigma$", "≥": r"$\geq$",
+    "≤": r"$\leq$", "\u2003": r"\quad ", "\u2009": r"\,", "\u00a0": "~",
+    "⁻": "$^{-}$", **{c: f"$^{{{i}}}$" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """Text with everything escaped that TeX would read otherwise."""
+    return "".join(_TEX.get(c, c) for c in text).replace("}$$^{", "")
+
+
+def _md(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")
 
 
 @dataclass(frozen=True)
@@ -27,18 +49,27 @@ class Cell:
 
     @property
     def mark(self) -> str:
-        """The verdict's sign, or nothing."""
         return MARKS[self.verdict] if self.verdict else ""
 
     def plain(self) -> str:
         """Text, mark and aside in one line."""
         return " ".join(part for part in (self.text, self.mark, self.aside) if part)
 
+    def latex(self) -> str:
+        text = rf"\textbf{{{tex(self.text)}}}" if self.bold else tex(self.text)
+        mark = rf"\,{tex(self.mark)}" if self.mark else ""
+        return text + mark + (rf" {{\scriptsize {tex(self.aside)}}}" if self.aside else "")
 
-@dataclass(frozen=True)
-class Column:
-    """A column under the heading of its group."""
+    def html(self) -> str:
+        text = f"<b>{escape(self.text)}</b>" if self.bold else escape(self.text)
+        if self.verdict is None:
+            return text
+        kind = self.verdict if self.verdict in ("better", "worse") else "none"
+        aside = f" <small>{escape(self.aside)}</small>" if self.aside else ""
+        return f'{text} <span class="{kind}" title="{self.verdict}">{self.mark}</span>{aside}'
 
+
+class Column(NamedTuple):
     group: str
     header: str
 
@@ -59,9 +90,66 @@ class Grid:
         return Grid(self.columns + other.columns, rows, self.rule_at)
 
     def only(self, columns: range) -> Grid:
-        """Some of the columns."""
         rows = tuple((label, tuple(cells[i] for i in columns)) for label, cells in self.rows)
         return Grid(tuple(self.columns[i] for i in columns), rows, self.rule_at)
+
+    def markdown(self) -> str:
+        headers, before = [], ""
+        for group, header in self.columns:
+            of_paper = f"{'paper' if before == PAPER else PAPER}: " if group == PAPER else ""
+            headers.append(_md(of_paper + header))
+            before = group
+        lines = ["| | " + " | ".join(headers) + " |", "|---|" + "--:|" * len(headers)]
+        for label, cells in self.rows:
+            texts = (f"**{_md(cell.plain())}**" if cell.bold else _md(cell.plain()) for cell in cells)
+            lines.append(f"| {_md(label)} | " + " | ".join(texts) + " |")
+        return "\n".join(lines)
+
+    def latex(self, caption: str, label: str) -> str:
+        """As a booktabs table; the caption is TeX already."""
+        spans, rules, at = [], [], 2
+        for name, n in self._groups():
+            spans.append(rf"\multicolumn{{{n}}}{{c}}{{{tex(name)}}}")
+            rules.append(rf"\cmidrule(lr){{{at}-{at + n - 1}}}")
+            at += n
+        lines = [
+            r"\begin{table*}",
+            r"\centering",
+            r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
+            r"\toprule",
+            " & " + " & ".join(spans) + r" \\",
+            "".join(rules),
+            " & " + " & ".join(tex(column.header) for column in self.columns) + r" \\",
+            r"\midrule",
+        ]
+        for i, (name, cells) in enumerate(self.rows):
+            if i == self.rule_at:
+                lines.append(r"\midrule")
+            lines.append(f"{tex(name)} & " + " & ".join(cell.latex() for cell in cells) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}}", rf"\caption{{{caption}}}", rf"\label{{tab:{label}}}"]
+        return "\n".join([*lines, r"\end{table*}"])
+
+    def html(self) -> str:
+        """As an HTML table that scrolls sideways."""
+        groups = "".join(f'<th class="group" colspan="{n}">{escape(name)}</th>' for name, n in self._groups())
+        heads = "".join(f"<th>{escape(column.header)}</th>" for column in self.columns)
+        body = []
+        for i, (label, cells) in enumerate(self.rows):
+            rule = ' class="rule"' if i == self.rule_at else ""
+            data = "".join(
+                f"<td{' class=aside' if column.group == PAPER else ''}>{cell.html()}</td>"
+                for column, cell in zip(self.columns, cells, strict=True)
+            )
+            body.append(f"<tr{rule}><th>{escape(label)}</th>{data}</tr>")
+        rows = "\n".join(body)
+        return (
+            f'<div class="scroll"><table>\n<thead><tr><th></th>{groups}</tr><tr><th></th>{heads}</tr></thead>\n'
+            f"<tbody>\n{rows}\n</tbody></table></div>"
+        )
+
+    def _groups(self) -> list[tuple[str, int]]:
+        return [(name, len(list(found))) for name, found in groupby(self.columns, lambda column: column.group)]
 
 
 @dataclass(frozen=True)
@@ -91,10 +179,24 @@ class Digits:
         return shown.replace("-", "−") if float(shown) else shown.lstrip("-")
 
     def interval(self, mean: float, half: float | None) -> str:
-        """mean ± half."""
         return self.text(mean) if half is None else f"{self.text(mean)} ± {self.text(half)}"
 
     @property
     def unit(self) -> str:
         """×10⁻³, or nothing."""
         return f"×10{str(self.exponent).translate(SUPERSCRIPTS)}" if self.exponent else ""
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """A page of ready-made parts under a title, with the style of all tables."""
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        f"<style>\n{CSS}\n</style></head><body>\n<h1>{escape(title)}</h1>{body}\n</body></html>\n"
+    )
+
+
+def html_list(lines: Iterable[tuple[str, str]]) -> str:
+    """What stands below a table."""
+    items = "".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in lines)
+    return f"<h2>Reading and provenance</h2><dl>{items}</dl>"

@@ -1,6 +1,6 @@
 """The content of the printed tables, before any markup: rows, cells, footers.
 
-Reads the result dictionary that is written as table.json; `report.py` renders it.
+Reads the result dictionary that `write` writes as table.json.
 """
 
 from __future__ import annotations
@@ -11,30 +11,33 @@ from typing import Any
 
 from benchmarks.metrics import Metric, lookup
 from benchmarks.paper import COLUMNS
-from benchmarks.report.grid import SUPERSCRIPTS, Cell, Column, Digits, Grid
-from benchmarks.stats.difference import LEVEL
+from benchmarks.report.grid import PAPER, SUPERSCRIPTS, Cell, Column, Digits, Grid
+from benchmarks.stats.comparison import LEVEL
 
 Result = Mapping[str, Any]
 SIGNS = {"holds": "✓", "refuted": "✗", "not resolved": "·", "not run": "–"}
-LEGEND = (
-    "mean ± half the 95 % interval over seeds (Student). Each arm is compared with {other}, paired by seed: {test}. "
-    "▲ better, ▼ worse, · no difference shown, ? not resolved; bold: significantly better than every other arm, tested "
-    "alike; for →1 the distance |ln value| is compared"
-)
-GATE = (
-    "{primary}, the primary metric, is tested alone at 5 %; where it shows a difference so are the others, by Holm "
-    "among themselves (p is adjusted; in parentheses where it was not tested)"
-)
-CEILING = "{steps}-step ceiling"
-FLOOR = "real vs real (floor)"
-OTHER_REAL = "other real clips (no bound)"
-PAPER = "paper (not comparable in value)"
+
+
+def title(result: Result) -> str:
+    return str(result.get("title") or result["ablation"])
 
 
 def metrics(result: Result) -> list[str]:
     """The metrics that any row has, in the registry's order of first appearance."""
-    below = (result.get("ceiling") or {}, result.get("floor") or {})
-    return list(dict.fromkeys(m for row in (*(arm["metrics"] for arm in result["arms"]), *below) for m in row))
+    rows = [*(arm["metrics"] for arm in result["arms"]), *(row for _, _, row in references(result))]
+    return list(dict.fromkeys(metric for row in rows for metric in row))
+
+
+def references(result: Result) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(key, label, metric -> estimate) of the rows below the arms, empty where there is none.
+
+    The ceiling is the many-step solution, the floor real clips held against real ones. That is a bound only where both
+    have the same structure: clips of other content differ more from the reference than those of a model that is given
+    the reference's anchors.
+    """
+    floor = "real vs real (floor)" if result.get("floor_is_bound", True) else "other real clips (no bound)"
+    labels = {"ceiling": f"{result.get('ceiling_steps', 48)}-step ceiling", "floor": floor}
+    return [(key, label, result.get(key) or {}) for key, label in labels.items()]
 
 
 def primary_metric(result: Result) -> str | None:
@@ -71,33 +74,20 @@ def frame(result: Result, name: str) -> tuple[float, float]:
     """The range that a plot of a metric shows: every arm's interval, and the ceiling, the floor and the right value 1
     where they do not more than double it. Needs an arm that has the metric."""
     low, high = _ends([arm["metrics"][name] for arm in result["arms"] if name in arm["metrics"]])
-    references = [result[key][name] for key in ("ceiling", "floor") if name in (result.get(key) or {})]
-    references += [{"mean": 1.0}] * (lookup(name).direction == "one")
-    joint = [_ends([{"mean": low}, {"mean": high}, row]) for row in references]
+    below = [row[name] for _, _, row in references(result) if name in row]
+    below += [{"mean": 1.0}] * (lookup(name).direction == "one")
+    joint = [_ends([{"mean": low}, {"mean": high}, row]) for row in below]
     near = [ends for ends in joint if low == high or ends[1] - ends[0] <= 2 * (high - low)]
     return min([low, *(ends[0] for ends in near)]), max([high, *(ends[1] for ends in near)])
-
-
-def ceiling_label(result: Result) -> str:
-    """The row of the many-step solution, by its steps."""
-    return CEILING.format(steps=result.get("ceiling_steps", 48))
 
 
 def digits_of(result: Result, metric: str) -> Digits:
     """How a metric's scores are printed: as the arms need it, floor and ceiling follow."""
     arms = [arm["metrics"][metric] for arm in result["arms"] if metric in arm["metrics"]]
-    below = [(result.get(key) or {}).get(metric) for key in ("ceiling", "floor")]
-    return _digits(arms or [row for row in below if row])
-
-
-def floor_label(result: Result) -> str:
-    """The row of real clips held against real ones. It is a bound only where both have the same structure: clips of
-    other content differ more from the reference than those of a model that is given the reference's anchors."""
-    return FLOOR if result.get("floor_is_bound", True) else OTHER_REAL
+    return _digits(arms or [row[metric] for _, _, row in references(result) if metric in row])
 
 
 def half_width(row: Mapping[str, Any]) -> float | None:
-    """Half of an interval; None without one."""
     return None if row.get("low") is None or row.get("high") is None else (row["high"] - row["low"]) / 2
 
 
@@ -107,22 +97,18 @@ def scores(result: Result, *, marks: bool) -> Grid:
     marks: the verdict of its comparison beside each score.
     """
     names = metrics(result)
-    below = [
-        (label, result.get(key) or {})
-        for label, key in ((ceiling_label(result), "ceiling"), (floor_label(result), "floor"))
-    ]
     rows = [
         *((arm["name"], arm["metrics"]) for arm in result["arms"]),
-        *((label, row) for label, row in below if row),
+        *((label, row) for _, label, row in references(result) if row),
     ]
     digits = {name: digits_of(result, name) for name in names}
     best = result.get("best") or {}
-    verdicts = {arm["name"]: {m: d["verdict"] for m, d in arm["vs_previous"].items()} for arm in result["arms"]}
+    verdict_of = {arm["name"]: {m: d["verdict"] for m, d in arm["vs_previous"].items()} for arm in result["arms"]}
 
     def cell(label: str, row: Mapping[str, Any], name: str) -> Cell:
         if name not in row:
             return Cell()
-        verdict = verdicts.get(label, {}).get(name) if marks else None
+        verdict = verdict_of.get(label, {}).get(name) if marks else None
         text = digits[name].interval(row[name]["mean"], half_width(row[name]))
         return Cell(text, best.get(name) == label, verdict)
 
@@ -141,15 +127,16 @@ def differences(result: Result) -> Grid:
     names = [name for name in metrics(result) if any(name in arm["vs_previous"] for arm in arms)]
     columns, cells = [], {arm["name"]: [] for arm in arms}
     primary = result.get("primary")
-    shut = {arm["name"] for arm in arms if _is_shut(arm["vs_previous"].get(primary))}
+    # a comparison's primary metric was tested and showed nothing, so the others were not tested
+    gates = {arm["name"]: arm["vs_previous"].get(primary, {}).get("p") for arm in arms}
+    shut = {name for name, p in gates.items() if p is not None and p >= 1 - LEVEL}
     for name in names:
         found = {a["name"]: a["vs_previous"][name] for a in arms if name in a["vs_previous"]}
         of = next(iter(found.values()))["diff_of"]
         exponent = 0 if of == "abs_log" else digits_of(result, name).exponent
         shown = [{**d, "mean": d["diff"]} for d in found.values() if d["diff"] is not None]
         digits = _digits(shown, exponent)
-        metric = lookup(name)
-        header = f"|ln {metric.header}|\u00a0↓" if of == "abs_log" else heading(metric, digits)
+        header = f"|ln {lookup(name).header}|\u00a0↓" if of == "abs_log" else heading(lookup(name), digits)
         columns.append(Column(f"difference to {compared_with(result)}", f"Δ{header}"))
         for arm, row in cells.items():
             row.append(_difference(found.get(arm), digits, tested=name == primary or arm not in shut))
@@ -158,9 +145,17 @@ def differences(result: Result) -> Grid:
 
 def legend(result: Result) -> str:
     """How the table is read, and by which test its marks are given."""
-    primary = result.get("primary")
-    test = GATE.format(primary=lookup(primary).header) if primary else "all metrics are tested, by Holm over them"
-    return LEGEND.format(test=test, other=compared_with(result))
+    test = "all metrics are tested, by Holm over them"
+    if primary := result.get("primary"):
+        test = (
+            f"{lookup(primary).header}, the primary metric, is tested alone at 5 %; where it shows a difference so are "
+            "the others, by Holm among themselves (p is adjusted; in parentheses where it was not tested)"
+        )
+    return (
+        f"mean ± half the 95 % interval over seeds (Student). Each arm is compared with {compared_with(result)}, "
+        f"paired by seed: {test}. ▲ better, ▼ worse, · no difference shown, ? not resolved; bold: significantly better "
+        "than every other arm, tested alike; for →1 the distance |ln value| is compared"
+    )
 
 
 def verdicts(result: Result) -> list[tuple[str, str, str]]:
@@ -181,20 +176,22 @@ def costs(result: Result) -> Grid:
 
 def paper(result: Result) -> Grid:
     """The paper's numbers as printed; nothing if no arm is in the paper."""
-    names = list(dict.fromkeys(c for arm in result["arms"] for c in arm.get("paper") or {}))
+    printed = {arm["name"]: arm.get("paper") or {} for arm in result["arms"]}
+    names = list(dict.fromkeys(column for row in printed.values() for column in row))
     columns = tuple(Column(PAPER, COLUMNS[c].header if c in COLUMNS else c) for c in names)
-    rows = [(arm["name"], tuple(_printed(c, (arm.get("paper") or {}).get(c)) for c in names)) for arm in result["arms"]]
-    return Grid(columns, tuple(rows))
+    return Grid(columns, tuple((arm, tuple(_printed(c, row.get(c)) for c in names)) for arm, row in printed.items()))
 
 
 def footer(result: Result) -> list[tuple[str, str]]:
     """What stands below the table: (label, text) lines."""
-    varied = "; ".join(f"{arm['name']}: {_pairs(arm.get('varied') or {})}" for arm in result["arms"])
-    lines = [("refuted", result.get("refuted"))]
-    if result.get("order_as_in_paper"):
-        lines.append(("order as in the paper", result["order_as_in_paper"]))
-    lines += [
-        ("arms", varied),
+    varied = {
+        arm["name"]: " ".join(f"{key}={value}" for key, value in (arm.get("varied") or {}).items())
+        for arm in result["arms"]
+    }
+    lines = [
+        ("refuted", result.get("refuted")),
+        ("order as in the paper", result.get("order_as_in_paper")),
+        ("arms", "; ".join(f"{name}: {keys or 'as fixed'}" for name, keys in varied.items())),
         ("asked for", " ".join(result.get("settings") or ())),
         ("scale", result.get("scale")),
         ("seeds", ", ".join(str(seed) for seed in result.get("seeds") or ())),
@@ -205,19 +202,15 @@ def footer(result: Result) -> list[tuple[str, str]]:
         arm, _, text = coverage_line(entry).partition(": ")
         covered.setdefault(text, []).append(arm)
     lines += [("coverage", f"{', '.join(arms)}: {text}") for text, arms in covered.items()]
-    lines += [("no value", text) for text in _absent(result)]
-    failed = [f"{arm['name']} {arm['status']}" for arm in result["arms"] if arm.get("status", "ok") != "ok"]
-    lines += [("failed", str(text)) for text in dict.fromkeys([*failed, *(result.get("failed") or ())])]
-    lines += [("note", str(note)) for note in result.get("notes") or ()]
-    return [(label, str(text)) for label, text in [*lines, ("reading", legend(result))] if text]
-
-
-def _absent(result: Result) -> list[str]:
-    """Why a cell of an arm that was scored is a dash, by metric."""
     scored = {arm["name"]: arm["metrics"] for arm in result["arms"] if arm["metrics"]}
-    lacking = {name: [arm for arm, row in scored.items() if name not in row] for name in metrics(result)}
-    why = "not finite, or not measured of such an arm"
-    return [f"{name} of {', '.join(arms)}: {why}" for name, arms in lacking.items() if arms]
+    for name in metrics(result):
+        if lacking := [arm for arm, row in scored.items() if name not in row]:
+            why = "not finite, or not measured of such an arm"
+            lines.append(("no value", f"{name} of {', '.join(lacking)}: {why}"))
+    failed = [f"{arm['name']} {arm['status']}" for arm in result["arms"] if arm.get("status", "ok") != "ok"]
+    lines += [("failed", text) for text in dict.fromkeys([*failed, *(result.get("failed") or ())])]
+    lines += [("note", note) for note in result.get("notes") or ()]
+    return [(label, str(text)) for label, text in [*lines, ("reading", legend(result))] if text]
 
 
 def heading(metric: Metric, digits: Digits) -> str:
@@ -244,15 +237,11 @@ def contract_line(contract: Mapping[str, Any]) -> str:
     protocols = given.pop("metrics", {})
     first = [k for k in ("signature", "git_commit", "dirty", "lock_hash", "clips") if k in given]
     parts = [f"{key} {_short(given[key])}" for key in [*first, *(k for k in given if k not in first)]]
-    if protocols:
-        parts.append("metrics " + " ".join(str(row.get("protocol")) for row in _rows(protocols)))
+    if protocols:  # one dictionary of metrics, or a list of them: rows that lack some
+        tables = protocols if isinstance(protocols, list) else [protocols]
+        ids = {name: str(row.get("protocol")) for table in tables for name, row in table.items()}
+        parts.append(f"metrics {' '.join(ids.values())}")
     return ", ".join(parts)
-
-
-def _rows(protocols: Any) -> list[Mapping[str, Any]]:
-    """Of one dictionary of metrics, or of a list of them (rows that lack some)."""
-    tables = protocols if isinstance(protocols, list) else [protocols]
-    return list({name: row for table in tables for name, row in table.items()}.values())
 
 
 def _digits(rows: Sequence[Mapping[str, Any]], exponent: int | None = None) -> Digits:
@@ -277,15 +266,9 @@ def _probes(result: Result) -> Grid:
     probes = {arm["name"]: arm["probe"] for arm in result["arms"] if arm.get("probe")}
     first = next(iter(probes.values()))
     digits = _digits(list(probes.values()))
-    rows = tuple(
-        (arm, (Cell(f"{digits.interval(p['mean'], half_width(p))} (at {p['at']})"),)) for arm, p in probes.items()
-    )
-    return Grid((Column("probe", f"{first['label']}: {heading(lookup(first['metric']), digits)}"),), rows)
-
-
-def _is_shut(primary: Mapping[str, Any] | None) -> bool:
-    """Whether a comparison's primary metric was tested and showed nothing, so that the others were not tested."""
-    return primary is not None and primary["p"] is not None and primary["p"] >= 1 - LEVEL
+    cells = {arm: f"{digits.interval(p['mean'], half_width(p))} (at {p['at']})" for arm, p in probes.items()}
+    column = Column("probe", f"{first['label']}: {heading(lookup(first['metric']), digits)}")
+    return Grid((column,), tuple((arm, (Cell(text),)) for arm, text in cells.items()))
 
 
 def _difference(row: Mapping[str, Any] | None, digits: Digits, *, tested: bool) -> Cell:
@@ -333,10 +316,6 @@ _COSTS = (
     ("sample_cpu_s", "sample CPU [s]", _count),
     ("peak_memory_mb", "peak [MB]", _count),
 )
-
-
-def _pairs(varied: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in varied.items()) or "as fixed"
 
 
 def _nearest(near: Any) -> str:

@@ -30,27 +30,19 @@ import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report.dots import dot_plot
-from benchmarks.report.grid import MISSING, Cell, Grid
-from benchmarks.report.markup import html_grid, html_list, html_page, latex_table, markdown_grid, tex
-from benchmarks.report.render import (
-    SIGNS,
-    Result,
-    compared_with,
-    costs,
-    differences,
-    footer,
-    paper,
-    scores,
-    verdicts,
-)
+from benchmarks.metrics import lookup
+from benchmarks.report import render
+from benchmarks.report.grid import MARKS, MISSING, PAPER, Cell, Digits, Grid, html_list, html_page, tex
+from benchmarks.report.render import SIGNS, Result, compared_with, costs, differences, footer, paper, scores, verdicts
 from pw.io.files import csv_text, write_atomically
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -58,7 +50,14 @@ if TYPE_CHECKING:
 WIDTH = 120
 """Columns of a terminal that everything fits in."""
 
+WIDEST = 100
+"""Columns beyond which a row of dots is hard to follow."""
+
+_DOTS = {"not compared": "■", **MARKS, "no difference shown": "○", "reference": "◆"}
 _COLOURS = {"better": "green", "worse": "red"}
+_ANSWER_COLOURS = {"holds": "bold green", "refuted": "bold red"}
+_DIFF_COLUMNS = {"low": "diff_low", "high": "diff_high", "n": "diff_n"}
+_CAPTION = frozenset({"order as in the paper", "scale", "seeds", "reading"})
 
 
 def write(result: Result, folder: Path) -> list[Path]:
@@ -96,39 +95,38 @@ def to_json(result: Result) -> str:
 def to_csv(result: Result) -> str:
     """A wide table, full precision: a row per arm, ceiling and floor; columns `psd.mean`, `psd.diff`, ..."""
     rows = [_csv_row(arm["name"], "arm", arm) for arm in result["arms"]]
-    rows += [_csv_row(key, key, {"metrics": result[key]}) for key in ("ceiling", "floor") if result.get(key)]
+    rows += [_csv_row(key, key, {"metrics": row}) for key, _, row in render.references(result) if row]
+    return wide_csv(rows)
+
+
+def wide_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV whose columns are the fields of all rows."""
     return csv_text(list(dict.fromkeys(field for row in rows for field in row)), rows)
 
 
 def markdown(result: Result) -> str:
-    """The table for a README or a pull request."""
-    parts = [f"## {result.get('title') or result['ablation']}"]
+    parts = [f"## {render.title(result)}"]
     if result.get("claim"):
         parts.append(f"**Claim.** {result['claim']}")
     if found := verdicts(result):
         parts.append("\n".join(f"- {SIGNS[answer]} **{answer}**: {_verdict(*rest)}" for answer, *rest in found))
-    parts.append(markdown_grid(_whole(result)))
+    parts.append(_whole(result).markdown())
     if (deltas := differences(result)).rows:
-        parts += [
-            f"Differences to {compared_with(result)} (p after the primary metric's gate):",
-            markdown_grid(deltas),
-        ]
+        heading = f"Differences to {compared_with(result)} (p after the primary metric's gate):"
+        parts += [heading, deltas.markdown()]
     parts.append("\n".join(f"- **{label}**: {text}" for label, text in footer(result)))
     return "\n\n".join(parts) + "\n"
 
 
 def latex(result: Result) -> str:
     """booktabs tables, one of the scores and one of the differences. Needs booktabs, amssymb and graphicx."""
-    name = tex(str(result["ablation"]))
-    label = str(result["ablation"]).replace("_", "-")
-    title = str(result.get("title") or result["ablation"])
+    label, title = str(result["ablation"]).replace("_", "-"), render.title(result)
     caption = f"{tex(title)}{'' if title.endswith(('?', '.')) else '.'} "
-    notes = " ".join(f"{tex(head)}: {tex(text)}." for head, text in footer(result) if head in _CAPTION)
-    first = latex_table(_whole(result), caption + notes, label)
-    parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", first]
+    caption += " ".join(f"{tex(head)}: {tex(text)}." for head, text in footer(result) if head in _CAPTION)
+    parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", _whole(result).latex(caption, label)]
     if (deltas := differences(result)).rows:
-        caption = f"{name}: differences to {tex(compared_with(result))}."
-        parts.append(latex_table(deltas, caption, f"{label}-differences"))
+        caption = f"{tex(str(result['ablation']))}: differences to {tex(compared_with(result))}."
+        parts.append(deltas.latex(caption, f"{label}-differences"))
     said = [("claim", result.get("claim")), *((answer, _verdict(*rest)) for answer, *rest in verdicts(result))]
     below = [(head, text) for head, text in footer(result) if head not in _CAPTION]
     comments = [f"% {head}: {text}" for head, text in (*said, *below) if text]
@@ -137,16 +135,21 @@ def latex(result: Result) -> str:
 
 def html(result: Result, images: Mapping[str, bytes] | None = None) -> str:
     """A page that needs no other file; images: title -> the bytes of a PNG."""
-    title = str(result.get("title") or result["ablation"])
     claim = f'<p class="claim">{escape(result["claim"])}</p>' if result.get("claim") else ""
-    parts = [claim, _html_verdict(result), html_grid(_whole(result))]
+    kinds = {"holds": "better", "refuted": "worse"}
+    items = "".join(
+        f'<li><b class="{kinds.get(answer, "none")}">{SIGNS[answer]} {answer}</b> {escape(clause)} '
+        f'<span class="aside">{escape(evidence)}</span></li>'
+        for answer, clause, evidence in verdicts(result)
+    )
+    parts = [claim, f'<ul class="verdict">{items}</ul>' if items else "", _whole(result).html()]
     if (deltas := differences(result)).rows:
-        parts += [f"<h2>Differences to {escape(compared_with(result))}</h2>", html_grid(deltas)]
+        parts += [f"<h2>Differences to {escape(compared_with(result))}</h2>", deltas.html()]
     parts.append(html_list(footer(result)))
     for head, data in (images or {}).items():
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         parts.append(f'<h2>{escape(head)}</h2><img alt="{escape(head)}" src="{source}">')
-    return html_page(title, parts)
+    return html_page(render.title(result), parts)
 
 
 def terminal(result: Result, width: int = WIDTH) -> Group:
@@ -154,35 +157,29 @@ def terminal(result: Result, width: int = WIDTH) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    costs_and_paper = costs(result).beside(paper(result))
-    title = str(result.get("title") or result["ablation"])
-    parts: list[Any] = [Text(title, style="bold"), Text("")]
+    grids = {
+        "scores": scores(result, marks=False),
+        f"differences to {compared_with(result)}": differences(result),
+        f"cost | {PAPER}": costs(result).beside(paper(result)),
+    }
+    parts: list[Any] = [Text(render.title(result), style="bold"), Text("")]
     if (dots := dot_plot(result, width)) is not None:
         parts.append(dots)
-    for heading, grid in (
-        ("scores", scores(result, marks=False)),
-        (f"differences to {compared_with(result)}", differences(result)),
-        ("cost | paper (not comparable in value)", costs_and_paper),
-    ):
-        for i, part in enumerate(_chunks(grid, width)):
-            parts.append(_rich_table(part, f"{heading}, continued" if i else heading))
+    for heading, grid in grids.items():
+        parts += _rich_tables(grid, width, heading, f"{heading}, continued")
     return Group(*parts, _rich_footer(footer(result)))
 
 
 def terminal_verdict(result: Result) -> Table:
-    """The claim and what came out of its clauses, for rich."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    lines = Table.grid(padding=(0, 2, 0, 0))
-    lines.add_column(no_wrap=True)
-    lines.add_column(overflow="fold")
+    lines = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2, 0, 0))
     if result.get("claim"):
         lines.add_row(Text("claim", style="dim"), Text(result["claim"]))
     for answer, clause, evidence in verdicts(result):
-        style = _ANSWER_COLOURS.get(answer, "dim")
-        text = Text.assemble(clause, (f"  {evidence}" if evidence else "", "dim"))
-        lines.add_row(Text(f"{SIGNS[answer]} {answer}", style=style), text)
+        sign = Text(f"{SIGNS[answer]} {answer}", style=_ANSWER_COLOURS.get(answer, "dim"))
+        lines.add_row(sign, Text.assemble(clause, (f"  {evidence}" if evidence else "", "dim")))
     return lines
 
 
@@ -193,14 +190,87 @@ def terminal_grid(grids: Sequence[Grid], title: str, below: Sequence[tuple[str, 
 
     parts = []
     for n, grid in enumerate(grid for grid in grids if grid.rows):
-        head = grid.columns[0].group if n else ""
-        parts += [_rich_table(part, "continued" if i else head) for i, part in enumerate(_chunks(grid, width))]
+        parts += _rich_tables(grid, width, grid.columns[0].group if n else "", "continued")
     return Group(Text(title, style="bold"), *parts, _rich_footer(below))
 
 
-_ANSWER_COLOURS = {"holds": "bold green", "refuted": "bold red"}
-_DIFF_COLUMNS = {"low": "diff_low", "high": "diff_high", "n": "diff_n"}
-_CAPTION = frozenset({"order as in the paper", "scale", "seeds", "reading"})
+def dot_plot(result: Result, width: int) -> Group | None:
+    """The primary metric in the terminal: a mean with its interval per row, all rows on one axis of `width` columns.
+
+        beta 0     ├────■────┤  ┊
+        beta 0.35     ├────○──────┤
+        beta 0.7         ▲ ┊
+
+    A sign is the verdict of the arm's comparison. The ceiling's mean is drawn through all rows; a ceiling or floor that
+    is far from the arms is an arrow at the edge.
+
+    Returns: None where no arm was scored.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    name = render.primary_metric(result)
+    if name is None:
+        return None
+    rows = [
+        (label, arm["metrics"][name], arm["vs_previous"].get(name, {}).get("verdict", "not compared"))
+        for label, arm in render.shown_arms(result)
+        if name in arm["metrics"]
+    ]
+    rows += [(label, row[name], "reference") for _, label, row in render.references(result) if name in row]
+    digits = render.digits_of(result, name)
+    margin = min(max(len(label) for label, _, _ in rows), width // 3)
+    columns = min(width, WIDEST) - margin - 2
+    low, high = render.frame(result, name)
+    left, right = digits.text(low), digits.text(high)
+    axis = _Axis(low, high, columns, digits)
+    ticks = f"{left}{right:>{columns - len(left)}}" if low < high else f"{left:^{columns}}"
+    ceiling = (result.get("ceiling") or {}).get(name, {}).get("mean")
+    lines = [
+        Text.assemble(
+            f"{label[:margin]:>{margin}}  ",
+            (axis.line(estimate, _DOTS[verdict], ceiling), _COLOURS.get(verdict, "")),
+            style="dim" if verdict == "reference" else "",
+            no_wrap=True,
+        )
+        for label, estimate, verdict in rows
+    ]
+    drawn = {verdict for _, _, verdict in rows} - {"reference"}
+    signs = ", ".join(f"{sign} {verdict}" for verdict, sign in _DOTS.items() if verdict in drawn)
+    title = f"{render.heading(lookup(name), digits)}, and compared with {compared_with(result)}: {signs}"
+    return Group(Text(title, style="dim"), *lines, Text(" " * (margin + 2) + ticks, style="dim"), Text(""))
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Values from `low` to `high` on so many columns."""
+
+    low: float
+    high: float
+    columns: int
+    digits: Digits
+
+    def column(self, value: float) -> int:
+        """Where a value stands; beyond the ends it is at the end."""
+        if self.high <= self.low:
+            return self.columns // 2
+        place = round((value - self.low) / (self.high - self.low) * (self.columns - 1))
+        return min(max(place, 0), self.columns - 1)
+
+    def line(self, estimate: Mapping[str, Any], sign: str, guide: float | None) -> str:
+        """A row's interval and sign, over the guide's column."""
+        cells, mean = [" "] * self.columns, estimate["mean"]
+        if guide is not None and self.low <= guide <= self.high:
+            cells[self.column(guide)] = "┊"
+        if not self.low <= mean <= self.high:
+            text = self.digits.text(mean)
+            return f"◂ {text}" if mean < self.low else f"{text + ' ▸':>{self.columns}}"
+        if estimate.get("low") is not None:
+            first, last = self.column(estimate["low"]), self.column(estimate["high"])
+            cells[first : last + 1] = "─" * (last - first + 1)
+            cells[first], cells[last] = "├", "┤"
+        cells[self.column(mean)] = sign
+        return "".join(cells).rstrip()
 
 
 def _whole(result: Result) -> Grid:
@@ -210,16 +280,6 @@ def _whole(result: Result) -> Grid:
 
 def _verdict(clause: str, evidence: str) -> str:
     return f"{clause} ({evidence})" if evidence else clause
-
-
-def _html_verdict(result: Result) -> str:
-    kinds = {"holds": "better", "refuted": "worse"}
-    items = "".join(
-        f'<li><b class="{kinds.get(answer, "none")}">{SIGNS[answer]} {answer}</b> {escape(clause)} '
-        f'<span class="aside">{escape(evidence)}</span></li>'
-        for answer, clause, evidence in verdicts(result)
-    )
-    return f'<ul class="verdict">{items}</ul>' if items else ""
 
 
 def _finite(value: Any) -> Any:
@@ -259,7 +319,7 @@ def _label_width(grid: Grid) -> int:
     """Long labels break between words."""
     labels = [label for label, _ in grid.rows]
     longest = max((len(label) for label in labels), default=0)
-    return min(longest, max(15, *(_longest_word(label) for label in labels)))
+    return min(longest, max([15, *(_longest_word(label) for label in labels)]))
 
 
 def _column_width(grid: Grid, i: int) -> int:
@@ -270,7 +330,11 @@ def _column_width(grid: Grid, i: int) -> int:
 
 
 def _longest_word(text: str) -> int:
-    return max((len(word) for word in text.split(" ")), default=0)
+    return max(len(word) for word in text.split(" "))
+
+
+def _rich_tables(grid: Grid, width: int, heading: str, continued: str) -> list[Table]:
+    return [_rich_table(part, continued if i else heading) for i, part in enumerate(_chunks(grid, width))]
 
 
 def _rich_table(grid: Grid, title: str) -> Table:
@@ -299,12 +363,10 @@ def _rich_cell(cell: Cell) -> Text:
 
 
 def _rich_footer(below: Iterable[tuple[str, str]]) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    lines = Table.grid(padding=(0, 2))
-    lines.add_column(style="dim", no_wrap=True)
-    lines.add_column(overflow="fold")
+    lines = Table.grid(Column(style="dim", no_wrap=True), Column(overflow="fold"), padding=(0, 2))
     for label, text in below:
         lines.add_row(label, Text(text))
     return lines

@@ -1,42 +1,38 @@
 """Compare arms over seeds: intervals, paired differences, gatekeeping over metrics, verdicts. Pure statistics.
 
-The unit is the seed's value. Seeds differ in training noise and in evaluation clips and noise, and within a
-seed all arms share both; so arms are paired by seed, and seeds are the only independent repetitions there
-are.
+The unit is the seed's value. Seeds differ in training noise and in evaluation clips and noise, and within a seed all
+arms share both; so arms are paired by seed, and seeds are the only independent repetitions there are.
 
-**The interval is the paired t over the seeds' differences.** It is wide (4.30 standard errors at three
-seeds), and narrower ones were tried (`python -m benchmarks.stats.interval_coverage` prints all of it; normal errors,
-variances of the comparisons within a factor 16, coverage of the worst covered comparison):
+**The interval is the paired t over the seeds' differences.** It is wide: 4.30 standard errors at three seeds. Narrower
+ones save where a comparison is noisier than its neighbours, and there the false claims are made: with two degrees of
+freedom no guard tells such a comparison from a quiet one (simulated by `python -m benchmarks.stats.interval_coverage`).
+Skewed errors in one arm cost paired t up to 6 points of coverage, too. What buys narrower intervals is seeds: five are
+1.9 times narrower than three. There is no control variate fitted on the seeds (the floor of a seed's clips, say): its
+coefficient takes one of their degrees of freedom.
 
-    paired t                                     94.5-95.0 %, false positives after Holm  5 %, width 1
-    moderated, noisy comparisons left alone      93.4-96.0 %,                         up to 14 %, 0.90-1.02
-    moderated (empirical Bayes, limma)           77.8-94.8 %,                         up to 31 %, 0.60-0.86
-    pooled over the comparisons of a metric      62.9-94.4 %,                         up to 50 %, 0.56-0.98
-    percentile bootstrap over seeds              64.9-82.5 %,                         up to 82 %, 0.30-0.61
-
-What is saved is saved where a comparison is noisier than its neighbours, and there the false claims are made;
-with two degrees of freedom no guard tells such a comparison from a quiet one. Skewed errors in one arm cost
-paired t up to 6 points too. What buys narrower intervals is seeds: five are 1.9 times narrower than three. A control
-variate whose coefficient is fitted on the seeds (the floor of a seed's clips, say) takes one of their degrees of
-freedom: it widens the interval unless it explains 94 % of the variance at three seeds, 43 % at five, so there is none.
-
-Within a comparison the primary metric is tested first (`benchmarks.stats.difference`).
+**The primary metric is the gate** (`gatekeep`). It is named beforehand and tested alone at 5 %; only where it shows a
+difference are the comparison's other metrics tested, by Holm among themselves. The family-wise error of a comparison
+stays at 5 % (Maurer, Hothorn and Lehmacher 1995), and the primary metric pays nothing for the others. Behind a closed
+gate a plain 95 % interval may exclude zero where the verdict says "no difference shown".
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from benchmarks.metrics import Direction, lookup
-from benchmarks.stats.difference import LEVEL, Difference, Verdict, compared_as, distance, gatekeep, improves, judge
 
 if TYPE_CHECKING:
     import numpy as np
 
+LEVEL = 0.95
 Scores = Mapping[str, Mapping[int, Mapping[str, float | None]]]
+Verdict = Literal["better", "worse", "no difference shown", "not resolved"]
+DiffOf = Literal["value", "abs_log"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,26 @@ class Estimate:
     low: float | None
     high: float | None
     n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference with its 95 % interval.
+
+    p, p_adjusted: two-sided, of this metric by itself and after `gatekeep`.
+    diff_of: "value", or "abs_log": the difference of |ln value|, for metrics whose right value is 1.
+    """
+
+    diff: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_adjusted: float | None
+    verdict: Verdict
+    diff_of: DiffOf
+
+
+D = TypeVar("D", bound=Difference)
 
 
 @dataclass(frozen=True)
@@ -62,8 +78,7 @@ class Comparison:
     """All arms of a table.
 
     arms: arm -> metric -> estimate; a metric without any score is absent.
-    differences: arm -> metric -> difference to the previous arm (or to the reference); empty where there is
-        none.
+    differences: arm -> metric -> difference to the arm that it is compared with; empty where there is none.
     best: metric -> the arm significantly better than every other arm, or None.
     primary: the metric that was tested alone, before the others; None if all were tested by Holm.
     """
@@ -79,6 +94,60 @@ class Comparison:
             "metrics": {metric: asdict(estimate) for metric, estimate in self.arms[arm].items()},
             "vs_previous": {metric: asdict(diff) for metric, diff in self.differences[arm].items()},
         }
+
+
+def compared_as(side: Direction) -> DiffOf:
+    """What `distance` gives for a metric of this direction."""
+    return "abs_log" if side == "one" else "value"
+
+
+def distance(value: float, side: Direction) -> float:
+    """The number that is compared: the value, or |ln value| where 1 is right; a ratio of 0 is infinitely far."""
+    if side != "one":
+        return value
+    return abs(math.log(value)) if value > 0 else math.inf
+
+
+def improves(diff: float, side: Direction) -> bool:
+    """Whether a difference of `distance` is for the better."""
+    return diff > 0 if side == "higher" else diff < 0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values (Holm 1979), in the order given; reject where <= alpha."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def gatekeep(p_values: Mapping[str, float], primary: str | None) -> dict[str, float]:
+    """Adjusted p of one comparison's metrics: the primary's as it is, the others' by Holm behind it.
+
+    p_values: metric -> p of its own. No metric's adjusted p is below the primary's.
+    With `primary` None, or without a test of it, Holm over all.
+    """
+    others = [metric for metric in p_values if metric != primary]
+    adjusted = dict(zip(others, holm([p_values[metric] for metric in others]), strict=True))
+    if primary is None or primary not in p_values:
+        return adjusted
+    gate = p_values[primary]
+    return {metric: gate if metric == primary else max(gate, adjusted[metric]) for metric in p_values}
+
+
+def judge(differences: Mapping[str, D], sides: Mapping[str, Direction], primary: str | None) -> dict[str, D]:
+    """One comparison's differences with p adjusted over all metrics that were tested, and the verdicts."""
+    judged = dict(differences)
+    p_values = {metric: row.p for metric, row in differences.items() if row.p is not None}
+    for metric, p in gatekeep(p_values, primary).items():
+        row = differences[metric]
+        verdict = row.verdict
+        if p < 1 - LEVEL and row.diff is not None:
+            verdict = "better" if improves(row.diff, sides[metric]) else "worse"
+        judged[metric] = replace(row, p_adjusted=p, verdict=verdict)
+    return judged
 
 
 def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -115,39 +184,31 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def compare(
-    scores: Scores,
-    directions: Mapping[str, Direction] | None = None,
-    *,
-    primary: str | None = None,
-    reference: str | None = None,
-    versus: Mapping[str, str | None] | None = None,
+    scores: Scores, *, primary: str | None = None, versus: Mapping[str, str | None] | None = None
 ) -> Comparison:
-    """Estimates of every arm, and its difference to the arm before it (or to `reference`, or to `versus[arm]`).
+    """Estimates of every arm, and its difference to the arm before it, or to `versus[arm]`.
 
     scores: arm -> seed -> metric -> value, arms in the table's order. None, NaN or a missing key is no score;
         a pair of arms is compared over the seeds that both have.
-    directions: metric -> direction; None takes the registry's.
     primary: the metric that is tested first and alone (`gatekeep`); None, or one that no arm has a score of: Holm over
         all.
-    Raises: ValueError for a reference that is not an arm, or a metric without a direction.
+    Raises: ValueError for a metric that is not in the registry.
     """
-    if reference is not None and reference not in scores:
-        raise ValueError(f"reference={reference!r} is not an arm; arms: {', '.join(scores)}")
     metrics = list(dict.fromkeys(m for seeds in scores.values() for row in seeds.values() for m in row))
-    sides = {m: _direction(m, directions) for m in metrics}
+    sides = {m: lookup(m).direction for m in metrics}
     values = {arm: {m: by_seed(scores[arm], m) for m in metrics} for arm in scores}
     arms = {
         arm: {m: estimate(list(found.values())) for m, found in row.items() if found} for arm, row in values.items()
     }
-    names = list(scores)
-    others = {arm: reference or previous for previous, arm in zip([None, *names], names, strict=False)}
-    if versus is not None:
-        others = {arm: versus.get(arm) for arm in names}
+    others = {arm: above for above, arm in pairwise(scores)} if versus is None else versus
     gate = primary if any(primary in row for row in arms.values()) else None
-    differences = {
-        arm: {} if other in (None, arm) else _against(values[arm], values[other], sides, other, gate)
-        for arm, other in others.items()
-    }
+    differences: dict[str, dict[str, SeedDifference]] = {}
+    for arm, a in values.items():
+        found, other = {}, others.get(arm)
+        if other is not None and other != arm:
+            b = values[other]
+            found = {m: _difference(a[m], b[m], side, other) for m, side in sides.items() if a[m] or b[m]}
+        differences[arm] = judge(found, sides, gate)
     return Comparison(arms, differences, _best(values, sides, gate), gate)
 
 
@@ -163,11 +224,9 @@ def equivalence(
     """
     import numpy as np
 
-    seeds = sorted(arm.keys() & other.keys())
-    pairs = [(distance(arm[seed], side), distance(other[seed], side)) for seed in seeds]
-    if len(pairs) < 2 or not all(math.isfinite(x) and math.isfinite(y) for x, y in pairs):
+    a, b = pairs = _pairs(arm, other, side)
+    if len(a) < 2 or not np.isfinite(pairs).all():
         return None
-    a, b = np.array(pairs).T
     room = np.full_like(b, math.log1p(margin)) if side == "one" else margin * np.abs(b)
     worse = b - a if side == "higher" else a - b
     p_values = []
@@ -195,7 +254,7 @@ def order_as_in_paper(
     directions: the paper's quality columns (no cost) -> direction.
     metrics: ours that may contradict; None takes all.
     """
-    verdicts: list[Verdict] = []
+    agrees = []
     for arm, by_metric in comparison.differences.items():
         versus = next((d.versus for d in by_metric.values()), None)
         if versus is None or versus not in paper or arm not in paper:
@@ -203,20 +262,11 @@ def order_as_in_paper(
         step = _paper_step(paper[versus], paper[arm], directions)
         if step is None:
             continue
-        against = "worse" if step == "better" else "better"
         seen = {m: d.verdict for m, d in by_metric.items() if metrics is None or m in metrics or m == primary}
-        if against in seen.values():
+        if ("worse" if step == "better" else "better") in seen.values():
             return "no"
-        verdicts.append("better" if seen.get(primary) == step else "not resolved")
-    return "yes" if verdicts and all(v == "better" for v in verdicts) else "not resolved"
-
-
-def _direction(metric: str, directions: Mapping[str, Direction] | None) -> Direction:
-    if directions is None:
-        return lookup(metric).direction
-    if metric not in directions:
-        raise ValueError(f"no direction given for metric {metric!r}; given: {', '.join(directions)}")
-    return directions[metric]
+        agrees.append(seen.get(primary) == step)
+    return "yes" if agrees and all(agrees) else "not resolved"
 
 
 def by_seed(seeds: Mapping[int, Mapping[str, float | None]], metric: str) -> dict[int, float]:
@@ -229,28 +279,23 @@ def _difference(a: Mapping[int, float], b: Mapping[int, float], side: Direction,
     """a - b over their common seeds, p not yet adjusted for the other metrics."""
     import numpy as np
 
-    kind = compared_as(side)
-    seeds = sorted(a.keys() & b.keys())
-    pairs = [(distance(a[seed], side), distance(b[seed], side)) for seed in seeds]
-    if not pairs or not all(math.isfinite(x) and math.isfinite(y) for x, y in pairs):
-        return SeedDifference(None, None, None, None, None, "not resolved", kind, len(seeds), versus)
-    deltas = np.array([x - y for x, y in pairs])
-    if len(seeds) == 1:
-        return SeedDifference(float(deltas[0]), None, None, None, None, "not resolved", kind, 1, versus)
+    pairs = _pairs(a, b, side)
+    n = pairs.shape[1]
+    unresolved = SeedDifference(None, None, None, None, None, "not resolved", compared_as(side), n, versus)
+    if n == 0 or not np.isfinite(pairs).all():
+        return unresolved
+    deltas = pairs[0] - pairs[1]
+    if n == 1:
+        return replace(unresolved, diff=float(deltas[0]))
     mean, half, p = (float(x) for x in paired_t(deltas))
-    return SeedDifference(mean, mean - half, mean + half, p, None, "no difference shown", kind, len(seeds), versus)
+    return replace(unresolved, diff=mean, low=mean - half, high=mean + half, p=p, verdict="no difference shown")
 
 
-def _against(
-    arm: Mapping[str, Mapping[int, float]],
-    other: Mapping[str, Mapping[int, float]],
-    sides: Mapping[str, Direction],
-    versus: str,
-    primary: str | None,
-) -> dict[str, SeedDifference]:
-    """One comparison, all its metrics: differences with adjusted p and the verdicts."""
-    differences = {m: _difference(arm[m], other[m], side, versus) for m, side in sides.items() if arm[m] or other[m]}
-    return judge(differences, sides, primary)
+def _pairs(a: Mapping[int, float], b: Mapping[int, float], side: Direction) -> np.ndarray:
+    """[2, n]: what is compared of both, over their n common seeds."""
+    import numpy as np
+
+    return np.array([[distance(values[seed], side) for seed in sorted(a.keys() & b.keys())] for values in (a, b)])
 
 
 def _best(

@@ -1,11 +1,10 @@
 """What the candidate intervals really cover, by simulation: `python -m benchmarks.stats.interval_coverage`.
 
-A simulated metric has arms x seeds: an effect of the seed shared by all arms plus an error of arm and seed.
-The errors are normal, heavy-tailed (t with 5 df) or skewed (exponential); the variances of the paired
-differences are equal, or one comparison has 16 times the variance of the others, or they are graded from 1 to
-16. IntervalCoverage is counted for the
-difference of each arm to the one before it, and the comparison that is covered worst decides: an average
-would let the quiet comparisons pay for the noisy one.
+A simulated metric has arms x seeds: an effect of the seed shared by all arms plus an error of arm and seed. The errors
+are normal, heavy-tailed (t with 5 df) or skewed (exponential); the variances of the paired differences are equal, or
+one comparison has 16 times the variance of the others, or they are graded from 1 to 16. Coverage is counted for the
+difference of each arm to the one before it, and the comparison that is covered worst decides: an average would let the
+quiet comparisons pay for the noisy one.
 
 Then what a comparison's metrics are tested by: gatekeeping behind the primary metric against Holm over all of them,
 family-wise error and power. And what a control variate fitted on the seeds does to the interval's width.
@@ -15,13 +14,13 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.stats.comparison import paired_t
-from benchmarks.stats.difference import LEVEL, gatekeep, holm
+from benchmarks.stats.comparison import LEVEL, gatekeep, holm, paired_t
 
 Interval = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Middle, half-width and two-sided p, each [tables, comparisons]."""
@@ -35,8 +34,6 @@ RATIO = 16.0
 
 @dataclass(frozen=True)
 class Scenario:
-    """One simulated situation."""
-
     seeds: int
     arms: int
     errors: str
@@ -49,12 +46,8 @@ class Scenario:
         return np.diff(noise + rng.normal(size=(tables, 1, self.seeds)), axis=1)
 
 
-@dataclass(frozen=True)
-class IntervalCoverage:
-    """What a method did in a scenario.
-
-    worst, mean: coverage of the worst covered comparison and of all; width: mean width over paired t's.
-    """
+class IntervalCoverage(NamedTuple):
+    """Of a method in a scenario: coverage of the worst covered comparison and of all, mean width over paired t's."""
 
     worst: float
     mean: float
@@ -87,11 +80,8 @@ def pooled(differences: np.ndarray) -> Interval:
     mean = differences.mean(-1)
     error = np.sqrt(differences.var(-1, ddof=1).mean(-1, keepdims=True) / n)
     df = c * (n - 1)
-    return (
-        mean,
-        np.broadcast_to(stdtrit(df, (1 + LEVEL) / 2) * error, mean.shape),
-        2 * stdtr(df, -abs(mean) / error),
-    )
+    half = np.broadcast_to(stdtrit(df, (1 + LEVEL) / 2) * error, mean.shape)
+    return mean, half, 2 * stdtr(df, -abs(mean) / error)
 
 
 def moderated(differences: np.ndarray) -> Interval:
@@ -99,8 +89,7 @@ def moderated(differences: np.ndarray) -> Interval:
 
     Smyth 2004 (limma): the prior's df and variance by moments of the log variances, df at most the pooled df.
     """
-    mean, half, p, *_ = _moderate(differences)
-    return mean, half, p
+    return _moderate(differences)[:3]
 
 
 def guarded(differences: np.ndarray) -> Interval:
@@ -161,14 +150,8 @@ def _inverse_trigamma(y: np.ndarray) -> np.ndarray:
     return x
 
 
-def scenarios() -> Iterator[Scenario]:
-    """All simulated situations."""
-    for seeds, arms, errors, variances in itertools.product(SEEDS, ARMS, ERRORS, VARIANCES):
-        yield Scenario(seeds, arms, errors, variances)
-
-
 def cover(scenario: Scenario, tables: int, seed: int = 0) -> dict[str, IntervalCoverage]:
-    """IntervalCoverage and relative width of every method in a scenario, the same simulated tables for all."""
+    """Coverage and relative width of every method in a scenario, the same simulated tables for all."""
     differences = scenario.differences(tables, np.random.default_rng(seed))
     width = paired_t(differences)[1].mean()
     outcomes = {}
@@ -194,33 +177,9 @@ def false_positives(
     return float(any_called.mean(0).max())
 
 
-@dataclass(frozen=True)
-class Family:
-    """One comparison of `metrics` metrics, the first of them the primary, over so many seeds.
-
-    effects: the true difference of each metric over the standard deviation of its paired differences.
-    correlation: between any two metrics' differences of a seed.
-    """
-
-    seeds: int
-    correlation: float
-    effects: tuple[float, ...]
-
-    def p_values(self, tables: int, rng: np.random.Generator) -> np.ndarray:
-        """p of the paired t: [tables, metrics]."""
-        common = rng.normal(size=(tables, 1, self.seeds))
-        own = rng.normal(size=(tables, len(self.effects), self.seeds))
-        noise = np.sqrt(self.correlation) * common + np.sqrt(1 - self.correlation) * own
-        return paired_t(noise + np.array(self.effects)[:, None])[2]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Shares of simulated comparisons.
-
-    error: any metric without a difference is called. primary, others: a true difference of the primary metric is found,
-    and one of the others, on average; None without a true one.
-    """
+class Rates(NamedTuple):
+    """Shares of simulated comparisons: where any metric without a difference is called, where the primary metric's true
+    difference is found, and one of the others', on average; None without a true one."""
 
     error: float
     primary: float | None
@@ -236,11 +195,22 @@ FAMILIES = {
 }
 
 
-def family_rates(family: Family, tables: int, seed: int = 0) -> dict[str, Rates]:
-    """Family-wise error and power of gatekeeping and of Holm over all, the same simulated comparisons for both."""
-    p = family.p_values(tables, np.random.default_rng(seed))
+def family_rates(
+    seeds: int, correlation: float, effects: tuple[float, ...], tables: int, seed: int = 0
+) -> dict[str, Rates]:
+    """Family-wise error and power of gatekeeping and of Holm over all, the same simulated comparisons for both.
+
+    effects: the true difference of each metric over the standard deviation of its paired differences; the first is the
+        primary metric.
+    correlation: between any two metrics' differences of a seed.
+    """
+    rng = np.random.default_rng(seed)
+    common = rng.normal(size=(tables, 1, seeds))
+    own = rng.normal(size=(tables, len(effects), seeds))
+    noise = np.sqrt(correlation) * common + np.sqrt(1 - correlation) * own
+    p = paired_t(noise + np.array(effects)[:, None])[2]
     names = [str(i) for i in range(p.shape[1])]
-    real = np.array(family.effects) != 0
+    real = np.array(effects) != 0
     rates = {}
     for method, primary in (("gatekeeping", names[0]), ("Holm over all", None)):
         adjusted = [gatekeep(dict(zip(names, row, strict=True)), primary) for row in p.tolist()]
@@ -273,56 +243,38 @@ def control_variate_width(seeds: int, share: float, tables: int, seed: int = 0) 
 
 
 def markdown(tables: int) -> str:
-    """The whole study as a markdown table, a row per scenario, `worst / mean coverage, width` per method."""
-    lines = [
-        "IntervalCoverage in % of the worst covered comparison / of all, x mean width relative to paired t.",
-        "",
-        "| seeds | arms | errors | variances | " + " | ".join(METHODS) + " |",
-        "|---|---|---|---|" + "---|" * len(METHODS),
-    ]
-    for s in scenarios():
-        cells = [f"{100 * o.worst:.1f} / {100 * o.mean:.1f}, x{o.width:.2f}" for o in cover(s, tables).values()]
-        lines.append(f"| {s.seeds} | {s.arms} | {s.errors} | {s.variances} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "False positives in % of null comparisons (6 metrics, Holm, worst comparison).",
-        "",
-        "| seeds | arms | errors | variances | " + " | ".join(METHODS) + " |",
-        "|---|---|---|---|" + "---|" * len(METHODS),
-    ]
-    for s in (Scenario(n, 4, "normal", v) for n in SEEDS for v in VARIANCES):
-        rates = [
-            false_positives(s, method, tables // 10 if method is bootstrap else tables) for method in METHODS.values()
-        ]
-        cells = [f"{100 * rate:.1f}" for rate in rates]
-        lines.append(f"| {s.seeds} | {s.arms} | {s.errors} | {s.variances} | " + " | ".join(cells) + " |")
-    lines += ["", *_families(tables), "", *_control_variates(tables)]
-    return "\n".join(lines)
-
-
-def _families(tables: int) -> Iterator[str]:
-    yield "Family-wise error in % / power of the primary / of each of the others, 7 metrics, differences of 3 sd."
-    yield ""
-    yield "| seeds | correlation | what differs | gatekeeping | Holm over all |"
-    yield "|---|---|---|---|---|"
+    coverage, positives, families, widths = [], [], [], []
+    for situation in itertools.product(SEEDS, ARMS, ERRORS, VARIANCES):
+        found = cover(Scenario(*situation), tables).values()
+        coverage.append([*situation, *(f"{100 * o.worst:.1f} / {100 * o.mean:.1f}, x{o.width:.2f}" for o in found)])
+    for seeds, variances in itertools.product(SEEDS, VARIANCES):
+        scenario = Scenario(seeds, 4, "normal", variances)
+        some = {method: tables // 10 if method is bootstrap else tables for method in METHODS.values()}
+        rates = [false_positives(scenario, method, n) for method, n in some.items()]
+        positives.append([seeds, 4, "normal", variances, *(f"{100 * rate:.1f}" for rate in rates)])
     for seeds, correlation, (what, effects) in itertools.product(SEEDS, (0.0, 0.5, 0.9), FAMILIES.items()):
-        found = family_rates(Family(seeds, correlation, effects), tables).values()
-        cells = [
-            " / ".join("–" if rate is None else f"{100 * rate:.1f}" for rate in (r.error, r.primary, r.others))
-            for r in found
-        ]
-        yield f"| {seeds} | {correlation:g} | {what} | {' | '.join(cells)} |"
-
-
-def _control_variates(tables: int) -> Iterator[str]:
-    yield "Width with a control variate fitted on the seeds over that without, by the share of variance it explains."
-    yield ""
+        found = family_rates(seeds, correlation, effects, tables).values()
+        cells = [" / ".join("–" if rate is None else f"{100 * rate:.1f}" for rate in rates) for rates in found]
+        families.append([seeds, f"{correlation:g}", what, *cells])
     shares = (0.0, 0.25, 0.5, 0.75, 0.9)
-    yield f"| seeds | {' | '.join(f'{100 * share:g} %' for share in shares)} |"
-    yield "|---|" + "---|" * len(shares)
     for seeds in (*SEEDS, 10):
-        widths = [control_variate_width(seeds, share, tables) for share in shares]
-        yield f"| {seeds} | {' | '.join(f'x{width:.2f}' for width in widths)} |"
+        widths.append([seeds, *(f"x{control_variate_width(seeds, share, tables):.2f}" for share in shares)])
+    scenarios = ["seeds", "arms", "errors", "variances", *METHODS]
+    return "\n\n".join([
+        "IntervalCoverage in % of the worst covered comparison / of all, x mean width relative to paired t.",
+        _table(scenarios, coverage),
+        "False positives in % of null comparisons (6 metrics, Holm, worst comparison).",
+        _table(scenarios, positives),
+        "Family-wise error in % / power of the primary / of each of the others, 7 metrics, differences of 3 sd.",
+        _table(["seeds", "correlation", "what differs", "gatekeeping", "Holm over all"], families),
+        "Width with a control variate fitted on the seeds over that without, by the share of variance it explains.",
+        _table(["seeds", *(f"{100 * share:g} %" for share in shares)], widths),
+    ])  # fmt: skip
+
+
+def _table(heads: list[str], rows: list[list[object]]) -> str:
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 
 
 if __name__ == "__main__":

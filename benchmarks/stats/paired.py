@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.measure.clips import SUFFIXES
 from benchmarks.metrics import Direction, lookup
-from benchmarks.stats.bootstrap import bootstrap_mean, prompt_of
-from benchmarks.stats.difference import LEVEL, Difference, compared_as, distance, judge
+from benchmarks.stats.comparison import LEVEL, Difference, compared_as, distance, judge
+from benchmarks.stats.resampling import bootstrap_mean, prompt_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,47 +79,38 @@ class VideoComparison:
     primary: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As plain dictionaries."""
         return {
             "metrics": {name: asdict(found) for name, found in self.differences.items()},
             "left_out": {name: asdict(found) for name, found in self.left_out.items()},
         }
 
 
-def compare_videos(
-    a: Mapping[str, Values],
-    b: Mapping[str, Values],
-    directions: Mapping[str, Direction] | None = None,
-    *,
-    primary: str | None = None,
-) -> VideoComparison:
-    """b against a, metric by metric; the primary first, the others by Holm behind it
-    (`benchmarks.stats.difference.gatekeep`).
+def compare_videos(a: Mapping[str, Values], b: Mapping[str, Values], *, primary: str | None = None) -> VideoComparison:
+    """b against a, metric by metric; the primary first, the others by Holm behind it (`gatekeep`).
 
     a, b: metric -> video -> value; None or NaN is no score. Only metrics of both are compared. Videos are the same by
         their names without ending: an .mp4 is paired with an .mkv.
-    directions: metric -> direction; None takes the registry's.
     primary: the metric that is tested first and alone; None, or one that has no test here, leaves Holm over all.
-    Raises: ValueError if no metric is in both, or one has no direction.
+    Raises: ValueError if no metric is in both, or one is not in the registry.
     """
     common = [metric for metric in a if metric in b]
     if not common:
         raise ValueError(
-            f"nothing to compare: a has {', '.join(a) or 'no scores'}, b has {', '.join(b) or 'no scores'}; "
-            f"score both with the same metrics"
+            f"nothing to compare: a has {', '.join(a) or 'no scores'}, b has {', '.join(b) or 'no scores'}; score both "
+            f"with the same metrics"
         )
+    sides = {metric: lookup(metric).direction for metric in common}
     found, left_out = {}, {}
-    for metric in common:
-        side = lookup(metric).direction if directions is None else directions[metric]
+    for metric, side in sides.items():
         left = _finite(a[metric])
         right = _named_alike(_finite(b[metric]), left)
         if left.keys() & right.keys():
             found[metric] = paired(left, right, side)
-            if missing := _unpaired(left, right):
-                left_out[metric] = missing
+            only_a, only_b = sorted(left.keys() - right.keys()), sorted(right.keys() - left.keys())
+            if only_a or only_b:
+                left_out[metric] = LeftOut(len(only_a), len(only_b), tuple(only_a[:NAMED]), tuple(only_b[:NAMED]))
         else:
             found[metric] = independent(left, right, side)
-    sides = {m: lookup(m).direction if directions is None else directions[m] for m in common}
     gate = primary if primary in found and found[primary].p is not None else None
     return VideoComparison(judge(found, sides, gate), left_out, gate)
 
@@ -142,14 +133,8 @@ def paired(a: Mapping[str, float], b: Mapping[str, float], side: Direction, seed
     if not np.isfinite([*left, *right]).all():
         return replace(nothing, reason="a value of 0 or below has no distance from 1")
     interval = bootstrap_mean(right - left, prompts, seed)
-    measured = replace(
-        nothing,
-        a=float(left.mean()),
-        b=float(right.mean()),
-        diff=interval.mean,
-        low=interval.low,
-        high=interval.high,
-    )
+    means = {"a": float(left.mean()), "b": float(right.mean())}
+    measured = replace(nothing, **means, diff=interval.mean, low=interval.low, high=interval.high)
     if clusters < 2:
         return replace(measured, reason=ONE_PROMPT)
     index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
@@ -214,14 +199,8 @@ def independent(a: Mapping[str, float], b: Mapping[str, float], side: Direction)
     if not any(np.ptp(values) for values in means):
         return replace(measured, reason="no spread within either set")
     test = ttest_ind(means[1], means[0], equal_var=False)
-    interval = test.confidence_interval(LEVEL)
-    return replace(
-        measured,
-        low=float(interval.low),
-        high=float(interval.high),
-        p=float(test.pvalue),
-        verdict="no difference shown",
-    )
+    low, high = (float(end) for end in test.confidence_interval(LEVEL))
+    return replace(measured, low=low, high=high, p=float(test.pvalue), verdict="no difference shown")
 
 
 def _prompt_means(values: Mapping[str, float], side: Direction) -> np.ndarray:
@@ -239,17 +218,10 @@ def _finite(values: Values) -> dict[str, float]:
 
 def _named_alike(values: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
     """With the others' endings, where the rest of the name is the same."""
-    theirs = {_stem(name): name for name in others}
-    return {theirs.get(_stem(name), name): value for name, value in values.items()}
 
+    def stem(video: str) -> str:
+        path = Path(video)
+        return path.stem if path.suffix.lower() in SUFFIXES else video
 
-def _stem(video: str) -> str:
-    path = Path(video)
-    return path.stem if path.suffix.lower() in SUFFIXES else video
-
-
-def _unpaired(a: Mapping[str, float], b: Mapping[str, float]) -> LeftOut | None:
-    only_a, only_b = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
-    if not only_a and not only_b:
-        return None
-    return LeftOut(len(only_a), len(only_b), tuple(only_a[:NAMED]), tuple(only_b[:NAMED]))
+    theirs = {stem(name): name for name in others}
+    return {theirs.get(stem(name), name): value for name, value in values.items()}

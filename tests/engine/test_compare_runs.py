@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.measure.measurement import MeasureOptions
 from benchmarks.measure.score import score_videos
-from benchmarks.report.side_by_side import contact_sheet
+from benchmarks.report.contact_sheet import side_by_side
 from experiments.engine.compare.compare_runs import compare_sides, main, rendered
 from experiments.engine.compare.sides import CompareOptions, Folder, config_difference, side
 from pw.io.arguments import ConfigError, parse
@@ -372,7 +372,7 @@ def test_large_videos_are_also_shown_pixel_by_pixel(tmp_path: Path):
     for name in "ab":
         write_video(tmp_path / f"{name}.mkv", wide if name == "a" else wide[:, ::-1])
         videos[name] = {"x.mkv": tmp_path / f"{name}.mkv"}
-    out = contact_sheet(("a", videos["a"]), ("b", videos["b"]), tmp_path / "sheet.png")
+    out = side_by_side(("a", videos["a"]), ("b", videos["b"]), tmp_path / "sheet.png")
     assert out is not None
     sheet = np.asarray(Image.open(out).convert("RGB"))
     # two frames and the 1:1 column of 300 px each; in the last, rows of a end red and rows of b begin red

@@ -100,7 +100,7 @@ class TestAClauseOfOnePair:
         assert answer(better("far", "base"))[0] == "holds"
         assert answer(better("bad", "base"))[0] == "refuted"
         assert answer(better("near", "base"))[0] == "not resolved"
-        marks = compare(SCORES, primary="psd", reference="base").differences
+        marks = compare(SCORES, primary="psd", versus=dict.fromkeys(SCORES, "base")).differences
         assert {arm: row["psd"].verdict for arm, row in marks.items() if row} == {
             "far": "better",
             "near": "no difference shown",
@@ -245,7 +245,7 @@ class TestTheClausesOfAnAblation:
 
 
 def table() -> dict:
-    compared = compare(SCORES, primary="psd", reference="base")
+    compared = compare(SCORES, primary="psd", versus=dict.fromkeys(SCORES, "base"))
     others = (better(arm, "base") for arm in ("bad", "near", "gone"))
     clauses = (better("far", "base", "far & wide"), *others)
     return {

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.measure.clips import check_contracts
 from benchmarks.measure.measurement import Scores, videos_of
 from benchmarks.metrics import lookup
-from benchmarks.report.side_by_side import contact_sheet, video_sizes
+from benchmarks.report.contact_sheet import side_by_side, video_sizes
 from benchmarks.stats.comparison import compare
 from benchmarks.stats.paired import compare_videos
 from experiments.engine.compare.sides import (
@@ -162,7 +162,7 @@ def _over_seeds(
                 alone = sorted(values.keys() - common) if common else []
                 only.setdefault(name, {"a": [], "b": []})[key] += [f"{video} of seed {seed}" for video in alone]
     scored = _in_order({name for row in means["a"].values() for name in row}, names)
-    compared = compare(means, primary=_primary(wanted, scored), reference="a")
+    compared = compare(means, primary=_primary(wanted, scored))
     of_a, of_b = compared.arms["a"], compared.arms["b"]
     rows = {
         name: {"a": of_a[name].mean, "b": of_b[name].mean, **asdict(row)}
@@ -244,7 +244,7 @@ def write(result: Mapping[str, Any], out: Path) -> None:
     common = next((seed for seed in a if seed in b), None)
     shown = [folders[next(iter(folders)) if common is None else common] for folders in (a, b)]
     labelled = [(result[key]["name"], videos_of(Path(folder))) for key, folder in zip("ab", shown, strict=True)]
-    contact_sheet(*labelled, out / "contact_sheet.png")
+    side_by_side(*labelled, out / "contact_sheet.png")
 
 
 def _cells(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str], str]]:

@@ -27,8 +27,7 @@ from typing import Any
 from benchmarks.metrics import Metric, lookup
 from benchmarks.report.grid import Digits
 from benchmarks.report.render import p_text
-from benchmarks.stats.comparison import Scores, by_seed, compare, equivalence
-from benchmarks.stats.difference import LEVEL, Difference, improves
+from benchmarks.stats.comparison import LEVEL, Difference, Scores, by_seed, compare, equivalence, improves
 from experiments.engine.ablation import Ablation, ArmPair, Clause, better, load, names
 from experiments.engine.outcome.written import read_written
 from pw.io.arguments import Command, ConfigError, did_you_mean, option

@@ -13,7 +13,7 @@ seeds has the variance
 and seeds buy what prompts cannot: below seed / sqrt(m) no number of prompts goes. For the primary metric the answer
 says what buys most, twice the prompts or two more seeds, and whether a control variate could pay. A metric of the whole
 set has no values per prompt: for the primary metric the share of the prompts comes from the jackknife over its small
-clips (`benchmarks.stats.jackknife`), for others it is not known. With one seed there is no spread between trainings:
+clips (`benchmarks.stats.resampling`), for others it is not known. With one seed there is no spread between trainings:
 that row is about two given checkpoints over prompts (df = n - 1), as the paper's own tables are, not about the method.
 
 **The spreads** are measured where scores of this ablation are in `outputs/scores`; otherwise they are assumed, and the

@@ -20,8 +20,8 @@ import numpy as np
 import scipy
 
 from benchmarks.metrics import Metric, lookup, protocols
-from benchmarks.stats.difference import distance
-from benchmarks.stats.jackknife import GROUPS, jackknife_variance, leave_out
+from benchmarks.stats.comparison import distance
+from benchmarks.stats.resampling import GROUPS, jackknife_variance, leave_out
 from experiments.engine.job import score_request
 from experiments.engine.outcome.written import read_scores
 from experiments.engine.plan import Arm, Plan

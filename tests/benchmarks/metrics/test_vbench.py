@@ -29,7 +29,7 @@ from benchmarks.metrics.vbench import (
     score_videos,
     weights_of,
 )
-from benchmarks.stats.bootstrap import prompt_of
+from benchmarks.stats.resampling import prompt_of
 from pw.io.video import decode, probe, write_video
 
 CLIPS = Path(__file__).parents[3].parent / "shared" / "data" / "clips"

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import paper
-from benchmarks.paper.check import Check, Interval, rounding, size
-from benchmarks.paper.derived import possible
 from benchmarks.paper.lint import WIDTH, as_json, lint, main, markdown, summary, terminal
+from benchmarks.paper.recompute import Check, Interval, possible, rounding, size
 
 PAPER = Path(__file__).parents[3].parent / "shared" / "paper.md"
 CHECKS = lint()

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.report.dots import dot_plot
 from benchmarks.report.figures import COLUMNS, LINES, NOT_COMPARED, VERDICTS, figure_of, plot
 from benchmarks.report.grid import MARKS
 from benchmarks.report.render import frame
+from benchmarks.report.write import dot_plot
 from benchmarks.stats.comparison import compare
 
 METRICS = {"psd": 1.5, "swd": 0.029, "mhd": 0.017, "mhd_ratio": 0.62, "solution_gap": 0.01, "anchor_fidelity": 0.0055}

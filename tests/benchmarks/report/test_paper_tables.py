@@ -20,11 +20,9 @@ from odd_videos import encode, moving
 from benchmarks import paper
 from benchmarks.measure import score
 from benchmarks.metrics import GROUPS, METRICS
-from benchmarks.report import vbench_totals
-from benchmarks.report.paper_comparison import compose
-from benchmarks.report.paper_markup import FORMATS, differences, grid, render
-from benchmarks.report.paper_rows import find, read
-from benchmarks.report.paper_tables import main
+from benchmarks.paper.recompute import vbench_total
+from benchmarks.report.paper_comparison import compose, find, read
+from benchmarks.report.paper_tables import FORMATS, differences, grid, main, render
 from benchmarks.systems import CARDS
 from pw.io.files import write_csv
 from pw.io.video import write_video
@@ -100,7 +98,7 @@ def test_totals_of_vbench_are_the_totals_of_the_means_and_none_where_a_dimension
     found = cells(compose(paper.load("table_8_1"), {"turbo2k": read(folder(tmp_path / "a", scores))}), "turbo2k")
     means = {name: float(np.mean(list(by.values()))) for name, by in scores.items()}
     for column, name in (("Total Score", "total"), ("Quality Score", "quality"), ("Semantic Score", "semantic")):
-        assert found[column]["mean"] == pytest.approx(100 * getattr(vbench_totals, name)(means).value)
+        assert found[column]["mean"] == pytest.approx(100 * vbench_total(f"vbench_{name}", means))
         assert found[column]["low"] is not None
     del scores["color"]
     found = cells(compose(paper.load("table_8_1"), {"turbo2k": read(folder(tmp_path / "b", scores))}), "turbo2k")
@@ -113,7 +111,7 @@ def test_a_total_takes_a_cosine_below_zero(tmp_path: Path):
     scores["temporal_style"]["prompt 0-0.mp4"] = -0.01
     found = cells(compose(paper.load("table_8_1"), {"turbo2k": read(folder(tmp_path, scores))}), "turbo2k")
     means = {name: float(np.mean(list(by.values()))) for name, by in scores.items()}
-    assert found["Total Score"]["mean"] == pytest.approx(100 * vbench_totals.total(means).value)
+    assert found["Total Score"]["mean"] == pytest.approx(100 * vbench_total("vbench_total", means))
 
 
 def test_totals_over_different_videos_have_no_interval(tmp_path: Path):

@@ -199,6 +199,7 @@ def test_a_table_without_a_single_score_still_prints(result: dict, tmp_path: Pat
     arms = [{**arm, "metrics": {}, "vs_previous": {}, "probe": None, "paper": None} for arm in result["arms"]]
     empty = {**result, "arms": arms, "floor": {}, "ceiling": {}, "best": {}}
     assert len(write(empty, tmp_path)) == 6
+    Console(file=io.StringIO(), width=120).print(terminal(empty))
 
 
 def test_latex_is_escaped_and_uses_booktabs(result: dict):

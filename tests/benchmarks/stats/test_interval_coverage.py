@@ -11,7 +11,6 @@ from benchmarks.stats.interval_coverage import (
     FAMILIES,
     METHODS,
     RATIO,
-    Family,
     Scenario,
     control_variate_width,
     cover,
@@ -65,17 +64,17 @@ def test_paired_t_with_holm_keeps_false_positives_at_five_percent(variances: str
 @pytest.mark.parametrize("what", FAMILIES)
 @pytest.mark.parametrize(("seeds", "correlation"), [(3, 0.0), (3, 0.9), (5, 0.5)])
 def test_a_gate_keeps_the_family_wise_error_whatever_else_differs(seeds: int, correlation: float, what: str):
-    rates = family_rates(Family(seeds, correlation, FAMILIES[what]), 4000)
+    rates = family_rates(seeds, correlation, FAMILIES[what], 4000)
     assert rates["gatekeeping"].error < 0.05 + SLACK  # 3 sd of a share of 0.05 in 4000
     assert rates["Holm over all"].error < 0.05 + SLACK
 
 
 def test_a_gate_finds_the_primary_four_times_as_often_as_holm_at_three_seeds():
     # a difference of 3 sd: t of 2 df has the power 0.746; the others pay, as they wait for it
-    rates = family_rates(Family(3, 0.5, FAMILIES["only the primary"]), 4000)
+    rates = family_rates(3, 0.5, FAMILIES["only the primary"], 4000)
     assert rates["gatekeeping"].primary == pytest.approx(0.746, abs=0.021)
     assert rates["Holm over all"].primary < 0.22
-    shut = family_rates(Family(5, 0.5, FAMILIES["all but the primary"]), 4000)
+    shut = family_rates(5, 0.5, FAMILIES["all but the primary"], 4000)
     assert shut["gatekeeping"].others < 0.06
     assert shut["Holm over all"].others > 0.9
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import permutation_test, ttest_ind
 
+from benchmarks.metrics import GROUPS
 from benchmarks.stats.paired import compare_videos, independent, paired, sign_flip
 
 
@@ -17,8 +18,8 @@ def videos(values: list[float] | np.ndarray, per_prompt: int = 1) -> dict[str, f
     return {f"prompt {i // per_prompt}-{i % per_prompt}": float(v) for i, v in enumerate(values)}
 
 
-def one(a: dict[str, float], b: dict[str, float], direction: str = "higher"):
-    return compare_videos({"m": a}, {"m": b}, {"m": direction}).differences["m"]
+def one(a: dict[str, float], b: dict[str, float], metric: str = "mhd"):
+    return compare_videos({metric: a}, {metric: b}).differences[metric]
 
 
 def test_sign_flips_of_three_by_hand():
@@ -67,19 +68,19 @@ def test_the_difference_is_b_minus_a_and_its_interval_holds_it():
     assert (d.a, d.b) == (pytest.approx(a.mean()), pytest.approx(b.mean()))
 
 
-@pytest.mark.parametrize(("direction", "verdict"), [("higher", "better"), ("lower", "worse")])
-def test_a_clear_rise_is_judged_by_the_metrics_direction(direction: str, verdict: str):
+@pytest.mark.parametrize(("metric", "verdict"), [("mhd", "better"), ("psd", "worse")])
+def test_a_clear_rise_is_judged_by_the_metrics_direction(metric: str, verdict: str):
     rng = np.random.default_rng(1)
     a = rng.normal(size=30)
-    assert one(videos(a), videos(a + 1 + rng.normal(0, 0.1, 30)), direction).verdict == verdict
+    assert one(videos(a), videos(a + 1 + rng.normal(0, 0.1, 30)), metric).verdict == verdict
 
 
 def test_of_a_ratio_the_distance_from_one_counts():
     a, b = videos(np.linspace(0.4, 0.6, 20)), videos(np.linspace(1.05, 1.25, 20))
-    d = one(a, b, "one")
+    d = one(a, b, "mhd_ratio")
     assert (d.verdict, d.diff_of) == ("better", "abs_log")
     assert d.diff < 0
-    assert one(a, {**b, "prompt 0-0": 0.0}, "one").verdict == "not resolved"
+    assert one(a, {**b, "prompt 0-0": 0.0}, "mhd_ratio").verdict == "not resolved"
 
 
 def test_pairing_shows_what_the_spread_of_videos_hides():
@@ -122,10 +123,10 @@ def test_what_has_no_partner_is_counted_and_named():
     a, b = videos(np.arange(10.0)), videos(np.arange(10.0))
     del a["prompt 3-0"]
     b["prompt 4-0"] = math.nan
-    outcome = compare_videos({"m": a}, {"m": b}, {"m": "higher"})
-    left = outcome.left_out["m"]
+    outcome = compare_videos({"mhd": a}, {"mhd": b})
+    left = outcome.left_out["mhd"]
     assert (left.only_a, left.names_a, left.only_b, left.names_b) == (1, ("prompt 4-0",), 1, ("prompt 3-0",))
-    assert outcome.differences["m"].n == 8
+    assert outcome.differences["mhd"].n == 8
 
 
 def test_too_few_prompts_are_not_resolved_and_say_so():
@@ -139,10 +140,8 @@ def test_holm_runs_over_the_metrics():
     rng = np.random.default_rng(7)
     base = videos(rng.normal(size=8))
     shifted = {name: value + 1 for name, value in base.items()}  # p = 2/256 alone
-    names = [f"m{i}" for i in range(8)]
-    outcome = compare_videos(
-        {m: base for m in names}, {m: shifted for m in names}, {m: "higher" for m in names}
-    ).differences
+    names = GROUPS["table_8_1"][:8]
+    outcome = compare_videos(dict.fromkeys(names, base), dict.fromkeys(names, shifted)).differences
     assert all(d.p == 2 / 256 and d.p_adjusted == 16 / 256 for d in outcome.values())
     assert {d.verdict for d in outcome.values()} == {"no difference shown"}
 
@@ -152,17 +151,17 @@ def test_the_primary_is_tested_first_and_alone():
     base = videos(rng.normal(size=8))
     shifted = {name: value + 1 for name, value in base.items()}  # p = 2/256 alone
     same = {name: value + 0.01 * (-1) ** i for i, (name, value) in enumerate(base.items())}
-    metrics = [f"m{i}" for i in range(8)]
-    sides = dict.fromkeys(metrics, "higher")
+    metrics = GROUPS["table_8_1"][:8]
+    first, main = metrics[0], metrics[3]
     a, b = dict.fromkeys(metrics, base), dict.fromkeys(metrics, shifted)
-    found = compare_videos(a, b, sides, primary="m3")
-    assert found.primary == "m3"
-    assert found.differences["m3"].p_adjusted == 2 / 256
-    assert found.differences["m3"].verdict == "better"
-    assert found.differences["m0"].p_adjusted == 14 / 256  # by Holm over the other seven
-    shut = compare_videos(a, {**b, "m3": same}, sides, primary="m3").differences
+    found = compare_videos(a, b, primary=main)
+    assert found.primary == main
+    assert found.differences[main].p_adjusted == 2 / 256
+    assert found.differences[main].verdict == "better"
+    assert found.differences[first].p_adjusted == 14 / 256  # by Holm over the other seven
+    shut = compare_videos(a, {**b, main: same}, primary=main).differences
     assert {row.verdict for row in shut.values()} == {"no difference shown"}
-    assert compare_videos(a, b, sides, primary="gone").primary is None
+    assert compare_videos(a, b, primary="gone").primary is None
 
 
 def test_sets_that_share_no_metric_are_refused():
