@@ -181,10 +181,7 @@ class TestAGiantDependency:
         heavy = ("torch", "torchvision", "lightning", "diffusers", "mlflow", "webdataset", "pandas", "matplotlib")
         found = [i for i in all_imports() if i.at_once and within(i.by, *early) and within(i.what, *heavy)]
         # imported when there is a table to write, or a batch to look at
-        late = (
-            *("experiments/engine/outcome/table.py", "pw/train/callbacks.py", "pw/train/not_finite.py"),
-            *("pw/train/replay.py", "pw/train/export.py"),
-        )
+        late = ("experiments/engine/outcome/table.py", "pw/train/callbacks.py")
         assert not [str(i) for i in found if i.by not in late]
 
     def test_of_a_metric_is_in_that_metrics_file(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.engine.ablation import names
 from pw.io.arguments import number, option
 from pw.io.paths import OUTPUTS
-from pw.train.train_command import outputs_folder
+from pw.train.loop import outputs_folder
 
 
 def seeds_word(seeds: Sequence[int]) -> str:

@@ -28,7 +28,7 @@ NOT_DATA = {"urls", "width"}
 # Keys of `scale` that schedule and injector repeat.
 NOT_SCALE = {"shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"}
 # The code of a stage: a training leaves out how it samples, sampling how it trains.
-STAGES = {"anchor": "pw.stages.anchor.AnchorModel", "hires": "pw.stages.hires.HiresSynth"}
+STAGES = {"anchor": "pw.stages.stage.AnchorModel", "hires": "pw.stages.stage.HiresSynth"}
 SAMPLES = {"pw.stages.stage.Stage.sample", *(f"{stage}.synthesise" for stage in STAGES.values())}
 TRAINS = {
     *(f"pw.stages.stage.Stage.{name}" for name in ("training_step", "loss", "optimizer_step", "configure_optimizers")),

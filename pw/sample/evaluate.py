@@ -9,19 +9,26 @@ batch of clips is in memory, however many are sampled.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pw.io.arguments import ConfigError
+from pw.cost.generation_cost import sampling_memory
+from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.files import read_json, write_json
+from pw.io.host import free_memory
 from pw.io.imports import quiet
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
+from pw.io.wan_weights import check, fingerprint, locate
+from pw.method.coverage import coverage
 from pw.run.build import Run
 from pw.run.provenance import provenance
-from pw.train.loop import stage_module, train
+from pw.stages import stage_module
+from pw.train.loop import checked_run, outputs_folder, run_training, train
 from pw.train.record import training_folder, write_config
 
 if TYPE_CHECKING:
@@ -49,8 +56,7 @@ def reference_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None)
 def anchor_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None, *, twin: bool = False) -> Path:
     """The folder of the evaluation clips (or their twins) degraded to anchors as in training: what stage I is measured
     against."""
-    name = f"anchor{'_b' if twin else ''}-{run.degradation_signature}"
-    return reference_folder(run, outputs, seed) / name
+    return reference_folder(run, outputs, seed) / f"anchor{'_b' if twin else ''}-{run.degradation_signature}"
 
 
 def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None = None) -> bool:
@@ -169,34 +175,25 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
         del clips  # before the next batch's anchors are made
         if progress is not None:
             progress(position, len(batches))
-    _write_done(run, folder, limit, seed, time.process_time() - cpu_began, time.perf_counter() - began)
-
-
-def _write_done(run: Run, folder: Path, limit: int, seed: int, cpu_seconds: float, wall_seconds: float) -> None:
-    """`done.json`: which clips are sampled, and the time that they took in this and in earlier calls."""
-    before = read_json(folder / "done.json") or {}
-    write_json(
-        folder / "done.json",
-        {
-            "signature": run.sample_signature(seed),
-            "training": run.training_signature,
-            "clips": limit,
-            "seed": seed,
-            "cpu_seconds": round(before.get("cpu_seconds", 0.0) + cpu_seconds, 2),
-            "wall_seconds": round(before.get("wall_seconds", 0.0) + wall_seconds, 2),
-            "coverage": coverage_entry(run),
-            **provenance(),
-            "code": run.sampling_code,
-        },
-    )
+    before = read_json(folder / "done.json") or {}  # the time of earlier calls counts, too
+    cpu_seconds = before.get("cpu_seconds", 0.0) + time.process_time() - cpu_began
+    wall_seconds = before.get("wall_seconds", 0.0) + time.perf_counter() - began
+    about = {
+        "signature": run.sample_signature(seed),
+        "training": run.training_signature,
+        "clips": limit,
+        "seed": seed,
+        "cpu_seconds": round(cpu_seconds, 2),
+        "wall_seconds": round(wall_seconds, 2),
+        "coverage": coverage_entry(run),
+        **provenance(),
+        "code": run.sampling_code,
+    }
+    write_json(folder / "done.json", about)
 
 
 def coverage_entry(run: Run) -> dict[str, Any] | None:
     """How much of the run's inference grid was trained, for the table; None without shortcut training."""
-    from dataclasses import astuple
-
-    from pw.method.coverage import coverage
-
     step_sampler = run.objective.step_sampler
     if step_sampler is None or not run.feeds_strides():
         return None
@@ -235,10 +232,6 @@ def check_sampling(run: Run) -> None:
 
     Raises ValueError saying what is missing.
     """
-    from pw.cost.generation_cost import sampling_memory
-    from pw.io.host import free_memory
-    from pw.io.wan_weights import check, locate
-
     if run.text is None:
         return
     from pw.data.latents import LatentClips
@@ -261,14 +254,10 @@ def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> tuple[Te
 
     None at a scale without text. A clip without a caption has the empty prompt.
     """
-    import json
-
-    import torch
-
-    from pw.io.wan_weights import fingerprint, locate
-
     if run.text is None:
         return None
+    import torch
+
     from pw.nn.text import TextEncoder
 
     weights = locate(run.trainer.weights)
@@ -354,3 +343,25 @@ def at_full_size(clip: Tensor, size: tuple[int, int]) -> Frames:
 
     parts = clip[None].split(FRAMES_AT_ONCE, 2)  # as floats at full size there is never a whole clip of stage I
     return np.concatenate([to_uint8(resize(part, size, "bicubic")[0]) for part in parts])
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """`pw sample key=value …`: one run."""
+
+    outputs: Path = option(OUTPUTS, "folder of all results", read=outputs_folder)
+    evaluation_seed: int | None = option(None, "of the evaluation clips; the run's own by default", read=number(0))
+    overrides: tuple[str, ...] = ()
+
+
+def run_sample(options: SampleOptions) -> int:
+    """Exit status: 0 sampled, 1 it failed, 128 + n stopped by a signal."""
+    run = checked_run(options.overrides, options.outputs)
+    seed = options.evaluation_seed
+    sample_folder(run, options.outputs, seed)  # composes the stage that makes its anchors, too
+    return run_training(
+        run, lambda progress: sample(run, options.outputs, seed=seed, training=progress, is_checked=True)
+    )
+
+
+main = Command(SampleOptions, run_sample)

@@ -1,4 +1,4 @@
-"""The base of both stages: a velocity network, its EMA, and one update of an objective  (sec. 3.1)."""
+"""The two stages, and what they share: a velocity network, its EMA, one update of an objective  (sec. 3.1-3.3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pw.data import LatentBatch
-from pw.data.degradation import Degradation
+from pw.data.degradation import Degradation, resize
 from pw.data.latents import LatentClips
 from pw.data.procedural import generator
 from pw.io.wan_weights import locate
@@ -276,6 +276,58 @@ class Stage(L.LightningModule, ABC):
         if away is not None:
             null = Condition(away, condition.anchor if self.run.guidance.drop == "text" else null.anchor)
         return integrate(self.run, self.ema, noise, condition, null)
+
+
+class AnchorModel(Stage):
+    """Stage I: clips at the anchor's size, few tokens, much meaning each. Plain flow matching, many steps  (sec. 3.2).
+
+    It is trained on the anchors that stage II is trained with: degraded clips, without the latent noise (D11).
+    """
+
+    def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
+        if isinstance(clips, LatentBatch):
+            return clips.anchor, Condition(clips.text, anchor=None)
+        degraded = self.run.degradation.anchor(clips, self.run.scale.anchor_size, draws.degrade())
+        small = draws.share.of_batch(degraded)
+        return self.codec.encode(small), Condition(self.text(len(small)), anchor=None)
+
+    @torch.no_grad()
+    def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:
+        """noise latent [B, …], embeddings of prompts and negative prompts -> anchor video in about [-1, 1]."""
+        text, away = texts or (self.text(len(noise)), None)
+        return self.codec.decode(self.sample(noise, Condition(text, anchor=None), away))
+
+
+class HiresSynth(Stage):
+    """Stage II: clips at full size, conditioned on an anchor latent through the injector; any objective  (sec. 3.3).
+
+    In training the anchor is the degraded clip itself ("decoupled training", sec. 3.3).
+    """
+
+    def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
+        degradation, draw, anchor = self.run.degradation, draws.degrade(), None
+        if isinstance(clips, LatentBatch):
+            if self.run.injector is not None:
+                anchor = draws.perturbed(degradation, clips.anchor, draw)
+            return clips.latent, Condition(clips.text, anchor)
+        if self.run.injector is not None:
+            small = draws.share.of_batch(degradation.anchor(clips, self.run.scale.anchor_size, draw))
+            anchor = draws.perturbed(degradation, self.anchor_latent(small), draw)
+        clips = draws.share.of_batch(clips)
+        return self.codec.encode(clips), Condition(self.text(len(clips)), anchor)
+
+    def anchor_latent(self, anchor: Tensor) -> Tensor:
+        """Anchor video [B, 3, F, h, w] -> latent, resized before the codec or left to the injector  (Scale)."""
+        if self.run.scale.anchor_upsample == "pixel":
+            anchor = resize(anchor, self.run.scale.size, "bicubic")
+        return self.codec.encode(anchor)
+
+    @torch.no_grad()
+    def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:
+        """noise latent [B, …], anchor latent, embeddings of prompts and negative prompts -> video in about [-1, 1]."""
+        text, away = texts or (self.text(len(noise)), None)
+        condition = Condition(text, None if self.run.injector is None else anchor)
+        return self.codec.decode(self.sample(noise, condition, away))
 
 
 def load_start(net: Backbone, path: str) -> None:

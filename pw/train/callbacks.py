@@ -27,8 +27,8 @@ from pw.parallel.signals import stop_signals
 from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.settings import Train
-from pw.train.checkpoint import KEPT, WHOLE, export
-from pw.train.not_finite import UpdateLosses, describe_not_finite, last_checkpoint_sentence
+from pw.train.batches import UpdateLosses, describe_not_finite
+from pw.train.record import KEPT, WHOLE, write_weights
 
 CURVE_EVERY = 10  # updates per line of metrics.jsonl
 
@@ -97,7 +97,7 @@ class LossCurve(AfterUpdate):
     """Writes `metrics.jsonl`, a line for every tenth update, every checkpoint and the last update.
 
     A line has the mean of each loss term over the processes and over the updates since the line before. Raises
-    ValueError at a loss that is not finite, after the batch was written (`pw.train.not_finite`).
+    ValueError at a loss that is not finite, after the batch was written (`pw.train.batches`).
     """
 
     def __init__(self, run: Run, folder: Path, team: Team, stop: StopOnSignal, checkpoints: Checkpoints) -> None:
@@ -150,12 +150,11 @@ class LossCurve(AfterUpdate):
         """Column of the curve -> mean since the last line. Raises ValueError where one is not finite."""
         means = {f"loss_{term}": float(values.mean()) for term, values in self._means().items()}
         if not all(map(math.isfinite, means.values())):
-            losses = [UpdateLosses(update, term, tuple(values.tolist())) for update, term, values in self.unchecked]
+            losses = [UpdateLosses(update, term, [*map(str, x.tolist())]) for update, term, x in self.unchecked]
             reason = describe_not_finite(self.run, self.folder, losses, self.share, self.team)
             with suppress(OSError):  # a disk that is full, too, must not hide it
-                self.checkpoints.finish_writing(waits=True)
                 self._write_lines()
-            raise ValueError(f"{reason}; {last_checkpoint_sentence(self.folder)}; try a lower optimizer.lr")
+            raise self.checkpoints.not_finite(reason)
         self.unchecked.clear()
         return means
 
@@ -181,8 +180,7 @@ class TrainingRecord(L.Callback):
         self.wall_began, self.cpu_began = time.perf_counter(), time.process_time()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        wall, cpu = checkpoint["pw_spent"]
-        self.spent_before = (wall, cpu)
+        self.spent_before = tuple(checkpoint["pw_spent"])
         self.unreadable_before = checkpoint.get("pw_passed_over", [])
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -201,8 +199,7 @@ class TrainingRecord(L.Callback):
 
     def _unreadable(self) -> list[str]:
         """Names of the clips that any process could not read."""
-        here = getattr(self.run.source, "passed_over", list)
-        return self.team.union([*self.unreadable_before, *here()])
+        return self.team.union([*self.unreadable_before, *getattr(self.run.source, "passed_over", list)()])
 
 
 class Checkpoints(AfterUpdate):
@@ -237,7 +234,7 @@ class Checkpoints(AfterUpdate):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if not self.stop.stopped_by:
             self._check_weights(pl_module)
-            export(self.folder, pl_module, self.team)  # before Lightning lets go of what is split
+            write_weights(self.folder, pl_module, self.team)  # before Lightning lets go of what is split
 
     def _save(self, trainer: Any) -> None:
         self._check_weights(trainer.lightning_module)
@@ -270,12 +267,17 @@ class Checkpoints(AfterUpdate):
         """Raises ValueError when an update spoilt the weights, which the losses would only show at the next update."""
         finite = torch.stack([local_rows(p)[0].isfinite().all() for p in pl_module.net.parameters()])
         if self.team.maximum(float(not finite.all())):
-            with suppress(OSError):
-                self.finish_writing(waits=True)
-            raise ValueError(
-                f"weights are not finite after update {self.update}, though the losses were: a gradient was not; "
-                f"{last_checkpoint_sentence(self.folder)}; try a lower optimizer.lr"
+            raise self.not_finite(
+                f"weights are not finite after update {self.update}, though the losses were: a gradient was not"
             )
+
+    def not_finite(self, reason: str) -> ValueError:
+        """The error that ends the training, with where it can be continued from."""
+        with suppress(OSError):  # a disk that is full, too, must not hide it
+            self.finish_writing(waits=True)
+        is_kept = self.last.exists() or self.previous.exists()
+        where = f"the last checkpoint before it is in {self.last.parent}" if is_kept else "no checkpoint is before it"
+        return ValueError(f"{reason}; {where}; try a lower optimizer.lr")
 
 
 class ReportProgress(AfterUpdate):
@@ -300,9 +302,7 @@ def truncate_curve(path: Path, step: int) -> None:
         return
     kept = []
     for line in path.read_text().splitlines():
-        try:
+        with suppress(ValueError):  # the last line of a training that was killed, or of a disk that was full
             if json.loads(line)["step"] <= step:
                 kept.append(f"{line}\n")
-        except ValueError:  # the last line of a training that was killed, or of a disk that was full
-            continue
     write_atomically(path, "".join(kept))

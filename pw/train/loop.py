@@ -4,7 +4,7 @@
     pw train trainer=fsdp trainer.devices=8 …    (ddp, fsdp, hsdp: `pw.parallel`)
 
 The folder of a training has `config.yaml`, `metrics.jsonl` (curves), `checkpoints/` while it runs, and at the end
-`ema.safetensors`, `online.safetensors` and `done.json`; `not_finite/` if a loss was not finite (`pw.train.not_finite`).
+`ema.safetensors`, `online.safetensors` and `done.json`; `not_finite/` if a loss was not finite (`pw.train.batches`).
 A folder without `done.json` is continued from its last readable checkpoint, by any number of processes. SIGTERM,
 SIGUSR1, SIGUSR2, Ctrl-C and a terminal that closes (SIGHUP) end the training after the current update, with a
 checkpoint.
@@ -14,44 +14,42 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import remove
-from pw.io.imports import import_for_good, quiet
+from pw.io.imports import quiet
 from pw.io.paths import OUTPUTS
-from pw.io.progress import Progress
+from pw.io.progress import Pace, Progress, ProgressLine
 from pw.io.wan_weights import locate
-from pw.parallel.launch import launch
-from pw.parallel.place import Place, current_place
+from pw.parallel.launch import carry_out, exit_with_parent, launch, report, reported_mistakes
+from pw.parallel.place import Place, current_place, prints_for_user
 from pw.parallel.share import Share
 from pw.parallel.signals import Stopped
 from pw.parallel.team import Team, join_team
-from pw.run.build import Run
+from pw.run.build import Run, build
+from pw.stages import import_stages, stage_module
 from pw.train.batches import batches
-from pw.train.checkpoint import export, last_checkpoint, merge_shards
 from pw.train.preflight import check_kernel, preflight
-from pw.train.record import is_trained, start_file, sync_to_disk, training_folder, write_config, write_done
+from pw.train.record import (
+    is_trained,
+    last_checkpoint,
+    merge_shards,
+    start_file,
+    training_folder,
+    with_code,
+    write_config,
+    write_done,
+    write_weights,
+)
 
 LOCK_SECONDS = 60.0  # of waiting for another runner, after which several processes tell each other that they wait
-
-
-def import_stages() -> None:
-    """Import Lightning and both stages, the first time, see `import_for_good`."""
-    if "pw.stages.hires" not in sys.modules:
-        import_for_good("pw.stages.anchor", "pw.stages.hires")
-
-
-def stage_module(run: Run, start: str | None = None, weights: Path | None = None) -> Any:
-    """The LightningModule of the run's stage; `start` and `weights` as `Stage` takes them."""
-    import_stages()
-    from pw.stages.anchor import AnchorModel
-    from pw.stages.hires import HiresSynth
-
-    return (AnchorModel if run.stage == "anchor" else HiresSynth)(run, start, weights)
 
 
 def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *, is_checked: bool = False) -> Path:
@@ -113,28 +111,24 @@ def training_lock(folder: Path, team: Team) -> Generator[None]:
     The first process of a team holds the lock for all. The others hear from it once in `LOCK_SECONDS`, however long it
     waits: a process that is silent for long is taken to be gone.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock")
+
+    def acquire(seconds: float) -> None:
+        with suppress(Timeout):
+            if team.place.is_first:
+                lock.acquire(timeout=seconds)
+
     try:
-        is_held = team.place.is_first and _is_acquired(lock, 0)
-        if team.place.is_first and not is_held:
+        acquire(0)
+        if team.place.is_first and not lock.is_locked:
             logging.getLogger("pw").warning("%s is being trained by another process; waiting for it", folder)
-        while not team.agreed(is_held):
-            is_held = team.place.is_first and _is_acquired(lock, LOCK_SECONDS)
+        while not team.agreed(lock.is_locked):
+            acquire(LOCK_SECONDS)
         yield
     finally:
         lock.release()
-
-
-def _is_acquired(lock: Any, seconds: float) -> bool:
-    from filelock import Timeout
-
-    try:
-        lock.acquire(timeout=seconds)
-    except Timeout:
-        return False
-    return True
 
 
 def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None, team: Team) -> None:
@@ -153,7 +147,7 @@ def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None
     if run.train.updates == 0:
         if place.is_first:
             module.configure_model()
-            export(folder, module, team)
+            write_weights(folder, module, team)
             write_done(run, folder, module)
         team.wait()
         return
@@ -164,13 +158,22 @@ def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None
         raise Stopped(stop.stopped_by)
     if place.is_first:
         write_done(run, folder, module)
-        sync_to_disk(folder, "ema.safetensors", "online.safetensors", "done.json")
+        _sync_to_disk(folder / "ema.safetensors", folder / "online.safetensors", folder / "done.json", folder)
         for path in (folder / "checkpoints").glob("*"):
             remove(path)
-    if received := int(
-        team.maximum(stop.received)
-    ):  # too late for a checkpoint, but there may be more to do after this
+    received = int(team.maximum(stop.received))
+    if received:  # too late for a checkpoint, but there may be more to do after this
         raise Stopped(received)
+
+
+def _sync_to_disk(*paths: Path) -> None:
+    """Wait until files and their folder survive a power cut: the checkpoints that they replace are deleted next."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _fit(run: Run, folder: Path, module: Any, callbacks: list[Any], team: Team) -> None:
@@ -204,3 +207,86 @@ def _fit(run: Run, folder: Path, module: Any, callbacks: list[Any], team: Team) 
     trainer.fit(module, data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
     if run.trainer.offload_activations:
         torch.accelerator.empty_host_cache()  # which no larger blocks, those of the next stage, could be taken from
+
+
+# ---- the command
+
+
+def outputs_folder(value: str) -> Path:
+    """The folder that `outputs=` names. Raises ConfigError when nothing can be written there."""
+    folder = Path(value).expanduser().resolve()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not value or not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"outputs={value}: wants a folder that can be written, e.g. outputs=outputs/trial")
+    return folder
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """`pw train key=value …`: one run."""
+
+    outputs: Path = option(OUTPUTS, "folder of all results", read=outputs_folder)
+    overrides: tuple[str, ...] = ()
+
+
+def checked_run(overrides: Sequence[str], outputs: Path) -> Run:
+    """The run that a command's overrides describe, once nothing is in the way of its training.
+
+    Of processes that were launched together the one that launched them has checked it. Raises ConfigError.
+    """
+    run = with_code(build(overrides), outputs)
+    place = current_place(run.trainer)
+    if place is None or not place.is_launched:
+        preflight(run, outputs)
+    return run
+
+
+def run_train(options: TrainOptions) -> int:
+    """Exit status: 0 trained, 1 it failed, 128 + n stopped by a signal."""
+    with reported_mistakes():
+        run = checked_run(options.overrides, options.outputs)
+    exit_with_parent()
+    return run_training(run, lambda progress: train(run, options.outputs, progress, is_checked=True))
+
+
+def run_training(run: Run, work: Callable[[Progress], Path]) -> int:
+    """Do work that trains, with a line of progress, and print the folder that it returns; the exit status."""
+    show = TrainingProgress(run)
+
+    def progress(update: int, updates: int) -> None:
+        report(update=update, updates=updates)
+        show(update, updates)
+
+    def train_and_print() -> None:
+        import torch
+
+        torch.set_num_threads(run.trainer.threads)
+        try:
+            folder = work(progress)
+        finally:
+            show.line.clear()
+        if prints_for_user():
+            print(folder)
+
+    return carry_out(train_and_print, "the same command goes on from the last checkpoint, if there is one")
+
+
+class TrainingProgress:
+    """A line of progress with the time left, at the pace since this call began to train."""
+
+    def __init__(self, run: Run) -> None:
+        self.own_updates, self.prints = run.train.updates, prints_for_user()
+        self.line, self.pace, self.updates = ProgressLine(), Pace(), 0
+
+    def __call__(self, update: int, updates: int) -> None:
+        if updates != self.updates:
+            self.updates = updates
+            self.pace.restart(update)
+        if not self.prints or (not self.line.is_due and update < updates):
+            return
+        what = "" if updates == self.own_updates else "its start: "
+        left = f", about {left} left" if (left := self.pace.left(update, updates)) else ""
+        self.line.show(f"{what}update {update} of {updates}{left}", last=update >= updates)
+
+
+main = Command(TrainOptions, run_train)

@@ -1,8 +1,9 @@
-"""A training's folder: where it is, whether the training is done, and how it was made."""
+"""A training's folder: where it is, whether the training is done, how it was made, its checkpoints and weights."""
 
 from __future__ import annotations
 
-import os
+import logging
+import re
 import resource
 import shlex
 import sys
@@ -12,10 +13,15 @@ from typing import Any
 
 from pw.cost.training_cost import training_cost
 from pw.io.arguments import ConfigError
-from pw.io.files import read_json, write_atomically, write_json
+from pw.io.files import read_json, remove, write_atomically, write_json, write_tensors
 from pw.io.paths import OUTPUTS
+from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.provenance import provenance
+
+KEPT = ("last", "previous")  # checkpoints, the newest first
+WHOLE = "whole.ckpt"  # a split checkpoint put together, while it is being read
+MADE_BY = "# trained from configuration {} by code {}\n"
 
 
 def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
@@ -55,19 +61,15 @@ class EarlierTraining:
     is_finished: bool
 
 
-MADE_BY = "# trained from configuration {} by code {}\n"
-
-
 def earlier_trainings(outputs: Path = OUTPUTS) -> list[EarlierTraining]:
     """All trainings, finished or not, the newest first; but none from before `config.yaml` had the line `MADE_BY`."""
     trainings = []
     for config in (outputs / "train").glob("*/config.yaml"):
         with config.open(errors="replace") as file:
-            lines = [file.readline() for _ in range(2)]
-        words = lines[1].split()
-        if len(words) == 9 and lines[1] == MADE_BY.format(f"{words[4]} {words[5]}", words[8]):
+            found = re.fullmatch(MADE_BY.format(r"(\S+ \S+)", r"(\S+)"), [*file, "", ""][1])
+        if found is not None:
             done = config.with_name("done.json")
-            earlier = EarlierTraining(config.parent, f"{words[4]} {words[5]}", words[8], done.exists())
+            earlier = EarlierTraining(config.parent, *found.groups(), done.exists())
             trainings.append(((done if done.exists() else config).stat().st_mtime, earlier))
     return [earlier for _, earlier in sorted(trainings, key=lambda pair: -pair[0])]
 
@@ -86,16 +88,6 @@ def with_code(run: Run, outputs: Path = OUTPUTS) -> Run:
 def start_file(start: Run, outputs: Path = OUTPUTS) -> Path:
     """The weights of a start, shipped or trained here."""
     return start.shipped.file if start.shipped else training_folder(start, outputs) / "ema.safetensors"
-
-
-def sync_to_disk(folder: Path, *names: str) -> None:
-    """Wait until files of a folder survive a power cut: what they replace is about to be deleted."""
-    for path in (*(folder / name for name in names), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_done(run: Run, folder: Path, module: Any) -> None:
@@ -187,9 +179,59 @@ def training_flops(run: Run, module: Any) -> float:
         data, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0))
         full = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
         module.velocity(net, condition)(data, full, full)
-    forwards = {"flow": 3, "consistency": 5}
-    count = sum(
-        forwards["consistency" if run.objective.is_consistency(update) else "flow"]
-        for update in range(run.train.updates)
-    )
-    return float(counter.get_total_flops()) * run.train.batch_size * run.train.accumulate * count
+    forwards = sum(5 if run.objective.is_consistency(update) else 3 for update in range(run.train.updates))
+    return float(counter.get_total_flops()) * run.train.batch_size * run.train.accumulate * forwards
+
+
+def write_weights(folder: Path, module: Any, team: Team) -> None:
+    """Write `online.safetensors` and `ema.safetensors`, whole. All processes must call it."""
+    from pw.parallel.sharded import gathered_state
+
+    for name in ("online", "ema"):
+        state = gathered_state(module.net if name == "online" else module.ema, keep=team.place.is_first)
+        if team.place.is_first:
+            write_tensors(folder / f"{name}.safetensors", state)
+        del state  # before the next one is put together: 20 GB each
+
+
+def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """The newest readable checkpoint and its update; an unreadable one is set aside with a warning."""
+    import torch
+
+    for name in KEPT:
+        path = folder / "checkpoints" / f"{name}.ckpt"
+        if not path.exists():
+            continue
+        try:
+            if path.is_dir():
+                from pw.parallel.shard_files import read_rest
+
+                checkpoint = read_rest(path)
+            else:
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            signature = checkpoint["pw_signature"]
+            if signature != folder.name:
+                raise ConfigError(f"{path} is a checkpoint of signature {signature}, not {folder.name}; remove it")
+            return path, int(checkpoint["global_step"])
+        except ConfigError:
+            raise
+        except Exception as error:
+            logging.getLogger("pw").warning("%s is unreadable (%s); trying the one before", path, error)
+            aside = path.with_suffix(".unreadable")
+            remove(aside)
+            path.rename(aside)
+    return None
+
+
+def merge_shards(shards: Path, team: Team) -> Path:
+    """Write a split checkpoint as one file, which processes that each hold the whole network can read.
+
+    All processes must call it.
+    """
+    from pw.parallel.shard_files import as_one_file, write_checkpoint
+
+    path = shards.with_name(WHOLE)
+    if team.place.is_first:
+        write_checkpoint(as_one_file(shards), path)
+    team.wait()
+    return path

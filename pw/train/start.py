@@ -30,9 +30,8 @@ from pw.run.build import Run, build
 from pw.run.compose import groups, leaves
 from pw.run.shipped import LARGEST
 from pw.run.signatures import NOT_SCALE, NOT_TRAINING
-from pw.train.loop import train
+from pw.train.loop import outputs_folder, run_training, train
 from pw.train.preflight import check_device, preflight
-from pw.train.train_command import outputs_folder, run_training
 
 FIRST = 20  # updates that are trained again
 POINTS = 60  # of a card's curve
@@ -63,17 +62,19 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
 
     Raises ConfigError when the training is not of this recipe and this code, or its weights are too large.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file, save
 
     done, curve = read_json(training / "done.json") or {}, _curve(training / "metrics.jsonl")
     if done.get("configuration") != start.configuration_signature:
         _check_recipe(start, training)
     first = first_losses(start)
     _check_first(first, curve, training)
-    weights = {key: value.contiguous() for key, value in load_file(training / "ema.safetensors").items()}
+    weights = load_file(training / "ema.safetensors")
     if not start.objective.trains_strides:  # as it was drawn: whoever departs from this draws another
         weights = {key: value for key, value in weights.items() if not key.startswith("stride_embedding.")}
-    dtype, content = _serialised(weights)
+    dtype, content = "float32", save(weights)
+    if len(content) > LARGEST:
+        dtype, content = "float16", save({key: value.half() for key, value in weights.items()})
     if len(content) > LARGEST:
         raise ConfigError(f"{training}: {len(content):,} bytes in float16; a shipped start has at most {LARGEST:,}")
     with replacing(out / f"{name}.safetensors") as partial:
@@ -100,16 +101,6 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
     }
     write_json(out / f"{name}.json", card)
     return out / f"{name}.json"
-
-
-def _serialised(weights: Mapping[str, Any]) -> tuple[str, bytes]:
-    """(dtype, safetensors) of weights: in float32, or in float16 if that would be too large to ship."""
-    from safetensors.torch import save
-
-    content = save(dict(weights))
-    if len(content) <= LARGEST:
-        return "float32", content
-    return "float16", save({key: value.half() for key, value in weights.items()})
 
 
 def _check_recipe(start: Run, training: Path) -> None:
@@ -174,16 +165,6 @@ def _processor() -> str:
     return platform.processor() or "unknown CPU"
 
 
-def start_names() -> list[str]:
-    """The starts that have a recipe in `conf/start`."""
-    return [name for name in groups()["start"] if name != "none"]
-
-
-def finished_training(value: str) -> Path | None:
-    """The folder that `training=` names."""
-    return Path(value).expanduser().resolve() if value else None
-
-
 @dataclass(frozen=True)
 class StartOptions:
     """`pw start name=… key=value …`: one start."""
@@ -192,16 +173,14 @@ class StartOptions:
     out: Path | None = option(
         None, "where its two files go: outputs/starts by default, pw/starts to ship it", read=outputs_folder
     )
-    training: Path | None = option(
-        None, "a finished training of this recipe, to be written without training again", read=finished_training
-    )
+    training: Path | None = option(None, "a finished training of this recipe, to be written without training again")
     outputs: Path = option(OUTPUTS, "folder of all results", read=outputs_folder)
     overrides: tuple[str, ...] = ()
 
 
 def run_start(options: StartOptions) -> int:
     """Exit status: 0 both files are written, 1 it failed, 128 + n stopped by a signal."""
-    names = start_names()
+    names = [name for name in groups()["start"] if name != "none"]
     if options.name not in names:
         raise ConfigError(f"name={options.name}: one of {', '.join(names)}, e.g. make start name={names[-1]}")
     start = build([f"start={options.name}", "start.shipped=false", *options.overrides]).start_run

@@ -24,9 +24,8 @@ from pw.parallel.shard_files import read_rest
 from pw.parallel.signals import STOP_SIGNALS, Stopped
 from pw.run.build import Run
 from pw.stages.stage import Stage
-from pw.train.checkpoint import last_checkpoint
 from pw.train.loop import train
-from pw.train.record import is_trained, training_folder
+from pw.train.record import is_trained, last_checkpoint, training_folder
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")

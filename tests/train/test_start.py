@@ -21,8 +21,9 @@ from pw.io.arguments import ConfigError
 from pw.run.build import Run, build
 from pw.run.compose import groups
 from pw.run.shipped import LARGEST, read_card
+from pw.stages import stage_module
 from pw.train import start
-from pw.train.loop import stage_module, train
+from pw.train.loop import train
 from pw.train.record import start_file, training_folder
 
 RECIPE = ["start.updates=3"]  # the whole recipe of the tiny scale, but short

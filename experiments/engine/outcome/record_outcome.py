@@ -19,7 +19,7 @@ from experiments.engine.outcome.written import read_written
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import write_atomically
 from pw.io.paths import OUTPUTS
-from pw.train.train_command import outputs_folder
+from pw.train.loop import outputs_folder
 
 RESULTS = Path(__file__).parents[2] / "results"
 MOST = 8192
