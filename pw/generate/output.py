@@ -13,7 +13,7 @@ from pw.generate.request import GenerationRequest, Prompt
 from pw.generate.task import Task, release_memory
 from pw.io.files import check_space, replacing, write_json, write_tensors
 from pw.run.build import Run
-from pw.run.provenance import provenance
+from pw.run.signatures import provenance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,15 +5,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pw.data import Source
 from pw.data.degradation import Degradation
 from pw.io.arguments import ConfigError
 from pw.io.files import digest
+from pw.io.paths import ROOT
 from pw.method.objective import Objective
 from pw.method.schedule import Schedule
 from pw.method.solver import Guidance, Solver, custom_grid, inference_grid, wan_grid
@@ -21,13 +26,38 @@ from pw.nn import options
 from pw.run import settings, signatures
 from pw.run.compose import Config, compose_run, override_key
 from pw.run.cross_checks import cross_check
-from pw.run.shipped import Card, read_card
 from pw.run.strategies import coerce, from_values, is_chosen, make, strategy_class
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGEST = 1_000_000  # bytes of a shipped start, which git is asked to keep
 OBJECTIVE_PARTS = ("turns", "step_sampler", "weighting", "target")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A start that comes with the repository: weights trained long by the recipe of `conf/start/<name>.yaml`.
+
+    pw/starts/<name>.safetensors    EMA weights, below 1 MB
+    pw/starts/<name>.json           the card, in `about`: recipe, training and checksum
+
+    `make start name=<name>` writes both. A card is valid as long as the recipe composes to the configuration that it
+    names, even if code changes; a test repeats the first updates and fails when the current code no longer reproduces
+    them.
+    """
+
+    name: str
+    file: Path
+    updates: int
+    configuration: str
+    sha256: str
+    about: dict[str, Any]
+
+    @property
+    def words(self) -> str:
+        """For a plan and a table."""
+        return f"shipped, {self.updates:,} updates, sha256 {self.sha256[:12]}"
 
 
 @dataclass(frozen=True)
@@ -102,40 +132,20 @@ class Run:
 
     # ---- signatures
 
-    @cached_property
-    def values_as_read(self) -> dict[str, Any]:
-        """See `signatures.values_as_read`."""
-        return signatures.values_as_read(self)
-
-    @cached_property
-    def configuration_signature(self) -> str:
-        """8 hex digits of a training's configuration, without the code and the accelerator that carry it out."""
-        return signatures.of_configuration(self)
+    values_as_read = cached_property(signatures.values_as_read)
+    configuration_signature = cached_property(signatures.of_configuration)
+    training_code = cached_property(signatures.training_code)
+    sampling_code = cached_property(signatures.sampling_code)
+    evaluation_code = cached_property(signatures.evaluation_code)
+    degradation_signature = cached_property(signatures.of_degradation)
+    _current_signature = cached_property(signatures.of_training)
+    sample_signature = signatures.of_samples  # of any evaluation seed: one first stage makes the anchors of several
+    evaluation_signature = signatures.of_evaluation
 
     @property
     def trained_key(self) -> str:
         """The key of a training without its code: configuration and accelerator."""
         return f"{self.configuration_signature} {self.trainer.accelerator}"
-
-    @cached_property
-    def training_code(self) -> str:
-        """Hash of the code that computes the trained weights."""
-        return signatures.training_code(self)
-
-    @cached_property
-    def sampling_code(self) -> str:
-        """Hash of the code that computes clips from trained weights."""
-        return signatures.sampling_code(self)
-
-    @cached_property
-    def evaluation_code(self) -> str:
-        """Hash of the code that makes the evaluation clips."""
-        return signatures.evaluation_code(self)
-
-    @cached_property
-    def degradation_signature(self) -> str:
-        """Signature of the training degradation."""
-        return signatures.of_degradation(self)
 
     @cached_property
     def training_signature(self) -> str:
@@ -147,10 +157,6 @@ class Run:
             return digest({"shipped": self.shipped.sha256})
         earlier = self.trained.get(self.trained_key, ()) if self.trained else ()
         return earlier[0] if earlier and self._current_signature not in earlier else self._current_signature
-
-    @cached_property
-    def _current_signature(self) -> str:
-        return signatures.of_training(self)
 
     @property
     def is_as_trained(self) -> bool:
@@ -165,14 +171,6 @@ class Run:
     def signature(self) -> str:
         """8 hex digits of all that can change the sampled clips of the run's own seed."""
         return self.sample_signature(self.seed)
-
-    def sample_signature(self, evaluation_seed: int) -> str:
-        """`signature` with other evaluation clips and noise (one first stage makes the anchors of several seeds)."""
-        return signatures.of_samples(self, evaluation_seed)
-
-    def evaluation_signature(self, evaluation_seed: int) -> str:
-        """Signature of a seed's evaluation clips, the same in every arm."""
-        return signatures.of_evaluation(self, evaluation_seed)
 
     # ---- sampling
 
@@ -191,18 +189,15 @@ class Run:
         return inference_grid(self.sampling.num_steps, self.schedule, self.sampling.shift, self.sampling.start)
 
 
-def _inherits(inherit: set[str], key: str) -> bool:
-    """Whether a recipe inherits a key: `data` stands for the group and its keys, `injector.` for its keys alone."""
-    group, dot, _ = key.partition(".")
-    return group in inherit or f"{group}{dot}" in inherit
-
-
 def _recipe_run(recipe: settings.Recipe, by: Run, group: str, *more: str) -> Run:
     # `trainer` changes no result; `code` and `start.shipped` apply to a run and all runs that it needs
     inherit = {*recipe.inherit, "trainer", "code"}
-    inherited = [
-        o for o in by.config.overrides if _inherits(inherit, override_key(o)) or override_key(o) == "start.shipped"
-    ]
+    inherited = []
+    for override in by.config.overrides:
+        key = override_key(override)
+        of_group, dot, _ = key.partition(".")
+        if key == "start.shipped" or inherit & {of_group, f"{of_group}{dot}"}:
+            inherited.append(override)
     overrides = [*recipe.overrides, f"train.updates={recipe.updates}", f"seed={recipe.seed}", *more]
     try:
         if not compose_run([*inherited, *overrides])["train"]["checkpoint_activations"]:
@@ -235,6 +230,32 @@ def _start_run(run: Run) -> Run:
     tuned = _recipe_run(replace(recipe, overrides=tuple(departing), updates=recipe.tuning), run, "start")
     assert tuned.start_run is not None
     return tuned if tuned.start_run.shipped else replace(start, note="the shipped one is of another recipe")
+
+
+def read_card(name: str) -> Card | None:
+    """The shipped start of a name, None if there is none. PW_STARTS names another folder than pw/starts.
+
+    Raises ConfigError when it is damaged.
+    """
+    starts = Path(os.environ.get("PW_STARTS") or ROOT / "pw" / "starts")
+    card, weights = (starts / f"{name}.{ending}" for ending in ("json", "safetensors"))
+    if not card.exists():
+        return None
+    return _read_card(card, weights, *(path.stat().st_mtime_ns if path.exists() else 0 for path in (card, weights)))
+
+
+@lru_cache(maxsize=16)
+def _read_card(path: Path, weights: Path, *changed: int) -> Card:
+    remedy = f"put both files back (git checkout {path.parent}), or set start.shipped=false to train it from its recipe"
+    try:
+        about = json.loads(path.read_text())
+        card = Card(path.stem, weights, about["updates"], about["configuration"], about["sha256"], about)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: is not the card of a start ({error!r}); {remedy}") from error
+    actual = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else "none"
+    if actual != card.sha256:
+        raise ConfigError(f"{weights}: sha256 is {actual[:12]}, its card says {card.sha256[:12]}; {remedy}")
+    return card
 
 
 def build(overrides: Sequence[str]) -> Run:

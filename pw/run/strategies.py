@@ -8,11 +8,11 @@ import importlib.util
 import math
 import types
 import typing
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pw.io.arguments import ConfigError, did_you_mean
 from pw.io.imports import explained
@@ -35,6 +35,14 @@ HOMES: dict[str, tuple[str, ...]] = {
     "turns": ("pw.method.objective",),
     "weighting": ("pw.method.weighting",),
 }
+
+
+@dataclass(frozen=True)
+class Only:
+    """What a number must be, beside its type in `Annotated`, and the words for it."""
+
+    fits: Callable[[float], bool]
+    words: str
 
 
 @contextmanager
@@ -106,7 +114,7 @@ def from_values(cls: Any, node: Mapping[str, Any], key: str, **parts: Any) -> An
     missing = [n for n, f in known.items() if f.default is f.default_factory and n not in node and n not in parts]
     if missing:
         raise ConfigError(f"{key}.{missing[0]}: missing")
-    hints = typing.get_type_hints(cls, localns={"Tensor": object})
+    hints = typing.get_type_hints(cls, localns={"Tensor": object}, include_extras=True)
     checked = {name: coerce(value, hints[name], f"{key}.{name}") for name, value in node.items()}
     with as_config_error():
         return cls(**checked, **parts)
@@ -115,6 +123,12 @@ def from_values(cls: Any, node: Mapping[str, Any], key: str, **parts: Any) -> An
 def coerce(value: Any, wanted: Any, key: str) -> Any:
     """`value` as the type of an annotation; only int -> float and list -> tuple are converted."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Annotated:
+        plain, only = arguments
+        value = coerce(value, plain, key)
+        if not only.fits(value):
+            raise ConfigError(f"{key}={value}: {only.words}")
+        return value
     wrong = ConfigError(f"{key}={value!r}: wants {_wanted(wanted)}")
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
@@ -151,6 +165,8 @@ def coerce(value: Any, wanted: Any, key: str) -> Any:
 
 def _wanted(wanted: Any) -> str:
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Annotated:
+        return _wanted(arguments[0])
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in (typing.Union, types.UnionType):

@@ -26,7 +26,7 @@ from pw.io.progress import Progress
 from pw.io.wan_weights import check, fingerprint, locate
 from pw.method.coverage import coverage
 from pw.run.build import Run
-from pw.run.provenance import provenance
+from pw.run.signatures import provenance
 from pw.stages import stage_module
 from pw.train.loop import checked_run, outputs_folder, run_training, train
 from pw.train.record import training_folder, write_config

@@ -20,7 +20,7 @@ from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_space, read_json, replacing, write_json
 from pw.io.paths import OUTPUTS
 from pw.run.build import make
-from pw.run.provenance import provenance
+from pw.run.signatures import provenance
 from pw.train.record import cut_off, written_overrides
 
 

@@ -17,7 +17,7 @@ from pw.io.files import read_json, remove, write_atomically, write_json, write_t
 from pw.io.paths import OUTPUTS
 from pw.parallel.team import Team
 from pw.run.build import Run
-from pw.run.provenance import provenance
+from pw.run.signatures import provenance
 
 KEPT = ("last", "previous")  # checkpoints, the newest first
 WHOLE = "whole.ckpt"  # a split checkpoint put together, while it is being read

@@ -1,4 +1,4 @@
-"""Train a start from its recipe, and write it as it is shipped: weights and card (`pw.run.shipped`).
+"""Train a start from its recipe, and write it as it is shipped: weights and card (`pw.run.build.Card`).
 
     pw start name=hires out=pw/starts
 
@@ -26,9 +26,8 @@ from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import read_json, replacing, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
-from pw.run.build import Run, build
+from pw.run.build import LARGEST, Run, build
 from pw.run.compose import groups, leaves
-from pw.run.shipped import LARGEST
 from pw.run.signatures import NOT_SCALE, NOT_TRAINING
 from pw.train.loop import outputs_folder, run_training, train
 from pw.train.preflight import check_device, preflight
