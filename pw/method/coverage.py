@@ -41,14 +41,6 @@ class Coverage:
     second_halves_trained: int
     second_halves_grounded: int
 
-    def summary(self) -> str:
-        """One line for a table."""
-        inside = sum(pair.trained for pair in self.pairs)
-        return (
-            f"{inside} of {len(self.pairs)} inference steps and {self.second_halves_trained} of {self.second_halves} "
-            f"second halves are trained ({self.second_halves_grounded} more at stride 0)"
-        )
-
 
 def coverage(step_sampler: StepSampler, schedule: Schedule, grid: Tensor) -> Coverage:
     """Report for a grid of timesteps [n + 1] in the schedule's coordinate.

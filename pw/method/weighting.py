@@ -34,7 +34,6 @@ class Uniform:
     """
 
     def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:
-        """steps [B] -> weights [B]."""
         return torch.ones_like(steps.timestep)
 
 
@@ -55,7 +54,6 @@ class DeltaSigma:
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether a clip's weight depends on the other clips of its batch."""
         return self.normalise == "batch"
 
     def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:

@@ -32,6 +32,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST = 1_000_000  # bytes of a shipped start, which git is asked to keep
+SETTINGS = {
+    "scale": settings.Scale,
+    "train": settings.Train,
+    "optimizer": settings.Optimizer,
+    "sampling": settings.Sampling,
+    "trainer": settings.Trainer,
+    "start": settings.Recipe,
+}
+STRATEGIES = ("backbone", "codec", "schedule", "degradation", "solver", "guidance")
+OPTIONAL = ("text", "injector")  # strategies whose choice may be `none`
 OBJECTIVE_PARTS = ("turns", "step_sampler", "weighting", "target")
 
 
@@ -123,8 +133,7 @@ class Run:
 
     def with_seed(self, seed: int, start_seed: int | None = None) -> Run:
         """The same run from another seed, and its start from another if one is given."""
-        changes = {"seed": seed} | ({} if start_seed is None else {"start.seed": start_seed})
-        return self.with_values(changes)
+        return self.with_values({"seed": seed} | ({} if start_seed is None else {"start.seed": start_seed}))
 
     def with_values(self, changes: Mapping[str, Any]) -> Run:
         """The same run with other values, by dotted path, see `Config.with_values`. Raises ConfigError."""
@@ -267,38 +276,25 @@ def assemble(config: Config) -> Run:
     """Build all strategies of a composed configuration and cross-check them. Raises ConfigError."""
     values = config.values
     anchors = values["anchors"]
-    degradation = make("degradation", values["degradation"])
+    parts = {key: from_values(kind, values[key], key) for key, kind in SETTINGS.items()}
+    parts |= {group: make(group, values[group]) for group in STRATEGIES}
+    parts |= {group: make(group, values[group]) if is_chosen(values[group]) else None for group in OPTIONAL}
+    anchor_degradation = parts["degradation"]
+    if anchors["degradation"]:
+        anchor_degradation = make("degradation", anchors["degradation"], "anchors.degradation")
+    anchor_recipe = None
+    if coerce(anchors["source"], Literal["reference", "generated"], "anchors.source") == "generated":
+        anchor_recipe = from_values(settings.Recipe, anchors["stage"], "anchors.stage")
     run = Run(
         config=config,
         stage=coerce(values["stage"], Literal["anchor", "hires"], "stage"),
         seed=coerce(values["seed"], int, "seed"),
-        scale=from_values(settings.Scale, values["scale"], "scale"),
-        train=from_values(settings.Train, values["train"], "train"),
-        optimizer=from_values(settings.Optimizer, values["optimizer"], "optimizer"),
-        sampling=from_values(settings.Sampling, values["sampling"], "sampling"),
-        trainer=from_values(settings.Trainer, values["trainer"], "trainer"),
-        start=from_values(settings.Recipe, values["start"], "start"),
         code=coerce(values["code"], Literal["current", "as_trained"], "code"),
-        backbone=make("backbone", values["backbone"]),
-        codec=make("codec", values["codec"]),
-        text=make("text", values["text"]) if is_chosen(values["text"]) else None,
         source=make("data", values["data"]),
-        schedule=make("schedule", values["schedule"]),
         objective=_objective(config),
-        injector=make("injector", values["injector"]) if is_chosen(values["injector"]) else None,
-        degradation=degradation,
-        solver=make("solver", values["solver"]),
-        guidance=make("guidance", values["guidance"]),
-        anchor_degradation=(
-            make("degradation", anchors["degradation"], "anchors.degradation")
-            if anchors["degradation"]
-            else degradation
-        ),
-        anchor_recipe=(
-            from_values(settings.Recipe, anchors["stage"], "anchors.stage")
-            if coerce(anchors["source"], Literal["reference", "generated"], "anchors.source") == "generated"
-            else None
-        ),
+        anchor_degradation=anchor_degradation,
+        anchor_recipe=anchor_recipe,
+        **parts,
     )
     cross_check(run)
     return run

@@ -69,18 +69,19 @@ def strategy_class(group: str, node: Mapping[str, Any], key: str | None = None) 
     Raises ConfigError on a class from elsewhere, or one that is not a frozen dataclass.
     """
     target = str(node.get("_target_", ""))
+    where = f"{key or group}._target_={target!r}"
     module, _, name = target.rpartition(".")
     if module not in HOMES[group] and not _is_own(module):
         own = own_folder()
         beside = "" if own is None else f", or in a module of {own}, where there is no {module or 'module'}.py"
-        raise ConfigError(f"{key or group}._target_={target!r}: a {group} lives in {', '.join(HOMES[group])}{beside}")
-    with explained(f"{key or group}._target_={target!r}", own_folder() or SUITE):
+        raise ConfigError(f"{where}: a {group} lives in {', '.join(HOMES[group])}{beside}")
+    with explained(where, own_folder() or SUITE):
         cls = getattr(importlib.import_module(module), name, None)
     if cls is None:
-        raise ConfigError(f"{key or group}._target_={target!r}: {module} has no {name}")
+        raise ConfigError(f"{where}: {module} has no {name}")
     parameters = getattr(cls, "__dataclass_params__", None)
     if parameters is None or not parameters.frozen:
-        raise ConfigError(f"{key or group}._target_={target!r}: is not a class under @dataclass(frozen=True)")
+        raise ConfigError(f"{where}: is not a class under @dataclass(frozen=True)")
     return cls
 
 
@@ -124,10 +125,10 @@ def coerce(value: Any, wanted: Any, key: str) -> Any:
     """`value` as the type of an annotation; only int -> float and list -> tuple are converted."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is Annotated:
-        plain, only = arguments
-        value = coerce(value, plain, key)
-        if not only.fits(value):
-            raise ConfigError(f"{key}={value}: {only.words}")
+        value = coerce(value, arguments[0], key)
+        for only in arguments[1:]:
+            if isinstance(only, Only) and not only.fits(value):
+                raise ConfigError(f"{key}={value}: {only.words}")
         return value
     wrong = ConfigError(f"{key}={value!r}: wants {_wanted(wanted)}")
     if origin is Literal:

@@ -134,7 +134,7 @@ def training_lock(folder: Path, team: Team) -> Generator[None]:
 def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None, team: Team) -> None:
     """Train in this process, one of the team's, to the end or until a signal stops it."""
     import_stages()
-    from pw.train.callbacks import callbacks
+    from pw.train.callbacks import AfterUpdates
 
     quiet()
     check_kernel(run)
@@ -152,16 +152,16 @@ def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None
         team.wait()
         return
     module.share_text(team)
-    stop, in_order = callbacks(run, folder, progress, team)
-    _fit(run, folder, module, in_order, team)
-    if stop.stopped_by:
-        raise Stopped(stop.stopped_by)
+    after_updates = AfterUpdates(run, folder, progress, team)
+    _fit(run, folder, module, after_updates, team)
+    if after_updates.stopped_by:
+        raise Stopped(after_updates.stopped_by)
     if place.is_first:
         write_done(run, folder, module)
         _sync_to_disk(folder / "ema.safetensors", folder / "online.safetensors", folder / "done.json", folder)
         for path in (folder / "checkpoints").glob("*"):
             remove(path)
-    received = int(team.maximum(stop.received))
+    received = int(team.maximum(after_updates.received))
     if received:  # too late for a checkpoint, but there may be more to do after this
         raise Stopped(received)
 
@@ -176,7 +176,7 @@ def _sync_to_disk(*paths: Path) -> None:
             os.close(descriptor)
 
 
-def _fit(run: Run, folder: Path, module: Any, callbacks: list[Any], team: Team) -> None:
+def _fit(run: Run, folder: Path, module: Any, after_updates: Any, team: Team) -> None:
     """Fit a stage by Lightning, from the last checkpoint if there is one."""
     import lightning.pytorch as L
     import torch
@@ -193,7 +193,7 @@ def _fit(run: Run, folder: Path, module: Any, callbacks: list[Any], team: Team) 
         max_steps=run.train.updates,
         accumulate_grad_batches=module.share.micro_batches,
         gradient_clip_val=run.optimizer.clip,
-        callbacks=callbacks,
+        callbacks=[after_updates],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
