@@ -8,10 +8,9 @@ A *video* is float [B, 3, F, H, W] in [-1, 1]; a *latent* is what the codec make
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from pw.io.lazy import Tensor
 
 
 class Velocity(Protocol):

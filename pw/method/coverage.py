@@ -6,15 +6,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from pw.io.lazy import torch
+from pw.io.lazy import Tensor, torch
 from pw.method.schedule import Schedule, shifted, unshifted
 from pw.method.solver import inference_strides
 from pw.method.step_sampler import StepSampler
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
-from pw.io.lazy import torch
+from pw.io.lazy import Tensor, torch
 from pw.method import path
 from pw.method.schedule import Schedule
 from pw.method.step_sampler import StepSampler
 from pw.method.target import TwoSteps
 from pw.method.weighting import Weighting
 from pw.types import Velocity
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Draws(Protocol):

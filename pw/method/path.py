@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pw.io.lazy import Tensor
 
 
 def over(per_sample: Tensor, like: Tensor) -> Tensor:

@@ -13,17 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from pw.io.lazy import torch
+from pw.io.lazy import Tensor, torch
 from pw.method.schedule import Schedule
 from pw.method.solver import inference_grid, inference_strides
 from pw.types import Steps, StepTable
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Row = tuple[float, float, bool, float]  # timestep, stride, ground, probability
+Row = tuple[float, float, bool, float]  # timestep, stride, ground, probability
 
 
 def even(stride: float) -> float:

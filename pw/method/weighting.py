@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
-from pw.io.lazy import torch
+from pw.io.lazy import Tensor, torch
 from pw.method.schedule import Schedule
 from pw.method.step_sampler import StepSampler
 from pw.types import Steps
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Weighting(Protocol):

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pw.data import Source
 from pw.data.degradation import Degradation
 from pw.io.arguments import ConfigError
 from pw.io.files import digest
+from pw.io.lazy import Tensor
 from pw.io.paths import ROOT
 from pw.method.objective import Objective
 from pw.method.schedule import Schedule
@@ -27,9 +28,6 @@ from pw.run import settings, signatures
 from pw.run.compose import Config, compose_run, override_key
 from pw.run.cross_checks import cross_check
 from pw.run.strategies import coerce, from_values, is_chosen, make, strategy_class
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LARGEST = 1_000_000  # bytes of a shipped start, which git is asked to keep
 SETTINGS = {

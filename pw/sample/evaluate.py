@@ -16,11 +16,18 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from filelock import FileLock
+
 from pw.cost.generation_cost import sampling_memory
+from pw.data import Clips
+from pw.data.degradation import Degradation, resize
+from pw.data.procedural import generator
 from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.files import read_json, write_json
 from pw.io.host import free_memory
 from pw.io.imports import quiet
+from pw.io.lazy import Tensor, torch
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
 from pw.io.wan_weights import check, fingerprint, locate
@@ -32,10 +39,6 @@ from pw.train.loop import checked_run, outputs_folder, run_training, train
 from pw.train.record import training_folder, write_config
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pw.data import Clips
-    from pw.data.degradation import Degradation
     from pw.io.video import Frames
 
 INITIAL_NOISE, EVALUATION_ANCHOR = 7, 6  # streams of random numbers, see pw.stages.stage
@@ -68,8 +71,6 @@ def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None =
 
 def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
     """Write the evaluation clips and their twins, once. A call continues one that was interrupted."""
-    from filelock import FileLock
-
     from pw.io.video import to_uint8
 
     seed = run.seed if seed is None else seed
@@ -127,8 +128,6 @@ def sample(
     training    called with (update, updates) of what is trained before
     is_checked  whether the caller has called `preflight`
     """
-    from filelock import FileLock
-
     seed = run.seed if seed is None else seed
     limit = run.sampling.count if limit is None else limit
     folder = sample_folder(run, outputs, seed)
@@ -256,8 +255,6 @@ def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> tuple[Te
     """
     if run.text is None:
         return None
-    import torch
-
     from pw.nn.text import TextEncoder
 
     weights = locate(run.trainer.weights)
@@ -281,8 +278,6 @@ def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> tuple[Te
 
 def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence[int]], Tensor] | None:
     """A function from indices of evaluation clips to their anchors [N, 3, F, h, w]; None for stage I."""
-    import torch
-
     from pw.io.video import read_video, to_float
 
     if run.stage == "anchor":
@@ -298,8 +293,6 @@ def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence
 
 def degraded_anchors(run: Run, clips: Clips, degradation: Degradation, seed: int) -> Callable[[int], Tensor]:
     """A function from a clip's index to its anchor [3, F, h, w]; the degradations of all clips are drawn at once."""
-    from pw.data.procedural import generator
-
     size = run.scale.anchor_size
     drawn = degradation.draw(len(clips), run.scale.frames, size, generator(seed, 0, EVALUATION_ANCHOR))
     return lambda index: degradation.degrade(clips[index][None], size, [drawn[index]])[0]
@@ -314,10 +307,6 @@ def synthesise(
     texts: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Sampled clips in [-1, 1], on the CPU, at full size or for stage I at the anchor's size."""
-    import torch
-
-    from pw.data.procedural import generator
-
     scale, factor = run.scale, run.codec.factor
     rows, columns = scale.anchor_size if run.stage == "anchor" else scale.size
     shape = (run.codec.channels, run.codec.latent_frames(scale.frames), rows // factor, columns // factor)
@@ -336,9 +325,6 @@ def synthesise(
 
 def at_full_size(clip: Tensor, size: tuple[int, int]) -> Frames:
     """[3, F, h, w] in [-1, 1] -> uint8 [F, H, W, 3], enlarged if it is smaller."""
-    import numpy as np
-
-    from pw.data.degradation import resize
     from pw.io.video import to_uint8
 
     parts = clip[None].split(FRAMES_AT_ONCE, 2)  # as floats at full size there is never a whole clip of stage I

@@ -17,20 +17,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pw.data import LatentBatch
 from pw.io.arguments import Command, ConfigError
 from pw.io.files import write_json, write_tensors
+from pw.io.lazy import Tensor, torch
 from pw.parallel.share import Share
 from pw.parallel.team import Team
 from pw.run.build import Run, build
 from pw.stages import stage_module
 from pw.train.preflight import check_weights
 from pw.train.record import last_checkpoint, start_file, written_overrides
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 NOT_FINITE = "not_finite"  # folder of a training
 
@@ -201,8 +199,6 @@ def replay(path: Path) -> tuple[int, Tensor]:
 
     Raises ConfigError when the file is not what a training wrote, or when its configuration is another now.
     """
-    import torch
-
     batch, clips = read(path)
     folder = path.absolute().parents[1]
     run = build(written_overrides(folder))
@@ -222,8 +218,6 @@ def replay(path: Path) -> tuple[int, Tensor]:
 
 def _last_weights(run: Run, folder: Path) -> tuple[int, Any]:
     """(update, stage) of the last checkpoint, or of what the training departed from."""
-    import torch
-
     from pw.parallel.shard_files import as_one_file
 
     saved = last_checkpoint(folder)

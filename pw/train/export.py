@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_space, read_json, replacing, write_json
+from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.run.build import make
 from pw.run.signatures import provenance
@@ -86,7 +87,6 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out={out}: exists; choose another, or remove it")
     backbone = make("backbone", training.values["backbone"])
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -25,6 +25,7 @@ from typing import Any
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import remove
 from pw.io.imports import quiet
+from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Pace, Progress, ProgressLine
 from pw.io.wan_weights import locate
@@ -179,7 +180,6 @@ def _sync_to_disk(*paths: Path) -> None:
 def _fit(run: Run, folder: Path, module: Any, after_updates: Any, team: Team) -> None:
     """Fit a stage by Lightning, from the last checkpoint if there is one."""
     import lightning.pytorch as L
-    import torch
 
     from pw.parallel.strategy import PlaceEnvironment, lightning_strategy
 
@@ -258,8 +258,6 @@ def run_training(run: Run, work: Callable[[Progress], Path]) -> int:
         show(update, updates)
 
     def train_and_print() -> None:
-        import torch
-
         torch.set_num_threads(run.trainer.threads)
         try:
             folder = work(progress)

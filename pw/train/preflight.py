@@ -15,6 +15,7 @@ from pw.data import NO_DATA, Unset
 from pw.io.arguments import ConfigError
 from pw.io.files import check_space
 from pw.io.host import free_memory
+from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.io.wan_weights import check, locate
 from pw.nn import options
@@ -88,8 +89,6 @@ def check_weights(run: Run) -> Path | None:
 def check_device(run: Run) -> None:
     """Raises ConfigError when the run asks for a GPU that is not there."""
     if run.trainer.accelerator == "gpu":
-        import torch
-
         if not torch.cuda.is_available():
             remedy = "trainer=cpu" if run.trainer.strategy == "single" else "trainer.accelerator=cpu"
             raise ConfigError(f"trainer={run.config.choices['trainer']}: torch sees no CUDA device here; set {remedy}")

@@ -14,6 +14,7 @@ from typing import Any
 from pw.cost.training_cost import training_cost
 from pw.io.arguments import ConfigError
 from pw.io.files import read_json, remove, write_atomically, write_json, write_tensors
+from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.parallel.team import Team
 from pw.run.build import Run
@@ -92,8 +93,6 @@ def start_file(start: Run, outputs: Path = OUTPUTS) -> Path:
 
 def write_done(run: Run, folder: Path, module: Any) -> None:
     """`done.json`: the mark of a finished training, and what it took."""
-    import torch
-
     write_json(
         folder / "done.json",
         {
@@ -164,7 +163,6 @@ def training_flops(run: Run, module: Any) -> float:
     2 forwards for the targets of a consistency update. A backward is taken as two forwards, as is usual."""
     if run.text is not None:  # a counted forward in fp32 could run out of memory, at the end of a week
         return training_cost(run).flops
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from pw.nn.backbone import Backbone
@@ -196,8 +194,6 @@ def write_weights(folder: Path, module: Any, team: Team) -> None:
 
 def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
     """The newest readable checkpoint and its update; an unreadable one is set aside with a warning."""
-    import torch
-
     for name in KEPT:
         path = folder / "checkpoints" / f"{name}.ckpt"
         if not path.exists():
