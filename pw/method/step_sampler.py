@@ -39,7 +39,7 @@ def rung_probabilities(beta: float, num_strides: int) -> Tensor:
 
 
 class StepSampler(Protocol):
-    """Interface for objective, weighting and coverage. Equal samplers must hash alike, as frozen dataclasses do."""
+    """What objective, weighting and coverage ask of one. Equal samplers must hash alike, as frozen dataclasses do."""
 
     def __hash__(self) -> int: ...
 
@@ -87,7 +87,7 @@ class BiasedStrides(ABC):
         """(timestep, stride, ground, probability) of every step; probabilities need not be merged."""
 
     def table(self, schedule: Schedule) -> StepTable:
-        """The distribution, rows in drawing order (start by start, long strides first)."""
+        """Rows in drawing order: start by start, long strides first."""
         return _table(self, schedule)
 
     def draw(self, uniform: Tensor, schedule: Schedule) -> Steps:

@@ -99,8 +99,6 @@ class Run:
     shipped: Card | None = None  # the weights of a start that come with the repository
     note: str = ""  # why a start is not the shipped one
 
-    # ---- related runs
-
     @cached_property
     def start_run(self) -> Run | None:
         """The training whose EMA weights this one departs from."""
@@ -136,8 +134,6 @@ class Run:
     def with_values(self, changes: Mapping[str, Any]) -> Run:
         """The same run with other values, by dotted path, see `Config.with_values`. Raises ConfigError."""
         return replace(assemble(self.config.with_values(changes)), trained=self.trained)
-
-    # ---- signatures
 
     values_as_read = cached_property(signatures.values_as_read)
     configuration_signature = cached_property(signatures.of_configuration)
@@ -178,8 +174,6 @@ class Run:
     def signature(self) -> str:
         """8 hex digits of all that can change the sampled clips of the run's own seed."""
         return self.sample_signature(self.seed)
-
-    # ---- sampling
 
     def feeds_strides(self) -> bool:
         """Whether sampling gives the network the grid's strides; `auto` does if it was trained on strides."""

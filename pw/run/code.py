@@ -107,9 +107,6 @@ def classes_of(value: Any) -> Iterator[str]:
             yield from classes_of(part)
 
 
-# ---- sources
-
-
 @dataclass(frozen=True)
 class _Module:
     """One source file.
@@ -216,9 +213,6 @@ def _resolve(dotted: str, followed: frozenset[str], *, is_root: bool = False) ->
             return _resolve(".".join([module.imports[first], *rest]), followed, is_root=is_root)
         return None, parts[cut:] or parts[-1:]
     return None, parts
-
-
-# ---- from a definition to tokens
 
 
 @lru_cache(maxsize=4096)

@@ -50,14 +50,13 @@ class Scale:
             )
 
     @property
-    def anchor_size(self) -> tuple[int, int]:
-        """(rows, columns) of an anchor frame, px."""
-        return self.anchor_height, self.anchor_width
-
-    @property
     def size(self) -> tuple[int, int]:
         """(rows, columns) of a frame, px."""
         return self.height, self.width
+
+    @property
+    def anchor_size(self) -> tuple[int, int]:
+        return self.anchor_height, self.anchor_width
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,6 @@ class Trainer:
 
     @property
     def processes(self) -> int:
-        """Number of processes of a training."""
         return self.devices * self.nodes
 
     @property
@@ -222,5 +220,4 @@ class Trainer:
 
     @property
     def copies(self) -> int:
-        """Number of copies of the weights."""
         return self.processes // max(1, self.split)

@@ -55,9 +55,6 @@ CHOSEN = {
 }
 
 
-# ---- configuration
-
-
 def values_as_read(run: Run) -> dict[str, Any]:
     """The configuration with numbers converted to their fields' types: p=1 and p=1.0 are the same run."""
     parts = vars(run.objective) | vars(run) | {"data": run.source}
@@ -100,9 +97,6 @@ def of_configuration(run: Run) -> str:
     return digest({**training_values(run, named=True), "start": start})
 
 
-# ---- code
-
-
 def training_code(run: Run) -> str:
     """Hash of the code that computes the trained weights (`pw.run.code`)."""
     parts = (run.objective, run.schedule, run.degradation, run.source, run.backbone, run.codec, run.injector)
@@ -143,9 +137,6 @@ def _code(run: Run, parts: Sequence[Any], unused: set[str], *more: str) -> str:
     left |= {"pw.nn.text.TextEncoder", "pw.nn.networks.pretrained"} if run.text is None else set()
     roots = [STAGES[run.stage], *(name for part in parts if part is not None for name in classes_of(part)), *more]
     return code_hash(tuple(roots), frozenset(left | PLACES | unused))
-
-
-# ---- signatures
 
 
 def of_training(run: Run) -> str:
@@ -220,9 +211,6 @@ def weights_fingerprint(run: Run, part: str) -> str | None:
 _fingerprint = lru_cache(maxsize=64)(fingerprint)
 
 
-# ---- provenance
-
-
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, Any]:
     """Where a result comes from, stamped on every training and score; what is not known outside a checkout is None.
@@ -232,17 +220,18 @@ def provenance() -> dict[str, Any]:
     # an environment may lie in a repository of something else
     commit, is_dirty = commit_of(ROOT) if IS_CHECKOUT else (None, None)
     lock = ROOT / "requirements" / "dev.lock"
+    files = [
+        path
+        for folder in (ROOT / "pw", SUITE / "benchmarks")
+        for path in sorted(folder.rglob("*.py"))
+        if "_suite" not in path.relative_to(folder).parts  # where a wheel has the suite
+    ]
     return {
         "git_commit": commit,
         "dirty": is_dirty,
-        "code": _hash([*_python_files(ROOT / "pw"), *_python_files(SUITE / "benchmarks")]),
+        "code": _hash(files),
         "lock_hash": _hash([lock]) if lock.exists() else None,
     }
-
-
-def _python_files(folder: Path) -> list[Path]:
-    """But not those that a wheel has in `pw/_suite`."""
-    return sorted(path for path in folder.rglob("*.py") if "_suite" not in path.relative_to(folder).parts)
 
 
 def _hash(paths: Iterable[Path]) -> str:

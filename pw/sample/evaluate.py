@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 INITIAL_NOISE, EVALUATION_ANCHOR = 7, 6  # streams of random numbers, see pw.stages.stage
 SHOWN = 8  # anchors kept for the contact sheet
 FRAMES_AT_ONCE = 8  # of a clip on its way to 8 bits
+Texts = tuple[Tensor, Tensor] | None  # embeddings of captions and of the negative prompt, [clips, tokens, dim] each
 
 
 def sample_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
@@ -57,8 +58,7 @@ def reference_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None)
 
 
 def anchor_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None, *, twin: bool = False) -> Path:
-    """The folder of the evaluation clips (or their twins) degraded to anchors as in training: what stage I is measured
-    against."""
+    """What stage I is measured against: the evaluation clips (or their twins) degraded to anchors as in training."""
     return reference_folder(run, outputs, seed) / f"anchor{'_b' if twin else ''}-{run.degradation_signature}"
 
 
@@ -248,11 +248,8 @@ def check_sampling(run: Run) -> None:
         )
 
 
-def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> tuple[Tensor, Tensor] | None:
-    """Embeddings of the first `limit` evaluation clips' captions and of the negative prompt, [limit, tokens, dim] each.
-
-    None at a scale without text. A clip without a caption has the empty prompt.
-    """
+def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> Texts:
+    """Of the first `limit` evaluation clips; None at a scale without text. No caption is the empty prompt."""
     if run.text is None:
         return None
     from pw.nn.text import TextEncoder
@@ -299,12 +296,7 @@ def degraded_anchors(run: Run, clips: Clips, degradation: Degradation, seed: int
 
 
 def synthesise(
-    run: Run,
-    module: Any,
-    anchor: Tensor | None,
-    indices: list[int],
-    seed: int,
-    texts: tuple[Tensor, Tensor] | None = None,
+    run: Run, module: Any, anchor: Tensor | None, indices: list[int], seed: int, texts: Texts = None
 ) -> Tensor:
     """Sampled clips in [-1, 1], on the CPU, at full size or for stage I at the anchor's size."""
     scale, factor = run.scale, run.codec.factor

@@ -48,8 +48,7 @@ ALONE = Share(rank=0, processes=1, accumulate=1, batch_size=1)
 class SeededDraws:
     """The randomness of one batch, a pure function of (seed, index): equal in every arm, and after a resume.
 
-    share  this process's part of the batch. Numbers are drawn for the whole batch, so they do not depend on the
-           number of processes.
+    Numbers are drawn for the whole batch, whatever the number of processes, and cut to the share of this one.
     """
 
     seed: int
@@ -73,7 +72,6 @@ class SeededDraws:
         return self.share.of_batch(torch.rand(self.share.whole(batch), generator=draw)) < rate
 
     def degrade(self) -> torch.Generator:
-        """Generator for the degradation."""
         return generator(self.seed, self.index, DEGRADE)
 
     def perturbed(self, degradation: Degradation, latent: Tensor, draw: torch.Generator) -> Tensor:
@@ -95,10 +93,9 @@ class Stage(L.LightningModule, ABC):
     passed_over: Sequence[str] = ()  # clips that could not be read, set by `pw.train.loop`
 
     def __init__(self, run: Run, start: str | None = None, weights: Path | None = None) -> None:
-        """What the start lacks, such as an injector, is initialised afresh; without a start, everything is.
+        """start: safetensors with the weights to start from; weights: folder of Wan's, to start from its transformer.
 
-        start    safetensors with the weights to start from
-        weights  folder of Wan's weights, to start from its transformer instead
+        What the start lacks, such as an injector, is initialised afresh; without a start, everything is.
         """
         super().__init__()
         self.run = run
@@ -198,7 +195,6 @@ class Stage(L.LightningModule, ABC):
             return encoder.encode(prompt).float()
 
     def velocity(self, net: Backbone, condition: Condition) -> Velocity:
-        """The network with all but (state, timestep, stride) bound."""
         return velocity(net, condition, self.run.schedule)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -13,7 +13,6 @@ bit on one CPU.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -31,6 +30,7 @@ from pw.train.preflight import check_weights
 from pw.train.record import last_checkpoint, start_file, written_overrides
 
 NOT_FINITE = "not_finite"  # folder of a training
+UpdateLosses = tuple[int, str, Tensor]  # update, counted from 1; term; a loss for each micro-batch of this process
 
 
 def batches(run: Run, first: int, share: Share | None = None) -> Any:
@@ -85,20 +85,6 @@ class NotFiniteBatch:
     processes: int
 
 
-@dataclass(frozen=True)
-class UpdateLosses:
-    """The losses of one update (counted from 1), as words, because JSON has no nan: one for each micro-batch here."""
-
-    update: int
-    term: str
-    values: Sequence[str]
-
-    @property
-    def first_not_finite(self) -> int | None:
-        """Index of the first micro-batch whose loss is not finite."""
-        return next((index for index, value in enumerate(self.values) if not math.isfinite(float(value))), None)
-
-
 def write(
     training: Path, rank: int, batch: NotFiniteBatch, data: Tensor | LatentBatch, losses: Sequence[UpdateLosses]
 ) -> Path:
@@ -111,24 +97,17 @@ def write(
     parts: Mapping[str, Tensor] = vars(data) if isinstance(data, LatentBatch) else {"clips": data}
     tensors = {name: tensor.contiguous() for name, tensor in parts.items()}
     write_tensors(path.with_suffix(".safetensors"), tensors)
-    about = {
-        **asdict(batch),
-        "losses": [asdict(update) for update in losses],
-        "clips": {name: _described(tensor) for name, tensor in tensors.items()},
-        "replay": f"pw replay {path}",
-    }
-    write_json(path, about)
+    described = {}
+    for name, tensor in tensors.items():
+        finite = tensor.isfinite()
+        low, high = (float(end) for end in tensor[finite].aminmax()) if finite.any() else (None, None)
+        shape, count = list(tensor.shape), int((~finite).sum())
+        described[name] = {"shape": shape, "not_finite": count, "low": low, "high": high}
+    # as words: JSON has no nan
+    told = [{"update": update, "term": term, "values": [*map(str, x.tolist())]} for update, term, x in losses]
+    about = {**asdict(batch), "losses": told, "clips": described}
+    write_json(path, about | {"replay": f"pw replay {path}"})
     return path
-
-
-def _described(tensor: Tensor) -> dict[str, Any]:
-    finite = tensor.isfinite()
-    return {
-        "shape": list(tensor.shape),
-        "not_finite": int((~finite).sum()),
-        "low": float(tensor[finite].min()) if finite.any() else None,
-        "high": float(tensor[finite].max()) if finite.any() else None,
-    }
 
 
 def read(path: Path) -> tuple[NotFiniteBatch, Tensor | LatentBatch]:
@@ -156,15 +135,16 @@ def describe_not_finite(run: Run, folder: Path, losses: Sequence[UpdateLosses], 
 
     All processes must call it.
     """
-    here = {each.update: (turn, each) for each in losses if (turn := each.first_not_finite) is not None}
+    here = {update: (term, values) for update, term, values in losses if not values.isfinite().all()}
     first = -int(team.maximum(-min(here, default=run.train.updates)))
     value, where = "", f"its batch is in {folder / NOT_FINITE}"
     if first in here:
-        turn, update = here[first]
-        value = f" ({update.term} {update.values[turn]})"
+        term, values = here[first]
+        turn = int((~values.isfinite()).nonzero()[0])  # the first micro-batch of those
+        value = f" ({term} {float(values[turn])})"
         number = share.index((first - 1) * share.micro_batches + turn)
         signatures = (run.training_signature, run.configuration_signature)
-        batch = NotFiniteBatch(*signatures, run.seed, number, first, update.term, share.rank, share.processes)
+        batch = NotFiniteBatch(*signatures, run.seed, number, first, term, share.rank, share.processes)
         try:
             path = write(folder, team.place.rank, batch, clips(run, number, share), losses)
             where = f"its batch is in {path.with_suffix('.safetensors')}, look at it with `pw replay {path}`"

@@ -48,15 +48,13 @@ class AfterUpdates(L.Callback):
         self.lines: list[dict[str, float]] = []  # of the curve, not written yet
         self.losses: dict[str, list[Any]] = {}  # term -> a loss for each update since the last line
         self.micro_batches: list[Any] = []  # losses of the update that is being made
-        self.unchecked: list[tuple[int, str, Any]] = []  # (update, term, losses) not yet known to be finite
+        self.unchecked: list[UpdateLosses] = []  # not yet known to be finite
         self.spent_before = (0.0, 0.0)  # wall and CPU seconds, before this call
         self.unreadable_before: Sequence[str] = ()  # clips
         self.partial, self.last, self.previous = (
             folder / "checkpoints" / f"{name}.ckpt" for name in ("partial", *KEPT)
         )
         self.is_writing = False  # whether `partial` has yet to be given its name
-
-    # ---- Lightning's hooks
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self.strategy = trainer.strategy
@@ -101,8 +99,6 @@ class AfterUpdates(L.Callback):
             self._check_weights(pl_module)
             write_weights(self.folder, pl_module, self.team)  # before Lightning lets go of what is split
 
-    # ---- after an update
-
     def _after_update(self, trainer: Any, pl_module: Any) -> None:
         is_last, is_tenth = self.update == self.train.updates, self.update % CURVE_EVERY == 0
         is_due = self.update % self.train.checkpoint_every == 0 and not is_last  # then the weights are exported instead
@@ -133,8 +129,6 @@ class AfterUpdates(L.Callback):
             raise KeyboardInterrupt
         self.received = number  # no more than that: a handler may interrupt anything
 
-    # ---- what is told: losses, time spent, clips that could not be read
-
     def _losses_of_all(self) -> dict[str, Any]:
         """Term -> its losses since the last line, each the mean over the processes."""
         return {term: self.team.mean(torch.stack([v.cpu() for v in values])) for term, values in self.losses.items()}
@@ -143,8 +137,7 @@ class AfterUpdates(L.Callback):
         """Column of the curve -> mean since the last line. Raises ValueError where one is not finite."""
         means = {f"loss_{term}": float(values.mean()) for term, values in self._losses_of_all().items()}
         if not all(map(math.isfinite, means.values())):
-            losses = [UpdateLosses(update, term, [*map(str, x.tolist())]) for update, term, x in self.unchecked]
-            reason = describe_not_finite(self.run, self.folder, losses, pl_module.share, self.team)
+            reason = describe_not_finite(self.run, self.folder, self.unchecked, pl_module.share, self.team)
             with suppress(OSError):  # a disk that is full, too, must not hide it
                 self._write_lines()
             raise self._not_finite(reason)
@@ -165,8 +158,6 @@ class AfterUpdates(L.Callback):
     def _unreadable(self) -> list[str]:
         """Names of the clips that any process could not read."""
         return self.team.union([*self.unreadable_before, *getattr(self.run.source, "passed_over", list)()])
-
-    # ---- checkpoints
 
     def _save(self, trainer: Any) -> None:
         self._check_weights(trainer.lightning_module)

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import check_space, read_json, replacing, write_json
+from pw.io.files import check_space, replacing, write_json
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.run.build import make
 from pw.run.signatures import provenance
-from pw.train.record import cut_off, written_overrides
+from pw.train.record import cut_off, read_done, written_overrides
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ def find(signature: str, outputs: Path = OUTPUTS) -> FinishedTraining:
     if not signature or not (folder / "config.yaml").exists():
         some = ", ".join(finished[:8]) + (f", … ({len(finished)})" if len(finished) > 8 else "")
         raise ConfigError(f"run={signature}: no such training in {outputs / 'train'}; finished are: {some or 'none'}")
-    text = (folder / "config.yaml").read_text()
     if signature not in finished:
         command = shlex.join(written_overrides(folder))
         raise ConfigError(f'run={signature}: has not finished; `make train args="{command}"` continues it')
@@ -60,15 +59,12 @@ def find(signature: str, outputs: Path = OUTPUTS) -> FinishedTraining:
     from yaml import YAMLError
 
     try:
-        values = OmegaConf.to_container(OmegaConf.create(text))
-    except (ValueError, YAMLError) as error:
+        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, ValueError, YAMLError) as error:
         raise cut_off(folder / "config.yaml") from error
     if not isinstance(values, dict) or "backbone" not in values:
         raise cut_off(folder / "config.yaml")
-    done = read_json(folder / "done.json")
-    if done is None:
-        raise ConfigError(f"{folder / 'done.json'}: is cut off; remove it to train anew")
-    return FinishedTraining(folder, {str(key): value for key, value in values.items()}, done)
+    return FinishedTraining(folder, {str(key): value for key, value in values.items()}, read_done(folder))
 
 
 def export(

@@ -36,19 +36,9 @@ from pw.parallel.signals import Stopped
 from pw.parallel.team import Team, join_team
 from pw.run.build import Run, build
 from pw.stages import import_stages, stage_module
+from pw.train import record
 from pw.train.batches import batches
 from pw.train.preflight import check_kernel, preflight
-from pw.train.record import (
-    is_trained,
-    last_checkpoint,
-    merge_shards,
-    start_file,
-    training_folder,
-    with_code,
-    write_config,
-    write_done,
-    write_weights,
-)
 
 LOCK_SECONDS = 60.0  # of waiting for another runner, after which several processes tell each other that they wait
 
@@ -64,10 +54,10 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *
     Raises ConfigError as `preflight` does, ValueError when a start does not fit or when the loss is not finite, and
     Stopped when a signal came: there is a checkpoint then.
     """
-    folder = training_folder(run, outputs)
+    folder = record.training_folder(run, outputs)
     if run.is_as_trained:
         return folder
-    if not is_checked and not is_trained(run, outputs):
+    if not is_checked and not record.is_trained(run, outputs):
         preflight(run, outputs)
     place = current_place(run.trainer)
     if place is None:
@@ -79,7 +69,7 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *
             gc.collect()  # Lightning leaves a split network on its device, and refers to it in circles
         folder.mkdir(parents=True, exist_ok=True)
         with nullcontext() if place.is_launched else training_lock(folder, team):
-            if not team.agreed(is_trained(run, outputs)):
+            if not team.agreed(record.is_trained(run, outputs)):
                 _train(run, folder, start, progress, team)
     return folder
 
@@ -87,10 +77,10 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *
 def _launch(run: Run, outputs: Path, progress: Progress | None) -> None:
     """Train by processes that are started here, one for each device."""
     _train_start(run, outputs, progress)
-    folder = training_folder(run, outputs)
+    folder = record.training_folder(run, outputs)
     folder.mkdir(parents=True, exist_ok=True)
     with training_lock(folder, Team(Place(0, 1))):
-        if not is_trained(run, outputs):
+        if not record.is_trained(run, outputs):
             overrides = [*run.config.overrides, f"outputs={outputs.absolute()}"]
             command = [sys.executable, "-m", "pw", "train", *overrides]
             launch(command, run.trainer.processes, folder / "logs", progress)
@@ -102,7 +92,7 @@ def _train_start(run: Run, outputs: Path, progress: Progress | None) -> Path | N
         return None
     if run.start_run.shipped is None:
         train(run.start_run, outputs, progress, is_checked=True)
-    return start_file(run.start_run, outputs)
+    return record.start_file(run.start_run, outputs)
 
 
 @contextmanager
@@ -141,15 +131,15 @@ def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None
     check_kernel(run)
     place = team.place
     if place.is_first:
-        write_config(run, folder)
+        record.write_config(run, folder)
     weights = locate(run.trainer.weights) if run.departs_from_wan else None
     module = stage_module(run, None if start is None else str(start), weights)
     module.share = Share.of(run.train, place.rank // run.trainer.context, run.trainer.shares)
     if run.train.updates == 0:
         if place.is_first:
             module.configure_model()
-            write_weights(folder, module, team)
-            write_done(run, folder, module)
+            record.write_weights(folder, module, team)
+            record.write_done(run, folder, module)
         team.wait()
         return
     module.share_text(team)
@@ -158,7 +148,7 @@ def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None
     if after_updates.stopped_by:
         raise Stopped(after_updates.stopped_by)
     if place.is_first:
-        write_done(run, folder, module)
+        record.write_done(run, folder, module)
         _sync_to_disk(folder / "ema.safetensors", folder / "online.safetensors", folder / "done.json", folder)
         for path in (folder / "checkpoints").glob("*"):
             remove(path)
@@ -200,9 +190,9 @@ def _fit(run: Run, folder: Path, module: Any, after_updates: Any, team: Team) ->
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    checkpoint, update = team.agreed(last_checkpoint(folder) if team.place.is_first else None) or (None, 0)
+    checkpoint, update = team.agreed(record.last_checkpoint(folder) if team.place.is_first else None) or (None, 0)
     if checkpoint is not None and checkpoint.is_dir() and run.trainer.split == 1:
-        checkpoint = merge_shards(checkpoint, team)
+        checkpoint = record.merge_shards(checkpoint, team)
     data = batches(run, update * module.share.micro_batches, module.share)
     trainer.fit(module, data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
     if run.trainer.offload_activations:
@@ -234,7 +224,7 @@ def checked_run(overrides: Sequence[str], outputs: Path) -> Run:
 
     Of processes that were launched together the one that launched them has checked it. Raises ConfigError.
     """
-    run = with_code(build(overrides), outputs)
+    run = record.with_code(build(overrides), outputs)
     place = current_place(run.trainer)
     if place is None or not place.is_launched:
         preflight(run, outputs)
@@ -251,18 +241,14 @@ def run_train(options: TrainOptions) -> int:
 
 def run_training(run: Run, work: Callable[[Progress], Path]) -> int:
     """Do work that trains, with a line of progress, and print the folder that it returns; the exit status."""
-    show = TrainingProgress(run)
-
-    def progress(update: int, updates: int) -> None:
-        report(update=update, updates=updates)
-        show(update, updates)
+    progress = TrainingProgress(run)
 
     def train_and_print() -> None:
         torch.set_num_threads(run.trainer.threads)
         try:
             folder = work(progress)
         finally:
-            show.line.clear()
+            progress.line.clear()
         if prints_for_user():
             print(folder)
 
@@ -270,13 +256,14 @@ def run_training(run: Run, work: Callable[[Progress], Path]) -> int:
 
 
 class TrainingProgress:
-    """A line of progress with the time left, at the pace since this call began to train."""
+    """Reports to whoever launched this process, and shows a line with the time left, at the pace since this call."""
 
     def __init__(self, run: Run) -> None:
         self.own_updates, self.prints = run.train.updates, prints_for_user()
         self.line, self.pace, self.updates = ProgressLine(), Pace(), 0
 
     def __call__(self, update: int, updates: int) -> None:
+        report(update=update, updates=updates)
         if updates != self.updates:
             self.updates = updates
             self.pace.restart(update)

@@ -33,19 +33,26 @@ def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
 def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
     """Whether the training is done. Raises ConfigError when the folder holds a training of another signature, or its
     `done.json` is cut off."""
-    done = training_folder(run, outputs) / "done.json"
-    if not done.exists():
+    folder = training_folder(run, outputs)
+    if not (folder / "done.json").exists():
         return False
-    about = read_json(done)
-    if about is None:
-        raise ConfigError(f"{done}: is cut off, as a crash of the machine leaves it; remove it to train anew")
-    signature = about.get("signature")
+    signature = read_done(folder).get("signature")
     if signature != run.training_signature:
         raise ConfigError(
-            f"{done.parent} holds a training of signature {signature}, not {run.training_signature}: move it to "
-            f"{done.parent.with_name(str(signature))}, or remove it to train anew"
+            f"{folder} holds a training of signature {signature}, not {run.training_signature}: move it to "
+            f"{folder.with_name(str(signature))}, or remove it to train anew"
         )
     return True
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """The `done.json` of a finished training. Raises ConfigError when it is cut off."""
+    about = read_json(folder / "done.json")
+    if about is None:
+        raise ConfigError(
+            f"{folder / 'done.json'}: is cut off, as a crash of the machine leaves it; remove it to train anew"
+        )
+    return about
 
 
 @dataclass(frozen=True)
@@ -93,39 +100,33 @@ def start_file(start: Run, outputs: Path = OUTPUTS) -> Path:
 
 def write_done(run: Run, folder: Path, module: Any) -> None:
     """`done.json`: the mark of a finished training, and what it took."""
-    write_json(
-        folder / "done.json",
-        {
-            "signature": run.training_signature,
-            "updates": run.train.updates,
-            "train_flops": training_flops(run, module),
-            "cpu_seconds": round(module.cpu_seconds, 2),
-            "wall_seconds": round(module.wall_seconds, 2),
-            # ru_maxrss is in KiB on Linux, in bytes on macOS
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            // (1024 if sys.platform == "linux" else 1 << 20),
-            "parameters": sum(p.numel() for p in module.net.parameters()),
-            "trained_parameters": sum(p.numel() for p in module.net.parameters() if p.requires_grad),
-            "torch": torch.__version__,
-            **provenance(),
-            "code": run.training_code,
-            "configuration": run.configuration_signature,
-            "start": run.start_run.training_signature if run.start_run else None,
-            "shipped_start": _shipped(run),
-            "passed_over": list(module.passed_over),
-            "processes": run.trainer.processes,
-            "strategy": run.trainer.strategy,
-        },
-    )
-
-
-def _shipped(run: Run) -> dict[str, Any] | None:
-    """The shipped weights that the training departs from, directly or through its start; None without any."""
     start = run.start_run
     while start is not None and start.shipped is None:
         start = start.start_run
-    card = None if start is None else start.shipped
-    return None if card is None else {"name": card.name, "updates": card.updates, "sha256": card.sha256}
+    card = (
+        None if start is None else start.shipped
+    )  # the shipped weights that it departs from, directly or through its start
+    mebibyte = 1024 if sys.platform == "linux" else 1 << 20  # of ru_maxrss: in KiB on Linux, in bytes on macOS
+    about = {
+        "signature": run.training_signature,
+        "updates": run.train.updates,
+        "train_flops": training_flops(run, module),
+        "cpu_seconds": round(module.cpu_seconds, 2),
+        "wall_seconds": round(module.wall_seconds, 2),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // mebibyte,
+        "parameters": sum(p.numel() for p in module.net.parameters()),
+        "trained_parameters": sum(p.numel() for p in module.net.parameters() if p.requires_grad),
+        "torch": torch.__version__,
+        **provenance(),
+        "code": run.training_code,
+        "configuration": run.configuration_signature,
+        "start": run.start_run.training_signature if run.start_run else None,
+        "shipped_start": card and {"name": card.name, "updates": card.updates, "sha256": card.sha256},
+        "passed_over": list(module.passed_over),
+        "processes": run.trainer.processes,
+        "strategy": run.trainer.strategy,
+    }
+    write_json(folder / "done.json", about)
 
 
 def write_config(run: Run, folder: Path, command: str = "train") -> None:

@@ -66,8 +66,13 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
     done, curve = read_json(training / "done.json") or {}, _curve(training / "metrics.jsonl")
     if done.get("configuration") != start.configuration_signature:
         _check_recipe(start, training)
-    first = first_losses(start)
-    _check_first(first, curve, training)
+    first, there = first_losses(start), {point["step"]: _loss(point) for point in curve}
+    for update, loss in first:
+        if not math.isclose(there.get(update, math.nan), loss, rel_tol=TOLERANCE):
+            raise ConfigError(
+                f"training={training}: its loss by update {update} was {there.get(update)}, that of this code is "
+                f"{loss:.6g}: other code made it"
+            )
     weights = load_file(training / "ema.safetensors")
     if not start.objective.trains_strides:  # as it was drawn: whoever departs from this draws another
         weights = {key: value for key, value in weights.items() if not key.startswith("stride_embedding.")}
@@ -124,17 +129,6 @@ def _relevant(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if key not in skipped}
     stated_elsewhere = {"train.checkpoint_every", *(f"scale.{key}" for key in NOT_SCALE)}
     return {k: v for k, v in leaves(kept).items() if not k.endswith("_target_") and k not in stated_elsewhere}
-
-
-def _check_first(first: Sequence[Sequence[float]], curve: Sequence[Mapping[str, float]], training: Path) -> None:
-    """Raises ConfigError unless the training began as this code begins."""
-    there = {point["step"]: _loss(point) for point in curve}
-    for update, loss in first:
-        if not math.isclose(there.get(update, math.nan), loss, rel_tol=TOLERANCE):
-            raise ConfigError(
-                f"training={training}: its loss by update {update} was {there.get(update)}, that of this code is "
-                f"{loss:.6g}: other code made it"
-            )
 
 
 def _curve(path: Path) -> list[dict[str, float]]:

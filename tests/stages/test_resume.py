@@ -114,7 +114,7 @@ def test_a_split_training_killed_while_it_writes_a_checkpoint_is_continued_from_
     run = micro("objective=flow", "train.updates=60", "train.checkpoint_every=4", *split)
     code = (
         "import resource, signal, sys, threading, time, torch; from pathlib import Path\n"
-        "from pw.run.build import build; from pw.train.loop import train, training_folder\n"
+        "from pw.run.build import build; from pw.train.loop import train; from pw.train.record import training_folder\n"
         "torch.set_num_threads(1)\n"
         "run, outputs = build(sys.argv[2:]), Path(sys.argv[1])\n"
         "def limit():\n"
