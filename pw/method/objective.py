@@ -7,11 +7,11 @@ from typing import Literal, Protocol
 
 from pw.io.lazy import Tensor, torch
 from pw.method import path
+from pw.method.path import Velocity
 from pw.method.schedule import Schedule
 from pw.method.step_sampler import StepSampler
 from pw.method.target import TwoSteps
 from pw.method.weighting import Weighting
-from pw.types import Velocity
 
 
 class Draws(Protocol):

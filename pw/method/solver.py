@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import Protocol
 
 from pw.io.lazy import Tensor, torch
+from pw.method.path import Velocity
 from pw.method.schedule import Schedule, shifted
-from pw.types import Velocity
 
 
 def inference_grid(num_steps: int, schedule: Schedule, shift: float | None = None, start: float = 1.0) -> Tensor:

@@ -18,7 +18,6 @@ from typing import Protocol
 from pw.io.lazy import Tensor, torch
 from pw.method.schedule import Schedule
 from pw.method.solver import inference_grid, inference_strides
-from pw.types import Steps, StepTable
 
 Row = tuple[float, float, bool, float]  # timestep, stride, ground, probability
 
@@ -36,6 +35,41 @@ def stride_ladder(timestep: float, num_strides: int) -> list[float]:
 def rung_probabilities(beta: float, num_strides: int) -> Tensor:
     """p(k) = exp(-beta k) / sum_j exp(-beta j), float64 [K]  (Eq. 6); beta = 0 is uniform."""
     return torch.softmax(-beta * torch.arange(num_strides, dtype=torch.float64), 0)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A batch of shortcut steps timestep -> end, with the point where the two halves meet. All fields are [B].
+
+    timestep, middle, end   positions in the schedule's coordinate, timestep > middle > end >= 0
+    stride                  timestep - end before snapping, the network's input
+    ground                  True where the halves are evaluated at stride 0, the flow-trained velocity
+    """
+
+    timestep: Tensor
+    middle: Tensor
+    end: Tensor
+    stride: Tensor
+    ground: Tensor
+
+    def __len__(self) -> int:
+        return len(self.timestep)
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """Every step a step sampler can draw, with its probability: fields are float64 [M] (`ground` bool [M]).
+
+    `timestep` and `stride` are nominal, before snapping to the schedule's nodes. Probabilities sum to 1.
+    """
+
+    timestep: Tensor
+    stride: Tensor
+    ground: Tensor
+    probability: Tensor
+
+    def __len__(self) -> int:
+        return len(self.timestep)
 
 
 class StepSampler(Protocol):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pw.io.lazy import Tensor, torch
-from pw.method.path import over
+from pw.method.path import Velocity, over
 from pw.method.schedule import Schedule
-from pw.types import Steps, Velocity
+from pw.method.step_sampler import Steps
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import Literal, Protocol
 
 from pw.io.lazy import Tensor, torch
 from pw.method.schedule import Schedule
-from pw.method.step_sampler import StepSampler
-from pw.types import Steps
+from pw.method.step_sampler import Steps, StepSampler
 
 
 class Weighting(Protocol):

@@ -25,7 +25,7 @@ from pw.io.paths import ROOT, SUITE
 OURS = ("pw", "experiments", "benchmarks")
 # What the dotted names begin with whose definitions are hashed. Our other code runs, stores and prints.
 COMPUTES = (
-    *("pw.method.", "pw.nn.", "pw.stages.", "pw.data.", "pw.types.", "pw.io.video.to_float.", "pw.io.video.to_uint8."),
+    *("pw.method.", "pw.nn.", "pw.stages.", "pw.data.", "pw.io.video.to_float.", "pw.io.video.to_uint8."),
     "benchmarks.metrics.",
 )
 LAZY = "pw.io.lazy."  # `from pw.io.lazy import torch` is torch

@@ -24,6 +24,7 @@ from pw.data.latents import LatentClips
 from pw.data.procedural import generator
 from pw.io.wan_weights import locate
 from pw.method.objective import Loss
+from pw.method.path import Velocity
 from pw.nn import options
 from pw.nn.backbone import Backbone
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
@@ -35,7 +36,6 @@ from pw.parallel.share import Share
 from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.stages.velocity import Condition, integrate, velocity
-from pw.types import Velocity
 
 Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and negative prompts, each [B, tokens, dim]
 

@@ -101,11 +101,9 @@ def start_file(start: Run, outputs: Path = OUTPUTS) -> Path:
 def write_done(run: Run, folder: Path, module: Any) -> None:
     """`done.json`: the mark of a finished training, and what it took."""
     start = run.start_run
-    while start is not None and start.shipped is None:
+    while start is not None and start.shipped is None:  # directly or through its start
         start = start.start_run
-    card = (
-        None if start is None else start.shipped
-    )  # the shipped weights that it departs from, directly or through its start
+    card = None if start is None else start.shipped
     mebibyte = 1024 if sys.platform == "linux" else 1 << 20  # of ru_maxrss: in KiB on Linux, in bytes on macOS
     about = {
         "signature": run.training_signature,
