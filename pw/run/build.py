@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from pw.data import Source
 from pw.data.degradation import Degradation
 from pw.io.arguments import ConfigError
-from pw.io.files import digest
+from pw.io.files import digest, sha256
 from pw.io.lazy import Tensor
 from pw.io.paths import ROOT
 from pw.method.objective import Objective
@@ -239,21 +238,16 @@ def read_card(name: str) -> Card | None:
     Raises ConfigError when it is damaged.
     """
     starts = Path(os.environ.get("PW_STARTS") or ROOT / "pw" / "starts")
-    card, weights = (starts / f"{name}.{ending}" for ending in ("json", "safetensors"))
-    if not card.exists():
+    path, weights = starts / f"{name}.json", starts / f"{name}.safetensors"
+    if not path.exists():
         return None
-    return _read_card(card, weights, *(path.stat().st_mtime_ns if path.exists() else 0 for path in (card, weights)))
-
-
-@lru_cache(maxsize=16)
-def _read_card(path: Path, weights: Path, *changed: int) -> Card:
-    remedy = f"put both files back (git checkout {path.parent}), or set start.shipped=false to train it from its recipe"
+    remedy = f"put both files back (git checkout {starts}), or set start.shipped=false to train it from its recipe"
     try:
         about = json.loads(path.read_text())
-        card = Card(path.stem, weights, about["updates"], about["configuration"], about["sha256"], about)
+        card = Card(name, weights, about["updates"], about["configuration"], about["sha256"], about)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is not the card of a start ({error!r}); {remedy}") from error
-    actual = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else "none"
+    actual = sha256(weights) if weights.exists() else "none"
     if actual != card.sha256:
         raise ConfigError(f"{weights}: sha256 is {actual[:12]}, its card says {card.sha256[:12]}; {remedy}")
     return card

@@ -96,19 +96,24 @@ def swept_values(override: str) -> tuple[str, ...]:
 
     Raises ConfigError for Hydra's other sweeps.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException:  # composing reports it
-        return ()
-    if not parsed.is_sweep_override():
+    parsed = _parsed(override)
+    if parsed is None or not parsed.is_sweep_override():
         return ()
     key, _, value = override.partition("=")
     if not parsed.is_choice_sweep():
         raise ConfigError(f"{override}: {value} is no list of values; write them out, e.g. {key}=0,0.2,0.4")
     return tuple(str(value) for value in parsed.sweep_string_iterator())
+
+
+def _parsed(override: str) -> Any:
+    """What Hydra reads in an override; None where it cannot, which composing reports."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
 
 
 @lru_cache(maxsize=256)
@@ -182,15 +187,8 @@ def _check_override(override: str) -> None:
 
 def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Hydra's error in one line: the override, the known keys, the nearest one."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     for override in overrides:
-        key = override_key(override)
-        try:
-            parsed = OverridesParser.create().parse_override(override)
-        except HydraException:
-            parsed = None
+        key, parsed = override_key(override), _parsed(override)
         if parsed is None or parsed.is_sweep_override():
             value = override.partition("=")[2]
             return ConfigError(

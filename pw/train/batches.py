@@ -200,17 +200,16 @@ def _last_weights(run: Run, folder: Path) -> tuple[int, Any]:
     """(update, stage) of the last checkpoint, or of what the training departed from."""
     from pw.parallel.shard_files import as_one_file
 
-    saved = last_checkpoint(folder)
-    if saved is None:
+    checkpoint, update = last_checkpoint(folder) or (None, 0)
+    start = weights = None
+    if checkpoint is None:
         start = str(start_file(run.start_run, folder.parents[1])) if run.start_run else None
-        module = stage_module(run, start, check_weights(run) if run.departs_from_wan else None)
-        module.configure_model()
-        return 0, module
-    checkpoint, update = saved
-    state = as_one_file(checkpoint) if checkpoint.is_dir() else torch.load(checkpoint, "cpu", weights_only=True)
-    module = stage_module(run)
+        weights = check_weights(run) if run.departs_from_wan else None
+    module = stage_module(run, start, weights)
     module.configure_model()
-    module.load_state_dict(state["state_dict"])
+    if checkpoint is not None:
+        state = as_one_file(checkpoint) if checkpoint.is_dir() else torch.load(checkpoint, "cpu", weights_only=True)
+        module.load_state_dict(state["state_dict"])
     return update, module
 
 

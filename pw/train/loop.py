@@ -59,31 +59,22 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *
         return folder
     if not is_checked and not record.is_trained(run, outputs):
         preflight(run, outputs)
-    place = current_place(run.trainer)
-    if place is None:
-        _launch(run, outputs, progress)
-        return folder
-    with join_team(run.trainer, place) as team:
+    place = current_place(run.trainer)  # None: the processes are started here
+    with nullcontext(Team(Place(0, 1))) if place is None else join_team(run.trainer, place) as team:
         start = _train_start(run, outputs, progress)
         if start is not None and run.trainer.split > 1:
             gc.collect()  # Lightning leaves a split network on its device, and refers to it in circles
         folder.mkdir(parents=True, exist_ok=True)
-        with nullcontext() if place.is_launched else training_lock(folder, team):
-            if not team.agreed(record.is_trained(run, outputs)):
+        with nullcontext() if place is not None and place.is_launched else training_lock(folder, team):
+            if team.agreed(record.is_trained(run, outputs)):
+                return folder
+            if place is None:
+                words = [*run.config.overrides, f"outputs={outputs.absolute()}"]
+                command = [sys.executable, "-m", "pw", "train", *words]
+                launch(command, run.trainer.processes, folder / "logs", progress)
+            else:
                 _train(run, folder, start, progress, team)
     return folder
-
-
-def _launch(run: Run, outputs: Path, progress: Progress | None) -> None:
-    """Train by processes that are started here, one for each device."""
-    _train_start(run, outputs, progress)
-    folder = record.training_folder(run, outputs)
-    folder.mkdir(parents=True, exist_ok=True)
-    with training_lock(folder, Team(Place(0, 1))):
-        if not record.is_trained(run, outputs):
-            overrides = [*run.config.overrides, f"outputs={outputs.absolute()}"]
-            command = [sys.executable, "-m", "pw", "train", *overrides]
-            launch(command, run.trainer.processes, folder / "logs", progress)
 
 
 def _train_start(run: Run, outputs: Path, progress: Progress | None) -> Path | None:
@@ -171,6 +162,7 @@ def _fit(run: Run, folder: Path, module: Any, after_updates: Any, team: Team) ->
     """Fit a stage by Lightning, from the last checkpoint if there is one."""
     import lightning.pytorch as L
 
+    from pw.parallel.shard_files import as_one_file, write_checkpoint
     from pw.parallel.strategy import PlaceEnvironment, lightning_strategy
 
     trainer = L.Trainer(
@@ -191,8 +183,11 @@ def _fit(run: Run, folder: Path, module: Any, after_updates: Any, team: Team) ->
         use_distributed_sampler=False,
     )
     checkpoint, update = team.agreed(record.last_checkpoint(folder) if team.place.is_first else None) or (None, 0)
-    if checkpoint is not None and checkpoint.is_dir() and run.trainer.split == 1:
-        checkpoint = record.merge_shards(checkpoint, team)
+    if checkpoint is not None and checkpoint.is_dir() and run.trainer.split == 1:  # each holds the whole network
+        shards, checkpoint = checkpoint, checkpoint.with_name(record.WHOLE)
+        if team.place.is_first:
+            write_checkpoint(as_one_file(shards), checkpoint)
+        team.wait()
     data = batches(run, update * module.share.micro_batches, module.share)
     trainer.fit(module, data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
     if run.trainer.offload_activations:

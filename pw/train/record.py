@@ -193,40 +193,21 @@ def write_weights(folder: Path, module: Any, team: Team) -> None:
 
 def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
     """The newest readable checkpoint and its update; an unreadable one is set aside with a warning."""
-    for name in KEPT:
-        path = folder / "checkpoints" / f"{name}.ckpt"
+    from pw.parallel.shard_files import read_rest
+
+    for path in (folder / "checkpoints" / f"{name}.ckpt" for name in KEPT):
         if not path.exists():
             continue
         try:
-            if path.is_dir():
-                from pw.parallel.shard_files import read_rest
-
-                checkpoint = read_rest(path)
-            else:
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            signature = checkpoint["pw_signature"]
-            if signature != folder.name:
-                raise ConfigError(f"{path} is a checkpoint of signature {signature}, not {folder.name}; remove it")
-            return path, int(checkpoint["global_step"])
-        except ConfigError:
-            raise
+            checkpoint = read_rest(path) if path.is_dir() else torch.load(path, "cpu", weights_only=True, mmap=True)
+            signature, update = checkpoint["pw_signature"], int(checkpoint["global_step"])
         except Exception as error:
             logging.getLogger("pw").warning("%s is unreadable (%s); trying the one before", path, error)
             aside = path.with_suffix(".unreadable")
             remove(aside)
             path.rename(aside)
+            continue
+        if signature != folder.name:
+            raise ConfigError(f"{path} is a checkpoint of signature {signature}, not {folder.name}; remove it")
+        return path, update
     return None
-
-
-def merge_shards(shards: Path, team: Team) -> Path:
-    """Write a split checkpoint as one file, which processes that each hold the whole network can read.
-
-    All processes must call it.
-    """
-    from pw.parallel.shard_files import as_one_file, write_checkpoint
-
-    path = shards.with_name(WHOLE)
-    if team.place.is_first:
-        write_checkpoint(as_one_file(shards), path)
-    team.wait()
-    return path
