@@ -118,7 +118,7 @@ class BiasedStrides(ABC):
 
     @abstractmethod
     def rows(self, schedule: Schedule) -> Iterator[Row]:
-        """(timestep, stride, ground, probability) of every step; probabilities need not be merged."""
+        """(timestep, stride, ground, probability) of every step; probabilities sum to 1, and need not be merged."""
 
     def table(self, schedule: Schedule) -> StepTable:
         """Rows in drawing order: start by start, long strides first."""
@@ -144,7 +144,7 @@ class BiasedStrides(ABC):
         )
 
     def is_grounded(self, rung: int) -> bool:
-        """Whether the halves of rung k = `rung` are evaluated at stride 0."""
+        """Whether the halves of rung k are evaluated at stride 0."""
         return self.ground and rung == self.num_strides - 1
 
 
@@ -159,8 +159,7 @@ class TableSampler(ABC):
     """Base of a step sampler without `BiasedStrides`' fields: a subclass defines `rows` alone."""
 
     @abstractmethod
-    def rows(self, schedule: Schedule) -> Iterator[Row]:
-        """(timestep, stride, ground, probability) of every step; probabilities sum to 1."""
+    def rows(self, schedule: Schedule) -> Iterator[Row]: ...
 
     check, table, draw = BiasedStrides.check, BiasedStrides.table, BiasedStrides.draw
 
