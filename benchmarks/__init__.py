@@ -8,6 +8,6 @@
     systems/    the paper's systems: cards, and what makes their videos; `pw system`
     speed/      `pw bench`
 
-No metric imports a model that made the videos, and nothing here but `speed/` imports more of pw than `pw.io`,
-`pw.types` and `pw.run.code`; `systems/` starts other programs and diffusers' pipelines.
+No metric imports a model that made the videos, and nothing here but `speed/` imports more of pw than `pw.io` and
+`pw.run.code`; `systems/` starts other programs and diffusers' pipelines.
 """

@@ -41,13 +41,13 @@ VERBS = {
         "experiments.engine.power_analysis.power_planner", "the smallest difference that n prompts and m seeds show"
     ),
     "record": Verb("experiments.engine.outcome.verdict", "keep an ablation's outcome in experiments/results"),
-    "train": Verb("pw.train.train_command", "train one run: stage=hires objective=shortcut seed=1", leaves=True),
-    "sample": Verb("pw.sample.sample_command", "sample one run, which is trained first if need be", leaves=True),
+    "train": Verb("pw.train.loop", "train one run: stage=hires objective=shortcut seed=1", leaves=True),
+    "sample": Verb("pw.sample.evaluate", "sample one run, which is trained first if need be", leaves=True),
     "coverage": Verb("pw.run.trained_pairs", "which (timestep, stride) pairs a step sampler trains"),
     "start": Verb(
         "pw.train.start", "train a start from its recipe, and write it with its card: name=hires", leaves=True
     ),
-    "replay": Verb("pw.train.replay", "compute again the batch of a loss that was not finite: FILE.json"),
+    "replay": Verb("pw.train.batches", "compute again the batch of a loss that was not finite: FILE.json"),
     "export": Verb("pw.train.export", "write a training as a folder that diffusers opens: run=SIGNATURE"),
     "plan": Verb("pw.cost.planner", "tokens, FLOPs, memory and time before anything loads: scale=4k gpus=1x80GB"),
     "generate": Verb("pw.generate.pipeline", 'prompt to 2K/4K video: prompt="a heron" scale=2k hires=…', leaves=True),

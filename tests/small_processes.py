@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["torch", "lightning.pytorch", "pw.stages.anchor", "pw.stages.hires", "pw.data.procedural", "pw.train.loop"]
+PRELOAD = ["torch", "lightning.pytorch", "pw.stages.stage", "pw.data.procedural", "pw.train.loop"]
 WAIT = 240
 
 

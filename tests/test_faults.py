@@ -40,7 +40,7 @@ from experiments.engine.status import cells_of, outline
 from pw.io.files import write_json
 from pw.io.paths import ROOT
 from pw.parallel.signals import Stopped
-from pw.train.not_finite import read
+from pw.train.batches import read
 from pw.train.record import training_folder
 
 # arms that differ in what will happen to them

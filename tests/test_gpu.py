@@ -36,7 +36,7 @@ from pw.prepare.encode import encode
 from pw.prepare.encoding import LatentsOptions, find_weights, plan_encoding
 from pw.run.build import Run, build
 from pw.sample.evaluate import synthesise
-from pw.train.loop import stage_module
+from pw.stages import stage_module
 
 
 @pytest.fixture

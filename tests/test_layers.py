@@ -94,13 +94,12 @@ DOORS = {
     "pandas": (),
 }
 # room -> the rooms that it may import, itself included
-BELOW_RUN = ("pw.io", "pw.types", "pw.method", "pw.nn", "pw.data")
+BELOW_RUN = ("pw.io", "pw.method", "pw.nn", "pw.data")
 ROOMS = {
-    "pw/types.py": ("pw.types", "pw.io"),
-    "pw/io": ("pw.io", "pw.types"),
-    "pw/method": ("pw.method", "pw.types", "pw.io"),
-    "pw/data": ("pw.data", "pw.types", "pw.io"),
-    "pw/nn": ("pw.nn", "pw.method", "pw.types", "pw.io"),
+    "pw/io": ("pw.io",),
+    "pw/method": ("pw.method", "pw.io"),
+    "pw/data": ("pw.data", "pw.io"),
+    "pw/nn": ("pw.nn", "pw.method", "pw.io"),
     "pw/run": ("pw.run", *BELOW_RUN),
     "pw/parallel": ("pw.parallel", "pw.run", *BELOW_RUN),
     "pw/stages": ("pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),
@@ -114,7 +113,7 @@ ROOMS = {
     "pw/__main__.py": ("pw.cli",),
     # no metric imports what made the videos
     **{
-        f"benchmarks/{room}": ("benchmarks", "pw.io", "pw.types", "pw.run.code")
+        f"benchmarks/{room}": ("benchmarks", "pw.io", "pw.run.code")
         for room in ("__init__.py", "metrics", "measure", "stats", "report", "paper", "systems")
     },
     "benchmarks/speed": ("benchmarks", "pw"),
@@ -138,7 +137,7 @@ class TestTheLayers:
         assert not stray(PACKAGES, ("tests", "notebooks"), ())
 
     def test_of_the_method_use_torch_and_the_standard_library_alone(self) -> None:
-        allowed = (*sys.stdlib_module_names, "torch", "pw.method", "pw.types", "pw.io.lazy")
+        allowed = (*sys.stdlib_module_names, "torch", "pw.method", "pw.io.lazy")
         found = [str(i) for i in all_imports() if within(i.by, "pw/method") and not within(i.what, *allowed)]
         assert not found
 
@@ -174,17 +173,14 @@ class TestAGiantDependency:
     def test_is_not_imported_before_a_call_is_checked(self) -> None:
         """What composes, builds and plans: a wrong key is told before torch (5 s) is imported."""
         early = (
-            *("pw/method", "pw/data", "pw/run", "pw/types.py", "pw/cli.py", "pw/io/lazy.py", "pw/io/files.py"),
+            *("pw/method", "pw/data", "pw/run", "pw/cli.py", "pw/io/lazy.py", "pw/io/files.py"),
             *("pw/nn/options.py", "pw/nn/unipc.py", "pw/cost", "pw/train", "pw/sample", "experiments"),
             *(f"pw/parallel/{name}.py" for name in ("launch", "signals", "team")),
         )
         heavy = ("torch", "torchvision", "lightning", "diffusers", "mlflow", "webdataset", "pandas", "matplotlib")
         found = [i for i in all_imports() if i.at_once and within(i.by, *early) and within(i.what, *heavy)]
         # imported when there is a table to write, or a batch to look at
-        late = (
-            *("experiments/engine/outcome/table.py", "pw/train/callbacks.py", "pw/train/not_finite.py"),
-            *("pw/train/replay.py", "pw/train/export.py"),
-        )
+        late = ("experiments/engine/outcome/table.py", "pw/train/callbacks.py")
         assert not [str(i) for i in found if i.by not in late]
 
     def test_of_a_metric_is_in_that_metrics_file(self) -> None:

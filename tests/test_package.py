@@ -21,7 +21,7 @@ SIGNATURES = """if True:
     from benchmarks.metrics import scoring_code
     from experiments.engine.plan import make_plan, parse
     from pw.io.paths import OUTPUTS
-    from pw.run.provenance import provenance
+    from pw.run.signatures import provenance
     runs = make_plan(parse(["name=ansc", "seeds=1"])).runs()
     print(json.dumps({
         "signatures": {arm.name: [run.training_signature, run.signature] for arm, _, run in runs},

@@ -147,7 +147,7 @@ def test_a_checkpoint_with_code_in_it_is_set_aside_and_not_run(
     import torch
 
     from pw.parallel.sharded import REST
-    from pw.train.checkpoint import last_checkpoint
+    from pw.train.record import last_checkpoint
 
     made, path = tmp_path / "made", tmp_path / "checkpoints" / "last.ckpt"
     (path if parts else path.parent).mkdir(parents=True)

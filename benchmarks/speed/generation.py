@@ -30,7 +30,7 @@ from pw.io.files import write_json
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS, quiet
 from pw.run.build import Run, build
-from pw.run.provenance import provenance
+from pw.run.signatures import provenance
 from pw.train.preflight import check_device
 
 if TYPE_CHECKING:

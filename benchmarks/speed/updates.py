@@ -18,9 +18,10 @@ from pw.data.shard_index import write_tar
 from pw.io.files import write_json
 from pw.io.lazy import torch
 from pw.run.build import Run, build
+from pw.stages import stage_module
 from pw.train.batches import batches
 from pw.train.callbacks import CURVE_EVERY
-from pw.train.loop import stage_module, train
+from pw.train.loop import train
 
 TINY = ("scale=tiny", "stage=hires", "start=none", "trainer=cpu")
 CLIPS, SHARD, ANCHORS = 64, 16, 8  # of the latents that are written to be read: clips, clips a shard, anchors a clip

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from pw.io.arguments import Command, ConfigError, did_you_mean, number, option
 from pw.io.paths import OUTPUTS, explained, own_folder
-from pw.train.train_command import outputs_folder
+from pw.train.loop import outputs_folder
 
 FOLDER = Path(__file__).parents[1]
 DETAIL = ("psd", "swd", "mhd", "mhd_ratio")

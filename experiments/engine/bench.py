@@ -36,7 +36,7 @@ from pw.io.files import writable_file, write_json
 from pw.io.host import usable_cores
 from pw.io.paths import OUTPUTS, ROOT
 from pw.parallel.launch import REPORT
-from pw.run.provenance import provenance
+from pw.run.signatures import provenance
 
 STARTS = 5  # processes of a kind that are started and counted, at most
 START = ("scale=tiny", "stage=hires", "start=none", "trainer=cpu", "train.updates=1")

@@ -17,7 +17,7 @@ from pw.cost.generation_cost import generation_cost
 from pw.cost.training_cost import training_cost
 from pw.io.files import digest, read_json, remove
 from pw.run.build import Run
-from pw.run.provenance import provenance
+from pw.run.signatures import provenance
 from pw.sample.evaluate import anchor_reference, is_sampled, reference_folder, sample_folder
 from pw.train.record import is_trained, training_folder
 

@@ -24,7 +24,7 @@ from pw.io.arguments import Command, option
 from pw.io.files import write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import duration
-from pw.train.train_command import outputs_folder
+from pw.train.loop import outputs_folder
 
 LOG_LINES = 4  # of a failed job, shown
 

@@ -26,7 +26,7 @@ from pw.method.solver import inference_strides
 from pw.nn.codec import WanCodec
 from pw.parallel.team import Team
 from pw.run.build import Run
-from pw.run.provenance import provenance
+from pw.run.signatures import provenance
 
 # progress(label, share, within): what is being done, the share of all work that is done, and of this part
 PartProgress = Callable[[str, float, float], None]

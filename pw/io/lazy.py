@@ -1,4 +1,4 @@
-"""`from pw.io.lazy import torch`: torch, imported at its first use.
+"""`from pw.io.lazy import Tensor, torch`: torch, imported at its first use, and the name of its tensors in annotations.
 
 Importing torch takes about 5 s of CPU. A wrong key or value has to be reported sooner, so the strategies (small
 dataclasses) must be importable, and their arguments checkable, without it.
@@ -24,7 +24,9 @@ class _Lazy:
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 else:
     torch = _Lazy("torch")
+    Tensor = object
 
-__all__ = ["torch"]
+__all__ = ["Tensor", "torch"]

@@ -11,5 +11,6 @@
 | `solver`       | few-step integration, inference grids             | Eqs. 3, 7.5  |
 | `coverage`     | which pairs of a grid were ever trained           | D5           |
 
-torch is imported at the first computation (`pw.io.lazy`), so that options are checked in milliseconds.
+`timestep` is noise-side up: N is pure noise, 0 is data; a `stride` is a whole shortcut step towards data. torch is
+imported at the first computation (`pw.io.lazy`), so that options are checked in milliseconds.
 """

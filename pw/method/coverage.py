@@ -6,15 +6,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from pw.io.lazy import torch
+from pw.io.lazy import Tensor, torch
 from pw.method.schedule import Schedule, shifted, unshifted
 from pw.method.solver import inference_strides
 from pw.method.step_sampler import StepSampler
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -40,14 +36,6 @@ class Coverage:
     second_halves: int
     second_halves_trained: int
     second_halves_grounded: int
-
-    def summary(self) -> str:
-        """One line for a table."""
-        inside = sum(pair.trained for pair in self.pairs)
-        return (
-            f"{inside} of {len(self.pairs)} inference steps and {self.second_halves_trained} of {self.second_halves} "
-            f"second halves are trained ({self.second_halves_grounded} more at stride 0)"
-        )
 
 
 def coverage(step_sampler: StepSampler, schedule: Schedule, grid: Tensor) -> Coverage:

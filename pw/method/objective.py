@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
-from pw.io.lazy import torch
+from pw.io.lazy import Tensor, torch
 from pw.method import path
+from pw.method.path import Velocity
 from pw.method.schedule import Schedule
 from pw.method.step_sampler import StepSampler
 from pw.method.target import TwoSteps
 from pw.method.weighting import Weighting
-from pw.types import Velocity
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Draws(Protocol):
@@ -108,7 +105,6 @@ class Flow:
 
     @property
     def depends_on_batch(self) -> bool:
-        """No clip's loss depends on another."""
         return False
 
     @property
@@ -119,11 +115,9 @@ class Flow:
         """Fits every schedule."""
 
     def is_consistency(self, update: int) -> bool:
-        """Never: every update is flow matching."""
         return False
 
     def consistency_updates(self, updates: int) -> float:
-        """Always 0."""
         return 0
 
     def __call__(
@@ -150,15 +144,14 @@ def _weighted_mse(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 class Turns(Protocol):
-    """Which updates minimise the consistency term. Depends on the update alone, so all ranks take the same branch."""
+    """Which updates minimise the consistency term, as the methods of an `Objective` say.
 
-    def is_consistency(self, update: int) -> bool:
-        """Whether an update minimises the consistency term."""
-        ...
+    Depends on the update alone, so that every rank takes the same branch.
+    """
 
-    def consistency_updates(self, updates: int) -> float:
-        """Number of consistency updates among the first `updates`, or the expected number."""
-        ...
+    def is_consistency(self, update: int) -> bool: ...
+
+    def consistency_updates(self, updates: int) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -169,11 +162,9 @@ class Alternate:
     """
 
     def is_consistency(self, update: int) -> bool:
-        """Depends on the update alone, so that every rank takes the same branch."""
         return update % 2 == 1
 
     def consistency_updates(self, updates: int) -> float:
-        """Half of them, rounded down."""
         return updates // 2
 
 
@@ -192,12 +183,10 @@ class Bernoulli:
             raise ValueError(f"turns.rate={self.rate}: a probability, 0 to 1")
 
     def is_consistency(self, update: int) -> bool:
-        """Depends on (seed, update) alone, so that every rank takes the same branch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
         return float(torch.rand((), generator=generator)) < self.rate
 
     def consistency_updates(self, updates: int) -> float:
-        """The expected number."""
         return self.rate * updates
 
 
@@ -218,19 +207,15 @@ class Shortcut:
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether the weighting's weights do."""
         return getattr(self.weighting, "depends_on_batch", False)
 
     def check(self, schedule: Schedule) -> None:
-        """Raises ValueError when the step sampler does not fit the schedule."""
         self.step_sampler.check(schedule)
 
     def is_consistency(self, update: int) -> bool:
-        """Whether an update minimises the consistency term, as `turns` says."""
         return self.turns.is_consistency(update)
 
     def consistency_updates(self, updates: int) -> float:
-        """Number of consistency updates among the first `updates`, or the expected number."""
         return self.turns.consistency_updates(updates)
 
     def __call__(

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from pw.io.lazy import Tensor
+
+
+class Velocity(Protocol):
+    """dx/dsigma of a state: what the network is to an objective or a solver, all else bound."""
+
+    def __call__(self, state: Tensor, timestep: Tensor, stride: Tensor) -> Tensor:
+        """state [B, C, F, h, w], timestep [B] and stride [B] in the schedule's coordinate -> [B, C, F, h, w]."""
+        ...
 
 
 def over(per_sample: Tensor, like: Tensor) -> Tensor:

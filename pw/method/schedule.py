@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pw.io.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pw.io.lazy import Tensor, torch
 
 
 def shifted(u: Tensor, shift: float) -> Tensor:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from pw.io.lazy import torch
+from pw.io.lazy import Tensor, torch
+from pw.method.path import Velocity
 from pw.method.schedule import Schedule, shifted
-from pw.types import Velocity
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def inference_grid(num_steps: int, schedule: Schedule, shift: float | None = None, start: float = 1.0) -> Tensor:

@@ -13,17 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from pw.io.lazy import torch
+from pw.io.lazy import Tensor, torch
 from pw.method.schedule import Schedule
 from pw.method.solver import inference_grid, inference_strides
-from pw.types import Steps, StepTable
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Row = tuple[float, float, bool, float]  # timestep, stride, ground, probability
+Row = tuple[float, float, bool, float]  # timestep, stride, ground, probability
 
 
 def even(stride: float) -> float:
@@ -41,8 +37,43 @@ def rung_probabilities(beta: float, num_strides: int) -> Tensor:
     return torch.softmax(-beta * torch.arange(num_strides, dtype=torch.float64), 0)
 
 
+@dataclass(frozen=True)
+class Steps:
+    """A batch of shortcut steps timestep -> end, with the point where the two halves meet. All fields are [B].
+
+    timestep, middle, end   positions in the schedule's coordinate, timestep > middle > end >= 0
+    stride                  timestep - end before snapping, the network's input
+    ground                  True where the halves are evaluated at stride 0, the flow-trained velocity
+    """
+
+    timestep: Tensor
+    middle: Tensor
+    end: Tensor
+    stride: Tensor
+    ground: Tensor
+
+    def __len__(self) -> int:
+        return len(self.timestep)
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """Every step a step sampler can draw, with its probability: fields are float64 [M] (`ground` bool [M]).
+
+    `timestep` and `stride` are nominal, before snapping to the schedule's nodes. Probabilities sum to 1.
+    """
+
+    timestep: Tensor
+    stride: Tensor
+    ground: Tensor
+    probability: Tensor
+
+    def __len__(self) -> int:
+        return len(self.timestep)
+
+
 class StepSampler(Protocol):
-    """Interface for objective, weighting and coverage. Equal samplers must hash alike, as frozen dataclasses do."""
+    """What objective, weighting and coverage ask of one. Equal samplers must hash alike, as frozen dataclasses do."""
 
     def __hash__(self) -> int: ...
 
@@ -87,10 +118,10 @@ class BiasedStrides(ABC):
 
     @abstractmethod
     def rows(self, schedule: Schedule) -> Iterator[Row]:
-        """(timestep, stride, ground, probability) of every step; probabilities need not be merged."""
+        """(timestep, stride, ground, probability) of every step; probabilities sum to 1, and need not be merged."""
 
     def table(self, schedule: Schedule) -> StepTable:
-        """The distribution, rows in drawing order (start by start, long strides first)."""
+        """Rows in drawing order: start by start, long strides first."""
         return _table(self, schedule)
 
     def draw(self, uniform: Tensor, schedule: Schedule) -> Steps:
@@ -113,7 +144,7 @@ class BiasedStrides(ABC):
         )
 
     def is_grounded(self, rung: int) -> bool:
-        """Whether the halves of rung k = `rung` are evaluated at stride 0."""
+        """Whether the halves of rung k are evaluated at stride 0."""
         return self.ground and rung == self.num_strides - 1
 
 
@@ -128,8 +159,7 @@ class TableSampler(ABC):
     """Base of a step sampler without `BiasedStrides`' fields: a subclass defines `rows` alone."""
 
     @abstractmethod
-    def rows(self, schedule: Schedule) -> Iterator[Row]:
-        """(timestep, stride, ground, probability) of every step; probabilities sum to 1."""
+    def rows(self, schedule: Schedule) -> Iterator[Row]: ...
 
     check, table, draw = BiasedStrides.check, BiasedStrides.table, BiasedStrides.draw
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pw.io.lazy import torch
-from pw.method.path import over
+from pw.io.lazy import Tensor, torch
+from pw.method.path import Velocity, over
 from pw.method.schedule import Schedule
-from pw.types import Steps, Velocity
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pw.method.step_sampler import Steps
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
-from pw.io.lazy import torch
+from pw.io.lazy import Tensor, torch
 from pw.method.schedule import Schedule
-from pw.method.step_sampler import StepSampler
-from pw.types import Steps
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pw.method.step_sampler import Steps, StepSampler
 
 
 class Weighting(Protocol):
@@ -34,7 +30,6 @@ class Uniform:
     """
 
     def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:
-        """steps [B] -> weights [B]."""
         return torch.ones_like(steps.timestep)
 
 
@@ -55,7 +50,6 @@ class DeltaSigma:
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether a clip's weight depends on the other clips of its batch."""
         return self.normalise == "batch"
 
     def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pw.io.lazy import torch
+from pw.method.path import Velocity
 from pw.method.schedule import Schedule
-from pw.types import Velocity
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,15 +5,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pw.data import Source
 from pw.data.degradation import Degradation
 from pw.io.arguments import ConfigError
-from pw.io.files import digest
+from pw.io.files import digest, sha256
+from pw.io.lazy import Tensor
+from pw.io.paths import ROOT
 from pw.method.objective import Objective
 from pw.method.schedule import Schedule
 from pw.method.solver import Guidance, Solver, custom_grid, inference_grid, wan_grid
@@ -21,13 +26,45 @@ from pw.nn import options
 from pw.run import settings, signatures
 from pw.run.compose import Config, compose_run, override_key
 from pw.run.cross_checks import cross_check
-from pw.run.shipped import Card, read_card
 from pw.run.strategies import coerce, from_values, is_chosen, make, strategy_class
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+LARGEST = 1_000_000  # bytes of a shipped start, which git is asked to keep
+SETTINGS = {
+    "scale": settings.Scale,
+    "train": settings.Train,
+    "optimizer": settings.Optimizer,
+    "sampling": settings.Sampling,
+    "trainer": settings.Trainer,
+    "start": settings.Recipe,
+}
+STRATEGIES = ("backbone", "codec", "schedule", "degradation", "solver", "guidance")
+OPTIONAL = ("text", "injector")  # strategies whose choice may be `none`
 OBJECTIVE_PARTS = ("turns", "step_sampler", "weighting", "target")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A start that comes with the repository: weights trained long by the recipe of `conf/start/<name>.yaml`.
+
+    pw/starts/<name>.safetensors    EMA weights, below 1 MB
+    pw/starts/<name>.json           the card, in `about`: recipe, training and checksum
+
+    `make start name=<name>` writes both. A card is valid as long as the recipe composes to the configuration that it
+    names, even if code changes; a test repeats the first updates and fails when the current code no longer reproduces
+    them.
+    """
+
+    name: str
+    file: Path
+    updates: int
+    configuration: str
+    sha256: str
+    about: dict[str, Any]
+
+    @property
+    def words(self) -> str:
+        """For a plan and a table."""
+        return f"shipped, {self.updates:,} updates, sha256 {self.sha256[:12]}"
 
 
 @dataclass(frozen=True)
@@ -61,8 +98,6 @@ class Run:
     shipped: Card | None = None  # the weights of a start that come with the repository
     note: str = ""  # why a start is not the shipped one
 
-    # ---- related runs
-
     @cached_property
     def start_run(self) -> Run | None:
         """The training whose EMA weights this one departs from."""
@@ -93,49 +128,26 @@ class Run:
 
     def with_seed(self, seed: int, start_seed: int | None = None) -> Run:
         """The same run from another seed, and its start from another if one is given."""
-        changes = {"seed": seed} | ({} if start_seed is None else {"start.seed": start_seed})
-        return self.with_values(changes)
+        return self.with_values({"seed": seed} | ({} if start_seed is None else {"start.seed": start_seed}))
 
     def with_values(self, changes: Mapping[str, Any]) -> Run:
         """The same run with other values, by dotted path, see `Config.with_values`. Raises ConfigError."""
         return replace(assemble(self.config.with_values(changes)), trained=self.trained)
 
-    # ---- signatures
-
-    @cached_property
-    def values_as_read(self) -> dict[str, Any]:
-        """See `signatures.values_as_read`."""
-        return signatures.values_as_read(self)
-
-    @cached_property
-    def configuration_signature(self) -> str:
-        """8 hex digits of a training's configuration, without the code and the accelerator that carry it out."""
-        return signatures.of_configuration(self)
+    values_as_read = cached_property(signatures.values_as_read)
+    configuration_signature = cached_property(signatures.of_configuration)
+    training_code = cached_property(signatures.training_code)
+    sampling_code = cached_property(signatures.sampling_code)
+    evaluation_code = cached_property(signatures.evaluation_code)
+    degradation_signature = cached_property(signatures.of_degradation)
+    _current_signature = cached_property(signatures.of_training)
+    sample_signature = signatures.of_samples  # of any evaluation seed: one first stage makes the anchors of several
+    evaluation_signature = signatures.of_evaluation
 
     @property
     def trained_key(self) -> str:
         """The key of a training without its code: configuration and accelerator."""
         return f"{self.configuration_signature} {self.trainer.accelerator}"
-
-    @cached_property
-    def training_code(self) -> str:
-        """Hash of the code that computes the trained weights."""
-        return signatures.training_code(self)
-
-    @cached_property
-    def sampling_code(self) -> str:
-        """Hash of the code that computes clips from trained weights."""
-        return signatures.sampling_code(self)
-
-    @cached_property
-    def evaluation_code(self) -> str:
-        """Hash of the code that makes the evaluation clips."""
-        return signatures.evaluation_code(self)
-
-    @cached_property
-    def degradation_signature(self) -> str:
-        """Signature of the training degradation."""
-        return signatures.of_degradation(self)
 
     @cached_property
     def training_signature(self) -> str:
@@ -147,10 +159,6 @@ class Run:
             return digest({"shipped": self.shipped.sha256})
         earlier = self.trained.get(self.trained_key, ()) if self.trained else ()
         return earlier[0] if earlier and self._current_signature not in earlier else self._current_signature
-
-    @cached_property
-    def _current_signature(self) -> str:
-        return signatures.of_training(self)
 
     @property
     def is_as_trained(self) -> bool:
@@ -165,16 +173,6 @@ class Run:
     def signature(self) -> str:
         """8 hex digits of all that can change the sampled clips of the run's own seed."""
         return self.sample_signature(self.seed)
-
-    def sample_signature(self, evaluation_seed: int) -> str:
-        """`signature` with other evaluation clips and noise (one first stage makes the anchors of several seeds)."""
-        return signatures.of_samples(self, evaluation_seed)
-
-    def evaluation_signature(self, evaluation_seed: int) -> str:
-        """Signature of a seed's evaluation clips, the same in every arm."""
-        return signatures.of_evaluation(self, evaluation_seed)
-
-    # ---- sampling
 
     def feeds_strides(self) -> bool:
         """Whether sampling gives the network the grid's strides; `auto` does if it was trained on strides."""
@@ -191,18 +189,15 @@ class Run:
         return inference_grid(self.sampling.num_steps, self.schedule, self.sampling.shift, self.sampling.start)
 
 
-def _inherits(inherit: set[str], key: str) -> bool:
-    """Whether a recipe inherits a key: `data` stands for the group and its keys, `injector.` for its keys alone."""
-    group, dot, _ = key.partition(".")
-    return group in inherit or f"{group}{dot}" in inherit
-
-
 def _recipe_run(recipe: settings.Recipe, by: Run, group: str, *more: str) -> Run:
     # `trainer` changes no result; `code` and `start.shipped` apply to a run and all runs that it needs
     inherit = {*recipe.inherit, "trainer", "code"}
-    inherited = [
-        o for o in by.config.overrides if _inherits(inherit, override_key(o)) or override_key(o) == "start.shipped"
-    ]
+    inherited = []
+    for override in by.config.overrides:
+        key = override_key(override)
+        of_group, dot, _ = key.partition(".")
+        if key == "start.shipped" or inherit & {of_group, f"{of_group}{dot}"}:
+            inherited.append(override)
     overrides = [*recipe.overrides, f"train.updates={recipe.updates}", f"seed={recipe.seed}", *more]
     try:
         if not compose_run([*inherited, *overrides])["train"]["checkpoint_activations"]:
@@ -237,6 +232,27 @@ def _start_run(run: Run) -> Run:
     return tuned if tuned.start_run.shipped else replace(start, note="the shipped one is of another recipe")
 
 
+def read_card(name: str) -> Card | None:
+    """The shipped start of a name, None if there is none. PW_STARTS names another folder than pw/starts.
+
+    Raises ConfigError when it is damaged.
+    """
+    starts = Path(os.environ.get("PW_STARTS") or ROOT / "pw" / "starts")
+    path, weights = starts / f"{name}.json", starts / f"{name}.safetensors"
+    if not path.exists():
+        return None
+    remedy = f"put both files back (git checkout {starts}), or set start.shipped=false to train it from its recipe"
+    try:
+        about = json.loads(path.read_text())
+        card = Card(name, weights, about["updates"], about["configuration"], about["sha256"], about)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: is not the card of a start ({error!r}); {remedy}") from error
+    actual = sha256(weights) if weights.exists() else "none"
+    if actual != card.sha256:
+        raise ConfigError(f"{weights}: sha256 is {actual[:12]}, its card says {card.sha256[:12]}; {remedy}")
+    return card
+
+
 def build(overrides: Sequence[str]) -> Run:
     """Compose overrides, build and cross-check all strategies. Raises ConfigError naming the key and the remedy."""
     return assemble(compose_run(overrides))
@@ -246,38 +262,25 @@ def assemble(config: Config) -> Run:
     """Build all strategies of a composed configuration and cross-check them. Raises ConfigError."""
     values = config.values
     anchors = values["anchors"]
-    degradation = make("degradation", values["degradation"])
+    parts = {key: from_values(kind, values[key], key) for key, kind in SETTINGS.items()}
+    parts |= {group: make(group, values[group]) for group in STRATEGIES}
+    parts |= {group: make(group, values[group]) if is_chosen(values[group]) else None for group in OPTIONAL}
+    anchor_degradation = parts["degradation"]
+    if anchors["degradation"]:
+        anchor_degradation = make("degradation", anchors["degradation"], "anchors.degradation")
+    anchor_recipe = None
+    if coerce(anchors["source"], Literal["reference", "generated"], "anchors.source") == "generated":
+        anchor_recipe = from_values(settings.Recipe, anchors["stage"], "anchors.stage")
     run = Run(
         config=config,
         stage=coerce(values["stage"], Literal["anchor", "hires"], "stage"),
         seed=coerce(values["seed"], int, "seed"),
-        scale=from_values(settings.Scale, values["scale"], "scale"),
-        train=from_values(settings.Train, values["train"], "train"),
-        optimizer=from_values(settings.Optimizer, values["optimizer"], "optimizer"),
-        sampling=from_values(settings.Sampling, values["sampling"], "sampling"),
-        trainer=from_values(settings.Trainer, values["trainer"], "trainer"),
-        start=from_values(settings.Recipe, values["start"], "start"),
         code=coerce(values["code"], Literal["current", "as_trained"], "code"),
-        backbone=make("backbone", values["backbone"]),
-        codec=make("codec", values["codec"]),
-        text=make("text", values["text"]) if is_chosen(values["text"]) else None,
         source=make("data", values["data"]),
-        schedule=make("schedule", values["schedule"]),
         objective=_objective(config),
-        injector=make("injector", values["injector"]) if is_chosen(values["injector"]) else None,
-        degradation=degradation,
-        solver=make("solver", values["solver"]),
-        guidance=make("guidance", values["guidance"]),
-        anchor_degradation=(
-            make("degradation", anchors["degradation"], "anchors.degradation")
-            if anchors["degradation"]
-            else degradation
-        ),
-        anchor_recipe=(
-            from_values(settings.Recipe, anchors["stage"], "anchors.stage")
-            if coerce(anchors["source"], Literal["reference", "generated"], "anchors.source") == "generated"
-            else None
-        ),
+        anchor_degradation=anchor_degradation,
+        anchor_recipe=anchor_recipe,
+        **parts,
     )
     cross_check(run)
     return run

@@ -16,17 +16,17 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pw.io.paths import ROOT, SUITE
 
 OURS = ("pw", "experiments", "benchmarks")
-# Prefixes of the code whose definitions are hashed. Our other code runs, stores and prints.
+# What the dotted names begin with whose definitions are hashed. Our other code runs, stores and prints.
 COMPUTES = (
-    *("pw.method", "pw.nn", "pw.stages", "pw.data", "pw.types", "pw.io.video.to_float", "pw.io.video.to_uint8"),
-    "benchmarks.metrics",
+    *("pw.method.", "pw.nn.", "pw.stages.", "pw.data.", "pw.io.video.to_float.", "pw.io.video.to_uint8."),
+    "benchmarks.metrics.",
 )
 LAZY = "pw.io.lazy."  # `from pw.io.lazy import torch` is torch
 
@@ -107,35 +107,17 @@ def classes_of(value: Any) -> Iterator[str]:
             yield from classes_of(part)
 
 
-def forget() -> None:
-    """Forget the sources that were read, because they may have changed."""
-    for cached in (code_hash, _module, _tokens):
-        cached.cache_clear()
-
-
-# ---- sources
-
-
 @dataclass(frozen=True)
 class _Module:
-    """One source file: its top-level definitions and imports."""
+    """One source file.
+
+    definitions  name -> the top-level statements that define it, with its place where several are assigned at once
+    imports      name -> dotted name of what is imported
+    """
 
     name: str
-    tree: ast.Module
-
-    @cached_property
-    def definitions(self) -> dict[str, list[tuple[ast.stmt, int | None]]]:
-        """name -> the statements that define it, with its place where several are assigned at once."""
-        places: dict[str, list[tuple[ast.stmt, int | None]]] = {}
-        for statement in _top(self.tree.body):
-            for name, place in _defined(statement):
-                places.setdefault(name, []).append((statement, place))
-        return places
-
-    @cached_property
-    def imports(self) -> dict[str, str]:
-        """name -> dotted name of what is imported."""
-        return {name: what for statement in _top(self.tree.body) for name, what in _imported(statement)}
+    definitions: Mapping[str, Sequence[tuple[ast.stmt, int | None]]]
+    imports: Mapping[str, str]
 
 
 @lru_cache(maxsize=512)
@@ -145,7 +127,15 @@ def _module(name: str) -> _Module | None:
     path = (ROOT if package == "pw" else SUITE).joinpath(*name.split("."))
     files = [path.with_suffix(".py"), path / "__init__.py"] if package in OURS else [_elsewhere(name)]
     file = next((file for file in files if file is not None and file.is_file()), None)
-    return None if file is None else _Module(name, ast.parse(file.read_text(encoding="utf-8")))
+    if file is None:
+        return None
+    definitions: dict[str, list[tuple[ast.stmt, int | None]]] = {}
+    imports: dict[str, str] = {}
+    for statement in _top(ast.parse(file.read_text(encoding="utf-8")).body):
+        imports.update(_imported(statement))
+        for defined, place in _defined(statement):
+            definitions.setdefault(defined, []).append((statement, place))
+    return _Module(name, definitions, imports)
 
 
 def _beside(packages: frozenset[str]) -> frozenset[str]:
@@ -217,19 +207,12 @@ def _resolve(dotted: str, followed: frozenset[str], *, is_root: bool = False) ->
             continue
         first, rest = "".join(parts[cut : cut + 1]), parts[cut + 1 :]
         if first in module.definitions:
-            is_followed = is_root or parts[0] in followed or _computes(f"{module.name}.{first}")
+            is_followed = is_root or parts[0] in followed or f"{module.name}.{first}.".startswith(COMPUTES)
             return (Ref(module.name, first), rest) if is_followed else (None, [first, *rest])
         if first in module.imports:  # handed on
             return _resolve(".".join([module.imports[first], *rest]), followed, is_root=is_root)
         return None, parts[cut:] or parts[-1:]
     return None, parts
-
-
-def _computes(dotted: str) -> bool:
-    return any(dotted == prefix or dotted.startswith(f"{prefix}.") for prefix in COMPUTES)
-
-
-# ---- from a definition to tokens
 
 
 @lru_cache(maxsize=4096)
@@ -268,7 +251,6 @@ class _Reader:
         self.module, self.followed = module, followed
 
     def node(self, node: Any, scope: Scope) -> list[Token]:
-        """Tokens of any syntax."""
         match node:
             case list():
                 return [token for part in node for token in self.node(part, scope)]
@@ -305,7 +287,6 @@ class _Reader:
         return [repr(node)]
 
     def fields(self, node: ast.AST, scope: Scope) -> list[Token]:
-        """Tokens of a node's kind and parts."""
         tokens: list[Token] = [type(node).__name__]
         for name, value in ast.iter_fields(node):
             if name not in SKIPPED:
@@ -335,13 +316,13 @@ class _Reader:
         return [".".join(rest)] if definition is None else [definition, *(f".{part}" for part in rest)]
 
     def function(self, node: ast.FunctionDef | ast.AsyncFunctionDef, scope: Scope) -> list[Token]:
-        """Tokens of a function without its name."""
+        """Without its name, as `type`."""
         inner = {**scope, **dict.fromkeys(_arguments(node.args)), **_bound(node.body)}
         head = [*self.node(node.decorator_list, scope), *self.node(node.args, scope)]
         return [type(node).__name__, *head, "[", *self.node(node.body, inner), "]"]
 
     def type(self, node: ast.ClassDef, name: str, scope: Scope) -> list[Token]:
-        """Tokens of a class without its name. Names bound in its body are not visible in its methods."""
+        """Names bound in a class's body are not visible in its methods."""
         head = self.node([*node.decorator_list, *node.bases, *node.keywords], scope)
         body = {**scope, **_bound(node.body)}
         tokens: list[Token] = ["ClassDef", *head, "["]

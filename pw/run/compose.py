@@ -1,7 +1,4 @@
-"""From a list of overrides to a checked configuration, and from a configuration to its signature.
-
-The only module (with `build` and the entry points) that knows Hydra. Nothing here imports torch.
-"""
+"""From a list of overrides to plain values: the only module that knows Hydra. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import copy
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,9 +31,7 @@ class Config:
         return self.values[key]
 
     def with_values(self, changes: Mapping[str, Any]) -> Config:
-        """The configuration with some values changed, by dotted path, without composing again.
-
-        Only for plain values that no interpolation uses."""
+        """The same with other values, by dotted path, not composed again: for those that no interpolation uses."""
         values = copy.deepcopy(self.values)
         for path, value in changes.items():
             *parents, leaf = path.split(".")
@@ -71,7 +66,6 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 
 def _users_conf() -> Path | None:
-    """The user's `conf/`, if there is one."""
     folder = own_folder()
     return folder / "conf" if folder is not None and (folder / "conf").is_dir() else None
 
@@ -79,22 +73,17 @@ def _users_conf() -> Path | None:
 @lru_cache(maxsize=8)
 def _group_files(users: Path | None) -> dict[str, dict[str, Path]]:
     """group -> option -> its file, each sorted."""
-    suite, more = (_yaml_files(folder) for folder in (CONF, users))
-    for path in more.values():
+    files: dict[str, dict[str, Path]] = {}
+    for path in sorted(CONF.glob("*/*.yaml")):
+        if path.parent.name != "launcher":
+            files.setdefault(path.parent.name, {})[path.stem] = path
+    for path in sorted(users.glob("*/*.yaml")) if users else ():
         group, name = path.parent.name, path.stem
-        if (group, name) in suite:
+        if name in files.get(group, {}):
             raise ConfigError(f"{path}: {group}={name} comes with the suite; rename the file")
-    files: dict[str, dict[str, Path]] = {group: {} for group, _ in sorted(suite)}
-    for (group, name), path in sorted({**suite, **more}.items()):
         if group in files:  # the user's `conf/` may have folders that are not for us
             files[group][name] = path
-    return files
-
-
-def _yaml_files(conf: Path | None) -> dict[tuple[str, str], Path]:
-    """(group, option) -> file of a folder of groups."""
-    paths = () if conf is None else conf.glob("*/*.yaml")
-    return {(path.parent.name, path.stem): path for path in paths if path.parent.name != "launcher"}
+    return {group: dict(sorted(options.items())) for group, options in files.items()}
 
 
 def override_key(override: str) -> str:
@@ -107,19 +96,24 @@ def swept_values(override: str) -> tuple[str, ...]:
 
     Raises ConfigError for Hydra's other sweeps.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException:  # composing reports it
-        return ()
-    if not parsed.is_sweep_override():
+    parsed = _parsed(override)
+    if parsed is None or not parsed.is_sweep_override():
         return ()
     key, _, value = override.partition("=")
     if not parsed.is_choice_sweep():
         raise ConfigError(f"{override}: {value} is no list of values; write them out, e.g. {key}=0,0.2,0.4")
     return tuple(str(value) for value in parsed.sweep_string_iterator())
+
+
+def _parsed(override: str) -> Any:
+    """What Hydra reads in an override; None where it cannot, which composing reports."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
 
 
 @lru_cache(maxsize=256)
@@ -139,8 +133,12 @@ def _chosen(choices: tuple[str, ...], users: Path | None) -> tuple[Any, dict[str
     return values, {str(k): str(v) for k, v in files.items() if k in groups() and v is not None}
 
 
-def _compose(overrides: tuple[str, ...]) -> Config:
-    return _composed(overrides, _users_conf())
+def compose_run(overrides: Sequence[str]) -> Config:
+    """Compose `conf/run.yaml` with overrides such as `weighting=uniform` or `step_sampler.beta=0.35`.
+
+    Raises ConfigError naming the override, and the nearest key or the options there are.
+    """
+    return _composed(tuple(overrides), _users_conf())
 
 
 @lru_cache(maxsize=512)
@@ -176,14 +174,6 @@ def _composed(overrides: tuple[str, ...], users: Path | None) -> Config:
     return Config({str(k): v for k, v in values.items()}, dict(files), overrides)
 
 
-def compose_run(overrides: Sequence[str]) -> Config:
-    """Compose `conf/run.yaml` with overrides such as `weighting=uniform` or `step_sampler.beta=0.35`.
-
-    Raises ConfigError naming the override, and the nearest key or the options there are.
-    """
-    return _compose(tuple(overrides))
-
-
 def _check_override(override: str) -> None:
     if not re.match(r"^[A-Za-z_][\w./@]*=", override):
         raise ConfigError(f"{override!r} is not an override: write key=value, e.g. weighting=uniform")
@@ -197,15 +187,8 @@ def _check_override(override: str) -> None:
 
 def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Hydra's error in one line: the override, the known keys, the nearest one."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     for override in overrides:
-        key = override_key(override)
-        try:
-            parsed = OverridesParser.create().parse_override(override)
-        except HydraException:
-            parsed = None
+        key, parsed = override_key(override), _parsed(override)
         if parsed is None or parsed.is_sweep_override():
             value = override.partition("=")[2]
             return ConfigError(
@@ -213,22 +196,33 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
             )
         known = _known_keys(overrides, key)
         if known and key not in known:
-            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
             parent = key.rpartition(".")[0]
-            siblings = [k.rpartition(".")[2] for k in known if parent and k.rpartition(".")[0] == parent]
+            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
             hint = f"did you mean {near[0]}? " if near and near[0] != parent else ""
-            there = f"there are {', '.join(_tops(known))}"
             if parent in known:
-                there = (
-                    f"{parent} has {', '.join(siblings) or 'no options'}{_unused(parent, overrides)}{_elsewhere(key)}"
-                )
+                there = f"{parent} has {_siblings(parent, known, overrides)}{_elsewhere(key)}"
+            else:
+                there = f"there are {', '.join(sorted({name.split('.')[0] for name in known}))}"
             return UnknownKeyError(f"{override}: there is no key {key}; {hint}{there}", key)
     return ConfigError(" ".join(str(error).split()))
 
 
-def _unused(parent: str, overrides: Sequence[str]) -> str:
+def _known_keys(overrides: Sequence[str], but: str) -> list[str]:
+    """The keys of the configuration that the group choices alone compose to."""
+    choices = tuple(o for o in overrides if override_key(o) in groups() and override_key(o) != but)
+    try:
+        values = compose_run(choices if choices != tuple(overrides) else ()).values
+    except ConfigError:
+        return []
+    return [*(key for key in flatten(values) if not key.endswith("_target_")), *groups()]
+
+
+def _siblings(parent: str, known: Sequence[str], overrides: Sequence[str]) -> str:
+    """The keys beside an unknown one, and the choices that they come with."""
+    names = [leaf for above, _, leaf in (key.rpartition(".") for key in known) if above == parent]
     chosen = [o for o in overrides if override_key(o) == parent or o.startswith("objective=flow")]
-    return f" (with {' '.join(chosen)})" if parent in groups() and chosen else ""
+    come_with = f" (with {' '.join(chosen)})" if parent in groups() and chosen else ""
+    return f"{', '.join(names) or 'no options'}{come_with}"
 
 
 def _elsewhere(key: str) -> str:
@@ -237,20 +231,6 @@ def _elsewhere(key: str) -> str:
     files = _group_files(_users_conf()).get(group, {})
     has = [name for name, path in files.items() if re.search(rf"^{re.escape(leaf)}:", path.read_text(), re.M)]
     return f"; set {' or '.join(f'{group}={option}' for option in has)} to have {leaf}" if has else ""
-
-
-def _tops(keys: Iterable[str]) -> list[str]:
-    return sorted({key.split(".")[0] for key in keys})
-
-
-def _known_keys(overrides: Sequence[str], but: str) -> list[str]:
-    """The keys of the configuration that the group choices alone compose to."""
-    choices = tuple(o for o in overrides if override_key(o) in groups() and override_key(o) != but)
-    try:
-        values = _compose(choices).values if choices != tuple(overrides) else _compose(()).values
-    except ConfigError:
-        return []
-    return [*(key for key in flatten(values) if not key.endswith("_target_")), *groups()]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

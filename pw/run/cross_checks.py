@@ -1,4 +1,4 @@
-"""Checks between the parts of a run. Errors name the key and the remedy."""
+"""Checks between the parts of a run. Each raises ConfigError, which names the key and the remedy."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ if TYPE_CHECKING:
 def cross_check(run: Run) -> None:
     """Raises ConfigError when parts of a run do not fit each other."""
     positions = _check_sizes(run)
-    _check_trainer(run, positions)
+    _check_trainer(run, math.prod(p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True)))
     _check_data(run)
-    _check_grid(run)
     _check_anchor(run)
-    _check_objective(run)
+    _check_objective_and_grid(run)
     _check_guidance(run)
-    if run.config.choices["data"] == "latents":
-        _check_latents(run)
-    _check_start(run)
+    _check_weights(run)
 
 
 def _check_sizes(run: Run) -> list[int]:
@@ -58,19 +55,30 @@ def _check_sizes(run: Run) -> list[int]:
     return positions
 
 
-def _check_trainer(run: Run, positions: list[int]) -> None:
+def _check_trainer(run: Run, tokens: int) -> None:
+    """tokens: of a clip, which processes that share it must divide, as they must a block's heads"""
     if run.trainer.offload_activations and not run.train.checkpoint_activations:
         raise ConfigError(
             "trainer.offload_activations=true: offloads what checkpointed blocks are recomputed from; set "
             "train.checkpoint_activations=true, too"
         )
-    _check_context(run, math.prod(p // patch for p, patch in zip(positions, run.backbone.patch_size, strict=True)))
+    processes, heads = run.trainer.context, run.backbone.num_attention_heads
+    if tokens % processes or heads % processes:
+        would_do = [n for n in range(1, heads + 1) if not (tokens % n or heads % n or run.trainer.devices % n)]
+        raise ConfigError(
+            f"trainer.context={processes}: a clip has {tokens} tokens and a block {heads} heads, which so many "
+            f"processes cannot share equally; {' or '.join(map(str, would_do))} would do"
+        )
+    if processes > 1 and run.trainer.attention == "flash3":
+        raise ConfigError(
+            f"trainer.attention={run.trainer.attention}: cannot be computed with trainer.context={processes}; set "
+            "trainer.attention to sdpa, cudnn or flash"
+        )
 
 
 def _check_data(run: Run) -> None:
-    """Check that clips have the scale's size."""
-    scale = run.scale
-    data = run.config["data"]
+    """Clips have the scale's size; latents were encoded with this run's settings."""
+    scale, data = run.scale, run.config["data"]
     wide = "width" if data.get("width") else "size"  # without a width of their own clips are square
     for name, length in (("frames", scale.frames), ("size", scale.height), (wide, scale.width)):
         if data.get(name, length) != length:
@@ -79,19 +87,19 @@ def _check_data(run: Run) -> None:
                 f"data.{name}={data[name]}: the scale has {scale.frames} frames of {scale.height} x {scale.width} px"
                 f"{square}; set scale.frames, scale.height and scale.width, data follows"
             )
+    if run.config.choices["data"] == "latents":
+        from pw.data.latents import LatentClips, described  # slow to import
 
-
-def _check_grid(run: Run) -> None:
-    """Check that an explicit grid is within the schedule and excludes other grid options."""
-    timesteps = run.sampling.timesteps
-    if timesteps is not None and (run.sampling.shift is not None or run.sampling.start != 1):
-        raise ConfigError("sampling.timesteps: an explicit grid has no use for sampling.shift or sampling.start")
-    if timesteps is not None and timesteps[0] > run.schedule.num_timesteps:
-        raise ConfigError(f"sampling.timesteps={list(timesteps)}: at most N={run.schedule.num_timesteps}")
+        assert isinstance(run.source, LatentClips)
+        wanted = described(run.scale, run.codec, run.degradation, run.backbone)
+        if run.stage == "hires" and run.injector is None:
+            wanted.pop("degradation")  # there is no anchor
+        with as_config_error():
+            run.source.check(wanted)
 
 
 def _check_anchor(run: Run) -> None:
-    """Check that there is an anchor if and only if an injector uses one."""
+    """There is an anchor if and only if an injector uses one."""
     if run.injector is not None:
         with as_config_error():
             run.injector.check(run.backbone)
@@ -111,7 +119,12 @@ def _check_anchor(run: Run) -> None:
         raise ConfigError("train.trainable=adapters: without an injector there is nothing to adapt; set injector=gated")
 
 
-def _check_objective(run: Run) -> None:
+def _check_objective_and_grid(run: Run) -> None:
+    timesteps = run.sampling.timesteps
+    if timesteps is not None and (run.sampling.shift is not None or run.sampling.start != 1):
+        raise ConfigError("sampling.timesteps: an explicit grid has no use for sampling.shift or sampling.start")
+    if timesteps is not None and timesteps[0] > run.schedule.num_timesteps:
+        raise ConfigError(f"sampling.timesteps={list(timesteps)}: at most N={run.schedule.num_timesteps}")
     with as_config_error():
         run.objective.check(run.schedule)
     if run.sampling.stride == "grid" and not run.objective.trains_strides:
@@ -122,7 +135,7 @@ def _check_objective(run: Run) -> None:
 
 
 def _check_guidance(run: Run) -> None:
-    """Check that guidance drops a condition, and that training dropped it too."""
+    """Guidance drops a condition, and training dropped it too."""
     unguided = {"scale": 1, "drop": "text", "first_steps": None}
     if run.guidance.scale == 1 and (run.config.choices["guidance"] == "on" or vars(run.guidance) != unguided):
         raise ConfigError(
@@ -144,8 +157,8 @@ def _check_guidance(run: Run) -> None:
             )
 
 
-def _check_start(run: Run) -> None:
-    """Check that tiny recipes are used at the tiny scale alone, and that there are weights to start from."""
+def _check_weights(run: Run) -> None:
+    """Tiny recipes are used at the tiny scale alone, and there are weights to start from."""
     if isinstance(run.codec, options.WanVAE) and run.config.choices["start"] != "none":
         raise ConfigError(
             f"start={run.config.choices['start']}: a recipe of the tiny scale; with codec=wan_vae a training departs "
@@ -159,34 +172,6 @@ def _check_start(run: Run) -> None:
         )
     if run.start.name == "none" and run.train.updates == 0 and not run.departs_from_wan:
         raise ConfigError("train.updates=0: with start=none there would be only random weights")
-
-
-def _check_context(run: Run, tokens: int) -> None:
-    """Check that a clip's tokens and a block's heads can be divided among the processes that share a clip."""
-    processes, heads = run.trainer.context, run.backbone.num_attention_heads
-    if tokens % processes or heads % processes:
-        would_do = [n for n in range(1, heads + 1) if not (tokens % n or heads % n or run.trainer.devices % n)]
-        raise ConfigError(
-            f"trainer.context={processes}: a clip has {tokens} tokens and a block {heads} heads, which so many "
-            f"processes cannot share equally; {' or '.join(map(str, would_do))} would do"
-        )
-    if processes > 1 and run.trainer.attention == "flash3":
-        raise ConfigError(
-            f"trainer.attention={run.trainer.attention}: cannot be computed with trainer.context={processes}; set "
-            "trainer.attention to sdpa, cudnn or flash"
-        )
-
-
-def _check_latents(run: Run) -> None:
-    """Check that latents were encoded with this run's settings."""
-    from pw.data.latents import LatentClips, described  # slow to import
-
-    assert isinstance(run.source, LatentClips)
-    wanted = described(run.scale, run.codec, run.degradation, run.backbone)
-    if run.stage == "hires" and run.injector is None:
-        wanted.pop("degradation")  # there is no anchor
-    with as_config_error():
-        run.source.check(wanted)
 
 
 def _near(value: int, unit: int) -> str:

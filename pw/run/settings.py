@@ -1,16 +1,20 @@
-"""The parts of a run that are not strategies: sizes, budgets, sampling. Plain data, checked without importing torch."""
+"""The parts of a run that are not strategies: sizes, budgets, sampling. Plain data, checked without importing torch.
+
+What one number may be stands in its annotation, which `pw.run.strategies.coerce` checks; what must fit together is
+checked here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
+from pw.run.strategies import Only
 
-def _positive(owner: object, group: str, *names: str) -> None:
-    for name in names:
-        if getattr(owner, name) < 1:
-            raise ValueError(f"{group}.{name}={getattr(owner, name)}: needs at least 1")
+Count = Annotated[int, Only(lambda count: count >= 1, "needs at least 1")]
+Positive = Annotated[float, Only(lambda value: value > 0, "needs to be positive")]
+OrNone = Only(lambda value: value >= 0, "0 (none) or more")
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,11 @@ class Scale:
     """
 
     name: str
-    frames: int
-    height: int
-    width: int
-    anchor_height: int
-    anchor_width: int
+    frames: Count
+    height: Count
+    width: Count
+    anchor_height: Count
+    anchor_width: Count
     anchor_upsample: Literal["latent", "pixel"]
     shift: float
     anchor_shift: float
@@ -39,7 +43,6 @@ class Scale:
     norm_groups: int
 
     def __post_init__(self) -> None:
-        _positive(self, "scale", "frames", "height", "width", "anchor_height", "anchor_width")
         if self.anchor_height > self.height or self.anchor_width > self.width:
             raise ValueError(
                 f"scale.anchor_height={self.anchor_height} x anchor_width={self.anchor_width}: an anchor is no larger "
@@ -47,59 +50,44 @@ class Scale:
             )
 
     @property
-    def anchor_size(self) -> tuple[int, int]:
-        """(rows, columns) of an anchor frame, px."""
-        return self.anchor_height, self.anchor_width
-
-    @property
     def size(self) -> tuple[int, int]:
         """(rows, columns) of a frame, px."""
         return self.height, self.width
+
+    @property
+    def anchor_size(self) -> tuple[int, int]:
+        return self.anchor_height, self.anchor_width
 
 
 @dataclass(frozen=True)
 class Train:
     """Length and mode of training. `updates` are optimiser updates, each of accumulate * batch_size clips."""
 
-    updates: int
-    batch_size: int
-    accumulate: int
+    updates: Annotated[int, Only(lambda updates: updates >= 0, "0 (the start checkpoint as it is) or more")]
+    batch_size: Count
+    accumulate: Count
     precision: Literal["fp32", "bf16"]
-    condition_dropout: float
+    condition_dropout: Annotated[float, Only(lambda p: 0 <= p < 1, "a probability, 0 to below 1")]
     trainable: Literal["all", "adapters"]
     checkpoint_activations: bool
-    checkpoint_every: int
-
-    def __post_init__(self) -> None:
-        _positive(self, "train", "batch_size", "accumulate", "checkpoint_every")
-        if self.updates < 0:
-            raise ValueError(f"train.updates={self.updates}: 0 (the start checkpoint as it is) or more")
-        if not 0 <= self.condition_dropout < 1:
-            raise ValueError(f"train.condition_dropout={self.condition_dropout}: a probability, 0 to below 1")
+    checkpoint_every: Count
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """AdamW with warm-up and a cosine to `final_lr` * lr, gradient norm at most `clip`, and the EMA's decay."""
 
-    lr: float
+    lr: Positive
     betas: tuple[float, float]
-    weight_decay: float
-    clip: float
-    warmup: int
-    final_lr: float
+    weight_decay: Annotated[float, OrNone]
+    clip: Annotated[float, OrNone]
+    warmup: Annotated[int, OrNone]
+    final_lr: Annotated[float, Only(lambda share: 0 <= share <= 1, "a share of lr, 0 to 1")]
     ema: float
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"optimizer.lr={self.lr}: needs to be positive")
-        for name in ("weight_decay", "clip", "warmup"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optimizer.{name}={getattr(self, name)}: 0 (none) or more")
-        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.ema < 1:
+        if not all(0 <= beta < 1 for beta in (*self.betas, self.ema)):
             raise ValueError(f"optimizer.betas={list(self.betas)} ema={self.ema}: each 0 to below 1")
-        if not 0 <= self.final_lr <= 1:
-            raise ValueError(f"optimizer.final_lr={self.final_lr}: a share of lr, 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -114,22 +102,17 @@ class Sampling:
     """
 
     grid: Literal["uniform", "wan"]
-    num_steps: int
-    shift: float | None
-    start: float
+    num_steps: Count
+    shift: Annotated[float, Only(lambda shift: shift > 0, "a shift is positive; null is the training shift")] | None
+    start: Annotated[float, Only(lambda u: 0 < u <= 1, "a fraction of the schedule in (0, 1]; 1 is pure noise")]
     timesteps: tuple[float, ...] | None
     stride: Literal["auto", "grid", "zero"]
-    count: int
-    batch_size: int
-    solution_steps: int
-    solution_count: int | None
+    count: Count
+    batch_size: Count
+    solution_steps: Count
+    solution_count: Count | None
 
     def __post_init__(self) -> None:
-        _positive(self, "sampling", "num_steps", "count", "batch_size", "solution_steps")
-        if self.solution_count is not None:
-            _positive(self, "sampling", "solution_count")
-        if self.shift is not None and self.shift <= 0:
-            raise ValueError(f"sampling.shift={self.shift}: a shift is positive; null is the training shift")
         if self.timesteps is not None and len(self.timesteps) != self.num_steps:
             raise ValueError(
                 f"sampling.timesteps={list(self.timesteps)}: has {len(self.timesteps)} steps, "
@@ -142,8 +125,6 @@ class Sampling:
             )
         if self.grid == "wan" and (self.timesteps is not None or self.start != 1):
             raise ValueError("sampling.grid=wan: Wan's own grid has no use for sampling.timesteps or sampling.start")
-        if not 0 < self.start <= 1:
-            raise ValueError(f"sampling.start={self.start}: a fraction of the schedule in (0, 1]; 1 is pure noise")
 
     @property
     def solved(self) -> int:
@@ -157,7 +138,7 @@ class Recipe:
 
     overrides  of that run
     inherit    config groups copied from the run that needs it; with a final dot only their keys
-    shipped    whether to use weights that come with the repository, if there are any (`pw.run.shipped`)
+    shipped    whether to use weights that come with the repository, if there are any (`pw.run.build.Card`)
     tuning     updates, at learning rate `tuning_lr`, to adapt shipped weights to other data
     """
 
@@ -167,14 +148,8 @@ class Recipe:
     updates: int
     seed: int
     shipped: bool = False
-    tuning: int = 0
-    tuning_lr: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if self.tuning < 0:
-            raise ValueError(f"start.tuning={self.tuning}: updates; 0 (train from the recipe on other data) or more")
-        if self.tuning_lr <= 0:
-            raise ValueError(f"start.tuning_lr={self.tuning_lr}: needs to be positive")
+    tuning: Annotated[int, Only(lambda n: n >= 0, "updates; 0 (train from the recipe on other data) or more")] = 0
+    tuning_lr: Positive = 1e-3
 
 
 @dataclass(frozen=True)
@@ -197,20 +172,19 @@ class Trainer:
     """
 
     accelerator: Literal["cpu", "gpu"]
-    devices: int
-    threads: int
+    devices: Count
+    threads: Count
     attention: Literal["sdpa", "cudnn", "flash", "flash3", "sage"]
     compile: bool
     guidance_batch: bool
     weights: str | None
     strategy: Literal["single", "ddp", "fsdp", "hsdp"] = "single"
-    nodes: int = 1
+    nodes: Count = 1
     shards: int | None = None
-    context: int = 1
+    context: Count = 1
     offload_activations: bool = False
 
     def __post_init__(self) -> None:
-        _positive(self, "trainer", "devices", "nodes", "threads", "context")
         if self.strategy == "single" and self.processes != 1:
             raise ValueError(
                 f"trainer.devices={self.devices}: trainer={self.accelerator} trains on one device; set trainer=ddp, "
@@ -221,7 +195,6 @@ class Trainer:
                 f"trainer.shards={self.split}: {self.processes} processes (trainer.devices times trainer.nodes) are "
                 "not a multiple of it; trainer.shards=null takes those of a machine"
             )
-
         if self.devices % self.context:
             would_do = [str(n) for n in range(1, self.devices + 1) if not self.devices % n]
             raise ValueError(
@@ -231,7 +204,6 @@ class Trainer:
 
     @property
     def processes(self) -> int:
-        """Number of processes of a training."""
         return self.devices * self.nodes
 
     @property
@@ -248,5 +220,4 @@ class Trainer:
 
     @property
     def copies(self) -> int:
-        """Number of copies of the weights."""
         return self.processes // max(1, self.split)

@@ -1,17 +1,19 @@
 """Signatures: hashes of all that can change a run's weights, its clips, or the clips it is measured against.
 
-They are cached by properties of `Run`.
+They are methods and cached properties of `Run`. `provenance` says what code made a result.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pw.io.files import digest
+from pw.io.paths import IS_CHECKOUT, ROOT, SUITE, commit_of
 from pw.io.wan_weights import WeightsError, fingerprint, locate
 from pw.nn import options
 from pw.run.code import classes_of, code_hash
@@ -28,7 +30,7 @@ NOT_DATA = {"urls", "width"}
 # Keys of `scale` that schedule and injector repeat.
 NOT_SCALE = {"shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"}
 # The code of a stage: a training leaves out how it samples, sampling how it trains.
-STAGES = {"anchor": "pw.stages.anchor.AnchorModel", "hires": "pw.stages.hires.HiresSynth"}
+STAGES = {"anchor": "pw.stages.stage.AnchorModel", "hires": "pw.stages.stage.HiresSynth"}
 SAMPLES = {"pw.stages.stage.Stage.sample", *(f"{stage}.synthesise" for stage in STAGES.values())}
 TRAINS = {
     *(f"pw.stages.stage.Stage.{name}" for name in ("training_step", "loss", "optimizer_step", "configure_optimizers")),
@@ -53,13 +55,18 @@ CHOSEN = {
 }
 
 
-# ---- configuration
-
-
 def values_as_read(run: Run) -> dict[str, Any]:
     """The configuration with numbers converted to their fields' types: p=1 and p=1.0 are the same run."""
     parts = vars(run.objective) | vars(run) | {"data": run.source}
     return {key: _as_read(node, parts.get(key)) for key, node in run.config.values.items()}
+
+
+def _as_read(node: Any, part: Any) -> Any:
+    if not isinstance(node, Mapping) or not dataclasses.is_dataclass(part):
+        return node
+    return {
+        k: _as_read(v, getattr(part, k)) if isinstance(v, Mapping) else getattr(part, k, v) for k, v in node.items()
+    }
 
 
 def training_values(run: Run, *, named: bool) -> dict[str, Any]:
@@ -90,9 +97,6 @@ def of_configuration(run: Run) -> str:
     return digest({**training_values(run, named=True), "start": start})
 
 
-# ---- code
-
-
 def training_code(run: Run) -> str:
     """Hash of the code that computes the trained weights (`pw.run.code`)."""
     parts = (run.objective, run.schedule, run.degradation, run.source, run.backbone, run.codec, run.injector)
@@ -103,9 +107,8 @@ def training_code(run: Run) -> str:
 def _planning(objective: Any) -> set[str]:
     """Dotted names of the planning methods of one of our objectives and of its parts."""
     whole, *parts = classes_of(objective)
-    names = {f"{whole}.{name}" for name in PLANNING} | {
-        f"{part}.{name}" for part in parts for name in PLANNING_OF_PARTS
-    }
+    names = [f"{whole}.{name}" for name in PLANNING]
+    names += [f"{part}.{name}" for part in parts for name in PLANNING_OF_PARTS]
     return {name for name in names if name.startswith("pw.")}
 
 
@@ -134,9 +137,6 @@ def _code(run: Run, parts: Sequence[Any], unused: set[str], *more: str) -> str:
     left |= {"pw.nn.text.TextEncoder", "pw.nn.networks.pretrained"} if run.text is None else set()
     roots = [STAGES[run.stage], *(name for part in parts if part is not None for name in classes_of(part)), *more]
     return code_hash(tuple(roots), frozenset(left | PLACES | unused))
-
-
-# ---- signatures
 
 
 def of_training(run: Run) -> str:
@@ -188,17 +188,6 @@ def of_degradation(run: Run) -> str:
     return digest([without_modules(run.values_as_read["degradation"]), code])
 
 
-# ---- plain values
-
-
-def _as_read(node: Any, part: Any) -> Any:
-    if not isinstance(node, Mapping) or not dataclasses.is_dataclass(part):
-        return node
-    return {
-        k: _as_read(v, getattr(part, k)) if isinstance(v, Mapping) else getattr(part, k, v) for k, v in node.items()
-    }
-
-
 def without_modules(node: Any, named: bool = False) -> Any:
     """The values without module names: `_target_` keeps the class name if `named`, else it is removed."""
     if not isinstance(node, Mapping):
@@ -219,6 +208,31 @@ def weights_fingerprint(run: Run, part: str) -> str | None:
     return _fingerprint(folder / part) if (folder / part).is_dir() else None
 
 
-@lru_cache(maxsize=64)
-def _fingerprint(folder: Path) -> str:
-    return fingerprint(folder)
+_fingerprint = lru_cache(maxsize=64)(fingerprint)
+
+
+@lru_cache(maxsize=1)
+def provenance() -> dict[str, Any]:
+    """Where a result comes from, stamped on every training and score; what is not known outside a checkout is None.
+
+    {"git_commit", "dirty", "code" (hash of `pw` and `benchmarks`), "lock_hash"}
+    """
+    # an environment may lie in a repository of something else
+    commit, is_dirty = commit_of(ROOT) if IS_CHECKOUT else (None, None)
+    lock = ROOT / "requirements" / "dev.lock"
+    files = [
+        path
+        for folder in (ROOT / "pw", SUITE / "benchmarks")
+        for path in sorted(folder.rglob("*.py"))
+        if "_suite" not in path.relative_to(folder).parts  # where a wheel has the suite
+    ]
+    return {
+        "git_commit": commit,
+        "dirty": is_dirty,
+        "code": _hash(files),
+        "lock_hash": _hash([lock]) if lock.exists() else None,
+    }
+
+
+def _hash(paths: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]

@@ -8,11 +8,11 @@ import importlib.util
 import math
 import types
 import typing
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pw.io.arguments import ConfigError, did_you_mean
 from pw.io.paths import SUITE, explained, own_folder
@@ -34,6 +34,14 @@ HOMES: dict[str, tuple[str, ...]] = {
     "turns": ("pw.method.objective",),
     "weighting": ("pw.method.weighting",),
 }
+
+
+@dataclass(frozen=True)
+class Only:
+    """What a number must be, beside its type in `Annotated`, and the words for it."""
+
+    fits: Callable[[float], bool]
+    words: str
 
 
 @contextmanager
@@ -60,18 +68,19 @@ def strategy_class(group: str, node: Mapping[str, Any], key: str | None = None) 
     Raises ConfigError on a class from elsewhere, or one that is not a frozen dataclass.
     """
     target = str(node.get("_target_", ""))
+    where = f"{key or group}._target_={target!r}"
     module, _, name = target.rpartition(".")
     if module not in HOMES[group] and not _is_own(module):
         own = own_folder()
         beside = "" if own is None else f", or in a module of {own}, where there is no {module or 'module'}.py"
-        raise ConfigError(f"{key or group}._target_={target!r}: a {group} lives in {', '.join(HOMES[group])}{beside}")
-    with explained(f"{key or group}._target_={target!r}", own_folder() or SUITE):
+        raise ConfigError(f"{where}: a {group} lives in {', '.join(HOMES[group])}{beside}")
+    with explained(where, own_folder() or SUITE):
         cls = getattr(importlib.import_module(module), name, None)
     if cls is None:
-        raise ConfigError(f"{key or group}._target_={target!r}: {module} has no {name}")
+        raise ConfigError(f"{where}: {module} has no {name}")
     parameters = getattr(cls, "__dataclass_params__", None)
     if parameters is None or not parameters.frozen:
-        raise ConfigError(f"{key or group}._target_={target!r}: is not a class under @dataclass(frozen=True)")
+        raise ConfigError(f"{where}: is not a class under @dataclass(frozen=True)")
     return cls
 
 
@@ -105,7 +114,7 @@ def from_values(cls: Any, node: Mapping[str, Any], key: str, **parts: Any) -> An
     missing = [n for n, f in known.items() if f.default is f.default_factory and n not in node and n not in parts]
     if missing:
         raise ConfigError(f"{key}.{missing[0]}: missing")
-    hints = typing.get_type_hints(cls, localns={"Tensor": object})
+    hints = typing.get_type_hints(cls, localns={"Tensor": object}, include_extras=True)
     checked = {name: coerce(value, hints[name], f"{key}.{name}") for name, value in node.items()}
     with as_config_error():
         return cls(**checked, **parts)
@@ -114,6 +123,12 @@ def from_values(cls: Any, node: Mapping[str, Any], key: str, **parts: Any) -> An
 def coerce(value: Any, wanted: Any, key: str) -> Any:
     """`value` as the type of an annotation; only int -> float and list -> tuple are converted."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Annotated:
+        value = coerce(value, arguments[0], key)
+        for only in arguments[1:]:
+            if isinstance(only, Only) and not only.fits(value):
+                raise ConfigError(f"{key}={value}: {only.words}")
+        return value
     wrong = ConfigError(f"{key}={value!r}: wants {_wanted(wanted)}")
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
@@ -150,6 +165,8 @@ def coerce(value: Any, wanted: Any, key: str) -> Any:
 
 def _wanted(wanted: Any) -> str:
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Annotated:
+        return _wanted(arguments[0])
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in (typing.Union, types.UnionType):

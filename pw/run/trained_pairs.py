@@ -8,16 +8,11 @@ For 2, 3, 4 and 5 inference steps, or for `sampling.timesteps` if it is given.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pw.io.arguments import Command, ConfigError
 from pw.method.coverage import Coverage, coverage
 from pw.method.solver import inference_grid
-from pw.method.step_sampler import StepSampler
 from pw.run.build import Run, build
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 NUM_STEPS = (2, 3, 4, 5)  # Table 5
 
@@ -31,26 +26,21 @@ class CoverageOptions:
 
 def reports(run: Run) -> list[Coverage]:
     """The coverage of each inference grid. Raises ConfigError when the objective trains no strides."""
-    sampler, sampling = step_sampler(run), run.sampling
-    if sampling.timesteps is not None:
-        grids = [run.grid()]
-    else:
-        grids = [inference_grid(n, run.schedule, sampling.shift, sampling.start) for n in NUM_STEPS]
-    return [coverage(sampler, run.schedule, grid) for grid in grids]
-
-
-def step_sampler(run: Run) -> StepSampler:
-    """The run's step sampler. Raises ConfigError when its objective has none."""
-    if run.objective.step_sampler is None:
+    sampler, sampling = run.objective.step_sampler, run.sampling
+    if sampler is None:
         choice = run.config.choices["objective"]
         raise ConfigError(f"objective={choice}: trains no stride, so no step is covered; set objective=shortcut")
-    return run.objective.step_sampler
+    grids = [inference_grid(n, run.schedule, sampling.shift, sampling.start) for n in NUM_STEPS]
+    return [coverage(sampler, run.schedule, grid) for grid in ([run.grid()] if sampling.timesteps else grids)]
 
 
-def as_table(coverages: list[Coverage]) -> Table:
-    """A line per inference step."""
+def print_coverage(options: CoverageOptions) -> int:
+    """Print a line per inference step. Raises ConfigError for a mistake in the overrides."""
+    from rich.console import Console
     from rich.table import Table
 
+    run = build(options.overrides)
+    coverages = reports(run)
     table = Table("steps", "timestep", "stride", "trained", "nearest trained (timestep, stride)", box=None)
     for column in table.columns[:3]:
         column.justify = "right"
@@ -61,19 +51,10 @@ def as_table(coverages: list[Coverage]) -> Table:
             nearest = "({:.0f}, {:.0f})".format(*pair.nearest)
             table.add_row(steps, f"{pair.timestep:.0f}", f"{pair.stride:.0f}", trained, nearest)
         table.add_section()
-    return table
-
-
-def print_coverage(options: CoverageOptions) -> int:
-    """Print the report. Raises ConfigError for a mistake in the overrides."""
-    from rich.console import Console
-
-    run = build(options.overrides)
-    coverages, console = reports(run), Console(highlight=False, soft_wrap=True)
+    console, halves = Console(highlight=False, soft_wrap=True), coverages[0]
     choice = run.config.choices["step_sampler"]
     console.print(f"step_sampler={choice}, schedule.coordinate={run.schedule.coordinate}")
-    console.print(as_table(coverages))
-    halves = coverages[0]
+    console.print(table)
     console.print(
         f"second halves: {halves.second_halves_trained} of {halves.second_halves} trained, "
         f"{halves.second_halves_grounded} more evaluated at stride 0, where flow matching trains every timestep"

@@ -9,30 +9,41 @@ batch of clips is in memory, however many are sampled.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pw.io.arguments import ConfigError
+import numpy as np
+from filelock import FileLock
+
+from pw.cost.generation_cost import sampling_memory
+from pw.data import Clips
+from pw.data.degradation import Degradation, resize
+from pw.data.procedural import generator
+from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.files import read_json, write_json
+from pw.io.host import free_memory
+from pw.io.lazy import Tensor, torch
 from pw.io.paths import OUTPUTS, quiet
 from pw.io.progress import Progress
+from pw.io.wan_weights import check, fingerprint, locate
+from pw.method.coverage import coverage
 from pw.run.build import Run
-from pw.run.provenance import provenance
-from pw.train.loop import stage_module, train
+from pw.run.signatures import provenance
+from pw.stages import stage_module
+from pw.train.loop import checked_run, outputs_folder, run_training, train
 from pw.train.record import training_folder, write_config
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pw.data import Clips
-    from pw.data.degradation import Degradation
     from pw.io.video import Frames
 
 INITIAL_NOISE, EVALUATION_ANCHOR = 7, 6  # streams of random numbers, see pw.stages.stage
 SHOWN = 8  # anchors kept for the contact sheet
 FRAMES_AT_ONCE = 8  # of a clip on its way to 8 bits
+Texts = tuple[Tensor, Tensor] | None  # embeddings of captions and of the negative prompt, [clips, tokens, dim] each
 
 
 def sample_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
@@ -46,10 +57,8 @@ def reference_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None)
 
 
 def anchor_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None, *, twin: bool = False) -> Path:
-    """The folder of the evaluation clips (or their twins) degraded to anchors as in training: what stage I is measured
-    against."""
-    name = f"anchor{'_b' if twin else ''}-{run.degradation_signature}"
-    return reference_folder(run, outputs, seed) / name
+    """What stage I is measured against: the evaluation clips (or their twins) degraded to anchors as in training."""
+    return reference_folder(run, outputs, seed) / f"anchor{'_b' if twin else ''}-{run.degradation_signature}"
 
 
 def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None = None) -> bool:
@@ -61,8 +70,6 @@ def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None =
 
 def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
     """Write the evaluation clips and their twins, once. A call continues one that was interrupted."""
-    from filelock import FileLock
-
     from pw.io.video import to_uint8
 
     seed = run.seed if seed is None else seed
@@ -120,8 +127,6 @@ def sample(
     training    called with (update, updates) of what is trained before
     is_checked  whether the caller has called `preflight`
     """
-    from filelock import FileLock
-
     seed = run.seed if seed is None else seed
     limit = run.sampling.count if limit is None else limit
     folder = sample_folder(run, outputs, seed)
@@ -168,34 +173,25 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
         del clips  # before the next batch's anchors are made
         if progress is not None:
             progress(position, len(batches))
-    _write_done(run, folder, limit, seed, time.process_time() - cpu_began, time.perf_counter() - began)
-
-
-def _write_done(run: Run, folder: Path, limit: int, seed: int, cpu_seconds: float, wall_seconds: float) -> None:
-    """`done.json`: which clips are sampled, and the time that they took in this and in earlier calls."""
-    before = read_json(folder / "done.json") or {}
-    write_json(
-        folder / "done.json",
-        {
-            "signature": run.sample_signature(seed),
-            "training": run.training_signature,
-            "clips": limit,
-            "seed": seed,
-            "cpu_seconds": round(before.get("cpu_seconds", 0.0) + cpu_seconds, 2),
-            "wall_seconds": round(before.get("wall_seconds", 0.0) + wall_seconds, 2),
-            "coverage": coverage_entry(run),
-            **provenance(),
-            "code": run.sampling_code,
-        },
-    )
+    before = read_json(folder / "done.json") or {}  # the time of earlier calls counts, too
+    cpu_seconds = before.get("cpu_seconds", 0.0) + time.process_time() - cpu_began
+    wall_seconds = before.get("wall_seconds", 0.0) + time.perf_counter() - began
+    about = {
+        "signature": run.sample_signature(seed),
+        "training": run.training_signature,
+        "clips": limit,
+        "seed": seed,
+        "cpu_seconds": round(cpu_seconds, 2),
+        "wall_seconds": round(wall_seconds, 2),
+        "coverage": coverage_entry(run),
+        **provenance(),
+        "code": run.sampling_code,
+    }
+    write_json(folder / "done.json", about)
 
 
 def coverage_entry(run: Run) -> dict[str, Any] | None:
     """How much of the run's inference grid was trained, for the table; None without shortcut training."""
-    from dataclasses import astuple
-
-    from pw.method.coverage import coverage
-
     step_sampler = run.objective.step_sampler
     if step_sampler is None or not run.feeds_strides():
         return None
@@ -234,10 +230,6 @@ def check_sampling(run: Run) -> None:
 
     Raises ValueError saying what is missing.
     """
-    from pw.cost.generation_cost import sampling_memory
-    from pw.io.host import free_memory
-    from pw.io.wan_weights import check, locate
-
     if run.text is None:
         return
     from pw.data.latents import LatentClips
@@ -255,17 +247,8 @@ def check_sampling(run: Run) -> None:
         )
 
 
-def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> tuple[Tensor, Tensor] | None:
-    """Embeddings of the first `limit` evaluation clips' captions and of the negative prompt, [limit, tokens, dim] each.
-
-    None at a scale without text. A clip without a caption has the empty prompt.
-    """
-    import json
-
-    import torch
-
-    from pw.io.wan_weights import fingerprint, locate
-
+def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> Texts:
+    """Of the first `limit` evaluation clips; None at a scale without text. No caption is the empty prompt."""
     if run.text is None:
         return None
     from pw.nn.text import TextEncoder
@@ -291,8 +274,6 @@ def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> tuple[Te
 
 def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence[int]], Tensor] | None:
     """A function from indices of evaluation clips to their anchors [N, 3, F, h, w]; None for stage I."""
-    import torch
-
     from pw.io.video import read_video, to_float
 
     if run.stage == "anchor":
@@ -308,26 +289,15 @@ def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence
 
 def degraded_anchors(run: Run, clips: Clips, degradation: Degradation, seed: int) -> Callable[[int], Tensor]:
     """A function from a clip's index to its anchor [3, F, h, w]; the degradations of all clips are drawn at once."""
-    from pw.data.procedural import generator
-
     size = run.scale.anchor_size
     drawn = degradation.draw(len(clips), run.scale.frames, size, generator(seed, 0, EVALUATION_ANCHOR))
     return lambda index: degradation.degrade(clips[index][None], size, [drawn[index]])[0]
 
 
 def synthesise(
-    run: Run,
-    module: Any,
-    anchor: Tensor | None,
-    indices: list[int],
-    seed: int,
-    texts: tuple[Tensor, Tensor] | None = None,
+    run: Run, module: Any, anchor: Tensor | None, indices: list[int], seed: int, texts: Texts = None
 ) -> Tensor:
     """Sampled clips in [-1, 1], on the CPU, at full size or for stage I at the anchor's size."""
-    import torch
-
-    from pw.data.procedural import generator
-
     scale, factor = run.scale, run.codec.factor
     rows, columns = scale.anchor_size if run.stage == "anchor" else scale.size
     shape = (run.codec.channels, run.codec.latent_frames(scale.frames), rows // factor, columns // factor)
@@ -346,10 +316,29 @@ def synthesise(
 
 def at_full_size(clip: Tensor, size: tuple[int, int]) -> Frames:
     """[3, F, h, w] in [-1, 1] -> uint8 [F, H, W, 3], enlarged if it is smaller."""
-    import numpy as np
-
-    from pw.data.degradation import resize
     from pw.io.video import to_uint8
 
     parts = clip[None].split(FRAMES_AT_ONCE, 2)  # as floats at full size there is never a whole clip of stage I
     return np.concatenate([to_uint8(resize(part, size, "bicubic")[0]) for part in parts])
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """`pw sample key=value …`: one run."""
+
+    outputs: Path = option(OUTPUTS, "folder of all results", read=outputs_folder)
+    evaluation_seed: int | None = option(None, "of the evaluation clips; the run's own by default", read=number(0))
+    overrides: tuple[str, ...] = ()
+
+
+def run_sample(options: SampleOptions) -> int:
+    """Exit status: 0 sampled, 1 it failed, 128 + n stopped by a signal."""
+    run = checked_run(options.overrides, options.outputs)
+    seed = options.evaluation_seed
+    sample_folder(run, options.outputs, seed)  # composes the stage that makes its anchors, too
+    return run_training(
+        run, lambda progress: sample(run, options.outputs, seed=seed, training=progress, is_checked=True)
+    )
+
+
+main = Command(SampleOptions, run_sample)

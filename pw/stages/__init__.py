@@ -1,4 +1,30 @@
 """The two stages as LightningModules: `AnchorModel` fixes structure, `HiresSynth` paints detail under it.
 
-Begin with `stage`, what they share: network, EMA, one update, sampling. `velocity` evaluates the network with guidance.
+Begin with `stage`: network, EMA, one update, sampling. `velocity` evaluates the network with guidance. Neither, nor
+Lightning and torch, is imported before a stage is made.
 """
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pw.io.paths import import_for_good
+
+if TYPE_CHECKING:
+    from pw.run.build import Run
+
+
+def import_stages() -> None:
+    """Import Lightning and both stages, the first time, see `import_for_good`."""
+    if "pw.stages.stage" not in sys.modules:
+        import_for_good("pw.stages.stage")
+
+
+def stage_module(run: Run, start: str | None = None, weights: Path | None = None) -> Any:
+    """The LightningModule of the run's stage; `start` and `weights` as `Stage` takes them."""
+    import_stages()
+    from pw.stages.stage import AnchorModel, HiresSynth
+
+    return (AnchorModel if run.stage == "anchor" else HiresSynth)(run, start, weights)

@@ -1,4 +1,4 @@
-"""The base of both stages: a velocity network, its EMA, and one update of an objective  (sec. 3.1)."""
+"""The two stages, and what they share: a velocity network, its EMA, one update of an objective  (sec. 3.1-3.3)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pw.data import LatentBatch
-from pw.data.degradation import Degradation
+from pw.data.degradation import Degradation, resize
 from pw.data.latents import LatentClips
 from pw.data.procedural import generator
 from pw.io.wan_weights import locate
 from pw.method.objective import Loss
+from pw.method.path import Velocity
 from pw.nn import options
 from pw.nn.backbone import Backbone, groups_of, share_tokens
 from pw.nn.codec import SpaceToDepthCodec, WanCodec
@@ -33,7 +34,6 @@ from pw.parallel.sharded import copy_parts, device_type, fill, mesh_of, shard
 from pw.parallel.team import Share, Team
 from pw.run.build import Run
 from pw.stages.velocity import Condition, integrate, velocity
-from pw.types import Velocity
 
 Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and negative prompts, each [B, tokens, dim]
 
@@ -46,8 +46,7 @@ ALONE = Share(rank=0, processes=1, accumulate=1, batch_size=1)
 class SeededDraws:
     """The randomness of one batch, a pure function of (seed, index): equal in every arm, and after a resume.
 
-    share  this process's part of the batch. Numbers are drawn for the whole batch, so they do not depend on the
-           number of processes.
+    Numbers are drawn for the whole batch, whatever the number of processes, and cut to the share of this one.
     """
 
     seed: int
@@ -71,7 +70,6 @@ class SeededDraws:
         return self.share.of_batch(torch.rand(self.share.whole(batch), generator=draw)) < rate
 
     def degrade(self) -> torch.Generator:
-        """Generator for the degradation."""
         return generator(self.seed, self.index, DEGRADE)
 
     def perturbed(self, degradation: Degradation, latent: Tensor, draw: torch.Generator) -> Tensor:
@@ -93,10 +91,9 @@ class Stage(L.LightningModule, ABC):
     passed_over: Sequence[str] = ()  # clips that could not be read, set by `pw.train.loop`
 
     def __init__(self, run: Run, start: str | None = None, weights: Path | None = None) -> None:
-        """What the start lacks, such as an injector, is initialised afresh; without a start, everything is.
+        """start: safetensors with the weights to start from; weights: folder of Wan's, to start from its transformer.
 
-        start    safetensors with the weights to start from
-        weights  folder of Wan's weights, to start from its transformer instead
+        What the start lacks, such as an injector, is initialised afresh; without a start, everything is.
         """
         super().__init__()
         self.run = run
@@ -196,7 +193,6 @@ class Stage(L.LightningModule, ABC):
             return encoder.encode(prompt).float()
 
     def velocity(self, net: Backbone, condition: Condition) -> Velocity:
-        """The network with all but (state, timestep, stride) bound."""
         return velocity(net, condition, self.run.schedule)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -274,6 +270,58 @@ class Stage(L.LightningModule, ABC):
         if away is not None:
             null = Condition(away, condition.anchor if self.run.guidance.drop == "text" else null.anchor)
         return integrate(self.run, self.ema, noise, condition, null)
+
+
+class AnchorModel(Stage):
+    """Stage I: clips at the anchor's size, few tokens, much meaning each. Plain flow matching, many steps  (sec. 3.2).
+
+    It is trained on the anchors that stage II is trained with: degraded clips, without the latent noise (D11).
+    """
+
+    def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
+        if isinstance(clips, LatentBatch):
+            return clips.anchor, Condition(clips.text, anchor=None)
+        degraded = self.run.degradation.anchor(clips, self.run.scale.anchor_size, draws.degrade())
+        small = draws.share.of_batch(degraded)
+        return self.codec.encode(small), Condition(self.text(len(small)), anchor=None)
+
+    @torch.no_grad()
+    def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:
+        """noise latent [B, …], embeddings of prompts and negative prompts -> anchor video in about [-1, 1]."""
+        text, away = texts or (self.text(len(noise)), None)
+        return self.codec.decode(self.sample(noise, Condition(text, anchor=None), away))
+
+
+class HiresSynth(Stage):
+    """Stage II: clips at full size, conditioned on an anchor latent through the injector; any objective  (sec. 3.3).
+
+    In training the anchor is the degraded clip itself ("decoupled training", sec. 3.3).
+    """
+
+    def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
+        degradation, draw, anchor = self.run.degradation, draws.degrade(), None
+        if isinstance(clips, LatentBatch):
+            if self.run.injector is not None:
+                anchor = draws.perturbed(degradation, clips.anchor, draw)
+            return clips.latent, Condition(clips.text, anchor)
+        if self.run.injector is not None:
+            small = draws.share.of_batch(degradation.anchor(clips, self.run.scale.anchor_size, draw))
+            anchor = draws.perturbed(degradation, self.anchor_latent(small), draw)
+        clips = draws.share.of_batch(clips)
+        return self.codec.encode(clips), Condition(self.text(len(clips)), anchor)
+
+    def anchor_latent(self, anchor: Tensor) -> Tensor:
+        """Anchor video [B, 3, F, h, w] -> latent, resized before the codec or left to the injector  (Scale)."""
+        if self.run.scale.anchor_upsample == "pixel":
+            anchor = resize(anchor, self.run.scale.size, "bicubic")
+        return self.codec.encode(anchor)
+
+    @torch.no_grad()
+    def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:
+        """noise latent [B, …], anchor latent, embeddings of prompts and negative prompts -> video in about [-1, 1]."""
+        text, away = texts or (self.text(len(noise)), None)
+        condition = Condition(text, None if self.run.injector is None else anchor)
+        return self.codec.decode(self.sample(noise, condition, away))
 
 
 def load_start(net: Backbone, path: str) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pw.method.path import Velocity
 from pw.method.schedule import Schedule
 from pw.method.solver import inference_strides
 from pw.nn.backbone import Backbone
 from pw.run.build import Run
-from pw.types import Velocity
 
 
 @dataclass(frozen=True)

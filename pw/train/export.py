@@ -12,23 +12,17 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import check_space, read_json, replacing, write_json
+from pw.io.files import check_space, replacing, write_json
+from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.run.build import make
-from pw.run.provenance import provenance
-from pw.train.record import cut_off, written_overrides
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-SHARD = 10 * 10**9  # bytes; where diffusers begins another file, too
-STEM = "diffusion_pytorch_model"
+from pw.run.signatures import provenance
+from pw.train.record import cut_off, read_done, written_overrides
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,6 @@ def find(signature: str, outputs: Path = OUTPUTS) -> FinishedTraining:
     if not signature or not (folder / "config.yaml").exists():
         some = ", ".join(finished[:8]) + (f", … ({len(finished)})" if len(finished) > 8 else "")
         raise ConfigError(f"run={signature}: no such training in {outputs / 'train'}; finished are: {some or 'none'}")
-    text = (folder / "config.yaml").read_text()
     if signature not in finished:
         command = shlex.join(written_overrides(folder))
         raise ConfigError(f'run={signature}: has not finished; `make train args="{command}"` continues it')
@@ -66,15 +59,12 @@ def find(signature: str, outputs: Path = OUTPUTS) -> FinishedTraining:
     from yaml import YAMLError
 
     try:
-        values = OmegaConf.to_container(OmegaConf.create(text))
-    except (ValueError, YAMLError) as error:
+        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, ValueError, YAMLError) as error:
         raise cut_off(folder / "config.yaml") from error
     if not isinstance(values, dict) or "backbone" not in values:
         raise cut_off(folder / "config.yaml")
-    done = read_json(folder / "done.json")
-    if done is None:
-        raise ConfigError(f"{folder / 'done.json'}: is cut off; remove it to train anew")
-    return FinishedTraining(folder, {str(key): value for key, value in values.items()}, done)
+    return FinishedTraining(folder, {str(key): value for key, value in values.items()}, read_done(folder))
 
 
 def export(
@@ -82,18 +72,19 @@ def export(
     out: Path,
     dtype: Literal["bf16", "fp32"] = "bf16",
     weights: Literal["ema", "online"] = "ema",
-    shard_bytes: int = SHARD,
+    shard_bytes: int | str = "10GB",
 ) -> Path:
     """Write a training to `out`, which must not exist or be empty; at no time is half of it there.
 
+    shard_bytes  of a file of the transformer, as `save_pretrained` takes it
     bf16 leaves in fp32 what diffusers keeps so (norms, the timestep embedding, modulation).
     Raises ConfigError when `out` is taken, or the disk too full, or the weights are not those of the configuration.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out={out}: exists; choose another, or remove it")
     backbone = make("backbone", training.values["backbone"])
-    import torch
     from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     from pw.nn import convert
     from pw.nn.backbone import wan_transformer
@@ -102,23 +93,21 @@ def export(
     with torch.device("meta"):
         stock = wan_transformer(backbone)
     dit = {key.removeprefix("dit."): value for key, value in state.items() if key.startswith("dit.")}
+    if dtype == "bf16":
+        in_fp32 = set(stock._keep_in_fp32_modules or ())
+        dit = {key: value if in_fp32 & set(key.split(".")) else value.bfloat16() for key, value in dit.items()}
+    adapters = {key: value.float() for key, value in state.items() if key.startswith(convert.ADAPTERS)}
     try:
         convert.place(stock, dit, assign=True)
     except ValueError as error:
         raise ConfigError(f"{training.folder}: {error}") from error
-    in_fp32 = set(stock._keep_in_fp32_modules or ())
-
-    dtypes = {key: torch.float32 if dtype == "fp32" or in_fp32 & set(key.split(".")) else torch.bfloat16 for key in dit}
-    adapters = {key: value.float() for key, value in state.items() if key.startswith(convert.ADAPTERS)}
-    size = sum(value.numel() * dtypes[key].itemsize for key, value in dit.items())
-    size += sum(value.nbytes for value in adapters.values())
+    size = sum(value.nbytes for value in (*dit.values(), *adapters.values()))
     check_space("out", out, size, "choose another out=, or free some", "for the weights")
     try:
         with replacing(out) as partial:
             (partial / "pixelwizard").mkdir(parents=True)
-            stock.save_config(partial / "transformer")
-            _save_in_files(dit, dtypes, partial / "transformer", shard_bytes)
-            _save(adapters, partial / "pixelwizard" / "adapters.safetensors")
+            stock.save_pretrained(partial / "transformer", max_shard_size=shard_bytes)
+            save_file(adapters, partial / "pixelwizard" / "adapters.safetensors", metadata={"format": "pt"})
             write_json(partial / "pixelwizard" / "config.json", _described(training, dtype, weights))
             for path in partial.rglob("*.safetensors"):  # which safetensors lets nobody else read
                 shutil.copymode(partial / "pixelwizard" / "config.json", path)
@@ -126,33 +115,6 @@ def export(
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"out={out}: {why}; nothing was left there") from error
     return out
-
-
-def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Keys in files of at most `limit` bytes each, in their order; a tensor above it has a file of its own."""
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for key, size in sizes.items():
-        if groups[-1] and filled + size > limit:
-            groups.append([])
-            filled = 0
-        groups[-1].append(key)
-        filled += size
-    return groups
-
-
-def _save_in_files(tensors: Mapping[str, Tensor], dtypes: Mapping[str, Any], folder: Path, limit: int) -> None:
-    """Write weights to files of at most `limit` bytes, cast file by file, with an index where there are several."""
-    sizes = {key: value.numel() * dtypes[key].itemsize for key, value in tensors.items()}
-    groups = shards(sizes, limit)
-    count, weight_map = len(groups), {}
-    for number, keys in enumerate(groups, start=1):
-        name = f"{STEM}.safetensors" if count == 1 else f"{STEM}-{number:05d}-of-{count:05d}.safetensors"
-        weight_map |= dict.fromkeys(keys, name)
-        _save({key: tensors[key].to(dtypes[key]) for key in keys}, folder / name)
-    if count > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        write_json(folder / f"{STEM}.safetensors.index.json", index)
 
 
 def _described(training: FinishedTraining, dtype: str, weights: str) -> dict[str, Any]:
@@ -168,13 +130,6 @@ def _described(training: FinishedTraining, dtype: str, weights: str) -> dict[str
         "trained_by": {key: training.done.get(key) for key in ("git_commit", "dirty", "code", "lock_hash", "torch")},
         "exported_by": provenance(),
     }
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    # a copy of its own: tensors mapped from one file share its storage; "pt" is what diffusers looks for
-    save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def run_export(options: ExportOptions) -> int:

@@ -4,7 +4,7 @@
     pw train trainer=fsdp trainer.devices=8 …    (ddp, fsdp, hsdp: `pw.parallel`)
 
 The folder of a training has `config.yaml`, `metrics.jsonl` (curves), `checkpoints/` while it runs, and at the end
-`ema.safetensors`, `online.safetensors` and `done.json`; `not_finite/` if a loss was not finite (`pw.train.not_finite`).
+`ema.safetensors`, `online.safetensors` and `done.json`; `not_finite/` if a loss was not finite (`pw.train.batches`).
 A folder without `done.json` is continued from its last readable checkpoint, by any number of processes. SIGTERM,
 SIGUSR1, SIGUSR2, Ctrl-C and a terminal that closes (SIGHUP) end the training after the current update, with a
 checkpoint.
@@ -14,41 +14,30 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import remove
-from pw.io.paths import OUTPUTS, import_for_good, quiet
-from pw.io.progress import Progress
+from pw.io.lazy import torch
+from pw.io.paths import OUTPUTS, quiet
+from pw.io.progress import Pace, Progress, ProgressLine
 from pw.io.wan_weights import locate
-from pw.parallel.launch import launch
+from pw.parallel.launch import carry_out, exit_with_parent, launch, report, reported_mistakes
 from pw.parallel.signals import Stopped
-from pw.parallel.team import Place, Share, Team, current_place, join_team
-from pw.run.build import Run
+from pw.parallel.team import Place, Share, Team, current_place, join_team, prints_for_user
+from pw.run.build import Run, build
+from pw.stages import import_stages, stage_module
+from pw.train import record
 from pw.train.batches import batches
-from pw.train.checkpoint import export, last_checkpoint, merge_shards
 from pw.train.preflight import check_kernel, preflight
-from pw.train.record import is_trained, start_file, sync_to_disk, training_folder, write_config, write_done
 
 LOCK_SECONDS = 60.0  # of waiting for another runner, after which several processes tell each other that they wait
-
-
-def import_stages() -> None:
-    """Import Lightning and both stages, the first time, see `import_for_good`."""
-    if "pw.stages.hires" not in sys.modules:
-        import_for_good("pw.stages.anchor", "pw.stages.hires")
-
-
-def stage_module(run: Run, start: str | None = None, weights: Path | None = None) -> Any:
-    """The LightningModule of the run's stage; `start` and `weights` as `Stage` takes them."""
-    import_stages()
-    from pw.stages.anchor import AnchorModel
-    from pw.stages.hires import HiresSynth
-
-    return (AnchorModel if run.stage == "anchor" else HiresSynth)(run, start, weights)
 
 
 def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *, is_checked: bool = False) -> Path:
@@ -62,36 +51,27 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *
     Raises ConfigError as `preflight` does, ValueError when a start does not fit or when the loss is not finite, and
     Stopped when a signal came: there is a checkpoint then.
     """
-    folder = training_folder(run, outputs)
+    folder = record.training_folder(run, outputs)
     if run.is_as_trained:
         return folder
-    if not is_checked and not is_trained(run, outputs):
+    if not is_checked and not record.is_trained(run, outputs):
         preflight(run, outputs)
-    place = current_place(run.trainer)
-    if place is None:
-        _launch(run, outputs, progress)
-        return folder
-    with join_team(run.trainer, place) as team:
+    place = current_place(run.trainer)  # None: the processes are started here
+    with nullcontext(Team(Place(0, 1))) if place is None else join_team(run.trainer, place) as team:
         start = _train_start(run, outputs, progress)
         if start is not None and run.trainer.split > 1:
             gc.collect()  # Lightning leaves a split network on its device, and refers to it in circles
         folder.mkdir(parents=True, exist_ok=True)
-        with nullcontext() if place.is_launched else training_lock(folder, team):
-            if not team.agreed(is_trained(run, outputs)):
+        with nullcontext() if place is not None and place.is_launched else training_lock(folder, team):
+            if team.agreed(record.is_trained(run, outputs)):
+                return folder
+            if place is None:
+                words = [*run.config.overrides, f"outputs={outputs.absolute()}"]
+                command = [sys.executable, "-m", "pw", "train", *words]
+                launch(command, run.trainer.processes, folder / "logs", progress)
+            else:
                 _train(run, folder, start, progress, team)
     return folder
-
-
-def _launch(run: Run, outputs: Path, progress: Progress | None) -> None:
-    """Train by processes that are started here, one for each device."""
-    _train_start(run, outputs, progress)
-    folder = training_folder(run, outputs)
-    folder.mkdir(parents=True, exist_ok=True)
-    with training_lock(folder, Team(Place(0, 1))):
-        if not is_trained(run, outputs):
-            overrides = [*run.config.overrides, f"outputs={outputs.absolute()}"]
-            command = [sys.executable, "-m", "pw", "train", *overrides]
-            launch(command, run.trainer.processes, folder / "logs", progress)
 
 
 def _train_start(run: Run, outputs: Path, progress: Progress | None) -> Path | None:
@@ -100,7 +80,7 @@ def _train_start(run: Run, outputs: Path, progress: Progress | None) -> Path | N
         return None
     if run.start_run.shipped is None:
         train(run.start_run, outputs, progress, is_checked=True)
-    return start_file(run.start_run, outputs)
+    return record.start_file(run.start_run, outputs)
 
 
 @contextmanager
@@ -110,71 +90,76 @@ def training_lock(folder: Path, team: Team) -> Generator[None]:
     The first process of a team holds the lock for all. The others hear from it once in `LOCK_SECONDS`, however long it
     waits: a process that is silent for long is taken to be gone.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock")
+
+    def acquire(seconds: float) -> None:
+        with suppress(Timeout):
+            if team.place.is_first:
+                lock.acquire(timeout=seconds)
+
     try:
-        is_held = team.place.is_first and _is_acquired(lock, 0)
-        if team.place.is_first and not is_held:
+        acquire(0)
+        if team.place.is_first and not lock.is_locked:
             logging.getLogger("pw").warning("%s is being trained by another process; waiting for it", folder)
-        while not team.agreed(is_held):
-            is_held = team.place.is_first and _is_acquired(lock, LOCK_SECONDS)
+        while not team.agreed(lock.is_locked):
+            acquire(LOCK_SECONDS)
         yield
     finally:
         lock.release()
 
 
-def _is_acquired(lock: Any, seconds: float) -> bool:
-    from filelock import Timeout
-
-    try:
-        lock.acquire(timeout=seconds)
-    except Timeout:
-        return False
-    return True
-
-
 def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None, team: Team) -> None:
     """Train in this process, one of the team's, to the end or until a signal stops it."""
     import_stages()
-    from pw.train.callbacks import callbacks
+    from pw.train.callbacks import AfterUpdates
 
     quiet()
     check_kernel(run)
     place = team.place
     if place.is_first:
-        write_config(run, folder)
+        record.write_config(run, folder)
     weights = locate(run.trainer.weights) if run.departs_from_wan else None
     module = stage_module(run, None if start is None else str(start), weights)
     module.share = Share.of(run.train, place.rank // run.trainer.context, run.trainer.shares)
     if run.train.updates == 0:
         if place.is_first:
             module.configure_model()
-            export(folder, module, team)
-            write_done(run, folder, module)
+            record.write_weights(folder, module, team)
+            record.write_done(run, folder, module)
         team.wait()
         return
     module.share_text(team)
-    stop, in_order = callbacks(run, folder, progress, team)
-    _fit(run, folder, module, in_order, team)
-    if stop.stopped_by:
-        raise Stopped(stop.stopped_by)
+    after_updates = AfterUpdates(run, folder, progress, team)
+    _fit(run, folder, module, after_updates, team)
+    if after_updates.stopped_by:
+        raise Stopped(after_updates.stopped_by)
     if place.is_first:
-        write_done(run, folder, module)
-        sync_to_disk(folder, "ema.safetensors", "online.safetensors", "done.json")
+        record.write_done(run, folder, module)
+        _sync_to_disk(folder / "ema.safetensors", folder / "online.safetensors", folder / "done.json", folder)
         for path in (folder / "checkpoints").glob("*"):
             remove(path)
-    if received := int(
-        team.maximum(stop.received)
-    ):  # too late for a checkpoint, but there may be more to do after this
+    received = int(team.maximum(after_updates.received))
+    if received:  # too late for a checkpoint, but there may be more to do after this
         raise Stopped(received)
 
 
-def _fit(run: Run, folder: Path, module: Any, callbacks: list[Any], team: Team) -> None:
+def _sync_to_disk(*paths: Path) -> None:
+    """Wait until files and their folder survive a power cut: the checkpoints that they replace are deleted next."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _fit(run: Run, folder: Path, module: Any, after_updates: Any, team: Team) -> None:
     """Fit a stage by Lightning, from the last checkpoint if there is one."""
     import lightning.pytorch as L
-    import torch
 
+    from pw.parallel.sharded import as_one_file, write_checkpoint
     from pw.parallel.strategy import PlaceEnvironment, lightning_strategy
 
     trainer = L.Trainer(
@@ -187,17 +172,98 @@ def _fit(run: Run, folder: Path, module: Any, callbacks: list[Any], team: Team) 
         max_steps=run.train.updates,
         accumulate_grad_batches=module.share.micro_batches,
         gradient_clip_val=run.optimizer.clip,
-        callbacks=callbacks,
+        callbacks=[after_updates],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    checkpoint, update = team.agreed(last_checkpoint(folder) if team.place.is_first else None) or (None, 0)
-    if checkpoint is not None and checkpoint.is_dir() and run.trainer.split == 1:
-        checkpoint = merge_shards(checkpoint, team)
+    checkpoint, update = team.agreed(record.last_checkpoint(folder) if team.place.is_first else None) or (None, 0)
+    if checkpoint is not None and checkpoint.is_dir() and run.trainer.split == 1:  # each holds the whole network
+        shards, checkpoint = checkpoint, checkpoint.with_name(record.WHOLE)
+        if team.place.is_first:
+            write_checkpoint(as_one_file(shards), checkpoint)
+        team.wait()
     data = batches(run, update * module.share.micro_batches, module.share)
     trainer.fit(module, data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
     if run.trainer.offload_activations:
         torch.accelerator.empty_host_cache()  # which no larger blocks, those of the next stage, could be taken from
+
+
+# ---- the command
+
+
+def outputs_folder(value: str) -> Path:
+    """The folder that `outputs=` names. Raises ConfigError when nothing can be written there."""
+    folder = Path(value).expanduser().resolve()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not value or not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"outputs={value}: wants a folder that can be written, e.g. outputs=outputs/trial")
+    return folder
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """`pw train key=value …`: one run."""
+
+    outputs: Path = option(OUTPUTS, "folder of all results", read=outputs_folder)
+    overrides: tuple[str, ...] = ()
+
+
+def checked_run(overrides: Sequence[str], outputs: Path) -> Run:
+    """The run that a command's overrides describe, once nothing is in the way of its training.
+
+    Of processes that were launched together the one that launched them has checked it. Raises ConfigError.
+    """
+    run = record.with_code(build(overrides), outputs)
+    place = current_place(run.trainer)
+    if place is None or not place.is_launched:
+        preflight(run, outputs)
+    return run
+
+
+def run_train(options: TrainOptions) -> int:
+    """Exit status: 0 trained, 1 it failed, 128 + n stopped by a signal."""
+    with reported_mistakes():
+        run = checked_run(options.overrides, options.outputs)
+    exit_with_parent()
+    return run_training(run, lambda progress: train(run, options.outputs, progress, is_checked=True))
+
+
+def run_training(run: Run, work: Callable[[Progress], Path]) -> int:
+    """Do work that trains, with a line of progress, and print the folder that it returns; the exit status."""
+    progress = TrainingProgress(run)
+
+    def train_and_print() -> None:
+        torch.set_num_threads(run.trainer.threads)
+        try:
+            folder = work(progress)
+        finally:
+            progress.line.clear()
+        if prints_for_user():
+            print(folder)
+
+    return carry_out(train_and_print, "the same command goes on from the last checkpoint, if there is one")
+
+
+class TrainingProgress:
+    """Reports to whoever launched this process, and shows a line with the time left, at the pace since this call."""
+
+    def __init__(self, run: Run) -> None:
+        self.own_updates, self.prints = run.train.updates, prints_for_user()
+        self.line, self.pace, self.updates = ProgressLine(), Pace(), 0
+
+    def __call__(self, update: int, updates: int) -> None:
+        report(update=update, updates=updates)
+        if updates != self.updates:
+            self.updates = updates
+            self.pace.restart(update)
+        if not self.prints or (not self.line.is_due and update < updates):
+            return
+        what = "" if updates == self.own_updates else "its start: "
+        left = f", about {left} left" if (left := self.pace.left(update, updates)) else ""
+        self.line.show(f"{what}update {update} of {updates}{left}", last=update >= updates)
+
+
+main = Command(TrainOptions, run_train)

@@ -14,11 +14,14 @@ from pw.cost.training_cost import checkpoint_copy_bytes, offloaded_bytes, traine
 from pw.data import NO_DATA, Unset
 from pw.io.arguments import ConfigError
 from pw.io.files import check_space
+from pw.io.host import free_memory
+from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.io.wan_weights import check, locate
 from pw.nn import options
 from pw.parallel.team import Share, check_launch, current_place
 from pw.run.build import Run
+from pw.run.strategies import as_config_error
 from pw.train.record import is_trained, training_folder
 
 WITHOUT_GRADIENT = ("flash3", "sage")  # attention kernels, as diffusers calls them
@@ -36,17 +39,32 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, here: bool = True) -> None:
         if here:
             check_device(run)  # it may be sampled next
         return
-    check_data(run)
+    if isinstance(run.source, Unset):
+        raise ConfigError(NO_DATA)
     check_weights(run)
-    check_attention(run)
+    if run.trainer.attention in WITHOUT_GRADIENT and run.train.updates:
+        raise ConfigError(
+            f"trainer.attention={run.trainer.attention}: is for sampling, it has no gradient; to train set "
+            "trainer.attention to sdpa, cudnn or flash"
+        )
     if here:
         if current_place(run.trainer) is None:
             check_launch(run.trainer)
         check_device(run)
-        check_host_memory(run)
-    check_disk(run, training_folder(run, outputs))
+        _check_host_memory(run)
+    _check_disk(run, training_folder(run, outputs))
     if run.start_run is not None and run.start_run.shipped is None:
         preflight(run.start_run, outputs, here=here)
+
+
+def check_share(run: Run) -> None:
+    """Raises ConfigError when several processes cannot make the update that one would."""
+    if Share.of(run.train, 0, run.trainer.shares).parts > 1 and run.objective.depends_on_batch:
+        raise ConfigError(
+            "weighting.normalise=batch: weighs a clip by the others of its batch, and trainer.devices="
+            f"{run.trainer.devices} cuts batches of train.batch_size={run.train.batch_size} into parts; set "
+            f"weighting.normalise=expected, or train.accumulate={run.trainer.processes}"
+        )
 
 
 def check_weights(run: Run) -> Path | None:
@@ -59,21 +77,17 @@ def check_weights(run: Run) -> Path | None:
         parts += ["vae"] if run.text is None else ["vae", "text_encoder", "tokenizer"]
     if not parts:
         return None
-    try:
+    with as_config_error():
         folder = locate(run.trainer.weights)
         check(folder, parts)
         if run.departs_from_wan:
             run.backbone.check(json.loads((folder / "transformer" / "config.json").read_text()), folder)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     return folder
 
 
 def check_device(run: Run) -> None:
     """Raises ConfigError when the run asks for a GPU that is not there."""
     if run.trainer.accelerator == "gpu":
-        import torch
-
         if not torch.cuda.is_available():
             remedy = "trainer=cpu" if run.trainer.strategy == "single" else "trainer.accelerator=cpu"
             raise ConfigError(f"trainer={run.config.choices['trainer']}: torch sees no CUDA device here; set {remedy}")
@@ -82,16 +96,6 @@ def check_device(run: Run) -> None:
                 f"trainer.devices={run.trainer.devices}: torch sees {torch.cuda.device_count()} CUDA devices here; "
                 "set trainer.devices to that"
             )
-
-
-def check_attention(run: Run) -> None:
-    """Raises ConfigError when the attention kernel cannot be trained with."""
-    kernel = run.trainer.attention
-    if kernel in WITHOUT_GRADIENT and run.train.updates:
-        raise ConfigError(
-            f"trainer.attention={kernel}: is for sampling, it has no gradient; to train set trainer.attention to sdpa, "
-            "cudnn or flash"
-        )
 
 
 def check_kernel(run: Run) -> None:
@@ -103,21 +107,8 @@ def check_kernel(run: Run) -> None:
     networks.check_kernel(network, "cuda" if run.trainer.accelerator == "gpu" else "cpu", trains)
 
 
-def check_share(run: Run) -> None:
-    """Raises ConfigError when several processes cannot make the update that one would."""
-    share = Share.of(run.train, 0, run.trainer.shares)
-    if share.parts == 1:
-        return
-    if run.objective.depends_on_batch:
-        raise ConfigError(
-            "weighting.normalise=batch: weighs a clip by the others of its batch, and trainer.devices="
-            f"{run.trainer.devices} cuts batches of train.batch_size={run.train.batch_size} into parts; set "
-            f"weighting.normalise=expected, or train.accumulate={run.trainer.processes}"
-        )
-
-
-def check_disk(run: Run, folder: Path) -> None:
-    """Raises ConfigError when checkpoints (two kept, a third being written) and the two exports cannot fit."""
+def _check_disk(run: Run, folder: Path) -> None:
+    """Whether checkpoints (two kept, a third being written) and the two exports fit."""
     count, trained = parameters(run.backbone, run.injector), trained_parameters(run)
     network = 4 * count  # fp32
     average = network if run.trainer.split > 1 else 4 * trained  # frozen weights are shared unless they are split
@@ -126,10 +117,8 @@ def check_disk(run: Run, folder: Path) -> None:
     check_space("outputs", folder, need, "free some, or set outputs=DIR elsewhere", "for checkpoints and weights")
 
 
-def check_host_memory(run: Run) -> None:
-    """Raises ConfigError when `trainer.offload_activations` is to keep more in CPU memory than is free."""
-    from pw.io.host import free_memory
-
+def _check_host_memory(run: Run) -> None:
+    """Whether the CPU memory that `trainer.offload_activations` is to keep inputs in is free."""
     if not run.trainer.offload_activations:
         return
     devices, split = run.trainer.devices, run.trainer.split
@@ -141,9 +130,3 @@ def check_host_memory(run: Run) -> None:
             f"trainer.offload_activations=true: {need / 1e9:.3g} GB of CPU memory are needed{beside}, {free / 1e9:.3g} "
             "GB are free; set it to false, or fewer scale.frames"
         )
-
-
-def check_data(run: Run) -> None:
-    """Raises ConfigError when there is nothing to train on."""
-    if isinstance(run.source, Unset):
-        raise ConfigError(NO_DATA)

@@ -1,8 +1,9 @@
-"""A training's folder: where it is, whether the training is done, and how it was made."""
+"""A training's folder: where it is, whether the training is done, how it was made, its checkpoints and weights."""
 
 from __future__ import annotations
 
-import os
+import logging
+import re
 import resource
 import shlex
 import sys
@@ -12,10 +13,16 @@ from typing import Any
 
 from pw.cost.training_cost import training_cost
 from pw.io.arguments import ConfigError
-from pw.io.files import read_json, write_atomically, write_json
+from pw.io.files import read_json, remove, write_atomically, write_json, write_tensors
+from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
+from pw.parallel.team import Team
 from pw.run.build import Run
-from pw.run.provenance import provenance
+from pw.run.signatures import provenance
+
+KEPT = ("last", "previous")  # checkpoints, the newest first
+WHOLE = "whole.ckpt"  # a split checkpoint put together, while it is being read
+MADE_BY = "# trained from configuration {} by code {}\n"
 
 
 def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
@@ -26,19 +33,26 @@ def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
 def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
     """Whether the training is done. Raises ConfigError when the folder holds a training of another signature, or its
     `done.json` is cut off."""
-    done = training_folder(run, outputs) / "done.json"
-    if not done.exists():
+    folder = training_folder(run, outputs)
+    if not (folder / "done.json").exists():
         return False
-    about = read_json(done)
-    if about is None:
-        raise ConfigError(f"{done}: is cut off, as a crash of the machine leaves it; remove it to train anew")
-    signature = about.get("signature")
+    signature = read_done(folder).get("signature")
     if signature != run.training_signature:
         raise ConfigError(
-            f"{done.parent} holds a training of signature {signature}, not {run.training_signature}: move it to "
-            f"{done.parent.with_name(str(signature))}, or remove it to train anew"
+            f"{folder} holds a training of signature {signature}, not {run.training_signature}: move it to "
+            f"{folder.with_name(str(signature))}, or remove it to train anew"
         )
     return True
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """The `done.json` of a finished training. Raises ConfigError when it is cut off."""
+    about = read_json(folder / "done.json")
+    if about is None:
+        raise ConfigError(
+            f"{folder / 'done.json'}: is cut off, as a crash of the machine leaves it; remove it to train anew"
+        )
+    return about
 
 
 @dataclass(frozen=True)
@@ -55,19 +69,15 @@ class EarlierTraining:
     is_finished: bool
 
 
-MADE_BY = "# trained from configuration {} by code {}\n"
-
-
 def earlier_trainings(outputs: Path = OUTPUTS) -> list[EarlierTraining]:
     """All trainings, finished or not, the newest first; but none from before `config.yaml` had the line `MADE_BY`."""
     trainings = []
     for config in (outputs / "train").glob("*/config.yaml"):
         with config.open(errors="replace") as file:
-            lines = [file.readline() for _ in range(2)]
-        words = lines[1].split()
-        if len(words) == 9 and lines[1] == MADE_BY.format(f"{words[4]} {words[5]}", words[8]):
+            found = re.fullmatch(MADE_BY.format(r"(\S+ \S+)", r"(\S+)"), [*file, "", ""][1])
+        if found is not None:
             done = config.with_name("done.json")
-            earlier = EarlierTraining(config.parent, f"{words[4]} {words[5]}", words[8], done.exists())
+            earlier = EarlierTraining(config.parent, *found.groups(), done.exists())
             trainings.append(((done if done.exists() else config).stat().st_mtime, earlier))
     return [earlier for _, earlier in sorted(trainings, key=lambda pair: -pair[0])]
 
@@ -88,53 +98,33 @@ def start_file(start: Run, outputs: Path = OUTPUTS) -> Path:
     return start.shipped.file if start.shipped else training_folder(start, outputs) / "ema.safetensors"
 
 
-def sync_to_disk(folder: Path, *names: str) -> None:
-    """Wait until files of a folder survive a power cut: what they replace is about to be deleted."""
-    for path in (*(folder / name for name in names), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def write_done(run: Run, folder: Path, module: Any) -> None:
     """`done.json`: the mark of a finished training, and what it took."""
-    import torch
-
-    write_json(
-        folder / "done.json",
-        {
-            "signature": run.training_signature,
-            "updates": run.train.updates,
-            "train_flops": training_flops(run, module),
-            "cpu_seconds": round(module.cpu_seconds, 2),
-            "wall_seconds": round(module.wall_seconds, 2),
-            # ru_maxrss is in KiB on Linux, in bytes on macOS
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            // (1024 if sys.platform == "linux" else 1 << 20),
-            "parameters": sum(p.numel() for p in module.net.parameters()),
-            "trained_parameters": sum(p.numel() for p in module.net.parameters() if p.requires_grad),
-            "torch": torch.__version__,
-            **provenance(),
-            "code": run.training_code,
-            "configuration": run.configuration_signature,
-            "start": run.start_run.training_signature if run.start_run else None,
-            "shipped_start": _shipped(run),
-            "passed_over": list(module.passed_over),
-            "processes": run.trainer.processes,
-            "strategy": run.trainer.strategy,
-        },
-    )
-
-
-def _shipped(run: Run) -> dict[str, Any] | None:
-    """The shipped weights that the training departs from, directly or through its start; None without any."""
     start = run.start_run
-    while start is not None and start.shipped is None:
+    while start is not None and start.shipped is None:  # directly or through its start
         start = start.start_run
     card = None if start is None else start.shipped
-    return None if card is None else {"name": card.name, "updates": card.updates, "sha256": card.sha256}
+    mebibyte = 1024 if sys.platform == "linux" else 1 << 20  # of ru_maxrss: in KiB on Linux, in bytes on macOS
+    about = {
+        "signature": run.training_signature,
+        "updates": run.train.updates,
+        "train_flops": training_flops(run, module),
+        "cpu_seconds": round(module.cpu_seconds, 2),
+        "wall_seconds": round(module.wall_seconds, 2),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // mebibyte,
+        "parameters": sum(p.numel() for p in module.net.parameters()),
+        "trained_parameters": sum(p.numel() for p in module.net.parameters() if p.requires_grad),
+        "torch": torch.__version__,
+        **provenance(),
+        "code": run.training_code,
+        "configuration": run.configuration_signature,
+        "start": run.start_run.training_signature if run.start_run else None,
+        "shipped_start": card and {"name": card.name, "updates": card.updates, "sha256": card.sha256},
+        "passed_over": list(module.passed_over),
+        "processes": run.trainer.processes,
+        "strategy": run.trainer.strategy,
+    }
+    write_json(folder / "done.json", about)
 
 
 def write_config(run: Run, folder: Path, command: str = "train") -> None:
@@ -172,7 +162,6 @@ def training_flops(run: Run, module: Any) -> float:
     2 forwards for the targets of a consistency update. A backward is taken as two forwards, as is usual."""
     if run.text is not None:  # a counted forward in fp32 could run out of memory, at the end of a week
         return training_cost(run).flops
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from pw.nn.backbone import Backbone
@@ -187,9 +176,38 @@ def training_flops(run: Run, module: Any) -> float:
         data, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0))
         full = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
         module.velocity(net, condition)(data, full, full)
-    forwards = {"flow": 3, "consistency": 5}
-    count = sum(
-        forwards["consistency" if run.objective.is_consistency(update) else "flow"]
-        for update in range(run.train.updates)
-    )
-    return float(counter.get_total_flops()) * run.train.batch_size * run.train.accumulate * count
+    forwards = sum(5 if run.objective.is_consistency(update) else 3 for update in range(run.train.updates))
+    return float(counter.get_total_flops()) * run.train.batch_size * run.train.accumulate * forwards
+
+
+def write_weights(folder: Path, module: Any, team: Team) -> None:
+    """Write `online.safetensors` and `ema.safetensors`, whole. All processes must call it."""
+    from pw.parallel.sharded import gathered_state
+
+    for name in ("online", "ema"):
+        state = gathered_state(module.net if name == "online" else module.ema, keep=team.place.is_first)
+        if team.place.is_first:
+            write_tensors(folder / f"{name}.safetensors", state)
+        del state  # before the next one is put together: 20 GB each
+
+
+def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """The newest readable checkpoint and its update; an unreadable one is set aside with a warning."""
+    from pw.parallel.sharded import read_rest
+
+    for path in (folder / "checkpoints" / f"{name}.ckpt" for name in KEPT):
+        if not path.exists():
+            continue
+        try:
+            checkpoint = read_rest(path) if path.is_dir() else torch.load(path, "cpu", weights_only=True, mmap=True)
+            signature, update = checkpoint["pw_signature"], int(checkpoint["global_step"])
+        except Exception as error:
+            logging.getLogger("pw").warning("%s is unreadable (%s); trying the one before", path, error)
+            aside = path.with_suffix(".unreadable")
+            remove(aside)
+            path.rename(aside)
+            continue
+        if signature != folder.name:
+            raise ConfigError(f"{path} is a checkpoint of signature {signature}, not {folder.name}; remove it")
+        return path, update
+    return None

@@ -1,4 +1,4 @@
-"""Train a start from its recipe, and write it as it is shipped: weights and card (`pw.run.shipped`).
+"""Train a start from its recipe, and write it as it is shipped: weights and card (`pw.run.build.Card`).
 
     pw start name=hires out=pw/starts
 
@@ -26,13 +26,11 @@ from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import read_json, replacing, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
-from pw.run.build import Run, build
+from pw.run.build import LARGEST, Run, build
 from pw.run.compose import groups, leaves
-from pw.run.shipped import LARGEST
 from pw.run.signatures import NOT_SCALE, NOT_TRAINING
-from pw.train.loop import train
+from pw.train.loop import outputs_folder, run_training, train
 from pw.train.preflight import check_device, preflight
-from pw.train.train_command import outputs_folder, run_training
 
 FIRST = 20  # updates that are trained again
 POINTS = 60  # of a card's curve
@@ -63,17 +61,24 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
 
     Raises ConfigError when the training is not of this recipe and this code, or its weights are too large.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file, save
 
     done, curve = read_json(training / "done.json") or {}, _curve(training / "metrics.jsonl")
     if done.get("configuration") != start.configuration_signature:
         _check_recipe(start, training)
-    first = first_losses(start)
-    _check_first(first, curve, training)
-    weights = {key: value.contiguous() for key, value in load_file(training / "ema.safetensors").items()}
+    first, there = first_losses(start), {point["step"]: _loss(point) for point in curve}
+    for update, loss in first:
+        if not math.isclose(there.get(update, math.nan), loss, rel_tol=TOLERANCE):
+            raise ConfigError(
+                f"training={training}: its loss by update {update} was {there.get(update)}, that of this code is "
+                f"{loss:.6g}: other code made it"
+            )
+    weights = load_file(training / "ema.safetensors")
     if not start.objective.trains_strides:  # as it was drawn: whoever departs from this draws another
         weights = {key: value for key, value in weights.items() if not key.startswith("stride_embedding.")}
-    dtype, content = _serialised(weights)
+    dtype, content = "float32", save(weights)
+    if len(content) > LARGEST:
+        dtype, content = "float16", save({key: value.half() for key, value in weights.items()})
     if len(content) > LARGEST:
         raise ConfigError(f"{training}: {len(content):,} bytes in float16; a shipped start has at most {LARGEST:,}")
     with replacing(out / f"{name}.safetensors") as partial:
@@ -102,16 +107,6 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
     return out / f"{name}.json"
 
 
-def _serialised(weights: Mapping[str, Any]) -> tuple[str, bytes]:
-    """(dtype, safetensors) of weights: in float32, or in float16 if that would be too large to ship."""
-    from safetensors.torch import save
-
-    content = save(dict(weights))
-    if len(content) <= LARGEST:
-        return "float32", content
-    return "float16", save({key: value.half() for key, value in weights.items()})
-
-
 def _check_recipe(start: Run, training: Path) -> None:
     """Raises ConfigError unless a training, whose `done.json` lacks its signature, has the recipe's configuration."""
     from omegaconf import OmegaConf
@@ -134,17 +129,6 @@ def _relevant(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if key not in skipped}
     stated_elsewhere = {"train.checkpoint_every", *(f"scale.{key}" for key in NOT_SCALE)}
     return {k: v for k, v in leaves(kept).items() if not k.endswith("_target_") and k not in stated_elsewhere}
-
-
-def _check_first(first: Sequence[Sequence[float]], curve: Sequence[Mapping[str, float]], training: Path) -> None:
-    """Raises ConfigError unless the training began as this code begins."""
-    there = {point["step"]: _loss(point) for point in curve}
-    for update, loss in first:
-        if not math.isclose(there.get(update, math.nan), loss, rel_tol=TOLERANCE):
-            raise ConfigError(
-                f"training={training}: its loss by update {update} was {there.get(update)}, that of this code is "
-                f"{loss:.6g}: other code made it"
-            )
 
 
 def _curve(path: Path) -> list[dict[str, float]]:
@@ -174,16 +158,6 @@ def _processor() -> str:
     return platform.processor() or "unknown CPU"
 
 
-def start_names() -> list[str]:
-    """The starts that have a recipe in `conf/start`."""
-    return [name for name in groups()["start"] if name != "none"]
-
-
-def finished_training(value: str) -> Path | None:
-    """The folder that `training=` names."""
-    return Path(value).expanduser().resolve() if value else None
-
-
 @dataclass(frozen=True)
 class StartOptions:
     """`pw start name=… key=value …`: one start."""
@@ -192,16 +166,14 @@ class StartOptions:
     out: Path | None = option(
         None, "where its two files go: outputs/starts by default, pw/starts to ship it", read=outputs_folder
     )
-    training: Path | None = option(
-        None, "a finished training of this recipe, to be written without training again", read=finished_training
-    )
+    training: Path | None = option(None, "a finished training of this recipe, to be written without training again")
     outputs: Path = option(OUTPUTS, "folder of all results", read=outputs_folder)
     overrides: tuple[str, ...] = ()
 
 
 def run_start(options: StartOptions) -> int:
     """Exit status: 0 both files are written, 1 it failed, 128 + n stopped by a signal."""
-    names = start_names()
+    names = [name for name in groups()["start"] if name != "none"]
     if options.name not in names:
         raise ConfigError(f"name={options.name}: one of {', '.join(names)}, e.g. make start name={names[-1]}")
     start = build([f"start={options.name}", "start.shipped=false", *options.overrides]).start_run

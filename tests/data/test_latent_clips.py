@@ -22,8 +22,8 @@ from pw.data.shards import ShardClips
 from pw.io.arguments import ConfigError
 from pw.io.video import to_float
 from pw.run.build import build
-from pw.train import not_finite
-from pw.train.not_finite import NotFiniteBatch
+from pw.train import batches
+from pw.train.batches import NotFiniteBatch
 
 RUN = build(["scale=proxy"])
 
@@ -109,8 +109,8 @@ class TestABatch:
         batch = clips.batch(0, 0, 2)
         batch.latent[1, 0, 0, 0, 0] = torch.nan
         found = NotFiniteBatch("01234567", "76543210", seed=0, batch=0, update=1, term="flow", rank=0, processes=1)
-        path = not_finite.write(tmp_path, 0, found, batch, [])
-        told, again = not_finite.read(path)
+        path = batches.write(tmp_path, 0, found, batch, [])
+        told, again = batches.read(path)
         assert told == found
         assert isinstance(again, LatentBatch)
         assert all(vars(again)[name].equal(tensor) for name, tensor in vars(batch).items() if name != "latent")

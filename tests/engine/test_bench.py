@@ -19,8 +19,9 @@ from experiments.engine import bench
 from pw.io.arguments import parse
 from pw.io.paths import ROOT
 from pw.run.build import build
+from pw.stages import import_stages
 from pw.train.batches import batches
-from pw.train.loop import import_stages, train
+from pw.train.loop import train
 
 UPDATES = 6
 ONE_ROUND = parse(bench.TrainBenchOptions, ["repeats=1"])
@@ -143,9 +144,9 @@ def test_a_wrong_call_is_told_what_would_do(word: str, told: str, capsys: Any) -
 def test_garbage_is_collected_again_once_the_stages_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr("pw.io.paths.importlib.import_module", lambda name: seen.append((name, gc.isenabled())))
-    monkeypatch.delitem(sys.modules, "pw.stages.hires", raising=False)
+    monkeypatch.delitem(sys.modules, "pw.stages.stage", raising=False)
     import_stages()
-    assert seen == [("pw.stages.anchor", False), ("pw.stages.hires", False)]
+    assert seen == [("pw.stages.stage", False)]
     assert gc.isenabled()
 
 

@@ -328,7 +328,7 @@ def test_a_terminal_that_closes_stops_a_training_with_a_checkpoint_but_not_one_u
 def test_what_workers_are_forked_from_has_all_they_work_with_and_does_not_look_through_it_again() -> None:
     code = (
         "import gc, sys; import experiments.engine.preload\n"
-        "there = {'lightning.pytorch', 'pw.stages.hires', 'pw.sample.evaluate', 'benchmarks.measure.clips'}\n"
+        "there = {'lightning.pytorch', 'pw.stages.stage', 'pw.sample.evaluate', 'benchmarks.measure.clips'}\n"
         "assert there <= sys.modules.keys()\n"
         "assert gc.isenabled() and gc.get_freeze_count() > 100_000\n"
     )

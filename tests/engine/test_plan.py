@@ -19,8 +19,8 @@ from experiments.engine.run_ablation import main
 from pw.io import arguments
 from pw.io.arguments import ConfigError
 from pw.run.compose import at, leaves
-from pw.sample.sample_command import SampleOptions
-from pw.train.train_command import checked_run
+from pw.sample.evaluate import SampleOptions
+from pw.train.loop import checked_run
 
 NOTHING_STATED = Statement("", "", "", "")
 PARTS_OF_AN_OBJECTIVE = ("turns", "step_sampler", "weighting", "target")

@@ -90,6 +90,8 @@ def test_only_six_trajectories_to_data_are_trained_throughout_by_the_papers_set(
     assert found == {(500,), (600,), (700,), (800,), (800, 700), (800, 600)}
 
 
-def test_the_summary_counts_what_the_report_holds():
+def test_of_the_paper_s_set_trains_one_step_of_four_and_no_second_half():
     report = coverage(PAPER, TIMESTEP, inference_grid(4, TIMESTEP))
-    assert report.summary() == ("1 of 4 inference steps and 0 of 24 second halves are trained (4 more at stride 0)")
+    assert [pair.trained for pair in report.pairs].count(True) == 1
+    assert len(report.pairs) == 4
+    assert (report.second_halves_trained, report.second_halves, report.second_halves_grounded) == (0, 24, 4)

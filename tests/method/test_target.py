@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pw.method import path
 from pw.method.schedule import Schedule
+from pw.method.step_sampler import Steps
 from pw.method.target import TwoSteps
-from pw.types import Steps
 
 INDEX, TIMESTEP = Schedule(5.0, 1000, "index", True), Schedule(5.0, 1000, "timestep", False)
 SPAN = TwoSteps("span_weighted", "online")

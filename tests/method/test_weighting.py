@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pw.method.schedule import Schedule
-from pw.method.step_sampler import Aligned, Chain, ExponentialIndex, StepSampler
+from pw.method.step_sampler import Aligned, Chain, ExponentialIndex, Steps, StepSampler
 from pw.method.weighting import DeltaSigma, Uniform, expected_weight
-from pw.types import Steps
 
 STARTS = (500, 600, 700, 800)
 PAPER = ExponentialIndex(0.7, 6, True, STARTS, False)

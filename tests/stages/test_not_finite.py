@@ -1,4 +1,4 @@
-"""pw.train.not_finite, pw.train.replay: the batch of a loss that is not finite is kept, and can be looked at."""
+"""pw.train.batches, pw.train.batches: the batch of a loss that is not finite is kept, and can be looked at."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pw.run.build import Run
-from pw.train import replay
+from pw.train import batches
+from pw.train.batches import read
 from pw.train.loop import train
-from pw.train.not_finite import read
 from pw.train.record import training_folder
 
 
@@ -44,10 +44,10 @@ def test_a_batch_is_computed_again_with_the_weights_of_the_last_checkpoint_or_of
     micro, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = left_by(micro("objective=flow", "optimizer.lr=1e30"), tmp_path / "start")
-    assert replay.main([str(start)]) == 0  # it is not the batch: the first update spoilt the weights
+    assert batches.main([str(start)]) == 0  # it is not the batch: the first update spoilt the weights
     assert "weights it departed from" in capsys.readouterr().out
     spoilt = left_by(micro("objective=flow", "optimizer.lr=1e30", "train.checkpoint_every=1"), tmp_path / "spoilt")
-    assert replay.main([str(spoilt)]) == 1
+    assert batches.main([str(spoilt)]) == 1
     assert "nan with the weights of its checkpoint of update 1" in capsys.readouterr().out
 
 
@@ -63,14 +63,14 @@ def test_weights_that_no_loss_will_tell_of_are_neither_exported_nor_kept(micro, 
 def test_what_is_not_left_by_a_training_or_by_another_is_refused(
     micro, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert replay.main([]) == 2
-    assert replay.main([str(tmp_path / "update-000001-rank0.json")]) == 2
+    assert batches.main([]) == 2
+    assert batches.main([str(tmp_path / "update-000001-rank0.json")]) == 2
     assert "not what a training leaves" in capsys.readouterr().err
     path = left_by(micro("objective=flow", "optimizer.lr=1e30"), tmp_path)
     folder = path.parents[1]
     other = train(micro("objective=flow", "train.updates=1"), tmp_path)
     shutil.copy(other / "config.yaml", folder / "config.yaml")
-    assert replay.main([str(path)]) == 2
+    assert batches.main([str(path)]) == 2
     assert f"signature {other.name} now, not {folder.name}" in capsys.readouterr().err
 
 

@@ -24,9 +24,8 @@ from pw.parallel.sharded import read_rest
 from pw.parallel.signals import STOP_SIGNALS, Stopped
 from pw.run.build import Run
 from pw.stages.stage import Stage
-from pw.train.checkpoint import last_checkpoint
 from pw.train.loop import train
-from pw.train.record import is_trained, training_folder
+from pw.train.record import is_trained, last_checkpoint, training_folder
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -115,7 +114,7 @@ def test_a_split_training_killed_while_it_writes_a_checkpoint_is_continued_from_
     run = micro("objective=flow", "train.updates=60", "train.checkpoint_every=4", *split)
     code = (
         "import resource, signal, sys, threading, time, torch; from pathlib import Path\n"
-        "from pw.run.build import build; from pw.train.loop import train, training_folder\n"
+        "from pw.run.build import build; from pw.train.loop import train; from pw.train.record import training_folder\n"
         "torch.set_num_threads(1)\n"
         "run, outputs = build(sys.argv[2:]), Path(sys.argv[1])\n"
         "def limit():\n"

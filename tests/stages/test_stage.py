@@ -18,11 +18,10 @@ from pw.io.arguments import ConfigError
 from pw.io.paths import quiet
 from pw.nn.backbone import Backbone
 from pw.run.build import Run
-from pw.stages.anchor import AnchorModel
-from pw.stages.hires import HiresSynth
-from pw.stages.stage import SeededDraws, Stage, load_start
+from pw.stages import stage_module
+from pw.stages.stage import AnchorModel, HiresSynth, SeededDraws, Stage, load_start
 from pw.train.batches import batches
-from pw.train.loop import stage_module, train
+from pw.train.loop import train
 from pw.train.record import training_flops
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so

@@ -14,11 +14,9 @@ from safetensors.torch import load_file
 from small_processes import Training, train_together
 
 from pw.run.build import Run
-from pw.train.checkpoint import last_checkpoint
+from pw.train.batches import read, replay
 from pw.train.loop import train
-from pw.train.not_finite import read
-from pw.train.record import training_folder
-from pw.train.replay import replay
+from pw.train.record import last_checkpoint, training_folder
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")

@@ -16,7 +16,7 @@ from pw.io.arguments import ConfigError
 from pw.nn.backbone import Backbone
 from pw.nn.convert import layout, place, read, to_ours
 from pw.run.build import Run, build, make
-from pw.train.export import export, find, main, shards
+from pw.train.export import export, find, main
 from pw.train.loop import train
 from pw.train.record import training_folder, write_config
 
@@ -123,11 +123,6 @@ class TestAnExport:
     def test_can_be_read_by_whom_other_files_can(self, exported: Path) -> None:
         modes = {path.stat().st_mode for path in exported.rglob("*") if path.is_file()}
         assert len(modes) == 1
-
-
-class TestShards:
-    def test_keep_the_order_and_give_a_giant_its_own_file(self) -> None:
-        assert shards({"a": 3, "b": 3, "c": 9, "d": 1, "e": 1}, 6) == [["a", "b"], ["c"], ["d", "e"]]
 
 
 class TestTheCommand:

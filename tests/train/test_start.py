@@ -18,11 +18,11 @@ from experiments.engine.job import all_jobs
 from experiments.engine.plan import make_plan, parse
 from experiments.engine.run_ablation import main
 from pw.io.arguments import ConfigError
-from pw.run.build import Run, build
+from pw.run.build import LARGEST, Run, build, read_card
 from pw.run.compose import groups
-from pw.run.shipped import LARGEST, read_card
+from pw.stages import stage_module
 from pw.train import start
-from pw.train.loop import stage_module, train
+from pw.train.loop import train
 from pw.train.record import start_file, training_folder
 
 RECIPE = ["start.updates=3"]  # the whole recipe of the tiny scale, but short

@@ -34,7 +34,7 @@ def test_a_finished_training_of_another_signature_is_named_with_what_would_do(tm
 def test_a_checkpoint_of_another_signature_is_not_continued(tmp_path: Path) -> None:
     import torch
 
-    from pw.train.checkpoint import last_checkpoint
+    from pw.train.record import last_checkpoint
 
     folder = tmp_path / "12345678"
     (folder / "checkpoints").mkdir(parents=True)

@@ -33,7 +33,7 @@ from experiments.engine.outcome.written import read_written
 from pw.io.arguments import Command, ConfigError, did_you_mean, option
 from pw.io.files import write_atomically
 from pw.io.paths import OUTPUTS
-from pw.train.train_command import outputs_folder
+from pw.train.loop import outputs_folder
 
 Values = Mapping[int, float]
 """Of a metric, by seed."""
