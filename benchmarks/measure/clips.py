@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup, protocols
 from pw.io.files import write_csv, write_json
+from pw.io.lazy import Tensor
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
     from benchmarks.metrics.implementation import Batch
 

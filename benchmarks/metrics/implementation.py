@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmarks.metrics import lookup
+from pw.io.lazy import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pw.io.video import Frames, VideoInfo
 
 

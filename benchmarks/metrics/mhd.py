@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.metrics.implementation import Look
+from pw.io.lazy import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pw.io.video import Frames, VideoInfo
 
 REDUCTIONS = ("mean", "sum")

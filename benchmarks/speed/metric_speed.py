@@ -27,11 +27,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.measure.metric_weights import MissingWeights, find
 from benchmarks.metrics import lookup
-from benchmarks.metrics.implementation import Look, Scorer
+from benchmarks.metrics.implementation import Look, Scorer, scorer_of
 from pw.io.arguments import Command, number, option
 from pw.io.files import writable_file, write_json
 from pw.io.host import default_threads, usable_cores
@@ -105,11 +105,6 @@ def in_turn(rivals: Mapping[str, Callable[[], float]], repeats: int) -> tuple[di
     return values, {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
-def scorer_of(name: str) -> Scorer:
-    row = lookup(name)
-    return importlib.import_module(f"benchmarks.metrics.{row.family}").scorer([name], row.settings, "cpu")
-
-
 def value_of(name: str, scorer: Scorer, frames: Frames) -> float:
     """A metric of frames `[F, H, W, 3]`, one after the other on this thread."""
     from pw.io.video import VideoInfo
@@ -137,7 +132,7 @@ def bench_mhd(repeats: int) -> list[Measured]:
     """Ours against the whole clip, and against the same frame by frame."""
     import numpy as np
 
-    scorer, ks = scorer_of("mhd_mse"), lookup("mhd_mse").settings["ks"]
+    scorer, ks = scorer_of(["mhd_mse"]), lookup("mhd_mse").settings["ks"]
     frames = np.ascontiguousarray(pan(FRAMES, *HD))
     values, seconds = in_turn(
         {
@@ -160,7 +155,7 @@ def bench_mhd(repeats: int) -> list[Measured]:
 
 def bench_niqe(repeats: int) -> list[Measured]:
     try:
-        scorer = scorer_of("niqe")
+        scorer = scorer_of(["niqe"])
     except MissingWeights as error:
         return [Measured("niqe", "ours", None, "ms", note=str(error))]
     frames = texture(*HD)[None]
@@ -250,6 +245,16 @@ def device() -> str:
     return platform.processor() or "CPU"
 
 
+def report(what: str, measured: Sequence[Measured], out: Path | None, about: Mapping[str, Any]) -> None:
+    """Print what was measured, and write it to a JSON file named by the processor, or to `out`."""
+    show(measured)
+    name = device()
+    out = out or OUTPUTS / "bench" / f"{what}_{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}.json"
+    rows = [{**asdict(row), "met": row.met} for row in measured]
+    write_json(out, {"device": name, "cores": usable_cores(), "torch": torch.__version__, **about, "measured": rows})
+    print(out)
+
+
 def show(found: Sequence[Measured]) -> None:
     from rich import box
     from rich.console import Console
@@ -285,21 +290,14 @@ def run(options: MetricBenchOptions) -> int:
     if "stream" in options.only:  # first: while this process is small, and on all cores
         print(f"a 4K clip of {options.frames} frames …", file=sys.stderr, flush=True)
         measured += bench_stream(options.frames)
+    threads = {"stream": default_threads(), "mhd": 1, "niqe": 1}
     os.environ.update(dict.fromkeys(THREADS, "1"))  # before numpy and torch are imported
     torch.set_num_threads(1)
     for part, bench in (("mhd", bench_mhd), ("niqe", bench_niqe)):
         if part in options.only:
             print(f"{part} …", file=sys.stderr, flush=True)
             measured += bench(options.repeats)
-    show(measured)
-    name = device()
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-    out = options.out or OUTPUTS / "bench" / f"metrics_{slug}.json"
-    threads = {"stream": default_threads(), "mhd": 1, "niqe": 1}
-    about = {"device": name, "cores": usable_cores(), "torch": torch.__version__, "threads": threads}
-    rows = [{**asdict(row), "met": row.met} for row in measured]
-    write_json(out, {**about, "repeats": options.repeats, "measured": rows})
-    print(out)
+    report("metrics", measured, options.out, {"threads": threads, "repeats": options.repeats})
     return 0
 
 

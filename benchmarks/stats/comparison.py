@@ -5,7 +5,7 @@ arms share both; so arms are paired by seed, and seeds are the only independent 
 
 **The interval is the paired t over the seeds' differences.** It is wide: 4.30 standard errors at three seeds. Narrower
 ones save where a comparison is noisier than its neighbours, and there the false claims are made: with two degrees of
-freedom no guard tells such a comparison from a quiet one (simulated by `python -m benchmarks.stats.interval_coverage`).
+freedom no guard tells such a comparison from a quiet one (simulated by `tests/simulated_tables.py`).
 Skewed errors in one arm cost paired t up to 6 points of coverage, too. What buys narrower intervals is seeds: five are
 1.9 times narrower than three. There is no control variate fitted on the seeds (the floor of a seed's clips, say): its
 coefficient takes one of their degrees of freedom.

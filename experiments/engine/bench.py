@@ -25,16 +25,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from benchmarks.speed.metric_speed import Measured, device, in_turn, show
+from benchmarks.speed.metric_speed import Measured, in_turn, report
 from experiments.engine.plan import make_plan, parse
 from pw.io.arguments import Command, number, option
-from pw.io.files import writable_file, write_json
-from pw.io.host import usable_cores
-from pw.io.paths import OUTPUTS, ROOT
+from pw.io.files import writable_file
+from pw.io.paths import ROOT
 from pw.parallel.launch import REPORT
 from pw.run.signatures import provenance
 
@@ -198,23 +197,8 @@ def run(options: TrainBenchOptions) -> int:
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    show(measured)
-    import torch
-
-    about = {
-        "device": device(),
-        "cores": usable_cores(),
-        "load": os.getloadavg(),
-        "torch": torch.__version__,
-        "repeats": options.repeats,
-        "ablation": ablation_words(options),
-        "measured": [{**asdict(row), "met": row.met} for row in measured],
-        **provenance(),
-    }
-    name = re.sub(r"[^A-Za-z0-9]+", "-", device()).strip("-")
-    out = options.out or OUTPUTS / "bench" / f"train_{name}.json"
-    write_json(out, about)
-    print(out)
+    about = {"load": os.getloadavg(), "repeats": options.repeats, "ablation": ablation_words(options), **provenance()}
+    report("train", measured, options.out, about)
     return 0
 
 

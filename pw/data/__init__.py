@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from pw.io.lazy import Tensor, torch
 
+if TYPE_CHECKING:
     from pw.io.video import Frames
 
 

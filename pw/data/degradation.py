@@ -9,12 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from pw.io.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
+from pw.io.lazy import Tensor, torch
 
 AT_ONCE = 2**25  # pixels that `resize` handles at once, 400 MB: some frames of a 2K clip, whole batches of small ones
 
@@ -25,16 +22,16 @@ class Degradation(Protocol):
     `anchor` is `draw` followed by `degrade`. Called separately, parameters drawn for a batch degrade it clip by clip.
     """
 
-    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[Any]:
+    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: torch.Generator) -> list[Any]:
         """Random parameters for each of `clips` clips of `frames` frames, with anchors of `size`."""
 
     def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[Any]) -> Tensor:
         """video [B, 3, F, H, W], drawn parameters of each clip -> anchor video [B, 3, F, *size]."""
 
-    def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
+    def anchor(self, video: Tensor, size: tuple[int, int], draw: torch.Generator) -> Tensor:
         """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
 
-    def perturb(self, latent: Tensor, draw: Generator) -> Tensor:
+    def perturb(self, latent: Tensor, draw: torch.Generator) -> Tensor:
         """anchor latent -> noisy anchor latent, the same shape."""
 
 
@@ -77,7 +74,7 @@ def blur(video: Tensor, sigma: Tensor, widest: float | None = None) -> Tensor:
     return flat.view_as(video)
 
 
-def _between(bounds: tuple[float, float], batch: int, draw: Generator) -> Tensor:
+def _between(bounds: tuple[float, float], batch: int, draw: torch.Generator) -> Tensor:
     low, high = bounds
     return low + (high - low) * torch.rand(batch, generator=draw)
 
@@ -118,7 +115,7 @@ class BlurAndNoise:
         if not 0 <= self.noise_probability <= 1:
             raise ValueError(f"degradation.noise_probability={self.noise_probability}: a probability, 0 to 1")
 
-    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[DrawnLoss]:
+    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: torch.Generator) -> list[DrawnLoss]:
         factors = _between(self.downscale, clips, draw).tolist()
         sigmas = _between(self.blur, clips, draw).tolist()
         return [DrawnLoss(factor, sigma, max(sigmas)) for factor, sigma in zip(factors, sigmas, strict=True)]
@@ -134,10 +131,10 @@ class BlurAndNoise:
         sigmas = torch.tensor([loss.sigma for loss in drawn])
         return blur(anchor, sigmas, drawn[0].widest) if self.blur[1] > 0 else anchor
 
-    def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
+    def anchor(self, video: Tensor, size: tuple[int, int], draw: torch.Generator) -> Tensor:
         return self.degrade(video, size, self.draw(len(video), video.shape[2], size, draw))
 
-    def perturb(self, latent: Tensor, draw: Generator) -> Tensor:
+    def perturb(self, latent: Tensor, draw: torch.Generator) -> Tensor:
         """anchor latent + noise, in each clip with probability `noise_probability`."""
         batch = len(latent)
         std = _between(self.noise, batch, draw) * (torch.rand(batch, generator=draw) < self.noise_probability)
@@ -149,16 +146,16 @@ class BlurAndNoise:
 class Clean:
     """Area-downscale to the anchor's size, no other degradation."""
 
-    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[None]:
+    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: torch.Generator) -> list[None]:
         return [None] * clips
 
     def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[None]) -> Tensor:
         return resize(video, size, "area")
 
-    def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
+    def anchor(self, video: Tensor, size: tuple[int, int], draw: torch.Generator) -> Tensor:
         return resize(video, size, "area")
 
-    def perturb(self, latent: Tensor, draw: Generator) -> Tensor:
+    def perturb(self, latent: Tensor, draw: torch.Generator) -> Tensor:
         return latent
 
 
@@ -192,7 +189,7 @@ class Flawed:
         if self.noise < 0:
             raise ValueError(f"degradation.noise={self.noise}: a standard deviation, 0 or more")
 
-    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: Generator) -> list[Flaw]:
+    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: torch.Generator) -> list[Flaw]:
         losses, side, flaws = self.base.draw(clips, frames, size, draw), self._masked(size), []
         for loss in losses:
             top, left = (int(torch.randint(0, s - d + 1, (), generator=draw)) for s, d in zip(size, side, strict=True))
@@ -213,8 +210,8 @@ class Flawed:
         """Height and width of the masked rectangle, px."""
         return [max(1, round(length * self.mask**0.5)) for length in size] if self.mask else [0, 0]
 
-    def anchor(self, video: Tensor, size: tuple[int, int], draw: Generator) -> Tensor:
+    def anchor(self, video: Tensor, size: tuple[int, int], draw: torch.Generator) -> Tensor:
         return self.degrade(video, size, self.draw(len(video), video.shape[2], size, draw))
 
-    def perturb(self, latent: Tensor, draw: Generator) -> Tensor:
+    def perturb(self, latent: Tensor, draw: torch.Generator) -> Tensor:
         return latent + (self.noise * torch.randn(latent.shape, generator=draw)).to(latent)

@@ -16,16 +16,13 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pw.data import Clips, Evaluation, LatentBatch
 from pw.data.shard_index import ShardError, ShardIndex, StoredClip, index_tar, read_member, shard_digest
 from pw.data.shards import LastRead, LazyList, Readable, epoch_order, fits, seeded, unreadable
-from pw.io.lazy import torch
+from pw.io.lazy import Tensor, torch
 from pw.io.video import Frames, to_float
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 log = logging.getLogger(__name__)
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pw.data import Clips, Evaluation
-from pw.io.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
+from pw.io.lazy import Tensor, torch
 
 VERSION = 1  # raise it whenever the drawn clips change: it is part of every signature
 CELL = 8  # px, side of a texture cell
@@ -26,7 +23,7 @@ WAVES = tuple((2 * math.pi / CELL * x, 2 * math.pi / CELL * y) for x, y in ((2, 
 CONTRAST = 0.45
 
 
-def generator(*entropy: int) -> Generator:
+def generator(*entropy: int) -> torch.Generator:
     """A pure function of some integers."""
     seed = np.random.SeedSequence([e & 0xFFFFFFFF for e in entropy]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
@@ -64,7 +61,7 @@ class ProceduralClips:
         one: Any = lambda drawn, i: {name: values[i : i + 1] for name, values in drawn.items()}  # noqa: E731
         return Clips(count, lambda i: self._render(one(structure, i), one(texture, i))[0])
 
-    def _structure(self, count: int, draw: Generator) -> dict[str, Tensor]:
+    def _structure(self, count: int, draw: torch.Generator) -> dict[str, Tensor]:
         uniform = lambda *shape: torch.rand(*shape, generator=draw)  # noqa: E731
         return {
             "colours": uniform(count, 2, 3) * 1.2 - 0.6,
@@ -76,7 +73,7 @@ class ProceduralClips:
             "square": (uniform(count) > 0.5).float(),
         }
 
-    def _texture(self, count: int, draw: Generator) -> dict[str, Tensor]:
+    def _texture(self, count: int, draw: torch.Generator) -> dict[str, Tensor]:
         cells = -(-self.size // CELL)
         return {
             "wave": torch.randint(0, 4, (count, cells, cells), generator=draw),

@@ -10,17 +10,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count as count_from
 from itertools import product
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
 from pw.data import Clips, Evaluation
 from pw.data.shard_index import REMAKE, ShardError, ShardIndex, shard_digest
-from pw.io.lazy import torch
+from pw.io.lazy import Tensor, torch
 from pw.io.video import Frames, to_float
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
 
 log = logging.getLogger(__name__)
 
@@ -249,7 +246,7 @@ def unreadable(names: Sequence[str]) -> str:
     return f"; unreadable: {', '.join(names)}" if names else ""
 
 
-def seeded(*parts: int | str) -> Generator:
+def seeded(*parts: int | str) -> torch.Generator:
     """A pure function of some numbers and words."""
     return torch.Generator().manual_seed(int(shard_digest(*parts), 16))
 
@@ -259,7 +256,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=seeded(seed, "epoch", epoch)).tolist()
 
 
-def _randint(below: int, generator: Generator) -> int:
+def _randint(below: int, generator: torch.Generator) -> int:
     return int(torch.randint(below, (), generator=generator))
 
 
@@ -268,11 +265,11 @@ def fits(shape: tuple[int, ...] | None, crop: tuple[int, int, int]) -> bool:
     return shape is None or all(have >= need for have, need in zip(shape, crop, strict=False))
 
 
-def _random_start(shape: tuple[int, ...], crop: tuple[int, int, int], generator: Generator) -> tuple[int, ...]:
+def _random_start(shape: tuple[int, ...], crop: tuple[int, int, int], generator: torch.Generator) -> tuple[int, ...]:
     return tuple(_randint(have - need + 1, generator) for have, need in zip(shape, crop, strict=False))
 
 
-def _tiles(shape: tuple[int, ...], crop: tuple[int, int, int], generator: Generator) -> list[tuple[int, ...]]:
+def _tiles(shape: tuple[int, ...], crop: tuple[int, int, int], generator: torch.Generator) -> list[tuple[int, ...]]:
     """Starts (frame, row, column) of as many crops as fit side by side, in random order, randomly shifted."""
     spare = tuple(have % need for have, need in zip(shape, crop, strict=False))
     shift = _random_start(tuple(s + 1 for s in spare), (1, 1, 1), generator)

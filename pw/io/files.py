@@ -14,12 +14,10 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pw.io.arguments import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pw.io.lazy import Tensor
 
 
 @contextmanager

@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pw.io.lazy import torch
+from pw.io.lazy import Tensor, torch
 from pw.method.path import Velocity
 from pw.method.schedule import Schedule
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,12 @@ import os
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pw.io.arguments import ConfigError
+from pw.io.lazy import Tensor
 from pw.parallel.signals import Stopped
 from pw.run.settings import Train, Trainer
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PLACE, STORE = "PW_PLACE", "PW_STORE"  # environment variables of the processes that `launch` starts
 # How long processes wait for each other, by `Place.is_launched`. Those that `launch` started end when one of them

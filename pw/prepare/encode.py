@@ -24,12 +24,11 @@ from pw.data.shard_index import ShardError, manifest_entry, write_tar
 from pw.data.shards import seeded
 from pw.io.arguments import Command, ConfigError
 from pw.io.files import check_writable, digest, replacing, write_json, write_tensors
+from pw.io.lazy import Tensor
 from pw.io.progress import Pace, ProgressLine
 from pw.prepare.encoding import Encoding, LatentsOptions, VideoShard, check_disk, estimate, find_weights, plan_encoding
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pw.nn.codec import WanCodec
     from pw.nn.text import TextEncoder
 

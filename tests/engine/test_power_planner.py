@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import nct, t
+from simulated_tables import control_variate_width
 
 from benchmarks.metrics import protocols
 from benchmarks.stats.comparison import paired_t
-from benchmarks.stats.interval_coverage import control_variate_width
 from experiments.engine.plan import make_plan, parse
 from experiments.engine.power_analysis.power_planner import PowerOptions, assumed_sd, main, plan_power, target_of
 from experiments.engine.power_analysis.spread import (

@@ -171,7 +171,7 @@ def control_variate_pays_from(seeds: int, alpha: float = 0.05) -> float | None:
     """Share of a difference's variance that a control variate must explain to narrow its interval; None below 3 seeds.
 
     Its expectation is taken as known, and its coefficient is fitted on the seeds: a degree of freedom and the slope's
-    own error are paid with (normal errors; `python -m benchmarks.stats.interval_coverage` simulates it). The pairing
+    own error are paid with (normal errors; `tests/simulated_tables.py` simulates it). The pairing
     by seed is a control variate already, whose coefficient is 1: the arms share clips, noise and start.
     """
     if seeds < 3:

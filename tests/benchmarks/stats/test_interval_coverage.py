@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-
-from benchmarks.stats.comparison import paired_t
-from benchmarks.stats.interval_coverage import (
+from simulated_tables import (
     FAMILIES,
     METHODS,
     RATIO,
@@ -16,8 +14,9 @@ from benchmarks.stats.interval_coverage import (
     cover,
     false_positives,
     family_rates,
-    markdown,
 )
+
+from benchmarks.stats.comparison import paired_t
 
 NORMAL = [
     Scenario(n, arms, "normal", v) for n, arms, v in itertools.product((3, 5), (4, 7), ("equal", "one noisy", "graded"))
@@ -93,13 +92,3 @@ def test_the_noisy_comparison_has_the_variance_ratio_that_is_claimed():
     for variances in ("one noisy", "graded"):
         spread = Scenario(5, 5, "normal", variances).differences(4000, np.random.default_rng(0)).var((0, 2))
         assert spread[-1] / spread[0] == pytest.approx(RATIO, rel=0.15)
-
-
-def test_the_study_prints_a_table_of_all_methods(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("benchmarks.stats.interval_coverage.ARMS", (4,))
-    monkeypatch.setattr("benchmarks.stats.interval_coverage.ERRORS", ("normal",))
-    monkeypatch.setattr("benchmarks.stats.interval_coverage.FAMILIES", {"none differs": FAMILIES["none differs"]})
-    text = markdown(50)
-    assert "| 5 | 0.9 | none differs | " in text
-    assert "| 3 | 4 | normal | graded |" in text
-    assert all(name in text for name in METHODS)

@@ -1,4 +1,4 @@
-"""What the candidate intervals really cover, by simulation: `python -m benchmarks.stats.interval_coverage`.
+"""What the candidate intervals of a table really cover, by simulation: the numbers of D13, D74 and D75.
 
 A simulated metric has arms x seeds: an effect of the seed shared by all arms plus an error of arm and seed. The errors
 are normal, heavy-tailed (t with 5 df) or skewed (exponential); the variances of the paired differences are equal, or
@@ -13,7 +13,6 @@ family-wise error and power. And what a control variate fitted on the seeds does
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,8 +24,6 @@ from benchmarks.stats.comparison import LEVEL, gatekeep, holm, paired_t
 Interval = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Middle, half-width and two-sided p, each [tables, comparisons]."""
 
-SEEDS = (3, 5)
-ARMS = (4, 7)
 ERRORS = ("normal", "t5", "skewed")
 VARIANCES = ("equal", "one noisy", "graded")
 RATIO = 16.0
@@ -240,42 +237,3 @@ def control_variate_width(seeds: int, share: float, tables: int, seed: int = 0) 
     variance = (residual**2).sum(-1) / (seeds - 2)
     error = np.sqrt(variance * (1 / seeds + x.mean(-1) ** 2 / (centred**2).sum(-1)))
     return float((stdtrit(seeds - 2, (1 + LEVEL) / 2) * error).mean() / paired_t(y)[1].mean())
-
-
-def markdown(tables: int) -> str:
-    coverage, positives, families, widths = [], [], [], []
-    for situation in itertools.product(SEEDS, ARMS, ERRORS, VARIANCES):
-        found = cover(Scenario(*situation), tables).values()
-        coverage.append([*situation, *(f"{100 * o.worst:.1f} / {100 * o.mean:.1f}, x{o.width:.2f}" for o in found)])
-    for seeds, variances in itertools.product(SEEDS, VARIANCES):
-        scenario = Scenario(seeds, 4, "normal", variances)
-        some = {method: tables // 10 if method is bootstrap else tables for method in METHODS.values()}
-        rates = [false_positives(scenario, method, n) for method, n in some.items()]
-        positives.append([seeds, 4, "normal", variances, *(f"{100 * rate:.1f}" for rate in rates)])
-    for seeds, correlation, (what, effects) in itertools.product(SEEDS, (0.0, 0.5, 0.9), FAMILIES.items()):
-        found = family_rates(seeds, correlation, effects, tables).values()
-        cells = [" / ".join("–" if rate is None else f"{100 * rate:.1f}" for rate in rates) for rates in found]
-        families.append([seeds, f"{correlation:g}", what, *cells])
-    shares = (0.0, 0.25, 0.5, 0.75, 0.9)
-    for seeds in (*SEEDS, 10):
-        widths.append([seeds, *(f"x{control_variate_width(seeds, share, tables):.2f}" for share in shares)])
-    scenarios = ["seeds", "arms", "errors", "variances", *METHODS]
-    return "\n\n".join([
-        "IntervalCoverage in % of the worst covered comparison / of all, x mean width relative to paired t.",
-        _table(scenarios, coverage),
-        "False positives in % of null comparisons (6 metrics, Holm, worst comparison).",
-        _table(scenarios, positives),
-        "Family-wise error in % / power of the primary / of each of the others, 7 metrics, differences of 3 sd.",
-        _table(["seeds", "correlation", "what differs", "gatekeeping", "Holm over all"], families),
-        "Width with a control variate fitted on the seeds over that without, by the share of variance it explains.",
-        _table(["seeds", *(f"{100 * share:g} %" for share in shares)], widths),
-    ])  # fmt: skip
-
-
-def _table(heads: list[str], rows: list[list[object]]) -> str:
-    lines = [f"| {' | '.join(map(str, row))} |" for row in (heads, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
-
-
-if __name__ == "__main__":
-    print(markdown(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000))
