@@ -15,6 +15,7 @@ See `pw.io.hub` for HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. Nothing here imports 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,28 @@ class MissingWeights(ConfigError):
 
 class WrongWeights(MissingWeights):
     """Weights that are there, but are not what they should be."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An address that an installed package knows: `attribute` of `module`."""
+
+    module: str
+    attribute: str
+    continues = True
+
+    def __str__(self) -> str:
+        return f"the address in {self.module}.{self.attribute}"
+
+    @property
+    def address(self) -> str:
+        try:
+            return str(attrgetter(self.attribute)(importlib.import_module(self.module)))
+        except (ImportError, AttributeError) as error:
+            raise FetchError(f"it is not there ({error})") from error
+
+    def fill(self, part: Path, size: int) -> None:
+        hub.download(self, self.address, [{}], part, size)
 
 
 @dataclass(frozen=True)
@@ -138,7 +162,7 @@ class Weights:
 
 
 # a source's first key in the table -> what it is
-_SOURCES = {"repo": HubFile, "address": Web, "requirement": Packaged}
+_SOURCES = {"repo": HubFile, "address": Web, "module": Installed, "requirement": Packaged}
 
 
 def _row(name: str, sources: Sequence[Mapping[str, Any]], sha256: str = "", **others: Any) -> Weights:
