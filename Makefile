@@ -111,8 +111,8 @@ mlflow: .venv/.ready ## open the MLflow UI on 127.0.0.1:5000 (port=… to change
 mlflow-sync: .venv/.ready ## log the tables that MLflow does not have, from their files [args="outputs=DIR"]
 	@$(PW) mlflow-sync $(args)
 
-test: .venv/.ready ## run the tests (under 6 minutes on 2 cores): make test [args="-k solver"]
-	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(args)
+test: .venv/.ready ## run the tests (under 6 minutes on 2 cores): make test [args="-k solver"]; the slow ones: args="-m slow"
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(args)
 
 test-slurm: .venv/.ready ## an ablation on a real SLURM of one node (Debian's packages, not installed; root; 10 minutes)
 	@PW_TEST_SLURM=1 .ci/slurm $(RUN) -m pytest tests/engine/test_slurm.py $(args)

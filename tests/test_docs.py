@@ -245,6 +245,7 @@ class TestTheExamples:
         assert "Does a cap on the weight help?" in printed
         assert "weighting=mine" in printed
 
+    @pytest.mark.slow
     def test_of_a_backbone_trains(self, tmp_path: Path) -> None:
         run_section(tmp_path, "A backbone")
         assert list((tmp_path / "outputs" / "train").glob("*/done.json"))

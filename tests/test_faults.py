@@ -43,6 +43,8 @@ from pw.parallel.signals import Stopped
 from pw.train.batches import read
 from pw.train.record import training_folder
 
+pytestmark = pytest.mark.slow
+
 # arms that differ in what will happen to them
 ABLATION = Ablation(
     fixed="stage=hires",

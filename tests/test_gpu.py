@@ -102,6 +102,7 @@ SIZE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [(), ("scale.anchor_upsample=pixel", "codec.tile=64", "codec.overlap=16"), ("trainer.guidance_batch=true",)],
@@ -129,6 +130,7 @@ def test_clips_are_encoded_there(gpu: Gpu, pipeline: Any, tmp_path: Path) -> Non
     assert gpu.now == 0
 
 
+@pytest.mark.slow
 def test_the_bench_runs_through(gpu: Gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.json"
     words = (

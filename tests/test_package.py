@@ -165,6 +165,7 @@ class TestTheWheel:
 
 
 class TestAFolderOfOnesOwn:
+    @pytest.mark.slow
     def test_is_trained_sampled_and_scored_like_the_suite(self, own: Path) -> None:
         ended = run_python(own, ROOT, "-m", "pw", "ablation", "name=mine", "seeds=1", "mlflow=false", *MICRO)
         assert ended.returncode == 0, ended.stdout + ended.stderr

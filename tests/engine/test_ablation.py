@@ -384,6 +384,7 @@ def killed_after_an_arm(outputs: Path, words: list[str]) -> list[str]:
                 process.kill()
 
 
+@pytest.mark.slow
 class TestAKilledRunner:
     def test_takes_its_workers_along(self, disturbed: Disturbed) -> None:
         assert disturbed.survivors == []
@@ -411,6 +412,7 @@ class TestAKilledRunner:
         assert {len(read_video(path)) for path in clips} == {3}
 
 
+@pytest.mark.slow
 class TestAnArmThatFails:
     def test_is_told_by_name_with_the_reason_and_its_log(self, disturbed: Disturbed) -> None:
         printed = disturbed.again.printed.replace("\n", "")
@@ -447,6 +449,7 @@ def arm_metrics(disturbed: Disturbed, name: str) -> list[dict[str, Any]]:
     return list(disturbed.again.arm(name)["metrics"].values())
 
 
+@pytest.mark.slow
 class TestTheNotebooks:
     @pytest.mark.parametrize("name", ["1_method", "2_tables", "3_runs"])
     def test_run_on_what_the_ablation_left(

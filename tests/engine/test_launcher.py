@@ -237,6 +237,7 @@ def no_orphans() -> Iterator[None]:
                 process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 @pytest.mark.timeout(600)  # the machine may have other work
 @pytest.mark.usefixtures("no_orphans")
@@ -294,6 +295,7 @@ AT_A_TERMINAL = """if True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="makes a terminal")
 @pytest.mark.parametrize("how", ["", "nohup"])
 def test_a_terminal_that_closes_stops_a_training_with_a_checkpoint_but_not_one_under_nohup(

@@ -67,6 +67,7 @@ def videos(request: GenerationRequest) -> list[Any]:
     return [read_video(request.video(prompt)) for prompt in request.prompts]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_videos_of_one(words: Any) -> None:
     """Bit for bit, also where a process has nothing left to make and where stages have other prompts to make."""
     one, two, rest = (requested(words(out, "trainer=cpu")) for out in ("one", "two", "rest"))
@@ -86,6 +87,7 @@ def test_two_processes_make_the_videos_of_one(words: Any) -> None:
     assert [manifest["processes"] for manifest in about(one) + about(rest)] == [1, 1, 1, 2, 1, 2]
 
 
+@pytest.mark.slow
 def test_two_processes_make_each_video_together(words: Any) -> None:
     """The second one reads what the first one wrote; what was begun is taken up."""
     tiles = ("codec.tile=32", "codec.overlap=16")  # 3 x 5 of them
@@ -128,6 +130,7 @@ def test_torchrun_is_refused(words: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     requested(words("out", "trainer=cpu"))  # a call for each GPU may be started by whatever starts them
 
 
+@pytest.mark.slow
 def test_benchmarks_systems_split_pixelwizard(
     pipeline: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -263,6 +263,7 @@ class TestProcessesThatAreLaunched:
         assert (stopped.value.signal, stopped.value.code) == (signal.SIGTERM, 143)
 
 
+@pytest.mark.slow
 def test_processes_of_torchruns_wait_for_another_runner_longer_than_for_each_other(tmp_path: Path) -> None:
     port = free_port()
     with FileLock(tmp_path / ".lock"):

@@ -108,6 +108,7 @@ def test_a_training_killed_by_sigkill_is_continued_to_the_same_bits(micro, undis
     assert_same_training(undisturbed(run), train(run, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_split_training_killed_while_it_writes_a_checkpoint_is_continued_from_the_one_before(micro, tmp_path: Path):
     """No file may grow beyond 20 kB once there is a checkpoint, and the system kills whoever tries."""
     split = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.threads=1")

@@ -19,7 +19,7 @@ from pw.train.loop import train
 from pw.train.record import last_checkpoint, training_folder
 
 # diffusers normalises bf16 queries by an fp32 weight, and torch says so
-pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")]
 
 # The tiny scale's text is zeros, and all keys of its cross-attention are alike: the gradient of its queries, its keys
 # and what they are made of is rounding, of which AdamW makes whole steps.

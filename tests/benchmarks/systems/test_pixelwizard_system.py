@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.systems import CARDS
 from benchmarks.systems.jobs import costs
 from benchmarks.systems.system_command import main
 from pw.io.video import probe
 
 
+@pytest.mark.slow
 def test_pw_generate_makes_the_videos_and_tells_their_costs(pipeline: tuple[Path, Any], tmp_path: Path) -> None:
     text = (CARDS / "pixelwizard_2k.yaml").read_text()
     for old, new in (
