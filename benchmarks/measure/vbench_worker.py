@@ -66,7 +66,7 @@ class DimensionFailed(Exception):
     """A dimension that cannot be measured at all; the message says what is missing."""
 
 
-class Left(Exception):
+class NotApplicable(Exception):
     """A video that has no value in a dimension, by VBench's own rules."""
 
 
@@ -76,12 +76,12 @@ def main(request_path: str) -> int:
     if request.get("schema") != SCHEMA:
         print(f"the request's schema is {request.get('schema')}, this worker's {SCHEMA}", file=sys.stderr)
         return 2
-    _end_with(request.get("parent"))
+    _exit_with_parent(request.get("parent"))
     _environment(Path(request["cache"]), download=request["download"])
-    measured = Measurement(request).run()
+    result = Measurement(request).run()
     out = Path(request["out"])
     part = out.with_name(f".{out.name}.part")
-    part.write_text(json.dumps(measured, indent=1), encoding="utf-8")
+    part.write_text(json.dumps(result, indent=1), encoding="utf-8")
     os.replace(part, out)
     return 0
 
@@ -98,7 +98,7 @@ class Measurement:
 
     def run(self) -> dict[str, Any]:
         """The result, as it is written."""
-        self._note(schema=SCHEMA, versions=_versions(self.request["device"]))
+        self._write_line(schema=SCHEMA, versions=_versions(self.request["device"]))
         measures: dict[str, Callable[[str], Any]] = {}
         for name in self.request["dimensions"]:
             try:
@@ -108,7 +108,7 @@ class Measurement:
         for number, video in enumerate(self.request["videos"]):
             self.measure_video(number, video, measures)
             measures = {name: measure for name, measure in measures.items() if name not in self.failed}
-        return {"schema": SCHEMA, "results": {name: {"per_video": found} for name, found in self.values.items()}}
+        return {"schema": SCHEMA, "results": {name: {"per_video": values} for name, values in self.values.items()}}
 
     def _prepare(self, name: str) -> Callable[[str], Any]:
         """compute(path of a full-info file) -> VBench's per-video results of a dimension. Raises DimensionFailed."""
@@ -116,7 +116,7 @@ class Measurement:
             raise DimensionFailed(f"{name} is defined on VBench's own prompts only: mode=vbench_standard")
         if not self.request["download"]:
             files, cache = self.request["weights"].get(name, {}), Path(self.request["cache"])
-            if missing := [f"{file} ({what})" for file, what in files.items() if not (cache / file).exists()]:
+            if missing := [f"{file} ({about})" for file, about in files.items() if not (cache / file).exists()]:
                 raise DimensionFailed(f"{cache} lacks {', '.join(missing)}")
         try:
             module = importlib.import_module(f"vbench.{name}")
@@ -124,10 +124,10 @@ class Measurement:
                 load_once(importlib.import_module(owner), loader)
             models = importlib.import_module("vbench.utils").init_submodules([name], local=True)[name]
         except ModuleNotFoundError as error:
-            why = f"{name} needs the package {error.name}, which is not in VBench's environment"
-            raise DimensionFailed(why) from error
+            reason = f"{name} needs the package {error.name}, which is not in VBench's environment"
+            raise DimensionFailed(reason) from error
         except Exception as error:
-            raise DimensionFailed(f"{name}: {_told(error)}") from error
+            raise DimensionFailed(f"{name}: {_describe(error)}") from error
         compute = getattr(module, f"compute_{name}")
         mode = self.request["imaging_quality_preprocessing_mode"]
         return lambda info: compute(info, self.request["device"], models, imaging_quality_preprocessing_mode=mode)[1]
@@ -137,16 +137,16 @@ class Measurement:
         folder = self.out.parent / f"video-{number}"
         try:
             for name, measure in measures.items():
-                began = time.monotonic()
+                start = time.monotonic()
                 try:
                     value = value_of(name, measure(self._info(name, video, folder)))
                 except Exception as error:
-                    self._without_value(name, video, error)
+                    self._record_failure(name, video, error)
                     value = None
                 else:
                     self.values[name][video] = value
-                    self._note(video=video, dimension=name, value=value)
-                seconds, total = time.monotonic() - began, len(self.request["videos"])
+                    self._write_line(video=video, dimension=name, value=value)
+                seconds, total = time.monotonic() - start, len(self.request["videos"])
                 print(f"{number + 1}/{total} {Path(video).name}  {name} {value}  {seconds:.1f} s", file=sys.stderr)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -164,19 +164,19 @@ class Measurement:
         if self.request["mode"].endswith("vbench_standard"):
             entry = next((entry for entry in entries if name in entry["dimension"]), {})
             if not entry:
-                raise Left(f"{name} is not measured on this prompt")
+                raise NotApplicable(f"{name} is not measured on this prompt")
         files = self._files(video, prompt, {name for entry in entries for name in entry["dimension"]}, folder)
-        found = {**entry, "prompt_en": prompt, "dimension": [name], "video_list": files}
+        info = {**entry, "prompt_en": prompt, "dimension": [name], "video_list": files}
         path = folder / f"{name}.json"
-        path.write_text(json.dumps([found]), encoding="utf-8")
+        path.write_text(json.dumps([info]), encoding="utf-8")
         return str(path)
 
     def _files(self, video: str, prompt: str, dimensions: set[str], folder: Path) -> list[str]:
         """A link to a video under a name that VBench takes, or the clips that VBench-Long cuts of it."""
         folder.mkdir(exist_ok=True)
         # VBench knows .mp4 only, whatever is inside; human_action reads the action off the name
-        fits = "/" not in prompt and len(prompt.encode()) <= 200
-        link = folder / f"{prompt if fits else 'video'}-0.mp4"
+        is_file_name = "/" not in prompt and len(prompt.encode()) <= 200
+        link = folder / f"{prompt if is_file_name else 'video'}-0.mp4"
         if not link.is_symlink():
             link.symlink_to(Path(video).resolve())
         if not self.request["mode"].startswith("long_"):
@@ -190,33 +190,33 @@ class Measurement:
             part.rename(clips)
         return sorted(str(path) for path in clips.rglob("*.mp4"))
 
-    def _without_value(self, name: str, video: str, error: Exception) -> None:
+    def _record_failure(self, name: str, video: str, error: Exception) -> None:
         """Say why a video has no value; a dimension that has failed on all videos so far is given up."""
         if name == "color" and isinstance(error, ZeroDivisionError):
-            error = Left("no frame shows the object, and VBench leaves such videos out")
-        is_left = isinstance(error, Left)
-        why = str(error) if is_left else _told(error)
-        self.errors[name] += not is_left
-        self._note(video=video, dimension=name, value=None, why=why, error=not is_left)
+            error = NotApplicable("no frame shows the object, and VBench leaves such videos out")
+        is_not_applicable = isinstance(error, NotApplicable)
+        reason = str(error) if is_not_applicable else _describe(error)
+        self.errors[name] += not is_not_applicable
+        self._write_line(video=video, dimension=name, value=None, why=reason, error=not is_not_applicable)
         if not self.values[name] and self.errors[name] >= GIVE_UP_AFTER:
-            self._give_up(name, f"{name} failed on the first {self.errors[name]} videos, on the last with {why}")
+            self._give_up(name, f"{name} failed on the first {self.errors[name]} videos, on the last with {reason}")
 
-    def _give_up(self, name: str, why: str) -> None:
-        self.failed[name] = why
-        self._note(dimension=name, failed=why)
-        print(f"{name}: {why}", file=sys.stderr)
+    def _give_up(self, name: str, reason: str) -> None:
+        self.failed[name] = reason
+        self._write_line(dimension=name, failed=reason)
+        print(f"{name}: {reason}", file=sys.stderr)
 
-    def _note(self, **line: Any) -> None:
+    def _write_line(self, **line: Any) -> None:
         self.journal.write(json.dumps(line) + "\n")
         self.journal.flush()
 
 
-def value_of(name: str, found: Sequence[dict[str, Any]]) -> float:
+def value_of(name: str, result: Sequence[dict[str, Any]]) -> float:
     """A video's value: the mean of VBench's per-video results over its clips, one if it is not cut.
 
     Raises: ValueError where there is none, or one that is not finite.
     """
-    values = [float(item["video_results"]) for item in found]
+    values = [float(item["video_results"]) for item in result]
     if not values:
         raise ValueError("VBench gives no result: it could not read the video")
     value = sum(values) / len(values) / (100 if name == "imaging_quality" else 1)
@@ -225,7 +225,7 @@ def value_of(name: str, found: Sequence[dict[str, Any]]) -> float:
     return value
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """An error in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
@@ -238,12 +238,12 @@ def _environment(cache: Path, download: bool) -> None:
     if not download:
         os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         _refuse_downloads()
-    _bring_vocabulary(cache)
-    _find_dino(cache / "dino_model", download)
+    _copy_vocabulary(cache)
+    _redirect_dino(cache / "dino_model", download)
     importlib.import_module("torch").set_grad_enabled(False)  # some dimensions forget to: memory, not values
 
 
-def _bring_vocabulary(cache: Path) -> None:
+def _copy_vocabulary(cache: Path) -> None:
     """ViCLIP's vocabulary is CLIP's; VBench fetches it on import, but the package clip holds the same file."""
     name = "bpe_simple_vocab_16e6.txt.gz"
     target = cache / "ViCLIP" / name
@@ -257,7 +257,7 @@ def _bring_vocabulary(cache: Path) -> None:
         print(f"{target}: {error.strerror}; temporal_style and overall_consistency need it", file=sys.stderr)
 
 
-def _find_dino(folder: Path, download: bool) -> None:
+def _redirect_dino(folder: Path, download: bool) -> None:
     """Let DINO's hub code take its weights from VBench's folder: it fetches them whatever VBench's `local` says."""
     hub: Any = importlib.import_module("torch.hub")
     fetch, load = hub.load_state_dict_from_url, importlib.import_module("torch").load
@@ -294,15 +294,15 @@ def load_once(owner: Any, name: str) -> None:
     if (owner.__name__, name) in _LOADED_ONCE:
         return
     _LOADED_ONCE.add((owner.__name__, name))
-    make, made = getattr(owner, name), {}
+    load, results = getattr(owner, name), {}
 
-    def once(*args: Any, **kwargs: Any) -> Any:
+    def cached(*args: Any, **kwargs: Any) -> Any:
         key = repr((args, sorted(kwargs.items())))
-        if key not in made:
-            made[key] = make(*args, **kwargs)
-        return made[key]
+        if key not in results:
+            results[key] = load(*args, **kwargs)
+        return results[key]
 
-    setattr(owner, name, once)
+    setattr(owner, name, cached)
 
 
 @functools.cache
@@ -318,14 +318,14 @@ def _versions(device: str) -> dict[str, str]:
     from importlib import metadata
 
     packages = ("vbench", "torch", "torchvision", "pyiqa", "timm", "transformers", "decord", "opencv-python", "numpy")
-    found = {name: metadata.version(name) for name in packages} | {"python": sys.version.split()[0]}
+    versions = {name: metadata.version(name) for name in packages} | {"python": sys.version.split()[0]}
     if device.startswith("cuda"):
         gpu = importlib.import_module("torch").cuda.get_device_properties(0)
-        found |= {"gpu": gpu.name, "gpu_memory": str(gpu.total_memory)}
-    return found
+        versions |= {"gpu": gpu.name, "gpu_memory": str(gpu.total_memory)}
+    return versions
 
 
-def _end_with(parent: int | None) -> None:
+def _exit_with_parent(parent: int | None) -> None:
     """End this process when the one that asked for it has ended, however."""
     if parent is None:
         return

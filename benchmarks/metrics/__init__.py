@@ -62,9 +62,14 @@ class Metric:
 
 def _read_registry(path: Path) -> dict[str, Metric]:
     rows = {}
-    for family, shared in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-        for name, own in shared.pop("metrics").items():
-            values = {"scorer": f"{family}.scorer", **shared, **own, "about": shared.get("about", "") + own["about"]}
+    for family, defaults in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        for name, row in defaults.pop("metrics").items():
+            values = {
+                "scorer": f"{family}.scorer",
+                **defaults,
+                **row,
+                "about": defaults.get("about", "") + row["about"],
+            }
             rows[name] = Metric(name=name, family=family, **_with_tuples(values))
     return rows
 
@@ -95,14 +100,14 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 """Names that stand for several metrics."""
 
 
-def chosen(names: Iterable[str]) -> list[str]:
+def metric_names(names: Iterable[str]) -> list[str]:
     """The metrics that names and groups stand for, each once, in the order given. Raises as `lookup`."""
-    found: dict[str, None] = {}
+    result: dict[str, None] = {}
     for name in names:
         if name not in GROUPS:
             lookup(name)
-        found.update(dict.fromkeys(GROUPS.get(name, (name,))))
-    return list(found)
+        result.update(dict.fromkeys(GROUPS.get(name, (name,))))
+    return list(result)
 
 
 def lookup(name: str) -> Metric:

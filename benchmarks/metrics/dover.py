@@ -42,7 +42,7 @@ from benchmarks.metrics.dover_network import Dover, load
 from pw.io.video import Frames
 
 if TYPE_CHECKING:
-    from benchmarks.metrics.implementation import Look
+    from benchmarks.metrics.implementation import FrameView
     from pw.io.video import VideoInfo
 
 _LOW, _HIGH = (-0.08285, 0.03774), (0.1107, 0.07355)  # mean and deviation, as the script has them
@@ -53,13 +53,13 @@ FUSION = {"technical": 0.6104, "aesthetic": 0.3896}
 
 def scores(raw: Mapping[str, float]) -> dict[str, float]:
     """Metric -> value from the outputs of one branch or both; the overall scores need both."""
-    found = {f"dover_{branch}_raw": value for branch, value in raw.items()}
+    result = {f"dover_{branch}_raw": value for branch, value in raw.items()}
     for suffix, statistics in (("", SCRIPT), ("_calibrated", CALIBRATED)):
         z = {branch: (value - statistics[branch][0]) / statistics[branch][1] for branch, value in raw.items()}
         if len(z) == len(FUSION):
             z["overall"] = sum(weight * z[branch] for branch, weight in FUSION.items())
-        found |= {f"dover_{branch}{suffix}": 50 + 50 * math.tanh(value / 2) for branch, value in z.items()}
-    return found
+        result |= {f"dover_{branch}{suffix}": 50 + 50 * math.tanh(value / 2) for branch, value in z.items()}
+    return result
 
 
 def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> DoverScorer:
@@ -103,7 +103,7 @@ class DoverScorer:
 
 
 @dataclass(frozen=True)
-class Glimpse:
+class FrameInputs:
     """What is kept of a frame: its fragments by number of the clip, and the whole, all uint8 `[224, 224, 3]`."""
 
     index: int
@@ -116,50 +116,54 @@ class DoverVideo:
 
     def __init__(self, scorer: DoverScorer, info: VideoInfo) -> None:
         draws = [draw(seed, info.frames, info.height, info.width) for seed in range(scorer.seeds)]
-        technical = (clip for one in draws for clip in one.technical if scorer.needs("technical"))
+        technical = (clip for sample in draws for clip in sample.technical if scorer.needs("technical"))
         # Equal draws (short videos have no choice of frames, small ones none of fragments) are looked at once.
         self.clips: Counter[FragmentClip] = Counter(technical)
-        self.wholes: Counter[tuple[int, ...]] = Counter(one.aesthetic for one in draws if scorer.needs("aesthetic"))
+        self.whole_frames: Counter[tuple[int, ...]] = Counter(
+            sample.aesthetic for sample in draws if scorer.needs("aesthetic")
+        )
         self.scorer = scorer
-        self._in_clips = {number for clip in self.clips for number in clip.frames}
-        self._in_wholes = {number for numbers in self.wholes for number in numbers}
+        self._clip_frame_numbers = {number for clip in self.clips for number in clip.frames}
+        self._whole_frame_numbers = {number for numbers in self.whole_frames for number in numbers}
         # float32 of the frame, once reduced in width; twice of an enlarged one
-        small = SIZE / min(SIZE, info.height, info.width)
-        enlarging = 27 * round(small * info.height) * round(small * info.width) if small > 1 else 0
-        squeezing = 12 * info.height * (info.width + SIZE)
-        self.memory = max(enlarging, squeezing) + (len(self.clips) + 5) * 3 * SIZE * SIZE
+        scale = SIZE / min(SIZE, info.height, info.width)
+        enlarging_bytes = 27 * round(scale * info.height) * round(scale * info.width) if scale > 1 else 0
+        resizing_bytes = 12 * info.height * (info.width + SIZE)
+        self.memory = max(enlarging_bytes, resizing_bytes) + (len(self.clips) + 5) * 3 * SIZE * SIZE
 
     def wants(self, index: int) -> bool:
-        return index in self._in_clips or index in self._in_wholes
+        return index in self._clip_frame_numbers or index in self._whole_frame_numbers
 
-    def frame(self, look: Look) -> Glimpse:
-        cut: dict[int, Frames] = {}
-        if look.index in self._in_clips:
-            image = enlarged(look.image)
-            cut = {n: fragments(image, clip) for n, clip in enumerate(self.clips) if look.index in clip.frames}
-        whole = squeezed(look.image, self.scorer.antialias) if look.index in self._in_wholes else None
-        return Glimpse(look.index, cut, whole)
+    def frame(self, view: FrameView) -> FrameInputs:
+        crops: dict[int, Frames] = {}
+        if view.index in self._clip_frame_numbers:
+            image = enlarge(view.image)
+            crops = {n: fragments(image, clip) for n, clip in enumerate(self.clips) if view.index in clip.frames}
+        whole = resize_whole(view.image, self.scorer.antialias) if view.index in self._whole_frame_numbers else None
+        return FrameInputs(view.index, crops, whole)
 
-    def result(self, frames: Sequence[Glimpse]) -> Mapping[str, float]:
+    def result(self, frames: Sequence[FrameInputs]) -> Mapping[str, float]:
         """Run the networks, a clip at a time. Raises ValueError if the video was shorter than it declared."""
-        kept = {glimpse.index: glimpse for glimpse in frames}
-        gone = (self._in_clips | self._in_wholes) - kept.keys()
-        if gone:
-            raise ValueError(f"{len(gone)} frames that DOVER looks at did not come, the first is number {min(gone)}")
+        by_index = {inputs.index: inputs for inputs in frames}
+        missing = (self._clip_frame_numbers | self._whole_frame_numbers) - by_index.keys()
+        if missing:
+            raise ValueError(
+                f"{len(missing)} frames that DOVER looks at did not come, the first is number {min(missing)}"
+            )
         network, raw = self.scorer.network, {}
         if self.clips:
-            views = ([kept[i].fragments[n] for i in clip.frames] for n, clip in enumerate(self.clips))
+            views = ([by_index[i].fragments[n] for i in clip.frames] for n, clip in enumerate(self.clips))
             raw["technical"] = self._mean(network.technical, views, self.clips.values())
-        if self.wholes:
-            views = ([kept[i].whole for i in numbers] for numbers in self.wholes)
-            raw["aesthetic"] = self._mean(network.aesthetic, views, self.wholes.values())
-        found = scores(raw)
-        return {name: found[name] for name in self.scorer.names}
+        if self.whole_frames:
+            views = ([by_index[i].whole for i in numbers] for numbers in self.whole_frames)
+            raw["aesthetic"] = self._mean(network.aesthetic, views, self.whole_frames.values())
+        values = scores(raw)
+        return {name: values[name] for name in self.scorer.names}
 
     @torch.inference_mode()
     def _mean(self, branch: Any, views: Any, counts: Any) -> float:
         device = next(self.scorer.network.parameters()).device
-        values = [branch(normalised(view).to(device)).item() for view in views]
+        values = [branch(normalise(view).to(device)).item() for view in views]
         return sum(n * value for n, value in zip(counts, values, strict=True)) / sum(counts)
 
 
@@ -190,12 +194,12 @@ class Draw:
 
 def draw(seed: int, frames: int, height: int, width: int) -> Draw:
     """The views that a seed gives of a video of this size. Only more than 127 frames leave the times to chance."""
-    times = np.random.RandomState(seed)
-    technical = _frame_numbers(times, frames, CLIPS, LENGTH)
-    aesthetic = _frame_numbers(times, frames, LENGTH, 1)
-    places = torch.Generator().manual_seed(seed)
-    tops = _corners(places, height, axis=0)
-    lefts = _corners(places, width, axis=1)
+    time_rng = np.random.RandomState(seed)
+    technical = _frame_numbers(time_rng, frames, CLIPS, LENGTH)
+    aesthetic = _frame_numbers(time_rng, frames, LENGTH, 1)
+    place_rng = torch.Generator().manual_seed(seed)
+    tops = _corners(place_rng, height, axis=0)
+    lefts = _corners(place_rng, width, axis=1)
     clips = zip(technical, tops, lefts, strict=True)
     return Draw(
         tuple(FragmentClip(tuple(numbers), top, left) for numbers, top, left in clips),
@@ -203,28 +207,28 @@ def draw(seed: int, frames: int, height: int, width: int) -> Draw:
     )
 
 
-def _frame_numbers(times: np.random.RandomState, frames: int, parts: int, length: int) -> list[list[int]]:
+def _frame_numbers(time_rng: np.random.RandomState, frames: int, parts: int, length: int) -> list[list[int]]:
     """`length` frame numbers at the interval from each of `parts` equal parts of a video, `[parts][length]`."""
     part = frames // parts
-    room = part - length * INTERVAL
+    slack = part - length * INTERVAL
     starts = np.arange(parts) * part
-    if room > 0:
-        starts = starts + times.randint(0, room, size=parts)
+    if slack > 0:
+        starts = starts + time_rng.randint(0, slack, size=parts)
     return ((starts[:, None] + np.arange(length) * INTERVAL) % frames).tolist()
 
 
-def _corners(places: torch.Generator, side: int, axis: int) -> list[Corners]:
+def _corners(place_rng: torch.Generator, side: int, axis: int) -> list[Corners]:
     """Corners along the height (axis 0) or width (axis 1) for each clip, `[clips][7][7]`."""
     cell = side // GRID
     cells = torch.tensor([min(cell * i, side - FRAGMENT) for i in range(GRID)])
     corners = cells.view(-1, 1, 1) if axis == 0 else cells.view(1, -1, 1)
     corners = corners.expand(GRID, GRID, CLIPS)
     if cell > FRAGMENT:
-        corners = corners + torch.randint(cell - FRAGMENT, (GRID, GRID, CLIPS), generator=places)
+        corners = corners + torch.randint(cell - FRAGMENT, (GRID, GRID, CLIPS), generator=place_rng)
     return [tuple(map(tuple, clip)) for clip in corners.permute(2, 0, 1).tolist()]
 
 
-def enlarged(image: Frames) -> Frames:
+def enlarge(image: Frames) -> Frames:
     """A frame with a side below 224 px, enlarged until it has none; bilinear, fractions cut off; others as they are."""
     ratio = min(image.shape[0] / SIZE, image.shape[1] / SIZE)
     if ratio >= 1:
@@ -244,7 +248,7 @@ def fragments(image: Frames, clip: FragmentClip) -> Frames:
     return mosaic.reshape(SIZE, SIZE, 3)
 
 
-def squeezed(image: Frames, antialias: bool) -> Frames:
+def resize_whole(image: Frames, antialias: bool) -> Frames:
     """The whole frame at 224x224, bilinear and rounded: uint8 `[224, 224, 3]`.
 
     antialias: torchvision's default since 0.17. DOVER was released under 0.14, which took two pixels of each side.
@@ -254,7 +258,7 @@ def squeezed(image: Frames, antialias: bool) -> Frames:
     return planes.round_().to(torch.uint8)[0].permute(1, 2, 0).contiguous().numpy()
 
 
-def normalised(images: list[Frames]) -> Tensor:
+def normalise(images: list[Frames]) -> Tensor:
     """uint8 frames `[224, 224, 3]` -> the networks' `[1, 3, F, 224, 224]`."""
     video = torch.from_numpy(np.stack(images)).float()
     return ((video - torch.tensor(MEAN)) / torch.tensor(DEVIATION)).permute(3, 0, 1, 2)[None].contiguous()

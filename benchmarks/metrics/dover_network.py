@@ -26,7 +26,7 @@ from torch import Tensor, nn
 WINDOW = (8, 7, 7)
 FRAGMENTS = 7
 # Added to the attention between tokens that only the cyclic shift made neighbours: upstream's value, not -inf.
-APART = -100.0
+SHIFT_BIAS = -100.0
 # So many are made at a time (16 MiB), instead of 59 million for the first stage's windows at once.
 BIASES = 1 << 22
 
@@ -54,13 +54,13 @@ def fragment_distance(sides: Sides, window: Sides, shift: Sides) -> Tensor:
     """
     rows, columns = ((torch.arange(side) * FRAGMENTS // side).to(torch.int8) for side in sides[1:])
     cells = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).expand(1, *sides, 2)
-    rows, columns = to_windows(_shifted(cells, shift), window).unbind(-1)
+    rows, columns = to_windows(_shift(cells, shift), window).unbind(-1)
     return (rows[:, :, None] - rows[:, None]).abs() + (columns[:, :, None] - columns[:, None]).abs()
 
 
-def strangers(sides: Sides, window: Sides, shift: Sides) -> Tensor:
+def shift_mask(sides: Sides, window: Sides, shift: Sides) -> Tensor:
     """Whether only the shift made two tokens neighbours, by bringing one round an edge; bool as above."""
-    ends = [torch.arange(side) >= side - by for side, by in zip(sides, shift, strict=True)]
+    ends = [torch.arange(side) >= side - step for side, step in zip(sides, shift, strict=True)]
     depth, height, width = torch.meshgrid(*ends, indexing="ij")
     part = to_windows((4 * depth + 2 * height + width)[None, ..., None], window)[..., 0]
     return part[:, :, None] != part[:, None]
@@ -82,27 +82,27 @@ class Windows:
     window: Sides
     shift: Sides
     distance: Tensor
-    strangers: Tensor | None
+    mask: Tensor | None
 
     @classmethod
-    def over(cls, x: Tensor, shifted: bool) -> Windows:
+    def of_input(cls, x: Tensor, shifted: bool) -> Windows:
         """For a stage's input; a side that one window covers is not shifted."""
         sides = tuple(x.shape[1:4])
         window = tuple(min(pair) for pair in zip(sides, WINDOW, strict=True))
         shift = tuple(step // 2 * (shifted and step < side) for side, step in zip(sides, window, strict=True))
-        apart = strangers(sides, window, shift).to(x.device) if any(shift) else None
-        return cls(sides, window, shift, fragment_distance(sides, window, shift).to(x.device), apart)
+        mask = shift_mask(sides, window, shift).to(x.device) if any(shift) else None
+        return cls(sides, window, shift, fragment_distance(sides, window, shift).to(x.device), mask)
 
     def split(self, x: Tensor) -> Tensor:
         """`[B, D, H, W, C]` -> `[B * windows, tokens, C]`."""
-        return to_windows(_shifted(x, self.shift), self.window)
+        return to_windows(_shift(x, self.shift), self.window)
 
     def join(self, windows: Tensor) -> Tensor:
         return from_windows(windows, self.window, self.sides).roll(self.shift, (1, 2, 3))
 
 
-def _shifted(x: Tensor, shift: Sides) -> Tensor:
-    return x.roll([-by for by in shift], (1, 2, 3))
+def _shift(x: Tensor, shift: Sides) -> Tensor:
+    return x.roll([-step for step in shift], (1, 2, 3))
 
 
 class WindowAttention(nn.Module):
@@ -134,19 +134,19 @@ class WindowAttention(nn.Module):
         relative = self.relative_position_bias_table[index].permute(2, 0, 1)
         if not hasattr(self, "fragment_position_bias_table"):
             return relative, None
-        within = self.fragment_position_bias_table[index].permute(2, 0, 1)
-        return within, relative - within
+        fragment = self.fragment_position_bias_table[index].permute(2, 0, 1)
+        return fragment, relative - fragment
 
-    def forward(self, x: Tensor, cut: Windows) -> Tensor:
+    def forward(self, x: Tensor, windows: Windows) -> Tensor:
         """x: `[B * windows, tokens, C]`."""
-        count, tokens = cut.distance.shape[:2]
+        count, tokens = windows.distance.shape[:2]
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unflatten(0, (-1, count))
         tables, parts = self._tables(tokens), []
         step = max(1, BIASES // (self.heads * tokens**2))
         for i in range(0, count, step):
-            bias = _biases(*tables, cut.distance[i : i + step])
-            if cut.strangers is not None:
-                bias = bias + APART * cut.strangers[i : i + step, None]
+            bias = _biases(*tables, windows.distance[i : i + step])
+            if windows.mask is not None:
+                bias = bias + SHIFT_BIAS * windows.mask[i : i + step, None]
             parts.append(self._attend(qkv[:, i : i + step], bias))
         return self.proj(torch.cat(parts, 1).flatten(0, 1))
 
@@ -159,8 +159,8 @@ class WindowAttention(nn.Module):
         return y.unflatten(1, (windows, self.heads)).transpose(2, 3).flatten(3)
 
 
-def _biases(within: Tensor, slope: Tensor | None, distance: Tensor) -> Tensor:
-    return within[None] if slope is None else torch.addcmul(within, distance[:, None].to(within), slope)
+def _biases(base: Tensor, slope: Tensor | None, distance: Tensor) -> Tensor:
+    return base[None] if slope is None else torch.addcmul(base, distance[:, None].to(base), slope)
 
 
 class Mlp(nn.Module):
@@ -185,9 +185,9 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor, cut: Windows) -> Tensor:
+    def forward(self, x: Tensor, windows: Windows) -> Tensor:
         """x: `[B, D, H, W, C]`."""
-        x = x + cut.join(self.attn(cut.split(self.norm1(x)), cut))
+        x = x + windows.join(self.attn(windows.split(self.norm1(x)), windows))
         return x + self.mlp(self.norm2(x))
 
 
@@ -215,9 +215,9 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[B, D, H, W, C]`."""
-        cuts = Windows.over(x, shifted=False), Windows.over(x, shifted=True)
+        windows = Windows.of_input(x, shifted=False), Windows.of_input(x, shifted=True)
         for number, block in enumerate(self.blocks):
-            x = block(x, cuts[number % 2])
+            x = block(x, windows[number % 2])
         return x if self.downsample is None else self.downsample(x)
 
 
@@ -302,8 +302,8 @@ class ConvNeXt3D(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         x = video
-        for smaller, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(smaller(x))
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))
         return self.norm(x.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -353,27 +353,27 @@ def load(path: Path) -> Dover:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f'{path}: holds no state dict, neither plain nor under "state_dict"')
     network = Dover()
-    wrong = _differences(network.state_dict(), state)
-    if wrong:
-        raise ValueError(f"{path}: not the weights of DOVER: {'; '.join(wrong)}")
+    problems = _differences(network.state_dict(), state)
+    if problems:
+        raise ValueError(f"{path}: not the weights of DOVER: {'; '.join(problems)}")
     network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 
 
-def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+def _differences(expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
     """In words, with at most 8 names of each kind."""
     kinds = {
-        "missing": [key for key in expected if key not in found],
-        "unexpected": [key for key in found if key not in expected],
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
         "another shape": [
-            f"{key} {list(found[key].shape)} instead of {list(value.shape)}"
+            f"{key} {list(state[key].shape)} instead of {list(value.shape)}"
             for key, value in expected.items()
-            if key in found and found[key].shape != value.shape
+            if key in state and state[key].shape != value.shape
         ],
         "another dtype": [
-            f"{key} {found[key].dtype} instead of {value.dtype}"
+            f"{key} {state[key].dtype} instead of {value.dtype}"
             for key, value in expected.items()
-            if key in found and found[key].dtype != value.dtype
+            if key in state and state[key].dtype != value.dtype
         ],
     }
     return [

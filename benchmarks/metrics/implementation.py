@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Look:
+class FrameView:
     """One frame with its neighbour and, where the metric needs it, the real video's frame; uint8 `[H, W, 3]` RGB."""
 
     index: int
@@ -49,7 +49,7 @@ class Video(Protocol):
     def wants(self, index: int) -> bool:
         """Whether frame number `index` is looked at; others are decoded, but not handed over."""
 
-    def frame(self, look: Look) -> Any:
+    def frame(self, view: FrameView) -> Any:
         """What is kept of a frame: small, and of nothing but `look`. Called on any thread, in any order."""
 
     def result(self, frames: Sequence[Any]) -> Mapping[str, float]:
@@ -93,13 +93,13 @@ def scorer_of(names: Sequence[str], settings: Mapping[str, Any] | None = None, d
     """
     row = lookup(names[0])
     module, _, name = row.scorer.rpartition(".")
-    make = getattr(importlib.import_module(f"benchmarks.metrics.{module}"), name)
+    factory = getattr(importlib.import_module(f"benchmarks.metrics.{module}"), name)
     settings = row.settings if settings is None else settings
-    return make(**settings) if row.family == "reference" else make(names, settings, device)
+    return factory(**settings) if row.family == "reference" else factory(names, settings, device)
 
 
-def spread(wanted: int, frames: int) -> list[int]:
+def spread(count: int, frames: int) -> list[int]:
     """`wanted` frame numbers spread evenly over a video, the middles of equal parts; all of them if it has fewer."""
-    if wanted >= frames:
+    if count >= frames:
         return list(range(frames))
-    return [(2 * i + 1) * frames // (2 * wanted) for i in range(wanted)]
+    return [(2 * i + 1) * frames // (2 * count) for i in range(count)]

@@ -31,7 +31,7 @@ from torch import Tensor
 from torchmetrics.functional.image.lpips import _normalize_tensor, _NoTrainLpips
 
 from benchmarks.measure import metric_weights as weights
-from benchmarks.metrics.implementation import Look
+from benchmarks.metrics.implementation import FrameView
 from benchmarks.metrics.mhd import Scales, round_trip, to_tensor
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SMALLEST = 31  # px: in less, AlexNet's second pooling finds nothing to pool
 BAND = 1 << 20  # activations normalised at a time, 4 MB
 
-_FETCH = '`make weights what=metrics args="only=alexnet"` fetches it anew'
+_HINT = '`make weights what=metrics args="only=alexnet"` fetches it anew'
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,17 @@ class LpipsVideo:
     def wants(self, index: int) -> bool:
         return True
 
-    def frame(self, look: Look) -> float:
+    def frame(self, view: FrameView) -> float:
         """Raises: ValueError if the real frame is of another size."""
-        assert look.real is not None, "the registry says that it is needed"
-        if look.real.shape != look.image.shape:
-            (height, width, _), (real_height, real_width, _) = look.image.shape, look.real.shape
+        assert view.real is not None, "the registry says that it is needed"
+        if view.real.shape != view.image.shape:
+            (height, width, _), (real_height, real_width, _) = view.image.shape, view.real.shape
             raise ValueError(
                 f"lpips compares videos of one size: this one is {width}x{height}, the real one {real_width}x"
                 f"{real_height}; generate at the real size, or resize one of the two, and say so in the system's card"
             )
-        features = self.lpips.features(to_tensor(look.real, self.lpips.device))
-        return self.lpips.distance(features, to_tensor(look.image, self.lpips.device))
+        features = self.lpips.features(to_tensor(view.real, self.lpips.device))
+        return self.lpips.distance(features, to_tensor(view.image, self.lpips.device))
 
     def result(self, frames: Sequence[float]) -> Mapping[str, float]:
         return {"lpips": math.fsum(frames) / len(frames)}
@@ -124,8 +124,8 @@ class MhdLpipsVideo:
     def wants(self, index: int) -> bool:
         return True
 
-    def frame(self, look: Look) -> list[float]:
-        frame = to_tensor(look.image, self.lpips.device)
+    def frame(self, view: FrameView) -> list[float]:
+        frame = to_tensor(view.image, self.lpips.device)
         features = self.lpips.features(frame)
         return [self.lpips.distance(features, round_trip(frame, k)) for k in self.scales.ks]
 
@@ -166,30 +166,30 @@ def working_memory(info: VideoInfo) -> int:
     return 120 * info.height * info.width + 2**26
 
 
-def _trunk_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _trunk_weights(path: Path, template: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """torchvision's `features.0.weight` as torchmetrics' `slice1.0.weight`, and so on; its classifier is left out."""
     try:
-        given = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); {_FETCH}") from error
-    found = {}
-    for name, tensor in wanted.items():
-        theirs = f"features.{name.partition('.')[2]}"
-        value = given.get(theirs) if isinstance(given, Mapping) else None
+        raise ValueError(f"{path} cannot be read ({error}); {_HINT}") from error
+    result = {}
+    for name, tensor in template.items():
+        key = f"features.{name.partition('.')[2]}"
+        value = state.get(key) if isinstance(state, Mapping) else None
         if not isinstance(value, Tensor) or value.shape != tensor.shape:
             shape = list(value.shape) if isinstance(value, Tensor) else "not there"
             raise ValueError(
-                f"{path} is not torchvision's AlexNet: {theirs} is {shape}, it should be {list(tensor.shape)}; {_FETCH}"
+                f"{path} is not torchvision's AlexNet: {key} is {shape}, it should be {list(tensor.shape)}; {_HINT}"
             )
-        found[name] = value
-    return found
+        result[name] = value
+    return result
 
 
 def _bands(layer: Tensor) -> Iterator[slice]:
     """Slices of rows of `[1, C, h, w]`, of about `BAND` values each."""
     _, channels, height, width = layer.shape
-    tall = max(1, BAND // (channels * width))
-    return (slice(top, top + tall) for top in range(0, height, tall))
+    band_height = max(1, BAND // (channels * width))
+    return (slice(top, top + band_height) for top in range(0, height, band_height))
 
 
 def _unit(layer: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.metrics.implementation import Look
+from benchmarks.metrics.implementation import FrameView
 from pw.io.lazy import Tensor
 
 if TYPE_CHECKING:
@@ -73,10 +73,10 @@ class MhdVideo:
     def wants(self, index: int) -> bool:
         return True
 
-    def frame(self, look: Look) -> list[float]:
+    def frame(self, view: FrameView) -> list[float]:
         if self.device == "cpu":
-            return losses(look.image, self.scales.ks)
-        return losses_on(self.device, look.image, self.scales.ks)
+            return losses(view.image, self.scales.ks)
+        return losses_on(self.device, view.image, self.scales.ks)
 
     def result(self, frames: Sequence[Sequence[float]]) -> Mapping[str, float]:
         return {"mhd_mse": self.scales.value(frames)}
@@ -96,9 +96,9 @@ class Axis(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def axis(size: int, wanted: int) -> Axis:
+def axis(size: int, samples: int) -> Axis:
     """`wanted` samples of `size` values, where F.interpolate(align_corners=False) takes them."""
-    centre = np.maximum((np.arange(wanted) + 0.5) * (size / wanted) - 0.5, 0)
+    centre = np.maximum((np.arange(samples) + 0.5) * (size / samples) - 0.5, 0)
     low = np.minimum(centre.astype(np.intp), size - 1)
     return Axis(low, np.minimum(low + 1, size - 1), centre - low)
 
@@ -112,18 +112,18 @@ def losses(image: Frames, ks: Sequence[int]) -> list[float]:
     """Mean of (v - R_k(v))^2 of a frame uint8 `[H, W, 3]`, on [0, 1], for each k."""
     height, width, _ = image.shape
     rows = np.ascontiguousarray(image).reshape(height, -1)
-    small = [reduced(image, k) for k in ks]
+    small = [downsample(image, k) for k in ks]
     # R_k keeps a constant: around a grey, float32 has its digits for the differences of an almost flat frame
     grey = np.rint(small[0].mean())
-    wide = [widened(picture - grey, width) for picture in small]
-    tall = min(height, max(1, BAND // rows.shape[1]))
-    band, error = np.empty((2, tall, rows.shape[1]), np.float32)
+    pictures = [widen(picture - grey, width) for picture in small]
+    band_height = min(height, max(1, BAND // rows.shape[1]))
+    band, error = np.empty((2, band_height, rows.shape[1]), np.float32)
     totals = [0.0] * len(ks)
-    for top in range(0, height, tall):
+    for top in range(0, height, band_height):
         values, errors = band[: height - top], error[: height - top]
-        np.copyto(values, rows[top : top + tall])
+        np.copyto(values, rows[top : top + band_height])
         values -= np.float32(grey)
-        for n, picture in enumerate(wide):
+        for n, picture in enumerate(pictures):
             _enlarge(picture, height, top, errors)
             errors -= values
             totals[n] += _sum_of_squares(errors)
@@ -154,7 +154,7 @@ def to_tensor(image: Frames, device: str) -> Tensor:
     return torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float().div_(255)
 
 
-def reduced(image: Frames, k: int) -> NDArray[np.float64]:
+def downsample(image: Frames, k: int) -> NDArray[np.float64]:
     """A frame 2^k times smaller: uint8 `[H, W, 3]` -> `[h, w, 3]` in [0, 255]."""
     h, w = small_size(image.shape[0], image.shape[1], k)
     y, x = axis(image.shape[0], h), axis(image.shape[1], w)
@@ -165,11 +165,11 @@ def reduced(image: Frames, k: int) -> NDArray[np.float64]:
     return left + x.weight[:, None] * (right - left)
 
 
-def widened(small: NDArray[np.float64], width: int) -> NDArray[np.float32]:
+def widen(small: NDArray[np.float64], width: int) -> NDArray[np.float32]:
     """A small picture with rows of `width` px: `[h, w, 3]` -> `[h, 3 width]`, channels interleaved."""
     h, w, _ = small.shape
     x = axis(w, width)
-    low, high = ((3 * at[:, None] + np.arange(3)).ravel() for at in (x.low, x.high))
+    low, high = ((3 * indices[:, None] + np.arange(3)).ravel() for indices in (x.low, x.high))
     flat = small.reshape(h, -1).astype(np.float32)
     left, result = np.take(flat, low, axis=1), np.take(flat, high, axis=1)
     result -= left
@@ -178,14 +178,14 @@ def widened(small: NDArray[np.float64], width: int) -> NDArray[np.float32]:
     return result
 
 
-def _enlarge(wide: NDArray[np.float32], height: int, top: int, out: NDArray[np.float32]) -> None:
+def _enlarge(picture: NDArray[np.float32], height: int, top: int, out: NDArray[np.float32]) -> None:
     """Rows `top`, `top + 1`, ... of `wide` `[h, X]` as enlarged to `height` rows, written to `out` `[n, X]`."""
-    low, high, weight = (values[top : top + len(out)] for values in axis(len(wide), height))
+    low, high, weight = (values[top : top + len(out)] for values in axis(len(picture), height))
     weights = weight.astype(np.float32)[:, None]
     edges = [0, *(np.flatnonzero(np.diff(low)) + 1), len(out)]
     for start, stop in itertools.pairwise(edges):
-        lower = wide[low[start]]
-        np.multiply(wide[high[start]] - lower, weights[start:stop], out=out[start:stop])
+        lower = picture[low[start]]
+        np.multiply(picture[high[start]] - lower, weights[start:stop], out=out[start:stop])
         out[start:stop] += lower
 
 
@@ -201,5 +201,5 @@ def working_memory(height: int, width: int, ks: Sequence[int]) -> int:
     """Bytes that `losses` needs beside the frame: bands, widened pictures, and what the finest takes to make."""
     heights, widths = zip(*(small_size(height, width, k) for k in ks), strict=True)
     row = 4 * 3 * width
-    making = max(row * max(heights), 120 * max(heights) * max(widths))
-    return row * sum(heights) + making + 2 * max(4 * BAND, row)
+    reduction_bytes = max(row * max(heights), 120 * max(heights) * max(widths))
+    return row * sum(heights) + reduction_bytes + 2 * max(4 * BAND, row)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure.metric_weights import MissingWeights, find
-from benchmarks.metrics.implementation import Look, Scorer, spread
+from benchmarks.metrics.implementation import FrameView, Scorer, spread
 
 if TYPE_CHECKING:
     import torch
@@ -48,26 +48,28 @@ class _Musiq:
     frames: int
 
     def begin(self, info: VideoInfo) -> _Video:
-        return _Video(self.network, frozenset(spread(self.frames, info.frames)), needed(info.height, info.width))
+        return _Video(
+            self.network, frozenset(spread(self.frames, info.frames)), working_memory(info.height, info.width)
+        )
 
 
 @dataclass
 class _Video:
     network: Any
-    chosen: frozenset[int]
+    indices: frozenset[int]
     memory: int
 
     def wants(self, index: int) -> bool:
-        return index in self.chosen
+        return index in self.indices
 
-    def frame(self, look: Look) -> float:
-        return score(self.network, look.image)
+    def frame(self, view: FrameView) -> float:
+        return score(self.network, view.image)
 
     def result(self, frames: Sequence[float]) -> dict[str, float]:
         return {"musiq": math.fsum(frames) / len(frames)}
 
 
-def needed(height: int, width: int) -> int:
+def working_memory(height: int, width: int) -> int:
     """Bytes that one forward holds at most beside the network.
 
     Either one channel as float or a row of patches in the stem (64 channels at half, 256 at quarter resolution, several
@@ -148,20 +150,20 @@ def _tokens(network: Any, picture: torch.Tensor, scale: int) -> torch.Tensor:
 
     _, height, width = picture.shape
     rows, columns = math.ceil(height / PATCH), math.ceil(width / PATCH)
-    above, left = (rows * PATCH - height) // 2, (columns * PATCH - width) // 2
-    embedded = []
+    top_padding, left_padding = (rows * PATCH - height) // 2, (columns * PATCH - width) // 2
+    embeddings = []
     for row in range(rows):
-        first = row * PATCH - above
+        first = row * PATCH - top_padding
         top, bottom = max(0, first), min(height, first + PATCH)
         band = _signed(picture[:, top:bottom])
-        sides = (left, columns * PATCH - width - left, top - first, first + PATCH - bottom)
+        sides = (left_padding, columns * PATCH - width - left_padding, top - first, first + PATCH - bottom)
         patches = F.pad(band, sides).reshape(3, PATCH, columns, PATCH).permute(2, 0, 1, 3)
         stem = network.block1(network.root_pool(network.gn_root(network.conv_root(patches))))
-        embedded.append(network.embedding(stem.permute(0, 2, 3, 1).flatten(1)))
+        embeddings.append(network.embedding(stem.permute(0, 2, 3, 1).flatten(1)))
     encoder, grid = network.transformer_encoder, network.data_preprocess_opts["hse_grid_size"]
-    places = get_hashed_spatial_pos_emb_index(grid, rows, columns)[0].long()
-    tokens = torch.cat(embedded)
-    tokens += encoder.posembed_input.position_emb[0, places.to(tokens.device)]
+    positions = get_hashed_spatial_pos_emb_index(grid, rows, columns)[0].long()
+    tokens = torch.cat(embeddings)
+    tokens += encoder.posembed_input.position_emb[0, positions.to(tokens.device)]
     return tokens.add_(encoder.scaleembed_input.scale_emb[scale])
 
 
@@ -173,5 +175,5 @@ def _attention(attention: Any, tokens: torch.Tensor) -> torch.Tensor:
         return values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
     query, key, value = (heads(layer(tokens)) for layer in (attention.query, attention.key, attention.value))
-    mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
-    return attention.out(mixed.transpose(1, 2).flatten(2))
+    result = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
+    return attention.out(result.transpose(1, 2).flatten(2))

@@ -27,7 +27,7 @@ from scipy.special import gamma
 from benchmarks.measure import metric_weights as weights
 
 if TYPE_CHECKING:
-    from benchmarks.metrics.implementation import Look
+    from benchmarks.metrics.implementation import FrameView
     from pw.io.video import Frames, VideoInfo
 
 Floats = NDArray[np.float64]
@@ -66,8 +66,8 @@ class NiqeVideo:
     def wants(self, index: int) -> bool:
         return index % self.every == 0
 
-    def frame(self, look: Look) -> float | None:
-        return niqe(luma(look.image), self.pristine)
+    def frame(self, view: FrameView) -> float | None:
+        return niqe(luma(view.image), self.pristine)
 
     def result(self, frames: Sequence[float | None]) -> Mapping[str, float]:
         """The mean over the frames that have a value. Raises ValueError if none has: every frame is flat."""
@@ -130,13 +130,13 @@ def luma(image: Frames) -> NDArray[np.uint8]:
 
 def niqe(plane: NDArray[Any], pristine: Pristine) -> float | None:
     """NIQE of a luma plane `[H, W]` in [0, 255]; None if no block has texture. Raises as `features`."""
-    found = features(plane)
-    whole = found[~np.isnan(found).any(axis=1)]
-    if not len(whole):
+    values = features(plane)
+    complete = values[~np.isnan(values).any(axis=1)]
+    if not len(complete):
         return None
-    deviation = whole - whole.mean(axis=0)
-    covariance = deviation.T @ deviation / max(len(whole) - 1, 1)
-    distance = pristine.mean - np.nanmean(found, axis=0)
+    deviation = complete - complete.mean(axis=0)
+    covariance = deviation.T @ deviation / max(len(complete) - 1, 1)
+    distance = pristine.mean - np.nanmean(values, axis=0)
     inverse = np.linalg.pinv((pristine.covariance + covariance) / 2, hermitian=True)
     return float(np.sqrt(distance @ inverse @ distance))
 
@@ -177,14 +177,14 @@ def _at_one_scale(plane: NDArray[Any], side: int) -> Floats:
     """18 features of every block of `side` px, `[blocks, 18]`, block rows one after the other."""
     padded = np.pad(plane, HALO, mode="edge")
     rows, columns = plane.shape[0] // side, plane.shape[1] // side
-    found = []
+    result = []
     for row in range(rows):
         for first in range(0, columns, TILE):
             last = min(first + TILE, columns)
             tile = padded[row * side : (row + 1) * side + 2 * HALO, first * side : last * side + 2 * HALO]
             blocks = mscn(tile.astype(np.float64)).reshape(side, -1, side).transpose(1, 0, 2)
-            found.append(_block_features(np.ascontiguousarray(blocks, np.float32)))
-    return np.concatenate(found)
+            result.append(_block_features(np.ascontiguousarray(blocks, np.float32)))
+    return np.concatenate(result)
 
 
 def mscn(padded: Floats) -> Floats:
@@ -205,47 +205,52 @@ def mscn(padded: Floats) -> Floats:
 def _blur(padded: Floats) -> Floats:
     """The Gaussian window, separated: `[H + 6, W + 6]` -> `[H, W]`."""
     height, width = padded.shape[0] - 2 * HALO, padded.shape[1] - 2 * HALO
-    down = WINDOW[HALO] * padded[HALO : HALO + height]
+    columns = WINDOW[HALO] * padded[HALO : HALO + height]
     for tap in range(HALO):
         pair = padded[tap : tap + height] + padded[2 * HALO - tap : 2 * HALO - tap + height]
         pair *= WINDOW[tap]
-        down += pair
-    across = WINDOW[HALO] * down[:, HALO : HALO + width]
+        columns += pair
+    result = WINDOW[HALO] * columns[:, HALO : HALO + width]
     for tap in range(HALO):
-        pair = down[:, tap : tap + width] + down[:, 2 * HALO - tap : 2 * HALO - tap + width]
+        pair = columns[:, tap : tap + width] + columns[:, 2 * HALO - tap : 2 * HALO - tap + width]
         pair *= WINDOW[tap]
-        across += pair
-    return across
+        result += pair
+    return result
 
 
 def _block_features(blocks: NDArray[np.float32]) -> Floats:
     """18 features of each MSCN block: `[n, side, side]` -> `[n, 18]`."""
     shape, left, right = aggd(blocks)
-    found = [shape, (left + right) / 2]
-    beside = np.roll(blocks, 1, axis=2)  # neighbours across a block's edge are those of its other side
-    for one, other in ((blocks, beside), (blocks, _above(blocks)), (blocks, _above(beside)), (beside, _above(blocks))):
-        shape, left, right = aggd(one * other)
+    values = [shape, (left + right) / 2]
+    left_neighbours = np.roll(blocks, 1, axis=2)  # neighbours across a block's edge are those of its other side
+    for a, b in (
+        (blocks, left_neighbours),
+        (blocks, _upper_neighbours(blocks)),
+        (blocks, _upper_neighbours(left_neighbours)),
+        (left_neighbours, _upper_neighbours(blocks)),
+    ):
+        shape, left, right = aggd(a * b)
         mean = (right - left) * gamma(2 / shape) / gamma(1 / shape)
-        found += [shape, mean, left, right]
-    return np.stack(found, axis=1)
+        values += [shape, mean, left, right]
+    return np.stack(values, axis=1)
 
 
-def _above(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
+def _upper_neighbours(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.roll(blocks, 1, axis=1)
 
 
 def aggd(values: NDArray[np.float32]) -> tuple[Floats, Floats, Floats]:
     """(shape, left and right scale), each `[n]`, of the AGGD that fits `[n, side, side]` by moments; NaN: no values."""
     flat = values.reshape(len(values), -1)
-    below = np.minimum(flat, 0)
+    negative = np.minimum(flat, 0)
     squares = np.einsum("ni,ni->n", flat, flat).astype(np.float64)
-    squares_below = np.einsum("ni,ni->n", below, below).astype(np.float64)
-    count_below = np.array([np.count_nonzero(block) for block in flat < 0])
-    count_above = np.array([np.count_nonzero(block) for block in flat > 0])
+    negative_squares = np.einsum("ni,ni->n", negative, negative).astype(np.float64)
+    negative_count = np.array([np.count_nonzero(block) for block in flat < 0])
+    positive_count = np.array([np.count_nonzero(block) for block in flat > 0])
     size = np.abs(flat).mean(axis=1).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        left = np.sqrt(squares_below / count_below)
-        right = np.sqrt((squares - squares_below) / count_above)
+        left = np.sqrt(negative_squares / negative_count)
+        right = np.sqrt((squares - negative_squares) / positive_count)
         skew = left / right
         ratio = size**2 / (squares / flat.shape[1])
         ratio *= (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2

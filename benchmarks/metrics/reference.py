@@ -2,7 +2,7 @@
 
 A scorer holds no more than it needs to finish the folder; its constructor's arguments are the registry's `settings`.
 Videos are float [B, 3, F, H, W] in [-1, 1]. A batch may hold its clips as they are stored, in 8 bits: a metric then
-takes some of their frames at a time, `AT_ONCE` pixels, as floats.
+takes some of their frames at a time, `PIXELS_PER_PART` pixels, as floats.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from torch import Tensor
 from benchmarks.metrics.implementation import Batch
 from benchmarks.metrics.mhd import round_trip
 
-AT_ONCE = 2**25  # pixels as floats, 400 MB: small clips are taken whole, as a mean over parts differs in its last bits
+PIXELS_PER_PART = (
+    2**25
+)  # pixels as floats, 400 MB: small clips are taken whole, as a mean over parts differs in its last bits
 
 
 def frames_of(video: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ def parts(*videos: Tensor, depth: int = 1) -> Iterator[tuple[int, tuple[Tensor, 
     Any `depth` consecutive frames are together in one part: the first of them is in one only.
     """
     b, _, f, h, w = videos[0].shape
-    span = max(1, AT_ONCE // (b * h * w))
+    span = max(1, PIXELS_PER_PART // (b * h * w))
     for start in range(0, f - depth + 1, span):
         yield start, tuple(floats(video[:, :, start : start + span + depth - 1]) for video in videos)
 
@@ -90,16 +92,16 @@ class RunningMean:
         return self.total / self.count
 
 
-def given(clip: Tensor | None) -> Tensor:
+def required(clip: Tensor | None) -> Tensor:
     assert clip is not None, "the scorer is only made when its folders are there"
     return clip
 
 
-def check_same_size(a: Tensor, b: Tensor, metric: str, what: str) -> None:
+def check_same_size(a: Tensor, b: Tensor, metric: str, folder: str) -> None:
     if a.shape != b.shape:
         raise ValueError(
-            f"{metric} needs clips of {what}'s size: (frames, height, width) is {tuple(a.shape[2:])} in the "
-            f"video, {tuple(b.shape[2:])} in {what}; render or crop both alike"
+            f"{metric} needs clips of {folder}'s size: (frames, height, width) is {tuple(a.shape[2:])} in the "
+            f"video, {tuple(b.shape[2:])} in {folder}; render or crop both alike"
         )
 
 
@@ -117,14 +119,14 @@ def radial_power_spectrum(video: Tensor) -> Tensor:
     h, w = video.shape[-2:]
     window = torch.hann_window(h, periodic=False)[:, None] * torch.hann_window(w, periodic=False)
     bins, sizes = radial_bins(h, w)
-    found = []
+    spectra = []
     for _, (part,) in parts(video):
         grey = frames_of(part).mean(1)
         grey = (grey - grey.mean((1, 2), keepdim=True)) * window
         power = torch.fft.fft2(grey).abs().square().flatten(1)
         total = torch.zeros(len(grey), len(sizes), dtype=power.dtype).index_add_(1, bins, power)
-        found.append((total / sizes).reshape(len(part), -1, len(sizes)))
-    return torch.cat(found, 1).mean(1)
+        spectra.append((total / sizes).reshape(len(part), -1, len(sizes)))
+    return torch.cat(spectra, 1).mean(1)
 
 
 def radial_bins(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -149,7 +151,7 @@ class PowerSpectrumDistance:
     floor: float = 0.0
 
     def add(self, batch: Batch) -> None:
-        real = given(batch.real)
+        real = required(batch.real)
         check_same_size(batch.video, real, "psd", "real")
         if self.power is None or self.real_power is None:
             h, w = batch.video.shape[-2:]
@@ -164,7 +166,7 @@ class PowerSpectrumDistance:
         self.real_power += radial_power_spectrum(real).double().sum(0)
 
     def result(self) -> float:
-        ratio = (given(self.power)[1:] + self.floor) / (given(self.real_power)[1:] + self.floor)
+        ratio = (required(self.power)[1:] + self.floor) / (required(self.real_power)[1:] + self.floor)
         return float((10 * ratio.log10()).square().mean().sqrt())
 
 
@@ -183,8 +185,8 @@ def wasserstein_1d(a: Tensor, b: Tensor) -> Tensor:
     """Mean |quantile difference| of the columns of a [n, P] and b [m, P]: [P]."""
     a, b = _sorted_columns(a), _sorted_columns(b)
     if len(a) != len(b):
-        at = (torch.arange(max(len(a), len(b))) + 0.5) / max(len(a), len(b))
-        a, b = (x[(at * len(x)).long()] for x in (a, b))
+        positions = (torch.arange(max(len(a), len(b))) + 0.5) / max(len(a), len(b))
+        a, b = (x[(positions * len(x)).long()] for x in (a, b))
     return (a - b).abs().mean(0)
 
 
@@ -210,41 +212,46 @@ class SlicedWasserstein:
     patches: int
     projections: int
     seed: int
-    seen: int = 0
-    ours: list[list[Tensor]] = field(default_factory=list)
-    reals: list[list[Tensor]] = field(default_factory=list)
+    clip_count: int = 0
+    video_patches: list[list[Tensor]] = field(default_factory=list)
+    real_patches: list[list[Tensor]] = field(default_factory=list)
 
     def add(self, batch: Batch) -> None:
-        real = given(batch.real)
+        real = required(batch.real)
         check_same_size(batch.video, real, "swd", "real")
-        self.ours.append(self._project(batch.video))
-        self.reals.append(self._project(real))
-        self.seen += len(real)
+        self.video_patches.append(self._project(batch.video))
+        self.real_patches.append(self._project(real))
+        self.clip_count += len(real)
 
     def result(self) -> float:
-        pairs = zip(zip(*self.ours, strict=True), zip(*self.reals, strict=True), strict=True)
-        levels = [wasserstein_1d(torch.cat(ours), torch.cat(reals)).mean() for ours, reals in pairs]
+        pairs = zip(zip(*self.video_patches, strict=True), zip(*self.real_patches, strict=True), strict=True)
+        levels = [
+            wasserstein_1d(torch.cat(video_patches), torch.cat(real_patches)).mean()
+            for video_patches, real_patches in pairs
+        ]
         return float(torch.stack(levels).mean())
 
     def _project(self, video: Tensor) -> list[Tensor]:
         """Projected patches of every level: [patches, projections] each."""
         depth = min(self.frames, video.shape[2])
-        picked: list[Tensor] = []
+        patches_by_level: list[Tensor] = []
         corners: list[Tensor] = []
         for start, (part,) in parts(video, depth=depth):
             bands = [band.unflatten(0, (len(part), -1)) for band in laplacian_pyramid(frames_of(part), self.levels)]
-            if not picked:
+            if not patches_by_level:
                 shapes = [self._patch(band, depth) for band in bands]
                 corners = [
                     self._corners(video.shape[2] - depth, band, shape)
                     for band, shape in zip(bands, shapes, strict=True)
                 ]
-                picked = [torch.empty(*at.shape[:2], *shape) for at, shape in zip(corners, shapes, strict=True)]
-            for band, at, patches in zip(bands, corners, picked, strict=True):
-                self._pick(band, start, at, patches)
+                patches_by_level = [
+                    torch.empty(*corner.shape[:2], *shape) for corner, shape in zip(corners, shapes, strict=True)
+                ]
+            for band, corner, patches in zip(bands, corners, patches_by_level, strict=True):
+                self._pick(band, start, corner, patches)
         return [
             patches.flatten(0, 1).flatten(1) @ self._directions(level, patches[0, 0].numel())
-            for level, patches in enumerate(picked)
+            for level, patches in enumerate(patches_by_level)
         ]
 
     def _patch(self, clips: Tensor, depth: int) -> tuple[int, int, int, int]:
@@ -265,7 +272,7 @@ class SlicedWasserstein:
             torch.arange(0, h - patch[2] + 1, self.stride),
             torch.arange(0, w - patch[3] + 1, self.stride),
         )
-        return torch.stack([self._choose(corners, self.seen + n) for n in range(len(clips))])
+        return torch.stack([self._choose(corners, self.clip_count + n) for n in range(len(clips))])
 
     def _pick(self, clips: Tensor, start: int, corners: Tensor, patches: Tensor) -> None:
         """Fill in the patches that begin in a part [B, f, C, H, W] of clips, which begins with frame `start`."""
@@ -273,7 +280,7 @@ class SlicedWasserstein:
         windows = clips.unfold(1, depth, 1).unfold(3, rows, self.stride).unfold(4, columns, self.stride)
         t, y, x = corners.unbind(2)
         clip, number = ((t >= start) & (t < start + windows.shape[1])).nonzero(as_tuple=True)
-        t, y, x = (along[clip, number] for along in (t - start, y // self.stride, x // self.stride))
+        t, y, x = (index[clip, number] for index in (t - start, y // self.stride, x // self.stride))
         patches[clip, number] = windows[clip, t, :, y, x]
 
     def _choose(self, corners: Tensor, clip: int) -> Tensor:
@@ -326,7 +333,7 @@ class MhdRatio(ClipMhd):
 
     def add(self, batch: Batch) -> None:
         super().add(batch)
-        self.real_mean.add(self.values(given(batch.real)))
+        self.real_mean.add(self.values(required(batch.real)))
 
     def result(self) -> float:
         return ratio_to(self.mean.value(), self.real_mean.value())
@@ -339,7 +346,7 @@ class SolutionGap:
     mean: RunningMean = field(default_factory=RunningMean)
 
     def add(self, batch: Batch) -> Tensor:
-        solution = given(batch.solution)
+        solution = required(batch.solution)
         check_same_size(batch.video, solution, "solution_gap", "solution")
         values = mean_over_parts([
             ((video - other).square().flatten(1).mean(1), video.shape[2])
@@ -361,32 +368,32 @@ class SolutionGain:
     solution_energy: RunningMean = field(default_factory=RunningMean)
 
     def add(self, batch: Batch) -> None:
-        solution = given(batch.solution)
+        solution = required(batch.solution)
         check_same_size(batch.video, solution, "solution_gain", "solution")
         for video, energy in ((batch.video, self.energy), (solution, self.solution_energy)):
-            lost = [
+            energies = [
                 (per_video(residual(frames_of(part), self.factor).square(), len(part)), part.shape[2])
                 for _, (part,) in parts(video)
             ]
-            energy.add(mean_over_parts(lost))
+            energy.add(mean_over_parts(energies))
 
     def result(self) -> float:
         return ratio_to(self.energy.value(), self.solution_energy.value())
 
 
-def to_grid(frames: Tensor, like: tuple[int, int], sigma: float, factor: int) -> Tensor:
+def to_grid(frames: Tensor, video_size: tuple[int, int], sigma: float, factor: int) -> Tensor:
     """Frames on the anchor's grid of a video of size `like`, `factor` times smaller than it.
 
     Frames of the video's size are blurred (sigma px) and reduced by area. Others are structure clips, reduced already:
     they are only resized, by area if larger than the grid, else bilinearly.
     """
-    height, width = max(1, like[0] // factor), max(1, like[1] // factor)
-    size = tuple(frames.shape[-2:])
-    if size == like:
+    height, width = max(1, video_size[0] // factor), max(1, video_size[1] // factor)
+    frame_size = tuple(frames.shape[-2:])
+    if frame_size == video_size:
         return resize(gaussian_blur(frames, sigma), height, width, "area")
-    if size == (height, width):
+    if frame_size == (height, width):
         return frames
-    return resize(frames, height, width, "area" if size[0] >= height and size[1] >= width else "bilinear")
+    return resize(frames, height, width, "area" if frame_size[0] >= height and frame_size[1] >= width else "bilinear")
 
 
 @dataclass
@@ -398,7 +405,7 @@ class AnchorFidelity:
     mean: RunningMean = field(default_factory=RunningMean)
 
     def add(self, batch: Batch) -> Tensor:
-        structure = given(batch.structure)
+        structure = required(batch.structure)
         if structure.shape[2] != batch.video.shape[2]:
             raise ValueError(
                 f"anchor_fidelity needs as many frames in structure as in the video: {structure.shape[2]} "
@@ -413,8 +420,8 @@ class AnchorFidelity:
         return values
 
     def _difference(self, video: Tensor, structure: Tensor, size: tuple[int, int]) -> Tensor:
-        ours, theirs = (to_grid(frames_of(clips), size, self.sigma, self.factor) for clips in (video, structure))
-        return per_video((ours - theirs).square(), len(video))
+        a, b = (to_grid(frames_of(clips), size, self.sigma, self.factor) for clips in (video, structure))
+        return per_video((a - b).square(), len(video))
 
     def result(self) -> float:
         return self.mean.value()

@@ -35,20 +35,20 @@ LARGEST = 2  # cosines may be a little below 0, and LAION's predictor above 10: 
 MODES = ("custom_input", "vbench_standard", "long_custom_input", "long_vbench_standard")
 PREPROCESSING = ("longer", "shorter", "shorter_centercrop", "None")
 SAMPLES = 5  # videos per prompt in VBench's protocol
-Done = Callable[[Path, Mapping[str, float]], None]
+OnVideo = Callable[[Path, Mapping[str, float]], None]
 
 
 def available(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, str]:
     """Dimension -> what it lacks and how to get it. Raises ValueError for a setting that makes no sense."""
-    for key, known in (("mode", MODES), ("imaging_quality_preprocessing_mode", PREPROCESSING)):
-        if settings[key] not in known:
-            raise ValueError(f"vbench.{key}={settings[key]}: one of {', '.join(known)}")
+    for key, choices in (("mode", MODES), ("imaging_quality_preprocessing_mode", PREPROCESSING)):
+        if settings[key] not in choices:
+            raise ValueError(f"vbench.{key}={settings[key]}: one of {', '.join(choices)}")
     python = interpreter()
     if not python.is_file():
-        given = "PW_VBENCH_PYTHON names it" if "PW_VBENCH_PYTHON" in os.environ else "`make vbench-env` makes it"
-        return dict.fromkeys(names, f"VBench's environment {python} is not there: {given}")
-    lacking = {name: _lacks(name, settings["mode"], python) for name in names}
-    return {name: why for name, why in lacking.items() if why}
+        hint = "PW_VBENCH_PYTHON names it" if "PW_VBENCH_PYTHON" in os.environ else "`make vbench-env` makes it"
+        return dict.fromkeys(names, f"VBench's environment {python} is not there: {hint}")
+    reasons = {name: _missing(name, settings["mode"], python) for name in names}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def score_videos(
@@ -56,7 +56,7 @@ def score_videos(
     names: Sequence[str],
     settings: Mapping[str, Any],
     device: str,
-    done: Done,
+    on_video: OnVideo,
     *,
     worker: Path = WORKER,
 ) -> dict[str, str]:
@@ -69,22 +69,22 @@ def score_videos(
     names = [name for name in names if name not in missing]
     if settings["mode"].endswith("vbench_standard") and names:
         known = all_prompts()
-        strange = [v.name for v in videos if prompt_of(v.name) not in known]
-        if strange:
-            why = (
-                f"mode={settings['mode']}: {len(strange)} videos, such as {strange[0]!r}, are not named PROMPT-NUMBER "
+        unknown = [v.name for v in videos if prompt_of(v.name) not in known]
+        if unknown:
+            reason = (
+                f"mode={settings['mode']}: {len(unknown)} videos, such as {unknown[0]!r}, are not named PROMPT-NUMBER "
                 f"after one of VBench's {len(known)} prompts; mode=custom_input takes any name"
             )
-            return {**missing, **dict.fromkeys(names, why)}
-        due = {v: [name for name in names if name in known[prompt_of(v.name)]] for v in videos}
-        for video in [video for video in videos if not due[video]]:
-            done(video, {})
-        videos = [video for video in videos if due[video]]
-        names = [name for name in names if any(name in wanted for wanted in due.values())]
+            return {**missing, **dict.fromkeys(names, reason)}
+        dimensions = {v: [name for name in names if name in known[prompt_of(v.name)]] for v in videos}
+        for video in [video for video in videos if not dimensions[video]]:
+            on_video(video, {})
+        videos = [video for video in videos if dimensions[video]]
+        names = [name for name in names if any(name in names_of_video for names_of_video in dimensions.values())]
     if not names or not videos:
         return missing
     with tempfile.TemporaryDirectory(prefix="pw-vbench-") as work:
-        run = WorkerRun({str(path.absolute()): path for path in videos}, names, Path(work), done)
+        run = WorkerRun({str(path.absolute()): path for path in videos}, names, Path(work), on_video)
         request = {
             "schema": SCHEMA,
             "videos": list(run.videos),
@@ -125,28 +125,28 @@ def digests(name: str) -> dict[str, str]:
 
 def all_prompts() -> dict[str, tuple[str, ...]]:
     """VBench's 944 prompts, in its order, with the dimensions measured on each. Raises ValueError without VBench."""
-    found = [path for folder in _packages(interpreter()) for path in folder.glob("vbench/VBench_full_info.json")]
-    if not found:
+    paths = [path for folder in _packages(interpreter()) for path in folder.glob("vbench/VBench_full_info.json")]
+    if not paths:
         raise ValueError(f"no VBench_full_info.json beside {interpreter()}: `make vbench-env` installs VBench")
     prompts: dict[str, tuple[str, ...]] = {}
-    for entry in json.loads(found[0].read_text(encoding="utf-8")):
-        before = prompts.get(entry["prompt_en"], ())
-        prompts[entry["prompt_en"]] = tuple(dict.fromkeys((*before, *entry["dimension"])))
+    for entry in json.loads(paths[0].read_text(encoding="utf-8")):
+        earlier = prompts.get(entry["prompt_en"], ())
+        prompts[entry["prompt_en"]] = tuple(dict.fromkeys((*earlier, *entry["dimension"])))
     return prompts
 
 
-def absent(names: Sequence[str], stems: Sequence[str]) -> dict[str, list[str]]:
+def missing_stems(names: Sequence[str], stems: Sequence[str]) -> dict[str, list[str]]:
     """dimension -> the stems `{prompt}-{i}` of VBench's protocol that a folder lacks; VBench itself only warns."""
     known = all_prompts()
-    wanted = {name: [prompt for prompt, dimensions in known.items() if name in dimensions] for name in names}
-    there = set(stems)
+    prompts_by_name = {name: [prompt for prompt, dimensions in known.items() if name in dimensions] for name in names}
+    existing = set(stems)
     return {
-        name: [stem for prompt in prompts for i in range(SAMPLES) if (stem := f"{prompt}-{i}") not in there]
-        for name, prompts in wanted.items()
+        name: [stem for prompt in prompts for i in range(SAMPLES) if (stem := f"{prompt}-{i}") not in existing]
+        for name, prompts in prompts_by_name.items()
     }
 
 
-def _lacks(name: str, mode: str, python: Path) -> str:
+def _missing(name: str, mode: str, python: Path) -> str:
     """What a dimension lacks, "" if nothing."""
     if name in OF_PROMPTS and not mode.endswith("vbench_standard"):
         return f"{name} is measured on VBench's own prompts only: vbench.mode=vbench_standard"
@@ -158,8 +158,8 @@ def _lacks(name: str, mode: str, python: Path) -> str:
     files = {file: what for file, what in weights_of(name).items() if not (cache() / file).is_file()}
     if not files or _may_download():
         return ""
-    listed = "; ".join(f"{cache() / file} ({what})" for file, what in files.items())
-    return f'{name} lacks weights: {listed}; `make weights what=metrics args="only=vbench"` fetches them'
+    file_list = "; ".join(f"{cache() / file} ({what})" for file, what in files.items())
+    return f'{name} lacks weights: {file_list}; `make weights what=metrics args="only=vbench"` fetches them'
 
 
 def _may_download() -> bool:
@@ -172,7 +172,7 @@ def _packages(python: Path) -> list[Path]:
 
 
 @functools.cache
-def _sha256(path: Path, changed: int) -> str:
+def _sha256(path: Path, mtime_ns: int) -> str:
     """changed: the file's time of change, so that another file is read anew."""
     return sha256(path)
 
@@ -180,7 +180,7 @@ def _sha256(path: Path, changed: int) -> str:
 # ---- the worker's process
 
 
-class _Broken(Exception):
+class _ContractError(Exception):
     """The worker did not keep to its contract; the message says how."""
 
 
@@ -191,14 +191,14 @@ class WorkerRun:
     videos: Mapping[str, Path]
     names: Sequence[str]
     work: Path
-    done: Done
+    on_video: OnVideo
     failed: dict[str, str] = field(default_factory=dict)
     errors: dict[str, dict[str, str]] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
-    began: bool = False
+    has_header: bool = False
 
     def __post_init__(self) -> None:
-        self.reported: dict[str, dict[str, float | None]] = {video: {} for video in self.videos}
+        self.journal_values: dict[str, dict[str, float | None]] = {video: {} for video in self.videos}
         self.out, self.log = self.work / "result.json", self.work / "worker.log"
         self.journal = Path(f"{self.out}.journal")
         self.journal.touch()
@@ -207,23 +207,23 @@ class WorkerRun:
         """Run the worker to its end. Returns dimension -> why it, or some of its videos, have no value."""
         (self.work / "request.json").write_text(json.dumps(request), encoding="utf-8")
         try:
-            with self._started(worker, device) as process:
+            with self._worker_process(worker, device) as process:
                 self._follow(process)
             self._check_result(process.returncode)
-        except _Broken as error:
+        except _ContractError as error:
             names = [name for name in self.names if name not in self.failed]
-            why = dict.fromkeys(names, f"VBench's worker {error}")
+            reasons = dict.fromkeys(names, f"VBench's worker {error}")
             if names:
-                why[names[0]] += f"; the end of its log:\n{self._tail()}"
-            return {**self.failed, **why}
+                reasons[names[0]] += f"; the end of its log:\n{self._tail()}"
+            return {**self.failed, **reasons}
         for name, errors in self.errors.items():
-            video, why = next(iter(errors.items()))
-            text = f"{name} failed on {len(errors)} of {len(self.videos)} videos: {Path(video).name}: {why}"
+            video, reasons = next(iter(errors.items()))
+            text = f"{name} failed on {len(errors)} of {len(self.videos)} videos: {Path(video).name}: {reasons}"
             self.failed.setdefault(name, text)
         return self.failed
 
     @contextmanager
-    def _started(self, worker: Path, device: str) -> Generator[subprocess.Popen[bytes]]:
+    def _worker_process(self, worker: Path, device: str) -> Generator[subprocess.Popen[bytes]]:
         """The worker's process, in a group of its own so that what it starts ends with it."""
         command = [str(interpreter()), "-u", str(worker), str(self.work / "request.json")]
         with self.log.open("wb") as log:
@@ -246,80 +246,80 @@ class WorkerRun:
     def _follow(self, process: subprocess.Popen[bytes]) -> None:
         """Take in the journal as it grows, until the worker ends. Raises _Broken if it is silent for too long."""
         timeout = float(os.environ.get("PW_VBENCH_TIMEOUT") or 3600)
-        heard, rest = time.monotonic(), b""
+        last_message, rest = time.monotonic(), b""
         with self.journal.open("rb") as journal:
             while True:
-                ended = process.poll() is not None  # asked before reading: what it wrote last is read too
+                is_ended = process.poll() is not None  # asked before reading: what it wrote last is read too
                 *lines, rest = (rest + journal.read()).split(b"\n")
                 for line in lines:
-                    heard = time.monotonic()
-                    self._take(line)
-                if ended:
+                    last_message = time.monotonic()
+                    self._handle_line(line)
+                if is_ended:
                     return
-                if time.monotonic() - heard > timeout:
-                    raise _Broken(f"said nothing for {timeout:.0f} s (PW_VBENCH_TIMEOUT) and was ended")
+                if time.monotonic() - last_message > timeout:
+                    raise _ContractError(f"said nothing for {timeout:.0f} s (PW_VBENCH_TIMEOUT) and was ended")
                 time.sleep(0.1)
 
-    def _take(self, line: bytes) -> None:
+    def _handle_line(self, line: bytes) -> None:
         """One line of the journal. Raises _Broken if it makes no sense."""
         try:
-            said = json.loads(line)
-            if not self.began:
-                if said["schema"] != SCHEMA:
-                    raise _Broken(f"writes schema {said['schema']}, {SCHEMA} is understood")
-                self.began = True
+            message = json.loads(line)
+            if not self.has_header:
+                if message["schema"] != SCHEMA:
+                    raise _ContractError(f"writes schema {message['schema']}, {SCHEMA} is understood")
+                self.has_header = True
                 return
-            name = said["dimension"]
+            name = message["dimension"]
             if name not in self.names:
-                raise _Broken(f"writes of {name}, which was not asked for")
-            if "failed" in said:
-                self.failed[name] = str(said["failed"])
-                waiting = list(self.videos)
+                raise _ContractError(f"writes of {name}, which was not asked for")
+            if "failed" in message:
+                self.failed[name] = str(message["failed"])
+                videos = list(self.videos)
             else:
-                self._take_value(name, said)
-                waiting = [said["video"]]
+                self._handle_value(name, message)
+                videos = [message["video"]]
         except (ValueError, TypeError, KeyError) as error:
-            raise _Broken(f"writes nonsense: {line[:200].decode(errors='replace')}") from error
-        for video in waiting:
+            raise _ContractError(f"writes nonsense: {line[:200].decode(errors='replace')}") from error
+        for video in videos:
             self._finish(video)
 
-    def _take_value(self, name: str, said: Mapping[str, Any]) -> None:
-        video, value = said["video"], said["value"]
+    def _handle_value(self, name: str, message: Mapping[str, Any]) -> None:
+        video, value = message["video"], message["value"]
         if video not in self.videos:
-            raise _Broken(f"writes of {video}, which was not asked for")
+            raise _ContractError(f"writes of {video}, which was not asked for")
         if value is not None and not abs(value) <= LARGEST:
-            raise _Broken(f"gives {Path(video).name} a {name} of {value}, which no value of VBench is")
-        if value is None and said["error"]:
-            self.errors.setdefault(name, {})[video] = str(said["why"])
-        self.reported[video][name] = value
+            raise _ContractError(f"gives {Path(video).name} a {name} of {value}, which no value of VBench is")
+        if value is None and message["error"]:
+            self.errors.setdefault(name, {})[video] = str(message["why"])
+        self.journal_values[video][name] = value
 
     def _finish(self, video: str) -> None:
         """Hand a video's values on, once, when all that it can have are there."""
-        values = self.reported[video]
+        values = self.journal_values[video]
         if video not in self.finished and all(name in values or name in self.failed for name in self.names):
             self.finished.add(video)
-            self.done(self.videos[video], {name: value for name, value in values.items() if value is not None})
+            self.on_video(self.videos[video], {name: value for name, value in values.items() if value is not None})
 
     def _check_result(self, status: int) -> None:
         """Raises _Broken unless the worker ended well and its result holds what its journal held."""
         if status:
-            ended = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
-            raise _Broken(f"{ended} after {len(self.finished)} of {len(self.videos)} videos")
+            status_text = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
+            raise _ContractError(f"{status_text} after {len(self.finished)} of {len(self.videos)} videos")
         try:
             result = json.loads(self.out.read_text(encoding="utf-8"))
             if result["schema"] != SCHEMA:
-                raise _Broken(f"writes schema {result['schema']}, {SCHEMA} is understood")
+                raise _ContractError(f"writes schema {result['schema']}, {SCHEMA} is understood")
             results = {name: result["results"].get(name, {}).get("per_video", {}) for name in self.names}
         except FileNotFoundError:
-            raise _Broken("ended with exit status 0, but without a result") from None
+            raise _ContractError("ended with exit status 0, but without a result") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise _Broken(f"writes a result that makes no sense ({type(error).__name__}: {error})") from error
+            raise _ContractError(f"writes a result that makes no sense ({type(error).__name__}: {error})") from error
         for name in [name for name in self.names if name not in self.failed]:
-            journal = {video: values[name] for video, values in self.reported.items() if name in values}
+            journal = {video: values[name] for video, values in self.journal_values.items() if name in values}
             if len(journal) < len(self.videos):
-                raise _Broken(f"measured {name} on {len(journal)} of {len(self.videos)} videos only")
+                raise _ContractError(f"measured {name} on {len(journal)} of {len(self.videos)} videos only")
             if results[name] != {video: value for video, value in journal.items() if value is not None}:
-                raise _Broken(f"gives other values of {name} in its result than it gave on the way")
+                raise _ContractError(f"gives other values of {name} in its result than it gave on the way")
 
     def _tail(self) -> str:
         """The last lines of the worker's log, without the progress bars."""
@@ -330,8 +330,8 @@ class WorkerRun:
 
 def _environ(device: str) -> dict[str, str]:
     """The worker's environment: nothing of ours on its path, and of the GPUs the one that it is to use."""
-    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    environ = {key: value for key, value in os.environ.items() if key not in ours}
+    excluded = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    environ = {key: value for key, value in os.environ.items() if key not in excluded}
     environ["PYTHONWARNINGS"] = "ignore"  # the log's last lines are what an error shows
     kind, _, index = device.partition(":")
     visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
