@@ -1,13 +1,13 @@
-"""What the candidate intervals of a table really cover, by simulation: the numbers of D13, D74 and D75.
+"""Simulated coverage of the candidate intervals of a table: the numbers of D13, D74 and D75.
 
 A simulated metric has arms x seeds: an effect of the seed shared by all arms plus an error of arm and seed. The errors
 are normal, heavy-tailed (t with 5 df) or skewed (exponential); the variances of the paired differences are equal, or
 one comparison has 16 times the variance of the others, or they are graded from 1 to 16. Coverage is counted for the
-difference of each arm to the one before it, and the comparison that is covered worst decides: an average would let the
-quiet comparisons pay for the noisy one.
+difference of each arm to the one before it, and the comparison with the lowest coverage decides: an average would hide
+the noisy comparison behind the quiet ones.
 
-Then what a comparison's metrics are tested by: gatekeeping behind the primary metric against Holm over all of them,
-family-wise error and power. And what a control variate fitted on the seeds does to the interval's width.
+Also: family-wise error and power of gatekeeping behind the primary metric against Holm over all metrics, and the effect
+of a control variate fitted on the seeds on the interval's width.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Scenario:
 
 
 class IntervalCoverage(NamedTuple):
-    """Of a method in a scenario: coverage of the worst covered comparison and of all, mean width over paired t's."""
+    """Coverage of the worst comparison, mean coverage, and mean width relative to paired t's."""
 
     worst: float
     mean: float
@@ -61,7 +61,7 @@ def _errors(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
 
 
 def _arm_variances(kind: str, arms: int) -> np.ndarray:
-    """Variances of the arms that give the differences of neighbours the variances wanted."""
+    """Variances of the arms, for the required variances of the differences of neighbours."""
     if kind == "equal":
         return np.ones(arms)
     if kind == "one noisy":  # differences: 2, 2, ..., 2 * RATIO
@@ -91,9 +91,9 @@ def moderated(differences: np.ndarray) -> Interval:
 
 def guarded(differences: np.ndarray) -> Interval:
     """`moderated`, but a comparison noisier than the prior's variance keeps its own variance and df."""
-    mean, half, p, own_variance, prior = _moderate(differences)
+    mean, half, p, raw, prior = _moderate(differences)
     _, t_half, t_p = paired_t(differences)
-    noisy = own_variance > prior
+    noisy = raw > prior
     return mean, np.where(noisy, t_half, half), np.where(noisy, t_p, p)
 
 
@@ -124,22 +124,16 @@ def _moderate(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
     n, c = differences.shape[-1], differences.shape[-2]
     df = n - 1
-    mean, own_variance = differences.mean(-1), differences.var(-1, ddof=1)
-    log_variance = np.log(own_variance) - digamma(df / 2) + np.log(df / 2)
+    mean, raw = differences.mean(-1), differences.var(-1, ddof=1)
+    log_variance = np.log(raw) - digamma(df / 2) + np.log(df / 2)
     excess = log_variance.var(-1, ddof=1, keepdims=True) - polygamma(1, df / 2)
     spread = np.maximum(excess, 1e-4)
     prior_df = 2 * _inverse_trigamma(spread)
     prior = np.exp(log_variance.mean(-1, keepdims=True) + digamma(prior_df / 2) - np.log(prior_df / 2))
-    variance = (prior_df * prior + df * own_variance) / (prior_df + df)
+    variance = (prior_df * prior + df * raw) / (prior_df + df)
     total_df = np.minimum(prior_df + df, c * df)
     error = np.sqrt(variance / n)
-    return (
-        mean,
-        stdtrit(total_df, (1 + LEVEL) / 2) * error,
-        2 * stdtr(total_df, -abs(mean) / error),
-        own_variance,
-        prior,
-    )
+    return mean, stdtrit(total_df, (1 + LEVEL) / 2) * error, 2 * stdtr(total_df, -abs(mean) / error), raw, prior
 
 
 def _inverse_trigamma(y: np.ndarray) -> np.ndarray:
@@ -169,7 +163,7 @@ def cover(scenario: Scenario, tables: int, seed: int = 0) -> dict[str, IntervalC
 def false_positives(
     scenario: Scenario, method: Callable[[np.ndarray], Interval], tables: int, metrics: int = 6, seed: int = 0
 ) -> float:
-    """How often a comparison of equal arms has any metric called better or worse, after Holm.
+    """The share of comparisons of equal arms with any metric called better or worse, after Holm.
 
     The worst comparison of the table; metrics are independent, which is the hardest case for Holm.
     """
@@ -181,8 +175,7 @@ def false_positives(
 
 
 class Rates(NamedTuple):
-    """Shares of simulated comparisons: where any metric without a difference is called, where the primary metric's true
-    difference is found, and one of the others', on average; None without a true one."""
+    """Family-wise error, power of the primary metric, and mean power of the others; None without a true difference."""
 
     error: float
     primary: float | None

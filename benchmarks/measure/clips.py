@@ -1,12 +1,12 @@
 """Score the clips of an ablation's run: `scores.csv` (a row per video), `scores.json` (values and their contract).
 
-A folder holds lossless clips `0000.mkv`, `0001.mkv`, ...; it is paired with the real clips, the structure clips
-(anchors) and the many-step solutions by file name. A metric whose folder is not there is absent, never zero.
+A folder has lossless clips `0000.mkv`, `0001.mkv`, ...; real clips, structure clips (anchors) and many-step solutions
+are paired with them by file name. A metric without its folders is absent, never zero.
 
-The contract is a dictionary that is stamped on every score and says which scores may stand in one table. Free keys
-(signature, seed, git commit, ...) say where a score came from and may differ between rows. All others say what was
-measured: `scale`, `data`, `sampling`, ... and `metrics` (protocol and settings) must agree in the whole table, `clips`
-(names and content of the real clips) within each seed.
+The contract is a dictionary in every scores.json that defines which scores may share a table. Free keys (signature,
+seed, git commit, ...) describe the origin of a score and may differ between rows. All other keys describe the
+measurement: `scale`, `data`, `sampling`, ... and `metrics` (protocol and settings) must be equal in the whole table,
+`clips` (names and content of the real clips) within each seed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".mkv", ".mp4", ".mov", ".webm", ".avi", ".m4v")
 BATCH_PIXELS = 2**22
-"""Pixels of a folder that are in memory at once: small clips go in batches, one clip is the least."""
+"""Pixels of a batch: small clips are batched until they have as many; a batch has at least one clip."""
 
 FREE_KEYS = frozenset((
     *("signature", "train_signature", "seed", "arm", "varied", "git_commit", "dirty", "lock_hash", "code", "host"),
@@ -53,10 +53,10 @@ def score_folder(
 ) -> dict[str, Any]:
     """Score the clips of `videos` and write `out`/scores.{csv,json}, atomically.
 
-    A metric takes the clips whose names are in all folders it needs; n_videos says how many these are.
+    A metric uses the clips whose names are in all folders that it needs; n_videos is their number.
 
-    solved: how many of `solution`, the first by name, count; another arm may have had more of them made.
-    contract: where the clips come from and what was measured; metric protocols and the real clips' hash are added.
+    n_solutions: use only as many clips of `solution`, the first by name; the folder may have more, from another arm.
+    contract: origin and measurement; the metrics' protocols and the hash of the real clips are added.
     Returns: {"metrics": {name: value}, "n_videos": {name: n}, "contract": {...}}, as in scores.json.
     Raises: ValueError for an unknown metric, a folder without clips, or without a name in common with `videos`.
     """
@@ -72,10 +72,10 @@ def score_folder(
 def measure_clips(
     clips: Mapping[str, Mapping[str, Path]], metrics: Sequence[str]
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any], dict[str, Any]]:
-    """Measure clips as they were `paired`, by the metrics whose folders are there.
+    """Measure clips of `pair_clips` by the metrics whose folders are given.
 
-    Returns: clip -> "frames" and the values it has; {"metrics": those of the folder that are finite, "n_videos": how
-        many clips each took}; the number and the hash of the real clips.
+    Returns: clip -> "frames" and its values; {"metrics": the folder's finite values, "n_videos": the number of clips
+        per metric}; number and hash of the real clips.
     """
     from benchmarks.metrics.implementation import scorer_of
 
@@ -102,9 +102,9 @@ def measure_clips(
 def pair_clips(
     videos: Mapping[str, Path], folders: Mapping[str, Path | None], n_solutions: int | None = None
 ) -> dict[str, Mapping[str, Path]]:
-    """What it is ("video", "real", ...) -> clips by name, of which the first `solved` are solutions.
+    """Role ("video", "real", ...) -> clips by name; of the solutions only the first `n_solutions`.
 
-    Raises: ValueError for a folder without clips, or where it has no name in common with `videos`.
+    Raises: ValueError for a folder without clips, or without a name in common with `videos`.
     """
     clips = {"video": videos}
     for role, folder in folders.items():
@@ -130,7 +130,7 @@ def is_video(path: Path) -> bool:
 
 
 def batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> Iterator[tuple[list[str], Batch]]:
-    """Names and tensors of clips that have the same folders and sizes, up to BATCH_PIXELS at once."""
+    """Names and tensors of consecutive clips with the same roles and sizes, up to BATCH_PIXELS per batch."""
     from pw.io.video import read_video
 
     group: list[tuple[str, dict[str, np.ndarray]]] = []
@@ -147,7 +147,7 @@ def batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> Ite
         group.append((name, arrays))
         del videos, arrays
         pixels = sum(clip["video"].size // 3 for _, clip in group)
-        if pixels >= BATCH_PIXELS:  # before the next clip is read: of large ones there is one
+        if pixels >= BATCH_PIXELS:  # before the next clip is read, so that only one large clip is in memory
             yield _stack(group)
             group = []
     if group:
@@ -155,7 +155,7 @@ def batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> Ite
 
 
 def _stack(group: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> tuple[list[str], Batch]:
-    """uint8 [F, H, W, 3] each -> uint8 [B, 3, F, H, W], a view of the clip if it is one."""
+    """uint8 [F, H, W, 3] each -> uint8 [B, 3, F, H, W]; a view without a copy if there is one clip."""
     import numpy as np
     import torch
 
@@ -173,14 +173,14 @@ def _stack(group: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> tuple[list[
 
 
 class ClipHash:
-    """Names, sizes and pixels (not file bytes) of the clips others are held against, as 16 hex digits."""
+    """Hash of names, sizes and pixels (not file bytes) of the real clips, 16 hex digits."""
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
         self.count = 0
 
     def add(self, name: str, shape: tuple[int, ...], pixels: bytes | memoryview) -> None:
-        """One clip, in the order of the names; pixels: uint8 [F, H, W, 3]."""
+        """Add a clip; the order of calls matters. pixels: uint8 [F, H, W, 3]."""
         self._sha.update(f"{name}\0{shape}\0".encode())
         self._sha.update(pixels)
         self.count += 1
@@ -191,7 +191,7 @@ class ClipHash:
 
 
 def check_contracts(contracts: Contracts) -> None:
-    """Refuse to put scores of different measurements in one table.
+    """Check that the scores may share a table.
 
     contracts: row (arm, "floor", ...) -> seed -> the contract of its scores.
     Raises: ValueError naming the first key that differs, the rows, and both values.
@@ -211,7 +211,7 @@ def check_contracts(contracts: Contracts) -> None:
 
 
 def table_contract(contracts: Contracts) -> dict[str, Any]:
-    """One contract for the table: a value where all rows agree, else the list of the values met.
+    """Merge the contracts of a table: a value if all rows have the same one, else the list of values.
 
     Raises: ValueError as `check_contracts`.
     """
@@ -226,13 +226,13 @@ def table_contract(contracts: Contracts) -> dict[str, Any]:
 
 
 def _comparable_values(contract: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree, metric by metric: rows may lack some (the floor has no solution)."""
+    """The keys that must agree, with a key per metric, as rows may lack metrics (the floor has no solution)."""
     values = {key: _plain(value) for key, value in contract.items() if key not in FREE_KEYS}
     return values | {f"metrics.{name}": row for name, row in values.pop("metrics", {}).items()}
 
 
 def _plain(value: Any) -> Any:
-    """As it comes back from JSON, so that a fresh contract equals one that was read."""
+    """Convert to JSON and back, so that a new contract equals one read from a file."""
     return json.loads(json.dumps(value, sort_keys=True))
 
 
@@ -246,7 +246,7 @@ def _conflict(key: str, a: tuple[str, int, Any], b: tuple[str, int, Any]) -> str
 
 
 def _first_difference(key: str, a: Any, b: Any) -> tuple[str, Any, Any]:
-    """Down to the innermost key that differs: ("metrics.psd.protocol", "psd/1", "psd/2")."""
+    """The innermost key that differs and both values: ("metrics.psd.protocol", "psd/1", "psd/2")."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for inner in sorted({*a, *b}):
             if a.get(inner) != b.get(inner):

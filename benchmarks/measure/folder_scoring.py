@@ -1,9 +1,9 @@
-"""The videos of a folder, measured one by one: what is kept is not measured again, what is broken is named.
+"""Score the videos of a folder one by one, with a cache of values; broken videos are reported and left out.
 
-One decode of a video serves all its metrics (`streaming.py`). Each video's values are kept as it ends, in one small
-file per (video's content, metric, what the metric depends on). A file that is there was written whole, so a run that
-was killed goes on with the video it was at, and a video that was renamed or copied is not measured again. PW_SCORES
-names the folder, by default outputs/cache/scores.
+Each video is decoded once for all its metrics (`streaming.py`). Its values are then cached, in one small file per
+(content of the video, metric, dependencies of the metric). Files are written atomically, so a killed run continues with
+its unfinished video, and a renamed or copied video is not measured again. PW_SCORES is the cache's folder, by default
+outputs/cache/scores.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from pw.io.paths import OUTPUTS
 from pw.io.progress import Pace, duration
 
 WORKER = "vbench"
-"""The family that is measured by a process of its own."""
+"""The family that a separate process measures."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A measured value, with the number of frames of the video."""
+    """A value, and the number of frames of the video."""
 
     value: float
     frames: int
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256. Raises OSError for what cannot be read, or is no file: opening a named pipe would wait for ever."""
+    """SHA-256 of a file. Raises OSError if it is unreadable or no regular file: opening a named pipe would block."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a file", str(path))
     return sha256(path)
@@ -52,14 +52,14 @@ def content_hash(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of entries, safe for several processes at once: entries are only ever added, each atomically."""
+    """A folder of entries, safe for concurrent processes: each entry is written atomically."""
 
     folder: Path
 
     def get(self, video: str, metric: str, dependencies: Mapping[str, Any]) -> Entry | None:
-        """The entry of a video (its content hash), None if it is not there or not readable.
+        """The entry of a video, None if it is missing or unreadable.
 
-        depends: whatever the value depends on beside the video: protocol, settings, hashes of weights.
+        video: content hash. dependencies: what else the value depends on: protocol, settings, hashes of weights.
         """
         try:
             values = json.loads(self._path(video, metric, dependencies).read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ class Cache:
         return entry if math.isfinite(entry.value) else None
 
     def put(self, video: str, metric: str, dependencies: Mapping[str, Any], entry: Entry) -> None:
-        """Add an entry. Raises ValueError for a value that is not finite, which is no score."""
+        """Write an entry. Raises ValueError for a value that is not finite."""
         if not math.isfinite(entry.value):
             raise ValueError(f"{metric} of {video[:12]} is {entry.value}, which is no score")
         record = {**asdict(entry), "metric": metric, "video": video, "depends": dict(dependencies)}
@@ -81,10 +81,10 @@ class Cache:
 
 
 class FolderScoring:
-    """The videos of one call, and what of them is still to be measured."""
+    """Scores a folder's videos; `scores` is the result so far."""
 
     def __init__(self, videos: Mapping[str, Path], metrics: Sequence[str], options: MeasureOptions) -> None:
-        """Says in `found` what a metric lacks, before anything is decoded. Raises ConfigError for a wrong setting."""
+        """Record in `scores.missing` what metrics need. Raises ConfigError for an invalid setting."""
         self.videos, self.metrics, self.options, self.scores = videos, metrics, options, Scores()
         self.settings = settings_of(metrics, options.overrides)
         self.cache = Cache(options.cache or Path(os.environ.get("PW_SCORES") or OUTPUTS / "cache/scores").expanduser())
@@ -104,7 +104,7 @@ class FolderScoring:
                 self.names.append(name)
 
     def missing_metrics(self, path: Path) -> list[str]:
-        """The metrics whose value of a video is neither in `found` nor in the cache."""
+        """Read a video's cached values into `scores`; returns the metrics without a cached value."""
         key = self._hash(path)
         self.scores.hashes[path.name] = key
         row = self.scores.rows.setdefault(path.name, {})
@@ -118,7 +118,7 @@ class FolderScoring:
         return missing
 
     def measure(self, progress: Callable[[str], None]) -> None:
-        """Measure what is lacking, each video's values written as it ends."""
+        """Measure the missing values, and cache them after each video."""
         missing = {path: self.missing_metrics(path) for path in self.readable_videos()}
         if worker_metrics := {n for names in missing.values() for n in names if lookup(n).family == WORKER}:
             from benchmarks.metrics.vbench import available
@@ -138,11 +138,11 @@ class FolderScoring:
         self._check_protocol()
 
     def readable_videos(self) -> list[Path]:
-        """The videos whose bytes can be read, and whose names can be written."""
+        """The videos with a readable file and a UTF-8 name; the others are left out."""
         paths = []
         for name, path in self.videos.items():
             try:
-                name.encode()  # one that is no UTF-8 could be written to no table
+                name.encode()  # another name cannot be written to a table
                 self._hash(path)
             except UnicodeEncodeError:
                 self.leave_out(name, f"{path}: its name is not UTF-8, rename it")
@@ -169,7 +169,7 @@ class FolderScoring:
             except (MemoryError, RuntimeError) as error:
                 if not (reason := shortage(error)):
                     raise
-            if reason:  # the error, which holds half a network, is gone
+            if reason:  # after the except block, so that the error no longer references the network's tensors
                 free_gpu_cache()
                 message = f"the network of {', '.join(affected)} does not fit: {reason}; {remedy(reason)}"
                 self._check_strict(message)
@@ -221,7 +221,7 @@ class FolderScoring:
             for path in [path for path, metrics in metrics_of_videos.items() if tuple(metrics) == names]:
                 if path.name in self.scores.left_out:
                     continue
-                try:  # the worker says little about what it cannot read
+                try:  # the worker's message for an unreadable video says little
                     self.scores.rows[path.name].setdefault("frames", sum(1 for _ in decode(path)))
                 except VideoError as error:
                     self.leave_out(path.name, str(error))
@@ -230,19 +230,17 @@ class FolderScoring:
             if paths:
                 from benchmarks.metrics.vbench import score_videos as score_by_worker
 
-                failed = score_by_worker(
-                    paths, names, self.settings[WORKER], device_for(self.options.device), self._store_worker_values
-                )
+                settings, device = self.settings[WORKER], device_for(self.options.device)
+                failed = score_by_worker(paths, names, settings, device, self._store_worker_values)
                 failed = {
-                    n: f"{reason}; {remedy(reason)}" if "out of memory" in reason else reason
-                    for n, reason in failed.items()
+                    n: f"{text}; {remedy(text)}" if "out of memory" in text else text for n, text in failed.items()
                 }
                 for reason in failed.values():
                     self._check_strict(reason)
                 self._drop_metrics(failed)
 
     def _check_protocol(self) -> None:
-        """Say which of VBench's own videos are not there: VBench would average the others in silence."""
+        """Report missing videos of VBench's protocol: VBench averages the others without a warning."""
         names = [name for name in self.names if lookup(name).family == WORKER and self.scores.values(name)]
         if not names or not self.settings[WORKER]["mode"].endswith("vbench_standard"):
             return
@@ -261,7 +259,7 @@ class FolderScoring:
             return
         row = self.scores.rows[path.name]
         for name, value in values.items():
-            # anew: with PW_VBENCH_DOWNLOAD=1 the weights may have come since
+            # computed again, because PW_VBENCH_DOWNLOAD=1 may have downloaded weights
             self.scores.dependencies[name] = self._dependencies(name)
             self.cache.put(self._hash(path), name, self._dependencies_of(name, path), Entry(value, int(row["frames"])))
             row[name] = value
@@ -280,7 +278,7 @@ class FolderScoring:
             raise BrokenVideo(f"strict=true: {reason}")
 
     def _refuse(self, video: str, metrics: Collection[str], reason: str) -> None:
-        """Say of metrics that are asked for, and have no value from the cache, why they have none."""
+        """Record why requested metrics without a cached value have no value of this video."""
         for name in self.names:
             if name in metrics and name not in self.scores.rows[video]:
                 self._check_strict(f"{video}: {name}: {reason}")
@@ -293,7 +291,7 @@ class FolderScoring:
         return self._hashes[path][0]
 
     def _is_changed(self, path: Path) -> bool:
-        """Whether a video, or its real one, is no longer the file that was hashed; leaves it out if so."""
+        """Whether the video or its real video changed after it was hashed; then leave the video out."""
         for file in (path, self.real.get(path.name)):
             if file in self._hashes and _stamp(file) != self._hashes[file][1]:
                 self.leave_out(path.name, f"{file}: changed while it was measured; score it again when it is done")
@@ -301,21 +299,21 @@ class FolderScoring:
         return False
 
     def _dependencies_of(self, name: str, path: Path) -> dict[str, Any]:
-        """What a metric's value of this video depends on beside its own bytes."""
+        """What a metric's value of this video depends on, except for the video's content."""
         dependencies = self.scores.dependencies.get(name) or self._dependencies(name)
-        if name in VBENCH_SEMANTIC:  # these compare the video with its prompt, which is its name
+        if name in VBENCH_SEMANTIC:  # these compare the video with its prompt, which is in its name
             dependencies = {**dependencies, "prompt": prompt_of(path.name)}
         real = self.real.get(path.name) if "real" in lookup(name).needs else None
         if real is None:
             return dependencies
         try:
             self.scores.real[path.name] = self._hash(real)
-        except OSError:  # nothing is kept under this key: the metric will refuse the video
+        except OSError:  # this key is never written, because the metric refuses the video
             return dependencies
         return {**dependencies, "real": self._hash(real)}
 
     def _dependencies(self, name: str) -> dict[str, Any]:
-        """What a value depends on beside the video, as plain JSON. Raises MissingWeights."""
+        """What a metric's values depend on, except for the videos, as JSON values. Raises MissingWeights."""
         row = lookup(name)
         if row.family == WORKER:
             from benchmarks.metrics.vbench import digests
@@ -331,7 +329,7 @@ def _names_of(families: Collection[str]) -> list[str]:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What differs when a file was written anew; () when it is gone."""
+    """Inode, size and time of a file, which change when it is rewritten; () without a file."""
     try:
         status = path.stat()
     except OSError:

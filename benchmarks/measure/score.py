@@ -1,10 +1,9 @@
-"""Score a folder of videos, from any system: a row per video, and beside it the protocol they were measured by.
+"""Score a folder of videos from any system: writes a table with a row per video, and a file with the protocol.
 
     pw score DIR metrics=mhd_mse,niqe out=scores.csv [strict=true real=DIR mhd.reduction=sum …]
 
-Every video is measured by itself, decoded once for all metrics and never held whole; what was measured once is not
-measured again (`folder_scoring.py`). A video that is broken, and a metric whose weights are missing, are named and left
-out; the others are scored.
+Every video is measured separately, decoded once for all metrics and never in memory whole; cached values are not
+measured again (`folder_scoring.py`). Broken videos, and metrics whose weights are missing, are reported and left out.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ from pw.io.host import free_memory
 from pw.io.paths import SUITE
 
 PARENT = "PW_SCORE_PARENT"
-"""The process whose end ends one that shares its work."""
+"""Environment variable: id of the parent process; a worker process ends when its parent ends."""
 
-# What metrics of clips take at most, bytes and bytes a pixel: a clip and its partners in 8 bits, some frames as floats.
+# The most memory of metrics of clips, bytes and bytes per pixel: uint8 clips and references, some frames as floats.
 # Measured: 2.7 GB for 13 frames of 2560 x 1440, 3.8 GB for 33.
 CLIP_BYTES, BYTES_PER_PIXEL = 2.5e9, 18
-SMALL_CLIP = 2**25  # pixels that are not asked about
+SMALL_CLIP = 2**25  # pixels; smaller clips are not checked
 
 
 def score_videos(
@@ -48,10 +47,10 @@ def score_videos(
     options: MeasureOptions | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Scores:
-    """Score the videos of a folder; what the cache has is not measured again.
+    """Score the videos of a folder; cached values are not measured again.
 
-    metrics: names of the registry, or groups of them.
-    Raises: ConfigError for what cannot work at all (metric, setting, folder); BrokenVideo with `strict`.
+    metrics: names of the registry or of groups.
+    Raises: ConfigError for an invalid metric, setting or folder; BrokenVideo with `strict`.
     """
     start = time.monotonic()
     scoring = FolderScoring(videos_of(folder), metric_names(metrics), options or MeasureOptions())
@@ -68,7 +67,7 @@ def score_videos(
 
 
 def share(scoring: FolderScoring) -> None:
-    """Let several processes fill the cache first, each with every n-th video, where there are several GPUs."""
+    """Fill the cache by several processes, each with every n-th video, if there are several GPUs."""
     options = scoring.options
     networks = options.device == "auto" and any(lookup(n).weights or lookup(n).extra for n in scoring.names)
     count = options.processes or (gpus() if networks else 1)
@@ -76,25 +75,18 @@ def share(scoring: FolderScoring) -> None:
     count = min(count, len(videos))
     if count < 2:
         return
-    frame_metrics = [
-        name for name in scoring.metrics if lookup(name).family != "reference"
-    ]  # those take the whole folder
+    names = [name for name in scoring.metrics if lookup(name).family != "reference"]  # those take the whole folder
     device = "cpu" if options.device == "cpu" else "auto"
-    worker_options = replace(options, processes=1, threads=max(1, scoring.threads // count), device=device)
-    visible_setting = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = visible_setting.split(",") if visible_setting else [str(i) for i in range(gpus())]
-    with contextlib.ExitStack() as stack:  # what a process left undone is measured here, and what is wrong is said here
+    part = replace(options, processes=1, threads=max(1, scoring.threads // count), device=device)
+    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = setting.split(",") if setting else [str(i) for i in range(gpus())]
+    with contextlib.ExitStack() as stack:  # afterwards this process measures what is missing, and reports errors
         workers = []
         for i in range(count):
             shard = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pw-score-")))
             for path in videos[i::count]:
                 os.symlink(path.resolve(), shard / path.name)
-            words = [
-                f"videos={shard}",
-                f"metrics={','.join(frame_metrics)}",
-                f"out={shard / '.scores.csv'}",
-                *written(worker_options),
-            ]
+            words = [f"videos={shard}", f"metrics={','.join(names)}", f"out={shard / '.scores.csv'}", *written(part)]
             env = {**os.environ, "PYTHONPATH": str(SUITE), PARENT: str(os.getpid())}
             if gpus() > 1:
                 env["CUDA_VISIBLE_DEVICES"] = visible[i % gpus()]
@@ -106,7 +98,7 @@ def share(scoring: FolderScoring) -> None:
 
 
 def end_with_parent() -> None:
-    """Let this process end soon after the one that shares its work with it, also if that one was killed."""
+    """End this worker process soon after its parent, also if the parent is killed."""
     parent = os.environ.get(PARENT)
     if parent is None:
         return
@@ -123,7 +115,7 @@ def end_with_parent() -> None:
 
 
 def score_clips(scoring: FolderScoring) -> None:
-    """Score whole clips: made for the tiny scale, refused where clips would fill the memory."""
+    """Score whole clips, for the tiny scale; refused if the clips do not fit into memory."""
     options, scores = scoring.options, scoring.scores
     folders = {"real": options.real, "structure": options.structure, "solution": options.solution}
     clip_metrics = []
@@ -142,7 +134,7 @@ def score_clips(scoring: FolderScoring) -> None:
         return
     try:
         _score_whole_clips(clip_metrics, clips, folders, scores)
-    except ValueError:  # of one of them: the others are measured alone
+    except ValueError:  # of one metric: measure each metric alone
         for name in clip_metrics:
             try:
                 _score_whole_clips([name], clips, folders, scores)
@@ -153,7 +145,7 @@ def score_clips(scoring: FolderScoring) -> None:
 
 
 def _by_stem(clip_metrics: Sequence[str], scoring: FolderScoring) -> dict[str, Path]:
-    """The clips that are not left out by the name that pairs them; those whose name is taken are not measured."""
+    """The clips by stem, which pairs them, without those left out; a second clip of the same stem is not measured."""
     clips: dict[str, Path] = {}
     scores = scoring.scores
     for name, path in scoring.videos.items():
@@ -176,7 +168,7 @@ def _check_strict(clip_metrics: Sequence[str], scores: Scores) -> None:
 def _score_whole_clips(
     clip_metrics: Sequence[str], clips: Mapping[str, Path], folders: Mapping[str, Path | None], scores: Scores
 ) -> None:
-    """Metrics of clips into `scores`. Raises ValueError where clips cannot be held against each other."""
+    """Write the metrics of clips into `scores`. Raises ValueError if clips and references do not fit together."""
     rows, result, clip_hash = measure_clips(pair_clips(clips, folders), clip_metrics)
     for stem, values in rows.items():
         row = scores.rows.setdefault(clips[stem].name, {})
@@ -190,13 +182,13 @@ def _score_whole_clips(
                 scores.not_measured[name] = {**scores.not_measured.get(name, {}), **missing}
         elif name in result["metrics"]:
             scores.set_values[name] = result["metrics"][name]
-            scores.dependencies[name]["n"] = result["n_videos"][name]  # those that the other folders have too
+            scores.dependencies[name]["n"] = result["n_videos"][name]  # the clips that are in all folders
         else:
             scores.missing[name] = f"{name} of these {result['n_videos'].get(name, 0)} clips is not finite"
 
 
 def _size_problem(clips: Iterable[Path], scoring: FolderScoring) -> str:
-    """Why the reference metrics will not hold these clips; broken ones are left out on the way."""
+    """Why the clips do not fit into memory, "" if they do; leaves broken clips out."""
     from pw.io.video import VideoError, decode, probe
 
     free = free_memory()
@@ -221,37 +213,32 @@ def _size_problem(clips: Iterable[Path], scoring: FolderScoring) -> str:
 
 
 def summary(scores: Scores, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """metric -> mean over videos with its bootstrap interval, what it is and by which protocol."""
+    """Metric -> mean over videos with its bootstrap interval, direction, unit, scale, level and protocol."""
     result: dict[str, dict[str, Any]] = {}
     for name in names:
         row = lookup(name)
         values = scores.values(name)
         if name in scores.set_values:
-            statistics: dict[str, Any] = {
-                "mean": scores.set_values[name],
-                "low": None,
-                "high": None,
-                "n": len(scores.rows),
-            }
+            stats: dict[str, Any] = {"mean": scores.set_values[name], "low": None, "high": None, "n": len(scores.rows)}
         elif values:
-            statistics = asdict(bootstrap_mean(list(values.values()), [prompt_of(video) for video in values]))
+            stats = asdict(bootstrap_mean(list(values.values()), [prompt_of(video) for video in values]))
         else:
             continue
         content = {"direction": row.direction, "unit": row.unit, "scale": row.scale, "level": row.level}
-        result[name] = {**statistics, **content, **scores.dependencies.get(name, {})}
+        result[name] = {**stats, **content, **scores.dependencies.get(name, {})}
         if row.licence:
             result[name]["licence"] = row.licence
     return result
 
 
 class NothingMeasured(ValueError):
-    """No metric has a value: no table to write, least of all over an earlier one."""
+    """No metric has a value, so no table is written, and an earlier one stays."""
 
 
 def write(scores: Scores, names: Sequence[str], out: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """Write `out` (a row per video) and beside it <stem>.protocol.json: its path, and the `summary` that it holds.
+    """Write `out` (a row per video) and <stem>.protocol.json beside it; returns the latter's path and the `summary`.
 
-    Raises: NothingMeasured, which leaves both files as they are.
+    Raises: NothingMeasured, and then writes nothing.
     """
     columns = [name for name in names if scores.values(name)]
     if not columns and not scores.set_values:
@@ -294,7 +281,7 @@ def _versions() -> dict[str, str]:
 
 
 def show(scores: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, Any]]) -> None:
-    """The means of `summary`, and whatever was left out, on the terminal."""
+    """Print the means of `summary`, and what was left out."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -307,10 +294,8 @@ def show(scores: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, 
             table.add_column(head, justify="left" if head in ("metric", "protocol") else "right")
         for name, row in means.items():
             interval = "–" if row["low"] is None else f"{row['low']:.4g} … {row['high']:.4g}"
-            protocol = " ".join((row["protocol"], *_changed_settings(name, row.get("settings", {}))))
-            table.add_row(
-                f"{name} {lookup(name).arrow}", f"{row['mean']:.4g}", interval, str(row["n"]), escape(protocol)
-            )
+            label = " ".join((row["protocol"], *_changed_settings(name, row.get("settings", {}))))
+            table.add_row(f"{name} {lookup(name).arrow}", f"{row['mean']:.4g}", interval, str(row["n"]), escape(label))
         console.print(table)
     if set_metrics := [name for name in means if name in scores.set_values]:
         console.print(f"{', '.join(set_metrics)}: no interval, one value of all videos; what it varies by takes seeds")
@@ -334,7 +319,7 @@ def show(scores: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, 
 
 
 def _changed_settings(name: str, settings: Mapping[str, Any]) -> list[str]:
-    """The settings that are not the registry's, as one would type them."""
+    """The settings that differ from the registry's, as KEY=VALUE."""
     defaults = protocol_of(name)["settings"]
     changed = {key: value for key, value in settings.items() if value != defaults.get(key)}
     return [f"{key}={','.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in changed.items()]
@@ -359,7 +344,7 @@ class ScoreOptions(MeasureOptions):
 
 
 def run(options: ScoreOptions) -> int:
-    """Exit status: 0 something was scored, 1 nothing was, or `strict` stopped it."""
+    """Exit status: 0 if there are scores, 1 if there are none or `strict` stopped the run."""
     end_with_parent()
     folders = [*([options.videos] if options.videos else []), *options.positional]
     if len(folders) != 1 or not folders[0]:

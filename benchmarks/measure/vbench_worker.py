@@ -1,8 +1,8 @@
-"""VBench's own code on a list of videos, by the interpreter of an environment of its own (`make vbench-env`).
+"""Run VBench's own code on a list of videos, in VBench's own environment (`make vbench-env`).
 
     .venv-vbench/bin/python vbench_worker.py REQUEST.json
 
-It imports nothing of ours. `benchmarks/metrics/vbench.py` writes the request and checks what comes back:
+It imports no module of this project. `benchmarks/metrics/vbench.py` writes the request and checks the result:
 
     request   schema, videos (absolute paths, named {prompt}-{i}), dimensions, mode, device ("cpu" or "cuda"),
               imaging_quality_preprocessing_mode, cache (VBench's folder of weights), weights ({dimension: {file in
@@ -13,7 +13,7 @@ It imports nothing of ours. `benchmarks/metrics/vbench.py` writes the request an
     result    {schema, results: {dimension: {per_video: {path: value}}}}; exit status 0 only if it was written
 
 A value is VBench's per-video result in [0, 1] (imaging_quality / 100; a bool is 0 or 1). VBench-Long's (`mode` long_…)
-is the mean over a video's clips, without its clip-to-clip part (`--dev_flag`).
+is the mean over a video's clips, without the clip-to-clip part (`--dev_flag`).
 All dimensions of a video are measured before the next video, with every network loaded once.
 """
 
@@ -36,10 +36,10 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
-GIVE_UP_AFTER = 3  # videos failing from the first on: it is not the videos
+GIVE_UP_AFTER = 3  # a dimension that fails on this many first videos is given up
 GRIT = ("object_class", "multiple_objects", "color", "spatial_relationship")
 OF_PROMPTS = (*GRIT, "scene", "appearance_style")  # they need what VBench_full_info.json says of a prompt
-# VBench builds these anew at every call; here once  {dimension: ((module, name), …)}
+# functions that VBench calls for every video; cached here  {dimension: ((module, name), …)}
 _CLIP, _GRIT = ("clip", "load"), ("vbench.third_party.grit_model", "init_demo")
 LOADERS = {
     "subject_consistency": (("torch.hub", "load"),),
@@ -63,15 +63,15 @@ OF_LONG_CLIPS = {"human_action", "temporal_style", "overall_consistency"}
 
 
 class DimensionFailed(Exception):
-    """A dimension that cannot be measured at all; the message says what is missing."""
+    """A dimension cannot be measured; the message says what is missing."""
 
 
 class NotApplicable(Exception):
-    """A video that has no value in a dimension, by VBench's own rules."""
+    """A video has no value in a dimension, by VBench's own rules."""
 
 
 def main(request_path: str) -> int:
-    """Measure what a request asks for, and write the result. Returns the exit status."""
+    """Measure a request and write the result. Returns the exit status."""
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
     if request.get("schema") != SCHEMA:
         print(f"the request's schema is {request.get('schema')}, this worker's {SCHEMA}", file=sys.stderr)
@@ -87,7 +87,7 @@ def main(request_path: str) -> int:
 
 
 class Measurement:
-    """One request: its videos, the dimensions that can be measured, and what came out so far."""
+    """The measurement of one request, with its results so far."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request, self.out = request, Path(request["out"])
@@ -97,7 +97,7 @@ class Measurement:
         self.journal = open(f"{self.out}.journal", "w", encoding="utf-8")  # noqa: SIM115 (for the process's life)
 
     def run(self) -> dict[str, Any]:
-        """The result, as it is written."""
+        """Measure all videos; returns the result as in the contract."""
         self._write_line(schema=SCHEMA, versions=_versions(self.request["device"]))
         measures: dict[str, Callable[[str], Any]] = {}
         for name in self.request["dimensions"]:
@@ -111,7 +111,7 @@ class Measurement:
         return {"schema": SCHEMA, "results": {name: {"per_video": values} for name, values in self.values.items()}}
 
     def _prepare(self, name: str) -> Callable[[str], Any]:
-        """compute(path of a full-info file) -> VBench's per-video results of a dimension. Raises DimensionFailed."""
+        """The function: path of a full-info file -> VBench's per-video results. Raises DimensionFailed."""
         if name in OF_PROMPTS and not self.request["mode"].endswith("vbench_standard"):
             raise DimensionFailed(f"{name} is defined on VBench's own prompts only: mode=vbench_standard")
         if not self.request["download"]:
@@ -133,7 +133,7 @@ class Measurement:
         return lambda info: compute(info, self.request["device"], models, imaging_quality_preprocessing_mode=mode)[1]
 
     def measure_video(self, number: int, video: str, measures: dict[str, Callable[[str], Any]]) -> None:
-        """Measure a video in all dimensions, in a folder of its own that goes away with it."""
+        """Measure a video in all dimensions, in a temporary folder of its own."""
         folder = self.out.parent / f"video-{number}"
         try:
             for name, measure in measures.items():
@@ -156,7 +156,7 @@ class Measurement:
     def _info(self, name: str, video: str, folder: Path) -> str:
         """The full-info file of one video and one dimension, as VBench's own `build_full_info_json` writes it.
 
-        Raises: Left if the dimension is not defined for the video's prompt.
+        Raises: NotApplicable if the dimension is not defined for the video's prompt.
         """
         prompt = re.sub(r"-\d+$", "", Path(video).stem)
         entries = [entry for entry in _full_info(self.request["full_info"]) if entry["prompt_en"] == prompt]
@@ -172,9 +172,9 @@ class Measurement:
         return str(path)
 
     def _files(self, video: str, prompt: str, dimensions: set[str], folder: Path) -> list[str]:
-        """A link to a video under a name that VBench takes, or the clips that VBench-Long cuts of it."""
+        """A link to the video under a name that VBench accepts, or the clips that VBench-Long cuts from it."""
         folder.mkdir(exist_ok=True)
-        # VBench knows .mp4 only, whatever is inside; human_action reads the action off the name
+        # VBench accepts only the suffix .mp4, whatever the format; human_action reads the action from the name
         is_file_name = "/" not in prompt and len(prompt.encode()) <= 200
         link = folder / f"{prompt if is_file_name else 'video'}-0.mp4"
         if not link.is_symlink():
@@ -191,7 +191,7 @@ class Measurement:
         return sorted(str(path) for path in clips.rglob("*.mp4"))
 
     def _record_failure(self, name: str, video: str, error: Exception) -> None:
-        """Say why a video has no value; a dimension that has failed on all videos so far is given up."""
+        """Write why a video has no value; give a dimension up that failed on the first GIVE_UP_AFTER videos."""
         if name == "color" and isinstance(error, ZeroDivisionError):
             error = NotApplicable("no frame shows the object, and VBench leaves such videos out")
         is_not_applicable = isinstance(error, NotApplicable)
@@ -212,10 +212,7 @@ class Measurement:
 
 
 def value_of(name: str, result: Sequence[dict[str, Any]]) -> float:
-    """A video's value: the mean of VBench's per-video results over its clips, one if it is not cut.
-
-    Raises: ValueError where there is none, or one that is not finite.
-    """
+    """A video's value: the mean of VBench's results over its clips. Raises: ValueError without a finite value."""
     values = [float(item["video_results"]) for item in result]
     if not values:
         raise ValueError("VBench gives no result: it could not read the video")
@@ -226,12 +223,12 @@ def value_of(name: str, result: Sequence[dict[str, Any]]) -> float:
 
 
 def _describe(error: Exception) -> str:
-    """An error in a line."""
+    """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _environment(cache: Path, download: bool) -> None:
-    """Point VBench and what it builds on to one folder of weights, and keep them off the network."""
+    """Configure one folder of weights for VBench and its libraries, and refuse network access without `download`."""
     cache.mkdir(parents=True, exist_ok=True)
     os.environ["VBENCH_CACHE_DIR"] = str(cache)
     os.chdir(cache)  # transformers takes a folder here, bert-base-uncased, before it asks the network
@@ -240,11 +237,11 @@ def _environment(cache: Path, download: bool) -> None:
         _refuse_downloads()
     _copy_vocabulary(cache)
     _redirect_dino(cache / "dino_model", download)
-    importlib.import_module("torch").set_grad_enabled(False)  # some dimensions forget to: memory, not values
+    importlib.import_module("torch").set_grad_enabled(False)  # some dimensions do not; saves memory
 
 
 def _copy_vocabulary(cache: Path) -> None:
-    """ViCLIP's vocabulary is CLIP's; VBench fetches it on import, but the package clip holds the same file."""
+    """Copy ViCLIP's vocabulary, which VBench downloads on import, from the package clip, which has the same file."""
     name = "bpe_simple_vocab_16e6.txt.gz"
     target = cache / "ViCLIP" / name
     spec = importlib.util.find_spec("clip")
@@ -258,7 +255,7 @@ def _copy_vocabulary(cache: Path) -> None:
 
 
 def _redirect_dino(folder: Path, download: bool) -> None:
-    """Let DINO's hub code take its weights from VBench's folder: it fetches them whatever VBench's `local` says."""
+    """Make DINO's hub code load its weights from VBench's folder: it ignores VBench's option `local`."""
     hub: Any = importlib.import_module("torch.hub")
     fetch, load = hub.load_state_dict_from_url, importlib.import_module("torch").load
 
@@ -274,7 +271,7 @@ def _redirect_dino(folder: Path, download: bool) -> None:
 
 
 def _refuse_downloads() -> None:
-    """VBench downloads by commands: none is run."""
+    """Refuse the commands by which VBench downloads."""
     module: Any = subprocess
     run = module.run
 
@@ -290,7 +287,7 @@ _LOADED_ONCE: set[tuple[str, str]] = set()
 
 
 def load_once(owner: Any, name: str) -> None:
-    """Make `owner.name` give back what it made before for the same arguments."""
+    """Replace `owner.name` by a version that caches its results by arguments."""
     if (owner.__name__, name) in _LOADED_ONCE:
         return
     _LOADED_ONCE.add((owner.__name__, name))
@@ -314,7 +311,7 @@ def _full_info(path: str | None) -> list[dict[str, Any]]:
 
 
 def _versions(device: str) -> dict[str, str]:
-    """What a score depends on beside the weights: AMT scales its input by the GPU's memory."""
+    """Versions and GPU, on which a score depends: AMT scales its input by the GPU's memory."""
     from importlib import metadata
 
     packages = ("vbench", "torch", "torchvision", "pyiqa", "timm", "transformers", "decord", "opencv-python", "numpy")
@@ -326,7 +323,7 @@ def _versions(device: str) -> dict[str, str]:
 
 
 def _exit_with_parent(parent: int | None) -> None:
-    """End this process when the one that asked for it has ended, however."""
+    """End this process when its parent process has ended."""
     if parent is None:
         return
 

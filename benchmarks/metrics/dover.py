@@ -11,15 +11,16 @@ overall     100 sigmoid(0.6104 z_technical + 0.3896 z_aesthetic), in the script'
 
 All maps rise with the raw output, so the order of systems under one branch does not depend on the scale.
 
-What is seen of a video, cut frame by frame:
+The two branches see these views of a video:
 
 technical   3 clips x 32 frames, every second one; 7x7 fragments of 32 px, one drawn in each cell of a 7x7 grid and at
             the same place in all frames of a clip, put together to 224x224
 aesthetic   32 frames, one from each of 32 parts of the video, squeezed to 224x224
 
-Draw number `seed` is what the released code draws after `numpy.random.seed(seed)` and `torch.manual_seed(seed)`. Kept
-as released: a clip that reaches the end goes on from the start; of fewer than 32 frames the aesthetic view takes only
-the first; and a frame with a side below 224 px is enlarged, but its fragments are cut where they would be without.
+Draw number `seed` equals the draw of the released code after `numpy.random.seed(seed)` and `torch.manual_seed(seed)`.
+As in the released code, a clip that reaches the end of the video continues at its start; the aesthetic view of fewer
+than 32 frames takes only the first frame; and a frame with a side below 224 px is enlarged, but the positions of its
+fragments are those of the frame before enlarging.
 
 Source of the views: VQAssessment/DOVER at f1ddc96, dover.yml and dover/datasets/dover_datasets.py (facts only).
 """
@@ -63,9 +64,9 @@ def scores(raw: Mapping[str, float]) -> dict[str, float]:
 
 
 def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> DoverScorer:
-    """settings: `seeds`, how many draws are averaged, numbered from 0; `resize_antialias`, see `sampling.squeezed`.
+    """settings: `seeds`, the number of draws to average; `resize_antialias`, see `resize_whole`.
 
-    Raises: MissingWeights, also for weights that are not DOVER's; ValueError for settings that make no sense.
+    Raises: MissingWeights, also for weights that are not DOVER's; ValueError for invalid settings.
     """
     seeds, antialias = settings["seeds"], settings["resize_antialias"]
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
@@ -83,7 +84,7 @@ def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Do
 
 @dataclass(frozen=True)
 class DoverScorer:
-    """DOVER on one device. Only the branches that the names need are run."""
+    """DOVER on one device. It runs only the branches that the requested metrics need."""
 
     names: tuple[str, ...]
     network: Dover
@@ -91,7 +92,7 @@ class DoverScorer:
     antialias: bool
 
     def begin(self, info: VideoInfo) -> DoverVideo:
-        """Draw the views of a video. Raises ValueError where a side is below 32 px, the size of a fragment."""
+        """Draw the views of a video. Raises ValueError if a side is below 32 px, the size of a fragment."""
         if min(info.height, info.width) < FRAGMENT:
             raise ValueError(
                 f"DOVER cuts fragments of {FRAGMENT} px, the video has {info.width}x{info.height}: give it a larger one"
@@ -104,7 +105,7 @@ class DoverScorer:
 
 @dataclass(frozen=True)
 class FrameInputs:
-    """What is kept of a frame: its fragments by number of the clip, and the whole, all uint8 `[224, 224, 3]`."""
+    """The networks' inputs from one frame, uint8 `[224, 224, 3]`: fragments by clip number, and the whole frame."""
 
     index: int
     fragments: Mapping[int, Frames]
@@ -112,16 +113,14 @@ class FrameInputs:
 
 
 class DoverVideo:
-    """150 KB per view and frame are kept, whatever the video's size."""
+    """Holds 150 KB per view and frame, whatever the video's size."""
 
     def __init__(self, scorer: DoverScorer, info: VideoInfo) -> None:
         draws = [draw(seed, info.frames, info.height, info.width) for seed in range(scorer.seeds)]
-        technical = (clip for sample in draws for clip in sample.technical if scorer.needs("technical"))
-        # Equal draws (short videos have no choice of frames, small ones none of fragments) are looked at once.
+        technical = (clip for d in draws for clip in d.technical if scorer.needs("technical"))
+        # Equal draws (a short video has one choice of frames, a small one one choice of fragments) are run once.
         self.clips: Counter[FragmentClip] = Counter(technical)
-        self.whole_frames: Counter[tuple[int, ...]] = Counter(
-            sample.aesthetic for sample in draws if scorer.needs("aesthetic")
-        )
+        self.whole_frames: Counter[tuple[int, ...]] = Counter(d.aesthetic for d in draws if scorer.needs("aesthetic"))
         self.scorer = scorer
         self._clip_frame_numbers = {number for clip in self.clips for number in clip.frames}
         self._whole_frame_numbers = {number for numbers in self.whole_frames for number in numbers}
@@ -143,13 +142,11 @@ class DoverVideo:
         return FrameInputs(view.index, crops, whole)
 
     def result(self, frames: Sequence[FrameInputs]) -> Mapping[str, float]:
-        """Run the networks, a clip at a time. Raises ValueError if the video was shorter than it declared."""
+        """Run the networks on one clip at a time. Raises ValueError if frames are missing."""
         by_index = {inputs.index: inputs for inputs in frames}
-        missing = (self._clip_frame_numbers | self._whole_frame_numbers) - by_index.keys()
-        if missing:
-            raise ValueError(
-                f"{len(missing)} frames that DOVER looks at did not come, the first is number {min(missing)}"
-            )
+        gaps = (self._clip_frame_numbers | self._whole_frame_numbers) - by_index.keys()
+        if gaps:
+            raise ValueError(f"{len(gaps)} frames that DOVER looks at did not come, the first is number {min(gaps)}")
         network, raw = self.scorer.network, {}
         if self.clips:
             views = ([by_index[i].fragments[n] for i in clip.frames] for n, clip in enumerate(self.clips))
@@ -179,7 +176,7 @@ Corners = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class FragmentClip:
-    """Frame numbers, and where the 7x7 fragments have their upper left corners, in px."""
+    """Frame numbers, and the upper left corners of the 7x7 fragments in px."""
 
     frames: tuple[int, ...]
     tops: Corners
@@ -193,7 +190,7 @@ class Draw:
 
 
 def draw(seed: int, frames: int, height: int, width: int) -> Draw:
-    """The views that a seed gives of a video of this size. Only more than 127 frames leave the times to chance."""
+    """The views of a video of this size for a seed. The frame numbers are random only above 127 frames."""
     time_rng = np.random.RandomState(seed)
     technical = _frame_numbers(time_rng, frames, CLIPS, LENGTH)
     aesthetic = _frame_numbers(time_rng, frames, LENGTH, 1)
@@ -208,7 +205,7 @@ def draw(seed: int, frames: int, height: int, width: int) -> Draw:
 
 
 def _frame_numbers(time_rng: np.random.RandomState, frames: int, parts: int, length: int) -> list[list[int]]:
-    """`length` frame numbers at the interval from each of `parts` equal parts of a video, `[parts][length]`."""
+    """`length` frame numbers, INTERVAL apart, from each of `parts` equal parts of a video: `[parts][length]`."""
     part = frames // parts
     slack = part - length * INTERVAL
     starts = np.arange(parts) * part
@@ -229,7 +226,7 @@ def _corners(place_rng: torch.Generator, side: int, axis: int) -> list[Corners]:
 
 
 def enlarge(image: Frames) -> Frames:
-    """A frame with a side below 224 px, enlarged until it has none; bilinear, fractions cut off; others as they are."""
+    """Enlarge a frame until both sides have 224 px (bilinear, truncated to integers); larger frames are unchanged."""
     ratio = min(image.shape[0] / SIZE, image.shape[1] / SIZE)
     if ratio >= 1:
         return image
@@ -239,7 +236,7 @@ def enlarge(image: Frames) -> Frames:
 
 
 def fragments(image: Frames, clip: FragmentClip) -> Frames:
-    """A clip's fragments of one frame (see `enlarged`), put together: uint8 `[224, 224, 3]`."""
+    """Cut a clip's fragments from an enlarged frame and join them: uint8 `[224, 224, 3]`."""
     mosaic = np.empty((GRID, FRAGMENT, GRID, FRAGMENT, 3), np.uint8)
     for i in range(GRID):
         for j in range(GRID):
@@ -249,9 +246,9 @@ def fragments(image: Frames, clip: FragmentClip) -> Frames:
 
 
 def resize_whole(image: Frames, antialias: bool) -> Frames:
-    """The whole frame at 224x224, bilinear and rounded: uint8 `[224, 224, 3]`.
+    """Resize the whole frame to 224x224, bilinear and rounded: uint8 `[224, 224, 3]`.
 
-    antialias: torchvision's default since 0.17. DOVER was released under 0.14, which took two pixels of each side.
+    antialias: torchvision's default since 0.17. DOVER was released with 0.14, which has none.
     """
     planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
     planes = F.interpolate(planes, size=(SIZE, SIZE), mode="bilinear", antialias=antialias)
@@ -259,6 +256,6 @@ def resize_whole(image: Frames, antialias: bool) -> Frames:
 
 
 def normalise(images: list[Frames]) -> Tensor:
-    """uint8 frames `[224, 224, 3]` -> the networks' `[1, 3, F, 224, 224]`."""
+    """uint8 frames `[224, 224, 3]` -> the networks' input `[1, 3, F, 224, 224]`."""
     video = torch.from_numpy(np.stack(images)).float()
     return ((video - torch.tensor(MEAN)) / torch.tensor(DEVIATION)).permute(3, 0, 1, 2)[None].contiguous()

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 WINDOW = (8, 7, 7)
 FRAGMENTS = 7
-# Added to the attention between tokens that only the cyclic shift made neighbours: upstream's value, not -inf.
+# Attention bias between tokens that are neighbours only after the cyclic shift; upstream's value, not -inf.
 SHIFT_BIAS = -100.0
-# So many are made at a time (16 MiB), instead of 59 million for the first stage's windows at once.
+# The number of biases computed at once (16 MiB); all windows of the first stage would need 59 million.
 BIASES = 1 << 22
 
 Sides = tuple[int, ...]
@@ -48,9 +48,9 @@ def from_windows(windows: Tensor, window: Sides, sides: Sides) -> Tensor:
 
 
 def fragment_distance(sides: Sides, window: Sides, shift: Sides) -> Tensor:
-    """How many fragments lie between two tokens of a window, along the height plus along the width.
+    """Distance of two tokens of a window in fragments, height plus width: int8 `[windows, tokens, tokens]`.
 
-    The picture is 7x7 fragments whatever the number of tokens. int8 `[windows, tokens, tokens]`; 0 in the same one.
+    A frame always has 7x7 fragments, whatever the number of tokens.
     """
     rows, columns = ((torch.arange(side) * FRAGMENTS // side).to(torch.int8) for side in sides[1:])
     cells = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).expand(1, *sides, 2)
@@ -59,7 +59,7 @@ def fragment_distance(sides: Sides, window: Sides, shift: Sides) -> Tensor:
 
 
 def shift_mask(sides: Sides, window: Sides, shift: Sides) -> Tensor:
-    """Whether only the shift made two tokens neighbours, by bringing one round an edge; bool as above."""
+    """Whether two tokens share a window only because of the cyclic shift: bool `[windows, tokens, tokens]`."""
     ends = [torch.arange(side) >= side - step for side, step in zip(sides, shift, strict=True)]
     depth, height, width = torch.meshgrid(*ends, indexing="ij")
     part = to_windows((4 * depth + 2 * height + width)[None, ..., None], window)[..., 0]
@@ -67,7 +67,7 @@ def shift_mask(sides: Sides, window: Sides, shift: Sides) -> Tensor:
 
 
 def relative_position_index(window: Sides) -> Tensor:
-    """Which row of a bias table belongs to two tokens of a window, int64 `[tokens, tokens]`."""
+    """Row of the bias table for two tokens of a window, int64 `[tokens, tokens]`."""
     tokens = torch.stack(torch.meshgrid(*map(torch.arange, window), indexing="ij"), -1).reshape(-1, 3)
     offset = tokens[:, None] - tokens[None] + torch.tensor(window) - 1
     _, height, width = (2 * side - 1 for side in window)
@@ -76,7 +76,7 @@ def relative_position_index(window: Sides) -> Tensor:
 
 @dataclass(frozen=True)
 class Windows:
-    """How a block cuts its `[B, D, H, W, C]`: windows, cyclic shift and the two tables above (None: no strangers)."""
+    """How a block splits `[B, D, H, W, C]` into windows; mask: of `shift_mask`, None without a shift."""
 
     sides: Sides
     window: Sides
@@ -86,7 +86,7 @@ class Windows:
 
     @classmethod
     def of_input(cls, x: Tensor, shifted: bool) -> Windows:
-        """For a stage's input; a side that one window covers is not shifted."""
+        """The windows for a stage's input x; a side that one window covers is not shifted."""
         sides = tuple(x.shape[1:4])
         window = tuple(min(pair) for pair in zip(sides, WINDOW, strict=True))
         shift = tuple(step // 2 * (shifted and step < side) for side, step in zip(sides, window, strict=True))
@@ -106,10 +106,10 @@ def _shift(x: Tensor, shift: Sides) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Attention within windows, with one table of position biases, or two and a gate between them.
+    """Attention within windows, with one table of position biases, or with two tables and a gate.
 
-    The gate is the tokens' distance in fragments g: bias = (1 - g) * fragment + g * relative. Within a fragment that is
-    the one table, next to it the other, and further away, as released, it extrapolates.
+    The gate g is the tokens' distance in fragments: bias = (1 - g) * fragment + g * relative. It extrapolates above
+    g = 1, as in the released code.
     """
 
     def __init__(self, width: int, heads: int, gated: bool) -> None:
@@ -129,7 +129,7 @@ class WindowAttention(nn.Module):
         return _biases(*self._tables(distance.shape[-1]), distance)
 
     def _tables(self, tokens: int) -> tuple[Tensor, Tensor | None]:
-        """Bias within a fragment, and what each fragment of distance adds; `[heads, tokens, tokens]`."""
+        """Bias within a fragment, and its increase per fragment of distance; `[heads, tokens, tokens]`."""
         index = self.relative_position_index[:tokens, :tokens]  # fewer frames: the first tokens are the first frames
         relative = self.relative_position_bias_table[index].permute(2, 0, 1)
         if not hasattr(self, "fragment_position_bias_table"):
@@ -176,7 +176,7 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Attention within windows and an MLP, both residual, normalised before."""
+    """Attention within windows and an MLP, both residual with pre-normalisation."""
 
     def __init__(self, width: int, heads: int, gated: bool) -> None:
         super().__init__()
@@ -200,13 +200,13 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Neighbours are stacked down a column first, then the next column, as in Swin."""
+        """Concatenate 2x2 neighbours column by column, as in Swin."""
         quads = [x[:, :, i::2, j::2] for j in (0, 1) for i in (0, 1)]
         return self.reduction(self.norm(torch.cat(quads, -1)))
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution, every other one with shifted windows; all but the last stage then merge patches."""
+    """Blocks of one resolution, every second one with shifted windows; all stages but the last then merge patches."""
 
     def __init__(self, width: int, depth: int, heads: int, gated: bool, last: bool) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class PatchEmbed(nn.Module):
 class Swin3D(nn.Module):
     """The technical branch's trunk: `[B, 3, F, 224, 224]` -> `[B, 8 * width, F/2, 7, 7]`; F <= 16 or a multiple of 16.
 
-    The last stage has one window per picture, hence no gate.
+    The last stage has one window per frame and therefore no gate.
     """
 
     def __init__(
@@ -320,7 +320,7 @@ class Head(nn.Module):
 
 
 class Dover(nn.Module):
-    """Both branches, on videos that are `normalised`. The defaults are the released model, others are for tests."""
+    """Both branches, on videos from `dover.normalise`. The defaults are the released model; tests use smaller ones."""
 
     def __init__(self, width: int = 96, heads: Sequence[int] = (3, 6, 12, 24)) -> None:
         super().__init__()
@@ -339,10 +339,10 @@ class Dover(nn.Module):
 
 
 def load(path: Path) -> Dover:
-    """The network with the weights of a `DOVER.pth`, for measuring: on the CPU, in eval mode, without gradients.
+    """Load `DOVER.pth` into the network: on the CPU, in eval mode, without gradients.
 
-    Raises: ValueError for a file that is not a state dict (plain, or under "state_dict") or whose tensors' names,
-    shapes or dtypes are not DOVER's, listing them.
+    Raises: ValueError if the file is not a state dict (plain, or under "state_dict"), or if names, shapes or dtypes of
+    its tensors differ from DOVER's; the message lists them.
     """
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -361,7 +361,7 @@ def load(path: Path) -> Dover:
 
 
 def _differences(expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
-    """In words, with at most 8 names of each kind."""
+    """The differences in words, with at most 8 names of each kind."""
     kinds = {
         "missing": [key for key in expected if key not in state],
         "unexpected": [key for key in state if key not in expected],

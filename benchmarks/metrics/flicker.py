@@ -2,8 +2,8 @@
 
 VBench (0.1.5, temporal_flickering.py) takes the mean over pixels and channels of |uint8 difference| for each pair of
 neighbours in float32, then their mean over pairs, then (255 - mean) / 255. Here the sums are exact, so the two differ
-by float32's rounding: less than 1e-8 on the real clips. VBench's decoder takes every video for BT.601 and SDR; ours
-believes what the file says, which moves a video tagged as BT.709 by some 1e-5 (2.3e-5 at most on three real clips).
+by float32's rounding: less than 1e-8 on the real clips. VBench's decoder reads every video as BT.601 and SDR; ours uses
+the tags of the file, which changes a video tagged as BT.709 by about 1e-5 (at most 2.3e-5 on three real clips).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.metrics.implementation import FrameView
     from pw.io.video import Frames, VideoInfo
 
-BAND = 1 << 20  # samples compared at a time, so that what is between two frames is small
+BAND = 1 << 20  # samples compared at a time, which limits the memory
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class _Scorer:
 
 
 def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> _Scorer:
-    """The family's only metric, on the CPU whatever `device` says: it is a subtraction."""
+    """The scorer of the family's only metric; it always runs on the CPU."""
     return _Scorer()
 
 
 def mean_difference(first: Frames, second: Frames) -> float:
-    """Mean absolute difference of two frames, uint8 `[H, W, 3]` -> 0 to 255, exact but for one division."""
+    """Mean absolute difference of two frames, uint8 `[H, W, 3]` -> 0 to 255, exact except for one division."""
     first, second = first.reshape(-1), second.reshape(-1)
     total = 0
     for start in range(0, first.size, BAND):

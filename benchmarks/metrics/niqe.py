@@ -1,4 +1,4 @@
-"""NIQE: how far a frame's statistics lie from those of pristine pictures (Mittal, Soundararajan, Bovik 2013).
+"""NIQE: distance of a frame's statistics from those of pristine images (Mittal, Soundararajan, Bovik 2013).
 
     luma           Y of YIQ in [0, 255], rounded to whole levels
     MSCN           (Y - mean) / (deviation + 1), both under a 7 x 7 Gaussian of 7/6 px
@@ -6,11 +6,11 @@
                    their products with four neighbours; again at half the size, in blocks of 48 px
     value          sqrt(d' pinv((S + S_pristine) / 2) d), d the difference of the features' means, S their covariance
 
-Nothing is cropped but what fills no whole block. A pixel in flat surroundings has an MSCN value of exactly 0 and counts
-to neither side of an AGGD, which gives MATLAB's values to five digits; in pyiqa, whose window sums to 1 + 1e-8, it is
-negative, and frames with flat parts differ by up to some hundredths. A block without values on both sides of an AGGD
-has no scales: it is left out of the covariance, what it lacks of the means, and its shape is the table's first, as in
-the reference. A frame without any whole block has no value (pyiqa fails there) and is left out of the video's mean.
+Only incomplete blocks at the borders are cropped. A pixel in a flat region has an MSCN value of exactly 0 and counts
+for neither side of an AGGD, which gives MATLAB's values to five digits; in pyiqa, whose window sums to 1 + 1e-8, it is
+negative, and frames with flat regions differ by a few hundredths. A block without values on one side of an AGGD has NaN
+features: the covariance omits the block, the means omit the NaN values, and its shape is the table's first, as in the
+reference. A frame without a complete block has no value (pyiqa fails there); the video's mean omits it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 BLOCK = 96
-HALO = 3  # px that the window reaches
+HALO = 3  # radius of the window in px
 TILE = 4  # blocks filtered at a time: what fits in the cache
 LUMA = (0.299, 0.587, 0.114)  # Y of YIQ, as pyiqa has it
 
@@ -70,7 +70,7 @@ class NiqeVideo:
         return niqe(luma(view.image), self.pristine)
 
     def result(self, frames: Sequence[float | None]) -> Mapping[str, float]:
-        """The mean over the frames that have a value. Raises ValueError if none has: every frame is flat."""
+        """The mean over the frames with a value. Raises ValueError if there is none, because every frame is flat."""
         values = [value for value in frames if value is not None]
         if not values:
             raise ValueError(f"niqe: none of {len(frames)} frames has a block with texture (black or flat pictures)")
@@ -83,14 +83,14 @@ class NiqeScorer:
     every: int
 
     def begin(self, info: VideoInfo) -> NiqeVideo:
-        """Raises ValueError for a picture smaller than one block."""
+        """Raises ValueError for frames smaller than one block."""
         if min(info.height, info.width) < BLOCK:
             raise ValueError(f"niqe: {info.width}x{info.height} px is too small, it takes at least {BLOCK}x{BLOCK}")
         return NiqeVideo(self.pristine, self.every, memory(info.height, info.width))
 
 
 def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> NiqeScorer:
-    """NIQE on the CPU, whatever the device. Raises MissingWeights, or ValueError for a setting that makes no sense."""
+    """NIQE, always on the CPU. Raises MissingWeights, and ValueError for an invalid setting."""
     every = settings["every"]
     if not isinstance(every, int) or every < 1:
         raise ValueError(f"niqe: every={every!r}: a whole number from 1")
@@ -98,7 +98,7 @@ def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Ni
 
 
 def read_pristine(path: Any) -> Pristine:
-    """The statistics from BasicSR's npz. Raises ValueError for a file without them."""
+    """Read the statistics from BasicSR's npz. Raises ValueError for a file without them."""
     with np.load(path) as file:
         missing = {"mu_pris_param", "cov_pris_param"} - set(file)
         if missing:
@@ -108,14 +108,14 @@ def read_pristine(path: Any) -> Pristine:
 
 
 def memory(height: int, width: int) -> int:
-    """Bytes that one frame needs at most: luma and its half, each with a padded copy; a band; the tiles."""
+    """The most bytes for one frame: luma and its half, each with a padded copy; a band; the tiles."""
     return 6 * height * width + 4096 * width + (6 << 20)
 
 
 def luma(image: Frames) -> NDArray[np.uint8]:
     """Y of YIQ, uint8 `[H, W]`, of uint8 RGB `[H, W, 3]`.
 
-    In float32 on [0, 1], as pyiqa: of a thousand pixels one lies half-way between two levels, and round-off decides.
+    In float32 on [0, 1], as pyiqa: one pixel in a thousand lies half-way between two levels, where round-off decides.
     """
     result = np.empty(image.shape[:2], np.uint8)
     for top in range(0, len(image), BLOCK):
@@ -142,7 +142,7 @@ def niqe(plane: NDArray[Any], pristine: Pristine) -> float | None:
 
 
 def features(plane: NDArray[Any]) -> Floats:
-    """`[blocks, 36]` of a luma plane `[H, W]`: 18 at full size, 18 at half; NaN where a block has none.
+    """36 features per block of a luma plane `[H, W]`: `[blocks, 36]`, 18 at full and 18 at half size; NaN: undefined.
 
     Raises: ValueError for a plane smaller than a block.
     """
@@ -165,7 +165,7 @@ def halve(plane: NDArray[Any]) -> Floats:
 
 
 def _halve_rows(padded: Floats) -> Floats:
-    """Every other row of the cubic; rows `[2 n + 6]` -> `[n]`."""
+    """Halve the number of rows by the cubic filter, `[2 n + 6]` -> `[n]`."""
     end = len(padded) - 2 * HALO
     total = HALVE[0] * (padded[:end:2] + padded[7 : end + 7 : 2])
     for tap in (1, 2, 3):
@@ -174,7 +174,7 @@ def _halve_rows(padded: Floats) -> Floats:
 
 
 def _at_one_scale(plane: NDArray[Any], side: int) -> Floats:
-    """18 features of every block of `side` px, `[blocks, 18]`, block rows one after the other."""
+    """18 features of every block of `side` px, `[blocks, 18]`, in row-major order."""
     padded = np.pad(plane, HALO, mode="edge")
     rows, columns = plane.shape[0] // side, plane.shape[1] // side
     result = []
@@ -195,7 +195,7 @@ def mscn(padded: Floats) -> Floats:
     deviation = np.sqrt(np.abs(variance, out=variance), out=variance)
     deviation += 1
     result = padded[HALO:-HALO, HALO:-HALO] - mean
-    # in flat surroundings round-off must not decide the sign: rounds to multiples of 2^-32
+    # rounds to multiples of 2^-32, so that round-off does not decide the sign in flat regions
     result += 2.0**20
     result -= 2.0**20
     result /= deviation
@@ -222,21 +222,13 @@ def _block_features(blocks: NDArray[np.float32]) -> Floats:
     """18 features of each MSCN block: `[n, side, side]` -> `[n, 18]`."""
     shape, left, right = aggd(blocks)
     values = [shape, (left + right) / 2]
-    left_neighbours = np.roll(blocks, 1, axis=2)  # neighbours across a block's edge are those of its other side
-    for a, b in (
-        (blocks, left_neighbours),
-        (blocks, _upper_neighbours(blocks)),
-        (blocks, _upper_neighbours(left_neighbours)),
-        (left_neighbours, _upper_neighbours(blocks)),
-    ):
+    # the left, upper and upper left neighbour of each pixel; at a block's edge, the pixel of its opposite edge
+    west, north, northwest = np.roll(blocks, 1, 2), np.roll(blocks, 1, 1), np.roll(blocks, 1, (1, 2))
+    for a, b in ((blocks, west), (blocks, north), (blocks, northwest), (west, north)):
         shape, left, right = aggd(a * b)
         mean = (right - left) * gamma(2 / shape) / gamma(1 / shape)
         values += [shape, mean, left, right]
     return np.stack(values, axis=1)
-
-
-def _upper_neighbours(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.roll(blocks, 1, axis=1)
 
 
 def aggd(values: NDArray[np.float32]) -> tuple[Floats, Floats, Floats]:

@@ -1,8 +1,7 @@
 """The weight-free metrics of clips: one class per row of the registry's family "reference".
 
-A scorer holds no more than it needs to finish the folder; its constructor's arguments are the registry's `settings`.
-Videos are float [B, 3, F, H, W] in [-1, 1]. A batch may hold its clips as they are stored, in 8 bits: a metric then
-takes some of their frames at a time, `PIXELS_PER_PART` pixels, as floats.
+The constructor's arguments of a scorer are the registry's `settings`. Videos are float [B, 3, F, H, W] in [-1, 1]. A
+batch may have uint8 clips: a metric then converts some frames at a time to float, `PIXELS_PER_PART` pixels.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ from torch import Tensor
 from benchmarks.metrics.implementation import Batch
 from benchmarks.metrics.mhd import round_trip
 
-PIXELS_PER_PART = (
-    2**25
-)  # pixels as floats, 400 MB: small clips are taken whole, as a mean over parts differs in its last bits
+PIXELS_PER_PART = 2**25  # 400 MB as floats; small clips stay whole, because a mean over parts differs in its last bits
 
 
 def frames_of(video: Tensor) -> Tensor:
@@ -30,14 +27,14 @@ def frames_of(video: Tensor) -> Tensor:
 
 
 def floats(video: Tensor) -> Tensor:
-    """Pixels in [-1, 1]: of uint8, u / 127.5 - 1, laid out alike (`pw.io.video.to_float`); floats as they are."""
+    """Convert uint8 to u / 127.5 - 1 in the same memory layout (`pw.io.video.to_float`); floats are unchanged."""
     return video.float().div_(127.5).sub_(1) if video.dtype == torch.uint8 else video
 
 
 def parts(*videos: Tensor, depth: int = 1) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-    """Clips of as many frames, as floats and some frames at a time: (number of the first, [B, 3, f, H, W] of each).
+    """Split clips of equal length into parts of f frames as floats: (first frame number, [B, 3, f, H, W] of each clip).
 
-    Any `depth` consecutive frames are together in one part: the first of them is in one only.
+    Parts overlap by depth - 1 frames, so that every `depth` consecutive frames are in exactly one part together.
     """
     b, _, f, h, w = videos[0].shape
     span = max(1, PIXELS_PER_PART // (b * h * w))
@@ -46,7 +43,7 @@ def parts(*videos: Tensor, depth: int = 1) -> Iterator[tuple[int, tuple[Tensor, 
 
 
 def mean_over_parts(values: Sequence[tuple[Tensor, int]]) -> Tensor:
-    """Values [B] of parts of clips, each with its number of frames -> of the clips; one part's own as they are."""
+    """Mean of the values [B] of parts, weighted by their numbers of frames."""
     total = torch.stack([value.double() * frames for value, frames in values]).sum(0)
     return (total / sum(frames for _, frames in values)).to(values[0][0].dtype)
 
@@ -73,7 +70,7 @@ def gaussian_blur(frames: Tensor, sigma: float) -> Tensor:
 
 
 def residual(frames: Tensor, factor: int) -> Tensor:
-    """What is lost by reducing `factor` times (area) and enlarging again (bilinear): the high frequencies."""
+    """High frequencies: the frames minus themselves reduced `factor` times (area) and enlarged (bilinear)."""
     _, _, h, w = frames.shape
     small = resize(frames, max(1, h // factor), max(1, w // factor), "area")
     return frames - resize(small, h, w, "bilinear")
@@ -93,7 +90,7 @@ class RunningMean:
 
 
 def required(clip: Tensor | None) -> Tensor:
-    assert clip is not None, "the scorer is only made when its folders are there"
+    assert clip is not None, "a scorer is only constructed with its folders"
     return clip
 
 
@@ -106,15 +103,15 @@ def check_same_size(a: Tensor, b: Tensor, metric: str, folder: str) -> None:
 
 
 def ratio_to(energy: float, reference: float) -> float:
-    """energy / reference; against a reference without any detail, NaN, which is no score."""
+    """energy / reference; NaN, which is no score, for a reference without detail."""
     return energy / reference if reference > 0 else math.nan
 
 
 def radial_power_spectrum(video: Tensor) -> Tensor:
     """Power by radial frequency of the Hann-windowed mean of R, G and B, averaged over angle and frames.
 
-    Returns [B, R + 1] with R = min(H, W) // 2: bin r is the frequency r / min(H, W) cycles/px, the corners of
-    the spectrum are in the last bin. Times the bins' sizes it sums to H W times the energy (Parseval).
+    Returns [B, R + 1] with R = min(H, W) // 2: bin r is the frequency r / min(H, W) cycles/px; the last bin includes
+    the corners of the spectrum. The sum over bins, weighted by their sizes, is H W times the energy (Parseval).
     """
     h, w = video.shape[-2:]
     window = torch.hann_window(h, periodic=False)[:, None] * torch.hann_window(w, periodic=False)
@@ -130,7 +127,7 @@ def radial_power_spectrum(video: Tensor) -> Tensor:
 
 
 def radial_bins(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The radial bin of every coefficient of fft2 [H W], and how many coefficients a bin holds [R + 1]."""
+    """The radial bin of every coefficient of fft2, [H W], and the number of coefficients per bin, [R + 1]."""
     side = min(height, width)
     fy, fx = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
     radius = (fy[:, None].square() + fx.square()).sqrt() * side
@@ -142,7 +139,7 @@ def radial_bins(height: int, width: int) -> tuple[Tensor, Tensor]:
 class PowerSpectrumDistance:
     """Rms over radial frequencies (without the mean) of 10 log10(mean power / real's mean power), in dB.
 
-    Powers below that of rounding to `round_off_bits` bits are not told apart.
+    The power of rounding to `round_off_bits` bits is added to both, so that differences below it do not count.
     """
 
     round_off_bits: int
@@ -197,12 +194,12 @@ def _sorted_columns(x: Tensor) -> Tensor:
 
 @dataclass
 class SlicedWasserstein:
-    """Mean over levels and projections of the 1-D Wasserstein distance of patches to those of real.
+    """Mean over levels and projections of the 1-D Wasserstein distance between patches of the videos and of real.
 
-    Patches are patch x patch px over `frames` consecutive frames of a Laplacian pyramid's level, every
-    `stride` px, at most `patches` a clip and level (a seeded choice, the same for the n-th clip of any
-    folder); where a level or a clip is smaller than a patch, the patch is cut to it. Projections are random
-    unit vectors from `seed`. Values are in the units of the pixels, [-1, 1].
+    Patches are patch x patch px over `frames` consecutive frames of a level of a Laplacian pyramid, every `stride` px,
+    at most `patches` per clip and level (a seeded choice, the same for the n-th clip of any folder). If a level or a
+    clip is smaller, the patch is cropped to it. Projections are random unit vectors from `seed`. Values are in units of
+    the pixels, [-1, 1].
     """
 
     levels: int
@@ -225,33 +222,28 @@ class SlicedWasserstein:
 
     def result(self) -> float:
         pairs = zip(zip(*self.video_patches, strict=True), zip(*self.real_patches, strict=True), strict=True)
-        levels = [
-            wasserstein_1d(torch.cat(video_patches), torch.cat(real_patches)).mean()
-            for video_patches, real_patches in pairs
-        ]
+        levels = [wasserstein_1d(torch.cat(a), torch.cat(b)).mean() for a, b in pairs]
         return float(torch.stack(levels).mean())
 
     def _project(self, video: Tensor) -> list[Tensor]:
         """Projected patches of every level: [patches, projections] each."""
         depth = min(self.frames, video.shape[2])
-        patches_by_level: list[Tensor] = []
+        levels: list[Tensor] = []
         corners: list[Tensor] = []
         for start, (part,) in parts(video, depth=depth):
             bands = [band.unflatten(0, (len(part), -1)) for band in laplacian_pyramid(frames_of(part), self.levels)]
-            if not patches_by_level:
+            if not levels:
                 shapes = [self._patch(band, depth) for band in bands]
                 corners = [
                     self._corners(video.shape[2] - depth, band, shape)
                     for band, shape in zip(bands, shapes, strict=True)
                 ]
-                patches_by_level = [
-                    torch.empty(*corner.shape[:2], *shape) for corner, shape in zip(corners, shapes, strict=True)
-                ]
-            for band, corner, patches in zip(bands, corners, patches_by_level, strict=True):
+                levels = [torch.empty(*c.shape[:2], *shape) for c, shape in zip(corners, shapes, strict=True)]
+            for band, corner, patches in zip(bands, corners, levels, strict=True):
                 self._pick(band, start, corner, patches)
         return [
             patches.flatten(0, 1).flatten(1) @ self._directions(level, patches[0, 0].numel())
-            for level, patches in enumerate(patches_by_level)
+            for level, patches in enumerate(levels)
         ]
 
     def _patch(self, clips: Tensor, depth: int) -> tuple[int, int, int, int]:
@@ -265,7 +257,7 @@ class SlicedWasserstein:
         return directions.div_(directions.norm(dim=0))
 
     def _corners(self, last: int, clips: Tensor, patch: tuple[int, int, int, int]) -> Tensor:
-        """First frame, row and column of each clip's patches, [B, patches, 3]; `last` frame that one may begin with."""
+        """First frame, row and column of each clip's patches, [B, patches, 3]; last: the last possible first frame."""
         h, w = clips.shape[-2:]
         corners = torch.cartesian_prod(
             torch.arange(last + 1),
@@ -275,7 +267,7 @@ class SlicedWasserstein:
         return torch.stack([self._choose(corners, self.clip_count + n) for n in range(len(clips))])
 
     def _pick(self, clips: Tensor, start: int, corners: Tensor, patches: Tensor) -> None:
-        """Fill in the patches that begin in a part [B, f, C, H, W] of clips, which begins with frame `start`."""
+        """Copy into `patches` those that begin in a part [B, f, C, H, W] of the clips; start: its first frame."""
         _, depth, rows, columns = patches.shape[2:]
         windows = clips.unfold(1, depth, 1).unfold(3, rows, self.stride).unfold(4, columns, self.stride)
         t, y, x = corners.unbind(2)
@@ -293,7 +285,7 @@ class SlicedWasserstein:
 def mhd_mse(video: Tensor, ks: Sequence[int]) -> Tensor:
     """Mean over k of || v - R_k(v) ||^2 per pixel, on [0, 1]: [B]  (paper: Eqs. 9.9-9.10).
 
-    As `benchmarks.metrics.mhd` measures it of videos, in float64: the two agree but for the last digits of float32.
+    `benchmarks.metrics.mhd` computes the same for videos in float64; the two differ in the last digits of float32.
     """
     b, _, f, _, _ = video.shape
     total = torch.zeros(b)
@@ -306,7 +298,7 @@ def mhd_mse(video: Tensor, ks: Sequence[int]) -> Tensor:
 
 @dataclass
 class ClipMhd:
-    """Mean mHD-MSE of the folder's videos; their k are `ks_small` where a side is under `small_below` px."""
+    """Mean mHD-MSE of the folder's videos; k: `ks_small` if a side is below `small_below` px, else `ks_large`."""
 
     ks_small: Sequence[int]
     ks_large: Sequence[int]
@@ -382,9 +374,9 @@ class SolutionGain:
 
 
 def to_grid(frames: Tensor, video_size: tuple[int, int], sigma: float, factor: int) -> Tensor:
-    """Frames on the anchor's grid of a video of size `like`, `factor` times smaller than it.
+    """Resize frames to the anchor's grid, which is `factor` times smaller than the video.
 
-    Frames of the video's size are blurred (sigma px) and reduced by area. Others are structure clips, reduced already:
+    Frames of the video's size are blurred (sigma px) and reduced by area. Others are structure clips, already reduced:
     they are only resized, by area if larger than the grid, else bilinearly.
     """
     height, width = max(1, video_size[0] // factor), max(1, video_size[1] // factor)

@@ -1,12 +1,12 @@
-"""VBench, measured by its own code in an environment of its own; this side asks, watches and checks.
+"""VBench: runs VBench's own code in a worker process, reads its journal and checks its result.
 
-VBench 0.1.5 wants torch 2.5 and transformers 4.33, so it runs in `.venv-vbench` (`make vbench-env`; PW_VBENCH_PYTHON
-names another interpreter) as the process `benchmarks/measure/vbench_worker.py`, whose docstring is the contract. Its
-weights lie where `make weights what=metrics args="only=vbench"` puts them. Nothing is downloaded unless
-PW_VBENCH_DOWNLOAD=1. A worker that is silent for PW_VBENCH_TIMEOUT seconds (3600) is ended.
+VBench 0.1.5 requires torch 2.5 and transformers 4.33, so it runs in `.venv-vbench` (`make vbench-env`; PW_VBENCH_PYTHON
+names another interpreter) as the process `benchmarks/measure/vbench_worker.py`, whose docstring defines the contract.
+`make weights what=metrics args="only=vbench"` fetches its weights. Nothing is downloaded unless PW_VBENCH_DOWNLOAD=1. A
+worker without output for PW_VBENCH_TIMEOUT seconds (3600) is killed.
 
-Values are VBench's per-video results in [0, 1]. Their mean over videos differs from VBench's own aggregate where that
-counts frames rather than videos (subject and background consistency), if videos differ in length.
+Values are VBench's per-video results in [0, 1]. For videos of different lengths their mean differs from VBench's own
+aggregate of the dimensions that average over frames instead of videos (subject and background consistency).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pw.io.files import sha256
 from pw.io.paths import ROOT
 
 WORKER = ROOT / "benchmarks" / "measure" / "vbench_worker.py"
-LARGEST = 2  # cosines may be a little below 0, and LAION's predictor above 10: this finds another scale, and NaN
+LARGEST = 2  # bound of |value|: cosines may be below 0 and LAION's predictor above 10; detects a wrong scale, and NaN
 MODES = ("custom_input", "vbench_standard", "long_custom_input", "long_vbench_standard")
 PREPROCESSING = ("longer", "shorter", "shorter_centercrop", "None")
 SAMPLES = 5  # videos per prompt in VBench's protocol
@@ -39,7 +39,7 @@ OnVideo = Callable[[Path, Mapping[str, float]], None]
 
 
 def available(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Dimension -> what it lacks and how to get it. Raises ValueError for a setting that makes no sense."""
+    """Dimension -> what is missing and how to get it. Raises ValueError for an invalid setting."""
     for key, choices in (("mode", MODES), ("imaging_quality_preprocessing_mode", PREPROCESSING)):
         if settings[key] not in choices:
             raise ValueError(f"vbench.{key}={settings[key]}: one of {', '.join(choices)}")
@@ -60,10 +60,10 @@ def score_videos(
     *,
     worker: Path = WORKER,
 ) -> dict[str, str]:
-    """Measure dimensions of VBench on videos; returns dimension -> why it, or some of its videos, have no value.
+    """Measure dimensions of VBench; returns dimension -> why it, or some of its videos, have no value.
 
-    videos: named `{prompt}-{i}.mp4`. settings: the registry's. device: "cpu" or "cuda:1". done: called with a video's
-    values as soon as it has all that it can have. Raises: ValueError for a setting that makes no sense.
+    videos: named `{prompt}-{i}.mp4`. settings: the registry's. device: "cpu" or "cuda:1". on_video: called with the
+    values of a video as soon as they are complete. Raises: ValueError for an invalid setting.
     """
     missing = available(names, settings)
     names = [name for name in names if name not in missing]
@@ -90,7 +90,7 @@ def score_videos(
             "videos": list(run.videos),
             "dimensions": names,
             **{key: settings[key] for key in ("mode", "imaging_quality_preprocessing_mode")},
-            # the string: torch.device("cuda") == "cuda" is False, and AMT would then not scale to the memory it has
+            # a string: torch.device("cuda") == "cuda" is False, and AMT would then not scale to the GPU's memory
             "device": device.partition(":")[0],
             "cache": str(cache()),
             "weights": {name: weights_of(name) for name in names},
@@ -103,7 +103,7 @@ def score_videos(
 
 
 def interpreter() -> Path:
-    """PW_VBENCH_PYTHON, or the one that `make vbench-env` makes."""
+    """The Python of VBench's environment: PW_VBENCH_PYTHON, or the one of `make vbench-env`."""
     return Path(os.environ.get("PW_VBENCH_PYTHON") or ROOT / ".venv-vbench" / "bin" / "python").expanduser()
 
 
@@ -113,18 +113,18 @@ def cache() -> Path:
 
 
 def weights_of(name: str) -> dict[str, str]:
-    """The weights of a dimension: file in VBench's folder -> what it is (vbench/utils.py, init_submodules)."""
+    """The weights of a dimension: file in VBench's folder -> description (vbench/utils.py, init_submodules)."""
     return {WEIGHTS[row].file: WEIGHTS[row].about.partition(":")[0] for row in lookup(name).weights}
 
 
 def digests(name: str) -> dict[str, str]:
-    """SHA-256 of the weights of a dimension that are there, by file."""
+    """File -> SHA-256 of a dimension's existing weights."""
     paths = {file: cache() / file for file in weights_of(name)}
     return {file: _sha256(path, path.stat().st_mtime_ns) for file, path in paths.items() if path.is_file()}
 
 
 def all_prompts() -> dict[str, tuple[str, ...]]:
-    """VBench's 944 prompts, in its order, with the dimensions measured on each. Raises ValueError without VBench."""
+    """VBench's 944 prompts in its order -> the dimensions measured on each. Raises ValueError without VBench."""
     paths = [path for folder in _packages(interpreter()) for path in folder.glob("vbench/VBench_full_info.json")]
     if not paths:
         raise ValueError(f"no VBench_full_info.json beside {interpreter()}: `make vbench-env` installs VBench")
@@ -136,7 +136,7 @@ def all_prompts() -> dict[str, tuple[str, ...]]:
 
 
 def missing_stems(names: Sequence[str], stems: Sequence[str]) -> dict[str, list[str]]:
-    """dimension -> the stems `{prompt}-{i}` of VBench's protocol that a folder lacks; VBench itself only warns."""
+    """Dimension -> the stems `{prompt}-{i}` of VBench's protocol that are not in `stems`; VBench itself only warns."""
     known = all_prompts()
     prompts_by_name = {name: [prompt for prompt, dimensions in known.items() if name in dimensions] for name in names}
     existing = set(stems)
@@ -147,7 +147,7 @@ def missing_stems(names: Sequence[str], stems: Sequence[str]) -> dict[str, list[
 
 
 def _missing(name: str, mode: str, python: Path) -> str:
-    """What a dimension lacks, "" if nothing."""
+    """What is missing for a dimension, "" if nothing."""
     if name in OF_PROMPTS and not mode.endswith("vbench_standard"):
         return f"{name} is measured on VBench's own prompts only: vbench.mode=vbench_standard"
     if name in GRIT and not any((folder / "detectron2").is_dir() for folder in _packages(python)):
@@ -167,13 +167,13 @@ def _may_download() -> bool:
 
 
 def _packages(python: Path) -> list[Path]:
-    """The site-packages of an environment, by its interpreter."""
+    """The site-packages folders of an interpreter's environment."""
     return sorted(python.absolute().parent.parent.glob("lib/python3.*/site-packages"))
 
 
 @functools.cache
 def _sha256(path: Path, mtime_ns: int) -> str:
-    """changed: the file's time of change, so that another file is read anew."""
+    """mtime_ns: part of the cache's key, so that a changed file is read again."""
     return sha256(path)
 
 
@@ -181,12 +181,12 @@ def _sha256(path: Path, mtime_ns: int) -> str:
 
 
 class _ContractError(Exception):
-    """The worker did not keep to its contract; the message says how."""
+    """The worker broke its contract; the message says how."""
 
 
 @dataclass
 class WorkerRun:
-    """One worker at work: what it was asked, and what it has said so far."""
+    """One run of the worker: its request, and its results so far."""
 
     videos: Mapping[str, Path]
     names: Sequence[str]
@@ -204,7 +204,7 @@ class WorkerRun:
         self.journal.touch()
 
     def measure(self, request: Mapping[str, Any], device: str, worker: Path) -> dict[str, str]:
-        """Run the worker to its end. Returns dimension -> why it, or some of its videos, have no value."""
+        """Run the worker. Returns dimension -> why it, or some of its videos, have no value."""
         (self.work / "request.json").write_text(json.dumps(request), encoding="utf-8")
         try:
             with self._worker_process(worker, device) as process:
@@ -224,7 +224,7 @@ class WorkerRun:
 
     @contextmanager
     def _worker_process(self, worker: Path, device: str) -> Generator[subprocess.Popen[bytes]]:
-        """The worker's process, in a group of its own so that what it starts ends with it."""
+        """The worker's process, with its own process group, so that its children are killed with it."""
         command = [str(interpreter()), "-u", str(worker), str(self.work / "request.json")]
         with self.log.open("wb") as log:
             process = subprocess.Popen(
@@ -244,12 +244,12 @@ class WorkerRun:
             process.wait()
 
     def _follow(self, process: subprocess.Popen[bytes]) -> None:
-        """Take in the journal as it grows, until the worker ends. Raises _Broken if it is silent for too long."""
+        """Read the journal until the worker ends. Raises _ContractError after the timeout without a new line."""
         timeout = float(os.environ.get("PW_VBENCH_TIMEOUT") or 3600)
         last_message, rest = time.monotonic(), b""
         with self.journal.open("rb") as journal:
             while True:
-                is_ended = process.poll() is not None  # asked before reading: what it wrote last is read too
+                is_ended = process.poll() is not None  # before reading, so that the last lines are read, too
                 *lines, rest = (rest + journal.read()).split(b"\n")
                 for line in lines:
                     last_message = time.monotonic()
@@ -261,7 +261,7 @@ class WorkerRun:
                 time.sleep(0.1)
 
     def _handle_line(self, line: bytes) -> None:
-        """One line of the journal. Raises _Broken if it makes no sense."""
+        """Handle one line of the journal. Raises _ContractError for an invalid line."""
         try:
             message = json.loads(line)
             if not self.has_header:
@@ -294,14 +294,14 @@ class WorkerRun:
         self.journal_values[video][name] = value
 
     def _finish(self, video: str) -> None:
-        """Hand a video's values on, once, when all that it can have are there."""
+        """Call `on_video` once, as soon as a video has a value or a failure for every dimension."""
         values = self.journal_values[video]
         if video not in self.finished and all(name in values or name in self.failed for name in self.names):
             self.finished.add(video)
             self.on_video(self.videos[video], {name: value for name, value in values.items() if value is not None})
 
     def _check_result(self, status: int) -> None:
-        """Raises _Broken unless the worker ended well and its result holds what its journal held."""
+        """Raises _ContractError unless the exit status is 0 and the result equals the journal."""
         if status:
             status_text = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
             raise _ContractError(f"{status_text} after {len(self.finished)} of {len(self.videos)} videos")
@@ -329,7 +329,7 @@ class WorkerRun:
 
 
 def _environ(device: str) -> dict[str, str]:
-    """The worker's environment: nothing of ours on its path, and of the GPUs the one that it is to use."""
+    """The worker's environment variables: without our Python path, and with only the requested GPU visible."""
     excluded = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     environ = {key: value for key, value in os.environ.items() if key not in excluded}
     environ["PYTHONWARNINGS"] = "ignore"  # the log's last lines are what an error shows

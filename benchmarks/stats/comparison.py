@@ -97,19 +97,19 @@ class Comparison:
 
 
 def difference_kind(direction: Direction) -> DiffOf:
-    """What `distance` gives for a metric of this direction."""
+    """What `distance` returns for a metric of this direction."""
     return "abs_log" if direction == "one" else "value"
 
 
 def distance(value: float, direction: Direction) -> float:
-    """The number that is compared: the value, or |ln value| where 1 is right; a ratio of 0 is infinitely far."""
+    """The number to compare: the value, or |ln value| for direction "one"; infinite for a ratio of 0."""
     if direction != "one":
         return value
     return abs(math.log(value)) if value > 0 else math.inf
 
 
 def improves(diff: float, direction: Direction) -> bool:
-    """Whether a difference of `distance` is for the better."""
+    """Whether a difference of `distance` is an improvement."""
     return diff > 0 if direction == "higher" else diff < 0
 
 
@@ -138,7 +138,7 @@ def gatekeep(p_values: Mapping[str, float], primary: str | None) -> dict[str, fl
 
 
 def judge(differences: Mapping[str, D], directions: Mapping[str, Direction], primary: str | None) -> dict[str, D]:
-    """One comparison's differences with p adjusted over all metrics that were tested, and the verdicts."""
+    """The differences of one comparison with p adjusted over all tested metrics, and with verdicts."""
     result = dict(differences)
     p_values = {metric: row.p for metric, row in differences.items() if row.p is not None}
     for metric, p in gatekeep(p_values, primary).items():
@@ -161,7 +161,7 @@ def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     n = differences.shape[-1]
     mean = differences.mean(-1)
     error = differences.std(-1, ddof=1) / math.sqrt(n)
-    # Equal differences up to rounding: their spread is rounding, not evidence.
+    # The spread of differences that are equal up to rounding is rounding error, so it counts as 0.
     error = np.where(error <= 1e-14 * np.abs(differences).max(-1), 0.0, error)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(mean == 0, 0.0, np.abs(mean) / error)
@@ -205,13 +205,11 @@ def compare(
     gate = primary if any(primary in row for row in arms.values()) else None
     differences: dict[str, dict[str, SeedDifference]] = {}
     for arm, a in values.items():
-        seed_values, other = {}, references.get(arm)
+        rows, other = {}, references.get(arm)
         if other is not None and other != arm:
             b = values[other]
-            seed_values = {
-                m: _difference(a[m], b[m], direction, other) for m, direction in directions.items() if a[m] or b[m]
-            }
-        differences[arm] = judge(seed_values, directions, gate)
+            rows = {m: _difference(a[m], b[m], d, other) for m, d in directions.items() if a[m] or b[m]}
+        differences[arm] = judge(rows, directions, gate)
     return Comparison(arms, differences, _best(values, directions, gate), gate)
 
 
@@ -223,7 +221,7 @@ def equivalence(
     Two one-sided paired t (Schuirmann 1987): at 5 % it rejects where the 90 % interval is inside the margin.
 
     arm, other: seed -> value. margin: share of the other's value (of 1 where the distance from 1 is compared).
-    both: False asks only that the arm is not worse by as much.
+    both: False tests only that the arm is not worse by more than the margin.
     """
     import numpy as np
 
@@ -247,7 +245,7 @@ def order_as_in_paper(
     primary: str,
     metrics: Sequence[str] | None = None,
 ) -> Literal["yes", "no", "not resolved"]:
-    """Does our order of adjacent arms agree with the paper's?
+    """Whether our order of adjacent arms agrees with the paper's.
 
     "no" if any significant difference contradicts the paper, "yes" if every pair of neighbours that the paper
     orders differs significantly in the paper's direction on the primary metric, else "not resolved". The
@@ -273,7 +271,7 @@ def order_as_in_paper(
 
 
 def by_seed(seeds: Mapping[int, Mapping[str, float | None]], metric: str) -> dict[int, float]:
-    """seed -> value of one metric, of the seeds that have one."""
+    """Seed -> value of one metric, for the seeds with a value."""
     values = ((seed, row.get(metric)) for seed, row in seeds.items())
     return {seed: float(value) for seed, value in values if value is not None and math.isfinite(value)}
 
@@ -295,7 +293,7 @@ def _difference(a: Mapping[int, float], b: Mapping[int, float], direction: Direc
 
 
 def _pairs(a: Mapping[int, float], b: Mapping[int, float], direction: Direction) -> np.ndarray:
-    """[2, n]: what is compared of both, over their n common seeds."""
+    """[2, n]: `distance` of both over their n common seeds."""
     import numpy as np
 
     return np.array([[distance(values[seed], direction) for seed in sorted(a.keys() & b.keys())] for values in (a, b)])
@@ -306,12 +304,9 @@ def _best(
 ) -> dict[str, str | None]:
     """Per metric the arm that is significantly better than every other one.
 
-    Intersection-union: its p is the largest of its paired tests against the others; over the metrics as `gatekeep` has
-    it.
+    Intersection-union: its p is the largest of its paired tests against the others, adjusted by `gatekeep`.
     """
-    winners = {
-        m: _winner({arm: v[m] for arm, v in values.items() if v[m]}, direction) for m, direction in directions.items()
-    }
+    winners = {m: _winner({arm: v[m] for arm, v in values.items() if v[m]}, d) for m, d in directions.items()}
     adjusted = gatekeep({m: p for m, (_, p) in winners.items()}, primary)
     return {m: arm if adjusted[m] < 1 - LEVEL else None for m, (arm, _) in winners.items()}
 
@@ -329,7 +324,7 @@ def _winner(arms: Mapping[str, Mapping[int, float]], direction: Direction) -> tu
 def _paper_step(
     before: Mapping[str, float], after: Mapping[str, float], directions: Mapping[str, Direction]
 ) -> Literal["better", "worse"] | None:
-    """What the paper's quality columns say of a step between rows; None where they disagree or tie."""
+    """The direction of a step between rows in the paper's quality columns; None if they disagree or tie."""
     steps = {
         improves(after[c] - before[c], direction)
         for c, direction in directions.items()

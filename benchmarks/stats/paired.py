@@ -1,13 +1,12 @@
 """Two sets of per-video scores compared: difference, interval, sign-flip test, verdict. Pure statistics.
 
-This is for one folder of videos against another, where `benchmarks.stats.comparison` is for arms repeated over seeds.
-The unit is the prompt: the videos of one prompt (`<prompt>-0.mp4`, `<prompt>-1.mp4`, …) stay together, in the
-bootstrap as in the test. What is claimed is of these two sets of videos and other prompts like them. Of another
-training of the same method it says nothing: that takes seeds.
+It compares one folder of videos with another; `benchmarks.stats.comparison` compares arms over seeds. The unit is the
+prompt: the videos of one prompt (`<prompt>-0.mp4`, `<prompt>-1.mp4`, …) stay together in the bootstrap and in the test.
+The result holds for these two sets of videos and similar prompts, not for another training of the same method, which
+needs several seeds.
 
-Two folders share names where the same prompts were given to both; then they are paired by name, and what has no
-partner is counted and named. Without any common name the two sets are compared as independent ones (Welch 1947, over
-the prompts' means), which is called so and needs many more videos for the same difference.
+Videos are paired by name; videos without a partner are counted and listed. Without any common name the two sets are
+compared as independent ones (Welch 1947, over the prompts' means), which takes many more videos for the same result.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
 
 DRAWS = 10_000
 EXACT_UP_TO = 13
-"""Prompts up to which all 2^n sign flips are made; more are drawn."""
-MAX_NAMES = 20
-"""Videos without a partner that are named; all are counted."""
+"""Up to as many prompts all 2^n sign flips are evaluated; above, they are sampled."""
+LIMIT = 20
+"""The most names of unpaired videos to list."""
 
 ONE_PROMPT = "by the names, `<prompt>-<number>`, all videos are of one prompt"
 
@@ -40,12 +39,12 @@ Count = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class VideoDifference(Difference):
-    """Mean of b minus mean of a over n videos of so many prompts.
+    """Mean of b minus mean of a.
 
-    a, b: the means of what was compared.
-    design: "paired" by video name, or "independent" sets. test: how p was found.
-    n, prompts: of b - a where paired, else (of a, of b).
-    reason: why nothing could be resolved, else empty.
+    a, b: the means.
+    design: "paired" by video name, or "independent" sets. test: the method of p.
+    n, prompts: numbers of videos and prompts; for independent sets (of a, of b).
+    reason: why the verdict is "not resolved", else empty.
     """
 
     a: float | None
@@ -58,8 +57,8 @@ class VideoDifference(Difference):
 
 
 @dataclass(frozen=True)
-class UnpairedVideos:
-    """Videos of one metric that were not compared: how many, and the first of their names."""
+class Unpaired:
+    """Videos of one metric without a partner: their numbers, and the first names."""
 
     only_a: int
     only_b: int
@@ -69,13 +68,13 @@ class UnpairedVideos:
 
 @dataclass(frozen=True)
 class VideoComparison:
-    """metric -> difference, and metric -> what was left out, where anything was.
+    """Metric -> difference, and metric -> unpaired videos, if there are any.
 
     primary: the metric that was tested alone, before the others; None if all were tested by Holm.
     """
 
     differences: dict[str, VideoDifference]
-    left_out: dict[str, UnpairedVideos]
+    left_out: dict[str, Unpaired]
     primary: str | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -108,9 +107,7 @@ def compare_videos(a: Mapping[str, Values], b: Mapping[str, Values], *, primary:
             differences[metric] = paired(a_values, b_values, direction)
             only_a, only_b = sorted(a_values.keys() - b_values.keys()), sorted(b_values.keys() - a_values.keys())
             if only_a or only_b:
-                left_out[metric] = UnpairedVideos(
-                    len(only_a), len(only_b), tuple(only_a[:MAX_NAMES]), tuple(only_b[:MAX_NAMES])
-                )
+                left_out[metric] = Unpaired(len(only_a), len(only_b), tuple(only_a[:LIMIT]), tuple(only_b[:LIMIT]))
         else:
             differences[metric] = independent(a_values, b_values, direction)
     gate = primary if primary in differences and differences[primary].p is not None else None
@@ -151,15 +148,15 @@ def paired(a: Mapping[str, float], b: Mapping[str, float], direction: Direction,
 def _unresolved(
     direction: Direction, design: Literal["paired", "independent"], test: str, n: Count, prompts: Count
 ) -> VideoDifference:
-    """A comparison of so many videos before anything is known of its outcome."""
+    """A difference of n videos with verdict "not resolved" and without values."""
     kind = difference_kind(direction)
     return VideoDifference(None, None, None, None, None, "not resolved", kind, None, None, design, test, n, prompts)
 
 
 def sign_flip(totals: np.ndarray, seed: int = 0, draws: int = DRAWS) -> tuple[float, str]:
-    """Two-sided p of a sum under random signs of its terms, and how it was found (Fisher 1935).
+    """Two-sided p of a sum under random signs of its terms, and the method's name (Fisher 1935).
 
-    totals: [n], a prompt's summed difference each.
+    totals: [n], the summed difference of each prompt.
     """
     import numpy as np
 
@@ -219,7 +216,7 @@ def _finite(values: Values) -> dict[str, float]:
 
 
 def _match_names(values: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
-    """With the others' endings, where the rest of the name is the same."""
+    """Replace names by those of `others` with the same stem."""
 
     def stem(video: str) -> str:
         path = Path(video)

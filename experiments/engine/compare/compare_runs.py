@@ -138,12 +138,8 @@ def _over_prompts(
     for name in a.set_values:
         if name in b.set_values:
             untested = dict.fromkeys(("low", "high", "p", "p_adjusted")) | {"verdict": "not resolved"}
-            rows[name] = {
-                "a": a.set_values[name],
-                "b": b.set_values[name],
-                "diff": b.set_values[name] - a.set_values[name],
-                **untested,
-            }
+            values = {"a": a.set_values[name], "b": b.set_values[name]}
+            rows[name] = {**values, "diff": values["b"] - values["a"], **untested}
             rows[name] |= {"reason": "of the set: needs seeds", "diff_of": "value"}
     return rows, left_out, primary
 

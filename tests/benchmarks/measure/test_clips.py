@@ -37,14 +37,14 @@ def folders(tmp_path: Path) -> dict[str, Path]:
 
 
 def run(folders: dict[str, Path], out: Path, **changed: object) -> dict:
-    arguments = {
+    kwargs = {
         **folders,
         "n_solutions": None,
         "metrics": list(GROUPS["clips"]),
         "contract": {"scale": "tiny", "seed": 0},
         **changed,
     }
-    return score_folder(arguments.pop("videos"), out, **arguments)
+    return score_folder(kwargs.pop("videos"), out, **kwargs)
 
 
 def test_scores_are_those_of_the_clips_in_memory(folders: dict[str, Path], tmp_path: Path):
@@ -107,17 +107,11 @@ def test_of_clips_that_fill_a_batch_one_is_in_memory(tmp_path: Path, monkeypatch
     monkeypatch.setattr(clips, "BATCH_PIXELS", 1)
     monkeypatch.setattr(reference, "PIXELS_PER_PART", 1)
     videos, real = (folder(tmp_path / name, 6, size=200, seed=i) for i, name in enumerate(("videos", "real")))
-    arguments = {
-        "real": real,
-        "structure": real,
-        "solution": None,
-        "n_solutions": None,
-        "metrics": ["mhd"],
-        "contract": {},
-    }
-    score_folder(videos, tmp_path / "warm", **arguments)
+    kwargs = {"real": real, "structure": real, "solution": None, "n_solutions": None}
+    kwargs |= {"metrics": ["mhd"], "contract": {}}
+    score_folder(videos, tmp_path / "warm", **kwargs)
     tracemalloc.start()
-    score_folder(videos, tmp_path / "out", **arguments)
+    score_folder(videos, tmp_path / "out", **kwargs)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3.5 * 3 * 200 * 200 * 3  # a video and its real clip, of which the one read last is there twice

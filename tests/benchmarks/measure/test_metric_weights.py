@@ -538,13 +538,11 @@ class TestSeveralProcesses:
             "metric_weights.WEIGHTS = {'h': row}\n"
             "sys.exit(metric_weights.main(sys.argv[1:]))"
         )
-        clean_environment = {
-            k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()
-        }
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
         return subprocess.Popen(
             [sys.executable, "-c", script, *words],
             env={
-                **clean_environment,
+                **clean,
                 "PW_METRICS": str(folder),
                 "HF_ENDPOINT": server.address,
                 "HF_HOME": str(folder.parent / "hf"),

@@ -40,7 +40,7 @@ def alexnet(reference: Any) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def lpips_alex(alexnet: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> lpips.Lpips:
+def alex(alexnet: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> lpips.Lpips:
     """Ours, loaded where no network is to be had and no other weights lie about."""
     folder = tmp_path_factory.mktemp("weights")
     with pytest.MonkeyPatch.context() as patch:
@@ -81,44 +81,38 @@ def info_of(video: Frames) -> VideoInfo:
 
 class TestLpips:
     @pytest.mark.parametrize("size", [(64, 64), (67, 131), (31, 40)])
-    def test_gives_the_digits_of_the_reference(
-        self, lpips_alex: lpips.Lpips, reference: Any, size: tuple[int, int]
-    ) -> None:
+    def test_gives_the_digits_of_the_reference(self, alex: lpips.Lpips, reference: Any, size: tuple[int, int]) -> None:
         video, real = clip(*size, frames=2), clip(*size, frames=2, seed=1)
-        scorer = lpips.LpipsScorer(lpips_alex).begin(info_of(video))
+        scorer = lpips.LpipsScorer(alex).begin(info_of(video))
         frames = [scorer.frame(FrameView(n, image, real=real[n])) for n, image in enumerate(video)]
         expected = [float(reference(signed(a), signed(b))) for a, b in zip(video, real, strict=True)]
         assert frames == pytest.approx(expected, rel=1e-5)
         assert scorer.result(frames)["lpips"] == pytest.approx(np.mean(expected), rel=1e-5)
 
-    def test_gives_the_digits_of_torchmetrics_in_frames_of_several_bands(self, lpips_alex: lpips.Lpips) -> None:
+    def test_gives_the_digits_of_torchmetrics_in_frames_of_several_bands(self, alex: lpips.Lpips) -> None:
         a, b = ((signed(clip(520, 616, seed=n)[0]) + 1) / 2 for n in (0, 1))
         assert 64 * a[0, 0].numel() / 16 > lpips.BAND  # 64 channels, a quarter as high and wide
-        assert lpips_alex.distance(lpips_alex.features(a), b) == pytest.approx(
-            float(lpips_alex.network(a, b, normalize=True))
-        )
+        assert alex.distance(alex.features(a), b) == pytest.approx(float(alex.network(a, b, normalize=True)))
 
-    def test_shows_the_network_pictures_in_its_own_range(self, lpips_alex: lpips.Lpips, reference: Any) -> None:
+    def test_shows_the_network_pictures_in_its_own_range(self, alex: lpips.Lpips, reference: Any) -> None:
         a, b = ((signed(clip(64, 64, seed=n)[0]) + 1) / 2 for n in (0, 1))
-        value = lpips_alex.distance(lpips_alex.features(a), b)
+        value = alex.distance(alex.features(a), b)
         assert value == pytest.approx(float(reference(a, b, normalize=True)), rel=1e-5)
         assert value != pytest.approx(float(reference(a, b)), rel=0.05)
 
-    def test_of_equal_frames_is_zero(self, lpips_alex: lpips.Lpips) -> None:
+    def test_of_equal_frames_is_zero(self, alex: lpips.Lpips) -> None:
         image = clip(48, 48)[0]
-        assert lpips.LpipsScorer(lpips_alex).begin(info_of(image[None])).frame(FrameView(0, image, real=image)) == 0
+        assert lpips.LpipsScorer(alex).begin(info_of(image[None])).frame(FrameView(0, image, real=image)) == 0
 
-    def test_refuses_a_real_video_of_another_size_naming_both(self, lpips_alex: lpips.Lpips) -> None:
-        scorer = lpips.LpipsScorer(lpips_alex).begin(info_of(clip(64, 80)))
+    def test_refuses_a_real_video_of_another_size_naming_both(self, alex: lpips.Lpips) -> None:
+        scorer = lpips.LpipsScorer(alex).begin(info_of(clip(64, 80)))
         with pytest.raises(ValueError, match="this one is 80x64, the real one 48x64"):
             scorer.frame(FrameView(0, clip(64, 80)[0], real=clip(64, 48)[0]))
 
     @pytest.mark.parametrize("size", [(30, 200), (200, 30)])
-    def test_refuses_frames_that_the_network_is_too_deep_for(
-        self, lpips_alex: lpips.Lpips, size: tuple[int, int]
-    ) -> None:
+    def test_refuses_frames_that_the_network_is_too_deep_for(self, alex: lpips.Lpips, size: tuple[int, int]) -> None:
         with pytest.raises(ValueError, match="lpips needs frames of 31 px and more, not"):
-            lpips.LpipsScorer(lpips_alex).begin(info_of(clip(*size)))
+            lpips.LpipsScorer(alex).begin(info_of(clip(*size)))
 
 
 class TestItsWeights:
@@ -163,8 +157,8 @@ class TestItsWeights:
         rng_state = torch.get_rng_state()
         first, second = (network_of(name) for name in ("lpips", "mhd_lpips"))
         assert torch.equal(rng_state, torch.get_rng_state())
-        for lpips_alex in (first, second):
-            assert torch.equal(lpips_alex.network.net.slice3[1].weight, alexnet["features.6.weight"])
+        for alex in (first, second):
+            assert torch.equal(alex.network.net.slice3[1].weight, alexnet["features.6.weight"])
 
 
 def network_of(metric: str) -> lpips.Lpips:
@@ -173,31 +167,31 @@ def network_of(metric: str) -> lpips.Lpips:
 
 
 class TestMhdLpips:
-    def test_is_eq_9_10_in_the_reference_network(self, lpips_alex: lpips.Lpips, reference: Any) -> None:
+    def test_is_eq_9_10_in_the_reference_network(self, alex: lpips.Lpips, reference: Any) -> None:
         video = clip(75, 101, frames=2)
         expected = [[self.plain(reference, image, k) for k in (3, 4, 5)] for image in video]
         for reduction, value in (("mean", np.mean(expected)), ("sum", np.sum(expected) / 2)):
-            assert self.score(lpips_alex, video, reduction) == pytest.approx(value, rel=1e-5)
+            assert self.score(alex, video, reduction) == pytest.approx(value, rel=1e-5)
 
-    def test_looks_at_the_frame_itself_only_once(self, lpips_alex: lpips.Lpips) -> None:
+    def test_looks_at_the_frame_itself_only_once(self, alex: lpips.Lpips) -> None:
         passes = []
-        hook = lpips_alex.network.net.register_forward_hook(lambda *_: passes.append("whole"))
-        first = lpips_alex.network.net.slice1.register_forward_hook(lambda *_: passes.append("first layer"))
-        self.score(lpips_alex, clip(40, 40))
+        hook = alex.network.net.register_forward_hook(lambda *_: passes.append("whole"))
+        first = alex.network.net.slice1.register_forward_hook(lambda *_: passes.append("first layer"))
+        self.score(alex, clip(40, 40))
         hook.remove()
         first.remove()
         assert passes == ["first layer"] * 4
 
-    def test_is_the_same_from_several_threads(self, lpips_alex: lpips.Lpips) -> None:
+    def test_is_the_same_from_several_threads(self, alex: lpips.Lpips) -> None:
         video = clip(64, 64, frames=4)
-        scorer = lpips.MhdLpips(lpips_alex, lpips.Scales((3, 4, 5), "mean")).begin(info_of(video))
+        scorer = lpips.MhdLpips(alex, lpips.Scales((3, 4, 5), "mean")).begin(info_of(video))
         with ThreadPoolExecutor(4) as pool:
             distances = list(pool.map(scorer.frame, (FrameView(n, image) for n, image in enumerate(video))))
-        assert scorer.result(distances)["mhd_lpips"] == pytest.approx(self.score(lpips_alex, video), rel=1e-9)
+        assert scorer.result(distances)["mhd_lpips"] == pytest.approx(self.score(alex, video), rel=1e-9)
 
-    def test_refuses_frames_that_the_network_is_too_deep_for(self, lpips_alex: lpips.Lpips) -> None:
+    def test_refuses_frames_that_the_network_is_too_deep_for(self, alex: lpips.Lpips) -> None:
         with pytest.raises(ValueError, match="mhd_lpips needs frames of 31 px and more, not 24x24"):
-            self.score(lpips_alex, clip(24, 24))
+            self.score(alex, clip(24, 24))
 
     @staticmethod
     def plain(reference: Any, image: Frames, k: int) -> float:
@@ -207,6 +201,6 @@ class TestMhdLpips:
         return float(reference(frame, 2 * interpolate(small, (height, width), mode="bilinear") - 1))
 
     @staticmethod
-    def score(lpips_alex: lpips.Lpips, video: Frames, reduction: str = "mean") -> float:
-        scorer = lpips.MhdLpips(lpips_alex, lpips.Scales((3, 4, 5), reduction)).begin(info_of(video))
+    def score(alex: lpips.Lpips, video: Frames, reduction: str = "mean") -> float:
+        scorer = lpips.MhdLpips(alex, lpips.Scales((3, 4, 5), reduction)).begin(info_of(video))
         return scorer.result([scorer.frame(FrameView(n, image)) for n, image in enumerate(video)])["mhd_lpips"]

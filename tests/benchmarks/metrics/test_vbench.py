@@ -58,7 +58,7 @@ print("a worker at work", flush=True)
 """
 
 
-class WorkerSetup:
+class Setup:
     """Four videos in a folder, a stub of a worker, and what `score_videos` made of them."""
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +77,7 @@ class WorkerSetup:
 
 
 @pytest.fixture
-def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerSetup:
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     monkeypatch.setenv("PW_VBENCH_PYTHON", sys.executable)
     monkeypatch.setenv("PW_VBENCH_TIMEOUT", "20")
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
@@ -86,18 +86,18 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerSetup:
             path = tmp_path / "cache" / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"weights")
-    return WorkerSetup(tmp_path)
+    return Setup(tmp_path)
 
 
 WHOLE = {f"a heron-{i}.mp4": {"dynamic_degree": i / 10, "imaging_quality": i / 10 + 0.5} for i in range(4)}
 
 
 class TestAWorkerThatKeepsToTheContract:
-    def test_gives_each_video_all_its_dimensions(self, setup: WorkerSetup) -> None:
+    def test_gives_each_video_all_its_dimensions(self, setup: Setup) -> None:
         assert setup.score("header(); measure(videos); result()") == {}
         assert setup.values == WHOLE
 
-    def test_is_asked_for_what_the_registry_says(self, setup: WorkerSetup) -> None:
+    def test_is_asked_for_what_the_registry_says(self, setup: Setup) -> None:
         script = f"""
             import shutil
             shutil.copy(sys.argv[1], {str(setup.folder / "request.json")!r})
@@ -114,7 +114,7 @@ class TestAWorkerThatKeepsToTheContract:
         assert request["download"] is False
         assert json.loads((setup.folder / "environ.json").read_text())["CUDA_VISIBLE_DEVICES"] == ""
 
-    def test_hands_a_video_on_before_the_next_is_measured(self, setup: WorkerSetup) -> None:
+    def test_hands_a_video_on_before_the_next_is_measured(self, setup: Setup) -> None:
         seen = setup.folder / "seen"
         script = f"""
             header(); measure(videos[:1])
@@ -127,7 +127,7 @@ class TestAWorkerThatKeepsToTheContract:
         score_videos(setup.videos, NAMES, SETTINGS, "cpu", lambda video, values: seen.touch(), worker=worker)
         assert seen.exists()
 
-    def test_may_give_up_a_dimension_and_the_videos_have_the_others(self, setup: WorkerSetup) -> None:
+    def test_may_give_up_a_dimension_and_the_videos_have_the_others(self, setup: Setup) -> None:
         script = """
             header(); say(dimension="dynamic_degree", failed="no RAFT"); measure(videos, ["imaging_quality"])
             result(names=["imaging_quality"])
@@ -135,7 +135,7 @@ class TestAWorkerThatKeepsToTheContract:
         assert setup.score(script) == {"dynamic_degree": "no RAFT"}
         assert setup.values["a heron-1.mp4"] == {"imaging_quality": 0.6}
 
-    def test_may_give_up_a_dimension_midway_and_no_video_waits_for_it(self, setup: WorkerSetup) -> None:
+    def test_may_give_up_a_dimension_midway_and_no_video_waits_for_it(self, setup: Setup) -> None:
         script = """
             header()
             for video in videos:
@@ -147,7 +147,7 @@ class TestAWorkerThatKeepsToTheContract:
         assert setup.score(script) == {"dynamic_degree": "out of memory"}
         assert setup.values == {video.name: {"imaging_quality": 0.25} for video in setup.videos}
 
-    def test_names_a_video_that_fails_and_keeps_the_others(self, setup: WorkerSetup) -> None:
+    def test_names_a_video_that_fails_and_keeps_the_others(self, setup: Setup) -> None:
         script = """
             header(); measure(videos[1:])
             for name in names:
@@ -158,7 +158,7 @@ class TestAWorkerThatKeepsToTheContract:
         assert missing["imaging_quality"] == "imaging_quality failed on 1 of 4 videos: a heron-0.mp4: OutOfMemoryError"
         assert setup.values == {**WHOLE, "a heron-0.mp4": {}}
 
-    def test_may_leave_a_video_out_by_vbenchs_rules(self, setup: WorkerSetup) -> None:
+    def test_may_leave_a_video_out_by_vbenchs_rules(self, setup: Setup) -> None:
         script = """
             header(); measure(videos[1:])
             for name in names:
@@ -190,21 +190,19 @@ class TestAWorkerThatDoesNot:
             ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
         ],
     )
-    def test_is_named_with_the_end_of_its_log(self, setup: WorkerSetup, script: str, message: str) -> None:
+    def test_is_named_with_the_end_of_its_log(self, setup: Setup, script: str, message: str) -> None:
         missing = setup.score(script)
         assert list(missing) == NAMES
         assert message in missing["dynamic_degree"]
         assert "a worker at work" in missing["dynamic_degree"]
         assert "VBench's worker" in missing["imaging_quality"]
 
-    def test_and_dies_midway_has_the_videos_it_measured_kept(self, setup: WorkerSetup) -> None:
+    def test_and_dies_midway_has_the_videos_it_measured_kept(self, setup: Setup) -> None:
         missing = setup.score("header(); measure(videos[:2]); os.kill(os.getpid(), 9)")
         assert "ended by signal 9 after 2 of 4 videos" in missing["dynamic_degree"]
         assert setup.values == {name: WHOLE[name] for name in list(WHOLE)[:2]}
 
-    def test_and_is_silent_is_ended_with_what_it_started(
-        self, setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_and_is_silent_is_ended_with_what_it_started(self, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PW_VBENCH_TIMEOUT", "1")
         script = f"""
             import subprocess
@@ -217,7 +215,7 @@ class TestAWorkerThatDoesNot:
         assert list(setup.values) == ["a heron-0.mp4"]
         assert not _alive(int((setup.folder / "child").read_text()))
 
-    def test_does_not_outlive_an_interruption_here(self, setup: WorkerSetup) -> None:
+    def test_does_not_outlive_an_interruption_here(self, setup: Setup) -> None:
         script = f"""
             print(os.getpid(), file=open({str(setup.folder / "pid")!r}, "w"), flush=True)
             header(); measure(videos[:1]); time.sleep(60)
@@ -234,7 +232,7 @@ class TestAWorkerThatDoesNot:
 
 class TestWhatIsMissing:
     def test_is_the_environment_and_the_command_that_makes_it(
-        self, setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("PW_VBENCH_PYTHON", str(tmp_path / "python"))
         missing = setup.score("")
@@ -244,35 +242,33 @@ class TestWhatIsMissing:
         monkeypatch.setattr("benchmarks.metrics.vbench.ROOT", tmp_path)
         assert "`make vbench-env` makes it" in available(NAMES, SETTINGS)["dynamic_degree"]
 
-    def test_is_the_file_and_where_it_comes_from_and_the_others_are_measured(self, setup: WorkerSetup) -> None:
+    def test_is_the_file_and_where_it_comes_from_and_the_others_are_measured(self, setup: Setup) -> None:
         script = "header(); measure(videos); result()"
         missing = setup.score(script, ["dynamic_degree", "aesthetic_quality", "imaging_quality"])
         assert list(missing) == ["aesthetic_quality"]
         assert "clip_model/ViT-L-14.pt (CLIP ViT-L/14)" in missing["aesthetic_quality"]
         assert setup.values == WHOLE
 
-    def test_may_be_fetched_by_vbench_if_it_is_told_to(
-        self, setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_may_be_fetched_by_vbench_if_it_is_told_to(self, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PW_VBENCH_DOWNLOAD", "1")
         assert available(["aesthetic_quality"], SETTINGS) == {}
 
-    def test_is_a_package_where_no_index_has_it(self, setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_a_package_where_no_index_has_it(self, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PW_VBENCH_DOWNLOAD", "1")
         assert "detectron2" in available(["color"], {**SETTINGS, "mode": "vbench_standard"})["color"]
 
-    def test_is_a_prompt_of_vbench_where_a_dimension_is_made_for_them(self, setup: WorkerSetup) -> None:
+    def test_is_a_prompt_of_vbench_where_a_dimension_is_made_for_them(self, setup: Setup) -> None:
         assert "vbench.mode=vbench_standard" in available(["scene"], SETTINGS)["scene"]
 
     @pytest.mark.parametrize("key", ["mode", "imaging_quality_preprocessing_mode"])
-    def test_is_a_setting_that_vbench_has(self, setup: WorkerSetup, key: str) -> None:
+    def test_is_a_setting_that_vbench_has(self, setup: Setup, key: str) -> None:
         with pytest.raises(ValueError, match=rf"vbench\.{key}=best: one of "):
             setup.score("", **{key: "best"})
 
 
 class TestVBenchsPrompts:
     @pytest.fixture
-    def standard(self, setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch) -> WorkerSetup:
+    def standard(self, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> Setup:
         """An environment with three entries of VBench's list, two of one prompt."""
         folder = setup.folder / "env" / "lib" / "python3.11" / "site-packages" / "vbench"
         folder.mkdir(parents=True)
@@ -287,14 +283,14 @@ class TestVBenchsPrompts:
         monkeypatch.setenv("PW_VBENCH_PYTHON", str(setup.folder / "env" / "bin" / "python"))
         return setup
 
-    def test_are_read_from_its_package(self, standard: WorkerSetup) -> None:
+    def test_are_read_from_its_package(self, standard: Setup) -> None:
         assert all_prompts() == {"a heron": ("dynamic_degree", "motion_smoothness"), "a cat": ("imaging_quality",)}
 
     def test_are_what_a_file_is_named_after(self) -> None:
         assert prompt_of("a heron-12.mp4") == "a heron"
         assert prompt_of("a blue-eyed heron.mp4") == "a blue-eyed heron"
 
-    def test_say_which_dimensions_a_video_has(self, standard: WorkerSetup) -> None:
+    def test_say_which_dimensions_a_video_has(self, standard: Setup) -> None:
         standard.videos[0] = standard.folder / "a cat-0.mp4"
         script = """
             header(); cat, herons = videos[0], videos[1:]
@@ -311,16 +307,16 @@ class TestVBenchsPrompts:
         assert standard.values["a cat-0.mp4"] == {"imaging_quality": 0.5}
         assert standard.values["a heron-3.mp4"] == {"dynamic_degree": 1.0}
 
-    def test_need_no_worker_for_videos_that_have_none_of_the_dimensions(self, standard: WorkerSetup) -> None:
+    def test_need_no_worker_for_videos_that_have_none_of_the_dimensions(self, standard: Setup) -> None:
         assert standard.score("sys.exit(9)", ["imaging_quality"], mode="vbench_standard") == {}
         assert standard.values == {video.name: {} for video in standard.videos}
 
-    def test_are_asked_of_a_name_that_is_none(self, standard: WorkerSetup) -> None:
+    def test_are_asked_of_a_name_that_is_none(self, standard: Setup) -> None:
         standard.videos[2] = standard.folder / "clip_0003.mp4"
         missing = standard.score("", mode="vbench_standard")
         assert "1 videos, such as 'clip_0003.mp4', are not named PROMPT-NUMBER" in missing["dynamic_degree"]
 
-    def test_are_five_videos_each_and_those_absent_are_listed(self, standard: WorkerSetup) -> None:
+    def test_are_five_videos_each_and_those_absent_are_listed(self, standard: Setup) -> None:
         stems = [f"a heron-{i}" for i in (0, 1, 2, 4)]
         assert missing_stems(["dynamic_degree"], stems) == {"dynamic_degree": ["a heron-3"]}
         assert missing_stems(["imaging_quality"], stems) == {"imaging_quality": [f"a cat-{i}" for i in range(5)]}
@@ -417,7 +413,7 @@ def test_every_dimension_of_the_registry_has_its_weights_listed():
     assert SETTINGS["mode"] in MODES
 
 
-def test_weights_are_known_by_their_digest_and_another_file_has_another(setup: WorkerSetup):
+def test_weights_are_known_by_their_digest_and_another_file_has_another(setup: Setup):
     (file, digest), *_ = digests("imaging_quality").items()
     path = setup.folder / "cache" / file
     path.write_bytes(b"others")
@@ -454,18 +450,16 @@ class TestTheRealWorker:
         written = [tmp_path / "100% noise: a_b-3.mkv", tmp_path / "one colour.mkv"]
         write_video(written[0], noise)
         write_video(written[1], np.full((3, 16, 16, 3), 77, np.uint8))
-        readable = [*written, *(p for p in (CLIPS / "carphone_pristine.mp4", CLIPS / "dove_002.mp4") if p.is_file())]
+        videos = [*written, *(p for p in (CLIPS / "carphone_pristine.mp4", CLIPS / "dove_002.mp4") if p.is_file())]
         broken = tmp_path / "broken.mp4"
         broken.write_bytes(b"no video")
-        values_of_video: dict[Path, Mapping[str, float]] = {}
-        missing = score_videos(
-            [*readable, broken], ["temporal_flickering"], SETTINGS, "cpu", values_of_video.__setitem__
-        )
+        values: dict[Path, Mapping[str, float]] = {}
+        missing = score_videos([*videos, broken], ["temporal_flickering"], SETTINGS, "cpu", values.__setitem__)
         assert "failed on 1 of" in missing["temporal_flickering"]
         assert "broken.mp4: ValueError: VBench gives no result" in missing["temporal_flickering"]
-        assert values_of_video.pop(broken) == {}
-        scores = {path: values["temporal_flickering"] for path, values in values_of_video.items()}
-        assert scores == pytest.approx({path: _flickering(path) for path in readable}, abs=1e-6)
+        assert values.pop(broken) == {}
+        scores = {path: row["temporal_flickering"] for path, row in values.items()}
+        assert scores == pytest.approx({path: _flickering(path) for path in videos}, abs=1e-6)
 
     def test_has_the_prompts_of_the_paper(self, real_environment: Path) -> None:
         prompts = all_prompts()

@@ -206,10 +206,8 @@ def test_a_null_is_not_called_better_or_worse():
         draw = rng.normal(size=(5, 3, 6)) + 3 * rng.normal(size=(1, 3, 6))
         scores = {f"arm{a}": {s: dict(zip(names, draw[a, s], strict=True)) for s in range(3)} for a in range(5)}
         result = compare(scores)
-        significant = [
-            any(d.verdict in ("better", "worse") for d in row.values()) for row in result.differences.values()
-        ]
-        false, comparisons = false + sum(significant), comparisons + len(significant) - 1
+        calls = [any(d.verdict in ("better", "worse") for d in row.values()) for row in result.differences.values()]
+        false, comparisons = false + sum(calls), comparisons + len(calls) - 1
         bold += any(arm is not None for arm in result.best.values())
     assert false / comparisons < 0.065  # 5 % and two standard errors of 1000 comparisons
     assert bold / tables < 0.05

@@ -124,13 +124,8 @@ def test_what_has_no_partner_is_counted_and_named():
     del a["prompt 3-0"]
     b["prompt 4-0"] = math.nan
     outcome = compare_videos({"mhd": a}, {"mhd": b})
-    unpaired = outcome.left_out["mhd"]
-    assert (unpaired.only_a, unpaired.names_a, unpaired.only_b, unpaired.names_b) == (
-        1,
-        ("prompt 4-0",),
-        1,
-        ("prompt 3-0",),
-    )
+    rest = outcome.left_out["mhd"]
+    assert (rest.only_a, rest.names_a, rest.only_b, rest.names_b) == (1, ("prompt 4-0",), 1, ("prompt 3-0",))
     assert outcome.differences["mhd"].n == 8
 
 
