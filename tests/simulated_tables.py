@@ -1,13 +1,13 @@
-"""What the candidate intervals of a table really cover, by simulation: the numbers of D13, D74 and D75.
+"""Simulated coverage of the candidate intervals of a table: the numbers of D13, D74 and D75.
 
 A simulated metric has arms x seeds: an effect of the seed shared by all arms plus an error of arm and seed. The errors
 are normal, heavy-tailed (t with 5 df) or skewed (exponential); the variances of the paired differences are equal, or
 one comparison has 16 times the variance of the others, or they are graded from 1 to 16. Coverage is counted for the
-difference of each arm to the one before it, and the comparison that is covered worst decides: an average would let the
-quiet comparisons pay for the noisy one.
+difference of each arm to the one before it, and the comparison with the lowest coverage decides: an average would hide
+the noisy comparison behind the quiet ones.
 
-Then what a comparison's metrics are tested by: gatekeeping behind the primary metric against Holm over all of them,
-family-wise error and power. And what a control variate fitted on the seeds does to the interval's width.
+Also: family-wise error and power of gatekeeping behind the primary metric against Holm over all metrics, and the effect
+of a control variate fitted on the seeds on the interval's width.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Scenario:
 
 
 class IntervalCoverage(NamedTuple):
-    """Of a method in a scenario: coverage of the worst covered comparison and of all, mean width over paired t's."""
+    """Coverage of the worst comparison, mean coverage, and mean width relative to paired t's."""
 
     worst: float
     mean: float
@@ -61,7 +61,7 @@ def _errors(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
 
 
 def _arm_variances(kind: str, arms: int) -> np.ndarray:
-    """Variances of the arms that give the differences of neighbours the variances wanted."""
+    """Variances of the arms, for the required variances of the differences of neighbours."""
     if kind == "equal":
         return np.ones(arms)
     if kind == "one noisy":  # differences: 2, 2, ..., 2 * RATIO
@@ -91,19 +91,19 @@ def moderated(differences: np.ndarray) -> Interval:
 
 def guarded(differences: np.ndarray) -> Interval:
     """`moderated`, but a comparison noisier than the prior's variance keeps its own variance and df."""
-    mean, half, p, own, prior = _moderate(differences)
-    _, own_half, own_p = paired_t(differences)
-    noisy = own > prior
-    return mean, np.where(noisy, own_half, half), np.where(noisy, own_p, p)
+    mean, half, p, raw, prior = _moderate(differences)
+    _, t_half, t_p = paired_t(differences)
+    noisy = raw > prior
+    return mean, np.where(noisy, t_half, half), np.where(noisy, t_p, p)
 
 
 def bootstrap(differences: np.ndarray) -> Interval:
     """Percentile bootstrap over seeds: all n^n resamples at three seeds, 500 beyond."""
     n = differences.shape[-1]
-    picks = np.array(list(itertools.product(range(n), repeat=n)))
-    if len(picks) > 500:
-        picks = np.random.default_rng(0).choice(picks, 500, replace=False)
-    means = differences[..., picks].mean(-1)
+    indices = np.array(list(itertools.product(range(n), repeat=n)))
+    if len(indices) > 500:
+        indices = np.random.default_rng(0).choice(indices, 500, replace=False)
+    means = differences[..., indices].mean(-1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1)
     tail = np.minimum((means <= 0).mean(-1), (means >= 0).mean(-1))
     return (low + high) / 2, (high - low) / 2, np.minimum(1.0, 2 * tail)
@@ -124,16 +124,16 @@ def _moderate(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
     n, c = differences.shape[-1], differences.shape[-2]
     df = n - 1
-    mean, own = differences.mean(-1), differences.var(-1, ddof=1)
-    log_variance = np.log(own) - digamma(df / 2) + np.log(df / 2)
+    mean, raw = differences.mean(-1), differences.var(-1, ddof=1)
+    log_variance = np.log(raw) - digamma(df / 2) + np.log(df / 2)
     excess = log_variance.var(-1, ddof=1, keepdims=True) - polygamma(1, df / 2)
     spread = np.maximum(excess, 1e-4)
     prior_df = 2 * _inverse_trigamma(spread)
     prior = np.exp(log_variance.mean(-1, keepdims=True) + digamma(prior_df / 2) - np.log(prior_df / 2))
-    variance = (prior_df * prior + df * own) / (prior_df + df)
-    total = np.minimum(prior_df + df, c * df)
+    variance = (prior_df * prior + df * raw) / (prior_df + df)
+    total_df = np.minimum(prior_df + df, c * df)
     error = np.sqrt(variance / n)
-    return mean, stdtrit(total, (1 + LEVEL) / 2) * error, 2 * stdtr(total, -abs(mean) / error), own, prior
+    return mean, stdtrit(total_df, (1 + LEVEL) / 2) * error, 2 * stdtr(total_df, -abs(mean) / error), raw, prior
 
 
 def _inverse_trigamma(y: np.ndarray) -> np.ndarray:
@@ -153,8 +153,8 @@ def cover(scenario: Scenario, tables: int, seed: int = 0) -> dict[str, IntervalC
     width = paired_t(differences)[1].mean()
     outcomes = {}
     for name, method in METHODS.items():
-        some = differences[: max(1, tables // 5)] if method is bootstrap else differences
-        middle, half, _ = method(some)
+        sample = differences[: max(1, tables // 5)] if method is bootstrap else differences
+        middle, half, _ = method(sample)
         covered = (np.abs(middle) <= half).mean(0)
         outcomes[name] = IntervalCoverage(float(covered.min()), float(covered.mean()), float(half.mean() / width))
     return outcomes
@@ -163,20 +163,19 @@ def cover(scenario: Scenario, tables: int, seed: int = 0) -> dict[str, IntervalC
 def false_positives(
     scenario: Scenario, method: Callable[[np.ndarray], Interval], tables: int, metrics: int = 6, seed: int = 0
 ) -> float:
-    """How often a comparison of equal arms has any metric called better or worse, after Holm.
+    """The share of comparisons of equal arms with any metric called better or worse, after Holm.
 
     The worst comparison of the table; metrics are independent, which is the hardest case for Holm.
     """
     rng = np.random.default_rng(seed)
     p = np.stack([method(scenario.differences(tables, rng))[2] for _ in range(metrics)], -1)
-    any_called = (p.min(-1) * metrics) < 1 - LEVEL  # Holm rejects something exactly when Bonferroni does
-    assert any_called[0, 0] == (min(holm(p[0, 0])) < 1 - LEVEL)
-    return float(any_called.mean(0).max())
+    any_significant = (p.min(-1) * metrics) < 1 - LEVEL  # Holm rejects something exactly when Bonferroni does
+    assert any_significant[0, 0] == (min(holm(p[0, 0])) < 1 - LEVEL)
+    return float(any_significant.mean(0).max())
 
 
 class Rates(NamedTuple):
-    """Shares of simulated comparisons: where any metric without a difference is called, where the primary metric's true
-    difference is found, and one of the others', on average; None without a true one."""
+    """Family-wise error, power of the primary metric, and mean power of the others; None without a true difference."""
 
     error: float
     primary: float | None
@@ -203,19 +202,19 @@ def family_rates(
     """
     rng = np.random.default_rng(seed)
     common = rng.normal(size=(tables, 1, seeds))
-    own = rng.normal(size=(tables, len(effects), seeds))
-    noise = np.sqrt(correlation) * common + np.sqrt(1 - correlation) * own
+    specific = rng.normal(size=(tables, len(effects), seeds))
+    noise = np.sqrt(correlation) * common + np.sqrt(1 - correlation) * specific
     p = paired_t(noise + np.array(effects)[:, None])[2]
     names = [str(i) for i in range(p.shape[1])]
     real = np.array(effects) != 0
     rates = {}
     for method, primary in (("gatekeeping", names[0]), ("Holm over all", None)):
         adjusted = [gatekeep(dict(zip(names, row, strict=True)), primary) for row in p.tolist()]
-        called = np.array([[row[name] for name in names] for row in adjusted]) < 1 - LEVEL
+        significant = np.array([[row[name] for name in names] for row in adjusted]) < 1 - LEVEL
         rates[method] = Rates(
-            float(called[:, ~real].any(-1).mean()),
-            float(called[:, 0].mean()) if real[0] else None,
-            float(called[:, 1:][:, real[1:]].mean()) if real[1:].any() else None,
+            float(significant[:, ~real].any(-1).mean()),
+            float(significant[:, 0].mean()) if real[0] else None,
+            float(significant[:, 1:][:, real[1:]].mean()) if real[1:].any() else None,
         )
     return rates
 
@@ -229,8 +228,8 @@ def control_variate_width(seeds: int, share: float, tables: int, seed: int = 0) 
     from scipy.special import stdtrit
 
     rng = np.random.default_rng(seed)
-    x, own = rng.normal(size=(2, tables, seeds))
-    y = np.sqrt(share) * x + np.sqrt(1 - share) * own
+    x, specific = rng.normal(size=(2, tables, seeds))
+    y = np.sqrt(share) * x + np.sqrt(1 - share) * specific
     centred = x - x.mean(-1, keepdims=True)
     slope = (centred * y).sum(-1) / (centred**2).sum(-1)
     residual = y - y.mean(-1, keepdims=True) - slope[:, None] * centred

@@ -18,7 +18,7 @@ from torchmetrics.functional.image.lpips import _NoTrainLpips
 
 from benchmarks.metrics.dover import DoverScorer
 from benchmarks.metrics.dover_network import Dover
-from benchmarks.metrics.implementation import Look
+from benchmarks.metrics.implementation import FrameView
 from benchmarks.metrics.lpips import Lpips, LpipsScorer, MhdLpips
 from benchmarks.metrics.mhd import Mhd, Scales
 from benchmarks.speed.generation import main, measure_ours
@@ -268,7 +268,7 @@ def networks() -> tuple[Any, Any]:
 
 def test_metrics_are_measured_there(networks: tuple[Any, Any], gpu: Gpu) -> None:
     image = np.random.default_rng(0).integers(0, 255, (256, 320, 3), dtype=np.uint8)
-    info, look = VideoInfo(1, 256, 320, 24.0, "ffv1"), Look(0, image, real=image)
+    info, view = VideoInfo(1, 256, 320, 24.0, "ffv1"), FrameView(0, image, real=image)
     alex, network = (net.to("cuda") for net in networks)
     lpips = Lpips(alex, "cuda")
     dover = DoverScorer(("dover_technical", "dover_aesthetic"), network, 1, False)
@@ -276,7 +276,7 @@ def test_metrics_are_measured_there(networks: tuple[Any, Any], gpu: Gpu) -> None
     for scorer in (Mhd(scales, "cuda"), LpipsScorer(lpips), MhdLpips(lpips, scales), dover):
         before = sum(gpu.ran.values())
         video = scorer.begin(info)
-        found = video.result([video.frame(look)])
+        found = video.result([video.frame(view)])
         assert found
         assert all(isinstance(value, float) for value in found.values())
         assert sum(gpu.ran.values()) > before, scorer

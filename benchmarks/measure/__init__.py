@@ -1,4 +1,4 @@
-"""Videos on disk -> scores: each metric over each video once, cached by content, with the contract it was measured by.
+"""Videos on disk -> scores, cached by the content of the video, with the contract of the measurement.
 
 `score` (`pw score`) scores a folder of any system's videos, `clips` those of an ablation's run. Begin with `score`.
 """

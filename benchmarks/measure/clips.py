@@ -1,12 +1,12 @@
 """Score the clips of an ablation's run: `scores.csv` (a row per video), `scores.json` (values and their contract).
 
-A folder holds lossless clips `0000.mkv`, `0001.mkv`, ...; it is paired with the real clips, the structure clips
-(anchors) and the many-step solutions by file name. A metric whose folder is not there is absent, never zero.
+A folder has lossless clips `0000.mkv`, `0001.mkv`, ...; real clips, structure clips (anchors) and many-step solutions
+are paired with them by file name. A metric without its folders is absent, never zero.
 
-The contract is a dictionary that is stamped on every score and says which scores may stand in one table. Free keys
-(signature, seed, git commit, ...) say where a score came from and may differ between rows. All others say what was
-measured: `scale`, `data`, `sampling`, ... and `metrics` (protocol and settings) must agree in the whole table, `clips`
-(names and content of the real clips) within each seed.
+The contract is a dictionary in every scores.json that defines which scores may share a table. Free keys (signature,
+seed, git commit, ...) describe the origin of a score and may differ between rows. All other keys describe the
+measurement: `scale`, `data`, `sampling`, ... and `metrics` (protocol and settings) must be equal in the whole table,
+`clips` (names and content of the real clips) within each seed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".mkv", ".mp4", ".mov", ".webm", ".avi", ".m4v")
 BATCH_PIXELS = 2**22
-"""Pixels of a folder that are in memory at once: small clips go in batches, one clip is the least."""
+"""Pixels of a batch: small clips are batched until they have as many; a batch has at least one clip."""
 
 FREE_KEYS = frozenset((
     *("signature", "train_signature", "seed", "arm", "varied", "git_commit", "dirty", "lock_hash", "code", "host"),
@@ -47,21 +47,21 @@ def score_folder(
     real: Path | None,
     structure: Path | None,
     solution: Path | None,
-    solved: int | None,
+    n_solutions: int | None,
     metrics: Sequence[str],
     contract: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Score the clips of `videos` and write `out`/scores.{csv,json}, atomically.
 
-    A metric takes the clips whose names are in all folders it needs; n_videos says how many these are.
+    A metric uses the clips whose names are in all folders that it needs; n_videos is their number.
 
-    solved: how many of `solution`, the first by name, count; another arm may have had more of them made.
-    contract: where the clips come from and what was measured; metric protocols and the real clips' hash are added.
+    n_solutions: use only as many clips of `solution`, the first by name; the folder may have more, from another arm.
+    contract: origin and measurement; the metrics' protocols and the hash of the real clips are added.
     Returns: {"metrics": {name: value}, "n_videos": {name: n}, "contract": {...}}, as in scores.json.
     Raises: ValueError for an unknown metric, a folder without clips, or without a name in common with `videos`.
     """
     folders = {"real": real, "structure": structure, "solution": solution}
-    rows, result, clip_hash = measure_clips(paired(clip_paths(videos), folders, solved), metrics)
+    rows, result, clip_hash = measure_clips(pair_clips(clip_paths(videos), folders, n_solutions), metrics)
     result["contract"] = {**contract, "metrics": protocols(metrics), "clips": clip_hash}
     columns = ["video", "frames", *(name for name in result["n_videos"] if lookup(name).level == "video")]
     write_csv(out / "scores.csv", columns, ({"video": name, **row} for name, row in rows.items()))
@@ -72,10 +72,10 @@ def score_folder(
 def measure_clips(
     clips: Mapping[str, Mapping[str, Path]], metrics: Sequence[str]
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any], dict[str, Any]]:
-    """Measure clips as they were `paired`, by the metrics whose folders are there.
+    """Measure clips of `pair_clips` by the metrics whose folders are given.
 
-    Returns: clip -> "frames" and the values it has; {"metrics": those of the folder that are finite, "n_videos": how
-        many clips each took}; the number and the hash of the real clips.
+    Returns: clip -> "frames" and its values; {"metrics": the folder's finite values, "n_videos": the number of clips
+        per metric}; number and hash of the real clips.
     """
     from benchmarks.metrics.implementation import scorer_of
 
@@ -99,30 +99,30 @@ def measure_clips(
     return rows, {"metrics": finite, "n_videos": counts}, {"n": clip_hash.count, "sha256": clip_hash.value()}
 
 
-def paired(
-    videos: Mapping[str, Path], folders: Mapping[str, Path | None], solved: int | None = None
+def pair_clips(
+    videos: Mapping[str, Path], folders: Mapping[str, Path | None], n_solutions: int | None = None
 ) -> dict[str, Mapping[str, Path]]:
-    """What it is ("video", "real", ...) -> clips by name, of which the first `solved` are solutions.
+    """Role ("video", "real", ...) -> clips by name; of the solutions only the first `n_solutions`.
 
-    Raises: ValueError for a folder without clips, or where it has no name in common with `videos`.
+    Raises: ValueError for a folder without clips, or without a name in common with `videos`.
     """
     clips = {"video": videos}
-    for what, folder in folders.items():
+    for role, folder in folders.items():
         if folder is None:
             continue
-        clips[what] = dict(list(clip_paths(folder).items())[: solved if what == "solution" else None])
-        if not clips[what].keys() & videos.keys():
-            ours = next(iter(videos.values())).parent
-            raise ValueError(f"no clip of {what}={folder} has the name of one in {ours}; names must agree")
+        clips[role] = dict(list(clip_paths(folder).items())[: n_solutions if role == "solution" else None])
+        if not clips[role].keys() & videos.keys():
+            video_folder = next(iter(videos.values())).parent
+            raise ValueError(f"no clip of {role}={folder} has the name of one in {video_folder}; names must agree")
     return clips
 
 
 def clip_paths(folder: Path) -> dict[str, Path]:
     """The clips of a folder by name without suffix, sorted. Raises ValueError if there are none."""
-    found = {path.stem: path for path in sorted(folder.iterdir()) if is_video(path)} if folder.is_dir() else {}
-    if not found:
+    paths = {path.stem: path for path in sorted(folder.iterdir()) if is_video(path)} if folder.is_dir() else {}
+    if not paths:
         raise ValueError(f"no clips (*.mkv) in {folder}; sample into it first")
-    return found
+    return paths
 
 
 def is_video(path: Path) -> bool:
@@ -130,57 +130,57 @@ def is_video(path: Path) -> bool:
 
 
 def batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> Iterator[tuple[list[str], Batch]]:
-    """Names and tensors of clips that have the same folders and sizes, up to BATCH_PIXELS at once."""
+    """Names and tensors of consecutive clips with the same roles and sizes, up to BATCH_PIXELS per batch."""
     from pw.io.video import read_video
 
-    held: list[tuple[str, dict[str, np.ndarray]]] = []
+    group: list[tuple[str, dict[str, np.ndarray]]] = []
     for name in clips["video"]:
-        paths = {what: found[name] for what, found in clips.items() if name in found}
-        read = {path: read_video(path) for path in set(paths.values())}  # structure and real are often one folder
-        arrays = {what: read[path] for what, path in paths.items()}
-        shapes = {what: array.shape for what, array in arrays.items()}
+        paths = {role: by_name[name] for role, by_name in clips.items() if name in by_name}
+        videos = {path: read_video(path) for path in set(paths.values())}  # structure and real are often one folder
+        arrays = {role: videos[path] for role, path in paths.items()}
+        shapes = {role: array.shape for role, array in arrays.items()}
         if "real" in arrays:
             clip_hash.add(name, arrays["real"].shape, arrays["real"].data)
-        if held and {what: array.shape for what, array in held[0][1].items()} != shapes:
-            yield _stack(held)
-            held = []
-        held.append((name, arrays))
-        del read, arrays
-        pixels = sum(clip["video"].size // 3 for _, clip in held)
-        if pixels >= BATCH_PIXELS:  # before the next clip is read: of large ones there is one
-            yield _stack(held)
-            held = []
-    if held:
-        yield _stack(held)
+        if group and {role: array.shape for role, array in group[0][1].items()} != shapes:
+            yield _stack(group)
+            group = []
+        group.append((name, arrays))
+        del videos, arrays
+        pixels = sum(clip["video"].size // 3 for _, clip in group)
+        if pixels >= BATCH_PIXELS:  # before the next clip is read, so that only one large clip is in memory
+            yield _stack(group)
+            group = []
+    if group:
+        yield _stack(group)
 
 
-def _stack(held: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> tuple[list[str], Batch]:
-    """uint8 [F, H, W, 3] each -> uint8 [B, 3, F, H, W], a view of the clip if it is one."""
+def _stack(group: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> tuple[list[str], Batch]:
+    """uint8 [F, H, W, 3] each -> uint8 [B, 3, F, H, W]; a view without a copy if there is one clip."""
     import numpy as np
     import torch
 
     from benchmarks.metrics.implementation import Batch
 
-    def together(what: str) -> Tensor:
-        clips = [arrays[what] for _, arrays in held]
-        stacked = clips[0][None] if len(clips) == 1 else np.stack(clips)
-        return torch.from_numpy(stacked).permute(0, 4, 1, 2, 3)
+    def stack(role: str) -> Tensor:
+        clips = [arrays[role] for _, arrays in group]
+        array = clips[0][None] if len(clips) == 1 else np.stack(clips)
+        return torch.from_numpy(array).permute(0, 4, 1, 2, 3)
 
-    return [name for name, _ in held], Batch(**{what: together(what) for what in held[0][1]})
+    return [name for name, _ in group], Batch(**{role: stack(role) for role in group[0][1]})
 
 
 # ---- the contract
 
 
 class ClipHash:
-    """Names, sizes and pixels (not file bytes) of the clips others are held against, as 16 hex digits."""
+    """Hash of names, sizes and pixels (not file bytes) of the real clips, 16 hex digits."""
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
         self.count = 0
 
     def add(self, name: str, shape: tuple[int, ...], pixels: bytes | memoryview) -> None:
-        """One clip, in the order of the names; pixels: uint8 [F, H, W, 3]."""
+        """Add a clip; the order of calls matters. pixels: uint8 [F, H, W, 3]."""
         self._sha.update(f"{name}\0{shape}\0".encode())
         self._sha.update(pixels)
         self.count += 1
@@ -191,27 +191,27 @@ class ClipHash:
 
 
 def check_contracts(contracts: Contracts) -> None:
-    """Refuse to put scores of different measurements in one table.
+    """Check that the scores may share a table.
 
     contracts: row (arm, "floor", ...) -> seed -> the contract of its scores.
     Raises: ValueError naming the first key that differs, the rows, and both values.
     """
-    first: dict[tuple[int | None, str], tuple[str, int, Any]] = {}
-    bound = {row: {s: _bound(c) for s, c in seeds.items()} for row, seeds in contracts.items()}
-    keys = {k for seeds in bound.values() for contract in seeds.values() for k in contract}
-    for row, seeds in bound.items():
+    reference: dict[tuple[int | None, str], tuple[str, int, Any]] = {}
+    values_of = {row: {s: _comparable_values(c) for s, c in seeds.items()} for row, seeds in contracts.items()}
+    keys = {k for seeds in values_of.values() for contract in seeds.values() for k in contract}
+    for row, seeds in values_of.items():
         for seed, contract in seeds.items():
             for key in sorted(keys):
                 if key.startswith("metrics.") and key not in contract:
                     continue
-                this = row, seed, contract.get(key)
-                seen = first.setdefault((seed if key in SEED_KEYS else None, key), this)
-                if seen[2] != this[2]:
-                    raise ValueError(_clash(key, seen, this))
+                entry = row, seed, contract.get(key)
+                expected = reference.setdefault((seed if key in SEED_KEYS else None, key), entry)
+                if expected[2] != entry[2]:
+                    raise ValueError(_conflict(key, expected, entry))
 
 
 def table_contract(contracts: Contracts) -> dict[str, Any]:
-    """One contract for the table: a value where all rows agree, else the list of the values met.
+    """Merge the contracts of a table: a value if all rows have the same one, else the list of values.
 
     Raises: ValueError as `check_contracts`.
     """
@@ -225,28 +225,28 @@ def table_contract(contracts: Contracts) -> dict[str, Any]:
     return {key: values[0] if len(values) == 1 else values for key, values in merged.items()}
 
 
-def _bound(contract: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree, metric by metric: rows may lack some (the floor has no solution)."""
-    bound = {key: _plain(value) for key, value in contract.items() if key not in FREE_KEYS}
-    return bound | {f"metrics.{name}": row for name, row in bound.pop("metrics", {}).items()}
+def _comparable_values(contract: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that must agree, with a key per metric, as rows may lack metrics (the floor has no solution)."""
+    values = {key: _plain(value) for key, value in contract.items() if key not in FREE_KEYS}
+    return values | {f"metrics.{name}": row for name, row in values.pop("metrics", {}).items()}
 
 
 def _plain(value: Any) -> Any:
-    """As it comes back from JSON, so that a fresh contract equals one that was read."""
+    """Convert to JSON and back, so that a new contract equals one read from a file."""
     return json.loads(json.dumps(value, sort_keys=True))
 
 
-def _clash(key: str, a: tuple[str, int, Any], b: tuple[str, int, Any]) -> str:
-    where = _first_difference(key, a[2], b[2])
+def _conflict(key: str, a: tuple[str, int, Any], b: tuple[str, int, Any]) -> str:
+    difference = _first_difference(key, a[2], b[2])
     return (
-        f"scores of different measurements cannot share a table: {where[0]} is {where[1]!r} in {a[0]!r} "
-        f"(seed {a[1]}) and {where[2]!r} in {b[0]!r} (seed {b[1]}); score these rows again alike, or put "
+        f"scores of different measurements cannot share a table: {difference[0]} is {difference[1]!r} in {a[0]!r} "
+        f"(seed {a[1]}) and {difference[2]!r} in {b[0]!r} (seed {b[1]}); score these rows again alike, or put "
         f"them in tables of their own"
     )
 
 
 def _first_difference(key: str, a: Any, b: Any) -> tuple[str, Any, Any]:
-    """Down to the innermost key that differs: ("metrics.psd.protocol", "psd/1", "psd/2")."""
+    """The innermost key that differs and both values: ("metrics.psd.protocol", "psd/1", "psd/2")."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for inner in sorted({*a, *b}):
             if a.get(inner) != b.get(inner):

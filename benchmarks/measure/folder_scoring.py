@@ -1,9 +1,9 @@
-"""The videos of a folder, measured one by one: what is kept is not measured again, what is broken is named.
+"""Score the videos of a folder one by one, with a cache of values; broken videos are reported and left out.
 
-One decode of a video serves all its metrics (`streaming.py`). Each video's values are kept as it ends, in one small
-file per (video's content, metric, what the metric depends on). A file that is there was written whole, so a run that
-was killed goes on with the video it was at, and a video that was renamed or copied is not measured again. PW_SCORES
-names the folder, by default outputs/cache/scores.
+Each video is decoded once for all its metrics (`streaming.py`). Its values are then cached, in one small file per
+(content of the video, metric, dependencies of the metric). Files are written atomically, so a killed run continues with
+its unfinished video, and a renamed or copied video is not measured again. PW_SCORES is the cache's folder, by default
+outputs/cache/scores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, device_for, settings_of, videos_of
 from benchmarks.measure.metric_weights import MissingWeights, digest
-from benchmarks.measure.streaming import Scored, give_back, remedy, score_video, shortage
+from benchmarks.measure.streaming import VideoScores, free_gpu_cache, remedy, score_video, shortage
 from benchmarks.metrics import METRICS, VBENCH_SEMANTIC, lookup, protocol_of
 from benchmarks.metrics.implementation import scorer_of
 from benchmarks.stats.resampling import prompt_of
@@ -32,19 +32,19 @@ from pw.io.paths import OUTPUTS
 from pw.io.progress import Pace, duration
 
 WORKER = "vbench"
-"""The family that is measured by a process of its own."""
+"""The family that a separate process measures."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A measured value, with the number of frames of the video."""
+    """A value, and the number of frames of the video."""
 
     value: float
     frames: int
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256. Raises OSError for what cannot be read, or is no file: opening a named pipe would wait for ever."""
+    """SHA-256 of a file. Raises OSError if it is unreadable or no regular file: opening a named pipe would block."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a file", str(path))
     return sha256(path)
@@ -52,40 +52,40 @@ def content_hash(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of entries, safe for several processes at once: entries are only ever added, each atomically."""
+    """A folder of entries, safe for concurrent processes: each entry is written atomically."""
 
     folder: Path
 
-    def get(self, video: str, metric: str, depends: Mapping[str, Any]) -> Entry | None:
-        """The entry of a video (its content hash), None if it is not there or not readable.
+    def get(self, video: str, metric: str, dependencies: Mapping[str, Any]) -> Entry | None:
+        """The entry of a video, None if it is missing or unreadable.
 
-        depends: whatever the value depends on beside the video: protocol, settings, hashes of weights.
+        video: content hash. dependencies: what else the value depends on: protocol, settings, hashes of weights.
         """
         try:
-            found = json.loads(self._path(video, metric, depends).read_text(encoding="utf-8"))
-            entry = Entry(float(found["value"]), int(found["frames"]))
+            values = json.loads(self._path(video, metric, dependencies).read_text(encoding="utf-8"))
+            entry = Entry(float(values["value"]), int(values["frames"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return entry if math.isfinite(entry.value) else None
 
-    def put(self, video: str, metric: str, depends: Mapping[str, Any], entry: Entry) -> None:
-        """Add an entry. Raises ValueError for a value that is not finite, which is no score."""
+    def put(self, video: str, metric: str, dependencies: Mapping[str, Any], entry: Entry) -> None:
+        """Write an entry. Raises ValueError for a value that is not finite."""
         if not math.isfinite(entry.value):
             raise ValueError(f"{metric} of {video[:12]} is {entry.value}, which is no score")
-        about = {**asdict(entry), "metric": metric, "video": video, "depends": dict(depends)}
-        write_atomically(self._path(video, metric, depends), json.dumps(about, indent=1, sort_keys=True) + "\n")
+        record = {**asdict(entry), "metric": metric, "video": video, "depends": dict(dependencies)}
+        write_atomically(self._path(video, metric, dependencies), json.dumps(record, indent=1, sort_keys=True) + "\n")
 
-    def _path(self, video: str, metric: str, depends: Mapping[str, Any]) -> Path:
-        key = hashlib.sha256(json.dumps([metric, depends], sort_keys=True).encode()).hexdigest()[:16]
+    def _path(self, video: str, metric: str, dependencies: Mapping[str, Any]) -> Path:
+        key = hashlib.sha256(json.dumps([metric, dependencies], sort_keys=True).encode()).hexdigest()[:16]
         return self.folder / video[:2] / video / f"{metric}-{key}.json"
 
 
 class FolderScoring:
-    """The videos of one call, and what of them is still to be measured."""
+    """Scores a folder's videos; `scores` is the result so far."""
 
     def __init__(self, videos: Mapping[str, Path], metrics: Sequence[str], options: MeasureOptions) -> None:
-        """Says in `found` what a metric lacks, before anything is decoded. Raises ConfigError for a wrong setting."""
-        self.videos, self.metrics, self.options, self.found = videos, metrics, options, Scores()
+        """Record in `scores.missing` what metrics need. Raises ConfigError for an invalid setting."""
+        self.videos, self.metrics, self.options, self.scores = videos, metrics, options, Scores()
         self.settings = settings_of(metrics, options.overrides)
         self.cache = Cache(options.cache or Path(os.environ.get("PW_SCORES") or OUTPUTS / "cache/scores").expanduser())
         self.real = videos_of(options.real) if options.real else {}
@@ -94,230 +94,233 @@ class FolderScoring:
         self._hashes: dict[Path, tuple[str, Any]] = {}
         for name in (name for name in metrics if lookup(name).family != "reference"):
             if "real" in lookup(name).needs and not self.real:
-                self.found.missing[name] = f"{name} holds videos against real ones: real=DIR names them"
+                self.scores.missing[name] = f"{name} holds videos against real ones: real=DIR names them"
                 continue
             try:
-                self.found.depends[name] = self._depends(name)
+                self.scores.dependencies[name] = self._dependencies(name)
             except MissingWeights as error:
-                self.found.missing[name] = str(error)
+                self.scores.missing[name] = str(error)
             else:
                 self.names.append(name)
 
-    def lacking(self, path: Path) -> list[str]:
-        """The metrics whose value of a video is neither in `found` nor in the cache."""
+    def missing_metrics(self, path: Path) -> list[str]:
+        """Read a video's cached values into `scores`; returns the metrics without a cached value."""
         key = self._hash(path)
-        self.found.hashes[path.name] = key
-        row = self.found.rows.setdefault(path.name, {})
-        lacking = []
+        self.scores.hashes[path.name] = key
+        row = self.scores.rows.setdefault(path.name, {})
+        missing = []
         for name in self.names:
-            entry = self.cache.get(key, name, self._depends_of(name, path))
+            entry = self.cache.get(key, name, self._dependencies_of(name, path))
             if entry is None:
-                lacking.append(name)
+                missing.append(name)
             else:
                 row |= {"frames": entry.frames, name: entry.value}
-        return lacking
+        return missing
 
     def measure(self, progress: Callable[[str], None]) -> None:
-        """Measure what is lacking, each video's values written as it ends."""
-        needed = {path: self.lacking(path) for path in self.readable()}
-        if by_worker := {n for names in needed.values() for n in names if lookup(n).family == WORKER}:
+        """Measure the missing values, and cache them after each video."""
+        missing = {path: self.missing_metrics(path) for path in self.readable_videos()}
+        if worker_metrics := {n for names in missing.values() for n in names if lookup(n).family == WORKER}:
             from benchmarks.metrics.vbench import available
 
-            self._without(available(sorted(by_worker), self.settings[WORKER]))
-            needed = {path: [name for name in names if name in self.names] for path, names in needed.items()}
-        streamed = {p: [n for n in names if lookup(n).family != WORKER] for p, names in needed.items()}
-        streamed = {path: names for path, names in streamed.items() if names}
-        scorers = self._scorers({lookup(n).family for names in streamed.values() for n in names})
+            self._drop_metrics(available(sorted(worker_metrics), self.settings[WORKER]))
+            missing = {path: [name for name in names if name in self.names] for path, names in missing.items()}
+        frame_metrics = {p: [n for n in names if lookup(n).family != WORKER] for p, names in missing.items()}
+        frame_metrics = {path: names for path, names in frame_metrics.items() if names}
+        scorers = self._scorers({lookup(n).family for names in frame_metrics.values() for n in names})
         pace = Pace()
-        for done, (path, names) in enumerate(streamed.items(), 1):
+        for number, (path, names) in enumerate(frame_metrics.items(), 1):
             families = {lookup(name).family for name in names}
             self._measure_one(path, {f: scorer for f, scorer in scorers.items() if f in families})
-            spent, left = duration(round(pace.spent)), pace.left(done, len(streamed))
-            progress(f"{done}/{len(streamed)}  {path.name}  {spent} spent, {left} left")
-        self._measure_by_worker({p: [n for n in names if lookup(n).family == WORKER] for p, names in needed.items()})
+            spent, remaining = duration(round(pace.spent)), pace.left(number, len(frame_metrics))
+            progress(f"{number}/{len(frame_metrics)}  {path.name}  {spent} spent, {remaining} left")
+        self._measure_by_worker({p: [n for n in names if lookup(n).family == WORKER] for p, names in missing.items()})
         self._check_protocol()
 
-    def readable(self) -> list[Path]:
-        """The videos whose bytes can be read, and whose names can be written."""
-        readable = []
+    def readable_videos(self) -> list[Path]:
+        """The videos with a readable file and a UTF-8 name; the others are left out."""
+        paths = []
         for name, path in self.videos.items():
             try:
-                name.encode()  # one that is no UTF-8 could be written to no table
+                name.encode()  # another name cannot be written to a table
                 self._hash(path)
             except UnicodeEncodeError:
                 self.leave_out(name, f"{path}: its name is not UTF-8, rename it")
             except OSError as error:
                 self.leave_out(name, f"{path}: cannot be read ({error.strerror})")
             else:
-                readable.append(path)
-        return readable
+                paths.append(path)
+        return paths
 
     def _scorers(self, families: set[str]) -> dict[str, Any]:
         scorers = {}
         for family in sorted(families):
             names = _names_of({family})
-            ours = [name for name in self.names if name in names]
-            why = ""
+            affected = [name for name in self.names if name in names]
+            reason = ""
             try:
                 scorers[family] = scorer_of(names, self.settings[family], device_for(self.options.device))
             except MissingWeights as error:
-                self._without(dict.fromkeys(ours, str(error)))
+                self._drop_metrics(dict.fromkeys(affected, str(error)))
             except ConfigError:
                 raise
             except ValueError as error:  # a setting
                 raise ConfigError(str(error)) from None
             except (MemoryError, RuntimeError) as error:
-                if not (why := shortage(error)):
+                if not (reason := shortage(error)):
                     raise
-            if why:  # the error, which holds half a network, is gone
-                give_back()
-                text = f"the network of {', '.join(ours)} does not fit: {why}; {remedy(why)}"
-                self._check_strict(text)
-                self._without(dict.fromkeys(ours, text))
+            if reason:  # after the except block, so that the error no longer references the network's tensors
+                free_gpu_cache()
+                message = f"the network of {', '.join(affected)} does not fit: {reason}; {remedy(reason)}"
+                self._check_strict(message)
+                self._drop_metrics(dict.fromkeys(affected, message))
         return scorers
 
     def _measure_one(self, path: Path, scorers: Mapping[str, Any]) -> None:
         from pw.io.video import VideoError
 
-        paired = {
+        paired_families = {
             family for family in scorers if any("real" in r.needs for r in METRICS.values() if r.family == family)
         }
         real = self.real.get(path.name)
-        if paired and real is None:
-            self._refuse(path.name, _names_of(paired), f"no video of this name in real={self.options.real}")
-            scorers = {family: scorer for family, scorer in scorers.items() if family not in paired}
+        if paired_families and real is None:
+            self._refuse(path.name, _names_of(paired_families), f"no video of this name in real={self.options.real}")
+            scorers = {family: scorer for family, scorer in scorers.items() if family not in paired_families}
         if not scorers:
             return
         try:
-            scored = score_video(
-                path, scorers, real=real, paired=paired, threads=self.threads, budget=self.options.memory
+            result = score_video(
+                path, scorers, real=real, paired=paired_families, threads=self.threads, budget=self.options.memory
             )
         except VideoError as error:
             self.leave_out(path.name, str(error))
             return
-        self._keep(path, scored)
-        for family, why in scored.refused.items():
-            self._refuse(path.name, _names_of({family}), why)
+        self._store(path, result)
+        for family, reason in result.refusals.items():
+            self._refuse(path.name, _names_of({family}), reason)
 
-    def _keep(self, path: Path, scored: Scored) -> None:
-        if self._changed(path):
+    def _store(self, path: Path, result: VideoScores) -> None:
+        if self._is_changed(path):
             return
-        self.found.measured += 1
-        row = self.found.rows[path.name]
-        row["frames"] = scored.frames
-        for name, value in scored.values.items():
+        self.scores.n_measured += 1
+        row = self.scores.rows[path.name]
+        row["frames"] = result.frames
+        for name, value in result.values.items():
             if not math.isfinite(value):
                 self._refuse(path.name, {name}, f"{name} is {value}")
             else:
-                self.cache.put(self._hash(path), name, self._depends_of(name, path), Entry(value, scored.frames))
+                self.cache.put(self._hash(path), name, self._dependencies_of(name, path), Entry(value, result.frames))
                 if name in self.names:
                     row[name] = value
 
-    def _measure_by_worker(self, needed: Mapping[Path, Sequence[str]]) -> None:
+    def _measure_by_worker(self, metrics_of_videos: Mapping[Path, Sequence[str]]) -> None:
         from pw.io.video import VideoError, decode
 
-        for names in {tuple(names) for names in needed.values() if names}:
+        for names in {tuple(names) for names in metrics_of_videos.values() if names}:
             paths = []
-            for path in [path for path, wanted in needed.items() if tuple(wanted) == names]:
-                if path.name in self.found.left_out:
+            for path in [path for path, metrics in metrics_of_videos.items() if tuple(metrics) == names]:
+                if path.name in self.scores.left_out:
                     continue
-                try:  # the worker says little about what it cannot read
-                    self.found.rows[path.name].setdefault("frames", sum(1 for _ in decode(path)))
+                try:  # the worker's message for an unreadable video says little
+                    self.scores.rows[path.name].setdefault("frames", sum(1 for _ in decode(path)))
                 except VideoError as error:
                     self.leave_out(path.name, str(error))
                 else:
                     paths.append(path)
             if paths:
-                from benchmarks.metrics.vbench import score_videos as by_worker
+                from benchmarks.metrics.vbench import score_videos as score_by_worker
 
-                failed = by_worker(paths, names, self.settings[WORKER], device_for(self.options.device), self._done)
-                failed = {n: f"{why}; {remedy(why)}" if "out of memory" in why else why for n, why in failed.items()}
-                for why in failed.values():
-                    self._check_strict(why)
-                self._without(failed)
+                settings, device = self.settings[WORKER], device_for(self.options.device)
+                failed = score_by_worker(paths, names, settings, device, self._store_worker_values)
+                failed = {
+                    n: f"{text}; {remedy(text)}" if "out of memory" in text else text for n, text in failed.items()
+                }
+                for reason in failed.values():
+                    self._check_strict(reason)
+                self._drop_metrics(failed)
 
     def _check_protocol(self) -> None:
-        """Say which of VBench's own videos are not there: VBench would average the others in silence."""
-        names = [name for name in self.names if lookup(name).family == WORKER and self.found.values(name)]
+        """Report missing videos of VBench's protocol: VBench averages the others without a warning."""
+        names = [name for name in self.names if lookup(name).family == WORKER and self.scores.values(name)]
         if not names or not self.settings[WORKER]["mode"].endswith("vbench_standard"):
             return
-        from benchmarks.metrics.vbench import absent, interpreter
+        from benchmarks.metrics.vbench import interpreter, missing_stems
 
         if not interpreter().is_file():  # all values came from the cache
             return
-        for name, stems in absent(names, [Path(video).stem for video in self.found.rows]).items():
+        for name, stems in missing_stems(names, [Path(video).stem for video in self.scores.rows]).items():
             if stems:
-                why = f"{name}: {len(stems)} videos of VBench's protocol are not there, such as {stems[0]!r}"
-                self._check_strict(why)
-                self.found.missing[name] = why
+                reason = f"{name}: {len(stems)} videos of VBench's protocol are not there, such as {stems[0]!r}"
+                self._check_strict(reason)
+                self.scores.missing[name] = reason
 
-    def _done(self, path: Path, values: Mapping[str, float]) -> None:
-        if self._changed(path):
+    def _store_worker_values(self, path: Path, values: Mapping[str, float]) -> None:
+        if self._is_changed(path):
             return
-        row = self.found.rows[path.name]
+        row = self.scores.rows[path.name]
         for name, value in values.items():
-            # anew: with PW_VBENCH_DOWNLOAD=1 the weights may have come since
-            self.found.depends[name] = self._depends(name)
-            self.cache.put(self._hash(path), name, self._depends_of(name, path), Entry(value, int(row["frames"])))
+            # computed again, because PW_VBENCH_DOWNLOAD=1 may have downloaded weights
+            self.scores.dependencies[name] = self._dependencies(name)
+            self.cache.put(self._hash(path), name, self._dependencies_of(name, path), Entry(value, int(row["frames"])))
             row[name] = value
 
-    def _without(self, missing: Mapping[str, str]) -> None:
-        self.found.missing.update(missing)
+    def _drop_metrics(self, missing: Mapping[str, str]) -> None:
+        self.scores.missing.update(missing)
         self.names = [name for name in self.names if name not in missing]
 
-    def leave_out(self, video: str, why: str) -> None:
-        video, why = (text.encode(errors="backslashreplace").decode() for text in (video, why))
-        self._check_strict(why)
-        self.found.left_out[video] = why
+    def leave_out(self, video: str, reason: str) -> None:
+        video, reason = (text.encode(errors="backslashreplace").decode() for text in (video, reason))
+        self._check_strict(reason)
+        self.scores.left_out[video] = reason
 
-    def _check_strict(self, why: str) -> None:
+    def _check_strict(self, reason: str) -> None:
         if self.options.strict:
-            raise BrokenVideo(f"strict=true: {why}")
+            raise BrokenVideo(f"strict=true: {reason}")
 
-    def _refuse(self, video: str, refused: Collection[str], why: str) -> None:
-        """Say of metrics that are asked for, and have no value from the cache, why they have none."""
+    def _refuse(self, video: str, metrics: Collection[str], reason: str) -> None:
+        """Record why requested metrics without a cached value have no value of this video."""
         for name in self.names:
-            if name in refused and name not in self.found.rows[video]:
-                self._check_strict(f"{video}: {name}: {why}")
-                self.found.not_measured.setdefault(name, {})[video] = why
+            if name in metrics and name not in self.scores.rows[video]:
+                self._check_strict(f"{video}: {name}: {reason}")
+                self.scores.not_measured.setdefault(name, {})[video] = reason
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
-            before = _stamp(path)
-            self._hashes[path] = content_hash(path), before
+            stamp = _stamp(path)
+            self._hashes[path] = content_hash(path), stamp
         return self._hashes[path][0]
 
-    def _changed(self, path: Path) -> bool:
-        """Whether a video, or its real one, is no longer the file that was hashed; leaves it out if so."""
-        for held in (path, self.real.get(path.name)):
-            if held in self._hashes and _stamp(held) != self._hashes[held][1]:
-                self.leave_out(path.name, f"{held}: changed while it was measured; score it again when it is done")
+    def _is_changed(self, path: Path) -> bool:
+        """Whether the video or its real video changed after it was hashed; then leave the video out."""
+        for file in (path, self.real.get(path.name)):
+            if file in self._hashes and _stamp(file) != self._hashes[file][1]:
+                self.leave_out(path.name, f"{file}: changed while it was measured; score it again when it is done")
                 return True
         return False
 
-    def _depends_of(self, name: str, path: Path) -> dict[str, Any]:
-        """What a metric's value of this video depends on beside its own bytes."""
-        depends = self.found.depends.get(name) or self._depends(name)
-        if name in VBENCH_SEMANTIC:  # these compare the video with its prompt, which is its name
-            depends = {**depends, "prompt": prompt_of(path.name)}
+    def _dependencies_of(self, name: str, path: Path) -> dict[str, Any]:
+        """What a metric's value of this video depends on, except for the video's content."""
+        dependencies = self.scores.dependencies.get(name) or self._dependencies(name)
+        if name in VBENCH_SEMANTIC:  # these compare the video with its prompt, which is in its name
+            dependencies = {**dependencies, "prompt": prompt_of(path.name)}
         real = self.real.get(path.name) if "real" in lookup(name).needs else None
         if real is None:
-            return depends
+            return dependencies
         try:
-            self.found.real[path.name] = self._hash(real)
-        except OSError:  # nothing is kept under this key: the metric will refuse the video
-            return depends
-        return {**depends, "real": self._hash(real)}
+            self.scores.real[path.name] = self._hash(real)
+        except OSError:  # this key is never written, because the metric refuses the video
+            return dependencies
+        return {**dependencies, "real": self._hash(real)}
 
-    def _depends(self, name: str) -> dict[str, Any]:
-        """What a value depends on beside the video, as plain JSON. Raises MissingWeights."""
+    def _dependencies(self, name: str) -> dict[str, Any]:
+        """What a metric's values depend on, except for the videos, as JSON values. Raises MissingWeights."""
         row = lookup(name)
         if row.family == WORKER:
             from benchmarks.metrics.vbench import digests
 
             weights = digests(name)
         else:
-            weights = {needed: digest(needed) for needed in row.weights}
+            weights = {weight: digest(weight) for weight in row.weights}
         return {**protocol_of(name, self.settings[row.family]), "weights": weights}
 
 
@@ -326,9 +329,9 @@ def _names_of(families: Collection[str]) -> list[str]:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What differs when a file was written anew; () when it is gone."""
+    """Inode, size and time of a file, which change when it is rewritten; () without a file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns

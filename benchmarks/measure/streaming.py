@@ -1,4 +1,4 @@
-"""One video, decoded once: every frame to every metric that wants it, on several threads, in bounded memory."""
+"""Score one video: decode it once and pass each frame to its metrics, on several threads and in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.metrics.implementation import Look, Scorer, Video
+from benchmarks.metrics.implementation import FrameView, Scorer, Video
 
 if TYPE_CHECKING:
     from pw.io.video import Frames, VideoInfo
 
 BUDGET = 600 << 20
-"""Bytes that the calls in flight may take together: six 4K frames for mHD-MSE, which then stays under 1 GB in all. A
-call that alone takes more (LPIPS at 4K: 1.1 GB) goes beside them, one at a time."""
+"""Bytes of all concurrent calls together: six 4K frames for mHD-MSE, less than 1 GB in total. A call that needs more by
+itself (LPIPS at 4K: 1.1 GB) runs in addition, one at a time."""
 
-_SAYS_SO = re.compile(r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
-_OF_A_GPU = re.compile(r"cuda|cublas|cudnn|gpu", re.IGNORECASE)
-_LINE = 200  # characters of an allocator's story
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
+_GPU_ERROR = re.compile(r"cuda|cublas|cudnn|gpu", re.IGNORECASE)
+_MAX_LENGTH = 200  # characters of an allocator's message
 
 
 @dataclass
-class Scored:
-    """What came of a video: metric -> value, frames, and which families would not score it and why.
+class VideoScores:
+    """Scores of one video: metric -> value, number of frames, and refusals: family -> reason.
 
-    is_short: whether memory ran out under one of them.
+    out_of_memory: whether a family ran out of memory.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     frames: int = 0
-    refused: dict[str, str] = field(default_factory=dict)
-    is_short: bool = False
+    refusals: dict[str, str] = field(default_factory=dict)
+    out_of_memory: bool = False
 
 
 def score_video(
@@ -47,85 +47,85 @@ def score_video(
     paired: Collection[str] = (),
     threads: int = 1,
     budget: int = BUDGET,
-) -> Scored:
+) -> VideoScores:
     """Score a video with every family of `scorers`.
 
-    real: the video it is held against by the families of `paired`.
-    threads: frames and metrics worked on at once. Values do not depend on it, but for the last bits of networks.
-    budget: bytes that calls in flight may take together; a metric that needs more is given one frame at a time.
-    A family whose memory runs out is refused as one that cannot measure the video, and its memory given back.
-    Raises: VideoError for a video that is not whole or not readable.
+    real: the real video for the families of `paired`.
+    threads: the number of concurrent calls. Values do not depend on it, except for the last bits of networks.
+    budget: bytes of all concurrent calls; a metric that needs more gets one frame at a time.
+    A family that cannot measure the video or runs out of memory is in `refusals`; its memory is released.
+    Raises: VideoError for a truncated or unreadable video.
     """
     from pw.io.video import decode, probe
 
     info = probe(path)
-    scored = Scored()
-    begun = {family: _tried(family, scored, lambda s=scorer: s.begin(info)) for family, scorer in scorers.items()}
-    open_: dict[str, Video] = {family: video for family, video in begun.items() if family not in scored.refused}
-    kept: dict[str, list[Future[Any]]] = {family: [] for family in open_}
-    beside = _beside(real, info, scored, paired) if real is not None and paired else None
+    scores = VideoScores()
+    attempts = {family: _try(family, scores, lambda s=scorer: s.begin(info)) for family, scorer in scorers.items()}
+    videos: dict[str, Video] = {family: video for family, video in attempts.items() if family not in scores.refusals}
+    futures: dict[str, list[Future[Any]]] = {family: [] for family in videos}
+    real_frames = _real_frames(real, info, scores, paired) if real is not None and paired else iter(())
     memory = _Memory(budget, calls=4 * threads)
-    needs = {family: video.memory + 2 * (info.height * info.width * 3) for family, video in open_.items()}
-    # torch threads of one call: where memory lets few frames in at once, each gets more of the cores
+    needs = {family: video.memory + 2 * (info.height * info.width * 3) for family, video in videos.items()}
+    # torch threads per call: if memory allows only few concurrent frames, each call gets more cores
     shares = {family: threads // max(1, min(threads, budget // need)) for family, need in needs.items()}
     previous: Frames | None = None
     with ThreadPoolExecutor(threads) as pool:
         try:
             for frame in decode(path):
-                look = Look(frame.index, frame.image, previous, next(beside) if beside is not None else None)
-                for family, video in open_.items():
-                    if family in scored.refused or not video.wants(frame.index):
+                view = FrameView(frame.index, frame.image, previous, next(real_frames, None))
+                for family, video in videos.items():
+                    if family in scores.refusals or not video.wants(frame.index):
                         continue
                     memory.take(need := needs[family])
-                    work = pool.submit(_frame, family, video, look, scored, shares[family], threads, need)
-                    work.add_done_callback(lambda _, need=need: memory.give(need))
-                    kept[family].append(work)
-                previous, scored.frames = frame.image, scored.frames + 1
+                    future = pool.submit(_frame, family, video, view, scores, shares[family], threads, need)
+                    future.add_done_callback(lambda _, need=need: memory.give(need))
+                    futures[family].append(future)
+                previous, scores.frames = frame.image, scores.frames + 1
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     _use_threads(threads)
-    for family, video in open_.items():
-        if family not in scored.refused:
-            frames = [work.result() for work in kept.pop(family)]
-            scored.values.update(_tried(family, scored, lambda v=video, f=frames: v.result(f)) or {})
-    if scored.is_short:
-        give_back()
-    return scored
+    for family, video in videos.items():
+        if family not in scores.refusals:
+            frames = [future.result() for future in futures.pop(family)]
+            scores.values.update(_try(family, scores, lambda v=video, f=frames: v.result(f)) or {})
+    if scores.out_of_memory:
+        free_gpu_cache()
+    return scores
 
 
-def _tried(family: str, scored: Scored, measure: Callable[[], Any], at_once: int = 1, need: int = 0) -> Any:
-    """What `measure` gives; None where it cannot, the reason then in `scored.refused`.
+def _try(family: str, scores: VideoScores, measure: Callable[[], Any], concurrent: int = 1, need: int = 0) -> Any:
+    """Call `measure`; None if it fails, with the reason in `scores.refusals`.
 
-    The error goes with this call: the frames of its traceback hold the very tensors that filled the memory.
+    The error must not outlive this call: its traceback references the tensors that filled the memory.
     """
     try:
         return measure()
     except ValueError as error:  # the video is not what the metric can measure
-        scored.refused.setdefault(family, str(error))
+        scores.refusals.setdefault(family, str(error))
     except (MemoryError, RuntimeError) as error:
-        if not (why := shortage(error)):
+        if not (reason := shortage(error)):
             raise
-        scored.is_short = True
-        scored.refused.setdefault(family, f"{why}; {remedy(why, at_once=at_once, need=need)}")
+        scores.out_of_memory = True
+        scores.refusals.setdefault(family, f"{reason}; {remedy(reason, concurrent=concurrent, need=need)}")
     return None
 
 
-def _frame(family: str, video: Video, look: Look, scored: Scored, share: int, threads: int, need: int) -> Any:
-    if family in scored.refused:  # since it was submitted
+def _frame(family: str, video: Video, view: FrameView, scores: VideoScores, share: int, threads: int, need: int) -> Any:
+    if family in scores.refusals:  # after this call was submitted
         return None
     _use_threads(share)
-    return _tried(family, scored, lambda: video.frame(look), at_once=threads // share, need=need)
+    return _try(family, scores, lambda: video.frame(view), concurrent=threads // share, need=need)
 
 
 def _use_threads(threads: int) -> None:
-    """Of the calling thread, if torch is in use at all."""
+    """Set the calling thread's number of torch threads, if torch is imported."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
 
 
-def _beside(real: Path, info: VideoInfo, scored: Scored, paired: Collection[str]) -> Iterator[Frames | None]:
-    """The real video's frames; families that need them are refused where it is broken or of another length."""
+def _real_frames(real: Path, info: VideoInfo, scores: VideoScores, paired: Collection[str]) -> Iterator[Frames]:
+    """Yield the real video's frames; if it is broken or has another length, refuse the families that need them."""
     from pw.io.video import VideoError, iter_frames, probe
 
     try:
@@ -134,66 +134,65 @@ def _beside(real: Path, info: VideoInfo, scored: Scored, paired: Collection[str]
             raise VideoError(f"{real}: {frames} frames, the video has {info.frames}; cut both alike")
         yield from iter_frames(real)
     except VideoError as error:
-        scored.refused.update(dict.fromkeys(paired, str(error)))
-    while True:
-        yield None
+        scores.refusals.update(dict.fromkeys(paired, str(error)))
 
 
 class _Memory:
-    """Bytes and calls in flight: small calls share the total, of those that need more than all of it one goes on."""
+    """Limits concurrent calls and their bytes: small calls share the total; one call larger than the total runs."""
 
     def __init__(self, total: int, calls: int) -> None:
-        self._total, self._left = total, total
-        self._calls, self._large, self._freed = threading.Semaphore(calls), threading.Lock(), threading.Condition()
+        self._total, self._free = total, total
+        self._calls, self._large, self._released = threading.Semaphore(calls), threading.Lock(), threading.Condition()
 
     def take(self, need: int) -> None:
         self._calls.acquire()
         if need > self._total:
             self._large.acquire()
             return
-        with self._freed:
-            self._freed.wait_for(lambda: need <= self._left)
-            self._left -= need
+        with self._released:
+            self._released.wait_for(lambda: need <= self._free)
+            self._free -= need
 
     def give(self, need: int) -> None:
         if need > self._total:
             self._large.release()
         else:
-            with self._freed:
-                self._left += need
-                self._freed.notify()
+            with self._released:
+                self._free += need
+                self._released.notify()
         self._calls.release()
 
 
-# ---- memory that ran out: told in one line with what would do, and given back for the next video
+# ---- out of memory: a message with a remedy, and release for the next video
 
 
 def shortage(error: BaseException) -> str:
-    """What an error says of memory that ran out, in one line; nothing for any other error.
+    """One line about an out-of-memory error, "" for any other error.
 
-    numpy raises MemoryError; torch a RuntimeError: of its own kind where its CUDA allocator ran out, of any where the
-    driver, cuBLAS or the CPU did.
+    numpy raises MemoryError; torch raises OutOfMemoryError in its CUDA allocator, and RuntimeError in the driver, in
+    cuBLAS or on the CPU.
     """
-    is_torchs = type(error).__name__ == "OutOfMemoryError" or _SAYS_SO.search(str(error))
-    if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_torchs)):
+    is_torch_error = type(error).__name__ == "OutOfMemoryError" or _OUT_OF_MEMORY.search(str(error))
+    if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_torch_error)):
         return ""
-    # torch goes on with who holds how much, and with advice about its allocator
+    # the rest of torch's message lists processes and gives advice about its allocator
     line = " ".join(str(error).split()).partition(" Process ")[0].partition(" Including ")[0].rstrip(". ")
-    return (line if len(line) <= _LINE else f"{line[:_LINE]} …") or "out of memory"
+    return (line if len(line) <= _MAX_LENGTH else f"{line[:_MAX_LENGTH]} …") or "out of memory"
 
 
-def remedy(why: str, *, at_once: int = 1, need: int = 0) -> str:
-    """What would do against a `shortage`, as keys of `benchmarks.measure.score`.
+def remedy(reason: str, *, concurrent: int = 1, need: int = 0) -> str:
+    """The options of `benchmarks.measure.score` that help against a `shortage`.
 
-    at_once: frames that were given to the metric together; need: bytes of one.
+    concurrent: frames that the metric had at the same time; need: bytes of one.
     """
-    fewer = f"memory={math.ceil(need / 1e6)}MB hands it one frame at a time" if at_once > 1 else ""
-    elsewhere = "device=cpu takes the machine's memory instead" if _OF_A_GPU.search(why) else ""
-    return ", ".join(filter(None, (fewer, elsewhere))) or "it takes a machine with more memory, or a smaller video"
+    memory_hint = f"memory={math.ceil(need / 1e6)}MB hands it one frame at a time" if concurrent > 1 else ""
+    device_hint = "device=cpu takes the machine's memory instead" if _GPU_ERROR.search(reason) else ""
+    hints = ", ".join(filter(None, (memory_hint, device_hint)))
+    return hints or "it takes a machine with more memory, or a smaller video"
 
 
-def give_back() -> None:
-    """Return what torch keeps of the GPUs' memory for later; to be called when no error holds tensors any more."""
+def free_gpu_cache() -> None:
+    """Release torch's cached GPU memory; call it when no error references tensors any more."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

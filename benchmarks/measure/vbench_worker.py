@@ -1,8 +1,8 @@
-"""VBench's own code on a list of videos, by the interpreter of an environment of its own (`make vbench-env`).
+"""Run VBench's own code on a list of videos, in VBench's own environment (`make vbench-env`).
 
     .venv-vbench/bin/python vbench_worker.py REQUEST.json
 
-It imports nothing of ours. `benchmarks/metrics/vbench.py` writes the request and checks what comes back:
+It imports no module of this project. `benchmarks/metrics/vbench.py` writes the request and checks the result:
 
     request   schema, videos (absolute paths, named {prompt}-{i}), dimensions, mode, device ("cpu" or "cuda"),
               imaging_quality_preprocessing_mode, cache (VBench's folder of weights), weights ({dimension: {file in
@@ -13,7 +13,7 @@ It imports nothing of ours. `benchmarks/metrics/vbench.py` writes the request an
     result    {schema, results: {dimension: {per_video: {path: value}}}}; exit status 0 only if it was written
 
 A value is VBench's per-video result in [0, 1] (imaging_quality / 100; a bool is 0 or 1). VBench-Long's (`mode` long_…)
-is the mean over a video's clips, without its clip-to-clip part (`--dev_flag`).
+is the mean over a video's clips, without the clip-to-clip part (`--dev_flag`).
 All dimensions of a video are measured before the next video, with every network loaded once.
 """
 
@@ -36,10 +36,10 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
-GIVE_UP_AFTER = 3  # videos failing from the first on: it is not the videos
+GIVE_UP_AFTER = 3  # a dimension that fails on this many first videos is given up
 GRIT = ("object_class", "multiple_objects", "color", "spatial_relationship")
 OF_PROMPTS = (*GRIT, "scene", "appearance_style")  # they need what VBench_full_info.json says of a prompt
-# VBench builds these anew at every call; here once  {dimension: ((module, name), …)}
+# functions that VBench calls for every video; cached here  {dimension: ((module, name), …)}
 _CLIP, _GRIT = ("clip", "load"), ("vbench.third_party.grit_model", "init_demo")
 LOADERS = {
     "subject_consistency": (("torch.hub", "load"),),
@@ -63,31 +63,31 @@ OF_LONG_CLIPS = {"human_action", "temporal_style", "overall_consistency"}
 
 
 class DimensionFailed(Exception):
-    """A dimension that cannot be measured at all; the message says what is missing."""
+    """A dimension cannot be measured; the message says what is missing."""
 
 
-class Left(Exception):
-    """A video that has no value in a dimension, by VBench's own rules."""
+class NotApplicable(Exception):
+    """A video has no value in a dimension, by VBench's own rules."""
 
 
 def main(request_path: str) -> int:
-    """Measure what a request asks for, and write the result. Returns the exit status."""
+    """Measure a request and write the result. Returns the exit status."""
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
     if request.get("schema") != SCHEMA:
         print(f"the request's schema is {request.get('schema')}, this worker's {SCHEMA}", file=sys.stderr)
         return 2
-    _end_with(request.get("parent"))
+    _exit_with_parent(request.get("parent"))
     _environment(Path(request["cache"]), download=request["download"])
-    measured = Measurement(request).run()
+    result = Measurement(request).run()
     out = Path(request["out"])
     part = out.with_name(f".{out.name}.part")
-    part.write_text(json.dumps(measured, indent=1), encoding="utf-8")
+    part.write_text(json.dumps(result, indent=1), encoding="utf-8")
     os.replace(part, out)
     return 0
 
 
 class Measurement:
-    """One request: its videos, the dimensions that can be measured, and what came out so far."""
+    """The measurement of one request, with its results so far."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request, self.out = request, Path(request["out"])
@@ -97,8 +97,8 @@ class Measurement:
         self.journal = open(f"{self.out}.journal", "w", encoding="utf-8")  # noqa: SIM115 (for the process's life)
 
     def run(self) -> dict[str, Any]:
-        """The result, as it is written."""
-        self._note(schema=SCHEMA, versions=_versions(self.request["device"]))
+        """Measure all videos; returns the result as in the contract."""
+        self._write_line(schema=SCHEMA, versions=_versions(self.request["device"]))
         measures: dict[str, Callable[[str], Any]] = {}
         for name in self.request["dimensions"]:
             try:
@@ -108,15 +108,15 @@ class Measurement:
         for number, video in enumerate(self.request["videos"]):
             self.measure_video(number, video, measures)
             measures = {name: measure for name, measure in measures.items() if name not in self.failed}
-        return {"schema": SCHEMA, "results": {name: {"per_video": found} for name, found in self.values.items()}}
+        return {"schema": SCHEMA, "results": {name: {"per_video": values} for name, values in self.values.items()}}
 
     def _prepare(self, name: str) -> Callable[[str], Any]:
-        """compute(path of a full-info file) -> VBench's per-video results of a dimension. Raises DimensionFailed."""
+        """The function: path of a full-info file -> VBench's per-video results. Raises DimensionFailed."""
         if name in OF_PROMPTS and not self.request["mode"].endswith("vbench_standard"):
             raise DimensionFailed(f"{name} is defined on VBench's own prompts only: mode=vbench_standard")
         if not self.request["download"]:
             files, cache = self.request["weights"].get(name, {}), Path(self.request["cache"])
-            if missing := [f"{file} ({what})" for file, what in files.items() if not (cache / file).exists()]:
+            if missing := [f"{file} ({about})" for file, about in files.items() if not (cache / file).exists()]:
                 raise DimensionFailed(f"{cache} lacks {', '.join(missing)}")
         try:
             module = importlib.import_module(f"vbench.{name}")
@@ -124,29 +124,29 @@ class Measurement:
                 load_once(importlib.import_module(owner), loader)
             models = importlib.import_module("vbench.utils").init_submodules([name], local=True)[name]
         except ModuleNotFoundError as error:
-            why = f"{name} needs the package {error.name}, which is not in VBench's environment"
-            raise DimensionFailed(why) from error
+            reason = f"{name} needs the package {error.name}, which is not in VBench's environment"
+            raise DimensionFailed(reason) from error
         except Exception as error:
-            raise DimensionFailed(f"{name}: {_told(error)}") from error
+            raise DimensionFailed(f"{name}: {_describe(error)}") from error
         compute = getattr(module, f"compute_{name}")
         mode = self.request["imaging_quality_preprocessing_mode"]
         return lambda info: compute(info, self.request["device"], models, imaging_quality_preprocessing_mode=mode)[1]
 
     def measure_video(self, number: int, video: str, measures: dict[str, Callable[[str], Any]]) -> None:
-        """Measure a video in all dimensions, in a folder of its own that goes away with it."""
+        """Measure a video in all dimensions, in a temporary folder of its own."""
         folder = self.out.parent / f"video-{number}"
         try:
             for name, measure in measures.items():
-                began = time.monotonic()
+                start = time.monotonic()
                 try:
                     value = value_of(name, measure(self._info(name, video, folder)))
                 except Exception as error:
-                    self._without_value(name, video, error)
+                    self._record_failure(name, video, error)
                     value = None
                 else:
                     self.values[name][video] = value
-                    self._note(video=video, dimension=name, value=value)
-                seconds, total = time.monotonic() - began, len(self.request["videos"])
+                    self._write_line(video=video, dimension=name, value=value)
+                seconds, total = time.monotonic() - start, len(self.request["videos"])
                 print(f"{number + 1}/{total} {Path(video).name}  {name} {value}  {seconds:.1f} s", file=sys.stderr)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -156,7 +156,7 @@ class Measurement:
     def _info(self, name: str, video: str, folder: Path) -> str:
         """The full-info file of one video and one dimension, as VBench's own `build_full_info_json` writes it.
 
-        Raises: Left if the dimension is not defined for the video's prompt.
+        Raises: NotApplicable if the dimension is not defined for the video's prompt.
         """
         prompt = re.sub(r"-\d+$", "", Path(video).stem)
         entries = [entry for entry in _full_info(self.request["full_info"]) if entry["prompt_en"] == prompt]
@@ -164,19 +164,19 @@ class Measurement:
         if self.request["mode"].endswith("vbench_standard"):
             entry = next((entry for entry in entries if name in entry["dimension"]), {})
             if not entry:
-                raise Left(f"{name} is not measured on this prompt")
+                raise NotApplicable(f"{name} is not measured on this prompt")
         files = self._files(video, prompt, {name for entry in entries for name in entry["dimension"]}, folder)
-        found = {**entry, "prompt_en": prompt, "dimension": [name], "video_list": files}
+        info = {**entry, "prompt_en": prompt, "dimension": [name], "video_list": files}
         path = folder / f"{name}.json"
-        path.write_text(json.dumps([found]), encoding="utf-8")
+        path.write_text(json.dumps([info]), encoding="utf-8")
         return str(path)
 
     def _files(self, video: str, prompt: str, dimensions: set[str], folder: Path) -> list[str]:
-        """A link to a video under a name that VBench takes, or the clips that VBench-Long cuts of it."""
+        """A link to the video under a name that VBench accepts, or the clips that VBench-Long cuts from it."""
         folder.mkdir(exist_ok=True)
-        # VBench knows .mp4 only, whatever is inside; human_action reads the action off the name
-        fits = "/" not in prompt and len(prompt.encode()) <= 200
-        link = folder / f"{prompt if fits else 'video'}-0.mp4"
+        # VBench accepts only the suffix .mp4, whatever the format; human_action reads the action from the name
+        is_file_name = "/" not in prompt and len(prompt.encode()) <= 200
+        link = folder / f"{prompt if is_file_name else 'video'}-0.mp4"
         if not link.is_symlink():
             link.symlink_to(Path(video).resolve())
         if not self.request["mode"].startswith("long_"):
@@ -190,33 +190,30 @@ class Measurement:
             part.rename(clips)
         return sorted(str(path) for path in clips.rglob("*.mp4"))
 
-    def _without_value(self, name: str, video: str, error: Exception) -> None:
-        """Say why a video has no value; a dimension that has failed on all videos so far is given up."""
+    def _record_failure(self, name: str, video: str, error: Exception) -> None:
+        """Write why a video has no value; give a dimension up that failed on the first GIVE_UP_AFTER videos."""
         if name == "color" and isinstance(error, ZeroDivisionError):
-            error = Left("no frame shows the object, and VBench leaves such videos out")
-        is_left = isinstance(error, Left)
-        why = str(error) if is_left else _told(error)
-        self.errors[name] += not is_left
-        self._note(video=video, dimension=name, value=None, why=why, error=not is_left)
+            error = NotApplicable("no frame shows the object, and VBench leaves such videos out")
+        is_not_applicable = isinstance(error, NotApplicable)
+        reason = str(error) if is_not_applicable else _describe(error)
+        self.errors[name] += not is_not_applicable
+        self._write_line(video=video, dimension=name, value=None, why=reason, error=not is_not_applicable)
         if not self.values[name] and self.errors[name] >= GIVE_UP_AFTER:
-            self._give_up(name, f"{name} failed on the first {self.errors[name]} videos, on the last with {why}")
+            self._give_up(name, f"{name} failed on the first {self.errors[name]} videos, on the last with {reason}")
 
-    def _give_up(self, name: str, why: str) -> None:
-        self.failed[name] = why
-        self._note(dimension=name, failed=why)
-        print(f"{name}: {why}", file=sys.stderr)
+    def _give_up(self, name: str, reason: str) -> None:
+        self.failed[name] = reason
+        self._write_line(dimension=name, failed=reason)
+        print(f"{name}: {reason}", file=sys.stderr)
 
-    def _note(self, **line: Any) -> None:
+    def _write_line(self, **line: Any) -> None:
         self.journal.write(json.dumps(line) + "\n")
         self.journal.flush()
 
 
-def value_of(name: str, found: Sequence[dict[str, Any]]) -> float:
-    """A video's value: the mean of VBench's per-video results over its clips, one if it is not cut.
-
-    Raises: ValueError where there is none, or one that is not finite.
-    """
-    values = [float(item["video_results"]) for item in found]
+def value_of(name: str, result: Sequence[dict[str, Any]]) -> float:
+    """A video's value: the mean of VBench's results over its clips. Raises: ValueError without a finite value."""
+    values = [float(item["video_results"]) for item in result]
     if not values:
         raise ValueError("VBench gives no result: it could not read the video")
     value = sum(values) / len(values) / (100 if name == "imaging_quality" else 1)
@@ -225,26 +222,26 @@ def value_of(name: str, found: Sequence[dict[str, Any]]) -> float:
     return value
 
 
-def _told(error: Exception) -> str:
-    """An error in a line."""
+def _describe(error: Exception) -> str:
+    """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _environment(cache: Path, download: bool) -> None:
-    """Point VBench and what it builds on to one folder of weights, and keep them off the network."""
+    """Configure one folder of weights for VBench and its libraries, and refuse network access without `download`."""
     cache.mkdir(parents=True, exist_ok=True)
     os.environ["VBENCH_CACHE_DIR"] = str(cache)
     os.chdir(cache)  # transformers takes a folder here, bert-base-uncased, before it asks the network
     if not download:
         os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         _refuse_downloads()
-    _bring_vocabulary(cache)
-    _find_dino(cache / "dino_model", download)
-    importlib.import_module("torch").set_grad_enabled(False)  # some dimensions forget to: memory, not values
+    _copy_vocabulary(cache)
+    _redirect_dino(cache / "dino_model", download)
+    importlib.import_module("torch").set_grad_enabled(False)  # some dimensions do not; saves memory
 
 
-def _bring_vocabulary(cache: Path) -> None:
-    """ViCLIP's vocabulary is CLIP's; VBench fetches it on import, but the package clip holds the same file."""
+def _copy_vocabulary(cache: Path) -> None:
+    """Copy ViCLIP's vocabulary, which VBench downloads on import, from the package clip, which has the same file."""
     name = "bpe_simple_vocab_16e6.txt.gz"
     target = cache / "ViCLIP" / name
     spec = importlib.util.find_spec("clip")
@@ -257,8 +254,8 @@ def _bring_vocabulary(cache: Path) -> None:
         print(f"{target}: {error.strerror}; temporal_style and overall_consistency need it", file=sys.stderr)
 
 
-def _find_dino(folder: Path, download: bool) -> None:
-    """Let DINO's hub code take its weights from VBench's folder: it fetches them whatever VBench's `local` says."""
+def _redirect_dino(folder: Path, download: bool) -> None:
+    """Make DINO's hub code load its weights from VBench's folder: it ignores VBench's option `local`."""
     hub: Any = importlib.import_module("torch.hub")
     fetch, load = hub.load_state_dict_from_url, importlib.import_module("torch").load
 
@@ -274,7 +271,7 @@ def _find_dino(folder: Path, download: bool) -> None:
 
 
 def _refuse_downloads() -> None:
-    """VBench downloads by commands: none is run."""
+    """Refuse the commands by which VBench downloads."""
     module: Any = subprocess
     run = module.run
 
@@ -290,19 +287,19 @@ _LOADED_ONCE: set[tuple[str, str]] = set()
 
 
 def load_once(owner: Any, name: str) -> None:
-    """Make `owner.name` give back what it made before for the same arguments."""
+    """Replace `owner.name` by a version that caches its results by arguments."""
     if (owner.__name__, name) in _LOADED_ONCE:
         return
     _LOADED_ONCE.add((owner.__name__, name))
-    make, made = getattr(owner, name), {}
+    load, results = getattr(owner, name), {}
 
-    def once(*args: Any, **kwargs: Any) -> Any:
+    def cached(*args: Any, **kwargs: Any) -> Any:
         key = repr((args, sorted(kwargs.items())))
-        if key not in made:
-            made[key] = make(*args, **kwargs)
-        return made[key]
+        if key not in results:
+            results[key] = load(*args, **kwargs)
+        return results[key]
 
-    setattr(owner, name, once)
+    setattr(owner, name, cached)
 
 
 @functools.cache
@@ -314,19 +311,19 @@ def _full_info(path: str | None) -> list[dict[str, Any]]:
 
 
 def _versions(device: str) -> dict[str, str]:
-    """What a score depends on beside the weights: AMT scales its input by the GPU's memory."""
+    """Versions and GPU, on which a score depends: AMT scales its input by the GPU's memory."""
     from importlib import metadata
 
     packages = ("vbench", "torch", "torchvision", "pyiqa", "timm", "transformers", "decord", "opencv-python", "numpy")
-    found = {name: metadata.version(name) for name in packages} | {"python": sys.version.split()[0]}
+    versions = {name: metadata.version(name) for name in packages} | {"python": sys.version.split()[0]}
     if device.startswith("cuda"):
         gpu = importlib.import_module("torch").cuda.get_device_properties(0)
-        found |= {"gpu": gpu.name, "gpu_memory": str(gpu.total_memory)}
-    return found
+        versions |= {"gpu": gpu.name, "gpu_memory": str(gpu.total_memory)}
+    return versions
 
 
-def _end_with(parent: int | None) -> None:
-    """End this process when the one that asked for it has ended, however."""
+def _exit_with_parent(parent: int | None) -> None:
+    """End this process when its parent process has ended."""
     if parent is None:
         return
 

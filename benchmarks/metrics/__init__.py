@@ -1,8 +1,8 @@
-"""The metric registry: what is measured, which direction is better, what it needs. Imports in milliseconds.
+"""The metric registry: a row per metric, with its direction, protocol and needs. It imports in milliseconds.
 
-The rows are in registry.yaml. Those of the family "reference" are weight-free metrics of an ablation's clips; all
-others are measured on videos of any system, each video by itself, and one pass of a family gives all its metrics. What
-an implementation must have is said in `benchmarks.metrics.implementation`.
+The rows are in registry.yaml. The family "reference" has the weight-free metrics of an ablation's clips. All other
+families measure videos of any system, one video at a time, and one pass gives all metrics of a family.
+`benchmarks.metrics.implementation` defines the interface of an implementation.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ ARROWS: Mapping[Direction, str] = {"lower": "↓", "higher": "↑", "one": "→1
 class Metric:
     """One row of the registry.
 
-    direction: "one" is two-sided: 1 is right, and the distance from it is |ln value|.
+    direction: "one" is two-sided: 1 is the best value, and the distance from it is |ln value|.
     protocol: the id of its definition; scores of different protocols never share a table.
-    scorer: what computes it, a name in a module of `benchmarks.metrics`; by default `scorer` in that of its family.
-    level: "video" has a value per video and their mean for the folder, "set" only one for the folder.
-    needs: folders beside the videos: "real", "structure", "solution"; without them the metric is absent.
-    settings: the arguments of its implementation, part of the measurement contract; one mapping for a family.
-    scale: the values it can take; `printed` is the factor with which tables print it, as the paper does.
-    weights: rows of `benchmarks.measure.metric_weights` that it cannot do without.
-    extra: what must be installed beside the main environment: "iqa" (pyiqa), "vbench" (the worker).
-    licence: said wherever it is measured, if its use is restricted.
+    scorer: the implementation, as "module.name" within `benchmarks.metrics`; default: `scorer` of the family's module.
+    level: "video" has a value per video, and their mean for the folder; "set" has one value for the whole folder.
+    needs: folders beside the videos ("real", "structure", "solution"); without them the metric has no value.
+    settings: the arguments of the implementation, part of the measurement contract; shared by a family.
+    scale: the range of its values; printed: the factor by which tables multiply it, as the paper does.
+    weights: the rows of `benchmarks.measure.metric_weights` that it needs.
+    extra: an optional installation that it needs: "iqa" (pyiqa) or "vbench" (the worker).
+    licence: printed with each score if the use is restricted, else empty.
     """
 
     name: str
@@ -56,21 +56,21 @@ class Metric:
 
     @property
     def arrow(self) -> str:
-        """Which way is better, for a table's head."""
+        """The arrow in a table's header: which direction is better."""
         return ARROWS[self.direction]
 
 
 def _read_registry(path: Path) -> dict[str, Metric]:
     rows = {}
-    for family, shared in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-        for name, own in shared.pop("metrics").items():
-            values = {"scorer": f"{family}.scorer", **shared, **own, "about": shared.get("about", "") + own["about"]}
+    for family, base in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        for name, row in base.pop("metrics").items():
+            values = {"scorer": f"{family}.scorer", **base, **row, "about": base.get("about", "") + row["about"]}
             rows[name] = Metric(name=name, family=family, **_with_tuples(values))
     return rows
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists as tuples, also those of the settings: they are shared, and arguments that nobody may change."""
+    """Replace lists by tuples, also within the settings, because all metrics of a family share the settings."""
     plain = {key: _with_tuples(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
 
@@ -92,17 +92,17 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "vbench16": (*VBENCH_QUALITY, *VBENCH_SEMANTIC),
     "clips": tuple(name for name, row in METRICS.items() if row.family == "reference"),
 }
-"""Names that stand for several metrics."""
+"""Group name -> the metrics it stands for."""
 
 
-def chosen(names: Iterable[str]) -> list[str]:
-    """The metrics that names and groups stand for, each once, in the order given. Raises as `lookup`."""
-    found: dict[str, None] = {}
+def metric_names(names: Iterable[str]) -> list[str]:
+    """Expand group names to metric names, without duplicates and in the same order. Raises as `lookup`."""
+    result: dict[str, None] = {}
     for name in names:
         if name not in GROUPS:
             lookup(name)
-        found.update(dict.fromkeys(GROUPS.get(name, (name,))))
-    return list(found)
+        result.update(dict.fromkeys(GROUPS.get(name, (name,))))
+    return list(result)
 
 
 def lookup(name: str) -> Metric:
@@ -113,13 +113,13 @@ def lookup(name: str) -> Metric:
 
 
 def scoring_code(name: str) -> str | None:
-    """Hash of the code that computes a metric (`pw.run.code`); None of what a worker of other people's code does."""
+    """Hash of the code that computes a metric (`pw.run.code`); None for VBench, whose code is not ours."""
     metric = lookup(name)
     return None if metric.extra == "vbench" else code_hash((f"benchmarks.metrics.{metric.scorer}",))
 
 
 def protocol_of(name: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the contract says of a metric, as plain JSON values: its protocol id, code, and settings."""
+    """A metric's entry in the contract, as JSON values: its protocol id, code hash and settings."""
     row = lookup(name)
     settings = row.settings if settings is None else settings
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}

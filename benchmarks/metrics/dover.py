@@ -11,15 +11,16 @@ overall     100 sigmoid(0.6104 z_technical + 0.3896 z_aesthetic), in the script'
 
 All maps rise with the raw output, so the order of systems under one branch does not depend on the scale.
 
-What is seen of a video, cut frame by frame:
+The two branches see these views of a video:
 
 technical   3 clips x 32 frames, every second one; 7x7 fragments of 32 px, one drawn in each cell of a 7x7 grid and at
             the same place in all frames of a clip, put together to 224x224
 aesthetic   32 frames, one from each of 32 parts of the video, squeezed to 224x224
 
-Draw number `seed` is what the released code draws after `numpy.random.seed(seed)` and `torch.manual_seed(seed)`. Kept
-as released: a clip that reaches the end goes on from the start; of fewer than 32 frames the aesthetic view takes only
-the first; and a frame with a side below 224 px is enlarged, but its fragments are cut where they would be without.
+Draw number `seed` equals the draw of the released code after `numpy.random.seed(seed)` and `torch.manual_seed(seed)`.
+As in the released code, a clip that reaches the end of the video continues at its start; the aesthetic view of fewer
+than 32 frames takes only the first frame; and a frame with a side below 224 px is enlarged, but the positions of its
+fragments are those of the frame before enlarging.
 
 Source of the views: VQAssessment/DOVER at f1ddc96, dover.yml and dover/datasets/dover_datasets.py (facts only).
 """
@@ -42,7 +43,7 @@ from benchmarks.metrics.dover_network import Dover, load
 from pw.io.video import Frames
 
 if TYPE_CHECKING:
-    from benchmarks.metrics.implementation import Look
+    from benchmarks.metrics.implementation import FrameView
     from pw.io.video import VideoInfo
 
 _LOW, _HIGH = (-0.08285, 0.03774), (0.1107, 0.07355)  # mean and deviation, as the script has them
@@ -53,19 +54,19 @@ FUSION = {"technical": 0.6104, "aesthetic": 0.3896}
 
 def scores(raw: Mapping[str, float]) -> dict[str, float]:
     """Metric -> value from the outputs of one branch or both; the overall scores need both."""
-    found = {f"dover_{branch}_raw": value for branch, value in raw.items()}
+    result = {f"dover_{branch}_raw": value for branch, value in raw.items()}
     for suffix, statistics in (("", SCRIPT), ("_calibrated", CALIBRATED)):
         z = {branch: (value - statistics[branch][0]) / statistics[branch][1] for branch, value in raw.items()}
         if len(z) == len(FUSION):
             z["overall"] = sum(weight * z[branch] for branch, weight in FUSION.items())
-        found |= {f"dover_{branch}{suffix}": 50 + 50 * math.tanh(value / 2) for branch, value in z.items()}
-    return found
+        result |= {f"dover_{branch}{suffix}": 50 + 50 * math.tanh(value / 2) for branch, value in z.items()}
+    return result
 
 
 def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> DoverScorer:
-    """settings: `seeds`, how many draws are averaged, numbered from 0; `resize_antialias`, see `sampling.squeezed`.
+    """settings: `seeds`, the number of draws to average; `resize_antialias`, see `resize_whole`.
 
-    Raises: MissingWeights, also for weights that are not DOVER's; ValueError for settings that make no sense.
+    Raises: MissingWeights, also for weights that are not DOVER's; ValueError for invalid settings.
     """
     seeds, antialias = settings["seeds"], settings["resize_antialias"]
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
@@ -83,7 +84,7 @@ def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Do
 
 @dataclass(frozen=True)
 class DoverScorer:
-    """DOVER on one device. Only the branches that the names need are run."""
+    """DOVER on one device. It runs only the branches that the requested metrics need."""
 
     names: tuple[str, ...]
     network: Dover
@@ -91,7 +92,7 @@ class DoverScorer:
     antialias: bool
 
     def begin(self, info: VideoInfo) -> DoverVideo:
-        """Draw the views of a video. Raises ValueError where a side is below 32 px, the size of a fragment."""
+        """Draw the views of a video. Raises ValueError if a side is below 32 px, the size of a fragment."""
         if min(info.height, info.width) < FRAGMENT:
             raise ValueError(
                 f"DOVER cuts fragments of {FRAGMENT} px, the video has {info.width}x{info.height}: give it a larger one"
@@ -103,8 +104,8 @@ class DoverScorer:
 
 
 @dataclass(frozen=True)
-class Glimpse:
-    """What is kept of a frame: its fragments by number of the clip, and the whole, all uint8 `[224, 224, 3]`."""
+class FrameInputs:
+    """The networks' inputs from one frame, uint8 `[224, 224, 3]`: fragments by clip number, and the whole frame."""
 
     index: int
     fragments: Mapping[int, Frames]
@@ -112,54 +113,54 @@ class Glimpse:
 
 
 class DoverVideo:
-    """150 KB per view and frame are kept, whatever the video's size."""
+    """Holds 150 KB per view and frame, whatever the video's size."""
 
     def __init__(self, scorer: DoverScorer, info: VideoInfo) -> None:
         draws = [draw(seed, info.frames, info.height, info.width) for seed in range(scorer.seeds)]
-        technical = (clip for one in draws for clip in one.technical if scorer.needs("technical"))
-        # Equal draws (short videos have no choice of frames, small ones none of fragments) are looked at once.
+        technical = (clip for d in draws for clip in d.technical if scorer.needs("technical"))
+        # Equal draws (a short video has one choice of frames, a small one one choice of fragments) are run once.
         self.clips: Counter[FragmentClip] = Counter(technical)
-        self.wholes: Counter[tuple[int, ...]] = Counter(one.aesthetic for one in draws if scorer.needs("aesthetic"))
+        self.whole_frames: Counter[tuple[int, ...]] = Counter(d.aesthetic for d in draws if scorer.needs("aesthetic"))
         self.scorer = scorer
-        self._in_clips = {number for clip in self.clips for number in clip.frames}
-        self._in_wholes = {number for numbers in self.wholes for number in numbers}
+        self._clip_frame_numbers = {number for clip in self.clips for number in clip.frames}
+        self._whole_frame_numbers = {number for numbers in self.whole_frames for number in numbers}
         # float32 of the frame, once reduced in width; twice of an enlarged one
-        small = SIZE / min(SIZE, info.height, info.width)
-        enlarging = 27 * round(small * info.height) * round(small * info.width) if small > 1 else 0
-        squeezing = 12 * info.height * (info.width + SIZE)
-        self.memory = max(enlarging, squeezing) + (len(self.clips) + 5) * 3 * SIZE * SIZE
+        scale = SIZE / min(SIZE, info.height, info.width)
+        enlarging_bytes = 27 * round(scale * info.height) * round(scale * info.width) if scale > 1 else 0
+        resizing_bytes = 12 * info.height * (info.width + SIZE)
+        self.memory = max(enlarging_bytes, resizing_bytes) + (len(self.clips) + 5) * 3 * SIZE * SIZE
 
     def wants(self, index: int) -> bool:
-        return index in self._in_clips or index in self._in_wholes
+        return index in self._clip_frame_numbers or index in self._whole_frame_numbers
 
-    def frame(self, look: Look) -> Glimpse:
-        cut: dict[int, Frames] = {}
-        if look.index in self._in_clips:
-            image = enlarged(look.image)
-            cut = {n: fragments(image, clip) for n, clip in enumerate(self.clips) if look.index in clip.frames}
-        whole = squeezed(look.image, self.scorer.antialias) if look.index in self._in_wholes else None
-        return Glimpse(look.index, cut, whole)
+    def frame(self, view: FrameView) -> FrameInputs:
+        crops: dict[int, Frames] = {}
+        if view.index in self._clip_frame_numbers:
+            image = enlarge(view.image)
+            crops = {n: fragments(image, clip) for n, clip in enumerate(self.clips) if view.index in clip.frames}
+        whole = resize_whole(view.image, self.scorer.antialias) if view.index in self._whole_frame_numbers else None
+        return FrameInputs(view.index, crops, whole)
 
-    def result(self, frames: Sequence[Glimpse]) -> Mapping[str, float]:
-        """Run the networks, a clip at a time. Raises ValueError if the video was shorter than it declared."""
-        kept = {glimpse.index: glimpse for glimpse in frames}
-        gone = (self._in_clips | self._in_wholes) - kept.keys()
-        if gone:
-            raise ValueError(f"{len(gone)} frames that DOVER looks at did not come, the first is number {min(gone)}")
+    def result(self, frames: Sequence[FrameInputs]) -> Mapping[str, float]:
+        """Run the networks on one clip at a time. Raises ValueError if frames are missing."""
+        by_index = {inputs.index: inputs for inputs in frames}
+        gaps = (self._clip_frame_numbers | self._whole_frame_numbers) - by_index.keys()
+        if gaps:
+            raise ValueError(f"{len(gaps)} frames that DOVER looks at did not come, the first is number {min(gaps)}")
         network, raw = self.scorer.network, {}
         if self.clips:
-            views = ([kept[i].fragments[n] for i in clip.frames] for n, clip in enumerate(self.clips))
+            views = ([by_index[i].fragments[n] for i in clip.frames] for n, clip in enumerate(self.clips))
             raw["technical"] = self._mean(network.technical, views, self.clips.values())
-        if self.wholes:
-            views = ([kept[i].whole for i in numbers] for numbers in self.wholes)
-            raw["aesthetic"] = self._mean(network.aesthetic, views, self.wholes.values())
-        found = scores(raw)
-        return {name: found[name] for name in self.scorer.names}
+        if self.whole_frames:
+            views = ([by_index[i].whole for i in numbers] for numbers in self.whole_frames)
+            raw["aesthetic"] = self._mean(network.aesthetic, views, self.whole_frames.values())
+        values = scores(raw)
+        return {name: values[name] for name in self.scorer.names}
 
     @torch.inference_mode()
     def _mean(self, branch: Any, views: Any, counts: Any) -> float:
         device = next(self.scorer.network.parameters()).device
-        values = [branch(normalised(view).to(device)).item() for view in views]
+        values = [branch(normalise(view).to(device)).item() for view in views]
         return sum(n * value for n, value in zip(counts, values, strict=True)) / sum(counts)
 
 
@@ -175,7 +176,7 @@ Corners = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class FragmentClip:
-    """Frame numbers, and where the 7x7 fragments have their upper left corners, in px."""
+    """Frame numbers, and the upper left corners of the 7x7 fragments in px."""
 
     frames: tuple[int, ...]
     tops: Corners
@@ -189,13 +190,13 @@ class Draw:
 
 
 def draw(seed: int, frames: int, height: int, width: int) -> Draw:
-    """The views that a seed gives of a video of this size. Only more than 127 frames leave the times to chance."""
-    times = np.random.RandomState(seed)
-    technical = _frame_numbers(times, frames, CLIPS, LENGTH)
-    aesthetic = _frame_numbers(times, frames, LENGTH, 1)
-    places = torch.Generator().manual_seed(seed)
-    tops = _corners(places, height, axis=0)
-    lefts = _corners(places, width, axis=1)
+    """The views of a video of this size for a seed. The frame numbers are random only above 127 frames."""
+    time_rng = np.random.RandomState(seed)
+    technical = _frame_numbers(time_rng, frames, CLIPS, LENGTH)
+    aesthetic = _frame_numbers(time_rng, frames, LENGTH, 1)
+    place_rng = torch.Generator().manual_seed(seed)
+    tops = _corners(place_rng, height, axis=0)
+    lefts = _corners(place_rng, width, axis=1)
     clips = zip(technical, tops, lefts, strict=True)
     return Draw(
         tuple(FragmentClip(tuple(numbers), top, left) for numbers, top, left in clips),
@@ -203,29 +204,29 @@ def draw(seed: int, frames: int, height: int, width: int) -> Draw:
     )
 
 
-def _frame_numbers(times: np.random.RandomState, frames: int, parts: int, length: int) -> list[list[int]]:
-    """`length` frame numbers at the interval from each of `parts` equal parts of a video, `[parts][length]`."""
+def _frame_numbers(time_rng: np.random.RandomState, frames: int, parts: int, length: int) -> list[list[int]]:
+    """`length` frame numbers, INTERVAL apart, from each of `parts` equal parts of a video: `[parts][length]`."""
     part = frames // parts
-    room = part - length * INTERVAL
+    slack = part - length * INTERVAL
     starts = np.arange(parts) * part
-    if room > 0:
-        starts = starts + times.randint(0, room, size=parts)
+    if slack > 0:
+        starts = starts + time_rng.randint(0, slack, size=parts)
     return ((starts[:, None] + np.arange(length) * INTERVAL) % frames).tolist()
 
 
-def _corners(places: torch.Generator, side: int, axis: int) -> list[Corners]:
+def _corners(place_rng: torch.Generator, side: int, axis: int) -> list[Corners]:
     """Corners along the height (axis 0) or width (axis 1) for each clip, `[clips][7][7]`."""
     cell = side // GRID
     cells = torch.tensor([min(cell * i, side - FRAGMENT) for i in range(GRID)])
     corners = cells.view(-1, 1, 1) if axis == 0 else cells.view(1, -1, 1)
     corners = corners.expand(GRID, GRID, CLIPS)
     if cell > FRAGMENT:
-        corners = corners + torch.randint(cell - FRAGMENT, (GRID, GRID, CLIPS), generator=places)
+        corners = corners + torch.randint(cell - FRAGMENT, (GRID, GRID, CLIPS), generator=place_rng)
     return [tuple(map(tuple, clip)) for clip in corners.permute(2, 0, 1).tolist()]
 
 
-def enlarged(image: Frames) -> Frames:
-    """A frame with a side below 224 px, enlarged until it has none; bilinear, fractions cut off; others as they are."""
+def enlarge(image: Frames) -> Frames:
+    """Enlarge a frame until both sides have 224 px (bilinear, truncated to integers); larger frames are unchanged."""
     ratio = min(image.shape[0] / SIZE, image.shape[1] / SIZE)
     if ratio >= 1:
         return image
@@ -235,7 +236,7 @@ def enlarged(image: Frames) -> Frames:
 
 
 def fragments(image: Frames, clip: FragmentClip) -> Frames:
-    """A clip's fragments of one frame (see `enlarged`), put together: uint8 `[224, 224, 3]`."""
+    """Cut a clip's fragments from an enlarged frame and join them: uint8 `[224, 224, 3]`."""
     mosaic = np.empty((GRID, FRAGMENT, GRID, FRAGMENT, 3), np.uint8)
     for i in range(GRID):
         for j in range(GRID):
@@ -244,17 +245,17 @@ def fragments(image: Frames, clip: FragmentClip) -> Frames:
     return mosaic.reshape(SIZE, SIZE, 3)
 
 
-def squeezed(image: Frames, antialias: bool) -> Frames:
-    """The whole frame at 224x224, bilinear and rounded: uint8 `[224, 224, 3]`.
+def resize_whole(image: Frames, antialias: bool) -> Frames:
+    """Resize the whole frame to 224x224, bilinear and rounded: uint8 `[224, 224, 3]`.
 
-    antialias: torchvision's default since 0.17. DOVER was released under 0.14, which took two pixels of each side.
+    antialias: torchvision's default since 0.17. DOVER was released with 0.14, which has none.
     """
     planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
     planes = F.interpolate(planes, size=(SIZE, SIZE), mode="bilinear", antialias=antialias)
     return planes.round_().to(torch.uint8)[0].permute(1, 2, 0).contiguous().numpy()
 
 
-def normalised(images: list[Frames]) -> Tensor:
-    """uint8 frames `[224, 224, 3]` -> the networks' `[1, 3, F, 224, 224]`."""
+def normalise(images: list[Frames]) -> Tensor:
+    """uint8 frames `[224, 224, 3]` -> the networks' input `[1, 3, F, 224, 224]`."""
     video = torch.from_numpy(np.stack(images)).float()
     return ((video - torch.tensor(MEAN)) / torch.tensor(DEVIATION)).permute(3, 0, 1, 2)[None].contiguous()

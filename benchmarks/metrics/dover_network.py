@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 WINDOW = (8, 7, 7)
 FRAGMENTS = 7
-# Added to the attention between tokens that only the cyclic shift made neighbours: upstream's value, not -inf.
-APART = -100.0
-# So many are made at a time (16 MiB), instead of 59 million for the first stage's windows at once.
+# Attention bias between tokens that are neighbours only after the cyclic shift; upstream's value, not -inf.
+SHIFT_BIAS = -100.0
+# The number of biases computed at once (16 MiB); all windows of the first stage would need 59 million.
 BIASES = 1 << 22
 
 Sides = tuple[int, ...]
@@ -48,26 +48,26 @@ def from_windows(windows: Tensor, window: Sides, sides: Sides) -> Tensor:
 
 
 def fragment_distance(sides: Sides, window: Sides, shift: Sides) -> Tensor:
-    """How many fragments lie between two tokens of a window, along the height plus along the width.
+    """Distance of two tokens of a window in fragments, height plus width: int8 `[windows, tokens, tokens]`.
 
-    The picture is 7x7 fragments whatever the number of tokens. int8 `[windows, tokens, tokens]`; 0 in the same one.
+    A frame always has 7x7 fragments, whatever the number of tokens.
     """
     rows, columns = ((torch.arange(side) * FRAGMENTS // side).to(torch.int8) for side in sides[1:])
     cells = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).expand(1, *sides, 2)
-    rows, columns = to_windows(_shifted(cells, shift), window).unbind(-1)
+    rows, columns = to_windows(_shift(cells, shift), window).unbind(-1)
     return (rows[:, :, None] - rows[:, None]).abs() + (columns[:, :, None] - columns[:, None]).abs()
 
 
-def strangers(sides: Sides, window: Sides, shift: Sides) -> Tensor:
-    """Whether only the shift made two tokens neighbours, by bringing one round an edge; bool as above."""
-    ends = [torch.arange(side) >= side - by for side, by in zip(sides, shift, strict=True)]
+def shift_mask(sides: Sides, window: Sides, shift: Sides) -> Tensor:
+    """Whether two tokens share a window only because of the cyclic shift: bool `[windows, tokens, tokens]`."""
+    ends = [torch.arange(side) >= side - step for side, step in zip(sides, shift, strict=True)]
     depth, height, width = torch.meshgrid(*ends, indexing="ij")
     part = to_windows((4 * depth + 2 * height + width)[None, ..., None], window)[..., 0]
     return part[:, :, None] != part[:, None]
 
 
 def relative_position_index(window: Sides) -> Tensor:
-    """Which row of a bias table belongs to two tokens of a window, int64 `[tokens, tokens]`."""
+    """Row of the bias table for two tokens of a window, int64 `[tokens, tokens]`."""
     tokens = torch.stack(torch.meshgrid(*map(torch.arange, window), indexing="ij"), -1).reshape(-1, 3)
     offset = tokens[:, None] - tokens[None] + torch.tensor(window) - 1
     _, height, width = (2 * side - 1 for side in window)
@@ -76,40 +76,40 @@ def relative_position_index(window: Sides) -> Tensor:
 
 @dataclass(frozen=True)
 class Windows:
-    """How a block cuts its `[B, D, H, W, C]`: windows, cyclic shift and the two tables above (None: no strangers)."""
+    """How a block splits `[B, D, H, W, C]` into windows; mask: of `shift_mask`, None without a shift."""
 
     sides: Sides
     window: Sides
     shift: Sides
     distance: Tensor
-    strangers: Tensor | None
+    mask: Tensor | None
 
     @classmethod
-    def over(cls, x: Tensor, shifted: bool) -> Windows:
-        """For a stage's input; a side that one window covers is not shifted."""
+    def of_input(cls, x: Tensor, shifted: bool) -> Windows:
+        """The windows for a stage's input x; a side that one window covers is not shifted."""
         sides = tuple(x.shape[1:4])
         window = tuple(min(pair) for pair in zip(sides, WINDOW, strict=True))
         shift = tuple(step // 2 * (shifted and step < side) for side, step in zip(sides, window, strict=True))
-        apart = strangers(sides, window, shift).to(x.device) if any(shift) else None
-        return cls(sides, window, shift, fragment_distance(sides, window, shift).to(x.device), apart)
+        mask = shift_mask(sides, window, shift).to(x.device) if any(shift) else None
+        return cls(sides, window, shift, fragment_distance(sides, window, shift).to(x.device), mask)
 
     def split(self, x: Tensor) -> Tensor:
         """`[B, D, H, W, C]` -> `[B * windows, tokens, C]`."""
-        return to_windows(_shifted(x, self.shift), self.window)
+        return to_windows(_shift(x, self.shift), self.window)
 
     def join(self, windows: Tensor) -> Tensor:
         return from_windows(windows, self.window, self.sides).roll(self.shift, (1, 2, 3))
 
 
-def _shifted(x: Tensor, shift: Sides) -> Tensor:
-    return x.roll([-by for by in shift], (1, 2, 3))
+def _shift(x: Tensor, shift: Sides) -> Tensor:
+    return x.roll([-step for step in shift], (1, 2, 3))
 
 
 class WindowAttention(nn.Module):
-    """Attention within windows, with one table of position biases, or two and a gate between them.
+    """Attention within windows, with one table of position biases, or with two tables and a gate.
 
-    The gate is the tokens' distance in fragments g: bias = (1 - g) * fragment + g * relative. Within a fragment that is
-    the one table, next to it the other, and further away, as released, it extrapolates.
+    The gate g is the tokens' distance in fragments: bias = (1 - g) * fragment + g * relative. It extrapolates above
+    g = 1, as in the released code.
     """
 
     def __init__(self, width: int, heads: int, gated: bool) -> None:
@@ -129,24 +129,24 @@ class WindowAttention(nn.Module):
         return _biases(*self._tables(distance.shape[-1]), distance)
 
     def _tables(self, tokens: int) -> tuple[Tensor, Tensor | None]:
-        """Bias within a fragment, and what each fragment of distance adds; `[heads, tokens, tokens]`."""
+        """Bias within a fragment, and its increase per fragment of distance; `[heads, tokens, tokens]`."""
         index = self.relative_position_index[:tokens, :tokens]  # fewer frames: the first tokens are the first frames
         relative = self.relative_position_bias_table[index].permute(2, 0, 1)
         if not hasattr(self, "fragment_position_bias_table"):
             return relative, None
-        within = self.fragment_position_bias_table[index].permute(2, 0, 1)
-        return within, relative - within
+        fragment = self.fragment_position_bias_table[index].permute(2, 0, 1)
+        return fragment, relative - fragment
 
-    def forward(self, x: Tensor, cut: Windows) -> Tensor:
+    def forward(self, x: Tensor, windows: Windows) -> Tensor:
         """x: `[B * windows, tokens, C]`."""
-        count, tokens = cut.distance.shape[:2]
+        count, tokens = windows.distance.shape[:2]
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unflatten(0, (-1, count))
         tables, parts = self._tables(tokens), []
         step = max(1, BIASES // (self.heads * tokens**2))
         for i in range(0, count, step):
-            bias = _biases(*tables, cut.distance[i : i + step])
-            if cut.strangers is not None:
-                bias = bias + APART * cut.strangers[i : i + step, None]
+            bias = _biases(*tables, windows.distance[i : i + step])
+            if windows.mask is not None:
+                bias = bias + SHIFT_BIAS * windows.mask[i : i + step, None]
             parts.append(self._attend(qkv[:, i : i + step], bias))
         return self.proj(torch.cat(parts, 1).flatten(0, 1))
 
@@ -159,8 +159,8 @@ class WindowAttention(nn.Module):
         return y.unflatten(1, (windows, self.heads)).transpose(2, 3).flatten(3)
 
 
-def _biases(within: Tensor, slope: Tensor | None, distance: Tensor) -> Tensor:
-    return within[None] if slope is None else torch.addcmul(within, distance[:, None].to(within), slope)
+def _biases(base: Tensor, slope: Tensor | None, distance: Tensor) -> Tensor:
+    return base[None] if slope is None else torch.addcmul(base, distance[:, None].to(base), slope)
 
 
 class Mlp(nn.Module):
@@ -176,7 +176,7 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Attention within windows and an MLP, both residual, normalised before."""
+    """Attention within windows and an MLP, both residual with pre-normalisation."""
 
     def __init__(self, width: int, heads: int, gated: bool) -> None:
         super().__init__()
@@ -185,9 +185,9 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor, cut: Windows) -> Tensor:
+    def forward(self, x: Tensor, windows: Windows) -> Tensor:
         """x: `[B, D, H, W, C]`."""
-        x = x + cut.join(self.attn(cut.split(self.norm1(x)), cut))
+        x = x + windows.join(self.attn(windows.split(self.norm1(x)), windows))
         return x + self.mlp(self.norm2(x))
 
 
@@ -200,13 +200,13 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Neighbours are stacked down a column first, then the next column, as in Swin."""
+        """Concatenate 2x2 neighbours column by column, as in Swin."""
         quads = [x[:, :, i::2, j::2] for j in (0, 1) for i in (0, 1)]
         return self.reduction(self.norm(torch.cat(quads, -1)))
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution, every other one with shifted windows; all but the last stage then merge patches."""
+    """Blocks of one resolution, every second one with shifted windows; all stages but the last then merge patches."""
 
     def __init__(self, width: int, depth: int, heads: int, gated: bool, last: bool) -> None:
         super().__init__()
@@ -215,9 +215,9 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[B, D, H, W, C]`."""
-        cuts = Windows.over(x, shifted=False), Windows.over(x, shifted=True)
+        windows = Windows.of_input(x, shifted=False), Windows.of_input(x, shifted=True)
         for number, block in enumerate(self.blocks):
-            x = block(x, cuts[number % 2])
+            x = block(x, windows[number % 2])
         return x if self.downsample is None else self.downsample(x)
 
 
@@ -236,7 +236,7 @@ class PatchEmbed(nn.Module):
 class Swin3D(nn.Module):
     """The technical branch's trunk: `[B, 3, F, 224, 224]` -> `[B, 8 * width, F/2, 7, 7]`; F <= 16 or a multiple of 16.
 
-    The last stage has one window per picture, hence no gate.
+    The last stage has one window per frame and therefore no gate.
     """
 
     def __init__(
@@ -302,8 +302,8 @@ class ConvNeXt3D(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         x = video
-        for smaller, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(smaller(x))
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))
         return self.norm(x.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -320,7 +320,7 @@ class Head(nn.Module):
 
 
 class Dover(nn.Module):
-    """Both branches, on videos that are `normalised`. The defaults are the released model, others are for tests."""
+    """Both branches, on videos from `dover.normalise`. The defaults are the released model; tests use smaller ones."""
 
     def __init__(self, width: int = 96, heads: Sequence[int] = (3, 6, 12, 24)) -> None:
         super().__init__()
@@ -339,10 +339,10 @@ class Dover(nn.Module):
 
 
 def load(path: Path) -> Dover:
-    """The network with the weights of a `DOVER.pth`, for measuring: on the CPU, in eval mode, without gradients.
+    """Load `DOVER.pth` into the network: on the CPU, in eval mode, without gradients.
 
-    Raises: ValueError for a file that is not a state dict (plain, or under "state_dict") or whose tensors' names,
-    shapes or dtypes are not DOVER's, listing them.
+    Raises: ValueError if the file is not a state dict (plain, or under "state_dict"), or if names, shapes or dtypes of
+    its tensors differ from DOVER's; the message lists them.
     """
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -353,27 +353,27 @@ def load(path: Path) -> Dover:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f'{path}: holds no state dict, neither plain nor under "state_dict"')
     network = Dover()
-    wrong = _differences(network.state_dict(), state)
-    if wrong:
-        raise ValueError(f"{path}: not the weights of DOVER: {'; '.join(wrong)}")
+    problems = _differences(network.state_dict(), state)
+    if problems:
+        raise ValueError(f"{path}: not the weights of DOVER: {'; '.join(problems)}")
     network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 
 
-def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
-    """In words, with at most 8 names of each kind."""
+def _differences(expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+    """The differences in words, with at most 8 names of each kind."""
     kinds = {
-        "missing": [key for key in expected if key not in found],
-        "unexpected": [key for key in found if key not in expected],
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
         "another shape": [
-            f"{key} {list(found[key].shape)} instead of {list(value.shape)}"
+            f"{key} {list(state[key].shape)} instead of {list(value.shape)}"
             for key, value in expected.items()
-            if key in found and found[key].shape != value.shape
+            if key in state and state[key].shape != value.shape
         ],
         "another dtype": [
-            f"{key} {found[key].dtype} instead of {value.dtype}"
+            f"{key} {state[key].dtype} instead of {value.dtype}"
             for key, value in expected.items()
-            if key in found and found[key].dtype != value.dtype
+            if key in state and state[key].dtype != value.dtype
         ],
     }
     return [

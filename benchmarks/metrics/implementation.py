@@ -1,16 +1,16 @@
-"""What the implementation of a metric must have; the registry's `scorer` names it, and `scorer_of` makes it.
+"""The interface of a metric's implementation; the registry's `scorer` names it, and `scorer_of` constructs it.
 
-Metrics of videos are made by a function, one for all metrics of a family, with its networks loaded once:
+Each family of video metrics has one function, which loads the networks once:
 
     def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Scorer
 
-names: those of the family that are asked for; settings: all of the registry's keys; device: "cpu" or "cuda:0". It
-raises `MissingWeights` (weights or a package that is not there) or ValueError (a setting that makes no sense).
-`benchmarks.measure.streaming` decodes a video once, hands every frame to the metrics that want it, on several threads,
-and gives their answers back in the frames' order, so that no video is ever held whole.
+names: the requested metrics of the family; settings: all of the registry's keys; device: "cpu" or "cuda:0". It raises
+`MissingWeights` (weights or a package are missing) or ValueError (a setting is invalid).
+`benchmarks.measure.streaming` decodes a video once and calls `Video.frame` for every frame that a metric wants, on
+several threads. It passes the results in the order of the frames to `Video.result`. No video is ever in memory whole.
 
-Metrics of clips (family "reference") are classes, one per metric, whose arguments are its settings: a `ClipScorer`.
-`benchmarks.measure.clips` feeds it whole clips, several at a time, as it may have one value for all of them.
+Each metric of clips (family "reference") is a class, a `ClipScorer`; its constructor's arguments are the settings.
+`benchmarks.measure.clips` calls it with batches of whole clips.
 
 A family that takes neither frames nor clips (VBench's worker) has `score_videos`, see `benchmarks.metrics.vbench`.
 """
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Look:
-    """One frame with its neighbour and, where the metric needs it, the real video's frame; uint8 `[H, W, 3]` RGB."""
+class FrameView:
+    """A frame, the frame before it and, if the metric needs it, the real video's frame; uint8 `[H, W, 3]` RGB."""
 
     index: int
     image: Frames
@@ -44,30 +44,30 @@ class Video(Protocol):
 
     @property
     def memory(self) -> int:
-        """Bytes that one call of `frame` needs at most beside the frame itself."""
+        """The most bytes that one call of `frame` allocates, without the frame itself."""
 
     def wants(self, index: int) -> bool:
-        """Whether frame number `index` is looked at; others are decoded, but not handed over."""
+        """Whether `frame` is to be called for frame number `index`."""
 
-    def frame(self, look: Look) -> Any:
-        """What is kept of a frame: small, and of nothing but `look`. Called on any thread, in any order."""
+    def frame(self, view: FrameView) -> Any:
+        """A small result that depends on `view` only. Called on any thread, in any order."""
 
     def result(self, frames: Sequence[Any]) -> Mapping[str, float]:
-        """Metric -> value, from what `frame` gave for every wanted frame, in order."""
+        """Metric -> value. frames: the results of `frame`, in the order of the frames."""
 
 
 class Scorer(Protocol):
-    """What measures videos by one family of metrics."""
+    """Measures videos by one family of metrics."""
 
     def begin(self, info: VideoInfo) -> Video:
-        """Start on a video. Raises ValueError where it cannot be scored (too short, too small), saying so."""
+        """Begin a video. Raises ValueError if it cannot be scored, for example because it is too short or too small."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips of one size and what they are held against, structure of another H, W.
+    """Clips of one size and their reference clips; the structure clips may have another H, W.
 
-    [B, 3, F, H, W] each: float in [-1, 1], or uint8 that stand for them (see `reference.floats`).
+    Each is [B, 3, F, H, W]: float in [-1, 1], or uint8, which `reference.floats` converts.
     """
 
     video: Tensor
@@ -80,26 +80,26 @@ class ClipScorer(Protocol):
     """Scores one folder of clips: `add` every batch once, then `result`."""
 
     def add(self, batch: Batch) -> Tensor | None:
-        """Take in a batch; the values per video [B], or None for a metric of the whole set."""
+        """Add a batch. Returns the values per video [B], or None for a metric of the whole set."""
 
     def result(self) -> float:
         """The folder's value."""
 
 
 def scorer_of(names: Sequence[str], settings: Mapping[str, Any] | None = None, device: str = "cpu") -> Any:
-    """A `Scorer` of metrics of one family, or the fresh `ClipScorer` of one metric; by default the registry's settings.
+    """The `Scorer` for metrics of one family, or a new `ClipScorer` for one metric of the family "reference".
 
-    Raises: ConfigError for an unknown metric; what the implementation raises.
+    settings: the registry's by default. Raises: ConfigError for an unknown metric, and what the implementation raises.
     """
     row = lookup(names[0])
     module, _, name = row.scorer.rpartition(".")
-    make = getattr(importlib.import_module(f"benchmarks.metrics.{module}"), name)
+    factory = getattr(importlib.import_module(f"benchmarks.metrics.{module}"), name)
     settings = row.settings if settings is None else settings
-    return make(**settings) if row.family == "reference" else make(names, settings, device)
+    return factory(**settings) if row.family == "reference" else factory(names, settings, device)
 
 
-def spread(wanted: int, frames: int) -> list[int]:
-    """`wanted` frame numbers spread evenly over a video, the middles of equal parts; all of them if it has fewer."""
-    if wanted >= frames:
+def spread(count: int, frames: int) -> list[int]:
+    """`count` frame numbers, the middles of equal parts of a video; all frame numbers if there are fewer."""
+    if count >= frames:
         return list(range(frames))
-    return [(2 * i + 1) * frames // (2 * wanted) for i in range(wanted)]
+    return [(2 * i + 1) * frames // (2 * count) for i in range(count)]

@@ -1,4 +1,4 @@
-"""mHD-MSE: the energy that a video loses on the way 2^k down and up again  (paper: Eq. 9.9; UltraGen, app. D).
+"""mHD-MSE: the energy that a video loses by downsampling by 2^k and upsampling  (paper: Eq. 9.9; UltraGen, app. D).
 
     mHD-MSE(v) = mean over k of  mean over pixels, channels, frames of (v - R_k(v))^2,    v RGB in [0, 1]
 
@@ -6,9 +6,9 @@ R_k is the operator of the authors' script: bilinear, align_corners=False, witho
 floor(W / 2^k) and the same filter up. Their script sums over k (`reduction="sum"`). Higher is not always better: noise
 and over-sharpening are rewarded, and the same content at twice the size scores less.
 
-Without antialias a reduction reads four pixels for each one of the small picture, wherever they are; so the small
-picture is gathered, widened to the frame's width, and enlarged to its height in bands that fit the cache, where it is
-compared. Nothing of the frame's size is made. torch is not imported on a CPU.
+Without antialias each pixel of the small image depends on four pixels of the frame. So the code gathers the small
+image, widens it to the frame's width, and enlarges it to the frame's height in bands that fit the cache; each band is
+compared at once. No array of the frame's size is allocated. torch is not imported on a CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.metrics.implementation import Look
+from benchmarks.metrics.implementation import FrameView
 from pw.io.lazy import Tensor
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 REDUCTIONS = ("mean", "sum")
 BAND = 1 << 18  # float32 values of a band: 1 MB; larger ones are no faster, smaller ones slower
-RUN = 2048  # squares added up as float32
+RUN = 2048  # squares summed in float32
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Which k are measured, and how their values become one: "mean" (the paper) or "sum" (its authors' script).
+    """The exponents k, and the reduction of their values: "mean" (the paper) or "sum" (its authors' script).
 
-    Raises: ValueError for no k, a k that is not a whole number of at least 1, another reduction.
+    Raises: ValueError for no k, a k that is not an integer of at least 1, or another reduction.
     """
 
     ks: tuple[int, ...]
@@ -50,7 +50,7 @@ class Scales:
             raise ValueError(f"reduction={self.reduction!r}: known are {', '.join(REDUCTIONS)}")
 
     def value(self, frames: Sequence[Sequence[float]]) -> float:
-        """One number of a video from the values of its frames, one for each k."""
+        """A video's value from the values of its frames, `[frames][k]`."""
         means = np.asarray(frames, np.float64).mean(0)
         return float(means.sum() if self.reduction == "sum" else means.mean())
 
@@ -73,22 +73,22 @@ class MhdVideo:
     def wants(self, index: int) -> bool:
         return True
 
-    def frame(self, look: Look) -> list[float]:
+    def frame(self, view: FrameView) -> list[float]:
         if self.device == "cpu":
-            return losses(look.image, self.scales.ks)
-        return losses_on(self.device, look.image, self.scales.ks)
+            return losses(view.image, self.scales.ks)
+        return losses_on(self.device, view.image, self.scales.ks)
 
     def result(self, frames: Sequence[Sequence[float]]) -> Mapping[str, float]:
         return {"mhd_mse": self.scales.value(frames)}
 
 
 def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Mhd:
-    """The family's scorer. Raises: ValueError for settings that make no sense."""
+    """The family's scorer. Raises: ValueError for invalid settings."""
     return Mhd(Scales(tuple(settings["ks"]), settings["reduction"]), device)
 
 
 class Axis(NamedTuple):
-    """Bilinear samples of one axis: `(1 - weight) x[low] + weight x[high]`, an entry for each sample."""
+    """Bilinear samples of one axis: `(1 - weight) x[low] + weight x[high]`, one entry per sample."""
 
     low: NDArray[np.intp]
     high: NDArray[np.intp]
@@ -96,9 +96,9 @@ class Axis(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def axis(size: int, wanted: int) -> Axis:
-    """`wanted` samples of `size` values, where F.interpolate(align_corners=False) takes them."""
-    centre = np.maximum((np.arange(wanted) + 0.5) * (size / wanted) - 0.5, 0)
+def axis(size: int, samples: int) -> Axis:
+    """`samples` samples of `size` values, at the positions of F.interpolate(align_corners=False)."""
+    centre = np.maximum((np.arange(samples) + 0.5) * (size / samples) - 0.5, 0)
     low = np.minimum(centre.astype(np.intp), size - 1)
     return Axis(low, np.minimum(low + 1, size - 1), centre - low)
 
@@ -112,18 +112,18 @@ def losses(image: Frames, ks: Sequence[int]) -> list[float]:
     """Mean of (v - R_k(v))^2 of a frame uint8 `[H, W, 3]`, on [0, 1], for each k."""
     height, width, _ = image.shape
     rows = np.ascontiguousarray(image).reshape(height, -1)
-    small = [reduced(image, k) for k in ks]
-    # R_k keeps a constant: around a grey, float32 has its digits for the differences of an almost flat frame
+    small = [downsample(image, k) for k in ks]
+    # R_k preserves constants: subtracting a grey value keeps float32's precision in an almost flat frame
     grey = np.rint(small[0].mean())
-    wide = [widened(picture - grey, width) for picture in small]
-    tall = min(height, max(1, BAND // rows.shape[1]))
-    band, error = np.empty((2, tall, rows.shape[1]), np.float32)
+    pictures = [widen(picture - grey, width) for picture in small]
+    band_height = min(height, max(1, BAND // rows.shape[1]))
+    band, error = np.empty((2, band_height, rows.shape[1]), np.float32)
     totals = [0.0] * len(ks)
-    for top in range(0, height, tall):
+    for top in range(0, height, band_height):
         values, errors = band[: height - top], error[: height - top]
-        np.copyto(values, rows[top : top + tall])
+        np.copyto(values, rows[top : top + band_height])
         values -= np.float32(grey)
-        for n, picture in enumerate(wide):
+        for n, picture in enumerate(pictures):
             _enlarge(picture, height, top, errors)
             errors -= values
             totals[n] += _sum_of_squares(errors)
@@ -131,7 +131,7 @@ def losses(image: Frames, ks: Sequence[int]) -> list[float]:
 
 
 def losses_on(device: str, image: Frames, ks: Sequence[int]) -> list[float]:
-    """The same by torch, on a device with room for whole frames."""
+    """The same as `losses` by torch, with whole frames on the device."""
     import torch
 
     frame = to_tensor(image, device)
@@ -154,7 +154,7 @@ def to_tensor(image: Frames, device: str) -> Tensor:
     return torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float().div_(255)
 
 
-def reduced(image: Frames, k: int) -> NDArray[np.float64]:
+def downsample(image: Frames, k: int) -> NDArray[np.float64]:
     """A frame 2^k times smaller: uint8 `[H, W, 3]` -> `[h, w, 3]` in [0, 255]."""
     h, w = small_size(image.shape[0], image.shape[1], k)
     y, x = axis(image.shape[0], h), axis(image.shape[1], w)
@@ -165,11 +165,11 @@ def reduced(image: Frames, k: int) -> NDArray[np.float64]:
     return left + x.weight[:, None] * (right - left)
 
 
-def widened(small: NDArray[np.float64], width: int) -> NDArray[np.float32]:
-    """A small picture with rows of `width` px: `[h, w, 3]` -> `[h, 3 width]`, channels interleaved."""
+def widen(small: NDArray[np.float64], width: int) -> NDArray[np.float32]:
+    """Resize the rows of a small image to `width` px: `[h, w, 3]` -> `[h, 3 width]`, channels interleaved."""
     h, w, _ = small.shape
     x = axis(w, width)
-    low, high = ((3 * at[:, None] + np.arange(3)).ravel() for at in (x.low, x.high))
+    low, high = ((3 * indices[:, None] + np.arange(3)).ravel() for indices in (x.low, x.high))
     flat = small.reshape(h, -1).astype(np.float32)
     left, result = np.take(flat, low, axis=1), np.take(flat, high, axis=1)
     result -= left
@@ -178,19 +178,19 @@ def widened(small: NDArray[np.float64], width: int) -> NDArray[np.float32]:
     return result
 
 
-def _enlarge(wide: NDArray[np.float32], height: int, top: int, out: NDArray[np.float32]) -> None:
-    """Rows `top`, `top + 1`, ... of `wide` `[h, X]` as enlarged to `height` rows, written to `out` `[n, X]`."""
-    low, high, weight = (values[top : top + len(out)] for values in axis(len(wide), height))
+def _enlarge(picture: NDArray[np.float32], height: int, top: int, out: NDArray[np.float32]) -> None:
+    """Enlarge `picture` `[h, X]` to `height` rows and write its rows `top`, `top + 1`, ... to `out` `[n, X]`."""
+    low, high, weight = (values[top : top + len(out)] for values in axis(len(picture), height))
     weights = weight.astype(np.float32)[:, None]
     edges = [0, *(np.flatnonzero(np.diff(low)) + 1), len(out)]
     for start, stop in itertools.pairwise(edges):
-        lower = wide[low[start]]
-        np.multiply(wide[high[start]] - lower, weights[start:stop], out=out[start:stop])
+        lower = picture[low[start]]
+        np.multiply(picture[high[start]] - lower, weights[start:stop], out=out[start:stop])
         out[start:stop] += lower
 
 
 def _sum_of_squares(values: NDArray[np.float32]) -> float:
-    """As float32 over `RUN` values, as float64 over the runs: one float32 sum of them all would lose digits."""
+    """Sum in float32 within runs of `RUN` values, and in float64 over the runs, to keep the precision."""
     flat = values.reshape(-1)
     rest = flat.size % RUN
     runs, last = flat[: flat.size - rest].reshape(-1, RUN), flat[flat.size - rest :]
@@ -198,8 +198,8 @@ def _sum_of_squares(values: NDArray[np.float32]) -> float:
 
 
 def working_memory(height: int, width: int, ks: Sequence[int]) -> int:
-    """Bytes that `losses` needs beside the frame: bands, widened pictures, and what the finest takes to make."""
+    """Bytes that `losses` allocates: bands, widened images, and temporaries of the largest of them."""
     heights, widths = zip(*(small_size(height, width, k) for k in ks), strict=True)
     row = 4 * 3 * width
-    making = max(row * max(heights), 120 * max(heights) * max(widths))
-    return row * sum(heights) + making + 2 * max(4 * BAND, row)
+    reduction_bytes = max(row * max(heights), 120 * max(heights) * max(widths))
+    return row * sum(heights) + reduction_bytes + 2 * max(4 * BAND, row)

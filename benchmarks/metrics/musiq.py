@@ -1,12 +1,12 @@
 """MUSIQ (Ke et al., ICCV 2021) with KonIQ weights at full resolution, mean over evenly spread frames.
 
-The network and the patches' positions are pyiqa's; only the order in which a frame goes through it is ours. pyiqa takes
-all patches of a frame through the stem at once and writes out the attention of every token to every token: 4.7 GB at
-4K. Here the stem sees one row of patches at a time, and attention is PyTorch's fused kernel. The tokens that pyiqa
-pads the small scales with are left out: no other token looks at them, so the score is the same.
+The network and the positions of the patches are pyiqa's. pyiqa runs all patches of a frame through the stem at once and
+stores the full attention matrix: 4.7 GB at 4K. Here the stem takes one row of patches at a time, and attention is
+PyTorch's fused kernel. pyiqa's padding tokens of the small scales are omitted: they are masked there, so the score is
+the same.
 
-pyiqa is an extra (`make iqa`), and this the only module that knows it. Nothing is ever downloaded: the network is built
-without weights, which then come from `benchmarks.measure.metric_weights`.
+pyiqa is an extra (`make iqa`), and only this module imports it. It downloads nothing: the network is built without
+weights, which then come from `benchmarks.measure.metric_weights`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure.metric_weights import MissingWeights, find
-from benchmarks.metrics.implementation import Look, Scorer, spread
+from benchmarks.metrics.implementation import FrameView, Scorer, spread
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ LONG_SIDES = (224, 384)  # px, of the two smaller scales; the third is the frame
 
 
 def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Scorer:
-    """Raises: MissingWeights without pyiqa or the weights, ValueError for a setting that makes no sense."""
+    """The family's scorer. Raises: MissingWeights without pyiqa or the weights; ValueError for an invalid setting."""
     frames = settings["frames"]
     if not isinstance(frames, int) or frames < 1:
         raise ValueError(f"musiq: frames={frames!r}: wants a whole number of at least 1, how many are looked at")
@@ -48,31 +48,32 @@ class _Musiq:
     frames: int
 
     def begin(self, info: VideoInfo) -> _Video:
-        return _Video(self.network, frozenset(spread(self.frames, info.frames)), needed(info.height, info.width))
+        indices = frozenset(spread(self.frames, info.frames))
+        return _Video(self.network, indices, working_memory(info.height, info.width))
 
 
 @dataclass
 class _Video:
     network: Any
-    chosen: frozenset[int]
+    indices: frozenset[int]
     memory: int
 
     def wants(self, index: int) -> bool:
-        return index in self.chosen
+        return index in self.indices
 
-    def frame(self, look: Look) -> float:
-        return score(self.network, look.image)
+    def frame(self, view: FrameView) -> float:
+        return score(self.network, view.image)
 
     def result(self, frames: Sequence[float]) -> dict[str, float]:
         return {"musiq": math.fsum(frames) / len(frames)}
 
 
-def needed(height: int, width: int) -> int:
-    """Bytes that one forward holds at most beside the network.
+def working_memory(height: int, width: int) -> int:
+    """The most bytes that one forward pass allocates.
 
-    Either one channel as float or a row of patches in the stem (64 channels at half, 256 at quarter resolution, several
-    at a time), then the tokens' blocks: 384 channels and 1152 hidden ones. An upper bound: +0.19 GB measured at 2K and
-    +0.23 GB at 4K, where it says 0.21 and 0.33.
+    One channel as float or a row of patches in the stem (64 channels at half, 256 at quarter resolution, several at a
+    time), then the transformer's 384 channels and 1152 hidden ones. An upper bound: 0.21 GB at 2K and 0.33 GB at 4K,
+    where 0.19 and 0.23 GB were measured.
     """
     rows, columns = math.ceil(height / PATCH), math.ceil(width / PATCH)
     plane, stem = 4 * height * width, columns * 5 * 65536
@@ -96,7 +97,7 @@ def _need_pyiqa() -> None:
 
 
 def load(network: Any, path: Path) -> None:
-    """Fill the network with a file of pyiqa's. Raises ValueError where the file is not of this network."""
+    """Load pyiqa's weights into the network. Raises ValueError if the file has the weights of another network."""
     import torch
 
     values = torch.load(path, map_location="cpu", weights_only=True)
@@ -124,7 +125,7 @@ def score(network: Any, image: Frames) -> float:
 
 
 def _scales(picture: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The frame at its two smaller scales, float in [-1, 1], then as it is, `[3, H, W]`: one channel in float."""
+    """Yield the frame at its two smaller scales, float `[3, h, w]` in [-1, 1], then the frame itself, uint8."""
     import torch
     from pyiqa.data.multiscale_trans_util import resize_preserve_aspect_ratio  # ty: ignore[import-not-found]
 
@@ -136,42 +137,42 @@ def _scales(picture: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _signed(picture: torch.Tensor) -> torch.Tensor:
-    """uint8 to [-1, 1], with pyiqa's roundings; float stays as it is."""
+    """uint8 -> [-1, 1] with pyiqa's rounding; float is unchanged."""
     return picture if picture.is_floating_point() else (picture.float().div_(255) - 0.5).mul_(2)
 
 
 def _tokens(network: Any, picture: torch.Tensor, scale: int) -> torch.Tensor:
-    """The embedded patches of one scale with their positions, `[patches, 384]`; the stem sees a row at a time."""
+    """Embed the patches of one scale with their positions, one row at a time: `[patches, 384]`."""
     import torch
     from pyiqa.data.multiscale_trans_util import get_hashed_spatial_pos_emb_index  # ty: ignore[import-not-found]
     from torch.nn import functional as F
 
     _, height, width = picture.shape
     rows, columns = math.ceil(height / PATCH), math.ceil(width / PATCH)
-    above, left = (rows * PATCH - height) // 2, (columns * PATCH - width) // 2
-    embedded = []
+    top_padding, left_padding = (rows * PATCH - height) // 2, (columns * PATCH - width) // 2
+    embeddings = []
     for row in range(rows):
-        first = row * PATCH - above
+        first = row * PATCH - top_padding
         top, bottom = max(0, first), min(height, first + PATCH)
         band = _signed(picture[:, top:bottom])
-        sides = (left, columns * PATCH - width - left, top - first, first + PATCH - bottom)
+        sides = (left_padding, columns * PATCH - width - left_padding, top - first, first + PATCH - bottom)
         patches = F.pad(band, sides).reshape(3, PATCH, columns, PATCH).permute(2, 0, 1, 3)
         stem = network.block1(network.root_pool(network.gn_root(network.conv_root(patches))))
-        embedded.append(network.embedding(stem.permute(0, 2, 3, 1).flatten(1)))
+        embeddings.append(network.embedding(stem.permute(0, 2, 3, 1).flatten(1)))
     encoder, grid = network.transformer_encoder, network.data_preprocess_opts["hse_grid_size"]
-    places = get_hashed_spatial_pos_emb_index(grid, rows, columns)[0].long()
-    tokens = torch.cat(embedded)
-    tokens += encoder.posembed_input.position_emb[0, places.to(tokens.device)]
+    positions = get_hashed_spatial_pos_emb_index(grid, rows, columns)[0].long()
+    tokens = torch.cat(embeddings)
+    tokens += encoder.posembed_input.position_emb[0, positions.to(tokens.device)]
     return tokens.add_(encoder.scaleembed_input.scale_emb[scale])
 
 
 def _attention(attention: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """What pyiqa's MultiHeadAttention gives without a mask, never holding all pairs of tokens."""
+    """pyiqa's MultiHeadAttention without a mask, by PyTorch's fused kernel."""
     from torch.nn import functional as F
 
     def heads(values: torch.Tensor) -> torch.Tensor:
         return values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
     query, key, value = (heads(layer(tokens)) for layer in (attention.query, attention.key, attention.value))
-    mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
-    return attention.out(mixed.transpose(1, 2).flatten(2))
+    result = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
+    return attention.out(result.transpose(1, 2).flatten(2))

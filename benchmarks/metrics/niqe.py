@@ -1,4 +1,4 @@
-"""NIQE: how far a frame's statistics lie from those of pristine pictures (Mittal, Soundararajan, Bovik 2013).
+"""NIQE: distance of a frame's statistics from those of pristine images (Mittal, Soundararajan, Bovik 2013).
 
     luma           Y of YIQ in [0, 255], rounded to whole levels
     MSCN           (Y - mean) / (deviation + 1), both under a 7 x 7 Gaussian of 7/6 px
@@ -6,11 +6,11 @@
                    their products with four neighbours; again at half the size, in blocks of 48 px
     value          sqrt(d' pinv((S + S_pristine) / 2) d), d the difference of the features' means, S their covariance
 
-Nothing is cropped but what fills no whole block. A pixel in flat surroundings has an MSCN value of exactly 0 and counts
-to neither side of an AGGD, which gives MATLAB's values to five digits; in pyiqa, whose window sums to 1 + 1e-8, it is
-negative, and frames with flat parts differ by up to some hundredths. A block without values on both sides of an AGGD
-has no scales: it is left out of the covariance, what it lacks of the means, and its shape is the table's first, as in
-the reference. A frame without any whole block has no value (pyiqa fails there) and is left out of the video's mean.
+Only incomplete blocks at the borders are cropped. A pixel in a flat region has an MSCN value of exactly 0 and counts
+for neither side of an AGGD, which gives MATLAB's values to five digits; in pyiqa, whose window sums to 1 + 1e-8, it is
+negative, and frames with flat regions differ by a few hundredths. A block without values on one side of an AGGD has NaN
+features: the covariance omits the block, the means omit the NaN values, and its shape is the table's first, as in the
+reference. A frame without a complete block has no value (pyiqa fails there); the video's mean omits it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from scipy.special import gamma
 from benchmarks.measure import metric_weights as weights
 
 if TYPE_CHECKING:
-    from benchmarks.metrics.implementation import Look
+    from benchmarks.metrics.implementation import FrameView
     from pw.io.video import Frames, VideoInfo
 
 Floats = NDArray[np.float64]
 
 BLOCK = 96
-HALO = 3  # px that the window reaches
+HALO = 3  # radius of the window in px
 TILE = 4  # blocks filtered at a time: what fits in the cache
 LUMA = (0.299, 0.587, 0.114)  # Y of YIQ, as pyiqa has it
 
@@ -66,11 +66,11 @@ class NiqeVideo:
     def wants(self, index: int) -> bool:
         return index % self.every == 0
 
-    def frame(self, look: Look) -> float | None:
-        return niqe(luma(look.image), self.pristine)
+    def frame(self, view: FrameView) -> float | None:
+        return niqe(luma(view.image), self.pristine)
 
     def result(self, frames: Sequence[float | None]) -> Mapping[str, float]:
-        """The mean over the frames that have a value. Raises ValueError if none has: every frame is flat."""
+        """The mean over the frames with a value. Raises ValueError if there is none, because every frame is flat."""
         values = [value for value in frames if value is not None]
         if not values:
             raise ValueError(f"niqe: none of {len(frames)} frames has a block with texture (black or flat pictures)")
@@ -83,14 +83,14 @@ class NiqeScorer:
     every: int
 
     def begin(self, info: VideoInfo) -> NiqeVideo:
-        """Raises ValueError for a picture smaller than one block."""
+        """Raises ValueError for frames smaller than one block."""
         if min(info.height, info.width) < BLOCK:
             raise ValueError(f"niqe: {info.width}x{info.height} px is too small, it takes at least {BLOCK}x{BLOCK}")
         return NiqeVideo(self.pristine, self.every, memory(info.height, info.width))
 
 
 def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> NiqeScorer:
-    """NIQE on the CPU, whatever the device. Raises MissingWeights, or ValueError for a setting that makes no sense."""
+    """NIQE, always on the CPU. Raises MissingWeights, and ValueError for an invalid setting."""
     every = settings["every"]
     if not isinstance(every, int) or every < 1:
         raise ValueError(f"niqe: every={every!r}: a whole number from 1")
@@ -98,7 +98,7 @@ def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Ni
 
 
 def read_pristine(path: Any) -> Pristine:
-    """The statistics from BasicSR's npz. Raises ValueError for a file without them."""
+    """Read the statistics from BasicSR's npz. Raises ValueError for a file without them."""
     with np.load(path) as file:
         missing = {"mu_pris_param", "cov_pris_param"} - set(file)
         if missing:
@@ -108,14 +108,14 @@ def read_pristine(path: Any) -> Pristine:
 
 
 def memory(height: int, width: int) -> int:
-    """Bytes that one frame needs at most: luma and its half, each with a padded copy; a band; the tiles."""
+    """The most bytes for one frame: luma and its half, each with a padded copy; a band; the tiles."""
     return 6 * height * width + 4096 * width + (6 << 20)
 
 
 def luma(image: Frames) -> NDArray[np.uint8]:
     """Y of YIQ, uint8 `[H, W]`, of uint8 RGB `[H, W, 3]`.
 
-    In float32 on [0, 1], as pyiqa: of a thousand pixels one lies half-way between two levels, and round-off decides.
+    In float32 on [0, 1], as pyiqa: one pixel in a thousand lies half-way between two levels, where round-off decides.
     """
     result = np.empty(image.shape[:2], np.uint8)
     for top in range(0, len(image), BLOCK):
@@ -130,19 +130,19 @@ def luma(image: Frames) -> NDArray[np.uint8]:
 
 def niqe(plane: NDArray[Any], pristine: Pristine) -> float | None:
     """NIQE of a luma plane `[H, W]` in [0, 255]; None if no block has texture. Raises as `features`."""
-    found = features(plane)
-    whole = found[~np.isnan(found).any(axis=1)]
-    if not len(whole):
+    values = features(plane)
+    complete = values[~np.isnan(values).any(axis=1)]
+    if not len(complete):
         return None
-    deviation = whole - whole.mean(axis=0)
-    covariance = deviation.T @ deviation / max(len(whole) - 1, 1)
-    distance = pristine.mean - np.nanmean(found, axis=0)
+    deviation = complete - complete.mean(axis=0)
+    covariance = deviation.T @ deviation / max(len(complete) - 1, 1)
+    distance = pristine.mean - np.nanmean(values, axis=0)
     inverse = np.linalg.pinv((pristine.covariance + covariance) / 2, hermitian=True)
     return float(np.sqrt(distance @ inverse @ distance))
 
 
 def features(plane: NDArray[Any]) -> Floats:
-    """`[blocks, 36]` of a luma plane `[H, W]`: 18 at full size, 18 at half; NaN where a block has none.
+    """36 features per block of a luma plane `[H, W]`: `[blocks, 36]`, 18 at full and 18 at half size; NaN: undefined.
 
     Raises: ValueError for a plane smaller than a block.
     """
@@ -165,7 +165,7 @@ def halve(plane: NDArray[Any]) -> Floats:
 
 
 def _halve_rows(padded: Floats) -> Floats:
-    """Every other row of the cubic; rows `[2 n + 6]` -> `[n]`."""
+    """Halve the number of rows by the cubic filter, `[2 n + 6]` -> `[n]`."""
     end = len(padded) - 2 * HALO
     total = HALVE[0] * (padded[:end:2] + padded[7 : end + 7 : 2])
     for tap in (1, 2, 3):
@@ -174,17 +174,17 @@ def _halve_rows(padded: Floats) -> Floats:
 
 
 def _at_one_scale(plane: NDArray[Any], side: int) -> Floats:
-    """18 features of every block of `side` px, `[blocks, 18]`, block rows one after the other."""
+    """18 features of every block of `side` px, `[blocks, 18]`, in row-major order."""
     padded = np.pad(plane, HALO, mode="edge")
     rows, columns = plane.shape[0] // side, plane.shape[1] // side
-    found = []
+    result = []
     for row in range(rows):
         for first in range(0, columns, TILE):
             last = min(first + TILE, columns)
             tile = padded[row * side : (row + 1) * side + 2 * HALO, first * side : last * side + 2 * HALO]
             blocks = mscn(tile.astype(np.float64)).reshape(side, -1, side).transpose(1, 0, 2)
-            found.append(_block_features(np.ascontiguousarray(blocks, np.float32)))
-    return np.concatenate(found)
+            result.append(_block_features(np.ascontiguousarray(blocks, np.float32)))
+    return np.concatenate(result)
 
 
 def mscn(padded: Floats) -> Floats:
@@ -195,7 +195,7 @@ def mscn(padded: Floats) -> Floats:
     deviation = np.sqrt(np.abs(variance, out=variance), out=variance)
     deviation += 1
     result = padded[HALO:-HALO, HALO:-HALO] - mean
-    # in flat surroundings round-off must not decide the sign: rounds to multiples of 2^-32
+    # rounds to multiples of 2^-32, so that round-off does not decide the sign in flat regions
     result += 2.0**20
     result -= 2.0**20
     result /= deviation
@@ -205,47 +205,44 @@ def mscn(padded: Floats) -> Floats:
 def _blur(padded: Floats) -> Floats:
     """The Gaussian window, separated: `[H + 6, W + 6]` -> `[H, W]`."""
     height, width = padded.shape[0] - 2 * HALO, padded.shape[1] - 2 * HALO
-    down = WINDOW[HALO] * padded[HALO : HALO + height]
+    columns = WINDOW[HALO] * padded[HALO : HALO + height]
     for tap in range(HALO):
         pair = padded[tap : tap + height] + padded[2 * HALO - tap : 2 * HALO - tap + height]
         pair *= WINDOW[tap]
-        down += pair
-    across = WINDOW[HALO] * down[:, HALO : HALO + width]
+        columns += pair
+    result = WINDOW[HALO] * columns[:, HALO : HALO + width]
     for tap in range(HALO):
-        pair = down[:, tap : tap + width] + down[:, 2 * HALO - tap : 2 * HALO - tap + width]
+        pair = columns[:, tap : tap + width] + columns[:, 2 * HALO - tap : 2 * HALO - tap + width]
         pair *= WINDOW[tap]
-        across += pair
-    return across
+        result += pair
+    return result
 
 
 def _block_features(blocks: NDArray[np.float32]) -> Floats:
     """18 features of each MSCN block: `[n, side, side]` -> `[n, 18]`."""
     shape, left, right = aggd(blocks)
-    found = [shape, (left + right) / 2]
-    beside = np.roll(blocks, 1, axis=2)  # neighbours across a block's edge are those of its other side
-    for one, other in ((blocks, beside), (blocks, _above(blocks)), (blocks, _above(beside)), (beside, _above(blocks))):
-        shape, left, right = aggd(one * other)
+    values = [shape, (left + right) / 2]
+    # the left, upper and upper left neighbour of each pixel; at a block's edge, the pixel of its opposite edge
+    west, north, northwest = np.roll(blocks, 1, 2), np.roll(blocks, 1, 1), np.roll(blocks, 1, (1, 2))
+    for a, b in ((blocks, west), (blocks, north), (blocks, northwest), (west, north)):
+        shape, left, right = aggd(a * b)
         mean = (right - left) * gamma(2 / shape) / gamma(1 / shape)
-        found += [shape, mean, left, right]
-    return np.stack(found, axis=1)
-
-
-def _above(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.roll(blocks, 1, axis=1)
+        values += [shape, mean, left, right]
+    return np.stack(values, axis=1)
 
 
 def aggd(values: NDArray[np.float32]) -> tuple[Floats, Floats, Floats]:
     """(shape, left and right scale), each `[n]`, of the AGGD that fits `[n, side, side]` by moments; NaN: no values."""
     flat = values.reshape(len(values), -1)
-    below = np.minimum(flat, 0)
+    negative = np.minimum(flat, 0)
     squares = np.einsum("ni,ni->n", flat, flat).astype(np.float64)
-    squares_below = np.einsum("ni,ni->n", below, below).astype(np.float64)
-    count_below = np.array([np.count_nonzero(block) for block in flat < 0])
-    count_above = np.array([np.count_nonzero(block) for block in flat > 0])
+    negative_squares = np.einsum("ni,ni->n", negative, negative).astype(np.float64)
+    negative_count = np.array([np.count_nonzero(block) for block in flat < 0])
+    positive_count = np.array([np.count_nonzero(block) for block in flat > 0])
     size = np.abs(flat).mean(axis=1).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        left = np.sqrt(squares_below / count_below)
-        right = np.sqrt((squares - squares_below) / count_above)
+        left = np.sqrt(negative_squares / negative_count)
+        right = np.sqrt((squares - negative_squares) / positive_count)
         skew = left / right
         ratio = size**2 / (squares / flat.shape[1])
         ratio *= (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2

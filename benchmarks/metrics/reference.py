@@ -1,8 +1,7 @@
 """The weight-free metrics of clips: one class per row of the registry's family "reference".
 
-A scorer holds no more than it needs to finish the folder; its constructor's arguments are the registry's `settings`.
-Videos are float [B, 3, F, H, W] in [-1, 1]. A batch may hold its clips as they are stored, in 8 bits: a metric then
-takes some of their frames at a time, `AT_ONCE` pixels, as floats.
+The constructor's arguments of a scorer are the registry's `settings`. Videos are float [B, 3, F, H, W] in [-1, 1]. A
+batch may have uint8 clips: a metric then converts some frames at a time to float, `PIXELS_PER_PART` pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 from benchmarks.metrics.implementation import Batch
 from benchmarks.metrics.mhd import round_trip
 
-AT_ONCE = 2**25  # pixels as floats, 400 MB: small clips are taken whole, as a mean over parts differs in its last bits
+PIXELS_PER_PART = 2**25  # 400 MB as floats; small clips stay whole, because a mean over parts differs in its last bits
 
 
 def frames_of(video: Tensor) -> Tensor:
@@ -28,23 +27,23 @@ def frames_of(video: Tensor) -> Tensor:
 
 
 def floats(video: Tensor) -> Tensor:
-    """Pixels in [-1, 1]: of uint8, u / 127.5 - 1, laid out alike (`pw.io.video.to_float`); floats as they are."""
+    """Convert uint8 to u / 127.5 - 1 in the same memory layout (`pw.io.video.to_float`); floats are unchanged."""
     return video.float().div_(127.5).sub_(1) if video.dtype == torch.uint8 else video
 
 
 def parts(*videos: Tensor, depth: int = 1) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-    """Clips of as many frames, as floats and some frames at a time: (number of the first, [B, 3, f, H, W] of each).
+    """Split clips of equal length into parts of f frames as floats: (first frame number, [B, 3, f, H, W] of each clip).
 
-    Any `depth` consecutive frames are together in one part: the first of them is in one only.
+    Parts overlap by depth - 1 frames, so that every `depth` consecutive frames are in exactly one part together.
     """
     b, _, f, h, w = videos[0].shape
-    span = max(1, AT_ONCE // (b * h * w))
+    span = max(1, PIXELS_PER_PART // (b * h * w))
     for start in range(0, f - depth + 1, span):
         yield start, tuple(floats(video[:, :, start : start + span + depth - 1]) for video in videos)
 
 
 def mean_over_parts(values: Sequence[tuple[Tensor, int]]) -> Tensor:
-    """Values [B] of parts of clips, each with its number of frames -> of the clips; one part's own as they are."""
+    """Mean of the values [B] of parts, weighted by their numbers of frames."""
     total = torch.stack([value.double() * frames for value, frames in values]).sum(0)
     return (total / sum(frames for _, frames in values)).to(values[0][0].dtype)
 
@@ -71,7 +70,7 @@ def gaussian_blur(frames: Tensor, sigma: float) -> Tensor:
 
 
 def residual(frames: Tensor, factor: int) -> Tensor:
-    """What is lost by reducing `factor` times (area) and enlarging again (bilinear): the high frequencies."""
+    """High frequencies: the frames minus themselves reduced `factor` times (area) and enlarged (bilinear)."""
     _, _, h, w = frames.shape
     small = resize(frames, max(1, h // factor), max(1, w // factor), "area")
     return frames - resize(small, h, w, "bilinear")
@@ -90,45 +89,45 @@ class RunningMean:
         return self.total / self.count
 
 
-def given(clip: Tensor | None) -> Tensor:
-    assert clip is not None, "the scorer is only made when its folders are there"
+def required(clip: Tensor | None) -> Tensor:
+    assert clip is not None, "a scorer is only constructed with its folders"
     return clip
 
 
-def check_same_size(a: Tensor, b: Tensor, metric: str, what: str) -> None:
+def check_same_size(a: Tensor, b: Tensor, metric: str, folder: str) -> None:
     if a.shape != b.shape:
         raise ValueError(
-            f"{metric} needs clips of {what}'s size: (frames, height, width) is {tuple(a.shape[2:])} in the "
-            f"video, {tuple(b.shape[2:])} in {what}; render or crop both alike"
+            f"{metric} needs clips of {folder}'s size: (frames, height, width) is {tuple(a.shape[2:])} in the "
+            f"video, {tuple(b.shape[2:])} in {folder}; render or crop both alike"
         )
 
 
 def ratio_to(energy: float, reference: float) -> float:
-    """energy / reference; against a reference without any detail, NaN, which is no score."""
+    """energy / reference; NaN, which is no score, for a reference without detail."""
     return energy / reference if reference > 0 else math.nan
 
 
 def radial_power_spectrum(video: Tensor) -> Tensor:
     """Power by radial frequency of the Hann-windowed mean of R, G and B, averaged over angle and frames.
 
-    Returns [B, R + 1] with R = min(H, W) // 2: bin r is the frequency r / min(H, W) cycles/px, the corners of
-    the spectrum are in the last bin. Times the bins' sizes it sums to H W times the energy (Parseval).
+    Returns [B, R + 1] with R = min(H, W) // 2: bin r is the frequency r / min(H, W) cycles/px; the last bin includes
+    the corners of the spectrum. The sum over bins, weighted by their sizes, is H W times the energy (Parseval).
     """
     h, w = video.shape[-2:]
     window = torch.hann_window(h, periodic=False)[:, None] * torch.hann_window(w, periodic=False)
     bins, sizes = radial_bins(h, w)
-    found = []
+    spectra = []
     for _, (part,) in parts(video):
         grey = frames_of(part).mean(1)
         grey = (grey - grey.mean((1, 2), keepdim=True)) * window
         power = torch.fft.fft2(grey).abs().square().flatten(1)
         total = torch.zeros(len(grey), len(sizes), dtype=power.dtype).index_add_(1, bins, power)
-        found.append((total / sizes).reshape(len(part), -1, len(sizes)))
-    return torch.cat(found, 1).mean(1)
+        spectra.append((total / sizes).reshape(len(part), -1, len(sizes)))
+    return torch.cat(spectra, 1).mean(1)
 
 
 def radial_bins(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The radial bin of every coefficient of fft2 [H W], and how many coefficients a bin holds [R + 1]."""
+    """The radial bin of every coefficient of fft2, [H W], and the number of coefficients per bin, [R + 1]."""
     side = min(height, width)
     fy, fx = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
     radius = (fy[:, None].square() + fx.square()).sqrt() * side
@@ -140,7 +139,7 @@ def radial_bins(height: int, width: int) -> tuple[Tensor, Tensor]:
 class PowerSpectrumDistance:
     """Rms over radial frequencies (without the mean) of 10 log10(mean power / real's mean power), in dB.
 
-    Powers below that of rounding to `round_off_bits` bits are not told apart.
+    The power of rounding to `round_off_bits` bits is added to both, so that differences below it do not count.
     """
 
     round_off_bits: int
@@ -149,7 +148,7 @@ class PowerSpectrumDistance:
     floor: float = 0.0
 
     def add(self, batch: Batch) -> None:
-        real = given(batch.real)
+        real = required(batch.real)
         check_same_size(batch.video, real, "psd", "real")
         if self.power is None or self.real_power is None:
             h, w = batch.video.shape[-2:]
@@ -164,7 +163,7 @@ class PowerSpectrumDistance:
         self.real_power += radial_power_spectrum(real).double().sum(0)
 
     def result(self) -> float:
-        ratio = (given(self.power)[1:] + self.floor) / (given(self.real_power)[1:] + self.floor)
+        ratio = (required(self.power)[1:] + self.floor) / (required(self.real_power)[1:] + self.floor)
         return float((10 * ratio.log10()).square().mean().sqrt())
 
 
@@ -183,8 +182,8 @@ def wasserstein_1d(a: Tensor, b: Tensor) -> Tensor:
     """Mean |quantile difference| of the columns of a [n, P] and b [m, P]: [P]."""
     a, b = _sorted_columns(a), _sorted_columns(b)
     if len(a) != len(b):
-        at = (torch.arange(max(len(a), len(b))) + 0.5) / max(len(a), len(b))
-        a, b = (x[(at * len(x)).long()] for x in (a, b))
+        positions = (torch.arange(max(len(a), len(b))) + 0.5) / max(len(a), len(b))
+        a, b = (x[(positions * len(x)).long()] for x in (a, b))
     return (a - b).abs().mean(0)
 
 
@@ -195,12 +194,12 @@ def _sorted_columns(x: Tensor) -> Tensor:
 
 @dataclass
 class SlicedWasserstein:
-    """Mean over levels and projections of the 1-D Wasserstein distance of patches to those of real.
+    """Mean over levels and projections of the 1-D Wasserstein distance between patches of the videos and of real.
 
-    Patches are patch x patch px over `frames` consecutive frames of a Laplacian pyramid's level, every
-    `stride` px, at most `patches` a clip and level (a seeded choice, the same for the n-th clip of any
-    folder); where a level or a clip is smaller than a patch, the patch is cut to it. Projections are random
-    unit vectors from `seed`. Values are in the units of the pixels, [-1, 1].
+    Patches are patch x patch px over `frames` consecutive frames of a level of a Laplacian pyramid, every `stride` px,
+    at most `patches` per clip and level (a seeded choice, the same for the n-th clip of any folder). If a level or a
+    clip is smaller, the patch is cropped to it. Projections are random unit vectors from `seed`. Values are in units of
+    the pixels, [-1, 1].
     """
 
     levels: int
@@ -210,41 +209,41 @@ class SlicedWasserstein:
     patches: int
     projections: int
     seed: int
-    seen: int = 0
-    ours: list[list[Tensor]] = field(default_factory=list)
-    reals: list[list[Tensor]] = field(default_factory=list)
+    clip_count: int = 0
+    video_patches: list[list[Tensor]] = field(default_factory=list)
+    real_patches: list[list[Tensor]] = field(default_factory=list)
 
     def add(self, batch: Batch) -> None:
-        real = given(batch.real)
+        real = required(batch.real)
         check_same_size(batch.video, real, "swd", "real")
-        self.ours.append(self._project(batch.video))
-        self.reals.append(self._project(real))
-        self.seen += len(real)
+        self.video_patches.append(self._project(batch.video))
+        self.real_patches.append(self._project(real))
+        self.clip_count += len(real)
 
     def result(self) -> float:
-        pairs = zip(zip(*self.ours, strict=True), zip(*self.reals, strict=True), strict=True)
-        levels = [wasserstein_1d(torch.cat(ours), torch.cat(reals)).mean() for ours, reals in pairs]
+        pairs = zip(zip(*self.video_patches, strict=True), zip(*self.real_patches, strict=True), strict=True)
+        levels = [wasserstein_1d(torch.cat(a), torch.cat(b)).mean() for a, b in pairs]
         return float(torch.stack(levels).mean())
 
     def _project(self, video: Tensor) -> list[Tensor]:
         """Projected patches of every level: [patches, projections] each."""
         depth = min(self.frames, video.shape[2])
-        picked: list[Tensor] = []
+        levels: list[Tensor] = []
         corners: list[Tensor] = []
         for start, (part,) in parts(video, depth=depth):
             bands = [band.unflatten(0, (len(part), -1)) for band in laplacian_pyramid(frames_of(part), self.levels)]
-            if not picked:
+            if not levels:
                 shapes = [self._patch(band, depth) for band in bands]
                 corners = [
                     self._corners(video.shape[2] - depth, band, shape)
                     for band, shape in zip(bands, shapes, strict=True)
                 ]
-                picked = [torch.empty(*at.shape[:2], *shape) for at, shape in zip(corners, shapes, strict=True)]
-            for band, at, patches in zip(bands, corners, picked, strict=True):
-                self._pick(band, start, at, patches)
+                levels = [torch.empty(*c.shape[:2], *shape) for c, shape in zip(corners, shapes, strict=True)]
+            for band, corner, patches in zip(bands, corners, levels, strict=True):
+                self._pick(band, start, corner, patches)
         return [
             patches.flatten(0, 1).flatten(1) @ self._directions(level, patches[0, 0].numel())
-            for level, patches in enumerate(picked)
+            for level, patches in enumerate(levels)
         ]
 
     def _patch(self, clips: Tensor, depth: int) -> tuple[int, int, int, int]:
@@ -258,22 +257,22 @@ class SlicedWasserstein:
         return directions.div_(directions.norm(dim=0))
 
     def _corners(self, last: int, clips: Tensor, patch: tuple[int, int, int, int]) -> Tensor:
-        """First frame, row and column of each clip's patches, [B, patches, 3]; `last` frame that one may begin with."""
+        """First frame, row and column of each clip's patches, [B, patches, 3]; last: the last possible first frame."""
         h, w = clips.shape[-2:]
         corners = torch.cartesian_prod(
             torch.arange(last + 1),
             torch.arange(0, h - patch[2] + 1, self.stride),
             torch.arange(0, w - patch[3] + 1, self.stride),
         )
-        return torch.stack([self._choose(corners, self.seen + n) for n in range(len(clips))])
+        return torch.stack([self._choose(corners, self.clip_count + n) for n in range(len(clips))])
 
     def _pick(self, clips: Tensor, start: int, corners: Tensor, patches: Tensor) -> None:
-        """Fill in the patches that begin in a part [B, f, C, H, W] of clips, which begins with frame `start`."""
+        """Copy into `patches` those that begin in a part [B, f, C, H, W] of the clips; start: its first frame."""
         _, depth, rows, columns = patches.shape[2:]
         windows = clips.unfold(1, depth, 1).unfold(3, rows, self.stride).unfold(4, columns, self.stride)
         t, y, x = corners.unbind(2)
         clip, number = ((t >= start) & (t < start + windows.shape[1])).nonzero(as_tuple=True)
-        t, y, x = (along[clip, number] for along in (t - start, y // self.stride, x // self.stride))
+        t, y, x = (index[clip, number] for index in (t - start, y // self.stride, x // self.stride))
         patches[clip, number] = windows[clip, t, :, y, x]
 
     def _choose(self, corners: Tensor, clip: int) -> Tensor:
@@ -286,7 +285,7 @@ class SlicedWasserstein:
 def mhd_mse(video: Tensor, ks: Sequence[int]) -> Tensor:
     """Mean over k of || v - R_k(v) ||^2 per pixel, on [0, 1]: [B]  (paper: Eqs. 9.9-9.10).
 
-    As `benchmarks.metrics.mhd` measures it of videos, in float64: the two agree but for the last digits of float32.
+    `benchmarks.metrics.mhd` computes the same for videos in float64; the two differ in the last digits of float32.
     """
     b, _, f, _, _ = video.shape
     total = torch.zeros(b)
@@ -299,7 +298,7 @@ def mhd_mse(video: Tensor, ks: Sequence[int]) -> Tensor:
 
 @dataclass
 class ClipMhd:
-    """Mean mHD-MSE of the folder's videos; their k are `ks_small` where a side is under `small_below` px."""
+    """Mean mHD-MSE of the folder's videos; k: `ks_small` if a side is below `small_below` px, else `ks_large`."""
 
     ks_small: Sequence[int]
     ks_large: Sequence[int]
@@ -326,7 +325,7 @@ class MhdRatio(ClipMhd):
 
     def add(self, batch: Batch) -> None:
         super().add(batch)
-        self.real_mean.add(self.values(given(batch.real)))
+        self.real_mean.add(self.values(required(batch.real)))
 
     def result(self) -> float:
         return ratio_to(self.mean.value(), self.real_mean.value())
@@ -339,7 +338,7 @@ class SolutionGap:
     mean: RunningMean = field(default_factory=RunningMean)
 
     def add(self, batch: Batch) -> Tensor:
-        solution = given(batch.solution)
+        solution = required(batch.solution)
         check_same_size(batch.video, solution, "solution_gap", "solution")
         values = mean_over_parts([
             ((video - other).square().flatten(1).mean(1), video.shape[2])
@@ -361,32 +360,32 @@ class SolutionGain:
     solution_energy: RunningMean = field(default_factory=RunningMean)
 
     def add(self, batch: Batch) -> None:
-        solution = given(batch.solution)
+        solution = required(batch.solution)
         check_same_size(batch.video, solution, "solution_gain", "solution")
         for video, energy in ((batch.video, self.energy), (solution, self.solution_energy)):
-            lost = [
+            energies = [
                 (per_video(residual(frames_of(part), self.factor).square(), len(part)), part.shape[2])
                 for _, (part,) in parts(video)
             ]
-            energy.add(mean_over_parts(lost))
+            energy.add(mean_over_parts(energies))
 
     def result(self) -> float:
         return ratio_to(self.energy.value(), self.solution_energy.value())
 
 
-def to_grid(frames: Tensor, like: tuple[int, int], sigma: float, factor: int) -> Tensor:
-    """Frames on the anchor's grid of a video of size `like`, `factor` times smaller than it.
+def to_grid(frames: Tensor, video_size: tuple[int, int], sigma: float, factor: int) -> Tensor:
+    """Resize frames to the anchor's grid, which is `factor` times smaller than the video.
 
-    Frames of the video's size are blurred (sigma px) and reduced by area. Others are structure clips, reduced already:
+    Frames of the video's size are blurred (sigma px) and reduced by area. Others are structure clips, already reduced:
     they are only resized, by area if larger than the grid, else bilinearly.
     """
-    height, width = max(1, like[0] // factor), max(1, like[1] // factor)
-    size = tuple(frames.shape[-2:])
-    if size == like:
+    height, width = max(1, video_size[0] // factor), max(1, video_size[1] // factor)
+    frame_size = tuple(frames.shape[-2:])
+    if frame_size == video_size:
         return resize(gaussian_blur(frames, sigma), height, width, "area")
-    if size == (height, width):
+    if frame_size == (height, width):
         return frames
-    return resize(frames, height, width, "area" if size[0] >= height and size[1] >= width else "bilinear")
+    return resize(frames, height, width, "area" if frame_size[0] >= height and frame_size[1] >= width else "bilinear")
 
 
 @dataclass
@@ -398,7 +397,7 @@ class AnchorFidelity:
     mean: RunningMean = field(default_factory=RunningMean)
 
     def add(self, batch: Batch) -> Tensor:
-        structure = given(batch.structure)
+        structure = required(batch.structure)
         if structure.shape[2] != batch.video.shape[2]:
             raise ValueError(
                 f"anchor_fidelity needs as many frames in structure as in the video: {structure.shape[2]} "
@@ -413,8 +412,8 @@ class AnchorFidelity:
         return values
 
     def _difference(self, video: Tensor, structure: Tensor, size: tuple[int, int]) -> Tensor:
-        ours, theirs = (to_grid(frames_of(clips), size, self.sigma, self.factor) for clips in (video, structure))
-        return per_video((ours - theirs).square(), len(video))
+        a, b = (to_grid(frames_of(clips), size, self.sigma, self.factor) for clips in (video, structure))
+        return per_video((a - b).square(), len(video))
 
     def result(self) -> float:
         return self.mean.value()

@@ -1,12 +1,12 @@
-"""VBench, measured by its own code in an environment of its own; this side asks, watches and checks.
+"""VBench: runs VBench's own code in a worker process, reads its journal and checks its result.
 
-VBench 0.1.5 wants torch 2.5 and transformers 4.33, so it runs in `.venv-vbench` (`make vbench-env`; PW_VBENCH_PYTHON
-names another interpreter) as the process `benchmarks/measure/vbench_worker.py`, whose docstring is the contract. Its
-weights lie where `make weights what=metrics args="only=vbench"` puts them. Nothing is downloaded unless
-PW_VBENCH_DOWNLOAD=1. A worker that is silent for PW_VBENCH_TIMEOUT seconds (3600) is ended.
+VBench 0.1.5 requires torch 2.5 and transformers 4.33, so it runs in `.venv-vbench` (`make vbench-env`; PW_VBENCH_PYTHON
+names another interpreter) as the process `benchmarks/measure/vbench_worker.py`, whose docstring defines the contract.
+`make weights what=metrics args="only=vbench"` fetches its weights. Nothing is downloaded unless PW_VBENCH_DOWNLOAD=1. A
+worker without output for PW_VBENCH_TIMEOUT seconds (3600) is killed.
 
-Values are VBench's per-video results in [0, 1]. Their mean over videos differs from VBench's own aggregate where that
-counts frames rather than videos (subject and background consistency), if videos differ in length.
+Values are VBench's per-video results in [0, 1]. For videos of different lengths their mean differs from VBench's own
+aggregate of the dimensions that average over frames instead of videos (subject and background consistency).
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from pw.io.files import sha256
 from pw.io.paths import ROOT
 
 WORKER = ROOT / "benchmarks" / "measure" / "vbench_worker.py"
-LARGEST = 2  # cosines may be a little below 0, and LAION's predictor above 10: this finds another scale, and NaN
+LARGEST = 2  # bound of |value|: cosines may be below 0 and LAION's predictor above 10; detects a wrong scale, and NaN
 MODES = ("custom_input", "vbench_standard", "long_custom_input", "long_vbench_standard")
 PREPROCESSING = ("longer", "shorter", "shorter_centercrop", "None")
 SAMPLES = 5  # videos per prompt in VBench's protocol
-Done = Callable[[Path, Mapping[str, float]], None]
+OnVideo = Callable[[Path, Mapping[str, float]], None]
 
 
 def available(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Dimension -> what it lacks and how to get it. Raises ValueError for a setting that makes no sense."""
-    for key, known in (("mode", MODES), ("imaging_quality_preprocessing_mode", PREPROCESSING)):
-        if settings[key] not in known:
-            raise ValueError(f"vbench.{key}={settings[key]}: one of {', '.join(known)}")
+    """Dimension -> what is missing and how to get it. Raises ValueError for an invalid setting."""
+    for key, choices in (("mode", MODES), ("imaging_quality_preprocessing_mode", PREPROCESSING)):
+        if settings[key] not in choices:
+            raise ValueError(f"vbench.{key}={settings[key]}: one of {', '.join(choices)}")
     python = interpreter()
     if not python.is_file():
-        given = "PW_VBENCH_PYTHON names it" if "PW_VBENCH_PYTHON" in os.environ else "`make vbench-env` makes it"
-        return dict.fromkeys(names, f"VBench's environment {python} is not there: {given}")
-    lacking = {name: _lacks(name, settings["mode"], python) for name in names}
-    return {name: why for name, why in lacking.items() if why}
+        hint = "PW_VBENCH_PYTHON names it" if "PW_VBENCH_PYTHON" in os.environ else "`make vbench-env` makes it"
+        return dict.fromkeys(names, f"VBench's environment {python} is not there: {hint}")
+    reasons = {name: _missing(name, settings["mode"], python) for name in names}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def score_videos(
@@ -56,41 +56,41 @@ def score_videos(
     names: Sequence[str],
     settings: Mapping[str, Any],
     device: str,
-    done: Done,
+    on_video: OnVideo,
     *,
     worker: Path = WORKER,
 ) -> dict[str, str]:
-    """Measure dimensions of VBench on videos; returns dimension -> why it, or some of its videos, have no value.
+    """Measure dimensions of VBench; returns dimension -> why it, or some of its videos, have no value.
 
-    videos: named `{prompt}-{i}.mp4`. settings: the registry's. device: "cpu" or "cuda:1". done: called with a video's
-    values as soon as it has all that it can have. Raises: ValueError for a setting that makes no sense.
+    videos: named `{prompt}-{i}.mp4`. settings: the registry's. device: "cpu" or "cuda:1". on_video: called with the
+    values of a video as soon as they are complete. Raises: ValueError for an invalid setting.
     """
     missing = available(names, settings)
     names = [name for name in names if name not in missing]
     if settings["mode"].endswith("vbench_standard") and names:
         known = all_prompts()
-        strange = [v.name for v in videos if prompt_of(v.name) not in known]
-        if strange:
-            why = (
-                f"mode={settings['mode']}: {len(strange)} videos, such as {strange[0]!r}, are not named PROMPT-NUMBER "
+        unknown = [v.name for v in videos if prompt_of(v.name) not in known]
+        if unknown:
+            reason = (
+                f"mode={settings['mode']}: {len(unknown)} videos, such as {unknown[0]!r}, are not named PROMPT-NUMBER "
                 f"after one of VBench's {len(known)} prompts; mode=custom_input takes any name"
             )
-            return {**missing, **dict.fromkeys(names, why)}
-        due = {v: [name for name in names if name in known[prompt_of(v.name)]] for v in videos}
-        for video in [video for video in videos if not due[video]]:
-            done(video, {})
-        videos = [video for video in videos if due[video]]
-        names = [name for name in names if any(name in wanted for wanted in due.values())]
+            return {**missing, **dict.fromkeys(names, reason)}
+        dimensions = {v: [name for name in names if name in known[prompt_of(v.name)]] for v in videos}
+        for video in [video for video in videos if not dimensions[video]]:
+            on_video(video, {})
+        videos = [video for video in videos if dimensions[video]]
+        names = [name for name in names if any(name in names_of_video for names_of_video in dimensions.values())]
     if not names or not videos:
         return missing
     with tempfile.TemporaryDirectory(prefix="pw-vbench-") as work:
-        run = WorkerRun({str(path.absolute()): path for path in videos}, names, Path(work), done)
+        run = WorkerRun({str(path.absolute()): path for path in videos}, names, Path(work), on_video)
         request = {
             "schema": SCHEMA,
             "videos": list(run.videos),
             "dimensions": names,
             **{key: settings[key] for key in ("mode", "imaging_quality_preprocessing_mode")},
-            # the string: torch.device("cuda") == "cuda" is False, and AMT would then not scale to the memory it has
+            # a string: torch.device("cuda") == "cuda" is False, and AMT would then not scale to the GPU's memory
             "device": device.partition(":")[0],
             "cache": str(cache()),
             "weights": {name: weights_of(name) for name in names},
@@ -103,7 +103,7 @@ def score_videos(
 
 
 def interpreter() -> Path:
-    """PW_VBENCH_PYTHON, or the one that `make vbench-env` makes."""
+    """The Python of VBench's environment: PW_VBENCH_PYTHON, or the one of `make vbench-env`."""
     return Path(os.environ.get("PW_VBENCH_PYTHON") or ROOT / ".venv-vbench" / "bin" / "python").expanduser()
 
 
@@ -113,41 +113,41 @@ def cache() -> Path:
 
 
 def weights_of(name: str) -> dict[str, str]:
-    """The weights of a dimension: file in VBench's folder -> what it is (vbench/utils.py, init_submodules)."""
+    """The weights of a dimension: file in VBench's folder -> description (vbench/utils.py, init_submodules)."""
     return {WEIGHTS[row].file: WEIGHTS[row].about.partition(":")[0] for row in lookup(name).weights}
 
 
 def digests(name: str) -> dict[str, str]:
-    """SHA-256 of the weights of a dimension that are there, by file."""
+    """File -> SHA-256 of a dimension's existing weights."""
     paths = {file: cache() / file for file in weights_of(name)}
     return {file: _sha256(path, path.stat().st_mtime_ns) for file, path in paths.items() if path.is_file()}
 
 
 def all_prompts() -> dict[str, tuple[str, ...]]:
-    """VBench's 944 prompts, in its order, with the dimensions measured on each. Raises ValueError without VBench."""
-    found = [path for folder in _packages(interpreter()) for path in folder.glob("vbench/VBench_full_info.json")]
-    if not found:
+    """VBench's 944 prompts in its order -> the dimensions measured on each. Raises ValueError without VBench."""
+    paths = [path for folder in _packages(interpreter()) for path in folder.glob("vbench/VBench_full_info.json")]
+    if not paths:
         raise ValueError(f"no VBench_full_info.json beside {interpreter()}: `make vbench-env` installs VBench")
     prompts: dict[str, tuple[str, ...]] = {}
-    for entry in json.loads(found[0].read_text(encoding="utf-8")):
-        before = prompts.get(entry["prompt_en"], ())
-        prompts[entry["prompt_en"]] = tuple(dict.fromkeys((*before, *entry["dimension"])))
+    for entry in json.loads(paths[0].read_text(encoding="utf-8")):
+        earlier = prompts.get(entry["prompt_en"], ())
+        prompts[entry["prompt_en"]] = tuple(dict.fromkeys((*earlier, *entry["dimension"])))
     return prompts
 
 
-def absent(names: Sequence[str], stems: Sequence[str]) -> dict[str, list[str]]:
-    """dimension -> the stems `{prompt}-{i}` of VBench's protocol that a folder lacks; VBench itself only warns."""
+def missing_stems(names: Sequence[str], stems: Sequence[str]) -> dict[str, list[str]]:
+    """Dimension -> the stems `{prompt}-{i}` of VBench's protocol that are not in `stems`; VBench itself only warns."""
     known = all_prompts()
-    wanted = {name: [prompt for prompt, dimensions in known.items() if name in dimensions] for name in names}
-    there = set(stems)
+    prompts_by_name = {name: [prompt for prompt, dimensions in known.items() if name in dimensions] for name in names}
+    existing = set(stems)
     return {
-        name: [stem for prompt in prompts for i in range(SAMPLES) if (stem := f"{prompt}-{i}") not in there]
-        for name, prompts in wanted.items()
+        name: [stem for prompt in prompts for i in range(SAMPLES) if (stem := f"{prompt}-{i}") not in existing]
+        for name, prompts in prompts_by_name.items()
     }
 
 
-def _lacks(name: str, mode: str, python: Path) -> str:
-    """What a dimension lacks, "" if nothing."""
+def _missing(name: str, mode: str, python: Path) -> str:
+    """What is missing for a dimension, "" if nothing."""
     if name in OF_PROMPTS and not mode.endswith("vbench_standard"):
         return f"{name} is measured on VBench's own prompts only: vbench.mode=vbench_standard"
     if name in GRIT and not any((folder / "detectron2").is_dir() for folder in _packages(python)):
@@ -158,8 +158,8 @@ def _lacks(name: str, mode: str, python: Path) -> str:
     files = {file: what for file, what in weights_of(name).items() if not (cache() / file).is_file()}
     if not files or _may_download():
         return ""
-    listed = "; ".join(f"{cache() / file} ({what})" for file, what in files.items())
-    return f'{name} lacks weights: {listed}; `make weights what=metrics args="only=vbench"` fetches them'
+    file_list = "; ".join(f"{cache() / file} ({what})" for file, what in files.items())
+    return f'{name} lacks weights: {file_list}; `make weights what=metrics args="only=vbench"` fetches them'
 
 
 def _may_download() -> bool:
@@ -167,64 +167,64 @@ def _may_download() -> bool:
 
 
 def _packages(python: Path) -> list[Path]:
-    """The site-packages of an environment, by its interpreter."""
+    """The site-packages folders of an interpreter's environment."""
     return sorted(python.absolute().parent.parent.glob("lib/python3.*/site-packages"))
 
 
 @functools.cache
-def _sha256(path: Path, changed: int) -> str:
-    """changed: the file's time of change, so that another file is read anew."""
+def _sha256(path: Path, mtime_ns: int) -> str:
+    """mtime_ns: part of the cache's key, so that a changed file is read again."""
     return sha256(path)
 
 
 # ---- the worker's process
 
 
-class _Broken(Exception):
-    """The worker did not keep to its contract; the message says how."""
+class _ContractError(Exception):
+    """The worker broke its contract; the message says how."""
 
 
 @dataclass
 class WorkerRun:
-    """One worker at work: what it was asked, and what it has said so far."""
+    """One run of the worker: its request, and its results so far."""
 
     videos: Mapping[str, Path]
     names: Sequence[str]
     work: Path
-    done: Done
+    on_video: OnVideo
     failed: dict[str, str] = field(default_factory=dict)
     errors: dict[str, dict[str, str]] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
-    began: bool = False
+    has_header: bool = False
 
     def __post_init__(self) -> None:
-        self.reported: dict[str, dict[str, float | None]] = {video: {} for video in self.videos}
+        self.journal_values: dict[str, dict[str, float | None]] = {video: {} for video in self.videos}
         self.out, self.log = self.work / "result.json", self.work / "worker.log"
         self.journal = Path(f"{self.out}.journal")
         self.journal.touch()
 
     def measure(self, request: Mapping[str, Any], device: str, worker: Path) -> dict[str, str]:
-        """Run the worker to its end. Returns dimension -> why it, or some of its videos, have no value."""
+        """Run the worker. Returns dimension -> why it, or some of its videos, have no value."""
         (self.work / "request.json").write_text(json.dumps(request), encoding="utf-8")
         try:
-            with self._started(worker, device) as process:
+            with self._worker_process(worker, device) as process:
                 self._follow(process)
             self._check_result(process.returncode)
-        except _Broken as error:
+        except _ContractError as error:
             names = [name for name in self.names if name not in self.failed]
-            why = dict.fromkeys(names, f"VBench's worker {error}")
+            reasons = dict.fromkeys(names, f"VBench's worker {error}")
             if names:
-                why[names[0]] += f"; the end of its log:\n{self._tail()}"
-            return {**self.failed, **why}
+                reasons[names[0]] += f"; the end of its log:\n{self._tail()}"
+            return {**self.failed, **reasons}
         for name, errors in self.errors.items():
-            video, why = next(iter(errors.items()))
-            text = f"{name} failed on {len(errors)} of {len(self.videos)} videos: {Path(video).name}: {why}"
+            video, reasons = next(iter(errors.items()))
+            text = f"{name} failed on {len(errors)} of {len(self.videos)} videos: {Path(video).name}: {reasons}"
             self.failed.setdefault(name, text)
         return self.failed
 
     @contextmanager
-    def _started(self, worker: Path, device: str) -> Generator[subprocess.Popen[bytes]]:
-        """The worker's process, in a group of its own so that what it starts ends with it."""
+    def _worker_process(self, worker: Path, device: str) -> Generator[subprocess.Popen[bytes]]:
+        """The worker's process, with its own process group, so that its children are killed with it."""
         command = [str(interpreter()), "-u", str(worker), str(self.work / "request.json")]
         with self.log.open("wb") as log:
             process = subprocess.Popen(
@@ -244,82 +244,82 @@ class WorkerRun:
             process.wait()
 
     def _follow(self, process: subprocess.Popen[bytes]) -> None:
-        """Take in the journal as it grows, until the worker ends. Raises _Broken if it is silent for too long."""
+        """Read the journal until the worker ends. Raises _ContractError after the timeout without a new line."""
         timeout = float(os.environ.get("PW_VBENCH_TIMEOUT") or 3600)
-        heard, rest = time.monotonic(), b""
+        last_message, rest = time.monotonic(), b""
         with self.journal.open("rb") as journal:
             while True:
-                ended = process.poll() is not None  # asked before reading: what it wrote last is read too
+                is_ended = process.poll() is not None  # before reading, so that the last lines are read, too
                 *lines, rest = (rest + journal.read()).split(b"\n")
                 for line in lines:
-                    heard = time.monotonic()
-                    self._take(line)
-                if ended:
+                    last_message = time.monotonic()
+                    self._handle_line(line)
+                if is_ended:
                     return
-                if time.monotonic() - heard > timeout:
-                    raise _Broken(f"said nothing for {timeout:.0f} s (PW_VBENCH_TIMEOUT) and was ended")
+                if time.monotonic() - last_message > timeout:
+                    raise _ContractError(f"said nothing for {timeout:.0f} s (PW_VBENCH_TIMEOUT) and was ended")
                 time.sleep(0.1)
 
-    def _take(self, line: bytes) -> None:
-        """One line of the journal. Raises _Broken if it makes no sense."""
+    def _handle_line(self, line: bytes) -> None:
+        """Handle one line of the journal. Raises _ContractError for an invalid line."""
         try:
-            said = json.loads(line)
-            if not self.began:
-                if said["schema"] != SCHEMA:
-                    raise _Broken(f"writes schema {said['schema']}, {SCHEMA} is understood")
-                self.began = True
+            message = json.loads(line)
+            if not self.has_header:
+                if message["schema"] != SCHEMA:
+                    raise _ContractError(f"writes schema {message['schema']}, {SCHEMA} is understood")
+                self.has_header = True
                 return
-            name = said["dimension"]
+            name = message["dimension"]
             if name not in self.names:
-                raise _Broken(f"writes of {name}, which was not asked for")
-            if "failed" in said:
-                self.failed[name] = str(said["failed"])
-                waiting = list(self.videos)
+                raise _ContractError(f"writes of {name}, which was not asked for")
+            if "failed" in message:
+                self.failed[name] = str(message["failed"])
+                videos = list(self.videos)
             else:
-                self._take_value(name, said)
-                waiting = [said["video"]]
+                self._handle_value(name, message)
+                videos = [message["video"]]
         except (ValueError, TypeError, KeyError) as error:
-            raise _Broken(f"writes nonsense: {line[:200].decode(errors='replace')}") from error
-        for video in waiting:
+            raise _ContractError(f"writes nonsense: {line[:200].decode(errors='replace')}") from error
+        for video in videos:
             self._finish(video)
 
-    def _take_value(self, name: str, said: Mapping[str, Any]) -> None:
-        video, value = said["video"], said["value"]
+    def _handle_value(self, name: str, message: Mapping[str, Any]) -> None:
+        video, value = message["video"], message["value"]
         if video not in self.videos:
-            raise _Broken(f"writes of {video}, which was not asked for")
+            raise _ContractError(f"writes of {video}, which was not asked for")
         if value is not None and not abs(value) <= LARGEST:
-            raise _Broken(f"gives {Path(video).name} a {name} of {value}, which no value of VBench is")
-        if value is None and said["error"]:
-            self.errors.setdefault(name, {})[video] = str(said["why"])
-        self.reported[video][name] = value
+            raise _ContractError(f"gives {Path(video).name} a {name} of {value}, which no value of VBench is")
+        if value is None and message["error"]:
+            self.errors.setdefault(name, {})[video] = str(message["why"])
+        self.journal_values[video][name] = value
 
     def _finish(self, video: str) -> None:
-        """Hand a video's values on, once, when all that it can have are there."""
-        values = self.reported[video]
+        """Call `on_video` once, as soon as a video has a value or a failure for every dimension."""
+        values = self.journal_values[video]
         if video not in self.finished and all(name in values or name in self.failed for name in self.names):
             self.finished.add(video)
-            self.done(self.videos[video], {name: value for name, value in values.items() if value is not None})
+            self.on_video(self.videos[video], {name: value for name, value in values.items() if value is not None})
 
     def _check_result(self, status: int) -> None:
-        """Raises _Broken unless the worker ended well and its result holds what its journal held."""
+        """Raises _ContractError unless the exit status is 0 and the result equals the journal."""
         if status:
-            ended = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
-            raise _Broken(f"{ended} after {len(self.finished)} of {len(self.videos)} videos")
+            status_text = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
+            raise _ContractError(f"{status_text} after {len(self.finished)} of {len(self.videos)} videos")
         try:
             result = json.loads(self.out.read_text(encoding="utf-8"))
             if result["schema"] != SCHEMA:
-                raise _Broken(f"writes schema {result['schema']}, {SCHEMA} is understood")
+                raise _ContractError(f"writes schema {result['schema']}, {SCHEMA} is understood")
             results = {name: result["results"].get(name, {}).get("per_video", {}) for name in self.names}
         except FileNotFoundError:
-            raise _Broken("ended with exit status 0, but without a result") from None
+            raise _ContractError("ended with exit status 0, but without a result") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise _Broken(f"writes a result that makes no sense ({type(error).__name__}: {error})") from error
+            raise _ContractError(f"writes a result that makes no sense ({type(error).__name__}: {error})") from error
         for name in [name for name in self.names if name not in self.failed]:
-            journal = {video: values[name] for video, values in self.reported.items() if name in values}
+            journal = {video: values[name] for video, values in self.journal_values.items() if name in values}
             if len(journal) < len(self.videos):
-                raise _Broken(f"measured {name} on {len(journal)} of {len(self.videos)} videos only")
+                raise _ContractError(f"measured {name} on {len(journal)} of {len(self.videos)} videos only")
             if results[name] != {video: value for video, value in journal.items() if value is not None}:
-                raise _Broken(f"gives other values of {name} in its result than it gave on the way")
+                raise _ContractError(f"gives other values of {name} in its result than it gave on the way")
 
     def _tail(self) -> str:
         """The last lines of the worker's log, without the progress bars."""
@@ -329,9 +329,9 @@ class WorkerRun:
 
 
 def _environ(device: str) -> dict[str, str]:
-    """The worker's environment: nothing of ours on its path, and of the GPUs the one that it is to use."""
-    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    environ = {key: value for key, value in os.environ.items() if key not in ours}
+    """The worker's environment variables: without our Python path, and with only the requested GPU visible."""
+    excluded = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    environ = {key: value for key, value in os.environ.items() if key not in excluded}
     environ["PYTHONWARNINGS"] = "ignore"  # the log's last lines are what an error shows
     kind, _, index = device.partition(":")
     visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]

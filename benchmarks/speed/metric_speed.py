@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.measure.metric_weights import MissingWeights, find
 from benchmarks.metrics import lookup
-from benchmarks.metrics.implementation import Look, Scorer, scorer_of
+from benchmarks.metrics.implementation import FrameView, Scorer, scorer_of
 from pw.io.arguments import Command, number, option
 from pw.io.files import writable_file, write_json
 from pw.io.host import default_threads, usable_cores
@@ -110,7 +110,7 @@ def value_of(name: str, scorer: Scorer, frames: Frames) -> float:
     from pw.io.video import VideoInfo
 
     video = scorer.begin(VideoInfo(*frames.shape[:3], fps=24.0, codec="rawvideo"))
-    kept = [video.frame(Look(i, image)) for i, image in enumerate(frames) if video.wants(i)]
+    kept = [video.frame(FrameView(i, image)) for i, image in enumerate(frames) if video.wants(i)]
     return video.result(kept)[name]
 
 

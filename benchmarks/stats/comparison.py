@@ -96,21 +96,21 @@ class Comparison:
         }
 
 
-def compared_as(side: Direction) -> DiffOf:
-    """What `distance` gives for a metric of this direction."""
-    return "abs_log" if side == "one" else "value"
+def difference_kind(direction: Direction) -> DiffOf:
+    """What `distance` returns for a metric of this direction."""
+    return "abs_log" if direction == "one" else "value"
 
 
-def distance(value: float, side: Direction) -> float:
-    """The number that is compared: the value, or |ln value| where 1 is right; a ratio of 0 is infinitely far."""
-    if side != "one":
+def distance(value: float, direction: Direction) -> float:
+    """The number to compare: the value, or |ln value| for direction "one"; infinite for a ratio of 0."""
+    if direction != "one":
         return value
     return abs(math.log(value)) if value > 0 else math.inf
 
 
-def improves(diff: float, side: Direction) -> bool:
-    """Whether a difference of `distance` is for the better."""
-    return diff > 0 if side == "higher" else diff < 0
+def improves(diff: float, direction: Direction) -> bool:
+    """Whether a difference of `distance` is an improvement."""
+    return diff > 0 if direction == "higher" else diff < 0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -137,17 +137,17 @@ def gatekeep(p_values: Mapping[str, float], primary: str | None) -> dict[str, fl
     return {metric: gate if metric == primary else max(gate, adjusted[metric]) for metric in p_values}
 
 
-def judge(differences: Mapping[str, D], sides: Mapping[str, Direction], primary: str | None) -> dict[str, D]:
-    """One comparison's differences with p adjusted over all metrics that were tested, and the verdicts."""
-    judged = dict(differences)
+def judge(differences: Mapping[str, D], directions: Mapping[str, Direction], primary: str | None) -> dict[str, D]:
+    """The differences of one comparison with p adjusted over all tested metrics, and with verdicts."""
+    result = dict(differences)
     p_values = {metric: row.p for metric, row in differences.items() if row.p is not None}
     for metric, p in gatekeep(p_values, primary).items():
         row = differences[metric]
         verdict = row.verdict
         if p < 1 - LEVEL and row.diff is not None:
-            verdict = "better" if improves(row.diff, sides[metric]) else "worse"
-        judged[metric] = replace(row, p_adjusted=p, verdict=verdict)
-    return judged
+            verdict = "better" if improves(row.diff, directions[metric]) else "worse"
+        result[metric] = replace(row, p_adjusted=p, verdict=verdict)
+    return result
 
 
 def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -161,7 +161,7 @@ def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     n = differences.shape[-1]
     mean = differences.mean(-1)
     error = differences.std(-1, ddof=1) / math.sqrt(n)
-    # Equal differences up to rounding: their spread is rounding, not evidence.
+    # The spread of differences that are equal up to rounding is rounding error, so it counts as 0.
     error = np.where(error <= 1e-14 * np.abs(differences).max(-1), 0.0, error)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(mean == 0, 0.0, np.abs(mean) / error)
@@ -195,43 +195,44 @@ def compare(
     Raises: ValueError for a metric that is not in the registry.
     """
     metrics = list(dict.fromkeys(m for seeds in scores.values() for row in seeds.values() for m in row))
-    sides = {m: lookup(m).direction for m in metrics}
+    directions = {m: lookup(m).direction for m in metrics}
     values = {arm: {m: by_seed(scores[arm], m) for m in metrics} for arm in scores}
     arms = {
-        arm: {m: estimate(list(found.values())) for m, found in row.items() if found} for arm, row in values.items()
+        arm: {m: estimate(list(seed_values.values())) for m, seed_values in row.items() if seed_values}
+        for arm, row in values.items()
     }
-    others = {arm: above for above, arm in pairwise(scores)} if versus is None else versus
+    references = {arm: previous for previous, arm in pairwise(scores)} if versus is None else versus
     gate = primary if any(primary in row for row in arms.values()) else None
     differences: dict[str, dict[str, SeedDifference]] = {}
     for arm, a in values.items():
-        found, other = {}, others.get(arm)
+        rows, other = {}, references.get(arm)
         if other is not None and other != arm:
             b = values[other]
-            found = {m: _difference(a[m], b[m], side, other) for m, side in sides.items() if a[m] or b[m]}
-        differences[arm] = judge(found, sides, gate)
-    return Comparison(arms, differences, _best(values, sides, gate), gate)
+            rows = {m: _difference(a[m], b[m], d, other) for m, d in directions.items() if a[m] or b[m]}
+        differences[arm] = judge(rows, directions, gate)
+    return Comparison(arms, differences, _best(values, directions, gate), gate)
 
 
 def equivalence(
-    arm: Mapping[int, float], other: Mapping[int, float], side: Direction, margin: float, *, both: bool = True
+    arm: Mapping[int, float], other: Mapping[int, float], direction: Direction, margin: float, *, both: bool = True
 ) -> float | None:
     """p of the test that an arm is within `margin` of the other over their common seeds; None with fewer than two.
 
     Two one-sided paired t (Schuirmann 1987): at 5 % it rejects where the 90 % interval is inside the margin.
 
     arm, other: seed -> value. margin: share of the other's value (of 1 where the distance from 1 is compared).
-    both: False asks only that the arm is not worse by as much.
+    both: False tests only that the arm is not worse by more than the margin.
     """
     import numpy as np
 
-    a, b = pairs = _pairs(arm, other, side)
+    a, b = pairs = _pairs(arm, other, direction)
     if len(a) < 2 or not np.isfinite(pairs).all():
         return None
-    room = np.full_like(b, math.log1p(margin)) if side == "one" else margin * np.abs(b)
-    worse = b - a if side == "higher" else a - b
+    margins = np.full_like(b, math.log1p(margin)) if direction == "one" else margin * np.abs(b)
+    worse = b - a if direction == "higher" else a - b
     p_values = []
-    for short_of in (room - worse, room + worse) if both else (room - worse,):
-        mean, _, p = (float(x) for x in paired_t(short_of))
+    for slack in (margins - worse, margins + worse) if both else (margins - worse,):
+        mean, _, p = (float(x) for x in paired_t(slack))
         p_values.append(p / 2 if mean > 0 else 1 - p / 2)
     return max(p_values)
 
@@ -244,7 +245,7 @@ def order_as_in_paper(
     primary: str,
     metrics: Sequence[str] | None = None,
 ) -> Literal["yes", "no", "not resolved"]:
-    """Does our order of adjacent arms agree with the paper's?
+    """Whether our order of adjacent arms agrees with the paper's.
 
     "no" if any significant difference contradicts the paper, "yes" if every pair of neighbours that the paper
     orders differs significantly in the paper's direction on the primary metric, else "not resolved". The
@@ -254,7 +255,7 @@ def order_as_in_paper(
     directions: the paper's quality columns (no cost) -> direction.
     metrics: ours that may contradict; None takes all.
     """
-    agrees = []
+    agreements = []
     for arm, by_metric in comparison.differences.items():
         versus = next((d.versus for d in by_metric.values()), None)
         if versus is None or versus not in paper or arm not in paper:
@@ -262,26 +263,26 @@ def order_as_in_paper(
         step = _paper_step(paper[versus], paper[arm], directions)
         if step is None:
             continue
-        seen = {m: d.verdict for m, d in by_metric.items() if metrics is None or m in metrics or m == primary}
-        if ("worse" if step == "better" else "better") in seen.values():
+        verdicts = {m: d.verdict for m, d in by_metric.items() if metrics is None or m in metrics or m == primary}
+        if ("worse" if step == "better" else "better") in verdicts.values():
             return "no"
-        agrees.append(seen.get(primary) == step)
-    return "yes" if agrees and all(agrees) else "not resolved"
+        agreements.append(verdicts.get(primary) == step)
+    return "yes" if agreements and all(agreements) else "not resolved"
 
 
 def by_seed(seeds: Mapping[int, Mapping[str, float | None]], metric: str) -> dict[int, float]:
-    """seed -> value of one metric, of the seeds that have one."""
-    found = ((seed, row.get(metric)) for seed, row in seeds.items())
-    return {seed: float(value) for seed, value in found if value is not None and math.isfinite(value)}
+    """Seed -> value of one metric, for the seeds with a value."""
+    values = ((seed, row.get(metric)) for seed, row in seeds.items())
+    return {seed: float(value) for seed, value in values if value is not None and math.isfinite(value)}
 
 
-def _difference(a: Mapping[int, float], b: Mapping[int, float], side: Direction, versus: str) -> SeedDifference:
+def _difference(a: Mapping[int, float], b: Mapping[int, float], direction: Direction, versus: str) -> SeedDifference:
     """a - b over their common seeds, p not yet adjusted for the other metrics."""
     import numpy as np
 
-    pairs = _pairs(a, b, side)
+    pairs = _pairs(a, b, direction)
     n = pairs.shape[1]
-    unresolved = SeedDifference(None, None, None, None, None, "not resolved", compared_as(side), n, versus)
+    unresolved = SeedDifference(None, None, None, None, None, "not resolved", difference_kind(direction), n, versus)
     if n == 0 or not np.isfinite(pairs).all():
         return unresolved
     deltas = pairs[0] - pairs[1]
@@ -291,43 +292,42 @@ def _difference(a: Mapping[int, float], b: Mapping[int, float], side: Direction,
     return replace(unresolved, diff=mean, low=mean - half, high=mean + half, p=p, verdict="no difference shown")
 
 
-def _pairs(a: Mapping[int, float], b: Mapping[int, float], side: Direction) -> np.ndarray:
-    """[2, n]: what is compared of both, over their n common seeds."""
+def _pairs(a: Mapping[int, float], b: Mapping[int, float], direction: Direction) -> np.ndarray:
+    """[2, n]: `distance` of both over their n common seeds."""
     import numpy as np
 
-    return np.array([[distance(values[seed], side) for seed in sorted(a.keys() & b.keys())] for values in (a, b)])
+    return np.array([[distance(values[seed], direction) for seed in sorted(a.keys() & b.keys())] for values in (a, b)])
 
 
 def _best(
-    values: Mapping[str, Mapping[str, Mapping[int, float]]], sides: Mapping[str, Direction], primary: str | None
+    values: Mapping[str, Mapping[str, Mapping[int, float]]], directions: Mapping[str, Direction], primary: str | None
 ) -> dict[str, str | None]:
     """Per metric the arm that is significantly better than every other one.
 
-    Intersection-union: its p is the largest of its paired tests against the others; over the metrics as `gatekeep` has
-    it.
+    Intersection-union: its p is the largest of its paired tests against the others, adjusted by `gatekeep`.
     """
-    winners = {m: _winner({arm: v[m] for arm, v in values.items() if v[m]}, side) for m, side in sides.items()}
+    winners = {m: _winner({arm: v[m] for arm, v in values.items() if v[m]}, d) for m, d in directions.items()}
     adjusted = gatekeep({m: p for m, (_, p) in winners.items()}, primary)
     return {m: arm if adjusted[m] < 1 - LEVEL else None for m, (arm, _) in winners.items()}
 
 
-def _winner(arms: Mapping[str, Mapping[int, float]], side: Direction) -> tuple[str | None, float]:
+def _winner(arms: Mapping[str, Mapping[int, float]], direction: Direction) -> tuple[str | None, float]:
     """The arm ahead of all others and the largest p of its tests; (None, 1) if there is none."""
     for arm, values in arms.items():
-        tests = [_difference(values, other, side, name) for name, other in arms.items() if name != arm]
-        ahead = [d.p for d in tests if d.p is not None and d.diff is not None and improves(d.diff, side)]
-        if tests and len(ahead) == len(tests):
-            return arm, max(ahead)
+        tests = [_difference(values, other, direction, name) for name, other in arms.items() if name != arm]
+        p_values = [d.p for d in tests if d.p is not None and d.diff is not None and improves(d.diff, direction)]
+        if tests and len(p_values) == len(tests):
+            return arm, max(p_values)
     return None, 1.0
 
 
 def _paper_step(
     before: Mapping[str, float], after: Mapping[str, float], directions: Mapping[str, Direction]
 ) -> Literal["better", "worse"] | None:
-    """What the paper's quality columns say of a step between rows; None where they disagree or tie."""
+    """The direction of a step between rows in the paper's quality columns; None if they disagree or tie."""
     steps = {
-        improves(after[c] - before[c], side)
-        for c, side in directions.items()
+        improves(after[c] - before[c], direction)
+        for c, direction in directions.items()
         if c in before and c in after and after[c] != before[c]
     }
     if len(steps) != 1:

@@ -227,7 +227,7 @@ def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path 
     return {
         "out": outputs / "scores" / digest([about, metrics, run.sampling.solved]),
         **folders,
-        "solved": run.sampling.solved,
+        "n_solutions": run.sampling.solved,
         "metrics": metrics,
         "contract": contract,
     }

@@ -93,7 +93,7 @@ def compare_sides(options: CompareOptions) -> dict[str, Any]:
         "primary": primary,
         "config": config_difference(*next(iter(pairs.values()))),
         "metrics": rows,
-        "measured_by": next(iter(scores["a"].values())).depends,
+        "measured_by": next(iter(scores["a"].values())).dependencies,
         "left_out": left_out,
         "notes": notes,
     }
@@ -114,8 +114,8 @@ def _paired_folders(a: Side, b: Side) -> dict[int, tuple[Folder, Folder]]:
 
 def _contract(scored: Scores) -> dict[str, Any]:
     """What must agree: protocols, settings and weights, and in a seed the clips that videos are measured against."""
-    of_metrics = {name: {k: v for k, v in row.items() if k != "clips"} for name, row in scored.depends.items()}
-    clips = [row["clips"] for row in scored.depends.values() if "clips" in row]
+    of_metrics = {name: {k: v for k, v in row.items() if k != "clips"} for name, row in scored.dependencies.items()}
+    clips = [row["clips"] for row in scored.dependencies.values() if "clips" in row]
     return {"metrics": of_metrics, **({"clips": clips[0]} if clips else {})}
 
 
@@ -135,10 +135,11 @@ def _over_prompts(
         )
         as_json, primary = outcome.as_json(), outcome.primary
         rows, left_out = as_json["metrics"], as_json["left_out"]
-    for name in a.whole:
-        if name in b.whole:
+    for name in a.set_values:
+        if name in b.set_values:
             untested = dict.fromkeys(("low", "high", "p", "p_adjusted")) | {"verdict": "not resolved"}
-            rows[name] = {"a": a.whole[name], "b": b.whole[name], "diff": b.whole[name] - a.whole[name], **untested}
+            values = {"a": a.set_values[name], "b": b.set_values[name]}
+            rows[name] = {**values, "diff": values["b"] - values["a"], **untested}
             rows[name] |= {"reason": "of the set: needs seeds", "diff_of": "value"}
     return rows, left_out, primary
 
@@ -153,7 +154,7 @@ def _over_seeds(
         b = scores["b"][seed]
         left, right = _by_metric(a), _by_metric(b)
         for key, one in (("a", a), ("b", b)):
-            means[key][seed] = dict(one.whole)
+            means[key][seed] = dict(one.set_values)
         for name in left.keys() & right.keys():
             common = left[name].keys() & right[name].keys()
             for key, values in (("a", left[name]), ("b", right[name])):
@@ -180,7 +181,7 @@ def _over_seeds(
 def _by_metric(scored: Scores) -> dict[str, dict[str, float]]:
     """Metric -> video -> value, of the metrics that are not of the folder as a whole."""
     names = dict.fromkeys(name for row in scored.rows.values() for name in row if name != "frames")
-    return {name: scored.values(name) for name in names if name not in scored.whole}
+    return {name: scored.values(name) for name in names if name not in scored.set_values}
 
 
 def _primary(wanted: str | None, scored: Sequence[str]) -> str | None:
@@ -201,7 +202,7 @@ def _without_score(
     for name in names if options.metrics else ():
         if name in rows or any(re.search(rf"\b{name}\b", note) for note in notes):
             continue
-        sides = [k for k in "ab" if not all(one.values(name) or name in one.whole for one in scores[k].values())]
+        sides = [k for k in "ab" if not all(one.values(name) or name in one.set_values for one in scores[k].values())]
         files = {"a": options.a_scores, "b": options.b_scores}
         where = " and ".join(str(files[key] or key) for key in sides) or "the two together"
         missing.append(f"{name}: not compared, there is no score of it in {where}")

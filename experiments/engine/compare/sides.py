@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.measure.measurement import MeasureOptions, Scores, existing_folder, videos_of
 from benchmarks.measure.score import score_videos
-from benchmarks.metrics import GROUPS, METRICS, chosen, lookup
+from benchmarks.metrics import GROUPS, METRICS, lookup, metric_names
 from benchmarks.systems.generation_call import SETTINGS
 from experiments.engine.outcome.written import mark_of, read_written
 from pw.io.arguments import ConfigError, option
@@ -57,7 +57,7 @@ class CompareOptions:
     metrics: tuple[str, ...] = option(
         (),
         "the metrics; by default the reference metrics, or mhd_mse",
-        read=lambda text: tuple(chosen(filter(None, text.split(",")))),
+        read=lambda text: tuple(metric_names(filter(None, text.split(",")))),
     )
     primary: str | None = option(
         None, "the metric that is tested first and alone; by default psd, or the first", read=lambda t: lookup(t).name
@@ -239,7 +239,7 @@ def _read_scores(path: Path, names: Sequence[str]) -> Scores:
         keys = ("protocol", "settings", "weights", "clips")
         for name, row in about["metrics"].items():
             if name in wanted:
-                scores.depends[name] = {key: row[key] for key in keys if key in row}
+                scores.dependencies[name] = {key: row[key] for key in keys if key in row}
         scores.left_out = about.get("left_out", {})
     return scores
 
@@ -312,7 +312,7 @@ def scores_of_pair(
         for metric, videos in scored.not_measured.items():
             video, why = next(iter(videos.items()))
             notes.append(f"{key}: {metric} of {len(videos)} videos could not be measured, e.g. {video}: {why}")
-        if file and not scored.depends:
+        if file and not scored.dependencies:
             notes.append(f"{key}: {file} has no protocol file beside it, so how it was measured is not known")
         result.append(scored)
     lacking = [name for name in names if name not in both]

@@ -31,7 +31,7 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 from benchmarks import paper
-from benchmarks.metrics import METRICS, chosen, lookup
+from benchmarks.metrics import METRICS, lookup, metric_names
 from experiments.engine.ablation import names
 from experiments.engine.job import ASSUMED_FLOPS, SECONDS, Job, train_jobs
 from experiments.engine.outcome.written import NUMBER, SAMPLING, TRAINING, mark_of
@@ -198,7 +198,7 @@ def _ours(options: PowerOptions, plan: Plan) -> tuple[list[Known], list[str]]:
     """The ablation's own metrics, as far as their spread is measured, and notes on the others."""
     asked, primary = list(plan.ablation.metrics), plan.ablation.primary
     if options.metrics:
-        asked = [name for name in chosen(options.metrics) if name in asked or plan.ablation.paper is None]
+        asked = [name for name in metric_names(options.metrics) if name in asked or plan.ablation.paper is None]
     behind = sum(name != primary for name in asked)
     spreads, notes = measured(plan, asked)
     known = []
@@ -217,7 +217,7 @@ def _paper(
     table = paper.load(name)
     quality = table.quality()
     level = Level(options.alpha, options.power, max(1, len(quality)))
-    asked = chosen(options.metrics) if options.metrics else None
+    asked = metric_names(options.metrics) if options.metrics else None
     given = {name: float(sd) for name, sd in options.sd}
     known, notes, steps = [], [], []
     for column in quality:

@@ -37,14 +37,14 @@ def folders(tmp_path: Path) -> dict[str, Path]:
 
 
 def run(folders: dict[str, Path], out: Path, **changed: object) -> dict:
-    given = {
+    kwargs = {
         **folders,
-        "solved": None,
+        "n_solutions": None,
         "metrics": list(GROUPS["clips"]),
         "contract": {"scale": "tiny", "seed": 0},
         **changed,
     }
-    return score_folder(given.pop("videos"), out, **given)
+    return score_folder(kwargs.pop("videos"), out, **kwargs)
 
 
 def test_scores_are_those_of_the_clips_in_memory(folders: dict[str, Path], tmp_path: Path):
@@ -89,28 +89,29 @@ def test_a_metric_without_its_folder_is_absent(folders: dict[str, Path], tmp_pat
 
 def test_the_clip_hash_follows_the_real_pixels_not_the_arm(folders: dict[str, Path], tmp_path: Path):
     first = run(folders, tmp_path / "a")["contract"]["clips"]
-    again = run(folders, tmp_path / "b", videos=folder(tmp_path / "other", 4, seed=9))["contract"]["clips"]
+    second = run(folders, tmp_path / "b", videos=folder(tmp_path / "other", 4, seed=9))["contract"]["clips"]
     other = run(folders, tmp_path / "c", real=folder(tmp_path / "real2", 4, seed=8))["contract"]["clips"]
-    assert first == again
+    assert first == second
     assert first != other
 
 
 def test_the_batch_size_does_not_change_scores(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = run(folders, tmp_path / "a")["metrics"]
+    expected = run(folders, tmp_path / "a")["metrics"]
     monkeypatch.setattr(clips, "BATCH_PIXELS", 1)
-    assert run(folders, tmp_path / "b")["metrics"] == pytest.approx(whole, rel=1e-5)
+    assert run(folders, tmp_path / "b")["metrics"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_of_clips_that_fill_a_batch_one_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clips, "BATCH_PIXELS", 1)
-    monkeypatch.setattr(reference, "AT_ONCE", 1)
+    monkeypatch.setattr(reference, "PIXELS_PER_PART", 1)
     videos, real = (folder(tmp_path / name, 6, size=200, seed=i) for i, name in enumerate(("videos", "real")))
-    given = {"real": real, "structure": real, "solution": None, "solved": None, "metrics": ["mhd"], "contract": {}}
-    score_folder(videos, tmp_path / "warm", **given)
+    kwargs = {"real": real, "structure": real, "solution": None, "n_solutions": None}
+    kwargs |= {"metrics": ["mhd"], "contract": {}}
+    score_folder(videos, tmp_path / "warm", **kwargs)
     tracemalloc.start()
-    score_folder(videos, tmp_path / "out", **given)
+    score_folder(videos, tmp_path / "out", **kwargs)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3.5 * 3 * 200 * 200 * 3  # a video and its real clip, of which the one read last is there twice
@@ -128,7 +129,7 @@ def test_an_empty_folder_and_foreign_names_are_refused(folders: dict[str, Path],
 
 def test_a_gap_counts_as_many_solutions_as_asked_though_more_are_there(folders: dict[str, Path], tmp_path: Path):
     both = run(folders, tmp_path / "both")
-    first = run(folders, tmp_path / "first", solved=1)
+    first = run(folders, tmp_path / "first", n_solutions=1)
     assert both["n_videos"]["solution_gap"] == 2
     assert first["n_videos"]["solution_gap"] == 1
     rows = list(csv.DictReader((tmp_path / "both" / "scores.csv").open()))
@@ -162,7 +163,7 @@ def test_a_row_may_lack_a_metric(contracts: dict[str, dict[int, dict]]):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "named"),
+    ("path", "value", "message"),
     [
         (("scale",), "2k", "scale is 'tiny' in 'baseline' .* and '2k' in 'full'"),
         (("data",), "shards", "data is 'procedural'"),
@@ -172,13 +173,13 @@ def test_a_row_may_lack_a_metric(contracts: dict[str, dict[int, dict]]):
     ],
 )
 def test_a_mismatch_raises_and_names_key_and_rows(
-    contracts: dict[str, dict[int, dict]], path: tuple[str, ...], value: object, named: str
+    contracts: dict[str, dict[int, dict]], path: tuple[str, ...], value: object, message: str
 ):
-    where = contracts["full"][1] = copy.deepcopy(contracts["full"][1])
+    target = contracts["full"][1] = copy.deepcopy(contracts["full"][1])
     for key in path[:-1]:
-        where = where[key]
-    where[path[-1]] = value
-    with pytest.raises(ValueError, match=named):
+        target = target[key]
+    target[path[-1]] = value
+    with pytest.raises(ValueError, match=message):
         check_contracts(contracts)
 
 

@@ -55,7 +55,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
         self.identities: list[str | None] = []
         self.answers: dict[str, int | str] = {}
 
@@ -76,45 +76,45 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         pass
 
-    def answer(self, status: int, body: bytes = b"", sent: int | None = None, **headers: str) -> None:
+    def answer(self, status: int, body: bytes = b"", limit: int | None = None, **headers: str) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        self.wfile.write(body[:sent])
+        self.wfile.write(body[:limit])
 
     def do_GET(self) -> None:
-        wanted = self.headers["Range"]
-        self.server.asked.append((self.path, wanted))
+        range_header = self.headers["Range"]
+        self.server.requests.append((self.path, range_header))
         self.server.identities.append(self.headers["Authorization"])
-        how = self.server.answers.get(self.path)
+        behaviour = self.server.answers.get(self.path)
         body = CONTENT.get(self.path.rpartition("/")[2])
-        if isinstance(how, int) or body is None:
-            return self.answer(how if isinstance(how, int) else 404)
-        if how == "wants no token" and self.headers["Authorization"]:
+        if isinstance(behaviour, int) or body is None:
+            return self.answer(behaviour if isinstance(behaviour, int) else 404)
+        if behaviour == "wants no token" and self.headers["Authorization"]:
             return self.answer(401)
-        if how == "page":
+        if behaviour == "page":
             return self.answer(200, PAGE, Content_Type="text/html; charset=utf-8")
-        if how == "pointer":
+        if behaviour == "pointer":
             return self.answer(200, LFS)
-        if how == "other":
+        if behaviour == "other":
             body = body[::-1]
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and how != "no ranges" else 0
+        start = int(range_header.removeprefix("bytes=").rstrip("-")) if range_header and behaviour != "no ranges" else 0
         if start > len(body):
             return self.answer(416)
-        ranged = {"Content_Range": f"bytes {start}-{len(body) - 1}/{len(body)}"} if start else {}
-        if how in ("cut", "stall"):
-            self.answer(206 if start else 200, body[start:], max(0, 90_000 - start), **ranged)
+        range_headers = {"Content_Range": f"bytes {start}-{len(body) - 1}/{len(body)}"} if start else {}
+        if behaviour in ("cut", "stall"):
+            self.answer(206 if start else 200, body[start:], max(0, 90_000 - start), **range_headers)
             self.wfile.flush()
-            if how == "stall":
+            if behaviour == "stall":
                 time.sleep(3)
             self.close_connection = True
             return None
-        return self.answer(206 if start else 200, body[start:], **ranged)
+        return self.answer(206 if start else 200, body[start:], **range_headers)
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Server]:
+def shared_server() -> Iterator[Server]:
     server = Server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -122,11 +122,11 @@ def running() -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(running: Server) -> Server:
-    running.answers = {}
-    running.asked.clear()
-    running.identities.clear()
-    return running
+def server(shared_server: Server) -> Server:
+    shared_server.answers = {}
+    shared_server.requests.clear()
+    shared_server.identities.clear()
+    return shared_server
 
 
 @pytest.fixture
@@ -145,11 +145,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def row(
-    name: str, file: str, *sources: Web | HubFile, known: int = 64, size: bool = True, group: str = "metrics"
+    name: str, file: str, *sources: Web | HubFile, digits: int = 64, size: bool = True, group: str = "metrics"
 ) -> Weights:
     content = CONTENT[Path(file).name]
     return Weights(
-        name, file, sha256(content)[:known], "MIT", "…", len(content) if size else 0, sources, group or "metrics"
+        name, file, sha256(content)[:digits], "MIT", "…", len(content) if size else 0, sources, group or "metrics"
     )
 
 
@@ -157,14 +157,14 @@ def row(
 def rows(folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, Weights]:
     """Three files: a with a whole digest, b with 8 digits, c with none, and two sources; v is of VBench's."""
     base = server.address
-    found = {
+    weights = {
         "a": row("a", "one.pth", Web(f"{base}/one.pth")),
-        "b": row("b", "two.pth", Web(f"{base}/two.pth"), known=8),
-        "c": row("c", "three.pth", Web(f"{base}/x/three.pth"), Web(f"{base}/y/three.pth"), known=0, size=False),
+        "b": row("b", "two.pth", Web(f"{base}/two.pth"), digits=8),
+        "c": row("c", "three.pth", Web(f"{base}/x/three.pth"), Web(f"{base}/y/three.pth"), digits=0, size=False),
         "v": row("v", "some/one.pth", Web(f"{base}/v/one.pth"), group="vbench"),
     }
-    monkeypatch.setattr(metric_weights, "WEIGHTS", found)
-    return found
+    monkeypatch.setattr(metric_weights, "WEIGHTS", weights)
+    return weights
 
 
 def put(folder: Path, file: str, content: bytes | None = None) -> Path:
@@ -173,7 +173,7 @@ def put(folder: Path, file: str, content: bytes | None = None) -> Path:
     return folder / file
 
 
-def left(folder: Path) -> list[str]:
+def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
@@ -200,11 +200,11 @@ class TestRegistry:
         """pip's own settings say where: here a folder, so that no network is asked."""
         wheel = tmp_path / "index" / "tables-1.0-py3-none-any.whl"
         wheel.parent.mkdir()
-        with zipfile.ZipFile(wheel, "w") as made:
-            made.writestr("tables/one.npz", b"numbers")
-            made.writestr("tables-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tables\nVersion: 1.0\n")
-            made.writestr("tables-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n")
-            made.writestr("tables-1.0.dist-info/RECORD", "")
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("tables/one.npz", b"numbers")
+            archive.writestr("tables-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tables\nVersion: 1.0\n")
+            archive.writestr("tables-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n")
+            archive.writestr("tables-1.0.dist-info/RECORD", "")
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
         Packaged("tables==1.0", sha256(wheel.read_bytes()), "tables/one.npz").fill(tmp_path / "one.npz", 0)
@@ -275,7 +275,7 @@ class TestFind:
         folder.chmod(0o555)
         try:
             assert digest("a") == digest("a") == rows["a"].sha256
-            assert left(folder) == ["one.pth"]
+            assert files(folder) == ["one.pth"]
         finally:
             folder.chmod(0o755)
 
@@ -304,17 +304,17 @@ class TestFind:
     def test_takes_a_file_of_the_users_from_where_it_is(
         self, rows: dict[str, Weights], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        own = put(tmp_path / "own", "one.pth")
-        monkeypatch.setenv("PW_METRICS_A", str(own))
-        assert (find("a"), digest("a")) == (own, rows["a"].sha256)
-        put(own.parent, "one.pth", CONTENT["two.pth"])
+        user_file = put(tmp_path / "own", "one.pth")
+        monkeypatch.setenv("PW_METRICS_A", str(user_file))
+        assert (find("a"), digest("a")) == (user_file, rows["a"].sha256)
+        put(user_file.parent, "one.pth", CONTENT["two.pth"])
         with pytest.raises(WrongWeights, match=r"is not a's one\.pth"):
             find("a")
-        monkeypatch.setenv("PW_METRICS_C", str(own))
+        monkeypatch.setenv("PW_METRICS_C", str(user_file))
         assert digest("c") == sha256(CONTENT["two.pth"])
-        put(own.parent, "one.pth", CONTENT["three.pth"])
+        put(user_file.parent, "one.pth", CONTENT["three.pth"])
         assert digest("c") == sha256(CONTENT["three.pth"])
-        assert left(own.parent) == ["one.pth"]
+        assert files(user_file.parent) == ["one.pth"]
         monkeypatch.setenv("PW_METRICS_A", str(tmp_path / "none"))
         with pytest.raises(MissingWeights, match=r"PW_METRICS_A=.*none: no such file"):
             find("a")
@@ -336,7 +336,7 @@ class TestFetching:
         put(folder, "two.pth")
         put(folder, "one.pth", PAGE)
         assert main([]) == 0
-        assert server.asked == [("/one.pth", None), ("/x/three.pth", None)]
+        assert server.requests == [("/one.pth", None), ("/x/three.pth", None)]
         for name, file in (("a", "one.pth"), ("b", "two.pth"), ("c", "three.pth")):
             assert find(name).read_bytes() == CONTENT[file]
         out = capsys.readouterr().out
@@ -344,23 +344,23 @@ class TestFetching:
         assert "one.pth: a web page" in out
         assert f"sha256 {sha256(CONTENT['three.pth'])}, trusted on first use" in out
         notes = [f"{file}.sha256" for file in CONTENT]
-        assert left(folder) == sorted([".weights.lock", *CONTENT, *notes])
-        server.asked.clear()
+        assert files(folder) == sorted([".weights.lock", *CONTENT, *notes])
+        server.requests.clear()
         assert main([]) == 0
-        assert server.asked == []
+        assert server.requests == []
 
     def test_continues_within_a_call_and_in_a_later_one(
         self, rows: dict[str, Weights], folder: Path, server: Server, capsys: pytest.CaptureFixture[str]
     ) -> None:
         server.answers["/one.pth"] = "cut"
         assert main(["only=a"]) == 1
-        assert [wanted for _, wanted in server.asked] == [None, *["bytes=90000-"] * hub.TRIES]
+        assert [range_header for _, range_header in server.requests] == [None, *["bytes=90000-"] * hub.TRIES]
         assert "90.0 kB came and stay, call again to continue" in capsys.readouterr().err
         assert not (folder / "one.pth").exists()
         server.answers.clear()
-        server.asked.clear()
+        server.requests.clear()
         assert main(["only=a"]) == 0
-        assert server.asked == [("/one.pth", "bytes=90000-")]
+        assert server.requests == [("/one.pth", "bytes=90000-")]
         assert find("a").read_bytes() == CONTENT["one.pth"]
         assert not list(folder.glob("*.part"))
 
@@ -398,7 +398,7 @@ class TestFetching:
         assert find("c").read_bytes() == CONTENT["three.pth"]
 
     @pytest.mark.parametrize(
-        ("how", "words"),
+        ("behaviour", "words"),
         [
             (403, "answers 403 (forbidden)"),
             (404, "answers 404 (no such file)"),
@@ -414,17 +414,17 @@ class TestFetching:
         folder: Path,
         server: Server,
         capsys: pytest.CaptureFixture[str],
-        how: int | str,
+        behaviour: int | str,
         words: str,
     ) -> None:
-        server.answers["/one.pth"] = how
+        server.answers["/one.pth"] = behaviour
         assert main([]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: a: ")
         assert words in line
         assert f"{server.address}/one.pth" in line
-        hand = f"by hand: put the file at {folder}/one.pth (sha256 {rows['a'].sha256}, 200000 bytes)"
-        assert line.endswith(hand)
+        advice = f"by hand: put the file at {folder}/one.pth (sha256 {rows['a'].sha256}, 200000 bytes)"
+        assert line.endswith(advice)
         assert find("b")
         assert find("c")
         assert not list(folder.glob("*one.pth*"))
@@ -432,7 +432,7 @@ class TestFetching:
     def test_goes_on_to_the_next_source(self, rows: dict[str, Weights], server: Server) -> None:
         server.answers["/x/three.pth"] = 404
         assert main(["only=c"]) == 0
-        assert server.asked == [("/x/three.pth", None), ("/y/three.pth", None)]
+        assert server.requests == [("/x/three.pth", None), ("/y/three.pth", None)]
 
     def test_a_file_without_published_digest_may_not_change_upstream(
         self, rows: dict[str, Weights], folder: Path, server: Server, capsys: pytest.CaptureFixture[str]
@@ -447,18 +447,18 @@ class TestFetching:
 
     def test_vbenchs_come_only_when_asked_for(self, rows: dict[str, Weights], folder: Path, server: Server) -> None:
         assert main([]) == 0
-        assert ("/v/one.pth", None) not in server.asked
+        assert ("/v/one.pth", None) not in server.requests
         assert main(["only=vbench"]) == 0
         assert (folder / "vbench" / "some" / "one.pth").read_bytes() == CONTENT["one.pth"]
 
     def test_leaves_a_file_of_the_users_alone(
         self, rows: dict[str, Weights], tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        own = put(tmp_path / "own", "one.pth", CONTENT["two.pth"])
-        monkeypatch.setenv("PW_METRICS_A", str(own))
+        user_file = put(tmp_path / "own", "one.pth", CONTENT["two.pth"])
+        monkeypatch.setenv("PW_METRICS_A", str(user_file))
         assert main(["only=a"]) == 1
-        assert own.read_bytes() == CONTENT["two.pth"]
-        assert server.asked == []
+        assert user_file.read_bytes() == CONTENT["two.pth"]
+        assert server.requests == []
 
     def test_does_not_begin_what_does_not_fit(
         self,
@@ -472,7 +472,7 @@ class TestFetching:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(9, 9, 300_000))
         assert main([]) == 2
         assert f"error: PW_METRICS={folder}: needs 400.0 kB, 300.0 kB are free" in capsys.readouterr().err
-        assert server.asked == []
+        assert server.requests == []
 
     def test_a_dry_run_says_whence_and_does_nothing(
         self, rows: dict[str, Weights], folder: Path, server: Server, capsys: pytest.CaptureFixture[str]
@@ -481,7 +481,7 @@ class TestFetching:
         base = server.address
         assert f"  c  unknown  MIT  from {base}/x/three.pth, or {base}/y/three.pth\n" in capsys.readouterr().out
         assert not folder.exists()
-        assert server.asked == []
+        assert server.requests == []
 
 
 class TestMirror:
@@ -492,13 +492,13 @@ class TestMirror:
         put(tmp_path / "mirror", "three.pth", LFS)
         monkeypatch.setenv("PW_METRICS_MIRROR", str(tmp_path / "mirror"))
         assert main(["only=all"]) == 0
-        assert server.asked == [("/two.pth", None), ("/x/three.pth", None)]
-        assert left(tmp_path / "mirror") == ["one.pth", "three.pth"]
+        assert server.requests == [("/two.pth", None), ("/x/three.pth", None)]
+        assert files(tmp_path / "mirror") == ["one.pth", "three.pth"]
 
     def test_an_address_is_looked_at_first_and_may_lack_some(self, rows: dict[str, Weights], server: Server) -> None:
         server.answers["/mirror/two.pth"] = 404
         assert main(["only=a,b,v", f"mirror={server.address}/mirror/"]) == 0
-        assert [path for path, _ in server.asked] == [
+        assert [path for path, _ in server.requests] == [
             *("/mirror/one.pth", "/mirror/two.pth", "/two.pth", "/mirror/some/one.pth")
         ]
 
@@ -516,7 +516,7 @@ class TestMirror:
         assert find("a")
         assert "error: b: " in (err := capsys.readouterr().err)
         assert "HF_HUB_OFFLINE=1, so nothing is asked of the network" in err
-        assert server.asked == []
+        assert server.requests == []
 
     def test_offline_pip_is_not_asked_for_a_wheel_either(
         self, rows: dict[str, Weights], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -540,11 +540,11 @@ class TestSeveralProcesses:
             "metric_weights.WEIGHTS = {'h': row}\n"
             "sys.exit(metric_weights.main(sys.argv[1:]))"
         )
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
         return subprocess.Popen(
             [sys.executable, "-c", script, *words],
             env={
-                **kept,
+                **clean,
                 "PW_METRICS": str(folder),
                 "HF_ENDPOINT": server.address,
                 "HF_HOME": str(folder.parent / "hf"),
@@ -564,7 +564,7 @@ class TestSeveralProcesses:
         process = self.start(folder, server, HF_TOKEN="hf_expired")
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, ""), out
-        assert server.asked == [(address, None)] * 2
+        assert server.requests == [(address, None)] * 2
         assert server.identities == ["Bearer hf_expired", None]
         assert (folder / "one.pth").read_bytes() == CONTENT["one.pth"]
 
@@ -573,14 +573,14 @@ class TestSeveralProcesses:
         for process in processes:
             out, err = process.communicate(timeout=60)
             assert (process.returncode, err) == (0, ""), out
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
     def test_offline_it_ends_with_what_to_do(self, folder: Path, server: Server) -> None:
         process = self.start(folder, server, HF_HUB_OFFLINE="1")
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert err.startswith(f"error: h: deep/one.pth of some/models at {server.address}: HF_HUB_OFFLINE=1")
-        assert server.asked == []
+        assert server.requests == []
 
 
 class TestCommandLine:
@@ -609,7 +609,7 @@ class TestCommandLine:
         assert main(["verify=true"]) == 1
 
     @pytest.mark.parametrize(
-        ("word", "says"),
+        ("word", "message"),
         [
             ("only=lpips", "only=lpips: unknown; known: metrics, vbench, all, alexnet, niqe"),
             ("colour=red", "colour=red: there is no option colour; there are only, list, verify, mirror, dry_run"),
@@ -619,19 +619,19 @@ class TestCommandLine:
         ],
     )
     def test_wrong_arguments_end_in_one_line(
-        self, folder: Path, capsys: pytest.CaptureFixture[str], word: str, says: str
+        self, folder: Path, capsys: pytest.CaptureFixture[str], word: str, message: str
     ) -> None:
         assert main([word]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: {says}")
+        assert line.startswith(f"error: {message}")
 
     def test_looking_imports_neither_torch_nor_the_network(self, folder: Path) -> None:
         script = (
             "import sys; from benchmarks.measure.metric_weights import main\n"
             "main(['list=true']); print({'torch', 'huggingface_hub', 'httpx'} & set(sys.modules))"
         )
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert done.stdout.splitlines()[-1] == "set()"
+        process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert process.stdout.splitlines()[-1] == "set()"
 
     def test_a_note_that_is_no_note_is_ignored(self, rows: dict[str, Weights], folder: Path) -> None:
         put(folder, "one.pth")

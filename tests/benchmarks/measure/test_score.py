@@ -80,13 +80,13 @@ def test_a_row_per_video_and_a_protocol_beside_it(folder: Path, tmp_path: Path):
 
 def test_what_was_measured_is_not_measured_again(folder: Path, tmp_path: Path):
     first = score_videos(folder, ["mhd_mse"])
-    assert first.measured == 3
+    assert first.n_measured == 3
     encode(folder / "new-0.mp4", moving(seed=9))
     (folder / "a heron-0.mp4").rename(folder / "renamed-0.mp4")
-    again = score_videos(folder, ["mhd_mse"])
-    assert again.measured == 1
-    assert again.rows["renamed-0.mp4"] == first.rows["a heron-0.mp4"]
-    assert score_videos(folder, ["mhd_mse"], MeasureOptions(overrides=("mhd.reduction=sum",))).measured == 4
+    second = score_videos(folder, ["mhd_mse"])
+    assert second.n_measured == 1
+    assert second.rows["renamed-0.mp4"] == first.rows["a heron-0.mp4"]
+    assert score_videos(folder, ["mhd_mse"], MeasureOptions(overrides=("mhd.reduction=sum",))).n_measured == 4
 
 
 def test_another_setting_is_another_score_and_is_said(folder: Path, tmp_path: Path):
@@ -108,7 +108,7 @@ def test_broken_videos_are_named_counted_and_left_out(folder: Path, tmp_path: Pa
     assert set(table(out)) == {path.name for path in folder.glob("a heron*")} | set(WHOLE)
     about = protocol(out)
     assert set(about["left_out"]) == set(BROKEN)
-    assert all(name in why for name, why in about["left_out"].items())
+    assert all(name in reason for name, reason in about["left_out"].items())
     assert f"{len(BROKEN)} videos left out" in capsys.readouterr().out
     assert about["metrics"]["mhd_mse"]["n"] == 3 + len(WHOLE)
 
@@ -136,10 +136,10 @@ def test_a_real_video_that_cannot_be_read_leaves_its_metric_out_only(folder: Pat
     out = tmp_path / "s.csv"
     assert run(folder, "metrics=lpips", f"real={real}", f"out={out}") == 0
     assert protocol(out)["real"] == {"a heron-0.mp4": content_hash(real / "a heron-0.mp4")}
-    found = score_videos(folder, ["lpips", "mhd_mse"], MeasureOptions(real=real))
-    assert len(found.values("mhd_mse")) == 3
-    assert found.values("lpips") == {"a heron-0.mp4": 0.0}
-    assert set(found.not_measured["lpips"]) == {"a heron-1.mp4", "a heron-2.mp4"}
+    scores = score_videos(folder, ["lpips", "mhd_mse"], MeasureOptions(real=real))
+    assert len(scores.values("mhd_mse")) == 3
+    assert scores.values("lpips") == {"a heron-0.mp4": 0.0}
+    assert set(scores.not_measured["lpips"]) == {"a heron-1.mp4", "a heron-2.mp4"}
 
 
 STUB = """
@@ -174,8 +174,8 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for file in vbench.weights_of(name):
             (tmp_path / "vbench" / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "vbench" / file).write_bytes(b"weights")
-    stubbed = functools.partial(vbench.score_videos, worker=tmp_path / "worker.py")
-    monkeypatch.setattr(vbench, "score_videos", stubbed)
+    patched = functools.partial(vbench.score_videos, worker=tmp_path / "worker.py")
+    monkeypatch.setattr(vbench, "score_videos", patched)
 
 
 def test_what_depends_on_the_prompt_is_measured_again_under_another_name(folder: Path, worker: None):
@@ -183,9 +183,9 @@ def test_what_depends_on_the_prompt_is_measured_again_under_another_name(folder:
     first = score_videos(folder, names)
     assert first.values("overall_consistency")["a heron-0.mp4"] == 0.09
     (folder / "a heron-0.mp4").rename(folder / "a bat-0.mp4")
-    again = score_videos(folder, names)
-    assert again.values("overall_consistency")["a bat-0.mp4"] == 0.07
-    assert again.values("dynamic_degree")["a bat-0.mp4"] == 0.09  # of the pictures alone
+    second = score_videos(folder, names)
+    assert second.values("overall_consistency")["a bat-0.mp4"] == 0.07
+    assert second.values("dynamic_degree")["a bat-0.mp4"] == 0.09  # of the pictures alone
 
 
 def test_videos_of_vbenchs_protocol_that_are_not_there_are_said(
@@ -199,38 +199,38 @@ def test_videos_of_vbenchs_protocol_that_are_not_there_are_said(
     info.write_text(json.dumps([{"prompt_en": "a heron", "dimension": ["dynamic_degree"]}]))
     monkeypatch.setenv("PW_VBENCH_PYTHON", str(python))
     standard = ("vbench.mode=vbench_standard",)
-    found = score_videos(folder, ["dynamic_degree"], MeasureOptions(overrides=standard))
-    assert len(found.values("dynamic_degree")) == 3
-    assert "2 videos of VBench's protocol are not there, such as 'a heron-3'" in found.missing["dynamic_degree"]
+    scores = score_videos(folder, ["dynamic_degree"], MeasureOptions(overrides=standard))
+    assert len(scores.values("dynamic_degree")) == 3
+    assert "2 videos of VBench's protocol are not there, such as 'a heron-3'" in scores.missing["dynamic_degree"]
     with pytest.raises(BrokenVideo, match="2 videos of VBench's protocol"):
         score_videos(folder, ["dynamic_degree"], MeasureOptions(overrides=standard, strict=True))
 
 
 def test_strict_stops_at_a_video_that_the_worker_cannot_measure(folder: Path, worker: None):
     (folder / "a heron-1.mp4").rename(folder / "a fox-0.mp4")
-    found = score_videos(folder, ["dynamic_degree"])
-    assert set(found.values("dynamic_degree")) == {"a heron-0.mp4", "a heron-2.mp4"}
+    scores = score_videos(folder, ["dynamic_degree"])
+    assert set(scores.values("dynamic_degree")) == {"a heron-0.mp4", "a heron-2.mp4"}
     with pytest.raises(BrokenVideo, match="no fox"):
         score_videos(folder, ["dynamic_degree"], MeasureOptions(strict=True))
 
 
 def test_a_gpu_that_is_too_small_for_the_worker_is_said_with_what_would_do(folder: Path, worker: None):
     (folder / "a heron-1.mp4").rename(folder / "a whale-0.mp4")
-    found = score_videos(folder, ["dynamic_degree"])
-    assert set(found.values("dynamic_degree")) == {"a heron-0.mp4", "a heron-2.mp4"}
-    assert "CUDA out of memory; device=cpu" in found.missing["dynamic_degree"]
+    scores = score_videos(folder, ["dynamic_degree"])
+    assert set(scores.values("dynamic_degree")) == {"a heron-0.mp4", "a heron-2.mp4"}
+    assert "CUDA out of memory; device=cpu" in scores.missing["dynamic_degree"]
 
 
 def test_a_video_that_is_written_anew_while_it_waits_is_not_kept_under_its_old_content(folder: Path):
-    def write_anew(line: str) -> None:
+    def overwrite(line: str) -> None:
         if line.startswith("1/"):
             encode(folder / "a heron-2.mp4", moving(seed=7))
 
-    found = score_videos(folder, ["mhd_mse"], progress=write_anew)
-    assert set(found.values("mhd_mse")) == {"a heron-0.mp4", "a heron-1.mp4"}
-    assert "changed while it was measured" in found.left_out["a heron-2.mp4"]
+    scores = score_videos(folder, ["mhd_mse"], progress=overwrite)
+    assert set(scores.values("mhd_mse")) == {"a heron-0.mp4", "a heron-1.mp4"}
+    assert "changed while it was measured" in scores.left_out["a heron-2.mp4"]
     encode(folder / "a heron-2.mp4", moving(seed=2))  # as it was
-    assert score_videos(folder, ["mhd_mse"]).measured == 1
+    assert score_videos(folder, ["mhd_mse"]).n_measured == 1
 
 
 class Same:
@@ -244,8 +244,8 @@ class Same:
     def wants(self, index: int) -> bool:
         return True
 
-    def frame(self, look: Any) -> float:
-        return float(np.abs(look.image.astype(float) - look.real).max())
+    def frame(self, view: Any) -> float:
+        return float(np.abs(view.image.astype(float) - view.real).max())
 
     def result(self, frames: Any) -> dict[str, float]:
         return {"lpips": max(frames)}
@@ -258,27 +258,27 @@ class Large:
     held: what the step that fails had in its hands, by weak reference.
     """
 
-    fails_in: str
+    failing_step: str
     error: Callable[[], Exception]
-    held: list[weakref.ref] = field(default_factory=list)
+    tensors: list[weakref.ref] = field(default_factory=list)
     memory: int = 10**8
     small: bool = True
 
     def _step(self, name: str) -> None:
-        if name == self.fails_in and not self.small:
+        if name == self.failing_step and not self.small:
             tensor = np.zeros(1000)
-            self.held.append(weakref.ref(tensor))
+            self.tensors.append(weakref.ref(tensor))
             raise self.error()
 
     def begin(self, info: Any) -> Large:
-        made = replace(self, small=info.frames < 6)
-        made._step("begin")
-        return made
+        scorer = replace(self, small=info.frames < 6)
+        scorer._step("begin")
+        return scorer
 
     def wants(self, index: int) -> bool:
         return True
 
-    def frame(self, look: Any) -> float:
+    def frame(self, view: Any) -> float:
         self._step("frame")
         return 1.0
 
@@ -295,7 +295,7 @@ CUDA_FULL = functools.partial(
 
 
 @pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> Any:
+def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Puts a `Large` in NIQE's place; what it would load is there."""
 
     def place(large: Large) -> Large:
@@ -307,56 +307,56 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("step", ["begin", "frame", "result"])
-def test_a_gpu_that_is_full_leaves_out_the_metric_of_the_video_and_nothing_else(step: str, folder: Path, full: Any):
+def test_a_gpu_that_is_full_leaves_out_the_metric_of_the_video_and_nothing_else(step: str, folder: Path, install: Any):
     encode(folder / "a small one-0.mp4", moving(5))
-    large = full(Large(step, CUDA_FULL))
-    found = score_videos(folder, ["niqe", "mhd_mse"], MeasureOptions(threads=2))
-    assert len(found.values("mhd_mse")) == 4
-    assert found.values("niqe") == {"a small one-0.mp4": 5.0}
-    assert set(found.not_measured["niqe"]) == {f"a heron-{i}.mp4" for i in range(3)}
-    why = found.not_measured["niqe"]["a heron-0.mp4"]
-    assert "Tried to allocate 2.00 GiB" in why
-    assert "device=cpu" in why
-    assert "non-PyTorch" not in why
-    assert ("memory=101MB hands it one frame at a time" in why) == (step == "frame")
-    assert large.held
-    assert not any(array() is not None for array in large.held)  # no error in somebody's keeping holds it
+    large = install(Large(step, CUDA_FULL))
+    scores = score_videos(folder, ["niqe", "mhd_mse"], MeasureOptions(threads=2))
+    assert len(scores.values("mhd_mse")) == 4
+    assert scores.values("niqe") == {"a small one-0.mp4": 5.0}
+    assert set(scores.not_measured["niqe"]) == {f"a heron-{i}.mp4" for i in range(3)}
+    reason = scores.not_measured["niqe"]["a heron-0.mp4"]
+    assert "Tried to allocate 2.00 GiB" in reason
+    assert "device=cpu" in reason
+    assert "non-PyTorch" not in reason
+    assert ("memory=101MB hands it one frame at a time" in reason) == (step == "frame")
+    assert large.tensors
+    assert not any(array() is not None for array in large.tensors)  # no error in somebody's keeping holds it
 
 
-def test_strict_stops_where_memory_ran_out_and_says_what_would_do(folder: Path, full: Any, tmp_path: Path, capsys):
-    full(Large("frame", lambda: RuntimeError("CUDA error: out of memory")))
+def test_strict_stops_where_memory_ran_out_and_says_what_would_do(folder: Path, install: Any, tmp_path: Path, capsys):
+    install(Large("frame", lambda: RuntimeError("CUDA error: out of memory")))
     assert run(folder, "metrics=niqe", "strict=true", f"out={tmp_path / 's.csv'}") == 1
-    says = capsys.readouterr().err
-    assert "error: strict=true: a heron-0.mp4: niqe: CUDA error: out of memory; " in says
-    assert "device=cpu" in says
+    message = capsys.readouterr().err
+    assert "error: strict=true: a heron-0.mp4: niqe: CUDA error: out of memory; " in message
+    assert "device=cpu" in message
 
 
-def test_an_error_that_is_not_of_memory_is_not_taken_for_one(folder: Path, full: Any):
-    full(Large("frame", lambda: RuntimeError("a bug")))
+def test_an_error_that_is_not_of_memory_is_not_taken_for_one(folder: Path, install: Any):
+    install(Large("frame", lambda: RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         score_videos(folder, ["niqe"])
 
 
-def test_a_network_that_does_not_fit_does_not_stop_the_others(folder: Path, full: Any, monkeypatch):
-    full(Large("", CUDA_FULL))
+def test_a_network_that_does_not_fit_does_not_stop_the_others(folder: Path, install: Any, monkeypatch):
+    install(Large("", CUDA_FULL))
 
     def scorer(*_: Any) -> None:
         raise CUDA_FULL()
 
     monkeypatch.setitem(sys.modules, "benchmarks.metrics.niqe", SimpleNamespace(scorer=scorer))
-    found = score_videos(folder, ["niqe", "mhd_mse"])
-    assert len(found.values("mhd_mse")) == 3
-    assert "the network of niqe does not fit: CUDA out of memory" in found.missing["niqe"]
+    scores = score_videos(folder, ["niqe", "mhd_mse"])
+    assert len(scores.values("mhd_mse")) == 3
+    assert "the network of niqe does not fit: CUDA out of memory" in scores.missing["niqe"]
     with pytest.raises(BrokenVideo, match="device=cpu takes the machine's memory"):
         score_videos(folder, ["niqe"], MeasureOptions(strict=True))
 
 
 @pytest.mark.parametrize("ask", [lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)])
 def test_memory_that_ran_out_is_known_by_its_error_whoever_was_asked(ask: Callable[[], Any]):
-    with pytest.raises((RuntimeError, MemoryError)) as caught:
+    with pytest.raises((RuntimeError, MemoryError)) as error:
         ask()
-    assert shortage(caught.value)
-    assert "a machine with more memory" in remedy(shortage(caught.value))
+    assert shortage(error.value)
+    assert "a machine with more memory" in remedy(shortage(error.value))
     assert not shortage(ValueError("out of memory"))
 
 
@@ -368,7 +368,7 @@ def test_strict_stops_at_the_first_broken_video_and_keeps_what_was_measured(fold
     assert run(folder, "metrics=mhd_mse", f"out={tmp_path / 's.csv'}", "strict=true") == 1
     assert not (tmp_path / "s.csv").exists()
     (folder / "b-0.mp4").unlink()
-    assert score_videos(folder, ["mhd_mse"], MeasureOptions(strict=True)).measured == 1
+    assert score_videos(folder, ["mhd_mse"], MeasureOptions(strict=True)).n_measured == 1
 
 
 def test_why_there_is_no_interval_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -382,7 +382,7 @@ def test_a_metric_without_its_weights_does_not_stop_the_others(folder: Path, tmp
     assert list(next(iter(table(out).values()))) == ["video", "frames", "mhd_mse"]
     missing = protocol(out)["missing"]
     assert set(missing) == {"niqe", "dover_technical"}
-    assert all("make weights what=metrics" in why for why in missing.values())
+    assert all("make weights what=metrics" in reason for reason in missing.values())
     assert "make weights what=metrics" in capsys.readouterr().out
 
 
@@ -395,9 +395,9 @@ def test_when_nothing_could_be_measured_the_status_says_so_and_an_earlier_table_
     before = [path.read_bytes() for path in (out, tmp_path / "s.protocol.json")]
     capsys.readouterr()
     assert run(folder, "metrics=niqe", f"out={out}") == 1
-    says = capsys.readouterr()
-    assert f"error: nothing was measured of niqe; {out} stays as it was" in says.err
-    assert "make weights what=metrics" in says.out
+    message = capsys.readouterr()
+    assert f"error: nothing was measured of niqe; {out} stays as it was" in message.err
+    assert "make weights what=metrics" in message.out
     assert [path.read_bytes() for path in (out, tmp_path / "s.protocol.json")] == before
 
 
@@ -432,14 +432,14 @@ def test_clips_that_are_truncated_or_share_a_name_are_said_and_the_others_scored
         shutil.copy(path, real)
     (real / "a heron-2.mp4").unlink()
     write_video(folder / "a heron-0.mkv", moving(seed=1))
-    whole = folder / "cut-0.mkv"
-    write_video(whole, moving(seed=5))
-    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    found = score_videos(folder, ["mhd", "psd"], MeasureOptions(real=real))
-    assert set(found.left_out) == {"cut-0.mkv"}
-    assert "a heron-0.mkv has the same" in found.not_measured["mhd"]["a heron-0.mp4"]
-    assert set(found.values("mhd")) == {"a heron-0.mkv", "a heron-1.mp4", "a heron-2.mp4"}
-    assert score.summary(found, ["psd"])["psd"]["n"] == 2  # real has no third
+    truncated = folder / "cut-0.mkv"
+    write_video(truncated, moving(seed=5))
+    truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size // 2])
+    scores = score_videos(folder, ["mhd", "psd"], MeasureOptions(real=real))
+    assert set(scores.left_out) == {"cut-0.mkv"}
+    assert "a heron-0.mkv has the same" in scores.not_measured["mhd"]["a heron-0.mp4"]
+    assert set(scores.values("mhd")) == {"a heron-0.mkv", "a heron-1.mp4", "a heron-2.mp4"}
+    assert score.summary(scores, ["psd"])["psd"]["n"] == 2  # real has no third
     with pytest.raises(BrokenVideo, match="truncated"):
         score_videos(folder, ["mhd"], MeasureOptions(strict=True))
 
@@ -449,9 +449,9 @@ def test_real_clips_of_another_size_cost_only_the_metrics_that_hold_against_them
     real.mkdir()
     for path in folder.iterdir():
         write_video(real / f"{path.stem}.mkv", moving(6, 32, 48))
-    found = score_videos(folder, ["mhd_mse", "mhd", "psd"], MeasureOptions(real=real))
-    assert len(found.values("mhd")) == len(found.values("mhd_mse")) == 3
-    assert "psd needs clips of real's size" in found.missing["psd"]
+    scores = score_videos(folder, ["mhd_mse", "mhd", "psd"], MeasureOptions(real=real))
+    assert len(scores.values("mhd")) == len(scores.values("mhd_mse")) == 3
+    assert "psd needs clips of real's size" in scores.missing["psd"]
     with pytest.raises(BrokenVideo, match="strict=true: psd: psd needs clips of real's size"):
         score_videos(folder, ["mhd", "psd"], MeasureOptions(real=real, strict=True))
 
@@ -461,10 +461,10 @@ def test_a_metric_of_clips_without_a_value_says_why(folder: Path, tmp_path: Path
     real.mkdir()
     for i in range(2):
         write_video(real / f"a heron-{i}.mkv", np.zeros((6, 64, 96, 3), np.uint8))
-    found = score_videos(folder, ["mhd_ratio", "anchor_fidelity"], MeasureOptions(real=real, structure=real))
-    assert found.missing["mhd_ratio"] == "mhd_ratio of these 2 clips is not finite"  # black clips have no detail
-    assert set(found.values("anchor_fidelity")) == {"a heron-0.mp4", "a heron-1.mp4"}
-    assert f"structure={real} has no clip of its name" in found.not_measured["anchor_fidelity"]["a heron-2.mp4"]
+    scores = score_videos(folder, ["mhd_ratio", "anchor_fidelity"], MeasureOptions(real=real, structure=real))
+    assert scores.missing["mhd_ratio"] == "mhd_ratio of these 2 clips is not finite"  # black clips have no detail
+    assert set(scores.values("anchor_fidelity")) == {"a heron-0.mp4", "a heron-1.mp4"}
+    assert f"structure={real} has no clip of its name" in scores.not_measured["anchor_fidelity"]["a heron-2.mp4"]
     with pytest.raises(BrokenVideo, match="anchor_fidelity: its value is not finite, or structure="):
         score_videos(folder, ["anchor_fidelity"], MeasureOptions(structure=real, strict=True))
 
@@ -478,17 +478,17 @@ def test_only_the_metric_without_a_value_is_said_to_have_none(folder: Path, monk
             raise ValueError("too odd")
         return answers.pop()
 
-    steps = {"memory": 0, "wants": lambda i: True, "frame": lambda look: None, "result": result}
+    steps = {"memory": 0, "wants": lambda i: True, "frame": lambda view: None, "result": result}
     scorer = SimpleNamespace(begin=lambda info: SimpleNamespace(**steps))
     monkeypatch.setattr(folder_scoring, "digest", lambda name: "0")
     monkeypatch.setitem(sys.modules, "benchmarks.metrics.dover", SimpleNamespace(scorer=lambda *_: scorer))
-    found = score_videos(folder, ["dover_technical", "dover_aesthetic"])
-    assert len(found.values("dover_aesthetic")) == 3
-    assert found.not_measured.keys() == {"dover_technical"}
-    assert found.not_measured["dover_technical"]["a heron-0.mp4"] == "dover_technical is nan"
-    again = score_videos(folder, ["dover_technical", "dover_aesthetic"])
-    assert len(again.values("dover_aesthetic")) == 3
-    assert again.not_measured == {"dover_technical": dict.fromkeys(videos_of(folder), "too odd")}
+    scores = score_videos(folder, ["dover_technical", "dover_aesthetic"])
+    assert len(scores.values("dover_aesthetic")) == 3
+    assert scores.not_measured.keys() == {"dover_technical"}
+    assert scores.not_measured["dover_technical"]["a heron-0.mp4"] == "dover_technical is nan"
+    second = score_videos(folder, ["dover_technical", "dover_aesthetic"])
+    assert len(second.values("dover_aesthetic")) == 3
+    assert second.not_measured == {"dover_technical": dict.fromkeys(videos_of(folder), "too odd")}
 
 
 def test_numbers_stand_beside_the_settings_they_were_measured_by(folder: Path, tmp_path: Path, capsys):
@@ -498,21 +498,21 @@ def test_numbers_stand_beside_the_settings_they_were_measured_by(folder: Path, t
     assert "reduction" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("metric", "why"), [("mhd_mse", "there is one video"), ("psd", "one value of all videos")])
-def test_an_interval_that_is_a_dash_says_why(metric: str, why: str, folder: Path, tmp_path: Path, capsys):
+@pytest.mark.parametrize(("metric", "reason"), [("mhd_mse", "there is one video"), ("psd", "one value of all videos")])
+def test_an_interval_that_is_a_dash_says_why(metric: str, reason: str, folder: Path, tmp_path: Path, capsys):
     for i in (1, 2):
         (folder / f"a heron-{i}.mp4").unlink()
     real = tmp_path / "real"
     real.mkdir()
     write_video(real / "a heron-0.mkv", moving())
     assert run(folder, f"metrics={metric}", f"out={tmp_path / 's.csv'}", f"real={real}") == 0
-    assert why in capsys.readouterr().out
+    assert reason in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("full", ["cache", "out"])
-def test_what_cannot_be_written_is_an_error_in_words(full: str, folder: Path, tmp_path: Path, capsys):
+@pytest.mark.parametrize("unwritable", ["cache", "out"])
+def test_what_cannot_be_written_is_an_error_in_words(unwritable: str, folder: Path, tmp_path: Path, capsys):
     (tmp_path / "file").write_text("in the way")
-    words = {"cache": tmp_path / "cache", "out": tmp_path / "scores.csv"} | {full: tmp_path / "file" / "x"}
+    words = {"cache": tmp_path / "cache", "out": tmp_path / "scores.csv"} | {unwritable: tmp_path / "file" / "x"}
     assert run(folder, "metrics=mhd_mse", *(f"{key}={value}" for key, value in words.items())) == 2
     assert f"{tmp_path / 'file'}" in capsys.readouterr().err
 
@@ -520,9 +520,9 @@ def test_what_cannot_be_written_is_an_error_in_words(full: str, folder: Path, tm
 def test_a_file_that_is_not_dovers_does_not_stop_the_others(folder: Path, tmp_path: Path, monkeypatch):
     (tmp_path / "my.pth").write_bytes(b"not a checkpoint")
     monkeypatch.setenv("PW_METRICS_DOVER", str(tmp_path / "my.pth"))
-    found = score_videos(folder, ["dover_technical", "mhd_mse"])
-    assert "not a checkpoint that can be read" in found.missing["dover_technical"]
-    assert len(found.values("mhd_mse")) == 3
+    scores = score_videos(folder, ["dover_technical", "mhd_mse"])
+    assert "not a checkpoint that can be read" in scores.missing["dover_technical"]
+    assert len(scores.values("mhd_mse")) == 3
 
 
 def test_a_gpu_that_is_named_is_not_shared_out_and_one_that_is_not_there_is_named(folder: Path, monkeypatch):
@@ -539,19 +539,19 @@ def test_a_gpu_that_is_named_is_not_shared_out_and_one_that_is_not_there_is_name
 def test_metrics_of_clips_refuse_what_does_not_fit_into_memory(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(score, "SMALL_CLIP", 6 * 64 * 96 - 1)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2.4e9))
-    found = score_videos(folder, ["mhd", "mhd_mse"])
-    assert "36,864 pixels" in found.missing["mhd"]
-    assert "would hold 2.5 GB, and 2.4 GB are free" in found.missing["mhd"]
-    assert found.values("mhd_mse")
+    scores = score_videos(folder, ["mhd", "mhd_mse"])
+    assert "36,864 pixels" in scores.missing["mhd"]
+    assert "would hold 2.5 GB, and 2.4 GB are free" in scores.missing["mhd"]
+    assert scores.values("mhd_mse")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2.6e9))
     assert "mhd" not in score_videos(folder, ["mhd"]).missing
 
 
 def test_processes_that_share_the_videos_give_the_same_scores(folder: Path, tmp_path: Path):
-    alone = score_videos(folder, ["mhd_mse"], MeasureOptions(cache=tmp_path / "one", processes=1))
-    shared = score_videos(folder, ["mhd_mse"], MeasureOptions(cache=tmp_path / "two", processes=2, device="cpu"))
-    assert shared.rows == alone.rows
-    assert (alone.measured, shared.measured) == (3, 0)
+    single = score_videos(folder, ["mhd_mse"], MeasureOptions(cache=tmp_path / "one", processes=1))
+    parallel = score_videos(folder, ["mhd_mse"], MeasureOptions(cache=tmp_path / "two", processes=2, device="cpu"))
+    assert parallel.rows == single.rows
+    assert (single.n_measured, parallel.n_measured) == (3, 0)
 
 
 def test_a_run_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path):
@@ -564,14 +564,14 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path
     lines = [child.stderr.readline() for _ in range(4)]
     child.send_signal(signal.SIGKILL)
     child.wait()
-    done = len(list((tmp_path / "cache").rglob("mhd_mse-*.json")))
+    n_done = len(list((tmp_path / "cache").rglob("mhd_mse-*.json")))
     assert lines[3].startswith("4/6")
-    assert 4 <= done < 6
+    assert 4 <= n_done < 6
     assert not (tmp_path / "s.csv").exists()
-    found = score_videos(folder, ["mhd_mse"])
-    assert found.measured == 6 - done
+    scores = score_videos(folder, ["mhd_mse"])
+    assert scores.n_measured == 6 - n_done
     shutil.rmtree(tmp_path / "cache")
-    assert score_videos(folder, ["mhd_mse"]).rows == found.rows
+    assert score_videos(folder, ["mhd_mse"]).rows == scores.rows
 
 
 def test_a_process_that_shares_work_ends_with_the_one_it_shares_it_with(tmp_path: Path):
@@ -603,7 +603,7 @@ def _runs(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["{folder}", "metrics=nique"], "unknown metric 'nique'; known: "),
         (["{folder}", "metrics="], "names none"),
@@ -635,9 +635,9 @@ def _runs(pid: int) -> bool:
         ),
     ],
 )
-def test_a_mistake_in_the_call_is_named(folder: Path, capsys: pytest.CaptureFixture, words: list[str], says: str):
+def test_a_mistake_in_the_call_is_named(folder: Path, capsys: pytest.CaptureFixture, words: list[str], message: str):
     assert run(*(word.format(folder=folder) for word in words)) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_folder_without_videos_says_what_was_looked_for(tmp_path: Path):

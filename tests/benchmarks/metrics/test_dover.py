@@ -18,12 +18,12 @@ from benchmarks.metrics import METRICS
 from benchmarks.metrics.dover import (
     DoverScorer,
     draw,
-    enlarged,
+    enlarge,
     fragments,
-    normalised,
+    normalise,
+    resize_whole,
     scorer,
     scores,
-    squeezed,
 )
 from benchmarks.metrics.dover_network import (
     WINDOW,
@@ -33,10 +33,10 @@ from benchmarks.metrics.dover_network import (
     from_windows,
     load,
     relative_position_index,
-    strangers,
+    shift_mask,
     to_windows,
 )
-from benchmarks.metrics.implementation import Look
+from benchmarks.metrics.implementation import FrameView
 from pw.io.video import Frames, VideoInfo, iter_frames, probe, write_video
 
 KEYS = Path(__file__).parents[3].parent / "shared" / "data" / "calibration" / "dover_state_dict_keys.json"
@@ -99,13 +99,13 @@ def clip_of_noise(frames: int, height: int, width: int) -> Frames:
 
 def test_names_shapes_and_dtypes_are_those_of_the_released_weights():
     network = Dover()
-    found = {name: [list(value.shape), str(value.dtype)[6:]] for name, value in network.state_dict().items()}
-    lines = sorted(f"{name} {shape} {dtype}" for name, (shape, dtype) in found.items())
+    result = {name: [list(value.shape), str(value.dtype)[6:]] for name, value in network.state_dict().items()}
+    lines = sorted(f"{name} {shape} {dtype}" for name, (shape, dtype) in result.items())
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == FINGERPRINT
-    assert len(found) == 381
+    assert len(result) == 381
     assert sum(value.numel() for value in network.parameters()) == 56_218_302
     if KEYS.is_file():
-        assert found == json.loads(KEYS.read_text())["dover.yml"]
+        assert result == json.loads(KEYS.read_text())["dover.yml"]
 
 
 def test_windows_are_cut_in_order_and_put_together_again():
@@ -118,12 +118,12 @@ def test_windows_are_cut_in_order_and_put_together_again():
 
 def test_fragments_are_counted_along_height_plus_width():
     """56 tokens are 7 fragments of 8, so a window of 7 begins in one and may end in the next."""
-    apart = fragment_distance((8, 56, 56), WINDOW, (0, 0, 0)).reshape(64, 8, 7, 7, 8, 7, 7)
-    assert not apart[0].any()
+    mask = fragment_distance((8, 56, 56), WINDOW, (0, 0, 0)).reshape(64, 8, 7, 7, 8, 7, 7)
+    assert not mask[0].any()
     # the second window of the first row: columns 7 to 13, of which only 7 is in fragment 0
-    assert apart[1, 0, 0, 0, 7, 6, :].tolist() == [0, 1, 1, 1, 1, 1, 1]
+    assert mask[1, 0, 0, 0, 7, 6, :].tolist() == [0, 1, 1, 1, 1, 1, 1]
     # the second of the second row: the corner is one fragment away from the rest in both directions
-    assert apart[9, 0, 0, 0, 0, :2, :2].tolist() == [[0, 1], [1, 2]]
+    assert mask[9, 0, 0, 0, 0, :2, :2].tolist() == [[0, 1], [1, 2]]
     # 14 tokens are fragments of 2: the window's last is 3 away in both directions
     assert fragment_distance((8, 14, 14), WINDOW, (0, 0, 0))[0, 0, -1] == 6
 
@@ -144,8 +144,8 @@ def test_the_gate_chooses_between_the_tables_and_extrapolates_beyond_neighbours(
     bias = attention.bias(distance)[0].detach()
     assert bias[:, 0, 0].tolist() == pytest.approx(within[index[0, 0]].tolist())
     assert bias[:, 0, 1].tolist() == pytest.approx(relative[index[0, 1]].tolist())
-    beyond = 2 * relative[index[1, 0]] - within[index[1, 0]]
-    assert bias[:, 1, 0].tolist() == pytest.approx(beyond.tolist())
+    expected = 2 * relative[index[1, 0]] - within[index[1, 0]]
+    assert bias[:, 1, 0].tolist() == pytest.approx(expected.tolist())
 
 
 def test_a_bias_belongs_to_an_offset_in_time_height_and_width():
@@ -157,8 +157,8 @@ def test_a_bias_belongs_to_an_offset_in_time_height_and_width():
 
 def test_tokens_that_the_shift_brought_round_an_edge_do_not_see_the_others():
     """4 tokens in windows of 2, shifted by 1 along the width alone: the last window holds 3 and 0."""
-    apart = strangers((1, 1, 4), (1, 1, 2), (0, 0, 1))
-    assert apart.tolist() == [[[False, False], [False, False]], [[False, True], [True, False]]]
+    mask = shift_mask((1, 1, 4), (1, 1, 2), (0, 0, 1))
+    assert mask.tolist() == [[[False, False], [False, False]], [[False, True], [True, False]]]
 
 
 @pytest.mark.parametrize("frames", [4, 32])
@@ -174,8 +174,8 @@ def test_scores_are_those_of_the_released_code(frames: int):
         for branch in ("technical", "aesthetic"):
             trunk, head = (getattr(network, f"{branch}_{part}") for part in ("backbone", "head"))
             positions = head(trunk(video))[0, 0]
-            found = [positions.mean(), positions[0, 0, 0], positions[frames // 4, 2, 4], positions[-1, -1, -1]]
-            assert torch.stack(found).tolist() == pytest.approx(GOLDEN[branch, frames], rel=1e-4, abs=2e-5)
+            result = [positions.mean(), positions[0, 0, 0], positions[frames // 4, 2, 4], positions[-1, -1, -1]]
+            assert torch.stack(result).tolist() == pytest.approx(GOLDEN[branch, frames], rel=1e-4, abs=2e-5)
             if frames == 4:
                 assert getattr(network, branch)(video).tolist() == pytest.approx([positions.mean().item()])
 
@@ -229,26 +229,26 @@ def test_a_mosaic_holds_each_fragment_in_its_cell():
 def test_small_frames_are_enlarged_but_cut_by_their_own_size():
     """As released: of 112x168, twice enlarged, only the upper left quarter and 32 px more can be seen."""
     image = clip_of_noise(1, 112, 168)[0]
-    assert enlarged(image).shape == (224, 336, 3)
+    assert enlarge(image).shape == (224, 336, 3)
     clip = draw(0, 40, 112, 168).technical[0]
     assert [row[0] for row in clip.tops] == [0, 16, 32, 48, 64, 80, 80]
     assert clip.lefts[0] == (0, 24, 48, 72, 96, 120, 136)
     large = clip_of_noise(1, 224, 336)[0]
-    assert np.array_equal(enlarged(large), large)
+    assert np.array_equal(enlarge(large), large)
 
 
 def test_without_antialias_a_small_frame_is_two_pixels_of_each_side():
     stripes = np.zeros((2240, 224, 3), np.uint8)
     stripes[1::2] = 200
-    assert (squeezed(stripes, antialias=False) == 100).all()
+    assert (resize_whole(stripes, antialias=False) == 100).all()
     stripes[4::10] = stripes[5::10] = 50
-    assert (squeezed(stripes, antialias=False) == 50).all()
-    assert (squeezed(stripes, antialias=True)[4:-4] > 80).all()
+    assert (resize_whole(stripes, antialias=False) == 50).all()
+    assert (resize_whole(stripes, antialias=True)[4:-4] > 80).all()
 
 
 def test_colours_are_normalised_by_imagenets():
     frame = np.full((224, 224, 3), (124, 116, 104), np.uint8)
-    video = normalised([frame, frame])
+    video = normalise([frame, frame])
     assert video.shape == (1, 3, 2, 224, 224)
     expected = [(124 - 123.675) / 58.395, (116 - 116.28) / 57.12, (104 - 103.53) / 57.375]
     assert video[0, :, 1, 7, 9].tolist() == pytest.approx(expected, abs=1e-6)
@@ -264,12 +264,12 @@ def test_the_papers_scores_are_these_when_calibrated(system: str):
     }
     if system == "PixelWizard-2k":
         assert raw == pytest.approx({"technical": -0.0209, "aesthetic": 0.1235}, abs=1e-4)
-    found = scores(raw)
-    assert found["dover_technical"] == pytest.approx(technical)
-    assert found["dover_aesthetic"] == pytest.approx(aesthetic)
+    result = scores(raw)
+    assert result["dover_technical"] == pytest.approx(technical)
+    assert result["dover_aesthetic"] == pytest.approx(aesthetic)
     fused = 0.6104 * logit["technical"] + 0.3896 * logit["aesthetic"]
-    assert found["dover_overall"] == pytest.approx(100 / (1 + math.exp(-fused)))
-    assert [found["dover_technical_calibrated"], found["dover_aesthetic_calibrated"]] == pytest.approx(
+    assert result["dover_overall"] == pytest.approx(100 / (1 + math.exp(-fused)))
+    assert [result["dover_technical_calibrated"], result["dover_aesthetic_calibrated"]] == pytest.approx(
         calibrated, abs=0.06
     )
 
@@ -291,40 +291,40 @@ class TestScorer:
         info, images = probe(tmp_path / "clip.mkv"), list(iter_frames(tmp_path / "clip.mkv"))
         network = small()
         video = DoverScorer(tuple(ALL), network, 1, False).begin(info)
-        looks = [Look(i, image) for i, image in enumerate(images) if video.wants(i)]
-        random.Random(0).shuffle(looks)
-        kept = sorted((video.frame(look) for look in looks), key=lambda glimpse: glimpse.index)
+        frame_views = [FrameView(i, image) for i, image in enumerate(images) if video.wants(i)]
+        random.Random(0).shuffle(frame_views)
+        inputs = sorted((video.frame(view) for view in frame_views), key=lambda inputs: inputs.index)
         video.clips[next(iter(video.clips))] = 2
-        found = video.result(kept)
-        assert list(found) == ALL
+        result = video.result(inputs)
+        assert list(result) == ALL
 
         views = draw(0, 40, 240, 320)
         with torch.inference_mode():
             technical = [
-                network.technical(normalised([fragments(images[i], clip) for i in clip.frames])).item()
+                network.technical(normalise([fragments(images[i], clip) for i in clip.frames])).item()
                 for clip in views.technical
             ]
-            whole = [squeezed(images[i], antialias=False) for i in views.aesthetic]
-            aesthetic = network.aesthetic(normalised(whole)).item()
+            whole = [resize_whole(images[i], antialias=False) for i in views.aesthetic]
+            aesthetic = network.aesthetic(normalise(whole)).item()
         assert len(set(technical)) == 3
-        assert found["dover_technical_raw"] == pytest.approx(np.average(technical, weights=[2, 1, 1]), abs=1e-5)
-        assert found["dover_aesthetic_raw"] == pytest.approx(aesthetic, abs=1e-5)
+        assert result["dover_technical_raw"] == pytest.approx(np.average(technical, weights=[2, 1, 1]), abs=1e-5)
+        assert result["dover_aesthetic_raw"] == pytest.approx(aesthetic, abs=1e-5)
 
     def test_looks_at_equal_draws_once_and_runs_only_the_branch_asked_for(self) -> None:
         video = DoverScorer(("dover_technical_raw",), small(), 4, False).begin(VideoInfo(1, 224, 224, 24.0, "ffv1"))
         assert list(video.clips.values()) == [12]
-        assert not video.wholes
-        glimpse = video.frame(Look(0, clip_of_noise(1, 224, 224)[0]))
-        assert glimpse.whole is None
-        assert set(video.result([glimpse])) == {"dover_technical_raw"}
+        assert not video.whole_frames
+        inputs = video.frame(FrameView(0, clip_of_noise(1, 224, 224)[0]))
+        assert inputs.whole is None
+        assert set(video.result([inputs])) == {"dover_technical_raw"}
 
     def test_wants_the_frames_of_all_draws_and_no_others(self) -> None:
         video = DoverScorer(tuple(ALL), small(), 2, False).begin(VideoInfo(400, 480, 832, 24.0, "h264"))
         views = [draw(seed, 400, 480, 832) for seed in (0, 1)]
-        wanted = {i for view in views for clip in view.technical for i in clip.frames}
-        wanted |= {i for view in views for i in view.aesthetic}
-        assert {i for i in range(400) if video.wants(i)} == wanted
-        assert len(wanted) < 260
+        indices = {i for view in views for clip in view.technical for i in clip.frames}
+        indices |= {i for view in views for i in view.aesthetic}
+        assert {i for i in range(400) if video.wants(i)} == indices
+        assert len(indices) < 260
 
     def test_refuses_a_video_smaller_than_a_fragment(self) -> None:
         with pytest.raises(ValueError, match="fragments of 32 px, the video has 64x24"):
@@ -368,15 +368,15 @@ class TestLoading:
         state["aesthetic_head.fc_hid.bias"] = torch.zeros(32)
         state["aesthetic_head.fc_last.bias"] = torch.zeros(1, dtype=torch.float16)
         torch.save(state, tmp_path / "other.pth")
-        with pytest.raises(ValueError, match="not the weights of DOVER") as caught:
+        with pytest.raises(ValueError, match="not the weights of DOVER") as error_info:
             load(tmp_path / "other.pth")
-        for said in (
+        for message in (
             "1 missing: technical_head.fc_last.bias",
             "1 unexpected: vqa_head.fc_last.bias",
             "1 another shape: aesthetic_head.fc_hid.bias [32] instead of [64]",
             "1 another dtype: aesthetic_head.fc_last.bias torch.float16 instead of torch.float32",
         ):
-            assert said in str(caught.value)
+            assert message in str(error_info.value)
 
     def test_refuses_anything_else(self, tmp_path: Path) -> None:
         path = tmp_path / "DOVER.pth"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.metrics.flicker import BAND, mean_difference, scorer
-from benchmarks.metrics.implementation import Look
+from benchmarks.metrics.implementation import FrameView
 from pw.io.video import VideoInfo, decode, probe
 
 CLIPS = Path(__file__).parents[3].parent / "shared" / "data" / "clips"
@@ -29,8 +29,8 @@ BY_VBENCH = {
 def flickering(frames: np.ndarray) -> float:
     info = VideoInfo(len(frames), *frames.shape[1:3], 24.0, "ffv1")
     video = scorer(["temporal_flickering"], {}, "cpu").begin(info)
-    wanted = [i for i in range(len(frames)) if video.wants(i)]
-    return video.result([video.frame(Look(i, frames[i], frames[i - 1])) for i in wanted])["temporal_flickering"]
+    indices = [i for i in range(len(frames)) if video.wants(i)]
+    return video.result([video.frame(FrameView(i, frames[i], frames[i - 1])) for i in indices])["temporal_flickering"]
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -61,9 +61,9 @@ def test_it_is_the_formula_on_any_video(frames: int, height: int, width: int, se
 
 
 def test_a_frame_larger_than_a_band_is_summed_whole():
-    one, other = noise(2, 700, 700, 3)
-    assert one.size > BAND
-    assert mean_difference(one, other) == pytest.approx(np.abs(one.astype(float) - other).mean(), rel=1e-13)
+    first, second = noise(2, 700, 700, 3)
+    assert first.size > BAND
+    assert mean_difference(first, second) == pytest.approx(np.abs(first.astype(float) - second).mean(), rel=1e-13)
 
 
 def test_one_frame_has_no_neighbour_and_says_so():
@@ -82,9 +82,9 @@ def test_real_clips_score_as_vbench_scores_them(name: str):
     if not (CLIPS / name).is_file():
         pytest.skip("needs the real clips")
     video = scorer(["temporal_flickering"], {}, "cpu").begin(probe(CLIPS / name))
-    kept, previous = [], None
+    values, previous = [], None
     for frame in decode(CLIPS / name):
         if video.wants(frame.index):
-            kept.append(video.frame(Look(frame.index, frame.image, previous)))
+            values.append(video.frame(FrameView(frame.index, frame.image, previous)))
         previous = frame.image
-    assert video.result(kept)["temporal_flickering"] == pytest.approx(BY_VBENCH[name], abs=2e-8)
+    assert video.result(values)["temporal_flickering"] == pytest.approx(BY_VBENCH[name], abs=2e-8)

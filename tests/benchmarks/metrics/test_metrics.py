@@ -58,9 +58,9 @@ def test_an_unknown_metric_is_refused_with_the_known_ones():
 
 
 def test_the_contract_of_a_metric_is_its_protocol_and_plain_settings():
-    found = protocols(["mhd"])
-    assert re.fullmatch("[0-9a-f]{12}", found["mhd"].pop("code"))
-    assert found == {
+    result = protocols(["mhd"])
+    assert re.fullmatch("[0-9a-f]{12}", result["mhd"].pop("code"))
+    assert result == {
         "mhd": {
             "protocol": "mhd/1",
             "settings": {"ks_small": [1, 2, 3], "ks_large": [3, 4, 5], "small_below": 256},
@@ -105,32 +105,30 @@ def test_the_order_of_the_clips_does_not_matter_to_set_metrics():
 
 def test_batches_and_one_batch_give_the_same_score():
     x, y = clips(), clips(seed=1)
-    whole = {"video": y, "real": x, "structure": x[..., ::4, ::4], "solution": x}
+    tensors = {"video": y, "real": x, "structure": x[..., ::4, ::4], "solution": x}
     for name in GROUPS["clips"]:
-        made = scorer_of([name])
+        scorer = scorer_of([name])
         for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
-            made.add(Batch(**{key: value[part] for key, value in whole.items()}))
-        assert made.result() == pytest.approx(measure(name, Batch(**whole)), rel=1e-5), name
+            scorer.add(Batch(**{key: value[part] for key, value in tensors.items()}))
+        assert scorer.result() == pytest.approx(measure(name, Batch(**tensors)), rel=1e-5), name
 
 
-@pytest.mark.parametrize("at_once", [1, 2 * 6 * 24 * 24, 5 * 6 * 24 * 24])
-def test_clips_in_8_bits_and_some_frames_at_once_give_the_score_of_floats(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize("pixels", [1, 2 * 6 * 24 * 24, 5 * 6 * 24 * 24])
+def test_clips_in_8_bits_and_some_frames_at_once_give_the_score_of_floats(pixels: int, monkeypatch: pytest.MonkeyPatch):
     stored = np.random.default_rng(0).integers(0, 256, (3, 6, 7, 24, 24, 3), np.uint8)
     video, real, solution = (torch.from_numpy(one).permute(0, 4, 1, 2, 3) for one in stored)
-    whole = {"video": video, "real": real, "structure": real[..., ::4, ::4], "solution": solution}
-    wanted = {name: measure(name, Batch(**{k: floats(v) for k, v in whole.items()})) for name in GROUPS["clips"]}
-    monkeypatch.setattr(reference, "AT_ONCE", at_once)
-    for name, value in wanted.items():
-        assert measure(name, Batch(**whole)) == pytest.approx(value, rel=1e-6), name
+    tensors = {"video": video, "real": real, "structure": real[..., ::4, ::4], "solution": solution}
+    expected = {name: measure(name, Batch(**{k: floats(v) for k, v in tensors.items()})) for name in GROUPS["clips"]}
+    monkeypatch.setattr(reference, "PIXELS_PER_PART", pixels)
+    for name, value in expected.items():
+        assert measure(name, Batch(**tensors)) == pytest.approx(value, rel=1e-6), name
 
 
 @pytest.mark.parametrize(("depth", "frames"), [(1, 7), (2, 7), (3, 7), (7, 7), (2, 2)])
 def test_parts_hold_every_run_of_frames_once_and_no_more_than_is_asked_for(
     depth: int, frames: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(reference, "AT_ONCE", 2 * 4 * 4)
+    monkeypatch.setattr(reference, "PIXELS_PER_PART", 2 * 4 * 4)
     numbers = torch.arange(frames).view(1, 1, -1, 1, 1).expand(1, 3, -1, 4, 4)
     runs = []
     for start, (part,) in parts(numbers, depth=depth):
@@ -191,8 +189,8 @@ def test_black_clips_have_a_finite_distance():
 def test_the_laplacian_pyramid_adds_up_to_the_frames():
     frames = frames_of(clips(size=24))
     fine, middle, rest = laplacian_pyramid(frames, 3)
-    back = middle + resize(rest, 12, 12, "bilinear")
-    torch.testing.assert_close(fine + resize(back, 24, 24, "bilinear"), frames)
+    restored = middle + resize(rest, 12, 12, "bilinear")
+    torch.testing.assert_close(fine + resize(restored, 24, 24, "bilinear"), frames)
 
 
 def test_the_wasserstein_distance_of_a_shift_is_the_shift_also_between_sets_of_other_sizes():
@@ -203,12 +201,12 @@ def test_the_wasserstein_distance_of_a_shift_is_the_shift_also_between_sets_of_o
 
 def test_swd_sees_frames_in_the_wrong_order_where_single_frames_do_not():
     x = clips(n=16)
-    still = x[:, :, :1].expand_as(x)
-    shuffled = torch.stack([still.roll(t, 0)[:, :, t] for t in range(3)], 2)
+    constant = x[:, :, :1].expand_as(x)
+    shuffled = torch.stack([constant.roll(t, 0)[:, :, t] for t in range(3)], 2)
     single = SlicedWasserstein(**{**METRICS["swd"].settings, "frames": 1})
-    single.add(Batch(shuffled, real=still))
+    single.add(Batch(shuffled, real=constant))
     assert single.result() == pytest.approx(0, abs=1e-6)
-    assert measure("swd", Batch(shuffled, real=still)) > 0.01
+    assert measure("swd", Batch(shuffled, real=constant)) > 0.01
 
 
 def test_projections_are_seeded():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from benchmarks.metrics import lookup
-from benchmarks.metrics.implementation import Look
+from benchmarks.metrics.implementation import FrameView
 from benchmarks.metrics.mhd import BAND, losses, losses_on, scorer
 from pw.io.video import Frames, VideoInfo, iter_frames
 
@@ -47,7 +47,7 @@ def ramp(height: int, width: int) -> Frames:
 def score(clip: Frames, **changed: object) -> float:
     settings = {**lookup("mhd_mse").settings, **changed}
     video = scorer(["mhd_mse"], settings, "cpu").begin(VideoInfo(len(clip), *clip.shape[1:3], 24.0, "ffv1"))
-    return video.result([video.frame(Look(n, image)) for n, image in enumerate(clip)])["mhd_mse"]
+    return video.result([video.frame(FrameView(n, image)) for n, image in enumerate(clip)])["mhd_mse"]
 
 
 class TestAgainstTorch:
@@ -121,31 +121,31 @@ class TestTheScore:
         assert score(clip, reduction="sum") == pytest.approx(3 * score(clip), rel=1e-12)
 
     def test_grows_with_noise(self) -> None:
-        still = ramp(64, 96).astype(float)
-        grain = np.random.default_rng(0).normal(size=still.shape)
-        values = [score(np.clip(still + s * grain, 0, 255).astype(np.uint8)[None]) for s in (0, 2, 8, 30)]
+        image = ramp(64, 96).astype(float)
+        grain = np.random.default_rng(0).normal(size=image.shape)
+        values = [score(np.clip(image + s * grain, 0, 255).astype(np.uint8)[None]) for s in (0, 2, 8, 30)]
         assert sorted(values) == values
         assert values[3] > 10 * values[0]
 
     def test_is_the_same_from_several_threads_and_leaves_the_frames_alone(self) -> None:
         clip = noise(96, 128, frames=8)
-        before = clip.copy()
+        copy = clip.copy()
         video = scorer(["mhd_mse"], lookup("mhd_mse").settings, "cpu").begin(VideoInfo(8, 96, 128, 24.0, "ffv1"))
         with ThreadPoolExecutor(4) as pool:
-            kept = list(pool.map(video.frame, (Look(n, image) for n, image in enumerate(clip))))
-        assert video.result(kept)["mhd_mse"] == score(clip)
-        assert np.array_equal(clip, before)
+            values = list(pool.map(video.frame, (FrameView(n, image) for n, image in enumerate(clip))))
+        assert video.result(values)["mhd_mse"] == score(clip)
+        assert np.array_equal(clip, copy)
 
     @pytest.mark.parametrize(
-        ("changed", "said"),
+        ("changed", "message"),
         [
             ({"ks": ()}, r"ks=\[\]"),
             ({"ks": (3, 0)}, r"ks=\[3, 0\].* at least 1"),
             ({"reduction": "max"}, "reduction='max': known are mean, sum"),
         ],
     )
-    def test_of_settings_that_make_no_sense_is_refused(self, changed: dict[str, object], said: str) -> None:
-        with pytest.raises(ValueError, match=said):
+    def test_of_settings_that_make_no_sense_is_refused(self, changed: dict[str, object], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
             score(noise(8, 8), **changed)
 
 
@@ -158,13 +158,13 @@ def test_a_frame_takes_no_more_memory_than_is_said_and_a_video_keeps_nothing_of_
     settings = {**lookup("mhd_mse").settings, "ks": ks}
     video = scorer(["mhd_mse"], settings, "cpu").begin(VideoInfo(3, *size, 24.0, "ffv1"))
     image = noise(*size)[0]
-    video.frame(Look(0, image))
+    video.frame(FrameView(0, image))
     tracemalloc.start()
-    kept = [video.frame(Look(n, image)) for n in range(3)]
-    held, peak = tracemalloc.get_traced_memory()
+    values = [video.frame(FrameView(n, image)) for n in range(3)]
+    current, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(kept) == 3
-    assert held < 20_000
+    assert len(values) == 3
+    assert current < 20_000
     assert peak <= video.memory
     if ks == KS:
         assert video.memory < 2 * image.nbytes + 2**22

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.measure.metric_weights import WEIGHTS, MissingWeights
 from benchmarks.metrics import lookup, musiq
-from benchmarks.metrics.implementation import Look
+from benchmarks.metrics.implementation import FrameView
 from pw.io.video import Frames, VideoInfo
 
 ROOT = Path(__file__).parents[3]
@@ -51,8 +51,8 @@ class TestScore:
         image = frame(height, width)
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode():
-            theirs = float(network(pixels))
-        assert musiq.score(network, image) == pytest.approx(theirs, abs=1e-5)
+            expected = float(network(pixels))
+        assert musiq.score(network, image) == pytest.approx(expected, abs=1e-5)
 
     def test_depends_on_where_things_are_and_on_detail(self, network: Any) -> None:
         image = frame(160, 256)
@@ -72,12 +72,12 @@ class TestScore:
             "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
             "musiq.score(network, np.zeros((64, 64, 3), np.uint8)); before = peak()\n"
             "musiq.score(network, np.zeros((720, 1280, 3), np.uint8))\n"
-            "print(peak() - before, musiq.needed(720, 1280), musiq.needed(2160, 3840))\n"
+            "print(peak() - before, musiq.working_memory(720, 1280), musiq.working_memory(2160, 3840))\n"
         )
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        grown, needed, needed_at_4k = map(int, done.stdout.split())
-        assert grown <= needed
-        assert needed_at_4k < 0.4e9
+        process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+        growth, bound, bound_at_4k = map(int, process.stdout.split())
+        assert growth <= bound
+        assert bound_at_4k < 0.4e9
 
 
 @needs_pyiqa
@@ -95,10 +95,10 @@ class TestScorer:
     def test_is_the_mean_over_frames_spread_evenly(self, weights: Path, network: Any) -> None:
         video = musiq.scorer(["musiq"], {"frames": 2}, "cpu").begin(VideoInfo(8, 48, 64, 24.0, "ffv1"))
         assert [index for index in range(8) if video.wants(index)] == [2, 6]
-        scores = [video.frame(Look(index, frame(48, 64, seed=index))) for index in (2, 6)]
+        scores = [video.frame(FrameView(index, frame(48, 64, seed=index))) for index in (2, 6)]
         assert scores == [musiq.score(network, frame(48, 64, seed=index)) for index in (2, 6)]
         assert video.result(scores) == {"musiq": pytest.approx(sum(scores) / 2)}
-        assert video.memory == musiq.needed(48, 64)
+        assert video.memory == musiq.working_memory(48, 64)
 
     def test_refuses_weights_of_another_network(self, weights: Path) -> None:
         import torch

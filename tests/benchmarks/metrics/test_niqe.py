@@ -15,13 +15,13 @@ from scipy.special import gamma
 
 from benchmarks.measure.metric_weights import MissingWeights
 from benchmarks.metrics import lookup, niqe
-from benchmarks.metrics.implementation import Look
+from benchmarks.metrics.implementation import FrameView
 from benchmarks.speed.metric_speed import texture
 from pw.io.video import VideoInfo
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "niqe").is_dir(), reason="no ../shared/data")
-MADE_UP = niqe.Pristine(np.linspace(0.5, 2, 36), np.diag(np.linspace(0.1, 1, 36)))
+PRISTINE = niqe.Pristine(np.linspace(0.5, 2, 36), np.diag(np.linspace(0.1, 1, 36)))
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +52,11 @@ def plain_features(plane: np.ndarray) -> np.ndarray:
 
 def plain_block(values: np.ndarray) -> list[float]:
     shape, left, right = plain_aggd(values)
-    found = [shape, (left + right) / 2]
+    result = [shape, (left + right) / 2]
     for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
         shape, left, right = plain_aggd(values * np.roll(values, shift, (0, 1)))
-        found += [shape, (right - left) * gamma(2 / shape) / gamma(1 / shape), left, right]
-    return found
+        result += [shape, (right - left) * gamma(2 / shape) / gamma(1 / shape), left, right]
+    return result
 
 
 def plain_aggd(values: np.ndarray) -> tuple[float, float, float]:
@@ -73,9 +73,9 @@ def plain_aggd(values: np.ndarray) -> tuple[float, float, float]:
 def plain_halve(plane: np.ndarray) -> np.ndarray:
     """Rows of MATLAB's imresize at 0.5, each from all rows with weights of the stretched cubic."""
     at = 2 * np.arange(len(plane) // 2) + 0.5
-    far = np.abs(np.arange(-8, len(plane) + 8) - at[:, None]) / 2
-    near, out = 1.5 * far**3 - 2.5 * far**2 + 1, -0.5 * far**3 + 2.5 * far**2 - 4 * far + 2
-    weights = np.where(far <= 1, near, np.where(far <= 2, out, 0))
+    distance = np.abs(np.arange(-8, len(plane) + 8) - at[:, None]) / 2
+    near, out = 1.5 * distance**3 - 2.5 * distance**2 + 1, -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = np.where(distance <= 1, near, np.where(distance <= 2, out, 0))
     return weights / weights.sum(axis=1, keepdims=True) @ np.pad(plane, ((8, 8), (0, 0)), mode="symmetric")
 
 
@@ -99,8 +99,8 @@ class TestPublishedValues:
         monkeypatch.setenv("PW_METRICS", str(DATA / "niqe"))
         image = picture("niqe/baboon.png")
         video = niqe.scorer(["niqe"], lookup("niqe").settings, "cpu").begin(VideoInfo(2, 480, 492, 24.0, "png"))
-        kept = [video.frame(Look(0, image)), video.frame(Look(1, np.zeros_like(image)))]
-        assert video.result(kept) == {"niqe": pytest.approx(5.7296, abs=0.002)}
+        values = [video.frame(FrameView(0, image)), video.frame(FrameView(1, np.zeros_like(image)))]
+        assert video.result(values) == {"niqe": pytest.approx(5.7296, abs=0.002)}
 
 
 class TestAgainstThePlainForm:
@@ -113,10 +113,10 @@ class TestAgainstThePlainForm:
 
     def test_the_value_is_the_same(self) -> None:
         plane = niqe.luma(texture(300, 400))
-        found = plain_features(plane)
-        distance = MADE_UP.mean - found.mean(axis=0)
-        inverse = np.linalg.pinv((MADE_UP.covariance + np.cov(found, rowvar=False)) / 2)
-        assert niqe.niqe(plane, MADE_UP) == pytest.approx(np.sqrt(distance @ inverse @ distance), abs=1e-4)
+        result = plain_features(plane)
+        distance = PRISTINE.mean - result.mean(axis=0)
+        inverse = np.linalg.pinv((PRISTINE.covariance + np.cov(result, rowvar=False)) / 2)
+        assert niqe.niqe(plane, PRISTINE) == pytest.approx(np.sqrt(distance @ inverse @ distance), abs=1e-4)
 
     @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 99))
     @settings(max_examples=25)
@@ -129,11 +129,11 @@ class TestAgainstThePlainForm:
         import torch
         from scipy.io import savemat
 
-        savemat(tmp_path / "p.mat", {"mu_prisparam": MADE_UP.mean[None], "cov_prisparam": MADE_UP.covariance})
-        theirs = pyiqa.create_metric("niqe", pretrained_model_path=str(tmp_path / "p.mat"), device="cpu")
+        savemat(tmp_path / "p.mat", {"mu_prisparam": PRISTINE.mean[None], "cov_prisparam": PRISTINE.covariance})
+        reference = pyiqa.create_metric("niqe", pretrained_model_path=str(tmp_path / "p.mat"), device="cpu")
         image = texture(480, 640)
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-        assert niqe.niqe(niqe.luma(image), MADE_UP) == pytest.approx(float(theirs(tensor)), abs=1e-3)
+        assert niqe.niqe(niqe.luma(image), PRISTINE) == pytest.approx(float(reference(tensor)), abs=1e-3)
 
 
 class TestAnAsymmetricGaussian:
@@ -141,31 +141,31 @@ class TestAnAsymmetricGaussian:
     def test_is_found_from_what_is_drawn_from_it(self, shape: float, left: float, right: float) -> None:
         rng = np.random.default_rng(0)
         size = rng.gamma(1 / shape, size=(4, 400, 400)) ** (1 / shape)  # |x / scale|^shape is gamma distributed
-        drawn = np.where(rng.random(size.shape) < left / (left + right), -left, right) * size
-        found = np.array(niqe.aggd(drawn.astype(np.float32)))
+        values = np.where(rng.random(size.shape) < left / (left + right), -left, right) * size
+        result = np.array(niqe.aggd(values.astype(np.float32)))
         expected = np.array([shape, left, right])
-        assert found == pytest.approx(np.repeat(expected[:, None], 4, axis=1), rel=0.03)
+        assert result == pytest.approx(np.repeat(expected[:, None], 4, axis=1), rel=0.03)
 
     @given(st.floats(1e-3, 2.0))
     def test_has_the_shape_whose_ratio_is_nearest(self, ratio: float) -> None:
-        found = np.searchsorted(niqe.NEAREST, ratio)
-        assert np.abs(niqe.RATIOS - ratio)[found] == pytest.approx(np.abs(niqe.RATIOS - ratio).min(), abs=1e-15)
+        result = np.searchsorted(niqe.NEAREST, ratio)
+        assert np.abs(niqe.RATIOS - ratio)[result] == pytest.approx(np.abs(niqe.RATIOS - ratio).min(), abs=1e-15)
 
 
 class TestFlatParts:
     @pytest.mark.parametrize("level", [0, 1, 100, 130, 255])
     def test_are_exactly_zero(self, level: int) -> None:
         assert not niqe.mscn(np.full((54, 102), float(level))).any()
-        halved = niqe.halve(np.full((192, 192), level, np.uint8))
-        assert not niqe.mscn(np.pad(halved, niqe.HALO, mode="edge")).any()
+        half = niqe.halve(np.full((192, 192), level, np.uint8))
+        assert not niqe.mscn(np.pad(half, niqe.HALO, mode="edge")).any()
 
     def test_of_a_block_count_to_neither_side(self) -> None:
         """Scales are of the pixels that vary: zeros beside them change the shape, not the scales' moments."""
         values = np.random.default_rng(0).normal(size=(1, 96, 96)).astype(np.float32)
         zeros = np.concatenate((values, np.zeros_like(values)), axis=1)
         moments = []
-        for found in (niqe.aggd(values), niqe.aggd(zeros)):
-            shape, left, right = (float(part[0]) for part in found)
+        for result in (niqe.aggd(values), niqe.aggd(zeros)):
+            shape, left, right = (float(part[0]) for part in result)
             unit = np.sqrt(gamma(3 / shape) / gamma(1 / shape))
             moments.append((left * unit, right * unit))
         assert moments[1] == pytest.approx(moments[0], rel=1e-5)
@@ -174,52 +174,52 @@ class TestFlatParts:
         """The block's shapes are the table's first and stay in their means, as in the reference."""
         plane = niqe.luma(texture(192, 288))
         plane[:, :99] = 90  # 3 px more, which the window reaches
-        found = niqe.features(plane)
-        flat = np.isnan(found).any(axis=1)
+        result = niqe.features(plane)
+        flat = np.isnan(result).any(axis=1)
         assert flat.tolist() == [True, False, False] * 2
         shapes = [0, 2, 6, 10, 14]
-        assert found[flat][:, shapes] == pytest.approx(0.2)
-        assert np.isfinite(niqe.niqe(plane, MADE_UP))
+        assert result[flat][:, shapes] == pytest.approx(0.2)
+        assert np.isfinite(niqe.niqe(plane, PRISTINE))
 
     @pytest.mark.parametrize("level", [0, 130, 255])
     def test_alone_have_no_value(self, level: int) -> None:
-        assert niqe.niqe(np.full((192, 192), level, np.uint8), MADE_UP) is None
+        assert niqe.niqe(np.full((192, 192), level, np.uint8), PRISTINE) is None
 
     def test_never_reach_a_mean(self) -> None:
-        video = niqe.NiqeScorer(MADE_UP, 1).begin(VideoInfo(3, 192, 192, 24.0, "ffv1"))
+        video = niqe.NiqeScorer(PRISTINE, 1).begin(VideoInfo(3, 192, 192, 24.0, "ffv1"))
         image = texture(192, 192)
-        kept = [video.frame(Look(i, look)) for i, look in enumerate((image, np.zeros_like(image), image))]
-        assert kept[1] is None
-        assert video.result(kept) == {"niqe": pytest.approx(kept[0])}
+        values = [video.frame(FrameView(i, frame)) for i, frame in enumerate((image, np.zeros_like(image), image))]
+        assert values[1] is None
+        assert video.result(values) == {"niqe": pytest.approx(values[0])}
         with pytest.raises(ValueError, match="none of 1 frames has a block with texture"):
-            video.result([kept[1]])
+            video.result([values[1]])
 
 
 class TestAVideo:
     def test_is_looked_at_every_so_many_frames(self) -> None:
-        video = niqe.NiqeScorer(MADE_UP, 3).begin(VideoInfo(8, 96, 96, 24.0, "ffv1"))
+        video = niqe.NiqeScorer(PRISTINE, 3).begin(VideoInfo(8, 96, 96, 24.0, "ffv1"))
         assert [i for i in range(8) if video.wants(i)] == [0, 3, 6]
 
     @pytest.mark.parametrize(("height", "width"), [(95, 400), (400, 95), (1, 1)])
     def test_smaller_than_a_block_is_refused(self, height: int, width: int) -> None:
         with pytest.raises(ValueError, match=f"{width}x{height} px is too small, it takes at least 96x96"):
-            niqe.NiqeScorer(MADE_UP, 1).begin(VideoInfo(8, height, width, 24.0, "ffv1"))
+            niqe.NiqeScorer(PRISTINE, 1).begin(VideoInfo(8, height, width, 24.0, "ffv1"))
         with pytest.raises(ValueError, match="at least 96x96"):
             niqe.features(np.zeros((height, width)))
 
     def test_of_one_block_has_a_value(self) -> None:
-        assert niqe.niqe(niqe.luma(texture(96, 96)), MADE_UP) is not None
+        assert niqe.niqe(niqe.luma(texture(96, 96)), PRISTINE) is not None
 
     def test_is_measured_on_whole_blocks(self) -> None:
         plane = niqe.luma(texture(230, 300))
-        assert niqe.niqe(plane, MADE_UP) == niqe.niqe(plane[:192, :288], MADE_UP)
+        assert niqe.niqe(plane, PRISTINE) == niqe.niqe(plane[:192, :288], PRISTINE)
 
     @pytest.mark.parametrize("size", [(96, 6000), (720, 1280), (3000, 100)])
     def test_needs_no_more_memory_than_it_says(self, size: tuple[int, int]) -> None:
-        video = niqe.NiqeScorer(MADE_UP, 1).begin(VideoInfo(1, *size, 24.0, "ffv1"))
+        video = niqe.NiqeScorer(PRISTINE, 1).begin(VideoInfo(1, *size, 24.0, "ffv1"))
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         tracemalloc.start()
-        video.frame(Look(0, image))
+        video.frame(FrameView(0, image))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak <= video.memory < 3 * peak + (8 << 20)
@@ -227,11 +227,11 @@ class TestAVideo:
     def test_is_worse_when_noisy_or_blurred(self) -> None:
         """With the pristine statistics being those of the texture itself."""
         clean = niqe.luma(texture(384, 480)).astype(float)
-        found = niqe.features(clean)
-        own = niqe.Pristine(found.mean(axis=0), np.cov(found, rowvar=False) + 1e-4 * np.eye(36))
+        result = niqe.features(clean)
+        pristine = niqe.Pristine(result.mean(axis=0), np.cov(result, rowvar=False) + 1e-4 * np.eye(36))
         noisy = np.clip(clean + np.random.default_rng(1).normal(0, 20, clean.shape), 0, 255)
         blurred = correlate(clean, np.full((5, 5), 1 / 25))
-        values = [niqe.niqe(plane, own) for plane in (clean, noisy, blurred)]
+        values = [niqe.niqe(plane, pristine) for plane in (clean, noisy, blurred)]
         assert values[0] == pytest.approx(0, abs=1e-6)
         assert min(values[1:]) > 1
 

@@ -18,14 +18,14 @@ import pytest
 from benchmarks.measure.vbench_worker import Measurement, load_once, value_of
 from benchmarks.metrics import GROUPS, METRICS
 from benchmarks.metrics.flicker import scorer
-from benchmarks.metrics.implementation import Look
+from benchmarks.metrics.implementation import FrameView
 from benchmarks.metrics.vbench import (
     MODES,
-    absent,
     all_prompts,
     available,
     digests,
     interpreter,
+    missing_stems,
     score_videos,
     weights_of,
 )
@@ -58,7 +58,7 @@ print("a worker at work", flush=True)
 """
 
 
-class Asked:
+class Setup:
     """Four videos in a folder, a stub of a worker, and what `score_videos` made of them."""
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +77,7 @@ class Asked:
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     monkeypatch.setenv("PW_VBENCH_PYTHON", sys.executable)
     monkeypatch.setenv("PW_VBENCH_TIMEOUT", "20")
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
@@ -86,56 +86,56 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
             path = tmp_path / "cache" / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"weights")
-    return Asked(tmp_path)
+    return Setup(tmp_path)
 
 
 WHOLE = {f"a heron-{i}.mp4": {"dynamic_degree": i / 10, "imaging_quality": i / 10 + 0.5} for i in range(4)}
 
 
 class TestAWorkerThatKeepsToTheContract:
-    def test_gives_each_video_all_its_dimensions(self, asked: Asked) -> None:
-        assert asked.score("header(); measure(videos); result()") == {}
-        assert asked.values == WHOLE
+    def test_gives_each_video_all_its_dimensions(self, setup: Setup) -> None:
+        assert setup.score("header(); measure(videos); result()") == {}
+        assert setup.values == WHOLE
 
-    def test_is_asked_for_what_the_registry_says(self, asked: Asked) -> None:
+    def test_is_asked_for_what_the_registry_says(self, setup: Setup) -> None:
         script = f"""
             import shutil
-            shutil.copy(sys.argv[1], {str(asked.folder / "request.json")!r})
+            shutil.copy(sys.argv[1], {str(setup.folder / "request.json")!r})
             header(); measure(videos); result()
-            json.dump(dict(os.environ), open({str(asked.folder / "environ.json")!r}, "w"))
+            json.dump(dict(os.environ), open({str(setup.folder / "environ.json")!r}, "w"))
         """
-        asked.score(script)
-        request = json.loads((asked.folder / "request.json").read_text())
-        assert request["videos"] == [str(video) for video in asked.videos]
+        setup.score(script)
+        request = json.loads((setup.folder / "request.json").read_text())
+        assert request["videos"] == [str(video) for video in setup.videos]
         assert request["dimensions"] == NAMES
         assert request["imaging_quality_preprocessing_mode"] == "longer"
         assert request["mode"] == "custom_input"
         assert request["device"] == "cpu"
         assert request["download"] is False
-        assert json.loads((asked.folder / "environ.json").read_text())["CUDA_VISIBLE_DEVICES"] == ""
+        assert json.loads((setup.folder / "environ.json").read_text())["CUDA_VISIBLE_DEVICES"] == ""
 
-    def test_hands_a_video_on_before_the_next_is_measured(self, asked: Asked) -> None:
-        seen = asked.folder / "seen"
+    def test_hands_a_video_on_before_the_next_is_measured(self, setup: Setup) -> None:
+        seen = setup.folder / "seen"
         script = f"""
             header(); measure(videos[:1])
             while not os.path.exists({str(seen)!r}):
                 time.sleep(0.02)
             measure(videos[1:]); result()
         """
-        worker = asked.folder / "worker.py"
+        worker = setup.folder / "worker.py"
         worker.write_text(STUB + textwrap.dedent(script))
-        score_videos(asked.videos, NAMES, SETTINGS, "cpu", lambda video, values: seen.touch(), worker=worker)
+        score_videos(setup.videos, NAMES, SETTINGS, "cpu", lambda video, values: seen.touch(), worker=worker)
         assert seen.exists()
 
-    def test_may_give_up_a_dimension_and_the_videos_have_the_others(self, asked: Asked) -> None:
+    def test_may_give_up_a_dimension_and_the_videos_have_the_others(self, setup: Setup) -> None:
         script = """
             header(); say(dimension="dynamic_degree", failed="no RAFT"); measure(videos, ["imaging_quality"])
             result(names=["imaging_quality"])
         """
-        assert asked.score(script) == {"dynamic_degree": "no RAFT"}
-        assert asked.values["a heron-1.mp4"] == {"imaging_quality": 0.6}
+        assert setup.score(script) == {"dynamic_degree": "no RAFT"}
+        assert setup.values["a heron-1.mp4"] == {"imaging_quality": 0.6}
 
-    def test_may_give_up_a_dimension_midway_and_no_video_waits_for_it(self, asked: Asked) -> None:
+    def test_may_give_up_a_dimension_midway_and_no_video_waits_for_it(self, setup: Setup) -> None:
         script = """
             header()
             for video in videos:
@@ -144,34 +144,34 @@ class TestAWorkerThatKeepsToTheContract:
             results = {"imaging_quality": {"per_video": dict.fromkeys(videos, 0.25)}}
             json.dump({"schema": 1, "results": results}, open(out, "w"))
         """
-        assert asked.score(script) == {"dynamic_degree": "out of memory"}
-        assert asked.values == {video.name: {"imaging_quality": 0.25} for video in asked.videos}
+        assert setup.score(script) == {"dynamic_degree": "out of memory"}
+        assert setup.values == {video.name: {"imaging_quality": 0.25} for video in setup.videos}
 
-    def test_names_a_video_that_fails_and_keeps_the_others(self, asked: Asked) -> None:
+    def test_names_a_video_that_fails_and_keeps_the_others(self, setup: Setup) -> None:
         script = """
             header(); measure(videos[1:])
             for name in names:
                 say(video=videos[0], dimension=name, value=None, why="OutOfMemoryError", error=True)
             result(videos=videos[1:])
         """
-        missing = asked.score(script)
+        missing = setup.score(script)
         assert missing["imaging_quality"] == "imaging_quality failed on 1 of 4 videos: a heron-0.mp4: OutOfMemoryError"
-        assert asked.values == {**WHOLE, "a heron-0.mp4": {}}
+        assert setup.values == {**WHOLE, "a heron-0.mp4": {}}
 
-    def test_may_leave_a_video_out_by_vbenchs_rules(self, asked: Asked) -> None:
+    def test_may_leave_a_video_out_by_vbenchs_rules(self, setup: Setup) -> None:
         script = """
             header(); measure(videos[1:])
             for name in names:
                 say(video=videos[0], dimension=name, value=None, why="no object", error=False)
             result(videos=videos[1:])
         """
-        assert asked.score(script) == {}
-        assert asked.values["a heron-0.mp4"] == {}
+        assert setup.score(script) == {}
+        assert setup.values["a heron-0.mp4"] == {}
 
 
 class TestAWorkerThatDoesNot:
     @pytest.mark.parametrize(
-        ("script", "said"),
+        ("script", "message"),
         [
             ("header(); measure(videos)", "exit status 0, but without a result"),
             ("say(schema=2); measure(videos); result()", "writes schema 2, 1 is understood"),
@@ -190,87 +190,87 @@ class TestAWorkerThatDoesNot:
             ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
         ],
     )
-    def test_is_named_with_the_end_of_its_log(self, asked: Asked, script: str, said: str) -> None:
-        missing = asked.score(script)
+    def test_is_named_with_the_end_of_its_log(self, setup: Setup, script: str, message: str) -> None:
+        missing = setup.score(script)
         assert list(missing) == NAMES
-        assert said in missing["dynamic_degree"]
+        assert message in missing["dynamic_degree"]
         assert "a worker at work" in missing["dynamic_degree"]
         assert "VBench's worker" in missing["imaging_quality"]
 
-    def test_and_dies_midway_has_the_videos_it_measured_kept(self, asked: Asked) -> None:
-        missing = asked.score("header(); measure(videos[:2]); os.kill(os.getpid(), 9)")
+    def test_and_dies_midway_has_the_videos_it_measured_kept(self, setup: Setup) -> None:
+        missing = setup.score("header(); measure(videos[:2]); os.kill(os.getpid(), 9)")
         assert "ended by signal 9 after 2 of 4 videos" in missing["dynamic_degree"]
-        assert asked.values == {name: WHOLE[name] for name in list(WHOLE)[:2]}
+        assert setup.values == {name: WHOLE[name] for name in list(WHOLE)[:2]}
 
-    def test_and_is_silent_is_ended_with_what_it_started(self, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_and_is_silent_is_ended_with_what_it_started(self, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PW_VBENCH_TIMEOUT", "1")
         script = f"""
             import subprocess
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-            print(child.pid, file=open({str(asked.folder / "child")!r}, "w"), flush=True)
+            print(child.pid, file=open({str(setup.folder / "child")!r}, "w"), flush=True)
             header(); measure(videos[:1]); time.sleep(600)
         """
-        missing = asked.score(script)
+        missing = setup.score(script)
         assert "said nothing for 1 s" in missing["imaging_quality"]
-        assert list(asked.values) == ["a heron-0.mp4"]
-        assert not _alive(int((asked.folder / "child").read_text()))
+        assert list(setup.values) == ["a heron-0.mp4"]
+        assert not _alive(int((setup.folder / "child").read_text()))
 
-    def test_does_not_outlive_an_interruption_here(self, asked: Asked) -> None:
+    def test_does_not_outlive_an_interruption_here(self, setup: Setup) -> None:
         script = f"""
-            print(os.getpid(), file=open({str(asked.folder / "pid")!r}, "w"), flush=True)
+            print(os.getpid(), file=open({str(setup.folder / "pid")!r}, "w"), flush=True)
             header(); measure(videos[:1]); time.sleep(60)
         """
 
         def interrupt(video: Path, values: Mapping[str, float]) -> None:
             raise KeyboardInterrupt
 
-        asked.keep = interrupt  # type: ignore[method-assign]
+        setup.keep = interrupt  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
-            asked.score(script)
-        assert not _alive(int((asked.folder / "pid").read_text()))
+            setup.score(script)
+        assert not _alive(int((setup.folder / "pid").read_text()))
 
 
 class TestWhatIsMissing:
     def test_is_the_environment_and_the_command_that_makes_it(
-        self, asked: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("PW_VBENCH_PYTHON", str(tmp_path / "python"))
-        missing = asked.score("")
+        missing = setup.score("")
         assert list(missing) == NAMES
         assert "is not there: PW_VBENCH_PYTHON names it" in missing["dynamic_degree"]
         monkeypatch.delenv("PW_VBENCH_PYTHON")
         monkeypatch.setattr("benchmarks.metrics.vbench.ROOT", tmp_path)
         assert "`make vbench-env` makes it" in available(NAMES, SETTINGS)["dynamic_degree"]
 
-    def test_is_the_file_and_where_it_comes_from_and_the_others_are_measured(self, asked: Asked) -> None:
+    def test_is_the_file_and_where_it_comes_from_and_the_others_are_measured(self, setup: Setup) -> None:
         script = "header(); measure(videos); result()"
-        missing = asked.score(script, ["dynamic_degree", "aesthetic_quality", "imaging_quality"])
+        missing = setup.score(script, ["dynamic_degree", "aesthetic_quality", "imaging_quality"])
         assert list(missing) == ["aesthetic_quality"]
         assert "clip_model/ViT-L-14.pt (CLIP ViT-L/14)" in missing["aesthetic_quality"]
-        assert asked.values == WHOLE
+        assert setup.values == WHOLE
 
-    def test_may_be_fetched_by_vbench_if_it_is_told_to(self, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_may_be_fetched_by_vbench_if_it_is_told_to(self, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PW_VBENCH_DOWNLOAD", "1")
         assert available(["aesthetic_quality"], SETTINGS) == {}
 
-    def test_is_a_package_where_no_index_has_it(self, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_a_package_where_no_index_has_it(self, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PW_VBENCH_DOWNLOAD", "1")
         assert "detectron2" in available(["color"], {**SETTINGS, "mode": "vbench_standard"})["color"]
 
-    def test_is_a_prompt_of_vbench_where_a_dimension_is_made_for_them(self, asked: Asked) -> None:
+    def test_is_a_prompt_of_vbench_where_a_dimension_is_made_for_them(self, setup: Setup) -> None:
         assert "vbench.mode=vbench_standard" in available(["scene"], SETTINGS)["scene"]
 
     @pytest.mark.parametrize("key", ["mode", "imaging_quality_preprocessing_mode"])
-    def test_is_a_setting_that_vbench_has(self, asked: Asked, key: str) -> None:
+    def test_is_a_setting_that_vbench_has(self, setup: Setup, key: str) -> None:
         with pytest.raises(ValueError, match=rf"vbench\.{key}=best: one of "):
-            asked.score("", **{key: "best"})
+            setup.score("", **{key: "best"})
 
 
 class TestVBenchsPrompts:
     @pytest.fixture
-    def standard(self, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    def standard(self, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> Setup:
         """An environment with three entries of VBench's list, two of one prompt."""
-        folder = asked.folder / "env" / "lib" / "python3.11" / "site-packages" / "vbench"
+        folder = setup.folder / "env" / "lib" / "python3.11" / "site-packages" / "vbench"
         folder.mkdir(parents=True)
         entries = [
             {"prompt_en": "a heron", "dimension": ["dynamic_degree"]},
@@ -278,19 +278,19 @@ class TestVBenchsPrompts:
             {"prompt_en": "a heron", "dimension": ["motion_smoothness"]},
         ]
         (folder / "VBench_full_info.json").write_text(json.dumps(entries))
-        (asked.folder / "env" / "bin").mkdir()
-        (asked.folder / "env" / "bin" / "python").symlink_to(sys.executable)
-        monkeypatch.setenv("PW_VBENCH_PYTHON", str(asked.folder / "env" / "bin" / "python"))
-        return asked
+        (setup.folder / "env" / "bin").mkdir()
+        (setup.folder / "env" / "bin" / "python").symlink_to(sys.executable)
+        monkeypatch.setenv("PW_VBENCH_PYTHON", str(setup.folder / "env" / "bin" / "python"))
+        return setup
 
-    def test_are_read_from_its_package(self, standard: Asked) -> None:
+    def test_are_read_from_its_package(self, standard: Setup) -> None:
         assert all_prompts() == {"a heron": ("dynamic_degree", "motion_smoothness"), "a cat": ("imaging_quality",)}
 
     def test_are_what_a_file_is_named_after(self) -> None:
         assert prompt_of("a heron-12.mp4") == "a heron"
         assert prompt_of("a blue-eyed heron.mp4") == "a blue-eyed heron"
 
-    def test_say_which_dimensions_a_video_has(self, standard: Asked) -> None:
+    def test_say_which_dimensions_a_video_has(self, standard: Setup) -> None:
         standard.videos[0] = standard.folder / "a cat-0.mp4"
         script = """
             header(); cat, herons = videos[0], videos[1:]
@@ -307,19 +307,19 @@ class TestVBenchsPrompts:
         assert standard.values["a cat-0.mp4"] == {"imaging_quality": 0.5}
         assert standard.values["a heron-3.mp4"] == {"dynamic_degree": 1.0}
 
-    def test_need_no_worker_for_videos_that_have_none_of_the_dimensions(self, standard: Asked) -> None:
+    def test_need_no_worker_for_videos_that_have_none_of_the_dimensions(self, standard: Setup) -> None:
         assert standard.score("sys.exit(9)", ["imaging_quality"], mode="vbench_standard") == {}
         assert standard.values == {video.name: {} for video in standard.videos}
 
-    def test_are_asked_of_a_name_that_is_none(self, standard: Asked) -> None:
+    def test_are_asked_of_a_name_that_is_none(self, standard: Setup) -> None:
         standard.videos[2] = standard.folder / "clip_0003.mp4"
         missing = standard.score("", mode="vbench_standard")
         assert "1 videos, such as 'clip_0003.mp4', are not named PROMPT-NUMBER" in missing["dynamic_degree"]
 
-    def test_are_five_videos_each_and_those_absent_are_listed(self, standard: Asked) -> None:
-        there = [f"a heron-{i}" for i in (0, 1, 2, 4)]
-        assert absent(["dynamic_degree"], there) == {"dynamic_degree": ["a heron-3"]}
-        assert absent(["imaging_quality"], there) == {"imaging_quality": [f"a cat-{i}" for i in range(5)]}
+    def test_are_five_videos_each_and_those_absent_are_listed(self, standard: Setup) -> None:
+        stems = [f"a heron-{i}" for i in (0, 1, 2, 4)]
+        assert missing_stems(["dynamic_degree"], stems) == {"dynamic_degree": ["a heron-3"]}
+        assert missing_stems(["imaging_quality"], stems) == {"imaging_quality": [f"a cat-{i}" for i in range(5)]}
 
 
 class TestInsideTheWorker:
@@ -370,13 +370,13 @@ class TestInsideTheWorker:
         assert not Path(seen[0]["video_list"][0]).exists(), "a video's folder goes away with it"
 
     def test_a_dimension_that_is_not_the_prompts_is_left_out(self, measurement: Measurement) -> None:
-        (said,) = self.measure(measurement, "imaging_quality", lambda entry: [{"video_results": 50.0}])
-        assert said == {"value": None, "why": "imaging_quality is not measured on this prompt", "error": False}
+        (message,) = self.measure(measurement, "imaging_quality", lambda entry: [{"video_results": 50.0}])
+        assert message == {"value": None, "why": "imaging_quality is not measured on this prompt", "error": False}
 
     def test_a_video_whose_object_no_frame_shows_is_left_out_as_vbench_does(self, measurement: Measurement) -> None:
-        (said,) = self.measure(measurement, "color", lambda entry: [{"video_results": 1 / 0}])
-        assert said["value"] is None
-        assert said["error"] is False
+        (message,) = self.measure(measurement, "color", lambda entry: [{"video_results": 1 / 0}])
+        assert message["value"] is None
+        assert message["error"] is False
 
     def test_a_dimension_that_fails_on_three_videos_from_the_first_on_is_given_up(
         self, measurement: Measurement
@@ -390,9 +390,9 @@ class TestInsideTheWorker:
 
     def test_a_dimension_that_fails_on_some_videos_is_not(self, measurement: Measurement) -> None:
         values = iter([0.5, float("nan"), float("nan"), float("nan"), 0.25])
-        said = self.measure(measurement, "scene", lambda entry: [{"video_results": next(values)}], videos=5)
-        assert [line["value"] for line in said] == [0.5, None, None, None, 0.25]
-        assert said[1]["why"] == "ValueError: VBench's result is nan"
+        message = self.measure(measurement, "scene", lambda entry: [{"video_results": next(values)}], videos=5)
+        assert [line["value"] for line in message] == [0.5, None, None, None, 0.25]
+        assert message[1]["why"] == "ValueError: VBench's result is nan"
 
     def test_a_value_is_the_mean_over_clips_on_vbenchs_scale(self) -> None:
         assert value_of("dynamic_degree", [{"video_results": True}, {"video_results": False}]) == 0.5
@@ -413,12 +413,12 @@ def test_every_dimension_of_the_registry_has_its_weights_listed():
     assert SETTINGS["mode"] in MODES
 
 
-def test_weights_are_known_by_their_digest_and_another_file_has_another(asked: Asked):
-    (file, before), *_ = digests("imaging_quality").items()
-    path = asked.folder / "cache" / file
+def test_weights_are_known_by_their_digest_and_another_file_has_another(setup: Setup):
+    (file, digest), *_ = digests("imaging_quality").items()
+    path = setup.folder / "cache" / file
     path.write_bytes(b"others")
     os.utime(path, ns=(1, 1))
-    assert digests("imaging_quality")[file] != before
+    assert digests("imaging_quality")[file] != digest
     assert digests("aesthetic_quality") == {}
 
 
@@ -447,19 +447,19 @@ class TestTheRealWorker:
         self, real_environment: Path, tmp_path: Path
     ) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (9, 31, 33, 3), dtype=np.uint8)
-        made = [tmp_path / "100% noise: a_b-3.mkv", tmp_path / "one colour.mkv"]
-        write_video(made[0], noise)
-        write_video(made[1], np.full((3, 16, 16, 3), 77, np.uint8))
-        whole = [*made, *(p for p in (CLIPS / "carphone_pristine.mp4", CLIPS / "dove_002.mp4") if p.is_file())]
+        written = [tmp_path / "100% noise: a_b-3.mkv", tmp_path / "one colour.mkv"]
+        write_video(written[0], noise)
+        write_video(written[1], np.full((3, 16, 16, 3), 77, np.uint8))
+        videos = [*written, *(p for p in (CLIPS / "carphone_pristine.mp4", CLIPS / "dove_002.mp4") if p.is_file())]
         broken = tmp_path / "broken.mp4"
         broken.write_bytes(b"no video")
-        found: dict[Path, Mapping[str, float]] = {}
-        missing = score_videos([*whole, broken], ["temporal_flickering"], SETTINGS, "cpu", found.__setitem__)
+        values: dict[Path, Mapping[str, float]] = {}
+        missing = score_videos([*videos, broken], ["temporal_flickering"], SETTINGS, "cpu", values.__setitem__)
         assert "failed on 1 of" in missing["temporal_flickering"]
         assert "broken.mp4: ValueError: VBench gives no result" in missing["temporal_flickering"]
-        assert found.pop(broken) == {}
-        scores = {path: values["temporal_flickering"] for path, values in found.items()}
-        assert scores == pytest.approx({path: _flickering(path) for path in whole}, abs=1e-6)
+        assert values.pop(broken) == {}
+        scores = {path: row["temporal_flickering"] for path, row in values.items()}
+        assert scores == pytest.approx({path: _flickering(path) for path in videos}, abs=1e-6)
 
     def test_has_the_prompts_of_the_paper(self, real_environment: Path) -> None:
         prompts = all_prompts()
@@ -469,9 +469,9 @@ class TestTheRealWorker:
 
 def _flickering(path: Path) -> float:
     video = scorer(["temporal_flickering"], {}, "cpu").begin(probe(path))
-    kept, previous = [], None
+    frames, previous = [], None
     for frame in decode(path):
         if video.wants(frame.index):
-            kept.append(video.frame(Look(frame.index, frame.image, previous)))
+            frames.append(video.frame(FrameView(frame.index, frame.image, previous)))
         previous = frame.image
-    return video.result(kept)["temporal_flickering"]
+    return video.result(frames)["temporal_flickering"]

@@ -72,8 +72,8 @@ def test_a_table_marks_by_the_gate_and_names_the_metric_of_it():
     assert compare(scores, primary="swd").best == {"psd": "b", "swd": "b", "solution_gap": None}
     assert compare(scores, primary="solution_gap").best == {"psd": None, "swd": None, "solution_gap": None}
     assert compare(scores, primary="swd").primary == "swd"
-    gone = compare(scores, primary="mhd")  # no arm has it: Holm over all, and said to be
-    assert (gone.primary, gone.differences) == (None, compare(scores).differences)
+    result = compare(scores, primary="mhd")  # no arm has it: Holm over all, and said to be
+    assert (result.primary, result.differences) == (None, compare(scores).differences)
 
 
 @pytest.mark.parametrize("n", [3, 6])
@@ -119,20 +119,20 @@ def test_an_arms_interval_is_students():
 
 def test_pairing_finds_what_is_small_beside_the_spread_of_seeds():
     seeds = [1.0, 5.0, 9.0]
-    got = compare(table({"a": seeds, "b": [s - 0.5 + e for s, e in zip(seeds, (0, 0.01, -0.01), strict=True)]}))
-    assert got.differences["b"]["psd"].verdict == "better"
-    assert got.best == {"psd": "b"}
+    result = compare(table({"a": seeds, "b": [s - 0.5 + e for s, e in zip(seeds, (0, 0.01, -0.01), strict=True)]}))
+    assert result.differences["b"]["psd"].verdict == "better"
+    assert result.best == {"psd": "b"}
 
 
 @pytest.mark.parametrize(("metric", "verdict"), [("psd", "worse"), ("mhd", "better")])
 def test_the_verdict_follows_the_direction(metric: str, verdict: str):
-    got = compare(table({"a": [1.0, 1.1, 0.9], "b": [2.0, 2.1, 1.91]}, metric))
-    assert got.differences["b"][metric].verdict == verdict
+    result = compare(table({"a": [1.0, 1.1, 0.9], "b": [2.0, 2.1, 1.91]}, metric))
+    assert result.differences["b"][metric].verdict == verdict
 
 
 def test_a_ratio_is_compared_by_its_distance_from_one_on_either_side():
-    got = compare(table({"half": [0.5, 0.51, 0.49], "over": [1.25, 1.24, 1.26]}, "mhd_ratio"))
-    d = got.differences["over"]["mhd_ratio"]
+    result = compare(table({"half": [0.5, 0.51, 0.49], "over": [1.25, 1.24, 1.26]}, "mhd_ratio"))
+    d = result.differences["over"]["mhd_ratio"]
     assert (d.diff_of, d.verdict) == ("abs_log", "better")
     assert d.diff == pytest.approx(math.log(1.25) - math.log(2), abs=1e-3)
     mirrored = compare(table({"a": [0.5, 0.4, 0.8], "b": [2.0, 2.5, 1.25]}, "mhd_ratio")).differences["b"]["mhd_ratio"]
@@ -141,15 +141,15 @@ def test_a_ratio_is_compared_by_its_distance_from_one_on_either_side():
 
 
 def test_a_failed_run_leaves_the_common_seeds():
-    got = compare(table({"a": [1.0, 2.0, 3.0], "b": [0.5, None, 2.5], "c": [None, 1.0, float("nan")]}))
-    assert (got.arms["b"]["psd"].n, got.differences["b"]["psd"].n) == (2, 2)
-    c = got.differences["c"]["psd"]
+    result = compare(table({"a": [1.0, 2.0, 3.0], "b": [0.5, None, 2.5], "c": [None, 1.0, float("nan")]}))
+    assert (result.arms["b"]["psd"].n, result.differences["b"]["psd"].n) == (2, 2)
+    c = result.differences["c"]["psd"]
     assert (c.n, c.diff, c.verdict) == (0, None, "not resolved")
 
 
 def test_a_single_seed_has_no_interval_and_no_verdict():
-    got = compare(table({"a": [1.0], "b": [0.1]}))
-    d = got.differences["b"]["psd"]
+    result = compare(table({"a": [1.0], "b": [0.1]}))
+    d = result.differences["b"]["psd"]
     assert (d.diff, d.low, d.p, d.p_adjusted, d.verdict) == (
         pytest.approx(-0.9),
         None,
@@ -157,25 +157,25 @@ def test_a_single_seed_has_no_interval_and_no_verdict():
         None,
         "not resolved",
     )
-    assert got.arms["a"]["psd"].low is None
-    assert got.best == {"psd": None}
+    assert result.arms["a"]["psd"].low is None
+    assert result.best == {"psd": None}
 
 
 def test_an_arm_without_any_score_is_absent_not_zero():
-    got = compare({"a": {0: {"psd": 1.0}, 1: {"psd": 1.2}}, "b": {}})
-    assert got.arms["b"] == {}
-    assert got.row("b")["vs_previous"]["psd"]["verdict"] == "not resolved"
+    result = compare({"a": {0: {"psd": 1.0}, 1: {"psd": 1.2}}, "b": {}})
+    assert result.arms["b"] == {}
+    assert result.row("b")["vs_previous"]["psd"]["verdict"] == "not resolved"
 
 
 def test_arms_that_are_the_same_run_do_not_differ():
-    got = compare(table({"a": [0.1, 0.2, 0.3], "b": [0.1, 0.2, 0.3]})).differences["b"]["psd"]
-    assert (got.diff, got.p, got.verdict) == (0, 1, "no difference shown")
+    result = compare(table({"a": [0.1, 0.2, 0.3], "b": [0.1, 0.2, 0.3]})).differences["b"]["psd"]
+    assert (result.diff, result.p, result.verdict) == (0, 1, "no difference shown")
 
 
 def test_arms_can_be_held_against_others_than_the_one_above():
     scores = table({"a": [1.0, 2.0, 3.0], "b": [2.0, 3.0, 4.1], "c": [3.0, 4.0, 5.1]})
-    got = compare(scores, versus={"a": "b", "b": None, "c": "b"})
-    assert {arm: [d.versus for d in row.values()] for arm, row in got.differences.items()} == {
+    result = compare(scores, versus={"a": "b", "b": None, "c": "b"})
+    assert {arm: [d.versus for d in row.values()] for arm, row in result.differences.items()} == {
         "a": ["b"],
         "b": [],
         "c": ["b"],
@@ -205,10 +205,10 @@ def test_a_null_is_not_called_better_or_worse():
     for _ in range(tables):
         draw = rng.normal(size=(5, 3, 6)) + 3 * rng.normal(size=(1, 3, 6))
         scores = {f"arm{a}": {s: dict(zip(names, draw[a, s], strict=True)) for s in range(3)} for a in range(5)}
-        got = compare(scores)
-        called = [any(d.verdict in ("better", "worse") for d in row.values()) for row in got.differences.values()]
-        false, comparisons = false + sum(called), comparisons + len(called) - 1
-        bold += any(arm is not None for arm in got.best.values())
+        result = compare(scores)
+        calls = [any(d.verdict in ("better", "worse") for d in row.values()) for row in result.differences.values()]
+        false, comparisons = false + sum(calls), comparisons + len(calls) - 1
+        bold += any(arm is not None for arm in result.best.values())
     assert false / comparisons < 0.065  # 5 % and two standard errors of 1000 comparisons
     assert bold / tables < 0.05
 
@@ -230,8 +230,8 @@ def _steps(values: list[float]) -> dict:
 )
 def test_the_order_is_held_against_the_papers(values: list[float], answer: str):
     paper = load("table_9_3")
-    got = compare(_steps(values))
-    assert order_as_in_paper(got, paper.values(), paper.quality(), primary="psd") == answer
+    result = compare(_steps(values))
+    assert order_as_in_paper(result, paper.values(), paper.quality(), primary="psd") == answer
 
 
 def test_a_pair_that_the_paper_does_not_order_is_left_out():
@@ -242,11 +242,11 @@ def test_a_pair_that_the_paper_does_not_order_is_left_out():
 
 def test_other_metrics_may_contradict_unless_left_out():
     paper = load("table_9_3")
-    good, bad = [2.0, 2.1, 1.9], [1.0, 1.1, 0.91]
+    high, low = [2.0, 2.1, 1.9], [1.0, 1.1, 0.91]
     scores = {
         arm: {s: {"psd": p, "swd": w} for s, (p, w) in enumerate(zip(ps, ws, strict=True))}
-        for arm, ps, ws in (("baseline", good, bad), ("original", bad, good))
+        for arm, ps, ws in (("baseline", high, low), ("original", low, high))
     }
-    got = compare(scores)
-    assert order_as_in_paper(got, paper.values(), paper.quality(), primary="psd") == "no"
-    assert order_as_in_paper(got, paper.values(), paper.quality(), primary="psd", metrics=["psd"]) == "yes"
+    result = compare(scores)
+    assert order_as_in_paper(result, paper.values(), paper.quality(), primary="psd") == "no"
+    assert order_as_in_paper(result, paper.values(), paper.quality(), primary="psd", metrics=["psd"]) == "yes"

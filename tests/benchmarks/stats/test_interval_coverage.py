@@ -73,9 +73,9 @@ def test_a_gate_finds_the_primary_four_times_as_often_as_holm_at_three_seeds():
     rates = family_rates(3, 0.5, FAMILIES["only the primary"], 4000)
     assert rates["gatekeeping"].primary == pytest.approx(0.746, abs=0.021)
     assert rates["Holm over all"].primary < 0.22
-    shut = family_rates(5, 0.5, FAMILIES["all but the primary"], 4000)
-    assert shut["gatekeeping"].others < 0.06
-    assert shut["Holm over all"].others > 0.9
+    closed_gate = family_rates(5, 0.5, FAMILIES["all but the primary"], 4000)
+    assert closed_gate["gatekeeping"].others < 0.06
+    assert closed_gate["Holm over all"].others > 0.9
 
 
 def test_a_control_variate_that_is_fitted_on_the_seeds_does_not_pay_at_three():

@@ -24,9 +24,9 @@ def one(a: dict[str, float], b: dict[str, float], metric: str = "mhd"):
 
 def test_sign_flips_of_three_by_hand():
     # |±1 ±2 ±4| >= 5 for 1+2+4, -1+2+4 and their negatives: 4 of 8
-    p, how = sign_flip(np.array([-1.0, 2.0, 4.0]))
+    p, test_name = sign_flip(np.array([-1.0, 2.0, 4.0]))
     assert p == 4 / 8
-    assert how == "sign flip, all 8"
+    assert test_name == "sign flip, all 8"
 
 
 def test_exact_sign_flips_are_scipys():
@@ -37,11 +37,11 @@ def test_exact_sign_flips_are_scipys():
 
 def test_drawn_sign_flips_agree_with_the_normal_approximation_of_the_same_null():
     totals = np.random.default_rng(4).normal(0.15, 1, 200)
-    p, how = sign_flip(totals)
+    p, test_name = sign_flip(totals)
     # the sum of randomly signed terms has variance sum(x^2); 10,000 draws leave 0.005 (one sd at most)
     z = abs(totals.sum()) / math.sqrt((totals**2).sum())
     assert p == pytest.approx(math.erfc(z / math.sqrt(2)), abs=0.02)
-    assert how == "sign flip, 10000 drawn"
+    assert test_name == "sign flip, 10000 drawn"
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=9))
@@ -88,8 +88,8 @@ def test_pairing_shows_what_the_spread_of_videos_hides():
     a = rng.normal(50, 10, 30)
     b = a + rng.normal(1, 0.5, 30)
     assert one(videos(a), videos(b)).verdict == "better"
-    renamed = {f"other {name}": value for name, value in videos(b).items()}
-    d = one(videos(a), renamed)
+    others = {f"other {name}": value for name, value in videos(b).items()}
+    d = one(videos(a), others)
     assert (d.verdict, d.design, d.test) == ("no difference shown", "independent", "Welch")
 
 
@@ -109,8 +109,8 @@ def test_videos_of_one_prompt_stay_together():
     d = one(videos(np.zeros(40), 5), videos(prompts, 5))
     assert (d.n, d.prompts) == (40, 8)
     assert d.p == sign_flip(prompts[::5])[0]
-    alone = one(videos(np.zeros(40)), videos(prompts))
-    assert d.high - d.low > 1.5 * (alone.high - alone.low)
+    single = one(videos(np.zeros(40)), videos(prompts))
+    assert d.high - d.low > 1.5 * (single.high - single.low)
 
 
 def test_the_ending_of_a_file_makes_no_other_video_of_it():
@@ -124,8 +124,8 @@ def test_what_has_no_partner_is_counted_and_named():
     del a["prompt 3-0"]
     b["prompt 4-0"] = math.nan
     outcome = compare_videos({"mhd": a}, {"mhd": b})
-    left = outcome.left_out["mhd"]
-    assert (left.only_a, left.names_a, left.only_b, left.names_b) == (1, ("prompt 4-0",), 1, ("prompt 3-0",))
+    rest = outcome.left_out["mhd"]
+    assert (rest.only_a, rest.names_a, rest.only_b, rest.names_b) == (1, ("prompt 4-0",), 1, ("prompt 3-0",))
     assert outcome.differences["mhd"].n == 8
 
 
@@ -139,9 +139,9 @@ def test_too_few_prompts_are_not_resolved_and_say_so():
 def test_holm_runs_over_the_metrics():
     rng = np.random.default_rng(7)
     base = videos(rng.normal(size=8))
-    shifted = {name: value + 1 for name, value in base.items()}  # p = 2/256 alone
+    larger = {name: value + 1 for name, value in base.items()}  # p = 2/256 alone
     names = GROUPS["table_8_1"][:8]
-    outcome = compare_videos(dict.fromkeys(names, base), dict.fromkeys(names, shifted)).differences
+    outcome = compare_videos(dict.fromkeys(names, base), dict.fromkeys(names, larger)).differences
     assert all(d.p == 2 / 256 and d.p_adjusted == 16 / 256 for d in outcome.values())
     assert {d.verdict for d in outcome.values()} == {"no difference shown"}
 
@@ -149,18 +149,18 @@ def test_holm_runs_over_the_metrics():
 def test_the_primary_is_tested_first_and_alone():
     rng = np.random.default_rng(7)
     base = videos(rng.normal(size=8))
-    shifted = {name: value + 1 for name, value in base.items()}  # p = 2/256 alone
+    larger = {name: value + 1 for name, value in base.items()}  # p = 2/256 alone
     same = {name: value + 0.01 * (-1) ** i for i, (name, value) in enumerate(base.items())}
     metrics = GROUPS["table_8_1"][:8]
     first, main = metrics[0], metrics[3]
-    a, b = dict.fromkeys(metrics, base), dict.fromkeys(metrics, shifted)
-    found = compare_videos(a, b, primary=main)
-    assert found.primary == main
-    assert found.differences[main].p_adjusted == 2 / 256
-    assert found.differences[main].verdict == "better"
-    assert found.differences[first].p_adjusted == 14 / 256  # by Holm over the other seven
-    shut = compare_videos(a, {**b, main: same}, primary=main).differences
-    assert {row.verdict for row in shut.values()} == {"no difference shown"}
+    a, b = dict.fromkeys(metrics, base), dict.fromkeys(metrics, larger)
+    result = compare_videos(a, b, primary=main)
+    assert result.primary == main
+    assert result.differences[main].p_adjusted == 2 / 256
+    assert result.differences[main].verdict == "better"
+    assert result.differences[first].p_adjusted == 14 / 256  # by Holm over the other seven
+    differences = compare_videos(a, {**b, main: same}, primary=main).differences
+    assert {row.verdict for row in differences.values()} == {"no difference shown"}
     assert compare_videos(a, b, primary="gone").primary is None
 
 
@@ -173,20 +173,20 @@ def test_false_positives_are_as_rare_as_promised():
     # 600 comparisons of skewed differences (centred exponential of both signs), 12 prompts of 2 videos: the sign flip
     # is exact, so rejections are Binomial(600, <= 0.05): under 5 % + 3 sd = 7.7 %, and not suspiciously few
     rng = np.random.default_rng(8)
-    rejected = 0
+    n_rejected = 0
     for _ in range(600):
         totals = rng.exponential(size=(2, 12)).sum(0) * rng.choice([-1, 1], 12)
-        rejected += sign_flip(totals)[0] < 0.05
-    assert 0.023 < rejected / 600 < 0.077
+        n_rejected += sign_flip(totals)[0] < 0.05
+    assert 0.023 < n_rejected / 600 < 0.077
 
 
 def test_intervals_cover_as_often_as_they_say():
     # 500 samples of 30 prompts x 2 videos, true difference 0.3. BCa at 30 clusters covers 93 to 94 %; 3 sd of
     # Binomial(500, 0.935) are 3.3 %.
     rng = np.random.default_rng(9)
-    covered = 0
+    n_covered = 0
     for _ in range(500):
         of_prompt = np.repeat(rng.normal(0.3, 1, 30), 2)
         d = paired(videos(np.zeros(60), 2), videos(of_prompt + rng.normal(0, 0.5, 60), 2), "higher")
-        covered += d.low <= 0.3 <= d.high
-    assert 0.935 - 0.033 < covered / 500 < 0.95 + 0.033
+        n_covered += d.low <= 0.3 <= d.high
+    assert 0.935 - 0.033 < n_covered / 500 < 0.95 + 0.033
