@@ -22,7 +22,7 @@ import pytest
 from pw.io.arguments import ConfigError
 from pw.run.build import build, make
 from pw.run.compose import groups
-from pw.run.strategies import HOMES
+from pw.run.strategies import MODULES
 
 ROOT = Path(__file__).parents[1]
 CALLS = "_target_: os.system, command: exit"
@@ -50,7 +50,7 @@ def test_no_override_names_a_class(override: str) -> None:
         build([override])
 
 
-@pytest.mark.parametrize("group", HOMES)
+@pytest.mark.parametrize("group", MODULES)
 def test_no_group_has_a_class_from_elsewhere(group: str) -> None:
     """Also when a file of conf/ says so: what Hydra composes is never instantiated by Hydra."""
     for target in ("os.system", "pw.train.loop.train", "builtins.eval", "pw.io.files.write_atomically", "system"):
@@ -59,8 +59,8 @@ def test_no_group_has_a_class_from_elsewhere(group: str) -> None:
 
 
 def test_every_group_with_classes_has_a_home_in_this_package() -> None:
-    assert HOMES.keys() <= groups().keys()
-    assert all(home.startswith("pw.") for homes in HOMES.values() for home in homes)
+    assert MODULES.keys() <= groups().keys()
+    assert all(home.startswith("pw.") for homes in MODULES.values() for home in homes)
 
 
 # (call, keyword it must have as it stands here); None: must not be called at all

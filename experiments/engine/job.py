@@ -132,7 +132,7 @@ class Row:
 
 def train_jobs(run: Run, label: str) -> list[Job]:
     """The training of a run, its start first."""
-    is_there = run.start_run is None or run.start_run.shipped or run.is_as_trained
+    is_there = run.start_run is None or run.start_run.card or run.is_as_trained
     before = [] if is_there else train_jobs(run.start_run, f"start {run.start.name}")
     needs = (before[-1].key,) if before else ()
     return [*before, Job(train_key(run), f"train {label}", "train", run, needs)]
@@ -179,7 +179,7 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
             solved = run.solution
             of_ceiling = ceiling.runs[seed].solution  # of all clips, also for arms with the same weights
             is_shared = solved.sample_signature(seed) == of_ceiling.sample_signature(seed)
-            clips = sampling.count if is_shared else sampling.solved
+            clips = sampling.count if is_shared else sampling.solution_clips
             needs.append(add_sampling(solved, f"{sampling.solution_steps}-step solution of {label}", clips, seed))
             solution = sample_folder(solved, outputs, seed)
         if arm is ceiling:
@@ -225,9 +225,9 @@ def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path 
     folders = {"videos": videos, **there}
     about = {what: str(path.relative_to(outputs)) for what, path in folders.items() if path is not None}
     return {
-        "out": outputs / "scores" / digest([about, metrics, run.sampling.solved]),
+        "out": outputs / "scores" / digest([about, metrics, run.sampling.solution_clips]),
         **folders,
-        "n_solutions": run.sampling.solved,
+        "n_solutions": run.sampling.solution_clips,
         "metrics": metrics,
         "contract": contract,
     }

@@ -25,7 +25,7 @@ from pw.io.arguments import ConfigError, did_you_mean
 from pw.run.build import Run, build
 from pw.run.compose import Config, compose_run, groups, leaves, override_key, swept_values
 from pw.train.preflight import check_share
-from pw.train.record import earlier_trainings, with_code
+from pw.train.record import earlier_trainings, with_finished_trainings
 
 
 def parse(words: Sequence[str]) -> AblationOptions:
@@ -109,9 +109,9 @@ def starts(plan: Plan) -> dict[str, Run]:
 
 
 def start_words(start: Run) -> str:
-    if start.shipped is not None:
-        return f"start {start.shipped.name}: {start.shipped.words}"
-    if start.start_run is not None and start.start_run.shipped is not None:
+    if start.card is not None:
+        return f"start {start.card.name}: {start.card.words}"
+    if start.start_run is not None and start.start_run.card is not None:
         return (
             f"start checkpoint {start.training_signature}: {start_words(start.start_run)[len('start ') :]}, then "
             f"{start.train.updates:,} updates on these data at a learning rate of {start.optimizer.lr:g}"
@@ -125,7 +125,7 @@ def other_code(plan: Plan) -> list[str]:
     earlier = earlier_trainings(plan.options.outputs)
     notes: list[str] = []
     for label, run in trainings(plan).values():
-        alike = [e for e in earlier if run.shipped is None and e.key == run.trained_key]
+        alike = [e for e in earlier if run.card is None and e.key == run.training_key]
         others = [e for e in alike if e.folder.name != run.training_signature]
         if run.is_as_trained:
             code = next((e.code for e in alike if e.folder.name == run.training_signature), "unknown")
@@ -259,14 +259,14 @@ def _arm(
     overrides = [*ablation.fixed.split(), *given, *ablation.arms[name].split(), *across]
     label = _label(ablation, name, value)
     try:
-        run = with_code(build(overrides), options.outputs)
+        run = with_finished_trainings(build(overrides), options.outputs)
         runs = {seed: run.with_seed(seed, 1000 + seed if options.vary_start else None) for seed in options.seeds}
         _check_shares(run)
     except ConfigError as error:
         raise error.within(f"arm {label}: ") from error
     tuned = [o for o in (*ablation.fixed.split(), *ablation.arms[name].split()) if o.startswith("optimizer.")]
     given_keys = {override_key(o) for o in given}
-    if run.departs_from_wan and (left := [o for o in tuned if override_key(o) not in given_keys]):
+    if run.starts_from_wan and (left := [o for o in tuned if override_key(o) not in given_keys]):
         raise ConfigError(
             f"arm {label}: {' '.join(left)} is fixed for the tiny scale; at scale={run.scale.name} give your own, e.g. "
             f'args="… optimizer.lr=1e-5 optimizer.final_lr=1"'

@@ -67,7 +67,7 @@ def run(options: AblationOptions) -> int:
     began = time.perf_counter()
     if todo:  # are data, weights, memory and disk there
         for trained in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
-            preflight(trained, outputs, here=isinstance(launcher, Local))
+            preflight(trained, outputs, on_this_machine=isinstance(launcher, Local))
         for arm in plan.arms:
             check_sampling(arm.first)
     write_outline(summary, plan.options)  # status and mlflow-sync find the call, also when all is cached
@@ -173,7 +173,7 @@ def print_plan(
         state = ["to train" if f"train:{run.training_signature}" in keys else "trained" for run in arm.runs.values()]
         table.add_row(arm.name, *(str(value) for value in arm.varied.values()), *state)
     console.print(table)
-    notes = [start_words(start) for start in starts(plan).values() if start.shipped or start.start_run or start.note]
+    notes = [start_words(start) for start in starts(plan).values() if start.card or start.start_run or start.note]
     others = other_code(plan)
     more = len(others) - SHOWN
     notes += [*others[:SHOWN], f"and {more} more of the like"] if more > 1 else others

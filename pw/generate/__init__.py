@@ -1,1 +1,1 @@
-"""Prompt -> 2K/4K video by both stages, each network on the device by itself: `pw generate`. Begin with `pipeline`."""
+"""Prompt -> 2K/4K video by both stages, one network on the device at a time: `pw generate`. Begin with `pipeline`."""

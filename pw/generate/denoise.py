@@ -1,4 +1,4 @@
-"""Prompts to latents: text embeddings, then each stage from noise, its network alone on the device."""
+"""Prompts -> latents: text embeddings, then each stage from noise, with only its network on the device."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ Embedding = Callable[[str], Tensor]  # text -> [tokens, dim]
 class Denoising:
     """One stage of a task.
 
-    part, label   as the task names and shows it
-    latent_file   prompt -> the file of the latent that it makes
-    anchor_file   prompt -> the file of the anchor's latent that it is given, None for stage I
+    part, label   its name in the task, and in the progress line
+    source        where the weights come from (`pw.generate.stage_runs.stage_source`)
+    latent_file   prompt -> output file, a latent
+    anchor_file   prompt -> input file, the latent of the anchor; None for stage I
     """
 
     part: str
@@ -45,22 +46,22 @@ class Denoising:
 
 
 def encode_texts(task: Task) -> Embedding:
-    """The embedding of each text: random, or encoded once and read from the cache on disk."""
+    """A function text -> embedding: random, or encoded once and read from the cache on disk."""
     request = task.request
     encoder = request.text_encoder()
     if encoder is None:
         shape = request.hires.backbone.text_tokens, request.hires.backbone.text_dim
-        task.wanted["text"] = 0.0  # else all that there is to do would end at 98 %
+        task.required["text"] = 0.0  # random embeddings take no time, else the progress would end at 98 %
         return lambda text: torch.randn(shape, generator=generator(int(digest(text), 16), 0, NOISE))
     task.add("text", 0.0, "encoding prompts")
     for run in (request.anchor, request.hires) if task.writes else ():
         assert run.text is not None
         encoder.encode(run.text.negative_prompt)
     for prompt in task.prompts if task.writes else ():
-        began = time.perf_counter()
+        start = time.perf_counter()
         encoder.encode(prompt.text)
         task.add("text", 1.0, "encoding prompts")
-        task.record("text", prompt, began)
+        task.record("text", prompt, start)
     encoder.free()
     release_memory(request.device)
     task.team.wait()  # until all texts are on disk
@@ -68,7 +69,7 @@ def encode_texts(task: Task) -> Embedding:
 
 
 def make_anchors(task: Task, embedding: Embedding) -> None:
-    """Stage I: the anchors that are not there, or copies of those of an earlier call."""
+    """Stage I: make the missing anchors, or copy those of an earlier call."""
     request = task.request
     for prompt in task.prompts if task.writes else ():
         if prompt.anchor is not None and not request.anchor_file(prompt).exists():
@@ -78,6 +79,7 @@ def make_anchors(task: Task, embedding: Embedding) -> None:
 
 
 def make_details(task: Task, embedding: Embedding) -> None:
+    """Stage II: make the missing latents from the anchors."""
     request = task.request
     is_upsampled = request.hires.scale.anchor_upsample == "pixel"
     if is_upsampled and task.writes:
@@ -87,45 +89,44 @@ def make_details(task: Task, embedding: Embedding) -> None:
 
 
 def _upsample_anchors(task: Task) -> None:
-    """Decode each anchor, enlarge its pixels, encode them again  (`scale.anchor_upsample=pixel`)."""
+    """Decode each anchor, enlarge it in pixels, and encode it again (`scale.anchor_upsample=pixel`)."""
     request = task.request
-    made = (request.latent_file, request.upsampled_file)
-    waiting = [prompt for prompt in task.prompts if not any(file(prompt).exists() for file in made)]
-    if not waiting:
+    files = (request.latent_file, request.upsampled_file)
+    todo = [prompt for prompt in task.prompts if not any(file(prompt).exists() for file in files)]
+    if not todo:
         return
     codec = load_codec(request)
-    for prompt in waiting:
-        small = codec.decode(load_latent(request.anchor_file(prompt))[0])
-        large = resize(small, request.hires.scale.size, "bicubic").clamp(-1, 1)
-        save_latent(request.upsampled_file(prompt), codec.encode(large), {}, prompt)
+    for prompt in todo:
+        pixels = codec.decode(load_latent(request.anchor_file(prompt))[0])
+        upsampled = resize(pixels, request.hires.scale.size, "bicubic").clamp(-1, 1)
+        save_latent(request.upsampled_file(prompt), codec.encode(upsampled), {}, prompt)
     del codec
     release_memory(request.device)
 
 
 def denoise(task: Task, stage: Denoising, embedding: Embedding) -> None:
-    """A stage's latents of all prompts, from noise. Those that are there are skipped; the network is loaded if needed.
+    """Make the missing latents of a stage from noise; loads the network only if there are any.
 
-    Processes that hold the network together must evaluate it equally often: one with fewer latents to make than another
-    evaluates it on zeros, and drops the result.
+    Processes that hold the network together must evaluate it equally often: a process with fewer latents to make
+    evaluates it on zeros and drops the result.
     """
-
     request = task.request
-    task.team.wait()  # for files of the part before that others write
-    waiting = []
+    task.team.wait()  # until other processes have written the files of the previous part
+    todo = []
     for prompt in task.prompts:
         if stage.latent_file(prompt).exists():
             task.skip(stage.part, f"{stage.label}, taken from file")
             task.record_from(stage.part, prompt, load_latent(stage.latent_file(prompt))[1])
         else:
-            waiting.append(prompt)
-    rounds = int(task.team.maximum(len(waiting)))  # they meet here, too
+            todo.append(prompt)
+    rounds = int(task.team.maximum(len(todo)))  # also waits for all processes
     if rounds:
         net = load_stage(request, stage)
-        if waiting:
+        if todo:
             task.add(stage.part, 0.0, stage.label)
-        for prompt in waiting:
+        for prompt in todo:
             _denoise_one(task, stage, net, prompt, embedding)
-        for _ in range(rounds - len(waiting)):
+        for _ in range(rounds - len(todo)):
             integrate(stage.run, net, *_zeros(request, stage))
         del net
     release_memory(request.device)
@@ -134,30 +135,30 @@ def denoise(task: Task, stage: Denoising, embedding: Embedding) -> None:
 def _denoise_one(task: Task, stage: Denoising, net: Backbone, prompt: Prompt, embedding: Embedding) -> None:
     request, run = task.request, stage.run
     assert run.text is not None
-    began = time.perf_counter()
+    start = time.perf_counter()
     anchor = None if stage.anchor_file is None else load_latent(stage.anchor_file(prompt))[0].to(request.device)
-    text, negative = (embedding(t)[None].to(request.device) for t in (prompt.text, run.text.negative_prompt))
-    draw = generator(prompt.seed, 0 if stage.anchor_file is None else 1, NOISE)
-    # drawn on the CPU: the same on every device, whatever else is made
-    noise = torch.randn(stage_latent(run), generator=draw)[None].to(request.device)
+    text, negative_text = (embedding(t)[None].to(request.device) for t in (prompt.text, run.text.negative_prompt))
+    noise_generator = generator(prompt.seed, 0 if stage.anchor_file is None else 1, NOISE)
+    # drawn on the CPU: the same on every device, for every set of prompts
+    noise = torch.randn(stage_latent(run), generator=noise_generator)[None].to(request.device)
 
     def tick() -> None:
         synchronize(noise.device)
         task.add(stage.part, 1 / calls_of(run), stage.label)
 
-    latent = integrate(run, net, noise, Condition(text, anchor), Condition(negative, anchor), tick)
-    recorded = task.record(stage.part, prompt, began)
+    latent = integrate(run, net, noise, Condition(text, anchor), Condition(negative_text, anchor), tick)
+    metadata = task.record(stage.part, prompt, start)
     if task.writes:
-        save_latent(stage.latent_file(prompt), latent, recorded, prompt)
+        save_latent(stage.latent_file(prompt), latent, metadata, prompt)
 
 
 def calls_of(run: Run) -> int:
-    """Calls of the network for one latent: guidance in one batch has one call for two evaluations."""
+    """Calls of the network for one latent; guidance in one batch makes one call for two evaluations."""
     return run.sampling.num_steps if run.trainer.guidance_batch else evaluations(run)
 
 
 def _zeros(request: GenerationRequest, stage: Denoising) -> tuple[Tensor, Condition, Condition]:
-    """Noise and conditions of zeros, for a process that has nothing left to make."""
+    """Noise and conditions of zeros, for a process that has no latent to make."""
 
     def zeros(*sizes: int) -> Tensor:
         return torch.zeros(1, *sizes, device=request.device)
@@ -168,7 +169,7 @@ def _zeros(request: GenerationRequest, stage: Denoising) -> tuple[Tensor, Condit
 
 
 def load_stage(request: GenerationRequest, stage: Denoising) -> Backbone:
-    """A stage's network: whole, or this process's part of it."""
+    """The network of a stage, or the part of it that this process holds."""
     network = network_of(stage.run)
     if not request.is_split:
         return load_network(network, stage.source, request.weights, request.device)
@@ -176,12 +177,12 @@ def load_stage(request: GenerationRequest, stage: Denoising) -> Backbone:
 
     net = network_without_weights(network, stage.source, request.device)
     shard(net, net.dit.blocks, mesh_of(stage.run.trainer))
-    whole = None
+    full = None
     if torch.distributed.get_rank() == 0:  # one copy in memory, not one for each process
-        where = request.device if stage.source == "random" else "cpu"  # 5e9 numbers are drawn where that is quick
-        plain = replace(network, compile=False)
-        whole = load_network(plain, stage.source, request.weights, where, request.device)
-    fill(net, whole, request.device)
+        device = request.device if stage.source == "random" else "cpu"  # the fastest place to draw 5e9 numbers
+        eager = replace(network, compile=False)
+        full = load_network(eager, stage.source, request.weights, device, request.device)
+    fill(net, full, request.device)
     if stage.run.trainer.context > 1:
         share_tokens(net, groups_of(stage.run.trainer.context, request.device))
     return net

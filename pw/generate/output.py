@@ -1,4 +1,4 @@
-"""What one process makes of a request: how far it is, what it took, and the files: latents, videos, manifests."""
+"""The work of one process on a request: progress, time and memory, and the files: latents, videos, manifests."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.signatures import provenance
 
-# progress(label, share, within): what is being done, the share of all work that is done, and of this part
+# progress(label, share, part_share): label of the current part, fraction of all work done, fraction of this part done
 PartProgress = Callable[[str, float, float], None]
 
 
 class Task:
-    """What one process makes of a request, and how far it is, by FLOPs.
+    """The work of one process on a request; measures progress in FLOPs.
 
-    prompts  those that it makes, alone or with others
+    prompts  the prompts of this process, alone or together with others
     team     all processes of the request
-    writes   whether it is the one that writes, of those that make a video together
+    writes   whether this process writes the files; of a group with the same prompts, one does
 
-    A prompt's parts are text, anchor (stage I), hires (stage II) and decode.
+    Each prompt has the parts text, anchor (stage I), hires (stage II) and decode.
     """
 
     def __init__(
@@ -50,38 +50,38 @@ class Task:
         for phase in generation_cost(request.hires, request.anchor).phases:
             part = {"text": "text", "stage I": "anchor", "decode": "decode"}.get(phase.name, "hires")
             self.flops[part] += phase.flops.total
-        self.wanted = dict.fromkeys(self.flops, float(len(prompts)))  # prompts of each part
-        self.done = dict.fromkeys(self.flops, 0.0)
+        self.required = dict.fromkeys(self.flops, float(len(prompts)))  # prompts to make, for each part
+        self.completed = dict.fromkeys(self.flops, 0.0)
 
     def skip(self, part: str, label: str) -> None:
-        self.wanted[part] -= 1
+        self.required[part] -= 1
         self.add(part, 0.0, label)
 
     def add(self, part: str, share: float, label: str) -> None:
-        """`share` of one prompt's part is done."""
-        self.done[part] += share
+        """Add the fraction `share` of one prompt to the progress of a part."""
+        self.completed[part] += share
         if self.progress is not None:
-            total = sum(self.wanted[p] * self.flops[p] for p in self.flops)
-            behind = sum(self.done[p] * self.flops[p] for p in self.flops)
-            within = self.done[part] / self.wanted[part] if self.wanted[part] else 1.0
-            self.progress(label, min(1.0, behind / total) if total else 1.0, min(1.0, within))
+            total = sum(self.required[p] * self.flops[p] for p in self.flops)
+            done = sum(self.completed[p] * self.flops[p] for p in self.flops)
+            part_share = self.completed[part] / self.required[part] if self.required[part] else 1.0
+            self.progress(label, min(1.0, done / total) if total else 1.0, min(1.0, part_share))
 
-    def record(self, part: str, prompt: Prompt, began: float) -> dict[str, str]:
-        """Note a part's seconds since `began` (time.perf_counter) and its peak memory; also as a latent's metadata."""
-        noted = {"seconds": round(time.perf_counter() - began, 3), "peak_gb": _peak_gb(self.request.device)}
-        metadata = {key: str(value) for key, value in noted.items()}
+    def record(self, part: str, prompt: Prompt, start: float) -> dict[str, str]:
+        """Record seconds since `start` (time.perf_counter) and peak memory of a part; returns them as metadata."""
+        values = {"seconds": round(time.perf_counter() - start, 3), "peak_gb": _peak_gb(self.request.device)}
+        metadata = {key: str(value) for key, value in values.items()}
         self.record_from(part, prompt, metadata)
         return metadata
 
     def record_from(self, part: str, prompt: Prompt, metadata: Mapping[str, str]) -> None:
-        """Note what an earlier call recorded in the metadata of a latent's file."""
-        for kept, key in ((self.request.seconds, "seconds"), (self.request.peaks, "peak_gb")):
+        """Record seconds and peak memory from the metadata of a latent, which an earlier call wrote."""
+        for table, key in ((self.request.seconds, "seconds"), (self.request.peaks, "peak_gb")):
             if key in metadata:
-                kept.setdefault(prompt.name, {})[part] = float(metadata[key])
+                table.setdefault(prompt.name, {})[part] = float(metadata[key])
 
 
 def _peak_gb(device: str) -> float:
-    """Peak memory in GB: of the GPU since `release_memory`, of the whole process on a CPU."""
+    """Peak memory in GB: of the GPU since `release_memory`, or of the whole process on a CPU."""
     if device == "cuda":
         return round(torch.cuda.max_memory_allocated() / 1e9, 2)
     unit = 1024 if sys.platform == "linux" else 1
@@ -89,7 +89,7 @@ def _peak_gb(device: str) -> float:
 
 
 def release_memory(device: str) -> None:
-    """Give freed memory back before the next part loads, and measure its peak from here."""
+    """Free unused memory before the next part loads, and reset the peak of GPU memory."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -97,7 +97,7 @@ def release_memory(device: str) -> None:
 
 
 def save_latent(path: Path, latent: Tensor, metadata: Mapping[str, str], prompt: Prompt) -> None:
-    """Write a latent [1, C, F, h, w], atomically. Raises ValueError if it is not finite, OSError for a full disk."""
+    """Write a latent [1, C, F, h, w] atomically. Raises ValueError if it is not finite, OSError on a full disk."""
     if not latent.isfinite().all():
         raise ValueError(f"{path.parent.name}/{path.name}: what was made for {prompt.text[:60]!r} is not finite")
     metadata = {**metadata, "prompt": prompt.text, "seed": str(prompt.seed)}
@@ -121,19 +121,19 @@ def load_codec(request: GenerationRequest) -> WanCodec:
 
 
 def decode(task: Task) -> None:
-    """Decode the latents into videos with manifests; what was kept for them is removed."""
+    """Decode the latents into videos with manifests, then remove the latents."""
     request, codec = task.request, None
-    task.team.wait()  # for the latents that others write
+    task.team.wait()  # until other processes have written the latents
     for prompt in task.prompts:
         if codec is None:
             codec = load_codec(request)
             task.add("decode", 0.0, "decoding")
-        began = time.perf_counter()
+        start = time.perf_counter()
         frames = _decoded(task, codec, prompt)
         if not task.writes:
             continue
         _write_video(request, prompt, frames)
-        task.record("decode", prompt, began)
+        task.record("decode", prompt, start)
         write_json(request.manifest(prompt), manifest(request, prompt))
         request.remove_latents(prompt)
     del codec
@@ -141,7 +141,7 @@ def decode(task: Task) -> None:
 
 
 def _decoded(task: Task, codec: WanCodec, prompt: Prompt) -> NDArray[Any]:
-    """A video as uint8 [F, H, W, 3], a band of rows at a time: in fp32 a 4K clip is 12 GB."""
+    """The video as uint8 [F, H, W, 3], decoded in bands of rows: in fp32 a 4K clip has 12 GB."""
     run = task.request.hires
     latent = load_latent(task.request.latent_file(prompt))[0].to(task.request.device)
     height, width = run.scale.size
@@ -153,9 +153,9 @@ def _decoded(task: Task, codec: WanCodec, prompt: Prompt) -> NDArray[Any]:
 
 
 def _pixels(band: Tensor) -> NDArray[Any]:
-    """[3, F, rows, W] in [-1, 1] -> uint8 [F, rows, W, 3], as `pw.io.video.to_uint8` but in place and on its device.
+    """[3, F, rows, W] in [-1, 1] -> uint8 [F, rows, W, 3], like `pw.io.video.to_uint8`, but in place on the device.
 
-    Raises ValueError when it is not finite.
+    Raises ValueError if it is not finite.
     """
     if not band.isfinite().all():
         raise ValueError("what the VAE decoded is not finite; codec.precision=fp32 may help")

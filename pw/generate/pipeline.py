@@ -1,19 +1,18 @@
-"""`pw generate`: prompt to video: text encoding, stage I, stage II, tiled decode, each network alone on the device.
+"""`pw generate`, prompt -> video: text encoding, stage I, stage II, tiled decode, one network on the device at a time.
 
     pw generate prompt="a heron lifts off a misty lake" scale=2k hires=DIR-OR-FILE [key=value …]
 
-Beside its options (`pw generate --help`) it takes overrides of conf/ for stage II, and as `anchor.KEY=VALUE` for stage
-I.
+Besides its options (`pw generate --help`) it takes overrides of conf/ for stage II, as anchor.KEY=VALUE for stage I.
 
-Every part is done for all prompts before the next one loads, and kept as a file: a call that was stopped goes on where
-it was, and a video that is done is not made again. Several calls may share prompts and `out`, one for each GPU: what
-one is making, the others leave to it.
+Each part runs for all prompts before the next one loads, and writes files: a call continues a stopped one, and makes no
+finished video again. Several calls, such as one for each GPU, can share prompts and `out`: a call skips the prompts
+that another one makes.
 
-With `trainer=fsdp trainer.devices=N` one call starts a process for each of N GPUs (`pw.parallel.launch`). Each makes
-videos of its own, the same ones that a single process makes, but all evaluate their networks at the same time, since
-each holds only a part of the weights (`pw.parallel.sharded`). With `trainer.context=M` groups of M processes share the
-tokens of a video (`pw.nn.backbone`) and the tiles of its decode, in nearly an Mth of the time; the first of them
-encodes its text, and writes. Text encoder and VAE are whole in every process that uses them.
+With `trainer=fsdp trainer.devices=N` one call starts a process for each of N GPUs (`pw.parallel.launch`). Each process
+makes other videos, the same as a single process would, but all evaluate their networks at the same time, because each
+holds only a part of the weights (`pw.parallel.sharded`). With `trainer.context=M`, groups of M processes share the
+tokens of a video (`pw.nn.backbone`) and the tiles of its decode, in about 1/M of the time; the first process of a group
+encodes the text and writes the files. Every process that uses text encoder or VAE holds all of it.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ if TYPE_CHECKING:
     from pw.generate.output import PartProgress
 
 RESUMES = "what is finished is kept, the same command goes on from here"
-OTHER_FILES = 512  # open files beside the prompts' locks, libraries and weights among them
+OTHER_FILES = 512  # open files other than the locks of prompts, such as libraries and weights
 
 
 def generate(request: GenerationRequest, progress: PartProgress | None = None) -> list[Path]:
-    """Make every video that is not there: the files of all prompts, in their order.
+    """Make the missing videos; returns the files of all finished prompts, in their order.
 
-    Starts the processes that are to hold the networks together, unless this is one of them.
-    Raises ValueError when the weights do not fit, or where the disk is full.
+    Starts the processes that hold the networks together, unless this is one of them.
+    Raises ValueError when the weights do not fit, or the disk is too small.
     """
     if request.place is None:
-        logs = request.out / "logs" / str(os.getpid())  # several calls may share `out`
+        logs = request.out / "logs" / str(os.getpid())  # several calls can share `out`
         command = [sys.executable, "-m", "pw", "generate", *written(request.options)]
         launch(command, request.hires.trainer.processes, logs, None)
         shutil.rmtree(logs, ignore_errors=True)
@@ -69,9 +68,9 @@ def _generate(request: GenerationRequest, progress: PartProgress | None, place: 
         todo = team.agreed(locked_prompts(request, locks) if place.is_first else [])
         if not todo:
             return
-        group, member = divmod(place.rank, trainer.context)  # a group makes videos together
+        group, rank_in_group = divmod(place.rank, trainer.context)  # a group makes each of its videos together
         prompts = todo[group :: trainer.shares]
-        task = Task(request, prompts, team, member == 0, progress if place.is_first else None)
+        task = Task(request, prompts, team, rank_in_group == 0, progress if place.is_first else None)
         embedding = encode_texts(task)
         make_anchors(task, embedding)
         make_details(task, embedding)
@@ -80,10 +79,10 @@ def _generate(request: GenerationRequest, progress: PartProgress | None, place: 
 
 
 def locked_prompts(request: GenerationRequest, locks: ExitStack) -> list[Prompt]:
-    """The prompts that this call is to make, locked.
+    """Lock and return the prompts that this call makes.
 
-    Where processes evaluate their networks together, prompts with most left to do come first, so that dealing them out
-    in turns gives each process as much of it.
+    If processes evaluate their networks together, prompts with most work left come first, so that processes that take
+    them in turn get about the same work.
     """
     for folder in (request.out, request.out / "anchors", request.out / "latents", request.out / ".locks"):
         if not folder.exists() and request.prompts:
@@ -94,24 +93,24 @@ def locked_prompts(request: GenerationRequest, locks: ExitStack) -> list[Prompt]
     if todo:
         check_disk(request, len(todo))
 
-    def done(prompt: Prompt) -> tuple[bool, bool]:
+    def finished_parts(prompt: Prompt) -> tuple[bool, bool]:
         return request.latent_file(prompt).exists(), prompt.anchor is not None or request.anchor_file(prompt).exists()
 
-    return sorted(todo, key=done) if request.is_split else todo
+    return sorted(todo, key=finished_parts) if request.is_split else todo
 
 
 def check_disk(request: GenerationRequest, count: int) -> None:
-    """Raises ConfigError when `count` videos cannot fit: latents in fp32, and videos at no less than 1 bit a pixel."""
+    """Raises ConfigError unless `count` videos fit on the disk: latents in fp32, and videos with 1 bit per pixel."""
     run = request.hires
     latents = 4 * (prod(stage_latent(run)) + prod(stage_latent(request.anchor)))
     pixels = run.scale.frames * run.scale.height * run.scale.width
-    need = count * (latents + pixels * (2 if request.options.lossless else 1 / 8))
-    what = f"for {count} video{'' if count == 1 else 's'}"
-    check_space("out", request.out, need, "free some, or choose another out=", what)
+    required = count * (latents + pixels * (2 if request.options.lossless else 1 / 8))
+    purpose = f"for {count} video{'' if count == 1 else 's'}"
+    check_space("out", request.out, required, "free some, or choose another out=", purpose)
 
 
 def _lock(request: GenerationRequest, prompt: Prompt, locks: ExitStack) -> bool:
-    """Lock a prompt for this call; False where it is done, or another call makes it."""
+    """Lock a prompt for this call; False if it is done or another call makes it."""
     from filelock import FileLock, Timeout
 
     if not request.is_done(prompt):
@@ -120,40 +119,40 @@ def _lock(request: GenerationRequest, prompt: Prompt, locks: ExitStack) -> bool:
         except Timeout:
             print(f"{prompt.name}: another call is making it", file=sys.stderr)
             return False
-    if request.is_done(prompt):  # perhaps since the look before it was locked
+    if request.is_done(prompt):  # another call may have finished it before the lock
         request.remove_latents(prompt)
         return False
     for folder in (request.out, request.out / "anchors", request.out / "latents"):
-        for path in folder.glob(f".{prompt.name}.*"):  # a call that was killed was writing it
+        for path in folder.glob(f".{prompt.name}.*"):  # a killed call left it
             path.unlink(missing_ok=True)
     return True
 
 
 def allow_open_files(locks: int) -> None:
-    """Raise this process's limit on open files for so many locks: 1024 are usual, and VBench has 4,720 prompts.
+    """Raise the limit on open files of this process for `locks` locks: 1024 is usual, but VBench has 4,720 prompts.
 
-    Raises ValueError where that is not allowed.
+    Raises ValueError if the system does not allow it.
     """
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = locks + OTHER_FILES
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    required = locks + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= required:
         return
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    if hard != resource.RLIM_INFINITY and hard < required:
         raise ValueError(
-            f"{locks} prompts need {needed} open files, {hard} are allowed (ulimit -Hn): give fewer at once"
+            f"{locks} prompts need {required} open files, {hard} are allowed (ulimit -Hn): give fewer at once"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (required, hard))
 
 
 def run(options: GenerateOptions) -> int:
-    """Exit status: 0 done, 1 it could not be made, 2 a mistake in the call, 130 interrupted."""
+    """Exit status: 0 done, 1 failed, 2 a mistake in the call, 130 interrupted."""
     exit_with_parent()
     with reported_mistakes():
         request = make_request(options)
     trainer = request.hires.trainer
-    # torch's own number heeds OMP_NUM_THREADS and the cores that this process may use
+    # torch's default follows OMP_NUM_THREADS and the cores that this process may use
     cores = 1 if request.device == "cuda" else torch.get_num_threads() // trainer.processes
     torch.set_num_threads(max(trainer.threads, cores))
     if request.weights is None and PLACE not in os.environ:
@@ -168,11 +167,11 @@ def run(options: GenerateOptions) -> int:
         for path in paths:
             print(path)
 
-    return carry_out(make_videos, RESUMES, lambda error: _explained(error, request))
+    return carry_out(make_videos, RESUMES, lambda error: _user_error(error, request))
 
 
-def _explained(error: Exception, request: GenerationRequest) -> Exception | None:
-    """The error with what would do; None for one that nobody expects."""
+def _user_error(error: Exception, request: GenerationRequest) -> Exception | None:
+    """The error with a remedy; None for an unexpected error."""
     if isinstance(error, torch.OutOfMemoryError):
         return ValueError(f"{error}\n`make plan scale={request.hires.scale.name} gpus=…` says what it needs")
     if isinstance(error, OSError):
@@ -181,25 +180,26 @@ def _explained(error: Exception, request: GenerationRequest) -> Exception | None
 
 
 class GenerationProgress:
-    """A line with what is done and the time left.
+    """Shows a line with the fraction done and the time left.
 
-    The time left of a part follows its own pace. That of the whole is shown once a tenth is done: parts differ in pace.
+    The time left of a part follows the pace of the part. The time left in all appears after a tenth of the work,
+    because the pace of parts differs.
     """
 
     def __init__(self) -> None:
-        self.line, self.whole, self.part, self.label = ProgressLine(), Pace(), Pace(), ""
+        self.line, self.total_pace, self.part_pace, self.label = ProgressLine(), Pace(), Pace(), ""
 
-    def __call__(self, label: str, share: float, within: float) -> None:
-        if label != self.label or not within:
-            self.part.restart()
+    def __call__(self, label: str, share: float, part_share: float) -> None:
+        if label != self.label or not part_share:
+            self.part_pace.restart()
         if label == self.label and not self.line.is_due and share < 1:
             return
         self.label = label
         text = f"{100 * share:3.0f} %  {label}"
-        if 0 < within < 1:
-            text += f", about {self.part.left(within, 1)} to the end of this part"
+        if 0 < part_share < 1:
+            text += f", about {self.part_pace.left(part_share, 1)} to the end of this part"
         if 0.1 < share < 1:
-            text += f", {self.whole.left(share, 1)} in all"
+            text += f", {self.total_pace.left(share, 1)} in all"
         self.line.show(text, last=share >= 1)
 
 

@@ -1,4 +1,4 @@
-"""What is asked for: the options of `pw generate`, and the request made of them, checked before anything loads."""
+"""The options of `pw generate`, and the request: one call, checked before anything loads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pw.generate.stage_runs import (
     split_overrides,
     stage_runs,
     stage_source,
-    with_trained,
+    with_training,
 )
 from pw.io.arguments import ConfigError, number, option
 from pw.io.files import digest
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from pw.nn.networks import Network
     from pw.nn.text import TextEncoder
 
-SLUG = 40  # letters of the prompt in a file's name
+SLUG = 40  # largest number of letters of the prompt in a file name
 
-Text = tuple[str, int | None]  # a prompt's text, and its seed where the file says one
+Text = tuple[str, int | None]  # (text of a prompt, its seed if the file has one)
 
 
-def _filled(key: str, kind: type[str | Path] = str) -> Callable[[str], Any]:
-    """Reads a value that must not be empty: `hires=` is a mistake, not a default."""
+def _reader(key: str, kind: type[str | Path] = str) -> Callable[[str], Any]:
+    """A reader of a value that must not be empty: `hires=` is a mistake, not a default."""
 
     def read(text: str) -> Any:
         if not text:
@@ -51,33 +51,33 @@ def _filled(key: str, kind: type[str | Path] = str) -> Callable[[str], Any]:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """The options of `pw generate`; `overrides` are of stage II, with `anchor.` before them of stage I."""
+    """The options of `pw generate`. `overrides` are for stage II, those that begin with `anchor.` for stage I."""
 
     prompt: str | None = option(None, "what is to be seen", read=str)
-    prompts: str | None = option(None, "a .txt of one prompt a line, or a .jsonl with seeds", read=_filled("prompts"))
+    prompts: str | None = option(None, "a .txt of one prompt a line, or a .jsonl with seeds", read=_reader("prompts"))
     hires: str | None = option(
-        None, "stage II's weights: a checkpoint, an export, a training's signature, or random", read=_filled("hires")
+        None, "stage II's weights: a checkpoint, an export, a training's signature, or random", read=_reader("hires")
     )
-    anchor: str = option("base", "stage I's weights; base is Wan's own", read=_filled("anchor"))
+    anchor: str = option("base", "stage I's weights; base is Wan's own", read=_reader("anchor"))
     weights: str | None = option(
-        None, "Wan's weights in diffusers' layout (`make weights` fetches them); or random", read=_filled("weights")
+        None, "Wan's weights in diffusers' layout (`make weights` fetches them); or random", read=_reader("weights")
     )
     anchors_from: Path | None = option(
-        None, "the `out` of an earlier call, whose anchors are used", read=_filled("anchors_from", Path)
+        None, "the `out` of an earlier call, whose anchors are used", read=_reader("anchors_from", Path)
     )
-    out: Path | None = option(None, "outputs/generated/SCALE by default", read=_filled("out", Path))
+    out: Path | None = option(None, "outputs/generated/SCALE by default", read=_reader("out", Path))
     frames: int | None = option(None, "of the video; 1 makes an image", read=number(1, 100_000))
     fps: float = option(24.0, "frames a second", read=number(1, 240, float))
     quality: int = option(16, "CRF of H.264, from 0 to 51; less is better", read=number(0, 51))
     lossless: bool = option(False, "FFV1 in .mkv instead")
     text_device: Literal["auto", "cpu", "gpu"] = option("auto", "where the text encoder runs")
-    outputs: Path | None = option(None, "where a signature's training lies", read=_filled("outputs", Path))
+    outputs: Path | None = option(None, "where a signature's training lies", read=_reader("outputs", Path))
     overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One video to make: its text, the seed of its noise, the stem of its files, and the anchor it is given, if any."""
+    """One video: its text, the seed of its noise, the stem of its files, and the file of an existing anchor, if any."""
 
     text: str
     seed: int
@@ -87,11 +87,11 @@ class Prompt:
 
 @dataclass
 class GenerationRequest:
-    """One call, checked: what is made of what, and where it goes.
+    """One checked call: prompts, stages, weights and output folder.
 
-    hires, anchor    stage II and stage I, and where their weights come from
-    weights          Wan's, None for random ones
-    seconds, peaks   prompt -> part -> wall time in s and peak memory in GB, filled in as videos are made
+    hires, anchor    stage II and stage I; `*_source`: where their weights come from
+    weights          folder of Wan's weights, None for random weights
+    seconds, peaks   prompt -> part -> wall time in s and peak memory in GB, recorded while videos are made
     """
 
     options: GenerateOptions
@@ -116,43 +116,43 @@ class GenerationRequest:
 
     @property
     def place(self) -> Place | None:
-        """Which of the processes this one is; None when they have yet to be started."""
+        """The place of this process among all; None if they are not started yet."""
         return current_place(self.hires.trainer) if self.is_split else Place(0, 1)
 
     @cached_property
     def identity(self) -> str:
-        """16 hex digits of everything but the prompt that decides what is made."""
+        """16 hex digits of everything that decides a video, except its prompt."""
         from pw.io.wan_weights import fingerprint
 
-        given = (self.anchor_source, self.hires_source)
-        sources = [source if source in ("base", "random") else fingerprint(Path(source)) for source in given]
+        stage_sources = (self.anchor_source, self.hires_source)
+        sources = [source if source in ("base", "random") else fingerprint(Path(source)) for source in stage_sources]
         base = None if self.weights is None else fingerprint(self.weights)
         negative = [run.text and run.text.negative_prompt for run in (self.anchor, self.hires)]
-        how = [self.device, self.hires.trainer.attention, self.anchor.trainer.attention]  # `sage` is not exact
-        return digest([self.hires.signature, self.anchor.signature, sources, base, negative, how], 16)
+        devices = [self.device, self.hires.trainer.attention, self.anchor.trainer.attention]  # `sage` is not exact
+        return digest([self.hires.signature, self.anchor.signature, sources, base, negative, devices], 16)
 
     def video(self, prompt: Prompt) -> Path:
-        """The finished file of a prompt: .mp4, .mkv if lossless, .png of a single frame."""
-        ending = "png" if self.hires.scale.frames == 1 else "mkv" if self.options.lossless else "mp4"
-        return self.out / f"{prompt.name}.{ending}"
+        """The video file of a prompt: .mp4, .mkv if lossless, .png for a single frame."""
+        suffix = "png" if self.hires.scale.frames == 1 else "mkv" if self.options.lossless else "mp4"
+        return self.out / f"{prompt.name}.{suffix}"
 
     def manifest(self, prompt: Prompt) -> Path:
         return self.video(prompt).with_suffix(f"{self.video(prompt).suffix}.json")
 
     def anchor_file(self, prompt: Prompt) -> Path:
-        """The anchor's latent, which is kept."""
+        """The latent of the anchor; this file stays."""
         return self.out / "anchors" / f"{prompt.name}.safetensors"
 
     def upsampled_file(self, prompt: Prompt) -> Path:
-        """The latent of the anchor enlarged in pixels, until the video is done  (`scale.anchor_upsample=pixel`)."""
+        """The latent of the enlarged anchor (`scale.anchor_upsample=pixel`), until the video is done."""
         return self.out / "latents" / f"{prompt.name}.anchor.safetensors"
 
     def latent_file(self, prompt: Prompt) -> Path:
-        """Stage II's latent, until the video is done."""
+        """The latent of stage II, until the video is done."""
         return self.out / "latents" / f"{prompt.name}.safetensors"
 
     def remove_latents(self, prompt: Prompt) -> None:
-        """Remove what a video was decoded from; its anchor stays."""
+        """Remove the latents of a finished video; its anchor stays."""
         for path in (self.latent_file(prompt), self.upsampled_file(prompt)):
             path.unlink(missing_ok=True)
 
@@ -161,14 +161,14 @@ class GenerationRequest:
         return "lossless" if self.options.lossless else self.options.quality
 
     def is_done(self, prompt: Prompt) -> bool:
-        """Whether the video and its manifest are there, at this rate and quality."""
+        """Whether the video and its manifest exist, with the requested rate and quality."""
         if not self.manifest(prompt).exists() or not self.video(prompt).exists():
             return False
-        about = json.loads(self.manifest(prompt).read_text())
-        return (about["fps"], about["quality"]) == (self.options.fps, self.quality)
+        content = json.loads(self.manifest(prompt).read_text())
+        return (content["fps"], content["quality"]) == (self.options.fps, self.quality)
 
     def text_encoder(self) -> TextEncoder | None:
-        """Wan's text encoder, not loaded yet; None for random weights."""
+        """Wan's text encoder, which loads at its first use; None for random weights."""
         if self.weights is None:
             return None
         from pw.io.wan_weights import fingerprint
@@ -189,15 +189,15 @@ def network_of(run: Run) -> Network:
 
 
 def _read_prompts(options: GenerateOptions) -> list[Text]:
-    """The prompts of `prompt=` or `prompts=`, of which one must be given. Raises ConfigError naming the line."""
+    """The prompts of `prompt=` or of the file `prompts=`. Raises ConfigError with the line."""
     if (options.prompt is None) == (options.prompts is None):
         raise ConfigError('give prompt="…" or prompts=FILE (a .txt of one prompt a line, or a .jsonl), one of them')
     texts: list[Text] = [] if options.prompt is None else [(options.prompt, None)]
     if options.prompts is not None:
-        for where, entry in prompt_entries(Path(options.prompts).expanduser(), "prompt", '{"prompt": "…"}'):
+        for location, entry in prompt_entries(Path(options.prompts).expanduser(), "prompt", '{"prompt": "…"}'):
             text, seed = entry["prompt"], entry.get("seed")
             if not isinstance(text, str) or not (seed is None or type(seed) is int):
-                raise ConfigError(f"{where}: prompt is text and seed a whole number")
+                raise ConfigError(f"{location}: prompt is text and seed a whole number")
             texts.append((text, seed))
     for n, (text, _) in enumerate(texts, start=1):
         if not text.strip():
@@ -206,7 +206,7 @@ def _read_prompts(options: GenerateOptions) -> list[Text]:
 
 
 def make_request(options: GenerateOptions) -> GenerationRequest:
-    """The checked request. Raises ValueError (ConfigError, WeightsError) naming the key and what would do."""
+    """The checked request. Raises ValueError (ConfigError, WeightsError) with the key and a valid value."""
     from pw.io.wan_weights import check, locate
 
     overrides, anchor_overrides = split_overrides(options.overrides)
@@ -218,8 +218,8 @@ def make_request(options: GenerateOptions) -> GenerationRequest:
         stage_source("hires", options.hires, weights, options.outputs),
         stage_source("anchor", options.anchor, weights, options.outputs),
     )
-    trained = (with_trained(sources[0], overrides), with_trained(sources[1], anchor_overrides))
-    hires, anchor = stage_runs(*trained, weights, options.frames)
+    stage_overrides = with_training(sources[0], overrides), with_training(sources[1], anchor_overrides)
+    hires, anchor = stage_runs(*stage_overrides, weights, options.frames)
     check_processes(hires)
     check_device(hires)
     check_memory(hires, anchor)
@@ -232,25 +232,25 @@ def make_request(options: GenerateOptions) -> GenerationRequest:
 
 
 def _check_folder(out: Path) -> None:
-    """Raises ConfigError unless files can be written to `out`, which need not be there yet."""
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ConfigError(f"out={out}: {there} is a file; wants a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"out={out}: {there} may not be written to; choose another out=")
+    """Raises ConfigError unless `out`, which may not exist yet, is writable."""
+    ancestor = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not ancestor.is_dir():
+        raise ConfigError(f"out={out}: {ancestor} is a file; wants a folder")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise ConfigError(f"out={out}: {ancestor} may not be written to; choose another out=")
 
 
 def _named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]:
-    """The prompts with their seeds, anchors and file names. Raises ConfigError for a prompt that is there twice."""
+    """The prompts with seeds, anchors and file names. Raises ConfigError for duplicates."""
     from pw.io.wan_weights import fingerprint
 
-    earlier = request.options.anchors_from
+    anchors_from = request.options.anchors_from
     prompts: dict[str, Prompt] = {}
-    for text, given_seed in texts:
-        seed = request.hires.seed if given_seed is None else given_seed
+    for text, file_seed in texts:
+        seed = request.hires.seed if file_seed is None else file_seed
         if not 0 <= seed < 2**32:
             raise ConfigError(f"seed={seed}: a whole number from 0 to {2**32 - 1}")
-        anchor = None if earlier is None else _earlier_anchor(request.anchor, earlier, text, seed)
+        anchor = None if anchors_from is None else _earlier_anchor(request.anchor, anchors_from, text, seed)
         slug = re.sub(r"[^a-z0-9]+", "-", text.lower())[:SLUG].strip("-") or "prompt"
         key = [text, seed, request.identity, *([] if anchor is None else [fingerprint(anchor)])]
         name = f"{slug}_{digest(key, 8)}"
@@ -261,17 +261,17 @@ def _named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt
 
 
 def _earlier_anchor(run: Run, folder: Path, text: str, seed: int) -> Path:
-    """A prompt's anchor of an earlier call. Raises ConfigError for none, several, or one of another size."""
+    """The anchor of a prompt from an earlier call. Raises ConfigError for none, several, or one of another size."""
     from safetensors import SafetensorError, safe_open
 
     matches = []
     for path in sorted((folder / "anchors").glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
-                about, shape = file.metadata() or {}, tuple(file.get_slice("latent").get_shape())
+                metadata, shape = file.metadata() or {}, tuple(file.get_slice("latent").get_shape())
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"anchors_from={folder}: {path.name} cannot be read ({error})") from error
-        if (about.get("prompt"), about.get("seed")) == (text, str(seed)):
+        if (metadata.get("prompt"), metadata.get("seed")) == (text, str(seed)):
             matches.append((path, shape))
     if len(matches) != 1:
         names = ", ".join(path.name for path, _ in matches)
@@ -281,14 +281,14 @@ def _earlier_anchor(run: Run, folder: Path, text: str, seed: int) -> Path:
             "with one for each prompt"
         )
     [(path, shape)] = matches
-    wanted = (1, *stage_latent(run))
-    if shape != wanted:
-        raise ConfigError(f"anchors_from={folder}: {path.name} is {shape}, stage II is given {wanted} here")
+    expected = (1, *stage_latent(run))
+    if shape != expected:
+        raise ConfigError(f"anchors_from={folder}: {path.name} is {shape}, stage II is given {expected} here")
     return path
 
 
 def _check_weights(request: GenerationRequest) -> None:
-    """Raises ValueError where an attention kernel is missing, a checkpoint does not fit, or a prompt is too long."""
+    """Raises ValueError if an attention kernel is missing, a checkpoint does not fit, or a prompt is too long."""
     from pw.nn.networks import check_checkpoint, check_kernel
 
     for run, source in ((request.anchor, request.anchor_source), (request.hires, request.hires_source)):

@@ -1,4 +1,4 @@
-"""The two stages as runs: from the overrides of a call and from what their weights were trained with."""
+"""The two stages as runs, from the overrides of a call and of the trainings of their weights."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from pw.run.build import Run, build
 from pw.run.compose import override_key
 from pw.train.record import written_overrides
 
-# groups of stage II that stage I takes over
-SHARED = {"scale", "backbone", "codec", "text", "trainer", "seed", "train"}
-# What a small pipeline in Wan's layout needs at scale=tiny, which has a codec and sizes of its own.
+# groups whose overrides for stage II also apply to stage I
+SHARED_GROUPS = {"scale", "backbone", "codec", "text", "trainer", "seed", "train"}
+# Settings for a small pipeline in Wan's layout at scale=tiny, which has another codec and other sizes.
 TINY = (
     *("codec=wan_vae", "text=umt5", "guidance=on", "data=none", "start=none", "scale.anchor_upsample=latent"),
     *("scale.frames=9", "scale.height=128", "scale.width=192", "scale.anchor_height=64", "scale.anchor_width=96"),
 )
-WAN_SAMPLING = ("solver=unipc", "sampling.grid=wan", "sampling.start=1.0")  # Wan's own defaults, for stage I
-# Groups of a training's configuration that its network needs to generate.
-NETWORK = {
+WAN_SAMPLING = ("solver=unipc", "sampling.grid=wan", "sampling.start=1.0")  # Wan's defaults, for stage I
+# Groups of the configuration of a training that generation needs.
+NETWORK_GROUPS = {
     *("scale", "backbone", "codec", "text", "injector", "schedule"),
     *("objective", "turns", "step_sampler", "weighting", "target"),
 }
 
 
-def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides of stage II, and of stage I (`anchor.KEY=VALUE`). Raises ConfigError for one without a meaning here."""
-    overrides = [word for word in words if not word.startswith("anchor.")]
-    anchor_overrides = [word.removeprefix("anchor.") for word in words if word.startswith("anchor.")]
-    for word in words:
-        override = word.removeprefix("anchor.")
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(overrides of stage II, those of stage I: `anchor.KEY=VALUE`). Raises ConfigError for one that is not allowed."""
+    overrides = [argument for argument in arguments if not argument.startswith("anchor.")]
+    anchor_overrides = [argument.removeprefix("anchor.") for argument in arguments if argument.startswith("anchor.")]
+    for argument in arguments:
+        override = argument.removeprefix("anchor.")
         if override.startswith("stage="):
-            raise ConfigError(f"{word}: a video is made by both stages; anchor.KEY=VALUE is for stage I")
+            raise ConfigError(f"{argument}: a video is made by both stages; anchor.KEY=VALUE is for stage I")
         if override.startswith("trainer.weights="):
-            raise ConfigError(f"{word}: here it is weights=DIR")
+            raise ConfigError(f"{argument}: here it is weights=DIR")
         if override == "text=none":
-            raise ConfigError(f"{word}: a prompt needs an encoder; leave it at umt5")
+            raise ConfigError(f"{argument}: a prompt needs an encoder; leave it at umt5")
     return overrides, anchor_overrides
 
 
 def stage_source(stage: str, value: str | None, weights: Path | None, outputs: Path | None) -> str:
-    """Where the weights of `hires` or `anchor` come from: a path, `base` (Wan's own, of stage I), or `random`.
+    """The source of the weights of a stage: a path, `base` (Wan's weights, for stage I) or `random`.
 
-    Raises ConfigError saying where to get some.
+    Raises ConfigError, which says where to get weights.
     """
     if stage == "hires" and value is None and weights is not None:
         raise ConfigError(
@@ -71,53 +71,53 @@ def stage_source(stage: str, value: str | None, weights: Path | None, outputs: P
     return str(Path(value).expanduser())
 
 
-def with_trained(source: str, overrides: Sequence[str]) -> list[str]:
-    """Overrides after those that a training of ours, or its export, used for its network, unless they replace them."""
+def with_training(source: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides, after those that the training of `source`, or its export, used for its network."""
     path = Path(source)
     folder = path if path.is_dir() else path.parent
-    exported = path / "pixelwizard" / "config.json"
+    export_config = path / "pixelwizard" / "config.json"
     if (folder / "config.yaml").exists():
-        trained = written_overrides(folder)
-    elif exported.exists():
-        trained = json.loads(exported.read_text())["overrides"]
+        training_overrides = written_overrides(folder)
+    elif export_config.exists():
+        training_overrides = json.loads(export_config.read_text())["overrides"]
     else:
         return list(overrides)
-    replaced = {override_key(o) for o in overrides}
+    replaced_keys = {override_key(o) for o in overrides}
 
-    def is_kept(override: str) -> bool:
+    def is_used(override: str) -> bool:
         key = override_key(override)
         group = key.split(".")[0]
-        return group in NETWORK and not replaced & {key, group}
+        return group in NETWORK_GROUPS and not replaced_keys & {key, group}
 
-    return [*filter(is_kept, trained), *overrides]
+    return [*filter(is_used, training_overrides), *overrides]
 
 
 def stage_runs(
     overrides: Sequence[str], anchor_overrides: Sequence[str], weights: Path | None, frames: int | None
 ) -> tuple[Run, Run]:
-    """(stage II, stage I) as runs, of the sizes of `weights`. Raises ConfigError naming the override."""
+    """(stage II, stage I) as runs, with the sizes of `weights`. Raises ConfigError with the override."""
     from pw.io.wan_weights import overrides_of
 
     sizes = [] if weights is None else [*overrides_of(weights), f"trainer.weights={json.dumps(str(weights))}"]
     if frames is not None:
         sizes.append(f"scale.frames={frames}")
     scale = next((o for o in overrides if override_key(o) == "scale"), "scale=2k")
-    first = [scale, *(TINY if scale == "scale=tiny" else ()), *sizes]
-    shared = [o for o in overrides if override_key(o).split(".")[0] in SHARED]
-    hires = build(_last([*first, "stage=hires", *overrides]))
+    common = [scale, *(TINY if scale == "scale=tiny" else ()), *sizes]
+    shared_overrides = [o for o in overrides if override_key(o).split(".")[0] in SHARED_GROUPS]
+    hires = build(_last_of_each([*common, "stage=hires", *overrides]))
     try:
-        anchor = build(_last([*first, "stage=anchor", *WAN_SAMPLING, *shared, *anchor_overrides]))
+        anchor = build(_last_of_each([*common, "stage=anchor", *WAN_SAMPLING, *shared_overrides, *anchor_overrides]))
     except ConfigError as error:
         key = str(error).partition("=")[0]
-        if key in {override_key(o) for o in (*first, *shared)}:
+        if key in {override_key(o) for o in (*common, *shared_overrides)}:
             raise
-        raise error.within("anchor.") from error  # the word as it was given, or would have to be
+        raise error.within("anchor.") from error  # the key as the user writes it
     _check_stages(hires, anchor)
     return hires, anchor
 
 
-def _last(overrides: Sequence[str]) -> list[str]:
-    """The last override of each key: Hydra takes one choice of a group."""
+def _last_of_each(overrides: Sequence[str]) -> list[str]:
+    """The last override of each key: Hydra accepts only one choice of a group."""
     return list({override_key(o): o for o in overrides}.values())
 
 
@@ -134,13 +134,13 @@ def _check_stages(hires: Run, anchor: Run) -> None:
                 "trainer.devices GPUs; where it fits into one, give each GPU the same call with trainer=gpu"
             )
     for key in ("accelerator", "strategy", "devices", "nodes", "context"):
-        wanted, given = getattr(hires.trainer, key), getattr(anchor.trainer, key)
-        if wanted != given:
-            raise ConfigError(f"anchor.trainer.{key}={given}: stage II has {wanted}")
+        expected, actual = getattr(hires.trainer, key), getattr(anchor.trainer, key)
+        if expected != actual:
+            raise ConfigError(f"anchor.trainer.{key}={actual}: stage II has {expected}")
 
 
 def check_processes(run: Run) -> None:
-    """Selects this process's GPU. Raises ConfigError unless it is alone, or one of those that `generate` starts."""
+    """Select the GPU of this process. Raises ConfigError unless it is alone, or `generate` started it."""
     trainer = run.trainer
     if trainer.strategy == "single":
         return
@@ -156,7 +156,7 @@ def check_processes(run: Run) -> None:
 
 
 def check_memory(hires: Run, anchor: Run) -> None:
-    """Raises ValueError when the GPU is too small, with the nearest setting that fits."""
+    """Raises ValueError, with the nearest setting that fits, if the GPU memory is too small."""
     if hires.trainer.accelerator != "gpu" or current_place(hires.trainer) is None:  # a launcher needs no GPU memory
         return
     from pw.cost.verdicts import check_generation

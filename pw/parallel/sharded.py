@@ -2,7 +2,7 @@
 
 A checkpoint is a folder that any number of processes can read: <folder>/shard-00003-of-00008.safetensors, the rows that
 process 3 holds of every weight and of AdamW's moments, and <folder>/rest.pt, all else. Only plain values are pickled,
-which `weights_only` loads. `pw.train.callbacks.AfterUpdates` gives the folder its name when it is complete.
+which `weights_only` loads. `pw.train.callbacks.TrainingCallback` gives the folder its name when it is complete.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Encode shards of video to latent shards: training at Wan's scales then needs no pixels, no VAE, no text encoder.
+"""Encode shards of video to shards of latents: training at Wan's scales then needs no pixels, VAE or text encoder.
 
     pw latents urls=data/shards scale=2k anchors=8 [key=value …]
 
-A call that was stopped goes on at the clip where it was. What is made does not depend on how many calls share the work:
-an anchor's degradation is drawn by (seed, the clip's key, its number). `pw.data.latents` says what is written.
+A call continues a stopped one at the same clip. The latents do not depend on how many calls share the work: (seed, key
+of the clip, number of the anchor) decides the degradation of an anchor. `pw.data.latents` describes the files.
 """
 
 from __future__ import annotations
@@ -32,114 +32,114 @@ if TYPE_CHECKING:
     from pw.nn.codec import WanCodec
     from pw.nn.text import TextEncoder
 
-TOLERATED = 0.05  # share of clips that may be unreadable
+MAX_UNREADABLE = 0.05  # largest share of unreadable clips
 
 ClipProgress = Callable[[str, int, int], None]
-"""Called after every clip and every shard, with the shard, the clips done and the clips there are."""
+"""progress(name of the shard, clips done, clips in all), called after every clip and every shard."""
 
 
 @dataclass
 class EncodingReport:
-    """What a call did: `encoded` clips now, `there` before, `skipped` (shard or clip, why) of `clips`."""
+    """Result of a call: of `clips`, how many are `encoded`, `existing` before or `unreadable`; reasons in `skipped`."""
 
     clips: int
     encoded: int = 0
-    there: int = 0
+    existing: int = 0
     skipped: list[str] = field(default_factory=list)
-    lost: int = 0
+    unreadable: int = 0
 
     @property
     def is_bad(self) -> bool:
         """Whether too many clips could not be read."""
-        return self.lost > TOLERATED * max(1, self.clips)
+        return self.unreadable > MAX_UNREADABLE * max(1, self.clips)
 
 
 def encode(encoding: Encoding, progress: ClipProgress = lambda shard, done, clips: None) -> EncodingReport:
-    """Encode the shards that this call is dealt and that are not there.
+    """Encode the shards of this rank that do not exist yet.
 
-    Raises ValueError when the weights do not fit, OSError when the disk is full.
+    Raises ValueError when the weights do not fit, OSError on a full disk.
     """
     from filelock import FileLock, Timeout
 
     folder, worker = encoding.folder, _Worker(encoding)
     (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
-    about = {"digest": digest(encoding.identity, 16), "scale": encoding.run.scale.name, **encoding.identity}
+    content = {"digest": digest(encoding.identity, 16), "scale": encoding.run.scale.name, **encoding.identity}
     shards = [{"file": shard.path.name, "split": shard.split} for shard in encoding.shards]
-    write_json(folder / ABOUT, about | {"urls": os.path.abspath(encoding.urls), "shards": shards})
+    write_json(folder / ABOUT, content | {"urls": os.path.abspath(encoding.urls), "shards": shards})
     if not (folder / EMPTY).exists():
         with tempfile.TemporaryDirectory() as cache:
             _save(folder / EMPTY, {"text": worker.text("", Path(cache))})
-    report = EncodingReport(sum(_expected(encoding, shard) for shard in encoding.mine))
-    waiting = encoding.mine
-    for patience in (0, -1):  # first what no other call is at, then wait for it
-        todo, waiting = waiting, []
+    report = EncodingReport(sum(_clip_count(encoding, shard) for shard in encoding.rank_shards))
+    locked = encoding.rank_shards
+    for timeout in (0, -1):  # first the shards that no other call has locked, then the others
+        todo, locked = locked, []
         for shard in todo:
             try:
-                with FileLock(folder / UNFINISHED / f"{shard.path.stem}.lock", timeout=patience):
+                with FileLock(folder / UNFINISHED / f"{shard.path.stem}.lock", timeout=timeout):
                     _encode_shard(encoding, shard, worker, report, progress)
             except Timeout:
-                waiting.append(shard)
+                locked.append(shard)
     return report
 
 
-def _expected(encoding: Encoding, shard: VideoShard) -> int:
-    """Clips of a shard; of one that cannot be read, as many as its manifest says, or as the others have."""
+def _clip_count(encoding: Encoding, shard: VideoShard) -> int:
+    """Number of clips of a shard; if unreadable, the number in the manifest, or the mean of the others."""
     if shard.index is not None:
         return len(shard.ids)
-    if (known := manifest_entry(shard.path)) is not None:
-        return int(known["samples"])
-    readable = [len(other.ids) for other in encoding.shards if other.index is not None]
-    return math.ceil(sum(readable) / len(readable))
+    if (entry := manifest_entry(shard.path)) is not None:
+        return int(entry["samples"])
+    counts = [len(other.ids) for other in encoding.shards if other.index is not None]
+    return math.ceil(sum(counts) / len(counts))
 
 
 def _encode_shard(
     encoding: Encoding, shard: VideoShard, worker: _Worker, report: EncodingReport, progress: ClipProgress
 ) -> None:
     record, name = encoding.record(shard), shard.path.name
-    made: dict[str, Any]
+    result: dict[str, Any]
     if encoding.is_done(shard):
-        made = json.loads(record.read_text())
-        report.there += made["clips"]
+        result = json.loads(record.read_text())
+        report.existing += result["clips"]
     elif shard.index is None:
-        made = {"clips": 0, "skipped": [], "problem": shard.problem}
-        write_json(record, made)
+        result = {"clips": 0, "skipped": [], "problem": shard.problem}
+        write_json(record, result)
         report.skipped.append(shard.problem)
-        report.lost += _expected(encoding, shard)
+        report.unreadable += _clip_count(encoding, shard)
     else:
-        work = encoding.folder / UNFINISHED / shard.path.stem
-        work.mkdir(exist_ok=True)
-        skipped: list[str] = []
-        for number, i in enumerate(shard.ids):
-            path = work / f"{number:06d}.safetensors"
+        folder = encoding.folder / UNFINISHED / shard.path.stem
+        folder.mkdir(exist_ok=True)
+        problems: list[str] = []
+        for number, index in enumerate(shard.ids):
+            path = folder / f"{number:06d}.safetensors"
             if path.exists():
-                report.there += 1
+                report.existing += 1
                 continue
             try:
-                clip = shard.index.read(i)
+                clip = shard.index.read(index)
             except ShardError as error:
-                skipped.append(str(error))
+                problems.append(str(error))
                 continue
-            about = {"caption": clip.caption, "split": shard.split, "shard": name, "key": clip.key}
-            write_json(path.with_suffix(".json"), about)
-            _save(path, worker.clip(clip.frames, clip.key) | {"text": worker.text(clip.caption, work / "text")})
+            content = {"caption": clip.caption, "split": shard.split, "shard": name, "key": clip.key}
+            write_json(path.with_suffix(".json"), content)
+            _save(path, worker.clip(clip.frames, clip.key) | {"text": worker.text(clip.caption, folder / "text")})
             report.encoded += 1
-            progress(name, report.encoded + report.there, report.clips)
-        if len(skipped) < len(shard.ids):
+            progress(name, report.encoded + report.existing, report.clips)
+        if len(problems) < len(shard.ids):
             with replacing(encoding.folder / name) as partial:
-                write_tar(partial, _samples(work))
-        made = {"clips": len(shard.ids) - len(skipped), "skipped": skipped, "problem": ""}
-        write_json(record, made)
-        shutil.rmtree(work)
-    report.skipped += made["skipped"]
-    report.lost += len(made["skipped"])
-    progress(name, report.encoded + report.there, report.clips)
+                write_tar(partial, _samples(folder))
+        result = {"clips": len(shard.ids) - len(problems), "skipped": problems, "problem": ""}
+        write_json(record, result)
+        shutil.rmtree(folder)
+    report.skipped += result["skipped"]
+    report.unreadable += len(result["skipped"])
+    progress(name, report.encoded + report.existing, report.clips)
 
 
-def _samples(work: Path) -> Iterator[dict[str, Any]]:
-    """The finished clips of a shard, as webdataset samples."""
-    for path in sorted(work.glob("*.safetensors")):
-        about = path.with_suffix(".json").read_bytes()
-        yield {"__key__": json.loads(about)["key"], "safetensors": path.read_bytes(), "json": about}
+def _samples(folder: Path) -> Iterator[dict[str, Any]]:
+    """The encoded clips of a shard, as webdataset samples."""
+    for path in sorted(folder.glob("*.safetensors")):
+        content = path.with_suffix(".json").read_bytes()
+        yield {"__key__": json.loads(content)["key"], "safetensors": path.read_bytes(), "json": content}
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -149,11 +149,11 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 class _Worker:
-    """VAE and text encoder on this call's device, each loaded when it is first needed."""
+    """VAE and text encoder on the device of this call, each loaded at its first use."""
 
     def __init__(self, encoding: Encoding) -> None:
         self.run, self.weights, self.anchors = encoding.run, encoding.weights, encoding.sizes.anchors
-        self.device = _device(encoding)
+        self.device = _device_of(encoding)
 
     @cached_property
     def codec(self) -> WanCodec:
@@ -179,20 +179,20 @@ class _Worker:
         video = fit(frames, (scale.frames, scale.height, scale.width))[None].to(self.device)
         latents = [self.codec.encode(video)]
         for number in range(self.anchors):
-            draw = seeded(self.run.seed, key, number)
-            latents.append(self.codec.encode(self.run.degradation.anchor(video, scale.anchor_size, draw)))
+            generator = seeded(self.run.seed, key, number)
+            latents.append(self.codec.encode(self.run.degradation.anchor(video, scale.anchor_size, generator)))
         if not all(bool(latent.isfinite().all()) for latent in latents):
             raise ValueError(f"clip {key!r} has a latent that is not finite; codec.precision=fp32 may do better")
         return {"latent": latents[0][0], "anchors": torch.cat(latents[1:])}
 
     def text(self, caption: str, cache: Path) -> Tensor:
-        """A caption's embedding, [length, D]; `cache` keeps it for the other clips of the same video."""
+        """Embedding of a caption [length, D]; the folder `cache` keeps it for other clips of the same video."""
         self.encoder.cache = cache
         return self.encoder.unpadded(caption)
 
 
-def _device(encoding: Encoding) -> str:
-    """Where this call computes: the GPU that LOCAL_RANK names, else the one of its rank among those there are."""
+def _device_of(encoding: Encoding) -> str:
+    """The device of this call: the CPU, or the GPU with number LOCAL_RANK, else with number rank % GPUs."""
     if encoding.run.trainer.accelerator == "cpu":
         return "cpu"
     import torch
@@ -208,7 +208,7 @@ def _device(encoding: Encoding) -> str:
 
 
 def run(options: LatentsOptions) -> int:
-    """Exit status: 0 done, 1 too many clips could not be read."""
+    """Exit status: 0 done, 1 too many unreadable clips."""
     encoding = plan_encoding(options)
     print(estimate(encoding), flush=True)
     if options.dry_run:
@@ -223,18 +223,18 @@ def run(options: LatentsOptions) -> int:
     print(f"to {encoding.folder}", flush=True)
     try:
         report = encode(encoding, _progress_line(encoding.rank))
-    except ValueError as error:  # of VAE or text encoder, naming the key
+    except ValueError as error:  # from the VAE or text encoder, with the key
         raise ConfigError(str(error)) from error
-    print(f"{report.encoded} clips encoded, {report.there} were there, {report.lost} skipped")
+    print(f"{report.encoded} clips encoded, {report.existing} were there, {report.unreadable} skipped")
     for reason in report.skipped[:20]:
         print(f"  {reason}")
     if len(report.skipped) > 20:
         print(f"  … and {len(report.skipped) - 20} more, see the .json beside each shard")
     if report.is_bad:
-        print(f"more than {TOLERATED:.0%} of {report.clips} clips are unreadable: mend {encoding.urls}")
-    undone = [shard.path.name for shard in encoding.shards if not encoding.record(shard).exists()]
-    if undone:
-        print(f"{len(undone)} of {len(encoding.shards)} shards are left to the other ranks, such as {undone[0]}")
+        print(f"more than {MAX_UNREADABLE:.0%} of {report.clips} clips are unreadable: mend {encoding.urls}")
+    names = [shard.path.name for shard in encoding.shards if not encoding.record(shard).exists()]
+    if names:
+        print(f"{len(names)} of {len(encoding.shards)} shards are left to the other ranks, such as {names[0]}")
     else:
         print(f"train with data=latents data.urls={encoding.folder}")
     return int(report.is_bad)
@@ -244,14 +244,14 @@ main = Command(LatentsOptions, run, resumes="what is done is kept; the same call
 
 
 def _progress_line(rank: int) -> ClipProgress:
-    """A line with what is done and the time left."""
+    """A progress callback that shows a line with the clips done and the time left."""
     line, pace = ProgressLine(), None
 
     def show(shard: str, done: int, clips: int) -> None:
         nonlocal pace
-        pace = pace or Pace(done - 1)  # what was there took no time
+        pace = pace or Pace(done - 1)  # existing clips took no time
         if line.is_due or done == clips:
-            left = pace.left(done, clips)
-            line.show(f"rank {rank}: {shard}, {done} of {clips} clips, about {left} left", last=done == clips)
+            remaining = pace.left(done, clips)
+            line.show(f"rank {rank}: {shard}, {done} of {clips} clips, about {remaining} left", last=done == clips)
 
     return show

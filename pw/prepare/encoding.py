@@ -1,4 +1,4 @@
-"""A call of `pw latents`, checked: which clips become which latents, how large they are and where they go."""
+"""The checked plan of a `pw latents` call: which clips are encoded, the sizes of their latents, the output folder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pw.run.build import Run, build
 from pw.train.preflight import check_device
 
 PARTS = ("vae", "text_encoder", "tokenizer")
-FORMAT = 1  # of what is written: part of the digest
+FORMAT = 1  # of the written files, part of the digest
 
 
 @dataclass(frozen=True)
 class LatentsOptions:
-    """What to encode, of which shards, and where to."""
+    """Options of `pw latents`."""
 
     urls: str = option("data/shards", "the shards of `make data`")
     anchors: int = option(8, "degraded anchors of each clip; training draws one of them")
@@ -39,17 +39,17 @@ class LatentsOptions:
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key, least in (("anchors", 1), ("rank", 0), ("world", 1)):
-            if (value := getattr(self, key)) is not None and value < least:
-                raise ConfigError(f"{key}={value}: wants a whole number, {least} or more")
-        for word in self.overrides:
-            if word.startswith("data="):
-                raise ConfigError(f"{word}: clips are read from urls=DIR here")
+        for key, minimum in (("anchors", 1), ("rank", 0), ("world", 1)):
+            if (value := getattr(self, key)) is not None and value < minimum:
+                raise ConfigError(f"{key}={value}: wants a whole number, {minimum} or more")
+        for override in self.overrides:
+            if override.startswith("data="):
+                raise ConfigError(f"{override}: clips are read from urls=DIR here")
 
 
 @dataclass(frozen=True)
 class VideoShard:
-    """A shard of video; `ids` are the clips of its index that are large enough, `problem` why it has no index."""
+    """A shard of video. `ids`: indices of the clips that are large enough; `problem`: why it has no index."""
 
     path: Path
     split: str
@@ -60,7 +60,7 @@ class VideoShard:
 
 @dataclass(frozen=True)
 class LatentSizes:
-    """The shapes that a clip becomes; of the text, whose length differs, the largest."""
+    """Shapes of the tensors of an encoded clip; of the text, the largest, as its length differs."""
 
     latent: tuple[int, int, int, int]
     anchor: tuple[int, int, int, int]
@@ -70,22 +70,22 @@ class LatentSizes:
 
     @property
     def clip_bytes(self) -> int:
-        """Of a whole clip, at most."""
+        """Largest size of a clip."""
         return bf16_bytes(self.latent) + self.anchors * bf16_bytes(self.anchor) + bf16_bytes(self.text)
 
     def tokens(self, shape: tuple[int, int, int, int]) -> int:
-        """Tokens that the network makes of a latent."""
+        """Number of tokens of a latent in the network."""
         return math.prod(shape[1:]) // math.prod(self.patch)
 
 
 def bf16_bytes(shape: Sequence[int]) -> int:
-    """Bytes of a tensor as it is stored."""
+    """Bytes of a tensor in bf16, as it is stored."""
     return 2 * math.prod(shape)
 
 
 @dataclass
 class Encoding:
-    """One call, checked: what is encoded and where it goes. `find_weights` adds weights and what names the folder."""
+    """One checked call: its input and output. `find_weights` sets `weights` and `identity`, which names the folder."""
 
     run: Run
     urls: str
@@ -100,26 +100,26 @@ class Encoding:
 
     @property
     def folder(self) -> Path:
-        """Where it goes: named by the scale and a digest of all that decides what is in it."""
+        """The output folder, named by the scale and a digest of everything that decides its content."""
         return self.out / f"{self.run.scale.name}-{digest(self.identity, 8)}"
 
     @property
-    def mine(self) -> list[VideoShard]:
-        """The shards that this call is dealt."""
+    def rank_shards(self) -> list[VideoShard]:
+        """The shards that this call encodes."""
         return self.shards[self.rank :: self.world]
 
     def record(self, shard: VideoShard) -> Path:
-        """The file that says what became of a shard: written last."""
+        """The file with the result of a shard, written last."""
         return self.folder / f"{shard.path.stem}.json"
 
     def is_done(self, shard: VideoShard) -> bool:
-        """Whether a shard needs no more work; one that could not be read at all is tried again."""
+        """Whether a shard is encoded; an unreadable shard is not, and is tried again."""
         path = self.record(shard)
         return path.exists() and not json.loads(path.read_text())["problem"]
 
 
 def sizes(run: Run, anchors: int) -> LatentSizes:
-    """What a clip of this run becomes. Raises ConfigError where clips are not encoded by Wan's VAE."""
+    """Sizes of an encoded clip of this run. Raises ConfigError unless Wan's VAE encodes it."""
     scale, codec, backbone = run.scale, run.codec, run.backbone
     if not isinstance(codec, WanVAE) or run.text is None or scale.anchor_upsample != "latent":
         raise ConfigError(
@@ -137,21 +137,21 @@ def sizes(run: Run, anchors: int) -> LatentSizes:
 
 
 def plan_encoding(options: LatentsOptions) -> Encoding:
-    """Check a call; reads headers of shards, no weights. Raises ConfigError naming the key and what would do."""
+    """Check a call; reads headers of shards, no weights. Raises ConfigError with the key and a valid value."""
     world = int(os.environ.get("WORLD_SIZE", "1")) if options.world is None else options.world
     rank = int(os.environ.get("RANK", "0")) if options.rank is None else options.rank
     if rank >= world:
         raise ConfigError(f"rank={rank}: of world={world} calls the ranks are 0 to {world - 1}")
     scale = () if any(word.startswith("scale=") for word in options.overrides) else ("scale=2k",)
     run = build([*scale, *options.overrides, "data=none"])
-    becomes = sizes(run, options.anchors)
+    clip_sizes = sizes(run, options.anchors)
     urls = str(Path(options.urls).expanduser())
-    shards, small = _read_shards(urls, options.splits, run)
-    return Encoding(run, urls, options.out, becomes, shards, small, rank, world)
+    shards, skipped_small = _read_shards(urls, options.splits, run)
+    return Encoding(run, urls, options.out, clip_sizes, shards, skipped_small, rank, world)
 
 
 def _read_shards(urls: str, splits: Sequence[str], run: Run) -> tuple[list[VideoShard], int]:
-    """(the shards with clips that are large enough, and the damaged ones; how many clips are too small)."""
+    """(damaged shards, and shards with clips that are large enough; number of clips that are too small)."""
     try:
         paths = find_shards(urls)
     except ValueError as error:
@@ -166,71 +166,71 @@ def _read_shards(urls: str, splits: Sequence[str], run: Run) -> tuple[list[Video
         except (ValueError, OSError) as error:
             shards.append(VideoShard(path, split, None, (), str(error)))
             continue
-        found = [sample.shape for sample in index.samples]
+        clip_shapes = [sample.shape for sample in index.samples]
         size = (scale.frames, scale.height, scale.width)
-        shards.append(VideoShard(path, split, index, tuple(i for i, shape in enumerate(found) if fits(shape, size))))
-        shapes += found
+        shards.append(VideoShard(path, split, index, tuple(i for i, s in enumerate(clip_shapes) if fits(s, size))))
+        shapes += clip_shapes
     if not shards:
         raise ConfigError(f"urls={urls}: none of its {len(paths)} shards is named {' or '.join(splits)}-*.tar")
-    if twice := [name for name, count in Counter(shard.path.name for shard in shards).items() if count > 1]:
-        raise ConfigError(f"urls={urls}: {twice[0]} is there twice; encode folders one by one")
+    if duplicates := [name for name, count in Counter(shard.path.name for shard in shards).items() if count > 1]:
+        raise ConfigError(f"urls={urls}: {duplicates[0]} is there twice; encode folders one by one")
     if not any(shard.index for shard in shards):
         raise ConfigError(f"urls={urls}: none of {len(shards)} shards can be read, such as {shards[0].problem}")
-    small = len(shapes) - sum(len(shard.ids) for shard in shards)
-    if small == len(shapes):
+    too_small = len(shapes) - sum(len(shard.ids) for shard in shards)
+    if too_small == len(shapes):
         frames, height, width = max(filter(None, shapes))[:3]
-        side = short_side(scale.height, scale.width)
+        short = short_side(scale.height, scale.width)
         raise ConfigError(
             f"scale={scale.name}: needs clips of {scale.frames} frames, {scale.height} x {scale.width} px, and none of "
-            f"{small} in urls={urls} is as large (the largest has {frames} frames of {height} x {width}; none is "
-            f'enlarged); `make data … args="frames={scale.frames} short_side={side}"` makes such clips of videos that '
+            f"{too_small} in urls={urls} is as large (the largest has {frames} frames of {height} x {width}; none is "
+            f'enlarged); `make data … args="frames={scale.frames} short_side={short}"` makes such clips of videos that '
             "are large enough"
         )
-    return [shard for shard in shards if shard.ids or shard.index is None], small
+    return [shard for shard in shards if shard.ids or shard.index is None], too_small
 
 
 def estimate(encoding: Encoding) -> str:
-    """What will be made and how large it is, in words."""
+    """The text that describes number and size of the latents."""
     scale, clip = encoding.run.scale, encoding.sizes
     clips = sum(len(shard.ids) for shard in encoding.shards)
-    small = f" ({encoding.skipped_small} more are too small)" if encoding.skipped_small else ""
+    note = f" ({encoding.skipped_small} more are too small)" if encoding.skipped_small else ""
     shape = lambda sides: " x ".join(map(str, sides))  # noqa: E731
-    mb = lambda sides: f"{bf16_bytes(sides) / 1e6:.3g} MB"  # noqa: E731
+    megabytes = lambda sides: f"{bf16_bytes(sides) / 1e6:.3g} MB"  # noqa: E731
     return (
-        f"scale={scale.name}: {clips:,} clips in {len(encoding.shards)} shards{small}, "
+        f"scale={scale.name}: {clips:,} clips in {len(encoding.shards)} shards{note}, "
         f"{scale.frames} frames of {scale.height} x {scale.width} px\n"
-        f"  latent   {shape(clip.latent)}, {clip.tokens(clip.latent):,} tokens, {mb(clip.latent)}\n"
+        f"  latent   {shape(clip.latent)}, {clip.tokens(clip.latent):,} tokens, {megabytes(clip.latent)}\n"
         f"  anchors  {clip.anchors} of {shape(clip.anchor)}, {clip.tokens(clip.anchor):,} tokens, "
-        f"{mb(clip.anchor)} each\n"
-        f"  text     at most {shape(clip.text)}, {mb(clip.text)}\n"
+        f"{megabytes(clip.anchor)} each\n"
+        f"  text     at most {shape(clip.text)}, {megabytes(clip.text)}\n"
         f"  a clip {clip.clip_bytes / 1e6:.3g} MB, all {clips * clip.clip_bytes / 1e9:,.2f} GB at most"
     )
 
 
 def check_disk(encoding: Encoding) -> None:
-    """That what is still to be made fits into `out`. Raises ConfigError when it does not."""
-    todo = [shard for shard in encoding.shards if not (encoding.identity and encoding.is_done(shard))]
-    lengths = [len(shard.ids) for shard in todo]
-    # a shard is put together of its clips: both are there for a moment, of every call at work
-    need = encoding.sizes.clip_bytes * (sum(lengths) + sum(sorted(lengths)[-encoding.world :]))
-    check_space("out", encoding.out, need, "give an out= on another disk, fewer anchors=, or splits=train")
+    """Raises ConfigError unless the missing latents fit into `out`."""
+    shards = [shard for shard in encoding.shards if not (encoding.identity and encoding.is_done(shard))]
+    lengths = [len(shard.ids) for shard in shards]
+    # while a shard is written its clips exist, too: once for every call that works
+    required = encoding.sizes.clip_bytes * (sum(lengths) + sum(sorted(lengths)[-encoding.world :]))
+    check_space("out", encoding.out, required, "give an out= on another disk, fewer anchors=, or splits=train")
 
 
 def find_weights(encoding: Encoding) -> None:
-    """Find and check the weights, and name the folder. Raises ConfigError when they are wanting."""
+    """Find and check the weights, and set the identity. Raises ConfigError when weights are missing or do not fit."""
     run = encoding.run
     encoding.weights = locate(run.trainer.weights)
     check(encoding.weights, PARTS)
     vae, text = (json.loads((encoding.weights / part / "config.json").read_text()) for part in PARTS[:2])
     codec: Any = run.codec
-    for key, wanted, config, name in (
+    for key, expected, config, name in (
         ("codec.channels", codec.channels, vae, "z_dim"),
         ("codec.factor", codec.factor, vae, "scale_factor_spatial"),
         ("codec.frames_factor", codec.frames_factor, vae, "scale_factor_temporal"),
         ("backbone.text_dim", run.backbone.text_dim, text, "d_model"),
     ):
-        if (found := config.get(name, wanted)) != wanted:
-            raise ConfigError(f"{key}={wanted}: the weights in {encoding.weights} have {found}")
+        if (actual := config.get(name, expected)) != expected:
+            raise ConfigError(f"{key}={expected}: the weights in {encoding.weights} have {actual}")
     check_device(run)
     encoding.identity = {
         "format": FORMAT,
@@ -244,7 +244,7 @@ def find_weights(encoding: Encoding) -> None:
 
 
 def _content(shard: VideoShard) -> str:
-    """What is in a shard: its sha256 if a manifest knows it."""
-    if (known := manifest_entry(shard.path)) is not None:
-        return known["sha256"]
+    """Identifies the content of a shard: sha256 from its manifest, else the fingerprint of its index."""
+    if (entry := manifest_entry(shard.path)) is not None:
+        return entry["sha256"]
     return "damaged" if shard.index is None else shard.index.fingerprint

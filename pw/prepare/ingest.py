@@ -1,16 +1,16 @@
-"""Turn a folder of videos, or UltraVideo, into webdataset shards of short, scene-safe, reduced clips: `pw data`.
+"""Cut a folder of videos, or UltraVideo, into webdataset shards of short, small clips without scene cuts: `pw data`.
 
     out/train-000000.tar …  <key>.npy uint8 [F, H, W, 3], <key>.json its origin, <key>.txt its caption, if any
-    out/val-000000.tar …    held out: no frame of it is in train
-    out/manifest.json       settings, sources, sha256 of the shards; written last: without it, unfinished
-    out/report.json         what became of every video, and why some were skipped
-    out/.unfinished/        the finished videos of an unfinished call, one .raw and one .json each
+    out/val-000000.tar …    held out: shares no frame with train
+    out/manifest.json       settings, sources, sha256 of the shards; written last, it marks a finished folder
+    out/report.json         the record of every video; why some were skipped
+    out/.unfinished/        the cut videos of an unfinished call, one .raw and one .json each
 
-Parts of one video (`name.part1.mp4`, `name.part2.mp4`) count as two: from 20 files on, one may be held out while the
-other is trained on. No frame is in both, but the scene may be. Join such parts before, or keep them out. Where the
-origin of each file is known (UltraVideo), whole origins are held out.
+Two files of one video (`name.part1.mp4`, `name.part2.mp4`) count as two videos: from 20 files on, one may be held out
+and the other in train, which may then show the same scene. Join such files before, or remove them. If the origin of
+each file is known (UltraVideo), whole origins are held out.
 
-A killed call is taken up at the video where it was. The shards are put together last: the split has to know all videos.
+A call continues a killed one at the same video. The shards are written last, because the split needs all videos.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from pw.prepare.source_videos import (
 
 REPORT = "report.json"
 UNFINISHED = ".unfinished"
-FORMAT = 1  # of manifest, records and cut detection: what another one began is not continued
+FORMAT = 1  # of manifest, records and cut detection; folders of another format are not continued
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where the videos come from, where the shards go, and how clips are cut."""
+    """Options of `pw data`: videos, output folder, and how clips are cut."""
 
     path: Path | None = option(None, "the folder with your videos")
     name: Literal["ultravideo"] | None = option(None, "a public dataset, instead of path=")
@@ -77,9 +77,9 @@ class DataOptions:
             raise ConfigError("give path= (your own videos) or name= (a public dataset), not both")
         if not self.path and not self.name:
             raise ConfigError("path is missing: the folder with your videos (or name=ultravideo)")
-        of_datasets = ("accept_licence", "taste", "size", "caption", "keep", "revision")
-        if self.path and (stray := [key for key in of_datasets if getattr(self, key) != getattr(DataOptions, key)]):
-            raise ConfigError(f"{stray[0]}= goes with name=ultravideo, not with path=")
+        dataset_keys = ("accept_licence", "taste", "size", "caption", "keep", "revision")
+        if self.path and (unused := [key for key in dataset_keys if getattr(self, key) != getattr(DataOptions, key)]):
+            raise ConfigError(f"{unused[0]}= goes with name=ultravideo, not with path=")
         if self.taste is not None and self.taste < 1:
             raise ConfigError(f"taste={self.taste}: must be 1 clip or more; leave it out for all of them")
 
@@ -105,10 +105,10 @@ main = Command(DataOptions, run, resumes="what is done is kept; the same call go
 def ingest(
     path: Path, out: Path, settings: ClipSettings, overwrite: bool = False, origins: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Make the shards in `out`, or go on making them; returns the manifest.
+    """Write the shards to `out`, or continue an earlier call; returns the manifest.
 
-    `origins` {name below `path`: the video that it was cut from}: whole origins are held out, see `split_by_origin`.
-    Raises ConfigError: no videos, `out` holds something else, too little disk space, no clip in any video.
+    origins  file name relative to `path` -> its source video; whole sources are held out (`split_by_origin`)
+    Raises ConfigError for no videos, other files in `out`, too little disk space, or no clip in any video.
     """
     videos = find_videos(path)
     out.mkdir(parents=True, exist_ok=True)
@@ -117,49 +117,49 @@ def ingest(
             if overwrite:
                 _clear(out)
             if (out / MANIFEST).is_file():
-                return _finished(out, videos, _described(settings, origins))
-            return _make(out, videos, settings, origins)
+                return _check_finished(out, videos, _settings_content(settings, origins))
+            return _write_dataset(out, videos, settings, origins)
     except Timeout:
         raise ConfigError(f"out={out}: another `make data` is at work there; wait, or give another out=") from None
 
 
-def _make(
+def _write_dataset(
     out: Path, videos: dict[str, Path], settings: ClipSettings, origins: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    pace, work = Pace(), out / UNFINISHED
-    begun, described = work / "settings.json", _described(settings, None)
-    if begun.is_file():  # the split comes last: videos that were cut for another one serve
-        _written_before(out, begun, described)
+    pace, folder = Pace(), out / UNFINISHED
+    settings_file, content = folder / "settings.json", _settings_content(settings, None)
+    if settings_file.is_file():  # without `origins`: cut videos do not depend on the split
+        _read_earlier(out, settings_file, content)
     elif _shards_in(out):
         raise ConfigError(f"out={out}: holds tars without a {MANIFEST}; give another out=, or overwrite=true")
     else:
-        write_json(begun, described)
-    records = {name: record for name, video in videos.items() if (record := _recorded(out, name, video))}
+        write_json(settings_file, content)
+    records = {name: record for name, video in videos.items() if (record := _read_record(out, name, video))}
     if records:
         print(f"going on: {len(records)} of {len(videos)} videos are done")
-    todo = {name: video for name, video in videos.items() if name not in records}
-    progress = _CutProgress(_check_space(out, todo, list(records.values()), settings))
-    for number, (name, video) in enumerate(todo.items(), start=1):
-        progress.video = f"{number}/{len(todo)} {name}"
-        record = records[name] = _cut_video(work, name, video, settings, progress)
-        write_json(work / f"{record_id(name)}.json", asdict(record))
+    missing = {name: video for name, video in videos.items() if name not in records}
+    progress = _CutProgress(_check_space(out, missing, list(records.values()), settings))
+    for number, (name, video) in enumerate(missing.items(), start=1):
+        progress.video = f"{number}/{len(missing)} {name}"
+        record = records[name] = _cut_video(folder, name, video, settings, progress)
+        write_json(folder / f"{record_id(name)}.json", asdict(record))
         progress.show(f"skipped, {record.skipped}" if record.skipped else f"{len(record.clips)} clips", last=True)
-    ordered = [records[name] for name in videos]
-    _skip_twins(ordered)
-    for record in ordered:
+    all_records = [records[name] for name in videos]
+    _skip_duplicates(all_records)
+    for record in all_records:
         record.origin = (origins or {}).get(record.file, "")
-    manifest = _assemble(out, ordered, settings, _described(settings, origins))
-    _summarise(out, manifest, ordered, pace.spent)
+    manifest = _assemble(out, all_records, settings, _settings_content(settings, origins))
+    _summarise(out, manifest, all_records, pace.spent)
     return manifest
 
 
-def _finished(out: Path, videos: dict[str, Path], settings: dict[str, Any]) -> dict[str, Any]:
-    manifest = _written_before(out, out / MANIFEST, settings)
-    before = {source["file"]: source["bytes"] for source in manifest["sources"]}
-    now = {name: video.stat().st_size for name, video in videos.items()}
-    if changed := [name for name in sorted(before | now) if before.get(name) != now.get(name)]:
+def _check_finished(out: Path, videos: dict[str, Path], settings: dict[str, Any]) -> dict[str, Any]:
+    manifest = _read_earlier(out, out / MANIFEST, settings)
+    earlier = {source["file"]: source["bytes"] for source in manifest["sources"]}
+    current = {name: video.stat().st_size for name, video in videos.items()}
+    if differences := [name for name in sorted(earlier | current) if earlier.get(name) != current.get(name)]:
         raise ConfigError(
-            f"out={out}: {len(changed)} videos came, went or changed since, such as {changed[0]}; "
+            f"out={out}: {len(differences)} videos came, went or changed since, such as {differences[0]}; "
             "give another out=, or overwrite=true"
         )
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
@@ -168,27 +168,27 @@ def _finished(out: Path, videos: dict[str, Path], settings: dict[str, Any]) -> d
     return manifest
 
 
-def _described(settings: ClipSettings, origins: Mapping[str, str] | None) -> dict[str, Any]:
+def _settings_content(settings: ClipSettings, origins: Mapping[str, str] | None) -> dict[str, Any]:
     return {"format": FORMAT, **asdict(settings), **({} if origins is None else {"split_by": "source video"})}
 
 
-def _written_before(out: Path, path: Path, now: dict[str, Any]) -> dict[str, Any]:
-    """The manifest or the settings of an earlier call. Raises ConfigError unless its settings were those of now."""
+def _read_earlier(out: Path, path: Path, current: dict[str, Any]) -> dict[str, Any]:
+    """The manifest or settings of an earlier call. Raises ConfigError unless it had the current settings."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path}: is damaged ({error}); give another out=, or overwrite=true") from None
-    before = {"split_by": "file"} | found.get("settings", found)
-    if changed := [key for key in now if before.get(key) != now[key]]:
-        what = ", ".join(f"{key}={before.get(key)} (now {now[key]})" for key in changed)
-        raise ConfigError(f"out={out}: was made with {what}; give another out=, or overwrite=true")
-    return found
+    earlier = {"split_by": "file"} | content.get("settings", content)
+    if differences := [key for key in current if earlier.get(key) != current[key]]:
+        text = ", ".join(f"{key}={earlier.get(key)} (now {current[key]})" for key in differences)
+        raise ConfigError(f"out={out}: was made with {text}; give another out=, or overwrite=true")
+    return content
 
 
-def _recorded(out: Path, name: str, video: Path) -> VideoRecord | None:
-    """What was noted about a finished video, if it is still the same file and all of its clips are there.
+def _read_record(out: Path, name: str, video: Path) -> VideoRecord | None:
+    """The record of a cut video; None if the file has changed or clips are missing.
 
-    A machine that lost its power may have kept the names of both files, and not what was in them.
+    After a power failure both files may exist without their content.
     """
     path = out / UNFINISHED / f"{record_id(name)}.json"
     try:
@@ -201,8 +201,8 @@ def _recorded(out: Path, name: str, video: Path) -> VideoRecord | None:
 
 
 def _check_space(out: Path, todo: dict[str, Path], done: list[VideoRecord], settings: ClipSettings) -> int:
-    """The number of frames to come, an estimate; raises if raw clips and shards would not fit on the disk."""
-    need: float = sum(len(record.clips) * math.prod(record.shape) for record in done)
+    """Estimated number of frames to decode. Raises ConfigError if raw clips and shards do not fit on the disk."""
+    required: float = sum(len(record.clips) * math.prod(record.shape) for record in done)
     total = 0
     for video in todo.values():
         try:
@@ -210,25 +210,25 @@ def _check_space(out: Path, todo: dict[str, Path], done: list[VideoRecord], sett
         except VideoError:
             continue
         frames = round(info.frames * min(1.0, (settings.fps or info.fps) / info.fps))
-        shrink = min(1.0, settings.short_side / min(info.height, info.width))
-        clip = settings.frames * info.height * info.width * 3 * shrink**2
-        need += 2 * clip * math.ceil(frames / settings.step)  # raw, and again in a shard
+        ratio = min(1.0, settings.short_side / min(info.height, info.width))
+        clip = settings.frames * info.height * info.width * 3 * ratio**2
+        required += 2 * clip * math.ceil(frames / settings.step)  # the raw file and the shard
         total += frames
-    check_space("out", out, need * 1.05, "give an out= on another disk, or lower short_side, or raise stride")
+    check_space("out", out, required * 1.05, "give an out= on another disk, or lower short_side, or raise stride")
     return total
 
 
-def _cut_video(work: Path, name: str, video: Path, settings: ClipSettings, progress: _CutProgress) -> VideoRecord:
+def _cut_video(folder: Path, name: str, video: Path, settings: ClipSettings, progress: _CutProgress) -> VideoRecord:
     """Write the clips of one video to `<id>.raw`, uint8 [clips, F, H, W, 3]."""
     stat = video.stat()
     record = VideoRecord(name, stat.st_size, stat.st_mtime_ns)
-    is_cut = HardCuts()
+    detector = HardCuts()
     try:
         record.sha256 = sha256(video)
         info = probe(video)
         frames = progress.watch(decode(video, settings.short_side, settings.fps or None))
-        with replacing(work / f"{record_id(name)}.raw") as partial, open(partial, "wb") as raw:
-            for clip in cut_clips(frames, settings.frames, settings.step, is_cut):
+        with replacing(folder / f"{record_id(name)}.raw") as partial, open(partial, "wb") as raw:
+            for clip in cut_clips(frames, settings.frames, settings.step, detector):
                 for frame in clip:
                     raw.write(frame.image.data)
                 record.clips.append((clip[0].index, clip[-1].index, clip[0].time))
@@ -236,7 +236,7 @@ def _cut_video(work: Path, name: str, video: Path, settings: ClipSettings, progr
     except (VideoError, PermissionError) as error:
         record.clips, record.skipped = [], str(error).removeprefix(f"{video}: ")
         return record
-    record.frames, record.cuts, record.fps = is_cut.seen, is_cut.found, min(info.fps, settings.fps or info.fps)
+    record.frames, record.cuts, record.fps = detector.frames, detector.cuts, min(info.fps, settings.fps or info.fps)
     record.peak = info.peak
     record.caption, record.warning = read_caption(video)
     if not record.clips:
@@ -244,43 +244,43 @@ def _cut_video(work: Path, name: str, video: Path, settings: ClipSettings, progr
     return record
 
 
-def _skip_twins(records: list[VideoRecord]) -> None:
-    """Of files with the same bytes only the first is used: a twin could come into the other split."""
-    first: dict[str, str] = {}
+def _skip_duplicates(records: list[VideoRecord]) -> None:
+    """Skip all but the first of files with the same bytes: a copy could be in the other split."""
+    files: dict[str, str] = {}
     for record in records:
-        if record.clips and first.setdefault(record.sha256, record.file) != record.file:
-            record.clips, record.skipped = [], f"the same file as {first[record.sha256]}"
+        if record.clips and files.setdefault(record.sha256, record.file) != record.file:
+            record.clips, record.skipped = [], f"the same file as {files[record.sha256]}"
 
 
 def _assemble(
-    out: Path, records: list[VideoRecord], settings: ClipSettings, described: dict[str, Any]
+    out: Path, records: list[VideoRecord], settings: ClipSettings, settings_content: dict[str, Any]
 ) -> dict[str, Any]:
-    """Shards, report and manifest from the finished videos; then the raw clips go."""
-    used = [record for record in records if record.clips]
-    rule, splits = (split_by_origin if "split_by" in described else assign_splits)(used, settings.holdout)
+    """Write shards, report and manifest from the cut videos, then remove the raw clips."""
+    usable = [record for record in records if record.clips]
+    rule, splits = (split_by_origin if "split_by" in settings_content else assign_splits)(usable, settings.holdout)
     report = [asdict(record) | {"clips": len(record.clips)} for record in records]
     write_json(out / REPORT, {"split": rule, "videos": report})
-    if not used:
+    if not usable:
         shutil.rmtree(out / UNFINISHED)
         raise ConfigError(
             f"none of the {len(records)} videos gives a clip (all reasons are in {out / REPORT}), such as "
             f"{records[0].file}: {records[0].skipped}"
         )
-    aside = out / UNFINISHED / "shards"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    folder = out / UNFINISHED / "shards"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     shards, shard_bytes = [], int(settings.shard_mb * 1e6)
     for split in ("train", "val"):
-        for path, samples in write_shards(aside, split, _samples(out, used, splits, split), shard_bytes):
-            about = {"file": path.name, "split": split, "samples": samples, "bytes": length(path)}
-            shards.append(about | {"sha256": sha256(path)})
-    for stale in _shards_in(out):
-        stale.unlink()
+        for path, samples in write_shards(folder, split, _samples(out, usable, splits, split), shard_bytes):
+            shard = {"file": path.name, "split": split, "samples": samples, "bytes": length(path)}
+            shards.append(shard | {"sha256": sha256(path)})
+    for path in _shards_in(out):
+        path.unlink()
     for shard in shards:
-        (aside / shard["file"]).replace(out / shard["file"])
+        (folder / shard["file"]).replace(out / shard["file"])
     totals = {split: sum(assigned.count(split) for assigned in splits) for split in ("train", "val", "gap")}
     manifest = {
-        "settings": described,
+        "settings": settings_content,
         "split": rule,
         "totals": totals | {"bytes": sum(shard["bytes"] for shard in shards)},
         "shards": shards,
@@ -296,54 +296,54 @@ def _assemble(
 
 def _samples(out: Path, records: list[VideoRecord], splits: list[list[str]], split: str) -> Iterator[dict[str, Any]]:
     """The clips of one split as webdataset samples."""
-    for record, assigned in zip(records, splits, strict=True):
+    for record, clip_splits in zip(records, splits, strict=True):
         stem, identity = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(record.file).stem)[:40], record_id(record.file)
         raw, shape = out / UNFINISHED / f"{identity}.raw", (len(record.clips), *record.shape)
         clips = np.memmap(raw, np.uint8, mode="r", shape=shape)
-        for frames, (start, _, seconds), mine in zip(clips, record.clips, assigned, strict=True):
-            if mine != split:
+        for frames, (start, _, seconds), clip_split in zip(clips, record.clips, clip_splits, strict=True):
+            if clip_split != split:
                 continue
             origin = {"source": record.file, "sha256": record.sha256, "start": start, "seconds": seconds}
-            about: dict[str, Any] = origin | {"fps": record.fps, "shape": record.shape, "split": split}
+            content: dict[str, Any] = origin | {"fps": record.fps, "shape": record.shape, "split": split}
             if record.peak:
-                about["peak"] = record.peak
+                content["peak"] = record.peak
             members = {"npy": _npy(frames)} | ({"txt": record.caption.encode()} if record.caption else {})
-            about[CHECKSUMS] = checksums(members)
-            yield {"__key__": f"{stem}-{identity}-{start:06d}", "json": json.dumps(about).encode(), **members}
+            content[CHECKSUMS] = checksums(members)
+            yield {"__key__": f"{stem}-{identity}-{start:06d}", "json": json.dumps(content).encode(), **members}
 
 
 def _summarise(out: Path, manifest: dict[str, Any], records: list[VideoRecord], seconds: float) -> None:
-    totals, used = manifest["totals"], sum(bool(record.clips) for record in records)
-    made = f"{totals['train']} train and {totals['val']} val clips, {totals['bytes'] / 1e6:.1f} MB"
-    print(f"{out}: {made}, from {used} of {len(records)} videos in {seconds:.1f} s\nsplit: {manifest['split']}")
+    totals, count = manifest["totals"], sum(bool(record.clips) for record in records)
+    result = f"{totals['train']} train and {totals['val']} val clips, {totals['bytes'] / 1e6:.1f} MB"
+    print(f"{out}: {result}, from {count} of {len(records)} videos in {seconds:.1f} s\nsplit: {manifest['split']}")
     if not totals["val"]:
         print("warning: no val clips, nothing to evaluate on: give it more or longer videos")
-    if used < len(records):
-        print(f"skipped {len(records) - used}, see {out / REPORT}:")
+    if count < len(records):
+        print(f"skipped {len(records) - count}, see {out / REPORT}:")
     for record in records:
         if reason := record.skipped or record.warning:
             print(f"  {record.file}: {reason}")
 
 
 class _CutProgress:
-    """Which video is being cut, how fast, and the time left."""
+    """Shows the current video, the frames per second and the time left."""
 
     def __init__(self, frames: int) -> None:
         self.frames, self.done, self.video = frames, 0, ""
         self.line, self.pace = ProgressLine(sys.stdout, seconds=10), Pace()
 
     def watch(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """The same frames, counted."""
+        """The same frames; counts them."""
         for frame in frames:
             self.done += 1
             if self.line.is_due:
                 self.show("cutting")
             yield frame
 
-    def show(self, what: str, *, last: bool = False) -> None:
-        left = self.pace.left(self.done, self.frames)
-        rate = f"{self.pace.rate(self.done):.0f} frames/s, {left} left" if left else "no frames"
-        self.line.show(f"{self.video}: {what} ({rate})", last=last)
+    def show(self, text: str, *, last: bool = False) -> None:
+        remaining = self.pace.left(self.done, self.frames)
+        rate = f"{self.pace.rate(self.done):.0f} frames/s, {remaining} left" if remaining else "no frames"
+        self.line.show(f"{self.video}: {text} ({rate})", last=last)
 
 
 def _shards_in(out: Path) -> list[Path]:
@@ -351,7 +351,7 @@ def _shards_in(out: Path) -> list[Path]:
 
 
 def _clear(out: Path) -> None:
-    """Remove what an earlier call made, and nothing else; the manifest first, for it says "whole"."""
+    """Remove the files of an earlier call, and no others; first the manifest, which marks a finished folder."""
     for path in [out / MANIFEST, out / REPORT, *_shards_in(out)]:
         path.unlink(missing_ok=True)
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)

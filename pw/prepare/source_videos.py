@@ -1,6 +1,6 @@
-"""Videos that clips are cut from: found in a folder, captioned, cut where no scene changes, and dealt to train and val.
+"""Source videos: find them in a folder, read captions, cut clips within scenes, assign clips to train and val.
 
-No frame, and no source video where it is known, is on both sides.
+Train and val share no frame, and no source video if it is known.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from pw.io.arguments import ConfigError
 from pw.io.video import Frame, Frames
 
 ENDINGS = (".mp4", ".mov", ".mkv", ".webm")
-FEW_VIDEOS = 20  # below, holding out whole videos would leave too little variety on one side
+FEW_VIDEOS = 20  # with fewer, holding out whole videos would leave too little variety on one side
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """How clips are cut (`DataOptions` says what the fields are).
+    """How clips are cut (`DataOptions` describes the fields).
 
-    frames      4n + 1: what the Wan VAE takes
-    short_side  at 80 px, crops of 24 px from the test clips show parts of things, with texture; at 48 whole scenes, at
-                144 often a single surface
-    holdout     of the clips; of the videos, from 20 on; of the source videos, if known
+    frames      4n + 1, the input of the Wan VAE
+    short_side  at 80 px, crops of 24 px show parts of objects, with texture; at 48 px whole scenes, at 144 px often a
+                single surface
+    holdout     share of the clips; from 20 videos on, of the videos; of the source videos, if known
     """
 
     frames: int = 5
@@ -59,11 +59,11 @@ class ClipSettings:
 
 @dataclass
 class VideoRecord:
-    """What became of one video.
+    """The clips and properties of one video, or why it was skipped.
 
-    clips   (first frame, last frame, start in s) of each; shape: [F, H, W, 3]
-    origin  names the video that the file was cut from, "" if that is not known
-    peak    what became white where HDR was tone-mapped, cd/m2; 0 for SDR
+    clips   (first frame, last frame, start in s) of each; shape: [F, H, W, 3] of a clip
+    origin  name of its source video, "" if unknown
+    peak    luminance that HDR tone mapping maps to white, cd/m2; 0 for SDR
     """
 
     file: str
@@ -83,63 +83,63 @@ class VideoRecord:
 
 
 class HardCuts:
-    """Says of each frame whether a hard cut lies just before it. Fades and dissolves are not found.
+    """Called with the frames in order, tells whether there is a hard cut before a frame; fades are not detected.
 
-    Compared are thumbnails: luma, about 24 px on the short side, 0 to 255. It is a cut if their mean
-    |difference| is over 3 (q + 1.5), q being the upper quartile of the last 15, or if it is over 15 and more
-    than a fifth of the histogram has moved. A quartile, not the median: animation holds a drawing for two or
-    three frames. In doubt it is a cut: a false one costs a clip, a missed one spoils it.
+    It compares thumbnails: luma, about 24 px on the short side, 0 to 255. There is a cut if the mean |difference| is
+    above 3 (q + 1.5), where q is the upper quartile of the last 15, or if it is above 15 and more than a fifth of the
+    histogram has moved. The quartile, not the median, because animation repeats a drawing for two or three frames. In
+    doubt there is a cut: a false cut costs one clip, a missed cut spoils one.
     """
 
     def __init__(self) -> None:
-        self.seen = self.found = 0
+        self.frames = self.cuts = 0
         self._last: NDArray[np.float32] | None = None
-        self._changes: deque[float] = deque(maxlen=15)
+        self._differences: deque[float] = deque(maxlen=15)
 
     def __call__(self, image: Frames) -> bool:
-        self.seen += 1
+        self.frames += 1
         last, self._last = self._last, _thumbnail(image)
         if last is None:
             return False
-        change = float(np.abs(self._last - last).mean())
-        usual = float(np.quantile(self._changes, 0.75)) if self._changes else 5.0
-        self._changes.append(change)
-        cut = change > 3 * (usual + 1.5) or (change > 15 and _tone_change(last, self._last) > 0.2)
-        self.found += cut
-        return cut
+        difference = float(np.abs(self._last - last).mean())
+        typical = float(np.quantile(self._differences, 0.75)) if self._differences else 5.0
+        self._differences.append(difference)
+        is_cut = difference > 3 * (typical + 1.5) or (difference > 15 and _tone_change(last, self._last) > 0.2)
+        self.cuts += is_cut
+        return is_cut
 
 
 def cut_clips(
     frames: Iterable[Frame], length: int, step: int, is_cut: Callable[[Frames], bool]
 ) -> Iterator[list[Frame]]:
-    """Clips of `length` frames, `step` frames apart, none across a cut. Holds one clip in memory."""
+    """Clips of `length` frames, one every `step` frames, none across a cut. Holds one clip in memory."""
     clip: list[Frame] = []
-    wait = 0
+    skip = 0
     for frame in frames:
         if is_cut(frame.image):
-            clip, wait = [], 0
-        if wait:
-            wait -= 1
+            clip, skip = [], 0
+        if skip:
+            skip -= 1
             continue
         clip.append(frame)
         if len(clip) == length:
             yield clip
-            clip, wait = clip[step:], max(0, step - length)
+            clip, skip = clip[step:], max(0, step - length)
 
 
 def find_videos(folder: Path) -> dict[str, Path]:
-    """{name below `folder`: path} of its videos at any depth, sorted; what is hidden is left out.
+    """Name relative to `folder` -> path, of the videos at any depth, sorted, without hidden ones.
 
-    Raises ConfigError: not a folder, or no video in it.
+    Raises ConfigError if it is not a folder or has no video.
     """
     if not folder.is_dir():
         raise ConfigError(f"path={folder}: no such folder")
-    named = []
+    paths = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        named += [Path(place, f) for f in files if not f.startswith(".") and f.lower().endswith(ENDINGS)]
-    videos = [video for video in named if video.is_file()]
-    for video in sorted(set(named) - set(videos)):
+        paths += [Path(place, f) for f in files if not f.startswith(".") and f.lower().endswith(ENDINGS)]
+    videos = [video for video in paths if video.is_file()]
+    for video in sorted(set(paths) - set(videos)):
         print(f"left out, a pipe or a link to nothing: {video}")
     if not videos:
         raise ConfigError(f"path={folder}: no videos in this folder; accepted are {', '.join(ENDINGS)}")
@@ -161,7 +161,7 @@ def read_caption(video: Path) -> tuple[str, str]:
 
 
 def record_id(name: str) -> str:
-    """What a video's files are called: ten hex digits of its name."""
+    """File name for the clips of a video: ten hex digits of the hash of its name."""
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:10]
 
 
@@ -188,32 +188,32 @@ def _tone_change(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 
 def assign_splits(records: list[VideoRecord], holdout: float) -> tuple[str, list[list[str]]]:
-    """(the rule in words, "train", "val" or "gap" for each clip of each record).
+    """(rule in words; "train", "val" or "gap" for each clip of each record).
 
-    Fewer than 20 videos: the last clips of each are held out, and what ends less than a clip before them is
-    left out. Otherwise, and if none has clips enough, whole videos are, by the sha256 of their names.
+    With fewer than 20 videos the last clips of each are val, and clips that end less than a clip before them are gap.
+    Otherwise, and if no video has enough clips, whole videos are val, by the sha256 of their names.
     """
-    held = [round(holdout * len(record.clips)) for record in records]
-    if holdout and any(held) and len(records) < FEW_VIDEOS:
+    counts = [round(holdout * len(record.clips)) for record in records]
+    if holdout and any(counts) and len(records) < FEW_VIDEOS:
         rule = f"the last {holdout:.0%} of each video's clips are val, after a gap of one clip"
-        return rule, [_split_in_time(record.clips, n) for record, n in zip(records, held, strict=True)]
+        return rule, [_split_in_time(record.clips, n) for record, n in zip(records, counts, strict=True)]
     by_hash = sorted(records, key=lambda record: hashlib.sha256(record.file.encode()).digest())
-    several = holdout > 0 and len(records) > 1
-    val = [record.file for record in by_hash[: max(1, round(holdout * len(records))) if several else 0]]
+    is_split = holdout > 0 and len(records) > 1
+    val = [record.file for record in by_hash[: max(1, round(holdout * len(records))) if is_split else 0]]
     rule = f"{len(val)} of {len(records)} whole videos are val, by a hash of their names"
     return rule, [["val" if record.file in val else "train"] * len(record.clips) for record in records]
 
 
 def split_by_origin(records: list[VideoRecord], holdout: float) -> tuple[str, list[list[str]]]:
-    """(the rule in words, "train" or "val" for each clip of each record): an origin is in one of the two.
+    """(rule in words; "train" or "val" for each clip of each record), one split for all clips of an origin.
 
-    It is val if the sha256 of its name, as a share of all values, is below `holdout`: what was on one side stays there
-    when more origins come. Only where that leaves a side empty, the origin nearest to it goes there. A file of
-    unknown origin is one of its own. A single origin is split in time, as in `assign_splits`.
+    An origin is val if the sha256 of its name, as a fraction in [0, 1), is below `holdout`: it stays in its split when
+    more origins come. If a split would be empty, the nearest origin moves there. A file of unknown origin counts as an
+    origin. A single origin is split in time, as in `assign_splits`.
     """
     origins = [record.origin or f"file {record.file}" for record in records]
     hashes = {origin: hashlib.sha256(origin.encode()).digest()[:6] for origin in origins}
-    shares = {origin: int.from_bytes(found) / (1 << 48) for origin, found in hashes.items()}  # in [0, 1)
+    shares = {origin: int.from_bytes(value) / (1 << 48) for origin, value in hashes.items()}  # in [0, 1)
     if len(shares) < 2:
         rule, splits = assign_splits(records, holdout)
         return f"a single source video: {rule}", splits
@@ -222,14 +222,14 @@ def split_by_origin(records: list[VideoRecord], holdout: float) -> tuple[str, li
         val = val or {min(shares, key=shares.__getitem__)}
         val -= {max(shares, key=shares.__getitem__)} if len(val) == len(shares) else set()
     rule = f"{len(val)} of {len(shares)} source videos are val with all their files, by a hash of their ids"
-    if unknown := sum(not record.origin for record in records):
-        rule += f"; of {unknown} files the source is not known, each counts as one"
+    if count := sum(not record.origin for record in records):
+        rule += f"; of {count} files the source is not known, each counts as one"
     return rule, [["val" if o in val else "train"] * len(r.clips) for o, r in zip(origins, records, strict=True)]
 
 
-def _split_in_time(clips: list[tuple[int, int, float]], held: int) -> list[str]:
-    if held == 0:
+def _split_in_time(clips: list[tuple[int, int, float]], count: int) -> list[str]:
+    if count == 0:
         return ["train"] * len(clips)
-    first, last, _ = clips[-held]
+    first, last, _ = clips[-count]
     gap = last - first + 1
-    return ["train" if end < first - gap else "gap" for _, end, _ in clips[:-held]] + ["val"] * held
+    return ["train" if end < first - gap else "gap" for _, end, _ in clips[:-count]] + ["val"] * count

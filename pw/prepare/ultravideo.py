@@ -1,21 +1,21 @@
-"""UltraVideo, which the paper trains on (sec. 4.1): a taste or all of it -> captioned clips -> shards.
+"""UltraVideo, the training data of the paper (sec. 4.1): some or all of its clips -> captions -> shards.
 
     out/clips/<clip>.mp4, .txt   the videos and their captions, as `pw.prepare.ingest` takes them
-    out/shards/                  what it makes of them, with its own report; train and val share no source video
+    out/shards/                  its output, with a report; train and val share no source video
     out/short.csv                the captions as published
-    out/zips/                    zips under way; with keep=true those that are done, too
-    out/ultravideo.json          the report: commit, zips and clips that are done, what was skipped and why
+    out/zips/                    the zip in progress; with keep=true also finished zips
+    out/ultravideo.json          the report: commit, finished zips and clips, skipped clips and why
 
-Known, from public code that reads it and from pages that were stored; the dataset itself was not at hand:
-    `short.csv` and `clips_short/clips_short_{1..36}.zip`, 1.4 TB, members found by base name and read one by one
-        over HTTP ranges; columns `clip_id` (a name ending in .mp4), `url` (the source video: a YouTube id), `Brief
+Known from public code that reads it and from stored web pages, not from the dataset itself:
+    `short.csv` and `clips_short/clips_short_{1..36}.zip`, 1.4 TB, whose members are found by base name and read one by
+        one over HTTP ranges; columns `clip_id` (a name ending in .mp4), `url` (the source video: a YouTube id), `Brief
         Description`, `Detailed Description`: cxh42/Ad-Up, adup/sources/ultravideo.py
     `clips_short_1920/clips_short_1920_*.zip`, reduced copies; 42,158 different captions; some clips are PQ or HLG:
         the data preparation of DMAD for MiniMax-H3
     `Summarized Description`, 49,604 rows, a copy that is 960 px wide, members in a folder of the zip's name: loaders
     the licence: quoted by the dataset cards of DMAD-Wan-data and DMAD-H3-data, which are derived from it
-Assumed: that the 960 copy is packed as the others are. No commit is known by hash: what `revision` names at the first
-call is written down, and later calls stay on it.
+Assumed: the 960 copy is packed like the others. No hash of a commit is known: the first call records the commit of
+`revision`, and later calls use it.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ from pw.prepare.source_videos import ENDINGS
 
 REPOSITORY = "APRIL-AIGC/UltraVideo"
 LICENCE = "UltraVideo Dataset License Agreement (CC-BY-4.0 with Additional Restrictions)"
-TABLES = ("short.csv", "UltraVideo_short.csv")  # the second name is the one some copies have
+TABLES = ("short.csv", "UltraVideo_short.csv")  # the second name is that of some copies
 FOLDERS = {"native": "clips_short", "1920": "clips_short_1920", "960": "clips_short_960"}
 REPORT = "ultravideo.json"
-WINDOW = 1 << 16  # bytes read at once where a zip keeps its directory
-LONGEST_WINDOW = 1 << 23  # bytes read at once of a clip
-LONGEST_READ = 1 << 26  # bytes that a zip may ask for at once: its directory has some hundred bytes for each clip
-HEADER = 1 << 12  # bytes before a clip in a zip, at most, as a rule
+WINDOW = 1 << 16  # bytes per read in the directory of a zip
+LONGEST_WINDOW = 1 << 23  # bytes per read in a clip, at most
+LONGEST_READ = 1 << 26  # bytes that a zip may request at once: its directory has some hundred bytes per clip
+HEADER = 1 << 12  # bytes before a clip in a zip, usually fewer
 CAPTIONS = {"summarized": "Summarized Description", "detailed": "Detailed Description", "brief": "Brief Description"}
 YOUTUBE = re.compile(r"(?:https?://)?(?:www\.|m\.)?youtu(?:\.be/|be\.com/(?:watch\?(?:.*&)?v=|[a-z]+/))([\w-]+)")
 
 
 @dataclass
 class UltraVideoReport:
-    """What is in `out`: `zips` are {name: clips in it}, `clips` {file: zip}, `skipped` {zip/member: reason}."""
+    """Content of `out`. `zips`: name -> number of clips; `clips`: file -> zip; `skipped`: zip/member -> reason."""
 
     revision: str
     commit: str
@@ -71,34 +71,34 @@ class UltraVideoReport:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def save(self, out: Path) -> None:
-        # durable: lost with the power, it would cost all zips again
+        # durable: if a power failure lost it, all zips would be downloaded again
         write_json(out / REPORT, asdict(self), durable=True)
 
-    def present(self, out: Path) -> int:
+    def clip_count(self, out: Path) -> int:
         return sum((out / "clips" / clip).is_file() for clip in self.clips)
 
 
 def notice(options: DataOptions, out: Path) -> str:
-    """The licence in short, what would be fetched, and how to accept."""
-    clip, all_of_it = ("33 MB each on average", "36 zips, 1.4 TB") if options.size == "native" else ("", "all zips")
-    what = f"{options.taste} clips by range requests, {clip}".rstrip(", ") if options.taste else all_of_it
+    """The text with the licence in short, what would be downloaded, and how to accept."""
+    clip, everything = ("33 MB each on average", "36 zips, 1.4 TB") if options.size == "native" else ("", "all zips")
+    amount = f"{options.taste} clips by range requests, {clip}".rstrip(", ") if options.taste else everything
     return f"""UltraVideo is under the {LICENCE}.
 In short, and only the text at {hub.endpoint()}/datasets/{REPOSITORY} is binding:
   - non-commercial research only; no products, services or redistribution for money
   - the Terms of Service of YouTube, copyright and privacy laws hold besides; no re-identification of people
   - raw videos, transcripts and thumbnails must not be passed on; works beyond research need their creators' leave
   - models may be trained on it; results must not hold more than a trifle of the data itself
-This call would fetch short.csv and, from {FOLDERS[options.size]}, {what}, into {out}.
+This call would fetch short.csv and, from {FOLDERS[options.size]}, {amount}, into {out}.
 native is 4K and 8K; size=1920 and size=960 are reduced copies; taste=5 takes five clips only.
 Nothing was fetched. If you have read and accept the licence, call again with accept_licence=true."""
 
 
 def ultravideo(options: DataOptions, out: Path) -> int:
-    """Fetch what is not in `out` yet and make shards of it. Exit status: 0 done, 1 the licence is not accepted.
+    """Download missing clips to `out` and write shards. Exit status: 0 done, 1 the licence is not accepted.
 
-    `overwrite` makes the shards anew; what was fetched stays.
-    Raises ConfigError: `out` cannot be written or holds something else, the disk is too small, the server refuses, has
-    no such revision or ignores ranges, a zip is broken or would write outside `out`.
+    `overwrite` writes the shards again; downloaded clips stay.
+    Raises ConfigError when `out` is not writable or has other content, the disk is too small, the server refuses, has
+    no such revision or ignores ranges, or a zip is damaged or has paths outside `out`.
     """
     settings = options.settings
     if not options.accept_licence:
@@ -117,9 +117,9 @@ def ultravideo(options: DataOptions, out: Path) -> int:
 
 
 def _fetch(options: DataOptions, out: Path) -> dict[str, CaptionRow]:
-    """What is not here yet; returns the rows of short.csv."""
-    report, table, taste = _begun(options, out), out / TABLES[0], options.taste
-    if report and (report.complete or (taste and report.present(out) >= taste)):
+    """Download missing clips; returns the rows of short.csv."""
+    report, table, taste = _read_report(options, out), out / TABLES[0], options.taste
+    if report and (report.complete or (taste and report.clip_count(out) >= taste)):
         print(f"{out}: {len(report.clips)} clips are here, of commit {report.commit}")
         if not table.is_file():
             Dataset(report.commit).download_table(table)
@@ -129,19 +129,19 @@ def _fetch(options: DataOptions, out: Path) -> dict[str, CaptionRow]:
     zips = dataset.zips(options.size)
     print(f"{REPOSITORY} at commit {dataset.commit}, under the {LICENCE}")
     if taste is None:
-        _check_space(out, *dataset.needed(out, [name for name in zips if name not in report.zips], options.keep))
+        _check_space(out, *dataset.disk_need(out, [name for name in zips if name not in report.zips], options.keep))
     report.save(out)
     if not table.is_file():
         dataset.download_table(table)
     rows = read_captions(table, options.caption)
     (out / "clips").mkdir(exist_ok=True)
-    fetching = _Fetching(dataset, out, rows, report)
+    fetcher = _Fetcher(dataset, out, rows, report)
     if taste is None:
-        fetching.whole(zips, options.keep)
+        fetcher.fetch_all(zips, options.keep)
     else:
-        fetching.taste(zips, taste)
-    captioned = sum(Path(clip).stem in rows for clip in report.clips)
-    print(f"{out}: {len(report.clips)} clips, {captioned} with a caption; skipped {len(report.skipped)}")
+        fetcher.fetch_some(zips, taste)
+    caption_count = sum(Path(clip).stem in rows for clip in report.clips)
+    print(f"{out}: {len(report.clips)} clips, {caption_count} with a caption; skipped {len(report.skipped)}")
     for member, reason in report.skipped.items():
         print(f"  {member}: {reason}")
     if not report.clips:
@@ -149,8 +149,8 @@ def _fetch(options: DataOptions, out: Path) -> dict[str, CaptionRow]:
     return rows
 
 
-def _begun(options: DataOptions, out: Path) -> UltraVideoReport | None:
-    """What an earlier call wrote down, if it was for the same thing."""
+def _read_report(options: DataOptions, out: Path) -> UltraVideoReport | None:
+    """The report of an earlier call, None if there is none. Raises ConfigError if its options differ."""
     path = out / REPORT
     if not path.is_file():
         return None
@@ -159,102 +159,102 @@ def _begun(options: DataOptions, out: Path) -> UltraVideoReport | None:
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: is damaged ({error}); remove it to begin anew, or give another out=") from None
     for name in ("size", "caption"):
-        if (before := getattr(report, name)) != getattr(options, name):
-            raise ConfigError(f"out={out}: was begun with {name}={before}; give another out=")
+        if (earlier := getattr(report, name)) != getattr(options, name):
+            raise ConfigError(f"out={out}: was begun with {name}={earlier}; give another out=")
     if options.revision not in ("", report.revision, report.commit):
-        begun = f"revision={report.revision}, commit {report.commit}"
-        raise ConfigError(f"out={out}: was begun at {begun}; give another out=")
+        origin = f"revision={report.revision}, commit {report.commit}"
+        raise ConfigError(f"out={out}: was begun at {origin}; give another out=")
     return report
 
 
-def _check_space(out: Path, need: float, what: str) -> None:
+def _check_space(out: Path, required: float, purpose: str) -> None:
     remedy = "give an out= on another disk, size=960, or a taste= of a few clips"
-    free = check_space("out", out, need, remedy, f"({what})")
-    print(f"{what}: {human_size(need)}, {human_size(free)} are free", flush=True)
+    free = check_space("out", out, required, remedy, f"({purpose})")
+    print(f"{purpose}: {human_size(required)}, {human_size(free)} are free", flush=True)
 
 
 @dataclass
-class _Fetching:
-    """Takes clips out of zips into `out`, with captions from the table, and keeps the report."""
+class _Fetcher:
+    """Extracts clips from zips to `out`, with captions from the table, and updates the report."""
 
     dataset: Dataset
     out: Path
     rows: dict[str, CaptionRow]
     report: UltraVideoReport
 
-    def whole(self, zips: list[str], keep: bool) -> None:
-        """Every clip, zip by zip."""
+    def fetch_all(self, zips: list[str], keep: bool) -> None:
+        """Download and extract all clips, zip by zip."""
         report = self.report
         for name in zips:
-            path = _zip(self.out, name)
+            path = _zip_path(self.out, name)
             if name not in report.zips:
                 if not path.is_file():
                     self.dataset.download(name, path)
                 try:
                     with zipfile.ZipFile(path) as archive:
                         members = clips_in(archive, name)
-                        _check_space(self.out, self._missing(members), f"{len(members)} clips of {name}")
-                        taken = sum(self._take(archive, member, name) for member in members)
+                        _check_space(self.out, self._missing_bytes(members), f"{len(members)} clips of {name}")
+                        count = sum(self._extract(archive, member, name) for member in members)
                 except zipfile.BadZipFile as error:
                     path.unlink()
                     raise ConfigError(f"{name}: {error}; it was removed, the same call fetches it again") from None
-                report.zips[name] = taken
+                report.zips[name] = count
                 report.complete = len(report.zips) == len(zips)
                 report.save(self.out)
             if not keep:
                 path.unlink(missing_ok=True)
 
-    def taste(self, zips: list[str], count: int) -> None:
-        """The first `count` clips, those before others that have a caption and a source video not met before."""
+    def fetch_some(self, zips: list[str], count: int) -> None:
+        """Extract `count` clips; first those that have a caption and a new source video."""
         for name in zips:
             with RemoteFile(self.dataset.source(name), self.dataset.size(name)) as remote:
                 try:
                     archive = zipfile.ZipFile(remote)
                 except zipfile.BadZipFile as error:
                     raise ConfigError(f"{name}: {error}; give another revision=, or HF_ENDPOINT") from None
-                members = self._varied(clips_in(archive, name))
-                missing = count - self.report.present(self.out)
-                _check_space(self.out, self._missing(members[:missing]), f"{missing} clips")
+                members = self._by_variety(clips_in(archive, name))
+                missing = count - self.report.clip_count(self.out)
+                _check_space(self.out, self._missing_bytes(members[:missing]), f"{missing} clips")
                 for member in members:
-                    if self.report.present(self.out) >= count:
+                    if self.report.clip_count(self.out) >= count:
                         return
                     remote.window = min(member.compress_size + HEADER, LONGEST_WINDOW)
-                    self._take(archive, member, name)
+                    self._extract(archive, member, name)
                     self.report.save(self.out)
 
-    def _varied(self, members: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
-        seen: set[str] = set()
-        first, later = [], []
+    def _by_variety(self, members: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+        sources: set[str] = set()
+        first, rest = [], []
         for member in members:
             row = self.rows.get(Path(member.filename).stem)
-            (first if row and row.source not in seen else later).append(member)
-            seen.add(row.source if row else "")
-        return first + later
+            (first if row and row.source not in sources else rest).append(member)
+            sources.add(row.source if row else "")
+        return first + rest
 
     def _path(self, member: zipfile.ZipInfo) -> Path:
         return self.out / "clips" / PurePosixPath(member.filename).name
 
-    def _missing(self, members: list[zipfile.ZipInfo]) -> int:
-        """Bytes of the clips that are not in `out` yet."""
+    def _missing_bytes(self, members: list[zipfile.ZipInfo]) -> int:
+        """Bytes of the clips that are not in `out`."""
         return sum(member.file_size for member in members if length(self._path(member)) != member.file_size)
 
-    def _take(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> bool:
-        """Write one clip of the zip `name` and its caption, or note why not."""
-        clip, report, where = self._path(member), self.report, f"{name}/{member.filename}"
-        if (before := report.clips.get(clip.name, name)) != name:
-            report.skipped[where] = f"there is a clip of this name from {before}"
+    def _extract(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> bool:
+        """Write one clip of the zip `name` and its caption; False, with a reason in the report, if that fails."""
+        clip, report, key = self._path(member), self.report, f"{name}/{member.filename}"
+        if (other_zip := report.clips.get(clip.name, name)) != name:
+            report.skipped[key] = f"there is a clip of this name from {other_zip}"
             return False
         try:
             if length(clip) != member.file_size:
                 with replacing(clip) as partial, archive.open(member) as source, open(partial, "wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # encrypted, or an unknown method
-            report.skipped[where] = f"damaged in the zip ({error})"
+            report.skipped[key] = f"damaged in the zip ({error})"
             return False
         if (row := self.rows.get(clip.stem)) and row.caption:
             clip.with_suffix(".txt").write_text(row.caption + "\n", encoding="utf-8")
         report.clips[clip.name] = name
-        report.skipped.pop(where, None)
+        report.skipped.pop(key, None)
         return True
 
 
@@ -264,15 +264,15 @@ class Dataset:
     def __init__(self, revision: str) -> None:
         self._repository = hub.repository(REPOSITORY, revision, "dataset")
         self.commit = self._repository.commit
-        self._sizes = {name: listed.size for name, listed in self._repository.files.items()}
+        self._sizes = {name: entry.size for name, entry in self._repository.files.items()}
 
     def zips(self, size: str) -> list[str]:
-        """In the order of their numbers."""
+        """Names of the zips, in the order of their numbers."""
         pattern = re.compile(rf"(?:.*/)?{FOLDERS[size]}(?:_(\d{{1,3}}))?\.zip")
         numbers = {name: int(match[1] or 0) for name in self._sizes if (match := pattern.fullmatch(name))}
         if not numbers:
-            there = ", ".join(sorted(self._sizes)[:5]) or "nothing"
-            raise ConfigError(f"size={size}: no {FOLDERS[size]}_*.zip at commit {self.commit}; it has {there} …")
+            names = ", ".join(sorted(self._sizes)[:5]) or "nothing"
+            raise ConfigError(f"size={size}: no {FOLDERS[size]}_*.zip at commit {self.commit}; it has {names} …")
         return sorted(numbers, key=lambda name: (numbers[name], name))
 
     def download_table(self, path: Path) -> None:
@@ -285,28 +285,28 @@ class Dataset:
         return self._repository.file(name)
 
     def size(self, name: str) -> int:
-        """Bytes of a file, as listed or else as the server says when it is asked for the file's head."""
+        """Bytes of a file, from the list of files or a HEAD request."""
         size = self._sizes[name] or hub.served(self.source(name)).size
         if not size:
-            where = self.source(name)
-            raise ConfigError(f"{where}: the server does not say how large it is; set HF_ENDPOINT to another")
+            source = self.source(name)
+            raise ConfigError(f"{source}: the server does not say how large it is; set HF_ENDPOINT to another")
         self._sizes[name] = size
         return size
 
     def download(self, name: str, path: Path) -> None:
-        """Fetch a file whole, going on where an earlier call or a lost connection left off."""
+        """Download a file; continues after an earlier call or a lost connection."""
         hub.fetch(self.source(name), path, self.size(name), self._repository.files[name].digest)
 
-    def needed(self, out: Path, zips: list[str], keep: bool) -> tuple[float, str]:
-        """(bytes still to be written, what for): clips are as large as their zips, mp4 does not shrink."""
+    def disk_need(self, out: Path, zips: list[str], keep: bool) -> tuple[float, str]:
+        """(bytes still to be written, a description). Clips are as large as their zips: mp4 does not compress."""
         sizes = [self.size(name) for name in zips]
-        there = sum(length(_zip(out, name)) for name in zips) + hub.partial_bytes(out / "zips")
-        need = sum(sizes) + (sum(sizes) if keep else max(sizes, default=0)) - there
-        also = "the zips (keep=true)" if keep else "one zip at a time"
-        return need, f"{len(zips)} zips of {human_size(sum(sizes))}: their clips, and {also}"
+        existing = sum(length(_zip_path(out, name)) for name in zips) + hub.partial_bytes(out / "zips")
+        required = sum(sizes) + (sum(sizes) if keep else max(sizes, default=0)) - existing
+        zip_text = "the zips (keep=true)" if keep else "one zip at a time"
+        return required, f"{len(zips)} zips of {human_size(sum(sizes))}: their clips, and {zip_text}"
 
 
-def _zip(out: Path, name: str) -> Path:
+def _zip_path(out: Path, name: str) -> Path:
     return out / "zips" / PurePosixPath(name).name
 
 
@@ -314,43 +314,43 @@ def _zip(out: Path, name: str) -> Path:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file on the Hub for `zipfile` to read: fetches `window` bytes at a time and holds only those."""
+    """A file on the Hub that `zipfile` can read. Buffers one read of at least `window` bytes."""
 
     def __init__(self, source: hub.HubFile, size: int) -> None:
         self.source, self.size, self.window = source, size, WINDOW
-        self._at = self._start = 0
-        self._held = b""
+        self._position = self._buffer_start = 0
+        self._buffer = b""
 
     def seekable(self) -> bool:
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
-        if self._at < 0:
-            raise OSError(f"{self.source}: seek to {self._at}")
-        return self._at
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        if self._position < 0:
+            raise OSError(f"{self.source}: seek to {self._position}")
+        return self._position
 
     def read(self, n: int = -1) -> bytes:
-        stop = self.size if n < 0 else min(self.size, self._at + n)
-        if stop - self._at > LONGEST_READ:
-            raise zipfile.BadZipFile(f"declares a directory of {stop - self._at:,} bytes")
+        stop = self.size if n < 0 else min(self.size, self._position + n)
+        if stop - self._position > LONGEST_READ:
+            raise zipfile.BadZipFile(f"declares a directory of {stop - self._position:,} bytes")
         pieces = []
-        while self._at < stop:
-            if not self._start <= self._at < self._start + len(self._held):
-                # the end is read backwards, in bits of a few bytes
-                self._start = min(self._at, max(0, self.size - WINDOW))
-                end = min(self.size, max(stop, self._at + self.window))
-                self._held = hub.read_range(self.source, self._start, end)
-            piece = self._held[self._at - self._start : stop - self._start]
+        while self._position < stop:
+            if not self._buffer_start <= self._position < self._buffer_start + len(self._buffer):
+                # `zipfile` reads the end backwards, a few bytes at a time
+                self._buffer_start = min(self._position, max(0, self.size - WINDOW))
+                end = min(self.size, max(stop, self._position + self.window))
+                self._buffer = hub.read_range(self.source, self._buffer_start, end)
+            piece = self._buffer[self._position - self._buffer_start : stop - self._buffer_start]
             pieces.append(piece)
-            self._at += len(piece)
+            self._position += len(piece)
         return b"".join(pieces)
 
 
 def clips_in(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
-    """The videos of a zip. Raises ConfigError if any member has an absolute path, a `..` in it, or is a link."""
+    """The videos of a zip. Raises ConfigError if a member is a link or its path is absolute or has `..`."""
     for member in archive.infolist():
-        path = PureWindowsPath(member.filename)  # takes / as well as \ and C: apart
+        path = PureWindowsPath(member.filename)  # splits at / and \ and C:
         if path.anchor or ".." in path.parts or stat.S_ISLNK(member.external_attr >> 16):
             raise ConfigError(
                 f"{name}: holds {member.filename!r}, a link or a path that leads elsewhere; nothing was taken from "
@@ -364,14 +364,14 @@ def clips_in(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
 
 
 class CaptionRow(NamedTuple):
-    """What short.csv says of a clip; `source` names the video that it was cut from, "" if it is not said."""
+    """A row of short.csv; `source`: name of the source video, "" if unknown."""
 
     caption: str
     source: str
 
 
 def read_captions(table: Path, caption: str) -> dict[str, CaptionRow]:
-    """{clip without its ending: its row}, with one of CAPTIONS. Raises ConfigError where the table is another."""
+    """Clip without suffix -> row, with one of CAPTIONS. Raises ConfigError if the table has other columns."""
     csv.field_size_limit(sys.maxsize)
     text = CAPTIONS[caption]
     try:
@@ -393,8 +393,8 @@ def read_captions(table: Path, caption: str) -> dict[str, CaptionRow]:
 
 
 def source_video(url: str | None) -> str:
-    """What names the video behind an entry of the column `url`: YouTube's id, also where it is an address (with a time,
-    `&t=12s`, it would be another one), else the entry as it is, "" if empty."""
+    """Name of the source video of a `url` entry: the YouTube id (without parameters such as `&t=12s`), or the entry
+    itself, "" if empty."""
     text = (url or "").strip()
     address = YOUTUBE.match(text)
     return address[1] if address else text

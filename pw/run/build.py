@@ -1,6 +1,6 @@
-"""Build a run from its configuration: all strategies, checked together before data or weights are read.
+"""Build a run from its configuration: all strategies, checked together, without data or weights.
 
-`build(overrides)` takes milliseconds and imports no torch, so a wrong value is reported at once, by key.
+`build(overrides)` takes milliseconds and imports no torch: a wrong value is reported at once, with its key.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pw.run.compose import Config, compose_run, override_key
 from pw.run.cross_checks import cross_check
 from pw.run.strategies import coerce, from_values, is_chosen, make, strategy_class
 
-LARGEST = 1_000_000  # bytes of a shipped start, which git is asked to keep
+LARGEST = 1_000_000  # bytes of a shipped start, which is in git
 SETTINGS = {
     "scale": settings.Scale,
     "train": settings.Train,
@@ -44,14 +44,13 @@ OBJECTIVE_PARTS = ("turns", "step_sampler", "weighting", "target")
 
 @dataclass(frozen=True)
 class Card:
-    """A start that comes with the repository: weights trained long by the recipe of `conf/start/<name>.yaml`.
+    """A start in the repository: weights of a long training by the recipe of `conf/start/<name>.yaml`.
 
     pw/starts/<name>.safetensors    EMA weights, below 1 MB
-    pw/starts/<name>.json           the card, in `about`: recipe, training and checksum
+    pw/starts/<name>.json           the card, in `content`: recipe, training and checksum
 
-    `make start name=<name>` writes both. A card is valid as long as the recipe composes to the configuration that it
-    names, even if code changes; a test repeats the first updates and fails when the current code no longer reproduces
-    them.
+    `make start name=<name>` writes both. A card is valid while the recipe composes to its `configuration`, even if code
+    changes; a test repeats the first updates and fails when the current code does not reproduce them.
     """
 
     name: str
@@ -59,17 +58,17 @@ class Card:
     updates: int
     configuration: str
     sha256: str
-    about: dict[str, Any]
+    content: dict[str, Any]
 
     @property
     def words(self) -> str:
-        """For a plan and a table."""
+        """A description for plans and tables."""
         return f"shipped, {self.updates:,} updates, sha256 {self.sha256[:12]}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything about one run, checked: a training (`training_signature`) and how it is sampled (`signature`)."""
+    """One run, checked: a training (`training_signature`) and its sampling (`signature`)."""
 
     config: Config
     stage: Literal["anchor", "hires"]
@@ -93,89 +92,89 @@ class Run:
     anchor_degradation: Degradation
     anchor_recipe: settings.Recipe | None
     code: Literal["current", "as_trained"]
-    # finished trainings to reuse although code has changed: `trained_key` -> signatures, newest first
-    trained: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
-    shipped: Card | None = None  # the weights of a start that come with the repository
-    note: str = ""  # why a start is not the shipped one
+    # to reuse although code has changed: `training_key` -> signatures, newest first
+    finished_trainings: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    card: Card | None = None  # of a start whose weights are in the repository
+    note: str = ""  # why this start does not use the shipped weights
 
     @cached_property
     def start_run(self) -> Run | None:
-        """The training whose EMA weights this one departs from."""
+        """The training whose EMA weights are the start of this one."""
         return None if self.start.name == "none" else _start_run(self)
 
     @property
-    def departs_from_wan(self) -> bool:
-        """Whether training starts from Wan's transformer: no other start, and Wan's text encoder."""
+    def starts_from_wan(self) -> bool:
+        """Whether training starts from Wan's transformer: there is no other start, and Wan's text encoder is used."""
         return self.start.name == "none" and self.text is not None
 
     @cached_property
     def anchor_run(self) -> Run | None:
-        """The first stage that generates this run's anchors, if they are generated."""
+        """The first stage that generates the anchors of this run; None if anchors are not generated."""
         if self.anchor_recipe is None:
             return None
         return _recipe_run(self.anchor_recipe, self, "anchors", f"sampling.count={self.sampling.count}")
 
     @cached_property
     def solution(self) -> Run:
-        """The many-step solution of the same weights from the same noise, the reference for few steps."""
+        """The many-step solution from the same weights and noise: the reference for few steps."""
         steps = self.sampling.solution_steps
         changes = {"num_steps": steps, "stride": "zero", "shift": None, "timesteps": None, "grid": "uniform"}
         config = self.config.with_values({f"sampling.{key}": value for key, value in changes.items()})
         if config.choices["solver"] == "euler":
-            return replace(assemble(config), trained=self.trained)
+            return replace(assemble(config), finished_trainings=self.finished_trainings)
         others = [o for o in config.overrides if override_key(o).split(".")[0] != "solver"]
-        return replace(build([*others, "solver=euler"]), trained=self.trained)
+        return replace(build([*others, "solver=euler"]), finished_trainings=self.finished_trainings)
 
     def with_seed(self, seed: int, start_seed: int | None = None) -> Run:
-        """The same run from another seed, and its start from another if one is given."""
+        """The same run with another seed, and with `start_seed` for its start."""
         return self.with_values({"seed": seed} | ({} if start_seed is None else {"start.seed": start_seed}))
 
     def with_values(self, changes: Mapping[str, Any]) -> Run:
-        """The same run with other values, by dotted path, see `Config.with_values`. Raises ConfigError."""
-        return replace(assemble(self.config.with_values(changes)), trained=self.trained)
+        """The same run with other values by dotted path (`Config.with_values`). Raises ConfigError."""
+        return replace(assemble(self.config.with_values(changes)), finished_trainings=self.finished_trainings)
 
-    values_as_read = cached_property(signatures.values_as_read)
+    typed_values = cached_property(signatures.typed_values)
     configuration_signature = cached_property(signatures.of_configuration)
     training_code = cached_property(signatures.training_code)
     sampling_code = cached_property(signatures.sampling_code)
     evaluation_code = cached_property(signatures.evaluation_code)
     degradation_signature = cached_property(signatures.of_degradation)
     _current_signature = cached_property(signatures.of_training)
-    sample_signature = signatures.of_samples  # of any evaluation seed: one first stage makes the anchors of several
+    sample_signature = signatures.of_samples  # takes an evaluation seed: one first stage makes anchors for several
     evaluation_signature = signatures.of_evaluation
 
     @property
-    def trained_key(self) -> str:
-        """The key of a training without its code: configuration and accelerator."""
+    def training_key(self) -> str:
+        """Identifies a training in every version of the code: configuration and accelerator."""
         return f"{self.configuration_signature} {self.trainer.accelerator}"
 
     @cached_property
     def training_signature(self) -> str:
-        """8 hex digits of all that can change the trained weights: configuration, code, and start.
+        """8 hex digits of everything that can change the trained weights: configuration, code and start.
 
-        For a shipped start a digest of its weights; with `code=as_trained` the signature of the finished training.
+        For a shipped start: digest of its weights. With `code=as_trained`: signature of the finished training.
         """
-        if self.shipped is not None:
-            return digest({"shipped": self.shipped.sha256})
-        earlier = self.trained.get(self.trained_key, ()) if self.trained else ()
-        return earlier[0] if earlier and self._current_signature not in earlier else self._current_signature
+        if self.card is not None:
+            return digest({"shipped": self.card.sha256})
+        candidates = self.finished_trainings.get(self.training_key, ()) if self.finished_trainings else ()
+        return candidates[0] if candidates and self._current_signature not in candidates else self._current_signature
 
     @property
     def is_as_trained(self) -> bool:
         """Whether this is a finished training of another version of the code."""
-        return self.shipped is None and self.training_signature != self._current_signature
+        return self.card is None and self.training_signature != self._current_signature
 
-    def pinned(self, signature: str) -> Run:
-        """The same run, with the weights of the training of that signature."""
-        return replace(self, trained={**self.trained, self.trained_key: (signature,)})
+    def with_training(self, signature: str) -> Run:
+        """The same run, with the weights of the training that has this signature."""
+        return replace(self, finished_trainings={**self.finished_trainings, self.training_key: (signature,)})
 
     @cached_property
     def signature(self) -> str:
-        """8 hex digits of all that can change the sampled clips of the run's own seed."""
+        """8 hex digits of everything that can change the clips sampled with the seed of the run."""
         return self.sample_signature(self.seed)
 
     def feeds_strides(self) -> bool:
-        """Whether sampling gives the network the grid's strides; `auto` does if it was trained on strides."""
+        """Whether the network gets the strides of the grid as input; with `auto`, if it was trained on strides."""
         if self.sampling.stride == "auto":
             return self.objective.trains_strides
         return self.sampling.stride == "grid"
@@ -189,51 +188,52 @@ class Run:
         return inference_grid(self.sampling.num_steps, self.schedule, self.sampling.shift, self.sampling.start)
 
 
-def _recipe_run(recipe: settings.Recipe, by: Run, group: str, *more: str) -> Run:
+def _recipe_run(recipe: settings.Recipe, run: Run, group: str, *extra: str) -> Run:
+    """The run of a recipe that `run` needs, with the overrides that it inherits from `run`."""
     # `trainer` changes no result; `code` and `start.shipped` apply to a run and all runs that it needs
-    inherit = {*recipe.inherit, "trainer", "code"}
-    inherited = []
-    for override in by.config.overrides:
+    groups = {*recipe.inherit, "trainer", "code"}
+    inherited_overrides = []
+    for override in run.config.overrides:
         key = override_key(override)
-        of_group, dot, _ = key.partition(".")
-        if key == "start.shipped" or inherit & {of_group, f"{of_group}{dot}"}:
-            inherited.append(override)
-    overrides = [*recipe.overrides, f"train.updates={recipe.updates}", f"seed={recipe.seed}", *more]
+        group_of_key, dot, _ = key.partition(".")
+        if key == "start.shipped" or groups & {group_of_key, f"{group_of_key}{dot}"}:
+            inherited_overrides.append(override)
+    overrides = [*recipe.overrides, f"train.updates={recipe.updates}", f"seed={recipe.seed}", *extra]
     try:
-        if not compose_run([*inherited, *overrides])["train"]["checkpoint_activations"]:
-            inherited = [o for o in inherited if override_key(o) != "trainer.offload_activations"]
-        return replace(build([*inherited, *overrides]), trained=by.trained)
+        if not compose_run([*inherited_overrides, *overrides])["train"]["checkpoint_activations"]:
+            inherited_overrides = [o for o in inherited_overrides if override_key(o) != "trainer.offload_activations"]
+        return replace(build([*inherited_overrides, *overrides]), finished_trainings=run.finished_trainings)
     except ConfigError as error:
         raise error.within(f"{group} ({recipe.name}): ") from error
 
 
 def _start_run(run: Run) -> Run:
-    """The start of a run: the shipped weights if their recipe is the same, tuned if only the data differs; otherwise
-    trained from the recipe."""
+    """The start of a run: the shipped weights if their recipe is the same; tuned if only the data differs; else trained
+    from the recipe."""
     recipe = run.start
     start = _recipe_run(recipe, run, "start")
     card = read_card(recipe.name) if recipe.shipped else None
     if card is None:
         return start
     if card.configuration == start.configuration_signature:
-        return replace(start, shipped=card)
-    alone = _recipe_run(replace(recipe, inherit=()), run, "start")
-    if card.configuration != alone.configuration_signature:
+        return replace(start, card=card)
+    independent = _recipe_run(replace(recipe, inherit=()), run, "start")
+    if card.configuration != independent.configuration_signature:
         return replace(start, note="the shipped one is of another recipe")
-    if any(getattr(alone, part) != getattr(start, part) for part in ("backbone", "codec", "injector")):
+    if any(getattr(independent, part) != getattr(start, part) for part in ("backbone", "codec", "injector")):
         return replace(start, note="the shipped one is of another network")
     if not recipe.tuning:
         return replace(start, note="start.tuning=0: the shipped one is not to be tuned")
-    departing = [o for o in recipe.overrides if override_key(o) != "start"]
-    departing += [f"start={run.config.choices['start']}", "start.inherit=[]", f"optimizer.lr={recipe.tuning_lr}"]
-    departing += [f"start.updates={recipe.updates}", f"start.seed={recipe.seed}"]
-    tuned = _recipe_run(replace(recipe, overrides=tuple(departing), updates=recipe.tuning), run, "start")
+    tuning_overrides = [o for o in recipe.overrides if override_key(o) != "start"]
+    tuning_overrides += [f"start={run.config.choices['start']}", "start.inherit=[]", f"optimizer.lr={recipe.tuning_lr}"]
+    tuning_overrides += [f"start.updates={recipe.updates}", f"start.seed={recipe.seed}"]
+    tuned = _recipe_run(replace(recipe, overrides=tuple(tuning_overrides), updates=recipe.tuning), run, "start")
     assert tuned.start_run is not None
-    return tuned if tuned.start_run.shipped else replace(start, note="the shipped one is of another recipe")
+    return tuned if tuned.start_run.card else replace(start, note="the shipped one is of another recipe")
 
 
 def read_card(name: str) -> Card | None:
-    """The shipped start of a name, None if there is none. PW_STARTS names another folder than pw/starts.
+    """The card of a shipped start, None if there is none; PW_STARTS replaces the folder pw/starts.
 
     Raises ConfigError when it is damaged.
     """
@@ -243,23 +243,23 @@ def read_card(name: str) -> Card | None:
         return None
     remedy = f"put both files back (git checkout {starts}), or set start.shipped=false to train it from its recipe"
     try:
-        about = json.loads(path.read_text())
-        card = Card(name, weights, about["updates"], about["configuration"], about["sha256"], about)
+        content = json.loads(path.read_text())
+        card = Card(name, weights, content["updates"], content["configuration"], content["sha256"], content)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is not the card of a start ({error!r}); {remedy}") from error
-    actual = sha256(weights) if weights.exists() else "none"
-    if actual != card.sha256:
-        raise ConfigError(f"{weights}: sha256 is {actual[:12]}, its card says {card.sha256[:12]}; {remedy}")
+    checksum = sha256(weights) if weights.exists() else "none"
+    if checksum != card.sha256:
+        raise ConfigError(f"{weights}: sha256 is {checksum[:12]}, its card says {card.sha256[:12]}; {remedy}")
     return card
 
 
 def build(overrides: Sequence[str]) -> Run:
-    """Compose overrides, build and cross-check all strategies. Raises ConfigError naming the key and the remedy."""
+    """Compose overrides, build all strategies and check them together. Raises ConfigError with key and remedy."""
     return assemble(compose_run(overrides))
 
 
 def assemble(config: Config) -> Run:
-    """Build all strategies of a composed configuration and cross-check them. Raises ConfigError."""
+    """Build all strategies of a composed configuration and check them together. Raises ConfigError."""
     values = config.values
     anchors = values["anchors"]
     parts = {key: from_values(kind, values[key], key) for key, kind in SETTINGS.items()}
@@ -287,21 +287,21 @@ def assemble(config: Config) -> Run:
 
 
 def _objective(config: Config) -> Objective:
-    """The objective, with the parts that its class has fields for."""
+    """The objective, with those parts that are fields of its class."""
     values, choices = config.values, config.choices
     cls = strategy_class("objective", values["objective"])
-    needed = [part.name for part in fields(cls) if part.name in OBJECTIVE_PARTS]
+    part_names = [part.name for part in fields(cls) if part.name in OBJECTIVE_PARTS]
     for part in OBJECTIVE_PARTS:
-        if part in needed and not is_chosen(values[part]):
+        if part in part_names and not is_chosen(values[part]):
             objective = f"objective={choices['objective']}"
             raise ConfigError(f"{part}=none: {objective} needs one; choose a file of conf/{part}/")
-        if part not in needed and is_chosen(values[part]):
+        if part not in part_names and is_chosen(values[part]):
             raise ConfigError(
                 f"{part}={choices[part]}: objective={choices['objective']} has no use for a {part}; leave it out, or "
                 "set objective=shortcut"
             )
     parts = {}
-    for part in needed:
+    for part in part_names:
         has_seed = any(field.name == "seed" for field in fields(strategy_class(part, values[part])))
         seed = {"seed": values["seed"]} if has_seed and "seed" not in values[part] else {}
         parts[part] = make(part, values[part], **seed)

@@ -1,10 +1,10 @@
-"""A hash of the code that computes a result: definitions and everything that they refer to, from their sources.
+"""A hash of the source code that computes a result: definitions, and all definitions that they refer to.
 
-`code_hash(["pw.method.weighting.DeltaSigma"])` covers the class and every class, function and constant in `COMPUTES`
-that it refers to, directly or not. Comments, docstrings, annotations, formatting, error messages, import lines and the
-names of modules and top-level definitions are left out, so that moving or renaming code changes nothing. Other code
-(torch, the standard library, operations such as `pw.parallel`) enters by name alone, and so do the classes in
-`isinstance` tests. Nothing is imported or run.
+`code_hash(("pw.method.weighting.DeltaSigma",))` covers the class and every class, function and constant in
+`HASHED_CODE` that it refers to, directly or not. Comments, docstrings, annotations, formatting, error messages, imports
+and the names of modules and top-level definitions do not enter the hash: moving or renaming code changes nothing. Of
+other code (torch, the standard library, operations such as `pw.parallel`), and of classes in `isinstance` tests, only
+the name enters. Nothing is imported or run.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 
 from pw.io.paths import ROOT, SUITE
 
-OURS = ("pw", "experiments", "benchmarks")
-# What the dotted names begin with whose definitions are hashed. Our other code runs, stores and prints.
-COMPUTES = (
+PACKAGES = ("pw", "experiments", "benchmarks")
+# Prefixes of the dotted names whose definitions are hashed. Our other code runs, stores and prints.
+HASHED_CODE = (
     *("pw.method.", "pw.nn.", "pw.stages.", "pw.data.", "pw.io.video.to_float.", "pw.io.video.to_uint8."),
     "benchmarks.metrics.",
 )
@@ -33,7 +33,7 @@ LAZY = "pw.io.lazy."  # `from pw.io.lazy import torch` is torch
 
 @dataclass(frozen=True)
 class Ref:
-    """A reference to a definition: module and dotted name in it."""
+    """A reference to a definition: its module, and its dotted name in the module."""
 
     module: str
     name: str
@@ -44,26 +44,26 @@ class Ref:
 
 @dataclass(frozen=True)
 class Member:
-    """A method, which a caller of `code_hash` may leave out."""
+    """A method, which a caller of `code_hash` can exclude."""
 
     name: str
     tokens: Sequence[Token]
 
 
 Token = str | Ref | Member
-# Local names: None for a variable, a dotted name for an import inside a function.
+# Local name -> None for a variable, the dotted name for an import inside a function.
 Scope = Mapping[str, str | None]
 
 
 class UnknownCode(LookupError):
-    """A definition that is in no source."""
+    """A definition without a source."""
 
 
 @lru_cache(maxsize=256)
-def code_hash(roots: tuple[str, ...], without: frozenset[str] = frozenset()) -> str:
-    """12 hex digits of the code of the dotted names (classes, functions, methods) and of all that they refer to.
+def code_hash(roots: tuple[str, ...], exclude: frozenset[str] = frozenset()) -> str:
+    """12 hex digits of the code of classes, functions and methods (dotted names) and of all that they refer to.
 
-    without  dotted names of definitions and methods to leave out, because these roots do not use them
+    exclude  dotted names of definitions and methods that these roots do not use
     Raises UnknownCode for a root without a source.
     """
     order: list[Ref] = []
@@ -82,24 +82,24 @@ def code_hash(roots: tuple[str, ...], without: frozenset[str] = frozenset()) -> 
                 case str():
                     sha.update(f"{token}\0".encode())
                 case Ref():
-                    # numbered in the order of this walk, so that names do not matter
-                    sha.update(f"<{'unused' if str(token) in without else number(token)}>\0".encode())
-                case Member() if token.name not in without:
+                    # its number in the order of this walk, so that names do not matter
+                    sha.update(f"<{'unused' if str(token) in exclude else number(token)}>\0".encode())
+                case Member() if token.name not in exclude:
                     write(token.tokens)
 
-    followed = _beside(frozenset(root.partition(".")[0] for root in roots) - {*OURS})
+    user_modules = _modules_of_user(frozenset(root.partition(".")[0] for root in roots) - {*PACKAGES})
     for root in roots:
-        definition, rest = _resolve(root, followed, is_root=True)
+        definition, rest = _resolve(root, user_modules, is_root=True)
         if definition is None:
             raise UnknownCode(f"{root}: is defined in no source")
         write((Ref(definition.module, ".".join([definition.name, *rest])),))
-    for ref in order:  # it grows
-        write(_tokens(ref, followed))
+    for ref in order:  # `write` appends to it
+        write(_tokens(ref, user_modules))
     return sha.hexdigest()[:12]
 
 
 def classes_of(value: Any) -> Iterator[str]:
-    """Dotted names of a dataclass's class and of those in its fields, a strategy and its parts."""
+    """Dotted names of the classes of a strategy (a dataclass) and of its parts."""
     yield f"{type(value).__module__}.{type(value).__qualname__}"
     for field in fields(value) if is_dataclass(value) else ():
         part = getattr(value, field.name)
@@ -111,8 +111,8 @@ def classes_of(value: Any) -> Iterator[str]:
 class _Module:
     """One source file.
 
-    definitions  name -> the top-level statements that define it, with its place where several are assigned at once
-    imports      name -> dotted name of what is imported
+    definitions  name -> its top-level statements, each with the position in a tuple assignment or None
+    imports      local name -> imported dotted name
     """
 
     name: str
@@ -122,32 +122,32 @@ class _Module:
 
 @lru_cache(maxsize=512)
 def _module(name: str) -> _Module | None:
-    """The source of a module, None where there is none."""
+    """The parsed source of a module, None if it has none."""
     package = name.partition(".")[0]
     path = (ROOT if package == "pw" else SUITE).joinpath(*name.split("."))
-    files = [path.with_suffix(".py"), path / "__init__.py"] if package in OURS else [_elsewhere(name)]
+    files = [path.with_suffix(".py"), path / "__init__.py"] if package in PACKAGES else [_source_of(name)]
     file = next((file for file in files if file is not None and file.is_file()), None)
     if file is None:
         return None
     definitions: dict[str, list[tuple[ast.stmt, int | None]]] = {}
     imports: dict[str, str] = {}
-    for statement in _top(ast.parse(file.read_text(encoding="utf-8")).body):
-        imports.update(_imported(statement))
-        for defined, place in _defined(statement):
-            definitions.setdefault(defined, []).append((statement, place))
+    for statement in _flat(ast.parse(file.read_text(encoding="utf-8")).body):
+        imports.update(_imported_names(statement))
+        for definition, index in _defined_names(statement):
+            definitions.setdefault(definition, []).append((statement, index))
     return _Module(name, definitions, imports)
 
 
-def _beside(packages: frozenset[str]) -> frozenset[str]:
-    """A user's modules and the others of their folder, which they may import."""
-    files = [file for package in packages if (file := _elsewhere(package)) is not None and file.stem == package]
-    return packages | {path.stem for file in files for path in file.parent.glob("*.py")} - {*OURS}
+def _modules_of_user(packages: frozenset[str]) -> frozenset[str]:
+    """User modules, and the other modules of their folders, which they may import."""
+    files = [file for package in packages if (file := _source_of(package)) is not None and file.stem == package]
+    return packages | {path.stem for file in files for path in file.parent.glob("*.py")} - {*PACKAGES}
 
 
-def _elsewhere(name: str) -> Path | None:
-    """The file of a module that is not ours."""
-    if (there := getattr(sys.modules.get(name), "__file__", None)) is not None:
-        return Path(there)
+def _source_of(name: str) -> Path | None:
+    """The source file of a module outside `PACKAGES`."""
+    if (file := getattr(sys.modules.get(name), "__file__", None)) is not None:
+        return Path(file)
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -155,24 +155,24 @@ def _elsewhere(name: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
-def _top(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Top-level statements of a module, also within `if` and `try`, without those under TYPE_CHECKING."""
+def _flat(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Top-level statements of a module, also inside `if` and `try`, but not under TYPE_CHECKING."""
     for statement in body:
         match statement:
             case ast.If():
-                yield from _top([] if _is_for_types(statement.test) else statement.body)
-                yield from _top(statement.orelse)
+                yield from _flat([] if _is_type_checking(statement.test) else statement.body)
+                yield from _flat(statement.orelse)
             case ast.Try():
-                yield from _top([*statement.body, *(s for h in statement.handlers for s in h.body), *statement.orelse])
+                yield from _flat([*statement.body, *(s for h in statement.handlers for s in h.body), *statement.orelse])
             case _:
                 yield statement
 
 
-def _is_for_types(test: ast.expr) -> bool:
+def _is_type_checking(test: ast.expr) -> bool:
     return "TYPE_CHECKING" in (getattr(test, "id", ""), getattr(test, "attr", ""))
 
 
-def _defined(statement: ast.stmt) -> Iterator[tuple[str, int | None]]:
+def _defined_names(statement: ast.stmt) -> Iterator[tuple[str, int | None]]:
     match statement:
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
             yield name, None
@@ -183,10 +183,10 @@ def _defined(statement: ast.stmt) -> Iterator[tuple[str, int | None]]:
                 if isinstance(target, ast.Name):
                     yield target.id, None
                 elif isinstance(target, ast.Tuple):
-                    yield from ((t.id, place) for place, t in enumerate(target.elts) if isinstance(t, ast.Name))
+                    yield from ((t.id, index) for index, t in enumerate(target.elts) if isinstance(t, ast.Name))
 
 
-def _imported(statement: ast.stmt) -> Iterator[tuple[str, str]]:
+def _imported_names(statement: ast.stmt) -> Iterator[tuple[str, str]]:
     match statement:
         case ast.Import(names=names):
             for name in names:
@@ -195,35 +195,34 @@ def _imported(statement: ast.stmt) -> Iterator[tuple[str, str]]:
             yield from ((name.asname or name.name, f"{module}.{name.name}") for name in names)
 
 
-def _resolve(dotted: str, followed: frozenset[str], *, is_root: bool = False) -> tuple[Ref | None, list[str]]:
-    """The definition that a dotted name refers to, and the attributes after it; None, and the name to hash, if its code
-    is not hashed."""
-    parts = dotted.split(".")
-    if parts[0] not in OURS and parts[0] not in followed:
+def _resolve(dotted_name: str, user_modules: frozenset[str], *, is_root: bool = False) -> tuple[Ref | None, list[str]]:
+    """(definition of a dotted name, attributes after it); (None, name to hash) if the code is not hashed."""
+    parts = dotted_name.split(".")
+    if parts[0] not in PACKAGES and parts[0] not in user_modules:
         return None, parts
-    for cut in range(len(parts), 0, -1):
-        module = _module(".".join(parts[:cut]))
+    for end in range(len(parts), 0, -1):
+        module = _module(".".join(parts[:end]))
         if module is None:
             continue
-        first, rest = "".join(parts[cut : cut + 1]), parts[cut + 1 :]
+        first, rest = "".join(parts[end : end + 1]), parts[end + 1 :]
         if first in module.definitions:
-            is_followed = is_root or parts[0] in followed or f"{module.name}.{first}.".startswith(COMPUTES)
-            return (Ref(module.name, first), rest) if is_followed else (None, [first, *rest])
-        if first in module.imports:  # handed on
-            return _resolve(".".join([module.imports[first], *rest]), followed, is_root=is_root)
-        return None, parts[cut:] or parts[-1:]
+            is_hashed = is_root or parts[0] in user_modules or f"{module.name}.{first}.".startswith(HASHED_CODE)
+            return (Ref(module.name, first), rest) if is_hashed else (None, [first, *rest])
+        if first in module.imports:  # re-exported
+            return _resolve(".".join([module.imports[first], *rest]), user_modules, is_root=is_root)
+        return None, parts[end:] or parts[-1:]
     return None, parts
 
 
 @lru_cache(maxsize=4096)
-def _tokens(ref: Ref, followed: frozenset[str]) -> tuple[Token, ...]:
+def _tokens(ref: Ref, user_modules: frozenset[str]) -> tuple[Token, ...]:
     """Tokens of a definition, without its name."""
     module = _module(ref.module)
     assert module is not None
     first, *members = ref.name.split(".")
-    reader = _Reader(module, followed)
+    reader = _Reader(module, user_modules)
     tokens: list[Token] = []
-    for statement, place in module.definitions[first]:
+    for statement, index in module.definitions[first]:
         node: ast.stmt = statement
         for member in members:
             inner = [s for s in getattr(node, "body", []) if getattr(s, "name", None) == member]
@@ -236,7 +235,7 @@ def _tokens(ref: Ref, followed: frozenset[str]) -> tuple[Token, ...]:
             case ast.ClassDef():
                 tokens += reader.type(node, str(ref), {})
             case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
-                tokens += ["" if place is None else str(place), *(reader.node(node.value, {}) if node.value else ())]
+                tokens += ["" if index is None else str(index), *(reader.node(node.value, {}) if node.value else ())]
     return tuple(tokens)
 
 
@@ -247,15 +246,15 @@ SKIPPED = {"ctx", "kind", "type_comment", "type_params", "type_ignores", "return
 class _Reader:
     """Turns syntax of one module into tokens."""
 
-    def __init__(self, module: _Module, followed: frozenset[str]) -> None:
-        self.module, self.followed = module, followed
+    def __init__(self, module: _Module, user_modules: frozenset[str]) -> None:
+        self.module, self.user_modules = module, user_modules
 
     def node(self, node: Any, scope: Scope) -> list[Token]:
         match node:
             case list():
                 return [token for part in node for token in self.node(part, scope)]
-            case ast.Name() | ast.Attribute() if (named := self.reference(node, scope)) is not None:
-                return named
+            case ast.Name() | ast.Attribute() if (tokens := self.reference(node, scope)) is not None:
+                return tokens
             case ast.Name(id=name):
                 return [name]
             case ast.FunctionDef() | ast.AsyncFunctionDef():
@@ -263,18 +262,18 @@ class _Reader:
             case ast.ClassDef():
                 return [node.name, *self.type(node, "", scope)]
             case ast.Lambda():
-                inner = {**scope, **dict.fromkeys(_arguments(node.args))}
-                return ["Lambda", *self.node(node.args, scope), *self.node(node.body, inner)]
+                inner_scope = {**scope, **dict.fromkeys(_argument_names(node.args))}
+                return ["Lambda", *self.node(node.args, scope), *self.node(node.body, inner_scope)]
             case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
-                bound = {n.id: None for g in node.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
-                return self.fields(node, {**scope, **bound})
+                variables = {n.id: None for g in node.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
+                return self.fields(node, {**scope, **variables})
             case ast.Import() | ast.ImportFrom() | ast.Global() | ast.Nonlocal() | ast.Expr(value=ast.Constant()):
                 return []
             case ast.Raise():
                 return ["Raise"]
             case ast.Assert():
                 return ["Assert", *self.node(node.test, scope)]
-            case ast.If() if _is_for_types(node.test):
+            case ast.If() if _is_type_checking(node.test):
                 return self.node(node.orelse, scope)
             case ast.Call(func=ast.Name(id=name), args=[value, kind]) if name in BUILTIN_TESTS and name not in scope:
                 return [name, *self.node(value, scope), *_names(kind)]
@@ -294,7 +293,7 @@ class _Reader:
         return tokens
 
     def reference(self, node: ast.Name | ast.Attribute, scope: Scope) -> list[Token] | None:
-        """Tokens of a name, or of a dotted one, that leads out of the function; None where it does not."""
+        """Tokens of a plain or dotted name that is defined outside the function, else None."""
         attributes: list[str] = []
         base: ast.expr = node
         while isinstance(base, ast.Attribute):
@@ -304,27 +303,27 @@ class _Reader:
             return None
         name = base.id
         if name in scope:
-            what = scope[name]
+            target = scope[name]
         elif name in self.module.definitions:
-            what = f"{self.module.name}.{name}"
+            target = f"{self.module.name}.{name}"
         else:
-            what = self.module.imports.get(name, name if hasattr(builtins, name) else None)
-        if what is None:
+            target = self.module.imports.get(name, name if hasattr(builtins, name) else None)
+        if target is None:
             return None
-        dotted = ".".join([what, *reversed(attributes)]).removeprefix(LAZY)
-        definition, rest = _resolve(dotted, self.followed)
+        dotted_name = ".".join([target, *reversed(attributes)]).removeprefix(LAZY)
+        definition, rest = _resolve(dotted_name, self.user_modules)
         return [".".join(rest)] if definition is None else [definition, *(f".{part}" for part in rest)]
 
     def function(self, node: ast.FunctionDef | ast.AsyncFunctionDef, scope: Scope) -> list[Token]:
-        """Without its name, as `type`."""
-        inner = {**scope, **dict.fromkeys(_arguments(node.args)), **_bound(node.body)}
+        """Tokens of a function without its name."""
+        inner_scope = {**scope, **dict.fromkeys(_argument_names(node.args)), **_bound_names(node.body)}
         head = [*self.node(node.decorator_list, scope), *self.node(node.args, scope)]
-        return [type(node).__name__, *head, "[", *self.node(node.body, inner), "]"]
+        return [type(node).__name__, *head, "[", *self.node(node.body, inner_scope), "]"]
 
     def type(self, node: ast.ClassDef, name: str, scope: Scope) -> list[Token]:
-        """Names bound in a class's body are not visible in its methods."""
+        """Tokens of a class without its name. Methods do not see names of the class body."""
         head = self.node([*node.decorator_list, *node.bases, *node.keywords], scope)
-        body = {**scope, **_bound(node.body)}
+        body = {**scope, **_bound_names(node.body)}
         tokens: list[Token] = ["ClassDef", *head, "["]
         for statement in node.body:
             if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -336,24 +335,24 @@ class _Reader:
 
 
 def _names(kind: ast.AST) -> list[Token]:
-    """The classes that a value is tested for, by their last names."""
+    """Last parts of the class names in an `isinstance` test."""
     if isinstance(kind, ast.Name | ast.Attribute):
         return [kind.id if isinstance(kind, ast.Name) else kind.attr]
     return [name for part in ast.iter_child_nodes(kind) for name in _names(part)]
 
 
-def _arguments(arguments: ast.arguments) -> list[str]:
+def _argument_names(arguments: ast.arguments) -> list[str]:
     extra = [a for a in (arguments.vararg, arguments.kwarg) if a is not None]
     return [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *extra)]
 
 
-def _bound(body: Iterable[ast.stmt]) -> dict[str, str | None]:
-    """Names bound by a function's statements: variables and imports."""
+def _bound_names(body: Iterable[ast.stmt]) -> dict[str, str | None]:
+    """Names that the statements of a function bind: variables and imports."""
     names: dict[str, str | None] = {}
-    outer: set[str] = set()
-    waiting: list[ast.AST] = list(body)
-    while waiting:
-        node = waiting.pop()
+    outer_names: set[str] = set()
+    stack: list[ast.AST] = list(body)
+    while stack:
+        node = stack.pop()
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 names.setdefault(name, None)
@@ -361,12 +360,12 @@ def _bound(body: Iterable[ast.stmt]) -> dict[str, str | None]:
             case ast.Lambda() | ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
                 continue
             case ast.Import() | ast.ImportFrom():
-                names.update(_imported(node))
+                names.update(_imported_names(node))
             case ast.Name(id=name, ctx=ast.Store()):
                 names.setdefault(name, None)
             case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
                 names.setdefault(name, None)
             case ast.Global(names=globals_) | ast.Nonlocal(names=globals_):
-                outer.update(globals_)
-        waiting += ast.iter_child_nodes(node)
-    return {name: what for name, what in names.items() if name not in outer}
+                outer_names.update(globals_)
+        stack += ast.iter_child_nodes(node)
+    return {name: target for name, target in names.items() if name not in outer_names}

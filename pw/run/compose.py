@@ -1,4 +1,4 @@
-"""From a list of overrides to plain values: the only module that knows Hydra. Nothing here imports torch."""
+"""Overrides -> plain values. The only module that uses Hydra; it imports no torch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 from pw.io.arguments import ConfigError, UnknownKeyError, did_you_mean
 from pw.io.paths import CONF, own_folder
 
-# turns telemetry off in huggingface_hub and MLflow, which are imported after this
+# before huggingface_hub and MLflow are imported: turns their telemetry off
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
 @dataclass(frozen=True)
 class Config:
-    """A composed run: `values` is plain data, `choices` names the chosen file of each group."""
+    """A composed run: `values` is plain data, `choices` maps a group to the name of its file."""
 
     values: dict[str, Any]
     choices: dict[str, str]
@@ -31,7 +31,7 @@ class Config:
         return self.values[key]
 
     def with_values(self, changes: Mapping[str, Any]) -> Config:
-        """The same with other values, by dotted path, not composed again: for those that no interpolation uses."""
+        """The same with other values by dotted path, without composing again: for values that no interpolation uses."""
         values = copy.deepcopy(self.values)
         for path, value in changes.items():
             *parents, leaf = path.split(".")
@@ -39,15 +39,15 @@ class Config:
             for part in parents:
                 node = node[part]
             node[leaf] = value
-        more = tuple(f"{path}={'null' if value is None else value}" for path, value in changes.items())
-        return Config(values, self.choices, (*self.overrides, *more))
+        overrides = tuple(f"{path}={'null' if value is None else value}" for path, value in changes.items())
+        return Config(values, self.choices, (*self.overrides, *overrides))
 
     def label(self, key: str) -> Any:
-        """The value of a key in a table: the chosen file of a group, else the value at a dotted path."""
-        return self.choices.get(key) or at(self.values, key)
+        """The value of a key for a table: the file name of a group, or the value at a dotted path."""
+        return self.choices.get(key) or value_at(self.values, key)
 
 
-def at(values: Mapping[str, Any], key: str) -> Any:
+def value_at(values: Mapping[str, Any], key: str) -> Any:
     """The value at a dotted path, None if there is none."""
     node: Any = values
     for part in key.split("."):
@@ -58,30 +58,30 @@ def at(values: Mapping[str, Any], key: str) -> Any:
 
 
 def groups() -> dict[str, tuple[str, ...]]:
-    """All config groups and their options: the folders of conf/ and their files, `launcher` left out.
+    """Config group -> its options: the folders of conf/ but `launcher`, and the names of their files.
 
-    Includes the files of the user's folder. Raises ConfigError for one with the name of one of the suite's.
+    Includes the files of the user's folder. Raises ConfigError if one has the same name as a file of the suite.
     """
-    return {group: tuple(files) for group, files in _group_files(_users_conf()).items()}
+    return {group: tuple(files) for group, files in _group_files(_user_conf()).items()}
 
 
-def _users_conf() -> Path | None:
+def _user_conf() -> Path | None:
     folder = own_folder()
     return folder / "conf" if folder is not None and (folder / "conf").is_dir() else None
 
 
 @lru_cache(maxsize=8)
-def _group_files(users: Path | None) -> dict[str, dict[str, Path]]:
-    """group -> option -> its file, each sorted."""
+def _group_files(user_conf: Path | None) -> dict[str, dict[str, Path]]:
+    """Group -> option -> file, sorted."""
     files: dict[str, dict[str, Path]] = {}
     for path in sorted(CONF.glob("*/*.yaml")):
         if path.parent.name != "launcher":
             files.setdefault(path.parent.name, {})[path.stem] = path
-    for path in sorted(users.glob("*/*.yaml")) if users else ():
+    for path in sorted(user_conf.glob("*/*.yaml")) if user_conf else ():
         group, name = path.parent.name, path.stem
         if name in files.get(group, {}):
             raise ConfigError(f"{path}: {group}={name} comes with the suite; rename the file")
-        if group in files:  # the user's `conf/` may have folders that are not for us
+        if group in files:  # ignores other folders of the user's `conf/`
             files[group][name] = path
     return {group: dict(sorted(options.items())) for group, options in files.items()}
 
@@ -92,21 +92,21 @@ def override_key(override: str) -> str:
 
 
 def swept_values(override: str) -> tuple[str, ...]:
-    """The values of `key=0,0.2,0.4`, as they are written in an override each; none where it is one value (`[1,2]` is).
+    """The values of a sweep such as `key=0,0.2,0.4`, as text; () for an override with one value, such as `key=[1,2]`.
 
-    Raises ConfigError for Hydra's other sweeps.
+    Raises ConfigError for other sweeps of Hydra.
     """
-    parsed = _parsed(override)
-    if parsed is None or not parsed.is_sweep_override():
+    syntax = _parse(override)
+    if syntax is None or not syntax.is_sweep_override():
         return ()
     key, _, value = override.partition("=")
-    if not parsed.is_choice_sweep():
+    if not syntax.is_choice_sweep():
         raise ConfigError(f"{override}: {value} is no list of values; write them out, e.g. {key}=0,0.2,0.4")
-    return tuple(str(value) for value in parsed.sweep_string_iterator())
+    return tuple(str(value) for value in syntax.sweep_string_iterator())
 
 
-def _parsed(override: str) -> Any:
-    """What Hydra reads in an override; None where it cannot, which composing reports."""
+def _parse(override: str) -> Any:
+    """The override as Hydra parses it; None if it cannot, an error that composing reports."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -117,33 +117,33 @@ def _parsed(override: str) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _chosen(choices: tuple[str, ...], users: Path | None) -> tuple[Any, dict[str, str]]:
-    """The configuration of group choices alone, interpolations unresolved, and the chosen file of each group."""
+def _compose_choices(choices: tuple[str, ...], user_conf: Path | None) -> tuple[Any, dict[str, str]]:
+    """(configuration of the group choices alone, with unresolved interpolations; group -> file name)."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     if not GlobalHydra.instance().is_initialized():
         initialize_config_dir(str(CONF), version_base="1.3")
-    search = [] if users is None else [f"hydra.searchpath=['file://{users}']"]
-    composed = compose("run", overrides=[*choices, *search], return_hydra_config=True)
-    files = composed.hydra.runtime.choices
-    values = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    OmegaConf.set_struct(values, True)  # a value for a key that is not there is refused
+    search = [] if user_conf is None else [f"hydra.searchpath=['file://{user_conf}']"]
+    config = compose("run", overrides=[*choices, *search], return_hydra_config=True)
+    files = config.hydra.runtime.choices
+    values = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    OmegaConf.set_struct(values, True)  # an unknown key is an error
     return values, {str(k): str(v) for k, v in files.items() if k in groups() and v is not None}
 
 
 def compose_run(overrides: Sequence[str]) -> Config:
     """Compose `conf/run.yaml` with overrides such as `weighting=uniform` or `step_sampler.beta=0.35`.
 
-    Raises ConfigError naming the override, and the nearest key or the options there are.
+    Raises ConfigError with the override, and the nearest key or the valid options.
     """
-    return _composed(tuple(overrides), _users_conf())
+    return _compose(tuple(overrides), _user_conf())
 
 
 @lru_cache(maxsize=512)
-def _composed(overrides: tuple[str, ...], users: Path | None) -> Config:
-    """Hydra sets values once the files are chosen; so files are read once for all runs that differ in values only."""
+def _compose(overrides: tuple[str, ...], user_conf: Path | None) -> Config:
+    """As `compose_run`. Hydra sets values after it chose files, so runs that differ in values only share the files."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -156,16 +156,16 @@ def _composed(overrides: tuple[str, ...], users: Path | None) -> Config:
         is_choice = override_key(override) in groups() or "@" in override.partition("=")[0]
         (choices if is_choice else changes).append(override)
     try:
-        chosen, files = _chosen(tuple(choices), users)
-        composed = copy.deepcopy(chosen)
+        base, files = _compose_choices(tuple(choices), user_conf)
+        config = copy.deepcopy(base)
         for change in OverridesParser.create().parse_overrides(changes):
             if change.is_sweep_override():
                 raise HydraException(f"{change.input_line}: not one value")
             try:
-                OmegaConf.update(composed, change.key_or_group, change.value())
+                OmegaConf.update(config, change.key_or_group, change.value())
             except (ConfigAttributeError, ConfigKeyError) as error:
                 raise HydraException(f"{change.input_line}: there is no key {error.full_key}") from error
-        values = OmegaConf.to_container(composed, resolve=True)
+        values = OmegaConf.to_container(config, resolve=True)
     except YAMLError as error:
         raise ConfigError(f"a file of conf/ is no YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -186,30 +186,30 @@ def _check_override(override: str) -> None:
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """Hydra's error in one line: the override, the known keys, the nearest one."""
+    """Hydra's error in one line: the override, the known keys, the nearest key."""
     for override in overrides:
-        key, parsed = override_key(override), _parsed(override)
-        if parsed is None or parsed.is_sweep_override():
+        key, syntax = override_key(override), _parse(override)
+        if syntax is None or syntax.is_sweep_override():
             value = override.partition("=")[2]
             return ConfigError(
                 f"{override}: {value} is not one value; a list is {key}=[1,2], text with signs '{key}=\"a, b\"'"
             )
-        known = _known_keys(overrides, key)
-        if known and key not in known:
+        keys = _known_keys(overrides, key)
+        if keys and key not in keys:
             parent = key.rpartition(".")[0]
-            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-            hint = f"did you mean {near[0]}? " if near and near[0] != parent else ""
-            if parent in known:
-                there = f"{parent} has {_siblings(parent, known, overrides)}{_elsewhere(key)}"
+            nearest = difflib.get_close_matches(key, keys, 1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}? " if nearest and nearest[0] != parent else ""
+            if parent in keys:
+                alternatives = f"{parent} has {_siblings(parent, keys, overrides)}{_choices_with(key)}"
             else:
-                there = f"there are {', '.join(sorted({name.split('.')[0] for name in known}))}"
-            return UnknownKeyError(f"{override}: there is no key {key}; {hint}{there}", key)
+                alternatives = f"there are {', '.join(sorted({name.split('.')[0] for name in keys}))}"
+            return UnknownKeyError(f"{override}: there is no key {key}; {hint}{alternatives}", key)
     return ConfigError(" ".join(str(error).split()))
 
 
-def _known_keys(overrides: Sequence[str], but: str) -> list[str]:
-    """The keys of the configuration that the group choices alone compose to."""
-    choices = tuple(o for o in overrides if override_key(o) in groups() and override_key(o) != but)
+def _known_keys(overrides: Sequence[str], exclude: str) -> list[str]:
+    """The keys of the configuration of the group choices alone, without the choice of group `exclude`."""
+    choices = tuple(o for o in overrides if override_key(o) in groups() and override_key(o) != exclude)
     try:
         values = compose_run(choices if choices != tuple(overrides) else ()).values
     except ConfigError:
@@ -217,33 +217,33 @@ def _known_keys(overrides: Sequence[str], but: str) -> list[str]:
     return [*(key for key in flatten(values) if not key.endswith("_target_")), *groups()]
 
 
-def _siblings(parent: str, known: Sequence[str], overrides: Sequence[str]) -> str:
-    """The keys beside an unknown one, and the choices that they come with."""
-    names = [leaf for above, _, leaf in (key.rpartition(".") for key in known) if above == parent]
-    chosen = [o for o in overrides if override_key(o) == parent or o.startswith("objective=flow")]
-    come_with = f" (with {' '.join(chosen)})" if parent in groups() and chosen else ""
-    return f"{', '.join(names) or 'no options'}{come_with}"
+def _siblings(parent: str, keys: Sequence[str], overrides: Sequence[str]) -> str:
+    """The valid keys under `parent`, and the choices that define them, in words."""
+    names = [leaf for folder, _, leaf in (key.rpartition(".") for key in keys) if folder == parent]
+    choices = [o for o in overrides if override_key(o) == parent or o.startswith("objective=flow")]
+    origin = f" (with {' '.join(choices)})" if parent in groups() and choices else ""
+    return f"{', '.join(names) or 'no options'}{origin}"
 
 
-def _elsewhere(key: str) -> str:
-    """Which other choices of the group have the key."""
+def _choices_with(key: str) -> str:
+    """A hint: the choices of the group that have the key; "" if none."""
     group, _, leaf = key.partition(".")
-    files = _group_files(_users_conf()).get(group, {})
-    has = [name for name, path in files.items() if re.search(rf"^{re.escape(leaf)}:", path.read_text(), re.M)]
-    return f"; set {' or '.join(f'{group}={option}' for option in has)} to have {leaf}" if has else ""
+    files = _group_files(_user_conf()).get(group, {})
+    options = [name for name, path in files.items() if re.search(rf"^{re.escape(leaf)}:", path.read_text(), re.M)]
+    return f"; set {' or '.join(f'{group}={option}' for option in options)} to have {leaf}" if options else ""
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a': …, 'a.b': 1}: every dotted path, inner nodes included."""
-    out: dict[str, Any] = {}
+    """{'a': {'b': 1}} -> {'a': …, 'a.b': 1}: the value at every dotted path, inner nodes included."""
+    result: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{prefix}{key}"
-        out[path] = value
+        result[path] = value
         if isinstance(value, Mapping):
-            out.update(flatten(value, f"{path}."))
-    return out
+            result.update(flatten(value, f"{path}."))
+    return result
 
 
 def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The dotted paths that hold no further mapping."""
+    """Dotted path -> value, for values that are no mapping."""
     return {path: value for path, value in flatten(values).items() if not isinstance(value, Mapping)}

@@ -1,4 +1,4 @@
-"""Checks between the parts of a run. Each raises ConfigError, which names the key and the remedy."""
+"""Checks between the parts of a run. Each raises ConfigError with the key and the remedy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cross_check(run: Run) -> None:
 
 
 def _check_sizes(run: Run) -> list[int]:
-    """Latent size (frames, rows, columns) of the generated clip. Raises if codec or backbone do not divide it."""
+    """Latent size [frames, rows, columns] of the generated clip. Raises if codec or patch size do not divide it."""
     scale, backbone, codec = run.scale, run.backbone, run.codec
     for name in ("height", "width", "anchor_height", "anchor_width"):
         if getattr(scale, name) % codec.factor:
@@ -36,11 +36,11 @@ def _check_sizes(run: Run) -> list[int]:
             )
     if codec.channels != backbone.in_channels:
         raise ConfigError(f"backbone.in_channels={backbone.in_channels}: the codec makes {codec.channels} channels")
-    generated = ("anchor_height", "anchor_width") if run.stage == "anchor" else ("height", "width")
+    size_names = ("anchor_height", "anchor_width") if run.stage == "anchor" else ("height", "width")
     with as_config_error():
         frames = codec.latent_frames(scale.frames)
-    positions = [frames, *(getattr(scale, name) // codec.factor for name in generated)]
-    for name, length, patch in zip(("frames", *generated), positions, backbone.patch_size, strict=True):
+    positions = [frames, *(getattr(scale, name) // codec.factor for name in size_names)]
+    for name, length, patch in zip(("frames", *size_names), positions, backbone.patch_size, strict=True):
         if length % patch:
             near = "" if name == "frames" else f"; {_near(getattr(scale, name), codec.factor * patch)} would do"
             raise ConfigError(
@@ -56,7 +56,7 @@ def _check_sizes(run: Run) -> list[int]:
 
 
 def _check_trainer(run: Run, tokens: int) -> None:
-    """tokens: of a clip, which processes that share it must divide, as they must a block's heads"""
+    """The processes of `trainer.context` divide the `tokens` of a clip and the attention heads equally."""
     if run.trainer.offload_activations and not run.train.checkpoint_activations:
         raise ConfigError(
             "trainer.offload_activations=true: offloads what checkpointed blocks are recomputed from; set "
@@ -64,10 +64,10 @@ def _check_trainer(run: Run, tokens: int) -> None:
         )
     processes, heads = run.trainer.context, run.backbone.num_attention_heads
     if tokens % processes or heads % processes:
-        would_do = [n for n in range(1, heads + 1) if not (tokens % n or heads % n or run.trainer.devices % n)]
+        valid = [n for n in range(1, heads + 1) if not (tokens % n or heads % n or run.trainer.devices % n)]
         raise ConfigError(
             f"trainer.context={processes}: a clip has {tokens} tokens and a block {heads} heads, which so many "
-            f"processes cannot share equally; {' or '.join(map(str, would_do))} would do"
+            f"processes cannot share equally; {' or '.join(map(str, valid))} would do"
         )
     if processes > 1 and run.trainer.attention == "flash3":
         raise ConfigError(
@@ -77,29 +77,29 @@ def _check_trainer(run: Run, tokens: int) -> None:
 
 
 def _check_data(run: Run) -> None:
-    """Clips have the scale's size; latents were encoded with this run's settings."""
+    """Clips have the size of the scale; latents were encoded with the settings of this run."""
     scale, data = run.scale, run.config["data"]
-    wide = "width" if data.get("width") else "size"  # without a width of their own clips are square
-    for name, length in (("frames", scale.frames), ("size", scale.height), (wide, scale.width)):
+    width_key = "width" if data.get("width") else "size"  # clips without a width are square
+    for name, length in (("frames", scale.frames), ("size", scale.height), (width_key, scale.width)):
         if data.get(name, length) != length:
-            square = "" if "width" in data else f", and data={run.config.choices['data']} makes squares"
+            reason = "" if "width" in data else f", and data={run.config.choices['data']} makes squares"
             raise ConfigError(
                 f"data.{name}={data[name]}: the scale has {scale.frames} frames of {scale.height} x {scale.width} px"
-                f"{square}; set scale.frames, scale.height and scale.width, data follows"
+                f"{reason}; set scale.frames, scale.height and scale.width, data follows"
             )
     if run.config.choices["data"] == "latents":
         from pw.data.latents import LatentClips, described  # slow to import
 
         assert isinstance(run.source, LatentClips)
-        wanted = described(run.scale, run.codec, run.degradation, run.backbone)
+        expected = described(run.scale, run.codec, run.degradation, run.backbone)
         if run.stage == "hires" and run.injector is None:
-            wanted.pop("degradation")  # there is no anchor
+            expected.pop("degradation")  # there is no anchor
         with as_config_error():
-            run.source.check(wanted)
+            run.source.check(expected)
 
 
 def _check_anchor(run: Run) -> None:
-    """There is an anchor if and only if an injector uses one."""
+    """A run has an anchor if and only if it has an injector."""
     if run.injector is not None:
         with as_config_error():
             run.injector.check(run.backbone)
@@ -112,9 +112,9 @@ def _check_anchor(run: Run) -> None:
         raise ConfigError(
             f"anchors={anchors}: stage={run.stage} with injector=none is given no anchor; leave anchors at reference"
         )
-    degraded = [o for o in run.config.overrides if override_key(o).split(".")[0] == "degradation"]
-    if run.stage == "hires" and run.injector is None and degraded:
-        raise ConfigError(f"{degraded[0]}: with injector=none there is no anchor to degrade; leave it out")
+    degradation_overrides = [o for o in run.config.overrides if override_key(o).split(".")[0] == "degradation"]
+    if run.stage == "hires" and run.injector is None and degradation_overrides:
+        raise ConfigError(f"{degradation_overrides[0]}: with injector=none there is no anchor to degrade; leave it out")
     if run.train.trainable == "adapters" and not isinstance(run.injector, options.Injector):
         raise ConfigError("train.trainable=adapters: without an injector there is nothing to adapt; set injector=gated")
 
@@ -135,9 +135,9 @@ def _check_objective_and_grid(run: Run) -> None:
 
 
 def _check_guidance(run: Run) -> None:
-    """Guidance drops a condition, and training dropped it too."""
-    unguided = {"scale": 1, "drop": "text", "first_steps": None}
-    if run.guidance.scale == 1 and (run.config.choices["guidance"] == "on" or vars(run.guidance) != unguided):
+    """Guidance needs a condition to drop that training dropped, too."""
+    neutral = {"scale": 1, "drop": "text", "first_steps": None}
+    if run.guidance.scale == 1 and (run.config.choices["guidance"] == "on" or vars(run.guidance) != neutral):
         raise ConfigError(
             f"guidance={run.config.choices['guidance']}: at guidance.scale=1 the network is not guided, whatever else "
             "is set; leave guidance at off, or set guidance=on guidance.drop=text_and_anchor and a scale above 1"
@@ -158,7 +158,7 @@ def _check_guidance(run: Run) -> None:
 
 
 def _check_weights(run: Run) -> None:
-    """Tiny recipes are used at the tiny scale alone, and there are weights to start from."""
+    """Recipes of the tiny scale are used only there, and a run without training has start weights."""
     if isinstance(run.codec, options.WanVAE) and run.config.choices["start"] != "none":
         raise ConfigError(
             f"start={run.config.choices['start']}: a recipe of the tiny scale; with codec=wan_vae a training departs "
@@ -170,11 +170,11 @@ def _check_weights(run: Run) -> None:
             f"anchors=generated: trains stage I by a recipe of the tiny scale ({' '.join(recipe.overrides)}); with "
             "codec=wan_vae set anchors.stage.overrides=[stage=anchor] anchors.stage.updates=0 (Wan's own), or your own"
         )
-    if run.start.name == "none" and run.train.updates == 0 and not run.departs_from_wan:
+    if run.start.name == "none" and run.train.updates == 0 and not run.starts_from_wan:
         raise ConfigError("train.updates=0: with start=none there would be only random weights")
 
 
 def _near(value: int, unit: int) -> str:
-    """The multiples of `unit` around a value."""
-    below = value // unit * unit
-    return f"{below} or {below + unit}" if below else str(unit)
+    """The multiples of `unit` next to a value, in words."""
+    multiple = value // unit * unit
+    return f"{multiple} or {multiple + unit}" if multiple else str(unit)

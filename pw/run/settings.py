@@ -1,7 +1,6 @@
-"""The parts of a run that are not strategies: sizes, budgets, sampling. Plain data, checked without importing torch.
+"""The settings of a run: sizes, budgets, sampling, devices. Plain data, checked without torch.
 
-What one number may be stands in its annotation, which `pw.run.strategies.coerce` checks; what must fit together is
-checked here.
+`pw.run.strategies.coerce` checks each value against its annotation; `__post_init__` checks values together.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pw.run.strategies import Only
+from pw.run.strategies import Constraint
 
-Count = Annotated[int, Only(lambda count: count >= 1, "needs at least 1")]
-Positive = Annotated[float, Only(lambda value: value > 0, "needs to be positive")]
-OrNone = Only(lambda value: value >= 0, "0 (none) or more")
+Count = Annotated[int, Constraint(lambda count: count >= 1, "needs at least 1")]
+Positive = Annotated[float, Constraint(lambda value: value > 0, "needs to be positive")]
+NonNegative = Constraint(lambda value: value >= 0, "0 (none) or more")
 
 
 @dataclass(frozen=True)
@@ -23,10 +22,10 @@ class Scale:
 
     anchor_upsample  `latent`: the anchor is encoded at its own size and its latent resized in the injector (sec. 3.3).
                      `pixel`: the anchor is resized to the clip's size, then encoded.
-    shift            of the noise schedule at this many tokens; anchor_shift of stage I
-    injector_blocks  transformer blocks at whose input the anchor enters (the authors: the second of 30)
-    injector_hidden  channels between the injector's convolutions, as a share of the width
-    norm_groups      of the injector's GroupNorm at this width
+    shift            of the noise schedule, which depends on the number of tokens; anchor_shift: that of stage I
+    injector_blocks  indices of the blocks that get the anchor at their input (the authors: the second of 30)
+    injector_hidden  channels between the convolutions of the injector, as a fraction of the width
+    norm_groups      groups of the injector's GroupNorm
     """
 
     name: str
@@ -63,11 +62,11 @@ class Scale:
 class Train:
     """Length and mode of training. `updates` are optimiser updates, each of accumulate * batch_size clips."""
 
-    updates: Annotated[int, Only(lambda updates: updates >= 0, "0 (the start checkpoint as it is) or more")]
+    updates: Annotated[int, Constraint(lambda updates: updates >= 0, "0 (the start checkpoint as it is) or more")]
     batch_size: Count
     accumulate: Count
     precision: Literal["fp32", "bf16"]
-    condition_dropout: Annotated[float, Only(lambda p: 0 <= p < 1, "a probability, 0 to below 1")]
+    condition_dropout: Annotated[float, Constraint(lambda p: 0 <= p < 1, "a probability, 0 to below 1")]
     trainable: Literal["all", "adapters"]
     checkpoint_activations: bool
     checkpoint_every: Count
@@ -75,14 +74,14 @@ class Train:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW with warm-up and a cosine to `final_lr` * lr, gradient norm at most `clip`, and the EMA's decay."""
+    """AdamW, warm-up, cosine decay to `final_lr` * lr, gradients clipped to norm `clip`, and the decay of the EMA."""
 
     lr: Positive
     betas: tuple[float, float]
-    weight_decay: Annotated[float, OrNone]
-    clip: Annotated[float, OrNone]
-    warmup: Annotated[int, OrNone]
-    final_lr: Annotated[float, Only(lambda share: 0 <= share <= 1, "a share of lr, 0 to 1")]
+    weight_decay: Annotated[float, NonNegative]
+    clip: Annotated[float, NonNegative]
+    warmup: Annotated[int, NonNegative]
+    final_lr: Annotated[float, Constraint(lambda share: 0 <= share <= 1, "a share of lr, 0 to 1")]
     ema: float
 
     def __post_init__(self) -> None:
@@ -92,19 +91,21 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How clips are sampled and how many.
+    """How clips are sampled, and how many.
 
-    grid    `uniform` in u; `wan`: that of Wan's scheduler, which gives the network whole timesteps
-    stride  the network's input: `grid`, the step's stride; `zero`, for the flow velocity; `auto`, zero if the objective
-            trains no stride
-    solution_count  clips whose many-step solution is computed, to measure the gap to it; null is all. The ceiling of a
-            table has all in any case
+    grid    `uniform` in u; `wan`: the grid of Wan's scheduler, with integer timesteps
+    stride  input of the network: `grid`: the stride of the step; `zero`: the network predicts the flow velocity;
+            `auto`: `grid` if the objective trains strides, else `zero`
+    solution_count  number of clips with a many-step solution, to measure the gap to it; null: all. The ceiling of a
+            table always uses all
     """
 
     grid: Literal["uniform", "wan"]
     num_steps: Count
-    shift: Annotated[float, Only(lambda shift: shift > 0, "a shift is positive; null is the training shift")] | None
-    start: Annotated[float, Only(lambda u: 0 < u <= 1, "a fraction of the schedule in (0, 1]; 1 is pure noise")]
+    shift: (
+        Annotated[float, Constraint(lambda shift: shift > 0, "a shift is positive; null is the training shift")] | None
+    )
+    start: Annotated[float, Constraint(lambda u: 0 < u <= 1, "a fraction of the schedule in (0, 1]; 1 is pure noise")]
     timesteps: tuple[float, ...] | None
     stride: Literal["auto", "grid", "zero"]
     count: Count
@@ -127,19 +128,19 @@ class Sampling:
             raise ValueError("sampling.grid=wan: Wan's own grid has no use for sampling.timesteps or sampling.start")
 
     @property
-    def solved(self) -> int:
-        """Clips of which the many-step solution is computed."""
+    def solution_clips(self) -> int:
+        """Number of clips whose many-step solution is computed."""
         return self.count if self.solution_count is None else min(self.count, self.solution_count)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Another run that this one needs: a start checkpoint, or the first stage that makes its anchors.
+    """Another run that this one needs: its start, or the first stage that makes its anchors.
 
-    overrides  of that run
-    inherit    config groups copied from the run that needs it; with a final dot only their keys
-    shipped    whether to use weights that come with the repository, if there are any (`pw.run.build.Card`)
-    tuning     updates, at learning rate `tuning_lr`, to adapt shipped weights to other data
+    overrides  of the other run
+    inherit    config groups copied from this run; with a final dot (`scale.`) only overrides of their keys
+    shipped    whether to use weights in the repository, if they exist (`pw.run.build.Card`)
+    tuning     updates, at learning rate `tuning_lr`, that adapt shipped weights to other data
     """
 
     name: str
@@ -148,27 +149,26 @@ class Recipe:
     updates: int
     seed: int
     shipped: bool = False
-    tuning: Annotated[int, Only(lambda n: n >= 0, "updates; 0 (train from the recipe on other data) or more")] = 0
+    tuning: Annotated[int, Constraint(lambda n: n >= 0, "updates; 0 (train from the recipe on other data) or more")] = 0
     tuning_lr: Positive = 1e-3
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Devices and processes, kernels and memory; they change results by rounding alone.
+    """Devices, processes, kernels and memory. They change results only by rounding.
 
-    strategy        how several processes train: `ddp` keeps everything in each, `fsdp` splits weights, gradients,
-                    AdamW's moments and the EMA over all of them, `hsdp` over the `shards` of a group of them
-    devices         of one machine, a process for each; nodes: machines
-    shards          processes that hold one copy together; null is those of a machine
-    context         processes of a machine that compute the same clips together, each a part of their tokens: for
-                    clips whose activations are too large for one device (context parallelism, `pw.nn.backbone`)
-    attention       the kernel: `sdpa` is torch's choice; `cudnn`, `flash`, `flash3`, `sage` and so on are named as
-                    diffusers names them
+    strategy        `ddp`: every process has everything; `fsdp`: weights, gradients, AdamW's moments and EMA are split
+                    over all processes; `hsdp`: over groups of `shards` processes
+    devices         GPUs or CPU processes of a machine, one process each; nodes: machines
+    shards          processes that hold one copy of the weights together; null: all processes of a machine
+    context         number of processes of a machine that share the tokens of a clip (context parallelism,
+                    `pw.nn.backbone`), when its activations are too large for one device
+    attention       kernel, with the name that diffusers uses; with `sdpa`, torch chooses
     compile         torch.compile for each block
-    weights         folder of Wan's weights in diffusers' layout; null is where `pw weights` puts them
-    guidance_batch  both branches of guidance in one batch: faster, for twice the activations
-    offload_activations  keep the inputs of checkpointed blocks (`train.checkpoint_activations`) in CPU memory until
-                    backward: longer clips fit, at the cost of two copies
+    weights         folder of Wan's weights in diffusers' layout; null: the folder of `pw weights`
+    guidance_batch  both branches of guidance in one batch: faster, with twice the activations
+    offload_activations  keep the inputs of checkpointed blocks in CPU memory until backward: longer clips fit, at
+                    the cost of two copies (needs `train.checkpoint_activations`)
     """
 
     accelerator: Literal["cpu", "gpu"]
@@ -196,10 +196,10 @@ class Trainer:
                 "not a multiple of it; trainer.shards=null takes those of a machine"
             )
         if self.devices % self.context:
-            would_do = [str(n) for n in range(1, self.devices + 1) if not self.devices % n]
+            valid = [str(n) for n in range(1, self.devices + 1) if not self.devices % n]
             raise ValueError(
                 f"trainer.context={self.context}: the {self.devices} processes of a machine (trainer.devices) are not "
-                f"a multiple of it; {' or '.join(would_do)} would do"
+                f"a multiple of it; {' or '.join(valid)} would do"
             )
 
     @property
@@ -208,14 +208,14 @@ class Trainer:
 
     @property
     def split(self) -> int:
-        """Number of processes that one copy of the weights is split over; 1 if each has all weights."""
+        """Number of processes that share one copy of the weights; 1 if each process has all weights."""
         if self.strategy == "hsdp":
             return self.devices if self.shards is None else self.shards
         return self.processes if self.strategy == "fsdp" else 1
 
     @property
     def shares(self) -> int:
-        """Number of parts that an update's clips are divided into: processes, or groups that share clips."""
+        """Number of parts of the clips of an update: one for each process, or for each group of `context` processes."""
         return self.processes // self.context
 
     @property

@@ -1,6 +1,6 @@
-"""Signatures: hashes of all that can change a run's weights, its clips, or the clips it is measured against.
+"""Signatures: hashes of everything that can change the weights of a run, its clips, or its evaluation clips.
 
-They are methods and cached properties of `Run`. `provenance` says what code made a result.
+Most functions are methods and cached properties of `Run`. `provenance` identifies the code that made a result.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer", "code"}
 # Keys of `sampling` that cannot change the sampled clips.
 NOT_SAMPLING = {"batch_size", "solution_steps", "solution_count"}
-# Keys of `data` that the clips' fingerprint or the scale stand for.
+# Keys of `data` that the fingerprint of the clips or the scale covers.
 NOT_DATA = {"urls", "width"}
-# Keys of `scale` that schedule and injector repeat.
+# Keys of `scale` that schedule and injector contain, too.
 NOT_SCALE = {"shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"}
-# The code of a stage: a training leaves out how it samples, sampling how it trains.
+# The code of a stage. A training does not use its sampling code, and sampling not its training code.
 STAGES = {"anchor": "pw.stages.stage.AnchorModel", "hires": "pw.stages.stage.HiresSynth"}
-SAMPLES = {"pw.stages.stage.Stage.sample", *(f"{stage}.synthesise" for stage in STAGES.values())}
-TRAINS = {
+SAMPLING_CODE = {"pw.stages.stage.Stage.sample", *(f"{stage}.synthesise" for stage in STAGES.values())}
+TRAINING_CODE = {
     *(f"pw.stages.stage.Stage.{name}" for name in ("training_step", "loss", "optimizer_step", "configure_optimizers")),
     *(f"{stage}.prepare" for stage in STAGES.values()),
 }
-# Kernels, compilation and distribution change a result by rounding alone.
-PLACES = {
+# Kernels, compilation and distribution change a result only by rounding.
+PLACEMENT_CODE = {
     *("pw.nn.networks.compile_blocks", "pw.nn.networks.use_kernel", "pw.nn.backbone.on_host"),
     *("pw.nn.backbone.share_tokens", "pw.nn.backbone.groups_of"),
 }
-# Methods of an objective, and of its parts, that plan a training and do not enter the loss.
+# Methods of an objective and of its parts that plan a training and do not change the loss.
 PLANNING = ("depends_on_batch", "step_sampler", "check", "is_consistency", "consistency_updates")
 PLANNING_OF_PARTS = ("depends_on_batch", "consistency_updates")
-# Code that counts only for runs that chose it: key -> its value -> the class.
-CHOSEN = {
+# Key -> value -> class whose code counts only for runs with this value.
+ALTERNATIVES = {
     "gate": {
         "scalar": "pw.nn.adapters.ScalarGate",
         "channelwise": "pw.nn.adapters.ChannelGate",
@@ -55,71 +55,69 @@ CHOSEN = {
 }
 
 
-def values_as_read(run: Run) -> dict[str, Any]:
-    """The configuration with numbers converted to their fields' types: p=1 and p=1.0 are the same run."""
+def typed_values(run: Run) -> dict[str, Any]:
+    """The configuration, with numbers in the types of their fields: p=1 and p=1.0 are the same run."""
     parts = vars(run.objective) | vars(run) | {"data": run.source}
-    return {key: _as_read(node, parts.get(key)) for key, node in run.config.values.items()}
+    return {key: _typed(node, parts.get(key)) for key, node in run.config.values.items()}
 
 
-def _as_read(node: Any, part: Any) -> Any:
+def _typed(node: Any, part: Any) -> Any:
     if not isinstance(node, Mapping) or not dataclasses.is_dataclass(part):
         return node
-    return {
-        k: _as_read(v, getattr(part, k)) if isinstance(v, Mapping) else getattr(part, k, v) for k, v in node.items()
-    }
+    return {k: _typed(v, getattr(part, k)) if isinstance(v, Mapping) else getattr(part, k, v) for k, v in node.items()}
 
 
-def training_values(run: Run, *, named: bool) -> dict[str, Any]:
-    """All of the configuration that can change the trained weights, the start and the accelerator left out.
+def training_values(run: Run, *, with_class_names: bool) -> dict[str, Any]:
+    """The part of the configuration that can change the trained weights, without start and accelerator.
 
-    named  keep the class names of strategies; if not, the hash of their code identifies them
+    with_class_names  keep the class names of strategies; otherwise the hash of their code identifies them
     """
-    kept = {k: v for k, v in run.values_as_read.items() if k not in NOT_TRAINING | {"start"}}
-    kept["train"] = {k: v for k, v in kept["train"].items() if k != "checkpoint_every"}
-    if run.train.updates == 0:  # the start as it is
-        kept.pop("optimizer")
-    kept["scale"] = {k: v for k, v in kept["scale"].items() if k not in NOT_SCALE}
-    kept.pop("text")  # a prompt's embedding is the backbone's; the negative prompt is not used in training
-    kept["data"] = {k: v for k, v in kept["data"].items() if k not in NOT_DATA}
-    kept["clips"] = run.source.fingerprint()
-    if run.departs_from_wan:
-        kept["weights"] = weights_fingerprint(run, "transformer")
-    if run.text is not None and run.config.choices["data"] == "shards":  # encoded as they are read
-        kept["encoders"] = [weights_fingerprint(run, part) for part in ("vae", "text_encoder")]
-    return without_modules(kept, named)
+    values = {k: v for k, v in run.typed_values.items() if k not in NOT_TRAINING | {"start"}}
+    values["train"] = {k: v for k, v in values["train"].items() if k != "checkpoint_every"}
+    if run.train.updates == 0:  # the weights are those of the start
+        values.pop("optimizer")
+    values["scale"] = {k: v for k, v in values["scale"].items() if k not in NOT_SCALE}
+    values.pop("text")  # `backbone` has the sizes of an embedding; training does not use the negative prompt
+    values["data"] = {k: v for k, v in values["data"].items() if k not in NOT_DATA}
+    values["clips"] = run.source.fingerprint()
+    if run.starts_from_wan:
+        values["weights"] = weights_fingerprint(run, "transformer")
+    if run.text is not None and run.config.choices["data"] == "shards":  # clips are encoded during training
+        values["encoders"] = [weights_fingerprint(run, part) for part in ("vae", "text_encoder")]
+    return without_modules(values, with_class_names)
 
 
 def of_configuration(run: Run) -> str:
-    """8 hex digits of a training's configuration, without code and accelerator."""
+    """8 hex digits of the configuration of a training, without code and accelerator."""
     start = run.start_run
     if start is not None:
-        start = start.training_signature if start.shipped else start.configuration_signature
-    return digest({**training_values(run, named=True), "start": start})
+        start = start.training_signature if start.card else start.configuration_signature
+    return digest({**training_values(run, with_class_names=True), "start": start})
 
 
 def training_code(run: Run) -> str:
     """Hash of the code that computes the trained weights (`pw.run.code`)."""
     parts = (run.objective, run.schedule, run.degradation, run.source, run.backbone, run.codec, run.injector)
-    unused = SAMPLES | _planning(run.objective) | {f"{next(classes_of(run.source))}.evaluation"}
+    unused = SAMPLING_CODE | _planning(run.objective) | {f"{next(classes_of(run.source))}.evaluation"}
     return _code(run, parts, unused, "pw.train.batches.batches", "pw.train.batches.clips")
 
 
 def _planning(objective: Any) -> set[str]:
-    """Dotted names of the planning methods of one of our objectives and of its parts."""
-    whole, *parts = classes_of(objective)
-    names = [f"{whole}.{name}" for name in PLANNING]
-    names += [f"{part}.{name}" for part in parts for name in PLANNING_OF_PARTS]
+    """Dotted names of the planning methods of an objective of `pw` and of its parts."""
+    objective_class, *part_classes = classes_of(objective)
+    names = [f"{objective_class}.{name}" for name in PLANNING]
+    names += [f"{part}.{name}" for part in part_classes for name in PLANNING_OF_PARTS]
     return {name for name in names if name.startswith("pw.")}
 
 
 def sampling_code(run: Run) -> str:
     """Hash of the code that computes clips from trained weights."""
     parts = (run.solver, run.guidance, run.schedule, run.anchor_degradation, run.backbone, run.codec, run.injector)
-    more = [f"pw.run.build.Run.{name}" for name in ("grid", "feeds_strides")]
-    more += [f"pw.sample.evaluate.{name}" for name in ("synthesise", "degraded_anchors", "at_full_size")]
+    extra = [f"pw.run.build.Run.{name}" for name in ("grid", "feeds_strides")]
+    extra += [f"pw.sample.evaluate.{name}" for name in ("synthesise", "degraded_anchors", "at_full_size")]
     if run.text is not None:
-        more += ["pw.nn.networks.load_network", "pw.sample.evaluate.evaluation_texts"]
-    return _code(run, parts, TRAINS, *more)
+        extra += ["pw.nn.networks.load_network", "pw.sample.evaluate.evaluation_texts"]
+    return _code(run, parts, TRAINING_CODE, *extra)
 
 
 def evaluation_code(run: Run) -> str:
@@ -128,49 +126,49 @@ def evaluation_code(run: Run) -> str:
     return code_hash(roots, frozenset({f"{roots[0]}.batch"}))
 
 
-def _code(run: Run, parts: Sequence[Any], unused: set[str], *more: str) -> str:
-    """Hash of the code of the stage, of `parts` and of `more`, without `unused` code and choices not made."""
+def _code(run: Run, parts: Sequence[Any], unused: set[str], *extra: str) -> str:
+    """Hash of the code of the stage, `parts` and `extra`, without `unused` code and alternatives not chosen."""
     gate = run.injector.gate if isinstance(run.injector, options.Injector) else ""
-    chosen = {"gate": gate, "codec": type(run.codec).__name__}
-    left = {name for key, rivals in CHOSEN.items() for choice, name in rivals.items() if choice != chosen[key]}
-    left |= set() if gate else {"pw.nn.adapters.AnchorGuidedInjector"}
-    left |= {"pw.nn.text.TextEncoder", "pw.nn.networks.pretrained"} if run.text is None else set()
-    roots = [STAGES[run.stage], *(name for part in parts if part is not None for name in classes_of(part)), *more]
-    return code_hash(tuple(roots), frozenset(left | PLACES | unused))
+    choices = {"gate": gate, "codec": type(run.codec).__name__}
+    exclude = {name for key, rivals in ALTERNATIVES.items() for value, name in rivals.items() if value != choices[key]}
+    exclude |= set() if gate else {"pw.nn.adapters.AnchorGuidedInjector"}
+    exclude |= {"pw.nn.text.TextEncoder", "pw.nn.networks.pretrained"} if run.text is None else set()
+    roots = [STAGES[run.stage], *(name for part in parts if part is not None for name in classes_of(part)), *extra]
+    return code_hash(tuple(roots), frozenset(exclude | PLACEMENT_CODE | unused))
 
 
 def of_training(run: Run) -> str:
     """8 hex digits of configuration, current code, accelerator and start."""
-    kept = training_values(run, named=False)
-    kept["accelerator"] = run.trainer.accelerator
-    kept["start"] = run.start_run.training_signature if run.start_run else None
-    kept["code"] = run.training_code
-    return digest(kept)
+    values = training_values(run, with_class_names=False)
+    values["accelerator"] = run.trainer.accelerator
+    values["start"] = run.start_run.training_signature if run.start_run else None
+    values["code"] = run.training_code
+    return digest(values)
 
 
 def of_samples(run: Run, evaluation_seed: int) -> str:
-    """8 hex digits of all that can change the sampled clips of an evaluation seed."""
-    sampling = run.values_as_read["sampling"].items()
-    kept = {
+    """8 hex digits of everything that can change the clips sampled for an evaluation seed."""
+    sampling = run.typed_values["sampling"].items()
+    values = {
         "training": run.training_signature,
         "sampling": {k: v for k, v in sampling if k not in NOT_SAMPLING and (k, v) != ("grid", "uniform")},
         "evaluation_seed": evaluation_seed,
         "anchor_stage": run.anchor_run.sample_signature(evaluation_seed) if run.anchor_run else None,
-        **{key: run.values_as_read[key] for key in ("solver", "guidance")},
-        "anchors": _as_read(run.config["anchors"]["degradation"], run.anchor_degradation),
+        **{key: run.typed_values[key] for key in ("solver", "guidance")},
+        "anchors": _typed(run.config["anchors"]["degradation"], run.anchor_degradation),
         "code": [run.sampling_code, run.evaluation_code],
     }
     if run.text is not None:
-        kept["negative_prompt"] = run.text.negative_prompt
-        kept["weights"] = [weights_fingerprint(run, part) for part in ("vae", "text_encoder")]
-        kept["attention"] = run.trainer.attention == "sage"  # the one that is not exact
-    return digest(without_modules(kept))
+        values["negative_prompt"] = run.text.negative_prompt
+        values["weights"] = [weights_fingerprint(run, part) for part in ("vae", "text_encoder")]
+        values["attention"] = run.trainer.attention == "sage"  # the only inexact kernel
+    return digest(without_modules(values))
 
 
 def of_evaluation(run: Run, evaluation_seed: int) -> str:
-    """Signature of a seed's evaluation clips, the same in every arm."""
-    data = without_modules(run.values_as_read["data"])
-    kept = {
+    """Signature of the evaluation clips of a seed, the same in every arm."""
+    data = without_modules(run.typed_values["data"])
+    values = {
         "scale": {k: v for k, v in dataclasses.asdict(run.scale).items() if k not in NOT_SCALE},
         "data": {k: v for k, v in data.items() if k not in NOT_DATA},
         "code": run.evaluation_code,
@@ -179,28 +177,28 @@ def of_evaluation(run: Run, evaluation_seed: int) -> str:
         "seed": evaluation_seed,
     }
     held_out = getattr(run.source, "held_out", None)
-    return digest({**kept, **({"held_out": held_out()} if held_out else {})})
+    return digest({**values, **({"held_out": held_out()} if held_out else {})})
 
 
 def of_degradation(run: Run) -> str:
     """Signature of the training degradation."""
     code = code_hash(tuple(classes_of(run.degradation)))
-    return digest([without_modules(run.values_as_read["degradation"]), code])
+    return digest([without_modules(run.typed_values["degradation"]), code])
 
 
-def without_modules(node: Any, named: bool = False) -> Any:
-    """The values without module names: `_target_` keeps the class name if `named`, else it is removed."""
+def without_modules(node: Any, with_class_names: bool = False) -> Any:
+    """The values without module names: `_target_` keeps the class name, or is removed without `with_class_names`."""
     if not isinstance(node, Mapping):
         return node
     return {
-        k: v.rpartition(".")[2] if k == "_target_" and v else without_modules(v, named)
+        k: v.rpartition(".")[2] if k == "_target_" and v else without_modules(v, with_class_names)
         for k, v in node.items()
-        if named or k != "_target_"
+        if with_class_names or k != "_target_"
     }
 
 
 def weights_fingerprint(run: Run, part: str) -> str | None:
-    """Fingerprint of a part of Wan's weights; None if they are missing: then a run can be planned, not trained."""
+    """Fingerprint of a part of Wan's weights; None if it is missing: such a run can be planned, but not trained."""
     try:
         folder = locate(run.trainer.weights)
     except WeightsError:
@@ -213,18 +211,18 @@ _fingerprint = lru_cache(maxsize=64)(fingerprint)
 
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, Any]:
-    """Where a result comes from, stamped on every training and score; what is not known outside a checkout is None.
+    """The code that made a result, recorded with every training and score; None for what is unknown outside a checkout.
 
-    {"git_commit", "dirty", "code" (hash of `pw` and `benchmarks`), "lock_hash"}
+    {"git_commit", "dirty", "code": hash of `pw` and `benchmarks`, "lock_hash"}
     """
-    # an environment may lie in a repository of something else
+    # an environment may be in the git repository of another project
     commit, is_dirty = commit_of(ROOT) if IS_CHECKOUT else (None, None)
     lock = ROOT / "requirements" / "dev.lock"
     files = [
         path
         for folder in (ROOT / "pw", SUITE / "benchmarks")
         for path in sorted(folder.rglob("*.py"))
-        if "_suite" not in path.relative_to(folder).parts  # where a wheel has the suite
+        if "_suite" not in path.relative_to(folder).parts  # the suite inside a wheel
     ]
     return {
         "git_commit": commit,

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 from pw.io.arguments import ConfigError, did_you_mean
 from pw.io.paths import SUITE, explained, own_folder
 
-# Where a group's classes may live: a configuration cannot name any other.
-HOMES: dict[str, tuple[str, ...]] = {
+# Group -> modules with its classes: a configuration cannot name a class of another module.
+MODULES: dict[str, tuple[str, ...]] = {
     "backbone": ("pw.nn.options",),
     "codec": ("pw.nn.options",),
     "data": ("pw.data", "pw.data.latents", "pw.data.procedural", "pw.data.shards"),
@@ -37,16 +37,16 @@ HOMES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Only:
-    """What a number must be, beside its type in `Annotated`, and the words for it."""
+class Constraint:
+    """A condition on a value, for `Annotated`, and the message for a value that violates it."""
 
-    fits: Callable[[float], bool]
-    words: str
+    check: Callable[[float], bool]
+    message: str
 
 
 @contextmanager
 def as_config_error() -> Generator[None]:
-    """A ValueError within is raised as ConfigError."""
+    """Turns a ValueError into a ConfigError."""
     try:
         yield
     except ConfigError:
@@ -56,35 +56,35 @@ def as_config_error() -> Generator[None]:
 
 
 def is_chosen(node: Mapping[str, Any]) -> bool:
-    """Whether a group's choice is a strategy; its `none` has no class."""
+    """Whether the choice of a group is a strategy; `none` has no class."""
     if "_target_" not in node:
         raise ConfigError("a file of conf/ names no class: it wants a line `_target_: module.Class`")
     return bool(node["_target_"])
 
 
 def strategy_class(group: str, node: Mapping[str, Any], key: str | None = None) -> Any:
-    """The class of a config node's `_target_`: one of the group's own modules, or of the user's folder.
+    """The class of `_target_`, from a module of the group or of the user's folder.
 
-    Raises ConfigError on a class from elsewhere, or one that is not a frozen dataclass.
+    Raises ConfigError for a class of another module, or one that is not a frozen dataclass.
     """
     target = str(node.get("_target_", ""))
-    where = f"{key or group}._target_={target!r}"
+    location = f"{key or group}._target_={target!r}"
     module, _, name = target.rpartition(".")
-    if module not in HOMES[group] and not _is_own(module):
-        own = own_folder()
-        beside = "" if own is None else f", or in a module of {own}, where there is no {module or 'module'}.py"
-        raise ConfigError(f"{where}: a {group} lives in {', '.join(HOMES[group])}{beside}")
-    with explained(where, own_folder() or SUITE):
+    if module not in MODULES[group] and not _is_user_module(module):
+        folder = own_folder()
+        hint = "" if folder is None else f", or in a module of {folder}, where there is no {module or 'module'}.py"
+        raise ConfigError(f"{location}: a {group} lives in {', '.join(MODULES[group])}{hint}")
+    with explained(location, own_folder() or SUITE):
         cls = getattr(importlib.import_module(module), name, None)
     if cls is None:
-        raise ConfigError(f"{where}: {module} has no {name}")
+        raise ConfigError(f"{location}: {module} has no {name}")
     parameters = getattr(cls, "__dataclass_params__", None)
     if parameters is None or not parameters.frozen:
-        raise ConfigError(f"{where}: is not a class under @dataclass(frozen=True)")
+        raise ConfigError(f"{location}: is not a class under @dataclass(frozen=True)")
     return cls
 
 
-def _is_own(module: str) -> bool:
+def _is_user_module(module: str) -> bool:
     """Whether a module is a file of the user's folder."""
     folder = own_folder()
     if folder is None or not module or not (folder / Path(*module.split("."))).with_suffix(".py").is_file():
@@ -94,85 +94,86 @@ def _is_own(module: str) -> bool:
 
 
 def make(group: str, node: Mapping[str, Any], key: str | None = None, **parts: Any) -> Any:
-    """The strategy that a config node describes, its fields checked.
+    """The strategy of a config node, with checked fields.
 
-    Raises ConfigError on a class from elsewhere, an unknown or missing field, or a value of the wrong type or range.
+    Raises ConfigError for a class of another module, an unknown or missing field, or a value of wrong type or range.
     """
     cls = strategy_class(group, node, key)
     return from_values(cls, {k: v for k, v in node.items() if k != "_target_"}, key or group, **parts)
 
 
 def from_values(cls: Any, node: Mapping[str, Any], key: str, **parts: Any) -> Any:
-    """A dataclass from plain values, each checked against its annotation. Raises ConfigError by key."""
-    known = {field.name: field for field in fields(cls) if field.init and not field.name.startswith("_")}
+    """A dataclass from plain values, each checked against its annotation. Raises ConfigError with the key."""
+    specs = {field.name: field for field in fields(cls) if field.init and not field.name.startswith("_")}
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{key}={node!r}: is not one value; set {', '.join(f'{key}.{name}' for name in known)}")
+        raise ConfigError(f"{key}={node!r}: is not one value; set {', '.join(f'{key}.{name}' for name in specs)}")
     for name in node:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise ConfigError(f"{key}.{name}: {cls.__name__} has no {name}; {hint}it has {', '.join(sorted(known))}")
-    missing = [n for n, f in known.items() if f.default is f.default_factory and n not in node and n not in parts]
+        if name not in specs:
+            hint = did_you_mean(name, specs)
+            raise ConfigError(f"{key}.{name}: {cls.__name__} has no {name}; {hint}it has {', '.join(sorted(specs))}")
+    missing = [n for n, f in specs.items() if f.default is f.default_factory and n not in node and n not in parts]
     if missing:
         raise ConfigError(f"{key}.{missing[0]}: missing")
     hints = typing.get_type_hints(cls, localns={"Tensor": object}, include_extras=True)
-    checked = {name: coerce(value, hints[name], f"{key}.{name}") for name, value in node.items()}
+    arguments = {name: coerce(value, hints[name], f"{key}.{name}") for name, value in node.items()}
     with as_config_error():
-        return cls(**checked, **parts)
+        return cls(**arguments, **parts)
 
 
-def coerce(value: Any, wanted: Any, key: str) -> Any:
-    """`value` as the type of an annotation; only int -> float and list -> tuple are converted."""
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+def coerce(value: Any, annotation: Any, key: str) -> Any:
+    """`value` in the type of an annotation; converts only int -> float and list -> tuple. Raises ConfigError."""
+    origin, parameters = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        value = coerce(value, arguments[0], key)
-        for only in arguments[1:]:
-            if isinstance(only, Only) and not only.fits(value):
-                raise ConfigError(f"{key}={value}: {only.words}")
+        value = coerce(value, parameters[0], key)
+        for constraint in parameters[1:]:
+            if isinstance(constraint, Constraint) and not constraint.check(value):
+                raise ConfigError(f"{key}={value}: {constraint.message}")
         return value
-    wrong = ConfigError(f"{key}={value!r}: wants {_wanted(wanted)}")
+    error = ConfigError(f"{key}={value!r}: wants {_in_words(annotation)}")
     if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            raise ConfigError(f"{wrong}{did_you_mean(str(value), [str(a) for a in arguments], '; ')}")
+        if value not in parameters or isinstance(value, bool):
+            raise ConfigError(f"{error}{did_you_mean(str(value), [str(a) for a in parameters], '; ')}")
         return value
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
+        if value is None and type(None) in parameters:
             return None
-        members = [a for a in arguments if a is not type(None)]
+        members = [a for a in parameters if a is not type(None)]
         if len(members) == 1:
             return coerce(value, members[0], key)
-        for member in sorted(members, key=lambda member: member is not type(value)):  # 2 is an int before a float
+        for member in sorted(members, key=lambda member: member is not type(value)):  # the exact type first
             with suppress(ConfigError):
                 return coerce(value, member, key)
-        raise wrong
+        raise error
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise wrong
-        item_types = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+            raise error
+        item_types = [parameters[0]] * len(value) if parameters[-1] is Ellipsis else list(parameters)
         if len(item_types) != len(value):
-            raise wrong
+            raise error
         return tuple(coerce(v, t, key) for v, t in zip(value, item_types, strict=True))
-    if dataclasses.is_dataclass(wanted) and isinstance(value, Mapping):
-        group = next((g for g, homes in HOMES.items() if wanted.__module__ in homes), "")
-        return make(group, value, key) if "_target_" in value else from_values(wanted, value, key)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if dataclasses.is_dataclass(annotation) and isinstance(value, Mapping):
+        group = next((g for g, modules in MODULES.items() if annotation.__module__ in modules), "")
+        return make(group, value, key) if "_target_" in value else from_values(annotation, value, key)
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise wrong
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise wrong
+        raise error
+    if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
+        raise error
     return value
 
 
-def _wanted(wanted: Any) -> str:
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+def _in_words(annotation: Any) -> str:
+    origin, parameters = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        return _wanted(arguments[0])
+        return _in_words(parameters[0])
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
+        return f"one of {', '.join(map(str, parameters))}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if a is type(None) else _wanted(a) for a in arguments)
+        return " or ".join("null" if a is type(None) else _in_words(a) for a in parameters)
     if origin is tuple:
-        items = arguments[:1] if arguments[-1] is Ellipsis else arguments
-        count = "a list" if arguments[-1] is Ellipsis else f"a list of {len(arguments)}"
-        return f"{count} of {_wanted(items[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(wanted, str(wanted))
+        item_types = parameters[:1] if parameters[-1] is Ellipsis else parameters
+        count = "a list" if parameters[-1] is Ellipsis else f"a list of {len(parameters)}"
+        return f"{count} of {_in_words(item_types[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(annotation, str(annotation))

@@ -1,8 +1,8 @@
-"""`pw coverage`: the steps of inference grids that a step sampler trains, and the second halves of its targets (D5).
+"""`pw coverage`: which steps of an inference grid a step sampler trains, and which second halves of its targets (D5).
 
     pw coverage step_sampler=aligned [any override of conf/]
 
-For 2, 3, 4 and 5 inference steps, or for `sampling.timesteps` if it is given.
+The grids have 2, 3, 4 and 5 steps, or the timesteps of `sampling.timesteps`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class CoverageOptions:
 
 
 def reports(run: Run) -> list[Coverage]:
-    """The coverage of each inference grid. Raises ConfigError when the objective trains no strides."""
+    """The coverage of each inference grid. Raises ConfigError if the objective trains no strides."""
     sampler, sampling = run.objective.step_sampler, run.sampling
     if sampler is None:
         choice = run.config.choices["objective"]
@@ -47,17 +47,17 @@ def print_coverage(options: CoverageOptions) -> int:
     for report in coverages:
         for pair in report.pairs:
             steps = str(len(report.pairs)) if pair is report.pairs[0] else ""
-            trained = "[green]yes[/]" if pair.trained else "[red]no[/]"
+            answer = "[green]yes[/]" if pair.trained else "[red]no[/]"
             nearest = "({:.0f}, {:.0f})".format(*pair.nearest)
-            table.add_row(steps, f"{pair.timestep:.0f}", f"{pair.stride:.0f}", trained, nearest)
+            table.add_row(steps, f"{pair.timestep:.0f}", f"{pair.stride:.0f}", answer, nearest)
         table.add_section()
-    console, halves = Console(highlight=False, soft_wrap=True), coverages[0]
+    console, first = Console(highlight=False, soft_wrap=True), coverages[0]
     choice = run.config.choices["step_sampler"]
     console.print(f"step_sampler={choice}, schedule.coordinate={run.schedule.coordinate}")
     console.print(table)
     console.print(
-        f"second halves: {halves.second_halves_trained} of {halves.second_halves} trained, "
-        f"{halves.second_halves_grounded} more evaluated at stride 0, where flow matching trains every timestep"
+        f"second halves: {first.second_halves_trained} of {first.second_halves} trained, "
+        f"{first.second_halves_grounded} more evaluated at stride 0, where flow matching trains every timestep"
     )
     return 0
 

@@ -1,5 +1,5 @@
-"""A run -> trained weights in `outputs/train/<signature>/`, resumable and done once: `pw train`.
+"""Train a run to weights in `outputs/train/<signature>/`, resumable and only once: `pw train`.
 
-Begin with `loop`. `preflight` checks before the start, `record` keeps the state, `batches` reads clips and recomputes a
-loss that was not finite, `export` writes a folder for diffusers, `start` a start that is shipped.
+Begin with `loop`. `preflight` has the checks before the start, `record` the files of a training, `batches` the data and
+the replay of a loss that is not finite, `export` a folder for diffusers, `start` a start to ship.
 """

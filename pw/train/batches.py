@@ -1,13 +1,12 @@
-"""The batches of a training, from any update on; one whose loss is not finite is written, and can be computed again.
+"""The batches of a training. A batch whose loss is not finite is written to disk, and `pw replay` computes it again.
 
     pw replay outputs/train/<signature>/not_finite/update-000123-rank0.json
 
-    …/update-000123-rank0.safetensors  the clips, as the stage was given them
-    …/update-000123-rank0.json         which batch it is, the command that replays it, and the losses
+    …/update-000123-rank0.safetensors  the clips, as the stage got them
+    …/update-000123-rank0.json         number of the batch, command that replays it, and the losses
 
-`pw replay` computes its loss with the weights of the last checkpoint. If that is not finite either, the batch is to
-blame. If it is finite, the updates since the checkpoint spoilt the weights; the same `pw train` repeats them, bit for
-bit on one CPU.
+`pw replay` computes the loss with the weights of the last checkpoint. If it is not finite, the batch is the cause; else
+the updates since the checkpoint are, and the same `pw train` repeats them, bit for bit on one CPU.
 """
 
 from __future__ import annotations
@@ -33,45 +32,45 @@ UpdateLosses = tuple[int, str, Tensor]  # update, counted from 1; term; a loss f
 
 
 def batches(run: Run, first: int, share: Share | None = None) -> Any:
-    """Endless batches of a share (of everything by default), from number `first` on.
+    """A data loader without end: the batches of a share (by default, all clips), from number `first` on.
 
-    Each is {"clips": as `Stage.prepare` takes them, "index": number of the batch}. The position in the data is the
-    batch's number alone, so the data loader has no state to save.
+    A batch is {"clips": input of `Stage.prepare`, "index": number of the batch}. The number alone decides the position
+    in the data, so the data loader has no state to save.
     """
     from torch.utils.data import DataLoader, IterableDataset
 
-    mine = share or Share.of(run.train)
+    part = share or Share.of(run.train)
 
     class Batches(IterableDataset):
         def __iter__(self) -> Iterator[dict[str, Any]]:
-            turn = first
+            number = first
             while True:
-                index = mine.index(turn)
-                yield {"clips": clips(run, index, mine), "index": index}
-                turn += 1
+                index = part.index(number)
+                yield {"clips": clips(run, index, part), "index": index}
+                number += 1
 
     return DataLoader(Batches(), batch_size=None)
 
 
 def clips(run: Run, index: int, share: Share) -> Any:
-    """The index-th batch: of encoded clips the share's part, of clips in pixels all."""
+    """The batch of number `index`: the share's part of latents, or the whole batch of clips in pixels."""
     from pw.data.latents import LatentClips
 
-    if isinstance(run.source, LatentClips):  # by position: a part is a smaller batch of a higher number
+    if isinstance(run.source, LatentClips):  # a part is a smaller batch with a higher number
         return run.source.batch(run.seed, index * share.parts + share.part, share.clips)
     return run.source.batch(run.seed, index, run.train.batch_size)
 
 
 @dataclass(frozen=True)
 class NotFiniteBatch:
-    """Which batch had a loss that is not finite.
+    """Identifies a batch whose loss is not finite.
 
     signature        of the training
-    configuration    `Run.configuration_signature` of the training, which a change of code leaves as it is
-    batch            number of the micro-batch in the whole training; with the seed it decides all randomness
-    update           the update that it is part of, counted from 1
-    term             the loss's name
-    rank, processes  which process's share of the micro-batch this is (`pw.parallel.team.Share`)
+    configuration    `Run.configuration_signature` of the training, the same for every version of the code
+    batch            number of the micro-batch in the training; number and seed decide all random draws
+    update           its update, counted from 1
+    term             name of the loss
+    rank, processes  the share of the micro-batch (`pw.parallel.team.Share`)
     """
 
     signature: str
@@ -85,38 +84,38 @@ class NotFiniteBatch:
 
 
 def write(
-    training: Path, rank: int, batch: NotFiniteBatch, data: Tensor | LatentBatch, losses: Sequence[UpdateLosses]
+    training: Path, rank: int, batch: NotFiniteBatch, clips: Tensor | LatentBatch, losses: Sequence[UpdateLosses]
 ) -> Path:
-    """Write a batch to the folder of its training, and return the path of the JSON. Raises OSError on a full disk.
+    """Write a batch to the folder of its training; returns the path of the JSON file. Raises OSError on a full disk.
 
-    rank    of this process, for the file's name
-    losses  of this update and of those around it
+    rank    of this process, part of the file name
+    losses  of this update and the updates around it
     """
     path = training / NOT_FINITE / f"update-{batch.update:06d}-rank{rank}.json"
-    parts: Mapping[str, Tensor] = vars(data) if isinstance(data, LatentBatch) else {"clips": data}
+    parts: Mapping[str, Tensor] = vars(clips) if isinstance(clips, LatentBatch) else {"clips": clips}
     tensors = {name: tensor.contiguous() for name, tensor in parts.items()}
     write_tensors(path.with_suffix(".safetensors"), tensors)
-    described = {}
+    statistics = {}
     for name, tensor in tensors.items():
         finite = tensor.isfinite()
         low, high = (float(end) for end in tensor[finite].aminmax()) if finite.any() else (None, None)
         shape, count = list(tensor.shape), int((~finite).sum())
-        described[name] = {"shape": shape, "not_finite": count, "low": low, "high": high}
-    # as words: JSON has no nan
-    told = [{"update": update, "term": term, "values": [*map(str, x.tolist())]} for update, term, x in losses]
-    about = {**asdict(batch), "losses": told, "clips": described}
-    write_json(path, about | {"replay": f"pw replay {path}"})
+        statistics[name] = {"shape": shape, "not_finite": count, "low": low, "high": high}
+    # as text: JSON has no nan
+    records = [{"update": update, "term": term, "values": [*map(str, x.tolist())]} for update, term, x in losses]
+    content = {**asdict(batch), "losses": records, "clips": statistics}
+    write_json(path, content | {"replay": f"pw replay {path}"})
     return path
 
 
 def read(path: Path) -> tuple[NotFiniteBatch, Tensor | LatentBatch]:
-    """Read what `write` wrote. Raises ConfigError when the file is something else."""
+    """Read the files of `write`. Raises ConfigError for any other file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        about = json.loads(path.read_text())
-        batch = NotFiniteBatch(**{field.name: about[field.name] for field in fields(NotFiniteBatch)})
+        content = json.loads(path.read_text())
+        batch = NotFiniteBatch(**{field.name: content[field.name] for field in fields(NotFiniteBatch)})
         tensors = load_file(path.with_suffix(".safetensors"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(
@@ -127,30 +126,30 @@ def read(path: Path) -> tuple[NotFiniteBatch, Tensor | LatentBatch]:
 
 
 def describe_not_finite(run: Run, folder: Path, losses: Sequence[UpdateLosses], share: Share, team: Team) -> str:
-    """A sentence about a loss that is not finite. Every process that computed one writes its batch.
+    """The message about a loss that is not finite. Every process with such a loss writes its batch.
 
     folder  of the training
-    losses  of this process, since they were last known to be finite
+    losses  of this process, since the last check
 
     All processes must call it.
     """
-    here = {update: (term, values) for update, term, values in losses if not values.isfinite().all()}
-    first = -int(team.maximum(-min(here, default=run.train.updates)))
-    value, where = "", f"its batch is in {folder / NOT_FINITE}"
-    if first in here:
-        term, values = here[first]
-        turn = int((~values.isfinite()).nonzero()[0])  # the first micro-batch of those
-        value = f" ({term} {float(values[turn])})"
-        number = share.index((first - 1) * share.micro_batches + turn)
+    failures = {update: (term, values) for update, term, values in losses if not values.isfinite().all()}
+    first = -int(team.maximum(-min(failures, default=run.train.updates)))
+    value, location = "", f"its batch is in {folder / NOT_FINITE}"
+    if first in failures:
+        term, values = failures[first]
+        position = int((~values.isfinite()).nonzero()[0])  # the first such micro-batch
+        value = f" ({term} {float(values[position])})"
+        number = share.index((first - 1) * share.micro_batches + position)
         signatures = (run.training_signature, run.configuration_signature)
         batch = NotFiniteBatch(*signatures, run.seed, number, first, term, share.rank, share.processes)
         try:
             path = write(folder, team.place.rank, batch, clips(run, number, share), losses)
-            where = f"its batch is in {path.with_suffix('.safetensors')}, look at it with `pw replay {path}`"
+            location = f"its batch is in {path.with_suffix('.safetensors')}, look at it with `pw replay {path}`"
         except (OSError, ValueError) as error:
-            where = f"its batch, number {number}, could not be written ({error})"
-    team.wait()  # the first process that ends takes the others along
-    return f"the loss is not finite at update {first}{value}; {where}"
+            location = f"its batch, number {number}, could not be written ({error})"
+    team.wait()  # the first process that exits ends the others, too
+    return f"the loss is not finite at update {first}{value}; {location}"
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ class ReplayOptions:
 
 
 def run_replay(options: ReplayOptions) -> int:
-    """Exit status: 0 the loss is finite with the weights before, 1 it is not."""
+    """Exit status: 0 if the loss is finite with the last saved weights, else 1."""
     if len(options.positional) != 1:
         raise ConfigError("wants one file, outputs/train/<signature>/not_finite/update-….json")
     path = Path(options.positional[0])
@@ -174,9 +173,9 @@ def run_replay(options: ReplayOptions) -> int:
 
 
 def replay(path: Path) -> tuple[int, Tensor]:
-    """(the update after which the weights were saved, 0 for the start; the loss of the batch with them).
+    """(update of the saved weights, 0 for the start; loss of the batch with these weights).
 
-    Raises ConfigError when the file is not what a training wrote, or when its configuration is another now.
+    Raises ConfigError when no training wrote the file, or when the configuration has changed since.
     """
     batch, clips = read(path)
     folder = path.absolute().parents[1]
@@ -196,14 +195,14 @@ def replay(path: Path) -> tuple[int, Tensor]:
 
 
 def _last_weights(run: Run, folder: Path) -> tuple[int, Any]:
-    """(update, stage) of the last checkpoint, or of what the training departed from."""
+    """(update, stage) of the last checkpoint; (0, stage) with the start weights if there is none."""
     from pw.parallel.sharded import as_one_file
 
     checkpoint, update = last_checkpoint(folder) or (None, 0)
     start = weights = None
     if checkpoint is None:
         start = str(start_file(run.start_run, folder.parents[1])) if run.start_run else None
-        weights = check_weights(run) if run.departs_from_wan else None
+        weights = check_weights(run) if run.starts_from_wan else None
     module = stage_module(run, start, weights)
     module.configure_model()
     if checkpoint is not None:

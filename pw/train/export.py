@@ -3,9 +3,9 @@
     pw export run=<signature>
 
     transformer/          stock: `WanTransformer3DModel.from_pretrained(out, subfolder="transformer")`
-    pixelwizard/          what diffusers lacks: adapters.safetensors (injector, stride embedding; fp32), config.json
+    pixelwizard/          the rest: adapters.safetensors (injector, stride embedding; fp32), config.json
 
-`pw.nn.convert` reads both back: with dtype=fp32, bit for bit. The folder gets its name when all of it is written.
+`pw.nn.convert` reads both, with dtype=fp32 bit for bit. The folder gets its final name when it is complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.run.build import make
 from pw.run.signatures import provenance
-from pw.train.record import cut_off, read_done, written_overrides
+from pw.train.record import read_done, truncated_config, written_overrides
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class FinishedTraining:
     done: dict[str, Any]
 
 
-def find(signature: str, outputs: Path = OUTPUTS) -> FinishedTraining:
-    """The finished training of a signature. Raises ConfigError saying what there is instead."""
+def find_training(signature: str, outputs: Path = OUTPUTS) -> FinishedTraining:
+    """The finished training with a signature. Raises ConfigError, which lists the finished trainings."""
     folder = outputs / "train" / signature
-    finished = sorted(path.parent.name for path in (outputs / "train").glob("*/done.json"))
+    signatures = sorted(path.parent.name for path in (outputs / "train").glob("*/done.json"))
     if not signature or not (folder / "config.yaml").exists():
-        some = ", ".join(finished[:8]) + (f", … ({len(finished)})" if len(finished) > 8 else "")
-        raise ConfigError(f"run={signature}: no such training in {outputs / 'train'}; finished are: {some or 'none'}")
-    if signature not in finished:
+        names = ", ".join(signatures[:8]) + (f", … ({len(signatures)})" if len(signatures) > 8 else "")
+        raise ConfigError(f"run={signature}: no such training in {outputs / 'train'}; finished are: {names or 'none'}")
+    if signature not in signatures:
         command = shlex.join(written_overrides(folder))
         raise ConfigError(f'run={signature}: has not finished; `make train args="{command}"` continues it')
     from omegaconf import OmegaConf
@@ -61,9 +61,9 @@ def find(signature: str, outputs: Path = OUTPUTS) -> FinishedTraining:
     try:
         values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except (OSError, ValueError, YAMLError) as error:
-        raise cut_off(folder / "config.yaml") from error
+        raise truncated_config(folder / "config.yaml") from error
     if not isinstance(values, dict) or "backbone" not in values:
-        raise cut_off(folder / "config.yaml")
+        raise truncated_config(folder / "config.yaml")
     return FinishedTraining(folder, {str(key): value for key, value in values.items()}, read_done(folder))
 
 
@@ -74,11 +74,11 @@ def export(
     weights: Literal["ema", "online"] = "ema",
     shard_bytes: int | str = "10GB",
 ) -> Path:
-    """Write a training to `out`, which must not exist or be empty; at no time is half of it there.
+    """Write a training to `out`, a folder that is empty or does not exist; it never holds half an export.
 
-    shard_bytes  of a file of the transformer, as `save_pretrained` takes it
-    bf16 leaves in fp32 what diffusers keeps so (norms, the timestep embedding, modulation).
-    Raises ConfigError when `out` is taken, or the disk too full, or the weights are not those of the configuration.
+    dtype        with bf16, parameters that diffusers keeps in fp32 stay fp32 (norms, timestep embedding, modulation)
+    shard_bytes  largest file of the transformer, an argument of `save_pretrained`
+    Raises ConfigError when `out` is not empty, the disk is full, or the weights do not fit the configuration.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out={out}: exists; choose another, or remove it")
@@ -108,17 +108,17 @@ def export(
             (partial / "pixelwizard").mkdir(parents=True)
             stock.save_pretrained(partial / "transformer", max_shard_size=shard_bytes)
             save_file(adapters, partial / "pixelwizard" / "adapters.safetensors", metadata={"format": "pt"})
-            write_json(partial / "pixelwizard" / "config.json", _described(training, dtype, weights))
-            for path in partial.rglob("*.safetensors"):  # which safetensors lets nobody else read
+            write_json(partial / "pixelwizard" / "config.json", _export_config(training, dtype, weights))
+            for path in partial.rglob("*.safetensors"):  # safetensors makes files that only the owner can read
                 shutil.copymode(partial / "pixelwizard" / "config.json", path)
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"out={out}: {why}; nothing was left there") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"out={out}: {reason}; nothing was left there") from error
     return out
 
 
-def _described(training: FinishedTraining, dtype: str, weights: str) -> dict[str, Any]:
-    """`pixelwizard/config.json`: what the network is, what it was trained on, and where it comes from."""
+def _export_config(training: FinishedTraining, dtype: str, weights: str) -> dict[str, Any]:
+    """Content of `pixelwizard/config.json`: the network, its training, and the code that made it."""
     groups = ("stage", "seed", "backbone", "injector", "codec", "schedule", "scale", "objective")
     return {
         **{group: training.values.get(group) for group in groups},
@@ -135,7 +135,7 @@ def _described(training: FinishedTraining, dtype: str, weights: str) -> dict[str
 def run_export(options: ExportOptions) -> int:
     """Exit status: 0 exported."""
     outputs = options.outputs.expanduser()
-    training = find(options.run, outputs)
+    training = find_training(options.run, outputs)
     out = options.out or outputs / "export" / training.folder.name
     print(export(training, out, options.dtype, options.weights))
     return 0

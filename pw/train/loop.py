@@ -1,13 +1,12 @@
-"""Train one run to `outputs/train/<signature>/`: resumable, exact, and done once.
+"""Train one run to `outputs/train/<signature>/`: resumable, bit-exact, and trained only once.
 
     pw train stage=hires objective=shortcut seed=1
     pw train trainer=fsdp trainer.devices=8 …    (ddp, fsdp, hsdp: `pw.parallel`)
 
-The folder of a training has `config.yaml`, `metrics.jsonl` (curves), `checkpoints/` while it runs, and at the end
+The folder has `config.yaml`, `metrics.jsonl` (curves), `checkpoints/` during the training, and at the end
 `ema.safetensors`, `online.safetensors` and `done.json`; `not_finite/` if a loss was not finite (`pw.train.batches`).
-A folder without `done.json` is continued from its last readable checkpoint, by any number of processes. SIGTERM,
-SIGUSR1, SIGUSR2, Ctrl-C and a terminal that closes (SIGHUP) end the training after the current update, with a
-checkpoint.
+Without `done.json` the training continues from its last readable checkpoint, with any number of processes. SIGTERM,
+SIGUSR1, SIGUSR2, SIGHUP and Ctrl-C end it after the current update, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -37,37 +36,37 @@ from pw.train import record
 from pw.train.batches import batches
 from pw.train.preflight import check_kernel, preflight
 
-LOCK_SECONDS = 60.0  # of waiting for another runner, after which several processes tell each other that they wait
+LOCK_SECONDS = 60.0  # between two messages of processes that wait for another runner
 
 
 def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *, is_checked: bool = False) -> Path:
-    """Train, or continue, or return at once if done: the folder with `ema.safetensors`.
+    """Train or continue a run, unless it is done; returns the folder with `ema.safetensors`.
 
-    The start that the training departs from is trained first, if need be. progress(update, updates) is called as either
-    goes. Several processes are started here, unless this is one of them.
+    Trains the start of the run first, if it has one that is not trained. Calls progress(update, updates) during both.
+    Starts the processes of a trainer with several devices, unless this is one of them.
 
     is_checked  whether the caller has called `preflight`
 
     Raises ConfigError as `preflight` does, ValueError when a start does not fit or when the loss is not finite, and
-    Stopped when a signal came: there is a checkpoint then.
+    Stopped after a signal, when it has saved a checkpoint.
     """
     folder = record.training_folder(run, outputs)
     if run.is_as_trained:
         return folder
     if not is_checked and not record.is_trained(run, outputs):
         preflight(run, outputs)
-    place = current_place(run.trainer)  # None: the processes are started here
+    place = current_place(run.trainer)  # None: this call starts the processes
     with nullcontext(Team(Place(0, 1))) if place is None else join_team(run.trainer, place) as team:
         start = _train_start(run, outputs, progress)
         if start is not None and run.trainer.split > 1:
-            gc.collect()  # Lightning leaves a split network on its device, and refers to it in circles
+            gc.collect()  # Lightning keeps a split network on its device, in reference cycles
         folder.mkdir(parents=True, exist_ok=True)
         with nullcontext() if place is not None and place.is_launched else training_lock(folder, team):
             if team.agreed(record.is_trained(run, outputs)):
                 return folder
             if place is None:
-                words = [*run.config.overrides, f"outputs={outputs.absolute()}"]
-                command = [sys.executable, "-m", "pw", "train", *words]
+                arguments = [*run.config.overrides, f"outputs={outputs.absolute()}"]
+                command = [sys.executable, "-m", "pw", "train", *arguments]
                 launch(command, run.trainer.processes, folder / "logs", progress)
             else:
                 _train(run, folder, start, progress, team)
@@ -75,20 +74,20 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *
 
 
 def _train_start(run: Run, outputs: Path, progress: Progress | None) -> Path | None:
-    """The weights that a training departs from, trained if need be; None where it has no start."""
+    """The start weights of a training, trained first if they do not exist; None if it has no start."""
     if run.start_run is None:
         return None
-    if run.start_run.shipped is None:
+    if run.start_run.card is None:
         train(run.start_run, outputs, progress, is_checked=True)
     return record.start_file(run.start_run, outputs)
 
 
 @contextmanager
 def training_lock(folder: Path, team: Team) -> Generator[None]:
-    """Hold a training's lock. A second runner says that it waits, and then finds the training done.
+    """Hold the lock of a training. A second runner prints that it waits; afterwards the training is done.
 
-    The first process of a team holds the lock for all. The others hear from it once in `LOCK_SECONDS`, however long it
-    waits: a process that is silent for long is taken to be gone.
+    The first process of a team holds the lock for all. While it waits it sends the others a message every
+    `LOCK_SECONDS`, because they treat a process that is silent for long as dead.
     """
     from filelock import FileLock, Timeout
 
@@ -111,16 +110,16 @@ def training_lock(folder: Path, team: Team) -> Generator[None]:
 
 
 def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None, team: Team) -> None:
-    """Train in this process, one of the team's, to the end or until a signal stops it."""
+    """Train in this process of the team, to the end or until a signal."""
     import_stages()
-    from pw.train.callbacks import AfterUpdates
+    from pw.train.callbacks import TrainingCallback
 
     quiet()
     check_kernel(run)
     place = team.place
     if place.is_first:
         record.write_config(run, folder)
-    weights = locate(run.trainer.weights) if run.departs_from_wan else None
+    weights = locate(run.trainer.weights) if run.starts_from_wan else None
     module = stage_module(run, None if start is None else str(start), weights)
     module.share = Share.of(run.train, place.rank // run.trainer.context, run.trainer.shares)
     if run.train.updates == 0:
@@ -131,22 +130,22 @@ def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None
         team.wait()
         return
     module.share_text(team)
-    after_updates = AfterUpdates(run, folder, progress, team)
-    _fit(run, folder, module, after_updates, team)
-    if after_updates.stopped_by:
-        raise Stopped(after_updates.stopped_by)
+    callback = TrainingCallback(run, folder, progress, team)
+    _fit(run, folder, module, callback, team)
+    if callback.stop_signal:
+        raise Stopped(callback.stop_signal)
     if place.is_first:
         record.write_done(run, folder, module)
         _sync_to_disk(folder / "ema.safetensors", folder / "online.safetensors", folder / "done.json", folder)
         for path in (folder / "checkpoints").glob("*"):
             remove(path)
-    received = int(team.maximum(after_updates.received))
-    if received:  # too late for a checkpoint, but there may be more to do after this
-        raise Stopped(received)
+    signal_number = int(team.maximum(callback.received_signal))
+    if signal_number:  # the training is done, but the caller may have more work
+        raise Stopped(signal_number)
 
 
 def _sync_to_disk(*paths: Path) -> None:
-    """Wait until files and their folder survive a power cut: the checkpoints that they replace are deleted next."""
+    """Flush files and their folder to disk, before the checkpoints that they replace are deleted."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -155,8 +154,8 @@ def _sync_to_disk(*paths: Path) -> None:
             os.close(descriptor)
 
 
-def _fit(run: Run, folder: Path, module: Any, after_updates: Any, team: Team) -> None:
-    """Fit a stage by Lightning, from the last checkpoint if there is one."""
+def _fit(run: Run, folder: Path, module: Any, callback: Any, team: Team) -> None:
+    """Fit a stage with Lightning, from the last checkpoint if there is one."""
     import lightning.pytorch as L
 
     from pw.parallel.sharded import as_one_file, write_checkpoint
@@ -172,7 +171,7 @@ def _fit(run: Run, folder: Path, module: Any, after_updates: Any, team: Team) ->
         max_steps=run.train.updates,
         accumulate_grad_batches=module.share.micro_batches,
         gradient_clip_val=run.optimizer.clip,
-        callbacks=[after_updates],
+        callbacks=[callback],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -180,25 +179,25 @@ def _fit(run: Run, folder: Path, module: Any, after_updates: Any, team: Team) ->
         use_distributed_sampler=False,
     )
     checkpoint, update = team.agreed(record.last_checkpoint(folder) if team.place.is_first else None) or (None, 0)
-    if checkpoint is not None and checkpoint.is_dir() and run.trainer.split == 1:  # each holds the whole network
-        shards, checkpoint = checkpoint, checkpoint.with_name(record.WHOLE)
+    if checkpoint is not None and checkpoint.is_dir() and run.trainer.split == 1:  # each process has the whole network
+        split_checkpoint, checkpoint = checkpoint, checkpoint.with_name(record.MERGED_CHECKPOINT)
         if team.place.is_first:
-            write_checkpoint(as_one_file(shards), checkpoint)
+            write_checkpoint(as_one_file(split_checkpoint), checkpoint)
         team.wait()
     data = batches(run, update * module.share.micro_batches, module.share)
     trainer.fit(module, data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
     if run.trainer.offload_activations:
-        torch.accelerator.empty_host_cache()  # which no larger blocks, those of the next stage, could be taken from
+        torch.accelerator.empty_host_cache()  # else the next stage cannot reuse this memory for larger blocks
 
 
 # ---- the command
 
 
 def outputs_folder(value: str) -> Path:
-    """The folder that `outputs=` names. Raises ConfigError when nothing can be written there."""
+    """The folder of `outputs=`. Raises ConfigError when it is not writable."""
     folder = Path(value).expanduser().resolve()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not value or not existing.is_dir() or not os.access(existing, os.W_OK):
+    ancestor = next(path for path in (folder, *folder.parents) if path.exists())
+    if not value or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
         raise ConfigError(f"outputs={value}: wants a folder that can be written, e.g. outputs=outputs/trial")
     return folder
 
@@ -212,11 +211,11 @@ class TrainOptions:
 
 
 def checked_run(overrides: Sequence[str], outputs: Path) -> Run:
-    """The run that a command's overrides describe, once nothing is in the way of its training.
+    """The run of a command's overrides, after `preflight`. Raises ConfigError.
 
-    Of processes that were launched together the one that launched them has checked it. Raises ConfigError.
+    A process that another one launched does not repeat its checks.
     """
-    run = record.with_code(build(overrides), outputs)
+    run = record.with_finished_trainings(build(overrides), outputs)
     place = current_place(run.trainer)
     if place is None or not place.is_launched:
         preflight(run, outputs)
@@ -224,7 +223,7 @@ def checked_run(overrides: Sequence[str], outputs: Path) -> Run:
 
 
 def run_train(options: TrainOptions) -> int:
-    """Exit status: 0 trained, 1 it failed, 128 + n stopped by a signal."""
+    """Exit status: 0 trained, 1 failed, 128 + n stopped by signal n."""
     with reported_mistakes():
         run = checked_run(options.overrides, options.outputs)
     exit_with_parent()
@@ -232,7 +231,7 @@ def run_train(options: TrainOptions) -> int:
 
 
 def run_training(run: Run, work: Callable[[Progress], Path]) -> int:
-    """Do work that trains, with a line of progress, and print the folder that it returns; the exit status."""
+    """Call `work`, which trains, with a progress line; print the folder that it returns. Returns the exit status."""
     progress = TrainingProgress(run)
 
     def train_and_print() -> None:
@@ -248,10 +247,10 @@ def run_training(run: Run, work: Callable[[Progress], Path]) -> int:
 
 
 class TrainingProgress:
-    """Reports to whoever launched this process, and shows a line with the time left, at the pace since this call."""
+    """Reports to the process that launched this one, and shows a line with the time left at the pace of this call."""
 
     def __init__(self, run: Run) -> None:
-        self.own_updates, self.prints = run.train.updates, prints_for_user()
+        self.run_updates, self.prints = run.train.updates, prints_for_user()
         self.line, self.pace, self.updates = ProgressLine(), Pace(), 0
 
     def __call__(self, update: int, updates: int) -> None:
@@ -261,9 +260,9 @@ class TrainingProgress:
             self.pace.restart(update)
         if not self.prints or (not self.line.is_due and update < updates):
             return
-        what = "" if updates == self.own_updates else "its start: "
-        left = f", about {left} left" if (left := self.pace.left(update, updates)) else ""
-        self.line.show(f"{what}update {update} of {updates}{left}", last=update >= updates)
+        subject = "" if updates == self.run_updates else "its start: "
+        time_left = f", about {time_left} left" if (time_left := self.pace.left(update, updates)) else ""
+        self.line.show(f"{subject}update {update} of {updates}{time_left}", last=update >= updates)
 
 
 main = Command(TrainOptions, run_train)

@@ -1,7 +1,7 @@
-"""What is checked before a training starts: data, weights, device, attention kernel, memory, disk.
+"""Checks before a training starts: data, weights, device, attention kernel, memory, disk.
 
-Whoever starts work calls `preflight` once, before anything takes time: `pw train`, the runner of an ablation, `train`
-itself. Nothing here computes but `check_kernel`, which each process calls for itself.
+A caller that starts work (`pw train`, the runner of an ablation, `train`) calls `preflight` once, before anything slow.
+Only `check_kernel` computes something; each process calls it.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from pw.train.record import is_trained, training_folder
 WITHOUT_GRADIENT = ("flash3", "sage")  # attention kernels, as diffusers calls them
 
 
-def preflight(run: Run, outputs: Path = OUTPUTS, *, here: bool = True) -> None:
-    """Check all that would end a training, or that of its start, before its first update.
+def preflight(run: Run, outputs: Path = OUTPUTS, *, on_this_machine: bool = True) -> None:
+    """Check everything that would stop a training, or the training of its start, before the first update.
 
-    here  whether it is this machine that trains; of another's devices, memory and processes nothing is known
+    on_this_machine  False: another machine trains, so its devices, memory and processes are not checked
 
-    Raises ConfigError naming the key and what to set it to.
+    Raises ConfigError with the key and a value to set.
     """
     check_share(run)
     if is_trained(run, outputs):
-        if here:
-            check_device(run)  # it may be sampled next
+        if on_this_machine:
+            check_device(run)  # sampling may follow
         return
     if isinstance(run.source, Unset):
         raise ConfigError(NO_DATA)
@@ -47,18 +47,18 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, here: bool = True) -> None:
             f"trainer.attention={run.trainer.attention}: is for sampling, it has no gradient; to train set "
             "trainer.attention to sdpa, cudnn or flash"
         )
-    if here:
+    if on_this_machine:
         if current_place(run.trainer) is None:
             check_launch(run.trainer)
         check_device(run)
         _check_host_memory(run)
     _check_disk(run, training_folder(run, outputs))
-    if run.start_run is not None and run.start_run.shipped is None:
-        preflight(run.start_run, outputs, here=here)
+    if run.start_run is not None and run.start_run.card is None:
+        preflight(run.start_run, outputs, on_this_machine=on_this_machine)
 
 
 def check_share(run: Run) -> None:
-    """Raises ConfigError when several processes cannot make the update that one would."""
+    """Raises ConfigError when several processes cannot compute the same update as one process."""
     if Share.of(run.train, 0, run.trainer.shares).parts > 1 and run.objective.depends_on_batch:
         raise ConfigError(
             "weighting.normalise=batch: weighs a clip by the others of its batch, and trainer.devices="
@@ -68,11 +68,11 @@ def check_share(run: Run) -> None:
 
 
 def check_weights(run: Run) -> Path | None:
-    """The folder of Wan's weights, in which all files that a training needs are whole; None if it needs none.
+    """The folder of Wan's weights, after a check of the files that a training needs; None if it needs none.
 
-    Raises ConfigError saying what is missing, or of another size than the run's.
+    Raises ConfigError when a file is missing or damaged, or its sizes are not those of the run.
     """
-    parts = ["transformer"] if run.departs_from_wan else []
+    parts = ["transformer"] if run.starts_from_wan else []
     if isinstance(run.codec, options.WanVAE) and run.config.choices["data"] != "latents":
         parts += ["vae"] if run.text is None else ["vae", "text_encoder", "tokenizer"]
     if not parts:
@@ -80,13 +80,13 @@ def check_weights(run: Run) -> Path | None:
     with as_config_error():
         folder = locate(run.trainer.weights)
         check(folder, parts)
-        if run.departs_from_wan:
+        if run.starts_from_wan:
             run.backbone.check(json.loads((folder / "transformer" / "config.json").read_text()), folder)
     return folder
 
 
 def check_device(run: Run) -> None:
-    """Raises ConfigError when the run asks for a GPU that is not there."""
+    """Raises ConfigError when the run needs more GPUs than there are."""
     if run.trainer.accelerator == "gpu":
         if not torch.cuda.is_available():
             remedy = "trainer=cpu" if run.trainer.strategy == "single" else "trainer.accelerator=cpu"
@@ -99,7 +99,7 @@ def check_device(run: Run) -> None:
 
 
 def check_kernel(run: Run) -> None:
-    """Raises ValueError when the attention kernel does not work here, by computing a little with it."""
+    """Compute a small example with the attention kernel. Raises ValueError when it does not work on this machine."""
     from pw.nn import networks
 
     network = networks.Network(run.backbone, run.injector, run.trainer.attention, run.trainer.compile, run.seed)
@@ -108,25 +108,25 @@ def check_kernel(run: Run) -> None:
 
 
 def _check_disk(run: Run, folder: Path) -> None:
-    """Whether checkpoints (two kept, a third being written) and the two exports fit."""
+    """Raises ConfigError unless three checkpoints (the third is being written) and two files of weights fit."""
     count, trained = parameters(run.backbone, run.injector), trained_parameters(run)
     network = 4 * count  # fp32
-    average = network if run.trainer.split > 1 else 4 * trained  # frozen weights are shared unless they are split
+    average = network if run.trainer.split > 1 else 4 * trained  # it shares frozen weights, unless they are split
     checkpoint = network + average + 8 * trained
     need = 2 * network + (3 * checkpoint if run.train.updates > run.train.checkpoint_every else 0)
     check_space("outputs", folder, need, "free some, or set outputs=DIR elsewhere", "for checkpoints and weights")
 
 
 def _check_host_memory(run: Run) -> None:
-    """Whether the CPU memory that `trainer.offload_activations` is to keep inputs in is free."""
+    """Raises ConfigError unless the CPU memory for `trainer.offload_activations` is free."""
     if not run.trainer.offload_activations:
         return
     devices, split = run.trainer.devices, run.trainer.split
-    checkpoint = min(devices, split) * checkpoint_copy_bytes(run)  # of several copies one is written
+    checkpoint = min(devices, split) * checkpoint_copy_bytes(run)  # only one of several copies is written
     need, free = devices * offloaded_bytes(run) + checkpoint, free_memory()
     if need > free:
-        beside = f", {checkpoint / 1e9:.3g} GB of them for a checkpoint as it is written" if checkpoint else ""
+        note = f", {checkpoint / 1e9:.3g} GB of them for a checkpoint as it is written" if checkpoint else ""
         raise ConfigError(
-            f"trainer.offload_activations=true: {need / 1e9:.3g} GB of CPU memory are needed{beside}, {free / 1e9:.3g} "
+            f"trainer.offload_activations=true: {need / 1e9:.3g} GB of CPU memory are needed{note}, {free / 1e9:.3g} "
             "GB are free; set it to false, or fewer scale.frames"
         )

@@ -1,4 +1,4 @@
-"""A training's folder: where it is, whether the training is done, how it was made, its checkpoints and weights."""
+"""The folder of a training: its path, `config.yaml`, `done.json`, checkpoints and weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.signatures import provenance
 
-KEPT = ("last", "previous")  # checkpoints, the newest first
-WHOLE = "whole.ckpt"  # a split checkpoint put together, while it is being read
-MADE_BY = "# trained from configuration {} by code {}\n"
+CHECKPOINTS = ("last", "previous")  # checkpoints, the newest first
+MERGED_CHECKPOINT = "whole.ckpt"  # the parts of a split checkpoint in one file, while it is read
+ORIGIN_LINE = "# trained from configuration {} by code {}\n"
 
 
 def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
@@ -31,8 +31,7 @@ def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
 
 
 def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
-    """Whether the training is done. Raises ConfigError when the folder holds a training of another signature, or its
-    `done.json` is cut off."""
+    """Whether the training is done. Raises ConfigError when `done.json` has another signature or is cut off."""
     folder = training_folder(run, outputs)
     if not (folder / "done.json").exists():
         return False
@@ -47,20 +46,20 @@ def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
 
 def read_done(folder: Path) -> dict[str, Any]:
     """The `done.json` of a finished training. Raises ConfigError when it is cut off."""
-    about = read_json(folder / "done.json")
-    if about is None:
+    content = read_json(folder / "done.json")
+    if content is None:
         raise ConfigError(
             f"{folder / 'done.json'}: is cut off, as a crash of the machine leaves it; remove it to train anew"
         )
-    return about
+    return content
 
 
 @dataclass(frozen=True)
 class EarlierTraining:
-    """A training in the outputs, as its `config.yaml` describes it.
+    """A training in the outputs, from the line `ORIGIN_LINE` of its `config.yaml`.
 
-    key   its `Run.trained_key`, the same for every version of the code
-    code  its `Run.training_code`
+    key   `Run.training_key`, the same for every version of the code
+    code  `Run.training_code`
     """
 
     folder: Path
@@ -70,42 +69,42 @@ class EarlierTraining:
 
 
 def earlier_trainings(outputs: Path = OUTPUTS) -> list[EarlierTraining]:
-    """All trainings, finished or not, the newest first; but none from before `config.yaml` had the line `MADE_BY`."""
+    """All trainings whose `config.yaml` has the line `ORIGIN_LINE`, finished or not, the newest first."""
     trainings = []
     for config in (outputs / "train").glob("*/config.yaml"):
         with config.open(errors="replace") as file:
-            found = re.fullmatch(MADE_BY.format(r"(\S+ \S+)", r"(\S+)"), [*file, "", ""][1])
-        if found is not None:
-            done = config.with_name("done.json")
-            earlier = EarlierTraining(config.parent, *found.groups(), done.exists())
-            trainings.append(((done if done.exists() else config).stat().st_mtime, earlier))
-    return [earlier for _, earlier in sorted(trainings, key=lambda pair: -pair[0])]
+            match = re.fullmatch(ORIGIN_LINE.format(r"(\S+ \S+)", r"(\S+)"), [*file, "", ""][1])
+        if match is not None:
+            done_file = config.with_name("done.json")
+            training = EarlierTraining(config.parent, *match.groups(), done_file.exists())
+            trainings.append(((done_file if done_file.exists() else config).stat().st_mtime, training))
+    return [training for _, training in sorted(trainings, key=lambda pair: -pair[0])]
 
 
-def with_code(run: Run, outputs: Path = OUTPUTS) -> Run:
-    """The run with, for `code=as_trained`, the finished trainings in the outputs that other code made."""
+def with_finished_trainings(run: Run, outputs: Path = OUTPUTS) -> Run:
+    """The run; with `code=as_trained`, it knows the finished trainings in the outputs, of any version of the code."""
     if run.code == "current":
         return run
-    trained: dict[str, tuple[str, ...]] = {}
-    for earlier in earlier_trainings(outputs):
-        if earlier.is_finished:
-            trained[earlier.key] = (*trained.get(earlier.key, ()), earlier.folder.name)
-    return replace(run, trained=trained)
+    signatures: dict[str, tuple[str, ...]] = {}
+    for training in earlier_trainings(outputs):
+        if training.is_finished:
+            signatures[training.key] = (*signatures.get(training.key, ()), training.folder.name)
+    return replace(run, finished_trainings=signatures)
 
 
 def start_file(start: Run, outputs: Path = OUTPUTS) -> Path:
-    """The weights of a start, shipped or trained here."""
-    return start.shipped.file if start.shipped else training_folder(start, outputs) / "ema.safetensors"
+    """The weights of a start, shipped or trained in `outputs`."""
+    return start.card.file if start.card else training_folder(start, outputs) / "ema.safetensors"
 
 
 def write_done(run: Run, folder: Path, module: Any) -> None:
-    """`done.json`: the mark of a finished training, and what it took."""
+    """Write `done.json`, the mark of a finished training, with its cost and origin."""
     start = run.start_run
-    while start is not None and start.shipped is None:  # directly or through its start
+    while start is not None and start.card is None:  # the card may be that of the start's start
         start = start.start_run
-    card = None if start is None else start.shipped
+    card = None if start is None else start.card
     mebibyte = 1024 if sys.platform == "linux" else 1 << 20  # of ru_maxrss: in KiB on Linux, in bytes on macOS
-    about = {
+    content = {
         "signature": run.training_signature,
         "updates": run.train.updates,
         "train_flops": training_flops(run, module),
@@ -124,33 +123,33 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
         "processes": run.trainer.processes,
         "strategy": run.trainer.strategy,
     }
-    write_json(folder / "done.json", about)
+    write_json(folder / "done.json", content)
 
 
 def write_config(run: Run, folder: Path, command: str = "train") -> None:
-    """Write `config.yaml`: the resolved configuration, headed by the command that repeats it.
+    """Write `config.yaml`: a line with the command, after `train` also `ORIGIN_LINE`, and the resolved configuration.
 
-    command  `train` or `sample`; after `train` a line `MADE_BY` follows
+    command  `train` or `sample`
     """
     from omegaconf import OmegaConf
 
     head = f"# pw {command} {shlex.join(run.config.overrides)}\n"
     if command == "train":
-        head += MADE_BY.format(run.trained_key, run.training_code)
+        head += ORIGIN_LINE.format(run.training_key, run.training_code)
     write_atomically(folder / "config.yaml", head + OmegaConf.to_yaml(OmegaConf.create(run.config.values)))
 
 
 def written_overrides(folder: Path) -> list[str]:
     """The overrides in the first line of a `config.yaml`. Raises ConfigError when it is cut off."""
     head, newline, _ = (folder / "config.yaml").read_text().partition("\n")
-    is_old = head.startswith("# python -m pw.")  # as written before there was one command line
+    is_old = head.startswith("# python -m pw.")  # written before the command `pw` existed
     if not newline or not (is_old or head.startswith("# pw ")):
-        raise cut_off(folder / "config.yaml")
+        raise truncated_config(folder / "config.yaml")
     return shlex.split(head)[4 if is_old else 3 :]  # "# pw train …"
 
 
-def cut_off(config: Path) -> ConfigError:
-    """The error about a `config.yaml` that is not as `write_config` wrote it."""
+def truncated_config(config: Path) -> ConfigError:
+    """The error for a `config.yaml` that is empty or cut off."""
     return ConfigError(
         f"{config}: does not say how it was trained, it is cut off or empty; put it back, or remove {config.parent} to "
         "train anew"
@@ -158,9 +157,9 @@ def cut_off(config: Path) -> ConfigError:
 
 
 def training_flops(run: Run, module: Any) -> float:
-    """Floating-point operations of the whole training: a counted forward, times 3 for an update with gradient, plus
-    2 forwards for the targets of a consistency update. A backward is taken as two forwards, as is usual."""
-    if run.text is not None:  # a counted forward in fp32 could run out of memory, at the end of a week
+    """Floating-point operations of the whole training, in multiples of a counted forward: 3 for an update (a backward
+    counts as two forwards), and 2 more for the targets of a consistency update."""
+    if run.text is not None:  # a forward in fp32, to count it, could run out of memory after a week of training
         return training_cost(run).flops
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -169,33 +168,33 @@ def training_flops(run: Run, module: Any) -> float:
     from pw.stages.stage import SeededDraws
 
     clips = run.source.batch(run.seed, 0, 1)
-    # the one that was trained may be split, or compiled, or have a kernel that is for GPUs, which it has left by now
+    # a new network: the trained one may be split, compiled, or have a kernel for GPUs
     net = Backbone(run.backbone, run.injector).to(module.device)
     use_kernel(net, "sdpa")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        data, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0))
-        full = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
-        module.velocity(net, condition)(data, full, full)
+        clip, condition = module.prepare(clips.to(module.device), SeededDraws(run.seed, 0))
+        timestep = torch.full((1,), float(run.schedule.num_timesteps), dtype=torch.float64)
+        module.velocity(net, condition)(clip, timestep, timestep)
     forwards = sum(5 if run.objective.is_consistency(update) else 3 for update in range(run.train.updates))
     return float(counter.get_total_flops()) * run.train.batch_size * run.train.accumulate * forwards
 
 
 def write_weights(folder: Path, module: Any, team: Team) -> None:
-    """Write `online.safetensors` and `ema.safetensors`, whole. All processes must call it."""
+    """Write `online.safetensors` and `ema.safetensors`, not split. All processes must call it."""
     from pw.parallel.sharded import gathered_state
 
     for name in ("online", "ema"):
         state = gathered_state(module.net if name == "online" else module.ema, keep=team.place.is_first)
         if team.place.is_first:
             write_tensors(folder / f"{name}.safetensors", state)
-        del state  # before the next one is put together: 20 GB each
+        del state  # before the next one is gathered: 20 GB each
 
 
 def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
-    """The newest readable checkpoint and its update; an unreadable one is set aside with a warning."""
+    """(newest readable checkpoint, its update), None if there is none. An unreadable one is renamed, with a warning."""
     from pw.parallel.sharded import read_rest
 
-    for path in (folder / "checkpoints" / f"{name}.ckpt" for name in KEPT):
+    for path in (folder / "checkpoints" / f"{name}.ckpt" for name in CHECKPOINTS):
         if not path.exists():
             continue
         try:
@@ -203,9 +202,9 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
             signature, update = checkpoint["pw_signature"], int(checkpoint["global_step"])
         except Exception as error:
             logging.getLogger("pw").warning("%s is unreadable (%s); trying the one before", path, error)
-            aside = path.with_suffix(".unreadable")
-            remove(aside)
-            path.rename(aside)
+            unreadable = path.with_suffix(".unreadable")
+            remove(unreadable)
+            path.rename(unreadable)
             continue
         if signature != folder.name:
             raise ConfigError(f"{path} is a checkpoint of signature {signature}, not {folder.name}; remove it")

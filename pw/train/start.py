@@ -1,9 +1,9 @@
-"""Train a start from its recipe, and write it as it is shipped: weights and card (`pw.run.build.Card`).
+"""Train a start from its recipe, and write the two files to ship: weights and card (`pw.run.build.Card`).
 
     pw start name=hires out=pw/starts
 
-writes pw/starts/hires.safetensors and hires.json. The training is one like any other: it is resumed, and done once. Its
-first updates are then trained again, and the card keeps their losses.
+writes pw/starts/hires.safetensors and hires.json. The training is resumable and done once, like any other. Its first
+updates are then trained again; the card records their losses.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from pw.run.signatures import NOT_SCALE, NOT_TRAINING
 from pw.train.loop import outputs_folder, run_training, train
 from pw.train.preflight import check_device, preflight
 
-FIRST = 20  # updates that are trained again
-POINTS = 60  # of a card's curve
-TOLERANCE = 1e-3  # relative, of the first losses: CPUs add in other orders
+FIRST_UPDATES = 20  # updates that are trained again
+CURVE_POINTS = 60  # in the curve of a card
+TOLERANCE = 1e-3  # relative, of the first losses: CPUs differ in the order of sums
 
 
 class _FirstUpdatesDone(Exception):
@@ -42,13 +42,13 @@ class _FirstUpdatesDone(Exception):
 
 
 def first_losses(start: Run) -> list[list[float]]:
-    """[update, mean loss since the point before] of the first `FIRST` updates, trained here and now."""
+    """[update, mean loss since the previous point] of the first `FIRST_UPDATES` updates, which this call trains."""
 
     def stop(update: int, updates: int) -> None:
-        if update >= FIRST:
+        if update >= FIRST_UPDATES:
             raise _FirstUpdatesDone
 
-    run = start.with_values({"train.checkpoint_every": FIRST})  # where the curve is written out
+    run = start.with_values({"train.checkpoint_every": FIRST_UPDATES})  # writes the curve to disk
     with tempfile.TemporaryDirectory() as outputs:
         with suppress(_FirstUpdatesDone):
             train(run, Path(outputs), stop)
@@ -56,25 +56,25 @@ def first_losses(start: Run) -> list[list[float]]:
         return [[point["step"], _loss(point)] for point in _curve(path)]
 
 
-def make(start: Run, name: str, training: Path, out: Path) -> Path:
-    """Write a trained start's weights and card, and return the card's path.
+def write_start(start: Run, name: str, training: Path, out: Path) -> Path:
+    """Write weights and card of a trained start; returns the path of the card.
 
-    Raises ConfigError when the training is not of this recipe and this code, or its weights are too large.
+    Raises ConfigError when the training has another recipe or other code, or its weights are too large.
     """
     from safetensors.torch import load_file, save
 
     done, curve = read_json(training / "done.json") or {}, _curve(training / "metrics.jsonl")
     if done.get("configuration") != start.configuration_signature:
         _check_recipe(start, training)
-    first, there = first_losses(start), {point["step"]: _loss(point) for point in curve}
-    for update, loss in first:
-        if not math.isclose(there.get(update, math.nan), loss, rel_tol=TOLERANCE):
+    losses, recorded = first_losses(start), {point["step"]: _loss(point) for point in curve}
+    for update, loss in losses:
+        if not math.isclose(recorded.get(update, math.nan), loss, rel_tol=TOLERANCE):
             raise ConfigError(
-                f"training={training}: its loss by update {update} was {there.get(update)}, that of this code is "
+                f"training={training}: its loss by update {update} was {recorded.get(update)}, that of this code is "
                 f"{loss:.6g}: other code made it"
             )
     weights = load_file(training / "ema.safetensors")
-    if not start.objective.trains_strides:  # as it was drawn: whoever departs from this draws another
+    if not start.objective.trains_strides:  # still random: a training from this start draws its own
         weights = {key: value for key, value in weights.items() if not key.startswith("stride_embedding.")}
     dtype, content = "float32", save(weights)
     if len(content) > LARGEST:
@@ -93,8 +93,8 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
         "sha256": hashlib.sha256(content).hexdigest(),
         "dtype": dtype,
         "parameters": sum(value.numel() for value in weights.values()),
-        "first_losses": first,
-        "curve": _thinned(curve),
+        "first_losses": losses,
+        "curve": _thin_curve(curve),
         "seconds": done.get("wall_seconds"),
         "cpu_seconds": done.get("cpu_seconds"),
         "machine": f"{platform.machine()}, {_processor()}",
@@ -108,27 +108,27 @@ def make(start: Run, name: str, training: Path, out: Path) -> Path:
 
 
 def _check_recipe(start: Run, training: Path) -> None:
-    """Raises ConfigError unless a training, whose `done.json` lacks its signature, has the recipe's configuration."""
+    """Raises ConfigError unless `config.yaml` of a training has the values of the recipe; for an old `done.json`."""
     from omegaconf import OmegaConf
 
     if not (training / "done.json").exists() or not (training / "config.yaml").exists():
         raise ConfigError(f"training={training}: is no finished training (no done.json, or no config.yaml)")
-    trained: Any = OmegaConf.to_container(OmegaConf.load(training / "config.yaml"))
-    here, there = _relevant(start.config.values), _relevant(trained)
-    if differing := sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key)):
-        key = differing[0]
+    values: Any = OmegaConf.to_container(OmegaConf.load(training / "config.yaml"))
+    recipe, actual = _training_values(start.config.values), _training_values(values)
+    if unequal := sorted(key for key in recipe.keys() | actual.keys() if recipe.get(key) != actual.get(key)):
+        key = unequal[0]
         raise ConfigError(
-            f"training={training}: is not of this recipe, {key} is {there.get(key)} there and {here.get(key)} here "
-            f"({len(differing)} keys differ)"
+            f"training={training}: is not of this recipe, {key} is {actual.get(key)} there and {recipe.get(key)} here "
+            f"({len(unequal)} keys differ)"
         )
 
 
-def _relevant(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that can change a training, by dotted path."""
-    skipped = {*NOT_TRAINING, "start", "text"}
-    kept = {key: value for key, value in values.items() if key not in skipped}
-    stated_elsewhere = {"train.checkpoint_every", *(f"scale.{key}" for key in NOT_SCALE)}
-    return {k: v for k, v in leaves(kept).items() if not k.endswith("_target_") and k not in stated_elsewhere}
+def _training_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted path -> value, for all values that can change a training."""
+    ignored_groups = {*NOT_TRAINING, "start", "text"}
+    used = {key: value for key, value in values.items() if key not in ignored_groups}
+    ignored_keys = {"train.checkpoint_every", *(f"scale.{key}" for key in NOT_SCALE)}
+    return {k: v for k, v in leaves(used).items() if not k.endswith("_target_") and k not in ignored_keys}
 
 
 def _curve(path: Path) -> list[dict[str, float]]:
@@ -142,15 +142,15 @@ def _loss(point: Mapping[str, float]) -> float:
     return fmean(value for key, value in point.items() if key.startswith("loss_"))
 
 
-def _thinned(curve: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """About `POINTS` points, each the mean of those since the one before."""
-    span = max(1, len(curve) // POINTS)
-    parts = [curve[at : at + span] for at in range(0, len(curve), span)]
+def _thin_curve(curve: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """About `CURVE_POINTS` points; each is the mean loss since the previous point."""
+    length = max(1, len(curve) // CURVE_POINTS)
+    parts = [curve[first : first + length] for first in range(0, len(curve), length)]
     return [{"update": part[-1]["step"], "loss": round(fmean(map(_loss, part)), 6)} for part in parts]
 
 
 def _processor() -> str:
-    """The CPU's name, where the system says it."""
+    """The name of the CPU, if the system provides it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -172,7 +172,7 @@ class StartOptions:
 
 
 def run_start(options: StartOptions) -> int:
-    """Exit status: 0 both files are written, 1 it failed, 128 + n stopped by a signal."""
+    """Exit status: 0 both files written, 1 failed, 128 + n stopped by signal n."""
     names = [name for name in groups()["start"] if name != "none"]
     if options.name not in names:
         raise ConfigError(f"name={options.name}: one of {', '.join(names)}, e.g. make start name={names[-1]}")
@@ -181,11 +181,11 @@ def run_start(options: StartOptions) -> int:
     if options.training is None:
         preflight(start, options.outputs)
     else:
-        check_device(start)  # its first updates are trained again
+        check_device(start)  # `write_start` trains the first updates again
 
     def work(progress: Progress) -> Path:
         training = options.training or train(start, options.outputs, progress, is_checked=True)
-        return make(start, options.name, training, options.out or options.outputs / "starts")
+        return write_start(start, options.name, training, options.out or options.outputs / "starts")
 
     return run_training(start, work)
 

@@ -18,7 +18,7 @@ from experiments.engine.plan import Plan, make_plan, parse, plan_of
 from experiments.engine.run_ablation import main
 from pw.io import arguments
 from pw.io.arguments import ConfigError
-from pw.run.compose import at, leaves
+from pw.run.compose import leaves, value_at
 from pw.sample.evaluate import SampleOptions
 from pw.train.loop import checked_run
 
@@ -131,7 +131,7 @@ class TestEveryAblation:
         assert all(set(arm.varied) == keys for arm in plan.arms)
         for arm in plan.arms:
             for key, label in arm.varied.items():
-                assert label == arm.first.config.choices.get(key, at(arm.first.config.values, key))
+                assert label == arm.first.config.choices.get(key, value_at(arm.first.config.values, key))
 
     def test_has_jobs_each_once_and_after_what_they_need(self, name: str) -> None:
         jobs, _ = jobs_of(name)
@@ -147,7 +147,7 @@ class TestEveryAblation:
             assert f"train:{run.training_signature}" in made
             assert f"sample:{run.signature}:{run.sampling.count}" in made
             assert (arm.name, seed) in rows
-            if run.start_run is not None and run.start_run.shipped is None:
+            if run.start_run is not None and run.start_run.card is None:
                 assert f"train:{run.start_run.training_signature}" in made
 
     def test_has_a_floor_and_a_many_step_ceiling_for_every_seed(self, name: str) -> None:
@@ -357,7 +357,7 @@ class TestADryRun:
         runs = [arm.first for arm in plan.arms]
         solved = [arm.first for arm in plan.arms if asks_for_solutions(plan) or arm is plan.ceiling]
         stages = [run.anchor_run for run in runs if run.anchor_run]
-        starts = [run.start_run for run in (*runs, *stages) if run.start_run and run.start_run.shipped is None]
+        starts = [run.start_run for run in (*runs, *stages) if run.start_run and run.start_run.card is None]
         assert found == {
             *(("train", run.training_signature) for run in (*runs, *stages, *starts)),
             *(("sample", run.signature) for run in (*runs, *(run.solution for run in solved))),

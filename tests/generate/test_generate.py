@@ -1,4 +1,4 @@
-"""pw.generate: from a prompt to a video on the small random pipeline, resumable, and refusing early."""
+"""pw.generate: prompt to video with the small random pipeline, resuming, and early errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZE = (
 )
 
 
-def requested(words: list[str]) -> GenerationRequest:
+def request_of(words: list[str]) -> GenerationRequest:
     """The checked request of a command's words."""
     return make_request(parse(GenerateOptions, words))
 
@@ -41,16 +41,16 @@ def call(pipeline: tuple[Path, Any], tmp_path: Path):
     def request(*words: str) -> GenerationRequest:
         frames = () if any(w.startswith(("frames=", "scale.frames=")) for w in words) else ("frames=5",)
         out = () if any(w.startswith("out=") for w in words) else (f"out={tmp_path / 'out'}",)
-        return requested([*SIZE, f"weights={pipeline[0]}", *frames, *out, *words])
+        return request_of([*SIZE, f"weights={pipeline[0]}", *frames, *out, *words])
 
     return request
 
 
 class Stopped(Exception):
-    """Stands for whatever ends a call early."""
+    """Ends a call early."""
 
 
-def stopping_at(part: str) -> Any:
+def stop_at(part: str) -> Any:
     def progress(what: str, share: float, within: float) -> None:
         if part in what:
             raise Stopped
@@ -66,13 +66,13 @@ class TestOnePrompt:
         assert path.name.startswith("a-heron-over-a-lake_")
         assert read_video(path).shape == (5, 64, 96, 3)
         assert len({frame.tobytes() for frame in read_video(path)}) > 1
-        about = json.loads(path.with_suffix(".mp4.json").read_text())
-        assert (about["prompt"], about["seed"], about["frames"], about["fps"]) == ("A heron, over a lake!", 3, 5, 24.0)
-        assert about["size"] == [96, 64]
-        assert (about["anchor"]["steps"], about["anchor"]["solver"], about["anchor"]["guidance"]) == (2, "unipc", 5.0)
-        assert (about["hires"]["steps"], about["hires"]["solver"]) == (2, "euler")
-        assert set(about["seconds"]) == {"text", "anchor", "hires", "decode"}
-        assert about["peak_memory_gb"]["decode"] > 0
+        data = json.loads(path.with_suffix(".mp4.json").read_text())
+        assert (data["prompt"], data["seed"], data["frames"], data["fps"]) == ("A heron, over a lake!", 3, 5, 24.0)
+        assert data["size"] == [96, 64]
+        assert (data["anchor"]["steps"], data["anchor"]["solver"], data["anchor"]["guidance"]) == (2, "unipc", 5.0)
+        assert (data["hires"]["steps"], data["hires"]["solver"]) == (2, "euler")
+        assert set(data["seconds"]) == {"text", "anchor", "hires", "decode"}
+        assert data["peak_memory_gb"]["decode"] > 0
         anchor = load_file(request.anchor_file(request.prompts[0]))["latent"]
         assert anchor.shape == (1, 4, 2, 2, 4)
         assert not list((request.out / "latents").iterdir())
@@ -83,8 +83,8 @@ class TestOnePrompt:
         request = call("prompt=a heron", "lossless=true")
         [path] = generate(request)
         assert path.suffix == ".mkv"
-        again = call("prompt=a heron", "lossless=true", f"out={path.parent.parent / 'again'}")
-        [other] = generate(again)
+        repeated = call("prompt=a heron", "lossless=true", f"out={path.parent.parent / 'again'}")
+        [other] = generate(repeated)
         assert np.array_equal(read_video(path), read_video(other))  # the same seed, the same video
 
     def test_of_one_frame_becomes_a_picture(self, call: Any) -> None:
@@ -103,7 +103,7 @@ class TestOnePrompt:
         assert read_video(path).shape == (5, 64, 96, 3)
 
     def test_needs_no_weights_to_be_tried_out(self, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """weights=random: random networks of the configured sizes; the VAE's is small here to keep this quick."""
+        """weights=random: random networks of the configured sizes; here with a small VAE, to be fast."""
         small = {**pw.nn.codec.WAN_VAE, "base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1}
         monkeypatch.setattr("pw.nn.codec.WAN_VAE", small)
         shares: list[float] = []
@@ -133,19 +133,19 @@ class TestACallThatWasStopped:
     def test_goes_on_to_the_same_video_and_does_nothing_twice(self, call: Any, tmp_path: Path, part: str) -> None:
         request = call("prompt=a heron", "lossless=true")
         with pytest.raises(Stopped):
-            generate(request, stopping_at(part))
+            generate(request, stop_at(part))
         assert not request.is_done(request.prompts[0])
         anchors = {path: path.stat().st_mtime_ns for path in (request.out / "anchors").iterdir()}
         assert len(anchors) == (part != "stage I:")
         [path] = generate(call("prompt=a heron", "lossless=true"))
-        about = json.loads(path.with_suffix(".mkv.json").read_text())
-        assert set(about["seconds"]) == set(about["peak_memory_gb"]) == {"text", "anchor", "hires", "decode"}
-        assert all(anchor.stat().st_mtime_ns == when for anchor, when in anchors.items())
+        manifest = json.loads(path.with_suffix(".mkv.json").read_text())
+        assert set(manifest["seconds"]) == set(manifest["peak_memory_gb"]) == {"text", "anchor", "hires", "decode"}
+        assert all(anchor.stat().st_mtime_ns == time for anchor, time in anchors.items())
         [undisturbed] = generate(call("prompt=a heron", "lossless=true", f"out={tmp_path / 'other'}"))
         assert np.array_equal(read_video(path), read_video(undisturbed))
 
     def test_leaves_no_half_written_file_behind(self, call: Any) -> None:
-        """What a killed call was writing lies beside its name until the prompt is taken up again."""
+        """Partial files of a killed call are removed when a call makes the prompt again."""
         request = call("prompt=a heron")
         video, anchor = request.video(request.prompts[0]), request.anchor_file(request.prompts[0])
         halves = [video.with_name(f".{video.name}.9.part"), anchor.with_name(f".{anchor.name}.9")]
@@ -157,9 +157,9 @@ class TestACallThatWasStopped:
 
     def test_that_was_done_is_done_at_once(self, call: Any) -> None:
         [path] = generate(call("prompt=a heron"))
-        before = path.stat().st_mtime_ns
-        assert generate(call("prompt=a heron"), stopping_at("")) == [path]
-        assert path.stat().st_mtime_ns == before
+        time = path.stat().st_mtime_ns
+        assert generate(call("prompt=a heron"), stop_at("")) == [path]
+        assert path.stat().st_mtime_ns == time
 
 
 class TestTheNameOfAVideo:
@@ -173,29 +173,29 @@ class TestTheNameOfAVideo:
     def test_stays_for_another_rate_or_quality_and_the_video_is_made_again(self, call: Any) -> None:
         first = call("prompt=a heron")
         [path] = generate(first)
-        before = path.read_bytes()
+        content = path.read_bytes()
         again = call("prompt=a heron", "quality=40")
         assert not again.is_done(again.prompts[0])
         labels: list[str] = []
         assert generate(again, lambda what, share, within: labels.append(what)) == [path]
         assert "stage I: anchors, taken from file" in labels
-        assert path.read_bytes() != before
+        assert path.read_bytes() != content
         assert json.loads(again.manifest(again.prompts[0]).read_text())["quality"] == 40
 
 
 class TestTwoCalls:
     def test_do_not_make_the_same_video(self, call: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        """What one call is at, another leaves to it, and makes the rest: one call for each GPU."""
+        """Of two calls, such as one for each GPU, the second skips the prompts that the first one makes."""
         (tmp_path / "p.txt").write_text("a fox\na heron\n")
         one, both = call("prompt=a fox", "lossless=true"), call(f"prompts={tmp_path / 'p.txt'}", "lossless=true")
-        made: list[Path] = []
+        paths: list[Path] = []
 
         def meanwhile(what: str, share: float, within: float) -> None:
-            if what.startswith("stage II") and not made:
-                made.extend(generate(both))
+            if what.startswith("stage II") and not paths:
+                paths.extend(generate(both))
 
         [fox] = generate(one, meanwhile)
-        assert [path.name.split("_")[0] for path in made] == ["a-heron"]
+        assert [path.name.split("_")[0] for path in paths] == ["a-heron"]
         assert "a-fox" in capsys.readouterr().err
         assert fox.exists()
 
@@ -217,8 +217,8 @@ class TestACheckpointThatDoesNotFit:
             call("prompt=a", f"hires={pipeline[0] / 'transformer'}")
 
     def test_to_finite_numbers_is_not_kept(self, call: Any, tmp_path: Path) -> None:
-        like = call("prompt=a heron").hires
-        net = load_network(Network(like.backbone, like.injector, "sdpa", False, 7), "random", None, "cpu")
+        similar = call("prompt=a heron").hires
+        net = load_network(Network(similar.backbone, similar.injector, "sdpa", False, 7), "random", None, "cpu")
         torch.nn.init.constant_(net.dit.proj_out.bias, float("nan"))
         save_file(net.state_dict(), tmp_path / "a.safetensors")
         request = call("prompt=a heron", f"hires={tmp_path / 'a.safetensors'}")
@@ -231,14 +231,14 @@ class TestATrainingOfOurs:
     def test_is_found_by_signature_and_brings_its_own_configuration(
         self, call: Any, pipeline: tuple[Path, Any], tmp_path: Path
     ) -> None:
-        """The injector it was trained with, and that it was told no strides, need not be said again."""
-        like = call("prompt=a heron", "injector=alpha_zero", "objective=flow").hires
-        folder = training_folder(like, tmp_path)
-        write_config(like, folder)
-        net = load_network(Network(like.backbone, like.injector, "sdpa", False, 7), "random", None, "cpu")
+        """Its injector, and that it had no strides as input, come from its configuration."""
+        similar = call("prompt=a heron", "injector=alpha_zero", "objective=flow").hires
+        folder = training_folder(similar, tmp_path)
+        write_config(similar, folder)
+        net = load_network(Network(similar.backbone, similar.injector, "sdpa", False, 7), "random", None, "cpu")
         save_file(net.state_dict(), folder / "ema.safetensors")
-        (folder / "done.json").write_text(json.dumps({"signature": like.training_signature}))
-        words = [f"hires={like.training_signature}", f"outputs={tmp_path}", "prompt=a heron"]
+        (folder / "done.json").write_text(json.dumps({"signature": similar.training_signature}))
+        words = [f"hires={similar.training_signature}", f"outputs={tmp_path}", "prompt=a heron"]
         request = call(*words)
         assert request.hires.config.choices["injector"] == "alpha_zero"
         assert not request.hires.feeds_strides()
@@ -250,12 +250,12 @@ class TestATrainingOfOurs:
             call(*words, "injector=gated")
 
     def test_keeps_each_stages_own_schedule(self, call: Any, tmp_path: Path) -> None:
-        """What stage II was trained with is nothing to stage I."""
+        """The training of stage II does not change stage I."""
         sources = {}
         for stage in ("anchor", "hires"):
             folder = tmp_path / stage
-            like = call("prompt=a", "schedule.shift=6", "anchor.schedule.shift=3")
-            run = like.anchor if stage == "anchor" else like.hires
+            similar = call("prompt=a", "schedule.shift=6", "anchor.schedule.shift=3")
+            run = similar.anchor if stage == "anchor" else similar.hires
             folder.mkdir()
             write_config(run, folder)
             net = load_network(Network(run.backbone, run.injector, "sdpa", False, 7), "random", None, "cpu")
@@ -269,12 +269,12 @@ class TestCachedAnchors:
     def test_are_taken_from_an_earlier_call(self, call: Any, tmp_path: Path) -> None:
         first = call("prompt=a heron")
         generate(first)
-        more = call("prompt=a heron", "sampling.num_steps=3", f"out={tmp_path / 'more'}", f"anchors_from={first.out}")
+        rerun = call("prompt=a heron", "sampling.num_steps=3", f"out={tmp_path / 'more'}", f"anchors_from={first.out}")
         labels: list[str] = []
-        generate(more, lambda what, share, within: labels.append(what))
+        generate(rerun, lambda what, share, within: labels.append(what))
         assert "stage I: anchors, taken from file" in labels
         assert "stage I: anchors" not in labels
-        one, other = (load_file(request.anchor_file(request.prompts[0]))["latent"] for request in (first, more))
+        one, other = (load_file(request.anchor_file(request.prompts[0]))["latent"] for request in (first, rerun))
         assert torch.equal(one, other)
 
     def test_that_are_not_there_are_told_by_prompt(self, call: Any, tmp_path: Path) -> None:
@@ -291,15 +291,15 @@ class TestCachedAnchors:
             call("prompt=a heron", f"anchors_from={first.out}")
 
     def test_are_a_video_of_their_own(self, call: Any, tmp_path: Path) -> None:
-        """Given other anchors, the same prompt in the same folder is another video, and says whose anchor it has."""
+        """With other anchors, the same prompt in the same folder is another video; its manifest names the anchor."""
         generate(call("prompt=a heron"))
         other = call("prompt=a heron", "anchor.sampling.num_steps=3", f"out={tmp_path / 'other'}")
         generate(other)
-        given = call("prompt=a heron", f"anchors_from={other.out}")
-        generate(given)
-        about = json.loads(given.manifest(given.prompts[0]).read_text())
-        assert about["anchor_from"] == str(other.anchor_file(other.prompts[0]))
-        one, same = (load_file(m.anchor_file(m.prompts[0]))["latent"] for m in (given, other))
+        rerun = call("prompt=a heron", f"anchors_from={other.out}")
+        generate(rerun)
+        manifest = json.loads(rerun.manifest(rerun.prompts[0]).read_text())
+        assert manifest["anchor_from"] == str(other.anchor_file(other.prompts[0]))
+        one, same = (load_file(m.anchor_file(m.prompts[0]))["latent"] for m in (rerun, other))
         assert torch.equal(one, same)
 
 
@@ -349,7 +349,7 @@ class TestAWrongCall:
 
     def test_without_a_second_stage_is_told_where_to_get_one(self, pipeline: tuple[Path, Any]) -> None:
         with pytest.raises(ValueError, match=r"hires=…: stage II needs trained weights.*weights=random"):
-            requested(
+            request_of(
                 [word for word in SIZE if word != "hires=random"] + [f"weights={pipeline[0]}", "prompt=a", "frames=5"]
             )
 
@@ -385,7 +385,7 @@ class TestAWrongCall:
     def test_whose_disk_fills_up_midway_says_so_and_leaves_nothing_half(
         self, call: Any, capsys: pytest.CaptureFixture[str], bytes_: int
     ) -> None:
-        """A limit on the size of a file stands for the disk: of the text's embedding, then of the video."""
+        """A limit on the file size imitates a full disk: at the text embedding, then at the video."""
         request = call("prompt=a heron", "lossless=true")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, limits[1]))

@@ -1,4 +1,4 @@
-"""pw.generate with its networks split over processes: the same videos, whatever is there already."""
+"""pw.generate with networks split over processes: the same videos, from any unfinished state."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ ALL = {"text", "anchor", "hires", "decode"}
 
 @pytest.fixture
 def words(pipeline: tuple[Path, Any], tmp_path: Path):
-    """`words("out", …)` is a call for three videos."""
+    """`words("out", …)`: the arguments of a call for three videos."""
     (tmp_path / "p.txt").write_text("a fox\na heron\na toad\n")
 
-    def made(out: str, *more: str) -> list[str]:
+    def words_for(out: str, *more: str) -> list[str]:
         return [*SMALL, f"weights={pipeline[0]}", f"prompts={tmp_path / 'p.txt'}", f"out={tmp_path / out}", *more]
 
-    return made
+    return words_for
 
 
-def requested(words: list[str]) -> GenerationRequest:
+def request_of(words: list[str]) -> GenerationRequest:
     """The checked request of a command's words."""
     return make_request(parse(GenerateOptions, words))
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one of several processes does."""
+    """The work of one of several processes."""
 
     words: list[str]
 
     def carried_out(self, rank: int) -> str:
-        """The prompts that it made itself."""
-        request = requested(self.words)
+        """Make the videos; returns the prompts of this process."""
+        request = request_of(self.words)
         generate(request)
         return ", ".join(prompt.text for prompt in request.prompts if prompt.name in request.seconds)
 
 
-def about(request: GenerationRequest) -> list[dict[str, Any]]:
+def manifests(request: GenerationRequest) -> list[dict[str, Any]]:
     return [json.loads(request.manifest(prompt).read_text()) for prompt in request.prompts]
 
 
@@ -69,41 +69,41 @@ def videos(request: GenerationRequest) -> list[Any]:
 
 @pytest.mark.slow
 def test_two_processes_make_the_videos_of_one(words: Any) -> None:
-    """Bit for bit, also where a process has nothing left to make and where stages have other prompts to make."""
-    one, two, rest = (requested(words(out, "trainer=cpu")) for out in ("one", "two", "rest"))
+    """Bit for bit, also if a process has nothing to make, or stages have different prompts to make."""
+    one, two, rest = (request_of(words(out, "trainer=cpu")) for out in ("one", "two", "rest"))
     generate(one)
     # of the rest, the fox has its anchor, the heron is done, and of the toad there is nothing
     shutil.copytree(one.out, rest.out)
     fox, heron, toad = rest.prompts
     for path in (rest.manifest(fox), rest.manifest(toad), rest.video(toad), rest.anchor_file(toad)):
         path.unlink()
-    done = rest.video(heron).stat().st_mtime_ns
+    time = rest.video(heron).stat().st_mtime_ns
     first, second = train_together(2, Call(words("two", *TWO)), Call(words("rest", *TWO)))
     assert (first, second) == (["a fox, a toad", "a toad"], ["a heron", "a fox"])
-    for made in (two, rest):
-        assert all(np.array_equal(*pair) for pair in zip(videos(one), videos(made), strict=True))
-        assert all(set(manifest["seconds"]) == ALL for manifest in about(made))
-    assert rest.video(heron).stat().st_mtime_ns == done
-    assert [manifest["processes"] for manifest in about(one) + about(rest)] == [1, 1, 1, 2, 1, 2]
+    for request in (two, rest):
+        assert all(np.array_equal(*pair) for pair in zip(videos(one), videos(request), strict=True))
+        assert all(set(manifest["seconds"]) == ALL for manifest in manifests(request))
+    assert rest.video(heron).stat().st_mtime_ns == time
+    assert [manifest["processes"] for manifest in manifests(one) + manifests(rest)] == [1, 1, 1, 2, 1, 2]
 
 
 @pytest.mark.slow
 def test_two_processes_make_each_video_together(words: Any) -> None:
-    """The second one reads what the first one wrote; what was begun is taken up."""
+    """The second process reads the files of the first; a stopped call is continued."""
     tiles = ("codec.tile=32", "codec.overlap=16")  # 3 x 5 of them
-    one, both, rest = (requested(words(out, "trainer=cpu", *tiles)) for out in ("one", "both", "rest"))
+    one, both, rest = (request_of(words(out, "trainer=cpu", *tiles)) for out in ("one", "both", "rest"))
     generate(one)
     shutil.copytree(one.out, rest.out)
     for path in (rest.manifest(rest.prompts[1]), rest.video(rest.prompts[1])):
         path.unlink()
     together = (*TWO, "trainer.context=2", *tiles)
-    for made in train_together(2, Call(words("both", *together)), Call(words("rest", *together))):
-        assert made == ["a fox, a heron, a toad", "a heron"]
-    for made in (both, rest):  # in other orders of summation
-        for wanted, found in zip(videos(one), videos(made), strict=True):
-            assert np.abs(wanted.astype(int) - found).max() <= 1
-    assert [(manifest["processes"], manifest["context"]) for manifest in about(both)] == [(2, 2)] * 3
-    assert all(set(manifest["seconds"]) == ALL for manifest in about(both))
+    for result in train_together(2, Call(words("both", *together)), Call(words("rest", *together))):
+        assert result == ["a fox, a heron, a toad", "a heron"]
+    for result in (both, rest):  # in other orders of summation
+        for expected, actual in zip(videos(one), videos(result), strict=True):
+            assert np.abs(expected.astype(int) - actual).max() <= 1
+    assert [(manifest["processes"], manifest["context"]) for manifest in manifests(both)] == [(2, 2)] * 3
+    assert all(set(manifest["seconds"]) == ALL for manifest in manifests(both))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_two_processes_make_each_video_together(words: Any) -> None:
 )
 def test_what_cannot_be_is_refused(words: Any, more: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        requested(words("out", *more))
+        request_of(words("out", *more))
 
 
 def test_torchrun_is_refused(words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,15 +126,15 @@ def test_torchrun_is_refused(words: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     for key, value in ranks.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(ValueError, match="starts its processes by itself"):
-        requested(words("out", *TWO))
-    requested(words("out", "trainer=cpu"))  # a call for each GPU may be started by whatever starts them
+        request_of(words("out", *TWO))
+    request_of(words("out", "trainer=cpu"))  # a call for each GPU may be started by whatever starts them
 
 
 @pytest.mark.slow
 def test_benchmarks_systems_split_pixelwizard(
     pipeline: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The processes are really started, from another folder, and the table says that they shared a model."""
+    """Starts real processes, from another folder; the table says that they shared a model."""
     text = (CARDS / "pixelwizard_2k.yaml").read_text()
     for old, new in (
         ("width: 2560, height: 1440, frames: 121", "width: 96, height: 64, frames: 5"),
@@ -147,10 +147,10 @@ def test_benchmarks_systems_split_pixelwizard(
     Path("weights").symlink_to(pipeline[0])
     words = ["name=small.yaml", "prompts=prompts.txt", "out=out", "weights=weights", "seeds=3", *SIZES]
     assert main([*words, *SPLIT, "gpus=2"]) == 0
-    found = costs(Path("out"))
-    assert (found.n, found.devices) == (3, ("2 × CPU, one model over all",))
+    cost = costs(Path("out"))
+    assert (cost.n, cost.devices) == (3, ("2 × CPU, one model over all",))
     assert not list(Path("out/generate/logs").iterdir())
     assert capfd.readouterr().err.count("stage II: detail") == 1  # one process shows what is done
-    note = json.loads(Path("out/jobs/a heron-2.json").read_text())
-    assert note["processes"] == note["manifest"]["processes"] == 2
+    record = json.loads(Path("out/jobs/a heron-2.json").read_text())
+    assert record["processes"] == record["manifest"]["processes"] == 2
     assert main([*words, "trainer.accelerator=cpu", "trainer.threads=1"]) == 0  # they are the same videos

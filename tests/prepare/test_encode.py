@@ -1,4 +1,4 @@
-"""pw.prepare.encode: what is encoded is what encoding directly gives, once, however often the call is stopped."""
+"""pw.prepare.encode: latents equal those of a direct encoding, and a stopped call encodes no clip twice."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ TWO_ON_CPU = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "tr
 
 
 @dataclass(frozen=True)
-class Apart:
-    """A training by processes that each have a folder of Wan's weights."""
+class SeparateTraining:
+    """A training by processes with different folders of Wan's weights."""
 
     overrides: tuple[str, ...]
     weights: tuple[str, ...]
@@ -62,11 +62,11 @@ class Apart:
 
 
 class Stopped(Exception):
-    """Stands for whatever ends a call early."""
+    """Ends a call early."""
 
 
-def checked(words: list[str]) -> Encoding:
-    """A call, checked as the command line does."""
+def plan(words: list[str]) -> Encoding:
+    """The checked plan of a command."""
     return plan_encoding(arguments.parse(LatentsOptions, words))
 
 
@@ -78,24 +78,24 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def called(pipeline: tuple[Path, Any], videos: Path) -> Callable[..., Encoding]:
-    """`called(out, "rank=1")` is a checked call, with its weights found."""
+def call(pipeline: tuple[Path, Any], videos: Path) -> Callable[..., Encoding]:
+    """`call(out, "rank=1")` is the plan of a call, with weights."""
 
-    def made(out: Path, *words: str) -> Encoding:
+    def plan_call(out: Path, *words: str) -> Encoding:
         weights = f"trainer.weights={pipeline[0]}"
-        encoding = checked([f"urls={videos}", f"out={out}", f"anchors={ANCHORS}", *SMALL, weights, *words])
+        encoding = plan([f"urls={videos}", f"out={out}", f"anchors={ANCHORS}", *SMALL, weights, *words])
         find_weights(encoding)
         return encoding
 
-    return made
+    return plan_call
 
 
 @pytest.fixture(scope="module")
-def encoded(called: Callable[..., Encoding], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a call that nothing stopped."""
-    encoding = called(tmp_path_factory.mktemp("encoded"))
+def encoded(call: Callable[..., Encoding], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a call that ran to its end."""
+    encoding = call(tmp_path_factory.mktemp("encoded"))
     report = encode(encoding)
-    assert (report.encoded, report.there, report.lost) == (7, 0, 0)
+    assert (report.encoded, report.existing, report.unreadable) == (7, 0, 0)
     return encoding.folder
 
 
@@ -109,19 +109,19 @@ def members(shard: Path) -> dict[str, bytes]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All that a folder is made of, by name."""
+    """File name -> content."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 class TestWhatIsEncoded:
-    def test_equals_encoding_directly(self, encoded: Path, pipeline: tuple[Path, Any], called: Any) -> None:
-        run = called(encoded.parent).run
-        found = members(encoded / "train-000000.tar")
-        assert list(found) == [f"train-clip-{n}.{end}" for n in (0, 1) for end in ("json", "safetensors")]
+    def test_equals_encoding_directly(self, encoded: Path, pipeline: tuple[Path, Any], call: Any) -> None:
+        run = call(encoded.parent).run
+        shard_members = members(encoded / "train-000000.tar")
+        assert list(shard_members) == [f"train-clip-{n}.{end}" for n in (0, 1) for end in ("json", "safetensors")]
         codec = WanCodec.load(run.codec, pipeline[0], "cpu")
         for number in (0, 1):
             key = f"train-clip-{number}"
-            tensors = load(found[f"{key}.safetensors"])
+            tensors = load(shard_members[f"{key}.safetensors"])
             assert {name: (list(t.shape), t.dtype) for name, t in tensors.items() if name != "text"} == {
                 "latent": ([4, 2, 4, 6], torch.bfloat16),
                 "anchors": ([ANCHORS, 4, 2, 2, 4], torch.bfloat16),
@@ -136,47 +136,47 @@ class TestWhatIsEncoded:
     def test_has_the_captions_embedding_at_its_true_length(
         self, encoded: Path, pipeline: tuple[Path, Any], tmp_path: Path
     ) -> None:
-        found = members(encoded / "val-000000.tar")
+        shard_members = members(encoded / "val-000000.tar")
         encoder = TextEncoder(pipeline[0], 512, tmp_path, "", "cpu", torch.float32)
-        text = load(found["val-clip-1.safetensors"])["text"]
+        text = load(shard_members["val-clip-1.safetensors"])["text"]
         assert torch.equal(text, encoder.unpadded("a val clip, 1").bfloat16())
         assert len(text) == len("a val clip, 1") + 1
         empty = load_file(encoded / "empty.safetensors")["text"]
         assert torch.equal(empty, encoder.unpadded("").bfloat16())
-        about = json.loads(found["val-clip-1.json"])
-        assert about == {"caption": "a val clip, 1", "split": "val", "shard": "val-000000.tar", "key": "val-clip-1"}
+        content = json.loads(shard_members["val-clip-1.json"])
+        assert content == {"caption": "a val clip, 1", "split": "val", "shard": "val-000000.tar", "key": "val-clip-1"}
 
     def test_is_said_in_words(self, encoded: Path, videos: Path, pipeline: tuple[Path, Any]) -> None:
-        about = json.loads((encoded / "latents.json").read_text())
-        assert encoded.name == f"proxy-{about['digest'][:8]}"
-        assert about["urls"] == str(videos)
-        assert about["encoded"]["scale"]["height"] == HEIGHT
-        assert about["encoded"]["degradation"] == {
+        content = json.loads((encoded / "latents.json").read_text())
+        assert encoded.name == f"proxy-{content['digest'][:8]}"
+        assert content["urls"] == str(videos)
+        assert content["encoded"]["scale"]["height"] == HEIGHT
+        assert content["encoded"]["degradation"] == {
             "kind": "BlurAndNoise",
             "downscale": [2.6, 5.2],
             "blur": [1.07, 1.54],
         }
-        assert about["weights"].keys() == {"vae", "text_encoder", "tokenizer"}
-        assert [shard["split"] for shard in about["shards"]] == ["train", "train", "train", "val"]
+        assert content["weights"].keys() == {"vae", "text_encoder", "tokenizer"}
+        assert [shard["split"] for shard in content["shards"]] == ["train", "train", "train", "val"]
 
     def test_of_a_caption_beyond_the_encoders_tokens_is_its_beginning(self, pipeline: Any, tmp_path: Path) -> None:
         encoder = TextEncoder(pipeline[0], 16, tmp_path, "", "cpu", torch.float32)
-        kept = encoder.unpadded("a heron over the misty lake")
-        assert len(kept) == 16
-        assert torch.equal(kept, encoder.unpadded("a heron over th"))  # 15 letters and the end
+        text = encoder.unpadded("a heron over the misty lake")
+        assert len(text) == 16
+        assert torch.equal(text, encoder.unpadded("a heron over th"))  # 15 letters and the end
 
-    def test_is_named_by_all_that_decides_it(self, encoded: Path, called: Any, pipeline: Any, tmp_path: Path) -> None:
+    def test_is_named_by_all_that_decides_it(self, encoded: Path, call: Any, pipeline: Any, tmp_path: Path) -> None:
         out = encoded.parent
-        assert called(out).folder == encoded
+        assert call(out).folder == encoded
         for same in (
             "rank=0 world=2",
             "degradation.noise=[0,0.3]",
             "degradation.noise_probability=1",
             "train.updates=1",
         ):
-            assert called(out, *same.split()).folder == encoded, same
+            assert call(out, *same.split()).folder == encoded, same
         others = ("seed=1", "anchors=3", "degradation.blur=[1,1]", "degradation=none", "codec.tile=0", "splits=train")
-        assert len({called(out, other).folder for other in others} | {encoded}) == len(others) + 1
+        assert len({call(out, other).folder for other in others} | {encoded}) == len(others) + 1
         shutil.copytree(pipeline[0], tmp_path / "weights")
         path = tmp_path / "weights" / "vae" / "diffusion_pytorch_model.safetensors"
         content = bytearray(path.read_bytes())
@@ -184,12 +184,12 @@ class TestWhatIsEncoded:
         path.write_bytes(
             content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
         )
-        assert called(out, f"trainer.weights={tmp_path / 'weights'}").folder != encoded
+        assert call(out, f"trainer.weights={tmp_path / 'weights'}").folder != encoded
 
 
 class TestACallThatIsStopped:
     @pytest.mark.parametrize("after", [1, 3, 4, 9])
-    def test_goes_on_and_encodes_nothing_twice(self, encoded: Path, called: Any, tmp_path: Path, after: int) -> None:
+    def test_goes_on_and_encodes_nothing_twice(self, encoded: Path, call: Any, tmp_path: Path, after: int) -> None:
         """Within the first shard, after it, within the second, and within the last."""
         steps: list[str] = []
 
@@ -199,67 +199,67 @@ class TestACallThatIsStopped:
                 raise Stopped
 
         with pytest.raises(Stopped):
-            encode(called(tmp_path), stop)
-        encoding = called(tmp_path)
-        written = {path: path.stat().st_mtime_ns for path in encoding.folder.rglob("*.safetensors")}
-        before = len([path for path in written if path.parent.parent.name == ".unfinished"])
+            encode(call(tmp_path), stop)
+        encoding = call(tmp_path)
+        times = {path: path.stat().st_mtime_ns for path in encoding.folder.rglob("*.safetensors")}
+        unfinished = len([path for path in times if path.parent.parent.name == ".unfinished"])
         done = sum(json.loads(path.read_text())["clips"] for path in encoding.folder.glob("*-*.json"))
         report = encode(encoding)
-        assert report.there == before + done
-        assert report.encoded == 7 - report.there > 0
+        assert report.existing == unfinished + done
+        assert report.encoded == 7 - report.existing > 0
         assert contents(encoding.folder) == contents(encoded)
         assert not list(encoding.folder.rglob(".unfinished/*/*"))
 
-    def test_was_whole_once_it_is_called_again_in_vain(self, encoded: Path, called: Any) -> None:
+    def test_was_whole_once_it_is_called_again_in_vain(self, encoded: Path, call: Any) -> None:
         times = {path: path.stat().st_mtime_ns for path in encoded.glob("*.tar")}
-        report = encode(called(encoded.parent))
-        assert (report.encoded, report.there) == (0, 7)
+        report = encode(call(encoded.parent))
+        assert (report.encoded, report.existing) == (0, 7)
         assert times == {path: path.stat().st_mtime_ns for path in encoded.glob("*.tar")}
 
 
 class TestSeveralCalls:
-    def test_make_what_one_makes(self, encoded: Path, called: Any, tmp_path: Path) -> None:
-        reports = [encode(called(tmp_path, f"rank={rank}", "world=2")) for rank in (1, 0)]
+    def test_make_what_one_makes(self, encoded: Path, call: Any, tmp_path: Path) -> None:
+        reports = [encode(call(tmp_path, f"rank={rank}", "world=2")) for rank in (1, 0)]
         assert [report.encoded for report in reports] == [4, 3]
-        assert contents(called(tmp_path).folder) == contents(encoded)
+        assert contents(call(tmp_path).folder) == contents(encoded)
 
     def test_are_told_apart_as_torchrun_does(self, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         words = [f"urls={videos}", *SMALL]
         monkeypatch.setenv("RANK", "3")
         monkeypatch.setenv("WORLD_SIZE", "4")
-        encoding = checked(words)
-        assert [shard.path.name for shard in encoding.mine] == ["val-000000.tar"]
-        assert checked([*words, "rank=1", "world=2"]).rank == 1
+        encoding = plan(words)
+        assert [shard.path.name for shard in encoding.rank_shards] == ["val-000000.tar"]
+        assert plan([*words, "rank=1", "world=2"]).rank == 1
 
-    def test_of_the_same_rank_leave_a_shard_to_the_first(self, encoded: Path, called: Any, tmp_path: Path) -> None:
+    def test_of_the_same_rank_leave_a_shard_to_the_first(self, encoded: Path, call: Any, tmp_path: Path) -> None:
         second: list[EncodingReport] = []
 
         def meanwhile(shard: str, done: int, clips: int) -> None:
             if not second:
                 second.append(EncodingReport(0))  # once
-                other = called(tmp_path)
+                other = call(tmp_path)
                 other.shards = other.shards[1:]
                 second[0] = encode(other)
 
-        first = encode(called(tmp_path), meanwhile)
-        assert (second[0].encoded, first.encoded, first.there) == (5, 2, 5)
+        first = encode(call(tmp_path), meanwhile)
+        assert (second[0].encoded, first.encoded, first.existing) == (5, 2, 5)
         assert {p.name: p.read_bytes() for p in encoded.glob("*.tar")} == {
-            p.name: p.read_bytes() for p in called(tmp_path).folder.glob("*.tar")
+            p.name: p.read_bytes() for p in call(tmp_path).folder.glob("*.tar")
         }
 
 
 class TestTheEstimate:
     @pytest.mark.parametrize(("scale", "latent", "tokens"), [("2k", 42.9e6, 111_600), ("4k", 95.7e6, 249_240)])
     def test_of_a_clip_is_what_the_notes_say(self, scale: str, latent: float, tokens: int) -> None:
-        found = sizes(build([f"scale={scale}"]), 8)
-        assert bf16_bytes(found.latent) == pytest.approx(latent, abs=5e4)  # 48 channels in float32
-        assert bf16_bytes(found.anchor) == pytest.approx(1.33e6, abs=5e3)
-        assert found.tokens(found.latent) == tokens  # the table of scales in docs/method.md
-        assert found.tokens(found.anchor) == 3472
-        assert found.clip_bytes == bf16_bytes(found.latent) + 8 * bf16_bytes(found.anchor) + 2 * 512 * 4096
+        size = sizes(build([f"scale={scale}"]), 8)
+        assert bf16_bytes(size.latent) == pytest.approx(latent, abs=5e4)  # 48 channels in float32
+        assert bf16_bytes(size.anchor) == pytest.approx(1.33e6, abs=5e3)
+        assert size.tokens(size.latent) == tokens  # the table of scales in docs/method.md
+        assert size.tokens(size.anchor) == 3472
+        assert size.clip_bytes == bf16_bytes(size.latent) + 8 * bf16_bytes(size.anchor) + 2 * 512 * 4096
 
-    def test_of_all_is_no_less_than_what_is_written(self, encoded: Path, called: Any) -> None:
-        encoding = called(encoded.parent)
+    def test_of_all_is_no_less_than_what_is_written(self, encoded: Path, call: Any) -> None:
+        encoding = call(encoded.parent)
         clips = sum(len(shard.ids) for shard in encoding.shards)
         tensors = sum(len(v) for tar in encoded.glob("*.tar") for k, v in members(tar).items() if "safetensors" in k)
         assert clips == 7
@@ -269,8 +269,8 @@ class TestTheEstimate:
     def test_is_all_that_a_dry_run_prints_and_needs_no_weights(self, videos: Path, tmp_path: Path, capsys: Any) -> None:
         words = [f"urls={videos}", f"out={tmp_path / 'out'}", *SMALL, "trainer.weights=/not/there", "dry_run=true"]
         assert main(words) == 0
-        told = capsys.readouterr().out
-        assert "latent   4 x 2 x 4 x 6, 12 tokens, 0.000384 MB" in told
+        output = capsys.readouterr().out
+        assert "latent   4 x 2 x 4 x 6, 12 tokens, 0.000384 MB" in output
         assert not (tmp_path / "out").exists()
 
 
@@ -294,16 +294,16 @@ WRONG = [
 
 
 class TestAWrongCall:
-    @pytest.mark.parametrize(("line", "told"), WRONG, ids=[line for line, _ in WRONG])
+    @pytest.mark.parametrize(("line", "message_parts"), WRONG, ids=[line for line, _ in WRONG])
     def test_is_told_the_key_and_what_would_do(
-        self, line: str, told: list[str], videos: Path, pipeline: Any, tmp_path: Path, capsys: Any
+        self, line: str, message_parts: list[str], videos: Path, pipeline: Any, tmp_path: Path, capsys: Any
     ) -> None:
         words = [f"urls={videos}", f"out={tmp_path}", *SMALL, f"trainer.weights={pipeline[0]}", *line.split()]
         if line in ("scale=tiny", "scale=3k"):
             words = [f"urls={videos}", line]
         assert main(words) == 2
         message = capsys.readouterr().err
-        assert not [part for part in told if part not in message], message
+        assert not [part for part in message_parts if part not in message], message
         assert not list(tmp_path.iterdir())
 
     def test_finds_weights_that_are_not_whole(self, videos: Path, pipeline: Any, tmp_path: Path, capsys: Any) -> None:
@@ -315,7 +315,7 @@ class TestAWrongCall:
 
     def test_leaves_out_clips_that_are_too_small_and_says_how_many(self, tmp_path: Path) -> None:
         clips = [picture(0), picture(1, height=48), picture(2, frames=3), picture(3, height=128, width=192)]
-        encoding = checked([f"urls={write_videos(tmp_path, {'train': clips})}", *SMALL])
+        encoding = plan([f"urls={write_videos(tmp_path, {'train': clips})}", *SMALL])
         assert [shard.ids for shard in encoding.shards if shard.ids] == [(0,), (1,)] or encoding.skipped_small == 2
         assert "2 clips in" in estimate(encoding)
         assert "(2 more are too small)" in estimate(encoding)
@@ -333,24 +333,24 @@ class TestADamagedShard:
     ) -> None:
         words = [f"urls={damaged}", f"out={tmp_path / 'out'}", "anchors=1", *SMALL, f"trainer.weights={pipeline[0]}"]
         assert main(words) == 1
-        told = capsys.readouterr().out
-        assert "5 clips encoded, 0 were there, 2 skipped" in told
-        assert "train-000001.tar" in told
-        assert "more than 5%" in told
+        output = capsys.readouterr().out
+        assert "5 clips encoded, 0 were there, 2 skipped" in output
+        assert "train-000001.tar" in output
+        assert "more than 5%" in output
         [folder] = (tmp_path / "out").iterdir()
         assert len(LatentClips(str(folder), 512).batch(0, 0, 3)) == 3
 
     def test_that_is_mended_is_encoded_by_the_same_call(
-        self, damaged: Path, videos: Path, called: Any, encoded: Path, tmp_path: Path
+        self, damaged: Path, videos: Path, call: Any, encoded: Path, tmp_path: Path
     ) -> None:
         words = (f"urls={damaged}",)
-        assert encode(called(tmp_path, *words)).lost == 2
+        assert encode(call(tmp_path, *words)).unreadable == 2
         shutil.copy(videos / "train-000001.tar", damaged)
-        report = encode(called(tmp_path, *words))
-        assert (report.encoded, report.there, report.lost) == (2, 5, 0)
-        assert called(tmp_path, *words).folder.name == encoded.name
+        report = encode(call(tmp_path, *words))
+        assert (report.encoded, report.existing, report.unreadable) == (2, 5, 0)
+        assert call(tmp_path, *words).folder.name == encoded.name
 
-    def test_with_one_bad_clip_gives_the_others(self, videos: Path, called: Any, tmp_path: Path) -> None:
+    def test_with_one_bad_clip_gives_the_others(self, videos: Path, call: Any, tmp_path: Path) -> None:
         folder = shutil.copytree(videos, tmp_path / "shards")
         shard = folder / "train-000000.tar"
         with tarfile.open(shard) as tar:
@@ -358,8 +358,8 @@ class TestADamagedShard:
         with shard.open("r+b") as file:
             file.seek(place)
             file.write(b"damaged!")
-        report = encode(called(tmp_path, f"urls={folder}"))
-        assert (report.encoded, report.lost) == (6, 1)
+        report = encode(call(tmp_path, f"urls={folder}"))
+        assert (report.encoded, report.unreadable) == (6, 1)
         assert "train-clip-1" in report.skipped[0]
         assert report.is_bad  # 1 of 7
 
@@ -372,8 +372,8 @@ class TestATraining:
         run = training(encoded, pipeline, stage)
         weights = load_file(train(run, tmp_path) / "online.safetensors")
         stock = pipeline[1].transformer.state_dict()
-        moved = {k: float((weights[f"dit.{k}"] - v).abs().max()) for k, v in stock.items()}
-        assert 0 < max(moved.values()) < 0.02  # four updates of 1e-3
+        distances = {k: float((weights[f"dit.{k}"] - v).abs().max()) for k, v in stock.items()}
+        assert 0 < max(distances.values()) < 0.02  # four updates of 1e-3
         assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
         assert run.config.choices["objective"] == ("shortcut" if stage == "stage=hires" else "flow")
 
@@ -388,9 +388,9 @@ class TestATraining:
             train(run, tmp_path, stop)
         assert not is_trained(run, tmp_path)
         assert list((training_folder(run, tmp_path) / "checkpoints").iterdir())
-        found, whole = (load_file(train(run, tmp_path / sub) / "ema.safetensors") for sub in ("", "whole"))
-        assert found.keys() == whole.keys()
-        assert all(torch.equal(found[name], whole[name]) for name in whole)
+        resumed, whole = (load_file(train(run, tmp_path / sub) / "ema.safetensors") for sub in ("", "whole"))
+        assert resumed.keys() == whole.keys()
+        assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
     def test_drops_the_text_to_the_empty_prompts_and_the_anchor_to_zeros(self, encoded: Path, pipeline: Any) -> None:
         quiet = ("degradation.noise=[0,0]", "injector=add")  # a fresh injector would be silent
@@ -398,11 +398,11 @@ class TestATraining:
         batch = run.source.batch(0, 0, 4)
         assert isinstance(batch, LatentBatch)
         assert batch.text.ne(batch.null_text).flatten(1).any(1).all()
-        bare = replace(batch, text=batch.null_text.expand_as(batch.text), anchor=torch.zeros_like(batch.anchor))
+        dropped = replace(batch, text=batch.null_text.expand_as(batch.text), anchor=torch.zeros_like(batch.anchor))
         never = training(encoded, pipeline, "train.condition_dropout=0", *quiet)
         losses = []
-        for chosen, clips in ((run, batch), (never, bare), (never, batch)):
-            module = stage_module(chosen, None, pipeline[0])
+        for variant, clips in ((run, batch), (never, dropped), (never, batch)):
+            module = stage_module(variant, None, pipeline[0])
             module.configure_model()
             losses.append(float(module.loss(clips, 0, 0).value.detach()))
         assert losses[0] == losses[1] != losses[2]
@@ -426,10 +426,10 @@ class TestATraining:
         shards = write_videos(tmp_path / "shards", {"train": clips, "val": clips})
         words = [word for word in TRAINING if word != "data=latents"]
         words += ["train.updates=1", "scale.width=64", "data=shards", f"data.urls={shards}"]
-        without = shutil.copytree(pipeline[0], tmp_path / "without")
-        config = without / "text_encoder" / "config.json"
+        broken = shutil.copytree(pipeline[0], tmp_path / "without")
+        config = broken / "text_encoder" / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"d_model": 8}))  # it cannot be loaded
-        two = Apart((*SMALL, *words, *TWO_ON_CPU), (str(pipeline[0]), str(without)), tmp_path)
+        two = SeparateTraining((*SMALL, *words, *TWO_ON_CPU), (str(pipeline[0]), str(broken)), tmp_path)
         (first,), _ = train_together(2, two)
         assert (Path(first) / "done.json").exists()
 
@@ -441,17 +441,17 @@ class TestATraining:
     def test_is_named_by_the_weights_and_can_be_planned_without(
         self, encoded: Path, pipeline: Any, tmp_path: Path
     ) -> None:
-        named = training(encoded, pipeline).training_signature
+        signature = training(encoded, pipeline).training_signature
         planned = training(encoded, (tmp_path / "later", None))
         assert len(planned.training_signature) == 8
-        assert planned.training_signature != named
-        copied = shutil.copytree(pipeline[0], tmp_path / "copy")
-        assert training(encoded, (copied, None)).training_signature == named
+        assert planned.training_signature != signature
+        copy = shutil.copytree(pipeline[0], tmp_path / "copy")
+        assert training(encoded, (copy, None)).training_signature == signature
         with pytest.raises(ValueError, match=r"weights=.*later: no such folder"):
             train(planned, tmp_path)
-        (copied / "transformer" / "config.json").unlink()
+        (copy / "transformer" / "config.json").unlink()
         with pytest.raises(ValueError, match=r"transformer/config\.json: missing"):
-            train(training(encoded, (copied, None)), tmp_path)
+            train(training(encoded, (copy, None)), tmp_path)
         assert not (tmp_path / "train").exists()
 
     def test_of_another_size_than_the_weights_is_refused_before_they_load(
@@ -463,13 +463,13 @@ class TestATraining:
 
 class TestAnAblationAtWansScale:
     def test_trains_samples_and_scores_on_latents(
-        self, pipeline: tuple[Path, Any], called: Callable[..., Encoding], tmp_path: Path
+        self, pipeline: tuple[Path, Any], call: Callable[..., Encoding], tmp_path: Path
     ) -> None:
         """The same ablation as at the tiny scale: captions, negative prompt and the VAE come from Wan's weights."""
         videos = write_videos(
             tmp_path / "v", {"train": [picture(n) for n in range(3)], "val": [picture(n) for n in range(10, 15)]}
         )
-        encoding = called(tmp_path / "l", f"urls={videos}")
+        encoding = call(tmp_path / "l", f"urls={videos}")
         encode(encoding)
         words = [*SMALL, *TRAINING, f"data.urls={encoding.folder}", f"trainer.weights={pipeline[0]}"]
         runs = {}
@@ -487,14 +487,14 @@ class TestAnAblationAtWansScale:
         assert torch.equal(texts[1][0], texts[1][1])
 
     def test_is_told_before_training_what_sampling_will_need(
-        self, pipeline: tuple[Path, Any], called: Callable[..., Encoding], tmp_path: Path
+        self, pipeline: tuple[Path, Any], call: Callable[..., Encoding], tmp_path: Path
     ) -> None:
-        encoding = called(tmp_path / "l")
+        encoding = call(tmp_path / "l")
         encode(encoding)
         words = [*SMALL, *TRAINING, f"data.urls={encoding.folder}"]
-        bare = tmp_path / "weights"
-        shutil.copytree(pipeline[0] / "transformer", bare / "transformer")
-        run = build([*words, f"trainer.weights={bare}"])
+        weights = tmp_path / "weights"
+        shutil.copytree(pipeline[0] / "transformer", weights / "transformer")
+        run = build([*words, f"trainer.weights={weights}"])
         with pytest.raises(ValueError, match=r"text_encoder/config\.json"):
             sample(run, tmp_path / "outputs")
         run = build([*words, f"trainer.weights={pipeline[0]}", "sampling.count=2"])
@@ -508,21 +508,21 @@ class TestAnAblationAtWansScale:
         self, pipeline: tuple[Path, Any], encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         videos = write_videos(tmp_path / "v", {"val": [picture(n) for n in range(10)]})
-        described = json.loads((encoded / "latents.json").read_text())
-        copied = Path(shutil.copytree(encoded, tmp_path / "l"))
-        (copied / "latents.json").write_text(json.dumps({**described, "urls": f"{videos}/*.tar"}))
-        words = [*SMALL, *TRAINING, f"data.urls={copied}", f"trainer.weights={pipeline[0]}"]
+        content = json.loads((encoded / "latents.json").read_text())
+        copy = Path(shutil.copytree(encoded, tmp_path / "l"))
+        (copy / "latents.json").write_text(json.dumps({**content, "urls": f"{videos}/*.tar"}))
+        words = [*SMALL, *TRAINING, f"data.urls={copy}", f"trainer.weights={pipeline[0]}"]
         few, many, batch = (
             build([*words, *more]) for more in ((), ["sampling.count=5"], ["sampling.count=5", "sampling.batch_size=4"])
         )
         assert sampling_memory(few) == sampling_memory(many) < sampling_memory(batch)
-        free = SimpleNamespace(available=sampling_memory(many))
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+        memory = SimpleNamespace(available=sampling_memory(many))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
         check_sampling(few)
         check_sampling(many)
         with pytest.raises(ValueError, match=r"sampling\.batch_size=4: clips of .*; sampling\.batch_size=1 takes 0\.0"):
             check_sampling(batch)
-        free.available -= 1
+        memory.available -= 1
         with pytest.raises(ValueError, match=r"sampling\.batch_size=1: .* a smaller scale would do, or more memory"):
             check_sampling(few)
 

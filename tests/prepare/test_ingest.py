@@ -1,4 +1,4 @@
-"""pw.prepare.ingest: clips are safe, complete and the same however often the call was killed."""
+"""pw.prepare.ingest: clips contain no cuts, all are written, and a killed call changes nothing."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def scene(seed: int, frames: int, height: int = 36, width: int = 48) -> np.ndarr
     """A smooth picture of its own colours, panning one px per frame; the last row counts the frames."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (6, 16, 3)).astype(float)
-    wide = np.kron(coarse, np.ones((height // 6, 16, 1)))
-    video = np.stack([wide[:, t % 100 : t % 100 + width] for t in range(frames)]).astype(np.uint8)
+    enlarged = np.kron(coarse, np.ones((height // 6, 16, 1)))
+    video = np.stack([enlarged[:, t % 100 : t % 100 + width] for t in range(frames)]).astype(np.uint8)
     video[:, -1, :, 0] = np.arange(frames)[:, None]
     return video
 
@@ -53,7 +53,7 @@ def frames_of(video: np.ndarray) -> Iterator[Frame]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three videos, one of them in a folder below, one with a cut at 33."""
+    """Three videos, one of them in a subfolder, one with a cut at frame 33."""
     videos = tmp_path / "videos"
     (videos / "more").mkdir(parents=True)
     write_video(videos / "a.mkv", np.concatenate([scene(0, 33), scene(1, 40)]))
@@ -67,7 +67,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def samples(out: Path) -> list[dict[str, Any]]:
-    """What webdataset itself reads."""
+    """The samples as webdataset reads them."""
     import webdataset
 
     files = [str(path) for path in sorted(out.glob("*.tar"))]
@@ -96,10 +96,10 @@ def test_every_clip_has_the_checksums_of_its_members(folder: Path, tmp_path: Pat
     endings = set()
     for i, sample in enumerate(index.samples):
         members = {ending: read_member(sample.shard, *place) for ending, place in sample.members.items()}
-        said = json.loads(members.pop("json"))["crc32"]
-        assert said == {ending: zlib.crc32(content) for ending, content in members.items()}
+        recorded = json.loads(members.pop("json"))["crc32"]
+        assert recorded == {ending: zlib.crc32(content) for ending, content in members.items()}
         assert index.read(i).frames.shape == (5, 36, 48, 3)
-        endings.add(tuple(sorted(said)))
+        endings.add(tuple(sorted(recorded)))
     assert endings == {("npy",), ("npy", "txt")}
 
 
@@ -132,8 +132,8 @@ def test_the_detector_finds_the_cut_and_nothing_else(first: int) -> None:
 
 def test_the_detector_is_not_fooled_by_held_drawings_nor_by_steady_fast_motion() -> None:
     on_threes = np.repeat(scene(6, 20)[::2], 3, axis=0)
-    rushing = np.stack([np.roll(scene(7, 1)[0], 5 * t, 1) for t in range(30)])
-    for video in (on_threes, rushing):
+    fast_motion = np.stack([np.roll(scene(7, 1)[0], 5 * t, 1) for t in range(30)])
+    for video in (on_threes, fast_motion):
         is_cut = HardCuts()
         assert max((i for i, image in enumerate(video) if is_cut(image)), default=0) < 8
 
@@ -202,9 +202,9 @@ def test_files_of_one_origin_are_on_one_side_and_stay_there_when_more_come() -> 
     for record, split in zip(records, splits, strict=True):
         assert split in (["train"] * 2, ["val"] * 2)
         assert side.setdefault(record.origin, split) == split
-    held = sum(split == ["val"] * 2 for split in side.values())
-    assert 6 <= held <= 18
-    assert rule.startswith(f"{held} of 60 source videos are val")
+    val_count = sum(split == ["val"] * 2 for split in side.values())
+    assert 6 <= val_count <= 18
+    assert rule.startswith(f"{val_count} of 60 source videos are val")
     fewer = [record for record in records if int(record.origin[1:]) < 30]
     assert split_by_origin(fewer, 0.2)[1] == [side[record.origin] for record in fewer]
     assert split_by_origin(records, 0)[1] == [["train"] * 2] * 180
@@ -298,17 +298,17 @@ def test_broken_videos_are_skipped_by_name_and_the_others_go_on(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     reasons = {video["file"]: video["skipped"] for video in report["videos"] if video["skipped"]}
     assert reasons.keys() == {"cut short.mkv", "empty.mp4", "text.webm", "three.mkv", "twin.mkv"}
-    for name, says in (
+    for name, message in (
         ("cut short.mkv", "truncated"),
         ("empty.mp4", "empty"),
         ("text.webm", "not a video"),
         ("three.mkv", "3 frames"),
         ("twin.mkv", "the same file as a.mkv"),
     ):
-        assert says in reasons[name]
-    printed = capsys.readouterr().out
-    assert "skipped 5" in printed
-    assert all(name in printed for name in reasons)
+        assert message in reasons[name]
+    output = capsys.readouterr().out
+    assert "skipped 5" in output
+    assert all(name in output for name in reasons)
     assert {s["json"]["source"] for s in samples(tmp_path / "out")} == {"a.mkv", "b.mkv", "more/c.mkv"}
     assert not list((tmp_path / "out").glob("**/*.part"))
 
@@ -320,9 +320,9 @@ def test_a_pipe_and_a_link_to_nothing_are_left_out_by_name(
     os.mkfifo(folder / "pipe.mp4")
     (folder / "link.mp4").symlink_to(folder / "b.mkv")
     assert sorted(find_videos(folder)) == ["a.mkv", "b.mkv", "link.mp4", "more/c.mkv"]
-    printed = capsys.readouterr().out
-    assert "gone.mp4" in printed
-    assert "pipe.mp4" in printed
+    output = capsys.readouterr().out
+    assert "gone.mp4" in output
+    assert "pipe.mp4" in output
 
 
 @pytest.mark.parametrize("loss", ["raw gone", "raw short", "record empty"])
@@ -332,10 +332,10 @@ def test_a_video_whose_clips_were_lost_with_the_power_is_cut_again(
     ingest(folder, tmp_path / "undisturbed", ClipSettings())
     out = tmp_path / "out"
 
-    def die(*_: Any) -> None:
+    def kill(*_: Any) -> None:
         raise Killed
 
-    monkeypatch.setattr(module, "_assemble", die)
+    monkeypatch.setattr(module, "_assemble", kill)
     with pytest.raises(Killed):
         ingest(folder, out, ClipSettings())
     monkeypatch.undo()
@@ -362,18 +362,18 @@ def test_a_folder_where_nothing_can_be_used_says_why(tmp_path: Path) -> None:
     write_video(tmp_path / "videos" / "short.mkv", scene(0, 3))
     with pytest.raises(ValueError, match=r"short\.mkv: too short: 3 frames"):
         ingest(tmp_path / "videos", tmp_path / "out", ClipSettings())
-    ingest_again = ingest(_one_video(tmp_path), tmp_path / "out", ClipSettings(frames=9))
-    assert ingest_again["totals"]["train"]
+    manifest = ingest(one_video(tmp_path), tmp_path / "out", ClipSettings(frames=9))
+    assert manifest["totals"]["train"]
 
 
-def _one_video(tmp_path: Path) -> Path:
+def one_video(tmp_path: Path) -> Path:
     (tmp_path / "one").mkdir()
     write_video(tmp_path / "one" / "a.mkv", scene(0, 50))
     return tmp_path / "one"
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it."""
+    """Ends a call like the end of the process: nothing catches it."""
 
 
 @pytest.mark.parametrize("crash", ["in the first video", "in the second video", "in the shards", "at the end"])
@@ -383,48 +383,48 @@ def test_a_call_that_died_anywhere_is_taken_up_and_gives_the_same_bytes(
     ingest(folder, tmp_path / "undisturbed", ClipSettings(shard_mb=0.05))
     out, decoded = tmp_path / "out", []
 
-    def dying(name: str, when: Callable[..., bool]) -> None:
-        real = getattr(module, name)
+    def kill_in(name: str, condition: Callable[..., bool]) -> None:
+        original = getattr(module, name)
 
         def function(*args: Any, **kwargs: Any) -> Any:
-            if when(*args):
+            if condition(*args):
                 raise Killed
-            return real(*args, **kwargs)
+            return original(*args, **kwargs)
 
         monkeypatch.setattr(module, name, function)
 
     if crash == "in the first video":
-        dying("read_caption", lambda video: video.name == "a.mkv")
+        kill_in("read_caption", lambda video: video.name == "a.mkv")
     elif crash == "in the second video":
-        dying("read_caption", lambda video: video.name == "b.mkv")
+        kill_in("read_caption", lambda video: video.name == "b.mkv")
     elif crash == "in the shards":
-        dying("_npy", lambda frames: (tmp_path / "out/.unfinished/shards/train-000001.tar").exists())
+        kill_in("_npy", lambda frames: (tmp_path / "out/.unfinished/shards/train-000001.tar").exists())
     else:
-        dying("write_json", lambda path, value: path.name == "manifest.json")
+        kill_in("write_json", lambda path, value: path.name == "manifest.json")
     with pytest.raises(Killed):
         ingest(folder, out, ClipSettings(shard_mb=0.05))
     monkeypatch.undo()
     assert not (out / "manifest.json").exists()
 
-    real_decode = module.decode
-    monkeypatch.setattr(module, "decode", lambda path, *rest: decoded.append(path.name) or real_decode(path, *rest))
+    original_decode = module.decode
+    monkeypatch.setattr(module, "decode", lambda path, *rest: decoded.append(path.name) or original_decode(path, *rest))
     ingest(folder, out, ClipSettings(shard_mb=0.05))
-    redone = {"in the first video": ["a.mkv", "b.mkv", "c.mkv"], "in the second video": ["b.mkv", "c.mkv"]}
-    assert decoded == redone.get(crash, [])
+    expected = {"in the first video": ["a.mkv", "b.mkv", "c.mkv"], "in the second video": ["b.mkv", "c.mkv"]}
+    assert decoded == expected.get(crash, [])
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
 def test_a_call_killed_by_the_system_is_taken_up_and_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     ingest(folder, tmp_path / "undisturbed", ClipSettings())
-    slowly = (
+    script = (
         "import sys, time, pathlib, pw.prepare.ingest as m; real = m.decode\n"
         "def slow(*args):\n    for f in real(*args): time.sleep(0.01); yield f\n"
         "m.decode = slow; m.ingest(*map(pathlib.Path, sys.argv[1:]), m.ClipSettings())"
     )
-    process = subprocess.Popen([sys.executable, "-c", slowly, folder, tmp_path / "out"])
+    process = subprocess.Popen([sys.executable, "-c", script, folder, tmp_path / "out"])
     try:
-        until = time.monotonic() + 30
-        while not list((tmp_path / "out").glob(".unfinished/*.raw")) and time.monotonic() < until:
+        deadline = time.monotonic() + 30
+        while not list((tmp_path / "out").glob(".unfinished/*.raw")) and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)
     finally:
@@ -439,12 +439,12 @@ def test_a_second_call_does_nothing_and_says_so(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = ingest(folder, tmp_path / "out", ClipSettings())
-    before = contents(tmp_path / "out")
+    earlier = contents(tmp_path / "out")
     monkeypatch.setattr(module, "decode", None)
     capsys.readouterr()
     assert ingest(folder, tmp_path / "out", ClipSettings()) == manifest
     assert "nothing to do" in capsys.readouterr().out
-    assert contents(tmp_path / "out") == before
+    assert contents(tmp_path / "out") == earlier
 
 
 def test_other_settings_or_other_videos_need_another_folder_or_overwrite(folder: Path, tmp_path: Path) -> None:
@@ -505,7 +505,7 @@ def test_two_calls_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         ("path=", "path is missing"),
         ("path={folder} frmes=5", "did you mean frames?"),
@@ -520,13 +520,13 @@ def test_two_calls_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_call_gets_one_clear_line(
-    folder: Path, capsys: pytest.CaptureFixture[str], words: str, says: str
+    folder: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
     here = folder.parent / "nothing"
     here.mkdir()
     assert main(words.format(folder=folder, here=here).split()) == 2
     error = capsys.readouterr().err
-    assert says in error
+    assert message in error
     assert error.count("\n") == 1
 
 
@@ -536,16 +536,16 @@ def test_a_wrong_call_is_answered_without_loading_torch() -> None:
 
 
 def test_only_one_clip_is_held_in_memory() -> None:
-    alive: list[int] = []
+    decoded: list[int] = []
 
     def endless() -> Iterator[Frame]:
         for i in range(100):
-            alive.append(i)
+            decoded.append(i)
             yield Frame(i, float(i), np.zeros((2, 2, 3), np.uint8))
 
     clips = cut_clips(endless(), 5, 5, lambda _: False)
     next(clips)
-    assert len(alive) == 5
+    assert len(decoded) == 5
 
 
 def test_videos_are_found_at_any_depth_in_a_fixed_order(folder: Path) -> None:
@@ -564,9 +564,9 @@ def test_the_real_clips_give_their_clips(tmp_path: Path) -> None:
 
 def test_a_video_error_names_what_is_wrong_once(tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"x")
-    with pytest.raises(VideoError) as caught:
+    with pytest.raises(VideoError) as error:
         next(decode(tmp_path / "bad.mp4"))
-    assert str(caught.value).count("bad.mp4") == 1
+    assert str(error.value).count("bad.mp4") == 1
 
 
 def test_shards_hold_no_names_of_the_machine(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""pw.prepare.ultravideo, against a small server that serves the layout of the Hub, redirects included."""
+"""pw.prepare.ultravideo, with a small server that imitates the Hub, including redirects."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ FILLER = 3_000_000  # bytes in each zip that nobody needs
 
 
 class Hub(ThreadingHTTPServer):
-    """Files of one commit; `resolve` sends on to a storage address, as the Hub does for large files."""
+    """Serves files of one commit; `resolve` redirects to a storage address, like the Hub for large files."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.sent = files, Counter[str]()
-        self.asked: list[tuple[str, str]] = []  # file, Range
+        self.requests: list[tuple[str, str]] = []  # file, Range
         self.ranges = self.sizes = True
         self.token = ""
         self.status: dict[str, int] = {}  # file: what it is answered with
-        self.cut: dict[str, int] = {}  # file: after so many bytes the connection is lost, once
+        self.cut_at: dict[str, int] = {}  # file: after so many bytes the connection is lost, once
         self.address = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._answer(status)
             elif name.endswith(".zip"):
                 size = len(self.server.files[name])
-                self._answer(302, location=f"/storage/{name}", linked=size)
+                self._answer(302, location=f"/storage/{name}", total=size)
             else:
                 self._send(name)
         else:
@@ -84,9 +84,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
-    def _answer(self, status: int, body: bytes = b"", error: str = "", location: str = "", linked: int = 0) -> None:
+    def _answer(self, status: int, body: bytes = b"", error: str = "", location: str = "", total: int = 0) -> None:
         self.send_response(status)
-        for name, value in (("X-Error-Code", error), ("Location", location), ("X-Linked-Size", linked)):
+        for name, value in (("X-Error-Code", error), ("Location", location), ("X-Linked-Size", total)):
             if value:
                 self.send_header(name, str(value))
         self.send_header("Content-Length", str(len(body)))
@@ -94,10 +94,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _send(self, name: str) -> None:
-        content, wanted = self.server.files[name], self.headers.get("Range", "")
-        self.server.asked.append((name, wanted))
-        partial = bool(wanted) and self.server.ranges
-        start, _, end = wanted.removeprefix("bytes=").partition("-") if partial else ("0", "", "")
+        content, byte_range = self.server.files[name], self.headers.get("Range", "")
+        self.server.requests.append((name, byte_range))
+        partial = bool(byte_range) and self.server.ranges
+        start, _, end = byte_range.removeprefix("bytes=").partition("-") if partial else ("0", "", "")
         body = content[int(start) : int(end) + 1 if end else None]
         self.send_response(206 if partial else 200)
         if partial:
@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
-            body = body[: self.server.cut.pop(name, None)]
+            body = body[: self.server.cut_at.pop(name, None)]
             try:
                 self.wfile.write(body)
                 self.server.sent[name] += len(body)
@@ -122,7 +122,7 @@ def clip(seed: int) -> bytes:
     return path.read_bytes()
 
 
-def packed(folder: str, members: dict[str, bytes]) -> bytes:
+def zip_of(folder: str, members: dict[str, bytes]) -> bytes:
     """A zip with its members in a folder, and filler before and after."""
     stream, filler = io.BytesIO(), np.random.default_rng(0).bytes(FILLER // 2)
     with zipfile.ZipFile(stream, "w") as archive:
@@ -144,7 +144,7 @@ def table() -> bytes:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _clips(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _clip_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PYTEST_CLIPS"] = str(tmp_path_factory.mktemp("clips"))
 
 
@@ -154,8 +154,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         {
             "README.md": b"",
             "short.csv": table(),
-            ONE: packed("clips_short_1", {f"c{i}.mp4": clip(i) for i in range(4)}),
-            TWO: packed("clips_short_2", {f"c{i}.mp4": clip(i) for i in range(4, 7)}),
+            ONE: zip_of("clips_short_1", {f"c{i}.mp4": clip(i) for i in range(4)}),
+            TWO: zip_of("clips_short_2", {f"c{i}.mp4": clip(i) for i in range(4, 7)}),
         }
     )
     monkeypatch.setenv("HF_ENDPOINT", server.address)
@@ -181,8 +181,8 @@ def clips(out: Path) -> list[str]:
     return sorted(path.name for path in (out / "clips").glob("*.mp4"))
 
 
-def refused(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line an error is told in."""
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The error message, which has one line."""
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
     return error
@@ -192,12 +192,12 @@ def test_without_acceptance_the_licence_is_shown_and_nothing_is_fetched(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["name=ultravideo", f"out={tmp_path / 'out'}", "taste=5"]) == 1
-    printed = capsys.readouterr().out
-    assert "non-commercial research only" in printed
-    assert "accept_licence=true" in printed
-    assert "5 clips by range requests" in printed
+    output = capsys.readouterr().out
+    assert "non-commercial research only" in output
+    assert "accept_licence=true" in output
+    assert "5 clips by range requests" in output
     assert "1.4 TB" in notice(DataOptions(name="ultravideo"), tmp_path)
-    assert not hub.asked
+    assert not hub.requests
     assert not (tmp_path / "out").exists()
 
 
@@ -209,20 +209,20 @@ def test_a_taste_fetches_its_clips_and_little_more_of_the_zip(hub: Hub, tmp_path
         assert (tmp_path / "clips" / f"c{i}.txt").read_text() == f'a "summary", of {i}\n'
     assert hub.sent[ONE] < 4 * len(clip(0)) + 2 * ultravideo.WINDOW < len(hub.files[ONE]) / 15
     assert not hub.sent[TWO]
-    assert len([name for name, _ in hub.asked if name == ONE]) <= 3  # its directory, and one for each clip
+    assert len([name for name, _ in hub.requests if name == ONE]) <= 3  # its directory, and one for each clip
     captions = {ShardIndex(str(tmp_path / "shards"), "train").read(i).caption for i in range(2)}
     assert captions <= {'a "summary", of 0', 'a "summary", of 2'}
 
 
 def test_a_larger_taste_adds_to_a_smaller_one_and_goes_on_to_the_next_zip(hub: Hub, tmp_path: Path) -> None:
     assert call(tmp_path, "taste=1") == 0
-    before = hub.sent[ONE]
+    sent = hub.sent[ONE]
     assert call(tmp_path, "taste=6", "overwrite=true") == 0
     assert clips(tmp_path) == [f"c{i}.mp4" for i in range(6)]
-    assert hub.sent[ONE] - before < 5 * len(clip(0)) + 5 * ultravideo.WINDOW
-    asked = len(hub.asked)
+    assert hub.sent[ONE] - sent < 5 * len(clip(0)) + 5 * ultravideo.WINDOW
+    count = len(hub.requests)
     assert call(tmp_path, "taste=6") == 0
-    assert len(hub.asked) == asked
+    assert len(hub.requests) == count
 
 
 def test_a_taste_from_a_server_without_ranges_is_refused_not_downloaded(
@@ -230,7 +230,7 @@ def test_a_taste_from_a_server_without_ranges_is_refused_not_downloaded(
 ) -> None:
     hub.ranges = False
     assert call(tmp_path, "taste=1") == 2
-    assert "ignores range requests" in refused(capsys)
+    assert "ignores range requests" in error_line(capsys)
     assert not clips(tmp_path)
 
 
@@ -241,10 +241,10 @@ def test_all_of_it_becomes_captioned_shards_and_the_commit_is_written_down(
     hub.sizes = sizes  # False: they come from Content-Length
     assert call(tmp_path, "frames=5", "short_side=36", "caption=brief") == 0
     assert clips(tmp_path) == [f"c{i}.mp4" for i in range(7)]
-    written = report(tmp_path)
-    assert (written["commit"], written["revision"], written["complete"]) == (COMMIT, "main", True)
-    assert written["zips"] == {ONE: 4, TWO: 3}
-    assert written["licence"].startswith("UltraVideo Dataset License Agreement")
+    content = report(tmp_path)
+    assert (content["commit"], content["revision"], content["complete"]) == (COMMIT, "main", True)
+    assert content["zips"] == {ONE: 4, TWO: 3}
+    assert content["licence"].startswith("UltraVideo Dataset License Agreement")
     assert COMMIT in capsys.readouterr().out
     assert not (tmp_path / "clips" / "c6.txt").exists()
     assert not list((tmp_path / "zips").iterdir())
@@ -302,7 +302,7 @@ def test_a_call_that_stopped_between_zips_goes_on_with_the_second(
 ) -> None:
     hub.status[TWO] = 403
     assert call(tmp_path, "keep=true") == 2
-    assert "HF_TOKEN" in refused(capsys)
+    assert "HF_TOKEN" in error_line(capsys)
     assert report(tmp_path)["zips"] == {ONE: 4}
     hub.status.clear()
     assert call(tmp_path, "keep=true") == 0
@@ -317,34 +317,34 @@ def test_a_call_killed_while_clips_come_out_of_a_zip_goes_on_without_fetching_it
     class Killed(BaseException):
         pass
 
-    copy, taken = shutil.copyfileobj, []
+    copy, names = shutil.copyfileobj, []
 
-    def dying(source: Any, file: Any, length: int) -> None:
-        taken.append(source.name)
-        if len(taken) == 3:
+    def kill_at_third(source: Any, file: Any, length: int) -> None:
+        names.append(source.name)
+        if len(names) == 3:
             file.write(b"half")
             raise Killed
         copy(source, file, length)
 
-    monkeypatch.setattr("shutil.copyfileobj", dying)
+    monkeypatch.setattr("shutil.copyfileobj", kill_at_third)
     with pytest.raises(Killed):
         call(tmp_path)
     assert len(clips(tmp_path)) == 2
     assert call(tmp_path) == 0
     assert len(clips(tmp_path)) == 7
     assert hub.sent[ONE] == len(hub.files[ONE])
-    assert len(taken) == 3 + 5
+    assert len(names) == 3 + 5
 
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_lost_connection_is_taken_up_where_it_broke(hub: Hub, tmp_path: Path, ranges: bool) -> None:
-    hub.cut[ONE], hub.ranges = 1_000_000, ranges
+    hub.cut_at[ONE], hub.ranges = 1_000_000, ranges
     assert call(tmp_path) == 0
     assert len(clips(tmp_path)) == 7
-    whole, asked = len(hub.files[ONE]), [wanted for name, wanted in hub.asked if name == ONE]
+    size, ranges_sent = len(hub.files[ONE]), [byte_range for name, byte_range in hub.requests if name == ONE]
     if ranges:
-        assert asked == ["", "bytes=1000000-"]
-    assert hub.sent[ONE] == whole + (0 if ranges else 1_000_000)
+        assert ranges_sent == ["", "bytes=1000000-"]
+    assert hub.sent[ONE] == size + (0 if ranges else 1_000_000)
 
 
 def test_a_connection_that_brings_nothing_is_given_up_and_what_came_is_kept(
@@ -356,10 +356,10 @@ def test_a_connection_that_brings_nothing_is_given_up_and_what_came_is_kept(
     part = downloads.partial_path(tmp_path / "zips" / "clips_short_1.zip", source)
     part.write_bytes(hub.files[ONE][:1000])
     assert call(tmp_path) == 2
-    assert "answers 503; try later, or another mirror: HF_ENDPOINT; 1.0 kB came and stay" in refused(capsys)
+    assert "answers 503; try later, or another mirror: HF_ENDPOINT; 1.0 kB came and stay" in error_line(capsys)
     hub.status.clear()
     assert call(tmp_path) == 0
-    assert ("bytes=1000-") in [wanted for name, wanted in hub.asked if name == ONE]
+    assert ("bytes=1000-") in [byte_range for name, byte_range in hub.requests if name == ONE]
 
 
 @pytest.mark.parametrize("words", [(), ("taste=6",)])
@@ -367,20 +367,20 @@ def test_a_damaged_member_is_skipped_by_name_and_counted(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     content = hub.files[ONE]
-    at = content.index(clip(1)) + 100
-    hub.files[ONE] = content[:at] + b"damaged" + content[at + 7 :]
+    position = content.index(clip(1)) + 100
+    hub.files[ONE] = content[:position] + b"damaged" + content[position + 7 :]
     assert call(tmp_path, *words) == 0
     assert clips(tmp_path) == ["c0.mp4", *(f"c{i}.mp4" for i in range(2, 7))]
     assert list(report(tmp_path)["skipped"]) == [f"{ONE}/clips_short_1/c1.mp4"]
-    printed = capsys.readouterr().out
-    assert "skipped 1" in printed
-    assert "c1.mp4: damaged in the zip (Bad CRC-32" in printed
+    output = capsys.readouterr().out
+    assert "skipped 1" in output
+    assert "c1.mp4: damaged in the zip (Bad CRC-32" in output
 
 
 def test_a_table_that_cannot_be_read_is_named(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hub.files["short.csv"] = b"clip_id,Summarized Description\nc0.mp4,\xff\xfe\n"
     assert call(tmp_path, "taste=1") == 2
-    assert "short.csv: is no table" in refused(capsys)
+    assert "short.csv: is no table" in error_line(capsys)
 
 
 def test_a_table_with_a_byte_order_mark_is_read(hub: Hub, tmp_path: Path) -> None:
@@ -393,11 +393,11 @@ def test_a_damaged_report_is_named(hub: Hub, tmp_path: Path, capsys: pytest.Capt
     for content in ("", "[1]", '{"what": 1}'):
         (tmp_path / "ultravideo.json").write_text(content)
         assert call(tmp_path, "taste=1") == 2
-        assert "ultravideo.json: is damaged" in refused(capsys)
+        assert "ultravideo.json: is damaged" in error_line(capsys)
 
 
 def test_a_clip_of_another_zip_is_not_written_over(hub: Hub, tmp_path: Path) -> None:
-    hub.files[TWO] = packed("clips_short_2", {"c0.mp4": clip(9), "c4.mp4": clip(4)})
+    hub.files[TWO] = zip_of("clips_short_2", {"c0.mp4": clip(9), "c4.mp4": clip(4)})
     for _ in range(2):
         assert call(tmp_path) == 0
         assert (tmp_path / "clips" / "c0.mp4").read_bytes() == clip(0)
@@ -411,22 +411,22 @@ def test_a_taste_does_not_fetch_what_a_zip_calls_its_directory_without_bound(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ultravideo, "LONGEST_READ", 1_000_000)
-    whole = hub.files[ONE]
-    end = whole.rindex(b"PK\x05\x06")
+    content = hub.files[ONE]
+    end = content.rindex(b"PK\x05\x06")
     size = struct.pack("<II", end, 0)  # of the directory, and where it begins
-    hub.files[ONE] = whole[: end + 12] + size + whole[end + 20 :]
+    hub.files[ONE] = content[: end + 12] + size + content[end + 20 :]
     assert call(tmp_path, "taste=1") == 2
-    assert "declares a directory of" in refused(capsys)
+    assert "declares a directory of" in error_line(capsys)
     assert hub.sent[ONE] < 200_000
 
 
 def test_what_is_not_a_zip_is_removed_and_named(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hub.files[ONE] = b"no zip" * 100
     assert call(tmp_path) == 2
-    assert "clips_short_1.zip: File is not a zip file; it was removed" in refused(capsys)
+    assert "clips_short_1.zip: File is not a zip file; it was removed" in error_line(capsys)
     hub.files[ONE] = b"<html>" * 100
     assert call(tmp_path) == 2
-    assert f"{ONE} of {REPOSITORY} at {hub.address}: a web page" in refused(capsys)
+    assert f"{ONE} of {REPOSITORY} at {hub.address}: a web page" in error_line(capsys)
     assert not list((tmp_path / "zips").iterdir())
 
 
@@ -444,20 +444,20 @@ def test_a_zip_that_would_write_elsewhere_is_refused_whole(
         archive.writestr(member, clip(0))
     hub.files[ONE] = stream.getvalue()
     assert call(tmp_path / "out", *words) == 2
-    assert "leads elsewhere; nothing was taken" in refused(capsys)
+    assert "leads elsewhere; nothing was taken" in error_line(capsys)
     assert not clips(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize(("words", "says"), [((), "2 zips of 6.0 MB"), (("taste=2",), "2 clips")])
+@pytest.mark.parametrize(("words", "text"), [((), "2 zips of 6.0 MB"), (("taste=2",), "2 clips")])
 def test_a_disk_too_small_is_noticed_before_the_download(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: Any, says: str
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: Any, text: str
 ) -> None:
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert call(tmp_path, *words) == 2
-    error = refused(capsys)
-    assert says in error
+    error = error_line(capsys)
+    assert text in error
     assert f"out={tmp_path}: needs" in error
     assert "0.1 kB are free" in error
     assert not hub.sent[TWO]
@@ -465,8 +465,8 @@ def test_a_disk_too_small_is_noticed_before_the_download(
 
 def test_the_disk_needed_is_that_of_the_clips_and_one_zip_or_all_with_keep(hub: Hub, tmp_path: Path) -> None:
     dataset, sizes = Dataset("main"), [len(hub.files[name]) for name in (ONE, TWO)]
-    assert dataset.needed(tmp_path, [ONE, TWO], keep=False)[0] == sum(sizes) + max(sizes)
-    assert dataset.needed(tmp_path, [ONE, TWO], keep=True)[0] == 2 * sum(sizes)
+    assert dataset.disk_need(tmp_path, [ONE, TWO], keep=False)[0] == sum(sizes) + max(sizes)
+    assert dataset.disk_need(tmp_path, [ONE, TWO], keep=True)[0] == 2 * sum(sizes)
 
 
 def test_a_token_is_sent_and_asked_for(
@@ -474,7 +474,7 @@ def test_a_token_is_sent_and_asked_for(
 ) -> None:
     hub.token = "hf_mine"
     assert call(tmp_path, "taste=1") == 2
-    assert "answers 401 (wants a token); accept its terms" in refused(capsys)
+    assert "answers 401 (wants a token); accept its terms" in error_line(capsys)
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     assert call(tmp_path, "taste=1") == 0
 
@@ -483,14 +483,14 @@ def test_the_commit_of_the_first_call_is_stayed_on(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(tmp_path, "taste=1", "revision=v9") == 2
-    assert "revision=v9: there is no such branch, tag or commit" in refused(capsys)
+    assert "revision=v9: there is no such branch, tag or commit" in error_line(capsys)
     assert call(tmp_path, "taste=1") == 0
     assert call(tmp_path, "taste=1", f"revision={COMMIT}") == 0
     capsys.readouterr()
     assert call(tmp_path, "taste=1", "revision=v9") == 2
-    assert f"was begun at revision=main, commit {COMMIT}" in refused(capsys)
+    assert f"was begun at revision=main, commit {COMMIT}" in error_line(capsys)
     assert call(tmp_path, "taste=1", "size=960") == 2
-    assert "was begun with size=native" in refused(capsys)
+    assert "was begun with size=native" in error_line(capsys)
 
 
 def test_a_file_that_is_gone_and_a_size_that_is_not_there_are_named(
@@ -498,18 +498,18 @@ def test_a_file_that_is_gone_and_a_size_that_is_not_there_are_named(
 ) -> None:
     hub.status["short.csv"] = 404
     assert call(tmp_path / "a") == 2
-    assert "short.csv of" in (error := refused(capsys))
+    assert "short.csv of" in (error := error_line(capsys))
     assert "404" in error
     assert call(tmp_path / "b", "size=960") == 2
-    assert "no clips_short_960_*.zip at commit" in refused(capsys)
+    assert "no clips_short_960_*.zip at commit" in error_line(capsys)
     hub.status.clear()
     hub.files["short.csv"] = b"id,text\n1,a\n"
     assert call(tmp_path / "c") == 2
-    assert "has no column 'clip_id'; it has id, text" in refused(capsys)
+    assert "has no column 'clip_id'; it has id, text" in error_line(capsys)
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         ("name=ultravido", "did you mean ultravideo?"),
         ("name=ultravideo taste=0", "taste=0: must be 1 clip or more"),
@@ -522,12 +522,12 @@ def test_a_file_that_is_gone_and_a_size_that_is_not_there_are_named(
     ],
 )
 def test_a_wrong_call_gets_one_line_before_anything_is_asked(
-    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, says: str
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
     (tmp_path / "file").touch()
     assert main(words.format(file=tmp_path / "file").split()) == 2
-    assert says in refused(capsys)
-    assert not hub.asked
+    assert message in error_line(capsys)
+    assert not hub.requests
 
 
 def test_offline_says_what_is_missing_and_uses_what_is_here(hub: Hub, tmp_path: Path) -> None:
@@ -542,23 +542,23 @@ def test_offline_says_what_is_missing_and_uses_what_is_here(hub: Hub, tmp_path: 
         f"out={tmp_path}",
     ]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-    missing = subprocess.run(command, env=offline, capture_output=True, text=True, check=False)
-    assert missing.returncode == 2
-    assert "HF_HUB_OFFLINE=1" in missing.stderr
+    failure = subprocess.run(command, env=offline, capture_output=True, text=True, check=False)
+    assert failure.returncode == 2
+    assert "HF_HUB_OFFLINE=1" in failure.stderr
     assert call(tmp_path, "taste=1") == 0
-    here = subprocess.run(command, env=offline, capture_output=True, text=True, check=False)
-    assert here.returncode == 0, here.stderr
-    assert COMMIT in here.stdout
+    result = subprocess.run(command, env=offline, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert COMMIT in result.stdout
 
 
 def test_no_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     for address in ("http://127.0.0.1:9", "nowhere"):
         monkeypatch.setenv("HF_ENDPOINT", address)
         assert call(tmp_path, "taste=1") == 2
-        assert f"at {address}: no answer" in refused(capsys)
+        assert f"at {address}: no answer" in error_line(capsys)
 
 
 def test_a_report_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    written = UltraVideoReport("main", COMMIT, "native", "brief", clips={"ü.mp4": ONE}, skipped={f"{ONE}/x": "damaged"})
-    written.save(tmp_path)
-    assert UltraVideoReport(**report(tmp_path)) == written
+    record = UltraVideoReport("main", COMMIT, "native", "brief", clips={"ü.mp4": ONE}, skipped={f"{ONE}/x": "damaged"})
+    record.save(tmp_path)
+    assert UltraVideoReport(**report(tmp_path)) == record

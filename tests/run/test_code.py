@@ -1,4 +1,4 @@
-"""A signature knows the code: what computes a result enters it, whatever its words, its names and its place."""
+"""The code that computes a result enters its signature; comments, names and places of the code do not."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pw.io.files import write_json
 from pw.io.paths import ROOT
 from pw.run.build import build
 from pw.run.code import UnknownCode, code_hash
-from pw.run.signatures import CHOSEN, PLACES, PLANNING, SAMPLES, STAGES, TRAINS
+from pw.run.signatures import ALTERNATIVES, PLACEMENT_CODE, PLANNING, SAMPLING_CODE, STAGES, TRAINING_CODE
 from pw.train.loop import train
-from pw.train.record import earlier_trainings, is_trained, training_folder, with_code, write_config
+from pw.train.record import earlier_trainings, is_trained, training_folder, with_finished_trainings, write_config
 
-# What a copy of the sources calls a run of shortcut training, one of flow matching, and a metric.
-SAID = """if True:
+# Prints the signatures of a shortcut training, a flow matching training and two metrics.
+SCRIPT = """if True:
     import json, pw
     from benchmarks.metrics import scoring_code
     from pw.run.build import build
@@ -48,9 +48,9 @@ class Sources:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        leave = shutil.ignore_patterns("__pycache__", "starts")
+        ignore = shutil.ignore_patterns("__pycache__", "starts")
         for name in ("pw", "conf", "benchmarks"):
-            shutil.copytree(ROOT / name, folder / name, ignore=leave)
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
 
     def edit(self, file: str, old: str, new: str) -> None:
         path = self.folder / file
@@ -58,20 +58,20 @@ class Sources:
         assert old in text, f"{file} does not say {old!r} any more"
         path.write_text(text.replace(old, new))
 
-    def said(self) -> dict[str, str]:
-        """What they call things, asked in a process of their own."""
-        command = [sys.executable, "-c", SAID]
+    def names(self) -> dict[str, str]:
+        """The signatures that these sources compute, in a new process."""
+        command = [sys.executable, "-c", SCRIPT]
         env = {"PYTHONPATH": str(self.folder), "PATH": "", "PW_STARTS": str(self.folder / "none")}
-        ended = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
-        assert ended.returncode == 0, ended.stderr
-        found = json.loads(ended.stdout)
-        assert Path(found.pop("from")).is_relative_to(self.folder)
-        return found
+        process = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
+        result = json.loads(process.stdout)
+        assert Path(result.pop("from")).is_relative_to(self.folder)
+        return result
 
 
 @pytest.fixture(scope="module")
 def unedited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return Sources(tmp_path_factory.mktemp("unedited")).said()
+    return Sources(tmp_path_factory.mktemp("unedited")).names()
 
 
 def invert_the_weighting(sources: Sources) -> None:
@@ -122,15 +122,15 @@ EDITS: dict[str, tuple[Callable[[Sources], None], set[str]]] = {
 def test_an_edit_of_what_computes_a_result_is_another_result_and_of_nothing_else(
     what: str, unedited: dict[str, str], tmp_path: Path
 ) -> None:
-    change, wanted = EDITS[what]
+    change, expected = EDITS[what]
     sources = Sources(tmp_path)
     change(sources)
-    said = sources.said()
-    assert {key for key in said if said[key] != unedited[key]} == wanted
+    names = sources.names()
+    assert {key for key in names if names[key] != unedited[key]} == expected
 
 
 def comment(sources: Sources) -> None:
-    """Words for people: a comment, a docstring, an error, an annotation, formatting."""
+    """Change a comment, a docstring, an error message, an annotation and the formatting."""
     file = "pw/method/weighting.py"
     sources.edit(
         file, "        weight = span**self.p\n", "        # to the power\n\n        weight = (span ** self.p)\n"
@@ -195,7 +195,7 @@ def test_an_edit_of_anything_else_is_the_same_result(
 ) -> None:
     sources = Sources(tmp_path)
     change(sources)
-    assert sources.said() == unedited
+    assert sources.names() == unedited
 
 
 class TestTheHash:
@@ -203,7 +203,7 @@ class TestTheHash:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.syspath_prepend(tmp_path)
-        found = []
+        hashes = []
         for number, body in enumerate(("x + 1", "x + 2", "x + 1  # again")):
             package = tmp_path / f"mine{number}"
             package.mkdir()
@@ -211,8 +211,8 @@ class TestTheHash:
             (package / "behind.py").write_text(f"def more(x):\n    return {body}\n")
             text = "from {0}.behind import more\nclass Mine:\n    def __call__(self, x):\n        return more(x)\n"
             (package / "strategy.py").write_text(text.format(package.name))
-            found.append(code_hash((f"{package.name}.strategy.Mine",)))
-        assert found[0] == found[2] != found[1]
+            hashes.append(code_hash((f"{package.name}.strategy.Mine",)))
+        assert hashes[0] == hashes[2] != hashes[1]
 
     def test_of_two_that_call_each_other_has_an_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(tmp_path)
@@ -243,11 +243,11 @@ class TestTheHash:
         sorted(
             {
                 *STAGES.values(),
-                *SAMPLES,
-                *TRAINS,
-                *PLACES,
+                *SAMPLING_CODE,
+                *TRAINING_CODE,
+                *PLACEMENT_CODE,
                 *(f"pw.method.objective.Flow.{name}" for name in PLANNING),
-                *(n for c in CHOSEN.values() for n in c.values()),
+                *(n for c in ALTERNATIVES.values() for n in c.values()),
             }
         ),
     )
@@ -266,8 +266,8 @@ class TestTheHash:
 WORDS = ["name=ansc", "arms=baseline", "seeds=1", "start.updates=6", "train.updates=6", "start.shipped=false"]
 
 
-def by_other_code(outputs: Path, *more: str, code: str = "0123456789ab", name: str = "0badc0de") -> Path:
-    """A finished training of the arm, as another checkout would have left it."""
+def write_other_training(outputs: Path, *more: str, code: str = "0123456789ab", name: str = "0badc0de") -> Path:
+    """Write a finished training of the arm, as another version of the code would."""
     run = make_plan(parse([*WORDS, f"outputs={outputs}", *more])).arms[0].first
     folder = outputs / "train" / name
     write_config(run, folder)
@@ -279,14 +279,14 @@ def by_other_code(outputs: Path, *more: str, code: str = "0123456789ab", name: s
 
 class TestATrainingOfOtherCode:
     def test_is_kept_and_named(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        folder = by_other_code(tmp_path)
+        folder = write_other_training(tmp_path)
         assert main([*WORDS, f"outputs={tmp_path}", "dry_run=true"]) == 0
-        told = " ".join(capsys.readouterr().out.split())
-        assert f"baseline seed 0: {folder} was trained by other code (kept; code=as_trained uses it)" in told
-        assert "2 trainings" in told
+        output = " ".join(capsys.readouterr().out.split())
+        assert f"baseline seed 0: {folder} was trained by other code (kept; code=as_trained uses it)" in output
+        assert "2 trainings" in output
 
     def test_is_used_as_it_was_trained_when_asked_to(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        folder = by_other_code(tmp_path)
+        folder = write_other_training(tmp_path)
         words = [*WORDS, f"outputs={tmp_path}", "code=as_trained"]
         plan = make_plan(parse(words))
         run = plan.arms[0].first
@@ -297,17 +297,17 @@ class TestATrainingOfOtherCode:
         assert train(run, tmp_path) == folder
         assert not [job for job in all_jobs(plan)[0] if job.kind == "train" and not job.is_done(tmp_path)]
         assert main([*words, "dry_run=true"]) == 0
-        told = " ".join(capsys.readouterr().out.split())
-        assert "baseline seed 0: 0badc0de, as it was trained by other code (0123456789ab)" in told
-        assert "0 trainings" in told
+        output = " ".join(capsys.readouterr().out.split())
+        assert "baseline seed 0: 0badc0de, as it was trained by other code (0123456789ab)" in output
+        assert "0 trainings" in output
 
     def test_is_noted_in_the_table(self, tmp_path: Path) -> None:
-        by_other_code(tmp_path)
+        write_other_training(tmp_path)
         plan = make_plan(parse([*WORDS, f"outputs={tmp_path}", "code=as_trained"]))
         rows = all_jobs(plan)[1]
         for row in rows:
-            about = {"metrics": {"mhd": 0.02}, "n_videos": {"mhd": 8}, "contract": {"metrics": {}}}
-            write_json(Path(row.job.score["out"]) / "scores.json", about)
+            scores = {"metrics": {"mhd": 0.02}, "n_videos": {"mhd": 8}, "contract": {"metrics": {}}}
+            write_json(Path(row.job.score["out"]) / "scores.json", scores)
         assert (
             "trained by other code than this (code=as_trained): baseline seed 0" in make_table(plan, rows, {})["notes"]
         )
@@ -316,26 +316,26 @@ class TestATrainingOfOtherCode:
         import os
 
         for age, name in enumerate(("0badc0de", "1badc0de")):
-            done = by_other_code(tmp_path, name=name) / "done.json"
+            done = write_other_training(tmp_path, name=name) / "done.json"
             os.utime(done, (1e9 - age, 1e9 - age))
-        run = with_code(make_plan(parse([*WORDS, "code=as_trained"])).arms[0].first, tmp_path)
+        run = with_finished_trainings(make_plan(parse([*WORDS, "code=as_trained"])).arms[0].first, tmp_path)
         assert run.training_signature == "0badc0de"
-        own = build([o for o in run.config.overrides if o != "code=as_trained"])
-        write_config(own, training_folder(own, tmp_path))
-        write_json(training_folder(own, tmp_path) / "done.json", {"signature": own.training_signature})
-        again = with_code(build(run.config.overrides), tmp_path)
-        assert not again.is_as_trained
-        assert again.training_signature == own.training_signature
+        current = build([o for o in run.config.overrides if o != "code=as_trained"])
+        write_config(current, training_folder(current, tmp_path))
+        write_json(training_folder(current, tmp_path) / "done.json", {"signature": current.training_signature})
+        rerun = with_finished_trainings(build(run.config.overrides), tmp_path)
+        assert not rerun.is_as_trained
+        assert rerun.training_signature == current.training_signature
 
     def test_that_is_not_finished_is_named_and_not_used(self, tmp_path: Path) -> None:
-        (by_other_code(tmp_path) / "done.json").unlink()
+        (write_other_training(tmp_path) / "done.json").unlink()
         plan = make_plan(parse([*WORDS, f"outputs={tmp_path}", "code=as_trained"]))
         assert not plan.arms[0].first.is_as_trained
-        (told,) = other_code(plan)
-        assert "not finished, that code alone goes on with it" in told
+        (output,) = other_code(plan)
+        assert "not finished, that code alone goes on with it" in output
 
     def test_of_another_configuration_or_an_older_suite_is_none(self, tmp_path: Path) -> None:
-        by_other_code(tmp_path, "optimizer.lr=1e-5")
+        write_other_training(tmp_path, "optimizer.lr=1e-5")
         (tmp_path / "train" / "2badc0de").mkdir()
         (tmp_path / "train" / "2badc0de" / "config.yaml").write_text("# python -m pw train seed=1\nseed: 1\n")
         assert [earlier.folder.name for earlier in earlier_trainings(tmp_path)] == ["0badc0de"]
@@ -349,15 +349,15 @@ class TestFresh:
         words = [*WORDS, f"outputs={tmp_path}", "fresh=true", "dry_run=true"]
         run = make_plan(parse(words)).arms[0].first
         assert run.start_run is not None
-        folders = [training_folder(made, tmp_path) for made in (run, run.start_run)]
+        folders = [training_folder(trained_run, tmp_path) for trained_run in (run, run.start_run)]
         for folder in folders:
             write_json(folder / "done.json", {"signature": folder.name})
         assert main(words) == 0
-        told = capsys.readouterr().out
-        assert "fresh=true would remove 1 folders of results" in told
-        assert f"  {folders[0]}\n" in told
-        assert str(folders[1]) not in told
-        assert "1 trainings" in told
+        output = capsys.readouterr().out
+        assert "fresh=true would remove 1 folders of results" in output
+        assert f"  {folders[0]}\n" in output
+        assert str(folders[1]) not in output
+        assert "1 trainings" in output
         assert all((folder / "done.json").exists() for folder in folders)
 
     def test_is_refused_beside_as_trained(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Every option of every group builds; signatures name exactly what changes a result; a wrong call is told at once."""
+"""Every option builds; a signature changes exactly with what changes a result; a wrong call fails at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pw.run.compose import compose_run, groups, leaves
 
 ROOT = Path(__file__).parents[2]
 
-# What an option needs beside it to be legal.
+# Option -> other overrides that it needs.
 NEIGHBOURS = {
     "codec=wan_vae": ["scale=proxy", "start=none"],
     "data=latents": ["scale=proxy"],
@@ -38,14 +38,14 @@ NEIGHBOURS = {
 }
 
 
-def built(*overrides: str) -> Run:
+def run_of(*overrides: str) -> Run:
     return build(overrides)
 
 
-def refused(*overrides: str) -> str:
-    """The message with which a run is refused, at the latest when it is asked what it is called."""
+def error_of(*overrides: str) -> str:
+    """The error message of a run, at the latest when it computes its signature."""
     with pytest.raises(ConfigError) as error:
-        _ = built(*overrides).signature
+        _ = run_of(*overrides).signature
     return str(error.value)
 
 
@@ -69,7 +69,7 @@ def write_clips(folder: Path, height: int, width: int) -> Path:
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One encoded clip of the proxy scale, as far as its headers say."""
+    """Headers of one encoded clip of the proxy scale."""
     from small_latents import write_latents
 
     return write_latents(tmp_path_factory.mktemp("latents"), build(["scale=proxy"]), 1)
@@ -80,26 +80,26 @@ class TestEveryOption:
     def test_builds_with_all_the_runs_it_needs(self, choice: str, shards: Path, latents: Path) -> None:
         places = {"data=shards": f"{shards}/*.tar", "data=latents": str(latents)}
         urls = [f"data.urls={places[choice]}"] if choice in places else []
-        run = built(choice, *NEIGHBOURS.get(choice, []), *urls)
+        run = run_of(choice, *NEIGHBOURS.get(choice, []), *urls)
         assert run.config.choices[choice.partition("=")[0]] == choice.partition("=")[2]
         assert len(run.signature) == 8
 
     @pytest.mark.parametrize("solver", groups()["solver"])
     def test_of_a_solver_is_held_against_the_solution_by_many_euler_steps(self, solver: str) -> None:
         order = ["solver.order=3"] if solver == "unipc" else []
-        solution = built(f"solver={solver}", *order, "objective=flow").solution
+        solution = run_of(f"solver={solver}", *order, "objective=flow").solution
         assert solution.config.choices["solver"] == "euler"
         assert solution.sampling.num_steps == 48
-        assert solution.training_signature == built("objective=flow").training_signature
+        assert solution.training_signature == run_of("objective=flow").training_signature
 
     def test_of_the_trainer_holds_for_the_start_too(self) -> None:
-        start = built("trainer=gpu").start_run
+        start = run_of("trainer=gpu").start_run
         assert start is not None
         assert start.trainer.accelerator == "gpu"
 
 
 class TestComposing:
-    """Files are read once for all runs that choose the same; Hydra itself reads them for every run."""
+    """Runs with the same choices share the files; Hydra itself reads them for every run."""
 
     @pytest.mark.parametrize(
         "overrides",
@@ -112,8 +112,8 @@ class TestComposing:
         ids=" ".join,
     )
     def test_gives_what_hydra_gives(self, overrides: list[str]) -> None:
-        ours = compose_run(overrides)  # which tells Hydra where the files are
-        assert ours.values == OmegaConf.to_container(hydra.compose("run", overrides), resolve=True)
+        config = compose_run(overrides)  # which tells Hydra where the files are
+        assert config.values == OmegaConf.to_container(hydra.compose("run", overrides), resolve=True)
 
     def test_leaves_nothing_of_one_run_in_the_next(self) -> None:
         assert compose_run(["scale.height=32", "train.updates=7"]).values["data"]["size"] == 32
@@ -121,10 +121,10 @@ class TestComposing:
 
 
 class TestThePapersRecipe:
-    """Numbers as the paper prints them; `docs/method.md` has the working."""
+    """Numbers of the paper; `docs/method.md` derives them."""
 
     def test_is_the_default_of_the_second_stage(self) -> None:
-        run = built("stage=hires")
+        run = run_of("stage=hires")
         assert run.objective == Shortcut(
             flow_weight="uniform",
             turns=Alternate(),  # "alternating mini-batches", sec. 3.4
@@ -146,7 +146,7 @@ class TestThePapersRecipe:
         assert build(["scale=2k"]).config["injector"]["blocks"] == [1]  # the authors' code
 
     def test_trains_as_section_4_1_does_where_the_scale_allows(self) -> None:
-        run = built()
+        run = run_of()
         assert run.optimizer.weight_decay == 0.01
         assert run.optimizer.clip == 1.0
         assert build(["scale=2k"]).optimizer.ema == 0.99  # the authors' code
@@ -154,18 +154,18 @@ class TestThePapersRecipe:
         assert run.train.trainable == "all"
 
     def test_makes_anchors_with_flow_matching_and_fifty_steps(self) -> None:
-        run = built("stage=anchor")
+        run = run_of("stage=anchor")
         assert run.config.choices["objective"] == "flow"
         assert run.sampling.num_steps == 50  # docs/method.md
         assert run.injector is None
 
     def test_has_the_rivals_of_the_tables(self) -> None:
-        assert built("step_sampler=uniform").config["step_sampler"]["beta"] == 0  # Table 9.3, row 2
-        assert built("turns=bernoulli").config["turns"]["rate"] == 0.3  # the authors' code
-        assert built("step_sampler=aligned").config["step_sampler"]["grids"] == [2, 3, 4, 5]  # Table 5
-        guided = built("guidance=on", "guidance.drop=text_and_anchor", "train.condition_dropout=0.1")
+        assert run_of("step_sampler=uniform").config["step_sampler"]["beta"] == 0  # Table 9.3, row 2
+        assert run_of("turns=bernoulli").config["turns"]["rate"] == 0.3  # the authors' code
+        assert run_of("step_sampler=aligned").config["step_sampler"]["grids"] == [2, 3, 4, 5]  # Table 5
+        guided = run_of("guidance=on", "guidance.drop=text_and_anchor", "train.condition_dropout=0.1")
         assert guided.guidance.scale == 5.0  # Wan's default
-        assert built("injector=alpha_zero").config["injector"]["gate"] == "fixed"  # Table 4, row 4
+        assert run_of("injector=alpha_zero").config["injector"]["gate"] == "fixed"  # Table 4, row 4
 
 
 # Another legal value of every key of the default configuration, by what it changes.
@@ -275,11 +275,11 @@ HAS_NO_OTHER_VALUE = {"trainer.devices", "trainer.offload_activations", "start.s
 
 @cache
 def default() -> Run:
-    return built()
+    return run_of()
 
 
-def changed(line: str) -> Run:
-    return built(*line.split())
+def run_of_line(line: str) -> Run:
+    return run_of(*line.split())
 
 
 class TestASignature:
@@ -289,41 +289,41 @@ class TestASignature:
 
     @pytest.mark.parametrize("key", CHANGES_WEIGHTS)
     def test_of_a_training_differs_for_what_changes_its_weights(self, key: str) -> None:
-        run = changed(CHANGES_WEIGHTS[key])
+        run = run_of_line(CHANGES_WEIGHTS[key])
         assert run.training_signature != default().training_signature
         assert run.signature != default().signature
 
     @pytest.mark.parametrize("key", CHANGES_CLIPS)
     def test_of_the_clips_differs_for_how_they_are_sampled_and_that_of_the_training_does_not(self, key: str) -> None:
         # guidance steers away from dropped anchors, which the default of this scale never shows
-        same = ["train.condition_dropout=0.1"] if key.startswith("guidance.") else []
-        run, other = built(*CHANGES_CLIPS[key].split(), *same), built(*same)
+        shared = ["train.condition_dropout=0.1"] if key.startswith("guidance.") else []
+        run, other = run_of(*CHANGES_CLIPS[key].split(), *shared), run_of(*shared)
         assert run.training_signature == other.training_signature
         assert run.signature != other.signature
 
     @pytest.mark.parametrize("key", CHANGES_NOTHING)
     def test_is_the_same_wherever_it_runs(self, key: str) -> None:
-        run = changed(CHANGES_NOTHING[key])
+        run = run_of_line(CHANGES_NOTHING[key])
         assert run.config.values != default().config.values
         assert (run.training_signature, run.signature) == (default().training_signature, default().signature)
 
     def test_is_the_same_wherever_activations_wait(self) -> None:
         checkpointed = "train.checkpoint_activations=true"
-        kept, offloaded = built(checkpointed), built(checkpointed, "trainer.offload_activations=true")
-        assert offloaded.trainer != kept.trainer
-        assert offloaded.signature == kept.signature
+        on_device, on_host = run_of(checkpointed), run_of(checkpointed, "trainer.offload_activations=true")
+        assert on_host.trainer != on_device.trainer
+        assert on_host.signature == on_device.signature
 
     def test_differs_between_any_two_of_these_trainings(self) -> None:
         lines = dict.fromkeys(CHANGES_WEIGHTS.values())
-        found = {changed(line).training_signature: line for line in lines}
-        assert len(found) == len(lines)
+        signatures = {run_of_line(line).training_signature: line for line in lines}
+        assert len(signatures) == len(lines)
 
     def test_does_not_depend_on_the_order_of_the_overrides(self) -> None:
-        given = ["weighting.p=0.25", "step_sampler=closed", "scale.frames=5"]
-        assert len({built(*order).signature for order in permutations(given)}) == 1
+        overrides = ["weighting.p=0.25", "step_sampler=closed", "scale.frames=5"]
+        assert len({run_of(*order).signature for order in permutations(overrides)}) == 1
 
     def test_is_the_same_for_a_default_that_is_spelled_out(self) -> None:
-        assert built("weighting=delta_sigma", "weighting.p=0.5").signature == default().signature
+        assert run_of("weighting=delta_sigma", "weighting.p=0.5").signature == default().signature
 
     @pytest.mark.parametrize(
         ("one", "other"),
@@ -335,7 +335,7 @@ class TestASignature:
         ],
     )
     def test_is_the_same_for_a_number_written_in_two_ways(self, one: str, other: str) -> None:
-        assert built(one).signature == built(other).signature
+        assert run_of(one).signature == run_of(other).signature
 
     def test_of_the_clips_depends_on_whose_evaluation_clips_they_answer(self) -> None:
         run = default()
@@ -344,30 +344,30 @@ class TestASignature:
         assert run.evaluation_signature(1) != run.evaluation_signature(0)
 
     def test_of_the_evaluation_clips_is_shared_by_all_arms(self) -> None:
-        arm = built("objective=flow", "sampling.num_steps=2", "train.updates=3", "injector=none")
+        arm = run_of("objective=flow", "sampling.num_steps=2", "train.updates=3", "injector=none")
         assert arm.evaluation_signature(5) == default().evaluation_signature(5)
 
     def test_of_the_start_enters(self) -> None:
         start = default().start_run
         assert start is not None
         assert start.training_signature != default().training_signature
-        other = built("start.updates=10").start_run
+        other = run_of("start.updates=10").start_run
         assert other is not None
         assert other.training_signature != start.training_signature
 
     def test_of_the_anchors_stage_enters_the_clips(self) -> None:
-        run = built("anchors=generated", "degradation.blur=[0.5,0.5]")
+        run = run_of("anchors=generated", "degradation.blur=[0.5,0.5]")
         assert run.anchor_run is not None
         # the stage takes the degradation over: its anchors are what the second stage was trained on
         assert run.anchor_run.config["degradation"]["blur"] == [0.5, 0.5]
         assert run.anchor_run.sampling.count == run.sampling.count
 
     def test_of_another_seed_is_that_of_composing_with_it(self) -> None:
-        assert default().with_seed(3).signature == built("seed=3").signature
-        assert default().with_seed(3, 9).signature == built("seed=3", "start.seed=9").signature
+        assert default().with_seed(3).signature == run_of("seed=3").signature
+        assert default().with_seed(3, 9).signature == run_of("seed=3", "start.seed=9").signature
 
 
-# (overrides, what the message must say: the key, the value, and what would do)
+# (overrides, parts of the message: the key, the value, and a valid value)
 WRONG = [
     # keys
     ("weigthing=uniform", ["weigthing", "did you mean weighting?"]),
@@ -478,24 +478,24 @@ WRONG = [
 
 
 class TestAWrongCall:
-    @pytest.mark.parametrize(("line", "told"), WRONG, ids=[line for line, _ in WRONG])
-    def test_is_told_the_key_the_value_and_what_would_do(self, line: str, told: Sequence[str]) -> None:
-        message = refused(*line.split())
-        assert not [part for part in told if part not in message], message
+    @pytest.mark.parametrize(("line", "message_parts"), WRONG, ids=[line for line, _ in WRONG])
+    def test_is_told_the_key_the_value_and_what_would_do(self, line: str, message_parts: Sequence[str]) -> None:
+        message = error_of(*line.split())
+        assert not [part for part in message_parts if part not in message], message
         assert "\n" not in message
 
     def test_with_a_folder_without_shards_is_told_how_to_make_them(self, tmp_path: Path) -> None:
-        message = refused("data=shards", f"data.urls={tmp_path}")
+        message = error_of("data=shards", f"data.urls={tmp_path}")
         assert f"data.urls={tmp_path}" in message
         assert "make data path=DIR" in message
 
     def test_with_clips_smaller_than_the_scale_is_told_both_sizes(self, shards: Path) -> None:
-        message = refused("data=shards", f"data.urls={shards}/*.tar", "scale.frames=5")
+        message = error_of("data=shards", f"data.urls={shards}/*.tar", "scale.frames=5")
         assert "5 frames" in message
         assert "3 of 24x24" in message
 
     def test_of_a_run_it_needs_names_that_run(self) -> None:
-        assert refused("anchors=generated", "anchors.stage.updates=-1").startswith("anchors (anchor): ")
+        assert error_of("anchors=generated", "anchors.stage.updates=-1").startswith("anchors (anchor): ")
 
 
 class TestBuilding:
@@ -504,7 +504,7 @@ class TestBuilding:
 
         write_clips(tmp_path, 32, 48)
         sizes = ("scale.height=24", "scale.width=40", "scale.anchor_height=12", "scale.anchor_width=20")
-        run = built("data=shards", f"data.urls={tmp_path}/*.tar", *sizes)
+        run = run_of("data=shards", f"data.urls={tmp_path}/*.tar", *sizes)
         clips = run.source.batch(0, 0, 1)
         assert isinstance(clips, torch.Tensor)
         assert clips.shape == (1, 3, 3, 24, 40)
@@ -513,12 +513,12 @@ class TestBuilding:
         assert anchor.shape == (1, 3, 3, 12, 20)
 
     def test_a_width_that_is_said_or_not_is_the_same_run(self, shards: Path) -> None:
-        said, not_said = (built("data=shards", f"data.urls={shards}/*.tar", f"data.width={n}") for n in (24, 0))
-        assert said.signature == not_said.signature
-        assert said.evaluation_signature(0) == not_said.evaluation_signature(0)
+        explicit, implicit = (run_of("data=shards", f"data.urls={shards}/*.tar", f"data.width={n}") for n in (24, 0))
+        assert explicit.signature == implicit.signature
+        assert explicit.evaluation_signature(0) == implicit.evaluation_signature(0)
 
     def test_imports_no_torch(self) -> None:
-        """A wrong key must be told before the seconds that torch takes."""
+        """The error for a wrong key must not wait for the import of torch."""
         code = """if True:
             import sys
             from experiments.engine.plan import make_plan, parse
@@ -529,13 +529,13 @@ class TestBuilding:
             heavy = {"torch", "lightning", "diffusers", "mlflow", "av", "pandas", "matplotlib"} & sys.modules.keys()
             sys.exit(f"imported {heavy}" if heavy else 0)
         """
-        ended = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
         )
-        assert ended.returncode == 0, ended.stderr
+        assert process.returncode == 0, process.stderr
 
     @pytest.mark.parametrize(
-        ("verb", "words", "told"),
+        ("verb", "words", "message"),
         [
             ("ablation", ["name=ans"], "did you mean ansc?"),
             ("ablation", ["name=ansc", "sampling.cuont=9"], "did you mean sampling.count?"),
@@ -546,19 +546,19 @@ class TestBuilding:
             ("coverage", ["step_sampler.beta=steep"], "step_sampler.beta='steep'"),
         ],
     )
-    def test_answers_a_wrong_call_without_importing_torch(self, verb: str, words: list[str], told: str) -> None:
-        """At once, that is; a clock would tell how busy the machine is."""
+    def test_answers_a_wrong_call_without_importing_torch(self, verb: str, words: list[str], message: str) -> None:
+        """Stands for "at once": a time limit would depend on the load of the machine."""
         command = [sys.executable, "-X", "importtime", "-m", "pw", verb, *words]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-        lines = ended.stderr.splitlines()
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        lines = process.stderr.splitlines()
         imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
         assert "pw.run.build" in imported
         assert not {"torch", "lightning", "diffusers", "mlflow", "av", "pandas", "matplotlib"} & imported
         (answer,) = (line for line in lines if not line.startswith("import time:"))
         assert answer.startswith("error: ")
-        assert told in answer
-        assert ended.stdout == ""
-        assert ended.returncode == 2
+        assert message in answer
+        assert process.stdout == ""
+        assert process.returncode == 2
 
 
 class TestTheCoverageCommand:

@@ -1,4 +1,4 @@
-"""pw.run.strategies: a plain value becomes what an annotation wants, or is refused by its key."""
+"""pw.run.strategies: a plain value gets the type of its annotation, or an error names its key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pw.run.strategies import coerce
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted", "read"),
+    ("value", "annotation", "expected"),
     [
         (2, int | float, 2),
         (2.5, int | float, 2.5),
@@ -22,13 +22,13 @@ from pw.run.strategies import coerce
         ([1, 2], tuple[float, ...] | None, (1.0, 2.0)),
     ],
 )
-def test_a_value_is_read_as_the_member_of_a_union_that_it_fits(value: Any, wanted: Any, read: Any) -> None:
-    found = coerce(value, wanted, "group.key")
-    assert (found, type(found)) == (read, type(read))
+def test_a_value_is_read_as_the_member_of_a_union_that_it_fits(value: Any, annotation: Any, expected: Any) -> None:
+    result = coerce(value, annotation, "group.key")
+    assert (result, type(result)) == (expected, type(expected))
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted", "told"),
+    ("value", "annotation", "message"),
     [
         ("two", int | float, "group.key='two': wants a whole number or a number"),
         (True, int | float, "group.key=True: wants a whole number or a number"),
@@ -37,7 +37,7 @@ def test_a_value_is_read_as_the_member_of_a_union_that_it_fits(value: Any, wante
         ("on", int | Literal["auto"], "a whole number or one of auto"),
     ],
 )
-def test_a_value_that_fits_no_member_is_told_all_of_them(value: Any, wanted: Any, told: str) -> None:
+def test_a_value_that_fits_no_member_is_told_all_of_them(value: Any, annotation: Any, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        coerce(value, wanted, "group.key")
-    assert told in str(error.value)
+        coerce(value, annotation, "group.key")
+    assert message in str(error.value)

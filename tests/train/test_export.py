@@ -1,4 +1,4 @@
-"""pw.train.export: what it writes opens in stock diffusers, and comes back as the network it was."""
+"""pw.train.export: stock diffusers opens an export, and `pw.nn.convert` restores the network from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pw.io.arguments import ConfigError
 from pw.nn.backbone import Backbone
 from pw.nn.convert import layout, place, read, to_ours
 from pw.run.build import Run, build, make
-from pw.train.export import export, find, main
+from pw.train.export import export, find_training, main
 from pw.train.loop import train
 from pw.train.record import training_folder, write_config
 
@@ -37,15 +37,15 @@ def outputs(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(run: Run, outputs: Path) -> Path:
-    return export(find(run.training_signature, outputs), outputs / "fp32", "fp32")
+    return export(find_training(run.training_signature, outputs), outputs / "fp32", "fp32")
 
 
-def trained(run: Run, outputs: Path) -> dict[str, torch.Tensor]:
+def ema_weights(run: Run, outputs: Path) -> dict[str, torch.Tensor]:
     return load_file(training_folder(run, outputs) / "ema.safetensors")
 
 
-def opened(folder: Path, **options: Any) -> WanTransformer3DModel:
-    """By stock `from_pretrained`, with every key in its place; it needs accelerate for a Wan transformer."""
+def open_stock(folder: Path, **options: Any) -> WanTransformer3DModel:
+    """The transformer from stock `from_pretrained`, after a check of its keys; a Wan transformer needs accelerate."""
     pytest.importorskip("accelerate")
     stock, info = WanTransformer3DModel.from_pretrained(
         folder, subfolder="transformer", output_loading_info=True, **options
@@ -58,53 +58,53 @@ class TestAnExport:
     def test_opens_in_stock_diffusers_with_every_key_in_its_place(
         self, run: Run, outputs: Path, exported: Path
     ) -> None:
-        weights = trained(run, outputs)
-        assert all(torch.equal(value, weights[f"dit.{key}"]) for key, value in opened(exported).state_dict().items())
+        weights, stock = ema_weights(run, outputs), open_stock(exported).state_dict()
+        assert all(torch.equal(value, weights[f"dit.{key}"]) for key, value in stock.items())
 
     def test_holds_what_a_stock_transformer_of_its_config_takes(self, exported: Path) -> None:
         stock = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(exported / "transformer"))
         stock.load_state_dict(read(exported / "transformer"), strict=True)
 
     def test_restores_our_network_bit_for_bit(self, run: Run, outputs: Path, exported: Path) -> None:
-        described = json.loads((exported / "pixelwizard" / "config.json").read_text())
-        net = Backbone(make("backbone", described["backbone"]), make("injector", described["injector"]))
+        config = json.loads((exported / "pixelwizard" / "config.json").read_text())
+        net = Backbone(make("backbone", config["backbone"]), make("injector", config["injector"]))
         state = read(exported)
         assert layout(state) == "pw"
         assert place(net, to_ours(state)) == []
-        weights = trained(run, outputs)
+        weights = ema_weights(run, outputs)
         assert net.state_dict().keys() == weights.keys()
         assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
 
     def test_says_what_it_is_and_where_it_comes_from(self, run: Run, exported: Path) -> None:
-        described = json.loads((exported / "pixelwizard" / "config.json").read_text())
-        assert described["signature"] == run.training_signature
-        assert described["injector"]["gate"] == "channelwise"
-        assert described["schedule"]["shift"] == run.schedule.shift
-        assert described["scale"]["name"] == "tiny"
-        assert (described["weights"], described["dtype"]) == ("ema", "fp32")
-        assert described["trained_by"]["torch"] == torch.__version__
+        config = json.loads((exported / "pixelwizard" / "config.json").read_text())
+        assert config["signature"] == run.training_signature
+        assert config["injector"]["gate"] == "channelwise"
+        assert config["schedule"]["shift"] == run.schedule.shift
+        assert config["scale"]["name"] == "tiny"
+        assert (config["weights"], config["dtype"]) == ("ema", "fp32")
+        assert config["trained_by"]["torch"] == torch.__version__
 
     def test_in_bf16_keeps_in_fp32_what_diffusers_does(self, run: Run, outputs: Path) -> None:
-        out = export(find(run.training_signature, outputs), outputs / "bf16", "bf16", "online")
+        out = export(find_training(run.training_signature, outputs), outputs / "bf16", "bf16", "online")
         state = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
         assert {value.dtype for value in state.values()} == {torch.bfloat16, torch.float32}
         assert state["condition_embedder.time_embedder.linear_1.weight"].dtype == torch.float32
         adapters = load_file(out / "pixelwizard" / "adapters.safetensors")
         assert {value.dtype for value in adapters.values()} == {torch.float32}
-        stock = opened(out, torch_dtype=torch.bfloat16)
+        stock = open_stock(out, torch_dtype=torch.bfloat16)
         assert {key: value.dtype for key, value in state.items()} == {k: v.dtype for k, v in stock.state_dict().items()}
 
     def test_is_sharded_when_large(self, run: Run, outputs: Path, exported: Path) -> None:
-        out = export(find(run.training_signature, outputs), outputs / "shards", "fp32", shard_bytes=300_000)
+        out = export(find_training(run.training_signature, outputs), outputs / "shards", "fp32", shard_bytes=300_000)
         files = sorted((out / "transformer").glob("*.safetensors"))
         assert len(files) > 2
         assert max(path.stat().st_size for path in files) < 310_000
         whole = read(exported / "transformer")
         assert all(torch.equal(value, whole[key]) for key, value in read(out / "transformer").items())
-        assert all(torch.equal(value, whole[key]) for key, value in opened(out).state_dict().items())
+        assert all(torch.equal(value, whole[key]) for key, value in open_stock(out).state_dict().items())
 
     def test_leaves_nothing_half_written(self, run: Run, outputs: Path, exported: Path) -> None:
-        training = find(run.training_signature, outputs)
+        training = find_training(run.training_signature, outputs)
         with pytest.raises(ConfigError, match=r"fp32: exists; choose another"):
             export(training, exported)
         (outputs / "file").touch()
@@ -138,7 +138,7 @@ class TestTheCommand:
         unfinished = build([*run.config.overrides, "seed=7"])
         write_config(unfinished, training_folder(unfinished, outputs))
         signature = unfinished.training_signature
-        for arguments, words in {
+        for arguments, message in {
             "run=nonesuch": f"no such training in {outputs / 'train'}; finished are: {run.training_signature}",
             "run=": "no such training",
             "dtype=bf16": "run=: no such training",
@@ -149,5 +149,5 @@ class TestTheCommand:
             assert main([*arguments.split(), f"outputs={outputs}"]) == 2
             error = capsys.readouterr().err
             assert error.startswith("error: ")
-            assert words in error
+            assert message in error
             assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Starts that come with the repository: used where they are this very recipe, tuned where they meet other data."""
+"""Shipped starts: used if the recipe is the same, tuned if the data differs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ RECIPE = ["start.updates=3"]  # the whole recipe of the tiny scale, but short
 
 
 @dataclass(frozen=True)
-class Made:
-    """A start as `make start` writes it, and where it was trained."""
+class StartFiles:
+    """The folders of a start that `make start` wrote, and of its training."""
 
     out: Path
     outputs: Path
@@ -42,21 +42,21 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def files(tmp_path_factory: pytest.TempPathFactory) -> StartFiles:
     outputs = tmp_path_factory.mktemp("outputs")
     assert start.main(["name=hires", f"outputs={outputs}", *RECIPE]) == 0
     (training,) = (outputs / "train").iterdir()
-    return Made(outputs / "starts", outputs, training)
+    return StartFiles(outputs / "starts", outputs, training)
 
 
 @pytest.fixture
-def shipped(made: Made, monkeypatch: pytest.MonkeyPatch) -> Made:
-    """The same, and it is what comes with the repository."""
-    monkeypatch.setenv("PW_STARTS", str(made.out))
-    return made
+def shipped(files: StartFiles, monkeypatch: pytest.MonkeyPatch) -> StartFiles:
+    """The same start, as the shipped start of the repository."""
+    monkeypatch.setenv("PW_STARTS", str(files.out))
+    return files
 
 
-def started(*overrides: str) -> Run:
+def start_of(*overrides: str) -> Run:
     run = build([*RECIPE, "train.updates=2", *overrides]).start_run
     assert run is not None
     return run
@@ -68,35 +68,35 @@ def plan_of(*words: str, outputs: Path) -> list[str]:
 
 
 class TestMakingAStart:
-    def test_writes_its_averaged_weights_and_a_card_of_what_they_are(self, made: Made) -> None:
-        card, weights = made.card, made.out / "hires.safetensors"
-        trained = load_file(made.training / "ema.safetensors")
-        kept = load_file(weights)
+    def test_writes_its_averaged_weights_and_a_card_of_what_they_are(self, files: StartFiles) -> None:
+        card, weights = files.card, files.out / "hires.safetensors"
+        trained = load_file(files.training / "ema.safetensors")
+        shipped_weights = load_file(weights)
         # flow matching never trains the stride embedding: whoever departs from this draws another
-        assert kept.keys() == {key for key in trained if not key.startswith("stride_embedding.")}
+        assert shipped_weights.keys() == {key for key in trained if not key.startswith("stride_embedding.")}
         dtype = getattr(torch, card["dtype"])
-        assert all(torch.equal(kept[key], trained[key].to(dtype)) for key in kept)
+        assert all(torch.equal(shipped_weights[key], trained[key].to(dtype)) for key in shipped_weights)
         assert weights.stat().st_size <= LARGEST
         assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-        assert card["configuration"] == started("start.shipped=false").configuration_signature
-        assert card["code"] == started("start.shipped=false").training_code
+        assert card["configuration"] == start_of("start.shipped=false").configuration_signature
+        assert card["code"] == start_of("start.shipped=false").training_code
         assert (card["updates"], card["seed"]) == (3, 1000)
-        assert card["parameters"] == sum(value.numel() for value in kept.values())
+        assert card["parameters"] == sum(value.numel() for value in shipped_weights.values())
         assert [update for update, _ in card["first_losses"]] == [3]
         assert [point["update"] for point in card["curve"]] == [3]
         assert card.keys() >= {"seconds", "machine", "torch", "date", "commit", "recipe"}
 
-    def test_of_a_training_that_is_there_trains_nothing(self, made: Made, tmp_path: Path) -> None:
-        words = ["name=hires", f"training={made.training}", f"out={tmp_path / 'out'}", f"outputs={tmp_path}", *RECIPE]
+    def test_of_a_training_that_is_there_trains_nothing(self, files: StartFiles, tmp_path: Path) -> None:
+        words = ["name=hires", f"training={files.training}", f"out={tmp_path / 'out'}", f"outputs={tmp_path}", *RECIPE]
         assert start.main(words) == 0
         assert not (tmp_path / "train").exists()
-        assert (tmp_path / "out" / "hires.safetensors").read_bytes() == (made.out / "hires.safetensors").read_bytes()
+        assert (tmp_path / "out" / "hires.safetensors").read_bytes() == (files.out / "hires.safetensors").read_bytes()
 
     def test_of_an_older_suite_s_training_goes_by_its_configuration(
-        self, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, files: StartFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         old = tmp_path / "old"
-        shutil.copytree(made.training, old)
+        shutil.copytree(files.training, old)
         done = json.loads((old / "done.json").read_text())
         (old / "done.json").write_text(json.dumps({k: v for k, v in done.items() if k != "configuration"}))
         words = ["name=hires", f"training={old}", f"outputs={tmp_path}"]
@@ -105,10 +105,10 @@ class TestMakingAStart:
         assert "is not of this recipe, train.updates is 3 there and 4 here" in capsys.readouterr().err
 
     def test_of_a_training_that_this_code_does_not_make_is_refused(
-        self, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, files: StartFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         other = tmp_path / "other"
-        shutil.copytree(made.training, other)
+        shutil.copytree(files.training, other)
         point = json.loads((other / "metrics.jsonl").read_text())
         (other / "metrics.jsonl").write_text(json.dumps(point | {"loss_flow": point["loss_flow"] * 1.01}) + "\n")
         words = ["name=hires", f"training={other}", f"out={tmp_path / 'out'}", f"outputs={tmp_path}", *RECIPE]
@@ -117,7 +117,7 @@ class TestMakingAStart:
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(
-        ("words", "told"),
+        ("words", "message"),
         [
             ([], "name=: one of base, hires"),
             (["name=hire"], "name=hire: one of base, hires"),
@@ -127,21 +127,21 @@ class TestMakingAStart:
             (["name=hires", "start.tuning_lr=0"], "start.tuning_lr=0"),
         ],
     )
-    def test_is_told_what_would_do(self, words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_is_told_what_would_do(self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert start.main(words) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 class TestARunOfTheShippedRecipe:
-    def test_departs_from_the_shipped_weights_whatever_it_runs_on(self, shipped: Made) -> None:
-        for more in ([], ["trainer=gpu"], ["trainer.threads=2"], ["seed=3"], ["weighting=uniform"]):
-            found = started(*more)
-            assert found.shipped is not None
-            assert start_file(found) == shipped.out / "hires.safetensors"
-        assert started("trainer=gpu").training_signature == started().training_signature
+    def test_departs_from_the_shipped_weights_whatever_it_runs_on(self, shipped: StartFiles) -> None:
+        for overrides in ([], ["trainer=gpu"], ["trainer.threads=2"], ["seed=3"], ["weighting=uniform"]):
+            start_run = start_of(*overrides)
+            assert start_run.card is not None
+            assert start_file(start_run) == shipped.out / "hires.safetensors"
+        assert start_of("trainer=gpu").training_signature == start_of().training_signature
 
-    def test_has_a_signature_of_the_very_weights(self, shipped: Made, tmp_path: Path, monkeypatch) -> None:
-        before = build(RECIPE).training_signature
+    def test_has_a_signature_of_the_very_weights(self, shipped: StartFiles, tmp_path: Path, monkeypatch) -> None:
+        signature = build(RECIPE).training_signature
         for path in shipped.out.iterdir():
             shutil.copy(path, tmp_path)
         weights = {key: value + 0.5 for key, value in load_file(tmp_path / "hires.safetensors").items()}
@@ -149,53 +149,53 @@ class TestARunOfTheShippedRecipe:
         sha256 = hashlib.sha256((tmp_path / "hires.safetensors").read_bytes()).hexdigest()
         (tmp_path / "hires.json").write_text(json.dumps(shipped.card | {"sha256": sha256}))
         monkeypatch.setenv("PW_STARTS", str(tmp_path))
-        assert started().shipped is not None
-        assert build(RECIPE).training_signature != before
+        assert start_of().card is not None
+        assert build(RECIPE).training_signature != signature
 
-    def test_is_trained_from_them_and_says_so(self, shipped: Made, tmp_path: Path) -> None:
+    def test_is_trained_from_them_and_says_so(self, shipped: StartFiles, tmp_path: Path) -> None:
         run = build([*RECIPE, "objective=flow", "train.updates=0"])
         folder = train(run, tmp_path)
         assert [path.name for path in (tmp_path / "train").iterdir()] == [folder.name]
-        trained, weights = load_file(folder / "ema.safetensors"), load_file(shipped.out / "hires.safetensors")
-        assert all(torch.equal(trained[key], weights[key].float()) for key in weights)
-        stamped = json.loads((folder / "done.json").read_text())["shipped_start"]
-        assert stamped == {"name": "hires", "updates": 3, "sha256": shipped.card["sha256"]}
+        trained_weights, weights = load_file(folder / "ema.safetensors"), load_file(shipped.out / "hires.safetensors")
+        assert all(torch.equal(trained_weights[key], weights[key].float()) for key in weights)
+        shipped_start = json.loads((folder / "done.json").read_text())["shipped_start"]
+        assert shipped_start == {"name": "hires", "updates": 3, "sha256": shipped.card["sha256"]}
 
     def test_has_no_start_to_train_in_an_ablation_which_says_so(
-        self, shipped: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, shipped: StartFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         words = plan_of(outputs=tmp_path)
         jobs, _ = all_jobs(make_plan(parse(words)))
         assert not [job.label for job in jobs if job.kind == "train" and "start" in job.label]
         assert main([*words, "dry_run=true"]) == 0
-        told = " ".join(capsys.readouterr().out.split())
-        assert f"start hires: shipped, 3 updates, sha256 {shipped.card['sha256'][:12]}" in told
+        output = " ".join(capsys.readouterr().out.split())
+        assert f"start hires: shipped, 3 updates, sha256 {shipped.card['sha256'][:12]}" in output
 
-    def test_trains_it_from_its_recipe_when_asked_to(self, shipped: Made, tmp_path: Path) -> None:
-        refused = started("start.shipped=false")
-        assert refused.shipped is None
-        assert refused.training_signature == shipped.training.name
+    def test_trains_it_from_its_recipe_when_asked_to(self, shipped: StartFiles, tmp_path: Path) -> None:
+        unshipped = start_of("start.shipped=false")
+        assert unshipped.card is None
+        assert unshipped.training_signature == shipped.training.name
         jobs, _ = all_jobs(make_plan(parse(plan_of("start.shipped=false", outputs=tmp_path))))
-        assert f"train:{refused.training_signature}" in {job.key for job in jobs}
+        assert f"train:{unshipped.training_signature}" in {job.key for job in jobs}
 
     def test_of_another_recipe_or_network_trains_its_own_and_says_why(
-        self, shipped: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, shipped: StartFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        for override, why in (
+        for override, reason in (
             ("start.updates=4", "of another recipe"),
             ("start.seed=7", "of another recipe"),
             ("backbone.num_layers=2", "of another network"),
             ("injector.hidden=0.5", "of another network"),
         ):
-            found = started(override)
-            assert (found.shipped, found.start_run) == (None, None), override
-            assert why in found.note
+            start_run = start_of(override)
+            assert (start_run.card, start_run.start_run) == (None, None), override
+            assert reason in start_run.note
         assert main([*plan_of("backbone.num_layers=2", outputs=tmp_path), "dry_run=true"]) == 0
         assert "3 flow updates, seed 1000 (the shipped one is of another network)" in capsys.readouterr().out
 
-    def test_of_another_start_than_is_shipped_trains_its_own(self, shipped: Made) -> None:
-        found = started("start=base")
-        assert (found.shipped, found.note) == (None, "")
+    def test_of_another_start_than_is_shipped_trains_its_own(self, shipped: StartFiles) -> None:
+        start_run = start_of("start=base")
+        assert (start_run.card, start_run.note) == (None, "")
 
 
 class TestOtherData:
@@ -204,18 +204,18 @@ class TestOtherData:
     def urls(self, folder: Path) -> list[str]:
         return ["data=shards", f"data.urls={write_noise(folder, train=8, val=4)}/*.tar"]
 
-    def test_are_met_by_the_shipped_weights_tuned_to_them_shortly(self, shipped: Made, tmp_path: Path) -> None:
-        found = started(*self.urls(tmp_path), "start.tuning=5", "start.tuning_lr=2e-4")
-        assert (found.train.updates, found.optimizer.lr) == (5, 2e-4)
-        assert found.config.choices["data"] == "shards"
-        assert found.start_run is not None
-        assert found.start_run.shipped is not None
-        others = [started(*self.urls(tmp_path), *more) for more in (["start.tuning=6"], ["start.tuning_lr=1e-4"])]
-        assert len({found.training_signature, *(other.training_signature for other in others)}) == 3
-        assert started("degradation.blur=[2,2]").start_run is not None  # other anchors are other data, too
+    def test_are_met_by_the_shipped_weights_tuned_to_them_shortly(self, shipped: StartFiles, tmp_path: Path) -> None:
+        start_run = start_of(*self.urls(tmp_path), "start.tuning=5", "start.tuning_lr=2e-4")
+        assert (start_run.train.updates, start_run.optimizer.lr) == (5, 2e-4)
+        assert start_run.config.choices["data"] == "shards"
+        assert start_run.start_run is not None
+        assert start_run.start_run.card is not None
+        others = [start_of(*self.urls(tmp_path), *words) for words in (["start.tuning=6"], ["start.tuning_lr=1e-4"])]
+        assert len({start_run.training_signature, *(other.training_signature for other in others)}) == 3
+        assert start_of("degradation.blur=[2,2]").start_run is not None  # other anchors are other data, too
 
     def test_share_the_tuned_start_between_all_arms_which_is_said(
-        self, shipped: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, shipped: StartFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         words = plan_of(*self.urls(tmp_path), "start.tuning=1500", outputs=tmp_path / "outputs")
         plan = make_plan(parse(words))
@@ -224,17 +224,17 @@ class TestOtherData:
         assert keys.count(f"train:{tuned}") == 1
         assert len(keys) == 5  # two arms, two seeds, and the one that they depart from
         assert main([*words, "dry_run=true"]) == 0
-        told = " ".join(capsys.readouterr().out.split())
-        assert f"start checkpoint {tuned}: hires: shipped, 3 updates" in told
-        assert "then 1,500 updates on these data at a learning rate of 0.001" in told
+        output = " ".join(capsys.readouterr().out.split())
+        assert f"start checkpoint {tuned}: hires: shipped, 3 updates" in output
+        assert "then 1,500 updates on these data at a learning rate of 0.001" in output
 
-    def test_train_from_scratch_without_the_shipped_one(self, shipped: Made, tmp_path: Path) -> None:
+    def test_train_from_scratch_without_the_shipped_one(self, shipped: StartFiles, tmp_path: Path) -> None:
         urls = self.urls(tmp_path)
-        for more in (["start.shipped=false"], ["start.tuning=0"]):
-            found = started(*urls, *more)
-            assert (found.start_run, found.train.updates) == (None, 3)
+        for overrides in (["start.shipped=false"], ["start.tuning=0"]):
+            start_run = start_of(*urls, *overrides)
+            assert (start_run.start_run, start_run.train.updates) == (None, 3)
 
-    def test_are_trained_on_from_the_shipped_weights(self, shipped: Made, tmp_path: Path) -> None:
+    def test_are_trained_on_from_the_shipped_weights(self, shipped: StartFiles, tmp_path: Path) -> None:
         run = build([*RECIPE, *self.urls(tmp_path), "start.tuning=1", "objective=flow", "train.updates=0"])
         assert run.start_run is not None
         train(run, tmp_path / "outputs")
@@ -245,23 +245,23 @@ class TestOtherData:
             load_file(start_file(run.start_run, tmp_path / "outputs")),
             load_file(shipped.out / "hires.safetensors"),
         )
-        apart = max(float((tuned[key] - weights[key].float()).abs().max()) for key in weights)
-        assert 0 < apart < 0.05
+        difference = max(float((tuned[key] - weights[key].float()).abs().max()) for key in weights)
+        assert 0 < difference < 0.05
 
 
 @pytest.mark.parametrize("damage", ["weights", "card", "gone"])
 def test_a_damaged_shipped_start_is_named_with_what_would_do(
-    damage: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damage: str, files: StartFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for path in made.out.iterdir():
+    for path in files.out.iterdir():
         shutil.copy(path, tmp_path)
     file = tmp_path / f"hires.{'json' if damage == 'card' else 'safetensors'}"
     file.unlink() if damage == "gone" else file.write_bytes(file.read_bytes()[:-7])
     monkeypatch.setenv("PW_STARTS", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"hires\..*start\.shipped=false") as caught:
-        started()
-    assert str(file) in str(caught.value)
-    assert started("start.shipped=false").shipped is None
+    with pytest.raises(ConfigError, match=r"hires\..*start\.shipped=false") as error:
+        start_of()
+    assert str(file) in str(error.value)
+    assert start_of("start.shipped=false").card is None
 
 
 COMMITTED = [name for name in groups()["start"] if name != "none" and read_card(name)]
@@ -271,7 +271,7 @@ COMMITTED = [name for name in groups()["start"] if name != "none" and read_card(
 def test_without_a_shipped_start_every_start_is_trained_from_its_recipe() -> None:
     run = build([]).start_run
     assert run is not None
-    assert (run.shipped, run.note) == (None, "")
+    assert (run.card, run.note) == (None, "")
 
 
 @pytest.mark.parametrize("name", COMMITTED)
@@ -279,26 +279,26 @@ class TestACommittedStart:
     def test_is_the_one_that_its_recipe_asks_for_and_fits_its_network(self, name: str) -> None:
         run = build([f"start={name}"]).start_run
         assert run is not None
-        assert run.shipped is not None, f"pw/starts/{name} is of another recipe than conf/start/{name}.yaml"
-        assert run.shipped.file.stat().st_size <= LARGEST
-        weights = load_file(run.shipped.file)
+        assert run.card is not None, f"pw/starts/{name} is of another recipe than conf/start/{name}.yaml"
+        assert run.card.file.stat().st_size <= LARGEST
+        weights = load_file(run.card.file)
         module = stage_module(run)
         module.configure_model()
-        own = {k: v for k, v in module.ema.state_dict().items() if not k.startswith("stride_embedding.")}
-        assert {key: value.shape for key, value in weights.items()} == {k: v.shape for k, v in own.items()}
-        assert run.shipped.about["parameters"] == sum(value.numel() for value in weights.values())
+        ema = {k: v for k, v in module.ema.state_dict().items() if not k.startswith("stride_embedding.")}
+        assert {key: value.shape for key, value in weights.items()} == {k: v.shape for k, v in ema.items()}
+        assert run.card.content["parameters"] == sum(value.numel() for value in weights.values())
         assert all(bool(value.isfinite().all()) for value in weights.values())
 
     def test_begins_as_this_code_begins(self, name: str) -> None:
-        """Retrain it (`make start name=… args="out=pw/starts"`) where a change of code is meant to change it."""
+        """If a change of code is meant to change it, train it again: `make start name=… args="out=pw/starts"`."""
         run = build([f"start={name}", "start.shipped=false"]).start_run
         card = read_card(name)
         assert run is not None
         assert card is not None
-        wanted, found = card.about["first_losses"], start.first_losses(run)
-        assert [update for update, _ in found] == [update for update, _ in wanted]
-        for (update, loss), (_, before) in zip(found, wanted, strict=True):
-            assert math.isclose(loss, before, rel_tol=start.TOLERANCE), (
-                f"this code (hash {run.training_code}) no longer makes start {name}, which code {card.about['code']} "
-                f"made: the loss by update {update} is {loss}, was {before}"
+        expected, losses = card.content["first_losses"], start.first_losses(run)
+        assert [update for update, _ in losses] == [update for update, _ in expected]
+        for (update, loss), (_, recorded) in zip(losses, expected, strict=True):
+            assert math.isclose(loss, recorded, rel_tol=start.TOLERANCE), (
+                f"this code (hash {run.training_code}) no longer makes start {name}, which code {card.content['code']} "
+                f"made: the loss by update {update} is {loss}, was {recorded}"
             )

@@ -1,4 +1,4 @@
-"""A folder of another training than its name says is refused, not used; and what is imported for good."""
+"""A folder with a training of another signature is refused; modules that stay imported are not garbage-collected."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def test_a_finished_training_of_another_signature_is_named_with_what_would_do(tm
     folder.mkdir(parents=True)
     assert not is_trained(run, tmp_path)
     (folder / "done.json").write_text(json.dumps({"signature": "0badc0de"}))
-    with pytest.raises(ConfigError, match=rf"signature 0badc0de, not {run.training_signature}.*remove it") as caught:
+    with pytest.raises(ConfigError, match=rf"signature 0badc0de, not {run.training_signature}.*remove it") as error:
         is_trained(run, tmp_path)
-    assert str(folder) in str(caught.value)
+    assert str(folder) in str(error.value)
     (folder / "done.json").write_text(json.dumps({"signature": run.training_signature}))
     assert is_trained(run, tmp_path)
 
@@ -42,9 +42,9 @@ def test_a_checkpoint_of_another_signature_is_not_continued(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="checkpoint of signature 0badc0de, not 12345678"):
         last_checkpoint(folder)
     torch.save({"global_step": 4, "pw_signature": "12345678"}, folder / "checkpoints" / "last.ckpt")
-    found = last_checkpoint(folder)
-    assert found is not None
-    assert found[1] == 4
+    checkpoint = last_checkpoint(folder)
+    assert checkpoint is not None
+    assert checkpoint[1] == 4
 
 
 @pytest.mark.parametrize("text", ["", "# python -m pw train seed=1", "seed: 1\n"])
@@ -71,9 +71,9 @@ def test_what_is_imported_for_good_is_looked_through_neither_meanwhile_nor_later
         "import gc\nCOLLECTS, MADE = gc.isenabled(), [[n] for n in range(5000)]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    before = gc.get_freeze_count()
+    frozen = gc.get_freeze_count()
     assert gc.isenabled()
     import_for_good("of_this_test")
     assert not sys.modules.pop("of_this_test").COLLECTS
     assert gc.isenabled()
-    assert gc.get_freeze_count() > before + 5000
+    assert gc.get_freeze_count() > frozen + 5000

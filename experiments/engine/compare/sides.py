@@ -149,7 +149,7 @@ def _of_training(signature: str, outputs: Path) -> Side:
     if not clips:
         overrides = " ".join(written_overrides(outputs / "train" / signature))
         raise ConfigError(f'{signature} is trained, but not sampled: make sample args="{overrides}"')
-    base = build(written_overrides(outputs / "train" / signature)).pinned(signature)
+    base = build(written_overrides(outputs / "train" / signature)).with_training(signature)
     chosen_folders: dict[int, Folder] = {}
     for seed in sorted({row["seed"] for row in clips.values()}):
         of_seed = [folder for folder, row in clips.items() if row["seed"] == seed]
@@ -170,7 +170,7 @@ def _folder_of_run(path: Path, outputs: Path) -> Folder:
     done = mark_of(path)
     training = outputs / "train" / done["training"]
     folder = next((folder for folder in (path, training) if (folder / "config.yaml").exists()), None)
-    run = None if folder is None else build(written_overrides(folder)).pinned(done["training"])
+    run = None if folder is None else build(written_overrides(folder)).with_training(done["training"])
     is_so_sampled = folder == path or (run is not None and run.sample_signature(done["seed"]) == path.name)
     return Folder(path, done["seed"], run, is_so_sampled)
 

@@ -21,7 +21,7 @@ from experiments.engine.outcome.verdict import clauses_of, verdict
 from experiments.engine.outcome.written import mark_of, read_scores
 from experiments.engine.plan import Arm, Plan, start_words, starts, trainings
 from pw.io.files import digest, read_json
-from pw.run.compose import at
+from pw.run.compose import value_at
 from pw.sample.evaluate import SHOWN, reference_folder, sample_folder
 from pw.train.record import training_folder
 
@@ -191,9 +191,9 @@ def curve_of(plan: Plan) -> dict[str, Any] | None:
     lines: dict[str, list[tuple[float, str]]] = {}
     for arm in plan.arms:
         values = arm.first.config.values
-        number = at(values, key)
+        number = value_at(values, key)
         if number is None:
-            number = at(values, absent) if isinstance(absent, str) else absent
+            number = value_at(values, absent) if isinstance(absent, str) else absent
         if not isinstance(number, int | float) or isinstance(number, bool):
             return None
         lines.setdefault(_line(plan, arm, key), []).append((number, arm.name))
