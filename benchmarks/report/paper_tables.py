@@ -225,7 +225,7 @@ def _commands_for_missing(result: Mapping[str, Any]) -> list[str]:
     arms_of: dict[str, list[str]] = {}
     for arm in unmeasured:
         if arm in names():
-            arms_of.setdefault(load(arm).wants, []).append(arm)
+            arms_of.setdefault(load(arm).required_option, []).append(arm)
     for argument, arms in arms_of.items():
         effect = "registers its videos" if argument.startswith("videos") else "makes its videos"
         lines.append(f'{", ".join(arms)}: `make system name={arms[0]} args="{argument}"` {effect}')
