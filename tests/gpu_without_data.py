@@ -1,8 +1,8 @@
-"""A GPU that is not there: the code for CUDA runs on tensors without data, and what is alive at once is counted.
+"""A simulated GPU: the code for CUDA runs on tensors without data, and the bytes of live tensors are counted.
 
-Shapes, dtypes and devices are followed op by op as torch has them for CUDA (its fake tensors): a matrix product of bf16
-with fp32, or of a tensor here with one there, is an error as it would be on a GPU. Numbers are not computed, but for a
-handful (timesteps); what is copied to the CPU is zeros. Kernels do not run: no time, no workspace, and no backward.
+Torch's fake tensors check shapes, dtypes and devices of each operation: a matrix product of bf16 and fp32, or of two
+devices, is an error as on a GPU. Only tensors with few numbers (timesteps) are computed; other copies to the CPU
+are zeros. Kernels do not run, so there is no time, no workspace and no backward.
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-FEW = 64  # numbers of a tensor that are computed after all
+FEW = 64  # tensors with at most so many numbers are computed
 
 
 class Gpu(TorchDispatchMode):
-    """What is on it: bytes `now` and their `peak`, how often each operation `ran`, the `dtypes_of_attention`.
+    """Counts allocated bytes (`now`, `peak`), calls of each operation (`operations`), and `dtypes_of_attention`.
 
-    Beyond `memory` it is out of it.
+    memory: bytes beyond which torch.OutOfMemoryError is raised.
     """
 
     def __init__(self, memory: int) -> None:
         super().__init__()
         self.memory = memory
         self.now = self.peak = 0
-        self.ran: Counter[str] = Counter()
+        self.operations: Counter[str] = Counter()
         self.dtypes_of_attention: set[torch.dtype] = set()
         self._sizes: dict[int, int] = {}
-        self._known: Any = WeakTensorKeyDictionary()
+        self._values: Any = WeakTensorKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.overloadpacket is torch.ops.aten.to:  # in inference mode alone; else it comes as `_to_copy`
+        if func.overloadpacket is torch.ops.aten.to:  # only in inference mode; otherwise it is `_to_copy`
             with self:
                 return func.decompose(*args, **kwargs)
-        if not any(map(_is_there, tree_leaves((args, kwargs)))):
+        if not any(map(_is_on_gpu, tree_leaves((args, kwargs)))):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
             return self._number(args[0])
-        made = func(*args, **kwargs)
-        self.ran[str(func)] += 1
+        result = func(*args, **kwargs)
+        self.operations[str(func)] += 1
         if "dot_product" in str(func):
             self.dtypes_of_attention |= {x.dtype for x in args[:3]}
-        if func is torch.ops.aten._to_copy.default and made.device.type == "cpu":
+        if func is torch.ops.aten._to_copy.default and result.device.type == "cpu":
             with unset_fake_temporarily():
-                return torch.zeros(made.shape, dtype=made.dtype)
-        for tensor in tree_leaves(made):
+                return torch.zeros(result.shape, dtype=result.dtype)
+        for tensor in tree_leaves(result):
             if isinstance(tensor, FakeTensor) and tensor.device.type == "cuda":
                 self._count(tensor.untyped_storage())
-        self._compute(func, args, kwargs, made)
-        return made
+        self._compute(func, args, kwargs, result)
+        return result
 
     def reset_peak(self, *_: Any) -> None:
         self.peak = self.now
@@ -81,32 +81,32 @@ class Gpu(TorchDispatchMode):
 
     def _number(self, tensor: torch.Tensor) -> Any:
         with unset_fake_temporarily():
-            if tensor in self._known:
-                return self._known[tensor].item()
-            # what is not computed is 0, and the answer to "is all of it finite?" is yes
+            if tensor in self._values:
+                return self._values[tensor].item()
+            # a tensor that is not computed is 0, and True for `isfinite().all()`
             return torch.full((), tensor.dtype == torch.bool, dtype=tensor.dtype).item()
 
-    def _compute(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
-        """The few numbers of a small tensor that is made of small tensors."""
-        if not isinstance(made, FakeTensor) or made.numel() > FEW:
+    def _compute(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Compute the numbers of a small tensor from small tensors."""
+        if not isinstance(result, FakeTensor) or result.numel() > FEW:
             return
         if any(isinstance(x, torch.Tensor) and x.numel() > FEW for x in tree_leaves((args, kwargs))):
             return
 
-        def here(value: Any) -> Any:
+        def value_of(value: Any) -> Any:
             if isinstance(value, FakeTensor):
-                return self._known[value]
+                return self._values[value]
             return torch.device("cpu") if isinstance(value, torch.device) else value
 
         try:
-            known = tree_map(here, (args, kwargs))
+            values = tree_map(value_of, (args, kwargs))
         except KeyError:
             return
         with unset_fake_temporarily():
-            self._known[made] = func(*known[0], **known[1])
+            self._values[result] = func(*values[0], **values[1])
 
 
-def _is_there(value: Any) -> bool:
+def _is_on_gpu(value: Any) -> bool:
     return isinstance(value, FakeTensor) or (isinstance(value, torch.device) and value.type == "cuda")
 
 
@@ -115,13 +115,13 @@ class _WithoutDriver(FakeTensorMode):
 
 
 class _Attention(TorchFunctionMode):
-    """Scaled dot product attention by a fused kernel's shapes: torch asks the driver which one it is to be."""
+    """Scaled dot product attention with the shapes of a fused kernel; torch would ask the driver which one to use."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             query, key, value = (*args, *(kwargs[n] for n in ("query", "key", "value") if n in kwargs))[:3]
-            if _is_there(query):
+            if _is_on_gpu(query):
                 assert query.dtype == key.dtype == value.dtype
                 if query.dtype == torch.float32:
                     return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, False)[0]
@@ -129,16 +129,16 @@ class _Attention(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _moved(module: torch.nn.Module, move: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-    """`nn.Module._apply`, which would swap the insides of the old tensors and of the new: fake ones cannot be."""
-    moved: dict[int, tuple[torch.Tensor, torch.nn.Parameter]] = {}  # what two modules share they go on sharing
+def _apply(module: torch.nn.Module, move: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+    """Replaces `nn.Module._apply`, which swaps the contents of old and new tensors; fake tensors cannot be swapped."""
+    parameters: dict[int, tuple[torch.Tensor, torch.nn.Parameter]] = {}  # modules keep sharing a parameter
     for part in module.modules():
         for name, parameter in part._parameters.items():
-            if parameter is None or (id(parameter) not in moved and (new := move(parameter)) is parameter):
+            if parameter is None or (id(parameter) not in parameters and (new := move(parameter)) is parameter):
                 continue
-            if id(parameter) not in moved:
-                moved[id(parameter)] = parameter, torch.nn.Parameter(new.detach(), parameter.requires_grad)
-            part._parameters[name] = moved[id(parameter)][1]
+            if id(parameter) not in parameters:
+                parameters[id(parameter)] = parameter, torch.nn.Parameter(new.detach(), parameter.requires_grad)
+            part._parameters[name] = parameters[id(parameter)][1]
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = move(buffer)
@@ -147,23 +147,23 @@ def _moved(module: torch.nn.Module, move: Callable[[torch.Tensor], torch.Tensor]
 
 @contextmanager
 def gpu_without_data(patch: pytest.MonkeyPatch, memory: int = 141 * 10**9) -> Iterator[Gpu]:
-    """A device `cuda` for all that runs within it."""
-    found = Gpu(memory)
-    told: dict[str, Callable[..., Any]] = {
+    """Context with a simulated device `cuda`."""
+    gpu = Gpu(memory)
+    functions: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "is_bf16_supported": lambda *_: True,
         "synchronize": lambda *_: None,
         "empty_cache": lambda: None,
-        "reset_peak_memory_stats": found.reset_peak,
-        "max_memory_allocated": lambda *_: found.peak,
-        "mem_get_info": lambda *_: (found.memory - found.now, found.memory),
+        "reset_peak_memory_stats": gpu.reset_peak,
+        "max_memory_allocated": lambda *_: gpu.peak,
+        "mem_get_info": lambda *_: (gpu.memory - gpu.now, gpu.memory),
         "get_device_name": lambda *_: "a GPU without data",
     }
-    for name, answer in told.items():
-        patch.setattr(torch.cuda, name, answer)
-    patch.setattr(fake_tensor, "init_gpu_context", lambda *_: None)  # it would look for a driver
-    patch.setattr(torch.nn.Module, "_apply", _moved)
-    with _WithoutDriver(allow_non_fake_inputs=True), found, _Attention():
-        yield found
+    for name, function in functions.items():
+        patch.setattr(torch.cuda, name, function)
+    patch.setattr(fake_tensor, "init_gpu_context", lambda *_: None)  # it needs a driver
+    patch.setattr(torch.nn.Module, "_apply", _apply)
+    with _WithoutDriver(allow_non_fake_inputs=True), gpu, _Attention():
+        yield gpu

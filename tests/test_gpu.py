@@ -1,4 +1,4 @@
-"""What runs on a GPU alone, on one without data: devices and dtypes agree, and memory peaks where the plan says."""
+"""The code for GPUs on a simulated GPU: devices and dtypes agree, and peak memory is as planned."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ from pw.stages import stage_module
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
-    with gpu_without_data(monkeypatch) as found:
-        yield found
+    with gpu_without_data(monkeypatch) as gpu_device:
+        yield gpu_device
 
 
 def test_a_matrix_product_of_two_dtypes_or_devices_is_an_error_there(gpu: Gpu) -> None:
     linear = torch.nn.Linear(8, 8).to("cuda")
     assert linear(torch.zeros(2, 8, device="cuda")).shape == (2, 8)
-    for wrong in (torch.zeros(2, 8), torch.zeros(2, 8, device="cuda", dtype=torch.bfloat16)):
+    for tensor in (torch.zeros(2, 8), torch.zeros(2, 8, device="cuda", dtype=torch.bfloat16)):
         with pytest.raises(RuntimeError):
-            linear(wrong)
+            linear(tensor)
 
 
 def test_bytes_are_counted_while_they_are_alive(gpu: Gpu) -> None:
@@ -65,13 +65,13 @@ def test_bytes_are_counted_while_they_are_alive(gpu: Gpu) -> None:
 @pytest.mark.parametrize("batch", ["false", "true"])
 @pytest.mark.parametrize("scale", ["2k", "4k"])
 def test_stage_two_peaks_where_the_plan_says(gpu: Gpu, scale: str, batch: str) -> None:
-    """Of two blocks, at full size: each of the thirty frees what it took."""
+    """Two blocks at full size are enough: each of the thirty frees its memory."""
     words = (f"scale={scale}", "trainer=gpu", "backbone.num_layers=2", "injector.blocks=[1]")
     run = build([*words, f"trainer.guidance_batch={batch}"])
-    found = measure_ours(run)
+    result = measure_ours(run)
     planned = denoising(run, "bf16").bytes
-    assert found["peak_gb"] * 1e9 == pytest.approx(planned, rel=0.01)
-    assert found["tokens"] == {"2k": 111_600, "4k": 249_240}[scale]
+    assert result["peak_gb"] * 1e9 == pytest.approx(planned, rel=0.01)
+    assert result["tokens"] == {"2k": 111_600, "4k": 249_240}[scale]
 
 
 def test_at_4k_it_is_planned_below_45_gb() -> None:
@@ -79,20 +79,20 @@ def test_at_4k_it_is_planned_below_45_gb() -> None:
     assert generation_cost(hires, anchor).worst.bytes < 45e9
 
 
-@pytest.mark.parametrize("way", ["encode", "decode"])
-def test_a_tile_of_the_codec_peaks_where_the_plan_says(gpu: Gpu, way: Any) -> None:
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_a_tile_of_the_codec_peaks_where_the_plan_says(gpu: Gpu, direction: Any) -> None:
     run = build(["scale=2k", "trainer=gpu"])
     choice: Any = run.codec
     frames, side = 9, choice.tile
     codec = WanCodec.random(choice, "cuda")
     gpu.reset_peak()
-    if way == "decode":
-        made = codec.decode(torch.zeros(1, 48, 3, side // 16, side // 16, device="cuda"))
+    if direction == "decode":
+        output = codec.decode(torch.zeros(1, 48, 3, side // 16, side // 16, device="cuda"))
     else:
-        made = codec.encode(torch.zeros(1, 3, frames, side, side, device="cuda"))
-    assert made.device.type == "cuda"
-    assert made.dtype == torch.float32
-    planned = sum(part.bytes for part in codec_bytes(choice, frames, side, side, way))
+        output = codec.encode(torch.zeros(1, 3, frames, side, side, device="cuda"))
+    assert output.device.type == "cuda"
+    assert output.dtype == torch.float32
+    planned = sum(part.bytes for part in codec_bytes(choice, frames, side, side, direction))
     assert gpu.peak == pytest.approx(planned, rel=0.1)
 
 
@@ -109,13 +109,13 @@ SIZE = (
     ids=["latent", "pixel", "batch"],
 )
 def test_a_video_is_made_from_weights_on_disk(gpu: Gpu, pipeline: Any, tmp_path: Path, words: tuple[str, ...]) -> None:
-    own = {word.partition("=")[0] for word in words}
-    given = [o for o in ("scale.anchor_upsample=latent",) if o.partition("=")[0] not in own]
-    given += [*words, "prompt=a heron", f"weights={pipeline[0]}", f"out={tmp_path}"]
-    [path] = generate(make_request(parse(GenerateOptions, [*SIZE, *given])))
-    about = json.loads(path.with_suffix(".mp4.json").read_text())
-    assert about["device"] == "a GPU without data"
-    assert set(about["peak_memory_gb"]) == {"text", "anchor", "hires", "decode"}
+    keys = {word.partition("=")[0] for word in words}
+    options = [o for o in ("scale.anchor_upsample=latent",) if o.partition("=")[0] not in keys]
+    options += [*words, "prompt=a heron", f"weights={pipeline[0]}", f"out={tmp_path}"]
+    [path] = generate(make_request(parse(GenerateOptions, [*SIZE, *options])))
+    note = json.loads(path.with_suffix(".mp4.json").read_text())
+    assert note["device"] == "a GPU without data"
+    assert set(note["peak_memory_gb"]) == {"text", "anchor", "hires", "decode"}
     assert gpu.now == 0
 
 
@@ -126,7 +126,7 @@ def test_clips_are_encoded_there(gpu: Gpu, pipeline: Any, tmp_path: Path) -> Non
     find_weights(encoding)
     report = encode(encoding)
     assert (report.encoded, report.skipped) == (3, [])
-    assert gpu.ran["aten.convolution.default"] > 0
+    assert gpu.operations["aten.convolution.default"] > 0
     assert gpu.now == 0
 
 
@@ -143,10 +143,10 @@ def test_the_bench_runs_through(gpu: Gpu, tmp_path: Path, capsys: pytest.Capture
         "compile=false",
     )
     assert main([*words, f"out={out}"]) == 0
-    found = json.loads(out.read_text())
-    assert found["device"] == "a GPU without data"
-    assert [one["scale"] for one in found["measured"]] == ["2k", "4k"]
-    assert all(one["stock"]["peak_gb"] > one["peak_gb"] for one in found["measured"])
+    report = json.loads(out.read_text())
+    assert report["device"] == "a GPU without data"
+    assert [row["scale"] for row in report["measured"]] == ["2k", "4k"]
+    assert all(row["stock"]["peak_gb"] > row["peak_gb"] for row in report["measured"])
 
 
 def test_what_the_bench_has_measured_is_kept_where_stock_or_the_next_scale_does_not_fit(
@@ -156,11 +156,11 @@ def test_what_the_bench_has_measured_is_kept_where_stock_or_the_next_scale_does_
     words = ("trainer=gpu", "backbone.num_layers=1", "injector.blocks=[0]", "kernels=sdpa", "stock_steps=1")
     gpu.memory = 20 * 10**9
     assert main(["scales=2k,4k", *words, "compile=false", f"out={out}"]) == 1
-    one, other = json.loads(out.read_text())["measured"]
-    assert one["peak_gb"] < 20
-    assert "out of memory" in one["stock"]["failed"]
-    assert one["speed_up"] is None
-    assert (other["scale"], "out of memory" in other["failed"]) == ("4k", True)
+    row_2k, row_4k = json.loads(out.read_text())["measured"]
+    assert row_2k["peak_gb"] < 20
+    assert "out of memory" in row_2k["stock"]["failed"]
+    assert row_2k["speed_up"] is None
+    assert (row_4k["scale"], "out of memory" in row_4k["failed"]) == ("4k", True)
 
 
 MICRO = (
@@ -202,9 +202,9 @@ def test_a_loss_is_computed_in_bf16(monkeypatch: pytest.MonkeyPatch, words: tupl
         assert loss.term == ("consistency" if update and run.stage == "hires" else "flow")
         assert loss.value.device.type == "cuda"
         assert loss.value.requires_grad
-        ran = gpu.ran
-    assert ran["aten._scaled_dot_product_flash_attention.default"] > 0
-    assert ran["aten._scaled_dot_product_efficient_attention.default"] == 0, "attention in fp32"
+        operations = gpu.operations
+    assert operations["aten._scaled_dot_product_flash_attention.default"] > 0
+    assert operations["aten._scaled_dot_product_efficient_attention.default"] == 0, "attention in fp32"
 
 
 @pytest.mark.parametrize("upsample", ["pixel", "latent"])
@@ -236,15 +236,15 @@ def test_tokens_are_shared_in_one_dtype(monkeypatch: pytest.MonkeyPatch, kernel:
             with torch.device("cuda"):
                 net = Backbone(run.backbone, run.injector)
                 state, anchor = torch.zeros(1, 48, 2, 4, 4), torch.zeros(1, 48, 2, 2, 2)
-                one, text = torch.full((1,), 500.0), torch.zeros(1, run.backbone.text_tokens, run.backbone.text_dim)
+                time, text = torch.full((1,), 500.0), torch.zeros(1, run.backbone.text_tokens, run.backbone.text_dim)
             if not trains:
                 net.lower(torch.bfloat16)
             use_kernel(net, kernel)
             share_tokens(net, groups_of(2, "cuda"))
             with torch.set_grad_enabled(trains), torch.autocast("cuda", torch.bfloat16, enabled=trains):
-                made = net(state, one, one, text, anchor, sigma_timestep=one)
-        assert made.shape == state.shape
-        assert gpu.ran["aten._scaled_dot_product_cudnn_attention.default"] == (2 if kernel == "cudnn" else 0)
+                output = net(state, time, time, text, anchor, sigma_timestep=time)
+        assert output.shape == state.shape
+        assert gpu.operations["aten._scaled_dot_product_cudnn_attention.default"] == (2 if kernel == "cudnn" else 0)
         assert gpu.dtypes_of_attention == {torch.bfloat16}
     finally:
         dist.destroy_process_group()
@@ -256,9 +256,9 @@ def test_an_evaluation_clip_is_sampled_there(monkeypatch: pytest.MonkeyPatch) ->
     module.configure_model()
     anchor = torch.zeros(2, 3, 5, 16, 16)
     with gpu_without_data(monkeypatch) as gpu:
-        made = synthesise(run, module.to("cuda"), anchor.to("cuda"), [0, 1], 0)
-        assert sum(gpu.ran.values())
-    assert made.shape == (2, 3, 5, 32, 32)
+        output = synthesise(run, module.to("cuda"), anchor.to("cuda"), [0, 1], 0)
+        assert sum(gpu.operations.values())
+    assert output.shape == (2, 3, 5, 32, 32)
 
 
 @pytest.fixture
@@ -274,9 +274,9 @@ def test_metrics_are_measured_there(networks: tuple[Any, Any], gpu: Gpu) -> None
     dover = DoverScorer(("dover_technical", "dover_aesthetic"), network, 1, False)
     scales = Scales((3, 4, 5), "mean")
     for scorer in (Mhd(scales, "cuda"), LpipsScorer(lpips), MhdLpips(lpips, scales), dover):
-        before = sum(gpu.ran.values())
+        count = sum(gpu.operations.values())
         video = scorer.begin(info)
-        found = video.result([video.frame(view)])
-        assert found
-        assert all(isinstance(value, float) for value in found.values())
-        assert sum(gpu.ran.values()) > before, scorer
+        values = video.result([video.frame(view)])
+        assert values
+        assert all(isinstance(value, float) for value in values.values())
+        assert sum(gpu.operations.values()) > count, scorer

@@ -1,11 +1,11 @@
-"""What the paper printed: one CSV per table, every cell as printed, with our name of the row and its source.
+"""The tables of the paper: one CSV per table with every cell as printed, our name of the row, and its source.
 
-`load("table_1")` gives columns with their direction, unit and the metric of ours that measures the same, and rows.
-Values are not comparable with ours (other data, scale and metrics); the order of the rows is. Slips are kept as
-printed: `benchmarks.paper.lint` finds them. A system has one name in all tables; an ablation's rows have their arms'.
+Begin with `load("table_1")`. Values are not comparable with ours (other data, scale and metrics), but the order of the
+rows is. Errors of the paper are kept; `benchmarks.paper.lint` finds them. A system has the same name in all tables; a
+row of an ablation has the name of its arm.
 
-columns.csv has the columns of all tables by their printed name: a name is the same column wherever it stands.
-captions.csv has the tables' titles, printed captions and our notes.
+columns.csv describes the columns by their printed name, which means the same in all tables. captions.csv holds the
+titles, the printed captions and our notes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pw.io.arguments import ConfigError
 
 HERE = Path(__file__).parent
 _FACTORS = {"%": 100.0, "B": 1e-9, "GB": 1e-9}  # printed unit -> factor of our fractions, counts and bytes
-_BESIDE = ("label", "arm", "group", "source")
+_ROW_KEYS = ("label", "arm", "group", "source")
 
 
 @dataclass(frozen=True)
 class PaperColumn:
-    """A printed column; only quality orders the rows: a cost or a setting says nothing about it.
+    """A printed column. Only columns of kind "quality" rank the rows.
 
     direction: None for a setting.
-    metric: what of ours measures the same: a row of the registry, a total of VBench, or a cost.
-    derived: computed by the authors from other columns of the row.
+    metric: our metric for the same quantity: a name in the registry, a total of VBench, or a cost.
+    derived: whether the authors computed it from other columns of the row.
     """
 
     name: str
@@ -48,7 +48,7 @@ class PaperColumn:
 
     @property
     def factor(self) -> float:
-        """Our measurement times this is in the paper's unit: 100 for VBench's fractions, 1e-9 for bytes in GB."""
+        """Factor from our unit to the paper's: 100 for VBench's fractions, 1e-9 from bytes to GB."""
         return _FACTORS.get(self.unit, 1.0)
 
 
@@ -56,9 +56,9 @@ class PaperColumn:
 class PaperRow:
     """A printed row.
 
-    label: as printed. arm: our name of the system or of the ablation's arm.
-    values: column -> number, of the cells that are one ("10B" in billions is 10; "OOM" and sizes are none).
-    printed: column -> text of every cell. group: the heading it stands under.
+    label: as printed. arm: our name of the system or of the ablation's arm. group: heading above the row.
+    values: column -> number, for numeric cells ("10B" in billions is 10; "OOM" and sizes are not numeric).
+    printed: column -> text of every cell.
     """
 
     label: str
@@ -71,7 +71,7 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper; note is ours."""
+    """A table of the paper; `note` is our comment."""
 
     name: str
     columns: tuple[PaperColumn, ...]
@@ -85,14 +85,11 @@ class PaperTable:
         return {row.arm: dict(row.values) for row in self.rows}
 
     def quality(self) -> dict[str, Direction]:
-        """The columns that order the rows, with their directions."""
+        """The columns that rank the rows, with their directions."""
         return {c.name: c.direction for c in self.columns if c.kind == "quality" and c.direction is not None}
 
     def row(self, arm: str) -> PaperRow:
-        """The row of a system or an arm.
-
-        Raises: ConfigError for one that the table does not have, listing those it has.
-        """
+        """The row of a system or an arm. Raises ConfigError for an unknown name, listing the known ones."""
         for row in self.rows:
             if row.arm == arm:
                 return row
@@ -119,16 +116,12 @@ def names() -> list[str]:
 
 
 def load(name: str, folder: Path = HERE) -> PaperTable:
-    """A table of the paper.
-
-    folder: where its CSV is.
-    Raises: ConfigError for an unknown name, listing the known ones; for a column that no table of the paper has.
-    """
+    """Read a table of the paper from <folder>/<name>.csv. Raises ConfigError for an unknown name or column."""
     if name not in _CAPTIONS:
         raise ConfigError(f"no table {name!r} of the paper; known: {', '.join(names())}")
     path = folder / f"{name}.csv"
     heads, lines = _lines(path)
-    columns = [head for head in heads if head not in _BESIDE]
+    columns = [head for head in heads if head not in _ROW_KEYS]
     if unknown := [column for column in columns if column not in COLUMNS]:
         raise ConfigError(f"{path}: unknown column {unknown[0]!r}; known: {', '.join(COLUMNS)}")
     return PaperTable(
@@ -139,7 +132,7 @@ def load(name: str, folder: Path = HERE) -> PaperTable:
 
 
 def number(text: str, unit: str = "") -> Decimal | None:
-    """The number that a printed cell is, with as many digits as printed: "1,635", "3.66e-6", "10B" in B; or None."""
+    """The number of a printed cell with its printed digits, e.g. of "1,635", "3.66e-6", "10B" with unit B; or None."""
     try:
         return Decimal(text.removesuffix(unit).replace(",", ""))
     except InvalidOperation:

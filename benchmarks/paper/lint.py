@@ -1,8 +1,8 @@
-"""`make lint-paper`: recompute what the paper's tables and text derive, and print what does not add up.
+"""`make lint-paper`: recompute the derived numbers of the paper and print those that do not add up.
 
 pw lint-paper [table=table_1] [all=true] [format=terminal|md] [json=true]
 
-all=true also lists what adds up. What is recomputed, and when it adds up: `benchmarks.paper.recompute`.
+all=true also lists the checks that pass. `benchmarks.paper.recompute` says when a number adds up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from benchmarks import paper
 from benchmarks.paper import consistency
-from benchmarks.paper.recompute import Check, Kind, derived
+from benchmarks.paper.recompute import Check, Kind, derived_cells
 from pw.io.arguments import Command, option
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ KINDS: Mapping[Kind, str] = {
 
 
 def lint(folder: Path = paper.HERE) -> list[Check]:
-    """Every check of the paper's tables: derived cells, consistency, claims. folder: where their CSVs are."""
+    """All checks of the paper's tables: derived cells, consistency, claims. folder: the folder of the CSVs."""
     tables = {name: paper.load(name, folder) for name in paper.names()}
-    return [*derived(tables), *consistency.checks(tables)]
+    return [*derived_cells(tables), *consistency.checks(tables)]
 
 
 def summary(checks: Sequence[Check]) -> list[str]:
-    found = {kind: [check.adds_up for check in checks if check.kind == kind] for kind in KINDS}
-    return [f"{sum(found[kind])} of {len(found[kind])} {words}" for kind, words in KINDS.items() if found[kind]]
+    results = {kind: [check.adds_up for check in checks if check.kind == kind] for kind in KINDS}
+    return [f"{sum(results[kind])} of {len(results[kind])} {words}" for kind, words in KINDS.items() if results[kind]]
 
 
 _HEADS = ("where", "printed", "recomputed", "why")
@@ -49,24 +49,24 @@ def _texts(check: Check) -> tuple[str, str, str, str]:
     return f"{check.place}: {check.row}, {check.column}", check.printed, check.recomputed, why
 
 
-def _sections(checks: Sequence[Check], everything: bool) -> list[tuple[str, list[Check]]]:
-    wrong = [check for check in checks if not check.adds_up]
-    right = [check for check in checks if check.adds_up and everything]
-    return [(title, found) for title, found in (("What does not add up", wrong), ("What adds up", right)) if found]
+def _sections(checks: Sequence[Check], show_all: bool) -> list[tuple[str, list[Check]]]:
+    sections = {"What does not add up": [check for check in checks if not check.adds_up]}
+    sections["What adds up"] = [check for check in checks if check.adds_up and show_all]
+    return [(title, section) for title, section in sections.items() if section]
 
 
-def markdown(checks: Sequence[Check], everything: bool = False) -> str:
-    """Tables of what does not add up (and of what does), then the counts."""
+def markdown(checks: Sequence[Check], show_all: bool = False) -> str:
+    """Tables of the failed checks (with `show_all` also of the others), then the counts."""
     parts = ["## The paper's numbers, recomputed"]
-    for title, found in _sections(checks, everything):
-        rows = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in _texts(check))} |" for check in found]
+    for title, section in _sections(checks, show_all):
+        rows = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in _texts(check))} |" for check in section]
         head = [f"| {' | '.join(_HEADS)} |", "|---" * len(_HEADS) + "|"]
         parts += [f"### {title}", "\n".join([*head, *rows])]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in summary(checks))]) + "\n"
 
 
 def as_json(checks: Sequence[Check]) -> str:
-    """All checks and the counts; an end that is infinite is null."""
+    """All checks and the counts; an infinite end of an interval is null."""
     rows = [asdict(check) for check in checks]
     for row in rows:
         if row["possible"] is not None:
@@ -75,20 +75,20 @@ def as_json(checks: Sequence[Check]) -> str:
     return json.dumps({"checks": rows, "summary": summary(checks)}, indent=1, ensure_ascii=False)
 
 
-def terminal(checks: Sequence[Check], everything: bool = False) -> Group:
+def terminal(checks: Sequence[Check], show_all: bool = False) -> Group:
     from rich import box
     from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text
 
     parts: list[RichTable | Text] = []
-    for title, found in _sections(checks, everything):
-        gap = int(not found[0].adds_up)
+    for title, section in _sections(checks, show_all):
+        gap = int(not section[0].adds_up)
         table = RichTable(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, gap, 0))
         table.title_justify, table.title_style = "left", "bold"
-        for head, least, width in zip(_HEADS, (15, 10, 12, 20), (30, 14, 16, 52), strict=True):
-            table.add_column(head, min_width=least, max_width=width)
-        for check in found:
+        for head, min_width, width in zip(_HEADS, (15, 10, 12, 20), (30, 14, 16, 52), strict=True):
+            table.add_column(head, min_width=min_width, max_width=width)
+        for check in section:
             where, printed, recomputed, _ = _texts(check)
             place, _, cell = where.partition(": ")
             inference = ("\nInference: " + check.inference + ".", "yellow") if check.inference else ""
@@ -98,7 +98,7 @@ def terminal(checks: Sequence[Check], everything: bool = False) -> Group:
     return Group(*parts, Text("\n".join(summary(checks))))
 
 
-def _table(text: str) -> str:
+def _table_name(text: str) -> str:
     if text and text not in paper.names():
         raise ValueError(f"choose from {', '.join(paper.names())}")
     return text
@@ -106,14 +106,14 @@ def _table(text: str) -> str:
 
 @dataclass(frozen=True)
 class LintOptions:
-    table: str = option("", "only the checks that concern this table", read=_table)
+    table: str = option("", "only the checks that concern this table", read=_table_name)
     all: bool = option(False, "also what adds up")
     format: Literal["terminal", "md"] = option("terminal", "how it is printed")
     json: bool = option(False, "as JSON instead, with every check")
 
 
 def run(options: LintOptions) -> int:
-    """Exit status 0, whatever the paper's numbers do."""
+    """Print the checks. The exit status is always 0."""
     checks = [check for check in lint() if not options.table or options.table in check.tables]
     if options.json:
         print(as_json(checks))

@@ -1,12 +1,11 @@
-"""What the paper's printed numbers give when they are recomputed: rounding, VBench's totals, the derived cells.
+"""Recompute what the paper derives from its printed numbers: VBench's totals and the derived cells.
 
-A printed number stands for the interval that rounds to it: 146 s is 145.5 to 146.5. What is derived from such
-numbers has an interval too, and a printed result adds up if its own interval meets that one; so a finding is never
-rounding.
+A printed number stands for all values that round to it: 146 s is the interval 145.5 to 146.5. A result derived from
+printed numbers is an interval, too. A printed result adds up if both intervals overlap, so rounding is never reported.
 
-VBench's dimensions are fractions in [0, 1], by the names of the registry. Constants and formulas of its totals:
-scripts/constant.py and scripts/cal_final_score.py of VBench at commit 45e79ec. That script takes a dimension without a
-result for a raw 0, which normalises to below 0; here a total that lacks a dimension has no value.
+VBench's dimensions are fractions in [0, 1], named as in the registry. Constants and formulas of its totals come from
+scripts/constant.py and scripts/cal_final_score.py of VBench at commit 45e79ec. That script replaces a missing dimension
+by a raw 0, which is normalised to a negative value; here, a total with a missing dimension is an error.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "temporal_style": (0.0, 0.3640),
     "overall_consistency": (0.0, 0.3640),
 }
-"""dimension -> what is normalised to 0 and to 1."""
+"""dimension -> values that are normalised to 0 and to 1."""
 
 WEIGHTS: Mapping[str, float] = {**dict.fromkeys(RANGES, 1.0), "dynamic_degree": 0.5}
-"""dimension -> its weight in its mean: quality sums to 6.5, semantic to 9."""
+"""dimension -> weight in its mean; the weights sum to 6.5 for quality, to 9 for semantic."""
 
 DIMENSIONS: Mapping[str, tuple[str, ...]] = {
     "vbench_average": GROUPS["table_1"],
@@ -50,7 +49,7 @@ DIMENSIONS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Interval:
-    """All values that a printed number, or a result of printed numbers, can stand for."""
+    """All possible values of a printed number, or of a result computed from printed numbers."""
 
     low: float
     high: float
@@ -59,19 +58,19 @@ class Interval:
     def middle(self) -> float:
         return (self.low + self.high) / 2
 
-    def meets(self, other: Interval) -> bool:
-        """Whether they have a value in common, up to the round-off of the arithmetic here."""
+    def overlaps(self, other: Interval) -> bool:
+        """Whether the intervals have a common value, up to floating-point error."""
         slack = 1e-9 * max(abs(self.low), abs(other.low))
         return self.low <= other.high + slack and other.low <= self.high + slack
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was recomputed.
+    """The check of one printed statement.
 
-    tables: the tables it concerns. place: table and row, or section, where it is printed.
-    possible: what the inputs allow, given how they are rounded; None where it is not about a number.
-    inference: the smallest correction that would make it add up, if there is one.
+    tables: the tables involved. place: table and row, or section, of the statement.
+    possible: interval that the rounded inputs allow; None if the statement is not a number.
+    inference: the smallest correction with which it adds up, or "".
     """
 
     kind: Kind
@@ -88,10 +87,7 @@ class Check:
 
 
 def rounding(text: str, unit: str = "") -> Interval:
-    """The values that are printed so: half a unit of the last printed digit to both sides.
-
-    Raises: ValueError for a text that is no number.
-    """
+    """The interval of a printed number: half a unit of its last digit to both sides. Raises ValueError for text."""
     value = number(text, unit)
     if value is None:
         raise ValueError(f"{text!r} is not a number")
@@ -100,26 +96,26 @@ def rounding(text: str, unit: str = "") -> Interval:
 
 
 def size(text: str) -> tuple[int, ...]:
-    """The numbers of "121*2560*1440" or "2240x1280"."""
+    """The integers in "121*2560*1440" or "2240x1280"."""
     return tuple(int(part) for part in re.split(r"[*x×]", text))
 
 
-def ends(interval: Interval, like: str) -> str:
-    """Both ends in the notation of a printed number, with one digit more."""
+def interval_text(interval: Interval, like: str) -> str:
+    """Both ends of an interval in the notation of the number `like`, with one more digit."""
     mantissa, e, power = like.partition("e")
     scale, decimals = 10.0 ** int(power or 0), len(mantissa.partition(".")[2]) + 1
     texts = [f"{end / scale:,.{decimals}f}{e}{power}" for end in (interval.low, interval.high)]
     return texts[0] if texts[0] == texts[1] else " to ".join(texts)
 
 
-def listed(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def normalise(dimension: str, value: float) -> float:
-    """(value - min) / (max - min), not clipped: below min it is negative, above max more than 1.
+    """(value - min) / (max - min), not clipped to [0, 1].
 
-    Raises: ValueError for an unknown dimension, or a value on another scale; a cosine may be a little below 0.
+    Raises: ValueError for an unknown dimension or a percentage. A cosine may be a little below 0.
     """
     if dimension not in RANGES:
         raise ValueError(f"unknown dimension {dimension!r} of VBench; known: {', '.join(RANGES)}")
@@ -130,11 +126,11 @@ def normalise(dimension: str, value: float) -> float:
 
 
 def vbench_total(name: str, values: Mapping[str, float]) -> float:
-    """One of VBench's totals, in [0, 1], or Table 1's "Avg."; values: dimension -> fraction.
+    """A total of VBench in [0, 1], or "Avg." of Table 1; values: dimension -> fraction.
 
-    Quality and semantic score are weighted means of their normalised dimensions, the total is (4 quality + semantic) /
-    5; "Avg." is a plain mean of six dimensions, neither normalised nor weighted.
-    Raises: ValueError naming the dimensions that it lacks.
+    Quality and semantic score are weighted means of normalised dimensions; the total is (4 quality + semantic) / 5.
+    "Avg." is the mean of six dimensions without normalisation or weights.
+    Raises: ValueError naming the missing dimensions.
     """
     dimensions = DIMENSIONS[name]
     if missing := [dimension for dimension in dimensions if dimension not in values]:
@@ -147,15 +143,15 @@ def vbench_total(name: str, values: Mapping[str, float]) -> float:
     return weighted / sum(WEIGHTS[dimension] for dimension in dimensions)
 
 
-def possible(column: str, printed: Mapping[str, str]) -> Interval:
-    """What a derived column can be, from the other printed cells of its row.
+def possible_interval(column: str, printed: Mapping[str, str]) -> Interval:
+    """Interval of a derived column, from the other printed cells of its row.
 
-    All formulas rise with each of their inputs, so the ends follow from the ends.
+    All formulas increase with each input, so the ends of the interval follow from the ends of the inputs.
     """
     metric = COLUMNS[column].metric or ""
     if metric in DIMENSIONS:
-        of = {COLUMNS[name].metric or "": text for name, text in printed.items()}
-        inputs = {name: rounding(text) for name, text in of.items() if name in RANGES}
+        texts = {COLUMNS[name].metric or "": text for name, text in printed.items()}
+        inputs = {name: rounding(text) for name, text in texts.items() if name in RANGES}
         low = vbench_total(metric, {name: max(0.0, end.low / 100) for name, end in inputs.items()})
         high = vbench_total(metric, {name: min(1.0, end.high / 100) for name, end in inputs.items()})
         return Interval(100 * low, 100 * high)
@@ -175,16 +171,16 @@ _HOW = {
 }
 
 
-def derived(tables: Tables) -> Iterator[Check]:
-    """The cells that the authors computed from others of the row: averages, totals, latency per pixel and per frame.
+def derived_cells(tables: Tables) -> Iterator[Check]:
+    """Check the cells that the authors computed from their row: averages, totals, latency per pixel and per frame.
 
-    A correction is an inference: the one digit, or swap of two neighbours, in one cell that makes the whole row add up.
+    The inference changes one digit, or swaps two neighbouring digits, of one cell so that the whole row adds up.
     """
     for table in tables.values():
         columns = [column.name for column in table.columns if column.derived]
         for row in table.rows if columns else ():
-            intervals = {name: possible(name, row.printed) for name in columns}
-            wrong = [name for name, interval in intervals.items() if not interval.meets(rounding(row.printed[name]))]
+            intervals = {name: possible_interval(name, row.printed) for name in columns}
+            wrong = [name for name, interval in intervals.items() if not interval.overlaps(rounding(row.printed[name]))]
             inference = _correction(row, columns) if wrong else ""
             for name, interval in intervals.items():
                 yield Check(
@@ -194,7 +190,7 @@ def derived(tables: Tables) -> Iterator[Check]:
                     row=row.label,
                     column=name,
                     printed=row.printed[name],
-                    recomputed=ends(interval, row.printed[name]),
+                    recomputed=interval_text(interval, row.printed[name]),
                     how=_HOW[COLUMNS[name].metric or ""],
                     adds_up=name not in wrong,
                     possible=interval,
@@ -202,40 +198,40 @@ def derived(tables: Tables) -> Iterator[Check]:
                 )
 
 
-# (arm, column) -> (what others print of the same result, who): it decides between corrections.
-_ELSEWHERE = {("hunyuanvideo", "Aesthetic Quality"): ("60.36", "the Lumina-Video and VideoAR papers print 60.36")}
+# (arm, column) -> (number in other papers, their names): selects one of several possible corrections
+_OTHER_SOURCES = {("hunyuanvideo", "Aesthetic Quality"): ("60.36", "the Lumina-Video and VideoAR papers print 60.36")}
 
 
 def _correction(row: PaperRow, columns: Sequence[str]) -> str:
-    """The one-digit edit of one cell with which all `columns` of a row recompute."""
-    found: list[tuple[float, str, str]] = []
+    """The one-digit edit of one cell with which all `columns` of a row add up, as text; "" if there is none."""
+    edits: list[tuple[float, str, str]] = []
     for name in row.printed:
         for text in _edits(row.printed[name]):
             edited = {**row.printed, name: text}
-            cells = [(possible(column, edited), rounding(edited[column])) for column in columns]
-            if all(can.meets(shown) for can, shown in cells):  # off: in halves of the last printed digit
-                off = sum(abs(can.middle - shown.middle) / (shown.high - shown.middle) for can, shown in cells)
-                found.append((off, name, text))
-    if not found:
+            cells = [(possible_interval(column, edited), rounding(edited[column])) for column in columns]
+            if all(interval.overlaps(cell) for interval, cell in cells):  # error: in halves of the last printed digit
+                error = sum(abs(interval.middle - cell.middle) / (cell.high - cell.middle) for interval, cell in cells)
+                edits.append((error, name, text))
+    if not edits:
         return ""
-    known = next((item for item in found if _ELSEWHERE.get((row.arm, item[1]), ("",))[0] == item[2]), None)
-    _, name, text = known or min(found)
-    reason = f"; {_ELSEWHERE[row.arm, name][1]}" if known else ""
-    others = [f"{other} {new}" for _, other, new in sorted(found) if (other, new) != (name, text)]
-    also = f" (so would {', '.join(others)})" if others else ""
-    return f"{name} {text} instead of {row.printed[name]} makes the whole row add up{reason}{also}"
+    confirmed = next((item for item in edits if _OTHER_SOURCES.get((row.arm, item[1]), ("",))[0] == item[2]), None)
+    _, name, text = confirmed or min(edits)
+    reason = f"; {_OTHER_SOURCES[row.arm, name][1]}" if confirmed else ""
+    others = [f"{other} {new}" for _, other, new in sorted(edits) if (other, new) != (name, text)]
+    alternatives = f" (so would {', '.join(others)})" if others else ""
+    return f"{name} {text} instead of {row.printed[name]} makes the whole row add up{reason}{alternatives}"
 
 
 def _edits(text: str) -> Iterator[str]:
-    """The text with one digit of its numbers changed, or two neighbouring digits swapped; no leading zeros."""
+    """The text with one digit changed, or two neighbouring digits swapped; without leading zeros."""
     mantissa, e, power = text.partition("e")
-    found: dict[str, None] = {}
+    edits: dict[str, None] = {}
     for i, digit in enumerate(mantissa):
         if not digit.isdigit():
             continue
-        found.update(dict.fromkeys(f"{mantissa[:i]}{new}{mantissa[i + 1 :]}" for new in "0123456789" if new != digit))
+        edits.update(dict.fromkeys(f"{mantissa[:i]}{new}{mantissa[i + 1 :]}" for new in "0123456789" if new != digit))
         if mantissa[i + 1 : i + 2].isdigit() and mantissa[i + 1] != digit:
-            found[f"{mantissa[:i]}{mantissa[i + 1]}{digit}{mantissa[i + 2 :]}"] = None
-    for edit in found:
+            edits[f"{mantissa[:i]}{mantissa[i + 1]}{digit}{mantissa[i + 2 :]}"] = None
+    for edit in edits:
         if not re.search(r"(?<![\d.,])0\d", edit) and not re.search(r"(?<![\d.,])0(?![\d.])", edit):
             yield edit + e + power

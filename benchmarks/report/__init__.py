@@ -1,5 +1,5 @@
-"""Scores -> tables as Markdown, TeX, HTML, CSV and JSON, plots and contact sheets.
+"""Tables in Markdown, TeX, HTML, CSV and JSON, plots and contact sheets.
 
-`write` writes an ablation's table, `paper_tables` (`pw table`) the paper's with ours beside it. Begin with `render`,
-which says what a table holds before any markup.
+`write` writes the table of an ablation, `paper_tables` (`pw table`) a table of the paper with our measurements. Begin
+with `render`, which builds the content of a table without markup.
 """

@@ -1,9 +1,9 @@
-"""plot.png: the primary metric large, values and differences side by side; the other metrics small, on one grid.
+"""Draw plot.png: large panels with the primary metric's values and differences, a grid of small panels for the others.
 
-Arms that lie along a number (`curve` of table.json) are points of curves over it, other arms are rows. A marker's shape
-is the verdict of its comparison, and line styles tell lines apart, so that it reads in black and white, too.
+Arms with a numeric setting (`curve` in table.json) are points of curves over that number; other arms are rows. The
+marker's shape shows the verdict and the dash pattern the line, so the plot is readable in black and white.
 
-No date, no version in the file: the same input gives the same bytes on one machine.
+The file holds no date and no version: on one machine, the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 4
-"""Small panels side by side, at most."""
+"""Maximum number of small panels in a row."""
 
 WIDTH = 12.0
-"""Of the figure, in inches: fonts are 11 pt and more at this width."""
+"""Width of the figure in inches. Fonts have at least 11 pt at this width."""
 
 
 class Mark(NamedTuple):
@@ -44,8 +44,8 @@ VERDICTS = {
 }
 NOT_COMPARED = Mark("s", "#333333", True)
 REFERENCES: Mapping[str, tuple[str, Any]] = {"ceiling": ("#007A5A", "--"), "floor": ("#A6457E", ":")}
-Spot = tuple[Mapping[str, Any], Mark]
-"""An estimate or a difference, and how it is drawn."""
+Point = tuple[Mapping[str, Any], Mark]
+"""An estimate or a difference, and its marker."""
 
 LINES: Sequence[tuple[str, Any]] = (
     ("#222222", "-"),
@@ -56,7 +56,7 @@ LINES: Sequence[tuple[str, Any]] = (
     ("#B07A00", (0, (1, 1))),
     ("#3A9BD9", (0, (10, 3))),
 )
-"""Colour and dashes of a curve's lines, in order; from the eighth line on they come again."""
+"""Colour and dashes of the lines of a curve, in order; they repeat from the eighth line on."""
 
 _STYLE: Any = {
     "font.size": 11,
@@ -79,91 +79,91 @@ def plot(result: render.Result, out: Path) -> None:
 
 
 def figure_of(result: render.Result) -> Figure:
-    """The figure: axes[0] are the primary metric's values, axes[1] its differences, the others' values follow."""
+    """The figure. axes[0]: values of the primary metric; axes[1]: its differences; then the values of the others."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    leading, places = render.primary_metric(result), Places.of(result)
-    others = [name for name in render.metrics(result) if name != leading]
+    primary, layout = render.primary_metric(result), Layout.of(result)
+    others = [name for name in render.metrics(result) if name != primary]
     rows = -(-len(others) // COLUMNS)
-    heights = [places.height(large=True), *[places.height(large=False)] * rows]
+    heights = [layout.height(large=True), *[layout.height(large=False)] * rows]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, sum(heights) + 1.3), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(textwrap.fill(render.title(result), 78), x=0.01, ha="left", fontsize=17, fontweight="bold")
-        if leading is None:
+        if primary is None:
             figure.text(0.5, 0.5, "no arm has scores", ha="center", fontsize=14)
             return figure
         ratios = [heights[0], sum(heights[1:])] if rows else heights
-        top, *below = figure.add_gridspec(len(ratios), 1, height_ratios=ratios)
+        upper, *lower = figure.add_gridspec(len(ratios), 1, height_ratios=ratios)
         with mpl.rc_context(_LEADS):
-            values, differences = (figure.add_subplot(cell) for cell in top.subgridspec(1, 2))
-            _values_panel(values, result, places, leading, leads=True)
-            _differences_panel(differences, result, places, leading)
-            places.label(values, at_left=True, at_bottom=True)
-            places.label(differences, at_left=False, at_bottom=True)
-            if len(places.lines) > 1:
-                _name_lines(values, result, places, leading)
-        if below:
+            values, differences = (figure.add_subplot(cell) for cell in upper.subgridspec(1, 2))
+            _values_panel(values, result, layout, primary, large=True)
+            _differences_panel(differences, result, layout, primary)
+            layout.label_axis(values, at_left=True, at_bottom=True)
+            layout.label_axis(differences, at_left=False, at_bottom=True)
+            if len(layout.lines) > 1:
+                _label_lines(values, result, layout, primary)
+        if lower:
             columns = -(-len(others) // rows)
-            cells = below[0].subgridspec(rows, columns)
+            cells = lower[0].subgridspec(rows, columns)
             for i, name in enumerate(others):
                 axes = figure.add_subplot(cells[i // columns, i % columns])
-                _values_panel(axes, result, places, name, leads=False)
-                places.label(axes, at_left=i % columns == 0, at_bottom=i + columns >= len(others))
+                _values_panel(axes, result, layout, name, large=False)
+                layout.label_axis(axes, at_left=i % columns == 0, at_bottom=i + columns >= len(others))
         _legend(figure, result)
     return figure
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where arms stand: in rows along y, or, where `lines` are given, at a number along x.
+class Layout:
+    """Positions of the arms: rows along y, or numbers along x if `lines` is not empty.
 
-    at     arm -> its place
-    lines  name -> arms in order
+    lines  name of a line -> its arms in order
     """
 
-    at: Mapping[str, float]
+    positions: Mapping[str, float]
     ticks: Mapping[float, str]
     lines: Mapping[str, Sequence[str]]
     title: str = ""
     is_log: bool = False
 
     @classmethod
-    def of(cls, result: render.Result) -> Places:
-        """Those of a result's arms; lines stand a little beside each other, so that no interval hides another."""
+    def of(cls, result: render.Result) -> Layout:
+        """The layout of a result. Lines are shifted a little along x, so that intervals do not overlap."""
         curve = result.get("curve")
         if not curve:
             names = [arm["name"] for arm in result["arms"]]
             return cls({name: y for y, name in enumerate(names)}, dict(enumerate(names)), {})
         numbers = sorted({number for line in curve["lines"] for number, _ in line["points"]})
         is_log = numbers[0] > 0 and numbers[-1] > 30 * numbers[0]
-        to, back = (math.log, math.exp) if is_log else (float, float)
-        nearest = min((to(b) - to(a) for a, b in itertools.pairwise(numbers)), default=1.0)
-        n, at = len(curve["lines"]), {}
+        transform, inverse = (math.log, math.exp) if is_log else (float, float)
+        min_gap = min((transform(b) - transform(a) for a, b in itertools.pairwise(numbers)), default=1.0)
+        n, positions = len(curve["lines"]), {}
         for i, line in enumerate(curve["lines"]):
-            aside = min(0.06, 0.25 / n) * nearest * (i - (n - 1) / 2)
-            at |= {arm: back(to(number) + aside) for number, arm in line["points"]}
+            shift = min(0.06, 0.25 / n) * min_gap * (i - (n - 1) / 2)
+            positions |= {arm: inverse(transform(number) + shift) for number, arm in line["points"]}
         lines = {line["name"]: [arm for _, arm in line["points"]] for line in curve["lines"]}
-        return cls(at, {number: f"{number:g}" for number in numbers}, lines, curve["label"], is_log)
+        return cls(positions, {number: f"{number:g}" for number in numbers}, lines, curve["label"], is_log)
 
-    def beside(self, arm: str) -> float:
-        """A place next to an arm's, for its seeds."""
+    def seed_position(self, arm: str) -> float:
+        """Position of an arm's seeds, next to the arm."""
         if not self.lines:
-            return self.at[arm] + 0.22
+            return self.positions[arm] + 0.22
         low, high = min(self.ticks), max(self.ticks)
-        return self.at[arm] * (high / low) ** 0.02 if self.is_log else self.at[arm] + 0.02 * (high - low)
+        return self.positions[arm] * (high / low) ** 0.02 if self.is_log else self.positions[arm] + 0.02 * (high - low)
 
     def height(self, *, large: bool) -> float:
-        """Inches of a row of panels."""
+        """Height of a row of panels in inches."""
         if self.lines:
             return (4.6 if len(self.lines) < 4 else 5.4) if large else 2.3
-        per_row = min(0.55, max(0.3, 9 / len(self.at))) if large else min(0.32, max(0.22, 6 / len(self.at)))
-        return max(2.2, per_row * len(self.at) + 1.4) if large else per_row * len(self.at) + 0.9
+        n = len(self.positions)
+        per_row = min(0.55, max(0.3, 9 / n)) if large else min(0.32, max(0.22, 6 / n))
+        return max(2.2, per_row * n + 1.4) if large else per_row * n + 0.9
 
-    def label(self, axes: Axes, *, at_left: bool, at_bottom: bool) -> None:
-        """Name the arms, or the number, where there is nothing to the left of, or below, a panel."""
+    def label_axis(self, axes: Axes, *, at_left: bool, at_bottom: bool) -> None:
+        """Label the arm axis, or the number axis, of a panel at the left or bottom edge of the figure."""
         if self.lines:
             if self.is_log:
                 axes.set_xscale("log")
@@ -172,100 +172,100 @@ class Places:
             axes.set_xlabel(self.title if at_bottom else "")
             if len(self.ticks) > 1:
                 low, high = min(self.ticks), max(self.ticks)
-                aside = (high / low) ** 0.07 if self.is_log else 0.07 * (high - low)
-                axes.set_xlim(*((low / aside, high * aside) if self.is_log else (low - aside, high + aside)))
+                margin = (high / low) ** 0.07 if self.is_log else 0.07 * (high - low)
+                axes.set_xlim(*((low / margin, high * margin) if self.is_log else (low - margin, high + margin)))
         else:
             axes.set_ylim(len(self.ticks) - 0.5, -0.5)
             axes.set_yticks(list(self.ticks), list(self.ticks.values()) if at_left else [""] * len(self.ticks))
             axes.tick_params(axis="y", length=0)
 
 
-def _values_panel(axes: Axes, result: render.Result, places: Places, name: str, *, leads: bool) -> None:
+def _values_panel(axes: Axes, result: render.Result, layout: Layout, name: str, *, large: bool) -> None:
     metric, digits, (low, high) = lookup(name), render.digits_of(result, name), render.frame(result, name)
-    spots: dict[str, Spot] = {}
+    points: dict[str, Point] = {}
     for arm in result["arms"]:
         if name in arm["metrics"]:
             verdict = arm["vs_previous"].get(name, {}).get("verdict")
-            spots[arm["name"]] = (arm["metrics"][name], NOT_COMPARED if verdict is None else VERDICTS[verdict])
-            if leads and len(places.lines) < 2 and len(result["seeds"]) > 1:
+            points[arm["name"]] = (arm["metrics"][name], NOT_COMPARED if verdict is None else VERDICTS[verdict])
+            if large and len(layout.lines) < 2 and len(result["seeds"]) > 1:
                 seeds = list((arm.get("values") or {}).get(name, {}).values())
-                at = [places.beside(arm["name"])] * len(seeds)
-                x, y = (at, seeds) if places.lines else (seeds, at)
+                positions = [layout.seed_position(arm["name"])] * len(seeds)
+                x, y = (positions, seeds) if layout.lines else (seeds, positions)
                 axes.plot(x, y, "o", color="#999999", markersize=4, zorder=2, label="seeds")
-    _draw(axes, places, spots, "mean", leads=leads, joined=True)
-    axes.set_title(render.heading(metric, digits), loc="left", fontweight="bold" if leads else "normal")
-    _numbers(axes, places, digits.exponent)
+    _draw(axes, layout, points, "mean", large=large, connect=True)
+    axes.set_title(render.heading(metric, digits), loc="left", fontweight="bold" if large else "normal")
+    _value_ticks(axes, layout, digits.exponent)
     margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
-    axes.set(**{"ylim" if places.lines else "xlim": (low - margin, high + margin)})
-    guide = axes.axhline if places.lines else axes.axvline
+    axes.set(**{"ylim" if layout.lines else "xlim": (low - margin, high + margin)})
+    guide = axes.axhline if layout.lines else axes.axvline
     if metric.direction == "one" and low <= 1 <= high:
         guide(1, color="#999999", linewidth=0.9, zorder=1)
     for key, _, row in render.references(result):
         (colour, style), mean = REFERENCES[key], row.get(name, {}).get("mean")
         if mean is not None and low <= mean <= high:
-            guide(mean, color=colour, linestyle=style, linewidth=2.2 if leads else 1.6, zorder=1)
+            guide(mean, color=colour, linestyle=style, linewidth=2.2 if large else 1.6, zorder=1)
         elif mean is not None:
-            arrow = ("↓" if mean < low else "↑") if places.lines else ("←" if mean < low else "→")
+            arrow = ("↓" if mean < low else "↑") if layout.lines else ("←" if mean < low else "→")
             axes.set_title(f"{key} {digits.text(mean)} {arrow}", loc="right", fontsize=11, color=colour)
 
 
-def _differences_panel(axes: Axes, result: render.Result, places: Places, name: str) -> None:
-    found = {arm["name"]: arm["vs_previous"][name] for arm in result["arms"] if name in arm["vs_previous"]}
-    spots = {arm: (row, VERDICTS[row["verdict"]]) for arm, row in found.items() if row["diff"] is not None}
+def _differences_panel(axes: Axes, result: render.Result, layout: Layout, name: str) -> None:
+    comparisons = {arm["name"]: arm["vs_previous"][name] for arm in result["arms"] if name in arm["vs_previous"]}
+    points = {arm: (row, VERDICTS[row["verdict"]]) for arm, row in comparisons.items() if row["diff"] is not None}
     one_reference = result.get("versus", "above") == "first" or bool(result.get("across"))
     if one_reference:
-        measured = [arm["name"] for arm in result["arms"] if name in arm["metrics"]]
-        spots |= {arm: ({"diff": 0.0}, NOT_COMPARED) for arm in measured if arm not in found}
-    is_log = any(row["diff_of"] == "abs_log" for row in found.values())
-    (axes.axhline if places.lines else axes.axvline)(0, color="#222222", linewidth=1.2, zorder=1)
-    _draw(axes, places, spots, "diff", leads=True, joined=one_reference)
-    what = "difference of |ln|" if is_log else "difference"
-    axes.set_title("\n".join(textwrap.wrap(f"{what} to {render.compared_with(result)}", 46)), loc="left", fontsize=14)
-    more = lookup(name).direction == "higher"
-    sides = "← worse        better →" if more else "← better        worse →"
-    axes.set(**{"ylabel" if places.lines else "xlabel": sides})
-    _numbers(axes, places, 0 if is_log else render.digits_of(result, name).exponent)
+        arms = [arm["name"] for arm in result["arms"] if name in arm["metrics"]]
+        points |= {arm: ({"diff": 0.0}, NOT_COMPARED) for arm in arms if arm not in comparisons}
+    is_log = any(row["diff_of"] == "abs_log" for row in comparisons.values())
+    (axes.axhline if layout.lines else axes.axvline)(0, color="#222222", linewidth=1.2, zorder=1)
+    _draw(axes, layout, points, "diff", large=True, connect=one_reference)
+    title = f"difference{' of |ln|' if is_log else ''} to {render.compared_with(result)}"
+    axes.set_title("\n".join(textwrap.wrap(title, 46)), loc="left", fontsize=14)
+    higher_is_better = lookup(name).direction == "higher"
+    label = "← worse        better →" if higher_is_better else "← better        worse →"
+    axes.set(**{"ylabel" if layout.lines else "xlabel": label})
+    _value_ticks(axes, layout, 0 if is_log else render.digits_of(result, name).exponent)
 
 
-def _numbers(axes: Axes, places: Places, exponent: int) -> None:
-    """A few ticks along the metric's axis, in the unit of the table."""
+def _value_ticks(axes: Axes, layout: Layout, exponent: int) -> None:
+    """Set a few ticks on the metric's axis, in the unit of the table."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axis = axes.yaxis if places.lines else axes.xaxis
+    axis = axes.yaxis if layout.lines else axes.xaxis
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 10**exponent:.6g}".replace("-", "−")))
 
 
-def _draw(axes: Axes, places: Places, spots: Mapping[str, Spot], key: str, *, leads: bool, joined: bool) -> None:
-    """Means (or differences) with intervals; along a curve joined to lines, and with a band where there is but one."""
-    colours = {arm: mark.colour for arm, (_, mark) in spots.items()}
-    for (_, arms), (colour, dashes) in zip(places.lines.items(), itertools.cycle(LINES), strict=False):
-        there = [arm for arm in arms if arm in spots]
-        x, y = [places.at[arm] for arm in there], [spots[arm][0][key] for arm in there]
-        if joined:
-            axes.plot(x, y, color=colour, linestyle=dashes, linewidth=2.4 if leads else 1.6, zorder=2)
-        if len(places.lines) > 1:
-            colours |= dict.fromkeys(there, colour)
-        elif joined and there and all(spots[arm][0].get("low") is not None for arm in there):
-            low, high = ([spots[arm][0][end] for arm in there] for end in ("low", "high"))
+def _draw(axes: Axes, layout: Layout, points: Mapping[str, Point], key: str, *, large: bool, connect: bool) -> None:
+    """Draw means or differences with intervals. `connect` joins the points of a line; a single line has a band."""
+    colours = {arm: mark.colour for arm, (_, mark) in points.items()}
+    for (_, arms), (colour, dashes) in zip(layout.lines.items(), itertools.cycle(LINES), strict=False):
+        names = [arm for arm in arms if arm in points]
+        x, y = [layout.positions[arm] for arm in names], [points[arm][0][key] for arm in names]
+        if connect:
+            axes.plot(x, y, color=colour, linestyle=dashes, linewidth=2.4 if large else 1.6, zorder=2)
+        if len(layout.lines) > 1:
+            colours |= dict.fromkeys(names, colour)
+        elif connect and names and all(points[arm][0].get("low") is not None for arm in names):
+            low, high = ([points[arm][0][end] for arm in names] for end in ("low", "high"))
             axes.fill_between(x, low, high, color="#222222", alpha=0.1, linewidth=0, zorder=0)
-    for arm, (row, mark) in spots.items():
+    for arm, (row, mark) in points.items():
         error = None if row.get("low") is None else [[row[key] - row["low"]], [row["high"] - row[key]]]
-        x, y = (places.at[arm], row[key]) if places.lines else (row[key], places.at[arm])
-        bars: dict[str, Any] = {"yerr" if places.lines else "xerr": error, **(_LARGE if leads else _SMALL)}
+        x, y = (layout.positions[arm], row[key]) if layout.lines else (row[key], layout.positions[arm])
+        bars: dict[str, Any] = {"yerr" if layout.lines else "xerr": error, **(_LARGE if large else _SMALL)}
         face = colours[arm] if mark.filled else "white"
         axes.errorbar(x, y, fmt=mark.marker, color=colours[arm], markerfacecolor=face, zorder=3, **bars)
 
 
-def _name_lines(axes: Axes, result: render.Result, places: Places, name: str) -> None:
-    """The lines' names to the right of a panel, in the order in which they end."""
+def _label_lines(axes: Axes, result: render.Result, layout: Layout, name: str) -> None:
+    """Write the names of the lines to the right of a panel, in the order of their last values."""
     from matplotlib.lines import Line2D
 
     means = {arm["name"]: arm["metrics"][name]["mean"] for arm in result["arms"] if name in arm["metrics"]}
     ends = []
-    for (line, arms), (colour, dashes) in zip(places.lines.items(), itertools.cycle(LINES), strict=False):
-        if there := [means[arm] for arm in arms if arm in means]:
-            ends.append((there[-1], Line2D([], [], color=colour, linestyle=dashes, linewidth=2.4, label=line)))
+    for (line, arms), (colour, dashes) in zip(layout.lines.items(), itertools.cycle(LINES), strict=False):
+        if values := [means[arm] for arm in arms if arm in means]:
+            ends.append((values[-1], Line2D([], [], color=colour, linestyle=dashes, linewidth=2.4, label=line)))
     handles = [handle for _, handle in sorted(ends, key=lambda end: -end[0])]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=2.6, fontsize=12)
 
@@ -273,17 +273,17 @@ def _name_lines(axes: Axes, result: render.Result, places: Places, name: str) ->
 def _legend(figure: Figure, result: render.Result) -> None:
     from matplotlib.lines import Line2D
 
-    drawn = {row["verdict"] for arm in result["arms"] for row in arm["vs_previous"].values()}
+    verdicts = {row["verdict"] for arm in result["arms"] for row in arm["vs_previous"].values()}
     handles = [
         Line2D([], [], color=colour, linestyle=style, linewidth=2.2, label=label)
         for key, label, row in render.references(result)
         for colour, style in [REFERENCES[key]]
         if row
     ]
-    several = len((result.get("curve") or {}).get("lines", ())) > 1  # colours are the lines' then
+    several_lines = len((result.get("curve") or {}).get("lines", ())) > 1  # then colours identify lines
     for label, mark in (("not compared", NOT_COMPARED), *VERDICTS.items()):
-        if label in drawn or mark is NOT_COMPARED:
-            colour = NOT_COMPARED.colour if several else mark.colour
+        if label in verdicts or mark is NOT_COMPARED:
+            colour = NOT_COMPARED.colour if several_lines else mark.colour
             face = colour if mark.filled else "white"
             dot = Line2D([], [], ls="", marker=mark.marker, ms=9, color=colour, markerfacecolor=face, label=label)
             handles.append(dot)

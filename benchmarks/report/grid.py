@@ -1,4 +1,4 @@
-"""A printed table: cells under headed columns as Markdown, TeX and HTML, and how many digits a number has."""
+"""A printed table (`Grid`) as Markdown, TeX and HTML, and the number of printed digits (`Digits`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 MISSING = "–"
 MARKS = {"better": "▲", "worse": "▼", "no difference shown": "·", "not resolved": "?"}
 PAPER = "paper (not comparable in value)"
-"""The group of columns that is set apart from ours."""
+"""Name of the column group with the paper's numbers."""
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8").strip()
@@ -30,7 +30,7 @@ _TEX = {
 
 
 def tex(text: str) -> str:
-    """Text with everything escaped that TeX would read otherwise."""
+    """Escape the special characters of TeX."""
     return "".join(_TEX.get(c, c) for c in text).replace("}$$^{", "")
 
 
@@ -40,33 +40,33 @@ def _md(text: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One printed cell; `verdict` colours it and adds its mark, `aside` follows in smaller print."""
+    """One printed cell. `verdict` sets its colour and mark; `note` follows in smaller print."""
 
     text: str = MISSING
     bold: bool = False
     verdict: str | None = None
-    aside: str = ""
+    note: str = ""
 
     @property
     def mark(self) -> str:
         return MARKS[self.verdict] if self.verdict else ""
 
     def plain(self) -> str:
-        """Text, mark and aside in one line."""
-        return " ".join(part for part in (self.text, self.mark, self.aside) if part)
+        """Text, mark and note in one line."""
+        return " ".join(part for part in (self.text, self.mark, self.note) if part)
 
     def latex(self) -> str:
         text = rf"\textbf{{{tex(self.text)}}}" if self.bold else tex(self.text)
         mark = rf"\,{tex(self.mark)}" if self.mark else ""
-        return text + mark + (rf" {{\scriptsize {tex(self.aside)}}}" if self.aside else "")
+        return text + mark + (rf" {{\scriptsize {tex(self.note)}}}" if self.note else "")
 
     def html(self) -> str:
         text = f"<b>{escape(self.text)}</b>" if self.bold else escape(self.text)
         if self.verdict is None:
             return text
         kind = self.verdict if self.verdict in ("better", "worse") else "none"
-        aside = f" <small>{escape(self.aside)}</small>" if self.aside else ""
-        return f'{text} <span class="{kind}" title="{self.verdict}">{self.mark}</span>{aside}'
+        note = f" <small>{escape(self.note)}</small>" if self.note else ""
+        return f'{text} <span class="{kind}" title="{self.verdict}">{self.mark}</span>{note}'
 
 
 class Column(NamedTuple):
@@ -76,29 +76,29 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: its columns and its rows by label; `rule_at` is the first row below the arms."""
+    """A table: columns, and rows of (label, cells). A rule is drawn above row `rule_at`."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     rule_at: int | None = None
 
-    def beside(self, other: Grid) -> Grid:
-        """Both, side by side; rows that `other` lacks get missing cells."""
-        theirs = dict(other.rows)
+    def join(self, other: Grid) -> Grid:
+        """Append the columns of `other`, matched by row label; rows missing in `other` get empty cells."""
+        other_rows = dict(other.rows)
         blank = tuple(Cell("") for _ in other.columns)
-        rows = tuple((label, cells + theirs.get(label, blank)) for label, cells in self.rows)
+        rows = tuple((label, cells + other_rows.get(label, blank)) for label, cells in self.rows)
         return Grid(self.columns + other.columns, rows, self.rule_at)
 
-    def only(self, columns: range) -> Grid:
+    def select(self, columns: range) -> Grid:
         rows = tuple((label, tuple(cells[i] for i in columns)) for label, cells in self.rows)
         return Grid(tuple(self.columns[i] for i in columns), rows, self.rule_at)
 
     def markdown(self) -> str:
-        headers, before = [], ""
+        headers, previous = [], ""
         for group, header in self.columns:
-            of_paper = f"{'paper' if before == PAPER else PAPER}: " if group == PAPER else ""
-            headers.append(_md(of_paper + header))
-            before = group
+            prefix = f"{'paper' if previous == PAPER else PAPER}: " if group == PAPER else ""
+            headers.append(_md(prefix + header))
+            previous = group
         lines = ["| | " + " | ".join(headers) + " |", "|---|" + "--:|" * len(headers)]
         for label, cells in self.rows:
             texts = (f"**{_md(cell.plain())}**" if cell.bold else _md(cell.plain()) for cell in cells)
@@ -106,12 +106,12 @@ class Grid:
         return "\n".join(lines)
 
     def latex(self, caption: str, label: str) -> str:
-        """As a booktabs table; the caption is TeX already."""
-        spans, rules, at = [], [], 2
+        """The table in LaTeX with booktabs. `caption` must be escaped already."""
+        spans, rules, start = [], [], 2
         for name, n in self._groups():
             spans.append(rf"\multicolumn{{{n}}}{{c}}{{{tex(name)}}}")
-            rules.append(rf"\cmidrule(lr){{{at}-{at + n - 1}}}")
-            at += n
+            rules.append(rf"\cmidrule(lr){{{start}-{start + n - 1}}}")
+            start += n
         lines = [
             r"\begin{table*}",
             r"\centering",
@@ -131,7 +131,7 @@ class Grid:
         return "\n".join([*lines, r"\end{table*}"])
 
     def html(self) -> str:
-        """As an HTML table that scrolls sideways."""
+        """The table in HTML; it scrolls horizontally."""
         groups = "".join(f'<th class="group" colspan="{n}">{escape(name)}</th>' for name, n in self._groups())
         heads = "".join(f"<th>{escape(column.header)}</th>" for column in self.columns)
         body = []
@@ -149,23 +149,23 @@ class Grid:
         )
 
     def _groups(self) -> list[tuple[str, int]]:
-        return [(name, len(list(found))) for name, found in groupby(self.columns, lambda column: column.group)]
+        return [(name, len(list(columns))) for name, columns in groupby(self.columns, lambda column: column.group)]
 
 
 @dataclass(frozen=True)
 class Digits:
-    """How a column is printed: in units of 10^exponent with so many decimals."""
+    """Number format of a column: units of 10^exponent, with `decimals` decimals."""
 
     exponent: int
     decimals: int
 
     @classmethod
     def of(cls, means: Iterable[float], halves: Iterable[float], exponent: int | None = None) -> Digits:
-        """Two digits of the typical half-width; three of the largest mean where there is no interval."""
+        """Two digits of the median half-width; without intervals, three digits of the largest mean."""
         largest = max((abs(x) for x in means), default=0.0)
         if exponent is None:
-            plain = largest == 0 or 0.1 <= largest < 10_000
-            exponent = 0 if plain else 3 * math.floor(math.log10(largest) / 3)
+            is_plain = largest == 0 or 0.1 <= largest < 10_000
+            exponent = 0 if is_plain else 3 * math.floor(math.log10(largest) / 3)
         widths = [half / 10**exponent for half in halves if half > 0]
         if widths:
             decimals = 1 - math.floor(math.log10(median(widths)))
@@ -175,20 +175,20 @@ class Digits:
 
     def text(self, value: float) -> str:
         """One number, with a true minus sign."""
-        shown = f"{value / 10**self.exponent:.{self.decimals}f}"
-        return shown.replace("-", "−") if float(shown) else shown.lstrip("-")
+        text = f"{value / 10**self.exponent:.{self.decimals}f}"
+        return text.replace("-", "−") if float(text) else text.lstrip("-")
 
     def interval(self, mean: float, half: float | None) -> str:
         return self.text(mean) if half is None else f"{self.text(mean)} ± {self.text(half)}"
 
     @property
     def unit(self) -> str:
-        """×10⁻³, or nothing."""
+        """`×10⁻³`, or "" for exponent 0."""
         return f"×10{str(self.exponent).translate(SUPERSCRIPTS)}" if self.exponent else ""
 
 
 def html_page(title: str, parts: Sequence[str]) -> str:
-    """A page of ready-made parts under a title, with the style of all tables."""
+    """An HTML page with a title and HTML parts, in the style of all tables."""
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
@@ -197,6 +197,6 @@ def html_page(title: str, parts: Sequence[str]) -> str:
 
 
 def html_list(lines: Iterable[tuple[str, str]]) -> str:
-    """What stands below a table."""
+    """The (label, text) lines below a table as an HTML list."""
     items = "".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in lines)
     return f"<h2>Reading and provenance</h2><dl>{items}</dl>"

@@ -1,10 +1,10 @@
-"""The paper's tables with ours beside them: what was printed, what was measured here, the difference and a verdict.
+"""Write a table of the paper with our measurements, their difference to the printed numbers, and a verdict.
 
     pw table name=table_2 [systems=DIR score=true format=md out=DIR row.pixelwizard_2k=DIR …]
 
-A row is filled from the folder of its system (`systems=`, by default outputs/systems/<name>, see `benchmarks.systems`),
-or from any folder of videos that is named for it: `row.<name>=DIR`. The folder's scores.csv is read; score=true
-measures what is lacking first. What was not measured is an en dash, with the command that supplies it below.
+A row takes the scores.csv of its system's folder (`systems=`, by default outputs/systems/<name>, see
+`benchmarks.systems`), or of the folder `row.<name>=DIR`; score=true first measures what is missing. A missing value is
+an en dash, and the command that supplies it is printed below the table.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class TableOptions:
 
     @property
     def rows(self) -> dict[str, Path]:
-        """row -> its folder of videos. Raises ConfigError for a word that names none."""
-        if wrong := [word for word in self.overrides if not word.startswith("row.")]:
-            raise no_such_option(type(self), wrong[0], ", and row.NAME")
+        """row -> folder of its videos. Raises ConfigError for an override that is not row.NAME=DIR."""
+        if unknown := [word for word in self.overrides if not word.startswith("row.")]:
+            raise no_such_option(type(self), unknown[0], ", and row.NAME")
         words = (word.removeprefix("row.").partition("=") for word in self.overrides)
         return {arm: Path(folder).expanduser() for arm, _, folder in words}
 
@@ -80,34 +80,34 @@ main = Command(TableOptions, run, resumes="what was measured is kept, the same c
 
 
 def _score(table: paper.PaperTable, folders: Mapping[str, Path]) -> None:
-    """Measure what the table's columns ask for, folder by folder; what was measured before comes from the cache."""
+    """Measure the metrics of the table's columns, folder by folder; earlier results come from the cache."""
     from benchmarks.measure.score import NothingMeasured, write
 
     names = metrics_of([column.metric for column in table.columns])
     for arm, folder in folders.items():
         print(f"scoring {arm} in {folder}", file=sys.stderr)
-        all_names = [*names, *(name for name in _of_other_tables(folder) if name not in names)]
+        all_names = [*names, *(name for name in _metrics_of_other_tables(folder) if name not in names)]
         try:
-            found = score_videos(folder, all_names, progress=lambda line: print(line, file=sys.stderr, flush=True))
-        except ValueError as error:  # nothing there yet, say; the other rows are shown all the same
+            result = score_videos(folder, all_names, progress=lambda line: print(line, file=sys.stderr, flush=True))
+        except ValueError as error:  # e.g. an empty folder; the other rows are still shown
             print(f"  {error}", file=sys.stderr)
             continue
-        for name, why in found.missing.items():
-            print(f"  {name} –  {why}", file=sys.stderr)
+        for name, reason in result.missing.items():
+            print(f"  {name} –  {reason}", file=sys.stderr)
         try:
-            write(found, all_names, folder / "scores.csv")
+            write(result, all_names, folder / "scores.csv")
         except NothingMeasured as error:
             print(f"  {error}", file=sys.stderr)
 
 
-def _of_other_tables(folder: Path) -> list[str]:
-    """What was measured before just as it would be now: it stays, from the cache, when scores.csv is written anew."""
+def _metrics_of_other_tables(folder: Path) -> list[str]:
+    """Metrics already in scores.csv with today's settings; they are kept (from the cache) when it is rewritten."""
     try:
-        before = read(folder).protocols
+        recorded = read(folder).protocols
     except ValueError:
         return []
-    known = [name for name in before if name in METRICS and not METRICS[name].needs]
-    return [name for name in known if before[name].get("settings") == protocols([name])[name]["settings"]]
+    names = [name for name in recorded if name in METRICS and not METRICS[name].needs]
+    return [name for name in names if recorded[name].get("settings") == protocols([name])[name]["settings"]]
 
 
 def _show(result: Mapping[str, Any]) -> None:
@@ -119,21 +119,21 @@ def _show(result: Mapping[str, Any]) -> None:
 
 
 def grid(result: Mapping[str, Any]) -> Grid:
-    """A printed row, below it ours and the difference where something was measured."""
-    # cost columns of the paper's other tables that we measured for a row of this one
-    lacking = {name for row in result["rows"] for name in row["costs"]} - {c["metric"] for c in result["columns"]}
-    beside = [column for column in paper.COLUMNS.values() if column.kind == "cost" and column.metric in lacking]
+    """Each row as printed; below it, if it was measured, our values and the differences."""
+    # costs that we measured, and that only other tables of the paper have a column for
+    metrics = {name for row in result["rows"] for name in row["costs"]} - {c["metric"] for c in result["columns"]}
+    extra_columns = [column for column in paper.COLUMNS.values() if column.kind == "cost" and column.metric in metrics]
     columns = [Column(c["kind"], paper.PaperColumn(**c).header) for c in result["columns"]]
-    columns += [Column("cost, ours", column.header) for column in beside]
+    columns += [Column("cost, ours", column.header) for column in extra_columns]
     rows: list[tuple[str, tuple[Cell, ...]]] = []
-    blank = (Cell(""),) * len(beside)
+    blank = (Cell(""),) * len(extra_columns)
     for row in result["rows"]:
         rows.append((row["label"], (*(Cell(row["paper"][c["name"]]) for c in result["columns"]), *blank)))
         if row["ours"]:
             ours = [row["ours"].get(c["name"]) for c in result["columns"]]
             digits = [_digits(result, c["name"], row) for c in result["columns"]]
             n = max((cell["n"] for c, cell in zip(result["columns"], ours, strict=True) if cell), default=0)
-            costs = tuple(_cost(row, column) for column in beside)
+            costs = tuple(_cost(row, column) for column in extra_columns)
             rows.append((f"{INDENT}ours (n={n})", (*map(_ours, ours, digits), *costs)))
             rows.append((f"{INDENT}difference", (*map(_difference, ours, digits), *blank)))
     return Grid(tuple(columns), tuple(rows))
@@ -145,7 +145,7 @@ def _cost(row: Mapping[str, Any], column: paper.PaperColumn) -> Cell:
 
 
 def differences(result: Mapping[str, Any]) -> Grid:
-    """Ours against ours: each row's difference to the reference's, with the printed difference beside; or nothing."""
+    """Our difference between each row and the reference row, with the printed difference; may be empty."""
     names = [c["name"] for c in result["columns"] if any(c["name"] in row["versus"] for row in result["rows"])]
     heads = {c["name"]: paper.PaperColumn(**c).header for c in result["columns"]}
     label = next((row["label"] for row in result["rows"] if row["arm"] == result["reference"]), "")
@@ -158,15 +158,15 @@ def differences(result: Mapping[str, Any]) -> Grid:
     return Grid(columns, tuple(rows))
 
 
-def _versus_cell(found: Mapping[str, Any] | None, digits: str) -> Cell:
-    if found is None or found["diff"] is None:
-        return Cell(verdict=None if found is None else found["verdict"])
-    printed = "" if found["printed"] is None else f"printed {_text(found['printed'], digits)}"
-    return Cell(_interval(found["diff"], found, digits), verdict=found["verdict"], aside=printed)
+def _versus_cell(difference: Mapping[str, Any] | None, digits: str) -> Cell:
+    if difference is None or difference["diff"] is None:
+        return Cell(verdict=None if difference is None else difference["verdict"])
+    printed = "" if difference["printed"] is None else f"printed {_text(difference['printed'], digits)}"
+    return Cell(_interval(difference["diff"], difference, digits), verdict=difference["verdict"], note=printed)
 
 
 def _digits(result: Mapping[str, Any], column: str, row: Mapping[str, Any]) -> str:
-    """How numbers of a column are printed: as the paper prints this row's, or another row's, if it is none."""
+    """Number format of a column: that of the paper in this row, or in another row if this cell is not a number."""
     texts = [row["paper"][column], *(other["paper"][column] for other in result["rows"])]
     text = next((t for t in texts if paper.number(t) is not None), "0.00").replace(",", "")
     mantissa, e, _ = text.partition("e")
@@ -198,55 +198,55 @@ def _difference(cell: Mapping[str, Any] | None, digits: str) -> Cell:
 
 
 def footer(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What stands below the table."""
+    """The (label, text) lines below the table."""
     lines = [("source", result["rows"][0]["source"].partition(",")[0]), ("note", result["note"])]
-    lines += [("protocol", f"{name}: {_protocol(about)}") for name, about in result["protocols"].items()]
+    lines += [("protocol", f"{name}: {_protocol(record)}") for name, record in result["protocols"].items()]
     for row in result["rows"]:
-        by = f"; peak memory by {' and '.join(row['peak_memory_from'])}" if row["peak_memory_from"] else ""
-        lines += [(row["label"], f"measured on {', '.join(row['devices'])}{by}")] if row["devices"] else []
+        memory_source = f"; peak memory by {' and '.join(row['peak_memory_from'])}" if row["peak_memory_from"] else ""
+        lines += [(row["label"], f"measured on {', '.join(row['devices'])}{memory_source}")] if row["devices"] else []
         lines += [(row["label"], text) for text in row["deviations"] if row["ours"]]
-    lines += [("not measured", text) for text in _supplies(result)]
+    lines += [("not measured", text) for text in _commands_for_missing(result)]
     return [*lines, ("reading", LEGEND)] if any(row["ours"] for row in result["rows"]) else lines
 
 
-def _protocol(about: Mapping[str, Any]) -> str:
-    settings = " ".join(f"{key}={value}" for key, value in (about.get("settings") or {}).items())
-    weights = " ".join(f"{key} {digest[:12]}" for key, digest in (about.get("weights") or {}).items())
-    parts = [about["protocol"], settings, weights, about.get("licence", "")]
+def _protocol(record: Mapping[str, Any]) -> str:
+    settings = " ".join(f"{key}={value}" for key, value in (record.get("settings") or {}).items())
+    weights = " ".join(f"{key} {digest[:12]}" for key, digest in (record.get("weights") or {}).items())
+    parts = [record["protocol"], settings, weights, record.get("licence", "")]
     return ", ".join(part for part in parts if part)
 
 
-def _supplies(result: Mapping[str, Any]) -> list[str]:
-    """The commands that would fill what is empty."""
+def _commands_for_missing(result: Mapping[str, Any]) -> list[str]:
+    """The commands that supply the missing values."""
     from benchmarks.systems import load, names
 
-    found: list[str] = []
-    without = [row["arm"] for row in result["rows"] if row["folder"] is None]
-    wanted: dict[str, list[str]] = {}
-    for arm in without:
+    lines: list[str] = []
+    unmeasured = [row["arm"] for row in result["rows"] if row["folder"] is None]
+    arms_of: dict[str, list[str]] = {}
+    for arm in unmeasured:
         if arm in names():
-            wanted.setdefault(load(arm).wants, []).append(arm)
-    for wants, arms in wanted.items():
-        does = "registers its videos" if wants.startswith("videos") else "makes its videos"
-        found.append(f'{", ".join(arms)}: `make system name={arms[0]} args="{wants}"` {does}')
-    if without:
-        found.append(f"videos that you have, e.g. of {without[0]}: {_scoring(result, without[0], 'DIR')}")
+            arms_of.setdefault(load(arm).required_option, []).append(arm)
+    for argument, arms in arms_of.items():
+        effect = "registers its videos" if argument.startswith("videos") else "makes its videos"
+        lines.append(f'{", ".join(arms)}: `make system name={arms[0]} args="{argument}"` {effect}')
+    if unmeasured:
+        lines.append(f"videos that you have, e.g. of {unmeasured[0]}: {_score_command(result, unmeasured[0], 'DIR')}")
     reasons: dict[tuple[str, ...], list[str]] = {}
-    again: list[str] = []
+    score_lines: list[str] = []
     for row in result["rows"]:
         parts = metrics_of([c["metric"] for c in result["columns"] if c["name"] not in row["ours"]])
         if row["folder"] is None or not parts:
             continue
-        for why in dict.fromkeys(row["missing"][part] for part in parts if part in row["missing"]):
-            of = dict.fromkeys(part for part in parts if row["missing"].get(part) == why)
-            reasons.setdefault((why, *of), []).append(row["arm"])
-        again.append(f"{row['arm']}: {_scoring(result, row['arm'], row['folder'])}")
-    found += [f"{', '.join(of)} of {', '.join(arms)}: {why}" for (why, *of), arms in reasons.items()]
-    return [*found, *again]
+        for reason in dict.fromkeys(row["missing"][part] for part in parts if part in row["missing"]):
+            metrics = dict.fromkeys(part for part in parts if row["missing"].get(part) == reason)
+            reasons.setdefault((reason, *metrics), []).append(row["arm"])
+        score_lines.append(f"{row['arm']}: {_score_command(result, row['arm'], row['folder'])}")
+    lines += [f"{', '.join(metrics)} of {', '.join(arms)}: {reason}" for (reason, *metrics), arms in reasons.items()]
+    return [*lines, *score_lines]
 
 
-def _scoring(result: Mapping[str, Any], arm: str, folder: str) -> str:
-    """The command that measures a row; with another folder for its scores, a table would not find them."""
+def _score_command(result: Mapping[str, Any], arm: str, folder: str) -> str:
+    """The command that measures a row and writes scores.csv where the table reads it."""
     return f'`make table name={result["table"]} args="{shlex.quote(f"row.{arm}={folder}")} score=true"`'
 
 
@@ -255,24 +255,24 @@ def render(result: Mapping[str, Any], kind: str) -> str:
         return report.to_json(result)
     if kind == "csv":
         return _csv(result)
-    shown, deltas, below, title = grid(result), differences(result), footer(result), result["title"]
+    table, deltas, notes, title = grid(result), differences(result), footer(result), result["title"]
     if kind == "md":
-        parts = [f"## {title}", shown.markdown()]
+        parts = [f"## {title}", table.markdown()]
         if deltas.rows:
             group = deltas.columns[0].group
             parts += [f"{group[:1].upper()}{group[1:]}:", deltas.markdown()]
-        return "\n\n".join([*parts, "\n".join(f"- **{label}**: {text}" for label, text in below)]) + "\n"
+        return "\n\n".join([*parts, "\n".join(f"- **{label}**: {text}" for label, text in notes)]) + "\n"
     if kind == "tex":
         label = result["table"].replace("_", "-")
-        parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", shown.latex(tex(title), label)]
+        parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", table.latex(tex(title), label)]
         if deltas.rows:
             parts.append(deltas.latex(tex(f"{title} Differences, ours."), f"{label}-differences"))
-        return "\n\n".join([*parts, "\n".join(f"% {label}: {text}" for label, text in below)]) + "\n"
-    return html_page(title, [shown.html(), *([deltas.html()] if deltas.rows else []), html_list(below)])
+        return "\n\n".join([*parts, "\n".join(f"% {label}: {text}" for label, text in notes)]) + "\n"
+    return html_page(title, [table.html(), *([deltas.html()] if deltas.rows else []), html_list(notes)])
 
 
 def _csv(result: Mapping[str, Any]) -> str:
-    """A row per row of the paper, full precision: `NIQE.paper`, `NIQE.mean`, `NIQE.low`, …"""
+    """One row per row of the paper, in full precision; columns `NIQE.paper`, `NIQE.mean`, `NIQE.low`, …"""
     rows = []
     for row in result["rows"]:
         cells = {"row": row["arm"], "label": row["label"], "source": row["source"]}

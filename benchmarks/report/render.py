@@ -1,7 +1,4 @@
-"""The content of the printed tables, before any markup: rows, cells, footers.
-
-Reads the result dictionary that `write` writes as table.json.
-"""
+"""Rows, cells and footers of the printed tables, without markup; the input is the result dictionary of `write`."""
 
 from __future__ import annotations
 
@@ -23,17 +20,16 @@ def title(result: Result) -> str:
 
 
 def metrics(result: Result) -> list[str]:
-    """The metrics that any row has, in the registry's order of first appearance."""
+    """The metrics of all rows, in the order of first appearance."""
     rows = [*(arm["metrics"] for arm in result["arms"]), *(row for _, _, row in references(result))]
     return list(dict.fromkeys(metric for row in rows for metric in row))
 
 
 def references(result: Result) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """(key, label, metric -> estimate) of the rows below the arms, empty where there is none.
+    """(key, label, metric -> estimate) of the rows below the arms; a missing row has no estimates.
 
-    The ceiling is the many-step solution, the floor real clips held against real ones. That is a bound only where both
-    have the same structure: clips of other content differ more from the reference than those of a model that is given
-    the reference's anchors.
+    The ceiling is the many-step solution. The floor compares real clips with other real clips; it is a bound only if
+    both show the same structure, because a model that gets the reference's anchors may be closer to the reference.
     """
     floor = "real vs real (floor)" if result.get("floor_is_bound", True) else "other real clips (no bound)"
     labels = {"ceiling": f"{result.get('ceiling_steps', 48)}-step ceiling", "floor": floor}
@@ -41,24 +37,24 @@ def references(result: Result) -> list[tuple[str, str, Mapping[str, Any]]]:
 
 
 def primary_metric(result: Result) -> str | None:
-    """The metric that the plots lead with: the ablation's own, or the first that an arm has; None without scores."""
+    """The main metric of the plots: the ablation's primary metric, else the first of any arm; None without scores."""
     names = metrics({**result, "ceiling": {}, "floor": {}})
-    wanted = result.get("primary", "psd")
-    return wanted if wanted in names else next(iter(names), None)
+    primary = result.get("primary", "psd")
+    return primary if primary in names else next(iter(names), None)
 
 
 def compared_with(result: Result) -> str:
-    """What an arm is compared with, for every heading: "the arm above", or the first arm by its name."""
+    """What an arm is compared with, as text: "the arm above", or the name of the first arm."""
     across = result.get("across")
-    same = f" at the same {across.rpartition('.')[2]}" if across else ""
+    suffix = f" at the same {across.rpartition('.')[2]}" if across else ""
     if result.get("versus", "above") == "above":
-        return f"the arm above{same}"
+        return f"the arm above{suffix}"
     first = result["arms"][0]["name"]
-    return f"{first.rpartition('@')[0]}{same}" if across else first
+    return f"{first.rpartition('@')[0]}{suffix}" if across else first
 
 
 def shown_arms(result: Result) -> list[tuple[str, Mapping[str, Any]]]:
-    """(label, arm) in the order of a plot: along a curve's lines by their number, else as in the table."""
+    """(label, arm) in plot order: line by line along a curve, else as in the table."""
     curve = result.get("curve")
     if not curve:
         return [(arm["name"], arm) for arm in result["arms"]]
@@ -71,18 +67,20 @@ def shown_arms(result: Result) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def frame(result: Result, name: str) -> tuple[float, float]:
-    """The range that a plot of a metric shows: every arm's interval, and the ceiling, the floor and the right value 1
-    where they do not more than double it. Needs an arm that has the metric."""
+    """The range of a metric in a plot; at least one arm must have the metric.
+
+    It holds the intervals of all arms, and the ceiling, the floor and the ideal value 1 if each at most doubles it.
+    """
     low, high = _ends([arm["metrics"][name] for arm in result["arms"] if name in arm["metrics"]])
-    below = [row[name] for _, _, row in references(result) if name in row]
-    below += [{"mean": 1.0}] * (lookup(name).direction == "one")
-    joint = [_ends([{"mean": low}, {"mean": high}, row]) for row in below]
-    near = [ends for ends in joint if low == high or ends[1] - ends[0] <= 2 * (high - low)]
-    return min([low, *(ends[0] for ends in near)]), max([high, *(ends[1] for ends in near)])
+    bounds = [row[name] for _, _, row in references(result) if name in row]
+    bounds += [{"mean": 1.0}] * (lookup(name).direction == "one")
+    ranges = [_ends([{"mean": low}, {"mean": high}, row]) for row in bounds]
+    close_ranges = [ends for ends in ranges if low == high or ends[1] - ends[0] <= 2 * (high - low)]
+    return min([low, *(ends[0] for ends in close_ranges)]), max([high, *(ends[1] for ends in close_ranges)])
 
 
 def digits_of(result: Result, metric: str) -> Digits:
-    """How a metric's scores are printed: as the arms need it, floor and ceiling follow."""
+    """Number format of a metric's scores, from the arms; floor and ceiling use the same."""
     arms = [arm["metrics"][metric] for arm in result["arms"] if metric in arm["metrics"]]
     return _digits(arms or [row[metric] for _, _, row in references(result) if metric in row])
 
@@ -94,7 +92,7 @@ def half_width(row: Mapping[str, Any]) -> float | None:
 def scores(result: Result, *, marks: bool) -> Grid:
     """Arms, ceiling and floor: mean ± half-width of every metric, the number of seeds, the probe.
 
-    marks: the verdict of its comparison beside each score.
+    marks: whether to show the verdict of its comparison with each score.
     """
     names = metrics(result)
     rows = [
@@ -118,33 +116,33 @@ def scores(result: Result, *, marks: bool) -> Grid:
         tuple((label, (*(cell(label, row, n) for n in names), _seeds(row))) for label, row in rows),
         len(result["arms"]),
     )
-    return grid.beside(_probes(result)) if any(arm.get("probe") for arm in result["arms"]) else grid
+    return grid.join(_probes(result)) if any(arm.get("probe") for arm in result["arms"]) else grid
 
 
 def differences(result: Result) -> Grid:
-    """Each arm minus what it is compared with: difference ± half-width, verdict, adjusted p."""
+    """Each arm minus its reference arm: difference ± half-width, verdict, adjusted p."""
     arms = [arm for arm in result["arms"] if arm["vs_previous"]]
     names = [name for name in metrics(result) if any(name in arm["vs_previous"] for arm in arms)]
     columns, cells = [], {arm["name"]: [] for arm in arms}
     primary = result.get("primary")
-    # a comparison's primary metric was tested and showed nothing, so the others were not tested
-    gates = {arm["name"]: arm["vs_previous"].get(primary, {}).get("p") for arm in arms}
-    shut = {name for name, p in gates.items() if p is not None and p >= 1 - LEVEL}
+    # the other metrics of an arm are tested only if its primary metric shows a difference
+    primary_p = {arm["name"]: arm["vs_previous"].get(primary, {}).get("p") for arm in arms}
+    untested = {name for name, p in primary_p.items() if p is not None and p >= 1 - LEVEL}
     for name in names:
-        found = {a["name"]: a["vs_previous"][name] for a in arms if name in a["vs_previous"]}
-        of = next(iter(found.values()))["diff_of"]
-        exponent = 0 if of == "abs_log" else digits_of(result, name).exponent
-        shown = [{**d, "mean": d["diff"]} for d in found.values() if d["diff"] is not None]
-        digits = _digits(shown, exponent)
-        header = f"|ln {lookup(name).header}|\u00a0↓" if of == "abs_log" else heading(lookup(name), digits)
+        comparisons = {a["name"]: a["vs_previous"][name] for a in arms if name in a["vs_previous"]}
+        diff_of = next(iter(comparisons.values()))["diff_of"]
+        exponent = 0 if diff_of == "abs_log" else digits_of(result, name).exponent
+        estimates = [{**d, "mean": d["diff"]} for d in comparisons.values() if d["diff"] is not None]
+        digits = _digits(estimates, exponent)
+        header = f"|ln {lookup(name).header}|\u00a0↓" if diff_of == "abs_log" else heading(lookup(name), digits)
         columns.append(Column(f"difference to {compared_with(result)}", f"Δ{header}"))
         for arm, row in cells.items():
-            row.append(_difference(found.get(arm), digits, tested=name == primary or arm not in shut))
-    return Grid(tuple(columns), tuple((_versus(result, arm), tuple(cells[arm["name"]])) for arm in arms))
+            row.append(_difference(comparisons.get(arm), digits, tested=name == primary or arm not in untested))
+    return Grid(tuple(columns), tuple((_row_label(result, arm), tuple(cells[arm["name"]])) for arm in arms))
 
 
 def legend(result: Result) -> str:
-    """How the table is read, and by which test its marks are given."""
+    """How to read the table, and the statistical test behind its marks."""
     test = "all metrics are tested, by Holm over them"
     if primary := result.get("primary"):
         test = (
@@ -159,71 +157,71 @@ def legend(result: Result) -> str:
 
 
 def verdicts(result: Result) -> list[tuple[str, str, str]]:
-    """What came out of each clause of the claim: (answer, clause, evidence)."""
+    """(answer, clause, evidence) of each clause of the claim."""
     return [(row["answer"], row["clause"], row["evidence"]) for row in result.get("verdict") or ()]
 
 
 def costs(result: Result) -> Grid:
-    """Updates, FLOPs, CPU-seconds and peak memory of every arm; nothing without any."""
-    given = {arm["name"]: arm.get("cost") or {} for arm in result["arms"]}
-    shown = [cost for cost in _COSTS if any(row.get(cost[0]) is not None for row in given.values())]
+    """Updates, FLOPs, CPU-seconds and peak memory of every arm, without empty columns."""
+    costs_of = {arm["name"]: arm.get("cost") or {} for arm in result["arms"]}
+    columns = [cost for cost in _COSTS if any(row.get(cost[0]) is not None for row in costs_of.values())]
     rows = tuple(
-        (arm, tuple(Cell() if row.get(key) is None else Cell(form(row[key])) for key, _, form in shown))
-        for arm, row in given.items()
+        (arm, tuple(Cell() if row.get(key) is None else Cell(text(row[key])) for key, _, text in columns))
+        for arm, row in costs_of.items()
     )
-    return Grid(tuple(Column("cost", header) for _, header, _ in shown), rows)
+    return Grid(tuple(Column("cost", header) for _, header, _ in columns), rows)
 
 
 def paper(result: Result) -> Grid:
-    """The paper's numbers as printed; nothing if no arm is in the paper."""
-    printed = {arm["name"]: arm.get("paper") or {} for arm in result["arms"]}
-    names = list(dict.fromkeys(column for row in printed.values() for column in row))
+    """The numbers of the paper; no columns if no arm is in the paper."""
+    values = {arm["name"]: arm.get("paper") or {} for arm in result["arms"]}
+    names = list(dict.fromkeys(column for row in values.values() for column in row))
     columns = tuple(Column(PAPER, COLUMNS[c].header if c in COLUMNS else c) for c in names)
-    return Grid(columns, tuple((arm, tuple(_printed(c, row.get(c)) for c in names)) for arm, row in printed.items()))
+    return Grid(columns, tuple((arm, tuple(_paper_cell(c, row.get(c)) for c in names)) for arm, row in values.items()))
 
 
 def footer(result: Result) -> list[tuple[str, str]]:
-    """What stands below the table: (label, text) lines."""
-    varied = {
+    """The (label, text) lines below the table."""
+    settings = {
         arm["name"]: " ".join(f"{key}={value}" for key, value in (arm.get("varied") or {}).items())
         for arm in result["arms"]
     }
     lines = [
         ("refuted", result.get("refuted")),
         ("order as in the paper", result.get("order_as_in_paper")),
-        ("arms", "; ".join(f"{name}: {keys or 'as fixed'}" for name, keys in varied.items())),
+        ("arms", "; ".join(f"{name}: {keys or 'as fixed'}" for name, keys in settings.items())),
         ("asked for", " ".join(result.get("settings") or ())),
         ("scale", result.get("scale")),
         ("seeds", ", ".join(str(seed) for seed in result.get("seeds") or ())),
         ("contract", contract_line(result.get("contract") or {})),
     ]
-    covered: dict[str, list[str]] = {}
+    arms_of: dict[str, list[str]] = {}
     for entry in result.get("coverage") or ():
         arm, _, text = coverage_line(entry).partition(": ")
-        covered.setdefault(text, []).append(arm)
-    lines += [("coverage", f"{', '.join(arms)}: {text}") for text, arms in covered.items()]
-    scored = {arm["name"]: arm["metrics"] for arm in result["arms"] if arm["metrics"]}
+        arms_of.setdefault(text, []).append(arm)
+    lines += [("coverage", f"{', '.join(arms)}: {text}") for text, arms in arms_of.items()]
+    metrics_of = {arm["name"]: arm["metrics"] for arm in result["arms"] if arm["metrics"]}
     for name in metrics(result):
-        if lacking := [arm for arm, row in scored.items() if name not in row]:
-            why = "not finite, or not measured of such an arm"
-            lines.append(("no value", f"{name} of {', '.join(lacking)}: {why}"))
-    failed = [f"{arm['name']} {arm['status']}" for arm in result["arms"] if arm.get("status", "ok") != "ok"]
-    lines += [("failed", text) for text in dict.fromkeys([*failed, *(result.get("failed") or ())])]
+        if missing := [arm for arm, row in metrics_of.items() if name not in row]:
+            reason = "not finite, or not measured of such an arm"
+            lines.append(("no value", f"{name} of {', '.join(missing)}: {reason}"))
+    failures = [f"{arm['name']} {arm['status']}" for arm in result["arms"] if arm.get("status", "ok") != "ok"]
+    lines += [("failed", text) for text in dict.fromkeys([*failures, *(result.get("failed") or ())])]
     lines += [("note", note) for note in result.get("notes") or ()]
     return [(label, str(text)) for label, text in [*lines, ("reading", legend(result))] if text]
 
 
 def heading(metric: Metric, digits: Digits) -> str:
-    """A metric's header with unit, scale and direction."""
+    """Header of a metric with power of ten, unit and direction."""
     unit = " ".join(part for part in (digits.unit, metric.unit) if part)
     return f"{metric.header}{f' [{unit}]' if unit else ''}\u00a0{metric.arrow}"
 
 
 def coverage_line(entry: Mapping[str, Any]) -> str:
-    """Which (timestep, stride) pairs of the inference grid, and which second halves, an arm has trained."""
+    """The (timestep, stride) pairs of the inference grid, and the second halves, that an arm has trained."""
     steps = ", ".join(
-        f"({t:g}, {s:g}) {'trained' if trained else f'not trained (nearest {_nearest(near)})'}"
-        for t, s, trained, near in entry["grid"]
+        f"({t:g}, {s:g}) {'trained' if trained else f'not trained (nearest {_point_text(nearest)})'}"
+        for t, s, trained, nearest in entry["grid"]
     )
     trained = sum(bool(step[2]) for step in entry["grid"])
     line = f"{entry['arm']}: {trained} of {len(entry['grid'])} grid steps trained: {steps}"
@@ -232,12 +230,12 @@ def coverage_line(entry: Mapping[str, Any]) -> str:
 
 
 def contract_line(contract: Mapping[str, Any]) -> str:
-    """The contract in one line; metrics by their protocol ids, lists of many by their number."""
-    given = {key: value for key, value in contract.items() if key not in ("arm", "seed", "train_signature")}
-    protocols = given.pop("metrics", {})
-    first = [k for k in ("signature", "git_commit", "dirty", "lock_hash", "clips") if k in given]
-    parts = [f"{key} {_short(given[key])}" for key in [*first, *(k for k in given if k not in first)]]
-    if protocols:  # one dictionary of metrics, or a list of them: rows that lack some
+    """The contract in one line: metrics by their protocol ids, long lists by their length."""
+    fields = {key: value for key, value in contract.items() if key not in ("arm", "seed", "train_signature")}
+    protocols = fields.pop("metrics", {})
+    first_keys = [k for k in ("signature", "git_commit", "dirty", "lock_hash", "clips") if k in fields]
+    parts = [f"{key} {_short(fields[key])}" for key in [*first_keys, *(k for k in fields if k not in first_keys)]]
+    if protocols:  # one dictionary of metrics, or a list of them if rows differ
         tables = protocols if isinstance(protocols, list) else [protocols]
         ids = {name: str(row.get("protocol")) for table in tables for name, row in table.items()}
         parts.append(f"metrics {' '.join(ids.values())}")
@@ -262,7 +260,7 @@ def _seeds(row: Mapping[str, Any]) -> Cell:
 
 
 def _probes(result: Result) -> Grid:
-    """The arm at its best other setting, as a column of its own."""
+    """A column with each arm's result at its best probed setting."""
     probes = {arm["name"]: arm["probe"] for arm in result["arms"] if arm.get("probe")}
     first = next(iter(probes.values()))
     digits = _digits(list(probes.values()))
@@ -276,25 +274,25 @@ def _difference(row: Mapping[str, Any] | None, digits: Digits, *, tested: bool) 
         return Cell(verdict=None if row is None else row["verdict"])
     text = digits.interval(row["diff"], half_width(row))
     p = p_text(row["p_adjusted"] if tested else row["p"])
-    return Cell(text, verdict=row["verdict"], aside=p if tested or not p else f"({p})")
+    return Cell(text, verdict=row["verdict"], note=p if tested or not p else f"({p})")
 
 
 def p_text(p: float | None) -> str:
-    """p=0.012, or nothing without one."""
+    """`p=0.012`, or "" for None."""
     if p is None:
         return ""
     return "p<0.001" if p < 0.001 else f"p={p:.3f}" if p < 0.1 else f"p={p:.2f}"
 
 
-def _versus(result: Result, arm: Mapping[str, Any]) -> str:
-    """An arm's name, and what it is compared with if the heading does not say it: under some other arm's row."""
+def _row_label(result: Result, arm: Mapping[str, Any]) -> str:
+    """Name of an arm, with its reference arm if the heading does not name it."""
     names = [other["name"] for other in result["arms"]]
-    above = names[names.index(arm["name"]) - 1]
-    other = next((d["versus"] for d in arm["vs_previous"].values() if d.get("versus")), above)
-    return arm["name"] if other == above or result.get("versus") == "first" else f"{arm['name']} − {other}"
+    previous = names[names.index(arm["name"]) - 1]
+    reference = next((d["versus"] for d in arm["vs_previous"].values() if d.get("versus")), previous)
+    return arm["name"] if reference == previous or result.get("versus") == "first" else f"{arm['name']} − {reference}"
 
 
-def _printed(column: str, value: float | None) -> Cell:
+def _paper_cell(column: str, value: float | None) -> Cell:
     if value is None:
         return Cell()
     return Cell(f"{value:g}" if column in COLUMNS and COLUMNS[column].kind == "cost" else f"{value:.2f}")
@@ -318,14 +316,14 @@ _COSTS = (
 )
 
 
-def _nearest(near: Any) -> str:
-    return "(" + ", ".join(f"{x:g}" for x in near) + ")" if isinstance(near, list | tuple) else str(near)
+def _point_text(point: Any) -> str:
+    return "(" + ", ".join(f"{x:g}" for x in point) + ")" if isinstance(point, list | tuple) else str(point)
 
 
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return str(value.get("sha256") or " ".join(f"{k}={_short(v)}" for k, v in value.items()))
     if isinstance(value, list):
-        shown = [_short(item) for item in value]
-        return " | ".join(shown) if len(shown) <= 3 else f"{shown[0]} … {shown[-1]} ({len(shown)} values)"
+        texts = [_short(item) for item in value]
+        return " | ".join(texts) if len(texts) <= 3 else f"{texts[0]} … {texts[-1]} ({len(texts)} values)"
     return str(value)

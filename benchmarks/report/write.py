@@ -1,6 +1,6 @@
 """Write a result as table.{md,tex,html,json,csv} and plot.png, and show it in the terminal.
 
-The result is the dictionary that lands as table.json:
+The result is a dictionary, the content of table.json:
 
     {"ablation", "title", "claim", "refuted", "scale", "seeds": [...], "contract": {...},
      "verdict": [{"clause", "answer": "holds" | "refuted" | "not resolved" | "not run", "evidence"}],
@@ -18,9 +18,9 @@ The result is the dictionary that lands as table.json:
      "coverage": [{"arm", "grid": [[timestep, stride, trained, nearest]], "second_halves_trained",
                    "second_halves_total"}]}
 
-`Comparison.row(arm)` gives an arm's "metrics" and "vs_previous", `Comparison.best` the "best", `Comparison.primary` the
-"primary": the metric that was tested alone before the others, null where Holm went over all. A missing
-score is printed as an en dash. The files depend on the result only: the same result gives the same bytes.
+`Comparison.row(arm)` gives "metrics" and "vs_previous" of an arm, `Comparison.best` the "best". "primary" is
+`Comparison.primary`, the metric that was tested before the others; null if Holm's correction covered all metrics. A
+missing score is printed as an en dash. The same result gives the same bytes.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 WIDTH = 120
-"""Columns of a terminal that everything fits in."""
+"""Width of the terminal output in columns."""
 
-WIDEST = 100
-"""Columns beyond which a row of dots is hard to follow."""
+MAX_PLOT_WIDTH = 100
+"""Maximum width of the dot plot in columns; wider rows are hard to follow."""
 
 _DOTS = {"not compared": "■", **MARKS, "no difference shown": "○", "reference": "◆"}
 _COLOURS = {"better": "green", "worse": "red"}
@@ -61,7 +61,7 @@ _CAPTION = frozenset({"order as in the paper", "scale", "seeds", "reading"})
 
 
 def write(result: Result, folder: Path) -> list[Path]:
-    """Write all files of a result; table.html shows a contact_sheet.png that is there already.
+    """Write all files of a result; table.html includes contact_sheet.png if it exists.
 
     Returns: the files written.
     Raises: ValueError for a metric that is not in the registry.
@@ -93,14 +93,14 @@ def to_json(result: Result) -> str:
 
 
 def to_csv(result: Result) -> str:
-    """A wide table, full precision: a row per arm, ceiling and floor; columns `psd.mean`, `psd.diff`, ..."""
+    """A wide table in full precision: rows for arms, ceiling and floor; columns `psd.mean`, `psd.diff`, ..."""
     rows = [_csv_row(arm["name"], "arm", arm) for arm in result["arms"]]
     rows += [_csv_row(key, key, {"metrics": row}) for key, _, row in render.references(result) if row]
     return wide_csv(rows)
 
 
 def wide_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV whose columns are the fields of all rows."""
+    """CSV with the fields of all rows as columns."""
     return csv_text(list(dict.fromkeys(field for row in rows for field in row)), rows)
 
 
@@ -108,9 +108,9 @@ def markdown(result: Result) -> str:
     parts = [f"## {render.title(result)}"]
     if result.get("claim"):
         parts.append(f"**Claim.** {result['claim']}")
-    if found := verdicts(result):
-        parts.append("\n".join(f"- {SIGNS[answer]} **{answer}**: {_verdict(*rest)}" for answer, *rest in found))
-    parts.append(_whole(result).markdown())
+    if clauses := verdicts(result):
+        parts.append("\n".join(f"- {SIGNS[answer]} **{answer}**: {_clause_text(*rest)}" for answer, *rest in clauses))
+    parts.append(_full_grid(result).markdown())
     if (deltas := differences(result)).rows:
         heading = f"Differences to {compared_with(result)} (p after the primary metric's gate):"
         parts += [heading, deltas.markdown()]
@@ -119,22 +119,22 @@ def markdown(result: Result) -> str:
 
 
 def latex(result: Result) -> str:
-    """booktabs tables, one of the scores and one of the differences. Needs booktabs, amssymb and graphicx."""
+    """Tables of scores and of differences in LaTeX. They need booktabs, amssymb and graphicx."""
     label, title = str(result["ablation"]).replace("_", "-"), render.title(result)
     caption = f"{tex(title)}{'' if title.endswith(('?', '.')) else '.'} "
     caption += " ".join(f"{tex(head)}: {tex(text)}." for head, text in footer(result) if head in _CAPTION)
-    parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", _whole(result).latex(caption, label)]
+    parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", _full_grid(result).latex(caption, label)]
     if (deltas := differences(result)).rows:
         caption = f"{tex(str(result['ablation']))}: differences to {tex(compared_with(result))}."
         parts.append(deltas.latex(caption, f"{label}-differences"))
-    said = [("claim", result.get("claim")), *((answer, _verdict(*rest)) for answer, *rest in verdicts(result))]
-    below = [(head, text) for head, text in footer(result) if head not in _CAPTION]
-    comments = [f"% {head}: {text}" for head, text in (*said, *below) if text]
+    claims = [("claim", result.get("claim")), *((answer, _clause_text(*rest)) for answer, *rest in verdicts(result))]
+    notes = [(head, text) for head, text in footer(result) if head not in _CAPTION]
+    comments = [f"% {head}: {text}" for head, text in (*claims, *notes) if text]
     return "\n\n".join([*parts, "\n".join(comments)]) + "\n"
 
 
 def html(result: Result, images: Mapping[str, bytes] | None = None) -> str:
-    """A page that needs no other file; images: title -> the bytes of a PNG."""
+    """A self-contained HTML page; images: title -> bytes of a PNG."""
     claim = f'<p class="claim">{escape(result["claim"])}</p>' if result.get("claim") else ""
     kinds = {"holds": "better", "refuted": "worse"}
     items = "".join(
@@ -142,7 +142,7 @@ def html(result: Result, images: Mapping[str, bytes] | None = None) -> str:
         f'<span class="aside">{escape(evidence)}</span></li>'
         for answer, clause, evidence in verdicts(result)
     )
-    parts = [claim, f'<ul class="verdict">{items}</ul>' if items else "", _whole(result).html()]
+    parts = [claim, f'<ul class="verdict">{items}</ul>' if items else "", _full_grid(result).html()]
     if (deltas := differences(result)).rows:
         parts += [f"<h2>Differences to {escape(compared_with(result))}</h2>", deltas.html()]
     parts.append(html_list(footer(result)))
@@ -153,14 +153,14 @@ def html(result: Result, images: Mapping[str, bytes] | None = None) -> str:
 
 
 def terminal(result: Result, width: int = WIDTH) -> Group:
-    """The primary metric as dots, then scores, differences, costs and the paper for rich, within `width` columns."""
+    """For rich, within `width` columns: dot plot of the primary metric, scores, differences, costs, paper."""
     from rich.console import Group
     from rich.text import Text
 
     grids = {
         "scores": scores(result, marks=False),
         f"differences to {compared_with(result)}": differences(result),
-        f"cost | {PAPER}": costs(result).beside(paper(result)),
+        f"cost | {PAPER}": costs(result).join(paper(result)),
     }
     parts: list[Any] = [Text(render.title(result), style="bold"), Text("")]
     if (dots := dot_plot(result, width)) is not None:
@@ -183,15 +183,15 @@ def terminal_verdict(result: Result) -> Table:
     return lines
 
 
-def terminal_grid(grids: Sequence[Grid], title: str, below: Sequence[tuple[str, str]], width: int = WIDTH) -> Group:
-    """Grids for rich, cut into tables that fit, and what stands below them."""
+def terminal_grid(grids: Sequence[Grid], title: str, notes: Sequence[tuple[str, str]], width: int = WIDTH) -> Group:
+    """Grids for rich, split into tables that fit into `width` columns, and the notes below them."""
     from rich.console import Group
     from rich.text import Text
 
     parts = []
     for n, grid in enumerate(grid for grid in grids if grid.rows):
         parts += _rich_tables(grid, width, grid.columns[0].group if n else "", "continued")
-    return Group(Text(title, style="bold"), *parts, _rich_footer(below))
+    return Group(Text(title, style="bold"), *parts, _rich_footer(notes))
 
 
 def dot_plot(result: Result, width: int) -> Group | None:
@@ -201,10 +201,10 @@ def dot_plot(result: Result, width: int) -> Group | None:
         beta 0.35     ├────○──────┤
         beta 0.7         ▲ ┊
 
-    A sign is the verdict of the arm's comparison. The ceiling's mean is drawn through all rows; a ceiling or floor that
-    is far from the arms is an arrow at the edge.
+    A sign is the verdict of the arm's comparison. A line through all rows marks the ceiling's mean; a ceiling or floor
+    outside the axis is an arrow at its end.
 
-    Returns: None where no arm was scored.
+    Returns: None if no arm has scores.
     """
     from rich.console import Group
     from rich.text import Text
@@ -220,7 +220,7 @@ def dot_plot(result: Result, width: int) -> Group | None:
     rows += [(label, row[name], "reference") for _, label, row in render.references(result) if name in row]
     digits = render.digits_of(result, name)
     margin = min(max(len(label) for label, _, _ in rows), width // 3)
-    columns = min(width, WIDEST) - margin - 2
+    columns = min(width, MAX_PLOT_WIDTH) - margin - 2
     low, high = render.frame(result, name)
     left, right = digits.text(low), digits.text(high)
     axis = _Axis(low, high, columns, digits)
@@ -235,15 +235,15 @@ def dot_plot(result: Result, width: int) -> Group | None:
         )
         for label, estimate, verdict in rows
     ]
-    drawn = {verdict for _, _, verdict in rows} - {"reference"}
-    signs = ", ".join(f"{sign} {verdict}" for verdict, sign in _DOTS.items() if verdict in drawn)
+    row_verdicts = {verdict for _, _, verdict in rows} - {"reference"}
+    signs = ", ".join(f"{sign} {verdict}" for verdict, sign in _DOTS.items() if verdict in row_verdicts)
     title = f"{render.heading(lookup(name), digits)}, and compared with {compared_with(result)}: {signs}"
     return Group(Text(title, style="dim"), *lines, Text(" " * (margin + 2) + ticks, style="dim"), Text(""))
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """Values from `low` to `high` on so many columns."""
+    """An axis of `columns` characters for values from `low` to `high`."""
 
     low: float
     high: float
@@ -251,14 +251,14 @@ class _Axis:
     digits: Digits
 
     def column(self, value: float) -> int:
-        """Where a value stands; beyond the ends it is at the end."""
+        """Column of a value, clipped to the axis."""
         if self.high <= self.low:
             return self.columns // 2
         place = round((value - self.low) / (self.high - self.low) * (self.columns - 1))
         return min(max(place, 0), self.columns - 1)
 
     def line(self, estimate: Mapping[str, Any], sign: str, guide: float | None) -> str:
-        """A row's interval and sign, over the guide's column."""
+        """One row as text: the interval and the sign, drawn over the guide line."""
         cells, mean = [" "] * self.columns, estimate["mean"]
         if guide is not None and self.low <= guide <= self.high:
             cells[self.column(guide)] = "┊"
@@ -273,12 +273,12 @@ class _Axis:
         return "".join(cells).rstrip()
 
 
-def _whole(result: Result) -> Grid:
-    """The one table: scores with marks, cost, and the paper to the right."""
-    return scores(result, marks=True).beside(costs(result)).beside(paper(result))
+def _full_grid(result: Result) -> Grid:
+    """Scores with marks, costs and the paper's numbers in one grid."""
+    return scores(result, marks=True).join(costs(result)).join(paper(result))
 
 
-def _verdict(clause: str, evidence: str) -> str:
+def _clause_text(clause: str, evidence: str) -> str:
     return f"{clause} ({evidence})" if evidence else clause
 
 
@@ -303,29 +303,29 @@ def _csv_row(name: str, kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chunks(grid: Grid, width: int) -> list[Grid]:
-    """The grid cut into tables that fit; the row labels are repeated."""
-    label = _label_width(grid) + 4  # with the margins of the table
-    parts, start, used = [], 0, label
+    """Split a grid into tables that fit into `width` columns; each repeats the row labels."""
+    label_width = _label_width(grid) + 4  # including the margins
+    parts, first, total = [], 0, label_width
     for i in range(len(grid.columns)):
         size = _column_width(grid, i) + 2
-        if used + size > width and i > start:
-            parts.append(grid.only(range(start, i)))
-            start, used = i, label
-        used += size
-    return [*parts, grid.only(range(start, len(grid.columns)))] if grid.columns else []
+        if total + size > width and i > first:
+            parts.append(grid.select(range(first, i)))
+            first, total = i, label_width
+        total += size
+    return [*parts, grid.select(range(first, len(grid.columns)))] if grid.columns else []
 
 
 def _label_width(grid: Grid) -> int:
-    """Long labels break between words."""
+    """Width of the label column; long labels wrap at spaces."""
     labels = [label for label, _ in grid.rows]
     longest = max((len(label) for label in labels), default=0)
     return min(longest, max([15, *(_longest_word(label) for label in labels)]))
 
 
 def _column_width(grid: Grid, i: int) -> int:
-    """Headers may break between words, and a cell's aside has a line of its own."""
+    """Width of column i; headers wrap at spaces, and the note of a cell has its own line."""
     cells = [cells[i] for _, cells in grid.rows]
-    lines = [f"{cell.text} {cell.mark}".strip() for cell in cells] + [cell.aside for cell in cells]
+    lines = [f"{cell.text} {cell.mark}".strip() for cell in cells] + [cell.note for cell in cells]
     return max(_longest_word(grid.columns[i].header), *(len(line) for line in lines))
 
 
@@ -333,8 +333,8 @@ def _longest_word(text: str) -> int:
     return max(len(word) for word in text.split(" "))
 
 
-def _rich_tables(grid: Grid, width: int, heading: str, continued: str) -> list[Table]:
-    return [_rich_table(part, continued if i else heading) for i, part in enumerate(_chunks(grid, width))]
+def _rich_tables(grid: Grid, width: int, heading: str, continuation: str) -> list[Table]:
+    return [_rich_table(part, continuation if i else heading) for i, part in enumerate(_chunks(grid, width))]
 
 
 def _rich_table(grid: Grid, title: str) -> Table:
@@ -359,14 +359,14 @@ def _rich_cell(cell: Cell) -> Text:
 
     style = "dim" if cell.text == MISSING else _COLOURS.get(cell.verdict or "", "")
     text = Text(f"{cell.text} {cell.mark}".strip(), style=f"bold {style}" if cell.bold else style)
-    return text if not cell.aside else Text.assemble(text, "\n", (cell.aside, "dim"))
+    return text if not cell.note else Text.assemble(text, "\n", (cell.note, "dim"))
 
 
-def _rich_footer(below: Iterable[tuple[str, str]]) -> Table:
+def _rich_footer(notes: Iterable[tuple[str, str]]) -> Table:
     from rich.table import Column, Table
     from rich.text import Text
 
     lines = Table.grid(Column(style="dim", no_wrap=True), Column(overflow="fold"), padding=(0, 2))
-    for label, text in below:
+    for label, text in notes:
         lines.add_row(label, Text(text))
     return lines

@@ -1,1 +1,1 @@
-"""Time and memory of generation, metrics and updates on this machine, compared within one run: `pw bench`."""
+"""`pw bench`: time and memory of generation, metrics and training updates on this machine."""

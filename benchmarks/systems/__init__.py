@@ -1,15 +1,14 @@
-"""The systems of the paper's tables: a card each, and what makes their videos.
+"""The systems of the paper's tables: a card for each, and the code that makes their videos.
 
-A card (`cards/<name>.yaml`) is one row of the tables: the setting in which the paper compares the system (its native
-one, sec. 8.2), its licence, where it comes from, how it is run, and how that differs from what the paper may have done.
-Four kinds:
+A card (`cards/<name>.yaml`) describes one row of the tables: the native setting in which the paper compares the system
+(sec. 8.2), its licence, its source, how to run it, and known differences to the paper. There are four kinds:
 
-    diffusers    generated here, with diffusers (`diffusers_pipelines`)
-    pixelwizard  generated here, by one call of `pw generate` (`external`)
-    command      a program of its own environment, started once per video (`external`)
-    videos       videos that somebody else made, registered (`jobs.register`)
+    diffusers    generated here with diffusers (`diffusers_pipelines`)
+    pixelwizard  generated here by one call of `pw generate` (`external`)
+    command      an external program with its own environment, started once per video (`external`)
+    videos       existing videos that are registered (`jobs.register`)
 
-A folder of videos of a system (`jobs` says what lies in it) is what the tables read.
+The tables read a system's folder of videos; `jobs` describes its files.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ Kind = Literal["diffusers", "pixelwizard", "command", "videos"]
 
 
 class GenerationError(RuntimeError):
-    """A video that could not be made; the message says which and why."""
+    """A video could not be generated; the message says which and why."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is asked of a system: size in px, frames, rate in 1/s; steps, guidance scale and shift where it has them.
+    """Settings of a generation: size in px, frames, rate in 1/s; steps, guidance scale and shift, or None.
 
-    Of videos that others made, size, frames and rate may be None: not known, so not checked.
+    For existing videos, size, frames and rate may be None: unknown, so not checked.
     """
 
     width: int | None
@@ -53,21 +52,21 @@ class Setting:
         assert self.fps is not None
         return self.fps
 
-    def shown(self) -> tuple[str, str, str]:
-        """Size, frames and rate as they are printed; what is not known is a question mark."""
+    def texts(self) -> tuple[str, str, str]:
+        """Size, frames and rate as text; an unknown value is a question mark."""
         width, height, frames, fps = (
             "?" if value is None else f"{value:g}" for value in (self.width, self.height, self.frames, self.fps)
         )
         return f"{width}x{height}", frames, fps
 
     def __str__(self) -> str:
-        size, frames, fps = self.shown()
+        size, frames, fps = self.texts()
         return f"{size}, {frames} frames at {fps} fps{'' if self.steps is None else f', {self.steps} steps'}"
 
 
 @dataclass(frozen=True)
 class Licence:
-    """Of code and weights; a restricted one must be accepted by who runs it."""
+    """Licence of code and weights. The user must accept a restricted one."""
 
     name: str
     restricted: bool
@@ -76,7 +75,7 @@ class Licence:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Number of parameters in billions, as the source says."""
+    """Number of parameters in billions, and its source."""
 
     billions: float
     source: str
@@ -84,7 +83,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Repository:
-    """Weights on the Hugging Face hub, or None where they are elsewhere; the revision if one is known."""
+    """Weights on the Hugging Face hub; None if they are elsewhere or the revision is unknown."""
 
     repository: str | None
     revision: str | None
@@ -92,12 +91,12 @@ class Repository:
 
 @dataclass(frozen=True)
 class Diffusers:
-    """How diffusers runs it.
+    """How to run a system with diffusers.
 
-    pipeline   class of diffusers
-    scheduler  class (None: the weights' own) and what is changed in its configuration
-    vae        precision of the VAE: float32 or bfloat16
-    arguments  of the pipeline's call, beside size, steps, guidance and prompt
+    pipeline   class name in diffusers
+    scheduler  "class" (default: that of the weights) and changes of its configuration
+    vae        precision of the VAE
+    arguments  of the pipeline call, in addition to size, steps, guidance and prompt
     """
 
     pipeline: str
@@ -113,13 +112,13 @@ class PixelWizard:
 
 @dataclass(frozen=True)
 class ExternalCommand:
-    """How a program of its own makes one video.
+    """How to make one video with an external program.
 
-    command     its words, with {fields} (see `external.FIELDS`), run in its checkout without a shell
-    output      pattern of the video's name below {out}
-    takes       a prompt, or a video to be enlarged
-    writes_fps  rate that the program writes into the file, None: the asked one
-    driver      what a program that the user has to write must do, where the repository offers no such command
+    command     command line with {fields} (see `external.FIELDS`), run in the checkout without a shell
+    output      glob pattern of the video below {out}
+    takes       the input: a prompt, or a video to enlarge
+    writes_fps  rate that the program writes into the file; None: the requested rate
+    driver      what the user's own script must do, if the repository has no suitable command
     """
 
     command: str
@@ -131,11 +130,11 @@ class ExternalCommand:
 
 @dataclass(frozen=True)
 class System:
-    """A row of the tables: see the package's docstring.
+    """The card of a system, see the docstring of the package.
 
-    setting     the native setting; `setting_source` says who says so
-    rows        table -> the label the paper prints
-    deviations  how running it so differs from its authors' way, or from what the paper reports
+    setting     the native setting; `setting_source` is its reference
+    rows        table -> printed label
+    deviations  differences to the authors' way of running it, or to the paper
     """
 
     name: str
@@ -153,12 +152,12 @@ class System:
 
     @property
     def enlarges(self) -> bool:
-        """Whether it makes a video from a video, not from a prompt."""
+        """Whether its input is a video, not a prompt."""
         return isinstance(self.adapter, ExternalCommand) and self.adapter.takes == "video"
 
     @property
-    def wants(self) -> str:
-        """What `make system` has to be given for it, beside its name."""
+    def required_option(self) -> str:
+        """The option that `make system` needs in addition to `name`."""
         if self.kind == "videos":
             return "videos=DIR"
         return "inputs=DIR" if self.enlarges else "prompts=FILE"
@@ -172,7 +171,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The card's file of a system; a .yaml is a card of your own. Raises ConfigError for a name that there is not."""
+    """Path of a card, by name or as a path to a .yaml file. Raises ConfigError for an unknown name."""
     if name.endswith(".yaml") and Path(name).is_file():
         return Path(name)
     if name not in names():
@@ -187,7 +186,7 @@ def load(name: str) -> System:
 
 
 def read_card(path: Path) -> System:
-    """A card's file, checked. Raises ConfigError naming the file and the key that is unknown, missing or wrong."""
+    """Read and check a card. Raises ConfigError naming the file and the unknown, missing or wrong key."""
     try:
         card = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -203,32 +202,32 @@ def read_card(path: Path) -> System:
     setting = system.setting
     if kind != "videos" and None in (setting.width, setting.height, setting.frames, setting.fps):
         raise ConfigError(f"{path}: setting={setting}: what is made here has a known size, length and rate")
-    if path.stem not in (system.name, "card"):  # card.yaml is the copy in a folder of videos
+    if path.stem not in (system.name, "card"):  # card.yaml is the copy in a system's folder
         raise ConfigError(f"{path}: name={system.name}: a card is called as its file")
     return system
 
 
-def _build(cls: type, given: Any, where: str) -> Any:
-    """A dataclass from a mapping with exactly its keys, nested ones too."""
+def _build(cls: type, values: Any, location: str) -> Any:
+    """A dataclass (and nested ones) from a mapping with exactly its keys."""
     hints = typing.get_type_hints(cls)
-    if not isinstance(given, dict):
-        raise ConfigError(f"{where}: wants {', '.join(hints)}, not {given!r}")
-    if unknown := given.keys() - hints.keys():
-        raise ConfigError(f"{where}: unknown keys {', '.join(sorted(map(str, unknown)))}; known: {', '.join(hints)}")
-    if missing := hints.keys() - given.keys():
-        raise ConfigError(f"{where}: missing keys {', '.join(sorted(missing))} (null where there is nothing to say)")
-    return cls(**{key: _value(hint, given[key], f"{where}: {key}") for key, hint in hints.items()})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{location}: wants {', '.join(hints)}, not {values!r}")
+    if unknown := values.keys() - hints.keys():
+        raise ConfigError(f"{location}: unknown keys {', '.join(sorted(map(str, unknown)))}; known: {', '.join(hints)}")
+    if missing := hints.keys() - values.keys():
+        raise ConfigError(f"{location}: missing keys {', '.join(sorted(missing))} (null where there is nothing to say)")
+    return cls(**{key: _value(hint, values[key], f"{location}: {key}") for key, hint in hints.items()})
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotation wants it: a scalar, a tuple of strings, a mapping, a dataclass, or one of several."""
+def _value(hint: Any, value: Any, location: str) -> Any:
+    """Convert `value` to its annotation: a scalar, a tuple of strings, a mapping, a dataclass, or a union of them."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if type(value) in options:
         return value
     option = next(o for o in options if o is not type(None))
     origin, arguments = typing.get_origin(option), typing.get_args(option)
     if is_dataclass(option):
-        return _build(typing.cast(type, option), value, where)
+        return _build(typing.cast(type, option), value, location)
     if origin is Literal and value in arguments:
         return value
     if origin is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
@@ -238,4 +237,4 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if option is float and type(value) is int:
         return float(value)
     wants = ", ".join(map(str, arguments)) if origin is Literal else getattr(option, "__name__", option)
-    raise ConfigError(f"{where}={value!r}: wants {wants}")
+    raise ConfigError(f"{location}={value!r}: wants {wants}")

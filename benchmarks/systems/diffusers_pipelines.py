@@ -1,11 +1,11 @@
-"""Systems that diffusers runs: text to video, one at a time, timed part by part.
+"""Text-to-video systems that run with diffusers, one video at a time, with separate times for text, diffusion and VAE.
 
-Seconds of diffusion are taken from the denoiser's first call to the end of the last step, with the device
-synchronised at both: what comes before (the text) and after (the VAE) is counted apart. Peak memory is what torch
-allocated while the video was made. Noise is drawn on the CPU, so the same seed is the same noise on every device.
+The seconds of diffusion last from the first call of the denoiser to the end of the last step, with the device
+synchronised at both. Peak memory is torch's allocated memory during a video. Noise is drawn on the CPU, so a seed gives
+the same noise on every device.
 
-With `trainer=fsdp` the denoiser's weights are shared by all processes of a run (FSDP2, each block gathered when it is
-needed) and every process makes a video of its own meanwhile: all take the same number of steps, so they stay in step.
+With `trainer=fsdp` the processes shard the weights of the denoiser (FSDP2, which gathers one block at a time), and each
+process makes its own video. All videos have the same number of steps, so the processes stay synchronous.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ DENOISERS = ("transformer", "transformer_2")
 
 
 class Pipelines:
-    """A loaded pipeline that makes videos, of a folder in diffusers' layout or a repository in the hub's cache."""
+    """A loaded pipeline, from a folder in diffusers' layout or a repository in the cache of the hub."""
 
     def __init__(self, call: Call) -> None:
         assert isinstance(call.system.adapter, Diffusers)
         assert call.weights is not None
         self.call, self.adapter, self.setting = call, call.system.adapter, call.setting
         self.device, self.is_cuda = call.device, call.device.startswith("cuda")
-        folder, revision = locate(call.weights, call.system.weights.revision)  # before what takes long to import
+        folder, revision = locate(call.weights, call.system.weights.revision)  # before the slow imports
         self.pipe = self._load(folder, call.weights)
         denoisers = [getattr(self.pipe, name) for name in DENOISERS if getattr(self.pipe, name, None) is not None]
         parts = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
-        self.about: dict[str, Any] = {
+        self.metadata: dict[str, Any] = {
             "parameters": _count(denoisers),
             "parameters_all": _count(parts),
             "weights": {"source": call.weights, "revision": revision, "fingerprint": fingerprint(folder)},
@@ -53,21 +53,21 @@ class Pipelines:
             "offload": bool(call.options.offload),
         }
         self._place(denoisers)
-        self._times: list[float] = []  # when the denoiser was first called, and when each step ended
-        denoisers[0].register_forward_pre_hook(self._called)
+        self._times: list[float] = []  # of the first call of the denoiser, then of the end of each step
+        denoisers[0].register_forward_pre_hook(self._on_denoiser_call)
 
     def make(self, job: VideoJob, work: Path) -> tuple[Path, dict[str, Any]]:
-        """The video of a job and what it cost. Raises GenerationError when memory does not suffice."""
+        """Make the video of a job; returns its path and costs. Raises GenerationError if memory runs out."""
         work.mkdir(parents=True, exist_ok=True)
         if self.is_cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
         self._times.clear()
-        began = self._now()
+        start = self._now()
         try:
             frames = self._frames(job)
         except torch.OutOfMemoryError as error:
             raise GenerationError(f"{self.setting} does not fit ({error}); offload=true needs less") from error
-        ended = self._now()
+        end = self._now()
         path = work / f"video.{'mkv' if self.call.lossless else 'mp4'}"
         write_video(path, frames, fps=self.setting.rate, lossless=self.call.lossless, crf=self.call.quality)
         check(path, self.setting)
@@ -75,18 +75,18 @@ class Pipelines:
             raise GenerationError(f"the pipeline took {steps} steps, asked {self.setting.steps}")
         first, last = self._times[0], self._times[-1]
         return path, {
-            "seconds_total": ended - began,
+            "seconds_total": end - start,
             "seconds_diffusion": last - first,
-            "seconds": {"text": first - began, "diffusion": last - first, "decode": ended - last},
+            "seconds": {"text": first - start, "diffusion": last - first, "decode": end - last},
             "peak_memory_bytes": torch.cuda.max_memory_allocated(self.device) if self.is_cuda else None,
             "peak_memory_from": "torch, allocated" if self.is_cuda else None,
         }
 
     def _frames(self, job: VideoJob) -> Any:
-        """uint8 [F, H, W, 3], brought to the CPU frame by frame."""
+        """The video as uint8 [F, H, W, 3], copied to the CPU frame by frame."""
         with torch.no_grad():
             call = self._arguments(job)
-            video = self.pipe(**call, output_type="pt", callback_on_step_end=self._stepped).frames[0]
+            video = self.pipe(**call, output_type="pt", callback_on_step_end=self._on_step_end).frames[0]
         height, width = video.shape[-2:]
         frames = np.empty((len(video), height, width, 3), np.uint8)
         for target, image in zip(frames, video, strict=True):
@@ -108,7 +108,7 @@ class Pipelines:
             "generator": torch.Generator("cpu").manual_seed(job.seed),
             **self.adapter.arguments,
         }
-        if "frame_rate" in known:  # LTX-Video is told the rate
+        if "frame_rate" in known:  # of LTX-Video
             call["frame_rate"] = round(setting.rate)
         if unknown := call.keys() - known.keys():
             raise ConfigError(
@@ -119,10 +119,10 @@ class Pipelines:
     def _load(self, folder: Path, weights: str) -> Any:
         import diffusers
 
-        there = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
-        if there != self.adapter.pipeline:
+        class_name = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+        if class_name != self.adapter.pipeline:
             wants = f"{self.call.system.name} wants {self.adapter.pipeline}"
-            raise ConfigError(f"weights={weights}: are of {there}, {wants}")
+            raise ConfigError(f"weights={weights}: are of {class_name}, {wants}")
         half = torch.bfloat16 if self.is_cuda else torch.float32
         vae = torch.float32 if self.adapter.vae == "float32" else half
         cls = getattr(diffusers, self.adapter.pipeline)
@@ -148,11 +148,11 @@ class Pipelines:
         else:
             self.pipe.to(self.device)
 
-    def _called(self, *_: Any) -> None:
+    def _on_denoiser_call(self, *_: Any) -> None:
         if not self._times:
             self._times.append(self._now())
 
-    def _stepped(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def _on_step_end(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         self._times.append(self._now())
         return tensors
 
@@ -163,25 +163,25 @@ class Pipelines:
 
 
 def locate(weights: str, revision: str | None) -> tuple[Path, str | None]:
-    """The weights' folder and their revision. Raises ConfigError with the command that fetches what is missing."""
+    """Folder and revision of the weights. Raises ConfigError with the command that downloads missing ones."""
     folder = Path(weights).expanduser()
     if (folder / "model_index.json").is_file():
         return folder, None
     if folder.exists():
         raise ConfigError(f"weights={weights}: wants a folder in diffusers' layout, with a model_index.json")
     try:
-        found = snapshot(weights, revision)
+        cached = snapshot(weights, revision)
     except (OSError, ValueError) as error:
-        version = f" --revision {revision}" if revision else ""
+        option = f" --revision {revision}" if revision else ""
         raise ConfigError(
-            f"the weights {weights} are not on this machine: `hf download {weights}{version}` fetches them, "
+            f"the weights {weights} are not on this machine: `hf download {weights}{option}` fetches them, "
             "or weights=DIR says where they are"
         ) from error
-    return found, found.name if found.parent.name == "snapshots" else revision
+    return cached, cached.name if cached.parent.name == "snapshots" else revision
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hex digits of the names and sizes of all files and the content of the small ones (the configurations)."""
+    """Hash (16 hex digits) of the names and sizes of all files and the content of small JSON files."""
     sha = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -194,28 +194,28 @@ def fingerprint(folder: Path) -> str:
     return sha.hexdigest()[:16]
 
 
-def scheduler(given: Any, changes: Mapping[str, Any], shift: float | None) -> Any:
-    """The scheduler with the card's changes; its shift is called flow_shift or shift. Raises ConfigError if none."""
+def scheduler(base: Any, changes: Mapping[str, Any], shift: float | None) -> Any:
+    """The scheduler with the changes of the card and the shift. Raises ConfigError if it has no shift."""
     import diffusers
 
     changes = dict(changes)
     name = changes.pop("class", None)
-    cls = type(given) if name is None else getattr(diffusers, name)
+    cls = type(base) if name is None else getattr(diffusers, name)
     if shift is not None:
         keys = [key for key in ("flow_shift", "shift") if key in inspect.signature(cls.__init__).parameters]
         if not keys:
             raise ConfigError(f"shift={shift}: {cls.__name__} has none")
         changes[keys[0]] = shift
-    return cls.from_config(given.config, **changes)
+    return cls.from_config(base.config, **changes)
 
 
 def shard(denoiser: torch.nn.Module, device: str) -> None:
-    """Share a denoiser's weights over the processes of the default group, block by block (FSDP2)."""
+    """Shard a denoiser over the processes of the default group, block by block (FSDP2)."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(torch.device(device).type, (torch.distributed.get_world_size(),))
-    denoiser.requires_grad_(False)  # frozen weights may be of two precisions
+    denoiser.requires_grad_(False)  # frozen weights may have mixed precision
     for child in denoiser.children():
         if isinstance(child, torch.nn.ModuleList):
             for block in child:

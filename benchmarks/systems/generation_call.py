@@ -1,4 +1,4 @@
-"""What is asked of a system: the options of `pw system`, checked before anything loads."""
+"""The options of `pw system`, checked before anything loads (`make_call`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pw.io.paths import OUTPUTS
 
 SETTINGS = tuple(Setting.__annotations__)
 SPLIT = "trainer=fsdp"
-# kind of system -> the options that only some kinds have
+# kind of system -> its options that not all kinds have
 KINDS = {
     "diffusers": ("trainer", "device", "offload", "lossless", "quality"),
     "pixelwizard": ("lossless", "quality"),
@@ -33,10 +33,10 @@ def _folder_of_videos(text: str) -> Path:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    first, _, second = text.partition("/")
-    if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ValueError("i/n, the i-th of n shares, counted from 0, as 0/4")
-    return int(first), int(second)
+    return int(index), int(count)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class SystemOptions:
 
 @dataclass(frozen=True)
 class Call:
-    """What is asked, checked; further: overrides for `pw.generate.pipeline`."""
+    """A checked call of `pw system`; overrides: words for `pw.generate.pipeline`."""
 
     options: SystemOptions
     card: Path
@@ -81,10 +81,10 @@ class Call:
     setting: Setting
     jobs: tuple[VideoJob, ...]
     out: Path
-    further: tuple[str, ...]
+    overrides: tuple[str, ...]
 
     def words(self, gpus: int, first: int, parts: int) -> list[str]:
-        """The same call for the `first` of `parts` shares, on so many GPUs."""
+        """The command line of this call for share `first` of `parts`, on `gpus` GPUs."""
         rest = written(replace(self.options, gpus=gpus, shard=(0, 1)))
         return rest if parts == 1 else [*rest, f"shard={first}/{parts}"]
 
@@ -98,19 +98,19 @@ class Call:
 
     @property
     def share(self) -> tuple[VideoJob, ...]:
-        """This process's jobs: every n-th from the i-th, whatever is done already."""
+        """The jobs of this process: every n-th from the i-th, finished ones included."""
         first, parts = self.options.shard
         return self.jobs[first::parts]
 
     @property
     def is_fsdp(self) -> bool:
-        """Whether one diffusers model is shared by all GPUs, in processes that are started here."""
+        """Whether all GPUs share one diffusers model, in processes that `spread_over_gpus` starts."""
         return self.system.kind == "diffusers" and self.options.trainer == "fsdp"
 
     @property
     def is_split(self) -> bool:
-        """Whether PixelWizard's networks are shared by all GPUs: `pw.generate.pipeline` starts the processes."""
-        return self.system.kind == "pixelwizard" and SPLIT in self.further
+        """Whether all GPUs share PixelWizard's networks, in processes that `pw.generate.pipeline` starts."""
+        return self.system.kind == "pixelwizard" and SPLIT in self.overrides
 
     @property
     def weights(self) -> str | None:
@@ -124,36 +124,36 @@ class Call:
 
     @property
     def deviations(self) -> list[str]:
-        """How this call leaves the native setting, then the card's own deviations."""
-        native, asked = vars(self.system.setting), vars(self.setting)
-        left = [
-            f"{key}={asked[key]} instead of the native {native[key]}" for key in SETTINGS if asked[key] != native[key]
+        """Differences of this call to the native setting, then the deviations of the card."""
+        native, used = vars(self.system.setting), vars(self.setting)
+        changes = [
+            f"{key}={used[key]} instead of the native {native[key]}" for key in SETTINGS if used[key] != native[key]
         ]
-        return [*left, *self.system.deviations]
+        return [*changes, *self.system.deviations]
 
-    def asked(self, job: VideoJob) -> dict[str, Any]:
-        """What decides a job's video, as its note has it."""
-        about = {"prompt": job.prompt, "text": job.text, "seed": job.seed, **asdict(self.setting)}
+    def request(self, job: VideoJob) -> dict[str, Any]:
+        """The inputs that determine the video of a job, as in its note."""
+        request = {"prompt": job.prompt, "text": job.text, "seed": job.seed, **asdict(self.setting)}
         if job.input is not None:
-            about["input"] = str(job.input)
+            request["input"] = str(job.input)
         if self.system.kind != "command":
-            about["crf"] = None if self.lossless else self.quality
-        further = [word for word in self.further if word != SPLIT]  # which changes no video
-        return about | {"asked_weights": self.weights, "further": further}
+            request["crf"] = None if self.lossless else self.quality
+        overrides = [word for word in self.overrides if word != SPLIT]  # it changes no video
+        return request | {"asked_weights": self.weights, "further": overrides}
 
 
-def checked_call(options: SystemOptions) -> Call:
-    """What is asked of which system. Raises ConfigError naming the key, its value and what would do."""
+def make_call(options: SystemOptions) -> Call:
+    """Check the options and build the call. Raises ConfigError naming the key, its value and a remedy."""
     card = find(options.name)
     system = read_card(card)
     if system.kind == "videos":
         raise ConfigError(f"name={system.name}: its videos are not made here; videos=DIR registers those you have")
-    further = _further(system, options)
-    given = {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
-    for key, value in given.items():
+    overrides = _overrides(system, options)
+    changes = {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
+    for key, value in changes.items():
         if getattr(system.setting, key) is None:
             raise ConfigError(f"{key}={value:g}: {system.name} has no such setting (its card says null)")
-    setting = replace(system.setting, **given)
+    setting = replace(system.setting, **changes)
     jobs = _jobs(system, options)
     if system.licence.restricted and not options.accept_licence and not options.dry_run:
         raise ConfigError(
@@ -164,30 +164,30 @@ def checked_call(options: SystemOptions) -> Call:
         case Diffusers():
             _check_diffusers(options, setting)
         case PixelWizard():
-            _check_pixelwizard(options, further)
+            _check_pixelwizard(options, overrides)
         case ExternalCommand() as program:
             _check_program(program, options, jobs)
     out = (options.out or OUTPUTS / "systems" / system.name).absolute()
-    return Call(options, card, system, setting, tuple(jobs), out, further)
+    return Call(options, card, system, setting, tuple(jobs), out, overrides)
 
 
-def _further(system: System, options: SystemOptions) -> tuple[str, ...]:
-    """The words for `pw.generate.pipeline`: overrides, and options that PixelWizard does not have here."""
-    others = {key for kind in KINDS.values() for key in kind} - {*KINDS[system.kind]}
-    given = replace(SystemOptions(), **{key: getattr(options, key) for key in others})
-    further = (*options.overrides, *written(given))
-    if further and system.kind != "pixelwizard":
-        there = [key for key in keys(SystemOptions) if key not in {*others, "videos"}]
-        raise ConfigError(f"{further[0]}: no option of {system.name} ({system.kind}); there are {', '.join(there)}")
-    return further
+def _overrides(system: System, options: SystemOptions) -> tuple[str, ...]:
+    """Words for `pw.generate.pipeline`: overrides, and options that this command has only for other kinds."""
+    other_keys = {key for kind in KINDS.values() for key in kind} - {*KINDS[system.kind]}
+    other_options = replace(SystemOptions(), **{key: getattr(options, key) for key in other_keys})
+    overrides = (*options.overrides, *written(other_options))
+    if overrides and system.kind != "pixelwizard":
+        known = [key for key in keys(SystemOptions) if key not in {*other_keys, "videos"}]
+        raise ConfigError(f"{overrides[0]}: no option of {system.name} ({system.kind}); there are {', '.join(known)}")
+    return overrides
 
 
 def _jobs(system: System, options: SystemOptions) -> list[VideoJob]:
     if options.prompts is None and not system.enlarges:
         raise ConfigError('prompts=FILE: a .txt of one prompt a line or a .jsonl of {"text", "long"?, "id"?}')
     if (options.inputs is not None) != system.enlarges:
-        what = "wants inputs=DIR, the videos to be enlarged" if system.enlarges else "takes no inputs"
-        raise ConfigError(f"name={system.name}: {what}")
+        problem = "wants inputs=DIR, the videos to be enlarged" if system.enlarges else "takes no inputs"
+        raise ConfigError(f"name={system.name}: {problem}")
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     if options.inputs is not None:
         return input_jobs(options.inputs, prompts, options.seeds)[: options.limit]
@@ -203,29 +203,29 @@ def _check_diffusers(options: SystemOptions, setting: Setting) -> None:
         raise ConfigError(f"lossless=false: wants even sizes, not {setting.width}x{setting.height}")
 
 
-def _check_pixelwizard(options: SystemOptions, further: Sequence[str]) -> None:
+def _check_pixelwizard(options: SystemOptions, overrides: Sequence[str]) -> None:
     for key in ("guidance", "shift"):
         if (value := getattr(options, key)) is not None:
             raise ConfigError(f"{key}={value:g}: say it in pw.generate.pipeline's words, e.g. schedule.shift=…")
-    if others := [w for w in further if w.startswith("trainer=") and w not in ("trainer=gpu", "trainer=cpu", SPLIT)]:
+    if invalid := [w for w in overrides if w.startswith("trainer=") and w not in ("trainer=gpu", "trainer=cpu", SPLIT)]:
         raise ConfigError(
-            f"{others[0]}: gpus=N shares the videos; {SPLIT}, with gpus=N, splits each network, where it does not "
+            f"{invalid[0]}: gpus=N shares the videos; {SPLIT}, with gpus=N, splits each network, where it does not "
             "fit into one GPU"
         )
-    if others := [w for w in further if w.startswith("trainer.devices=")]:
-        raise ConfigError(f"{others[0]}: say gpus=N")
+    if invalid := [w for w in overrides if w.startswith("trainer.devices=")]:
+        raise ConfigError(f"{invalid[0]}: say gpus=N")
 
 
 def _check_program(program: ExternalCommand, options: SystemOptions, jobs: Sequence[VideoJob]) -> None:
     from benchmarks.systems.external import fields
 
-    known = fields(program.command)
+    names = fields(program.command)
     for key in ("steps", "guidance", "shift"):
-        if (value := getattr(options, key)) is not None and key not in known:
+        if (value := getattr(options, key)) is not None and key not in names:
             raise ConfigError(f"{key}={value:g}: its command has no such option, it would change nothing")
-    if "seed" not in known and program.takes == "prompt" and any(job.seed for job in jobs):
+    if "seed" not in names and program.takes == "prompt" and any(job.seed for job in jobs):
         raise ConfigError(f"seeds={options.seeds}: its command takes no seed, all would be the same video; use seeds=1")
-    if "weights" in known and not options.weights:
+    if "weights" in names and not options.weights:
         raise ConfigError("weights=PATH: its command wants to know where the weights are")
     if not options.dry_run and (options.checkout is None or not options.checkout.is_dir()):
         raise ConfigError(f"checkout={options.checkout or ''}: the folder of its repository, with its environment")

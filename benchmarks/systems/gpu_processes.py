@@ -1,6 +1,6 @@
-"""A system's videos by several processes: one for each GPU, or all of them sharing one model.
+"""Make the videos of a system with several processes: one per GPU, or all sharing one model.
 
-A process that is started here ends with the one that started it, however that ends: nothing is left that holds a GPU.
+A process that is started here ends when its parent ends for any reason, so no process keeps holding a GPU.
 """
 
 from __future__ import annotations
@@ -19,36 +19,37 @@ from pw.io.arguments import ConfigError
 from pw.io.lazy import torch
 from pw.io.paths import ROOT
 
-GRACE = 5.0  # s between asking a program to end and ending it
+GRACE = 5.0  # s between SIGTERM and SIGKILL
 
 
 def spread_over_gpus(call: Call) -> int:
-    """Start a process for each GPU and wait for all; the worst exit status.
+    """Start a process for each GPU and wait for all; returns the largest exit status.
 
-    Each makes its share of the videos, or (trainer=fsdp) all share one model. What is made does not depend on how many.
+    Each process makes its share of the videos, or (trainer=fsdp) all share one model. The videos do not depend on the
+    number of processes.
     """
-    gpus, (first, parts), visible = call.options.gpus, call.options.shard, _visible()
+    gpus, (first, parts), visible = call.options.gpus, call.options.shard, _visible_gpus()
     if call.options.device != "cpu" and visible is not None and gpus > len(visible):
         raise ConfigError(f"gpus={gpus}: {len(visible)} are to be seen here")
     if call.is_fsdp:
-        many = ["torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", "-m"]
-        words = [sys.executable, "-m", *many, "pw", "system", *call.words(1, first, parts)]
-        with subprocess.Popen(words, env=environment()) as process, ending_with_us(process.pid):
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", "-m"]
+        words = [sys.executable, "-m", *launcher, "pw", "system", *call.words(1, first, parts)]
+        with subprocess.Popen(words, env=environment()) as process, end_with_parent(process.pid):
             return process.wait()
-    running = []
+    processes = []
     for i in range(gpus):
-        one = environment()
+        variables = environment()
         if visible:
-            one["CUDA_VISIBLE_DEVICES"] = visible[i]
+            variables["CUDA_VISIBLE_DEVICES"] = visible[i]
         words = call.words(1, first * gpus + i, parts * gpus)
-        running.append(subprocess.Popen([sys.executable, "-m", "pw", "system", *words], env=one))
+        processes.append(subprocess.Popen([sys.executable, "-m", "pw", "system", *words], env=variables))
     try:
-        with ExitStack() as watched:
-            for process in running:
-                watched.enter_context(ending_with_us(process.pid))
-            statuses = [process.wait() for process in running]
+        with ExitStack() as stack:
+            for process in processes:
+                stack.enter_context(end_with_parent(process.pid))
+            statuses = [process.wait() for process in processes]
     finally:
-        for process in running:
+        for process in processes:
             if process.poll() is None:
                 process.terminate()
     for i, status in enumerate(statuses):
@@ -59,45 +60,45 @@ def spread_over_gpus(call: Call) -> int:
 
 
 def environment() -> dict[str, str]:
-    """Ours, in which `python -m` finds this code from any folder."""
+    """The environment variables, with PYTHONPATH for this code in any working directory."""
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": str(ROOT) if not path else f"{ROOT}{os.pathsep}{path}"}
 
 
-def _visible() -> list[str] | None:
-    """Names of the GPUs to be used, without importing torch; None: not known."""
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is not None:
-        return [name for name in said.split(",") if name.strip()]
+def _visible_gpus() -> list[str] | None:
+    """Names of the visible GPUs, without importing torch; None if unknown."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value is not None:
+        return [name for name in value.split(",") if name.strip()]
     return nvidia_smi("index") or (None if shutil.which("nvidia-smi") is None else [])
 
 
-def nvidia_smi(what: str) -> list[str] | None:
-    """What nvidia-smi says of each visible GPU; None where it says nothing."""
+def nvidia_smi(field: str) -> list[str] | None:
+    """A field of nvidia-smi for each visible GPU; None if there is no answer."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shutil.which("nvidia-smi") is None or visible == "":
         return None
-    only = [] if visible is None else ["-i", visible]
-    words = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", *only]
+    selection = [] if visible is None else ["-i", visible]
+    words = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", *selection]
     try:
-        answer = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
-    return lines if answer.returncode == 0 and lines else None
+    lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
+    return lines if result.returncode == 0 and lines else None
 
 
 @contextmanager
-def ending_with_us(pid: int, *, group: bool = False) -> Generator[None]:
-    """While in it, a process (or its process group) is ended when we are gone, `kill -9` and a full memory included.
+def end_with_parent(pid: int, *, group: bool = False) -> Generator[None]:
+    """Context in which a process (or its process group) ends when this process ends, even by `kill -9`.
 
-    A shell of its own session reads from a pipe that nobody but us holds open, which closes as we end.
+    A shell in its own session reads from a pipe that only this process holds open; the pipe closes when it ends.
     """
     target = f"-{pid}" if group else str(pid)
     script = f'read -r _; kill -s TERM -- "$1"; sleep {GRACE:g}; kill -s KILL -- "$1"'
-    quiet = subprocess.DEVNULL
+    null = subprocess.DEVNULL
     watcher = subprocess.Popen(
-        ["sh", "-c", script, "sh", target], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
+        ["sh", "-c", script, "sh", target], stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True
     )
     try:
         yield
@@ -108,7 +109,7 @@ def ending_with_us(pid: int, *, group: bool = False) -> Generator[None]:
 
 @contextmanager
 def process_group(call: Call, todo: list[VideoJob]) -> Generator[tuple[int, int, list[VideoJob]]]:
-    """(rank, processes, the first one's `todo`) of trainer=fsdp's group, in which all take part in the same rounds."""
+    """The group of trainer=fsdp: (rank, number of processes, `todo` of rank 0), so that all run the same rounds."""
     if not call.is_fsdp:
         yield 0, 1, todo
         return
@@ -118,8 +119,8 @@ def process_group(call: Call, todo: list[VideoJob]) -> Generator[tuple[int, int,
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if call.device == "cuda" else "gloo")
     try:
-        agreed = [todo]
-        torch.distributed.broadcast_object_list(agreed)
-        yield torch.distributed.get_rank(), torch.distributed.get_world_size(), agreed[0]
+        shared = [todo]
+        torch.distributed.broadcast_object_list(shared)
+        yield torch.distributed.get_rank(), torch.distributed.get_world_size(), shared[0]
     finally:
         torch.distributed.destroy_process_group()

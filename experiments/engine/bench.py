@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from benchmarks.speed.metric_speed import Measured, in_turn, report
+from benchmarks.speed.metric_speed import BenchRow, report, time_rivals
 from experiments.engine.plan import make_plan, parse
 from pw.io.arguments import Command, number, option
 from pw.io.files import writable_file
@@ -65,38 +65,38 @@ def median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
     return statistics.median(this / that for this, that in zip(these, those, strict=True))
 
 
-def bench_step(options: TrainBenchOptions) -> list[Measured]:
+def bench_step(options: TrainBenchOptions) -> list[BenchRow]:
     from benchmarks.speed.updates import time_updates
 
     ours, bare = time_updates(options.repeats)
     return [
-        Measured("step", "an update of pw.train.loop", statistics.median(ours) * 1e3, "ms"),
-        Measured("step", "of a bare loop", statistics.median(bare) * 1e3, "ms"),
-        Measured("step", "pw.train.loop against bare", median_ratio(ours, bare), "x", 1.05, "most"),
+        BenchRow("step", "an update of pw.train.loop", statistics.median(ours) * 1e3, "ms"),
+        BenchRow("step", "of a bare loop", statistics.median(bare) * 1e3, "ms"),
+        BenchRow("step", "pw.train.loop against bare", median_ratio(ours, bare), "x", 1.05, "most"),
     ]
 
 
-def bench_latents(options: TrainBenchOptions) -> list[Measured]:
+def bench_latents(options: TrainBenchOptions) -> list[BenchRow]:
     from benchmarks.speed.updates import time_reading
 
     reading, training = time_reading(options.repeats)
     return [
-        Measured("latents", "a batch read", statistics.median(reading) * 1e3, "ms"),
-        Measured("latents", "a tiny update on it", statistics.median(training) * 1e3, "ms"),
-        Measured("latents", "rate of reading against training", median_ratio(training, reading), "x", 5, "least"),
+        BenchRow("latents", "a batch read", statistics.median(reading) * 1e3, "ms"),
+        BenchRow("latents", "a tiny update on it", statistics.median(training) * 1e3, "ms"),
+        BenchRow("latents", "rate of reading against training", median_ratio(training, reading), "x", 5, "least"),
     ]
 
 
-def bench_ablation(options: TrainBenchOptions) -> list[Measured]:
+def bench_ablation(options: TrainBenchOptions) -> list[BenchRow]:
     with tempfile.TemporaryDirectory(prefix="pw-bench-") as work:
         call = ("-m", "pw", "ablation", *ablation_words(options))
         commands = alone(python(*call, f"outputs={work}/alone", "dry_run=true"))
         runner = timed(lambda: python(*call, f"outputs={work}/runner"))
         one_by_one = timed(lambda: [python(*words) for words in commands])
     return [
-        Measured("ablation", "by the runner, with scores", runner, "s"),
-        Measured("ablation", f"{len(commands)} commands, no scores", one_by_one, "s"),
-        Measured("ablation", "the runner's speed-up", one_by_one / runner, "x", 2, "least"),
+        BenchRow("ablation", "by the runner, with scores", runner, "s"),
+        BenchRow("ablation", f"{len(commands)} commands, no scores", one_by_one, "s"),
+        BenchRow("ablation", "the runner's speed-up", one_by_one / runner, "x", 2, "least"),
     ]
 
 
@@ -106,15 +106,15 @@ def alone(printed: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if re.match(r"\S+python -m pw sample", line)]
 
 
-def bench_start(options: TrainBenchOptions) -> list[Measured]:
+def bench_start(options: TrainBenchOptions) -> list[BenchRow]:
     times = []
     for _ in range(min(options.repeats, STARTS) + 1):
         with tempfile.TemporaryDirectory(prefix="pw-bench-") as work:
             times.append(first_report("-m", "pw", "train", *START, f"outputs={work}"))
     seconds, cpu = (statistics.median(values[1:]) for values in zip(*times, strict=True))
     return [
-        Measured("start", "to the end of the first update", seconds, "s", 12, "most"),
-        Measured("start", "its CPU time, to the process's end", cpu, "s"),
+        BenchRow("start", "to the end of the first update", seconds, "s", 12, "most"),
+        BenchRow("start", "its CPU time, to the process's end", cpu, "s"),
     ]
 
 
@@ -138,17 +138,17 @@ def first_report(*words: str) -> tuple[float, float]:
     return took, usage.ru_utime + usage.ru_stime
 
 
-def bench_list(options: TrainBenchOptions) -> list[Measured]:
-    _, seconds = in_turn({"list": lambda: len(python(*LISTING))}, min(options.repeats, STARTS))
-    return [Measured("list", "make ablations", seconds["list"], "s", 1, "most")]
+def bench_list(options: TrainBenchOptions) -> list[BenchRow]:
+    _, seconds = time_rivals({"list": lambda: len(python(*LISTING))}, min(options.repeats, STARTS))
+    return [BenchRow("list", "make ablations", seconds["list"], "s", 1, "most")]
 
 
-def bench_method(options: TrainBenchOptions) -> list[Measured]:
+def bench_method(options: TrainBenchOptions) -> list[BenchRow]:
     rivals = {"method": lambda: len(python("-c", METHOD)), "torch": lambda: len(python("-c", "import torch"))}
-    _, seconds = in_turn(rivals, min(options.repeats, STARTS))
+    _, seconds = time_rivals(rivals, min(options.repeats, STARTS))
     return [
-        Measured("method", "import of torch", seconds["torch"], "s"),
-        Measured("method", "pw.method beyond that", seconds["method"] - seconds["torch"], "s", 0.2, "most"),
+        BenchRow("method", "import of torch", seconds["torch"], "s"),
+        BenchRow("method", "pw.method beyond that", seconds["method"] - seconds["torch"], "s", 0.2, "most"),
     ]
 
 
@@ -167,7 +167,7 @@ def timed(act: Callable[[], object]) -> float:
 
 
 # light processes first, while this one has not imported torch
-PARTS: dict[str, Callable[[TrainBenchOptions], list[Measured]]] = {
+PARTS: dict[str, Callable[[TrainBenchOptions], list[BenchRow]]] = {
     "list": bench_list,
     "method": bench_method,
     "start": bench_start,
@@ -189,7 +189,7 @@ def ablation_words(options: TrainBenchOptions) -> tuple[str, ...]:
 def run(options: TrainBenchOptions) -> int:
     """Measure, print and write; exit status 0, or 1 when a process failed. Raises ConfigError."""
     make_plan(parse(ablation_words(options)))  # is there such an ablation
-    measured: list[Measured] = []
+    measured: list[BenchRow] = []
     for part in (part for part in PARTS if part in options.only):
         print(f"{part} …", file=sys.stderr, flush=True)
         try:

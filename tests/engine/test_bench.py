@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.speed.metric_speed import Measured
+from benchmarks.speed.metric_speed import BenchRow
 from benchmarks.speed.updates import TINY, bare_updates, time_reading, time_updates, write_latents
 from experiments.engine import bench
 from pw.io.arguments import parse
@@ -165,5 +165,5 @@ class TestTheFirstReport:
 
 
 def test_an_aim_is_of_a_number() -> None:
-    assert Measured("start", "", 11.9, "s", 12, "most").met
-    assert not Measured("ablation", "", 1.9, "x", 2, "least").met
+    assert BenchRow("start", "", 11.9, "s", 12, "most").met
+    assert not BenchRow("ablation", "", 1.9, "x", 2, "least").met

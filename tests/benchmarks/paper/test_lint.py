@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import paper
 from benchmarks.paper.lint import WIDTH, as_json, lint, main, markdown, summary, terminal
-from benchmarks.paper.recompute import Check, Interval, possible, rounding, size
+from benchmarks.paper.recompute import Check, Interval, possible_interval, rounding, size
 
 PAPER = Path(__file__).parents[3].parent / "shared" / "paper.md"
 CHECKS = lint()
@@ -36,17 +36,17 @@ KNOWN = {
 }
 
 
-def wrong(checks: list[Check]) -> set[tuple[str, str, str, str]]:
+def failures(checks: list[Check]) -> set[tuple[str, str, str, str]]:
     return {(c.place, c.row, c.column, c.printed) for c in checks if not c.adds_up}
 
 
-def found(place: str, column: str, checks: list[Check] = CHECKS) -> Check:
+def check_at(place: str, column: str, checks: list[Check] = CHECKS) -> Check:
     (check,) = [c for c in checks if (c.place, c.column) == (place, column)]
     return check
 
 
-def doctored(folder: Path, name: str, before: str, after: str) -> list[Check]:
-    """The checks of a copy of the tables in which one text is another."""
+def lint_edited(folder: Path, name: str, before: str, after: str) -> list[Check]:
+    """Lint a copy of the tables in which `before` is replaced by `after`."""
     shutil.copytree(paper.HERE, folder, dirs_exist_ok=True)
     path = folder / f"{name}.csv"
     text = path.read_text(encoding="utf-8")
@@ -56,7 +56,7 @@ def doctored(folder: Path, name: str, before: str, after: str) -> list[Check]:
 
 
 def test_exactly_the_known_slips_are_found():
-    assert wrong(CHECKS) == KNOWN
+    assert failures(CHECKS) == KNOWN
 
 
 def test_how_much_adds_up_is_counted():
@@ -74,30 +74,30 @@ def test_every_derived_column_of_every_row_is_recomputed():
 
 
 def test_hunyuans_aesthetic_is_the_inferred_misprint():
-    check = found("Table 8.1, row 9", "Total Score")
+    check = check_at("Table 8.1, row 9", "Total Score")
     assert check.possible == Interval(pytest.approx(83.291, abs=1e-3), pytest.approx(83.309, abs=1e-3))
     assert check.inference.startswith("Aesthetic Quality 60.36 instead of 60.86 makes the whole row add up")
 
 
 def test_ultrawans_slips_are_explained_by_one_edit_each():
-    per_pixel = found("Table 1, row 4", "Latency per Pixel")
+    per_pixel = check_at("Table 1, row 4", "Latency per Pixel")
     assert per_pixel.recomputed == "9.589e-6 to 9.595e-6"
     assert per_pixel.inference.startswith("Resolution (T×H×W) 81*1920*1080 instead of 81*1920*1088")
-    assert "Latency 24,152 instead of 24,125" in found("Table 1, row 5", "Latency per Frame").inference
+    assert "Latency 24,152 instead of 24,125" in check_at("Table 1, row 5", "Latency per Frame").inference
 
 
 def test_five_steps_cost_what_seven_should():
-    check = found("Table 5, row 4", "Latency")
+    check = check_at("Table 5, row 4", "Latency")
     assert check.possible == Interval(pytest.approx(197), pytest.approx(199))
     assert check.inference == "198; 264 is what 7 steps would take"
     assert "52.8 s a step" in check.how
 
 
 def test_the_speed_ups_of_the_abstract_hold():
-    at_2k = found("abstract; sec. 1, last paragraph", "speed-up at 2K")
+    at_2k = check_at("abstract; sec. 1, last paragraph", "speed-up at 2K")
     assert at_2k.adds_up
     assert at_2k.possible == Interval(pytest.approx(1634.5 / 146.5), pytest.approx(1635.5 / 145.5))
-    assert found("abstract; sec. 1, last paragraph", "speed-up at 4K").recomputed == "12.11 to 12.13"
+    assert check_at("abstract; sec. 1, last paragraph", "speed-up at 4K").recomputed == "12.11 to 12.13"
 
 
 @pytest.mark.skipif(not PAPER.exists(), reason="needs ../shared/paper.md")
@@ -119,9 +119,9 @@ def test_a_printed_number_stands_for_what_rounds_to_it():
 
 
 def test_intervals_meet_at_their_ends_and_not_beyond():
-    assert Interval(1, 2).meets(Interval(2, 3))
-    assert not Interval(1, 2).meets(Interval(2.001, 3))
-    assert not Interval(145.5, 146.5).meets(Interval(164.5, float("inf")))
+    assert Interval(1, 2).overlaps(Interval(2, 3))
+    assert not Interval(1, 2).overlaps(Interval(2.001, 3))
+    assert not Interval(145.5, 146.5).overlaps(Interval(164.5, float("inf")))
 
 
 def test_honest_rounding_is_never_a_finding():
@@ -131,16 +131,16 @@ def test_honest_rounding_is_never_a_finding():
     for _ in range(100):
         exact = {c.name: rng.uniform(20, 99) for c in columns}
         printed = {name: f"{value:.2f}" for name, value in exact.items()}
-        truth = possible("Total Score", {name: f"{value:.12f}" for name, value in exact.items()}).middle
-        assert possible("Total Score", printed).meets(rounding(f"{truth:.2f}"))
+        truth = possible_interval("Total Score", {name: f"{value:.12f}" for name, value in exact.items()}).middle
+        assert possible_interval("Total Score", printed).overlaps(rounding(f"{truth:.2f}"))
         six = {c.name: rng.uniform(20, 99) for c in sixth}
-        shown = {name: f"{value:.2f}" for name, value in six.items()}
-        assert possible("Avg.", shown).meets(rounding(f"{sum(six.values()) / 6:.2f}"))
+        rounded = {name: f"{value:.2f}" for name, value in six.items()}
+        assert possible_interval("Avg.", rounded).overlaps(rounding(f"{sum(six.values()) / 6:.2f}"))
         latency, frames = rng.uniform(100, 30_000), rng.randrange(40, 130)
         row = {"Latency": f"{latency:,.0f}", "Resolution (T×H×W)": f"{frames}*1920*1080"}
         per_pixel = f"{latency / (frames * 1920 * 1080):.2e}"
-        assert possible("Latency per Frame", row).meets(rounding(f"{latency / frames:.2f}"))
-        assert possible("Latency per Pixel", row).meets(rounding(per_pixel))
+        assert possible_interval("Latency per Frame", row).overlaps(rounding(f"{latency / frames:.2f}"))
+        assert possible_interval("Latency per Pixel", row).overlaps(rounding(per_pixel))
 
 
 @pytest.mark.parametrize(
@@ -164,17 +164,17 @@ def test_honest_rounding_is_never_a_finding():
     ],
 )
 def test_a_doctored_cell_is_caught(tmp_path: Path, name: str, before: str, after: str, new: tuple[str, ...]):
-    more = wrong(doctored(tmp_path, name, before, after)) - KNOWN
+    more = failures(lint_edited(tmp_path, name, before, after)) - KNOWN
     assert any(all(want in got for want, got in zip(new, row, strict=True)) for row in more), more
 
 
 def test_a_swap_of_digits_in_a_result_is_undone_by_the_inference(tmp_path: Path):
-    check = found("Table 1, row 8", "Avg.", doctored(tmp_path, "table_1", ",79.34,", ",79.43,"))
+    check = check_at("Table 1, row 8", "Avg.", lint_edited(tmp_path, "table_1", ",79.34,", ",79.43,"))
     assert check.inference.startswith("Avg. 79.34 instead of 79.43 makes the whole row add up")
 
 
 def test_a_slip_that_no_single_edit_explains_has_no_inference(tmp_path: Path):
-    check = found("Table 1, row 8", "Avg.", doctored(tmp_path, "table_1", ",79.34,", ",11.99,"))
+    check = check_at("Table 1, row 8", "Avg.", lint_edited(tmp_path, "table_1", ",79.34,", ",11.99,"))
     assert not check.adds_up
     assert check.inference == ""
 

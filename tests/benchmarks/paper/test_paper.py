@@ -29,7 +29,7 @@ FINGERPRINTS = {
 """table -> rows, printed numbers, sha256 over its lines."""
 
 
-def squeezed(text: str) -> str:
+def without_spaces(text: str) -> str:
     return re.sub(r"\s", "", text.replace(r"\alpha", "α"))
 
 
@@ -38,19 +38,19 @@ def lines_of(table: PaperTable) -> list[str]:
     lines, group = [], ""
     for row in table.rows:
         if row.group and row.group != group:
-            lines.append(squeezed(row.group))
+            lines.append(without_spaces(row.group))
             group = row.group
-        lines.append(squeezed(row.label + "".join(row.printed[column.name] for column in table.columns)))
+        lines.append(without_spaces(row.label + "".join(row.printed[column.name] for column in table.columns)))
     return lines
 
 
-def block_of(title: str) -> list[str]:
+def paper_lines(title: str) -> list[str]:
     """The lines of a table in the paper, below its head."""
     text = PAPER.read_text(encoding="utf-8")
     return text.split(f"\n{title}: ", 1)[1].split("\n\n")[1].splitlines()[1:]
 
 
-def numbers(table: PaperTable) -> int:
+def count_numbers(table: PaperTable) -> int:
     return sum(len(NUMBER.findall(text)) for row in table.rows for text in row.printed.values())
 
 
@@ -62,7 +62,7 @@ def test_the_tables_there_are():
 @pytest.mark.parametrize("name", names())
 def test_every_cell_is_as_in_the_paper_and_nothing_else_is_there(name: str):
     table = load(name)
-    assert lines_of(table) == [squeezed(line) for line in block_of(table.title)]
+    assert lines_of(table) == [without_spaces(line) for line in paper_lines(table.title)]
 
 
 @pytest.mark.skipif(not PAPER.exists(), reason="needs ../shared/paper.md")
@@ -72,16 +72,16 @@ def test_captions_and_heads_are_as_in_the_paper(name: str):
     text = PAPER.read_text(encoding="utf-8")
     caption, head = text.split(f"\n{table.title}: ", 1)[1].split("\n\n")[:2]
     assert re.sub(r" \[vbench\]", "", caption).strip() == table.caption
-    printed = squeezed(head.splitlines()[0]).replace(r"\times", "×")
+    head_text = without_spaces(head.splitlines()[0]).replace(r"\times", "×")
     for column in table.columns:
-        assert squeezed(column.name) in printed
+        assert without_spaces(column.name) in head_text
 
 
 @pytest.mark.parametrize("name", names())
 def test_no_cell_has_changed_since_it_was_compared_with_the_paper(name: str):
     table = load(name)
     digest = hashlib.sha256("\n".join(lines_of(table)).encode()).hexdigest()
-    assert (len(table.rows), numbers(table), digest[:16]) == FINGERPRINTS[name]
+    assert (len(table.rows), count_numbers(table), digest[:16]) == FINGERPRINTS[name]
 
 
 @pytest.mark.parametrize("name", names())
@@ -131,10 +131,10 @@ def test_cells_that_are_no_number_stay_text():
     row = load("table_8_2").row("ultrawan_4k")
     assert row.printed == {"Params.": "1.3B", "Peak Mem.": "OOM"}
     assert row.values == {"Params.": 1.3}
-    sized = load("table_1").row("pixelwizard_2k")
-    assert sized.printed["Resolution (T×H×W)"] == "121*2560*1440"
-    assert "Resolution (T×H×W)" not in sized.values
-    assert sized.values["Playback FPS"] == 24
+    row_2k = load("table_1").row("pixelwizard_2k")
+    assert row_2k.printed["Resolution (T×H×W)"] == "121*2560*1440"
+    assert "Resolution (T×H×W)" not in row_2k.values
+    assert row_2k.values["Playback FPS"] == 24
 
 
 def test_a_number_keeps_the_digits_it_was_printed_with():
@@ -165,8 +165,8 @@ def test_every_column_but_a_setting_says_what_of_ours_measures_the_same(column):
 
 @pytest.mark.parametrize("name", ["table_1", "table_2", "table_3", "table_8_1"])
 def test_a_tables_columns_are_the_metrics_of_its_group(name: str):
-    measured = {c.metric for c in load(name).columns if c.kind == "quality" and not c.derived}
-    assert measured == set(GROUPS[name])
+    metrics = {c.metric for c in load(name).columns if c.kind == "quality" and not c.derived}
+    assert metrics == set(GROUPS[name])
 
 
 def test_a_setting_has_no_arrow_and_a_cost_has_its_unit():

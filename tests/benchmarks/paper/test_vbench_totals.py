@@ -22,7 +22,7 @@ def fractions(arm: str) -> dict[str, float]:
     return {c.metric: row.values[c.name] / 100 for c in TABLE.columns if c.metric in RANGES}
 
 
-def off(arm: str) -> float:
+def max_error(arm: str) -> float:
     """The largest difference between printed and recomputed, in points."""
     row = TABLE.row(arm)
     return max(abs(100 * vbench_total(score, fractions(arm)) - row.values[name]) for name, score in SCORES.items())
@@ -30,11 +30,11 @@ def off(arm: str) -> float:
 
 @pytest.mark.parametrize("arm", [row.arm for row in TABLE.rows if row.arm != "hunyuanvideo"])
 def test_twelve_rows_of_table_8_1_recompute_in_all_three_totals(arm: str):
-    assert off(arm) < 0.01
+    assert max_error(arm) < 0.01
 
 
 def test_the_thirteenth_row_does_not_and_an_aesthetic_of_60_36_makes_it():
-    assert off("hunyuanvideo") == pytest.approx(0.08, abs=0.01)
+    assert max_error("hunyuanvideo") == pytest.approx(0.08, abs=0.01)
     corrected = {**fractions("hunyuanvideo"), "aesthetic_quality": 0.6036}
     assert 100 * vbench_total("vbench_quality", corrected) == pytest.approx(85.09, abs=0.005)
     assert 100 * vbench_total("vbench_total", corrected) == pytest.approx(83.24, abs=0.005)
@@ -100,7 +100,7 @@ def test_every_total_of_the_tables_has_its_dimensions():
 
 @pytest.mark.skipif(not CONSTANTS.exists(), reason="needs ../shared/data")
 def test_the_constants_are_vbenchs():
-    given = json.loads(CONSTANTS.read_text())["dimensions"]
-    assert {name: (row["min"], row["max"]) for name, row in given.items()} == dict(RANGES)
-    assert {name: row["weight"] for name, row in given.items()} == dict(WEIGHTS)
-    assert {name for name, row in given.items() if row["group"] == "quality"} == set(VBENCH_QUALITY)
+    constants = json.loads(CONSTANTS.read_text())["dimensions"]
+    assert {name: (row["min"], row["max"]) for name, row in constants.items()} == dict(RANGES)
+    assert {name: row["weight"] for name, row in constants.items()} == dict(WEIGHTS)
+    assert {name for name, row in constants.items() if row["group"] == "quality"} == set(VBENCH_QUALITY)

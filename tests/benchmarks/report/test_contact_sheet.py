@@ -1,4 +1,4 @@
-"""The contact sheet: the same clips in columns, in tiles as large as there is room, references set apart."""
+"""The contact sheet: the same clips in columns, tiles as large as possible, blocks apart."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.report.contact_sheet import HEIGHT, LARGEST, WIDTH, contact_sheet
+from benchmarks.report.contact_sheet import HEIGHT, MAX_TILE, WIDTH, contact_sheet
 from pw.io.video import write_video
 
 
 def clip(path: Path, size: int, value: int, width: int | None = None) -> Path:
     frames = np.full((3, size, width or size, 3), value, dtype=np.uint8)
-    frames[0] = 0  # the middle one is shown
+    frames[0] = 0  # the sheet shows the middle frame
     path.parent.mkdir(exist_ok=True)
     write_video(path, frames)
     return path
@@ -24,8 +24,8 @@ def row(folder: Path, n: int, size: int, value: int) -> tuple[str, list[Path | N
     return folder.name, [clip(folder / f"{i:04d}.mkv", size, value) for i in range(n)]
 
 
-def areas(sheet: np.ndarray, value: int) -> int:
-    """Pixels of that grey."""
+def area_of(sheet: np.ndarray, value: int) -> int:
+    """Number of pixels of a grey value."""
     return int((sheet == value).all(axis=-1).sum())
 
 
@@ -37,11 +37,11 @@ def test_shows_the_middle_frame_of_every_clip_in_tiles_of_one_size(tmp_path: Pat
     out = tmp_path / "sheet.png"
     contact_sheet([[real, anchor], [full]], out)
     sheet = np.asarray(Image.open(out).convert("RGB"))
-    side = round((areas(sheet, 220) / 5) ** 0.5)
+    side = round((area_of(sheet, 220) / 5) ** 0.5)
     assert side > 200
     assert side % 24 == 0  # each pixel is a whole number of pixels
-    drawn = areas(sheet, 100), areas(sheet, 150)
-    assert drawn == pytest.approx((5 * side**2, 4 * side**2), rel=1e-3)  # edges of letters are grey, too
+    areas = area_of(sheet, 100), area_of(sheet, 150)
+    assert areas == pytest.approx((5 * side**2, 4 * side**2), rel=1e-3)  # edges of letters are grey, too
     assert sheet.shape[1] <= WIDTH + 24
     assert Image.open(out).info == {}
 
@@ -74,7 +74,7 @@ def test_few_clips_are_larger_and_many_rows_smaller(tmp_path: Path):
     few, many = ("real", real[1][:2]), [(f"arm {i}", real[1]) for i in range(31)]
     contact_sheet([[few]], tmp_path / "few.png")
     contact_sheet([many], tmp_path / "many.png")
-    assert LARGEST - 24 < Image.open(tmp_path / "few.png").height - 60 <= LARGEST
+    assert MAX_TILE - 24 < Image.open(tmp_path / "few.png").height - 60 <= MAX_TILE
     assert Image.open(tmp_path / "many.png").height < HEIGHT + 100
 
 

@@ -21,31 +21,32 @@ from benchmarks import paper
 from benchmarks.measure import score
 from benchmarks.metrics import GROUPS, METRICS
 from benchmarks.paper.recompute import vbench_total
-from benchmarks.report.paper_comparison import compose, find, read
+from benchmarks.report.paper_comparison import MeasuredRow, compose, find, read
 from benchmarks.report.paper_tables import FORMATS, differences, grid, main, render
 from benchmarks.systems import CARDS
 from pw.io.files import write_csv
 from pw.io.video import write_video
 
 
-def folder(path: Path, scores: Mapping[str, Mapping[str, float]], **protocol: Any) -> Path:
+def write_scores(path: Path, scores: Mapping[str, Mapping[str, float]], **protocol: Any) -> Path:
     """A folder as `make score` leaves it: metric -> video -> value."""
-    videos = sorted({video for values in scores.values() for video in values})
+    videos = sorted({video for by_video in scores.values() for video in by_video})
     rows = [{"video": v, "frames": 121, **{m: x[v] for m, x in scores.items() if v in x}} for v in videos]
     write_csv(path / "scores.csv", ["video", "frames", *scores], rows)
-    about = {m: {"protocol": METRICS[m].protocol, "settings": {}, "weights": {}, **protocol} for m in scores}
-    (path / "scores.protocol.json").write_text(json.dumps({"metrics": about}))
+    records = {m: {"protocol": METRICS[m].protocol, "settings": {}, "weights": {}, **protocol} for m in scores}
+    (path / "scores.protocol.json").write_text(json.dumps({"metrics": records}))
     return path
 
 
-def values(mean: float, spread: float = 0.1, n: int = 40, seed: int = 0) -> dict[str, float]:
-    drawn = np.random.default_rng(seed).normal(0, 1, n)
-    drawn = (drawn - drawn.mean()) / drawn.std()
-    return {f"prompt {i}-0.mp4": float(mean + spread * x) for i, x in enumerate(drawn)}
+def draws(mean: float, spread: float = 0.1, n: int = 40, seed: int = 0) -> dict[str, float]:
+    noise = np.random.default_rng(seed).normal(0, 1, n)
+    noise = (noise - noise.mean()) / noise.std()
+    return {f"prompt {i}-0.mp4": float(mean + spread * x) for i, x in enumerate(noise)}
 
 
-def cells(result: Mapping[str, Any], arm: str) -> dict[str, Any]:
-    return next(row["ours"] for row in result["rows"] if row["arm"] == arm)
+def cells_of(table: str, arm: str, measured: MeasuredRow) -> dict[str, Any]:
+    rows = compose(paper.load(table), {arm: measured})["rows"]
+    return next(row["ours"] for row in rows if row["arm"] == arm)
 
 
 @pytest.mark.parametrize("name", paper.names())
@@ -64,15 +65,15 @@ def test_every_table_shows_every_printed_cell_and_how_to_fill_the_others(name: s
 
 def test_ours_stand_below_in_the_papers_unit_and_digits_with_difference_and_verdict(tmp_path: Path):
     """Table 2 prints mHD-MSE of PixelWizard-2k as 0.0147 and Tech. as 14.31."""
-    scores = {"mhd_mse": values(0.0147, 0.001), "dover_technical": values(12.0, 0.5), "dover_aesthetic": values(99.9)}
-    ours = read(folder(tmp_path, scores))
+    scores = {"mhd_mse": draws(0.0147, 0.001), "dover_technical": draws(12.0, 0.5), "dover_aesthetic": draws(99.9)}
+    ours = read(write_scores(tmp_path, scores))
     result = compose(paper.load("table_2"), {"pixelwizard_2k": ours})
-    found = cells(result, "pixelwizard_2k")
-    assert found["mHD-MSE"]["verdict"] == "no difference shown"
-    assert found["Tech."]["verdict"] == "worse"
-    assert found["Tech."]["difference"] == pytest.approx(12.0 - 14.31)
-    assert found["Aesth."]["verdict"] == "better"
-    assert "mHD-LPIPS" not in found
+    cells = cells_of("table_2", "pixelwizard_2k", ours)
+    assert cells["mHD-MSE"]["verdict"] == "no difference shown"
+    assert cells["Tech."]["verdict"] == "worse"
+    assert cells["Tech."]["difference"] == pytest.approx(12.0 - 14.31)
+    assert cells["Aesth."]["verdict"] == "better"
+    assert "mHD-LPIPS" not in cells
     rows = dict(grid(result).rows)
     # standard error of 40 prompts: 0.5 * sqrt(40 / 39) / sqrt(40) = 0.080; BCa's half-width is about 1.96 of it
     assert [cell.text for cell in rows["\u2003ours (n=40)"]] == [
@@ -86,72 +87,72 @@ def test_ours_stand_below_in_the_papers_unit_and_digits_with_difference_and_verd
 
 
 def test_fractions_are_printed_as_per_cent_and_the_average_is_ours(tmp_path: Path):
-    scores = {name: values(0.9 - 0.02 * i, 0.01, seed=i) for i, name in enumerate(GROUPS["table_1"])}
-    found = cells(compose(paper.load("table_1"), {"pixelwizard_2k": read(folder(tmp_path, scores))}), "pixelwizard_2k")
-    assert found["Subject Consis."]["mean"] == pytest.approx(90.0)
-    assert found["Avg."]["mean"] == pytest.approx(np.mean([90 - 2 * i for i in range(6)]))
-    assert found["Avg."]["low"] < found["Avg."]["mean"] < found["Avg."]["high"]
+    scores = {name: draws(0.9 - 0.02 * i, 0.01, seed=i) for i, name in enumerate(GROUPS["table_1"])}
+    cells = cells_of("table_1", "pixelwizard_2k", read(write_scores(tmp_path, scores)))
+    assert cells["Subject Consis."]["mean"] == pytest.approx(90.0)
+    assert cells["Avg."]["mean"] == pytest.approx(np.mean([90 - 2 * i for i in range(6)]))
+    assert cells["Avg."]["low"] < cells["Avg."]["mean"] < cells["Avg."]["high"]
 
 
 def test_totals_of_vbench_are_the_totals_of_the_means_and_none_where_a_dimension_lacks(tmp_path: Path):
-    scores = {name: values(0.7, 0.02, seed=i) for i, name in enumerate(GROUPS["table_8_1"])}
-    found = cells(compose(paper.load("table_8_1"), {"turbo2k": read(folder(tmp_path / "a", scores))}), "turbo2k")
+    scores = {name: draws(0.7, 0.02, seed=i) for i, name in enumerate(GROUPS["table_8_1"])}
+    cells = cells_of("table_8_1", "turbo2k", read(write_scores(tmp_path / "a", scores)))
     means = {name: float(np.mean(list(by.values()))) for name, by in scores.items()}
     for column, name in (("Total Score", "total"), ("Quality Score", "quality"), ("Semantic Score", "semantic")):
-        assert found[column]["mean"] == pytest.approx(100 * vbench_total(f"vbench_{name}", means))
-        assert found[column]["low"] is not None
+        assert cells[column]["mean"] == pytest.approx(100 * vbench_total(f"vbench_{name}", means))
+        assert cells[column]["low"] is not None
     del scores["color"]
-    found = cells(compose(paper.load("table_8_1"), {"turbo2k": read(folder(tmp_path / "b", scores))}), "turbo2k")
-    assert "Quality Score" in found
-    assert not {"Color", "Semantic Score", "Total Score"} & set(found)
+    cells = cells_of("table_8_1", "turbo2k", read(write_scores(tmp_path / "b", scores)))
+    assert "Quality Score" in cells
+    assert not {"Color", "Semantic Score", "Total Score"} & set(cells)
 
 
 def test_a_total_takes_a_cosine_below_zero(tmp_path: Path):
-    scores = {name: values(0.7, 0.02, seed=i) for i, name in enumerate(GROUPS["table_8_1"])}
+    scores = {name: draws(0.7, 0.02, seed=i) for i, name in enumerate(GROUPS["table_8_1"])}
     scores["temporal_style"]["prompt 0-0.mp4"] = -0.01
-    found = cells(compose(paper.load("table_8_1"), {"turbo2k": read(folder(tmp_path, scores))}), "turbo2k")
+    cells = cells_of("table_8_1", "turbo2k", read(write_scores(tmp_path, scores)))
     means = {name: float(np.mean(list(by.values()))) for name, by in scores.items()}
-    assert found["Total Score"]["mean"] == pytest.approx(100 * vbench_total("vbench_total", means))
+    assert cells["Total Score"]["mean"] == pytest.approx(100 * vbench_total("vbench_total", means))
 
 
 def test_totals_over_different_videos_have_no_interval(tmp_path: Path):
     """VBench's standard mode: each dimension has prompts of its own."""
-    scores = {n: {f"{n} {v}": x for v, x in values(0.7, seed=i).items()} for i, n in enumerate(GROUPS["table_8_1"])}
-    found = cells(compose(paper.load("table_8_1"), {"turbo2k": read(folder(tmp_path, scores))}), "turbo2k")
-    assert (found["Total Score"]["low"], found["Total Score"]["verdict"]) == (None, "not resolved")
-    assert found["Color"]["low"] is not None
+    scores = {n: {f"{n} {v}": x for v, x in draws(0.7, seed=i).items()} for i, n in enumerate(GROUPS["table_8_1"])}
+    cells = cells_of("table_8_1", "turbo2k", read(write_scores(tmp_path, scores)))
+    assert (cells["Total Score"]["low"], cells["Total Score"]["verdict"]) == (None, "not resolved")
+    assert cells["Color"]["low"] is not None
 
 
 def test_two_measured_rows_are_held_against_each_other_by_prompt(tmp_path: Path):
-    a, b = values(5.0, 1.0), values(4.0, 1.0)
-    measured = {
-        "star_2k": read(folder(tmp_path / "a", {"niqe": a})),
-        "pixelwizard_2k": read(folder(tmp_path / "b", {"niqe": b})),
+    a, b = draws(5.0, 1.0), draws(4.0, 1.0)
+    rows = {
+        "star_2k": read(write_scores(tmp_path / "a", {"niqe": a})),
+        "pixelwizard_2k": read(write_scores(tmp_path / "b", {"niqe": b})),
     }
-    result = compose(paper.load("table_3"), measured)
+    result = compose(paper.load("table_3"), rows)
     assert result["reference"] == "pixelwizard_2k"
     ((label, (cell,)),) = differences(result).rows
-    assert (label, cell.text, cell.verdict, cell.aside) == ("STAR", "1.00 ± 0.00", "worse", "printed 1.61")
-    other = compose(paper.load("table_3"), measured, "star_2k")
-    assert [row["arm"] for row in other["rows"] if row["versus"]] == ["pixelwizard_2k"]
+    assert (label, cell.text, cell.verdict, cell.note) == ("STAR", "1.00 ± 0.00", "worse", "printed 1.61")
+    other_result = compose(paper.load("table_3"), rows, "star_2k")
+    assert [row["arm"] for row in other_result["rows"] if row["versus"]] == ["pixelwizard_2k"]
     with pytest.raises(ValueError, match="reference=dove_2k: was not measured; rows that were: star_2k, pixel"):
-        compose(paper.load("table_3"), measured, "dove_2k")
+        compose(paper.load("table_3"), rows, "dove_2k")
 
 
 def test_rows_measured_differently_are_refused(tmp_path: Path):
-    measured = {
-        "star_2k": read(folder(tmp_path / "a", {"niqe": values(5.0)})),
-        "dove_2k": read(folder(tmp_path / "b", {"niqe": values(5.0)}, settings={"every": 2})),
+    rows = {
+        "star_2k": read(write_scores(tmp_path / "a", {"niqe": draws(5.0)})),
+        "dove_2k": read(write_scores(tmp_path / "b", {"niqe": draws(5.0)}, settings={"every": 2})),
     }
     with pytest.raises(ValueError, match=r"niqe was measured differently: settings is \{\} for star_2k and .*dove_2k"):
-        compose(paper.load("table_3"), measured)
-    of_others = compose(paper.load("table_1"), measured)  # which has no NIQE
-    assert of_others["rows"]
+        compose(paper.load("table_3"), rows)
+    table_1 = compose(paper.load("table_1"), rows)  # which has no NIQE
+    assert table_1["rows"]
 
 
 def test_costs_come_from_the_notes_of_the_jobs_and_deviations_from_the_card(tmp_path: Path):
     """Table 1 has latency columns; Table 2 gets ours beside."""
-    home = folder(tmp_path / "pixelwizard_2k", {"mhd_mse": values(0.01)})
+    home = write_scores(tmp_path / "pixelwizard_2k", {"mhd_mse": draws(0.01)})
     shutil.copy(CARDS / "pixelwizard_2k.yaml", home / "card.yaml")
     note = {"width": 2560, "height": 1440, "frames": 121, "fps": 24, "seconds_diffusion": 60.5, "seconds_total": 90.0}
     note |= {"peak_memory_bytes": 40e9, "parameters": 5_000_000_000, "device": "NVIDIA H200", "video": "a-0.mp4"}
@@ -159,13 +160,13 @@ def test_costs_come_from_the_notes_of_the_jobs_and_deviations_from_the_card(tmp_
     (home / "jobs").mkdir()
     (home / "jobs" / "a-0.json").write_text(json.dumps(note))
     ours = read(home)
-    found = cells(compose(paper.load("table_1"), {"pixelwizard_2k": ours}), "pixelwizard_2k")
-    assert found["Latency"]["mean"] == 60.5
-    assert found["Latency per Frame"]["mean"] == pytest.approx(0.5)
-    assert found["Latency per Pixel"]["mean"] == pytest.approx(60.5 / (121 * 2560 * 1440))
-    assert found["Latency"]["verdict"] is None  # a cost is no quality
-    beside = grid(compose(paper.load("table_2"), {"pixelwizard_2k": ours}))
-    heads = [column.header for column in beside.columns if column.group == "cost, ours"]
+    cells = cells_of("table_1", "pixelwizard_2k", ours)
+    assert cells["Latency"]["mean"] == 60.5
+    assert cells["Latency per Frame"]["mean"] == pytest.approx(0.5)
+    assert cells["Latency per Pixel"]["mean"] == pytest.approx(60.5 / (121 * 2560 * 1440))
+    assert cells["Latency"]["verdict"] is None  # a cost is no quality
+    table = grid(compose(paper.load("table_2"), {"pixelwizard_2k": ours}))
+    heads = [column.header for column in table.columns if column.group == "cost, ours"]
     assert [head.split("\u00a0")[0] for head in heads] == [
         *("Latency [s]", "Latency per Pixel [s]", "Latency per Frame [s]", "Params. [B]", "Peak Mem. [GB]")
     ]
@@ -174,7 +175,7 @@ def test_costs_come_from_the_notes_of_the_jobs_and_deviations_from_the_card(tmp_
 
 
 def test_scores_without_their_protocol_are_refused(tmp_path: Path):
-    folder(tmp_path, {"niqe": values(4.0)})
+    write_scores(tmp_path, {"niqe": draws(4.0)})
     (tmp_path / "scores.protocol.json").unlink()
     with pytest.raises(ValueError, match="says how it was measured"):
         read(tmp_path)
@@ -185,7 +186,7 @@ def test_the_folders_of_systems_are_found_by_name_and_any_other_is_given(tmp_pat
         (tmp_path / name).mkdir()
         (tmp_path / name / "card.yaml").write_text((CARDS / f"{name}.yaml").read_text())
         if name != "cinescale":  # its generation failed before the first video
-            folder(tmp_path / name, {"mhd_mse": values(0.01)})
+            write_scores(tmp_path / name, {"mhd_mse": draws(0.01)})
     table = paper.load("table_2")
     assert find(table, tmp_path, {}) == {"flashvideo": tmp_path / "flashvideo"}
     assert find(table, tmp_path, {"flashvideo": tmp_path})["flashvideo"] == tmp_path
@@ -194,12 +195,12 @@ def test_the_folders_of_systems_are_found_by_name_and_any_other_is_given(tmp_pat
 
 
 def test_the_command_writes_every_format_and_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture):
-    home = folder(tmp_path / "any", {"mhd_mse": values(0.0147, 0.001)})
+    home = write_scores(tmp_path / "any", {"mhd_mse": draws(0.0147, 0.001)})
     words = ["name=table_2", f"out={tmp_path / 'out'}", f"systems={tmp_path}", f"row.pixelwizard_2k={home}"]
     assert main(words) == 0
-    printed = capsys.readouterr().out
-    assert "PixelWizard-2k" in printed
-    assert "ours (n=40)" in printed
+    output = capsys.readouterr().out
+    assert "PixelWizard-2k" in output
+    assert "ours (n=40)" in output
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"table_2.{kind}" for kind in FORMATS}
     rows = {row["row"]: row for row in csv.DictReader((tmp_path / "out" / "table_2.csv").open())}
     assert float(rows["pixelwizard_2k"]["mHD-MSE.mean"]) == pytest.approx(0.0147)
@@ -225,7 +226,7 @@ def test_scoring_for_one_table_keeps_the_columns_of_another_and_an_empty_folder_
 
 @pytest.mark.parametrize("damage", ["scores.csv", "scores.protocol.json"])
 def test_damaged_scores_are_named(damage: str, tmp_path: Path):
-    home = folder(tmp_path, {"niqe": values(5.0)})
+    home = write_scores(tmp_path, {"niqe": draws(5.0)})
     text = (home / damage).read_text()
     (home / damage).write_text(text.replace("video", "niqe") if damage == "scores.csv" else text[:20])
     with pytest.raises(ValueError, match=r"scores.csv or scores.protocol.json is damaged"):
@@ -262,22 +263,22 @@ def test_what_is_said_to_fill_a_cell_does_fill_it(tmp_path: Path, monkeypatch: p
     write_video(videos / "a.mkv", np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), np.uint8), fps=8)
     words = ["name=table_3", f"out={tmp_path / 'out'}", f"systems={tmp_path}", "format=md"]
     assert main([*words, f"row.star_2k={videos}"]) == 0
-    said = re.search(r"star_2k: `make table name=table_3 args=\"(.*)\"`", capsys.readouterr().out)
-    assert said
-    assert main([*words, *shlex.split(said[1])]) == 0
-    told = capsys.readouterr().out
-    assert "ours (n=1)" in told
-    assert "mhd_lpips of star_2k: " in told
-    assert '`make weights what=metrics args="only=alexnet"` fetches it' in told
+    command = re.search(r"star_2k: `make table name=table_3 args=\"(.*)\"`", capsys.readouterr().out)
+    assert command
+    assert main([*words, *shlex.split(command[1])]) == 0
+    output = capsys.readouterr().out
+    assert "ours (n=1)" in output
+    assert "mhd_lpips of star_2k: " in output
+    assert '`make weights what=metrics args="only=alexnet"` fetches it' in output
 
 
 def test_a_system_is_called_with_what_it_wants():
     """STAR enlarges videos, Open-Sora's are registered, Mochi is generated from prompts."""
-    said = {name: render(compose(paper.load(name), {}), "md") for name in ("table_3", "table_8_1")}
-    assert '`make system name=star_2k args="inputs=DIR"`' in said["table_3"]
-    assert '`make system name=pixelwizard_2k args="prompts=FILE"`' in said["table_3"]
-    assert 'args="videos=DIR"`' in said["table_8_1"]
-    assert 'args="prompts=FILE"`' in said["table_8_1"]
+    texts = {name: render(compose(paper.load(name), {}), "md") for name in ("table_3", "table_8_1")}
+    assert '`make system name=star_2k args="inputs=DIR"`' in texts["table_3"]
+    assert '`make system name=pixelwizard_2k args="prompts=FILE"`' in texts["table_3"]
+    assert 'args="videos=DIR"`' in texts["table_8_1"]
+    assert 'args="prompts=FILE"`' in texts["table_8_1"]
 
 
 @pytest.mark.parametrize(

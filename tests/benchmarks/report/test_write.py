@@ -40,12 +40,12 @@ def result() -> dict:
         }
         for arm, row in MEANS.items()
     }
-    compared, paper = compare(scores), load("table_9_3")
+    comparison, paper = compare(scores), load("table_9_3")
     arms = [
         {
             "name": arm,
             "varied": {"objective": "shortcut", "step_sampler": f"{arm}_100%"},
-            **compared.row(arm),
+            **comparison.row(arm),
             "cost": {"updates": 400, "train_flops": 1.23e14, "train_cpu_s": 31.4, "sample_cpu_s": None},
             "probe": None,
             "paper": paper.values().get(arm),
@@ -76,10 +76,10 @@ def result() -> dict:
             "metrics": protocols(["psd", "swd"]),
         },
         "arms": arms,
-        "best": compared.best,
+        "best": comparison.best,
         "floor": floor,
         "ceiling": {"psd": vars(estimate([0.8, 0.9, 0.85]))},
-        "order_as_in_paper": order_as_in_paper(compared, paper.values(), paper.quality(), primary="psd"),
+        "order_as_in_paper": order_as_in_paper(comparison, paper.values(), paper.quality(), primary="psd"),
         "coverage": [
             {
                 "arm": "full",
@@ -102,9 +102,9 @@ def test_a_dash_of_an_arm_that_was_scored_is_said(result: dict):
     arms = [{**arm, "metrics": dict(arm["metrics"])} for arm in result["arms"]]
     del arms[1]["metrics"]["mhd_ratio"], arms[3]["metrics"]["mhd_ratio"]
     arms[2]["metrics"] = {}  # it failed, which another line says
-    found = {**result, "arms": arms}
-    assert "mhd_ratio of uniform, full: not finite, or not measured of such an arm" in markdown(found)
-    assert "exponential: not finite" not in markdown(found)
+    incomplete = {**result, "arms": arms}
+    assert "mhd_ratio of uniform, full: not finite, or not measured of such an arm" in markdown(incomplete)
+    assert "exponential: not finite" not in markdown(incomplete)
 
 
 def test_numbers_that_are_not_finite_become_null():
@@ -112,17 +112,17 @@ def test_numbers_that_are_not_finite_become_null():
 
 
 def test_all_files_are_written_and_the_same_bytes_again(result: dict, tmp_path: Path):
-    first = {path.name: path.read_bytes() for path in write(result, tmp_path / "a")}
-    again = {path.name: path.read_bytes() for path in write(result, tmp_path / "b")}
-    assert set(first) == {"table.md", "table.tex", "table.html", "table.json", "table.csv", "plot.png"}
-    assert first == again
+    files_a = {path.name: path.read_bytes() for path in write(result, tmp_path / "a")}
+    files_b = {path.name: path.read_bytes() for path in write(result, tmp_path / "b")}
+    assert set(files_a) == {"table.md", "table.tex", "table.html", "table.json", "table.csv", "plot.png"}
+    assert files_a == files_b
     assert not Image.open(tmp_path / "a" / "plot.png").info.get("Software")
 
 
 def test_a_result_read_back_renders_the_same(result: dict):
-    again = json.loads(to_json(result))
-    assert markdown(again) == markdown(result)
-    assert html(again) == html(result)
+    loaded = json.loads(to_json(result))
+    assert markdown(loaded) == markdown(result)
+    assert html(loaded) == html(result)
 
 
 def test_markdown_has_a_row_per_arm_the_ceiling_the_floor_and_the_papers_columns(result: dict):
@@ -160,16 +160,16 @@ def test_every_format_says_what_an_arm_is_compared_with(result: dict, setting: d
     arms = result["arms"]
     if "across" in setting:
         arms = [{**arm, "name": f"{arm['name']}@4"} for arm in arms]
-    found = {**result, **setting, "arms": arms}
-    assert compared_with(found) == phrase
-    printed = io.StringIO()
-    Console(file=printed, width=200).print(terminal(found, 200))
-    assert f"differences to {phrase}\n" in re.sub(" +\n", "\n", printed.getvalue())
-    assert f"Differences to {phrase} (" in markdown(found)
-    assert f"compared with {phrase}, paired by seed" in markdown(found)
-    assert f"<h2>Differences to {phrase}</h2>" in html(found)
-    assert f'<th class="group" colspan="7">difference to {phrase}</th>' in html(found)
-    assert f"differences to {phrase.replace('_', chr(92) + '_')}." in latex(found)
+    changed_result = {**result, **setting, "arms": arms}
+    assert compared_with(changed_result) == phrase
+    output = io.StringIO()
+    Console(file=output, width=200).print(terminal(changed_result, 200))
+    assert f"differences to {phrase}\n" in re.sub(" +\n", "\n", output.getvalue())
+    assert f"Differences to {phrase} (" in markdown(changed_result)
+    assert f"compared with {phrase}, paired by seed" in markdown(changed_result)
+    assert f"<h2>Differences to {phrase}</h2>" in html(changed_result)
+    assert f'<th class="group" colspan="7">difference to {phrase}</th>' in html(changed_result)
+    assert f"differences to {phrase.replace('_', chr(92) + '_')}." in latex(changed_result)
 
 
 def test_a_row_names_what_it_is_compared_with_only_where_the_heading_does_not(result: dict):
@@ -188,11 +188,11 @@ def test_a_missing_score_is_a_dash(result: dict):
 def test_a_failed_arm_is_a_row_of_dashes_and_a_line_below(result: dict):
     arms = [dict(arm) for arm in result["arms"]]
     arms[2] = {**arms[2], "metrics": {}, "vs_previous": {}, "status": "failed: loss is not finite"}
-    failed = {**result, "arms": arms}
-    text = markdown(failed)
+    failed_result = {**result, "arms": arms}
+    text = markdown(failed_result)
     assert "| exponential | – | – |" in text
     assert "- **failed**: exponential failed: loss is not finite" in text
-    Console(file=io.StringIO(), width=120).print(terminal(failed))
+    Console(file=io.StringIO(), width=120).print(terminal(failed_result))
 
 
 def test_a_table_without_a_single_score_still_prints(result: dict, tmp_path: Path):
@@ -269,12 +269,12 @@ def test_a_cached_table_is_shown_without_torch_or_matplotlib():
         "import sys, benchmarks.stats.comparison, benchmarks.report.write, benchmarks.measure.clips, benchmarks.paper;"
         "print([m for m in ('torch', 'matplotlib', 'pandas', 'scipy', 'av') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
 
 
 def test_other_real_clips_are_not_called_a_floor_where_they_bound_nothing(result: dict):
-    bounded, other = markdown(result), markdown({**result, "floor_is_bound": False})
+    bounded, unbounded = markdown(result), markdown({**result, "floor_is_bound": False})
     assert "real vs real (floor)" in bounded
-    assert "other real clips (no bound)" in other
-    assert "(floor)" not in other
+    assert "other real clips (no bound)" in unbounded
+    assert "(floor)" not in unbounded

@@ -25,19 +25,19 @@ STEPS = ("stock_steps=2", "stock_of=7")
 
 def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path: Path, capsys) -> None:
     assert main([*SMALL, "kernels=sdpa,sage", *STEPS, "compile=false", f"out={tmp_path / 'bench.json'}"]) == 0
-    found = json.loads((tmp_path / "bench.json").read_text())
-    assert found["kernels"]["sdpa"] > 0
-    assert "not to be had here" in found["kernels"]["sage"]
-    [measured] = found["measured"]
-    assert len(measured["evaluation_seconds"]) == 8
-    assert 0 < sum(measured["evaluation_seconds"]) <= measured["seconds"] + 1e-3  # all but what comes after the last
-    assert (measured["scale"], measured["steps"], measured["evaluations"]) == ("proxy", 4, 8)
-    assert measured["attention"] == "sdpa"
-    assert len(measured["stock"]["step_seconds"]) == 2
-    assert measured["stock"]["seconds"] == pytest.approx(7 * measured["stock"]["step_seconds"][1], rel=0.02)
-    assert measured["stock"]["steps"] == 7
-    assert measured["speed_up"] == pytest.approx(measured["stock"]["seconds"] / measured["seconds"], rel=0.02)
-    assert {"git_commit", "device", "torch"} <= found.keys()
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["kernels"]["sdpa"] > 0
+    assert "not to be had here" in report["kernels"]["sage"]
+    [row] = report["measured"]
+    assert len(row["evaluation_seconds"]) == 8
+    assert 0 < sum(row["evaluation_seconds"]) <= row["seconds"] + 1e-3  # all but what comes after the last
+    assert (row["scale"], row["steps"], row["evaluations"]) == ("proxy", 4, 8)
+    assert row["attention"] == "sdpa"
+    assert len(row["stock"]["step_seconds"]) == 2
+    assert row["stock"]["seconds"] == pytest.approx(7 * row["stock"]["step_seconds"][1], rel=0.02)
+    assert row["stock"]["steps"] == 7
+    assert row["speed_up"] == pytest.approx(row["stock"]["seconds"] / row["seconds"], rel=0.02)
+    assert {"git_commit", "device", "torch"} <= report.keys()
 
 
 def test_compiled_blocks_are_taken_where_they_are_faster_and_refused_with_a_reason() -> None:
@@ -61,14 +61,14 @@ def test_what_was_measured_before_a_kill_is_in_the_file(
     tmp_path: Path, forwards: int, ours: int, stock: int | None, capsys
 ) -> None:
     """One forward warms up, eight are ours; a step of stock is two."""
-    done = 0
+    count = 0
 
     def stop(module: Any, args: Any) -> None:
-        nonlocal done
+        nonlocal count
         if isinstance(module, WanTransformer3DModel):
-            if done == forwards:
+            if count == forwards:
                 raise KeyboardInterrupt
-            done += 1
+            count += 1
 
     hook = register_module_forward_pre_hook(stop)
     try:
@@ -76,47 +76,47 @@ def test_what_was_measured_before_a_kill_is_in_the_file(
             main([*SMALL, "kernels=sdpa", *STEPS, "compile=false", f"out={tmp_path / 'bench.json'}"])
     finally:
         hook.remove()
-    found = json.loads((tmp_path / "bench.json").read_text())
-    [measured] = found["measured"]
-    assert len(measured["evaluation_seconds"]) == ours
-    assert ("seconds" in measured) == (stock is not None)
-    assert len(measured.get("stock", {}).get("step_seconds", [])) == (stock or 0)
-    assert "speed_up" not in measured
+    report = json.loads((tmp_path / "bench.json").read_text())
+    [row] = report["measured"]
+    assert len(row["evaluation_seconds"]) == ours
+    assert ("seconds" in row) == (stock is not None)
+    assert len(row.get("stock", {}).get("step_seconds", [])) == (stock or 0)
+    assert "speed_up" not in row
     assert f"proxy: evaluation {ours} of 8" in capsys.readouterr().err
 
 
 def test_where_there_is_one_way_none_is_timed() -> None:
     run = build(["scale=proxy", "stage=hires", *SMALL[1:]])
     for compiles, variant in (("false", Variant("sdpa")), ("always", Variant("sdpa", compiled=True))):
-        ran = 0
+        count = 0
 
-        def seen(module: Any, args: Any) -> None:
-            nonlocal ran
-            ran += 1
+        def count_forward(module: Any, args: Any) -> None:
+            nonlocal count
+            count += 1
 
-        hook = register_module_forward_pre_hook(seen)
+        hook = register_module_forward_pre_hook(count_forward)
         try:
-            best, told = choose_variant(run, ["sdpa"], compiles)
+            best, outcomes = choose_variant(run, ["sdpa"], compiles)
         finally:
             hook.remove()
         assert best == variant
-        assert told == {str(best): "not timed, there is no other"}
-        assert ran == 0
+        assert outcomes == {str(best): "not timed, there is no other"}
+        assert count == 0
     assert choose_variant(run, ["sage"], "always")[0] is None
 
 
 def test_one_network_is_alive_at_a_time_or_its_peak_would_be_anothers(tmp_path: Path) -> None:
     """The kernels', a scale's and the next scale's: seen at every forward, with nothing collected by chance."""
     alive: WeakSet[Any] = WeakSet()
-    most = 0
+    max_alive = 0
 
-    def seen(module: Any, args: Any) -> None:
-        nonlocal most
+    def note_network(module: Any, args: Any) -> None:
+        nonlocal max_alive
         if isinstance(module, WanTransformer3DModel):
             alive.add(module)
-            most = max(most, len(alive))
+            max_alive = max(max_alive, len(alive))
 
-    hook = register_module_forward_pre_hook(seen)
+    hook = register_module_forward_pre_hook(note_network)
     gc.disable()
     try:
         words = [
@@ -131,11 +131,11 @@ def test_one_network_is_alive_at_a_time_or_its_peak_would_be_anothers(tmp_path: 
     finally:
         gc.enable()
         hook.remove()
-    assert most == 1
+    assert max_alive == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (
             ["what=nothing"],
@@ -150,6 +150,6 @@ def test_one_network_is_alive_at_a_time_or_its_peak_would_be_anothers(tmp_path: 
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_wrong_call_is_told_what_would_do(words: list[str], told: str, capsys) -> None:
+def test_a_wrong_call_is_told_what_would_do(words: list[str], message: str, capsys) -> None:
     assert main(words) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

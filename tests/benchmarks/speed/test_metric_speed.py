@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.speed import metric_speed as bench
-from benchmarks.speed.metric_speed import Measured
+from benchmarks.speed.metric_speed import BenchRow
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 
@@ -29,8 +29,8 @@ class TestTheFrames:
     def test_of_a_clip_are_views_that_move_over_one_picture(self) -> None:
         frames = bench.pan(4, 20, 30)
         assert frames.shape == (4, 20, 30, 3)
-        for before, after in itertools.pairwise(frames):
-            assert np.array_equal(after[:-2, :-1], before[2:, 1:])
+        for frame, next_frame in itertools.pairwise(frames):
+            assert np.array_equal(next_frame[:-2, :-1], frame[2:, 1:])
         assert np.shares_memory(frames[0], frames[3])
 
 
@@ -44,7 +44,7 @@ class TestRivals:
                 bench.time.sleep(0.2)
             return value
 
-        values, seconds = bench.in_turn({"a": lambda: rival("a", 1.0), "b": lambda: rival("b", 2.0)}, 3)
+        values, seconds = bench.time_rivals({"a": lambda: rival("a", 1.0), "b": lambda: rival("b", 2.0)}, 3)
         assert calls == ["a", "b"] * 4
         assert values == {"a": 1.0, "b": 2.0}
         assert max(seconds.values()) < 0.1
@@ -54,7 +54,7 @@ class TestRivals:
         frames = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
         unit = frames[0] / 255
         expected = ((unit - unit[3:5, 3:5].mean(axis=(0, 1))) ** 2).mean()
-        assert bench.interpolated(frames, [3]) == pytest.approx(expected, rel=1e-5)
+        assert bench.interpolated_mhd(frames, [3]) == pytest.approx(expected, rel=1e-5)
 
     def test_of_mhd_give_one_value(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(bench, "HD", (120, 160))
@@ -113,7 +113,7 @@ class TestAnAim:
         ],
     )
     def test_is_met_or_missed(self, value: float | None, aim: float | None, sense: str, met: bool | None) -> None:
-        assert Measured("mhd", "speed", value, "x", aim, sense).met is met
+        assert BenchRow("mhd", "speed", value, "x", aim, sense).met is met
 
 
 class TestTheCall:
@@ -137,12 +137,12 @@ class TestTheCall:
     ) -> None:
         monkeypatch.setenv("COLUMNS", "80")
         bench.show([
-            Measured("stream", "mhd_mse,niqe: 121 4K frames", 0.5698, "frames/s"),
-            Measured("mhd", "largest relative difference", 2.328e-07, "", 1e-10, "most"),
+            BenchRow("stream", "mhd_mse,niqe: 121 4K frames", 0.5698, "frames/s"),
+            BenchRow("mhd", "largest relative difference", 2.328e-07, "", 1e-10, "most"),
         ])  # fmt: skip
-        shown = capsys.readouterr().out
-        assert "…" not in shown
-        assert "missed" in shown
+        output = capsys.readouterr().out
+        assert "…" not in output
+        assert "missed" in output
 
     def test_writes_what_it_shows(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -152,9 +152,9 @@ class TestTheCall:
         monkeypatch.setenv("PW_METRICS", str(tmp_path))
         out = tmp_path / "bench.json"
         assert bench.main(["only=niqe", "repeats=1", f"out={out}"]) == 0
-        found = json.loads(out.read_text())
-        assert [row["value"] for row in found["measured"]] == [None]
-        assert {"device", "cores", "torch", "threads"} <= set(found)
-        shown = capsys.readouterr().out
-        assert str(out) in shown
-        assert "make weights" in shown
+        report = json.loads(out.read_text())
+        assert [row["value"] for row in report["measured"]] == [None]
+        assert {"device", "cores", "torch", "threads"} <= set(report)
+        output = capsys.readouterr().out
+        assert str(out) in output
+        assert "make weights" in output

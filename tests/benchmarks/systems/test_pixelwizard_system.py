@@ -37,16 +37,16 @@ def test_pw_generate_makes_the_videos_and_tells_their_costs(pipeline: tuple[Path
     assert sorted(path.name for path in (out / "videos").iterdir()) == ["a heron-0.mkv", "a heron-1.mkv"]
     info = probe(out / "videos" / "a heron-1.mkv")
     assert (info.width, info.height, info.frames, info.fps, info.codec) == (96, 64, 5, 24.0, "ffv1")
-    about = json.loads((out / "jobs" / "a heron-1.json").read_text())
-    assert about["seconds_diffusion"] == about["seconds"]["anchor"] + about["seconds"]["hires"]
-    assert about["seconds_diffusion"] < about["seconds_total"]
-    assert about["peak_memory_bytes"] > 0
-    assert about["manifest"]["seed"] == about["seed"] == 1
-    assert about["command"][1:4] == ["-m", "pw", "generate"]
-    found = costs(out)
-    assert (found.n, found.devices) == (2, ("CPU",))
-    stages = [about["manifest"][stage]["parameters"] for stage in ("anchor", "hires")]
-    assert found.parameters == sum(stages)  # Table 8.2 counts both
+    note = json.loads((out / "jobs" / "a heron-1.json").read_text())
+    assert note["seconds_diffusion"] == note["seconds"]["anchor"] + note["seconds"]["hires"]
+    assert note["seconds_diffusion"] < note["seconds_total"]
+    assert note["peak_memory_bytes"] > 0
+    assert note["manifest"]["seed"] == note["seed"] == 1
+    assert note["command"][1:4] == ["-m", "pw", "generate"]
+    result = costs(out)
+    assert (result.n, result.devices) == (2, ("CPU",))
+    stages = [note["manifest"][stage]["parameters"] for stage in ("anchor", "hires")]
+    assert result.parameters == sum(stages)  # Table 8.2 counts both
     assert 0 < stages[0] < stages[1]  # stage II has an injector and a stride embedding
-    assert found.peak_memory_from == ("process",)
+    assert result.peak_memory_from == ("process",)
     assert main(words) == 0  # nothing is left to be made, so nothing starts

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import paper
 from benchmarks.systems import Setting, load, names, read_card
 from benchmarks.systems.external import fields
-from benchmarks.systems.generation_call import Call, SystemOptions, checked_call
+from benchmarks.systems.generation_call import Call, SystemOptions, make_call
 from benchmarks.systems.jobs import STEM_BYTES, costs, input_jobs, make_jobs, read_prompts, stem, videos
 from benchmarks.systems.system_command import commands, main, prepare_folder
 from pw.io.arguments import parse
@@ -68,10 +68,10 @@ def clip(path: Path, width: int = 16, height: int = 16, frames: int = 3, fps: fl
 
 def call_of(words: list[str]) -> Call:
     """What `pw system` with these words asks for."""
-    return checked_call(parse(SystemOptions, words))
+    return make_call(parse(SystemOptions, words))
 
 
-def changed(tmp_path: Path, name: str, old: str, new: str) -> Path:
+def changed_card(tmp_path: Path, name: str, old: str, new: str) -> Path:
     """A card with one passage replaced."""
     text = (Path(__file__).parents[3] / "benchmarks" / "systems" / "cards" / f"{name}.yaml").read_text()
     assert old in text
@@ -91,8 +91,8 @@ class TestACard:
 
     @pytest.mark.parametrize("table", ROWS)
     def test_is_called_as_its_row_so_that_the_table_finds_its_folder(self, table: str) -> None:
-        printed = {row.arm: row.label for row in paper.load(table).rows}
-        assert {name: load(name).rows[table] for name in ROWS[table]} == printed
+        labels = {row.arm: row.label for row in paper.load(table).rows}
+        assert {name: load(name).rows[table] for name in ROWS[table]} == labels
 
     @pytest.mark.parametrize("name", TABLE_1)
     def test_has_the_setting_that_table_1_prints(self, name: str) -> None:
@@ -102,33 +102,33 @@ class TestACard:
     @pytest.mark.parametrize("name", [name for name in names() if load(name).kind == "command"])
     def test_of_a_program_uses_fields_that_there_are(self, name: str) -> None:
         adapter: Any = load(name).adapter
-        known = fields(adapter.command)
-        assert {"prompt", "prompt_file", "input", "input_dir"} & known
-        assert (adapter.takes == "video") == bool({"input", "input_dir"} & known)
+        used = fields(adapter.command)
+        assert {"prompt", "prompt_file", "input", "input_dir"} & used
+        assert (adapter.takes == "video") == bool({"input", "input_dir"} & used)
         assert "{out}" in adapter.command
 
     def test_with_an_unknown_key_is_refused_by_the_key(self, tmp_path: Path) -> None:
-        path = changed(tmp_path, "mochi_1", "title:", "colour: red\ntitle:")
+        path = changed_card(tmp_path, "mochi_1", "title:", "colour: red\ntitle:")
         with pytest.raises(ValueError, match="unknown keys colour"):
             read_card(path)
 
     def test_without_a_key_is_refused_by_the_key(self, tmp_path: Path) -> None:
-        path = changed(tmp_path, "mochi_1", ", steps: 64", "")
+        path = changed_card(tmp_path, "mochi_1", ", steps: 64", "")
         with pytest.raises(ValueError, match="setting: missing keys steps"):
             read_card(path)
 
     def test_with_a_value_of_another_type_is_refused(self, tmp_path: Path) -> None:
-        path = changed(tmp_path, "mochi_1", "width: 848", "width: wide")
+        path = changed_card(tmp_path, "mochi_1", "width: 848", "width: wide")
         with pytest.raises(ValueError, match="width='wide': wants int"):
             read_card(path)
 
     def test_of_another_kind_says_which_there_are(self, tmp_path: Path) -> None:
-        path = changed(tmp_path, "mochi_1", "kind: diffusers", "kind: magic")
+        path = changed_card(tmp_path, "mochi_1", "kind: diffusers", "kind: magic")
         with pytest.raises(ValueError, match="one of diffusers, pixelwizard, command, videos"):
             read_card(path)
 
     def test_of_what_is_made_here_must_know_its_size(self, tmp_path: Path) -> None:
-        path = changed(tmp_path, "mochi_1", "width: 848", "width: null")
+        path = changed_card(tmp_path, "mochi_1", "width: 848", "width: null")
         with pytest.raises(ValueError, match="known size"):
             read_card(path)
 
@@ -136,10 +136,10 @@ class TestACard:
 class TestTheList:
     def test_names_every_system_with_its_licence(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([]) == 0
-        said = capsys.readouterr().out
-        assert all(name in said for name in names())
-        assert "2560x1440  121@24" in said
-        assert "Tencent Hunyuan Community License (must be accepted)" in said
+        output = capsys.readouterr().out
+        assert all(name in output for name in names())
+        assert "2560x1440  121@24" in output
+        assert "Tencent Hunyuan Community License (must be accepted)" in output
 
 
 class TestAStem:
@@ -175,7 +175,7 @@ class TestPrompts:
         ]
 
     @pytest.mark.parametrize(
-        ("line", "said"),
+        ("line", "message"),
         [
             ('{"text": "a", "colour": "b"}', "line 1: wants.*not colour"),
             ('{"prompt": "a"}', "line 1 is not.*prompt"),
@@ -183,10 +183,10 @@ class TestPrompts:
             ("a ball", "line 1 is not"),
         ],
     )
-    def test_that_are_not_understood_are_named_by_line(self, tmp_path: Path, line: str, said: str) -> None:
+    def test_that_are_not_understood_are_named_by_line(self, tmp_path: Path, line: str, message: str) -> None:
         path = tmp_path / "prompts.jsonl"
         path.write_text(f"{line}\n")
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             read_prompts(path)
 
     def test_that_share_a_file_name_are_refused(self) -> None:
@@ -203,7 +203,7 @@ class TestPrompts:
 
 class TestACall:
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("words", "message"),
         [
             (["name=wan3"], "no such system"),
             (["name=wan2_2_5b"], "prompts=FILE"),
@@ -234,11 +234,11 @@ class TestACall:
         ],
     )
     def test_that_is_wrong_is_refused_before_anything_loads(
-        self, words: list[str], said: str, prompts: Path, capsys: pytest.CaptureFixture[str]
+        self, words: list[str], message: str, prompts: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with_prompts = "said" if "prompts=FILE" in said or any("prompts=" in w for w in words) else "given"
-        assert main(words if with_prompts == "said" else [*words, f"prompts={prompts}"]) == 2
-        assert said in capsys.readouterr().err
+        is_complete = "prompts=FILE" in message or any("prompts=" in w for w in words)
+        assert main(words if is_complete else [*words, f"prompts={prompts}"]) == 2
+        assert message in capsys.readouterr().err
 
     def test_says_how_it_leaves_the_native_setting(self, prompts: Path) -> None:
         call = call_of(["name=wan2_2_5b_2k", f"prompts={prompts}", "steps=8", "width=1280"])
@@ -255,7 +255,7 @@ class TestACall:
         assert (tmp_path / "out" / "card.yaml").read_text().startswith("name: mochi_1")
 
     @pytest.mark.parametrize(
-        ("name", "said"),
+        ("name", "message"),
         [
             ("hunyuanvideo", "HunyuanVideoPipeline(hunyuanvideo-community/HunyuanVideo), seed 0: a red ball"),
             ("cinescale", "pw_cinescale.py --prompt 'a red ball' --seed 0 --width 1920 --height 1088"),
@@ -263,11 +263,11 @@ class TestACall:
         ],
     )
     def test_without_a_run_says_what_would_be_run(
-        self, name: str, said: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, name: str, message: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         out = tmp_path / "out"
         assert main([f"name={name}", f"prompts={prompts}", f"out={out}", "dry_run=true"]) == 0
-        assert said in capsys.readouterr().out
+        assert message in capsys.readouterr().out
         assert not out.exists()
 
     def test_for_pixelwizard_hands_on_what_is_not_its_own(self, prompts: Path, tmp_path: Path) -> None:
@@ -278,31 +278,31 @@ class TestACall:
 
 
 class TestCosts:
-    def note(self, folder: Path, name: str, **about: Any) -> None:
-        whole = {"width": 10, "height": 10, "frames": 4, "device": "GPU", **about}
+    def note(self, folder: Path, name: str, **note: Any) -> None:
+        content = {"width": 10, "height": 10, "frames": 4, "device": "GPU", **note}
         (folder / "jobs").mkdir(exist_ok=True)
-        (folder / "jobs" / f"{name}.json").write_text(json.dumps(whole))
+        (folder / "jobs" / f"{name}.json").write_text(json.dumps(content))
 
     def test_are_medians_over_the_videos(self, tmp_path: Path) -> None:
         for name, seconds, peak in (("a", 8.0, 5), ("b", 12.0, 9), ("c", 100.0, 7)):
             self.note(tmp_path, name, seconds_diffusion=seconds, seconds_total=1.0, peak_memory_bytes=peak)
-        found = costs(tmp_path)
-        assert (found.n, found.latency) == (3, 12.0)
-        assert found.latency_per_pixel == pytest.approx(12 / 400)  # as Table 1: pixels of all frames
-        assert found.latency_per_frame == pytest.approx(3.0)
-        assert (found.peak_memory, found.devices) == (9, ("GPU",))
+        result = costs(tmp_path)
+        assert (result.n, result.latency) == (3, 12.0)
+        assert result.latency_per_pixel == pytest.approx(12 / 400)  # as Table 1: pixels of all frames
+        assert result.latency_per_frame == pytest.approx(3.0)
+        assert (result.peak_memory, result.devices) == (9, ("GPU",))
 
     def test_that_were_not_measured_for_all_are_none(self, tmp_path: Path) -> None:
         self.note(tmp_path, "a", seconds_diffusion=8.0, seconds_total=9.0)
         self.note(tmp_path, "b", seconds_diffusion=None, seconds_total=9.0)
-        found = costs(tmp_path)
-        assert (found.latency, found.latency_per_pixel, found.parameters, found.peak_memory) == (None,) * 4
+        result = costs(tmp_path)
+        assert (result.latency, result.latency_per_pixel, result.parameters, result.peak_memory) == (None,) * 4
 
     def test_say_on_what_and_how_they_were_measured(self, tmp_path: Path) -> None:
         self.note(tmp_path, "a", processes=8, peak_memory_bytes=1, peak_memory_from="torch, allocated")
-        found = costs(tmp_path)
-        assert found.devices == ("8 × GPU, one model over all",)  # not Table 1's single GPU
-        assert found.peak_memory_from == ("torch, allocated",)
+        result = costs(tmp_path)
+        assert result.devices == ("8 × GPU, one model over all",)  # not Table 1's single GPU
+        assert result.peak_memory_from == ("torch, allocated",)
 
     def test_of_an_empty_folder_are_none(self, tmp_path: Path) -> None:
         assert (costs(tmp_path).n, costs(tmp_path).latency) == (0, None)
@@ -312,27 +312,27 @@ class TestRegistering:
     def test_says_what_is_there_missing_and_wrong_and_copies_nothing(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        there, out = tmp_path / "there", tmp_path / "out"
+        folder, out = tmp_path / "there", tmp_path / "out"
         size = "{width: 512, height: 512, frames: 221, fps: 24"
-        card = changed(tmp_path, "opensora_plan_1_1", size, "{width: 32, height: 16, frames: 3, fps: 24")
-        clip(there / "a red ball-0.mp4", 32, 16, 3, 24)
-        clip(there / "a heron, at dawn-0.mp4", 16, 16, 3, 24)
-        clip(there / "something else-0.mp4", 32, 16, 3, 24)
+        card = changed_card(tmp_path, "opensora_plan_1_1", size, "{width: 32, height: 16, frames: 3, fps: 24")
+        clip(folder / "a red ball-0.mp4", 32, 16, 3, 24)
+        clip(folder / "a heron, at dawn-0.mp4", 16, 16, 3, 24)
+        clip(folder / "something else-0.mp4", 32, 16, 3, 24)
         prompts = tmp_path / "prompts.txt"
         prompts.write_text("a red ball\na heron, at dawn\na cat\n")
-        words = [f"name={card}", f"videos={there}", f"out={out}", f"prompts={prompts}"]
+        words = [f"name={card}", f"videos={folder}", f"out={out}", f"prompts={prompts}"]
         assert main(words) == 1
-        found = json.loads((out / "registered.json").read_text())
-        assert found["present"] == ["a red ball-0"]
-        assert found["missing"] == ["a cat-0"]
-        assert found["unasked"] == ["something else-0"]
-        [[file, why]] = found["wrong"]
+        registration = json.loads((out / "registered.json").read_text())
+        assert registration["present"] == ["a red ball-0"]
+        assert registration["missing"] == ["a cat-0"]
+        assert registration["unasked"] == ["something else-0"]
+        [[file, problem]] = registration["wrong"]
         assert file == "a heron, at dawn-0.mp4"
-        assert "width is 16, asked 32" in why
+        assert "width is 16, asked 32" in problem
         assert sorted(path.name for path in out.iterdir()) == ["card.yaml", "registered.json"]
-        told = capsys.readouterr().out.splitlines()
-        assert f"left out: {there / 'a heron, at dawn-0.mp4'}: width is 16, asked 32" in told
-        assert "missing: 1: a cat-0" in told
+        lines = capsys.readouterr().out.splitlines()
+        assert f"left out: {folder / 'a heron, at dawn-0.mp4'}: width is 16, asked 32" in lines
+        assert "missing: 1: a cat-0" in lines
         assert [path.name for path in videos(out)] == ["a red ball-0.mp4"]
 
     def test_checks_no_size_that_the_card_does_not_know(self, tmp_path: Path) -> None:

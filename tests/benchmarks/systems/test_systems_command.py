@@ -86,8 +86,8 @@ class Stub:
     ) -> int:
         text = CARD.format(name="stub", command=json.dumps(command), takes=takes, writes_fps=writes_fps)
         self.card.write_text(text)
-        own = [f"name={self.card}", f"out={self.out}", f"checkout={self.checkout}", f"python={sys.executable}"]
-        return main([*own, *([f"prompts={self.prompts}"] if prompts else []), *words])
+        options = [f"name={self.card}", f"out={self.out}", f"checkout={self.checkout}", f"python={sys.executable}"]
+        return main([*options, *([f"prompts={self.prompts}"] if prompts else []), *words])
 
     def note(self, stem: str) -> dict:
         return json.loads((self.out / "jobs" / f"{stem}.json").read_text())
@@ -120,18 +120,18 @@ class TestAProgram:
         assert stub() == 0
         second = 'a cat; touch injected --seed 9 {seed} "quoted" $HOME'
         assert stub.videos() == [f"{second}-0.mkv", "a red ball-0.mkv"]
-        about = stub.note(f"{second}-0")
-        assert about["command"][about["command"].index("--prompt") + 1] == second
-        assert (about["seed"], about["steps"], about["video"]) == (0, 4, f"{second}-0.mkv")
-        assert (about["seconds_diffusion"], about["peak_memory_bytes"]) == (1.25, 4096)
-        assert (about["parameters"], about["peak_memory_from"]) == (7_000_000_000, "its program")
-        assert about["seconds_total"] > 0
-        assert about["encoding"] == {"codec": "ffv1", "written_by": "its program"}
+        note = stub.note(f"{second}-0")
+        assert note["command"][note["command"].index("--prompt") + 1] == second
+        assert (note["seed"], note["steps"], note["video"]) == (0, 4, f"{second}-0.mkv")
+        assert (note["seconds_diffusion"], note["peak_memory_bytes"]) == (1.25, 4096)
+        assert (note["parameters"], note["peak_memory_from"]) == (7_000_000_000, "its program")
+        assert note["seconds_total"] > 0
+        assert note["encoding"] == {"codec": "ffv1", "written_by": "its program"}
         assert not (stub.checkout / "injected").exists()
         assert not list((stub.out / "work").iterdir())
         assert f"making {second!r}" in (stub.out / "logs" / f"{second}-0.log").read_text()
-        found = costs(stub.out)
-        assert (found.n, found.latency, found.latency_per_pixel) == (2, 1.25, 1.25 / (32 * 16 * 5))
+        result = costs(stub.out)
+        assert (result.n, result.latency, result.latency_per_pixel) == (2, 1.25, 1.25 / (32 * 16 * 5))
 
     def test_makes_nothing_twice_and_again_what_is_damaged(self, stub: Stub) -> None:
         assert stub("limit=1") == 0
@@ -146,9 +146,9 @@ class TestAProgram:
     def test_gives_other_seeds_other_noise(self, stub: Stub) -> None:
         assert stub("limit=1", "steps=8") == 0
         assert stub("seeds=2", "shard=2/4", "steps=8") == 0  # the third of four
-        made = [read_video(path) for path in sorted((stub.out / "videos").iterdir())]
-        assert len(made) == 2
-        assert not np.array_equal(made[0], made[1])
+        clips = [read_video(path) for path in sorted((stub.out / "videos").iterdir())]
+        assert len(clips) == 2
+        assert not np.array_equal(clips[0], clips[1])
 
     def test_with_other_settings_is_refused_the_same_folder(
         self, stub: Stub, capsys: pytest.CaptureFixture[str]
@@ -159,9 +159,9 @@ class TestAProgram:
 
     def test_that_fails_is_quoted_and_stops_the_rest(self, stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
         assert stub(command="{python} -c 'print(\"no weights here\"); raise SystemExit(3)' {prompt} {seed}") == 1
-        said = capsys.readouterr().err
-        assert "a red ball-0: the command ended with status 3" in said
-        assert "    no weights here" in said
+        message = capsys.readouterr().err
+        assert "a red ball-0: the command ended with status 3" in message
+        assert "    no weights here" in message
         assert not (stub.out / "videos").exists()
         assert len(list((stub.out / "logs").iterdir())) == 1
 
@@ -185,7 +185,7 @@ class TestAProgram:
         assert "took longer than timeout=1 s" in capsys.readouterr().err
         log = (stub.out / "logs" / "a red ball-0.log").read_text()
         child = int(log.split()[1])
-        assert _soon(lambda: not _lives(child))
+        assert _becomes_true(lambda: not _is_alive(child))
 
     @pytest.mark.parametrize("words", [(), ("gpus=2",)])
     def test_ends_when_we_are_killed_and_the_next_call_goes_on(self, stub: Stub, words: tuple[str, ...]) -> None:
@@ -193,15 +193,15 @@ class TestAProgram:
             "import os, pathlib, time\npathlib.Path(f'pid-{os.getpid()}').touch()\ntime.sleep(600)\n"
         )
         assert stub("dry_run=true", command=USUAL.replace("make.py", "slow.py")) == 0  # writes the card
-        own = [f"name={stub.card}", f"out={stub.out}", f"checkout={stub.checkout}", f"python={sys.executable}"]
-        command = [sys.executable, "-m", "pw", "system", *own, f"prompts={stub.prompts}", *words]
+        options = [f"name={stub.card}", f"out={stub.out}", f"checkout={stub.checkout}", f"python={sys.executable}"]
+        command = [sys.executable, "-m", "pw", "system", *options, f"prompts={stub.prompts}", *words]
         call = subprocess.Popen(command, cwd=ROOT)
         count = len(words) + 1
-        assert _soon(lambda: len(list(stub.checkout.glob("pid-*"))) == count)
+        assert _becomes_true(lambda: len(list(stub.checkout.glob("pid-*"))) == count)
         pids = [int(path.name.partition("-")[2]) for path in stub.checkout.glob("pid-*")]
         call.kill()
         call.wait()
-        assert _soon(lambda: not any(map(_lives, pids)))
+        assert _becomes_true(lambda: not any(map(_is_alive, pids)))
         assert stub() == 0
         assert len(stub.videos()) == 2
         assert not list((stub.out / "work").iterdir())
@@ -211,7 +211,7 @@ class TestAProgram:
         assert "wrote no *.mkv to {out}; there is: a.txt" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        ("old", "new", "said"),
+        ("old", "new", "message"),
         [
             ("--width {width}", "--width 48", "width is 48, asked 32"),
             ("--frames {frames}", "--frames 3", "frames is 3, asked 5"),
@@ -219,10 +219,10 @@ class TestAProgram:
         ],
     )
     def test_that_makes_another_video_than_asked_is_refused(
-        self, stub: Stub, old: str, new: str, said: str, capsys: pytest.CaptureFixture[str]
+        self, stub: Stub, old: str, new: str, message: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert stub(command=USUAL.replace(old, new)) == 1
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert not (stub.out / "jobs").exists()
 
     def test_that_writes_another_rate_by_habit_is_retimed_without_loss(self, stub: Stub) -> None:
@@ -262,12 +262,12 @@ class TestSeveralProcesses:
         )
         command = USUAL.replace("make.py", "slow.py")
         assert stub("dry_run=true", command=command) == 0  # writes the card
-        own = [f"name={stub.card}", f"out={stub.out}", f"checkout={stub.checkout}", f"python={sys.executable}"]
-        words = [sys.executable, "-m", "pw", "system", *own, f"prompts={stub.prompts}"]
-        other = subprocess.Popen(words, cwd=ROOT)
-        assert _soon((stub.checkout / "calls").exists)
+        options = [f"name={stub.card}", f"out={stub.out}", f"checkout={stub.checkout}", f"python={sys.executable}"]
+        words = [sys.executable, "-m", "pw", "system", *options, f"prompts={stub.prompts}"]
+        process = subprocess.Popen(words, cwd=ROOT)
+        assert _becomes_true((stub.checkout / "calls").exists)
         assert stub(command=command) == 0
-        assert other.wait() == 0
+        assert process.wait() == 0
         assert "a red ball-0: another call makes it" in capfd.readouterr().err
         assert len(stub.videos()) == 2
         assert (stub.checkout / "calls").read_text() == ".."
@@ -286,7 +286,7 @@ class TestSeveralProcesses:
 class TestSuperResolution:
     COMMAND = "{python} make.py --input {input} --out {out} --seed {seed} --steps {steps}"
 
-    def given(self, folder: Path) -> Path:
+    def small_videos(self, folder: Path) -> Path:
         folder.mkdir()
         frames = np.random.default_rng(3).integers(0, 256, (5, 8, 16, 3), dtype=np.uint8)
         for name in ("a red ball-0", "a cat-0"):
@@ -294,7 +294,7 @@ class TestSuperResolution:
         return folder
 
     def test_enlarges_every_video_of_a_folder_under_its_name(self, stub: Stub, tmp_path: Path) -> None:
-        inputs = self.given(tmp_path / "anchors")
+        inputs = self.small_videos(tmp_path / "anchors")
         assert stub(f"inputs={inputs}", command=self.COMMAND, takes="video", prompts=False) == 0
         assert stub.videos() == ["a cat-0.mkv", "a red ball-0.mkv"]
         about = stub.note("a red ball-0")
@@ -304,7 +304,7 @@ class TestSuperResolution:
         assert np.array_equal(large[:, ::2, ::2], small)
 
     def test_knows_how_many_times_larger(self, stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        inputs = self.given(tmp_path / "anchors")
+        inputs = self.small_videos(tmp_path / "anchors")
         words = [f"inputs={inputs}", "dry_run=true", "limit=1"]
         command = "{python} up.py --upscale {upscale} --dir {input_dir} --out {out}"
         assert stub(*words, command=command, takes="video", prompts=False) == 0
@@ -313,13 +313,13 @@ class TestSuperResolution:
     def test_says_which_videos_are_not_there(
         self, stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        inputs = self.given(tmp_path / "anchors")
+        inputs = self.small_videos(tmp_path / "anchors")
         stub.prompts.write_text("a red ball\na dog\n")
         assert stub(f"inputs={inputs}", command=self.COMMAND, takes="video") == 2
         assert "1 of 2 are not there: a dog-0" in capsys.readouterr().err
 
 
-def _soon(holds: Callable[[], bool]) -> bool:
+def _becomes_true(holds: Callable[[], bool]) -> bool:
     """Whether it holds within half a minute."""
     for _ in range(300):
         if holds():
@@ -328,7 +328,7 @@ def _soon(holds: Callable[[], bool]) -> bool:
     return False
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     """Whether a process runs (one that ended and was not asked about is none)."""
     try:
         os.kill(pid, 0)

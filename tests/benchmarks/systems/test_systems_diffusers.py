@@ -37,12 +37,12 @@ SYSTEMS = ("wan2_2_5b_2k", "wan2_1_1_3b", "cogvideox_1_5", "cogvideox_2b", "ltx_
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`small(class)` is the folder of its small weights."""
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = write_small(name, tmp_path_factory.mktemp(name))
-        return made[name]
+        if name not in folders:
+            folders[name] = write_small(name, tmp_path_factory.mktemp(name))
+        return folders[name]
 
     return folder
 
@@ -53,12 +53,12 @@ def words(small: Any, tmp_path: Path) -> Any:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red ball\na heron\n")
 
-    def made(name: str, out: str = "out") -> list[str]:
+    def make_words(name: str, out: str = "out") -> list[str]:
         adapter: Any = load(name).adapter
         files = [f"prompts={prompts}", f"out={tmp_path / out}", f"weights={small(adapter.pipeline)}"]
         return [f"name={name}", *files, "device=cpu", "steps=2", "accept_licence=true", *SMALL[adapter.pipeline]]
 
-    return made
+    return make_words
 
 
 def videos(folder: Path) -> dict[str, np.ndarray]:
@@ -92,7 +92,7 @@ class TestAPipeline:
         from diffusers import WanPipeline
 
         assert main([*words("wan2_2_5b_2k"), "limit=1", "guidance=3", "shift=7"]) == 0
-        made = read_video(tmp_path / "out" / "videos" / "a red ball-0.mkv")
+        frames = read_video(tmp_path / "out" / "videos" / "a red ball-0.mkv")
         pipe = WanPipeline.from_pretrained(small("WanPipeline"))
         pipe.set_progress_bar_config(disable=True)
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=7.0)
@@ -107,14 +107,14 @@ class TestAPipeline:
             guidance_scale=3.0,
             generator=torch.Generator().manual_seed(0),
         ).frames[0]
-        assert np.abs(made - expected * 255).max() <= 0.501
+        assert np.abs(frames - expected * 255).max() <= 0.501
 
     def test_repeats_a_seed_and_tells_seeds_apart(self, words: Any, tmp_path: Path) -> None:
         assert main([*words("ltx_video"), "seeds=2"]) == 0
         assert main([*words("ltx_video", "again"), "seeds=2"]) == 0
-        made, again = videos(tmp_path / "out"), videos(tmp_path / "again")
-        assert all(np.array_equal(made[name], again[name]) for name in made)
-        assert not np.array_equal(made["a heron-0.mkv"], made["a heron-1.mkv"])
+        clips, clips_again = videos(tmp_path / "out"), videos(tmp_path / "again")
+        assert all(np.array_equal(clips[name], clips_again[name]) for name in clips)
+        assert not np.array_equal(clips["a heron-0.mkv"], clips["a heron-1.mkv"])
 
     def test_goes_on_where_it_was(self, words: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*words("ltx_video"), "limit=1"]) == 0
@@ -145,8 +145,8 @@ class TestWeights:
         self, words: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-        rest = [word for word in words("wan2_2_5b") if not word.startswith("weights=")]
-        assert main(rest) == 2
+        words_without_weights = [word for word in words("wan2_2_5b") if not word.startswith("weights=")]
+        assert main(words_without_weights) == 2
         assert "`hf download Wan-AI/Wan2.2-TI2V-5B-Diffusers` fetches them" in capsys.readouterr().err
 
     def test_are_looked_for_before_diffusers_is_imported(self, tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ class TestWeights:
             locate(str(tmp_path), None)
 
     def test_of_another_pipeline_are_refused(self, words: Any, small: Any, capsys: pytest.CaptureFixture[str]) -> None:
-        wrong = [w for w in words("ltx_video") if not w.startswith("weights=")]
-        assert main([*wrong, f"weights={small('MochiPipeline')}"]) == 2
+        words_without_weights = [w for w in words("ltx_video") if not w.startswith("weights=")]
+        assert main([*words_without_weights, f"weights={small('MochiPipeline')}"]) == 2
         assert "are of MochiPipeline, ltx_video wants LTXPipeline" in capsys.readouterr().err
 
     def test_have_another_fingerprint_when_a_configuration_changes(self, tmp_path: Path) -> None:
@@ -181,9 +181,9 @@ class TestWeights:
 
         assert scheduler(FlowMatchEulerDiscreteScheduler(), {}, 7.0).config.shift == 7.0
         changes = {"class": "UniPCMultistepScheduler", "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-        made = scheduler(FlowMatchEulerDiscreteScheduler(), changes, 8.0)
-        assert isinstance(made, UniPCMultistepScheduler)
-        assert made.config.flow_shift == 8.0
+        result = scheduler(FlowMatchEulerDiscreteScheduler(), changes, 8.0)
+        assert isinstance(result, UniPCMultistepScheduler)
+        assert result.config.flow_shift == 8.0
         with pytest.raises(ValueError, match="CogVideoXDDIMScheduler has none"):
             scheduler(CogVideoXDDIMScheduler(), {}, 3.0)
 
@@ -198,18 +198,18 @@ class TestOneModelOverTwoProcesses:
         assert main(call) == 0
         alone = videos(tmp_path / "alone")
         shared = [*words("wan2_2_5b_2k", "shared"), "seeds=2", "limit=3", "trainer=fsdp"]
-        ranks = train_together(2, Making(shared, free_port()), Holding(small("WanPipeline"), free_port()))
-        many = videos(tmp_path / "shared")
-        assert many.keys() == alone.keys()
-        assert all(np.array_equal(many[name], alone[name]) for name in alone)
-        about, before = (
+        ranks = train_together(2, SystemCall(shared, free_port()), ShardCount(small("WanPipeline"), free_port()))
+        videos_of_two = videos(tmp_path / "shared")
+        assert videos_of_two.keys() == alone.keys()
+        assert all(np.array_equal(videos_of_two[name], alone[name]) for name in alone)
+        note, note_alone = (
             json.loads((tmp_path / out / "jobs" / "a red ball-0.json").read_text()) for out in ("shared", "alone")
         )
-        assert about["processes"] == 2
-        assert about["parameters"] == before["parameters"]
+        assert note["processes"] == 2
+        assert note["parameters"] == note_alone["parameters"]
         assert [status for status, _ in ranks] == ["0", "0"]
-        for _, held in ranks:
-            part, whole = map(int, held.split(" of "))
+        for _, text in ranks:
+            part, whole = map(int, text.split(" of "))
             assert 0.4 * whole < part < 0.6 * whole
 
     def test_wants_to_know_how_many(self, words: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,13 +224,13 @@ def free_port() -> str:
 
 
 def _join(rank: int, port: str) -> None:
-    """Be a process of torchrun's."""
+    """Set the environment variables of torchrun."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
 
 
 @dataclass(frozen=True)
-class Making:
-    """A call that one of two processes carries out: its exit status."""
+class SystemCall:
+    """A call of `pw system` in one of two processes; the result is its exit status."""
 
     words: list[str]
     port: str
@@ -241,8 +241,8 @@ class Making:
 
 
 @dataclass(frozen=True)
-class Holding:
-    """A denoiser that is shared: `x of y`, the numbers that a process holds of those in all."""
+class ShardCount:
+    """A sharded denoiser; the result is `x of y`: parameters in this process, parameters in total."""
 
     weights: Path
     port: str
