@@ -1,4 +1,4 @@
-"""What goes wrong on real machines, on a small ablation: the table is afterwards the undisturbed one, digit for digit.
+"""Faults of real machines in a small ablation: the final table equals that of an undisturbed run, digit for digit.
 
 A runner killed from the command line, a training that cannot begin and a locked database are in `test_ablation.py`,
 signals in `test_launcher.py`.
@@ -59,7 +59,7 @@ SIZES = (
 )
 
 
-def planned(outputs: Path, ablation: Ablation = ABLATION, sizes: Sequence[str] = SIZES) -> Plan:
+def plan_for(outputs: Path, ablation: Ablation = ABLATION, sizes: Sequence[str] = SIZES) -> Plan:
     return plan_of(
         AblationOptions("faults", seeds=(0,), outputs=outputs, overrides=tuple(sizes)),
         ablation,
@@ -68,8 +68,8 @@ def planned(outputs: Path, ablation: Ablation = ABLATION, sizes: Sequence[str] =
 
 
 def table(plan: Plan, pool: Pool) -> dict[str, Any]:
-    """The table but for what a run costs and where it lies."""
-    result = make_table(plan, all_jobs(plan)[1], pool.failed)
+    """The table without measured costs and without paths."""
+    result = make_table(plan, all_jobs(plan)[1], pool.failures)
     without_place = json.loads(json.dumps(result, default=str).replace(str(plan.options.outputs), ""))
     for arm in without_place["arms"]:
         arm["cost"] = {"train_flops": arm["cost"].get("train_flops")}
@@ -77,54 +77,54 @@ def table(plan: Plan, pool: Pool) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A pool that has run, with what it told."""
+class PoolRun:
+    """A pool that has run, with its events (event, label, text)."""
 
     plan: Plan
     pool: Pool
-    told: list[tuple[str, str, str]]
+    events: list[tuple[str, str, str]]
 
-    def word(self, label: str) -> tuple[str, str]:
-        """(done, failed or skipped; what was said)."""
-        return next((what, text) for what, name, text in self.told if name == label and what != "started")
+    def event_of(self, label: str) -> tuple[str, str]:
+        """(done, failed or skipped; its text) of the job with this label."""
+        return next((event, text) for event, name, text in self.events if name == label and event != "started")
 
 
-def carry_out(outputs: Path, tick: Callable[[Pool], None] = lambda _: None, plan: Plan | None = None) -> Ended:
-    """What `make ablation` does between plan and table, with two workers."""
-    plan, told = plan or planned(outputs), []
-    pool = Pool(outputs, 2, lambda what, job, text: told.append((what, job.label, text)))
+def run_pool(outputs: Path, tick: Callable[[Pool], None] = lambda _: None, plan: Plan | None = None) -> PoolRun:
+    """Run a plan as `make ablation` does between plan and table, with two workers."""
+    plan, events = plan or plan_for(outputs), []
+    pool = Pool(outputs, 2, lambda event, job, text: events.append((event, job.label, text)))
     todo = [job for job in all_jobs(plan)[0] if not job.is_done(outputs)]
     try:
         pool.run(todo, lambda: tick(pool))
     except Stopped as stopped:
-        told.append(("interrupted", "", signal.Signals(stopped.signal).name))
-    return Ended(plan, pool, told)
+        events.append(("interrupted", "", signal.Signals(stopped.signal).name))
+    return PoolRun(plan, pool, events)
 
 
 class Disturber(threading.Thread):
-    """Does something to the process of each training named, once it has begun its updates."""
+    """Calls an action on the process of each named training, once it has begun its updates."""
 
-    def __init__(self, plan: Plan, deeds: dict[str, Callable[[int, Path], None]]) -> None:
+    def __init__(self, plan: Plan, actions: dict[str, Callable[[int, Path], None]]) -> None:
         super().__init__(daemon=True)
-        self.outputs, self.ended = plan.options.outputs, threading.Event()
-        self.left = {job.label: (job, deeds[job.label]) for job in all_jobs(plan)[0] if job.label in deeds}
+        self.outputs, self.stop = plan.options.outputs, threading.Event()
+        self.pending = {job.label: (job, actions[job.label]) for job in all_jobs(plan)[0] if job.label in actions}
 
     def run(self) -> None:
         ledger = Ledger(self.outputs)
-        while self.left and not self.ended.wait(0.002):
-            for label, (job, deed) in list(self.left.items()):
+        while self.pending and not self.stop.wait(0.002):
+            for label, (job, action) in list(self.pending.items()):
                 checkpoints = self.folder(job) / "checkpoints"
                 claim = ledger.read(job.key)
                 if (checkpoints / "previous.ckpt").exists() and claim is not None and claim.pid != os.getpid():
-                    deed(claim.pid, checkpoints)
-                    del self.left[label]
+                    action(claim.pid, checkpoints)
+                    del self.pending[label]
 
     def folder(self, job: Job) -> Path:
         return self.outputs / "train" / job.run.training_signature
 
 
-def kill_while_it_saves(pid: int, checkpoints: Path) -> None:
-    """kill -9 with a checkpoint half written: the process is halted again and again until it is found at that."""
+def kill_during_save(pid: int, checkpoints: Path) -> None:
+    """kill -9 while a checkpoint is half written: suspends the process repeatedly until that is the case."""
     process = psutil.Process(pid)
     while True:
         process.suspend()
@@ -139,7 +139,7 @@ def kill_while_it_saves(pid: int, checkpoints: Path) -> None:
 
 
 def fill_the_disk(pid: int, checkpoints: Path) -> None:
-    """No file of the process grows beyond 20 kB any more; SIGXFSZ is ignored in Python, so a write raises OSError."""
+    """Limit files of the process to 20 kB. Python ignores SIGXFSZ, so a write raises OSError."""
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
@@ -148,16 +148,16 @@ class Story:
     """One ablation undisturbed; another with a killed worker and a full disk, then with its runner killed, then
     interrupted, then finished.
 
-    left_by_the_kill   {checkpoint: whether it can be read}
-    left_by_a_runner   its workers that are there ten seconds after it was killed
+    checkpoints_after_kill  checkpoint of the killed worker -> whether it can be read
+    orphans                 workers of the killed runner that are alive ten seconds later
     """
 
-    undisturbed: Ended
-    disturbed: Ended
-    left_by_the_kill: dict[str, bool]
-    left_by_a_runner: list[int]
-    interrupted: Ended
-    finished: Ended
+    undisturbed: PoolRun
+    disturbed: PoolRun
+    checkpoints_after_kill: dict[str, bool]
+    orphans: list[int]
+    interrupted: PoolRun
+    finished: PoolRun
     workers_left: list[int]
     claims_left: list[str]
 
@@ -166,16 +166,16 @@ class Story:
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     if not hasattr(resource, "prlimit"):
         pytest.skip("a limit on another process's files is Linux's")
-    undisturbed = carry_out(tmp_path_factory.mktemp("undisturbed"))
+    undisturbed = run_pool(tmp_path_factory.mktemp("undisturbed"))
     outputs = tmp_path_factory.mktemp("disturbed")
-    deeds = {"train killed seed 0": kill_while_it_saves, "train full_disk seed 0": fill_the_disk}
-    disturber = Disturber(planned(outputs), deeds)
+    actions = {"train killed seed 0": kill_during_save, "train full_disk seed 0": fill_the_disk}
+    disturber = Disturber(plan_for(outputs), actions)
     disturber.start()
-    disturbed = carry_out(outputs)
-    disturber.ended.set()
-    assert not disturber.left, "the trainings were over before anything could happen to them"
-    killed = next(disturber.folder(job) for job in all_jobs(disturbed.plan)[0] if job.label == "train killed seed 0")
-    left = {path.name: can_be_read(path) for path in (killed / "checkpoints").iterdir()}
+    disturbed = run_pool(outputs)
+    disturber.stop.set()
+    assert not disturber.pending, "the trainings were over before anything could happen to them"
+    folder = next(disturber.folder(job) for job in all_jobs(disturbed.plan)[0] if job.label == "train killed seed 0")
+    checkpoints = {path.name: can_be_read(path) for path in (folder / "checkpoints").iterdir()}
 
     orphans = kill_a_runner(outputs)
     workers: list[int] = []
@@ -185,27 +185,27 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
             workers.extend(r.process.pid for r in pool.running)
             signal.raise_signal(signal.SIGHUP)
 
-    interrupted = carry_out(outputs, interrupt)
+    interrupted = run_pool(outputs, interrupt)
     alive = [pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
     claims = [json.loads(path.read_text()) for path in (outputs / "ledger").glob("*.json")]
     running = [claim["label"] for claim in claims if claim["state"] == "running"]
-    last = killed / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
-    return Story(undisturbed, disturbed, left, orphans, interrupted, carry_out(outputs), alive, running)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
+    return Story(undisturbed, disturbed, checkpoints, orphans, interrupted, run_pool(outputs), alive, running)
 
 
 def kill_a_runner(outputs: Path) -> list[int]:
-    """kill -9 of another runner with both workers at work; those of them that are there ten seconds later."""
+    """kill -9 of another runner while both workers run; returns the workers that live ten seconds later."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    runner = context.Process(target=carry_out, args=(outputs,))  # its workers come from our fork server, too
+    runner = context.Process(target=run_pool, args=(outputs,))  # its workers come from our fork server, too
     runner.start()
-    ledger, until = Ledger(outputs), time.monotonic() + 60
+    ledger, deadline = Ledger(outputs), time.monotonic() + 60
     at_work: dict[int, psutil.Process] = {}
     while len(at_work) < 2:
         assert runner.is_alive()
-        assert time.monotonic() < until
-        claims = [ledger.read(job.key) for job in all_jobs(planned(outputs))[0]]
+        assert time.monotonic() < deadline
+        claims = [ledger.read(job.key) for job in all_jobs(plan_for(outputs))[0]]
         for pid in {claim.pid for claim in claims if claim and claim.state == "running"} - {runner.pid, *at_work}:
             with contextlib.suppress(psutil.NoSuchProcess):  # one that failed meanwhile
                 at_work[pid] = psutil.Process(pid)
@@ -221,7 +221,7 @@ def kill_a_runner(outputs: Path) -> list[int]:
 
 
 def suspend(process: psutil.Process, ledger: Ledger) -> None:
-    """Halt a worker, but not while it has the ledger's lock: its runner could start no other."""
+    """Suspend a worker, but not while it has the ledger's lock, which its runner needs."""
     while True:
         process.suspend()
         with contextlib.suppress(Timeout), FileLock(ledger.folder / ".lock", timeout=0.2):
@@ -239,45 +239,45 @@ def can_be_read(checkpoint: Path) -> bool:
 
 
 def test_a_killed_worker_takes_only_what_depends_on_it(story: Story) -> None:
-    what, text = story.disturbed.word("train killed seed 0")
-    assert (what, "was killed" in text or "ended with code" in text) == ("failed", True)
-    assert story.disturbed.word("sample killed seed 0")[0] == "skipped"
-    assert story.disturbed.word("train start hires")[0] == "done"
+    event, text = story.disturbed.event_of("train killed seed 0")
+    assert (event, "was killed" in text or "ended with code" in text) == ("failed", True)
+    assert story.disturbed.event_of("sample killed seed 0")[0] == "skipped"
+    assert story.disturbed.event_of("train start hires")[0] == "done"
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_two_before_and_later_no_part(story: Story) -> None:
-    assert story.left_by_the_kill == {"partial.ckpt": False, "last.ckpt": True, "previous.ckpt": True}
+    assert story.checkpoints_after_kill == {"partial.ckpt": False, "last.ckpt": True, "previous.ckpt": True}
     assert not list(story.finished.plan.options.outputs.glob("train/*/checkpoints/partial.ckpt"))
 
 
 def test_a_killed_runner_takes_its_workers_along(story: Story) -> None:
-    assert story.left_by_a_runner == []
+    assert story.orphans == []
 
 
 def test_a_full_disk_fails_its_own_training_and_says_so(story: Story) -> None:
-    what, text = story.disturbed.word("train full_disk seed 0")
-    assert what == "failed"
+    event, text = story.disturbed.event_of("train full_disk seed 0")
+    assert event == "failed"
     assert "File too large" in text
 
 
 def test_a_loss_that_is_not_finite_stops_its_arm_and_no_other(story: Story) -> None:
-    for ended in (story.undisturbed, story.finished):
-        failed = {label for what, label, _ in ended.told if what == "failed"}
+    for pool_run in (story.undisturbed, story.finished):
+        failed = {label for event, label, _ in pool_run.events if event == "failed"}
         assert failed == {"train not_finite seed 0"}
-        assert "the loss is not finite at update 2" in ended.word("train not_finite seed 0")[1]
-    assert story.undisturbed.word("score full_disk seed 0")[0] == "done"
+        assert "the loss is not finite at update 2" in pool_run.event_of("train not_finite seed 0")[1]
+    assert story.undisturbed.event_of("score full_disk seed 0")[0] == "done"
 
 
 def test_a_loss_that_is_not_finite_leaves_its_batch(story: Story) -> None:
     run = next(job.run for job in all_jobs(story.finished.plan)[0] if job.label == "train not_finite seed 0")
     (path,) = story.finished.plan.options.outputs.glob(f"train/{run.training_signature}/not_finite/*.json")
-    found, clips = read(path)
-    assert (found.signature, found.update) == (run.training_signature, 2)
-    assert torch.equal(clips, run.source.batch(0, found.batch, 2))
+    record, clips = read(path)
+    assert (record.signature, record.update) == (run.training_signature, 2)
+    assert torch.equal(clips, run.source.batch(0, record.batch, 2))
 
 
 def test_an_interrupted_runner_leaves_no_worker_and_no_claim(story: Story) -> None:
-    assert story.interrupted.told[-1] == ("interrupted", "", "SIGHUP")
+    assert story.interrupted.events[-1] == ("interrupted", "", "SIGHUP")
     assert story.workers_left == []
     assert story.claims_left == []
 
@@ -296,10 +296,10 @@ HUNG_UP = """if True:
 
 
 def test_a_terminal_that_closes_tells_the_runner_alone_who_sees_its_workers_end() -> None:
-    """All of a terminal's processes hear of it, and who forked the workers would else no longer tell of their end."""
+    """SIGHUP goes to all processes of a terminal; the fork server must survive it to report the ends of workers."""
     words = [sys.executable, "-c", HUNG_UP]
-    told = subprocess.run(words, cwd=ROOT, start_new_session=True, capture_output=True, text=True, check=True)
-    assert told.stdout == "0\n"
+    process = subprocess.run(words, cwd=ROOT, start_new_session=True, capture_output=True, text=True, check=True)
+    assert process.stdout == "0\n"
 
 
 ENDLESS = ("start=none", "train.updates=100000", "train.batch_size=2", "train.checkpoint_every=100000")
@@ -308,10 +308,10 @@ ENDLESS = ("start=none", "train.updates=100000", "train.batch_size=2", "train.ch
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="a limit on another process's files is Linux's")
 @pytest.mark.parametrize("who", ["runner", "worker"])
 def test_what_a_worker_says_of_being_stopped_is_told(who: str, tmp_path: Path) -> None:
-    """The runner's, that its checkpoint could not be written; one that is stopped by itself, that it was."""
-    job = next(job for job in all_jobs(planned(tmp_path, sizes=(*SIZES, *ENDLESS)))[0] if job.kind == "train")
-    told: list[tuple[str, str]] = []
-    pool = Pool(tmp_path, 1, lambda what, job, text: told.append((what, text)))
+    """If the runner stops: its checkpoint could not be written. If the worker alone is stopped: that it was stopped."""
+    job = next(job for job in all_jobs(plan_for(tmp_path, sizes=(*SIZES, *ENDLESS)))[0] if job.kind == "train")
+    events: list[tuple[str, str]] = []
+    pool = Pool(tmp_path, 1, lambda event, job, text: events.append((event, text)))
 
     def stop() -> None:
         if pool.running and pool.running[0].share:
@@ -323,16 +323,16 @@ def test_what_a_worker_says_of_being_stopped_is_told(who: str, tmp_path: Path) -
 
     with pytest.raises(Stopped) if who == "runner" else contextlib.nullcontext():
         pool.run([job], stop)
-    what, text = told[-1]
-    assert what == "failed"
+    event, text = events[-1]
+    assert event == "failed"
     assert ("File too large" if who == "runner" else "stopped by SIGTERM; the same command goes on") in text
 
 
 def test_half_a_word_of_a_worker_that_was_killed_ends_no_runner(tmp_path: Path) -> None:
-    report, theirs = multiprocessing.Pipe(duplex=False)
-    os.write(theirs.fileno(), b"\0\0\0\x20half")
-    theirs.close()
-    running = RunningJob(all_jobs(planned(tmp_path))[0][0], None, report, 0.0)
+    report, worker_end = multiprocessing.Pipe(duplex=False)
+    os.write(worker_end.fileno(), b"\0\0\0\x20half")
+    worker_end.close()
+    running = RunningJob(all_jobs(plan_for(tmp_path))[0][0], None, report, 0.0)
     assert read_reports(running) is None
     assert running.is_silent
 
@@ -340,13 +340,13 @@ def test_half_a_word_of_a_worker_that_was_killed_ends_no_runner(tmp_path: Path) 
 def test_a_corrupt_checkpoint_is_set_aside_for_the_one_before(story: Story) -> None:
     (log,) = (story.finished.plan.options.outputs / "logs").glob("train_killed_seed_0_*.log")
     assert "is unreadable" in log.read_text()
-    assert story.finished.word("train killed seed 0")[0] == "done"
+    assert story.finished.event_of("train killed seed 0")[0] == "done"
 
 
 def test_the_table_is_afterwards_the_undisturbed_one(story: Story) -> None:
-    expected, found = (table(ended.plan, ended.pool) for ended in (story.undisturbed, story.finished))
+    expected, result = (table(pool_run.plan, pool_run.pool) for pool_run in (story.undisturbed, story.finished))
     assert [arm["status"].partition(":")[0] for arm in expected["arms"]] == ["ok", "ok", "failed"]
-    assert found == expected
+    assert result == expected
 
 
 def test_the_status_tells_who_failed_and_why(story: Story) -> None:
@@ -364,22 +364,22 @@ def test_a_clip_that_cannot_be_read_is_passed_over_by_every_arm_and_the_table_na
     arms = {"one": "weighting.p=0.25", "two": "weighting.p=0.75"}
     ablation = Ablation(fixed="stage=hires", varies=("weighting.p",), arms=arms, versus="first", metrics=("psd",))
     sizes = ("start=none", "train.updates=4", "train.batch_size=2", "sampling.count=2", "sampling.num_steps=1")
-    plan = planned(
+    plan = plan_for(
         tmp_path, ablation, (*sizes, "sampling.solution_steps=1", "data=shards", f"data.urls={shards}/*.tar")
     )
-    ended = carry_out(tmp_path, plan=plan)
+    pool_run = run_pool(tmp_path, plan=plan)
     folders = [training_folder(arm.runs[0], tmp_path) for arm in plan.arms]
-    done = [json.loads((folder / "done.json").read_text()) for folder in folders]
-    assert [about["passed_over"] for about in done] == [["train-000000.tar/clip-2"]] * 2
+    marks = [json.loads((folder / "done.json").read_text()) for folder in folders]
+    assert [mark["passed_over"] for mark in marks] == [["train-000000.tar/clip-2"]] * 2
     for arm in arms:
         (log,) = (tmp_path / "logs").glob(f"train_{arm}_seed_0_*.log")
         assert "cannot read 'clip-2'" in log.read_text()
-    result = table(plan, ended.pool)
+    result = table(plan, pool_run.pool)
     assert "training clips that could not be read and were passed over: 1 (train-000000.tar/clip-2)" in result["notes"]
     assert any("unreadable: val-000000.tar/clip-3" in note for note in result["notes"])
     assert not [note for note in result["notes"] if note.startswith("warning")]
-    write_json(folders[1] / "done.json", {**done[1], "passed_over": []})  # one that was trained on other shards
-    (warning,) = [note for note in table(plan, ended.pool)["notes"] if note.startswith("warning")]
+    write_json(folders[1] / "done.json", {**marks[1], "passed_over": []})  # one that was trained on other shards
+    (warning,) = [note for note in table(plan, pool_run.pool)["notes"] if note.startswith("warning")]
     assert "arms of seed 0 did not pass over the same clips (one 1, two 0)" in warning
 
 
@@ -387,7 +387,7 @@ def test_an_mlflow_that_cannot_be_written_costs_no_table(story: Story) -> None:
     plan = story.finished.plan
     (plan.options.outputs / "mlflow").write_text("a file where a folder should be")
     console = Console(file=io.StringIO(), width=200)
-    assert finish(plan, all_jobs(plan)[1], story.finished.pool.failed, console, time.perf_counter()) == 1  # one arm
+    assert finish(plan, all_jobs(plan)[1], story.finished.pool.failures, console, time.perf_counter()) == 1  # one arm
     assert "MLflow was not written" in console.file.getvalue()
     assert "make mlflow-sync" in console.file.getvalue()
     assert (plan.folder / "table.md").exists()
@@ -400,7 +400,7 @@ def write_again_and_again(plan: Plan, result: dict[str, Any]) -> None:
 
 def test_a_kill_while_the_table_is_written_leaves_no_half_of_one(story: Story) -> None:
     plan = story.finished.plan
-    result = make_table(plan, all_jobs(plan)[1], story.finished.pool.failed)
+    result = make_table(plan, all_jobs(plan)[1], story.finished.pool.failures)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     write_table(plan, result)
@@ -409,9 +409,9 @@ def test_a_kill_while_the_table_is_written_leaves_no_half_of_one(story: Story) -
     for pause in (0.0, 0.15):
         writer = context.Process(target=write_again_and_again, args=(plan, result), daemon=True)
         writer.start()
-        until = time.monotonic() + 60
+        deadline = time.monotonic() + 60
         while (plan.folder / "table.json").stat().st_mtime_ns == stamp:
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
             time.sleep(0.001)
         time.sleep(pause)
         assert writer.pid is not None

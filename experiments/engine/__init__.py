@@ -1,6 +1,5 @@
-"""What carries out an ablation: its file -> a plan of runs -> jobs -> scores -> a table that answers its claim.
+"""Runs ablations: ablation file -> plan of runs -> jobs -> scores -> table with the verdict on its claim.
 
-Begin with `run_ablation` (`pw ablation`), then `ablation` (what a file holds), `plan` and `job`. Jobs run in a `pool`
-on this machine or are handed to SLURM by `queue/`; `outcome/` makes the table; `compare/` and `power_analysis/` are
-`pw compare` and `pw power`.
+Begin with `run_ablation` (`pw ablation`), then `ablation` (the file format), `plan` and `job`. `pool` runs jobs on this
+machine, `queue/` on SLURM; `outcome/` makes the table. `compare/` is `pw compare`, `power_analysis/` is `pw power`.
 """

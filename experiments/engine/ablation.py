@@ -1,11 +1,11 @@
-"""What an ablation file holds: its arms, what they vary, and the clauses of its claim; and the options it is run with.
-`pw ablations` lists them all.
+"""The data of an ablation file (arms, varied keys, clauses of its claim), and the options of `pw ablation`.
+`pw ablations` lists all ablations.
 
 `experiments/<name>.py` holds one `ABLATION`; its docstring is its `Statement`: a title, then the paragraphs Claim,
-Refuted and Verdict. The clauses are data, which `experiments.engine.outcome.verdict` answers:
+Refuted and Verdict. `experiments.engine.outcome.verdict` answers the clauses:
 
-    better("full", "exponential")                               full is better, on the primary metric
-    better("add", "anchor", metric="swd")                       on another one, behind the gate of the primary
+    better("full", "exponential")                               full is better in the primary metric
+    better("add", "anchor", metric="swd")                       in another metric, behind the gate of the primary
     not_worse("shortcut", "flow", margin=0.1)                   at most a tenth of flow's value worse
     same("5", "4", "flat from 4 to 5 steps", margin=0.1)        within a tenth of 4's value
     all_of("every row", better("b", "a"), better("c", "b"))     any_of(…) likewise
@@ -30,20 +30,20 @@ from pw.train.loop import outputs_folder
 FOLDER = Path(__file__).parents[1]
 DETAIL = ("psd", "swd", "mhd", "mhd_ratio")
 SOLUTION = ("solution_gap", "solution_gain")
-"""Metrics that need the many-step solution of every arm: a third of an arm's time."""
-LINE = 110  # characters of a paragraph, at most: longer lines are hard to read
+"""Metrics that need the many-step solution of every arm, which takes a third of an arm's time."""
+LINE_WIDTH = 110  # most characters in a line of a paragraph
 
 Relation = Literal["better", "not_worse", "same"]
-WORDS: dict[Relation, str] = {"better": "better than", "not_worse": "not worse than", "same": "the same as"}
+RELATION_TEXTS: dict[Relation, str] = {"better": "better than", "not_worse": "not worse than", "same": "the same as"}
 
 
 @dataclass(frozen=True)
 class ArmPair:
     """A statement about two arms.
 
-    metric  None is the ablation's primary metric
-    margin  share of the other arm's value that does not matter; without one, not_worse holds only where better is
-            shown, and same never
+    metric  None: the primary metric of the ablation
+    margin  largest difference that counts as equal, as a share of the other arm's value; without a margin, not_worse
+            holds only where better is shown, and same never holds
     """
 
     relation: Relation
@@ -53,14 +53,14 @@ class ArmPair:
     margin: float | None = None
 
     def __str__(self) -> str:
-        on = f" in {self.metric}" if self.metric else ""
+        metric_text = f" in {self.metric}" if self.metric else ""
         margin = f" (within {100 * self.margin:g} %)" if self.margin is not None else ""
-        return f"{self.arm} is {WORDS[self.relation]} {self.other}{on}{margin}"
+        return f"{self.arm} is {RELATION_TEXTS[self.relation]} {self.other}{metric_text}{margin}"
 
 
 @dataclass(frozen=True)
 class Clause:
-    """A part of a claim that is answered by itself: that all of its parts hold, or that any does."""
+    """A part of a claim with its own answer: all of its parts hold, or any of them."""
 
     text: str
     parts: tuple[ArmPair | Clause, ...]
@@ -72,28 +72,30 @@ class Clause:
             yield from (part,) if isinstance(part, ArmPair) else part.pairs()
 
 
-def better(arm: str, than: str, text: str = "", *, metric: str | None = None) -> Clause:
-    """The arm is better; refuted if it is shown to be worse."""
-    return _clause(text, ArmPair("better", arm, than, metric))
+def better(arm: str, other: str, text: str = "", *, metric: str | None = None) -> Clause:
+    """The arm is better. It is refuted if the arm is shown to be worse."""
+    return _clause(text, ArmPair("better", arm, other, metric))
 
 
-def not_worse(arm: str, than: str, text: str = "", *, metric: str | None = None, margin: float | None = None) -> Clause:
-    """The arm is at most `margin` (a share of the other's value) worse; refuted where it is shown to be worse."""
-    return _clause(text, ArmPair("not_worse", arm, than, metric, margin))
+def not_worse(
+    arm: str, other: str, text: str = "", *, metric: str | None = None, margin: float | None = None
+) -> Clause:
+    """The arm is at most `margin` (a share of the other's value) worse. Refuted if it is shown to be worse."""
+    return _clause(text, ArmPair("not_worse", arm, other, metric, margin))
 
 
 def same(arm: str, other: str, text: str = "", *, metric: str | None = None, margin: float | None = None) -> Clause:
-    """The two differ by less than `margin` (a share of the other's value); refuted where a difference is shown."""
+    """The two differ by less than `margin` (a share of the other's value). It is refuted if a difference is shown."""
     return _clause(text, ArmPair("same", arm, other, metric, margin))
 
 
 def all_of(text: str, *clauses: Clause) -> Clause:
-    """Every clause holds; refuted where any is, by Holm over them."""
+    """Every clause holds. It is refuted if any clause is, by Holm over the clauses."""
     return Clause(text, clauses, "all")
 
 
 def any_of(text: str, *clauses: Clause) -> Clause:
-    """Some clause holds, by Holm over them; refuted where every one is."""
+    """Any clause holds, by Holm over the clauses. It is refuted if every clause is."""
     return Clause(text, clauses, "any")
 
 
@@ -103,7 +105,7 @@ def _clause(text: str, pair: ArmPair) -> Clause:
 
 @dataclass(frozen=True)
 class Probe:
-    """Some arms are also sampled with several values of a key; the best is shown in a column beside them."""
+    """Some arms are also sampled with other values of a key; a column of the table shows the best value."""
 
     key: str
     values: Sequence[Any]
@@ -114,20 +116,19 @@ class Probe:
 class Ablation:
     """Arms that differ in `varies` alone.
 
-    fixed    overrides that every arm shares
+    fixed    overrides of all arms
     varies   config groups and dotted keys in which arms may differ
-    arms     name -> overrides, in the table's order: each is compared with the one above
-    paper    the table of `benchmarks/paper/` it mirrors, if there is one
-    across   (key, values): every arm is also crossed with these values; an arm is then compared with the one above
-             at the same value, and named arm@value
-    versus   `above`: each arm is compared with the one above; `first`: all with the first
-    primary  the metric that is tested first and alone, before the others; an order and the claim are judged by it
-    claims   the clauses of the claim, answered at the end of a run; without any: each arm is better than the one it
-             is compared with
-    native   score stage I's clips at the anchor's size, against real clips degraded to it
-    curve    (key, what stands for it where it is null or not there: a number, or another key): the number along which
-             the arms lie, if it is neither the one key they vary nor that of `across`
-    ceiling  the arm whose many-step solution is shown as the ceiling, the first by default
+    arms     name -> overrides, in the order of the table
+    paper    the table of `benchmarks/paper/` that the ablation repeats
+    across   (key, values): every arm is crossed with these values and named arm@value; arms are compared at the same
+             value
+    versus   `above`: each arm is compared with the arm above; `first`: each with the first arm
+    primary  the metric that is tested first and alone; it decides the order of arms and the claim
+    claims   the clauses of the claim; by default each arm is better than the arm it is compared with
+    native   whether stage I's clips are scored at the anchor's size, against real clips degraded to that size
+    curve    (key, default): the x axis of the curve, if it is neither the only varied key nor that of `across`;
+             `default` is a number or another key, used where `key` is null or missing
+    ceiling  the arm whose many-step solution is the ceiling, by default the first
     """
 
     varies: Sequence[str]
@@ -147,7 +148,7 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Statement:
-    """What an ablation's docstring says: its title and the three paragraphs."""
+    """The docstring of an ablation file: its title and three paragraphs."""
 
     title: str
     claim: str
@@ -156,16 +157,16 @@ class Statement:
 
 
 def files() -> dict[str, Path]:
-    """name -> file of every ablation: the suite's, and those in `experiments/` of the user's own folder.
+    """name -> file of every ablation, of the suite and of `experiments/` in the user's folder.
 
-    Raises ConfigError for a file of the user's that is named as one of the suite's.
+    Raises ConfigError when a user's file has the name of an ablation of the suite.
     """
-    own = own_folder()
+    user_folder = own_folder()
     suite = _ablation_files(FOLDER)
-    users = {} if own is None else _ablation_files(own / "experiments")
-    if both := suite.keys() & users.keys():
-        raise ConfigError(f"{users[min(both)]}: {min(both)} comes with the suite; rename the file")
-    return suite | users
+    user_files = {} if user_folder is None else _ablation_files(user_folder / "experiments")
+    if duplicates := suite.keys() & user_files.keys():
+        raise ConfigError(f"{user_files[min(duplicates)]}: {min(duplicates)} comes with the suite; rename the file")
+    return suite | user_files
 
 
 def _ablation_files(folder: Path) -> dict[str, Path]:
@@ -178,14 +179,14 @@ def names() -> list[str]:
 
 
 def load(name: str) -> tuple[Ablation, Statement]:
-    """The ablation and its statement. Raises ConfigError when there is none of that name."""
+    """The ablation and its statement. Raises ConfigError for an unknown name or a wrong file."""
     path = files().get(name)
     if path is None:
         hint = did_you_mean(name, names())
         raise ConfigError(f"name={name}: no such ablation; {hint}there are {', '.join(names())}")
     with explained(f"name={name}", path.parent):
-        found = runpy.run_path(str(path), run_name=f"experiments.{name}")
-    ablation, docstring = found.get("ABLATION"), found["__doc__"] or ""
+        namespace = runpy.run_path(str(path), run_name=f"experiments.{name}")
+    ablation, docstring = namespace.get("ABLATION"), namespace["__doc__"] or ""
     if not isinstance(ablation, Ablation):
         raise ConfigError(f"name={name}: {path}: wants ABLATION = Ablation(…), from experiments import Ablation")
     if not docstring.strip():
@@ -215,7 +216,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class AblationOptions:
-    """Which ablation, which part of it, and how it is run. `overrides` are of every run."""
+    """The options of `pw ablation`; `overrides` apply to every run."""
 
     name: str = option(says="the ablation; `pw ablations` lists them", values=names)
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "a number (5 is 0 to 4) or a list ([0,3])", read=_seeds)
@@ -230,11 +231,11 @@ class AblationOptions:
     overrides: tuple[str, ...] = ()
 
     def words(self) -> list[str]:
-        """The words from which `parse` gives the same plan, without what says how it is run."""
+        """Command-line words from which `parse` gives the same plan; options that change no result are left out."""
         return [f"name={self.name}", *self.settings()]
 
     def settings(self) -> list[str]:
-        """What was asked for beyond the ablation's file, as on the command line."""
+        """The part of `words` that selects seeds, arms, starts and overrides."""
         is_count = self.seeds == tuple(range(len(self.seeds)))
         seeds = len(self.seeds) if is_count else f"[{','.join(map(str, self.seeds))}]"
         arms = [f"arms={','.join(self.arms)}"] if self.arms else []
@@ -244,11 +245,11 @@ class AblationOptions:
 
 @dataclass(frozen=True)
 class AblationsOptions:
-    """There are none: all ablations are listed."""
+    """`pw ablations` has no options."""
 
 
 def run(_: AblationsOptions) -> int:
-    """Print every ablation: what it asks, its arms, what it claims and the result.
+    """Print every ablation: title, arms, claim and verdict.
 
     Exit status: 0, or 1 where a file cannot be read.
     """
@@ -261,21 +262,20 @@ def run(_: AblationsOptions) -> int:
     unreadable = []
     for name in names():
         try:
-            ablation, stated = load(name)
-        except ConfigError as error:  # one of the user's, who wants to see the others
+            ablation, docs = load(name)
+        except ConfigError as error:  # in a user's file; the others are still listed
             unreadable.append(error)
             continue
         arms = ", ".join(ablation.arms)
         if ablation.across:
             arms += f"; each at {ablation.across[0].rpartition('.')[2]} {', '.join(map(str, ablation.across[1]))}"
-        console.print(Text.assemble((name, "bold"), "  ", stated.title))
-        # paragraphs below each other, not columns: a verdict of sixty words would be as wide as one of them
+        console.print(Text.assemble((name, "bold"), "  ", docs.title))
         paragraphs = Table.grid(padding=(0, 2, 0, 0))
-        texts = {"arms": arms, "claim": stated.claim, "refuted": stated.refuted, "verdict": stated.verdict}
+        texts = {"arms": arms, "claim": docs.claim, "refuted": docs.refuted, "verdict": docs.verdict}
         for label, text in texts.items():
             if text:
                 paragraphs.add_row(Text(label, style="dim"), Text(text, overflow="fold"))
-        console.print(Padding(paragraphs, (0, 0, 1, 2)), width=min(console.width, LINE))
+        console.print(Padding(paragraphs, (0, 0, 1, 2)), width=min(console.width, LINE_WIDTH))
     for error in unreadable:
         print(f"error: {error}", file=sys.stderr)
     return 1 if unreadable else 0

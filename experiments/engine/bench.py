@@ -1,16 +1,16 @@
-"""Speed of training on this machine, side by side in one run: `pw bench what=train`.
+"""`pw bench what=train`: the speed of training on this machine. Begin with `run`.
 
 step      An update of `pw.train.loop` (Lightning, curves, signals, EMA) and of a bare PyTorch loop that ends with the
-          same weights: `repeats` rounds of ten, in turn, at the tiny scale.
-latents   A batch read from latent shards, and a tiny update on it: `repeats` rounds of ten, in turn.
-ablation  `ansc` of these arms and seeds by the runner, scored and with its table; then the same trainings and samplings
-          by one `pw sample` after the other, as `dry_run=true` prints them, which score nothing. Once each.
-start     From starting `pw train` to the end of its first update.
+          same weights: `repeats` alternating rounds of ten updates, at the tiny scale.
+latents   Reading a batch from latent shards, and a tiny update on it: `repeats` alternating rounds of ten.
+ablation  `ansc` by the runner, with scores and table; then the same trainings and samplings by one `pw sample` after
+          the other, as `dry_run=true` prints them, without scores. Once each.
+start     From the start of `pw train` to the end of its first update.
 list      `make ablations`.
-method    All of `pw.method`, and torch alone: what importing the first takes longer.
+method    Import time of all modules of `pw.method`, minus that of torch.
 
-start, list and method start processes: one to warm up and up to five that count. Every number is a median; a ratio is
-the median of the rounds' ratios.
+start, list and method start processes: one to warm up, then at most five that count. Every number is a median; a ratio
+is the median over rounds.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from pw.io.paths import ROOT
 from pw.parallel.launch import REPORT
 from pw.run.signatures import provenance
 
-STARTS = 5  # processes of a kind that are started and counted, at most
+MAX_STARTS = 5  # counted processes per part
 START = ("scale=tiny", "stage=hires", "start=none", "trainer=cpu", "train.updates=1")
 LISTING = ("-m", "pw", "ablations")
-# the package alone imports next to nothing: all of its modules, and the torch that they compute with
+# the package itself imports almost nothing, so import all of its modules, and torch
 METHOD = "import importlib, pkgutil, pw.method, torch; " + (
     "[importlib.import_module(f'pw.method.{m.name}') for m in pkgutil.iter_modules(pw.method.__path__)]"
 )
@@ -50,7 +50,7 @@ Part = Literal["step", "latents", "ablation", "start", "list", "method"]
 
 @dataclass(frozen=True)
 class TrainBenchOptions:
-    """What is measured, and how much of it."""
+    """The options of `pw bench what=train`."""
 
     only: tuple[Part, ...] = option(get_args(Part), "what is measured")
     repeats: int = option(20, "rounds", read=number(1))
@@ -61,18 +61,18 @@ class TrainBenchOptions:
     out: Path | None = option(None, "a JSON file, by default named by the processor", read=writable_file("out"))
 
 
-def median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
-    return statistics.median(this / that for this, that in zip(these, those, strict=True))
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def bench_step(options: TrainBenchOptions) -> list[BenchRow]:
     from benchmarks.speed.updates import time_updates
 
-    ours, bare = time_updates(options.repeats)
+    loop, bare_loop = time_updates(options.repeats)
     return [
-        BenchRow("step", "an update of pw.train.loop", statistics.median(ours) * 1e3, "ms"),
-        BenchRow("step", "of a bare loop", statistics.median(bare) * 1e3, "ms"),
-        BenchRow("step", "pw.train.loop against bare", median_ratio(ours, bare), "x", 1.05, "most"),
+        BenchRow("step", "an update of pw.train.loop", statistics.median(loop) * 1e3, "ms"),
+        BenchRow("step", "of a bare loop", statistics.median(bare_loop) * 1e3, "ms"),
+        BenchRow("step", "pw.train.loop against bare", median_ratio(loop, bare_loop), "x", 1.05, "most"),
     ]
 
 
@@ -88,29 +88,29 @@ def bench_latents(options: TrainBenchOptions) -> list[BenchRow]:
 
 
 def bench_ablation(options: TrainBenchOptions) -> list[BenchRow]:
-    with tempfile.TemporaryDirectory(prefix="pw-bench-") as work:
-        call = ("-m", "pw", "ablation", *ablation_words(options))
-        commands = alone(python(*call, f"outputs={work}/alone", "dry_run=true"))
-        runner = timed(lambda: python(*call, f"outputs={work}/runner"))
-        one_by_one = timed(lambda: [python(*words) for words in commands])
+    with tempfile.TemporaryDirectory(prefix="pw-bench-") as folder:
+        words = ("-m", "pw", "ablation", *ablation_words(options))
+        commands = sample_commands(python(*words, f"outputs={folder}/alone", "dry_run=true"))
+        runner = measure_seconds(lambda: python(*words, f"outputs={folder}/runner"))
+        sequential = measure_seconds(lambda: [python(*command) for command in commands])
     return [
         BenchRow("ablation", "by the runner, with scores", runner, "s"),
-        BenchRow("ablation", f"{len(commands)} commands, no scores", one_by_one, "s"),
-        BenchRow("ablation", "the runner's speed-up", one_by_one / runner, "x", 2, "least"),
+        BenchRow("ablation", f"{len(commands)} commands, no scores", sequential, "s"),
+        BenchRow("ablation", "the runner's speed-up", sequential / runner, "x", 2, "least"),
     ]
 
 
-def alone(printed: str) -> list[list[str]]:
-    """The words after `python` of the samplings that a dry run printed: each trains first, so they do all of it."""
-    lines = [line.strip() for line in printed.splitlines()]
+def sample_commands(output: str) -> list[list[str]]:
+    """The words after `python` of each `pw sample` that a dry run printed; each command also trains its run."""
+    lines = [line.strip() for line in output.splitlines()]
     return [shlex.split(line)[1:] for line in lines if re.match(r"\S+python -m pw sample", line)]
 
 
 def bench_start(options: TrainBenchOptions) -> list[BenchRow]:
     times = []
-    for _ in range(min(options.repeats, STARTS) + 1):
-        with tempfile.TemporaryDirectory(prefix="pw-bench-") as work:
-            times.append(first_report("-m", "pw", "train", *START, f"outputs={work}"))
+    for _ in range(min(options.repeats, MAX_STARTS) + 1):
+        with tempfile.TemporaryDirectory(prefix="pw-bench-") as folder:
+            times.append(first_report("-m", "pw", "train", *START, f"outputs={folder}"))
     seconds, cpu = (statistics.median(values[1:]) for values in zip(*times, strict=True))
     return [
         BenchRow("start", "to the end of the first update", seconds, "s", 12, "most"),
@@ -119,33 +119,33 @@ def bench_start(options: TrainBenchOptions) -> list[BenchRow]:
 
 
 def first_report(*words: str) -> tuple[float, float]:
-    """(seconds to a command's first report of progress, CPU seconds in all). Raises RuntimeError if it fails."""
-    reports, theirs = socket.socketpair()
-    environment = os.environ | {REPORT: str(theirs.fileno())}
+    """(seconds to the first progress report of a command, total CPU seconds). Raises RuntimeError if it fails."""
+    reports, child_end = socket.socketpair()
+    env = os.environ | {REPORT: str(child_end.fileno())}
     with reports, tempfile.TemporaryFile("w+") as log:
-        began = time.perf_counter()
-        with theirs:
+        start = time.perf_counter()
+        with child_end:
             process = subprocess.Popen(
-                [sys.executable, *words], cwd=ROOT, stdout=log, stderr=log, env=environment, pass_fds=[theirs.fileno()]
+                [sys.executable, *words], cwd=ROOT, stdout=log, stderr=log, env=env, pass_fds=[child_end.fileno()]
             )
-        progress = reports.recv(1)  # nothing, if the process ends without
-        took = time.perf_counter() - began
+        progress = reports.recv(1)  # empty if the process ends without a report
+        seconds = time.perf_counter() - start
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         log.seek(0)
         if process.returncode or not progress:
             raise RuntimeError(f"python {shlex.join(words)} failed:\n{log.read()}")
-    return took, usage.ru_utime + usage.ru_stime
+    return seconds, usage.ru_utime + usage.ru_stime
 
 
 def bench_list(options: TrainBenchOptions) -> list[BenchRow]:
-    _, seconds = time_rivals({"list": lambda: len(python(*LISTING))}, min(options.repeats, STARTS))
+    _, seconds = time_rivals({"list": lambda: len(python(*LISTING))}, min(options.repeats, MAX_STARTS))
     return [BenchRow("list", "make ablations", seconds["list"], "s", 1, "most")]
 
 
 def bench_method(options: TrainBenchOptions) -> list[BenchRow]:
-    rivals = {"method": lambda: len(python("-c", METHOD)), "torch": lambda: len(python("-c", "import torch"))}
-    _, seconds = time_rivals(rivals, min(options.repeats, STARTS))
+    calls = {"method": lambda: len(python("-c", METHOD)), "torch": lambda: len(python("-c", "import torch"))}
+    _, seconds = time_rivals(calls, min(options.repeats, MAX_STARTS))
     return [
         BenchRow("method", "import of torch", seconds["torch"], "s"),
         BenchRow("method", "pw.method beyond that", seconds["method"] - seconds["torch"], "s", 0.2, "most"),
@@ -153,20 +153,20 @@ def bench_method(options: TrainBenchOptions) -> list[BenchRow]:
 
 
 def python(*words: str) -> str:
-    """What a command printed. Raises RuntimeError if it fails."""
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"python {shlex.join(words)} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
+    """The stdout of a Python command. Raises RuntimeError if it fails."""
+    process = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise RuntimeError(f"python {shlex.join(words)} failed:\n{process.stdout}{process.stderr}")
+    return process.stdout
 
 
-def timed(act: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    act()
-    return time.perf_counter() - began
+def measure_seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
-# light processes first, while this one has not imported torch
+# light processes first, before this process imports torch
 PARTS: dict[str, Callable[[TrainBenchOptions], list[BenchRow]]] = {
     "list": bench_list,
     "method": bench_method,
@@ -178,7 +178,7 @@ PARTS: dict[str, Callable[[TrainBenchOptions], list[BenchRow]]] = {
 
 
 def ablation_words(options: TrainBenchOptions) -> tuple[str, ...]:
-    """The ablation that is timed."""
+    """The words of `pw ablation` that are timed."""
     return (
         *("name=ansc", f"arms={','.join(options.arms)}", f"seeds={options.seeds}", "mlflow=false"),
         *(f"train.updates={options.updates}", f"start.updates={options.updates}"),
@@ -187,18 +187,18 @@ def ablation_words(options: TrainBenchOptions) -> tuple[str, ...]:
 
 
 def run(options: TrainBenchOptions) -> int:
-    """Measure, print and write; exit status 0, or 1 when a process failed. Raises ConfigError."""
-    make_plan(parse(ablation_words(options)))  # is there such an ablation
-    measured: list[BenchRow] = []
+    """Measure, print and write the results; exit status 1 if a process failed. Raises ConfigError."""
+    make_plan(parse(ablation_words(options)))  # checks the options
+    results: list[BenchRow] = []
     for part in (part for part in PARTS if part in options.only):
         print(f"{part} …", file=sys.stderr, flush=True)
         try:
-            measured += PARTS[part](options)
+            results += PARTS[part](options)
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    about = {"load": os.getloadavg(), "repeats": options.repeats, "ablation": ablation_words(options), **provenance()}
-    report("train", measured, options.out, about)
+    call = {"load": os.getloadavg(), "repeats": options.repeats, "ablation": ablation_words(options), **provenance()}
+    report("train", results, options.out, call)
     return 0
 
 

@@ -1,7 +1,7 @@
-"""The jobs of a plan: each training, sampling and scoring once.
+"""The jobs of a plan: each training, sampling and scoring once. Begin with `all_jobs`.
 
-A job is named by the signature of what it makes, and is done when its files say so. So a killed ablation continues
-where it was, and two ablations share what they have in common.
+The signature of its result names a job, and its files on disk tell whether it is done. So a killed ablation continues,
+and two ablations share their common jobs.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pw.run.signatures import provenance
 from pw.sample.evaluate import anchor_reference, is_sampled, reference_folder, sample_folder
 from pw.train.record import is_trained, training_folder
 
-# Seconds on one core of the machine this was written on, to estimate with before anything has been measured.
+# Seconds on one core of the development machine, for estimates before anything is measured.
 SECONDS = {"flow": 0.058, "consistency": 0.092, "forward": 0.0016, "score": 1.2, "job": 0.5}
-ASSUMED_FLOPS = 4e14  # a second, at Wan's scales: as `make plan` assumes of an H100
+ASSUMED_FLOPS = 4e14  # per second, at Wan's scales: what `make plan` assumes of an H100
 
 
 @dataclass(frozen=True)
 class Job:
     """A training, sampling or scoring.
 
-    key    names what it makes
+    key    name of its result
     needs  keys of the jobs that come first
     limit  clips of a sampling
     score  the arguments of a scoring (`score_request`)
@@ -46,7 +46,7 @@ class Job:
     score: dict[str, Any] = field(default_factory=dict)
 
     def seconds(self) -> float:
-        """Estimated time: on one core, or at one of Wan's scales by its FLOPs."""
+        """Estimated time on one core, or from FLOPs at Wan's scales."""
         run = self.run
         if self.kind == "score":
             return SECONDS["score"]
@@ -75,11 +75,11 @@ class Job:
 
     def check_code(self) -> None:
         """Raises RuntimeError when the code has changed since the plan was made."""
-        run = replace(self.run)  # without the code signature that the plan computed
-        now = {"train": train_key(run), "sample": sample_key(run, self.limit, self.seed)}.get(self.kind, self.key)
-        if now != self.key:
+        run = replace(self.run)  # without the cached code signature of the plan
+        key = {"train": train_key(run), "sample": sample_key(run, self.limit, self.seed)}.get(self.kind, self.key)
+        if key != self.key:
             raise RuntimeError(
-                f"not run: the code is not that of the plan any more ({self.key} would be {now}); call it again"
+                f"not run: the code is not that of the plan any more ({self.key} would be {key}); call it again"
             )
 
 
@@ -87,7 +87,7 @@ def run_job(job: Job, outputs: Path, progress: Callable[[int, int], None], *, is
     """Run one job in this process.
 
     progress    called with (done, total)
-    is_checked  whether `preflight` was called on this machine
+    is_checked  whether `preflight` has run on this machine
     """
     import torch
 
@@ -114,7 +114,7 @@ def sample_key(run: Run, limit: int, seed: int) -> str:
 
 
 def score_is_current(score: dict[str, Any]) -> bool:
-    """Whether there is a scores.json that measured what is asked for."""
+    """Whether scores.json exists and has the requested metrics by their current protocols."""
     scores = read_json(score["out"] / "scores.json")
     contract = (scores or {}).get("contract")
     return isinstance(contract, dict) and contract.get("metrics") == protocols(score["metrics"])
@@ -122,7 +122,7 @@ def score_is_current(score: dict[str, Any]) -> bool:
 
 @dataclass
 class Row:
-    """One (row, seed) of the table: the job that scores it, and its arm."""
+    """A row of the table at one seed: the job that scores it, and its arm."""
 
     name: str
     seed: int
@@ -131,37 +131,37 @@ class Row:
 
 
 def train_jobs(run: Run, label: str) -> list[Job]:
-    """The training of a run, its start first."""
-    is_there = run.start_run is None or run.start_run.card or run.is_as_trained
-    before = [] if is_there else train_jobs(run.start_run, f"start {run.start.name}")
-    needs = (before[-1].key,) if before else ()
-    return [*before, Job(train_key(run), f"train {label}", "train", run, needs)]
+    """The training of a run, after the training of its start."""
+    needs_no_start = run.start_run is None or run.start_run.card or run.is_as_trained
+    start_jobs = [] if needs_no_start else train_jobs(run.start_run, f"start {run.start.name}")
+    needs = (start_jobs[-1].key,) if start_jobs else ()
+    return [*start_jobs, Job(train_key(run), f"train {label}", "train", run, needs)]
 
 
 def sample_jobs(run: Run, label: str, limit: int, seed: int) -> list[Job]:
-    """The sampling of a run, all it needs first."""
-    before = train_jobs(run, label)
-    needs = [before[-1].key]
+    """The sampling of a run, after the jobs that it needs."""
+    jobs = train_jobs(run, label)
+    needs = [jobs[-1].key]
     if run.anchor_run is not None:
         anchors = sample_jobs(run.anchor_run, "anchors", limit, seed)
-        before += anchors
+        jobs += anchors
         needs.append(anchors[-1].key)
     key = sample_key(run, limit, seed)
-    return [*before, Job(key, f"sample {label}", "sample", run, tuple(needs), limit, seed)]
+    return [*jobs, Job(key, f"sample {label}", "sample", run, tuple(needs), limit, seed)]
 
 
 def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
-    """Every job of a plan, each once and after what it needs, and the table rows that are read from them."""
+    """All jobs of a plan, each once and after the jobs that it needs, and the table rows that read their scores."""
     outputs, ceiling = plan.options.outputs, plan.ceiling
     needs_solutions = any("solution" in lookup(metric).needs for metric in plan.ablation.metrics)
     jobs: dict[str, Job] = {}
     rows: list[Row] = []
 
     def add_sampling(run: Run, label: str, clips: int, seed: int) -> str:
-        added = sample_jobs(run, label, clips, seed)
-        for job in added:
+        new_jobs = sample_jobs(run, label, clips, seed)
+        for job in new_jobs:
             jobs.setdefault(job.key, job)
-        return added[-1].key
+        return new_jobs[-1].key
 
     def add_score(
         name: str, arm: str, seed: int, run: Run, videos: Path, needs: list[str], solution: Path | None = None
@@ -176,12 +176,12 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
         needs = [add_sampling(run, label, sampling.count, seed)]
         solution = None
         if sampling.num_steps < sampling.solution_steps and (needs_solutions or arm is ceiling):
-            solved = run.solution
-            of_ceiling = ceiling.runs[seed].solution  # of all clips, also for arms with the same weights
-            is_shared = solved.sample_signature(seed) == of_ceiling.sample_signature(seed)
+            solution_run = run.solution
+            ceiling_solution = ceiling.runs[seed].solution  # has all clips, also for arms with the same weights
+            is_shared = solution_run.sample_signature(seed) == ceiling_solution.sample_signature(seed)
             clips = sampling.count if is_shared else sampling.solution_clips
-            needs.append(add_sampling(solved, f"{sampling.solution_steps}-step solution of {label}", clips, seed))
-            solution = sample_folder(solved, outputs, seed)
+            needs.append(add_sampling(solution_run, f"{sampling.solution_steps}-step solution of {label}", clips, seed))
+            solution = sample_folder(solution_run, outputs, seed)
         if arm is ceiling:
             add_score("floor", arm.name, seed, run, reference_folder(run, outputs, seed) / "real_b", needs[:1])
             if solution is not None:
@@ -199,15 +199,15 @@ def probe_row(arm: str, value: Any) -> str:
 
 
 def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path | None, seed: int) -> dict[str, Any]:
-    """The arguments of `score_folder`: folders, metrics, and the contract that is written with the scores."""
+    """The arguments of `score_folder`: folders, metrics, and the contract stored with the scores."""
     outputs, is_floor = plan.options.outputs, name == "floor"
     real = reference_folder(run, outputs, seed) / "real"
     if plan.ablation.native:
         real = anchor_reference(run, outputs, seed)
         videos = anchor_reference(run, outputs, seed, twin=True) if is_floor else videos / "native"
     structure = _structure(run, outputs, seed, is_floor)
-    there = {"real": real, "structure": structure, "solution": solution}
-    metrics = [m for m in plan.ablation.metrics if all(there[need] is not None for need in lookup(m).needs)]
+    references = {"real": real, "structure": structure, "solution": solution}
+    metrics = [m for m in plan.ablation.metrics if all(references[need] is not None for need in lookup(m).needs)]
     contract = {
         "scale": run.scale.name,
         "data": run.config.choices["data"],
@@ -222,10 +222,10 @@ def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path 
     }
     if structure is not None:
         contract["metrics.structure"] = "generated anchors" if run.anchor_run else "the anchored clips"
-    folders = {"videos": videos, **there}
-    about = {what: str(path.relative_to(outputs)) for what, path in folders.items() if path is not None}
+    folders = {"videos": videos, **references}
+    paths = {kind: str(path.relative_to(outputs)) for kind, path in folders.items() if path is not None}
     return {
-        "out": outputs / "scores" / digest([about, metrics, run.sampling.solution_clips]),
+        "out": outputs / "scores" / digest([paths, metrics, run.sampling.solution_clips]),
         **folders,
         "n_solutions": run.sampling.solution_clips,
         "metrics": metrics,
@@ -234,7 +234,7 @@ def score_request(plan: Plan, name: str, run: Run, videos: Path, solution: Path 
 
 
 def _structure(run: Run, outputs: Path, seed: int, is_floor: bool) -> Path | None:
-    """The folder that a run's clips should be faithful to; None where it has no anchor."""
+    """The folder of clips whose structure a run should keep; None if it has no anchor."""
     if run.injector is None:
         return None
     if run.anchor_run is not None:
@@ -244,8 +244,8 @@ def _structure(run: Run, outputs: Path, seed: int, is_floor: bool) -> Path | Non
     return reference_folder(run, outputs, seed) / "real"
 
 
-def fresh_results(plan: Plan, jobs: Sequence[Job], outputs: Path) -> list[Path]:
-    """What `fresh=true` removes: results of these jobs, except starts, which other ablations share."""
+def results_to_remove(plan: Plan, jobs: Sequence[Job], outputs: Path) -> list[Path]:
+    """The folders that `fresh=true` empties: results of these jobs, except starts, which other ablations share."""
     shared = {train_key(start) for start in starts(plan).values()}
     folders = dict.fromkeys(job.folder(outputs) for job in jobs if job.key not in shared)
     return [folder for folder in folders if folder.exists() and any(p.name != ".lock" for p in folder.iterdir())]

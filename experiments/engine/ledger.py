@@ -1,9 +1,8 @@
-"""Who runs which job, since when: one small file per job in `outputs/ledger/`, and no server.
+"""Which runner runs which job: one small file per job in `outputs/ledger/`, no server. Begin with `Ledger`.
 
-A runner claims a job before it starts it; the process that runs it renews the claim every few seconds. So a second
-runner, on this machine or on another that shares the folder, waits for what is claimed and takes what is free. A claim
-is a hint: what keeps results whole is the lock in each folder of results. A claim that cannot be written (a full disk)
-stops no job.
+A runner claims a job before it starts it; the process of the job renews the claim every few seconds. A second runner,
+on this machine or another that shares the folder, waits for claimed jobs and takes free ones. Claims are hints: the
+lock in each results folder protects the results. A claim that cannot be written (full disk) stops no job.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ import psutil
 
 from pw.io.files import digest, write_json
 
-BEAT = 3.0  # seconds between two signs of life
-PATIENCE = 30.0  # seconds, for the ledger's lock: one who holds it may have been suspended
-SQUEUE = 10  # seconds between two questions to SLURM
-SILENT = 120.0  # seconds without one, after which nobody is thought to work on a job
+HEARTBEAT = 3.0  # seconds between two renewals of a claim
+LOCK_TIMEOUT = 30.0  # seconds, for the ledger's lock: the process that holds it may be suspended
+SQUEUE_INTERVAL = 10  # seconds between two calls of squeue
+STALE_AFTER = 120.0  # seconds without a renewal
 HOST = socket.gethostname()
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Who runs a job, and how far it is.
+    """The claim of a runner on a job, and the progress of the job. The fields are the keys of its JSON file.
 
-    state          queued: handed to a scheduler; running; failed
-    owner          the ledger (a runner's) that claimed it
-    host, pid      the process that runs it; `started` is when it was started, as pids are used again
-    since, beat    epoch seconds: when it was claimed, and the last sign of life
-    done, total    updates or batches; (first, at_first) is where this process began, to estimate the time that is left
-    queue          its place there, `slurm:17_0`
+    state            queued (submitted to a scheduler), running or failed
+    owner            name of the ledger that made the claim
+    host, pid        process of the job; `started` is its start time, because pids are reused
+    since, beat      epoch seconds of the claim and of its last renewal
+    done, total      updates or batches; (first, at_first) and (done, at_last) give the speed of this process
+    queue            job id in the queue, e.g. `slurm:17_0`
     """
 
     key: str
@@ -65,33 +64,33 @@ class Claim:
 
     @property
     def is_stale(self) -> bool:
-        """Whether it is marked running but its process is gone or silent, or queued but not in the queue."""
+        """Whether a running job has no live process or no recent renewal, or a queued job is not in the queue."""
         if self.state == "queued":
             return bool(self.queue) and not is_in_queue(self.queue)
         if self.state != "running":
             return False
-        return time.time() - self.beat > SILENT or (self.host == HOST and not _is_alive(self.pid, self.started))
+        return time.time() - self.beat > STALE_AFTER or (self.host == HOST and not _is_alive(self.pid, self.started))
 
     @property
-    def is_held(self) -> bool:
-        """Whether somebody runs it, or will."""
+    def is_active(self) -> bool:
+        """Whether a runner runs the job or has queued it."""
         return self.state in ("queued", "running") and not self.is_stale
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated from the updates so far; None before the first."""
+        """Estimated from the speed so far; None before the first update."""
         if self.done <= self.first or self.at_last <= self.at_first:
             return None
         return (self.at_last - self.at_first) / (self.done - self.first) * (self.total - self.done)
 
     @property
-    def who(self) -> str:
-        """Where it runs, in words."""
+    def location(self) -> str:
+        """Where the job runs, in words."""
         return f"the queue, as {self.queue}" if self.state == "queued" else f"process {self.pid} on {self.host}"
 
 
 class Ledger:
-    """The claims under one folder of outputs; `owner` is the name that this runner claims in."""
+    """The claims in one outputs folder; `owner` is the name of this runner in its claims."""
 
     def __init__(self, outputs: Path, owner: str = "") -> None:
         self.folder = outputs / "ledger"
@@ -100,7 +99,7 @@ class Ledger:
     def path(self, key: str) -> Path:
         return self.folder / f"{digest(key)}.json"
 
-    def _locked(self, seconds: float = PATIENCE) -> Any:
+    def _locked(self, seconds: float = LOCK_TIMEOUT) -> Any:
         from filelock import FileLock
 
         return FileLock(self.folder / ".lock", timeout=seconds)
@@ -109,37 +108,37 @@ class Ledger:
         """The claim on a job; None if there is none."""
         try:
             return Claim(**json.loads(self.path(key).read_text()))
-        except (OSError, ValueError, TypeError):  # none; cut off by a crash of the machine; an older version's
+        except (OSError, ValueError, TypeError):  # no file; cut off by a crash; an older version's
             return None
 
     def claim(
-        self, key: str, label: str, log: Path, *, state: Literal["queued", "running"] = "running", in_turn: bool = False
+        self, key: str, label: str, log: Path, *, state: Literal["queued", "running"] = "running", dequeue: bool = False
     ) -> Claim:
-        """Claim a job; returns the claim that then holds, which has another `owner` if somebody else has the job.
+        """Claim a job; returns the valid claim, which has another `owner` if another runner has the job.
 
-        in_turn: by a job of the queue whose turn has come, which keeps its place there and takes over what is queued
+        dequeue: the caller is a job of the queue that starts; it takes over a queued claim and keeps its `queue`
         """
         now = time.time()
-        claim = Claim(key, label, state, self.owner, HOST, os.getpid(), _started(), now, now, str(log))
+        claim = Claim(key, label, state, self.owner, HOST, os.getpid(), _process_start(), now, now, str(log))
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
                 if (current := self.read(key)) is not None:
-                    is_free = current.owner == self.owner or (in_turn and current.state == "queued")
-                    if not is_free and current.is_held:
+                    is_free = current.owner == self.owner or (dequeue and current.state == "queued")
+                    if not is_free and current.is_active:
                         return current
-                    claim = replace(claim, queue=current.queue if in_turn else "")
+                    claim = replace(claim, queue=current.queue if dequeue else "")
                 self.write(claim)
         return claim
 
     def enqueue(self, key: str, queue: str) -> None:
-        """Note where a claimed job waits, unless its turn has come already."""
+        """Write the queue's job id to the claim, unless the job has started."""
         with suppress(OSError), self._locked():
             if (current := self.read(key)) is not None and current.state == "queued":
                 self.write(replace(current, queue=queue))
 
     def write(self, claim: Claim) -> None:
-        """Replace the claim, atomically. On a full disk the older one stays."""
+        """Replace the claim atomically. On a full disk the old claim stays."""
         with suppress(OSError):
             write_json(self.path(claim.key), asdict(claim))
 
@@ -149,19 +148,19 @@ class Ledger:
             self.path(key).unlink(missing_ok=True)
 
     def fail(self, key: str, reason: str, log: Path | None = None) -> None:
-        """Note that the job failed, for `pw status`; such a claim keeps nobody from the job. Of several processes that
-        fail together the first counts: the others may only have lost it.
+        """Mark the job as failed, for `pw status`; any runner may claim it again. When several processes of a job fail,
+        the first reason stays: the others may only have lost their connection to it.
 
-        log: where its output is, if not where the claim says
+        log: the file of its output, if it is not that of the claim
         """
         with suppress(OSError), self._locked():
             if (current := self.read(key)) is not None and current.state != "failed":
-                there = current.log if log is None else str(log)
-                self.write(replace(current, state="failed", error=reason, log=there, beat=time.time()))
+                path = current.log if log is None else str(log)
+                self.write(replace(current, state="failed", error=reason, log=path, beat=time.time()))
 
     def renew(self, claim: Claim) -> bool:
-        """Write the claim with a new sign of life; False when another process of the same job has failed meanwhile."""
-        with suppress(OSError), self._locked(BEAT):
+        """Write the claim with the current time; False if another process of the same job has failed."""
+        with suppress(OSError), self._locked(HEARTBEAT):
             current = self.read(claim.key)
             if current is not None and current.state == "failed" and current.since == claim.since:
                 return False
@@ -170,21 +169,21 @@ class Ledger:
 
     @contextmanager
     def working(self, claim: Claim) -> Generator[Callable[[int, int], None]]:
-        """Renew the claim in this process's name while the body runs; gives what to call with (done, total).
+        """Renew the claim for this process while the body runs; yields a callback for progress (done, total).
 
-        The file is left as it was last: the caller releases it, or says how it failed.
+        The claim stays at the end: the caller calls `release` or `fail`.
         """
-        held = replace(claim, state="running", host=HOST, pid=os.getpid(), started=_started())
-        ended = threading.Event()
+        current = replace(claim, state="running", host=HOST, pid=os.getpid(), started=_process_start())
+        stop = threading.Event()
 
         def progress(done: int, total: int) -> None:
-            nonlocal held
+            nonlocal current
             now = time.time()
-            begun = held if held.total else replace(held, first=done, at_first=now)
-            held = replace(begun, done=done, total=total, at_last=now)
+            base = current if current.total else replace(current, first=done, at_first=now)
+            current = replace(base, done=done, total=total, at_last=now)
 
         def renew() -> None:
-            while self.renew(held) and not ended.wait(BEAT):
+            while self.renew(current) and not stop.wait(HEARTBEAT):
                 pass
 
         thread = threading.Thread(target=renew, daemon=True)
@@ -192,31 +191,31 @@ class Ledger:
         try:
             yield progress
         finally:
-            ended.set()
+            stop.set()
             thread.join()
 
 
 def is_in_queue(place: str) -> bool:
-    """Whether `slurm:17_0` waits or runs; where this machine does not see the queue, yes."""
+    """Whether a job such as `slurm:17_0` waits or runs; True if this machine cannot ask the queue."""
     kind, _, number = place.partition(":")
     if kind == "local":
         return _is_alive(int(number))
-    there = _squeue(int(time.time() // SQUEUE))
-    return there is None or number in there
+    numbers = _squeue(int(time.time() // SQUEUE_INTERVAL))
+    return numbers is None or number in numbers
 
 
 @lru_cache(maxsize=1)
 def _squeue(_: int) -> frozenset[str] | None:
-    """Numbers of all jobs of SLURM's queue, arrays one by one; asked no more than once in SQUEUE seconds."""
+    """Ids of all jobs in SLURM's queue, arrays expanded; squeue runs at most once in SQUEUE_INTERVAL seconds."""
     try:
         query = ["squeue", "--noheader", "--array", "--format=%i"]
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+        result = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return frozenset(answer.stdout.split())
+    return frozenset(result.stdout.split())
 
 
-def _started() -> float:
+def _process_start() -> float:
     return psutil.Process().create_time()
 
 

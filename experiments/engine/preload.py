@@ -1,4 +1,4 @@
-"""What workers work with: imported where they are forked from, once for all of them."""
+"""The modules that workers need, imported once in the server that forks them."""
 
 from pw.io.paths import import_for_good
 

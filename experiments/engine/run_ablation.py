@@ -1,10 +1,10 @@
-"""`pw ablation name=ansc`: plan, train, sample, score, table.
+"""`pw ablation name=ansc`: plan the runs, train, sample, score, and write the table. Begin with `run`.
 
     pw ablation name=ansc seeds=5 arms=baseline,full dry_run=true
     pw ablation name=ansc launcher=submitit launcher.partition=gpu
     pw ablation name=beta step_sampler.beta=0,0.2,0.4         several values of a key: a sweep
 
-Words that are no options are overrides of `conf/`, for every run.
+Words that are no options are overrides of `conf/` for every run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.engine.ablation import AblationOptions
-from experiments.engine.job import Job, Row, all_jobs, fresh_results, remove_results
+from experiments.engine.job import Job, Row, all_jobs, remove_results, results_to_remove
 from experiments.engine.plan import Plan, make_plan, other_code, start_words, starts
 from experiments.engine.pool import FORK_SECONDS, Pool
 from experiments.engine.queue.hand_over import Queue
@@ -35,13 +35,13 @@ from pw.parallel.signals import Stopped
 from pw.sample.evaluate import check_sampling
 from pw.train.preflight import preflight
 
-SHOWN = 6  # trainings of other code that a plan names
+CODE_NOTES = 6  # notes on trainings by other code that a plan prints
 
 
 def run(options: AblationOptions) -> int:
-    """Run an ablation and show its table; or print its plan, with `dry_run=true`.
+    """Run an ablation and print its table, or print only its plan with `dry_run=true`.
 
-    Exit status: 0 done, 1 some arm failed, 130 interrupted, 143 and such by a signal. Raises ConfigError.
+    Exit status: 0 done, 1 some arm failed, 128 + number of the signal that stopped it. Raises ConfigError.
     """
     launcher, overrides = take_launcher([f"launcher={options.launcher}", *options.overrides])
     plan = make_plan(replace(options, overrides=tuple(overrides)))
@@ -49,42 +49,43 @@ def run(options: AblationOptions) -> int:
     terminal = console()
     outputs = options.outputs
     jobs, rows = all_jobs(plan)
-    removed = fresh_results(plan, jobs, outputs) if options.fresh else []
+    removals = results_to_remove(plan, jobs, outputs) if options.fresh else []
     if not options.dry_run:
-        remove_results(removed)
-    todo = [job for job in jobs if job.folder(outputs) in removed or not job.is_done(outputs)]
+        remove_results(removals)
+    todo = [job for job in jobs if job.folder(outputs) in removals or not job.is_done(outputs)]
     display, summary = RunDisplay(terminal, len(todo)), outline(plan, jobs, rows)
     if isinstance(launcher, Submitit):
         pool = Queue(launcher, plan.folder, outputs, units(todo, summary.cells), display.event)
     else:
-        on_gpu = any(arm.first.trainer.accelerator == "gpu" for arm in plan.arms)  # one job at a time has it to itself
+        on_gpu = any(arm.first.trainer.accelerator == "gpu" for arm in plan.arms)  # then one job at a time
         pool = Pool(outputs, options.workers or launcher.workers or on_gpu, display.event)
         pool.waiting = list(todo)
-    print_plan(terminal, plan, jobs, todo, removed, pool.seconds_left() + (FORK_SECONDS if todo else 0))
+    print_plan(terminal, plan, jobs, todo, removals, pool.seconds_left() + (FORK_SECONDS if todo else 0))
     if options.dry_run:
         print_commands(terminal, todo, pool.pending if isinstance(pool, Queue) else {}, outputs)
         return 0
-    began = time.perf_counter()
-    if todo:  # are data, weights, memory and disk there
-        for trained in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
-            preflight(trained, outputs, on_this_machine=isinstance(launcher, Local))
+    start_time = time.perf_counter()
+    if todo:  # check data, weights, memory and disk
+        for training in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
+            preflight(training, outputs, on_this_machine=isinstance(launcher, Local))
         for arm in plan.arms:
             check_sampling(arm.first)
-    write_outline(summary, plan.options)  # status and mlflow-sync find the call, also when all is cached
+    write_outline(summary, plan.options)  # for status and mlflow-sync, also when all jobs are cached
     if todo:
-        threading.Thread(target=_import_for_the_table, args=(options.mlflow,), daemon=True).start()
+        threading.Thread(target=_import_report_modules, args=(options.mlflow,), daemon=True).start()
         try:
             pool.run(todo, lambda: display.tick(pool))
-        except (KeyboardInterrupt, Stopped) as stopped:
-            kept = "what is finished is kept, the same command goes on from here"
+        except (KeyboardInterrupt, Stopped) as stop:
+            message = "what is finished is kept, the same command goes on from here"
+            message = pool.interrupt_message() if isinstance(pool, Queue) else message
             with ignore_closed_stream(sys.stdout):
-                terminal.print(f"\ninterrupted; {pool.farewell() if isinstance(pool, Queue) else kept}", markup=False)
-            return 128 + (stopped.signal if isinstance(stopped, Stopped) else signal.SIGINT)
-    return finish(plan, rows, pool.failed, terminal, began)
+                terminal.print(f"\ninterrupted; {message}", markup=False)
+            return 128 + (stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
+    return finish(plan, rows, pool.failures, terminal, start_time)
 
 
 def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
-    """Checks that take no time, before anything is shown. Raises ConfigError."""
+    """Check what takes no time, before the plan is printed. Raises ConfigError."""
     if plan.options.fresh and any(arm.first.code == "as_trained" for arm in plan.arms):
         raise ConfigError("fresh=true: redoes what code=as_trained is to keep; leave one of them out")
     for arm in plan.arms:
@@ -93,8 +94,8 @@ def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
         launcher.check()
 
 
-def _import_for_the_table(mlflow: bool) -> None:
-    """Import what the table needs while the workers work: this takes 10 s."""
+def _import_report_modules(mlflow: bool) -> None:
+    """Import the modules of the table while the workers run: this takes 10 s."""
     from pw.tracking.mlflow_log import warm_up
 
     for name in ("scipy.stats", "matplotlib.figure", "benchmarks.report.write"):
@@ -103,8 +104,8 @@ def _import_for_the_table(mlflow: bool) -> None:
         warm_up()
 
 
-def finish(plan: Plan, rows: Sequence[Row], failed: dict[str, str], console: Any, began: float) -> int:
-    """Write, show and log the table of whatever was scored; exit status 1 if an arm failed."""
+def finish(plan: Plan, rows: Sequence[Row], failures: dict[str, str], console: Any, start_time: float) -> int:
+    """Write, print and log the table of all scores on disk; exit status 1 if an arm failed."""
     from filelock import FileLock
 
     from benchmarks.report import write as report
@@ -113,13 +114,13 @@ def finish(plan: Plan, rows: Sequence[Row], failed: dict[str, str], console: Any
     from pw.tracking.mlflow_log import TrackingError
 
     try:
-        result = make_table(plan, rows, failed)
+        result = make_table(plan, rows, failures)
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 1
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(plan.folder / ".lock"):  # another runner of the same ablation may be done now, too
-        earlier = write_table(plan, result)
+    with FileLock(plan.folder / ".lock"):  # another runner of the same ablation may finish now, too
+        archive = write_table(plan, result)
     console.print()
     console.print(report.terminal(result, console.width))
     console.print()
@@ -128,27 +129,27 @@ def finish(plan: Plan, rows: Sequence[Row], failed: dict[str, str], console: Any
         try:
             log_to_mlflow(plan, result, rows)
         except TrackingError as error:
-            text = f"MLflow was not written ({error}); nothing is lost: `make mlflow-sync` takes it from the files"
-            console.print(text, markup=False)
+            message = f"MLflow was not written ({error}); nothing is lost: `make mlflow-sync` takes it from the files"
+            console.print(message, markup=False)
     console.print(
         f"\n{plan.folder}/table.{{md,tex,html,json,csv}}, plot.png, contact_sheet.png; "
-        f"`make mlflow` compares the runs. {time.perf_counter() - began:.0f} s"
+        f"`make mlflow` compares the runs. {time.perf_counter() - start_time:.0f} s"
     )
-    if earlier is not None:
-        console.print(f"the table of other settings that was there is in {earlier}", markup=False)
-    return 1 if failed else 0
+    if archive is not None:
+        console.print(f"the table of other settings that was there is in {archive}", markup=False)
+    return 1 if failures else 0
 
 
-# ---- what the terminal shows
+# ---- output to the terminal
 
 
 def print_commands(console: Any, todo: Sequence[Job], units: Mapping[str, Unit], outputs: Path) -> None:
-    """What `dry_run=true` prints: the jobs of the queue, if there is one, and a command per job."""
+    """For `dry_run=true`: print the jobs of the queue, if there is one, and a command per job."""
     for unit in units.values():
-        after = f" after {', '.join(unit.needs)}" if unit.needs else ""
-        by = f", {unit.trainer.nodes} x {unit.trainer.devices} processes" if unit.tasks > 1 else ""
-        console.print(f"  job {unit.name}: {len(unit.jobs)} things to do{by}{after}", markup=False)
-    for job in todo:  # on one line, whatever the width: it is to be copied
+        order = f" after {', '.join(unit.needs)}" if unit.needs else ""
+        processes = f", {unit.trainer.nodes} x {unit.trainer.devices} processes" if unit.tasks > 1 else ""
+        console.print(f"  job {unit.name}: {len(unit.jobs)} things to do{processes}{order}", markup=False)
+    for job in todo:  # each command on one line, so that it can be copied
         if job.kind == "score":
             console.print(f"  # score {job.score['videos']}", style="dim", markup=False, soft_wrap=True)
             continue
@@ -159,9 +160,9 @@ def print_commands(console: Any, todo: Sequence[Job], units: Mapping[str, Unit],
 
 
 def print_plan(
-    console: Any, plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], removed: Sequence[Path], seconds: float
+    console: Any, plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], removals: Sequence[Path], seconds: float
 ) -> None:
-    """The arms and which of them are trained, what trainings of other code there are, and the work that is left."""
+    """Print the arms, which of their runs are trained, notes on trainings by other code, and the remaining work."""
     from rich.table import Table
 
     console.print(f"[bold]{plan.name}[/]: {plan.statement.title}")
@@ -170,17 +171,17 @@ def print_plan(
         "arm", *plan.arms[0].varied, *(f"seed {seed}" for seed in plan.options.seeds), box=None, pad_edge=False
     )
     for arm in plan.arms:
-        state = ["to train" if f"train:{run.training_signature}" in keys else "trained" for run in arm.runs.values()]
-        table.add_row(arm.name, *(str(value) for value in arm.varied.values()), *state)
+        states = ["to train" if f"train:{run.training_signature}" in keys else "trained" for run in arm.runs.values()]
+        table.add_row(arm.name, *(str(value) for value in arm.varied.values()), *states)
     console.print(table)
     notes = [start_words(start) for start in starts(plan).values() if start.card or start.start_run or start.note]
-    others = other_code(plan)
-    more = len(others) - SHOWN
-    notes += [*others[:SHOWN], f"and {more} more of the like"] if more > 1 else others
+    code_notes = other_code(plan)
+    hidden = len(code_notes) - CODE_NOTES
+    notes += [*code_notes[:CODE_NOTES], f"and {hidden} more of the like"] if hidden > 1 else code_notes
     if plan.options.fresh:
-        word = "would remove" if plan.options.dry_run else "removed"
-        notes.append(f"fresh=true {word} {len(removed)} folders of results; starts stay, other ablations share them")
-        notes += [f"  {folder}" for folder in removed] if plan.options.dry_run else []
+        verb = "would remove" if plan.options.dry_run else "removed"
+        notes.append(f"fresh=true {verb} {len(removals)} folders of results; starts stay, other ablations share them")
+        notes += [f"  {folder}" for folder in removals] if plan.options.dry_run else []
     for line in notes:
         console.print(line, markup=False, soft_wrap=True)
     cached = len(jobs) - len(todo)
@@ -195,33 +196,33 @@ def print_plan(
 
 
 class RunDisplay:
-    """What is shown while jobs run: a live line, or a line every 15 s where there is no terminal."""
+    """Progress while jobs run: a live line, or without a terminal a new line every 15 s."""
 
     def __init__(self, console: Any, total: int) -> None:
         self.console, self.total, self.done = console, total, 0
         self.line = ProgressLine(console.file)
 
-    def event(self, what: str, job: Job, text: str) -> None:
+    def event(self, state: str, job: Job, text: str) -> None:
         from rich.markup import escape
 
-        if what in ("done", "failed", "skipped"):
+        if state in ("done", "failed", "skipped"):
             self.done += 1
-        if what == "done" and job.kind == "train":
+        if state == "done" and job.kind == "train":
             self._line(f"[green]✓[/] {job.label} ({text})")
-        elif what == "stopping":
+        elif state == "stopping":
             self._line(f"{job.label}: {text}")
-        elif what in ("failed", "skipped"):
+        elif state in ("failed", "skipped"):
             self._line(f"[red]✗ {escape(f'{job.label}: {text}')}[/]")
 
     def tick(self, pool: Pool | Queue) -> None:
         if not self.line.is_due:
             return
-        doing = ", ".join(f"{r.job.label} {100 * r.share:.0f} %" for r in pool.running)
-        if pool.held:
-            holder = next(iter(pool.held.values()))
-            doing += f"{', ' * bool(doing)}{len(pool.held)} in the hands of {holder.who}"
-        text = f"{self.done} of {self.total} done, about {duration(pool.seconds_left())} left: {doing}"
-        # past rich, which would drop the carriage return
+        activity = ", ".join(f"{r.job.label} {100 * r.share:.0f} %" for r in pool.running)
+        if pool.other_claims:
+            claim = next(iter(pool.other_claims.values()))
+            activity += f"{', ' * bool(activity)}{len(pool.other_claims)} in the hands of {claim.location}"
+        text = f"{self.done} of {self.total} done, about {duration(pool.seconds_left())} left: {activity}"
+        # not by rich, which drops the carriage return
         self.line.show(text[: self.console.width - 1] if self.line.is_live else text)
 
     def _line(self, text: str) -> None:

@@ -1,7 +1,7 @@
-"""`pw status name=ansc`: how far an ablation is, read from its files while it runs anywhere.
+"""`pw status name=ansc`: the progress of an ablation, read from its files, wherever it runs. Begin with `run`.
 
-With a name alone it is about the latest call, `outputs/ansc/plan.json`; with the words of another call about that one.
-Nothing is composed, imported or asked of a server that a file can answer.
+The name alone selects the latest call, `outputs/ansc/plan.json`; other words select the call with these words. Where a
+file has the answer, nothing is composed, imported or requested from a server.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from pw.io.paths import OUTPUTS
 from pw.io.progress import duration
 from pw.train.loop import outputs_folder
 
-LOG_LINES = 4  # of a failed job, shown
+LOG_LINES = 4  # printed lines of the log of a failed job
 
 
 @dataclass(frozen=True)
 class JobOutline:
-    """A job of a plan as `plan.json` has it: what to look for on disk.
+    """A job as `plan.json` stores it.
 
-    folder  relative to the outputs; total: updates of a training, clips of a sampling
+    folder  results folder, relative to the outputs; total: updates of a training, clips of a sampling
     """
 
     key: str
@@ -45,7 +45,7 @@ class JobOutline:
     metrics: tuple[str, ...] = ()
 
     def is_done(self, outputs: Path) -> bool:
-        """As `Job.is_done`, without the run."""
+        """Like `Job.is_done`, from files alone."""
         name = "scores.json" if self.kind == "score" else "done.json"
         try:
             mark = json.loads((outputs / self.folder / name).read_text())
@@ -54,13 +54,13 @@ class JobOutline:
             if self.kind == "sample":
                 return mark["clips"] >= self.total
             return mark["contract"]["metrics"] == protocols(self.metrics)
-        except (OSError, ValueError, KeyError, TypeError):  # not there, cut off, or of another program
+        except (OSError, ValueError, KeyError, TypeError):  # missing, cut off, or of another program
             return False
 
 
 @dataclass(frozen=True)
 class Outline:
-    """An ablation's jobs, and which of them each arm and seed needs, in the plan's order."""
+    """The jobs of an ablation (`tasks`), and for each (arm, seed) the keys of its jobs, in the order of the plan."""
 
     name: str
     cells: Mapping[tuple[str, int], tuple[str, ...]]
@@ -69,7 +69,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class CellProgress:
-    """How far one arm and seed is: `state` is done, running, planned, queued, failed or stale."""
+    """The progress of one arm and seed; `state` is done, running, planned, queued, failed or stale."""
 
     arm: str
     seed: int
@@ -81,15 +81,15 @@ class CellProgress:
 
 
 def outline(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> Outline:
-    """The outline of a plan, which `plan.json` keeps."""
-    wanted: dict[tuple[str, int], set[str]] = {(arm.name, seed): set() for arm, seed, _ in plan.runs()}
+    """The outline of a plan, which `plan.json` stores."""
+    cell_keys: dict[tuple[str, int], set[str]] = {(arm.name, seed): set() for arm, seed, _ in plan.runs()}
     for row in rows:
-        wanted[row.arm, row.seed].add(row.job.key)
-    for job in reversed(jobs):  # those that need it are behind it
-        for keys in wanted.values():
+        cell_keys[row.arm, row.seed].add(row.job.key)
+    for job in reversed(jobs):  # dependent jobs come after it
+        for keys in cell_keys.values():
             if job.key in keys:
                 keys.update(job.needs)
-    cells = {cell: tuple(job.key for job in jobs if job.key in keys) for cell, keys in wanted.items()}
+    cells = {cell: tuple(job.key for job in jobs if job.key in keys) for cell, keys in cell_keys.items()}
     outputs = plan.options.outputs
     tasks = {}
     for job in jobs:
@@ -101,7 +101,7 @@ def outline(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> Outline:
 
 
 def write_outline(summary: Outline, options: AblationOptions) -> None:
-    """Write it as the ablation's latest call, for `read_outline` and `mlflow-sync`."""
+    """Store the outline as the latest call of the ablation, for `read_outline` and `mlflow-sync`."""
     outputs = options.outputs
     cells = [[arm, seed, keys] for (arm, seed), keys in summary.cells.items()]
     tasks = [asdict(task) for task in summary.tasks.values()]
@@ -109,11 +109,11 @@ def write_outline(summary: Outline, options: AblationOptions) -> None:
 
 
 def read_outline(name: str, outputs: Path) -> Outline | None:
-    """The ablation's latest call; None where there was none."""
+    """The outline of the latest call; None if there is none."""
     try:
-        kept = json.loads((outputs / name / "plan.json").read_text())
-        tasks = [JobOutline(**task | {k: tuple(task[k]) for k in ("needs", "metrics")}) for task in kept["tasks"]]
-        cells = {(arm, seed): tuple(keys) for arm, seed, keys in kept["cells"]}
+        record = json.loads((outputs / name / "plan.json").read_text())
+        tasks = [JobOutline(**task | {k: tuple(task[k]) for k in ("needs", "metrics")}) for task in record["tasks"]]
+        cells = {(arm, seed): tuple(keys) for arm, seed, keys in record["cells"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return Outline(name, cells, {task.key: task for task in tasks})
@@ -123,22 +123,22 @@ def cells_of(summary: Outline, outputs: Path) -> list[CellProgress]:
     ledger = Ledger(outputs)
     done = {key for key, task in summary.tasks.items() if task.is_done(outputs)}
     claims = {key: claim for key in summary.tasks if key not in done and (claim := ledger.read(key))}
-    shared = Counter(key for keys in summary.cells.values() for key in keys)
+    uses = Counter(key for keys in summary.cells.values() for key in keys)
 
     def cell(arm: str, seed: int, keys: Sequence[str]) -> CellProgress:
         count = len(done.intersection(keys))
-        found = CellProgress(arm, seed, "done" if count == len(keys) else "planned", count, len(keys))
+        progress = CellProgress(arm, seed, "done" if count == len(keys) else "planned", count, len(keys))
         for state in ("failed", "stale", "running", "queued"):
             for key in keys:
                 claim = claims.get(key)
                 if claim is None or state != ("stale" if claim.is_stale else claim.state):
                     continue
                 detail = f"{claim.label}: {_detail(state, summary.tasks[key], claim, outputs)}"
-                if state in ("running", "queued") and shared[key] > 1:  # of others too: this arm's turn is to come
-                    return replace(found, detail=f"after {detail}")
+                if state in ("running", "queued") and uses[key] > 1:  # a shared job: this arm's own jobs come later
+                    return replace(progress, detail=f"after {detail}")
                 log = _last_lines(claim) if state == "failed" else ()
-                return replace(found, state=state, detail=detail, log=log)
-        return found
+                return replace(progress, state=state, detail=detail, log=log)
+        return progress
 
     return [cell(arm, seed, keys) for (arm, seed), keys in summary.cells.items()]
 
@@ -150,14 +150,14 @@ def _detail(state: str, task: JobOutline, claim: Claim, outputs: Path) -> str:
     if state == "queued":
         return f"in the queue ({claim.queue}) for {since}"
     if state == "stale":
-        silent = duration(round(time.time() - claim.beat))
-        return f"{claim.who} is gone or stuck, its last sign {silent} ago; the same command goes on from there"
-    left = f", about {duration(round(claim.seconds_left))} left" if claim.seconds_left is not None else ""
+        silence = duration(round(time.time() - claim.beat))
+        return f"{claim.location} is gone or stuck, its last sign {silence} ago; the same command goes on from there"
+    remaining = f", about {duration(round(claim.seconds_left))} left" if claim.seconds_left is not None else ""
     if task.kind == "train":
-        return f"update {claim.done} of {task.total}{left}"
+        return f"update {claim.done} of {task.total}{remaining}"
     if task.kind == "sample":
-        return f"{len(list((outputs / task.folder).glob('[0-9]*.mkv')))} of {task.total} clips{left}"
-    return f"for {since}{left}"
+        return f"{len(list((outputs / task.folder).glob('[0-9]*.mkv')))} of {task.total} clips{remaining}"
+    return f"for {since}{remaining}"
 
 
 def _last_lines(claim: Claim) -> tuple[str, ...]:
@@ -172,7 +172,7 @@ def _last_lines(claim: Claim) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class StatusOptions:
-    """Which call of an ablation: the latest, or the one that the overrides describe."""
+    """The options of `pw status`: the latest call of an ablation, or the call with these overrides."""
 
     name: str = option("", "the ablation; with nothing else, its latest call", values=names)
     outputs: Path = option(OUTPUTS, "where its results are", read=outputs_folder)
@@ -180,18 +180,18 @@ class StatusOptions:
 
 
 def run(options: StatusOptions) -> int:
-    """Show how far every arm and seed is; exit status 0. Raises ConfigError."""
-    asked = parse([f"name={options.name}", f"outputs={options.outputs}", *options.overrides])
-    latest = None if options.overrides else read_outline(options.name, options.outputs)
+    """Print the progress of every arm and seed; exit status 0. Raises ConfigError."""
+    request = parse([f"name={options.name}", f"outputs={options.outputs}", *options.overrides])
+    summary = None if options.overrides else read_outline(options.name, options.outputs)
     note = ""
-    if latest is None:
+    if summary is None:
         note = "" if options.overrides else f"; nobody has called it with outputs={options.outputs} yet"
-        plan = make_plan(asked)
-        latest = outline(plan, *all_jobs(plan))
+        plan = make_plan(request)
+        summary = outline(plan, *all_jobs(plan))
     from rich.table import Table
     from rich.text import Text
 
-    cells = cells_of(latest, options.outputs)
+    cells = cells_of(summary, options.outputs)
     colours: dict[str, Any] = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow"}
     terminal = console(width=160)
     table = Table("arm", "seed", "state", "jobs", "", box=None, pad_edge=False)
@@ -201,7 +201,7 @@ def run(options: StatusOptions) -> int:
         table.add_row(cell.arm, str(cell.seed), state, f"{cell.done} of {cell.total}", Text(detail))
     terminal.print(table)
     counts = Counter(cell.state for cell in cells)
-    terminal.print(f"{latest.name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + note)
+    terminal.print(f"{summary.name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + note)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The terminal that a command prints to."""
+"""The rich console of the engine's commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def console(width: int = 120) -> Console:
-    """Rich's console; where there is no terminal, as in a log, lines are `width` characters wide."""
+    """Rich's console; without a terminal (output to a log) lines have `width` characters."""
     from rich.console import Console
 
     terminal = Console(highlight=False)

@@ -1,4 +1,4 @@
-"""`make ablation name=ansc` from nothing to its table, as a user calls it, at a size where all of it takes seconds."""
+"""`make ablation name=ansc` from an empty folder to its table, as a user calls it, at a size that takes seconds."""
 
 from __future__ import annotations
 
@@ -36,13 +36,12 @@ METRICS = load("ansc")[0].metrics
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A call that has ended: its outputs folder, exit status, what it printed, and the processor time that it and its
-    workers took."""
+class Call:
+    """A finished call: its outputs folder, exit status, output, and CPU seconds including its workers."""
 
     outputs: Path
     status: int
-    printed: str
+    output: str
     seconds: float
 
     @property
@@ -61,48 +60,48 @@ def command(outputs: Path, *words: str, verb: str = "ablation") -> list[str]:
     return [sys.executable, "-m", "pw", verb, *words, f"outputs={outputs}"]
 
 
-def call(outputs: Path, *words: str, verb: str = "ablation") -> Finished:
+def call(outputs: Path, *words: str, verb: str = "ablation") -> Call:
     before = os.times()
-    ended = subprocess.run(
+    process = subprocess.run(
         command(outputs, *words, verb=verb), cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
     )
     after = os.times()
-    took = after.children_user + after.children_system - before.children_user - before.children_system
-    return Finished(outputs, ended.returncode, ended.stdout + ended.stderr, took)
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    return Call(outputs, process.returncode, process.stdout + process.stderr, seconds)
 
 
 def stamps(outputs: Path, *folders: str) -> dict[str, int]:
-    """File -> when it was last written; locks are touched by whoever looks."""
+    """File -> time of its last write; without locks, which readers also touch."""
     files = [path for folder in folders for path in (outputs / folder).rglob("*") if path.is_file()]
     return {str(p.relative_to(outputs)): p.stat().st_mtime_ns for p in files if p.name != ".lock"}
 
 
-def planned(outputs: Path, *words: str) -> Plan:
+def plan_for(outputs: Path, *words: str) -> Plan:
     return make_plan(parse([*words, f"outputs={outputs}"]))
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The whole of it, but that another program has MLflow's database to itself all the while."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Call:
+    """The whole call, while another program locks MLflow's database."""
     outputs = tmp_path_factory.mktemp("finished")
     (outputs / "mlflow").mkdir()
     with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as database:
         database.execute("BEGIN EXCLUSIVE")
-        ended = call(outputs, *MICRO)
-    assert ended.status == 0, ended.printed
-    return ended
+        result = call(outputs, *MICRO)
+    assert result.status == 0, result.output
+    return result
 
 
 @pytest.fixture(scope="module")
-def synced(finished: Finished) -> Finished:
-    """`make mlflow-sync`, once the database is free again."""
-    ended = call(finished.outputs, verb="mlflow-sync")
-    assert ended.status == 0, ended.printed
-    return ended
+def synced(finished: Call) -> Call:
+    """`make mlflow-sync`, after the database is free."""
+    result = call(finished.outputs, verb="mlflow-sync")
+    assert result.status == 0, result.output
+    return result
 
 
 class TestTheTable:
-    def test_has_every_arm_asked_for_and_no_other_in_the_papers_order(self, finished: Finished) -> None:
+    def test_has_every_arm_asked_for_and_no_other_in_the_papers_order(self, finished: Call) -> None:
         table = finished.table
         assert (table["ablation"], table["scale"], table["seeds"]) == ("ansc", "tiny", [0, 1])
         assert [arm["name"] for arm in table["arms"]] == ["baseline", "full"]
@@ -110,16 +109,16 @@ class TestTheTable:
         assert table["failed"] == []
 
     @pytest.mark.parametrize("arm", ["baseline", "full"])
-    def test_has_every_metric_of_every_arm_with_an_interval_over_all_seeds(self, finished: Finished, arm: str) -> None:
-        found = finished.arm(arm)["metrics"]
-        assert set(found) == set(METRICS)
-        for metric, value in found.items():
+    def test_has_every_metric_of_every_arm_with_an_interval_over_all_seeds(self, finished: Call, arm: str) -> None:
+        metrics = finished.arm(arm)["metrics"]
+        assert set(metrics) == set(METRICS)
+        for metric, value in metrics.items():
             assert value["n"] == len(SEEDS), metric
             assert value["low"] < value["mean"] < value["high"], metric
 
-    def test_holds_the_scores_on_disk_and_nothing_else(self, finished: Finished) -> None:
+    def test_holds_the_scores_on_disk_and_nothing_else(self, finished: Call) -> None:
         """The mean of an arm is the mean of its seeds' scores.json, found by signature."""
-        plan = planned(finished.outputs, *MICRO)
+        plan = plan_for(finished.outputs, *MICRO)
         scores = [json.loads(path.read_text()) for path in (finished.outputs / "scores").glob("*/scores.json")]
         for arm in plan.arms:
             for metric in METRICS:
@@ -132,24 +131,24 @@ class TestTheTable:
                 assert len(values) == len(SEEDS)
                 assert finished.arm(arm.name)["metrics"][metric]["mean"] == pytest.approx(np.mean(values), rel=1e-12)
 
-    def test_compares_a_row_with_the_one_above(self, finished: Finished) -> None:
+    def test_compares_a_row_with_the_one_above(self, finished: Call) -> None:
         assert finished.arm("baseline")["vs_previous"] == {}
-        compared = finished.arm("full")["vs_previous"]
-        assert set(compared) == set(METRICS)
-        for metric, found in compared.items():
-            assert {"diff", "low", "high", "p", "p_adjusted", "verdict"} <= found.keys(), metric
-            assert found["low"] <= found["diff"] <= found["high"], metric
-            assert found["p"] <= found["p_adjusted"] <= 1, metric
-            assert found["verdict"] in ("better", "worse", "no difference shown"), metric
+        differences = finished.arm("full")["vs_previous"]
+        assert set(differences) == set(METRICS)
+        for metric, row in differences.items():
+            assert {"diff", "low", "high", "p", "p_adjusted", "verdict"} <= row.keys(), metric
+            assert row["low"] <= row["diff"] <= row["high"], metric
+            assert row["p"] <= row["p_adjusted"] <= 1, metric
+            assert row["verdict"] in ("better", "worse", "no difference shown"), metric
 
-    def test_has_the_floor_and_the_many_step_ceiling(self, finished: Finished) -> None:
+    def test_has_the_floor_and_the_many_step_ceiling(self, finished: Call) -> None:
         table = finished.table
         of_one_video_set = {metric for metric in METRICS if not metric.startswith("solution")}
         assert set(table["floor"]) == set(table["ceiling"]) == of_one_video_set
         for metric in ("psd", "swd"):  # real video is nearer to real video than six updates can be
             assert table["floor"][metric]["mean"] < finished.arm("full")["metrics"][metric]["mean"]
 
-    def test_states_what_an_arm_cost(self, finished: Finished) -> None:
+    def test_states_what_an_arm_cost(self, finished: Call) -> None:
         for arm in finished.table["arms"]:
             cost = arm["cost"]
             assert cost["updates"] == 6
@@ -161,25 +160,25 @@ class TestTheTable:
         flow, shortcut = (arm["cost"]["train_flops"] for arm in finished.table["arms"])
         assert shortcut / flow == pytest.approx((3 * 3 + 3 * 5) / (6 * 3))
 
-    def test_reports_which_inference_steps_were_trained(self, finished: Finished) -> None:
+    def test_reports_which_inference_steps_were_trained(self, finished: Call) -> None:
         (entry,) = finished.table["coverage"]  # the flow baseline trains no stride
         assert entry["arm"] == "full"
         assert [trained for _, _, trained, _ in entry["grid"]] == [False, False, False, True]  # D5
         assert (entry["second_halves_trained"], entry["second_halves_total"]) == (0, 24)
 
-    def test_gives_the_baseline_its_best_shift(self, finished: Finished) -> None:
+    def test_gives_the_baseline_its_best_shift(self, finished: Call) -> None:
         probe = finished.arm("baseline")["probe"]
         assert probe["at"] in (1.0, 2.0, 3.0, 5.0)
         assert finished.arm("full")["probe"] is None
 
-    def test_sets_the_papers_row_beside_ours_and_judges_the_order_only(self, finished: Finished) -> None:
+    def test_sets_the_papers_row_beside_ours_and_judges_the_order_only(self, finished: Call) -> None:
         assert finished.arm("baseline")["paper"] == {"MUSIQ": 51.54, "NIQE": 4.04, "Tech.": 12.98, "Aesth.": 99.01}
         assert finished.table["order_as_in_paper"] in ("yes", "no", "not resolved")
         markdown = (finished.folder / "table.md").read_text()
         assert "8-step ceiling" in markdown  # not 48: sampling.solution_steps says so
         assert all(word in markdown for word in ("MUSIQ", "51.54", "57.67", "order as in the paper"))
 
-    def test_is_stamped_with_what_was_measured_and_from_what(self, finished: Finished) -> None:
+    def test_is_stamped_with_what_was_measured_and_from_what(self, finished: Call) -> None:
         contract = finished.table["contract"]
         assert {"signature", "git_commit", "dirty", "lock_hash", "clips", "metrics", "scale", "data"} <= contract.keys()
         assert {metric for protocols in contract["metrics"] for metric in protocols} == set(METRICS)
@@ -188,26 +187,26 @@ class TestTheTable:
             assert stamp["clips"]["n"] == 4
             assert stamp["seed"] in SEEDS
 
-    def test_comes_as_five_files_that_say_the_same(self, finished: Finished) -> None:
+    def test_comes_as_five_files_that_say_the_same(self, finished: Call) -> None:
         folder, mean = finished.folder, finished.arm("full")["metrics"]["psd"]["mean"]
         with (folder / "table.csv").open(newline="") as file:
             rows = {row["row"]: row for row in csv.DictReader(file)}
         assert set(rows) == {"baseline", "full", "ceiling", "floor"}
         assert float(rows["full"]["psd.mean"]) == mean
-        printed = f"{mean:.1f}"
-        assert printed in (folder / "table.md").read_text()
+        text = f"{mean:.1f}"
+        assert text in (folder / "table.md").read_text()
         tex, html = (folder / "table.tex").read_text(), (folder / "table.html").read_text()
         assert r"\begin{tabular}" in tex
-        assert printed in tex
+        assert text in tex
         assert html.count("<img ") == 2
-        assert printed in html
+        assert text in html
 
-    def test_is_printed(self, finished: Finished) -> None:
-        assert "differences to the arm above" in finished.printed
-        assert "real vs real" in finished.printed
-        assert str(finished.folder) in finished.printed.replace("\n", "")
+    def test_is_printed(self, finished: Call) -> None:
+        assert "differences to the arm above" in finished.output
+        assert "real vs real" in finished.output
+        assert str(finished.folder) in finished.output.replace("\n", "")
 
-    def test_comes_with_a_plot_and_a_contact_sheet(self, finished: Finished) -> None:
+    def test_comes_with_a_plot_and_a_contact_sheet(self, finished: Call) -> None:
         from matplotlib.image import imread
 
         plot, sheet = (imread(finished.folder / f"{name}.png") for name in ("plot", "contact_sheet"))
@@ -220,53 +219,53 @@ class TestTheTable:
 
 class TestASecondCall:
     @pytest.fixture(scope="class")
-    def calls(self, finished: Finished, synced: Finished) -> tuple[dict[str, int], bytes, Finished]:
+    def calls(self, finished: Call, synced: Call) -> tuple[dict[str, int], bytes, Call]:
         folders = ("train", "videos", "reference", "scores", "logs")
         before, table = stamps(finished.outputs, *folders), (finished.folder / "table.json").read_bytes()
-        again = call(finished.outputs, *MICRO)
-        assert again.status == 0, again.printed
+        second_call = call(finished.outputs, *MICRO)
+        assert second_call.status == 0, second_call.output
         assert stamps(finished.outputs, *folders) == before, "something was done twice"
-        return before, table, again
+        return before, table, second_call
 
-    def test_does_no_job_and_takes_less_than_twenty_seconds(self, calls: tuple[Any, bytes, Finished]) -> None:
-        before, _, again = calls
+    def test_does_no_job_and_takes_less_than_twenty_seconds(self, calls: tuple[Any, bytes, Call]) -> None:
+        before, _, second_call = calls
         assert len(before) > 100
-        assert "jobs are cached" in again.printed
-        assert again.seconds < 20
+        assert "jobs are cached" in second_call.output
+        assert second_call.seconds < 20
 
-    def test_writes_the_same_table_byte_for_byte(self, calls: tuple[Any, bytes, Finished]) -> None:
-        _, table, again = calls
-        assert (again.folder / "table.json").read_bytes() == table
-        assert not (again.folder / "earlier").exists()
+    def test_writes_the_same_table_byte_for_byte(self, calls: tuple[Any, bytes, Call]) -> None:
+        _, table, second_call = calls
+        assert (second_call.folder / "table.json").read_bytes() == table
+        assert not (second_call.folder / "earlier").exists()
 
-    def test_logs_nothing_anew(self, calls: tuple[Any, bytes, Finished]) -> None:
-        """So what `make mlflow-sync` took from the files is what this call would have logged, byte for byte."""
-        assert "MLflow was not written" not in calls[2].printed
+    def test_logs_nothing_anew(self, calls: tuple[Any, bytes, Call]) -> None:
+        """`make mlflow-sync` has logged from files exactly what this call would log."""
+        assert "MLflow was not written" not in calls[2].output
         assert len(mlflow_runs(calls[2].outputs)) == 1 + 2 * len(SEEDS)
 
 
 def mlflow_runs(outputs: Path) -> dict[str, dict[str, str]]:
     """Name of each run, also of deleted ones -> its parameters."""
     with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as database:
-        named = database.execute("SELECT run_uuid, name FROM runs").fetchall()
+        runs = database.execute("SELECT run_uuid, name FROM runs").fetchall()
         params = database.execute("SELECT run_uuid, key, value FROM params").fetchall()
-    assert len({name for _, name in named}) == len(named)
-    return {name: {key: value for owner, key, value in params if owner == run} for run, name in named}
+    assert len({name for _, name in runs}) == len(runs)
+    return {name: {key: value for owner, key, value in params if owner == run} for run, name in runs}
 
 
 class TestMlflow:
-    def test_that_is_locked_costs_no_table_and_is_told_later(self, finished: Finished, synced: Finished) -> None:
-        printed = finished.printed.replace("\n", " ")
-        assert "MLflow was not written" in printed
-        assert "database is locked" in printed
-        assert "make mlflow-sync" in printed
-        assert "ansc: logged" in synced.printed
+    def test_that_is_locked_costs_no_table_and_is_told_later(self, finished: Call, synced: Call) -> None:
+        output = finished.output.replace("\n", " ")
+        assert "MLflow was not written" in output
+        assert "database is locked" in output
+        assert "make mlflow-sync" in output
+        assert "ansc: logged" in synced.output
 
-    def test_has_a_parent_and_a_run_for_every_arm_and_seed(self, synced: Finished) -> None:
+    def test_has_a_parent_and_a_run_for_every_arm_and_seed(self, synced: Call) -> None:
         arms = {f"{arm}/seed={seed}" for arm in ("baseline", "full") for seed in SEEDS}
         assert mlflow_runs(synced.outputs).keys() == {"ansc", *arms}
 
-    def test_has_exactly_the_varied_keys_the_scale_and_the_seed_for_parameters(self, synced: Finished) -> None:
+    def test_has_exactly_the_varied_keys_the_scale_and_the_seed_for_parameters(self, synced: Call) -> None:
         runs = mlflow_runs(synced.outputs)
         assert runs["full/seed=1"] == {
             **{"objective": "shortcut", "step_sampler": "exponential_index", "weighting": "delta_sigma"},
@@ -274,15 +273,15 @@ class TestMlflow:
         }
         assert runs["ansc"] == {}
 
-    def test_is_named_after_the_ablation(self, synced: Finished) -> None:
+    def test_is_named_after_the_ablation(self, synced: Call) -> None:
         with closing(sqlite3.connect(synced.outputs / "mlflow" / "mlflow.db")) as database:
             names = {name for (name,) in database.execute("SELECT name FROM experiments")}
         assert "ansc" in names
 
 
 class TestArmsOfOneSeed:
-    def test_are_given_the_same_anchors_and_other_seeds_others(self, finished: Finished) -> None:
-        plan, anchors = planned(finished.outputs, *MICRO), {}
+    def test_are_given_the_same_anchors_and_other_seeds_others(self, finished: Call) -> None:
+        plan, anchors = plan_for(finished.outputs, *MICRO), {}
         for arm, seed, run in plan.runs():
             files = sorted((sample_folder(run, finished.outputs) / "anchors").glob("*.mkv"))
             anchors[arm.name, seed] = np.stack([read_video(path) for path in files])
@@ -291,8 +290,8 @@ class TestArmsOfOneSeed:
             np.testing.assert_array_equal(anchors["baseline", seed], anchors["full", seed])
         assert (anchors["full", 0] != anchors["full", 1]).any()
 
-    def test_are_held_against_the_same_real_clips(self, finished: Finished) -> None:
-        plan = planned(finished.outputs, *MICRO)
+    def test_are_held_against_the_same_real_clips(self, finished: Call) -> None:
+        plan = plan_for(finished.outputs, *MICRO)
         for seed in SEEDS:
             assert len({reference_folder(arm.runs[seed], finished.outputs) for arm in plan.arms}) == 1
         clips = {}
@@ -302,9 +301,8 @@ class TestArmsOfOneSeed:
         assert [len(hashes) for hashes in clips.values()] == [1, 1]
         assert clips[0] != clips[1]
 
-    def test_begin_from_the_same_noise(self, finished: Finished, tmp_path: Path) -> None:
-        """Untrained arms are their start at every stride (D18): from the same noise under the same anchors they make
-        the same clips."""
+    def test_begin_from_the_same_noise(self, finished: Call, tmp_path: Path) -> None:
+        """Untrained arms equal their start at every stride (D18): same noise and anchors give the same clips."""
         sizes = [word for word in SIZES if not word.startswith("train.updates")]
         flow, shortcut, other_noise = (
             build([*sizes, "train.updates=0", *words])
@@ -328,49 +326,49 @@ class TestArmsOfOneSeed:
 
 @dataclass(frozen=True)
 class Disturbed:
-    """An ablation whose runner was killed, and that was then called again with an arm that cannot be trained.
+    """An ablation whose runner was killed; a second call adds an arm that cannot be trained.
 
-    survivors  processes of the killed runner that still ran ten seconds later
-    finished   trainings that were done when it was killed -> when
-    again      the second call
+    survivors    processes of the killed runner that still ran ten seconds later
+    finished     done.json of the trainings that were done when it was killed -> time of writing
+    second_call  the call with the arm that cannot be trained
     """
 
     survivors: list[str]
     finished: dict[str, int]
-    again: Finished
+    second_call: Call
 
 
 @pytest.fixture(scope="module")
-def disturbed(tmp_path_factory: pytest.TempPathFactory, finished: Finished) -> Disturbed:
+def disturbed(tmp_path_factory: pytest.TempPathFactory, finished: Call) -> Disturbed:
     outputs = tmp_path_factory.mktemp("disturbed")
     words = ["name=ansc", "seeds=2", "arms=uniform,full", "workers=2", "mlflow=false", *SIZES]
-    held = training_folder(planned(outputs, *words).arms[1].runs[0], outputs)
-    held.mkdir(parents=True)
-    with FileLock(held / ".lock"):  # one worker waits for it: a runner cannot be done before it is killed
-        survivors = killed_after_an_arm(outputs, words)
+    locked = training_folder(plan_for(outputs, *words).arms[1].runs[0], outputs)
+    locked.mkdir(parents=True)
+    with FileLock(locked / ".lock"):  # one worker waits for it: a runner cannot be done before it is killed
+        survivors = kill_after_an_arm(outputs, words)
     at_the_kill = done_trainings(outputs)
     words[2] = "arms=uniform,exponential,full"
-    broken = next(arm for arm in planned(outputs, *words).arms if arm.name == "exponential").runs[1]
-    training_folder(broken, outputs).write_text("a file where a folder should be")
+    broken_run = next(arm for arm in plan_for(outputs, *words).arms if arm.name == "exponential").runs[1]
+    training_folder(broken_run, outputs).write_text("a file where a folder should be")
     return Disturbed(survivors, at_the_kill, call(outputs, *words))
 
 
 def done_trainings(outputs: Path) -> dict[str, int]:
-    """done.json of each training -> when it was written."""
+    """done.json of each training -> time of its write."""
     return {str(path.relative_to(outputs)): path.stat().st_mtime_ns for path in outputs.glob("train/*/done.json")}
 
 
-def killed_after_an_arm(outputs: Path, words: list[str]) -> list[str]:
-    """Kill a runner once the start and one arm are trained; its processes that are there ten seconds later."""
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    runner = subprocess.Popen(command(outputs, *words), cwd=ROOT, **silent)
+def kill_after_an_arm(outputs: Path, words: list[str]) -> list[str]:
+    """Kill a runner after the start and one arm are trained; return its processes that live ten seconds later."""
+    no_output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    runner = subprocess.Popen(command(outputs, *words), cwd=ROOT, **no_output)
     family: list[psutil.Process] = []
     try:
-        until = time.monotonic() + 120
+        deadline = time.monotonic() + 120
         log = "logs/train_full_seed_0_*.log"  # of the worker that waits
         while not (len(done_trainings(outputs)) >= 2 and any(outputs.glob(log))):
             assert runner.poll() is None, "the runner ended before it could be killed"
-            assert time.monotonic() < until, "the runner trained nothing in two minutes"
+            assert time.monotonic() < deadline, "the runner trained nothing in two minutes"
             time.sleep(0.01)
         family = psutil.Process(runner.pid).children(recursive=True)
         os.kill(runner.pid, signal.SIGKILL)
@@ -390,21 +388,21 @@ class TestAKilledRunner:
         assert disturbed.survivors == []
 
     def test_had_done_a_part_of_its_trainings(self, disturbed: Disturbed) -> None:
-        """The start and two arms of two seeds are five; otherwise the tests below would show nothing."""
+        """There are five trainings: the start, and two arms of two seeds. None or all would leave nothing to test."""
         assert 2 <= len(disturbed.finished) < 5
 
     def test_leaves_what_was_finished_to_the_next_call(self, disturbed: Disturbed) -> None:
-        now = stamps(disturbed.again.outputs, "train")
+        now = stamps(disturbed.second_call.outputs, "train")
         assert {path: now[path] for path in disturbed.finished} == disturbed.finished
 
-    def test_changes_no_score(self, disturbed: Disturbed, finished: Finished) -> None:
+    def test_changes_no_score(self, disturbed: Disturbed, finished: Call) -> None:
         """To the last digit: `full` and the floor are in both tables."""
-        assert disturbed.again.arm("full")["metrics"] == finished.arm("full")["metrics"]
-        assert disturbed.again.arm("full")["cost"]["train_flops"] == finished.arm("full")["cost"]["train_flops"]
-        assert disturbed.again.table["floor"] == finished.table["floor"]
+        assert disturbed.second_call.arm("full")["metrics"] == finished.arm("full")["metrics"]
+        assert disturbed.second_call.arm("full")["cost"]["train_flops"] == finished.arm("full")["cost"]["train_flops"]
+        assert disturbed.second_call.table["floor"] == finished.table["floor"]
 
     def test_leaves_no_half_written_file(self, disturbed: Disturbed) -> None:
-        outputs = disturbed.again.outputs
+        outputs = disturbed.second_call.outputs
         for path in outputs.rglob("*.json"):
             json.loads(path.read_text())
         clips = list((outputs / "videos").rglob("*.mkv"))
@@ -415,46 +413,44 @@ class TestAKilledRunner:
 @pytest.mark.slow
 class TestAnArmThatFails:
     def test_is_told_by_name_with_the_reason_and_its_log(self, disturbed: Disturbed) -> None:
-        printed = disturbed.again.printed.replace("\n", "")
-        assert "✗ train exponential seed 1: FileExistsError" in printed
-        (log,) = (disturbed.again.outputs / "logs").glob("train_exponential_seed_1_*.log")
-        assert f"log: {log}" in printed
+        output = disturbed.second_call.output.replace("\n", "")
+        assert "✗ train exponential seed 1: FileExistsError" in output
+        (log,) = (disturbed.second_call.outputs / "logs").glob("train_exponential_seed_1_*.log")
+        assert f"log: {log}" in output
         assert "Traceback" in log.read_text()
 
     def test_makes_the_exit_status_one(self, disturbed: Disturbed) -> None:
-        assert disturbed.again.status == 1
+        assert disturbed.second_call.status == 1
 
     def test_does_not_keep_the_others_from_finishing(self, disturbed: Disturbed) -> None:
         for arm in ("uniform", "full"):
-            assert disturbed.again.arm(arm)["status"] == "ok"
-            assert {v["n"] for v in disturbed.again.arm(arm)["metrics"].values()} == {2}
+            assert disturbed.second_call.arm(arm)["status"] == "ok"
+            assert {v["n"] for v in disturbed.second_call.arm(arm)["metrics"].values()} == {2}
 
     def test_keeps_the_seeds_that_did_not_fail(self, disturbed: Disturbed) -> None:
-        arm = disturbed.again.arm("exponential")
+        arm = disturbed.second_call.arm("exponential")
         assert {v["n"] for v in arm["metrics"].values()} == {1}
         assert arm["status"].startswith("failed: seeds 1; train exponential seed 1 failed: FileExistsError")
         assert arm["status"].count("failed: FileExistsError") == 1
 
     def test_is_marked_in_the_table_and_not_scored_as_zero(self, disturbed: Disturbed) -> None:
-        (reason,) = disturbed.again.table["failed"]
+        (reason,) = disturbed.second_call.table["failed"]
         assert reason.startswith("train exponential seed 1 failed: ")
-        assert "exponential failed: seeds 1" in (disturbed.again.folder / "table.md").read_text()
+        assert "exponential failed: seeds 1" in (disturbed.second_call.folder / "table.md").read_text()
         # one seed has no interval, and a comparison over one seed no verdict
         assert {v["low"] for v in arm_metrics(disturbed, "exponential")} == {None}
-        verdicts = {v["verdict"] for v in disturbed.again.arm("exponential")["vs_previous"].values()}
+        verdicts = {v["verdict"] for v in disturbed.second_call.arm("exponential")["vs_previous"].values()}
         assert not verdicts & {"better", "worse"}
 
 
 def arm_metrics(disturbed: Disturbed, name: str) -> list[dict[str, Any]]:
-    return list(disturbed.again.arm(name)["metrics"].values())
+    return list(disturbed.second_call.arm(name)["metrics"].values())
 
 
 @pytest.mark.slow
 class TestTheNotebooks:
     @pytest.mark.parametrize("name", ["1_method", "2_tables", "3_runs"])
-    def test_run_on_what_the_ablation_left(
-        self, finished: Finished, name: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_run_on_what_the_ablation_left(self, finished: Call, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         import nbformat
         from nbclient import NotebookClient
 
@@ -462,8 +458,8 @@ class TestTheNotebooks:
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
-        shown = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
-        pictures = sum("image/png" in out.get("data", {}) for out in shown)
-        tables = sum("<table" in str(out.get("data", {}).get("text/html", "")) for out in shown)
-        assert not [out for out in shown if out.output_type == "error"]
+        outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
+        pictures = sum("image/png" in out.get("data", {}) for out in outputs)
+        tables = sum("<table" in str(out.get("data", {}).get("text/html", "")) for out in outputs)
+        assert not [out for out in outputs if out.output_type == "error"]
         assert (pictures, tables) == {"1_method": (5, 0), "2_tables": (0, 8), "3_runs": (3, 2)}[name]

@@ -1,4 +1,4 @@
-"""`make bench what=train`: its rivals do the same, and it says what was missed."""
+"""`make bench what=train`: the compared loops do the same work, and the report names missed aims."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ ONE_ROUND = parse(bench.TrainBenchOptions, ["repeats=1"])
 
 class TestTheBareLoop:
     @pytest.mark.parametrize(
-        "given",
+        "overrides",
         [(), ("objective=flow", "train.accumulate=2", "train.batch_size=2", "optimizer.clip=0.01")],
         ids=" ".join,
     )
-    def test_ends_with_the_weights_of_a_training_to_the_bit(self, given: tuple[str, ...], tmp_path: Path) -> None:
-        run = build([*TINY, f"train.updates={UPDATES}", *given])
-        trained = train(run, tmp_path)
+    def test_ends_with_the_weights_of_a_training_to_the_bit(self, overrides: tuple[str, ...], tmp_path: Path) -> None:
+        run = build([*TINY, f"train.updates={UPDATES}", *overrides])
+        folder = train(run, tmp_path)
         stage = next(itertools.islice(bare_updates(run), UPDATES - 1, None))
         for name, net in (("online", stage.net), ("ema", stage.ema)):
-            theirs, bare = load_file(trained / f"{name}.safetensors"), net.state_dict()
-            assert theirs.keys() == bare.keys()
-            assert not [key for key in bare if not torch.equal(theirs[key], bare[key])]
+            expected, bare = load_file(folder / f"{name}.safetensors"), net.state_dict()
+            assert expected.keys() == bare.keys()
+            assert not [key for key in bare if not torch.equal(expected[key], bare[key])]
 
     def test_takes_its_turn_after_every_ten_updates(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The clock is read as a training's round ends and as the bare one's does: five minutes each, here."""
+        """The clock advances five minutes per reading; it is read at the end of each round."""
         clock = itertools.count(0, 300)
         monkeypatch.setattr("benchmarks.speed.updates.time.perf_counter", lambda: float(next(clock)))
-        ours, bare = time_updates(1)
-        assert len(ours) == len(bare) == 1
+        loop, bare = time_updates(1)
+        assert len(loop) == len(bare) == 1
         assert bare == [30.0]
 
 
@@ -55,8 +55,8 @@ class TestTheLatents:
     def test_that_are_written_are_read_as_training_reads_them(self, tmp_path: Path) -> None:
         write_latents(tmp_path, build([*TINY, "data=none"]))
         run = build([*TINY, "data=latents", f"data.urls={tmp_path}"])
-        seen = list(itertools.islice(batches(run, 0), 8))  # an epoch
-        latents = torch.cat([batch["clips"].latent for batch in seen])
+        epoch = list(itertools.islice(batches(run, 0), 8))
+        latents = torch.cat([batch["clips"].latent for batch in epoch])
         assert len(latents.flatten(1).unique(dim=0)) == 64
         in_pixels = build(TINY).source.batch(0, 0, 1)
         stage = next(bare_updates(run))
@@ -70,21 +70,21 @@ class TestTheLatents:
 
 class TestTheCommandsOfTheRunsAlone:
     def test_are_those_that_a_dry_run_prints(self) -> None:
-        printed = (
+        output = (
             "ansc: a title\narm   seed 0\n"
             "  .venv/bin/python -m pw train stage=hires seed=0 outputs='a b'\n"
             "  .venv/bin/python -m pw sample stage=hires seed=0 outputs='a b'\n"
             "  # score a b/videos/0123\n"
         )
-        assert bench.alone(printed) == [
+        assert bench.sample_commands(output) == [
             ["-m", "pw", "sample", "stage=hires", "seed=0", "outputs=a b"],
         ]
 
     def test_are_all_samplings_of_the_plan_each_of_which_trains_first(self, tmp_path: Path) -> None:
         words = bench.ablation_words(parse(bench.TrainBenchOptions, ["arms=full", "seeds=2"]))
-        printed = bench.python("-m", "pw", "ablation", *words, f"outputs={tmp_path}", "dry_run=true")
-        assert "3 trainings, 4 samplings" in printed
-        assert [command[2] for command in bench.alone(printed)] == ["sample"] * 4
+        output = bench.python("-m", "pw", "ablation", *words, f"outputs={tmp_path}", "dry_run=true")
+        assert "3 trainings, 4 samplings" in output
+        assert [command[2] for command in bench.sample_commands(output)] == ["sample"] * 4
 
 
 class TestWhatIsReported:
@@ -96,13 +96,13 @@ class TestWhatIsReported:
         monkeypatch.setattr("benchmarks.speed.updates.time_updates", lambda repeats: seconds)
         assert bench.main(["only=step", f"out={tmp_path / 'bench.json'}"]) == 0
         assert capsys.readouterr().out.count(word) == 1
-        written = json.loads((tmp_path / "bench.json").read_text())
-        row = written["measured"][-1]
+        report = json.loads((tmp_path / "bench.json").read_text())
+        row = report["measured"][-1]
         assert (row["value"], row["aim"], row["met"]) == (pytest.approx(value), 1.05, word == "met")
-        assert {"git_commit", "code", "lock_hash", "device", "cores", "torch", "repeats"} <= written.keys()
+        assert {"git_commit", "code", "lock_hash", "device", "cores", "torch", "repeats"} <= report.keys()
 
     def test_a_ratio_is_the_median_of_the_rounds_ratios(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The machine was slow in the first round, for both, and hiccuped in the last, for one."""
+        """The machine is slow for both in the first round, and for one in the last."""
         rounds = [8.0, 2.0, 9.0], [4.0, 1.0, 1.0]
         monkeypatch.setattr("benchmarks.speed.updates.time_updates", lambda repeats: rounds)
         assert bench.bench_step(ONE_ROUND)[-1].value == 2.0
@@ -116,15 +116,15 @@ class TestWhatIsReported:
         assert "python -m pw ablation lists failed" in capsys.readouterr().err
 
     def test_import_of_the_method_is_of_all_its_modules(self) -> None:
-        """Without torch, here: it is the other half of what is measured."""
-        found = bench.python("-c", f"{bench.METHOD.replace(', torch', '')}; import sys; print(*sys.modules)").split()
+        """Here without torch, whose import is measured separately."""
+        modules = bench.python("-c", f"{bench.METHOD.replace(', torch', '')}; import sys; print(*sys.modules)").split()
         files = {path.stem for path in (ROOT / "pw" / "method").glob("*.py")} - {"__init__"}
-        assert {f"pw.method.{name}" for name in files} <= set(found)
-        assert "torch" not in found
+        assert {f"pw.method.{name}" for name in files} <= set(modules)
+        assert "torch" not in modules
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("repeat=3", "repeat=3: there is no option repeat; did you mean repeats? there are only, repeats, arms, "),
         ("only", "'only': write key=value"),
@@ -136,22 +136,22 @@ class TestWhatIsReported:
         ("out=tests", "tests: is a folder, wants a file"),
     ],
 )
-def test_a_wrong_call_is_told_what_would_do(word: str, told: str, capsys: Any) -> None:
+def test_a_wrong_call_is_told_what_would_do(word: str, message: str, capsys: Any) -> None:
     assert bench.main([word]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_garbage_is_collected_again_once_the_stages_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr("pw.io.paths.importlib.import_module", lambda name: seen.append((name, gc.isenabled())))
+    imports = []
+    monkeypatch.setattr("pw.io.paths.importlib.import_module", lambda name: imports.append((name, gc.isenabled())))
     monkeypatch.delitem(sys.modules, "pw.stages.stage", raising=False)
     import_stages()
-    assert seen == [("pw.stages.stage", False)]
+    assert imports == [("pw.stages.stage", False)]
     assert gc.isenabled()
 
 
 class TestTheFirstReport:
-    """Of a launched process: `report` in pw/parallel/launch.py, sent by `pw train` after an update."""
+    """The progress report (pw/parallel/launch.py) that `pw train` sends after an update."""
 
     def test_is_heard_of_a_process(self) -> None:
         seconds, cpu = bench.first_report("-c", "from pw.parallel import launch; launch.report(update=1, updates=1)")

@@ -1,4 +1,4 @@
-"""`make compare`: runs found by signature, what differs in words, verdicts on videos whose difference is known."""
+"""`make compare`: runs by signature, their differences as text, and verdicts on videos with known differences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from benchmarks.measure.measurement import MeasureOptions
 from benchmarks.measure.score import score_videos
 from benchmarks.report.contact_sheet import side_by_side
-from experiments.engine.compare.compare_runs import compare_sides, main, rendered
+from experiments.engine.compare.compare_runs import compare_sides, main, renderables
 from experiments.engine.compare.sides import CompareOptions, Folder, config_difference, side
 from pw.io.arguments import ConfigError, parse
 from pw.io.files import write_json
@@ -31,7 +31,7 @@ CLIPS = 8
 
 
 def clip(seed: int, size: tuple[int, int] = (24, 24), frames: int = 3) -> np.ndarray:
-    """Smooth, well inside [0, 255]."""
+    """A smooth video (T, H, W, 3), uint8, far from 0 and 255."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[: size[0], : size[1]] / 6
     wave = 120 + 40 * np.sin(rows + seed) + 30 * np.cos(columns * (1 + seed % 3))
@@ -39,7 +39,7 @@ def clip(seed: int, size: tuple[int, int] = (24, 24), frames: int = 3) -> np.nda
 
 
 def with_texture(video: np.ndarray, strength: int, seed: int) -> np.ndarray:
-    """Noise of every frame: what mHD takes for detail."""
+    """The video with independent noise per frame, which mHD counts as detail."""
     noise = np.random.default_rng(seed).integers(-strength, strength + 1, video.shape)
     return np.clip(video.astype(int) + noise, 0, 255).astype(np.uint8)
 
@@ -47,13 +47,13 @@ def with_texture(video: np.ndarray, strength: int, seed: int) -> np.ndarray:
 def folder_of(path: Path, strength: int, *, count: int = CLIPS, suffix: str = ".mkv", **kind) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        made = with_texture(clip(i, **kind), strength, 100 + i)
-        write_video(path / f"{i:04d}{suffix}", made, lossless=suffix == ".mkv")
+        video = with_texture(clip(i, **kind), strength, 100 + i)
+        write_video(path / f"{i:04d}{suffix}", video, lossless=suffix == ".mkv")
     return path
 
 
 def make_run(outputs: Path, run: Run, strength: int, evaluation_seed: int | None = None) -> Run:
-    """The files that training and sampling leave, without either."""
+    """Write the files of a training and a sampling, without running them."""
     seed = run.seed if evaluation_seed is None else evaluation_seed
     write_config(run, training_folder(run, outputs))
     write_json(training_folder(run, outputs) / "done.json", {"signature": run.training_signature})
@@ -69,7 +69,7 @@ def make_run(outputs: Path, run: Run, strength: int, evaluation_seed: int | None
     return run
 
 
-def compared(tmp_path: Path, *words: str) -> dict:
+def comparison_of(tmp_path: Path, *words: str) -> dict:
     out = tmp_path / "out"
     assert main([*words, f"outputs={tmp_path}", f"out={out}", f"cache={tmp_path / 'cache'}"]) == 0
     return json.loads((out / "comparison.json").read_text())
@@ -79,7 +79,7 @@ def values_of(folder: Path, tmp_path: Path) -> dict[str, float]:
     return score_videos(folder, ["mhd_mse"], MeasureOptions(cache=tmp_path / "cache")).values("mhd_mse")
 
 
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def error_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main([*words, f"outputs={tmp_path}", f"cache={tmp_path / 'cache'}"]) == 2
     return capsys.readouterr().err
 
@@ -88,12 +88,12 @@ class TestTwoFolders:
     def test_are_paired_by_name_whatever_made_them(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         a = folder_of(tmp_path / "a", 0, size=(64, 64))
         b = folder_of(tmp_path / "b", 30, size=(64, 64))
-        found = compared(tmp_path, f"a={a}", f"b={b}")
-        row = found["metrics"]["mhd_mse"]
+        result = comparison_of(tmp_path, f"a={a}", f"b={b}")
+        row = result["metrics"]["mhd_mse"]
         assert (row["verdict"], row["design"], row["n"]) == ("better", "paired", CLIPS)
         assert row["diff"] == pytest.approx(row["b"] - row["a"])
-        assert found["config"] == ["not both are runs of this suite: no configurations to compare"]
-        assert "another training it says nothing" in found["unit"]
+        assert result["config"] == ["not both are runs of this suite: no configurations to compare"]
+        assert "another training it says nothing" in result["unit"]
         assert "better" in capsys.readouterr().out
         text = (tmp_path / "out" / "comparison.md").read_text()
         assert "| mHD-MSE ↑ |" in text
@@ -102,17 +102,17 @@ class TestTwoFolders:
     def test_say_what_has_no_partner_and_that_sizes_differ(self, tmp_path: Path) -> None:
         a = folder_of(tmp_path / "a", 5, size=(64, 64))
         b = folder_of(tmp_path / "b", 5, size=(96, 64), count=CLIPS - 1)
-        found = compared(tmp_path, f"a={a}", f"b={b}")
-        assert found["left_out"]["mhd_mse"]["names_a"] == ["0007.mkv"]
-        assert any("a has 64 x 64, 3 frames, 24 fps (8 videos); b has 64 x 96" in note for note in found["notes"])
+        result = comparison_of(tmp_path, f"a={a}", f"b={b}")
+        assert result["left_out"]["mhd_mse"]["names_a"] == ["0007.mkv"]
+        assert any("a has 64 x 64, 3 frames, 24 fps (8 videos); b has 64 x 96" in note for note in result["notes"])
 
     def test_without_a_common_name_are_not_called_paired(self, tmp_path: Path) -> None:
         a, b = (folder_of(tmp_path / name, 5, size=(64, 64)) for name in "ab")
         for path in sorted(b.iterdir()):
             path.rename(b / f"other {path.name}")
-        found = compared(tmp_path, f"a={a}", f"b={b}")
-        assert found["metrics"]["mhd_mse"]["design"] == "independent"
-        assert found["unit"].startswith("not paired")
+        result = comparison_of(tmp_path, f"a={a}", f"b={b}")
+        assert result["metrics"]["mhd_mse"]["design"] == "independent"
+        assert result["unit"].startswith("not paired")
         assert not (tmp_path / "out" / "contact_sheet.png").exists()
 
     def test_of_one_name_are_told_apart(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +127,7 @@ class TestTwoFolders:
 
     def test_of_equal_videos_show_no_difference(self, tmp_path: Path) -> None:
         a, b = (folder_of(tmp_path / name, 5, size=(64, 64)) for name in "ab")
-        row = compared(tmp_path, f"a={a}", f"b={b}")["metrics"]["mhd_mse"]
+        row = comparison_of(tmp_path, f"a={a}", f"b={b}")["metrics"]["mhd_mse"]
         assert (row["diff"], row["verdict"]) == (0, "no difference shown")
 
     def test_measured_differently_are_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,9 +138,9 @@ class TestTwoFolders:
             about = {"metrics": {"mhd_mse": {"protocol": protocol}}}
             (tmp_path / f"{name}.protocol.json").write_text(json.dumps(about))
         files = [f"{name}_scores={tmp_path / name}.csv" for name in "ab"]
-        assert "metrics.mhd_mse.protocol is 'mhd_mse/1'" in refused(tmp_path, capsys, f"a={a}", f"b={b}", *files)
+        assert "metrics.mhd_mse.protocol is 'mhd_mse/1'" in error_of(tmp_path, capsys, f"a={a}", f"b={b}", *files)
         (tmp_path / "b.protocol.json").unlink()
-        notes = compared(tmp_path, f"a={a}", f"b={b}", *files)["notes"]
+        notes = comparison_of(tmp_path, f"a={a}", f"b={b}", *files)["notes"]
         assert any("no protocol file beside it" in note for note in notes)
 
 
@@ -149,25 +149,25 @@ class TestTwoRuns:
         four = make_run(tmp_path, build([*BASE]), 2)
         eight = make_run(tmp_path, build([*BASE[:2], "sampling.num_steps=8"]), 12)
         # the training's config.yaml is of the last that was written, each folder's own of its sampling
-        found = compared(tmp_path, f"a={four.signature}", f"b={eight.signature}")
-        assert found["config"] == [
+        result = comparison_of(tmp_path, f"a={four.signature}", f"b={eight.signature}")
+        assert result["config"] == [
             f"same training {four.training_signature}, other sampling",
             "sampling.num_steps: 4 → 8",
         ]
-        row = found["metrics"]["mhd"]
+        row = result["metrics"]["mhd"]
         assert (row["verdict"], row["n"]) == ("better", CLIPS)
-        assert found["metrics"]["psd"]["verdict"] == "not resolved"
-        assert found["metrics"]["psd"]["diff"] < 0  # real has texture, too
-        assert found["measured_by"]["psd"]["clips"]["n"] == CLIPS
+        assert result["metrics"]["psd"]["verdict"] == "not resolved"
+        assert result["metrics"]["psd"]["diff"] < 0  # real has texture, too
+        assert result["measured_by"]["psd"]["clips"]["n"] == CLIPS
 
     def test_of_two_trainings_name_the_choices_that_differ(self, tmp_path: Path) -> None:
         a = make_run(tmp_path, build([*BASE]), 2)
         b = make_run(tmp_path, build(["objective=shortcut", "step_sampler=uniform", *BASE[2:], BASE[0]]), 6)
-        found = compared(tmp_path, f"a={a.training_signature}", f"b={b.training_signature[:6]}", "metrics=mhd")
-        assert found["config"][0] == f"two trainings, {a.training_signature} and {b.training_signature}"
-        assert "objective: flow → shortcut" in found["config"]
-        assert "step_sampler: none → uniform" in found["config"]
-        assert not any(line.startswith(("step_sampler.", "trainer")) for line in found["config"])
+        result = comparison_of(tmp_path, f"a={a.training_signature}", f"b={b.training_signature[:6]}", "metrics=mhd")
+        assert result["config"][0] == f"two trainings, {a.training_signature} and {b.training_signature}"
+        assert "objective: flow → shortcut" in result["config"]
+        assert "step_sampler: none → uniform" in result["config"]
+        assert not any(line.startswith(("step_sampler.", "trainer")) for line in result["config"])
 
     def test_with_several_seeds_are_compared_over_seeds(self, tmp_path: Path) -> None:
         names: dict[str, list[str]] = {"a": [], "b": []}
@@ -176,12 +176,12 @@ class TestTwoRuns:
                 run = build([*BASE[:2], f"sampling.num_steps={steps}", f"seed={seed}", f"train.updates={300 + steps}"])
                 names[key].append(make_run(tmp_path, run, strength).training_signature)
         words = [*(f"{key}={','.join(names[key])}" for key in "ab"), "metrics=mhd,psd"]
-        found = compared(tmp_path, *words)
-        assert found["metrics"]["mhd"]["n"] == 3
-        assert found["metrics"]["psd"]["low"] is not None
-        assert "over 3 seeds (6 trainings), psd first, the others by Holm behind it" in found["unit"]
-        assert found["primary"] == "psd"
-        other = compared(tmp_path, *words, "primary=mhd")
+        result = comparison_of(tmp_path, *words)
+        assert result["metrics"]["mhd"]["n"] == 3
+        assert result["metrics"]["psd"]["low"] is not None
+        assert "over 3 seeds (6 trainings), psd first, the others by Holm behind it" in result["unit"]
+        assert result["primary"] == "psd"
+        other = comparison_of(tmp_path, *words, "primary=mhd")
         assert (other["primary"], other["metrics"]["mhd"]["p_adjusted"]) == ("mhd", other["metrics"]["mhd"]["p"])
 
     def test_of_one_seed_are_judged_by_the_first_metric_that_has_a_test(
@@ -189,13 +189,13 @@ class TestTwoRuns:
     ) -> None:
         a, b = (make_run(tmp_path, build([*BASE, *more]), 2 + len(more)) for more in ([], ["optimizer.lr=1e-3"]))
         words = [f"a={a.signature}", f"b={b.signature}", "metrics=psd,mhd_mse,mhd"]
-        found = compared(tmp_path, *words)
-        assert (found["primary"], "mhd_mse first" in found["unit"]) == ("mhd_mse", True)
-        assert compared(tmp_path, *words, "primary=mhd")["primary"] == "mhd"
-        assert "primary=psd: is of the whole set and has no test with one seed" in refused(
+        result = comparison_of(tmp_path, *words)
+        assert (result["primary"], "mhd_mse first" in result["unit"]) == ("mhd_mse", True)
+        assert comparison_of(tmp_path, *words, "primary=mhd")["primary"] == "mhd"
+        assert "primary=psd: is of the whole set and has no test with one seed" in error_of(
             tmp_path, capsys, *words, "primary=psd"
         )
-        assert "primary=swd: is not among the metrics (psd, mhd_mse, mhd)" in refused(
+        assert "primary=swd: is not among the metrics (psd, mhd_mse, mhd)" in error_of(
             tmp_path, capsys, *words, "primary=swd"
         )
 
@@ -205,16 +205,16 @@ class TestTwoRuns:
             "b": [make_run(tmp_path, build([*BASE, f"seed={seed}", "optimizer.lr=1e-3"]), 5) for seed in (0, 1)],
         }
         words = [f"{key}={','.join(run.signature for run in of)}" for key, of in runs.items()]
-        gone = sample_folder(runs["b"][1], tmp_path) / "0003.mkv"
+        missing = sample_folder(runs["b"][1], tmp_path) / "0003.mkv"
         sides = {key: values_of(sample_folder(of[1], tmp_path), tmp_path) for key, of in runs.items()}
-        gone.unlink()
-        found = compared(tmp_path, *words, "metrics=mhd_mse")
+        missing.unlink()
+        result = comparison_of(tmp_path, *words, "metrics=mhd_mse")
         left = [value for name, value in sides["a"].items() if name != "0003.mkv"]
         right = [value for name, value in sides["b"].items() if name != "0003.mkv"]
         first = [fmean(values_of(sample_folder(runs[key][0], tmp_path), tmp_path).values()) for key in "ab"]
         expected = (fmean(right) - fmean(left) + first[1] - first[0]) / 2
-        assert found["metrics"]["mhd_mse"]["diff"] == pytest.approx(expected)
-        assert found["left_out"]["mhd_mse"] == {
+        assert result["metrics"]["mhd_mse"]["diff"] == pytest.approx(expected)
+        assert result["left_out"]["mhd_mse"] == {
             "only_a": 1, "only_b": 0, "names_a": ["0003.mkv of seed 1"], "names_b": []
         }  # fmt: skip
 
@@ -222,27 +222,27 @@ class TestTwoRuns:
         a = make_run(tmp_path, build([*BASE]), 2)
         b = make_run(tmp_path, build([*BASE]), 2, evaluation_seed=5)
         words = [f"a={a.sample_signature(0)}", f"b={b.sample_signature(5)}"]
-        assert "no clip is paired" in refused(tmp_path, capsys, *words)
+        assert "no clip is paired" in error_of(tmp_path, capsys, *words)
 
     def test_of_a_sampling_that_is_not_on_record_say_so(self, tmp_path: Path) -> None:
         base = make_run(tmp_path, build([*BASE]), 2)
-        odd = build([*BASE, "sampling.start=0.9"])
-        make_run(tmp_path, odd, 4)
+        other = build([*BASE, "sampling.start=0.9"])
+        make_run(tmp_path, other, 4)
         write_config(base, training_folder(base, tmp_path))
-        (sample_folder(odd, tmp_path) / "config.yaml").unlink()
-        found = compared(tmp_path, f"a={base.signature}", f"b={odd.signature}", "metrics=mhd")
-        assert any(f"how {odd.signature} was sampled is not on record" in line for line in found["config"])
-        write_config(odd, sample_folder(odd, tmp_path))
-        found = compared(tmp_path, f"a={base.signature}", f"b={odd.signature}", "metrics=mhd")
-        assert found["config"][1:] == ["sampling.start: 1.0 → 0.9"]
+        (sample_folder(other, tmp_path) / "config.yaml").unlink()
+        result = comparison_of(tmp_path, f"a={base.signature}", f"b={other.signature}", "metrics=mhd")
+        assert any(f"how {other.signature} was sampled is not on record" in line for line in result["config"])
+        write_config(other, sample_folder(other, tmp_path))
+        result = comparison_of(tmp_path, f"a={base.signature}", f"b={other.signature}", "metrics=mhd")
+        assert result["config"][1:] == ["sampling.start: 1.0 → 0.9"]
 
 
 class TestAName:
     def test_that_is_wrong_lists_near_ones(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "there are none yet" in refused(tmp_path, capsys, "a=1234abcd", "b=1234abcd")
+        assert "there are none yet" in error_of(tmp_path, capsys, "a=1234abcd", "b=1234abcd")
         run = make_run(tmp_path, build([*BASE]), 2)
         wrong = run.signature[:-1] + ("0" if run.signature[-1] != "0" else "1")
-        assert f"near it are {run.signature}" in refused(tmp_path, capsys, f"a={wrong}", f"b={wrong}")
+        assert f"near it are {run.signature}" in error_of(tmp_path, capsys, f"a={wrong}", f"b={wrong}")
 
     def test_that_begins_several_is_not_guessed(self, tmp_path: Path) -> None:
         for name in ("ab12cd34", "ab99cd34"):
@@ -266,18 +266,18 @@ class TestWhatIsShown:
             parse(CompareOptions, [f"a={a}", f"b={b}", "metrics=temporal_flickering,mhd,psd", f"real={a}"])
         )
         console = Console(width=columns, file=io.StringIO())
-        for part in rendered(result, columns):
+        for part in renderables(result, columns):
             console.print(part)
-        told = console.file.getvalue()
-        assert "…" not in told.replace(" … ", "")
+        output = console.file.getvalue()
+        assert "…" not in output.replace(" … ", "")
         for words in ("worse", "better", "not resolved (of the set: needs seeds)"):
-            assert words in told
+            assert words in output
 
     def test_is_in_the_order_that_was_asked_for(self, tmp_path: Path) -> None:
         words = [f"a={folder_of(tmp_path / 'one', 2)}", f"b={folder_of(tmp_path / 'two', 6)}"]
-        compared(tmp_path, *words, "metrics=mhd")  # which the cache has, from now on
-        asked = ["temporal_flickering", "mhd", "mhd_mse"]
-        assert list(compared(tmp_path, *words, f"metrics={','.join(asked)}")["metrics"]) == asked
+        comparison_of(tmp_path, *words, "metrics=mhd")  # which the cache has, from now on
+        metrics = ["temporal_flickering", "mhd", "mhd_mse"]
+        assert list(comparison_of(tmp_path, *words, f"metrics={','.join(metrics)}")["metrics"]) == metrics
 
     def test_names_a_metric_that_a_file_of_scores_lacks(self, tmp_path: Path) -> None:
         one = folder_of(tmp_path / "one", 2)
@@ -286,7 +286,7 @@ class TestWhatIsShown:
         )
         words = (f"a={one}", f"b={one}", f"a_scores={tmp_path / 'mine.csv'}", "metrics=mhd_mse,temporal_flickering")
         note = f"temporal_flickering: not compared, there is no score of it in {tmp_path / 'mine.csv'}"
-        assert note in compared(tmp_path, *words)["notes"]
+        assert note in comparison_of(tmp_path, *words)["notes"]
 
 
 class TestAFileThatIsNotWhatItShouldBe:
@@ -300,23 +300,23 @@ class TestAFileThatIsNotWhatItShouldBe:
             ('{"signature": "a", "training": "b", "clips": 8, "seed": "first"}', "holds seed='first'"),
         ],
     )
-    @pytest.mark.parametrize("named", ["its clips", "its training"])
+    @pytest.mark.parametrize("source", ["its clips", "its training"])
     def test_is_named_with_what_would_do(
-        self, text: str, says: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, text: str, says: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         run = make_run(tmp_path, build([*BASE]), 2)
         clips = sample_folder(run, tmp_path)
         (clips / "done.json").write_text(text)
-        if named == "its training" and says.startswith("holds no"):  # of no training that is known: not its clips
+        if source == "its training" and says.startswith("holds no"):  # of no training that is known: not its clips
             says = "is trained, but not sampled"
-        elif named == "its training" and says.startswith("holds"):
+        elif source == "its training" and says.startswith("holds"):
             (clips / "done.json").write_text(text.replace('"b"', f'"{run.training_signature}"'))
-        name = clips.name if named == "its clips" else run.training_signature
-        told = refused(tmp_path, capsys, f"a={name}", f"b={name}")
-        assert says in told
+        name = clips.name if source == "its clips" else run.training_signature
+        message = error_of(tmp_path, capsys, f"a={name}", f"b={name}")
+        assert says in message
         if "not sampled" not in says:
-            assert f"{clips / 'done.json'}: " in told
-            assert "remove it, and `make sample`" in told
+            assert f"{clips / 'done.json'}: " in message
+            assert "remove it, and `make sample`" in message
 
     @pytest.mark.parametrize(
         ("csv", "protocol", "says"),
@@ -337,9 +337,9 @@ class TestAFileThatIsNotWhatItShouldBe:
         if protocol:
             (tmp_path / "mine.protocol.json").write_text(protocol)
         words = (f"a={tmp_path / 'one'}", f"b={tmp_path / 'one'}", f"a_scores={tmp_path / 'mine.csv'}")
-        told = refused(tmp_path, capsys, *words)
-        assert f"error: {tmp_path / 'mine'}" in told
-        assert says in told
+        message = error_of(tmp_path, capsys, *words)
+        assert f"error: {tmp_path / 'mine'}" in message
+        assert says in message
 
     def test_of_a_systems_note_too(self, tmp_path: Path) -> None:
         (tmp_path / "jobs").mkdir()

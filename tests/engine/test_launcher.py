@@ -1,4 +1,4 @@
-"""Where an ablation runs: what the launcher's keys mean, what becomes a job of the queue, and what a signal costs."""
+"""Launchers: their keys, the jobs of a queue, and stops by a signal."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from pw.train.record import training_folder
 ONE = ["name=ansc", "seeds=1", "arms=full"]
 
 
-def planned(outputs: Path, *words: str) -> Plan:
+def plan_for(outputs: Path, *words: str) -> Plan:
     return make_plan(parse([*words, f"outputs={outputs}"]))
 
 
@@ -91,61 +91,61 @@ class TestTheWords:
     def test_change_no_signature(self, tmp_path: Path) -> None:
         words = ["name=ansc", "seeds=1", "arms=full"]
         _, rest = take_launcher([*words, "launcher=submitit", "launcher.time=90", "launcher.gpus=8"])
-        before, after = (planned(tmp_path, *w).arms[0].first for w in (words, rest))
+        before, after = (plan_for(tmp_path, *w).arms[0].first for w in (words, rest))
         assert (before.signature, before.training_signature) == (after.signature, after.training_signature)
 
 
 class TestAJobOfTheQueue:
     def test_is_an_arm_and_seed_and_what_all_share_is_one_before_them(self, tmp_path: Path) -> None:
-        found = units_of(planned(tmp_path, "name=ansc", "seeds=2", "arms=baseline,full", "start.shipped=false"))
+        queue = units_of(plan_for(tmp_path, "name=ansc", "seeds=2", "arms=baseline,full", "start.shipped=false"))
         arms = {"baseline seed 0", "full seed 0", "baseline seed 1", "full seed 1"}
-        assert found.keys() == {"train start hires", *arms}
-        assert all(found[name].needs == ("train start hires",) for name in arms)
-        assert [job.kind for job in found["full seed 1"].jobs] == ["train", "sample", "sample", "score"]
+        assert queue.keys() == {"train start hires", *arms}
+        assert all(queue[name].needs == ("train start hires",) for name in arms)
+        assert [job.kind for job in queue["full seed 1"].jobs] == ["train", "sample", "sample", "score"]
 
     def test_trains_once_what_is_sampled_in_several_ways(self, tmp_path: Path) -> None:
-        found = units_of(planned(tmp_path, "name=steps", "seeds=1", "start.shipped=false"))
-        assert {found[f"{steps} seed 0"].needs for steps in (2, 3, 4, 5)} == {("sample 48-step solution of 2 seed 0",)}
-        trained = {name: [j.label for j in unit.jobs if j.kind == "train"] for name, unit in found.items()}
-        assert trained.pop("sample 48-step solution of 2 seed 0") == ["train start hires", "train 2 seed 0"]
-        assert not any(trained.values())
+        queue = units_of(plan_for(tmp_path, "name=steps", "seeds=1", "start.shipped=false"))
+        assert {queue[f"{steps} seed 0"].needs for steps in (2, 3, 4, 5)} == {("sample 48-step solution of 2 seed 0",)}
+        trainings = {name: [j.label for j in unit.jobs if j.kind == "train"] for name, unit in queue.items()}
+        assert trainings.pop("sample 48-step solution of 2 seed 0") == ["train start hires", "train 2 seed 0"]
+        assert not any(trainings.values())
 
     @pytest.mark.parametrize("name", ["ansc", "aghs", "steps", "anchor_robustness"])
     def test_holds_every_thing_to_do_once_and_waits_for_no_circle(self, tmp_path: Path, name: str) -> None:
-        plan = planned(tmp_path, f"name={name}", "seeds=2")
-        found, (jobs, _) = units_of(plan), all_jobs(plan)
-        assert sorted(job.key for unit in found.values() for job in unit.jobs) == sorted(job.key for job in jobs)
+        plan = plan_for(tmp_path, f"name={name}", "seeds=2")
+        queue, (jobs, _) = units_of(plan), all_jobs(plan)
+        assert sorted(job.key for unit in queue.values() for job in unit.jobs) == sorted(job.key for job in jobs)
         done: set[str] = set()
-        while ready := [unit for unit in found.values() if unit.name not in done and set(unit.needs) <= done]:
+        while ready := [unit for unit in queue.values() if unit.name not in done and set(unit.needs) <= done]:
             for unit in ready:
-                there = {job.key for name in [*unit.needs, unit.name] for job in found[name].jobs}
-                assert all(set(job.needs) <= there for job in unit.jobs)
+                keys = {job.key for name in [*unit.needs, unit.name] for job in queue[name].jobs}
+                assert all(set(job.needs) <= keys for job in unit.jobs)
             done |= {unit.name for unit in ready}
-        assert done == found.keys()
+        assert done == queue.keys()
 
     def test_asks_for_what_the_launcher_says_and_the_run_needs(self, tmp_path: Path) -> None:
         launcher, _ = take_launcher(["launcher=submitit", "launcher.account=pw", "launcher.time=90"])
         assert isinstance(launcher, Submitit)
-        asked = launcher.parameters("ansc", units_of(planned(tmp_path, *ONE))["full seed 0"])
-        assert (asked["slurm_account"], asked["timeout_min"], asked["cpus_per_task"]) == ("pw", 90, 1)
-        assert (asked["nodes"], asked["tasks_per_node"]) == (1, 1)
-        assert not {"gpus_per_node", "slurm_partition"} & asked.keys()
+        parameters = launcher.parameters("ansc", units_of(plan_for(tmp_path, *ONE))["full seed 0"])
+        assert (parameters["slurm_account"], parameters["timeout_min"], parameters["cpus_per_task"]) == ("pw", 90, 1)
+        assert (parameters["nodes"], parameters["tasks_per_node"]) == (1, 1)
+        assert not {"gpus_per_node", "slurm_partition"} & parameters.keys()
 
     def test_is_apart_for_a_training_of_several_processes_which_has_a_task_for_each(self, tmp_path: Path) -> None:
         words = ["trainer=fsdp", "trainer.devices=4", "trainer.nodes=2", "trainer.threads=3", "start.shipped=false"]
-        found = units_of(planned(tmp_path, *ONE, *words))
-        training, rest = found["train full seed 0"], found["full seed 0"]
+        queue = units_of(plan_for(tmp_path, *ONE, *words))
+        training, rest = queue["train full seed 0"], queue["full seed 0"]
         assert [job.kind for job in training.jobs] == ["train", "train"]  # its start, which no other arm needs here
         assert rest.needs == (training.name,)
         assert {job.kind for job in rest.jobs} == {"sample", "score"}
         launcher, _ = take_launcher(["launcher=submitit"])
         assert isinstance(launcher, Submitit)
         keys = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task")
-        asked, after = (launcher.parameters("ansc", unit) for unit in (training, rest))
-        assert [asked[key] for key in keys] == [2, 4, 4, 3]
-        assert [after[key] for key in keys] == [1, 1, 1, 3]
+        parameters, rest_parameters = (launcher.parameters("ansc", unit) for unit in (training, rest))
+        assert [parameters[key] for key in keys] == [2, 4, 4, 3]
+        assert [rest_parameters[key] for key in keys] == [1, 1, 1, 3]
         # one task that is gone leaves the others waiting for it
-        assert "--kill-on-bad-exit=1" in asked["slurm_srun_args"]
+        assert "--kill-on-bad-exit=1" in parameters["slurm_srun_args"]
 
 
 class TestATrainingOnSeveralMachines:
@@ -161,8 +161,8 @@ class TestATrainingOnSeveralMachines:
         self, words: str, says: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert main([*ONE, "trainer=fsdp", "trainer.devices=4", "trainer.nodes=2", "dry_run=true", *words.split()]) == 2
-        told = capsys.readouterr().err
-        assert not [part for part in says if part not in told], told
+        message = capsys.readouterr().err
+        assert not [part for part in says if part not in message], message
 
 
 WORDS = ["name=ansc", "seeds=1", "arms=full", "start.updates=6", "train.updates=60", "train.batch_size=2"]
@@ -171,35 +171,35 @@ TWO = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.t
 
 
 class Signals(threading.Thread):
-    """Sends a training SIGUSR1 once it has a checkpoint, and SIGTERM once it has gone on to another.
+    """Sends SIGUSR1 to a training after its first checkpoint, and SIGTERM after another one.
 
-    tasks  which task of the job each of them goes to; hit: the process that worked under the claim then
+    tasks  which task of the job each signal goes to; pids: the process of the claim at that time
     """
 
     def __init__(self, plan: Plan, job: Job, tasks: Sequence[int]) -> None:
         super().__init__(daemon=True)
         self.plan, self.job, self.tasks = plan, job, tasks
-        self.hit: list[int] = []
+        self.pids: list[int] = []
 
     def run(self) -> None:
         outputs = self.plan.options.outputs
         folder, ledger = outputs / "train" / self.job.run.training_signature, Ledger(outputs)
         last, sent = folder / "checkpoints" / "last.ckpt", 0
-        until = time.monotonic() + 500
+        deadline = time.monotonic() + 500
         for number, task in zip((signal.SIGUSR1, signal.SIGTERM), self.tasks, strict=True):
-            while time.monotonic() < until:
+            while time.monotonic() < deadline:
                 claim = ledger.read(self.job.key)
-                is_new = claim is not None and claim.state == "running" and claim.pid not in self.hit
+                is_new = claim is not None and claim.state == "running" and claim.pid not in self.pids
                 with suppress(FileNotFoundError):  # in between two checkpoints
                     if claim is not None and is_new and last.stat().st_mtime_ns > sent:
                         os.kill(self.process_of(task) if task else claim.pid, number)
-                        self.hit.append(claim.pid)
+                        self.pids.append(claim.pid)
                         sent = time.time_ns()
                         break
                 time.sleep(0.005)
 
     def process_of(self, task: int) -> int:
-        """The one that writes the task's log."""
+        """The pid of the process that writes the log of the task."""
         logs = {str(path) for path in (self.plan.folder / "queue").glob(f"*/*_{task}_log.out")}
         for process in psutil.process_iter():
             with suppress(OSError):
@@ -217,19 +217,19 @@ def python() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def alone(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the training that no queue and no signal has seen, of one process."""
+def undisturbed(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same training by one process, without queue and signals."""
     outputs = tmp_path_factory.mktemp("alone")
-    words = planned(outputs, *SMALL).arms[0].first.config.overrides
-    told = subprocess.run(
+    words = plan_for(outputs, *SMALL).arms[0].first.config.overrides
+    process = subprocess.run(
         [python, "-m", "pw", "train", *words, f"outputs={outputs}"], stdout=subprocess.PIPE, text=True, check=True
     )
-    return Path(told.stdout.strip())
+    return Path(process.stdout.strip())
 
 
 @pytest.fixture
 def no_orphans() -> Iterator[None]:
-    """End what a failing test leaves."""
+    """Kill the processes that a failing test leaves."""
     yield
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -247,42 +247,42 @@ def test_a_signal_to_any_task_puts_a_job_back_and_it_goes_on_to_the_same_weights
     tasks: Sequence[int],
     outs: int,
     python: str,
-    alone: Path,
+    undisturbed: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SIGUSR1, then SIGTERM, by submitit's executor on this machine."""
     monkeypatch.setattr(sys, "executable", python)
-    plan = planned(tmp_path, *SMALL, *more)
+    plan = plan_for(tmp_path, *SMALL, *more)
     jobs, rows = all_jobs(plan)
     cells = outline(plan, jobs, rows)
     launcher, _ = take_launcher(["launcher=submitit", "launcher.cluster=local"])
     assert isinstance(launcher, Submitit)
-    told: list[tuple[str, str, str]] = []
+    events: list[tuple[str, str, str]] = []
     queue = Queue(
-        launcher, plan.folder, tmp_path, units(jobs, cells.cells), lambda w, j, t: told.append((w, j.label, t))
+        launcher, plan.folder, tmp_path, units(jobs, cells.cells), lambda w, j, t: events.append((w, j.label, t))
     )
     signals = Signals(plan, next(job for job in jobs if job.label == "train full seed 0"), tasks)
     signals.start()
     queue.run(jobs)
-    assert queue.failed == {}
-    assert {label for what, label, _ in told if what == "done"} == {job.label for job in jobs}
-    assert len(signals.hit) == 2
+    assert queue.failures == {}
+    assert {label for event, label, _ in events if event == "done"} == {job.label for job in jobs}
+    assert len(signals.pids) == 2
     assert [cell.state for cell in cells_of(cells, tmp_path)] == ["done"]
     logs = {path: path.read_text() for path in (plan.folder / "queue").glob("*/*.out")}
     assert len(logs) == outs
     # one task puts the job back for all
     assert sorted(log.count("Requeued job") for log in logs.values()) == [*[0] * (outs - 1), 2]
 
-    found = tmp_path / "train" / alone.name
+    folder = tmp_path / "train" / undisturbed.name
     if not more:
         for name in ("ema.safetensors", "online.safetensors", "metrics.jsonl"):
-            assert (found / name).read_bytes() == (alone / name).read_bytes()
+            assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
         return
-    assert json.loads((found / "done.json").read_text())["processes"] == 2
-    theirs = load_file(alone / "ema.safetensors")
-    for name, value in load_file(found / "ema.safetensors").items():
-        np.testing.assert_allclose(value, theirs[name], atol=2e-4, err_msg=name)  # sums of another order, 60 times
+    assert json.loads((folder / "done.json").read_text())["processes"] == 2
+    expected = load_file(undisturbed / "ema.safetensors")
+    for name, value in load_file(folder / "ema.safetensors").items():
+        np.testing.assert_allclose(value, expected[name], atol=2e-4, err_msg=name)  # sums of another order, 60 times
 
 
 # Starts a command as the first of its terminal, which the kernel tells when that closes.
@@ -297,33 +297,33 @@ AT_A_TERMINAL = """if True:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="makes a terminal")
-@pytest.mark.parametrize("how", ["", "nohup"])
+@pytest.mark.parametrize("wrapper", ["", "nohup"])
 def test_a_terminal_that_closes_stops_a_training_with_a_checkpoint_but_not_one_under_nohup(
-    how: str, python: str, tmp_path: Path
+    wrapper: str, python: str, tmp_path: Path
 ) -> None:
-    every = 20 if how else 100000  # so that there is one only because it was stopped
+    every = 20 if wrapper else 100000  # so that there is one only because it was stopped
     run = build(
         ["train.updates=100000", f"train.checkpoint_every={every}", "train.batch_size=2", "start=none", "stage=hires"]
     )
     checkpoint = training_folder(run, tmp_path) / "checkpoints" / "last.ckpt"
-    terminal, theirs = pty.openpty()
+    terminal, child_end = pty.openpty()
     words = [python, "-m", "pw", "train", *run.config.overrides, f"outputs={tmp_path}"]
     training = subprocess.Popen(
-        [sys.executable, "-ISB", "-c", AT_A_TERMINAL, how, *words],
-        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        [sys.executable, "-ISB", "-c", AT_A_TERMINAL, wrapper, *words],
+        stdin=child_end, stdout=child_end, stderr=child_end, start_new_session=True,
     )  # fmt: skip
-    os.close(theirs)
-    told = b""
-    while not any(int(update) > 20 for update in re.findall(rb"update (\d+) of", told)):  # not every one is shown
-        told += os.read(terminal, 4096)
+    os.close(child_end)
+    output = b""
+    while not any(int(update) > 20 for update in re.findall(rb"update (\d+) of", output)):  # not every one is shown
+        output += os.read(terminal, 4096)
     os.close(terminal)
-    if how == "nohup":  # it goes on, though its words about that can no longer be written
+    if wrapper == "nohup":  # it goes on, though its words about that can no longer be written
         saved = checkpoint.stat().st_mtime_ns
         while checkpoint.stat().st_mtime_ns < saved + 10**8:
             assert training.poll() is None
             time.sleep(0.01)
         training.send_signal(signal.SIGTERM)
-    assert training.wait(60) == 128 + (signal.SIGTERM if how else signal.SIGHUP)
+    assert training.wait(60) == 128 + (signal.SIGTERM if wrapper else signal.SIGHUP)
     assert torch.load(checkpoint, weights_only=True)["global_step"] > 20
 
 

@@ -1,4 +1,4 @@
-"""A table and MLflow are made from files: one that is cut off, or somebody else's, is named and not fallen over."""
+"""The table and MLflow runs are made from files; a damaged or foreign file gives an error that names it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from benchmarks.metrics import protocols
 from experiments.engine.job import all_jobs, score_is_current
 from experiments.engine.outcome import mlflow_sync
+from experiments.engine.outcome.result_files import SAMPLING, read_result
 from experiments.engine.outcome.table import make_table, write_table
-from experiments.engine.outcome.written import SAMPLING, read_written
 from experiments.engine.plan import Plan, make_plan, parse
 from pw.io.arguments import ConfigError
 from pw.io.files import write_json
@@ -25,12 +25,12 @@ DAMAGED = ("", '{"signature": "0', "[]", "null")
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    """One arm and seed, with scores as if all had been done."""
+    """A plan of one arm and seed, with all of its scores on disk."""
     plan = make_plan(parse(["name=ansc", "arms=baseline", "seeds=1", f"outputs={tmp_path}"]))
     for row in all_jobs(plan)[1]:
-        about = {"arm": row.name, "metrics": protocols(["mhd"])}
-        found = {"metrics": {"mhd": 0.02}, "n_videos": {"mhd": 8}, "contract": about}
-        write_json(Path(row.job.score["out"]) / "scores.json", found)
+        contract = {"arm": row.name, "metrics": protocols(["mhd"])}
+        scores = {"metrics": {"mhd": 0.02}, "n_videos": {"mhd": 8}, "contract": contract}
+        write_json(Path(row.job.score["out"]) / "scores.json", scores)
     return plan
 
 
@@ -90,20 +90,20 @@ def test_a_table_that_is_cut_off_is_put_aside_and_not_fallen_over(plan: Plan):
 
 @pytest.mark.parametrize("text", [*DAMAGED, "{}", '{"clips": "all", "contract": 3}'])
 def test_clips_and_scores_of_a_mark_that_says_nothing_are_made_again(text: str, plan: Plan):
-    run, found = plan.arms[0].first, marks(plan)
+    run, paths = plan.arms[0].first, marks(plan)
     score = all_jobs(plan)[1][0].job.score
     checks: dict[str, Callable[[], bool]] = {
         "sampling": lambda: is_sampled(run, 1, plan.options.outputs),
         "scores": lambda: score_is_current(score),
     }
     for what, is_done in checks.items():
-        found[what].parent.mkdir(parents=True, exist_ok=True)
-        found[what].write_text(text)
+        paths[what].parent.mkdir(parents=True, exist_ok=True)
+        paths[what].write_text(text)
         assert not is_done()
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "is cut off"),
         ("[]", "is cut off, .* or no JSON"),
@@ -111,14 +111,14 @@ def test_clips_and_scores_of_a_mark_that_says_nothing_are_made_again(text: str, 
         ('{"signature": "0", "training": "1", "clips": "2", "seed": 3}', "holds clips='2', which"),
     ],
 )
-def test_a_mark_is_read_whole_or_told_by_name_with_what_would_do(tmp_path: Path, content: str, told: str) -> None:
+def test_a_mark_is_read_whole_or_told_by_name_with_what_would_do(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "done.json"
     path.write_text(content)
-    with pytest.raises(ConfigError, match=f"done.json: {told}.*; sample again"):
-        read_written(path, SAMPLING, "sample again")
-    about = {"signature": "0", "training": "1", "clips": 2, "seed": 3}
-    write_json(path, about)
-    assert read_written(path, SAMPLING, "sample again") == about
+    with pytest.raises(ConfigError, match=f"done.json: {message}.*; sample again"):
+        read_result(path, SAMPLING, "sample again")
+    mark = {"signature": "0", "training": "1", "clips": 2, "seed": 3}
+    write_json(path, mark)
+    assert read_result(path, SAMPLING, "sample again") == mark
 
 
 def test_outputs_without_a_table_and_a_wrong_key_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

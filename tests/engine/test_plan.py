@@ -1,4 +1,4 @@
-"""Ablations are data: each is controlled, is planned whole before anything runs, and shares what is the same run."""
+"""Plans of all ablations: each is controlled, is checked before anything runs, and shares equal runs."""
 
 from __future__ import annotations
 
@@ -27,65 +27,65 @@ PARTS_OF_AN_OBJECTIVE = ("turns", "step_sampler", "weighting", "target")
 
 
 @cache
-def planned(*words: str) -> Plan:
+def plan_for(*words: str) -> Plan:
     return make_plan(parse(words))
 
 
 @cache
 def jobs_of(name: str) -> tuple[list[Job], set[tuple[str, int]]]:
     """All jobs of an ablation and the (row, seed) pairs of its table."""
-    jobs, rows = all_jobs(planned(f"name={name}"))
+    jobs, rows = all_jobs(plan_for(f"name={name}"))
     return jobs, {(row.name, row.seed) for row in rows}
 
 
-def refused(*words: str) -> str:
+def error_of(*words: str) -> str:
     with pytest.raises(ConfigError) as error:
         make_plan(parse(words))
     return str(error.value)
 
 
-def crafted(ablation: Ablation, *words: str) -> Plan:
+def plan_of_ablation(ablation: Ablation, *words: str) -> Plan:
     return plan_of(replace(parse(["name=ansc", *words]), name="crafted"), ablation, NOTHING_STATED)
 
 
-def crafted_refused(ablation: Ablation, *words: str) -> str:
+def error_of_ablation(ablation: Ablation, *words: str) -> str:
     with pytest.raises(ConfigError) as error:
-        crafted(ablation, *words)
+        plan_of_ablation(ablation, *words)
     return str(error.value)
 
 
 def training(name: str, arm: str) -> str:
-    return next(a for a in planned(f"name={name}").arms if a.name == arm).first.training_signature
+    return next(a for a in plan_for(f"name={name}").arms if a.name == arm).first.training_signature
 
 
 def asks_for_solutions(plan: Plan) -> bool:
-    """Whether a metric of the ablation holds each arm against its own many-step solution."""
+    """Whether a metric of the ablation compares each arm with its own many-step solution."""
     return any("solution" in metrics.lookup(metric).needs for metric in plan.ablation.metrics)
 
 
 @pytest.mark.parametrize("name", names())
 class TestEveryAblation:
     def test_states_its_claim_what_refutes_it_and_its_verdict(self, name: str) -> None:
-        stated = load(name)[1]
-        assert stated.title
-        assert stated.claim
-        assert stated.refuted.startswith("if ")
-        assert stated.verdict
+        description = load(name)[1]
+        assert description.title
+        assert description.claim
+        assert description.refuted.startswith("if ")
+        assert description.verdict
         # a paragraph that swallowed the next one would hold its word
-        assert not {"Claim", "Refuted", "Verdict"} & set(f"{stated.claim} {stated.refuted}".split())
+        assert not {"Claim", "Refuted", "Verdict"} & set(f"{description.claim} {description.refuted}".split())
 
     def test_is_planned_with_a_run_for_every_arm_value_and_seed(self, name: str) -> None:
-        ablation, plan = load(name)[0], planned(f"name={name}")
+        ablation, plan = load(name)[0], plan_for(f"name={name}")
         values = ablation.across[1] if ablation.across else [None]
-        wanted = [arm if value is None else f"{arm}@{value}" for value in values for arm in ablation.arms]
-        assert [arm.name for arm in plan.arms] == wanted
-        assert len(wanted) >= 2
+        arm_names = [arm if value is None else f"{arm}@{value}" for value in values for arm in ablation.arms]
+        assert [arm.name for arm in plan.arms] == arm_names
+        assert len(arm_names) >= 2
         assert all(list(arm.runs) == [0, 1, 2, 3, 4] for arm in plan.arms)
         assert all(run.seed == seed for arm in plan.arms for seed, run in arm.runs.items())
 
     def test_differs_between_arms_in_what_it_varies_and_nothing_else(self, name: str) -> None:
-        """Compared here leaf by leaf, not by the check the plan itself makes."""
-        ablation, plan = load(name)[0], planned(f"name={name}")
+        """Compares leaf by leaf, independently of the check in the plan."""
+        ablation, plan = load(name)[0], plan_for(f"name={name}")
         varies = [*ablation.varies, *([ablation.across[0]] if ablation.across else [])]
         for one, other in combinations([arm.first.config for arm in plan.arms], 2):
             a, b = leaves(one.values), leaves(other.values)
@@ -96,17 +96,17 @@ class TestEveryAblation:
             assert not stray
 
     def test_varies_nothing_in_vain(self, name: str) -> None:
-        ablation, plan = load(name)[0], planned(f"name={name}")
+        ablation, plan = load(name)[0], plan_for(f"name={name}")
         for key in ablation.varies:
             assert len({str(arm.varied[key]) for arm in plan.arms}) > 1, f"{key} is the same in every arm"
 
     def test_has_no_two_arms_that_are_the_same_run(self, name: str) -> None:
-        plan = planned(f"name={name}")
+        plan = plan_for(f"name={name}")
         signatures = [run.signature for arm in plan.arms for run in arm.runs.values()]
         assert len(set(signatures)) == len(signatures)
 
     def test_shares_one_start_between_all_arms_and_seeds(self, name: str) -> None:
-        plan = planned(f"name={name}")
+        plan = plan_for(f"name={name}")
         starts = {run.start_run and run.start_run.training_signature for _, _, run in plan.runs()}
         assert len(starts) == 1
         assert starts != {None}
@@ -125,8 +125,8 @@ class TestEveryAblation:
             assert rows <= set(ablation.arms)
 
     def test_gives_mlflow_exactly_the_varied_keys(self, name: str) -> None:
-        """`scale` and `seed` are added where the records are made; test_ablation looks them up in the database."""
-        ablation, plan = load(name)[0], planned(f"name={name}")
+        """`scale` and `seed` are added to the records; test_ablation checks them in the database."""
+        ablation, plan = load(name)[0], plan_for(f"name={name}")
         keys = {*ablation.varies, *([ablation.across[0]] if ablation.across else [])}
         assert all(set(arm.varied) == keys for arm in plan.arms)
         for arm in plan.arms:
@@ -141,53 +141,55 @@ class TestEveryAblation:
             assert set(job.needs) <= set(keys[:place]), job.label
 
     def test_trains_samples_and_scores_every_row(self, name: str) -> None:
-        plan, (jobs, rows) = planned(f"name={name}"), jobs_of(name)
-        made = {job.key for job in jobs}
+        plan, (jobs, rows) = plan_for(f"name={name}"), jobs_of(name)
+        job_keys = {job.key for job in jobs}
         for arm, seed, run in plan.runs():
-            assert f"train:{run.training_signature}" in made
-            assert f"sample:{run.signature}:{run.sampling.count}" in made
+            assert f"train:{run.training_signature}" in job_keys
+            assert f"sample:{run.signature}:{run.sampling.count}" in job_keys
             assert (arm.name, seed) in rows
             if run.start_run is not None and run.start_run.card is None:
-                assert f"train:{run.start_run.training_signature}" in made
+                assert f"train:{run.start_run.training_signature}" in job_keys
 
     def test_has_a_floor_and_a_many_step_ceiling_for_every_seed(self, name: str) -> None:
-        plan, (jobs, rows) = planned(f"name={name}"), jobs_of(name)
+        plan, (jobs, rows) = plan_for(f"name={name}"), jobs_of(name)
         ceiling = plan.ceiling.first.sampling
         for seed in plan.options.seeds:
             assert ("floor", seed) in rows
             # an anchor takes more steps (50) than the solution it would be held against
             assert (("ceiling", seed) in rows) == (ceiling.num_steps < ceiling.solution_steps)
-        made = {job.key for job in jobs}
+        job_keys = {job.key for job in jobs}
         for arm, seed, run in plan.runs():
             if run.sampling.num_steps < run.sampling.solution_steps:
                 solution = f"sample:{run.solution.sample_signature(seed)}"
                 # the ceiling's solution is that of every arm with the same weights, and of all clips
                 ceilings = plan.ceiling.runs[seed].solution
                 is_ceilings = run.solution.sample_signature(seed) == ceilings.sample_signature(seed)
-                assert (f"{solution}:{run.sampling.count}" in made) == is_ceilings, arm.name
+                assert (f"{solution}:{run.sampling.count}" in job_keys) == is_ceilings, arm.name
                 if not is_ceilings:
-                    assert (f"{solution}:{run.sampling.solved}" in made) == asks_for_solutions(plan), arm.name
+                    assert (f"{solution}:{run.sampling.solution_clips}" in job_keys) == asks_for_solutions(plan), (
+                        arm.name
+                    )
 
 
 class TestTheRowsOfAnAblation:
     def test_are_compared_with_the_one_above(self) -> None:
-        plan = planned("name=ansc")
-        assert [arm.above for arm in plan.arms] == [None, "baseline", "original", "uniform", "exponential"]
+        plan = plan_for("name=ansc")
+        assert [arm.versus for arm in plan.arms] == [None, "baseline", "original", "uniform", "exponential"]
 
     def test_are_compared_with_the_first_where_it_says_so(self) -> None:
-        assert [arm.above for arm in planned("name=beta").arms] == [None, *["beta_0.0"] * 3]
+        assert [arm.versus for arm in plan_for("name=beta").arms] == [None, *["beta_0.0"] * 3]
 
     def test_are_compared_at_the_same_value_of_what_they_are_crossed_with(self) -> None:
-        above = {arm.name: arm.above for arm in planned("name=coordinate").arms}
-        assert above["timestep@3"] is None
-        assert above["index@3"] == "timestep@3"
+        versus = {arm.name: arm.versus for arm in plan_for("name=coordinate").arms}
+        assert versus["timestep@3"] is None
+        assert versus["index@3"] == "timestep@3"
 
     def test_skip_an_arm_that_was_not_asked_for(self) -> None:
         plan = make_plan(parse(["name=ansc", "arms=full,baseline", "seeds=1"]))
-        assert [(arm.name, arm.above) for arm in plan.arms] == [("baseline", None), ("full", "baseline")]
+        assert [(arm.name, arm.versus) for arm in plan.arms] == [("baseline", None), ("full", "baseline")]
 
     def test_give_the_baseline_a_fairer_chance_at_other_shifts(self) -> None:
-        plan = planned("name=ansc")
+        plan = plan_for("name=ansc")
         assert {(p.arm, p.value) for p in plan.probes} == {("baseline", s) for s in (1.0, 2.0, 3.0, 5.0)}
         assert len(plan.probes) == 4 * len(plan.options.seeds)
         assert {p.run.training_signature for p in plan.probes if p.seed == 0} == {training("ansc", "baseline")}
@@ -212,7 +214,7 @@ class TestTheSameTraining:
         assert training("aghs", "anchor") == training("anchor_tuning", "tuned")
 
     def test_is_not_shared_by_arms_that_train_differently(self) -> None:
-        arms = [arm.first.training_signature for arm in planned("name=ansc").arms]
+        arms = [arm.first.training_signature for arm in plan_for("name=ansc").arms]
         assert len(set(arms)) == len(arms)
 
     def test_starts_from_a_seed_of_its_own_only_when_asked_to(self) -> None:
@@ -223,7 +225,7 @@ class TestTheSameTraining:
 
 class TestAnUncontrolledAblation:
     def test_is_refused_naming_the_stray_key(self) -> None:
-        message = crafted_refused(
+        message = error_of_ablation(
             Ablation(
                 varies=("weighting",),
                 arms={"one": "weighting=uniform", "two": "weighting=delta_sigma optimizer.lr=1e-3"},
@@ -233,17 +235,17 @@ class TestAnUncontrolledAblation:
         assert "(weighting)" in message
 
     def test_is_refused_when_only_a_part_of_a_group_may_vary(self) -> None:
-        message = crafted_refused(
+        message = error_of_ablation(
             Ablation(varies=("weighting.p",), arms={"one": "", "two": "weighting.p=1 weighting.normalise=none"})
         )
         assert "weighting.normalise" in message
 
     def test_is_refused_when_objectives_hide_another_difference(self) -> None:
-        """Parts that flow has not are no difference of their own; the rest still is."""
+        """Parts that flow does not have are no stray difference; all others are."""
         arms = {"flow": "objective=flow", "shortcut": "objective=shortcut schedule.shift=3"}
-        assert "schedule.shift" in crafted_refused(Ablation(varies=("objective",), arms=arms))
+        assert "schedule.shift" in error_of_ablation(Ablation(varies=("objective",), arms=arms))
         arms["shortcut"] = "objective=shortcut"
-        assert len(crafted(Ablation(varies=("objective",), arms=arms)).arms) == 2
+        assert len(plan_of_ablation(Ablation(varies=("objective",), arms=arms)).arms) == 2
 
     def test_is_refused_when_arms_of_one_objective_differ_behind_another(self) -> None:
         arms = {
@@ -251,20 +253,20 @@ class TestAnUncontrolledAblation:
             "uniform": "objective=shortcut weighting=uniform",
             "stray": "objective=shortcut weighting=uniform target.halves=equal",
         }
-        message = crafted_refused(Ablation(varies=("objective", "weighting"), arms=arms))
+        message = error_of_ablation(Ablation(varies=("objective", "weighting"), arms=arms))
         assert "arms uniform and stray differ in target.halves" in message
 
     def test_with_an_arm_that_is_the_same_run_is_refused_naming_both(self) -> None:
-        same = Ablation(varies=("weighting.p",), arms={"half": "weighting.p=0.5", "default": ""})
-        message = crafted_refused(same)
+        ablation = Ablation(varies=("weighting.p",), arms={"half": "weighting.p=0.5", "default": ""})
+        message = error_of_ablation(ablation)
         assert "arms half and default are the same run" in message
 
     def test_with_an_arm_that_changes_nothing_of_the_result_is_refused(self) -> None:
-        where = Ablation(varies=("trainer.threads",), arms={"one": "", "two": "trainer.threads=2"})
-        assert "the same run" in crafted_refused(where)
+        ablation = Ablation(varies=("trainer.threads",), arms={"one": "", "two": "trainer.threads=2"})
+        assert "the same run" in error_of_ablation(ablation)
 
     def test_with_a_wrong_arm_is_refused_naming_the_arm(self) -> None:
-        message = crafted_refused(Ablation(varies=("weighting",), arms={"a": "", "b": "weighting=unifrom"}))
+        message = error_of_ablation(Ablation(varies=("weighting",), arms={"a": "", "b": "weighting=unifrom"}))
         assert message.startswith("arm b: weighting=unifrom: ")
         assert "did you mean uniform?" in message
 
@@ -297,10 +299,10 @@ WRONG = [
 
 
 class TestAWrongCall:
-    @pytest.mark.parametrize(("words", "told"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
-    def test_is_told_the_word_and_what_would_do(self, words: list[str], told: list[str]) -> None:
-        message = refused(*words)
-        assert not [part for part in told if part not in message], message
+    @pytest.mark.parametrize(("words", "parts"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+    def test_is_told_the_word_and_what_would_do(self, words: list[str], parts: list[str]) -> None:
+        message = error_of(*words)
+        assert not [part for part in parts if part not in message], message
 
     def test_of_an_unknown_ablation_names_the_nearest(self) -> None:
         with pytest.raises(ValueError, match=r"name=step: no such ablation; did you mean steps\?"):
@@ -346,21 +348,21 @@ class TestADryRun:
         assert not outputs.exists()
         lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
         commands = [shlex.split(line) for line in lines if line.startswith(".venv/bin/python -m pw ")]
-        found = set()
+        results = set()
         for _, _, _, verb, *overrides in commands:  # what each of them would do
             options = arguments.parse(SampleOptions, overrides)
             run, seed = checked_run(options.overrides, options.outputs), options.evaluation_seed
-            sampled = run.sample_signature(run.seed if seed is None else seed)
-            found.add((verb, run.training_signature if verb == "train" else sampled))
+            clips = run.sample_signature(run.seed if seed is None else seed)
+            results.add((verb, run.training_signature if verb == "train" else clips))
             assert options.outputs == outputs
         plan = make_plan(parse(words))
         runs = [arm.first for arm in plan.arms]
-        solved = [arm.first for arm in plan.arms if asks_for_solutions(plan) or arm is plan.ceiling]
+        solution_runs = [arm.first for arm in plan.arms if asks_for_solutions(plan) or arm is plan.ceiling]
         stages = [run.anchor_run for run in runs if run.anchor_run]
         starts = [run.start_run for run in (*runs, *stages) if run.start_run and run.start_run.card is None]
-        assert found == {
+        assert results == {
             *(("train", run.training_signature) for run in (*runs, *stages, *starts)),
-            *(("sample", run.signature) for run in (*runs, *(run.solution for run in solved))),
+            *(("sample", run.signature) for run in (*runs, *(run.solution for run in solution_runs))),
             *(("sample", stage.sample_signature(2)) for stage in stages),
         }
 
@@ -372,8 +374,8 @@ class TestADryRun:
         folder.mkdir(parents=True)
         (folder / "done.json").write_text(f'{{"signature": "{start.training_signature}"}}')
         assert main([*words, "dry_run=true"]) == 0
-        assert "1 trainings" in (told := capsys.readouterr().out)
-        assert "1 cached" in told
+        assert "1 trainings" in (output := capsys.readouterr().out)
+        assert "1 cached" in output
 
     def test_refuses_a_folder_that_holds_another_training(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -384,8 +386,8 @@ class TestADryRun:
         folder.mkdir(parents=True)
         (folder / "done.json").write_text('{"signature": "0badf00d"}')
         assert main(words) == 2
-        told = capsys.readouterr().err
-        assert f"{folder} holds a training of signature 0badf00d, not {run.training_signature}" in told
+        output = capsys.readouterr().err
+        assert f"{folder} holds a training of signature 0badf00d, not {run.training_signature}" in output
         assert not (tmp_path / "videos").exists()
 
 
@@ -403,8 +405,8 @@ def test_seeds_are_said_as_one_types_them(typed: str, shown: str) -> None:
 class TestTheList:
     def test_shows_every_ablation_with_its_verdict(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert list_ablations([]) == 0
-        told = capsys.readouterr().out
-        assert all(name in told for name in names())
+        output = capsys.readouterr().out
+        assert all(name in output for name in names())
 
     @pytest.mark.parametrize("columns", [60, 80, 120, 200])
     def test_is_readable_at_any_width(
@@ -412,16 +414,16 @@ class TestTheList:
     ) -> None:
         monkeypatch.setenv("COLUMNS", str(columns))
         assert list_ablations([]) == 0
-        told = capsys.readouterr().out
-        lines = told.splitlines()
+        output = capsys.readouterr().out
+        lines = output.splitlines()
         assert max(map(len, lines)) <= columns
         assert len(lines) < 14 * len(names()) * 80 / min(columns, 80)
-        whole = " ".join(told.split())
+        whole = " ".join(output.split())
         for name in names():
-            stated = load(name)[1]
-            for text in (stated.title, stated.claim, stated.refuted, stated.verdict):
+            description = load(name)[1]
+            for text in (description.title, description.claim, description.refuted, description.verdict):
                 assert " ".join(text.split()) in whole  # to the letter, each in lines of its own
 
     def test_of_a_docstring_is_its_title_and_three_paragraphs(self) -> None:
-        stated = statement("What?\n\nClaim     It is\n          so.\nRefuted   if not.\nVerdict   It was.\n")
-        assert stated == Statement("What?", "It is so.", "if not.", "It was.")
+        description = statement("What?\n\nClaim     It is\n          so.\nRefuted   if not.\nVerdict   It was.\n")
+        assert description == Statement("What?", "It is so.", "if not.", "It was.")

@@ -1,4 +1,4 @@
-"""What n prompts and m seeds can show: against hand-made cases, scipy, and a simulation of the very test."""
+"""Power of n prompts and m seeds, against hand-made cases, scipy, and a simulation of the test."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from experiments.engine.power_analysis.spread import (
     components,
     control_variate_pays_from,
     noncentrality,
-    pooled,
+    pool_components,
     prompts_for,
     purchases,
     seeds_for,
-    smallest,
+    smallest_difference,
     t_power,
 )
 from pw.io.arguments import ConfigError
@@ -38,7 +38,7 @@ from pw.train.record import training_folder
 
 SPREAD = Spread(0.4, 1.0, "measured", "made up", 128, 6)
 LEVEL = Level()
-ASKED = PowerOptions(ablation="ansc")
+OPTIONS = PowerOptions(ablation="ansc")
 
 
 class TestThePower:
@@ -68,7 +68,7 @@ class TestThePower:
     @pytest.mark.parametrize(("prompts", "seeds"), [(20, 3), (5, 6)])
     def test_equals_that_of_the_tables_own_test_in_a_simulation(self, prompts: int, seeds: int) -> None:
         # 20,000 tables: 3 sd of a share of 0.8 are 0.0085
-        delta = smallest(SPREAD, prompts, seeds, LEVEL)
+        delta = smallest_difference(SPREAD, prompts, seeds, LEVEL)
         rng = np.random.default_rng(seeds)
         of_seed = rng.normal(0, SPREAD.seed, (20_000, seeds))
         of_videos = rng.normal(0, SPREAD.video / math.sqrt(prompts), (20_000, seeds))
@@ -86,21 +86,21 @@ class TestThePower:
 @settings(max_examples=60)
 def test_more_prompts_or_seeds_never_show_less(seed: float, video: float, prompts: int, seeds: int, metrics: int):
     spread, level = Spread(seed, video, "assumed", ""), Level(metrics=metrics)
-    here = smallest(spread, prompts, seeds, level)
-    assert smallest(spread, prompts + 1, seeds, level) <= here * (1 + 1e-9)
-    assert smallest(spread, prompts, seeds + 1, level) < here
-    assert smallest(spread, prompts, seeds, Level(metrics=metrics + 1)) > here
+    difference = smallest_difference(spread, prompts, seeds, level)
+    assert smallest_difference(spread, prompts + 1, seeds, level) <= difference * (1 + 1e-9)
+    assert smallest_difference(spread, prompts, seeds + 1, level) < difference
+    assert smallest_difference(spread, prompts, seeds, Level(metrics=metrics + 1)) > difference
 
 
 @given(target=st.floats(0.05, 5), prompts=st.integers(2, 300))
 @settings(max_examples=40)
 def test_what_is_needed_is_the_least_that_does(target: float, prompts: int):
     need = seeds_for(SPREAD, prompts, target, LEVEL)
-    assert smallest(SPREAD, prompts, need, LEVEL) <= target
-    assert need == 2 or smallest(SPREAD, prompts, need - 1, LEVEL) > target
-    alone = prompts_for(SPREAD, 1, target, LEVEL)
-    assert smallest(SPREAD, alone, 1, LEVEL) <= target
-    assert alone == 2 or smallest(SPREAD, alone - 1, 1, LEVEL) > target
+    assert smallest_difference(SPREAD, prompts, need, LEVEL) <= target
+    assert need == 2 or smallest_difference(SPREAD, prompts, need - 1, LEVEL) > target
+    prompts_alone = prompts_for(SPREAD, 1, target, LEVEL)
+    assert smallest_difference(SPREAD, prompts_alone, 1, LEVEL) <= target
+    assert prompts_alone == 2 or smallest_difference(SPREAD, prompts_alone - 1, 1, LEVEL) > target
 
 
 def test_no_number_of_prompts_makes_up_for_seeds():
@@ -110,48 +110,48 @@ def test_no_number_of_prompts_makes_up_for_seeds():
 
 
 def test_one_seed_is_of_the_two_checkpoints_and_nothing_for_a_metric_of_the_set():
-    assert smallest(SPREAD, 100, 1, LEVEL) == pytest.approx(noncentrality(99, 0.05, 0.8) * 1.0 / 10)
-    assert smallest(Spread(1.0, None, "measured", "", 128), 100, 1, LEVEL) is None
+    assert smallest_difference(SPREAD, 100, 1, LEVEL) == pytest.approx(noncentrality(99, 0.05, 0.8) * 1.0 / 10)
+    assert smallest_difference(Spread(1.0, None, "measured", "", 128), 100, 1, LEVEL) is None
 
 
 def test_variance_components_are_found_again():
     # 40 pairs of 4 seeds of 60 videos: the seeds' variance has 120 df, so its sd is known to 6.5 % (one sd)
     rng = np.random.default_rng(1)
     pairs = [components([0.3 + s + rng.normal(0, 1.0, 60) for s in rng.normal(0, 0.4, 4)]) for _ in range(40)]
-    found = pooled(pairs, 100.0, 60, "")
-    assert found.seed == pytest.approx(40, rel=0.2)
-    assert found.video == pytest.approx(100, rel=0.03)
-    assert found.df == 120
+    spread = pool_components(pairs, 100.0, 60, "")
+    assert spread.seed == pytest.approx(40, rel=0.2)
+    assert spread.video == pytest.approx(100, rel=0.03)
+    assert spread.df == 120
 
 
 def test_a_seeds_variance_is_never_negative():
     rows = [[-1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]]  # means are all 0, less than the videos alone would give
-    assert pooled([components(rows)], 1.0, 2, "").seed == 0
-    assert pooled([components([[1.0]])], 1.0, 1, "") is None
+    assert pool_components([components(rows)], 1.0, 2, "").seed == 0
+    assert pool_components([components([[1.0]])], 1.0, 1, "") is None
 
 
 def test_the_part_of_the_clips_in_a_sets_metric_is_what_the_jackknife_says():
     # by hand: means 1, 3, 5 have the variance 4; 50 clips bring 1 to a seed's, so one brings 50 and the trainings 3
     pair = components([[1.0], [3.0], [5.0]], [0.5, 1.0, 1.5], 50)
     assert (pair.within, pair.df_within, pair.videos) == (50.0, 21, 50.0)
-    found = pooled([pair], 1.0, 50, "", of_set=True)
-    assert (found.seed, found.video) == (pytest.approx(math.sqrt(3)), pytest.approx(math.sqrt(50)))
-    assert found.share_of_videos(50) == pytest.approx(0.25)
-    assert found.error(50, 3) == pytest.approx(math.sqrt(4 / 3))
-    assert smallest(found, 50, 1, LEVEL) is None  # two checkpoints have one difference, and no test
+    spread = pool_components([pair], 1.0, 50, "", of_set=True)
+    assert (spread.seed, spread.video) == (pytest.approx(math.sqrt(3)), pytest.approx(math.sqrt(50)))
+    assert spread.share_of_videos(50) == pytest.approx(0.25)
+    assert spread.error(50, 3) == pytest.approx(math.sqrt(4 / 3))
+    assert smallest_difference(spread, 50, 1, LEVEL) is None  # two checkpoints have one difference, and no test
 
 
 def test_what_buys_most_is_what_the_variance_is_made_of():
-    def shown(spread: Spread, seeds: int) -> dict[str, float | None]:
-        return {one["what"]: one["shown"] for one in purchases(spread, 100, seeds, LEVEL, lambda prompts, seeds: 0.0)}
+    def differences(spread: Spread, seeds: int) -> dict[str, float | None]:
+        return {row["what"]: row["shown"] for row in purchases(spread, 100, seeds, LEVEL, lambda prompts, seeds: 0.0)}
 
-    trainings = shown(Spread(1.0, 0.1, "measured", ""), 3)
+    trainings = differences(Spread(1.0, 0.1, "measured", ""), 3)
     assert trainings["two more seeds"] < 0.6 * trainings["twice the clips"]
     clips = Spread(0.01, 10.0, "measured", "")
-    halved = smallest(clips, 100, 10, LEVEL) / math.sqrt(2)
-    assert shown(clips, 10)["twice the clips"] == pytest.approx(halved, rel=1e-3)
-    assert shown(clips, 10)["twice the clips"] < shown(clips, 10)["two more seeds"]
-    unknown = shown(Spread(1.0, None, "measured", "", 100), 3)
+    halved = smallest_difference(clips, 100, 10, LEVEL) / math.sqrt(2)
+    assert differences(clips, 10)["twice the clips"] == pytest.approx(halved, rel=1e-3)
+    assert differences(clips, 10)["twice the clips"] < differences(clips, 10)["two more seeds"]
+    unknown = differences(Spread(1.0, None, "measured", "", 100), 3)
     assert unknown["twice the clips"] is None
     assert unknown["two more seeds"] < 2
 
@@ -173,13 +173,13 @@ def test_dovers_spread_is_carried_over_to_the_scripts_scale():
 
 
 def test_what_is_asked_for_is_half_a_point_or_a_tenth_of_the_mean():
-    assert target_of("musiq", 50.0, ASKED) == 0.5
-    assert target_of("imaging_quality", 65.0, ASKED) == 0.5
-    assert target_of("psd", 2.0, ASKED) == pytest.approx(0.2)
-    assert target_of("mhd_ratio", 0.6, ASKED) == pytest.approx(math.log(1.1))
-    asked = PowerOptions(ablation="ansc", of=(("", "5%"), ("psd", "0.3")))
-    assert target_of("swd", 0.04, asked) == pytest.approx(0.002)
-    assert target_of("psd", 2.0, asked) == 0.3
+    assert target_of("musiq", 50.0, OPTIONS) == 0.5
+    assert target_of("imaging_quality", 65.0, OPTIONS) == 0.5
+    assert target_of("psd", 2.0, OPTIONS) == pytest.approx(0.2)
+    assert target_of("mhd_ratio", 0.6, OPTIONS) == pytest.approx(math.log(1.1))
+    options = PowerOptions(ablation="ansc", of=(("", "5%"), ("psd", "0.3")))
+    assert target_of("swd", 0.04, options) == pytest.approx(0.002)
+    assert target_of("psd", 2.0, options) == 0.3
 
 
 def write_scores(outputs: Path, spread_of_seeds: float) -> None:
@@ -189,7 +189,7 @@ def write_scores(outputs: Path, spread_of_seeds: float) -> None:
     for i, (arm, seed, run) in enumerate(plan.runs()):
         folder = outputs / "scores" / f"{i:08x}"
         folder.mkdir(parents=True)
-        shift = 0.0 if arm.above is None else 0.001 * seed * spread_of_seeds
+        shift = 0.0 if arm.versus is None else 0.001 * seed * spread_of_seeds
         values = 0.02 + shift + 0.002 * rng.normal(size=50)
         lines = [f"{k:04d},3,{v!r}" for k, v in enumerate(values.tolist())]
         (folder / "scores.csv").write_text("\n".join(["video,frames,mhd", *lines]) + "\n")
@@ -209,8 +209,8 @@ def write_scores(outputs: Path, spread_of_seeds: float) -> None:
 def test_a_plan_is_made_from_the_scores_on_disk(tmp_path: Path):
     write_scores(tmp_path, 1.0)
     words = ["ablation=ansc", "arms=exponential,full", "metrics=mhd,psd,swd", f"outputs={tmp_path}"]
-    found = plan_power(parse_options(PowerOptions, words))
-    by_name = {entry.name: entry for entry in found.known}
+    answer = plan_power(parse_options(PowerOptions, words))
+    by_name = {entry.name: entry for entry in answer.spreads}
     assert by_name.keys() == {"mhd", "psd"}
     # the shifts are 0, 1, 2 thousandths: sd 0.001, with what 50 videos leave of 0.0028 in it
     assert by_name["psd"].spread.seed == pytest.approx(0.001)
@@ -219,7 +219,7 @@ def test_a_plan_is_made_from_the_scores_on_disk(tmp_path: Path):
     assert by_name["mhd"].spread.source == "1 pair of arms, 3 seeds, 50 videos"
     # psd is tested alone, the other two by Holm behind it
     assert (by_name["psd"].level.metrics, by_name["mhd"].level.metrics) == (1, 2)
-    assert found.notes == ["swd: not scored yet (`make ablation name=ansc` does)"]
+    assert answer.notes == ["swd: not scored yet (`make ablation name=ansc` does)"]
 
 
 def test_clips_on_disk_say_what_they_bring_to_the_primarys_variance(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -236,18 +236,18 @@ def test_clips_on_disk_say_what_they_bring_to_the_primarys_variance(tmp_path: Pa
             rng = np.random.default_rng(i if folder.name != "real" else 100 + seed)
             for clip in range(16):
                 write_video(folder / f"{clip:04d}.mkv", rng.integers(60, 190, (3, 24, 24, 3)).astype(np.uint8))
-    psd = next(entry for entry in plan_power(parse_options(PowerOptions, words)).known if entry.name == "psd")
+    psd = next(entry for entry in plan_power(parse_options(PowerOptions, words)).spreads if entry.name == "psd")
     assert psd.spread.video > 0
     assert psd.spread.of_set
     out = tmp_path / "power.json"
     assert main([*words, f"out={out}"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "of the variance of a difference is theirs, the rest the trainings'" in told
-    assert "Most is bought by " in told
-    found = json.loads(out.read_text())
-    assert [one["what"] for one in found["buys"]] == ["twice the clips", "two more seeds"]
-    assert "A control variate of the clips, fitted on 3 seeds, " in told
-    assert 0 < found["share_of_clips"] <= 1
+    output = " ".join(capsys.readouterr().out.split())
+    assert "of the variance of a difference is theirs, the rest the trainings'" in output
+    assert "Most is bought by " in output
+    answer = json.loads(out.read_text())
+    assert [row["what"] for row in answer["buys"]] == ["twice the clips", "two more seeds"]
+    assert "A control variate of the clips, fitted on 3 seeds, " in output
+    assert 0 < answer["share_of_clips"] <= 1
 
 
 def test_scores_of_another_protocol_or_other_clips_are_not_used(tmp_path: Path):
@@ -257,13 +257,13 @@ def test_scores_of_another_protocol_or_other_clips_are_not_used(tmp_path: Path):
         result["contract"]["metrics"]["mhd"]["protocol"] = "mhd/0"
         result["contract"]["clips"]["sha256"] = f"clips {i}"
         path.write_text(json.dumps(result))
-    found = plan_power(
+    answer = plan_power(
         parse_options(
             PowerOptions, ["ablation=ansc", "arms=exponential,full", "metrics=mhd,psd", f"outputs={tmp_path}"]
         )
     )
-    assert found.known == []
-    assert "another protocol" in found.notes[0]
+    assert answer.spreads == []
+    assert "another protocol" in answer.notes[0]
 
 
 @pytest.mark.parametrize("text", ["", '{"metrics": {"mhd', "null", '{"metrics": {}}'])
@@ -272,9 +272,9 @@ def test_scores_that_are_cut_off_or_somebody_elses_are_named(text: str, tmp_path
     path = tmp_path / "scores" / "00000003" / "scores.json"
     path.write_text(text)
     assert main(["ablation=ansc", "arms=exponential,full", "metrics=mhd", f"outputs={tmp_path}"]) == 2
-    told = capsys.readouterr().err
-    assert f"error: {path}: " in told
-    assert "remove it, and `make ablation` scores again" in told
+    message = capsys.readouterr().err
+    assert f"error: {path}: " in message
+    assert "remove it, and `make ablation` scores again" in message
 
 
 def test_scores_per_video_that_are_gone_are_named(tmp_path: Path, capsys):
@@ -302,17 +302,17 @@ def test_a_mark_that_is_cut_off_or_somebody_elses_is_named(what: str, text: str,
     folder.mkdir(parents=True)
     (folder / "done.json").write_text(text)
     assert main(words) == 2
-    told = capsys.readouterr().err
-    assert f"error: {folder / 'done.json'}: {says}" in told
-    assert "remove it" in told
+    message = capsys.readouterr().err
+    assert f"error: {folder / 'done.json'}: {says}" in message
+    assert "remove it" in message
 
 
 def test_the_papers_own_differences_stand_beside_what_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "power.json"
     assert main(["ablation=ansc", "seeds=5", f"outputs={tmp_path}", f"out={out}"]) == 0
-    shown = capsys.readouterr().out
-    assert "ASSUMED" in shown
-    assert "exponential → full" in shown
+    output = capsys.readouterr().out
+    assert "ASSUMED" in output
+    assert "exponential → full" in output
     steps = {(s["step"], s["metric"]): s for s in json.loads(out.read_text())["steps"]}
     step = steps["exponential → full", "musiq"]
     assert step["diff"] == pytest.approx(1.24)

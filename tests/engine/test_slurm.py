@@ -1,4 +1,4 @@
-"""An ablation on a real SLURM: `make test-slurm` makes one of a single node and calls this."""
+"""An ablation on a real SLURM: `make test-slurm` starts one with a single node and runs this file."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ def metrics(outputs: Path) -> list[Any]:
 
 
 def claims(outputs: Path) -> dict[str, Any]:
-    found = [json.loads(path.read_text()) for path in (outputs / "ledger").glob("*.json")]
-    return {claim["label"]: claim for claim in found}
+    rows = [json.loads(path.read_text()) for path in (outputs / "ledger").glob("*.json")]
+    return {claim["label"]: claim for claim in rows}
 
 
-def until(there: Any, process: subprocess.Popen[str]) -> Any:
-    """Wait for what there() finds."""
-    end = time.monotonic() + 400
-    while not (found := there()):
+def wait_for(condition: Any, process: subprocess.Popen[str]) -> Any:
+    """Wait until condition() is true; return its value."""
+    deadline = time.monotonic() + 400
+    while not (value := condition()):
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    return found
+    return value
 
 
 def test_arms_run_as_jobs_that_are_put_back_by_a_notice_and_end_in_the_same_table(tmp_path: Path) -> None:
     outputs = tmp_path / "slurm"
     runner = start(outputs, *QUEUE)
-    until(lambda: claims(outputs).get("train full seed 0", {}).get("queue"), runner)
-    asked = ["squeue", "--noheader", "--array", "--format=%i %E"]
-    queue = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    wait_for(lambda: claims(outputs).get("train full seed 0", {}).get("queue"), runner)
+    query = ["squeue", "--noheader", "--array", "--format=%i %E"]
+    queue = subprocess.run(query, capture_output=True, text=True, check=True).stdout
     assert queue.count("afterany:") == 2, queue
 
     # what SLURM sends when the time is up, and when another job goes before; a runner that is gone changes nothing
@@ -69,22 +69,22 @@ def test_arms_run_as_jobs_that_are_put_back_by_a_notice_and_end_in_the_same_tabl
     arms = [unit for unit in units(jobs, outline(plan, jobs, rows).cells) if unit.needs]
     runner.kill()
     runner.communicate()
-    again = start(outputs, *QUEUE)
+    second_runner = start(outputs, *QUEUE)
     for unit, number in zip(arms, ("USR2", "TERM"), strict=True):
         job = unit.jobs[0]
-        begun = outputs / "train" / job.run.training_signature / "checkpoints" / "previous.ckpt"
-        until(begun.exists, again)
+        checkpoint = outputs / "train" / job.run.training_signature / "checkpoints" / "previous.ckpt"
+        wait_for(checkpoint.exists, second_runner)
         place = claims(outputs)[job.label]["queue"].partition(":")[2]
         subprocess.run(["scancel", f"--signal={number}", place], check=True)
-    printed, _ = again.communicate(timeout=900)
-    assert again.returncode == 0, printed
+    output, _ = second_runner.communicate(timeout=900)
+    assert second_runner.returncode == 0, output
     logs = [path.read_text() for path in (outputs / "ansc" / "queue").glob("*/*.out")]
     assert sum("Requeued job" in log for log in logs) == 2
 
-    alone = tmp_path / "alone"
-    here = start(alone)
-    assert here.wait(600) == 0, here.communicate()[0]
-    assert metrics(outputs) == metrics(alone)
+    local_outputs = tmp_path / "alone"
+    local_runner = start(local_outputs)
+    assert local_runner.wait(600) == 0, local_runner.communicate()[0]
+    assert metrics(outputs) == metrics(local_outputs)
 
 
 def test_a_training_of_two_processes_is_two_tasks_that_are_put_back_together(tmp_path: Path) -> None:
@@ -92,11 +92,11 @@ def test_a_training_of_two_processes_is_two_tasks_that_are_put_back_together(tmp
     runner = start(outputs, *QUEUE, *TWO)
     training = make_plan(parse([*WORDS, *TWO])).arms[0].first.training_signature
     folder = outputs / "train" / training
-    until((folder / "checkpoints" / "previous.ckpt").exists, runner)
+    wait_for((folder / "checkpoints" / "previous.ckpt").exists, runner)
     place = claims(outputs)["train full seed 0"]["queue"].partition(":")[2]
     subprocess.run(["scancel", "--signal=USR2", place], check=True)
-    printed, _ = runner.communicate(timeout=900)
-    assert runner.returncode == 0, printed
+    output, _ = runner.communicate(timeout=900)
+    assert runner.returncode == 0, output
     logs = {path.name: path.read_text() for path in (outputs / "ansc" / "queue").glob(f"*/{place}_*.out")}
     assert sorted(logs) == [f"{place}_0_log.out", f"{place}_1_log.out"]
     # both stop, one of them puts the job back, both go on
@@ -104,7 +104,7 @@ def test_a_training_of_two_processes_is_two_tasks_that_are_put_back_together(tmp
     assert [log.count("Starting with") for log in logs.values()] == [2, 2]
     assert json.loads((folder / "done.json").read_text())["processes"] == 2
 
-    alone = tmp_path / "alone"
-    here = start(alone, *TWO)
-    assert here.wait(600) == 0, here.communicate()[0]
-    assert metrics(outputs) == metrics(alone)
+    local_outputs = tmp_path / "alone"
+    local_runner = start(local_outputs, *TWO)
+    assert local_runner.wait(600) == 0, local_runner.communicate()[0]
+    assert metrics(outputs) == metrics(local_outputs)

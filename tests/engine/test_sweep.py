@@ -1,4 +1,4 @@
-"""Sweeps from the command line, and the number along which the arms of a plan lie."""
+"""Sweeps from the command line, and the curve over numeric arms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.engine.ablation import Ablation, Statement
-from experiments.engine.outcome.table import curve_of, keep_earlier
+from experiments.engine.outcome.table import archive_table, curve_of
 from experiments.engine.plan import Plan, make_plan, parse, plan_of
 from pw.io.arguments import ConfigError
 from pw.run.build import build
@@ -17,42 +17,42 @@ from pw.run.compose import swept_values
 
 
 @cache
-def planned(line: str) -> Plan:
+def plan_for(line: str) -> Plan:
     return make_plan(parse([*line.split(), "seeds=1"]))
 
 
 def arms(line: str) -> dict[str, str | None]:
     """Arm -> the one it is compared with."""
-    return {arm.name: arm.above for arm in planned(line).arms}
+    return {arm.name: arm.versus for arm in plan_for(line).arms}
 
 
-def points(line: str) -> dict[str, list[float]] | None:
+def lines_of(line: str) -> dict[str, list[float]] | None:
     """Line of the curve -> its numbers."""
-    curve = curve_of(planned(line))
+    curve = curve_of(plan_for(line))
     return curve and {line["name"]: [number for number, _ in line["points"]] for line in curve["lines"]}
 
 
 class TestASweep:
     def test_takes_the_place_of_the_arms_and_keeps_what_the_ablation_fixes(self) -> None:
-        plan = planned("name=beta step_sampler.beta=0,0.2,0.7")
+        plan = plan_for("name=beta step_sampler.beta=0,0.2,0.7")
         assert arms("name=beta step_sampler.beta=0,0.2,0.7") == {
             "beta_0": None,
             "beta_0.2": "beta_0",
             "beta_0.7": "beta_0",
         }
         assert [arm.varied["step_sampler.beta"] for arm in plan.arms] == [0, 0.2, 0.7]
-        own = {arm.name: arm.first.signature for arm in planned("name=beta").arms}
-        assert [arm.first.signature for arm in plan.arms][::2] == [own["beta_0.0"], own["beta_0.7"]]  # cached runs
+        runs = {arm.name: arm.first.signature for arm in plan_for("name=beta").arms}
+        assert [arm.first.signature for arm in plan.arms][::2] == [runs["beta_0.0"], runs["beta_0.7"]]  # cached runs
 
     def test_is_found_again_by_the_words_that_the_plan_keeps(self) -> None:
-        plan = planned("name=beta step_sampler.beta=0,0.2,0.7")
+        plan = plan_for("name=beta step_sampler.beta=0,0.2,0.7")
         assert plan.options.words() == ["name=beta", "seeds=1", "step_sampler.beta=0,0.2,0.7"]
         assert make_plan(parse(plan.options.words())).arms == plan.arms
 
     def test_of_a_key_that_is_not_varied_is_of_one_arm(self) -> None:
-        plan = planned("name=ansc arms=full weighting.p=0,0.5,1")
+        plan = plan_for("name=ansc arms=full weighting.p=0,0.5,1")
         assert [arm.name for arm in plan.arms] == ["p_0", "p_0.5", "p_1"]
-        full = next(arm for arm in planned("name=ansc").arms if arm.name == "full")
+        full = next(arm for arm in plan_for("name=ansc").arms if arm.name == "full")
         assert plan.arms[1].first.signature == full.first.signature
         assert (plan.probes, plan.ablation.paper) == ((), None)
 
@@ -63,31 +63,31 @@ class TestASweep:
     def test_of_what_arms_are_crossed_with_replaces_those_values(self) -> None:
         line = "name=ladder arms=paper,closed sampling.num_steps=2,8,16"
         assert list(arms(line)) == [f"{arm}@{n}" for n in (2, 8, 16) for arm in ("paper", "closed")]
-        assert points(line) == {"paper": [2, 8, 16], "closed": [2, 8, 16]}
+        assert lines_of(line) == {"paper": [2, 8, 16], "closed": [2, 8, 16]}
 
     def test_with_another_is_crossed(self) -> None:
         line = "name=beta step_sampler.beta=0,0.7 sampling.num_steps=2,4,8"
         assert arms(line) == {f"beta_{b}@{n}": None if b == 0 else f"beta_0@{n}" for n in (2, 4, 8) for b in (0, 0.7)}
-        assert points(line) == {"beta_0": [2, 4, 8], "beta_0.7": [2, 4, 8]}
+        assert lines_of(line) == {"beta_0": [2, 4, 8], "beta_0.7": [2, 4, 8]}
 
     def test_of_lists_has_an_arm_for_each_and_one_list_is_one_value(self) -> None:
         line = "name=beta arms=beta_0.7 optimizer.betas=[0.9,0.99],[0.8,0.9]"
         assert list(arms(line)) == ["betas_0.9_0.99", "betas_0.8_0.9"]
-        assert len(planned("name=beta optimizer.betas=[0.9,0.95]").arms) == 4
+        assert len(plan_for("name=beta optimizer.betas=[0.9,0.95]").arms) == 4
 
     def test_does_not_state_the_claim_of_the_ablation(self) -> None:
         line = "name=beta step_sampler.beta=0,0.2,0.7"
-        assert planned(line).statement == Statement("step_sampler.beta=0,0.2,0.7 (a sweep of beta)", "", "", "")
+        assert plan_for(line).statement == Statement("step_sampler.beta=0,0.2,0.7 (a sweep of beta)", "", "", "")
 
     def test_moves_the_table_of_the_ablation_aside(self, tmp_path: Path) -> None:
-        own, swept = (
-            planned(line).options.settings() for line in ("name=beta", "name=beta step_sampler.beta=0,0.2,0.7")
+        signatures, swept = (
+            plan_for(line).options.settings() for line in ("name=beta", "name=beta step_sampler.beta=0,0.2,0.7")
         )
-        (tmp_path / "table.json").write_text(json.dumps({"settings": own}))
-        assert keep_earlier(tmp_path, own) is None
-        earlier = keep_earlier(tmp_path, swept)
-        assert earlier is not None
-        assert json.loads((earlier / "table.json").read_text()) == {"settings": own}
+        (tmp_path / "table.json").write_text(json.dumps({"settings": signatures}))
+        assert archive_table(tmp_path, signatures) is None
+        archive = archive_table(tmp_path, swept)
+        assert archive is not None
+        assert json.loads((archive / "table.json").read_text()) == {"settings": signatures}
         assert not (tmp_path / "table.json").exists()
 
 
@@ -120,11 +120,11 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("line", "told"), WRONG, ids=[line for line, _ in WRONG])
-def test_a_wrong_sweep_is_told_what_would_do(line: str, told: list[str]) -> None:
+@pytest.mark.parametrize(("line", "parts"), WRONG, ids=[line for line, _ in WRONG])
+def test_a_wrong_sweep_is_told_what_would_do(line: str, parts: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
-        planned(line)
-    assert not [part for part in told if part not in str(error.value)], str(error.value)
+        plan_for(line)
+    assert not [part for part in parts if part not in str(error.value)], str(error.value)
 
 
 def test_a_run_of_its_own_takes_no_list_of_values() -> None:
@@ -160,20 +160,20 @@ class TestACurve:
         ],
     )
     def test_is_what_numeric_arms_are(self, name: str, lines: dict[str, list[float]]) -> None:
-        assert points(f"name={name}") == lines
+        assert lines_of(f"name={name}") == lines
 
     def test_of_crossed_arms_has_a_line_each(self) -> None:
-        assert list(points("name=ladder") or ()) == list(planned("name=ladder").ablation.arms)
+        assert list(lines_of("name=ladder") or ()) == list(plan_for("name=ladder").ablation.arms)
 
     @pytest.mark.parametrize("name", ["ansc", "aghs", "frozen_dit", "halves", "anchor_tuning", "paper_vs_release"])
     def test_is_not_what_other_arms_are(self, name: str) -> None:
-        assert points(f"name={name}") is None
+        assert lines_of(f"name={name}") is None
 
     def test_puts_an_arm_without_a_value_where_the_value_then_comes_from(self) -> None:
-        assert points("name=inference_shift schedule.shift=2.5 arms=flow,flow_1,flow_5.5") == {"flow": [1, 2.5, 5.5]}
+        assert lines_of("name=inference_shift schedule.shift=2.5 arms=flow,flow_1,flow_5.5") == {"flow": [1, 2.5, 5.5]}
 
     def test_is_none_of_two_points_or_of_truth_values(self) -> None:
-        assert points("name=beta arms=beta_0.0,beta_0.7") is None
+        assert lines_of("name=beta arms=beta_0.0,beta_0.7") is None
         flags = Ablation(
             varies=("step_sampler.include_start",),
             fixed="step_sampler=exponential_index",
@@ -182,7 +182,7 @@ class TestACurve:
         assert curve_of(plan_of(parse(["name=beta", "seeds=1"]), flags, Statement("", "", "", ""))) is None
 
     def test_names_the_arm_of_every_point(self) -> None:
-        plan = planned("name=inference_shift")
+        plan = plan_for("name=inference_shift")
         curve = curve_of(plan)
         assert curve is not None
         assert {arm for line in curve["lines"] for _, arm in line["points"]} == {arm.name for arm in plan.arms}

@@ -1,4 +1,4 @@
-"""What comes out of a claim: clauses answered on small tables whose p is worked by hand, printed, and recorded."""
+"""Verdicts: clauses on small tables with p worked out by hand, their printed text, and their records."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ from experiments.engine.ablation import (
     statement,
 )
 from experiments.engine.job import all_jobs
+from experiments.engine.outcome.result_files import read_result
 from experiments.engine.outcome.table import make_table
 from experiments.engine.outcome.verdict import (
     ANSWERS,
-    MOST,
+    MAX_BYTES,
     RESULTS,
-    WRITTEN,
+    TABLE_TYPES,
     clauses_of,
     digest_of,
     digest_text,
@@ -45,7 +46,6 @@ from experiments.engine.outcome.verdict import (
     summary,
     verdict,
 )
-from experiments.engine.outcome.written import read_written
 from experiments.engine.plan import make_plan, parse, plan_of
 from experiments.engine.run_ablation import finish
 from pw.io.arguments import ConfigError
@@ -65,28 +65,28 @@ ARMS = {
 SCORES = {arm: {seed: {"psd": value} for seed, value in enumerate(values)} for arm, values in ARMS.items()}
 
 
-def differs(digest: Mapping[str, Any], stated: Statement, clauses: Sequence[str]) -> list[str]:
-    """How an ablation's file contradicts its recorded result; empty where they agree.
+def contradictions(digest: Mapping[str, Any], description: Statement, clauses: Sequence[str]) -> list[str]:
+    """Contradictions between an ablation file and its recorded result; empty if they agree.
 
     clauses: the texts of the clauses that the file has now.
     """
-    name, recorded_for = digest["ablation"], [row["clause"] for row in digest["verdict"]]
+    name, clauses_then = digest["ablation"], [row["clause"] for row in digest["verdict"]]
     wrong = []
-    if recorded_for != list(clauses):
+    if clauses_then != list(clauses):
         wrong.append(
-            f"{name}: recorded for the clauses {recorded_for}, the file has {list(clauses)}; make record name={name}"
+            f"{name}: recorded for the clauses {clauses_then}, the file has {list(clauses)}; make record name={name}"
         )
-    if odd := {row["answer"] for row in digest["verdict"]} - set(ANSWERS):
-        wrong.append(f"{name}: no such answer: {', '.join(sorted(odd))}")
-    begins = summary(digest["scale"], digest["seeds"], digest["verdict"])
-    if not stated.verdict.startswith(begins):
-        wrong.append(f"{name}: its Verdict must begin with: {begins}")
+    if unknown := {row["answer"] for row in digest["verdict"]} - set(ANSWERS):
+        wrong.append(f"{name}: no such answer: {', '.join(sorted(unknown))}")
+    beginning = summary(digest["scale"], digest["seeds"], digest["verdict"])
+    if not description.verdict.startswith(beginning):
+        wrong.append(f"{name}: its Verdict must begin with: {beginning}")
     return wrong
 
 
-def recorded(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
+def records(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """Every recorded result by the name of its ablation."""
-    return {path.stem: read_written(path, WRITTEN, "make record") for path in sorted(results.glob("*.json"))}
+    return {path.stem: read_result(path, TABLE_TYPES, "make record") for path in sorted(results.glob("*.json"))}
 
 
 def answer(clause: Clause, scores: dict = SCORES, primary: str = "psd") -> tuple[str, str]:
@@ -125,9 +125,9 @@ class TestAClauseOfOnePair:
         assert answer(same("near", "base", margin=0.1))[0] == "holds"
         # by hand: a − b is −0.067 on average, further than a hundredth of 4.1
         assert answer(same("near", "base", margin=0.01))[0] == "not resolved"
-        told = answer(same("slip", "base", margin=0.05))
-        assert told[0] == "holds"  # a difference is shown, and shown to be within the margin
-        assert told[1].endswith("p=0.020, within 5 %: p<0.001")
+        result = answer(same("slip", "base", margin=0.05))
+        assert result[0] == "holds"  # a difference is shown, and shown to be within the margin
+        assert result[1].endswith("p=0.020, within 5 %: p<0.001")
         assert answer(same("far", "base", margin=0.1))[0] == "refuted"
 
     def test_is_not_worse_where_it_is_better_or_within_the_margin(self) -> None:
@@ -139,27 +139,27 @@ class TestAClauseOfOnePair:
         assert answer(not_worse("bad", "base", margin=0.1))[0] == "refuted"
 
     def test_with_an_arm_that_was_not_run_says_so(self) -> None:
-        some = {"base": SCORES["base"], "far": {}}
-        assert answer(better("far", "base"), some) == ("not run", "no scores of far")
+        partial = {"base": SCORES["base"], "far": {}}
+        assert answer(better("far", "base"), partial) == ("not run", "no scores of far")
 
     def test_of_one_seed_is_not_resolved(self) -> None:
-        one = {arm: {0: seeds[0]} for arm, seeds in SCORES.items()}
-        assert answer(better("far", "base"), one) == ("not resolved", "psd 4.00 → 1.00 dB, −3.00, one seed")
+        single_seed = {arm: {0: seeds[0]} for arm, seeds in SCORES.items()}
+        assert answer(better("far", "base"), single_seed) == ("not resolved", "psd 4.00 → 1.00 dB, −3.00, one seed")
 
     def test_without_a_score_of_its_metric_is_not_resolved(self) -> None:
         assert answer(better("far", "base", metric="swd")) == ("not resolved", "no swd of a common seed")
 
     def test_on_another_metric_is_behind_the_gate_of_the_primary(self) -> None:
-        def both(psd: str) -> dict:
+        def two_metrics(psd: str) -> dict:
             return {
                 arm: {s: {"psd": ARMS[of][s], "swd": ARMS[arm][s]} for s in range(3)}
                 for arm, of in (("base", "base"), ("far", psd))
             }
 
-        assert answer(better("far", "base", metric="swd"), both("far"))[0] == "holds"
-        shut = answer(better("far", "base", metric="swd"), both("near"))
-        assert shut[0] == "not resolved"
-        assert shut[1].endswith("p=0.18")  # the primary's
+        assert answer(better("far", "base", metric="swd"), two_metrics("far"))[0] == "holds"
+        result = answer(better("far", "base", metric="swd"), two_metrics("near"))
+        assert result[0] == "not resolved"
+        assert result[1].endswith("p=0.18")  # the primary's
 
 
 class TestAClauseOfSeveralPairs:
@@ -186,10 +186,10 @@ class TestAClauseOfSeveralPairs:
         assert answer(all_of("x", better("edge", "base"), better("far", "base")), edge)[0] == "holds"
 
     def test_may_be_answered_without_the_arms_that_were_not_run(self) -> None:
-        some = {**SCORES, "far": {}}
-        assert answer(any_of("x", better("far", "base"), better("base", "bad")), some)[0] == "holds"
-        assert answer(all_of("x", better("far", "base"), better("bad", "base")), some)[0] == "refuted"
-        assert answer(all_of("x", better("far", "base"), better("base", "bad")), some) == (
+        partial = {**SCORES, "far": {}}
+        assert answer(any_of("x", better("far", "base"), better("base", "bad")), partial)[0] == "holds"
+        assert answer(all_of("x", better("far", "base"), better("bad", "base")), partial)[0] == "refuted"
+        assert answer(all_of("x", better("far", "base"), better("base", "bad")), partial) == (
             "not run",
             "no scores of far",
         )
@@ -201,25 +201,25 @@ class TestAClauseOfSeveralPairs:
 
     def test_counts_its_pairs_and_gives_the_numbers_of_the_one_that_decides(self) -> None:
         pairs = [better("far", "base"), better("base", "bad"), better("far", "bad"), better("near", "base")]
-        told = answer(all_of("x", *pairs))
-        assert told[0] == "not resolved"
-        assert told[1].startswith("of 4 holds 3, not resolved 1; near is better than base: psd 4.10 → 4.03 dB")
+        result = answer(all_of("x", *pairs))
+        assert result[0] == "not resolved"
+        assert result[1].startswith("of 4 holds 3, not resolved 1; near is better than base: psd 4.10 → 4.03 dB")
 
 
 class TestTheClausesOfAnAblation:
     def test_are_those_of_its_rows_where_it_names_none(self) -> None:
         ablation = Ablation(varies=("weighting",), arms={})
-        found = clauses_of(ablation, {"a": None, "b": "a", "c": "b"})
-        assert [clause.text for clause in found] == ["b is better than a", "c is better than b"]
+        clauses = clauses_of(ablation, {"a": None, "b": "a", "c": "b"})
+        assert [clause.text for clause in clauses] == ["b is better than a", "c is better than b"]
 
     @pytest.mark.parametrize("name", names())
     def test_are_of_arms_that_there_are(self, name: str) -> None:
         plan = make_plan(parse([f"name={name}"]))
-        found = clauses_of(plan.ablation, {arm.name: arm.above for arm in plan.arms})
-        assert found
-        assert len({clause.text for clause in found}) == len(found)
-        every = {arm.name for arm in plan.arms}
-        assert all({pair.arm, pair.other} <= every for clause in found for pair in clause.pairs())
+        clauses = clauses_of(plan.ablation, {arm.name: arm.versus for arm in plan.arms})
+        assert clauses
+        assert len({clause.text for clause in clauses}) == len(clauses)
+        arm_names = {arm.name for arm in plan.arms}
+        assert all({pair.arm, pair.other} <= arm_names for clause in clauses for pair in clause.pairs())
 
     @pytest.mark.parametrize(
         ("claims", "primary", "says"),
@@ -232,20 +232,20 @@ class TestTheClausesOfAnAblation:
     )
     def test_are_checked_before_anything_runs(self, claims: tuple[Clause, ...], primary: str, says: str) -> None:
         arms = {"off": "weighting=uniform", "full": "weighting=delta_sigma"}
-        own = Ablation(varies=("weighting",), arms=arms, claims=claims, primary=primary, metrics=("psd",))
+        ablation = Ablation(varies=("weighting",), arms=arms, claims=claims, primary=primary, metrics=("psd",))
         with pytest.raises(ConfigError) as error:
-            plan_of(replace(parse(["name=ansc"]), name="own"), own, Statement("", "", "", ""))
+            plan_of(replace(parse(["name=ansc"]), name="own"), ablation, Statement("", "", "", ""))
         assert says in str(error.value)
 
     def test_may_be_of_an_arm_that_is_left_out_of_a_run(self) -> None:
         arms = {"off": "weighting=uniform", "half": "weighting.p=0.25", "full": "weighting.p=0.5"}
-        own = Ablation(varies=("weighting",), arms=arms, claims=(better("half", "off"),))
-        plan = plan_of(replace(parse(["name=ansc", "arms=off,full"]), name="own"), own, Statement("", "", "", ""))
+        ablation = Ablation(varies=("weighting",), arms=arms, claims=(better("half", "off"),))
+        plan = plan_of(replace(parse(["name=ansc", "arms=off,full"]), name="own"), ablation, Statement("", "", "", ""))
         assert [arm.name for arm in plan.arms] == ["off", "full"]
 
 
 def table() -> dict:
-    compared = compare(SCORES, primary="psd", versus=dict.fromkeys(SCORES, "base"))
+    comparison = compare(SCORES, primary="psd", versus=dict.fromkeys(SCORES, "base"))
     others = (better(arm, "base") for arm in ("bad", "near", "gone"))
     clauses = (better("far", "base", "far & wide"), *others)
     return {
@@ -253,14 +253,14 @@ def table() -> dict:
         "title": "What?",
         "claim": "All are better.",
         "refuted": "if not",
-        "primary": compared.primary,
+        "primary": comparison.primary,
         "verdict": verdict(clauses, SCORES, "psd"),
         "scale": "tiny",
         "seeds": [0, 1, 2],
         "settings": ["seeds=3"],
         "contract": {"git_commit": "abc"},
-        "arms": [{"name": arm, **compared.row(arm), "status": "ok"} for arm in SCORES],
-        "best": compared.best,
+        "arms": [{"name": arm, **comparison.row(arm), "status": "ok"} for arm in SCORES],
+        "best": comparison.best,
     }
 
 
@@ -297,48 +297,48 @@ class TestTheVerdictInPrint:
             arm: {s: {"psd": ARMS[of][s], "swd": ARMS[arm][s]} for s in range(3)}
             for arm, of in (("base", "base"), ("far", "near"))
         }
-        compared = compare(scores, primary="psd")
-        result = {**table(), "arms": [{"name": arm, **compared.row(arm)} for arm in scores]}
+        comparison = compare(scores, primary="psd")
+        result = {**table(), "arms": [{"name": arm, **comparison.row(arm)} for arm in scores]}
         line = next(line for line in markdown(result).splitlines() if line.startswith("| far |") and "p=0.18" in line)
         assert line.count("(p<0.001)") == 1
         assert "▲" not in line
 
 
 class TestTheEndOfARun:
-    """Of an ablation whose arms have scores, without their trainings."""
+    """An ablation with scores on disk, without trainings."""
 
     @pytest.fixture
-    def scored(self, tmp_path: Path) -> Path:
+    def outputs(self, tmp_path: Path) -> Path:
         plan = make_plan(parse(["name=ansc", f"outputs={tmp_path}"]))
         places = {arm.name: place for place, arm in enumerate(plan.arms)}
         for row in all_jobs(plan)[1]:
             # psd falls by one from arm to arm, with a wobble; of the floor and the probes it does not matter
             place = places.get(row.name, 0)
             psd = 9.0 - place + 0.01 * (row.seed % 3) * (place + 1)
-            found = {"metrics": {"psd": psd}, "n_videos": {"psd": 8}}
-            about = {"arm": row.name, "metrics": protocols(["psd"])}
-            write_json(Path(row.job.score["out"]) / "scores.json", {**found, "contract": about})
+            result = {"metrics": {"psd": psd}, "n_videos": {"psd": 8}}
+            contract = {"arm": row.name, "metrics": protocols(["psd"])}
+            write_json(Path(row.job.score["out"]) / "scores.json", {**result, "contract": contract})
         clip = sample_folder(plan.arms[0].first, tmp_path, plan.options.seeds[0]) / "0000.mkv"
         clip.parent.mkdir(parents=True)
         write_video(clip, np.full((3, 24, 24, 3), 128, np.uint8))
         return tmp_path
 
-    def test_is_its_verdict_after_the_table_and_before_the_paths(self, scored: Path) -> None:
-        plan = make_plan(parse(["name=ansc", f"outputs={scored}", "mlflow=false"]))
+    def test_is_its_verdict_after_the_table_and_before_the_paths(self, outputs: Path) -> None:
+        plan = make_plan(parse(["name=ansc", f"outputs={outputs}", "mlflow=false"]))
         out = io.StringIO()
         assert finish(plan, all_jobs(plan)[1], {}, Console(file=out, width=120), 0.0) == 0
-        told = out.getvalue()
-        clauses = clauses_of(plan.ablation, {arm.name: arm.above for arm in plan.arms})
-        assert told.index("differences to the arm above") < told.index("✓ holds") < told.index("table.{md,tex,")
-        assert told.count("✓ holds") == len(clauses)
-        found = json.loads((plan.folder / "table.json").read_text())
-        assert [row["clause"] for row in found["verdict"]] == [clause.text for clause in clauses]
-        assert found["primary"] == "psd"
+        output = out.getvalue()
+        clauses = clauses_of(plan.ablation, {arm.name: arm.versus for arm in plan.arms})
+        assert output.index("differences to the arm above") < output.index("✓ holds") < output.index("table.{md,tex,")
+        assert output.count("✓ holds") == len(clauses)
+        result = json.loads((plan.folder / "table.json").read_text())
+        assert [row["clause"] for row in result["verdict"]] == [clause.text for clause in clauses]
+        assert result["primary"] == "psd"
         assert (plan.folder / "table.md").read_text().index("✓ **holds**") < 1500
 
-    def test_of_some_arms_says_which_clauses_were_not_run(self, scored: Path) -> None:
+    def test_of_some_arms_says_which_clauses_were_not_run(self, outputs: Path) -> None:
         first, *_, last = make_plan(parse(["name=ansc"])).arms
-        plan = make_plan(parse(["name=ansc", f"arms={first.name},{last.name}", f"outputs={scored}"]))
+        plan = make_plan(parse(["name=ansc", f"arms={first.name},{last.name}", f"outputs={outputs}"]))
         middle = make_plan(parse(["name=ansc"])).arms[-2].name
         claims = (better(last.name, first.name, "all of it"), better(middle, first.name, "less of it"))
         plan = replace(plan, ablation=replace(plan.ablation, claims=claims))
@@ -355,14 +355,14 @@ class TestARecordedResult:
 
     def test_is_a_small_digest_of_the_table(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = record("ansc", self.write(tmp_path), tmp_path / "results")
-        found = json.loads(out.read_text())
-        assert out.stat().st_size < MOST
-        far = next(arm for arm in found["arms"] if arm["name"] == "far")
+        entry = json.loads(out.read_text())
+        assert out.stat().st_size < MAX_BYTES
+        far = next(arm for arm in entry["arms"] if arm["name"] == "far")
         assert far["metrics"]["psd"] == [1.1, pytest.approx(0.7714, abs=2e-4), 1.429, 3]
-        assert dict(zip(found["columns"]["vs_previous"], far["vs_previous"]["psd"], strict=True))["verdict"] == "better"
-        assert found["verdict"] == table()["verdict"]
-        assert found["git_commit"] == "abc"
-        assert recorded(tmp_path / "results") == {"ansc": found}
+        assert dict(zip(entry["columns"]["vs_previous"], far["vs_previous"]["psd"], strict=True))["verdict"] == "better"
+        assert entry["verdict"] == table()["verdict"]
+        assert entry["git_commit"] == "abc"
+        assert records(tmp_path / "results") == {"ansc": entry}
 
     def test_of_many_arms_keeps_what_the_claim_is_about(self, tmp_path: Path) -> None:
         many = [{"name": f"arm {i}", "metrics": {}, "vs_previous": {}} for i in range(28)]
@@ -373,9 +373,9 @@ class TestARecordedResult:
                     "verdict": "no difference shown",
                     "versus": "paper@2",
                 }
-        assert len(digest_text(digest_of(table() | {"arms": many}))) > MOST
-        found = json.loads(record("ansc", self.write(tmp_path, arms=many), tmp_path / "results").read_text())
-        assert set(found["arms"][3]["metrics"]) == {"psd"}
+        assert len(digest_text(digest_of(table() | {"arms": many}))) > MAX_BYTES
+        digest = json.loads(record("ansc", self.write(tmp_path, arms=many), tmp_path / "results").read_text())
+        assert set(digest["arms"][3]["metrics"]) == {"psd"}
 
     @pytest.mark.parametrize(
         ("changes", "says"),
@@ -400,27 +400,27 @@ class TestARecordedResult:
         clauses = [row["clause"] for row in digest["verdict"]]
         good = "(tiny, 3 seeds) holds 1, refuted 1, not resolved 1, not run 1."
         assert summary("tiny", [0, 1, 2], digest["verdict"]) == good
-        said = statement(f"What?\n\nClaim     a\nRefuted   if b\nVerdict   {good} And more.\n")
-        assert differs(digest, said, clauses) == []
-        assert differs(digest, replace(said, verdict="(tiny, 3 seeds) holds 4."), clauses) == [
+        description = statement(f"What?\n\nClaim     a\nRefuted   if b\nVerdict   {good} And more.\n")
+        assert contradictions(digest, description, clauses) == []
+        assert contradictions(digest, replace(description, verdict="(tiny, 3 seeds) holds 4."), clauses) == [
             f"ansc: its Verdict must begin with: {good}"
         ]
-        assert "make record name=ansc" in differs(digest, said, [*clauses, "new"])[0]
+        assert "make record name=ansc" in contradictions(digest, description, [*clauses, "new"])[0]
 
 
 class TestTheRecordedResults:
-    """Of this checkout, in experiments/results."""
+    """The records of this checkout, in experiments/results."""
 
     def test_agree_with_the_verdicts_of_their_files(self) -> None:
         wrong = []
-        for name, digest in recorded().items():
+        for name, digest in records().items():
             plan = make_plan(parse([f"name={name}"]))
-            clauses = clauses_of(plan.ablation, {arm.name: arm.above for arm in plan.arms})
-            wrong += differs(digest, load(name)[1], [clause.text for clause in clauses])
+            clauses = clauses_of(plan.ablation, {arm.name: arm.versus for arm in plan.arms})
+            wrong += contradictions(digest, load(name)[1], [clause.text for clause in clauses])
         assert wrong == []
 
     def test_are_there_for_every_ablation_once_there_are_any(self) -> None:
-        there = {path.stem for path in RESULTS.glob("*.json")}
-        lacking = sorted(set(names()) - there) if there else []
-        assert not lacking, f"make record name={lacking[0]}"
-        assert there <= set(names())
+        recorded = {path.stem for path in RESULTS.glob("*.json")}
+        missing = sorted(set(names()) - recorded) if recorded else []
+        assert not missing, f"make record name={missing[0]}"
+        assert recorded <= set(names())

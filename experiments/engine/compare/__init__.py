@@ -1,1 +1,1 @@
-"""`pw compare a=… b=…`: two runs or folders of videos, prompt by prompt or seed by seed. Begin with `compare_runs`."""
+"""`pw compare a=… b=…`: a paired comparison of two runs or folders of videos. Begin with `compare_runs`."""

@@ -1,12 +1,12 @@
-"""`pw compare a=… b=…`: two runs, or two folders of videos from any system, paired.
+"""`pw compare a=… b=…`: a paired comparison of two runs, or two folders of videos from any system. Begin with `run`.
 
 A run is named by the signature of its training or of its clips (`outputs/train`, `outputs/videos`), or by the first
-digits of one; several, a=1c2d,9f00 b=…, are the seeds of one arm. Written to `outputs/compare/<a>_<b>/`:
-comparison.json, comparison.md, contact_sheet.png.
+digits of one; several, a=1c2d,9f00 b=…, are the seeds of one arm. The results are comparison.json, comparison.md and
+contact_sheet.png in `outputs/compare/<a>_<b>/`.
 
-With one seed the unit is the prompt (`benchmarks.stats.paired`), and the result is about these two sets of videos.
-With several seeds the unit is the seed (`benchmarks.stats.comparison`), as in an ablation's table; only then has a
-metric of the whole set an interval.
+With one seed the unit of the test is the prompt (`benchmarks.stats.paired`), and the result is about these two sets of
+videos. With several seeds the unit is the seed (`benchmarks.stats.comparison`), as in the table of an ablation; only
+then a metric of the whole set has an interval.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError
 from pw.io.files import write_atomically
 
-WIDE = 118  # columns from which a verdict with its reason stands beside the numbers
-HEADS = ("a", "b", "b − a", "95 % interval", "p, adjusted")
+WIDE_COLUMNS = 118  # a terminal of this width has verdicts and numbers in one table
+HEADERS = ("a", "b", "b − a", "95 % interval", "p, adjusted")
 
 SideScores = Mapping[str, Mapping[int, Scores]]
-"""Side, a or b -> seed -> its scores."""
+"""Side (a or b) -> seed -> scores."""
 
 Rows = dict[str, dict[str, Any]]
-"""Metric -> plain values."""
+"""Metric -> its row in comparison.json."""
 
 
 def compare_sides(options: CompareOptions) -> dict[str, Any]:
-    """The comparison, as in comparison.json. Raises ValueError (ConfigError) for what cannot be compared, saying why.
+    """The content of comparison.json. Raises ValueError (ConfigError) with the reason if a and b cannot be compared.
 
-    a, b         name, folders by seed, and size of the videos -> their number
-    unit         what the test is over (prompts or seeds), in words
+    a, b         name, folders by seed, and size of the videos -> number of videos
+    unit         the unit of the test (prompts or seeds), as text
     primary      the metric that was tested first and alone
-    config       in which keys the two differ, a line each
+    config       the keys in which the two differ, a line each
     measured_by  metric -> protocol, settings and weights
     left_out     metric -> videos that only one side has
     """
@@ -73,22 +73,22 @@ def compare_sides(options: CompareOptions) -> dict[str, Any]:
         f"{key} = {s.name}": {seed: _contract(row) for seed, row in scores[key].items()}
         for key, s in (("a", a), ("b", b))
     })  # fmt: skip
-    over = _over_seeds if len(pairs) > 1 else _over_prompts
-    unsorted, left_out, primary = over(scores, names, options.primary)
-    rows = {name: unsorted[name] for name in _in_order(unsorted, names)}
+    compare_scores = _compare_seeds if len(pairs) > 1 else _compare_prompts
+    unordered, left_out, primary = compare_scores(scores, names, options.primary)
+    rows = {name: unordered[name] for name in _in_order(unordered, names)}
     if options.primary is not None and primary is None:
         notes.append(f"primary={options.primary}: has no test here, so all metrics are tested by Holm")
-    notes += _without_score(options, names, rows, scores, notes)
+    notes += _missing_scores(options, names, rows, scores, notes)
     if not rows:
         raise ConfigError(f"nothing to compare: {'; '.join(notes) or 'the two have no score in common'}")
     sizes = [video_sizes(videos_of(s.first.path).values()) for s in (a, b)]
-    notes += _different_sizes(*sizes)
-    of_sides = {
+    notes += _size_notes(*sizes)
+    side_entries = {
         key: {"name": s.name, "folders": {seed: str(f.path) for seed, f in s.folders.items()}, "videos": size}
         for key, s, size in zip("ab", (a, b), sizes, strict=True)
     }
     return {
-        **of_sides,
+        **side_entries,
         "unit": _unit(scores, rows, a, b, primary),
         "primary": primary,
         "config": config_difference(*next(iter(pairs.values()))),
@@ -100,7 +100,7 @@ def compare_sides(options: CompareOptions) -> dict[str, Any]:
 
 
 def _paired_folders(a: Side, b: Side) -> dict[int, tuple[Folder, Folder]]:
-    """Seed of a -> the folders of the common evaluation seeds, or the only two whatever their seeds."""
+    """Seed of a -> (folder of a, folder of b) with the same evaluation seed; a single pair may differ in its seed."""
     common = {seed: (a.folders[seed], b.folders[seed]) for seed in a.folders if seed in b.folders}
     if common:
         return common
@@ -112,17 +112,17 @@ def _paired_folders(a: Side, b: Side) -> dict[int, tuple[Folder, Folder]]:
     )
 
 
-def _contract(scored: Scores) -> dict[str, Any]:
-    """What must agree: protocols, settings and weights, and in a seed the clips that videos are measured against."""
-    of_metrics = {name: {k: v for k, v in row.items() if k != "clips"} for name, row in scored.dependencies.items()}
-    clips = [row["clips"] for row in scored.dependencies.values() if "clips" in row]
-    return {"metrics": of_metrics, **({"clips": clips[0]} if clips else {})}
+def _contract(scores: Scores) -> dict[str, Any]:
+    """The values that must agree: protocols, settings and weights, and within a seed the reference clips."""
+    metrics = {name: {k: v for k, v in row.items() if k != "clips"} for name, row in scores.dependencies.items()}
+    clips = [row["clips"] for row in scores.dependencies.values() if "clips" in row]
+    return {"metrics": metrics, **({"clips": clips[0]} if clips else {})}
 
 
-def _over_prompts(
-    scores: SideScores, names: Sequence[str], wanted: str | None
+def _compare_prompts(
+    scores: SideScores, names: Sequence[str], primary_option: str | None
 ) -> tuple[Rows, dict[str, Any], str | None]:
-    """metric -> what is printed, of the one seed; what was left out; the primary metric."""
+    """(rows, videos without a partner, primary metric), over the prompts of one seed."""
     a, b = (next(iter(scores[key].values())) for key in "ab")
     left, right = _by_metric(a), _by_metric(b)
     common = _in_order([name for name in left if name in right], names)
@@ -130,103 +130,103 @@ def _over_prompts(
     left_out: dict[str, Any] = {}
     primary = None
     if common:
-        outcome = compare_videos(
-            {m: left[m] for m in common}, {m: right[m] for m in common}, primary=_primary(wanted, common)
+        comparison = compare_videos(
+            {m: left[m] for m in common}, {m: right[m] for m in common}, primary=_primary(primary_option, common)
         )
-        as_json, primary = outcome.as_json(), outcome.primary
+        as_json, primary = comparison.as_json(), comparison.primary
         rows, left_out = as_json["metrics"], as_json["left_out"]
     for name in a.set_values:
         if name in b.set_values:
-            untested = dict.fromkeys(("low", "high", "p", "p_adjusted")) | {"verdict": "not resolved"}
+            no_test = dict.fromkeys(("low", "high", "p", "p_adjusted")) | {"verdict": "not resolved"}
             values = {"a": a.set_values[name], "b": b.set_values[name]}
-            rows[name] = {**values, "diff": values["b"] - values["a"], **untested}
+            rows[name] = {**values, "diff": values["b"] - values["a"], **no_test}
             rows[name] |= {"reason": "of the set: needs seeds", "diff_of": "value"}
     return rows, left_out, primary
 
 
-def _over_seeds(
-    scores: SideScores, names: Sequence[str], wanted: str | None
+def _compare_seeds(
+    scores: SideScores, names: Sequence[str], primary_option: str | None
 ) -> tuple[Rows, dict[str, Any], str | None]:
-    """As `_over_prompts`, over seeds: a seed's means are over the videos that both sides have."""
+    """Like `_compare_prompts`, over seeds. The mean of a seed is over the videos that both sides have."""
     means: dict[str, dict[int, dict[str, float | None]]] = {"a": {}, "b": {}}
-    only: dict[str, dict[str, list[str]]] = {}
+    unpaired: dict[str, dict[str, list[str]]] = {}
     for seed, a in scores["a"].items():
         b = scores["b"][seed]
         left, right = _by_metric(a), _by_metric(b)
-        for key, one in (("a", a), ("b", b)):
-            means[key][seed] = dict(one.set_values)
+        for key, seed_scores in (("a", a), ("b", b)):
+            means[key][seed] = dict(seed_scores.set_values)
         for name in left.keys() & right.keys():
             common = left[name].keys() & right[name].keys()
             for key, values in (("a", left[name]), ("b", right[name])):
-                shared = [values[video] for video in sorted(common or values)]
-                means[key][seed][name] = fmean(shared) if shared else None
-                alone = sorted(values.keys() - common) if common else []
-                only.setdefault(name, {"a": [], "b": []})[key] += [f"{video} of seed {seed}" for video in alone]
-    scored = _in_order({name for row in means["a"].values() for name in row}, names)
-    compared = compare(means, primary=_primary(wanted, scored))
-    of_a, of_b = compared.arms["a"], compared.arms["b"]
+                seed_values = [values[video] for video in sorted(common or values)]
+                means[key][seed][name] = fmean(seed_values) if seed_values else None
+                extra = sorted(values.keys() - common) if common else []
+                unpaired.setdefault(name, {"a": [], "b": []})[key] += [f"{video} of seed {seed}" for video in extra]
+    scored_metrics = _in_order({name for row in means["a"].values() for name in row}, names)
+    comparison = compare(means, primary=_primary(primary_option, scored_metrics))
+    a_estimates, b_estimates = comparison.arms["a"], comparison.arms["b"]
     rows = {
-        name: {"a": of_a[name].mean, "b": of_b[name].mean, **asdict(row)}
-        for name, row in compared.differences["b"].items()
-        if name in of_a and name in of_b
+        name: {"a": a_estimates[name].mean, "b": b_estimates[name].mean, **asdict(row)}
+        for name, row in comparison.differences["b"].items()
+        if name in a_estimates and name in b_estimates
     }
     left_out = {
         name: {f"only_{key}": len(row[key]) for key in "ab"} | {f"names_{key}": row[key] for key in "ab"}
-        for name, row in only.items()
+        for name, row in unpaired.items()
         if row["a"] or row["b"]
     }
-    return rows, left_out, compared.primary
+    return rows, left_out, comparison.primary
 
 
-def _by_metric(scored: Scores) -> dict[str, dict[str, float]]:
-    """Metric -> video -> value, of the metrics that are not of the folder as a whole."""
-    names = dict.fromkeys(name for row in scored.rows.values() for name in row if name != "frames")
-    return {name: scored.values(name) for name in names if name not in scored.set_values}
+def _by_metric(scores: Scores) -> dict[str, dict[str, float]]:
+    """Metric -> video -> value, without metrics of the whole folder."""
+    names = dict.fromkeys(name for row in scores.rows.values() for name in row if name != "frames")
+    return {name: scores.values(name) for name in names if name not in scores.set_values}
 
 
-def _primary(wanted: str | None, scored: Sequence[str]) -> str | None:
-    """The metric that is tested first and alone, of those with a test: as asked for, else psd, else the first."""
-    return wanted or ("psd" if "psd" in scored else next(iter(scored), None))
+def _primary(primary_option: str | None, testable: Sequence[str]) -> str | None:
+    """The metric that is tested first and alone: the option, else psd, else the first of `testable`."""
+    return primary_option or ("psd" if "psd" in testable else next(iter(testable), None))
 
 
 def _in_order(metrics: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Metrics in the order of `names`; others, which a scores file has, come last."""
+    """Metrics in the order of `names`; other metrics of a scores file come last."""
     return sorted(metrics, key=lambda name: names.index(name) if name in names else len(names))
 
 
-def _without_score(
+def _missing_scores(
     options: CompareOptions, names: Sequence[str], rows: Rows, scores: SideScores, notes: Sequence[str]
 ) -> list[str]:
-    """The metrics that were asked for and are not compared, where nothing else says why."""
+    """Notes on requested metrics that are not compared, if no other note gives the reason."""
     missing = []
     for name in names if options.metrics else ():
         if name in rows or any(re.search(rf"\b{name}\b", note) for note in notes):
             continue
-        sides = [k for k in "ab" if not all(one.values(name) or name in one.set_values for one in scores[k].values())]
+        sides = [k for k in "ab" if not all(s.values(name) or name in s.set_values for s in scores[k].values())]
         files = {"a": options.a_scores, "b": options.b_scores}
-        where = " and ".join(str(files[key] or key) for key in sides) or "the two together"
-        missing.append(f"{name}: not compared, there is no score of it in {where}")
+        places = " and ".join(str(files[key] or key) for key in sides) or "the two together"
+        missing.append(f"{name}: not compared, there is no score of it in {places}")
     return missing
 
 
 def _unit(scores: SideScores, rows: Rows, a: Side, b: Side, primary: str | None) -> str:
     n = len(scores["a"])
-    over = "Holm over the metrics" if primary is None else f"{primary} first, the others by Holm behind it"
-    over = over if len(rows) > 1 else "one metric"
+    tests = "Holm over the metrics" if primary is None else f"{primary} first, the others by Holm behind it"
+    tests = tests if len(rows) > 1 else "one metric"
     if n > 1:
         trainings = {f.run.training_signature for s in (a, b) for f in s.folders.values() if f.run is not None}
-        several = f"{len(trainings)} trainings" if len(trainings) > 2 else "evaluation seeds of the same two trainings"
-        return f"paired by seed: Student's t over {n} seeds ({several}), {over}"
+        units = f"{len(trainings)} trainings" if len(trainings) > 2 else "evaluation seeds of the same two trainings"
+        return f"paired by seed: Student's t over {n} seeds ({units}), {tests}"
     designs = {row.get("design") for row in rows.values()} - {None}
     if designs == {"independent"}:
-        return f"not paired, for no two videos share a name: Welch's t over prompts, {over}"
+        return f"not paired, for no two videos share a name: Welch's t over prompts, {tests}"
     return (
-        f"paired by video name: bootstrap (BCa) interval and sign-flip test over prompts, {over}. Shown "
+        f"paired by video name: bootstrap (BCa) interval and sign-flip test over prompts, {tests}. Shown "
         "of these two sets of videos; of another training it says nothing (that takes seeds: make power)"
     )
 
 
-def _different_sizes(a: Mapping[str, int], b: Mapping[str, int]) -> list[str]:
+def _size_notes(a: Mapping[str, int], b: Mapping[str, int]) -> list[str]:
     if set(a) == set(b):
         return []
     texts = [", ".join(f"{text} ({n} video{'s' if n > 1 else ''})" for text, n in sizes.items()) for sizes in (a, b)]
@@ -237,15 +237,15 @@ def _different_sizes(a: Mapping[str, int], b: Mapping[str, int]) -> list[str]:
 
 
 def write(result: Mapping[str, Any], out: Path) -> None:
-    """comparison.json, comparison.md and contact_sheet.png."""
+    """Write comparison.json, comparison.md and contact_sheet.png."""
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "comparison.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_atomically(out / "comparison.md", markdown(result))
     a, b = (result[key]["folders"] for key in "ab")
     common = next((seed for seed in a if seed in b), None)
-    shown = [folders[next(iter(folders)) if common is None else common] for folders in (a, b)]
-    labelled = [(result[key]["name"], videos_of(Path(folder))) for key, folder in zip("ab", shown, strict=True)]
-    side_by_side(*labelled, out / "contact_sheet.png")
+    paths = [folders[next(iter(folders)) if common is None else common] for folders in (a, b)]
+    sides = [(result[key]["name"], videos_of(Path(path))) for key, path in zip("ab", paths, strict=True)]
+    side_by_side(*sides, out / "contact_sheet.png")
 
 
 def _cells(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str], str]]:
@@ -267,29 +267,29 @@ def _number(value: float | None, factor: float) -> str:
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
-    """The notes, after the videos that have no partner."""
+    """Notes on videos without a partner, then the other notes."""
     unpaired = []
     for name, row in result["left_out"].items():
         for key in "ab":
             if n := row[f"only_{key}"]:
-                listed = ", ".join(row[f"names_{key}"][:5])
-                unpaired.append(f"{name}: {n} videos only of {key}, not compared: {listed}{' …' if n > 5 else ''}")
+                names = ", ".join(row[f"names_{key}"][:5])
+                unpaired.append(f"{name}: {n} videos only of {key}, not compared: {names}{' …' if n > 5 else ''}")
     return [*unpaired, *result["notes"]]
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """comparison.md."""
+    """The text of comparison.md."""
     lines = [f"# {result['a']['name']} (a) and {result['b']['name']} (b)", ""]
     lines += ["b is judged against a.", "", *(f"- {line}" for line in result["config"]), ""]
-    lines += [f"| metric | {' | '.join(HEADS)} | verdict |", f"|---|{'--:|' * len(HEADS)}---|"]
+    lines += [f"| metric | {' | '.join(HEADERS)} | verdict |", f"|---|{'--:|' * len(HEADERS)}---|"]
     for header, cells, verdict in _cells(result):
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in (header, *cells, verdict))} |")
     lines += ["", f"{result['unit']}.", "", *(f"- {note}" for note in _notes(result))]
     return "\n".join([*lines, "", "![a above, b below](contact_sheet.png)", ""])
 
 
-def rendered(result: Mapping[str, Any], width: int) -> Iterator[Any]:
-    """The comparison for a terminal; in a narrow one the verdicts have lines of their own, below the numbers."""
+def renderables(result: Mapping[str, Any], width: int) -> Iterator[Any]:
+    """The comparison as rich objects; in a narrow terminal the verdicts are a second table below the numbers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -299,16 +299,16 @@ def rendered(result: Mapping[str, Any], width: int) -> Iterator[Any]:
         yield Text(f"   {line}")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("metric", overflow="fold")
-    for head in HEADS:
-        table.add_column(head, justify="right", no_wrap=True)
+    for header in HEADERS:
+        table.add_column(header, justify="right", no_wrap=True)
     verdicts = Table.grid(padding=(0, 1, 0, 0))
-    if is_wide := width >= WIDE:
+    if is_wide := width >= WIDE_COLUMNS:
         table.add_column("verdict")
     for header, cells, verdict in _cells(result):
         colour = {"better": "green", "worse": "red"}.get(verdict, "dim" if verdict.startswith("not") else "")
-        judged = Text(verdict, style=colour)
-        table.add_row(Text(header), *cells, *([judged] if is_wide else []))
-        verdicts.add_row(Text(header), judged)
+        verdict_text = Text(verdict, style=colour)
+        table.add_row(Text(header), *cells, *([verdict_text] if is_wide else []))
+        verdicts.add_row(Text(header), verdict_text)
     yield table
     if not is_wide:
         yield verdicts
@@ -319,7 +319,7 @@ def rendered(result: Mapping[str, Any], width: int) -> Iterator[Any]:
 
 
 def run(options: CompareOptions) -> int:
-    """Exit status: 0 compared. Raises ConfigError for what cannot be compared."""
+    """Compare, write and print; exit status 0. Raises ConfigError if the two cannot be compared."""
     try:
         comparison = compare_sides(options)
         out = options.out or options.outputs / "compare" / f"{comparison['a']['name']}_{comparison['b']['name']}"
@@ -327,7 +327,7 @@ def run(options: CompareOptions) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     terminal = console()
-    for part in rendered(comparison, terminal.width):
+    for part in renderables(comparison, terminal.width):
         terminal.print(part)
     terminal.print(f"\n{out}/comparison.{{json,md}}, contact_sheet.png", soft_wrap=True)
     return 0

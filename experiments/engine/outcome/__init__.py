@@ -1,1 +1,1 @@
-"""Scores of an ablation's runs -> its `table`, the `verdict` on its claim and its record, and MLflow."""
+"""Scores of an ablation -> its `table`, the `verdict` on its claim with the record of it, and MLflow runs."""

@@ -1,6 +1,6 @@
-"""An ablation's runs and table, logged to MLflow from files alone, at its end or by `pw mlflow-sync`.
+"""Logs the runs and the table of an ablation to MLflow, from files alone, at its end or by `pw mlflow-sync`.
 
-That logs every table of a folder of outputs that MLflow lacks: its database may have been locked as an ablation ended.
+`pw mlflow-sync` logs every table in an outputs folder that MLflow lacks, e.g. because its database was locked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.engine.job import Row, all_jobs
-from experiments.engine.outcome.written import mark_of, read_scores
+from experiments.engine.outcome.result_files import mark_of, read_scores
 from experiments.engine.plan import Arm, Plan, make_plan, parse
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.paths import OUTPUTS
@@ -30,7 +30,7 @@ FILES = ("table.md", "table.html", "table.json", "table.csv", "table.tex", "plot
 
 
 def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row]) -> str:
-    """Log one parent run, and a run per arm and seed; returns the parent's id. Raises TrackingError."""
+    """Log a parent run and a run per arm and seed; return the id of the parent. Raises TrackingError."""
     from pw.tracking.mlflow_log import log_ablation
 
     score_folders = {(row.name, row.seed): Path(row.job.score["out"]) for row in rows}
@@ -55,15 +55,15 @@ def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row]) -> st
     )
 
 
-def _record(plan: Plan, arm: Arm, seed: int, run: Run, scored: Path) -> RunRecord:
+def _record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunRecord:
     from pw.tracking.mlflow_log import RunRecord
 
     outputs = plan.options.outputs
     training, clips = training_folder(run, outputs), sample_folder(run, outputs, seed)
     mark = mark_of(training)
     cost = {key: mark[key] for key in ("cpu_seconds", "train_flops", "peak_memory_mb") if key in mark}
-    scores = read_scores(scored)["metrics"] if scored.exists() else {}
-    artifacts = [training / "config.yaml", scored, scored.with_suffix(".csv"), *sorted(clips.glob("000[0-3].mkv"))]
+    scores = read_scores(file)["metrics"] if file.exists() else {}
+    artifacts = [training / "config.yaml", file, file.with_suffix(".csv"), *sorted(clips.glob("000[0-3].mkv"))]
     return RunRecord(
         arm=arm.name,
         seed=seed,
@@ -82,13 +82,13 @@ def _record(plan: Plan, arm: Arm, seed: int, run: Run, scored: Path) -> RunRecor
 
 @dataclass(frozen=True)
 class MlflowSyncOptions:
-    """Where the tables are that are logged."""
+    """The options of `pw mlflow-sync`."""
 
     outputs: Path = option(OUTPUTS, "where the tables are")
 
 
 def run(options: MlflowSyncOptions) -> int:
-    """Exit status: 0 done, 1 some table could not be logged. Raises ConfigError where there is no table."""
+    """Log all tables; exit status 1 if one could not be logged. Raises ConfigError if there is no table."""
     outputs = options.outputs.expanduser().resolve()
     tables = [path.parent for path in sorted(outputs.glob("*/plan.json")) if (path.parent / "table.json").exists()]
     if not tables:

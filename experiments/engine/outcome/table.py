@@ -1,4 +1,4 @@
-"""From scores on disk to the ablation's table, its curve and notes, and the contact sheet."""
+"""Scores on disk -> the table of an ablation with its curve, notes and contact sheet. Begin with `make_table`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from benchmarks.report.contact_sheet import Row as SheetRow
 from benchmarks.report.contact_sheet import contact_sheet
 from benchmarks.stats.comparison import Comparison, compare, estimate, order_as_in_paper
 from experiments.engine.job import Row, probe_row
+from experiments.engine.outcome.result_files import mark_of, read_scores
 from experiments.engine.outcome.verdict import clauses_of, verdict
-from experiments.engine.outcome.written import mark_of, read_scores
 from experiments.engine.plan import Arm, Plan, start_words, starts, trainings
 from pw.io.files import digest, read_json
 from pw.run.compose import value_at
@@ -26,27 +26,27 @@ from pw.sample.evaluate import SHOWN, reference_folder, sample_folder
 from pw.train.record import training_folder
 
 SHEET_CLIPS = 6
-POINTS = 3  # of a line, at least, to be shown as a curve: two are a comparison
-PASSED_OVER = 5  # clips named of those that could not be read
+MIN_POINTS = 3  # of a line in a curve; two points are a comparison
+UNREADABLE_NAMES = 5  # unreadable clips that a note names
 
 
-def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> dict[str, Any]:
-    """The result dictionary of `benchmarks.report.write`, from every score that is there. Raises ValueError when
-    scores of different contracts would share it, or when there are none at all."""
-    scores, contracts = _read_scores(rows, failed)
+def make_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str]) -> dict[str, Any]:
+    """The result dictionary for `benchmarks.report.write`, from all scores on disk. Raises ValueError if there are no
+    scores, or if scores have different contracts."""
+    scores, contracts = _read_scores(rows, failures)
     arms = {arm.name: scores.get(arm.name, {}) for arm in plan.arms}
     if not any(arms.values()):
-        raise ValueError(f"{plan.name}: no arm has scores, so there is no table; {'; '.join(_causes(failed))}")
+        raise ValueError(f"{plan.name}: no arm has scores, so there is no table; {'; '.join(_reasons(failures))}")
     contract = table_contract(contracts)
-    versus = {arm.name: arm.above for arm in plan.arms}
+    versus = {arm.name: arm.versus for arm in plan.arms}
     primary = plan.ablation.primary
-    compared = compare(arms, primary=primary, versus=versus)
+    comparison = compare(arms, primary=primary, versus=versus)
     result = {
         "ablation": plan.name,
         "title": plan.statement.title,
         "claim": plan.statement.claim,
         "refuted": plan.statement.refuted,
-        "primary": compared.primary,
+        "primary": comparison.primary,
         "verdict": verdict(clauses_of(plan.ablation, versus), arms, primary),
         "scale": plan.arms[0].first.scale.name,
         "seeds": list(plan.options.seeds),
@@ -55,15 +55,15 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
         "versus": plan.ablation.versus,
         "across": plan.ablation.across[0] if plan.ablation.across else None,
         "curve": curve_of(plan),
-        "arms": [_arm_entry(plan, arm, compared, scores, failed) for arm in plan.arms],
-        "best": compared.best,
+        "arms": [_arm_entry(plan, arm, comparison, scores, failures) for arm in plan.arms],
+        "best": comparison.best,
         "floor": _reference_row(scores, "floor"),
         "floor_is_bound": plan.arms[0].first.source.twins_share_structure,
         "ceiling": _reference_row(scores, "ceiling"),
         "ceiling_steps": plan.ceiling.first.sampling.solution_steps,
         "coverage": _coverage(plan),
-        "failed": sorted(_causes(failed)),
-        "notes": _notes(plan, compared.primary),
+        "failed": sorted(_reasons(failures)),
+        "notes": _notes(plan, comparison.primary),
     }
     if plan.ablation.paper:
         result["order_as_in_paper"] = _order_as_in_paper(plan, arms)
@@ -72,24 +72,24 @@ def make_table(plan: Plan, rows: Sequence[Row], failed: Mapping[str, str]) -> di
 
 def _order_as_in_paper(plan: Plan, scores: Mapping[str, Any]) -> str:
     table, primary = paper.load(plan.ablation.paper or ""), plan.ablation.primary
-    printed = {arm.name: scores[arm.name] for arm in plan.arms if arm.name in table.values()}  # some arms are ours
-    # the primary metric alone: the others are trade-offs the paper did not print
+    paper_scores = {arm.name: scores[arm.name] for arm in plan.arms if arm.name in table.values()}  # some arms are ours
+    # only the primary metric: the paper does not print the others
     return order_as_in_paper(
-        compare(printed, primary=primary), table.values(), table.quality(), primary=primary, metrics=(primary,)
+        compare(paper_scores, primary=primary), table.values(), table.quality(), primary=primary, metrics=(primary,)
     )
 
 
-def _causes(failed: Mapping[str, str]) -> list[str]:
-    """The reasons of failures, each once, without jobs that were not run because of them."""
-    return list(dict.fromkeys(reason for reason in failed.values() if not reason.startswith("not run: ")))
+def _reasons(failures: Mapping[str, str]) -> list[str]:
+    """The different reasons of failures, without those of skipped jobs."""
+    return list(dict.fromkeys(reason for reason in failures.values() if not reason.startswith("not run: ")))
 
 
-def _read_scores(rows: Sequence[Row], failed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_scores(rows: Sequence[Row], failures: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     scores: dict[str, dict[int, dict[str, float]]] = {}
     contracts: dict[str, dict[int, Any]] = {}
     for row in rows:
         path = Path(row.job.score["out"]) / "scores.json"
-        if row.job.key in failed or not path.exists():
+        if row.job.key in failures or not path.exists():
             continue
         score = read_scores(path)
         scores.setdefault(row.name, {})[row.seed] = score["metrics"]
@@ -103,16 +103,16 @@ def _reference_row(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _arm_entry(
-    plan: Plan, arm: Arm, compared: Comparison, scores: Mapping[str, Any], failed: Mapping[str, str]
+    plan: Plan, arm: Arm, comparison: Comparison, scores: Mapping[str, Any], failures: Mapping[str, str]
 ) -> dict[str, Any]:
-    of_seeds = scores.get(arm.name, {})
-    missing = [str(seed) for seed in plan.options.seeds if seed not in of_seeds]
-    reasons = [reason for reason in _causes(failed) if f"{arm.name} seed" in reason]
+    seed_scores = scores.get(arm.name, {})
+    missing = [str(seed) for seed in plan.options.seeds if seed not in seed_scores]
+    reasons = [reason for reason in _reasons(failures) if f"{arm.name} seed" in reason]
     return {
         "name": arm.name,
         "varied": dict(arm.varied),
-        **compared.row(arm.name),
-        "values": _by_metric(of_seeds),
+        **comparison.row(arm.name),
+        "values": _by_metric(seed_scores),
         "cost": _cost(plan, arm),
         "probe": _probe(plan, arm, scores),
         "paper": paper.load(plan.ablation.paper).values().get(arm.paper_arm) if plan.ablation.paper else None,
@@ -121,7 +121,7 @@ def _arm_entry(
 
 
 def _by_metric(by_seed: Mapping[int, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
-    """metric -> seed -> value, without what has none."""
+    """metric -> seed -> value, finite values only."""
     by_metric: dict[str, dict[str, float]] = {}
     for seed, values in by_seed.items():
         for metric, value in values.items():
@@ -131,7 +131,7 @@ def _by_metric(by_seed: Mapping[int, Mapping[str, float | None]]) -> dict[str, d
 
 
 def _cost(plan: Plan, arm: Arm) -> dict[str, Any]:
-    """The cost of a seed of the arm, without its start, which is shared."""
+    """The mean cost of a seed of the arm, without its shared start."""
     outputs = plan.options.outputs
     trainings = [mark_of(training_folder(run, outputs)) for run in arm.runs.values()]
     samplings = [mark_of(sample_folder(run, outputs, seed)) for seed, run in arm.runs.items()]
@@ -150,17 +150,17 @@ def _cost(plan: Plan, arm: Arm) -> dict[str, Any]:
 
 
 def _probe(plan: Plan, arm: Arm, scores: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The best of the probed values by the primary metric, over the seeds that have all of them."""
+    """The best probed value by the primary metric, over the seeds that have all values."""
     probe, metric = plan.ablation.probe, plan.ablation.primary
     if probe is None or arm.paper_arm not in probe.arms:
         return None
-    of_value = {v: scores.get(probe_row(arm.name, v), {}) for v in probe.values}
+    value_scores = {v: scores.get(probe_row(arm.name, v), {}) for v in probe.values}
     common = set.intersection(
-        *({seed for seed, s in f.items() if s.get(metric) is not None} for f in of_value.values())
+        *({seed for seed, s in by_seed.items() if s.get(metric) is not None} for by_seed in value_scores.values())
     )
     if not common:
         return None
-    means = {v: estimate([by_seed[seed][metric] for seed in sorted(common)]) for v, by_seed in of_value.items()}
+    means = {v: estimate([by_seed[seed][metric] for seed in sorted(common)]) for v, by_seed in value_scores.items()}
     best = min(means, key=lambda v: means[v].mean)
     return {
         "label": f"best {probe.key.rpartition('.')[2]} of {', '.join(f'{v:g}' for v in probe.values)}",
@@ -174,30 +174,30 @@ def _probe(plan: Plan, arm: Arm, scores: Mapping[str, Any]) -> dict[str, Any] | 
 
 def _coverage(plan: Plan) -> list[dict[str, Any]]:
     outputs, seed = plan.options.outputs, plan.options.seeds[0]
-    found = {arm.name: mark_of(sample_folder(arm.first, outputs, seed)).get("coverage") for arm in plan.arms}
-    return [{"arm": name, **coverage} for name, coverage in found.items() if coverage is not None]
+    coverages = {arm.name: mark_of(sample_folder(arm.first, outputs, seed)).get("coverage") for arm in plan.arms}
+    return [{"arm": name, **coverage} for name, coverage in coverages.items() if coverage is not None]
 
 
 def curve_of(plan: Plan) -> dict[str, Any] | None:
-    """The "curve" of table.json: {"key", "label", "lines": [{"name", "points": [[number, arm]]}]}, points in order.
+    """The "curve" of table.json: {"key", "label", "lines": [{"name", "points": [[number, arm]]}]}, sorted points.
 
-    None where the arms do not differ in a number, or no line has enough of them.
+    None if the arms do not differ in a number, or no line has MIN_POINTS points.
     """
     ablation = plan.ablation
     keys = [ablation.across[0]] if ablation.across is not None else ablation.varies
     if ablation.curve is None and len(keys) != 1:
         return None
-    key, absent = ablation.curve or (keys[0], None)
+    key, default = ablation.curve or (keys[0], None)
     lines: dict[str, list[tuple[float, str]]] = {}
     for arm in plan.arms:
         values = arm.first.config.values
         number = value_at(values, key)
         if number is None:
-            number = value_at(values, absent) if isinstance(absent, str) else absent
+            number = value_at(values, default) if isinstance(default, str) else default
         if not isinstance(number, int | float) or isinstance(number, bool):
             return None
         lines.setdefault(_line(plan, arm, key), []).append((number, arm.name))
-    if max(len(points) for points in lines.values()) < POINTS:
+    if max(len(points) for points in lines.values()) < MIN_POINTS:
         return None
     return {
         "key": key,
@@ -207,49 +207,49 @@ def curve_of(plan: Plan) -> dict[str, Any] | None:
 
 
 def _line(plan: Plan, arm: Arm, key: str) -> str:
-    """Name of the arm's line: the arm where arms are crossed with the key, else its values of the other varied keys."""
+    """Name of the line of an arm: the arm itself if `key` is that of `across`, else its other varied values."""
     if plan.ablation.across is not None and plan.ablation.across[0] == key:
         return arm.paper_arm
     others = [k for k in arm.varied if k != key and not key.startswith(f"{k}.")]
     return " ".join(str(arm.varied[k]) for k in others)
 
 
-def _notes(plan: Plan, tested_first: str | None) -> list[str]:
-    """The notes below a table: starts, clips, and what must be known to read it."""
+def _notes(plan: Plan, primary: str | None) -> list[str]:
+    """The notes below a table: its starts, its clips, and warnings."""
     outputs = plan.options.outputs
     run = plan.arms[0].first
-    departed = {r.start_run.training_signature: r.start_run for _, _, r in plan.runs() if r.start_run}
-    notes = [start_words(start) for start in departed.values()]
-    if len(departed) == 1 and not plan.options.vary_start:
+    start_runs = {r.start_run.training_signature: r.start_run for _, _, r in plan.runs() if r.start_run}
+    notes = [start_words(start) for start in start_runs.values()]
+    if len(start_runs) == 1 and not plan.options.vary_start:
         notes.append("all seeds share one start checkpoint; vary_start=true trains one per seed")
     reference = mark_of(reference_folder(run, outputs, plan.options.seeds[0]))
     notes.append(f"{run.sampling.count} clips and new noise per seed; floor: {reference.get('note')}")
-    notes += _passed_over(plan)
-    if taken := [label for label, run in trainings(plan).values() if run.is_as_trained]:
-        notes.append(f"trained by other code than this (code=as_trained): {', '.join(dict.fromkeys(taken))}")
-    if tested_first is None:
-        lacking = f"no arm has a score of {plan.ablation.primary}, the primary metric"
-        notes.append(f"{lacking}: the others are tested by Holm over all of them")
+    notes += _unreadable_notes(plan)
+    if labels := [label for label, run in trainings(plan).values() if run.is_as_trained]:
+        notes.append(f"trained by other code than this (code=as_trained): {', '.join(dict.fromkeys(labels))}")
+    if primary is None:
+        missing = f"no arm has a score of {plan.ablation.primary}, the primary metric"
+        notes.append(f"{missing}: the others are tested by Holm over all of them")
     return notes
 
 
-def _passed_over(plan: Plan) -> list[str]:
-    """Training clips that could not be read, and a warning where the arms of a seed passed over different ones."""
+def _unreadable_notes(plan: Plan) -> list[str]:
+    """A note on unreadable training clips, and a warning if the arms of a seed skipped different clips."""
     outputs = plan.options.outputs
     by_seed: dict[int, dict[str, list[str]]] = {}
     for arm, seed, run in plan.runs():
         if mark := mark_of(training_folder(run, outputs)):
             by_seed.setdefault(seed, {})[arm.name] = mark.get("passed_over", [])
-    departed = [mark_of(training_folder(run, outputs)).get("passed_over", []) for run in starts(plan).values()]
-    names = set(chain(*departed, *(clips for of_seed in by_seed.values() for clips in of_seed.values())))
+    start_clips = [mark_of(training_folder(run, outputs)).get("passed_over", []) for run in starts(plan).values()]
+    names = set(chain(*start_clips, *(clips for arm_clips in by_seed.values() for clips in arm_clips.values())))
     if not names:
         return []
-    shown = ", ".join(sorted(names)[:PASSED_OVER])
-    shown += f" and {len(names) - PASSED_OVER} more" if len(names) > PASSED_OVER else ""
-    notes = [f"training clips that could not be read and were passed over: {len(names)} ({shown})"]
-    for seed, of_seed in by_seed.items():
-        if len({tuple(clips) for clips in of_seed.values()}) > 1:
-            counts = ", ".join(f"{arm} {len(clips)}" for arm, clips in of_seed.items())
+    listed = ", ".join(sorted(names)[:UNREADABLE_NAMES])
+    listed += f" and {len(names) - UNREADABLE_NAMES} more" if len(names) > UNREADABLE_NAMES else ""
+    notes = [f"training clips that could not be read and were passed over: {len(names)} ({listed})"]
+    for seed, arm_clips in by_seed.items():
+        if len({tuple(clips) for clips in arm_clips.values()}) > 1:
+            counts = ", ".join(f"{arm} {len(clips)}" for arm, clips in arm_clips.items())
             notes.append(
                 f"warning: the arms of seed {seed} did not pass over the same clips ({counts}), so they saw different "
                 "data; make the shards again, and call with fresh=true"
@@ -258,55 +258,55 @@ def _passed_over(plan: Plan) -> list[str]:
 
 
 def write_table(plan: Plan, result: dict[str, Any]) -> Path | None:
-    """table.{md,tex,html,json,csv}, plot.png and contact_sheet.png in the ablation's folder.
+    """Write table.{md,tex,html,json,csv}, plot.png and contact_sheet.png to the folder of the ablation.
 
-    Returns: where the table of other settings went that was there, if one was.
+    Returns the folder to which an existing table of other settings was moved, else None.
     """
     folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = keep_earlier(folder, result["settings"])
+    archive = archive_table(folder, result["settings"])
     partial = folder / ".contact_sheet.png"
     contact_sheet(_sheet_blocks(plan), partial)
     if partial.exists():
         partial.replace(folder / "contact_sheet.png")
     report.write(result, folder)
-    return earlier
+    return archive
 
 
-def keep_earlier(folder: Path, settings: list[str]) -> Path | None:
-    """Move a table of other settings (data, seeds, arms, a sweep) to `earlier/`; returns where, if there was one."""
+def archive_table(folder: Path, settings: list[str]) -> Path | None:
+    """Move a table of other settings (data, seeds, arms, a sweep) to `earlier/`; return its new folder, else None."""
     if not (folder / "table.json").exists():
         return None
-    before = (read_json(folder / "table.json") or {}).get("settings")
-    if before == settings:
+    old_settings = (read_json(folder / "table.json") or {}).get("settings")
+    if old_settings == settings:
         return None
-    earlier = folder / "earlier" / digest(before)
-    earlier.mkdir(parents=True, exist_ok=True)
+    archive = folder / "earlier" / digest(old_settings)
+    archive.mkdir(parents=True, exist_ok=True)
     for path in [*folder.glob("table.*"), *folder.glob("*.png")]:
-        path.replace(earlier / path.name)
-    return earlier
+        path.replace(archive / path.name)
+    return archive
 
 
 def _sheet_blocks(plan: Plan) -> list[list[SheetRow]]:
-    """Real and anchor, then the arms, then the ceiling: the same clips of the first seed."""
+    """Rows of the same clips of the first seed: real and anchor, then the arms, then the ceiling."""
     outputs, seed = plan.options.outputs, plan.options.seeds[0]
     ceiling = plan.ceiling.runs[seed]
-    given = {
+    references = {
         "real": reference_folder(ceiling, outputs, seed) / "real",
         "anchor": sample_folder(ceiling, outputs, seed) / "anchors",
     }
     arms = {arm.name: sample_folder(arm.runs[seed], outputs, seed) for arm in plan.arms}
-    above = {}
+    solutions = {}
     if ceiling.sampling.num_steps < ceiling.sampling.solution_steps:
-        above[f"{ceiling.sampling.solution_steps}-step ceiling"] = sample_folder(ceiling.solution, outputs, seed)
+        solutions[f"{ceiling.sampling.solution_steps}-step ceiling"] = sample_folder(ceiling.solution, outputs, seed)
     clips = [f"{index:04d}.mkv" for index in range(min(SHEET_CLIPS, SHOWN, ceiling.sampling.count))]
 
     def rows(folders: Mapping[str, Path]) -> list[SheetRow]:
-        """Of folders that have any of the clips."""
+        """A row per folder that has any of the clips."""
         paths = {
             label: [path if (path := folder / clip).exists() else None for clip in clips]
             for label, folder in folders.items()
         }
         return [(label, row) for label, row in paths.items() if any(row)]
 
-    return [rows(given), rows(arms), rows(above)]
+    return [rows(references), rows(arms), rows(solutions)]

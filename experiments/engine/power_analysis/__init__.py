@@ -1,1 +1,1 @@
-"""`pw power`: what a design of n prompts and m seeds shows, planned before anything is trained, in `power_planner`."""
+"""`pw power`: what n prompts and m seeds can show, planned before any training. Begin with `power_planner`."""

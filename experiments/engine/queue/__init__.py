@@ -1,4 +1,1 @@
-"""An ablation's jobs on SLURM, by submitit: grouped into units, submitted, and waited for.
-
-Begin with `launcher`.
-"""
+"""Runs the jobs of an ablation on SLURM through submitit. Begin with `launcher`, then `hand_over`."""

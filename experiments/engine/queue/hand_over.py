@@ -1,4 +1,4 @@
-"""Units are handed to a queue by `Queue`, which waits for their results; `QueueJob` is what the queue runs of each."""
+"""`Queue` submits units to a queue and waits for their results; `QueueJob` is the job that the queue runs per unit."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from experiments.engine.queue.launcher import Submitit, Unit
 from pw.parallel.signals import STOP_SIGNALS, interruptible, stop_signals
 from pw.parallel.team import Place, Team, current_place, join_team
 
-ABSENT = 30.0  # seconds that a job may be in neither queue nor ledger, as while it is put back
+ABSENT_SECONDS = 30.0  # a job may be in neither queue nor ledger for so long, e.g. while it is requeued
 STOPPING = frozenset(STOP_SIGNALS) - {signal.SIGINT}  # a job of the queue has no keyboard
 
 
-class _AtWork(NamedTuple):
+class _RunningJob(NamedTuple):
     job: Job
-    share: float  # that is done, by the ledger
+    share: float  # done part by the ledger, 0 to 1
 
 
 class Queue:
-    """What `Pool` is for this machine, for a queue. It may be ended at any time: the jobs go on, and the same command
-    waits for them again."""
+    """The counterpart of `Pool` for a queue. After an interruption the jobs go on, and the same command waits again."""
 
     def __init__(
         self,
@@ -43,155 +42,156 @@ class Queue:
         self.launcher, self.folder, self.outputs, self.show = launcher, plan_folder / "queue", outputs, show
         self.ledger = Ledger(outputs)
         self.pending = {unit.name: unit for unit in pending}
-        self.failed: dict[str, str] = {}
-        self.held: dict[str, Claim] = {}
-        self.running: list[_AtWork] = []
+        self.failures: dict[str, str] = {}
+        self.other_claims: dict[str, Claim] = {}
+        self.running: list[_RunningJob] = []
         self._units = dict(self.pending)
-        self._queue: dict[str, str] = {}  # unit -> its place in the queue
-        self._seen: dict[str, float] = {}  # unit -> when it was last known to be in the queue or at work
-        self._done: set[str] = set()
+        self._places: dict[str, str] = {}  # unit -> id in the queue, e.g. slurm:17_0
+        self._last_seen: dict[str, float] = {}  # unit -> last time in the queue or running
+        self._done_keys: set[str] = set()
 
     def run(self, jobs: Sequence[Job], tick: Callable[[], None] = lambda: None) -> None:
         """Wait until every job is done or has failed. Raises KeyboardInterrupt or Stopped after a signal."""
         pause = 0.3 if self.launcher.cluster == "local" else 5.0
         with interruptible():
-            self._update()  # what another runner finished since the plan was made
+            self._update()  # another runner may have finished jobs since the plan was made
             while self.pending:
-                self._hand_over()
+                self._submit_ready()
                 tick()
                 time.sleep(pause)
                 self._update()
 
     def seconds_left(self) -> float:
-        """Estimated: the work left over what runs at once, but no less than its longest chain."""
-        left = {name: sum(job.seconds() for job in unit.jobs) for name, unit in self.pending.items()}
-        longest = max((self._chain(name, left) for name in left), default=0.0)
-        return max(longest, sum(left.values()) / self.launcher.parallel)
+        """Estimated time to the end: the remaining work divided by the parallel jobs, at least the longest chain."""
+        cost = {name: sum(job.seconds() for job in unit.jobs) for name, unit in self.pending.items()}
+        longest = max((self._chain(name, cost) for name in cost), default=0.0)
+        return max(longest, sum(cost.values()) / self.launcher.parallel)
 
-    def _chain(self, name: str, left: Mapping[str, float]) -> float:
-        return left[name] + max((self._chain(n, left) for n in self._units[name].needs if n in left), default=0.0)
+    def _chain(self, name: str, cost: Mapping[str, float]) -> float:
+        return cost[name] + max((self._chain(n, cost) for n in self._units[name].needs if n in cost), default=0.0)
 
-    def _hand_over(self) -> None:
+    def _submit_ready(self) -> None:
         arrays: dict[tuple[tuple[str, ...], int], list[Unit]] = {}
-        self.held.clear()
+        self.other_claims.clear()
         for name, unit in self.pending.items():
-            if name in self._queue or not all(self._is_settled(need) for need in unit.needs):
+            if name in self._places or not all(self._is_ready(need) for need in unit.needs):
                 continue
-            if (other := self._claim(unit)) is not None:
-                self.held[other.key] = other
+            if (claim := self._claim(unit)) is not None:
+                self.other_claims[claim.key] = claim
                 continue
-            if all(job.is_done(self.outputs) for job in unit.jobs):  # meanwhile, by another runner's job
+            if all(job.is_done(self.outputs) for job in unit.jobs):  # by another runner
                 continue
-            before = [need for need in unit.needs if need in self.pending]
-            after = tuple(self._queue[need].partition(":")[2] for need in before)
-            arrays.setdefault((after, unit.tasks), []).append(unit)
-        for (after, _), members in arrays.items():
-            self._submit(after, members)
+            pending_needs = [need for need in unit.needs if need in self.pending]
+            dependencies = tuple(self._places[need].partition(":")[2] for need in pending_needs)
+            arrays.setdefault((dependencies, unit.tasks), []).append(unit)
+        for (dependencies, _), array_units in arrays.items():
+            self._submit(dependencies, array_units)
 
-    def _is_settled(self, need: str) -> bool:
-        """Whether what a unit needs is done, or can be waited for by the queue itself."""
-        return need not in self.pending or (self.launcher.cluster == "slurm" and need in self._queue)
+    def _is_ready(self, need: str) -> bool:
+        """Whether a needed unit is done, or the queue itself can wait for it."""
+        return need not in self.pending or (self.launcher.cluster == "slurm" and need in self._places)
 
     def _claim(self, unit: Unit) -> Claim | None:
-        """Claim what is left of a unit's jobs: None, or the claim of another that keeps it from this runner."""
-        claimed: list[Job] = []
+        """Claim the remaining jobs of a unit: None on success, else the claim of another runner."""
+        own_jobs: list[Job] = []
         for job in unit.jobs:
             if job.is_done(self.outputs):
                 continue
             claim = self.ledger.claim(job.key, job.label, Path(), state="queued")
             if claim.owner != self.ledger.owner:
-                for other in claimed:
-                    self.ledger.release(other.key)
+                for own_job in own_jobs:
+                    self.ledger.release(own_job.key)
                 return claim
-            claimed.append(job)
+            own_jobs.append(job)
         return None
 
-    def _submit(self, after: Sequence[str], members: Sequence[Unit]) -> None:
+    def _submit(self, dependencies: Sequence[str], array_units: Sequence[Unit]) -> None:
         import submitit
 
         limit = {"slurm_max_num_timeout": self.launcher.requeues, "local_max_num_timeout": self.launcher.requeues}
         executor = submitit.AutoExecutor(folder=self.folder / "%j", cluster=self.launcher.cluster, **limit)
-        parameters = self.launcher.parameters(self.folder.parent.name, members[0])
-        if after:
-            parameters["slurm_dependency"] = f"afterany:{':'.join(after)}"
+        parameters = self.launcher.parameters(self.folder.parent.name, array_units[0])
+        if dependencies:
+            parameters["slurm_dependency"] = f"afterany:{':'.join(dependencies)}"
         executor.update_parameters(**parameters)
-        submitted = []
+        queue_jobs = []
         with executor.batch():
-            for unit in members:
-                needed = {
+            for unit in array_units:
+                required = {
                     job.label: job
                     for need in unit.needs
                     for job in self._units[need].jobs
-                    if any(job.key in other.needs for other in unit.jobs)
+                    if any(job.key in unit_job.needs for unit_job in unit.jobs)
                 }
-                submitted.append(executor.submit(QueueJob(unit, self.outputs, self.ledger.owner, needed)))
-        for unit, job in zip(members, submitted, strict=True):
-            self._queue[unit.name] = f"{self.launcher.cluster}:{job.job_id}"
-            self._seen[unit.name] = time.time()
-            for each in unit.jobs:
-                self.ledger.enqueue(each.key, self._queue[unit.name])
+                queue_jobs.append(executor.submit(QueueJob(unit, self.outputs, self.ledger.owner, required)))
+        for unit, job in zip(array_units, queue_jobs, strict=True):
+            self._places[unit.name] = f"{self.launcher.cluster}:{job.job_id}"
+            self._last_seen[unit.name] = time.time()
+            for unit_job in unit.jobs:
+                self.ledger.enqueue(unit_job.key, self._places[unit.name])
 
     def _update(self) -> None:
         self.running.clear()
         for name, unit in list(self.pending.items()):
-            left = [job for job in unit.jobs if not self._is_done(job)]
-            claims = {job.key: claim for job in left if (claim := self.ledger.read(job.key)) is not None}
-            for job in left:
+            remaining = [job for job in unit.jobs if not self._is_done(job)]
+            claims = {job.key: claim for job in remaining if (claim := self.ledger.read(job.key)) is not None}
+            for job in remaining:
                 if (claim := claims.get(job.key)) is not None and claim.state == "running":
-                    self.running.append(_AtWork(job, claim.done / max(1, claim.total)))
-            needed = [job.key for need in unit.needs for job in self._units[need].jobs]
-            if not left:
+                    self.running.append(_RunningJob(job, claim.done / max(1, claim.total)))
+            needed_keys = [job.key for need in unit.needs for job in self._units[need].jobs]
+            if not remaining:
                 del self.pending[name]
-            elif broken := [self.failed[key] for key in needed if key in self.failed]:
+            elif reasons := [self.failures[key] for key in needed_keys if key in self.failures]:
                 self._cancel(name)
-                self._skip(unit, left, broken[0].removeprefix("not run: ").partition(" failed")[0])
-            elif name in self._queue and (reason := self._failure(name, left, claims)) is not None:
-                failed, why = reason
-                self.failed[failed.key] = f"{failed.label} failed: {why}"
-                self.ledger.fail(failed.key, why.partition(" (log: ")[0])
-                self.show("failed", failed, why)
-                self._skip(unit, [job for job in left if job is not failed], failed.label)
+                self._skip(unit, remaining, reasons[0].removeprefix("not run: ").partition(" failed")[0])
+            elif name in self._places and (failure := self._failure(name, remaining, claims)) is not None:
+                failed_job, reason = failure
+                self.failures[failed_job.key] = f"{failed_job.label} failed: {reason}"
+                self.ledger.fail(failed_job.key, reason.partition(" (log: ")[0])
+                self.show("failed", failed_job, reason)
+                self._skip(unit, [job for job in remaining if job is not failed_job], failed_job.label)
 
     def _is_done(self, job: Job) -> bool:
-        if job.key in self._done:
+        if job.key in self._done_keys:
             return True
         if not job.is_done(self.outputs):
             return False
-        self._done.add(job.key)
+        self._done_keys.add(job.key)
         self.ledger.release(job.key)
         self.show("done", job, "in the queue")
         return True
 
-    def _failure(self, name: str, left: Sequence[Job], claims: Mapping[str, Claim]) -> tuple[Job, str] | None:
-        """(job, reason) when a unit will not be done."""
-        for job in left:
+    def _failure(self, name: str, remaining: Sequence[Job], claims: Mapping[str, Claim]) -> tuple[Job, str] | None:
+        """(job, reason) of a unit that cannot finish, else None."""
+        for job in remaining:
             if (claim := claims.get(job.key)) is not None and claim.state == "failed":
                 return job, f"{claim.error} (log: {claim.log})"
         now = time.time()
-        at_work = any(claim.state == "running" and not claim.is_stale for claim in claims.values())
-        if at_work or is_in_queue(self._queue[name]):
-            self._seen[name] = now
-        elif now - self._seen[name] > ABSENT:
-            number = self._queue[name].partition(":")[2]
-            return left[0], f"job {number} left the queue without an end (cancelled?); logs: {self.folder / number}"
+        is_running = any(claim.state == "running" and not claim.is_stale for claim in claims.values())
+        if is_running or is_in_queue(self._places[name]):
+            self._last_seen[name] = now
+        elif now - self._last_seen[name] > ABSENT_SECONDS:
+            number = self._places[name].partition(":")[2]
+            reason = f"job {number} left the queue without an end (cancelled?); logs: {self.folder / number}"
+            return remaining[0], reason
         return None
 
     def _cancel(self, name: str) -> None:
-        if name in self._queue and self.launcher.cluster == "slurm":
+        if name in self._places and self.launcher.cluster == "slurm":
             with suppress(OSError):
-                subprocess.run(["scancel", self._queue[name].partition(":")[2]], check=False)
+                subprocess.run(["scancel", self._places[name].partition(":")[2]], check=False)
 
-    def _skip(self, unit: Unit, jobs: Sequence[Job], failed: str) -> None:
-        """Give up a unit, of which these jobs are not run because the one with that label failed."""
+    def _skip(self, unit: Unit, jobs: Sequence[Job], label: str) -> None:
+        """Give up a unit: its `jobs` do not run because the job with this label failed."""
         del self.pending[unit.name]
         for job in jobs:
-            self.failed[job.key] = f"not run: {failed} failed"
+            self.failures[job.key] = f"not run: {label} failed"
             self.ledger.release(job.key)
-            self.show("skipped", job, self.failed[job.key])
+            self.show("skipped", job, self.failures[job.key])
 
-    def farewell(self) -> str:
-        """What is printed when the waiting is interrupted."""
-        numbers = sorted({place.partition(":")[2] for name, place in self._queue.items() if name in self.pending})
+    def interrupt_message(self) -> str:
+        """The message to print when the waiting is interrupted."""
+        numbers = sorted({place.partition(":")[2] for name, place in self._places.items() if name in self.pending})
         stop = "scancel" if self.launcher.cluster == "slurm" else "kill"
         return (
             f"the jobs go on ({stop} {' '.join(numbers)} ends them); `make status` shows them, the same command waits "
@@ -204,70 +204,70 @@ class Queue:
 
 @dataclass(frozen=True)
 class QueueJob:
-    """A picklable callable that submitit runs, and runs again after a stop.
+    """A picklable callable that submitit runs, and runs again after a requeue.
 
-    after  label -> job of another unit that must be done before
+    needs  label -> job of another unit that must be done before
     """
 
     unit: Unit
     outputs: Path
     owner: str
-    after: Mapping[str, Job]
+    needs: Mapping[str, Job]
 
     def __call__(self) -> None:
-        """Raises what a job raises; after a signal, leaves by submitit's handler, which puts it back into the queue."""
-        os.environ["SLURM_JOB_NAME"] = "bash"  # so that Lightning ignores SLURM's variables, which `place` reads
+        """Raises what a job raises; after a signal, submitit's handler requeues the job and ends the process."""
+        os.environ["SLURM_JOB_NAME"] = "bash"  # so that Lightning ignores SLURM's variables
         ledger = Ledger(self.outputs, self.owner)
-        with _Stop() as stop, self._together() as team:
+        with _Stop() as stop, self._join_tasks() as team:
             for job in self.unit.jobs:
                 self._run(job, ledger, stop, team)
                 stop.number = int(team.maximum(stop.number))
                 if stop.number:
                     break
         if stop.number:
-            stop.hand_on(team.place)
+            stop.requeue(team.place)
 
     def checkpoint(self) -> Any:
-        """What submitit puts back into the queue."""
+        """The submission that submitit requeues."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
     @contextmanager
-    def _together(self) -> Generator[Team]:
-        """Join the other tasks of this job of the queue, once all have started."""
+    def _join_tasks(self) -> Generator[Team]:
+        """Wait until all tasks of this job of the queue have started, and join them to a team."""
         if self.unit.tasks == 1:
             yield Team(Place(0, 1))
             return
         from submitit import JobEnvironment
 
         task = JobEnvironment()
-        if task.cluster == "local":  # set the variables that torchrun would; SLURM has set its own
+        if task.cluster == "local":  # set the variables of torchrun; SLURM sets its own
             rank = {"RANK": task.global_rank, "WORLD_SIZE": task.num_tasks, "LOCAL_RANK": task.local_rank}
-            # a port that all tasks can compute, below those that the kernel gives away
-            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 10000 + int(task.raw_job_id) % 20000}
-            os.environ.update({key: str(value) for key, value in (rank | meeting).items()})
-        here = current_place(self.unit.trainer)
-        if here is None:
+            # all tasks compute the same port, below the ephemeral ports of the kernel
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 10000 + int(task.raw_job_id) % 20000}
+            os.environ.update({key: str(value) for key, value in (rank | address).items()})
+        place = current_place(self.unit.trainer)
+        if place is None:
             raise RuntimeError(f"{self.unit.name}: one task was started of {self.unit.tasks}")
-        with join_team(self.unit.trainer, here) as team:
+        with join_team(self.unit.trainer, place) as team:
             yield team
 
     def _run(self, job: Job, ledger: Ledger, stop: _Stop, team: Team) -> None:
-        claim = self._claimed(job, ledger, stop, team)
+        claim = self._acquire_claim(job, ledger, stop, team)
         if claim is None:
             return
         is_first = team.place.is_first
         try:
-            missing = team.agreed([job.label for job in self.after.values() if not job.is_done(self.outputs)])
+            missing = team.agreed([job.label for job in self.needs.values() if not job.is_done(self.outputs)])
             if missing:
                 raise RuntimeError(f"not run: {', '.join(missing)} is not done")
             job.check_code()
-            with ledger.working(claim) if is_first else nullcontext(lambda done, total: None) as note:
+            with ledger.working(claim) if is_first else nullcontext(lambda done, total: None) as update_claim:
 
                 def progress(done: int, total: int) -> None:
-                    note(done, total)
-                    stop.heed()
+                    update_claim(done, total)
+                    stop.check()
 
                 run_job(job, self.outputs, progress)
         except SystemExit as error:
@@ -277,20 +277,20 @@ class QueueJob:
             if is_first:
                 ledger.write(replace(claim, state="queued", beat=time.time()))
         except BaseException as error:
-            # noted first: the other tasks will only report that this one is gone
+            # before the other tasks report that this one is gone
             ledger.fail(job.key, f"{type(error).__name__}: {error}", _log())
             raise
         else:
             if is_first:
                 ledger.release(job.key)
 
-    def _claimed(self, job: Job, ledger: Ledger, stop: _Stop, team: Team) -> Claim | None:
-        """The claim to work under, the same in all tasks; None when the job is done, or a signal came while another
-        runner had it."""
+    def _acquire_claim(self, job: Job, ledger: Ledger, stop: _Stop, team: Team) -> Claim | None:
+        """The claim on the job, the same in all tasks; None if the job is done, or a signal came while another runner
+        had the claim."""
         while True:
             claim = None
             if team.place.is_first and not job.is_done(self.outputs):
-                claim = ledger.claim(job.key, job.label, _log(), in_turn=True)
+                claim = ledger.claim(job.key, job.label, _log(), dequeue=True)
             claim = team.agreed(claim)
             if claim is None or claim.owner == self.owner:
                 return claim
@@ -300,57 +300,57 @@ class QueueJob:
 
 
 def _log() -> Path:
-    """Where the output of this job of the queue goes."""
+    """The log file of this job of the queue."""
     from submitit import JobEnvironment
 
     return JobEnvironment().paths.stdout
 
 
 class _Stop:
-    """Inside, the signal to stop that came is noted, if any, instead of what submitit does with it (`hand_on`)."""
+    """Inside this context a stop signal only sets `number`; submitit's handler runs later, in `requeue`."""
 
     def __init__(self) -> None:
         self.number = 0
-        self.before: dict[int, Any] = {}  # submitit's handlers
+        self.handlers: dict[int, Any] = {}  # submitit's handlers
 
     def __enter__(self) -> _Stop:
         for number in STOPPING.intersection(stop_signals()):
-            self.before[number] = signal.signal(number, self.note)
+            self.handlers[number] = signal.signal(number, self.record)
         return self
 
     def __exit__(self, *error: object) -> None:
-        # SIGTERM stays ignored: SLURM sends it along with the notice, while the job is being put back
+        # SIGTERM stays ignored: SLURM sends it together with the notice, while the job is being requeued
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
-    def note(self, number: int, _: FrameType | None) -> None:
-        """The signal handler: it only takes a note, as it may interrupt anything."""
+    def record(self, number: int, _: FrameType | None) -> None:
+        """The signal handler. It only stores the number, because it can interrupt any code."""
         self.number = number
 
-    def heed(self) -> None:
-        """Stop, if a signal came: called where stopping is safe. A training's own handler first writes a checkpoint."""
+    def check(self) -> None:
+        """Stop if a signal came; called where stopping is safe. A training's own handler first writes a checkpoint."""
         if not self.number:
             return
-        if signal.getsignal(self.number) == self.note:
+        if signal.getsignal(self.number) == self.record:
             raise SystemExit(128 + self.number)
         signal.raise_signal(self.number)
 
-    def hand_on(self, place: Place) -> None:
-        """Let submitit put the job back into the queue, unless it was cancelled; does not return. The first task does
-        it for all, which have stopped after the same update."""
+    def requeue(self, place: Place) -> None:
+        """Let submitit requeue the job, unless it was cancelled; does not return. The first task does this for all
+        tasks, which have stopped after the same update."""
         if not place.is_first:
             raise SystemExit
         if self.number == signal.SIGTERM and _is_cancelled():
             raise SystemExit(128 + self.number)
-        self.before[signal.SIGUSR2](signal.SIGUSR2, None)
+        self.handlers[signal.SIGUSR2](signal.SIGUSR2, None)
 
 
 def _is_cancelled() -> bool:
-    """Whether SIGTERM came from `scancel`, or SLURM itself requeues the job: else SLURM says that it is running."""
+    """Whether SIGTERM came from `scancel` or SLURM itself requeues the job; otherwise SLURM reports RUNNING."""
     if "SLURM_JOB_ID" not in os.environ:
         return False
     job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ:  # the last of an array has the number of the whole
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # SLURM_JOB_ID of the last array task is that of the whole array
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     query = ["squeue", "--noheader", "--format=%T", "--jobs", job]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    return answer.returncode != 0 or answer.stdout.strip() != "RUNNING"
+    result = subprocess.run(query, capture_output=True, text=True, check=False)
+    return result.returncode != 0 or result.stdout.strip() != "RUNNING"

@@ -1,9 +1,9 @@
-"""Where an ablation's jobs run: `launcher=local`, or `launcher=submitit` on SLURM. Neither changes a result.
+"""Where the jobs of an ablation run: `launcher=local`, or `launcher=submitit` on SLURM. Neither changes a result.
 
-On SLURM a job of the queue does what one arm and seed alone needs: train, sample, score. What several need (a start
-checkpoint) is a job of its own, for which those wait. So is a training by several processes: it has a task for each, on
-as many machines as `trainer` says, which nothing else needs. SIGUSR1, SIGUSR2 (SLURM's notice that the time is up) and
-SIGTERM (preemption), to any of its tasks, end a job at its next update or clip, and it is put back into the queue.
+On SLURM one job of the queue trains, samples and scores one arm and seed. Work that several arms or seeds share (a
+start checkpoint) is a separate job, and the others depend on it. A training by several processes is also a separate
+job, with one task per process on as many machines as `trainer` says. SIGUSR1, SIGUSR2 (SLURM's notice of the time
+limit) and SIGTERM (preemption) to any task end a job after its current update or clip; the job is then requeued.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pw.parallel.team import check_launch
 from pw.run.build import Run
 from pw.run.settings import Trainer
 
-AT_LEAST = {"time": 1, "parallel": 1, "cpus": 1, "notice": 1, "requeues": 0, "gpus": 0, "memory": 0}  # of `Submitit`
+MINIMUM = {"time": 1, "parallel": 1, "cpus": 1, "notice": 1, "requeues": 0, "gpus": 0, "memory": 0}  # of `Submitit`
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Jobs that one job of the queue runs, in order. `needs` names the units that come first."""
+    """The jobs that one job of the queue runs, in order. `needs`: names of the units that must run before."""
 
     name: str
     jobs: tuple[Job, ...]
@@ -42,11 +42,11 @@ class Unit:
 
     @property
     def tasks(self) -> int:
-        """Processes that run it together; more than one only for trainings."""
+        """Number of processes that run the unit together; more than one only for trainings."""
         return self.trainer.processes if self.jobs[0].kind == "train" else 1
 
 
-def _lines(text: str) -> tuple[str, ...]:
+def _setup_lines(text: str) -> tuple[str, ...]:
     try:
         lines = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -58,7 +58,7 @@ def _lines(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Local:
-    """This machine, `workers` jobs at a time. `check_run` raises ConfigError for a run that cannot be started."""
+    """This machine, `workers` jobs at a time. `check_run` raises ConfigError for a run that cannot start here."""
 
     workers: int = option(read=number(0))
 
@@ -68,7 +68,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Submitit:
-    """A queue of jobs, through submitit. The keys are explained in `conf/launcher/submitit.yaml`."""
+    """A queue of jobs, through submitit. `conf/launcher/submitit.yaml` explains the keys."""
 
     cluster: Literal["slurm", "local"]
     partition: str | None
@@ -82,17 +82,17 @@ class Submitit:
     gpus: int | None
     cpus: int | None
     memory: float | None
-    setup: tuple[str, ...] = option(read=_lines)
+    setup: tuple[str, ...] = option(read=_setup_lines)
 
     def __post_init__(self) -> None:
-        for name, least in AT_LEAST.items():
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigError(f"{name}={value}: needs at least {least}")
+        for name, minimum in MINIMUM.items():
+            if (value := getattr(self, name)) is not None and value < minimum:
+                raise ConfigError(f"{name}={value}: needs at least {minimum}")
         if self.notice >= 60 * self.time:
             raise ConfigError(f"notice={self.notice}: seconds; must be less than launcher.time={self.time} minutes")
 
     def check(self) -> None:
-        """Raises ConfigError when jobs cannot be submitted from here."""
+        """Raises ConfigError when this machine cannot submit jobs."""
         if importlib.util.find_spec("submitit") is None:
             raise ConfigError('launcher=submitit: submitit is not installed here; pip install "submitit>=1.5"')
         if self.cluster == "slurm" and shutil.which("sbatch") is None:
@@ -115,8 +115,8 @@ class Submitit:
 
     def parameters(self, name: str, unit: Unit) -> dict[str, Any]:
         """The parameters of submitit's AutoExecutor for a job of an ablation."""
-        trainer, many = unit.trainer, unit.tasks > 1
-        nodes, tasks = (trainer.nodes, trainer.devices) if many else (1, 1)
+        trainer, is_multi_task = unit.trainer, unit.tasks > 1
+        nodes, tasks = (trainer.nodes, trainer.devices) if is_multi_task else (1, 1)
         gpus = self.gpus if self.gpus is not None else tasks * (trainer.accelerator == "gpu")
         cpus = self.cpus or trainer.threads
         parameters = {
@@ -132,71 +132,73 @@ class Submitit:
             "slurm_signal_delay_s": self.notice,
             "slurm_array_parallelism": self.parallel,
             "slurm_setup": list(self.setup) or None,
-            # a job step of SLURM 22.05 and later has one core unless it is told so itself
-            "slurm_srun_args": [f"--cpus-per-task={cpus}", *(["--kill-on-bad-exit=1"] if many else [])],
+            # since SLURM 22.05 a job step has one core without its own --cpus-per-task
+            "slurm_srun_args": [f"--cpus-per-task={cpus}", *(["--kill-on-bad-exit=1"] if is_multi_task else [])],
         }
         return {key: value for key, value in parameters.items() if value is not None}
 
 
 LAUNCHERS: dict[str, type[Local] | type[Submitit]] = {"local": Local, "submitit": Submitit}
-SLURM = ("slurm", "sbatch", "srun")  # what it may be called by those who do not know submitit
+SLURM = ("slurm", "sbatch", "srun")  # names of it that users may try
 
 
 def take_launcher(words: Sequence[str]) -> tuple[Local | Submitit, list[str]]:
-    """(the launcher that the words ask for, the other words). Raises ConfigError naming the key and the choices."""
-    given, rest = {}, []
+    """(launcher, words of other options). Raises ConfigError naming the key and the choices."""
+    settings, rest = {}, []
     for word in words:
         key, _, text = word.partition("=")
         if key.partition(".")[0] == "launcher":
-            given[key.removeprefix("launcher.")] = text
+            settings[key.removeprefix("launcher.")] = text
         else:
             rest.append(word)
-    name = given.pop("launcher", "local")
+    name = settings.pop("launcher", "local")
     if name not in LAUNCHERS:
-        near = "; SLURM's is launcher=submitit" if name in SLURM else did_you_mean(name, LAUNCHERS, "; ")
-        raise ConfigError(f"launcher={name}: one of {', '.join(LAUNCHERS)}{near}")
+        hint = "; SLURM's is launcher=submitit" if name in SLURM else did_you_mean(name, LAUNCHERS, "; ")
+        raise ConfigError(f"launcher={name}: one of {', '.join(LAUNCHERS)}{hint}")
     kind = LAUNCHERS[name]
-    for key, text in given.items():
-        has = [other for other, owner in LAUNCHERS.items() if key in keys(owner)]
-        if has and name not in has:
-            raise ConfigError(f"launcher.{key}={text}: launcher={name} has no {key}; set launcher={has[0]} to have it")
+    for key, text in settings.items():
+        owners = [candidate for candidate, options in LAUNCHERS.items() if key in keys(options)]
+        if owners and name not in owners:
+            raise ConfigError(
+                f"launcher.{key}={text}: launcher={name} has no {key}; set launcher={owners[0]} to have it"
+            )
     defaults = yaml.safe_load((CONF / "launcher" / f"{name}.yaml").read_text())
-    asked = {key: value if isinstance(value, str) else json.dumps(value) for key, value in defaults.items()} | given
+    values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in defaults.items()} | settings
     try:
-        return parse(kind, [f"{key}={text}" for key, text in asked.items()]), rest
+        return parse(kind, [f"{key}={text}" for key, text in values.items()]), rest
     except ConfigError as error:
         raise error.within("launcher.") from error
 
 
 def units(jobs: Sequence[Job], cells: Mapping[tuple[str, int], Sequence[str]]) -> list[Unit]:
-    """A unit per set of (arm, seed) cells that need the same jobs; trainings by several processes are units of their
-    own.
+    """Group jobs by the set of (arm, seed) cells that need them; trainings by several processes are separate units.
 
-    Units never wait for each other in a circle: a job is needed by every cell that needs its dependants, so a unit's
-    needs belong to more cells than the unit, or are trainings, which need trainings only.
+    The dependencies have no cycle: every cell that needs a job also needs the jobs before it, so the units before a
+    unit serve more cells than the unit, or are trainings, which need only trainings.
     """
-    apart = any(job.kind == "train" and job.run.trainer.processes > 1 for job in jobs)
-    users = {
-        job.key: (frozenset(cell for cell, keys in cells.items() if job.key in keys), apart and job.kind == "train")
+    is_team = any(job.kind == "train" and job.run.trainer.processes > 1 for job in jobs)
+    groups_of = {
+        job.key: (frozenset(cell for cell, keys in cells.items() if job.key in keys), is_team and job.kind == "train")
         for job in jobs
     }
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
-        groups.setdefault(users[job.key], []).append(job)
+        groups.setdefault(groups_of[job.key], []).append(job)
     names: dict[Any, str] = {}
-    for own, group in groups.items():
-        name = _unit_name(*own, group)
-        names[own] = f"{name} ({digest(group[-1].key, 4)})" if name in names.values() else name
-    found = []
-    for own, group in groups.items():
-        needs = dict.fromkeys(names[users[n]] for job in group for n in job.needs if n in users and users[n] != own)
-        found.append(Unit(names[own], tuple(group), tuple(needs)))
-    return found
+    for group_id, group in groups.items():
+        name = _unit_name(*group_id, group)
+        names[group_id] = f"{name} ({digest(group[-1].key, 4)})" if name in names.values() else name
+    result = []
+    for group_id, group in groups.items():
+        needed_groups = [groups_of[need] for job in group for need in job.needs if need in groups_of]
+        needs = dict.fromkeys(names[needed] for needed in needed_groups if needed != group_id)
+        result.append(Unit(names[group_id], tuple(group), tuple(needs)))
+    return result
 
 
-def _unit_name(users: frozenset[tuple[str, int]], are_trainings: bool, jobs: Sequence[Job]) -> str:
-    if len(users) == 1 and not are_trainings:
-        ((arm, seed),) = users
+def _unit_name(cells: frozenset[tuple[str, int]], are_trainings: bool, jobs: Sequence[Job]) -> str:
+    if len(cells) == 1 and not are_trainings:
+        ((arm, seed),) = cells
         return f"{arm} seed {seed}"
-    seeds, label = {seed for _, seed in users}, jobs[-1].label
+    seeds, label = {seed for _, seed in cells}, jobs[-1].label
     return label if len(seeds) > 1 or " seed " in label else f"{label} seed {next(iter(seeds))}"
