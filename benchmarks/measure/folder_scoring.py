@@ -132,7 +132,7 @@ class FolderScoring:
         for done, (path, names) in enumerate(streamed.items(), 1):
             families = {lookup(name).family for name in names}
             self._measure_one(path, {f: scorer for f, scorer in scorers.items() if f in families})
-            spent, left = duration(round(pace.spent)), pace.left(done, len(streamed))
+            spent, left = duration(round(pace.elapsed)), pace.time_left(done, len(streamed))
             progress(f"{done}/{len(streamed)}  {path.name}  {spent} spent, {left} left")
         self._measure_by_worker({p: [n for n in names if lookup(n).family == WORKER] for p, names in needed.items()})
         self._check_protocol()

@@ -31,8 +31,8 @@ import yaml
 
 from pw.io import hub
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import alone, check_space, check_writable, human_size, sha256, write_json
-from pw.io.hub import FetchError, FileSource, HubFile, Web, flaw
+from pw.io.files import check_space, check_writable, exclusive_lock, human_size, sha256, write_json
+from pw.io.hub import FetchError, FileSource, HubFile, Web, file_problem
 
 
 class MissingWeights(ConfigError):
@@ -194,7 +194,7 @@ def examined(row: Weights, *, anew: bool = False) -> tuple[Path, str]:
     if not anew and all(noted.get(key) == value for key, value in _stamp(path).items()):
         found = noted["sha256"]
     else:
-        if problem := flaw(path, row.size):
+        if problem := file_problem(path, row.size):
             remedy = f"put {row.file} there" if row.is_users else f"{command} fetches it"
             raise WrongWeights(f"{path}: {problem}; {remedy}")
         found = sha256(path)
@@ -273,7 +273,7 @@ def run(options: MetricWeightsOptions) -> int:
     return 1 if failed else 0
 
 
-main = Command(MetricWeightsOptions, run, resumes="what came stays, call again to continue")
+main = Command(MetricWeightsOptions, run, resume_hint="what came stays, call again to continue")
 
 
 def show(rows: Iterable[Weights], *, anew: bool = False) -> bool:
@@ -322,7 +322,7 @@ def fetch(rows: Sequence[Weights], mirror: str = "", *, dry_run: bool = False) -
     if not wanted:
         return failed
     check_writable("PW_METRICS", folder())
-    with alone(folder() / ".weights.lock"):
+    with exclusive_lock(folder() / ".weights.lock"):
         for variable, place in {"PW_METRICS": folder(), "VBENCH_CACHE_DIR": vbench_folder()}.items():
             needed = sum(row.size for row in wanted if row.path.is_relative_to(place))
             check_space(variable, place, needed, f"make room, or choose another: {variable}=DIR")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pw.io.arguments import Command, ConfigError, did_you_mean, number, option
-from pw.io.paths import OUTPUTS, explained, own_folder
+from pw.io.paths import OUTPUTS, explain_import_errors, user_folder
 from pw.train.loop import outputs_folder
 
 FOLDER = Path(__file__).parents[1]
@@ -160,7 +160,7 @@ def files() -> dict[str, Path]:
 
     Raises ConfigError for a file of the user's that is named as one of the suite's.
     """
-    own = own_folder()
+    own = user_folder()
     suite = _ablation_files(FOLDER)
     users = {} if own is None else _ablation_files(own / "experiments")
     if both := suite.keys() & users.keys():
@@ -183,7 +183,7 @@ def load(name: str) -> tuple[Ablation, Statement]:
     if path is None:
         hint = did_you_mean(name, names())
         raise ConfigError(f"name={name}: no such ablation; {hint}there are {', '.join(names())}")
-    with explained(f"name={name}", path.parent):
+    with explain_import_errors(f"name={name}", path.parent):
         found = runpy.run_path(str(path), run_name=f"experiments.{name}")
     ablation, docstring = found.get("ABLATION"), found["__doc__"] or ""
     if not isinstance(ablation, Ablation):
@@ -217,7 +217,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 class AblationOptions:
     """Which ablation, which part of it, and how it is run. `overrides` are of every run."""
 
-    name: str = option(says="the ablation; `pw ablations` lists them", values=names)
+    name: str = option(help="the ablation; `pw ablations` lists them", values=names)
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "a number (5 is 0 to 4) or a list ([0,3])", read=_seeds)
     arms: tuple[str, ...] = option((), "only these arms")
     vary_start: bool = option(False, "train a start checkpoint per seed, instead of one for all")

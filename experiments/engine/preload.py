@@ -1,8 +1,8 @@
 """What workers work with: imported where they are forked from, once for all of them."""
 
-from pw.io.paths import import_for_good
+from pw.io.paths import import_without_gc
 
-import_for_good(
+import_without_gc(
     "torch",
     "lightning.pytorch",
     "diffusers.models.transformers.transformer_wan",

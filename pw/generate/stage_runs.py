@@ -111,7 +111,7 @@ def stage_runs(
         key = str(error).partition("=")[0]
         if key in {override_key(o) for o in (*first, *shared)}:
             raise
-        raise error.within("anchor.") from error  # the word as it was given, or would have to be
+        raise error.with_prefix("anchor.") from error  # the word as it was given, or would have to be
     _check_stages(hires, anchor)
     return hires, anchor
 

@@ -99,7 +99,7 @@ def run(options: DataOptions) -> int:
     return ultravideo(options, options.out or Path("data/ultravideo"))
 
 
-main = Command(DataOptions, run, resumes="what is done is kept; the same call goes on")
+main = Command(DataOptions, run, resume_hint="what is done is kept; the same call goes on")
 
 
 def ingest(
@@ -149,7 +149,7 @@ def _make(
     for record in ordered:
         record.origin = (origins or {}).get(record.file, "")
     manifest = _assemble(out, ordered, settings, _described(settings, origins))
-    _summarise(out, manifest, ordered, pace.spent)
+    _summarise(out, manifest, ordered, pace.elapsed)
     return manifest
 
 
@@ -341,7 +341,7 @@ class _CutProgress:
             yield frame
 
     def show(self, what: str, *, last: bool = False) -> None:
-        left = self.pace.left(self.done, self.frames)
+        left = self.pace.time_left(self.done, self.frames)
         rate = f"{self.pace.rate(self.done):.0f} frames/s, {left} left" if left else "no frames"
         self.line.show(f"{self.video}: {what} ({rate})", last=last)
 

@@ -286,7 +286,7 @@ class Dataset:
 
     def size(self, name: str) -> int:
         """Bytes of a file, as listed or else as the server says when it is asked for the file's head."""
-        size = self._sizes[name] or hub.served(self.source(name)).size
+        size = self._sizes[name] or hub.server_metadata(self.source(name)).size
         if not size:
             where = self.source(name)
             raise ConfigError(f"{where}: the server does not say how large it is; set HF_ENDPOINT to another")

@@ -204,7 +204,7 @@ def _recipe_run(recipe: settings.Recipe, by: Run, group: str, *more: str) -> Run
             inherited = [o for o in inherited if override_key(o) != "trainer.offload_activations"]
         return replace(build([*inherited, *overrides]), trained=by.trained)
     except ConfigError as error:
-        raise error.within(f"{group} ({recipe.name}): ") from error
+        raise error.with_prefix(f"{group} ({recipe.name}): ") from error
 
 
 def _start_run(run: Run) -> Run:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pw.io.arguments import ConfigError, did_you_mean
-from pw.io.paths import SUITE, explained, own_folder
+from pw.io.paths import SUITE, explain_import_errors, user_folder
 
 # Where a group's classes may live: a configuration cannot name any other.
 HOMES: dict[str, tuple[str, ...]] = {
@@ -71,10 +71,10 @@ def strategy_class(group: str, node: Mapping[str, Any], key: str | None = None) 
     where = f"{key or group}._target_={target!r}"
     module, _, name = target.rpartition(".")
     if module not in HOMES[group] and not _is_own(module):
-        own = own_folder()
+        own = user_folder()
         beside = "" if own is None else f", or in a module of {own}, where there is no {module or 'module'}.py"
         raise ConfigError(f"{where}: a {group} lives in {', '.join(HOMES[group])}{beside}")
-    with explained(where, own_folder() or SUITE):
+    with explain_import_errors(where, user_folder() or SUITE):
         cls = getattr(importlib.import_module(module), name, None)
     if cls is None:
         raise ConfigError(f"{where}: {module} has no {name}")
@@ -86,7 +86,7 @@ def strategy_class(group: str, node: Mapping[str, Any], key: str | None = None) 
 
 def _is_own(module: str) -> bool:
     """Whether a module is a file of the user's folder."""
-    folder = own_folder()
+    folder = user_folder()
     if folder is None or not module or not (folder / Path(*module.split("."))).with_suffix(".py").is_file():
         return False
     spec = importlib.util.find_spec(module)

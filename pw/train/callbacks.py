@@ -174,7 +174,7 @@ class AfterUpdates(L.Callback):
         """Give a checkpoint its name once every process has written its part, which may go on in the background."""
         if not self.is_writing:
             return
-        written = getattr(self.strategy, "written", None)
+        written = getattr(self.strategy, "last_write", None)
         if written is not None and (waits or written.done()):
             written.result()  # raises OSError on a full disk
         if self.team.maximum(0 if written is None else not written.done()):
