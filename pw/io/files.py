@@ -101,11 +101,11 @@ def exclusive_lock(lock: Path) -> Generator[None]:
 
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        acquired = FileLock(lock).acquire(timeout=0)
+        lock_guard = FileLock(lock).acquire(timeout=0)
     except Timeout:
         print("another call is at work; this one waits", flush=True)
-        acquired = FileLock(lock).acquire()
-    with acquired:
+        lock_guard = FileLock(lock).acquire()
+    with lock_guard:
         yield
 
 

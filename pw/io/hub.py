@@ -196,8 +196,8 @@ def fetch(source: FileSource, path: Path, size: int = 0, digest: str = "") -> st
     except (FetchError, OSError) as error:
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = f"the disk of {path.parent} is full; make room, or choose another" if is_full else str(error)
-        received = f"; {human_size(length(part))} came and stay, call again to continue" if length(part) else ""
-        raise FetchError(f"{source}: {reason}{received}") from error
+        partial_note = f"; {human_size(length(part))} came and stay, call again to continue" if length(part) else ""
+        raise FetchError(f"{source}: {reason}{partial_note}") from error
     if was_partial and source.continues:  # the partial file may have been of another file
         return fetch(source, path, size, digest)
     raise FetchError(f"{source}: {problem}")

@@ -145,13 +145,13 @@ def alive(
     if context > 1:
         share_tokens(net, groups_of(context, "cpu"))
     with mode:
-        kept = (*(net.dit._keep_in_fp32_modules or ()), "stride_embedding", "injector.gate")
+        fp32_modules = (*(net.dit._keep_in_fp32_modules or ()), "stride_embedding", "injector.gate")
         for name, parameter in net.named_parameters():
-            if not any(part in name for part in kept):
+            if not any(part in name for part in fp32_modules):
                 parameter.data = parameter.data.to(dtype)
         arguments = inputs(choice, injector, grid, dtype)
-        before = [*net.parameters(), *net.buffers(), *(t for t in arguments.values() if t is not None)]
-        counter = Alive(iter(before))
+        existing = [*net.parameters(), *net.buffers(), *(t for t in arguments.values() if t is not None)]
+        counter = Alive(iter(existing))
         if train is None:
             with torch.no_grad(), counter:
                 net(**arguments)
@@ -186,8 +186,8 @@ class TestParameters:
         with torch.device("meta"):
             net = Backbone(wan(), GATES[0])
         fp32_modules = net.dit._keep_in_fp32_modules or ()
-        kept = [p.numel() for name, p in net.dit.named_parameters() if any(part in name for part in fp32_modules)]
-        assert fp32_parameters(wan()) == sum(kept)
+        counts = [p.numel() for name, p in net.dit.named_parameters() if any(part in name for part in fp32_modules)]
+        assert fp32_parameters(wan()) == sum(counts)
 
     def test_of_the_vae_are_149_6_and_555_0_million(self) -> None:
         with torch.device("meta"):
@@ -424,9 +424,9 @@ class TestMemory:
     def test_of_the_cpu_holds_a_checkpoint_of_a_split_network_as_it_is_written(self) -> None:
         adapters = run("scale=2k", "train.trainable=adapters")
         size = 8 * (parameters(adapters.backbone, adapters.injector) + trained_parameters(adapters))
-        for gpus, copied in ((1, None), (8, size / 8)):
+        for gpus, expected in ((1, None), (8, size / 8)):
             parts = {part.name: part.bytes for part in training_cost(adapters, gpus).host}
-            assert parts.get("checkpoint as it is written") == copied
+            assert parts.get("checkpoint as it is written") == expected
 
     def test_of_a_sharded_training_falls_with_the_number_of_gpus(self) -> None:
         peaks = [training_cost(run("scale=2k"), gpus).worst.bytes for gpus in (1, 2, 4, 8)]

@@ -33,13 +33,13 @@ Logged = tuple[Path, list[RunRecord], str]  # outputs, its rows, id of the paren
 
 
 def record(folder: Path, arm: str, seed: int, signature: str = "ab12cd34") -> RunRecord:
-    here = folder / arm / str(seed)
-    (here / "clips").mkdir(parents=True, exist_ok=True)
-    curves = here / "metrics.jsonl"
+    folder = folder / arm / str(seed)
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    curves = folder / "metrics.jsonl"
     points = [{"step": step, "loss": 1 / (step + 1), "grad_norm": 2.0} for step in range(3)]
     curves.write_text("".join(json.dumps(point) + "\n" for point in points))
-    (here / "config.yaml").write_text(f"seed: {seed}\n")
-    (here / "clips" / "0.mp4").write_bytes(b"clip")
+    (folder / "config.yaml").write_text(f"seed: {seed}\n")
+    (folder / "clips" / "0.mp4").write_bytes(b"clip")
     params: dict[str, object] = {"objective": "flow" if arm == "baseline" else "shortcut", "scale": "tiny"}
     return RunRecord(
         arm=arm,
@@ -47,7 +47,7 @@ def record(folder: Path, arm: str, seed: int, signature: str = "ab12cd34") -> Ru
         params={**params, "seed": seed},
         curves=curves,
         scores={"mhd": 0.5 + seed, "loss": 7.0},
-        artifacts=[here / "config.yaml", here / "clips"],
+        artifacts=[folder / "config.yaml", folder / "clips"],
         tags={"signature": f"{signature}-{arm}-{seed}", "git_commit": "0123abc"},
         status="FINISHED",
     )
@@ -82,9 +82,9 @@ def names(outputs: Path, parent: str) -> list[str | None]:
     """Names of the parent's runs in the order of the compare page."""
     runs = live_runs(outputs)
     url = unquote(page_urls(outputs)["ansc"]["compare"])
-    shown = json.loads(url.partition("runs=")[2].partition("&")[0])
-    assert set(shown) == children(outputs, parent)
-    return [runs[identity].info.run_name for identity in shown]
+    run_ids = json.loads(url.partition("runs=")[2].partition("&")[0])
+    assert set(run_ids) == children(outputs, parent)
+    return [runs[identity].info.run_name for identity in run_ids]
 
 
 @pytest.fixture(scope="module")
@@ -216,12 +216,12 @@ def test_an_experiment_deleted_in_the_ui_comes_back(logged: Logged) -> None:
 
 def test_a_moved_checkout_finds_its_artifacts(logged: Logged, tmp_path: Path) -> None:
     outputs, runs, parent = logged
-    moved = tmp_path / "elsewhere"
-    outputs.rename(moved)
-    assert log(moved, runs) == parent
-    here = (moved / "mlflow" / "artifacts").as_uri()
-    assert all((run.info.artifact_uri or "").startswith(here) for run in live_runs(moved).values())
-    assert Path(client(moved).download_artifacts(parent, "table.md")).read_text() == "| arm | mhd |\n"
+    new_outputs = tmp_path / "elsewhere"
+    outputs.rename(new_outputs)
+    assert log(new_outputs, runs) == parent
+    artifacts = (new_outputs / "mlflow" / "artifacts").as_uri()
+    assert all((run.info.artifact_uri or "").startswith(artifacts) for run in live_runs(new_outputs).values())
+    assert Path(client(new_outputs).download_artifacts(parent, "table.md")).read_text() == "| arm | mhd |\n"
 
 
 TWO_PROCESSES = """
@@ -255,12 +255,12 @@ def test_a_locked_database_is_reported_in_time(logged: Logged, monkeypatch: pyte
     outputs, runs, _ = logged
     assert mlflow_log.BUSY_SECONDS <= 10
     monkeypatch.setattr(mlflow_log, "BUSY_SECONDS", 0.3)
-    started = time.monotonic()
+    start = time.monotonic()
     with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as db:
         db.execute("BEGIN EXCLUSIVE")
         with pytest.raises(TrackingError, match=r"mlflow\.db: database is locked"):
             log(outputs, runs)
-    assert time.monotonic() - started < 15  # MLflow itself waits 20 s, for each statement
+    assert time.monotonic() - start < 15  # MLflow itself waits 20 s, for each statement
 
 
 def test_a_broken_database_is_reported_with_a_way_out(tmp_path: Path) -> None:
@@ -321,17 +321,17 @@ def test_the_ui_replaces_the_process_and_prints_where_to_look(
     outputs, _, _ = logged
     calls = []
     monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
     main([f"port={port}", f"outputs={outputs}"])
     ((path, command, environment),) = calls
     assert (path, command) == (sys.executable, ui_command(outputs, port))
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == environment["DO_NOT_TRACK"] == "true"
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
-    printed = capsys.readouterr().out
-    assert f"http://127.0.0.1:{port} " in printed
-    assert page_urls(outputs, port)["ansc"]["compare"] in printed
+    output = capsys.readouterr().out
+    assert f"http://127.0.0.1:{port} " in output
+    assert page_urls(outputs, port)["ansc"]["compare"] in output
 
 
 def test_the_ui_says_what_is_wrong(template: Logged, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,9 +343,9 @@ def test_the_ui_says_what_is_wrong(template: Logged, tmp_path: Path, capsys: pyt
     assert not list(tmp_path.iterdir())
     assert "prot=5000: there is no option prot; did you mean port? there are port, outputs" in error_of("prot=5000")
     assert "port=http: a whole number from 1024 to 65535" in error_of("port=http")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
         message = error_of(f"port={port}", f"outputs={template[0]}")
         assert re.search(rf"port {port} is in use .*; port=\d+ is free", message)
