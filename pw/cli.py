@@ -1,7 +1,7 @@
 """The command line: `pw VERB key=value …`.
 
-A verb is a function `main(words) -> exit status` of the module named here, which is imported when it is called. Words
-are `key=value`: options of the verb, or overrides of `conf/` where the verb takes them.
+A verb is a function `main(words) -> exit status`; its module, listed here, is imported when the verb is called. Words
+are `key=value`: options of the verb, or overrides of `conf/` if the verb accepts them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pw.io.paths import import_suite_first
 class Verb:
     """One command.
 
-    module  whose `main` carries it out
-    says    what it does, in one line
-    what    a value of `what=` -> the module that carries it out instead
-    leaves  the process ends without waiting for what libraries left running
+    module         its `main` runs the command
+    help           description in one line
+    variants       value of `what=` -> module that runs the command instead
+    exits_at_once  the process ends without waiting for threads of libraries
     """
 
     module: str
-    says: str
-    what: Mapping[str, str] = field(default_factory=dict)
-    leaves: bool = False
+    help: str
+    variants: Mapping[str, str] = field(default_factory=dict)
+    exits_at_once: bool = False
 
 
 VERBS = {
@@ -41,16 +41,18 @@ VERBS = {
         "experiments.engine.power_analysis.power_planner", "the smallest difference that n prompts and m seeds show"
     ),
     "record": Verb("experiments.engine.outcome.verdict", "keep an ablation's outcome in experiments/results"),
-    "train": Verb("pw.train.loop", "train one run: stage=hires objective=shortcut seed=1", leaves=True),
-    "sample": Verb("pw.sample.evaluate", "sample one run, which is trained first if need be", leaves=True),
+    "train": Verb("pw.train.loop", "train one run: stage=hires objective=shortcut seed=1", exits_at_once=True),
+    "sample": Verb("pw.sample.evaluate", "sample one run, which is trained first if need be", exits_at_once=True),
     "coverage": Verb("pw.run.trained_pairs", "which (timestep, stride) pairs a step sampler trains"),
     "start": Verb(
-        "pw.train.start", "train a start from its recipe, and write it with its card: name=hires", leaves=True
+        "pw.train.start", "train a start from its recipe, and write it with its card: name=hires", exits_at_once=True
     ),
     "replay": Verb("pw.train.batches", "compute again the batch of a loss that was not finite: FILE.json"),
     "export": Verb("pw.train.export", "write a training as a folder that diffusers opens: run=SIGNATURE"),
     "plan": Verb("pw.cost.planner", "tokens, FLOPs, memory and time before anything loads: scale=4k gpus=1x80GB"),
-    "generate": Verb("pw.generate.pipeline", 'prompt to 2K/4K video: prompt="a heron" scale=2k hires=…', leaves=True),
+    "generate": Verb(
+        "pw.generate.pipeline", 'prompt to 2K/4K video: prompt="a heron" scale=2k hires=…', exits_at_once=True
+    ),
     "data": Verb("pw.prepare.ingest", "turn a folder of videos, or UltraVideo, into shards: path=DIR"),
     "latents": Verb("pw.prepare.encode", "encode shards for training at proxy, 2k, 4k: urls=data/shards scale=2k"),
     "weights": Verb(
@@ -80,77 +82,77 @@ pw completion      for the shell: source <(pw completion)"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Carry out one command; its exit status, 2 for a mistake in the call."""
+    """Run one command; returns its exit status, 2 for invalid words."""
     import_suite_first()
-    verb, *rest = [*(sys.argv[1:] if words is None else words)] or ["--help"]
+    verb, *options = [*(sys.argv[1:] if words is None else words)] or ["--help"]
     try:
-        if (told := _about(verb, rest)) is not None:
-            print(told, flush=True)
+        if (text := _information(verb, options)) is not None:
+            print(text, flush=True)
             return 0
-    except BrokenPipeError:  # the reader has seen enough: `pw | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not written again at the end
+    except BrokenPipeError:  # the reader has closed the pipe: `pw | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python writes the rest again at exit
         return 0
     if verb not in VERBS:
         hint = arguments.did_you_mean(verb, VERBS, cutoff=0.5)
         print(f"error: pw {verb}: there is no such command; {hint}`pw` lists them", file=sys.stderr)
         return 2
-    found = VERBS[verb]
-    what = next((word.removeprefix("what=") for word in rest if word.startswith("what=")), "")
-    if what in found.what:
-        rest.remove(f"what={what}")
-    carry_out = importlib.import_module(found.what.get(what, found.module)).main
-    if found.leaves and words is None:
+    command = VERBS[verb]
+    variant = next((word.removeprefix("what=") for word in options if word.startswith("what=")), "")
+    if variant in command.variants:
+        options.remove(f"what={variant}")
+    run_command = importlib.import_module(command.variants.get(variant, command.module)).main
+    if command.exits_at_once and words is None:
         from pw.parallel.launch import run_and_exit
 
-        run_and_exit(carry_out, rest)
-    return carry_out(rest)
+        run_and_exit(run_command, options)
+    return run_command(options)
 
 
-def _about(verb: str, rest: Sequence[str]) -> str | None:
-    """What is printed about the commands; None where one is to be carried out."""
+def _information(verb: str, words: Sequence[str]) -> str | None:
+    """The text of help or completion; None for a command to run."""
     match verb:
         case "--help" | "-h" | "help":
             width = max(map(len, VERBS))
-            return OVERVIEW.format("\n".join(f"  pw {name:{width}}  {about.says}" for name, about in VERBS.items()))
+            return OVERVIEW.format("\n".join(f"  pw {name:{width}}  {entry.help}" for name, entry in VERBS.items()))
         case "completion":
             return (Path(__file__).parent / "completion.bash").read_text(encoding="utf-8").rstrip()
         case "complete":
-            return "\n".join(candidates(" ".join(rest)))
-    return help_of(verb) if verb in VERBS and {"--help", "-h"} & {*rest} else None
+            return "\n".join(candidates(" ".join(words)))
+    return help_text(verb) if verb in VERBS and {"--help", "-h"} & {*words} else None
 
 
-def help_of(verb: str) -> str:
-    """What `pw VERB --help` prints: what it does, and its options with their defaults."""
-    about = VERBS[verb]
-    lines = [f"pw {verb}: {about.says}"]
-    for what, module in {"": about.module, **about.what}.items():
+def help_text(verb: str) -> str:
+    """The text of `pw VERB --help`: the description, and the options with their defaults."""
+    entry = VERBS[verb]
+    lines = [f"pw {verb}: {entry.help}"]
+    for variant, module in {"": entry.module, **entry.variants}.items():
         options = importlib.import_module(module).main.options
-        described = arguments.describe(options)
-        width = max((len(word) for word, _ in described), default=0)
-        lines += ["", *([f"what={what}"] if what else []), *(f"  {word:{width}}  {says}" for word, says in described)]
-        for each in fields(options):
-            if each.name == "overrides":
-                also = "any override of conf/: weighting=uniform, train.updates=400"
-                lines.append(f"  … and {each.metadata.get('says') or also}")
+        rows = arguments.describe(options)
+        width = max((len(word) for word, _ in rows), default=0)
+        lines += ["", *([f"what={variant}"] if variant else []), *(f"  {word:{width}}  {help}" for word, help in rows)]
+        for option in fields(options):
+            if option.name == "overrides":
+                text = "any override of conf/: weighting=uniform, train.updates=400"
+                lines.append(f"  … and {option.metadata.get('help') or text}")
     return "\n".join(line.rstrip() for line in lines)
 
 
 def candidates(line: str) -> list[str]:
-    """What a shell can complete the last word of a command line with; words are `pw VERB key=value …`."""
-    _, *before, last = line.split(" ")
-    if not before:
-        return [verb for verb in VERBS if verb.startswith(last)]
-    if before[0] not in VERBS:
+    """The completions of the last word of a command line `pw VERB key=value …`."""
+    _, *words, prefix = line.split(" ")
+    if not words:
+        return [verb for verb in VERBS if verb.startswith(prefix)]
+    if words[0] not in VERBS:
         return []
-    options = importlib.import_module(VERBS[before[0]].module).main.options
+    options = importlib.import_module(VERBS[words[0]].module).main.options
     choices = {}
     if any(field.name == "overrides" for field in fields(options)):
         from pw.run.compose import groups
 
         choices = groups()
-    key, equals, _ = last.partition("=")
+    key, equals, _ = prefix.partition("=")
     if equals:
-        found = [f"{key}={value}" for value in (*arguments.values(options, key), *choices.get(key, ()))]
+        matches = [f"{key}={value}" for value in (*arguments.values(options, key), *choices.get(key, ()))]
     else:
-        found = [f"{each}=" for each in (*arguments.keys(options), *choices)]
-    return [word for word in found if word.startswith(last)]
+        matches = [f"{name}=" for name in (*arguments.keys(options), *choices)]
+    return [word for word in matches if word.startswith(prefix)]

@@ -14,7 +14,7 @@ from pw.cli import VERBS, candidates, main
 from pw.io.arguments import Command, describe
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted({module for about in VERBS.values() for module in (about.module, *about.what.values())})
+MODULES = sorted({module for verb in VERBS.values() for module in (verb.module, *verb.variants.values())})
 HEAVY = {"torch", "lightning", "diffusers", "mlflow", "matplotlib"}
 
 
@@ -22,36 +22,36 @@ HEAVY = {"torch", "lightning", "diffusers", "mlflow", "matplotlib"}
 def test_every_verb_declares_its_options_each_with_a_sentence(module: str) -> None:
     command = importlib.import_module(module).main
     assert isinstance(command, Command)
-    assert not [word for word, says in describe(command.options) if not says]
+    assert not [word for word, text in describe(command.options) if not text]
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith(f"pw {verb}: {VERBS[verb].says}")
+    output = capsys.readouterr().out
+    assert output.startswith(f"pw {verb}: {VERBS[verb].help}")
     for word, _ in describe(importlib.import_module(VERBS[verb].module).main.options):
-        assert word in told
+        assert word in output
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_answers_a_word_without_a_value_in_one_line(verb: str) -> None:
     """At once, that is: before anything heavy is imported."""
     command = [sys.executable, "-X", "importtime", "-m", "pw", verb, "no_such_option=1", "=nonsense"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    lines = ended.stderr.splitlines()
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    lines = process.stderr.splitlines()
     imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
-    told = [line for line in lines if not line.startswith("import time:")]
-    assert ended.returncode == 2
-    assert len(told) == 1
-    assert told[0].startswith("error: ")
+    output = [line for line in lines if not line.startswith("import time:")]
+    assert process.returncode == 2
+    assert len(output) == 1
+    assert output[0].startswith("error: ")
     assert not HEAVY & imported
 
 
 def test_alone_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    told = capsys.readouterr().out
-    assert all(f"pw {verb} " in told for verb in VERBS)
+    output = capsys.readouterr().out
+    assert all(f"pw {verb} " in output for verb in VERBS)
 
 
 def test_a_verb_that_is_none_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +61,7 @@ def test_a_verb_that_is_none_is_answered_with_the_nearest(capsys: pytest.Capture
 
 class TestCompletion:
     @pytest.mark.parametrize(
-        ("line", "offered"),
+        ("line", "completions"),
         [
             ("pw abl", ["ablation", "ablations"]),
             ("pw train weighting=u", ["weighting=uniform"]),
@@ -71,8 +71,8 @@ class TestCompletion:
             ("pw nonsense x", []),
         ],
     )
-    def test_offers_verbs_options_groups_and_their_values(self, line: str, offered: list[str]) -> None:
-        assert candidates(line) == offered
+    def test_offers_verbs_options_groups_and_their_values(self, line: str, completions: list[str]) -> None:
+        assert candidates(line) == completions
 
     @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
     def test_works_in_bash(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,5 +83,5 @@ class TestCompletion:
         script = f"""{capsys.readouterr().out}
 PATH="{tmp_path}:$PATH"; COMP_LINE="pw train weighting=de"; COMP_POINT=${{#COMP_LINE}}; _pw; echo "${{COMPREPLY[@]}}"
 """
-        ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=True)
-        assert ended.stdout.strip() == "delta_sigma"
+        process = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=True)
+        assert process.stdout.strip() == "delta_sigma"

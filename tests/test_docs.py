@@ -108,10 +108,10 @@ class TestTheDocuments:
             if program != "pw" or verb not in VERBS or "…" in "".join(words):
                 continue
             what = next((word.removeprefix("what=") for word in words if word.startswith("what=")), "")
-            module = VERBS[verb].what.get(what, VERBS[verb].module)
+            module = VERBS[verb].variants.get(what, VERBS[verb].module)
             command = importlib.import_module(module).main
             if isinstance(command, Command):
-                parse(command.options, [word for word in words if word != f"what={what}" or not VERBS[verb].what])
+                parse(command.options, [word for word in words if word != f"what={what}" or not VERBS[verb].variants])
 
     def test_begin_with_one_page(self) -> None:
         assert len((ROOT / "README.md").read_text().splitlines()) <= 150

@@ -132,7 +132,7 @@ class FolderScoring:
         for number, (path, names) in enumerate(frame_metrics.items(), 1):
             families = {lookup(name).family for name in names}
             self._measure_one(path, {f: scorer for f, scorer in scorers.items() if f in families})
-            spent, remaining = duration(round(pace.spent)), pace.left(number, len(frame_metrics))
+            spent, remaining = duration(round(pace.elapsed)), pace.time_left(number, len(frame_metrics))
             progress(f"{number}/{len(frame_metrics)}  {path.name}  {spent} spent, {remaining} left")
         self._measure_by_worker({p: [n for n in names if lookup(n).family == WORKER] for p, names in missing.items()})
         self._check_protocol()

@@ -32,8 +32,8 @@ import yaml
 
 from pw.io import hub
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import alone, check_space, check_writable, human_size, sha256, write_json
-from pw.io.hub import FetchError, FileSource, HubFile, Web, flaw
+from pw.io.files import check_space, check_writable, exclusive_lock, human_size, sha256, write_json
+from pw.io.hub import FetchError, FileSource, HubFile, Web, file_problem
 
 
 class MissingWeights(ConfigError):
@@ -212,7 +212,7 @@ def check_weights(row: Weights, *, rehash: bool = False) -> tuple[Path, str]:
     if not rehash and all(recorded.get(key) == value for key, value in _stamp(path).items()):
         actual = recorded["sha256"]
     else:
-        if problem := flaw(path, row.size):
+        if problem := file_problem(path, row.size):
             remedy = f"put {row.file} there" if row.is_users_file else f"{command} fetches it"
             raise WrongWeights(f"{path}: {problem}; {remedy}")
         actual = sha256(path)
@@ -291,7 +291,7 @@ def run(options: MetricWeightsOptions) -> int:
     return 1 if failed else 0
 
 
-main = Command(MetricWeightsOptions, run, resumes="what came stays, call again to continue")
+main = Command(MetricWeightsOptions, run, resume_hint="what came stays, call again to continue")
 
 
 def show(rows: Iterable[Weights], *, rehash: bool = False) -> bool:
@@ -340,7 +340,7 @@ def fetch(rows: Sequence[Weights], mirror: str = "", *, dry_run: bool = False) -
     if not missing:
         return failed
     check_writable("PW_METRICS", folder())
-    with alone(folder() / ".weights.lock"):
+    with exclusive_lock(folder() / ".weights.lock"):
         for variable, directory in {"PW_METRICS": folder(), "VBENCH_CACHE_DIR": vbench_folder()}.items():
             needed = sum(row.size for row in missing if row.path.is_relative_to(directory))
             check_space(variable, directory, needed, f"make room, or choose another: {variable}=DIR")

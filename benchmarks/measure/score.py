@@ -27,7 +27,7 @@ from benchmarks.measure.folder_scoring import FolderScoring
 from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, gpus, videos_of
 from benchmarks.metrics import GROUPS, METRICS, lookup, metric_names, protocol_of
 from benchmarks.stats.resampling import bootstrap_mean, prompt_of
-from pw.io.arguments import Command, ConfigError, option, written
+from pw.io.arguments import Command, ConfigError, option, to_words
 from pw.io.files import check_writable, write_atomically, write_csv
 from pw.io.host import free_memory
 from pw.io.paths import SUITE
@@ -86,7 +86,7 @@ def share(scoring: FolderScoring) -> None:
             shard = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pw-score-")))
             for path in videos[i::count]:
                 os.symlink(path.resolve(), shard / path.name)
-            words = [f"videos={shard}", f"metrics={','.join(names)}", f"out={shard / '.scores.csv'}", *written(part)]
+            words = [f"videos={shard}", f"metrics={','.join(names)}", f"out={shard / '.scores.csv'}", *to_words(part)]
             env = {**os.environ, "PYTHONPATH": str(SUITE), PARENT: str(os.getpid())}
             if gpus() > 1:
                 env["CUDA_VISIBLE_DEVICES"] = visible[i % gpus()]
@@ -372,4 +372,4 @@ def run(options: ScoreOptions) -> int:
     return 0
 
 
-main = Command(ScoreOptions, run, resumes="what was measured is kept, the same command goes on with the rest")
+main = Command(ScoreOptions, run, resume_hint="what was measured is kept, the same command goes on with the rest")

@@ -76,7 +76,7 @@ def run(options: TableOptions) -> int:
     return 0
 
 
-main = Command(TableOptions, run, resumes="what was measured is kept, the same command goes on with the rest")
+main = Command(TableOptions, run, resume_hint="what was measured is kept, the same command goes on with the rest")
 
 
 def _score(table: paper.PaperTable, folders: Mapping[str, Path]) -> None:

@@ -26,7 +26,7 @@ from pw.generate.request import network_of
 from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.files import write_json
 from pw.io.lazy import torch
-from pw.io.paths import OUTPUTS, quiet
+from pw.io.paths import OUTPUTS, silence_libraries
 from pw.run.build import Run, build
 from pw.run.signatures import provenance
 from pw.train.preflight import check_device
@@ -321,7 +321,7 @@ def run_bench(options: BenchOptions) -> int:
         if run.text is None or run.guidance.scale == 1:
             raise ConfigError(f"scale={run.scale.name}: the bench is of a scale with text and guidance: 2k, 4k, proxy")
         check_device(run)
-    quiet()
+    silence_libraries()
     device = torch.cuda.get_device_name() if runs[0].trainer.accelerator == "gpu" else platform.processor() or "CPU"
     best, outcomes = choose_variant(runs[0], options.kernels, options.compile)
     print(json.dumps(outcomes, indent=1), flush=True)

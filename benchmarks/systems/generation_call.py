@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.systems import Diffusers, ExternalCommand, PixelWizard, Setting, System, find, read_card
 from benchmarks.systems.jobs import VideoJob, input_jobs, make_jobs, read_prompts
-from pw.io.arguments import ConfigError, keys, number, option, written
+from pw.io.arguments import ConfigError, keys, number, option, to_words
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 
@@ -23,7 +23,7 @@ KINDS = {
     "command": ("checkout", "python", "timeout"),
 }
 QUALITY = 10
-ABOVE_ZERO = number(0, kind=float, without=(0,))
+ABOVE_ZERO = number(0, kind=float, excluded=(0,))
 
 
 def _folder_of_videos(text: str) -> Path:
@@ -85,7 +85,7 @@ class Call:
 
     def words(self, gpus: int, first: int, parts: int) -> list[str]:
         """The command line of this call for share `first` of `parts`, on `gpus` GPUs."""
-        rest = written(replace(self.options, gpus=gpus, shard=(0, 1)))
+        rest = to_words(replace(self.options, gpus=gpus, shard=(0, 1)))
         return rest if parts == 1 else [*rest, f"shard={first}/{parts}"]
 
     @property
@@ -175,7 +175,7 @@ def _overrides(system: System, options: SystemOptions) -> tuple[str, ...]:
     """Words for `pw.generate.pipeline`: overrides, and options that this command has only for other kinds."""
     other_keys = {key for kind in KINDS.values() for key in kind} - {*KINDS[system.kind]}
     other_options = replace(SystemOptions(), **{key: getattr(options, key) for key in other_keys})
-    overrides = (*options.overrides, *written(other_options))
+    overrides = (*options.overrides, *to_words(other_options))
     if overrides and system.kind != "pixelwizard":
         known = [key for key in keys(SystemOptions) if key not in {*other_keys, "videos"}]
         raise ConfigError(f"{overrides[0]}: no option of {system.name} ({system.kind}); there are {', '.join(known)}")

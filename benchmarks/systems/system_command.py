@@ -27,7 +27,7 @@ from benchmarks.systems.external import External, PixelWizardGeneration
 from benchmarks.systems.generation_call import Call, SystemOptions, make_call
 from benchmarks.systems.gpu_processes import process_group, spread_over_gpus
 from benchmarks.systems.jobs import VideoJob, is_done, make_jobs, note_path, read_prompts, register, write_jobs
-from pw.io.arguments import Command, ConfigError, written
+from pw.io.arguments import Command, ConfigError, to_words
 from pw.io.files import write_atomically
 from pw.io.paths import OUTPUTS, ROOT, commit_of
 from pw.io.progress import Pace, duration
@@ -60,7 +60,7 @@ def run(options: SystemOptions) -> int:
     return 1 if failures else 0
 
 
-main = Command(SystemOptions, run, resumes="what is finished is kept, the same command goes on from here")
+main = Command(SystemOptions, run, resume_hint="what is finished is kept, the same command goes on from here")
 
 
 def _list(systems: Sequence[System]) -> list[str]:
@@ -81,7 +81,7 @@ def _list(systems: Sequence[System]) -> list[str]:
 def _register(options: SystemOptions, directory: Path) -> int:
     allowed = dict.fromkeys(("name", "videos", "out", "prompts", "seeds"))
     other_options = dataclasses.replace(options, **{key: getattr(SystemOptions(), key) for key in allowed})
-    if unknown := [word.partition("=")[0] for word in written(other_options)]:
+    if unknown := [word.partition("=")[0] for word in to_words(other_options)]:
         raise ConfigError(f"{', '.join(sorted(unknown))}: with videos=DIR there are name, out, prompts and seeds")
     system = load(options.name)
     jobs = None if options.prompts is None else make_jobs(read_prompts(options.prompts), options.seeds)
@@ -173,7 +173,7 @@ def _make_in_order(call: Call, todo: Sequence[VideoJob]) -> list[str]:
                 raise GenerationError(failures[0]) from error
             _log(f"{number}/{len(todo)}  could not be made: {failures[-1]}")
             continue
-        remaining, per_video = pace.left(number, len(todo)), duration(1 / pace.rate(number))
+        remaining, per_video = pace.time_left(number, len(todo)), duration(1 / pace.rate(number))
         _log(f"{number}/{len(todo)}  {path.name}, {per_video} a video, about {remaining} left")
     return failures
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pw.io.arguments import Command, ConfigError, did_you_mean, number, option
-from pw.io.paths import OUTPUTS, explained, own_folder
+from pw.io.paths import OUTPUTS, explain_import_errors, user_folder
 from pw.train.loop import outputs_folder
 
 FOLDER = Path(__file__).parents[1]
@@ -161,9 +161,9 @@ def files() -> dict[str, Path]:
 
     Raises ConfigError when a user's file has the name of an ablation of the suite.
     """
-    user_folder = own_folder()
+    folder = user_folder()
     suite = _ablation_files(FOLDER)
-    user_files = {} if user_folder is None else _ablation_files(user_folder / "experiments")
+    user_files = {} if folder is None else _ablation_files(folder / "experiments")
     if duplicates := suite.keys() & user_files.keys():
         raise ConfigError(f"{user_files[min(duplicates)]}: {min(duplicates)} comes with the suite; rename the file")
     return suite | user_files
@@ -184,7 +184,7 @@ def load(name: str) -> tuple[Ablation, Statement]:
     if path is None:
         hint = did_you_mean(name, names())
         raise ConfigError(f"name={name}: no such ablation; {hint}there are {', '.join(names())}")
-    with explained(f"name={name}", path.parent):
+    with explain_import_errors(f"name={name}", path.parent):
         namespace = runpy.run_path(str(path), run_name=f"experiments.{name}")
     ablation, docstring = namespace.get("ABLATION"), namespace["__doc__"] or ""
     if not isinstance(ablation, Ablation):
@@ -218,7 +218,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 class AblationOptions:
     """The options of `pw ablation`; `overrides` apply to every run."""
 
-    name: str = option(says="the ablation; `pw ablations` lists them", values=names)
+    name: str = option(help="the ablation; `pw ablations` lists them", values=names)
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "a number (5 is 0 to 4) or a list ([0,3])", read=_seeds)
     arms: tuple[str, ...] = option((), "only these arms")
     vary_start: bool = option(False, "train a start checkpoint per seed, instead of one for all")

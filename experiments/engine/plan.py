@@ -148,7 +148,7 @@ def plan_of(options: AblationOptions, ablation: Ablation, statement: Statement) 
     try:
         check_claims(ablation, [_label(ablation, name, value) for value in crossed for name in ablation.arms])
     except ConfigError as error:
-        raise error.within(f"{options.name}: ") from error
+        raise error.with_prefix(f"{options.name}: ") from error
     for name in options.arms:
         if name not in ablation.arms:
             hint = did_you_mean(name, ablation.arms)
@@ -263,7 +263,7 @@ def _arm(
         runs = {seed: run.with_seed(seed, 1000 + seed if options.vary_start else None) for seed in options.seeds}
         _check_shares(run)
     except ConfigError as error:
-        raise error.within(f"arm {label}: ") from error
+        raise error.with_prefix(f"arm {label}: ") from error
     optimizer = [o for o in (*ablation.fixed.split(), *ablation.arms[name].split()) if o.startswith("optimizer.")]
     extra_keys = {override_key(o) for o in extra}
     if run.starts_from_wan and (fixed := [o for o in optimizer if override_key(o) not in extra_keys]):
@@ -282,7 +282,7 @@ def _check_shares(run: Run) -> None:
             if required is not None:
                 _check_shares(required)
         except ConfigError as error:
-            raise error.within(f"{group}: ") from error
+            raise error.with_prefix(f"{group}: ") from error
 
 
 def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:

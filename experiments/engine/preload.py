@@ -1,8 +1,8 @@
 """The modules that workers need, imported once in the server that forks them."""
 
-from pw.io.paths import import_for_good
+from pw.io.paths import import_without_gc
 
-import_for_good(
+import_without_gc(
     "torch",
     "lightning.pytorch",
     "diffusers.models.transformers.transformer_wan",

@@ -1,14 +1,14 @@
-"""Sizes of latents, parameters, FLOPs and bytes, from shapes; compared with the modules' own in tests/cost.
+"""Sizes of latents, parameters, FLOPs and bytes, from shapes; tests/cost compares them with the real modules.
 
 L tokens, D width, f ffn_dim, S text tokens, N layers, b bytes of a number (bf16 2, fp32 4). A multiplication and an
 addition are two FLOPs. GB is 10^9 bytes.
 
-Where a number comes from (`Part.source`):
+The source of a number (`Part.source`):
 
-    counted       from shapes, as the modules have them (tests/cost)
-    fake tensors  the most that is alive at once when the real modules run on tensors without data. Not measured on a
-                  GPU: kernels' workspaces and the allocator's losses come on top, as `MARGIN` and `CONTEXT`.
-    assumed       neither.
+    counted       from the shapes of the modules (tests/cost)
+    fake tensors  peak memory when the real modules run on tensors without data. Not measured on a GPU: `MARGIN` and
+                  `CONTEXT` add the kernels' workspaces and the allocator's losses.
+    assumed       an estimate
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SINUSOID = 256  # channels of a sinusoidal embedding  (pw.nn.adapters)
 # Wan2.2's VAE, diffusers' AutoencoderKLWan at the published configuration, counted on the meta device.
 VAE_ENCODER_PARAMETERS = 149_637_088
 VAE_DECODER_PARAMETERS = 555_051_580
-# FLOPs per px of the first frame and of each further one, convolutions alone; channels of its one attention layer.
+# FLOPs per px of the first frame and of each later frame, convolutions only; channels of its one attention layer.
 VAE_DECODE = (22.776466e6, 18.3941485e6, 1024)
 VAE_ENCODE = (4.643752e6, 3.4907780e6, 640)
 
@@ -40,11 +40,11 @@ UMT5_LAYERS, UMT5_WIDTH, UMT5_FFN, UMT5_HEADS = 24, 4096, 10240, 64
 UMT5_BUCKETS, UMT5_VOCABULARY = 32, 256384
 
 BYTES: dict[Precision, int] = {"bf16": 2, "fp32": 4}
-MARGIN = 0.06  # of a peak: what the caching allocator loses to fragments. Assumed.
+MARGIN = 0.06  # share of a peak that fragmentation in the caching allocator adds. Assumed.
 CONTEXT = 1 << 30  # bytes: CUDA context and libraries' workspaces. Assumed.
 
-# Working set of Wan2.2's VAE in bytes per px in bf16, for several frames and for one: it convolves four frames at a
-# time, so more frames take no more. Fake tensors: 39.8 and 88.9 GB decoding at 2K and 4K, 31.7 GB encoding at 4K.
+# Working set of Wan2.2's VAE in bytes per px in bf16, for several frames and for one. It convolves four frames at a
+# time, so more frames need no more memory. Fake tensors: decoding 39.8 and 88.9 GB at 2K and 4K, encoding 31.7 at 4K.
 VAE_DECODE_BYTES = (10_796, 2_900)
 VAE_ENCODE_BYTES = (3_850, 970)
 
@@ -64,7 +64,7 @@ def stage_size(run: Run) -> tuple[int, int]:
 
 
 def stage_latent(run: Run) -> tuple[int, int, int, int]:
-    """(C, F, h, w) of the latent that the run's stage generates: the anchor's, or that of the clip at full size."""
+    """(C, F, h, w) of the latent that the run's stage generates: of the anchor, or of the clip at full size."""
     codec, (height, width) = run.codec, stage_size(run)
     return codec.channels, codec.latent_frames(run.scale.frames), height // codec.factor, width // codec.factor
 
@@ -91,8 +91,8 @@ def transformer_parameters(backbone: options.Wan) -> int:
     return embeddings + backbone.num_layers * block_parameters(backbone) + (d * patch + patch) + 2 * d
 
 
-def kept_parameters(backbone: options.Wan) -> int:
-    """Parameters of the transformer that stay fp32 in a bf16 model: time embedder, modulation tables, norm2."""
+def fp32_parameters(backbone: options.Wan) -> int:
+    """Parameters of the transformer that are fp32 in a bf16 model: time embedder, modulation tables, norm2."""
     d = backbone.width
     return (backbone.freq_dim * d + d + d * d + d) + backbone.num_layers * (6 * d + 2 * d) + 2 * d
 
@@ -125,7 +125,7 @@ def parameters(backbone: options.Wan, injector: Injector) -> int:
 
 
 def text_encoder_parameters() -> int:
-    """Parameters of UMT5-XXL's encoder: 5.68e9, a fifth of them the vocabulary's embedding."""
+    """Parameters of UMT5-XXL's encoder: 5.68e9, a fifth of them in the token embedding."""
     attention = 4 * UMT5_WIDTH**2 + UMT5_HEADS * UMT5_BUCKETS  # each layer has its own position bias
     layer = attention + 3 * UMT5_WIDTH * UMT5_FFN + 2 * UMT5_WIDTH
     return UMT5_VOCABULARY * UMT5_WIDTH + UMT5_LAYERS * layer + UMT5_WIDTH
@@ -159,8 +159,8 @@ def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector
         cross-attention   4 L S D N
         injector          2 L (C d' + 27 d' D + D^2 per block) + gate, d' hidden channels
 
-    plus patch and output projection, and the embeddings of text, timestep and stride. The injector is counted at every
-    evaluation, although inference computes its refined anchor once; resizing is left out.
+    plus patch and output projection, and the embeddings of text, timestep and stride. The injector counts in every
+    evaluation, although inference computes its refined anchor once; resizing is not counted.
     """
     length, text, d, n = tokens, text_tokens, backbone.width, backbone.num_layers
     patch = backbone.in_channels * math.prod(backbone.patch_size)
@@ -170,17 +170,17 @@ def forward_flops(backbone: options.Wan, tokens: int, text_tokens: int, injector
         + 2 * (backbone.freq_dim * d + d * d + 6 * d * d)
         + 2 * (SINUSOID * d + d * d)
     )
-    injected = 0
+    extra = 0
     if isinstance(injector, options.Injector):
         hidden = injector.hidden_channels(backbone)
         gate = {"scalar": 2 * (SINUSOID * d + d), "channelwise": 4 * (SINUSOID * d + d * d), "fixed": 0}[injector.gate]
-        injected = 2 * length * (backbone.in_channels * hidden + 27 * hidden * d + len(injector.blocks) * d * d) + gate
+        extra = 2 * length * (backbone.in_channels * hidden + 27 * hidden * d + len(injector.blocks) * d * d) + gate
     return Flops(
         linear=2 * length * n * (6 * d * d + 2 * d * backbone.ffn_dim) + 4 * text * n * d * d,
         self_attention=4 * length**2 * d * n,
         cross_attention=4 * length * text * d * n,
         embeddings=embeddings,
-        injector=injected,
+        injector=extra,
     )
 
 
@@ -191,22 +191,21 @@ def stage_flops(run: Run) -> Flops:
 def codec_flops(codec: Codec, frames: int, height: int, width: int, direction: Direction) -> float:
     """FLOPs of encoding or decoding one clip, tile by tile; tiles overlap, so smaller tiles cost more.
 
-    Convolutions cost the same per px for every frame but the first; attention costs 4 (h w)^2 channels a latent frame.
-    In one piece, decoding takes 8.25 and 18.5 PFLOP at 2K and 4K, encoding 1.58 and 3.57. `SpaceToDepth` computes
-    nothing.
+    Convolutions cost the same per px in each frame after the first; attention costs 4 (h w)^2 channels a latent frame.
+    Without tiles, decoding takes 8.25 and 18.5 PFLOP at 2K and 4K, encoding 1.58 and 3.57. `SpaceToDepth` takes none.
     """
     if isinstance(codec, options.SpaceToDepth):
         return 0
-    first, further, channels = VAE_DECODE if direction == "decode" else VAE_ENCODE
+    first, next_frames, channels = VAE_DECODE if direction == "decode" else VAE_ENCODE
     tiles = codec.tiles(height, width)
     positions = [(row.stop - row.start) * (column.stop - column.start) for row in tiles[0] for column in tiles[1]]
     pixels = sum(positions) * codec.factor**2
     attention = 4 * sum(count**2 for count in positions) * channels * codec.latent_frames(frames)
-    return pixels * (first + further * (frames - 1)) + attention
+    return pixels * (first + next_frames * (frames - 1)) + attention
 
 
 def evaluations(run: Run) -> int:
-    """Evaluations of the network to generate one clip: one a step, and one more in a guided step."""
+    """Evaluations of the network to generate one clip: one per step, two per step with guidance."""
     steps, guidance = run.sampling.num_steps, run.guidance
     if guidance.scale == 1:
         return steps
@@ -215,7 +214,7 @@ def evaluations(run: Run) -> int:
 
 @dataclass(frozen=True)
 class Part:
-    """One item of a peak: its bytes on the device, and where the number comes from."""
+    """One item of a memory peak: its bytes on the device, and the source of the number."""
 
     name: str
     bytes: float
@@ -224,11 +223,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Moment:
-    """What is on the device at once: in a phase of generation, or at a moment of a training update.
+    """The memory on a device in a phase of generation, or at a moment of a training update.
 
     flops        of the phase, for one video; 0 for a moment of training
-    evaluations  of the network, each branch of guidance counted
-    devices      that share the phase's flops; less than their number where the work cannot be divided evenly
+    evaluations  of the network, in each branch of guidance
+    devices      that share the phase's flops; fractional if the work cannot be divided equally
     """
 
     name: str
@@ -239,12 +238,12 @@ class Moment:
 
     @property
     def bytes(self) -> float:
-        """The peak, without the allocator's losses."""
+        """The peak, without `MARGIN` and `CONTEXT`."""
         return sum(part.bytes for part in self.parts)
 
     @property
     def needs(self) -> float:
-        """Bytes of device memory that it takes: the peak, the allocator's losses and the CUDA context."""
+        """Bytes of device memory: the peak, the allocator's losses and the CUDA context."""
         return self.bytes * (1 + MARGIN) + CONTEXT
 
     def fits(self, memory: float) -> bool:
@@ -252,11 +251,11 @@ class Moment:
 
 
 def weight_bytes(backbone: options.Wan, injector: Injector, precision: Precision) -> float:
-    """Bytes of the weights for inference; time embedding, norms, stride embedding and gate stay fp32."""
-    kept = kept_parameters(backbone) + stride_embedding_parameters(backbone)
+    """Bytes of the weights for inference; time embedding, norms, stride embedding and gate are fp32."""
+    fp32_count = fp32_parameters(backbone) + stride_embedding_parameters(backbone)
     if isinstance(injector, options.Injector):
-        kept += gate_parameters(injector, backbone)
-    return BYTES[precision] * (parameters(backbone, injector) - kept) + 4 * kept
+        fp32_count += gate_parameters(injector, backbone)
+    return BYTES[precision] * (parameters(backbone, injector) - fp32_count) + 4 * fp32_count
 
 
 def inference_bytes(backbone: options.Wan, tokens: int, precision: Precision) -> float:
@@ -264,8 +263,8 @@ def inference_bytes(backbone: options.Wan, tokens: int, precision: Precision) ->
 
         L (max(b (4 D + 2 f), b 4 D + 14.2 D) + 8 head_dim)
 
-    Reached in the FFN or, where that is narrow, in the fp32 rotary embedding, with its two fp32 tables. Fake tensors:
-    9.26 and 20.67 GB at 2K and 4K in bf16, as the formula. Error: 0.5 % for an FFN of f = 4.67 D, 1 % for 1 to 2 D.
+    The peak is in the FFN or, if that is narrow, in the fp32 rotary embedding, with its two fp32 tables. Fake tensors
+    and formula: 9.26 and 20.67 GB at 2K and 4K in bf16. Error: 0.5 % for an FFN of f = 4.67 D, 1 % for 1 to 2 D.
     """
     b, d = BYTES[precision], backbone.width
     ffn = b * (4 * d + 2 * backbone.ffn_dim)
@@ -276,10 +275,10 @@ def inference_bytes(backbone: options.Wan, tokens: int, precision: Precision) ->
 def injector_bytes(
     injector: Injector, backbone: options.Wan, tokens: int, precision: Precision, context: int = 1
 ) -> float:
-    """What the injector adds to an evaluation without gradients: L D b (1 + (1 + blocks) / context).
+    """Bytes of the injector in an evaluation without gradients: L D b (1 + (1 + blocks) / context).
 
-    The refined anchor, which it keeps; what is added to each block's input; and their sum. Exactly that of fake
-    tensors. With `context` devices that share the tokens, each holds the whole refined anchor.
+    The cached refined anchor, the term added to each block's input, and their sum; equal to fake tensors. With
+    `context` devices that share the tokens, each device holds the whole refined anchor.
     """
     if not isinstance(injector, options.Injector):
         return 0
@@ -287,16 +286,16 @@ def injector_bytes(
 
 
 def unshared_bytes(backbone: options.Wan, tokens: int, precision: Precision, context: int) -> float:
-    """The tokens before the first block, L D b, which each device that shares tokens holds whole; 0 without sharing,
-    where they are in the working set."""
+    """Bytes of all tokens before the first block, L D b, on each device that shares tokens; 0 without sharing, because
+    then they are part of the working set."""
     return tokens * backbone.width * BYTES[precision] if context > 1 else 0
 
 
 def saved_block_bytes(backbone: options.Wan, tokens: int, precision: Precision, trainable: str) -> float:
-    """What one block saves for its backward when it is not checkpointed.
+    """Bytes that one block saves for its backward without checkpointing.
 
-    L (b (10 D + 2 f) + 48 D), or L (b (7 D + f) + 36 D) when its weights are frozen: b-sized inputs of the linear
-    layers and attention, fp32 inputs of the norms and modulations. Fake tensors; error below 0.5 %.
+    L (b (10 D + 2 f) + 48 D), or L (b (7 D + f) + 36 D) with frozen weights: inputs of the linear layers and attention
+    in b bytes, inputs of the norms and modulations in fp32. Fake tensors; error below 0.5 %.
     """
     b, d, f = BYTES[precision], backbone.width, backbone.ffn_dim
     if trainable == "adapters":
@@ -305,7 +304,7 @@ def saved_block_bytes(backbone: options.Wan, tokens: int, precision: Precision, 
 
 
 def block_backward_bytes(backbone: options.Wan, tokens: int, precision: Precision, trainable: str) -> float:
-    """Peak working set of recomputing one block and its backward.
+    """Peak working set of the backward of one block, with its recomputation.
 
         all        L max(b (7 D + 2 f) + 68.5 D, saved + b f)
         adapters   L max(b (4 D + f) + 58.4 D, saved + 2 b f)
@@ -322,10 +321,10 @@ def block_backward_bytes(backbone: options.Wan, tokens: int, precision: Precisio
 def injector_saved_bytes(
     injector: Injector, backbone: options.Wan, tokens: int, precision: Precision, context: int = 1
 ) -> float:
-    """What the injector saves for its backward: L (4 (3 d' + 3 D) + 2.5 b D per block / context), with fp32 norms.
+    """Bytes that the injector saves for its backward: L (4 (3 d' + 3 D) + 2.5 b D per block / context), fp32 norms.
 
-    Fake tensors; error below L D b, 1 % of a training's activations. An upper bound where `context` devices share the
-    tokens: not all of it is alive in a block's backward (at 4K on 8 devices fake tensors have 18.0 GB, the sum 23.8).
+    Fake tensors; error below L D b, 1 % of a training's activations. An upper bound if `context` devices share the
+    tokens: a block's backward does not need all of it (at 4K on 8 devices fake tensors have 18.0 GB, the sum 23.8).
     """
     if not isinstance(injector, options.Injector):
         return 0
@@ -334,19 +333,19 @@ def injector_saved_bytes(
 
 
 def codec_bytes(codec: Codec, frames: int, height: int, width: int, direction: Direction) -> tuple[Part, ...]:
-    """Weights, the working set of a tile, and pixels. `SpaceToDepth` only rearranges: pixels twice."""
+    """Weights, the working set of a tile, and pixels. `SpaceToDepth` only needs the pixels, twice."""
     if isinstance(codec, options.SpaceToDepth):
         return (Part("pixels", 2 * 12 * frames * height * width, "counted"),)
     b = BYTES[codec.precision]
     tiles = codec.tiles(height, width)
     rows, columns = (codec.factor * max(span.stop - span.start for span in spans) for spans in tiles)
-    several, single = VAE_DECODE_BYTES if direction == "decode" else VAE_ENCODE_BYTES
-    per_pixel = (single if frames == 1 else several) * b / 2
-    pixels = 2 * 3 * b * rows * columns  # a tile, as it is and as patches
+    many_frames, one_frame = VAE_DECODE_BYTES if direction == "decode" else VAE_ENCODE_BYTES
+    per_pixel = (one_frame if frames == 1 else many_frames) * b / 2
+    pixels = 2 * 3 * b * rows * columns  # a tile, and its patches
     if direction == "encode":
         pixels += 12 * height * width  # the clip in fp32
     elif max(map(len, tiles)) > 1:
-        pixels += 2 * 12 * rows * width + 12 * rows * columns  # two bands of tiles being blended and a tile, fp32
+        pixels += 2 * 12 * rows * width + 12 * rows * columns  # two rows of tiles for blending and a tile, fp32
     return (
         Part("weights", b * (VAE_ENCODER_PARAMETERS + VAE_DECODER_PARAMETERS), "counted"),
         Part("working set", rows * columns * per_pixel, "fake tensors"),

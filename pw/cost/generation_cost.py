@@ -1,4 +1,4 @@
-"""What one generated video costs: its phases with their FLOPs and memory, and CPU memory."""
+"""The cost of one generated video: FLOPs and memory of its phases, and CPU memory."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pw.nn import options
 from pw.run.build import Run, build
 from pw.run.compose import override_key
 
-# (stage II, stage I) of a generation; None where it has none
+# (stage II, stage I) of a generation; None for a stage that it does not have
 Stages = tuple[Run | None, Run | None]
-SHARED = {"scale", "codec", "backbone", "text", "data", "trainer"}  # groups that stage I takes over from stage II
+SHARED_GROUPS = {"scale", "codec", "backbone", "text", "data", "trainer"}  # stage I copies them from stage II
 
-CONVERTED = 1 << 25  # pixels that are converted to floats at a time  (pw.data.degradation)
+CONVERSION_PIXELS = 1 << 25  # converted to floats at a time  (pw.data.degradation)
 
 
 @dataclass(frozen=True)
 class GenerationCost:
-    """The cost of one video: phases that follow each other, each with only its own network on the device.
+    """The cost of one video: consecutive phases, each with only its own network on the device.
 
     precision  of the networks' weights
     host       items in CPU memory
@@ -40,13 +40,13 @@ class GenerationCost:
 
 
 def stages_of(run: Run) -> Stages:
-    """The stages that generate with a run: stage I alone for a run of it, stage II alone without injector."""
+    """The stages that generate with a run: only stage I for a stage I run, only stage II without an injector."""
     if run.stage == "anchor":
         return None, run
     if run.injector is None:
         return run, None
-    shared = [o for o in run.config.overrides if override_key(o).split(".")[0] in SHARED]
-    return run, run.anchor_run or build([*shared, "stage=anchor"])
+    overrides = [o for o in run.config.overrides if override_key(o).split(".")[0] in SHARED_GROUPS]
+    return run, run.anchor_run or build([*overrides, "stage=anchor"])
 
 
 def last_stage(stages: Stages) -> Run:
@@ -58,38 +58,38 @@ def last_stage(stages: Stages) -> Run:
 def generation_cost(hires: Run | None, anchor: Run | None, precision: Precision | None = None) -> GenerationCost:
     """The cost of one video from one prompt: text, stage I, stage II, decode.
 
-    hires, anchor  the runs of the two stages; None leaves one out (stage II without injector needs no anchor)
-    precision      of the networks' weights; by default bf16 on a GPU and fp32 on a CPU, as `pw.nn.networks` loads them
+    hires, anchor  the runs of the two stages; None skips a stage (stage II without an injector needs no anchor)
+    precision      of the networks' weights; default bf16 on a GPU and fp32 on a CPU, as in `pw.nn.networks`
     """
-    runs, last = [run for run in (anchor, hires) if run is not None], last_stage((hires, anchor))
-    precision = precision or ("bf16" if last.trainer.accelerator == "gpu" else "fp32")
-    phases = [text_encoding(last)] if last.text is not None else []
+    runs, final_run = [run for run in (anchor, hires) if run is not None], last_stage((hires, anchor))
+    precision = precision or ("bf16" if final_run.trainer.accelerator == "gpu" else "fp32")
+    phases = [text_encoding(final_run)] if final_run.text is not None else []
     for run in runs:
         phases.append(denoising(run, precision))
         upsampled = run.stage == "anchor" and len(runs) == 2 and run.scale.anchor_upsample == "pixel"
         if upsampled and isinstance(run.codec, options.WanVAE):
             phases.append(coding(run, "anchor decode", run.scale.anchor_size, "decode"))
             phases.append(coding(run, "anchor encode", run.scale.size, "encode"))
-    height, width = counts.stage_size(last)
-    decode = coding(last, "decode", (height, width), "decode")
-    if isinstance(last.codec, options.WanVAE):  # devices that make a video together share its tiles
-        tiles = math.prod(map(len, last.codec.tiles(height, width)))
-        decode = replace(decode, devices=tiles / math.ceil(tiles / last.trainer.context))
+    height, width = counts.stage_size(final_run)
+    decode = coding(final_run, "decode", (height, width), "decode")
+    if isinstance(final_run.codec, options.WanVAE):  # devices that generate a video together share its tiles
+        tiles = math.prod(map(len, final_run.codec.tiles(height, width)))
+        decode = replace(decode, devices=tiles / math.ceil(tiles / final_run.trainer.context))
     phases.append(decode)
-    # a network is read from a checkpoint in fp32
+    # a network is loaded from a checkpoint in fp32
     networks = [4 * counts.parameters(run.backbone, run.injector) for run in runs]
-    if last.text is not None:
+    if final_run.text is not None:
         networks.append(2 * counts.text_encoder_parameters())
     host = (
         Part("largest network as it loads", max(networks), "assumed"),
-        Part("8-bit frames", 3 * last.scale.frames * height * width, "counted"),
+        Part("8-bit frames", 3 * final_run.scale.frames * height * width, "counted"),
     )
     return GenerationCost(precision, tuple(phases), host)
 
 
 def text_encoding(run: Run) -> Moment:
     """Encoding the prompt, and with guidance the negative prompt, by UMT5-XXL in bf16."""
-    prompts, length = 1 if run.guidance.scale == 1 else 2, run.backbone.text_tokens  # of each, padded
+    prompts, length = 1 if run.guidance.scale == 1 else 2, run.backbone.text_tokens  # length of each, with padding
     layers, width, ffn = counts.UMT5_LAYERS, counts.UMT5_WIDTH, counts.UMT5_FFN
     linear, attention = 2 * length * layers * (4 * width**2 + 3 * width * ffn), layers * 4 * length**2 * width
     scores = 3 * 4 * counts.UMT5_HEADS * length**2  # scores, their bias and softmax in fp32
@@ -101,18 +101,18 @@ def text_encoding(run: Run) -> Moment:
 
 
 def denoising(run: Run, precision: Precision) -> Moment:
-    """Integrating one clip with a stage's network, on each device that holds part of its weights or tokens."""
+    """Sampling one clip with a stage's network, on each device that holds part of its weights or tokens."""
     backbone, length, count = run.backbone, counts.stage_tokens(run), counts.evaluations(run)
     batch = 2 if run.guidance.scale != 1 and run.trainer.guidance_batch else 1  # both branches of guidance at once
     split, context = run.trainer.split, run.trainer.context
     text = 2 * backbone.text_tokens * backbone.text_dim * 4
-    # fp32: state, two velocities, their sum; and the network's copy of the state in its own precision
+    # fp32: state, two velocities, their sum; and a copy of the state in the network's precision
     state = math.prod(counts.stage_latent(run)) * (4 * 4 + BYTES[precision] * batch)
-    gathered = 2 * BYTES[precision] * counts.block_parameters(backbone) if split > 1 else 0  # this block and the next
+    blocks = 2 * BYTES[precision] * counts.block_parameters(backbone) if split > 1 else 0  # this block and the next
     injector = counts.injector_bytes(run.injector, backbone, length, precision, context)
     parts = (
         Part("weights", counts.weight_bytes(backbone, run.injector, precision) / split, "counted"),
-        Part("gathered", gathered, "assumed"),
+        Part("gathered", blocks, "assumed"),
         Part("working set", batch * counts.inference_bytes(backbone, length // context, precision), "fake tensors"),
         Part("all tokens", batch * counts.unshared_bytes(backbone, length, precision, context), "fake tensors"),
         Part("injector", batch * injector, "fake tensors"),
@@ -127,12 +127,12 @@ def coding(run: Run, name: str, size: tuple[int, int], direction: Direction) -> 
 
 
 def sampling_memory(run: Run, batch_size: int | None = None) -> int:
-    """Bytes of CPU memory that clips take while a run is sampled, whatever their number.
+    """Bytes of CPU memory for clips while a run is sampled, independent of their number.
 
-    A batch in fp32, one clip twice in 8 bits, and the frames that are converted at a time. An upper bound for reading
-    the evaluation clips, too. Measured at 2K with 33 frames: 2.3 GB, and 2.7 from shards of 1.5 times the size; the
-    formula gives 3.0. The network is on the device by then.
+    A batch in fp32, one clip twice in 8 bits, and the frames under conversion. Also an upper bound for reading the
+    evaluation clips. Measured at 2K with 33 frames: 2.3 GB, and 2.7 from shards of 1.5 times the size; the formula
+    gives 3.0. Without the network, which is already on the device.
     """
     batch_size = run.sampling.batch_size if batch_size is None else batch_size
     pixels = run.scale.frames * run.scale.height * run.scale.width
-    return 3 * pixels * (4 * batch_size + 2) + 24 * min(pixels * batch_size, CONVERTED)
+    return 3 * pixels * (4 * batch_size + 2) + 24 * min(pixels * batch_size, CONVERSION_PIXELS)

@@ -1,9 +1,9 @@
-"""`pw plan`: what a run needs before anything is loaded, and whether it fits the GPUs that are given.
+"""`pw plan`: FLOPs, memory and time of a run before anything is loaded, and whether it fits the GPUs.
 
     pw plan scale=4k gpus=1x80GB [tflops=400] [for=generation] [json=plan.json] [any override of conf/]
 
-Tokens, FLOPs, memory by part and time, without importing torch. Exit status: 0 if what was asked for fits, 1 if not, 2
-for a mistake in the call.
+Does not import torch. Exit status: 0 if generation and training (or the one in `for=`) fit, 1 if not, 2 for invalid
+words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pw.cost import counts
 from pw.cost.counts import MARGIN, Moment, Precision
 from pw.cost.generation_cost import GenerationCost, Stages, generation_cost, sampling_memory, stages_of
 from pw.cost.training_cost import TrainingCost, reads_pixels, training_cost
-from pw.cost.verdicts import UNNAMED, Gpus, Verdict, judge_generation, judge_training, parse_gpus
+from pw.cost.verdicts import DEFAULT_TFLOPS, Gpus, Verdict, judge_generation, judge_training, parse_gpus
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import human_size, writable_file, write_json
 from pw.io.progress import duration
@@ -61,7 +61,7 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class CostPlan:
-    """Everything that `pw plan` shows. tflops: of a device, as asked or assumed."""
+    """The content of `pw plan`. tflops: TFLOP/s of a device, from the options or assumed."""
 
     options: PlanOptions
     run: Run
@@ -71,45 +71,45 @@ class CostPlan:
     training: TrainingCost
 
     def seconds(self, phase: Moment) -> float:
-        """Wall time of a phase of generation on the devices that share it."""
+        """Wall time of a phase of generation, on the devices that share it."""
         return phase.flops.total / phase.devices / (self.tflops * 1e12)
 
 
 def make_plan(options: PlanOptions) -> CostPlan:
-    """The plan of a run. Raises ConfigError naming the key."""
+    """The plan of a run. Raises ConfigError with the key."""
     run, gpus = build(options.overrides), options.gpus
     on_cpu = CPU * run.trainer.threads
-    assumed = gpus.tflops if gpus is not None else UNNAMED if run.trainer.accelerator == "gpu" else on_cpu
+    default_tflops = gpus.tflops if gpus is not None else DEFAULT_TFLOPS if run.trainer.accelerator == "gpu" else on_cpu
     stages, count = stages_of(run), 1 if gpus is None else gpus.count
     if gpus is not None and count % run.trainer.context:
         raise ConfigError(f"trainer.context={run.trainer.context}: gpus={gpus} are not a multiple of it")
-    tflops = assumed if options.tflops is None else options.tflops
+    tflops = default_tflops if options.tflops is None else options.tflops
     generation = generation_cost(*stages, precision=options.dtype)
     return CostPlan(options, run, stages, tflops, generation, training_cost(run, count))
 
 
 def verdicts(plan: CostPlan) -> list[Verdict]:
-    """A verdict on generation, on training, or on both; none without GPUs to judge by."""
+    """A verdict on generation, on training, or on both; none without `gpus`."""
     gpus, what = plan.options.gpus, plan.options.what
     if gpus is None:
         return []
-    judged = []
+    results = []
     if what != "training":
         card = f"{plan.run.trainer.split}x{gpus.card}"
-        judged.append(judge_generation(plan.stages, gpus.memory, card, plan.generation.precision, gpus.count))
+        results.append(judge_generation(plan.stages, gpus.memory, card, plan.generation.precision, gpus.count))
     if what != "generation":
-        judged.append(judge_training(plan.run, plan.training, gpus))
-    return judged
+        results.append(judge_training(plan.run, plan.training, gpus))
+    return results
 
 
 def as_json(plan: CostPlan, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """The plan as plain data: bytes, FLOPs, seconds."""
     gpus = plan.options.gpus
 
-    def moment(of: Moment) -> dict[str, Any]:
-        fits = None if gpus is None else of.fits(gpus.memory)
-        time = {"seconds": plan.seconds(of)} if of.flops.total else {}
-        return dataclasses.asdict(of) | {"bytes": of.bytes, "needs": of.needs, "fits": fits} | time
+    def moment(phase: Moment) -> dict[str, Any]:
+        fits = None if gpus is None else phase.fits(gpus.memory)
+        time = {"seconds": plan.seconds(phase)} if phase.flops.total else {}
+        return dataclasses.asdict(phase) | {"bytes": phase.bytes, "needs": phase.needs, "fits": fits} | time
 
     training = plan.training
     return {
@@ -133,15 +133,15 @@ def as_json(plan: CostPlan, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     }
 
 
-# ---- what is printed
+# ---- output
 
 
 def show(plan: CostPlan, verdicts: Sequence[Verdict], console: Console) -> None:
-    """Print the tables of what is asked for (generation, training), and the verdicts."""
+    """Print the tables of generation and training, as selected by `for=`, and the verdicts."""
     options = plan.options
     device = "no GPU given, so nothing is judged" if options.gpus is None else f"gpus={options.gpus}"
-    assumed = " assumed (tflops= to set it)" if options.tflops is None else ""
-    console.print(f"{' '.join(options.overrides) or 'scale=tiny'}  |  {device}  |  {plan.tflops:g} TFLOP/s{assumed}")
+    note = " assumed (tflops= to set it)" if options.tflops is None else ""
+    console.print(f"{' '.join(options.overrides) or 'scale=tiny'}  |  {device}  |  {plan.tflops:g} TFLOP/s{note}")
     console.print()
     console.print(stage_table(plan))
     console.print()
@@ -185,8 +185,8 @@ def _show_training(plan: CostPlan, console: Console) -> None:
     place = f"each of {training.gpus} devices" if training.gpus > 1 else "one device"
     console.print(moment_table(plan, f"Training of {counts.stage_name(run)}, memory on {place}", training.moments))
     host = ", ".join(f"{part.name} {human_size(part.bytes)}" for part in training.host)
-    trained = f"{training.trained_parameters:,} weights are trained (train.trainable={run.train.trainable})."
-    console.print(f"{trained} CPU memory{' for each device' if training.gpus > 1 else ''}: {host}.")
+    trained_text = f"{training.trained_parameters:,} weights are trained (train.trainable={run.train.trainable})."
+    console.print(f"{trained_text} CPU memory{' for each device' if training.gpus > 1 else ''}: {host}.")
     if run.text is not None:
         batch, memory = run.sampling.batch_size, human_size(sampling_memory(run))
         console.print(f"Sampled to be scored, {batch} at once, its clips take {memory} of CPU memory.")
@@ -203,7 +203,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def stage_table(plan: CostPlan) -> Table:
-    """What each stage's network is given, and what one evaluation of it takes."""
+    """The input of each stage's network, and the FLOPs of one evaluation."""
     runs = [run for run in reversed(plan.stages) if run is not None]
     flops = [counts.stage_flops(run) for run in runs]
     table = _table("One evaluation of the network", "", *map(counts.stage_name, runs))
@@ -212,17 +212,17 @@ def stage_table(plan: CostPlan) -> Table:
     table.add_row("latent, C F h w", *(" ".join(map(str, counts.stage_latent(run))) for run in runs))
     table.add_row("tokens", *(f"{counts.stage_tokens(run):,}" for run in runs))
     table.add_row("parameters", *(f"{counts.parameters(run.backbone, run.injector):,}" for run in runs))
-    table.add_row("linear layers, FLOP", *(operations(each.linear) for each in flops))
-    table.add_row("self-attention", *(operations(each.self_attention) for each in flops))
-    table.add_row("cross-attention", *(operations(each.cross_attention) for each in flops))
-    table.add_row("injector", *(operations(each.injector) for each in flops))
-    table.add_row("embeddings", *(operations(each.embeddings) for each in flops))
-    table.add_row("total", *(operations(each.total) for each in flops), style="bold")
+    table.add_row("linear layers, FLOP", *(operations(count.linear) for count in flops))
+    table.add_row("self-attention", *(operations(count.self_attention) for count in flops))
+    table.add_row("cross-attention", *(operations(count.cross_attention) for count in flops))
+    table.add_row("injector", *(operations(count.injector) for count in flops))
+    table.add_row("embeddings", *(operations(count.embeddings) for count in flops))
+    table.add_row("total", *(operations(count.total) for count in flops), style="bold")
     return table
 
 
 def operations(count: float) -> str:
-    """FLOPs in three digits with P, T, G or M; a dash for none."""
+    """FLOPs with three digits and P, T, G or M; a dash for 0."""
     if not count:
         return "–"
     for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
@@ -234,27 +234,24 @@ def operations(count: float) -> str:
 def generation_table(plan: CostPlan) -> Table:
     """The phases of one video: evaluations, FLOPs, time and memory."""
     phases, trainer = plan.generation.phases, plan.run.trainer
-    where = "on one device"
+    place = "on one device"
     if trainer.split > 1:
-        where = f"on each of {trainer.split} devices that "
-        where += "make it together" if trainer.context == trainer.split else "split the networks"
-        where += f"; {trainer.context} make a video together" if 1 < trainer.context < trainer.split else ""
+        place = f"on each of {trainer.split} devices that "
+        place += "make it together" if trainer.context == trainer.split else "split the networks"
+        place += f"; {trainer.context} make a video together" if 1 < trainer.context < trainer.split else ""
     times = [duration(plan.seconds(p)) if p.flops.total else "–" for p in phases]
-    first = [
+    rows = [
         ("evaluations", *(str(p.evaluations or "–") for p in phases), ""),
         ("FLOP", *(operations(p.flops.total) for p in phases), "counted"),
         ("time", *times, f"at {plan.tflops:g} TFLOP/s"),
     ]
-    return moment_table(plan, f"Generation of one video, {where}", phases, first)
+    return moment_table(plan, f"Generation of one video, {place}", phases, rows)
 
 
-def moment_table(plan: CostPlan, title: str, moments: Sequence[Moment], first: Sequence[tuple[str, ...]] = ()) -> Table:
-    """Memory by part: a column for each moment, and where the numbers come from in the last one.
-
-    first  rows above
-    """
+def moment_table(plan: CostPlan, title: str, moments: Sequence[Moment], rows: Sequence[tuple[str, ...]] = ()) -> Table:
+    """Memory by part, below `rows`: a column for each moment, and the source of the numbers in the last column."""
     table = _table(title, "", *(moment.name for moment in moments), "from")
-    for row in first:
+    for row in rows:
         table.add_row(*row)
     for name in dict.fromkeys(part.name for moment in moments for part in moment.parts):
         parts = [next((part for part in moment.parts if part.name == name and part.bytes), None) for moment in moments]
@@ -270,7 +267,7 @@ def moment_table(plan: CostPlan, title: str, moments: Sequence[Moment], first: S
 
 
 def training_times(plan: CostPlan) -> Table:
-    """FLOPs and time of an update of each kind, and of all updates."""
+    """FLOPs and time of each kind of update, and of all updates."""
     training = plan.training
     table = _table(f"Training, {training.clips} clips an update", "", "updates", "FLOP each", "time each", "time")
     kinds = {
@@ -280,26 +277,26 @@ def training_times(plan: CostPlan) -> Table:
     }
     for name, (count, flops) in kinds.items():
         if (count and flops) or name == "flow":
-            each = training.seconds(flops, plan.tflops)
-            table.add_row(name, f"{count:,.0f}", operations(flops), duration(each), duration(each * count))
+            seconds = training.seconds(flops, plan.tflops)
+            table.add_row(name, f"{count:,.0f}", operations(flops), duration(seconds), duration(seconds * count))
     total = duration(training.seconds(training.flops, plan.tflops))
     table.add_row("all", f"{training.updates:,}", "", "", total, style="bold")
     return table
 
 
 def run(options: PlanOptions) -> int:
-    """Print the plan, and write it as JSON where that is asked for."""
+    """Print the plan, and write it to `json=`; returns the exit status."""
     from rich.console import Console
 
     plan = make_plan(options)
-    judged = verdicts(plan)
+    results = verdicts(plan)
     if options.json is not None:
-        write_json(options.json, as_json(plan, judged))
+        write_json(options.json, as_json(plan, results))
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 120  # a file or a pipe has no width of its own
-    show(plan, judged, console)
-    return 0 if all(verdict.fits for verdict in judged) else 1
+        console.width = 120  # a file or a pipe has no width
+    show(plan, results, console)
+    return 0 if all(verdict.fits for verdict in results) else 1
 
 
 main = Command(PlanOptions, run)

@@ -1,4 +1,4 @@
-"""What a training costs: FLOPs of its updates, and memory at the moments of an update."""
+"""The cost of a training: FLOPs of its updates, and memory at the moments of an update."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pw.run.build import Run
 class TrainingCost:
     """The cost of a training on `gpus` devices.
 
-    flow, consistency  FLOPs of one such update over all its clips, encoding included
+    flow, consistency  FLOPs of one update of this kind over all its clips, with encoding
     encode             FLOPs of encoding the clips of one update
     context            devices that share the tokens of a clip
-    micro_batches      of an update on each device, one after the other
+    micro_batches      of an update on each device, in sequence
     host               items in CPU memory for each device
     """
 
@@ -44,16 +44,16 @@ class TrainingCost:
         return max(self.moments, key=lambda moment: moment.bytes)
 
     def seconds(self, flops: float, tflops: float) -> float:
-        """Wall time of part of the training's FLOPs, divided among the devices by whole micro-batches."""
+        """Wall time of `flops` of the training; each device computes whole micro-batches."""
         return flops * self.micro_batches / self.accumulate / self.context / (tflops * 1e12)
 
 
 def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> TrainingCost:
     """The cost of a whole training on `gpus` devices.
 
-    They shard weights, gradients, optimiser and EMA (as FSDP does) and divide an update's micro-batches among them.
+    They shard weights, gradients, optimiser and EMA (as FSDP does) and share the micro-batches of an update.
 
-    context  devices that share a clip's tokens and so have a micro-batch together; by default as the run says
+    context  devices that share a clip's tokens and so compute a micro-batch together; default from the run
     """
     train = run.train
     context = min(gpus, run.trainer.context) if context is None else context
@@ -94,8 +94,8 @@ def trained_parameters(run: Run) -> int:
 def update_flops(run: Run) -> tuple[float, float]:
     """(flow, consistency) FLOPs of one clip in an update; a backward counts as two forwards.
 
-    With F FLOPs of a forward: flow 3 F, and 4 F with checkpointing, which recomputes it; a consistency update adds 2 F
-    for the two half steps of its target. A frozen transformer has no gradients of weights: one `linear` less.
+    With F FLOPs of a forward: flow 3 F, or 4 F with checkpointing, which recomputes the forward; a consistency update
+    adds 2 F for the two half steps of its target. A frozen transformer has no weight gradients: minus one `linear`.
     """
     forward = counts.stage_flops(run)
     flow = forward.total * (4 if run.train.checkpoint_activations else 3)
@@ -105,7 +105,7 @@ def update_flops(run: Run) -> tuple[float, float]:
 
 
 def encode_flops(run: Run) -> float:
-    """FLOPs of encoding one clip and its anchor; 0 where training reads latents (`data=none` stands for them)."""
+    """FLOPs of encoding one clip and its anchor; 0 if training reads latents (also for `data=none`)."""
     if not reads_pixels(run):
         return 0
     codec, scale = run.codec, run.scale
@@ -122,9 +122,9 @@ def reads_pixels(run: Run) -> bool:
 
 
 def checkpoint_copy_bytes(run: Run, split: int | None = None) -> int:
-    """CPU memory that writing a checkpoint takes for each of `split` devices (by default as many as the run has).
+    """Bytes of CPU memory for writing a checkpoint, for each of `split` devices (default from the run).
 
-    A split network is copied whole, so that training goes on meanwhile; one that is not split takes nothing.
+    A split network is copied to the CPU, so that training continues during the write; an unsplit network is not.
     """
     split = run.trainer.split if split is None else split
     if split == 1:
@@ -133,54 +133,54 @@ def checkpoint_copy_bytes(run: Run, split: int | None = None) -> int:
 
 
 def offloaded_bytes(run: Run, context: int | None = None) -> int:
-    """CPU memory of `trainer.offload_activations` for each device; torch allocates it in powers of two."""
+    """Bytes of CPU memory for `trainer.offload_activations` on each device; torch allocates powers of two."""
     if not run.trainer.offload_activations:
         return 0
-    whole = run.train.batch_size * counts.stage_tokens(run) * run.backbone.width * BYTES[run.train.precision]
-    # the first block's input has all tokens, of which it takes the device's share itself
-    first, other = (2 ** math.ceil(math.log2(size)) for size in (whole, whole // (context or run.trainer.context)))
-    return first + (run.backbone.num_layers - 1) * other
+    total = run.train.batch_size * counts.stage_tokens(run) * run.backbone.width * BYTES[run.train.precision]
+    # the input of the first block has all tokens; the block selects the device's share
+    first, later = (2 ** math.ceil(math.log2(size)) for size in (total, total // (context or run.trainer.context)))
+    return first + (run.backbone.num_layers - 1) * later
 
 
 def training_moments(run: Run, gpus: int = 1, context: int = 1) -> tuple[Moment, ...]:
-    """The moments of an update at which memory may peak: encoding, forward, backward, the optimiser's step.
+    """The moments of an update at which memory may peak: encoding, forward, backward, optimiser step.
 
-    AdamW's step holds one more number per trained weight (torch's foreach implementation).
+    AdamW's step allocates one more number per trained weight (torch's foreach implementation).
     """
     encoding = ()
     if reads_pixels(run):
         encoding = counts.codec_bytes(run.codec, run.scale.frames, *counts.stage_size(run), "encode")
-    everything, trained = counts.parameters(run.backbone, run.injector), trained_parameters(run)
-    kept = (  # fp32 at any precision; gradients are kept through `accumulate` micro-batches
-        Part("weights", 4 * everything / gpus, "counted"),
+    total, trained = counts.parameters(run.backbone, run.injector), trained_parameters(run)
+    persistent = (  # fp32 at any precision; gradients accumulate over `accumulate` micro-batches
+        Part("weights", 4 * total / gpus, "counted"),
         Part("gradients", 4 * trained / gpus, "counted"),
         Part("AdamW", 8 * trained / gpus, "counted"),
-        # on one device it shares what is frozen
-        Part("EMA", 4 * (everything if gpus > 1 else trained) / gpus, "counted"),
+        # on one device it shares the frozen weights
+        Part("EMA", 4 * (total if gpus > 1 else trained) / gpus, "counted"),
         *(replace(part, name="VAE") for part in encoding if part.name == "weights"),
     )
     forward, backward = _activations(run, gpus, context)
     moments = [
-        Moment("forward", (*kept, *forward)),
-        Moment("backward", (*kept, *backward)),
-        Moment("optimiser step", (*kept, Part("working set", 4 * trained / gpus, "assumed"))),
+        Moment("forward", (*persistent, *forward)),
+        Moment("backward", (*persistent, *backward)),
+        Moment("optimiser step", (*persistent, Part("working set", 4 * trained / gpus, "assumed"))),
     ]
     if encoding:
         batch = run.train.batch_size
-        rest = (replace(part, bytes=batch * part.bytes) for part in encoding if part.name != "weights")
-        moments.insert(0, Moment("encoding", (*kept, *rest)))
+        batch_parts = (replace(part, bytes=batch * part.bytes) for part in encoding if part.name != "weights")
+        moments.insert(0, Moment("encoding", (*persistent, *batch_parts)))
     return tuple(moments)
 
 
 def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Part]]:
     train, backbone, precision = run.train, run.backbone, run.train.precision
-    whole = train.batch_size * counts.stage_tokens(run)
-    length = whole // context  # of this device
-    injector = counts.injector_saved_bytes(run.injector, backbone, whole, precision, context)
-    # weights cast to bf16: autocast's copies live until the forward ends; those that are sharded are gathered, cast and
+    total_tokens = train.batch_size * counts.stage_tokens(run)
+    length = total_tokens // context  # of this device
+    injector = counts.injector_saved_bytes(run.injector, backbone, total_tokens, precision, context)
+    # weights cast to bf16: autocast's copies exist until the end of the forward; sharded weights are gathered, cast and
     # freed block by block
     block = counts.block_parameters(backbone)
-    pair = 2 * BYTES[precision] * block  # this block and the next, or this one's gradient
+    pair = 2 * BYTES[precision] * block  # this block and the next, or the gradient of this block
     if gpus > 1:
         casts = pair
     elif precision == "fp32":
@@ -201,7 +201,7 @@ def _activations(run: Run, gpus: int, context: int) -> tuple[list[Part], list[Pa
         return [
             Part("saved", saved, "counted" if train.checkpoint_activations else "fake tensors"),
             Part("working set", working_set, "fake tensors"),
-            Part("all tokens", counts.unshared_bytes(backbone, whole, precision, context), "fake tensors"),
+            Part("all tokens", counts.unshared_bytes(backbone, total_tokens, precision, context), "fake tensors"),
             Part("injector", injector, "fake tensors"),
             Part("casts", cast, "assumed"),
             Part("pixels", clip, "counted"),  # the clip in fp32

@@ -1,4 +1,4 @@
-"""Whether a generation or a training fits the GPUs that are given, and the overrides or devices that do if not."""
+"""Whether a generation or a training fits the given GPUs; if not, overrides or devices with which it fits."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from pw.parallel.team import Share
 from pw.run.build import Run, assemble, build
 from pw.run.compose import override_key
 
-# card -> (GB, dense bf16 peak TFLOP/s; the vendor's data sheets). A GB is taken as 10^9 bytes, a little less than what
-# the cards have.
+# card -> (GB, dense bf16 peak TFLOP/s; from data sheets). A GB counts as 10^9 bytes; the cards have a little more.
 CARDS: dict[str, tuple[int, float]] = {
     "A100-40": (40, 312),
     "A100": (80, 312),
@@ -32,19 +31,19 @@ CARDS: dict[str, tuple[int, float]] = {
     "RTX4090": (24, 165),
     "RTX5090": (32, 209),
 }
-# Share of that peak achieved. Assumed: the paper's latencies are 341 TFLOP/s on a Hopper card with
-# FlashAttention-2's kernels; 400 with torch's own. Older and smaller cards come nearer to their peaks.
+# Share of that peak in practice. Assumed: the paper's latencies are 341 TFLOP/s on a Hopper card with
+# FlashAttention-2's kernels; 400 with torch's kernels. Older and smaller cards reach a larger share.
 SHARE, SHARE_AMPERE_ADA = 0.4, 0.55
-UNNAMED = 400.0  # TFLOP/s of a card of which only the memory is known
+DEFAULT_TFLOPS = 400.0  # of a card with only its memory known
 DEVICES = 8  # of a machine
-SHARDED = (2, 4, 8, 16, 32, 64)  # numbers of GPUs offered for training
+GPU_COUNTS = (2, 4, 8, 16, 32, 64)  # suggested for training
 SCALES = ("4k", "2k", "proxy")  # from large to small
-FEWEST_FRAMES = 49  # offered instead of a smaller scale: two seconds
+FEWEST_FRAMES = 49  # two seconds; suggested before a smaller scale
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """Devices to plan for: their number, and the bytes, TFLOP/s and name of each."""
+    """GPUs to plan for: their number, and the bytes, TFLOP/s and name of each."""
 
     count: int
     memory: float
@@ -57,7 +56,7 @@ class Gpus:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether generation or training fits, said in a line; `remedy` holds the overrides that would make it fit."""
+    """Whether generation or training fits, with a line of text; `remedy` are overrides with which it fits."""
 
     what: str
     fits: bool
@@ -76,12 +75,12 @@ def parse_gpus(text: str) -> Gpus:
         memory = float(size[1]) * (1 << 30 if size[2].lower() == "gib" else 1e9)
         if not memory:
             raise ConfigError(f"gpus={text}: a GPU without memory; e.g. gpus=1x80GB")
-        return Gpus(count, memory, UNNAMED, card)
+        return Gpus(count, memory, DEFAULT_TFLOPS, card)
     names = {name: name for name in CARDS} | {f"{name}-{gb}": name for name, (gb, _) in CARDS.items()}
     name = names.get(card.upper().removesuffix("GB"))
     if name is None:
-        near = difflib.get_close_matches(card.upper(), names, 1)
-        hint = f"did you mean {names[near[0]]}? " if near else ""
+        matches = difflib.get_close_matches(card.upper(), names, 1)
+        hint = f"did you mean {names[matches[0]]}? " if matches else ""
         raise ConfigError(f"gpus={text}: {hint}known are {', '.join(CARDS)}, and memory as in gpus=1x80GB")
     gb, peak = CARDS[name]
     share = SHARE if name[:2] in ("H1", "H2", "B2") else SHARE_AMPERE_ADA
@@ -89,10 +88,10 @@ def parse_gpus(text: str) -> Gpus:
 
 
 def judge_generation(stages: Stages, memory: float, card: str, precision: Precision | None, count: int = 1) -> Verdict:
-    """Whether one video can be made on one of `count` devices, each of `memory` bytes and called `card`."""
+    """Whether one of `count` devices, each with `memory` bytes and called `card`, can generate one video."""
 
-    def fits(others: Stages, loaded: Precision | None = precision) -> bool:
-        return generation_cost(*others, precision=loaded).worst.fits(memory)
+    def fits(candidates: Stages, weights: Precision | None = precision) -> bool:
+        return generation_cost(*candidates, precision=weights).worst.fits(memory)
 
     worst = generation_cost(*stages, precision=precision).worst
     if worst.fits(memory):
@@ -100,9 +99,9 @@ def judge_generation(stages: Stages, memory: float, card: str, precision: Precis
     if precision == "fp32" and fits(stages, "bf16"):
         remedy = ("dtype=bf16",)
     else:
-        remedy = nearest(stages, generation_changes, fits)
-    offers = [offer for offer in (remedy, together(stages, count, fits)) if offer]
-    # first the one that does not change the video
+        remedy = nearest_setting(stages, generation_changes, fits)
+    offers = [offer for offer in (remedy, split_over_devices(stages, count, fits)) if offer]
+    # first the offer that does not change the video
     offers.sort(key=lambda offer: any(override_key(o) in ("scale", "scale.frames") for o in offer))
     offer = "; or ".join(" ".join(offer) for offer in offers) or f"gpus=1x{math.ceil(worst.needs / 1e9)}GB"
     line = f"generation does not fit {card}: {_needs(worst)}; the nearest setting that does: {offer}"
@@ -110,7 +109,7 @@ def judge_generation(stages: Stages, memory: float, card: str, precision: Precis
 
 
 def check_generation(hires: Run | None, anchor: Run | None, memory: float, count: int = 1) -> None:
-    """Raises ValueError when a device of `memory` bytes cannot make a video, with the nearest setting that fits.
+    """Raises ValueError if a device of `memory` bytes cannot generate a video, with the nearest setting that fits.
 
     count  devices of the machine
     """
@@ -128,19 +127,19 @@ def judge_training(run: Run, training: TrainingCost, gpus: Gpus) -> Verdict:
     def fits(stages: Stages) -> bool:
         return training_cost(last_stage(stages), gpus.count).worst.fits(gpus.memory)
 
-    remedy = nearest((None, run) if run.stage == "anchor" else (run, None), training_changes, fits)
+    remedy = nearest_setting((None, run) if run.stage == "anchor" else (run, None), training_changes, fits)
     offers = [" ".join(remedy)] if remedy else []
     for context in contexts(run, gpus.count):
         if training_cost(run, gpus.count, context).worst.fits(gpus.memory):
             offers.insert(0, f"each clip's tokens shared by {context} ({sharding(run, gpus.count, context)})")
             break
-    more = enough_devices(run, [n for n in SHARDED if n > gpus.count], {gpus.card: gpus.memory})
-    if more is None and not offers:
-        more = enough_devices(run, (1, *SHARDED), {card: gb * 1e9 for card, (gb, _) in CARDS.items()})
-    if more is not None:
-        count, card, context = more
-        how = f", sharded ({sharding(run, count, context)})" if count > 1 else ""
-        offers.append(f"gpus={count}x{card}{how}")
+    larger = enough_devices(run, [n for n in GPU_COUNTS if n > gpus.count], {gpus.card: gpus.memory})
+    if larger is None and not offers:
+        larger = enough_devices(run, (1, *GPU_COUNTS), {card: gb * 1e9 for card, (gb, _) in CARDS.items()})
+    if larger is not None:
+        count, card, context = larger
+        sharding_text = f", sharded ({sharding(run, count, context)})" if count > 1 else ""
+        offers.append(f"gpus={count}x{card}{sharding_text}")
     offers = offers or [f"gpus={gpus.count}x{math.ceil(worst.needs / 1e9)}GB"]
     line = f"training does not fit {gpus}: {_needs(worst)}; the nearest setting that does: {'; or '.join(offers)}"
     return Verdict("training", False, line, remedy)
@@ -151,23 +150,23 @@ def _needs(moment: Moment) -> str:
     return f"{moment.name} needs {human_size(moment.needs)}, most of it {largest.name}"
 
 
-def together(stages: Stages, count: int, fits: Callable[[Stages], bool]) -> tuple[str, ...]:
-    """The overrides that split the networks, and if need be a video's tokens, over the devices of a machine; empty
-    where there is one device, or where that does not fit either."""
+def split_over_devices(stages: Stages, count: int, fits: Callable[[Stages], bool]) -> tuple[str, ...]:
+    """The overrides that split the networks, and if necessary a video's tokens, over the devices of a machine; empty
+    for one device, or if that does not fit either."""
     run = last_stage(stages)
     if not 1 < count <= DEVICES or run.trainer.split > 1:
         return ()
     for context in (1, *contexts(run, count)):
         words = ("trainer=fsdp", f"trainer.devices={count}", *([f"trainer.context={context}"] if context > 1 else []))
-        if fits(stages_of(build(amended(run.config.overrides, words)))):
+        if fits(stages_of(build(replace_overrides(run.config.overrides, words)))):
             return words
     return ()
 
 
 def enough_devices(run: Run, counts: Sequence[int], cards: Mapping[str, float]) -> tuple[int, str, int] | None:
-    """The fewest and smallest devices on which a training fits: (their number, card, how many share a clip's tokens).
+    """The fewest and smallest devices on which a training fits: (number, card, devices that share a clip's tokens).
 
-    cards  card -> its bytes
+    cards  card -> bytes
     """
     for count in counts:
         for card, memory in sorted(cards.items(), key=lambda item: item[1]):
@@ -178,20 +177,20 @@ def enough_devices(run: Run, counts: Sequence[int], cards: Mapping[str, float]) 
 
 
 def contexts(run: Run, count: int) -> list[int]:
-    """Numbers of devices, more than the run's own, that could share the tokens of a clip in either stage."""
+    """Valid values of `trainer.context` for both stages that are larger than the run's."""
     lengths = (stage_tokens(stage) for stage in stages_of(run) if stage is not None)
-    divided = (count // nodes_of(count), *lengths, run.backbone.num_attention_heads)
-    return [n for n in range(run.trainer.context + 1, divided[0] + 1) if not any(whole % n for whole in divided)]
+    counts = (count // node_count(count), *lengths, run.backbone.num_attention_heads)
+    return [n for n in range(run.trainer.context + 1, counts[0] + 1) if not any(total % n for total in counts)]
 
 
-def nodes_of(count: int) -> int:
-    """Machines of at most eight devices, equally many in each, that have `count` devices."""
+def node_count(count: int) -> int:
+    """The fewest machines that have `count` devices in total, equally many and at most eight in each."""
     return next(n for n in range(math.ceil(count / DEVICES), count + 1) if count % n == 0)
 
 
 def sharding(run: Run, count: int, context: int | None = None) -> str:
-    """The overrides that split a training over `count` devices, at most eight to a machine."""
-    nodes, context = nodes_of(count), context or run.trainer.context
+    """The overrides that split a training over `count` devices, at most eight in a machine."""
+    nodes, context = node_count(count), context or run.trainer.context
     words = f"trainer=fsdp trainer.devices={count // nodes}" + (f" trainer.nodes={nodes}" if nodes > 1 else "")
     words += f" trainer.context={context}" if context > 1 else ""
     try:
@@ -201,12 +200,12 @@ def sharding(run: Run, count: int, context: int | None = None) -> str:
     return words
 
 
-# run -> changes that could be made to it: plain values by dotted path
+# run -> possible changes, each {key of conf/: value}
 Changes = Callable[[Run], list[dict[str, Any]]]
 
 
 def generation_changes(run: Run) -> list[dict[str, Any]]:
-    """Changes that make a generation smaller and the same video, but for rounding and the seams of tiles."""
+    """Changes that reduce memory but not the video, except for rounding and the seams of tiles."""
     changes: list[dict[str, Any]] = []
     if run.trainer.guidance_batch:
         changes.append({"trainer.guidance_batch": False})
@@ -221,7 +220,7 @@ def generation_changes(run: Run) -> list[dict[str, Any]]:
 
 
 def training_changes(run: Run) -> list[dict[str, Any]]:
-    """Changes that make a training smaller: first those with the same updates, then training fewer weights."""
+    """Changes that reduce the memory of a training: first those with the same updates, then training fewer weights."""
     changes: list[dict[str, Any]] = []
     train = run.train
     if not train.checkpoint_activations:
@@ -235,38 +234,38 @@ def training_changes(run: Run) -> list[dict[str, Any]]:
     return changes
 
 
-def nearest(stages: Stages, changes: Changes, fits: Callable[[Stages], bool]) -> tuple[str, ...]:
+def nearest_setting(stages: Stages, changes: Changes, fits: Callable[[Stages], bool]) -> tuple[str, ...]:
     """The overrides of the nearest setting that fits; empty if there is none.
 
-    Tried in order, each as a whole run: one of `changes`, then several; fewer frames, at least 49; a smaller scale; a
-    smaller scale with fewer frames. No smaller scale for stage I alone, which has one size at every scale.
+    Tries in this order: one of `changes`, then several; fewer frames, at least 49; a smaller scale; a smaller scale
+    with fewer frames. Tries no smaller scale for stage I, which has the same size at every scale.
     """
     hires, anchor = stages
-    if (found := _smaller(stages, changes, fits)) is not None:
-        return found
+    if (values := _fitting_values(stages, changes, fits)) is not None:
+        return values
     if hires is None or hires.scale.name not in SCALES:
         return ()
     for scale in SCALES[SCALES.index(hires.scale.name) + 1 :]:
         try:
-            run = build(amended(hires.config.overrides, [f"scale={scale}"]))
-            found = _smaller((run, None) if anchor is None else stages_of(run), changes, fits)
+            run = build(replace_overrides(hires.config.overrides, [f"scale={scale}"]))
+            values = _fitting_values((run, None) if anchor is None else stages_of(run), changes, fits)
         except ConfigError:  # another override does not allow this scale
             continue
-        if found is not None:
-            return (f"scale={scale}", *found)
+        if values is not None:
+            return (f"scale={scale}", *values)
     return ()
 
 
-def amended(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
-    """Overrides with some replaced; a new `scale=` drops the sizes that were set for the old one."""
+def replace_overrides(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """`overrides` with `changes` in place of those with the same key; a new `scale=` also removes explicit sizes."""
     keys = {override_key(change) for change in changes}
     if "scale" in keys:
         keys |= {f"scale.{name}" for name in ("height", "width", "anchor_height", "anchor_width")}
     return [o for o in overrides if override_key(o) not in keys] + list(changes)
 
 
-def _smaller(stages: Stages, changes: Changes, fits: Callable[[Stages], bool]) -> tuple[str, ...] | None:
-    """The overrides that make the stages fit, with fewer frames where changes alone do not."""
+def _fitting_values(stages: Stages, changes: Changes, fits: Callable[[Stages], bool]) -> tuple[str, ...] | None:
+    """The overrides that make the stages fit, with fewer frames if `changes` are not enough; None if nothing fits."""
 
     def fit(values: dict[str, Any]) -> bool:
         try:
@@ -275,25 +274,25 @@ def _smaller(stages: Stages, changes: Changes, fits: Callable[[Stages], bool]) -
             return False
         return fits((hires, anchor))
 
-    last = last_stage(stages)
-    possible = changes(last)
-    # none, each one, each two, …; of two changes of one key the later counts
-    chosen = (some for size in range(len(possible) + 1) for some in itertools.combinations(possible, size))
-    subsets = [dict(itertools.chain.from_iterable(change.items() for change in some)) for some in chosen]
-    step = last.codec.frames_factor if isinstance(last.codec, options.WanVAE) else 1  # that the codec can make
-    fewer = ({"scale.frames": n} for n in range(last.scale.frames - step, FEWEST_FRAMES - 1, -step))
-    for length in ({}, *fewer):
-        if length and not fit({**subsets[-1], **length}):  # not even with all changes
+    run = last_stage(stages)
+    possible = changes(run)
+    # none, each one, each two, …; if two changes have the same key, the later one counts
+    combinations = (subset for size in range(len(possible) + 1) for subset in itertools.combinations(possible, size))
+    subsets = [{key: value for change in subset for key, value in change.items()} for subset in combinations]
+    step = run.codec.frames_factor if isinstance(run.codec, options.WanVAE) else 1  # the codec needs whole steps
+    frame_changes = ({"scale.frames": n} for n in range(run.scale.frames - step, FEWEST_FRAMES - 1, -step))
+    for frames in ({}, *frame_changes):
+        if frames and not fit({**subsets[-1], **frames}):  # not even with all changes
             continue
         for subset in subsets:
-            values = {**subset, **length}
+            values = {**subset, **frames}
             if fit(values):
                 return tuple(f"{key}={str(value).lower()}" for key, value in values.items())
     return None
 
 
 def _with_values(run: Run, values: dict[str, Any]) -> Run:
-    """The run with plain values set, without composing it again; `data.frames` follows `scale.frames`."""
+    """The run with other values of its keys, without composing it again; `data.frames` follows `scale.frames`."""
     if "scale.frames" in values and "frames" in run.config["data"]:
         values = {**values, "data.frames": values["scale.frames"]}
     return assemble(run.config.with_values(values)) if values else run

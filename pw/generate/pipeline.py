@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING
 
 from pw.cost.counts import stage_latent
 from pw.generate.request import GenerateOptions, GenerationRequest, Prompt, make_request
-from pw.io.arguments import Command, written
+from pw.io.arguments import Command, to_words
 from pw.io.files import check_space
 from pw.io.lazy import torch
-from pw.io.paths import quiet
+from pw.io.paths import silence_libraries
 from pw.io.progress import Pace, ProgressLine
-from pw.parallel.launch import carry_out, exit_with_parent, launch, reported_mistakes
+from pw.parallel.launch import carry_out, exit_with_parent, launch, report_mistakes
 from pw.parallel.team import PLACE, Place, join_team
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def generate(request: GenerationRequest, progress: PartProgress | None = None) -
     """
     if request.place is None:
         logs = request.out / "logs" / str(os.getpid())  # several calls can share `out`
-        command = [sys.executable, "-m", "pw", "generate", *written(request.options)]
+        command = [sys.executable, "-m", "pw", "generate", *to_words(request.options)]
         launch(command, request.hires.trainer.processes, logs, None)
         shutil.rmtree(logs, ignore_errors=True)
     else:
@@ -59,13 +59,13 @@ def generate(request: GenerationRequest, progress: PartProgress | None = None) -
 
 
 def _generate(request: GenerationRequest, progress: PartProgress | None, place: Place) -> None:
-    quiet()
+    silence_libraries()
     from pw.generate.denoise import encode_texts, make_anchors, make_details
     from pw.generate.output import Task, decode
 
     trainer = request.hires.trainer
     with join_team(trainer, place) as team, ExitStack() as locks:
-        todo = team.agreed(locked_prompts(request, locks) if place.is_first else [])
+        todo = team.broadcast(locked_prompts(request, locks) if place.is_first else [])
         if not todo:
             return
         group, rank_in_group = divmod(place.rank, trainer.context)  # a group makes each of its videos together
@@ -149,7 +149,7 @@ def allow_open_files(locks: int) -> None:
 def run(options: GenerateOptions) -> int:
     """Exit status: 0 done, 1 failed, 2 a mistake in the call, 130 interrupted."""
     exit_with_parent()
-    with reported_mistakes():
+    with report_mistakes():
         request = make_request(options)
     trainer = request.hires.trainer
     # torch's default follows OMP_NUM_THREADS and the cores that this process may use
@@ -197,9 +197,9 @@ class GenerationProgress:
         self.label = label
         text = f"{100 * share:3.0f} %  {label}"
         if 0 < part_share < 1:
-            text += f", about {self.part_pace.left(part_share, 1)} to the end of this part"
+            text += f", about {self.part_pace.time_left(part_share, 1)} to the end of this part"
         if 0.1 < share < 1:
-            text += f", {self.total_pace.left(share, 1)} in all"
+            text += f", {self.total_pace.time_left(share, 1)} in all"
         self.line.show(text, last=share >= 1)
 
 

@@ -111,7 +111,7 @@ def stage_runs(
         key = str(error).partition("=")[0]
         if key in {override_key(o) for o in (*common, *shared_overrides)}:
             raise
-        raise error.within("anchor.") from error  # the key as the user writes it
+        raise error.with_prefix("anchor.") from error  # the key as the user writes it
     _check_stages(hires, anchor)
     return hires, anchor
 

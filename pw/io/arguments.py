@@ -1,4 +1,4 @@
-"""The words of a command, `key=value`, read into a dataclass whose fields say what there is.
+"""Parses the words `key=value` of a command line into a dataclass; its fields are the options.
 
     @dataclass(frozen=True)
     class PlanOptions:
@@ -8,9 +8,9 @@
 
     main = Command(PlanOptions, run)  # main(words) -> exit status
 
-A field's annotation is how its word is read: bool (true, false), int, float, str, Path, a Literal, a tuple of one of
-these (comma-separated), `| None` (null). Of two special fields `overrides` takes every `key=value` that is no option,
-and `positional` every word without an equals sign; a command without them refuses such words.
+The annotation of a field gives the type of its value: bool (true, false), int, float, str, Path, a Literal, a tuple of
+one of these (comma-separated), `| None` (null). Two fields are special: `overrides` takes every `key=value` that is no
+option, and `positional` every word without an equals sign. A command without them rejects such words.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ UNIONS = (types.UnionType, typing.Union)
 
 
 class ConfigError(ValueError):
-    """A key, value or combination the user can mend; the message names it and says what would do."""
+    """A key, value or combination that the user can correct; the message names it and suggests a valid one."""
 
-    def within(self, where: str) -> ConfigError:
-        """The same with words before it that say where."""
+    def with_prefix(self, prefix: str) -> ConfigError:
+        """A copy whose message starts with `prefix`, the location of the error."""
         error = copy.copy(self)
-        error.args = (f"{where}{self}",)
+        error.args = (f"{prefix}{self}",)
         return error
 
 
 class UnknownKeyError(ConfigError):
-    """An override whose key the configuration does not have. It may be meant for an option of the command."""
+    """An override with a key that is not in the configuration; it may be a misspelled option of the command."""
 
     def __init__(self, message: str, key: str = "") -> None:
         super().__init__(message)
@@ -54,34 +54,34 @@ class UnknownKeyError(ConfigError):
 
 def option(
     default: Any = dataclasses.MISSING,
-    says: str = "",
+    help: str = "",
     *,
     read: Callable[[str], Any] | None = None,
     key: str | None = None,
     values: Callable[[], Sequence[str]] | None = None,
 ) -> Any:
-    """A field of a command's options.
+    """A dataclass field for an option of a command.
 
-    default  of a word that is not given; without one the word is required
-    says     what it is, in one sentence, for `pw VERB --help`
-    read     text -> value, instead of what the annotation says; raises ValueError with what would do
-    key      the word, where it cannot be the field's name: `for`
-    values   what a shell offers to complete the word with, where the annotation does not list it
+    default  value if the word is absent; without a default the word is required
+    help     description in one sentence, for `pw VERB --help`
+    read     text -> value, replaces the parser of the annotation; raises ValueError with what is valid
+    key      key of the word, if it cannot be the field's name, such as `for`
+    values   lists the values for shell completion, if the annotation does not
     """
-    return dataclasses.field(default=default, metadata={"says": says, "read": read, "key": key, "values": values})
+    return dataclasses.field(default=default, metadata={"help": help, "read": read, "key": key, "values": values})
 
 
 @dataclass(frozen=True)
 class Command(Generic[T]):
-    """A verb: its options, and what carries it out. Called with words it returns the exit status, 2 for a mistake in
-    the call, which is told in one line.
+    """A verb: its options and the function that runs it. A call with the words returns the exit status: 2 for invalid
+    words, after one line with the error.
 
-    resumes  of work that may be repeated: what is said when it is interrupted (status 130) or the disk fills up (2)
+    resume_hint  printed if the work can be resumed after an interrupt (status 130) or a full disk (status 2)
     """
 
     options: type[T]
     run: Callable[[T], int]
-    resumes: str = ""
+    resume_hint: str = ""
 
     def __call__(self, words: Sequence[str]) -> int:
         try:
@@ -92,124 +92,124 @@ class Command(Generic[T]):
             print(f"error: {error}{hint}", file=sys.stderr)
             return 2
         except (OSError, KeyboardInterrupt) as error:
-            if not self.resumes:
+            if not self.resume_hint:
                 raise
             is_stopped = isinstance(error, KeyboardInterrupt)
-            print("\nstopped" if is_stopped else f"error: {error}", self.resumes, sep="; ", file=sys.stderr)
+            print("\nstopped" if is_stopped else f"error: {error}", self.resume_hint, sep="; ", file=sys.stderr)
             return 130 if is_stopped else 2
 
 
 def parse(options: type[T], words: Sequence[str]) -> T:
-    """Words -> options. Raises ConfigError naming the word, and the nearest key or the values there are."""
-    known = _words(options)
-    given: dict[str, Any] = {}
-    rest: dict[str, list[str]] = {name: [] for name in SPECIAL if name in typing.get_type_hints(options)}
+    """Words -> options. Raises ConfigError with the word, and the nearest key or the valid values."""
+    known = _fields_by_key(options)
+    field_values: dict[str, Any] = {}
+    special: dict[str, list[str]] = {name: [] for name in SPECIAL if name in typing.get_type_hints(options)}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
-            if "positional" not in rest:
-                raise ConfigError(f"{word!r}: write key=value; {_there_are(known)}")
-            rest["positional"].append(word)
+            if "positional" not in special:
+                raise ConfigError(f"{word!r}: write key=value; {_list_keys(known)}")
+            special["positional"].append(word)
         elif key in known:
             field, hint = known[key]
             try:
-                given[field.name] = (field.metadata.get("read") or partial(_value, hint))(value)
+                field_values[field.name] = (field.metadata.get("read") or partial(_value, hint))(value)
             except ConfigError:
                 raise
             except ValueError as error:
                 raise ConfigError(f"{word}: {error}") from None
-        elif "overrides" in rest:
-            rest["overrides"].append(word)
+        elif "overrides" in special:
+            special["overrides"].append(word)
         else:
             raise no_such_option(options, word)
     for key, (field, _) in known.items():
-        if field.name not in given and field.default is dataclasses.MISSING:
-            says = field.metadata.get("says", "")
-            if listed := values(options, key):
-                says = f"{says}, one of {', '.join(listed)}"
-            raise ConfigError(f"{key}=… is missing{f': {says}' if says else ''}")
-    return options(**given, **{name: tuple(found) for name, found in rest.items()})
+        if field.name not in field_values and field.default is dataclasses.MISSING:
+            help = field.metadata.get("help", "")
+            if choices := values(options, key):
+                help = f"{help}, one of {', '.join(choices)}"
+            raise ConfigError(f"{key}=… is missing{f': {help}' if help else ''}")
+    return options(**field_values, **{name: tuple(items) for name, items in special.items()})
 
 
 def keys(options: type) -> dict[str, str]:
-    """The words' keys -> the fields that they set."""
-    return {key: field.name for key, (field, _) in _words(options).items()}
+    """Key of each option -> name of its field."""
+    return {key: field.name for key, (field, _) in _fields_by_key(options).items()}
 
 
 def values(options: type, key: str) -> tuple[str, ...]:
-    """The values that a key may have, where they can be listed."""
-    field, hint = _words(options).get(key, (None, None))
+    """The valid values of a key; empty if they cannot be listed."""
+    field, hint = _fields_by_key(options).get(key, (None, None))
     if field is None:
         return ()
-    listed = field.metadata.get("values")
-    return tuple(listed()) if listed else _choices(hint)
+    list_values = field.metadata.get("values")
+    return tuple(list_values()) if list_values else _choices(hint)
 
 
-def no_such_option(options: type, word: str, also: str = "") -> ConfigError:
-    """What is wrong with a word whose key is no option, with the nearest one; also: what else would do."""
+def no_such_option(options: type, word: str, suffix: str = "") -> ConfigError:
+    """The error for a word whose key is no option: it names the nearest option, then all; `suffix` ends the message."""
     key, known = word.partition("=")[0], keys(options)
     hint = did_you_mean(key, known, cutoff=0.5)
-    return ConfigError(f"{word}: there is no option {key}; {hint}{_there_are(known)}{also}")
+    return ConfigError(f"{word}: there is no option {key}; {hint}{_list_keys(known)}{suffix}")
 
 
-def did_you_mean(word: str, known: Iterable[str], before: str = "", cutoff: float = 0.6) -> str:
-    """A question with the nearest of the known words, empty where none is near.
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "", cutoff: float = 0.6) -> str:
+    """ "did you mean …?" with the nearest known word; empty if none is near.
 
-    before  what it follows at the end of a sentence, `; `; without it there is a space after it
+    prefix  separator from a sentence before the question, such as `; `; without it a space follows the question
     """
-    near = difflib.get_close_matches(word, list(known), 1, cutoff)
-    return f"{before}did you mean {near[0]}?{'' if before else ' '}" if near else ""
+    matches = difflib.get_close_matches(word, list(known), 1, cutoff)
+    return f"{prefix}did you mean {matches[0]}?{'' if prefix else ' '}" if matches else ""
 
 
 def describe(options: type) -> list[tuple[str, str]]:
-    """(word with its default, what it is) of every option, for help."""
+    """(word with its default, description) of every option, for `--help`."""
     lines = []
-    for key, (field, hint) in _words(options).items():
+    for key, (field, hint) in _fields_by_key(options).items():
         choices = "|".join(_choices(hint))
-        default = "…" if field.default is dataclasses.MISSING else _written(field.default)
-        says = field.metadata.get("says", "")
+        default = "…" if field.default is dataclasses.MISSING else _as_text(field.default)
+        help = field.metadata.get("help", "")
         if choices and choices not in ("true|false", default):
-            says = f"{says} ({choices})" if says else choices
-        lines.append((f"{key}={default}", says))
+            help = f"{help} ({choices})" if help else choices
+        lines.append((f"{key}={default}", help))
     return lines
 
 
-def written(options: Any) -> list[str]:
-    """The words that `parse` reads as these options; defaults are left out."""
+def to_words(options: Any) -> list[str]:
+    """The words that `parse` reads as these options, without defaults."""
     words = []
-    for key, (field, _) in _words(type(options)).items():
+    for key, (field, _) in _fields_by_key(type(options)).items():
         value = getattr(options, field.name)
         if value != field.default:
-            words.append(f"{key}={value!r}" if isinstance(value, float) else f"{key}={_written(value)}")
+            words.append(f"{key}={value!r}" if isinstance(value, float) else f"{key}={_as_text(value)}")
     return [*words, *(word for name in SPECIAL for word in getattr(options, name, ()))]
 
 
-def _words(options: Any) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
-    """Key -> the field that it sets, and the field's type."""
+def _fields_by_key(options: Any) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+    """Key -> (field, type of the field)."""
     hints = typing.get_type_hints(options)
     fields = (field for field in dataclasses.fields(options) if field.name not in SPECIAL and field.init)
     return {field.metadata.get("key") or field.name: (field, hints[field.name]) for field in fields}
 
 
-def _there_are(known: Collection[str]) -> str:
+def _list_keys(known: Collection[str]) -> str:
     return f"there are {', '.join(known)}" if known else "it takes no words"
 
 
 def _value(hint: Any, text: str) -> Any:
-    """Text as a value of a type. Raises ValueError with what would do."""
+    """Text -> value of the type `hint`. Raises ValueError with what is valid."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in UNIONS:
         if type(None) in arguments and text in ("", "null", "none"):
             return None
-        wants = []
-        for argument in arguments:  # the first that takes it
+        expectations = []
+        for argument in arguments:  # the first type that accepts the text
             if argument is type(None):
                 continue
             try:
                 return _value(argument, text)
             except ValueError as error:
-                wants.append(str(error))
-        raise ValueError(" or ".join(wants))
+                expectations.append(str(error))
+        raise ValueError(" or ".join(expectations))
     if origin is tuple:
         parts = [part.strip() for part in text.strip("[]()").split(",")]
         return tuple(_value(arguments[0], part) for part in parts if part)
@@ -236,12 +236,12 @@ def _choices(hint: Any) -> tuple[str, ...]:
     if origin is Literal:
         return tuple(map(str, arguments))
     if origin is tuple or origin in UNIONS:
-        return next((found for argument in arguments if (found := _choices(argument))), ())
+        return next((choices for argument in arguments if (choices := _choices(argument))), ())
     return ("true", "false") if hint is bool else ()
 
 
-def _written(value: Any) -> str:
-    """A default as one would type it."""
+def _as_text(value: Any) -> str:
+    """A value as the user types it."""
     match value:
         case None:
             return ""
@@ -250,24 +250,24 @@ def _written(value: Any) -> str:
         case float():
             return f"{value:g}"
         case tuple() | list():
-            return ",".join(map(_written, value))
+            return ",".join(map(_as_text, value))
     return str(value)
 
 
 def number(
-    low: float, high: float = math.inf, kind: type[int] | type[float] = int, without: Sequence[float] = ()
+    low: float, high: float = math.inf, kind: type[int] | type[float] = int, excluded: Sequence[float] = ()
 ) -> Callable[[str], Any]:
-    """Reads a number from `low` to `high`, whole unless `kind` is float, and none of `without`."""
+    """A parser of numbers in [low, high] but not in `excluded`; whole numbers unless `kind` is float."""
 
     def read(text: str) -> Any:
         try:
             value = kind(text) if re.fullmatch(r"[\d.e+-]+", text, re.ASCII) else math.nan
         except ValueError:
             value = math.nan
-        if not low <= value <= high or value in without:
-            to = f" to {high:.10g}" if high < math.inf else ""
-            but = f", but not {' or '.join(f'{end:g}' for end in without)}" if without else ""
-            raise ValueError(f"{'a whole number' if kind is int else 'a number'} from {low:.10g}{to}{but}")
+        if not low <= value <= high or value in excluded:
+            upper = f" to {high:.10g}" if high < math.inf else ""
+            exception = f", but not {' or '.join(f'{x:g}' for x in excluded)}" if excluded else ""
+            raise ValueError(f"{'a whole number' if kind is int else 'a number'} from {low:.10g}{upper}{exception}")
         return value
 
     return read

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what a reader sees after a crash is the old file or the new one."""
+"""Atomic writes of files: after a crash a reader sees the old file or the new one. Also locks, sizes and hashes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pw.io.lazy import Tensor
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Generator[Path]:
-    """Yield a hidden name beside `path`, for a file or a folder; it becomes `path` when the block ends.
+    """Yield a temporary path beside `path`, for a file or a folder; it is renamed to `path` when the block ends.
 
-    A block that raises leaves nothing of it, and `path` as it was; what a killed process left is removed by the next.
-    durable: on the disk, not only in its cache.
+    If the block raises, the temporary file is removed and `path` is unchanged. The next call for the same `path`
+    removes the files of killed processes. durable: flush the file to the disk first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if left == partial or _is_abandoned(left):
-            remove(left)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if leftover == partial or _is_abandoned(leftover):
+            remove(leftover)
     try:
         yield partial
         if durable:
@@ -43,8 +43,8 @@ def replacing(path: Path, *, durable: bool = False) -> Generator[Path]:
 
 
 def _is_abandoned(partial: Path) -> bool:
-    """Whether nobody writes a `.part` any more: its process is gone from here, and as it may be another machine's that
-    shares the disk, it was not touched for ten minutes."""
+    """Whether no process writes a `.part` any more: its process does not run here, and it has not changed for ten
+    minutes (another machine that shares the disk may write it)."""
     import psutil
 
     try:
@@ -60,7 +60,7 @@ def write_atomically(path: Path, text: str, *, durable: bool = False) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a `.safetensors` file atomically. Raises OSError where the disk is full."""
+    """Write a `.safetensors` file atomically. Raises OSError if the disk is full."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -72,8 +72,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def check_writable(key: str, folder: Path, name: str = "") -> None:
-    """Before what takes long: make the folder, and see whether a file can be written there. Raises ConfigError naming
-    the key."""
+    """Create the folder and test that a file can be written there. Raises ConfigError with the key."""
     if name and (folder / name).is_dir():
         raise ConfigError(f"{key}={folder / name}: is a folder, wants a file")
     try:
@@ -85,7 +84,7 @@ def check_writable(key: str, folder: Path, name: str = "") -> None:
 
 
 def writable_file(key: str) -> Callable[[str], Path]:
-    """Reads a file that is to be written, `out=FILE`; its folder is made."""
+    """A parser of an output file, `out=FILE`; creates its folder."""
 
     def read(text: str) -> Path:
         path = Path(text).expanduser().absolute()
@@ -96,32 +95,32 @@ def writable_file(key: str) -> Callable[[str], Path]:
 
 
 @contextmanager
-def alone(lock: Path) -> Generator[None]:
-    """One call works at a time; another says so and waits. Raises OSError where nothing can be written."""
+def exclusive_lock(lock: Path) -> Generator[None]:
+    """Hold a file lock; if another call holds it, print that and wait. Raises OSError if the file cannot be written."""
     from filelock import FileLock, Timeout
 
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(lock).acquire(timeout=0)
+        lock_guard = FileLock(lock).acquire(timeout=0)
     except Timeout:
         print("another call is at work; this one waits", flush=True)
-        held = FileLock(lock).acquire()
-    with held:
+        lock_guard = FileLock(lock).acquire()
+    with lock_guard:
         yield
 
 
-def check_space(key: str, place: Path, needed: float, remedy: str, what: str = "") -> int:
-    """Before what takes long: the bytes free where `place` is or will be. Raises ConfigError naming the key when
-    `needed` bytes (for `what`) do not fit."""
-    free = shutil.disk_usage(next(path for path in (place, *place.absolute().parents) if path.exists())).free
-    if needed > free:
-        said = f"{human_size(needed)} {what}".rstrip()
-        raise ConfigError(f"{key}={place}: needs {said}, {human_size(free)} are free there; {remedy}")
+def check_space(key: str, path: Path, size: float, remedy: str, purpose: str = "") -> int:
+    """Free bytes on the disk of `path`, which need not exist. Raises ConfigError with the key if fewer than `size`
+    bytes (for `purpose`) are free."""
+    free = shutil.disk_usage(next(parent for parent in (path, *path.absolute().parents) if parent.exists())).free
+    if size > free:
+        request = f"{human_size(size)} {purpose}".rstrip()
+        raise ConfigError(f"{key}={path}: needs {request}, {human_size(free)} are free there; {remedy}")
     return free
 
 
 def human_size(count: float) -> str:
-    """Bytes in words: 12.3 GB, or MB and kB when they are few."""
+    """Bytes as text: 12.3 GB, or in MB or kB if smaller."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -129,7 +128,7 @@ def human_size(count: float) -> str:
 
 
 def length(path: Path) -> int:
-    """Bytes of a file, 0 where there is none."""
+    """Bytes of a file, 0 if it does not exist."""
     try:
         return path.stat().st_size
     except OSError:
@@ -142,7 +141,7 @@ def sha256(path: Path) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """A CSV with a head; a key that a row lacks is an empty cell."""
+    """CSV with a header line; a key that is missing in a row becomes an empty cell."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
@@ -159,12 +158,12 @@ def write_json(path: Path, values: Any, *, durable: bool = False) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What `write_json` wrote; None where it is not, or cut off by a crash of the machine."""
+    """The object that `write_json` wrote; None if the file is missing, or truncated by a crash of the machine."""
     try:
-        found = json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return values if isinstance(values, dict) else None
 
 
 def remove(path: Path) -> None:
@@ -175,6 +174,6 @@ def remove(path: Path) -> None:
 
 
 def digest(values: Any, length: int = 8) -> str:
-    """Hex digits that name plain data: the same for equal content, whatever the order of keys."""
+    """The first hex digits of the SHA-256 of plain data as JSON; the order of keys does not matter."""
     text = json.dumps(values, sort_keys=True, default=str, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -1,7 +1,7 @@
-"""`from pw.io.lazy import Tensor, torch`: torch, imported at its first use, and the name of its tensors in annotations.
+"""`from pw.io.lazy import Tensor, torch`: torch, imported at its first use, and `Tensor` for annotations.
 
-Importing torch takes about 5 s of CPU. A wrong key or value has to be reported sooner, so the strategies (small
-dataclasses) must be importable, and their arguments checkable, without it.
+The import of torch takes about 5 s of CPU. A wrong key or value is reported sooner, because the strategies (small
+dataclasses) are imported, and their arguments checked, without torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 
 class _Lazy:
-    """Stands in for a module until an attribute of it is asked for."""
+    """A proxy that imports its module at the first access to an attribute."""
 
     def __init__(self, name: str) -> None:
         self.__dict__["_name"] = name

@@ -1,4 +1,4 @@
-"""How far work is and how long it takes, in words."""
+"""Progress of work and time left, as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TextIO
 
-Progress = Callable[[int, int], None]  # called by work as it goes, with what is done and how much there is
+Progress = Callable[[int, int], None]  # called with (done, total) while work proceeds
 
 
 def duration(seconds: float) -> str:
@@ -21,7 +21,7 @@ def duration(seconds: float) -> str:
 
 
 class Pace:
-    """The time left, at the pace since this was made or restarted: what was done before took no time."""
+    """Estimates the time left from the pace since the start or restart; `done` is the work done before that."""
 
     def __init__(self, done: float = 0) -> None:
         self.restart(done)
@@ -30,19 +30,19 @@ class Pace:
         self.began, self.done = time.perf_counter(), done
 
     @property
-    def spent(self) -> float:
+    def elapsed(self) -> float:
         return time.perf_counter() - self.began
 
     def rate(self, done: float) -> float:
-        return max(1e-9, done - self.done) / max(1e-9, self.spent)
+        return max(1e-9, done - self.done) / max(1e-9, self.elapsed)
 
-    def left(self, done: float, total: float) -> str:
-        """The time left, in words; empty where nothing is done yet."""
+    def time_left(self, done: float, total: float) -> str:
+        """The time left as text; empty if nothing is done yet."""
         return duration(round(max(0, total - done) / self.rate(done))) if done > self.done else ""
 
 
 class ProgressLine:
-    """One line that says how far work is: rewritten on a terminal, elsewhere written anew every 15 s."""
+    """A line of progress: updated in place on a terminal, else a new line every 15 s."""
 
     def __init__(self, stream: TextIO | None = None, seconds: float = 15.0) -> None:
         self.stream = sys.stderr if stream is None else stream
@@ -52,11 +52,11 @@ class ProgressLine:
 
     @property
     def is_due(self) -> bool:
-        """Whether the line is old enough to be written again."""
+        """Whether it is time to write the line again."""
         return time.perf_counter() - self._last >= self.seconds
 
     def show(self, text: str, *, last: bool = False) -> None:
-        """Write the line, whether it is due or not. last: what follows goes below it."""
+        """Write the line, whether it is due or not. last: end it with a newline."""
         self._last = time.perf_counter()
         with ignore_closed_stream(self.stream):
             text, end = (f"\r\x1b[2K{text}", "" if not last else "\n") if self.is_live else (text, "\n")
@@ -70,12 +70,12 @@ class ProgressLine:
 
 @contextmanager
 def ignore_closed_stream(stream: TextIO) -> Generator[None]:
-    """While it lasts, words that cannot be written end no work. A terminal that is gone, or a reader, gets no more."""
+    """Ignore errors when writing to a stream. If its terminal or reader is gone, send the rest to /dev/null."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.EIO, errno.EPIPE):
             return  # a full disk may have room again
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # else what is still to be written fails again, at the latest at the end
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())  # else the buffered text fails again, at the latest at exit
+        os.close(null)

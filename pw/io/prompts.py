@@ -1,4 +1,4 @@
-"""A file of prompts: a .txt of one a line, or a .jsonl of one object a line."""
+"""Reads a file of prompts: a .txt with a prompt on each line, or a .jsonl with an object on each line."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 from pw.io.arguments import ConfigError
 
 
-def prompt_entries(path: Path, key: str, wants: str) -> list[tuple[str, dict[str, Any]]]:
-    """(the line where it stands, the object) of each prompt; of a .txt, {key: text}.
+def prompt_entries(path: Path, key: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
+    """(file and line, object) of each prompt; in a .txt the object is {key: text}.
 
-    key    what an object must have
-    wants  the whole object, in words
-    Raises: ConfigError naming the file and the line.
+    key       required key of each object
+    expected  example of an object, for messages
+    Raises: ConfigError with the file and the line.
     """
     if not path.is_file() or path.suffix not in (".txt", ".jsonl"):
         missing = "" if path.is_file() else "no such file; "
-        raise ConfigError(f"prompts={path}: {missing}wants a .txt of one prompt a line or a .jsonl of {wants}")
+        raise ConfigError(f"prompts={path}: {missing}wants a .txt of one prompt a line or a .jsonl of {expected}")
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"prompts={path}: is not UTF-8 ({error})") from error
-    # not splitlines: it would also cut at separators that a prompt may hold
+    # not splitlines: that also splits at Unicode separators, which a prompt may contain
     lines = [(f"prompts={path}: line {n}", line.strip()) for n, line in enumerate(content.split("\n"), 1)]
-    lines = [(where, line) for where, line in lines if line]
+    lines = [(location, line) for location, line in lines if line]
     if not lines:
         raise ConfigError(f"prompts={path}: there is no prompt in it")
     if path.suffix == ".txt":
-        return [(where, {key: line}) for where, line in lines]
-    return [(where, _object(line, key, f"{where} is not {wants}")) for where, line in lines]
+        return [(location, {key: line}) for location, line in lines]
+    return [(location, _object(line, key, f"{location} is not {expected}")) for location, line in lines]
 
 
-def _object(text: str, key: str, wrong: str) -> dict[str, Any]:
+def _object(text: str, key: str, message: str) -> dict[str, Any]:
     try:
         entry = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{wrong}: {text[:60]} ({error})") from error
+        raise ConfigError(f"{message}: {text[:60]} ({error})") from error
     if not isinstance(entry, dict) or key not in entry:
-        raise ConfigError(f"{wrong}: {text[:60]}")
+        raise ConfigError(f"{message}: {text[:60]}")
     return entry

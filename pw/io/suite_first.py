@@ -1,4 +1,4 @@
-"""Imported for its effect, first of all where workers are forked from: `experiments` is the suite's there, too."""
+"""Imported first in the process that forks workers, so that `experiments` is the suite's there, too."""
 
 from pw.io.paths import import_suite_first
 

@@ -1,8 +1,7 @@
-"""The published weights of Wan2.2-TI2V-5B: where they are, whether they are whole, what they are; `pw weights`.
+"""The published weights of Wan2.2-TI2V-5B: finds, checks, identifies and downloads them (`pw weights`).
 
-They are fetched into the Hugging Face cache (HF_HOME, HF_HUB_CACHE), or to `dest`; see `pw.io.hub` for mirrors, tokens
-and what happens to a download that is cut off. Nothing here imports torch, and nothing but `pw weights` asks the
-network.
+They are downloaded into the Hugging Face cache (HF_HOME, HF_HUB_CACHE), or to `dest`; see `pw.io.hub` for mirrors,
+tokens and partial downloads. Nothing here imports torch, and only `pw weights` uses the network.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from typing import Any
 
 from pw.io import hub
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import alone, check_space, human_size, length, read_json
+from pw.io.files import check_space, exclusive_lock, human_size, length, read_json
 
 REPO = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 REVISION = "b8fff7315c768468a5333511427288870b2e9635"
-# part -> its configuration and the stem of its tensors
+# part -> (its configuration file, its tensor file when it is not sharded)
 PARTS = {
     "transformer": ("config.json", "diffusion_pytorch_model.safetensors"),
     "vae": ("config.json", "diffusion_pytorch_model.safetensors"),
@@ -30,21 +29,21 @@ PARTS = {
     "tokenizer": ("tokenizer_config.json", ""),
     "scheduler": ("scheduler_config.json", ""),
 }
-_VOCABULARIES = ("tokenizer.json", "spiece.model")  # of which one must be there
-FETCHED = re.compile(rf"model_index\.json|({'|'.join(PARTS)})/[^/]+\.(safetensors|json|model|txt)")
+_VOCABULARIES = ("tokenizer.json", "spiece.model")  # one of them is required
+WEIGHT_FILES = re.compile(rf"model_index\.json|({'|'.join(PARTS)})/[^/]+\.(safetensors|json|model|txt)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LONGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
-_BLOCK, _BLOCKS = 1 << 16, 65  # bytes of a block that a fingerprint reads, and how many more of them than one
+_BLOCK, _BLOCKS = 1 << 16, 65  # a fingerprint reads up to _BLOCKS + 1 blocks of _BLOCK bytes
 
 
 class WeightsError(ConfigError):
-    """Weights that are missing, cut off or out of reach; the message says which and what would do."""
+    """Weights are missing, truncated or not available; the message says which, and a remedy."""
 
 
 def locate(weights: str | None) -> Path:
     """The folder of the weights, in diffusers' layout: `weights`, or the pinned snapshot in the Hugging Face cache.
 
-    Looks at no network. Raises WeightsError when there is none, with the command that fetches it.
+    Does not use the network. Raises WeightsError if the folder does not exist, with the command that downloads it.
     """
     if weights is None:
         folder = snapshot(REPO, REVISION)
@@ -60,81 +59,80 @@ def locate(weights: str | None) -> Path:
     if not folder.is_dir():
         raise WeightsError(f'weights={weights}: no such folder; `make weights args="dest={weights}"` fetches it there')
     if not any((folder / part).is_dir() for part in PARTS):
-        there = sorted(path.name for path in folder.iterdir())[:5]
+        names = sorted(path.name for path in folder.iterdir())[:5]
         raise WeightsError(
             f"weights={weights}: has no {', '.join(f'{part}/' for part in PARTS)}; it holds "
-            f'{", ".join(there) or "nothing"}. Wants diffusers\' layout, as `make weights args="dest=DIR"` fetches it'
+            f'{", ".join(names) or "nothing"}. Wants diffusers\' layout, as `make weights args="dest=DIR"` fetches it'
         )
     return folder
 
 
 def check(folder: Path, parts: Iterable[str] = PARTS) -> None:
-    """That the parts are whole: every file is there, and every `.safetensors` as long as its own header says.
+    """Check that the parts are complete: each file exists, and each `.safetensors` has the length given in its header.
 
-    Loads no tensors. Raises WeightsError listing every file that is missing or cut off, and the command that mends it.
+    Loads no tensors. Raises WeightsError with all files that are missing or truncated, and the command that repairs.
     """
-    wrong = [f"{part}/{problem}" for part in parts for problem in problems(folder / part, part)]
-    if wrong:
-        listed = "".join(f"\n  {problem}" for problem in wrong)
-        raise WeightsError(f"{folder} is not whole; {_completed_by(folder)} mends it:{listed}")
+    lines = [f"\n  {part}/{problem}" for part in parts for problem in problems(folder / part, part)]
+    if lines:
+        raise WeightsError(f"{folder} is not whole; {_download_command(folder)} mends it:{''.join(lines)}")
 
 
 def overrides_of(weights: Path) -> list[str]:
-    """What the configuration files of weights in diffusers' layout say of backbone and codec, as overrides.
+    """Overrides of backbone and codec from the configuration files of weights in diffusers' layout.
 
-    So a smaller pipeline of the same make, such as the tests write, needs no configuration of its own. Raises
-    WeightsError when a part is of another make.
+    So a smaller pipeline of the same classes, as in the tests, needs no configuration of its own. Raises WeightsError
+    if a part is of another class.
     """
-    dit, vae = _part(weights, "transformer", "WanTransformer3DModel"), _part(weights, "vae", "AutoencoderKLWan")
+    dit, vae = _config(weights, "transformer", "WanTransformer3DModel"), _config(weights, "vae", "AutoencoderKLWan")
     names = ("num_attention_heads", "attention_head_dim", "in_channels", "ffn_dim", "num_layers", "text_dim")
     names += ("freq_dim", "rope_max_seq_len")
     if missing := [name for name in (*names, "patch_size") if name not in dit]:
         raise WeightsError(f"{weights / 'transformer' / 'config.json'}: does not say {', '.join(missing)}")
     words = [f"backbone.{name}={dit[name]}" for name in names]
     words.append(f"backbone.patch_size=[{','.join(map(str, dit['patch_size']))}]")
-    words += ["backbone.text_tokens=512", f"codec.channels={vae.get('z_dim', 16)}"]  # Wan2.1's where nothing is said
+    words += ["backbone.text_tokens=512", f"codec.channels={vae.get('z_dim', 16)}"]  # defaults of Wan2.1's VAE
     words.append(f"codec.factor={vae.get('scale_factor_spatial', 8)}")
     words.append(f"codec.frames_factor={vae.get('scale_factor_temporal', 4)}")
     return words
 
 
-def _part(weights: Path, part: str, wanted: str) -> dict[str, Any]:
-    found = json.loads((weights / part / "config.json").read_text())
-    if found.get("_class_name", wanted) != wanted:
-        raise WeightsError(f"{weights / part}: is a {found['_class_name']}, wants a {wanted}: Wan2.2-TI2V-5B's")
-    return found
+def _config(weights: Path, part: str, class_name: str) -> dict[str, Any]:
+    config = json.loads((weights / part / "config.json").read_text())
+    if config.get("_class_name", class_name) != class_name:
+        raise WeightsError(f"{weights / part}: is a {config['_class_name']}, wants a {class_name}: Wan2.2-TI2V-5B's")
+    return config
 
 
 def fingerprint(path: Path) -> str:
-    """16 hex digits of a file or folder of weights: names, sizes, and of each file up to 66 blocks of 64 KiB.
+    """A hash (16 hex digits) of a file or folder of weights: names, sizes, and up to 66 blocks of 64 KiB of each file.
 
-    The first, the last, and others evenly spread: of 20 GB one every 0.3 GB, so that a checkpoint whose adapters alone
-    differ has another. Files of up to 4 MiB are read whole.
+    The blocks are evenly spaced from the first to the last: 0.3 GB apart in 20 GB, so that checkpoints that differ only
+    in their adapters have different fingerprints. Files of up to 4 MiB are read completely.
     """
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
-        found.update(f"{file.relative_to(path) if path.is_dir() else ''} {size}\n".encode())
-        with file.open("rb") as opened:
+        digest.update(f"{file.relative_to(path) if path.is_dir() else ''} {size}\n".encode())
+        with file.open("rb") as stream:
             for block in range(_BLOCKS + 1):
-                opened.seek(block * max(0, size - _BLOCK) // _BLOCKS)
-                found.update(opened.read(_BLOCK))
-    return found.hexdigest()[:16]
+                stream.seek(block * max(0, size - _BLOCK) // _BLOCKS)
+                digest.update(stream.read(_BLOCK))
+    return digest.hexdigest()[:16]
 
 
 def problems(folder: Path, part: str) -> Iterator[str]:
-    """What is wrong with one part, each as `file: what`."""
-    config, whole = (folder / name for name in PARTS[part])
+    """The problems of one part, each as `file: problem`."""
+    config, tensor_file = (folder / name for name in PARTS[part])
     if not config.exists():
         yield f"{config.name}: missing"
     elif read_json(config) is None:
         yield f"{config.name}: not JSON ({length(config)} bytes)"
     if part == "tokenizer" and not any((folder / name).exists() for name in _VOCABULARIES):
         yield f"{' or '.join(_VOCABULARIES)}: missing"
-    if whole == folder:  # it has no tensors
+    if tensor_file == folder:  # it has no tensors
         return
-    index = folder / f"{whole.name}.index.json"
+    index = folder / f"{tensor_file.name}.index.json"
     if index.exists():
         weight_map = (read_json(index) or {}).get("weight_map")
         if not isinstance(weight_map, dict):
@@ -142,37 +140,37 @@ def problems(folder: Path, part: str) -> Iterator[str]:
             return
         files = [folder / name for name in sorted(set(map(str, weight_map.values())))]
     else:
-        shards = sorted(folder.glob(f"{whole.stem}-*.safetensors"))
-        if shards and not whole.exists():
+        shards = sorted(folder.glob(f"{tensor_file.stem}-*.safetensors"))
+        if shards and not tensor_file.exists():
             yield f"{index.name}: missing"
-        files = shards if shards and not whole.exists() else [whole]
+        files = shards if shards and not tensor_file.exists() else [tensor_file]
     for file in files:
-        if problem := _cut(file):
+        if problem := _length_problem(file):
             yield f"{file.name}: {problem}"
 
 
-def _cut(path: Path) -> str | None:
-    """What is wrong with the length of a `.safetensors` file: 8 bytes, a JSON header of that length, the tensors."""
+def _length_problem(path: Path) -> str | None:
+    """The problem with the length of a `.safetensors` file: 8 bytes, a JSON header of that length, the tensors."""
     if not path.exists():
         return "missing"
-    found = length(path)
+    size = length(path)
     with path.open("rb") as file:
         start = file.read(8)
         if start == b"version ":
             return "a Git LFS pointer, not the file itself"
-        head = int.from_bytes(start, "little")
-        if len(start) < 8 or head > min(found, _LONGEST_HEADER):
-            return f"{found} bytes, cut off or not safetensors"
+        header_length = int.from_bytes(start, "little")
+        if len(start) < 8 or header_length > min(size, _LONGEST_HEADER):
+            return f"{size} bytes, cut off or not safetensors"
         try:
-            header = json.loads(file.read(head))
+            header = json.loads(file.read(header_length))
             end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return "its header is damaged"
-    expected = 8 + head + end
-    return None if found == expected else f"{found} bytes, its header says {expected}"
+    expected = 8 + header_length + end
+    return None if size == expected else f"{size} bytes, its header says {expected}"
 
 
-def _completed_by(folder: Path) -> str:
+def _download_command(folder: Path) -> str:
     """The command that completes a folder."""
     owner = folder.parent.parent.name
     if folder.parent.name == "snapshots" and owner.startswith("models--"):
@@ -184,7 +182,7 @@ def _completed_by(folder: Path) -> str:
 
 
 def snapshot(repo: str, revision: str) -> Path:
-    """Where the cache keeps (or would keep) a revision of a repository; a branch or tag as it was last seen."""
+    """The folder of a repository's revision in the cache, which need not exist; a branch or tag as last resolved."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -200,7 +198,7 @@ def snapshot(repo: str, revision: str) -> Path:
 
 @dataclass(frozen=True)
 class WeightsOptions:
-    """What to fetch, and where to."""
+    """The options of `pw weights`."""
 
     dest: Path | None = option(None, "a folder to fetch to; without it, the Hugging Face cache")
     repo: str = option(REPO, "OWNER/NAME of a repository in diffusers' layout")
@@ -217,71 +215,71 @@ class WeightsOptions:
 
 
 def fetch(options: WeightsOptions) -> int:
-    """Download what is missing, verify it, and print what is done: the exit status.
+    """Download and verify the missing files, and print the progress; returns the exit status.
 
-    Raises ConfigError when the network, the repository, the revision or the disk is in the way.
+    Raises ConfigError for a problem of the network, the repository, the revision or the disk.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of linking files that are there
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # it would show one for linking existing files
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
         return _offline(options)
     repository = hub.repository(options.repo, options.revision)
-    wanted = {name: file.size for name, file in repository.files.items() if FETCHED.fullmatch(name)}
-    if not wanted:
+    sizes = {name: file.size for name, file in repository.files.items() if WEIGHT_FILES.fullmatch(name)}
+    if not sizes:
         raise WeightsError(
             f"repo={options.repo}: holds none of {', '.join(f'{part}/' for part in PARTS)}, so it is not in diffusers' "
             f"layout; wants one that is, e.g. repo={REPO}"
         )
     folder = options.dest or snapshot(options.repo, repository.commit)
-    missing = [name for name, size in wanted.items() if length(folder / name) != size]
+    missing = [name for name, size in sizes.items() if length(folder / name) != size]
     licence = "Apache-2.0" if options.repo == REPO else repository.licence
-    total, rest = sum(wanted.values()), sum(wanted[name] for name in missing)
-    print(f"{options.repo} at {repository.commit[:8]}, licence {licence}: {len(wanted)} files, {human_size(total)}")
-    print(f"to {folder}: {human_size(rest)} to fetch")
+    total, remaining = sum(sizes.values()), sum(sizes[name] for name in missing)
+    print(f"{options.repo} at {repository.commit[:8]}, licence {licence}: {len(sizes)} files, {human_size(total)}")
+    print(f"to {folder}: {human_size(remaining)} to fetch")
     contents = folder if options.dest else folder.parent.parent / "blobs"
     remedy = "make room, or choose another disk: HF_HOME=DIR for the cache, or dest=DIR"
-    check_space("dest", folder, rest - hub.partial_bytes(contents), remedy)
+    check_space("dest", folder, remaining - hub.partial_bytes(contents), remedy)
     if options.dry_run:
-        for name, size in wanted.items():
+        for name, size in sizes.items():
             print(f"  {human_size(size):>10}  {name}{'' if name in missing else '  (there)'}")
         return 0
     if missing:
-        with alone((options.dest or folder.parent.parent) / ".weights.lock"):
+        with exclusive_lock((options.dest or folder.parent.parent) / ".weights.lock"):
             for number, name in enumerate(missing, start=1):
-                print(f"  {number}/{len(missing)}  {human_size(wanted[name]):>10}  {name}", flush=True)
+                print(f"  {number}/{len(missing)}  {human_size(sizes[name]):>10}  {name}", flush=True)
                 _fetch_file(repository, name, folder, options.dest)
-    check(folder, [part for part in PARTS if any(name.startswith(f"{part}/") for name in wanted)])
+    check(folder, [part for part in PARTS if any(name.startswith(f"{part}/") for name in sizes)])
     print(f"all there and whole: {folder}")
     return 0
 
 
 def _fetch_file(repository: hub.HubRepository, name: str, folder: Path, dest: Path | None) -> None:
-    """One file to its final name; into the cache as huggingface_hub lays it out."""
+    """Download one file to its final name, or into the cache in huggingface_hub's layout."""
     from huggingface_hub import hf_hub_download
 
-    source, listed, final = repository.file(name), repository.files[name], folder / name
-    served = hub.served(source)
-    if served.size not in (0, listed.size):
+    source, entry, final = repository.file(name), repository.files[name], folder / name
+    metadata = hub.server_metadata(source)
+    if metadata.size not in (0, entry.size):
         raise hub.FetchError(
-            f"{name}: the listing says {listed.size} bytes, the server has {served.size}; call again later, or choose "
+            f"{name}: the listing says {entry.size} bytes, the server has {metadata.size}; call again later, or choose "
             "another mirror (HF_ENDPOINT)"
         )
-    # the cache keeps contents by their hash, and links names to them
-    content = final if dest else folder.parent.parent / "blobs" / served.etag
+    # the cache stores each content under its hash, and links the names to it
+    content = final if dest else folder.parent.parent / "blobs" / metadata.etag
     for path in {content, final}:
-        if path.exists() and length(path) != listed.size:
+        if path.exists() and length(path) != entry.size:
             print(f"      was {length(path)} bytes: fetched anew")
-        if length(path) != listed.size:
+        if length(path) != entry.size:
             path.unlink(missing_ok=True)
     if not content.exists():
-        hub.fetch(source, content, listed.size, served.digest or listed.digest)
-    if dest is None:  # only links it: the content is there
+        hub.fetch(source, content, entry.size, metadata.digest or entry.digest)
+    if dest is None:  # only creates the link, because the content exists
         hf_hub_download(repository.name, name, revision=repository.commit, endpoint=hub.endpoint())
 
 
 def _offline(options: WeightsOptions) -> int:
-    """Print where all of it is already. Raises WeightsError saying what is not there."""
+    """Without network: print the folder if it is complete. Raises WeightsError with what is missing."""
     folder = options.dest or snapshot(options.repo, options.revision)
     if not folder.is_dir():
         raise WeightsError(
@@ -291,12 +289,12 @@ def _offline(options: WeightsOptions) -> int:
     try:
         check(folder)
     except WeightsError as error:
-        there = [part for part in PARTS if not any(problems(folder / part, part))]
+        complete = [part for part in PARTS if not any(problems(folder / part, part))]
         raise WeightsError(
-            f"HF_HUB_OFFLINE=1, and not all is there (whole: {', '.join(there) or 'no part'}): {error}"
+            f"HF_HUB_OFFLINE=1, and not all is there (whole: {', '.join(complete) or 'no part'}): {error}"
         ) from None
     print(f"HF_HUB_OFFLINE=1: nothing was asked of the network; all there and whole: {folder}")
     return 0
 
 
-main = Command(WeightsOptions, fetch, resumes="what came stays, call again to continue")
+main = Command(WeightsOptions, fetch, resume_hint="what came stays, call again to continue")

@@ -1,8 +1,8 @@
-"""A network split over processes (FSDP2): how it is split, filled and gathered again, and its checkpoints.
+"""A network split over processes (FSDP2): how to split, fill and gather it, and its checkpoints.
 
-A checkpoint is a folder that any number of processes can read: <folder>/shard-00003-of-00008.safetensors, the rows that
-process 3 holds of every weight and of AdamW's moments, and <folder>/rest.pt, all else. Only plain values are pickled,
-which `weights_only` loads. `pw.train.callbacks.TrainingCallback` gives the folder its name when it is complete.
+A checkpoint is a folder that any number of processes can read: <folder>/shard-00003-of-00008.safetensors has the rows
+of process 3 of every weight and of AdamW's moments, <folder>/rest.pt all other state. Only plain values are pickled,
+for `weights_only`. `pw.train.callbacks.TrainingCallback` renames the folder when it is complete.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def device_type(trainer: Trainer) -> str:
 
 
 def mesh_of(trainer: Trainer) -> DeviceMesh:
-    """The mesh of processes: shards (fsdp), or copies x shards of each copy (hsdp)."""
+    """The mesh of processes: [shards] for fsdp, [copies, shards] for hsdp."""
     device = device_type(trainer)
     if trainer.strategy == "hsdp":
         return init_device_mesh(device, (trainer.copies, trainer.split), mesh_dim_names=("copy", "shard"))
@@ -41,10 +41,10 @@ def mesh_of(trainer: Trainer) -> DeviceMesh:
 
 
 def shard(net: nn.Module, blocks: Any, mesh: DeviceMesh) -> None:
-    """Split a network over a mesh: each block is gathered when it computes, the rest with the first block.
+    """Split a network over a mesh: each block is gathered for its computation, the other weights with the first block.
 
-    Weights are gathered in fp32, and autocast casts them as it does on one device, so that what Wan keeps in fp32 stays
-    in fp32. All are freed after a forward: the EMA and the optimizer see shards only.
+    Weights are gathered in fp32, and autocast casts them as on one device, so that Wan's fp32 modules stay in fp32.
+    All are freed after a forward: the EMA and the optimizer see only shards.
     """
     for block in blocks:
         fully_shard(block, mesh=mesh)
@@ -52,11 +52,9 @@ def shard(net: nn.Module, blocks: Any, mesh: DeviceMesh) -> None:
 
 
 def fill(net: nn.Module, source: nn.Module | None, device: str) -> None:
-    """Give a split network, made on the meta device, the weights and buffers of a whole one.
+    """Copy the weights and buffers of a whole network to a split one on the meta device. All processes must call it.
 
-    source  the whole network in the first process, None in the others, so that a machine holds one copy
-
-    All processes must call it.
+    source  the whole network in the first process, None in the others, so that only one copy is in memory
     """
     net.to_empty(device=device)
     values = {} if source is None else _tensors(source)
@@ -78,37 +76,37 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_parts(net: nn.Module, source: nn.Module) -> None:
-    """Copy weights and buffers of a split network to another, made on the meta device and split in the same way."""
+    """Copy weights and buffers of a split network to another on the meta device that is split in the same way."""
     net.to_empty(device=next(source.parameters()).device)
     with torch.no_grad():
         for tensor, value in zip(_tensors(net).values(), _tensors(source).values(), strict=True):
             tensor.copy_(value)
 
 
-def gathered(tensor: Tensor, *, keep: bool = True) -> Tensor:
-    """The whole of a tensor that may be split, on the CPU; empty unless `keep`. All processes must call it."""
+def gather(tensor: Tensor, *, keep: bool = True) -> Tensor:
+    """The whole tensor, which may be split, on the CPU; empty unless `keep`. All processes must call it."""
     full = tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
     return full.cpu().contiguous() if keep else torch.empty(0)
 
 
 def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
-    """(the rows of a tensor that this process holds, the number of the first)."""
+    """(rows of a tensor in this process, index of the first one)."""
     if not isinstance(tensor, DTensor):
         return tensor.detach(), 0
-    mesh, first = tensor.device_mesh, 0
+    mesh, first_row = tensor.device_mesh, 0
     for axis, placement in enumerate(tensor.placements):
         if isinstance(placement, Shard):
             assert placement.dim == 0, "FSDP splits rows"
-            # as torch.chunk splits: rows / processes, rounded up, for all but the last
+            # like torch.chunk: rows / processes, rounded up, in all processes but the last
             rows = -(-tensor.shape[0] // mesh.size(axis))
-            first = min(rows * mesh.get_local_rank(axis), tensor.shape[0])
+            first_row = min(rows * mesh.get_local_rank(axis), tensor.shape[0])
         else:
             assert isinstance(placement, Replicate)
-    return tensor.to_local().detach(), first
+    return tensor.to_local().detach(), first_row
 
 
 def is_first_copy(tensor: Tensor) -> bool:
-    """Whether this process writes its part: it is the first of those that hold the same rows."""
+    """Whether this process writes its rows: it is the first of those with the same rows."""
     if not isinstance(tensor, DTensor):
         return torch.distributed.get_rank() == 0
     mesh = tensor.device_mesh
@@ -119,9 +117,9 @@ def is_first_copy(tensor: Tensor) -> bool:
     )
 
 
-def gathered_state(net: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """The state of a network that may be split, whole, on the CPU; empty unless `keep`. All processes must call it."""
-    state = {name: gathered(tensor, keep=keep) for name, tensor in net.state_dict().items()}
+def gather_state(net: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """The whole state of a network, which may be split, on the CPU; empty unless `keep`. All processes must call it."""
+    state = {name: gather(tensor, keep=keep) for name, tensor in net.state_dict().items()}
     return state if keep else {}
 
 
@@ -160,13 +158,13 @@ class Shards:
 
 
 def snapshot(tensors: Mapping[str, Tensor], rest: Mapping[str, Any], place: Place) -> Callable[[Path], None]:
-    """Copy what this process is to write of a checkpoint to the CPU; returns what writes it to the checkpoint's folder,
-    while training may go on: its shard, and in the first process `rest.pt`. That raises OSError on a full disk."""
+    """Copy this process's part of a checkpoint to the CPU. Returns a function that writes it to the checkpoint's folder
+    while training continues: the shard, and in the first process `rest.pt`; it raises OSError on a full disk."""
     rows, first_rows, rest = {}, {}, copy.deepcopy(dict(rest))
     for name, tensor in tensors.items():
         if is_first_copy(tensor):
-            here, first_rows[name] = local_rows(tensor)
-            rows[name] = here.to("cpu", copy=True).contiguous()
+            local, first_rows[name] = local_rows(tensor)
+            rows[name] = local.to("cpu", copy=True).contiguous()
 
     def write(folder: Path) -> None:
         path = folder / f"shard-{place.rank:05d}-of-{place.processes:05d}.safetensors"
@@ -178,7 +176,7 @@ def snapshot(tensors: Mapping[str, Tensor], rest: Mapping[str, Any], place: Plac
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint to one file. Raises OSError on a full disk, for which torch raises RuntimeError."""
+    """Write a checkpoint to one file. Raises OSError on a full disk, instead of torch's RuntimeError."""
     try:
         with path.open("wb") as file:
             torch.save(checkpoint, file)
@@ -189,13 +187,13 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def read_rest(folder: Path) -> dict[str, Any]:
-    """All of a checkpoint folder but its tensors. Raises ValueError unless every shard is complete."""
+    """The content of `rest.pt` of a checkpoint folder. Raises ValueError unless every shard is complete."""
     Shards(folder)
     return torch.load(folder / REST, map_location="cpu", weights_only=True)
 
 
 def as_one_file(folder: Path) -> dict[str, Any]:
-    """A checkpoint folder as the checkpoint that a single process would have written."""
+    """A checkpoint folder, converted to the checkpoint of a single process."""
     checkpoint, shards = read_rest(folder), Shards(folder)
     state: dict[int, dict[str, Tensor]] = {}
     checkpoint["state_dict"] = {}

@@ -13,7 +13,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, si
 
 
 class Stopped(SystemExit):
-    """A signal stopped the work; a training has written its checkpoint. The exit code is 128 + signal, as in shells."""
+    """A signal stopped the work, a training after its checkpoint. The exit code is 128 + signal, as in shells."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -21,16 +21,16 @@ class Stopped(SystemExit):
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that stop this process: `STOP_SIGNALS`, but for those it was started to ignore, as by nohup."""
+    """The signals that stop this process: `STOP_SIGNALS` except those that it ignores from the start, as with nohup."""
     return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextlib.contextmanager
 def interruptible() -> Generator[None]:
-    """Inside, a signal to stop raises Stopped, and Ctrl-C KeyboardInterrupt.
+    """Inside, a signal to stop raises Stopped, and Ctrl-C raises KeyboardInterrupt.
 
-    While one of these is being handled, further signals but Ctrl-C are ignored: when a terminal closes, it and its
-    shell both send SIGHUP.
+    While one of these is handled, later signals except Ctrl-C are ignored: when a terminal closes, it and its shell
+    both send SIGHUP.
     """
 
     def stop(number: int, frame: Any) -> None:
@@ -44,19 +44,19 @@ def interruptible() -> Generator[None]:
 
 
 def _is_stopping(error: BaseException | None) -> bool:
-    """Whether an error is, or was raised while handling, a signal to stop."""
+    """Whether an error is from a signal to stop, or was raised while handling one."""
     return error is not None and (isinstance(error, Stopped | KeyboardInterrupt) or _is_stopping(error.__context__))
 
 
 @contextlib.contextmanager
 def handle_stop_signals(handle: Callable[[int, Any], None]) -> Generator[None]:
-    """Inside, `handle` is the handler of all signals to stop. Does nothing outside the main thread."""
+    """Inside, `handle` handles all signals to stop. Does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handle) for number in stop_signals()}
+    previous = {number: signal.signal(number, handle) for number in stop_signals()}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

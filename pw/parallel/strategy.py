@@ -20,10 +20,10 @@ from pw.run.settings import Trainer
 
 
 class DirectCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint of one file directly to its place.
+    """Writes a checkpoint of one file directly to its path.
 
-    Lightning's own plugin holds it in memory twice, and writes it to the system's temporary folder first, which may be
-    too small.
+    Lightning's plugin holds it in memory twice, and first writes it to the system's temporary folder, which may be too
+    small.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -31,7 +31,7 @@ class DirectCheckpointIO(TorchCheckpointIO):
 
 
 class PlaceEnvironment(TorchElasticEnvironment):
-    """A `Place` as Lightning's cluster environment: as torchrun's, of processes that others started."""
+    """A `Place` as Lightning's cluster environment: like torchrun's, for processes that Lightning does not start."""
 
     def __init__(self, place: Place) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class ShardedStrategy(ModelParallelStrategy):
         super().__init__(data_parallel_size=place.processes, tensor_parallel_size=1)
         self.place = place
         self.writer = ThreadPoolExecutor(1, "checkpoint")
-        self.written: Future[None] | None = None  # the last checkpoint, see `save_checkpoint`
-        self._read: Path | None = None
+        self.last_write: Future[None] | None = None  # the last checkpoint, see `save_checkpoint`
+        self._checkpoint_path: Path | None = None
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -72,19 +72,19 @@ class ShardedStrategy(ModelParallelStrategy):
         inner: Optimizer = getattr(optimizer, "_optimizer", optimizer)
         parameters = [p for group in inner.param_groups for p in group["params"]]
         state = {number: inner.state.get(parameter, {}) for number, parameter in enumerate(parameters)}
-        return {"state": named(state), "param_groups": inner.state_dict()["param_groups"]}
+        return {"state": flat_optimizer_state(state), "param_groups": inner.state_dict()["param_groups"]}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Begin to write a checkpoint: all is copied when this returns; `written` is done when it is on the disk."""
+        """Copy a checkpoint to the CPU and write it in the background; `last_write` is done when it is on the disk."""
         tensors = {**checkpoint.pop("state_dict"), **checkpoint["optimizer_states"][0]["state"]}
         checkpoint["optimizer_states"][0]["state"] = {}
-        self.written = self.writer.submit(snapshot(tensors, checkpoint, self.place), Path(filepath))
+        self.last_write = self.writer.submit(snapshot(tensors, checkpoint, self.place), Path(filepath))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        self._read = Path(checkpoint_path)
-        if self._read.is_dir():
-            return read_rest(self._read)
-        return torch.load(self._read, map_location="cpu", weights_only=True, mmap=True)
+        self._checkpoint_path = Path(checkpoint_path)
+        if self._checkpoint_path.is_dir():
+            return read_rest(self._checkpoint_path)
+        return torch.load(self._checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
@@ -97,19 +97,19 @@ class ShardedStrategy(ModelParallelStrategy):
         for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             empty = {key: torch.zeros_like(parameter.detach()) for key in ("exp_avg", "exp_avg_sq")}
             state[number] = {"step": torch.zeros(()), **empty}
-        self._load(named(state), named(saved["state"]))
+        self._load(flat_optimizer_state(state), flat_optimizer_state(saved["state"]))
         optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
 
-    def _load(self, targets: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
-        """Fill tensors with their rows of the checkpoint: from its folder, or from the `whole` tensors of its file."""
-        assert self._read is not None
-        shards = Shards(self._read) if self._read.is_dir() else None
+    def _load(self, targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        """Fill the targets with their rows of the checkpoint: from its folder, or from the `tensors` of its file."""
+        assert self._checkpoint_path is not None
+        shards = Shards(self._checkpoint_path) if self._checkpoint_path.is_dir() else None
         for name, tensor in targets.items():
-            here, first = local_rows(tensor)
+            local, first_row = local_rows(tensor)
             if shards is not None:
-                here.copy_(shards.rows(name, first, len(here) if here.ndim else None))
+                local.copy_(shards.rows(name, first_row, len(local) if local.ndim else None))
             else:
-                here.copy_(whole[name][first : first + len(here)] if here.ndim else whole[name])
+                local.copy_(tensors[name][first_row : first_row + len(local)] if local.ndim else tensors[name])
 
 
 def lightning_strategy(trainer: Trainer, place: Place) -> Strategy:
@@ -123,6 +123,6 @@ def lightning_strategy(trainer: Trainer, place: Place) -> Strategy:
     return ShardedStrategy(place)
 
 
-def named(state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """An optimizer's tensors by name: `optimizer.<number of the parameter>.exp_avg` and so on."""
+def flat_optimizer_state(state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """An optimizer's tensors by name: `optimizer.<index of the parameter>.exp_avg` and so on."""
     return {f"optimizer.{number}.{key}": value for number, values in state.items() for key, value in values.items()}

@@ -1,7 +1,7 @@
-"""The processes of a training: which of them this one is, what they tell each other, what each computes of an update.
+"""The processes of a training: the rank of each (`Place`), their communication (`Team`), their share of an update.
 
-`pw train trainer=fsdp trainer.devices=8` starts its own processes (`pw.parallel.launch`); those that torchrun or srun
-started are recognised by their environment.
+`pw train trainer=fsdp trainer.devices=8` starts its own processes (`pw.parallel.launch`); processes of torchrun or srun
+are recognised by their environment.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from pw.parallel.signals import Stopped
 from pw.run.settings import Train, Trainer
 
 PLACE, STORE = "PW_PLACE", "PW_STORE"  # environment variables of the processes that `launch` starts
-# How long processes wait for each other, by `Place.is_launched`. Those that `launch` started end when one of them
-# fails, and one may decode videos for days while the others are done; elsewhere a long silence is the only sign that a
-# process is gone.
+# How long processes wait for each other, by `Place.is_launched`. Those of `launch` end when one of them fails, and one
+# may decode videos for days while the others wait; otherwise a timeout is the only sign that a process is gone.
 TIMEOUTS = {True: timedelta(days=7), False: timedelta(minutes=30)}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which of the processes this one is, in torch's terms its rank.
+    """The rank of this process among the processes of a training.
 
-    local_rank   among those of its machine, which has number `node`
-    store        file by which processes that `launch` started find each other; None under torchrun or srun
-    is_launched  whether `launch` started it: its launcher checks the run, holds the training's lock and hears reports
+    local_rank   rank on its machine, which has index `node`
+    store        file through which the processes of `launch` connect; None under torchrun or srun
+    is_launched  whether `launch` started it: its launcher checks the run, holds the training's lock and reads reports
     """
 
     rank: int
@@ -45,14 +44,14 @@ class Place:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that writes."""
+        """Whether it is rank 0, which writes the files."""
         return self.rank == 0
 
 
 def current_place(trainer: Trainer, environment: Mapping[str, str] = os.environ) -> Place | None:
-    """This process's place among those of a run; None when they have yet to be started.
+    """This process's place in a run; None if the processes are not started yet.
 
-    Raises ConfigError when another number of processes was started than `trainer` says.
+    Raises ConfigError if the number of started processes differs from that of `trainer`.
     """
     place = place_from_environment(environment) or (Place(0, 1) if trainer.processes == 1 else None)
     if place is not None and place.processes != trainer.processes:
@@ -64,7 +63,7 @@ def current_place(trainer: Trainer, environment: Mapping[str, str] = os.environ)
 
 
 def place_from_environment(environment: Mapping[str, str] = os.environ) -> Place | None:
-    """The place that `launch`, torchrun or srun gave this process; None without one of them."""
+    """The place from the environment of `launch`, torchrun or srun; None without one of them."""
     if PLACE in environment:
         rank, processes, local_rank = json.loads(environment[PLACE])
         return Place(rank, processes, local_rank, store=environment[STORE], is_launched=True)
@@ -79,7 +78,7 @@ def place_from_environment(environment: Mapping[str, str] = os.environ) -> Place
 
 
 def check_launch(trainer: Trainer) -> None:
-    """Raises ConfigError when `launch` cannot start the processes: some are on other machines."""
+    """Raises ConfigError if `launch` cannot start the processes, because some are on other machines."""
     if trainer.nodes > 1:
         raise ConfigError(
             f"trainer.nodes={trainer.nodes}: processes on several machines are started by torchrun or srun, one for "
@@ -89,22 +88,22 @@ def check_launch(trainer: Trainer) -> None:
 
 
 def prints_for_user() -> bool:
-    """Whether this process is the one that prints: the launcher, or under torchrun and srun the first."""
+    """Whether this process prints for the user: the launcher, or under torchrun and srun the first process."""
     place = place_from_environment()
     return place is None or (place.is_first and not place.is_launched)
 
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a training, connected by gloo (and NCCL on GPUs), and what they tell each other.
+    """Communication of the processes of a training, by gloo (and NCCL on GPUs).
 
-    All of them must call each method. A single process that is not connected answers for itself.
+    All of them must call each method. A single process that is not connected gets its own value.
     """
 
     place: Place
     is_connected: bool = False
 
-    def agreed(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value."""
         values = [value]
         if self.is_connected:
@@ -114,10 +113,10 @@ class Team:
         return values[0]
 
     def maximum(self, value: float) -> float:
-        return max(self._gathered(value))
+        return max(self._gather(value))
 
     def total(self, value: float) -> float:
-        return sum(self._gathered(value))
+        return sum(self._gather(value))
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes of each of the values [n], in float64 on the CPU."""
@@ -130,25 +129,25 @@ class Team:
         return values
 
     def union(self, names: Iterable[str]) -> list[str]:
-        """The names that any process has, sorted."""
+        """The names of all processes, sorted."""
         lists = [list(names)] * self.place.processes
         if self.is_connected:
             import torch.distributed as dist
 
             dist.all_gather_object(lists, lists[0])
-        return sorted({name for one in lists for name in one})
+        return sorted(set[str]().union(*lists))
 
-    def _gathered(self, value: float) -> list[float]:
+    def _gather(self, value: float) -> list[float]:
         if not self.is_connected:
             return [value]
         import torch
         import torch.distributed as dist
 
-        # on the CPU, by gloo: it does not wait for what a GPU has yet to compute
-        mine = torch.zeros(self.place.processes, dtype=torch.float64)
-        mine[self.place.rank] = value
-        dist.all_reduce(mine)
-        return mine.tolist()
+        # on the CPU, by gloo: it does not wait for pending work of a GPU
+        values = torch.zeros(self.place.processes, dtype=torch.float64)
+        values[self.place.rank] = value
+        dist.all_reduce(values)
+        return values.tolist()
 
     def wait(self) -> None:
         """Return once every process has called this."""
@@ -157,11 +156,11 @@ class Team:
 
 @contextlib.contextmanager
 def join_team(trainer: Trainer, place: Place) -> Generator[Team]:
-    """Connect to the other processes of a run. Makes a torch process group, unless there is one or no need of one.
+    """Connect to the other processes of a run. Creates a torch process group, unless it exists or is not necessary.
 
-    The group is destroyed at the end, but not after a failure: destroying NCCL's waits for all processes, which may
-    wait for the one that failed. Under torchrun or srun, processes that succeed leave together, for the first may host
-    the store through which the others are connected.
+    The group is destroyed at the end, but not after a failure: destroying an NCCL group waits for all processes, which
+    may wait for the failed one. Under torchrun or srun, successful processes leave together, because the first one may
+    host the store that connects the others.
     """
     import torch
     import torch.distributed as dist
@@ -175,7 +174,7 @@ def join_team(trainer: Trainer, place: Place) -> Generator[Team]:
     store = _store(place)
     timeout = TIMEOUTS[place.is_launched]
     if store is not None:
-        store.set_timeout(timeout)  # not 5 minutes: NCCL begins when the first process has read its 20 GB
+        store.set_timeout(timeout)  # more than 5 minutes: NCCL starts after the first process has read 20 GB
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.processes, timeout=timeout)
     has_failed = False
     try:
@@ -192,7 +191,7 @@ def join_team(trainer: Trainer, place: Place) -> Generator[Team]:
 
 
 def _store(place: Place) -> Any:
-    """The store through which the processes find each other; None where torch takes it from torchrun's environment."""
+    """The store that connects the processes; None if torch takes it from torchrun's environment."""
     import torch.distributed as dist
 
     if place.store is not None:
@@ -209,10 +208,10 @@ def _store(place: Place) -> Any:
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several processes computes of each update: `accumulate` micro-batches of `batch_size` clips.
+    """The share of one process in each update of `accumulate` micro-batches with `batch_size` clips.
 
-    As many processes as possible compute whole micro-batches; if there are more processes than that, each micro-batch
-    is cut into equal parts. Raises ConfigError when the processes cannot have equal shares.
+    As many processes as possible compute whole micro-batches; with more processes, each micro-batch is split into equal
+    parts. Raises ConfigError if equal shares are not possible.
     """
 
     rank: int
@@ -223,12 +222,12 @@ class Share:
     def __post_init__(self) -> None:
         if self.batch_size % self.parts:
             clips = self.accumulate * self.batch_size
-            fits = [n for n in range(1, clips + 1) if not self.batch_size % (n // math.gcd(self.accumulate, n))]
-            near = min(fits, key=lambda n: abs(n - self.processes))
+            counts = [n for n in range(1, clips + 1) if not self.batch_size % (n // math.gcd(self.accumulate, n))]
+            nearest = min(counts, key=lambda n: abs(n - self.processes))
             raise ConfigError(
                 f"trainer.devices times trainer.nodes, over trainer.context, is {self.processes}: train.batch_size="
                 f"{self.batch_size} and train.accumulate={self.accumulate} cannot be shared equally by so many; "
-                f"{near} would do, or train.accumulate={self.processes}"
+                f"{nearest} would do, or train.accumulate={self.processes}"
             )
 
     @classmethod
@@ -251,7 +250,7 @@ class Share:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches, or parts of them, that this process computes one after the other in an update."""
+        """Micro-batches, or parts of them, that this process computes in sequence in an update."""
         return self.accumulate // self.groups
 
     @property
@@ -260,15 +259,15 @@ class Share:
         return self.batch_size // self.parts
 
     def index(self, turn: int) -> int:
-        """Number, among all micro-batches of the training, of the turn-th one of this process."""
+        """Index, in all micro-batches of the training, of the turn-th one of this process."""
         update, turn = divmod(turn, self.micro_batches)
         return update * self.accumulate + turn * self.groups + self.rank // self.parts
 
-    def whole(self, clips: int) -> int:
-        """Clips of the whole micro-batch of which this process has `clips`."""
+    def total_clips(self, clips: int) -> int:
+        """Clips of the whole micro-batch if this process has `clips` of them."""
         return clips * self.parts
 
-    def of_batch(self, whole: Tensor) -> Tensor:
+    def of_batch(self, batch: Tensor) -> Tensor:
         """[B, …] of the whole micro-batch -> this process's part, [B / parts, …]."""
-        length = len(whole) // self.parts
-        return whole[self.part * length : (self.part + 1) * length] if self.parts > 1 else whole
+        length = len(batch) // self.parts
+        return batch[self.part * length : (self.part + 1) * length] if self.parts > 1 else batch

@@ -240,7 +240,7 @@ def run(options: LatentsOptions) -> int:
     return int(report.is_bad)
 
 
-main = Command(LatentsOptions, run, resumes="what is done is kept; the same call goes on")
+main = Command(LatentsOptions, run, resume_hint="what is done is kept; the same call goes on")
 
 
 def _progress_line(rank: int) -> ClipProgress:
@@ -251,7 +251,7 @@ def _progress_line(rank: int) -> ClipProgress:
         nonlocal pace
         pace = pace or Pace(done - 1)  # existing clips took no time
         if line.is_due or done == clips:
-            remaining = pace.left(done, clips)
+            remaining = pace.time_left(done, clips)
             line.show(f"rank {rank}: {shard}, {done} of {clips} clips, about {remaining} left", last=done == clips)
 
     return show

@@ -99,7 +99,7 @@ def run(options: DataOptions) -> int:
     return ultravideo(options, options.out or Path("data/ultravideo"))
 
 
-main = Command(DataOptions, run, resumes="what is done is kept; the same call goes on")
+main = Command(DataOptions, run, resume_hint="what is done is kept; the same call goes on")
 
 
 def ingest(
@@ -149,7 +149,7 @@ def _write_dataset(
     for record in all_records:
         record.origin = (origins or {}).get(record.file, "")
     manifest = _assemble(out, all_records, settings, _settings_content(settings, origins))
-    _summarise(out, manifest, all_records, pace.spent)
+    _summarise(out, manifest, all_records, pace.elapsed)
     return manifest
 
 
@@ -341,7 +341,7 @@ class _CutProgress:
             yield frame
 
     def show(self, text: str, *, last: bool = False) -> None:
-        remaining = self.pace.left(self.done, self.frames)
+        remaining = self.pace.time_left(self.done, self.frames)
         rate = f"{self.pace.rate(self.done):.0f} frames/s, {remaining} left" if remaining else "no frames"
         self.line.show(f"{self.video}: {text} ({rate})", last=last)
 

@@ -286,7 +286,7 @@ class Dataset:
 
     def size(self, name: str) -> int:
         """Bytes of a file, from the list of files or a HEAD request."""
-        size = self._sizes[name] or hub.served(self.source(name)).size
+        size = self._sizes[name] or hub.server_metadata(self.source(name)).size
         if not size:
             source = self.source(name)
             raise ConfigError(f"{source}: the server does not say how large it is; set HF_ENDPOINT to another")

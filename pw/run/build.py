@@ -204,7 +204,7 @@ def _recipe_run(recipe: settings.Recipe, run: Run, group: str, *extra: str) -> R
             inherited_overrides = [o for o in inherited_overrides if override_key(o) != "trainer.offload_activations"]
         return replace(build([*inherited_overrides, *overrides]), finished_trainings=run.finished_trainings)
     except ConfigError as error:
-        raise error.within(f"{group} ({recipe.name}): ") from error
+        raise error.with_prefix(f"{group} ({recipe.name}): ") from error
 
 
 def _start_run(run: Run) -> Run:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pw.io.arguments import ConfigError, UnknownKeyError, did_you_mean
-from pw.io.paths import CONF, own_folder
+from pw.io.paths import CONF, user_folder
 
 # before huggingface_hub and MLflow are imported: turns their telemetry off
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -66,7 +66,7 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 
 def _user_conf() -> Path | None:
-    folder = own_folder()
+    folder = user_folder()
     return folder / "conf" if folder is not None and (folder / "conf").is_dir() else None
 
 

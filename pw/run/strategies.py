@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pw.io.arguments import ConfigError, did_you_mean
-from pw.io.paths import SUITE, explained, own_folder
+from pw.io.paths import SUITE, explain_import_errors, user_folder
 
 # Group -> modules with its classes: a configuration cannot name a class of another module.
 MODULES: dict[str, tuple[str, ...]] = {
@@ -71,10 +71,10 @@ def strategy_class(group: str, node: Mapping[str, Any], key: str | None = None) 
     location = f"{key or group}._target_={target!r}"
     module, _, name = target.rpartition(".")
     if module not in MODULES[group] and not _is_user_module(module):
-        folder = own_folder()
+        folder = user_folder()
         hint = "" if folder is None else f", or in a module of {folder}, where there is no {module or 'module'}.py"
         raise ConfigError(f"{location}: a {group} lives in {', '.join(MODULES[group])}{hint}")
-    with explained(location, own_folder() or SUITE):
+    with explain_import_errors(location, user_folder() or SUITE):
         cls = getattr(importlib.import_module(module), name, None)
     if cls is None:
         raise ConfigError(f"{location}: {module} has no {name}")
@@ -86,7 +86,7 @@ def strategy_class(group: str, node: Mapping[str, Any], key: str | None = None) 
 
 def _is_user_module(module: str) -> bool:
     """Whether a module is a file of the user's folder."""
-    folder = own_folder()
+    folder = user_folder()
     if folder is None or not module or not (folder / Path(*module.split("."))).with_suffix(".py").is_file():
         return False
     spec = importlib.util.find_spec(module)

@@ -27,7 +27,7 @@ from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.files import read_json, write_json
 from pw.io.host import free_memory
 from pw.io.lazy import Tensor, torch
-from pw.io.paths import OUTPUTS, quiet
+from pw.io.paths import OUTPUTS, silence_libraries
 from pw.io.progress import Progress
 from pw.io.wan_weights import check, fingerprint, locate
 from pw.method.coverage import coverage
@@ -207,7 +207,7 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
     """A trained stage with its EMA weights, ready to sample. Raises ValueError when they are not this run's."""
     from safetensors.torch import load_file
 
-    quiet()
+    silence_libraries()
     module = stage_module(run)
     path = training_folder(run, outputs) / "ema.safetensors"
     device = "cuda" if run.trainer.accelerator == "gpu" else "cpu"

@@ -10,16 +10,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pw.io.paths import import_for_good
+from pw.io.paths import import_without_gc
 
 if TYPE_CHECKING:
     from pw.run.build import Run
 
 
 def import_stages() -> None:
-    """Import Lightning and both stages, the first time, see `import_for_good`."""
+    """Import Lightning and both stages, the first time, see `import_without_gc`."""
     if "pw.stages.stage" not in sys.modules:
-        import_for_good("pw.stages.stage")
+        import_without_gc("pw.stages.stage")
 
 
 def stage_module(run: Run, start: str | None = None, weights: Path | None = None) -> Any:

@@ -55,19 +55,19 @@ class SeededDraws:
 
     def noise(self, like: Tensor) -> Tensor:
         """Standard normal of `like`'s shape, drawn on the CPU: the same on every device."""
-        shape = (self.share.whole(len(like)), *like.shape[1:])
+        shape = (self.share.total_clips(len(like)), *like.shape[1:])
         drawn = torch.randn(shape, generator=generator(self.seed, self.index, NOISE))
         return self.share.of_batch(drawn).to(like)
 
     def uniform(self, batch: int) -> Tensor:
         """[B] in [0, 1), float64."""
         draw = generator(self.seed, self.index, STEPS)
-        return self.share.of_batch(torch.rand(self.share.whole(batch), generator=draw, dtype=torch.float64))
+        return self.share.of_batch(torch.rand(self.share.total_clips(batch), generator=draw, dtype=torch.float64))
 
     def dropped(self, batch: int, rate: float) -> Tensor:
         """[B] bool: the samples whose condition is dropped, each with probability `rate`."""
         draw = generator(self.seed, self.index, DROPOUT)
-        return self.share.of_batch(torch.rand(self.share.whole(batch), generator=draw)) < rate
+        return self.share.of_batch(torch.rand(self.share.total_clips(batch), generator=draw)) < rate
 
     def degrade(self) -> torch.Generator:
         return generator(self.seed, self.index, DEGRADE)
@@ -76,7 +76,7 @@ class SeededDraws:
         """The anchor latents of this share, with their part of the noise drawn for the whole batch."""
         if self.share.parts == 1:
             return degradation.perturb(latent, draw)
-        nothing = torch.zeros(1).expand(self.share.whole(len(latent)), *latent.shape[1:])
+        nothing = torch.zeros(1).expand(self.share.total_clips(len(latent)), *latent.shape[1:])
         return latent + self.share.of_batch(degradation.perturb(nothing, draw)).to(latent)
 
 
@@ -182,7 +182,7 @@ class Stage(L.LightningModule, ABC):
         """Encode the empty prompt in the first process alone and send it to the others, before training: the encoder
         is then in memory once. All processes must call it."""
         if self.run.text is not None and not isinstance(self.run.source, LatentClips):
-            self._empty = team.agreed(self._encoded("") if team.place.is_first else None)
+            self._empty = team.broadcast(self._encoded("") if team.place.is_first else None)
 
     def _encoded(self, prompt: str) -> Tensor:
         """[tokens, dim], on the CPU: the encoder's 11 GB are needed once, next to a network in training."""

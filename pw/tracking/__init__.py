@@ -1,4 +1,4 @@
 """MLflow: log an ablation from its files (`mlflow_log`) and show the UI (`mlflow_ui`, `pw mlflow`).
 
-Nothing is computed from what is logged.
+No result is computed from the logs.
 """

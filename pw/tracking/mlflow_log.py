@@ -1,17 +1,17 @@
-"""Log an ablation to MLflow: an experiment with a parent run, and below it a run for each arm and seed.
+"""Log an ablation to MLflow: an experiment with a parent run, and a child run for each arm and seed.
 
     outputs/mlflow/mlflow.db                          sqlite; no server is needed to write it
     outputs/mlflow/artifacts/<ablation>/<run id>/     copies of the artifacts
 
-MLflow is only a view. Configurations, curves, scores and tables are files of their own, so `outputs/mlflow` may be
-deleted at any time: the next `pw ablation` logs it again. What can be is read and repaired without MLflow, whose import
-takes 6 s. It stores absolute paths: if the checkout was moved, `prepare_database` rewrites them.
+MLflow is only a view. Configurations, curves, scores and tables are separate files, so `outputs/mlflow` may be deleted
+at any time: the next `pw ablation` logs it again. The database is read and repaired without MLflow where possible,
+because its import takes 6 s. MLflow stores absolute paths: if the checkout was moved, `prepare_database` rewrites them.
 
-A run that was logged is never edited. It is identified by a key (`ablation/arm/seed/signature`) and a digest of its
-content. If the content changed, a new run is logged, and the old one goes to MLflow's trash (`mlflow gc` empties it).
-The same holds for parents. A run belongs to the latest table that has it: a new parent takes over the runs that it
-shares with older tables, and a parent without runs goes to the trash. Runs that a new table lacks (an arm with another
-signature, another scale) stay with the older parent.
+A logged run is never edited. It is identified by a key (`ablation/arm/seed/signature`) and a digest of its content. If
+the content changed, a new run is logged, and the old one goes to MLflow's trash (`mlflow gc` empties it). The same
+holds for parents. A run belongs to the latest table that has it: a new parent becomes the parent of the runs that it
+shares with older tables, and a parent without runs goes to the trash. Runs that are not in the new table (an arm with
+another signature, another scale) keep the older parent.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from pw.io.files import sha256
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-LOCK_SECONDS = 120.0  # another process of ours is logging: it holds the lock for 10-20 s
-BUSY_SECONDS = 10.0  # someone else holds the database (MLflow itself waits 20 s, for each statement)
-KEY, CONTENT, ROW = "pw.key", "pw.content", "pw.row"  # tags: who, a digest of what, 0003 of the table
+LOCK_SECONDS = 120.0  # wait for another `pw` process that logs; it holds the lock for 10-20 s
+BUSY_SECONDS = 10.0  # wait for another program that locks the database (MLflow waits 20 s, for each statement)
+KEY, CONTENT, ROW = "pw.key", "pw.content", "pw.row"  # tags: key of the run, digest of its content, table row as 0003
 PARENT = "mlflow.parentRunId"
-VIEW = "table"  # the run list's saved view
+VIEW = "table"  # the saved view of the run list
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -51,17 +51,17 @@ Point = tuple[str, float, int, int]  # name, value, time in ms, step: MLflow's M
 
 
 class TrackingError(RuntimeError):
-    """MLflow could not be written or read. The results are files of their own, of which nothing is lost."""
+    """MLflow could not be written or read. No result is lost, because the results are in separate files."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is logged of one arm and seed."""
+    """The logged data of one arm and seed."""
 
     arm: str
     seed: int
-    params: dict[str, object]  # exactly the varied keys + scale + seed: nothing else becomes a parameter
-    curves: Path | None  # metrics.jsonl: a line is {"step": 10, "loss": 0.1, …}
+    params: dict[str, object]  # only the varied keys, scale and seed
+    curves: Path | None  # metrics.jsonl with lines like {"step": 10, "loss": 0.1, …}
     scores: dict[str, float]
     artifacts: list[Path]  # files or folders
     tags: dict[str, str]  # signature, git commit, …; "signature" is part of the key
@@ -83,16 +83,16 @@ def log_ablation(
 ) -> str:
     """Log an ablation's table (runs in the table's order) and return the id of its parent run.
 
-    Artifacts, summary and tags are the parent's; a tag `mlflow.note.content` (markdown) is its description.
-    Curves become `train/<name>`, so that none mixes with a score of the same name.
+    Artifacts, summary and tags are for the parent; a tag `mlflow.note.content` (markdown) is its description.
+    Curves get the name `train/<name>`, to differ from a score of the same name.
 
     Raises:
         ValueError: an arm x seed or artifact given twice, an artifact missing, a broken line of curves.
         TrackingError: the database is locked, broken or another MLflow version's; the disk is full.
     """
     names = [run.name for run in runs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{ablation}: more than one run is called {', '.join(twice)}")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{ablation}: more than one run is called {', '.join(duplicates)}")
     home = mlflow_folder(outputs)
     with locked_database(home):
         rows = [_row(ablation, run) for run in runs]
@@ -111,7 +111,7 @@ def log_ablation(
 
 
 def warm_up() -> None:
-    """Import MLflow, which takes 6 s, with its telemetry off: for a thread, while something else takes its time."""
+    """Import MLflow, which takes 6 s, with telemetry off; to be called in a thread, in parallel to other work."""
     os.environ.update(ENVIRONMENT)
     with suppress(ImportError):
         import mlflow  # noqa: F401
@@ -128,20 +128,20 @@ class _StoredRun:
     points: Sequence[Point]
     artifacts: Sequence[Path]
     status: str
-    rows: Sequence[str] = ()  # a parent's: content of its rows
+    rows: Sequence[str] = ()  # of a parent: the content digests of its runs
 
     def content(self) -> str:
         """16 hex digits of all fields and of the bytes of the artifacts."""
         points = [(name, step, value) for name, value, _, step in self.points]
         values = [self.name, self.key, self.tags, self.params, points, self.status, self.rows]
         digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
-        for place, file in sorted(_files(self.name, self.artifacts).items()):
-            digest.update(place.encode() + bytes.fromhex(sha256(file)))
+        for name, file in sorted(_files(self.name, self.artifacts).items()):
+            digest.update(name.encode() + bytes.fromhex(sha256(file)))
         return digest.hexdigest()[:16]
 
 
 class _AblationTable:
-    """An ablation's experiment, while it is written (under the lock)."""
+    """Writes an ablation's experiment, under the lock."""
 
     def __init__(self, client: MlflowClient, home: Path, ablation: str) -> None:
         self.client, self.ablation = client, ablation
@@ -152,20 +152,20 @@ class _AblationTable:
             self.experiment = client.create_experiment(ablation, artifact_location=location, tags=kind)
         else:
             self.experiment = experiment.experiment_id
-            if experiment.lifecycle_stage == "deleted":  # in the UI, where its name stays taken
+            if experiment.lifecycle_stage == "deleted":  # deleted in the UI; its name stays reserved
                 client.restore_experiment(self.experiment)
         self.logged = {run.info.run_id: run for run in client.search_runs([self.experiment], max_results=ALL)}
 
     def log_row(self, new: _StoredRun) -> str:
         """Id of the run of this key and content: the existing one, or a new one that replaces it."""
-        run_id, others = self._found_or_made(new)
-        for other in others:
-            self._trash(other)
+        run_id, duplicates = self._find_or_create(new)
+        for duplicate in duplicates:
+            self._trash(duplicate)
         return run_id
 
     def log_parent(self, new: _StoredRun, rows: Sequence[str]) -> str:
         """Id of the parent of these runs: the latest if nothing changed, else a new one."""
-        parent, others = self._found_or_made(new)
+        parent, duplicates = self._find_or_create(new)
         for row, child in enumerate(rows):
             tags = self.logged[child].data.tags
             for key, value in ((PARENT, parent), (ROW, f"{row:04d}")):
@@ -173,9 +173,9 @@ class _AblationTable:
                     self.client.set_tag(child, key, value)
                     tags[key] = value
         in_use = {run.data.tags.get(PARENT) for run in self.logged.values()}
-        for other in others:
-            if other not in in_use:
-                self._trash(other)
+        for duplicate in duplicates:
+            if duplicate not in in_use:
+                self._trash(duplicate)
         return parent
 
     def save_view(self, runs: Sequence[RunRecord], parent: str) -> None:
@@ -191,14 +191,14 @@ class _AblationTable:
         }
         self.client.set_experiment_tag(self.experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
 
-    def _found_or_made(self, new: _StoredRun) -> tuple[str, list[str]]:
-        """The latest run of this key, if its content is the same, else a new one; and the others of this key."""
+    def _find_or_create(self, new: _StoredRun) -> tuple[str, list[str]]:
+        """(id of the latest run with this key if its content is the same, else of a new run; ids of the other runs)."""
         content = new.content()
-        known = [run for run in self.logged.values() if run.data.tags.get(KEY) == new.key]
-        latest = max(known, key=lambda run: run.info.start_time, default=None)
+        candidates = [run for run in self.logged.values() if run.data.tags.get(KEY) == new.key]
+        latest = max(candidates, key=lambda run: run.info.start_time, default=None)
         is_same = latest is not None and latest.data.tags.get(CONTENT) == content
         run_id = latest.info.run_id if latest is not None and is_same else self._create(new, content)
-        return run_id, [run.info.run_id for run in known if run.info.run_id != run_id]
+        return run_id, [run.info.run_id for run in candidates if run.info.run_id != run_id]
 
     def _create(self, new: _StoredRun, content: str) -> str:
         from mlflow.entities import Metric, Param
@@ -211,7 +211,7 @@ class _AblationTable:
             client.log_batch(run_id, metrics=[Metric(*point) for point in new.points[start : start + BATCH]])
         for path in new.artifacts:
             client.log_artifact(run_id, str(path))
-        client.set_tag(run_id, CONTENT, content)  # last: so that what a killed call leaves is not taken for complete
+        client.set_tag(run_id, CONTENT, content)  # last, so that a run without it is incomplete
         client.set_terminated(run_id, new.status)
         self.logged[run_id] = client.get_run(run_id)
         return run_id
@@ -229,12 +229,12 @@ def _row(ablation: str, run: RunRecord) -> _StoredRun:
 
 def _points(scores: Mapping[str, float]) -> list[Point]:
     now = int(time.time() * 1000)
-    # an arm crossed with a value is called arm@value, a name that MLflow refuses
+    # MLflow rejects @, which is in the name of an arm crossed with a value, arm@value
     return [(name.replace("@", "/"), float(value), now, 0) for name, value in scores.items()]
 
 
 def curve_points(path: Path | None) -> list[Point]:
-    """The points of a metrics.jsonl. A step that occurs again (after a resume) replaces the earlier one."""
+    """The points of a metrics.jsonl. If a step occurs twice (after a resume), the later line counts."""
     if path is None:
         return []
     points: dict[tuple[str, int], float] = {}
@@ -247,26 +247,26 @@ def curve_points(path: Path | None) -> list[Point]:
             step = int(values.pop("step"))
             points.update({(name, step): float(value) for name, value in values.items() if value is not None})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines):  # no newline: a kill cut it off
+            if number == len(lines):  # no newline: incomplete because the process was killed
                 break
-            wanted = '{"step": 10, "loss": 0.1, …}'
-            raise ValueError(f"{path}, line {number} is not like {wanted}: {line[:80]!r}") from error
+            example = '{"step": 10, "loss": 0.1, …}'
+            raise ValueError(f"{path}, line {number} is not like {example}: {line[:80]!r}") from error
     stamp = int(path.stat().st_mtime * 1000)
     return [(f"train/{name}", value, stamp, step) for (name, step), value in points.items()]
 
 
 def _files(owner: str, artifacts: Sequence[Path]) -> dict[str, Path]:
-    """Path among the run's artifacts -> file."""
+    """Path in the run's artifacts -> file."""
     files: dict[str, Path] = {}
     for path in artifacts:
         if not path.exists():
             raise ValueError(f"{owner}: there is no artifact {path}")
-        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        for file in inside:
-            place = file.relative_to(path.parent).as_posix()
-            if place in files:
-                raise ValueError(f"{owner}: {files[place]} and {file} would both be the artifact {place}")
-            files[place] = file
+        members = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in members:
+            name = file.relative_to(path.parent).as_posix()
+            if name in files:
+                raise ValueError(f"{owner}: {files[name]} and {file} would both be the artifact {name}")
+            files[name] = file
     return files
 
 
@@ -274,7 +274,7 @@ def _client(home: Path) -> MlflowClient:
     os.environ.update(ENVIRONMENT)
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):  # migrations; also tracebacks of errors, which we raise
+    for name in ("mlflow", "alembic"):  # hides migrations, and tracebacks of errors that are raised here
         logging.getLogger(name).setLevel(logging.CRITICAL)
     uri = f"sqlite:///{home}/mlflow.db"
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -284,13 +284,13 @@ def _client(home: Path) -> MlflowClient:
 
 
 def mlflow_folder(outputs: Path) -> Path:
-    """Where MLflow's database and artifacts lie."""
+    """The folder of MLflow's database and artifacts."""
     return outputs.resolve() / "mlflow"
 
 
 @contextmanager
 def locked_database(home: Path) -> Generator[None]:
-    """Hold the database's lock: two processes that open a new one break it. Failures are raised as TrackingError."""
+    """Lock the database, because two processes that create it break it. Errors are raised as TrackingError."""
     from filelock import FileLock, Timeout
 
     remedy = f"if {home} is moved away, the next `make ablation` makes it anew from the results"
@@ -313,7 +313,7 @@ def locked_database(home: Path) -> Generator[None]:
 
 @dataclass(frozen=True)
 class LatestTable:
-    """An ablation's latest table: ids of its experiment, of its parent run and, in its order, of its runs."""
+    """An ablation's latest table: ids of its experiment, of its parent run, and of its runs in table order."""
 
     experiment: str
     parent: str
@@ -322,7 +322,7 @@ class LatestTable:
 
 
 def latest_tables(home: Path) -> dict[str, LatestTable]:
-    """Ablation -> its latest table. To be called under the lock, which tells errors."""
+    """Ablation -> its latest table. To be called in `locked_database`, which converts the errors."""
     database = home / "mlflow.db"
     if not database.exists():
         return {}
@@ -356,14 +356,14 @@ def _has_tables(db: sqlite3.Connection) -> bool:
 
 
 def prepare_database(home: Path) -> None:
-    """Turn on WAL (readers do not block) and rewrite paths of a moved checkout. Fails early if locked or broken."""
+    """Turn on WAL (readers do not block) and rewrite paths of a moved checkout; fails if it is locked or broken."""
 
-    def moved(location: str | None) -> str | None:
-        _, found, rest = (location or "").rpartition("/mlflow/artifacts/")
-        return f"{(home / 'artifacts').as_uri()}/{rest}" if found else location
+    def rewrite_location(location: str | None) -> str | None:
+        _, separator, relative = (location or "").rpartition("/mlflow/artifacts/")
+        return f"{(home / 'artifacts').as_uri()}/{relative}" if separator else location
 
     with closing(sqlite3.connect(home / "mlflow.db", timeout=BUSY_SECONDS, isolation_level=None)) as db:
-        db.create_function("moved", 1, moved)
+        db.create_function("moved", 1, rewrite_location)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("BEGIN IMMEDIATE")
         if _has_tables(db):

@@ -1,4 +1,4 @@
-"""`pw mlflow`: MLflow's UI on this machine, and the addresses of an ablation's latest table in it."""
+"""`pw mlflow`: MLflow's UI on this machine, and the URLs of each ablation's latest table."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class MlflowOptions:
-    """`pw mlflow`."""
+    """The options of `pw mlflow`."""
 
     port: int = option(5000, "where the UI listens", read=number(1024, 65535))
     outputs: Path = option(Path("outputs"), "folder of all results")
 
 
 def run_mlflow(options: MlflowOptions) -> NoReturn:
-    """Become the UI's server, until Ctrl-C."""
+    """Replace this process by the server of the UI, which runs until Ctrl-C."""
     port, outputs = options.port, options.outputs
     home = mlflow_folder(outputs)
     if not (home / "mlflow.db").exists():
         raise ConfigError(f"no MLflow database in {home} yet: run `make ablation name=ansc` first")
     if not _is_free(port):
-        free = next((other for other in range(port + 1, min(port + 100, 65536)) if _is_free(other)), None)
-        advice = f"; port={free} is free" if free else ""
+        free_port = next((p for p in range(port + 1, min(port + 100, 65536)) if _is_free(p)), None)
+        advice = f"; port={free_port} is free" if free_port else ""
         raise ConfigError(f"port {port} is in use (perhaps by an MLflow UI already open?){advice}")
     try:
         with locked_database(home):
@@ -60,7 +60,7 @@ def run_mlflow(options: MlflowOptions) -> NoReturn:
 
 
 def page_urls(outputs: Path, port: int = 5000) -> dict[str, dict[str, str]]:
-    """Ablation -> {"runs", "compare"}: addresses of its latest table, as a list and side by side."""
+    """Ablation -> {"runs", "compare"}: URLs of its latest table, as a list and side by side."""
     pages = {}
     for name, table in latest_tables(mlflow_folder(outputs)).items():
         rows = quote(json.dumps(table.rows, separators=(",", ":")), safe=",")
@@ -73,7 +73,7 @@ def page_urls(outputs: Path, port: int = 5000) -> dict[str, dict[str, str]]:
 
 
 def ui_command(outputs: Path, port: int) -> list[str]:
-    """The command that serves the UI, to this machine only."""
+    """The command that serves the UI, only on this machine."""
     home = mlflow_folder(outputs)
     store = f"sqlite:///{home}/mlflow.db"
     return [

@@ -174,7 +174,7 @@ class TrainingCallback(L.Callback):
         """Give a checkpoint its final name once every process has written its part, perhaps in the background."""
         if not self.is_writing:
             return
-        writing = getattr(self.strategy, "written", None)
+        writing = getattr(self.strategy, "last_write", None)
         if writing is not None and (wait or writing.done()):
             writing.result()  # raises OSError on a full disk
         if self.team.maximum(0 if writing is None else not writing.done()):

@@ -24,10 +24,10 @@ from typing import Any
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import remove
 from pw.io.lazy import torch
-from pw.io.paths import OUTPUTS, quiet
+from pw.io.paths import OUTPUTS, silence_libraries
 from pw.io.progress import Pace, Progress, ProgressLine
 from pw.io.wan_weights import locate
-from pw.parallel.launch import carry_out, exit_with_parent, launch, report, reported_mistakes
+from pw.parallel.launch import carry_out, exit_with_parent, launch, report, report_mistakes
 from pw.parallel.signals import Stopped
 from pw.parallel.team import Place, Share, Team, current_place, join_team, prints_for_user
 from pw.run.build import Run, build
@@ -62,7 +62,7 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *
             gc.collect()  # Lightning keeps a split network on its device, in reference cycles
         folder.mkdir(parents=True, exist_ok=True)
         with nullcontext() if place is not None and place.is_launched else training_lock(folder, team):
-            if team.agreed(record.is_trained(run, outputs)):
+            if team.broadcast(record.is_trained(run, outputs)):
                 return folder
             if place is None:
                 arguments = [*run.config.overrides, f"outputs={outputs.absolute()}"]
@@ -102,7 +102,7 @@ def training_lock(folder: Path, team: Team) -> Generator[None]:
         acquire(0)
         if team.place.is_first and not lock.is_locked:
             logging.getLogger("pw").warning("%s is being trained by another process; waiting for it", folder)
-        while not team.agreed(lock.is_locked):
+        while not team.broadcast(lock.is_locked):
             acquire(LOCK_SECONDS)
         yield
     finally:
@@ -114,7 +114,7 @@ def _train(run: Run, folder: Path, start: Path | None, progress: Progress | None
     import_stages()
     from pw.train.callbacks import TrainingCallback
 
-    quiet()
+    silence_libraries()
     check_kernel(run)
     place = team.place
     if place.is_first:
@@ -178,7 +178,7 @@ def _fit(run: Run, folder: Path, module: Any, callback: Any, team: Team) -> None
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    checkpoint, update = team.agreed(record.last_checkpoint(folder) if team.place.is_first else None) or (None, 0)
+    checkpoint, update = team.broadcast(record.last_checkpoint(folder) if team.place.is_first else None) or (None, 0)
     if checkpoint is not None and checkpoint.is_dir() and run.trainer.split == 1:  # each process has the whole network
         split_checkpoint, checkpoint = checkpoint, checkpoint.with_name(record.MERGED_CHECKPOINT)
         if team.place.is_first:
@@ -224,7 +224,7 @@ def checked_run(overrides: Sequence[str], outputs: Path) -> Run:
 
 def run_train(options: TrainOptions) -> int:
     """Exit status: 0 trained, 1 failed, 128 + n stopped by signal n."""
-    with reported_mistakes():
+    with report_mistakes():
         run = checked_run(options.overrides, options.outputs)
     exit_with_parent()
     return run_training(run, lambda progress: train(run, options.outputs, progress, is_checked=True))
@@ -261,7 +261,7 @@ class TrainingProgress:
         if not self.prints or (not self.line.is_due and update < updates):
             return
         subject = "" if updates == self.run_updates else "its start: "
-        time_left = f", about {time_left} left" if (time_left := self.pace.left(update, updates)) else ""
+        time_left = f", about {time_left} left" if (time_left := self.pace.time_left(update, updates)) else ""
         self.line.show(f"{subject}update {update} of {updates}{time_left}", last=update >= updates)
 
 

@@ -181,10 +181,10 @@ def training_flops(run: Run, module: Any) -> float:
 
 def write_weights(folder: Path, module: Any, team: Team) -> None:
     """Write `online.safetensors` and `ema.safetensors`, not split. All processes must call it."""
-    from pw.parallel.sharded import gathered_state
+    from pw.parallel.sharded import gather_state
 
     for name in ("online", "ema"):
-        state = gathered_state(module.net if name == "online" else module.ema, keep=team.place.is_first)
+        state = gather_state(module.net if name == "online" else module.ema, keep=team.place.is_first)
         if team.place.is_first:
             write_tensors(folder / f"{name}.safetensors", state)
         del state  # before the next one is gathered: 20 GB each

@@ -30,11 +30,11 @@ from pw.cost.counts import (
     codec_bytes,
     codec_flops,
     forward_flops,
+    fp32_parameters,
     inference_bytes,
     injector_bytes,
     injector_parameters,
     injector_saved_bytes,
-    kept_parameters,
     parameters,
     saved_block_bytes,
     stage_latent,
@@ -145,16 +145,16 @@ def alive(
     if context > 1:
         share_tokens(net, groups_of(context, "cpu"))
     with mode:
-        kept = (*(net.dit._keep_in_fp32_modules or ()), "stride_embedding", "injector.gate")
+        fp32_modules = (*(net.dit._keep_in_fp32_modules or ()), "stride_embedding", "injector.gate")
         for name, parameter in net.named_parameters():
-            if not any(part in name for part in kept):
+            if not any(part in name for part in fp32_modules):
                 parameter.data = parameter.data.to(dtype)
-        given = inputs(choice, injector, grid, dtype)
-        before = [*net.parameters(), *net.buffers(), *(t for t in given.values() if t is not None)]
-        counter = Alive(iter(before))
+        arguments = inputs(choice, injector, grid, dtype)
+        existing = [*net.parameters(), *net.buffers(), *(t for t in arguments.values() if t is not None)]
+        counter = Alive(iter(existing))
         if train is None:
             with torch.no_grad(), counter:
-                net(**given)
+                net(**arguments)
             return counter.peak
         net.trainable(train)
         if checkpoint:
@@ -163,7 +163,7 @@ def alive(
             if parameter.requires_grad:  # gradients are a part of their own
                 parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
         with counter:
-            net(**given).float().square().mean().backward()
+            net(**arguments).float().square().mean().backward()
         return counter.peak
 
 
@@ -185,9 +185,9 @@ class TestParameters:
     def test_that_stay_fp32_are_those_wan_names(self) -> None:
         with torch.device("meta"):
             net = Backbone(wan(), GATES[0])
-        named = net.dit._keep_in_fp32_modules or ()
-        kept = [p.numel() for name, p in net.dit.named_parameters() if any(part in name for part in named)]
-        assert kept_parameters(wan()) == sum(kept)
+        fp32_modules = net.dit._keep_in_fp32_modules or ()
+        counts = [p.numel() for name, p in net.dit.named_parameters() if any(part in name for part in fp32_modules)]
+        assert fp32_parameters(wan()) == sum(counts)
 
     def test_of_the_vae_are_149_6_and_555_0_million(self) -> None:
         with torch.device("meta"):
@@ -326,11 +326,11 @@ class TestMemory:
             update = alive(choice, injector, torch.bfloat16, train="all", grid=grid, context=8)
         finally:
             dist.destroy_process_group()
-        unshared = unshared_bytes(choice, length, "bf16", 8)
-        planned = inference_bytes(choice, length // 8, "bf16") + unshared
+        all_tokens = unshared_bytes(choice, length, "bf16", 8)
+        planned = inference_bytes(choice, length // 8, "bf16") + all_tokens
         planned += injector_bytes(injector, choice, length, "bf16", 8)
         assert planned == pytest.approx(forward, rel=0.05)
-        planned = block_backward_bytes(choice, length // 8, "bf16", "all") + unshared + 2 * length * choice.width / 4
+        planned = block_backward_bytes(choice, length // 8, "bf16", "all") + all_tokens + 2 * length * choice.width / 4
         planned += injector_saved_bytes(injector, choice, length, "bf16", 8)
         assert update < planned < 1.4 * update
 
@@ -413,9 +413,9 @@ class TestMemory:
     def test_that_is_offloaded_is_one_blocks_input_on_the_device_and_the_rest_in_powers_of_two_on_the_cpu(self) -> None:
         offloaded = run("scale=4k", "trainer.offload_activations=true")
         one = TOKENS["4k"] * wan().width * 2
-        for asked, there in ((run("scale=4k"), 30 * one), (offloaded, one)):
-            backward = next(m for m in training_moments(asked) if m.name == "backward")
-            assert {p.name: p.bytes for p in backward.parts}["saved"] == there
+        for planned_run, size in ((run("scale=4k"), 30 * one), (offloaded, one)):
+            backward = next(m for m in training_moments(planned_run) if m.name == "backward")
+            assert {p.name: p.bytes for p in backward.parts}["saved"] == size
         assert offloaded_bytes(offloaded) == 30 * 2**31
         assert 2**30 < one < 2**31
         assert offloaded_bytes(offloaded, 8) == 2**31 + 29 * 2**28
@@ -424,9 +424,9 @@ class TestMemory:
     def test_of_the_cpu_holds_a_checkpoint_of_a_split_network_as_it_is_written(self) -> None:
         adapters = run("scale=2k", "train.trainable=adapters")
         size = 8 * (parameters(adapters.backbone, adapters.injector) + trained_parameters(adapters))
-        for gpus, there in ((1, None), (8, size / 8)):
+        for gpus, expected in ((1, None), (8, size / 8)):
             parts = {part.name: part.bytes for part in training_cost(adapters, gpus).host}
-            assert parts.get("checkpoint as it is written") == there
+            assert parts.get("checkpoint as it is written") == expected
 
     def test_of_a_sharded_training_falls_with_the_number_of_gpus(self) -> None:
         peaks = [training_cost(run("scale=2k"), gpus).worst.bytes for gpus in (1, 2, 4, 8)]

@@ -18,7 +18,7 @@ from pw.cost.counts import Moment, Part
 from pw.cost.generation_cost import generation_cost, stages_of
 from pw.cost.planner import PlanOptions, make_plan
 from pw.cost.training_cost import training_cost
-from pw.cost.verdicts import Verdict, amended, check_generation, parse_gpus
+from pw.cost.verdicts import Verdict, check_generation, parse_gpus, replace_overrides
 from pw.io.arguments import ConfigError, parse
 from pw.io.paths import ROOT
 from pw.run.build import Run, build
@@ -92,9 +92,9 @@ class TestTheCommandLine:
         self, argument: str, message: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert planner.main([*(["scale=2k"] if "scale=" not in argument else []), argument]) == 2
-        printed = capsys.readouterr()
-        assert message in printed.err
-        assert not printed.out
+        output = capsys.readouterr()
+        assert message in output.err
+        assert not output.out
 
     def test_exits_with_1_when_what_was_asked_for_does_not_fit(self) -> None:
         assert planner.main(["scale=4k", "gpus=1x80GB"]) == 1
@@ -103,9 +103,9 @@ class TestTheCommandLine:
 
     def test_without_gpus_judges_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert planner.main([]) == 0
-        printed = capsys.readouterr().out
-        assert "nothing is judged" in printed
-        assert "fits" not in printed
+        output = capsys.readouterr().out
+        assert "nothing is judged" in output
+        assert "fits" not in output
 
     def test_says_what_clips_take_as_they_are_sampled_where_they_are_large(
         self, capsys: pytest.CaptureFixture[str]
@@ -149,8 +149,8 @@ class TestTheCommandLine:
             "heavy = {'torch', 'diffusers', 'lightning', 'transformers'} & set(sys.modules)\n"
             "sys.exit(f'imported {heavy}' if heavy else 0)"
         )
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
 
 
 class TestAVerdict:
@@ -173,7 +173,7 @@ class TestAVerdict:
         assert eight.endswith("trainer=fsdp trainer.devices=8")
 
     @pytest.mark.parametrize(
-        ("overrides", "card", "offered"),
+        ("overrides", "card", "offer"),
         [
             (("scale=2k",), "1x80GB", "gpus=4x80GB, sharded (trainer=fsdp trainer.devices=4 trainer.context=2)"),
             (("scale=4k",), "1xH200", "gpus=2xH200, sharded (trainer=fsdp trainer.devices=2 trainer.context=2)"),
@@ -183,11 +183,11 @@ class TestAVerdict:
         ],
     )
     def test_of_a_training_offers_devices_that_do_in_words_that_are_taken(
-        self, overrides: tuple[str, ...], card: str, offered: str
+        self, overrides: tuple[str, ...], card: str, offer: str
     ) -> None:
         """As few as do, of those that are asked about: also where each clip has to be shared."""
         line = verdicts(*overrides, f"gpus={card}", "for=training")["training"].line
-        assert offered in line
+        assert offer in line
         offers = re.findall(r"(?:gpus=(\w+)|shared by \d+)(?:,? (?:sharded )?\((trainer=[^,)]*))?", line)
         assert offers
         for gpus, words in offers:
@@ -225,7 +225,7 @@ class TestAVerdict:
         assert not verdict.fits
         assert verdict.remedy
         assert " ".join(verdict.remedy) in verdict.line
-        assert verdicts(*amended(overrides, verdict.remedy), f"gpus={card}", f"for={what}")[what].fits
+        assert verdicts(*replace_overrides(overrides, verdict.remedy), f"gpus={card}", f"for={what}")[what].fits
         assert remedy is None or verdict.remedy == remedy
 
     def test_in_fp32_offers_bf16(self) -> None:
@@ -236,8 +236,8 @@ class TestAVerdict:
     def test_on_a_card_too_small_for_any_setting_names_one_that_is_not(self) -> None:
         verdict = verdicts("scale=4k", "gpus=1x8GB", "for=generation")["generation"]
         assert not verdict.remedy
-        offered = verdict.line.rpartition(" ")[2]
-        assert verdicts("scale=4k", offered, "for=generation")["generation"].fits
+        offer = verdict.line.rpartition(" ")[2]
+        assert verdicts("scale=4k", offer, "for=generation")["generation"].fits
 
     @settings(max_examples=20)
     @given(st.sampled_from(["2k", "4k", "proxy"]), st.floats(1, 400), st.floats(1, 400))
@@ -271,9 +271,8 @@ class TestSeveralGpus:
     def test_share_an_updates_micro_batches(self) -> None:
         one, eight, many = (training_cost(run("scale=2k"), n) for n in (1, 8, 64))
         assert eight.seconds(eight.flops, 400) == one.seconds(one.flops, 400) / 8
-        assert many.seconds(many.flops, 400) == eight.seconds(
-            eight.flops, 400
-        )  # 8 clips an update: the rest would idle
+        # 8 clips an update: the rest would idle
+        assert many.seconds(many.flops, 400) == eight.seconds(eight.flops, 400)
 
     def test_share_a_clips_tokens_where_it_is_too_large_for_one(self) -> None:
         line = verdicts("scale=4k", "gpus=8x80GB", "for=training")["training"].line
@@ -281,17 +280,17 @@ class TestSeveralGpus:
         shared = ("scale=4k", "trainer=fsdp", "trainer.devices=8", "trainer.context=4")
         assert verdicts(*shared, "gpus=8x80GB", "for=training")["training"].fits
         assert not verdicts(*shared[:-1], "trainer.context=2", "gpus=8x80GB", "for=training")["training"].fits
-        apart, together = (training_cost(run("scale=4k"), 8, n) for n in (1, 8))
-        assert together.seconds(together.flops, 400) == pytest.approx(apart.seconds(apart.flops, 400))
+        seconds = [cost.seconds(cost.flops, 400) for cost in (training_cost(run("scale=4k"), 8, n) for n in (1, 8))]
+        assert seconds[1] == pytest.approx(seconds[0])
 
     def test_make_one_video_together_in_an_eighth_of_the_time_but_for_text(self) -> None:
-        alone, together = (
+        alone, context_parallel = (
             make_plan(parse(PlanOptions, ["scale=4k", "trainer=fsdp", f"trainer.context={n}", "tflops=400"]))
             for n in (1, 8)
         )
-        for one, eight in zip(alone.generation.phases, together.generation.phases, strict=True):
+        for one, eight in zip(alone.generation.phases, context_parallel.generation.phases, strict=True):
             share = 1 if one.name == "text" else 8  # the decode has 24 tiles
-            assert alone.seconds(one) == pytest.approx(share * together.seconds(eight))
+            assert alone.seconds(one) == pytest.approx(share * context_parallel.seconds(eight))
             assert eight.bytes <= one.bytes
 
     def test_that_are_no_multiple_of_those_that_share_are_refused(self) -> None:

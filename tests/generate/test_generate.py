@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import pw.nn.codec
 from pw.generate.pipeline import OTHER_FILES, allow_open_files, generate, main
 from pw.generate.request import GenerateOptions, GenerationRequest, make_request
-from pw.io.arguments import parse, written
+from pw.io.arguments import parse, to_words
 from pw.io.video import read_video
 from pw.nn.networks import Network, load_network
 from pw.train.record import training_folder, write_config
@@ -390,7 +390,7 @@ class TestAWrongCall:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, limits[1]))
         try:
-            assert main(written(request.options)) == 1
+            assert main(to_words(request.options)) == 1
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert re.search(

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from pw.io.arguments import Command, ConfigError, describe, keys, option, parse, values, written
+from pw.io.arguments import Command, ConfigError, describe, keys, option, parse, to_words, values
 
 
 def even(text: str) -> int:
@@ -19,7 +19,7 @@ def even(text: str) -> int:
 
 @dataclass(frozen=True)
 class Closed:
-    name: str = option(says="which one")
+    name: str = option(help="which one")
     seeds: int = option(3, "how many")
     rate: float = option(0.5, "a share")
     format: Literal["md", "terminal"] = option("terminal", "how it is printed")
@@ -55,9 +55,9 @@ def test_words_become_values_of_their_fields_types() -> None:
 
 def test_written_options_are_read_as_the_same() -> None:
     words = ["name=a=b", "rate=0.12345678", "only=x,y", "out=/z", "dry_run=true", "for=me"]
-    assert written(parse(Closed, words)) == words
-    mixed = ["seeds=5", "x.y=1", "DIR"]
-    assert written(parse(Open, mixed)) == mixed
+    assert to_words(parse(Closed, words)) == words
+    open_words = ["seeds=5", "x.y=1", "DIR"]
+    assert to_words(parse(Open, open_words)) == open_words
 
 
 def test_the_last_of_two_words_counts_as_in_hydra() -> None:
@@ -65,7 +65,7 @@ def test_the_last_of_two_words_counts_as_in_hydra() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["seeds=1"], "name=… is missing: which one"),
         (["name=a", "seeds=two"], "seeds=two: a whole number"),
@@ -77,22 +77,22 @@ def test_the_last_of_two_words_counts_as_in_hydra() -> None:
         (["name=a", "seeds"], "'seeds': write key=value; there are name, seeds"),
     ],
 )
-def test_a_wrong_word_is_named_with_what_would_do(words: list[str], told: str) -> None:
+def test_a_wrong_word_is_named_with_what_would_do(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(Closed, words)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_what_is_no_option_is_an_override_or_a_positional_word_where_there_are_any() -> None:
-    found = parse(Open, ["a.b=1", "seeds=5", "DIR", "c=[1,2]"])
-    assert found == Open(5, ("a.b=1", "c=[1,2]"), ("DIR",))
+    options = parse(Open, ["a.b=1", "seeds=5", "DIR", "c=[1,2]"])
+    assert options == Open(5, ("a.b=1", "c=[1,2]"), ("DIR",))
 
 
 def test_help_and_completion_come_from_the_fields() -> None:
-    told = dict(describe(Closed))
-    assert told["name=…"] == "which one"
-    assert told["format=terminal"] == "how it is printed (md|terminal)"
-    assert told["for=all"] == "what for"
+    descriptions = dict(describe(Closed))
+    assert descriptions["name=…"] == "which one"
+    assert descriptions["format=terminal"] == "how it is printed (md|terminal)"
+    assert descriptions["for=all"] == "what for"
     assert "for" in keys(Closed)
     assert values(Closed, "format") == ("md", "terminal")
     assert values(Closed, "dry_run") == ("true", "false")

@@ -20,7 +20,7 @@ def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
     write_json(path, {"a": 1})
     write_json(path, {"a": 2}, durable=True)
     assert read_json(path) == {"a": 2}
-    assert [found.name for found in path.parent.iterdir()] == ["a.json"]
+    assert [file.name for file in path.parent.iterdir()] == ["a.json"]
 
 
 def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path: Path
     with pytest.raises(RuntimeError):
         write_half()
     assert read_json(path) == {"a": 1}
-    assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_folder_gets_its_name_when_all_of_it_is_there(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_folder_gets_its_name_when_all_of_it_is_there(tmp_path: Path) -> None:
         partial.mkdir()
         (partial / "part").touch()
         assert not (tmp_path / "made").exists()
-    assert [found.name for found in (tmp_path / "made").iterdir()] == ["part"]
+    assert [file.name for file in (tmp_path / "made").iterdir()] == ["part"]
 
 
 def test_tensors_are_read_back_as_they_were_written(tmp_path: Path) -> None:
@@ -65,12 +65,13 @@ def test_sizes_are_told_in_a_unit_that_fits() -> None:
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_and_what_another_writes_is_not(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    left, fresh, others = (tmp_path / f".a.{pid}.part" for pid in (ended.pid, ended.pid + 4_000_000, os.getppid()))
-    for path in (left, fresh, others):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    pids = (process.pid, process.pid + 4_000_000, os.getppid())
+    stale, fresh, running = (tmp_path / f".a.{pid}.part" for pid in pids)
+    for path in (stale, fresh, running):
         path.touch()
-    for path in (left, others):
+    for path in (stale, running):
         os.utime(path, (0, 0))
     write_json(tmp_path / "a", {})
-    assert (left.exists(), fresh.exists(), others.exists()) == (False, True, True)
+    assert (stale.exists(), fresh.exists(), running.exists()) == (False, True, True)

@@ -1,12 +1,15 @@
-"""pw.io.host: a limit of a container or a job is heard of before it kills."""
+"""pw.io.host: the cores and the memory that a container or a job allows, and the threads that a scoring takes."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
 import pytest
 
+from benchmarks.measure.folder_scoring import FolderScoring
+from benchmarks.measure.measurement import MeasureOptions
 from pw.io import host
 
 
@@ -46,8 +49,46 @@ def test_a_container_that_is_told_its_name_outside_finds_its_limit_at_the_root(l
 
 
 def test_without_a_limit_it_is_the_machines(linux: Path) -> None:
-    there = psutil.virtual_memory().total
-    assert 0 < host.free_memory() <= there  # no Linux
+    total = psutil.virtual_memory().total
+    assert 0 < host.free_memory() <= total  # no Linux
     (linux / "membership").write_text("0::/\n")
     group(linux / "groups", 2, "max", 10, 0)
-    assert 1e6 < host.free_memory() <= there
+    assert 1e6 < host.free_memory() <= total
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A job with two of 64 cores, in no container."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 7}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(host, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def test_a_scoring_takes_the_cores_of_its_job_and_not_of_the_machine(two_cores: None, tmp_path: Path):
+    assert threads(tmp_path) == 2
+    assert threads(tmp_path, threads=5) == 5
+
+
+@pytest.mark.parametrize(("value", "count"), [("1", 1), ("5", 5), ("4,2", 4), ("0", 2), ("", 2), ("many", 2)])
+def test_omp_num_threads_is_heeded_as_torch_does(
+    value: str, count: int, two_cores: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert threads(tmp_path) == count
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 2), ("150000 100000", 1), ("20000 100000", 1), ("", 2)])
+def test_a_containers_quota_is_heeded(quota: str, cores: int, two_cores: None, tmp_path: Path):
+    (tmp_path / "cpu.max").write_text(quota)
+    assert host.usable_cores() == cores
+
+
+def test_where_there_is_no_affinity_all_cores_are_taken(two_cores: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert host.usable_cores() == 64
+
+
+def threads(folder: Path, **options: int) -> int:
+    """Threads of a scoring with these options."""
+    return FolderScoring({}, [], MeasureOptions(cache=folder, **options)).threads

@@ -76,7 +76,7 @@ def test_lossy_keeps_colours_and_is_read_as_it_was_meant(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "frames", "lossless", "says"),
+    ("name", "frames", "lossless", "message"),
     [
         ("a.mp4", noise(1, 8, 8), True, "written as .mkv"),
         ("a.mkv", noise(1, 8, 8), False, "written as .mp4"),
@@ -86,9 +86,9 @@ def test_lossy_keeps_colours_and_is_read_as_it_was_meant(tmp_path: Path) -> None
     ],
 )
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(
-    tmp_path: Path, name: str, frames: np.ndarray, lossless: bool, says: str
+    tmp_path: Path, name: str, frames: np.ndarray, lossless: bool, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         write_video(tmp_path / name, frames, lossless=lossless)
     assert not os.listdir(tmp_path)
 
@@ -132,18 +132,18 @@ def test_a_clip_trimmed_by_an_edit_list_is_not_called_truncated(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "empty"),
         (b"no video" * 99, "not a video"),
         (b"#EXTM3U\n#EXTINF:1,\nx.mp4\n", "not a video"),
     ],
 )
-def test_what_is_not_a_video_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+def test_what_is_not_a_video_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(content)
     for read in (read_video, probe):
-        with pytest.raises(VideoError, match=rf"clip\.mp4.*{says}"):
+        with pytest.raises(VideoError, match=rf"clip\.mp4.*{message}"):
             read(path)
 
 
@@ -356,8 +356,8 @@ def test_a_colour_that_bt709_has_too_keeps_its_light(tmp_path: Path) -> None:
     signal = light_to_pq(narrow @ to_2020.T)
     got = columns(encode_10_bit(tmp_path / "wide.mkv", ycc_2020(signal), PQ))
     assert got == pytest.approx(255 * (narrow / 203) ** (1 / 2.4), abs=4)  # 10-bit chroma, in the shadows
-    tagged = columns(encode_10_bit(tmp_path / "narrow.mkv", ycc_2020(light_to_pq(narrow)), PQ, primaries=1))
-    assert tagged == pytest.approx(255 * (narrow / 203) ** (1 / 2.4), abs=4)
+    bt709 = columns(encode_10_bit(tmp_path / "narrow.mkv", ycc_2020(light_to_pq(narrow)), PQ, primaries=1))
+    assert bt709 == pytest.approx(255 * (narrow / 203) ** (1 / 2.4), abs=4)
 
 
 def test_what_lies_outside_bt709_is_clipped_to_it(tmp_path: Path) -> None:
@@ -371,8 +371,8 @@ def test_sdr_is_converted_as_it_always_was(tmp_path: Path, transfer: int) -> Non
     generator = np.random.default_rng(0)
     path = encode_10_bit(tmp_path / "a.mkv", generator.integers(64, 941, (40, 3)).astype(np.uint16), transfer)
     with av.open(str(path)) as container:
-        before = [picture.reformat(format="rgb24").to_ndarray() for picture in container.decode(video=0)]
-    assert np.array_equal(np.stack(before), read_video(path))
+        pictures = [picture.reformat(format="rgb24").to_ndarray() for picture in container.decode(video=0)]
+    assert np.array_equal(np.stack(pictures), read_video(path))
 
 
 def test_hdr_is_reduced_as_sdr_is(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def repository() -> dict[str, bytes]:
     }
 
 
-WANTED = sorted(name for name in repository() if name == "model_index.json" or name.split("/")[0] in PARTS)
-WANTED.remove("transformer/old.bin")
+WEIGHT_FILES = sorted(name for name in repository() if name == "model_index.json" or name.split("/")[0] in PARTS)
+WEIGHT_FILES.remove("transformer/old.bin")
 
 
 class Hub(ThreadingHTTPServer):
@@ -72,10 +72,10 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[tuple[str, str | None]] = []  # (file, Range) of every GET of a file
-        self.stalls: str | None = None  # the file whose download hangs
-        self.stalled = threading.Event()
-        self.damages: str | None = None  # the file of which other bytes come, as many
+        self.requests: list[tuple[str, str | None]] = []  # (file, Range) of every GET of a file
+        self.stalling_file: str | None = None  # the file whose download hangs
+        self.has_stalled = threading.Event()
+        self.damaged_file: str | None = None  # the file of which other bytes come, as many
 
     @property
     def endpoint(self) -> str:
@@ -124,22 +124,22 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": REVISION}
         if self.command == "HEAD":
             return self.answer(200, content, **headers)
-        wanted = self.headers["Range"]
-        self.server.asked.append((name, wanted))
-        if name == self.server.stalls:
+        byte_range = self.headers["Range"]
+        self.server.requests.append((name, byte_range))
+        if name == self.server.stalling_file:
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content[:STALL])
-            self.server.stalled.set()
+            self.server.has_stalled.set()
             time.sleep(30)
             return None
-        if name == self.server.damages:
+        if name == self.server.damaged_file:
             content = content[::-1]
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        if wanted:
+        start = int(byte_range.removeprefix("bytes=").rstrip("-")) if byte_range else 0
+        if byte_range:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        return self.answer(206 if wanted else 200, content[start:], **headers)
+        return self.answer(206 if byte_range else 200, content[start:], **headers)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def filled(hub: Hub, home: Path) -> Path:
+def full_cache(hub: Hub, home: Path) -> Path:
     """`home` with everything fetched."""
     if not snapshot(home).exists():
         run(home, "-m", "pw", "weights", HF_ENDPOINT=hub.endpoint)
@@ -164,10 +164,10 @@ def filled(hub: Hub, home: Path) -> Path:
 
 
 def start(home: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
+    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
     return subprocess.Popen(
         [sys.executable, *arguments],
-        env={**kept, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment},
+        env={**env, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment},
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -195,9 +195,9 @@ def write(folder: Path) -> Path:
 
 class TestFetching:
     def test_goes_on_where_a_killed_call_stopped(self, hub: Hub, home: Path) -> None:
-        hub.stalls = "vae/diffusion_pytorch_model.safetensors"
+        hub.stalling_file = "vae/diffusion_pytorch_model.safetensors"
         process = start(home, "-m", "pw", "weights", HF_ENDPOINT=hub.endpoint)
-        assert hub.stalled.wait(40), process.communicate(timeout=1)
+        assert hub.has_stalled.wait(40), process.communicate(timeout=1)
         blobs = snapshot(home).parents[1] / "blobs"
         until = time.monotonic() + 20
         while not any(path.stat().st_size >= 20 << 20 for path in blobs.glob(".*.part")):
@@ -205,40 +205,40 @@ class TestFetching:
             time.sleep(0.02)
         process.kill()
         process.communicate()
-        assert not (snapshot(home) / hub.stalls).exists()
-        hub.stalls = None
-        before = len(hub.asked)
+        assert not (snapshot(home) / hub.stalling_file).exists()
+        hub.stalling_file = None
+        count = len(hub.requests)
         code, out, err = run(home, "-m", "pw", "weights", HF_ENDPOINT=hub.endpoint)
         assert (code, err) == (0, "")
-        continued = dict(hub.asked[before:])["vae/diffusion_pytorch_model.safetensors"]
-        assert continued is not None
-        assert int(continued.removeprefix("bytes=").rstrip("-")) >= 20 << 20
+        byte_range = dict(hub.requests[count:])["vae/diffusion_pytorch_model.safetensors"]
+        assert byte_range is not None
+        assert int(byte_range.removeprefix("bytes=").rstrip("-")) >= 20 << 20
         assert "licence Apache-2.0: 12 files, 25.2 MB" in out
         assert "continues at 2" in out
         files = [path for path in snapshot(home).rglob("*") if not path.is_dir()]
-        assert sorted(str(path.relative_to(snapshot(home))) for path in files) == WANTED
-        for name in WANTED:
+        assert sorted(str(path.relative_to(snapshot(home))) for path in files) == WEIGHT_FILES
+        for name in WEIGHT_FILES:
             assert (snapshot(home) / name).read_bytes() == repository()[name]
         check(snapshot(home))
 
-    def test_mends_a_truncated_file_and_fetches_nothing_else(self, hub: Hub, filled: Path) -> None:
+    def test_mends_a_truncated_file_and_fetches_nothing_else(self, hub: Hub, full_cache: Path) -> None:
         name = "text_encoder/model.safetensors"
-        blob = (snapshot(filled) / name).resolve()
+        blob = (snapshot(full_cache) / name).resolve()
         blob.write_bytes(blob.read_bytes()[:99])
         with pytest.raises(WeightsError, match=r"`make weights` mends it:\n  text_encoder/model.safetensors: 99 bytes"):
-            check(snapshot(filled))
-        hub.asked.clear()
-        code, out, _ = run(filled, "-m", "pw", "weights", HF_ENDPOINT=hub.endpoint)
+            check(snapshot(full_cache))
+        hub.requests.clear()
+        code, out, _ = run(full_cache, "-m", "pw", "weights", HF_ENDPOINT=hub.endpoint)
         assert code == 0
         assert "was 99 bytes: fetched anew" in out
-        assert hub.asked == [(name, None)]
-        check(snapshot(filled))
+        assert hub.requests == [(name, None)]
+        check(snapshot(full_cache))
 
     @pytest.mark.parametrize("name", ["transformer/config.json", "text_encoder/model.safetensors"])
     def test_refuses_a_file_whose_hash_is_another(self, hub: Hub, home: Path, tmp_path: Path, name: str) -> None:
-        hub.damages = name
+        hub.damaged_file = name
         code, _, err = run(home, "-m", "pw", "weights", f"dest={tmp_path}", HF_ENDPOINT=hub.endpoint)
-        hub.damages = None
+        hub.damaged_file = None
         assert code == 2
         assert f"{name} of {REPO} at {hub.endpoint}: gave a file whose " in err
         assert not (tmp_path / name).exists()
@@ -271,16 +271,16 @@ class TestFetching:
         assert not list(tmp_path.rglob("*.safetensors"))
         assert not (tmp_path / "d").exists()
 
-    def test_offline_says_what_is_there_and_what_is_not(self, filled: Path, tmp_path: Path) -> None:
+    def test_offline_says_what_is_there_and_what_is_not(self, full_cache: Path, tmp_path: Path) -> None:
         write(tmp_path)
         (tmp_path / "vae/config.json").unlink()
         script = (
             "import sys; from pw.io.wan_weights import main; from pw.io.wan_weights import locate\n"
             "print(locate(None)); print(main([]), main(['dest=' + sys.argv[1]]), main(['dest=/nowhere']))"
         )
-        code, out, err = run(filled, "-c", script, str(tmp_path), HF_HUB_OFFLINE="1")
+        code, out, err = run(full_cache, "-c", script, str(tmp_path), HF_HUB_OFFLINE="1")
         assert code == 0, err
-        assert out.splitlines()[0] == str(snapshot(filled))
+        assert out.splitlines()[0] == str(snapshot(full_cache))
         assert out.splitlines()[-1] == "0 2 2"
         assert "not all is there (whole: transformer, text_encoder, tokenizer, scheduler)" in err
         assert f'`make weights args="dest={tmp_path}"` mends it:\n  vae/config.json: missing' in err
@@ -307,15 +307,15 @@ class TestFetching:
 
 class TestCheck:
     @pytest.fixture(scope="class")
-    def whole(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def complete(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return write(tmp_path_factory.mktemp("whole"))
 
     @pytest.fixture
-    def folder(self, whole: Path, tmp_path: Path) -> Path:
+    def folder(self, complete: Path, tmp_path: Path) -> Path:
         """The same, by links to files, to be damaged."""
-        for path in whole.rglob("*"):
+        for path in complete.rglob("*"):
             if path.is_file():
-                link = tmp_path / path.relative_to(whole)
+                link = tmp_path / path.relative_to(complete)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(path)
         return tmp_path
@@ -325,9 +325,9 @@ class TestCheck:
         if content is not None:
             path.write_bytes(content)
 
-    def test_passes_what_is_whole(self, whole: Path) -> None:
+    def test_passes_what_is_whole(self, complete: Path) -> None:
         began = time.process_time()
-        check(whole)
+        check(complete)
         assert time.process_time() - began < 1  # the headers are read, not the gigabytes
 
     @pytest.mark.parametrize(

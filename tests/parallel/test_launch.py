@@ -18,7 +18,7 @@ from pw.parallel.launch import ProcessFailed, launch
 from pw.parallel.signals import Stopped
 
 # A command whose end is all that matters: what else there is to take down would abort it.
-LEAVING = """if True:
+EXITING = """if True:
     import atexit, os, sys
     from pw.parallel.launch import run_and_exit
     from pw.parallel.signals import Stopped
@@ -35,8 +35,6 @@ LEAVING = """if True:
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-
-
 SRUN = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}
 
 
@@ -44,17 +42,17 @@ class TestOneOfSeveral:
     @pytest.mark.parametrize("environment", [TORCHRUN, SRUN], ids=["torchrun", "srun"])
     @pytest.mark.parametrize(("how", "status"), [("0", 0), ("1", 1), ("raise", 1), ("stop", 143)])
     def test_ends_at_once_with_the_status_of_its_work(self, environment: dict[str, str], how: str, status: int) -> None:
-        ended = self.left(environment, how)
-        assert (ended.returncode, ended.stdout) == (status, b"all is written\n")
-        assert (b"RuntimeError: of this process" in ended.stderr) == (how == "raise")
+        process = self.run_script(environment, how)
+        assert (process.returncode, process.stdout) == (status, b"all is written\n")
+        assert (b"RuntimeError: of this process" in process.stderr) == (how == "raise")
 
     def test_is_not_one_that_is_alone_which_takes_down_what_there_is(self) -> None:
         for environment in ({}, TORCHRUN | {"WORLD_SIZE": "1", "RANK": "0"}):
-            assert self.left(environment, "0").returncode == -signal.SIGABRT
+            assert self.run_script(environment, "0").returncode == -signal.SIGABRT
 
-    def left(self, environment: dict[str, str], how: str) -> subprocess.CompletedProcess[bytes]:
-        words, known = [sys.executable, "-c", LEAVING, how], os.environ | environment
-        return subprocess.run(words, cwd=ROOT, env=known, capture_output=True, check=False)
+    def run_script(self, environment: dict[str, str], how: str) -> subprocess.CompletedProcess[bytes]:
+        words, env = [sys.executable, "-c", EXITING, how], os.environ | environment
+        return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, check=False)
 
 
 # What a launched process does here instead of training: it says that it is there, and waits or fails.
@@ -134,13 +132,13 @@ PARENT = """if True:
 """
 
 
-def started(folder: Path) -> list[int]:
+def started_pids(folder: Path) -> list[int]:
     """The two processes, once they are there."""
     until = time.monotonic() + 30
     while time.monotonic() < until:
-        found = [path.read_text() for path in sorted(folder.glob("pid-*"))]
-        if len(found) == 2 and all(found):
-            return [int(pid) for pid in found]
+        pids = [path.read_text() for path in sorted(folder.glob("pid-*"))]
+        if len(pids) == 2 and all(pids):
+            return [int(pid) for pid in pids]
         time.sleep(0.05)
     raise AssertionError("the processes did not start")
 
@@ -152,7 +150,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def all_gone(pids: list[int]) -> bool:
+def wait_until_gone(pids: list[int]) -> bool:
     until = time.monotonic() + 10
     while any(map(is_running, pids)) and time.monotonic() < until:
         time.sleep(0.05)
@@ -161,14 +159,14 @@ def all_gone(pids: list[int]) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 class TestProcessesThatAreLaunched:
-    def command(self, folder: Path, what: str) -> list[str]:
-        return [sys.executable, "-c", WORKER, str(folder), what]
+    def command(self, folder: Path, behaviour: str) -> list[str]:
+        return [sys.executable, "-c", WORKER, str(folder), behaviour]
 
     def test_report_their_progress_and_end(self, tmp_path: Path) -> None:
-        told = []
-        launch(self.command(tmp_path, "work"), 2, tmp_path, lambda *words: told.append(words))
-        assert told == [(10, 20)]  # once, though both are there
-        assert all_gone(started(tmp_path))
+        updates = []
+        launch(self.command(tmp_path, "work"), 2, tmp_path, lambda *words: updates.append(words))
+        assert updates == [(10, 20)]  # once, though both are there
+        assert wait_until_gone(started_pids(tmp_path))
 
     def test_work_in_the_folder_of_the_caller_and_know_this_code(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -182,12 +180,12 @@ class TestProcessesThatAreLaunched:
     @pytest.mark.parametrize("how", ["fail", "hang"])  # a process that failed may never end by itself
     def test_all_end_when_one_fails_and_its_words_are_told(self, tmp_path: Path, how: str) -> None:
         began = time.monotonic()
-        with pytest.raises(ProcessFailed, match="the disk of process 1 is full") as failed:
+        with pytest.raises(ProcessFailed, match="the disk of process 1 is full") as failure:
             launch(self.command(tmp_path, how), 2, tmp_path, None)
-        assert all_gone(started(tmp_path))
+        assert wait_until_gone(started_pids(tmp_path))
         assert time.monotonic() - began < 30
-        assert failed.value.log == tmp_path / "rank-1.log"
-        assert "ValueError: the disk of process 1 is full" in failed.value.log.read_text()
+        assert failure.value.log == tmp_path / "rank-1.log"
+        assert "ValueError: the disk of process 1 is full" in failure.value.log.read_text()
 
     def test_that_met_wait_for_days_and_a_failed_one_takes_leave_of_nobody(self, tmp_path: Path) -> None:
         with pytest.raises(ProcessFailed, match=r"of process 1: still met True, for 7 days"):
@@ -196,17 +194,17 @@ class TestProcessesThatAreLaunched:
     def test_all_end_when_one_is_killed(self, tmp_path: Path) -> None:
         with pytest.raises(ProcessFailed, match=r"process 1 of 2 was killed by signal 9 \(out of memory\?\)"):
             launch(self.command(tmp_path, "die"), 2, tmp_path, None)
-        assert all_gone(started(tmp_path))
+        assert wait_until_gone(started_pids(tmp_path))
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     def test_do_not_outlive_the_one_that_launched_them(self, tmp_path: Path, number: int) -> None:
         parent = subprocess.Popen([sys.executable, "-c", PARENT, WORKER, str(tmp_path)], cwd=ROOT)
-        pids = started(tmp_path)
+        pids = started_pids(tmp_path)
         assert all(map(is_running, pids))
         time.sleep(0.2)  # until it listens
         parent.send_signal(number)
         assert parent.wait(30) == (143 if number == signal.SIGTERM else -9)
-        assert all_gone(pids)
+        assert wait_until_gone(pids)
 
     def test_have_time_for_a_checkpoint_when_ctrl_c_comes_by_terminal_and_by_runner(self, tmp_path: Path) -> None:
         slow = """    told = []
@@ -218,7 +216,7 @@ class TestProcessesThatAreLaunched:
     sys.exit(143)"""
         script = WORKER.replace("    time.sleep(60)", slow)
         parent = subprocess.Popen([sys.executable, "-c", PARENT, script, str(tmp_path)], cwd=ROOT)
-        started(tmp_path)
+        started_pids(tmp_path)
         time.sleep(0.5)  # until all listen
         parent.send_signal(signal.SIGINT)
         time.sleep(0.2)
@@ -237,7 +235,7 @@ class TestProcessesThatAreLaunched:
         script = WORKER.replace("    time.sleep(60)", full)
         words = [sys.executable, "-c", PARENT, script, str(tmp_path)]
         parent = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        started(tmp_path)
+        started_pids(tmp_path)
         while len(list(tmp_path.glob("listens-*"))) < 2:
             time.sleep(0.02)
         time.sleep(0.2)  # until the one that launched them listens
@@ -258,9 +256,9 @@ class TestProcessesThatAreLaunched:
 
     def test_that_one_of_them_is_told_to_stop_is_told_to_the_caller(self, tmp_path: Path) -> None:
         script = WORKER.replace("    time.sleep(60)", "    sys.exit(143)")
-        with pytest.raises(Stopped) as stopped:
+        with pytest.raises(Stopped) as stop:
             launch([sys.executable, "-c", script, str(tmp_path), "stop"], 2, tmp_path, None)
-        assert (stopped.value.signal, stopped.value.code) == (signal.SIGTERM, 143)
+        assert (stop.value.signal, stop.value.code) == (signal.SIGTERM, 143)
 
 
 @pytest.mark.slow

@@ -28,47 +28,47 @@ TWO = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "train.ac
 
 
 @pytest.fixture
-def alone():
+def single_process():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield Place(0, 1)
     dist.destroy_process_group()
 
 
-def test_a_checkpoint_is_of_the_moment_at_which_it_was_asked_for(alone: Place, tmp_path: Path) -> None:
+def test_a_checkpoint_is_of_the_moment_at_which_it_was_asked_for(single_process: Place, tmp_path: Path) -> None:
     """Weights and optimiser are changed while it waits to be written, and training goes on meanwhile."""
-    strategy, disk = ShardedStrategy(alone), threading.Event()
+    strategy, disk = ShardedStrategy(single_process), threading.Event()
     strategy.writer.submit(disk.wait)  # a disk that is slow
     weight, moment, counts = torch.ones(3, 2), torch.full((3, 2), 2.0), {"total": 5}
     state = {"state": {"optimizer.0.exp_avg": moment}, "param_groups": []}
     strategy.save_checkpoint(
         {"state_dict": {"net.weight": weight}, "optimizer_states": [state], "loops": counts}, tmp_path / "it.ckpt"
     )
-    assert strategy.written is not None
-    assert not strategy.written.done()
+    assert strategy.last_write is not None
+    assert not strategy.last_write.done()
     assert not (tmp_path / "it.ckpt").exists()
     weight.zero_()
     moment.zero_()
     counts["total"] = 6
     disk.set()
-    strategy.written.result(timeout=30)
+    strategy.last_write.result(timeout=30)
     shards = Shards(tmp_path / "it.ckpt")
     assert torch.equal(shards.rows("net.weight"), torch.ones(3, 2))
     assert torch.equal(shards.rows("optimizer.0.exp_avg"), torch.full((3, 2), 2.0))
     assert read_rest(tmp_path / "it.ckpt")["loops"] == {"total": 5}
 
 
-def test_a_disk_that_is_full_is_heard_of(alone: Place, tmp_path: Path) -> None:
-    strategy = ShardedStrategy(alone)
+def test_a_disk_that_is_full_is_heard_of(single_process: Place, tmp_path: Path) -> None:
+    strategy = ShardedStrategy(single_process)
     (tmp_path / "it.ckpt").write_text("a file where the folder should be")
     checkpoint = {"state_dict": {"w": torch.ones(1)}, "optimizer_states": [{"state": {}, "param_groups": []}]}
     strategy.save_checkpoint(checkpoint, tmp_path / "it.ckpt")
-    assert strategy.written is not None
+    assert strategy.last_write is not None
     with pytest.raises(OSError, match=r"it\.ckpt"):
-        strategy.written.result(timeout=30)
+        strategy.last_write.result(timeout=30)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (("trainer.devices=3", "trainer.context=2"), r"trainer\.context=2: the 3 processes .* not a multiple"),
         (("trainer.devices=4", "trainer.context=4"), r"trainer\.context=4: .* 2 heads.* 1 or 2 would do"),
@@ -79,8 +79,8 @@ def test_a_disk_that_is_full_is_heard_of(alone: Place, tmp_path: Path) -> None:
         (("trainer.devices=2", "trainer.context=2", "trainer.attention=flash3"), r"attention=flash3: .* sdpa, cudnn"),
     ],
 )
-def test_tokens_that_cannot_be_shared_equally_are_refused(overrides: tuple[str, ...], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_tokens_that_cannot_be_shared_equally_are_refused(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         build([*TWO, "backbone.num_attention_heads=2", *overrides])
 
 
@@ -104,19 +104,19 @@ class Example:
         self.state, self.anchor = torch.randn(2, 2, 48, 3, 6, 6, generator=draw)
         self.text = torch.randn(2, run.backbone.text_tokens, run.backbone.text_dim, generator=draw)
 
-    def evaluated(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def evaluate(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Velocity, and the gradient of its mean square."""
-        from pw.parallel.sharded import gathered
+        from pw.parallel.sharded import gather
 
         self.net.zero_grad()
         when = torch.tensor([900.0, 300.0])
         velocity = self.net(self.state, when, when / 8, self.text, self.anchor, sigma_timestep=when)
         velocity.square().mean().backward()
-        return velocity.detach(), torch.cat([gathered(p.grad).flatten() for p in self.net.parameters()])
+        return velocity.detach(), torch.cat([gather(p.grad).flatten() for p in self.net.parameters()])
 
 
 @contextlib.contextmanager
-def met(rank: int) -> Iterator[None]:
+def process_group(rank: int) -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.FileStore(os.environ["PW_STORE"], 2), rank=rank, world_size=2)
     yield
     dist.destroy_process_group()
@@ -133,10 +133,10 @@ class SharedTokens:
         example = Example()
         tokens: list[int] = []
         example.net.dit.blocks[1].register_forward_pre_hook(lambda block, args: tokens.append(args[0].shape[1]))
-        velocity, gradient = example.evaluated()
-        with met(rank):
+        velocity, gradient = example.evaluate()
+        with process_group(rank):
             share_tokens(example.net, groups_of(2, "cpu"))
-            shared, part = example.evaluated()
+            shared, part = example.evaluate()
             dist.all_reduce(part)  # each has the terms of its tokens
         return json.dumps([tokens, float((velocity - shared).abs().max()), float((gradient - part).abs().max())])
 
@@ -156,27 +156,27 @@ class CompiledBlocks:
         from pw.parallel.sharded import shard
 
         example, counter = Example(), CompileCounter()
-        velocity, gradient = example.evaluated()
-        with met(rank):
+        velocity, gradient = example.evaluate()
+        with process_group(rank):
             example.net.dit.compile_repeated_blocks(backend=counter)
             shard(example.net, example.net.dit.blocks, init_device_mesh("cpu", (2,)))
-            split, mean = example.evaluated()
+            split, mean = example.evaluate()
         return json.dumps(
             [counter.frame_count, float((velocity - split).abs().max()), float((gradient - mean).abs().max())]
         )
 
 
 def test_blocks_that_are_compiled_can_be_split() -> None:
-    for (said,) in train_together(2, CompiledBlocks()):
-        frames, velocity, gradient = json.loads(said)
+    for (report,) in train_together(2, CompiledBlocks()):
+        frames, velocity, gradient = json.loads(report)
         assert frames > 0
         assert velocity < 1e-5
         assert gradient < 1e-5
 
 
 def test_each_process_computes_its_part_of_the_tokens() -> None:
-    for (said,) in train_together(2, SharedTokens()):
-        tokens, velocity, gradient = json.loads(said)
+    for (report,) in train_together(2, SharedTokens()):
+        tokens, velocity, gradient = json.loads(report)
         assert tokens == [108, 54]
         assert velocity < 1e-5
         assert gradient < 1e-5

@@ -27,11 +27,11 @@ class TestAProcessThatIsToldToStop:
                     with pytest.raises(KeyboardInterrupt):
                         signal.raise_signal(signal.SIGINT)
 
-        before = signal.getsignal(signal.SIGHUP)
-        with interruptible(), pytest.raises(Stopped) as stopped:
+        handler = signal.getsignal(signal.SIGHUP)
+        with interruptible(), pytest.raises(Stopped) as stop:
             work()
-        assert stopped.value.code == 129
-        assert signal.getsignal(signal.SIGHUP) == before
+        assert stop.value.code == 129
+        assert signal.getsignal(signal.SIGHUP) == handler
 
     def test_is_told_again_when_the_first_time_was_lost(self) -> None:
         """As in a finaliser, whose exceptions are only printed."""
@@ -41,12 +41,12 @@ class TestAProcessThatIsToldToStop:
                     signal.raise_signal(number)
 
     def test_keeps_to_what_nohup_said(self) -> None:
-        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             with interruptible():
                 signal.raise_signal(signal.SIGHUP)
         finally:
-            assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
+            assert signal.signal(signal.SIGHUP, handler) == signal.SIG_IGN
 
     def test_says_the_rest_to_nobody_when_its_reader_is_gone(self) -> None:
         reader, writer = os.pipe()

@@ -49,8 +49,8 @@ class TestTheFiveBillionNetwork:
         shard(net, net.dit.blocks, mesh_of(run.trainer))
         # each block is gathered by itself, all else with the network
         assert sum(isinstance(module, FSDPModule) for module in net.modules()) == 30 + 1
-        here = sum(local_rows(parameter)[0].numel() for parameter in net.parameters())
-        assert here / (count / run.trainer.split) == pytest.approx(1, abs=2e-3)
-        assert 5 * 4 * here / GIB == pytest.approx(gib, abs=0.005)
-        kept = [p.bytes for p in training_moments(run, run.trainer.split)[-1].parts[:4]]
-        assert 5 * 4 * here == pytest.approx(sum(kept), rel=2e-3)  # what `make plan` says
+        local = sum(local_rows(parameter)[0].numel() for parameter in net.parameters())
+        assert local / (count / run.trainer.split) == pytest.approx(1, abs=2e-3)
+        assert 5 * 4 * local / GIB == pytest.approx(gib, abs=0.005)
+        planned = [p.bytes for p in training_moments(run, run.trainer.split)[-1].parts[:4]]
+        assert 5 * 4 * local == pytest.approx(sum(planned), rel=2e-3)  # what `make plan` says

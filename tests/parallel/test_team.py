@@ -29,7 +29,7 @@ def trainer(*overrides: str) -> Trainer:
 
 
 class TestAPlace:
-    WANTED = Trainer("gpu", 4, 1, "sdpa", False, False, None, "fsdp", nodes=2)
+    TRAINER = Trainer("gpu", 4, 1, "sdpa", False, False, None, "fsdp", nodes=2)
 
     def test_is_nowhere_until_the_processes_are_started(self) -> None:
         assert current_place(trainer("trainer=fsdp", "trainer.devices=2"), {}) is None
@@ -37,25 +37,25 @@ class TestAPlace:
         assert current_place(trainer("trainer=fsdp", "trainer.devices=1"), {}) == Place(0, 1)
 
     def test_is_torchruns(self) -> None:
-        given = {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "GROUP_RANK": "1"}
-        meeting = {"MASTER_ADDR": "there", "MASTER_PORT": "29500"}
-        assert current_place(self.WANTED, {**given, **meeting}) == Place(6, 8, local_rank=2, node=1)
+        torchrun = {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "GROUP_RANK": "1"}
+        address = {"MASTER_ADDR": "there", "MASTER_PORT": "29500"}
+        assert current_place(self.TRAINER, {**torchrun, **address}) == Place(6, 8, local_rank=2, node=1)
 
     def test_is_that_of_a_step_of_slurm_but_not_of_its_batch_script(self) -> None:
         script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
         step = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
-        assert current_place(self.WANTED, step) == Place(5, 8, local_rank=1, node=1)
+        assert current_place(self.TRAINER, step) == Place(5, 8, local_rank=1, node=1)
         assert current_place(trainer("trainer=fsdp", "trainer.devices=2"), script) is None
 
     def test_among_another_number_than_the_trainers_is_refused(self) -> None:
         step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}
         with pytest.raises(ConfigError, match=r"trainer\.devices=4 trainer\.nodes=2: that is 8 .* 2 were started"):
-            current_place(self.WANTED, step)
+            current_place(self.TRAINER, step)
 
     def test_on_several_machines_is_not_ours_to_start(self) -> None:
-        assert current_place(self.WANTED, {}) is None
+        assert current_place(self.TRAINER, {}) is None
         with pytest.raises(ConfigError, match=r"trainer\.nodes=2: .*torchrun --nnodes 2 --nproc-per-node 4"):
-            check_launch(self.WANTED)
+            check_launch(self.TRAINER)
         check_launch(trainer("trainer=fsdp"))
 
 
@@ -70,14 +70,14 @@ class TestAShare:
             divisors = [n for n in range(1, accumulate + 1) if accumulate % n == 0]
             assert not any(batch_size * n % processes == 0 and processes % n == 0 for n in divisors)
             return
-        done = Counter(
+        computed = Counter(
             (share.index(update * share.micro_batches + turn), position)
             for share in dealt
             for turn in range(share.micro_batches)
             for position in share.of_batch(range(batch_size))  # ty: ignore[invalid-argument-type]
         )
         micro_batches = range(update * accumulate, (update + 1) * accumulate)
-        assert done == Counter((index, position) for index in micro_batches for position in range(batch_size))
+        assert computed == Counter((index, position) for index in micro_batches for position in range(batch_size))
         assert {(share.micro_batches, share.clips) for share in dealt} == {(dealt[0].micro_batches, dealt[0].clips)}
 
     def test_is_of_whole_micro_batches_as_far_as_there_are_any(self) -> None:
@@ -97,9 +97,9 @@ class TestAShare:
     ) -> None:
         import torch
 
-        written = write_latents(tmp_path, build(["scale=proxy"]), 12)
+        folder = write_latents(tmp_path, build(["scale=proxy"]), 12)
         sizes = [f"train.batch_size={batch_size}", f"train.accumulate={accumulate}"]
-        run = build(["scale=proxy", "data=latents", f"data.urls={written}", *sizes])
+        run = build(["scale=proxy", "data=latents", f"data.urls={folder}", *sizes])
         dealt = shares(processes, accumulate, batch_size)
         updates = 12 // (accumulate * batch_size)
         for epoch in range(2):
@@ -108,14 +108,14 @@ class TestAShare:
                 for share in dealt
                 for turn in range(epoch * updates * share.micro_batches, (epoch + 1) * updates * share.micro_batches)
             ]
-            seen = torch.cat([clips(run, share.index(turn), share).latent[:, 0, 0, 0, 0] for share, turn in turns])
-            assert sorted(seen.tolist()) == list(range(12))
+            values = torch.cat([clips(run, share.index(turn), share).latent[:, 0, 0, 0, 0] for share, turn in turns])
+            assert sorted(values.tolist()) == list(range(12))
         # and a part is a part of the batch that one process would see, anchors and captions too
-        whole = run.source.batch(run.seed, 1, batch_size)
-        mine = [clips(run, 1, share) for share in dealt if share.index(1 // share.groups) == 1]
-        assert torch.equal(torch.cat([batch.latent for batch in mine]), whole.latent)
-        assert torch.equal(torch.cat([batch.anchor for batch in mine]), whole.anchor)
-        assert torch.equal(torch.cat([batch.text for batch in mine]), whole.text)
+        full_batch = run.source.batch(run.seed, 1, batch_size)
+        parts = [clips(run, 1, share) for share in dealt if share.index(1 // share.groups) == 1]
+        assert torch.equal(torch.cat([batch.latent for batch in parts]), full_batch.latent)
+        assert torch.equal(torch.cat([batch.anchor for batch in parts]), full_batch.anchor)
+        assert torch.equal(torch.cat([batch.text for batch in parts]), full_batch.text)
 
 
 class TestTheRandomnessOfAPart:
@@ -127,18 +127,18 @@ class TestTheRandomnessOfAPart:
 
         run = build([f"degradation={degradation}"])
         latent = torch.randn(4, 2, 2, 3, 3)
-        one = SeededDraws(5, 7)
+        single = SeededDraws(5, 7)
         two = [SeededDraws(5, 7, Share(rank, 2, 1, 4)) for rank in (0, 1)]
-        both = lambda drawn: torch.cat(list(drawn))  # noqa: E731
-        assert torch.equal(both(draws.noise(latent[:2]) for draws in two), one.noise(latent))
-        assert torch.equal(both(draws.uniform(2) for draws in two), one.uniform(4))
-        assert torch.equal(both(draws.dropped(2, 0.5) for draws in two), one.dropped(4, 0.5))
+        both = lambda parts: torch.cat(list(parts))  # noqa: E731
+        assert torch.equal(both(draws.noise(latent[:2]) for draws in two), single.noise(latent))
+        assert torch.equal(both(draws.uniform(2) for draws in two), single.uniform(4))
+        assert torch.equal(both(draws.dropped(2, 0.5) for draws in two), single.dropped(4, 0.5))
         perturbed = both(
             draws.perturbed(run.degradation, part, draws.degrade())
             for draws, part in zip(two, latent.split(2), strict=True)
         )
-        assert torch.equal(perturbed, one.perturbed(run.degradation, latent, one.degrade()))
-        assert torch.equal(perturbed, run.degradation.perturb(latent, one.degrade()))
+        assert torch.equal(perturbed, single.perturbed(run.degradation, latent, single.degrade()))
+        assert torch.equal(perturbed, run.degradation.perturb(latent, single.degrade()))
 
 
 class TestTheTrainer:
@@ -161,7 +161,7 @@ class TestTheTrainer:
         assert trainer("trainer=hsdp", "trainer.devices=4", "trainer.shards=2").copies == 2
 
     @pytest.mark.parametrize(
-        ("line", "told"),
+        ("line", "message"),
         [
             ("trainer=hsdp trainer.shards=3", ["trainer.shards=3", "8 processes", "trainer.shards=null"]),
             ("trainer=fsdp trainer.nodes=0", ["trainer.nodes=0", "at least 1"]),
@@ -169,10 +169,10 @@ class TestTheTrainer:
             ("trainer=ddp trainer.shards=2", ["trainer.shards=2", "trainer=hsdp"]),
         ],
     )
-    def test_that_cannot_be_is_told_by_key(self, line: str, told: list[str]) -> None:
+    def test_that_cannot_be_is_told_by_key(self, line: str, message: list[str]) -> None:
         with pytest.raises(ConfigError) as error:
             build(line.split())
-        assert not [part for part in told if part not in str(error.value)], error.value
+        assert not [part for part in message if part not in str(error.value)], error.value
 
     def test_that_cuts_batches_refuses_a_weighting_by_the_batch(self) -> None:
         overrides = ["trainer=ddp", *CPU, "trainer.devices=2", "weighting.normalise=batch"]

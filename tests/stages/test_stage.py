@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from pw.io import host
 from pw.io.arguments import ConfigError
-from pw.io.paths import quiet
+from pw.io.paths import silence_libraries
 from pw.nn.backbone import Backbone
 from pw.run.build import Run
 from pw.stages import stage_module
@@ -56,7 +56,7 @@ def watched(run: Run, index: int, update: int) -> Watching:
 
 def fitted(run: Run, *callbacks: L.Callback) -> Any:
     """A stage after the run's updates, by the settings of `pw.train.loop` but without its files."""
-    quiet()
+    silence_libraries()
     module = stage_module(run)
     trainer = L.Trainer(
         accelerator="cpu",

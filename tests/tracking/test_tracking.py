@@ -33,13 +33,13 @@ Logged = tuple[Path, list[RunRecord], str]  # outputs, its rows, id of the paren
 
 
 def record(folder: Path, arm: str, seed: int, signature: str = "ab12cd34") -> RunRecord:
-    here = folder / arm / str(seed)
-    (here / "clips").mkdir(parents=True, exist_ok=True)
-    curves = here / "metrics.jsonl"
+    folder = folder / arm / str(seed)
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    curves = folder / "metrics.jsonl"
     points = [{"step": step, "loss": 1 / (step + 1), "grad_norm": 2.0} for step in range(3)]
     curves.write_text("".join(json.dumps(point) + "\n" for point in points))
-    (here / "config.yaml").write_text(f"seed: {seed}\n")
-    (here / "clips" / "0.mp4").write_bytes(b"clip")
+    (folder / "config.yaml").write_text(f"seed: {seed}\n")
+    (folder / "clips" / "0.mp4").write_bytes(b"clip")
     params: dict[str, object] = {"objective": "flow" if arm == "baseline" else "shortcut", "scale": "tiny"}
     return RunRecord(
         arm=arm,
@@ -47,7 +47,7 @@ def record(folder: Path, arm: str, seed: int, signature: str = "ab12cd34") -> Ru
         params={**params, "seed": seed},
         curves=curves,
         scores={"mhd": 0.5 + seed, "loss": 7.0},
-        artifacts=[here / "config.yaml", here / "clips"],
+        artifacts=[folder / "config.yaml", folder / "clips"],
         tags={"signature": f"{signature}-{arm}-{seed}", "git_commit": "0123abc"},
         status="FINISHED",
     )
@@ -65,26 +65,26 @@ def client(outputs: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{outputs.resolve()}/mlflow/mlflow.db")
 
 
-def stored(outputs: Path, ablation: str = "ansc") -> dict[str, Run]:
+def live_runs(outputs: Path, ablation: str = "ansc") -> dict[str, Run]:
     """Id -> run, of all that are not in the trash."""
-    door = client(outputs)
-    experiment = door.get_experiment_by_name(ablation)
+    mlflow_client = client(outputs)
+    experiment = mlflow_client.get_experiment_by_name(ablation)
     assert experiment is not None
-    return {run.info.run_id: run for run in door.search_runs([experiment.experiment_id])}
+    return {run.info.run_id: run for run in mlflow_client.search_runs([experiment.experiment_id])}
 
 
-def under(outputs: Path, parent: str) -> set[str]:
-    runs = stored(outputs)
+def children(outputs: Path, parent: str) -> set[str]:
+    runs = live_runs(outputs)
     return {identity for identity, run in runs.items() if run.data.tags.get("mlflow.parentRunId") == parent}
 
 
 def names(outputs: Path, parent: str) -> list[str | None]:
     """Names of the parent's runs in the order of the compare page."""
-    runs = stored(outputs)
+    runs = live_runs(outputs)
     url = unquote(page_urls(outputs)["ansc"]["compare"])
-    shown = json.loads(url.partition("runs=")[2].partition("&")[0])
-    assert set(shown) == under(outputs, parent)
-    return [runs[identity].info.run_name for identity in shown]
+    run_ids = json.loads(url.partition("runs=")[2].partition("&")[0])
+    assert set(run_ids) == children(outputs, parent)
+    return [runs[identity].info.run_name for identity in run_ids]
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +104,18 @@ def logged(template: Logged, tmp_path: Path) -> Logged:
     return tmp_path / "outputs", runs, parent
 
 
-def test_importing_the_door_does_not_import_mlflow() -> None:
+def test_importing_the_log_does_not_import_mlflow() -> None:
     code = "import sys, pw.tracking.mlflow_log; sys.exit('mlflow' in sys.modules or 'filelock' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_a_run_has_the_given_parameters_and_no_other(template: Logged) -> None:
     outputs, runs, parent = template
-    found = {run.info.run_name: run for run in stored(outputs).values()}
-    assert found.pop("ansc").info.run_id == parent
-    assert len(found) == 4
+    runs_by_name = {run.info.run_name: run for run in live_runs(outputs).values()}
+    assert runs_by_name.pop("ansc").info.run_id == parent
+    assert len(runs_by_name) == 4
     for run in runs:
-        data = found[run.name].data
+        data = runs_by_name[run.name].data
         assert data.params == {key: str(value) for key, value in run.params.items()}
         assert data.metrics == {
             "mhd": 0.5 + run.seed,
@@ -126,20 +126,20 @@ def test_a_run_has_the_given_parameters_and_no_other(template: Logged) -> None:
         assert data.tags["ablation"] == "ansc"
         assert data.tags["mlflow.parentRunId"] == parent
         assert run.tags.items() <= data.tags.items()
-        assert found[run.name].info.status == "FINISHED"
-    assert stored(outputs)[parent].data.params == {}
-    assert stored(outputs)[parent].data.metrics == {"claims_held": 1}
+        assert runs_by_name[run.name].info.status == "FINISHED"
+    assert live_runs(outputs)[parent].data.params == {}
+    assert live_runs(outputs)[parent].data.metrics == {"claims_held": 1}
 
 
 def test_curves_and_artifacts_are_whole(template: Logged) -> None:
     outputs, _, parent = template
-    door = client(outputs)
-    child = next(iter(under(outputs, parent)))
-    history = door.get_metric_history(child, "train/loss")
+    mlflow_client = client(outputs)
+    child = next(iter(children(outputs, parent)))
+    history = mlflow_client.get_metric_history(child, "train/loss")
     assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 1 / 2), (2, 1 / 3)]
-    assert sorted(item.path for item in door.list_artifacts(child)) == ["clips", "config.yaml"]
-    assert Path(door.download_artifacts(child, "clips/0.mp4")).read_bytes() == b"clip"
-    assert [item.path for item in door.list_artifacts(parent)] == ["table.md"]
+    assert sorted(item.path for item in mlflow_client.list_artifacts(child)) == ["clips", "config.yaml"]
+    assert Path(mlflow_client.download_artifacts(child, "clips/0.mp4")).read_bytes() == b"clip"
+    assert [item.path for item in mlflow_client.list_artifacts(parent)] == ["table.md"]
 
 
 def test_the_compare_page_has_the_rows_of_the_table_in_order(
@@ -155,55 +155,55 @@ def test_the_compare_page_has_the_rows_of_the_table_in_order(
 
 def test_logging_the_same_again_changes_nothing(logged: Logged) -> None:
     outputs, runs, parent = logged
-    before = {identity: (run.data.to_dictionary(), run.info.end_time) for identity, run in stored(outputs).items()}
+    before = {identity: (run.data.to_dictionary(), run.info.end_time) for identity, run in live_runs(outputs).items()}
     assert log(outputs, runs) == parent
-    after = {identity: (run.data.to_dictionary(), run.info.end_time) for identity, run in stored(outputs).items()}
+    after = {identity: (run.data.to_dictionary(), run.info.end_time) for identity, run in live_runs(outputs).items()}
     assert after == before
 
 
 def test_a_changed_run_replaces_its_old_self(logged: Logged) -> None:
     outputs, runs, parent = logged
-    before = under(outputs, parent)
+    before = children(outputs, parent)
     again = log(outputs, [*runs[:3], replace(runs[3], scores={"mhd": 9.0})])
-    after = under(outputs, again)
+    after = children(outputs, again)
     assert names(outputs, again) == [run.name for run in runs]
     assert len(before & after) == 3
-    assert [stored(outputs)[new].data.metrics["mhd"] for new in after - before] == [9.0]
-    assert set(stored(outputs)) == {again, *after}  # the parent, too, is there once
+    assert [live_runs(outputs)[new].data.metrics["mhd"] for new in after - before] == [9.0]
+    assert set(live_runs(outputs)) == {again, *after}  # the parent, too, is there once
 
 
 def test_another_signature_is_another_run(logged: Logged) -> None:
     outputs, runs, parent = logged
-    before = under(outputs, parent)
+    before = children(outputs, parent)
     again = log(outputs, [*runs[:2], *(record(outputs, "full", seed, "new") for seed in (0, 1))])
     assert again != parent
     assert names(outputs, again) == [run.name for run in runs]
-    assert len(under(outputs, again) & before) == 2
-    stale = under(outputs, parent)  # history: still there, under the older parent
-    assert {stored(outputs)[identity].info.run_name for identity in stale} == {"full/seed=0", "full/seed=1"}
+    assert len(children(outputs, again) & before) == 2
+    stale = children(outputs, parent)  # history: still there, under the older parent
+    assert {live_runs(outputs)[identity].info.run_name for identity in stale} == {"full/seed=0", "full/seed=1"}
 
 
 def test_a_larger_table_takes_over_the_runs_of_the_smaller(logged: Logged) -> None:
     outputs, runs, parent = logged
-    before = under(outputs, parent)
+    before = children(outputs, parent)
     third = replace(record(outputs, "full", 2), status="FAILED")
     again = log(outputs, [*runs, third])
-    assert before < under(outputs, again)
-    assert parent not in stored(outputs)
+    assert before < children(outputs, again)
+    assert parent not in live_runs(outputs)
     assert names(outputs, again) == [*(run.name for run in runs), "full/seed=2"]
-    assert stored(outputs)[again].info.status == "FAILED"
+    assert live_runs(outputs)[again].info.status == "FAILED"
 
 
 def test_what_a_killed_call_left_is_replaced(logged: Logged) -> None:
     outputs, runs, parent = logged
-    door = client(outputs)
-    for child in under(outputs, parent):
-        door.delete_tag(child, mlflow_log.CONTENT)
-    door.delete_tag(parent, mlflow_log.CONTENT)
+    mlflow_client = client(outputs)
+    for child in children(outputs, parent):
+        mlflow_client.delete_tag(child, mlflow_log.CONTENT)
+    mlflow_client.delete_tag(parent, mlflow_log.CONTENT)
     assert page_urls(outputs) == {}
     again = log(outputs, runs)
     assert names(outputs, again) == [run.name for run in runs]
-    assert set(stored(outputs)) == {again, *under(outputs, again)}
+    assert set(live_runs(outputs)) == {again, *children(outputs, again)}
 
 
 def test_an_experiment_deleted_in_the_ui_comes_back(logged: Logged) -> None:
@@ -216,12 +216,12 @@ def test_an_experiment_deleted_in_the_ui_comes_back(logged: Logged) -> None:
 
 def test_a_moved_checkout_finds_its_artifacts(logged: Logged, tmp_path: Path) -> None:
     outputs, runs, parent = logged
-    moved = tmp_path / "elsewhere"
-    outputs.rename(moved)
-    assert log(moved, runs) == parent
-    here = (moved / "mlflow" / "artifacts").as_uri()
-    assert all((run.info.artifact_uri or "").startswith(here) for run in stored(moved).values())
-    assert Path(client(moved).download_artifacts(parent, "table.md")).read_text() == "| arm | mhd |\n"
+    new_outputs = tmp_path / "elsewhere"
+    outputs.rename(new_outputs)
+    assert log(new_outputs, runs) == parent
+    artifacts = (new_outputs / "mlflow" / "artifacts").as_uri()
+    assert all((run.info.artifact_uri or "").startswith(artifacts) for run in live_runs(new_outputs).values())
+    assert Path(client(new_outputs).download_artifacts(parent, "table.md")).read_text() == "| arm | mhd |\n"
 
 
 TWO_PROCESSES = """
@@ -255,12 +255,12 @@ def test_a_locked_database_is_reported_in_time(logged: Logged, monkeypatch: pyte
     outputs, runs, _ = logged
     assert mlflow_log.BUSY_SECONDS <= 10
     monkeypatch.setattr(mlflow_log, "BUSY_SECONDS", 0.3)
-    started = time.monotonic()
+    start = time.monotonic()
     with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as db:
         db.execute("BEGIN EXCLUSIVE")
         with pytest.raises(TrackingError, match=r"mlflow\.db: database is locked"):
             log(outputs, runs)
-    assert time.monotonic() - started < 15  # MLflow itself waits 20 s, for each statement
+    assert time.monotonic() - start < 15  # MLflow itself waits 20 s, for each statement
 
 
 def test_a_broken_database_is_reported_with_a_way_out(tmp_path: Path) -> None:
@@ -321,31 +321,31 @@ def test_the_ui_replaces_the_process_and_prints_where_to_look(
     outputs, _, _ = logged
     calls = []
     monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
     main([f"port={port}", f"outputs={outputs}"])
     ((path, command, environment),) = calls
     assert (path, command) == (sys.executable, ui_command(outputs, port))
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == environment["DO_NOT_TRACK"] == "true"
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
-    printed = capsys.readouterr().out
-    assert f"http://127.0.0.1:{port} " in printed
-    assert page_urls(outputs, port)["ansc"]["compare"] in printed
+    output = capsys.readouterr().out
+    assert f"http://127.0.0.1:{port} " in output
+    assert page_urls(outputs, port)["ansc"]["compare"] in output
 
 
 def test_the_ui_says_what_is_wrong(template: Logged, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def said(*words: str) -> str:
+    def error_of(*words: str) -> str:
         assert main(words) == 2
         return capsys.readouterr().err
 
-    assert re.search(r"no MLflow database in .* run `make ablation name=ansc` first", said(f"outputs={tmp_path}"))
+    assert re.search(r"no MLflow database in .* run `make ablation name=ansc` first", error_of(f"outputs={tmp_path}"))
     assert not list(tmp_path.iterdir())
-    assert "prot=5000: there is no option prot; did you mean port? there are port, outputs" in said("prot=5000")
-    assert "port=http: a whole number from 1024 to 65535" in said("port=http")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        message = said(f"port={port}", f"outputs={template[0]}")
+    assert "prot=5000: there is no option prot; did you mean port? there are port, outputs" in error_of("prot=5000")
+    assert "port=http: a whole number from 1024 to 65535" in error_of("port=http")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        message = error_of(f"port={port}", f"outputs={template[0]}")
         assert re.search(rf"port {port} is in use .*; port=\d+ is free", message)

@@ -11,7 +11,7 @@ import pytest
 
 from pw.io.arguments import ConfigError
 from pw.io.files import write_json
-from pw.io.paths import import_for_good
+from pw.io.paths import import_without_gc
 from pw.run.build import build
 from pw.train.record import is_trained, training_folder, written_overrides
 
@@ -73,7 +73,7 @@ def test_what_is_imported_for_good_is_looked_through_neither_meanwhile_nor_later
     monkeypatch.syspath_prepend(tmp_path)
     frozen = gc.get_freeze_count()
     assert gc.isenabled()
-    import_for_good("of_this_test")
+    import_without_gc("of_this_test")
     assert not sys.modules.pop("of_this_test").COLLECTS
     assert gc.isenabled()
     assert gc.get_freeze_count() > frozen + 5000

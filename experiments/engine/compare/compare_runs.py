@@ -333,4 +333,4 @@ def run(options: CompareOptions) -> int:
     return 0
 
 
-main = Command(CompareOptions, run, resumes="what was measured is kept, the same command goes on with the rest")
+main = Command(CompareOptions, run, resume_hint="what was measured is kept, the same command goes on with the rest")

@@ -52,8 +52,8 @@ def _scores_file(text: str) -> Path:
 class CompareOptions:
     """The options of `pw compare`."""
 
-    a: str = option(says=f"{SIDE}; several signatures, a=1c2d,9f00, are the seeds of one arm", read=_side)
-    b: str = option(says=f"{SIDE}; judged against a", read=_side)
+    a: str = option(help=f"{SIDE}; several signatures, a=1c2d,9f00, are the seeds of one arm", read=_side)
+    b: str = option(help=f"{SIDE}; judged against a", read=_side)
     metrics: tuple[str, ...] = option(
         (),
         "the metrics; by default the reference metrics, or mhd_mse",

@@ -264,7 +264,7 @@ def record(name: str, outputs: Path, results: Path = RESULTS) -> Path:
 class RecordOptions:
     """The options of `pw record`."""
 
-    name: str = option(says="the ablation", values=names)
+    name: str = option(help="the ablation", values=names)
     outputs: Path = option(OUTPUTS, "where its table is", read=outputs_folder)
 
 

@@ -106,12 +106,12 @@ class PowerOptions:
         "standard deviation over videos, for the paper's metrics: musiq:9,niqe:0.5",
         read=_per_metric("sd=musiq:9,niqe:0.5", percent=False),
     )
-    correlation: float = option(0.5, "assumed between arms, over videos", read=number(-1, 1, float, without=(1,)))
+    correlation: float = option(0.5, "assumed between arms, over videos", read=number(-1, 1, float, excluded=(1,)))
     seed_ratio: float = option(
         SEED_RATIO, "assumed spread between seeds over that between videos", read=number(0, 100, float)
     )
-    power: float = option(0.8, "the chance to show a true difference", read=number(0, 1, float, without=(0, 1)))
-    alpha: float = option(0.05, "the two-sided error of the test", read=number(0, 1, float, without=(0, 1)))
+    power: float = option(0.8, "the chance to show a true difference", read=number(0, 1, float, excluded=(0, 1)))
+    alpha: float = option(0.05, "the two-sided error of the test", read=number(0, 1, float, excluded=(0, 1)))
     outputs: Path = option(OUTPUTS, "where scores are looked for")
     out: Path | None = option(None, "a JSON file for the answer", read=writable_file("out"))
     overrides: tuple[str, ...] = ()

@@ -259,7 +259,7 @@ class QueueJob:
             return
         is_first = team.place.is_first
         try:
-            missing = team.agreed([job.label for job in self.needs.values() if not job.is_done(self.outputs)])
+            missing = team.broadcast([job.label for job in self.needs.values() if not job.is_done(self.outputs)])
             if missing:
                 raise RuntimeError(f"not run: {', '.join(missing)} is not done")
             job.check_code()
@@ -291,7 +291,7 @@ class QueueJob:
             claim = None
             if team.place.is_first and not job.is_done(self.outputs):
                 claim = ledger.claim(job.key, job.label, _log(), dequeue=True)
-            claim = team.agreed(claim)
+            claim = team.broadcast(claim)
             if claim is None or claim.owner == self.owner:
                 return claim
             if team.maximum(stop.number):

@@ -167,7 +167,7 @@ def take_launcher(words: Sequence[str]) -> tuple[Local | Submitit, list[str]]:
     try:
         return parse(kind, [f"{key}={text}" for key, text in values.items()]), rest
     except ConfigError as error:
-        raise error.within("launcher.") from error
+        raise error.with_prefix("launcher.") from error
 
 
 def units(jobs: Sequence[Job], cells: Mapping[tuple[str, int], Sequence[str]]) -> list[Unit]:
