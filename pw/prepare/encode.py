@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pw.data.latents import ABOUT, EMPTY, UNFINISHED, fit
+from pw.data.latents import EMPTY, RECORD, UNFINISHED, fit
 from pw.data.shard_index import ShardError, manifest_entry, write_tar
 from pw.data.shards import seeded
 from pw.io.arguments import Command, ConfigError
@@ -65,7 +65,7 @@ def encode(encoding: Encoding, progress: ClipProgress = lambda shard, done, clip
     (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
     about = {"digest": digest(encoding.identity, 16), "scale": encoding.run.scale.name, **encoding.identity}
     shards = [{"file": shard.path.name, "split": shard.split} for shard in encoding.shards]
-    write_json(folder / ABOUT, about | {"urls": os.path.abspath(encoding.urls), "shards": shards})
+    write_json(folder / RECORD, about | {"urls": os.path.abspath(encoding.urls), "shards": shards})
     if not (folder / EMPTY).exists():
         with tempfile.TemporaryDirectory() as cache:
             _save(folder / EMPTY, {"text": worker.text("", Path(cache))})

@@ -116,7 +116,7 @@ def sampling_code(run: Run) -> str:
     """Hash of the code that computes clips from trained weights."""
     parts = (run.solver, run.guidance, run.schedule, run.anchor_degradation, run.backbone, run.codec, run.injector)
     more = [f"pw.run.build.Run.{name}" for name in ("grid", "feeds_strides")]
-    more += [f"pw.sample.evaluate.{name}" for name in ("synthesise", "degraded_anchors", "at_full_size")]
+    more += [f"pw.sample.evaluate.{name}" for name in ("synthesise", "degraded_anchors", "to_full_size")]
     if run.text is not None:
         more += ["pw.nn.networks.load_network", "pw.sample.evaluate.evaluation_texts"]
     return _code(run, parts, TRAINS, *more)
