@@ -190,7 +190,7 @@ class Flawed:
             raise ValueError(f"degradation.noise={self.noise}: a standard deviation, 0 or more")
 
     def draw(self, clips: int, frames: int, size: tuple[int, int], rng: torch.Generator) -> list[FlawParameters]:
-        blurs, side, flaws = self.base.draw(clips, frames, size, rng), self._masked(size), []
+        blurs, side, flaws = self.base.draw(clips, frames, size, rng), self._mask_size(size), []
         for blur in blurs:
             top, left = (int(torch.randint(0, s - d + 1, (), generator=rng)) for s, d in zip(size, side, strict=True))
             swap = int(torch.randint(0, frames - 1, (), generator=rng)) if self.swap and frames > 1 else None
@@ -198,7 +198,7 @@ class Flawed:
         return flaws
 
     def degrade(self, video: Tensor, size: tuple[int, int], parameters: Sequence[FlawParameters]) -> Tensor:
-        anchor, side = self.base.degrade(video, size, [flaw.blur for flaw in parameters]).clone(), self._masked(size)
+        anchor, side = self.base.degrade(video, size, [flaw.blur for flaw in parameters]).clone(), self._mask_size(size)
         for clip, flaw in zip(anchor, parameters, strict=True):
             rows, columns = slice(flaw.top, flaw.top + side[0]), slice(flaw.left, flaw.left + side[1])
             clip[..., rows, columns] = clip.mean((-3, -2, -1), keepdim=True)
@@ -206,7 +206,7 @@ class Flawed:
                 clip[:, [flaw.swap, flaw.swap + 1]] = clip[:, [flaw.swap + 1, flaw.swap]]
         return anchor
 
-    def _masked(self, size: tuple[int, int]) -> list[int]:
+    def _mask_size(self, size: tuple[int, int]) -> list[int]:
         """Height and width of the masked rectangle, px."""
         return [max(1, round(length * self.mask**0.5)) for length in size] if self.mask else [0, 0]
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from pw.data import Clips, Evaluation, LatentBatch
 from pw.data.shard_index import ShardError, ShardIndex, StoredClip, index_tar, read_member, shard_digest
-from pw.data.shards import ClipPool, ClipReader, LazyList, epoch_order, fits, seeded, unreadable
+from pw.data.shards import ClipPool, ClipReader, LazyList, epoch_order, fits, seeded_rng, unreadable
 from pw.io.lazy import Tensor, torch
 from pw.io.video import Frames, to_float
 
@@ -135,7 +135,7 @@ class LatentClips:
     def _clip(self, seed: int, position: int) -> tuple[Tensor, Tensor, Tensor]:
         epoch, place = divmod(position, len(self._train))
         encoded = self._train.take(epoch_order(len(self._train), seed, epoch), place)
-        i = int(torch.randint(len(encoded["anchors"]), (), generator=seeded(seed, position)))
+        i = int(torch.randint(len(encoded["anchors"]), (), generator=seeded_rng(seed, position)))
         return encoded["latent"].float(), encoded["anchors"][i].float(), _padded(encoded["text"], self.text_tokens)
 
     def passed_over(self) -> list[str]:
@@ -180,23 +180,23 @@ class LatentClips:
         pool = self._pool()
         self._check_count(len(pool), count)
         reader = ClipReader(pool)
-        chosen = LazyList(self._held_out(pool, reader, count, seed))
+        held_out = LazyList(self._held_out(pool, reader, count, seed))
 
         def note() -> str:
-            chosen.first(2 * count)
+            held_out.first(2 * count)
             return f"{count} clips each of {self._record['urls']}, no clip in both{unreadable(pool.passed_over())}"
 
         def clips(turn: int) -> Clips:
-            return Clips(count, lambda i: fit_frames(reader.read(chosen[2 * i + turn][0]).frames, pool.size))
+            return Clips(count, lambda i: fit_frames(reader.read(held_out[2 * i + turn][0]).frames, pool.size))
 
-        return Evaluation(clips(0), clips(1), note, lambda: tuple(text for _, text in chosen.first(2 * count)[::2]))
+        return Evaluation(clips(0), clips(1), note, lambda: tuple(text for _, text in held_out.first(2 * count)[::2]))
 
     def _held_out(
         self, pool: _HeldOutPool, reader: ClipReader[StoredClip], count: int, seed: int
     ) -> Iterator[tuple[int, str]]:
         """(position, caption) of readable clips, in random order. Raises ValueError if there are too few."""
         readable = 0
-        for i in torch.randperm(len(pool), generator=seeded(seed, "evaluation")).tolist():
+        for i in torch.randperm(len(pool), generator=seeded_rng(seed, "evaluation")).tolist():
             if reader.is_readable(i):
                 readable += 1
                 yield i, reader.read(i).caption

@@ -85,8 +85,8 @@ def write_tar(path: Path, samples: Iterator[dict[str, Any]], max_bytes: float = 
 
 def write_shards(folder: Path, split: str, samples: Iterable[dict[str, Any]], max_bytes: int) -> list[tuple[Path, int]]:
     """`write_tar` to `folder/<split>-000000.tar`, … of about `max_bytes`: (path, number of samples) of each."""
-    shards, remaining = [], iter(samples)
-    while number := write_tar(path := folder / f"{split}-{len(shards):06d}.tar", remaining, max_bytes):
+    shards, iterator = [], iter(samples)
+    while number := write_tar(path := folder / f"{split}-{len(shards):06d}.tar", iterator, max_bytes):
         shards.append((path, number))
     return shards
 

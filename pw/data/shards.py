@@ -93,13 +93,13 @@ class ShardClips:
     def _training_crop(self, seed: int, position: int) -> Tensor:
         epoch, place = divmod(position, len(self._train))
         frames = self._train.take(epoch_order(len(self._train), seed, epoch), place)
-        generator = seeded(seed, position)
+        generator = seeded_rng(seed, position)
         crop = _cut(frames, _random_start(frames.shape, self._train.crop, generator), self._train.crop)
         return _to_video(crop[:, :, ::-1] if _randint(2, generator) else crop)
 
     def _crops(self, clips: Sequence[int], part: slice, seed: int, reader: ClipReader[Frames]) -> Iterator[_Crop]:
         """Endless crops: one of each clip, then more, then overlapping ones; `part` limits the tiles of each clip."""
-        generator = seeded(seed, "evaluation", *clips[:1])
+        generator = seeded_rng(seed, "evaluation", *clips[:1])
         order = torch.randperm(len(clips), generator=generator).tolist()
         tiles: dict[int, list[tuple[int, ...]]] = {}
         for turn in count_from():
@@ -108,7 +108,7 @@ class ShardClips:
                     continue
                 shape = reader.read(clip).shape
                 if clip not in tiles:
-                    tiles[clip] = _tiles(shape, self._eval.crop, seeded(seed, "tiles", clip))[part]
+                    tiles[clip] = _tiles(shape, self._eval.crop, seeded_rng(seed, "tiles", clip))[part]
                 if is_separate := turn < len(tiles[clip]):
                     start = tiles[clip][turn]
                 elif all(turn >= len(starts) for starts in tiles.values()):
@@ -189,8 +189,8 @@ class ClipReader(Generic[Clip]):
 class LazyList(Generic[Item]):
     """The items of an iterator by position; it advances only as far as needed."""
 
-    def __init__(self, items: Iterator[Item]) -> None:
-        self._iterator = items
+    def __init__(self, iterator: Iterator[Item]) -> None:
+        self._iterator = iterator
         self._items: list[Item] = []
 
     def __getitem__(self, i: int) -> Item:
@@ -246,14 +246,14 @@ def unreadable(names: Sequence[str]) -> str:
     return f"; unreadable: {', '.join(names)}" if names else ""
 
 
-def seeded(*parts: int | str) -> torch.Generator:
+def seeded_rng(*parts: int | str) -> torch.Generator:
     """A random generator seeded by some numbers and words."""
     return torch.Generator().manual_seed(int(shard_digest(*parts), 16))
 
 
 @lru_cache(maxsize=4)
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(n, generator=seeded(seed, "epoch", epoch)).tolist()
+    return torch.randperm(n, generator=seeded_rng(seed, "epoch", epoch)).tolist()
 
 
 def _randint(high: int, generator: torch.Generator) -> int:

@@ -4,7 +4,7 @@ The transformer keeps its state-dict keys, so stock checkpoints load and stock c
 through bound-method hooks (a deep copy, such as the EMA, has hooks bound to itself): the stride embedding is added to
 the output of `time_embedder`, which feeds both the modulation and the output head; the injector is added to the input
 of the blocks it names. `_context` holds both values until the next forward, because checkpointed blocks need them again
-in backward; `_checkpointed` restores the context of the forward that is recomputed.
+in backward; `_checkpoint_block` restores the context of the forward that is recomputed.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Backbone(nn.Module):
         offload  store those inputs in CPU memory: 46 GB at 4K, of which the device then holds one at a time
         """
         self._offloads = offload
-        self.dit.enable_gradient_checkpointing(self._checkpointed)
+        self.dit.enable_gradient_checkpointing(self._checkpoint_block)
 
     def set_trainable(self, parts: str) -> None:
         """parts: `all`, or `adapters`, the injector and the stride embedding only ("Frozen DiT", Fig. 9.3)."""
@@ -151,7 +151,7 @@ class Backbone(nn.Module):
         index = next(i for i, candidate in enumerate(self.dit.blocks) if candidate is block)
         return (hidden + self._context["anchor"][index].to(hidden.dtype), *rest)
 
-    def _checkpointed(self, block: nn.Module, *args: Any) -> Tensor:
+    def _checkpoint_block(self, block: nn.Module, *args: Any) -> Tensor:
         context = self._context
 
         def run(*inputs: Any) -> Tensor:

@@ -110,11 +110,11 @@ class WanCodec:
         unit = self.factor
 
         def piece(rows: slice, columns: slice) -> Tensor:
-            part = video[..., _scaled(rows, unit), _scaled(columns, unit)].to(self.vae.device, self.vae.dtype)
+            part = video[..., _scale_span(rows, unit), _scale_span(columns, unit)].to(self.vae.device, self.vae.dtype)
             return self.vae.encode(part).latent_dist.mode().float().to(video.device)
 
         tile, overlap = self.choice.tile // unit, self.choice.overlap // unit
-        bands = blended(piece, (height // unit, width // unit), tile, overlap, 1)
+        bands = blend_tiles(piece, (height // unit, width // unit), tile, overlap, 1)
         latent = torch.cat([band for _, band in bands], dim=-2)
         return (latent - self.mean.to(latent)) / self.std.to(latent)
 
@@ -145,12 +145,12 @@ class WanCodec:
             if dist.get_rank() % processes:
                 deque(pieces, maxlen=0)
                 return
-            yield from blended(lambda rows, columns: next(pieces), (height, width), size, overlap, unit)
+            yield from blend_tiles(lambda rows, columns: next(pieces), (height, width), size, overlap, unit)
             return
-        yield from blended(piece, (height, width), size, overlap, unit)
+        yield from blend_tiles(piece, (height, width), size, overlap, unit)
 
 
-def _scaled(span: slice, factor: int) -> slice:
+def _scale_span(span: slice, factor: int) -> slice:
     return slice(span.start * factor, span.stop * factor)
 
 
@@ -166,7 +166,7 @@ def window(span: slice, length: int, overlap: int) -> Tensor:
     return weight
 
 
-def blended(
+def blend_tiles(
     piece: Callable[[slice, slice], Tensor], size: tuple[int, int], tile: int, overlap: int, scale: int
 ) -> Iterator[tuple[int, Tensor]]:
     """piece(rows, columns) of a grid of `size` -> its parts, `scale` times larger, blended: (first row, rows) in order.
@@ -181,15 +181,15 @@ def blended(
     total = weights = None
     first_row = 0
     for index, row in enumerate(rows):
-        down = window(_scaled(row, scale), height * scale, overlap * scale)
+        down = window(_scale_span(row, scale), height * scale, overlap * scale)
         for column in columns:
             tile_values = piece(row, column)
-            across = window(_scaled(column, scale), width * scale, overlap * scale)
+            across = window(_scale_span(column, scale), width * scale, overlap * scale)
             weight = (down[:, None] * across).to(tile_values)
             if total is None or weights is None:
                 total = tile_values.new_zeros(*tile_values.shape[:-2], (row.stop - row.start) * scale, width * scale)
                 weights = tile_values.new_zeros(total.shape[-2:])
-            region = (slice(row.start * scale - first_row, row.stop * scale - first_row), _scaled(column, scale))
+            region = (slice(row.start * scale - first_row, row.stop * scale - first_row), _scale_span(column, scale))
             total[..., *region].addcmul_(tile_values, weight)
             weights[region] += weight
         end = (rows[index + 1].start if index + 1 < len(rows) else height) * scale

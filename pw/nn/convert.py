@@ -110,7 +110,7 @@ def layout(state: Mapping[str, Any]) -> Layout:
     if has("time_embedding.", "time_projection.", "text_embedding."):
         return "wan"
     raise ValueError(
-        f"not the weights of a Wan transformer: {_listed(sorted(state)) or 'no keys at all'}; wants diffusers' names "
+        f"not the weights of a Wan transformer: {_key_list(sorted(state)) or 'no keys at all'}; wants diffusers' names "
         "(condition_embedder.…), original Wan's (time_embedding.…), the authors' or ours (dit.…)"
     )
 
@@ -134,7 +134,7 @@ def authors_injector(state: Mapping[str, Tensor]) -> options.Injector:
     """
     blocks = sorted(int(m[1]) for key in state if (m := re.fullmatch(r"injector\.out\.(\d+)\.weight", key)))
     if "injector.narrow.weight" not in state or not blocks:
-        raise ValueError(f"no injector of the authors (spatial_adapter.*) among {_listed(sorted(state))}")
+        raise ValueError(f"no injector of the authors (spatial_adapter.*) among {_key_list(sorted(state))}")
     narrow, width = state["injector.narrow.weight"], state[f"injector.out.{blocks[0]}.weight"].shape[0]
     misfits = []
     if tuple(narrow.shape[2:]) != (1, 1, 1):
@@ -178,7 +178,7 @@ def place(
     if any(lists.values()):
         raise ValueError(
             "the weights do not fit the network: "
-            + "; ".join(f"{len(keys)} {what} ({_listed(keys)})" for what, keys in lists.items() if keys)
+            + "; ".join(f"{len(keys)} {what} ({_key_list(keys)})" for what, keys in lists.items() if keys)
         )
     net.load_state_dict(dict(state), strict=False, assign=assign)
     return not_loaded
@@ -212,7 +212,7 @@ def _without_wrappers(key: str) -> str:
     return key
 
 
-def _listed(keys: Iterable[str]) -> str:
+def _key_list(keys: Iterable[str]) -> str:
     keys = list(keys)
     return ", ".join(keys[:LISTED]) + (", …" if len(keys) > LISTED else "")
 
@@ -231,7 +231,7 @@ def _read_folder(folder: Path, weights: str, shapes_only: bool = False) -> dict[
         return _read_safetensors(files[0], shapes_only)
     if not indices and not files and (folder / "transformer").is_dir():
         return _read_folder(folder / "transformer", weights, shapes_only)
-    names = _listed(path.name for path in [*indices, *files]) or "none"
+    names = _key_list(path.name for path in [*indices, *files]) or "none"
     raise ValueError(f"{folder}: wants one .safetensors file, or shards with one index; there are: {names}")
 
 
@@ -243,23 +243,23 @@ def _read_shards(index: Path, shapes_only: bool = False) -> dict[str, Tensor]:
         raise ValueError(f"{index}: not an index of shards ({error})") from error
     missing = [shard for shard in shards if not (index.parent / shard).exists()]
     if missing:
-        raise ValueError(f"{index.parent}: {len(missing)} of {len(shards)} shards are missing: {_listed(missing)}")
+        raise ValueError(f"{index.parent}: {len(missing)} of {len(shards)} shards are missing: {_key_list(missing)}")
     state = {
         key: value for shard in shards for key, value in _read_safetensors(index.parent / shard, shapes_only).items()
     }
     missing = sorted(weight_map.keys() - state.keys())
     if missing:
-        raise ValueError(f"{index.parent}: the shards lack {len(missing)} keys of their index: {_listed(missing)}")
+        raise ValueError(f"{index.parent}: the shards lack {len(missing)} keys of their index: {_key_list(missing)}")
     return state
 
 
 def _read_safetensors(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:
     try:
         if shapes_only:
-            with safe_open(path, "pt") as opened:
+            with safe_open(path, "pt") as file:
                 return {
-                    key: torch.empty(opened.get_slice(key).get_shape(), device="meta")
-                    for key in opened.keys()  # noqa: SIM118
+                    key: torch.empty(file.get_slice(key).get_shape(), device="meta")
+                    for key in file.keys()  # noqa: SIM118
                 }
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -284,21 +284,23 @@ def _read_pickle(path: Path) -> Any:
         raise ValueError(f"{path}: cut off, or not a torch file ({str(error).splitlines()[0]})") from error
 
 
-def _select_weights(loaded: Any, weights: str, path: Path) -> dict[str, Tensor]:
+def _select_weights(checkpoint: Any, weights: str, path: Path) -> dict[str, Tensor]:
     """The state dict in a loaded checkpoint; `weights` chooses between `ema` and `online` if it has both."""
-    if not isinstance(loaded, Mapping):
-        raise ValueError(f"{path}: holds a {type(loaded).__name__}; wants a state dict")
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"{path}: holds a {type(checkpoint).__name__}; wants a state dict")
     entries = {"ema": "generator_ema", "online": "generator"}
-    if loaded.keys() & set(entries.values()):
-        if entries[weights] not in loaded:
-            raise ValueError(f"{path}: has no {entries[weights]}, only {_listed(map(str, loaded))}")
-        loaded = loaded[entries[weights]]
+    if checkpoint.keys() & set(entries.values()):
+        if entries[weights] not in checkpoint:
+            raise ValueError(f"{path}: has no {entries[weights]}, only {_key_list(map(str, checkpoint))}")
+        checkpoint = checkpoint[entries[weights]]
     else:
         for name in ("model", "state_dict"):
-            if isinstance(loaded.get(name), Mapping):
-                loaded = loaded[name]
+            if isinstance(checkpoint.get(name), Mapping):
+                checkpoint = checkpoint[name]
                 break
-    not_tensors = [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]
+    not_tensors = [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]
     if not_tensors:
-        raise ValueError(f"{path}: not a state dict; {len(not_tensors)} entries are no tensors: {_listed(not_tensors)}")
-    return dict(loaded)
+        raise ValueError(
+            f"{path}: not a state dict; {len(not_tensors)} entries are no tensors: {_key_list(not_tensors)}"
+        )
+    return dict(checkpoint)

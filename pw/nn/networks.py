@@ -48,7 +48,7 @@ def load_network(
         net = Backbone(network.backbone, network.injector, pretrained(network.backbone, weights, dtype))
     else:
         net = _from_checkpoint(network, Path(source))
-    return _prepared(network, net, dtype).to(device)
+    return _prepare(network, net, dtype).to(device)
 
 
 def network_without_weights(network: Network, source: str, device: str) -> Backbone:
@@ -57,14 +57,14 @@ def network_without_weights(network: Network, source: str, device: str) -> Backb
         net = Backbone(network.backbone, network.injector)
     if source not in ("base", "random"):
         _place_checkpoint(network, net, Path(source), shapes_only=True)
-    return _prepared(network, net, _dtype(device))
+    return _prepare(network, net, _dtype(device))
 
 
 def _dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
-def _prepared(network: Network, net: Backbone, dtype: torch.dtype) -> Backbone:
+def _prepare(network: Network, net: Backbone, dtype: torch.dtype) -> Backbone:
     net.lower(dtype).eval().requires_grad_(False)
     use_kernel(net, network.attention)
     if network.compile:
@@ -153,11 +153,11 @@ def _place_checkpoint(network: Network, net: Backbone, path: Path, *, shapes_onl
     names = layout(state)
     renamed = to_pw(state, names)
     if names == "authors" and network.injector is not None:
-        needed = authors_injector(renamed)
-        if network.injector != needed:
+        injector = authors_injector(renamed)
+        if network.injector != injector:
             raise ValueError(
-                f"{path} is a checkpoint of the authors: set injector=gated_channelwise "
-                f"injector.blocks={list(needed.blocks)} injector.hidden={needed.hidden} injector.groups={needed.groups}"
+                f"{path} is a checkpoint of the authors: set injector=gated_channelwise injector.blocks="
+                f"{list(injector.blocks)} injector.hidden={injector.hidden} injector.groups={injector.groups}"
             )
     try:
         place(net, renamed, adapters_optional=network.injector is None, assign=True)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pw.data.latents import EMPTY, RECORD, UNFINISHED, fit
 from pw.data.shard_index import ShardError, manifest_entry, write_tar
-from pw.data.shards import seeded
+from pw.data.shards import seeded_rng
 from pw.io.arguments import Command, ConfigError
 from pw.io.files import check_writable, digest, replacing, write_json, write_tensors
 from pw.io.lazy import Tensor
@@ -179,7 +179,7 @@ class _Worker:
         video = fit(frames, (scale.frames, scale.height, scale.width))[None].to(self.device)
         latents = [self.codec.encode(video)]
         for number in range(self.anchors):
-            draw = seeded(self.run.seed, key, number)
+            draw = seeded_rng(self.run.seed, key, number)
             latents.append(self.codec.encode(self.run.degradation.anchor(video, scale.anchor_size, draw)))
         if not all(bool(latent.isfinite().all()) for latent in latents):
             raise ValueError(f"clip {key!r} has a latent that is not finite; codec.precision=fp32 may do better")

@@ -196,11 +196,11 @@ def coverage_entry(run: Run) -> dict[str, Any] | None:
     step_sampler = run.objective.step_sampler
     if step_sampler is None or not run.feeds_strides():
         return None
-    covered = coverage(step_sampler, run.schedule, run.grid())
+    report = coverage(step_sampler, run.schedule, run.grid())
     return {
-        "grid": [astuple(pair) for pair in covered.pairs],
-        "second_halves_trained": covered.second_halves_trained,
-        "second_halves_total": covered.second_halves,
+        "grid": [astuple(pair) for pair in report.pairs],
+        "second_halves_trained": report.second_halves_trained,
+        "second_halves_total": report.second_halves,
     }
 
 

@@ -64,7 +64,7 @@ class SeededDraws:
         rng = generator(self.seed, self.index, STEPS)
         return self.share.of_batch(torch.rand(self.share.whole(batch), generator=rng, dtype=torch.float64))
 
-    def dropped(self, batch: int, rate: float) -> Tensor:
+    def dropout_mask(self, batch: int, rate: float) -> Tensor:
         """[B] bool: True where a sample's condition is dropped, with probability `rate`."""
         rng = generator(self.seed, self.index, DROPOUT)
         return self.share.of_batch(torch.rand(self.share.whole(batch), generator=rng)) < rate
@@ -72,7 +72,7 @@ class SeededDraws:
     def degrade(self) -> torch.Generator:
         return generator(self.seed, self.index, DEGRADE)
 
-    def perturbed(self, degradation: Degradation, latent: Tensor, rng: torch.Generator) -> Tensor:
+    def perturb(self, degradation: Degradation, latent: Tensor, rng: torch.Generator) -> Tensor:
         """The anchor latents of this share after `perturb`, with their part of the whole batch's noise."""
         if self.share.parts == 1:
             return degradation.perturb(latent, rng)
@@ -212,7 +212,7 @@ class Stage(L.LightningModule, ABC):
         with torch.autocast(clips.device.type, enabled=False):  # the same data and anchors as in an fp32 arm
             data, condition = self.prepare(clips, draws)
         null_text = clips.null_text if isinstance(clips, LatentBatch) else None  # pixels have the empty prompt already
-        condition = condition.dropped(draws.dropped(len(data), self.run.train.condition_dropout), null_text)
+        condition = condition.drop(draws.dropout_mask(len(data), self.run.train.condition_dropout), null_text)
         velocity = self.velocity(self.net, condition)
         target = self.velocity(self.ema, condition) if self.run.objective.uses_ema else velocity
         return self.run.objective(velocity, target, data, self.run.schedule, draws, update)
@@ -264,7 +264,7 @@ class Stage(L.LightningModule, ABC):
         """
         assert self.ema is not None
         all_samples = torch.ones(len(noise), dtype=torch.bool)
-        null = condition.dropped(all_samples)
+        null = condition.drop(all_samples)
         if negative_text is not None:
             null = Condition(negative_text, condition.anchor if self.run.guidance.drop == "text" else null.anchor)
         return integrate(self.run, self.ema, noise, condition, null)
@@ -279,8 +279,8 @@ class AnchorModel(Stage):
     def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
         if isinstance(clips, LatentBatch):
             return clips.anchor, Condition(clips.text, anchor=None)
-        degraded = self.run.degradation.anchor(clips, self.run.scale.anchor_size, draws.degrade())
-        small = draws.share.of_batch(degraded)
+        anchors = self.run.degradation.anchor(clips, self.run.scale.anchor_size, draws.degrade())
+        small = draws.share.of_batch(anchors)
         return self.codec.encode(small), Condition(self.text(len(small)), anchor=None)
 
     @torch.no_grad()
@@ -300,11 +300,11 @@ class HiresSynth(Stage):
         degradation, rng, anchor = self.run.degradation, draws.degrade(), None
         if isinstance(clips, LatentBatch):
             if self.run.injector is not None:
-                anchor = draws.perturbed(degradation, clips.anchor, rng)
+                anchor = draws.perturb(degradation, clips.anchor, rng)
             return clips.latent, Condition(clips.text, anchor)
         if self.run.injector is not None:
             small = draws.share.of_batch(degradation.anchor(clips, self.run.scale.anchor_size, rng))
-            anchor = draws.perturbed(degradation, self.anchor_latent(small), rng)
+            anchor = draws.perturb(degradation, self.anchor_latent(small), rng)
         clips = draws.share.of_batch(clips)
         return self.codec.encode(clips), Condition(self.text(len(clips)), anchor)
 

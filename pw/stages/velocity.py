@@ -22,13 +22,13 @@ class Condition:
     text: Tensor
     anchor: Tensor | None
 
-    def dropped(self, which: Tensor, null_text: Tensor | None = None) -> Condition:
-        """Where `which` [B] is True: zeros for the anchor, and `null_text` for the text if given."""
+    def drop(self, mask: Tensor, null_text: Tensor | None = None) -> Condition:
+        """Where `mask` [B] is True: zeros for the anchor, and `null_text` for the text if given."""
         text, anchor = self.text, self.anchor
         if null_text is not None:
-            text = torch.where(which.to(text.device).view(-1, 1, 1), null_text.to(text), text)
+            text = torch.where(mask.to(text.device).view(-1, 1, 1), null_text.to(text), text)
         if anchor is not None:
-            anchor = anchor.masked_fill(which.to(anchor.device).view(-1, 1, 1, 1, 1), 0.0)
+            anchor = anchor.masked_fill(mask.to(anchor.device).view(-1, 1, 1, 1, 1), 0.0)
         return Condition(text, anchor)
 
 
@@ -60,16 +60,16 @@ def integrate(
     grid = run.grid()
     strides = inference_strides(grid) if run.feeds_strides() else torch.zeros(len(grid) - 1)
 
-    def wrapped(inner: Velocity) -> Velocity:
+    def wrap(inner: Velocity) -> Velocity:
         return _with_callback(_at_whole_timesteps(inner) if run.sampling.grid == "wan" else inner, on_evaluation)
 
-    conditioned = wrapped(velocity(net, condition, run.schedule))
+    guided = wrap(velocity(net, condition, run.schedule))
     if run.guidance.scale != 1:
         assert null is not None, "guidance needs a null condition"
-        null_velocity = wrapped(velocity(net, null, run.schedule))
-        batched = wrapped(_both_branches(net, condition, null, run.schedule)) if run.trainer.guidance_batch else None
-        conditioned = run.guidance(conditioned, null_velocity, run.guidance.last_guided(grid), batched)
-    return run.solver(conditioned, noise, grid, strides, run.schedule)
+        null_velocity = wrap(velocity(net, null, run.schedule))
+        batched = wrap(_both_branches(net, condition, null, run.schedule)) if run.trainer.guidance_batch else None
+        guided = run.guidance(guided, null_velocity, run.guidance.last_guided(grid), batched)
+    return run.solver(guided, noise, grid, strides, run.schedule)
 
 
 def evaluations(run: Run) -> int:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pw.nn.codec import WanCodec, blended, window
+from pw.nn.codec import WanCodec, blend_tiles, window
 from pw.nn.options import WanVAE, spans
 
 WHOLE = WanVAE(factor=16, frames_factor=4, channels=4, precision="fp32", tile=0, overlap=0)
@@ -127,7 +127,7 @@ class TestTiles:
     ) -> None:
         overlap = data.draw(st.integers(0, tile // 2))
         picture = torch.randn(1, height, width, generator=torch.Generator().manual_seed(0))
-        bands = blended(lambda rows, columns: picture[..., rows, columns], (height, width), tile, overlap, 1)
+        bands = blend_tiles(lambda rows, columns: picture[..., rows, columns], (height, width), tile, overlap, 1)
         torch.testing.assert_close(torch.cat([band for _, band in bands], dim=-2), picture)
 
     def test_blend_by_a_cosine_that_adds_up_to_one(self) -> None:

@@ -132,12 +132,12 @@ class TestTheRandomnessOfAPart:
         both = lambda drawn: torch.cat(list(drawn))  # noqa: E731
         assert torch.equal(both(draws.noise(latent[:2]) for draws in two), one.noise(latent))
         assert torch.equal(both(draws.uniform(2) for draws in two), one.uniform(4))
-        assert torch.equal(both(draws.dropped(2, 0.5) for draws in two), one.dropped(4, 0.5))
+        assert torch.equal(both(draws.dropout_mask(2, 0.5) for draws in two), one.dropout_mask(4, 0.5))
         perturbed = both(
-            draws.perturbed(run.degradation, part, draws.degrade())
+            draws.perturb(run.degradation, part, draws.degrade())
             for draws, part in zip(two, latent.split(2), strict=True)
         )
-        assert torch.equal(perturbed, one.perturbed(run.degradation, latent, one.degrade()))
+        assert torch.equal(perturbed, one.perturb(run.degradation, latent, one.degrade()))
         assert torch.equal(perturbed, run.degradation.perturb(latent, one.degrade()))
 
 
