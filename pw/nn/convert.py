@@ -298,9 +298,7 @@ def _select_weights(checkpoint: Any, weights: str, path: Path) -> dict[str, Tens
             if isinstance(checkpoint.get(name), Mapping):
                 checkpoint = checkpoint[name]
                 break
-    not_tensors = [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]
-    if not_tensors:
-        raise ValueError(
-            f"{path}: not a state dict; {len(not_tensors)} entries are no tensors: {_key_list(not_tensors)}"
-        )
+    others = [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(f"{path}: not a state dict; {len(others)} entries are no tensors: {_key_list(others)}")
     return dict(checkpoint)

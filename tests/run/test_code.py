@@ -156,7 +156,7 @@ def move_to_another_module(sources: Sources) -> None:
 
 def write_imports_otherwise(sources: Sources) -> None:
     sources.edit("pw/method/objective.py", "from pw.method import path\n", "import pw.method.path as path\n")
-    sources.edit("pw/method/target.py", "import Velocity, broadcast\n", "import Velocity\nfrom pw.method import path as p\n")
+    sources.edit("pw/method/target.py", "Velocity, broadcast\n", "Velocity\nfrom pw.method import path as p\n")
     sources.edit("pw/method/target.py", "broadcast(", "p.broadcast(")
 
 
