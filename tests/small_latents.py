@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from pw.data.latents import described
+from pw.data.latents import encoding_settings
 from pw.data.shard_index import write_tar
 from pw.run.build import Run
 
@@ -29,7 +29,7 @@ def write_latents(folder: Path, run: Run, clips: int, videos: Path | None = None
     about = {
         "digest": "0123456789abcdef",
         "scale": run.scale.name,
-        "encoded": described(run.scale, run.codec, run.degradation, run.backbone),
+        "encoded": encoding_settings(run.scale, run.codec, run.degradation, run.backbone),
         "urls": str(videos or folder / "videos"),
         "shards": [{"file": f"train-{at:06d}.tar", "split": "train"} for at in range(len(shards))],
     }

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pw.data.latents import ABOUT, EMPTY, described
+from pw.data.latents import EMPTY, RECORD, encoding_settings
 from pw.data.shard_index import write_tar
 from pw.io.files import write_json
 from pw.io.lazy import torch
@@ -116,11 +116,11 @@ def write_latents(folder: Path, run: Run) -> None:
     metadata = {
         "digest": "0" * 16,
         "scale": scale.name,
-        "encoded": described(scale, codec, run.degradation, backbone),
+        "encoded": encoding_settings(scale, codec, run.degradation, backbone),
         "urls": str(folder),
         "shards": [{"file": name, "split": "train"} for name in names],
     }
-    write_json(folder / ABOUT, metadata)
+    write_json(folder / RECORD, metadata)
 
 
 def time_reading(repeats: int) -> tuple[list[float], list[float]]:

@@ -1,4 +1,4 @@
-"""Sources of clips: `batch`, `evaluation` and `fingerprint`, each a pure function of seeds, and degradation to anchors.
+"""Sources of clips, whose methods are pure functions of seeds, and their degradation to anchors.
 
 A batch does not depend on the batches before it: a run resumes exactly, with any number of workers, and two arms with
 the same seed see the same data. Begin with `Source`.
@@ -45,7 +45,7 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class Clips:
-    """`count` clips of one size, computed at each access and not kept.
+    """`count` clips of one size, computed at each access.
 
     make  i -> clip: float32 [3, F, H, W] in [-1, 1], or uint8 [F, H, W, 3] if that is exact
     """
@@ -60,30 +60,30 @@ class Clips:
         return (self[i] for i in range(self.count))
 
     def __getitem__(self, i: int) -> Tensor:
-        """Clip number i, float32 [3, F, H, W] in [-1, 1], contiguous. Raises IndexError where there is none."""
+        """Clip number i, float32 [3, F, H, W] in [-1, 1], contiguous. Raises IndexError."""
         import numpy as np
         import torch
 
         from pw.io.video import to_float
 
-        made = self._made(i)
-        if not isinstance(made, np.ndarray):
-            return made
-        video = torch.empty(3, *made.shape[:3])
-        for number in range(len(made)):  # frame by frame: a second copy of a 2K clip would take 5.4 GB
-            video[:, number] = torch.from_numpy(to_float(made[number : number + 1]))[:, 0]
+        clip = self._make(i)
+        if not isinstance(clip, np.ndarray):
+            return clip
+        video = torch.empty(3, *clip.shape[:3])
+        for number in range(len(clip)):  # frame by frame: a second copy of a 2K clip would take 5.4 GB
+            video[:, number] = torch.from_numpy(to_float(clip[number : number + 1]))[:, 0]
         return video
 
     def frames(self, i: int) -> Frames:
-        """Clip number i, uint8 [F, H, W, 3]. Raises IndexError where there is none."""
+        """Clip number i, uint8 [F, H, W, 3]. Raises IndexError."""
         import numpy as np
 
         from pw.io.video import to_uint8
 
-        made = self._made(i)
-        return made if isinstance(made, np.ndarray) else to_uint8(made)
+        clip = self._make(i)
+        return clip if isinstance(clip, np.ndarray) else to_uint8(clip)
 
-    def _made(self, i: int) -> Tensor | Frames:
+    def _make(self, i: int) -> Tensor | Frames:
         if not 0 <= i < self.count:
             raise IndexError(f"clip {i} of {self.count}")
         return self.make(i)
@@ -95,10 +95,10 @@ class Evaluation:
 
     real      anchors are made from these clips, and scores are measured against them
     real_b    scored against `real`, it gives the floor of a metric
-    note      how the clips were drawn, for the table
+    note      how the clips were chosen, for the table
     captions  of `real`; empty without text
 
-    Call `note` and `captions` after reading the clips: some sources know them only then, and would read the rest first.
+    Call `note` and `captions` after reading the clips: in some sources they first read the clips not yet read.
     """
 
     real: Clips
@@ -119,7 +119,7 @@ class Source(Protocol):
         """The index-th batch of an endless order: float32 [B, 3, F, H, W] in [-1, 1], or already encoded."""
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        """Two sets of `count` held-out clips, each computed or read at its first use."""
+        """Two sets of `count` held-out clips, each clip computed or read at its first use."""
 
     def fingerprint(self) -> str:
         """Changes when the clips do."""
@@ -127,7 +127,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Unset:
-    """No clips yet: enough to plan or to generate, not to train."""
+    """A source without clips: enough to plan or to generate, not to train."""
 
     twins_share_structure: ClassVar[bool] = False
 

@@ -1,7 +1,7 @@
 """Clip -> training anchor  (sec. 3.3, "degradation"; numbers from the authors' code).
 
-One draw per clip, shared by its frames: area-downscale, bilinear to the anchor's size, Gaussian blur; then, on the
-anchor's latent, noise with some probability.
+All frames of a clip have the same random parameters: area-downscale, bilinear to the anchor's size, Gaussian blur;
+then, on the anchor's latent, noise with some probability.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any, Protocol
 
 from pw.io.lazy import Tensor, torch
 
-AT_ONCE = 2**25  # pixels that `resize` handles at once, 400 MB: some frames of a 2K clip, whole batches of small ones
+MAX_PIXELS = 2**25  # in one call of `resize`, 400 MB: some frames of a 2K clip, whole batches of small ones
 
 
 class Degradation(Protocol):
     """A clip -> the anchor that stage II is trained or tested with.
 
-    `anchor` is `draw` followed by `degrade`. Called separately, parameters drawn for a batch degrade it clip by clip.
+    `anchor` is `draw` followed by `degrade`; called separately, they degrade a batch clip by clip.
     """
 
-    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: torch.Generator) -> list[Any]:
+    def draw(self, clips: int, frames: int, size: tuple[int, int], rng: torch.Generator) -> list[Any]:
         """Random parameters for each of `clips` clips of `frames` frames, with anchors of `size`."""
 
-    def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[Any]) -> Tensor:
-        """video [B, 3, F, H, W], drawn parameters of each clip -> anchor video [B, 3, F, *size]."""
+    def degrade(self, video: Tensor, size: tuple[int, int], parameters: Sequence[Any]) -> Tensor:
+        """video [B, 3, F, H, W], parameters of each clip from `draw` -> anchor video [B, 3, F, *size]."""
 
-    def anchor(self, video: Tensor, size: tuple[int, int], draw: torch.Generator) -> Tensor:
+    def anchor(self, video: Tensor, size: tuple[int, int], rng: torch.Generator) -> Tensor:
         """video [B, 3, F, H, W] -> anchor video [B, 3, F, *size]."""
 
-    def perturb(self, latent: Tensor, draw: torch.Generator) -> Tensor:
+    def perturb(self, latent: Tensor, rng: torch.Generator) -> Tensor:
         """anchor latent -> noisy anchor latent, the same shape."""
 
 
@@ -41,56 +41,56 @@ def resize(video: Tensor, size: tuple[int, int], mode: str) -> Tensor:
         return video
     corners = None if mode == "area" else False
 
-    def resized(part: Tensor) -> Tensor:
+    def resize_frames(part: Tensor) -> Tensor:
         frames = part.transpose(1, 2).flatten(0, 1)  # a copy
         frames = torch.nn.functional.interpolate(frames, size=size, mode=mode, align_corners=corners)
         return frames.unflatten(0, (len(part), -1)).transpose(1, 2)
 
-    at_once = max(1, AT_ONCE // video[:, 0, 0].numel())
-    if video.shape[2] <= at_once:
-        return resized(video)
-    return torch.cat([resized(part) for part in video.split(at_once, 2)], 2)
+    frames_per_call = max(1, MAX_PIXELS // video[:, 0, 0].numel())
+    if video.shape[2] <= frames_per_call:
+        return resize_frames(video)
+    return torch.cat([resize_frames(part) for part in video.split(frames_per_call, 2)], 2)
 
 
-def blur(video: Tensor, sigma: Tensor, widest: float | None = None) -> Tensor:
+def blur(video: Tensor, sigma: Tensor, largest_sigma: float | None = None) -> Tensor:
     """Gaussian blur with one sigma (px) per clip, [B]; edges reflected where the kernel allows it.
 
-    The kernel is cut at three times the `widest` sigma of all clips that belong together, that of `sigma` by default.
+    The kernel is cut at three times `largest_sigma`, that of the whole batch; the largest in `sigma` by default.
     """
-    widest = float(sigma.max()) if widest is None else widest
-    reach = max(1, min(math.ceil(3 * widest), min(video.shape[-2:]) - 1))
-    offset = torch.arange(-reach, reach + 1, dtype=video.dtype, device=video.device)
+    largest_sigma = float(sigma.max()) if largest_sigma is None else largest_sigma
+    radius = max(1, min(math.ceil(3 * largest_sigma), min(video.shape[-2:]) - 1))
+    offset = torch.arange(-radius, radius + 1, dtype=video.dtype, device=video.device)
     kernel = torch.exp(-(offset**2) / (2 * sigma.to(video)[:, None].clamp(min=1e-3) ** 2))
     kernel = kernel / kernel.sum(1, keepdim=True)  # [B, taps]
     batch, channels, frames = video.shape[:3]
     flat = video.reshape(1, -1, *video.shape[-2:])
     weight = kernel.repeat_interleave(channels * frames, 0)
     for pad, view in (
-        ((reach, reach, 0, 0), (-1, 1, 1, 2 * reach + 1)),
-        ((0, 0, reach, reach), (-1, 1, 2 * reach + 1, 1)),
+        ((radius, radius, 0, 0), (-1, 1, 1, 2 * radius + 1)),
+        ((0, 0, radius, radius), (-1, 1, 2 * radius + 1, 1)),
     ):
         padded = torch.nn.functional.pad(flat, pad, mode="reflect")
         flat = torch.nn.functional.conv2d(padded, weight.view(view), groups=batch * channels * frames)
     return flat.view_as(video)
 
 
-def _between(bounds: tuple[float, float], batch: int, draw: torch.Generator) -> Tensor:
+def _uniform(bounds: tuple[float, float], batch: int, rng: torch.Generator) -> Tensor:
     low, high = bounds
-    return low + (high - low) * torch.rand(batch, generator=draw)
+    return low + (high - low) * torch.rand(batch, generator=rng)
 
 
-def _check_range(name: str, bounds: tuple[float, float], least: float) -> None:
-    if len(bounds) != 2 or bounds[0] > bounds[1] or bounds[0] < least:
-        raise ValueError(f"degradation.{name}={list(bounds)}: [low, high] with {least} <= low <= high")
+def _check_range(name: str, bounds: tuple[float, float], minimum: float) -> None:
+    if len(bounds) != 2 or bounds[0] > bounds[1] or bounds[0] < minimum:
+        raise ValueError(f"degradation.{name}={list(bounds)}: [low, high] with {minimum} <= low <= high")
 
 
 @dataclass(frozen=True)
-class DrawnLoss:
-    """Drawn parameters of one clip: factor of the area-downscale, sigma of the blur, largest sigma of its batch."""
+class BlurParameters:
+    """Random parameters of a clip: factor of the area-downscale, sigma of the blur, largest sigma of its batch."""
 
     factor: float
     sigma: float
-    widest: float
+    largest_sigma: float
 
 
 @dataclass(frozen=True)
@@ -115,30 +115,30 @@ class BlurAndNoise:
         if not 0 <= self.noise_probability <= 1:
             raise ValueError(f"degradation.noise_probability={self.noise_probability}: a probability, 0 to 1")
 
-    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: torch.Generator) -> list[DrawnLoss]:
-        factors = _between(self.downscale, clips, draw).tolist()
-        sigmas = _between(self.blur, clips, draw).tolist()
-        return [DrawnLoss(factor, sigma, max(sigmas)) for factor, sigma in zip(factors, sigmas, strict=True)]
+    def draw(self, clips: int, frames: int, size: tuple[int, int], rng: torch.Generator) -> list[BlurParameters]:
+        factors = _uniform(self.downscale, clips, rng).tolist()
+        sigmas = _uniform(self.blur, clips, rng).tolist()
+        return [BlurParameters(factor, sigma, max(sigmas)) for factor, sigma in zip(factors, sigmas, strict=True)]
 
-    def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[DrawnLoss]) -> Tensor:
+    def degrade(self, video: Tensor, size: tuple[int, int], parameters: Sequence[BlurParameters]) -> Tensor:
         height, width = video.shape[-2:]
-        reduced = lambda clips, f: resize(clips, (max(1, round(height / f)), max(1, round(width / f))), "area")  # noqa: E731
+        reduce = lambda clips, f: resize(clips, (max(1, round(height / f)), max(1, round(width / f))), "area")  # noqa: E731
         if self.downscale[0] == self.downscale[1]:
-            small = [reduced(video, drawn[0].factor)]
+            small = [reduce(video, parameters[0].factor)]
         else:
-            small = [reduced(clip[None], loss.factor) for clip, loss in zip(video, drawn, strict=True)]
+            small = [reduce(clip[None], p.factor) for clip, p in zip(video, parameters, strict=True)]
         anchor = torch.cat([resize(clip, size, "bilinear") for clip in small])
-        sigmas = torch.tensor([loss.sigma for loss in drawn])
-        return blur(anchor, sigmas, drawn[0].widest) if self.blur[1] > 0 else anchor
+        sigmas = torch.tensor([p.sigma for p in parameters])
+        return blur(anchor, sigmas, parameters[0].largest_sigma) if self.blur[1] > 0 else anchor
 
-    def anchor(self, video: Tensor, size: tuple[int, int], draw: torch.Generator) -> Tensor:
-        return self.degrade(video, size, self.draw(len(video), video.shape[2], size, draw))
+    def anchor(self, video: Tensor, size: tuple[int, int], rng: torch.Generator) -> Tensor:
+        return self.degrade(video, size, self.draw(len(video), video.shape[2], size, rng))
 
-    def perturb(self, latent: Tensor, draw: torch.Generator) -> Tensor:
+    def perturb(self, latent: Tensor, rng: torch.Generator) -> Tensor:
         """anchor latent + noise, in each clip with probability `noise_probability`."""
         batch = len(latent)
-        std = _between(self.noise, batch, draw) * (torch.rand(batch, generator=draw) < self.noise_probability)
-        noise = torch.randn(latent.shape, generator=draw)
+        std = _uniform(self.noise, batch, rng) * (torch.rand(batch, generator=rng) < self.noise_probability)
+        noise = torch.randn(latent.shape, generator=rng)
         return latent + (std.view(-1, 1, 1, 1, 1) * noise).to(latent)
 
 
@@ -146,24 +146,24 @@ class BlurAndNoise:
 class Clean:
     """Area-downscale to the anchor's size, no other degradation."""
 
-    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: torch.Generator) -> list[None]:
+    def draw(self, clips: int, frames: int, size: tuple[int, int], rng: torch.Generator) -> list[None]:
         return [None] * clips
 
-    def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[None]) -> Tensor:
+    def degrade(self, video: Tensor, size: tuple[int, int], parameters: Sequence[None]) -> Tensor:
         return resize(video, size, "area")
 
-    def anchor(self, video: Tensor, size: tuple[int, int], draw: torch.Generator) -> Tensor:
+    def anchor(self, video: Tensor, size: tuple[int, int], rng: torch.Generator) -> Tensor:
         return resize(video, size, "area")
 
-    def perturb(self, latent: Tensor, draw: torch.Generator) -> Tensor:
+    def perturb(self, latent: Tensor, rng: torch.Generator) -> Tensor:
         return latent
 
 
 @dataclass(frozen=True)
-class Flaw:
-    """Drawn flaws of one clip: corner of the masked rectangle, px; index of the frame swapped with the next."""
+class FlawParameters:
+    """Random parameters of a clip: corner of the masked rectangle, px; index of the frame swapped with the next."""
 
-    loss: DrawnLoss
+    blur: BlurParameters
     top: int
     left: int
     swap: int | None
@@ -171,7 +171,7 @@ class Flaw:
 
 @dataclass(frozen=True)
 class Flawed:
-    """Flaws of a bad first stage, for the stress test of Fig. 9.1, on top of the training degradation.
+    """The training degradation and flaws of a bad first stage, for the stress test of Fig. 9.1.
 
     mask   share of the anchor's area replaced by its mean colour, in one rectangle per clip
     noise  std added to the anchor's latent
@@ -189,29 +189,29 @@ class Flawed:
         if self.noise < 0:
             raise ValueError(f"degradation.noise={self.noise}: a standard deviation, 0 or more")
 
-    def draw(self, clips: int, frames: int, size: tuple[int, int], draw: torch.Generator) -> list[Flaw]:
-        losses, side, flaws = self.base.draw(clips, frames, size, draw), self._masked(size), []
-        for loss in losses:
-            top, left = (int(torch.randint(0, s - d + 1, (), generator=draw)) for s, d in zip(size, side, strict=True))
-            first = int(torch.randint(0, frames - 1, (), generator=draw)) if self.swap and frames > 1 else None
-            flaws.append(Flaw(loss, top, left, first))
+    def draw(self, clips: int, frames: int, size: tuple[int, int], rng: torch.Generator) -> list[FlawParameters]:
+        blurs, side, flaws = self.base.draw(clips, frames, size, rng), self._mask_size(size), []
+        for blur in blurs:
+            top, left = (int(torch.randint(0, s - d + 1, (), generator=rng)) for s, d in zip(size, side, strict=True))
+            swap = int(torch.randint(0, frames - 1, (), generator=rng)) if self.swap and frames > 1 else None
+            flaws.append(FlawParameters(blur, top, left, swap))
         return flaws
 
-    def degrade(self, video: Tensor, size: tuple[int, int], drawn: Sequence[Flaw]) -> Tensor:
-        anchor, side = self.base.degrade(video, size, [flaw.loss for flaw in drawn]).clone(), self._masked(size)
-        for clip, flaw in zip(anchor, drawn, strict=True):
+    def degrade(self, video: Tensor, size: tuple[int, int], parameters: Sequence[FlawParameters]) -> Tensor:
+        anchor, side = self.base.degrade(video, size, [flaw.blur for flaw in parameters]).clone(), self._mask_size(size)
+        for clip, flaw in zip(anchor, parameters, strict=True):
             rows, columns = slice(flaw.top, flaw.top + side[0]), slice(flaw.left, flaw.left + side[1])
             clip[..., rows, columns] = clip.mean((-3, -2, -1), keepdim=True)
             if flaw.swap is not None:
                 clip[:, [flaw.swap, flaw.swap + 1]] = clip[:, [flaw.swap + 1, flaw.swap]]
         return anchor
 
-    def _masked(self, size: tuple[int, int]) -> list[int]:
+    def _mask_size(self, size: tuple[int, int]) -> list[int]:
         """Height and width of the masked rectangle, px."""
         return [max(1, round(length * self.mask**0.5)) for length in size] if self.mask else [0, 0]
 
-    def anchor(self, video: Tensor, size: tuple[int, int], draw: torch.Generator) -> Tensor:
-        return self.degrade(video, size, self.draw(len(video), video.shape[2], size, draw))
+    def anchor(self, video: Tensor, size: tuple[int, int], rng: torch.Generator) -> Tensor:
+        return self.degrade(video, size, self.draw(len(video), video.shape[2], size, rng))
 
-    def perturb(self, latent: Tensor, draw: torch.Generator) -> Tensor:
-        return latent + (self.noise * torch.randn(latent.shape, generator=draw)).to(latent)
+    def perturb(self, latent: Tensor, rng: torch.Generator) -> Tensor:
+        return latent + (self.noise * torch.randn(latent.shape, generator=rng)).to(latent)

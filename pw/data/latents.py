@@ -20,103 +20,103 @@ from typing import Any, ClassVar
 
 from pw.data import Clips, Evaluation, LatentBatch
 from pw.data.shard_index import ShardError, ShardIndex, StoredClip, index_tar, read_member, shard_digest
-from pw.data.shards import LastRead, LazyList, Readable, epoch_order, fits, seeded, unreadable
+from pw.data.shards import ClipPool, ClipReader, LazyList, epoch_order, fits, seeded_rng, unreadable
 from pw.io.lazy import Tensor, torch
 from pw.io.video import Frames, to_float
 
 log = logging.getLogger(__name__)
 
-ABOUT = "latents.json"
+RECORD = "latents.json"
 EMPTY = "empty.safetensors"
 UNFINISHED = ".unfinished"
 ENDINGS = ("safetensors", "json")
-AGAIN = "encode it again: remove it and its .json, and call `make latents` as before"
-WHEN_TRAINING = ("noise", "noise_probability")  # of a degradation: drawn in every update, so not stored
+REMEDY = "encode it again: remove it and its .json, and call `make latents` as before"
+TRAINING_KEYS = ("noise", "noise_probability")  # of a degradation: drawn in every update, so not stored
 SIZES = ("frames", "height", "width", "anchor_height", "anchor_width", "anchor_upsample")
 
 
-def described(scale: Any, codec: Any, degradation: Any, backbone: Any) -> dict[str, Any]:
-    """The settings of a run that determine the encoding of a clip, by group and key, as plain JSON values."""
-    found = {
+def encoding_settings(scale: Any, codec: Any, degradation: Any, backbone: Any) -> dict[str, Any]:
+    """The settings of a run that determine the encoding of a clip, {group: {key: JSON value}}."""
+    settings = {
         "scale": {name: getattr(scale, name) for name in SIZES},
         "codec": {"kind": type(codec).__name__, **dataclasses.asdict(codec)},
-        "degradation": {"kind": type(degradation).__name__, **_drawn_once(dataclasses.asdict(degradation))},
+        "degradation": {"kind": type(degradation).__name__, **_encoding_keys(dataclasses.asdict(degradation))},
         "backbone": {"text_tokens": backbone.text_tokens, "text_dim": backbone.text_dim},
     }
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(settings))
 
 
-def _drawn_once(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _drawn_once(v) if isinstance(v, Mapping) else v for k, v in values.items() if k not in WHEN_TRAINING}
+def _encoding_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _encoding_keys(v) if isinstance(v, Mapping) else v for k, v in values.items() if k not in TRAINING_KEYS}
 
 
 def fit(frames: Frames, size: tuple[int, int, int]) -> Tensor:
     """uint8 [F, H, W, 3] of at least `size` -> its first frames, float32 [3, *size] in [-1, 1].
 
-    Larger pictures are reduced (bicubic, antialiased) until they just cover `size`, and cut to it about their centre.
+    Larger frames are reduced (bicubic, antialiased) to the smallest size that covers `size`, and centre-cropped to it.
     """
     length, height, width = size
     video = torch.empty(3, *size)
-    share = max(height / frames.shape[1], width / frames.shape[2])
-    reduced = (max(height, round(frames.shape[1] * share)), max(width, round(frames.shape[2] * share)))
+    factor = max(height / frames.shape[1], width / frames.shape[2])
+    reduced_size = (max(height, round(frames.shape[1] * factor)), max(width, round(frames.shape[2] * factor)))
     for number in range(length):  # one at a time: 121 frames of 4K are 12 GB
         picture = torch.from_numpy(to_float(frames[number : number + 1])).transpose(0, 1)
-        if share < 1:
-            made = torch.nn.functional.interpolate(picture, size=reduced, mode="bicubic", antialias=True)
-            picture = made.clamp(-1, 1)
-        video[:, number] = _middle(picture[0], height, width)
+        if factor < 1:
+            picture = torch.nn.functional.interpolate(picture, size=reduced_size, mode="bicubic", antialias=True)
+            picture = picture.clamp(-1, 1)
+        video[:, number] = _centre_crop(picture[0], height, width)
     return video
 
 
-def fitted(frames: Frames, size: tuple[int, int, int]) -> Tensor | Frames:
-    """As `fit`, but clips that need no reduction stay uint8 [F, H, W, 3]."""
+def fit_frames(frames: Frames, size: tuple[int, int, int]) -> Tensor | Frames:
+    """`fit`, but clips that need no reduction stay uint8 [F, H, W, 3]."""
     length, height, width = size
     if max(height / frames.shape[1], width / frames.shape[2]) < 1:
         return fit(frames, size)
-    return _middle(frames[:length], height, width)
+    return _centre_crop(frames[:length], height, width)
 
 
-def _middle(pictures: Any, height: int, width: int) -> Any:
+def _centre_crop(pictures: Any, height: int, width: int) -> Any:
     top, left = (pictures.shape[1] - height) // 2, (pictures.shape[2] - width) // 2
     return pictures[:, top : top + height, left : left + width]
 
 
 @dataclass(frozen=True)
 class LatentClips:
-    """Latents of real video, its anchors and captions, in the order of `ShardClips`.
+    """Latents of real video, with anchors and captions; the order of `batch` is that of `ShardClips`.
 
     urls         a folder data/latents/<scale>-<digest> of `make latents`; ShardError if it is missing or incomplete
-    text_tokens  length that embeddings are padded to
+    text_tokens  length of an embedding with its padding
     """
 
     urls: str
     text_tokens: int
     twins_share_structure: ClassVar[bool] = False
-    _about: dict[str, Any] = field(init=False, repr=False, compare=False)
+    _record: dict[str, Any] = field(init=False, repr=False, compare=False)
     _train: _Latents = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        about = _read_about(self.urls)
-        object.__setattr__(self, "_about", about)
-        object.__setattr__(self, "_train", _Latents(Path(self.urls), about, "train"))
+        record = _read_record(self.urls)
+        object.__setattr__(self, "_record", record)
+        object.__setattr__(self, "_train", _Latents(Path(self.urls), record, "train"))
 
-    def check(self, wanted: Mapping[str, Mapping[str, Any]]) -> None:
-        """Check that clips were encoded with a run's settings (`described`). Raises ValueError naming the key."""
-        for group, values in wanted.items():
-            made = self._about["encoded"][group]
-            for name in {**values, **made}:
-                if values.get(name) == made.get(name):
+    def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raises ValueError naming a key of a run's `encoding_settings` that the clips were not encoded with."""
+        for group, values in settings.items():
+            encoded = self._record["encoded"][group]
+            for name in {**values, **encoded}:
+                if values.get(name) == encoded.get(name):
                     continue
                 key = group if name == "kind" else f"{group}.{name}"
                 raise ValueError(
-                    f"{key}={values.get(name)}: data.urls={self.urls} was encoded with {made.get(name)} (scale="
-                    f"{self._about['scale']}); set {key} to that, or encode with this by `make latents`"
+                    f"{key}={values.get(name)}: data.urls={self.urls} was encoded with {encoded.get(name)} (scale="
+                    f"{self._record['scale']}); set {key} to that, or encode with this by `make latents`"
                 )
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with source, settings and available clips."""
         parts = [(key, *sizes) for key, sizes in self._train.sizes()]
-        return shard_digest(self._about["digest"], *parts)
+        return shard_digest(self._record["digest"], *parts)
 
     def null_text(self) -> Tensor:
         """The empty prompt's embedding, float32 [tokens, D], padded with zeros."""
@@ -124,7 +124,7 @@ class LatentClips:
         try:
             return _padded(_tensors(path.read_bytes())["text"], self.text_tokens)
         except (OSError, ValueError, KeyError) as error:
-            raise ShardError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+            raise ShardError(f"{path}: cannot be read ({error}); {REMEDY}") from error
 
     def batch(self, seed: int, index: int, batch_size: int) -> LatentBatch:
         """Every clip comes once per epoch, in an order drawn from (seed, epoch), its anchor from (seed, position)."""
@@ -134,24 +134,24 @@ class LatentClips:
 
     def _clip(self, seed: int, position: int) -> tuple[Tensor, Tensor, Tensor]:
         epoch, place = divmod(position, len(self._train))
-        found = self._train.take(epoch_order(len(self._train), seed, epoch), place)
-        chosen = int(torch.randint(len(found["anchors"]), (), generator=seeded(seed, position)))
-        return found["latent"].float(), found["anchors"][chosen].float(), _padded(found["text"], self.text_tokens)
+        encoded = self._train.take(epoch_order(len(self._train), seed, epoch), place)
+        i = int(torch.randint(len(encoded["anchors"]), (), generator=seeded_rng(seed, position)))
+        return encoded["latent"].float(), encoded["anchors"][i].float(), _padded(encoded["text"], self.text_tokens)
 
     def passed_over(self) -> list[str]:
         return self._train.passed_over()
 
     def held_out(self) -> str:
-        """Sixteen hex digits of the evaluation clips; those of an empty set if the videos are gone."""
+        """Sixteen hex digits of the evaluation clips; `none` if the videos are not on the disk."""
         try:
-            index = ShardIndex(self._about["urls"], "val")
+            index = ShardIndex(self._record["urls"], "val")
         except ValueError:
             return "none"
         return shard_digest(*((sample.key, str(sample.shape)) for sample in index.samples))
 
-    def _pool(self) -> _LargeEnough:
-        """The held-out clips that are large enough. Raises ValueError when their shards are gone."""
-        videos, scale = self._about["urls"], self._about["encoded"]["scale"]
+    def _pool(self) -> _HeldOutPool:
+        """The held-out clips that are large enough. Raises ValueError if their shards are not on the disk."""
+        videos, scale = self._record["urls"], self._record["encoded"]["scale"]
         try:
             index = ShardIndex(videos, "val")
         except ValueError as error:
@@ -159,51 +159,51 @@ class LatentClips:
                 f"data.urls={self.urls}: evaluation clips are the val shards of the videos in {videos}, and those "
                 f"cannot be read ({error}); put them back there"
             ) from error
-        return _LargeEnough(index, (scale["frames"], scale["height"], scale["width"]))
+        return _HeldOutPool(index, (scale["frames"], scale["height"], scale["width"]))
 
     def check_evaluation(self, count: int) -> None:
-        """Raises ValueError unless there are, by sizes alone, clips for two sets of `count`."""
+        """Raises ValueError if too few held-out clips are large enough for two sets of `count`; reads sizes only."""
         self._check_count(len(self._pool()), count)
 
-    def _check_count(self, there: int, count: int) -> None:
-        if there < 2 * count:
+    def _check_count(self, available: int, count: int) -> None:
+        if available < 2 * count:
             raise ValueError(
-                f"sampling.count={count}: {self._about['urls']} has {there} held-out clips that do, for two sets; "
-                f"sampling.count={there // 2} would do, or more or longer videos"
+                f"sampling.count={count}: {self._record['urls']} has {available} held-out clips that do, for two sets; "
+                f"sampling.count={available // 2} would do, or more or longer videos"
             )
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        """Two sets of held-out clips in pixels, with no clip in both, from the encoded shards of video, fitted alike.
+        """Two disjoint sets of held-out clips in pixels, from the videos that were encoded, cropped in the same way.
 
-        Raises ValueError when the shards are gone or have too few clips, and, at their first use, if too few are whole.
+        Raises ValueError if shards or clips are missing, and, at the clips' first use, if too few are readable.
         """
         pool = self._pool()
         self._check_count(len(pool), count)
-        held = LastRead(pool)
-        found = LazyList(self._held_out(pool, held, count, seed))
+        reader = ClipReader(pool)
+        held_out = LazyList(self._held_out(pool, reader, count, seed))
 
         def note() -> str:
-            found.first(2 * count)
-            return f"{count} clips each of {self._about['urls']}, no clip in both{unreadable(pool.passed_over())}"
+            held_out.first(2 * count)
+            return f"{count} clips each of {self._record['urls']}, no clip in both{unreadable(pool.passed_over())}"
 
         def clips(turn: int) -> Clips:
-            return Clips(count, lambda i: fitted(held.read(found[2 * i + turn][0]).frames, pool.size))
+            return Clips(count, lambda i: fit_frames(reader.read(held_out[2 * i + turn][0]).frames, pool.size))
 
-        return Evaluation(clips(0), clips(1), note, lambda: tuple(text for _, text in found.first(2 * count)[::2]))
+        return Evaluation(clips(0), clips(1), note, lambda: tuple(text for _, text in held_out.first(2 * count)[::2]))
 
     def _held_out(
-        self, pool: _LargeEnough, held: LastRead[StoredClip], count: int, seed: int
+        self, pool: _HeldOutPool, reader: ClipReader[StoredClip], count: int, seed: int
     ) -> Iterator[tuple[int, str]]:
         """(position, caption) of readable clips, in random order. Raises ValueError if there are too few."""
-        found = 0
-        for i in torch.randperm(len(pool), generator=seeded(seed, "evaluation")).tolist():
-            if held.is_readable(i):
-                found += 1
-                yield i, held.read(i).caption
-        self._check_count(found, count)
+        readable = 0
+        for i in torch.randperm(len(pool), generator=seeded_rng(seed, "evaluation")).tolist():
+            if reader.is_readable(i):
+                readable += 1
+                yield i, reader.read(i).caption
+        self._check_count(readable, count)
 
 
-class _LargeEnough(Readable[StoredClip]):
+class _HeldOutPool(ClipPool[StoredClip]):
     def __init__(self, index: ShardIndex, size: tuple[int, int, int]) -> None:
         self.index, self.size = index, size
         super().__init__([i for i, sample in enumerate(index.samples) if fits(sample.shape, size)])
@@ -215,27 +215,27 @@ class _LargeEnough(Readable[StoredClip]):
         return self.index.samples[i].name
 
 
-class _Latents(Readable["dict[str, Tensor]"]):
-    """The encoded clips of a split, by position. Holds no open file: safe to share with any worker process."""
+class _Latents(ClipPool["dict[str, Tensor]"]):
+    """The encoded clips of a split, by position. It holds no open file, so worker processes can share it."""
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], split: str) -> None:
-        shards = [shard["file"] for shard in about["shards"] if shard["split"] == split]
-        if lacking := [name for name in shards if not (folder / name).with_suffix(".json").is_file()]:
+    def __init__(self, folder: Path, record: Mapping[str, Any], split: str) -> None:
+        shards = [shard["file"] for shard in record["shards"] if shard["split"] == split]
+        if unfinished := [name for name in shards if not (folder / name).with_suffix(".json").is_file()]:
             raise ShardError(
-                f"data.urls={folder}: {len(lacking)} of {len(shards)} shards are not encoded yet, such as "
-                f"{lacking[0]}; the `make latents` that began it goes on if called again"
+                f"data.urls={folder}: {len(unfinished)} of {len(shards)} shards are not encoded yet, such as "
+                f"{unfinished[0]}; the `make latents` that began it goes on if called again"
             )
         records = {name: json.loads((folder / name).with_suffix(".json").read_text()) for name in shards}
         if missing := [name for name in shards if records[name]["clips"] and not (folder / name).is_file()]:
-            raise ShardError(f"{folder / missing[0]}: not there; {AGAIN}")
+            raise ShardError(f"{folder / missing[0]}: not there; {REMEDY}")
         self.samples = [
             (folder / name, key, parts)
             for name in shards
             if records[name]["clips"]
             for key, parts in index_tar(folder / name, ENDINGS).items()
         ]
-        if unread := [name for name in shards if records[name]["skipped"] or records[name]["problem"]]:
-            log.warning("%s: of %d shards not all could be read and encoded, see their .json", folder, len(unread))
+        if incomplete := [name for name in shards if records[name]["skipped"] or records[name]["problem"]]:
+            log.warning("%s: of %d shards not all could be read and encoded, see their .json", folder, len(incomplete))
         if not self.samples:
             raise ShardError(f"data.urls={folder}: no {split} clip in it; encode some that can be read")
         super().__init__(range(len(self.samples)))
@@ -246,10 +246,10 @@ class _Latents(Readable["dict[str, Tensor]"]):
     def read(self, i: int) -> dict[str, Tensor]:
         path, key, parts = self.samples[i]
         try:
-            found = _tensors(read_member(path, *parts["safetensors"]))
-            return {name: found[name] for name in ("latent", "anchors", "text")}
+            tensors = _tensors(read_member(path, *parts["safetensors"]))
+            return {name: tensors[name] for name in ("latent", "anchors", "text")}
         except (ValueError, KeyError, OSError) as error:
-            raise ShardError(f"{path}: cannot read {key!r} ({error}); {AGAIN}") from error
+            raise ShardError(f"{path}: cannot read {key!r} ({error}); {REMEDY}") from error
 
     def name(self, i: int) -> str:
         path, key, _ = self.samples[i]
@@ -270,16 +270,16 @@ def _padded(text: Tensor, tokens: int) -> Tensor:
     return torch.nn.functional.pad(text.float(), (0, 0, 0, tokens - len(text)))
 
 
-def _read_about(urls: str) -> dict[str, Any]:
+def _read_record(urls: str) -> dict[str, Any]:
     folder = Path(urls)
-    path = folder / ABOUT
+    path = folder / RECORD
     if not path.is_file():
-        there = sorted(found.parent.name for found in folder.glob(f"*/{ABOUT}"))
-        hint = f"choose one of its folders: {', '.join(there)}" if there else "`make latents` writes one"
-        raise ShardError(f"data.urls={urls}: no {ABOUT} in it; {hint}")
+        folders = sorted(path.parent.name for path in folder.glob(f"*/{RECORD}"))
+        hint = f"choose one of its folders: {', '.join(folders)}" if folders else "`make latents` writes one"
+        raise ShardError(f"data.urls={urls}: no {RECORD} in it; {hint}")
     try:
-        about = json.loads(path.read_text())
-        _ = about["digest"], about["scale"], about["encoded"], about["urls"], [s["split"] for s in about["shards"]]
+        record = json.loads(path.read_text())
+        _ = record["digest"], record["scale"], record["encoded"], record["urls"], [s["split"] for s in record["shards"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: not what `make latents` writes ({error}); {AGAIN}") from error
-    return about
+        raise ShardError(f"{path}: not what `make latents` writes ({error}); {REMEDY}") from error
+    return record

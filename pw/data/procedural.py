@@ -2,7 +2,7 @@
 
 Structure is a two-colour gradient and one moving disc or square; texture is a grating per 8 x 8 cell, of one of four
 orientations and a random phase, and another on the object. The anchor's blur removes the gratings, so the second stage
-faces a distribution of many modes, which a plain flow model in few steps averages into blur.
+learns a distribution of many modes, which a plain flow model in few steps averages into blur.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from pw.data import Clips, Evaluation
 from pw.io.lazy import Tensor, torch
 
-VERSION = 1  # raise it whenever the drawn clips change: it is part of every signature
+VERSION = 1  # raise it whenever the clips change: it is part of every signature
 CELL = 8  # px, side of a texture cell
 # wave vectors in rad/px: wavelength 4 px along the axes, 3.8 px on the diagonals
 WAVES = tuple((2 * math.pi / CELL * x, 2 * math.pi / CELL * y) for x, y in ((2, 0), (0, 2), (1.5, 1.5), (1.5, -1.5)))
@@ -24,14 +24,14 @@ CONTRAST = 0.45
 
 
 def generator(*entropy: int) -> torch.Generator:
-    """A pure function of some integers."""
+    """A random generator seeded by some integers."""
     seed = np.random.SeedSequence([e & 0xFFFFFFFF for e in entropy]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
 @dataclass(frozen=True)
 class ProceduralClips:
-    """Clips of `frames` frames of `size` x `size` px without end, each a pure function of (seed, position)."""
+    """Endless clips of `frames` frames of `size` x `size` px, each a pure function of (seed, position)."""
 
     frames: int
     size: int
@@ -44,25 +44,25 @@ class ProceduralClips:
             raise ValueError(f"data.size={self.size}: needs at least {2 * CELL} px")
 
     def batch(self, seed: int, index: int, batch_size: int) -> Tensor:
-        draw = generator(seed, index, 0)
-        return self._render(self._structure(batch_size, draw), self._texture(batch_size, draw))
+        rng = generator(seed, index, 0)
+        return self._render(self._structure(batch_size, rng), self._texture(batch_size, rng))
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        """`count` clips apart from every training batch, and their twins: same structure, other texture."""
-        draw = generator(seed, 0, 1)
-        structure = self._structure(count, draw)
-        real, twin = (self._drawn(count, structure, self._texture(count, draw)) for _ in range(2))
+        """`count` clips that are in no training batch, and their twins: same structure, other texture."""
+        rng = generator(seed, 0, 1)
+        structure = self._structure(count, rng)
+        real, twin = (self._clips(count, structure, self._texture(count, rng)) for _ in range(2))
         return Evaluation(real, twin, note=lambda: "real_b: the same structure with other texture")
 
     def fingerprint(self) -> str:
         return f"procedural/{VERSION}"
 
-    def _drawn(self, count: int, structure: dict[str, Tensor], texture: dict[str, Tensor]) -> Clips:
-        one: Any = lambda drawn, i: {name: values[i : i + 1] for name, values in drawn.items()}  # noqa: E731
-        return Clips(count, lambda i: self._render(one(structure, i), one(texture, i))[0])
+    def _clips(self, count: int, structure: dict[str, Tensor], texture: dict[str, Tensor]) -> Clips:
+        select: Any = lambda parameters, i: {name: values[i : i + 1] for name, values in parameters.items()}  # noqa: E731
+        return Clips(count, lambda i: self._render(select(structure, i), select(texture, i))[0])
 
-    def _structure(self, count: int, draw: torch.Generator) -> dict[str, Tensor]:
-        uniform = lambda *shape: torch.rand(*shape, generator=draw)  # noqa: E731
+    def _structure(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
+        uniform = lambda *shape: torch.rand(*shape, generator=rng)  # noqa: E731
         return {
             "colours": uniform(count, 2, 3) * 1.2 - 0.6,
             "direction": uniform(count) * 2 * math.pi,
@@ -73,13 +73,13 @@ class ProceduralClips:
             "square": (uniform(count) > 0.5).float(),
         }
 
-    def _texture(self, count: int, draw: torch.Generator) -> dict[str, Tensor]:
+    def _texture(self, count: int, rng: torch.Generator) -> dict[str, Tensor]:
         cells = -(-self.size // CELL)
         return {
-            "wave": torch.randint(0, 4, (count, cells, cells), generator=draw),
-            "phase": torch.rand(count, cells, cells, generator=draw) * 2 * math.pi,
-            "object_wave": torch.randint(0, 4, (count,), generator=draw),
-            "object_phase": torch.rand(count, generator=draw) * 2 * math.pi,
+            "wave": torch.randint(0, 4, (count, cells, cells), generator=rng),
+            "phase": torch.rand(count, cells, cells, generator=rng) * 2 * math.pi,
+            "object_wave": torch.randint(0, 4, (count,), generator=rng),
+            "object_phase": torch.rand(count, generator=rng) * 2 * math.pi,
         }
 
     def _render(self, structure: dict[str, Tensor], texture: dict[str, Tensor]) -> Tensor:
@@ -103,8 +103,8 @@ class ProceduralClips:
         square, radius = per_clip(structure["square"]), per_clip(structure["radius"])
         distance = square * torch.maximum(dx.abs(), dy.abs()) + (1 - square) * torch.sqrt(dx * dx + dy * dy + 1e-6)
         mask = torch.sigmoid((radius - distance) * 2.5)
-        own = waves[texture["object_wave"]]
-        phase = per_clip(own[:, 0]) * dx + per_clip(own[:, 1]) * dy + per_clip(texture["object_phase"])
+        object_wave = waves[texture["object_wave"]]
+        phase = per_clip(object_wave[:, 0]) * dx + per_clip(object_wave[:, 1]) * dy + per_clip(texture["object_phase"])
         detail = gratings * (1 - mask) + mask * CONTRAST * torch.tanh(2 * torch.cos(phase))
 
         colour = structure["colour"].view(-1, 3, 1, 1, 1)

@@ -1,8 +1,7 @@
-"""Shards of video: webdataset tars, written, and indexed once to be read by position.
+"""Shards of video: webdataset tars, written here, and indexed once to read clips by position.
 
-The tars are webdataset's, so any of its tools reads them. Ours reads members in place (`os.pread`), because an order
-that is a function of (seed, epoch) resumes exactly, and webdataset's own shuffle does not. Nothing is ever unpickled or
-run: three endings, `allow_pickle=False`, local files only.
+Clips are read in place (`os.pread`), not with webdataset's reader: an order that is a function of (seed, epoch) resumes
+exactly, and webdataset's shuffle does not. Nothing is unpickled or run: three endings, no pickles, local files only.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ ENDINGS = ("npy", "json", "txt")
 MANIFEST = "manifest.json"
 HEADER = 4096  # bytes; a .npy header of a 4-d array takes 128
 CHECKSUMS = "crc32"  # in a clip's json: {ending: crc32 of that member}; shards of others, and older ones, have none
-REMAKE = 'copy it again, or make it again with `make data path=DIR args="overwrite=true"`'
+REMEDY = 'copy it again, or make it again with `make data path=DIR args="overwrite=true"`'
 
 
 class ShardError(ValueError):
-    """A shard that is damaged or not one of ours; the message names it and says what to do."""
+    """A shard is damaged or in another format; the message names it and a remedy."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class StoredClip:
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip's place in its shard: `members` is {ending: (offset, size)} in bytes; `shape` is None if unreadable."""
+    """A clip's position in its shard: `members` is {ending: (offset, size)} in bytes; `shape` is None if unreadable."""
 
     key: str
     shard: Path
@@ -63,37 +62,37 @@ class Sample:
 
 
 def checksums(members: Mapping[str, bytes]) -> dict[str, int]:
-    """The checksums of a clip's other members, kept in its json under `CHECKSUMS`."""
+    """The checksums of a clip's members except its json, in which they are stored under `CHECKSUMS`."""
     return {ending: zlib.crc32(content) for ending, content in members.items()}
 
 
 def write_tar(path: Path, samples: Iterator[dict[str, Any]], max_bytes: float = float("inf")) -> int:
-    """Write `samples` ({"__key__": …, ending: bytes}) to one tar until it has `max_bytes`; the number written.
+    """Write `samples` ({"__key__": …, ending: bytes}) to one tar until it has `max_bytes`; returns their number.
 
-    The same samples give the same bytes. Without samples there is no tar.
+    Equal samples give equal bytes. Without samples no tar is written.
     """
     from webdataset.writer import TarWriter
 
-    if (following := next(samples, None)) is None:
+    if (sample := next(samples, None)) is None:
         return 0
     # TarWriter on a file of ours: under WDS_SECURE=1 webdataset opens no local file by name.
     with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0, user="pw") as tar:
-        size, number = tar.write(following), 1
-        while size < max_bytes and (following := next(samples, None)) is not None:
-            size, number = size + tar.write(following), number + 1
+        size, number = tar.write(sample), 1
+        while size < max_bytes and (sample := next(samples, None)) is not None:
+            size, number = size + tar.write(sample), number + 1
     return number
 
 
 def write_shards(folder: Path, split: str, samples: Iterable[dict[str, Any]], max_bytes: int) -> list[tuple[Path, int]]:
     """`write_tar` to `folder/<split>-000000.tar`, … of about `max_bytes`: (path, number of samples) of each."""
-    shards, remaining = [], iter(samples)
-    while number := write_tar(path := folder / f"{split}-{len(shards):06d}.tar", remaining, max_bytes):
+    shards, iterator = [], iter(samples)
+    while number := write_tar(path := folder / f"{split}-{len(shards):06d}.tar", iterator, max_bytes):
         shards.append((path, number))
     return shards
 
 
 class ShardIndex:
-    """The clips of one split, by position. Safe to share with any worker process: it holds no open file.
+    """The clips of one split, by position. It holds no open file, so worker processes can share it.
 
     `urls` is a folder with a manifest.json (as `make data` leaves it), a pattern of local tars such as
     `shards/{train,val}-*.tar`, or a list of tars; tars count if their name begins with `split`.
@@ -119,19 +118,19 @@ class ShardIndex:
         return len(self.samples)
 
     def read(self, i: int) -> StoredClip:
-        """Raises ShardError: its bytes are not a uint8 [F, H, W, 3] array, or do not match their checksum."""
+        """Raises ShardError if the bytes are not a uint8 [F, H, W, 3] array or do not match their checksum."""
         sample = self.samples[i]
         try:
             members = {ending: read_member(sample.shard, *place) for ending, place in sample.members.items()}
-            _check_sums(members)
+            _check_checksums(members)
             frames = _frames(members["npy"])
         except (ValueError, OSError, EOFError) as error:
-            raise ShardError(f"{sample.shard}: cannot read {sample.key!r} ({error}); {REMAKE}") from error
+            raise ShardError(f"{sample.shard}: cannot read {sample.key!r} ({error}); {REMEDY}") from error
         return StoredClip(frames, members.get("txt", b"").decode(errors="replace").strip(), sample.key)
 
 
 def find_shards(urls: str | os.PathLike[str] | Sequence[str]) -> list[Path]:
-    """The tars of all splits, in order (see `ShardIndex`), there or not. Raises ValueError if there is none."""
+    """The tars of all splits, in order (see `ShardIndex`). Listed ones may be missing; ValueError if none is listed."""
     if not urls:
         raise ValueError("data.urls is not set: run `make data path=DIR`, then set data.urls=data/shards")
     if not isinstance(urls, str | os.PathLike):
@@ -145,15 +144,15 @@ def find_shards(urls: str | os.PathLike[str] | Sequence[str]) -> list[Path]:
 
 def _find(urls: str | os.PathLike[str] | Sequence[str], split: str) -> list[Path]:
     paths = find_shards(urls)
-    found = [path for path in paths if path.name.startswith(f"{split}-")]
-    if not found:
+    matching = [path for path in paths if path.name.startswith(f"{split}-")]
+    if not matching:
         raise ValueError(
             f"data.urls={urls}: none of its {len(paths)} shards is named {split}-*.tar; `make data` leaves "
             "out a split that it has too few clips for: give it more or longer videos"
         )
-    if missing := [str(path) for path in found if not path.is_file()]:
-        raise ShardError(f"{missing[0]}: listed in {MANIFEST}, but not there; {REMAKE}")
-    return found
+    if missing := [str(path) for path in matching if not path.is_file()]:
+        raise ShardError(f"{missing[0]}: listed in {MANIFEST}, but not there; {REMEDY}")
+    return matching
 
 
 def _expand(url: str) -> list[Path]:
@@ -173,7 +172,7 @@ def _expand(url: str) -> list[Path]:
 def index_tar(shard: Path, endings: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
     """The positions of all members of a tar, {key: {ending: (offset, size)}}, from its headers alone.
 
-    Raises ShardError: truncated, another ending or anything but files in it, or a sample without the first ending.
+    Raises ShardError if it is truncated, has other endings or anything but files, or a sample lacks the first ending.
     """
     size = shard.stat().st_size
     members: dict[str, dict[str, tuple[int, int]]] = {}
@@ -186,14 +185,14 @@ def index_tar(shard: Path, endings: Sequence[str]) -> dict[str, dict[str, tuple[
                 if ending in members.setdefault(key, {}):
                     raise ShardError(f"{shard}: {member.name!r} comes twice")
                 if member.offset_data + member.size > size:
-                    raise ShardError(f"{shard}: truncated within {member.name!r}; {REMAKE}")
+                    raise ShardError(f"{shard}: truncated within {member.name!r}; {REMEDY}")
                 members[key][ending] = (member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:
-        raise ShardError(f"{shard}: not a whole, uncompressed tar ({error}); {REMAKE}") from error
+        raise ShardError(f"{shard}: not a whole, uncompressed tar ({error}); {REMEDY}") from error
     if any(read_member(shard, size - 1024, 1024)):  # a tar ends with two empty blocks
-        raise ShardError(f"{shard}: truncated, its end mark is missing; {REMAKE}")
-    if lacking := [key for key, parts in members.items() if endings[0] not in parts]:
-        raise ShardError(f"{shard}: sample {lacking[0]!r} has no .{endings[0]}; {REMAKE}")
+        raise ShardError(f"{shard}: truncated, its end mark is missing; {REMEDY}")
+    if incomplete := [key for key, parts in members.items() if endings[0] not in parts]:
+        raise ShardError(f"{shard}: sample {incomplete[0]!r} has no .{endings[0]}; {REMEDY}")
     return members
 
 
@@ -216,7 +215,7 @@ def _key(shard: Path, member: tarfile.TarInfo, endings: Sequence[str]) -> tuple[
 
 
 def _shape(shard: Path, key: str, offset: int, size: int) -> tuple[int, ...] | None:
-    """From the .npy header; None if it cannot be read, which `ShardIndex.read` reports in its turn."""
+    """From the .npy header; None if it cannot be read, which `ShardIndex.read` reports later."""
     try:
         shape, _, dtype, _ = _array_header(read_member(shard, offset, min(size, HEADER)))
     except (ValueError, EOFError):
@@ -230,8 +229,8 @@ def _array_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any],
     """(shape, whether the first axis runs fastest, type, bytes of the header) of a .npy file."""
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return *read(stream), stream.tell()
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return *read_header(stream), stream.tell()
 
 
 def _frames(content: bytes) -> Frames:
@@ -242,13 +241,13 @@ def _frames(content: bytes) -> Frames:
     return np.frombuffer(content, np.uint8, offset=offset).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _check_sums(members: Mapping[str, bytes]) -> None:
+def _check_checksums(members: Mapping[str, bytes]) -> None:
     """Raise ValueError if a member does not match its checksum; without checksums nothing is verified."""
-    about = json.loads(members.get("json", b"{}"))
-    written = about.get(CHECKSUMS) if isinstance(about, dict) else None
-    if isinstance(written, dict):
-        found = checksums({ending: content for ending, content in members.items() if ending != "json"})
-        if changed := [e for e in sorted(written.keys() | found) if written.get(e) != found.get(e)]:
+    metadata = json.loads(members.get("json", b"{}"))
+    recorded = metadata.get(CHECKSUMS) if isinstance(metadata, dict) else None
+    if isinstance(recorded, dict):
+        actual = checksums({ending: content for ending, content in members.items() if ending != "json"})
+        if changed := [e for e in sorted(recorded.keys() | actual) if recorded.get(e) != actual.get(e)]:
             raise ValueError(f"its .{changed[0]} is not what was written")
 
 
@@ -265,12 +264,12 @@ def _check_manifests(paths: list[Path], samples: list[Sample]) -> list[str]:
     counts = Counter(sample.shard for sample in samples)
     hashes = []
     for path in paths:
-        if (known := manifest_entry(path)) is None:
+        if (entry := manifest_entry(path)) is None:
             continue
-        for what, found in (("bytes", path.stat().st_size), ("samples", counts[path])):
-            if known[what] != found:
-                raise ShardError(f"{path}: {found} {what}, but {MANIFEST} says {known[what]}; {REMAKE}")
-        hashes.append(known["sha256"])
+        for what, actual in (("bytes", path.stat().st_size), ("samples", counts[path])):
+            if entry[what] != actual:
+                raise ShardError(f"{path}: {actual} {what}, but {MANIFEST} says {entry[what]}; {REMEDY}")
+        hashes.append(entry["sha256"])
     return hashes
 
 
@@ -279,7 +278,7 @@ def _manifest_at(path: Path, _mtime_ns: int) -> dict[str, Any]:
     try:
         return {shard["file"]: shard for shard in json.loads(path.read_text())["shards"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: not a manifest ({error}); {REMAKE}") from error
+        raise ShardError(f"{path}: not a manifest ({error}); {REMEDY}") from error
 
 
 def manifest_entry(shard: Path) -> dict[str, Any] | None:
@@ -294,7 +293,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_member(path: Path, offset: int, size: int) -> bytes:
-    """Opened per read (20 us): nothing to share between forked workers, no limit on the number of shards."""
+    """Bytes of a file, opened for each read (20 us): forked workers share no file, and shards may be many."""
     parts: list[bytes] = []
     offset = max(0, offset)
     with open(path, "rb") as file:

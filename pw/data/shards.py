@@ -15,13 +15,13 @@ from typing import ClassVar, Generic, TypeVar
 import numpy as np
 
 from pw.data import Clips, Evaluation
-from pw.data.shard_index import REMAKE, ShardError, ShardIndex, shard_digest
+from pw.data.shard_index import REMEDY, ShardError, ShardIndex, shard_digest
 from pw.io.lazy import Tensor, torch
 from pw.io.video import Frames, to_float
 
 log = logging.getLogger(__name__)
 
-Read = TypeVar("Read")
+Clip = TypeVar("Clip")
 Item = TypeVar("Item")
 
 
@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 class ShardClips:
     """Random crops of the clips in shards: `size` px high, `width` px wide (0: square), `frames` frames.
 
-    Whole frames shrunk to 24 px would keep no texture, so moderately reduced ones are cropped.
+    Whole frames reduced to 24 px would lose their texture, so clips are cropped instead.
     """
 
     urls: str
@@ -61,31 +61,31 @@ class ShardClips:
         return torch.stack([self._training_crop(seed, position) for position in positions])
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        """Two sets of held-out crops: clips are dealt to them in turn, so that both have crops of all videos.
+        """Two sets of held-out crops. Clips alternate between the sets, so that both have crops of all videos.
 
-        With fewer clips than crops, a clip gives several, which do not overlap as long as there is room; `note` says
-        so. A single clip serves both sets, with different crops.
+        With fewer clips than crops, a clip gives several crops, which overlap only if there is no other room; `note`
+        counts them. A single clip gives both sets, with different crops.
         """
         clips = range(len(self._eval))
-        alone = len(clips) == 1
-        sets, held = [], LastRead(self._eval)
+        is_single = len(clips) == 1
+        sets, reader = [], ClipReader(self._eval)
         for turn in (0, 1):
-            dealt = clips if alone else clips[turn::2]
-            sets.append(LazyList(self._crops(dealt, slice(turn * alone, None, 1 + alone), seed, held)))
+            positions = clips if is_single else clips[turn::2]
+            sets.append(LazyList(self._crops(positions, slice(turn * is_single, None, 1 + is_single), seed, reader)))
 
         def note() -> str:
             notes = []
-            for crops in (found.first(count) for found in sets):
-                overlapping = sum(not crop.clear for crop in crops)
+            for crops in (lazy.first(count) for lazy in sets):
+                overlapping = sum(not crop.is_separate for crop in crops)
                 notes.append(f"{len({crop.clip for crop in crops})} clips ({overlapping} crops overlap others)")
-            shared = "the same single clip in both" if alone else "no clip in both"
+            shared = "the same single clip in both" if is_single else "no clip in both"
             passed_over = unreadable(self._eval.passed_over())
             return f"{count} crops each, from {notes[0]} and {notes[1]}, {shared}{passed_over}"
 
-        def cut_out(crops: LazyList[_Crop]) -> Clips:
-            return Clips(count, lambda i: _cut(held.read(crops[i].clip), crops[i].start, self._eval.crop))
+        def clips_of(crops: LazyList[_Crop]) -> Clips:
+            return Clips(count, lambda i: _cut(reader.read(crops[i].clip), crops[i].start, self._eval.crop))
 
-        return Evaluation(cut_out(sets[0]), cut_out(sets[1]), note)
+        return Evaluation(clips_of(sets[0]), clips_of(sets[1]), note)
 
     def passed_over(self) -> list[str]:
         return self._train.passed_over()
@@ -93,37 +93,37 @@ class ShardClips:
     def _training_crop(self, seed: int, position: int) -> Tensor:
         epoch, place = divmod(position, len(self._train))
         frames = self._train.take(epoch_order(len(self._train), seed, epoch), place)
-        generator = seeded(seed, position)
+        generator = seeded_rng(seed, position)
         crop = _cut(frames, _random_start(frames.shape, self._train.crop, generator), self._train.crop)
         return _to_video(crop[:, :, ::-1] if _randint(2, generator) else crop)
 
-    def _crops(self, clips: Sequence[int], part: slice, seed: int, held: LastRead[Frames]) -> Iterator[_Crop]:
-        """Crops without end: one of each clip, then further ones of each, then anywhere; within `part` of each clip."""
-        generator = seeded(seed, "evaluation", *clips[:1])
+    def _crops(self, clips: Sequence[int], part: slice, seed: int, reader: ClipReader[Frames]) -> Iterator[_Crop]:
+        """Endless crops: one of each clip, then more, then overlapping ones; `part` limits the tiles of each clip."""
+        generator = seeded_rng(seed, "evaluation", *clips[:1])
         order = torch.randperm(len(clips), generator=generator).tolist()
         tiles: dict[int, list[tuple[int, ...]]] = {}
         for turn in count_from():
             for clip in (clips[i] for i in order):
-                if not held.is_readable(clip):
+                if not reader.is_readable(clip):
                     continue
-                shape = held.read(clip).shape
+                shape = reader.read(clip).shape
                 if clip not in tiles:
-                    tiles[clip] = _tiles(shape, self._eval.crop, seeded(seed, "tiles", clip))[part]
-                if clear := turn < len(tiles[clip]):
+                    tiles[clip] = _tiles(shape, self._eval.crop, seeded_rng(seed, "tiles", clip))[part]
+                if is_separate := turn < len(tiles[clip]):
                     start = tiles[clip][turn]
                 elif all(turn >= len(starts) for starts in tiles.values()):
                     start = _random_start(shape, self._eval.crop, generator)
                 else:
                     continue
-                yield _Crop(clip, start, clear)
+                yield _Crop(clip, start, is_separate)
             if not tiles:
-                raise ShardError(f"none of {len(clips)} clips to evaluate on can be read; {REMAKE}")
+                raise ShardError(f"none of {len(clips)} clips to evaluate on can be read; {REMEDY}")
 
 
-class Readable(ABC, Generic[Read]):
-    """Clips by position, of which some may turn out to be unreadable.
+class ClipPool(ABC, Generic[Clip]):
+    """Clips by position, some of which may be unreadable.
 
-    An unreadable clip is passed over by name; more than 1 % of them, and more than ten, are an error.
+    An unreadable clip is skipped with a warning; more than 1 % and more than ten of them are an error.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
@@ -131,21 +131,21 @@ class Readable(ABC, Generic[Read]):
         self.bad: set[int] = set()
 
     @abstractmethod
-    def read(self, i: int) -> Read:
-        """The clip of one of `ids`. Raises ShardError where it is unreadable."""
+    def read(self, i: int) -> Clip:
+        """The clip with one of `ids`. Raises ShardError if it is unreadable."""
 
     @abstractmethod
     def name(self, i: int) -> str:
         """`<shard>/<key>`, for messages."""
 
     def passed_over(self) -> list[str]:
-        """The unreadable clips met so far, by name."""
+        """Names of the clips that were found unreadable so far."""
         return sorted(self.name(self.ids[i]) for i in self.bad)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def get(self, i: int) -> Read | None:
+    def get(self, i: int) -> Clip | None:
         if i in self.bad:
             return None
         try:
@@ -157,49 +157,49 @@ class Readable(ABC, Generic[Read]):
                 raise ShardError(f"{len(self.bad)} of {len(self)} clips unreadable; {error}") from error
             return None
 
-    def take(self, order: Sequence[int], place: int) -> Read:
+    def take(self, order: Sequence[int], place: int) -> Clip:
         """The clip at `place` of `order`, or the next readable one."""
-        turned = (self.get(order[(place + step) % len(order)]) for step in range(len(order)))
-        return next(found for found in turned if found is not None)
+        clips = (self.get(order[(place + step) % len(order)]) for step in range(len(order)))
+        return next(clip for clip in clips if clip is not None)
 
 
-class LastRead(Generic[Read]):
-    """Clips of a pool, with the last one kept, so that checking a clip and taking it need one read."""
+class ClipReader(Generic[Clip]):
+    """Reads clips of a pool and caches the last one: to check a clip and then read it takes one read."""
 
-    def __init__(self, pool: Readable[Read]) -> None:
+    def __init__(self, pool: ClipPool[Clip]) -> None:
         self._pool = pool
-        self._last: tuple[int, Read] | None = None
+        self._last: tuple[int, Clip] | None = None
 
     def is_readable(self, i: int) -> bool:
         if self._last is None or self._last[0] != i:
             self._last = None  # before the next is read: one clip in memory, not two
-            found = self._pool.get(i)
-            self._last = None if found is None else (i, found)
+            clip = self._pool.get(i)
+            self._last = None if clip is None else (i, clip)
         return self._last is not None
 
-    def read(self, i: int) -> Read:
-        """The i-th clip. Raises ShardError where it is unreadable."""
+    def read(self, i: int) -> Clip:
+        """The i-th clip. Raises ShardError if it is unreadable."""
         if not self.is_readable(i) or self._last is None:
             raise ShardError(
-                f"{self._pool.name(self._pool.ids[i])}: could be read before, and cannot any more; {REMAKE}"
+                f"{self._pool.name(self._pool.ids[i])}: could be read before, and cannot any more; {REMEDY}"
             )
         return self._last[1]
 
 
 class LazyList(Generic[Item]):
-    """The items of an iterator by position, taken from it only as far as needed."""
+    """The items of an iterator by position; it advances only as far as needed."""
 
-    def __init__(self, rest: Iterator[Item]) -> None:
-        self._rest = rest
-        self._known: list[Item] = []
+    def __init__(self, iterator: Iterator[Item]) -> None:
+        self._iterator = iterator
+        self._items: list[Item] = []
 
     def __getitem__(self, i: int) -> Item:
         return self.first(i + 1)[i]
 
     def first(self, count: int) -> list[Item]:
-        while len(self._known) < count:
-            self._known.append(next(self._rest))
-        return self._known[:count]
+        while len(self._items) < count:
+            self._items.append(next(self._iterator))
+        return self._items[:count]
 
 
 @dataclass(frozen=True)
@@ -208,11 +208,11 @@ class _Crop:
 
     clip: int
     start: tuple[int, ...]
-    clear: bool
+    is_separate: bool
 
 
-class _Pool(Readable[Frames]):
-    """The clips of a split, uint8 [F, H, W, 3], that the crop (frames, height, width) fits into."""
+class _Pool(ClipPool[Frames]):
+    """The clips of a split, uint8 [F, H, W, 3], that are at least as large as the crop (frames, height, width)."""
 
     def __init__(self, index: ShardIndex, crop: tuple[int, int, int]) -> None:
         self.index, self.crop = index, crop
@@ -236,32 +236,32 @@ class _Pool(Readable[Frames]):
 
 
 def short_side(height: int, width: int) -> int:
-    """The `short_side` of `make data` whose clips cover `height` x `width` px: of 16:9 or wider, turned alike."""
+    """The `short_side` of `make data` whose clips, of 16:9 or wider, cover `height` x `width` px or its transpose."""
     short, long = sorted((height, width))
     return max(short, math.ceil(long * 9 / 16))
 
 
 def unreadable(names: Sequence[str]) -> str:
-    """The end of a note about held-out clips."""
+    """The end of an evaluation's note: the names of unreadable clips."""
     return f"; unreadable: {', '.join(names)}" if names else ""
 
 
-def seeded(*parts: int | str) -> torch.Generator:
-    """A pure function of some numbers and words."""
+def seeded_rng(*parts: int | str) -> torch.Generator:
+    """A random generator seeded by some numbers and words."""
     return torch.Generator().manual_seed(int(shard_digest(*parts), 16))
 
 
 @lru_cache(maxsize=4)
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(n, generator=seeded(seed, "epoch", epoch)).tolist()
+    return torch.randperm(n, generator=seeded_rng(seed, "epoch", epoch)).tolist()
 
 
-def _randint(below: int, generator: torch.Generator) -> int:
-    return int(torch.randint(below, (), generator=generator))
+def _randint(high: int, generator: torch.Generator) -> int:
+    return int(torch.randint(high, (), generator=generator))
 
 
 def fits(shape: tuple[int, ...] | None, crop: tuple[int, int, int]) -> bool:
-    """Whether a clip is at least `crop` (frames, height, width); one of unknown shape may be."""
+    """Whether a clip is at least as large as `crop` (frames, height, width); True if its shape is unknown."""
     return shape is None or all(have >= need for have, need in zip(shape, crop, strict=False))
 
 
@@ -270,10 +270,10 @@ def _random_start(shape: tuple[int, ...], crop: tuple[int, int, int], generator:
 
 
 def _tiles(shape: tuple[int, ...], crop: tuple[int, int, int], generator: torch.Generator) -> list[tuple[int, ...]]:
-    """Starts (frame, row, column) of as many crops as fit side by side, in random order, randomly shifted."""
-    spare = tuple(have % need for have, need in zip(shape, crop, strict=False))
-    shift = _random_start(tuple(s + 1 for s in spare), (1, 1, 1), generator)
-    grid = [range(s, s + have - need + 1, need) for s, have, need in zip(shift, shape, crop, strict=False)]
+    """Starts (frame, row, column) of as many crops as fit side by side, shifted and ordered at random."""
+    remainder = tuple(have % need for have, need in zip(shape, crop, strict=False))
+    shift = _random_start(tuple(r + 1 for r in remainder), (1, 1, 1), generator)
+    grid = [range(first, first + have - need + 1, need) for first, have, need in zip(shift, shape, crop, strict=False)]
     starts = list(product(*grid))
     return [starts[i] for i in torch.randperm(len(starts), generator=generator).tolist()]
 

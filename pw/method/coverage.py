@@ -1,4 +1,4 @@
-"""Coverage: which steps of an inference grid are trained, and which second halves of the training targets  (D5).
+"""Which steps of an inference grid, and which second halves of the training targets, are trained  (D5).
 
 `pw coverage step_sampler=closed` prints it for 2, 3, 4 and 5 steps.
 """
@@ -25,7 +25,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The coverage of an inference grid by a step sampler.
+    """How much of an inference grid a step sampler trains.
 
     second_halves           distinct trained steps, each of which has a second half
     second_halves_trained   those whose second half is a trained step too
@@ -39,10 +39,9 @@ class Coverage:
 
 
 def coverage(step_sampler: StepSampler, schedule: Schedule, grid: Tensor) -> Coverage:
-    """Report for a grid of timesteps [n + 1] in the schedule's coordinate.
+    """The coverage of a grid of timesteps [n + 1] in the schedule's coordinate.
 
-    Two steps are the same if their strides differ by at most 2 (both are floored to even) and their timesteps by at
-    most one node of the schedule.
+    Two steps are the same if their strides differ by at most 2 (both are even) and their timesteps by at most one node.
     """
     table = step_sampler.table(schedule)
     rows = torch.stack([table.timestep, table.stride, table.ground.double()], 1)[table.probability > 0]
@@ -51,22 +50,23 @@ def coverage(step_sampler: StepSampler, schedule: Schedule, grid: Tensor) -> Cov
     spacing = _node_spacing(timestep, schedule)
 
     def is_trained(t: Tensor, s: Tensor) -> Tensor:
-        near = (timestep - t[:, None]).abs() <= spacing
-        return (near & ((stride - s[:, None]).abs() <= 2)).any(1)
+        same_timestep = (timestep - t[:, None]).abs() <= spacing
+        same_stride = (stride - s[:, None]).abs() <= 2
+        return (same_timestep & same_stride).any(1)
 
-    wanted, strides = grid[:-1], inference_strides(grid)
-    distance = (timestep - wanted[:, None]).abs() + (stride - strides[:, None]).abs()
+    timesteps, strides = grid[:-1], inference_strides(grid)
+    distance = (timestep - timesteps[:, None]).abs() + (stride - strides[:, None]).abs()
     nearest = distance.argmin(1)
     pairs = tuple(
-        Pair(float(t), float(s), bool(hit), (float(timestep[n]), float(stride[n])))
-        for t, s, hit, n in zip(wanted, strides, is_trained(wanted, strides), nearest, strict=True)
+        Pair(float(t), float(s), bool(trained), (float(timestep[n]), float(stride[n])))
+        for t, s, trained, n in zip(timesteps, strides, is_trained(timesteps, strides), nearest, strict=True)
     )
     halves = is_trained(timestep - stride / 2, stride / 2)
     return Coverage(pairs, len(timestep), int((halves & ~ground).sum()), int(ground.sum()))
 
 
 def _node_spacing(timestep: Tensor, schedule: Schedule) -> Tensor:
-    """Distance to the next lower node, [M]: how far snapping may have moved a timestep."""
+    """Distance to the next lower node, at most 5, [M]: the tolerance for snapped timesteps."""
     u = unshifted(schedule.sigma(timestep), schedule.shift)
-    below = schedule.timestep(shifted((u - 1 / schedule.num_timesteps).clamp(min=0), schedule.shift))
-    return torch.minimum(timestep - below, torch.tensor(5.0, dtype=torch.float64))
+    lower_node = schedule.timestep(shifted((u - 1 / schedule.num_timesteps).clamp(min=0), schedule.shift))
+    return torch.minimum(timestep - lower_node, torch.tensor(5.0, dtype=torch.float64))

@@ -15,7 +15,7 @@ from pw.method.weighting import Weighting
 
 
 class Draws(Protocol):
-    """The randomness of one update, the same in every arm: a pure function of (seed, update)."""
+    """The random numbers of one update, a pure function of (seed, update): the same in every arm."""
 
     def noise(self, like: Tensor) -> Tensor:
         """Standard normal of `like`'s shape."""
@@ -37,26 +37,30 @@ class Loss:
 class Objective(Protocol):
     """What a training minimises. To add one, write such a dataclass and name it in a file of `conf/objective/`.
 
-    Fields named after a config group (turns, step_sampler, weighting, target) are filled with that group's choice.
+    A field named after a config group (turns, step_sampler, weighting, target) gets that group's choice.
 
     trains_strides    whether the network learns strides other than 0; if not, it is sampled at stride 0
+    uses_ema          whether `target` in a call is the velocity of the EMA network; if not, of the trained one
     depends_on_batch  whether a clip's loss depends on the other clips of its batch; such a batch must not be split
     """
 
     trains_strides: bool
 
     @property
+    def uses_ema(self) -> bool: ...
+
+    @property
     def depends_on_batch(self) -> bool: ...
 
     @property
     def step_sampler(self) -> StepSampler | None:
-        """Where the strides come from, None without strides."""
+        """The sampler of (timestep, stride), None if only stride 0 is trained."""
         ...
 
     def __call__(
         self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws, update: int
     ) -> Loss:
-        """data [B, C, F, h, w] -> loss. `target` is the velocity that targets are computed with, online or EMA."""
+        """data [B, C, F, h, w] -> loss. `velocity` is trained; `target` computes its targets, without gradient."""
         ...
 
     def check(self, schedule: Schedule) -> None:
@@ -64,7 +68,7 @@ class Objective(Protocol):
         ...
 
     def is_consistency(self, update: int) -> bool:
-        """Whether an update minimises the consistency term, which needs two more evaluations of the network."""
+        """Whether an update minimises the consistency term: two more evaluations of the network."""
         ...
 
     def consistency_updates(self, updates: int) -> float:
@@ -101,7 +105,7 @@ class Flow:
 
     flow_weight: Literal["uniform", "bell"]
 
-    trains_strides = False
+    trains_strides = uses_ema = False
 
     @property
     def depends_on_batch(self) -> bool:
@@ -109,7 +113,7 @@ class Flow:
 
     @property
     def step_sampler(self) -> None:
-        """None: only stride 0 is trained."""
+        """Only stride 0 is trained."""
 
     def check(self, schedule: Schedule) -> None:
         """Fits every schedule."""
@@ -144,9 +148,9 @@ def _weighted_mse(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 class Turns(Protocol):
-    """Which updates minimise the consistency term, as the methods of an `Objective` say.
+    """Chooses the updates that minimise the consistency term; the methods are those of `Objective`.
 
-    Depends on the update alone, so that every rank takes the same branch.
+    The choice depends on the update alone, so that every rank takes the same branch.
     """
 
     def is_consistency(self, update: int) -> bool: ...
@@ -206,6 +210,10 @@ class Shortcut:
     trains_strides = True
 
     @property
+    def uses_ema(self) -> bool:
+        return self.target.target_network == "ema"
+
+    @property
     def depends_on_batch(self) -> bool:
         return getattr(self.weighting, "depends_on_batch", False)
 
@@ -221,7 +229,7 @@ class Shortcut:
     def __call__(
         self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws, update: int
     ) -> Loss:
-        """data [B, C, F, h, w] -> the update's term; `target` is the velocity that the two half steps use."""
+        """data [B, C, F, h, w] -> the update's term; `target` evaluates the two half steps."""
         if self.turns.is_consistency(update):
             return Loss(self.consistency_loss(velocity, target, data, schedule, draws), "consistency")
         return Loss(flow_loss(velocity, data, schedule, draws, FlowWeight(self.flow_weight)), "flow")
@@ -229,10 +237,10 @@ class Shortcut:
     def consistency_loss(
         self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws
     ) -> Tensor:
-        """L_ANC  (sec. 3.4)."""
+        """L_ANC = mean over the batch of lambda(T, D) * MSE(s(x, T, D), target)  (Eqs. 4, 8)."""
         noise = draws.noise(data)
         steps = self.step_sampler.draw(draws.uniform(len(data)), schedule)
         state = path.state(data, noise, schedule.sigma(steps.timestep))
-        wanted = self.target(target, state, steps, schedule)
+        target_velocity = self.target(target, state, steps, schedule)
         predicted = velocity(state, steps.timestep, steps.stride)
-        return _weighted_mse(predicted, wanted, self.weighting(steps, schedule, self.step_sampler))
+        return _weighted_mse(predicted, target_velocity, self.weighting(steps, schedule, self.step_sampler))

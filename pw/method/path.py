@@ -8,21 +8,21 @@ from pw.io.lazy import Tensor
 
 
 class Velocity(Protocol):
-    """dx/dsigma of a state: what the network is to an objective or a solver, all else bound."""
+    """dx/dsigma of a state: the network as objectives and solvers call it, with its condition bound."""
 
     def __call__(self, state: Tensor, timestep: Tensor, stride: Tensor) -> Tensor:
         """state [B, C, F, h, w], timestep [B] and stride [B] in the schedule's coordinate -> [B, C, F, h, w]."""
         ...
 
 
-def over(per_sample: Tensor, like: Tensor) -> Tensor:
-    """[B] -> [B, 1, …] in `like`'s dtype and on its device, to multiply a batch."""
+def broadcast(per_sample: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B, 1, …], in `like`'s dtype and on its device: one factor for each sample of a batch."""
     return per_sample.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
 def state(data: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """x = (1 - sigma) data + sigma noise  (Eq. 7.1); sigma is [B]."""
-    s = over(sigma, data)
+    s = broadcast(sigma, data)
     return (1 - s) * data + s * noise
 
 

@@ -9,7 +9,7 @@ from pw.io.lazy import Tensor, torch
 
 
 def shifted(u: Tensor, shift: float) -> Tensor:
-    """sigma = s u / (1 + (s - 1) u): spends more of u in [0, 1] on high noise when s > 1  (docs/method.md)."""
+    """sigma = s u / (1 + (s - 1) u): with a shift s > 1, more of u in [0, 1] is at high noise  (docs/method.md)."""
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -23,8 +23,8 @@ class Schedule:
     """N noise levels under a shift, and the meaning of a timestep.
 
     coordinate  `timestep`: a timestep is N sigma, so a noise span is stride / N (the authors' code; D1).
-                `index`: a timestep is N u, and sigma is read through the shift (the paper's words).
-    snap        training timesteps are moved to the nearest of the N nodes, as a table look-up does.
+                `index`: a timestep is N u, and sigma = shifted(u) (the paper's text).
+    snap        move training timesteps to the nearest of the N nodes, as a table look-up does.
 
     Raises ValueError on a shift <= 0, fewer than 2 nodes, or an unknown coordinate.
     """
@@ -61,14 +61,14 @@ class Schedule:
         return self.timestep(shifted(u, self.shift))
 
     def snapped(self, timestep: Tensor) -> Tensor:
-        """The node nearest in noise to each timestep, or the timestep itself with `snap: false`."""
+        """The node nearest to each timestep, or the timestep itself with `snap: false`."""
         if not self.snap:
             return timestep
         # nodes are evenly spaced in u, in either coordinate
         u = unshifted(self.sigma(timestep), self.shift) * self.num_timesteps
-        below, above = u.floor().clamp(1, self.num_timesteps), u.ceil().clamp(1, self.num_timesteps)
-        low, high = (self.timestep(shifted(n / self.num_timesteps, self.shift)) for n in (below, above))
-        return torch.where((timestep - low) < (high - timestep), low, high)
+        indices = (u.floor().clamp(1, self.num_timesteps), u.ceil().clamp(1, self.num_timesteps))
+        lower, upper = (self.timestep(shifted(n / self.num_timesteps, self.shift)) for n in indices)
+        return torch.where((timestep - lower) < (upper - timestep), lower, upper)
 
     def network_timestep(self, timestep: Tensor) -> Tensor:
         """The timestep input of Wan's transformer: 1000 sigma in either coordinate, float32."""

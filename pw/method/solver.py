@@ -39,7 +39,7 @@ def wan_grid(num_steps: int, schedule: Schedule, shift: float | None = None) -> 
 
 
 def custom_grid(timesteps: Sequence[float], schedule: Schedule) -> Tensor:
-    """The given timesteps, strictly falling within (0, N], and a final 0. Raises ValueError otherwise."""
+    """`timesteps` and a final 0. Raises ValueError unless they fall strictly and lie in (0, N]."""
     grid = torch.tensor([*map(float, timesteps), 0.0], dtype=torch.float64)
     if len(grid) < 2 or grid[0] > schedule.num_timesteps or not bool((grid[1:] < grid[:-1]).all()):
         raise ValueError(
@@ -50,7 +50,7 @@ def custom_grid(timesteps: Sequence[float], schedule: Schedule) -> Tensor:
 
 
 def inference_strides(grid: Tensor) -> Tensor:
-    """The stride given to the network at each step: T_i - T_{i+1}, floored to even."""
+    """The network's stride input at each step: T_i - T_{i+1}, floored to even, at least 2."""
     return ((grid[:-1] - grid[1:] + 1e-6) // 2 * 2).clamp(min=2)
 
 
@@ -72,15 +72,11 @@ class Euler:
     def __call__(self, velocity: Velocity, noise: Tensor, grid: Tensor, strides: Tensor, schedule: Schedule) -> Tensor:
         """noise [B, C, F, h, w], grid [n + 1], strides [n] -> data of noise's shape."""
         state = noise
-        for (timestep, after), stride in zip(_pairs(grid), strides.tolist(), strict=True):
+        for (timestep, next_timestep), stride in zip(pairwise(grid.tolist()), strides.tolist(), strict=True):
             v = velocity(state, _full(timestep, noise), _full(stride, noise))
-            span = float(schedule.sigma(torch.tensor(timestep)) - schedule.sigma(torch.tensor(after)))
+            span = float(schedule.sigma(torch.tensor(timestep)) - schedule.sigma(torch.tensor(next_timestep)))
             state = state - span * v
         return state
-
-
-def _pairs(grid: Tensor) -> list[tuple[float, float]]:
-    return list(pairwise(grid.tolist()))
 
 
 def _full(value: float, like: Tensor) -> Tensor:
@@ -92,7 +88,7 @@ class Guidance:
     """Classifier-free guidance: v_null + scale (v - v_null), or none at scale 1.
 
     scale        5.0 is Wan's default; 1 evaluates the network once
-    drop         what the null branch lacks: `text` (both branches have the anchor) or `text_and_anchor`
+    drop         what the null branch goes without: `text` (both branches get the anchor) or `text_and_anchor`
     first_steps  guide only that many steps from the start; null guides all
     """
 
@@ -107,18 +103,18 @@ class Guidance:
             raise ValueError(f"guidance.first_steps={self.first_steps}: needs at least 1; guidance=off guides none")
 
     def __call__(
-        self, velocity: Velocity, null: Velocity, guided_from: float, both: Velocity | None = None
+        self, velocity: Velocity, null: Velocity, last_guided: float, both_branches: Velocity | None = None
     ) -> Velocity:
-        """The guided velocity; `velocity` itself at timesteps below `guided_from`.
+        """The guided velocity; `velocity` itself at timesteps below `last_guided`.
 
-        both: evaluates the two branches as one batch, [2 B, …], which is faster but needs more memory
+        both_branches  evaluates both as one batch, [2 B, …]: faster, with more memory
         """
 
         def guided(state: Tensor, timestep: Tensor, stride: Tensor) -> Tensor:
-            if self.scale == 1 or float(timestep[0]) < guided_from:
+            if self.scale == 1 or float(timestep[0]) < last_guided:
                 return velocity(state, timestep, stride)
-            if both is not None:
-                v, base = both(state, timestep, stride).chunk(2)
+            if both_branches is not None:
+                v, base = both_branches(state, timestep, stride).chunk(2)
             else:
                 v, base = velocity(state, timestep, stride), null(state, timestep, stride)
             return base + self.scale * (v - base)

@@ -1,7 +1,7 @@
 """Which (timestep, stride) to train a shortcut on  (sec. 3.4, Eqs. 5-6).
 
 A step sampler is a finite distribution: `table` lists every step it can draw with its probability, and `draw` picks
-rows by inverse CDF. So two samplers fed the same uniforms draw paired steps, expectations are exact sums, and the
+rows by inverse CDF. So two samplers with the same uniforms draw paired steps, expectations are exact sums, and the
 coverage report needs no sampling.
 
 To add one, subclass `TableSampler`, write `rows`, and name the class in a file of `conf/step_sampler/`.
@@ -23,7 +23,7 @@ Row = tuple[float, float, bool, float]  # timestep, stride, ground, probability
 
 
 def even(stride: float) -> float:
-    """floor to even, at least 2: the two halves of a stride are then equal whole numbers  (D3)."""
+    """The stride floored to even, at least 2: its two halves are then equal whole numbers  (D3)."""
     return max(2.0, stride // 2 * 2)
 
 
@@ -39,7 +39,7 @@ def rung_probabilities(beta: float, num_strides: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Steps:
-    """A batch of shortcut steps timestep -> end, with the point where the two halves meet. All fields are [B].
+    """A batch of shortcut steps timestep -> end, which two halves make, divided at `middle`. All fields are [B].
 
     timestep, middle, end   positions in the schedule's coordinate, timestep > middle > end >= 0
     stride                  timestep - end before snapping, the network's input
@@ -73,7 +73,7 @@ class StepTable:
 
 
 class StepSampler(Protocol):
-    """What objective, weighting and coverage ask of one. Equal samplers must hash alike, as frozen dataclasses do."""
+    """The sampler that objective, weighting and coverage use. Equal samplers have equal hashes (a frozen dataclass)."""
 
     def __hash__(self) -> int: ...
 
@@ -118,10 +118,10 @@ class BiasedStrides(ABC):
 
     @abstractmethod
     def rows(self, schedule: Schedule) -> Iterator[Row]:
-        """(timestep, stride, ground, probability) of every step; probabilities sum to 1, and need not be merged."""
+        """(timestep, stride, ground, probability) of every step. A step may occur twice; probabilities sum to 1."""
 
     def table(self, schedule: Schedule) -> StepTable:
-        """Rows in drawing order: start by start, long strides first."""
+        """The rows as columns, in their order, which the inverse CDF follows."""
         return _table(self, schedule)
 
     def draw(self, uniform: Tensor, schedule: Schedule) -> Steps:
@@ -132,12 +132,12 @@ class BiasedStrides(ABC):
         pick = lambda column: column[row].to(uniform.device)  # noqa: E731
         timestep, stride = pick(table.timestep), pick(table.stride)
         middle, end = timestep - stride / 2, (timestep - stride).clamp(min=0)
-        from_node, middle_node = schedule.snapped(timestep), schedule.snapped(middle)
+        start_node, middle_node = schedule.snapped(timestep), schedule.snapped(middle)
         # snapping would empty one half of a step that is shorter than the node spacing: such a step is not snapped
-        apart = (from_node > middle_node) & (middle_node > end)
+        distinct = (start_node > middle_node) & (middle_node > end)
         return Steps(
-            timestep=torch.where(apart, from_node, timestep),
-            middle=torch.where(apart, middle_node, middle),
+            timestep=torch.where(distinct, start_node, timestep),
+            middle=torch.where(distinct, middle_node, middle),
             end=end,
             stride=stride,
             ground=pick(table.ground),
@@ -151,12 +151,12 @@ class BiasedStrides(ABC):
 @lru_cache(maxsize=64)
 def _table(sampler: BiasedStrides | TableSampler, schedule: Schedule) -> StepTable:
     timestep, stride, ground, probability = zip(*sampler.rows(schedule), strict=True)
-    as64 = lambda column: torch.tensor(column, dtype=torch.float64)  # noqa: E731
-    return StepTable(as64(timestep), as64(stride), torch.tensor(ground), as64(probability))
+    float64 = lambda column: torch.tensor(column, dtype=torch.float64)  # noqa: E731
+    return StepTable(float64(timestep), float64(stride), torch.tensor(ground), float64(probability))
 
 
 class TableSampler(ABC):
-    """Base of a step sampler without `BiasedStrides`' fields: a subclass defines `rows` alone."""
+    """Base of a step sampler of your own, without fields: a subclass defines only `rows`."""
 
     @abstractmethod
     def rows(self, schedule: Schedule) -> Iterator[Row]: ...
@@ -166,7 +166,7 @@ class TableSampler(ABC):
 
 @dataclass(frozen=True)
 class _FromStarts(BiasedStrides):
-    """Samplers whose trajectories begin at a given set of timesteps.
+    """Base of the samplers whose trajectories begin at the timesteps `starts`.
 
     starts         e.g. 500, 600, 700, 800: the high-noise interval of sec. 3.4
     include_start  adds N, where every inference begins  (docs/method.md)
@@ -187,14 +187,14 @@ class _FromStarts(BiasedStrides):
         if max(self.starts) > schedule.num_timesteps:
             raise ValueError(f"step_sampler.starts={list(self.starts)}: at most N={schedule.num_timesteps}")
 
-    def from_timesteps(self, schedule: Schedule) -> list[float]:
-        """The starts, rising, with N if it is to be included."""
-        extra = {schedule.num_timesteps} if self.include_start else set()
-        return [float(t) for t in sorted({*self.starts} | extra)]
+    def start_timesteps(self, schedule: Schedule) -> list[float]:
+        """The starts in rising order, and N with `include_start`."""
+        first = {schedule.num_timesteps} if self.include_start else set()
+        return [float(t) for t in sorted({*self.starts} | first)]
 
     def ladder_rows(self, schedule: Schedule) -> Iterator[tuple[int, float, float, float]]:
         """(rung, timestep, stride, probability) of Eqs. 5-6 with the start uniform."""
-        starts = self.from_timesteps(schedule)
+        starts = self.start_timesteps(schedule)
         p = rung_probabilities(self.beta, self.num_strides).tolist()
         for start in starts:
             for k, stride in enumerate(stride_ladder(start, self.num_strides)):
@@ -220,7 +220,7 @@ class Closed(_FromStarts):
 
     So (T - Delta/2, Delta/2), which the targets evaluate, is trained too.
 
-    When to use: when the targets of the paper's set overshoot. It trains the starts themselves less often.
+    When to use: when the targets of the paper's set overshoot. The starts themselves are trained less often.
     """
 
     descend: float
@@ -235,18 +235,18 @@ class Closed(_FromStarts):
         for k, timestep, stride, p in self.ladder_rows(schedule):
             yield from self._descend(k, timestep, stride, p, self.depth)
 
-    def _descend(self, k: int, timestep: float, stride: float, p: float, left: int) -> Iterator[Row]:
-        go = self.descend if left and k < self.num_strides - 1 else 0.0
-        if go < 1:
-            yield timestep, stride, self.is_grounded(k), p * (1 - go)
-        if go:
+    def _descend(self, k: int, timestep: float, stride: float, p: float, depth: int) -> Iterator[Row]:
+        p_descend = self.descend if depth and k < self.num_strides - 1 else 0.0
+        if p_descend < 1:
+            yield timestep, stride, self.is_grounded(k), p * (1 - p_descend)
+        if p_descend:
             half = stride / 2
-            yield from self._descend(k + 1, timestep - half, half, p * go, left - 1)
+            yield from self._descend(k + 1, timestep - half, half, p * p_descend, depth - 1)
 
 
 @dataclass(frozen=True)
 class Chain(_FromStarts):
-    """Every state of a Delta-trajectory: T = start - j Delta for a uniform j, while the step still fits.
+    """Every state of a Delta-trajectory: T = start - j Delta >= Delta, j uniform.
 
     When to use: to sample with equal strides from one of the starts.
     """
@@ -264,7 +264,7 @@ class Original(BiasedStrides):
 
     "Shortcut Original Sampling" of Table 9.3, with beta = 0.
 
-    When to use: to sample in 1, 2, 4, 8, … steps. Other numbers of steps ask for strides it never trained.
+    When to use: to sample in 1, 2, 4, 8, … steps. Other numbers of steps have strides that it never trains.
     """
 
     def rows(self, schedule: Schedule) -> Iterator[Row]:
@@ -279,7 +279,7 @@ class Original(BiasedStrides):
 class FullRange(BiasedStrides):
     """T uniform over every node large enough for K halvings, Delta = floor(T / 2^k).
 
-    When to use: when the inference grid is not known in training. It covers everything, and each step seldom.
+    When to use: when the inference grid is not known in training. Every step is covered, but seldom drawn.
     """
 
     def check(self, schedule: Schedule) -> None:

@@ -14,7 +14,7 @@ from pw.method.step_sampler import Steps, StepSampler
 class Weighting(Protocol):
     """lambda of a batch of steps. To add one, write such a class and name it in a file of `conf/weighting/`.
 
-    Set `depends_on_batch = True` if a clip's weight depends on the other clips of its batch.
+    Set `depends_on_batch = True` if a clip's weight depends on the other clips of its batch; False by default.
     """
 
     def __call__(self, steps: Steps, schedule: Schedule, step_sampler: StepSampler) -> Tensor:
@@ -37,7 +37,7 @@ class Uniform:
 class DeltaSigma:
     """lambda = (noise span)^p: a step counts by the noise it removes  (Eq. 8).
 
-    normalise  `none`: Eq. 8 literally; also lowers the whole loss (E[lambda] is about 0.6).
+    normalise  `none`: Eq. 8 as it is; it also lowers the whole loss (E[lambda] is about 0.6).
                `expected`: divided by E[lambda] under the step sampler, so that only *which* steps count changes (D7).
                `batch`: the authors' code: span over its batch mean, ^p, clamped to [0.1, 10], weighted mean over the
                batch. At batch size 1 this is exactly 1.
@@ -64,7 +64,7 @@ class DeltaSigma:
 
 @lru_cache(maxsize=64)
 def expected_weight(p: float, schedule: Schedule, step_sampler: StepSampler) -> float:
-    """E[(noise span)^p] over the steps the sampler draws, exactly."""
+    """E[(noise span)^p] over the steps of the sampler, an exact sum."""
     table = step_sampler.table(schedule)
     span = schedule.noise_span(table.timestep, table.timestep - table.stride)
     return float((table.probability * span**p).sum())

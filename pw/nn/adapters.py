@@ -15,14 +15,14 @@ from pw.nn import options
 SINUSOID = 256  # channels of every sinusoidal embedding, as Wan's freq_dim
 
 
-def is_lowered(device: torch.device) -> bool:
+def autocast_is_on(device: torch.device) -> bool:
     """Whether autocast is on where the device computes; never on the meta device, which autocast does not know."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
-def unlowered(device: torch.device) -> AbstractContextManager[Any]:
-    """Without autocast: a timestep's or stride's sinusoid has more digits than bf16."""
-    return torch.autocast(device.type, enabled=False) if is_lowered(device) else nullcontext()
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Turns autocast off: the sinusoid of a timestep or stride needs more digits than bf16 has."""
+    return torch.autocast(device.type, enabled=False) if autocast_is_on(device) else nullcontext()
 
 
 def sinusoid(position: Tensor) -> Tensor:
@@ -59,10 +59,10 @@ def resize_frames(latent: Tensor, size: tuple[int, int]) -> Tensor:
     return frames.unflatten(0, (len(latent), -1)).transpose(1, 2)
 
 
-def mlp_head(width: int, out: int, *, silent: bool) -> nn.Sequential:
-    """Linear(256, D) -> SiLU -> Linear(D, out); a silent one starts at zero."""
+def mlp_head(width: int, out: int, *, zero_init: bool) -> nn.Sequential:
+    """Linear(256, D) -> SiLU -> Linear(D, out); with `zero_init` the last layer, so the output, starts at zero."""
     head = nn.Sequential(nn.Linear(SINUSOID, width), nn.SiLU(), nn.Linear(width, out))
-    if silent:
+    if zero_init:
         last = head[-1]
         assert isinstance(last, nn.Linear)
         torch.nn.init.zeros_(last.weight)
@@ -75,7 +75,7 @@ class ScalarGate(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = mlp_head(width, 1, silent=True)
+        self.mlp = mlp_head(width, 1, zero_init=True)
 
     def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:
         return torch.tanh(self.mlp(sinusoid(timestep) + sinusoid(stride)))
@@ -84,13 +84,13 @@ class ScalarGate(nn.Module):
 class ChannelGate(nn.Module):
     """alpha = tanh(MLP_T(SinEmb(T)) + MLP_D(SinEmb(D))), one per channel, [B, D] (the authors' code).
 
-    Both start at 0, where the authors silence MLP_D alone: a start's injector then keeps its gain of 1 (D18).
+    The authors initialise only MLP_D to 0. Here both start at 0, so the injector of a start keeps its gain of 1 (D18).
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.timestep_mlp = mlp_head(width, width, silent=True)
-        self.stride_mlp = mlp_head(width, width, silent=True)
+        self.timestep_mlp = mlp_head(width, width, zero_init=True)
+        self.stride_mlp = mlp_head(width, width, zero_init=True)
 
     def forward(self, timestep: Tensor, stride: Tensor) -> Tensor:
         return torch.tanh(self.timestep_mlp(sinusoid(timestep)) + self.stride_mlp(sinusoid(stride)))
@@ -107,7 +107,7 @@ class AnchorGuidedInjector(nn.Module):
     """z_out = z + (1 + alpha) z'_A  (Eq. 2), with z'_A the refined anchor.
 
     Refinement: bilinear to the token grid, 1x1x1 conv, GroupNorm, SiLU, 3x3x3 conv, SiLU, LayerNorm; then the gain and
-    a Linear per injected block, which starts at zero, so a fresh injector is silent.
+    a Linear per injected block, which starts at zero, so a fresh injector adds nothing.
     """
 
     def __init__(self, choice: options.Injector, backbone: options.Wan) -> None:
@@ -126,7 +126,7 @@ class AnchorGuidedInjector(nn.Module):
             case "fixed":
                 self.gate = FixedGate()
         self.out = nn.ModuleDict({str(block): nn.Linear(width, width) for block in choice.blocks})
-        self._kept: tuple[Tensor, tuple, Tensor] | None = None  # anchor, what it was refined with, and the result
+        self._cache: tuple[Tensor, tuple, Tensor] | None = None  # anchor, key, refined anchor
         for linear in self.out.values():
             assert isinstance(linear, nn.Linear)
             nn.init.zeros_(linear.weight)
@@ -137,30 +137,30 @@ class AnchorGuidedInjector(nn.Module):
     ) -> dict[int, Tensor]:
         """anchor latent [B, C, F, h, w], token grid (rows, columns) -> {block: [B, L, D] to add to its input}.
 
-        part  which of how many equal parts of the L tokens is wanted
+        part  (index, number) of the equal parts of the L tokens to compute
         """
-        which, parts = part
-        z = self.refined(anchor, grid).chunk(parts, dim=1)[which]
-        with unlowered(z.device):
+        index, parts = part
+        z = self.refined_anchor(anchor, grid).chunk(parts, dim=1)[index]
+        with without_autocast(z.device):
             gain = 1 + self.gate(timestep, stride)
         z = z * gain.to(z.dtype)[:, None]
         return {int(block): linear(z) for block, linear in self.out.items()}
 
-    def refined(self, anchor: Tensor, grid: tuple[int, int]) -> Tensor:
-        """z'_A before its gain, [B, L, D]. It does not depend on the step: without gradients it is kept for the next
-        call with the very same anchor, until the anchor or a weight changes."""
+    def refined_anchor(self, anchor: Tensor, grid: tuple[int, int]) -> Tensor:
+        """z'_A before its gain, [B, L, D]. It does not depend on the step: without gradients it is cached for the next
+        call with the same tensor `anchor`, until that tensor or a weight changes."""
         if torch.is_grad_enabled() or anchor.is_inference():
-            self._kept = None
+            self._cache = None
             return self._refine(anchor, grid)
-        key = (grid, is_lowered(anchor.device), anchor._version)
+        key = (grid, autocast_is_on(anchor.device), anchor._version)
         key += tuple(parameter._version for parameter in self.parameters())
-        if self._kept is None or self._kept[0] is not anchor or self._kept[1] != key:
-            self._kept = (anchor, key, self._refine(anchor, grid))
-        return self._kept[2]
+        if self._cache is None or self._cache[0] is not anchor or self._cache[1] != key:
+            self._cache = (anchor, key, self._refine(anchor, grid))
+        return self._cache[2]
 
-    def forget(self) -> None:
-        """1.5 GB at 4K."""
-        self._kept = None
+    def clear_cache(self) -> None:
+        """Free the cached refined anchor, 1.5 GB at 4K."""
+        self._cache = None
 
     def _refine(self, anchor: Tensor, grid: tuple[int, int]) -> Tensor:
         # on CPUs with AVX-512, oneDNN's bf16 gradient of a 3x3x3 weight is NaN now and then (torch 2.13)

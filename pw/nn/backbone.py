@@ -4,7 +4,7 @@ The transformer keeps its state-dict keys, so stock checkpoints load and stock c
 through bound-method hooks (a deep copy, such as the EMA, has hooks bound to itself): the stride embedding is added to
 the output of `time_embedder`, which feeds both the modulation and the output head; the injector is added to the input
 of the blocks it names. `_context` holds both values until the next forward, because checkpointed blocks need them again
-in backward; `_checkpointed` restores the context of the forward that is recomputed.
+in backward; `_checkpoint_block` restores the context of the forward that is recomputed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
 from pw.nn import options
-from pw.nn.adapters import AnchorGuidedInjector, StrideEmbedding, is_lowered, resize_frames, unlowered
+from pw.nn.adapters import AnchorGuidedInjector, StrideEmbedding, autocast_is_on, resize_frames, without_autocast
 
 
 def wan_transformer(choice: options.Wan) -> WanTransformer3DModel:
-    """As Wan2.2-TI2V-5B configures it, of a given size."""
+    """A transformer of the sizes in `choice`, otherwise configured as Wan2.2-TI2V-5B."""
     return WanTransformer3DModel(
         patch_size=choice.patch_size,
         num_attention_heads=choice.num_attention_heads,
@@ -50,8 +50,8 @@ def wan_transformer(choice: options.Wan) -> WanTransformer3DModel:
 class Backbone(nn.Module):
     """state, timestep, stride, text, anchor -> velocity. dit: the transformer, randomly initialised by default.
 
-    A fresh one equals its transformer bit for bit, at any stride and any anchor (except under `Add`, which has
-    no weights to initialise at zero).
+    With fresh adapters the output equals that of `dit` bit for bit, at any stride and any anchor (except under `Add`,
+    which has no weights to initialise at zero).
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class Backbone(nn.Module):
         self.injector = AnchorGuidedInjector(injector, choice) if isinstance(injector, options.Injector) else None
         self._context: dict[str, Any] = {}
         self._offloads = False
-        self.part = (0, 1)  # which of how many parts of a clip's tokens the blocks compute here: `share_tokens`
+        self.part = (0, 1)  # (index, number) of the parts of a clip's tokens to compute here, see `share_tokens`
         attentions: list[Any] = [attention for block in self.dit.blocks for attention in (block.attn1, block.attn2)]
-        self._hooks = [norm.register_forward_hook(_as_given) for a in attentions for norm in (a.norm_q, a.norm_k)]
+        self._hooks = [norm.register_forward_hook(_in_input_dtype) for a in attentions for norm in (a.norm_q, a.norm_k)]
         self._hooks.append(self.dit.condition_embedder.time_embedder.register_forward_hook(self._add_stride))
         if isinstance(injector, options.Injector):
             for index in injector.blocks:
@@ -97,10 +97,10 @@ class Backbone(nn.Module):
 
         Raises ValueError for a network with an injector and no anchor, or the reverse.
         """
-        wants_anchor = self.adds_anchor or self.injector is not None
-        if wants_anchor != (anchor is not None):
-            raise ValueError(f"the network {'needs an' if wants_anchor else 'has no injector for the'} anchor")
-        with unlowered(state.device):
+        needs_anchor = self.adds_anchor or self.injector is not None
+        if needs_anchor != (anchor is not None):
+            raise ValueError(f"the network {'needs an' if needs_anchor else 'has no injector for the'} anchor")
+        with without_autocast(state.device):
             context: dict[str, Any] = {"stride": self.stride_embedding(stride)}
         if self.adds_anchor and anchor is not None:
             state = state + resize_frames(anchor, (state.shape[-2], state.shape[-1]))
@@ -113,36 +113,36 @@ class Backbone(nn.Module):
         return self.dit(state.to(dtype), sigma_timestep, text.to(dtype), return_dict=False)[0].to(state.dtype)
 
     def lower(self, dtype: torch.dtype) -> Backbone:
-        """Weights in `dtype` for inference, but those Wan keeps in fp32 (its modulation), stride embedding and gate."""
-        kept = (*(self.dit._keep_in_fp32_modules or ()), "stride_embedding", "injector.gate")
+        """Cast the weights to `dtype` for inference; Wan's modulation, stride embedding and gate stay in fp32."""
+        fp32_parts = (*(self.dit._keep_in_fp32_modules or ()), "stride_embedding", "injector.gate")
         for name, parameter in self.named_parameters():
-            parameter.data = parameter.data.to(torch.float32 if any(part in name for part in kept) else dtype)
+            parameter.data = parameter.data.to(torch.float32 if any(part in name for part in fp32_parts) else dtype)
         return self
 
     def release(self) -> None:
-        """`dit` is the stock transformer again."""
+        """Remove all hooks, which makes `dit` the stock transformer again."""
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
         self._context.clear()
         if self.injector is not None:
-            self.injector.forget()
+            self.injector.clear_cache()
 
     def checkpoint_activations(self, *, offload: bool = False) -> None:
-        """Recompute each block in backward instead of keeping its activations, from its input alone.
+        """In backward, recompute each block's activations from its input instead of storing them.
 
-        offload  keep those inputs in CPU memory: 46 GB at 4K, of which the device then holds one at a time
+        offload  store those inputs in CPU memory: 46 GB at 4K, of which the device then holds one at a time
         """
         self._offloads = offload
-        self.dit.enable_gradient_checkpointing(self._checkpointed)
+        self.dit.enable_gradient_checkpointing(self._checkpoint_block)
 
-    def trainable(self, which: str) -> None:
-        """`all`, or `adapters`: the injector and the stride embedding only ("Frozen DiT", Fig. 9.3)."""
-        self.dit.requires_grad_(which == "all")
+    def set_trainable(self, parts: str) -> None:
+        """parts: `all`, or `adapters`, the injector and the stride embedding only ("Frozen DiT", Fig. 9.3)."""
+        self.dit.requires_grad_(parts == "all")
 
     def _add_stride(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        if is_lowered(output.device):  # Wan trains this embedding in fp32
-            with unlowered(output.device):
+        if autocast_is_on(output.device):  # Wan trains this embedding in fp32
+            with without_autocast(output.device):
                 output = module.forward(args[0].float())
         return output + self._context["stride"].to(output.dtype)
 
@@ -151,7 +151,7 @@ class Backbone(nn.Module):
         index = next(i for i, candidate in enumerate(self.dit.blocks) if candidate is block)
         return (hidden + self._context["anchor"][index].to(hidden.dtype), *rest)
 
-    def _checkpointed(self, block: nn.Module, *args: Any) -> Tensor:
+    def _checkpoint_block(self, block: nn.Module, *args: Any) -> Tensor:
         context = self._context
 
         def run(*inputs: Any) -> Tensor:
@@ -168,42 +168,42 @@ class Backbone(nn.Module):
         return result
 
 
-def _as_given(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Queries and keys in the dtype of the values. Autocast on CUDA, unlike that on a CPU, normalises into fp32: twice
-    the memory, and the kernels that diffusers calls by themselves (context parallelism, `flash3`) want one dtype."""
+def _in_input_dtype(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Hook: normalised queries and keys in the dtype of the values. CUDA's autocast returns fp32: twice the memory, and
+    the kernels that diffusers calls directly (context parallelism, `flash3`) require one dtype."""
     return output.to(args[0].dtype)
 
 
 def on_host(shape: torch.Size) -> saved_tensors_hooks:
-    """Tensors of this shape that are saved for backward are kept in CPU memory, page-locked for asynchronous copies."""
+    """Stores the tensors of `shape` that backward needs in CPU memory, page-locked for asynchronous copies."""
 
     def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
         if tensor.shape != shape:
             return tensor.device, tensor
-        kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        return tensor.device, kept.copy_(tensor, non_blocking=tensor.is_cuda)
+        on_cpu = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return tensor.device, on_cpu.copy_(tensor, non_blocking=tensor.is_cuda)
 
     def unpack(packed: tuple[torch.device, Tensor]) -> Tensor:
-        device, kept = packed
-        return kept.to(device, non_blocking=kept.is_pinned()) if kept.device != device else kept
+        device, on_cpu = packed
+        return on_cpu.to(device, non_blocking=on_cpu.is_pinned()) if on_cpu.device != device else on_cpu
 
     return saved_tensors_hooks(pack, unpack)
 
 
-# ---- context parallelism: processes that evaluate the same clips together, each on a part of the tokens
+# ---- context parallelism: several processes evaluate the same clips, each a part of the tokens
 
 
 def groups_of(processes: int, device: str) -> DeviceMesh:
-    """Groups of so many neighbours in rank, which meet on `cuda` or `cpu`. All processes must call it."""
+    """A mesh of groups of `processes` consecutive ranks, on `cuda` or `cpu`. All processes must call it."""
     groups = dist.get_world_size() // processes
     return init_device_mesh(device, (groups, 1, processes), mesh_dim_names=("group", "ring", "ulysses"))
 
 
 def share_tokens(net: Backbone, mesh: DeviceMesh) -> None:
-    """Have a network evaluated by each of the groups together, which must be given equal inputs.
+    """Let the processes of each group evaluate the network together; they must call it with equal inputs.
 
     A block's linear layers work on this process's tokens; for self-attention the processes exchange tokens for heads
-    and back (Ulysses). The rest is computed in full by each, and the velocity is gathered, so that each has all of it.
+    and back (Ulysses). Each process computes the rest in full, and the velocity is gathered in each.
     The gradient of a loss in one process covers its tokens alone; the sum over the processes is the gradient.
     The tokens of a clip and the heads of a block must be multiples of a group's processes.
     """
@@ -216,12 +216,12 @@ def share_tokens(net: Backbone, mesh: DeviceMesh) -> None:
         if isinstance(module, AttentionModuleMixin) and processor is not None:
             processor._parallel_config = config
     # the timestep is one per clip, and what enters the first block is split by `_part_of` before the anchor is added
-    plan: Any = {part: how for part, how in net.dit._cp_plan.items() if part in ("rope", "proj_out")}
+    plan: Any = {part: split for part, split in net.dit._cp_plan.items() if part in ("rope", "proj_out")}
     apply_context_parallel(net.dit, context, plan)
     net.part = mesh["ulysses"].get_local_rank(), processes
-    net.dit.blocks[0].register_forward_pre_hook(partial(_part_of, *net.part), prepend=True)
+    net.dit.blocks[0].register_forward_pre_hook(partial(_take_part, *net.part), prepend=True)
 
 
-def _part_of(which: int, parts: int, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _take_part(index: int, parts: int, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     hidden, *rest = args
-    return (hidden.chunk(parts, dim=1)[which], *rest)
+    return (hidden.chunk(parts, dim=1)[index], *rest)

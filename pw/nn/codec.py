@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SpaceToDepthCodec:
-    """[B, 3, F, H, W] <-> [B, 3 f^2, F, H/f, W/f], exactly invertible; nothing to learn, nothing to load."""
+    """[B, 3, F, H, W] <-> [B, 3 f^2, F, H/f, W/f], exactly invertible, without weights."""
 
     def __init__(self, choice: options.SpaceToDepth) -> None:
         self.factor = choice.factor
@@ -60,21 +60,21 @@ WAN_VAE: dict[str, Any] = {
 class WanCodec:
     """[B, 3, F, H, W] <-> [B, 48, (F - 1) / 4 + 1, H / 16, W / 16] by Wan2.2's VAE, normalised per channel.
 
-    The mode of the posterior is the latent (deterministic). Large pictures go in tiles: each over all frames, blended
-    where they overlap. A tile's attention sees the tile alone, so tiles differ a little from one piece everywhere.
+    The latent is the mode of the posterior (deterministic). Large pictures are split into tiles of all frames, which
+    are blended where they overlap. Attention is within a tile, so the result differs a little from that of one piece.
 
     Raises ValueError when the VAE does not match the configuration.
     """
 
     def __init__(self, choice: options.WanVAE, vae: AutoencoderKLWan) -> None:
         config: Any = vae.config
-        for name, found in (
+        for name, actual in (
             ("channels", config.z_dim),
             ("factor", config.scale_factor_spatial),
             ("frames_factor", config.scale_factor_temporal),
         ):
-            if found != getattr(choice, name):
-                raise ValueError(f"codec.{name}={getattr(choice, name)}: the VAE of these weights has {found}")
+            if actual != getattr(choice, name):
+                raise ValueError(f"codec.{name}={getattr(choice, name)}: the VAE of these weights has {actual}")
         self.choice, self.vae = choice, vae.eval().requires_grad_(False)
         self.factor, self.channels = choice.factor, choice.channels
         self.mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
@@ -90,7 +90,7 @@ class WanCodec:
 
     @classmethod
     def random(cls, choice: options.WanVAE, device: str) -> WanCodec:
-        """Wan2.2's VAE at full size with random weights: its time and memory, not its pictures."""
+        """Wan2.2's VAE at full size with random weights: to measure time and memory."""
         from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
         with torch.device(device):
@@ -102,7 +102,7 @@ class WanCodec:
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """Video in [-1, 1] -> latent, float32, where the video is. Raises ValueError on sizes that do not fit."""
+        """Video in [-1, 1] -> latent, float32, on the video's device. Raises ValueError on sizes that do not fit."""
         _, _, frames, height, width = video.shape
         self.choice.latent_frames(frames)
         if height % self.factor or width % self.factor:
@@ -110,17 +110,17 @@ class WanCodec:
         unit = self.factor
 
         def piece(rows: slice, columns: slice) -> Tensor:
-            part = video[..., _times(rows, unit), _times(columns, unit)].to(self.vae.device, self.vae.dtype)
+            part = video[..., _scale_span(rows, unit), _scale_span(columns, unit)].to(self.vae.device, self.vae.dtype)
             return self.vae.encode(part).latent_dist.mode().float().to(video.device)
 
         tile, overlap = self.choice.tile // unit, self.choice.overlap // unit
-        bands = blended(piece, (height // unit, width // unit), tile, overlap, 1)
+        bands = blend_tiles(piece, (height // unit, width // unit), tile, overlap, 1)
         latent = torch.cat([band for _, band in bands], dim=-2)
         return (latent - self.mean.to(latent)) / self.std.to(latent)
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """Latent -> video [B, 3, F, H, W] in [-1, 1], float32, where the latent is."""
+        """Latent -> video [B, 3, F, H, W] in [-1, 1], float32, on the latent's device."""
         return torch.cat([band for _, band in self.bands(latent)], dim=-2)
 
     @torch.no_grad()
@@ -141,16 +141,16 @@ class WanCodec:
         size, overlap = self.choice.tile // unit, self.choice.overlap // unit
         if processes > 1:
             rows, columns = (options.spans(length, size, overlap) for length in (height, width))
-            made = pieces_together(piece, list(itertools.product(rows, columns)), unit, processes)
+            pieces = distributed_pieces(piece, list(itertools.product(rows, columns)), unit, processes)
             if dist.get_rank() % processes:
-                deque(made, maxlen=0)
+                deque(pieces, maxlen=0)
                 return
-            yield from blended(lambda rows, columns: next(made), (height, width), size, overlap, unit)
+            yield from blend_tiles(lambda rows, columns: next(pieces), (height, width), size, overlap, unit)
             return
-        yield from blended(piece, (height, width), size, overlap, unit)
+        yield from blend_tiles(piece, (height, width), size, overlap, unit)
 
 
-def _times(span: slice, factor: int) -> slice:
+def _scale_span(span: slice, factor: int) -> slice:
     return slice(span.start * factor, span.stop * factor)
 
 
@@ -166,12 +166,12 @@ def window(span: slice, length: int, overlap: int) -> Tensor:
     return weight
 
 
-def blended(
+def blend_tiles(
     piece: Callable[[slice, slice], Tensor], size: tuple[int, int], tile: int, overlap: int, scale: int
 ) -> Iterator[tuple[int, Tensor]]:
     """piece(rows, columns) of a grid of `size` -> its parts, `scale` times larger, blended: (first row, rows) in order.
 
-    A row is given out as soon as no further tile touches it, so only a band of tiles is ever held.
+    A row is yielded as soon as no further tile overlaps it, so only one band of tiles is in memory.
     """
     height, width = size
     rows, columns = (options.spans(length, tile, overlap) for length in size)
@@ -179,53 +179,53 @@ def blended(
         yield 0, piece(rows[0], columns[0])
         return
     total = weights = None
-    done = 0
+    first_row = 0
     for index, row in enumerate(rows):
-        down = window(_times(row, scale), height * scale, overlap * scale)
+        down = window(_scale_span(row, scale), height * scale, overlap * scale)
         for column in columns:
-            made = piece(row, column)
-            across = window(_times(column, scale), width * scale, overlap * scale)
-            weight = (down[:, None] * across).to(made)
+            tile_values = piece(row, column)
+            across = window(_scale_span(column, scale), width * scale, overlap * scale)
+            weight = (down[:, None] * across).to(tile_values)
             if total is None or weights is None:
-                total = made.new_zeros(*made.shape[:-2], (row.stop - row.start) * scale, width * scale)
-                weights = made.new_zeros(total.shape[-2:])
-            at = (slice(row.start * scale - done, row.stop * scale - done), _times(column, scale))
-            total[..., *at].addcmul_(made, weight)
-            weights[at] += weight
+                total = tile_values.new_zeros(*tile_values.shape[:-2], (row.stop - row.start) * scale, width * scale)
+                weights = tile_values.new_zeros(total.shape[-2:])
+            region = (slice(row.start * scale - first_row, row.stop * scale - first_row), _scale_span(column, scale))
+            total[..., *region].addcmul_(tile_values, weight)
+            weights[region] += weight
         end = (rows[index + 1].start if index + 1 < len(rows) else height) * scale
         assert total is not None
         assert weights is not None
-        yield done, total[..., : end - done, :] / weights[: end - done]
+        yield first_row, total[..., : end - first_row, :] / weights[: end - first_row]
         if end < height * scale:
-            keep = row.stop * scale - end  # rows that the next band touches, too
-            high = (rows[index + 1].stop - rows[index + 1].start) * scale
-            longer = total.new_zeros(*total.shape[:-2], high, total.shape[-1])
-            longer[..., :keep, :] = total[..., end - done :, :]
-            heavier = weights.new_zeros(longer.shape[-2:])
-            heavier[:keep] = weights[end - done :]
-            total, weights, done = longer, heavier, end
+            shared_rows = row.stop * scale - end  # rows that the next band overlaps
+            next_height = (rows[index + 1].stop - rows[index + 1].start) * scale
+            next_total = total.new_zeros(*total.shape[:-2], next_height, total.shape[-1])
+            next_total[..., :shared_rows, :] = total[..., end - first_row :, :]
+            next_weights = weights.new_zeros(next_total.shape[-2:])
+            next_weights[:shared_rows] = weights[end - first_row :]
+            total, weights, first_row = next_total, next_weights, end
 
 
-def pieces_together(
+def distributed_pieces(
     piece: Callable[[slice, slice], Tensor], tiles: Sequence[tuple[slice, slice]], scale: int, processes: int
 ) -> Iterator[Tensor]:
-    """piece(rows, columns) of each tile, in order, by groups of so many processes, neighbours in rank, at once.
+    """piece(rows, columns) of each tile, in order; `processes` consecutive ranks compute one tile each at a time.
 
-    The first of a group is given all of them, the others none. scale: a piece is so many times larger than its tile.
+    The first of these ranks yields all pieces, the others none. A piece is `scale` times as large as its tile.
     """
     rank = dist.get_rank()
     member = rank % processes
-    for begin in range(0, len(tiles), processes):
-        turn = tiles[begin : begin + processes]
-        mine = piece(*turn[member]) if member < len(turn) else None
+    for start in range(0, len(tiles), processes):
+        batch = tiles[start : start + processes]
+        local = piece(*batch[member]) if member < len(batch) else None
         if member:
-            if mine is not None:
-                dist.send(mine.contiguous(), rank - member)
+            if local is not None:
+                dist.send(local.contiguous(), rank - member)
             continue
-        assert mine is not None
-        yield mine
-        for other, (rows, columns) in enumerate(turn[1:], start=1):
+        assert local is not None
+        yield local
+        for offset, (rows, columns) in enumerate(batch[1:], start=1):
             size = ((span.stop - span.start) * scale for span in (rows, columns))
-            theirs = mine.new_empty(*mine.shape[:-2], *size)
-            dist.recv(theirs, rank + other)
-            yield theirs
+            received = local.new_empty(*local.shape[:-2], *size)
+            dist.recv(received, rank + offset)
+            yield received

@@ -1,9 +1,9 @@
 """Checkpoints of any layout under our names: diffusers, the original Wan, the authors' and our exports.
 
-    net_state = to_ours(read(path))     # any layout -> `dit.*` (diffusers' names), `injector.*`, `stride_embedding.*`
-    fresh = place(net, net_state)       # strict: every key finds its place, or a ValueError lists those that do not
+    net_state = to_pw(read(path))     # any layout -> `dit.*` (diffusers' names), `injector.*`, `stride_embedding.*`
+    not_loaded = place(net, net_state)  # strict: a ValueError lists the keys that do not match
 
-Nothing read here can run code.
+Nothing that is read here can run code.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from pw.nn import options
 
 Layout = Literal["diffusers", "wan", "authors", "pw"]
-ADAPTERS = ("injector.", "stride_embedding.")  # what is ours; the rest of a network is stock
+ADAPTERS = ("injector.", "stride_embedding.")  # our modules; the rest of a network is stock
 PICKLES = (".pt", ".pth", ".ckpt")
 LISTED = 10
 
-# What FSDP, checkpointing, torch.compile and wrapper classes leave in a key.
+# Parts of a key that FSDP, checkpointing, torch.compile and wrapper classes add.
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 _OWNERS = ("model.", "module.")
 
@@ -44,8 +44,8 @@ _WAN = {
 }
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
 _BLOCK = {
-    **{f"self_attn.{theirs}": f"attn1.{ours}" for theirs, ours in _ATTENTION.items()},
-    **{f"cross_attn.{theirs}": f"attn2.{ours}" for theirs, ours in _ATTENTION.items()},
+    **{f"self_attn.{wan}": f"attn1.{diffusers}" for wan, diffusers in _ATTENTION.items()},
+    **{f"cross_attn.{wan}": f"attn2.{diffusers}" for wan, diffusers in _ATTENTION.items()},
     "norm3": "norm2",
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
@@ -70,11 +70,11 @@ AUTHORS_GROUPS = 16  # of their GroupNorm, which a state dict does not show
 def read(
     path: str | Path, weights: Literal["ema", "online"] = "ema", *, shapes_only: bool = False
 ) -> dict[str, Tensor]:
-    """The state dict at a path, as it names itself. On the CPU, mapped rather than read where the format allows.
+    """The state dict at a path, with its own names, on the CPU, memory-mapped where the format allows it.
 
     path         a `.safetensors` file, a folder of them (one file, or shards with their index; a snapshot with
                  `transformer/`, one of our exports, one of our trainings), or a `.pt`, `.pth` or `.ckpt` of tensors
-    shapes_only  tensors on the meta device, from the headers of .safetensors alone: to see early whether they fit
+    shapes_only  tensors on the meta device, from the headers of .safetensors alone: to check early whether they fit
 
     Raises ValueError for anything else: a file that is cut off, a shard that is missing, a pickle that needs code.
     """
@@ -86,8 +86,8 @@ def read(
     if path.suffix == ".safetensors":
         return _read_safetensors(path, shapes_only)
     if path.suffix in PICKLES:
-        found = _picked(_read_pickle(path), weights, path)
-        return {key: value.to("meta") for key, value in found.items()} if shapes_only else found
+        state = _select_weights(_read_pickle(path), weights, path)
+        return {key: value.to("meta") for key, value in state.items()} if shapes_only else state
     raise ValueError(
         f"{path}: {path.suffix or 'a file without suffix'} is not read; wants .safetensors, a folder of them, or "
         f"{', '.join(PICKLES)} with tensors only"
@@ -95,8 +95,8 @@ def read(
 
 
 def layout(state: Mapping[str, Any]) -> Layout:
-    """Whose names a state dict uses. Raises ValueError with some of its keys when they are nobody's we know."""
-    keys = {_bare(key) for key in state}
+    """The layout of a state dict, by its names. Raises ValueError with some of its keys if it is none of these."""
+    keys = {_without_wrappers(key) for key in state}
 
     def has(*starts: str) -> bool:
         return any(key.startswith(starts) for key in keys)
@@ -110,17 +110,17 @@ def layout(state: Mapping[str, Any]) -> Layout:
     if has("time_embedding.", "time_projection.", "text_embedding."):
         return "wan"
     raise ValueError(
-        f"not the weights of a Wan transformer: {_some(sorted(state)) or 'no keys at all'}; wants diffusers' names "
+        f"not the weights of a Wan transformer: {_key_list(sorted(state)) or 'no keys at all'}; wants diffusers' names "
         "(condition_embedder.…), original Wan's (time_embedding.…), the authors' or ours (dit.…)"
     )
 
 
-def to_ours(state: Mapping[str, Tensor], names: Layout | None = None) -> dict[str, Tensor]:
-    """The same tensors under our names. Keys no table knows keep theirs. Raises ValueError when two keys become one."""
+def to_pw(state: Mapping[str, Tensor], names: Layout | None = None) -> dict[str, Tensor]:
+    """The same tensors under our names. Unknown keys stay as they are. Raises ValueError when two keys become one."""
     names = layout(state) if names is None else names
     out: dict[str, Tensor] = {}
     for key, value in state.items():
-        renamed = _rename(_bare(key), names)
+        renamed = _rename(_without_wrappers(key), names)
         if renamed in out:
             raise ValueError(f"{key}: would be a second {renamed}")
         out[renamed] = value
@@ -130,11 +130,11 @@ def to_ours(state: Mapping[str, Tensor], names: Layout | None = None) -> dict[st
 def authors_injector(state: Mapping[str, Tensor]) -> options.Injector:
     """The options of the injector in a checkpoint of the authors under our names, from its shapes.
 
-    Their public code has three versions of it; ours is the last. Raises ValueError naming how an earlier one differs.
+    Their public code has three versions; ours is the last. For an earlier one, raises ValueError with the differences.
     """
     blocks = sorted(int(m[1]) for key in state if (m := re.fullmatch(r"injector\.out\.(\d+)\.weight", key)))
     if "injector.narrow.weight" not in state or not blocks:
-        raise ValueError(f"no injector of the authors (spatial_adapter.*) among {_some(sorted(state))}")
+        raise ValueError(f"no injector of the authors (spatial_adapter.*) among {_key_list(sorted(state))}")
     narrow, width = state["injector.narrow.weight"], state[f"injector.out.{blocks[0]}.weight"].shape[0]
     misfits = []
     if tuple(narrow.shape[2:]) != (1, 1, 1):
@@ -161,27 +161,27 @@ def place(
     assign             take the tensors themselves, with their dtype, instead of copying (a network on the meta device)
     Raises ValueError listing up to ten unknown keys, missing keys and mismatched shapes; the network is then unchanged.
     """
-    own = net.state_dict()
-    unplaced = sorted(state.keys() - own.keys())
-    empty = sorted(own.keys() - state.keys())
-    fresh: list[str] = []
+    expected = net.state_dict()
+    unknown = sorted(state.keys() - expected.keys())
+    missing = sorted(expected.keys() - state.keys())
+    not_loaded: list[str] = []
     if adapters_optional:
-        absent = tuple(part for part in ADAPTERS if not any(key.startswith(part) for key in state))
-        fresh = [key for key in empty if absent and key.startswith(absent)]
-        empty = sorted(set(empty) - set(fresh))
+        missing_adapters = tuple(part for part in ADAPTERS if not any(key.startswith(part) for key in state))
+        not_loaded = [key for key in missing if missing_adapters and key.startswith(missing_adapters)]
+        missing = sorted(set(missing) - set(not_loaded))
     shapes = [
         f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
-        for key, value in own.items()
+        for key, value in expected.items()
         if key in state and state[key].shape != value.shape
     ]
-    lists = {"without a place": unplaced, "not found": empty, "of another shape": shapes}
+    lists = {"without a place": unknown, "not found": missing, "of another shape": shapes}
     if any(lists.values()):
         raise ValueError(
             "the weights do not fit the network: "
-            + "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in lists.items() if keys)
+            + "; ".join(f"{len(keys)} {what} ({_key_list(keys)})" for what, keys in lists.items() if keys)
         )
     net.load_state_dict(dict(state), strict=False, assign=assign)
-    return fresh
+    return not_loaded
 
 
 def _rename(key: str, names: Layout) -> str:
@@ -204,7 +204,7 @@ def _rename(key: str, names: Layout) -> str:
     return f"dit.{prefix}{table[module]}.{leaf}" if module in table else key
 
 
-def _bare(key: str) -> str:
+def _without_wrappers(key: str) -> str:
     for wrapper in _WRAPPERS:
         key = key.replace(wrapper, "")
     while key.startswith(_OWNERS):
@@ -212,7 +212,7 @@ def _bare(key: str) -> str:
     return key
 
 
-def _some(keys: Iterable[str]) -> str:
+def _key_list(keys: Iterable[str]) -> str:
     keys = list(keys)
     return ", ".join(keys[:LISTED]) + (", …" if len(keys) > LISTED else "")
 
@@ -231,8 +231,8 @@ def _read_folder(folder: Path, weights: str, shapes_only: bool = False) -> dict[
         return _read_safetensors(files[0], shapes_only)
     if not indices and not files and (folder / "transformer").is_dir():
         return _read_folder(folder / "transformer", weights, shapes_only)
-    found = _some(path.name for path in [*indices, *files]) or "none"
-    raise ValueError(f"{folder}: wants one .safetensors file, or shards with one index; there are: {found}")
+    names = _key_list(path.name for path in [*indices, *files]) or "none"
+    raise ValueError(f"{folder}: wants one .safetensors file, or shards with one index; there are: {names}")
 
 
 def _read_shards(index: Path, shapes_only: bool = False) -> dict[str, Tensor]:
@@ -243,23 +243,23 @@ def _read_shards(index: Path, shapes_only: bool = False) -> dict[str, Tensor]:
         raise ValueError(f"{index}: not an index of shards ({error})") from error
     missing = [shard for shard in shards if not (index.parent / shard).exists()]
     if missing:
-        raise ValueError(f"{index.parent}: {len(missing)} of {len(shards)} shards are missing: {_some(missing)}")
+        raise ValueError(f"{index.parent}: {len(missing)} of {len(shards)} shards are missing: {_key_list(missing)}")
     state = {
         key: value for shard in shards for key, value in _read_safetensors(index.parent / shard, shapes_only).items()
     }
-    lacking = sorted(weight_map.keys() - state.keys())
-    if lacking:
-        raise ValueError(f"{index.parent}: the shards lack {len(lacking)} keys of their index: {_some(lacking)}")
+    missing = sorted(weight_map.keys() - state.keys())
+    if missing:
+        raise ValueError(f"{index.parent}: the shards lack {len(missing)} keys of their index: {_key_list(missing)}")
     return state
 
 
 def _read_safetensors(path: Path, shapes_only: bool = False) -> dict[str, Tensor]:
     try:
         if shapes_only:
-            with safe_open(path, "pt") as opened:
+            with safe_open(path, "pt") as file:
                 return {
-                    key: torch.empty(opened.get_slice(key).get_shape(), device="meta")
-                    for key in opened.keys()  # noqa: SIM118
+                    key: torch.empty(file.get_slice(key).get_shape(), device="meta")
+                    for key in file.keys()  # noqa: SIM118
                 }
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -284,21 +284,21 @@ def _read_pickle(path: Path) -> Any:
         raise ValueError(f"{path}: cut off, or not a torch file ({str(error).splitlines()[0]})") from error
 
 
-def _picked(loaded: Any, weights: str, path: Path) -> dict[str, Tensor]:
-    """The state dict in a loaded checkpoint; `weights` chooses between `ema` and `online` where it has both."""
-    if not isinstance(loaded, Mapping):
-        raise ValueError(f"{path}: holds a {type(loaded).__name__}; wants a state dict")
-    both = {"ema": "generator_ema", "online": "generator"}
-    if loaded.keys() & set(both.values()):
-        if both[weights] not in loaded:
-            raise ValueError(f"{path}: has no {both[weights]}, only {_some(map(str, loaded))}")
-        loaded = loaded[both[weights]]
+def _select_weights(checkpoint: Any, weights: str, path: Path) -> dict[str, Tensor]:
+    """The state dict in a loaded checkpoint; `weights` chooses between `ema` and `online` if it has both."""
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"{path}: holds a {type(checkpoint).__name__}; wants a state dict")
+    entries = {"ema": "generator_ema", "online": "generator"}
+    if checkpoint.keys() & set(entries.values()):
+        if entries[weights] not in checkpoint:
+            raise ValueError(f"{path}: has no {entries[weights]}, only {_key_list(map(str, checkpoint))}")
+        checkpoint = checkpoint[entries[weights]]
     else:
         for name in ("model", "state_dict"):
-            if isinstance(loaded.get(name), Mapping):
-                loaded = loaded[name]
+            if isinstance(checkpoint.get(name), Mapping):
+                checkpoint = checkpoint[name]
                 break
-    other = [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]
-    if other:
-        raise ValueError(f"{path}: not a state dict; {len(other)} entries are no tensors: {_some(other)}")
-    return dict(loaded)
+    others = [str(key) for key, value in checkpoint.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(f"{path}: not a state dict; {len(others)} entries are no tensors: {_key_list(others)}")
+    return dict(checkpoint)

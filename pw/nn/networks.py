@@ -1,4 +1,4 @@
-"""Networks from weights on disk, ready to generate: Wan's, a checkpoint of any layout we read, or random ones."""
+"""Networks ready to generate, with Wan's weights, those of a checkpoint in any layout we read, or random ones."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any, Literal
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
-from torch import Tensor
 
 from pw.nn import options
 from pw.nn.backbone import Backbone, wan_transformer
-from pw.nn.convert import PICKLES, authors_injector, layout, place, read, to_ours
+from pw.nn.convert import PICKLES, authors_injector, layout, place, read, to_pw
 
 KERNELS = {"sdpa": "native", "cudnn": "_native_cudnn", "flash": "_native_flash", "flash3": "_flash_3", "sage": "sage"}
-COMPILED = 64  # compiled variants of a block at most; a process needs few
+COMPILED = 64  # compiled variants of a block, at most; a process needs few
 
 
 @dataclass(frozen=True)
@@ -32,55 +31,54 @@ class Network:
 
 
 def load_network(
-    run: Network, source: str, weights: Path | None, device: str, computes_on: str | None = None
+    network: Network, source: str, weights: Path | None, device: str, compute_device: str | None = None
 ) -> Backbone:
     """A network in evaluation mode, in bf16 for a GPU (except for weights that Wan keeps in fp32), in fp32 for a CPU.
 
-    source       `base`: the transformer of `weights`, with fresh (silent) adapters; `random`: for timing and tests;
-                 else the path of a checkpoint that `pw.nn.convert` reads
-    computes_on  device that it will compute on, if not `device`
+    source          `base`: the transformer of `weights`, with fresh adapters; `random`: for timing and tests;
+                    else the path of a checkpoint that `pw.nn.convert` reads
+    compute_device  the device it will run on, `device` by default
     Raises ValueError when the weights do not match the sizes of the run.
     """
-    dtype = _dtype(computes_on or device)
+    dtype = _dtype(compute_device or device)
     if source == "random":
-        net = _random(run, dtype, device)
+        net = _random(network, dtype, device)
     elif source == "base":
         assert weights is not None
-        net = Backbone(run.backbone, run.injector, pretrained(run.backbone, weights, dtype))
+        net = Backbone(network.backbone, network.injector, pretrained(network.backbone, weights, dtype))
     else:
-        net = _from_checkpoint(run, Path(source))
-    return _ready(run, net, dtype).to(device)
+        net = _from_checkpoint(network, Path(source))
+    return _prepare(network, net, dtype).to(device)
 
 
-def network_without_weights(run: Network, source: str, device: str) -> Backbone:
-    """The network of `load_network` on the meta device, to be split and then filled from one with weights."""
+def network_without_weights(network: Network, source: str, device: str) -> Backbone:
+    """The network of `load_network` on the meta device, to be sharded and then filled with weights."""
     with torch.device("meta"):
-        net = Backbone(run.backbone, run.injector)
+        net = Backbone(network.backbone, network.injector)
     if source not in ("base", "random"):
-        path = Path(source)
-        _fit(net, _place(run, net, read(path, _which(path), shapes_only=True), path))
-    return _ready(run, net, _dtype(device))
+        _place_checkpoint(network, net, Path(source), shapes_only=True)
+    return _prepare(network, net, _dtype(device))
 
 
 def _dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
-def _ready(run: Network, net: Backbone, dtype: torch.dtype) -> Backbone:
+def _prepare(network: Network, net: Backbone, dtype: torch.dtype) -> Backbone:
     net.lower(dtype).eval().requires_grad_(False)
-    use_kernel(net, run.attention)
-    if run.compile:
+    use_kernel(net, network.attention)
+    if network.compile:
         compile_blocks(net)
     return net
 
 
-def _random(run: Network, dtype: torch.dtype, device: str) -> Backbone:
+def _random(network: Network, dtype: torch.dtype, device: str) -> Backbone:
     default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # 5e9 numbers: drawn on the device and in the dtype that they are used in
+    torch.set_default_dtype(dtype)  # 5e9 numbers: drawn on their device in their dtype
     try:
         with torch.device(device):
-            torch.manual_seed(run.seed)
-            net = Backbone(run.backbone, run.injector)
+            torch.manual_seed(network.seed)
+            net = Backbone(network.backbone, network.injector)
     finally:
         torch.set_default_dtype(default)
     if net.injector is not None:
@@ -98,34 +96,35 @@ def pretrained(choice: options.Wan, weights: Path, dtype: torch.dtype) -> Any:
     return dit
 
 
-def check_checkpoint(run: Network, path: Path) -> None:
-    """Raises ValueError for wrong names and shapes in a checkpoint, as loading it would."""
+def check_checkpoint(network: Network, path: Path) -> None:
+    """Raises ValueError for wrong names and shapes in a checkpoint, without loading it."""
     with torch.device("meta"):
-        net = Backbone(run.backbone, run.injector)
-    _place(run, net, read(path, _which(path), shapes_only=True), path)
+        net = Backbone(network.backbone, network.injector)
+    _place_checkpoint(network, net, path, shapes_only=True)
 
 
-def check_kernel(run: Network, device: str, trains: Literal["fp32", "bf16"] | None = None) -> None:
-    """Raises ValueError when a small computation fails, with gradients in the precision `trains` of a training."""
-    if run.attention == "sdpa":
+def check_kernel(network: Network, device: str, trains: Literal["fp32", "bf16"] | None = None) -> None:
+    """Raises ValueError when a small attention fails; with `trains`, in that precision and with gradients."""
+    if network.attention == "sdpa":
         return
     dtype = _dtype(device) if trains is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[trains]
-    query = torch.ones(1, 64, 2, run.backbone.attention_head_dim, dtype=dtype, device=device)
+    query = torch.ones(1, 64, 2, network.backbone.attention_head_dim, dtype=dtype, device=device)
     query.requires_grad_(trains is not None)
     try:
         with torch.set_grad_enabled(trains is not None):
-            made = dispatch_attention_fn(query, query, query, backend=AttentionBackendName(KERNELS[run.attention]))
+            backend = AttentionBackendName(KERNELS[network.attention])
+            output = dispatch_attention_fn(query, query, query, backend=backend)
             if trains is not None:
-                made.sum().backward()
+                output.sum().backward()
     except Exception as error:  # kernels raise all kinds of errors on a machine they are not for
         raise ValueError(
-            f"trainer.attention={run.attention}: not to be had here{'' if trains is None else f' in {trains}'} "
+            f"trainer.attention={network.attention}: not to be had here{'' if trains is None else f' in {trains}'} "
             f"({' '.join(str(error).split())[:200]}); trainer.attention=sdpa always is"
         ) from error
 
 
-def _which(path: Path) -> Literal["ema", "online"]:
-    """`ema`, or `online`, with a warning, of an authors' checkpoint saved before its EMA began."""
+def _weights_in(path: Path) -> Literal["ema", "online"]:
+    """`ema`; for an authors' checkpoint saved before its EMA began, `online`, with a warning."""
     if path.is_dir() or path.suffix not in PICKLES:
         return "ema"
     try:
@@ -138,38 +137,34 @@ def _which(path: Path) -> Literal["ema", "online"]:
     return "ema"
 
 
-def _from_checkpoint(run: Network, path: Path) -> Backbone:
+def _from_checkpoint(network: Network, path: Path) -> Backbone:
     with torch.device("meta"):  # else 20 GB would be initialised and overwritten
-        dit = wan_transformer(run.backbone)
-    net = Backbone(run.backbone, run.injector, dit)
-    _fit(net, _place(run, net, read(path, _which(path)), path))
-    choice = run.backbone
+        dit = wan_transformer(network.backbone)
+    net = Backbone(network.backbone, network.injector, dit)
+    _place_checkpoint(network, net, path)
+    choice = network.backbone
     dit.rope = WanRotaryPosEmbed(choice.attention_head_dim, choice.patch_size, choice.rope_max_seq_len)
     return net
 
 
-def _fit(net: Backbone, layout: str) -> None:
-    """Set the constants that a checkpoint's layout implies and its tensors do not show."""
-    if layout == "authors" and net.injector is not None:
-        net.injector.token_norm.eps = 1e-6
-
-
-def _place(run: Network, net: Backbone, state: dict[str, Tensor], path: Path) -> str:
-    """Returns the checkpoint's layout."""
-    found = layout(state)
-    ours = to_ours(state, found)
-    if found == "authors" and run.injector is not None:
-        wanted = authors_injector(ours)
-        if run.injector != wanted:
+def _place_checkpoint(network: Network, net: Backbone, path: Path, *, shapes_only: bool = False) -> None:
+    """Assign the tensors of the checkpoint at `path` to `net`; with `shapes_only`, tensors on the meta device."""
+    state = read(path, _weights_in(path), shapes_only=shapes_only)
+    names = layout(state)
+    renamed = to_pw(state, names)
+    if names == "authors" and network.injector is not None:
+        injector = authors_injector(renamed)
+        if network.injector != injector:
             raise ValueError(
-                f"{path} is a checkpoint of the authors: set injector=gated_channelwise "
-                f"injector.blocks={list(wanted.blocks)} injector.hidden={wanted.hidden} injector.groups={wanted.groups}"
+                f"{path} is a checkpoint of the authors: set injector=gated_channelwise injector.blocks="
+                f"{list(injector.blocks)} injector.hidden={injector.hidden} injector.groups={injector.groups}"
             )
     try:
-        place(net, ours, adapters_optional=run.injector is None, assign=True)
+        place(net, renamed, adapters_optional=network.injector is None, assign=True)
     except ValueError as error:
-        raise ValueError(f"{path} ({found} layout): {error}") from error
-    return found
+        raise ValueError(f"{path} ({names} layout): {error}") from error
+    if names == "authors" and net.injector is not None:
+        net.injector.token_norm.eps = 1e-6  # a constant of theirs, in no state dict
 
 
 def compile_blocks(net: Backbone) -> None:
@@ -183,8 +178,8 @@ def compile_blocks(net: Backbone) -> None:
 
 def use_kernel(net: Backbone, name: str) -> None:
     """Select the attention kernel by name. Raises ValueError when it is not available."""
-    talkative = logging.getLogger("diffusers.models.modeling_utils")
-    talkative.addFilter(_is_news)
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    logger.addFilter(_is_other_message)
     try:
         net.dit.set_attention_backend(KERNELS[name])
     except (ImportError, RuntimeError, ValueError) as error:
@@ -193,9 +188,9 @@ def use_kernel(net: Backbone, name: str) -> None:
             "always is"
         ) from error
     finally:
-        talkative.removeFilter(_is_news)
+        logger.removeFilter(_is_other_message)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a log record is other than the one diffusers emits for every choice of a kernel."""
+def _is_other_message(record: logging.LogRecord) -> bool:
+    """Whether a log record is not the one that diffusers emits for every choice of a kernel."""
     return not record.getMessage().startswith("Attention backends are an experimental feature")

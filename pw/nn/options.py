@@ -33,12 +33,12 @@ class Wan:
         if self.attention_head_dim % 2:
             raise ValueError(f"backbone.attention_head_dim={self.attention_head_dim}: rotary embedding wants it even")
 
-    def check(self, config: Mapping[str, Any], where: object) -> None:
-        """Raises ValueError where a transformer's config.json (diffusers) has other sizes."""
-        for name, wanted in vars(self).items():
-            found = config.get(name, wanted)
-            if (tuple(found) if name == "patch_size" else found) != wanted:
-                raise ValueError(f"backbone.{name}={wanted}: the transformer in {where} has {found}")
+    def check(self, config: Mapping[str, Any], path: object) -> None:
+        """Raises ValueError if a transformer's config.json (diffusers) in the folder `path` has other sizes."""
+        for name, value in vars(self).items():
+            actual = config.get(name, value)
+            if (tuple(actual) if name == "patch_size" else actual) != value:
+                raise ValueError(f"backbone.{name}={value}: the transformer in {path} has {actual}")
 
     @property
     def width(self) -> int:
@@ -132,7 +132,8 @@ class WanVAE:
     """Wan2.2's VAE: `factor` x `factor` px and `frames_factor` frames a latent position, after the first frame.
 
     precision  of its weights; fp32 is the reference, bf16 halves memory and time
-    tile       px of a tile's side at most, 0 for one piece; overlap px by which neighbours overlap, blended by a cosine
+    tile       longest side of a tile, px; 0 for one piece
+    overlap    px by which neighbouring tiles overlap, blended by a cosine
     """
 
     factor: int
@@ -162,10 +163,10 @@ class WanVAE:
     def latent_frames(self, frames: int) -> int:
         """(frames - 1) / frames_factor + 1. Raises ValueError unless frames is frames_factor n + 1."""
         if (frames - 1) % self.frames_factor:
-            below = (frames - 1) // self.frames_factor * self.frames_factor + 1
+            lower = (frames - 1) // self.frames_factor * self.frames_factor + 1
             raise ValueError(
                 f"scale.frames={frames}: the codec makes 1 + {self.frames_factor} n frames; "
-                f"{below} or {below + self.frames_factor} would do"
+                f"{lower} or {lower + self.frames_factor} would do"
             )
         return (frames - 1) // self.frames_factor + 1
 

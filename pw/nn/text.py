@@ -22,8 +22,8 @@ class TextEncoder:
 
     tokens  length of an embedding: 512
     cache   folder of `<digest>.safetensors`, one per prompt and weights
-    name    of the weights: part of the digest
-    device  11.4 GB of it in bf16
+    name    of the weights, part of the digest
+    device  of the encoder: 11.4 GB in bf16
     """
 
     def __init__(self, weights: Path, tokens: int, cache: Path, name: str, device: str, dtype: torch.dtype) -> None:
@@ -33,9 +33,9 @@ class TextEncoder:
         self._encoder: Any = None
 
     def check(self, prompts: Sequence[str], key: str = "") -> None:
-        """Raises ValueError naming a prompt that is longer than `tokens`, before anything is encoded.
+        """Raises ValueError naming a prompt that is longer than `tokens`.
 
-        key  name of the prompt in the message. Without it prompts are counted and must not be empty.
+        key  name of the prompt in the message; without it, prompts are numbered and must not be empty
         """
         for number, prompt in enumerate(prompts, start=1):
             name = key or f"prompt {number} of {len(prompts)}"
@@ -49,8 +49,8 @@ class TextEncoder:
 
     def encode(self, prompt: str) -> Tensor:
         """A prompt's embedding, [tokens, D] on the CPU: read from the cache, or encoded and cached."""
-        kept = self.unpadded(prompt)
-        return torch.cat([kept, kept.new_zeros(self.tokens - len(kept), kept.shape[1])])
+        embedding = self.unpadded(prompt)
+        return torch.cat([embedding, embedding.new_zeros(self.tokens - len(embedding), embedding.shape[1])])
 
     def unpadded(self, prompt: str) -> Tensor:
         """`encode` without padding. A prompt longer than `tokens` is cut (see `check`)."""
@@ -88,7 +88,7 @@ class TextEncoder:
             self._encoder = encoder.eval().to(self.device)
         ids = self._tokens(prompt)
         if len(ids) > self.tokens:
-            ids = [*ids[: self.tokens - 1], ids[-1]]  # the last one says that it ends
+            ids = [*ids[: self.tokens - 1], ids[-1]]  # the last one is the end token
         padding = self._tokenizer.pad_token_id or 0
         padded = torch.tensor([ids + [padding] * (self.tokens - len(ids))], device=self.device)
         mask = (torch.arange(self.tokens, device=self.device) < len(ids)).long()[None]

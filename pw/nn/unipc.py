@@ -1,4 +1,4 @@
-"""How diffusers samples Wan: its solver UniPC behind our solver interface, and its whole pipeline, to be timed."""
+"""diffusers' sampling of Wan: its solver UniPC behind our solver interface, and its whole pipeline, to time it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class UniPC:
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, solver_order=self.order
         )
         scheduler.set_timesteps(sigmas=schedule.sigma(grid[:-1]).numpy())
-        scheduler.set_begin_index(0)  # else looked up by whole timestep, which two steps of a fine grid share
+        scheduler.set_begin_index(0)  # else it looks steps up by whole timestep, which is ambiguous on a fine grid
         state = noise
         full = lambda value: torch.full((len(noise),), value, dtype=torch.float64, device=noise.device)  # noqa: E731
         for timestep, stride, label in zip(grid[:-1].tolist(), strides.tolist(), scheduler.timesteps, strict=True):
@@ -44,12 +44,13 @@ class UniPC:
 
 
 def stock_steps(
-    dit: Any, latent: Tensor, text: Tensor, shift: float, steps: int, of: int, after_step: Callable[[float], None]
+    dit: Any, latent: Tensor, text: Tensor, shift: float, steps: int, total: int, after_step: Callable[[float], None]
 ) -> list[float]:
-    """Seconds of each of the first `steps` of `of` denoising steps with guidance, as Wan2.2-TI2V-5B is published.
+    """Seconds of each of the first `steps` of `total` denoising steps as Wan2.2-TI2V-5B is published.
 
-    Timesteps per token, two forwards a step, UniPC.
-    latent  initial noise [1, C, F', h, w] on the transformer's device; text [1, tokens, D], both branches'
+    Guidance by two forwards a step, timesteps per token, UniPC.
+    latent      initial noise [1, C, F', h, w] on the transformer's device
+    text        [1, tokens, D], for both branches
     after_step  called after each step with its seconds
     """
     from diffusers.pipelines.wan.pipeline_wan import WanPipeline
@@ -63,16 +64,16 @@ def stock_steps(
     pipe.set_progress_bar_config(disable=True)
     _, _, frames, rows, columns = latent.shape
     seconds: list[float] = []
-    began = time.perf_counter()
+    start = time.perf_counter()
 
-    def after(pipe: Any, index: int, timestep: Any, found: dict[str, Any]) -> dict[str, Any]:
-        nonlocal began
+    def on_step_end(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal start
         synchronize(latent.device)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
         after_step(seconds[-1])
         pipe._interrupt = len(seconds) >= steps
-        began = time.perf_counter()
-        return found
+        start = time.perf_counter()
+        return tensors
 
     synchronize(latent.device)
     pipe(
@@ -81,11 +82,11 @@ def stock_steps(
         height=rows * pipe.vae_scale_factor_spatial,
         width=columns * pipe.vae_scale_factor_spatial,
         num_frames=(frames - 1) * pipe.vae_scale_factor_temporal + 1,
-        num_inference_steps=of,
+        num_inference_steps=total,
         guidance_scale=5.0,
         latents=latent,
         output_type="latent",
-        callback_on_step_end=after,
+        callback_on_step_end=on_step_end,
     )
     return seconds
 

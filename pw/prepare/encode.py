@@ -19,9 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pw.data.latents import ABOUT, EMPTY, UNFINISHED, fit
+from pw.data.latents import EMPTY, RECORD, UNFINISHED, fit
 from pw.data.shard_index import ShardError, manifest_entry, write_tar
-from pw.data.shards import seeded
+from pw.data.shards import seeded_rng
 from pw.io.arguments import Command, ConfigError
 from pw.io.files import check_writable, digest, replacing, write_json, write_tensors
 from pw.io.lazy import Tensor
@@ -65,7 +65,7 @@ def encode(encoding: Encoding, progress: ClipProgress = lambda shard, done, clip
     (folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
     content = {"digest": digest(encoding.identity, 16), "scale": encoding.run.scale.name, **encoding.identity}
     shards = [{"file": shard.path.name, "split": shard.split} for shard in encoding.shards]
-    write_json(folder / ABOUT, content | {"urls": os.path.abspath(encoding.urls), "shards": shards})
+    write_json(folder / RECORD, content | {"urls": os.path.abspath(encoding.urls), "shards": shards})
     if not (folder / EMPTY).exists():
         with tempfile.TemporaryDirectory() as cache:
             _save(folder / EMPTY, {"text": worker.text("", Path(cache))})
@@ -179,7 +179,7 @@ class _Worker:
         video = fit(frames, (scale.frames, scale.height, scale.width))[None].to(self.device)
         latents = [self.codec.encode(video)]
         for number in range(self.anchors):
-            generator = seeded(self.run.seed, key, number)
+            generator = seeded_rng(self.run.seed, key, number)
             latents.append(self.codec.encode(self.run.degradation.anchor(video, scale.anchor_size, generator)))
         if not all(bool(latent.isfinite().all()) for latent in latents):
             raise ValueError(f"clip {key!r} has a latent that is not finite; codec.precision=fp32 may do better")

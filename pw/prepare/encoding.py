@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pw.data.latents import described
+from pw.data.latents import encoding_settings
 from pw.data.shard_index import ShardIndex, find_shards, manifest_entry
 from pw.data.shards import fits, short_side
 from pw.io.arguments import ConfigError, option
@@ -234,7 +234,7 @@ def find_weights(encoding: Encoding) -> None:
     check_device(run)
     encoding.identity = {
         "format": FORMAT,
-        "encoded": described(run.scale, run.codec, run.degradation, run.backbone),
+        "encoded": encoding_settings(run.scale, run.codec, run.degradation, run.backbone),
         "anchors": encoding.sizes.anchors,
         "seed": run.seed,
         "weights": {part: fingerprint(encoding.weights / part) for part in PARTS},

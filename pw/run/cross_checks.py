@@ -88,10 +88,10 @@ def _check_data(run: Run) -> None:
                 f"{reason}; set scale.frames, scale.height and scale.width, data follows"
             )
     if run.config.choices["data"] == "latents":
-        from pw.data.latents import LatentClips, described  # slow to import
+        from pw.data.latents import LatentClips, encoding_settings  # slow to import
 
         assert isinstance(run.source, LatentClips)
-        expected = described(run.scale, run.codec, run.degradation, run.backbone)
+        expected = encoding_settings(run.scale, run.codec, run.degradation, run.backbone)
         if run.stage == "hires" and run.injector is None:
             expected.pop("degradation")  # there is no anchor
         with as_config_error():

@@ -1,10 +1,10 @@
-"""Sample one run to `outputs/videos/<signature>/`: clips on disk, the same order and noise in every arm.
+"""Sample one run to `outputs/videos/<signature>/`: clips on disk, of the same order and noise in all arms.
 
     pw sample stage=hires objective=shortcut sampling.num_steps=4
 
 A folder holds `0000.mkv`, … (lossless, at full size), `anchors/` (the first few anchors), for stage I `native/` (clips
-at the anchor's size), and `done.json`. It is filled clip by clip, and a clip that exists is never sampled again. One
-batch of clips is in memory, however many are sampled.
+at the anchor's size), and `done.json`. A clip that exists is never sampled again. Only one batch of
+clips is in memory.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from pw.io.video import Frames
 
 INITIAL_NOISE, EVALUATION_ANCHOR = 7, 6  # streams of random numbers, see pw.stages.stage
-SHOWN = 8  # anchors kept for the contact sheet
-FRAMES_AT_ONCE = 8  # of a clip on its way to 8 bits
+STORED_ANCHORS = 8  # for the contact sheet
+FRAMES_PER_CALL = 8  # frames of a clip that are converted to 8 bits in one call
 Texts = tuple[Tensor, Tensor] | None  # embeddings of captions and of the negative prompt, [clips, tokens, dim] each
 
 
@@ -57,19 +57,19 @@ def reference_folder(run: Run, outputs: Path = OUTPUTS, seed: int | None = None)
 
 
 def anchor_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None, *, twin: bool = False) -> Path:
-    """What stage I is measured against: the evaluation clips (or their twins) degraded to anchors as in training."""
+    """The reference of stage I: the evaluation clips (or their twins) degraded to anchors as in training."""
     return reference_folder(run, outputs, seed) / f"anchor{'_b' if twin else ''}-{run.degradation_signature}"
 
 
 def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None = None) -> bool:
     """Whether the first `limit` clips are sampled."""
-    done = read_json(sample_folder(run, outputs, seed) / "done.json")
-    clips = (done or {}).get("clips")
+    record = read_json(sample_folder(run, outputs, seed) / "done.json")
+    clips = (record or {}).get("clips")
     return isinstance(clips, int) and clips >= limit
 
 
 def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
-    """Write the evaluation clips and their twins, once. A call continues one that was interrupted."""
+    """Write the evaluation clips and their twins, once; continues an interrupted call."""
     from pw.io.video import to_uint8
 
     seed = run.seed if seed is None else seed
@@ -80,13 +80,14 @@ def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) 
             evaluation = run.source.evaluation(run.sampling.count, seed)
             sets = {folder / "real": evaluation.real.frames, folder / "real_b": evaluation.real_b.frames}
             _write_clips(sets, run.sampling.count)
-            about = {"clips": run.sampling.count, "seed": seed, "note": evaluation.note()}
+            record = {"clips": run.sampling.count, "seed": seed, "note": evaluation.note()}
             captions = evaluation.captions()
-            write_json(folder / "done.json", about | ({"captions": captions} if captions else {}))
+            write_json(folder / "done.json", record | ({"captions": captions} if captions else {}))
         if run.stage == "anchor" and not anchor_reference(run, outputs, seed).exists():
             evaluation = run.source.evaluation(run.sampling.count, seed)
             sets = {}
-            for twin, clips in ((True, evaluation.real_b), (False, evaluation.real)):  # the one that is looked for last
+            # last the one whose folder is tested above
+            for twin, clips in ((True, evaluation.real_b), (False, evaluation.real)):
                 anchor = degraded_anchors(run, clips, run.degradation, seed)
                 sets[anchor_reference(run, outputs, seed, twin=twin)] = lambda i, anchor=anchor: to_uint8(anchor(i))
             _write_clips(sets, run.sampling.count)
@@ -94,20 +95,20 @@ def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) 
 
 
 def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> None:
-    """Write each folder's clips as 0000.mkv, …; a folder gets its name when all are written, and is then kept."""
+    """Write each folder's clips as 0000.mkv, …; a folder is renamed to its name when all are written."""
     from pw.io.video import write_video
 
     partial = {folder: folder.with_name(f".{folder.name}") for folder in sets if not folder.exists()}
-    for place in partial.values():
-        place.mkdir(parents=True, exist_ok=True)
-        for cut_off in place.glob(".*.part"):
-            cut_off.unlink()
+    for partial_folder in partial.values():
+        partial_folder.mkdir(parents=True, exist_ok=True)
+        for temporary in partial_folder.glob(".*.part"):
+            temporary.unlink()
     for index in range(count):
-        for folder, place in partial.items():
-            if not (path := place / f"{index:04d}.mkv").exists():
+        for folder, partial_folder in partial.items():
+            if not (path := partial_folder / f"{index:04d}.mkv").exists():
                 write_video(path, sets[folder](index))
-    for folder, place in partial.items():
-        place.rename(folder)
+    for folder, partial_folder in partial.items():
+        partial_folder.rename(folder)
 
 
 def sample(
@@ -120,11 +121,11 @@ def sample(
     training: Progress | None = None,
     is_checked: bool = False,
 ) -> Path:
-    """Sample the first `limit` clips (all `sampling.count` by default) of a trained run, trained first if need be.
+    """Sample the first `limit` clips (all `sampling.count` by default) of a run, which is first trained if it is not.
 
     seed        of the evaluation clips and the initial noise, the run's own by default
     progress    called with (batch, batches) of the sampling
-    training    called with (update, updates) of what is trained before
+    training    called with (update, updates) of a training before it
     is_checked  whether the caller has called `preflight`
     """
     seed = run.seed if seed is None else seed
@@ -146,37 +147,37 @@ def sample(
 def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progress: Progress | None) -> None:
     from pw.io.video import to_uint8, write_video
 
-    began, cpu_began = time.perf_counter(), time.process_time()
+    start, cpu_start = time.perf_counter(), time.process_time()
     texts = evaluation_texts(run, outputs, limit, seed)  # before the network: its encoder is as large
     module = load_stage(run, outputs)
     anchors = evaluation_anchors(run, outputs, seed)
     for name in ("anchors", "native"):
         (folder / name).mkdir(exist_ok=True)
     write_config(run, folder, "sample")
-    # a batch is made whole even where only some of it is missing: the same sums, so the same bits, after a kill
+    # a batch is sampled whole even if only some clips are missing: sums, so bits, stay the same after a kill
     size = run.sampling.batch_size
-    batches = [range(at, min(at + size, limit)) for at in range(0, limit, size)]
+    batches = [range(first, min(first + size, limit)) for first in range(0, limit, size)]
     missing = {index for index in range(limit) if not (folder / f"{index:04d}.mkv").exists()}
     batches = [list(batch) for batch in batches if missing & set(batch)]
-    for position, indices in enumerate(batches, start=1):
+    for batch_number, indices in enumerate(batches, start=1):
         anchor = None if anchors is None else anchors(indices)
         clips = synthesise(run, module, anchor, indices, seed, texts)
-        for at, index in enumerate(indices):
+        for position, index in enumerate(indices):
             if index not in missing:
                 continue
             if run.stage == "anchor":
-                write_video(folder / "native" / f"{index:04d}.mkv", to_uint8(clips[at]))
-            if index < SHOWN and anchor is not None:
-                write_video(folder / "anchors" / f"{index:04d}.mkv", to_uint8(anchor[at]))
-            # last: it says that the others are there
-            write_video(folder / f"{index:04d}.mkv", at_full_size(clips[at], run.scale.size))
-        del clips  # before the next batch's anchors are made
+                write_video(folder / "native" / f"{index:04d}.mkv", to_uint8(clips[position]))
+            if index < STORED_ANCHORS and anchor is not None:
+                write_video(folder / "anchors" / f"{index:04d}.mkv", to_uint8(anchor[position]))
+            # last: its existence means that the other two exist
+            write_video(folder / f"{index:04d}.mkv", to_full_size(clips[position], run.scale.size))
+        del clips  # before the next batch's anchors are computed
         if progress is not None:
-            progress(position, len(batches))
-    before = read_json(folder / "done.json") or {}  # the time of earlier calls counts, too
-    cpu_seconds = before.get("cpu_seconds", 0.0) + time.process_time() - cpu_began
-    wall_seconds = before.get("wall_seconds", 0.0) + time.perf_counter() - began
-    about = {
+            progress(batch_number, len(batches))
+    previous = read_json(folder / "done.json") or {}  # earlier calls' time is added
+    cpu_seconds = previous.get("cpu_seconds", 0.0) + time.process_time() - cpu_start
+    wall_seconds = previous.get("wall_seconds", 0.0) + time.perf_counter() - start
+    record = {
         "signature": run.sample_signature(seed),
         "training": run.training_signature,
         "clips": limit,
@@ -187,7 +188,7 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
         **provenance(),
         "code": run.sampling_code,
     }
-    write_json(folder / "done.json", about)
+    write_json(folder / "done.json", record)
 
 
 def coverage_entry(run: Run) -> dict[str, Any] | None:
@@ -195,16 +196,16 @@ def coverage_entry(run: Run) -> dict[str, Any] | None:
     step_sampler = run.objective.step_sampler
     if step_sampler is None or not run.feeds_strides():
         return None
-    covered = coverage(step_sampler, run.schedule, run.grid())
+    report = coverage(step_sampler, run.schedule, run.grid())
     return {
-        "grid": [astuple(pair) for pair in covered.pairs],
-        "second_halves_trained": covered.second_halves_trained,
-        "second_halves_total": covered.second_halves,
+        "grid": [astuple(pair) for pair in report.pairs],
+        "second_halves_trained": report.second_halves_trained,
+        "second_halves_total": report.second_halves,
     }
 
 
 def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
-    """A trained stage with its EMA weights, ready to sample. Raises ValueError when they are not this run's."""
+    """A trained stage with its EMA weights, ready to sample. Raises ValueError if they are of another signature."""
     from safetensors.torch import load_file
 
     silence_libraries()
@@ -226,9 +227,9 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
 
 
 def check_sampling(run: Run) -> None:
-    """Check, before it is trained, that a run can be sampled: Wan's encoders, held-out clips, memory for a batch.
+    """Check, before training, that a run can be sampled: Wan's encoders, held-out clips, memory for a batch.
 
-    Raises ValueError saying what is missing.
+    Raises ValueError naming what is missing.
     """
     if run.text is None:
         return
@@ -237,18 +238,18 @@ def check_sampling(run: Run) -> None:
     check(locate(run.trainer.weights), ("vae", "text_encoder", "tokenizer"))
     if isinstance(run.source, LatentClips):
         run.source.check_evaluation(run.sampling.count)
-    need, there = sampling_memory(run), free_memory()
-    if need > there:
-        alone = f"sampling.batch_size=1 takes {sampling_memory(run, 1) / 1e9:.1f}"
-        offer = alone if run.sampling.batch_size > 1 else "a smaller scale would do, or more memory"
+    need, available = sampling_memory(run), free_memory()
+    if need > available:
+        smaller_batch = f"sampling.batch_size=1 takes {sampling_memory(run, 1) / 1e9:.1f}"
+        remedy = smaller_batch if run.sampling.batch_size > 1 else "a smaller scale would do, or more memory"
         raise ConfigError(
             f"sampling.batch_size={run.sampling.batch_size}: clips of scale={run.scale.name} take {need / 1e9:.1f} GB "
-            f"of CPU memory as they are sampled, {there / 1e9:.1f} are free; {offer}"
+            f"of CPU memory as they are sampled, {available / 1e9:.1f} are free; {remedy}"
         )
 
 
 def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> Texts:
-    """Of the first `limit` evaluation clips; None at a scale without text. No caption is the empty prompt."""
+    """Embeddings for the first `limit` evaluation clips; None at a scale without text. Default: the empty prompt."""
     if run.text is None:
         return None
     from pw.nn.text import TextEncoder
@@ -266,10 +267,10 @@ def evaluation_texts(run: Run, outputs: Path, limit: int, seed: int) -> Texts:
     captions = json.loads((reference_folder(run, outputs, seed) / "done.json").read_text()).get(
         "captions", [""] * limit
     )
-    found = torch.stack([encoder.encode(caption) for caption in captions[:limit]])
-    away = encoder.encode(run.text.negative_prompt)
+    text = torch.stack([encoder.encode(caption) for caption in captions[:limit]])
+    negative_text = encoder.encode(run.text.negative_prompt)
     encoder.free()
-    return found, away.expand(len(found), -1, -1)
+    return text, negative_text.expand(len(text), -1, -1)
 
 
 def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence[int]], Tensor] | None:
@@ -290,8 +291,8 @@ def evaluation_anchors(run: Run, outputs: Path, seed: int) -> Callable[[Sequence
 def degraded_anchors(run: Run, clips: Clips, degradation: Degradation, seed: int) -> Callable[[int], Tensor]:
     """A function from a clip's index to its anchor [3, F, h, w]; the degradations of all clips are drawn at once."""
     size = run.scale.anchor_size
-    drawn = degradation.draw(len(clips), run.scale.frames, size, generator(seed, 0, EVALUATION_ANCHOR))
-    return lambda index: degradation.degrade(clips[index][None], size, [drawn[index]])[0]
+    parameters = degradation.draw(len(clips), run.scale.frames, size, generator(seed, 0, EVALUATION_ANCHOR))
+    return lambda index: degradation.degrade(clips[index][None], size, [parameters[index]])[0]
 
 
 def synthesise(
@@ -307,18 +308,18 @@ def synthesise(
     if run.stage == "hires" and run.injector is not None:
         assert anchor is not None
         latent = module.anchor_latent(anchor.to(module.device))
-        if run.config["anchors"]["degradation"]:  # a test anchor's own flaws; training noise is for training
+        if run.config["anchors"]["degradation"]:  # flaws of a test anchor; the noise of training is not added
             draws = [generator(seed, i, EVALUATION_ANCHOR) for i in indices]
             latent = torch.cat([run.anchor_degradation.perturb(z[None], d) for z, d in zip(latent, draws, strict=True)])
-    chosen = None if texts is None else tuple(text[indices].to(module.device) for text in texts)
-    return module.synthesise(noise.to(module.device), latent, chosen).cpu().clamp_(-1, 1)
+    chosen_texts = None if texts is None else tuple(text[indices].to(module.device) for text in texts)
+    return module.synthesise(noise.to(module.device), latent, chosen_texts).cpu().clamp_(-1, 1)
 
 
-def at_full_size(clip: Tensor, size: tuple[int, int]) -> Frames:
+def to_full_size(clip: Tensor, size: tuple[int, int]) -> Frames:
     """[3, F, h, w] in [-1, 1] -> uint8 [F, H, W, 3], enlarged if it is smaller."""
     from pw.io.video import to_uint8
 
-    parts = clip[None].split(FRAMES_AT_ONCE, 2)  # as floats at full size there is never a whole clip of stage I
+    parts = clip[None].split(FRAMES_PER_CALL, 2)  # a whole clip of stage I at full size would be too large as floats
     return np.concatenate([to_uint8(resize(part, size, "bicubic")[0]) for part in parts])
 
 

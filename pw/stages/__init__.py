@@ -1,7 +1,7 @@
 """The two stages as LightningModules: `AnchorModel` fixes structure, `HiresSynth` paints detail under it.
 
-Begin with `stage`: network, EMA, one update, sampling. `velocity` evaluates the network with guidance. Neither, nor
-Lightning and torch, is imported before a stage is made.
+Begin with `stage`: network, EMA, one update, sampling. `velocity` evaluates the network with guidance. Both, and
+Lightning and torch, are imported with the first stage.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def import_stages() -> None:
-    """Import Lightning and both stages, the first time, see `import_without_gc`."""
+    """Import Lightning and both stages, once (`import_without_gc`)."""
     if "pw.stages.stage" not in sys.modules:
         import_without_gc("pw.stages.stage")
 
 
 def stage_module(run: Run, start: str | None = None, weights: Path | None = None) -> Any:
-    """The LightningModule of the run's stage; `start` and `weights` as `Stage` takes them."""
+    """The LightningModule of the run's stage, see `Stage`."""
     import_stages()
     from pw.stages.stage import AnchorModel, HiresSynth
 

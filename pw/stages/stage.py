@@ -1,4 +1,4 @@
-"""The two stages, and what they share: a velocity network, its EMA, one update of an objective  (sec. 3.1-3.3)."""
+"""The two stages and their base class: a velocity network, its EMA, one update of an objective  (sec. 3.1-3.3)."""
 
 from __future__ import annotations
 
@@ -37,63 +37,63 @@ from pw.stages.velocity import Condition, integrate, velocity
 
 Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and negative prompts, each [B, tokens, dim]
 
-# A random stream for each purpose: arms that draw more of one still share all others.
+# A random stream for each purpose: arms that draw more from one still share all others.
 NOISE, STEPS, DEGRADE, DROPOUT = 2, 3, 4, 5
-ALONE = Share(rank=0, processes=1, accumulate=1, batch_size=1)
+SINGLE_PROCESS = Share(rank=0, processes=1, accumulate=1, batch_size=1)
 
 
 @dataclass(frozen=True)
 class SeededDraws:
     """The randomness of one batch, a pure function of (seed, index): equal in every arm, and after a resume.
 
-    Numbers are drawn for the whole batch, whatever the number of processes, and cut to the share of this one.
+    Each process draws the numbers of the whole batch and uses those of its share.
     """
 
     seed: int
     index: int
-    share: Share = ALONE
+    share: Share = SINGLE_PROCESS
 
     def noise(self, like: Tensor) -> Tensor:
         """Standard normal of `like`'s shape, drawn on the CPU: the same on every device."""
         shape = (self.share.total_clips(len(like)), *like.shape[1:])
-        drawn = torch.randn(shape, generator=generator(self.seed, self.index, NOISE))
-        return self.share.of_batch(drawn).to(like)
+        noise = torch.randn(shape, generator=generator(self.seed, self.index, NOISE))
+        return self.share.of_batch(noise).to(like)
 
     def uniform(self, batch: int) -> Tensor:
         """[B] in [0, 1), float64."""
-        draw = generator(self.seed, self.index, STEPS)
-        return self.share.of_batch(torch.rand(self.share.total_clips(batch), generator=draw, dtype=torch.float64))
+        rng = generator(self.seed, self.index, STEPS)
+        return self.share.of_batch(torch.rand(self.share.total_clips(batch), generator=rng, dtype=torch.float64))
 
-    def dropped(self, batch: int, rate: float) -> Tensor:
-        """[B] bool: the samples whose condition is dropped, each with probability `rate`."""
-        draw = generator(self.seed, self.index, DROPOUT)
-        return self.share.of_batch(torch.rand(self.share.total_clips(batch), generator=draw)) < rate
+    def dropout_mask(self, batch: int, rate: float) -> Tensor:
+        """[B] bool: True where a sample's condition is dropped, with probability `rate`."""
+        rng = generator(self.seed, self.index, DROPOUT)
+        return self.share.of_batch(torch.rand(self.share.total_clips(batch), generator=rng)) < rate
 
     def degrade(self) -> torch.Generator:
         return generator(self.seed, self.index, DEGRADE)
 
-    def perturbed(self, degradation: Degradation, latent: Tensor, draw: torch.Generator) -> Tensor:
-        """The anchor latents of this share, with their part of the noise drawn for the whole batch."""
+    def perturb(self, degradation: Degradation, latent: Tensor, rng: torch.Generator) -> Tensor:
+        """The anchor latents of this share after `perturb`, with their part of the whole batch's noise."""
         if self.share.parts == 1:
-            return degradation.perturb(latent, draw)
-        nothing = torch.zeros(1).expand(self.share.total_clips(len(latent)), *latent.shape[1:])
-        return latent + self.share.of_batch(degradation.perturb(nothing, draw)).to(latent)
+            return degradation.perturb(latent, rng)
+        zeros = torch.zeros(1).expand(self.share.total_clips(len(latent)), *latent.shape[1:])
+        return latent + self.share.of_batch(degradation.perturb(zeros, rng)).to(latent)
 
 
 class Stage(L.LightningModule, ABC):
-    """One training of a velocity network. Subclasses define the generated latent and its condition (`prepare`).
+    """The training of a velocity network. Subclasses define the latent to generate and its condition (`prepare`).
 
-    `net` is trained; `ema` is sampled and exported. A checkpoint has both. They share the tensors of frozen weights,
-    unless weights are split over processes.
+    `net` is trained; `ema` is sampled and exported; a checkpoint has both. They share the tensors of frozen weights,
+    unless weights are sharded over processes.
     """
 
     wall_seconds = cpu_seconds = 0.0  # of training, set by `pw.train.loop`; 0 at `updates=0`
     passed_over: Sequence[str] = ()  # clips that could not be read, set by `pw.train.loop`
 
     def __init__(self, run: Run, start: str | None = None, weights: Path | None = None) -> None:
-        """start: safetensors with the weights to start from; weights: folder of Wan's, to start from its transformer.
+        """start: .safetensors file of initial weights; weights: folder of Wan's, to start from its transformer.
 
-        What the start lacks, such as an injector, is initialised afresh; without a start, everything is.
+        Modules that are not in the start, such as an injector, are initialised at random.
         """
         super().__init__()
         self.run = run
@@ -101,14 +101,14 @@ class Stage(L.LightningModule, ABC):
         self.weights = weights
         self.share = Share.of(run.train)
         self._codec: Any = None
-        self._empty: Tensor | None = None
+        self._empty_text: Tensor | None = None
         self.net: Backbone | None = None
         self.ema: Backbone | None = None
-        self._averaged = 0  # updates the EMA has seen
+        self._ema_updates = 0  # updates the EMA has seen
 
     @property
     def codec(self) -> Any:
-        """Video <-> latent. Wan's VAE is loaded at first use, which training on latents does not need."""
+        """Video <-> latent. Wan's VAE is loaded at first use: training on latents does not need it."""
         if self._codec is None:
             choice = self.run.codec
             if isinstance(choice, options.SpaceToDepth):
@@ -121,18 +121,18 @@ class Stage(L.LightningModule, ABC):
         if self.net is not None:  # Lightning may call this more than once
             return
         if self.device_mesh is None:
-            self.net = self._made()
+            self.net = self._initial_network()
         else:
             with torch.device("meta"):
                 self.net = Backbone(self.run.backbone, self.run.injector)
-        self.net.trainable(self.run.train.trainable)
-        if not self.run.objective.trains_strides:  # at stride 0 alone it would learn a constant, wrong elsewhere
+        self.net.set_trainable(self.run.train.trainable)
+        if not self.run.objective.trains_strides:  # from stride 0 alone it would learn a constant, wrong elsewhere
             self.net.stride_embedding.requires_grad_(False)
         if self.run.train.checkpoint_activations:
             self.net.checkpoint_activations(offload=self.run.trainer.offload_activations)
         frozen = {id(p): p for p in self.net.parameters() if not p.requires_grad}
         shared = frozen if self.device_mesh is None else {}  # FSDP2 needs separate tensors
-        self.ema = copy.deepcopy(self.net, shared).requires_grad_(False).eval()  # once split, it cannot be copied
+        self.ema = copy.deepcopy(self.net, shared).requires_grad_(False).eval()  # a sharded network cannot be copied
         for net in (self.net, self.ema):
             use_kernel(net, self.run.trainer.attention)
         if self.run.trainer.compile:
@@ -142,19 +142,19 @@ class Stage(L.LightningModule, ABC):
             mesh = mesh_of(self.run.trainer)
             for net in (self.net, self.ema):
                 shard(net, net.dit.blocks, mesh)
-            fill(self.net, self._made() if dist.get_rank() == 0 else None, device_type(self.run.trainer))
+            fill(self.net, self._initial_network() if dist.get_rank() == 0 else None, device_type(self.run.trainer))
             copy_parts(self.ema, self.net)
-        if self.run.trainer.context > 1 and self._trainer is not None:  # one process samples, without a trainer
+        if self.run.trainer.context > 1 and self._trainer is not None:  # sampling has one process and no trainer
             groups = groups_of(self.run.trainer.context, device_type(self.run.trainer))
             for net in (self.net, self.ema):
                 share_tokens(net, groups)
 
-    def _made(self) -> Backbone:
-        """The network at the start of training, unsplit, on the CPU."""
+    def _initial_network(self) -> Backbone:
+        """The network at the start of training, not sharded, on the CPU."""
         # fp32 also under bf16: updates of 1e-5 are added to these weights
         dit = None if self.weights is None else pretrained(self.run.backbone, self.weights, torch.float32)
         torch.manual_seed(self.run.seed)
-        with torch.device("cpu"):  # Lightning would initialise on the GPU; on the CPU all machines get the same start
+        with torch.device("cpu"):  # not on the GPU, as Lightning would: all machines get the same start
             net = Backbone(self.run.backbone, self.run.injector, dit)
         if self.start is not None:
             load_start(net, self.start)
@@ -164,9 +164,9 @@ class Stage(L.LightningModule, ABC):
     def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
         """A batch of clips, in pixels or encoded -> the latent to generate, and its condition.
 
-        Encoded clips are this process's share of a batch. Clips in pixels are the whole batch, degraded together (the
-        strongest blur sets the kernel of all) and then cut to the share. They have no captions, so their text is
-        the empty prompt; `make latents` encodes captions.
+        Encoded clips are this process's share of a batch. Clips in pixels are the whole batch: it is degraded first
+        (its strongest blur sets the kernel size) and then cut to the share. They have no captions, so their text is the
+        empty prompt; `make latents` encodes captions.
         """
 
     def text(self, batch: int) -> Tensor:
@@ -174,18 +174,18 @@ class Stage(L.LightningModule, ABC):
         backbone, source = self.run.backbone, self.run.source
         if self.run.text is None:
             return torch.zeros(batch, backbone.text_tokens, backbone.text_dim, device=self.device)
-        if self._empty is None:
-            self._empty = source.null_text() if isinstance(source, LatentClips) else self._encoded("")
-        return self._empty.to(self.device).expand(batch, -1, -1)
+        if self._empty_text is None:
+            self._empty_text = source.null_text() if isinstance(source, LatentClips) else self._encode("")
+        return self._empty_text.to(self.device).expand(batch, -1, -1)
 
     def share_text(self, team: Team) -> None:
-        """Encode the empty prompt in the first process alone and send it to the others, before training: the encoder
-        is then in memory once. All processes must call it."""
+        """Encode the empty prompt in the first process and send it to the others, before training, so that the encoder
+        is in memory once. All processes must call it."""
         if self.run.text is not None and not isinstance(self.run.source, LatentClips):
-            self._empty = team.broadcast(self._encoded("") if team.place.is_first else None)
+            self._empty_text = team.broadcast(self._encode("") if team.place.is_first else None)
 
-    def _encoded(self, prompt: str) -> Tensor:
-        """[tokens, dim], on the CPU: the encoder's 11 GB are needed once, next to a network in training."""
+    def _encode(self, prompt: str) -> Tensor:
+        """[tokens, dim], on the CPU: the encoder has 11 GB, and the GPU holds a network in training."""
         weights = locate(self.run.trainer.weights)
         dtype = torch.bfloat16 if self.run.trainer.accelerator == "gpu" else torch.float32
         with tempfile.TemporaryDirectory() as cache:
@@ -205,43 +205,41 @@ class Stage(L.LightningModule, ABC):
         return loss.value * self.run.trainer.context
 
     def loss(self, clips: Tensor | LatentBatch, index: int, update: int) -> Loss:
-        """The objective on the index-th batch; `update`, the same on every rank, selects the term."""
+        """The objective on the index-th batch; `update`, the same on every rank, chooses the term."""
         assert self.net is not None
         assert self.ema is not None
         draws = SeededDraws(self.run.seed, index, self.share)
         with torch.autocast(clips.device.type, enabled=False):  # the same data and anchors as in an fp32 arm
             data, condition = self.prepare(clips, draws)
         null_text = clips.null_text if isinstance(clips, LatentBatch) else None  # pixels have the empty prompt already
-        condition = condition.dropped(draws.dropped(len(data), self.run.train.condition_dropout), null_text)
+        condition = condition.drop(draws.dropout_mask(len(data), self.run.train.condition_dropout), null_text)
         velocity = self.velocity(self.net, condition)
-        target = getattr(self.run.objective, "target", None)
-        uses_ema = target is not None and target.target_network == "ema"
-        halves = self.velocity(self.ema, condition) if uses_ema else velocity
-        return self.run.objective(velocity, halves, data, self.run.schedule, draws, update)
+        target = self.velocity(self.ema, condition) if self.run.objective.uses_ema else velocity
+        return self.run.objective(velocity, target, data, self.run.schedule, draws, update)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # here and not on_train_batch_end: once per update, not per accumulated batch, and before any callback saves
         super().optimizer_step(*args, **kwargs)
-        self._averaged += 1
-        decay = min(self.run.optimizer.ema, (1 + self._averaged) / (10 + self._averaged))
+        self._ema_updates += 1
+        decay = min(self.run.optimizer.ema, (1 + self._ema_updates) / (10 + self._ema_updates))
         with torch.no_grad():
-            torch._foreach_lerp_(*self._average_and_online, 1 - decay)
+            torch._foreach_lerp_(*self._ema_and_online, 1 - decay)
 
     @cached_property
-    def _average_and_online(self) -> tuple[Any, Any]:
-        """EMA and network parameters, shared ones left out. Cached: listing them takes 2 % of a tiny update."""
+    def _ema_and_online(self) -> tuple[Any, Any]:
+        """Parameters of EMA and network without the shared ones. Cached: listing them takes 2 % of a tiny update."""
         assert self.net is not None
         assert self.ema is not None
         pairs = zip(self.ema.parameters(), self.net.parameters(), strict=True)
-        apart = [pair for pair in pairs if pair[0] is not pair[1]]
-        return [average for average, _ in apart], [online for _, online in apart]
+        separate = [pair for pair in pairs if pair[0] is not pair[1]]
+        return [ema for ema, _ in separate], [online for _, online in separate]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._averaged = int(checkpoint["global_step"])
-        # Lightning counts batches per process; the checkpoint may be of another number of batches per update
+        self._ema_updates = int(checkpoint["global_step"])
+        # Lightning counts batches per process; the checkpoint may have another number of batches per update
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (batches["total"], batches["current"]):
-            counts.update(dict.fromkeys(counts, self._averaged * self.share.micro_batches))
+            counts.update(dict.fromkeys(counts, self._ema_updates * self.share.micro_batches))
 
     def configure_optimizers(self) -> Any:
         assert self.net is not None
@@ -259,59 +257,59 @@ class Stage(L.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @torch.no_grad()
-    def sample(self, noise: Tensor, condition: Condition, away: Tensor | None = None) -> Tensor:
+    def sample(self, noise: Tensor, condition: Condition, negative_text: Tensor | None = None) -> Tensor:
         """noise latent [B, C, F, h, w] -> latent, by the run's solver, grid and guidance, with the EMA weights.
 
-        away  embedding of the negative prompt, [B, tokens, dim]; None: the null branch drops the anchor alone
+        negative_text  embedding of the negative prompt, [B, tokens, dim]; None: only the anchor is dropped
         """
         assert self.ema is not None
-        everyone = torch.ones(len(noise), dtype=torch.bool)
-        null = condition.dropped(everyone)
-        if away is not None:
-            null = Condition(away, condition.anchor if self.run.guidance.drop == "text" else null.anchor)
+        all_samples = torch.ones(len(noise), dtype=torch.bool)
+        null = condition.drop(all_samples)
+        if negative_text is not None:
+            null = Condition(negative_text, condition.anchor if self.run.guidance.drop == "text" else null.anchor)
         return integrate(self.run, self.ema, noise, condition, null)
 
 
 class AnchorModel(Stage):
-    """Stage I: clips at the anchor's size, few tokens, much meaning each. Plain flow matching, many steps  (sec. 3.2).
+    """Stage I: generates clips at the anchor's size, with few tokens: plain flow matching, many steps  (sec. 3.2).
 
-    It is trained on the anchors that stage II is trained with: degraded clips, without the latent noise (D11).
+    Its training data are the anchors of stage II: degraded clips, without the latent noise (D11).
     """
 
     def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
         if isinstance(clips, LatentBatch):
             return clips.anchor, Condition(clips.text, anchor=None)
-        degraded = self.run.degradation.anchor(clips, self.run.scale.anchor_size, draws.degrade())
-        small = draws.share.of_batch(degraded)
+        anchors = self.run.degradation.anchor(clips, self.run.scale.anchor_size, draws.degrade())
+        small = draws.share.of_batch(anchors)
         return self.codec.encode(small), Condition(self.text(len(small)), anchor=None)
 
     @torch.no_grad()
     def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:
         """noise latent [B, …], embeddings of prompts and negative prompts -> anchor video in about [-1, 1]."""
-        text, away = texts or (self.text(len(noise)), None)
-        return self.codec.decode(self.sample(noise, Condition(text, anchor=None), away))
+        text, negative_text = texts or (self.text(len(noise)), None)
+        return self.codec.decode(self.sample(noise, Condition(text, anchor=None), negative_text))
 
 
 class HiresSynth(Stage):
-    """Stage II: clips at full size, conditioned on an anchor latent through the injector; any objective  (sec. 3.3).
+    """Stage II: generates clips at full size from an anchor latent, through the injector; any objective  (sec. 3.3).
 
     In training the anchor is the degraded clip itself ("decoupled training", sec. 3.3).
     """
 
     def prepare(self, clips: Tensor | LatentBatch, draws: SeededDraws) -> tuple[Tensor, Condition]:
-        degradation, draw, anchor = self.run.degradation, draws.degrade(), None
+        degradation, rng, anchor = self.run.degradation, draws.degrade(), None
         if isinstance(clips, LatentBatch):
             if self.run.injector is not None:
-                anchor = draws.perturbed(degradation, clips.anchor, draw)
+                anchor = draws.perturb(degradation, clips.anchor, rng)
             return clips.latent, Condition(clips.text, anchor)
         if self.run.injector is not None:
-            small = draws.share.of_batch(degradation.anchor(clips, self.run.scale.anchor_size, draw))
-            anchor = draws.perturbed(degradation, self.anchor_latent(small), draw)
+            small = draws.share.of_batch(degradation.anchor(clips, self.run.scale.anchor_size, rng))
+            anchor = draws.perturb(degradation, self.anchor_latent(small), rng)
         clips = draws.share.of_batch(clips)
         return self.codec.encode(clips), Condition(self.text(len(clips)), anchor)
 
     def anchor_latent(self, anchor: Tensor) -> Tensor:
-        """Anchor video [B, 3, F, h, w] -> latent, resized before the codec or left to the injector  (Scale)."""
+        """Anchor video [B, 3, F, h, w] -> latent; `scale.anchor_upsample` says whether to resize before the codec."""
         if self.run.scale.anchor_upsample == "pixel":
             anchor = resize(anchor, self.run.scale.size, "bicubic")
         return self.codec.encode(anchor)
@@ -319,18 +317,18 @@ class HiresSynth(Stage):
     @torch.no_grad()
     def synthesise(self, noise: Tensor, anchor: Tensor | None, texts: Texts = None) -> Tensor:
         """noise latent [B, …], anchor latent, embeddings of prompts and negative prompts -> video in about [-1, 1]."""
-        text, away = texts or (self.text(len(noise)), None)
+        text, negative_text = texts or (self.text(len(noise)), None)
         condition = Condition(text, None if self.run.injector is None else anchor)
-        return self.codec.decode(self.sample(noise, condition, away))
+        return self.codec.decode(self.sample(noise, condition, negative_text))
 
 
 def load_start(net: Backbone, path: str) -> None:
-    """Load the weights of a start. The transformer must match key for key; an injector that only one of the two has is
+    """Load the weights of a start. The keys of the transformer must match; an injector in only one of the two is
     ignored. Raises ValueError naming the keys that do not match."""
     weights = load_file(path)
-    own = net.state_dict()
-    wrong = [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    wrong += [k for k in {**own, **weights} if k.startswith("dit.") and (k in own) != (k in weights)]
-    if wrong:
-        raise ValueError(f"{path}: does not fit this network at {', '.join(wrong[:5])} ({len(wrong)} keys)")
-    net.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)
+    state = net.state_dict()
+    mismatched = [k for k in state if k in weights and state[k].shape != weights[k].shape]
+    mismatched += [k for k in {**state, **weights} if k.startswith("dit.") and (k in state) != (k in weights)]
+    if mismatched:
+        raise ValueError(f"{path}: does not fit this network at {', '.join(mismatched[:5])} ({len(mismatched)} keys)")
+    net.load_state_dict({k: v for k, v in weights.items() if k in state}, strict=False)

@@ -156,7 +156,7 @@ def alive(
             with torch.no_grad(), counter:
                 net(**arguments)
             return counter.peak
-        net.trainable(train)
+        net.set_trainable(train)
         if checkpoint:
             net.checkpoint_activations()
         for parameter in net.parameters():

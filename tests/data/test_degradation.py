@@ -62,8 +62,8 @@ def test_the_frames_of_a_clip_share_one_draw(kind):
 
 
 def test_clips_of_a_batch_have_draws_of_their_own():
-    same = clips(1).expand(4, -1, -1, -1, -1)
-    anchor = RANGED.anchor(same, SIZE, seeded())
+    copies = clips(1).expand(4, -1, -1, -1, -1)
+    anchor = RANGED.anchor(copies, SIZE, seeded())
     for i in range(4):
         for j in range(i):
             assert (anchor[i] - anchor[j]).abs().max() > 1e-3
@@ -80,8 +80,9 @@ def test_without_blur_the_anchor_is_the_area_mean_enlarged():
     unblurred = replace(PLAIN, blur=(0.0, 0.0))
     frames = clips().transpose(1, 2).flatten(0, 1)
     means = F.avg_pool2d(frames, 4)
-    wanted = F.interpolate(means, size=SIZE, mode="bilinear", align_corners=False).unflatten(0, (4, 3)).transpose(1, 2)
-    torch.testing.assert_close(unblurred.anchor(clips(), SIZE, seeded()), wanted)
+    small = F.interpolate(means, size=SIZE, mode="bilinear", align_corners=False)
+    expected = small.unflatten(0, (4, 3)).transpose(1, 2)
+    torch.testing.assert_close(unblurred.anchor(clips(), SIZE, seeded()), expected)
 
 
 def test_a_factor_larger_than_the_clip_leaves_one_pixel():
@@ -136,8 +137,8 @@ def test_no_noise_leaves_the_latent_as_it_is(noise: tuple[float, float], probabi
 
 def test_clean_is_an_area_resize_and_nothing_else():
     frames = clips().transpose(1, 2).flatten(0, 1)
-    wanted = F.avg_pool2d(frames, 2).unflatten(0, (4, 3)).transpose(1, 2)
-    torch.testing.assert_close(Clean().anchor(clips(), SIZE, seeded()), wanted)
+    expected = F.avg_pool2d(frames, 2).unflatten(0, (4, 3)).transpose(1, 2)
+    torch.testing.assert_close(Clean().anchor(clips(), SIZE, seeded()), expected)
     latent = torch.randn(2, 4, 1, 4, 4)
     assert torch.equal(Clean().perturb(latent, seeded()), latent)
 
@@ -218,13 +219,13 @@ def test_an_impossible_range_is_refused_by_key(make, key: str):
 @every_kind
 def test_clips_degraded_one_by_one_are_those_degraded_at_once(kind):
     video = clips()
-    drawn = kind.draw(len(video), video.shape[2], SIZE, seeded(3))
-    found = [kind.degrade(clip[None], SIZE, [lost]) for clip, lost in zip(video, drawn, strict=True)]
-    assert torch.equal(torch.cat(found), kind.anchor(video, SIZE, seeded(3)))
+    parameters = kind.draw(len(video), video.shape[2], SIZE, seeded(3))
+    result = [kind.degrade(clip[None], SIZE, [p]) for clip, p in zip(video, parameters, strict=True)]
+    assert torch.equal(torch.cat(result), kind.anchor(video, SIZE, seeded(3)))
 
 
 @pytest.mark.parametrize("mode", ["area", "bilinear", "bicubic"])
 def test_frames_resized_some_at_once_are_those_resized_together(mode: str, monkeypatch: pytest.MonkeyPatch):
     whole = resize(clips(), (10, 14), mode)
-    monkeypatch.setattr(degradation, "AT_ONCE", 1)
+    monkeypatch.setattr(degradation, "MAX_PIXELS", 1)
     assert torch.equal(resize(clips(), (10, 14), mode), whole)

@@ -16,7 +16,7 @@ from small_latents import ANCHORS, write_latents
 from small_shards import spoil
 
 from pw.data import LatentBatch
-from pw.data.latents import LatentClips, fit, fitted
+from pw.data.latents import LatentClips, fit, fit_frames
 from pw.data.shard_index import ShardError, index_tar, write_shards
 from pw.data.shards import ShardClips
 from pw.io.arguments import ConfigError
@@ -61,8 +61,8 @@ class TestTheOrder:
         place = videos(videos(tmp_path / "videos", "train", 10), "val", 1)
         pixels = ShardClips(f"{place}/*.tar", frames=5, size=30)
         for index in range(8):
-            shown = ((pixels.batch(3, index, 4)[:, 0, 0, 0, 0] + 1) * 127.5).round().int().tolist()
-            assert numbers(clips, 3, index, 4) == shown
+            expected = ((pixels.batch(3, index, 4)[:, 0, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+            assert numbers(clips, 3, index, 4) == expected
 
     def test_has_every_clip_once_an_epoch_whatever_the_batch_size(self, clips: LatentClips) -> None:
         assert sorted(numbers(clips, 0, 0, 10)) == list(range(10))
@@ -94,8 +94,8 @@ class TestABatch:
             assert not text[length:].any()
 
     def test_has_every_anchor_in_its_turn_drawn_by_seed_and_position(self, clips: LatentClips) -> None:
-        drawn = [clips.batch(seed, 0, 30) for seed in (0, 0, 1)]
-        which = [((batch.anchor - batch.latent[..., :2, :4])[:, 0, 0, 0, 0] * 4).int() for batch in drawn]
+        drawn_batches = [clips.batch(seed, 0, 30) for seed in (0, 0, 1)]
+        which = [((batch.anchor - batch.latent[..., :2, :4])[:, 0, 0, 0, 0] * 4).int() for batch in drawn_batches]
         assert torch.equal(which[0], which[1])
         assert not torch.equal(which[0], which[2])
         assert (which[0].bincount(minlength=ANCHORS) > 4).all()
@@ -108,10 +108,10 @@ class TestABatch:
     def test_that_spoilt_a_loss_is_read_back_as_it_was(self, clips: LatentClips, tmp_path: Path) -> None:
         batch = clips.batch(0, 0, 2)
         batch.latent[1, 0, 0, 0, 0] = torch.nan
-        found = NotFiniteBatch("01234567", "76543210", seed=0, batch=0, update=1, term="flow", rank=0, processes=1)
-        path = batches.write(tmp_path, 0, found, batch, [])
-        told, again = batches.read(path)
-        assert told == found
+        record = NotFiniteBatch("01234567", "76543210", seed=0, batch=0, update=1, term="flow", rank=0, processes=1)
+        path = batches.write(tmp_path, 0, record, batch, [])
+        read_record, again = batches.read(path)
+        assert read_record == record
         assert isinstance(again, LatentBatch)
         assert all(vars(again)[name].equal(tensor) for name, tensor in vars(batch).items() if name != "latent")
         assert again.latent.isnan().equal(batch.latent.isnan())
@@ -154,20 +154,20 @@ class TestAFolder:
         with caplog.at_level(logging.WARNING):
             clips = LatentClips(str(folder), 8)
             assert clips.passed_over() == []
-            found = numbers(clips, 0, 0, 10)
-        assert sorted({*found}) == list(range(1, 10))
+            result = numbers(clips, 0, 0, 10)
+        assert sorted({*result}) == list(range(1, 10))
         assert "'clip-000'" in caplog.text
         assert clips.passed_over() == ["train-000000.tar/clip-000"]
 
     def test_with_too_many_damaged_clips_is_refused_when_they_are_met(self, tmp_path: Path) -> None:
-        written = write_latents(tmp_path / "more", RUN, 24)
-        for path in sorted(written.glob("train-*.tar"))[:3]:  # four clips in each
+        folder = write_latents(tmp_path / "more", RUN, 24)
+        for path in sorted(folder.glob("train-*.tar"))[:3]:  # four clips in each
             path.write_bytes(path.read_bytes().replace(b'"latent"', b'"ltaent"'))
         with pytest.raises(ShardError, match=r"11 of 24 clips unreadable; .*encode it again"):
-            LatentClips(str(written), 8).batch(0, 0, 24)
+            LatentClips(str(folder), 8).batch(0, 0, 24)
 
     @pytest.mark.parametrize(
-        ("change", "told"),
+        ("change", "message"),
         [
             ("scale.height=480", r"scale\.height=480: .*encoded with 448 \(scale=proxy\)"),
             ("scale=2k", r"scale\.frames=121: .*encoded with 49 \(scale=proxy\)"),
@@ -178,9 +178,9 @@ class TestAFolder:
             ("scale.anchor_width=128", r"scale\.anchor_width=128: .*encoded with 160"),
         ],
     )
-    def test_of_another_kind_than_the_run_is_refused_by_key(self, folder: Path, change: str, told: str) -> None:
+    def test_of_another_kind_than_the_run_is_refused_by_key(self, folder: Path, change: str, message: str) -> None:
         scale = [] if change.startswith("scale=") else ["scale=proxy"]
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             build([*scale, change, "data=latents", f"data.urls={folder}"])
 
     def test_fits_a_run_that_differs_in_what_training_draws(self, folder: Path) -> None:
@@ -215,8 +215,8 @@ class TestEvaluation:
         place = videos(tmp_path / "videos", "val", 7, (6, 32, 64, 3))
         write_manifest(place)
         clips = self.latents(tmp_path, place)
-        found = clips.evaluation(3, 0)
-        real, real_b = torch.stack(list(found.real)), torch.stack(list(found.real_b))
+        result = clips.evaluation(3, 0)
+        real, real_b = torch.stack(list(result.real)), torch.stack(list(result.real_b))
         assert real.shape == real_b.shape == (3, 3, 5, 32, 64)
         assert len(set(torch.cat([real, real_b])[:, 0, 0, 0, 0].tolist())) == 6
         again = clips.evaluation(3, 0)
@@ -232,9 +232,9 @@ class TestEvaluation:
         place = videos(tmp_path / "videos", "val", 4, (6, 32, 64, 3))
         spoil(place, "val", 1)
         write_manifest(place)
-        found = self.latents(tmp_path, place).evaluation(2, 0)
+        result = self.latents(tmp_path, place).evaluation(2, 0)
         with pytest.raises(ValueError, match=r"has 3 held-out clips that do, for two sets; sampling\.count=1 would do"):
-            found.captions()
+            result.captions()
 
     def test_says_so_when_the_videos_are_gone(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"val shards of the videos in .*gone.* cannot be read"):
@@ -248,11 +248,11 @@ class TestFitting:
 
     def test_keeps_eight_bits_where_nothing_is_reduced_and_only_there(self) -> None:
         frames = np.random.default_rng(0).integers(0, 256, (6, 36, 52, 3), np.uint8)
-        kept, made = fitted(frames, (5, 32, 52)), fitted(frames, (5, 18, 26))
-        assert isinstance(kept, np.ndarray)
-        assert np.array_equal(to_float(kept), fit(frames, (5, 32, 52)))
-        assert isinstance(made, torch.Tensor)
-        assert torch.equal(made, fit(frames, (5, 18, 26)))
+        unchanged, reduced = fit_frames(frames, (5, 32, 52)), fit_frames(frames, (5, 18, 26))
+        assert isinstance(unchanged, np.ndarray)
+        assert np.array_equal(to_float(unchanged), fit(frames, (5, 32, 52)))
+        assert isinstance(reduced, torch.Tensor)
+        assert torch.equal(reduced, fit(frames, (5, 18, 26)))
 
     def test_a_frame_does_not_depend_on_the_others(self) -> None:
         frames = np.random.default_rng(0).integers(0, 256, (6, 36, 52, 3), np.uint8)
@@ -265,8 +265,8 @@ class TestFitting:
     def test_reduces_what_is_larger_in_both_until_it_just_covers(self) -> None:
         ramp = np.linspace(0, 255, 120).astype(np.uint8)
         frames = np.broadcast_to(ramp[None, None, :, None], (5, 64, 120, 3))
-        found = fit(np.ascontiguousarray(frames), (5, 32, 48))
-        assert found.shape == (3, 5, 32, 48)
-        assert float(found.abs().max()) <= 1
+        result = fit(np.ascontiguousarray(frames), (5, 32, 48))
+        assert result.shape == (3, 5, 32, 48)
+        assert float(result.abs().max()) <= 1
         # 60 columns of which the middle 48 are kept: 6 of 60 are cut off either side
-        assert found[0, 0, 0, [0, -1]].numpy() == pytest.approx([-1 + 2 * 6.5 / 60, 1 - 2 * 6.5 / 60], abs=0.02)
+        assert result[0, 0, 0, [0, -1]].numpy() == pytest.approx([-1 + 2 * 6.5 / 60, 1 - 2 * 6.5 / 60], abs=0.02)

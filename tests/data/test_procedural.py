@@ -18,7 +18,7 @@ def anchor(video: torch.Tensor) -> torch.Tensor:
     return ANCHOR.anchor(video, (12, 12), torch.Generator().manual_seed(0))
 
 
-def whole(clips: Clips) -> torch.Tensor:
+def stacked(clips: Clips) -> torch.Tensor:
     return torch.stack(list(clips))
 
 
@@ -64,7 +64,7 @@ def test_frames_differ_where_the_object_moves_and_nowhere_else():
 
 
 def test_the_evaluation_clips_are_apart_from_every_training_batch():
-    real = whole(CLIPS.evaluation(8, seed=0).real)
+    real = stacked(CLIPS.evaluation(8, seed=0).real)
     for index in range(20):
         batch = CLIPS.batch(0, index, 8)
         assert float((batch[:, None] - real).square().flatten(2).mean(2).min()) > 0.01
@@ -72,15 +72,15 @@ def test_the_evaluation_clips_are_apart_from_every_training_batch():
 
 def test_the_evaluation_is_a_pure_function_of_count_and_seed():
     first, second = CLIPS.evaluation(4, 5), CLIPS.evaluation(4, 5)
-    assert torch.equal(whole(first.real), whole(second.real))
-    assert torch.equal(whole(first.real_b), whole(second.real_b))
-    assert not torch.equal(whole(CLIPS.evaluation(4, 6).real), whole(first.real))
+    assert torch.equal(stacked(first.real), stacked(second.real))
+    assert torch.equal(stacked(first.real_b), stacked(second.real_b))
+    assert not torch.equal(stacked(CLIPS.evaluation(4, 6).real), stacked(first.real))
 
 
 def test_the_anchor_shows_structure_and_hides_texture():
     """A clip and its twin share structure: their anchors nearly agree, while they differ as much as gratings can."""
     evaluation = CLIPS.evaluation(64, seed=0)
-    real, real_b = whole(evaluation.real), whole(evaluation.real_b)
+    real, real_b = stacked(evaluation.real), stacked(evaluation.real_b)
     clips = rms(real - real_b)
     anchors = rms(anchor(real) - anchor(real_b))
     strangers = rms(anchor(real) - anchor(real).roll(1, 0))
@@ -105,8 +105,8 @@ def test_the_clips_are_those_that_their_version_names():
 
 def test_every_seed_index_and_stream_is_a_generator_of_its_own():
     entropies = [(seed, index, stream) for seed in (0, 1, 1000) for index in (0, 1, 400) for stream in range(8)]
-    drawn = {float(torch.rand((), generator=generator(*e), dtype=torch.float64)) for e in entropies}
-    assert len(drawn) == len(entropies)
+    values = {float(torch.rand((), generator=generator(*e), dtype=torch.float64)) for e in entropies}
+    assert len(values) == len(entropies)
     again = [torch.rand(5, generator=generator(1, 2, 3)) for _ in range(2)]
     assert torch.equal(*again)
 
@@ -120,6 +120,6 @@ def test_an_impossible_size_is_refused_by_key(arguments: tuple[int, int], key: s
 def test_the_clips_are_those_of_their_version():
     # recorded at version 1; when this fails on purpose, raise pw.data.procedural.VERSION and record anew
     batch = CLIPS.batch(0, 0, 8)
-    found = [float(batch.mean()), float(batch.std()), *batch[0, :, 1, 5, 7].tolist()]
+    result = [float(batch.mean()), float(batch.std()), *batch[0, :, 1, 5, 7].tolist()]
     assert CLIPS.fingerprint() == "procedural/1"
-    assert found == pytest.approx([0.023109, 0.437689, -0.166868, -0.159346, 0.100462], abs=1e-4)
+    assert result == pytest.approx([0.023109, 0.437689, -0.166868, -0.159346, 0.100462], abs=1e-4)

@@ -126,15 +126,15 @@ def test_an_epoch_has_every_clip_once_and_the_next_another_order(clips: ShardCli
 
 def test_another_seed_gives_another_order_and_other_crops(clips: ShardClips) -> None:
     assert numbers(clips.batch(0, 0, 12)) != numbers(clips.batch(1, 0, 12))
-    drawn = torch.cat([clips.batch(seed, 0, 12) for seed in range(4)])
-    assert len({video.numpy().tobytes() for video in drawn}) == 48
+    videos = torch.cat([clips.batch(seed, 0, 12) for seed in range(4)])
+    assert len({video.numpy().tobytes() for video in videos}) == 48
 
 
 def test_crops_are_consecutive_frames_of_one_place_sometimes_mirrored(clips: ShardClips) -> None:
     mirrored, starts = 0, set()
     for video in clips.batch(3, 0, 48):
-        seen = sorted(pixels(video))
-        number, top, corner = seen[0]
+        values = sorted(pixels(video))
+        number, top, corner = values[0]
         start, left = divmod(corner, 50)
         expected = clip(number)[start : start + 3, top : top + 24, left : left + 24]
         flipped = bool(video[2, 0, 0, 0] > video[2, 0, 0, 1])
@@ -181,9 +181,9 @@ def test_with_too_few_clips_evaluation_crops_do_not_overlap_while_there_is_room(
     evaluation = clips.evaluation(18, seed=0)
     assert "(0 crops overlap others)" in evaluation.note()
     crops = [pixels(video) for video in [*evaluation.real, *evaluation.real_b]]
-    found = numbers(torch.stack(list(evaluation.real)))
+    result = numbers(torch.stack(list(evaluation.real)))
     assert len(set.union(*crops)) == 36 * 3 * 12 * 12
-    assert {found.count(number) for number in found} == {6}
+    assert {result.count(number) for number in result} == {6}
     assert "(2 crops overlap others)" in clips.evaluation(20, seed=0).note()
 
 
@@ -199,8 +199,8 @@ def test_a_single_held_out_clip_serves_both_sets_with_different_crops(tmp_path: 
 
 def test_workers_read_what_the_parent_reads(clips: ShardClips) -> None:
     expected = clips.batch(0, 0, 4)
-    for way in ("fork", "spawn"):
-        with ProcessPoolExecutor(1, mp_context=get_context(way)) as pool:
+    for method in ("fork", "spawn"):
+        with ProcessPoolExecutor(1, mp_context=get_context(method)) as pool:
             assert torch.equal(torch.from_numpy(pool.submit(_batch, clips).result(timeout=60)), expected)
 
 
@@ -232,27 +232,27 @@ def test_a_corrupt_clip_is_passed_over_by_name_for_the_next_in_order(
     damage(folder / "train-000000.tar", "clip-002")
     again = ShardClips(f"{folder}/*.tar", frames=3, size=24)
     with caplog.at_level(logging.WARNING):
-        found = numbers(again.batch(0, 0, 12))
+        result = numbers(again.batch(0, 0, 12))
     place = order.index(2)
-    assert found == [*order[:place], order[(place + 1) % 12], *order[place + 1 :]]
+    assert result == [*order[:place], order[(place + 1) % 12], *order[place + 1 :]]
     assert caplog.text.count("'clip-002'") == 1
 
 
-@pytest.mark.parametrize("gone", [False, True])
-def test_a_shard_that_is_damaged_while_it_is_in_use_is_passed_over_clip_by_clip(folder: Path, gone: bool) -> None:
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_shard_that_is_damaged_while_it_is_in_use_is_passed_over_clip_by_clip(folder: Path, is_deleted: bool) -> None:
     """Damage that is there before a run refuses to plan it, see below."""
     clips = ShardClips(f"{folder}/*.tar", frames=3, size=24)
     index = ShardIndex(f"{folder}/*.tar", "train")
     shard = folder / "train-000001.tar"
-    lost = [sample for sample in index.samples if sample.shard == shard]
-    assert 1 < len(lost) < 11
-    if gone:
+    damaged = [sample for sample in index.samples if sample.shard == shard]
+    assert 1 < len(damaged) < 11
+    if is_deleted:
         shard.unlink()
     else:
-        shard.write_bytes(shard.read_bytes()[: lost[0].members["npy"][0] + 100])
-    found = set(numbers(clips.batch(0, 0, 12)))
-    assert found == {int(sample.key[-3:]) for sample in index.samples} - {int(sample.key[-3:]) for sample in lost}
-    assert clips.passed_over() == [f"train-000001.tar/{sample.key}" for sample in lost]
+        shard.write_bytes(shard.read_bytes()[: damaged[0].members["npy"][0] + 100])
+    result = set(numbers(clips.batch(0, 0, 12)))
+    assert result == {int(sample.key[-3:]) for sample in index.samples} - {int(sample.key[-3:]) for sample in damaged}
+    assert clips.passed_over() == [f"train-000001.tar/{sample.key}" for sample in damaged]
 
 
 def checked(folder: Path, split: str = "train") -> Path:
@@ -310,14 +310,14 @@ def test_arrays_of_any_order_and_no_other_content_are_read(tmp_path: Path) -> No
     frames = clip(3)
     path = tar_of(tmp_path / "train-0.tar", [("a.npy", npy(np.asfortranarray(frames)))])
     assert np.array_equal(ShardIndex([str(path)], "train").read(0).frames, frames)
-    for wrong in (
+    for array in (
         npy(frames) + b"x",
         npy(frames)[:-1],
         npy(frames.astype(np.int8)),
         npy(frames[..., :2]),
         npy(frames[0]),
     ):
-        path = tar_of(tmp_path / "train-0.tar", [("a.npy", wrong)])
+        path = tar_of(tmp_path / "train-0.tar", [("a.npy", array)])
         with pytest.raises(ShardError, match="cannot read 'a'"):
             ShardIndex([str(path)], "train").read(0)
 
@@ -350,10 +350,10 @@ def test_an_evaluation_clip_is_the_same_in_whichever_order_clips_are_asked_for(f
     in_turn, backwards = clips.evaluation(5, seed=0), clips.evaluation(5, seed=0)
     assert "; unreadable: val-000000.tar/clip-102" in in_turn.note()
     for first, second in ((in_turn.real, backwards.real), (in_turn.real_b, backwards.real_b)):
-        wanted = list(first)
+        expected = list(first)
         for i in reversed(range(5)):
-            assert torch.equal(second[i], wanted[i])
-            assert np.array_equal(to_float(second.frames(i)), wanted[i])
+            assert torch.equal(second[i], expected[i])
+            assert np.array_equal(to_float(second.frames(i)), expected[i])
         with pytest.raises(IndexError, match="clip 5 of 5"):
             second[5]
 
@@ -493,8 +493,8 @@ def test_a_crop_larger_than_every_clip_is_refused(folder: Path, frames: int, siz
 )
 def test_the_short_side_that_is_advised_covers_the_crop_with_clips_of_16_to_9(size: tuple[int, int], side: int) -> None:
     assert short_side(*size) == side
-    made = (side, round(side * 16 / 9))
-    assert all(have >= need for have, need in zip(made, sorted(size), strict=True))
+    clip_size = (side, round(side * 16 / 9))
+    assert all(have >= need for have, need in zip(clip_size, sorted(size), strict=True))
 
 
 def test_clips_smaller_than_the_crop_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -34,8 +34,8 @@ def test_none_of_the_second_halves_of_the_papers_set_is_trained(schedule: Schedu
 )
 def test_in_the_index_coordinate_the_papers_set_holds_hardly_a_step_of_an_even_grid(num_steps: int, trained: list):
     report = coverage(PAPER, INDEX, inference_grid(num_steps, INDEX))
-    found = [(round(p.timestep), round(p.stride)) for p in report.pairs if p.trained]
-    assert found == trained
+    result = [(round(p.timestep), round(p.stride)) for p in report.pairs if p.trained]
+    assert result == trained
 
 
 def test_at_shift_4_5_the_last_of_four_steps_is_trained():
@@ -82,12 +82,12 @@ def test_chain_and_original_train_their_own_trajectories():
 
 def test_only_six_trajectories_to_data_are_trained_throughout_by_the_papers_set():
     # docs/method.md: 500-0, 600-0, 700-0, 800-0, 800-700-0, 800-600-0, nothing longer
-    found = set()
+    trajectories = set()
     for length in (1, 2, 3, 4):
         for nodes in itertools.combinations(sorted(STARTS, reverse=True), length):
             if all(p.trained for p in coverage(PAPER, INDEX, custom_grid(nodes, INDEX)).pairs):
-                found.add(nodes)
-    assert found == {(500,), (600,), (700,), (800,), (800, 700), (800, 600)}
+                trajectories.add(nodes)
+    assert trajectories == {(500,), (600,), (700,), (800,), (800, 700), (800, 600)}
 
 
 def test_of_the_paper_s_set_trains_one_step_of_four_and_no_second_half():

@@ -27,8 +27,8 @@ class Draws:
     seed: int
 
     def noise(self, like: torch.Tensor) -> torch.Tensor:
-        drawn = torch.randn(like.shape, generator=torch.Generator().manual_seed(self.seed))
-        return drawn.to(like)
+        noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(self.seed))
+        return noise.to(like)
 
     def uniform(self, batch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -45,7 +45,7 @@ def shortcut(turns=None, sampler=PAPER, weighting=None) -> Shortcut:
 
 def towards(point: torch.Tensor, schedule: Schedule):
     """The perfect velocity when all data is one point: noise - data = (state - point) / sigma, at every stride."""
-    return lambda state, timestep, stride: (state - point) / path.over(schedule.sigma(timestep), state)
+    return lambda state, timestep, stride: (state - point) / path.broadcast(schedule.sigma(timestep), state)
 
 
 def zero(state: torch.Tensor, timestep: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
@@ -61,16 +61,16 @@ def test_a_perfect_velocity_has_no_loss_and_another_has(schedule: Schedule, upda
     objective = shortcut(sampler=sampler, weighting=DeltaSigma(0.5, "expected"))
     # float32 inside the loss: (state - point) / sigma divides by as little as 0.004
     assert float(objective(perfect, perfect, x, schedule, Draws(0), update).value) < 1e-9
-    wrong = lambda state, timestep, stride: 0.9 * perfect(state, timestep, stride)  # noqa: E731
-    assert float(objective(wrong, perfect, x, schedule, Draws(0), update).value) > 1e-3
+    imperfect = lambda state, timestep, stride: 0.9 * perfect(state, timestep, stride)  # noqa: E731
+    assert float(objective(imperfect, perfect, x, schedule, Draws(0), update).value) > 1e-3
 
 
 def test_the_flow_loss_is_the_mean_square_of_noise_minus_data():
     x, draws = data(), Draws(3)
-    wanted = (draws.noise(x) - x).square().mean()
+    expected = (draws.noise(x) - x).square().mean()
     loss = Flow("uniform")(zero, zero, x, SCHEDULE, draws, 0)
     assert loss.term == "flow"
-    torch.testing.assert_close(loss.value.double(), wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(loss.value.double(), expected, atol=1e-6, rtol=0)
 
 
 def test_flow_asks_at_stride_zero_on_the_path_and_its_timesteps_are_uniform_over_the_nodes():
@@ -100,10 +100,10 @@ def test_at_stride_zero_shortcut_is_flow_the_same_batch_gives_the_same_loss():
 
 
 def test_a_consistency_batch_asks_the_long_step_of_the_velocity_and_the_halves_of_the_target():
-    asked, halves, x, draws = [], [], data(), Draws(2)
+    evaluations, halves, x, draws = [], [], data(), Draws(2)
 
     def velocity(state, timestep, stride):
-        asked.append((state, timestep, stride))
+        evaluations.append((state, timestep, stride))
         return torch.zeros_like(state)
 
     def target(state, timestep, stride):
@@ -112,7 +112,7 @@ def test_a_consistency_batch_asks_the_long_step_of_the_velocity_and_the_halves_o
 
     shortcut()(velocity, target, x, SCHEDULE, draws, 1)
     steps = PAPER.draw(draws.uniform(4), SCHEDULE)
-    ((state, timestep, stride),) = asked
+    ((state, timestep, stride),) = evaluations
     assert torch.equal(timestep, steps.timestep)
     assert torch.equal(stride, steps.stride)
     torch.testing.assert_close(state, path.state(x, draws.noise(x), steps.timestep / 1000))
@@ -199,8 +199,8 @@ def test_the_number_of_consistency_updates_is_that_of_the_updates_that_are(updat
     alternate = shortcut(Alternate())
     assert alternate.consistency_updates(updates) == sum(map(alternate.is_consistency, range(updates)))
     bernoulli = shortcut(Bernoulli(0.3, seed=1))
-    drawn = sum(map(bernoulli.is_consistency, range(updates)))
-    assert abs(bernoulli.consistency_updates(updates) - drawn) <= 4 * (0.3 * 0.7 * updates) ** 0.5
+    count = sum(map(bernoulli.is_consistency, range(updates)))
+    assert abs(bernoulli.consistency_updates(updates) - count) <= 4 * (0.3 * 0.7 * updates) ** 0.5
 
 
 def test_only_a_weighting_that_normalises_by_the_batch_depends_on_it():

@@ -32,6 +32,6 @@ def test_the_velocity_is_the_slope_of_the_path(a: float, b: float):
 
 def test_a_factor_per_sample_takes_the_batchs_type():
     x = torch.ones(2, 3, 1, 1, 1, dtype=torch.bfloat16)
-    factor = path.over(torch.tensor([0.5, 2.0], dtype=torch.float64), x)
+    factor = path.broadcast(torch.tensor([0.5, 2.0], dtype=torch.float64), x)
     assert factor.dtype == torch.bfloat16
     assert factor.shape == (2, 1, 1, 1, 1)

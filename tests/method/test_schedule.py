@@ -23,7 +23,7 @@ def index_schedule(shift: float, snap: bool = True) -> Schedule:
 
 
 @pytest.mark.parametrize(
-    ("shift", "wanted"),
+    ("shift", "expected"),
     [  # sigma(T) at T = 100, 200, … 900  (docs/method.md)
         (1.0, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
         (3.0, [0.250, 0.429, 0.563, 0.667, 0.750, 0.818, 0.875, 0.923, 0.964]),
@@ -31,9 +31,9 @@ def index_schedule(shift: float, snap: bool = True) -> Schedule:
         (8.0, [0.471, 0.667, 0.774, 0.842, 0.889, 0.923, 0.949, 0.970, 0.986]),
     ],
 )
-def test_sigma_is_the_shift_of_the_index(shift: float, wanted: list[float]):
+def test_sigma_is_the_shift_of_the_index(shift: float, expected: list[float]):
     sigma = index_schedule(shift).sigma(torch.arange(100, 1000, 100, dtype=torch.float64))
-    torch.testing.assert_close(sigma, f64(*wanted), atol=5.1e-4, rtol=0)
+    torch.testing.assert_close(sigma, f64(*expected), atol=5.1e-4, rtol=0)
 
 
 def test_the_shift_in_full_digits():
@@ -125,7 +125,7 @@ def test_spans_add_up_along_a_trajectory(shift: float, coordinate: str, where: l
 
 
 @pytest.mark.parametrize(
-    ("shift", "timestep", "stride", "wanted"),
+    ("shift", "timestep", "stride", "expected"),
     [  # docs/method.md
         (3.0, 500, 500, 0.750),
         (5.0, 500, 500, 0.833),
@@ -136,9 +136,9 @@ def test_spans_add_up_along_a_trajectory(shift: float, coordinate: str, where: l
         (8.0, 800, 400, 0.128),
     ],
 )
-def test_spans_of_the_paper_set_in_the_index_coordinate(shift: float, timestep: int, stride: int, wanted: float):
+def test_spans_of_the_paper_set_in_the_index_coordinate(shift: float, timestep: int, stride: int, expected: float):
     span = index_schedule(shift).noise_span(f64(timestep), f64(timestep - stride))
-    assert float(span) == pytest.approx(wanted, abs=5e-4)
+    assert float(span) == pytest.approx(expected, abs=5e-4)
 
 
 def test_a_fixed_stride_spans_most_noise_near_data():
@@ -167,11 +167,11 @@ def test_the_first_halfs_share_of_the_longest_strides():
 
 def test_the_network_is_told_1000_sigma_whatever_the_coordinate():
     # telling it 800 instead of 952.4 is the classic bug  (docs/method.md)
-    told = index_schedule(5.0).network_timestep(f64(800, 1000))
-    torch.testing.assert_close(told, torch.tensor([4000 / 4.2, 1000.0]))
-    assert told.dtype == torch.float32
-    same = Schedule(5.0, 1000, "timestep", True).network_timestep(f64(800))
-    torch.testing.assert_close(same, torch.tensor([800.0]))
+    timesteps = index_schedule(5.0).network_timestep(f64(800, 1000))
+    torch.testing.assert_close(timesteps, torch.tensor([4000 / 4.2, 1000.0]))
+    assert timesteps.dtype == torch.float32
+    timestep_800 = Schedule(5.0, 1000, "timestep", True).network_timestep(f64(800))
+    torch.testing.assert_close(timestep_800, torch.tensor([800.0]))
 
 
 @pytest.mark.parametrize(

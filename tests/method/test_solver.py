@@ -89,8 +89,8 @@ def test_euler_is_exact_on_a_straight_path(schedule: Schedule, num_steps: int):
     # data = 2 noise - 1: every path has the velocity noise - data, and arrives exactly
     start = noise()
     data, grid = 2 * start - 1, inference_grid(num_steps, schedule)
-    found = Euler()(lambda state, timestep, stride: start - data, start, grid, inference_strides(grid), schedule)
-    torch.testing.assert_close(found, data, atol=1e-6, rtol=0)
+    result = Euler()(lambda state, timestep, stride: start - data, start, grid, inference_strides(grid), schedule)
+    torch.testing.assert_close(result, data, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("schedule", [TINY, INDEX], ids=["timestep", "index"])
@@ -101,8 +101,8 @@ def test_euler_is_exact_on_a_perfect_shortcut_at_any_number_of_steps(
     # x / S is constant, S(1) = 1, S(0) = sd
     world, grid = gaussian_world(0.5, schedule), inference_grid(num_steps, schedule)
     exact_strides = grid[:-1] - grid[1:]
-    found = Euler()(world.velocity, noise(), grid, exact_strides, schedule)
-    torch.testing.assert_close(found, 0.5 * noise(), atol=1e-6, rtol=0)
+    result = Euler()(world.velocity, noise(), grid, exact_strides, schedule)
+    torch.testing.assert_close(result, 0.5 * noise(), atol=1e-6, rtol=0)
 
 
 def test_euler_on_the_plain_flow_errs_by_the_first_order(gaussian_world):
@@ -110,8 +110,8 @@ def test_euler_on_the_plain_flow_errs_by_the_first_order(gaussian_world):
     errors = []
     for n in (16, 32, 64):
         grid = inference_grid(n, TINY)
-        found = Euler()(world.velocity, noise(), grid, torch.zeros(n), TINY)
-        errors.append(float((found / noise()).mean()) - 0.5)
+        result = Euler()(world.velocity, noise(), grid, torch.zeros(n), TINY)
+        errors.append(float((result / noise()).mean()) - 0.5)
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.25)
     assert errors[1] / errors[2] == pytest.approx(2, abs=0.15)
 

@@ -50,8 +50,8 @@ def all_rows(sampler: StepSampler, schedule: Schedule):
 
 def test_rung_probabilities_are_those_of_the_paper():
     # p(k) = exp(-0.7 k) / Z, Z = 1 + .496585 + .246597 + .122456 + .060810 + .030197 = 1.956646  (Eq. 6)
-    wanted = [0.511079, 0.253794, 0.126030, 0.062585, 0.031079, 0.015433]
-    assert rung_probabilities(0.7, 6).tolist() == pytest.approx(wanted, abs=5e-7)
+    expected = [0.511079, 0.253794, 0.126030, 0.062585, 0.031079, 0.015433]
+    assert rung_probabilities(0.7, 6).tolist() == pytest.approx(expected, abs=5e-7)
 
 
 def test_rung_probabilities_at_beta_zero_are_uniform():
@@ -146,16 +146,16 @@ def test_drawing_by_inverse_cdf_reproduces_the_tables_frequencies(sampler: StepS
     def key(timestep: torch.Tensor, stride: torch.Tensor, ground: torch.Tensor) -> torch.Tensor:
         return torch.stack([timestep, stride, ground.double()], 1)
 
-    drawn, counts = key(steps.timestep, steps.stride, steps.ground).unique(dim=0, return_counts=True)
+    steps_drawn, counts = key(steps.timestep, steps.stride, steps.ground).unique(dim=0, return_counts=True)
     listed, row = key(table.timestep, table.stride, table.ground).unique(dim=0, return_inverse=True)
-    wanted = torch.zeros(len(listed), dtype=torch.float64).index_add_(0, row, table.probability)
+    expected = torch.zeros(len(listed), dtype=torch.float64).index_add_(0, row, table.probability)
     repeats = int(row.bincount().max())  # equal rows that do not lie next to each other round separately
-    found = torch.zeros_like(wanted)
-    for step, count in zip(drawn, counts.tolist(), strict=True):
+    result = torch.zeros_like(expected)
+    for step, count in zip(steps_drawn, counts.tolist(), strict=True):
         match = (listed == step).all(1)
         assert int(match.sum()) == 1
-        found[match] = count / n
-    torch.testing.assert_close(found, wanted, atol=1.01 * repeats / n, rtol=0)
+        result[match] = count / n
+    torch.testing.assert_close(result, expected, atol=1.01 * repeats / n, rtol=0)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
@@ -224,8 +224,8 @@ def test_original_has_strides_n_over_2_to_the_k_and_their_multiples():
 def test_full_range_starts_at_every_node_that_can_be_halved():
     table = FullRange(0.7, 6, True).table(TIMESTEP)
     nodes = TIMESTEP.nodes()
-    wanted = nodes[nodes >= 64]
-    torch.testing.assert_close(table.timestep[::6], wanted)
+    expected = nodes[nodes >= 64]
+    torch.testing.assert_close(table.timestep[::6], expected)
 
 
 def test_aligned_asks_for_the_steps_of_its_grids():
@@ -242,8 +242,8 @@ def test_these_samplers_are_closed_under_halving(name: str):
     open_rows = rows[~table.ground]
     half = torch.stack([torch.zeros(len(open_rows)), open_rows[:, 1] / 2], 1).double()
     first = torch.stack([open_rows[:, 0], open_rows[:, 1] / 2], 1)
-    for wanted in (first, first - torch.stack([half[:, 1], half[:, 0]], 1)):
-        assert float(torch.cdist(wanted, rows, p=1).min(1).values.max()) < 1e-9
+    for expected in (first, first - torch.stack([half[:, 1], half[:, 0]], 1)):
+        assert float(torch.cdist(expected, rows, p=1).min(1).values.max()) < 1e-9
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def end_point_scale(target: TwoSteps, velocity, schedule: Schedule, timestep: fl
     """How much of a state is left after the step that the target asks for."""
     x, steps = states(), step(timestep, stride)
     v = target(velocity, x, steps, schedule)
-    end = x - path.over(schedule.noise_span(steps.timestep, steps.end), x) * v
+    end = x - path.broadcast(schedule.noise_span(steps.timestep, steps.end), x) * v
     ratio = end / x
     assert float(ratio.std()) < 1e-12
     return float(ratio.mean())
@@ -74,10 +74,10 @@ def test_span_weighted_halves_land_where_the_two_steps_land(gaussian_world, shif
     x, steps = states(), step(timestep, stride)
     first, second = schedule.noise_span(steps.timestep, steps.middle), schedule.noise_span(steps.middle, steps.end)
     half = steps.stride / 2
-    middle = x - path.over(first, x) * world.velocity(x, steps.timestep, half)
-    landed = middle - path.over(second, x) * world.velocity(middle, steps.middle, half)
+    middle = x - path.broadcast(first, x) * world.velocity(x, steps.timestep, half)
+    landed = middle - path.broadcast(second, x) * world.velocity(middle, steps.middle, half)
     v = SPAN(world.velocity, x, steps, schedule)
-    torch.testing.assert_close(x - path.over(first + second, x) * v, landed, atol=1e-10, rtol=0)
+    torch.testing.assert_close(x - path.broadcast(first + second, x) * v, landed, atol=1e-10, rtol=0)
 
 
 @given(st.floats(20, 1000), st.floats(0.05, 1))
@@ -92,11 +92,11 @@ def test_in_the_index_coordinate_they_differ_on_a_velocity_that_is_sigma():
     # half's own mean, (0.8333 + 0.6250) / 2 and 0.6250 / 2: 0.25 * 0.7292 + 0.75 * 0.3125 = 0.4167, and 1/2-1/2: 0.5208
     def mean_sigma(state, timestep, stride):
         v = (INDEX.sigma(timestep) + INDEX.sigma(timestep - stride)) / 2
-        return path.over(v, state).expand_as(state)
+        return path.broadcast(v, state).expand_as(state)
 
-    for target, wanted in ((SPAN, 0.4166667), (EQUAL, 0.5208333)):
+    for target, expected in ((SPAN, 0.4166667), (EQUAL, 0.5208333)):
         v = target(mean_sigma, states(), step(500, 500), INDEX)
-        torch.testing.assert_close(v, torch.full_like(v, wanted), atol=1e-6, rtol=0)
+        torch.testing.assert_close(v, torch.full_like(v, expected), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("target", [SPAN, EQUAL], ids=["span_weighted", "equal"])
@@ -114,25 +114,25 @@ def test_the_halves_are_asked_for_at_half_the_stride_and_grounded_ones_at_zero()
         calls.append((timestep.tolist(), stride.tolist()))
         return torch.zeros_like(state)
 
-    both = Steps(
+    steps = Steps(
         *(torch.tensor(v, dtype=torch.float64) for v in ([800, 500], [400, 493], [0, 486], [800, 14])),
         torch.tensor([False, True]),
     )
-    SPAN(velocity, states(2), both, INDEX)
+    SPAN(velocity, states(2), steps, INDEX)
     assert calls == [([800, 500], [400, 0]), ([400, 493], [400, 0])]
 
 
 def test_the_second_half_starts_where_the_first_one_landed():
-    seen = []
+    states_seen = []
 
     def velocity(state, timestep, stride):
-        seen.append(state.clone())
+        states_seen.append(state.clone())
         return torch.ones_like(state)
 
     x = states()
     SPAN(velocity, x, step(500, 500), INDEX)
     # sigma(500) - sigma(250) = 0.833333 - 0.625
-    torch.testing.assert_close(seen[1], x - (2.5 / 3 - 0.625), atol=1e-12, rtol=0)
+    torch.testing.assert_close(states_seen[1], x - (2.5 / 3 - 0.625), atol=1e-12, rtol=0)
 
 
 def test_the_target_carries_no_gradient():
@@ -149,6 +149,6 @@ def test_samples_of_a_batch_do_not_mix(gaussian_world):
     joined = Steps(
         *(torch.cat([getattr(s, f) for s in pair]) for f in ("timestep", "middle", "end", "stride", "ground"))
     )
-    together = SPAN(world.velocity, x, joined, INDEX)
-    for i, alone in enumerate(pair):
-        torch.testing.assert_close(together[i : i + 1], SPAN(world.velocity, x[i : i + 1], alone, INDEX))
+    batched = SPAN(world.velocity, x, joined, INDEX)
+    for i, single in enumerate(pair):
+        torch.testing.assert_close(batched[i : i + 1], SPAN(world.velocity, x[i : i + 1], single, INDEX))

@@ -17,7 +17,7 @@ SAMPLERS = [PAPER, Chain(0.7, 6, True, STARTS, True), Aligned(0.7, 6, True, (2, 
 TIMESTEP, INDEX = Schedule(4.5, 1000, "timestep", True), Schedule(5.0, 1000, "index", True)
 
 
-def drawn(sampler: StepSampler, schedule: Schedule, batch: int) -> Steps:
+def draw_steps(sampler: StepSampler, schedule: Schedule, batch: int) -> Steps:
     uniform = torch.rand(batch, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return sampler.draw(uniform, schedule)
 
@@ -35,16 +35,16 @@ def test_the_expected_weight_in_the_index_coordinate_is_0_648():
     def sigma(index: float) -> float:
         return 5 * index / 1000 / (1 + 4 * index / 1000)
 
-    wanted = sum(p * (sigma(t) - sigma(t - d)) ** 0.5 for p, t, d in paper_rows())
-    assert wanted == pytest.approx(0.648, abs=1e-3)
-    assert expected_weight(0.5, INDEX, PAPER) == pytest.approx(wanted, abs=1e-12)
+    expected = sum(p * (sigma(t) - sigma(t - d)) ** 0.5 for p, t, d in paper_rows())
+    assert expected == pytest.approx(0.648, abs=1e-3)
+    assert expected_weight(0.5, INDEX, PAPER) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_expected_weight_in_the_timestep_coordinate_is_that_of_shift_one():
     # docs/method.md: E[lambda] = 0.631 at shift 1, where a span is stride / N
-    wanted = sum(p * (d / 1000) ** 0.5 for p, t, d in paper_rows())
-    assert wanted == pytest.approx(0.631, abs=1e-3)
-    assert expected_weight(0.5, TIMESTEP, PAPER) == pytest.approx(wanted, abs=1e-12)
+    expected = sum(p * (d / 1000) ** 0.5 for p, t, d in paper_rows())
+    assert expected == pytest.approx(0.631, abs=1e-3)
+    assert expected_weight(0.5, TIMESTEP, PAPER) == pytest.approx(expected, abs=1e-12)
 
 
 def test_unnormalised_it_is_the_root_of_the_span():
@@ -59,7 +59,7 @@ def test_unnormalised_it_is_the_root_of_the_span():
 @pytest.mark.parametrize("schedule", [TIMESTEP, INDEX], ids=["timestep", "index"])
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
 def test_power_zero_is_uniform(normalise: str, schedule: Schedule, sampler: StepSampler):
-    steps = drawn(sampler, schedule, 16)
+    steps = draw_steps(sampler, schedule, 16)
     uniform = Uniform()(steps, schedule, sampler)
     assert torch.equal(uniform, torch.ones(16, dtype=torch.float64))
     torch.testing.assert_close(DeltaSigma(0.0, normalise)(steps, schedule, sampler), uniform, atol=1e-12, rtol=0)
@@ -78,7 +78,7 @@ def test_expected_has_mean_one_under_the_sampler(p: float, coordinate: str, samp
 
 
 def test_expected_changes_which_steps_count_and_nothing_else():
-    steps = drawn(PAPER, TIMESTEP, 16)
+    steps = draw_steps(PAPER, TIMESTEP, 16)
     plain, expected = (DeltaSigma(0.5, n)(steps, TIMESTEP, PAPER) for n in ("none", "expected"))
     ratio = expected / plain
     torch.testing.assert_close(ratio, ratio[:1].expand(16))
@@ -108,6 +108,6 @@ def test_batch_clamps_to_a_tenth_and_ten_before_it_averages():
 
 
 def test_batch_weights_average_to_one():
-    weight = DeltaSigma(0.5, "batch")(drawn(PAPER, TIMESTEP, 32), TIMESTEP, PAPER)
+    weight = DeltaSigma(0.5, "batch")(draw_steps(PAPER, TIMESTEP, 32), TIMESTEP, PAPER)
     assert float(weight.mean()) == pytest.approx(1, abs=1e-12)
     assert float(weight.std()) > 0.1

@@ -25,26 +25,26 @@ WAN = options.Wan((1, 1, 1), 2, 16, 12, 48, 3, 8, 2, 256, 32)
 def injector(gate: str) -> AnchorGuidedInjector:
     """An injector whose projections have left zero, and its gate's last layers too."""
     torch.manual_seed(0)
-    made = AnchorGuidedInjector(options.Injector(gate, (0, 2), 0.5, 4), WAN)
+    module = AnchorGuidedInjector(options.Injector(gate, (0, 2), 0.5, 4), WAN)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in module.parameters():
             if not parameter.any():
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return made
+    return module
 
 
-def inject(made: AnchorGuidedInjector, timestep: float = 700.0, stride: float = 100.0) -> dict[int, torch.Tensor]:
+def inject(module: AnchorGuidedInjector, timestep: float = 700.0, stride: float = 100.0) -> dict[int, torch.Tensor]:
     anchor = torch.randn(2, 12, 2, 2, 2, generator=torch.Generator().manual_seed(2))
-    return made(anchor, (4, 4), torch.full((2,), timestep), torch.full((2,), stride))
+    return module(anchor, (4, 4), torch.full((2,), timestep), torch.full((2,), stride))
 
 
-def same_but_gate(source: AnchorGuidedInjector, gate: nn.Module) -> AnchorGuidedInjector:
-    made = injector("fixed")
+def with_gate(source: AnchorGuidedInjector, gate: nn.Module) -> AnchorGuidedInjector:
+    copy = injector("fixed")
     shared = {k: v for k, v in source.state_dict().items() if not k.startswith("gate.")}
-    made.load_state_dict(shared)
-    made.gate = gate
-    return made
+    copy.load_state_dict(shared)
+    copy.gate = gate
+    return copy
 
 
 def silence(head: nn.Sequential) -> None:
@@ -55,7 +55,7 @@ def silence(head: nn.Sequential) -> None:
 
 def test_gated_with_a_silent_gate_is_alpha_zero():
     gated = injector("scalar")
-    alpha_zero = same_but_gate(gated, FixedGate())
+    alpha_zero = with_gate(gated, FixedGate())
     assert not torch.equal(inject(gated)[0], inject(alpha_zero)[0])
     silence(gated.gate.mlp)
     for block, tokens in inject(gated).items():
@@ -64,7 +64,7 @@ def test_gated_with_a_silent_gate_is_alpha_zero():
 
 def test_gated_channelwise_with_both_gates_silent_is_alpha_zero():
     channelwise = injector("channelwise")
-    alpha_zero = same_but_gate(channelwise, FixedGate())
+    alpha_zero = with_gate(channelwise, FixedGate())
     silence(channelwise.gate.timestep_mlp)
     silence(channelwise.gate.stride_mlp)
     for block, tokens in inject(channelwise).items():
@@ -76,7 +76,7 @@ def test_gated_is_alpha_zero_scaled_by_one_plus_alpha():
     gated = injector("scalar")
     for linear in gated.out.values():
         nn.init.zeros_(linear.bias)
-    alpha_zero = same_but_gate(gated, FixedGate())
+    alpha_zero = with_gate(gated, FixedGate())
     timestep, stride = torch.full((2,), 700.0), torch.full((2,), 100.0)
     gain = 1 + gated.gate(timestep, stride).detach()
     assert float((gain - 1).abs().max()) > 0.01
@@ -88,12 +88,12 @@ def test_gated_is_alpha_zero_scaled_by_one_plus_alpha():
 @pytest.mark.parametrize("scale", [0.1, 1.0])
 def test_the_gain_lies_between_zero_and_two(gate: type[nn.Module], scale: float):
     torch.manual_seed(0)
-    made = gate(32)
+    module = gate(32)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in module.parameters():
             parameter.normal_(0, scale)
     timestep, stride = torch.linspace(0, 1000, 64), torch.linspace(0, 800, 64).flip(0)
-    gain = 1 + made(timestep, stride).detach()
+    gain = 1 + module(timestep, stride).detach()
     assert float(gain.min()) >= 0
     assert float(gain.max()) <= 2
     assert float(gain.std()) > 0.01
@@ -140,16 +140,16 @@ def test_a_fresh_injector_is_silent_in_every_block():
 
 def test_tokens_are_in_the_transformers_order_frames_then_rows_then_columns():
     # without the norms, which mix all positions, one latent point reaches the 3 x 3 x 3 tokens around it
-    made = injector("fixed")
-    made.norm = nn.Identity()
+    module = injector("fixed")
+    module.norm = nn.Identity()
     anchor = torch.zeros(1, 12, 4, 2, 3)
-    ask = lambda: made(anchor, (2, 3), torch.zeros(1), torch.zeros(1))[0]  # noqa: E731
+    ask = lambda: module(anchor, (2, 3), torch.zeros(1), torch.zeros(1))[0]  # noqa: E731
     before = ask()
     anchor[0, :, 3, 1, 2] = 5.0
     changed = ((ask() - before).abs().amax(-1)[0] > 0).view(4, 2, 3)
-    reached = torch.zeros(4, 2, 3, dtype=torch.bool)
-    reached[2:, :, 1:] = True
-    assert torch.equal(changed, reached)
+    expected = torch.zeros(4, 2, 3, dtype=torch.bool)
+    expected[2:, :, 1:] = True
+    assert torch.equal(changed, expected)
 
 
 def test_resizing_keeps_a_constant_and_works_frame_by_frame():
@@ -182,15 +182,15 @@ def test_a_fresh_stride_embedding_is_zero_and_an_awake_one_tells_strides_apart()
 
 
 def test_a_refined_anchor_is_kept_for_the_next_step_and_no_longer_than_it_is_true():
-    made = injector("fixed")
+    module = injector("fixed")
     anchor = torch.randn(2, 12, 2, 2, 2, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        first = made.refined(anchor, (4, 4))
-        assert made.refined(anchor, (4, 4)) is first
-        assert made.refined(anchor.clone(), (4, 4)) is not first  # another tensor
-        again = made.refined(anchor, (4, 4))
-        made.widen.weight.mul_(2)  # as an optimiser's update does
-        assert not torch.equal(made.refined(anchor, (4, 4)), again)
+        first = module.refined_anchor(anchor, (4, 4))
+        assert module.refined_anchor(anchor, (4, 4)) is first
+        assert module.refined_anchor(anchor.clone(), (4, 4)) is not first  # another tensor
+        again = module.refined_anchor(anchor, (4, 4))
+        module.widen.weight.mul_(2)  # as an optimiser's update does
+        assert not torch.equal(module.refined_anchor(anchor, (4, 4)), again)
         anchor.add_(1)
-        assert torch.equal(made.refined(anchor, (4, 4)), made.refined(anchor.clone(), (4, 4)))
-    assert made.refined(anchor, (4, 4)).requires_grad  # nothing kept stands between the anchor and its gradient
+        assert torch.equal(module.refined_anchor(anchor, (4, 4)), module.refined_anchor(anchor.clone(), (4, 4)))
+    assert module.refined_anchor(anchor, (4, 4)).requires_grad  # the cache does not cut off the anchor's gradient

@@ -92,65 +92,65 @@ def test_a_fresh_backbone_is_its_stock_transformer_bit_for_bit(injector: options
     net, other = backbone(injector), stock()
     other.load_state_dict(net.dit.state_dict())
     for seed in (0, 1):
-        given = inputs(seed)
-        wanted = other(given["state"], given["sigma_timestep"], given["text"], return_dict=False)[0]
-        for change in ({}, {"stride": torch.zeros(2)}, {"anchor": 100 * given["anchor"]}):
-            assert torch.equal(net(**given | change), wanted)
+        arguments = inputs(seed)
+        expected = other(arguments["state"], arguments["sigma_timestep"], arguments["text"], return_dict=False)[0]
+        for change in ({}, {"stride": torch.zeros(2)}, {"anchor": 100 * arguments["anchor"]}):
+            assert torch.equal(net(**arguments | change), expected)
 
 
 def test_without_an_injector_a_fresh_backbone_is_its_stock_transformer_too():
     net, other = backbone(None), stock()
     other.load_state_dict(net.dit.state_dict())
-    given = inputs() | {"anchor": None}
-    wanted = other(given["state"], given["sigma_timestep"], given["text"], return_dict=False)[0]
-    assert torch.equal(net(**given), wanted)
+    arguments = inputs() | {"anchor": None}
+    expected = other(arguments["state"], arguments["sigma_timestep"], arguments["text"], return_dict=False)[0]
+    assert torch.equal(net(**arguments), expected)
 
 
 def test_add_is_the_stock_transformer_where_the_anchor_is_zero_and_on_the_sum_otherwise():
     net, other = backbone(options.Add()), stock()
     other.load_state_dict(net.dit.state_dict())
-    given = inputs()
-    ask = lambda state: other(state, given["sigma_timestep"], given["text"], return_dict=False)[0]  # noqa: E731
-    assert torch.equal(net(**given | {"anchor": torch.zeros(2, 12, 2, 4, 4)}), ask(given["state"]))
+    arguments = inputs()
+    ask = lambda state: other(state, arguments["sigma_timestep"], arguments["text"], return_dict=False)[0]  # noqa: E731
+    assert torch.equal(net(**arguments | {"anchor": torch.zeros(2, 12, 2, 4, 4)}), ask(arguments["state"]))
     # an anchor already at the latent's size is not resized
     anchor = torch.randn(2, 12, 2, 4, 4, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(net(**given | {"anchor": anchor}), ask(given["state"] + anchor))
+    assert torch.equal(net(**arguments | {"anchor": anchor}), ask(arguments["state"] + anchor))
     # the patch embedding is linear: adding latents is adding tokens, with nothing new learned
     embed, bias = net.dit.patch_embedding, net.dit.patch_embedding.bias.view(1, -1, 1, 1, 1)
     torch.testing.assert_close(
-        embed(given["state"] + anchor), embed(given["state"]) + embed(anchor) - bias, atol=1e-5, rtol=0
+        embed(arguments["state"] + anchor), embed(arguments["state"]) + embed(anchor) - bias, atol=1e-5, rtol=0
     )
     assert not any(name.startswith("injector") for name, _ in net.named_parameters())
 
 
 @every_injector
 def test_an_awake_backbone_listens_to_stride_anchor_and_timestep(injector: options.Injector):
-    net, given = backbone(injector, awake=True), inputs()
-    before = net(**given)
+    net, arguments = backbone(injector, awake=True), inputs()
+    before = net(**arguments)
     for change in (
-        {"stride": given["stride"] + 50},
-        {"anchor": given["anchor"] + 1},
-        {"sigma_timestep": given["sigma_timestep"] / 2},
+        {"stride": arguments["stride"] + 50},
+        {"anchor": arguments["anchor"] + 1},
+        {"sigma_timestep": arguments["sigma_timestep"] / 2},
     ):
-        assert (net(**given | change) - before).abs().max() > 1e-3
+        assert (net(**arguments | change) - before).abs().max() > 1e-3
 
 
 def test_the_anchor_enters_by_its_own_sample_and_frame():
-    net, given = backbone(GATED, awake=True), inputs()
-    before = net(**given)
-    other = given["anchor"].clone()
+    net, arguments = backbone(GATED, awake=True), inputs()
+    before = net(**arguments)
+    other = arguments["anchor"].clone()
     other[1] += 1
-    after = net(**given | {"anchor": other})
+    after = net(**arguments | {"anchor": other})
     torch.testing.assert_close(after[0], before[0])
     assert (after[1] - before[1]).abs().max() > 1e-3
 
 
 def test_one_timestep_per_sample_is_what_one_per_token_is_in_the_stock_model():
     # Wan2.2-TI2V feeds a timestep per token; the same on every token is the same answer
-    other, given = stock(), inputs()
+    other, arguments = stock(), inputs()
     per_sample, per_token = (
-        other(given["state"], t, given["text"], return_dict=False)[0]
-        for t in (given["sigma_timestep"], given["sigma_timestep"][:, None].expand(2, 2 * 4 * 4))
+        other(arguments["state"], t, arguments["text"], return_dict=False)[0]
+        for t in (arguments["sigma_timestep"], arguments["sigma_timestep"][:, None].expand(2, 2 * 4 * 4))
     )
     torch.testing.assert_close(per_sample, per_token, atol=1e-5, rtol=0)
 
@@ -158,19 +158,19 @@ def test_one_timestep_per_sample_is_what_one_per_token_is_in_the_stock_model():
 @pytest.mark.parametrize("blocks", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
 def test_the_anchor_is_added_to_the_input_of_the_blocks_it_names_and_no_other(blocks: tuple[int, ...]):
     net = backbone(replace(GATED, blocks=blocks), awake=True)
-    left: list[torch.Tensor] = []  # what each block was left, and before them the patch embedding's tokens
-    entered: list[torch.Tensor] = []
-    net.dit.patch_embedding.register_forward_hook(lambda _, args, out: left.append(out.flatten(2).mT))
+    outputs: list[torch.Tensor] = []  # of the patch embedding and of each block
+    block_inputs: list[torch.Tensor] = []
+    net.dit.patch_embedding.register_forward_hook(lambda _, args, out: outputs.append(out.flatten(2).mT))
     for block in net.dit.blocks:
         # registered after the injection's own hook, so it sees what that has made of the input
-        block.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-        block.register_forward_hook(lambda _, args, out: left.append(out))
-    given = inputs()
-    net(**given)
-    added = net.injector(given["anchor"], (4, 4), given["timestep"], given["stride"])
+        block.register_forward_pre_hook(lambda _, args: block_inputs.append(args[0]))
+        block.register_forward_hook(lambda _, args, out: outputs.append(out))
+    arguments = inputs()
+    net(**arguments)
+    added = net.injector(arguments["anchor"], (4, 4), arguments["timestep"], arguments["stride"])
     assert set(added) == set(blocks)
     for index in range(3):
-        torch.testing.assert_close(entered[index], left[index] + added.get(index, 0))
+        torch.testing.assert_close(block_inputs[index], outputs[index] + added.get(index, 0))
 
 
 @pytest.mark.parametrize("blocks", [(0,), (1,), (0, 1, 2)])
@@ -189,15 +189,15 @@ def test_checkpointed_gradients_equal_plain_ones(injector: options.Injector, blo
             net(**inputs(2, batch=3))
         second = net(**inputs(3)).square().mean()
         (loss + 2 * second).backward()
-    wanted, found = gradients(plain), gradients(checkpointed)
-    assert wanted.keys() == found.keys()
-    assert {"injector.narrow.weight", "stride_embedding.mlp.linear_1.weight"} <= wanted.keys()
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-7, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    expected, result = gradients(plain), gradients(checkpointed)
+    assert expected.keys() == result.keys()
+    assert {"injector.narrow.weight", "stride_embedding.mlp.linear_1.weight"} <= expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(result[name], gradient, atol=1e-7, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_offloaded_inputs_are_let_go_and_the_gradients_are_the_same_bits():
-    found = []
+    results = []
     for offload in (False, True):
         net = backbone(GATED, awake=True)
         net.checkpoint_activations(offload=offload)
@@ -206,15 +206,15 @@ def test_offloaded_inputs_are_let_go_and_the_gradients_are_the_same_bits():
             hook = lambda _, args, entered=entered: entered.append(weakref.ref(args[0]))  # noqa: E731
             block.register_forward_pre_hook(hook, prepend=True)  # before the injector's
         loss = net(**inputs()).square().mean()
-        alive = [there() is not None for there in entered]
+        alive = [reference() is not None for reference in entered]
         loss.backward()
-        found.append((alive, gradients(net)))
-    (kept, wanted), (offloaded, made) = found
-    assert kept == [True] * len(kept)
+        results.append((alive, gradients(net)))
+    (stored, expected), (offloaded, result) = results
+    assert stored == [True] * len(stored)
     assert offloaded == [False] * len(offloaded)
-    assert len(offloaded) == len(kept) >= 1
-    assert wanted.keys() == made.keys()
-    assert all(torch.equal(made[name], gradient) for name, gradient in wanted.items())
+    assert len(offloaded) == len(stored) >= 1
+    assert expected.keys() == result.keys()
+    assert all(torch.equal(result[name], gradient) for name, gradient in expected.items())
 
 
 def test_checkpointing_recomputes_the_blocks():
@@ -231,17 +231,17 @@ def test_checkpointing_recomputes_the_blocks():
 def test_a_deep_copy_calls_its_own_injector_and_stride_embedding():
     net = backbone(GATED, awake=True)
     twin = copy.deepcopy(net)
-    given = inputs()
-    before = net(**given)
-    assert torch.equal(twin(**given), before)
+    arguments = inputs()
+    before = net(**arguments)
+    assert torch.equal(twin(**arguments), before)
     for name in ("injector", "stride_embedding"):
-        for changed, kept in ((twin, net), (net, twin)):
-            kept_before, changed_before = kept(**given), changed(**given)
+        for changed, other in ((twin, net), (net, twin)):
+            other_before, changed_before = other(**arguments), changed(**arguments)
             with torch.no_grad():
                 for parameter in getattr(changed, name).parameters():
                     parameter.add_(0.1)
-            assert torch.equal(kept(**given), kept_before)
-            assert (changed(**given) - changed_before).abs().max() > 1e-4
+            assert torch.equal(other(**arguments), other_before)
+            assert (changed(**arguments) - changed_before).abs().max() > 1e-4
 
 
 def test_a_deep_copy_of_a_checkpointed_backbone_recomputes_with_its_own_context():
@@ -260,7 +260,7 @@ def test_a_deep_copy_of_a_checkpointed_backbone_recomputes_with_its_own_context(
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_frozen_transformer_gets_no_gradient_and_what_is_hooked_on_gets_one(checkpointing: bool):
     net = backbone(GATED, awake=True)
-    net.trainable("adapters")
+    net.set_trainable("adapters")
     if checkpointing:
         net.checkpoint_activations()
     net(**inputs()).square().mean().backward()
@@ -268,19 +268,19 @@ def test_a_frozen_transformer_gets_no_gradient_and_what_is_hooked_on_gets_one(ch
     assert all(p.grad is None and not p.requires_grad for p in net.dit.parameters())
     for part in (net.injector, net.stride_embedding):
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
-    net.trainable("all")
+    net.set_trainable("all")
     assert all(p.requires_grad for p in net.parameters())
 
 
 @pytest.mark.parametrize("injector", [None, GATED, options.Add()], ids=["none", "gated", "add"])
 def test_an_anchor_that_is_missing_or_has_nowhere_to_go_is_refused(injector):
-    net, given = backbone(injector), inputs()
+    net, arguments = backbone(injector), inputs()
     if injector is None:
         with pytest.raises(ValueError, match="no injector for the anchor"):
-            net(**given)
+            net(**arguments)
     else:
         with pytest.raises(ValueError, match="needs an anchor"):
-            net(**given | {"anchor": None})
+            net(**arguments | {"anchor": None})
 
 
 @pytest.mark.parametrize(
@@ -318,22 +318,22 @@ def test_an_impossible_transformer_is_refused_by_key(name: str):
 
 def test_the_spatial_patch_sets_the_token_grid_the_anchor_is_resized_to():
     net = backbone(replace(GATED, blocks=(0, 2)), replace(WAN, patch_size=(1, 2, 2)), awake=True)
-    given = inputs()
-    out = net(**given)
-    assert out.shape == given["state"].shape
-    assert (net(**given | {"anchor": -given["anchor"]}) - out).abs().max() > 1e-3
+    arguments = inputs()
+    out = net(**arguments)
+    assert out.shape == arguments["state"].shape
+    assert (net(**arguments | {"anchor": -arguments["anchor"]}) - out).abs().max() > 1e-3
 
 
 def test_embeddings_of_timestep_and_stride_stay_fp32_under_autocast():
     """bf16 would tell 942 from 943 by rounding; Wan trains these in fp32."""
     net = backbone(GATED, awake=True)
-    found: dict[bool, list[torch.Tensor]] = {False: [], True: []}
-    for lowered, kept in found.items():
+    embeddings: dict[bool, list[torch.Tensor]] = {False: [], True: []}
+    for is_bf16, outputs in embeddings.items():
         handle = net.dit.condition_embedder.time_embedder.register_forward_hook(
-            lambda m, a, o, kept=kept: kept.append(o)
+            lambda m, a, o, outputs=outputs: outputs.append(o)
         )
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
             net(**inputs())
         handle.remove()
-    assert found[True][0].dtype == torch.float32
-    assert torch.equal(found[False][0], found[True][0])
+    assert embeddings[True][0].dtype == torch.float32
+    assert torch.equal(embeddings[False][0], embeddings[True][0])

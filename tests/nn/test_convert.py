@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pw.nn import options
 from pw.nn.backbone import Backbone
-from pw.nn.convert import authors_injector, layout, place, read, to_ours
+from pw.nn.convert import authors_injector, layout, place, read, to_pw
 
 WAN = options.Wan(
     patch_size=(1, 2, 2),
@@ -70,15 +70,15 @@ def original_name(key: str) -> str:
     if key == "scale_shift_table":
         return "head.modulation"
     key = key.replace("scale_shift_table", "modulation")
-    for ours, theirs in ORIGINAL:
-        key = key.replace(ours, theirs)
+    for renamed, original in ORIGINAL:
+        key = key.replace(renamed, original)
     return key
 
 
 def authors_name(key: str) -> str:
-    for ours, theirs in AUTHORS:
-        if key.startswith(ours):
-            return theirs + key.removeprefix(ours)
+    for renamed, original in AUTHORS:
+        if key.startswith(renamed):
+            return original + key.removeprefix(renamed)
     return original_name(key)
 
 
@@ -119,27 +119,27 @@ def wrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 class TestOriginalWan:
     def test_weights_give_the_same_output_bit_for_bit(self) -> None:
         source, target = network(None), network(None, seed=1)
-        theirs = {original_name(key): value for key, value in stock(source).items()}
-        assert layout(theirs) == "wan"
-        fresh = place(target, to_ours(theirs), adapters_optional=True)
-        assert fresh == sorted(f"stride_embedding.{key}" for key in target.stride_embedding.state_dict())
+        original = {original_name(key): value for key, value in stock(source).items()}
+        assert layout(original) == "wan"
+        not_loaded = place(target, to_pw(original), adapters_optional=True)
+        assert not_loaded == sorted(f"stride_embedding.{key}" for key in target.stride_embedding.state_dict())
         target.stride_embedding.load_state_dict(source.stride_embedding.state_dict())
         assert torch.equal(output(source), output(target))
 
     def test_names_become_what_diffusers_own_converter_makes_of_them(self) -> None:
-        theirs = {original_name(key): value for key, value in stock(network(None)).items()}
-        ours = to_ours(theirs)
-        assert ours.keys() == {f"dit.{key}" for key in convert_wan_transformer_to_diffusers(dict(theirs))}
+        original = {original_name(key): value for key, value in stock(network(None)).items()}
+        renamed = to_pw(original)
+        assert renamed.keys() == {f"dit.{key}" for key in convert_wan_transformer_to_diffusers(dict(original))}
 
     def test_names_at_full_size_cover_the_stock_transformer_exactly(self) -> None:
         with torch.device("meta"):
             net = Backbone(FULL, None)
         assert sum(p.numel() for p in net.dit.parameters()) == 4_999_787_712
-        theirs = {original_name(key): value for key, value in stock(net).items()}
-        assert len(theirs) == len(stock(net))
-        ours = to_ours(theirs)
-        assert {key: value.shape for key, value in ours.items()} == {k: v.shape for k, v in stock(net).items()}
-        assert not any(key.startswith("dit.") for key in theirs)
+        original = {original_name(key): value for key, value in stock(net).items()}
+        assert len(original) == len(stock(net))
+        renamed = to_pw(original)
+        assert {key: value.shape for key, value in renamed.items()} == {k: v.shape for k, v in stock(net).items()}
+        assert not any(key.startswith("dit.") for key in original)
 
 
 class TestTheAuthorsCheckpoint:
@@ -157,11 +157,11 @@ class TestTheAuthorsCheckpoint:
     def test_gives_the_same_output_bit_for_bit(self, file: Path, weights: Any, seed: int) -> None:
         state, target = read(file, weights), network(seed=2)
         assert layout(state) == "authors"
-        assert place(target, to_ours(state)) == []
+        assert place(target, to_pw(state)) == []
         assert torch.equal(output(network(seed=seed)), output(target))
 
     def test_tells_which_injector_it_needs(self, file: Path) -> None:
-        assert authors_injector(to_ours(read(file))) == CHANNELWISE
+        assert authors_injector(to_pw(read(file))) == CHANNELWISE
 
     def test_without_an_ema_is_not_taken_for_one(self, tmp_path: Path) -> None:
         torch.save({"generator": {"a": torch.zeros(1)}}, tmp_path / "model.pt")
@@ -169,7 +169,7 @@ class TestTheAuthorsCheckpoint:
             read(tmp_path / "model.pt")
 
     def test_of_an_earlier_generation_is_refused_saying_why(self, file: Path) -> None:
-        state = to_ours(read(file))
+        state = to_pw(read(file))
         state["injector.narrow.weight"] = torch.zeros(16, 12, 1, 2, 2)
         state["injector.gate.timestep_mlp.2.weight"] = torch.zeros(64, 64)
         with pytest.raises(ValueError, match=r"patchifying convolution \(1, 2, 2\).*64 channels \(gain and shift\)"):
@@ -196,8 +196,8 @@ class TestPlace:
 
     def test_keeps_the_silent_start_of_adapters_a_base_checkpoint_lacks(self) -> None:
         net = Backbone(WAN, CHANNELWISE).eval()
-        fresh = place(net, stock(network()), adapters_optional=True)
-        assert {key.split(".")[0] for key in fresh} == {"injector", "stride_embedding"}
+        not_loaded = place(net, stock(network()), adapters_optional=True)
+        assert {key.split(".")[0] for key in not_loaded} == {"injector", "stride_embedding"}
         base = Backbone(WAN, None).eval()
         place(base, stock(network()), adapters_optional=True)
         assert torch.equal(output(net), output_with(base))
@@ -235,8 +235,8 @@ class TestLayout:
         net = network()
         assert layout(net.dit.state_dict()) == "diffusers"
         assert layout(net.state_dict()) == "pw"
-        assert to_ours(net.state_dict()).keys() == net.state_dict().keys()
-        assert to_ours(net.dit.state_dict()).keys() == stock(net).keys()
+        assert to_pw(net.state_dict()).keys() == net.state_dict().keys()
+        assert to_pw(net.dit.state_dict()).keys() == stock(net).keys()
 
     def test_of_something_else_is_refused_with_some_of_its_keys(self) -> None:
         with pytest.raises(ValueError, match=r"not the weights of a Wan.*encoder\.conv_in\.weight"):
@@ -245,11 +245,11 @@ class TestLayout:
     def test_with_two_keys_that_become_one_is_refused(self) -> None:
         state = {"model.time_embedding.0.bias": torch.zeros(1), "time_embedding.0.bias": torch.zeros(1)}
         with pytest.raises(ValueError, match="would be a second dit"):
-            to_ours(state)
+            to_pw(state)
 
     def test_keeps_the_name_of_a_key_no_table_knows(self) -> None:
         state = {"time_embedding.0.bias": torch.zeros(1), "model.img_emb.proj.0.bias": torch.zeros(1)}
-        assert "img_emb.proj.0.bias" in to_ours(state)
+        assert "img_emb.proj.0.bias" in to_pw(state)
 
 
 class Malicious:
@@ -296,8 +296,8 @@ class TestRead:
     def test_says_when_a_file_is_cut_off(self, tmp_path: Path, name: str) -> None:
         state = {"a": torch.ones(5000)}
         save_file(state, tmp_path / name) if name.endswith("tensors") else torch.save(state, tmp_path / name)
-        whole = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(ValueError, match=rf"{name}: (not a whole|cut off)"):
             read(tmp_path / name)
 

@@ -54,11 +54,11 @@ def test_a_transformer_of_another_size_is_refused_by_key(pipeline: tuple[Path, A
 
 
 def test_a_kernel_is_chosen_without_a_word_and_nothing_else_is_hushed(small: Network) -> None:
-    said: list[str] = []
+    messages: list[str] = []
 
     class Listening(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            messages.append(record.getMessage())
 
     diffusers, listening = logging.getLogger("diffusers.models.modeling_utils"), Listening()
     diffusers.addHandler(listening)
@@ -68,19 +68,19 @@ def test_a_kernel_is_chosen_without_a_word_and_nothing_else_is_hushed(small: Net
         net.dit.set_attention_backend("native")
     finally:
         diffusers.removeHandler(listening)
-    assert said[0] == "something else"
-    assert said[1].startswith("Attention backends are an experimental feature")  # of a call that is not ours
+    assert messages[0] == "something else"
+    assert messages[1].startswith("Attention backends are an experimental feature")  # of a call that is not ours
 
 
 def test_a_training_of_ours_comes_back(small: Network, tmp_path: Path) -> None:
     trained = load_network(replace(small, seed=5), "random", None, "cpu")
     save_file(trained.state_dict(), tmp_path / "ema.safetensors")
-    found = load_network(small, str(tmp_path / "ema.safetensors"), None, "cpu")
+    result = load_network(small, str(tmp_path / "ema.safetensors"), None, "cpu")
     for name, value in trained.state_dict().items():
-        assert torch.equal(found.state_dict()[name], value), name
+        assert torch.equal(result.state_dict()[name], value), name
     # not bit for bit: a file's tensors lie otherwise in memory, and sums are taken in another order
-    torch.testing.assert_close(velocity(found, 300.0), velocity(trained, 300.0))
-    assert not any(b.is_meta for b in found.buffers())
+    torch.testing.assert_close(velocity(result, 300.0), velocity(trained, 300.0))
+    assert not any(b.is_meta for b in result.buffers())
 
 
 def test_a_base_checkpoint_is_no_second_stage(pipeline: tuple[Path, Any], small: Network, tmp_path: Path) -> None:
@@ -95,17 +95,17 @@ def test_a_base_checkpoint_is_no_second_stage(pipeline: tuple[Path, Any], small:
 
 def test_the_authors_injector_is_asked_for_by_name(small: Network, tmp_path: Path) -> None:
     wide = replace(small.backbone, num_attention_heads=4, attention_head_dim=32)
-    theirs = options.Injector("channelwise", (1,), 0.25, 16)
-    net = Backbone(wide, theirs)
+    injector = options.Injector("channelwise", (1,), 0.25, 16)
+    net = Backbone(wide, injector)
     state = {authors_name(key): value for key, value in net.state_dict().items()}
     path = tmp_path / "model.pt"
     torch.save({"generator_ema": {f"model.{k}": v for k, v in state.items()}}, path)
     with pytest.raises(ValueError, match=r"set injector=gated_channelwise .*injector\.groups=16"):
         load_network(replace(small, backbone=wide), str(path), None, "cpu")
-    found = load_network(replace(small, backbone=wide, injector=theirs), str(path), None, "cpu")
-    assert found.injector is not None
-    assert found.injector.token_norm.eps == 1e-6
-    empty = network_without_weights(replace(small, backbone=wide, injector=theirs), str(path), "cpu")
+    result = load_network(replace(small, backbone=wide, injector=injector), str(path), None, "cpu")
+    assert result.injector is not None
+    assert result.injector.token_norm.eps == 1e-6
+    empty = network_without_weights(replace(small, backbone=wide, injector=injector), str(path), "cpu")
     assert empty.injector is not None
     assert empty.injector.token_norm.eps == 1e-6
 
@@ -114,8 +114,8 @@ def test_the_authors_injector_is_asked_for_by_name(small: Network, tmp_path: Pat
 def test_one_without_weights_is_of_the_same_shapes_and_types(small: Network, device: str) -> None:
     empty, net = network_without_weights(small, "random", device), load_network(small, "random", None, "cpu", device)
     assert {t.device.type for t in empty.parameters()} == {"meta"}
-    wanted = [{n: (t.shape, t.dtype, t.requires_grad) for n, t in of.named_parameters()} for of in (net, empty)]
-    assert wanted[0] == wanted[1]
+    expected = [{n: (t.shape, t.dtype, t.requires_grad) for n, t in of.named_parameters()} for of in (net, empty)]
+    assert expected[0] == expected[1]
     assert torch.bfloat16 in {t.dtype for t in empty.parameters()} or device == "cpu"
     assert not empty.training
 
@@ -133,10 +133,10 @@ def test_in_bf16_what_wan_keeps_in_fp32_stays_so(small: Network) -> None:
         "injector.gate.mlp.0.weight",
     ):
         assert kinds[name] == torch.float32, name
-    found = velocity(net, 300.0)
-    assert found.dtype == torch.float32
+    result = velocity(net, 300.0)
+    assert result.dtype == torch.float32
     reference = velocity(load_network(small, "random", None, "cpu"), 300.0)
-    assert (found - reference).abs().mean() < 0.05 * reference.abs().mean()
+    assert (result - reference).abs().mean() < 0.05 * reference.abs().mean()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -144,8 +144,8 @@ def test_a_kernel_to_train_with_is_tried_with_its_gradient_and_in_the_trainings_
     small: Network, precision: Any
 ) -> None:
     check_kernel(replace(small, attention="flash"), "cpu", precision)
-    told = rf"trainer\.attention=cudnn: not to be had here in {precision} .* trainer\.attention=sdpa"
-    with pytest.raises(ValueError, match=told):
+    message = rf"trainer\.attention=cudnn: not to be had here in {precision} .* trainer\.attention=sdpa"
+    with pytest.raises(ValueError, match=message):
         check_kernel(replace(small, attention="cudnn"), "cpu", precision)
 
 

@@ -19,23 +19,23 @@ def encoder(pipeline: tuple[Path, Any], tmp_path: Path) -> TextEncoder:
 @pytest.mark.parametrize("prompt", ["a heron", "Ein  Reiher &amp; ein See\n im Nebel", "色调艳丽"])
 def test_an_embedding_is_the_pipelines(pipeline: tuple[Path, Any], encoder: TextEncoder, prompt: str) -> None:
     with torch.no_grad():
-        theirs = pipeline[1]._get_t5_prompt_embeds(prompt, max_sequence_length=64)[0]
-    found = encoder.encode(prompt)
-    assert found.shape == (64, 16)
-    torch.testing.assert_close(found, theirs, rtol=1e-5, atol=2e-6)
-    assert torch.equal(found[-1], torch.zeros(16))
+        reference = pipeline[1]._get_t5_prompt_embeds(prompt, max_sequence_length=64)[0]
+    result = encoder.encode(prompt)
+    assert result.shape == (64, 16)
+    torch.testing.assert_close(result, reference, rtol=1e-5, atol=2e-6)
+    assert torch.equal(result[-1], torch.zeros(16))
 
 
 def test_a_prompt_is_encoded_once_and_read_without_the_encoder_after(
     pipeline: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    def made(folder: Path, name: str = "small") -> TextEncoder:
+    def encoder_of(folder: Path, name: str = "small") -> TextEncoder:
         return TextEncoder(folder, 64, tmp_path, name, "cpu", torch.float32)
 
-    first = made(pipeline[0]).encode("a heron")
-    assert torch.equal(made(Path("/nowhere")).encode("a heron"), first)
+    first = encoder_of(pipeline[0]).encode("a heron")
+    assert torch.equal(encoder_of(Path("/nowhere")).encode("a heron"), first)
     with pytest.raises(OSError, match="nowhere"):  # other weights, another embedding
-        made(Path("/nowhere"), "others").encode("a heron")
+        encoder_of(Path("/nowhere"), "others").encode("a heron")
 
 
 def test_only_the_true_length_is_kept_on_disk(encoder: TextEncoder) -> None:
@@ -45,16 +45,16 @@ def test_only_the_true_length_is_kept_on_disk(encoder: TextEncoder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "told"),
+    ("prompts", "message"),
     [
         (["a", "  "], r"prompt 2 of 2 is empty"),
         (["a" * 64], r"prompt 1 of 1 has 65 tokens, the encoder takes 64; shorten it: 'aaa"),
     ],
 )
 def test_prompts_that_cannot_be_encoded_are_told_before_the_encoder_loads(
-    encoder: TextEncoder, prompts: list[str], told: str
+    encoder: TextEncoder, prompts: list[str], message: str
 ) -> None:
     encoder.check(["a" * 63])
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         encoder.check(prompts)
     assert encoder._encoder is None

@@ -20,8 +20,8 @@ def noise() -> torch.Tensor:
 def solve(solver, world, num_steps: int, schedule: Schedule) -> float:
     """Largest error of the plain flow's end point; the exact one is sd * noise."""
     grid = inference_grid(num_steps, schedule)
-    found = solver(world.velocity, noise(), grid, torch.zeros(num_steps), schedule)
-    return float((found - world.sd * noise()).abs().max())
+    result = solver(world.velocity, noise(), grid, torch.zeros(num_steps), schedule)
+    return float((result - world.sd * noise()).abs().max())
 
 
 @pytest.mark.parametrize("schedule", [TIMESTEP, INDEX], ids=["timestep", "index"])
@@ -45,8 +45,8 @@ def test_it_is_the_stock_scheduler_on_the_grid_it_is_given(gaussian_world, order
         t = torch.full((2,), 1000 * float(sigma), dtype=torch.float64)
         state = stock.step(world.velocity(state, t, 0 * t), label, state, return_dict=False)[0]
     grid = torch.cat([1000 * sigmas, torch.zeros(1, dtype=torch.float64)])
-    found = UniPC(order)(world.velocity, noise(), grid, torch.zeros(num_steps), TIMESTEP)
-    torch.testing.assert_close(found, state, atol=1e-5, rtol=0)
+    result = UniPC(order)(world.velocity, noise(), grid, torch.zeros(num_steps), TIMESTEP)
+    torch.testing.assert_close(result, state, atol=1e-5, rtol=0)
 
 
 def test_a_higher_order_is_better_on_many_steps(gaussian_world):
@@ -75,9 +75,9 @@ def test_it_tells_the_velocity_the_grids_own_timesteps_and_strides():
 
 def test_a_batch_is_solved_sample_by_sample(gaussian_world):
     world, grid = gaussian_world(0.5, TIMESTEP), inference_grid(4, TIMESTEP)
-    both = UniPC(2)(world.velocity, noise(), grid, torch.zeros(4), TIMESTEP)
-    alone = UniPC(2)(world.velocity, noise()[:1], grid, torch.zeros(4), TIMESTEP)
-    torch.testing.assert_close(both[:1], alone, atol=1e-6, rtol=0)
+    batched = UniPC(2)(world.velocity, noise(), grid, torch.zeros(4), TIMESTEP)
+    single = UniPC(2)(world.velocity, noise()[:1], grid, torch.zeros(4), TIMESTEP)
+    torch.testing.assert_close(batched[:1], single, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("order", [0, 4])

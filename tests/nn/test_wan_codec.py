@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pw.nn.codec import WanCodec, blended, window
+from pw.nn.codec import WanCodec, blend_tiles, window
 from pw.nn.options import WanVAE, spans
 
 WHOLE = WanVAE(factor=16, frames_factor=4, channels=4, precision="fp32", tile=0, overlap=0)
@@ -40,18 +40,18 @@ class TestTheCodec:
         vae = pipeline[1].vae
         mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
         with torch.no_grad():
-            theirs = vae.decode(latent * std + mean, return_dict=False)[0]
+            reference = vae.decode(latent * std + mean, return_dict=False)[0]
         assert whole.shape == (1, 3, 5, 64, 320)
-        assert torch.equal(whole, theirs)
+        assert torch.equal(whole, reference)
 
     def test_encodes_to_the_normalised_mode(self, vae: Any) -> None:
         video = torch.rand(1, 3, 5, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-        found = WanCodec(WHOLE, vae).encode(video)
+        result = WanCodec(WHOLE, vae).encode(video)
         with torch.no_grad():
             mode = vae.encode(video).latent_dist.mode()
-        assert found.shape == (1, 4, 2, 4, 4)
+        assert result.shape == (1, 4, 2, 4, 4)
         for channel, (mean, std) in enumerate(zip(vae.config.latents_mean, vae.config.latents_std, strict=True)):
-            torch.testing.assert_close(found[:, channel], (mode[:, channel] - mean) / std)
+            torch.testing.assert_close(result[:, channel], (mode[:, channel] - mean) / std)
 
     def test_is_loaded_from_the_published_layout(
         self, pipeline: tuple[Path, Any], latent: Tensor, whole: Tensor
@@ -63,14 +63,14 @@ class TestTheCodec:
             WanCodec(replace(WHOLE, channels=48), vae)
 
     @pytest.mark.parametrize(
-        ("shape", "told"),
+        ("shape", "message"),
         [
             ((1, 3, 4, 64, 64), r"scale\.frames=4: .* 1 or 5 would do"),
             ((1, 3, 5, 64, 72), r"codec\.factor=16 does not divide 64 x 72"),
         ],
     )
-    def test_refuses_clips_that_do_not_fit(self, vae: Any, shape: tuple[int, ...], told: str) -> None:
-        with pytest.raises(ValueError, match=told):
+    def test_refuses_clips_that_do_not_fit(self, vae: Any, shape: tuple[int, ...], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
             WanCodec(WHOLE, vae).encode(torch.zeros(shape))
 
 
@@ -112,14 +112,14 @@ class TestTiles:
     @given(st.integers(1, 60), st.integers(2, 20), st.data())
     def test_cover_everything_and_overlap_as_asked(self, length: int, tile: int, data: st.DataObject) -> None:
         overlap = data.draw(st.integers(0, tile // 2))
-        found = spans(length, tile, overlap)
-        assert found[0].start == 0
-        assert found[-1].stop == length
-        for one, other in pairwise(found):
+        result = spans(length, tile, overlap)
+        assert result[0].start == 0
+        assert result[-1].stop == length
+        for one, other in pairwise(result):
             assert other.start > one.start
             assert one.stop - other.start >= overlap
-        assert len({span.stop - span.start for span in found}) == 1
-        assert found[0].stop <= tile or length <= tile
+        assert len({span.stop - span.start for span in result}) == 1
+        assert result[0].stop <= tile or length <= tile
 
     @given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 16), st.data())
     def test_of_what_is_the_same_everywhere_leave_no_trace(
@@ -127,7 +127,7 @@ class TestTiles:
     ) -> None:
         overlap = data.draw(st.integers(0, tile // 2))
         picture = torch.randn(1, height, width, generator=torch.Generator().manual_seed(0))
-        bands = blended(lambda rows, columns: picture[..., rows, columns], (height, width), tile, overlap, 1)
+        bands = blend_tiles(lambda rows, columns: picture[..., rows, columns], (height, width), tile, overlap, 1)
         torch.testing.assert_close(torch.cat([band for _, band in bands], dim=-2), picture)
 
     def test_blend_by_a_cosine_that_adds_up_to_one(self) -> None:
@@ -140,15 +140,15 @@ class TestTiles:
 
 class TestTheOptions:
     @pytest.mark.parametrize(
-        ("changes", "told"),
+        ("changes", "message"),
         [
             ({"tile": 100}, r"codec\.tile=100: a multiple of codec\.factor=16"),
             ({"tile": 64, "overlap": 48}, r"codec\.overlap=48: at most half of codec\.tile=64"),
             ({"channels": 0}, r"codec\.channels=0: needs at least 1"),
         ],
     )
-    def test_are_checked(self, changes: dict[str, int], told: str) -> None:
-        with pytest.raises(ValueError, match=told):
+    def test_are_checked(self, changes: dict[str, int], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
             replace(WHOLE, **changes)
 
     def test_of_the_full_size_make_the_vae_of_704_7_million_parameters(self) -> None:

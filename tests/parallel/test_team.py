@@ -129,15 +129,15 @@ class TestTheRandomnessOfAPart:
         latent = torch.randn(4, 2, 2, 3, 3)
         single = SeededDraws(5, 7)
         two = [SeededDraws(5, 7, Share(rank, 2, 1, 4)) for rank in (0, 1)]
-        both = lambda parts: torch.cat(list(parts))  # noqa: E731
+        both = lambda drawn: torch.cat(list(drawn))  # noqa: E731
         assert torch.equal(both(draws.noise(latent[:2]) for draws in two), single.noise(latent))
         assert torch.equal(both(draws.uniform(2) for draws in two), single.uniform(4))
-        assert torch.equal(both(draws.dropped(2, 0.5) for draws in two), single.dropped(4, 0.5))
+        assert torch.equal(both(draws.dropout_mask(2, 0.5) for draws in two), single.dropout_mask(4, 0.5))
         perturbed = both(
-            draws.perturbed(run.degradation, part, draws.degrade())
+            draws.perturb(run.degradation, part, draws.degrade())
             for draws, part in zip(two, latent.split(2), strict=True)
         )
-        assert torch.equal(perturbed, single.perturbed(run.degradation, latent, single.degrade()))
+        assert torch.equal(perturbed, single.perturb(run.degradation, latent, single.degrade()))
         assert torch.equal(perturbed, run.degradation.perturb(latent, single.degrade()))
 
 

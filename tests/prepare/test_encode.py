@@ -24,7 +24,7 @@ from experiments.engine.plan import parse as parse_ablation
 from pw.cost.generation_cost import sampling_memory
 from pw.data import LatentBatch
 from pw.data.latents import LatentClips, fit
-from pw.data.shards import seeded
+from pw.data.shards import seeded_rng
 from pw.io import arguments
 from pw.io.video import read_video
 from pw.nn.codec import WanCodec
@@ -129,7 +129,7 @@ class TestWhatIsEncoded:
             video = fit(picture(number), (FRAMES, HEIGHT, WIDTH))[None]
             assert torch.equal(tensors["latent"], codec.encode(video)[0].bfloat16())
             for j in range(ANCHORS):
-                small = run.degradation.anchor(video, run.scale.anchor_size, seeded(run.seed, key, j))
+                small = run.degradation.anchor(video, run.scale.anchor_size, seeded_rng(run.seed, key, j))
                 assert torch.equal(tensors["anchors"][j], codec.encode(small)[0].bfloat16())
             assert not torch.equal(tensors["anchors"][0], tensors["anchors"][1])
 

@@ -99,7 +99,7 @@ def change_the_solver(sources: Sources) -> None:
 
 
 def change_which_clips_are_held_out(sources: Sources) -> None:
-    sources.edit("pw/data/procedural.py", "draw = generator(seed, 0, 1)", "draw = generator(seed, 0, 9)")
+    sources.edit("pw/data/procedural.py", "rng = generator(seed, 0, 1)", "rng = generator(seed, 0, 9)")
 
 
 def change_a_metric(sources: Sources) -> None:
@@ -156,8 +156,8 @@ def move_to_another_module(sources: Sources) -> None:
 
 def write_imports_otherwise(sources: Sources) -> None:
     sources.edit("pw/method/objective.py", "from pw.method import path\n", "import pw.method.path as path\n")
-    sources.edit("pw/method/target.py", "import Velocity, over\n", "import Velocity\nfrom pw.method import path as p\n")
-    sources.edit("pw/method/target.py", "over(", "p.over(")
+    sources.edit("pw/method/target.py", "Velocity, broadcast\n", "Velocity\nfrom pw.method import path as p\n")
+    sources.edit("pw/method/target.py", "broadcast(", "p.broadcast(")
 
 
 def rename_a_function(sources: Sources) -> None:

@@ -57,10 +57,10 @@ def curve(folder: Path) -> list[dict[str, float]]:
 
 def assert_same_training(one: Path, other: Path, updates: int = 12) -> None:
     for name in ("online", "ema"):
-        wanted, found = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
-        assert wanted.keys() == found.keys()
-        different = [key for key in wanted if not torch.equal(wanted[key], found[key])]
-        assert not different, f"{name}: {len(different)} of {len(wanted)} tensors, e.g. {different[0]}"
+        expected, result = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
+        assert expected.keys() == result.keys()
+        different = [key for key in expected if not torch.equal(expected[key], result[key])]
+        assert not different, f"{name}: {len(different)} of {len(expected)} tensors, e.g. {different[0]}"
     assert curve(one) == curve(other)
     # every checkpoint, every tenth, the last
     steps = [n for n in range(1, updates + 1) if not n % 4 or not n % 10 or n == updates]
@@ -132,9 +132,9 @@ def test_a_split_training_killed_while_it_writes_a_checkpoint_is_continued_from_
     assert partial.is_dir()
     with pytest.raises((ValueError, OSError)):
         read_rest(partial)
-    found = last_checkpoint(folder)
-    assert found is not None
-    assert found[0].name == "last.ckpt"
+    result = last_checkpoint(folder)
+    assert result is not None
+    assert result[0].name == "last.ckpt"
     assert_same_training(train(run, tmp_path / "undisturbed"), train(run, tmp_path / "killed"), updates=60)
     assert not list(folder.glob("checkpoints/*"))
 
@@ -192,7 +192,7 @@ def test_a_finished_training_is_not_repeated(micro, undisturbed):
 @pytest.mark.parametrize("more", [(), ("optimizer.lr=1e30",)], ids=["done", "failed"])
 def test_a_training_leaves_signals_to_those_before_it_and_nothing_of_itself(micro, tmp_path: Path, more) -> None:
     before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
-    stages = {id(found) for found in gc.get_objects() if isinstance(found, Stage)}
+    stages = {id(item) for item in gc.get_objects() if isinstance(item, Stage)}
     try:
         with pytest.raises(ValueError, match="not finite") if more else nullcontext():
             train(micro("objective=flow", *more), tmp_path)
@@ -200,7 +200,7 @@ def test_a_training_leaves_signals_to_those_before_it_and_nothing_of_itself(micr
             STOP_SIGNALS, signal.SIG_DFL
         )
         gc.collect()
-        assert not [found for found in gc.get_objects() if isinstance(found, Stage) and id(found) not in stages]
+        assert not [item for item in gc.get_objects() if isinstance(item, Stage) and id(item) not in stages]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -213,9 +213,9 @@ def test_sighup_stops_a_training_after_its_update_unless_it_was_started_to_ignor
         with pytest.raises(Stopped) as stopped:
             train(micro("objective=flow"), tmp_path, progress=hang_up)
         assert (stopped.value.signal, stopped.value.code) == (signal.SIGHUP, 129)
-        found = last_checkpoint(training_folder(micro("objective=flow"), tmp_path))
-        assert found is not None
-        assert found[1] == 11
+        result = last_checkpoint(training_folder(micro("objective=flow"), tmp_path))
+        assert result is not None
+        assert result[1] == 11
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         assert is_trained(micro("objective=flow"), train(micro("objective=flow"), tmp_path, hang_up).parents[1])
     finally:

@@ -75,28 +75,28 @@ def test_a_sampled_folder_holds_every_clip_an_anchor_to_each_and_the_mark(micro,
 
 
 def test_clips_do_not_depend_on_how_they_are_batched_or_how_many_are_asked_for(micro, outputs: Path, tmp_path: Path):
-    wanted = clips(sampled(micro(*SHORTCUT), outputs, tmp_path, "two"))
+    expected = clips(sampled(micro(*SHORTCUT), outputs, tmp_path, "two"))
     for size in (1, 3, 4):
         run = micro(*SHORTCUT, f"sampling.batch_size={size}")
         assert run.signature == micro(*SHORTCUT).signature
-        found = clips(sampled(run, outputs, tmp_path, f"by_{size}"))
-        assert np.abs(found.astype(int) - wanted).max() <= 1  # a rounding, where sums are taken in another order
+        result = clips(sampled(run, outputs, tmp_path, f"by_{size}"))
+        assert np.abs(result.astype(int) - expected).max() <= 1  # a rounding, where sums are taken in another order
     few = clips(sampled(micro(*SHORTCUT), outputs, tmp_path, "few", limit=3))
     assert len(few) == 3
-    assert np.abs(few.astype(int) - wanted[:3]).max() <= 1
+    assert np.abs(few.astype(int) - expected[:3]).max() <= 1
 
 
 def test_lost_clips_come_back_and_the_others_stay(micro, outputs: Path):
     run = micro(*SHORTCUT)
     folder = sample(run, outputs)
     before = clips(folder)
-    kept = [(folder / f"{name}.mkv").stat().st_mtime_ns for name in ("0000", "0003")]
+    times = [(folder / f"{name}.mkv").stat().st_mtime_ns for name in ("0000", "0003")]
     for name in ("0002.mkv", "done.json"):  # half a batch of two, which is made whole: the same sums, so the same bits
         (folder / name).unlink()
     assert not is_sampled(run, 4, outputs)
     assert sample(run, outputs) == folder
     assert np.array_equal(clips(folder), before)
-    assert [(folder / f"{name}.mkv").stat().st_mtime_ns for name in ("0000", "0003")] == kept
+    assert [(folder / f"{name}.mkv").stat().st_mtime_ns for name in ("0000", "0003")] == times
     assert is_sampled(run, 4, outputs)
 
 
@@ -145,27 +145,27 @@ class Watched:
 
     source: Source
     stops_after: int = 1_000
-    made: list[int] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
     alive: list[int] = field(default_factory=lambda: [0, 0])  # now, at most
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
-        found = self.source.evaluation(count, seed)
-        return replace(found, real=self.watch(found.real), real_b=self.watch(found.real_b))
+        result = self.source.evaluation(count, seed)
+        return replace(result, real=self.watch(result.real), real_b=self.watch(result.real_b))
 
     def watch(self, clips: Clips) -> Clips:
         def make(i: int) -> torch.Tensor:
-            if len(self.made) == self.stops_after:
+            if len(self.indices) == self.stops_after:
                 raise KeyboardInterrupt
             clip = clips[i].clone()
-            self.made.append(i)
+            self.indices.append(i)
             self.alive[0] += 1
             self.alive[1] = max(self.alive)
-            weakref.finalize(clip.untyped_storage(), self.gone)
+            weakref.finalize(clip.untyped_storage(), self.forget)
             return clip
 
         return Clips(len(clips), make)
 
-    def gone(self) -> None:
+    def forget(self) -> None:
         self.alive[0] -= 1
 
     def __getattr__(self, name: str) -> Any:
@@ -178,31 +178,32 @@ def test_one_evaluation_clip_is_in_memory_however_many_are_sampled(micro, tmp_pa
     watched = Watched(run.source)
     folder = sample(replace(run, source=watched), tmp_path)
     assert len(clips(folder)) == 9
-    assert len(watched.made) >= 2 * 9
+    assert len(watched.indices) >= 2 * 9
     assert watched.alive == [0, 1]
 
 
 def test_an_interrupted_reference_has_no_name_and_what_it_had_is_kept(micro, tmp_path: Path):
     run = micro("stage=anchor")
-    wanted = write_reference(run, tmp_path / "whole")
+    expected = write_reference(run, tmp_path / "whole")
     stopped = replace(run, source=Watched(run.source, stops_after=5))
     with pytest.raises(KeyboardInterrupt):
         write_reference(stopped, tmp_path)
     folder = reference_folder(stopped, tmp_path)  # by its code another source, drawing the same clips
     assert not (folder / "real").exists()
     assert not (folder / "real_b").exists()
-    there = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mkv")}
-    assert [path.name for path in sorted(there)] == ["0000.mkv", "0001.mkv", "0002.mkv", "0000.mkv", "0001.mkv"]
+    first_times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mkv")}
+    assert [path.name for path in sorted(first_times)] == ["0000.mkv", "0001.mkv", "0002.mkv", "0000.mkv", "0001.mkv"]
     (folder / ".real_b" / ".0002.mkv.1.part").write_bytes(b"cut off")
     watched = Watched(run.source)
     assert write_reference(replace(run, source=watched), tmp_path) == folder
-    assert watched.made == [2, 3, 3, 0, 0, 1, 1, 2, 2, 3, 3]  # real_b's third and the last ones; then all, for anchors
-    kept = {path.parent.name: path.stat().st_mtime_ns for path in folder.rglob("0000.mkv") if "real" in str(path)}
-    assert kept == {path.parent.name[1:]: then for path, then in there.items() if path.name == "0000.mkv"}
+    # real_b's third and the last ones; then all, for anchors
+    assert watched.indices == [2, 3, 3, 0, 0, 1, 1, 2, 2, 3, 3]
+    times = {path.parent.name: path.stat().st_mtime_ns for path in folder.rglob("0000.mkv") if "real" in str(path)}
+    assert times == {path.parent.name[1:]: then for path, then in first_times.items() if path.name == "0000.mkv"}
     for name in ("real", "real_b", anchor_reference(run).name, anchor_reference(run, twin=True).name):
-        assert np.array_equal(clips(folder / name), clips(wanted / name))
+        assert np.array_equal(clips(folder / name), clips(expected / name))
         assert len(list((folder / name).iterdir())) == 4
-    assert (folder / "done.json").read_bytes() == (wanted / "done.json").read_bytes()
+    assert (folder / "done.json").read_bytes() == (expected / "done.json").read_bytes()
 
 
 def test_a_clip_is_the_solvers_answer_to_its_own_noise_and_anchor(micro, outputs: Path):
@@ -218,8 +219,8 @@ def test_a_clip_is_the_solvers_answer_to_its_own_noise_and_anchor(micro, outputs
         with torch.no_grad():
             v = module.ema(state, t, s, text, latent, sigma_timestep=t)
         state = state - (timestep - end) / 1000 * v
-    wanted = to_uint8(module.codec.decode(state).clamp(-1, 1))[0]
-    assert np.abs(read_video(folder / "0002.mkv").astype(int) - wanted).max() <= 1
+    expected = to_uint8(module.codec.decode(state).clamp(-1, 1))[0]
+    assert np.abs(read_video(folder / "0002.mkv").astype(int) - expected).max() <= 1
 
 
 def test_weights_of_another_signature_are_refused(micro, outputs: Path):
@@ -231,11 +232,11 @@ def test_weights_of_another_signature_are_refused(micro, outputs: Path):
 
 
 def test_a_flow_model_is_sampled_at_stride_zero_and_a_shortcut_at_its_strides(micro):
-    told = {}
+    feeds_strides = {}
     for objective in ("flow", "shortcut"):
         run = micro(f"objective={objective}")
-        told[objective] = run.feeds_strides()
-    assert told == {"flow": False, "shortcut": True}
+        feeds_strides[objective] = run.feeds_strides()
+    assert feeds_strides == {"flow": False, "shortcut": True}
 
 
 @pytest.mark.parametrize(
@@ -253,18 +254,18 @@ def test_a_flow_model_is_sampled_at_stride_zero_and_a_shortcut_at_its_strides(mi
 def test_ways_of_sampling_share_one_training_and_differ_in_clips(micro, outputs: Path, overrides: tuple[str, ...]):
     # 3 steps: UniPC's first and last are of first order, so on 2 it is Euler
     # guidance steers away from dropped anchors, so it must have been trained on some
-    same = (*SHORTCUT, "sampling.num_steps=3", "train.condition_dropout=0.1")
-    plain, other = (micro(*same, *more) for more in ((), overrides))
+    shared = (*SHORTCUT, "sampling.num_steps=3", "train.condition_dropout=0.1")
+    plain, other = (micro(*shared, *more) for more in ((), overrides))
     assert plain.training_signature == other.training_signature
-    found = clips(sample(other, outputs))
-    assert found.shape == (4, 2, 16, 16, 3)
-    assert not np.array_equal(found, clips(sample(plain, outputs)))
+    result = clips(sample(other, outputs))
+    assert result.shape == (4, 2, 16, 16, 3)
+    assert not np.array_equal(result, clips(sample(plain, outputs)))
 
 
 def test_flawed_anchors_do_not_depend_on_how_they_are_batched(micro, outputs: Path, tmp_path: Path):
-    wanted = clips(sampled(micro(*SHORTCUT, "anchors=flawed"), outputs, tmp_path, "two"))
-    found = clips(sampled(micro(*SHORTCUT, "anchors=flawed", "sampling.batch_size=3"), outputs, tmp_path, "three"))
-    assert np.abs(found.astype(int) - wanted).max() <= 1
+    expected = clips(sampled(micro(*SHORTCUT, "anchors=flawed"), outputs, tmp_path, "two"))
+    result = clips(sampled(micro(*SHORTCUT, "anchors=flawed", "sampling.batch_size=3"), outputs, tmp_path, "three"))
+    assert np.abs(result.astype(int) - expected).max() <= 1
 
 
 def test_stage_one_makes_clips_at_the_anchors_size_and_enlarges_them(micro, tmp_path: Path):

@@ -28,33 +28,33 @@ from pw.train.record import training_flops
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 
 
-class Watching(HiresSynth):
-    """Keeps what the velocities are asked and under which condition; computes as `HiresSynth` does."""
+class RecordingSynth(HiresSynth):
+    """`HiresSynth` that records the inputs and conditions of all evaluations of its velocities."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self.conditions: list[Any] = []
-        self.asked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def velocity(self, net: Backbone, condition: Any) -> Any:
         inner = super().velocity(net, condition)
         self.conditions.append(condition)
 
         def velocity(state: torch.Tensor, timestep: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
-            self.asked.append((state.detach(), timestep, stride))
+            self.calls.append((state.detach(), timestep, stride))
             return inner(state, timestep, stride)
 
         return velocity
 
 
-def watched(run: Run, index: int, update: int) -> Watching:
-    module = Watching(run)
+def record(run: Run, index: int, update: int) -> RecordingSynth:
+    module = RecordingSynth(run)
     module.configure_model()
     module.loss(run.source.batch(run.seed, index, run.train.batch_size), index, update)
     return module
 
 
-def fitted(run: Run, *callbacks: L.Callback) -> Any:
+def fit(run: Run, *callbacks: L.Callback) -> Any:
     """A stage after the run's updates, by the settings of `pw.train.loop` but without its files."""
     silence_libraries()
     module = stage_module(run)
@@ -77,27 +77,27 @@ def fitted(run: Run, *callbacks: L.Callback) -> Any:
 def test_the_randomness_of_a_batch_is_a_function_of_seed_and_index():
     like = torch.empty(2, 48, 2, 4, 4)
 
-    def drawn(seed: int, index: int) -> list[torch.Tensor]:
+    def draw_all(seed: int, index: int) -> list[torch.Tensor]:
         draws = SeededDraws(seed, index)
         return [
             draws.noise(like),
             draws.uniform(2),
-            draws.dropped(64, 0.5).double(),
+            draws.dropout_mask(64, 0.5).double(),
             torch.rand(3, generator=draws.degrade()),
         ]
 
     torch.manual_seed(5)  # the global generator has no part in it
-    assert all(map(torch.equal, drawn(0, 3), drawn(0, 3)))
+    assert all(map(torch.equal, draw_all(0, 3), draw_all(0, 3)))
     for other in ((1, 3), (0, 4)):
-        assert not any(map(torch.equal, drawn(0, 3), drawn(*other)))
+        assert not any(map(torch.equal, draw_all(0, 3), draw_all(*other)))
 
 
 def test_streams_do_not_shift_each_other():
     draws = SeededDraws(0, 0)
-    alone = draws.uniform(4)
+    expected = draws.uniform(4)
     draws.noise(torch.empty(1000))
-    draws.dropped(10, 0.5)
-    assert torch.equal(draws.uniform(4), alone)
+    draws.dropout_mask(10, 0.5)
+    assert torch.equal(draws.uniform(4), expected)
     assert draws.uniform(4).dtype == torch.float64
 
 
@@ -112,57 +112,57 @@ RIVALS = {
 @pytest.mark.parametrize("pair", RIVALS.values(), ids=RIVALS)
 @pytest.mark.parametrize("update", [0, 1])
 def test_two_arms_of_a_seed_see_the_same_states_steps_and_anchors(micro, pair: tuple[str, str], update: int):
-    one, other = (watched(micro("objective=shortcut", override), 5, update) for override in pair)
+    one, other = (record(micro("objective=shortcut", override), 5, update) for override in pair)
     # the middle of a step depends on what the first half answered: compare the long step, asked last, and the first
     for which in (0, -1):
-        for left, right in zip(one.asked[which], other.asked[which], strict=True):
+        for left, right in zip(one.calls[which], other.calls[which], strict=True):
             assert torch.equal(left, right)
     assert torch.equal(one.conditions[0].anchor, other.conditions[0].anchor)
 
 
 def test_a_flow_arm_and_a_shortcut_arm_share_their_flow_batches(micro):
-    flow, shortcut = (watched(micro(f"objective={name}"), 4, 4) for name in ("flow", "shortcut"))
-    assert len(flow.asked) == len(shortcut.asked) == 1
-    for left, right in zip(flow.asked[0], shortcut.asked[0], strict=True):
+    flow, shortcut = (record(micro(f"objective={name}"), 4, 4) for name in ("flow", "shortcut"))
+    assert len(flow.calls) == len(shortcut.calls) == 1
+    for left, right in zip(flow.calls[0], shortcut.calls[0], strict=True):
         assert torch.equal(left, right)
 
 
 def test_arms_that_differ_in_beta_share_starts_and_noise(micro):
     one, other = (
-        watched(micro("objective=shortcut", f"step_sampler={s}"), 7, 1) for s in ("exponential_index", "uniform")
+        record(micro("objective=shortcut", f"step_sampler={s}"), 7, 1) for s in ("exponential_index", "uniform")
     )
-    assert torch.equal(one.asked[0][1], other.asked[0][1])  # timesteps
-    assert torch.equal(one.asked[0][0], other.asked[0][0])  # states
+    assert torch.equal(one.calls[0][1], other.calls[0][1])  # timesteps
+    assert torch.equal(one.calls[0][0], other.calls[0][0])  # states
 
 
 def test_another_seed_sees_other_states(micro):
-    one, other = (watched(micro("objective=shortcut", f"seed={seed}"), 5, 1) for seed in (0, 1))
-    assert not torch.equal(one.asked[0][0], other.asked[0][0])
+    one, other = (record(micro("objective=shortcut", f"seed={seed}"), 5, 1) for seed in (0, 1))
+    assert not torch.equal(one.calls[0][0], other.calls[0][0])
     assert not torch.equal(one.conditions[0].anchor, other.conditions[0].anchor)
 
 
 def test_condition_dropout_zeroes_the_anchors_of_exactly_the_drawn_samples(micro):
     run = micro("train.condition_dropout=0.5", "train.batch_size=16")
-    module = watched(run, 3, 0)
+    module = record(run, 3, 0)
     draws = SeededDraws(run.seed, 3)
-    _, whole = module.prepare(run.source.batch(run.seed, 3, 16), draws)
-    drawn = draws.dropped(16, 0.5)
-    assert 0 < int(drawn.sum()) < 16
-    seen = module.conditions[0].anchor
-    assert torch.equal(seen[drawn], torch.zeros_like(seen[drawn]))
-    assert torch.equal(seen[~drawn], whole.anchor[~drawn])
-    assert bool((whole.anchor.flatten(1).abs().amax(1) > 0).all())
+    _, condition = module.prepare(run.source.batch(run.seed, 3, 16), draws)
+    is_dropped = draws.dropout_mask(16, 0.5)
+    assert 0 < int(is_dropped.sum()) < 16
+    anchor = module.conditions[0].anchor
+    assert torch.equal(anchor[is_dropped], torch.zeros_like(anchor[is_dropped]))
+    assert torch.equal(anchor[~is_dropped], condition.anchor[~is_dropped])
+    assert bool((condition.anchor.flatten(1).abs().amax(1) > 0).all())
 
 
 def test_one_dropout_holds_for_all_three_evaluations_of_a_consistency_batch(micro):
-    module = watched(micro("objective=shortcut", "train.condition_dropout=0.5", "target.target_network=ema"), 3, 1)
+    module = record(micro("objective=shortcut", "train.condition_dropout=0.5", "target.target_network=ema"), 3, 1)
     online, ema = module.conditions  # the long step's condition and the halves'
     assert torch.equal(online.anchor, ema.anchor)
-    assert len(module.asked) == 3
+    assert len(module.calls) == 3
 
 
 def test_no_dropout_drops_nothing():
-    assert not SeededDraws(0, 0).dropped(1000, 0.0).any()
+    assert not SeededDraws(0, 0).dropout_mask(1000, 0.0).any()
 
 
 @pytest.mark.parametrize("upsample", ["pixel", "latent"])
@@ -193,27 +193,27 @@ class Weights(L.Callback):
     """Copies the online weights after every batch."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[int, list[torch.Tensor]]] = []
+        self.updates: list[tuple[int, list[torch.Tensor]]] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.seen.append((trainer.global_step, [p.detach().clone() for p in pl_module.net.parameters()]))
+        self.updates.append((trainer.global_step, [p.detach().clone() for p in pl_module.net.parameters()]))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_average_is_taken_once_per_optimiser_update(micro, accumulate: int):
     run = micro("train.updates=5", f"train.accumulate={accumulate}", "optimizer.lr=1e-2", "optimizer.ema=0.4")
     weights = Weights()
-    module = fitted(run, weights)
-    assert len(weights.seen) == 5 * accumulate
+    module = fit(run, weights)
+    assert len(weights.updates) == 5 * accumulate
     fresh = stage_module(run)
     fresh.configure_model()
     average = [p.detach().clone() for p in fresh.net.parameters()]
-    for update, online in weights.seen[accumulate - 1 :: accumulate]:
+    for update, online in weights.updates[accumulate - 1 :: accumulate]:
         # (1 + n) / (10 + n), until it reaches the decay: 2/11, 3/12, 4/13, 5/14, then 0.4
         decay = min(0.4, (1 + update) / (10 + update))
         average = [decay * a + (1 - decay) * w for a, w in zip(average, online, strict=True)]
-    for wanted, found in zip(average, module.ema.parameters(), strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    for expected, result in zip(average, module.ema.parameters(), strict=True):
+        torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-5)
     assert not any(p.requires_grad for p in module.ema.parameters())
 
 
@@ -225,7 +225,7 @@ def test_accumulated_batches_belong_to_one_update(micro):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             terms.append(pl_module.last_loss[0])
 
-    fitted(micro("objective=shortcut", "train.updates=2", "train.accumulate=2"), Terms())
+    fit(micro("objective=shortcut", "train.updates=2", "train.accumulate=2"), Terms())
     assert terms == ["flow", "flow", "consistency", "consistency"]
 
 
@@ -241,26 +241,26 @@ def test_two_accumulated_batches_are_one_batch_of_twice_the_size(micro):
     module.zero_grad()
     value = sum(module.loss(run.source.batch(0, index, 2), index, 0).value for index in (0, 1)) / 2
     value.backward()
-    for wanted, parameter in zip(halves, trained, strict=True):
-        torch.testing.assert_close(parameter.grad, wanted, atol=1e-7, rtol=1e-4)
+    for expected, parameter in zip(halves, trained, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-7, rtol=1e-4)
 
 
 @pytest.mark.parametrize("objective", ["flow", "shortcut"])
 def test_bf16_trains_near_fp32_and_keeps_its_weights_in_fp32(micro, objective: str):
     full, half = (
-        fitted(micro(f"objective={objective}", "train.updates=4", f"train.precision={p}")) for p in ("fp32", "bf16")
+        fit(micro(f"objective={objective}", "train.updates=4", f"train.precision={p}")) for p in ("fp32", "bf16")
     )
     # what diffusers keeps in fp32 (`_keep_in_fp32_modules`), and all the rest: bf16 is the arithmetic, not the weights
-    kept = dict(half.net.dit.condition_embedder.time_embedder.named_parameters()) | {
+    fp32 = dict(half.net.dit.condition_embedder.time_embedder.named_parameters()) | {
         name: p for name, p in half.net.dit.named_parameters() if "scale_shift_table" in name or "norm" in name
     }
-    assert len(kept) > 10
-    assert all(p.dtype == torch.float32 for p in [*kept.values(), *half.net.parameters(), *half.ema.parameters()])
+    assert len(fp32) > 10
+    assert all(p.dtype == torch.float32 for p in [*fp32.values(), *half.net.parameters(), *half.ema.parameters()])
     assert half.last_loss[1].dtype == torch.float32
-    wanted, found = float(full.last_loss[1]), float(half.last_loss[1])
-    assert math.isfinite(found)
-    assert found != wanted
-    assert found == pytest.approx(wanted, rel=0.05)
+    expected, result = float(full.last_loss[1]), float(half.last_loss[1])
+    assert math.isfinite(result)
+    assert result != expected
+    assert result == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("target_network", ["online", "ema"])
@@ -288,13 +288,13 @@ def test_a_bf16_consistency_batch_reaches_every_weight(micro, target_network: st
 
 def test_a_bf16_arm_sees_the_anchors_of_an_fp32_arm(micro):
     run = micro("objective=flow", "train.precision=bf16")
-    full, half = Watching(run), Watching(run)
+    full, half = RecordingSynth(run), RecordingSynth(run)
     for module, enabled in ((full, False), (half, True)):
         module.configure_model()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             module.loss(run.source.batch(0, 0, 2), 0, 0)
     assert torch.equal(half.conditions[0].anchor, full.conditions[0].anchor)
-    assert torch.equal(half.asked[0][0], full.asked[0][0])
+    assert torch.equal(half.calls[0][0], full.calls[0][0])
 
 
 def test_bf16_gradients_of_the_injector_are_finite_every_time(micro):
@@ -319,7 +319,7 @@ def test_training_lowers_the_loss(micro, stage: str):
     run = micro(
         f"stage={stage}", "objective=flow", "train.updates=40", "optimizer.lr=1e-2", "train.condition_dropout=0"
     )
-    module, fresh = fitted(run), stage_module(run)
+    module, fresh = fit(run), stage_module(run)
     fresh.configure_model()
 
     def loss(m: Stage) -> float:
@@ -332,11 +332,11 @@ def test_training_lowers_the_loss(micro, stage: str):
 
 def test_activation_checkpointing_trains_to_the_same_weights(micro):
     plain, checkpointed = (
-        fitted(micro("objective=shortcut", "train.updates=4", f"train.checkpoint_activations={on}"))
+        fit(micro("objective=shortcut", "train.updates=4", f"train.checkpoint_activations={on}"))
         for on in ("false", "true")
     )
-    for wanted, found in zip(plain.net.parameters(), checkpointed.net.parameters(), strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    for expected, result in zip(plain.net.parameters(), checkpointed.net.parameters(), strict=True):
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_both_networks_compute_attention_by_the_kernel_that_was_chosen(micro):
@@ -388,13 +388,13 @@ def test_offloading_beyond_the_memory_of_a_container_is_refused_before_anything_
 
 def test_offloaded_activations_train_to_the_same_bits(micro):
     checkpointed = ("objective=shortcut", "train.updates=4", "train.checkpoint_activations=true")
-    kept, offloaded = (fitted(micro(*checkpointed, f"trainer.offload_activations={on}")) for on in ("false", "true"))
-    for wanted, found in zip(kept.parameters(), offloaded.parameters(), strict=True):
-        assert torch.equal(found, wanted)
+    stored, offloaded = (fit(micro(*checkpointed, f"trainer.offload_activations={on}")) for on in ("false", "true"))
+    for expected, result in zip(stored.parameters(), offloaded.parameters(), strict=True):
+        assert torch.equal(result, expected)
 
 
 def test_frozen_weights_are_there_once_and_the_others_are_averaged(micro):
-    module = fitted(micro("objective=shortcut", "train.updates=4", "train.trainable=adapters", "optimizer.lr=1e-2"))
+    module = fit(micro("objective=shortcut", "train.updates=4", "train.trainable=adapters", "optimizer.lr=1e-2"))
     average = dict(module.ema.named_parameters())
     for name, online in module.net.named_parameters():
         assert (average[name] is online) == name.startswith("dit."), name
@@ -402,13 +402,13 @@ def test_frozen_weights_are_there_once_and_the_others_are_averaged(micro):
         assert any(not torch.equal(average[k], v) for k, v in module.net.named_parameters() if k.startswith(part))
     saved = io.BytesIO()
     torch.save(module.state_dict(), saved)
-    once = sum(p.numel() * p.element_size() for p in {*module.net.parameters(), *module.ema.parameters()})
-    assert saved.tell() < 1.1 * once + 200_000
+    size = sum(p.numel() * p.element_size() for p in {*module.net.parameters(), *module.ema.parameters()})
+    assert saved.tell() < 1.1 * size + 200_000
 
 
 def test_training_the_adapters_leaves_the_transformer_alone(micro):
     run = micro("objective=shortcut", "train.updates=4", "train.trainable=adapters", "optimizer.lr=1e-2")
-    module, fresh = fitted(run), stage_module(run)
+    module, fresh = fit(run), stage_module(run)
     fresh.configure_model()
     before, after = fresh.net.state_dict(), module.net.state_dict()
     assert all(torch.equal(after[k], before[k]) for k in before if k.startswith("dit."))
@@ -433,10 +433,10 @@ def saved(module: Any, path: Path) -> Path:
 def ask(module: Any, anchor: bool) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     state, text = torch.randn(2, 48, 2, 4, 4, generator=generator), module.text(2)
-    given = torch.randn(2, 48, 2, 4, 4, generator=generator) if anchor else None
+    anchor_latent = torch.randn(2, 48, 2, 4, 4, generator=generator) if anchor else None
     t = torch.tensor([600.0, 900.0])
     with torch.no_grad():
-        return module.net(state, t, t / 2, text, given, sigma_timestep=t)
+        return module.net(state, t, t / 2, text, anchor_latent, sigma_timestep=t)
 
 
 def test_an_injector_absent_from_the_start_begins_silent(micro, tmp_path: Path):
@@ -479,9 +479,9 @@ def test_a_run_departs_from_the_average_of_its_start(micro, tmp_path: Path):
     start = train(run.start_run, tmp_path)
     averaged, online = (load_file(start / f"{name}.safetensors") for name in ("ema", "online"))
     assert not torch.equal(averaged["dit.proj_out.weight"], online["dit.proj_out.weight"])
-    found = module_of(run, start / "ema.safetensors").net.state_dict()
-    assert averaged.keys() <= found.keys()
-    assert all(torch.equal(found[key], averaged[key]) for key in averaged)
+    result = module_of(run, start / "ema.safetensors").net.state_dict()
+    assert averaged.keys() <= result.keys()
+    assert all(torch.equal(result[key], averaged[key]) for key in averaged)
 
 
 @pytest.mark.parametrize("injector", ["gated", "gated_channelwise", "alpha_zero"])
@@ -497,7 +497,7 @@ def test_before_its_first_update_an_arm_equals_its_start_at_every_stride(micro, 
 
 def test_flow_matching_teaches_nothing_about_strides(micro):
     flow, shortcut = (
-        fitted(micro(f"objective={o}", "train.updates=4", "optimizer.lr=1e-2")) for o in ("flow", "shortcut")
+        fit(micro(f"objective={o}", "train.updates=4", "optimizer.lr=1e-2")) for o in ("flow", "shortcut")
     )
     assert not flow.net.stride_embedding.mlp.linear_2.weight.any()
     assert shortcut.net.stride_embedding.mlp.linear_2.weight.any()
@@ -507,11 +507,11 @@ def test_no_updates_gives_the_starts_own_weights(micro, tmp_path: Path):
     run = micro("start=hires", "start.updates=3", "train.updates=0", "injector=alpha_zero")
     folder = train(run, tmp_path)
     assert (folder / "done.json").exists()
-    wanted = load_file(train(run.start_run, tmp_path) / "ema.safetensors")
+    expected = load_file(train(run.start_run, tmp_path) / "ema.safetensors")
     for name in ("ema", "online"):
-        found = load_file(folder / f"{name}.safetensors")
-        assert wanted.keys() == found.keys()
-        assert all(torch.equal(wanted[k], found[k]) for k in wanted)
+        result = load_file(folder / f"{name}.safetensors")
+        assert expected.keys() == result.keys()
+        assert all(torch.equal(expected[k], result[k]) for k in expected)
 
 
 def test_a_stage_two_departs_from_a_flow_model_without_an_anchor(micro, tmp_path: Path):

@@ -58,14 +58,14 @@ def several(run: Run, strategy: str, processes: int) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def alone(micro, tmp_path_factory) -> Callable[..., Path]:
+def single(micro, tmp_path_factory) -> Callable[..., Path]:
     """Folder of a training by one process; each is trained once."""
     outputs = tmp_path_factory.mktemp("alone")
     return lambda *overrides: train(micro(*overrides), outputs)
 
 
 @pytest.fixture(scope="module")
-def together(micro, tmp_path_factory) -> Path:
+def multi(micro, tmp_path_factory) -> Path:
     """Where the trainings of several processes are: all of 2, then all of 4, and those that stop on the way.
 
     <strategy><processes>  the arms
@@ -74,8 +74,8 @@ def together(micro, tmp_path_factory) -> Path:
     """
     root = tmp_path_factory.mktemp("together")
     long = micro(*LONG)
-    begun = Training(long.config.overrides, root / "spread", told=(0, 10)).carried_out(0)
-    assert begun == STOPPED
+    outcome = Training(long.config.overrides, root / "spread", told=(0, 10)).carried_out(0)
+    assert outcome == STOPPED
     trainings = [Training(several(micro(*ARMS[arm]), kind, 2), root / f"{kind}2") for kind, arm in BY_TWO]
     trainings += [
         Training(several(long, "fsdp", 2), root / "handed_on", told=(1, 10)),
@@ -91,13 +91,13 @@ def together(micro, tmp_path_factory) -> Path:
     return root
 
 
-def furthest(one: Path, other: Path, name: str) -> float:
+def max_difference(one: Path, other: Path, name: str) -> float:
     """The largest difference of any weight that has a gradient."""
-    wanted, found = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
-    assert wanted.keys() == found.keys()
-    kept = [key for key in wanted if not any(part in key for part in WITHOUT_GRADIENT)]
-    assert len(kept) > 0.8 * len(wanted)
-    return max(float((wanted[key] - found[key]).abs().max()) for key in kept)
+    expected, result = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
+    assert expected.keys() == result.keys()
+    keys = [key for key in expected if not any(part in key for part in WITHOUT_GRADIENT)]
+    assert len(keys) > 0.8 * len(expected)
+    return max(float((expected[key] - result[key]).abs().max()) for key in keys)
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
@@ -108,60 +108,58 @@ def curve(folder: Path) -> list[dict[str, float]]:
     ("kind", "processes", "arm"),
     [(kind, n, arm) for n, arms in ((2, BY_TWO), (4, BY_FOUR)) for kind, arm in arms],
 )
-def test_several_processes_train_what_one_does(micro, alone, together, kind: str, processes: int, arm: str) -> None:
+def test_several_processes_train_what_one_does(micro, single, multi, kind: str, processes: int, arm: str) -> None:
     run = micro(*ARMS[arm])
-    folder, reference = training_folder(run, together / f"{kind}{processes}"), alone(*ARMS[arm])
+    folder, reference = training_folder(run, multi / f"{kind}{processes}"), single(*ARMS[arm])
     # fp32: 5 updates of up to 4e-4; bf16 rounds to 3 digits
-    near = 1e-5 if run.train.precision == "fp32" else 1e-3
-    assert furthest(reference, folder, "online") < near
-    assert furthest(reference, folder, "ema") < near
-    for wanted, found in zip(curve(reference), curve(folder), strict=True):
-        assert wanted.keys() == found.keys()
-        assert found == pytest.approx(wanted, rel=1e-5 if near == 1e-5 else 1e-2)
+    tolerance = 1e-5 if run.train.precision == "fp32" else 1e-3
+    assert max_difference(reference, folder, "online") < tolerance
+    assert max_difference(reference, folder, "ema") < tolerance
+    for expected, result in zip(curve(reference), curve(folder), strict=True):
+        assert expected.keys() == result.keys()
+        assert result == pytest.approx(expected, rel=1e-5 if tolerance == 1e-5 else 1e-2)
     done = json.loads((folder / "done.json").read_text())
-    wanted = (processes, kind.replace("context", "fsdp"), run.training_signature)
-    assert (done["processes"], done["strategy"], done["signature"]) == wanted
+    expected = (processes, kind.replace("context", "fsdp"), run.training_signature)
+    assert (done["processes"], done["strategy"], done["signature"]) == expected
     assert done["train_flops"] == json.loads((reference / "done.json").read_text())["train_flops"]
     assert done["parameters"] == json.loads((reference / "done.json").read_text())["parameters"]
     assert not list(folder.glob("checkpoints/*"))
 
 
-def test_the_comparison_sees_an_update_of_another_batch(micro, alone, tmp_path: Path) -> None:
+def test_the_comparison_sees_an_update_of_another_batch(micro, single, tmp_path: Path) -> None:
     """1e-5 tells trainings apart: those of another seed's batches differ by more than a hundred times that."""
     other = train(micro(*ARMS["flow"], "train.condition_dropout=0.5"), tmp_path)
-    assert furthest(alone(*ARMS["flow"]), other, "online") > 1e-4
+    assert max_difference(single(*ARMS["flow"]), other, "online") > 1e-4
 
 
-def test_a_training_by_two_is_continued_by_four_and_ended_by_one(micro, alone, together) -> None:
+def test_a_training_by_two_is_continued_by_four_and_ended_by_one(micro, single, multi) -> None:
     run = micro(*LONG)
-    folder = training_folder(run, together / "handed_on")
-    found = last_checkpoint(folder)
-    assert found is not None
-    assert (found[0].is_dir(), found[1]) == (True, 21)  # each of them stopped after the same update
-    assert len(list(found[0].glob("shard-*-of-00004.safetensors"))) == 4
-    assert train(run, together / "handed_on") == folder
-    reference = alone(*LONG)
+    folder = training_folder(run, multi / "handed_on")
+    checkpoint = last_checkpoint(folder)
+    assert checkpoint is not None
+    assert (checkpoint[0].is_dir(), checkpoint[1]) == (True, 21)  # each of them stopped after the same update
+    assert len(list(checkpoint[0].glob("shard-*-of-00004.safetensors"))) == 4
+    assert train(run, multi / "handed_on") == folder
+    reference = single(*LONG)
     # 24 updates by up to 4e-4, in other orders of summation
-    assert max(furthest(reference, folder, name) for name in ("online", "ema")) < 1e-4
+    assert max(max_difference(reference, folder, name) for name in ("online", "ema")) < 1e-4
     assert [point["step"] for point in curve(folder)] == [8, 10, 16, 20, 24]  # none where it was stopped
-    for wanted, made in zip(curve(reference), curve(folder), strict=True):
-        assert made == pytest.approx(wanted, rel=1e-5)
+    for expected, values in zip(curve(reference), curve(folder), strict=True):
+        assert values == pytest.approx(expected, rel=1e-5)
     assert not list(folder.glob("checkpoints/*"))
 
 
-def test_a_training_by_one_is_continued_by_two(micro, alone, together) -> None:
-    folder = training_folder(micro(*LONG), together / "spread")
-    assert max(furthest(alone(*LONG), folder, name) for name in ("online", "ema")) < 1e-4
-    for wanted, made in zip(curve(alone(*LONG)), curve(folder), strict=True):
-        assert made == pytest.approx(wanted, rel=1e-5)
+def test_a_training_by_one_is_continued_by_two(micro, single, multi) -> None:
+    folder = training_folder(micro(*LONG), multi / "spread")
+    assert max(max_difference(single(*LONG), folder, name) for name in ("online", "ema")) < 1e-4
+    for expected, result in zip(curve(single(*LONG)), curve(folder), strict=True):
+        assert result == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_checkpoint_that_lacks_a_process_s_part_falls_back_to_the_one_before(
-    micro, together, tmp_path, caplog
-) -> None:
+def test_a_checkpoint_that_lacks_a_process_s_part_falls_back_to_the_one_before(micro, multi, tmp_path, caplog) -> None:
     for number, spoil in enumerate((Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-8]))):
         folder = tmp_path / str(number) / training_folder(micro(*LONG), tmp_path).name
-        shutil.copytree(training_folder(micro(*LONG), together / "of_two"), folder)
+        shutil.copytree(training_folder(micro(*LONG), multi / "of_two"), folder)
         assert last_checkpoint(folder) == (folder / "checkpoints" / "last.ckpt", 11)
         spoil(folder / "checkpoints" / "last.ckpt" / "shard-00001-of-00002.safetensors")
         with caplog.at_level(logging.WARNING, logger="pw"):
@@ -170,13 +168,13 @@ def test_a_checkpoint_that_lacks_a_process_s_part_falls_back_to_the_one_before(
         caplog.clear()
 
 
-def test_a_split_checkpoint_holds_what_one_file_would(micro, together) -> None:
+def test_a_split_checkpoint_holds_what_one_file_would(micro, multi) -> None:
     """Every weight, its average and both moments, whole; and nothing that needs unpickling."""
     from pw.parallel.sharded import as_one_file
 
-    folder = training_folder(micro(*LONG), together / "of_two") / "checkpoints" / "last.ckpt"
+    folder = training_folder(micro(*LONG), multi / "of_two") / "checkpoints" / "last.ckpt"
     checkpoint = as_one_file(folder)
-    shapes = {name: value.shape for name, value in load_file(_exported(micro, together)).items()}
+    shapes = {name: value.shape for name, value in load_file(_exported(micro, multi)).items()}
     assert checkpoint["state_dict"].keys() == {f"{net}.{name}" for net in ("net", "ema") for name in shapes}
     assert all(value.shape == shapes[name.partition(".")[2]] for name, value in checkpoint["state_dict"].items())
     (optimizer,) = checkpoint["optimizer_states"]
@@ -187,8 +185,8 @@ def test_a_split_checkpoint_holds_what_one_file_would(micro, together) -> None:
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".pt"}
 
 
-def _exported(micro, together: Path) -> Path:
-    return training_folder(micro(*LONG), together / "spread") / "ema.safetensors"
+def _exported(micro, multi: Path) -> Path:
+    return training_folder(micro(*LONG), multi / "spread") / "ema.safetensors"
 
 
 def test_a_loss_that_is_not_finite_leaves_each_process_s_part_of_the_batch(micro, tmp_path) -> None:
@@ -196,8 +194,8 @@ def test_a_loss_that_is_not_finite_leaves_each_process_s_part_of_the_batch(micro
     training = Training(several(run, "fsdp", 2), tmp_path)
     with pytest.raises(RuntimeError, match=r"not finite at update 2 .*update-000002-rank[01]\.json"):
         train_together(2, training)
-    found = {path: read(path) for path in sorted(training_folder(run, tmp_path).glob("not_finite/*.json"))}
-    assert [(part.rank, part.processes, part.batch) for part, _ in found.values()] == [(0, 2, 1), (1, 2, 1)]
+    result = {path: read(path) for path in sorted(training_folder(run, tmp_path).glob("not_finite/*.json"))}
+    assert [(part.rank, part.processes, part.batch) for part, _ in result.values()] == [(0, 2, 1), (1, 2, 1)]
     # of pixels each has all of the micro-batch, of which it takes its part
-    assert all(torch.equal(clips, run.source.batch(0, 1, 4)) for _, clips in found.values())
-    assert all(replay(path)[1].isfinite() for path in found)  # with the weights it departed from
+    assert all(torch.equal(clips, run.source.batch(0, 1, 4)) for _, clips in result.values())
+    assert all(replay(path)[1].isfinite() for path in result)  # with the weights it departed from

@@ -35,8 +35,8 @@ def network(run: Run, folder: Path, source: str = "base") -> Backbone:
 def embeddings(pipeline: tuple[Path, Any]) -> tuple[Tensor, Tensor]:
     """Of a prompt and of a negative one, [1, 512, D], as the pipeline makes them."""
     with torch.no_grad():
-        found = [pipeline[1]._get_t5_prompt_embeds(text, max_sequence_length=512) for text in ("a heron", "blurred")]
-    return found[0], found[1]
+        result = [pipeline[1]._get_t5_prompt_embeds(text, max_sequence_length=512) for text in ("a heron", "blurred")]
+    return result[0], result[1]
 
 
 @pytest.mark.parametrize("steps", [4, 13])
@@ -45,14 +45,14 @@ def test_a_trajectory_of_ours_is_the_pipelines(
 ) -> None:
     """Same noise, UniPC, guidance 5, stride 0: to 1e-5 of values of about 5."""
     folder, pipe = pipeline
-    text, away = embeddings
+    text, negative_text = embeddings
     run = run_of(folder, *WAN, f"sampling.num_steps={steps}")
     noise = torch.randn(1, 4, 3, 4, 6, generator=torch.Generator().manual_seed(3))
-    ours = integrate(run, network(run, folder), noise, Condition(text, None), Condition(away, None))
+    result = integrate(run, network(run, folder), noise, Condition(text, None), Condition(negative_text, None))
     pipe.set_progress_bar_config(disable=True)
-    theirs = pipe(
+    reference = pipe(
         prompt_embeds=text,
-        negative_prompt_embeds=away,
+        negative_prompt_embeds=negative_text,
         height=64,
         width=96,
         num_frames=9,
@@ -61,24 +61,24 @@ def test_a_trajectory_of_ours_is_the_pipelines(
         latents=noise,
         output_type="latent",
     ).frames
-    assert (theirs - noise).abs().mean() > 0.5  # it went somewhere
-    assert (ours - theirs).abs().max() < 1e-5
+    assert (reference - noise).abs().mean() > 0.5  # it went somewhere
+    assert (result - reference).abs().max() < 1e-5
 
 
 def test_a_silent_injector_has_no_say_in_it(pipeline: tuple[Path, Any], embeddings: tuple[Tensor, Tensor]) -> None:
     """Stage II's network, fresh adapters and an anchor given, told the strides of its grid: Wan's own velocity."""
     folder, _ = pipeline
-    text, away = embeddings
+    text, negative_text = embeddings
     noise = torch.randn(1, 4, 3, 8, 12, generator=torch.Generator().manual_seed(3))
     anchor = torch.randn(1, 4, 3, 4, 6, generator=torch.Generator().manual_seed(4))
     with_anchor = run_of(folder, "stage=hires")
     without = run_of(folder, "stage=hires", "injector=none", "objective=flow")
     assert with_anchor.feeds_strides()
-    found = integrate(
-        with_anchor, network(with_anchor, folder), noise, Condition(text, anchor), Condition(away, anchor)
+    result = integrate(
+        with_anchor, network(with_anchor, folder), noise, Condition(text, anchor), Condition(negative_text, anchor)
     )
-    stock = integrate(without, network(without, folder), noise, Condition(text, None), Condition(away, None))
-    assert torch.equal(found, stock)
+    stock = integrate(without, network(without, folder), noise, Condition(text, None), Condition(negative_text, None))
+    assert torch.equal(result, stock)
 
 
 @pytest.mark.parametrize(("first", "calls"), [("null", 8), ("1", 5), ("3", 7)])
@@ -106,15 +106,15 @@ def test_both_branches_of_guidance_in_one_batch_give_the_same_clip(
     noise = torch.randn(1, 4, 3, 8, 12, generator=torch.Generator().manual_seed(3))
     anchor = torch.randn(1, 4, 3, 4, 6, generator=torch.Generator().manual_seed(4))
     conditions = [Condition(text, anchor) for text in embeddings]
-    found, calls = {}, {}
+    result, calls = {}, {}
     for batched in ("false", "true"):
         run = run_of(folder, "stage=hires", f"trainer.guidance_batch={batched}")
         ticks: list[int] = []
         net = network(run, folder, "random")
-        found[batched] = integrate(run, net, noise, *conditions, tick=lambda ticks=ticks: ticks.append(1))
+        result[batched] = integrate(run, net, noise, *conditions, on_evaluation=lambda ticks=ticks: ticks.append(1))
         calls[batched] = len(ticks)
     assert calls == {"false": 8, "true": 4}
-    torch.testing.assert_close(found["true"], found["false"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result["true"], result["false"], rtol=1e-4, atol=1e-4)
 
 
 def test_each_block_compiled_gives_the_same_velocity(pipeline: tuple[Path, Any], embeddings: tuple[Tensor, Tensor]):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pw.io.arguments import ConfigError
 from pw.nn.backbone import Backbone
-from pw.nn.convert import layout, place, read, to_ours
+from pw.nn.convert import layout, place, read, to_pw
 from pw.run.build import Run, build, make
 from pw.train.export import export, find_training, main
 from pw.train.loop import train
@@ -70,7 +70,7 @@ class TestAnExport:
         net = Backbone(make("backbone", config["backbone"]), make("injector", config["injector"]))
         state = read(exported)
         assert layout(state) == "pw"
-        assert place(net, to_ours(state)) == []
+        assert place(net, to_pw(state)) == []
         weights = ema_weights(run, outputs)
         assert net.state_dict().keys() == weights.keys()
         assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())

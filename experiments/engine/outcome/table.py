@@ -22,7 +22,7 @@ from experiments.engine.outcome.verdict import clauses_of, verdict
 from experiments.engine.plan import Arm, Plan, start_words, starts, trainings
 from pw.io.files import digest, read_json
 from pw.run.compose import value_at
-from pw.sample.evaluate import SHOWN, reference_folder, sample_folder
+from pw.sample.evaluate import STORED_ANCHORS, reference_folder, sample_folder
 from pw.train.record import training_folder
 
 SHEET_CLIPS = 6
@@ -299,7 +299,7 @@ def _sheet_blocks(plan: Plan) -> list[list[SheetRow]]:
     solutions = {}
     if ceiling.sampling.num_steps < ceiling.sampling.solution_steps:
         solutions[f"{ceiling.sampling.solution_steps}-step ceiling"] = sample_folder(ceiling.solution, outputs, seed)
-    clips = [f"{index:04d}.mkv" for index in range(min(SHEET_CLIPS, SHOWN, ceiling.sampling.count))]
+    clips = [f"{index:04d}.mkv" for index in range(min(SHEET_CLIPS, STORED_ANCHORS, ceiling.sampling.count))]
 
     def rows(folders: Mapping[str, Path]) -> list[SheetRow]:
         """A row per folder that has any of the clips."""
