@@ -450,11 +450,11 @@ def arm_metrics(disturbed: Disturbed, name: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 class TestTheNotebooks:
     @pytest.mark.parametrize("name", ["1_method", "2_tables", "3_runs"])
-    def test_run_on_what_the_ablation_left(self, finished: Call, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_run_on_what_the_ablation_left(self, synced: Call, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         import nbformat
         from nbclient import NotebookClient
 
-        monkeypatch.setenv("PW_OUTPUTS", str(finished.outputs))
+        monkeypatch.setenv("PW_OUTPUTS", str(synced.outputs))
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
