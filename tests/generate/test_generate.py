@@ -308,7 +308,7 @@ class TestCachedAnchors:
 
 
 WRONG = [
-    ((), r'give prompt="…" or prompts=FILE'),
+    ((), r'give either prompt="…" or prompts=FILE'),
     (("prompt=a", "prompts=b.txt"), r"give either prompt="),
     (("prompt= ",), r"prompt 1 of 1 is empty"),
     (("prompts=nowhere.txt",), r"prompts=nowhere\.txt: no such file"),

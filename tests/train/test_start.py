@@ -182,10 +182,10 @@ class TestARunOfTheShippedRecipe:
         self, shipped: StartFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         for override, reason in (
-            ("start.updates=4", "of another recipe"),
-            ("start.seed=7", "of another recipe"),
-            ("backbone.num_layers=2", "of another network"),
-            ("injector.hidden=0.5", "of another network"),
+            ("start.updates=4", "has another recipe"),
+            ("start.seed=7", "has another recipe"),
+            ("backbone.num_layers=2", "has another network"),
+            ("injector.hidden=0.5", "has another network"),
         ):
             start_run = start_of(override)
             assert (start_run.card, start_run.start_run) == (None, None), override
