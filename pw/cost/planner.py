@@ -39,7 +39,7 @@ def _positive(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise ValueError("wants a positive number, e.g. tflops=400")
+        raise ValueError("expected a positive number, e.g. tflops=400")
     return value
 
 
@@ -48,12 +48,12 @@ class PlanOptions:
     """The options of `pw plan`."""
 
     gpus: Gpus | None = option(
-        None, "NxMGB, or a card: 8x80GB, 1xH100, A100-40; else nothing is judged", read=parse_gpus
+        None, "NxMGB, or a card: 8x80GB, 1xH100, A100-40; without it no verdict", read=parse_gpus
     )
     tflops: float | None = option(
         None, "what a GPU achieves; by default a share of the card's peak (assumed, not measured)", read=_positive
     )
-    what: Literal["generation", "training", "both"] = option("both", "what is shown and judged", key="for")
+    what: Literal["generation", "training", "both"] = option("both", "what to plan", key="for")
     dtype: Precision | None = option(None, "of the networks' weights in generation; by default bf16 on a GPU")
     json: Path | None = option(None, "a file for the plan as JSON", read=writable_file("json"))
     overrides: tuple[str, ...] = ()
@@ -139,7 +139,7 @@ def as_json(plan: CostPlan, verdicts: Sequence[Verdict]) -> dict[str, Any]:
 def show(plan: CostPlan, verdicts: Sequence[Verdict], console: Console) -> None:
     """Print the tables of generation and training, as selected by `for=`, and the verdicts."""
     options = plan.options
-    device = "no GPU given, so nothing is judged" if options.gpus is None else f"gpus={options.gpus}"
+    device = "no GPU given, so no verdict" if options.gpus is None else f"gpus={options.gpus}"
     note = " assumed (tflops= to set it)" if options.tflops is None else ""
     console.print(f"{' '.join(options.overrides) or 'scale=tiny'}  |  {device}  |  {plan.tflops:g} TFLOP/s{note}")
     console.print()

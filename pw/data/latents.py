@@ -168,8 +168,8 @@ class LatentClips:
     def _check_count(self, available: int, count: int) -> None:
         if available < 2 * count:
             raise ValueError(
-                f"sampling.count={count}: {self._record['urls']} has {available} held-out clips that do, for two sets; "
-                f"sampling.count={available // 2} would do, or more or longer videos"
+                f"sampling.count={count}: {self._record['urls']} has {available} held-out clips for two sets; "
+                f"use sampling.count={available // 2}, or more or longer videos"
             )
 
     def evaluation(self, count: int, seed: int) -> Evaluation:
@@ -223,7 +223,7 @@ class _Latents(ClipPool["dict[str, Tensor]"]):
         if unfinished := [name for name in shards if not (folder / name).with_suffix(".json").is_file()]:
             raise ShardError(
                 f"data.urls={folder}: {len(unfinished)} of {len(shards)} shards are not encoded yet, such as "
-                f"{unfinished[0]}; the `make latents` that began it goes on if called again"
+                f"{unfinished[0]}; run the same `make latents` again to resume"
             )
         records = {name: json.loads((folder / name).with_suffix(".json").read_text()) for name in shards}
         if missing := [name for name in shards if records[name]["clips"] and not (folder / name).is_file()]:

@@ -183,12 +183,12 @@ def index_tar(shard: Path, endings: Sequence[str]) -> dict[str, dict[str, tuple[
                     continue
                 key, ending = _key(shard, member, endings)
                 if ending in members.setdefault(key, {}):
-                    raise ShardError(f"{shard}: {member.name!r} comes twice")
+                    raise ShardError(f"{shard}: {member.name!r} occurs twice")
                 if member.offset_data + member.size > size:
                     raise ShardError(f"{shard}: truncated within {member.name!r}; {REMEDY}")
                 members[key][ending] = (member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:
-        raise ShardError(f"{shard}: not a whole, uncompressed tar ({error}); {REMEDY}") from error
+        raise ShardError(f"{shard}: not a complete, uncompressed tar ({error}); {REMEDY}") from error
     if any(read_member(shard, size - 1024, 1024)):  # a tar ends with two empty blocks
         raise ShardError(f"{shard}: truncated, its end mark is missing; {REMEDY}")
     if incomplete := [key for key, parts in members.items() if endings[0] not in parts]:
@@ -248,7 +248,7 @@ def _check_checksums(members: Mapping[str, bytes]) -> None:
     if isinstance(recorded, dict):
         actual = checksums({ending: content for ending, content in members.items() if ending != "json"})
         if changed := [e for e in sorted(recorded.keys() | actual) if recorded.get(e) != actual.get(e)]:
-            raise ValueError(f"its .{changed[0]} is not what was written")
+            raise ValueError(f"its .{changed[0]} does not match its checksum")
 
 
 def _check_unique(samples: list[Sample]) -> None:

@@ -152,7 +152,7 @@ class ClipPool(ABC, Generic[Clip]):
             return self.read(self.ids[i])
         except ShardError as error:
             self.bad.add(i)
-            log.warning("%s; passed over", error)
+            log.warning("%s; skipped", error)
             if len(self.bad) > max(10, len(self) // 100) or len(self.bad) == len(self):
                 raise ShardError(f"{len(self.bad)} of {len(self)} clips unreadable; {error}") from error
             return None
@@ -180,9 +180,7 @@ class ClipReader(Generic[Clip]):
     def read(self, i: int) -> Clip:
         """The i-th clip. Raises ShardError if it is unreadable."""
         if not self.is_readable(i) or self._last is None:
-            raise ShardError(
-                f"{self._pool.name(self._pool.ids[i])}: could be read before, and cannot any more; {REMEDY}"
-            )
+            raise ShardError(f"{self._pool.name(self._pool.ids[i])}: was readable before, and no longer is; {REMEDY}")
         return self._last[1]
 
 

@@ -99,7 +99,7 @@ def release_memory(device: str) -> None:
 def save_latent(path: Path, latent: Tensor, metadata: Mapping[str, str], prompt: Prompt) -> None:
     """Write a latent [1, C, F, h, w] atomically. Raises ValueError if it is not finite, OSError on a full disk."""
     if not latent.isfinite().all():
-        raise ValueError(f"{path.parent.name}/{path.name}: what was made for {prompt.text[:60]!r} is not finite")
+        raise ValueError(f"{path.parent.name}/{path.name}: the latent of {prompt.text[:60]!r} is not finite")
     metadata = {**metadata, "prompt": prompt.text, "seed": str(prompt.seed)}
     write_tensors(path, {"latent": latent.float().cpu().contiguous()}, metadata)
 
@@ -158,7 +158,7 @@ def _pixels(band: Tensor) -> NDArray[Any]:
     Raises ValueError if it is not finite.
     """
     if not band.isfinite().all():
-        raise ValueError("what the VAE decoded is not finite; codec.precision=fp32 may help")
+        raise ValueError("the decoded video is not finite; codec.precision=fp32 may help")
     return band.clamp_(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 

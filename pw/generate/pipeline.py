@@ -38,7 +38,7 @@ from pw.parallel.team import PLACE, Place, join_team
 if TYPE_CHECKING:
     from pw.generate.output import PartProgress
 
-RESUMES = "what is finished is kept, the same command goes on from here"
+RESUMES = "what is finished is kept; run the same command again to resume"
 OTHER_FILES = 512  # open files other than the locks of prompts, such as libraries and weights
 
 
@@ -156,7 +156,7 @@ def run(options: GenerateOptions) -> int:
     cores = 1 if request.device == "cuda" else torch.get_num_threads() // trainer.processes
     torch.set_num_threads(max(trainer.threads, cores))
     if request.weights is None and PLACE not in os.environ:
-        print("weights=random: what comes out is noise; its time and memory are real", file=sys.stderr)
+        print("weights=random: the video is noise; its time and memory are real", file=sys.stderr)
 
     def make_videos() -> None:
         progress = GenerationProgress()
@@ -173,7 +173,7 @@ def run(options: GenerateOptions) -> int:
 def _user_error(error: Exception, request: GenerationRequest) -> Exception | None:
     """The error with a remedy; None for an unexpected error."""
     if isinstance(error, torch.OutOfMemoryError):
-        return ValueError(f"{error}\n`make plan scale={request.hires.scale.name} gpus=…` says what it needs")
+        return ValueError(f"{error}\n`make plan scale={request.hires.scale.name} gpus=…` shows what it needs")
     if isinstance(error, OSError):
         return OSError(f"out={request.out}: {error}; {RESUMES}")
     return error if isinstance(error, ValueError) else None

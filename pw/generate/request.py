@@ -43,7 +43,7 @@ def _reader(key: str, kind: type[str | Path] = str) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         if not text:
-            raise ValueError(f"says nothing; give {key} a value, or leave it out")
+            raise ValueError(f"is empty; give {key} a value, or leave it out")
         return Path(text).expanduser() if kind is Path else text
 
     return read
@@ -53,7 +53,7 @@ def _reader(key: str, kind: type[str | Path] = str) -> Callable[[str], Any]:
 class GenerateOptions:
     """The options of `pw generate`. `overrides` are for stage II, those that begin with `anchor.` for stage I."""
 
-    prompt: str | None = option(None, "what is to be seen", read=str)
+    prompt: str | None = option(None, "text prompt", read=str)
     prompts: str | None = option(None, "a .txt of one prompt a line, or a .jsonl with seeds", read=_reader("prompts"))
     hires: str | None = option(
         None, "stage II's weights: a checkpoint, an export, a training's signature, or random", read=_reader("hires")
@@ -68,10 +68,10 @@ class GenerateOptions:
     out: Path | None = option(None, "outputs/generated/SCALE by default", read=_reader("out", Path))
     frames: int | None = option(None, "of the video; 1 makes an image", read=number(1, 100_000))
     fps: float = option(24.0, "frames a second", read=number(1, 240, float))
-    quality: int = option(16, "CRF of H.264, from 0 to 51; less is better", read=number(0, 51))
+    quality: int = option(16, "CRF of H.264, from 0 to 51; lower is better", read=number(0, 51))
     lossless: bool = option(False, "FFV1 in .mkv instead")
     text_device: Literal["auto", "cpu", "gpu"] = option("auto", "where the text encoder runs")
-    outputs: Path | None = option(None, "where a signature's training lies", read=_reader("outputs", Path))
+    outputs: Path | None = option(None, "results folder of a training", read=_reader("outputs", Path))
     overrides: tuple[str, ...] = ()
 
 
@@ -191,17 +191,17 @@ def network_of(run: Run) -> Network:
 def _read_prompts(options: GenerateOptions) -> list[Text]:
     """The prompts of `prompt=` or of the file `prompts=`. Raises ConfigError with the line."""
     if (options.prompt is None) == (options.prompts is None):
-        raise ConfigError('give prompt="…" or prompts=FILE (a .txt of one prompt a line, or a .jsonl), one of them')
+        raise ConfigError('give either prompt="…" or prompts=FILE (a .txt of one prompt a line, or a .jsonl)')
     texts: list[Text] = [] if options.prompt is None else [(options.prompt, None)]
     if options.prompts is not None:
         for location, entry in prompt_entries(Path(options.prompts).expanduser(), "prompt", '{"prompt": "…"}'):
             text, seed = entry["prompt"], entry.get("seed")
             if not isinstance(text, str) or not (seed is None or type(seed) is int):
-                raise ConfigError(f"{location}: prompt is text and seed a whole number")
+                raise ConfigError(f"{location}: expected text for prompt and a whole number for seed")
             texts.append((text, seed))
     for n, (text, _) in enumerate(texts, start=1):
         if not text.strip():
-            raise ConfigError(f"prompt {n} of {len(texts)} is empty: describe what is to be seen")
+            raise ConfigError(f"prompt {n} of {len(texts)} is empty: write a text prompt")
     return texts
 
 
@@ -235,7 +235,7 @@ def _check_folder(out: Path) -> None:
     """Raises ConfigError unless `out`, which may not exist yet, is writable."""
     ancestor = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not ancestor.is_dir():
-        raise ConfigError(f"out={out}: {ancestor} is a file; wants a folder")
+        raise ConfigError(f"out={out}: {ancestor} is a file; expected a folder")
     if not os.access(ancestor, os.W_OK | os.X_OK):
         raise ConfigError(f"out={out}: {ancestor} may not be written to; choose another out=")
 
@@ -255,7 +255,7 @@ def _named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt
         key = [text, seed, request.identity, *([] if anchor is None else [fingerprint(anchor)])]
         name = f"{slug}_{digest(key, 8)}"
         if name in prompts:
-            raise ConfigError(f"prompts: {text[:60]!r} with seed {seed} is there twice; give it another seed")
+            raise ConfigError(f"prompts: {text[:60]!r} with seed {seed} occurs twice; give it another seed")
         prompts[name] = Prompt(text, seed, name, anchor)
     return list(prompts.values())
 
@@ -283,7 +283,7 @@ def _earlier_anchor(run: Run, folder: Path, text: str, seed: int) -> Path:
     [(path, shape)] = matches
     expected = (1, *stage_latent(run))
     if shape != expected:
-        raise ConfigError(f"anchors_from={folder}: {path.name} is {shape}, stage II is given {expected} here")
+        raise ConfigError(f"anchors_from={folder}: {path.name} is {shape}, stage II expects {expected}")
     return path
 
 

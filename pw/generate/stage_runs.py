@@ -39,7 +39,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if override.startswith("stage="):
             raise ConfigError(f"{argument}: a video is made by both stages; anchor.KEY=VALUE is for stage I")
         if override.startswith("trainer.weights="):
-            raise ConfigError(f"{argument}: here it is weights=DIR")
+            raise ConfigError(f"{argument}: use weights=DIR instead")
         if override == "text=none":
             raise ConfigError(f"{argument}: a prompt needs an encoder; leave it at umt5")
     return overrides, anchor_overrides
@@ -53,10 +53,10 @@ def stage_source(stage: str, value: str | None, weights: Path | None, outputs: P
     if stage == "hires" and value is None and weights is not None:
         raise ConfigError(
             "hires=…: stage II needs trained weights: a checkpoint, an export of `make export`, or a signature under "
-            "outputs/train; weights=random tries everything out without any"
+            "outputs/train; weights=random needs none, for a trial"
         )
     if stage == "hires" and value == "base":
-        raise ConfigError("hires=base: Wan's own weights know no anchor and no stride; give trained weights")
+        raise ConfigError("hires=base: Wan's own weights take no anchor and no stride; give trained weights")
     if value in (None, "random") or (value == "base" and weights is None):
         return "random"
     if value == "base":
@@ -67,7 +67,7 @@ def stage_source(stage: str, value: str | None, weights: Path | None, outputs: P
             raise ConfigError(f"{stage}={value}: {folder} holds no finished training")
         return str(folder / "ema.safetensors")
     if not Path(value).expanduser().exists():
-        raise ConfigError(f"{stage}={value}: no such file or folder, nor a signature")
+        raise ConfigError(f"{stage}={value}: no such file, folder or signature")
     return str(Path(value).expanduser())
 
 
@@ -124,7 +124,7 @@ def _last_of_each(overrides: Sequence[str]) -> list[str]:
 def _check_stages(hires: Run, anchor: Run) -> None:
     """Raises ConfigError for a guidance, an injector or a trainer that cannot generate from a prompt."""
     if hires.injector is None:
-        raise ConfigError("injector=none: stage II is given an anchor; choose the injector that it was trained with")
+        raise ConfigError("injector=none: stage II needs an anchor; choose the injector that it was trained with")
     for prefix, run in (("", hires), ("anchor.", anchor)):
         if run.guidance.drop != "text":
             raise ConfigError(f"{prefix}guidance.drop={run.guidance.drop}: with a prompt, guidance drops the text")

@@ -227,7 +227,7 @@ def _value(hint: Any, text: str) -> Any:
         except ValueError:
             raise ValueError("a whole number" if hint is int else "a number") from None
     if hint is Path and not text:
-        raise ValueError("names nothing; give it a value, or leave it out")
+        raise ValueError("is empty; give it a value, or leave it out")
     return Path(text).expanduser() if hint is Path else text
 
 

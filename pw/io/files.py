@@ -74,7 +74,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def check_writable(key: str, folder: Path, name: str = "") -> None:
     """Create the folder and test that a file can be written there. Raises ConfigError with the key."""
     if name and (folder / name).is_dir():
-        raise ConfigError(f"{key}={folder / name}: is a folder, wants a file")
+        raise ConfigError(f"{key}={folder / name}: is a folder, expected a file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -103,7 +103,7 @@ def exclusive_lock(lock: Path) -> Generator[None]:
     try:
         lock_guard = FileLock(lock).acquire(timeout=0)
     except Timeout:
-        print("another call is at work; this one waits", flush=True)
+        print("another call is running; waiting for it", flush=True)
         lock_guard = FileLock(lock).acquire()
     with lock_guard:
         yield

@@ -34,7 +34,7 @@ Kind = Literal["model", "dataset"]
 TRIES = 4  # consecutive connections without new bytes before a download fails
 PAUSE = 0.5  # s before the second try; doubles with each try, at most 8 s
 RETRY_STATUSES = (408, 416, 429, 500, 502, 503, 504)
-MEANINGS = {401: "wants a token", 403: "forbidden", 404: "no such file", 410: "no such file", 429: "too many requests"}
+MEANINGS = {401: "needs a token", 403: "forbidden", 404: "no such file", 410: "no such file", 429: "too many requests"}
 
 
 class FetchError(ConfigError):
@@ -126,7 +126,7 @@ def check_online() -> None:
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
-        raise FetchError("HF_HUB_OFFLINE=1, so nothing is asked of the network; unset it, or copy the files by hand")
+        raise FetchError("HF_HUB_OFFLINE=1, so the network is not used; unset it, or copy the files by hand")
 
 
 def repository(name: str, revision: str, kind: Kind = "model") -> HubRepository:
@@ -196,7 +196,7 @@ def fetch(source: FileSource, path: Path, size: int = 0, digest: str = "") -> st
     except (FetchError, OSError) as error:
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = f"the disk of {path.parent} is full; make room, or choose another" if is_full else str(error)
-        partial_note = f"; {human_size(length(part))} came and stay, call again to continue" if length(part) else ""
+        partial_note = f"; {human_size(length(part))} are kept, call again to continue" if length(part) else ""
         raise FetchError(f"{source}: {reason}{partial_note}") from error
     if was_partial and source.continues:  # the partial file may have been of another file
         return fetch(source, path, size, digest)
@@ -224,9 +224,9 @@ def file_problem(path: Path, size: int = 0) -> str | None:
     if actual == 0:
         return "empty"
     if size and actual != size:
-        return f"{'cut off, ' if actual < size else ''}{actual} bytes, wants {size}"
+        return f"{'truncated, ' if actual < size else ''}{actual} bytes, expected {size}"
     if start.startswith(b"pk\x03\x04") and not zipfile.is_zipfile(path):
-        return f"cut off, {actual} bytes: the directory at its end is missing"
+        return f"truncated, {actual} bytes: the directory at its end is missing"
     return None
 
 
@@ -234,9 +234,9 @@ def _hash_problem(path: Path, file_hash: str, digest: str) -> str | None:
     from huggingface_hub.utils.sha import git_hash
 
     if len(digest) != 40:
-        return None if file_hash.startswith(digest) else f"gave a file whose sha256 is {file_hash}, wants {digest}"
+        return None if file_hash.startswith(digest) else f"gave a file whose sha256 is {file_hash}, expected {digest}"
     git_digest = git_hash(path.read_bytes())  # only small files are stored in git itself
-    return None if git_digest == digest else f"gave a file whose git hash is {git_digest}, wants {digest}"
+    return None if git_digest == digest else f"gave a file whose git hash is {git_digest}, expected {digest}"
 
 
 def download(source: FileSource, address: str, identities: Sequence[Mapping[str, str]], part: Path, size: int) -> None:
@@ -314,7 +314,7 @@ def _transfer(address: str, headers: Mapping[str, str], part: Path, size: int) -
         remaining = response.headers.get("Content-Length")
         total = start + int(remaining) if remaining else 0
         if size and total not in (0, size):
-            raise FetchError(f"has {total} bytes there, wants {size}: another file")
+            raise FetchError(f"has {total} bytes there, expected {size}: another file")
         if start:
             print(f"      continues at {human_size(start)}", flush=True)
         line, pace, received = ProgressLine(), Pace(start), start
@@ -328,7 +328,7 @@ def _transfer(address: str, headers: Mapping[str, str], part: Path, size: int) -
                     line.show(f"      {human_size(received)} of {human_size(total)}, {speed}/s, {time_left} left")
         line.clear()
     if total and length(part) < total:
-        raise ConnectionError(f"cut off after {length(part)} of {total} bytes")
+        raise ConnectionError(f"truncated after {length(part)} of {total} bytes")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ def prompt_entries(path: Path, key: str, expected: str) -> list[tuple[str, dict[
     """
     if not path.is_file() or path.suffix not in (".txt", ".jsonl"):
         missing = "" if path.is_file() else "no such file; "
-        raise ConfigError(f"prompts={path}: {missing}wants a .txt of one prompt a line or a .jsonl of {expected}")
+        raise ConfigError(f"prompts={path}: {missing}expected a .txt of one prompt a line or a .jsonl of {expected}")
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

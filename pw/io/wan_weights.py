@@ -50,19 +50,19 @@ def locate(weights: str | None) -> Path:
         if not folder.is_dir():
             raise WeightsError(
                 f"no weights: {REPO} at revision {REVISION[:8]} is not in {folder.parents[2]}; `make weights` fetches "
-                "it (HF_HOME says where to), weights=DIR names a folder that has it"
+                "it (HF_HOME sets where), weights=DIR names a folder that has it"
             )
         return folder
     folder = Path(weights).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise WeightsError(f"weights={weights}: is a file; wants the folder that holds transformer/, vae/ and the rest")
+        raise WeightsError(f"weights={weights}: is a file; expected the folder that has transformer/, vae/, …")
     if not folder.is_dir():
         raise WeightsError(f'weights={weights}: no such folder; `make weights args="dest={weights}"` fetches it there')
     if not any((folder / part).is_dir() for part in PARTS):
         names = sorted(path.name for path in folder.iterdir())[:5]
         raise WeightsError(
             f"weights={weights}: has no {', '.join(f'{part}/' for part in PARTS)}; it holds "
-            f'{", ".join(names) or "nothing"}. Wants diffusers\' layout, as `make weights args="dest=DIR"` fetches it'
+            f'{", ".join(names) or "nothing"}. Expected diffusers\' layout; `make weights args="dest=DIR"` fetches it'
         )
     return folder
 
@@ -74,7 +74,7 @@ def check(folder: Path, parts: Iterable[str] = PARTS) -> None:
     """
     lines = [f"\n  {part}/{problem}" for part in parts for problem in problems(folder / part, part)]
     if lines:
-        raise WeightsError(f"{folder} is not whole; {_download_command(folder)} mends it:{''.join(lines)}")
+        raise WeightsError(f"{folder} is incomplete; {_download_command(folder)} repairs it:{''.join(lines)}")
 
 
 def overrides_of(weights: Path) -> list[str]:
@@ -87,7 +87,7 @@ def overrides_of(weights: Path) -> list[str]:
     names = ("num_attention_heads", "attention_head_dim", "in_channels", "ffn_dim", "num_layers", "text_dim")
     names += ("freq_dim", "rope_max_seq_len")
     if missing := [name for name in (*names, "patch_size") if name not in dit]:
-        raise WeightsError(f"{weights / 'transformer' / 'config.json'}: does not say {', '.join(missing)}")
+        raise WeightsError(f"{weights / 'transformer' / 'config.json'}: lacks {', '.join(missing)}")
     words = [f"backbone.{name}={dit[name]}" for name in names]
     words.append(f"backbone.patch_size=[{','.join(map(str, dit['patch_size']))}]")
     words += ["backbone.text_tokens=512", f"codec.channels={vae.get('z_dim', 16)}"]  # defaults of Wan2.1's VAE
@@ -99,7 +99,7 @@ def overrides_of(weights: Path) -> list[str]:
 def _config(weights: Path, part: str, class_name: str) -> dict[str, Any]:
     config = json.loads((weights / part / "config.json").read_text())
     if config.get("_class_name", class_name) != class_name:
-        raise WeightsError(f"{weights / part}: is a {config['_class_name']}, wants a {class_name}: Wan2.2-TI2V-5B's")
+        raise WeightsError(f"{weights / part}: is a {config['_class_name']}, expected {class_name}: Wan2.2-TI2V-5B's")
     return config
 
 
@@ -160,7 +160,7 @@ def _length_problem(path: Path) -> str | None:
             return "a Git LFS pointer, not the file itself"
         header_length = int.from_bytes(start, "little")
         if len(start) < 8 or header_length > min(size, _LONGEST_HEADER):
-            return f"{size} bytes, cut off or not safetensors"
+            return f"{size} bytes, truncated or not safetensors"
         try:
             header = json.loads(file.read(header_length))
             end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
@@ -207,9 +207,9 @@ class WeightsOptions:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
-            raise ConfigError(f"repo={self.repo}: wants OWNER/NAME, e.g. {REPO}")
+            raise ConfigError(f"repo={self.repo}: expected OWNER/NAME, e.g. {REPO}")
         if self.dest is not None and self.dest.exists() and not self.dest.is_dir():
-            raise ConfigError(f"dest={self.dest}: is a file; wants a folder")
+            raise ConfigError(f"dest={self.dest}: is a file; expected a folder")
         if not self.revision:
             object.__setattr__(self, "revision", REVISION if self.repo == REPO else "main")
 
@@ -229,7 +229,7 @@ def fetch(options: WeightsOptions) -> int:
     if not sizes:
         raise WeightsError(
             f"repo={options.repo}: holds none of {', '.join(f'{part}/' for part in PARTS)}, so it is not in diffusers' "
-            f"layout; wants one that is, e.g. repo={REPO}"
+            f"layout; expected one that is, e.g. repo={REPO}"
         )
     folder = options.dest or snapshot(options.repo, repository.commit)
     missing = [name for name, size in sizes.items() if length(folder / name) != size]
@@ -250,7 +250,7 @@ def fetch(options: WeightsOptions) -> int:
                 print(f"  {number}/{len(missing)}  {human_size(sizes[name]):>10}  {name}", flush=True)
                 _fetch_file(repository, name, folder, options.dest)
     check(folder, [part for part in PARTS if any(name.startswith(f"{part}/") for name in sizes)])
-    print(f"all there and whole: {folder}")
+    print(f"complete: {folder}")
     return 0
 
 
@@ -269,7 +269,7 @@ def _fetch_file(repository: hub.HubRepository, name: str, folder: Path, dest: Pa
     content = final if dest else folder.parent.parent / "blobs" / metadata.etag
     for path in {content, final}:
         if path.exists() and length(path) != entry.size:
-            print(f"      was {length(path)} bytes: fetched anew")
+            print(f"      was {length(path)} bytes: fetched again")
         if length(path) != entry.size:
             path.unlink(missing_ok=True)
     if not content.exists():
@@ -291,10 +291,10 @@ def _offline(options: WeightsOptions) -> int:
     except WeightsError as error:
         complete = [part for part in PARTS if not any(problems(folder / part, part))]
         raise WeightsError(
-            f"HF_HUB_OFFLINE=1, and not all is there (whole: {', '.join(complete) or 'no part'}): {error}"
+            f"HF_HUB_OFFLINE=1, and files are missing (complete: {', '.join(complete) or 'no part'}): {error}"
         ) from None
-    print(f"HF_HUB_OFFLINE=1: nothing was asked of the network; all there and whole: {folder}")
+    print(f"HF_HUB_OFFLINE=1: the network was not used; complete: {folder}")
     return 0
 
 
-main = Command(WeightsOptions, fetch, resume_hint="what came stays, call again to continue")
+main = Command(WeightsOptions, fetch, resume_hint="what was fetched is kept; run the same command again to resume")

@@ -1,4 +1,4 @@
-"""What is minimised: flow matching, or flow matching and shortcut consistency in turn  (Eqs. 7.3, 4, 7.8; L_ANC)."""
+"""What is minimised: flow matching, or flow matching and shortcut consistency in turn  (Eqs. 4, 7.3, 7.7, 7.8)."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def custom_grid(timesteps: Sequence[float], schedule: Schedule) -> Tensor:
     grid = torch.tensor([*map(float, timesteps), 0.0], dtype=torch.float64)
     if len(grid) < 2 or grid[0] > schedule.num_timesteps or not bool((grid[1:] < grid[:-1]).all()):
         raise ValueError(
-            f"sampling.timesteps={list(timesteps)}: wants falling timesteps between {schedule.num_timesteps} and 0 "
+            f"sampling.timesteps={list(timesteps)}: expected falling timesteps between {schedule.num_timesteps} and 0 "
             "(the final 0 is added), e.g. [1000,931,818,600]"
         )
     return grid

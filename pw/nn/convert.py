@@ -76,7 +76,7 @@ def read(
                  `transformer/`, one of our exports, one of our trainings), or a `.pt`, `.pth` or `.ckpt` of tensors
     shapes_only  tensors on the meta device, from the headers of .safetensors alone: to check early whether they fit
 
-    Raises ValueError for anything else: a file that is cut off, a shard that is missing, a pickle that needs code.
+    Raises ValueError for anything else: a truncated file, a shard that is missing, a pickle that needs code.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -89,7 +89,7 @@ def read(
         state = _select_weights(_read_pickle(path), weights, path)
         return {key: value.to("meta") for key, value in state.items()} if shapes_only else state
     raise ValueError(
-        f"{path}: {path.suffix or 'a file without suffix'} is not read; wants .safetensors, a folder of them, or "
+        f"{path}: {path.suffix or 'a file without suffix'} is not read; expected .safetensors, a folder of them, or "
         f"{', '.join(PICKLES)} with tensors only"
     )
 
@@ -110,8 +110,8 @@ def layout(state: Mapping[str, Any]) -> Layout:
     if has("time_embedding.", "time_projection.", "text_embedding."):
         return "wan"
     raise ValueError(
-        f"not the weights of a Wan transformer: {_key_list(sorted(state)) or 'no keys at all'}; wants diffusers' names "
-        "(condition_embedder.…), original Wan's (time_embedding.…), the authors' or ours (dit.…)"
+        f"not the weights of a Wan transformer: {_key_list(sorted(state)) or 'no keys at all'}; expected names "
+        "of diffusers (condition_embedder.…), original Wan (time_embedding.…), the authors or ours (dit.…)"
     )
 
 
@@ -232,7 +232,7 @@ def _read_folder(folder: Path, weights: str, shapes_only: bool = False) -> dict[
     if not indices and not files and (folder / "transformer").is_dir():
         return _read_folder(folder / "transformer", weights, shapes_only)
     names = _key_list(path.name for path in [*indices, *files]) or "none"
-    raise ValueError(f"{folder}: wants one .safetensors file, or shards with one index; there are: {names}")
+    raise ValueError(f"{folder}: expected one .safetensors file, or shards with one index; there are: {names}")
 
 
 def _read_shards(index: Path, shapes_only: bool = False) -> dict[str, Tensor]:
@@ -263,7 +263,7 @@ def _read_safetensors(path: Path, shapes_only: bool = False) -> dict[str, Tensor
                 }
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a whole .safetensors file ({error})") from error
+        raise ValueError(f"{path}: not a complete .safetensors file ({error})") from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -278,16 +278,16 @@ def _read_pickle(path: Path) -> Any:
         first = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
         raise ValueError(
             f"{path}: holds more than tensors and would have to run code to be read, which is refused"
-            f"{f' ({first.strip()})' if first else ''}; wants a state dict, better as .safetensors"
+            f"{f' ({first.strip()})' if first else ''}; expected a state dict, better as .safetensors"
         ) from error
     except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: cut off, or not a torch file ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path}: truncated, or not a torch file ({str(error).splitlines()[0]})") from error
 
 
 def _select_weights(checkpoint: Any, weights: str, path: Path) -> dict[str, Tensor]:
     """The state dict in a loaded checkpoint; `weights` chooses between `ema` and `online` if it has both."""
     if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{path}: holds a {type(checkpoint).__name__}; wants a state dict")
+        raise ValueError(f"{path}: holds a {type(checkpoint).__name__}; expected a state dict")
     entries = {"ema": "generator_ema", "online": "generator"}
     if checkpoint.keys() & set(entries.values()):
         if entries[weights] not in checkpoint:

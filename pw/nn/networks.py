@@ -118,8 +118,9 @@ def check_kernel(network: Network, device: str, trains: Literal["fp32", "bf16"] 
                 output.sum().backward()
     except Exception as error:  # kernels raise all kinds of errors on a machine they are not for
         raise ValueError(
-            f"trainer.attention={network.attention}: not to be had here{'' if trains is None else f' in {trains}'} "
-            f"({' '.join(str(error).split())[:200]}); trainer.attention=sdpa always is"
+            f"trainer.attention={network.attention}: not available on this machine"
+            f"{'' if trains is None else f' in {trains}'} ({' '.join(str(error).split())[:200]}); use "
+            "trainer.attention=sdpa"
         ) from error
 
 
@@ -170,7 +171,7 @@ def _place_checkpoint(network: Network, net: Backbone, path: Path, *, shapes_onl
 def compile_blocks(net: Backbone) -> None:
     """Compile each block separately for every size that occurs: there are few, and kernels for any size are slower."""
     # once for each size, with gradient and without, with an anchor and without, …: beyond a limit, 8 at first, torch
-    # goes on without compiling, and a process may train and sample both stages
+    # continues without compiling, and a process may train and sample both stages
     config: Any = torch._dynamo.config
     config.recompile_limit = max(COMPILED, config.recompile_limit)
     net.dit.compile_repeated_blocks(dynamic=False)
@@ -184,8 +185,8 @@ def use_kernel(net: Backbone, name: str) -> None:
         net.dit.set_attention_backend(KERNELS[name])
     except (ImportError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"trainer.attention={name}: not to be had here ({' '.join(str(error).split())}); trainer.attention=sdpa "
-            "always is"
+            f"trainer.attention={name}: not available on this machine ({' '.join(str(error).split())}); "
+            "use trainer.attention=sdpa"
         ) from error
     finally:
         logger.removeFilter(_is_other_message)

@@ -31,7 +31,7 @@ class Wan:
             if min(value if name == "patch_size" else (value,)) < 1:
                 raise ValueError(f"backbone.{name}={value}: needs at least 1")
         if self.attention_head_dim % 2:
-            raise ValueError(f"backbone.attention_head_dim={self.attention_head_dim}: rotary embedding wants it even")
+            raise ValueError(f"backbone.attention_head_dim={self.attention_head_dim}: expected an even number")
 
     def check(self, config: Mapping[str, Any], path: object) -> None:
         """Raises ValueError if a transformer's config.json (diffusers) in the folder `path` has other sizes."""
@@ -166,7 +166,7 @@ class WanVAE:
             lower = (frames - 1) // self.frames_factor * self.frames_factor + 1
             raise ValueError(
                 f"scale.frames={frames}: the codec makes 1 + {self.frames_factor} n frames; "
-                f"{lower} or {lower + self.frames_factor} would do"
+                f"use {lower} or {lower + self.frames_factor}"
             )
         return (frames - 1) // self.frames_factor + 1
 

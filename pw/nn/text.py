@@ -40,7 +40,7 @@ class TextEncoder:
         for number, prompt in enumerate(prompts, start=1):
             name = key or f"prompt {number} of {len(prompts)}"
             if not prompt.strip() and not key:
-                raise ValueError(f"{name} is empty: describe what is to be seen")
+                raise ValueError(f"{name} is empty: write a text prompt")
             length = len(self._tokens(prompt))
             if length > self.tokens:
                 raise ValueError(

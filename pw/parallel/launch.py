@@ -64,12 +64,12 @@ def launch(command: Sequence[str], processes: int, logs: Path, progress: Progres
     # after a signal to stop, a process may fail to write its checkpoint, and report that
     if code - 128 in STOP_SIGNALS or (received and not failure):
         raise Stopped(received[0] if received else code - 128)
-    end = f"was killed by signal {-code} (out of memory?); the same command goes on"
+    end = f"was killed by signal {-code} (out of memory?); run the same command again to resume"
     message = failure or f"process {rank} of {processes} {end if code < 0 else f'ended with code {code}'}"
     log = workers.log(rank)
     if not log.stat().st_size:
         raise ProcessFailed(message, None)
-    raise ProcessFailed(failure or f"{message}; its last words are in {log}", log)
+    raise ProcessFailed(failure or f"{message}; its last output is in {log}", log)
 
 
 class Workers:

@@ -226,8 +226,8 @@ class Share:
             nearest = min(counts, key=lambda n: abs(n - self.processes))
             raise ConfigError(
                 f"trainer.devices times trainer.nodes, over trainer.context, is {self.processes}: train.batch_size="
-                f"{self.batch_size} and train.accumulate={self.accumulate} cannot be shared equally by so many; "
-                f"{nearest} would do, or train.accumulate={self.processes}"
+                f"{self.batch_size} and train.accumulate={self.accumulate} cannot be shared equally by them; "
+                f"use {nearest}, or train.accumulate={self.processes}"
             )
 
     @classmethod

@@ -182,7 +182,7 @@ class _Worker:
             generator = seeded_rng(self.run.seed, key, number)
             latents.append(self.codec.encode(self.run.degradation.anchor(video, scale.anchor_size, generator)))
         if not all(bool(latent.isfinite().all()) for latent in latents):
-            raise ValueError(f"clip {key!r} has a latent that is not finite; codec.precision=fp32 may do better")
+            raise ValueError(f"clip {key!r} has a latent that is not finite; codec.precision=fp32 may help")
         return {"latent": latents[0][0], "anchors": torch.cat(latents[1:])}
 
     def text(self, caption: str, cache: Path) -> Tensor:
@@ -225,13 +225,13 @@ def run(options: LatentsOptions) -> int:
         report = encode(encoding, _progress_line(encoding.rank))
     except ValueError as error:  # from the VAE or text encoder, with the key
         raise ConfigError(str(error)) from error
-    print(f"{report.encoded} clips encoded, {report.existing} were there, {report.unreadable} skipped")
+    print(f"{report.encoded} clips encoded, {report.existing} existed, {report.unreadable} skipped")
     for reason in report.skipped[:20]:
         print(f"  {reason}")
     if len(report.skipped) > 20:
         print(f"  … and {len(report.skipped) - 20} more, see the .json beside each shard")
     if report.is_bad:
-        print(f"more than {MAX_UNREADABLE:.0%} of {report.clips} clips are unreadable: mend {encoding.urls}")
+        print(f"more than {MAX_UNREADABLE:.0%} of {report.clips} clips are unreadable: repair {encoding.urls}")
     names = [shard.path.name for shard in encoding.shards if not encoding.record(shard).exists()]
     if names:
         print(f"{len(names)} of {len(encoding.shards)} shards are left to the other ranks, such as {names[0]}")
@@ -240,7 +240,7 @@ def run(options: LatentsOptions) -> int:
     return int(report.is_bad)
 
 
-main = Command(LatentsOptions, run, resume_hint="what is done is kept; the same call goes on")
+main = Command(LatentsOptions, run, resume_hint="what is done is kept; run the same command again to resume")
 
 
 def _progress_line(rank: int) -> ClipProgress:

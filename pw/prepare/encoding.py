@@ -31,17 +31,17 @@ class LatentsOptions:
 
     urls: str = option("data/shards", "the shards of `make data`")
     anchors: int = option(8, "degraded anchors of each clip; training draws one of them")
-    out: Path = option(Path("data/latents"), "in it a folder SCALE-DIGEST is made or gone on with")
+    out: Path = option(Path("data/latents"), "parent of the folder SCALE-DIGEST that is made or resumed")
     splits: tuple[Literal["train", "val"], ...] = option(("train", "val"), "which clips; training reads those of train")
-    rank: int | None = option(None, "which call of several this is; under torchrun it is known")
-    world: int | None = option(None, "how many calls share the work: each takes every world-th shard")
-    dry_run: bool = option(False, "print sizes and look at the disk; needs no weights")
+    rank: int | None = option(None, "index of this call, of world calls; torchrun sets it")
+    world: int | None = option(None, "number of calls that share the work; each takes every world-th shard")
+    dry_run: bool = option(False, "print sizes and check the disk space; needs no weights")
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key, minimum in (("anchors", 1), ("rank", 0), ("world", 1)):
             if (value := getattr(self, key)) is not None and value < minimum:
-                raise ConfigError(f"{key}={value}: wants a whole number, {minimum} or more")
+                raise ConfigError(f"{key}={value}: expected a whole number, {minimum} or more")
         for override in self.overrides:
             if override.startswith("data="):
                 raise ConfigError(f"{override}: clips are read from urls=DIR here")
@@ -173,7 +173,7 @@ def _read_shards(urls: str, splits: Sequence[str], run: Run) -> tuple[list[Video
     if not shards:
         raise ConfigError(f"urls={urls}: none of its {len(paths)} shards is named {' or '.join(splits)}-*.tar")
     if duplicates := [name for name, count in Counter(shard.path.name for shard in shards).items() if count > 1]:
-        raise ConfigError(f"urls={urls}: {duplicates[0]} is there twice; encode folders one by one")
+        raise ConfigError(f"urls={urls}: {duplicates[0]} occurs twice; encode folders one by one")
     if not any(shard.index for shard in shards):
         raise ConfigError(f"urls={urls}: none of {len(shards)} shards can be read, such as {shards[0].problem}")
     too_small = len(shapes) - sum(len(shard.ids) for shard in shards)

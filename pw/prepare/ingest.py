@@ -57,20 +57,20 @@ class DataOptions:
 
     path: Path | None = option(None, "the folder with your videos")
     name: Literal["ultravideo"] | None = option(None, "a public dataset, instead of path=")
-    out: Path | None = option(None, "where to; without it data/shards, or data/NAME of a public dataset")
-    overwrite: bool = option(False, "make the shards anew where there are some")
+    out: Path | None = option(None, "output folder; without it data/shards, or data/NAME of a public dataset")
+    overwrite: bool = option(False, "replace existing shards")
     frames: int = option(ClipSettings.frames, "frames of a clip, 4n + 1")
     short_side: int = option(ClipSettings.short_side, "px that frames are reduced to; none is enlarged")
     stride: int = option(ClipSettings.stride, "frames from one clip's start to the next; 0: clips do not overlap")
-    fps: float = option(ClipSettings.fps, "frames are dropped to come down to this rate; 0 keeps them all")
+    fps: float = option(ClipSettings.fps, "largest frame rate, reached by dropping frames; 0 keeps all")
     holdout: float = option(ClipSettings.holdout, "share of the clips that is held out")
-    shard_mb: float = option(ClipSettings.shard_mb, "MB of a shard, about")
+    shard_mb: float = option(ClipSettings.shard_mb, "approximate size of a shard, MB")
     accept_licence: bool = option(False, "you have read and accept the licence of the dataset")
-    taste: int | None = option(None, "only so many clips of the dataset")
+    taste: int | None = option(None, "number of clips to take from the dataset")
     size: Literal["native", "1920", "960"] = option("native", "which copy of the dataset, by its width in px")
     caption: Literal["summarized", "detailed", "brief"] = option("summarized", "which captions of the dataset")
     keep: bool = option(False, "keep the dataset's zips when their clips are out")
-    revision: str = option("", "branch, tag or commit of the dataset; without it main, or what was begun")
+    revision: str = option("", "branch, tag or commit of the dataset; without it main, or that of the earlier call")
 
     def __post_init__(self) -> None:
         if self.path and self.name:
@@ -79,7 +79,7 @@ class DataOptions:
             raise ConfigError("path is missing: the folder with your videos (or name=ultravideo)")
         dataset_keys = ("accept_licence", "taste", "size", "caption", "keep", "revision")
         if self.path and (unused := [key for key in dataset_keys if getattr(self, key) != getattr(DataOptions, key)]):
-            raise ConfigError(f"{unused[0]}= goes with name=ultravideo, not with path=")
+            raise ConfigError(f"{unused[0]}= is for name=ultravideo, not for path=")
         if self.taste is not None and self.taste < 1:
             raise ConfigError(f"taste={self.taste}: must be 1 clip or more; leave it out for all of them")
 
@@ -99,7 +99,7 @@ def run(options: DataOptions) -> int:
     return ultravideo(options, options.out or Path("data/ultravideo"))
 
 
-main = Command(DataOptions, run, resume_hint="what is done is kept; the same call goes on")
+main = Command(DataOptions, run, resume_hint="what is done is kept; run the same command again to resume")
 
 
 def ingest(
@@ -120,7 +120,7 @@ def ingest(
                 return _check_finished(out, videos, _settings_content(settings, origins))
             return _write_dataset(out, videos, settings, origins)
     except Timeout:
-        raise ConfigError(f"out={out}: another `make data` is at work there; wait, or give another out=") from None
+        raise ConfigError(f"out={out}: another `make data` is running there; wait, or give another out=") from None
 
 
 def _write_dataset(
@@ -136,7 +136,7 @@ def _write_dataset(
         write_json(settings_file, content)
     records = {name: record for name, video in videos.items() if (record := _read_record(out, name, video))}
     if records:
-        print(f"going on: {len(records)} of {len(videos)} videos are done")
+        print(f"resuming: {len(records)} of {len(videos)} videos are done")
     missing = {name: video for name, video in videos.items() if name not in records}
     progress = _CutProgress(_check_space(out, missing, list(records.values()), settings))
     for number, (name, video) in enumerate(missing.items(), start=1):
@@ -159,7 +159,7 @@ def _check_finished(out: Path, videos: dict[str, Path], settings: dict[str, Any]
     current = {name: video.stat().st_size for name, video in videos.items()}
     if differences := [name for name in sorted(earlier | current) if earlier.get(name) != current.get(name)]:
         raise ConfigError(
-            f"out={out}: {len(differences)} videos came, went or changed since, such as {differences[0]}; "
+            f"out={out}: {len(differences)} videos were added, removed or changed since, such as {differences[0]}; "
             "give another out=, or overwrite=true"
         )
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)

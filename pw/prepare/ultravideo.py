@@ -85,9 +85,9 @@ def notice(options: DataOptions, out: Path) -> str:
     return f"""UltraVideo is under the {LICENCE}.
 In short, and only the text at {hub.endpoint()}/datasets/{REPOSITORY} is binding:
   - non-commercial research only; no products, services or redistribution for money
-  - the Terms of Service of YouTube, copyright and privacy laws hold besides; no re-identification of people
-  - raw videos, transcripts and thumbnails must not be passed on; works beyond research need their creators' leave
-  - models may be trained on it; results must not hold more than a trifle of the data itself
+  - the Terms of Service of YouTube, copyright and privacy laws also apply; no re-identification of people
+  - raw videos, transcripts and thumbnails must not be passed on; works beyond research need their creators' permission
+  - models may be trained on it; results must not hold more than a trivial part of the data itself
 This call would fetch short.csv and, from {FOLDERS[options.size]}, {amount}, into {out}.
 native is 4K and 8K; size=1920 and size=960 are reduced copies; taste=5 takes five clips only.
 Nothing was fetched. If you have read and accept the licence, call again with accept_licence=true."""
@@ -157,7 +157,7 @@ def _read_report(options: DataOptions, out: Path) -> UltraVideoReport | None:
     try:
         report = UltraVideoReport(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: is damaged ({error}); remove it to begin anew, or give another out=") from None
+        raise ConfigError(f"{path}: is damaged ({error}); remove it to start again, or give another out=") from None
     for name in ("size", "caption"):
         if (earlier := getattr(report, name)) != getattr(options, name):
             raise ConfigError(f"out={out}: was begun with {name}={earlier}; give another out=")
@@ -197,7 +197,7 @@ class _Fetcher:
                         count = sum(self._extract(archive, member, name) for member in members)
                 except zipfile.BadZipFile as error:
                     path.unlink()
-                    raise ConfigError(f"{name}: {error}; it was removed, the same call fetches it again") from None
+                    raise ConfigError(f"{name}: {error}; it was removed, call again to fetch it again") from None
                 report.zips[name] = count
                 report.complete = len(report.zips) == len(zips)
                 report.save(self.out)

@@ -219,17 +219,17 @@ def _start_run(run: Run) -> Run:
         return replace(start, card=card)
     independent = _recipe_run(replace(recipe, inherit=()), run, "start")
     if card.configuration != independent.configuration_signature:
-        return replace(start, note="the shipped one is of another recipe")
+        return replace(start, note="the shipped start has another recipe")
     if any(getattr(independent, part) != getattr(start, part) for part in ("backbone", "codec", "injector")):
-        return replace(start, note="the shipped one is of another network")
+        return replace(start, note="the shipped start has another network")
     if not recipe.tuning:
-        return replace(start, note="start.tuning=0: the shipped one is not to be tuned")
+        return replace(start, note="start.tuning=0: the shipped start is not tuned")
     tuning_overrides = [o for o in recipe.overrides if override_key(o) != "start"]
     tuning_overrides += [f"start={run.config.choices['start']}", "start.inherit=[]", f"optimizer.lr={recipe.tuning_lr}"]
     tuning_overrides += [f"start.updates={recipe.updates}", f"start.seed={recipe.seed}"]
     tuned = _recipe_run(replace(recipe, overrides=tuple(tuning_overrides), updates=recipe.tuning), run, "start")
     assert tuned.start_run is not None
-    return tuned if tuned.start_run.card else replace(start, note="the shipped one is of another recipe")
+    return tuned if tuned.start_run.card else replace(start, note="the shipped start has another recipe")
 
 
 def read_card(name: str) -> Card | None:
@@ -297,7 +297,7 @@ def _objective(config: Config) -> Objective:
             raise ConfigError(f"{part}=none: {objective} needs one; choose a file of conf/{part}/")
         if part not in part_names and is_chosen(values[part]):
             raise ConfigError(
-                f"{part}={choices[part]}: objective={choices['objective']} has no use for a {part}; leave it out, or "
+                f"{part}={choices[part]}: objective={choices['objective']} does not use a {part}; leave it out, or "
                 "set objective=shortcut"
             )
     parts = {}

@@ -32,7 +32,7 @@ def _check_sizes(run: Run) -> list[int]:
         if getattr(scale, name) % codec.factor:
             raise ConfigError(
                 f"scale.{name}={getattr(scale, name)}: not a multiple of codec.factor={codec.factor}; "
-                f"{_near(getattr(scale, name), codec.factor)} would do"
+                f"use {_near(getattr(scale, name), codec.factor)}"
             )
     if codec.channels != backbone.in_channels:
         raise ConfigError(f"backbone.in_channels={backbone.in_channels}: the codec makes {codec.channels} channels")
@@ -42,7 +42,7 @@ def _check_sizes(run: Run) -> list[int]:
     positions = [frames, *(getattr(scale, name) // codec.factor for name in size_names)]
     for name, length, patch in zip(("frames", *size_names), positions, backbone.patch_size, strict=True):
         if length % patch:
-            near = "" if name == "frames" else f"; {_near(getattr(scale, name), codec.factor * patch)} would do"
+            near = "" if name == "frames" else f"; use {_near(getattr(scale, name), codec.factor * patch)}"
             raise ConfigError(
                 f"scale.{name}={getattr(scale, name)}: its {length} latent positions are no multiple of patch size "
                 f"{patch}{near}"
@@ -66,8 +66,8 @@ def _check_trainer(run: Run, tokens: int) -> None:
     if tokens % processes or heads % processes:
         valid = [n for n in range(1, heads + 1) if not (tokens % n or heads % n or run.trainer.devices % n)]
         raise ConfigError(
-            f"trainer.context={processes}: a clip has {tokens} tokens and a block {heads} heads, which so many "
-            f"processes cannot share equally; {' or '.join(map(str, valid))} would do"
+            f"trainer.context={processes}: a clip has {tokens} tokens and a block {heads} heads, which that "
+            f"number of processes cannot share equally; use {' or '.join(map(str, valid))}"
         )
     if processes > 1 and run.trainer.attention == "flash3":
         raise ConfigError(
@@ -122,7 +122,7 @@ def _check_anchor(run: Run) -> None:
 def _check_objective_and_grid(run: Run) -> None:
     timesteps = run.sampling.timesteps
     if timesteps is not None and (run.sampling.shift is not None or run.sampling.start != 1):
-        raise ConfigError("sampling.timesteps: an explicit grid has no use for sampling.shift or sampling.start")
+        raise ConfigError("sampling.timesteps: an explicit grid does not use sampling.shift or sampling.start")
     if timesteps is not None and timesteps[0] > run.schedule.num_timesteps:
         raise ConfigError(f"sampling.timesteps={list(timesteps)}: at most N={run.schedule.num_timesteps}")
     with as_config_error():
@@ -161,7 +161,7 @@ def _check_weights(run: Run) -> None:
     """Recipes of the tiny scale are used only there, and a run without training has start weights."""
     if isinstance(run.codec, options.WanVAE) and run.config.choices["start"] != "none":
         raise ConfigError(
-            f"start={run.config.choices['start']}: a recipe of the tiny scale; with codec=wan_vae a training departs "
+            f"start={run.config.choices['start']}: a recipe of the tiny scale; with codec=wan_vae a training starts "
             "from Wan's own weights: start=none"
         )
     recipe = run.anchor_recipe

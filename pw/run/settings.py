@@ -121,11 +121,11 @@ class Sampling:
             )
         if self.timesteps is not None and not all(a > b for a, b in pairwise((*self.timesteps, 0.0))):
             raise ValueError(
-                f"sampling.timesteps={list(self.timesteps)}: wants falling timesteps above 0 (the final 0 is added), "
+                f"sampling.timesteps={list(self.timesteps)}: expected falling timesteps above 0 (a final 0 is added), "
                 "e.g. [1000,931,818,600]"
             )
         if self.grid == "wan" and (self.timesteps is not None or self.start != 1):
-            raise ValueError("sampling.grid=wan: Wan's own grid has no use for sampling.timesteps or sampling.start")
+            raise ValueError("sampling.grid=wan: Wan's own grid does not use sampling.timesteps or sampling.start")
 
     @property
     def solution_clips(self) -> int:
@@ -199,7 +199,7 @@ class Trainer:
             valid = [str(n) for n in range(1, self.devices + 1) if not self.devices % n]
             raise ValueError(
                 f"trainer.context={self.context}: the {self.devices} processes of a machine (trainer.devices) are not "
-                f"a multiple of it; {' or '.join(valid)} would do"
+                f"a multiple of it; use {' or '.join(valid)}"
             )
 
     @property

@@ -58,7 +58,7 @@ def as_config_error() -> Generator[None]:
 def is_chosen(node: Mapping[str, Any]) -> bool:
     """Whether the choice of a group is a strategy; `none` has no class."""
     if "_target_" not in node:
-        raise ConfigError("a file of conf/ names no class: it wants a line `_target_: module.Class`")
+        raise ConfigError("a file of conf/ names no class: expected a line `_target_: module.Class`")
     return bool(node["_target_"])
 
 
@@ -73,7 +73,7 @@ def strategy_class(group: str, node: Mapping[str, Any], key: str | None = None) 
     if module not in MODULES[group] and not _is_user_module(module):
         folder = user_folder()
         hint = "" if folder is None else f", or in a module of {folder}, where there is no {module or 'module'}.py"
-        raise ConfigError(f"{location}: a {group} lives in {', '.join(MODULES[group])}{hint}")
+        raise ConfigError(f"{location}: a {group} must be in {', '.join(MODULES[group])}{hint}")
     with explain_import_errors(location, user_folder() or SUITE):
         cls = getattr(importlib.import_module(module), name, None)
     if cls is None:
@@ -129,7 +129,7 @@ def coerce(value: Any, annotation: Any, key: str) -> Any:
             if isinstance(constraint, Constraint) and not constraint.check(value):
                 raise ConfigError(f"{key}={value}: {constraint.message}")
         return value
-    error = ConfigError(f"{key}={value!r}: wants {_in_words(annotation)}")
+    error = ConfigError(f"{key}={value!r}: expected {_in_words(annotation)}")
     if origin is Literal:
         if value not in parameters or isinstance(value, bool):
             raise ConfigError(f"{error}{did_you_mean(str(value), [str(a) for a in parameters], '; ')}")

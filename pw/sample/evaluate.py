@@ -241,10 +241,10 @@ def check_sampling(run: Run) -> None:
     need, available = sampling_memory(run), free_memory()
     if need > available:
         smaller_batch = f"sampling.batch_size=1 takes {sampling_memory(run, 1) / 1e9:.1f}"
-        remedy = smaller_batch if run.sampling.batch_size > 1 else "a smaller scale would do, or more memory"
+        remedy = smaller_batch if run.sampling.batch_size > 1 else "use a smaller scale, or more memory"
         raise ConfigError(
             f"sampling.batch_size={run.sampling.batch_size}: clips of scale={run.scale.name} take {need / 1e9:.1f} GB "
-            f"of CPU memory as they are sampled, {available / 1e9:.1f} are free; {remedy}"
+            f"of CPU memory while they are sampled, {available / 1e9:.1f} are free; {remedy}"
         )
 
 

@@ -293,7 +293,7 @@ def locked_database(home: Path) -> Generator[None]:
     """Lock the database, because two processes that create it break it. Errors are raised as TrackingError."""
     from filelock import FileLock, Timeout
 
-    remedy = f"if {home} is moved away, the next `make ablation` makes it anew from the results"
+    remedy = f"if {home} is moved away, the next `make ablation` makes it again from the results"
     try:
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home / "mlflow.db.lock", timeout=LOCK_SECONDS):

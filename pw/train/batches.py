@@ -119,7 +119,7 @@ def read(path: Path) -> tuple[NotFiniteBatch, Tensor | LatentBatch]:
         tensors = load_file(path.with_suffix(".safetensors"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(
-            f"{path}: not what a training leaves of a loss that is not finite ({error}); such are "
+            f"{path}: not the batch of a loss that is not finite ({error}); expected one of "
             f"outputs/train/*/{NOT_FINITE}/*.json"
         ) from error
     return batch, tensors["clips"] if "clips" in tensors else LatentBatch(**tensors)
@@ -145,7 +145,7 @@ def describe_not_finite(run: Run, folder: Path, losses: Sequence[UpdateLosses], 
         batch = NotFiniteBatch(*signatures, run.seed, number, first, term, share.rank, share.processes)
         try:
             path = write(folder, team.place.rank, batch, clips(run, number, share), losses)
-            location = f"its batch is in {path.with_suffix('.safetensors')}, look at it with `pw replay {path}`"
+            location = f"its batch is in {path.with_suffix('.safetensors')}, reproduce it with `pw replay {path}`"
         except (OSError, ValueError) as error:
             location = f"its batch, number {number}, could not be written ({error})"
     team.wait()  # the first process that exits ends the others, too
@@ -162,11 +162,11 @@ class ReplayOptions:
 def run_replay(options: ReplayOptions) -> int:
     """Exit status: 0 if the loss is finite with the last saved weights, else 1."""
     if len(options.positional) != 1:
-        raise ConfigError("wants one file, outputs/train/<signature>/not_finite/update-….json")
+        raise ConfigError("expected one file, outputs/train/<signature>/not_finite/update-….json")
     path = Path(options.positional[0])
     update, loss = replay(path)
     batch, _ = read(path)
-    weights = f"of its checkpoint of update {update}" if update else "it departed from"
+    weights = f"of its checkpoint of update {update}" if update else "it started from"
     print(f"batch {batch.batch}, whose {batch.term} loss was not finite at update {batch.update}:")
     print(f"{float(loss):g} with the weights {weights}")
     return 0 if loss.isfinite() else 1
@@ -183,7 +183,7 @@ def replay(path: Path) -> tuple[int, Tensor]:
     if run.configuration_signature != batch.configuration:
         raise ConfigError(
             f"{folder / 'config.yaml'}: composes a training of signature {run.training_signature} now, not "
-            f"{batch.signature}; have the data and the configuration as they were"
+            f"{batch.signature}; restore the data and the configuration"
         )
     update, module = _last_weights(run, folder)
     module.share = Share.of(run.train, batch.rank, batch.processes)

@@ -113,7 +113,7 @@ def export(
                 shutil.copymode(partial / "pixelwizard" / "config.json", path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"out={out}: {reason}; nothing was left there") from error
+        raise ConfigError(f"out={out}: {reason}; nothing was written there") from error
     return out
 
 

@@ -198,7 +198,7 @@ def outputs_folder(value: str) -> Path:
     folder = Path(value).expanduser().resolve()
     ancestor = next(path for path in (folder, *folder.parents) if path.exists())
     if not value or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-        raise ConfigError(f"outputs={value}: wants a folder that can be written, e.g. outputs=outputs/trial")
+        raise ConfigError(f"outputs={value}: expected a folder that can be written, e.g. outputs=outputs/trial")
     return folder
 
 
@@ -243,7 +243,7 @@ def run_training(run: Run, work: Callable[[Progress], Path]) -> int:
         if prints_for_user():
             print(folder)
 
-    return carry_out(train_and_print, "the same command goes on from the last checkpoint, if there is one")
+    return carry_out(train_and_print, "run the same command again to resume from the last checkpoint, if there is one")
 
 
 class TrainingProgress:

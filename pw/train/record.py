@@ -31,7 +31,7 @@ def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
 
 
 def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
-    """Whether the training is done. Raises ConfigError when `done.json` has another signature or is cut off."""
+    """Whether the training is done. Raises ConfigError when `done.json` has another signature or is truncated."""
     folder = training_folder(run, outputs)
     if not (folder / "done.json").exists():
         return False
@@ -39,18 +39,16 @@ def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
     if signature != run.training_signature:
         raise ConfigError(
             f"{folder} holds a training of signature {signature}, not {run.training_signature}: move it to "
-            f"{folder.with_name(str(signature))}, or remove it to train anew"
+            f"{folder.with_name(str(signature))}, or remove it to train again"
         )
     return True
 
 
 def read_done(folder: Path) -> dict[str, Any]:
-    """The `done.json` of a finished training. Raises ConfigError when it is cut off."""
+    """The `done.json` of a finished training. Raises ConfigError when it is truncated."""
     content = read_json(folder / "done.json")
     if content is None:
-        raise ConfigError(
-            f"{folder / 'done.json'}: is cut off, as a crash of the machine leaves it; remove it to train anew"
-        )
+        raise ConfigError(f"{folder / 'done.json'}: is truncated, as after a crash; remove it to train again")
     return content
 
 
@@ -140,7 +138,7 @@ def write_config(run: Run, folder: Path, command: str = "train") -> None:
 
 
 def written_overrides(folder: Path) -> list[str]:
-    """The overrides in the first line of a `config.yaml`. Raises ConfigError when it is cut off."""
+    """The overrides in the first line of a `config.yaml`. Raises ConfigError when it is truncated."""
     head, newline, _ = (folder / "config.yaml").read_text().partition("\n")
     is_old = head.startswith("# python -m pw.")  # written before the command `pw` existed
     if not newline or not (is_old or head.startswith("# pw ")):
@@ -149,10 +147,10 @@ def written_overrides(folder: Path) -> list[str]:
 
 
 def truncated_config(config: Path) -> ConfigError:
-    """The error for a `config.yaml` that is empty or cut off."""
+    """The error for a `config.yaml` that is empty or truncated."""
     return ConfigError(
-        f"{config}: does not say how it was trained, it is cut off or empty; put it back, or remove {config.parent} to "
-        "train anew"
+        f"{config}: does not say how it was trained, is truncated or empty; put it back, or remove {config.parent} to "
+        "train again"
     )
 
 

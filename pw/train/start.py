@@ -71,7 +71,7 @@ def write_start(start: Run, name: str, training: Path, out: Path) -> Path:
         if not math.isclose(recorded.get(update, math.nan), loss, rel_tol=TOLERANCE):
             raise ConfigError(
                 f"training={training}: its loss by update {update} was {recorded.get(update)}, that of this code is "
-                f"{loss:.6g}: other code made it"
+                f"{loss:.6g}: it was made by other code"
             )
     weights = load_file(training / "ema.safetensors")
     if not start.objective.trains_strides:  # still random: a training from this start draws its own
@@ -108,11 +108,11 @@ def write_start(start: Run, name: str, training: Path, out: Path) -> Path:
 
 
 def _check_recipe(start: Run, training: Path) -> None:
-    """Raises ConfigError unless `config.yaml` of a training has the values of the recipe; for an old `done.json`."""
+    """Raises ConfigError unless `config.yaml` has the recipe's values; called if the hash in `done.json` differs."""
     from omegaconf import OmegaConf
 
     if not (training / "done.json").exists() or not (training / "config.yaml").exists():
-        raise ConfigError(f"training={training}: is no finished training (no done.json, or no config.yaml)")
+        raise ConfigError(f"training={training}: not a finished training (no done.json, or no config.yaml)")
     values: Any = OmegaConf.to_container(OmegaConf.load(training / "config.yaml"))
     recipe, actual = _training_values(start.config.values), _training_values(values)
     if unequal := sorted(key for key in recipe.keys() | actual.keys() if recipe.get(key) != actual.get(key)):
@@ -162,9 +162,9 @@ def _processor() -> str:
 class StartOptions:
     """`pw start name=… key=value …`: one start."""
 
-    name: str = option("", "which start: the files of conf/start")
+    name: str = option("", "name of a file in conf/start")
     out: Path | None = option(
-        None, "where its two files go: outputs/starts by default, pw/starts to ship it", read=outputs_folder
+        None, "folder for its two files: outputs/starts by default, pw/starts to ship it", read=outputs_folder
     )
     training: Path | None = option(None, "a finished training of this recipe, to be written without training again")
     outputs: Path = option(OUTPUTS, "folder of all results", read=outputs_folder)

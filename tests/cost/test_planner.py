@@ -79,13 +79,13 @@ class TestTheCommandLine:
     @pytest.mark.parametrize(
         ("argument", "message"),
         [
-            ("tflops=-1", "tflops=-1: wants a positive number, e.g. tflops=400"),
+            ("tflops=-1", "tflops=-1: expected a positive number, e.g. tflops=400"),
             ("tflops=nan", "tflops=nan"),
             ("tflops=fast", "tflops=fast"),
             ("for=fun", "for=fun: one of generation, training, both"),
             ("dtype=fp8", "dtype=fp8: one of bf16, fp32"),
             ("scale=8k", "scale is one of 2k, 4k, proxy, tiny"),
-            ("scale.frames=122", "121 or 125 would do"),
+            ("scale.frames=122", "use 121 or 125"),
         ],
     )
     def test_refuses_what_it_cannot_plan_with_status_2(
@@ -104,7 +104,7 @@ class TestTheCommandLine:
     def test_without_gpus_judges_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert planner.main([]) == 0
         output = capsys.readouterr().out
-        assert "nothing is judged" in output
+        assert "so no verdict" in output
         assert "fits" not in output
 
     def test_says_what_clips_take_as_they_are_sampled_where_they_are_large(

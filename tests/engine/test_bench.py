@@ -133,7 +133,7 @@ class TestWhatIsReported:
         ("updates=few", "updates=few: a whole number from 1"),
         ("arms=base", "arms=base: did you mean baseline?"),
         ("seeds=x", "seeds=x: a number of seeds"),
-        ("out=tests", "tests: is a folder, wants a file"),
+        ("out=tests", "tests: is a folder, expected a file"),
     ],
 )
 def test_a_wrong_call_is_told_what_would_do(word: str, message: str, capsys: Any) -> None:

@@ -93,7 +93,7 @@ class TestASweep:
 
 # (words, what the message must say)
 WRONG = [
-    ("name=beta step_sampler.beta=0,much", ["step_sampler.beta='much'", "wants a number"]),
+    ("name=beta step_sampler.beta=0,much", ["step_sampler.beta='much'", "expected a number"]),
     ("name=steps sampling.num_steps=2,4.5", ["sampling.num_steps=4.5", "whole number"]),
     ("name=beta step_sampler=uniform,closd", ["step_sampler=closd", "did you mean closed?"]),
     ("name=beta step_sampler.beta=0,0.5,0.5", ["step_sampler.beta=0,0.5,0.5", "0.5 is given twice"]),

@@ -203,7 +203,11 @@ class TestTwoCalls:
 class TestACheckpointThatDoesNotFit:
     @pytest.mark.parametrize(
         ("name", "message"),
-        [("a.safetensors", "not a whole .safetensors"), ("a.txt", "is not read"), ("a.pt", "would have to run code")],
+        [
+            ("a.safetensors", "not a complete .safetensors"),
+            ("a.txt", "is not read"),
+            ("a.pt", "would have to run code"),
+        ],
     )
     def test_or_that_cannot_be_read_is_told_before_anything_is_made(
         self, call: Any, tmp_path: Path, name: str, message: str
@@ -222,7 +226,7 @@ class TestACheckpointThatDoesNotFit:
         torch.nn.init.constant_(net.dit.proj_out.bias, float("nan"))
         save_file(net.state_dict(), tmp_path / "a.safetensors")
         request = call("prompt=a heron", f"hires={tmp_path / 'a.safetensors'}")
-        with pytest.raises(ValueError, match=r"latents/a-heron.*'a heron' is not finite"):
+        with pytest.raises(ValueError, match=r"latents/a-heron.*the latent of 'a heron' is not finite"):
             generate(request)
         assert not list((request.out / "latents").iterdir())
 
@@ -284,7 +288,7 @@ class TestCachedAnchors:
     def test_of_another_size_or_more_than_one_are_refused(self, call: Any) -> None:
         first = call("prompt=a heron")
         generate(first)
-        with pytest.raises(ValueError, match=r"is \(1, 4, 2, 2, 4\), stage II is given \(1, 4, 3, 2, 4\) here"):
+        with pytest.raises(ValueError, match=r"is \(1, 4, 2, 2, 4\), stage II expects \(1, 4, 3, 2, 4\)"):
             call("prompt=a heron", "frames=9", f"anchors_from={first.out}")
         generate(call("prompt=a heron", "anchor.sampling.num_steps=3"))
         with pytest.raises(ValueError, match=r"2 anchors \(a-heron_.*\) of 'a heron'"):
@@ -304,28 +308,28 @@ class TestCachedAnchors:
 
 
 WRONG = [
-    ((), r'give prompt="…" or prompts=FILE'),
-    (("prompt=a", "prompts=b.txt"), r"one of them"),
+    ((), r'give either prompt="…" or prompts=FILE'),
+    (("prompt=a", "prompts=b.txt"), r"give either prompt="),
     (("prompt= ",), r"prompt 1 of 1 is empty"),
     (("prompts=nowhere.txt",), r"prompts=nowhere\.txt: no such file"),
-    (("prompt=a", "frames=6"), r"scale\.frames=6: .* 5 or 9 would do"),
-    (("prompt=a", "scale.height=72"), r"scale\.height=72: not a multiple of codec\.factor=16; 64 or 80 would do"),
-    (("prompt=a", "scale.height=80"), r"scale\.height=80: its 5 latent positions .* 64 or 96 would do"),
+    (("prompt=a", "frames=6"), r"scale\.frames=6: .* use 5 or 9"),
+    (("prompt=a", "scale.height=72"), r"scale\.height=72: not a multiple of codec\.factor=16; use 64 or 80"),
+    (("prompt=a", "scale.height=80"), r"scale\.height=80: its 5 latent positions .* use 64 or 96"),
     (("prompt=a", "anchor.scale.anchor_width=48"), r"scale\.anchor_width=48: its 3 latent positions"),
     (("prompt=a", "quality=60"), r"quality=60: a whole number from 0 to 51"),
     (("prompt=a", "fps=fast"), r"fps=fast: a number from 1 to 240"),
     (("prompt=a", "lossless=yes"), r"lossless=yes: true or false"),
     (("prompt=a", "text_device=tpu"), r"text_device=tpu: one of auto, cpu, gpu"),
     (("prompt=a", "weights=/nowhere"), r"weights=/nowhere: no such folder; `make weights"),
-    (("prompt=a", "hires=base"), r"hires=base: Wan's own weights know no anchor"),
+    (("prompt=a", "hires=base"), r"hires=base: Wan's own weights take no anchor"),
     (("prompt=a", "hires=/nowhere.safetensors"), r"hires=/nowhere\.safetensors: no such file"),
     (("prompt=a", "hires=0123abcd"), r"hires=0123abcd: .* holds no finished training"),
-    (("prompt=a", "injector=none"), r"injector=none: stage II is given an anchor"),
-    (("prompt=a", "trainer.weights=x"), r"trainer\.weights=x: here it is weights=DIR"),
+    (("prompt=a", "injector=none"), r"injector=none: stage II needs an anchor"),
+    (("prompt=a", "trainer.weights=x"), r"trainer\.weights=x: use weights=DIR instead"),
     (("prompt=a", "seed=-1"), r"seed=-1: a whole number from 0 to 4294967295"),
     (("prompt=a", "text_device=gpu"), r"text_device=gpu: torch sees no CUDA device"),
-    (("prompt=a", "trainer.attention=sage"), r"trainer\.attention=sage: not to be had here.*sdpa"),
-    (("prompt=a", "trainer.attention=cudnn"), r"trainer\.attention=cudnn: not to be had here.*sdpa"),
+    (("prompt=a", "trainer.attention=sage"), r"trainer\.attention=sage: not available on this machine.*sdpa"),
+    (("prompt=a", "trainer.attention=cudnn"), r"trainer\.attention=cudnn: not available on this machine.*sdpa"),
     (("prompt=a", "trainer=gpu"), r"trainer=gpu: torch sees no CUDA device"),
     (("prompt=a", "sampling.num_stepz=3"), r"sampling\.num_stepz=3: .* did you mean sampling\.num_steps"),
     (("prompt=a", "anchor.sampling.timesteps=[900,500]"), r"anchor\.sampling\.grid=wan"),
@@ -335,7 +339,7 @@ WRONG = [
     (("prompt=a", "stage=anchor"), r"^stage=anchor: a video is made by both stages"),
     (("prompt=a", "anchor.stage=hires"), r"anchor\.stage=hires: a video is made by both stages"),
     (("prompt=a", "text=none"), r"^text=none: a prompt needs an encoder"),
-    (("prompt=a", "hires="), r"hires=: says nothing; give hires a value"),
+    (("prompt=a", "hires="), r"hires=: is empty; give hires a value"),
     (("prompt=a", "out=/dev/null"), r"out=/dev/null: /dev/null is a file"),
     (("prompt=a", "weights=/dev/null"), r"weights=/dev/null: is a file"),
 ]
@@ -394,7 +398,7 @@ class TestAWrongCall:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert re.search(
-            rf"error: out={request.out}: .*File too large.*the same command goes on", capsys.readouterr().err
+            rf"error: out={request.out}: .*File too large.*run the same command again", capsys.readouterr().err
         )
         assert not list(request.out.glob("a-heron*"))
         assert not [path for path in request.out.rglob(".*") if path.is_file()]
@@ -406,7 +410,7 @@ class TestAWrongCall:
         with pytest.raises(ValueError, match=r"p\.jsonl: line 2 is not"):
             call(f"prompts={tmp_path / 'p.jsonl'}")
         (tmp_path / "p.txt").write_text("a\na\n")
-        with pytest.raises(ValueError, match=r"'a' with seed 0 is there twice"):
+        with pytest.raises(ValueError, match=r"'a' with seed 0 occurs twice"):
             call(f"prompts={tmp_path / 'p.txt'}")
 
     def test_ends_with_status_2_and_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:

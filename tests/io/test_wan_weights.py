@@ -225,12 +225,14 @@ class TestFetching:
         name = "text_encoder/model.safetensors"
         blob = (snapshot(full_cache) / name).resolve()
         blob.write_bytes(blob.read_bytes()[:99])
-        with pytest.raises(WeightsError, match=r"`make weights` mends it:\n  text_encoder/model.safetensors: 99 bytes"):
+        with pytest.raises(
+            WeightsError, match=r"`make weights` repairs it:\n  text_encoder/model.safetensors: 99 bytes"
+        ):
             check(snapshot(full_cache))
         hub.requests.clear()
         code, out, _ = run(full_cache, "-m", "pw", "weights", HF_ENDPOINT=hub.endpoint)
         assert code == 0
-        assert "was 99 bytes: fetched anew" in out
+        assert "was 99 bytes: fetched again" in out
         assert hub.requests == [(name, None)]
         check(snapshot(full_cache))
 
@@ -282,8 +284,8 @@ class TestFetching:
         assert code == 0, err
         assert out.splitlines()[0] == str(snapshot(full_cache))
         assert out.splitlines()[-1] == "0 2 2"
-        assert "not all is there (whole: transformer, text_encoder, tokenizer, scheduler)" in err
-        assert f'`make weights args="dest={tmp_path}"` mends it:\n  vae/config.json: missing' in err
+        assert "files are missing (complete: transformer, text_encoder, tokenizer, scheduler)" in err
+        assert f'`make weights args="dest={tmp_path}"` repairs it:\n  vae/config.json: missing' in err
         assert f"nothing of {REPO} is at /nowhere" in err
 
     def test_without_network_or_with_wrong_arguments_ends_in_one_line(self, tmp_path: Path) -> None:
@@ -341,8 +343,8 @@ class TestCheck:
             ("vae/diffusion_pytorch_model.safetensors", None, "diffusion_pytorch_model.safetensors: missing"),
             ("text_encoder/model.safetensors", tensors(500)[:-1], "576 bytes, its header says 577"),
             ("text_encoder/model.safetensors", tensors(500) + b"x", "578 bytes, its header says 577"),
-            ("text_encoder/model.safetensors", b"", "0 bytes, cut off or not safetensors"),
-            ("text_encoder/model.safetensors", tensors(500)[:40], "40 bytes, cut off or not safetensors"),
+            ("text_encoder/model.safetensors", b"", "0 bytes, truncated or not safetensors"),
+            ("text_encoder/model.safetensors", tensors(500)[:40], "40 bytes, truncated or not safetensors"),
             ("text_encoder/model.safetensors", b"version https://git-lfs", "a Git LFS pointer"),
             ("text_encoder/model.safetensors", (4).to_bytes(8, "little") + b"{..}", "its header is damaged"),
             ("tokenizer/tokenizer_config.json", None, "tokenizer_config.json: missing"),
@@ -355,7 +357,7 @@ class TestCheck:
         with pytest.raises(WeightsError) as caught:
             check(folder)
         first, problem = str(caught.value).splitlines()
-        assert first == f'{folder} is not whole; `make weights args="dest={folder}"` mends it:'
+        assert first == f'{folder} is incomplete; `make weights args="dest={folder}"` repairs it:'
         assert problem.startswith(f"  {Path(name).parent}/")
         assert words in problem
 

@@ -298,7 +298,7 @@ class TestRead:
         save_file(state, tmp_path / name) if name.endswith("tensors") else torch.save(state, tmp_path / name)
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(ValueError, match=rf"{name}: (not a whole|cut off)"):
+        with pytest.raises(ValueError, match=rf"{name}: (not a complete|truncated)"):
             read(tmp_path / name)
 
     def test_refuses_what_it_does_not_read(self, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ class TestRead:
             "none.pt": "no such file",
             "list.pt": "holds a list",
             "mixed.pt": "1 entries are no tensors: step",
-            "": "wants one .safetensors",
+            "": "expected one .safetensors",
         }.items():
             with pytest.raises(ValueError, match=words):
                 read(tmp_path / name)

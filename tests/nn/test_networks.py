@@ -144,7 +144,7 @@ def test_a_kernel_to_train_with_is_tried_with_its_gradient_and_in_the_trainings_
     small: Network, precision: Any
 ) -> None:
     check_kernel(replace(small, attention="flash"), "cpu", precision)
-    message = rf"trainer\.attention=cudnn: not to be had here in {precision} .* trainer\.attention=sdpa"
+    message = rf"trainer\.attention=cudnn: not available on this machine in {precision} .* trainer\.attention=sdpa"
     with pytest.raises(ValueError, match=message):
         check_kernel(replace(small, attention="cudnn"), "cpu", precision)
 
@@ -155,17 +155,19 @@ def test_a_kernel_without_a_gradient_is_not_one_to_train_with(small: Network, mo
 
     monkeypatch.setattr("pw.nn.networks.dispatch_attention_fn", silent)
     check_kernel(replace(small, attention="flash"), "cpu")
-    with pytest.raises(ValueError, match=r"trainer\.attention=flash: not to be had here in fp32"):
+    with pytest.raises(ValueError, match=r"trainer\.attention=flash: not available on this machine in fp32"):
         check_kernel(replace(small, attention="flash"), "cpu", "fp32")
 
 
 def test_a_kernel_that_is_not_there_is_told_with_what_would_do(small: Network) -> None:
-    with pytest.raises(ValueError, match=r"trainer\.attention=sage: not to be had here .* trainer\.attention=sdpa"):
+    with pytest.raises(
+        ValueError, match=r"trainer\.attention=sage: not available on this machine .* trainer\.attention=sdpa"
+    ):
         load_network(replace(small, attention="sage"), "random", None, "cpu")
 
 
 def test_blocks_are_compiled_for_every_size_they_meet(small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond its limit torch goes on without compiling, and says so in a warning alone."""
+    """Beyond its limit torch continues without compiling, and says so in a warning alone."""
     counter = CompileCounter()
     compiled = partialmethod(WanTransformer3DModel.compile_repeated_blocks, backend=counter)  # in ms, not in minutes
     monkeypatch.setattr(WanTransformer3DModel, "compile_repeated_blocks", compiled)

@@ -65,7 +65,7 @@ class TestTheCodec:
     @pytest.mark.parametrize(
         ("shape", "message"),
         [
-            ((1, 3, 4, 64, 64), r"scale\.frames=4: .* 1 or 5 would do"),
+            ((1, 3, 4, 64, 64), r"scale\.frames=4: .* use 1 or 5"),
             ((1, 3, 5, 64, 72), r"codec\.factor=16 does not divide 64 x 72"),
         ],
     )

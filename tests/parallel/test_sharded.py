@@ -71,10 +71,10 @@ def test_a_disk_that_is_full_is_heard_of(single_process: Place, tmp_path: Path) 
     ("overrides", "message"),
     [
         (("trainer.devices=3", "trainer.context=2"), r"trainer\.context=2: the 3 processes .* not a multiple"),
-        (("trainer.devices=4", "trainer.context=4"), r"trainer\.context=4: .* 2 heads.* 1 or 2 would do"),
+        (("trainer.devices=4", "trainer.context=4"), r"trainer\.context=4: .* 2 heads.* use 1 or 2"),
         (
             ("trainer.devices=2", "trainer.context=2", "scale.height=20", "scale.width=20"),
-            r"trainer\.context=2: a clip has 75 tokens .*; 1 would do",
+            r"trainer\.context=2: a clip has 75 tokens .*; use 1",
         ),
         (("trainer.devices=2", "trainer.context=2", "trainer.attention=flash3"), r"attention=flash3: .* sdpa, cudnn"),
     ],

@@ -86,9 +86,9 @@ class TestAShare:
         assert (two.index(0), two.index(5), two.part) == (1, 11, 1)
 
     def test_that_cannot_be_equal_is_refused_with_what_would_do(self) -> None:
-        with pytest.raises(ConfigError, match=r"is 3: train\.batch_size=4 .*train\.accumulate=1 .* 2 would do, or"):
+        with pytest.raises(ConfigError, match=r"is 3: train\.batch_size=4 .*train\.accumulate=1 .* use 2, or"):
             Share(0, 3, 1, 4)
-        with pytest.raises(ConfigError, match=r"is 16: .* 8 would do, or train\.accumulate=16"):
+        with pytest.raises(ConfigError, match=r"is 16: .* use 8, or train\.accumulate=16"):
             Share(0, 16, 8, 1)
 
     @pytest.mark.parametrize(("processes", "accumulate", "batch_size"), [(1, 1, 4), (2, 1, 4), (4, 2, 2), (4, 4, 1)])

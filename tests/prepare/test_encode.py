@@ -286,7 +286,7 @@ WRONG = [
     ("scale.height=128", ["needs clips of 5 frames, 128 x 96", "none is enlarged", "short_side=96"]),
     ("trainer.weights=/not/there", ["weights=/not/there", "no such folder", "make weights"]),
     ("codec.channels=8 backbone.in_channels=8", ["codec.channels=8", "have 4"]),
-    ("out=", ["out=: names nothing; give it a value"]),
+    ("out=", ["out=: is empty; give it a value"]),
     ("data=procedural", ["data=procedural: clips are read from urls=DIR"]),
     ("out=/proc/latents", ["out=/proc/latents", "cannot be written"]),
     ("backbone.text_tokens=1000000000", ["needs", "GB are free", "out="]),
@@ -334,7 +334,7 @@ class TestADamagedShard:
         words = [f"urls={damaged}", f"out={tmp_path / 'out'}", "anchors=1", *SMALL, f"trainer.weights={pipeline[0]}"]
         assert main(words) == 1
         output = capsys.readouterr().out
-        assert "5 clips encoded, 0 were there, 2 skipped" in output
+        assert "5 clips encoded, 0 existed, 2 skipped" in output
         assert "train-000001.tar" in output
         assert "more than 5%" in output
         [folder] = (tmp_path / "out").iterdir()
@@ -498,9 +498,7 @@ class TestAnAblationAtWansScale:
         with pytest.raises(ValueError, match=r"text_encoder/config\.json"):
             sample(run, tmp_path / "outputs")
         run = build([*words, f"trainer.weights={pipeline[0]}", "sampling.count=2"])
-        with pytest.raises(
-            ValueError, match=r"sampling\.count=2: .* has 2 held-out clips .*sampling\.count=1 would do"
-        ):
+        with pytest.raises(ValueError, match=r"sampling\.count=2: .* has 2 held-out clips .*use sampling\.count=1"):
             sample(run, tmp_path / "outputs")
         assert not (tmp_path / "outputs").exists()
 
@@ -523,7 +521,7 @@ class TestAnAblationAtWansScale:
         with pytest.raises(ValueError, match=r"sampling\.batch_size=4: clips of .*; sampling\.batch_size=1 takes 0\.0"):
             check_sampling(batch)
         memory.available -= 1
-        with pytest.raises(ValueError, match=r"sampling\.batch_size=1: .* a smaller scale would do, or more memory"):
+        with pytest.raises(ValueError, match=r"sampling\.batch_size=1: .* use a smaller scale, or more memory"):
             check_sampling(few)
 
     @pytest.mark.parametrize("change", ["text.negative_prompt=blurry", "trainer.attention=sage"])

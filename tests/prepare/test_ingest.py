@@ -500,7 +500,7 @@ def test_a_full_disk_is_not_taken_for_a_broken_video(
 
 def test_two_calls_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with module.FileLock(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="at work there"):
+    with module.FileLock(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="running there"):
         ingest(folder, tmp_path / "out", ClipSettings())
 
 

@@ -356,7 +356,7 @@ def test_a_connection_that_brings_nothing_is_given_up_and_what_came_is_kept(
     part = downloads.partial_path(tmp_path / "zips" / "clips_short_1.zip", source)
     part.write_bytes(hub.files[ONE][:1000])
     assert call(tmp_path) == 2
-    assert "answers 503; try later, or another mirror: HF_ENDPOINT; 1.0 kB came and stay" in error_line(capsys)
+    assert "answers 503; try later, or another mirror: HF_ENDPOINT; 1.0 kB are kept" in error_line(capsys)
     hub.status.clear()
     assert call(tmp_path) == 0
     assert ("bytes=1000-") in [byte_range for name, byte_range in hub.requests if name == ONE]
@@ -474,7 +474,7 @@ def test_a_token_is_sent_and_asked_for(
 ) -> None:
     hub.token = "hf_mine"
     assert call(tmp_path, "taste=1") == 2
-    assert "answers 401 (wants a token); accept its terms" in error_line(capsys)
+    assert "answers 401 (needs a token); accept its terms" in error_line(capsys)
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     assert call(tmp_path, "taste=1") == 0
 
@@ -517,7 +517,7 @@ def test_a_file_that_is_gone_and_a_size_that_is_not_there_are_named(
         ("name=ultravideo caption=long", "caption=long: one of"),
         ("name=ultravideo frames=6", "5 and 9"),
         ("name=ultravideo path=x", "not both"),
-        ("path=x taste=3", "taste= goes with name=ultravideo"),
+        ("path=x taste=3", "taste= is for name=ultravideo"),
         ("name=ultravideo accept_licence=true out={file}/out", "cannot be written (Not a directory)"),
     ],
 )

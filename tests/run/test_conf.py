@@ -441,7 +441,7 @@ WRONG = [
     ("scale.anchor_height=48", ["scale.anchor_height=48", "no larger than the clip"]),
     ("start=none train.updates=0", ["train.updates=0", "start=none", "random weights"]),
     # an option of a strategy that is not used
-    ("sampling.timesteps=[1000,931,818,600] sampling.shift=3", ["sampling.timesteps", "no use for sampling.shift"]),
+    ("sampling.timesteps=[1000,931,818,600] sampling.shift=3", ["sampling.timesteps", "does not use sampling.shift"]),
     ("weighting.p=1 objective=flow", ["weighting.p=1", "objective=flow", "set weighting=delta_sigma"]),
     ("weighting=uniform weighting.p=1", ["weighting.p=1", "weighting=uniform", "set weighting=delta_sigma"]),
     ("objective=flow weighting=delta_sigma", ["weighting=delta_sigma", "objective=flow", "objective=shortcut"]),

@@ -30,8 +30,8 @@ def test_a_value_is_read_as_the_member_of_a_union_that_it_fits(value: Any, annot
 @pytest.mark.parametrize(
     ("value", "annotation", "message"),
     [
-        ("two", int | float, "group.key='two': wants a whole number or a number"),
-        (True, int | float, "group.key=True: wants a whole number or a number"),
+        ("two", int | float, "group.key='two': expected a whole number or a number"),
+        (True, int | float, "group.key=True: expected a whole number or a number"),
         (float("nan"), int | float, "group.key=nan"),
         (None, int | float, "group.key=None"),
         ("on", int | Literal["auto"], "a whole number or one of auto"),

@@ -45,7 +45,7 @@ def test_a_batch_is_computed_again_with_the_weights_of_the_last_checkpoint_or_of
 ) -> None:
     start = spoilt_batch(micro("objective=flow", "optimizer.lr=1e30"), tmp_path / "start")
     assert batches.main([str(start)]) == 0  # it is not the batch: the first update spoilt the weights
-    assert "weights it departed from" in capsys.readouterr().out
+    assert "weights it started from" in capsys.readouterr().out
     spoilt = spoilt_batch(micro("objective=flow", "optimizer.lr=1e30", "train.checkpoint_every=1"), tmp_path / "spoilt")
     assert batches.main([str(spoilt)]) == 1
     assert "nan with the weights of its checkpoint of update 1" in capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_what_is_not_left_by_a_training_or_by_another_is_refused(
 ) -> None:
     assert batches.main([]) == 2
     assert batches.main([str(tmp_path / "update-000001-rank0.json")]) == 2
-    assert "not what a training leaves" in capsys.readouterr().err
+    assert "not the batch of a loss" in capsys.readouterr().err
     path = spoilt_batch(micro("objective=flow", "optimizer.lr=1e30"), tmp_path)
     folder = path.parents[1]
     other = train(micro("objective=flow", "train.updates=1"), tmp_path)

@@ -358,7 +358,7 @@ def test_a_kernel_is_not_asked_for_gradients_where_nothing_is_trained(
     words = ("start=hires", "start.updates=1", "train.updates=0")
     train(micro(*words).start_run, tmp_path)
     untrained = micro(*words, "trainer.attention=sage")
-    with pytest.raises(ValueError, match=r"trainer\.attention=sage: not to be had here \("):
+    with pytest.raises(ValueError, match=r"trainer\.attention=sage: not available on this machine \("):
         train(untrained, tmp_path)
     monkeypatch.setattr(attention_dispatch, "sageattn", lambda q, **_: q.detach())  # as if it were installed
     monkeypatch.setattr(attention_dispatch, "_CAN_USE_SAGE_ATTN", True)

@@ -108,12 +108,12 @@ class TestAnExport:
         with pytest.raises(ConfigError, match=r"fp32: exists; choose another"):
             export(training, exported)
         (outputs / "file").touch()
-        with pytest.raises(ConfigError, match="nothing was left there"):
+        with pytest.raises(ConfigError, match="nothing was written there"):
             export(training, outputs / "file" / "below")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # a disk that fills up
         try:
-            with pytest.raises(ConfigError, match=r"out=.*full: .*File too large.*nothing was left there"):
+            with pytest.raises(ConfigError, match=r"out=.*full: .*File too large.*nothing was written there"):
                 export(training, outputs / "full")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -182,16 +182,16 @@ class TestARunOfTheShippedRecipe:
         self, shipped: StartFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         for override, reason in (
-            ("start.updates=4", "of another recipe"),
-            ("start.seed=7", "of another recipe"),
-            ("backbone.num_layers=2", "of another network"),
-            ("injector.hidden=0.5", "of another network"),
+            ("start.updates=4", "has another recipe"),
+            ("start.seed=7", "has another recipe"),
+            ("backbone.num_layers=2", "has another network"),
+            ("injector.hidden=0.5", "has another network"),
         ):
             start_run = start_of(override)
             assert (start_run.card, start_run.start_run) == (None, None), override
             assert reason in start_run.note
         assert main([*plan_of("backbone.num_layers=2", outputs=tmp_path), "dry_run=true"]) == 0
-        assert "3 flow updates, seed 1000 (the shipped one is of another network)" in capsys.readouterr().out
+        assert "3 flow updates, seed 1000 (the shipped start has another network)" in capsys.readouterr().out
 
     def test_of_another_start_than_is_shipped_trains_its_own(self, shipped: StartFiles) -> None:
         start_run = start_of("start=base")

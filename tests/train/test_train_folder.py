@@ -50,7 +50,7 @@ def test_a_checkpoint_of_another_signature_is_not_continued(tmp_path: Path) -> N
 @pytest.mark.parametrize("text", ["", "# python -m pw train seed=1", "seed: 1\n"])
 def test_a_config_that_is_cut_off_is_named_with_what_would_do(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"config\.yaml: .* cut off or empty; put it back, or remove"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: .* truncated or empty; put it back, or remove"):
         written_overrides(tmp_path)
 
 
@@ -60,7 +60,7 @@ def test_a_finished_training_whose_mark_is_cut_off_is_neither_done_nor_silently_
     write_json(done, {"signature": run.training_signature})
     assert is_trained(run, tmp_path)
     done.write_text(done.read_text()[:20])
-    with pytest.raises(ConfigError, match=r"done\.json: is cut off"):
+    with pytest.raises(ConfigError, match=r"done\.json: is truncated"):
         is_trained(run, tmp_path)
 
 

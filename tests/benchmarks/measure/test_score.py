@@ -628,7 +628,7 @@ def _runs(pid: int) -> bool:
         (["{folder}", "metrics=mhd_mse", "real="], "real=: wants a value, or leave it out"),
         (["{folder}", "metrics=mhd_mse", "cache="], "cache=: wants a value"),
         (["{folder}", "metrics=mhd_mse", "out="], "out=: wants a file, such as scores.csv"),
-        (["{folder}", "metrics=mhd_mse", "out={folder}"], "is a folder, wants a file"),
+        (["{folder}", "metrics=mhd_mse", "out={folder}"], "is a folder, expected a file"),
         (
             ["{folder}", "metrics=mhd_mse", "out=/dev/null/x/scores.csv"],
             "x/scores.csv: cannot be written (Not a directory)",

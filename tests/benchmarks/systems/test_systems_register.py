@@ -51,7 +51,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["name=turbo2k", "videos={clips}", "seeds=²"], "seeds=²: a whole number from 1"),
         (
             ["name=turbo2k", "videos={clips}", "prompts={clips}/none.txt"],
-            "none.txt: no such file; wants a .txt of one",
+            "none.txt: no such file; expected a .txt of one",
         ),
     ],
 )
