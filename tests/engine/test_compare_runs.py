@@ -93,7 +93,7 @@ class TestTwoFolders:
         assert (row["verdict"], row["design"], row["n"]) == ("better", "paired", CLIPS)
         assert row["diff"] == pytest.approx(row["b"] - row["a"])
         assert result["config"] == ["not both are runs of this suite, so no configurations are compared"]
-        assert "another training it says nothing" in result["unit"]
+        assert "not for other trainings" in result["unit"]
         assert "better" in capsys.readouterr().out
         text = (tmp_path / "out" / "comparison.md").read_text()
         assert "| mHD-MSE ↑ |" in text
