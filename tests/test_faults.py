@@ -325,7 +325,7 @@ def test_what_a_worker_says_of_being_stopped_is_told(who: str, tmp_path: Path) -
         pool.run([job], stop)
     event, text = events[-1]
     assert event == "failed"
-    assert ("File too large" if who == "runner" else "stopped by SIGTERM; the same command goes on") in text
+    assert ("File too large" if who == "runner" else "stopped by SIGTERM; run the same command again to resume") in text
 
 
 def test_half_a_word_of_a_worker_that_was_killed_ends_no_runner(tmp_path: Path) -> None:
@@ -375,12 +375,12 @@ def test_a_clip_that_cannot_be_read_is_passed_over_by_every_arm_and_the_table_na
         (log,) = (tmp_path / "logs").glob(f"train_{arm}_seed_0_*.log")
         assert "cannot read 'clip-2'" in log.read_text()
     result = table(plan, pool_run.pool)
-    assert "training clips that could not be read and were passed over: 1 (train-000000.tar/clip-2)" in result["notes"]
+    assert "training clips that could not be read and were skipped: 1 (train-000000.tar/clip-2)" in result["notes"]
     assert any("unreadable: val-000000.tar/clip-3" in note for note in result["notes"])
     assert not [note for note in result["notes"] if note.startswith("warning")]
     write_json(folders[1] / "done.json", {**marks[1], "passed_over": []})  # one that was trained on other shards
     (warning,) = [note for note in table(plan, pool_run.pool)["notes"] if note.startswith("warning")]
-    assert "arms of seed 0 did not pass over the same clips (one 1, two 0)" in warning
+    assert "arms of seed 0 did not skip the same clips (one 1, two 0)" in warning
 
 
 def test_an_mlflow_that_cannot_be_written_costs_no_table(story: Story) -> None:

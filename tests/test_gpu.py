@@ -215,7 +215,7 @@ def test_pixels_are_encoded_as_they_are_trained_on(
     run = build([*words, "stage=hires", "codec.precision=bf16", "start=none"])
     module = stage_module(run)
     module.configure_model()
-    module._empty = torch.zeros(run.backbone.text_tokens, run.backbone.text_dim)
+    module._empty_text = torch.zeros(run.backbone.text_tokens, run.backbone.text_dim)
     with gpu_without_data(monkeypatch) as gpu:
         module.to("cuda")
         with torch.autocast("cuda", torch.bfloat16):

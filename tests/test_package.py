@@ -214,7 +214,7 @@ class TestAFolderOfOnesOwn:
             ("mine.py", "class Mine(:\n", "mine.py:1: SyntaxError: invalid syntax"),
             ("mine.py", "\nimport nosuchmodule\n", "mine.py:2: ModuleNotFoundError: No module named 'nosuchmodule'"),
             ("experiments/mine.py", "def (\n", "experiments/mine.py:1: SyntaxError"),
-            ("experiments/mine.py", '"""A title."""\n', "wants ABLATION = Ablation(…)"),
+            ("experiments/mine.py", '"""A title."""\n', "expected ABLATION = Ablation(…)"),
             ("experiments/mine.py", "from experiments import Ablation\nAblation(vary=3)\n", "mine.py:2: TypeError"),
         ],
     )

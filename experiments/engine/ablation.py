@@ -188,9 +188,9 @@ def load(name: str) -> tuple[Ablation, Statement]:
         namespace = runpy.run_path(str(path), run_name=f"experiments.{name}")
     ablation, docstring = namespace.get("ABLATION"), namespace["__doc__"] or ""
     if not isinstance(ablation, Ablation):
-        raise ConfigError(f"name={name}: {path}: wants ABLATION = Ablation(…), from experiments import Ablation")
+        raise ConfigError(f"name={name}: {path}: expected ABLATION = Ablation(…), from experiments import Ablation")
     if not docstring.strip():
-        raise ConfigError(f"name={name}: {path}: wants a docstring: a title, then Claim, Refuted and Verdict")
+        raise ConfigError(f"name={name}: {path}: expected a docstring: a title, then Claim, Refuted and Verdict")
     return ablation, statement(docstring)
 
 
@@ -210,7 +210,7 @@ def _seeds(text: str) -> tuple[int, ...]:
     except ValueError:
         seeds = ()
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ValueError("a number of seeds (5 is 0 to 4) or a list of them ([0,1,7])")
+        raise ValueError("expected a number of seeds (5 is 0 to 4) or a list of them ([0,1,7])")
     return seeds
 
 
@@ -223,10 +223,10 @@ class AblationOptions:
     arms: tuple[str, ...] = option((), "only these arms")
     vary_start: bool = option(False, "train a start checkpoint per seed, instead of one for all")
     workers: int = option(0, "runs at a time; 0 is one per core", read=number(0))
-    dry_run: bool = option(False, "print the plan and the commands, do nothing")
-    fresh: bool = option(False, "redo what is cached, but for starts, which other ablations share")
+    dry_run: bool = option(False, "print the plan and the commands without running them")
+    fresh: bool = option(False, "delete and redo cached results, except starts, which other ablations share")
     mlflow: bool = option(True, "record the runs in MLflow")
-    launcher: str = option("local", "local, or submitit for SLURM; its keys are launcher.partition=… and such")
+    launcher: str = option("local", "local, or submitit for SLURM; set its keys as launcher.partition=…")
     outputs: Path = option(OUTPUTS, "where results go", read=outputs_folder)
     overrides: tuple[str, ...] = ()
 

@@ -55,10 +55,10 @@ class TrainBenchOptions:
     only: tuple[Part, ...] = option(get_args(Part), "what is measured")
     repeats: int = option(20, "rounds", read=number(1))
     arms: tuple[str, ...] = option(("baseline", "full"), "arms of ansc that are run")
-    seeds: str = option("2", "its seeds")
-    updates: int = option(20, "its updates of a training", read=number(1))
-    count: int = option(8, "its evaluation clips", read=number(1))
-    out: Path | None = option(None, "a JSON file, by default named by the processor", read=writable_file("out"))
+    seeds: str = option("2", "seeds of ansc")
+    updates: int = option(20, "updates of each training of ansc", read=number(1))
+    count: int = option(8, "evaluation clips of ansc", read=number(1))
+    out: Path | None = option(None, "a JSON file, by default named after the processor", read=writable_file("out"))
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

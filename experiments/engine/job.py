@@ -79,7 +79,7 @@ class Job:
         key = {"train": train_key(run), "sample": sample_key(run, self.limit, self.seed)}.get(self.kind, self.key)
         if key != self.key:
             raise RuntimeError(
-                f"not run: the code is not that of the plan any more ({self.key} would be {key}); call it again"
+                f"not run: the code has changed since the plan was made ({self.key} would be {key}); run it again"
             )
 
 

@@ -108,7 +108,7 @@ class Ledger:
         """The claim on a job; None if there is none."""
         try:
             return Claim(**json.loads(self.path(key).read_text()))
-        except (OSError, ValueError, TypeError):  # no file; cut off by a crash; an older version's
+        except (OSError, ValueError, TypeError):  # no file; truncated by a crash; an older version's
             return None
 
     def claim(

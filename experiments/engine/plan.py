@@ -129,11 +129,11 @@ def other_code(plan: Plan) -> list[str]:
         other_runs = [record for record in same_runs if record.folder.name != run.training_signature]
         if run.is_as_trained:
             code = next((r.code for r in same_runs if r.folder.name == run.training_signature), "unknown")
-            notes.append(f"{label}: {run.training_signature}, as it was trained by other code ({code})")
+            notes.append(f"{label}: {run.training_signature}, trained by another version of the code ({code})")
         elif other_runs:
-            is_finished = other_runs[0].is_finished
-            use = "code=as_trained uses it" if is_finished else "not finished, that code alone goes on with it"
-            notes.append(f"{label}: {other_runs[0].folder} was trained by other code (kept; {use})")
+            unfinished = "unfinished; only that version of the code can resume it"
+            use = "code=as_trained uses it" if other_runs[0].is_finished else unfinished
+            notes.append(f"{label}: {other_runs[0].folder} was trained by another version of the code (kept; {use})")
     return notes
 
 
@@ -155,7 +155,7 @@ def plan_of(options: AblationOptions, ablation: Ablation, statement: Statement) 
             raise ConfigError(f"arms={name}: {hint}{options.name} has {', '.join(ablation.arms)}")
     for override in options.overrides:
         if override_key(override) == "seed":
-            raise ConfigError(f"{override}: an ablation has seeds=…, e.g. seeds=[{override.partition('=')[2]}]")
+            raise ConfigError(f"{override}: an ablation takes seeds=…, e.g. seeds=[{override.partition('=')[2]}]")
     sweep_ablation, statement, overrides = _take_sweeps(options, ablation, statement)
     _check_overrides(ablation, options.name, overrides)
     is_swept, ablation = sweep_ablation.arms != ablation.arms, sweep_ablation
@@ -187,11 +187,11 @@ def _take_sweeps(
     for override, values in sweeps.items():
         key = override_key(override)
         if keys.count(key) > 1:
-            raise ConfigError(f"{override}: {key} is given more than once; one list, e.g. {key}={','.join(values)}")
+            raise ConfigError(f"{override}: {key} is given more than once; use one list, e.g. {key}={','.join(values)}")
         if bad_values := [value for value in values if " " in value]:
             raise ConfigError(f"{override}: {bad_values[0]!r} has a space, which the overrides of an arm cannot have")
         if duplicates := [value for value in values if values.count(value) > 1]:
-            raise ConfigError(f"{override}: {duplicates[0]} is given twice, nothing would be compared")
+            raise ConfigError(f"{override}: {duplicates[0]} is given twice, so nothing would be compared")
         if ablation.across is not None and ablation.across[0] == key:
             ablation = replace(ablation, across=(key, values))
         elif not has_arm_sweep:
@@ -220,8 +220,8 @@ def _with_swept_arms(
         arm = (selected or list(ablation.arms))[-1]
         # raises for an unknown key
         compose_run([*ablation.fixed.split(), *rest, *ablation.arms[arm].split(), f"{key}={values[0]}"])
-        reason = f"{options.name} also varies {', '.join(others)}" if others else "arms= names several"
-        raise ConfigError(f"{override}: {reason}; say on which arm, e.g. arms={arm} (of {', '.join(ablation.arms)})")
+        reason = f"{options.name} also varies {', '.join(others)}" if others else "arms= selects several"
+        raise ConfigError(f"{override}: {reason}; choose the arm, e.g. arms={arm} (of {', '.join(ablation.arms)})")
     base_overrides = [word for word in base.split() if not _is_varied(override_key(word), [key])]
     prefix = "" if key in groups() else f"{key.rpartition('.')[2]}_"
     # `[0.9,0.99]` -> `0.9_0.99`: names of arms are names of files and of MLflow runs
@@ -247,8 +247,8 @@ def _check_overrides(ablation: Ablation, name: str, overrides: Sequence[str]) ->
         key = override_key(override)
         if any(_is_varied(v, [key]) for v in _varied_keys(ablation)):
             raise ConfigError(
-                f"{override}: {key} is what {name} varies (arms: {', '.join(ablation.arms)}); several values, "
-                f"{key}=…,…, take the place of these"
+                f"{override}: {name} varies {key} itself (arms: {', '.join(ablation.arms)}); give several values, "
+                f"{key}=…,…, to replace these arms"
             )
 
 
@@ -295,8 +295,8 @@ def _check_controlled(ablation: Ablation, arms: Sequence[Arm]) -> None:
             stray = [k for k in _differing(other.first.config, arm.first.config) if not _is_varied(k, keys)]
             if stray:
                 raise ConfigError(
-                    f"arms {other.name} and {arm.name} differ in {', '.join(stray)}, which is not among what the "
-                    f"ablation varies ({', '.join(keys)})"
+                    f"arms {other.name} and {arm.name} differ in {', '.join(stray)}, but the ablation varies "
+                    f"only {', '.join(keys)}"
                 )
     arm_names: dict[str, str] = {}
     for arm in arms:

@@ -116,7 +116,7 @@ class Pool:
                 running.process.terminate()
             for running in self.running:
                 if running.job.kind == "train":
-                    self.show("stopping", running.job, "until its checkpoint is written; Ctrl-C ends it at once")
+                    self.show("stopping", running.job, "stops when its checkpoint is written; Ctrl-C ends it at once")
             deadline = time.monotonic() + CHECKPOINT_SECONDS
             for running in self.running:
                 running.process.join(max(0.0, deadline - time.monotonic()))
@@ -218,7 +218,7 @@ def work(job: Job, outputs: Path, claim: Claim, report: Connection) -> None:
         report.send(("done", "", ""))
     except Stopped as stop:
         name = signal.Signals(stop.signal).name
-        report.send(("stopped", f"stopped by {name}; the same command goes on", str(log)))
+        report.send(("stopped", f"stopped by {name}; run the same command again to resume", str(log)))
     except ProcessFailed as error:  # one of several processes, with its own log
         traceback.print_exc()
         report.send(("failed", str(error), str(error.log or log)))

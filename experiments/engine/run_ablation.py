@@ -76,7 +76,7 @@ def run(options: AblationOptions) -> int:
         try:
             pool.run(todo, lambda: display.tick(pool))
         except (KeyboardInterrupt, Stopped) as stop:
-            message = "what is finished is kept, the same command goes on from here"
+            message = "finished results are kept; run the same command again to resume"
             message = pool.interrupt_message() if isinstance(pool, Queue) else message
             with ignore_closed_stream(sys.stdout):
                 terminal.print(f"\ninterrupted; {message}", markup=False)
@@ -87,7 +87,7 @@ def run(options: AblationOptions) -> int:
 def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
     """Check what takes no time, before the plan is printed. Raises ConfigError."""
     if plan.options.fresh and any(arm.first.code == "as_trained" for arm in plan.arms):
-        raise ConfigError("fresh=true: redoes what code=as_trained is to keep; leave one of them out")
+        raise ConfigError("fresh=true: deletes the results that code=as_trained reuses; set only one of them")
     for arm in plan.arms:
         launcher.check_run(arm.first)
     if isinstance(launcher, Submitit) and not plan.options.dry_run:
@@ -129,14 +129,14 @@ def finish(plan: Plan, rows: Sequence[Row], failures: dict[str, str], console: A
         try:
             log_to_mlflow(plan, result, rows)
         except TrackingError as error:
-            message = f"MLflow was not written ({error}); nothing is lost: `make mlflow-sync` takes it from the files"
+            message = f"MLflow was not written ({error}); nothing is lost: `make mlflow-sync` logs it from the files"
             console.print(message, markup=False)
     console.print(
         f"\n{plan.folder}/table.{{md,tex,html,json,csv}}, plot.png, contact_sheet.png; "
         f"`make mlflow` compares the runs. {time.perf_counter() - start_time:.0f} s"
     )
     if archive is not None:
-        console.print(f"the table of other settings that was there is in {archive}", markup=False)
+        console.print(f"the previous table has other settings and was moved to {archive}", markup=False)
     return 1 if failures else 0
 
 
@@ -148,7 +148,7 @@ def print_commands(console: Any, todo: Sequence[Job], units: Mapping[str, Unit],
     for unit in units.values():
         order = f" after {', '.join(unit.needs)}" if unit.needs else ""
         processes = f", {unit.trainer.nodes} x {unit.trainer.devices} processes" if unit.tasks > 1 else ""
-        console.print(f"  job {unit.name}: {len(unit.jobs)} things to do{processes}{order}", markup=False)
+        console.print(f"  queue job {unit.name}: {len(unit.jobs)} jobs{processes}{order}", markup=False)
     for job in todo:  # each command on one line, so that it can be copied
         if job.kind == "score":
             console.print(f"  # score {job.score['videos']}", style="dim", markup=False, soft_wrap=True)
@@ -177,7 +177,7 @@ def print_plan(
     notes = [start_words(start) for start in starts(plan).values() if start.card or start.start_run or start.note]
     code_notes = other_code(plan)
     hidden = len(code_notes) - CODE_NOTES
-    notes += [*code_notes[:CODE_NOTES], f"and {hidden} more of the like"] if hidden > 1 else code_notes
+    notes += [*code_notes[:CODE_NOTES], f"and {hidden} more such notes"] if hidden > 1 else code_notes
     if plan.options.fresh:
         verb = "would remove" if plan.options.dry_run else "removed"
         notes.append(f"fresh=true {verb} {len(removals)} folders of results; starts stay, other ablations share them")
@@ -220,7 +220,7 @@ class RunDisplay:
         activity = ", ".join(f"{r.job.label} {100 * r.share:.0f} %" for r in pool.running)
         if pool.other_claims:
             claim = next(iter(pool.other_claims.values()))
-            activity += f"{', ' * bool(activity)}{len(pool.other_claims)} in the hands of {claim.location}"
+            activity += f"{', ' * bool(activity)}{len(pool.other_claims)} claimed by {claim.location}"
         text = f"{self.done} of {self.total} done, about {duration(pool.seconds_left())} left: {activity}"
         # not by rich, which drops the carriage return
         self.line.show(text[: self.console.width - 1] if self.line.is_live else text)

@@ -54,7 +54,7 @@ class JobOutline:
             if self.kind == "sample":
                 return mark["clips"] >= self.total
             return mark["contract"]["metrics"] == protocols(self.metrics)
-        except (OSError, ValueError, KeyError, TypeError):  # missing, cut off, or of another program
+        except (OSError, ValueError, KeyError, TypeError):  # missing, truncated, or of another program
             return False
 
 
@@ -151,7 +151,7 @@ def _detail(state: str, task: JobOutline, claim: Claim, outputs: Path) -> str:
         return f"in the queue ({claim.queue}) for {since}"
     if state == "stale":
         silence = duration(round(time.time() - claim.beat))
-        return f"{claim.location} is gone or stuck, its last sign {silence} ago; the same command goes on from there"
+        return f"{claim.location} is gone or stuck, last seen {silence} ago; run the same command again to resume"
     remaining = f", about {duration(round(claim.seconds_left))} left" if claim.seconds_left is not None else ""
     if task.kind == "train":
         return f"update {claim.done} of {task.total}{remaining}"
@@ -185,7 +185,7 @@ def run(options: StatusOptions) -> int:
     summary = None if options.overrides else read_outline(options.name, options.outputs)
     note = ""
     if summary is None:
-        note = "" if options.overrides else f"; nobody has called it with outputs={options.outputs} yet"
+        note = "" if options.overrides else f"; it has not been run with outputs={options.outputs} yet"
         plan = make_plan(request)
         summary = outline(plan, *all_jobs(plan))
     from rich.table import Table

@@ -215,7 +215,7 @@ def share_tokens(net: Backbone, mesh: DeviceMesh) -> None:
         processor: Any = getattr(module, "processor", None)
         if isinstance(module, AttentionModuleMixin) and processor is not None:
             processor._parallel_config = config
-    # the timestep is one per clip, and what enters the first block is split by `_part_of` before the anchor is added
+    # the timestep is one per clip, and what enters the first block is split by `_take_part` before the anchor is added
     plan: Any = {part: split for part, split in net.dit._cp_plan.items() if part in ("rope", "proj_out")}
     apply_context_parallel(net.dit, context, plan)
     net.part = mesh["ulysses"].get_local_rank(), processes

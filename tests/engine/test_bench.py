@@ -132,7 +132,7 @@ class TestWhatIsReported:
         ("repeats=0", "repeats=0: a whole number from 1"),
         ("updates=few", "updates=few: a whole number from 1"),
         ("arms=base", "arms=base: did you mean baseline?"),
-        ("seeds=x", "seeds=x: a number of seeds"),
+        ("seeds=x", "seeds=x: expected a number of seeds"),
         ("out=tests", "tests: is a folder, expected a file"),
     ],
 )

@@ -92,8 +92,8 @@ class TestTwoFolders:
         row = result["metrics"]["mhd_mse"]
         assert (row["verdict"], row["design"], row["n"]) == ("better", "paired", CLIPS)
         assert row["diff"] == pytest.approx(row["b"] - row["a"])
-        assert result["config"] == ["not both are runs of this suite: no configurations to compare"]
-        assert "another training it says nothing" in result["unit"]
+        assert result["config"] == ["not both are runs of this suite, so no configurations are compared"]
+        assert "not for other trainings" in result["unit"]
         assert "better" in capsys.readouterr().out
         text = (tmp_path / "out" / "comparison.md").read_text()
         assert "| mHD-MSE ↑ |" in text
@@ -222,7 +222,7 @@ class TestTwoRuns:
         a = make_run(tmp_path, build([*BASE]), 2)
         b = make_run(tmp_path, build([*BASE]), 2, evaluation_seed=5)
         words = [f"a={a.sample_signature(0)}", f"b={b.sample_signature(5)}"]
-        assert "no clip is paired" in error_of(tmp_path, capsys, *words)
+        assert "no clips can be paired" in error_of(tmp_path, capsys, *words)
 
     def test_of_a_sampling_that_is_not_on_record_say_so(self, tmp_path: Path) -> None:
         base = make_run(tmp_path, build([*BASE]), 2)
@@ -231,7 +231,7 @@ class TestTwoRuns:
         write_config(base, training_folder(base, tmp_path))
         (sample_folder(other, tmp_path) / "config.yaml").unlink()
         result = comparison_of(tmp_path, f"a={base.signature}", f"b={other.signature}", "metrics=mhd")
-        assert any(f"how {other.signature} was sampled is not on record" in line for line in result["config"])
+        assert any(f"how {other.signature} was sampled is not recorded" in line for line in result["config"])
         write_config(other, sample_folder(other, tmp_path))
         result = comparison_of(tmp_path, f"a={base.signature}", f"b={other.signature}", "metrics=mhd")
         assert result["config"][1:] == ["sampling.start: 1.0 → 0.9"]
@@ -242,12 +242,12 @@ class TestAName:
         assert "there are none yet" in error_of(tmp_path, capsys, "a=1234abcd", "b=1234abcd")
         run = make_run(tmp_path, build([*BASE]), 2)
         wrong = run.signature[:-1] + ("0" if run.signature[-1] != "0" else "1")
-        assert f"near it are {run.signature}" in error_of(tmp_path, capsys, f"a={wrong}", f"b={wrong}")
+        assert f"similar: {run.signature}" in error_of(tmp_path, capsys, f"a={wrong}", f"b={wrong}")
 
     def test_that_begins_several_is_not_guessed(self, tmp_path: Path) -> None:
         for name in ("ab12cd34", "ab99cd34"):
             write_json(tmp_path / "videos" / name / "done.json", {})
-        with pytest.raises(ConfigError, match="'ab' begins 2 signatures: ab12cd34"):
+        with pytest.raises(ConfigError, match="'ab' matches 2 signatures: ab12cd34"):
             side("ab", tmp_path)
 
     def test_of_a_training_without_clips_comes_with_the_command(self, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ class TestWhatIsShown:
             "video,frames,mhd_mse\n" + "".join(f"{i:04d}.mkv,3,0.{i}1\n" for i in range(8))
         )
         words = (f"a={one}", f"b={one}", f"a_scores={tmp_path / 'mine.csv'}", "metrics=mhd_mse,temporal_flickering")
-        note = f"temporal_flickering: not compared, there is no score of it in {tmp_path / 'mine.csv'}"
+        note = f"temporal_flickering: not compared, no score in {tmp_path / 'mine.csv'}"
         assert note in comparison_of(tmp_path, *words)["notes"]
 
 
@@ -293,9 +293,9 @@ class TestAFileThatIsNotWhatItShouldBe:
     @pytest.mark.parametrize(
         ("text", "says"),
         [
-            ('{"training": "', "is cut off"),
-            ("", "is cut off"),
-            ("[1]", "is cut off, as a crash of the machine leaves it, or no JSON"),
+            ('{"training": "', "is truncated"),
+            ("", "is truncated"),
+            ("[1]", "is truncated, as after a crash, or not JSON"),
             ('{"done": true}', "holds no signature, no training, no clips, no seed, which this suite does not write"),
             ('{"signature": "a", "training": "b", "clips": 8, "seed": "first"}', "holds seed='first'"),
         ],
@@ -321,11 +321,11 @@ class TestAFileThatIsNotWhatItShouldBe:
     @pytest.mark.parametrize(
         ("csv", "protocol", "says"),
         [
-            ("video,frames,mhd_mse\n0000.mkv,3,many\n", "", "mhd_mse of 0000.mkv is 'many', wants a number"),
-            ("video,frames,mhd_mse\n0000.mkv,3,nan\n", "", "mhd_mse of 0000.mkv is 'nan', wants a number"),
-            ("video,frames,taste\n0000.mkv,3,1\n", "", "column taste is no metric"),
+            ("video,frames,mhd_mse\n0000.mkv,3,many\n", "", "mhd_mse of 0000.mkv is 'many', expected a number"),
+            ("video,frames,mhd_mse\n0000.mkv,3,nan\n", "", "mhd_mse of 0000.mkv is 'nan', expected a number"),
+            ("video,frames,taste\n0000.mkv,3,1\n", "", "column taste is not a metric"),
             ("name,mhd_mse\nx,1\n", "", "no column `video`"),
-            ("video,frames,mhd_mse\n0000.mkv,3,1\n", "{", "mine.protocol.json: is cut off"),
+            ("video,frames,mhd_mse\n0000.mkv,3,1\n", "{", "mine.protocol.json: is truncated"),
             ("video,frames,mhd_mse\n0000.mkv,3,1\n", "{}", "mine.protocol.json: holds no metrics"),
         ],
     )
@@ -344,7 +344,7 @@ class TestAFileThatIsNotWhatItShouldBe:
     def test_of_a_systems_note_too(self, tmp_path: Path) -> None:
         (tmp_path / "jobs").mkdir()
         (tmp_path / "jobs" / "a-0.json").write_text("{")
-        with pytest.raises(ConfigError, match=r"a-0\.json: is cut off.*`make system` makes its video again"):
+        with pytest.raises(ConfigError, match=r"a-0\.json: is truncated.*`make system` makes its video again"):
             config_difference(Folder(tmp_path), Folder(tmp_path))
 
 
@@ -389,7 +389,7 @@ def test_two_calls_of_a_system_differ_in_what_was_asked(tmp_path: Path) -> None:
         (tmp_path / name / "jobs" / "a-0.json").write_text(json.dumps(about))
     few, many = (Folder(tmp_path / name) for name in ("few", "many"))
     assert config_difference(few, many) == ["steps: 4 → 50"]
-    assert config_difference(few, few) == ["wan2_2_5b, twice: nothing that was asked differs"]
+    assert config_difference(few, few) == ["wan2_2_5b twice, with the same requested settings"]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_table_names_the_file_that_is_cut_off_and_what_would_do(what: str, tex
     path = marks(plan)[what]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"json: is cut off.*; .*remove ") as caught:
+    with pytest.raises(ConfigError, match=r"json: is truncated.*; .*remove ") as caught:
         make_table(plan, all_jobs(plan)[1], {})
     assert str(path) in str(caught.value)
 
@@ -105,8 +105,8 @@ def test_clips_and_scores_of_a_mark_that_says_nothing_are_made_again(text: str, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is cut off"),
-        ("[]", "is cut off, .* or no JSON"),
+        ("", "is truncated"),
+        ("[]", "is truncated, .* or not JSON"),
         ('{"signature": "0"}', "holds no training, no clips, no seed, which this suite does not write"),
         ('{"signature": "0", "training": "1", "clips": "2", "seed": 3}', "holds clips='2', which"),
     ],

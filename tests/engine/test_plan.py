@@ -232,7 +232,7 @@ class TestAnUncontrolledAblation:
             )
         )
         assert "arms one and two differ in optimizer.lr" in message
-        assert "(weighting)" in message
+        assert "varies only weighting" in message
 
     def test_is_refused_when_only_a_part_of_a_group_may_vary(self) -> None:
         message = error_of_ablation(

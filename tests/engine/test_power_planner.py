@@ -219,14 +219,14 @@ def test_a_plan_is_made_from_the_scores_on_disk(tmp_path: Path):
     assert by_name["mhd"].spread.source == "1 pair of arms, 3 seeds, 50 videos"
     # psd is tested alone, the other two by Holm behind it
     assert (by_name["psd"].level.metrics, by_name["mhd"].level.metrics) == (1, 2)
-    assert answer.notes == ["swd: not scored yet (`make ablation name=ansc` does)"]
+    assert answer.notes == ["swd: not scored yet; run `make ablation name=ansc`"]
 
 
 def test_clips_on_disk_say_what_they_bring_to_the_primarys_variance(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_scores(tmp_path, 1.0)
     words = ["ablation=ansc", "arms=exponential,full", "metrics=mhd,psd", f"outputs={tmp_path}"]
     assert main(words) == 0
-    assert "PSD, the primary metric: what the clips bring to its variance is not known" in " ".join(
+    assert "PSD, the primary metric: the clips' share of its variance is unknown" in " ".join(
         capsys.readouterr().out.split()
     )
     plan = make_plan(parse(["name=ansc", "arms=exponential,full"]))
@@ -242,8 +242,8 @@ def test_clips_on_disk_say_what_they_bring_to_the_primarys_variance(tmp_path: Pa
     out = tmp_path / "power.json"
     assert main([*words, f"out={out}"]) == 0
     output = " ".join(capsys.readouterr().out.split())
-    assert "of the variance of a difference is theirs, the rest the trainings'" in output
-    assert "Most is bought by " in output
+    assert "of the variance of a difference comes from the clips" in output
+    assert "Largest gain: " in output
     answer = json.loads(out.read_text())
     assert [row["what"] for row in answer["buys"]] == ["twice the clips", "two more seeds"]
     assert "A control variate of the clips, fitted on 3 seeds, " in output
@@ -288,9 +288,9 @@ def test_scores_per_video_that_are_gone_are_named(tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     ("what", "text", "says"),
     [
-        ("train", '{"signature": "', "is cut off"),
+        ("train", '{"signature": "', "is truncated"),
         ("train", '{"signature": "0"}', "holds no cpu_seconds"),
-        ("videos", "", "is cut off"),
+        ("videos", "", "is truncated"),
         ("videos", '{"clips": 8}', "holds no signature, no training, no seed, no cpu_seconds"),
     ],
 )

@@ -232,7 +232,7 @@ class TestTheStatus:
         ledger.write(replace(claim_by(ledger, key), pid=2**22 + 1))
         state, detail = self.state(summary, tmp_path, "full")
         assert state == "stale"
-        assert "the same command goes on from there" in detail
+        assert "run the same command again to resume" in detail
 
     def test_finds_the_latest_call_by_the_name_alone(self, summary: Outline, tmp_path: Path) -> None:
         write_outline(summary, AblationOptions("ansc", outputs=tmp_path))

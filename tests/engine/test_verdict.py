@@ -381,8 +381,8 @@ class TestARecordedResult:
         ("changes", "says"),
         [
             ({"failed": ["full seed 1"]}, "some of its runs failed"),
-            ({"settings": ["seeds=3", "train.updates=9"]}, "was asked for with train.updates=9"),
-            ({"ablation": "beta"}, "is of beta"),
+            ({"settings": ["seeds=3", "train.updates=9"]}, "was made with train.updates=9"),
+            ({"ablation": "beta"}, "is the table of beta"),
             ({"verdict": None}, "which this suite does not write"),
         ],
     )

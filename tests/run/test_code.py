@@ -282,7 +282,8 @@ class TestATrainingOfOtherCode:
         folder = write_other_training(tmp_path)
         assert main([*WORDS, f"outputs={tmp_path}", "dry_run=true"]) == 0
         output = " ".join(capsys.readouterr().out.split())
-        assert f"baseline seed 0: {folder} was trained by other code (kept; code=as_trained uses it)" in output
+        use = "(kept; code=as_trained uses it)"
+        assert f"baseline seed 0: {folder} was trained by another version of the code {use}" in output
         assert "2 trainings" in output
 
     def test_is_used_as_it_was_trained_when_asked_to(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,7 +299,7 @@ class TestATrainingOfOtherCode:
         assert not [job for job in all_jobs(plan)[0] if job.kind == "train" and not job.is_done(tmp_path)]
         assert main([*words, "dry_run=true"]) == 0
         output = " ".join(capsys.readouterr().out.split())
-        assert "baseline seed 0: 0badc0de, as it was trained by other code (0123456789ab)" in output
+        assert "baseline seed 0: 0badc0de, trained by another version of the code (0123456789ab)" in output
         assert "0 trainings" in output
 
     def test_is_noted_in_the_table(self, tmp_path: Path) -> None:
@@ -308,9 +309,8 @@ class TestATrainingOfOtherCode:
         for row in rows:
             scores = {"metrics": {"mhd": 0.02}, "n_videos": {"mhd": 8}, "contract": {"metrics": {}}}
             write_json(Path(row.job.score["out"]) / "scores.json", scores)
-        assert (
-            "trained by other code than this (code=as_trained): baseline seed 0" in make_table(plan, rows, {})["notes"]
-        )
+        notes = make_table(plan, rows, {})["notes"]
+        assert "trained by another version of the code (code=as_trained): baseline seed 0" in notes
 
     def test_is_the_newest_of_several_and_never_one_that_this_code_made(self, tmp_path: Path) -> None:
         import os
@@ -332,7 +332,7 @@ class TestATrainingOfOtherCode:
         plan = make_plan(parse([*WORDS, f"outputs={tmp_path}", "code=as_trained"]))
         assert not plan.arms[0].first.is_as_trained
         (output,) = other_code(plan)
-        assert "not finished, that code alone goes on with it" in output
+        assert "unfinished; only that version of the code can resume it" in output
 
     def test_of_another_configuration_or_an_older_suite_is_none(self, tmp_path: Path) -> None:
         write_other_training(tmp_path, "optimizer.lr=1e-5")
@@ -362,4 +362,4 @@ class TestFresh:
 
     def test_is_refused_beside_as_trained(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*WORDS, "fresh=true", "code=as_trained"]) == 2
-        assert "fresh=true: redoes what code=as_trained is to keep" in capsys.readouterr().err
+        assert "fresh=true: deletes the results that code=as_trained reuses" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def _paired_folders(a: Side, b: Side) -> dict[int, tuple[Folder, Folder]]:
         return {a.first.seed: (a.first, b.first)}
     raise ConfigError(
         f"a has the evaluation clips of seed {', '.join(map(str, a.folders))}, b of seed "
-        f"{', '.join(map(str, b.folders))}: no clip is paired; sample one again with evaluation_seed=…"
+        f"{', '.join(map(str, b.folders))}: no clips can be paired; sample one again with evaluation_seed=…"
     )
 
 
@@ -204,8 +204,8 @@ def _missing_scores(
             continue
         sides = [k for k in "ab" if not all(s.values(name) or name in s.set_values for s in scores[k].values())]
         files = {"a": options.a_scores, "b": options.b_scores}
-        places = " and ".join(str(files[key] or key) for key in sides) or "the two together"
-        missing.append(f"{name}: not compared, there is no score of it in {places}")
+        places = " and ".join(str(files[key] or key) for key in sides) or "common"
+        missing.append(f"{name}: not compared, no score in {places}")
     return missing
 
 
@@ -219,10 +219,10 @@ def _unit(scores: SideScores, rows: Rows, a: Side, b: Side, primary: str | None)
         return f"paired by seed: Student's t over {n} seeds ({units}), {tests}"
     designs = {row.get("design") for row in rows.values()} - {None}
     if designs == {"independent"}:
-        return f"not paired, for no two videos share a name: Welch's t over prompts, {tests}"
+        return f"not paired, because no two videos share a name: Welch's t over prompts, {tests}"
     return (
-        f"paired by video name: bootstrap (BCa) interval and sign-flip test over prompts, {tests}. Shown "
-        "of these two sets of videos; of another training it says nothing (that takes seeds: make power)"
+        f"paired by video name: bootstrap (BCa) interval and sign-flip test over prompts, {tests}. Valid "
+        "only for these two sets of videos, not for other trainings (that takes more seeds: make power)"
     )
 
 
@@ -231,8 +231,8 @@ def _size_notes(a: Mapping[str, int], b: Mapping[str, int]) -> list[str]:
         return []
     texts = [", ".join(f"{text} ({n} video{'s' if n > 1 else ''})" for text, n in sizes.items()) for sizes in (a, b)]
     return [
-        f"a has {texts[0]}; b has {texts[1]}. Metrics see resolution and length beside quality (mHD falls as pixels "
-        "are added), so a verdict is of both together"
+        f"a has {texts[0]}; b has {texts[1]}. Metrics also depend on resolution and length (mHD falls as pixels "
+        "are added), so a verdict mixes these with quality"
     ]
 
 
@@ -333,4 +333,4 @@ def run(options: CompareOptions) -> int:
     return 0
 
 
-main = Command(CompareOptions, run, resume_hint="what was measured is kept, the same command goes on with the rest")
+main = Command(CompareOptions, run, resume_hint="what was measured is kept; run the same command again to resume")

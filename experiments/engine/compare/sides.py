@@ -128,12 +128,12 @@ def _of_signature(prefix: str, outputs: Path) -> Side:
     if not prefix or not matches:
         all_names = [name for names in signatures.values() for name in names]
         similar = difflib.get_close_matches(prefix, all_names, 3, cutoff=0.4)
-        hint = f"near it are {', '.join(similar)}" if similar else f"there are {', '.join(all_names[:3])} …"
+        hint = f"similar: {', '.join(similar)}" if similar else f"there are {', '.join(all_names[:3])} …"
         hint = hint if all_names else "there are none yet: make sample or make ablation"
-        raise ConfigError(f"{prefix!r} is no folder, and no signature in {outputs}/train or videos; {hint}")
+        raise ConfigError(f"{prefix!r} is neither a folder nor a signature in {outputs}/train or videos; {hint}")
     if len(matches) > 1:
         names = ", ".join(f"{name} ({kind})" for kind, name in matches[:6])
-        raise ConfigError(f"{prefix!r} begins {len(matches)} signatures: {names}; give more digits")
+        raise ConfigError(f"{prefix!r} matches {len(matches)} signatures: {names}; give more digits")
     kind, name = matches[0]
     if kind == "train":
         return _of_training(name, outputs)
@@ -161,7 +161,7 @@ def _of_training(signature: str, outputs: Path) -> Side:
     rest = len(clips) - len(seed_folders)
     names = ", ".join(folder.path.name for folder in seed_folders.values())
     count = "1 other folder" if rest == 1 else f"{rest} other folders"
-    note = f"of training {signature} the clips {names} are compared; there are {count} of its clips"
+    note = f"training {signature}: the clips {names} are compared; there are {count} of its clips"
     return Side(signature, seed_folders, (note,) if rest else ())
 
 
@@ -180,8 +180,8 @@ def config_difference(a: Folder, b: Folder) -> list[str]:
     if a.run is None or b.run is None:
         left, right = _system_settings(a.path), _system_settings(b.path)
         if not (left and right):
-            return ["not both are runs of this suite: no configurations to compare"]
-        return [*_changes(left, right).values()] or [f"{left['system']}, twice: nothing that was asked differs"]
+            return ["not both are runs of this suite, so no configurations are compared"]
+        return [*_changes(left, right).values()] or [f"{left['system']} twice, with the same requested settings"]
     left, right = a.run.training_signature, b.run.training_signature
     title = f"same training {left}, other sampling" if left == right else f"two trainings, {left} and {right}"
     groups = _changes(a.run.config.choices, b.run.config.choices, skip=("trainer",))
@@ -191,7 +191,7 @@ def config_difference(a: Folder, b: Folder) -> list[str]:
         lines.append(f"evaluation clips and noise: seed {a.seed} → {b.seed}")
     if not (a.is_sampling_known and b.is_sampling_known):
         unknown = " and ".join(folder.path.name for folder in (a, b) if not folder.is_sampling_known)
-        lines.append(f"how {unknown} was sampled is not on record: sampling keys above are of its training")
+        lines.append(f"how {unknown} was sampled is not recorded: the sampling keys above are those of its training")
     elif left == right and len(lines) == 1:
         lines[0] = f"the same run, {a.path.name}" if a.path == b.path else f"{title}: no key differs"
     return lines
@@ -230,7 +230,7 @@ def _read_scores(path: Path, names: Sequence[str]) -> Scores:
         raise ConfigError(f"{path}: no column `video`; `make score` writes such a file")
     selected = [name for name in columns if name not in ("video", "frames") and (not names or name in names)]
     if unknown := [name for name in selected if name not in METRICS]:
-        raise ConfigError(f"{path}: column {unknown[0]} is no metric; metrics=… takes some of its columns")
+        raise ConfigError(f"{path}: column {unknown[0]} is not a metric; select columns with metrics=…")
     for row in rows:
         scores.rows[row["video"]] = {name: _score(path, row, name) for name in selected if row.get(name)}
     protocol = path.with_name(f"{path.stem}.protocol.json")
@@ -250,7 +250,7 @@ def _score(path: Path, row: Mapping[str, str], name: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ConfigError(f"{path}: {name} of {row['video']} is {row[name]!r}, wants a number, or nothing at all")
+        raise ConfigError(f"{path}: {name} of {row['video']} is {row[name]!r}, expected a number or nothing")
     return value
 
 
@@ -274,7 +274,7 @@ def check_primary(options: CompareOptions, names: Sequence[str], seeds: int) -> 
         raise ConfigError(f"primary={primary}: is not among the metrics ({metrics}); metrics={primary},… adds it")
     if seeds == 1 and lookup(primary).level == "set":
         raise ConfigError(
-            f"primary={primary}: is of the whole set and has no test with one seed; name one of the videos', or "
+            f"primary={primary}: is of the whole set and has no test with one seed; use a metric per video, or "
             "compare several seeds"
         )
 

@@ -14,7 +14,7 @@ TRAINING: dict[str, Any] = {"signature": str}
 SAMPLING: dict[str, Any] = {"signature": str, "training": str, "clips": int, "seed": int}
 SCORES: dict[str, Any] = {"metrics": dict, "n_videos": dict, "contract": dict}
 MARKS: dict[str, tuple[dict[str, Any], str]] = {
-    "train": (TRAINING, "put it back, or remove it to train anew"),
+    "train": (TRAINING, "restore it, or remove it to train again"),
     "videos": (SAMPLING, "remove it, and `make sample` or `make ablation` samples again"),
     "reference": ({}, "remove {folder}, and the next sampling writes it again"),
 }
@@ -31,7 +31,7 @@ def read_result(path: Path, types: Mapping[str, Any], remedy: str) -> dict[str, 
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     if values is None:
-        raise ConfigError(f"{path}: is cut off, as a crash of the machine leaves it, or no JSON; {remedy}")
+        raise ConfigError(f"{path}: is truncated, as after a crash, or not JSON; {remedy}")
     if bad_keys := [key for key, type_ in types.items() if not isinstance(values.get(key), type_)]:
         unexpected = ", ".join(f"{key}={values[key]!r}" if key in values else f"no {key}" for key in bad_keys)
         raise ConfigError(f"{path}: holds {unexpected}, which this suite does not write; {remedy}")

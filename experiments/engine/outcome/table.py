@@ -226,7 +226,7 @@ def _notes(plan: Plan, primary: str | None) -> list[str]:
     notes.append(f"{run.sampling.count} clips and new noise per seed; floor: {reference.get('note')}")
     notes += _unreadable_notes(plan)
     if labels := [label for label, run in trainings(plan).values() if run.is_as_trained]:
-        notes.append(f"trained by other code than this (code=as_trained): {', '.join(dict.fromkeys(labels))}")
+        notes.append(f"trained by another version of the code (code=as_trained): {', '.join(dict.fromkeys(labels))}")
     if primary is None:
         missing = f"no arm has a score of {plan.ablation.primary}, the primary metric"
         notes.append(f"{missing}: the others are tested by Holm over all of them")
@@ -246,13 +246,13 @@ def _unreadable_notes(plan: Plan) -> list[str]:
         return []
     listed = ", ".join(sorted(names)[:UNREADABLE_NAMES])
     listed += f" and {len(names) - UNREADABLE_NAMES} more" if len(names) > UNREADABLE_NAMES else ""
-    notes = [f"training clips that could not be read and were passed over: {len(names)} ({listed})"]
+    notes = [f"training clips that could not be read and were skipped: {len(names)} ({listed})"]
     for seed, arm_clips in by_seed.items():
         if len({tuple(clips) for clips in arm_clips.values()}) > 1:
             counts = ", ".join(f"{arm} {len(clips)}" for arm, clips in arm_clips.items())
             notes.append(
-                f"warning: the arms of seed {seed} did not pass over the same clips ({counts}), so they saw different "
-                "data; make the shards again, and call with fresh=true"
+                f"warning: the arms of seed {seed} did not skip the same clips ({counts}), so they saw different "
+                "data; make the shards again, and run with fresh=true"
             )
     return notes
 

@@ -244,13 +244,13 @@ def record(name: str, outputs: Path, results: Path = RESULTS) -> Path:
     remedy = f"remove it, and `make ablation name={name}` writes it again"
     table = read_result(path, TABLE_TYPES | {"contract": dict}, remedy)
     if table["ablation"] != name:
-        raise ConfigError(f"{path}: is of {table['ablation']}")
+        raise ConfigError(f"{path}: is the table of {table['ablation']}")
     if overrides := [word for word in table["settings"] if word.partition("=")[0] not in ("seeds", "vary_start")]:
         raise ConfigError(
-            f"{path}: was asked for with {' '.join(overrides)}; what is recorded is of the ablation as it is"
+            f"{path}: was made with {' '.join(overrides)}; only a table without overrides can be recorded"
         )
     if table.get("failed") or any(arm.get("status", "ok") != "ok" for arm in table["arms"]):
-        raise ConfigError(f"{path}: some of its runs failed; `make ablation name={name}` does them again")
+        raise ConfigError(f"{path}: some of its runs failed; `make ablation name={name}` runs them again")
     text = digest_text(digest_of(table))
     if len(text.encode()) > MAX_BYTES:
         claim_metrics = [pair.metric for clause in ablation.claims for pair in clause.pairs()]

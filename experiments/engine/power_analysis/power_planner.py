@@ -78,7 +78,7 @@ def _per_metric(example: str, *, percent: bool) -> Callable[[str], PerMetric]:
             except ValueError:
                 is_positive = False
             if not is_positive or not (colon or percent):
-                raise ValueError(f"wants positive numbers, e.g. {example}")
+                raise ValueError(f"expected positive numbers, e.g. {example}")
             if colon:
                 lookup(name)
             pairs[name] = value
@@ -92,7 +92,7 @@ class PowerOptions:
     """The options of `pw power`: a design of prompts and seeds, and the difference to show."""
 
     ablation: str | None = option(None, "the ablation that is planned")
-    paper: str | None = option(None, "a table of the paper instead, or beside it: table_9_3")
+    paper: str | None = option(None, "a table of the paper, alone or in addition: table_9_3")
     prompts: int = option(100, "evaluation prompts of a seed", read=number(2, MAX_COUNT))
     seeds: int = option(3, "trainings of an arm", read=number(1, MAX_COUNT))
     metrics: tuple[str, ...] = option((), "only these metrics")
@@ -112,7 +112,7 @@ class PowerOptions:
     )
     power: float = option(0.8, "the chance to show a true difference", read=number(0, 1, float, excluded=(0, 1)))
     alpha: float = option(0.05, "the two-sided error of the test", read=number(0, 1, float, excluded=(0, 1)))
-    outputs: Path = option(OUTPUTS, "where scores are looked for")
+    outputs: Path = option(OUTPUTS, "where scores are read from")
     out: Path | None = option(None, "a JSON file for the answer", read=writable_file("out"))
     overrides: tuple[str, ...] = ()
 
@@ -229,7 +229,7 @@ def _paper_part(
         values = [row.values[column] for row in table.rows if column in row.values]
         sd = assumed_sd(metric, fmean(values), user_sds) if values else None
         if sd is None:
-            notes.append(f"{column}: nothing is known of its spread over videos; give it with sd={metric}:…")
+            notes.append(f"{column}: its spread over videos is unknown; set sd={metric}:…")
             continue
         # Var(a - b) = 2 (1 - correlation) sd^2
         video = sd[0] * math.sqrt(2 * (1 - options.correlation))
@@ -268,14 +268,14 @@ def assumed_sd(name: str, mean: float, user_sds: Mapping[str, float]) -> tuple[f
         p = mean / 100
         return 100 * p * (1 - p) * spread / divisor, f"LIVE-VQC's spread of the raw branch at {mean:g} (delta method)"
     if name in _ROUND_SD:
-        return _ROUND_SD[name], f"a round number without a source, yours is sd={name}:…"
+        return _ROUND_SD[name], f"a round number without a source; set yours with sd={name}:…"
     metric = METRICS.get(name)
     if metric is None or metric.family != "vbench" or not 0 <= mean <= 100:
         return None
     bound = math.sqrt(mean * (100 - mean))
     if name == "dynamic_degree":
         return bound, f"yes or no per video, at {mean:g} %"
-    return bound, f"the most that values in [0, 100] with mean {mean:g} can have; yours is sd={name}:…"
+    return bound, f"the largest for values in [0, 100] with mean {mean:g}; set yours with sd={name}:…"
 
 
 def target_of(name: str, mean: float, options: PowerOptions) -> float:

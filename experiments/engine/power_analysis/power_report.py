@@ -60,7 +60,7 @@ def renderables(answer: PowerPlan) -> Iterator[Any]:
         yield Text(f"not planned: {note}", style="yellow")
     if spreads or paper_spreads:
         yield Text(
-            "† one seed: what is shown of two given checkpoints over prompts, nothing of the methods they stand for",
+            "† one seed: about two fixed checkpoints over prompts, not about their methods",
             style="dim",
         )
     if cost is not None:
@@ -71,7 +71,7 @@ def _test_text(options: PowerOptions, primary: str | None, spreads: Sequence[Met
     secondary = max((entry.level.metrics for entry in spreads if entry.name != primary), default=0)
     metrics = f"Holm over {secondary} metric{'s' if secondary > 1 else ''}"
     if primary is not None:
-        rest = f", the others behind it, where it is shown too, by {metrics}" if secondary else ""
+        rest = f", the others only if it is shown, by {metrics}" if secondary else ""
         metrics = f"{lookup(primary).header}, the primary metric, alone{rest}"
     return (
         f"Shown with {100 * options.power:g} % power at a two-sided {100 * options.alpha:g} %: {metrics}; paired t "
@@ -87,9 +87,9 @@ def _advice(options: PowerOptions, entry: MetricSpread, cost: Cost) -> str:
     """Text on the sources of variance of the primary metric, and on how to show a smaller difference."""
     n, m = options.prompts, options.seeds
     share = entry.spread.share_of_videos(n)
-    source = "what the clips bring to its variance is not known (they are not on disk, or not small)"
+    source = "the clips' share of its variance is unknown (they are not on disk, or not small)"
     if share is not None:
-        source = f"at {n} clips {100 * share:.0f} % of the variance of a difference is theirs, the rest the trainings'"
+        source = f"at {n} clips {100 * share:.0f} % of the variance of a difference comes from the clips"
     offers = purchases(entry.spread, n, m, entry.level, cost.seconds)
     seconds = {offer["what"]: offer["seconds"] for offer in offers}
     prices = {what: f" (+{duration(extra)})" if extra else "" for what, extra in seconds.items()}
@@ -101,7 +101,7 @@ def _advice(options: PowerOptions, entry: MetricSpread, cost: Cost) -> str:
     best_rate = max(costly, key=lambda what: gains[what] / seconds[what], default=best)
     advice = (
         f"{entry.header}, the primary metric: {source}. {n} × {m} shows {number_text(current)}; {', '.join(texts)}. "
-        f"Most is bought by {best}{'' if best_rate == best else f', for its time by {best_rate}'}."
+        f"Largest gain: {best}{'' if best_rate == best else f'; per time: {best_rate}'}."
     )
     pays_from = control_variate_pays_from(m, entry.level.alpha)
     if share is None or pays_from is None:
@@ -109,7 +109,7 @@ def _advice(options: PowerOptions, entry: MetricSpread, cost: Cost) -> str:
     verdict = "could pay" if share > pays_from else "does not pay"
     return (
         f"{advice} A control variate of the clips, fitted on {m} seeds, {verdict}: it explains {100 * share:.0f} % at "
-        f"best, and narrows the interval from {100 * pays_from:.0f} % on."
+        f"best, and must explain {100 * pays_from:.0f} % to narrow the interval."
     )
 
 
@@ -179,7 +179,7 @@ def _paper_table(options: PowerOptions, steps: Sequence[Mapping[str, Any]]) -> T
     n, m = options.prompts, options.seeds
     headers = ["printed", f"shown by\n{n} × 1†", "needs\nprompts × 1†"]
     headers += [f"shown by\n{n} × {m}"] if m > 1 else []
-    title = "the paper's own differences beside what can be shown"
+    title = "differences printed in the paper, and what can be shown"
     table = _table(["step", "metric"], [*headers, f"needs seeds,\n{n} prompts"], title)
 
     def bound_text(bound: float | None, diff: float) -> str:

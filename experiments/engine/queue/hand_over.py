@@ -29,7 +29,7 @@ class _RunningJob(NamedTuple):
 
 
 class Queue:
-    """The counterpart of `Pool` for a queue. After an interruption the jobs go on, and the same command waits again."""
+    """The counterpart of `Pool` for a queue. The jobs survive an interruption; the same command waits again."""
 
     def __init__(
         self,
@@ -93,16 +93,16 @@ class Queue:
 
     def _claim(self, unit: Unit) -> Claim | None:
         """Claim the remaining jobs of a unit: None on success, else the claim of another runner."""
-        own_jobs: list[Job] = []
+        claimed_jobs: list[Job] = []
         for job in unit.jobs:
             if job.is_done(self.outputs):
                 continue
             claim = self.ledger.claim(job.key, job.label, Path(), state="queued")
             if claim.owner != self.ledger.owner:
-                for own_job in own_jobs:
-                    self.ledger.release(own_job.key)
+                for claimed in claimed_jobs:
+                    self.ledger.release(claimed.key)
                 return claim
-            own_jobs.append(job)
+            claimed_jobs.append(job)
         return None
 
     def _submit(self, dependencies: Sequence[str], array_units: Sequence[Unit]) -> None:
@@ -172,7 +172,7 @@ class Queue:
             self._last_seen[name] = now
         elif now - self._last_seen[name] > ABSENT_SECONDS:
             number = self._places[name].partition(":")[2]
-            reason = f"job {number} left the queue without an end (cancelled?); logs: {self.folder / number}"
+            reason = f"job {number} left the queue without a result (cancelled?); logs: {self.folder / number}"
             return remaining[0], reason
         return None
 
@@ -194,8 +194,8 @@ class Queue:
         numbers = sorted({place.partition(":")[2] for name, place in self._places.items() if name in self.pending})
         stop = "scancel" if self.launcher.cluster == "slurm" else "kill"
         return (
-            f"the jobs go on ({stop} {' '.join(numbers)} ends them); `make status` shows them, the same command waits "
-            "for them again"
+            f"the jobs keep running ({stop} {' '.join(numbers)} stops them); `make status` shows them; run the same "
+            "command to wait for them again"
         )
 
 
@@ -249,7 +249,7 @@ class QueueJob:
             os.environ.update({key: str(value) for key, value in (rank | address).items()})
         place = current_place(self.unit.trainer)
         if place is None:
-            raise RuntimeError(f"{self.unit.name}: one task was started of {self.unit.tasks}")
+            raise RuntimeError(f"{self.unit.name}: only one of {self.unit.tasks} tasks was started")
         with join_team(self.unit.trainer, place) as team:
             yield team
 

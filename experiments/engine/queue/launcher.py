@@ -52,7 +52,7 @@ def _setup_lines(text: str) -> tuple[str, ...]:
     except yaml.YAMLError:
         lines = None
     if not isinstance(lines, list):
-        raise ValueError('a list of lines, e.g. ["module load cuda"]')
+        raise ValueError('expected a list of lines, e.g. ["module load cuda"]')
     return tuple(map(str, lines))
 
 
@@ -97,20 +97,20 @@ class Submitit:
             raise ConfigError('launcher=submitit: submitit is not installed here; pip install "submitit>=1.5"')
         if self.cluster == "slurm" and shutil.which("sbatch") is None:
             raise ConfigError(
-                "launcher=submitit: there is no sbatch here; call it where jobs are submitted, or set launcher=local"
+                "launcher=submitit: sbatch is not available on this machine; use a login node, or set launcher=local"
             )
 
     def check_run(self, run: Run) -> None:
         trainer = run.trainer
         if self.cluster == "local" and trainer.nodes > 1:
             raise ConfigError(
-                f"trainer.nodes={trainer.nodes}: launcher.cluster=local is this machine alone; set trainer.nodes=1, or "
-                "launcher.cluster=slurm"
+                f"trainer.nodes={trainer.nodes}: launcher.cluster=local uses only this machine; set trainer.nodes=1 "
+                "or launcher.cluster=slurm"
             )
         if trainer.accelerator == "gpu" and self.gpus is not None and self.gpus < trainer.devices:
             raise ConfigError(
-                f"launcher.gpus={self.gpus}: of a machine, which trains with trainer.devices={trainer.devices}; "
-                "launcher.gpus=null asks for those"
+                f"launcher.gpus={self.gpus}: too few for trainer.devices={trainer.devices} on each machine; "
+                "launcher.gpus=null requests these"
             )
 
     def parameters(self, name: str, unit: Unit) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def take_launcher(words: Sequence[str]) -> tuple[Local | Submitit, list[str]]:
         owners = [candidate for candidate, options in LAUNCHERS.items() if key in keys(options)]
         if owners and name not in owners:
             raise ConfigError(
-                f"launcher.{key}={text}: launcher={name} has no {key}; set launcher={owners[0]} to have it"
+                f"launcher.{key}={text}: launcher={name} has no {key}; set launcher={owners[0]} to use it"
             )
     defaults = yaml.safe_load((CONF / "launcher" / f"{name}.yaml").read_text())
     values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in defaults.items()} | settings
