@@ -94,7 +94,7 @@ class FolderScoring:
         self._hashes: dict[Path, tuple[str, Any]] = {}
         for name in (name for name in metrics if lookup(name).family != "reference"):
             if "real" in lookup(name).needs and not self.real:
-                self.scores.missing[name] = f"{name} holds videos against real ones: real=DIR names them"
+                self.scores.missing[name] = f"{name} compares videos with real ones: set real=DIR"
                 continue
             try:
                 self.scores.dependencies[name] = self._dependencies(name)
@@ -250,7 +250,7 @@ class FolderScoring:
             return
         for name, stems in missing_stems(names, [Path(video).stem for video in self.scores.rows]).items():
             if stems:
-                reason = f"{name}: {len(stems)} videos of VBench's protocol are not there, such as {stems[0]!r}"
+                reason = f"{name}: {len(stems)} videos of VBench's protocol are missing, such as {stems[0]!r}"
                 self._check_strict(reason)
                 self.scores.missing[name] = reason
 

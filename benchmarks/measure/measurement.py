@@ -32,20 +32,20 @@ def _cache_folder(text: str) -> Path:
 
 def _folder(text: str) -> Path:
     if not text:
-        raise ValueError("wants a value, or leave it out")
+        raise ValueError("expected a value, or leave it out")
     return Path(text).expanduser()
 
 
 def _device_name(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda:\d+", text):
-        raise ValueError("one of auto, cpu, cuda:0 and so on")
+        raise ValueError("expected auto, cpu, cuda:0 and so on")
     return text
 
 
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", text)
     if not match or not float(match[1]):
-        raise ValueError("wants bytes, such as 2GB")
+        raise ValueError("expected bytes, such as 2GB")
     return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
 
 
@@ -125,7 +125,7 @@ def settings_of(names: Sequence[str], overrides: Sequence[str]) -> dict[str, dic
             raise no_such_option(MeasureOptions, word, ", and FAMILY.SETTING")
         if family not in families:
             known = ", ".join(sorted(families)) or "none"
-            raise ConfigError(f"{key}: nothing of {family!r} is measured here; families: {known}")
+            raise ConfigError(f"{key}: unknown family {family!r}; families: {known}")
         if setting not in settings[family]:
             raise ConfigError(f"{key}: no such setting; {family} has {', '.join(settings[family]) or 'none'}")
         settings[family][setting] = _parse_setting(key, value, settings[family][setting])
@@ -142,7 +142,7 @@ def _parse_setting(key: str, value: str, default: Any) -> Any:
         return type(default)(value)
     except (KeyError, ValueError):
         expected = "true or false" if isinstance(default, bool) else f"something like {default!r}"
-        raise ConfigError(f"{key}={value}: wants {expected}") from None
+        raise ConfigError(f"{key}={value}: expected {expected}") from None
 
 
 def device_for(device: str) -> str:
@@ -153,10 +153,10 @@ def device_for(device: str) -> str:
     if device == "cpu" or (device == "auto" and not gpus()):
         return "cpu"
     if not gpus():
-        raise ConfigError(f"device={device}: torch sees no GPU here; device=cpu works")
+        raise ConfigError(f"device={device}: torch sees no GPU on this machine; use device=cpu")
     known = [f"cuda:{i}" for i in range(gpus())]
     if device not in ("auto", *known):
-        raise ConfigError(f"device={device}: one of auto, cpu, {', '.join(known)}")
+        raise ConfigError(f"device={device}: expected auto, cpu, {', '.join(known)}")
     return known[0] if device == "auto" else device
 
 

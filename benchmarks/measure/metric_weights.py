@@ -60,7 +60,7 @@ class Installed:
         try:
             return str(attrgetter(self.attribute)(importlib.import_module(self.module)))
         except (ImportError, AttributeError) as error:
-            raise FetchError(f"it is not there ({error})") from error
+            raise FetchError(f"it is not found ({error})") from error
 
     def fill(self, part: Path, size: int) -> None:
         hub.download(self, self.address, [{}], part, size)
@@ -206,7 +206,7 @@ def check_weights(row: Weights, *, rehash: bool = False) -> tuple[Path, str]:
     path = row.path
     command = f'`make weights what=metrics args="only={row.name}"`'
     if not path.is_file():
-        where = f"{row.variable}={path}: no such file; without it, " if row.is_users_file else f"{path} is not there: "
+        where = f"{row.variable}={path}: no such file; without it, " if row.is_users_file else f"{path} is missing: "
         raise MissingWeights(f"{where}{command} fetches it")
     recorded, expected = row.recorded, row.expected_sha256
     if not rehash and all(recorded.get(key) == value for key, value in _stamp(path).items()):
@@ -230,8 +230,8 @@ def _stamp(path: Path) -> dict[str, Any]:
 
 def _difference(row: Weights, actual: str, expected: str) -> str:
     if row.sha256:
-        return f"is not {row.name}'s {row.file}: its sha256 is {actual}, wants {expected}"
-    hint = f"nobody publishes one; remove {row.note} if the change is meant"
+        return f"is not {row.name}'s {row.file}: its sha256 is {actual}, expected {expected}"
+    hint = f"no digest is published; remove {row.note} if the change is intended"
     return f"has changed since it was fetched: its sha256 is {actual}, was {expected} ({hint})"
 
 
@@ -245,10 +245,10 @@ class MetricWeightsOptions:
     """The options of `pw weights what=metrics`."""
 
     only: tuple[str, ...] = option((), "names or groups: metrics, vbench or all; without it metrics, or all for a list")
-    lists: bool = option(False, "say what is there and what is missing, and fetch nothing", key="list")
-    verify: bool = option(False, "as list, and hash all that is there again")
-    mirror: str = option("", "a folder or an address that has the files by name, looked at first")
-    dry_run: bool = option(False, "say what would be fetched from where")
+    lists: bool = option(False, "list which files are present or missing, fetch nothing", key="list")
+    verify: bool = option(False, "as list, and hash all present files again")
+    mirror: str = option("", "a folder or an address that has the files by name, tried first")
+    dry_run: bool = option(False, "print the files and their sources without fetching them")
 
     def __post_init__(self) -> None:
         for name in self.only:
@@ -256,7 +256,7 @@ class MetricWeightsOptions:
                 raise ConfigError(f"only={name}: unknown; known: {', '.join((*GROUPS, *WEIGHTS))}")
         mirror = self.mirror or os.environ.get("PW_METRICS_MIRROR", "")
         if mirror and not _is_address(mirror) and not Path(mirror).expanduser().is_dir():
-            raise ConfigError(f"mirror={mirror}: no such folder; wants one, or an address that begins with http")
+            raise ConfigError(f"mirror={mirror}: no such folder; expected one, or an address that begins with http")
         object.__setattr__(self, "mirror", mirror)
 
     @property
@@ -291,7 +291,7 @@ def run(options: MetricWeightsOptions) -> int:
     return 1 if failed else 0
 
 
-main = Command(MetricWeightsOptions, run, resume_hint="what came stays, call again to continue")
+main = Command(MetricWeightsOptions, run, resume_hint="fetched files are kept, run the same command again to resume")
 
 
 def show(rows: Iterable[Weights], *, rehash: bool = False) -> bool:
@@ -364,7 +364,7 @@ def _fetch_row(row: Weights, mirror: str) -> str:
     facts = [f"sha256 {row.sha256}" if row.sha256 else "", f"{row.size} bytes" if row.size else ""]
     expected = f" ({', '.join(filter(None, facts)) or 'no digest of it is published'})"
     if row.is_users_file:
-        message = f"{row.variable}={row.path} names a file of yours, which is left alone"
+        message = f"{row.variable}={row.path} is a file of your own, which is never written"
         raise FetchError(f"{message}; unset it to fetch, or put {row.file} there{expected}")
     reasons = []
     for source in (*_mirrored(row, mirror), *row.sources):
@@ -375,7 +375,7 @@ def _fetch_row(row: Weights, mirror: str) -> str:
             continue
         row.write_note(actual, fetched=True)
         return actual
-    hint = "Name a mirror (mirror=DIR|URL), or by hand: put the file at"
+    hint = "Set mirror=DIR|URL, or save the file by hand as"
     raise FetchError(f"{'; '.join(reasons)}. {hint} {row.path}{expected}")
 
 

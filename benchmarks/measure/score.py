@@ -121,7 +121,7 @@ def score_clips(scoring: FolderScoring) -> None:
     clip_metrics = []
     for name in (name for name in scoring.metrics if lookup(name).family == "reference"):
         if missing := [f"{need}=DIR" for need in lookup(name).needs if folders[need] is None]:
-            scores.missing[name] = f"{name} holds clips against others: {' '.join(missing)}"
+            scores.missing[name] = f"{name} compares clips with others: set {' '.join(missing)}"
         else:
             clip_metrics.append(name)
     clips = _by_stem(clip_metrics, scoring) if clip_metrics else {}
@@ -198,7 +198,7 @@ def _size_problem(clips: Iterable[Path], scoring: FolderScoring) -> str:
             pixels = info.frames * info.height * info.width
             if pixels > SMALL_CLIP and (need := CLIP_BYTES + BYTES_PER_PIXEL * pixels) > free:
                 return (
-                    f"{path.name} has {pixels:,} pixels in {info.frames} frames, of which metrics of clips would hold "
+                    f"{path.name} has {pixels:,} pixels in {info.frames} frames, for which metrics of clips need "
                     f"{need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: score excerpts, or use "
                     f"{', '.join(GROUPS['table_2'])}"
                 )
@@ -297,12 +297,12 @@ def show(scores: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, 
             label = " ".join((row["protocol"], *_changed_settings(name, row.get("settings", {}))))
             table.add_row(f"{name} {lookup(name).arrow}", f"{row['mean']:.4g}", interval, str(row["n"]), escape(label))
         console.print(table)
-    if set_metrics := [name for name in means if name in scores.set_values]:
-        console.print(f"{', '.join(set_metrics)}: no interval, one value of all videos; what it varies by takes seeds")
+    if set_metrics := ", ".join(name for name in means if name in scores.set_values):
+        console.print(f"{set_metrics}: no interval, one value for the whole set; an interval needs several seeds")
     if any(row["low"] is None and row["n"] == 1 and name not in scores.set_values for name, row in means.items()):
         console.print("no interval: there is one video")
     if any(row["low"] is None and row.get("clusters") == 1 < row["n"] for row in means.values()):
-        console.print("no interval: names that differ in their trailing -NUMBER only are videos of one prompt")
+        console.print("no interval: videos whose names differ only in the trailing -NUMBER have the same prompt")
     for name in dict.fromkeys(name for name in names if name in means and lookup(name).licence):
         console.print(f"[dim]{name}: {escape(lookup(name).licence)}[/dim]", highlight=False)
     for reason in dict.fromkeys(scores.missing.values()):
@@ -327,7 +327,7 @@ def _changed_settings(name: str, settings: Mapping[str, Any]) -> list[str]:
 
 def _output_file(text: str) -> Path:
     if not Path(text).name:
-        raise ValueError("wants a file, such as scores.csv")
+        raise ValueError("expected a file, such as scores.csv")
     return Path(text).expanduser()
 
 
@@ -348,10 +348,10 @@ def run(options: ScoreOptions) -> int:
     end_with_parent()
     folders = [*([options.videos] if options.videos else []), *options.positional]
     if len(folders) != 1 or not folders[0]:
-        raise ConfigError("videos=: one folder; make score videos=DIR metrics=mhd_mse,niqe")
+        raise ConfigError("videos=: expected one folder; make score videos=DIR metrics=mhd_mse,niqe")
     folder = Path(folders[0]).expanduser()
     if not (names := metric_names(options.metrics)):
-        raise ConfigError(f"metrics=: names none; known: {', '.join((*GROUPS, *METRICS))}")
+        raise ConfigError(f"metrics=: no metric given; known: {', '.join((*GROUPS, *METRICS))}")
     videos_of(folder)
     out = options.out or (folder if (folder / "card.yaml").is_file() else Path()) / "scores.csv"
     check_writable("out", out.parent, out.name)
@@ -372,4 +372,4 @@ def run(options: ScoreOptions) -> int:
     return 0
 
 
-main = Command(ScoreOptions, run, resume_hint="what was measured is kept, the same command goes on with the rest")
+main = Command(ScoreOptions, run, resume_hint="measured values are kept, run the same command again to resume")

@@ -131,7 +131,7 @@ def _real_frames(real: Path, info: VideoInfo, scores: VideoScores, paired: Colle
     try:
         frames = probe(real).frames
         if frames != info.frames:
-            raise VideoError(f"{real}: {frames} frames, the video has {info.frames}; cut both alike")
+            raise VideoError(f"{real}: {frames} frames, the video has {info.frames}; cut both to the same length")
         yield from iter_frames(real)
     except VideoError as error:
         scores.refusals.update(dict.fromkeys(paired, str(error)))
@@ -185,10 +185,10 @@ def remedy(reason: str, *, concurrent: int = 1, need: int = 0) -> str:
 
     concurrent: frames that the metric had at the same time; need: bytes of one.
     """
-    memory_hint = f"memory={math.ceil(need / 1e6)}MB hands it one frame at a time" if concurrent > 1 else ""
-    device_hint = "device=cpu takes the machine's memory instead" if _GPU_ERROR.search(reason) else ""
+    memory_hint = f"memory={math.ceil(need / 1e6)}MB measures one frame at a time" if concurrent > 1 else ""
+    device_hint = "device=cpu uses the machine's memory instead" if _GPU_ERROR.search(reason) else ""
     hints = ", ".join(filter(None, (memory_hint, device_hint)))
-    return hints or "it takes a machine with more memory, or a smaller video"
+    return hints or "use a machine with more memory, or a smaller video"
 
 
 def free_gpu_cache() -> None:

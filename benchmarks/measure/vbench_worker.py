@@ -264,7 +264,7 @@ def _redirect_dino(folder: Path, download: bool) -> None:
         if path.is_file():
             return load(path, map_location="cpu")
         if not download:
-            raise FileNotFoundError(f"{path} is not there")
+            raise FileNotFoundError(f"{path} does not exist")
         return fetch(url, *args, **{**kwargs, "model_dir": str(folder)})
 
     hub.load_state_dict_from_url = from_folder

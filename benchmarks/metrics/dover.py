@@ -77,7 +77,7 @@ def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Do
     try:
         network = load(path)
     except ValueError as error:  # the file is the user's, with no digest to know it by: the other metrics go on
-        hint = 'remove it, and `make weights what=metrics args="only=dover"` fetches another'
+        hint = 'remove it, and `make weights what=metrics args="only=dover"` fetches it again'
         raise weights.MissingWeights(f"{error}; {hint}") from error
     return DoverScorer(tuple(names), network.to(device), seeds, antialias)
 
@@ -95,7 +95,7 @@ class DoverScorer:
         """Draw the views of a video. Raises ValueError if a side is below 32 px, the size of a fragment."""
         if min(info.height, info.width) < FRAGMENT:
             raise ValueError(
-                f"DOVER cuts fragments of {FRAGMENT} px, the video has {info.width}x{info.height}: give it a larger one"
+                f"DOVER cuts fragments of {FRAGMENT} px, the video has {info.width}x{info.height}: use a larger one"
             )
         return DoverVideo(self, info)
 
@@ -146,7 +146,7 @@ class DoverVideo:
         by_index = {inputs.index: inputs for inputs in frames}
         gaps = (self._clip_frame_numbers | self._whole_frame_numbers) - by_index.keys()
         if gaps:
-            raise ValueError(f"{len(gaps)} frames that DOVER looks at did not come, the first is number {min(gaps)}")
+            raise ValueError(f"{len(gaps)} frames that DOVER needs are missing, the first is number {min(gaps)}")
         network, raw = self.scorer.network, {}
         if self.clips:
             views = ([by_index[i].fragments[n] for i in clip.frames] for n, clip in enumerate(self.clips))

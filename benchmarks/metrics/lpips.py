@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SMALLEST = 31  # px: the smallest input of AlexNet's second pooling
 BAND = 1 << 20  # activations normalised at a time, 4 MB
 
-_HINT = '`make weights what=metrics args="only=alexnet"` fetches it anew'
+_HINT = '`make weights what=metrics args="only=alexnet"` fetches it again'
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class LpipsVideo:
             (height, width, _), (real_height, real_width, _) = view.image.shape, view.real.shape
             raise ValueError(
                 f"lpips compares videos of one size: this one is {width}x{height}, the real one {real_width}x"
-                f"{real_height}; generate at the real size, or resize one of the two, and say so in the system's card"
+                f"{real_height}; generate at the real size, or resize one of the two, and note it in the system's card"
             )
         features = self.lpips.features(to_tensor(view.real, self.lpips.device))
         return self.lpips.distance(features, to_tensor(view.image, self.lpips.device))
@@ -177,7 +177,7 @@ def _trunk_weights(path: Path, template: Mapping[str, Tensor]) -> dict[str, Tens
         key = f"features.{name.partition('.')[2]}"
         value = state.get(key) if isinstance(state, Mapping) else None
         if not isinstance(value, Tensor) or value.shape != tensor.shape:
-            shape = list(value.shape) if isinstance(value, Tensor) else "not there"
+            shape = list(value.shape) if isinstance(value, Tensor) else "missing"
             raise ValueError(
                 f"{path} is not torchvision's AlexNet: {key} is {shape}, it should be {list(tensor.shape)}; {_HINT}"
             )

@@ -45,9 +45,9 @@ class Scales:
 
     def __post_init__(self) -> None:
         if not self.ks or any(not isinstance(k, int) or k < 1 for k in self.ks):
-            raise ValueError(f"ks={list(self.ks)}: give one or more whole numbers of at least 1, as (3, 4, 5)")
+            raise ValueError(f"ks={list(self.ks)}: expected one or more whole numbers of at least 1, as (3, 4, 5)")
         if self.reduction not in REDUCTIONS:
-            raise ValueError(f"reduction={self.reduction!r}: known are {', '.join(REDUCTIONS)}")
+            raise ValueError(f"reduction={self.reduction!r}: known: {', '.join(REDUCTIONS)}")
 
     def value(self, frames: Sequence[Sequence[float]]) -> float:
         """A video's value from the values of its frames, `[frames][k]`."""

@@ -34,7 +34,7 @@ def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Sc
     """The family's scorer. Raises: MissingWeights without pyiqa or the weights; ValueError for an invalid setting."""
     frames = settings["frames"]
     if not isinstance(frames, int) or frames < 1:
-        raise ValueError(f"musiq: frames={frames!r}: wants a whole number of at least 1, how many are looked at")
+        raise ValueError(f"musiq: frames={frames!r}: expected a whole number of frames, 1 or more")
     _need_pyiqa()
     weights = find("musiq_koniq")
     network = build(device)
@@ -87,13 +87,13 @@ def build(device: str) -> Any:
     try:
         from pyiqa.archs.musiq_arch import MUSIQ  # ty: ignore[import-not-found]
     except ImportError as error:
-        raise MissingWeights(f"pyiqa is installed, but not whole ({error}): `make iqa` mends it") from error
+        raise MissingWeights(f"pyiqa is installed incompletely ({error}): `make iqa` repairs it") from error
     return MUSIQ(pretrained=False).eval().requires_grad_(False).to(device)
 
 
 def _need_pyiqa() -> None:
     if importlib.util.find_spec("pyiqa") is None:
-        raise MissingWeights("pyiqa is not installed: `make iqa` adds it (PolyForm Noncommercial licence)")
+        raise MissingWeights("pyiqa is not installed: `make iqa` installs it (PolyForm Noncommercial licence)")
 
 
 def load(network: Any, path: Path) -> None:

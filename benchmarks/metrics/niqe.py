@@ -85,7 +85,7 @@ class NiqeScorer:
     def begin(self, info: VideoInfo) -> NiqeVideo:
         """Raises ValueError for frames smaller than one block."""
         if min(info.height, info.width) < BLOCK:
-            raise ValueError(f"niqe: {info.width}x{info.height} px is too small, it takes at least {BLOCK}x{BLOCK}")
+            raise ValueError(f"niqe: {info.width}x{info.height} px is too small, expected at least {BLOCK}x{BLOCK}")
         return NiqeVideo(self.pristine, self.every, memory(info.height, info.width))
 
 
@@ -93,7 +93,7 @@ def scorer(names: Sequence[str], settings: Mapping[str, Any], device: str) -> Ni
     """NIQE, always on the CPU. Raises MissingWeights, and ValueError for an invalid setting."""
     every = settings["every"]
     if not isinstance(every, int) or every < 1:
-        raise ValueError(f"niqe: every={every!r}: a whole number from 1")
+        raise ValueError(f"niqe: every={every!r}: expected a whole number of at least 1")
     return NiqeScorer(read_pristine(weights.find("niqe")), every)
 
 
@@ -148,7 +148,7 @@ def features(plane: NDArray[Any]) -> Floats:
     """
     rows, columns = plane.shape[0] // BLOCK, plane.shape[1] // BLOCK
     if not rows * columns:
-        raise ValueError(f"niqe: {plane.shape[1]}x{plane.shape[0]} px is too small, it takes at least {BLOCK}x{BLOCK}")
+        raise ValueError(f"niqe: {plane.shape[1]}x{plane.shape[0]} px is too small, expected at least {BLOCK}x{BLOCK}")
     plane = plane[: rows * BLOCK, : columns * BLOCK]
     return np.concatenate((_at_one_scale(plane, BLOCK), _at_one_scale(halve(plane), BLOCK // 2)), axis=1)
 

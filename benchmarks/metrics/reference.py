@@ -283,7 +283,7 @@ class SlicedWasserstein:
 
 
 def mhd_mse(video: Tensor, ks: Sequence[int]) -> Tensor:
-    """Mean over k of || v - R_k(v) ||^2 per pixel, on [0, 1]: [B]  (paper: Eqs. 9.9-9.10).
+    """Mean over k of || v - R_k(v) ||^2 per pixel, on [0, 1]: [B]  (paper: Eq. 9.9).
 
     `benchmarks.metrics.mhd` computes the same for videos in float64; the two differ in the last digits of float32.
     """

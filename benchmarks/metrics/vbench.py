@@ -42,11 +42,11 @@ def available(names: Sequence[str], settings: Mapping[str, Any]) -> dict[str, st
     """Dimension -> what is missing and how to get it. Raises ValueError for an invalid setting."""
     for key, choices in (("mode", MODES), ("imaging_quality_preprocessing_mode", PREPROCESSING)):
         if settings[key] not in choices:
-            raise ValueError(f"vbench.{key}={settings[key]}: one of {', '.join(choices)}")
+            raise ValueError(f"vbench.{key}={settings[key]}: expected one of {', '.join(choices)}")
     python = interpreter()
     if not python.is_file():
-        hint = "PW_VBENCH_PYTHON names it" if "PW_VBENCH_PYTHON" in os.environ else "`make vbench-env` makes it"
-        return dict.fromkeys(names, f"VBench's environment {python} is not there: {hint}")
+        hint = "set by PW_VBENCH_PYTHON" if "PW_VBENCH_PYTHON" in os.environ else "`make vbench-env` creates it"
+        return dict.fromkeys(names, f"VBench's environment {python} does not exist: {hint}")
     reasons = {name: _missing(name, settings["mode"], python) for name in names}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -257,7 +257,7 @@ class WorkerRun:
                 if is_ended:
                     return
                 if time.monotonic() - last_message > timeout:
-                    raise _ContractError(f"said nothing for {timeout:.0f} s (PW_VBENCH_TIMEOUT) and was ended")
+                    raise _ContractError(f"wrote nothing for {timeout:.0f} s (PW_VBENCH_TIMEOUT) and was stopped")
                 time.sleep(0.1)
 
     def _handle_line(self, line: bytes) -> None:
@@ -266,12 +266,12 @@ class WorkerRun:
             message = json.loads(line)
             if not self.has_header:
                 if message["schema"] != SCHEMA:
-                    raise _ContractError(f"writes schema {message['schema']}, {SCHEMA} is understood")
+                    raise _ContractError(f"writes schema {message['schema']}, expected {SCHEMA}")
                 self.has_header = True
                 return
             name = message["dimension"]
             if name not in self.names:
-                raise _ContractError(f"writes of {name}, which was not asked for")
+                raise _ContractError(f"writes of {name}, which was not requested")
             if "failed" in message:
                 self.failed[name] = str(message["failed"])
                 videos = list(self.videos)
@@ -279,16 +279,16 @@ class WorkerRun:
                 self._handle_value(name, message)
                 videos = [message["video"]]
         except (ValueError, TypeError, KeyError) as error:
-            raise _ContractError(f"writes nonsense: {line[:200].decode(errors='replace')}") from error
+            raise _ContractError(f"writes an invalid line: {line[:200].decode(errors='replace')}") from error
         for video in videos:
             self._finish(video)
 
     def _handle_value(self, name: str, message: Mapping[str, Any]) -> None:
         video, value = message["video"], message["value"]
         if video not in self.videos:
-            raise _ContractError(f"writes of {video}, which was not asked for")
+            raise _ContractError(f"writes of {video}, which was not requested")
         if value is not None and not abs(value) <= LARGEST:
-            raise _ContractError(f"gives {Path(video).name} a {name} of {value}, which no value of VBench is")
+            raise _ContractError(f"gives {Path(video).name} a {name} of {value}, which is no value of VBench")
         if value is None and message["error"]:
             self.errors.setdefault(name, {})[video] = str(message["why"])
         self.journal_values[video][name] = value
@@ -303,23 +303,23 @@ class WorkerRun:
     def _check_result(self, status: int) -> None:
         """Raises _ContractError unless the exit status is 0 and the result equals the journal."""
         if status:
-            status_text = f"was ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
+            status_text = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
             raise _ContractError(f"{status_text} after {len(self.finished)} of {len(self.videos)} videos")
         try:
             result = json.loads(self.out.read_text(encoding="utf-8"))
             if result["schema"] != SCHEMA:
-                raise _ContractError(f"writes schema {result['schema']}, {SCHEMA} is understood")
+                raise _ContractError(f"writes schema {result['schema']}, expected {SCHEMA}")
             results = {name: result["results"].get(name, {}).get("per_video", {}) for name in self.names}
         except FileNotFoundError:
             raise _ContractError("ended with exit status 0, but without a result") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise _ContractError(f"writes a result that makes no sense ({type(error).__name__}: {error})") from error
+            raise _ContractError(f"writes an invalid result ({type(error).__name__}: {error})") from error
         for name in [name for name in self.names if name not in self.failed]:
             journal = {video: values[name] for video, values in self.journal_values.items() if name in values}
             if len(journal) < len(self.videos):
                 raise _ContractError(f"measured {name} on {len(journal)} of {len(self.videos)} videos only")
             if results[name] != {video: value for video, value in journal.items() if value is not None}:
-                raise _ContractError(f"gives other values of {name} in its result than it gave on the way")
+                raise _ContractError(f"gives other values of {name} in its result than in its journal")
 
     def _tail(self) -> str:
         """The last lines of the worker's log, without the progress bars."""

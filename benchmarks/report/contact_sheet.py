@@ -49,7 +49,7 @@ def contact_sheet(blocks: Sequence[Sequence[Row]], out: Path) -> None:
     frames = [[_middle_frame(path) for path in paths] for _, paths in rows]
     sizes = [frame.shape[:2] for row in frames for frame in row if frame is not None]
     if not sizes:
-        raise ValueError(f"none of the clips of the contact sheet is there, e.g. {rows[0][1][0]}")
+        raise ValueError(f"no clip of the contact sheet exists, e.g. {rows[0][1][0]}")
     n, font, small = lengths.pop(), ImageFont.load_default(20), ImageFont.load_default(16)
     left = MARGIN + int(max(font.getlength(label) for label, _ in rows)) + 14
     largest = max(size[0] for size in sizes), max(size[1] for size in sizes)

@@ -41,7 +41,7 @@ LEGEND = (
 class TableOptions:
     name: str = option("", f"which table: {', '.join(paper.names())}", values=paper.names)
     systems: Path = option(OUTPUTS / "systems", "where the systems' folders are", read=existing_folder)
-    score: bool = option(False, "measure what is lacking first")
+    score: bool = option(False, "first measure what is missing")
     format: Literal["terminal", "md", "tex", "html", "csv", "json"] = option("terminal", "how it is printed")
     out: Path = option(OUTPUTS / "tables", "the folder that gets the table in every format")
     reference: str = option("", "the row that ours are compared with; by default the paper's own system")
@@ -76,7 +76,7 @@ def run(options: TableOptions) -> int:
     return 0
 
 
-main = Command(TableOptions, run, resume_hint="what was measured is kept, the same command goes on with the rest")
+main = Command(TableOptions, run, resume_hint="measured values are kept, run the same command again to resume")
 
 
 def _score(table: paper.PaperTable, folders: Mapping[str, Path]) -> None:

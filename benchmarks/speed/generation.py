@@ -75,7 +75,7 @@ def choose_variant(run: Run, kernels: Sequence[str], compiles: str) -> tuple[Var
         return best, {str(variant): outcome for variant, outcome in variants.items()}
     variant = Variant(kernels[0], compiled=compiles == "always")
     error = _kernel_error(run, variant.kernel)
-    return None if error else variant, {str(variant): error or "not timed, there is no other"}
+    return None if error else variant, {str(variant): error or "not timed, it is the only one"}
 
 
 def _kernel_error(run: Run, kernel: str) -> str:
@@ -119,7 +119,8 @@ def time_variants(run: Run, kernels: Sequence[str], *, compiles: bool) -> dict[V
         try:
             record(variant, seconds())
         except Exception as error:  # a compiler without support for this machine may raise any error
-            record(variant, f"not to be had here ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            record(variant, f"not available on this machine ({reason})")
         torch.compiler.reset()
     return outcomes
 
@@ -289,7 +290,7 @@ def _first_line(error: Exception) -> str:
 
 def _what(text: str) -> str:
     if text != "generate":
-        raise ValueError("there are generate, metrics and train: make bench what=…; this one is generate")
+        raise ValueError("expected generate, metrics or train: make bench what=…; this one is generate")
     return text
 
 
@@ -305,11 +306,11 @@ class BenchOptions:
     what: str = option("generate", "generate, metrics or train", read=_what)
     scales: tuple[str, ...] = option(("2k", "4k"), "scales with text and guidance")
     stock_steps: int = option(3, "steps of diffusers' own pipeline that are timed; 0: none", read=number(0))
-    stock_of: int = option(50, "steps that it would take", read=number(1))
+    stock_of: int = option(50, "steps of a whole video by that pipeline", read=number(1))
     kernels: tuple[str, ...] = option(
         ("sdpa", "cudnn", "flash", "flash3"), "attention kernels to choose from", read=_kernels
     )
-    compile: Literal["true", "false", "always"] = option("true", "compile blocks if that is faster, never, or anyway")
+    compile: Literal["true", "false", "always"] = option("true", "compile blocks if that is faster, never, or always")
     out: Path | None = option(None, "the JSON file, by default outputs/bench/generate_<device>.json")
     overrides: tuple[str, ...] = ()
 
@@ -319,14 +320,14 @@ def run_bench(options: BenchOptions) -> int:
     runs = [build([f"scale={scale}", "stage=hires", *options.overrides]) for scale in options.scales]
     for run in runs:
         if run.text is None or run.guidance.scale == 1:
-            raise ConfigError(f"scale={run.scale.name}: the bench is of a scale with text and guidance: 2k, 4k, proxy")
+            raise ConfigError(f"scale={run.scale.name}: use a scale with text and guidance: 2k, 4k, proxy")
         check_device(run)
     silence_libraries()
     device = torch.cuda.get_device_name() if runs[0].trainer.accelerator == "gpu" else platform.processor() or "CPU"
     best, outcomes = choose_variant(runs[0], options.kernels, options.compile)
     print(json.dumps(outcomes, indent=1), flush=True)
     if best is None:
-        raise ConfigError(f"kernels={','.join(options.kernels)}: none of them is to be had here")
+        raise ConfigError(f"kernels={','.join(options.kernels)}: none is available on this machine")
     out = options.out or OUTPUTS / "bench" / f"generate_{device.replace(' ', '-')}.json"
     metadata = {"device": device, "torch": torch.__version__, "kernels": outcomes, **provenance()}
     results: list[dict[str, Any]] = []

@@ -166,7 +166,7 @@ def bench_niqe(repeats: int) -> list[BenchRow]:
     rows = [BenchRow("niqe", f"{name}, a 1080p frame", 1e3 * duration, "ms") for name, duration in seconds.items()]
     rows.append(BenchRow("niqe", "NIQE of the frame", values["ours"], ""))
     if pyiqa_metric is None:
-        note = "pyiqa is not installed: `make iqa` adds it"
+        note = "pyiqa is not installed: `make iqa` installs it"
         return [*rows, BenchRow("niqe", "faster than pyiqa", None, "x", 4.0, "least", note)]
     rows.append(BenchRow("niqe", "faster than pyiqa", seconds["pyiqa"] / seconds["ours"], "x", 4.0, "least"))
     return [*rows, BenchRow("niqe", "difference", abs(values["ours"] - values["pyiqa"]), "", 0.01, "most")]
@@ -278,7 +278,7 @@ def show(rows: Sequence[BenchRow]) -> None:
 class MetricBenchOptions:
     only: tuple[Literal["mhd", "niqe", "stream"], ...] = option(("mhd", "niqe", "stream"), "what is measured")
     frames: int = option(121, "frames of the 4K clip", read=number(1))
-    repeats: int = option(5, "rounds, of which the median counts", read=number(1))
+    repeats: int = option(5, "rounds, of which the median is reported", read=number(1))
     out: Path | None = option(
         None, "the JSON file, by default outputs/bench/metrics_<processor>.json", read=writable_file("out")
     )

@@ -140,7 +140,7 @@ def paired(a: Mapping[str, float], b: Mapping[str, float], direction: Direction,
     totals = np.bincount([index[prompt] for prompt in prompts], b_values - a_values)
     p, test = sign_flip(totals, seed)
     if 2.0 ** (1 - clusters) > 1 - LEVEL:
-        reason = f"{clusters} prompts cannot show anything: the smallest p is {2.0 ** (1 - clusters):.2g}; 6 can"
+        reason = f"{clusters} prompts cannot show a difference: the smallest p is {2.0 ** (1 - clusters):.2g}; use 6"
         return replace(result, p=p, test=test, reason=reason)
     return replace(result, p=p, test=test, verdict="no difference shown")
 

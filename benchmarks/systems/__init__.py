@@ -175,9 +175,7 @@ def find(name: str) -> Path:
     if name.endswith(".yaml") and Path(name).is_file():
         return Path(name)
     if name not in names():
-        raise ConfigError(
-            f"name={name}: there is no such system; there are {', '.join(names())}, or a card of your own"
-        )
+        raise ConfigError(f"name={name}: no such system; known: {', '.join(names())}, or a card of your own")
     return CARDS / f"{name}.yaml"
 
 
@@ -193,7 +191,7 @@ def read_card(path: Path) -> System:
         raise ConfigError(f"{path}: not a card ({error})") from error
     kind = str(card.get("kind")) if isinstance(card, dict) else ""
     if kind not in ADAPTERS:
-        raise ConfigError(f"{path}: kind={kind}: one of {', '.join(ADAPTERS)}")
+        raise ConfigError(f"{path}: kind={kind}: expected one of {', '.join(ADAPTERS)}")
     if (adapter := ADAPTERS[kind]) is not None:
         card["adapter"] = _build(adapter, card.get("adapter"), f"{path}: adapter")
     elif card.get("adapter") is not None:
@@ -201,9 +199,9 @@ def read_card(path: Path) -> System:
     system = _build(System, card, str(path))
     setting = system.setting
     if kind != "videos" and None in (setting.width, setting.height, setting.frames, setting.fps):
-        raise ConfigError(f"{path}: setting={setting}: what is made here has a known size, length and rate")
+        raise ConfigError(f"{path}: setting={setting}: a generated system needs a known size, length and rate")
     if path.stem not in (system.name, "card"):  # card.yaml is the copy in a system's folder
-        raise ConfigError(f"{path}: name={system.name}: a card is called as its file")
+        raise ConfigError(f"{path}: name={system.name}: the card's name must equal its file name")
     return system
 
 
@@ -211,11 +209,11 @@ def _build(cls: type, values: Any, location: str) -> Any:
     """A dataclass (and nested ones) from a mapping with exactly its keys."""
     hints = typing.get_type_hints(cls)
     if not isinstance(values, dict):
-        raise ConfigError(f"{location}: wants {', '.join(hints)}, not {values!r}")
+        raise ConfigError(f"{location}: expected {', '.join(hints)}, not {values!r}")
     if unknown := values.keys() - hints.keys():
         raise ConfigError(f"{location}: unknown keys {', '.join(sorted(map(str, unknown)))}; known: {', '.join(hints)}")
     if missing := hints.keys() - values.keys():
-        raise ConfigError(f"{location}: missing keys {', '.join(sorted(missing))} (null where there is nothing to say)")
+        raise ConfigError(f"{location}: missing keys {', '.join(sorted(missing))} (use null for none)")
     return cls(**{key: _value(hint, values[key], f"{location}: {key}") for key, hint in hints.items()})
 
 
@@ -236,5 +234,5 @@ def _value(hint: Any, value: Any, location: str) -> Any:
         return types.MappingProxyType(value)
     if option is float and type(value) is int:
         return float(value)
-    wants = ", ".join(map(str, arguments)) if origin is Literal else getattr(option, "__name__", option)
-    raise ConfigError(f"{location}={value!r}: wants {wants}")
+    expected = ", ".join(map(str, arguments)) if origin is Literal else getattr(option, "__name__", option)
+    raise ConfigError(f"{location}={value!r}: expected {expected}")

@@ -72,7 +72,7 @@ class Pipelines:
         write_video(path, frames, fps=self.setting.rate, lossless=self.call.lossless, crf=self.call.quality)
         check(path, self.setting)
         if (steps := len(self._times[1:])) != self.setting.steps:
-            raise GenerationError(f"the pipeline took {steps} steps, asked {self.setting.steps}")
+            raise GenerationError(f"the pipeline took {steps} steps, requested {self.setting.steps}")
         first, last = self._times[0], self._times[-1]
         return path, {
             "seconds_total": end - start,
@@ -121,8 +121,8 @@ class Pipelines:
 
         class_name = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
         if class_name != self.adapter.pipeline:
-            wants = f"{self.call.system.name} wants {self.adapter.pipeline}"
-            raise ConfigError(f"weights={weights}: are of {class_name}, {wants}")
+            expected = f"{self.call.system.name} needs {self.adapter.pipeline}"
+            raise ConfigError(f"weights={weights}: are of {class_name}, {expected}")
         half = torch.bfloat16 if self.is_cuda else torch.float32
         vae = torch.float32 if self.adapter.vae == "float32" else half
         cls = getattr(diffusers, self.adapter.pipeline)
@@ -168,14 +168,14 @@ def locate(weights: str, revision: str | None) -> tuple[Path, str | None]:
     if (folder / "model_index.json").is_file():
         return folder, None
     if folder.exists():
-        raise ConfigError(f"weights={weights}: wants a folder in diffusers' layout, with a model_index.json")
+        raise ConfigError(f"weights={weights}: expected a folder in diffusers' layout, with a model_index.json")
     try:
         cached = snapshot(weights, revision)
     except (OSError, ValueError) as error:
         option = f" --revision {revision}" if revision else ""
         raise ConfigError(
             f"the weights {weights} are not on this machine: `hf download {weights}{option}` fetches them, "
-            "or weights=DIR says where they are"
+            "or set weights=DIR"
         ) from error
     return cached, cached.name if cached.parent.name == "snapshots" else revision
 

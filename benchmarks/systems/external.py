@@ -87,8 +87,8 @@ class PixelWizardGeneration:
             paths = process.communicate()[0].splitlines()  # one line per prompt, in order
         if process.returncode or len(paths) != len(jobs):
             raise GenerationError(
-                f"pw.generate.pipeline ended with status {process.returncode} and {len(paths)} of {len(jobs)} videos; "
-                "it says why above"
+                f"pw generate ended with status {process.returncode} and {len(paths)} of {len(jobs)} videos; "
+                "see its messages above"
             )
         self._videos = {job.stem: Path(path) for job, path in zip(jobs, paths, strict=True)}
         self.metadata["command"] = words
@@ -190,7 +190,7 @@ class External:
             return outputs[0]
         files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
         raise GenerationError(
-            f"the command ended well but wrote {len(outputs) or 'no'} {self.adapter.output} to {{out}}; there is: "
+            f"the command succeeded but wrote {len(outputs) or 'no'} {self.adapter.output} to {{out}}; there is: "
             f"{', '.join(files[:8]) or 'nothing'}. {_tail(log)}"
         )
 
@@ -214,7 +214,7 @@ def fields(command: str) -> set[str]:
     """The fields of a command. Raises ConfigError for an unknown one."""
     names = set(FIELD.findall(command))
     if unknown := names - set(FIELDS):
-        raise ConfigError(f"command: unknown {{{', '.join(sorted(unknown))}}}; there are {', '.join(FIELDS)}")
+        raise ConfigError(f"command: unknown {{{', '.join(sorted(unknown))}}}; known: {', '.join(FIELDS)}")
     return names
 
 
@@ -227,7 +227,7 @@ def fill(command: str, values: Mapping[str, str | None]) -> tuple[str, ...]:
     def value(match: re.Match[str]) -> str:
         text = values[match[1]]
         if text is None:
-            raise ConfigError(f"the command wants {{{match[1]}}}: give {match[1]}=…")
+            raise ConfigError(f"the command needs {{{match[1]}}}: set {match[1]}=…")
         return text
 
     fields(command)
@@ -265,7 +265,7 @@ def execute(words: Sequence[str], cwd: Path, timeout: float | None, log: Path) -
         finally:
             _end_group(process)
     if status := process.returncode:
-        ending = f"ended with status {status}" if status > 0 else f"was ended by {signal.Signals(-status).name}"
+        ending = f"ended with status {status}" if status > 0 else f"was killed by {signal.Signals(-status).name}"
         raise GenerationError(f"the command {ending}; {_tail(log)}")
     return peak
 

@@ -28,14 +28,14 @@ ABOVE_ZERO = number(0, kind=float, excluded=(0,))
 
 def _folder_of_videos(text: str) -> Path:
     if not text:
-        raise ValueError("wants the folder of the videos; name=SYSTEM alone makes them")
+        raise ValueError("expected the folder of the videos; name=SYSTEM alone makes them")
     return Path(text).expanduser()
 
 
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise ValueError("i/n, the i-th of n shares, counted from 0, as 0/4")
+        raise ValueError("expected i/n, the i-th of n shares, counted from 0, as 0/4")
     return int(index), int(count)
 
 
@@ -46,9 +46,9 @@ class SystemOptions:
     inputs: Path | None = option(None, "the videos to be enlarged, for super-resolution")
     videos: Path | None = option(None, "register these videos instead; nothing is copied", read=_folder_of_videos)
     seeds: int = option(1, "videos for each prompt; the seed of the noise is 0, 1, …", read=number(1))
-    out: Path | None = option(None, "outputs/systems/<name> by default; a video that is there is not made again")
-    limit: int | None = option(None, "only the first so many videos", read=number(1))
-    dry_run: bool = option(False, "say what would be run")
+    out: Path | None = option(None, "outputs/systems/<name> by default; an existing video is not made again")
+    limit: int | None = option(None, "only this number of videos, from the first", read=number(1))
+    dry_run: bool = option(False, "print the commands without running them")
     accept_licence: bool = option(False, "accept a licence that restricts use")
     gpus: int = option(1, "a process for each GPU, each with its share", read=number(1))
     shard: tuple[int, int] = option((0, 1), "i/n: the i-th of n shares, for a cluster's jobs", read=_shard)
@@ -68,7 +68,7 @@ class SystemOptions:
     checkout: Path | None = option(None, "command: the folder of its repository, with its environment")
     python: str | None = option(None, "command: its interpreter, by default the checkout's .venv/bin/python")
     timeout: int | None = option(None, "command: seconds that a video may take", read=number(1))
-    overrides: tuple[str, ...] = option((), "for PixelWizard whatever `pw generate` takes: hires=… anchor=…")
+    overrides: tuple[str, ...] = option((), "PixelWizard: any option of `pw generate`: hires=… anchor=…")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def make_call(options: SystemOptions) -> Call:
     card = find(options.name)
     system = read_card(card)
     if system.kind == "videos":
-        raise ConfigError(f"name={system.name}: its videos are not made here; videos=DIR registers those you have")
+        raise ConfigError(f"name={system.name}: its videos cannot be made here; register existing ones with videos=DIR")
     overrides = _overrides(system, options)
     changes = {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
     for key, value in changes.items():
@@ -158,7 +158,7 @@ def make_call(options: SystemOptions) -> Call:
     if system.licence.restricted and not options.accept_licence and not options.dry_run:
         raise ConfigError(
             f"{system.title} is under the licence {system.licence.name!r} ({system.licence.terms}); "
-            "read it, and say accept_licence=true if you accept it"
+            "read it, and set accept_licence=true if you accept it"
         )
     match system.adapter:
         case Diffusers():
@@ -178,7 +178,7 @@ def _overrides(system: System, options: SystemOptions) -> tuple[str, ...]:
     overrides = (*options.overrides, *to_words(other_options))
     if overrides and system.kind != "pixelwizard":
         known = [key for key in keys(SystemOptions) if key not in {*other_keys, "videos"}]
-        raise ConfigError(f"{overrides[0]}: no option of {system.name} ({system.kind}); there are {', '.join(known)}")
+        raise ConfigError(f"{overrides[0]}: no option of {system.name} ({system.kind}); known: {', '.join(known)}")
     return overrides
 
 
@@ -186,7 +186,7 @@ def _jobs(system: System, options: SystemOptions) -> list[VideoJob]:
     if options.prompts is None and not system.enlarges:
         raise ConfigError('prompts=FILE: a .txt of one prompt a line or a .jsonl of {"text", "long"?, "id"?}')
     if (options.inputs is not None) != system.enlarges:
-        problem = "wants inputs=DIR, the videos to be enlarged" if system.enlarges else "takes no inputs"
+        problem = "set inputs=DIR, the videos to be enlarged" if system.enlarges else "takes no inputs"
         raise ConfigError(f"name={system.name}: {problem}")
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     if options.inputs is not None:
@@ -196,24 +196,24 @@ def _jobs(system: System, options: SystemOptions) -> list[VideoJob]:
 
 def _check_diffusers(options: SystemOptions, setting: Setting) -> None:
     if options.trainer not in (None, "fsdp"):
-        raise ConfigError(f"trainer={options.trainer}: fsdp (one model over all GPUs), or leave it out")
+        raise ConfigError(f"trainer={options.trainer}: use fsdp (one model over all GPUs), or leave it out")
     if options.offload and (options.device == "cpu" or options.trainer):
         raise ConfigError("offload=true: moves parts between CPU and GPU; not with device=cpu or trainer=fsdp")
     if options.lossless is False and ((setting.width or 0) % 2 or (setting.height or 0) % 2):
-        raise ConfigError(f"lossless=false: wants even sizes, not {setting.width}x{setting.height}")
+        raise ConfigError(f"lossless=false: expected even sizes, not {setting.width}x{setting.height}")
 
 
 def _check_pixelwizard(options: SystemOptions, overrides: Sequence[str]) -> None:
     for key in ("guidance", "shift"):
         if (value := getattr(options, key)) is not None:
-            raise ConfigError(f"{key}={value:g}: say it in pw.generate.pipeline's words, e.g. schedule.shift=…")
+            raise ConfigError(f"{key}={value:g}: use an option of pw generate, e.g. schedule.shift=…")
     if invalid := [w for w in overrides if w.startswith("trainer=") and w not in ("trainer=gpu", "trainer=cpu", SPLIT)]:
         raise ConfigError(
             f"{invalid[0]}: gpus=N shares the videos; {SPLIT}, with gpus=N, splits each network, where it does not "
             "fit into one GPU"
         )
     if invalid := [w for w in overrides if w.startswith("trainer.devices=")]:
-        raise ConfigError(f"{invalid[0]}: say gpus=N")
+        raise ConfigError(f"{invalid[0]}: set gpus=N")
 
 
 def _check_program(program: ExternalCommand, options: SystemOptions, jobs: Sequence[VideoJob]) -> None:
@@ -226,6 +226,6 @@ def _check_program(program: ExternalCommand, options: SystemOptions, jobs: Seque
     if "seed" not in names and program.takes == "prompt" and any(job.seed for job in jobs):
         raise ConfigError(f"seeds={options.seeds}: its command takes no seed, all would be the same video; use seeds=1")
     if "weights" in names and not options.weights:
-        raise ConfigError("weights=PATH: its command wants to know where the weights are")
+        raise ConfigError("weights=PATH: its command needs the path of the weights")
     if not options.dry_run and (options.checkout is None or not options.checkout.is_dir()):
         raise ConfigError(f"checkout={options.checkout or ''}: the folder of its repository, with its environment")

@@ -30,7 +30,7 @@ def spread_over_gpus(call: Call) -> int:
     """
     gpus, (first, parts), visible = call.options.gpus, call.options.shard, _visible_gpus()
     if call.options.device != "cpu" and visible is not None and gpus > len(visible):
-        raise ConfigError(f"gpus={gpus}: {len(visible)} are to be seen here")
+        raise ConfigError(f"gpus={gpus}: only {len(visible)} visible on this machine")
     if call.is_fsdp:
         launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}", "-m"]
         words = [sys.executable, "-m", *launcher, "pw", "system", *call.words(1, first, parts)]
@@ -55,7 +55,8 @@ def spread_over_gpus(call: Call) -> int:
     for i, status in enumerate(statuses):
         if status < 0:
             name = signal.Signals(-status).name
-            print(f"error: share {i + 1} of {gpus} was ended by {name}; the same command goes on", file=sys.stderr)
+            message = f"error: share {i + 1} of {gpus} was killed by {name}; run the same command again to resume"
+            print(message, file=sys.stderr)
     return max(status if status >= 0 else 1 for status in statuses)
 
 
@@ -114,7 +115,7 @@ def process_group(call: Call, todo: list[VideoJob]) -> Generator[tuple[int, int,
         yield 0, 1, todo
         return
     if "RANK" not in os.environ:
-        raise ConfigError("trainer=fsdp: give gpus=N too, the number of GPUs that share the model (at least 2)")
+        raise ConfigError("trainer=fsdp: set gpus=N too, the number of GPUs that share the model (at least 2)")
     if call.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if call.device == "cuda" else "gloo")

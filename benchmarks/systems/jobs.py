@@ -65,10 +65,10 @@ def read_prompts(path: Path) -> list[tuple[str, str]]:
     expected, prompts = '{"text", "long"?, "id"?}', []
     for location, entry in prompt_entries(path, "text", expected):
         if unknown := entry.keys() - {"id", "text", "long"}:
-            raise ConfigError(f"{location}: wants {expected}, not {', '.join(sorted(unknown))}")
+            raise ConfigError(f"{location}: expected {expected}, not {', '.join(sorted(unknown))}")
         texts = entry["text"], entry.get("long", entry["text"])
         if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ConfigError(f"{location}: text (and long, if there is one) must say something")
+            raise ConfigError(f"{location}: text (and long, if there is one) must not be empty")
         prompts.append((texts[0].strip(), texts[1].strip()))
     return prompts
 
@@ -80,7 +80,7 @@ def make_jobs(prompts: Sequence[tuple[str, str]], seeds: int) -> list[VideoJob]:
         for prompt, text in prompts:
             job = VideoJob(stem(prompt, seed), prompt, text, seed)
             if jobs.setdefault(job.stem.casefold(), job) is not job:  # some file systems ignore case
-                raise ConfigError(f"prompts: {prompt[:60]!r} is there twice, or differs from another in no file name")
+                raise ConfigError(f"prompts: {prompt[:60]!r} occurs twice, or maps to the same file name as another")
     return list(jobs.values())
 
 
@@ -98,7 +98,7 @@ def input_jobs(folder: Path, prompts: Sequence[tuple[str, str]] | None, seeds: i
         return jobs
     jobs = make_jobs(prompts, seeds)
     if missing := [job.stem for job in jobs if job.stem not in paths]:
-        raise ConfigError(f"inputs={folder}: {len(missing)} of {len(jobs)} are not there: {', '.join(missing[:5])} …")
+        raise ConfigError(f"inputs={folder}: {len(missing)} of {len(jobs)} are missing: {', '.join(missing[:5])} …")
     return [replace(job, input=paths[job.stem]) for job in jobs]
 
 
@@ -112,7 +112,7 @@ def videos(folder: Path) -> list[Path]:
         record = _read(file, {"directory": str, "present": list}, "register the videos again: make system videos=DIR")
         folder, registered = Path(record["directory"]), set(record["present"])
         if not folder.is_dir():
-            raise ConfigError(f"{file}: {folder} is not there any more; register the videos where they are now")
+            raise ConfigError(f"{file}: {folder} no longer exists; register the videos in their new folder")
     elif (folder / "videos").is_dir():
         folder = folder / "videos"
     if not folder.is_dir():
@@ -129,7 +129,7 @@ def _read(path: Path, types: Mapping[str, Any], remedy: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: is damaged ({error}); {remedy}") from error
     invalid = [key for key, cls in types.items() if not (isinstance(data, dict) and isinstance(data.get(key), cls))]
     if invalid:
-        raise ConfigError(f"{path}: is damaged, it does not say {', '.join(invalid)}; {remedy}")
+        raise ConfigError(f"{path}: is damaged, it lacks {', '.join(invalid)}; {remedy}")
     return data
 
 
@@ -139,7 +139,7 @@ def check(path: Path, setting: Setting) -> VideoInfo:
     for field in ("width", "height", "frames", "fps"):
         actual, requested = getattr(info, field), getattr(setting, field)
         if requested is not None and abs(actual - requested) > (RATE_TOLERANCE if field == "fps" else 0):
-            problems.append(f"{field} is {actual:g}, asked {requested:g}")
+            problems.append(f"{field} is {actual:g}, requested {requested:g}")
     if problems:
         raise GenerationError(f"{path.name}: {', '.join(problems)}")
     return info
@@ -176,7 +176,7 @@ def write_jobs(folder: Path, jobs: Sequence[VideoJob]) -> None:
     try:
         rows = {row["stem"]: row for row in map(json.loads, lines)}
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: is damaged ({error!r}); remove it, it is written anew") from error
+        raise ConfigError(f"{path}: is damaged ({error!r}); remove it, it is written again") from error
     for job in jobs:
         rows[job.stem] = {key: value for key, value in vars(job).items() if value is not None}
     write_atomically(path, "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows.values()))
@@ -239,7 +239,7 @@ def register(card: Path, system: System, directory: Path, out: Path, jobs: Seque
     """Check existing videos against the card and write `out`/card.yaml and `out`/registered.json, which is returned.
 
     The videos stay in their folder. jobs: the expected videos; None: all videos of the folder.
-    Returns present: stems of correct videos; wrong: (file, problem); missing and unasked: stems.
+    Returns present: stems of correct videos; wrong: (file, problem); missing, unasked (unexpected): stems.
     Raises: ConfigError if no video is correct, two videos share a stem, a folder belongs to another system, or `out`
         holds generated videos. An earlier registration is then unchanged.
     """
@@ -252,8 +252,8 @@ def register(card: Path, system: System, directory: Path, out: Path, jobs: Seque
         raise ConfigError(f"videos={directory}: there is no .mkv or .mp4 in it")
     if double := next((path for path in paths if by_stem[path.stem] != path), None):
         raise ConfigError(
-            f"videos={directory}: {double.name} and {by_stem[double.stem].name} are one name, and which of them is "
-            "meant is not said; move one of them away"
+            f"videos={directory}: {double.name} and {by_stem[double.stem].name} have the same stem, which "
+            "is ambiguous; move one of them away"
         )
     for key, folder in (("videos", directory), ("out", out)):
         if (folder / "card.yaml").is_file() and (other := read_card(folder / "card.yaml").name) != system.name:
@@ -273,7 +273,7 @@ def register(card: Path, system: System, directory: Path, out: Path, jobs: Seque
     if len(problems) == len(by_stem):
         file, reason = next(iter(problems.values()))
         raise ConfigError(
-            f"videos={directory}: none of its {len(by_stem)} videos is as the card of {system.name} says, such as "
+            f"videos={directory}: none of its {len(by_stem)} videos matches the card of {system.name}, such as "
             f"{file}: {reason.removeprefix(f'{file}: ')}; nothing is registered"
         )
     video_folder = next(iter(by_stem.values())).parent  # not always `directory`, see `videos`

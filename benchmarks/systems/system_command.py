@@ -60,7 +60,7 @@ def run(options: SystemOptions) -> int:
     return 1 if failures else 0
 
 
-main = Command(SystemOptions, run, resume_hint="what is finished is kept, the same command goes on from here")
+main = Command(SystemOptions, run, resume_hint="finished videos are kept, run the same command again to resume")
 
 
 def _list(systems: Sequence[System]) -> list[str]:
@@ -82,7 +82,7 @@ def _register(options: SystemOptions, directory: Path) -> int:
     allowed = dict.fromkeys(("name", "videos", "out", "prompts", "seeds"))
     other_options = dataclasses.replace(options, **{key: getattr(SystemOptions(), key) for key in allowed})
     if unknown := [word.partition("=")[0] for word in to_words(other_options)]:
-        raise ConfigError(f"{', '.join(sorted(unknown))}: with videos=DIR there are name, out, prompts and seeds")
+        raise ConfigError(f"{', '.join(sorted(unknown))}: with videos=DIR, use only name, out, prompts and seeds")
     system = load(options.name)
     jobs = None if options.prompts is None else make_jobs(read_prompts(options.prompts), options.seeds)
     out = (options.out or OUTPUTS / "systems" / system.name).absolute()
@@ -90,9 +90,9 @@ def _register(options: SystemOptions, directory: Path) -> int:
     print(f"{len(registered['present'])} videos of {system.title} are registered in {out}")
     for file, problem in registered["wrong"]:
         print(f"left out: {directory / file}: {problem.rpartition(f'{file}: ')[2]}")
-    if any(", asked " in problem for _, problem in registered["wrong"]):
+    if any(", requested " in problem for _, problem in registered["wrong"]):
         print(f"the card of {system.title}: {system.setting}")
-    for label, key in (("missing", "missing"), ("not asked for", "unasked")):
+    for label, key in (("missing", "missing"), ("unexpected", "unasked")):
         if stems := registered[key]:
             print(f"{label}: {len(stems)}: {', '.join(stems[:5])}{' …' if len(stems) > 5 else ''}")
     return 1 if registered["wrong"] or registered["missing"] else 0
@@ -164,7 +164,7 @@ def _make_in_order(call: Call, todo: Sequence[VideoJob]) -> list[str]:
         try:
             with _claim(call, job) as is_ours:
                 if not is_ours:
-                    _log(f"{number}/{len(todo)}  {job.stem}: another call makes it")
+                    _log(f"{number}/{len(todo)}  {job.stem}: claimed by another call")
                     continue
                 path = _make_one(call, maker, job)
         except (GenerationError, VideoError) as error:

@@ -227,7 +227,7 @@ class TestRegistry:
 
 class TestFind:
     def test_names_the_command_when_nothing_is_there(self, rows: dict[str, Weights], folder: Path) -> None:
-        message = re.escape(f'{folder}/one.pth is not there: `make weights what=metrics args="only=a"` fetches it')
+        message = re.escape(f'{folder}/one.pth is missing: `make weights what=metrics args="only=a"` fetches it')
         with pytest.raises(MissingWeights, match=message):
             find("a")
 
@@ -240,10 +240,10 @@ class TestFind:
     def test_refuses_another_naming_both_digests(self, rows: dict[str, Weights], folder: Path) -> None:
         other = CONTENT["one.pth"][::-1]
         put(folder, "one.pth", other)
-        with pytest.raises(WrongWeights, match=f"sha256 is {sha256(other)}, wants {rows['a'].sha256}"):
+        with pytest.raises(WrongWeights, match=f"sha256 is {sha256(other)}, expected {rows['a'].sha256}"):
             find("a")
         put(folder, "two.pth", CONTENT["one.pth"])
-        with pytest.raises(WrongWeights, match=f"sha256 is {sha256(CONTENT['one.pth'])}, wants {rows['b'].sha256}"):
+        with pytest.raises(WrongWeights, match=f"sha256 is {sha256(CONTENT['one.pth'])}, expected {rows['b'].sha256}"):
             digest("b")
 
     def test_hashes_only_what_changed(self, rows: dict[str, Weights], folder: Path) -> None:
@@ -254,7 +254,7 @@ class TestFind:
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         assert digest("a") == rows["a"].sha256  # nothing to be seen from outside
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-        with pytest.raises(WrongWeights, match="wants"):
+        with pytest.raises(WrongWeights, match="expected"):
             find("a")
 
     def test_holds_a_file_without_published_digest_to_what_was_fetched(
@@ -325,7 +325,7 @@ class TestFind:
         path = put(folder / "vbench" / "some", "one.pth")
         assert find("v") == path
         monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "vb"))
-        with pytest.raises(MissingWeights, match=re.escape(f"{tmp_path}/vb/some/one.pth is not there")):
+        with pytest.raises(MissingWeights, match=re.escape(f"{tmp_path}/vb/some/one.pth is missing")):
             find("v")
 
 
@@ -423,7 +423,7 @@ class TestFetching:
         assert line.startswith("error: a: ")
         assert words in line
         assert f"{server.address}/one.pth" in line
-        advice = f"by hand: put the file at {folder}/one.pth (sha256 {rows['a'].sha256}, 200000 bytes)"
+        advice = f"or save the file by hand as {folder}/one.pth (sha256 {rows['a'].sha256}, 200000 bytes)"
         assert line.endswith(advice)
         assert find("b")
         assert find("c")

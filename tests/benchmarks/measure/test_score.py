@@ -201,7 +201,7 @@ def test_videos_of_vbenchs_protocol_that_are_not_there_are_said(
     standard = ("vbench.mode=vbench_standard",)
     scores = score_videos(folder, ["dynamic_degree"], MeasureOptions(overrides=standard))
     assert len(scores.values("dynamic_degree")) == 3
-    assert "2 videos of VBench's protocol are not there, such as 'a heron-3'" in scores.missing["dynamic_degree"]
+    assert "2 videos of VBench's protocol are missing, such as 'a heron-3'" in scores.missing["dynamic_degree"]
     with pytest.raises(BrokenVideo, match="2 videos of VBench's protocol"):
         score_videos(folder, ["dynamic_degree"], MeasureOptions(overrides=standard, strict=True))
 
@@ -318,7 +318,7 @@ def test_a_gpu_that_is_full_leaves_out_the_metric_of_the_video_and_nothing_else(
     assert "Tried to allocate 2.00 GiB" in reason
     assert "device=cpu" in reason
     assert "non-PyTorch" not in reason
-    assert ("memory=101MB hands it one frame at a time" in reason) == (step == "frame")
+    assert ("memory=101MB measures one frame at a time" in reason) == (step == "frame")
     assert large.tensors
     assert not any(array() is not None for array in large.tensors)  # no error in somebody's keeping holds it
 
@@ -347,7 +347,7 @@ def test_a_network_that_does_not_fit_does_not_stop_the_others(folder: Path, inst
     scores = score_videos(folder, ["niqe", "mhd_mse"])
     assert len(scores.values("mhd_mse")) == 3
     assert "the network of niqe does not fit: CUDA out of memory" in scores.missing["niqe"]
-    with pytest.raises(BrokenVideo, match="device=cpu takes the machine's memory"):
+    with pytest.raises(BrokenVideo, match="device=cpu uses the machine's memory"):
         score_videos(folder, ["niqe"], MeasureOptions(strict=True))
 
 
@@ -373,7 +373,7 @@ def test_strict_stops_at_the_first_broken_video_and_keeps_what_was_measured(fold
 
 def test_why_there_is_no_interval_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert run(folder, "metrics=mhd_mse", f"out={tmp_path / 'scores.csv'}") == 0
-    assert "trailing -NUMBER only are videos of one prompt" in capsys.readouterr().out
+    assert "only in the trailing -NUMBER have the same prompt" in capsys.readouterr().out
 
 
 def test_a_metric_without_its_weights_does_not_stop_the_others(folder: Path, tmp_path: Path, capsys):
@@ -498,7 +498,9 @@ def test_numbers_stand_beside_the_settings_they_were_measured_by(folder: Path, t
     assert "reduction" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("metric", "reason"), [("mhd_mse", "there is one video"), ("psd", "one value of all videos")])
+@pytest.mark.parametrize(
+    ("metric", "reason"), [("mhd_mse", "there is one video"), ("psd", "one value for the whole set")]
+)
 def test_an_interval_that_is_a_dash_says_why(metric: str, reason: str, folder: Path, tmp_path: Path, capsys):
     for i in (1, 2):
         (folder / f"a heron-{i}.mp4").unlink()
@@ -529,7 +531,7 @@ def test_a_gpu_that_is_named_is_not_shared_out_and_one_that_is_not_there_is_name
     monkeypatch.setattr(measurement, "gpus", lambda: 2)
     assert device_for("auto") == "cuda:0"
     assert device_for("cuda:1") == "cuda:1"
-    with pytest.raises(ValueError, match="device=cuda:7: one of auto, cpu, cuda:0, cuda:1"):
+    with pytest.raises(ValueError, match="device=cuda:7: expected auto, cpu, cuda:0, cuda:1"):
         device_for("cuda:7")
     monkeypatch.setattr(subprocess, "Popen", None)  # which would start another process
     monkeypatch.setattr(folder_scoring, "digest", lambda name: "0")
@@ -541,7 +543,7 @@ def test_metrics_of_clips_refuse_what_does_not_fit_into_memory(folder: Path, mon
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2.4e9))
     scores = score_videos(folder, ["mhd", "mhd_mse"])
     assert "36,864 pixels" in scores.missing["mhd"]
-    assert "would hold 2.5 GB, and 2.4 GB are free" in scores.missing["mhd"]
+    assert "need 2.5 GB, and 2.4 GB are free" in scores.missing["mhd"]
     assert scores.values("mhd_mse")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2.6e9))
     assert "mhd" not in score_videos(folder, ["mhd"]).missing
@@ -606,28 +608,28 @@ def _runs(pid: int) -> bool:
     ("words", "message"),
     [
         (["{folder}", "metrics=nique"], "unknown metric 'nique'; known: "),
-        (["{folder}", "metrics="], "names none"),
+        (["{folder}", "metrics="], "no metric given"),
         (["{folder}/none", "metrics=niqe"], "no such folder"),
         (
             ["{folder}", "metrics=niqe", "strikt=true"],
             "strikt=true: there is no option strikt; did you mean strict? there are ",
         ),
         (["{folder}", "metrics=mhd_mse", "mhd.k=3"], "mhd.k: no such setting; mhd has ks, reduction"),
-        (["{folder}", "metrics=mhd_mse", "mhd.ks=three"], "mhd.ks=three: wants something like (3, 4, 5)"),
+        (["{folder}", "metrics=mhd_mse", "mhd.ks=three"], "mhd.ks=three: expected something like (3, 4, 5)"),
         (["{folder}", "metrics=mhd_mse", "mhd.reduction=max"], "reduction"),
-        (["{folder}", "metrics=mhd_mse", "niqe.every=2"], "nothing of 'niqe' is measured here"),
+        (["{folder}", "metrics=mhd_mse", "niqe.every=2"], "unknown family 'niqe'"),
         (["{folder}", "metrics=lpips", "real=nowhere"], "real=nowhere: no such folder"),
-        (["{folder}", "metrics=mhd_mse", "memory=much"], "memory=much: wants bytes, such as 2GB"),
-        (["", "metrics=mhd_mse"], "videos=: one folder"),
-        (["{folder}", "metrics=mhd_mse", "memory=0"], "memory=0: wants bytes, such as 2GB"),
+        (["{folder}", "metrics=mhd_mse", "memory=much"], "memory=much: expected bytes, such as 2GB"),
+        (["", "metrics=mhd_mse"], "videos=: expected one folder"),
+        (["{folder}", "metrics=mhd_mse", "memory=0"], "memory=0: expected bytes, such as 2GB"),
         (["{folder}", "metrics=mhd_mse", "threads=-1"], "threads=-1: a whole number from 0"),
         (["{folder}", "metrics=mhd_mse", "processes=x"], "processes=x: a whole number from 0"),
         (["{folder}", "metrics=mhd_mse", "cache=/dev/null"], "cache=/dev/null: cannot be written"),
         (["{folder}", "metrics=mhd_mse", "strict=maybe"], "strict=maybe: true or false"),
-        (["{folder}", "metrics=mhd_mse", "device=tpu"], "device=tpu: one of auto, cpu, cuda:0"),
-        (["{folder}", "metrics=mhd_mse", "real="], "real=: wants a value, or leave it out"),
-        (["{folder}", "metrics=mhd_mse", "cache="], "cache=: wants a value"),
-        (["{folder}", "metrics=mhd_mse", "out="], "out=: wants a file, such as scores.csv"),
+        (["{folder}", "metrics=mhd_mse", "device=tpu"], "device=tpu: expected auto, cpu, cuda:0"),
+        (["{folder}", "metrics=mhd_mse", "real="], "real=: expected a value, or leave it out"),
+        (["{folder}", "metrics=mhd_mse", "cache="], "cache=: expected a value"),
+        (["{folder}", "metrics=mhd_mse", "out="], "out=: expected a file, such as scores.csv"),
         (["{folder}", "metrics=mhd_mse", "out={folder}"], "is a folder, expected a file"),
         (
             ["{folder}", "metrics=mhd_mse", "out=/dev/null/x/scores.csv"],

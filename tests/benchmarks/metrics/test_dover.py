@@ -332,7 +332,7 @@ class TestScorer:
 
     def test_says_that_frames_are_gone(self) -> None:
         video = DoverScorer(("dover_aesthetic",), small(), 1, False).begin(VideoInfo(121, 64, 64, 24.0, "h264"))
-        with pytest.raises(ValueError, match="32 frames that DOVER looks at did not come, the first is number 0"):
+        with pytest.raises(ValueError, match="32 frames that DOVER needs are missing, the first is number 0"):
             video.result([])
 
     def test_says_what_is_wrong_with_its_settings(self) -> None:
@@ -352,7 +352,7 @@ class TestLoading:
 
     def test_takes_a_state_dict_plain_or_under_its_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PW_METRICS", str(tmp_path))
-        with pytest.raises(MissingWeights, match="DOVER\\.pth is not there"):
+        with pytest.raises(MissingWeights, match="DOVER\\.pth is missing"):
             scorer(ALL, SETTINGS, "cpu")
         for stored in (flat_weights(), {"state_dict": flat_weights()}):
             torch.save(stored, tmp_path / "DOVER.pth")

@@ -141,7 +141,7 @@ class TestTheScore:
         [
             ({"ks": ()}, r"ks=\[\]"),
             ({"ks": (3, 0)}, r"ks=\[3, 0\].* at least 1"),
-            ({"reduction": "max"}, "reduction='max': known are mean, sum"),
+            ({"reduction": "max"}, "reduction='max': known: mean, sum"),
         ],
     )
     def test_of_settings_that_make_no_sense_is_refused(self, changed: dict[str, object], message: str) -> None:

@@ -202,7 +202,7 @@ class TestAVideo:
 
     @pytest.mark.parametrize(("height", "width"), [(95, 400), (400, 95), (1, 1)])
     def test_smaller_than_a_block_is_refused(self, height: int, width: int) -> None:
-        with pytest.raises(ValueError, match=f"{width}x{height} px is too small, it takes at least 96x96"):
+        with pytest.raises(ValueError, match=f"{width}x{height} px is too small, expected at least 96x96"):
             niqe.NiqeScorer(PRISTINE, 1).begin(VideoInfo(8, height, width, 24.0, "ffv1"))
         with pytest.raises(ValueError, match="at least 96x96"):
             niqe.features(np.zeros((height, width)))
@@ -239,7 +239,7 @@ class TestAVideo:
 class TestWhatIsAsked:
     @pytest.mark.parametrize("every", [0, -1, 1.5, "2"])
     def test_must_be_a_whole_number_of_frames(self, every: object) -> None:
-        with pytest.raises(ValueError, match=r"niqe: every=.*: a whole number from 1"):
+        with pytest.raises(ValueError, match=r"niqe: every=.*: expected a whole number of at least 1"):
             niqe.scorer(["niqe"], {"every": every}, "cpu")
 
     def test_needs_the_statistics(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

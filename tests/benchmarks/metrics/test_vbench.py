@@ -174,18 +174,18 @@ class TestAWorkerThatDoesNot:
         ("script", "message"),
         [
             ("header(); measure(videos)", "exit status 0, but without a result"),
-            ("say(schema=2); measure(videos); result()", "writes schema 2, 1 is understood"),
-            ("header(); measure(videos); result(schema=2)", "writes schema 2, 1 is understood"),
+            ("say(schema=2); measure(videos); result()", "writes schema 2, expected 1"),
+            ("header(); measure(videos); result(schema=2)", "writes schema 2, expected 1"),
             ("header(); measure(videos[:3]); result(videos=videos[:3])", "on 3 of 4 videos only"),
             ("header(); measure(videos); result(videos=videos[:3])", "other values of dynamic_degree"),
-            ("header(); say(video=videos[0], dimension=names[0], value=float('nan'))", "of nan, which no value"),
-            ("header(); say(video=videos[0], dimension=names[0], value=74.2)", "of 74.2, which no value"),
-            ("header(); say(video='/other.mp4', dimension=names[0], value=0.1)", "/other.mp4, which was not asked for"),
-            ("header(); say(video=videos[0], dimension='color', value=0.1)", "color, which was not asked for"),
-            ("header(); say(video=videos[0], dimension=names[0], value='high')", "writes nonsense"),
-            ("header(); print('[1,', file=journal, flush=True)", "writes nonsense: [1,"),
-            ("header(); measure(videos); open(out, 'w').write('{')", "makes no sense"),
-            ("header(); measure(videos); open(out, 'w').write('[]')", "makes no sense"),
+            ("header(); say(video=videos[0], dimension=names[0], value=float('nan'))", "of nan, which is no value"),
+            ("header(); say(video=videos[0], dimension=names[0], value=74.2)", "of 74.2, which is no value"),
+            ("header(); say(video='/other.mp4', dimension=names[0], value=0.1)", "/other.mp4, which was not requested"),
+            ("header(); say(video=videos[0], dimension='color', value=0.1)", "color, which was not requested"),
+            ("header(); say(video=videos[0], dimension=names[0], value='high')", "writes an invalid line"),
+            ("header(); print('[1,', file=journal, flush=True)", "writes an invalid line: [1,"),
+            ("header(); measure(videos); open(out, 'w').write('{')", "writes an invalid result"),
+            ("header(); measure(videos); open(out, 'w').write('[]')", "writes an invalid result"),
             ("header(); sys.exit(3)", "exit status 3 after 0 of 4 videos"),
             ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
         ],
@@ -199,7 +199,7 @@ class TestAWorkerThatDoesNot:
 
     def test_and_dies_midway_has_the_videos_it_measured_kept(self, setup: Setup) -> None:
         missing = setup.score("header(); measure(videos[:2]); os.kill(os.getpid(), 9)")
-        assert "ended by signal 9 after 2 of 4 videos" in missing["dynamic_degree"]
+        assert "killed by signal 9 after 2 of 4 videos" in missing["dynamic_degree"]
         assert setup.values == {name: WHOLE[name] for name in list(WHOLE)[:2]}
 
     def test_and_is_silent_is_ended_with_what_it_started(self, setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ class TestAWorkerThatDoesNot:
             header(); measure(videos[:1]); time.sleep(600)
         """
         missing = setup.score(script)
-        assert "said nothing for 1 s" in missing["imaging_quality"]
+        assert "wrote nothing for 1 s" in missing["imaging_quality"]
         assert list(setup.values) == ["a heron-0.mp4"]
         assert not _alive(int((setup.folder / "child").read_text()))
 
@@ -237,10 +237,10 @@ class TestWhatIsMissing:
         monkeypatch.setenv("PW_VBENCH_PYTHON", str(tmp_path / "python"))
         missing = setup.score("")
         assert list(missing) == NAMES
-        assert "is not there: PW_VBENCH_PYTHON names it" in missing["dynamic_degree"]
+        assert "does not exist: set by PW_VBENCH_PYTHON" in missing["dynamic_degree"]
         monkeypatch.delenv("PW_VBENCH_PYTHON")
         monkeypatch.setattr("benchmarks.metrics.vbench.ROOT", tmp_path)
-        assert "`make vbench-env` makes it" in available(NAMES, SETTINGS)["dynamic_degree"]
+        assert "`make vbench-env` creates it" in available(NAMES, SETTINGS)["dynamic_degree"]
 
     def test_is_the_file_and_where_it_comes_from_and_the_others_are_measured(self, setup: Setup) -> None:
         script = "header(); measure(videos); result()"
@@ -262,7 +262,7 @@ class TestWhatIsMissing:
 
     @pytest.mark.parametrize("key", ["mode", "imaging_quality_preprocessing_mode"])
     def test_is_a_setting_that_vbench_has(self, setup: Setup, key: str) -> None:
-        with pytest.raises(ValueError, match=rf"vbench\.{key}=best: one of "):
+        with pytest.raises(ValueError, match=rf"vbench\.{key}=best: expected one of "):
             setup.score("", **{key: "best"})
 
 

@@ -284,8 +284,8 @@ def test_a_system_is_called_with_what_it_wants():
 @pytest.mark.parametrize(
     ("error", "status", "says"),
     [
-        (KeyboardInterrupt(), 130, "stopped; what was measured is kept"),
-        (OSError(28, "No space left on device"), 2, "No space left on device; what was measured is kept"),
+        (KeyboardInterrupt(), 130, "stopped; measured values are kept"),
+        (OSError(28, "No space left on device"), 2, "No space left on device; measured values are kept"),
     ],
 )
 def test_a_scoring_that_is_stopped_or_finds_a_full_disk_is_no_traceback(
@@ -309,4 +309,4 @@ def test_a_row_whose_registered_videos_are_gone_is_not_left_out_in_silence(tmp_p
     shutil.copy(CARDS / "flashvideo.yaml", home / "card.yaml")
     (home / "registered.json").write_text(json.dumps({"directory": str(tmp_path / "gone"), "present": ["a-0"]}))
     assert main(["name=table_2", f"systems={tmp_path}", f"out={tmp_path / 'out'}"]) == 2
-    assert f"{tmp_path / 'gone'} is not there any more" in capsys.readouterr().err
+    assert f"{tmp_path / 'gone'} no longer exists" in capsys.readouterr().err

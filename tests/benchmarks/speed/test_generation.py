@@ -42,9 +42,9 @@ def test_stage_two_is_timed_beside_stock_steps_of_the_same_transformer(tmp_path:
 
 def test_compiled_blocks_are_taken_where_they_are_faster_and_refused_with_a_reason() -> None:
     slow, fast, none = Variant("sdpa"), Variant("sdpa", compiled=True), Variant("flash3")
-    assert fastest({slow: 2.0, fast: 1.0, none: "not to be had here"}) == fast
-    assert fastest({slow: 1.0, fast: "not to be had here (no compiler)"}) == slow
-    assert fastest({none: "not to be had here"}) is None
+    assert fastest({slow: 2.0, fast: 1.0, none: "not available on this machine"}) == fast
+    assert fastest({slow: 1.0, fast: "not available on this machine (no compiler)"}) == slow
+    assert fastest({none: "not available on this machine"}) is None
     assert build(["scale=2k", *fast.overrides]).trainer.compile
     assert not build(["scale=2k", "trainer.compile=true", *slow.overrides]).trainer.compile
 
@@ -52,7 +52,7 @@ def test_compiled_blocks_are_taken_where_they_are_faster_and_refused_with_a_reas
 def test_kernels_of_which_none_is_there_are_an_error_before_anything_is_measured(tmp_path: Path, capsys) -> None:
     out = tmp_path / "bench.json"
     assert main([*SMALL, "kernels=sage", f"out={out}"]) == 2
-    assert "kernels=sage: none of them is to be had here" in capsys.readouterr().err
+    assert "kernels=sage: none is available on this machine" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -100,7 +100,7 @@ def test_where_there_is_one_way_none_is_timed() -> None:
         finally:
             hook.remove()
         assert best == variant
-        assert outcomes == {str(best): "not timed, there is no other"}
+        assert outcomes == {str(best): "not timed, it is the only one"}
         assert count == 0
     assert choose_variant(run, ["sage"], "always")[0] is None
 
@@ -139,12 +139,12 @@ def test_one_network_is_alive_at_a_time_or_its_peak_would_be_anothers(tmp_path: 
     [
         (
             ["what=nothing"],
-            "what=nothing: there are generate, metrics and train: make bench what=…",
+            "what=nothing: expected generate, metrics or train: make bench what=…",
         ),
         (["compile=maybe"], "compile=maybe: one of true, false, always"),
         (["stock_of=0"], "stock_of=0: a whole number from 1"),
         (["stock_steps=-1"], "stock_steps=-1: a whole number from 0"),
-        (["scales=tiny"], "scale=tiny: the bench is of a scale with text"),
+        (["scales=tiny"], "scale=tiny: use a scale with text"),
         (["scales=8k"], "scale=8k: scale is one of"),
         ([*SMALL, "kernels=fast"], "kernels=fast: fast is not one of cudnn, flash, flash3, sage, sdpa"),
     ],

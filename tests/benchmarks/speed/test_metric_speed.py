@@ -79,7 +79,7 @@ class TestNiqe:
         rows = {row.what: row for row in bench.bench_niqe(1)}
         faster = rows["faster than pyiqa"]
         if faster.value is None:
-            assert faster.note == "pyiqa is not installed: `make iqa` adds it"
+            assert faster.note == "pyiqa is not installed: `make iqa` installs it"
         else:
             assert faster.met
             assert rows["difference"].met

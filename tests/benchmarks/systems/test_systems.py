@@ -119,7 +119,7 @@ class TestACard:
 
     def test_with_a_value_of_another_type_is_refused(self, tmp_path: Path) -> None:
         path = changed_card(tmp_path, "mochi_1", "width: 848", "width: wide")
-        with pytest.raises(ValueError, match="width='wide': wants int"):
+        with pytest.raises(ValueError, match="width='wide': expected int"):
             read_card(path)
 
     def test_of_another_kind_says_which_there_are(self, tmp_path: Path) -> None:
@@ -177,9 +177,9 @@ class TestPrompts:
     @pytest.mark.parametrize(
         ("line", "message"),
         [
-            ('{"text": "a", "colour": "b"}', "line 1: wants.*not colour"),
+            ('{"text": "a", "colour": "b"}', "line 1: expected.*not colour"),
             ('{"prompt": "a"}', "line 1 is not.*prompt"),
-            ('{"text": ""}', "must say"),
+            ('{"text": ""}', "must not be empty"),
             ("a ball", "line 1 is not"),
         ],
     )
@@ -190,14 +190,14 @@ class TestPrompts:
             read_prompts(path)
 
     def test_that_share_a_file_name_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="there twice"):
+        with pytest.raises(ValueError, match="occurs twice"):
             make_jobs([("a/b", "a/b"), ("A_b", "A_b")], 1)
 
     def test_name_the_videos_to_enlarge(self, tmp_path: Path) -> None:
         clip(tmp_path / "in" / "videos" / "a ball-1.mp4")
         [job] = input_jobs(tmp_path / "in", None, 1)
         assert (job.prompt, job.seed, job.stem) == ("a ball", 1, "a ball-1")
-        with pytest.raises(ValueError, match="1 of 1 are not there: a ball-0"):
+        with pytest.raises(ValueError, match="1 of 1 are missing: a ball-0"):
             input_jobs(tmp_path / "in", [("a ball", "a ball")], 1)
 
 
@@ -226,11 +226,11 @@ class TestACall:
             (["name=cinescale", "checkout=.", "timeout=soon"], "timeout=soon"),
             (["name=flashvideo", "accept_licence=true", "weights=w", "seeds=2", "checkout=."], "takes no seed"),
             (["name=ultrawan_1k", "accept_licence=true", "checkout=."], "weights=PATH"),
-            (["name=dove_2k", "accept_licence=true"], "wants inputs=DIR"),
+            (["name=dove_2k", "accept_licence=true"], "set inputs=DIR"),
             (["name=pixelwizard_2k", "shift=3"], "has no such setting"),
             (["name=pixelwizard_2k", "trainer=ddp"], "trainer=ddp: gpus=N shares the videos; trainer=fsdp"),
-            (["name=pixelwizard_2k", "trainer=fsdp", "trainer.devices=2"], "trainer.devices=2: say gpus=N"),
-            (["name=turbo2k"], "videos=DIR registers"),
+            (["name=pixelwizard_2k", "trainer=fsdp", "trainer.devices=2"], "trainer.devices=2: set gpus=N"),
+            (["name=turbo2k"], "register existing ones with videos=DIR"),
         ],
     )
     def test_that_is_wrong_is_refused_before_anything_loads(
@@ -328,10 +328,10 @@ class TestRegistering:
         assert registration["unasked"] == ["something else-0"]
         [[file, problem]] = registration["wrong"]
         assert file == "a heron, at dawn-0.mp4"
-        assert "width is 16, asked 32" in problem
+        assert "width is 16, requested 32" in problem
         assert sorted(path.name for path in out.iterdir()) == ["card.yaml", "registered.json"]
         lines = capsys.readouterr().out.splitlines()
-        assert f"left out: {folder / 'a heron, at dawn-0.mp4'}: width is 16, asked 32" in lines
+        assert f"left out: {folder / 'a heron, at dawn-0.mp4'}: width is 16, requested 32" in lines
         assert "missing: 1: a cat-0" in lines
         assert [path.name for path in videos(out)] == ["a red ball-0.mp4"]
 

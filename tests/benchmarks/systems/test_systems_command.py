@@ -109,7 +109,7 @@ class TestACommandsWords:
         )
 
     def test_that_want_what_is_not_there_say_so(self) -> None:
-        with pytest.raises(ValueError, match="give weights="):
+        with pytest.raises(ValueError, match="set weights="):
             fill("run {weights}", {"weights": None})
         with pytest.raises(ValueError, match=r"unknown \{colour\}"):
             fill("run {colour}", {})
@@ -213,9 +213,9 @@ class TestAProgram:
     @pytest.mark.parametrize(
         ("old", "new", "message"),
         [
-            ("--width {width}", "--width 48", "width is 48, asked 32"),
-            ("--frames {frames}", "--frames 3", "frames is 3, asked 5"),
-            ("--steps {steps}", "--steps {steps} --fps 12", "fps is 12, asked 8"),
+            ("--width {width}", "--width 48", "width is 48, requested 32"),
+            ("--frames {frames}", "--frames 3", "frames is 3, requested 5"),
+            ("--steps {steps}", "--steps {steps} --fps 12", "fps is 12, requested 8"),
         ],
     )
     def test_that_makes_another_video_than_asked_is_refused(
@@ -268,7 +268,7 @@ class TestSeveralProcesses:
         assert _becomes_true((stub.checkout / "calls").exists)
         assert stub(command=command) == 0
         assert process.wait() == 0
-        assert "a red ball-0: another call makes it" in capfd.readouterr().err
+        assert "a red ball-0: claimed by another call" in capfd.readouterr().err
         assert len(stub.videos()) == 2
         assert (stub.checkout / "calls").read_text() == ".."
 
@@ -279,7 +279,7 @@ class TestSeveralProcesses:
         )
         stub.prompts.write_text("a cat\na dog\n")
         assert stub("gpus=2", command=USUAL.replace("make.py", "killer.py")) == 1
-        assert "share 2 of 2 was ended by SIGKILL" in capfd.readouterr().err
+        assert "share 2 of 2 was killed by SIGKILL" in capfd.readouterr().err
         assert stub.videos() == ["a cat-0.mkv"]
 
 
@@ -316,7 +316,7 @@ class TestSuperResolution:
         inputs = self.small_videos(tmp_path / "anchors")
         stub.prompts.write_text("a red ball\na dog\n")
         assert stub(f"inputs={inputs}", command=self.COMMAND, takes="video") == 2
-        assert "1 of 2 are not there: a dog-0" in capsys.readouterr().err
+        assert "1 of 2 are missing: a dog-0" in capsys.readouterr().err
 
 
 def _becomes_true(holds: Callable[[], bool]) -> bool:

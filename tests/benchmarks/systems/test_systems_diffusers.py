@@ -136,7 +136,7 @@ class TestAPipeline:
         self, words: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert main([*words("wan2_2_5b_2k"), "limit=1", "frames=6"]) == 1  # Wan makes 4n + 1
-        assert "frames is 5, asked 6" in capsys.readouterr().err
+        assert "frames is 5, requested 6" in capsys.readouterr().err
         assert not (tmp_path / "out" / "jobs").exists()
 
 
@@ -168,7 +168,7 @@ class TestWeights:
     def test_of_another_pipeline_are_refused(self, words: Any, small: Any, capsys: pytest.CaptureFixture[str]) -> None:
         words_without_weights = [w for w in words("ltx_video") if not w.startswith("weights=")]
         assert main([*words_without_weights, f"weights={small('MochiPipeline')}"]) == 2
-        assert "are of MochiPipeline, ltx_video wants LTXPipeline" in capsys.readouterr().err
+        assert "are of MochiPipeline, ltx_video needs LTXPipeline" in capsys.readouterr().err
 
     def test_have_another_fingerprint_when_a_configuration_changes(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text('{"a": 1}')
@@ -214,7 +214,7 @@ class TestOneModelOverTwoProcesses:
 
     def test_wants_to_know_how_many(self, words: Any, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*words("wan2_2_5b_2k"), "trainer=fsdp"]) == 2
-        assert "give gpus=N too" in capsys.readouterr().err
+        assert "set gpus=N too" in capsys.readouterr().err
 
 
 def free_port() -> str:

@@ -40,14 +40,14 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["name=sora", "videos={clips}"], "name=sora: there is no such system; there are cinescale, "),
-        (["name=../cards/turbo2k", "videos={clips}"], "there is no such system"),
-        (["videos={clips}"], "name=: there is no such system"),
-        (["name=turbo2k", "videos="], "videos=: wants the folder of the videos"),
+        (["name=sora", "videos={clips}"], "name=sora: no such system; known: cinescale, "),
+        (["name=../cards/turbo2k", "videos={clips}"], "no such system"),
+        (["videos={clips}"], "name=: no such system"),
+        (["name=turbo2k", "videos="], "videos=: expected the folder of the videos"),
         (["name=turbo2k", "videos={clips}/none"], "there/none: no such folder"),
         (["name=turbo2k", "videos={clips}/a red ball-0.mkv"], "a red ball-0.mkv: no such folder"),
         (["name=turbo2k", "videos={clips}", "out=/dev/null/x"], "out=/dev/null/x: cannot be written (Not a directory)"),
-        (["name=turbo2k", "videos={clips}", "seed=3"], "seed: with videos=DIR there are name, out, prompts and seeds"),
+        (["name=turbo2k", "videos={clips}", "seed=3"], "seed: with videos=DIR, use only name, out, prompts and seeds"),
         (["name=turbo2k", "videos={clips}", "seeds=²"], "seeds=²: a whole number from 1"),
         (
             ["name=turbo2k", "videos={clips}", "prompts={clips}/none.txt"],
@@ -92,7 +92,8 @@ class TestACardThatContradicts:
         card_path.write_text(card_path.read_text().replace("width: null", "width: 64"))
         error = error_of(capsys, f"name={card_path}", f"videos={clips}", f"out={out}")
         assert (
-            "none of its 1 videos is as the card of mine says, such as a red ball-0.mkv: width is 20, asked 64" in error
+            "none of its 1 videos matches the card of mine, such as a red ball-0.mkv: width is 20, requested 64"
+            in error
         )
         assert (out / "registered.json").read_text() == before
 
@@ -110,7 +111,7 @@ def test_videos_that_were_made_in_a_folder_are_not_given_to_others(clips: Path, 
 def test_two_videos_of_one_name_are_refused(clips: Path, out: Path, capsys):
     clip(clips / "a red ball-0.mp4")
     error = error_of(capsys, "name=turbo2k", f"videos={clips}", f"out={out}")
-    assert "a red ball-0.mkv and a red ball-0.mp4 are one name" in error
+    assert "a red ball-0.mkv and a red ball-0.mp4 have the same stem" in error
 
 
 @pytest.mark.parametrize("kind", ["made", "registered"])
@@ -128,7 +129,7 @@ def test_a_folder_that_was_moved_since_is_named_when_it_is_scored(clips: Path, o
     clips.rename(clips.with_name("moved"))
     assert score.main([str(out), "metrics=mhd_mse"]) == 2
     error = capsys.readouterr().err
-    assert f"{out / 'registered.json'}: {clips} is not there any more; register the videos where they are now" in error
+    assert f"{out / 'registered.json'}: {clips} no longer exists; register the videos in their new folder" in error
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"directory": 3, "present": []}', '{"directory": "x"}'])
