@@ -441,7 +441,7 @@ class TestFetching:
         (folder / "three.pth").unlink()
         server.answers.update({"/x/three.pth": "other", "/y/three.pth": "other"})
         assert main(["only=c"]) == 1
-        assert f"wants {sha256(CONTENT['three.pth'])}" in capsys.readouterr().err
+        assert f"expected {sha256(CONTENT['three.pth'])}" in capsys.readouterr().err
         server.answers.clear()
         assert main(["only=c"]) == 0
 
