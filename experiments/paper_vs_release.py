@@ -1,7 +1,7 @@
 """Where the paper and the authors' code differ: which choices matter?
 
-Claim     The differences (loss normalisation, turns, flow weight, gate) are details: no row differs from
-          the row above.
+Claim     The differences (loss normalisation, turns, flow weight, gate, blur of the anchor) are details: no row
+          differs from the row above.
 Refuted   if any row differs from the row above by more than 10 %.
 Verdict   (tiny, 5 seeds) holds 3, refuted 3. Without normalising the loss psd is a little worse (0.77 -> 0.85 dB);
           normalised by the batch's mean it is back; with turns drawn per batch, which give consistency fewer updates,
@@ -12,14 +12,17 @@ from experiments import DETAIL, Ablation, same
 
 BATCH = "weighting.normalise=batch"
 BERNOULLI = f"{BATCH} turns=bernoulli"
-BELL = f"{BERNOULLI} objective.flow_weight=bell"
+BELL = f"{BERNOULLI} objective.flow_weight=bell_batch"
 BETAS = f"{BELL} optimizer.betas=[0.0,0.999]"
+GATE = f"{BETAS} injector=gated_channelwise"
 
 # Each row changes one thing of the row above, from the paper's words to the authors' code (docs/method.md). Eq. 4's
-# 1/2-1/2 is the span-weighted mean in this coordinate, but for snapping; `halves` asks where it is not.
+# 1/2-1/2 is the span-weighted mean in this coordinate, but for snapping; `halves` asks where it is not. Weights divided
+# by their mean over the batch are 1 at the authors' batch of one. A kernel of 3 taps at sigma 1 is cut like theirs of
+# 7 or 9 at sigma 3.0 to 4.3; the test's anchors are degraded as in training.
 ABLATION = Ablation(
     fixed="stage=hires",
-    varies=("weighting.normalise", "turns", "objective.flow_weight", "optimizer.betas", "injector"),
+    varies=("weighting.normalise", "turns", "objective.flow_weight", "optimizer.betas", "injector", "degradation.taps"),
     arms={
         "suite": "weighting.normalise=expected",
         "paper": "weighting.normalise=none",
@@ -27,7 +30,8 @@ ABLATION = Ablation(
         "bernoulli": BERNOULLI,
         "bell": BELL,
         "betas": BETAS,
-        "release": f"{BETAS} injector=gated_channelwise",
+        "gate": GATE,
+        "release": f"{GATE} degradation.taps=[3]",
     },
     metrics=(*DETAIL, "anchor_fidelity"),
     claims=(
@@ -36,6 +40,7 @@ ABLATION = Ablation(
         same("bernoulli", "batch_mean", "turns drawn per batch: the same", margin=0.1),
         same("bell", "bernoulli", "a bell of flow weights: the same", margin=0.1),
         same("betas", "bell", "Adam's betas of the release: the same", margin=0.1),
-        same("release", "betas", "a gate per channel: the same", margin=0.1),
+        same("gate", "betas", "a gate per channel: the same", margin=0.1),
+        same("release", "gate", "a short blur of the anchor: the same", margin=0.1),
     ),
 )

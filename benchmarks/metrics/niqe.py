@@ -8,9 +8,10 @@
 
 Only incomplete blocks at the borders are cropped. A pixel in a flat region has an MSCN value of exactly 0 and counts
 for neither side of an AGGD, which gives MATLAB's values to five digits; in pyiqa, whose window sums to 1 + 1e-8, it is
-negative, and frames with flat regions differ by a few hundredths. A block without values on one side of an AGGD has NaN
-features: the covariance omits the block, the means omit the NaN values, and its shape is the table's first, as in the
-reference. A frame without a complete block has no value (pyiqa fails there); the video's mean omits it.
+negative, and frames with flat regions differ: mostly by hundredths, in one calibration picture by 0.41. A block without
+values on one side of an AGGD has NaN features: the covariance omits the block, the means omit the NaN values, and its
+shape is the table's first, as in the reference. A frame without a complete block has no value (pyiqa fails there); the
+video's mean omits it.
 """
 
 from __future__ import annotations

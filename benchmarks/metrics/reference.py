@@ -139,10 +139,11 @@ def radial_bins(height: int, width: int) -> tuple[Tensor, Tensor]:
 class PowerSpectrumDistance:
     """Rms over radial frequencies (without the mean) of 10 log10(mean power / real's mean power), in dB.
 
-    The power of rounding to `round_off_bits` bits is added to both, so that differences below it do not count.
+    The power of rounding to `round_off_bits` bits is added to both means, so that differences below it do not count.
     """
 
     round_off_bits: int
+    clips: int = 0
     power: Tensor | None = None
     real_power: Tensor | None = None
     floor: float = 0.0
@@ -159,12 +160,14 @@ class PowerSpectrumDistance:
             self.floor = step**2 / 12 * h * w * (3 / 8) ** 2
         if len(self.power) != min(batch.video.shape[-2:]) // 2 + 1:
             raise ValueError("psd needs clips of one size in the folder; put other sizes in a folder of their own")
+        self.clips += len(batch.video)
         self.power += radial_power_spectrum(batch.video).double().sum(0)
         self.real_power += radial_power_spectrum(real).double().sum(0)
 
     def result(self) -> float:
-        ratio = (required(self.power)[1:] + self.floor) / (required(self.real_power)[1:] + self.floor)
-        return float((10 * ratio.log10()).square().mean().sqrt())
+        totals = required(self.power), required(self.real_power)
+        mean, real_mean = (total[1:] / self.clips + self.floor for total in totals)
+        return float((10 * (mean / real_mean).log10()).square().mean().sqrt())
 
 
 def laplacian_pyramid(frames: Tensor, levels: int) -> list[Tensor]:

@@ -52,15 +52,17 @@ def resize(video: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return torch.cat([resize_frames(part) for part in video.split(frames_per_call, 2)], 2)
 
 
-def blur(video: Tensor, sigma: Tensor, largest_sigma: float | None = None) -> Tensor:
+def blur(video: Tensor, sigma: Tensor, radius: int | None = None, taps: Tensor | None = None) -> Tensor:
     """Gaussian blur with one sigma (px) per clip, [B]; edges reflected where the kernel allows it.
 
-    The kernel is cut at three times `largest_sigma`, that of the whole batch; the largest in `sigma` by default.
+    The kernel is cut at `radius` px (by default three times the largest sigma), that of a clip to `taps` px, odd, [B].
     """
-    largest_sigma = float(sigma.max()) if largest_sigma is None else largest_sigma
-    radius = max(1, min(math.ceil(3 * largest_sigma), min(video.shape[-2:]) - 1))
+    radius = math.ceil(3 * float(sigma.max())) if radius is None else radius
+    radius = max(1, min(radius, min(video.shape[-2:]) - 1))
     offset = torch.arange(-radius, radius + 1, dtype=video.dtype, device=video.device)
     kernel = torch.exp(-(offset**2) / (2 * sigma.to(video)[:, None].clamp(min=1e-3) ** 2))
+    if taps is not None:
+        kernel = kernel * (2 * offset.abs() < taps.to(video)[:, None])
     kernel = kernel / kernel.sum(1, keepdim=True)  # [B, taps]
     batch, channels, frames = video.shape[:3]
     flat = video.reshape(1, -1, *video.shape[-2:])
@@ -86,11 +88,12 @@ def _check_range(name: str, bounds: tuple[float, float], minimum: float) -> None
 
 @dataclass(frozen=True)
 class BlurParameters:
-    """Random parameters of a clip: factor of the area-downscale, sigma of the blur, largest sigma of its batch."""
+    """Random parameters of a clip: factor of the area-downscale, sigma and taps of the blur, radius of the batch's."""
 
     factor: float
     sigma: float
-    largest_sigma: float
+    radius: int
+    taps: int
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,14 @@ class BlurAndNoise:
     blur               sigma range in anchor px (0, 0 for none)
     noise              range of the noise's std on the anchor's latent
     noise_probability  of adding it at all
+    taps               widths of the blur's kernel, anchor px, odd, one drawn per clip; None: all within three sigma
     """
 
     downscale: tuple[float, float]
     blur: tuple[float, float]
     noise: tuple[float, float]
     noise_probability: float
+    taps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_range("downscale", self.downscale, 1)
@@ -114,11 +119,19 @@ class BlurAndNoise:
         _check_range("noise", self.noise, 0)
         if not 0 <= self.noise_probability <= 1:
             raise ValueError(f"degradation.noise_probability={self.noise_probability}: a probability, 0 to 1")
+        if self.taps is not None and (not self.taps or any(width < 3 or width % 2 == 0 for width in self.taps)):
+            raise ValueError(f"degradation.taps={list(self.taps)}: odd widths of a kernel, each at least 3, or null")
 
     def draw(self, clips: int, frames: int, size: tuple[int, int], rng: torch.Generator) -> list[BlurParameters]:
         factors = _uniform(self.downscale, clips, rng).tolist()
         sigmas = _uniform(self.blur, clips, rng).tolist()
-        return [BlurParameters(factor, sigma, max(sigmas)) for factor, sigma in zip(factors, sigmas, strict=True)]
+        if self.taps is None:
+            radius = math.ceil(3 * max(sigmas))
+            taps = [2 * radius + 1] * clips
+        else:
+            radius = max(self.taps) // 2
+            taps = [self.taps[i] for i in torch.randint(len(self.taps), (clips,), generator=rng).tolist()]
+        return [BlurParameters(f, s, radius, width) for f, s, width in zip(factors, sigmas, taps, strict=True)]
 
     def degrade(self, video: Tensor, size: tuple[int, int], parameters: Sequence[BlurParameters]) -> Tensor:
         height, width = video.shape[-2:]
@@ -128,8 +141,10 @@ class BlurAndNoise:
         else:
             small = [reduce(clip[None], p.factor) for clip, p in zip(video, parameters, strict=True)]
         anchor = torch.cat([resize(clip, size, "bilinear") for clip in small])
-        sigmas = torch.tensor([p.sigma for p in parameters])
-        return blur(anchor, sigmas, parameters[0].largest_sigma) if self.blur[1] > 0 else anchor
+        if self.blur[1] == 0:
+            return anchor
+        sigmas, taps = torch.tensor([p.sigma for p in parameters]), torch.tensor([p.taps for p in parameters])
+        return blur(anchor, sigmas, parameters[0].radius, taps)
 
     def anchor(self, video: Tensor, size: tuple[int, int], rng: torch.Generator) -> Tensor:
         return self.degrade(video, size, self.draw(len(video), video.shape[2], size, rng))

@@ -80,10 +80,15 @@ class Objective(Protocol):
 class FlowWeight:
     """Per-timestep weight of the flow loss, mean 1 over the nodes.
 
-    `uniform`, or `bell`: exp(-2 ((1000 sigma - 500) / 1000)^2) less its minimum (the authors' code).
+    `uniform`, or `bell`: exp(-2 ((1000 sigma - 500) / 1000)^2) less its minimum. `bell_batch` divides by the mean over
+    the batch instead, as the authors' code does; in a batch of one clip it is then 1 (0 at its minimum).
     """
 
-    shape: Literal["uniform", "bell"]
+    shape: Literal["uniform", "bell", "bell_batch"]
+
+    @property
+    def depends_on_batch(self) -> bool:
+        return self.shape == "bell_batch"
 
     def __call__(self, timestep: Tensor, schedule: Schedule) -> Tensor:
         """timestep [B] -> weight [B]."""
@@ -91,7 +96,8 @@ class FlowWeight:
             return torch.ones_like(timestep)
         bell = lambda t: torch.exp(-2 * (schedule.sigma(t) - 0.5) ** 2)  # noqa: E731
         nodes = bell(schedule.nodes().to(timestep.device))
-        return (bell(timestep) - nodes.min()) / (nodes - nodes.min()).mean()
+        weight = bell(timestep) - nodes.min()
+        return weight / (weight if self.depends_on_batch else nodes - nodes.min()).mean().clamp(min=1e-8)
 
 
 @dataclass(frozen=True)
@@ -103,13 +109,13 @@ class Flow:
     When to use: for stage I, for starts, and as the many-step baseline.
     """
 
-    flow_weight: Literal["uniform", "bell"]
+    flow_weight: Literal["uniform", "bell", "bell_batch"]
 
     trains_strides = uses_ema = False
 
     @property
     def depends_on_batch(self) -> bool:
-        return False
+        return FlowWeight(self.flow_weight).depends_on_batch
 
     @property
     def step_sampler(self) -> None:
@@ -201,7 +207,7 @@ class Shortcut:
     When to use: for sampling in few steps.
     """
 
-    flow_weight: Literal["uniform", "bell"]
+    flow_weight: Literal["uniform", "bell", "bell_batch"]
     turns: Turns
     step_sampler: StepSampler
     weighting: Weighting
@@ -215,7 +221,7 @@ class Shortcut:
 
     @property
     def depends_on_batch(self) -> bool:
-        return getattr(self.weighting, "depends_on_batch", False)
+        return FlowWeight(self.flow_weight).depends_on_batch or getattr(self.weighting, "depends_on_batch", False)
 
     def check(self, schedule: Schedule) -> None:
         self.step_sampler.check(schedule)

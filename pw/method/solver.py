@@ -72,10 +72,10 @@ class Euler:
     def __call__(self, velocity: Velocity, noise: Tensor, grid: Tensor, strides: Tensor, schedule: Schedule) -> Tensor:
         """noise [B, C, F, h, w], grid [n + 1], strides [n] -> data of noise's shape."""
         state = noise
-        for (timestep, next_timestep), stride in zip(pairwise(grid.tolist()), strides.tolist(), strict=True):
+        states = pairwise(zip(grid.tolist(), schedule.sigma(grid.double()).tolist(), strict=True))
+        for ((timestep, sigma), (_, next_sigma)), stride in zip(states, strides.tolist(), strict=True):
             v = velocity(state, _full(timestep, noise), _full(stride, noise))
-            span = float(schedule.sigma(torch.tensor(timestep)) - schedule.sigma(torch.tensor(next_timestep)))
-            state = state - span * v
+            state = state - (sigma - next_sigma) * v
         return state
 
 

@@ -29,6 +29,8 @@ NOT_SAMPLING = {"batch_size", "solution_steps", "solution_count"}
 NOT_DATA = {"urls", "width"}
 # Keys of `scale` that schedule and injector contain, too.
 NOT_SCALE = {"shift", "anchor_shift", "injector_blocks", "injector_hidden", "norm_groups"}
+# Keys that were added later and count only where they are set, so that signatures from before stay.
+UNLESS_NULL = {"taps"}
 # The code of a stage. A training does not use its sampling code, and sampling not its training code.
 STAGES = {"anchor": "pw.stages.stage.AnchorModel", "hires": "pw.stages.stage.HiresSynth"}
 SAMPLING_CODE = {"pw.stages.stage.Stage.sample", *(f"{stage}.synthesise" for stage in STAGES.values())}
@@ -193,7 +195,7 @@ def without_modules(node: Any, with_class_names: bool = False) -> Any:
     return {
         k: v.rpartition(".")[2] if k == "_target_" and v else without_modules(v, with_class_names)
         for k, v in node.items()
-        if with_class_names or k != "_target_"
+        if (with_class_names or k != "_target_") and (k not in UNLESS_NULL or v is not None)
     }
 
 

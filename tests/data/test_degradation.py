@@ -110,6 +110,37 @@ def test_blur_of_a_point_is_a_gaussian_of_its_sigma():
         torch.testing.assert_close(clip[15, 16] / clip[15, 15], torch.exp(torch.tensor(-1 / (2 * sigma**2))))
 
 
+@pytest.mark.parametrize(
+    ("sigma", "taps", "std"),  # sqrt(sum o^2 exp(-o^2 / 2 sigma^2) / sum exp(...)) over |o| <= taps // 2
+    [(3.0, 7, 1.835), (3.0, 9, 2.227), (4.3, 7, 1.919), (4.3, 9, 2.405), (1.0, 3, 0.740)],
+)
+def test_a_cut_kernel_blurs_less_than_its_sigma(sigma: float, taps: int, std: float):
+    point = torch.zeros(1, 1, 1, 41, 41)
+    point[..., 20, 20] = 1
+    spread = blur(point, torch.tensor([sigma]), 6, torch.tensor([taps]))[0, 0, 0]
+    offset = torch.arange(41.0) - 20
+    assert float((spread.sum(0) * offset**2).sum()) ** 0.5 == pytest.approx(std, abs=1e-3)
+    assert int((spread.sum(0) > 0).sum()) == taps
+
+
+def test_taps_are_drawn_per_clip_and_change_no_other_draw():
+    cut = replace(PLAIN, blur=(3.0, 4.3), taps=(7, 9))
+    whole = replace(cut, taps=None)
+    drawn, uncut = cut.draw(400, 3, SIZE, seeded()), whole.draw(400, 3, SIZE, seeded())
+    assert {p.taps for p in drawn} == {7, 9}
+    assert [(p.factor, p.sigma) for p in drawn] == [(p.factor, p.sigma) for p in uncut]
+    assert sum(p.taps == 7 for p in drawn) == pytest.approx(200, abs=40)  # sd 10
+    clip = torch.rand(2, 3, 2, 64, 64)
+    together = cut.degrade(clip, (32, 32), drawn[:2])
+    torch.testing.assert_close(together[1:], cut.degrade(clip[1:], (32, 32), drawn[1:2]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("taps", [(), (4,), (1,), (7, -9)])
+def test_taps_are_odd_widths(taps: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"^degradation\.taps="):
+        replace(PLAIN, taps=taps)
+
+
 def test_no_blur_at_all_is_the_identity_and_more_blur_is_smoother():
     video = clips()
     torch.testing.assert_close(blur(video, torch.zeros(4)), video)

@@ -183,6 +183,17 @@ def test_the_bell_peaks_at_half_noise_and_vanishes_at_pure_noise():
     assert float(weight[1] / weight[2]) == pytest.approx((2.718281828459045**-0.125 - floor) / (1 - floor), abs=1e-9)
 
 
+def test_a_bell_divided_by_its_mean_over_the_batch_does_nothing_at_a_batch_of_one():
+    bell = FlowWeight("bell_batch")
+    t = torch.tensor([900, 500, 100], dtype=torch.float64)
+    assert bell(t[:1], SCHEDULE).tolist() == pytest.approx([1])
+    plain = FlowWeight("bell")(t, SCHEDULE)
+    torch.testing.assert_close(bell(t, SCHEDULE), plain / plain.mean())
+    assert bell(t.new_tensor([1000.0]), SCHEDULE).tolist() == [0]  # its minimum
+    assert Flow("bell_batch").depends_on_batch
+    assert not Flow("bell").depends_on_batch
+
+
 def test_the_loss_is_taken_where_the_data_is():
     """Draws come from the CPU; the `meta` device stands in for an accelerator and refuses any tensor left behind."""
     x = torch.empty(4, 3, 2, 4, 4, device="meta")

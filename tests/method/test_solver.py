@@ -105,6 +105,15 @@ def test_euler_is_exact_on_a_perfect_shortcut_at_any_number_of_steps(
     torch.testing.assert_close(result, 0.5 * noise(), atol=1e-6, rtol=0)
 
 
+def test_euler_steps_by_spans_in_float64():
+    ends = []
+    for timesteps in ([1000, 931], [1000]):  # 931 / 1000 has no float32
+        grid, x = custom_grid(timesteps, TINY), noise().double()
+        first = lambda state, timestep, stride: torch.full_like(state, float(timestep[0] == 1000))  # noqa: E731
+        ends.append(float((x - Euler()(first, x, grid, inference_strides(grid), TINY)).mean()))
+    assert ends == pytest.approx([0.069, 1.0], abs=1e-12)
+
+
 def test_euler_on_the_plain_flow_errs_by_the_first_order(gaussian_world):
     world = gaussian_world(0.5, TINY)
     errors = []

@@ -234,6 +234,7 @@ CHANGES_WEIGHTS = {
     "schedule.snap": "schedule.snap=false",
     "degradation.downscale": "degradation.downscale=[2,4]",
     "degradation.blur": "degradation.blur=[0.5,1]",
+    "degradation.taps": "degradation.taps=[3]",
     "degradation.noise": "degradation.noise=[0,0.2]",
     "degradation.noise_probability": "degradation.noise_probability=1",
     "seed": "seed=1",

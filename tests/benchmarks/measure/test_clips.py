@@ -69,7 +69,7 @@ def test_files_hold_a_row_per_video_and_the_contract(folders: dict[str, Path], t
     assert {row["frames"] for row in rows} == {"3"}
     assert np.mean([float(row["mhd"]) for row in rows]) == pytest.approx(result["metrics"]["mhd"])
     assert result["contract"]["scale"] == "tiny"
-    assert result["contract"]["metrics"]["psd"]["protocol"] == "psd/1"
+    assert result["contract"]["metrics"]["psd"]["protocol"] == "psd/2"
     assert result["contract"]["clips"]["n"] == 4
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix == ".part"]
 
@@ -168,7 +168,7 @@ def test_a_row_may_lack_a_metric(contracts: dict[str, dict[int, dict]]):
         (("scale",), "2k", "scale is 'tiny' in 'baseline' .* and '2k' in 'full'"),
         (("data",), "shards", "data is 'procedural'"),
         (("clips", "sha256"), "other", r"clips\.sha256"),
-        (("metrics", "psd", "protocol"), "psd/2", r"metrics\.psd\.protocol is 'psd/1'"),
+        (("metrics", "psd", "protocol"), "psd/3", r"metrics\.psd\.protocol is 'psd/2'"),
         (("metrics", "swd", "settings", "seed"), 1, r"metrics\.swd\.settings\.seed is 0"),
     ],
 )

@@ -182,6 +182,15 @@ def test_twice_the_contrast_is_six_decibels():
     assert measure("psd", Batch(2 * x, real=x)) == pytest.approx(20 * math.log10(2), rel=1e-2)
 
 
+@pytest.mark.parametrize("copies", [8, 64])
+def test_psd_does_not_depend_on_the_number_of_clips(copies: int):
+    # black beside faint texture: its finest frequencies are below the power of rounding, which is added once to a mean
+    x = gaussian_blur(clips(1, 24)[0].transpose(0, 1), 2.0).transpose(0, 1)[None] * 0.1
+    one = measure("psd", Batch(torch.zeros_like(x), real=x))
+    many = x.expand(copies, -1, -1, -1, -1)
+    assert measure("psd", Batch(torch.zeros_like(many), real=many)) == pytest.approx(one, rel=1e-6)
+
+
 def test_black_clips_have_a_finite_distance():
     assert math.isfinite(measure("psd", Batch(torch.zeros(2, 3, 3, 24, 24), real=clips(2))))
 

@@ -133,7 +133,7 @@ def test_markdown_has_a_row_per_arm_the_ceiling_the_floor_and_the_papers_columns
     assert "57.67" in text
     assert "- **order as in the paper**: no" in text  # anchor fidelity is worse in the last row
     assert "git_commit 3fa91c2, dirty True" in text
-    assert "metrics psd/1 swd/1" in text
+    assert "metrics psd/2 swd/1" in text
     assert "second halves 0 of 20" in text
 
 
