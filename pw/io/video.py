@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from pw.io.hdr import HLG, PEAK, PQ, peak_of, tone_map
 from pw.io.video_files import foreign_container
 
 Frames = NDArray[np.uint8]
+Matrix = tuple[int, int, int, int]  # a, b, c, d of a display matrix
 
 # Demuxers, not file extensions: hls, concat and similar ones would open URLs in the file.
 SAFE_INPUT = {"format_whitelist": "mov,matroska,avi", "protocol_whitelist": "file"}
@@ -37,6 +39,7 @@ SAFE_INPUT = {"format_whitelist": "mov,matroska,avi", "protocol_whitelist": "fil
 ONE_THREAD_BELOW = 256 * 256
 # Matroska has no frame count of its own; DURATION alone finds a missing frame only when the rate is steady.
 COUNT_TAG = "PW_FRAMES"
+SIZE_TAG = "PW_SIZE"  # FFV1's checksums do not cover the size, which the container holds
 # Without it FFmpeg paints over damage and says nothing.
 DETECT_DAMAGE = {"err_detect": "crccheck+bitstream+buffer+explode"}
 LIMITED_RANGE = 1  # FFmpeg's
@@ -117,13 +120,16 @@ def decode(
     """
     with _open(path) as (container, stream):
         times = _FrameTimes(float(stream.average_rate or 24), max_fps)
-        declared_frames, shape, peak = _declared_frames(path, container, stream), None, None
+        declared_frames, shape = _declared_frames(path, container, stream), None
+        peak: float | None = None
+        matrix: Matrix | None = None
         for index, picture in enumerate(_pictures(path, container, stream)):
             time = picture.time if picture.time is not None else index / times.rate
             if not times.keeps(time, float((picture.duration or 0) * (picture.time_base or 0))):
                 continue
             peak = peak_of(picture) if peak is None else peak
-            image = _rgb(picture, short_side, peak)
+            matrix = _display_matrix(picture) or matrix  # H.264 may say it of the first picture only
+            image = np.ascontiguousarray(_upright(_rgb(picture, short_side, peak), matrix))
             if image.shape != (shape := shape or image.shape):
                 raise VideoError(f"{path}: the picture changes from {shape[:2]} to {image.shape[:2]} midway")
             yield Frame(index, time, image)
@@ -137,7 +143,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         picture = next(_pictures(path, container, stream), None)
         if picture is None:
             raise VideoError(f"{path}: holds no frames")
-        height, width = _upright(np.broadcast_to(0, (picture.height, picture.width)), picture).shape
+        height, width = _upright(np.broadcast_to(0, (picture.height, picture.width)), _display_matrix(picture)).shape
         codec, fps, peak = stream.codec_context.name, float(stream.average_rate or 24), peak_of(picture)
         note = _note(container, stream, picture)
         frames = declared_frames if _has_index(container) else None
@@ -182,7 +188,7 @@ def to_float(frames: Frames) -> NDArray[np.float32]:
 
 def _encode(path: Path, frames: Frames, fps: Fraction, lossless: bool, crf: int) -> None:
     with av.open(str(path), "w", format="matroska" if lossless else "mp4") as container:
-        container.metadata[COUNT_TAG] = str(len(frames))
+        container.metadata.update({COUNT_TAG: str(len(frames)), SIZE_TAG: f"{frames.shape[2]}x{frames.shape[1]}"})
         options = {"level": "3", "slicecrc": "1"} if lossless else {"crf": str(crf), "preset": "veryfast"}
         stream: Any = container.add_stream("ffv1" if lossless else "libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
@@ -223,8 +229,10 @@ def _open(path: str | os.PathLike[str]) -> Generator[tuple[Any, Any]]:
             if streams[0].codec_context is None:
                 raise VideoError(f"{path}: no decoder for its codec")
             streams[0].thread_type = "AUTO"
-            streams[0].codec_context.thread_count = _threads(streams[0].codec_context)
-            streams[0].codec_context.options = DETECT_DAMAGE
+            context = streams[0].codec_context
+            context.thread_count, context.options = _threads(context), DETECT_DAMAGE
+            if context.name == "h264":  # where it says nothing of its range; other decoders know the default
+                context.color_range = context.color_range or LIMITED_RANGE
             yield container, streams[0]
     except av.FFmpegError as error:
         raise VideoError(f"{path}: damaged, truncated or not a video ({error.strerror})") from error
@@ -242,6 +250,8 @@ def _naming_memory(path: str | os.PathLike[str]) -> Generator[None]:
 
 def _pictures(path: str | os.PathLike[str], container: Any, stream: Any) -> Iterator[Any]:
     """The decoded pictures. Raises VideoError for one that FFmpeg repaired, or whose checksum is wrong."""
+    if (size := container.metadata.get(SIZE_TAG)) not in (None, f"{stream.width}x{stream.height}"):
+        raise VideoError(f"{path}: damaged, its size is {stream.width}x{stream.height}, and it was written as {size}")
     checks: set[bool]
     is_ffv1, checks = stream.codec_context.name == "ffv1", {True} if COUNT_TAG in container.metadata else set()
     for packet in container.demux(stream):
@@ -285,18 +295,22 @@ def _rgb(picture: Any, short_side: int | None, peak: float) -> Frames:
         image = np.rint(np.clip((grey[..., None].repeat(3, -1) - 16.0) * (255 / 219), 0, 255)).astype(np.uint8)
     else:
         image = picture.reformat(format="rgb24", **options).to_ndarray()
-    return np.ascontiguousarray(_upright(image, picture))
+    return image
 
 
-def _upright(image: NDArray[Any], picture: Any) -> NDArray[Any]:
-    """`[H, W, ...]` as the picture's display matrix shows it: (x, y) goes to (a x + c y, b x + d y); a view.
+def _display_matrix(picture: Any) -> Matrix | None:
+    data = picture.side_data.get(Type.DISPLAYMATRIX)
+    return struct.unpack_from("=2i4x2i", bytes(data)) if data else None
 
-    The nearest of the eight turns and mirrors, as a matrix may turn by any angle.
+
+def _upright(image: NDArray[Any], matrix: Matrix | None) -> NDArray[Any]:
+    """`[H, W, ...]` as a display matrix shows it: pixel (x, y) goes to (a x + c y, b x + d y); a view.
+
+    By the nearest of the eight turns and mirrors, as a matrix may turn by any angle.
     """
-    matrix = picture.side_data.get(Type.DISPLAYMATRIX)
     if matrix is None:
         return image
-    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32)[:9].tolist()
+    a, b, c, d = matrix
     if abs(a) + abs(d) < abs(b) + abs(c):
         image, a, d = image.swapaxes(0, 1), c, b
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
