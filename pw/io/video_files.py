@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 UNREAD_SUFFIXES = (
@@ -22,7 +22,7 @@ SIGNATURES = {
 """First bytes of containers that are not read."""
 
 
-def is_video(path: Path) -> bool:
+def is_video(path: PurePath) -> bool:
     """Whether the name is that of a video that is read; hidden files are none."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
@@ -43,10 +43,11 @@ def printable(text: str) -> str:
 
 
 def videos_in(folder: Path, *, deep: bool = False) -> tuple[list[Path], dict[str, str]]:
-    """(files with the name of a video, sorted; name relative to `folder` -> why what looks like a video is not one).
+    """(what has the name of a video, sorted; name relative to `folder` -> why what looks like a video is not read).
 
-    The latter are videos in other containers, links to folders, folders that cannot be read and, unless `deep`,
-    folders with videos. What is hidden is not even named. Raises OSError if `folder` cannot be read.
+    The former may be a pipe, a folder or a link to nothing. The latter are videos in other containers, links to
+    folders, folders that cannot be read and, unless `deep`, folders with videos. What is hidden is not even named.
+    Raises OSError if `folder` cannot be read.
     """
     paths, passed_over = [], {}
 
@@ -57,7 +58,7 @@ def videos_in(folder: Path, *, deep: bool = False) -> tuple[list[Path], dict[str
 
     for place, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        visible = [Path(place, name) for name in files if not name.startswith(".")]
+        visible = [Path(place, name) for name in (*files, *folders) if not name.startswith(".")]
         videos = [path for path in visible if is_video(path)]
         others = [path for path in visible if path.suffix.lower() in UNREAD_SUFFIXES]
         if place != str(folder) and not deep:
