@@ -216,9 +216,9 @@ def _open(path: str | os.PathLike[str]) -> Generator[tuple[Any, Any]]:
         raise VideoError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes)")
-    if kind := foreign_container(path):
-        raise VideoError(f"{path}: is {kind}, which is not read; ffmpeg -i IN -c copy OUT.mkv makes it readable")
     try:
+        if kind := foreign_container(path):
+            raise VideoError(f"{path}: is {kind}, which is not read; ffmpeg -i IN -c copy OUT.mkv makes it readable")
         with (
             _naming_memory(path),
             av.open(str(path.absolute()), container_options=SAFE_INPUT, metadata_errors="replace") as container,
@@ -236,6 +236,8 @@ def _open(path: str | os.PathLike[str]) -> Generator[tuple[Any, Any]]:
             yield container, streams[0]
     except av.FFmpegError as error:
         raise VideoError(f"{path}: damaged, truncated or not a video ({error.strerror})") from error
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 @contextmanager

@@ -356,7 +356,7 @@ def test_every_kind_of_video_is_read_and_nothing_else_is_passed_over_in_silence(
     assert "\x1b" not in lines
     read = {video["file"] for video in report["videos"] if video["clips"]}
     assert read == {"a.mkv", "b.mkv", "more/c.mkv", "old.avi", "phone.m4v", "日本.mov"}
-    assert [video["warning"] for video in report["videos"] if video["file"] == "old.avi"][0].startswith("1 of its 13")
+    assert next(video["warning"] for video in report["videos"] if video["file"] == "old.avi").startswith("1 of its 13")
 
 
 def test_a_claim_of_a_header_leaves_its_file_out_and_no_other(folder: Path, tmp_path: Path) -> None:
