@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 import struct
-import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from numpy.typing import NDArray
 
+from pw.io.ffv1 import has_right_checksums
 from pw.io.files import replacing
 from pw.io.hdr import HLG, PEAK, PQ, peak_of, tone_map
 from pw.io.video_files import foreign_container
@@ -40,12 +40,11 @@ ONE_THREAD_BELOW = 256 * 256
 # Matroska has no frame count of its own; DURATION alone finds a missing frame only when the rate is steady.
 COUNT_TAG = "PW_FRAMES"
 SIZE_TAG = "PW_SIZE"  # FFV1's checksums do not cover the size, which the container holds
+PICTURES_IN_DECODER = 32  # at most, roughly
 # Without it FFmpeg paints over damage and says nothing.
 DETECT_DAMAGE = {"err_detect": "crccheck+bitstream+buffer+explode"}
 LIMITED_RANGE = 1  # FFmpeg's
 NOT_CODED = 19  # bytes: an MPEG-4 packet up to this size may repeat the last picture (FFmpeg's MAX_NVOP_SIZE)
-# A byte with its bits in reverse: the CRC of FFV1 takes the highest bit first, zlib's the lowest.
-REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 class VideoError(ValueError):
@@ -233,7 +232,11 @@ def _open(path: str | os.PathLike[str]) -> Generator[tuple[Any, Any]]:
             context.thread_count, context.options = _threads(context), DETECT_DAMAGE
             if context.name == "h264":  # where it says nothing of its range; other decoders know the default
                 context.color_range = context.color_range or LIMITED_RANGE
-            yield container, streams[0]
+            try:
+                yield container, streams[0]
+            except av.error.InvalidDataError:  # so H.264 calls it, too, if a picture finds no memory
+                bytearray(PICTURES_IN_DECODER * 2 * context.width * context.height)
+                raise
     except av.FFmpegError as error:
         raise VideoError(f"{path}: damaged, truncated or not a video ({error.strerror})") from error
     except OSError as error:
@@ -258,25 +261,11 @@ def _pictures(path: str | os.PathLike[str], container: Any, stream: Any) -> Iter
     is_ffv1, checks = stream.codec_context.name == "ffv1", {True} if COUNT_TAG in container.metadata else set()
     for packet in container.demux(stream):
         if is_ffv1 and packet.size:
-            checks.add(_has_ffv1_checksums(bytes(packet)))
+            checks.add(has_right_checksums(bytes(packet)))
         for picture in packet.decode():
             if picture.is_corrupt or packet.is_corrupt or checks == {True, False}:
                 raise VideoError(f"{path}: damaged, a picture at {picture.time or 0:.2f} s is not as it was written")
             yield picture
-
-
-def _has_ffv1_checksums(packet: bytes) -> bool:
-    """Whether each slice of an FFV1 packet (RFC 9043, 4.8) ends in its size, a status and the right CRC-32.
-
-    FFmpeg only logs a wrong one, and shows the slice of the picture before.
-    """
-    end = len(packet)
-    while end >= 8:
-        start = end - 8 - int.from_bytes(packet[end - 8 : end - 5])
-        if start < 0 or zlib.crc32(packet[start:end].translate(REVERSED_BITS), 0xFFFFFFFF) != 0xFFFFFFFF:
-            return False
-        end = start
-    return end == 0
 
 
 def _threads(picture: Any) -> int:
