@@ -662,7 +662,7 @@ def test_a_mistake_in_the_call_is_named(folder: Path, capsys: pytest.CaptureFixt
 
 def test_a_folder_without_videos_says_what_was_looked_for(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match=r"no video \(\.mkv, .*\) among its 1 entries"):
+    with pytest.raises(ValueError, match=r"no video \(\.mp4, .*\) among its 1 entries"):
         videos_of(tmp_path)
 
 
