@@ -7,6 +7,7 @@ are `key=value`: options of the verb, or overrides of `conf/` if the verb accept
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,9 @@ pw completion      for the shell: source <(pw completion)"""
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status, 2 for invalid words."""
     import_suite_first()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # names that the encoding lacks are escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     verb, *options = [*(sys.argv[1:] if words is None else words)] or ["--help"]
     try:
         if (text := _information(verb, options)) is not None:

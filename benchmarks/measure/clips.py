@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.metrics import lookup, protocols
 from pw.io.files import write_csv, write_json
 from pw.io.lazy import Tensor
+from pw.io.video_files import is_video
 
 if TYPE_CHECKING:
     import numpy as np
 
     from benchmarks.metrics.implementation import Batch
 
-SUFFIXES = (".mkv", ".mp4", ".mov", ".webm", ".avi", ".m4v")
 BATCH_PIXELS = 2**22
 """Pixels of a batch: small clips are batched until they have as many; a batch has at least one clip."""
 
@@ -123,10 +123,6 @@ def clip_paths(folder: Path) -> dict[str, Path]:
     if not paths:
         raise ValueError(f"no clips (*.mkv) in {folder}; sample into it first")
     return paths
-
-
-def is_video(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def batches(clips: Mapping[str, Mapping[str, Path]], clip_hash: ClipHash) -> Iterator[tuple[list[str], Batch]]:

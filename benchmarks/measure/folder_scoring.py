@@ -31,16 +31,20 @@ from pw.io.host import default_threads
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Pace, duration
 
+READER = 2
+"""Counts the changes of `pw.io.video` that change pixels, or which files are whole; 1 ignored mirrors and damage."""
+
 WORKER = "vbench"
 """The family that a separate process measures."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A value, and the number of frames of the video."""
+    """A value, the number of frames of the video, and its note (`pw.io.video.VideoInfo`)."""
 
     value: float
     frames: int
+    note: str = ""
 
 
 def content_hash(path: Path) -> str:
@@ -63,7 +67,7 @@ class Cache:
         """
         try:
             values = json.loads(self._path(video, metric, dependencies).read_text(encoding="utf-8"))
-            entry = Entry(float(values["value"]), int(values["frames"]))
+            entry = Entry(float(values["value"]), int(values["frames"]), str(values.get("note", "")))
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return entry if math.isfinite(entry.value) else None
@@ -76,7 +80,7 @@ class Cache:
         write_atomically(self._path(video, metric, dependencies), json.dumps(record, indent=1, sort_keys=True) + "\n")
 
     def _path(self, video: str, metric: str, dependencies: Mapping[str, Any]) -> Path:
-        key = hashlib.sha256(json.dumps([metric, dependencies], sort_keys=True).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps([READER, metric, dependencies], sort_keys=True).encode()).hexdigest()[:16]
         return self.folder / video[:2] / video / f"{metric}-{key}.json"
 
 
@@ -115,6 +119,7 @@ class FolderScoring:
                 missing.append(name)
             else:
                 row |= {"frames": entry.frames, name: entry.value}
+                self._note(path, entry.note)
         return missing
 
     def measure(self, progress: Callable[[str], None]) -> None:
@@ -205,16 +210,18 @@ class FolderScoring:
         self.scores.n_measured += 1
         row = self.scores.rows[path.name]
         row["frames"] = result.frames
+        self._note(path, result.note)
         for name, value in result.values.items():
             if not math.isfinite(value):
                 self._refuse(path.name, {name}, f"{name} is {value}")
             else:
-                self.cache.put(self._hash(path), name, self._dependencies_of(name, path), Entry(value, result.frames))
+                entry = Entry(value, result.frames, result.note)
+                self.cache.put(self._hash(path), name, self._dependencies_of(name, path), entry)
                 if name in self.names:
                     row[name] = value
 
     def _measure_by_worker(self, metrics_of_videos: Mapping[Path, Sequence[str]]) -> None:
-        from pw.io.video import VideoError, decode
+        from pw.io.video import VideoError, decode, probe
 
         for names in {tuple(names) for names in metrics_of_videos.values() if names}:
             paths = []
@@ -223,6 +230,7 @@ class FolderScoring:
                     continue
                 try:  # the worker's message for an unreadable video says little
                     self.scores.rows[path.name].setdefault("frames", sum(1 for _ in decode(path)))
+                    self._note(path, probe(path).note)
                 except VideoError as error:
                     self.leave_out(path.name, str(error))
                 else:
@@ -261,12 +269,17 @@ class FolderScoring:
         for name, value in values.items():
             # computed again, because PW_VBENCH_DOWNLOAD=1 may have downloaded weights
             self.scores.dependencies[name] = self._dependencies(name)
-            self.cache.put(self._hash(path), name, self._dependencies_of(name, path), Entry(value, int(row["frames"])))
+            entry = Entry(value, int(row["frames"]), self.scores.notes.get(path.name, ""))
+            self.cache.put(self._hash(path), name, self._dependencies_of(name, path), entry)
             row[name] = value
 
     def _drop_metrics(self, missing: Mapping[str, str]) -> None:
         self.scores.missing.update(missing)
         self.names = [name for name in self.names if name not in missing]
+
+    def _note(self, path: Path, note: str) -> None:
+        if note:
+            self.scores.notes[path.name] = note
 
     def leave_out(self, video: str, reason: str) -> None:
         video, reason = (text.encode(errors="backslashreplace").decode() for text in (video, reason))

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.clips import SUFFIXES, is_video
 from benchmarks.measure.streaming import BUDGET
 from benchmarks.metrics import lookup
 from benchmarks.systems import jobs
 from pw.io.arguments import ConfigError, no_such_option, number, option
 from pw.io.files import check_writable
+from pw.io.video_files import SUFFIXES, is_video
 
 
 def existing_folder(text: str) -> Path:
@@ -72,6 +72,7 @@ class Scores:
     rows: video -> metric -> value (and "frames"); set_values: metric of level "set" -> value; left_out: broken video ->
     reason; missing: metric -> what it needs and which command supplies it; not_measured: metric -> video -> reason;
     dependencies: metric -> protocol, settings, weights; hashes, real: video -> SHA-256 of it and its real video;
+    passed_over: what looks like a video and is not read -> why; notes: video -> its note (`pw.io.video.VideoInfo`);
     n_measured: videos without cached values.
     """
 
@@ -83,6 +84,8 @@ class Scores:
     dependencies: dict[str, dict[str, Any]] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     real: dict[str, str] = field(default_factory=dict)
+    passed_over: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     n_measured: int = 0
     seconds: float = 0.0
 

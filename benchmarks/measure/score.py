@@ -31,6 +31,7 @@ from pw.io.arguments import Command, ConfigError, option, to_words
 from pw.io.files import check_writable, write_atomically, write_csv
 from pw.io.host import free_memory
 from pw.io.paths import SUITE
+from pw.io.video_files import printable, videos_in
 
 PARENT = "PW_SCORE_PARENT"
 """Environment variable: id of the parent process; a worker process ends when its parent ends."""
@@ -57,6 +58,8 @@ def score_videos(
     share(scoring)
     scoring.measure(progress or (lambda _: None))
     score_clips(scoring)
+    if not (folder / "card.yaml").is_file():  # a system's folder lists its videos
+        scoring.scores.passed_over = videos_in(folder)[1]
     for video in scoring.scores.left_out:
         scoring.scores.rows.pop(video, None)
     scoring.scores.seconds = time.monotonic() - start
@@ -195,6 +198,8 @@ def _size_problem(clips: Iterable[Path], scoring: FolderScoring) -> str:
     for path in clips:
         try:
             info = probe(path)
+            if info.note:
+                scoring.scores.notes[path.name] = info.note
             pixels = info.frames * info.height * info.width
             if pixels > SMALL_CLIP and (need := CLIP_BYTES + BYTES_PER_PIXEL * pixels) > free:
                 return (
@@ -256,6 +261,8 @@ def write(scores: Scores, names: Sequence[str], out: Path) -> tuple[Path, dict[s
         "missing": scores.missing,
         "left_out": scores.left_out,
         "not_measured": scores.not_measured,
+        "passed_over": scores.passed_over,
+        "notes": scores.notes,
         "videos": {video: scores.hashes.get(video) for video in sorted(scores.rows)},
         "real": dict(sorted(scores.real.items())),
         "versions": _versions(),
@@ -316,6 +323,9 @@ def show(scores: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, 
         console.print(f"{len(scores.left_out)} video{'s' * (len(scores.left_out) > 1)} left out:", highlight=False)
         for reason in scores.left_out.values():
             console.print(f"  {escape(reason)}", highlight=False, soft_wrap=True)
+    for title, reasons in (("not read", scores.passed_over), ("to know", scores.notes)):
+        for name, reason in reasons.items():
+            console.print(f"{title}: {escape(printable(name))}: {escape(reason)}", highlight=False, soft_wrap=True)
 
 
 def _changed_settings(name: str, settings: Mapping[str, Any]) -> list[str]:

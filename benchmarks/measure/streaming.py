@@ -30,13 +30,14 @@ _MAX_LENGTH = 200  # characters of an allocator's message
 class VideoScores:
     """Scores of one video: metric -> value, number of frames, and refusals: family -> reason.
 
-    out_of_memory: whether a family ran out of memory.
+    out_of_memory: whether a family ran out of memory. note: as that of `pw.io.video.VideoInfo`.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     frames: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
     out_of_memory: bool = False
+    note: str = ""
 
 
 def score_video(
@@ -59,7 +60,7 @@ def score_video(
     from pw.io.video import decode, probe
 
     info = probe(path)
-    scores = VideoScores()
+    scores = VideoScores(note=info.note)
     attempts = {family: _try(family, scores, lambda s=scorer: s.begin(info)) for family, scorer in scorers.items()}
     videos: dict[str, Video] = {family: video for family, video in attempts.items() if family not in scores.refusals}
     futures: dict[str, list[Future[Any]]] = {family: [] for family in videos}

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.measure.clips import SUFFIXES
 from benchmarks.metrics import Direction, lookup
 from benchmarks.stats.comparison import LEVEL, Difference, difference_kind, distance, judge
 from benchmarks.stats.resampling import bootstrap_mean, prompt_of
+from pw.io.video_files import SUFFIXES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -31,11 +31,12 @@ from typing import Any
 from benchmarks.systems import ExternalCommand, GenerationError, PixelWizard
 from benchmarks.systems.generation_call import SETTINGS, Call
 from benchmarks.systems.gpu_processes import GRACE, end_with_parent, environment, nvidia_smi
-from benchmarks.systems.jobs import SUFFIXES, VideoJob, check
+from benchmarks.systems.jobs import VideoJob, check
 from pw.io.arguments import ConfigError
 from pw.io.files import write_atomically
 from pw.io.paths import commit_of
 from pw.io.video import probe, read_video, write_video
+from pw.io.video_files import is_video
 
 # the fields {…} of a command
 FIELDS = (
@@ -186,7 +187,7 @@ class External:
 
     def _find_output(self, out: Path, log: Path) -> Path:
         outputs = sorted(p for p in out.rglob(self.adapter.output) if p.is_file())
-        if len(outputs) == 1 and outputs[0].suffix in SUFFIXES:
+        if len(outputs) == 1 and is_video(outputs[0]):
             return outputs[0]
         files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
         raise GenerationError(

@@ -26,8 +26,8 @@ from pw.io.arguments import ConfigError
 from pw.io.files import check_writable, write_atomically
 from pw.io.prompts import prompt_entries
 from pw.io.video import VideoError, VideoInfo, probe
+from pw.io.video_files import SUFFIXES, is_video
 
-SUFFIXES = (".mkv", ".mp4")
 STEM_BYTES = 230  # a file name has 255 at most; VBench's longest prompt is 210, and a temporary name adds up to 19
 RATE_TOLERANCE = 0.01  # 1/s: 23.976 is not 24
 
@@ -117,7 +117,7 @@ def videos(folder: Path) -> list[Path]:
         folder = folder / "videos"
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    paths = sorted(path for path in folder.iterdir() if is_video(path))
     return [path for path in paths if registered is None or path.stem in registered]
 
 
@@ -249,7 +249,7 @@ def register(card: Path, system: System, directory: Path, out: Path, jobs: Seque
         raise ConfigError(f"videos={directory}: cannot be read ({error.strerror})") from error
     by_stem = {path.stem: path for path in paths}
     if not by_stem:
-        raise ConfigError(f"videos={directory}: there is no .mkv or .mp4 in it")
+        raise ConfigError(f"videos={directory}: there is no video ({', '.join(SUFFIXES)}) in it")
     if double := next((path for path in paths if by_stem[path.stem] != path), None):
         raise ConfigError(
             f"videos={directory}: {double.name} and {by_stem[double.stem].name} have the same stem, which "

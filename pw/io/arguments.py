@@ -74,7 +74,7 @@ def option(
 @dataclass(frozen=True)
 class Command(Generic[T]):
     """A verb: its options and the function that runs it. A call with the words returns the exit status: 2 for invalid
-    words, after one line with the error.
+    words and for lack of memory, after one line with the error.
 
     resume_hint  printed if the work can be resumed after an interrupt (status 130) or a full disk (status 2)
     """
@@ -90,6 +90,9 @@ class Command(Generic[T]):
             key = error.key if isinstance(error, UnknownKeyError) else ""
             hint = did_you_mean(key, keys(self.options), "; or, of the options, ", 0.7)
             print(f"error: {error}{hint}", file=sys.stderr)
+            return 2
+        except MemoryError as error:
+            print(f"error: {error or 'out of memory'}", *filter(None, [self.resume_hint]), sep="; ", file=sys.stderr)
             return 2
         except (OSError, KeyboardInterrupt) as error:
             if not self.resume_hint:

@@ -3,7 +3,7 @@
     out/train-000000.tar …  <key>.npy uint8 [F, H, W, 3], <key>.json its origin, <key>.txt its caption, if any
     out/val-000000.tar …    held out: shares no frame with train
     out/manifest.json       settings, sources, sha256 of the shards; written last, it marks a finished folder
-    out/report.json         the record of every video; why some were skipped
+    out/report.json         the record of every video; why some were skipped, and which files were not read
     out/.unfinished/        the cut videos of an unfinished call, one .raw and one .json each
 
 Two files of one video (`name.part1.mp4`, `name.part2.mp4`) count as two videos: from 20 files on, one may be held out
@@ -34,6 +34,7 @@ from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_space, length, replacing, sha256, write_json
 from pw.io.progress import Pace, ProgressLine
 from pw.io.video import Frame, Frames, VideoError, decode, probe
+from pw.io.video_files import printable
 from pw.prepare.source_videos import (
     ClipSettings,
     HardCuts,
@@ -110,7 +111,7 @@ def ingest(
     origins  file name relative to `path` -> its source video; whole sources are held out (`split_by_origin`)
     Raises ConfigError for no videos, other files in `out`, too little disk space, or no clip in any video.
     """
-    videos = find_videos(path)
+    videos, passed_over = find_videos(path)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
@@ -118,13 +119,17 @@ def ingest(
                 _clear(out)
             if (out / MANIFEST).is_file():
                 return _check_finished(out, videos, _settings_content(settings, origins))
-            return _write_dataset(out, videos, settings, origins)
+            return _write_dataset(out, videos, passed_over, settings, origins)
     except Timeout:
         raise ConfigError(f"out={out}: another `make data` is running there; wait, or give another out=") from None
 
 
 def _write_dataset(
-    out: Path, videos: dict[str, Path], settings: ClipSettings, origins: Mapping[str, str] | None
+    out: Path,
+    videos: dict[str, Path],
+    passed_over: dict[str, str],
+    settings: ClipSettings,
+    origins: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     pace, folder = Pace(), out / UNFINISHED
     settings_file, content = folder / "settings.json", _settings_content(settings, None)
@@ -140,7 +145,7 @@ def _write_dataset(
     missing = {name: video for name, video in videos.items() if name not in records}
     progress = _CutProgress(_check_space(out, missing, list(records.values()), settings))
     for number, (name, video) in enumerate(missing.items(), start=1):
-        progress.video = f"{number}/{len(missing)} {name}"
+        progress.video = f"{number}/{len(missing)} {printable(name)}"
         record = records[name] = _cut_video(folder, name, video, settings, progress)
         write_json(folder / f"{record_id(name)}.json", asdict(record))
         progress.show(f"skipped, {record.skipped}" if record.skipped else f"{len(record.clips)} clips", last=True)
@@ -148,7 +153,7 @@ def _write_dataset(
     _skip_duplicates(all_records)
     for record in all_records:
         record.origin = (origins or {}).get(record.file, "")
-    manifest = _assemble(out, all_records, settings, _settings_content(settings, origins))
+    manifest = _assemble(out, all_records, passed_over, settings, _settings_content(settings, origins))
     _summarise(out, manifest, all_records, pace.elapsed)
     return manifest
 
@@ -238,7 +243,8 @@ def _cut_video(folder: Path, name: str, video: Path, settings: ClipSettings, pro
         return record
     record.frames, record.cuts, record.fps = detector.frames, detector.cuts, min(info.fps, settings.fps or info.fps)
     record.peak = info.peak
-    record.caption, record.warning = read_caption(video)
+    record.caption, warning = read_caption(video)
+    record.warning = "; ".join(filter(None, (warning, info.note)))
     if not record.clips:
         record.skipped = f"too short: {record.frames} frames, {record.cuts} cuts, no {settings.frames} in one shot"
     return record
@@ -253,13 +259,17 @@ def _skip_duplicates(records: list[VideoRecord]) -> None:
 
 
 def _assemble(
-    out: Path, records: list[VideoRecord], settings: ClipSettings, settings_content: dict[str, Any]
+    out: Path,
+    records: list[VideoRecord],
+    passed_over: dict[str, str],
+    settings: ClipSettings,
+    settings_content: dict[str, Any],
 ) -> dict[str, Any]:
     """Write shards, report and manifest from the cut videos, then remove the raw clips."""
     usable = [record for record in records if record.clips]
     rule, splits = (split_by_origin if "split_by" in settings_content else assign_splits)(usable, settings.holdout)
     report = [asdict(record) | {"clips": len(record.clips)} for record in records]
-    write_json(out / REPORT, {"split": rule, "videos": report})
+    write_json(out / REPORT, {"split": rule, "videos": report, "passed_over": passed_over})
     if not usable:
         shutil.rmtree(out / UNFINISHED)
         raise ConfigError(
@@ -322,7 +332,7 @@ def _summarise(out: Path, manifest: dict[str, Any], records: list[VideoRecord], 
         print(f"skipped {len(records) - count}, see {out / REPORT}:")
     for record in records:
         if reason := record.skipped or record.warning:
-            print(f"  {record.file}: {reason}")
+            print(f"  {printable(record.file)}: {reason}")
 
 
 class _CutProgress:

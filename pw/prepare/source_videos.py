@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from pw.io.arguments import ConfigError
 from pw.io.video import Frame, Frames
+from pw.io.video_files import SUFFIXES, printable, videos_in
 
-ENDINGS = (".mp4", ".mov", ".mkv", ".webm")
 FEW_VIDEOS = 20  # with fewer, holding out whole videos would leave too little variety on one side
 
 
@@ -127,23 +127,28 @@ def cut_clips(
             clip, skip = clip[step:], max(0, step - length)
 
 
-def find_videos(folder: Path) -> dict[str, Path]:
-    """Name relative to `folder` -> path, of the videos at any depth, sorted, without hidden ones.
+def find_videos(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """(name relative to `folder` -> path, of the videos at any depth, sorted, without hidden ones; name -> why it is
+    not read, of what else looks like a video; this is printed, too).
 
     Raises ConfigError if it is not a folder or has no video.
     """
     if not folder.is_dir():
         raise ConfigError(f"path={folder}: no such folder")
-    paths = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [Path(place, f) for f in files if not f.startswith(".") and f.lower().endswith(ENDINGS)]
-    videos = [video for video in paths if video.is_file()]
-    for video in sorted(set(paths) - set(videos)):
-        print(f"left out, a pipe or a link to nothing: {video}")
+    paths, passed_over = videos_in(folder, deep=True)
+    videos: dict[str, Path] = {}
+    for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in paths):
+        if not os.path.isfile(path):
+            passed_over[printable(name)] = "no file, but a folder, a pipe or a link to nothing"
+        elif name.encode(errors="replace").decode() != name:
+            passed_over[printable(name)] = "its name is not UTF-8; rename it"
+        else:
+            videos[name] = path
+    for name, reason in passed_over.items():
+        print(f"left out: {name}: {reason}")
     if not videos:
-        raise ConfigError(f"path={folder}: no videos in this folder; accepted are {', '.join(ENDINGS)}")
-    return dict(sorted((video.relative_to(folder).as_posix(), video) for video in videos))
+        raise ConfigError(f"path={folder}: no videos in this folder; accepted are {', '.join(SUFFIXES)}")
+    return videos, passed_over
 
 
 def read_caption(video: Path) -> tuple[str, str]:

@@ -39,8 +39,8 @@ from filelock import FileLock, Timeout
 from pw.io import hub
 from pw.io.arguments import ConfigError
 from pw.io.files import check_space, check_writable, human_size, length, replacing, write_json
+from pw.io.video_files import is_video
 from pw.prepare.ingest import DataOptions, ingest
-from pw.prepare.source_videos import ENDINGS
 
 REPOSITORY = "APRIL-AIGC/UltraVideo"
 LICENCE = "UltraVideo Dataset License Agreement (CC-BY-4.0 with Additional Restrictions)"
@@ -110,7 +110,7 @@ def ultravideo(options: DataOptions, out: Path) -> int:
             rows = _fetch(options, out)
     except Timeout:
         raise ConfigError(f"out={out}: another call is fetching there; wait, or give another out=") from None
-    clips = [path for path in (out / "clips").iterdir() if path.name.lower().endswith(ENDINGS)]
+    clips = [path for path in (out / "clips").iterdir() if is_video(path)]
     origins = {clip.name: rows[clip.stem].source for clip in clips if clip.stem in rows}
     ingest(out / "clips", out / "shards", settings, options.overwrite, origins)
     return 0
@@ -356,8 +356,7 @@ def clips_in(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
                 f"{name}: holds {member.filename!r}, a link or a path that leads elsewhere; nothing was taken from "
                 "it. Do not trust this server: set HF_ENDPOINT to another, or give another revision="
             )
-    videos = [member for member in archive.infolist() if member.filename.lower().endswith(ENDINGS)]
-    return [member for member in videos if not PurePosixPath(member.filename).name.startswith(".")]
+    return [member for member in archive.infolist() if is_video(PurePosixPath(member.filename))]
 
 
 # ---- short.csv

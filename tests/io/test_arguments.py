@@ -104,3 +104,11 @@ def test_a_command_tells_a_mistake_in_one_line_and_ends_with_2(capsys: pytest.Ca
     assert command(["name=a", "seeds=7"]) == 7
     assert command(["name=a", "seeds=x"]) == 2
     assert capsys.readouterr().err == "error: seeds=x: a whole number\n"
+
+
+def test_lack_of_memory_is_one_line_and_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(_: Closed) -> int:
+        raise MemoryError("a.mp4: not enough memory to decode it")
+
+    assert Command(Closed, run, resume_hint="run it again to resume")(["name=x"]) == 2
+    assert capsys.readouterr().err == "error: a.mp4: not enough memory to decode it; run it again to resume\n"

@@ -13,14 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
+from pw.io.hdr import HLG, PQ, light_to_pq, pq_to_light
 from pw.io.video import (
-    HLG,
-    PQ,
     VideoError,
     decode,
     iter_frames,
-    light_to_pq,
-    pq_to_light,
     probe,
     read_video,
     to_float,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,7 +18,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from odd_videos import encode
 
+from pw.cli import main as pw_main
 from pw.data.shard_index import ShardIndex, read_member
 from pw.io.video import Frame, VideoError, decode, write_video
 from pw.prepare import ingest as module
@@ -319,10 +322,50 @@ def test_a_pipe_and_a_link_to_nothing_are_left_out_by_name(
     (folder / "gone.mp4").symlink_to(tmp_path / "nothing")
     os.mkfifo(folder / "pipe.mp4")
     (folder / "link.mp4").symlink_to(folder / "b.mkv")
-    assert sorted(find_videos(folder)) == ["a.mkv", "b.mkv", "link.mp4", "more/c.mkv"]
+    assert sorted(find_videos(folder)[0]) == ["a.mkv", "b.mkv", "link.mp4", "more/c.mkv"]
     output = capsys.readouterr().out
     assert "gone.mp4" in output
     assert "pipe.mp4" in output
+
+
+def test_every_kind_of_video_is_read_and_nothing_else_is_passed_over_in_silence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode(folder / "old.avi", scene(4, 12, 36), pts=[0, 1, 2, *range(4, 13)], codec_name="mpeg4")
+    encode(folder / "phone.m4v", scene(5, 12, 36))
+    encode(folder / "日本.mov", scene(6, 12, 36))
+    for name in ("tape.wmv", "more/disc.MPG", "notes.txt", ".hidden.wmv"):
+        (folder / name).touch()
+    (folder / os.fsdecode(b"latin\xe9.mp4")).write_bytes((folder / "phone.m4v").read_bytes())
+    (folder / "esc\x1b[2J.mkv").write_bytes(b"no video")
+    (folder / "link").symlink_to(folder / "more")
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", output)
+    assert pw_main(["data", f"path={folder}", f"out={tmp_path / 'out'}"]) == 0
+    output.flush()
+    lines = output.buffer.getvalue().decode("ascii")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(report["passed_over"]) == {"tape.wmv", "more/disc.MPG", "latin\\udce9.mp4", "link"}
+    for text in (
+        *report["passed_over"],
+        r"\u65e5\u672c.mov",
+        r"esc\x1b[2J.mkv",
+        "1 of its 13 frames hold the one before",
+    ):
+        assert text in lines
+    assert "\x1b" not in lines
+    read = {video["file"] for video in report["videos"] if video["clips"]}
+    assert read == {"a.mkv", "b.mkv", "more/c.mkv", "old.avi", "phone.m4v", "日本.mov"}
+    assert next(video["warning"] for video in report["videos"] if video["file"] == "old.avi").startswith("1 of its 13")
+
+
+def test_a_claim_of_a_header_leaves_its_file_out_and_no_other(folder: Path, tmp_path: Path) -> None:
+    content = (folder / "b.mkv").read_bytes()
+    (folder / "claims.mkv").write_bytes(content.replace(b"D\x87\x8252", b"D\x87\x8299"))
+    ingest(folder, tmp_path / "out", ClipSettings())
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    reasons = {video["file"]: video["skipped"] for video in report["videos"] if video["skipped"]}
+    assert reasons == {"claims.mkv": "truncated, 52 of the 99 frames it declares"}
 
 
 @pytest.mark.parametrize("loss", ["raw gone", "raw short", "record empty"])
@@ -516,7 +559,7 @@ def test_two_calls_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
         ("path={folder} overwrite=perhaps", "overwrite=perhaps: true or false"),
         ("path={folder} short", "write key=value"),
         ("path={folder}/none", "no such folder"),
-        ("path={here}", "no videos in this folder; accepted are .mp4, .mov, .mkv, .webm"),
+        ("path={here}", "no videos in this folder; accepted are .mp4, .m4v, .mov, .mkv, .webm, .avi"),
     ],
 )
 def test_a_wrong_call_gets_one_clear_line(
@@ -550,7 +593,7 @@ def test_only_one_clip_is_held_in_memory() -> None:
 
 def test_videos_are_found_at_any_depth_in_a_fixed_order(folder: Path) -> None:
     os.rename(folder / "b.mkv", folder / "more" / "B.MKV")
-    assert list(find_videos(folder)) == ["a.mkv", "more/B.MKV", "more/c.mkv"]
+    assert list(find_videos(folder)[0]) == ["a.mkv", "more/B.MKV", "more/c.mkv"]
 
 
 @needs_clips

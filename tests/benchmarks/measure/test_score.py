@@ -125,6 +125,24 @@ def test_what_only_has_the_name_of_a_video_is_left_out_and_never_waited_for(fold
     assert set(about["left_out"]) == {"pipe.mp4", "folder.mp4", "loop.mp4", "gone.mp4", "latin-\\udce9.mp4"}
 
 
+def test_what_is_not_read_and_what_is_odd_is_said_also_from_the_cache(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    encode(folder / "old.avi", moving(), pts=[0, 1, 2, 4, 5, 6], codec_name="mpeg4")
+    (folder / "tape.wmv").touch()
+    (folder / "more").mkdir()
+    encode(folder / "more" / "inner.mp4", moving())
+    (folder / "link").symlink_to(folder / "more")
+    for _ in range(2):
+        assert run(folder, "metrics=mhd_mse", f"out={tmp_path / 'scores.csv'}") == 0
+        about = protocol(tmp_path / "scores.csv")
+        assert set(about["passed_over"]) == {"tape.wmv", "more", "link"}
+        assert about["notes"] == {"old.avi": "1 of its 7 frames hold the one before, and are left out"}
+        output = capsys.readouterr().out
+        assert all(name in output for name in ("tape.wmv", "more", "link", "old.avi: 1 of its 7"))
+    assert table(tmp_path / "scores.csv")["old.avi"]["frames"] == "6"
+
+
 def test_a_real_video_that_cannot_be_read_leaves_its_metric_out_only(folder: Path, tmp_path: Path, monkeypatch):
     real = tmp_path / "real"
     real.mkdir()
@@ -644,7 +662,7 @@ def test_a_mistake_in_the_call_is_named(folder: Path, capsys: pytest.CaptureFixt
 
 def test_a_folder_without_videos_says_what_was_looked_for(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match=r"no video \(\.mkv, .*\) among its 1 entries"):
+    with pytest.raises(ValueError, match=r"no video \(\.mp4, .*\) among its 1 entries"):
         videos_of(tmp_path)
 
 

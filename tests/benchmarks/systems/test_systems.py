@@ -341,7 +341,7 @@ class TestRegistering:
 
     def test_of_an_empty_folder_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["name=turbo2k", f"videos={tmp_path}", f"out={tmp_path / 'out'}"]) == 2
-        assert "no .mkv or .mp4" in capsys.readouterr().err
+        assert "there is no video (.mp4, .m4v" in capsys.readouterr().err
 
 
 def test_a_setting_reads_as_a_line() -> None:
