@@ -28,6 +28,7 @@ from pw.io.video import Frames
 
 ENDINGS = ("npy", "json", "txt")
 MANIFEST = "manifest.json"
+MAX_BRACES, MAX_SHARDS = 20, 100_000  # of a pattern, and the names that it may stand for
 HEADER = 4096  # bytes; a .npy header of a 4-d array takes 128
 CHECKSUMS = "crc32"  # in a clip's json: {ending: crc32 of that member}; shards of others, and older ones, have none
 REMEDY = 'copy it again, or make it again with `make data path=DIR args="overwrite=true"`'
@@ -135,7 +136,7 @@ def find_shards(urls: str | os.PathLike[str] | Sequence[str]) -> list[Path]:
         raise ValueError("data.urls is not set: run `make data path=DIR`, then set data.urls=data/shards")
     if not isinstance(urls, str | os.PathLike):
         return sorted(path for url in urls for path in _expand(str(url)))
-    if not Path(urls).is_dir():
+    if not os.path.isdir(urls):
         return _expand(str(urls))
     if (Path(urls) / MANIFEST).is_file():
         return [Path(urls) / name for name in _read_manifest(Path(urls))]
@@ -156,17 +157,38 @@ def _find(urls: str | os.PathLike[str] | Sequence[str], split: str) -> list[Path
 
 
 def _expand(url: str) -> list[Path]:
+    url = os.path.expanduser(url)
+    if os.path.exists(url):  # its name may have signs of a pattern
+        return [Path(url)]
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url):
         raise ValueError(f"data.urls={url}: only local files are read, no pipes and no addresses")
     patterns = [url]
     if "{" in url:
-        from webdataset.shardlists import expand_urls
-
-        patterns = expand_urls(url)
+        patterns = _expand_braces(url)
     paths = [Path(path) for pattern in patterns for path in sorted(glob.glob(pattern))]
     if not paths:
         raise ValueError(f"data.urls={url}: not there; run `make data path=DIR`, or give its out=")
     return paths
+
+
+def _expand_braces(url: str) -> list[str]:
+    try:
+        if url.count("{") > MAX_BRACES or _number_of_names(url) > MAX_SHARDS:
+            raise ValueError(f"stands for more than {MAX_SHARDS} shards; write *, as in train-*.tar")
+        from webdataset.shardlists import expand_urls
+
+        return expand_urls(url)
+    except ValueError as error:
+        raise ValueError(f"data.urls={url}: {error}") from error
+
+
+def _number_of_names(pattern: str) -> int:
+    """Of a pattern with {first..last} and {one,other}; at least as many as it has."""
+    number = 1
+    for group in re.findall(r"\{([^{}]*)\}", pattern):
+        ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\.-?\d+)?", group)
+        number *= abs(int(ends[2]) - int(ends[1])) + 1 if ends else group.count(",") + 1
+    return number
 
 
 def index_tar(shard: Path, endings: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:

@@ -98,7 +98,7 @@ def stage_runs(
     """(stage II, stage I) as runs, with the sizes of `weights`. Raises ConfigError with the override."""
     from pw.io.wan_weights import overrides_of
 
-    sizes = [] if weights is None else [*overrides_of(weights), f"trainer.weights={json.dumps(str(weights))}"]
+    sizes = [] if weights is None else [*overrides_of(weights), f"trainer.weights={weights}"]
     if frames is not None:
         sizes.append(f"scale.frames={frames}")
     scale = next((o for o in overrides if override_key(o) == "scale"), "scale=2k")

@@ -163,7 +163,7 @@ def run_replay(options: ReplayOptions) -> int:
     """Exit status: 0 if the loss is finite with the last saved weights, else 1."""
     if len(options.positional) != 1:
         raise ConfigError("expected one file, outputs/train/<signature>/not_finite/update-….json")
-    path = Path(options.positional[0])
+    path = Path(options.positional[0]).expanduser()
     update, loss = replay(path)
     batch, _ = read(path)
     weights = f"of its checkpoint of update {update}" if update else "it started from"

@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
+
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import read_json, replacing, write_json
 from pw.io.paths import OUTPUTS
@@ -109,11 +111,9 @@ def write_start(start: Run, name: str, training: Path, out: Path) -> Path:
 
 def _check_recipe(start: Run, training: Path) -> None:
     """Raises ConfigError unless `config.yaml` has the recipe's values; called if the hash in `done.json` differs."""
-    from omegaconf import OmegaConf
-
     if not (training / "done.json").exists() or not (training / "config.yaml").exists():
         raise ConfigError(f"training={training}: not a finished training (no done.json, or no config.yaml)")
-    values: Any = OmegaConf.to_container(OmegaConf.load(training / "config.yaml"))
+    values: Any = yaml.safe_load((training / "config.yaml").read_text())
     recipe, actual = _training_values(start.config.values), _training_values(values)
     if unequal := sorted(key for key in recipe.keys() | actual.keys() if recipe.get(key) != actual.get(key)):
         key = unequal[0]
