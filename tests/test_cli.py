@@ -85,3 +85,19 @@ PATH="{tmp_path}:$PATH"; COMP_LINE="pw train weighting=de"; COMP_POINT=${{#COMP_
 """
         process = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=True)
         assert process.stdout.strip() == "delta_sigma"
+
+
+@pytest.mark.parametrize(
+    ("words", "streams", "status"),
+    [
+        ("ablations", ">&-", 0),
+        ("trian", "2>&-", 2),
+        ("data path=/nowhere", "<&- >&- 2>&-", 2),
+        ("lint-paper", "| true; exit ${PIPESTATUS[0]}", 0),  # the reader is gone before the first line
+        ("--help", "| true; exit ${PIPESTATUS[0]}", 0),
+    ],
+)
+def test_a_closed_stream_changes_nothing(words: str, streams: str, status: int) -> None:
+    call = ["bash", "-c", f"{sys.executable} -m pw {words} {streams}"]
+    process = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (process.returncode, "Traceback" in process.stderr) == (status, False), process.stderr
