@@ -104,7 +104,7 @@ def open_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)  # the lowest free number, so that no file of ours gets it
-            stream = open(null, "r" if number == 0 else "w", encoding="utf-8")
+            stream = os.fdopen(null, "r" if number == 0 else "w", encoding="utf-8")
             setattr(sys, f"__{name}__", stream)
             setattr(sys, name, stream)
     for name in ("stdout", "stderr"):

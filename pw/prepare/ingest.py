@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from pw.data.shard_index import CHECKSUMS, MANIFEST, checksums, write_shards
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_space, length, replacing, sha256, write_json
+from pw.io.hub import check_revision
 from pw.io.progress import Pace, ProgressLine
 from pw.io.video import Frame, Frames, VideoError, decode, probe
 from pw.prepare.source_videos import (
@@ -77,6 +78,7 @@ class DataOptions:
             raise ConfigError("give path= (your own videos) or name= (a public dataset), not both")
         if not self.path and not self.name:
             raise ConfigError("path is missing: the folder with your videos (or name=ultravideo)")
+        check_revision(self.revision)
         dataset_keys = ("accept_licence", "taste", "size", "caption", "keep", "revision")
         if self.path and (unused := [key for key in dataset_keys if getattr(self, key) != getattr(DataOptions, key)]):
             raise ConfigError(f"{unused[0]}= is for name=ultravideo, not for path=")
