@@ -161,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object that `write_json` wrote; None if the file is missing, or truncated by a crash of the machine."""
     try:
         values = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):  # too deeply nested
         return None
     return values if isinstance(values, dict) else None
 

@@ -36,7 +36,7 @@ def prompt_entries(path: Path, key: str, expected: str) -> list[tuple[str, dict[
 def _object(text: str, key: str, message: str) -> dict[str, Any]:
     try:
         entry = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{message}: {text[:60]} ({error})") from error
     if not isinstance(entry, dict) or key not in entry:
         raise ConfigError(f"{message}: {text[:60]}")
