@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from pw.io.files import parse_json
 from pw.io.video import Frames
 
 ENDINGS = ("npy", "json", "txt")
@@ -265,7 +266,7 @@ def _frames(content: bytes) -> Frames:
 
 def _check_checksums(members: Mapping[str, bytes]) -> None:
     """Raise ValueError if a member does not match its checksum; without checksums nothing is verified."""
-    metadata = json.loads(members.get("json", b"{}"))
+    metadata = parse_json(members.get("json", b"{}"))
     recorded = metadata.get(CHECKSUMS) if isinstance(metadata, dict) else None
     if isinstance(recorded, dict):
         actual = checksums({ending: content for ending, content in members.items() if ending != "json"})
@@ -298,7 +299,7 @@ def _check_manifests(paths: list[Path], samples: list[Sample]) -> list[str]:
 @lru_cache(maxsize=8)
 def _manifest_at(path: Path, _mtime_ns: int) -> dict[str, Any]:
     try:
-        return {shard["file"]: shard for shard in json.loads(path.read_text())["shards"]}
+        return {shard["file"]: shard for shard in parse_json(path.read_text())["shards"]}
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{path}: not a manifest ({error}); {REMEDY}") from error
 

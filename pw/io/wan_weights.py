@@ -7,7 +7,6 @@ tokens and partial downloads. Nothing here imports torch, and only `pw weights` 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ from typing import Any
 
 from pw.io import hub
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import check_space, exclusive_lock, human_size, length, read_json
+from pw.io.files import check_space, exclusive_lock, human_size, length, parse_json, read_json
 from pw.io.hash_record import RECORD, HashRecord
 
 REPO = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
@@ -115,7 +114,7 @@ def overrides_of(weights: Path) -> list[str]:
 
 
 def _config(weights: Path, part: str, class_name: str) -> dict[str, Any]:
-    config = json.loads((weights / part / "config.json").read_text())
+    config = parse_json((weights / part / "config.json").read_text())
     if config.get("_class_name", class_name) != class_name:
         raise WeightsError(f"{weights / part}: is a {config['_class_name']}, expected {class_name}: Wan2.2-TI2V-5B's")
     return config
@@ -180,7 +179,7 @@ def _length_problem(path: Path) -> str | None:
         if len(start) < 8 or header_length > min(size, _LONGEST_HEADER):
             return f"{size} bytes, truncated or not safetensors"
         try:
-            header = json.loads(file.read(header_length))
+            header = parse_json(file.read(header_length))
             end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return "its header is damaged"

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-from pw.io.files import sha256
+from pw.io.files import parse_json, sha256
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -243,7 +243,7 @@ def curve_points(path: Path | None) -> list[Point]:
         if not line:
             continue
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             step = int(values.pop("step"))
             points.update({(name, step): float(value) for name, value in values.items() if value is not None})
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import tempfile
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass

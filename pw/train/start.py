@@ -9,7 +9,6 @@ updates are then trained again; the card records their losses.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import platform
 import shlex
@@ -25,7 +24,7 @@ from typing import Any
 import yaml
 
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import read_json, replacing, write_json
+from pw.io.files import parse_json, read_json, replacing, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
 from pw.run.build import LARGEST, Run, build
@@ -133,7 +132,7 @@ def _training_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _curve(path: Path) -> list[dict[str, float]]:
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [parse_json(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is no curve of a training ({error})") from error
 
