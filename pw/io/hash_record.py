@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pw.io.files import human_size, length, read_json, sha256, write_json
+from pw.io.files import digest, human_size, length, read_json, sha256, write_json
 from pw.io.hub import hash_problem
 
 RECORD = ".sha256.json"  # {file: {"digest", "size", "mtime_ns"}}
@@ -20,7 +21,12 @@ class HashRecord:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
-        self.entries = read_json(self.folder / RECORD) or {}
+        self.file = self.folder / RECORD
+        self.entries = read_json(self.file) or {}
+        if not os.access(self.folder, os.W_OK):  # a shared copy
+            name = f"{digest(str(self.folder), 16)}.json"
+            self.file = Path.home() / ".cache" / "pixelwizard" / "hashes" / name
+            self.entries |= read_json(self.file) or {}
 
     def digest(self, file: Path) -> str:
         """The published hash; "" if it is not known. The Hugging Face cache names a file's content by it."""
@@ -44,10 +50,10 @@ class HashRecord:
         return None
 
     def add(self, file: Path, digest: str) -> None:
-        """Record that the file has this hash; a folder that is read-only stays as it is."""
+        """Record that the file has this hash; that of a read-only folder is in the user's cache."""
         self.entries[self._key(file)] = self._entry(file, digest)
         with suppress(OSError):
-            write_json(self.folder / RECORD, self.entries)
+            write_json(self.file, self.entries)
 
     def _key(self, file: Path) -> str:
         path = file.resolve()

@@ -114,7 +114,11 @@ def overrides_of(weights: Path) -> list[str]:
 
 
 def _config(weights: Path, part: str, class_name: str) -> dict[str, Any]:
-    config = parse_json((weights / part / "config.json").read_text())
+    config = read_json(weights / part / "config.json")
+    if config is None:
+        raise WeightsError(
+            f"{weights / part / 'config.json'}: missing, or not JSON; {_download_command(weights)} repairs it"
+        )
     if config.get("_class_name", class_name) != class_name:
         raise WeightsError(f"{weights / part}: is a {config['_class_name']}, expected {class_name}: Wan2.2-TI2V-5B's")
     return config
