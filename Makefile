@@ -9,7 +9,12 @@ TOOLS := .tools/uv-$(UV_VERSION)
 UV := $(TOOLS)/bin/uv
 RUN := .venv/bin/python
 PW := $(RUN) -m pw
-args ?=
+args :=
+
+# `key=value` reaches the program to the letter: make exports it unexpanded, a recipe names it inside quotes. What the
+# environment has under the same name does not count. `args` is several words, which the shell splits and expands.
+$(foreach key,$(.VARIABLES),$(if $(filter command,$(origin $(key))),$(eval override $(key) := $$(value $(key)))$(eval export $(key))))
+given = $(foreach key,$(1),$(if $(filter override,$(origin $(key))),"$(key)=$$$(key)"))
 
 export UV_SYSTEM_CERTS := 1
 export UV_PYTHON_DOWNLOADS := never
@@ -25,29 +30,30 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	echo "key=value arrives as typed; args=\"…\" is several words, which the shell splits and expands: quote a name in it again"
 
 setup: .venv/.ready ## make the environment (.venv) from requirements/dev.lock
 
 weights: .venv/.ready ## fetch Wan2.2-TI2V-5B (2K, 4K), or what metrics need: make weights [what=metrics args="dry_run=true …"]
-	@$(PW) weights $(if $(what),what=$(what)) $(args)
+	@$(PW) weights $(call given,what) $(args)
 
 ablation: .venv/.ready ## run one ablation to its table: make ablation name=ansc [args="seeds=5 arms=baseline,full dry_run=true …"]
-	@$(PW) ablation name=$(name) $(args)
+	@$(PW) ablation $(call given,name) $(args)
 
 ablations: .venv/.ready ## list the ablations: what each varies, claims, and what came out
 	@$(PW) ablations
 
 status: .venv/.ready ## how far an ablation is, read from its files: make status name=ansc [args="outputs=DIR"]
-	@$(PW) status name=$(name) $(args)
+	@$(PW) status $(call given,name) $(args)
 
 data: .venv/.ready ## turn a folder of videos, or UltraVideo, into shards: make data path=DIR|name=ultravideo [args="frames=5 taste=5 …"]
-	@$(PW) data path="$(path)" name="$(name)" $(args)
+	@$(PW) data $(call given,path name) $(args)
 
 latents: .venv/.ready ## encode shards for training at proxy, 2k, 4k: make latents args="urls=data/shards scale=2k [anchors=8 dry_run=true …]"
 	@$(PW) latents $(args)
 
 start: .venv/.ready ## train a start from its recipe, and write it with its card: make start name=hires [args="out=pw/starts …"]
-	@$(PW) start name=$(name) $(args)
+	@$(PW) start $(call given,name) $(args)
 
 train: .venv/.ready ## train one run: make train args="stage=hires objective=shortcut seed=1"
 	@$(PW) train $(args)
@@ -56,44 +62,40 @@ sample: .venv/.ready ## sample one run (trains it first if need be): make sample
 	@$(PW) sample $(args)
 
 export: .venv/.ready ## a training as a folder that diffusers opens: make export run=SIGNATURE [args="out=DIR dtype=fp32 …"]
-	@$(PW) export run="$(run)" $(args)
+	@$(PW) export $(call given,run) $(args)
 
 plan: .venv/.ready ## tokens, FLOPs, memory and time before anything loads: make plan scale=4k gpus=1x80GB [args="tflops=400 …"]
-	@$(PW) plan $(if $(scale),scale=$(scale)) $(if $(gpus),gpus=$(gpus)) $(args)
+	@$(PW) plan $(call given,scale gpus) $(args)
 
 bench: .venv/.ready ## measure on this machine, side by side: make bench what=generate|metrics|train [args="scales=2k …"]
-	@$(PW) bench what=$(what) $(args)
-
-# to the letter: make, and then the shell, would expand a $ in a prompt or a path
-LITERAL := prompt prompts hires videos metrics out a b
-$(foreach key,$(LITERAL),$(if $(filter command,$(origin $(key))),$(eval override $(key) := $$(value $(key)))$(eval export $(key))))
+	@$(PW) bench $(call given,what) $(args)
 
 generate: .venv/.ready ## prompt to 2K/4K video: make generate prompt="a heron over a lake" scale=2k hires=… [args="…"]
-	@$(PW) generate $${prompt:+"prompt=$$prompt"} $${prompts:+"prompts=$$prompts"} $(if $(scale),scale=$(scale)) $${hires:+"hires=$$hires"} $(args)
+	@$(PW) generate $(call given,prompt prompts scale hires) $(args)
 
 coverage: .venv/.ready ## which (timestep, stride) pairs a step sampler trains: make coverage args="step_sampler=aligned"
 	@$(PW) coverage $(args)
 
 score: .venv/.ready ## score videos: make score videos=DIR metrics=mhd_mse,niqe [out=scores.csv args="strict=true …"]
-	@$(PW) score "videos=$${videos-}" $${metrics:+"metrics=$$metrics"} $${out:+"out=$$out"} $(args)
+	@$(PW) score $(call given,videos metrics out) $(args)
 
 table: .venv/.ready ## a table of the paper with ours beside it: make table name=table_2 [args="systems=DIR …"]
-	@$(PW) table name=$(name) $(args)
+	@$(PW) table $(call given,name) $(args)
 
 compare: .venv/.ready ## two runs or folders of videos, paired: make compare a=SIGNATURE|DIR b=SIGNATURE|DIR [args="metrics=…"]
-	@$(PW) compare "a=$${a-}" "b=$${b-}" $(args)
+	@$(PW) compare $(call given,a b) $(args)
 
 power: .venv/.ready ## the smallest difference that n prompts and m seeds can show: make power ablation=ansc [args="prompts=100 seeds=3"]
-	@$(PW) power $(if $(ablation),ablation=$(ablation)) $(args)
+	@$(PW) power $(call given,ablation) $(args)
 
 record: .venv/.ready ## keep an ablation's outcome in experiments/results, to be committed: make record name=ansc [args="outputs=DIR"]
-	@$(PW) record name=$(name) $(args)
+	@$(PW) record $(call given,name) $(args)
 
 lint-paper: .venv/.ready ## recompute the paper's derived numbers and print what does not add up
 	@$(PW) lint-paper $(args)
 
 system: .venv/.ready ## generate with another system: make system name=wan2_2_5b args="prompts=FILE [dry_run=true …]"; no name: the list
-	@$(PW) system $(if $(name),name=$(name)) $(args)
+	@$(PW) system $(call given,name) $(args)
 
 vbench-env: $(UV) ## make the environment of VBench's worker (.venv-vbench, its own torch; about 7 GB)
 	@$(UV) venv -q --allow-existing --python $(PY) .venv-vbench
@@ -106,7 +108,7 @@ notebooks: .venv/.ready ## open the notebooks on 127.0.0.1
 	@.venv/bin/jupyter lab --ip 127.0.0.1 --no-browser notebooks $(args)
 
 mlflow: .venv/.ready ## open the MLflow UI on 127.0.0.1:5000 (port=… to change)
-	@$(PW) mlflow port=$(or $(port),5000) $(args)
+	@$(PW) mlflow $(call given,port) $(args)
 
 mlflow-sync: .venv/.ready ## log the tables that MLflow does not have, from their files [args="outputs=DIR"]
 	@$(PW) mlflow-sync $(args)

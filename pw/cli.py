@@ -7,8 +7,6 @@ are `key=value`: options of the verb, or overrides of `conf/` if the verb accept
 from __future__ import annotations
 
 import importlib
-import io
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from pw.io import arguments
 from pw.io.paths import import_suite_first
+from pw.io.progress import open_streams
 
 
 @dataclass(frozen=True)
@@ -85,16 +84,11 @@ pw completion      for the shell: source <(pw completion)"""
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status, 2 for invalid words."""
     import_suite_first()
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # names that the encoding lacks are escaped
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    if words is None:
+        open_streams()
     verb, *options = [*(sys.argv[1:] if words is None else words)] or ["--help"]
-    try:
-        if (text := _information(verb, options)) is not None:
-            print(text, flush=True)
-            return 0
-    except BrokenPipeError:  # the reader has closed the pipe: `pw | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python writes the rest again at exit
+    if (text := _information(verb, options)) is not None:
+        print(text, flush=True)
         return 0
     if verb not in VERBS:
         hint = arguments.did_you_mean(verb, VERBS, cutoff=0.5)

@@ -12,6 +12,7 @@ import pytest
 
 from pw.cli import VERBS, candidates, main
 from pw.io.arguments import Command, describe
+from pw.io.host import may_have_gpu
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted({module for verb in VERBS.values() for module in (verb.module, *verb.variants.values())})
@@ -85,3 +86,42 @@ PATH="{tmp_path}:$PATH"; COMP_LINE="pw train weighting=de"; COMP_POINT=${{#COMP_
 """
         process = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=True)
         assert process.stdout.strip() == "delta_sigma"
+
+
+@pytest.mark.parametrize(
+    ("words", "streams", "status"),
+    [
+        ("ablations", ">&-", 0),
+        ("trian", "2>&-", 2),
+        ("data path=/nowhere", "<&- >&- 2>&-", 2),
+        ("lint-paper", "| true; exit ${PIPESTATUS[0]}", 0),  # the reader is gone before the first line
+        ("--help", "| true; exit ${PIPESTATUS[0]}", 0),
+    ],
+)
+def test_a_closed_stream_changes_nothing(words: str, streams: str, status: int) -> None:
+    call = ["bash", "-c", f"{sys.executable} -m pw {words} {streams}"]
+    process = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (process.returncode, "Traceback" in process.stderr) == (status, False), process.stderr
+
+
+@pytest.mark.parametrize("words", ["train outputs=/proc/x", "ablation name=ansc outputs=/sys/x dry_run=true"])
+def test_outputs_that_cannot_be_made_are_refused_before_planning(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """/proc says that it can be written."""
+    assert main(words.split()) == 2
+    assert capsys.readouterr() == (
+        "",
+        f"error: {words.split()[-1 if 'train' in words else 2]}: expected a folder that "
+        "can be written, e.g. outputs=outputs/trial\n",
+    )
+
+
+@pytest.mark.skipif(may_have_gpu(), reason="there is a GPU")
+@pytest.mark.parametrize("words", ["train", "ablation name=ansc seeds=1 arms=baseline"])
+def test_a_gpu_that_is_not_there_is_told_before_torch_is_imported(words: str, tmp_path: Path) -> None:
+    code = "import sys, pw.cli as c; print(c.main(sys.argv[1:]), 'torch' in sys.modules)"
+    call = [sys.executable, "-c", code, *words.split(), "trainer=gpu", f"outputs={tmp_path}"]
+    process = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert process.stdout == "2 False\n", process.stderr
+    assert process.stderr == "error: trainer=gpu: torch sees no CUDA device here; set trainer=cpu\n"

@@ -82,7 +82,7 @@ def used_twice(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 DOORS = {
     "mlflow": ("pw/tracking",),
     "hydra": ("pw/run",),
-    "omegaconf": ("pw/run", "pw/train"),  # config.yaml is written with it
+    "omegaconf": ("pw/run",),
     "webdataset": ("pw/data/shard_index.py",),
     "av": ("pw/io/video.py",),
     "diffusers": ("pw/nn", "benchmarks/systems"),

@@ -22,6 +22,7 @@ from pw.run.build import build
 ROOT = Path(__file__).parents[1]
 LOCKS = tuple(f"requirements/{name}.lock" for name in ("dev", "uv", "iqa", "vbench"))
 README = ROOT / "README.md"
+MAKEFILE = (ROOT / "Makefile").read_text()
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="not a git checkout")
 needs_readme = pytest.mark.skipif(not README.exists(), reason="there is no README.md")
@@ -80,7 +81,7 @@ class TestTheEnvironment:
         assert not re.search(r"https?://", (ROOT / "pyproject.toml").read_text())
 
     def test_fetches_the_uv_that_the_makefile_names(self) -> None:
-        version = re.search(r"(?m)^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text())
+        version = re.search(r"(?m)^UV_VERSION := (\S+)$", MAKEFILE)
         assert version
         assert [line.split()[0] for line in requirements("requirements/uv.lock")] == [f"uv=={version[1]}"]
 
@@ -92,7 +93,7 @@ class TestTheEnvironment:
         assert pinned[0] < pinned[1]
 
     def test_installs_by_hash_only(self) -> None:
-        makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+        makefile = MAKEFILE.replace("\\\n", " ")
         installs = [line for line in makefile.splitlines() if re.search(r"pip (install|sync)", line)]
         assert len(installs) == 4
         assert all("--require-hashes" in line for line in installs)
@@ -144,7 +145,7 @@ def readme_commands() -> list[list[str]]:
 
 
 def targets() -> set[str]:
-    return set(re.findall(r"(?m)^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text()))
+    return set(re.findall(r"(?m)^([a-z-]+):(?!=)", MAKEFILE))
 
 
 @needs_readme
@@ -175,20 +176,30 @@ class TestTheReadme:
         assert checked >= 3
 
 
-def make(*words: str) -> subprocess.CompletedProcess[str]:
+def make(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`make` in a bare environment: when it is make that runs these tests, its own variables are no part of them."""
     bare = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     call = ["make", "-C", str(ROOT), "--no-print-directory", *words]
-    return subprocess.run(call, env=bare, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(call, env=bare | environment, capture_output=True, text=True, timeout=30, check=False)
+
+
+def passed_by_make(folder: Path, *words: str, **environment: str) -> list[str]:
+    """What `make` calls `pw` with, by a program in its place that prints its words."""
+    program = folder / "program"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    told = make("-o", ".venv/.ready", f"PW={program}", *words, **environment)
+    assert told.returncode == 0, told.stderr
+    return told.stdout.split("\n")[:-1]
 
 
 class TestTheMakefile:
     def test_says_what_each_target_is_for(self) -> None:
-        described = set(re.findall(r"(?m)^([a-z-]+):.*## \S", (ROOT / "Makefile").read_text()))
+        described = set(re.findall(r"(?m)^([a-z-]+):.*## \S", MAKEFILE))
         assert described == targets()
 
     def test_has_a_target_for_every_verb(self) -> None:
-        ours = set(re.findall(r"\$\(PW\) ([\w-]+)", (ROOT / "Makefile").read_text()))
+        ours = set(re.findall(r"\$\(PW\) ([\w-]+)", MAKEFILE))
         assert ours == {*VERBS} - {"replay"}
 
     @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
@@ -202,22 +213,40 @@ class TestTheMakefile:
     @pytest.mark.parametrize(
         ("words", "passed"),
         [
-            (["score"], ["score", "videos="]),
+            (["score"], ["score"]),
             (
                 ["score", "videos=my $5 `clips`", "metrics=mhd_mse, niqe", "out=my $x.csv", "args=strict=true"],
                 ["score", "videos=my $5 `clips`", "metrics=mhd_mse, niqe", "out=my $x.csv", "strict=true"],
             ),
-            (["compare", "a=x"], ["compare", "a=x", "b="]),
+            (["compare", "a=x"], ["compare", "a=x"]),
             (["compare", "a=my $a", 'b=the "other"'], ["compare", "a=my $a", 'b=the "other"']),
             (["generate", 'prompt=a $5 "heron"'], ["generate", 'prompt=a $5 "heron"']),
-            (["table", "args='row.x=my clips'"], ["table", "name=", "row.x=my clips"]),
+            (["table", "args='row.x=my clips'"], ["table", "row.x=my clips"]),
             (["system"], ["system"]),
             (["power"], ["power"]),
         ],
     )  # fmt: skip
     def test_hands_on_what_was_typed(self, tmp_path: Path, words: list[str], passed: list[str]) -> None:
-        python = tmp_path / "python"
-        python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-        python.chmod(0o755)
-        told = make("-o", ".venv/.ready", f"PW={python}", *words)
-        assert told.stdout.split("\n")[:-1] == passed, told.stderr
+        assert passed_by_make(tmp_path, *words) == passed
+
+    @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+    def test_no_value_is_expanded_or_run(self, tmp_path: Path) -> None:
+        """Of every target and each of its variables; one of the environment is no word of the call."""
+        hit = tmp_path / "hit"
+        value = f"/v/$5 a#b `touch {hit}` $(shell touch {hit}) $(touch {hit}) $$x \"; touch {hit}; ' \\ %41 日本 ~"
+        rules = re.findall(r"(?m)^([a-z-]+):(?!=).*\n\t@\$\(PW\) \1 \$\(call given,([a-z ]+)\) \$\(args\)$", MAKEFILE)
+        assert len(rules) >= 12
+        assert {key for _, keys in rules for key in keys.split()} >= {
+            *["path", "name", "run", "ablation", "scale", "gpus", "what", "port"]
+        }
+        for target, keys in rules:
+            words = [f"{key}={value}" for key in keys.split()]
+            assert passed_by_make(tmp_path, target, *words) == [target, *words]
+            leaks = dict.fromkeys((*keys.split(), "args"), "leak")
+            assert passed_by_make(tmp_path, target, f"unknown={value}", **leaks) == [target]
+        assert not hit.exists()
+
+    def test_every_recipe_passes_variables_in_that_way(self) -> None:
+        """A recipe that names one itself would have make or the shell expand it."""
+        calls = re.findall(r"(?m)^\t@?\$\(PW\).*$", MAKEFILE)
+        assert {name for call in calls for name in re.findall(r"\$[({](\w+)", call)} == {"PW", "call", "args"}

@@ -26,7 +26,7 @@ from benchmarks.metrics import METRICS, VBENCH_SEMANTIC, lookup, protocol_of
 from benchmarks.metrics.implementation import scorer_of
 from benchmarks.stats.resampling import prompt_of
 from pw.io.arguments import ConfigError
-from pw.io.files import sha256, write_atomically
+from pw.io.files import parse_json, sha256, write_atomically
 from pw.io.host import default_threads
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Pace, duration
@@ -66,7 +66,7 @@ class Cache:
         video: content hash. dependencies: what else the value depends on: protocol, settings, hashes of weights.
         """
         try:
-            values = json.loads(self._path(video, metric, dependencies).read_text(encoding="utf-8"))
+            values = parse_json(self._path(video, metric, dependencies).read_text(encoding="utf-8"))
             entry = Entry(float(values["value"]), int(values["frames"]), str(values.get("note", "")))
         except (OSError, ValueError, KeyError, TypeError):
             return None

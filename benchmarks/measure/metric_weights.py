@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import shutil
 import subprocess
@@ -32,7 +31,7 @@ import yaml
 
 from pw.io import hub
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import check_space, check_writable, exclusive_lock, human_size, sha256, write_json
+from pw.io.files import check_space, check_writable, exclusive_lock, human_size, parse_json, sha256, write_json
 from pw.io.hub import FetchError, FileSource, HubFile, Web, file_problem
 
 
@@ -141,7 +140,7 @@ class Weights:
     def recorded(self) -> dict[str, Any]:
         """The note's path, size, mtime_ns, sha256 and fetched; empty if there is no valid note."""
         try:
-            values = json.loads(self.note.read_text())
+            values = parse_json(self.note.read_text())
         except (OSError, ValueError):
             return {}
         return values if isinstance(values, dict) and isinstance(values.get("sha256"), str) else {}

@@ -6,7 +6,6 @@ The folder of a row's videos holds the scores (scores.csv), their protocols, and
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from benchmarks.paper.recompute import DIMENSIONS, vbench_total
 from benchmarks.stats.paired import compare_videos
 from benchmarks.stats.resampling import Mean, bootstrap_mean, prompt_of
 from pw.io.arguments import ConfigError
+from pw.io.files import parse_json
 
 _COSTS = ("latency", "latency_per_pixel", "latency_per_frame", "parameters", "peak_memory")
 
@@ -78,7 +78,7 @@ def read(folder: Path) -> MeasuredRow:
                     for name, value in row.items():
                         if name in METRICS and value:
                             scores.setdefault(name, {})[row["video"]] = float(value)
-            record = json.loads(protocol_path.read_text(encoding="utf-8"))
+            record = parse_json(protocol_path.read_text(encoding="utf-8"))
             protocols, missing = dict(record["metrics"]), dict(record.get("missing", {}))
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path} or {protocol_path.name} is damaged ({error!r}); score again") from error

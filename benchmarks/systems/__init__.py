@@ -172,8 +172,8 @@ def names() -> list[str]:
 
 def find(name: str) -> Path:
     """Path of a card, by name or as a path to a .yaml file. Raises ConfigError for an unknown name."""
-    if name.endswith(".yaml") and Path(name).is_file():
-        return Path(name)
+    if name.endswith(".yaml") and (card := Path(name).expanduser()).is_file():
+        return card
     if name not in names():
         raise ConfigError(f"name={name}: no such system; known: {', '.join(names())}, or a card of your own")
     return CARDS / f"{name}.yaml"

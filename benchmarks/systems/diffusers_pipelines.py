@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from benchmarks.systems import Diffusers, GenerationError
 from benchmarks.systems.generation_call import Call
 from benchmarks.systems.jobs import VideoJob, check
 from pw.io.arguments import ConfigError
+from pw.io.files import parse_json
 from pw.io.lazy import torch
 from pw.io.video import write_video
 
@@ -119,7 +119,7 @@ class Pipelines:
     def _load(self, folder: Path, weights: str) -> Any:
         import diffusers
 
-        class_name = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+        class_name = parse_json((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
         if class_name != self.adapter.pipeline:
             expected = f"{self.call.system.name} needs {self.adapter.pipeline}"
             raise ConfigError(f"weights={weights}: are of {class_name}, {expected}")

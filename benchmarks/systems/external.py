@@ -33,7 +33,7 @@ from benchmarks.systems.generation_call import SETTINGS, Call
 from benchmarks.systems.gpu_processes import GRACE, end_with_parent, environment, nvidia_smi
 from benchmarks.systems.jobs import VideoJob, check
 from pw.io.arguments import ConfigError
-from pw.io.files import write_atomically
+from pw.io.files import parse_json, write_atomically
 from pw.io.paths import commit_of
 from pw.io.video import probe, read_video, write_video
 from pw.io.video_files import is_video
@@ -97,7 +97,7 @@ class PixelWizardGeneration:
     def make(self, job: VideoJob, work: Path) -> tuple[Path, dict[str, Any]]:
         """Path of the video that `prepare` made, with the costs of its manifest."""
         path = self._videos[job.stem]
-        manifest = json.loads(path.with_suffix(f"{path.suffix}.json").read_text(encoding="utf-8"))
+        manifest = parse_json(path.with_suffix(f"{path.suffix}.json").read_text(encoding="utf-8"))
         seconds, peaks = manifest["seconds"], manifest["peak_memory_gb"]
         check(path, self.call.setting)
         stages = [seconds.get(part) for part in ("anchor", "hires")]

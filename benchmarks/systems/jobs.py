@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.systems import GenerationError, Setting, System, read_card
 from pw.io.arguments import ConfigError
-from pw.io.files import check_writable, write_atomically
+from pw.io.files import check_writable, parse_json, write_atomically
 from pw.io.prompts import prompt_entries
 from pw.io.video import VideoError, VideoInfo, probe
 from pw.io.video_files import SUFFIXES, is_video
@@ -124,7 +124,7 @@ def videos(folder: Path) -> list[Path]:
 def _read(path: Path, types: Mapping[str, Any], remedy: str) -> dict[str, Any]:
     """Read a JSON object with the keys and types `types`. Raises ConfigError naming the file and the remedy."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is damaged ({error}); {remedy}") from error
     invalid = [key for key, cls in types.items() if not (isinstance(data, dict) and isinstance(data.get(key), cls))]
@@ -156,7 +156,7 @@ def is_done(folder: Path, job: VideoJob, request: dict[str, Any]) -> bool:
     Raises: ConfigError if the note has another request: a folder must have one setting, because it is one row.
     """
     try:
-        record = json.loads(note_path(folder, job).read_text(encoding="utf-8"))
+        record = parse_json(note_path(folder, job).read_text(encoding="utf-8"))
         check(folder / "videos" / record["video"], Setting(**{key: record[key] for key in Setting.__annotations__}))
     except (OSError, ValueError, KeyError, TypeError, GenerationError, VideoError):
         return False
@@ -174,7 +174,7 @@ def write_jobs(folder: Path, jobs: Sequence[VideoJob]) -> None:
     path = folder / "jobs.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     try:
-        rows = {row["stem"]: row for row in map(json.loads, lines)}
+        rows = {row["stem"]: row for row in map(parse_json, lines)}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is damaged ({error!r}); remove it, it is written again") from error
     for job in jobs:

@@ -29,9 +29,10 @@ from benchmarks.systems.gpu_processes import process_group, spread_over_gpus
 from benchmarks.systems.jobs import VideoJob, is_done, make_jobs, note_path, read_prompts, register, write_jobs
 from pw.io.arguments import Command, ConfigError, to_words
 from pw.io.files import write_atomically
-from pw.io.paths import OUTPUTS, ROOT, commit_of
+from pw.io.paths import OUTPUTS
 from pw.io.progress import Pace, duration
 from pw.io.video import VideoError
+from pw.run.code import suite_version
 
 Maker = Pipelines | PixelWizardGeneration | External
 
@@ -230,7 +231,7 @@ def _make_one(call: Call, maker: Maker, job: VideoJob) -> Path:
         words = call.words(call.options.gpus, *call.options.shard)
         note.setdefault("command", [sys.executable, "-m", "pw", "system", *words])
         if "commit" not in note:
-            note["commit"], note["dirty"] = commit_of(ROOT)
+            note["commit"], note["dirty"], _ = suite_version()
         write_atomically(note_path(call.out, job), f"{json.dumps(note, indent=1, ensure_ascii=False)}\n")
     return target
 

@@ -7,7 +7,6 @@ lock in each results folder protects the results. A claim that cannot be written
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -23,7 +22,7 @@ from typing import Any, Literal
 
 import psutil
 
-from pw.io.files import digest, write_json
+from pw.io.files import digest, parse_json, write_json
 
 HEARTBEAT = 3.0  # seconds between two renewals of a claim
 LOCK_TIMEOUT = 30.0  # seconds, for the ledger's lock: the process that holds it may be suspended
@@ -107,7 +106,7 @@ class Ledger:
     def read(self, key: str) -> Claim | None:
         """The claim on a job; None if there is none."""
         try:
-            return Claim(**json.loads(self.path(key).read_text()))
+            return Claim(**parse_json(self.path(key).read_text()))
         except (OSError, ValueError, TypeError):  # no file; truncated by a crash; an older version's
             return None
 

@@ -33,7 +33,7 @@ from pw.io.paths import OUTPUTS
 from pw.io.progress import ProgressLine, duration, ignore_closed_stream
 from pw.parallel.signals import Stopped
 from pw.sample.evaluate import check_sampling
-from pw.train.preflight import preflight
+from pw.train.preflight import check_device, preflight
 
 CODE_NOTES = 6  # notes on trainings by other code that a plan prints
 
@@ -53,6 +53,10 @@ def run(options: AblationOptions) -> int:
     if not options.dry_run:
         remove_results(removals)
     todo = [job for job in jobs if job.folder(outputs) in removals or not job.is_done(outputs)]
+    if isinstance(launcher, Local) and not options.dry_run:
+        for job in todo:
+            if job.kind != "score":
+                check_device(job.run)
     display, summary = RunDisplay(terminal, len(todo)), outline(plan, jobs, rows)
     if isinstance(launcher, Submitit):
         pool = Queue(launcher, plan.folder, outputs, units(todo, summary.cells), display.event)

@@ -6,7 +6,6 @@ file has the answer, nothing is composed, imported or requested from a server.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from experiments.engine.ledger import Claim, Ledger
 from experiments.engine.plan import Plan, make_plan, parse
 from experiments.engine.terminal import console
 from pw.io.arguments import Command, option
-from pw.io.files import write_json
+from pw.io.files import parse_json, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import duration
 from pw.train.loop import outputs_folder
@@ -48,7 +47,7 @@ class JobOutline:
         """Like `Job.is_done`, from files alone."""
         name = "scores.json" if self.kind == "score" else "done.json"
         try:
-            mark = json.loads((outputs / self.folder / name).read_text())
+            mark = parse_json((outputs / self.folder / name).read_text())
             if self.kind == "train":
                 return mark["signature"] == Path(self.folder).name
             if self.kind == "sample":
@@ -111,7 +110,7 @@ def write_outline(summary: Outline, options: AblationOptions) -> None:
 def read_outline(name: str, outputs: Path) -> Outline | None:
     """The outline of the latest call; None if there is none."""
     try:
-        record = json.loads((outputs / name / "plan.json").read_text())
+        record = parse_json((outputs / name / "plan.json").read_text())
         tasks = [JobOutline(**task | {k: tuple(task[k]) for k in ("needs", "metrics")}) for task in record["tasks"]]
         cells = {(arm, seed): tuple(keys) for arm, seed, keys in record["cells"]}
     except (OSError, ValueError, KeyError, TypeError):

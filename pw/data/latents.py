@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from pw.data import Clips, Evaluation, LatentBatch
 from pw.data.shard_index import ShardError, ShardIndex, StoredClip, index_tar, read_member, shard_digest
 from pw.data.shards import ClipPool, ClipReader, LazyList, epoch_order, fits, seeded_rng, unreadable
+from pw.io.files import parse_json
 from pw.io.lazy import Tensor, torch
 from pw.io.video import Frames, to_float
 
@@ -225,7 +226,7 @@ class _Latents(ClipPool["dict[str, Tensor]"]):
                 f"data.urls={folder}: {len(unfinished)} of {len(shards)} shards are not encoded yet, such as "
                 f"{unfinished[0]}; run the same `make latents` again to resume"
             )
-        records = {name: json.loads((folder / name).with_suffix(".json").read_text()) for name in shards}
+        records = {name: parse_json((folder / name).with_suffix(".json").read_text()) for name in shards}
         if missing := [name for name in shards if records[name]["clips"] and not (folder / name).is_file()]:
             raise ShardError(f"{folder / missing[0]}: not there; {REMEDY}")
         self.samples = [
@@ -278,7 +279,7 @@ def _read_record(urls: str) -> dict[str, Any]:
         hint = f"choose one of its folders: {', '.join(folders)}" if folders else "`make latents` writes one"
         raise ShardError(f"data.urls={urls}: no {RECORD} in it; {hint}")
     try:
-        record = json.loads(path.read_text())
+        record = parse_json(path.read_text())
         _ = record["digest"], record["scale"], record["encoded"], record["urls"], [s["split"] for s in record["shards"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{path}: not what `make latents` writes ({error}); {REMEDY}") from error

@@ -24,10 +24,12 @@ from typing import Any
 
 import numpy as np
 
+from pw.io.files import parse_json
 from pw.io.video import Frames
 
 ENDINGS = ("npy", "json", "txt")
 MANIFEST = "manifest.json"
+MAX_BRACES, MAX_SHARDS = 20, 100_000  # of a pattern, and the names that it may stand for
 HEADER = 4096  # bytes; a .npy header of a 4-d array takes 128
 CHECKSUMS = "crc32"  # in a clip's json: {ending: crc32 of that member}; shards of others, and older ones, have none
 REMEDY = 'copy it again, or make it again with `make data path=DIR args="overwrite=true"`'
@@ -135,7 +137,7 @@ def find_shards(urls: str | os.PathLike[str] | Sequence[str]) -> list[Path]:
         raise ValueError("data.urls is not set: run `make data path=DIR`, then set data.urls=data/shards")
     if not isinstance(urls, str | os.PathLike):
         return sorted(path for url in urls for path in _expand(str(url)))
-    if not Path(urls).is_dir():
+    if not os.path.isdir(urls):
         return _expand(str(urls))
     if (Path(urls) / MANIFEST).is_file():
         return [Path(urls) / name for name in _read_manifest(Path(urls))]
@@ -156,17 +158,38 @@ def _find(urls: str | os.PathLike[str] | Sequence[str], split: str) -> list[Path
 
 
 def _expand(url: str) -> list[Path]:
+    url = os.path.expanduser(url)
+    if os.path.exists(url):  # its name may have signs of a pattern
+        return [Path(url)]
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url):
         raise ValueError(f"data.urls={url}: only local files are read, no pipes and no addresses")
     patterns = [url]
     if "{" in url:
-        from webdataset.shardlists import expand_urls
-
-        patterns = expand_urls(url)
+        patterns = _expand_braces(url)
     paths = [Path(path) for pattern in patterns for path in sorted(glob.glob(pattern))]
     if not paths:
         raise ValueError(f"data.urls={url}: not there; run `make data path=DIR`, or give its out=")
     return paths
+
+
+def _expand_braces(url: str) -> list[str]:
+    try:
+        if url.count("{") > MAX_BRACES or _number_of_names(url) > MAX_SHARDS:
+            raise ValueError(f"stands for more than {MAX_SHARDS} shards; write *, as in train-*.tar")
+        from webdataset.shardlists import expand_urls
+
+        return expand_urls(url)
+    except ValueError as error:
+        raise ValueError(f"data.urls={url}: {error}") from error
+
+
+def _number_of_names(pattern: str) -> int:
+    """Of a pattern with {first..last} and {one,other}; at least as many as it has."""
+    number = 1
+    for group in re.findall(r"\{([^{}]*)\}", pattern):
+        ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\.-?\d+)?", group)
+        number *= abs(int(ends[2]) - int(ends[1])) + 1 if ends else group.count(",") + 1
+    return number
 
 
 def index_tar(shard: Path, endings: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
@@ -243,7 +266,7 @@ def _frames(content: bytes) -> Frames:
 
 def _check_checksums(members: Mapping[str, bytes]) -> None:
     """Raise ValueError if a member does not match its checksum; without checksums nothing is verified."""
-    metadata = json.loads(members.get("json", b"{}"))
+    metadata = parse_json(members.get("json", b"{}"))
     recorded = metadata.get(CHECKSUMS) if isinstance(metadata, dict) else None
     if isinstance(recorded, dict):
         actual = checksums({ending: content for ending, content in members.items() if ending != "json"})
@@ -276,7 +299,7 @@ def _check_manifests(paths: list[Path], samples: list[Sample]) -> list[str]:
 @lru_cache(maxsize=8)
 def _manifest_at(path: Path, _mtime_ns: int) -> dict[str, Any]:
     try:
-        return {shard["file"]: shard for shard in json.loads(path.read_text())["shards"]}
+        return {shard["file"]: shard for shard in parse_json(path.read_text())["shards"]}
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(f"{path}: not a manifest ({error}); {REMEDY}") from error
 

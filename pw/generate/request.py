@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from pw.generate.stage_runs import (
     with_training,
 )
 from pw.io.arguments import ConfigError, number, option
-from pw.io.files import digest
+from pw.io.files import digest, parse_json
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.io.prompts import prompt_entries
@@ -164,7 +163,7 @@ class GenerationRequest:
         """Whether the video and its manifest exist, with the requested rate and quality."""
         if not self.manifest(prompt).exists() or not self.video(prompt).exists():
             return False
-        content = json.loads(self.manifest(prompt).read_text())
+        content = parse_json(self.manifest(prompt).read_text())
         return (content["fps"], content["quality"]) == (self.options.fps, self.quality)
 
     def text_encoder(self) -> TextEncoder | None:

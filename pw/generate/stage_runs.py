@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pw.io.arguments import ConfigError
+from pw.io.files import parse_json
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.parallel.team import current_place
@@ -79,7 +79,7 @@ def with_training(source: str, overrides: Sequence[str]) -> list[str]:
     if (folder / "config.yaml").exists():
         training_overrides = written_overrides(folder)
     elif export_config.exists():
-        training_overrides = json.loads(export_config.read_text())["overrides"]
+        training_overrides = parse_json(export_config.read_text())["overrides"]
     else:
         return list(overrides)
     replaced_keys = {override_key(o) for o in overrides}
@@ -98,7 +98,7 @@ def stage_runs(
     """(stage II, stage I) as runs, with the sizes of `weights`. Raises ConfigError with the override."""
     from pw.io.wan_weights import overrides_of
 
-    sizes = [] if weights is None else [*overrides_of(weights), f"trainer.weights={json.dumps(str(weights))}"]
+    sizes = [] if weights is None else [*overrides_of(weights), f"trainer.weights={weights}"]
     if frames is not None:
         sizes.append(f"scale.frames={frames}")
     scale = next((o for o in overrides if override_key(o) == "scale"), "scale=2k")

@@ -157,10 +157,18 @@ def write_json(path: Path, values: Any, *, durable: bool = False) -> None:
     write_atomically(path, json.dumps(values, indent=1, default=str) + "\n", durable=durable)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for any other text, also for one that is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object that `write_json` wrote; None if the file is missing, or truncated by a crash of the machine."""
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
     return values if isinstance(values, dict) else None

@@ -121,6 +121,12 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
+def check_revision(revision: str) -> None:
+    """Raises ConfigError for a text that cannot be a branch, tag or commit."""
+    if revision and (len(revision) > 200 or ".." in revision or not re.fullmatch(r"[\w.+@-]+(/[\w.+@-]+)*", revision)):
+        raise ConfigError(f"revision={revision}: expected a branch, tag or commit, e.g. main")
+
+
 def check_online() -> None:
     """Raises FetchError if the network is disabled."""
     from huggingface_hub import constants
@@ -188,7 +194,9 @@ def fetch(source: FileSource, path: Path, size: int = 0, digest: str = "") -> st
         was_partial = part.exists()
         source.fill(part, size)
         file_hash = sha256(part)
-        problem = file_problem(part, size) or _hash_problem(part, file_hash, digest)
+        problem = file_problem(part, size)
+        if problem is None and (difference := hash_problem(part, file_hash, digest)):
+            problem = f"gave a file whose {difference}"
         if problem is None:
             part.replace(path)
             return file_hash
@@ -230,13 +238,14 @@ def file_problem(path: Path, size: int = 0) -> str | None:
     return None
 
 
-def _hash_problem(path: Path, file_hash: str, digest: str) -> str | None:
+def hash_problem(path: Path, file_hash: str, digest: str) -> str | None:
+    """How a file, whose SHA-256 is `file_hash`, differs from a digest (see `fetch`); None if it does not."""
     from huggingface_hub.utils.sha import git_hash
 
     if len(digest) != 40:
-        return None if file_hash.startswith(digest) else f"gave a file whose sha256 is {file_hash}, expected {digest}"
+        return None if file_hash.startswith(digest) else f"sha256 is {file_hash}, expected {digest}"
     git_digest = git_hash(path.read_bytes())  # only small files are stored in git itself
-    return None if git_digest == digest else f"gave a file whose git hash is {git_digest}, expected {digest}"
+    return None if git_digest == digest else f"git hash is {git_digest}, expected {digest}"
 
 
 def download(source: FileSource, address: str, identities: Sequence[Mapping[str, str]], part: Path, size: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import importlib
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -26,16 +27,28 @@ OUTPUTS = (ROOT if IS_CHECKOUT and Path.cwd().is_relative_to(ROOT) else Path.cwd
 
 
 def commit_of(folder: Path) -> tuple[str | None, bool | None]:
-    """(commit of a checkout, whether it has uncommitted changes); None for both without git."""
+    """(commit of a checkout, whether it has changes or code that are not committed); None for both without git.
+
+    A repository around the folder does not count: it says nothing about the code in it.
+    """
     import subprocess
 
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    # set inside a hook of any repository; they would name that one
+    environment = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
+
+    def git(*words: str) -> str:
+        call = ["git", "-C", str(folder), *words]
+        return subprocess.run(
+            call, env=environment, capture_output=True, text=True, errors="replace", timeout=10, check=True
+        ).stdout.strip()
+
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        if git("rev-parse", "--show-cdup"):  # the way up to the top of the repository
+            return None, None
+        commit, dirty, _ = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").partition("-dirty")
+        return commit, bool(dirty or git("ls-files", "--others", "--exclude-standard", "--", "*.py", "*.yaml"))
     except (OSError, subprocess.SubprocessError):
         return None, None
-    commit, dirty, _ = result.stdout.strip().partition("-dirty")
-    return commit, bool(dirty)
 
 
 def user_folder() -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TextIO
 
+GONE = (errno.EIO, errno.EPIPE)  # the terminal, the reader of a pipe
 Progress = Callable[[int, int], None]  # called with (done, total) while work proceeds
 
 
@@ -74,8 +76,44 @@ def ignore_closed_stream(stream: TextIO) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.EIO, errno.EPIPE):
-            return  # a full disk may have room again
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())  # else the buffered text fails again, at the latest at exit
-        os.close(null)
+        if error.errno in GONE:  # else a full disk, which may have room again
+            _discard_output(stream)
+
+
+class LenientStream(io.TextIOWrapper):
+    """stdout or stderr of a command whose work goes on when the reader of its output ends (`pw … | head -1`)."""
+
+    def write(self, text: str, /) -> int:
+        self._attempt(lambda: super(LenientStream, self).write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(super().flush)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            _discard_output(self)
+
+
+def open_streams() -> None:
+    """Give the process the streams that it was started without (`>&-`), and make its output `LenientStream`s."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free number, so that no file of ours gets it
+            stream = os.fdopen(null, "r" if number == 0 else "w", encoding="utf-8")
+            setattr(sys, f"__{name}__", stream)
+            setattr(sys, name, stream)
+    for name in ("stdout", "stderr"):
+        old = getattr(sys, name)  # stays open, as sys.__stdout__
+        options = {key: getattr(old, key) for key in ("encoding", "line_buffering", "write_through")}
+        setattr(sys, name, LenientStream(old.buffer, errors="backslashreplace", **options))  # names it cannot encode
+
+
+def _discard_output(stream: TextIO) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())  # else the buffered text fails again, at the latest at exit
+    os.close(null)

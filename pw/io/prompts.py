@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pw.io.arguments import ConfigError
+from pw.io.files import parse_json
 
 
 def prompt_entries(path: Path, key: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
@@ -35,7 +35,7 @@ def prompt_entries(path: Path, key: str, expected: str) -> list[tuple[str, dict[
 
 def _object(text: str, key: str, message: str) -> dict[str, Any]:
     try:
-        entry = json.loads(text)
+        entry = parse_json(text)
     except ValueError as error:
         raise ConfigError(f"{message}: {text[:60]} ({error})") from error
     if not isinstance(entry, dict) or key not in entry:

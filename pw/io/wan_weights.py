@@ -7,7 +7,6 @@ tokens and partial downloads. Nothing here imports torch, and only `pw weights` 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,8 @@ from typing import Any
 
 from pw.io import hub
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import check_space, exclusive_lock, human_size, length, read_json
+from pw.io.files import check_space, exclusive_lock, human_size, length, parse_json, read_json
+from pw.io.hash_record import RECORD, HashRecord
 
 REPO = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 REVISION = "b8fff7315c768468a5333511427288870b2e9635"
@@ -68,13 +68,30 @@ def locate(weights: str | None) -> Path:
 
 
 def check(folder: Path, parts: Iterable[str] = PARTS) -> None:
-    """Check that the parts are complete: each file exists, and each `.safetensors` has the length given in its header.
+    """Check that the parts are complete: each file exists, each `.safetensors` has the length given in its header, and
+    each whose published hash is known has that hash, which is computed once per file.
 
-    Loads no tensors. Raises WeightsError with all files that are missing or truncated, and the command that repairs.
+    Loads no tensors. Raises WeightsError with all files that are missing or damaged, and the command that repairs.
     """
+    parts = tuple(parts)
     lines = [f"\n  {part}/{problem}" for part in parts for problem in problems(folder / part, part)]
     if lines:
         raise WeightsError(f"{folder} is incomplete; {_download_command(folder)} repairs it:{''.join(lines)}")
+    if lines := [f"\n  {name}: {problem}" for name, problem in _damages(folder, parts) if problem]:
+        raise WeightsError(f"{folder} is damaged; {_download_command(folder)} fetches it again:{''.join(lines)}")
+
+
+def _damages(folder: Path, parts: Iterable[str], *, again: bool = False) -> Iterator[tuple[str, str | None]]:
+    """(name, problem) of each file whose published hash is known. again: hash also those that have not changed."""
+    record, names = HashRecord(_home(folder)), [path for part in parts for path in sorted((folder / part).glob("*"))]
+    for path in names:
+        if path.is_file() and record.digest(path):
+            yield str(path.relative_to(folder)), record.problem(path, again=again)
+
+
+def _home(folder: Path) -> Path:
+    """The folder that has the lock and the record of hashes of a folder of weights: in the cache, the repository's."""
+    return folder.parent.parent if folder.parent.name == "snapshots" else folder
 
 
 def overrides_of(weights: Path) -> list[str]:
@@ -97,7 +114,11 @@ def overrides_of(weights: Path) -> list[str]:
 
 
 def _config(weights: Path, part: str, class_name: str) -> dict[str, Any]:
-    config = json.loads((weights / part / "config.json").read_text())
+    config = read_json(weights / part / "config.json")
+    if config is None:
+        raise WeightsError(
+            f"{weights / part / 'config.json'}: missing, or not JSON; {_download_command(weights)} repairs it"
+        )
     if config.get("_class_name", class_name) != class_name:
         raise WeightsError(f"{weights / part}: is a {config['_class_name']}, expected {class_name}: Wan2.2-TI2V-5B's")
     return config
@@ -109,7 +130,7 @@ def fingerprint(path: Path) -> str:
     The blocks are evenly spaced from the first to the last: 0.3 GB apart in 20 GB, so that checkpoints that differ only
     in their adapters have different fingerprints. Files of up to 4 MiB are read completely.
     """
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != RECORD) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -162,7 +183,7 @@ def _length_problem(path: Path) -> str | None:
         if len(start) < 8 or header_length > min(size, _LONGEST_HEADER):
             return f"{size} bytes, truncated or not safetensors"
         try:
-            header = json.loads(file.read(header_length))
+            header = parse_json(file.read(header_length))
             end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return "its header is damaged"
@@ -204,10 +225,20 @@ class WeightsOptions:
     repo: str = option(REPO, "OWNER/NAME of a repository in diffusers' layout")
     revision: str = option("", "branch, tag or commit; without it, the pinned commit, or main of another repository")
     dry_run: bool = option(False, "list what would be fetched, and fetch nothing")
+    verify: bool = option(False, "hash all files that are there again, and fetch nothing")
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(self.repo)
+            is_valid = "/" in self.repo
+        except HFValidationError:
+            is_valid = False
+        if not is_valid:
             raise ConfigError(f"repo={self.repo}: expected OWNER/NAME, e.g. {REPO}")
+        hub.check_revision(self.revision)
         if self.dest is not None and self.dest.exists() and not self.dest.is_dir():
             raise ConfigError(f"dest={self.dest}: is a file; expected a folder")
         if not self.revision:
@@ -222,6 +253,8 @@ def fetch(options: WeightsOptions) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # it would show one for linking existing files
     from huggingface_hub import constants
 
+    if options.verify:
+        return _verify(options)
     if constants.is_offline_mode():
         return _offline(options)
     repository = hub.repository(options.repo, options.revision)
@@ -232,7 +265,14 @@ def fetch(options: WeightsOptions) -> int:
             f"layout; expected one that is, e.g. repo={REPO}"
         )
     folder = options.dest or snapshot(options.repo, repository.commit)
-    missing = [name for name, size in sizes.items() if length(folder / name) != size]
+    record = HashRecord(_home(folder))
+    missing = []
+    for name, size in sizes.items():
+        if length(folder / name) != size:
+            missing.append(name)
+        elif problem := record.problem(folder / name, repository.files[name].digest):
+            print(f"{name}: {problem}")
+            missing.append(name)
     licence = "Apache-2.0" if options.repo == REPO else repository.licence
     total, remaining = sum(sizes.values()), sum(sizes[name] for name in missing)
     print(f"{options.repo} at {repository.commit[:8]}, licence {licence}: {len(sizes)} files, {human_size(total)}")
@@ -245,17 +285,17 @@ def fetch(options: WeightsOptions) -> int:
             print(f"  {human_size(size):>10}  {name}{'' if name in missing else '  (there)'}")
         return 0
     if missing:
-        with exclusive_lock((options.dest or folder.parent.parent) / ".weights.lock"):
+        with exclusive_lock(_home(folder) / ".weights.lock"):
             for number, name in enumerate(missing, start=1):
                 print(f"  {number}/{len(missing)}  {human_size(sizes[name]):>10}  {name}", flush=True)
-                _fetch_file(repository, name, folder, options.dest)
+                _fetch_file(repository, name, folder, options.dest, record)
     check(folder, [part for part in PARTS if any(name.startswith(f"{part}/") for name in sizes)])
     print(f"complete: {folder}")
     return 0
 
 
-def _fetch_file(repository: hub.HubRepository, name: str, folder: Path, dest: Path | None) -> None:
-    """Download one file to its final name, or into the cache in huggingface_hub's layout."""
+def _fetch_file(repository: hub.HubRepository, name: str, folder: Path, dest: Path | None, record: HashRecord) -> None:
+    """Download one file to its final name, or into the cache in huggingface_hub's layout, and record its hash."""
     from huggingface_hub import hf_hub_download
 
     source, entry, final = repository.file(name), repository.files[name], folder / name
@@ -265,17 +305,36 @@ def _fetch_file(repository: hub.HubRepository, name: str, folder: Path, dest: Pa
             f"{name}: the listing says {entry.size} bytes, the server has {metadata.size}; call again later, or choose "
             "another mirror (HF_ENDPOINT)"
         )
+    digest = metadata.digest or entry.digest
     # the cache stores each content under its hash, and links the names to it
     content = final if dest else folder.parent.parent / "blobs" / metadata.etag
     for path in {content, final}:
-        if path.exists() and length(path) != entry.size:
+        is_there = path.exists()
+        if is_there and length(path) != entry.size:
             print(f"      was {length(path)} bytes: fetched again")
-        if length(path) != entry.size:
+        if length(path) != entry.size or (is_there and record.problem(path, digest)):
             path.unlink(missing_ok=True)
     if not content.exists():
-        hub.fetch(source, content, entry.size, metadata.digest or entry.digest)
+        hub.fetch(source, content, entry.size, digest)
+        if digest:
+            record.add(content, digest)
     if dest is None:  # only creates the link, because the content exists
         hf_hub_download(repository.name, name, revision=repository.commit, endpoint=hub.endpoint())
+
+
+def _verify(options: WeightsOptions) -> int:
+    """Hash what is there again, without network; exit status 1 if a file is damaged. Raises WeightsError."""
+    folder = options.dest or snapshot(options.repo, options.revision)
+    if not folder.is_dir():
+        raise WeightsError(f"nothing of {options.repo} is at {folder}; {_download_command(folder)} fetches it")
+    results = list(_damages(folder, PARTS, again=True))
+    if not results:
+        raise WeightsError(f"{folder}: no published hash is recorded; {_download_command(folder)} records them")
+    damaged = [f"{name}: {problem}" for name, problem in results if problem]
+    print("\n".join([f"{len(results)} files of {folder} hashed, {len(damaged)} damaged", *damaged]))
+    if damaged:
+        print(f"{_download_command(folder)} fetches them again")
+    return 1 if damaged else 0
 
 
 def _offline(options: WeightsOptions) -> int:

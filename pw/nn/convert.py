@@ -8,7 +8,6 @@ Nothing that is read here can run code.
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pw.io.files import parse_json
 from pw.nn import options
 
 Layout = Literal["diffusers", "wan", "authors", "pw"]
@@ -237,7 +237,7 @@ def _read_folder(folder: Path, weights: str, shapes_only: bool = False) -> dict[
 
 def _read_shards(index: Path, shapes_only: bool = False) -> dict[str, Tensor]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = parse_json(index.read_text())["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index}: not an index of shards ({error})") from error
@@ -280,8 +280,9 @@ def _read_pickle(path: Path) -> Any:
             f"{path}: holds more than tensors and would have to run code to be read, which is refused"
             f"{f' ({first.strip()})' if first else ''}; expected a state dict, better as .safetensors"
         ) from error
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: truncated, or not a torch file ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # random bytes make the unpickler raise almost anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: truncated, or not a torch file ({reason})") from error
 
 
 def _select_weights(checkpoint: Any, weights: str, path: Path) -> dict[str, Tensor]:

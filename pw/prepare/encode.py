@@ -8,7 +8,6 @@ of the clip, number of the anchor) decides the degradation of an anchor. `pw.dat
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -23,7 +22,7 @@ from pw.data.latents import EMPTY, RECORD, UNFINISHED, fit
 from pw.data.shard_index import ShardError, manifest_entry, write_tar
 from pw.data.shards import seeded_rng
 from pw.io.arguments import Command, ConfigError
-from pw.io.files import check_writable, digest, replacing, write_json, write_tensors
+from pw.io.files import check_writable, digest, parse_json, replacing, write_json, write_tensors
 from pw.io.lazy import Tensor
 from pw.io.progress import Pace, ProgressLine
 from pw.prepare.encoding import Encoding, LatentsOptions, VideoShard, check_disk, estimate, find_weights, plan_encoding
@@ -98,7 +97,7 @@ def _encode_shard(
     record, name = encoding.record(shard), shard.path.name
     result: dict[str, Any]
     if encoding.is_done(shard):
-        result = json.loads(record.read_text())
+        result = parse_json(record.read_text())
         report.existing += result["clips"]
     elif shard.index is None:
         result = {"clips": 0, "skipped": [], "problem": shard.problem}
@@ -139,7 +138,7 @@ def _samples(folder: Path) -> Iterator[dict[str, Any]]:
     """The encoded clips of a shard, as webdataset samples."""
     for path in sorted(folder.glob("*.safetensors")):
         content = path.with_suffix(".json").read_bytes()
-        yield {"__key__": json.loads(content)["key"], "safetensors": path.read_bytes(), "json": content}
+        yield {"__key__": parse_json(content)["key"], "safetensors": path.read_bytes(), "json": content}
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -15,7 +14,7 @@ from pw.data.latents import encoding_settings
 from pw.data.shard_index import ShardIndex, find_shards, manifest_entry
 from pw.data.shards import fits, short_side
 from pw.io.arguments import ConfigError, option
-from pw.io.files import check_space, digest
+from pw.io.files import check_space, digest, parse_json
 from pw.io.wan_weights import check, fingerprint, locate
 from pw.nn.options import WanVAE
 from pw.run.build import Run, build
@@ -115,7 +114,7 @@ class Encoding:
     def is_done(self, shard: VideoShard) -> bool:
         """Whether a shard is encoded; an unreadable shard is not, and is tried again."""
         path = self.record(shard)
-        return path.exists() and not json.loads(path.read_text())["problem"]
+        return path.exists() and not parse_json(path.read_text())["problem"]
 
 
 def sizes(run: Run, anchors: int) -> LatentSizes:
@@ -221,7 +220,7 @@ def find_weights(encoding: Encoding) -> None:
     run = encoding.run
     encoding.weights = locate(run.trainer.weights)
     check(encoding.weights, PARTS)
-    vae, text = (json.loads((encoding.weights / part / "config.json").read_text()) for part in PARTS[:2])
+    vae, text = (parse_json((encoding.weights / part / "config.json").read_text()) for part in PARTS[:2])
     codec: Any = run.codec
     for key, expected, config, name in (
         ("codec.channels", codec.channels, vae, "z_dim"),

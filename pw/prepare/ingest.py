@@ -31,7 +31,8 @@ from filelock import FileLock, Timeout
 
 from pw.data.shard_index import CHECKSUMS, MANIFEST, checksums, write_shards
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import check_space, length, replacing, sha256, write_json
+from pw.io.files import check_space, length, parse_json, replacing, sha256, write_json
+from pw.io.hub import check_revision
 from pw.io.progress import Pace, ProgressLine
 from pw.io.video import Frame, Frames, VideoError, decode, probe
 from pw.io.video_files import printable
@@ -78,6 +79,7 @@ class DataOptions:
             raise ConfigError("give path= (your own videos) or name= (a public dataset), not both")
         if not self.path and not self.name:
             raise ConfigError("path is missing: the folder with your videos (or name=ultravideo)")
+        check_revision(self.revision)
         dataset_keys = ("accept_licence", "taste", "size", "caption", "keep", "revision")
         if self.path and (unused := [key for key in dataset_keys if getattr(self, key) != getattr(DataOptions, key)]):
             raise ConfigError(f"{unused[0]}= is for name=ultravideo, not for path=")
@@ -180,7 +182,7 @@ def _settings_content(settings: ClipSettings, origins: Mapping[str, str] | None)
 def _read_earlier(out: Path, path: Path, current: dict[str, Any]) -> dict[str, Any]:
     """The manifest or settings of an earlier call. Raises ConfigError unless it had the current settings."""
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path}: is damaged ({error}); give another out=, or overwrite=true") from None
     earlier = {"split_by": "file"} | content.get("settings", content)
@@ -197,7 +199,7 @@ def _read_record(out: Path, name: str, video: Path) -> VideoRecord | None:
     """
     path = out / UNFINISHED / f"{record_id(name)}.json"
     try:
-        record, stat = VideoRecord(**json.loads(path.read_text())), video.stat()
+        record, stat = VideoRecord(**parse_json(path.read_text())), video.stat()
         raw = path.with_suffix(".raw").stat().st_size if record.clips else 0
     except (FileNotFoundError, ValueError, TypeError):
         return None

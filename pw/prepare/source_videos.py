@@ -6,7 +6,6 @@ Train and val share no frame, and no source video if it is known.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pw.io.arguments import ConfigError
+from pw.io.files import parse_json
 from pw.io.video import Frame, Frames
 from pw.io.video_files import SUFFIXES, printable, videos_in
 
@@ -158,7 +158,7 @@ def read_caption(video: Path) -> tuple[str, str]:
             continue
         try:
             text = file.read_text(encoding="utf-8-sig")
-            caption = text if file.suffix == ".txt" else _caption_in(json.loads(text))
+            caption = text if file.suffix == ".txt" else _caption_in(parse_json(text))
         except (OSError, ValueError) as error:
             return "", f"its caption {file.name} is unreadable: {error}"
         return " ".join(caption.split()), "" if caption.strip() else f"no caption in {file.name}"

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 import shutil
@@ -38,7 +37,7 @@ from filelock import FileLock, Timeout
 
 from pw.io import hub
 from pw.io.arguments import ConfigError
-from pw.io.files import check_space, check_writable, human_size, length, replacing, write_json
+from pw.io.files import check_space, check_writable, human_size, length, parse_json, replacing, write_json
 from pw.io.video_files import is_video
 from pw.prepare.ingest import DataOptions, ingest
 
@@ -155,7 +154,7 @@ def _read_report(options: DataOptions, out: Path) -> UltraVideoReport | None:
     if not path.is_file():
         return None
     try:
-        report = UltraVideoReport(**json.loads(path.read_text(encoding="utf-8")))
+        report = UltraVideoReport(**parse_json(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: is damaged ({error}); remove it to start again, or give another out=") from None
     for name in ("size", "caption"):

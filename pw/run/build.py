@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -16,7 +15,7 @@ from typing import Any, Literal
 from pw.data import Source
 from pw.data.degradation import Degradation
 from pw.io.arguments import ConfigError
-from pw.io.files import digest, sha256
+from pw.io.files import digest, parse_json, sha256
 from pw.io.lazy import Tensor
 from pw.io.paths import ROOT
 from pw.method.objective import Objective
@@ -243,7 +242,7 @@ def read_card(name: str) -> Card | None:
         return None
     remedy = f"put both files back (git checkout {starts}), or set start.shipped=false to train it from its recipe"
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text())
         card = Card(name, weights, content["updates"], content["configuration"], content["sha256"], content)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is not the card of a start ({error!r}); {remedy}") from error

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pw.io.paths import ROOT, SUITE
+from pw.io.paths import IS_CHECKOUT, ROOT, SUITE, commit_of
 
 PACKAGES = ("pw", "experiments", "benchmarks")
 # Prefixes of the dotted names whose definitions are hashed. Our other code runs, stores and prints.
@@ -57,6 +57,26 @@ Scope = Mapping[str, str | None]
 
 class UnknownCode(LookupError):
     """A definition without a source."""
+
+
+@lru_cache(maxsize=1)
+def suite_version() -> tuple[str, bool | None, str]:
+    """(commit, whether it has uncommitted changes, hash of all code of `pw` and `benchmarks`): what made a result.
+
+    Outside a checkout of git the commit is unknown, and its text has the hash instead.
+    """
+    folders = (ROOT / "pw", SUITE / "benchmarks")
+    files = [(folder, path) for folder in folders for path in sorted(folder.rglob("*.py"))]
+    sources = (path for folder, path in files if "_suite" not in path.relative_to(folder).parts)  # inside a wheel
+    code = hash_of_files(sources)
+    # an environment may be in the git repository of another project
+    commit, is_dirty = commit_of(ROOT) if IS_CHECKOUT else (None, None)
+    return commit or f"unknown, code {code}", is_dirty, code
+
+
+def hash_of_files(paths: Iterable[Path]) -> str:
+    """12 hex digits of the bytes of files."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 
 @lru_cache(maxsize=256)

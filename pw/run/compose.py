@@ -15,6 +15,7 @@ from typing import Any
 from pw.io.arguments import ConfigError, UnknownKeyError, did_you_mean
 from pw.io.paths import CONF, user_folder
 
+PATH_KEYS = ("data.urls", "trainer.weights")  # of conf/, whose values are read as typed
 # before huggingface_hub and MLflow are imported: turns their telemetry off
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
@@ -111,9 +112,23 @@ def _parse(override: str) -> Any:
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(override)
+        return OverridesParser.create().parse_override(_with_quoted_path(override))
     except HydraException:
         return None
+
+
+def _with_quoted_path(override: str) -> str:
+    """A path as typed, `data.urls=/a b, $c`, in quotes for Hydra and OmegaConf.
+
+    A value that begins with a quote or a bracket, and null, are left to Hydra's grammar.
+    """
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    key, _, value = override.partition("=")
+    if key not in PATH_KEYS or value in ("", "null") or value[0] in "\"'[":
+        return override
+    path = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no interpolation
+    return f"{key}={QuotedString(path, Quote.double).with_quotes()}"
 
 
 @lru_cache(maxsize=256)
@@ -158,11 +173,13 @@ def _compose(overrides: tuple[str, ...], user_conf: Path | None) -> Config:
     try:
         base, files = _compose_choices(tuple(choices), user_conf)
         config = copy.deepcopy(base)
-        for change in OverridesParser.create().parse_overrides(changes):
+        for change in OverridesParser.create().parse_overrides([*map(_with_quoted_path, changes)]):
             if change.is_sweep_override():
                 raise HydraException(f"{change.input_line}: not one value")
+            key, value = change.key_or_group, change.value()
+            is_path = key in PATH_KEYS and isinstance(value, str)
             try:
-                OmegaConf.update(config, change.key_or_group, change.value())
+                OmegaConf.update(config, key, os.path.expanduser(value) if is_path else value)
             except (ConfigAttributeError, ConfigKeyError) as error:
                 raise HydraException(f"{change.input_line}: there is no key {error.full_key}") from error
         values = OmegaConf.to_container(config, resolve=True)

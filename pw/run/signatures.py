@@ -6,17 +6,15 @@ Most functions are methods and cached properties of `Run`. `provenance` identifi
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pw.io.files import digest
-from pw.io.paths import IS_CHECKOUT, ROOT, SUITE, commit_of
+from pw.io.paths import ROOT
 from pw.io.wan_weights import WeightsError, fingerprint, locate
 from pw.nn import options
-from pw.run.code import classes_of, code_hash
+from pw.run.code import classes_of, code_hash, hash_of_files, suite_version
 
 if TYPE_CHECKING:
     from pw.run.build import Run
@@ -211,28 +209,12 @@ def weights_fingerprint(run: Run, part: str) -> str | None:
 _fingerprint = lru_cache(maxsize=64)(fingerprint)
 
 
-@lru_cache(maxsize=1)
 def provenance() -> dict[str, Any]:
-    """The code that made a result, recorded with every training and score; None for what is unknown outside a checkout.
+    """The code that made a result, recorded with every training and score (`pw.run.code.suite_version`).
 
     {"git_commit", "dirty", "code": hash of `pw` and `benchmarks`, "lock_hash"}
     """
-    # an environment may be in the git repository of another project
-    commit, is_dirty = commit_of(ROOT) if IS_CHECKOUT else (None, None)
+    commit, is_dirty, code = suite_version()
     lock = ROOT / "requirements" / "dev.lock"
-    files = [
-        path
-        for folder in (ROOT / "pw", SUITE / "benchmarks")
-        for path in sorted(folder.rglob("*.py"))
-        if "_suite" not in path.relative_to(folder).parts  # the suite inside a wheel
-    ]
-    return {
-        "git_commit": commit,
-        "dirty": is_dirty,
-        "code": _hash(files),
-        "lock_hash": _hash([lock]) if lock.exists() else None,
-    }
-
-
-def _hash(paths: Iterable[Path]) -> str:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+    lock_hash = hash_of_files([lock]) if lock.exists() else None
+    return {"git_commit": commit, "dirty": is_dirty, "code": code, "lock_hash": lock_hash}

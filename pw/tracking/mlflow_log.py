@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-from pw.io.files import sha256
+from pw.io.files import parse_json, sha256
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -243,7 +243,7 @@ def curve_points(path: Path | None) -> list[Point]:
         if not line:
             continue
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             step = int(values.pop("step"))
             points.update({(name, step): float(value) for name, value in values.items() if value is not None})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -276,8 +276,7 @@ def _client(home: Path) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):  # hides migrations, and tracebacks of errors that are raised here
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    uri = f"sqlite:///{home}/mlflow.db"
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    return MlflowClient(tracking_uri=database_url(home), registry_uri=database_url(home))
 
 
 # ---- the database, without MLflow
@@ -286,6 +285,14 @@ def _client(home: Path) -> MlflowClient:
 def mlflow_folder(outputs: Path) -> Path:
     """The folder of MLflow's database and artifacts."""
     return outputs.resolve() / "mlflow"
+
+
+def database_url(home: Path) -> str:
+    """SQLAlchemy's URL of the database; the folder may have any name."""
+    from sqlalchemy import URL
+
+    # with the driver: of a plain sqlite:/// MLflow makes the parent folder, by its quoted name
+    return URL.create("sqlite+pysqlite", database=str(home / "mlflow.db")).render_as_string()
 
 
 @contextmanager

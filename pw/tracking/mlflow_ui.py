@@ -17,6 +17,7 @@ from pw.tracking.mlflow_log import (
     ENVIRONMENT,
     VIEW,
     TrackingError,
+    database_url,
     latest_tables,
     locked_database,
     mlflow_folder,
@@ -75,7 +76,7 @@ def page_urls(outputs: Path, port: int = 5000) -> dict[str, dict[str, str]]:
 def ui_command(outputs: Path, port: int) -> list[str]:
     """The command that serves the UI, only on this machine."""
     home = mlflow_folder(outputs)
-    store = f"sqlite:///{home}/mlflow.db"
+    store = database_url(home)
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", store, "--registry-store-uri", store),

@@ -11,7 +11,6 @@ the updates since the checkpoint are, and the same `pw train` repeats them, bit 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from pw.data import LatentBatch
 from pw.io.arguments import Command, ConfigError
-from pw.io.files import write_json, write_tensors
+from pw.io.files import parse_json, write_json, write_tensors
 from pw.io.lazy import Tensor, torch
 from pw.parallel.team import Share, Team
 from pw.run.build import Run, build
@@ -114,7 +113,7 @@ def read(path: Path) -> tuple[NotFiniteBatch, Tensor | LatentBatch]:
     from safetensors.torch import load_file
 
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text())
         batch = NotFiniteBatch(**{field.name: content[field.name] for field in fields(NotFiniteBatch)})
         tensors = load_file(path.with_suffix(".safetensors"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -163,7 +162,7 @@ def run_replay(options: ReplayOptions) -> int:
     """Exit status: 0 if the loss is finite with the last saved weights, else 1."""
     if len(options.positional) != 1:
         raise ConfigError("expected one file, outputs/train/<signature>/not_finite/update-….json")
-    path = Path(options.positional[0])
+    path = Path(options.positional[0]).expanduser()
     update, loss = replay(path)
     batch, _ = read(path)
     weights = f"of its checkpoint of update {update}" if update else "it started from"

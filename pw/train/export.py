@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_space, replacing, write_json
 from pw.io.lazy import torch
@@ -55,12 +57,9 @@ def find_training(signature: str, outputs: Path = OUTPUTS) -> FinishedTraining:
     if signature not in signatures:
         command = shlex.join(written_overrides(folder))
         raise ConfigError(f'run={signature}: has not finished; `make train args="{command}"` continues it')
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
     try:
-        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (OSError, ValueError, YAMLError) as error:
+        values = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise truncated_config(folder / "config.yaml") from error
     if not isinstance(values, dict) or "backbone" not in values:
         raise truncated_config(folder / "config.yaml")

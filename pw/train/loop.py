@@ -15,6 +15,7 @@ import gc
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -196,9 +197,17 @@ def _fit(run: Run, folder: Path, module: Any, callback: Any, team: Team) -> None
 def outputs_folder(value: str) -> Path:
     """The folder of `outputs=`. Raises ConfigError when it is not writable."""
     folder = Path(value).expanduser().resolve()
-    ancestor = next(path for path in (folder, *folder.parents) if path.exists())
-    if not value or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-        raise ConfigError(f"outputs={value}: expected a folder that can be written, e.g. outputs=outputs/trial")
+    try:
+        ancestor = next(path for path in (folder, *folder.parents) if path.exists())
+        # to be made: tried, since a virtual file system such as /proc says that it can be written
+        if not value or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+            raise OSError
+        if ancestor != folder:
+            tempfile.TemporaryDirectory(prefix=".pw-", dir=ancestor).cleanup()
+    except OSError:
+        raise ConfigError(
+            f"outputs={value}: expected a folder that can be written, e.g. outputs=outputs/trial"
+        ) from None
     return folder
 
 

@@ -14,7 +14,7 @@ from pw.cost.training_cost import checkpoint_copy_bytes, offloaded_bytes, traine
 from pw.data import NO_DATA, Unset
 from pw.io.arguments import ConfigError
 from pw.io.files import check_space
-from pw.io.host import free_memory
+from pw.io.host import free_memory, may_have_gpu
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.io.wan_weights import check, locate
@@ -34,10 +34,10 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, on_this_machine: bool = True
 
     Raises ConfigError with the key and a value to set.
     """
+    if on_this_machine:
+        check_device(run)  # first, because it is quick; also of a trained one, because sampling may follow
     check_share(run)
     if is_trained(run, outputs):
-        if on_this_machine:
-            check_device(run)  # sampling may follow
         return
     if isinstance(run.source, Unset):
         raise ConfigError(NO_DATA)
@@ -50,7 +50,6 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, on_this_machine: bool = True
     if on_this_machine:
         if current_place(run.trainer) is None:
             check_launch(run.trainer)
-        check_device(run)
         _check_host_memory(run)
     _check_disk(run, training_folder(run, outputs))
     if run.start_run is not None and run.start_run.card is None:
@@ -88,7 +87,7 @@ def check_weights(run: Run) -> Path | None:
 def check_device(run: Run) -> None:
     """Raises ConfigError when the run needs more GPUs than there are."""
     if run.trainer.accelerator == "gpu":
-        if not torch.cuda.is_available():
+        if not may_have_gpu() or not torch.cuda.is_available():
             remedy = "trainer=cpu" if run.trainer.strategy == "single" else "trainer.accelerator=cpu"
             raise ConfigError(f"trainer={run.config.choices['trainer']}: torch sees no CUDA device here; set {remedy}")
         if torch.cuda.device_count() < run.trainer.devices:

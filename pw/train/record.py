@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pw.cost.training_cost import training_cost
 from pw.io.arguments import ConfigError
 from pw.io.files import read_json, remove, write_atomically, write_json, write_tensors
@@ -129,12 +131,12 @@ def write_config(run: Run, folder: Path, command: str = "train") -> None:
 
     command  `train` or `sample`
     """
-    from omegaconf import OmegaConf
-
     head = f"# pw {command} {shlex.join(run.config.overrides)}\n"
     if command == "train":
         head += ORIGIN_LINE.format(run.training_key, run.training_code)
-    write_atomically(folder / "config.yaml", head + OmegaConf.to_yaml(OmegaConf.create(run.config.values)))
+    write_atomically(
+        folder / "config.yaml", head + yaml.safe_dump(run.config.values, allow_unicode=True, sort_keys=False)
+    )
 
 
 def written_overrides(folder: Path) -> list[str]:

@@ -9,7 +9,6 @@ updates are then trained again; the card records their losses.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import platform
 import shlex
@@ -22,8 +21,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
+
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import read_json, replacing, write_json
+from pw.io.files import parse_json, read_json, replacing, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
 from pw.run.build import LARGEST, Run, build
@@ -109,11 +110,9 @@ def write_start(start: Run, name: str, training: Path, out: Path) -> Path:
 
 def _check_recipe(start: Run, training: Path) -> None:
     """Raises ConfigError unless `config.yaml` has the recipe's values; called if the hash in `done.json` differs."""
-    from omegaconf import OmegaConf
-
     if not (training / "done.json").exists() or not (training / "config.yaml").exists():
         raise ConfigError(f"training={training}: not a finished training (no done.json, or no config.yaml)")
-    values: Any = OmegaConf.to_container(OmegaConf.load(training / "config.yaml"))
+    values: Any = yaml.safe_load((training / "config.yaml").read_text())
     recipe, actual = _training_values(start.config.values), _training_values(values)
     if unequal := sorted(key for key in recipe.keys() | actual.keys() if recipe.get(key) != actual.get(key)):
         key = unequal[0]
@@ -133,7 +132,7 @@ def _training_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _curve(path: Path) -> list[dict[str, float]]:
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [parse_json(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is no curve of a training ({error})") from error
 

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pickle
+import shutil
 import tarfile
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +18,7 @@ import pytest
 import torch
 from small_shards import write_noise
 
-from pw.data.shard_index import ShardError, ShardIndex, checksums, write_shards
+from pw.data.shard_index import ShardError, ShardIndex, checksums, find_shards, write_shards
 from pw.data.shards import ShardClips, short_side
 from pw.io.video import to_float
 
@@ -100,6 +101,22 @@ def test_folder_pattern_braces_and_list_give_the_same(folder: Path) -> None:
     forms = [str(folder), f"{folder}/*.tar", f"{folder}/{{val,train}}-*.tar", tars]
     assert len({ShardIndex(form, "train").fingerprint for form in forms}) == 1
     assert {len(ShardIndex(form, "val")) for form in forms} == {6}
+
+
+def test_a_name_with_signs_of_a_pattern_is_a_name(folder: Path, tmp_path: Path) -> None:
+    odd = shutil.copytree(folder, tmp_path / "[a] {b,c} * 日本")
+    forms = [[str(path) for path in sorted(odd.glob("*.tar"))], str(next(odd.glob("train-*.tar")))]
+    assert [len(ShardIndex(form, "train")) > 0 for form in forms] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "urls",
+    ["/x/{0..999999999}.tar", "/x/{0..999}{0..999}", "/x/" + "{a,b}" * 40, "/x/" + "{" * 4000 + "}" * 4000, "/x/{a",
+     f"/x/{{0..{'9' * 5000}}}.tar", ["/x/{1..9999999}.tar"], "x" * 5000],
+)  # fmt: skip
+def test_an_absurd_pattern_is_refused_at_once(urls: str | list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^data\.urls=.*(more than 100000 shards|Unbalanced|digits|not there)"):
+        find_shards(urls)
 
 
 def test_a_batch_can_be_asked_for_directly_and_again(clips: ShardClips, folder: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pw.data.shard_index import ShardError, find_shards
 from pw.io.arguments import ConfigError
-from pw.io.files import check_space, human_size, read_json, replacing, write_json, write_tensors
+from pw.io.files import check_space, human_size, parse_json, read_json, replacing, write_json, write_tensors
+from pw.io.prompts import prompt_entries
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
@@ -75,3 +77,20 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_another_writ
         os.utime(path, (0, 0))
     write_json(tmp_path / "a", {})
     assert (stale.exists(), fresh.exists(), running.exists()) == (False, True, True)
+
+
+DEEP = "[" * 200_000
+
+
+def test_deeply_nested_json_is_an_error_like_any_other(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json(DEEP)
+    (tmp_path / "a.json").write_text(DEEP)
+    assert read_json(tmp_path / "a.json") is None
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"text": "a heron"}\n' + '{"text":' * 100_000)
+    with pytest.raises(ConfigError, match=r"p\.jsonl: line 2 is not .*nested too deeply"):
+        prompt_entries(prompts, "text", '{"text": "…"}')
+    (tmp_path / "manifest.json").write_text(DEEP)
+    with pytest.raises(ShardError, match=r"manifest\.json: not a manifest \(nested too deeply\)"):
+        find_shards(tmp_path)

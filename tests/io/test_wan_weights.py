@@ -236,6 +236,38 @@ class TestFetching:
         assert hub.requests == [(name, None)]
         check(snapshot(full_cache))
 
+    @pytest.mark.parametrize(
+        ("name", "in_cache"), [("transformer/config.json", False), ("vae/diffusion_pytorch_model.safetensors", True)]
+    )
+    def test_a_flipped_byte_is_found_and_mended(
+        self, hub: Hub, full_cache: Path, tmp_path: Path, name: str, in_cache: bool
+    ) -> None:
+        """By the time of the file when it is loaded, and by its bytes alone on request."""
+        folder, words = (snapshot(full_cache), []) if in_cache else (tmp_path, [f"dest={tmp_path}"])
+        if not in_cache:
+            assert run(full_cache, "-m", "pw", "weights", *words, HF_ENDPOINT=hub.endpoint)[0] == 0
+        check(folder)
+        path = folder / name
+        stat, content = path.stat(), bytearray(path.read_bytes())
+        content[-2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(
+            WeightsError, match=rf"is damaged; `make weights.*` fetches it again:\n  {name}: .*expected"
+        ):
+            check(folder)
+        check(folder, ("scheduler",))
+        hub.requests.clear()
+        code, out, _ = run(full_cache, "-m", "pw", "weights", *words, HF_ENDPOINT=hub.endpoint)
+        assert (code, hub.requests) == (0, [(name, None)])
+        assert f"{name}: damaged" in out
+        check(folder)
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a failing disk would
+        code, out, err = run(full_cache, "-m", "pw", "weights", *words, "verify=true", HF_HUB_OFFLINE="1")
+        assert (code, err) == (1, "")
+        assert f"1 damaged\n{name}: damaged" in out
+        path.write_bytes(repository()[name])
+
     @pytest.mark.parametrize("name", ["transformer/config.json", "text_encoder/model.safetensors"])
     def test_refuses_a_file_whose_hash_is_another(self, hub: Hub, home: Path, tmp_path: Path, name: str) -> None:
         hub.damaged_file = name
@@ -292,17 +324,20 @@ class TestFetching:
         script = (
             "from pw.io.wan_weights import main; from pw.io.wan_weights import locate, WeightsError\n"
             "print(main([]), main(['colour=red']), main(['repo=wan']), main(['dry_run=maybe']), main(['dest']))\n"
+            "print(main(['repo=../x']), main(['revision=../../x']), main(['repo=a/b/c']))\n"
             "try:\n    locate(None)\nexcept WeightsError as error:\n    print(error)\n"
             "import sys; print('torch' in sys.modules)\n"
         )
         code, out, err = run(tmp_path, "-c", script, HF_ENDPOINT="http://127.0.0.1:9")
         assert code == 0, err
-        assert out.splitlines()[0] == "2 2 2 2 2"
+        assert out.splitlines()[:2] == ["2 2 2 2 2", "2 2 2"]
         lines = err.splitlines()
-        assert len(lines) == 5
+        assert len(lines) == 8
         assert "http://127.0.0.1:9: no answer" in lines[0]
         assert "HF_ENDPOINT" in lines[0]
-        assert lines[1] == "error: colour=red: there is no option colour; there are dest, repo, revision, dry_run"
+        assert (
+            lines[1] == "error: colour=red: there is no option colour; there are dest, repo, revision, dry_run, verify"
+        )
         assert f"no weights: {REPO} at revision b8fff731 is not in {tmp_path}/hub; `make weights` fetches it" in out
         assert out.splitlines()[-1] == "False"
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -363,3 +365,50 @@ class TestFresh:
     def test_is_refused_beside_as_trained(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*WORDS, "fresh=true", "code=as_trained"]) == 2
         assert "fresh=true: deletes the results that code=as_trained reuses" in capsys.readouterr().err
+
+
+VERSION = "import json; from pw.run.code import suite_version; print(json.dumps(suite_version()))"
+
+
+class TestTheCommit:
+    """Of the suite's own repository, and of no repository around it."""
+
+    def version(self, sources: Sources, **environment: str) -> list[Any]:
+        env = {"PYTHONPATH": str(sources.folder), "PATH": os.environ["PATH"], **environment}
+        command = [sys.executable, "-c", VERSION]
+        process = subprocess.run(command, cwd=sources.folder, env=env, capture_output=True, text=True, check=True)
+        return json.loads(process.stdout)
+
+    def repository(self, folder: Path, *files: str) -> str:
+        def git(*words: str) -> str:
+            call = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e", *words]
+            return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+
+        folder.mkdir(exist_ok=True)
+        git("init", "-q")
+        git("add", *files)
+        git("commit", "-q", "--allow-empty", "-m", "x")
+        return git("rev-parse", "HEAD")
+
+    def test_is_unknown_inside_another_repository(self, tmp_path: Path) -> None:
+        self.repository(tmp_path / "other")
+        sources = Sources(tmp_path / "other" / "pw-1.0")
+        commit, dirty, code = self.version(sources)
+        assert (commit, dirty) == (f"unknown, code {code}", None)
+        # a hook of git sets it
+        assert self.version(sources, GIT_DIR=str(tmp_path / "other" / ".git")) == [commit, dirty, code]
+        invert_the_weighting(sources)
+        edited = self.version(sources)
+        assert edited[0] == f"unknown, code {edited[2]}" != commit
+
+    def test_is_known_in_its_own(self, tmp_path: Path) -> None:
+        sources = Sources(tmp_path)
+        commit = self.repository(tmp_path, ".")
+        assert self.version(sources)[:2] == [commit, False]
+        invert_the_weighting(sources)
+        assert self.version(sources)[:2] == [commit, True]
+
+    def test_code_that_is_not_in_the_repository_is_a_change(self, tmp_path: Path) -> None:
+        sources = Sources(tmp_path)
+        commit = self.repository(tmp_path)
+        assert self.version(sources)[:2] == [commit, True]

@@ -14,6 +14,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from pw.io.arguments import ConfigError
@@ -23,6 +24,7 @@ from pw.method.target import TwoSteps
 from pw.method.weighting import DeltaSigma
 from pw.run.build import Run, build
 from pw.run.compose import compose_run, groups, leaves
+from pw.train.record import write_config, written_overrides
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,6 +120,25 @@ class TestComposing:
     def test_leaves_nothing_of_one_run_in_the_next(self) -> None:
         assert compose_run(["scale.height=32", "train.updates=7"]).values["data"]["size"] == 32
         assert compose_run([]).values == compose_run(["scale.height=24", "train.updates=160"]).values
+
+    @pytest.mark.parametrize(
+        "path",
+        ["~/x", "/x/日本", "/x/a b", "/x/a,b", "/x/a=b", "/x/$HOME", "/x/${HOME}", "/x/${HOME", "/x/\\\\${H}", "/x/[a]",
+         "x/{a,b}-{0..3}.tar", "/x/it's", '/x/the "q"', "/x/end\\", "/x/a\\'", "/x/a#b%41", "/x/a:b(c)", "1e5", "true"],
+    )  # fmt: skip
+    def test_a_path_is_taken_as_typed(self, path: str, tmp_path: Path) -> None:
+        values = compose_run(["data=shards", f"data.urls={path}", f"trainer.weights={path}"]).values
+        assert values["data"]["urls"] == values["trainer"]["weights"] == str(Path(path).expanduser())
+        run = build([f"trainer.weights={path}"])  # the folder of its training says it, too
+        write_config(run, tmp_path)
+        assert compose_run(written_overrides(tmp_path)).values == run.config.values
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == run.config.values
+
+    def test_a_path_may_be_quoted_for_hydra_and_a_list(self) -> None:
+        values = compose_run(["data=shards", "data.urls=[a.tar,'~/b,c.tar']", 'trainer.weights="~/a, b"']).values
+        assert values["data"]["urls"] == ["a.tar", "~/b,c.tar"]  # expanded where they are read
+        assert values["trainer"]["weights"] == str(Path("~/a, b").expanduser())
+        assert compose_run(["trainer.weights=null"]).values["trainer"]["weights"] is None
 
 
 class TestThePapersRecipe:

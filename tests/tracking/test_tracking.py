@@ -21,7 +21,14 @@ from urllib.parse import unquote
 import pytest
 
 from pw.tracking import mlflow_log
-from pw.tracking.mlflow_log import RunRecord, TrackingError, curve_points, log_ablation
+from pw.tracking.mlflow_log import (
+    RunRecord,
+    TrackingError,
+    curve_points,
+    database_url,
+    log_ablation,
+    mlflow_folder,
+)
 from pw.tracking.mlflow_ui import main, page_urls, ui_command
 
 if TYPE_CHECKING:
@@ -62,7 +69,7 @@ def log(outputs: Path, runs: Sequence[RunRecord], ablation: str = "ansc") -> str
 def client(outputs: Path) -> MlflowClient:
     from mlflow import MlflowClient
 
-    return MlflowClient(f"sqlite:///{outputs.resolve()}/mlflow/mlflow.db")
+    return MlflowClient(database_url(mlflow_folder(outputs)))
 
 
 def live_runs(outputs: Path, ablation: str = "ansc") -> dict[str, Run]:
@@ -224,6 +231,20 @@ def test_a_moved_checkout_finds_its_artifacts(logged: Logged, tmp_path: Path) ->
     assert Path(client(new_outputs).download_artifacts(parent, "table.md")).read_text() == "| arm | mhd |\n"
 
 
+@pytest.mark.parametrize(
+    "name", ["q?x", "per%20cent", "%41", "a#b", "a b;c=d&e", "日本", 'it\'s "q"', "[a]{b}", "a:b@c"]
+)
+def test_outputs_may_have_any_name(logged: Logged, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    outputs = logged[0].rename(folder / name)
+    parent = log(outputs, [record(outputs, "full", 5)])
+    assert (outputs / "mlflow" / "artifacts" / "ansc" / parent / "artifacts" / "table.md").is_file()
+    assert Path(client(outputs).download_artifacts(parent, "table.md")).read_text() == "| arm | mhd |\n"
+    assert list(page_urls(outputs)) == ["ansc"]
+    assert [path.name for path in folder.iterdir()] == [name]  # nothing beside it
+
+
 TWO_PROCESSES = """
 import os, sys
 from pathlib import Path
@@ -310,7 +331,7 @@ def test_the_ui_listens_on_this_machine_only(tmp_path: Path) -> None:
     command = ui_command(tmp_path, 5055)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--port") + 1] == "5055"
-    assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    assert command[command.index("--backend-store-uri") + 1] == f"sqlite+pysqlite:///{tmp_path}/mlflow/mlflow.db"
 
 
 def test_the_ui_replaces_the_process_and_prints_where_to_look(

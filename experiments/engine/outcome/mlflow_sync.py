@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from experiments.engine.job import Row, all_jobs
 from experiments.engine.outcome.result_files import mark_of, read_scores
 from experiments.engine.plan import Arm, Plan, make_plan, parse
 from pw.io.arguments import Command, ConfigError, option
+from pw.io.files import parse_json
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run
 from pw.sample.evaluate import sample_folder
@@ -98,9 +98,9 @@ def run(options: MlflowSyncOptions) -> int:
 
 def _log(folder: Path, outputs: Path) -> int:
     try:
-        words = json.loads((folder / "plan.json").read_text())["words"]
+        words = parse_json((folder / "plan.json").read_text())["words"]
         plan = make_plan(parse([*words, f"outputs={outputs}"]))
-        log_to_mlflow(plan, json.loads((folder / "table.json").read_text()), all_jobs(plan)[1])
+        log_to_mlflow(plan, parse_json((folder / "table.json").read_text()), all_jobs(plan)[1])
     except (TrackingError, ValueError, KeyError) as error:
         print(f"{folder.name}: not logged: {error}", file=sys.stderr)
         return 1

@@ -29,7 +29,7 @@ from benchmarks.stats.comparison import LEVEL, Difference, Scores, by_seed, comp
 from experiments.engine.ablation import Ablation, ArmPair, Clause, better, load, names
 from experiments.engine.outcome.result_files import read_result
 from pw.io.arguments import Command, ConfigError, did_you_mean, option
-from pw.io.files import write_atomically
+from pw.io.files import parse_json, write_atomically
 from pw.io.paths import OUTPUTS
 from pw.train.loop import outputs_folder
 
@@ -271,7 +271,7 @@ class RecordOptions:
 def run(options: RecordOptions) -> int:
     """Write the record and print the beginning of the Verdict paragraph; exit status 0. Raises ConfigError."""
     out = record(options.name, options.outputs)
-    digest = json.loads(out.read_text())
+    digest = parse_json(out.read_text())
     print(f"{out}\nThe Verdict of experiments/{options.name}.py begins with:")
     print(summary(digest["scale"], digest["seeds"], digest["verdict"]))
     return 0
