@@ -132,10 +132,13 @@ def load(name: str, folder: Path = HERE) -> PaperTable:
     columns = [head for head in heads if head not in _ROW_KEYS]
     if unknown := [column for column in columns if column not in COLUMNS]:
         raise ConfigError(f"{path}: unknown column {unknown[0]!r}; known: {', '.join(COLUMNS)}")
+    texts = dict(_CAPTIONS[name])
+    prompts = texts.pop("prompts")
     return PaperTable(
         columns=tuple(COLUMNS[column] for column in columns),
         rows=tuple(_row(line, columns) for line in lines),
-        **{**_CAPTIONS[name], "prompts": int(_CAPTIONS[name]["prompts"]) if _CAPTIONS[name]["prompts"] else None},
+        prompts=int(prompts) if prompts else None,
+        **texts,
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from benchmarks.report import write as report
 from benchmarks.report.card_check import mismatches, with_own_rows
 from benchmarks.report.grid import MISSING, Cell, Column, Grid, html_list, html_page, tex
 from benchmarks.report.paper_comparison import MeasuredRow, compose, find, metrics_of, read
-from pw.io.arguments import Command, ConfigError, no_such_option, option
+from pw.io.arguments import Command, ConfigError, did_you_mean, no_such_option, option
 from pw.io.files import check_writable, write_atomically
 from pw.io.paths import OUTPUTS
 
@@ -50,6 +51,7 @@ class TableOptions:
     strict: bool = option(False, "refuse videos that are not as the card of their row says, instead of marking them")
     format: Literal["terminal", "md", "tex", "html", "csv", "json"] = option("terminal", "how it is printed")
     out: Path = option(OUTPUTS / "tables", "the folder that gets the table in every format")
+    columns: tuple[str, ...] = option((), "only these columns, in this order; csv and json have all")
     reference: str = option("", "the row that ours are compared with; by default the paper's own system")
     overrides: tuple[str, ...] = option((), "row.NAME=DIR: a folder of videos for a row, or with a card of your own")
 
@@ -73,6 +75,7 @@ def run(options: TableOptions) -> int:
     if not options.name:
         raise ConfigError(f"name=: which table? {', '.join(paper.names())}")
     table = with_own_rows(paper.load(options.name), options.rows)
+    columns = _columns(table, options.columns)
     folders = find(table, options.systems, options.rows)
     if options.strict:
         _refuse({arm: mismatches(table, arm, folder) for arm, folder in folders.items()})
@@ -82,6 +85,7 @@ def run(options: TableOptions) -> int:
     rows = {arm: read(folder) for arm, folder in folders.items()}
     rows = {arm: replace(row, mismatches=_mismatches(table, arm, row)) for arm, row in rows.items()}
     result = compose(table, rows, options.reference)
+    result["shown_columns"] = columns
     if options.strict:
         _refuse({row["arm"]: row["mismatches"] for row in result["rows"]})
     for kind in FORMATS:
@@ -95,6 +99,19 @@ def run(options: TableOptions) -> int:
 
 
 main = Command(TableOptions, run, resume_hint="measured values are kept, run the same command again to resume")
+
+
+def _columns(table: paper.PaperTable, names: Sequence[str]) -> list[str]:
+    """The printed names of columns, which may be given as our metrics. Raises ConfigError with the nearest name."""
+    shown = [*table.columns, *(column for column in paper.COLUMNS.values() if column.kind == "cost")]
+    known = {column.metric: column.name for column in reversed(shown) if column.metric}
+    known |= {column.name: column.name for column in shown}
+    for name in names:
+        if name not in known:
+            printed = ", ".join(column.name for column in table.columns)
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"columns={name}: no such column; {hint}{table.name} has {printed}")
+    return [known[name] for name in names]
 
 
 def _mismatches(table: paper.PaperTable, arm: str, row: MeasuredRow) -> tuple[str, ...]:
@@ -142,7 +159,7 @@ def _metrics_of_other_tables(folder: Path) -> list[str]:
 def _show(result: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=report.WIDTH)
+    console = Console(width=shutil.get_terminal_size().columns, highlight=False)
     grids = [grid(result), differences(result)]
     console.print(report.terminal_grid(grids, result["title"], footer(result), console.width))
 
@@ -152,8 +169,8 @@ def grid(result: Mapping[str, Any]) -> Grid:
     # costs that we measured, and that only other tables of the paper have a column for
     metrics = {name for row in result["rows"] for name in row["costs"]} - {c["metric"] for c in result["columns"]}
     extra_columns = [column for column in paper.COLUMNS.values() if column.kind == "cost" and column.metric in metrics]
-    columns = [Column(c["kind"], paper.PaperColumn(**c).header) for c in result["columns"]]
-    columns += [Column("cost, ours", column.header) for column in extra_columns]
+    columns = [Column(c["kind"], paper.PaperColumn(**c).header, c["name"]) for c in result["columns"]]
+    columns += [Column("cost, ours", column.header, column.name) for column in extra_columns]
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     blank = (Cell(""),) * len(extra_columns)
     for row in result["rows"]:
@@ -166,7 +183,7 @@ def grid(result: Mapping[str, Any]) -> Grid:
             rows.append((f"{INDENT}ours (n={n})", _marked(row, (*map(_ours, ours, digits), *costs))))
             if any(cell and cell["difference"] is not None for cell in ours):
                 rows.append((f"{INDENT}difference", _marked(row, (*map(_difference, ours, digits), *blank))))
-    return Grid(tuple(columns), tuple(rows))
+    return Grid(tuple(columns), tuple(rows)).choose(result.get("shown_columns", ()))
 
 
 def _marked(row: Mapping[str, Any], cells: Iterable[Cell]) -> tuple[Cell, ...]:
@@ -186,7 +203,7 @@ def differences(result: Mapping[str, Any]) -> Grid:
     heads = {c["name"]: paper.PaperColumn(**c).header for c in result["columns"]}
     reference = next((row for row in result["rows"] if row["arm"] == result["reference"]), None)
     label = "" if reference is None else reference["label"]
-    columns = tuple(Column(f"ours minus ours of {label}", f"Δ{heads[name]}") for name in names)
+    columns = tuple(Column(f"ours minus ours of {label}", f"Δ{heads[name]}", name) for name in names)
     rows = [
         (
             row["label"],
@@ -198,7 +215,7 @@ def differences(result: Mapping[str, Any]) -> Grid:
         for row in result["rows"]
         if row["versus"]
     ]
-    return Grid(columns, tuple(rows))
+    return Grid(columns, tuple(rows)).choose(result.get("shown_columns", ()))
 
 
 def _versus_cell(difference: Mapping[str, Any] | None, digits: str) -> Cell:
@@ -313,7 +330,7 @@ def render(result: Mapping[str, Any], kind: str) -> str:
     if kind == "tex":
         label = result["table"].replace("_", "-")
         caption = " ".join([title, *(f"{head}: {text}." for head, text in _card_notes(result))])
-        parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", table.latex(tex(caption), label)]
+        parts = ["% needs \\usepackage{booktabs,amssymb}", table.latex(tex(caption), label)]
         if deltas.rows:
             parts.append(deltas.latex(tex(f"{title} Differences, ours."), f"{label}-differences"))
         return "\n\n".join([*parts, "\n".join(f"% {label}: {text}" for label, text in notes)]) + "\n"

@@ -221,6 +221,7 @@ class AblationOptions:
     name: str = option(help="the ablation; `pw ablations` lists them", values=names)
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "a number (5 is 0 to 4) or a list ([0,3])", read=_seeds)
     arms: tuple[str, ...] = option((), "only these arms")
+    columns: tuple[str, ...] = option((), "only these columns of the table, in this order; csv and json have all")
     vary_start: bool = option(False, "train a start checkpoint per seed, instead of one for all")
     workers: int = option(0, "runs at a time; 0 is one per core", read=number(0))
     dry_run: bool = option(False, "print the plan and the commands without running them")

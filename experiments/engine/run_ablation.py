@@ -86,6 +86,10 @@ def run(options: AblationOptions) -> int:
 
 def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
     """Check what takes no time, before the plan is printed. Raises ConfigError."""
+    if plan.options.columns:
+        from benchmarks.report.render import check_columns
+
+        check_columns(plan.options.columns, plan.ablation.metrics, plan.ablation.paper)
     if plan.options.fresh and any(arm.first.code == "as_trained" for arm in plan.arms):
         raise ConfigError("fresh=true: deletes the results that code=as_trained reuses; set only one of them")
     for arm in plan.arms:

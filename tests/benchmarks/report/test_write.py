@@ -192,14 +192,14 @@ def test_a_failed_arm_is_a_row_of_dashes_and_a_line_below(result: dict):
     text = markdown(failed_result)
     assert "| exponential | – | – |" in text
     assert "- **failed**: exponential failed: loss is not finite" in text
-    Console(file=io.StringIO(), width=120).print(terminal(failed_result))
+    Console(file=io.StringIO(), width=120).print(terminal(failed_result, 120))
 
 
 def test_a_table_without_a_single_score_still_prints(result: dict, tmp_path: Path):
     arms = [{**arm, "metrics": {}, "vs_previous": {}, "probe": None, "paper": None} for arm in result["arms"]]
     empty = {**result, "arms": arms, "floor": {}, "ceiling": {}, "best": {}}
     assert len(write(empty, tmp_path)) == 6
-    Console(file=io.StringIO(), width=120).print(terminal(empty))
+    Console(file=io.StringIO(), width=120).print(terminal(empty, 120))
 
 
 def test_latex_is_escaped_and_uses_booktabs(result: dict):
