@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby, pairwise
@@ -42,8 +42,8 @@ def tex(text: str) -> str:
 
 def _points(text: str) -> float:
     """Width of a text in Computer Modern at `SIZE` in pt, rather too wide than too narrow."""
-    narrow, usual = " .,:;'!|()[]ijlftrsI-/\u2009", "abcdeghknopquvxyz0123456789"
-    return SIZE * sum(0.43 if c in narrow else 0.6 if c in usual else 1.0 for c in text)
+    ems = {".,:;'!|()[]ijlftrsI-/† \u2009": 0.43, "0123456789": 0.54, "abcdeghknopquvxyz": 0.6, "mwMW→Δ▲▼×": 1.0}
+    return SIZE * sum(next((em for characters, em in ems.items() if c in characters), 0.84) for c in text)
 
 
 def _stacked(text: str, width: float, at: str, to: str) -> str:
@@ -53,9 +53,9 @@ def _stacked(text: str, width: float, at: str, to: str) -> str:
     """
     lines = [""]
     for word in text.split(" "):
-        longer = f"{lines[-1]} {word}".strip()
+        longer = f"{lines[-1]} {word}".strip(" ")
         lines[-1:] = [longer] if not lines[-1] or _points(longer) <= width else [lines[-1], word]
-    stack = r" \\ ".join(map(tex, lines))
+    stack = r" \\ ".join(f"{'{}' if line.startswith(('[', '*')) else ''}{tex(line)}" for line in lines)  # \\[2pt], \\*
     return stack if len(lines) == 1 else rf"\begin{{tabular}}[{at}]{{@{{}}{to}@{{}}}}{stack}\end{{tabular}}"
 
 
@@ -83,7 +83,9 @@ class Cell:
     def latex(self) -> str:
         text = rf"\textbf{{{tex(self.text)}}}" if self.bold else tex(self.text)
         mark = rf"\,{tex(self.mark)}" if self.mark else ""
-        return text + mark + (rf" {{\scriptsize {tex(self.note)}}}" if self.note else "")
+        if not self.note:
+            return text + mark
+        return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{text}{mark} \\ {tex(self.note)}\end{{tabular}}"
 
     def html(self) -> str:
         text = f"<b>{escape(self.text)}</b>" if self.bold else escape(self.text)
@@ -192,10 +194,8 @@ class Grid:
         return "\n".join([*lines, r"\end{table*}"])
 
     def _points(self, i: int) -> float:
-        """Width of column i in TeX in pt; headings are stacked at their spaces."""
-        group, header, _ = self.columns[i]
-        texts = [*group.split(" "), *header.split(" "), *(cells[i].plain() for _, cells in self.rows)]
-        return max(map(_points, texts)) + GAP
+        """Width of column i in TeX in pt."""
+        return max(self.width(i, _points), *map(_points, self.columns[i].group.split(" "))) + GAP
 
     def _label_points(self) -> float:
         words = (word for label, _ in self.rows for word in label.split(" "))
@@ -204,7 +204,7 @@ class Grid:
 
     def html(self) -> str:
         """The table in HTML, as several where it is wider than a page; each scrolls horizontally in its box."""
-        columns = [PX * self.characters(i) + PADDING for i in range(len(self.columns))]
+        columns = [PX * self.width(i) + PADDING for i in range(len(self.columns))]
         label = PX * max((len(label) for label, _ in self.rows), default=0) + PADDING
         return "\n".join(part._html() for part in self.split(PAGE_WIDTH, label, columns))
 
@@ -225,11 +225,11 @@ class Grid:
             f"<tbody>\n{rows}\n</tbody></table></div>"
         )
 
-    def characters(self, i: int) -> int:
-        """Width of column i; headers wrap at spaces, and the note of a cell has its own line."""
+    def width(self, i: int, measure: Callable[[str], float] = len) -> float:
+        """Width of column i, in characters. Headers wrap at spaces, and the note of a cell has its own line."""
         cells = [cells[i] for _, cells in self.rows]
         texts = [*self.columns[i].header.split(" "), *(f"{cell.text} {cell.mark}".strip() for cell in cells)]
-        return max(len(text) for text in [*texts, *(cell.note for cell in cells)])
+        return max(measure(text) for text in [*texts, *(cell.note for cell in cells)])
 
     def _groups(self) -> list[tuple[str, int]]:
         return [(name, len(list(columns))) for name, columns in groupby(self.columns, lambda column: column.group)]

@@ -321,7 +321,7 @@ def _rich_tables(grid: Grid, width: int, heading: str, continuation: str) -> lis
     """Tables that fit into `width` columns; each repeats the row labels."""
     if not grid.columns:
         return []
-    columns = [grid.characters(i) + 2 for i in range(len(grid.columns))]
+    columns = [int(grid.width(i)) + 2 for i in range(len(grid.columns))]
     parts = grid.split(width, _label_width(grid, width) + 4, columns)  # the label with both margins
     return [_rich_table(part, width, continuation if i else heading) for i, part in enumerate(parts)]
 
@@ -334,7 +334,7 @@ def _rich_table(grid: Grid, width: int, title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="dim", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", width=_label_width(grid, width), overflow="fold")
     for i, column in enumerate(grid.columns):
-        header = textwrap.fill(column.header, grid.characters(i), break_long_words=False)
+        header = textwrap.fill(column.header, int(grid.width(i)), break_long_words=False)
         table.add_column(Text(header), justify="right", vertical="bottom", overflow="fold")
     for i, (label, cells) in enumerate(grid.rows):
         if i == grid.rule_at:
