@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from pw.io.files import writable_file, write_atomically
 if TYPE_CHECKING:
     from rich.console import Group
 
-WIDTH = 120
+WIDTH = 120  # at most; wider lines are hard to follow
 KINDS: Mapping[Kind, str] = {
     "derived": "derived cells recompute",
     "consistency": "cells agree with the rest of the tables",
@@ -131,9 +132,7 @@ def run(options: LintOptions) -> int:
     else:
         from rich.console import Console
 
-        console = Console(highlight=False)
-        if not console.is_terminal or console.width > WIDTH:
-            console = Console(highlight=False, width=WIDTH)
+        console = Console(highlight=False, width=min(shutil.get_terminal_size().columns, WIDTH))
         console.print(terminal(checks, options.all))
     return 0
 

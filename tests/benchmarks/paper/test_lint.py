@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import paper
-from benchmarks.paper.lint import WIDTH, as_json, lint, main, markdown, summary, terminal
+from benchmarks.paper.lint import as_json, lint, main, markdown, summary, terminal
 from benchmarks.paper.recompute import Check, Interval, possible_interval, rounding, size
 
 PAPER = Path(__file__).parents[3].parent / "shared" / "paper.md"
@@ -182,7 +182,7 @@ def test_a_slip_that_no_single_edit_explains_has_no_inference(tmp_path: Path):
 def test_the_terminal_shows_the_findings_within_its_width(capsys: pytest.CaptureFixture[str]):
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= WIDTH
+    assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     assert "264" in text
     assert "62 of 66 derived cells recompute" in lines

@@ -252,6 +252,10 @@ def test_damaged_scores_are_named(damage: str, tmp_path: Path):
         (["name=table_2", "row.flashvideo="], "row.flashvideo=: expected a value"),
         (["name=table_2", "row.flashvideo"], "'row.flashvideo': write key=value"),
         (["name=table_2", "row.flashvido=/"], "row.flashvido=/: no such row; did you mean flashvideo? table_2 has"),
+        (
+            ["name=table_2", "columns=Tehc."],
+            "columns=Tehc.: no such column; did you mean Tech.? table_2 has Resolution",
+        ),
         (["name=table_2", "systems=nowhere"], "systems=nowhere: no such folder"),
         (["name=table_2", "out=/dev/null/x"], "out=/dev/null/x: cannot be written (Not a directory)"),
     ],
@@ -443,3 +447,13 @@ def test_a_system_of_ones_own_is_a_row_by_its_card(tmp_path: Path, capsys, monke
     assert (rows["mine"]["label"], rows["mine"]["Resolution (H×W).paper"]) == ("My system", "64*48")
     assert float(rows["mine"]["mHD-MSE.mean"]) > 0
     assert rows["mine"]["mismatches"] == "2 prompts, the paper has 100"
+
+
+def test_columns_are_chosen_by_their_printed_name_or_by_our_metric(tmp_path: Path, capsys):
+    home = write_scores(tmp_path / "any", {"mhd_mse": draws(0.0147, 0.001)})
+    words = ["name=table_2", f"out={tmp_path / 'out'}", f"systems={tmp_path}", f"row.pixelwizard_2k={home}"]
+    assert main([*words, "columns=Aesth.,mhd_mse", "format=md"]) == 0
+    output = capsys.readouterr().out.replace("\u00a0", " ")
+    assert "| | Aesth. ↑ | mHD-MSE ↑ |" in output
+    assert "| PixelWizard-2k | 99.58 | 0.0147 |" in output
+    assert "Tech." in (tmp_path / "out" / "table_2.csv").read_text()
