@@ -5,7 +5,7 @@ rows is. Errors of the paper are kept; `benchmarks.paper.lint` finds them. A sys
 row of an ablation has the name of its arm.
 
 columns.csv describes the columns by their printed name, which means the same in all tables. captions.csv holds the
-titles, the printed captions and our notes.
+titles, the printed captions, our notes, and what the paper says of the videos of all rows.
 """
 
 from __future__ import annotations
@@ -71,7 +71,12 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper; `note` is our comment."""
+    """A table of the paper; `note` is our comment.
+
+    card: the system whose card describes the videos of rows that are no system, such as the arms of an ablation.
+    prompts: their number, the same for all rows; prompts_sha256: their identity (`report.card_check.prompts_of`).
+        None and "" where the paper does not say.
+    """
 
     name: str
     columns: tuple[PaperColumn, ...]
@@ -79,6 +84,9 @@ class PaperTable:
     title: str = ""
     caption: str = ""
     note: str = ""
+    card: str = ""
+    prompts: int | None = None
+    prompts_sha256: str = ""
 
     def values(self) -> dict[str, dict[str, float]]:
         """arm -> column -> printed value."""
@@ -124,10 +132,13 @@ def load(name: str, folder: Path = HERE) -> PaperTable:
     columns = [head for head in heads if head not in _ROW_KEYS]
     if unknown := [column for column in columns if column not in COLUMNS]:
         raise ConfigError(f"{path}: unknown column {unknown[0]!r}; known: {', '.join(COLUMNS)}")
+    texts = dict(_CAPTIONS[name])
+    prompts = texts.pop("prompts")
     return PaperTable(
         columns=tuple(COLUMNS[column] for column in columns),
         rows=tuple(_row(line, columns) for line in lines),
-        **_CAPTIONS[name],
+        prompts=int(prompts) if prompts else None,
+        **texts,
     )
 
 

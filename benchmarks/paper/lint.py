@@ -1,6 +1,6 @@
 """`make lint-paper`: recompute the derived numbers of the paper and print those that do not add up.
 
-pw lint-paper [table=table_1] [all=true] [format=terminal|md] [json=true]
+pw lint-paper [table=table_1] [all=true] [format=terminal|md|json] [json=FILE]
 
 all=true also lists the checks that pass. `benchmarks.paper.recompute` says when a number adds up.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from benchmarks import paper
 from benchmarks.paper import consistency
 from benchmarks.paper.recompute import Check, Kind, derived_cells
 from pw.io.arguments import Command, option
+from pw.io.files import writable_file, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-WIDTH = 120
+WIDTH = 120  # at most; wider lines are hard to follow
 KINDS: Mapping[Kind, str] = {
     "derived": "derived cells recompute",
     "consistency": "cells agree with the rest of the tables",
@@ -104,27 +106,33 @@ def _table_name(text: str) -> str:
     return text
 
 
+def _json_file(text: str) -> Path:
+    if text in ("", "true", "false"):
+        raise ValueError("expected a file; format=json prints it")
+    return writable_file("json")(text)
+
+
 @dataclass(frozen=True)
 class LintOptions:
     table: str = option("", "only the checks that concern this table", read=_table_name)
     all: bool = option(False, "also what adds up")
-    format: Literal["terminal", "md"] = option("terminal", "how it is printed")
-    json: bool = option(False, "as JSON instead, with every check")
+    format: Literal["terminal", "md", "json"] = option("terminal", "how it is printed; json has every check")
+    json: Path | None = option(None, "a file for every check as JSON", read=_json_file)
 
 
 def run(options: LintOptions) -> int:
     """Print the checks. The exit status is always 0."""
     checks = [check for check in lint() if not options.table or options.table in check.tables]
-    if options.json:
+    if options.json is not None:
+        write_atomically(options.json, f"{as_json(checks)}\n")
+    if options.format == "json":
         print(as_json(checks))
     elif options.format == "md":
         print(markdown(checks, options.all), end="")
     else:
         from rich.console import Console
 
-        console = Console(highlight=False)
-        if not console.is_terminal or console.width > WIDTH:
-            console = Console(highlight=False, width=WIDTH)
+        console = Console(highlight=False, width=min(shutil.get_terminal_size().columns, WIDTH))
         console.print(terminal(checks, options.all))
     return 0
 

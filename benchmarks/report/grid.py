@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -15,6 +15,12 @@ MISSING = "–"
 MARKS = {"better": "▲", "worse": "▼", "no difference shown": "·", "not resolved": "?"}
 PAPER = "paper (not comparable in value)"
 """Name of the column group with the paper's numbers."""
+
+TEXT_WIDTH, SIZE, GAP, MAX_LABEL = 345.0, 8, 8.0, 110.0
+"""In pt: LaTeX's narrowest usual text (article at 10 pt), size of print, gap of columns, maximum of a row label."""
+
+PAGE_WIDTH, PX, PADDING = 1300, 8.5, 13
+"""In px: width of an HTML table in a window of 1400 px, of a character, and of a cell's padding."""
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8").strip()
@@ -25,13 +31,32 @@ _TEX = {
     "→": r"$\to$", "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "–": "--", "…": r"\dots{}",
     "Δ": r"$\Delta$", "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "σ": r"$\sigma$", "≥": r"$\geq$",
     "≤": r"$\leq$", "\u2003": r"\quad ", "\u2009": r"\,", "\u00a0": "~",
-    "⁻": "$^{-}$", **{c: f"$^{{{i}}}$" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    "†": r"$^{\dagger}$", "⁻": "$^{-}$", **{c: f"$^{{{i}}}$" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
 }  # fmt: skip
 
 
 def tex(text: str) -> str:
     """Escape the special characters of TeX."""
     return "".join(_TEX.get(c, c) for c in text).replace("}$$^{", "")
+
+
+def _points(text: str) -> float:
+    """Width of a text in Computer Modern at `SIZE` in pt, rather too wide than too narrow."""
+    ems = {".,:;'!|()[]ijlftrsI-/† \u2009": 0.43, "0123456789": 0.54, "abcdeghknopquvxyz": 0.6, "mwMW→Δ▲▼×": 1.0}
+    return SIZE * sum(next((em for characters, em in ems.items() if c in characters), 0.84) for c in text)
+
+
+def _stacked(text: str, width: float, at: str, to: str) -> str:
+    """A text for a cell of TeX, in lines broken at spaces where it is wider than `width` pt.
+
+    at: the line that is on the row's, t(op) or b(ottom); to: where lines are set, l, c or r
+    """
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".strip(" ")
+        lines[-1:] = [longer] if not lines[-1] or _points(longer) <= width else [lines[-1], word]
+    stack = r" \\ ".join(f"{'{}' if line.startswith(('[', '*')) else ''}{tex(line)}" for line in lines)  # \\[2pt], \\*
+    return stack if len(lines) == 1 else rf"\begin{{tabular}}[{at}]{{@{{}}{to}@{{}}}}{stack}\end{{tabular}}"
 
 
 def _md(text: str) -> str:
@@ -58,20 +83,25 @@ class Cell:
     def latex(self) -> str:
         text = rf"\textbf{{{tex(self.text)}}}" if self.bold else tex(self.text)
         mark = rf"\,{tex(self.mark)}" if self.mark else ""
-        return text + mark + (rf" {{\scriptsize {tex(self.note)}}}" if self.note else "")
+        if not self.note:
+            return text + mark
+        return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{text}{mark} \\ {tex(self.note)}\end{{tabular}}"
 
     def html(self) -> str:
         text = f"<b>{escape(self.text)}</b>" if self.bold else escape(self.text)
         if self.verdict is None:
             return text
         kind = self.verdict if self.verdict in ("better", "worse") else "none"
-        note = f" <small>{escape(self.note)}</small>" if self.note else ""
+        note = f"<br><small>{escape(self.note)}</small>" if self.note else ""
         return f'{text} <span class="{kind}" title="{self.verdict}">{self.mark}</span>{note}'
 
 
 class Column(NamedTuple):
+    """A column: the heading of its group, its own, and the name by which it is chosen."""
+
     group: str
     header: str
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,13 +119,35 @@ class Grid:
         rows = tuple((label, cells + other_rows.get(label, blank)) for label, cells in self.rows)
         return Grid(self.columns + other.columns, rows, self.rule_at)
 
-    def select(self, columns: range) -> Grid:
+    def choose(self, keys: Sequence[str]) -> Grid:
+        """The columns with these keys, in their order; all without keys. A grid without columns has no rows."""
+        chosen = [i for key in keys for i, column in enumerate(self.columns) if column.key == key]
+        return self if not keys else self.select(chosen) if chosen else Grid((), ())
+
+    def split(self, room: float, label: float, columns: Sequence[float]) -> list[Grid]:
+        """Tables that fit into `room`, each with the row labels. A group of columns that fits is not torn apart.
+
+        label, columns: width of the labels and of each column, gaps included.
+        """
+        cuts, used, last = [0], 0.0, 0
+        for _, n in self._groups():
+            total = sum(columns[last : last + n])
+            for i in range(last, last + n):
+                is_torn = i == last and used + total > room - label >= total
+                if i > cuts[-1] and (is_torn or used + columns[i] > room - label):
+                    cuts.append(i)
+                    used = 0.0
+                used += columns[i]
+            last += n
+        return [self.select(range(*ends)) for ends in pairwise([*cuts, len(self.columns)])]
+
+    def select(self, columns: Sequence[int]) -> Grid:
         rows = tuple((label, tuple(cells[i] for i in columns)) for label, cells in self.rows)
         return Grid(tuple(self.columns[i] for i in columns), rows, self.rule_at)
 
     def markdown(self) -> str:
         headers, previous = [], ""
-        for group, header in self.columns:
+        for group, header, _ in self.columns:
             prefix = f"{'paper' if previous == PAPER else PAPER}: " if group == PAPER else ""
             headers.append(_md(prefix + header))
             previous = group
@@ -106,32 +158,57 @@ class Grid:
         return "\n".join(lines)
 
     def latex(self, caption: str, label: str) -> str:
-        """The table in LaTeX with booktabs. `caption` must be escaped already."""
+        """The table in LaTeX with booktabs, as several where it is wider than the text. `caption` must be escaped."""
+        parts = self.split(TEXT_WIDTH, self._label_points(), [self._points(i) for i in range(len(self.columns))])
+        texts = [parts[0]._latex(caption, label)] if parts else []
+        texts += [
+            part._latex(rf"Table~\ref{{tab:{label}}}, continued.", f"{label}-{n}")
+            for n, part in enumerate(parts[1:], 2)
+        ]
+        return "\n\n".join(texts)
+
+    def _latex(self, caption: str, label: str) -> str:
+        points = [self._points(i) for i in range(len(self.columns))]
         spans, rules, start = [], [], 2
         for name, n in self._groups():
-            spans.append(rf"\multicolumn{{{n}}}{{c}}{{{tex(name)}}}")
+            heading = _stacked(name, sum(points[start - 2 : start - 2 + n]) - GAP, "b", "c")
+            spans.append(rf"\multicolumn{{{n}}}{{c}}{{{heading}}}")
             rules.append(rf"\cmidrule(lr){{{start}-{start + n - 1}}}")
             start += n
+        heads = (_stacked(c.header, width - GAP, "b", "r") for c, width in zip(self.columns, points, strict=True))
         lines = [
             r"\begin{table*}",
-            r"\centering",
-            r"\resizebox{\linewidth}{!}{%",
+            rf"\centering\fontsize{{{SIZE}}}{{{SIZE + 1.5}}}\selectfont\setlength{{\tabcolsep}}{{{GAP / 2}pt}}",
             rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
             r"\toprule",
             " & " + " & ".join(spans) + r" \\",
             "".join(rules),
-            " & " + " & ".join(tex(column.header) for column in self.columns) + r" \\",
+            " & " + " & ".join(heads) + r" \\",
             r"\midrule",
         ]
         for i, (name, cells) in enumerate(self.rows):
             if i == self.rule_at:
                 lines.append(r"\midrule")
-            lines.append(f"{tex(name)} & " + " & ".join(cell.latex() for cell in cells) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}}", rf"\caption{{{caption}}}", rf"\label{{tab:{label}}}"]
+            lines.append(" & ".join([_stacked(name, MAX_LABEL, "t", "l"), *(c.latex() for c in cells)]) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}}}", rf"\label{{tab:{label}}}"]
         return "\n".join([*lines, r"\end{table*}"])
 
+    def _points(self, i: int) -> float:
+        """Width of column i in TeX in pt."""
+        return max(self.width(i, _points), *map(_points, self.columns[i].group.split(" "))) + GAP
+
+    def _label_points(self) -> float:
+        words = (word for label, _ in self.rows for word in label.split(" "))
+        longest = max((_points(label) for label, _ in self.rows), default=0.0)
+        return max(min(longest, MAX_LABEL), *map(_points, words)) + GAP if self.rows else 0.0
+
     def html(self) -> str:
-        """The table in HTML; it scrolls horizontally."""
+        """The table in HTML, as several where it is wider than a page; each scrolls horizontally in its box."""
+        columns = [PX * self.width(i) + PADDING for i in range(len(self.columns))]
+        label = PX * max((len(label) for label, _ in self.rows), default=0) + PADDING
+        return "\n".join(part._html() for part in self.split(PAGE_WIDTH, label, columns))
+
+    def _html(self) -> str:
         groups = "".join(f'<th class="group" colspan="{n}">{escape(name)}</th>' for name, n in self._groups())
         heads = "".join(f"<th>{escape(column.header)}</th>" for column in self.columns)
         body = []
@@ -147,6 +224,12 @@ class Grid:
             f'<div class="scroll"><table>\n<thead><tr><th></th>{groups}</tr><tr><th></th>{heads}</tr></thead>\n'
             f"<tbody>\n{rows}\n</tbody></table></div>"
         )
+
+    def width(self, i: int, measure: Callable[[str], float] = len) -> float:
+        """Width of column i, in characters. Headers wrap at spaces, and the note of a cell has its own line."""
+        cells = [cells[i] for _, cells in self.rows]
+        texts = [*self.columns[i].header.split(" "), *(f"{cell.text} {cell.mark}".strip() for cell in cells)]
+        return max(measure(text) for text in [*texts, *(cell.note for cell in cells)])
 
     def _groups(self) -> list[tuple[str, int]]:
         return [(name, len(list(columns))) for name, columns in groupby(self.columns, lambda column: column.group)]
@@ -192,6 +275,7 @@ def html_page(title: str, parts: Sequence[str]) -> str:
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        '<meta name="viewport" content="width=device-width">\n'
         f"<style>\n{CSS}\n</style></head><body>\n<h1>{escape(title)}</h1>{body}\n</body></html>\n"
     )
 

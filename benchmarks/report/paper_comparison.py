@@ -15,6 +15,7 @@ from benchmarks import paper
 from benchmarks.measure.measurement import NoVideo, videos_of
 from benchmarks.metrics import METRICS
 from benchmarks.paper.recompute import DIMENSIONS, vbench_total
+from benchmarks.report.card_check import prompts_of
 from benchmarks.stats.paired import compare_videos
 from benchmarks.stats.resampling import Mean, bootstrap_mean, prompt_of
 from pw.io.arguments import ConfigError
@@ -29,6 +30,7 @@ class MeasuredRow:
 
     scores: metric -> video -> value. protocols: metric -> how it was measured. costs: metric -> value.
     missing: metric -> reason why it could not be measured, with the command that supplies what it needs.
+    mismatches: how the videos differ from the row's card, see `card_check`.
     """
 
     folder: Path | None = None
@@ -39,6 +41,12 @@ class MeasuredRow:
     peak_memory_from: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
+    mismatches: tuple[str, ...] = ()
+
+    @property
+    def videos(self) -> set[str]:
+        """The videos with a score."""
+        return {video for by_video in self.scores.values() for video in by_video}
 
     def estimate(self, metric: str) -> Mean | None:
         """Mean and interval of a metric or of a total of VBench; None if it was not measured."""
@@ -91,14 +99,9 @@ def read(folder: Path) -> MeasuredRow:
 def find(table: paper.PaperTable, systems: Path, folders: Mapping[str, Path]) -> dict[str, Path]:
     """arm -> folder of its videos, for the rows that have videos. `folders` takes precedence over `systems`.
 
-    Raises: ConfigError if `folders` names an unknown row or a missing folder.
+    Raises: ConfigError if the registered videos of a folder are gone.
     """
     arms = [row.arm for row in table.rows]
-    for arm, folder in folders.items():
-        if arm not in arms:
-            raise ConfigError(f"row.{arm}={folder}: {table.name} has no such row; it has {', '.join(arms)}")
-        if not folder.is_dir():
-            raise ConfigError(f"row.{arm}={folder}: no such folder")
     return {arm: systems / arm for arm in arms if _has_videos(systems / arm)} | dict(folders)
 
 
@@ -136,6 +139,8 @@ def compose(table: paper.PaperTable, measurements: Mapping[str, MeasuredRow], re
             "peak_memory_from": list(ours.peak_memory_from),
             "deviations": list(ours.deviations),
             "missing": dict(ours.missing),
+            "mismatches": [*ours.mismatches, *_other_prompts(measurements, row.arm, reference)],
+            "prompts": dict(zip(("number", "sha256"), prompts_of(ours.videos), strict=True)) if ours.videos else None,
             "costs": dict(ours.costs),
             "versus": _versus(table, measurements, row.arm, reference) if reference not in ("", row.arm) else {},
         })  # fmt: skip
@@ -165,6 +170,16 @@ def _reference(table: paper.PaperTable, measurements: Mapping[str, MeasuredRow],
     if len(arms) < 2:
         return ""
     return reference or next((arm for arm in arms if arm.startswith("pixelwizard")), arms[-1])
+
+
+def _other_prompts(measurements: Mapping[str, MeasuredRow], arm: str, reference: str) -> list[str]:
+    """A sentence if the prompts of a row are not those of the reference."""
+    if not reference or not (ours := measurements.get(arm, MeasuredRow()).videos):
+        return []
+    prompts, others = ({*map(prompt_of, videos)} for videos in (ours, measurements[reference].videos))
+    if prompts == others:
+        return []
+    return [f"{len(prompts & others)} of its {len(prompts)} prompts are among the {len(others)} of {reference}"]
 
 
 def _versus(table: paper.PaperTable, rows: Mapping[str, MeasuredRow], arm: str, reference: str) -> dict[str, Any]:

@@ -1,19 +1,21 @@
 """Write a table of the paper with our measurements, their difference to the printed numbers, and a verdict.
 
-    pw table name=table_2 [systems=DIR score=true format=md out=DIR row.pixelwizard_2k=DIR …]
+    pw table name=table_2 [systems=DIR score=true format=md out=DIR row.pixelwizard_2k=DIR row.mine=DIR …]
 
 A row takes the scores.csv of its system's folder (`systems=`, by default outputs/systems/<name>, see
 `benchmarks.systems`), or of the folder `row.<name>=DIR`; score=true first measures what is missing. A missing value is
-an en dash, and the command that supplies it is printed below the table.
+an en dash, and the command that supplies it is printed below the table. A folder with a card of one's own is a row of
+its own. Values of videos that are not as their card says have a dagger (`card_check`); strict=true refuses them.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
+import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +24,17 @@ from benchmarks.measure.measurement import existing_folder
 from benchmarks.measure.score import score_videos
 from benchmarks.metrics import METRICS, protocols
 from benchmarks.report import write as report
-from benchmarks.report.grid import Cell, Column, Grid, html_list, html_page, tex
-from benchmarks.report.paper_comparison import compose, find, metrics_of, read
-from pw.io.arguments import Command, ConfigError, no_such_option, option
+from benchmarks.report.card_check import mismatches, with_own_rows
+from benchmarks.report.grid import MISSING, Cell, Column, Grid, html_list, html_page, tex
+from benchmarks.report.paper_comparison import MeasuredRow, compose, find, metrics_of, read
+from pw.io.arguments import Command, ConfigError, did_you_mean, no_such_option, option
 from pw.io.files import check_writable, write_atomically
 from pw.io.paths import OUTPUTS
 
 INDENT = "\u2003"
+MISMATCH = "†"
+"""Stands behind a value of videos that are not as their card says."""
+
 FORMATS = ("md", "tex", "html", "csv", "json")
 LEGEND = (
     "ours: mean over videos ± half the 95 % bootstrap interval, prompts drawn as wholes; difference: ours minus the "
@@ -42,30 +48,46 @@ class TableOptions:
     name: str = option("", f"which table: {', '.join(paper.names())}", values=paper.names)
     systems: Path = option(OUTPUTS / "systems", "where the systems' folders are", read=existing_folder)
     score: bool = option(False, "first measure what is missing")
+    strict: bool = option(False, "refuse videos that are not as the card of their row says, instead of marking them")
     format: Literal["terminal", "md", "tex", "html", "csv", "json"] = option("terminal", "how it is printed")
     out: Path = option(OUTPUTS / "tables", "the folder that gets the table in every format")
+    columns: tuple[str, ...] = option((), "only these columns, in this order; csv and json have all")
     reference: str = option("", "the row that ours are compared with; by default the paper's own system")
-    overrides: tuple[str, ...] = option((), "row.NAME=DIR: a folder of videos for a row")
+    overrides: tuple[str, ...] = option((), "row.NAME=DIR: a folder of videos for a row, or with a card of your own")
 
     @property
     def rows(self) -> dict[str, Path]:
-        """row -> folder of its videos. Raises ConfigError for an override that is not row.NAME=DIR."""
+        """row -> folder of its videos. Raises ConfigError for an override that is not row.NAME=DIR with a folder."""
         if unknown := [word for word in self.overrides if not word.startswith("row.")]:
             raise no_such_option(type(self), unknown[0], ", and row.NAME")
-        words = (word.removeprefix("row.").partition("=") for word in self.overrides)
-        return {arm: Path(folder).expanduser() for arm, _, folder in words}
+        folders = {}
+        for word in self.overrides:
+            arm, _, folder = word.removeprefix("row.").partition("=")
+            try:
+                folders[arm] = existing_folder(folder)
+            except ValueError as error:
+                raise ConfigError(f"{word}: {error}") from None
+        return folders
 
 
 def run(options: TableOptions) -> int:
     """Write the table in every format and show it. Exit status 0."""
     if not options.name:
         raise ConfigError(f"name=: which table? {', '.join(paper.names())}")
-    table = paper.load(options.name)
+    table = with_own_rows(paper.load(options.name), options.rows)
+    columns = _columns(table, options.columns)
     folders = find(table, options.systems, options.rows)
+    if options.strict:
+        _refuse({arm: mismatches(table, arm, folder) for arm, folder in folders.items()})
     check_writable("out", options.out)
     if options.score:
         _score(table, folders)
-    result = compose(table, {arm: read(folder) for arm, folder in folders.items()}, options.reference)
+    rows = {arm: read(folder) for arm, folder in folders.items()}
+    rows = {arm: replace(row, mismatches=_mismatches(table, arm, row)) for arm, row in rows.items()}
+    result = compose(table, rows, options.reference)
+    result["shown_columns"] = columns
+    if options.strict:
+        _refuse({row["arm"]: row["mismatches"] for row in result["rows"]})
     for kind in FORMATS:
         write_atomically(options.out / f"{table.name}.{kind}", render(result, kind))
     if options.format == "terminal":
@@ -77,6 +99,30 @@ def run(options: TableOptions) -> int:
 
 
 main = Command(TableOptions, run, resume_hint="measured values are kept, run the same command again to resume")
+
+
+def _columns(table: paper.PaperTable, names: Sequence[str]) -> list[str]:
+    """The printed names of columns, which may be given as our metrics. Raises ConfigError with the nearest name."""
+    shown = [*table.columns, *(column for column in paper.COLUMNS.values() if column.kind == "cost")]
+    known = {column.metric: column.name for column in reversed(shown) if column.metric}
+    known |= {column.name: column.name for column in shown}
+    for name in names:
+        if name not in known:
+            printed = ", ".join(column.name for column in table.columns)
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"columns={name}: no such column; {hint}{table.name} has {printed}")
+    return [known[name] for name in names]
+
+
+def _mismatches(table: paper.PaperTable, arm: str, row: MeasuredRow) -> tuple[str, ...]:
+    return () if row.folder is None else tuple(mismatches(table, arm, row.folder, row.videos))
+
+
+def _refuse(mismatches_of: Mapping[str, Sequence[str]]) -> None:
+    """Raise ConfigError naming the first row that is not as its card says."""
+    for arm, lines in mismatches_of.items():
+        if lines:
+            raise ConfigError(f"row.{arm}: {'; '.join(lines)}; without strict=true such values are marked {MISMATCH}")
 
 
 def _score(table: paper.PaperTable, folders: Mapping[str, Path]) -> None:
@@ -113,7 +159,7 @@ def _metrics_of_other_tables(folder: Path) -> list[str]:
 def _show(result: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=report.WIDTH)
+    console = Console(width=shutil.get_terminal_size().columns, highlight=False)
     grids = [grid(result), differences(result)]
     console.print(report.terminal_grid(grids, result["title"], footer(result), console.width))
 
@@ -123,8 +169,8 @@ def grid(result: Mapping[str, Any]) -> Grid:
     # costs that we measured, and that only other tables of the paper have a column for
     metrics = {name for row in result["rows"] for name in row["costs"]} - {c["metric"] for c in result["columns"]}
     extra_columns = [column for column in paper.COLUMNS.values() if column.kind == "cost" and column.metric in metrics]
-    columns = [Column(c["kind"], paper.PaperColumn(**c).header) for c in result["columns"]]
-    columns += [Column("cost, ours", column.header) for column in extra_columns]
+    columns = [Column(c["kind"], paper.PaperColumn(**c).header, c["name"]) for c in result["columns"]]
+    columns += [Column("cost, ours", column.header, column.name) for column in extra_columns]
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     blank = (Cell(""),) * len(extra_columns)
     for row in result["rows"]:
@@ -134,9 +180,16 @@ def grid(result: Mapping[str, Any]) -> Grid:
             digits = [_digits(result, c["name"], row) for c in result["columns"]]
             n = max((cell["n"] for c, cell in zip(result["columns"], ours, strict=True) if cell), default=0)
             costs = tuple(_cost(row, column) for column in extra_columns)
-            rows.append((f"{INDENT}ours (n={n})", (*map(_ours, ours, digits), *costs)))
-            rows.append((f"{INDENT}difference", (*map(_difference, ours, digits), *blank)))
-    return Grid(tuple(columns), tuple(rows))
+            rows.append((f"{INDENT}ours (n={n})", _marked(row, (*map(_ours, ours, digits), *costs))))
+            if any(cell and cell["difference"] is not None for cell in ours):
+                rows.append((f"{INDENT}difference", _marked(row, (*map(_difference, ours, digits), *blank))))
+    return Grid(tuple(columns), tuple(rows)).choose(result.get("shown_columns", ()))
+
+
+def _marked(row: Mapping[str, Any], cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """The cells with a dagger behind each value if the row's videos are not as its card says."""
+    is_marked = bool(row["mismatches"])
+    return tuple(replace(c, text=c.text + MISMATCH) if is_marked and c.text not in ("", MISSING) else c for c in cells)
 
 
 def _cost(row: Mapping[str, Any], column: paper.PaperColumn) -> Cell:
@@ -148,14 +201,21 @@ def differences(result: Mapping[str, Any]) -> Grid:
     """Our difference between each row and the reference row, with the printed difference; may be empty."""
     names = [c["name"] for c in result["columns"] if any(c["name"] in row["versus"] for row in result["rows"])]
     heads = {c["name"]: paper.PaperColumn(**c).header for c in result["columns"]}
-    label = next((row["label"] for row in result["rows"] if row["arm"] == result["reference"]), "")
-    columns = tuple(Column(f"ours minus ours of {label}", f"Δ{heads[name]}") for name in names)
+    reference = next((row for row in result["rows"] if row["arm"] == result["reference"]), None)
+    label = "" if reference is None else reference["label"]
+    columns = tuple(Column(f"ours minus ours of {label}", f"Δ{heads[name]}", name) for name in names)
     rows = [
-        (row["label"], tuple(_versus_cell(row["versus"].get(n), _digits(result, n, row)) for n in names))
+        (
+            row["label"],
+            _marked(
+                row if row["mismatches"] or reference is None else reference,
+                (_versus_cell(row["versus"].get(n), _digits(result, n, row)) for n in names),
+            ),
+        )
         for row in result["rows"]
         if row["versus"]
     ]
-    return Grid(columns, tuple(rows))
+    return Grid(columns, tuple(rows)).choose(result.get("shown_columns", ()))
 
 
 def _versus_cell(difference: Mapping[str, Any] | None, digits: str) -> Cell:
@@ -205,8 +265,13 @@ def footer(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         memory_source = f"; peak memory by {' and '.join(row['peak_memory_from'])}" if row["peak_memory_from"] else ""
         lines += [(row["label"], f"measured on {', '.join(row['devices'])}{memory_source}")] if row["devices"] else []
         lines += [(row["label"], text) for text in row["deviations"] if row["ours"]]
+    lines += _card_notes(result)
     lines += [("not measured", text) for text in _commands_for_missing(result)]
     return [*lines, ("reading", LEGEND)] if any(row["ours"] for row in result["rows"]) else lines
+
+
+def _card_notes(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(f"{MISMATCH} {row['label']}", text) for row in result["rows"] for text in row["mismatches"]]
 
 
 def _protocol(record: Mapping[str, Any]) -> str:
@@ -264,7 +329,8 @@ def render(result: Mapping[str, Any], kind: str) -> str:
         return "\n\n".join([*parts, "\n".join(f"- **{label}**: {text}" for label, text in notes)]) + "\n"
     if kind == "tex":
         label = result["table"].replace("_", "-")
-        parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", table.latex(tex(title), label)]
+        caption = " ".join([title, *(f"{head}: {text}." for head, text in _card_notes(result))])
+        parts = ["% needs \\usepackage{booktabs,amssymb}", table.latex(tex(caption), label)]
         if deltas.rows:
             parts.append(deltas.latex(tex(f"{title} Differences, ours."), f"{label}-differences"))
         return "\n\n".join([*parts, "\n".join(f"% {label}: {text}" for label, text in notes)]) + "\n"
@@ -276,6 +342,7 @@ def _csv(result: Mapping[str, Any]) -> str:
     rows = []
     for row in result["rows"]:
         cells = {"row": row["arm"], "label": row["label"], "source": row["source"]}
+        cells["mismatches"] = "; ".join(row["mismatches"])
         for name, printed in row["paper"].items():
             cells[f"{name}.paper"] = printed
             cells |= {f"{name}.{key}": value for key, value in row["ours"].get(name, {}).items()}

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.metrics import Metric, lookup
-from benchmarks.paper import COLUMNS
+from benchmarks.paper import COLUMNS, load
 from benchmarks.report.grid import PAPER, SUPERSCRIPTS, Cell, Column, Digits, Grid
 from benchmarks.stats.comparison import LEVEL
+from pw.io.arguments import ConfigError, did_you_mean
 
 Result = Mapping[str, Any]
 SIGNS = {"holds": "✓", "refuted": "✗", "not resolved": "·", "not run": "–"}
@@ -110,9 +111,9 @@ def scores(result: Result, *, marks: bool) -> Grid:
         text = digits[name].interval(row[name]["mean"], half_width(row[name]))
         return Cell(text, best.get(name) == label, verdict)
 
-    columns = [Column("scores", heading(lookup(name), digits[name])) for name in names]
+    columns = [Column("scores", heading(lookup(name), digits[name]), name) for name in names]
     grid = Grid(
-        (*columns, Column("scores", "seeds")),
+        (*columns, Column("scores", "seeds", "seeds")),
         tuple((label, (*(cell(label, row, n) for n in names), _seeds(row))) for label, row in rows),
         len(result["arms"]),
     )
@@ -135,10 +136,21 @@ def differences(result: Result) -> Grid:
         estimates = [{**d, "mean": d["diff"]} for d in comparisons.values() if d["diff"] is not None]
         digits = _digits(estimates, exponent)
         header = f"|ln {lookup(name).header}|\u00a0↓" if diff_of == "abs_log" else heading(lookup(name), digits)
-        columns.append(Column(f"difference to {compared_with(result)}", f"Δ{header}"))
+        columns.append(Column(f"difference to {compared_with(result)}", f"Δ{header}", name))
         for arm, row in cells.items():
             row.append(_difference(comparisons.get(arm), digits, tested=name == primary or arm not in untested))
     return Grid(tuple(columns), tuple((_row_label(result, arm), tuple(cells[arm["name"]])) for arm in arms))
+
+
+def check_columns(names: Sequence[str], metrics: Sequence[str], paper_table: str | None) -> None:
+    """Raise ConfigError naming the nearest column if the table of an ablation has no such column."""
+    printed = [column.name for column in load(paper_table).columns] if paper_table else []
+    known = [*metrics, "seeds", "probe", *(key for key, _, _ in COSTS), *printed]
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"columns={name}: no such column; {did_you_mean(name, known)}there are {', '.join(known)}"
+            )
 
 
 def legend(result: Result) -> str:
@@ -164,19 +176,19 @@ def verdicts(result: Result) -> list[tuple[str, str, str]]:
 def costs(result: Result) -> Grid:
     """Updates, FLOPs, CPU-seconds and peak memory of every arm, without empty columns."""
     costs_of = {arm["name"]: arm.get("cost") or {} for arm in result["arms"]}
-    columns = [cost for cost in _COSTS if any(row.get(cost[0]) is not None for row in costs_of.values())]
+    columns = [cost for cost in COSTS if any(row.get(cost[0]) is not None for row in costs_of.values())]
     rows = tuple(
         (arm, tuple(Cell() if row.get(key) is None else Cell(text(row[key])) for key, _, text in columns))
         for arm, row in costs_of.items()
     )
-    return Grid(tuple(Column("cost", header) for _, header, _ in columns), rows)
+    return Grid(tuple(Column("cost", header, key) for key, header, _ in columns), rows)
 
 
 def paper(result: Result) -> Grid:
     """The numbers of the paper; no columns if no arm is in the paper."""
     values = {arm["name"]: arm.get("paper") or {} for arm in result["arms"]}
     names = list(dict.fromkeys(column for row in values.values() for column in row))
-    columns = tuple(Column(PAPER, COLUMNS[c].header if c in COLUMNS else c) for c in names)
+    columns = tuple(Column(PAPER, COLUMNS[c].header if c in COLUMNS else c, c) for c in names)
     return Grid(columns, tuple((arm, tuple(_paper_cell(c, row.get(c)) for c in names)) for arm, row in values.items()))
 
 
@@ -265,7 +277,7 @@ def _probes(result: Result) -> Grid:
     first = next(iter(probes.values()))
     digits = _digits(list(probes.values()))
     cells = {arm: f"{digits.interval(p['mean'], half_width(p))} (at {p['at']})" for arm, p in probes.items()}
-    column = Column("probe", f"{first['label']}: {heading(lookup(first['metric']), digits)}")
+    column = Column("probe", f"{first['label']}: {heading(lookup(first['metric']), digits)}", "probe")
     return Grid((column,), tuple((arm, (Cell(text),)) for arm, text in cells.items()))
 
 
@@ -307,7 +319,7 @@ def _count(value: float) -> str:
     return f"{value:,.0f}".replace(",", " ")  # a thin space
 
 
-_COSTS = (
+COSTS = (
     ("updates", "updates", _count),
     ("train_flops", "train FLOP", _flops),
     ("train_cpu_s", "train CPU [s]", _count),

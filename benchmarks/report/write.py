@@ -47,9 +47,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-WIDTH = 120
-"""Width of the terminal output in columns."""
-
 MAX_PLOT_WIDTH = 100
 """Maximum width of the dot plot in columns; wider rows are hard to follow."""
 
@@ -111,7 +108,7 @@ def markdown(result: Result) -> str:
     if clauses := verdicts(result):
         parts.append("\n".join(f"- {SIGNS[answer]} **{answer}**: {_clause_text(*rest)}" for answer, *rest in clauses))
     parts.append(_full_grid(result).markdown())
-    if (deltas := differences(result)).rows:
+    if (deltas := _differences(result)).rows:
         heading = f"Differences to {compared_with(result)} (p after the primary metric's gate):"
         parts += [heading, deltas.markdown()]
     parts.append("\n".join(f"- **{label}**: {text}" for label, text in footer(result)))
@@ -119,12 +116,12 @@ def markdown(result: Result) -> str:
 
 
 def latex(result: Result) -> str:
-    """Tables of scores and of differences in LaTeX. They need booktabs, amssymb and graphicx."""
+    """Tables of scores and of differences in LaTeX. They need booktabs and amssymb."""
     label, title = str(result["ablation"]).replace("_", "-"), render.title(result)
     caption = f"{tex(title)}{'' if title.endswith(('?', '.')) else '.'} "
     caption += " ".join(f"{tex(head)}: {tex(text)}." for head, text in footer(result) if head in _CAPTION)
-    parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", _full_grid(result).latex(caption, label)]
-    if (deltas := differences(result)).rows:
+    parts = ["% needs \\usepackage{booktabs,amssymb}", _full_grid(result).latex(caption, label)]
+    if (deltas := _differences(result)).rows:
         caption = f"{tex(str(result['ablation']))}: differences to {tex(compared_with(result))}."
         parts.append(deltas.latex(caption, f"{label}-differences"))
     claims = [("claim", result.get("claim")), *((answer, _clause_text(*rest)) for answer, *rest in verdicts(result))]
@@ -143,7 +140,7 @@ def html(result: Result, images: Mapping[str, bytes] | None = None) -> str:
         for answer, clause, evidence in verdicts(result)
     )
     parts = [claim, f'<ul class="verdict">{items}</ul>' if items else "", _full_grid(result).html()]
-    if (deltas := differences(result)).rows:
+    if (deltas := _differences(result)).rows:
         parts += [f"<h2>Differences to {escape(compared_with(result))}</h2>", deltas.html()]
     parts.append(html_list(footer(result)))
     for head, data in (images or {}).items():
@@ -152,16 +149,18 @@ def html(result: Result, images: Mapping[str, bytes] | None = None) -> str:
     return html_page(render.title(result), parts)
 
 
-def terminal(result: Result, width: int = WIDTH) -> Group:
+def terminal(result: Result, width: int) -> Group:
     """For rich, within `width` columns: dot plot of the primary metric, scores, differences, costs, paper."""
     from rich.console import Group
     from rich.text import Text
 
     grids = {
         "scores": scores(result, marks=False),
-        f"differences to {compared_with(result)}": differences(result),
+        f"differences to {compared_with(result)}": _differences(result),
         f"cost | {PAPER}": costs(result).join(paper(result)),
     }
+    if result.get("shown_columns"):
+        grids |= {"scores": _full_grid(result, marks=False), f"cost | {PAPER}": Grid((), ())}
     parts: list[Any] = [Text(render.title(result), style="bold"), Text("")]
     if (dots := dot_plot(result, width)) is not None:
         parts.append(dots)
@@ -183,7 +182,7 @@ def terminal_verdict(result: Result) -> Table:
     return lines
 
 
-def terminal_grid(grids: Sequence[Grid], title: str, notes: Sequence[tuple[str, str]], width: int = WIDTH) -> Group:
+def terminal_grid(grids: Sequence[Grid], title: str, notes: Sequence[tuple[str, str]], width: int) -> Group:
     """Grids for rich, split into tables that fit into `width` columns, and the notes below them."""
     from rich.console import Group
     from rich.text import Text
@@ -273,9 +272,14 @@ class _Axis:
         return "".join(cells).rstrip()
 
 
-def _full_grid(result: Result) -> Grid:
-    """Scores with marks, costs and the paper's numbers in one grid."""
-    return scores(result, marks=True).join(costs(result)).join(paper(result))
+def _full_grid(result: Result, *, marks: bool = True) -> Grid:
+    """Scores, costs and the paper's numbers in one grid, or of their columns those that are to be shown."""
+    grid = scores(result, marks=marks).join(costs(result)).join(paper(result))
+    return grid.choose(result.get("shown_columns") or ())
+
+
+def _differences(result: Result) -> Grid:
+    return differences(result).choose(result.get("shown_columns") or ())
 
 
 def _clause_text(clause: str, evidence: str) -> str:
@@ -302,31 +306,11 @@ def _csv_row(name: str, kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _chunks(grid: Grid, width: int) -> list[Grid]:
-    """Split a grid into tables that fit into `width` columns; each repeats the row labels."""
-    label_width = _label_width(grid) + 4  # including the margins
-    parts, first, total = [], 0, label_width
-    for i in range(len(grid.columns)):
-        size = _column_width(grid, i) + 2
-        if total + size > width and i > first:
-            parts.append(grid.select(range(first, i)))
-            first, total = i, label_width
-        total += size
-    return [*parts, grid.select(range(first, len(grid.columns)))] if grid.columns else []
-
-
-def _label_width(grid: Grid) -> int:
-    """Width of the label column; long labels wrap at spaces."""
+def _label_width(grid: Grid, width: int) -> int:
+    """Width of the label column; long labels wrap, at spaces where they are not half as wide as the table."""
     labels = [label for label, _ in grid.rows]
     longest = max((len(label) for label in labels), default=0)
-    return min(longest, max([15, *(_longest_word(label) for label in labels)]))
-
-
-def _column_width(grid: Grid, i: int) -> int:
-    """Width of column i; headers wrap at spaces, and the note of a cell has its own line."""
-    cells = [cells[i] for _, cells in grid.rows]
-    lines = [f"{cell.text} {cell.mark}".strip() for cell in cells] + [cell.note for cell in cells]
-    return max(_longest_word(grid.columns[i].header), *(len(line) for line in lines))
+    return min(longest, width // 2, max([15, *(_longest_word(label) for label in labels)]))
 
 
 def _longest_word(text: str) -> int:
@@ -334,19 +318,24 @@ def _longest_word(text: str) -> int:
 
 
 def _rich_tables(grid: Grid, width: int, heading: str, continuation: str) -> list[Table]:
-    return [_rich_table(part, continuation if i else heading) for i, part in enumerate(_chunks(grid, width))]
+    """Tables that fit into `width` columns; each repeats the row labels."""
+    if not grid.columns:
+        return []
+    columns = [int(grid.width(i)) + 2 for i in range(len(grid.columns))]
+    parts = grid.split(width, _label_width(grid, width) + 4, columns)  # the label with both margins
+    return [_rich_table(part, width, continuation if i else heading) for i, part in enumerate(parts)]
 
 
-def _rich_table(grid: Grid, title: str) -> Table:
+def _rich_table(grid: Grid, width: int, title: str) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title, title_justify="left", title_style="dim", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", width=_label_width(grid))
+    table.add_column("", width=_label_width(grid, width), overflow="fold")
     for i, column in enumerate(grid.columns):
-        header = textwrap.fill(column.header, _column_width(grid, i), break_long_words=False)
-        table.add_column(Text(header), justify="right", vertical="bottom", no_wrap=True)
+        header = textwrap.fill(column.header, int(grid.width(i)), break_long_words=False)
+        table.add_column(Text(header), justify="right", vertical="bottom", overflow="fold")
     for i, (label, cells) in enumerate(grid.rows):
         if i == grid.rule_at:
             table.add_section()

@@ -48,6 +48,7 @@ class SystemOptions:
     seeds: int = option(1, "videos for each prompt; the seed of the noise is 0, 1, …", read=number(1))
     out: Path | None = option(None, "outputs/systems/<name> by default; an existing video is not made again")
     limit: int | None = option(None, "only this number of videos, from the first", read=number(1))
+    show: bool = option(False, "print the system's card, and do nothing")
     dry_run: bool = option(False, "print the commands without running them")
     accept_licence: bool = option(False, "accept a licence that restricts use")
     gpus: int = option(1, "a process for each GPU, each with its share", read=number(1))

@@ -202,25 +202,30 @@ class Costs:
     peak_memory_from: tuple[str, ...]
 
 
+def notes(folder: Path) -> list[dict[str, Any]]:
+    """The notes of a folder's videos. Raises ConfigError for a damaged one."""
+    keys, fix = dict.fromkeys(("width", "height", "frames"), int), "remove it, and make system makes its video again"
+    return [_read(path, keys, fix) for path in sorted((folder / "jobs").glob("*.json"))]
+
+
 def costs(folder: Path) -> Costs:
     """Costs from the notes of a folder; all None without notes. Raises ConfigError for a damaged note."""
-    keys, fix = dict.fromkeys(("width", "height", "frames"), int), "remove it, and make system makes its video again"
-    notes = [_read(path, keys, fix) for path in sorted((folder / "jobs").glob("*.json"))]
+    records = notes(folder)
 
     def all_of(key: str) -> list[Any]:
-        values = [note.get(key) for note in notes]
+        values = [note.get(key) for note in records]
         return [] if None in values else values
 
     seconds = all_of("seconds_diffusion")
-    timed = list(zip(seconds, notes, strict=True)) if seconds else []
+    timed = list(zip(seconds, records, strict=True)) if seconds else []
     return Costs(
-        n=len(notes),
+        n=len(records),
         latency=_median(seconds),
         latency_per_pixel=_median([s / (note["width"] * note["height"] * note["frames"]) for s, note in timed]),
         latency_per_frame=_median([s / note["frames"] for s, note in timed]),
         parameters=max(all_of("parameters"), default=None),
         peak_memory=max(all_of("peak_memory_bytes"), default=None),
-        devices=tuple(sorted({_device(note) for note in notes})),
+        devices=tuple(sorted({_device(note) for note in records})),
         peak_memory_from=tuple(sorted({str(source) for source in all_of("peak_memory_from")})),
     )
 

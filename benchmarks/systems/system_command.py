@@ -1,6 +1,7 @@
 """`pw system`: make or register the videos of a system of the paper's tables.
 
     pw system                                   list the systems
+    pw system name=NAME show=true               one card in full
     pw system name=NAME prompts=FILE [key=value …]
 
 Other options depend on the kind of the system: `videos=DIR` registers existing videos, PixelWizard takes the options of
@@ -42,6 +43,9 @@ def run(options: SystemOptions) -> int:
     if options == SystemOptions():
         print("\n".join(_list([load(name) for name in names()])))
         return 0
+    if options.show:
+        print(find(options.name).read_text(encoding="utf-8"), end="")
+        return 0
     if options.videos is not None:
         return _register(options, options.videos)
     call = make_call(options)
@@ -65,18 +69,23 @@ main = Command(SystemOptions, run, resume_hint="finished videos are kept, run th
 
 
 def _list(systems: Sequence[System]) -> list[str]:
-    rows = [("name", "kind", "size", "frames@fps", "steps", "licence", "rows")]
+    rows = [("name", "kind", "size", "frames@fps", "steps", "tables", "licence")]
     for system in systems:
         (size, frames, fps), steps, licence = system.setting.texts(), system.setting.steps, system.licence
+        tables = (table.removeprefix("table_").replace("_", ".") for table in system.rows)
         rows.append(
             (
                 *(system.name, system.kind, size, f"{frames}@{fps}", "–" if steps is None else str(steps)),
-                f"{licence.name}{' (must be accepted)' if licence.restricted else ''}",
-                " ".join(system.rows) or "–",
+                *(" ".join(tables) or "–", f"{'* ' if licence.restricted else ''}{licence.name}"),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    room = shutil.get_terminal_size().columns
+    if max(map(len, lines)) > room:  # of the licence only whether it must be accepted
+        start = len(lines[0]) - len("licence")
+        lines = [f"{line[:start].rstrip():{start}}{'*' * (line[start:].startswith('* '))}".rstrip() for line in lines]
+    return [*lines, "* the licence must be accepted; pw system name=… show=true prints a card in full"]
 
 
 def _register(options: SystemOptions, directory: Path) -> int:

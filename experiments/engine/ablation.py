@@ -1,5 +1,5 @@
 """The data of an ablation file (arms, varied keys, clauses of its claim), and the options of `pw ablation`.
-`pw ablations` lists all ablations.
+`pw ablations` lists all ablations, `pw ablations name=ansc` shows one.
 
 `experiments/<name>.py` holds one `ABLATION`; its docstring is its `Statement`: a title, then the paragraphs Claim,
 Refuted and Verdict. `experiments.engine.outcome.verdict` answers the clauses:
@@ -21,11 +21,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError, did_you_mean, number, option
 from pw.io.paths import OUTPUTS, explain_import_errors, user_folder
 from pw.train.loop import outputs_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FOLDER = Path(__file__).parents[1]
 DETAIL = ("psd", "swd", "mhd", "mhd_ratio")
@@ -221,6 +225,7 @@ class AblationOptions:
     name: str = option(help="the ablation; `pw ablations` lists them", values=names)
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "a number (5 is 0 to 4) or a list ([0,3])", read=_seeds)
     arms: tuple[str, ...] = option((), "only these arms")
+    columns: tuple[str, ...] = option((), "only these columns of the table, in this order; csv and json have all")
     vary_start: bool = option(False, "train a start checkpoint per seed, instead of one for all")
     workers: int = option(0, "runs at a time; 0 is one per core", read=number(0))
     dry_run: bool = option(False, "print the plan and the commands without running them")
@@ -245,20 +250,23 @@ class AblationOptions:
 
 @dataclass(frozen=True)
 class AblationsOptions:
-    """`pw ablations` has no options."""
+    """The options of `pw ablations`."""
+
+    name: str = option("", "show this one in full", values=names)
 
 
-def run(_: AblationsOptions) -> int:
-    """Print every ablation: title, arms, claim and verdict.
+def run(options: AblationsOptions) -> int:
+    """Print a title, the number of arms and the outcome of every ablation, or one in full.
 
     Exit status: 0, or 1 where a file cannot be read.
     """
-    from rich.console import Console
     from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    terminal = console()
+    if options.name:
+        _show(terminal, options.name)
+        return 0
     unreadable = []
     for name in names():
         try:
@@ -266,19 +274,31 @@ def run(_: AblationsOptions) -> int:
         except ConfigError as error:  # in a user's file; the others are still listed
             unreadable.append(error)
             continue
-        arms = ", ".join(ablation.arms)
-        if ablation.across:
-            arms += f"; each at {ablation.across[0].rpartition('.')[2]} {', '.join(map(str, ablation.across[1]))}"
-        console.print(Text.assemble((name, "bold"), "  ", docs.title))
-        paragraphs = Table.grid(padding=(0, 2, 0, 0))
-        texts = {"arms": arms, "claim": docs.claim, "refuted": docs.refuted, "verdict": docs.verdict}
-        for label, text in texts.items():
-            if text:
-                paragraphs.add_row(Text(label, style="dim"), Text(text, overflow="fold"))
-        console.print(Padding(paragraphs, (0, 0, 1, 2)), width=min(console.width, LINE_WIDTH))
+        outcome = re.split(r"(?<=\.)\s", docs.verdict)[0]
+        terminal.print(Text.assemble((name, "bold"), "  ", docs.title))
+        terminal.print(Padding(Text(f"{len(ablation.arms)} arms; {outcome}", style="dim"), (0, 0, 0, 2)))
+    terminal.print(Text("pw ablations name=…  shows one in full", style="dim"))
     for error in unreadable:
         print(f"error: {error}", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def _show(terminal: Console, name: str) -> None:
+    """Print an ablation in full: title, arms, claim, what refutes it, verdict."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    ablation, docs = load(name)
+    arms = ", ".join(ablation.arms)
+    if ablation.across:
+        arms += f"; each at {ablation.across[0].rpartition('.')[2]} {', '.join(map(str, ablation.across[1]))}"
+    terminal.print(Text.assemble((name, "bold"), "  ", docs.title))
+    paragraphs = Table.grid(padding=(0, 2, 0, 0))
+    for label, text in {"arms": arms, "claim": docs.claim, "refuted": docs.refuted, "verdict": docs.verdict}.items():
+        if text:
+            paragraphs.add_row(Text(label, style="dim"), Text(text, overflow="fold"))
+    terminal.print(Padding(paragraphs, (0, 0, 0, 2)), width=min(terminal.width, LINE_WIDTH))
 
 
 main = Command(AblationsOptions, run)

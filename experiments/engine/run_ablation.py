@@ -90,6 +90,10 @@ def run(options: AblationOptions) -> int:
 
 def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
     """Check what takes no time, before the plan is printed. Raises ConfigError."""
+    if plan.options.columns:
+        from benchmarks.report.render import check_columns
+
+        check_columns(plan.options.columns, plan.ablation.metrics, plan.ablation.paper)
     if plan.options.fresh and any(arm.first.code == "as_trained" for arm in plan.arms):
         raise ConfigError("fresh=true: deletes the results that code=as_trained reuses; set only one of them")
     for arm in plan.arms:
@@ -171,12 +175,16 @@ def print_plan(
 
     console.print(f"[bold]{plan.name}[/]: {plan.statement.title}")
     keys = {job.key for job in todo}
-    table = Table(
-        "arm", *plan.arms[0].varied, *(f"seed {seed}" for seed in plan.options.seeds), box=None, pad_edge=False
-    )
+    table = Table(box=None, pad_edge=False)
+    for header in ("arm", *plan.arms[0].varied, "seeds"):
+        table.add_column(header, overflow="fold")
     for arm in plan.arms:
-        states = ["to train" if f"train:{run.training_signature}" in keys else "trained" for run in arm.runs.values()]
-        table.add_row(arm.name, *(str(value) for value in arm.varied.values()), *states)
+        seeds: dict[str, list[str]] = {}
+        for seed, run in arm.runs.items():
+            state = "to train" if f"train:{run.training_signature}" in keys else "trained"
+            seeds.setdefault(state, []).append(str(seed))
+        states = "; ".join(f"{state} {', '.join(of)}" for state, of in seeds.items())
+        table.add_row(arm.name, *(str(value) for value in arm.varied.values()), states)
     console.print(table)
     notes = [start_words(start) for start in starts(plan).values() if start.card or start.start_run or start.note]
     code_notes = other_code(plan)
@@ -187,7 +195,7 @@ def print_plan(
         notes.append(f"fresh=true {verb} {len(removals)} folders of results; starts stay, other ablations share them")
         notes += [f"  {folder}" for folder in removals] if plan.options.dry_run else []
     for line in notes:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=line.startswith(" "))  # a folder stays in one line
     cached = len(jobs) - len(todo)
     if not todo:
         console.print(f"all {cached} jobs are cached")

@@ -192,8 +192,10 @@ def run(options: StatusOptions) -> int:
 
     cells = cells_of(summary, options.outputs)
     colours: dict[str, Any] = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow"}
-    terminal = console(width=160)
-    table = Table("arm", "seed", "state", "jobs", "", box=None, pad_edge=False)
+    terminal = console()
+    table = Table(box=None, pad_edge=False)
+    for header, is_text in {"arm": True, "seed": False, "state": False, "jobs": False, "": True}.items():
+        table.add_column(header, overflow="fold", no_wrap=not is_text)
     for cell in cells:
         state = Text(cell.state, colours.get(cell.state, ""))
         detail = "\n".join([cell.detail, *(f"  {line}" for line in cell.log)])

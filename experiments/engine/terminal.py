@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def console(width: int = 120) -> Console:
-    """Rich's console; without a terminal (output to a log) lines have `width` characters."""
+def console() -> Console:
+    """Rich's console, as wide as the terminal, or as COLUMNS says; in a pipe or a file lines have 80 characters."""
     from rich.console import Console
 
-    terminal = Console(highlight=False)
-    return terminal if terminal.is_terminal else Console(highlight=False, width=width)
+    return Console(highlight=False, width=shutil.get_terminal_size().columns)

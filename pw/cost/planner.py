@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,7 +198,8 @@ def _table(title: str, *columns: str) -> Table:
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in ("", "from") else "right")
+        is_text = column in ("", "from")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     return table
 
 
@@ -292,9 +293,7 @@ def run(options: PlanOptions) -> int:
     results = verdicts(plan)
     if options.json is not None:
         write_json(options.json, as_json(plan, results))
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 120  # a file or a pipe has no width
+    console = Console(highlight=False, width=shutil.get_terminal_size().columns)
     show(plan, results, console)
     return 0 if all(verdict.fits for verdict in results) else 1
 

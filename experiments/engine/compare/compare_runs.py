@@ -300,7 +300,7 @@ def renderables(result: Mapping[str, Any], width: int) -> Iterator[Any]:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("metric", overflow="fold")
     for header in HEADERS:
-        table.add_column(header, justify="right", no_wrap=True)
+        table.add_column(header, justify="right", no_wrap=header != "95 % interval", overflow="fold")
     verdicts = Table.grid(padding=(0, 1, 0, 0))
     if is_wide := width >= WIDE_COLUMNS:
         table.add_column("verdict")

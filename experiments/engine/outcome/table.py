@@ -64,6 +64,7 @@ def make_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str]) -> 
         "coverage": _coverage(plan),
         "failed": sorted(_reasons(failures)),
         "notes": _notes(plan, comparison.primary),
+        "shown_columns": list(plan.options.columns),
     }
     if plan.ablation.paper:
         result["order_as_in_paper"] = _order_as_in_paper(plan, arms)

@@ -327,7 +327,7 @@ def run(options: PowerOptions) -> int:
 
     answer = plan_power(options)
     terminal = console()
-    for part in renderables(answer):
+    for part in renderables(answer, terminal.width):
         terminal.print(part)
     if options.out is not None:
         write_json(options.out, as_json(answer))

@@ -29,14 +29,17 @@ PROMPTS = (25, 50, 100, 200, 400)
 SEEDS = (1, 2, 3, 5, 10)
 
 
-def renderables(answer: PowerPlan) -> Iterator[Any]:
-    """The answer as rich objects: a summary, the grid, the differences of the paper, and their assumptions."""
+def renderables(answer: PowerPlan, width: int) -> Iterator[Any]:
+    """The answer as rich objects: a summary, the grid, the differences of the paper, and their assumptions.
+
+    width: of the terminal; metrics that do not fit beside each other get another table.
+    """
     options, spreads, paper_spreads, cost = answer.options, answer.spreads, answer.paper_spreads, answer.cost
     yield Text(answer.title, style="bold")
     if spreads:
         yield Text(f"\n{_test_text(options, answer.primary, spreads)}")
-        yield _summary(options, spreads)
-        yield _grid(options, spreads, cost, "smallest difference that is shown, measured spread")
+        yield from _summary(options, spreads)
+        yield from _grids(options, spreads, cost, "smallest difference that is shown, measured spread", width)
         yield Text(_precision_text(spreads), style="dim")
         entry = _primary(answer)
         if entry is not None and cost is not None and options.seeds > 1:
@@ -51,9 +54,9 @@ def renderables(answer: PowerPlan) -> Iterator[Any]:
             "(correlation=…, seed_ratio=…, sd=…)",
             style="yellow",
         )
-        yield _summary(options, paper_spreads)
+        yield from _summary(options, paper_spreads)
         paper_cost = cost if cost is not None and cost.is_real_scale else None
-        yield _grid(options, paper_spreads, paper_cost, "smallest difference, ASSUMED spread")
+        yield from _grids(options, paper_spreads, paper_cost, "smallest difference, ASSUMED spread", width)
         if answer.steps:
             yield _paper_table(options, answer.steps)
     for note in answer.paper_notes:
@@ -127,17 +130,17 @@ def _table(text_headers: Sequence[str], number_headers: Sequence[str], title: st
     """A table without rows: left-aligned columns of text, then right-aligned columns of numbers."""
     table = Table(title=title, title_justify="left", title_style="dim", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in text_headers:
-        table.add_column(header)
+        table.add_column(header, overflow="fold")
     for header in number_headers:
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     return table
 
 
-def _summary(options: PowerOptions, spreads: Sequence[MetricSpread]) -> Table:
+def _summary(options: PowerOptions, spreads: Sequence[MetricSpread]) -> Iterator[Table | Text]:
+    """A row for each metric, and where the spreads are from."""
     n, m = options.prompts, options.seeds
-    needs = (f"seeds,\n{n} prompts", f"prompts,\n{m} seed{'s' if m > 1 else '†'}")
-    table = _table(["metric"], ["mean", "sd of seeds", "sd of videos", f"shown by\n{n} × {m}", "to show", *needs])
-    table.add_column("spread from", overflow="fold", style="dim")
+    needs = (f"seeds,\n{n}\nprompts", f"prompts,\n{m} seed{'s' if m > 1 else '†'}")
+    table = _table(["metric"], ["mean", "sd of\nseeds", "sd of\nvideos", f"shown by\n{n} × {m}", "to\nshow", *needs])
     for entry in spreads:
         spread, level = entry.spread, entry.level
         prompts = prompts_for(spread, m, entry.target, level)
@@ -145,14 +148,18 @@ def _summary(options: PowerOptions, spreads: Sequence[MetricSpread]) -> Table:
             entry.header,
             number_text(entry.mean),
             number_text(spread.seed),
-            "of the set" if spread.video is None else number_text(spread.video),
+            "of the\nset" if spread.video is None else number_text(spread.video),
             _difference_text(entry, n, m),
             number_text(entry.target),
             _count(seeds_for(spread, n, entry.target, level)),
-            "only seeds" if prompts is None else str(prompts),
-            spread.source,
+            "only\nseeds" if prompts is None else str(prompts),
         )
-    return table
+    yield table
+    headers: dict[str, list[str]] = {}
+    for entry in spreads:
+        headers.setdefault(entry.spread.source, []).append(entry.header)
+    for source, of in headers.items():
+        yield Text(f"spread of {', '.join(of)}: {source}", style="dim")
 
 
 def _designs(options: PowerOptions) -> list[tuple[int, int]]:
@@ -161,8 +168,27 @@ def _designs(options: PowerOptions) -> list[tuple[int, int]]:
     return [(n, m) for m in sorted({*SEEDS, options.seeds}) for n in prompts]
 
 
+def _grids(
+    options: PowerOptions, spreads: Sequence[MetricSpread], cost: Cost | None, title: str, width: int
+) -> Iterator[Table]:
+    """The grid, as several tables where the metrics do not fit beside each other."""
+    room = width - 28  # seeds, prompts, cost and margins
+    widths = [max(8, *map(len, entry.header.split(" "))) + 2 for entry in spreads]
+    parts, used = [[]], 0
+    for entry, size in zip(spreads, widths, strict=True):
+        if parts[-1] and used + size > room:
+            parts.append([])
+            used = 0
+        parts[-1].append(entry)
+        used += size
+    for i, part in enumerate(parts):
+        yield _grid(options, part, cost, f"{title}, continued" if i else title)
+
+
 def _grid(options: PowerOptions, spreads: Sequence[MetricSpread], cost: Cost | None, title: str) -> Table:
-    table = _table([], ["seeds", "prompts", *(k.header for k in spreads), *(["cost"] if cost else [])], title)
+    table = _table(
+        [], ["seeds", "prompts", *(k.header.replace(" ", "\n") for k in spreads), *(["cost"] if cost else [])], title
+    )
     for m, designs in groupby(_designs(options), key=lambda design: design[1]):
         label = "1†" if m == 1 else str(m)
         for n, _ in designs:
@@ -177,10 +203,10 @@ def _grid(options: PowerOptions, spreads: Sequence[MetricSpread], cost: Cost | N
 
 def _paper_table(options: PowerOptions, steps: Sequence[Mapping[str, Any]]) -> Table:
     n, m = options.prompts, options.seeds
-    headers = ["printed", f"shown by\n{n} × 1†", "needs\nprompts × 1†"]
+    headers = ["printed", f"shown by\n{n} × 1†", "needs\nprompts\n× 1†"]
     headers += [f"shown by\n{n} × {m}"] if m > 1 else []
     title = "differences printed in the paper, and what can be shown"
-    table = _table(["step", "metric"], [*headers, f"needs seeds,\n{n} prompts"], title)
+    table = _table(["step", "metric"], [*headers, f"needs\nseeds, {n}\nprompts"], title)
 
     def bound_text(bound: float | None, diff: float) -> str:
         return f"{number_text(bound)} {'✓' if bound is not None and abs(diff) >= bound else '✗'}"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import paper
-from benchmarks.paper.lint import WIDTH, as_json, lint, main, markdown, summary, terminal
+from benchmarks.paper.lint import as_json, lint, main, markdown, summary, terminal
 from benchmarks.paper.recompute import Check, Interval, possible_interval, rounding, size
 
 PAPER = Path(__file__).parents[3].parent / "shared" / "paper.md"
@@ -182,7 +182,7 @@ def test_a_slip_that_no_single_edit_explains_has_no_inference(tmp_path: Path):
 def test_the_terminal_shows_the_findings_within_its_width(capsys: pytest.CaptureFixture[str]):
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= WIDTH
+    assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     assert "264" in text
     assert "62 of 66 derived cells recompute" in lines
@@ -205,10 +205,11 @@ def test_all_shows_what_adds_up_too(capsys: pytest.CaptureFixture[str]):
     assert "HunyuanVideo" not in out
 
 
-def test_json_has_every_check(capsys: pytest.CaptureFixture[str]):
-    assert main(["json=true"]) == 0
+def test_json_has_every_check(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Printed by `format=`, written by `json=`, as by `pw plan`."""
+    assert main(["format=json", f"json={tmp_path / 'new' / 'checks.json'}"]) == 0
     out = capsys.readouterr().out
-    assert out == as_json(CHECKS) + "\n"
+    assert out == as_json(CHECKS) + "\n" == (tmp_path / "new" / "checks.json").read_text(encoding="utf-8")
     result = json.loads(out)
     assert len(result["checks"]) == len(CHECKS)
     least = next(c for c in result["checks"] if c["printed"] == "146" and not c["adds_up"])
@@ -231,7 +232,8 @@ def test_a_table_without_findings_prints_only_its_counts():
         ("table=table_6", "table=table_6: choose from table_1, table_2"),
         ("format=pdf", "format=pdf: one of terminal, md"),
         ("json", "'json': write key=value; there are table, all, format, json"),
-        ("json=yes", "json=yes: true or false"),
+        ("json=true", "json=true: expected a file; format=json prints it"),
+        ("json=/dev/null/x", "json=/dev/null/x: cannot be written"),
     ],
 )
 def test_a_wrong_argument_is_refused(argument: str, message: str, capsys: pytest.CaptureFixture[str]):

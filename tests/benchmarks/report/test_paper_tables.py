@@ -8,22 +8,26 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from odd_videos import encode, moving
 
 from benchmarks import paper
 from benchmarks.measure import score
 from benchmarks.metrics import GROUPS, METRICS
 from benchmarks.paper.recompute import vbench_total
+from benchmarks.report.card_check import mismatches, prompts_of, with_own_rows
 from benchmarks.report.paper_comparison import MeasuredRow, compose, find, read
 from benchmarks.report.paper_tables import FORMATS, differences, grid, main, render
 from benchmarks.systems import CARDS
+from benchmarks.systems.jobs import stem
 from pw.io.files import write_csv
 from pw.io.video import write_video
 
@@ -190,8 +194,8 @@ def test_the_folders_of_systems_are_found_by_name_and_any_other_is_given(tmp_pat
     table = paper.load("table_2")
     assert find(table, tmp_path, {}) == {"flashvideo": tmp_path / "flashvideo"}
     assert find(table, tmp_path, {"flashvideo": tmp_path})["flashvideo"] == tmp_path
-    with pytest.raises(ValueError, match=r"row\.mochi_1=.*: table_2 has no such row; it has flashvideo"):
-        find(table, tmp_path, {"mochi_1": tmp_path})
+    with pytest.raises(ValueError, match=r"row\.mochi_1=.*: no such row; table_2 has flashvideo, .*; a system of your"):
+        with_own_rows(table, {"mochi_1": tmp_path})
 
 
 def test_the_command_writes_every_format_and_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -245,6 +249,13 @@ def test_damaged_scores_are_named(damage: str, tmp_path: Path):
         ),
         (["name=table_2", "score=yes"], "score=yes: true or false"),
         (["name=table_2", "row.flashvideo=nowhere"], "row.flashvideo=nowhere: no such folder"),
+        (["name=table_2", "row.flashvideo="], "row.flashvideo=: expected a value"),
+        (["name=table_2", "row.flashvideo"], "'row.flashvideo': write key=value"),
+        (["name=table_2", "row.flashvido=/"], "row.flashvido=/: no such row; did you mean flashvideo? table_2 has"),
+        (
+            ["name=table_2", "columns=Tehc."],
+            "columns=Tehc.: no such column; did you mean Tech.? table_2 has Resolution",
+        ),
         (["name=table_2", "systems=nowhere"], "systems=nowhere: no such folder"),
         (["name=table_2", "out=/dev/null/x"], "out=/dev/null/x: cannot be written (Not a directory)"),
     ],
@@ -310,3 +321,139 @@ def test_a_row_whose_registered_videos_are_gone_is_not_left_out_in_silence(tmp_p
     (home / "registered.json").write_text(json.dumps({"directory": str(tmp_path / "gone"), "present": ["a-0"]}))
     assert main(["name=table_2", f"systems={tmp_path}", f"out={tmp_path / 'out'}"]) == 2
     assert f"{tmp_path / 'gone'} no longer exists" in capsys.readouterr().err
+
+
+def clips(
+    folder: Path, names: Sequence[str], size: tuple[int, int] = (48, 64), frames: int = 3, fps: float = 8
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names):
+        noise = np.random.default_rng(i).integers(0, 255, (frames, *size, 3), np.uint8)
+        write_video(folder / f"{name}.mkv", noise, fps=fps)
+    return folder
+
+
+def own_card(folder: Path, name: str = "mine", **setting: float) -> Path:
+    """A card for existing videos in their folder."""
+    values = {"width": 64, "height": 48, "frames": 3, "fps": 8, **setting}
+    card = {
+        "name": name, "title": "My system", "kind": "videos", "setting_source": "its README", "parameters": None,
+        "setting": {**values, "steps": None, "guidance": None, "shift": None},
+        "licence": {"name": "MIT", "restricted": False, "terms": None}, "repository": None,
+        "weights": {"repository": None, "revision": None}, "adapter": None, "deviations": [], "rows": {},
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    return folder
+
+
+PROMPTS = [f"a heron, {i}-0" for i in range(100)]
+
+
+class TestVideosThatAreNotAsTheCardSays:
+    def test_nothing_is_said_of_those_that_are(self, tmp_path: Path) -> None:
+        home = clips(own_card(tmp_path / "mine"), PROMPTS)
+        table = with_own_rows(paper.load("table_2"), {"mine": home})
+        assert mismatches(table, "mine", home) == []
+
+    @pytest.mark.parametrize(
+        ("clip", "says"),
+        [
+            (
+                {"size": (144, 176)},
+                "176x144, 3 frames at 8 fps (5 of 5 videos looked at), the card has 64x48, 3 frames",
+            ),
+            ({"frames": 2}, "64x48, 2 frames at 8 fps (5 of 5 "),
+            ({"fps": 24}, "64x48, 3 frames at 24 fps (5 of 5 "),
+            ({"names": PROMPTS[:7]}, "7 prompts, the paper has 100"),
+            ({"names": [f"a heron-{i}" for i in range(100)]}, "1 prompt, the paper has 100"),  # seeds are no prompts
+        ],
+    )
+    def test_each_difference_is_said(self, clip: dict[str, Any], says: str, tmp_path: Path) -> None:
+        home = clips(own_card(tmp_path / "mine"), **{"names": PROMPTS, **clip})
+        (line,) = mismatches(with_own_rows(paper.load("table_2"), {"mine": home}), "mine", home)
+        assert line.startswith(says)
+
+    def test_the_papers_card_counts_whatever_the_folder_says(self, tmp_path: Path) -> None:
+        """Also in an ablation's table, whose arms are no systems: Table 4 is at 2560*1440."""
+        home = clips(own_card(tmp_path, "pixelwizard_2k"), ["a-0"])
+        for table, arm in (("table_2", "pixelwizard_2k"), ("table_4", "anchor")):
+            assert (
+                "64x48, 3 frames at 8 fps (1 of 1 videos), the card has 2560x1440, 121 frames at 24 fps"
+                in mismatches(paper.load(table), arm, home)
+            )
+
+    def test_a_setting_in_the_notes_and_a_card_of_another_system_are_said(self, tmp_path: Path) -> None:
+        home = clips(own_card(tmp_path), ["a-0"])
+        (home / "jobs").mkdir()
+        note = {"width": 64, "height": 48, "frames": 3, "steps": 2, "video": "a-0.mkv"}
+        (home / "jobs" / "a-0.json").write_text(json.dumps(note))
+        lines = mismatches(paper.load("table_2"), "pixelwizard_2k", home)
+        assert {"made with steps=2, the card has 4", "the card in its folder is of mine"} <= {*lines}
+
+    def test_scores_of_a_part_of_the_videos_are_said(self, tmp_path: Path) -> None:
+        home = clips(own_card(tmp_path), PROMPTS)
+        lines = mismatches(with_own_rows(paper.load("table_2"), {"mine": home}), "mine", home, ["a heron, 3-0.mkv"])
+        assert lines == ["1 of its 100 videos have scores", "1 prompt, the paper has 100"]
+
+    def test_the_prompts_of_table_8_1_are_vbenchs_by_their_hash(self, tmp_path: Path) -> None:
+        home = clips(own_card(tmp_path), ["a-0"])
+        table, other = with_own_rows(paper.load("table_8_1"), {"mine": home}), [f"{i}-0.mkv" for i in range(944)]
+        assert "other prompts than the paper's 944" in mismatches(table, "mine", home, other)
+        known = Path(__file__).parents[4] / "shared" / "data" / "vbench" / "VBench_full_info.json"
+        if known.is_file():
+            prompts = [f"{stem(entry['prompt_en'], 0)}.mkv" for entry in json.loads(known.read_text())]
+            assert prompts_of(prompts) == (table.prompts, table.prompts_sha256)
+
+    @pytest.mark.parametrize("kind", FORMATS)
+    def test_every_format_marks_the_cell_and_says_why(self, kind: str, tmp_path: Path) -> None:
+        row = replace(
+            read(write_scores(tmp_path, {"mhd_mse": draws(0.0147, 0.001)})), mismatches=("176x144, the card has more",)
+        )
+        text = render(compose(paper.load("table_2"), {"pixelwizard_2k": row}), kind)
+        mark = {"tex": r"0.0147 $\pm$ 0.0003$^{\dagger}$", "csv": "", "json": ""}.get(kind, "0.0147 ± 0.0003†")
+        assert mark in text
+        assert "176x144, the card has more" in text
+        assert "†" not in render(compose(paper.load("table_2"), {"pixelwizard_2k": replace(row, mismatches=())}), kind)
+
+    def test_rows_with_other_prompts_are_said(self, tmp_path: Path) -> None:
+        others = {name.replace("prompt 1", "another 1"): value for name, value in draws(5.0).items()}
+        rows = {
+            "star_2k": read(write_scores(tmp_path / "a", {"niqe": others})),
+            "pixelwizard_2k": read(write_scores(tmp_path / "b", {"niqe": draws(5.0)})),
+        }
+        lines = {row["arm"]: row["mismatches"] for row in compose(paper.load("table_3"), rows)["rows"]}
+        # of prompt 0 to 39 those beginning with 1: 1 and 10 to 19
+        assert lines["star_2k"] == ["29 of its 40 prompts are among the 40 of pixelwizard_2k"]
+        assert lines["pixelwizard_2k"] == []
+
+    def test_strict_refuses_them_before_anything_is_written(self, tmp_path: Path, capsys) -> None:
+        home = clips(tmp_path / "videos", ["a-0"])
+        words = ["name=table_2", f"systems={tmp_path}", f"out={tmp_path / 'out'}", f"row.pixelwizard_2k={home}"]
+        assert main([*words, "score=true", "strict=true"]) == 2
+        assert "row.pixelwizard_2k: 64x48, 3 frames at 8 fps (1 of 1 videos), the card has" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+        assert not (home / "scores.csv").exists()
+
+
+def test_a_system_of_ones_own_is_a_row_by_its_card(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PW_SCORES", str(tmp_path / "cache"))
+    home = clips(own_card(tmp_path / "mine"), PROMPTS[:2])
+    words = ["name=table_2", f"systems={tmp_path}", f"out={tmp_path / 'out'}", "format=csv"]
+    assert main([*words, f"row.other={home}"]) == 2
+    assert "its card.yaml is of mine; write row.mine=…" in capsys.readouterr().err
+    assert main([*words, f"row.mine={home}", "score=true"]) == 0
+    rows = {row["row"]: row for row in csv.DictReader(capsys.readouterr().out.splitlines())}
+    assert (rows["mine"]["label"], rows["mine"]["Resolution (H×W).paper"]) == ("My system", "64*48")
+    assert float(rows["mine"]["mHD-MSE.mean"]) > 0
+    assert rows["mine"]["mismatches"] == "2 prompts, the paper has 100"
+
+
+def test_columns_are_chosen_by_their_printed_name_or_by_our_metric(tmp_path: Path, capsys):
+    home = write_scores(tmp_path / "any", {"mhd_mse": draws(0.0147, 0.001)})
+    words = ["name=table_2", f"out={tmp_path / 'out'}", f"systems={tmp_path}", f"row.pixelwizard_2k={home}"]
+    assert main([*words, "columns=Aesth.,mhd_mse", "format=md"]) == 0
+    output = capsys.readouterr().out.replace("\u00a0", " ")
+    assert "| | Aesth. ↑ | mHD-MSE ↑ |" in output
+    assert "| PixelWizard-2k | 99.58 | 0.0147 |" in output
+    assert "Tech." in (tmp_path / "out" / "table_2.csv").read_text()

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,15 @@ from rich.console import Console
 
 from benchmarks.metrics import GROUPS, METRICS, protocols
 from benchmarks.paper import load
-from benchmarks.report.grid import Digits
-from benchmarks.report.render import compared_with, contract_line, coverage_line, differences
+from benchmarks.report.grid import Cell, Column, Digits, Grid
+from benchmarks.report.render import (
+    check_columns,
+    compared_with,
+    contract_line,
+    coverage_line,
+    differences,
+    digits_of,
+)
 from benchmarks.report.write import html, latex, markdown, terminal, to_csv, to_json, write
 from benchmarks.stats.comparison import compare, estimate, order_as_in_paper
 
@@ -192,14 +200,14 @@ def test_a_failed_arm_is_a_row_of_dashes_and_a_line_below(result: dict):
     text = markdown(failed_result)
     assert "| exponential | – | – |" in text
     assert "- **failed**: exponential failed: loss is not finite" in text
-    Console(file=io.StringIO(), width=120).print(terminal(failed_result))
+    Console(file=io.StringIO(), width=120).print(terminal(failed_result, 120))
 
 
 def test_a_table_without_a_single_score_still_prints(result: dict, tmp_path: Path):
     arms = [{**arm, "metrics": {}, "vs_previous": {}, "probe": None, "paper": None} for arm in result["arms"]]
     empty = {**result, "arms": arms, "floor": {}, "ceiling": {}, "best": {}}
     assert len(write(empty, tmp_path)) == 6
-    Console(file=io.StringIO(), width=120).print(terminal(empty))
+    Console(file=io.StringIO(), width=120).print(terminal(empty, 120))
 
 
 def test_latex_is_escaped_and_uses_booktabs(result: dict):
@@ -278,3 +286,89 @@ def test_other_real_clips_are_not_called_a_floor_where_they_bound_nothing(result
     assert "real vs real (floor)" in bounded
     assert "other real clips (no bound)" in unbounded
     assert "(floor)" not in unbounded
+
+
+def test_the_terminal_shows_every_number_in_80_columns(result: dict):
+    arms = [{**arm, "name": f"{arm['name']}_{'x' * 30}@0.35"} for arm in result["arms"]]  # a label half as wide
+    for shown in (result, {**result, "arms": arms}):
+        output = io.StringIO()
+        Console(file=output, width=80).print(terminal(shown, 80))
+        lines = output.getvalue().splitlines()
+        assert max(map(len, lines)) <= 80
+        assert not re.search(r"\d…", output.getvalue())
+        for arm in shown["arms"]:
+            for metric, estimate_ in arm["metrics"].items():
+                half = (estimate_["high"] - estimate_["low"]) / 2
+                assert digits_of(shown, metric).interval(estimate_["mean"], half) in output.getvalue()
+
+
+class TestTheColumnsOfATable:
+    CHOSEN = ("train_flops", "swd", "psd")
+
+    @pytest.fixture
+    def chosen(self, result: dict) -> dict:
+        return {**result, "shown_columns": list(self.CHOSEN)}
+
+    def test_are_those_that_were_chosen_in_their_order(self, chosen: dict):
+        scores, deltas = (line for line in markdown(chosen).splitlines() if line.startswith("| | "))
+        assert re.findall("train FLOP|SWD|PSD|seeds|MUSIQ", scores) == ["train FLOP", "SWD", "PSD"]
+        assert re.findall("ΔSWD|ΔPSD|ΔmHD", deltas) == ["ΔSWD", "ΔPSD"]
+        for text in (latex(chosen), html(chosen)):
+            assert "SWD" in text
+            assert "mHD" not in text
+        output = io.StringIO()
+        Console(file=output, width=80).print(terminal(chosen, 80))
+        assert "anchor" not in output.getvalue().partition("refuted")[0]
+
+    def test_are_all_in_the_data(self, chosen: dict, result: dict):
+        assert to_csv(chosen) == to_csv(result)
+        assert json.loads(to_json(chosen))["arms"] == json.loads(to_json(result))["arms"]
+
+    def test_have_a_nearest_name(self):
+        check_columns(self.CHOSEN, METRICS, None)
+        check_columns(("MUSIQ", "seeds", "probe"), (), "table_9_3")
+        with pytest.raises(
+            ValueError, match=r"columns=sdw: no such column; did you mean swd\? there are .*train_flops"
+        ):
+            check_columns(("psd", "sdw"), METRICS, None)
+        with pytest.raises(ValueError, match="columns=MUSIQ: no such column"):
+            check_columns(("MUSIQ",), METRICS, None)
+
+
+class TestAWideTable:
+    def test_is_split_between_groups_of_columns_that_fit_and_else_between_columns(self):
+        columns = [Column(group, f"{group}{i}") for group, n in (("a", 2), ("b", 3), ("c", 1)) for i in range(n)]
+        grid = Grid(tuple(columns), (("row", tuple(Cell(str(i)) for i in range(6))),))
+
+        def parts(room: float) -> list[str]:
+            return [" ".join(c.header for c in part.columns) for part in grid.split(room, 10, [10] * 6)]
+
+        assert parts(70) == ["a0 a1 b0 b1 b2 c0"]
+        assert parts(69) == ["a0 a1 b0 b1 b2", "c0"]
+        assert parts(59) == ["a0 a1", "b0 b1 b2 c0"]
+        assert parts(40) == ["a0 a1", "b0 b1 b2", "c0"]
+        assert parts(30) == ["a0 a1", "b0 b1", "b2 c0"]
+        assert parts(5) == ["a0", "a1", "b0", "b1", "b2", "c0"]  # what fits nowhere stands alone
+
+    def test_has_every_column_once_in_tex_at_a_size_that_can_be_read(self, result: dict):
+        text = latex(result)
+        assert "resizebox" not in text
+        sizes = [float(size) for size in re.findall(r"\\fontsize\{([\d.]+)\}", text)]
+        assert len(sizes) == text.count(r"\begin{table*}") == text.count(r"\toprule") > 3
+        assert min(sizes) >= 7
+        for head in ("train CPU", "MUSIQ", "Aesth."):
+            assert re.sub(r"\\\\ ", "", text).count(head) == 1
+        assert text.count(r"baseline & ") == text[: text.index("differences to")].count(r"\begin{table*}") - 1
+
+    @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+    @pytest.mark.slow
+    def test_compiles_and_is_no_wider_than_the_text(self, result: dict, tmp_path: Path):
+        arms = [{**arm, "name": f"[{arm['name']}] * a long name of an arm {i}"} for i, arm in enumerate(result["arms"])]
+        for i, shown in enumerate((result, {**result, "arms": arms})):
+            (tmp_path / f"{i}.tex").write_text(latex(shown))
+        page = r"\documentclass{article}\usepackage{booktabs,amssymb}\begin{document}\input{0}\clearpage\input{1}"
+        (tmp_path / "page.tex").write_text(rf"{page}\end{{document}}")
+        words = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "page.tex"]
+        ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+        assert ended.returncode == 0, ended.stdout[-2000:]
+        assert "Overfull" not in ended.stdout

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import paper
-from benchmarks.systems import Setting, load, names, read_card
+from benchmarks.systems import CARDS, Setting, load, names, read_card
 from benchmarks.systems.external import fields
 from benchmarks.systems.generation_call import Call, SystemOptions, make_call
 from benchmarks.systems.jobs import STEM_BYTES, costs, input_jobs, make_jobs, read_prompts, stem, videos
@@ -134,12 +134,25 @@ class TestACard:
 
 
 class TestTheList:
-    def test_names_every_system_with_its_licence(self, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(
+        ("columns", "ends"), [(80, "8.1        *"), (200, "8.1        * Tencent Hunyuan Community License")]
+    )
+    def test_names_every_system_with_its_numbers_and_whether_its_licence_must_be_accepted(
+        self, columns: int, ends: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
         assert main([]) == 0
-        output = capsys.readouterr().out
-        assert all(name in output for name in names())
-        assert "2560x1440  121@24" in output
-        assert "Tencent Hunyuan Community License (must be accepted)" in output
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= columns
+        for system in map(load, names()):
+            line = next(line for line in lines if line.startswith(f"{system.name} "))
+            size, frames, fps = system.setting.texts()
+            assert {size, f"{frames}@{fps}", *(table[6:].replace("_", ".") for table in system.rows)} <= {*line.split()}
+        assert next(line for line in lines if line.startswith("hunyuanvideo")).endswith(ends)
+
+    def test_shows_a_card_in_full(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["name=star_2k", "show=true"]) == 0
+        assert capsys.readouterr().out == (CARDS / "star_2k.yaml").read_text(encoding="utf-8")
 
 
 class TestAStem:
