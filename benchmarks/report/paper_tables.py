@@ -24,7 +24,7 @@ from benchmarks.metrics import METRICS, protocols
 from benchmarks.report import write as report
 from benchmarks.report.grid import Cell, Column, Grid, html_list, html_page, tex
 from benchmarks.report.paper_comparison import compose, find, metrics_of, read
-from pw.io.arguments import Command, ConfigError, no_such_option, option
+from pw.io.arguments import Command, missing_option, no_such_option, option
 from pw.io.files import check_writable, write_atomically
 from pw.io.paths import OUTPUTS
 
@@ -59,7 +59,8 @@ class TableOptions:
 def run(options: TableOptions) -> int:
     """Write the table in every format and show it. Exit status 0."""
     if not options.name:
-        raise ConfigError(f"name=: which table? {', '.join(paper.names())}")
+        message = f"name=: which table? {', '.join(paper.names())}"
+        raise missing_option(TableOptions, "name", message, options.overrides)
     table = paper.load(options.name)
     folders = find(table, options.systems, options.rows)
     check_writable("out", options.out)

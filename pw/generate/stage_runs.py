@@ -12,7 +12,7 @@ from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.parallel.team import current_place
 from pw.run.build import Run, build
-from pw.run.compose import override_key
+from pw.run.compose import compose_run, override_key
 from pw.train.record import written_overrides
 
 # groups whose overrides for stage II also apply to stage I
@@ -42,7 +42,18 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             raise ConfigError(f"{argument}: use weights=DIR instead")
         if override == "text=none":
             raise ConfigError(f"{argument}: a prompt needs an encoder; leave it at umt5")
+    _check_keys(overrides, anchor_overrides)
     return overrides, anchor_overrides
+
+
+def _check_keys(overrides: Sequence[str], anchor_overrides: Sequence[str]) -> None:
+    """Raises ConfigError for a key that is not in the configuration, before weights and anchors are looked for."""
+    scale = [o for o in overrides if override_key(o) == "scale"] or ["scale=2k"]
+    compose_run([*scale, "stage=hires", *overrides])
+    try:
+        compose_run([*scale, "stage=anchor", *anchor_overrides])
+    except ConfigError as error:
+        raise error.with_prefix("anchor.") from error
 
 
 def stage_source(stage: str, value: str | None, weights: Path | None, outputs: Path | None) -> str:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pw.io import hub
 from pw.io.arguments import Command, ConfigError, option
@@ -204,6 +204,7 @@ class WeightsOptions:
     repo: str = option(REPO, "OWNER/NAME of a repository in diffusers' layout")
     revision: str = option("", "branch, tag or commit; without it, the pinned commit, or main of another repository")
     dry_run: bool = option(False, "list what would be fetched, and fetch nothing")
+    what: Literal["wan", "metrics"] = option("wan", "Wan's weights, or those of the metrics")
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pw.data import Source
 from pw.data.degradation import Degradation
-from pw.io.arguments import ConfigError
+from pw.io.arguments import ConfigError, Seed
 from pw.io.files import digest, sha256
 from pw.io.lazy import Tensor
 from pw.io.paths import ROOT
@@ -274,7 +274,7 @@ def assemble(config: Config) -> Run:
     run = Run(
         config=config,
         stage=coerce(values["stage"], Literal["anchor", "hires"], "stage"),
-        seed=coerce(values["seed"], int, "seed"),
+        seed=coerce(values["seed"], Seed, "seed"),
         code=coerce(values["code"], Literal["current", "as_trained"], "code"),
         source=make("data", values["data"]),
         objective=_objective(config),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pw.data import LatentBatch
-from pw.io.arguments import Command, ConfigError
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import write_json, write_tensors
 from pw.io.lazy import Tensor, torch
 from pw.parallel.team import Share, Team
@@ -156,7 +156,7 @@ def describe_not_finite(run: Run, folder: Path, losses: Sequence[UpdateLosses], 
 class ReplayOptions:
     """`pw replay FILE`."""
 
-    positional: tuple[str, ...] = ()
+    positional: tuple[str, ...] = option((), "that a training with such a loss wrote", key="FILE.json")
 
 
 def run_replay(options: ReplayOptions) -> int:

@@ -106,8 +106,8 @@ class TestComposing:
         [
             ["scale.height=32", "scale.width=32", "degradation=flawed", "scale.frames=5"],  # interpolations follow
             ["optimizer.lr=1e-3", "sampling.timesteps=[900,600,300]", "start.overrides=['objective=flow']"],
-            ["scale=2k", "text.negative_prompt='a, b: c'", "sampling.start=${schedule.shift}", "sampling.shift=null"],
-            ["train={updates:4}", "seed=1", "weighting=uniform", "seed=2"],
+            ["scale=2k", "text.negative_prompt='a, b: c'", "sampling.shift=null"],
+            ["train.updates=4", "seed=1", "weighting=uniform", "seed=2"],
         ],
         ids=" ".join,
     )
