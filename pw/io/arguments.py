@@ -270,7 +270,8 @@ def _value(hint: Any, text: str) -> Any:
                 expectations.append(str(error))
         raise ValueError(" or ".join(expectations))
     if origin is tuple:
-        parts = [part.strip() for part in text.strip("[]()").split(",")]
+        inner = text[1:-1] if text[:1] + text[-1:] in ("[]", "()") else text
+        parts = [part.strip() for part in inner.split(",")]
         return tuple(_value(arguments[0], part) for part in parts if part)
     if origin is Literal:
         if text not in arguments:
