@@ -142,10 +142,10 @@ def _is_source(error: OSError, word: str) -> bool:
 
 
 def _one_line(text: str, words: Sequence[str]) -> str:
-    """A message on one line: long values are cut, and what cannot be printed is escaped."""
-    for value in (word.partition("=")[2] or word for word in words):
-        if len(value) > 200:
-            text = text.replace(value, f"{value[:100]}…")
+    """A message on one line: long keys and values are cut, and what cannot be printed is escaped."""
+    for part in (part for word in words for part in word.partition("=")):
+        if len(part) > 200:
+            text = text.replace(part, f"{part[:100]}…")
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -293,10 +293,14 @@ def _is_path(hint: Any) -> bool:
 
 
 def check_path(text: str) -> None:
-    """Raises ValueError for a path, or a name in it, that is longer than systems allow."""
+    """Raises ValueError for a path, or a name in it, that is longer than systems allow, and for ~ of no user."""
     longest = max(len(os.fsencode(name)) for name in text.split("/"))
     if longest > LONGEST or len(os.fsencode(text)) > LONGEST_PATH:
         raise ValueError(f"too long for a path; at most {LONGEST} bytes a name, {LONGEST_PATH} in all")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no user {text.partition('/')[0].removeprefix('~')} here") from None
 
 
 def _choices(hint: Any) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ def _parse(override: str) -> Any:
 
     try:
         return OverridesParser.create().parse_override(override)
-    except HydraException:
+    except (HydraException, ValueError):
         return None
 
 
@@ -176,7 +176,9 @@ def _compose(overrides: tuple[str, ...], user_conf: Path | None) -> Config:
         values = OmegaConf.to_container(config, resolve=True)
     except YAMLError as error:
         raise ConfigError(f"a file of conf/ is no YAML: {' '.join(str(error).split())}") from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: more digits than Python reads
         raise _explain(error, overrides) from error
     assert isinstance(values, dict)
     return Config({str(k): v for k, v in values.items()}, dict(files), overrides)
