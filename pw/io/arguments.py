@@ -137,8 +137,8 @@ def _check_repeated(words: Sequence[str]) -> None:
 
 def _is_source(error: OSError, word: str) -> bool:
     """Whether the file that caused an error is named by a word."""
-    value = word.rpartition("=")[2].strip("/")
-    return bool(value) and error.filename is not None and f"/{value}/" in f"/{os.fsdecode(error.filename)}/"
+    value, file = word.partition("=")[2].strip("/"), os.fsdecode(error.filename or "")
+    return bool(value) and (f"/{value}/" in f"/{file}/" or (len(value) > LONGEST and value in file))
 
 
 def _one_line(text: str, words: Sequence[str]) -> str:

@@ -266,7 +266,7 @@ def assemble(config: Config) -> Run:
     parts |= {group: make(group, values[group]) for group in STRATEGIES}
     parts |= {group: make(group, values[group]) if is_chosen(values[group]) else None for group in OPTIONAL}
     anchor_degradation = parts["degradation"]
-    if anchors["degradation"]:
+    if anchors["degradation"] is not None:
         anchor_degradation = make("degradation", anchors["degradation"], "anchors.degradation")
     anchor_recipe = None
     if coerce(anchors["source"], Literal["reference", "generated"], "anchors.source") == "generated":

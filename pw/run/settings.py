@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pw.io.arguments import Range, Seed
+from pw.io.arguments import Range, Seed, check_path
 from pw.run.strategies import Constraint
 
 Count = Annotated[int, Constraint(lambda count: count >= 1, "needs at least 1")]
@@ -189,6 +189,10 @@ class Trainer:
     offload_activations: bool = False
 
     def __post_init__(self) -> None:
+        try:
+            check_path(self.weights or "")
+        except ValueError as error:
+            raise ValueError(f"trainer.weights={self.weights}: {error}") from None
         if self.strategy == "single" and self.processes != 1:
             raise ValueError(
                 f"trainer.devices={self.devices}: trainer={self.accelerator} trains on one device; set trainer=ddp, "

@@ -100,6 +100,8 @@ def make(group: str, node: Mapping[str, Any], key: str | None = None, **parts: A
 
     Raises ConfigError for a class of another module, an unknown or missing field, or a value of wrong type or range.
     """
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{key or group}={node!r}: is not one value; choose a file of conf/{group}")
     cls = strategy_class(group, node, key)
     return from_values(cls, {k: v for k, v in node.items() if k != "_target_"}, key or group, **parts)
 
@@ -122,7 +124,8 @@ def from_values(cls: Any, node: Mapping[str, Any], key: str, **parts: Any) -> An
         with as_config_error():
             return cls(**arguments, **parts)
     except OSError as error:  # of a source, which reads its folder
-        raise ConfigError(f"{key}: {error.strerror}: {error.filename}") from error
+        place = [f".{n}={v}" for n, v in arguments.items() if isinstance(v, str) and v in str(error.filename)]
+        raise ConfigError(f"{key}{place[0] if place else ''}: {error.strerror}") from error
 
 
 def coerce(value: Any, annotation: Any, key: str, bounds: Range = DEFAULT_RANGE) -> Any:

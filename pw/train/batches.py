@@ -111,13 +111,14 @@ def write(
 def read(path: Path) -> tuple[NotFiniteBatch, Tensor | LatentBatch]:
     """Read the files of `write`. Raises ConfigError for any other file."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
         content = json.loads(path.read_text())
         batch = NotFiniteBatch(**{field.name: content[field.name] for field in fields(NotFiniteBatch)})
+        from safetensors.torch import load_file  # imports torch, which takes seconds
+
         tensors = load_file(path.with_suffix(".safetensors"))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(
             f"{path}: not the batch of a loss that is not finite ({error}); expected one of "
             f"outputs/train/*/{NOT_FINITE}/*.json"
