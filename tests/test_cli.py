@@ -74,6 +74,9 @@ WRONG_CALLS = [
     ("weights wat=metrics", "no option wat; did you mean what?"),
     ("completion fooo=1", "fooo=1: pw completion takes no words"),
     ("replay nope.json", "nope.json: not the batch"),
+    ("weights repo=../x", "repo=../x: expected OWNER/NAME"),
+    ("weights revision=../../x", "revision=../../x: expected a branch, tag or commit"),
+    ("data name=ultravideo accept_licence=true revision=../../x", "revision=../../x: expected a branch, tag or commit"),
     ("bench what=metrics only=((", "only=((: one of mhd"),
 ]
 
@@ -104,7 +107,7 @@ def test_a_name_longer_than_a_path_may_have_is_refused(module: str) -> None:
 def test_a_long_name_in_a_configuration_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *f"{words}={300 * 'a'}".split()]) == 2
     [answer] = capsys.readouterr().err.splitlines()
-    assert answer.startswith(f"error: {words.split()[-1]}={100 * 'a'}…")
+    assert answer.startswith(f"error: {words.rsplit(maxsplit=1)[-1]}={100 * 'a'}…")
     assert len(answer) < 500
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import errno
 import math
 import os
 import re
@@ -113,12 +114,11 @@ class Command(Generic[T]):
         except ConfigError as error:
             key = error.key if isinstance(error, UnknownKeyError) else ""
             hint = did_you_mean(key, keys(self.options), "; or, of the options, ", 0.7)
-            print(f"error: {_one_line(f'{error}{hint}', words)}", file=sys.stderr)
+            print(f"error: {_one_line(f'{_location(error.__cause__, words)}{error}{hint}', words)}", file=sys.stderr)
             return 2
         except OSError as error:
-            location = next((f"{word}: " for word in words if _is_source(error, word)), "")
             hint = f"; {self.resume_hint}" if self.resume_hint else ""
-            print(f"error: {_one_line(f'{location}{error}', words)}{hint}", file=sys.stderr)
+            print(f"error: {_one_line(f'{_location(error, words)}{error}', words)}{hint}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             if not self.resume_hint:
@@ -135,10 +135,13 @@ def _check_repeated(words: Sequence[str]) -> None:
             raise ConfigError(f"{key} is given twice, {first[key]} and {word}; leave one out")
 
 
-def _is_source(error: OSError, word: str) -> bool:
-    """Whether the file that caused an error is named by a word."""
-    value, file = word.partition("=")[2].strip("/"), os.fsdecode(error.filename or "")
-    return bool(value) and (f"/{value}/" in f"/{file}/" or (len(value) > LONGEST and value in file))
+def _location(error: BaseException | None, words: Sequence[str]) -> str:
+    """The word that names the file of an error, if its name is too long, else ""."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        for word in words:
+            if (value := word.rpartition("=")[2]) and value in os.fsdecode(error.filename or ""):
+                return f"{word}: "
+    return ""
 
 
 def _one_line(text: str, words: Sequence[str]) -> str:

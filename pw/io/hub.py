@@ -129,6 +129,13 @@ def check_online() -> None:
         raise FetchError("HF_HUB_OFFLINE=1, so the network is not used; unset it, or copy the files by hand")
 
 
+def revision_name(text: str) -> str:
+    """A branch, tag or commit, "" for none. Raises ValueError for what cannot be one."""
+    if text and (".." in text or not re.fullmatch(r"[\w-][\w./-]{0,199}", text)):
+        raise ValueError("expected a branch, tag or commit, e.g. main")
+    return text
+
+
 def repository(name: str, revision: str, kind: Kind = "model") -> HubRepository:
     """A repository at a branch, tag or commit. Raises FetchError."""
     from huggingface_hub import HfApi, constants

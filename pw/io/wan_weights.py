@@ -202,12 +202,16 @@ class WeightsOptions:
 
     dest: Path | None = option(None, "a folder to fetch to; without it, the Hugging Face cache")
     repo: str = option(REPO, "OWNER/NAME of a repository in diffusers' layout")
-    revision: str = option("", "branch, tag or commit; without it, the pinned commit, or main of another repository")
+    revision: str = option(
+        "",
+        "branch, tag or commit; without it, the pinned commit, or main of another repository",
+        read=hub.revision_name,
+    )
     dry_run: bool = option(False, "list what would be fetched, and fetch nothing")
     what: Literal["wan", "metrics"] = option("wan", "Wan's weights, or those of the metrics")
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+        if not re.fullmatch(r"\w[\w.-]{0,47}/\w[\w.-]{0,47}", self.repo, re.ASCII):
             raise ConfigError(f"repo={self.repo}: expected OWNER/NAME, e.g. {REPO}")
         if self.dest is not None and self.dest.exists() and not self.dest.is_dir():
             raise ConfigError(f"dest={self.dest}: is a file; expected a folder")

@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from pw.data.shard_index import CHECKSUMS, MANIFEST, checksums, write_shards
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_space, length, replacing, sha256, write_json
+from pw.io.hub import revision_name
 from pw.io.progress import Pace, ProgressLine
 from pw.io.video import Frame, Frames, VideoError, decode, probe
 from pw.prepare.source_videos import (
@@ -70,7 +71,9 @@ class DataOptions:
     size: Literal["native", "1920", "960"] = option("native", "which copy of the dataset, by its width in px")
     caption: Literal["summarized", "detailed", "brief"] = option("summarized", "which captions of the dataset")
     keep: bool = option(False, "keep the dataset's zips when their clips are out")
-    revision: str = option("", "branch, tag or commit of the dataset; without it main, or that of the earlier call")
+    revision: str = option(
+        "", "branch, tag or commit of the dataset; without it main, or that of the earlier call", read=revision_name
+    )
 
     def __post_init__(self) -> None:
         if self.path and self.name:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import check_writable, remove
+from pw.io.files import remove
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS, silence_libraries
 from pw.io.progress import Pace, Progress, ProgressLine
@@ -195,10 +195,10 @@ def _fit(run: Run, folder: Path, module: Any, callback: Any, team: Team) -> None
 
 def outputs_folder(value: str) -> Path:
     """The folder of `outputs=`. Raises ConfigError when it is not writable."""
-    if not value:
-        raise ConfigError("outputs=: expected a folder that can be written, e.g. outputs=outputs/trial")
     folder = Path(value).expanduser().resolve()
-    check_writable("outputs", folder, create=False)
+    ancestor = next(path for path in (folder, *folder.parents) if path.exists())
+    if not value or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        raise ConfigError(f"outputs={value}: expected a folder that can be written, e.g. outputs=outputs/trial")
     return folder
 
 
