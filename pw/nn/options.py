@@ -64,7 +64,7 @@ class Injector:
     gate: Literal["scalar", "channelwise", "fixed"]
     blocks: tuple[int, ...]
     hidden: float
-    groups: Size
+    groups: int
 
     def __post_init__(self) -> None:
         if not self.blocks or len(set(self.blocks)) != len(self.blocks):

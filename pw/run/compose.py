@@ -166,8 +166,8 @@ def _compose(overrides: tuple[str, ...], user_conf: Path | None) -> Config:
         for change in OverridesParser.create().parse_overrides(changes):
             if change.is_sweep_override():
                 raise HydraException(f"{change.input_line}: not one value")
-            if isinstance(change.value(), Mapping):
-                first = next((f".{name}={value}" for name, value in change.value().items()), ".…")
+            if isinstance(value := change.value(), Mapping):
+                first = next((f".{name}={part}" for name, part in value.items()), ".…")
                 raise ConfigError(f"{change.input_line}: write each key out, e.g. {change.key_or_group}{first}")
             try:
                 OmegaConf.update(config, change.key_or_group, change.value())
