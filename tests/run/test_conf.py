@@ -495,7 +495,8 @@ class TestAWrongCall:
         assert "3 of 24x24" in message
 
     def test_of_a_run_it_needs_names_that_run(self) -> None:
-        assert error_of("anchors=generated", "anchors.stage.overrides=[optimizer.lr=0]").startswith(
+        message = error_of("anchors=generated", "anchors.stage.overrides=[optimizer.lr=0]")
+        assert message.startswith("anchors (anchor): ")
             "anchors (anchor): "
         )
 
