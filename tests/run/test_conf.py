@@ -495,10 +495,8 @@ class TestAWrongCall:
         assert "3 of 24x24" in message
 
     def test_of_a_run_it_needs_names_that_run(self) -> None:
-        message = error_of("anchors=generated", "anchors.stage.overrides=[optimizer.lr=0]")
+        message = error_of("anchors=generated", "anchors.stage.overrides=['optimizer.lr=0']")
         assert message.startswith("anchors (anchor): ")
-            "anchors (anchor): "
-        )
 
 
 class TestBuilding:
@@ -543,7 +541,7 @@ class TestBuilding:
             ("ablation", ["name=ans"], "did you mean ansc?"),
             ("ablation", ["name=ansc", "sampling.cuont=9"], "did you mean sampling.count?"),
             ("train", ["weighting=unifrom"], "did you mean uniform?"),
-            ("train", ["start.overrides=[optimizer.lr=0]"], "start (hires)"),
+            ("train", ["start.overrides=['optimizer.lr=0']"], "start (hires)"),
             ("sample", ["sampling.num_steps=0"], "sampling.num_steps=0"),
             ("coverage", ["objective=flow"], "set objective=shortcut"),
             ("coverage", ["step_sampler.beta=steep"], "step_sampler.beta='steep'"),
