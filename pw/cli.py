@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from importlib import metadata
 from pathlib import Path
 
 from pw.io import arguments
-from pw.io.paths import import_suite_first
+from pw.io.paths import IS_CHECKOUT, ROOT, commit_of, import_suite_first
 from pw.io.progress import open_streams
 
 
@@ -78,6 +80,7 @@ OVERVIEW = """usage: pw VERB key=value …
 {}
 
 pw VERB --help     its options
+pw --version       of the suite and of torch
 pw completion      for the shell: source <(pw completion)"""
 
 
@@ -87,7 +90,12 @@ def main(words: Sequence[str] | None = None) -> int:
     if words is None:
         open_streams()
     verb, *options = [*(sys.argv[1:] if words is None else words)] or ["--help"]
-    if (text := _information(verb, options)) is not None:
+    try:
+        text = _information(verb, options)
+    except arguments.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if text is not None:
         print(text, flush=True)
         return 0
     if verb not in VERBS:
@@ -108,7 +116,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _information(verb: str, words: Sequence[str]) -> str | None:
     """The text of help or completion; None for a command to run."""
+    if verb in ("--version", "version", "completion") and words:
+        raise arguments.ConfigError(f"{words[0]}: pw {verb} takes no words")
     match verb:
+        case "--version" | "version":
+            return version_text()
         case "--help" | "-h" | "help":
             width = max(map(len, VERBS))
             return OVERVIEW.format("\n".join(f"  pw {name:{width}}  {entry.help}" for name, entry in VERBS.items()))
@@ -117,6 +129,17 @@ def _information(verb: str, words: Sequence[str]) -> str | None:
         case "complete":
             return "\n".join(candidates(" ".join(words)))
     return help_text(verb) if verb in VERBS and {"--help", "-h"} & {*words} else None
+
+
+def version_text() -> str:
+    """Version of the suite, the commit of a checkout, and the version of torch, without importing it."""
+    try:
+        version = metadata.version("pixelwizard")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    commit, is_dirty = commit_of(ROOT) if IS_CHECKOUT else (None, None)
+    place = f" (commit {commit[:12]}{', with changes' if is_dirty else ''})" if commit else ""
+    return f"pw {version}{place}, torch {metadata.version('torch')}"
 
 
 def help_text(verb: str) -> str:
@@ -129,6 +152,8 @@ def help_text(verb: str) -> str:
         width = max((len(word) for word, _ in rows), default=0)
         lines += ["", *([f"what={variant}"] if variant else []), *(f"  {word:{width}}  {help}" for word, help in rows)]
         for option in fields(options):
+            if option.name == "positional":
+                lines.append(f"  {option.metadata['key']}  {option.metadata['help']}")
             if option.name == "overrides":
                 text = "any override of conf/: weighting=uniform, train.updates=400"
                 lines.append(f"  … and {option.metadata.get('help') or text}")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
 import shutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
 from pw.cli import VERBS, candidates, main
-from pw.io.arguments import Command, describe
+from pw.io.arguments import Command, ConfigError, describe, keys, parse
 from pw.io.host import may_have_gpu
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +50,112 @@ def test_every_verb_answers_a_word_without_a_value_in_one_line(verb: str) -> Non
     assert len(output) == 1
     assert output[0].startswith("error: ")
     assert not HEAVY & imported
+
+
+WRONG_CALLS = [
+    ("coverage seed=1 seed=2", "seed is given twice, seed=1 and seed=2"),
+    ("coverage train={updates:3}", "write each key out, e.g. train.updates=3"),
+    ("coverage train.updates=${seed}", "train.updates=${seed}: the value refers to another key"),
+    ("coverage sampling.num_steps=2000", "more steps than schedule.num_timesteps=1000"),
+    ("ablation nme=ansc", "no option nme; did you mean name?"),
+    ("ablation name=ansc seeds=1000000000", "seeds=1000000000: expected a number of seeds to 1000"),
+    ("start nme=hires", "no option nme; did you mean name?"),
+    ("table nme=table_2", "no option nme; did you mean name?"),
+    ("power abltion=ansc", "no option abltion; did you mean ablation?"),
+    ("power ablation=ansc metrics=foo", "unknown metric 'foo'"),
+    ("power ablation=ansc outputs=/nope", "outputs=/nope: no such folder"),
+    ("score vidoes=x", "no option vidoes; did you mean videos?"),
+    ("score x memory=" + 400 * "9", "expected bytes, such as 2GB, to 100000GB"),
+    ("system nme=wan2_2_5b", "no option nme; did you mean name?"),
+    ("system name=wan2_2_5b width=7", "width=7: a whole number from 8"),
+    ("system name=wan2_2_5b gpus=1000", "gpus=1000: a whole number from 1 to 64"),
+    ("generate prompt=x scle=2k", "there is no key scle; did you mean scale?"),
+    ("generate prompt=x anchor.scle=2k", "anchor.scle=2k: there is no key scle"),
+    ("generate prompt=x anchors_from=/nope", "anchors_from=/nope: no such folder"),
+    ("weights wat=metrics", "no option wat; did you mean what?"),
+    ("completion fooo=1", "fooo=1: pw completion takes no words"),
+    ("replay nope.json", "nope.json: not the batch"),
+    ("weights repo=../x", "repo=../x: expected OWNER/NAME"),
+    ("weights revision=../../x", "revision=../../x: expected a branch, tag or commit"),
+    ("data name=ultravideo accept_licence=true revision=../../x", "revision=../../x: expected a branch, tag or commit"),
+    ("bench what=metrics only=((", "only=((: one of mhd"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG_CALLS, ids=[line[:40] for line, _ in WRONG_CALLS])
+def test_a_wrong_call_is_answered_in_one_line_and_leaves_nothing(
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    [answer] = capsys.readouterr().err.splitlines()
+    assert answer.startswith("error: ")
+    assert message in answer
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_name_longer_than_a_path_may_have_is_refused(module: str) -> None:
+    options = importlib.import_module(module).main.options
+    hints = typing.get_type_hints(options)
+    for key, field in keys(options).items():
+        if hints[field] is Path or Path in typing.get_args(hints[field]):
+            with pytest.raises(ConfigError, match=f"^{key}=.*too long for a path"):
+                parse(options, [f"{key}=/x/{300 * 'é'}/y"])
+
+
+@pytest.mark.parametrize("words", ["data=shards data.urls", "trainer.weights", "start.name"])
+def test_a_long_name_in_a_configuration_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *f"{words}={300 * 'a'}".split()]) == 2
+    [answer] = capsys.readouterr().err.splitlines()
+    assert answer.startswith(f"error: {words.rsplit(maxsplit=1)[-1]}={100 * 'a'}…")
+    assert len(answer) < 500
+
+
+def test_a_value_that_cannot_be_printed_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["coverage", "weighting=a\n\x1b[31m"]) == 2
+    assert capsys.readouterr().err.startswith("error: weighting=a\\n\\x1b[31m: ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "replay nope.json",
+        "train anchor.foo=1",
+        "train backbone.num_attention_heads=99999999999",
+        "generate prompt=x anchors_from=/nope",
+        "power ablation=ansc metrics=foo",
+    ],
+)
+def test_a_wrong_call_is_refused_before_heavy_imports(line: str, tmp_path: Path) -> None:
+    code = f"import sys, pw.cli; print(pw.cli.main({line.split()}), *{HEAVY} & sys.modules.keys())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.stdout == "2\n", process.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("folder", ["", "conf"], ids=["any folder", "a folder with conf/"])
+def test_a_file_in_the_working_directory_does_not_shadow_a_library(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for name in ("json", "random", "torch", "hydra", "dataclasses"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')")
+    command = [sys.executable, "-m", "pw", "train", "seed=-1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert process.stderr == "error: seed=-1: expected a whole number from 0 to 4294967295\n"
+
+
+def test_the_version_is_told_without_importing_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"pw \d+\.\d+\S*( \(commit \w{12}.*\))?, torch \d+\.\S+\n", capsys.readouterr().out)
+
+
+def test_help_lists_words_without_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", "--help"]) == 0
+    assert "\n  FILE.json  " in capsys.readouterr().out
 
 
 def test_alone_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,7 +137,7 @@ class TestTheLayers:
         assert not stray(PACKAGES, ("tests", "notebooks"), ())
 
     def test_of_the_method_use_torch_and_the_standard_library_alone(self) -> None:
-        allowed = (*sys.stdlib_module_names, "torch", "pw.method", "pw.io.lazy")
+        allowed = (*sys.stdlib_module_names, "torch", "pw.method", "pw.io.lazy", "pw.io.arguments")
         found = [str(i) for i in all_imports() if within(i.by, "pw/method") and not within(i.what, *allowed)]
         assert not found
 

@@ -17,6 +17,8 @@ from pw.io.arguments import ConfigError, no_such_option, number, option
 from pw.io.files import check_writable
 from pw.io.video_files import SUFFIXES, is_video
 
+LARGEST_MEMORY = 1e14  # bytes
+
 
 def existing_folder(text: str) -> Path:
     """An existing folder. Raises ValueError."""
@@ -26,7 +28,7 @@ def existing_folder(text: str) -> Path:
 
 
 def _cache_folder(text: str) -> Path:
-    check_writable("cache", path := _folder(text))
+    check_writable("cache", path := _folder(text), create=False)
     return path
 
 
@@ -44,9 +46,10 @@ def _device_name(text: str) -> str:
 
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", text)
-    if not match or not float(match[1]):
-        raise ValueError("expected bytes, such as 2GB")
-    return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]])
+    size = float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]] if match else 0
+    if not 1 <= size <= LARGEST_MEMORY:
+        raise ValueError(f"expected bytes, such as 2GB, to {LARGEST_MEMORY / 1e9:g}GB")
+    return int(size)
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class MeasureOptions:
     solution: Path | None = option(None, "a folder with many-step solutions of the same names", read=existing_folder)
     strict: bool = option(False, "stop at the first video that is broken, or that a metric cannot measure")
     device: str = option("auto", "auto, cpu or cuda:0, for networks", read=_device_name)
-    processes: int = option(0, "processes that share the videos, a GPU each; 0: one per GPU", read=number(0))
-    threads: int = option(0, "threads of all processes together; 0: one per core", read=number(0))
+    processes: int = option(0, "processes that share the videos, a GPU each; 0: one per GPU", read=number(0, 1024))
+    threads: int = option(0, "threads of all processes together; 0: one per core", read=number(0, 4096))
     memory: int = option(BUDGET, "bytes of frames in flight, such as 2GB", read=_bytes)
     cache: Path | None = option(None, "where values are kept, instead of outputs/cache/scores", read=_cache_folder)
     overrides: tuple[str, ...] = option((), "FAMILY.SETTING=VALUE, instead of the registry's: mhd.reduction=sum")
@@ -141,8 +144,8 @@ def _parse_setting(key: str, value: str, default: Any) -> Any:
         if isinstance(default, bool):
             return {"true": True, "false": False}[value.lower()]
         if isinstance(default, tuple):
-            return tuple(int(part) for part in value.strip("[]()").split(",") if part.strip())
-        return type(default)(value)
+            return tuple(number(1)(part.strip()) for part in value.strip("[]()").split(",") if part.strip())
+        return value if isinstance(default, str) else number(0, kind=type(default))(value)
     except (KeyError, ValueError):
         expected = "true or false" if isinstance(default, bool) else f"something like {default!r}"
         raise ConfigError(f"{key}={value}: expected {expected}") from None

@@ -27,7 +27,7 @@ from benchmarks.measure.folder_scoring import FolderScoring
 from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, gpus, videos_of
 from benchmarks.metrics import GROUPS, METRICS, lookup, metric_names, protocol_of
 from benchmarks.stats.resampling import bootstrap_mean, prompt_of
-from pw.io.arguments import Command, ConfigError, option, to_words
+from pw.io.arguments import Command, ConfigError, missing_option, option, to_words
 from pw.io.files import check_writable, write_atomically, write_csv
 from pw.io.host import free_memory
 from pw.io.paths import SUITE
@@ -350,7 +350,7 @@ class ScoreOptions(MeasureOptions):
     out: Path | None = option(
         None, "scores.csv by default, in the folder itself for a system's folder", read=_output_file
     )
-    positional: tuple[str, ...] = ()
+    positional: tuple[str, ...] = option((), "the folder, instead of videos=DIR", key="DIR")
 
 
 def run(options: ScoreOptions) -> int:
@@ -358,7 +358,8 @@ def run(options: ScoreOptions) -> int:
     end_with_parent()
     folders = [*([options.videos] if options.videos else []), *options.positional]
     if len(folders) != 1 or not folders[0]:
-        raise ConfigError("videos=: expected one folder; make score videos=DIR metrics=mhd_mse,niqe")
+        message = "videos=: expected one folder; make score videos=DIR metrics=mhd_mse,niqe"
+        raise missing_option(ScoreOptions, "videos", message, options.overrides)
     folder = Path(folders[0]).expanduser()
     if not (names := metric_names(options.metrics)):
         raise ConfigError(f"metrics=: no metric given; known: {', '.join((*GROUPS, *METRICS))}")

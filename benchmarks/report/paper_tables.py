@@ -27,7 +27,7 @@ from benchmarks.report import write as report
 from benchmarks.report.card_check import mismatches, with_own_rows
 from benchmarks.report.grid import MISSING, Cell, Column, Grid, html_list, html_page, tex
 from benchmarks.report.paper_comparison import MeasuredRow, compose, find, metrics_of, read
-from pw.io.arguments import Command, ConfigError, did_you_mean, no_such_option, option
+from pw.io.arguments import Command, ConfigError, did_you_mean, missing_option, no_such_option, option
 from pw.io.files import check_writable, write_atomically
 from pw.io.paths import OUTPUTS
 
@@ -73,7 +73,8 @@ class TableOptions:
 def run(options: TableOptions) -> int:
     """Write the table in every format and show it. Exit status 0."""
     if not options.name:
-        raise ConfigError(f"name=: which table? {', '.join(paper.names())}")
+        message = f"name=: which table? {', '.join(paper.names())}"
+        raise missing_option(TableOptions, "name", message, options.overrides)
     table = with_own_rows(paper.load(options.name), options.rows)
     columns = _columns(table, options.columns)
     folders = find(table, options.systems, options.rows)

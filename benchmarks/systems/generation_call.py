@@ -34,9 +34,19 @@ def _folder_of_videos(text: str) -> Path:
 
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise ValueError("expected i/n, the i-th of n shares, counted from 0, as 0/4")
-    return int(index), int(count)
+    try:
+        shares = number(1)(count)
+        return number(0, shares - 1)(index), shares
+    except ValueError:
+        raise ValueError("expected i/n, the i-th of n shares, counted from 0, as 0/4") from None
+
+
+def _length(text: str) -> int:
+    """Height or width, px: every VAE reduces it by 8 or more."""
+    length = number(8, 16_384)(text)
+    if length % 8:
+        raise ValueError(f"not a multiple of 8; use {length // 8 * 8} or {length // 8 * 8 + 8}")
+    return length
 
 
 @dataclass(frozen=True)
@@ -45,17 +55,17 @@ class SystemOptions:
     prompts: Path | None = option(None, '.txt, a prompt a line; or .jsonl of {"text", "long"?, "id"?}')
     inputs: Path | None = option(None, "the videos to be enlarged, for super-resolution")
     videos: Path | None = option(None, "register these videos instead; nothing is copied", read=_folder_of_videos)
-    seeds: int = option(1, "videos for each prompt; the seed of the noise is 0, 1, …", read=number(1))
+    seeds: int = option(1, "videos for each prompt; the seed of the noise is 0, 1, …", read=number(1, 10_000))
     out: Path | None = option(None, "outputs/systems/<name> by default; an existing video is not made again")
     limit: int | None = option(None, "only this number of videos, from the first", read=number(1))
     show: bool = option(False, "print the system's card, and do nothing")
     dry_run: bool = option(False, "print the commands without running them")
     accept_licence: bool = option(False, "accept a licence that restricts use")
-    gpus: int = option(1, "a process for each GPU, each with its share", read=number(1))
+    gpus: int = option(1, "a process for each GPU, each with its share", read=number(1, 64))
     shard: tuple[int, int] = option((0, 1), "i/n: the i-th of n shares, for a cluster's jobs", read=_shard)
     weights: str = option("", "a folder, or a repository on the Hugging Face hub, instead of the card's")
-    width: int | None = option(None, "px, instead of the native setting", read=number(1))
-    height: int | None = option(None, "px, instead of the native setting", read=number(1))
+    width: int | None = option(None, "px, instead of the native setting", read=_length)
+    height: int | None = option(None, "px, instead of the native setting", read=_length)
     frames: int | None = option(None, "instead of the native setting", read=number(1))
     fps: float | None = option(None, "1/s, instead of the native setting", read=ABOVE_ZERO)
     steps: int | None = option(None, "instead of the native setting", read=number(1))

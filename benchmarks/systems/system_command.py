@@ -28,7 +28,7 @@ from benchmarks.systems.external import External, PixelWizardGeneration
 from benchmarks.systems.generation_call import Call, SystemOptions, make_call
 from benchmarks.systems.gpu_processes import process_group, spread_over_gpus
 from benchmarks.systems.jobs import VideoJob, is_done, make_jobs, note_path, read_prompts, register, write_jobs
-from pw.io.arguments import Command, ConfigError, to_words
+from pw.io.arguments import Command, ConfigError, missing_option, to_words
 from pw.io.files import write_atomically
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Pace, duration
@@ -43,6 +43,9 @@ def run(options: SystemOptions) -> int:
     if options == SystemOptions():
         print("\n".join(_list([load(name) for name in names()])))
         return 0
+    if not options.name:
+        message = f"name=: which system? {', '.join(names())}, or a card of your own: a .yaml"
+        raise missing_option(SystemOptions, "name", message, options.overrides)
     if options.show:
         print(find(options.name).read_text(encoding="utf-8"), end="")
         return 0

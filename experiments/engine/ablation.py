@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.engine.terminal import console
-from pw.io.arguments import Command, ConfigError, did_you_mean, number, option
+from pw.io.arguments import MAX_SEED, Command, ConfigError, did_you_mean, number, option
 from pw.io.paths import OUTPUTS, explain_import_errors, user_folder
 from pw.train.loop import outputs_folder
 
@@ -35,6 +35,7 @@ FOLDER = Path(__file__).parents[1]
 DETAIL = ("psd", "swd", "mhd", "mhd_ratio")
 SOLUTION = ("solution_gap", "solution_gain")
 """Metrics that need the many-step solution of every arm, which takes a third of an arm's time."""
+MAX_SEEDS = 1000
 LINE_WIDTH = 110  # most characters in a line of a paragraph
 
 Relation = Literal["better", "not_worse", "same"]
@@ -210,11 +211,12 @@ def statement(docstring: str) -> Statement:
 def _seeds(text: str) -> tuple[int, ...]:
     try:
         is_list = "," in text or text.startswith("[")
-        seeds = tuple(int(part) for part in text.strip("[]").split(",")) if is_list else tuple(range(int(text)))
+        read_seed, read_count = number(0, MAX_SEED), number(1, MAX_SEEDS)
+        seeds = tuple(map(read_seed, text.strip("[]").split(","))) if is_list else tuple(range(read_count(text)))
     except ValueError:
         seeds = ()
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ValueError("expected a number of seeds (5 is 0 to 4) or a list of them ([0,1,7])")
+    if not 0 < len(seeds) == len(set(seeds)):
+        raise ValueError(f"expected a number of seeds to {MAX_SEEDS} (5 is 0 to 4) or a list of them ([0,1,7])")
     return seeds
 
 
@@ -227,7 +229,7 @@ class AblationOptions:
     arms: tuple[str, ...] = option((), "only these arms")
     columns: tuple[str, ...] = option((), "only these columns of the table, in this order; csv and json have all")
     vary_start: bool = option(False, "train a start checkpoint per seed, instead of one for all")
-    workers: int = option(0, "runs at a time; 0 is one per core", read=number(0))
+    workers: int = option(0, "runs at a time; 0 is one per core", read=number(0, 1024))
     dry_run: bool = option(False, "print the plan and the commands without running them")
     fresh: bool = option(False, "delete and redo cached results, except starts, which other ablations share")
     mlflow: bool = option(True, "record the runs in MLflow")

@@ -21,7 +21,7 @@ from pw.cost.counts import MARGIN, Moment, Precision
 from pw.cost.generation_cost import GenerationCost, Stages, generation_cost, sampling_memory, stages_of
 from pw.cost.training_cost import TrainingCost, reads_pixels, training_cost
 from pw.cost.verdicts import DEFAULT_TFLOPS, Gpus, Verdict, judge_generation, judge_training, parse_gpus
-from pw.io.arguments import Command, ConfigError, option
+from pw.io.arguments import LARGEST, Command, ConfigError, option
 from pw.io.files import human_size, writable_file, write_json
 from pw.io.progress import duration
 from pw.run.build import Run, build
@@ -38,7 +38,7 @@ def _positive(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
+    if not 0 < value <= LARGEST:
         raise ValueError("expected a positive number, e.g. tflops=400")
     return value
 

@@ -209,6 +209,8 @@ def make_request(options: GenerateOptions) -> GenerationRequest:
     from pw.io.wan_weights import check, locate
 
     overrides, anchor_overrides = split_overrides(options.overrides)
+    if options.anchors_from is not None and not options.anchors_from.is_dir():
+        raise ConfigError(f"anchors_from={options.anchors_from}: no such folder; it is the `out` of an earlier call")
     texts = _read_prompts(options)
     weights = None if options.weights == "random" else locate(options.weights)
     if weights is not None:

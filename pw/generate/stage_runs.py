@@ -12,7 +12,7 @@ from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.parallel.team import current_place
 from pw.run.build import Run, build
-from pw.run.compose import override_key
+from pw.run.compose import compose_run, override_key
 from pw.train.record import written_overrides
 
 # groups whose overrides for stage II also apply to stage I
@@ -42,7 +42,24 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             raise ConfigError(f"{argument}: use weights=DIR instead")
         if override == "text=none":
             raise ConfigError(f"{argument}: a prompt needs an encoder; leave it at umt5")
+    _check_keys(overrides, anchor_overrides)
     return overrides, anchor_overrides
+
+
+def _check_keys(overrides: Sequence[str], anchor_overrides: Sequence[str]) -> None:
+    """Raises ConfigError for a key that is not in the configuration, before weights and anchors are looked for."""
+    common = _scale_overrides(overrides)
+    compose_run([*common, "stage=hires", *overrides])
+    try:
+        compose_run([*common, "stage=anchor", *anchor_overrides])
+    except ConfigError as error:
+        raise error.with_prefix("anchor.") from error
+
+
+def _scale_overrides(overrides: Sequence[str]) -> list[str]:
+    """The scale of both stages, and what it needs to make a video."""
+    scale = next((o for o in overrides if override_key(o) == "scale"), "scale=2k")
+    return [scale, *(TINY if scale == "scale=tiny" else ())]
 
 
 def stage_source(stage: str, value: str | None, weights: Path | None, outputs: Path | None) -> str:
@@ -101,8 +118,7 @@ def stage_runs(
     sizes = [] if weights is None else [*overrides_of(weights), f"trainer.weights={weights}"]
     if frames is not None:
         sizes.append(f"scale.frames={frames}")
-    scale = next((o for o in overrides if override_key(o) == "scale"), "scale=2k")
-    common = [scale, *(TINY if scale == "scale=tiny" else ()), *sizes]
+    common = [*_scale_overrides(overrides), *sizes]
     shared_overrides = [o for o in overrides if override_key(o).split(".")[0] in SHARED_GROUPS]
     hires = build(_last_of_each([*common, "stage=hires", *overrides]))
     try:

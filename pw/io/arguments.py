@@ -9,8 +9,9 @@
     main = Command(PlanOptions, run)  # main(words) -> exit status
 
 The annotation of a field gives the type of its value: bool (true, false), int, float, str, Path, a Literal, a tuple of
-one of these (comma-separated), `| None` (null). Two fields are special: `overrides` takes every `key=value` that is no
-option, and `positional` every word without an equals sign. A command without them rejects such words.
+one of these (comma-separated), `| None` (null). A number is from 0 to `LARGEST` unless `read=number(…)` says otherwise.
+Two fields are special: `overrides` takes every `key=value` that is no option, and `positional` every word without an
+equals sign. A command without them rejects such words.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import errno
 import math
+import os
 import re
 import sys
 import types
@@ -27,11 +30,32 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 T = TypeVar("T")
 SPECIAL = ("overrides", "positional")
 UNIONS = (types.UnionType, typing.Union)
+LARGEST = 1_000_000  # of a number without bounds of its own
+LONGEST = 240  # bytes of a file's name; systems allow 255, and temporary files add to it
+LONGEST_PATH = 2000  # bytes of a whole path; systems allow 4096, and there are folders below it
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number: `Annotated[float, Range(-1, 1)]`. A number of a configuration has them, or this default."""
+
+    low: float = 0
+    high: float = LARGEST
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"from {self.low:.10g} to {self.high:.10g}"
+
+
+MAX_SEED = 2**32 - 1  # of a random generator's
+Seed = Annotated[int, Range(0, MAX_SEED)]
 
 
 class ConfigError(ValueError):
@@ -85,21 +109,50 @@ class Command(Generic[T]):
 
     def __call__(self, words: Sequence[str]) -> int:
         try:
+            _check_repeated(words)
             return self.run(parse(self.options, words))
         except ConfigError as error:
             key = error.key if isinstance(error, UnknownKeyError) else ""
             hint = did_you_mean(key, keys(self.options), "; or, of the options, ", 0.7)
-            print(f"error: {error}{hint}", file=sys.stderr)
+            print(f"error: {_one_line(f'{_location(error.__cause__, words)}{error}{hint}', words)}", file=sys.stderr)
             return 2
         except MemoryError as error:
             print(f"error: {error or 'out of memory'}", *filter(None, [self.resume_hint]), sep="; ", file=sys.stderr)
             return 2
-        except (OSError, KeyboardInterrupt) as error:
+        except OSError as error:
+            hint = f"; {self.resume_hint}" if self.resume_hint else ""
+            print(f"error: {_one_line(f'{_location(error, words)}{error}', words)}{hint}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
             if not self.resume_hint:
                 raise
-            is_stopped = isinstance(error, KeyboardInterrupt)
-            print("\nstopped" if is_stopped else f"error: {error}", self.resume_hint, sep="; ", file=sys.stderr)
-            return 130 if is_stopped else 2
+            print(f"\nstopped; {self.resume_hint}", file=sys.stderr)
+            return 130
+
+
+def _check_repeated(words: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if equals and first.setdefault(key, word) is not word:
+            raise ConfigError(f"{key} is given twice, {first[key]} and {word}; leave one out")
+
+
+def _location(error: BaseException | None, words: Sequence[str]) -> str:
+    """The word that names the file of an error, if its name is too long, else ""."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        for word in words:
+            if (value := word.rpartition("=")[2]) and value in os.fsdecode(error.filename or ""):
+                return f"{word}: "
+    return ""
+
+
+def _one_line(text: str, words: Sequence[str]) -> str:
+    """A message on one line: long keys and values are cut, and what cannot be printed is escaped."""
+    for part in (part for word in words for part in word.partition("=")):
+        if len(part) > 200:
+            text = text.replace(part, f"{part[:100]}…")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def parse(options: type[T], words: Sequence[str]) -> T:
@@ -116,6 +169,8 @@ def parse(options: type[T], words: Sequence[str]) -> T:
         elif key in known:
             field, hint = known[key]
             try:
+                if _is_path(hint):
+                    check_path(value)
                 field_values[field.name] = (field.metadata.get("read") or partial(_value, hint))(value)
             except ConfigError:
                 raise
@@ -130,7 +185,8 @@ def parse(options: type[T], words: Sequence[str]) -> T:
             help = field.metadata.get("help", "")
             if choices := values(options, key):
                 help = f"{help}, one of {', '.join(choices)}"
-            raise ConfigError(f"{key}=… is missing{f': {help}' if help else ''}")
+            message = f"{key}=… is missing{f': {help}' if help else ''}"
+            raise missing_option(options, key, message, special.get("overrides", ()))
     return options(**field_values, **{name: tuple(items) for name, items in special.items()})
 
 
@@ -146,6 +202,12 @@ def values(options: type, key: str) -> tuple[str, ...]:
         return ()
     list_values = field.metadata.get("values")
     return tuple(list_values()) if list_values else _choices(hint)
+
+
+def missing_option(options: type, key: str, message: str, words: Sequence[str]) -> ConfigError:
+    """The error for a missing option: its `message`, or, if one of the other `words` is nearly the key, that word."""
+    near = difflib.get_close_matches(key, [word.partition("=")[0] for word in words], 1, 0.7)
+    return no_such_option(options, near[0]) if near else ConfigError(message)
 
 
 def no_such_option(options: type, word: str, suffix: str = "") -> ConfigError:
@@ -214,7 +276,8 @@ def _value(hint: Any, text: str) -> Any:
                 expectations.append(str(error))
         raise ValueError(" or ".join(expectations))
     if origin is tuple:
-        parts = [part.strip() for part in text.strip("[]()").split(",")]
+        inner = text[1:-1] if text[:1] + text[-1:] in ("[]", "()") else text
+        parts = [part.strip() for part in inner.split(",")]
         return tuple(_value(arguments[0], part) for part in parts if part)
     if origin is Literal:
         if text not in arguments:
@@ -225,13 +288,25 @@ def _value(hint: Any, text: str) -> Any:
             raise ValueError("true or false")
         return text == "true"
     if hint in (int, float):
-        try:
-            return hint(text)
-        except ValueError:
-            raise ValueError("a whole number" if hint is int else "a number") from None
+        return number(0, kind=hint)(text)
     if hint is Path and not text:
         raise ValueError("is empty; give it a value, or leave it out")
     return Path(text).expanduser() if hint is Path else text
+
+
+def _is_path(hint: Any) -> bool:
+    return hint is Path or Path in typing.get_args(hint)
+
+
+def check_path(text: str) -> None:
+    """Raises ValueError for a path, or a name in it, that is longer than systems allow, and for ~ of no user."""
+    longest = max(len(os.fsencode(name)) for name in text.split("/"))
+    if longest > LONGEST or len(os.fsencode(text)) > LONGEST_PATH:
+        raise ValueError(f"too long for a path; at most {LONGEST} bytes a name, {LONGEST_PATH} in all")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no user {text.partition('/')[0].removeprefix('~')} here") from None
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
@@ -258,19 +333,19 @@ def _as_text(value: Any) -> str:
 
 
 def number(
-    low: float, high: float = math.inf, kind: type[int] | type[float] = int, excluded: Sequence[float] = ()
+    low: float, high: float = LARGEST, kind: type[int] | type[float] = int, excluded: Sequence[float] = ()
 ) -> Callable[[str], Any]:
     """A parser of numbers in [low, high] but not in `excluded`; whole numbers unless `kind` is float."""
+    bounds = Range(low, high)
 
     def read(text: str) -> Any:
         try:
             value = kind(text) if re.fullmatch(r"[\d.e+-]+", text, re.ASCII) else math.nan
         except ValueError:
             value = math.nan
-        if not low <= value <= high or value in excluded:
-            upper = f" to {high:.10g}" if high < math.inf else ""
+        if value not in bounds or value in excluded:
             exception = f", but not {' or '.join(f'{x:g}' for x in excluded)}" if excluded else ""
-            raise ValueError(f"{'a whole number' if kind is int else 'a number'} from {low:.10g}{upper}{exception}")
+            raise ValueError(f"{'a whole number' if kind is int else 'a number'} {bounds}{exception}")
         return value
 
     return read

@@ -71,24 +71,29 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             raise OSError(f"{path}: {error}") from error
 
 
-def check_writable(key: str, folder: Path, name: str = "") -> None:
-    """Create the folder and test that a file can be written there. Raises ConfigError with the key."""
+def check_writable(key: str, folder: Path, name: str = "", *, create: bool = True) -> None:
+    """Create the folder and test that a file can be written there; without `create`, in the nearest folder that exists.
+
+    Raises ConfigError with the key.
+    """
     if name and (folder / name).is_dir():
         raise ConfigError(f"{key}={folder / name}: is a folder, expected a file")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise ConfigError(f"{key}={folder / name}: cannot be written ({error.strerror})") from error
 
 
 def writable_file(key: str) -> Callable[[str], Path]:
-    """A parser of an output file, `out=FILE`; creates its folder."""
+    """A parser of an output file, `out=FILE`, whose folder need not exist."""
 
     def read(text: str) -> Path:
         path = Path(text).expanduser().absolute()
-        check_writable(key, path.parent, path.name)
+        check_writable(key, path.parent, path.name, create=False)
         return path
 
     return read

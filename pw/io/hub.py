@@ -121,18 +121,19 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
-def check_revision(revision: str) -> None:
-    """Raises ConfigError for a text that cannot be a branch, tag or commit."""
-    if revision and (len(revision) > 200 or ".." in revision or not re.fullmatch(r"[\w.+@-]+(/[\w.+@-]+)*", revision)):
-        raise ConfigError(f"revision={revision}: expected a branch, tag or commit, e.g. main")
-
-
 def check_online() -> None:
     """Raises FetchError if the network is disabled."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
         raise FetchError("HF_HUB_OFFLINE=1, so the network is not used; unset it, or copy the files by hand")
+
+
+def revision_name(text: str) -> str:
+    """A branch, tag or commit, "" for none. Raises ValueError for what cannot be one."""
+    if text and (".." in text or not re.fullmatch(r"[\w-][\w./-]{0,199}", text)):
+        raise ValueError("expected a branch, tag or commit, e.g. main")
+    return text
 
 
 def repository(name: str, revision: str, kind: Kind = "model") -> HubRepository:

@@ -61,16 +61,12 @@ def user_folder() -> Path | None:
     return folder if has_user_files and not (folder / "pw" / "__init__.py").exists() and folder != SUITE else None
 
 
-def import_paths() -> list[str]:
-    """The first entries of sys.path: the suite, then the user's folder, which may also have an `experiments/`."""
-    folder = user_folder()
-    return [str(SUITE), *([] if folder is None else [str(folder)])]
-
-
 def import_suite_first() -> None:
-    """Import `experiments` and `benchmarks` from the suite, whatever is in the working directory."""
-    first = import_paths()
-    sys.path[:] = [*first, *(path for path in sys.path if path not in first)]
+    """Import `experiments` and `benchmarks` from the suite, whatever is in the working directory, and the modules of
+    the user's folder last: a random.py there is not Python's."""
+    folder = user_folder()
+    last = [] if folder is None else [str(folder)]
+    sys.path[:] = [str(SUITE), *(path for path in sys.path if path not in (str(SUITE), *last)), *last]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pw.io import hub
 from pw.io.arguments import Command, ConfigError, option
@@ -223,9 +223,14 @@ class WeightsOptions:
 
     dest: Path | None = option(None, "a folder to fetch to; without it, the Hugging Face cache")
     repo: str = option(REPO, "OWNER/NAME of a repository in diffusers' layout")
-    revision: str = option("", "branch, tag or commit; without it, the pinned commit, or main of another repository")
+    revision: str = option(
+        "",
+        "branch, tag or commit; without it, the pinned commit, or main of another repository",
+        read=hub.revision_name,
+    )
     dry_run: bool = option(False, "list what would be fetched, and fetch nothing")
     verify: bool = option(False, "hash all files that are there again, and fetch nothing")
+    what: Literal["wan", "metrics"] = option("wan", "Wan's weights, or those of the metrics")
 
     def __post_init__(self) -> None:
         from huggingface_hub.errors import HFValidationError
@@ -238,7 +243,6 @@ class WeightsOptions:
             is_valid = False
         if not is_valid:
             raise ConfigError(f"repo={self.repo}: expected OWNER/NAME, e.g. {REPO}")
-        hub.check_revision(self.revision)
         if self.dest is not None and self.dest.exists() and not self.dest.is_dir():
             raise ConfigError(f"dest={self.dest}: is a file; expected a folder")
         if not self.revision:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from pw.io.arguments import Seed
 from pw.io.lazy import Tensor, torch
 from pw.method import path
 from pw.method.path import Velocity
@@ -186,7 +187,7 @@ class Bernoulli:
     """
 
     rate: float
-    seed: int
+    seed: Seed
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:

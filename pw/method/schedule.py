@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from pw.io.arguments import Range
 from pw.io.lazy import Tensor, torch
 
 
@@ -30,7 +31,7 @@ class Schedule:
     """
 
     shift: float
-    num_timesteps: int
+    num_timesteps: Annotated[int, Range(2, 10_000)]
     coordinate: Literal["timestep", "index"]
     snap: bool
 

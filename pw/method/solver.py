@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Annotated, Protocol
 
+from pw.io.arguments import Range
 from pw.io.lazy import Tensor, torch
 from pw.method.path import Velocity
 from pw.method.schedule import Schedule, shifted
@@ -92,7 +93,7 @@ class Guidance:
     first_steps  guide only that many steps from the start; null guides all
     """
 
-    scale: float
+    scale: Annotated[float, Range(0, 100)]
     drop: str
     first_steps: int | None
 

@@ -13,8 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Annotated, Protocol
 
+from pw.io.arguments import Range
 from pw.io.lazy import Tensor, torch
 from pw.method.schedule import Schedule
 from pw.method.solver import inference_grid, inference_strides
@@ -101,7 +102,7 @@ class BiasedStrides(ABC):
     Raises ValueError when K < 1 or beta is so large that a rung is never drawn.
     """
 
-    beta: float
+    beta: Annotated[float, Range(-50, 50)]
     num_strides: int
     ground: bool
 
@@ -307,7 +308,7 @@ class Aligned(BiasedStrides):
     When to use: when the number of inference steps is known.
     """
 
-    grids: tuple[int, ...]
+    grids: tuple[Annotated[int, Range(1, 1000)], ...]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
+from pw.io.arguments import Range
 from pw.io.lazy import Tensor, torch
 from pw.method.schedule import Schedule
 from pw.method.step_sampler import Steps, StepSampler
@@ -45,7 +46,7 @@ class DeltaSigma:
     When to use: for few-step sampling, where long steps decide how the result looks.
     """
 
-    p: float
+    p: Annotated[float, Range(0, 10)]
     normalise: Literal["none", "expected", "batch"]
 
     @property

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pw.io.arguments import Range
+
+Size = Annotated[int, Range(1, 65_536)]
 
 
 @dataclass(frozen=True)
@@ -15,16 +19,16 @@ class Wan:
     patch_size  (frames, rows, columns) of latent per token
     """
 
-    patch_size: tuple[int, int, int]
-    num_attention_heads: int
-    attention_head_dim: int
-    in_channels: int
-    ffn_dim: int
-    num_layers: int
-    text_dim: int
-    text_tokens: int
-    freq_dim: int
-    rope_max_seq_len: int
+    patch_size: tuple[Size, Size, Size]
+    num_attention_heads: Annotated[int, Range(1, 1024)]
+    attention_head_dim: Annotated[int, Range(1, 1024)]
+    in_channels: Size
+    ffn_dim: Annotated[int, Range(1, 1_000_000)]
+    num_layers: Annotated[int, Range(1, 1024)]
+    text_dim: Size
+    text_tokens: Size
+    freq_dim: Size
+    rope_max_seq_len: Size
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pw.io.arguments import ConfigError
-from pw.io.paths import ROOT, import_paths
+from pw.io.paths import ROOT, SUITE
 from pw.io.progress import Progress, ignore_closed_stream
 from pw.parallel.signals import STOP_SIGNALS, Stopped, handle_stop_signals, interruptible
 from pw.parallel.team import PLACE, STORE, place_from_environment, prints_for_user
@@ -105,7 +105,7 @@ class Workers:
     def start(self, command: Sequence[str], processes: int) -> None:
         """Start the processes, each with its place in its environment."""
         outer = os.environ.get("PYTHONPATH")
-        path = [*dict.fromkeys([*import_paths(), str(ROOT)]), *([outer] if outer else [])]  # found from any folder
+        path = [*dict.fromkeys([str(SUITE), str(ROOT)]), *([outer] if outer else [])]  # found from any folder
         for rank in range(processes):
             local_socket, worker_socket = socket.socketpair()
             self._reports.register(self._open.enter_context(local_socket), selectors.EVENT_READ, rank)

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from pw.data.shard_index import CHECKSUMS, MANIFEST, checksums, write_shards
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_space, length, parse_json, replacing, sha256, write_json
-from pw.io.hub import check_revision
+from pw.io.hub import revision_name
 from pw.io.progress import Pace, ProgressLine
 from pw.io.video import Frame, Frames, VideoError, decode, probe
 from pw.io.video_files import printable
@@ -72,14 +72,15 @@ class DataOptions:
     size: Literal["native", "1920", "960"] = option("native", "which copy of the dataset, by its width in px")
     caption: Literal["summarized", "detailed", "brief"] = option("summarized", "which captions of the dataset")
     keep: bool = option(False, "keep the dataset's zips when their clips are out")
-    revision: str = option("", "branch, tag or commit of the dataset; without it main, or that of the earlier call")
+    revision: str = option(
+        "", "branch, tag or commit of the dataset; without it main, or that of the earlier call", read=revision_name
+    )
 
     def __post_init__(self) -> None:
         if self.path and self.name:
             raise ConfigError("give path= (your own videos) or name= (a public dataset), not both")
         if not self.path and not self.name:
             raise ConfigError("path is missing: the folder with your videos (or name=ultravideo)")
-        check_revision(self.revision)
         dataset_keys = ("accept_licence", "taste", "size", "caption", "keep", "revision")
         if self.path and (unused := [key for key in dataset_keys if getattr(self, key) != getattr(DataOptions, key)]):
             raise ConfigError(f"{unused[0]}= is for name=ultravideo, not for path=")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pw.data import Source
 from pw.data.degradation import Degradation
-from pw.io.arguments import ConfigError
+from pw.io.arguments import ConfigError, Seed
 from pw.io.files import digest, parse_json, sha256
 from pw.io.lazy import Tensor
 from pw.io.paths import ROOT
@@ -265,7 +265,7 @@ def assemble(config: Config) -> Run:
     parts |= {group: make(group, values[group]) for group in STRATEGIES}
     parts |= {group: make(group, values[group]) if is_chosen(values[group]) else None for group in OPTIONAL}
     anchor_degradation = parts["degradation"]
-    if anchors["degradation"]:
+    if anchors["degradation"] is not None:
         anchor_degradation = make("degradation", anchors["degradation"], "anchors.degradation")
     anchor_recipe = None
     if coerce(anchors["source"], Literal["reference", "generated"], "anchors.source") == "generated":
@@ -273,7 +273,7 @@ def assemble(config: Config) -> Run:
     run = Run(
         config=config,
         stage=coerce(values["stage"], Literal["anchor", "hires"], "stage"),
-        seed=coerce(values["seed"], int, "seed"),
+        seed=coerce(values["seed"], Seed, "seed"),
         code=coerce(values["code"], Literal["current", "as_trained"], "code"),
         source=make("data", values["data"]),
         objective=_objective(config),

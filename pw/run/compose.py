@@ -41,11 +41,16 @@ class Config:
                 node = node[part]
             node[leaf] = value
         overrides = tuple(f"{path}={'null' if value is None else value}" for path, value in changes.items())
-        return Config(values, self.choices, (*self.overrides, *overrides))
+        return Config(values, self.choices, _effective((*self.overrides, *overrides)))
 
     def label(self, key: str) -> Any:
         """The value of a key for a table: the file name of a group, or the value at a dotted path."""
         return self.choices.get(key) or value_at(self.values, key)
+
+
+def _effective(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The overrides without those that a later one of the same key replaces."""
+    return tuple({override.partition("=")[0]: override for override in overrides}.values())
 
 
 def value_at(values: Mapping[str, Any], key: str) -> Any:
@@ -113,7 +118,7 @@ def _parse(override: str) -> Any:
 
     try:
         return OverridesParser.create().parse_override(_with_quoted_path(override))
-    except HydraException:
+    except (HydraException, ValueError):
         return None
 
 
@@ -153,7 +158,7 @@ def compose_run(overrides: Sequence[str]) -> Config:
 
     Raises ConfigError with the override, and the nearest key or the valid options.
     """
-    return _compose(tuple(overrides), _user_conf())
+    return _compose(_effective(overrides), _user_conf())
 
 
 @lru_cache(maxsize=512)
@@ -177,6 +182,9 @@ def _compose(overrides: tuple[str, ...], user_conf: Path | None) -> Config:
             if change.is_sweep_override():
                 raise HydraException(f"{change.input_line}: not one value")
             key, value = change.key_or_group, change.value()
+            if isinstance(value, Mapping):
+                first = next((f".{name}={part}" for name, part in value.items()), ".…")
+                raise ConfigError(f"{change.input_line}: write each key out, e.g. {key}{first}")
             is_path = key in PATH_KEYS and isinstance(value, str)
             try:
                 OmegaConf.update(config, key, os.path.expanduser(value) if is_path else value)
@@ -185,7 +193,9 @@ def _compose(overrides: tuple[str, ...], user_conf: Path | None) -> Config:
         values = OmegaConf.to_container(config, resolve=True)
     except YAMLError as error:
         raise ConfigError(f"a file of conf/ is no YAML: {' '.join(str(error).split())}") from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: more digits than Python reads
         raise _explain(error, overrides) from error
     assert isinstance(values, dict)
     return Config({str(k): v for k, v in values.items()}, dict(files), overrides)
@@ -198,6 +208,8 @@ def _check_override(override: str) -> None:
     if key.split("@")[0] in groups() and "@" not in key and value not in groups()[key]:
         hint = did_you_mean(value, groups()[key], "; ")
         raise ConfigError(f"{override}: {key} is one of {', '.join(groups()[key])}{hint}")
+    if "${" in value:
+        raise ConfigError(f"{override}: the value refers to another key; write the value itself")
     if key.endswith("_target_"):
         raise ConfigError(f"{override}: classes are chosen by group, e.g. {key.split('.')[0]}=…, never by _target_")
 

@@ -125,6 +125,11 @@ def _check_objective_and_grid(run: Run) -> None:
         raise ConfigError("sampling.timesteps: an explicit grid does not use sampling.shift or sampling.start")
     if timesteps is not None and timesteps[0] > run.schedule.num_timesteps:
         raise ConfigError(f"sampling.timesteps={list(timesteps)}: at most N={run.schedule.num_timesteps}")
+    for name in ("num_steps", "solution_steps"):
+        if (steps := getattr(run.sampling, name)) > run.schedule.num_timesteps:
+            raise ConfigError(
+                f"sampling.{name}={steps}: more steps than schedule.num_timesteps={run.schedule.num_timesteps}"
+            )
     with as_config_error():
         run.objective.check(run.schedule)
     if run.sampling.stride == "grid" and not run.objective.trains_strides:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal
 
+from pw.io.arguments import Range, Seed, check_path
 from pw.run.strategies import Constraint
 
 Count = Annotated[int, Constraint(lambda count: count >= 1, "needs at least 1")]
 Positive = Annotated[float, Constraint(lambda value: value > 0, "needs to be positive")]
+Updates = Range(0, 100_000_000)
 NonNegative = Constraint(lambda value: value >= 0, "0 (none) or more")
 
 
@@ -62,7 +64,9 @@ class Scale:
 class Train:
     """Length and mode of training. `updates` are optimiser updates, each of accumulate * batch_size clips."""
 
-    updates: Annotated[int, Constraint(lambda updates: updates >= 0, "0 (the start checkpoint as it is) or more")]
+    updates: Annotated[
+        int, Updates, Constraint(lambda updates: updates >= 0, "0 (the start checkpoint as it is) or more")
+    ]
     batch_size: Count
     accumulate: Count
     precision: Literal["fp32", "bf16"]
@@ -146,8 +150,8 @@ class Recipe:
     name: str
     overrides: tuple[str, ...]
     inherit: tuple[str, ...]
-    updates: int
-    seed: int
+    updates: Annotated[int, Updates]
+    seed: Seed
     shipped: bool = False
     tuning: Annotated[int, Constraint(lambda n: n >= 0, "updates; 0 (train from the recipe on other data) or more")] = 0
     tuning_lr: Positive = 1e-3
@@ -172,19 +176,23 @@ class Trainer:
     """
 
     accelerator: Literal["cpu", "gpu"]
-    devices: Count
-    threads: Count
+    devices: Annotated[Count, Range(1, 1024)]
+    threads: Annotated[Count, Range(1, 4096)]
     attention: Literal["sdpa", "cudnn", "flash", "flash3", "sage"]
     compile: bool
     guidance_batch: bool
     weights: str | None
     strategy: Literal["single", "ddp", "fsdp", "hsdp"] = "single"
     nodes: Count = 1
-    shards: int | None = None
+    shards: Count | None = None
     context: Count = 1
     offload_activations: bool = False
 
     def __post_init__(self) -> None:
+        try:
+            check_path(self.weights or "")
+        except ValueError as error:
+            raise ValueError(f"trainer.weights={self.weights}: {error}") from None
         if self.strategy == "single" and self.processes != 1:
             raise ValueError(
                 f"trainer.devices={self.devices}: trainer={self.accelerator} trains on one device; set trainer=ddp, "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-import math
 import types
 import typing
 from collections.abc import Callable, Generator, Mapping
@@ -14,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pw.io.arguments import ConfigError, did_you_mean
+from pw.io.arguments import ConfigError, Range, did_you_mean
 from pw.io.paths import SUITE, explain_import_errors, user_folder
 
 # Group -> modules with its classes: a configuration cannot name a class of another module.
@@ -36,9 +35,12 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 
 
+DEFAULT_RANGE = Range()
+
+
 @dataclass(frozen=True)
 class Constraint:
-    """A condition on a value, for `Annotated`, and the message for a value that violates it."""
+    """A condition on a number, for `Annotated`, beside its `Range`, and the message for a number that violates it."""
 
     check: Callable[[float], bool]
     message: str
@@ -98,6 +100,8 @@ def make(group: str, node: Mapping[str, Any], key: str | None = None, **parts: A
 
     Raises ConfigError for a class of another module, an unknown or missing field, or a value of wrong type or range.
     """
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{key or group}={node!r}: is not one value; choose a file of conf/{group}")
     cls = strategy_class(group, node, key)
     return from_values(cls, {k: v for k, v in node.items() if k != "_target_"}, key or group, **parts)
 
@@ -116,19 +120,27 @@ def from_values(cls: Any, node: Mapping[str, Any], key: str, **parts: Any) -> An
         raise ConfigError(f"{key}.{missing[0]}: missing")
     hints = typing.get_type_hints(cls, localns={"Tensor": object}, include_extras=True)
     arguments = {name: coerce(value, hints[name], f"{key}.{name}") for name, value in node.items()}
-    with as_config_error():
-        return cls(**arguments, **parts)
+    try:
+        with as_config_error():
+            return cls(**arguments, **parts)
+    except OSError as error:  # of a source, which reads its folder
+        place = [f".{n}={v}" for n, v in arguments.items() if isinstance(v, str) and v in str(error.filename)]
+        raise ConfigError(f"{key}{place[0] if place else ''}: {error.strerror}") from error
 
 
-def coerce(value: Any, annotation: Any, key: str) -> Any:
-    """`value` in the type of an annotation; converts only int -> float and list -> tuple. Raises ConfigError."""
+def coerce(value: Any, annotation: Any, key: str, bounds: Range = DEFAULT_RANGE) -> Any:
+    """`value` in the type of an annotation; converts only int -> float and list -> tuple. Raises ConfigError.
+
+    bounds  of numbers, unless the annotation has a `Range`
+    """
     origin, parameters = typing.get_origin(annotation), typing.get_args(annotation)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if origin is Annotated:
-        value = coerce(value, parameters[0], key)
         for constraint in parameters[1:]:
-            if isinstance(constraint, Constraint) and not constraint.check(value):
+            if isinstance(constraint, Constraint) and is_number and not constraint.check(value):
                 raise ConfigError(f"{key}={value}: {constraint.message}")
-        return value
+        own_bounds = [extra for extra in parameters[1:] if isinstance(extra, Range)]
+        return coerce(value, parameters[0], key, *(own_bounds or [bounds]))
     error = ConfigError(f"{key}={value!r}: expected {_in_words(annotation)}")
     if origin is Literal:
         if value not in parameters or isinstance(value, bool):
@@ -139,10 +151,10 @@ def coerce(value: Any, annotation: Any, key: str) -> Any:
             return None
         members = [a for a in parameters if a is not type(None)]
         if len(members) == 1:
-            return coerce(value, members[0], key)
+            return coerce(value, members[0], key, bounds)
         for member in sorted(members, key=lambda member: member is not type(value)):  # the exact type first
             with suppress(ConfigError):
-                return coerce(value, member, key)
+                return coerce(value, member, key, bounds)
         raise error
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
@@ -150,14 +162,14 @@ def coerce(value: Any, annotation: Any, key: str) -> Any:
         item_types = [parameters[0]] * len(value) if parameters[-1] is Ellipsis else list(parameters)
         if len(item_types) != len(value):
             raise error
-        return tuple(coerce(v, t, key) for v, t in zip(value, item_types, strict=True))
+        return tuple(coerce(v, t, key, bounds) for v, t in zip(value, item_types, strict=True))
     if dataclasses.is_dataclass(annotation) and isinstance(value, Mapping):
         group = next((g for g, modules in MODULES.items() if annotation.__module__ in modules), "")
         return make(group, value, key) if "_target_" in value else from_values(annotation, value, key)
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise error
+    if annotation in (int, float) and is_number and (annotation is float or isinstance(value, int)):
+        if value not in bounds:
+            raise ConfigError(f"{key}={value}: expected {_in_words(annotation)} {bounds}")
+        return annotation(value)
     if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
         raise error
     return value

@@ -23,7 +23,7 @@ from pw.cost.generation_cost import sampling_memory
 from pw.data import Clips
 from pw.data.degradation import Degradation, resize
 from pw.data.procedural import generator
-from pw.io.arguments import Command, ConfigError, number, option
+from pw.io.arguments import MAX_SEED, Command, ConfigError, number, option
 from pw.io.files import read_json, write_json
 from pw.io.host import free_memory
 from pw.io.lazy import Tensor, torch
@@ -328,7 +328,9 @@ class SampleOptions:
     """`pw sample key=value …`: one run."""
 
     outputs: Path = option(OUTPUTS, "folder of all results", read=outputs_folder)
-    evaluation_seed: int | None = option(None, "of the evaluation clips; the run's own by default", read=number(0))
+    evaluation_seed: int | None = option(
+        None, "of the evaluation clips; the run's own by default", read=number(0, MAX_SEED)
+    )
     overrides: tuple[str, ...] = ()
 
 

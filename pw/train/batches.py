@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pw.data import LatentBatch
-from pw.io.arguments import Command, ConfigError
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import parse_json, write_json, write_tensors
 from pw.io.lazy import Tensor, torch
 from pw.parallel.team import Share, Team
@@ -110,13 +110,14 @@ def write(
 def read(path: Path) -> tuple[NotFiniteBatch, Tensor | LatentBatch]:
     """Read the files of `write`. Raises ConfigError for any other file."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
         content = parse_json(path.read_text())
         batch = NotFiniteBatch(**{field.name: content[field.name] for field in fields(NotFiniteBatch)})
+        from safetensors.torch import load_file  # imports torch, which takes seconds
+
         tensors = load_file(path.with_suffix(".safetensors"))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(
             f"{path}: not the batch of a loss that is not finite ({error}); expected one of "
             f"outputs/train/*/{NOT_FINITE}/*.json"
@@ -155,7 +156,7 @@ def describe_not_finite(run: Run, folder: Path, losses: Sequence[UpdateLosses], 
 class ReplayOptions:
     """`pw replay FILE`."""
 
-    positional: tuple[str, ...] = ()
+    positional: tuple[str, ...] = option((), "that a training with such a loss wrote", key="FILE.json")
 
 
 def run_replay(options: ReplayOptions) -> int:

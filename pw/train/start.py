@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from pw.io.arguments import Command, ConfigError, option
+from pw.io.arguments import Command, ConfigError, missing_option, option
 from pw.io.files import parse_json, read_json, replacing, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
@@ -174,7 +174,8 @@ def run_start(options: StartOptions) -> int:
     """Exit status: 0 both files written, 1 failed, 128 + n stopped by signal n."""
     names = [name for name in groups()["start"] if name != "none"]
     if options.name not in names:
-        raise ConfigError(f"name={options.name}: one of {', '.join(names)}, e.g. make start name={names[-1]}")
+        message = f"name={options.name}: one of {', '.join(names)}, e.g. make start name={names[-1]}"
+        raise missing_option(StartOptions, "name", message, options.overrides)
     start = build([f"start={options.name}", "start.shipped=false", *options.overrides]).start_run
     assert start is not None
     if options.training is None:

@@ -326,7 +326,7 @@ WRONG = [
     (("prompt=a", "hires=0123abcd"), r"hires=0123abcd: .* holds no finished training"),
     (("prompt=a", "injector=none"), r"injector=none: stage II needs an anchor"),
     (("prompt=a", "trainer.weights=x"), r"trainer\.weights=x: use weights=DIR instead"),
-    (("prompt=a", "seed=-1"), r"seed=-1: a whole number from 0 to 4294967295"),
+    (("prompt=a", "seed=-1"), r"seed=-1: expected a whole number from 0 to 4294967295"),
     (("prompt=a", "text_device=gpu"), r"text_device=gpu: torch sees no CUDA device"),
     (("prompt=a", "trainer.attention=sage"), r"trainer\.attention=sage: not available on this machine.*sdpa"),
     (("prompt=a", "trainer.attention=cudnn"), r"trainer\.attention=cudnn: not available on this machine.*sdpa"),

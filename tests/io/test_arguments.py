@@ -103,7 +103,7 @@ def test_a_command_tells_a_mistake_in_one_line_and_ends_with_2(capsys: pytest.Ca
     command = Command(Closed, lambda options: options.seeds)
     assert command(["name=a", "seeds=7"]) == 7
     assert command(["name=a", "seeds=x"]) == 2
-    assert capsys.readouterr().err == "error: seeds=x: a whole number\n"
+    assert capsys.readouterr().err == "error: seeds=x: a whole number from 0 to 1000000\n"
 
 
 def test_lack_of_memory_is_one_line_and_a_failure(capsys: pytest.CaptureFixture[str]) -> None:

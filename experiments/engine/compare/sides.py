@@ -37,7 +37,7 @@ def _side(text: str) -> str:
 
 def _output_folder(text: str) -> Path:
     folder = Path(text).expanduser()
-    check_writable("out", folder)
+    check_writable("out", folder, create=False)
     return folder
 
 

@@ -32,6 +32,7 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 from benchmarks import paper
+from benchmarks.measure.measurement import existing_folder
 from benchmarks.metrics import METRICS, lookup, metric_names
 from experiments.engine.ablation import names
 from experiments.engine.job import ASSUMED_FLOPS, SECONDS, Job, train_jobs
@@ -47,7 +48,7 @@ from experiments.engine.power_analysis.spread import (
     smallest_difference,
 )
 from experiments.engine.terminal import console
-from pw.io.arguments import Command, ConfigError, UnknownKeyError, number, option
+from pw.io.arguments import LARGEST, Command, ConfigError, UnknownKeyError, missing_option, number, option
 from pw.io.files import writable_file, write_json
 from pw.io.paths import OUTPUTS
 from pw.sample.evaluate import sample_folder
@@ -74,7 +75,7 @@ def _per_metric(example: str, *, percent: bool) -> Callable[[str], PerMetric]:
         for word in filter(None, text.split(",")):
             name, colon, value = word.rpartition(":")
             try:
-                is_positive = float(value.removesuffix("%") if percent else value) > 0
+                is_positive = 0 < float(value.removesuffix("%") if percent else value) <= LARGEST
             except ValueError:
                 is_positive = False
             if not is_positive or not (colon or percent):
@@ -95,7 +96,9 @@ class PowerOptions:
     paper: str | None = option(None, "a table of the paper, alone or in addition: table_9_3")
     prompts: int = option(100, "evaluation prompts of a seed", read=number(2, MAX_COUNT))
     seeds: int = option(3, "trainings of an arm", read=number(1, MAX_COUNT))
-    metrics: tuple[str, ...] = option((), "only these metrics")
+    metrics: tuple[str, ...] = option(
+        (), "only these metrics", read=lambda text: tuple(metric_names(filter(None, text.split(","))))
+    )
     of: PerMetric = option(
         (),
         "the difference to be shown: 0.5, 5% of the mean, psd:0.2,swd:5%",
@@ -112,16 +115,17 @@ class PowerOptions:
     )
     power: float = option(0.8, "the chance to show a true difference", read=number(0, 1, float, excluded=(0, 1)))
     alpha: float = option(0.05, "the two-sided error of the test", read=number(0, 1, float, excluded=(0, 1)))
-    outputs: Path = option(OUTPUTS, "where scores are read from")
+    outputs: Path = option(OUTPUTS, "where scores are read from", read=existing_folder)
     out: Path | None = option(None, "a JSON file for the answer", read=writable_file("out"))
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.ablation and self.paper is None:
-            raise ConfigError(
+            message = (
                 f"ablation=… is missing: one of {', '.join(names())}; or a table of the paper: "
                 f"paper={', '.join(paper.names())}"
             )
+            raise missing_option(PowerOptions, "ablation", message, self.overrides)
         if self.ablation is None and self.overrides:
             raise ConfigError(f"{self.overrides[0]}: without ablation=… there is nothing to override")
 

@@ -60,7 +60,7 @@ def _setup_lines(text: str) -> tuple[str, ...]:
 class Local:
     """This machine, `workers` jobs at a time. `check_run` raises ConfigError for a run that cannot start here."""
 
-    workers: int = option(read=number(0))
+    workers: int = option(read=number(0, 1024))
 
     def check_run(self, run: Run) -> None:
         check_launch(run.trainer)
