@@ -37,6 +37,7 @@ VERBS = {
     "ablation": Verb("experiments.engine.run_ablation", "run one ablation to its table: name=ansc"),
     "ablations": Verb("experiments.engine.ablation", "list the ablations: what each varies, claims, and what came out"),
     "status": Verb("experiments.engine.status", "how far an ablation is, read from its files: name=ansc"),
+    "runs": Verb("experiments.engine.runs", "list what was run: kind=train stage=hires since=2026-11-01"),
     "power": Verb(
         "experiments.engine.power_analysis.power_planner", "the smallest difference that n prompts and m seeds show"
     ),
