@@ -43,7 +43,9 @@ VERBS = {
     ),
     "record": Verb("experiments.engine.outcome.verdict", "keep an ablation's outcome in experiments/results"),
     "train": Verb("pw.train.loop", "train one run: stage=hires objective=shortcut seed=1", exits_at_once=True),
-    "sample": Verb("pw.sample.evaluate", "sample one run, which is trained first if need be", exits_at_once=True),
+    "sample": Verb(
+        "experiments.engine.sample_command", "sample one run, which is trained first if need be", exits_at_once=True
+    ),
     "coverage": Verb("pw.run.trained_pairs", "which (timestep, stride) pairs a step sampler trains"),
     "start": Verb(
         "pw.train.start", "train a start from its recipe, and write it with its card: name=hires", exits_at_once=True

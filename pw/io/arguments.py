@@ -29,6 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from pw.io.command_line import without_make
+
 T = TypeVar("T")
 SPECIAL = ("overrides", "positional")
 UNIONS = (types.UnionType, typing.Union)
@@ -89,13 +91,18 @@ class Command(Generic[T]):
         except ConfigError as error:
             key = error.key if isinstance(error, UnknownKeyError) else ""
             hint = did_you_mean(key, keys(self.options), "; or, of the options, ", 0.7)
-            print(f"error: {error}{hint}", file=sys.stderr)
+            print(without_make(f"error: {error}{hint}"), file=sys.stderr)
             return 2
         except (OSError, KeyboardInterrupt) as error:
             if not self.resume_hint:
                 raise
             is_stopped = isinstance(error, KeyboardInterrupt)
-            print("\nstopped" if is_stopped else f"error: {error}", self.resume_hint, sep="; ", file=sys.stderr)
+            print(
+                "\nstopped" if is_stopped else without_make(f"error: {error}"),
+                self.resume_hint,
+                sep="; ",
+                file=sys.stderr,
+            )
             return 130 if is_stopped else 2
 
 
