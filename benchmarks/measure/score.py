@@ -348,7 +348,7 @@ def run(options: ScoreOptions) -> int:
     end_with_parent()
     folders = [*([options.videos] if options.videos else []), *options.positional]
     if len(folders) != 1 or not folders[0]:
-        raise ConfigError("videos=: expected one folder; make score videos=DIR metrics=mhd_mse,niqe")
+        raise ConfigError("videos=: expected one folder; `make score videos=DIR metrics=mhd_mse,niqe`")
     folder = Path(folders[0]).expanduser()
     if not (names := metric_names(options.metrics)):
         raise ConfigError(f"metrics=: no metric given; known: {', '.join((*GROUPS, *METRICS))}")

@@ -109,7 +109,7 @@ def videos(folder: Path) -> list[Path]:
     """
     registered = None
     if (file := folder / "registered.json").is_file():
-        record = _read(file, {"directory": str, "present": list}, "register the videos again: make system videos=DIR")
+        record = _read(file, {"directory": str, "present": list}, "register the videos again: `make system videos=DIR`")
         folder, registered = Path(record["directory"]), set(record["present"])
         if not folder.is_dir():
             raise ConfigError(f"{file}: {folder} no longer exists; register the videos in their new folder")
@@ -204,7 +204,7 @@ class Costs:
 
 def costs(folder: Path) -> Costs:
     """Costs from the notes of a folder; all None without notes. Raises ConfigError for a damaged note."""
-    keys, fix = dict.fromkeys(("width", "height", "frames"), int), "remove it, and make system makes its video again"
+    keys, fix = dict.fromkeys(("width", "height", "frames"), int), "remove it, and `make system` makes its video again"
     notes = [_read(path, keys, fix) for path in sorted((folder / "jobs").glob("*.json"))]
 
     def all_of(key: str) -> list[Any]:
