@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from experiments.engine.job import Row, all_jobs
 from experiments.engine.outcome.result_files import mark_of, read_scores
 from experiments.engine.plan import Arm, Plan, make_plan, parse
 from pw.io.arguments import Command, ConfigError, option
+from pw.io.files import digest
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run
+from pw.run.signatures import NOT_DATA
 from pw.sample.evaluate import sample_folder
 from pw.tracking.mlflow_log import TrackingError
 from pw.train.record import training_folder
@@ -45,14 +47,32 @@ def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row]) -> st
         for metric, value in entry["metrics"].items()
         if value["mean"] is not None
     }
+    commits = dict.fromkeys(record.tags["git_commit"] for record in records)
+    code = digest(sorted({str(record.params["code"]) for record in records}))
     return log_ablation(
         plan.options.outputs,
         plan.name,
         records,
         artifacts=[plan.folder / name for name in FILES if (plan.folder / name).exists()],
         summary=summary,
-        tags={"mlflow.note.content": (plan.folder / "table.md").read_text()},
+        tags={
+            "mlflow.note.content": (plan.folder / "table.md").read_text(),
+            **{key: str(records[0].params[key]) for key in ("data", "data_hash", "scale", "size")},
+            "code": code,
+            "git_commit": ", ".join(commits),
+        },
+        origin=_origin(records[0].params | {"code": code}),
     )
+
+
+def data_hash(run: Run) -> str:
+    """8 hex digits of the clips of a run: the content of its shards or latents, or the settings of procedural clips."""
+    values = run.typed_values["data"].items()
+    return digest({"clips": run.source.fingerprint(), **{key: v for key, v in values if key not in NOT_DATA}})
+
+
+def _origin(params: Mapping[str, object]) -> str:
+    return f"{params['data']} {params['data_hash']}, {params['scale']} {params['size']}, code {params['code']}"
 
 
 def _record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunRecord:
@@ -62,21 +82,33 @@ def _record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunRecord:
     training, clips = training_folder(run, outputs), sample_folder(run, outputs, seed)
     mark = mark_of(training)
     cost = {key: mark[key] for key in ("cpu_seconds", "train_flops", "peak_memory_mb") if key in mark}
+    height, width = run.scale.size
+    parts = (mark.get("code", run.training_code), run.sampling_code, run.evaluation_code)
+    params = {
+        **arm.varied,
+        "data": run.config.choices["data"],
+        "data_hash": data_hash(run),
+        "scale": run.scale.name,
+        "size": f"{run.scale.frames}x{height}x{width}",
+        "code": digest(parts),
+        "seed": seed,
+    }
     scores = read_scores(file)["metrics"] if file.exists() else {}
     artifacts = [training / "config.yaml", file, file.with_suffix(".csv"), *sorted(clips.glob("000[0-3].mkv"))]
     return RunRecord(
         arm=arm.name,
         seed=seed,
-        params={**arm.varied, "scale": run.scale.name, "seed": seed},
+        params=params,
         curves=curves if (curves := training / "metrics.jsonl").exists() else None,
         scores={k: v for k, v in (scores | cost).items() if v is not None and math.isfinite(v)},
         artifacts=[path for path in artifacts if path.exists()],
         tags={
             "signature": run.sample_signature(seed),
             "training": run.training_signature,
-            "git_commit": str(mark.get("git_commit")),
+            "git_commit": f"{mark.get('git_commit')}{'-dirty' if mark.get('dirty') else ''}",
         },
         status="FINISHED" if scores else "FAILED",
+        origin=_origin(params),
     )
 
 
