@@ -194,6 +194,28 @@ def test_a_larger_table_takes_over_the_runs_of_the_smaller(logged: Logged) -> No
     assert live_runs(outputs)[again].info.status == "FAILED"
 
 
+def test_tables_on_other_data_stay_apart(logged: Logged) -> None:
+    """The same arms and seeds, on other clips: each table has a parent, and names say which it is."""
+    outputs, runs, parent = logged
+    others = [record(outputs, run.arm, run.seed, "shards") for run in runs]
+    others = [replace(run, origin="shards 01234567") for run in others]
+    again = log_ablation(outputs, "ansc", others, artifacts=[], summary={}, tags={}, origin="shards 01234567")
+    by_parent = {
+        key: {live_runs(outputs)[run].info.run_name for run in children(outputs, key)} for key in (parent, again)
+    }
+    assert by_parent == {parent: {run.name for run in runs}, again: {run.name for run in others}}
+    assert not by_parent[parent] & by_parent[again]
+    assert shown[again].info.run_name == "ansc [shards 01234567]"
+    assert list(page_urls(outputs)) == ["ansc"]
+
+
+def test_the_commit_is_a_column_of_the_list(template: Logged) -> None:
+    experiment = client(template[0]).get_experiment_by_name("ansc")
+    assert experiment is not None
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{mlflow_log.VIEW}"])
+    assert "tags.`git_commit`" in view["selectedColumns"]
+
+
 def test_what_a_killed_call_left_is_replaced(logged: Logged) -> None:
     outputs, runs, parent = logged
     mlflow_client = client(outputs)

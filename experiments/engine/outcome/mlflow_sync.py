@@ -37,7 +37,7 @@ def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row]) -> st
 
     score_folders = {(row.name, row.seed): Path(row.job.score["out"]) for row in rows}
     records = [
-        _record(plan, arm, seed, run, score_folders[arm.name, seed] / "scores.json")
+        run_record(plan, arm, seed, run, score_folders[arm.name, seed] / "scores.json")
         for arm in plan.arms
         for seed, run in arm.runs.items()
     ]
@@ -75,7 +75,8 @@ def _origin(params: Mapping[str, object]) -> str:
     return f"{params['data']} {params['data_hash']}, {params['scale']} {params['size']}, code {params['code']}"
 
 
-def _record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunRecord:
+def run_record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunRecord:
+    """What is logged of an arm and seed. file: its scores.json"""
     from pw.tracking.mlflow_log import RunRecord
 
     outputs = plan.options.outputs
@@ -131,8 +132,10 @@ def run(options: MlflowSyncOptions) -> int:
 def _log(folder: Path, outputs: Path) -> int:
     try:
         words = json.loads((folder / "plan.json").read_text())["words"]
-        plan = make_plan(parse([*words, f"outputs={outputs}"]))
-        log_to_mlflow(plan, json.loads((folder / "table.json").read_text()), all_jobs(plan)[1])
+        plan, table = make_plan(parse([*words, f"outputs={outputs}"])), json.loads((folder / "table.json").read_text())
+        if table["settings"] != plan.options.settings():
+            raise ValueError("its table is of an earlier call; run the latest call again to its end")
+        log_to_mlflow(plan, table, all_jobs(plan)[1])
     except (TrackingError, ValueError, KeyError) as error:
         print(f"{folder.name}: not logged: {error}", file=sys.stderr)
         return 1
