@@ -200,9 +200,8 @@ def test_tables_on_other_data_stay_apart(logged: Logged) -> None:
     others = [record(outputs, run.arm, run.seed, "shards") for run in runs]
     others = [replace(run, origin="shards 01234567") for run in others]
     again = log_ablation(outputs, "ansc", others, artifacts=[], summary={}, tags={}, origin="shards 01234567")
-    by_parent = {
-        key: {live_runs(outputs)[run].info.run_name for run in children(outputs, key)} for key in (parent, again)
-    }
+    shown = live_runs(outputs)
+    by_parent = {key: {shown[run].info.run_name for run in children(outputs, key)} for key in (parent, again)}
     assert by_parent == {parent: {run.name for run in runs}, again: {run.name for run in others}}
     assert not by_parent[parent] & by_parent[again]
     assert shown[again].info.run_name == "ansc [shards 01234567]"
