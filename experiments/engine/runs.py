@@ -9,11 +9,12 @@ A folder that cannot be read is named below the list.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -33,7 +34,7 @@ SETTINGS = ("optimizer", "sampling", "train", "seed")  # top keys of a configura
 KEPT = ("updates", "clips", "seed", "training", "wall_seconds", "cpu_seconds", "done", "total")  # of a done.json
 UNITS = {"train": "update", "sample": "clip"}
 SHOWN_SCORES = ("psd", "swd", "mhd_ratio")
-DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 # in the text of a config.yaml, which is much faster to search than to parse
 CHOICES = {
     "stage": re.compile(r"^stage: (\S+)$", re.M),
@@ -140,12 +141,9 @@ def _ablation_folders(outputs: Path) -> Iterator[Path]:
 def _claims(outputs: Path) -> dict[str, Claim]:
     ledger, claims = Ledger(outputs), {}
     for path in ledger.folder.glob("*.json"):
-        try:
-            claim = ledger.read(str((read_json(path) or {}).get("key")))
-            if claim is not None:
+        with suppress(*DAMAGE):  # the next runner deals with it
+            if (claim := ledger.read(str((read_json(path) or {}).get("key")))) is not None:
                 claims[":".join(claim.key.split(":")[:2])] = claim
-        except DAMAGE:  # `pw status` and the next runner deal with it
-            continue
     return claims
 
 
@@ -153,26 +151,25 @@ def _scores(outputs: Path) -> dict[str, dict[str, float]]:
     """Without the scores of floor and ceiling, which bear the signature of an arm."""
     scores: dict[str, dict[str, float]] = {}
     for path in (outputs / "scores").glob("*/scores.json"):
-        try:
+        with suppress(*DAMAGE):  # its run is listed without scores
             values = read_json(path) or {}
             contract = values["contract"]
             if contract["arm"] not in ("floor", "ceiling"):
-                metrics = {name: value for name, value in values["metrics"].items() if isinstance(value, float)}
+                metrics = {name: value for name, value in values["metrics"].items() if math.isfinite(value)}
                 scores.setdefault(contract["signature"], {}).update(metrics)
-        except DAMAGE:  # of a run that is listed without scores
-            continue
     return scores
 
 
 def _labels(outputs: Path) -> dict[str, list[tuple[str, str, str, str]]]:
     labels: dict[str, list[tuple[str, str, str, str]]] = {}
     for path in sorted(_ablation_folders(outputs)):
-        plan = read_outline(path.name, outputs)
-        for task in plan.tasks.values() if plan else ():
-            label = task.label.removeprefix(f"{task.kind} ")
-            match = re.fullmatch(r"(?:\S+ solution of )?(.+) seed (\d+)", label)
-            arm, seed = match.groups() if match else ("", "")
-            labels.setdefault(task.folder, []).append((path.name, label, arm, seed))
+        with suppress(*DAMAGE):  # the ablation is named below the list
+            plan = read_outline(path.name, outputs)
+            for task in plan.tasks.values() if plan else ():
+                label = task.label.removeprefix(f"{task.kind} ")
+                match = re.fullmatch(r"(?:\S+ solution of )?(.+) seed (\d+)", label)
+                arm, seed = match.groups() if match else ("", "")
+                labels.setdefault(task.folder, []).append((path.name, label, arm, seed))
     return labels
 
 

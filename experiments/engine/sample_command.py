@@ -4,6 +4,7 @@ the next commands. stdout has only the folder of the clips."""
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -69,13 +70,16 @@ def comparable(folder: Path) -> Path | None:
     """The newest other sampling of the same evaluation clips: seed, count, scale and data are equal."""
 
     def clips_of(other: Path) -> list[object]:
-        text = (other / "config.yaml").read_text()
+        text = (other / "config.yaml").read_text(errors="replace")
         blocks = re.findall(r"^(?:scale|data):\n(?:  .*\n)*|^  count: .*", text, re.M)
         return [(read_json(other / "done.json") or {}).get("seed"), *blocks]
 
     marks = sorted(folder.parent.glob("*/done.json"), key=lambda mark: mark.stat().st_mtime, reverse=True)
-    others = [mark.parent for mark in marks[:CANDIDATES] if mark.parent != folder]
-    return next((o for o in others if (o / "config.yaml").exists() and clips_of(o) == clips_of(folder)), None)
+    for other in (mark.parent for mark in marks[:CANDIDATES] if mark.parent != folder):
+        with suppress(OSError):  # no or no readable config.yaml
+            if clips_of(other) == clips_of(folder):
+                return other
+    return None
 
 
 main = Command(SampleOptions, partial(run_sample, summary=summary))

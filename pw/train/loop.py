@@ -289,7 +289,7 @@ def run_training(run: Run, work: Callable[[Progress], Path], summary: Callable[[
             progress.line.clear()
         if prints_for_user():
             with ignore_closed_stream(sys.stderr):
-                print(*summary(), sep="\n", end="\n", file=sys.stderr, flush=True)
+                print("".join(f"{line}\n" for line in summary()), end="", file=sys.stderr, flush=True)
             print(folder)
 
     return carry_out(train_and_print, "run the same command again to resume from the last checkpoint, if there is one")

@@ -143,13 +143,16 @@ def test_fits_80_columns_and_names_damage_below(outputs: Path, plan: Plan, capsy
     ):
         shutil.copytree(folder, folder.with_name(name))
         (folder.with_name(name) / file).write_text(text)
+    (outputs / "deep").mkdir()
+    (outputs / "deep" / "plan.json").write_text("[" * 99999)
     (outputs / "train" / "binary").write_bytes(b"\xff")
     (outputs / "train" / "emptied").mkdir()
     assert runs.main([f"outputs={outputs}"]) == 0
     listed, below = capsys.readouterr()
     assert max(map(len, listed.splitlines())) <= 80
     assert folder.name in listed
-    assert {line.split(f"{outputs}/train/")[1][:3] for line in below.splitlines()} == {"cut", "odd", "lis", "bin"}
+    named = {"train/cut/", "train/odd:", "train/list", "train/bina", "deep: cann"}
+    assert {line.split(f"{outputs}/")[1][:10] for line in below.splitlines()} == named
     assert all(line.startswith("not listed: ") for line in below.splitlines())
 
 
