@@ -79,7 +79,7 @@ def run(options: AblationOptions) -> int:
             message = "finished results are kept; run the same command again to resume"
             message = pool.interrupt_message() if isinstance(pool, Queue) else message
             with ignore_closed_stream(sys.stdout):
-                terminal.print(f"\ninterrupted; {message}", markup=False)
+                terminal.print(without_make(f"\ninterrupted; {message}"), markup=False)
             return 128 + (stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
     return finish(plan, rows, pool.failures, terminal, start_time)
 

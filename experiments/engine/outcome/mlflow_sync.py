@@ -17,6 +17,7 @@ from experiments.engine.job import Row, all_jobs
 from experiments.engine.outcome.result_files import mark_of, read_scores
 from experiments.engine.plan import Arm, Plan, make_plan, parse
 from pw.io.arguments import Command, ConfigError, option
+from pw.io.command_line import without_make
 from pw.io.files import digest
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run
@@ -137,7 +138,7 @@ def _log(folder: Path, outputs: Path) -> int:
             raise ValueError("its table is of an earlier call; run the latest call again to its end")
         log_to_mlflow(plan, table, all_jobs(plan)[1])
     except (TrackingError, ValueError, KeyError) as error:
-        print(f"{folder.name}: not logged: {error}", file=sys.stderr)
+        print(without_make(f"{folder.name}: not logged: {error}"), file=sys.stderr)
         return 1
     print(f"{folder.name}: logged")
     return 0
