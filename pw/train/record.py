@@ -25,7 +25,7 @@ from pw.run.signatures import provenance
 
 CHECKPOINTS = ("last", "previous")  # checkpoints, the newest first
 MERGED_CHECKPOINT = "whole.ckpt"  # the parts of a split checkpoint in one file, while it is read
-CURVE_BYTES = 4096  # read at each end of a curve
+CURVE_BYTES = 4096  # read at the end of a curve, and twice as many at its beginning
 ORIGIN_LINE = "# trained from configuration {} by code {}\n"
 
 
@@ -102,13 +102,15 @@ def start_file(start: Run, outputs: Path = OUTPUTS) -> Path:
 def curve_ends(folder: Path) -> dict[str, tuple[float, float]]:
     """Column of `metrics.jsonl` -> (first, last value), of `step` and the losses; empty without a whole line.
 
-    Reads only the ends of the file. A loss that no line at an end has is left out.
+    Of a long file only both ends are read.
     """
     with suppress(OSError), (folder / "metrics.jsonl").open("rb") as file:
-        head = file.read(CURVE_BYTES)
-        file.seek(max(0, file.seek(0, os.SEEK_END) - CURVE_BYTES))
+        text = file.read(2 * CURVE_BYTES)
+        if (size := file.seek(0, os.SEEK_END)) > len(text):
+            file.seek(max(len(text), size - CURVE_BYTES))
+            text += b"\n" + file.read()
         lines: list[dict[str, Any]] = []
-        for line in (head + b"\n" + file.read()).splitlines():
+        for line in text.splitlines():
             with suppress(ValueError):  # cut off
                 lines += [values] if isinstance(values := json.loads(line), dict) else []
         columns = [
@@ -163,10 +165,15 @@ def write_config(run: Run, folder: Path, command: str = "train") -> None:
 
 def written_overrides(folder: Path) -> list[str]:
     """The overrides in the first line of a `config.yaml`. Raises ConfigError when it is truncated."""
-    head, newline, _ = (folder / "config.yaml").read_text().partition("\n")
+    return overrides_in((folder / "config.yaml").read_text(), folder / "config.yaml")
+
+
+def overrides_in(text: str, config: Path) -> list[str]:
+    """As `written_overrides`, of the text of `config`."""
+    head, newline, _ = text.partition("\n")
     is_old = head.startswith("# python -m pw.")  # written before the command `pw` existed
     if not newline or not (is_old or head.startswith("# pw ")):
-        raise truncated_config(folder / "config.yaml")
+        raise truncated_config(config)
     words = shlex.split(head) if set(head) & set("\"'\\") else head.split()  # 20 times faster, for `pw runs`
     return words[4 if is_old else 3 :]  # "# pw train …"
 

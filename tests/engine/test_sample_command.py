@@ -39,15 +39,22 @@ def next_commands(text: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[str, str]]:
-    outputs = f"outputs={tmp_path_factory.mktemp('a folder')}"
-    return {
-        "train": call("train", *SMALL, outputs),
-        "first": call("sample", *SMALL, "sampling.num_steps=2", outputs),
-        "second": call("sample", *SMALL, outputs),
-    }
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("a folder")
 
 
+@pytest.fixture(scope="module")
+def trained(outputs: Path) -> tuple[str, str]:
+    return call("train", *SMALL, f"outputs={outputs}")
+
+
+@pytest.fixture(scope="module")
+def ended(outputs: Path, trained: tuple[str, str]) -> Mapping[str, tuple[str, str]]:
+    first = call("sample", *SMALL, "sampling.num_steps=2", f"outputs={outputs}")
+    return {"train": trained, "first": first, "second": call("sample", *SMALL, f"outputs={outputs}")}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "first", "second"])
 def test_stdout_is_the_folder_alone(name: str, ended: Mapping[str, tuple[str, str]]) -> None:
     (folder,) = ended[name][0].splitlines()
@@ -55,8 +62,8 @@ def test_stdout_is_the_folder_alone(name: str, ended: Mapping[str, tuple[str, st
     assert Path(folder).name in ended[name][1]
 
 
-def test_a_training_tells_its_losses(ended: Mapping[str, tuple[str, str]]) -> None:
-    folder, printed = Path(ended["train"][0].strip()), ended["train"][1]
+def test_a_training_tells_its_losses(trained: tuple[str, str]) -> None:
+    (folder,), printed = map(Path, trained[0].splitlines()), trained[1]
     first, last = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     assert f"{folder.name}: 20 updates in " in printed
     for term in ("loss_flow", "loss_consistency"):
@@ -69,6 +76,7 @@ def test_a_training_without_a_curve_has_no_losses(tmp_path: Path) -> None:
     assert curve_ends(tmp_path) == {"step": (10, 10), "loss_flow": (1.0, 1.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "first", "second"])
 def test_the_next_commands_are_calls(name: str, ended: Mapping[str, tuple[str, str]]) -> None:
     commands = next_commands(ended[name][1])
@@ -80,6 +88,7 @@ def test_the_next_commands_are_calls(name: str, ended: Mapping[str, tuple[str, s
             assert build(options.overrides).training_signature == Path(ended["train"][0].strip()).name
 
 
+@pytest.mark.slow
 def test_the_next_commands_work(ended: Mapping[str, tuple[str, str]]) -> None:
     compare, export = next_commands(ended["second"][1])
     call(*export)
@@ -91,6 +100,7 @@ def test_the_next_commands_work(ended: Mapping[str, tuple[str, str]]) -> None:
     assert f"PSD {psd['a']:.3f} dB" in ended["first"][1]
 
 
+@pytest.mark.slow
 def test_a_sampling_has_a_contact_sheet(ended: Mapping[str, tuple[str, str]]) -> None:
     line = next(line for line in ended["second"][1].splitlines() if "contact sheet " in line)
     assert Path(line.partition("contact sheet ")[2]).read_bytes().startswith(b"\x89PNG")
