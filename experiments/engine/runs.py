@@ -189,13 +189,12 @@ def _run_entry(kind: Literal["train", "sample"], folder: Path, records: Records)
     scores = records.scores.get(folder.name, {}) if kind == "sample" else {}
     claim = records.claims.get(f"{kind}:{folder.name}")
     state, outcome = ("done", []) if mark is not None else _state(folder, claim)
+    newest = done_file
     if mark is None:
         done = int(max(step, claim.done if claim else 0)) if kind == "train" else len(list(folder.glob("[0-9]*.mkv")))
         total = int(_value_in(text, kind) or 0)
         mark, newest = {"done": done, "total": total}, max((config, folder / "metrics.jsonl", folder), key=_modified)
         outcome.append(f"{UNITS[kind]} {done:,} of {total:,}")
-    else:
-        newest = done_file
     outcome += [f"{name} {first:.3g} → {last:.3g}" for name, (first, last) in ends.items()]
     outcome += [f"{name} {scores[name]:.3g}" for name in SHOWN_SCORES if name in scores]
     return RunEntry(
@@ -210,11 +209,7 @@ def _run_entry(kind: Literal["train", "sample"], folder: Path, records: Records)
         choices,
         records.labels.get(f"{folder.parent.name}/{folder.name}", ()),
         ", ".join(outcome),
-        {
-            **{key: mark[key] for key in KEPT if key in mark},
-            **{key: list(pair) for key, pair in ends.items()},
-            **scores,
-        },
+        {key: mark[key] for key in KEPT if key in mark} | dict(ends) | dict(scores),
     )
 
 
@@ -289,7 +284,7 @@ def _table_entry(folder: Path) -> RunEntry:
         name,
         "",
         "done",
-        _commit({key: _first(contract.get(key)) for key in ("git_commit", "dirty")}),
+        _commit(contract),
         str(folder),
         table["settings"],
         {key: str(contract[key]) for key in ("scale", "data") if key in contract},
@@ -298,12 +293,10 @@ def _table_entry(folder: Path) -> RunEntry:
     )
 
 
-def _first(value: Any) -> Any:
-    return value[0] if isinstance(value, list) else value
-
-
 def _commit(mark: Mapping[str, Any]) -> str:
-    return f"{mark['git_commit'][:7]}{'+' if mark.get('dirty') else ''}" if mark.get("git_commit") else ""
+    """Of a done.json, or of the contract of a table, which lists several."""
+    commit, dirty = (v[0] if isinstance(v := mark.get(key), list) else v for key in ("git_commit", "dirty"))
+    return f"{commit[:7]}{'+' if dirty else ''}" if commit else ""
 
 
 def _modified(path: Path) -> float:
