@@ -26,7 +26,7 @@ unexport PYTHONPATH
 # torch, lightning and diffusers take twice as long to import where their bytecode is not kept
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup weights ablation ablations status data latents start train sample plan generate bench export coverage score table compare power record lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
+.PHONY: help setup weights ablation ablations status runs data latents start train sample plan generate bench export coverage score table compare power record lint-paper system vbench-env iqa notebooks mlflow mlflow-sync test test-slurm audit check format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -43,8 +43,11 @@ ablation: .venv/.ready ## run one ablation to its table: make ablation name=ansc
 ablations: .venv/.ready ## list the ablations: what each varies, claims, and what came out
 	@$(PW) ablations
 
-status: .venv/.ready ## how far an ablation is, read from its files: make status name=ansc [args="outputs=DIR"]
+status: .venv/.ready ## how far ablations are, read from their files: make status [name=ansc args="outputs=DIR"]
 	@$(PW) status $(call given,name) $(args)
+
+runs: .venv/.ready ## list trainings, samplings, ablations: make runs args="kind=train stage=hires since=2026-11-01"
+	@$(PW) runs $(args)
 
 data: .venv/.ready ## turn a folder of videos, or UltraVideo, into shards: make data path=DIR|name=ultravideo [args="frames=5 taste=5 …"]
 	@$(PW) data $(call given,path name) $(args)

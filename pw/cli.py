@@ -39,12 +39,15 @@ VERBS = {
     "ablation": Verb("experiments.engine.run_ablation", "run one ablation to its table: name=ansc"),
     "ablations": Verb("experiments.engine.ablation", "list the ablations: what each varies, claims, and what came out"),
     "status": Verb("experiments.engine.status", "how far an ablation is, read from its files: name=ansc"),
+    "runs": Verb("experiments.engine.runs", "list what was run: kind=train stage=hires since=2026-11-01"),
     "power": Verb(
         "experiments.engine.power_analysis.power_planner", "the smallest difference that n prompts and m seeds show"
     ),
     "record": Verb("experiments.engine.outcome.verdict", "keep an ablation's outcome in experiments/results"),
     "train": Verb("pw.train.loop", "train one run: stage=hires objective=shortcut seed=1", exits_at_once=True),
-    "sample": Verb("pw.sample.evaluate", "sample one run, which is trained first if need be", exits_at_once=True),
+    "sample": Verb(
+        "experiments.engine.sample_command", "sample one run, which is trained first if need be", exits_at_once=True
+    ),
     "coverage": Verb("pw.run.trained_pairs", "which (timestep, stride) pairs a step sampler trains"),
     "start": Verb(
         "pw.train.start", "train a start from its recipe, and write it with its card: name=hires", exits_at_once=True

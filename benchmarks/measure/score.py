@@ -358,7 +358,7 @@ def run(options: ScoreOptions) -> int:
     end_with_parent()
     folders = [*([options.videos] if options.videos else []), *options.positional]
     if len(folders) != 1 or not folders[0]:
-        message = "videos=: expected one folder; make score videos=DIR metrics=mhd_mse,niqe"
+        message = "videos=: expected one folder; `make score videos=DIR metrics=mhd_mse,niqe`"
         raise missing_option(ScoreOptions, "videos", message, options.overrides)
     folder = Path(folders[0]).expanduser()
     if not (names := metric_names(options.metrics)):

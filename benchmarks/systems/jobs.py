@@ -109,7 +109,7 @@ def videos(folder: Path) -> list[Path]:
     """
     registered = None
     if (file := folder / "registered.json").is_file():
-        record = _read(file, {"directory": str, "present": list}, "register the videos again: make system videos=DIR")
+        record = _read(file, {"directory": str, "present": list}, "register the videos again: `make system videos=DIR`")
         folder, registered = Path(record["directory"]), set(record["present"])
         if not folder.is_dir():
             raise ConfigError(f"{file}: {folder} no longer exists; register the videos in their new folder")
@@ -204,7 +204,7 @@ class Costs:
 
 def notes(folder: Path) -> list[dict[str, Any]]:
     """The notes of a folder's videos. Raises ConfigError for a damaged one."""
-    keys, fix = dict.fromkeys(("width", "height", "frames"), int), "remove it, and make system makes its video again"
+    keys, fix = dict.fromkeys(("width", "height", "frames"), int), "remove it, and `make system` makes its video again"
     return [_read(path, keys, fix) for path in sorted((folder / "jobs").glob("*.json"))]
 
 

@@ -101,9 +101,9 @@ def bench_ablation(options: TrainBenchOptions) -> list[BenchRow]:
 
 
 def sample_commands(output: str) -> list[list[str]]:
-    """The words after `python` of each `pw sample` that a dry run printed; each command also trains its run."""
-    lines = [line.strip() for line in output.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if re.match(r"\S+python -m pw sample", line)]
+    """The arguments of Python for each `pw sample` that a dry run printed; each command also trains its run."""
+    commands = re.findall(r"^  (?:\S+python -m )?pw (sample .*)$", output, re.M)
+    return [["-m", "pw", *shlex.split(command)] for command in commands]
 
 
 def bench_start(options: TrainBenchOptions) -> list[BenchRow]:

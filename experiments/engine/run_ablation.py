@@ -10,7 +10,6 @@ Words that are no options are overrides of `conf/` for every run.
 from __future__ import annotations
 
 import importlib
-import shlex
 import signal
 import sys
 import threading
@@ -29,10 +28,11 @@ from experiments.engine.queue.launcher import Local, Submitit, Unit, take_launch
 from experiments.engine.status import outline, write_outline
 from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError
-from pw.io.paths import OUTPUTS
+from pw.io.command_line import command_line, without_make
 from pw.io.progress import ProgressLine, duration, ignore_closed_stream
 from pw.parallel.signals import Stopped
 from pw.sample.evaluate import check_sampling
+from pw.train.loop import outputs_word
 from pw.train.preflight import check_device, preflight
 
 CODE_NOTES = 6  # notes on trainings by other code that a plan prints
@@ -83,7 +83,7 @@ def run(options: AblationOptions) -> int:
             message = "finished results are kept; run the same command again to resume"
             message = pool.interrupt_message() if isinstance(pool, Queue) else message
             with ignore_closed_stream(sys.stdout):
-                terminal.print(f"\ninterrupted; {message}", markup=False)
+                terminal.print(without_make(f"\ninterrupted; {message}"), markup=False)
             return 128 + (stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
     return finish(plan, rows, pool.failures, terminal, start_time)
 
@@ -138,13 +138,14 @@ def finish(plan: Plan, rows: Sequence[Row], failures: dict[str, str], console: A
             log_to_mlflow(plan, result, rows)
         except TrackingError as error:
             message = f"MLflow was not written ({error}); nothing is lost: `make mlflow-sync` logs it from the files"
-            console.print(message, markup=False)
+            console.print(without_make(message), markup=False)
     console.print(
         f"\n{plan.folder}/table.{{md,tex,html,json,csv}}, plot.png, contact_sheet.png; "
-        f"`make mlflow` compares the runs. {time.perf_counter() - start_time:.0f} s"
+        f"{without_make('`make mlflow`')} compares the runs. {time.perf_counter() - start_time:.0f} s"
     )
-    if archive is not None:
-        console.print(f"the previous table has other settings and was moved to {archive}", markup=False)
+    if archive is not None:  # on one line, so that the path can be copied
+        message = f"the previous table is of other settings or data and was moved to {archive}"
+        console.print(message, markup=False, soft_wrap=True)
     return 1 if failures else 0
 
 
@@ -161,10 +162,10 @@ def print_commands(console: Any, todo: Sequence[Job], units: Mapping[str, Unit],
         if job.kind == "score":
             console.print(f"  # score {job.score['videos']}", style="dim", markup=False, soft_wrap=True)
             continue
-        words = [*job.run.config.overrides, *([f"outputs={outputs}"] if outputs != OUTPUTS else [])]
+        words = [*job.run.config.overrides, *outputs_word(outputs)]
         if job.kind == "sample" and job.seed != job.run.seed:
             words.append(f"evaluation_seed={job.seed}")
-        console.print(f"  .venv/bin/python -m pw {job.kind} {shlex.join(words)}", markup=False, soft_wrap=True)
+        console.print(f"  {command_line(job.kind, *words)}", markup=False, soft_wrap=True)
 
 
 def print_plan(

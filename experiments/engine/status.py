@@ -11,19 +11,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import protocols
 from experiments.engine.ablation import AblationOptions, names
-from experiments.engine.job import Job, Row, all_jobs
 from experiments.engine.ledger import Claim, Ledger
-from experiments.engine.plan import Plan, make_plan, parse
 from experiments.engine.terminal import console
-from pw.io.arguments import Command, option
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import parse_json, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import duration
 from pw.train.loop import outputs_folder
+
+if TYPE_CHECKING:
+    from experiments.engine.job import Job, Row
+    from experiments.engine.plan import Plan
 
 LOG_LINES = 4  # printed lines of the log of a failed job
 
@@ -64,6 +66,14 @@ class Outline:
     name: str
     cells: Mapping[tuple[str, int], tuple[str, ...]]
     tasks: Mapping[str, JobOutline]
+
+    def signatures(self, arm: str, seed: int) -> tuple[str, str]:
+        """Those of the training and of the clips that the score of an arm and seed needs; empty if unknown."""
+        label = f"score {arm} seed {seed}"
+        score = next((task for task in self.tasks.values() if task.label == label), None)
+        clips = self.tasks.get(score.needs[0]) if score and score.needs else None
+        training = self.tasks.get(clips.needs[0]) if clips and clips.needs else None
+        return Path(training.folder).name if training else "", Path(clips.folder).name if clips else ""
 
 
 @dataclass(frozen=True)
@@ -171,15 +181,20 @@ def _last_lines(claim: Claim) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class StatusOptions:
-    """The options of `pw status`: the latest call of an ablation, or the call with these overrides."""
+    """The options of `pw status`: the latest call of an ablation, or the call with these overrides; or all latest."""
 
-    name: str = option("", "the ablation; with nothing else, its latest call", values=names)
+    name: str = option("", "the ablation; without it, how far each is that was run", values=names)
     outputs: Path = option(OUTPUTS, "where its results are", read=outputs_folder)
     overrides: tuple[str, ...] = ()
 
 
 def run(options: StatusOptions) -> int:
     """Print the progress of every arm and seed; exit status 0. Raises ConfigError."""
+    if not options.name:
+        return _all_ablations(options)
+    from experiments.engine.job import all_jobs
+    from experiments.engine.plan import make_plan, parse
+
     request = parse([f"name={options.name}", f"outputs={options.outputs}", *options.overrides])
     summary = None if options.overrides else read_outline(options.name, options.outputs)
     note = ""
@@ -194,16 +209,27 @@ def run(options: StatusOptions) -> int:
     colours: dict[str, Any] = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow"}
     terminal = console()
     table = Table(box=None, pad_edge=False)
-    for header, is_text in {"arm": True, "seed": False, "state": False, "jobs": False, "": True}.items():
+    headers = {"arm": True, "seed": False, "training": False, "clips": False, "state": False, "jobs": False, "": True}
+    for header, is_text in headers.items():
         table.add_column(header, overflow="fold", no_wrap=not is_text)
     for cell in cells:
         state = Text(cell.state, colours.get(cell.state, ""))
         detail = "\n".join([cell.detail, *(f"  {line}" for line in cell.log)])
-        table.add_row(cell.arm, str(cell.seed), state, f"{cell.done} of {cell.total}", Text(detail))
+        signatures = summary.signatures(cell.arm, cell.seed)
+        table.add_row(cell.arm, str(cell.seed), *signatures, state, f"{cell.done} of {cell.total}", Text(detail))
     terminal.print(table)
     counts = Counter(cell.state for cell in cells)
     terminal.print(f"{summary.name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()) + note)
     return 0
+
+
+def _all_ablations(options: StatusOptions) -> int:
+    """Print how far every ablation is that was run. Raises ConfigError for overrides, which need a name."""
+    from experiments.engine import runs
+
+    if options.overrides:
+        raise ConfigError(f"{' '.join(options.overrides)}: name=… is missing, the ablation that was run with it")
+    return runs.run(runs.RunsOptions(kind="ablation", outputs=options.outputs))
 
 
 main = Command(StatusOptions, run)

@@ -32,6 +32,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
+from pw.io.command_line import without_make
+
 T = TypeVar("T")
 SPECIAL = ("overrides", "positional")
 UNIONS = (types.UnionType, typing.Union)
@@ -114,14 +116,16 @@ class Command(Generic[T]):
         except ConfigError as error:
             key = error.key if isinstance(error, UnknownKeyError) else ""
             hint = did_you_mean(key, keys(self.options), "; or, of the options, ", 0.7)
-            print(f"error: {_one_line(f'{_location(error.__cause__, words)}{error}{hint}', words)}", file=sys.stderr)
+            text = without_make(f"{error}{hint}")
+            print(f"error: {_one_line(f'{_location(error.__cause__, words)}{text}', words)}", file=sys.stderr)
             return 2
         except MemoryError as error:
             print(f"error: {error or 'out of memory'}", *filter(None, [self.resume_hint]), sep="; ", file=sys.stderr)
             return 2
         except OSError as error:
             hint = f"; {self.resume_hint}" if self.resume_hint else ""
-            print(f"error: {_one_line(f'{_location(error, words)}{error}', words)}{hint}", file=sys.stderr)
+            text = without_make(f"{_location(error, words)}{error}")
+            print(f"error: {_one_line(text, words)}{hint}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             if not self.resume_hint:

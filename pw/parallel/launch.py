@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pw.io.arguments import ConfigError
+from pw.io.command_line import without_make
 from pw.io.paths import ROOT, SUITE
 from pw.io.progress import Progress, ignore_closed_stream
 from pw.parallel.signals import STOP_SIGNALS, Stopped, handle_stop_signals, interruptible
@@ -247,7 +248,7 @@ def carry_out(
         if not report_failure(explanation or error):
             if explanation is None:
                 raise
-            print(f"error: {explanation}", file=sys.stderr)
+            print(without_make(f"error: {explanation}"), file=sys.stderr)
         return 1
     return 0
 

@@ -23,7 +23,7 @@ from pw.cost.generation_cost import sampling_memory
 from pw.data import Clips
 from pw.data.degradation import Degradation, resize
 from pw.data.procedural import generator
-from pw.io.arguments import MAX_SEED, Command, ConfigError, number, option
+from pw.io.arguments import MAX_SEED, ConfigError, number, option
 from pw.io.files import read_json, write_json
 from pw.io.host import free_memory
 from pw.io.lazy import Tensor, torch
@@ -334,14 +334,18 @@ class SampleOptions:
     overrides: tuple[str, ...] = ()
 
 
-def run_sample(options: SampleOptions) -> int:
-    """Exit status: 0 sampled, 1 it failed, 128 + n stopped by a signal."""
+def run_sample(
+    options: SampleOptions, summary: Callable[[Run, Path, int], Sequence[str]] = lambda run, outputs, seed: ()
+) -> int:
+    """Exit status: 0 sampled, 1 it failed, 128 + n stopped by a signal.
+
+    summary  (run, outputs, evaluation seed) -> lines that are printed at the end
+    """
     run = checked_run(options.overrides, options.outputs)
-    seed = options.evaluation_seed
-    sample_folder(run, options.outputs, seed)  # composes the stage that makes its anchors, too
+    outputs, seed = options.outputs, run.seed if options.evaluation_seed is None else options.evaluation_seed
+    sample_folder(run, outputs, seed)  # composes the stage that makes its anchors, too
     return run_training(
-        run, lambda progress: sample(run, options.outputs, seed=seed, training=progress, is_checked=True)
+        run,
+        lambda progress: sample(run, outputs, seed=seed, training=progress, is_checked=True),
+        lambda: summary(run, outputs, seed),
     )
-
-
-main = Command(SampleOptions, run_sample)

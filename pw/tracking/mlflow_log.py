@@ -56,7 +56,10 @@ class TrackingError(RuntimeError):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The logged data of one arm and seed."""
+    """The logged data of one arm and seed.
+
+    origin  data, scale and code in a few words, which tell it from the run of another table with the same arm and seed
+    """
 
     arm: str
     seed: int
@@ -66,10 +69,11 @@ class RunRecord:
     artifacts: list[Path]  # files or folders
     tags: dict[str, str]  # signature, git commit, …; "signature" is part of the key
     status: Literal["FINISHED", "FAILED", "KILLED"]
+    origin: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.arm}/seed={self.seed}"
+        return f"{self.arm}/seed={self.seed}" + (f" [{self.origin}]" if self.origin else "")
 
 
 def log_ablation(
@@ -80,8 +84,11 @@ def log_ablation(
     artifacts: Sequence[Path],
     summary: Mapping[str, float],
     tags: Mapping[str, str],
+    origin: str = "",
 ) -> str:
     """Log an ablation's table (runs in the table's order) and return the id of its parent run.
+
+    origin: that of the table, see `RunRecord`.
 
     Artifacts, summary and tags are for the parent; a tag `mlflow.note.content` (markdown) is its description.
     Curves get the name `train/<name>`, to differ from a score of the same name.
@@ -98,7 +105,8 @@ def log_ablation(
         rows = [_row(ablation, run) for run in runs]
         contents = tuple(row.content() for row in rows)
         status = "FINISHED" if all(run.status == "FINISHED" for run in runs) else "FAILED"
-        new = _StoredRun(ablation, ablation, tags, {}, _points(summary), artifacts, status, contents)
+        name = f"{ablation} [{origin}]" if origin else ablation
+        new = _StoredRun(name, ablation, tags, {}, _points(summary), artifacts, status, contents)
         prepare_database(home)
         latest = latest_tables(home).get(ablation)
         if latest and latest.content == new.content() and len(latest.rows) == len(rows):
@@ -179,10 +187,11 @@ class _AblationTable:
         return parent
 
     def save_view(self, runs: Sequence[RunRecord], parent: str) -> None:
-        """Save the view `VIEW` of the run list: the table's runs, with a column for each parameter and score."""
+        """Save the view `VIEW` of the run list: the table's runs, with columns for parameters, scores and commit."""
         params = dict.fromkeys(name for run in runs for name in run.params)
         scores = dict.fromkeys(name for run in runs for name in run.scores)
         columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in scores]
+        columns.append("tags.`git_commit`")
         view = {
             "selectedColumns": columns,
             "searchFilter": f"tags.`{PARENT}` = '{parent}'",

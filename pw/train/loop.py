@@ -7,6 +7,8 @@ The folder has `config.yaml`, `metrics.jsonl` (curves), `checkpoints/` during th
 `ema.safetensors`, `online.safetensors` and `done.json`; `not_finite/` if a loss was not finite (`pw.train.batches`).
 Without `done.json` the training continues from its last readable checkpoint, with any number of processes. SIGTERM,
 SIGUSR1, SIGUSR2, SIGHUP and Ctrl-C end it after the current update, with a checkpoint.
+
+stdout has only the folder, for scripts; what came out and the next commands are on stderr.
 """
 
 from __future__ import annotations
@@ -16,17 +18,18 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import remove
+from pw.io.command_line import command_line
+from pw.io.files import read_json, remove
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS, silence_libraries
-from pw.io.progress import Pace, Progress, ProgressLine
+from pw.io.progress import Pace, Progress, ProgressLine, duration, ignore_closed_stream
 from pw.io.wan_weights import locate
 from pw.parallel.launch import carry_out, exit_with_parent, launch, report, report_mistakes
 from pw.parallel.signals import Stopped
@@ -236,11 +239,55 @@ def run_train(options: TrainOptions) -> int:
     with report_mistakes():
         run = checked_run(options.overrides, options.outputs)
     exit_with_parent()
-    return run_training(run, lambda progress: train(run, options.outputs, progress, is_checked=True))
+    outputs = options.outputs
+    return run_training(
+        run,
+        lambda progress: train(run, outputs, progress, is_checked=True),
+        lambda: [*training_summary(run, outputs), "next:", *next_commands(run, outputs)],
+    )
 
 
-def run_training(run: Run, work: Callable[[Progress], Path]) -> int:
-    """Call `work`, which trains, with a progress line; print the folder that it returns. Returns the exit status."""
+def training_summary(run: Run, outputs: Path) -> list[str]:
+    """What came of a training, in words: its updates, its time, and the trend of its losses."""
+    folder = record.training_folder(run, outputs)
+    done, ends = read_json(folder / "done.json") or {}, record.curve_ends(folder)
+    ends.pop("step", None)
+    losses = [f"  {name} {first:.4g} → {last:.4g}" for name, (first, last) in ends.items()]
+    return [f"{folder.name}: {run.train.updates:,} updates{time_of(done)}", *losses]
+
+
+def time_of(done: Mapping[str, Any]) -> str:
+    """` in 12 s`, of a done.json; empty if it does not say."""
+    seconds = done.get("wall_seconds")
+    return f" in {duration(seconds)}" if isinstance(seconds, int | float) else ""
+
+
+def next_commands(run: Run, outputs: Path) -> list[str]:
+    """The commands that go on from a training, each after two spaces, so that it can be copied."""
+    where = outputs_word(outputs)
+    signature = record.training_folder(run, outputs).name
+    commands = [
+        command_line("sample", *run.config.overrides, *where),
+        command_line("export", f"run={signature}", *where),
+    ]
+    if run.text is not None and run.stage == "hires":
+        words = (f"scale={run.scale.name}", f"hires={signature}", "prompt=a heron lifts off a misty lake")
+        commands.append(command_line("generate", *words, *where))
+    if (outputs / "mlflow" / "mlflow.db").exists():
+        commands.append(command_line("mlflow", *where))
+    return [f"  {command}" for command in commands]
+
+
+def outputs_word(outputs: Path) -> list[str]:
+    """`outputs=…`, unless it is the default."""
+    return [] if outputs == OUTPUTS else [f"outputs={outputs}"]
+
+
+def run_training(run: Run, work: Callable[[Progress], Path], summary: Callable[[], Sequence[str]] = lambda: ()) -> int:
+    """Call `work`, which trains, with a progress line; print the folder that it returns. Returns the exit status.
+
+    summary  lines to print before it, on stderr
+    """
     progress = TrainingProgress(run)
 
     def train_and_print() -> None:
@@ -250,6 +297,8 @@ def run_training(run: Run, work: Callable[[Progress], Path]) -> int:
         finally:
             progress.line.clear()
         if prints_for_user():
+            with ignore_closed_stream(sys.stderr):
+                print("".join(f"{line}\n" for line in summary()), end="", file=sys.stderr, flush=True)
             print(folder)
 
     return carry_out(train_and_print, "run the same command again to resume from the last checkpoint, if there is one")

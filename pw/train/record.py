@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import resource
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from pw.run.signatures import provenance
 
 CHECKPOINTS = ("last", "previous")  # checkpoints, the newest first
 MERGED_CHECKPOINT = "whole.ckpt"  # the parts of a split checkpoint in one file, while it is read
+CURVE_BYTES = 4096  # read at the end of a curve, and twice as many at its beginning
 ORIGIN_LINE = "# trained from configuration {} by code {}\n"
 
 
@@ -97,6 +101,28 @@ def start_file(start: Run, outputs: Path = OUTPUTS) -> Path:
     return start.card.file if start.card else training_folder(start, outputs) / "ema.safetensors"
 
 
+def curve_ends(folder: Path) -> dict[str, tuple[float, float]]:
+    """Column of `metrics.jsonl` -> (first, last value), of `step` and the losses; empty without a whole line.
+
+    Of a long file only both ends are read.
+    """
+    with suppress(OSError), (folder / "metrics.jsonl").open("rb") as file:
+        text = file.read(2 * CURVE_BYTES)
+        if (size := file.seek(0, os.SEEK_END)) > len(text):
+            file.seek(max(len(text), size - CURVE_BYTES))
+            text += b"\n" + file.read()
+        lines: list[dict[str, Any]] = []
+        for line in text.splitlines():
+            with suppress(ValueError):  # cut off
+                lines += [values] if isinstance(values := json.loads(line), dict) else []
+        columns = [
+            key for key in dict.fromkeys(key for line in lines for key in line) if key.startswith(("step", "loss"))
+        ]
+        values = {key: [line[key] for line in lines if isinstance(line.get(key), int | float)] for key in columns}
+        return {key: (column[0], column[-1]) for key, column in values.items() if column}
+    return {}
+
+
 def write_done(run: Run, folder: Path, module: Any) -> None:
     """Write `done.json`, the mark of a finished training, with its cost and origin."""
     start = run.start_run
@@ -141,11 +167,17 @@ def write_config(run: Run, folder: Path, command: str = "train") -> None:
 
 def written_overrides(folder: Path) -> list[str]:
     """The overrides in the first line of a `config.yaml`. Raises ConfigError when it is truncated."""
-    head, newline, _ = (folder / "config.yaml").read_text().partition("\n")
+    return overrides_in((folder / "config.yaml").read_text(), folder / "config.yaml")
+
+
+def overrides_in(text: str, config: Path) -> list[str]:
+    """As `written_overrides`, of the text of `config`."""
+    head, newline, _ = text.partition("\n")
     is_old = head.startswith("# python -m pw.")  # written before the command `pw` existed
     if not newline or not (is_old or head.startswith("# pw ")):
-        raise truncated_config(folder / "config.yaml")
-    return shlex.split(head)[4 if is_old else 3 :]  # "# pw train …"
+        raise truncated_config(config)
+    words = shlex.split(head) if set(head) & set("\"'\\") else head.split()  # 20 times faster, for `pw runs`
+    return words[4 if is_old else 3 :]  # "# pw train …"
 
 
 def truncated_config(config: Path) -> ConfigError:

@@ -174,7 +174,7 @@ def run_start(options: StartOptions) -> int:
     """Exit status: 0 both files written, 1 failed, 128 + n stopped by signal n."""
     names = [name for name in groups()["start"] if name != "none"]
     if options.name not in names:
-        message = f"name={options.name}: one of {', '.join(names)}, e.g. make start name={names[-1]}"
+        message = f"name={options.name}: one of {', '.join(names)}, e.g. `make start name={names[-1]}`"
         raise missing_option(StartOptions, "name", message, options.overrides)
     start = build([f"start={options.name}", "start.shipped=false", *options.overrides]).start_run
     assert start is not None

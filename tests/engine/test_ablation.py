@@ -22,7 +22,9 @@ import pytest
 from filelock import FileLock
 
 from experiments.engine.ablation import load
+from experiments.engine.outcome.mlflow_sync import data_hash
 from experiments.engine.plan import Plan, make_plan, parse
+from pw.io.files import digest
 from pw.io.video import read_video
 from pw.run.build import build
 from pw.sample.evaluate import reference_folder, sample, sample_folder
@@ -245,12 +247,13 @@ class TestASecondCall:
 
 
 def mlflow_runs(outputs: Path) -> dict[str, dict[str, str]]:
-    """Name of each run, also of deleted ones -> its parameters."""
+    """Name of each run, also of deleted ones, without `[data, scale, code]` -> its parameters."""
     with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as database:
         runs = database.execute("SELECT run_uuid, name FROM runs").fetchall()
         params = database.execute("SELECT run_uuid, key, value FROM params").fetchall()
     assert len({name for _, name in runs}) == len(runs)
-    return {name: {key: value for owner, key, value in params if owner == run} for run, name in runs}
+    by_name = {name: {key: value for owner, key, value in params if owner == run} for run, name in runs}
+    return {name.partition(" [")[0]: values for name, values in by_name.items()}
 
 
 class TestMlflow:
@@ -265,11 +268,14 @@ class TestMlflow:
         arms = {f"{arm}/seed={seed}" for arm in ("baseline", "full") for seed in SEEDS}
         assert mlflow_runs(synced.outputs).keys() == {"ansc", *arms}
 
-    def test_has_exactly_the_varied_keys_the_scale_and_the_seed_for_parameters(self, synced: Call) -> None:
+    def test_has_the_varied_keys_data_scale_code_and_seed_for_parameters(self, synced: Call) -> None:
         runs = mlflow_runs(synced.outputs)
+        run = plan_for(synced.outputs, *MICRO).arms[-1].runs[1]
+        code = digest([run.training_code, run.sampling_code, run.evaluation_code])
         assert runs["full/seed=1"] == {
             **{"objective": "shortcut", "step_sampler": "exponential_index", "weighting": "delta_sigma"},
-            **{"scale": "tiny", "seed": "1"},
+            **{"data": "procedural", "data_hash": data_hash(run), "scale": "tiny", "size": "3x24x24", "code": code},
+            "seed": "1",
         }
         assert runs["ansc"] == {}
 

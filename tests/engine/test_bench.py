@@ -74,10 +74,12 @@ class TestTheCommandsOfTheRunsAlone:
             "ansc: a title\narm   seed 0\n"
             "  .venv/bin/python -m pw train stage=hires seed=0 outputs='a b'\n"
             "  .venv/bin/python -m pw sample stage=hires seed=0 outputs='a b'\n"
+            "  pw sample seed=1\n"
             "  # score a b/videos/0123\n"
         )
         assert bench.sample_commands(output) == [
             ["-m", "pw", "sample", "stage=hires", "seed=0", "outputs=a b"],
+            ["-m", "pw", "sample", "seed=1"],
         ]
 
     def test_are_all_samplings_of_the_plan_each_of_which_trains_first(self, tmp_path: Path) -> None:

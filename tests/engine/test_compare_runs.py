@@ -254,7 +254,7 @@ class TestAName:
         run = build([*BASE])
         write_config(run, training_folder(run, tmp_path))
         write_json(training_folder(run, tmp_path) / "done.json", {"signature": run.training_signature})
-        with pytest.raises(ConfigError, match='not sampled: make sample args="stage=hires'):
+        with pytest.raises(ConfigError, match='not sampled: `make sample args="stage=hires'):
             side(run.training_signature, tmp_path)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_shards import write_noise
 
 from benchmarks.metrics import protocols
 from experiments.engine.job import all_jobs, score_is_current
@@ -18,6 +19,7 @@ from pw.io.arguments import ConfigError
 from pw.io.files import write_json
 from pw.io.video import write_video
 from pw.sample.evaluate import is_sampled, reference_folder, sample_folder
+from pw.tracking.mlflow_log import RunRecord
 from pw.train.record import training_folder
 
 DAMAGED = ("", '{"signature": "0', "[]", "null")
@@ -126,6 +128,41 @@ def test_outputs_without_a_table_and_a_wrong_key_are_named(tmp_path: Path, capsy
     assert f"outputs={tmp_path}: no ablation has a table there" in capsys.readouterr().err
     assert mlflow_sync.main(["output=x"]) == 2
     assert "output=x: there is no option output; did you mean outputs?" in capsys.readouterr().err
+
+
+def test_a_table_of_an_earlier_call_is_not_logged_as_the_latest(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    """As while the same ablation runs on other data."""
+    write_json(plan.folder / "plan.json", {"words": [*plan.options.words(), "train.updates=9"]})
+    write_json(plan.folder / "table.json", {"settings": plan.options.settings()})
+    assert mlflow_sync.main([f"outputs={plan.options.outputs}"]) == 1
+    assert "ansc: not logged: its table is of an earlier call" in capsys.readouterr().err
+
+
+def test_runs_on_other_clips_at_another_size_or_by_other_code_have_other_names(tmp_path: Path) -> None:
+    """What MLflow shows of the same arm and seed."""
+    (tmp_path / "shards").mkdir()
+    urls = f"{write_noise(tmp_path / 'shards', train=3, val=3)}/*.tar"
+    shards = ["data=shards", f"data.urls={urls}"]
+
+    def record(*words: str) -> RunRecord:
+        plan = make_plan(parse(["name=ansc", "arms=baseline", "seeds=1", f"outputs={tmp_path}", *words]))
+        arm = plan.arms[0]
+        return mlflow_sync.run_record(plan, arm, 0, arm.first, tmp_path / "scores.json")
+
+    records = [record(), record("scale.height=32", "scale.width=32", "start.updates=3"), record(*shards)]
+    (tmp_path / "shards" / "train-000000.tar").unlink()
+    write_noise(tmp_path / "shards", train=4, val=3)
+    records.append(record(*shards))  # other clips behind the same path
+    assert len({record.name for record in records}) == len(records)
+    assert [record.params["data"] for record in records] == ["procedural", "procedural", "shards", "shards"]
+    assert [record.params["size"] for record in records] == ["3x24x24", "3x32x32", "3x24x24", "3x24x24"]
+    assert all(str(record.params["data_hash"]) in record.name for record in records)
+    training = training_folder(make_plan(parse(["name=ansc", "arms=baseline", "seeds=1"])).arms[0].first, tmp_path)
+    mark = {"signature": training.name, "code": "of another version", "git_commit": "0123", "dirty": True}
+    write_json(training / "done.json", mark)
+    by_other_code = record()
+    assert by_other_code.name != records[0].name
+    assert by_other_code.tags["git_commit"] == "0123-dirty"
 
 
 def test_a_table_whose_plan_is_damaged_is_named_and_the_status_says_so(

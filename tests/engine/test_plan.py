@@ -18,6 +18,7 @@ from experiments.engine.plan import Plan, make_plan, parse, plan_of
 from experiments.engine.run_ablation import main
 from pw.io import arguments
 from pw.io.arguments import ConfigError
+from pw.io.command_line import program
 from pw.run.compose import leaves, value_at
 from pw.sample.evaluate import SampleOptions
 from pw.train.loop import checked_run
@@ -347,9 +348,9 @@ class TestADryRun:
         assert main([*words, "dry_run=true"]) == 0
         assert not outputs.exists()
         lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-        commands = [shlex.split(line) for line in lines if line.startswith(".venv/bin/python -m pw ")]
+        commands = [shlex.split(line.removeprefix(program())) for line in lines if line.startswith(f"{program()} ")]
         results = set()
-        for _, _, _, verb, *overrides in commands:  # what each of them would do
+        for verb, *overrides in commands:  # what each of them would do
             options = arguments.parse(SampleOptions, overrides)
             run, seed = checked_run(options.overrides, options.outputs), options.evaluation_seed
             clips = run.sample_signature(run.seed if seed is None else seed)

@@ -84,11 +84,19 @@ class TestASweep:
             plan_for(line).options.settings() for line in ("name=beta", "name=beta step_sampler.beta=0,0.2,0.7")
         )
         (tmp_path / "table.json").write_text(json.dumps({"settings": signatures}))
-        assert archive_table(tmp_path, signatures) is None
-        archive = archive_table(tmp_path, swept)
+        assert archive_table(tmp_path, {"settings": signatures}) is None
+        archive = archive_table(tmp_path, {"settings": swept})
         assert archive is not None
         assert json.loads((archive / "table.json").read_text()) == {"settings": signatures}
         assert not (tmp_path / "table.json").exists()
+
+    def test_of_other_clips_behind_the_same_path_moves_it_too(self, tmp_path: Path) -> None:
+        tables = [{"settings": ["data=shards"], "contract": {"clips_fingerprint": name}} for name in "ab"]
+        (tmp_path / "table.json").write_text(json.dumps(tables[0]))
+        assert archive_table(tmp_path, tables[0]) is None
+        archive = archive_table(tmp_path, tables[1])
+        assert archive is not None
+        assert json.loads((archive / "table.json").read_text()) == tables[0]
 
 
 # (words, what the message must say)

@@ -129,7 +129,7 @@ def _of_signature(prefix: str, outputs: Path) -> Side:
         all_names = [name for names in signatures.values() for name in names]
         similar = difflib.get_close_matches(prefix, all_names, 3, cutoff=0.4)
         hint = f"similar: {', '.join(similar)}" if similar else f"there are {', '.join(all_names[:3])} …"
-        hint = hint if all_names else "there are none yet: make sample or make ablation"
+        hint = hint if all_names else "there are none yet: `make sample` or `make ablation`"
         raise ConfigError(f"{prefix!r} is neither a folder nor a signature in {outputs}/train or videos; {hint}")
     if len(matches) > 1:
         names = ", ".join(f"{name} ({kind})" for kind, name in matches[:6])
@@ -148,7 +148,7 @@ def _of_training(signature: str, outputs: Path) -> Side:
     clips = {folder: mark_of(folder) for folder, row in marks.items() if row.get("training") == signature}
     if not clips:
         overrides = " ".join(written_overrides(outputs / "train" / signature))
-        raise ConfigError(f'{signature} is trained, but not sampled: make sample args="{overrides}"')
+        raise ConfigError(f'{signature} is trained, but not sampled: `make sample args="{overrides}"`')
     base = build(written_overrides(outputs / "train" / signature)).with_training(signature)
     seed_folders: dict[int, Folder] = {}
     for seed in sorted({row["seed"] for row in clips.values()}):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,11 @@ from experiments.engine.job import Row, all_jobs
 from experiments.engine.outcome.result_files import mark_of, read_scores
 from experiments.engine.plan import Arm, Plan, make_plan, parse
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import parse_json
+from pw.io.command_line import without_make
+from pw.io.files import digest, parse_json
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run
+from pw.run.signatures import NOT_DATA
 from pw.sample.evaluate import sample_folder
 from pw.tracking.mlflow_log import TrackingError
 from pw.train.record import training_folder
@@ -35,7 +37,7 @@ def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row]) -> st
 
     score_folders = {(row.name, row.seed): Path(row.job.score["out"]) for row in rows}
     records = [
-        _record(plan, arm, seed, run, score_folders[arm.name, seed] / "scores.json")
+        run_record(plan, arm, seed, run, score_folders[arm.name, seed] / "scores.json")
         for arm in plan.arms
         for seed, run in arm.runs.items()
     ]
@@ -45,38 +47,69 @@ def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row]) -> st
         for metric, value in entry["metrics"].items()
         if value["mean"] is not None
     }
+    commits = dict.fromkeys(record.tags["git_commit"] for record in records)
+    code = digest(sorted({str(record.params["code"]) for record in records}))
     return log_ablation(
         plan.options.outputs,
         plan.name,
         records,
         artifacts=[plan.folder / name for name in FILES if (plan.folder / name).exists()],
         summary=summary,
-        tags={"mlflow.note.content": (plan.folder / "table.md").read_text()},
+        tags={
+            "mlflow.note.content": (plan.folder / "table.md").read_text(),
+            **{key: str(records[0].params[key]) for key in ("data", "data_hash", "scale", "size")},
+            "code": code,
+            "git_commit": ", ".join(commits),
+        },
+        origin=_origin(records[0].params | {"code": code}),
     )
 
 
-def _record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunRecord:
+def data_hash(run: Run) -> str:
+    """8 hex digits of the clips of a run: the content of its shards or latents, or the settings of procedural clips."""
+    values = run.typed_values["data"].items()
+    return digest({"clips": run.source.fingerprint(), **{key: v for key, v in values if key not in NOT_DATA}})
+
+
+def _origin(params: Mapping[str, object]) -> str:
+    return f"{params['data']} {params['data_hash']}, {params['scale']} {params['size']}, code {params['code']}"
+
+
+def run_record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunRecord:
+    """What is logged of an arm and seed. file: its scores.json"""
     from pw.tracking.mlflow_log import RunRecord
 
     outputs = plan.options.outputs
     training, clips = training_folder(run, outputs), sample_folder(run, outputs, seed)
     mark = mark_of(training)
     cost = {key: mark[key] for key in ("cpu_seconds", "train_flops", "peak_memory_mb") if key in mark}
+    height, width = run.scale.size
+    parts = (mark.get("code", run.training_code), run.sampling_code, run.evaluation_code)
+    params = {
+        **arm.varied,
+        "data": run.config.choices["data"],
+        "data_hash": data_hash(run),
+        "scale": run.scale.name,
+        "size": f"{run.scale.frames}x{height}x{width}",
+        "code": digest(parts),
+        "seed": seed,
+    }
     scores = read_scores(file)["metrics"] if file.exists() else {}
     artifacts = [training / "config.yaml", file, file.with_suffix(".csv"), *sorted(clips.glob("000[0-3].mkv"))]
     return RunRecord(
         arm=arm.name,
         seed=seed,
-        params={**arm.varied, "scale": run.scale.name, "seed": seed},
+        params=params,
         curves=curves if (curves := training / "metrics.jsonl").exists() else None,
         scores={k: v for k, v in (scores | cost).items() if v is not None and math.isfinite(v)},
         artifacts=[path for path in artifacts if path.exists()],
         tags={
             "signature": run.sample_signature(seed),
             "training": run.training_signature,
-            "git_commit": str(mark.get("git_commit")),
+            "git_commit": f"{mark.get('git_commit')}{'-dirty' if mark.get('dirty') else ''}",
         },
         status="FINISHED" if scores else "FAILED",
+        origin=_origin(params),
     )
 
 
@@ -99,10 +132,12 @@ def run(options: MlflowSyncOptions) -> int:
 def _log(folder: Path, outputs: Path) -> int:
     try:
         words = parse_json((folder / "plan.json").read_text())["words"]
-        plan = make_plan(parse([*words, f"outputs={outputs}"]))
-        log_to_mlflow(plan, parse_json((folder / "table.json").read_text()), all_jobs(plan)[1])
+        plan, table = make_plan(parse([*words, f"outputs={outputs}"])), parse_json((folder / "table.json").read_text())
+        if table["settings"] != plan.options.settings():
+            raise ValueError("its table is of an earlier call; run the latest call again to its end")
+        log_to_mlflow(plan, table, all_jobs(plan)[1])
     except (TrackingError, ValueError, KeyError) as error:
-        print(f"{folder.name}: not logged: {error}", file=sys.stderr)
+        print(without_make(f"{folder.name}: not logged: {error}"), file=sys.stderr)
         return 1
     print(f"{folder.name}: logged")
     return 0

@@ -261,11 +261,11 @@ def _unreadable_notes(plan: Plan) -> list[str]:
 def write_table(plan: Plan, result: dict[str, Any]) -> Path | None:
     """Write table.{md,tex,html,json,csv}, plot.png and contact_sheet.png to the folder of the ablation.
 
-    Returns the folder to which an existing table of other settings was moved, else None.
+    Returns the folder to which an existing table of other settings or data was moved, else None.
     """
     folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
-    archive = archive_table(folder, result["settings"])
+    archive = archive_table(folder, result)
     partial = folder / ".contact_sheet.png"
     contact_sheet(_sheet_blocks(plan), partial)
     if partial.exists():
@@ -274,14 +274,19 @@ def write_table(plan: Plan, result: dict[str, Any]) -> Path | None:
     return archive
 
 
-def archive_table(folder: Path, settings: list[str]) -> Path | None:
-    """Move a table of other settings (data, seeds, arms, a sweep) to `earlier/`; return its new folder, else None."""
+def archive_table(folder: Path, result: Mapping[str, Any]) -> Path | None:
+    """Move a table of other settings (arms, a sweep) or clips to `earlier/`; return its new folder, else None."""
+
+    def identity(table: Mapping[str, Any]) -> list[Any]:
+        contract = table.get("contract") or {}  # other clips may have the same path
+        return [table.get("settings"), *(contract.get(key) for key in ("data", "clips_fingerprint", "scale"))]
+
     if not (folder / "table.json").exists():
         return None
-    old_settings = (read_json(folder / "table.json") or {}).get("settings")
-    if old_settings == settings:
+    old = identity(read_json(folder / "table.json") or {})
+    if old == identity(result):
         return None
-    archive = folder / "earlier" / digest(old_settings)
+    archive = folder / "earlier" / digest(old)
     archive.mkdir(parents=True, exist_ok=True)
     for path in [*folder.glob("table.*"), *folder.glob("*.png")]:
         path.replace(archive / path.name)

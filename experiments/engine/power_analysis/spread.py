@@ -26,6 +26,7 @@ from experiments.engine.job import score_request
 from experiments.engine.outcome.result_files import read_scores
 from experiments.engine.plan import Arm, Plan
 from pw.io.arguments import ConfigError
+from pw.io.command_line import without_make
 from pw.sample.evaluate import sample_folder
 
 MAX_COUNT = 100_000
@@ -332,6 +333,6 @@ def _values(result: Mapping[str, Any], metric: Metric) -> dict[str, float]:
 def _missing_reason(plan: Plan, results: Sequence[dict[str, Any]], metric: Metric) -> str:
     """The reason why the spread of a metric is not measured."""
     if not any(metric.name in result["metrics"] and result["contract"].get("arm") for result in results):
-        return f"not scored yet; run `make ablation name={plan.name}`"
+        return without_make(f"not scored yet; run `make ablation name={plan.name}`")
     is_current = _current(results, metric)
     return "fewer than two seeds of a pair of arms" if is_current else "scored by another protocol or settings"

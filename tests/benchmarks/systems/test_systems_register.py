@@ -144,5 +144,5 @@ def test_a_registration_that_is_damaged_is_named_when_it_is_scored(text: str, cl
 def test_a_note_that_is_damaged_is_named_where_costs_are_read(text: str, tmp_path: Path):
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "a-0.json").write_text(text)
-    with pytest.raises(ValueError, match=r"a-0\.json: is damaged.*make system makes its video again"):
+    with pytest.raises(ValueError, match=r"a-0\.json: is damaged.*`make system` makes its video again"):
         costs(tmp_path)
