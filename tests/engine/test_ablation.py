@@ -258,7 +258,7 @@ def mlflow_runs(outputs: Path) -> dict[str, dict[str, str]]:
 
 class TestMlflow:
     def test_that_is_locked_costs_no_table_and_is_told_later(self, finished: Call, synced: Call) -> None:
-        output = finished.output.replace("\n", " ")
+        output = " ".join(finished.output.split())
         assert "MLflow was not written" in output
         assert "database is locked" in output
         assert "make mlflow-sync" in output
