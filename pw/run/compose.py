@@ -208,7 +208,7 @@ def _check_override(override: str) -> None:
     if key.split("@")[0] in groups() and "@" not in key and value not in groups()[key]:
         hint = did_you_mean(value, groups()[key], "; ")
         raise ConfigError(f"{override}: {key} is one of {', '.join(groups()[key])}{hint}")
-    if "${" in value:
+    if "${" in value and key not in PATH_KEYS:
         raise ConfigError(f"{override}: the value refers to another key; write the value itself")
     if key.endswith("_target_"):
         raise ConfigError(f"{override}: classes are chosen by group, e.g. {key.split('.')[0]}=…, never by _target_")
