@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 
 from pw.cost import counts
 from pw.cost.counts import BYTES, Moment, Part
+from pw.io.arguments import ConfigError
+from pw.parallel.team import Share
 from pw.run.build import Run
+from pw.run.settings import Train
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class TrainingCost:
     flow, consistency  FLOPs of one update of this kind over all its clips, with encoding
     encode             FLOPs of encoding the clips of one update
     context            devices that share the tokens of a clip
-    micro_batches      of an update on each device, in sequence
+    share              part of an update's clips that a device, or a group of `context` devices, computes
     host               items in CPU memory for each device
     """
 
@@ -31,8 +34,7 @@ class TrainingCost:
     encode: float
     gpus: int
     context: int
-    micro_batches: int
-    accumulate: int
+    share: float
     host: tuple[Part, ...]
 
     @property
@@ -44,8 +46,8 @@ class TrainingCost:
         return max(self.moments, key=lambda moment: moment.bytes)
 
     def seconds(self, flops: float, tflops: float) -> float:
-        """Wall time of `flops` of the training; each device computes whole micro-batches."""
-        return flops * self.micro_batches / self.accumulate / self.context / (tflops * 1e12)
+        """Wall time of `flops` of the training on all its devices, each of `tflops` TFLOP/s."""
+        return flops * self.share / self.context / (tflops * 1e12)
 
 
 def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> TrainingCost:
@@ -75,10 +77,18 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> Traini
         encode=clips * encode,
         gpus=gpus,
         context=context,
-        micro_batches=math.ceil(train.accumulate / (gpus // context)),
-        accumulate=train.accumulate,
+        share=share_of_update(train, gpus // context),
         host=tuple(part for part in host if part.bytes),
     )
+
+
+def share_of_update(train: Train, shares: int) -> float:
+    """The largest part of an update's clips that one of `shares` devices, or groups of devices, computes."""
+    try:
+        share = Share.of(train, 0, shares)
+    except ConfigError:  # a training would refuse this number; whole micro-batches then, and some devices idle
+        return math.ceil(train.accumulate / shares) / train.accumulate
+    return share.micro_batches * share.clips / (train.accumulate * train.batch_size)
 
 
 def trained_parameters(run: Run) -> int:
