@@ -68,7 +68,9 @@ def check_generation(hires: Run | None, anchor: Run | None, memory: float, count
 
 def judge_training(run: Run, training: TrainingCost, gpus: Gpus) -> Verdict:
     worst = training.worst
-    note = f", sharded over {gpus.count}: {sharding(run, gpus.count)}" if gpus.count > 1 else ""
+    split, count = training.split, gpus.count
+    note = f", sharded over {count}: {sharding(run, count)}" if split == count > 1 else f", sharded over {split}"
+    note = note if split > 1 else ""
     if worst.fits(gpus.memory):
         return Verdict("training", True, f"training fits {gpus}: {_needs(worst)}{note}")
 
@@ -77,9 +79,10 @@ def judge_training(run: Run, training: TrainingCost, gpus: Gpus) -> Verdict:
 
     remedy = nearest_setting((None, run) if run.stage == "anchor" else (run, None), training_changes, fits)
     offers = [" ".join(remedy)] if remedy else []
-    for context in contexts(run, gpus.count):
-        if training_cost(run, gpus.count, context).worst.fits(gpus.memory):
-            offers.insert(0, f"each clip's tokens shared by {context} ({sharding(run, gpus.count, context)})")
+    for context in (run.trainer.context, *contexts(run, count)):
+        if training_cost(run, count, context, count).worst.fits(gpus.memory):
+            shared = f"each clip's tokens shared by {context}" if context > run.trainer.context else "sharded"
+            offers.insert(0, f"{shared} ({sharding(run, count, context)})")
             break
     larger = enough_devices(run, [n for n in GPU_COUNTS if n > gpus.count], {gpus.card: gpus.memory})
     if larger is None and not offers:
@@ -119,7 +122,7 @@ def enough_devices(run: Run, counts: Sequence[int], cards: Mapping[str, float]) 
     for count in counts:
         for card, memory in sorted(cards.items(), key=lambda item: item[1]):
             for context in (run.trainer.context, *contexts(run, count)):
-                if count % context == 0 and training_cost(run, count, context).worst.fits(memory):
+                if count % context == 0 and training_cost(run, count, context, count).worst.fits(memory):
                     return count, card, context
     return None
 
