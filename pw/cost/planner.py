@@ -85,6 +85,9 @@ def make_plan(options: PlanOptions) -> CostPlan:
     stages, count = stages_of(run), run.trainer.processes if gpus is None else gpus.count
     if gpus is not None and count % run.trainer.context:
         raise ConfigError(f"trainer.context={run.trainer.context}: gpus={gpus} are not a multiple of it")
+    if gpus is not None and run.trainer.processes > gpus.count:
+        devices = f"trainer.devices={run.trainer.devices} trainer.nodes={run.trainer.nodes}"
+        raise ConfigError(f"{devices}: gpus={gpus} are fewer; set trainer.devices={gpus.count}, or more gpus=")
     tflops = options.tflops or (tflops_of(run) if gpus is None else gpus.tflops)
     generation = generation_cost(*stages, precision=options.dtype)
     return CostPlan(options, run, stages, tflops, generation, training_cost(run, count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -231,10 +232,10 @@ def _fitting_values(stages: Stages, changes: Changes, fits: Callable[[Stages], b
     combinations = (subset for size in range(len(possible) + 1) for subset in itertools.combinations(possible, size))
     subsets = [{key: value for change in subset for key, value in change.items()} for subset in combinations]
     step = run.codec.frames_factor if isinstance(run.codec, options.WanVAE) else 1  # the codec needs whole steps
-    frame_changes = ({"scale.frames": n} for n in range(run.scale.frames - step, FEWEST_FRAMES - 1, -step))
-    for frames in ({}, *frame_changes):
-        if frames and not fit({**subsets[-1], **frames}):  # not even with all changes
-            continue
+    counts = range(run.scale.frames - step, FEWEST_FRAMES - 1, -step)
+    # fewer frames never need more memory
+    most = bisect_left(counts, True, key=lambda n: fit({**subsets[-1], "scale.frames": n}))
+    for frames in ({}, *({"scale.frames": n} for n in counts[most : most + 1])):
         for subset in subsets:
             values = {**subset, **frames}
             if fit(values):

@@ -313,3 +313,27 @@ class TestSeveralGpus:
     def test_that_are_no_multiple_of_those_that_share_are_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"trainer\.context=4: gpus=6x80GB"):
             verdicts("scale=4k", "trainer=fsdp", "trainer.context=4", "gpus=6x80GB")
+
+    def test_that_are_fewer_than_the_processes_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"trainer\.devices=8 .*gpus=4x80GB are fewer; set trainer\.devices=4"):
+            verdicts("scale=4k", "trainer=fsdp", "gpus=4x80GB")
+
+    def test_without_a_split_hold_all_weights_each(self) -> None:
+        """fp32 weights, gradients, moments and EMA: 20 bytes of each of 5.08e9, or an eighth of it."""
+        ddp, fsdp = (
+            training_cost(run("scale=2k", f"trainer={name}", "trainer.devices=8"), 8) for name in ("ddp", "fsdp")
+        )
+        for cost, share in ((ddp, 1), (fsdp, 8)):
+            assert sum(p.bytes for p in cost.moments[-1].parts[:4]) == pytest.approx(20 * 5.084e9 / share, rel=1e-3)
+        line = verdicts("scale=2k", "trainer=ddp", "gpus=8xH200", "for=training")["training"].line
+        assert "the nearest setting that does: sharded (trainer=fsdp trainer.devices=8)" in line
+
+    def test_are_offered_fewer_frames_of_thousands_without_trying_each(self) -> None:
+        """Of 4001 frames the most that fit; four more do not."""
+        words = ("scale=proxy", "scale.frames=4001", "backbone.rope_max_seq_len=2048")
+        gpus = ("gpus=1x24GB", "for=generation")
+        remedy = verdicts(*words, *gpus)["generation"].remedy
+        frames = int(remedy[-1].removeprefix("scale.frames="))
+        for count, fits in ((frames, True), (frames + 4, False)):
+            changed = replace_overrides(words, [*remedy[:-1], f"scale.frames={count}"])
+            assert verdicts(*changed, *gpus)["generation"].fits is fits
