@@ -11,7 +11,7 @@ from pw.run.build import Run
 
 
 @dataclass(frozen=True)
-class Card:
+class GpuCard:
     """A GPU: GB in its name, GiB that it gives to programs, dense bf16 peak in TFLOP/s (data sheets).
 
     gib  `total capacity` in torch's messages, the smallest seen: an H100 of "80 GB" has 81559 MiB by nvidia-smi, of
@@ -29,14 +29,14 @@ class Card:
 
 
 CARDS = {
-    "A100-40": Card(40, 39.4, 312),
-    "A100": Card(80, 79.1, 312),
-    "H100": Card(80, 79.1, 989),
-    "H200": Card(141, 139.7, 989),
-    "B200": Card(180, 178.3, 2250),
-    "L40S": Card(48, 44.4, 362),
-    "RTX4090": Card(24, 23.5, 165),
-    "RTX5090": Card(32, 31.3, 209),
+    "A100-40": GpuCard(40, 39.4, 312),
+    "A100": GpuCard(80, 79.1, 312),
+    "H100": GpuCard(80, 79.1, 989),
+    "H200": GpuCard(141, 139.7, 989),
+    "B200": GpuCard(180, 178.3, 2250),
+    "L40S": GpuCard(48, 44.4, 362),
+    "RTX4090": GpuCard(24, 23.5, 165),
+    "RTX5090": GpuCard(32, 31.3, 209),
 }
 # Share of that peak in practice. Assumed: the paper's latencies are 341 TFLOP/s on a Hopper card with
 # FlashAttention-2's kernels; 400 with torch's kernels. Older and smaller cards reach a larger share.

@@ -24,7 +24,7 @@ from pw.generate.request import GenerationRequest, Prompt
 from pw.io.files import replacing, write_json, write_tensors
 from pw.io.video import write_video
 from pw.method.solver import inference_strides
-from pw.nn.codec import WAN_VAE, WanCodec
+from pw.nn.codec import WanCodec, random_codec
 from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.signatures import provenance
@@ -115,12 +115,7 @@ def load_latent(path: Path) -> tuple[Tensor, dict[str, str]]:
 def load_codec(request: GenerationRequest) -> WanCodec:
     choice: Any = request.hires.codec
     if has_small_vae(request):
-        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
-        sizes = {**WAN_VAE, **SMALL_VAE, "z_dim": choice.channels}
-        mean, std = [0.0] * choice.channels, [1.0] * choice.channels
-        with torch.device(request.device):
-            return WanCodec(choice, AutoencoderKLWan(**sizes, latents_mean=mean, latents_std=std))
+        return random_codec(choice, request.device, SMALL_VAE)
     if request.weights is None:
         return WanCodec.random(choice, request.device)
     return WanCodec.load(choice, request.weights, request.device)
