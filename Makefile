@@ -49,10 +49,10 @@ status: .venv/.ready ## how far ablations are, read from their files: make statu
 runs: .venv/.ready ## list trainings, samplings, ablations: make runs args="kind=train stage=hires since=2026-11-01"
 	@$(PW) runs $(args)
 
-data: .venv/.ready ## turn a folder of videos, or UltraVideo, into shards: make data path=DIR|name=ultravideo [args="frames=5 taste=5 …"]
+data: .venv/.ready ## turn a folder of videos, or UltraVideo, into shards: make data path=DIR|name=ultravideo [args="scale=2k taste=5 dry_run=true …"]
 	@$(PW) data $(call given,path name) $(args)
 
-latents: .venv/.ready ## encode shards for training at proxy, 2k, 4k: make latents args="urls=data/shards scale=2k [anchors=8 dry_run=true …]"
+latents: .venv/.ready ## encode shards for training at proxy, 2k, 4k: make latents args="scale=2k [urls=DIR anchors=8 dry_run=true …]"
 	@$(PW) latents $(args)
 
 start: .venv/.ready ## train a start from its recipe, and write it with its card: make start name=hires [args="out=pw/starts …"]

@@ -58,8 +58,8 @@ VERBS = {
     "generate": Verb(
         "pw.generate.pipeline", 'prompt to 2K/4K video: prompt="a heron" scale=2k hires=…', exits_at_once=True
     ),
-    "data": Verb("pw.prepare.ingest", "turn a folder of videos, or UltraVideo, into shards: path=DIR"),
-    "latents": Verb("pw.prepare.encode", "encode shards for training at proxy, 2k, 4k: urls=data/shards scale=2k"),
+    "data": Verb("pw.prepare.ingest", "turn a folder of videos, or UltraVideo, into shards: path=DIR scale=2k"),
+    "latents": Verb("pw.prepare.encode", "encode shards for training at proxy, 2k, 4k: scale=2k"),
     "weights": Verb(
         "pw.io.wan_weights",
         "fetch Wan2.2-TI2V-5B, or with what=metrics what the metrics need",

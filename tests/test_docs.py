@@ -20,8 +20,12 @@ import numpy as np
 import pytest
 
 from pw.cli import VERBS
+from pw.cost.generation_cost import coding
+from pw.cost.planner import PlanOptions, make_plan, verdicts
 from pw.io.arguments import Command, parse
 from pw.io.video import write_video
+from pw.prepare.ingest import DataOptions
+from pw.run.build import build
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -124,6 +128,63 @@ class TestTheDocuments:
         for file, names in rows:
             defined = set(re.findall(r"(?:class|def) (\w+)", (ROOT / file).read_text()))
             assert set(re.findall(r"`(\w+)`", names)) <= defined, file
+
+
+def scaled_commands() -> list[str]:
+    """Every command of the documents that names one of Wan's scales, as the words of `pw`."""
+    lines = set()
+    for path in CURRENT:
+        lines |= {" ".join(map(shlex.quote, words[1:])) for words in commands(path)}
+        launched = re.findall(r"^    torchrun .* -m pw (.*)$", path.read_text(), re.M)
+        lines |= {" ".join(map(shlex.quote, shlex.split(line, comments=True))) for line in launched}
+    lines = {line.replace("'args=", "'").replace("'", "") if "args=" in line else line for line in lines}
+    return sorted(line for line in lines if re.search(r"(^| )scale=(proxy|2k|4k)( |$)", line))
+
+
+class TestACommandThatNamesAScale:
+    """Fits by `pw plan`: several GPUs are of 80 GB; one trains on an H200 unless only the adapters do."""
+
+    @pytest.mark.parametrize("line", scaled_commands())
+    def test_fits(self, line: str) -> None:
+        verb, *words = shlex.split(line)
+        words = [word for word in words if "…" not in word and not word.startswith(("data=", "data.", "launcher"))]
+        if verb == "plan":
+            options = parse(PlanOptions, [word for word in words if not word.startswith("json=")])
+        elif verb in ("train", "ablation", "sample", "generate"):
+            command = importlib.import_module(VERBS[verb].module).main
+            overrides = parse(command.options, words).overrides
+            count = build(overrides).trainer.processes
+            small = count > 1 or verb == "generate" or "train.trainable=adapters" in overrides
+            what = "generation" if verb == "generate" else "training"
+            options = parse(PlanOptions, [*overrides, f"gpus={count}x{'80GB' if small else 'H200'}", f"for={what}"])
+        elif verb == "data":
+            assert parse(DataOptions, words).settings.frames > 5
+            return
+        else:
+            assert verb in ("latents", "bench", "weights"), verb
+            run = build([word for word in words if word.startswith("scale=")])
+            assert coding(run, "clip", run.scale.size, "encode").fits(80e9)
+            return
+        assert [verdict.line for verdict in verdicts(make_plan(options)) if not verdict.fits] == []
+
+    def test_is_found(self) -> None:
+        verbs = {line.split()[0] for line in scaled_commands()}
+        assert {"plan", "train", "generate", "ablation", "latents", "data"} <= verbs
+
+    @pytest.mark.parametrize(
+        ("row", "words"),
+        [
+            ("| one H200 | all weights at `proxy`, {} GB |", "scale=proxy gpus=1xH200"),
+            ("likewise at 4K, {} GB", "scale=4k gpus=1xH200 train.trainable=adapters trainer.offload_activations=true"),
+            ("at 2K, with `trainer=fsdp trainer.context=2`, {} GB each", "scale=2k gpus=8x80GB trainer.context=2"),
+            ("at 4K, with `trainer=fsdp trainer.context=8`, {} GB each", "scale=4k gpus=8x80GB trainer.context=8"),
+        ],
+    )
+    def test_in_the_table_needs_what_it_says(self, row: str, words: str) -> None:
+        fsdp = ["trainer=fsdp"] if "context" in words else []
+        plan = make_plan(parse(PlanOptions, [*fsdp, *words.split(), "for=training"]))
+        assert row.format(f"{plan.training.worst.needs / 1e9:.0f}") in (ROOT / "docs" / "scale_up.md").read_text()
+        assert verdicts(plan)[0].fits
 
 
 def anchors(path: Path) -> set[str]:

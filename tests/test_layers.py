@@ -106,7 +106,7 @@ ROOMS = {
     "pw/cost": ("pw.cost", "pw.parallel", "pw.run", *BELOW_RUN),
     "pw/tracking": ("pw.tracking", "pw.io"),
     "pw/train": ("pw.train", "pw.cost", "pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),
-    "pw/prepare": ("pw.prepare", "pw.train", "pw.run", *BELOW_RUN),
+    "pw/prepare": ("pw.prepare", "pw.train", "pw.cost", "pw.run", *BELOW_RUN),
     "pw/sample": ("pw.sample", "pw.train", "pw.cost", "pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),
     "pw/generate": ("pw.generate", "pw.train", "pw.cost", "pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),
     "pw/cli.py": ("pw.parallel", "pw.io", "pw.run"),  # a verb's module is imported by its name, when it is called

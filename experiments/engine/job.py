@@ -14,6 +14,7 @@ from typing import Any, Literal
 from benchmarks.metrics import lookup, protocols
 from experiments.engine.plan import Plan, starts
 from pw.cost.generation_cost import generation_cost
+from pw.cost.rates import tflops_of
 from pw.cost.training_cost import training_cost
 from pw.io.files import digest, read_json, remove
 from pw.run.build import Run
@@ -22,8 +23,7 @@ from pw.sample.evaluate import anchor_reference, is_sampled, reference_folder, s
 from pw.train.record import is_trained, training_folder
 
 # Seconds on one core of the development machine, for estimates before anything is measured.
-SECONDS = {"flow": 0.058, "consistency": 0.092, "forward": 0.0016, "score": 1.2, "job": 0.5}
-ASSUMED_FLOPS = 4e14  # per second, at Wan's scales: what `make plan` assumes of an H100
+SCORE_SECONDS, JOB_SECONDS = 1.2, 0.5  # a scoring at the tiny scale; what any job takes besides its work
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,15 @@ class Job:
     score: dict[str, Any] = field(default_factory=dict)
 
     def seconds(self) -> float:
-        """Estimated time on one core, or from FLOPs at Wan's scales."""
-        run = self.run
+        """Estimated time, as `pw plan` has it: a training on its devices, a sampling on one."""
+        run, tflops = self.run, tflops_of(self.run)
         if self.kind == "score":
-            return SECONDS["score"]
-        if run.text is not None:
-            stages = (None, run) if run.stage == "anchor" else (run, None)
-            flops = training_cost(run).flops if self.kind == "train" else self.limit * generation_cost(*stages).flops
-            return SECONDS["job"] + flops / ASSUMED_FLOPS
+            return SCORE_SECONDS
         if self.kind == "train":
-            consistency = run.objective.consistency_updates(run.train.updates)
-            seconds = (run.train.updates - consistency) * SECONDS["flow"] + consistency * SECONDS["consistency"]
-            return SECONDS["job"] + run.train.accumulate * seconds * run.train.batch_size / 8
-        branches = 2 if run.guidance.scale != 1 else 1
-        return SECONDS["job"] + self.limit * run.sampling.num_steps * branches * SECONDS["forward"]
+            training = training_cost(run, run.trainer.processes)
+            return JOB_SECONDS + training.seconds(training.flops, tflops)
+        alone = (None, run) if run.stage == "anchor" else (run, None)  # anchors are a job of their own
+        return JOB_SECONDS + self.limit * generation_cost(*alone).flops / (tflops * 1e12)
 
     def is_done(self, outputs: Path) -> bool:
         if self.kind == "train":

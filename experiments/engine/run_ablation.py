@@ -27,6 +27,7 @@ from experiments.engine.queue.hand_over import Queue
 from experiments.engine.queue.launcher import Local, Submitit, Unit, take_launcher, units
 from experiments.engine.status import outline, write_outline
 from experiments.engine.terminal import console
+from pw.cost.rates import rate_text
 from pw.io.arguments import Command, ConfigError
 from pw.io.command_line import command_line, without_make
 from pw.io.progress import ProgressLine, duration, ignore_closed_stream
@@ -204,7 +205,7 @@ def print_plan(
     kinds = {kind: sum(job.kind == kind for job in todo) for kind in ("train", "sample", "score")}
     console.print(
         f"{kinds['train']} trainings, {kinds['sample']} samplings, {kinds['score']} scorings to do, {cached} cached; "
-        f"about {duration(seconds)} at the pace of the machine this was measured on"
+        f"about {duration(seconds)} {rate_text(plan.arms[0].first)}"
     )
 
 

@@ -246,6 +246,10 @@ class Moment:
         """Bytes of device memory: the peak, the allocator's losses and the CUDA context."""
         return self.bytes * (1 + MARGIN) + CONTEXT
 
+    def seconds(self, tflops: float) -> float:
+        """Wall time of the phase, on devices of `tflops` TFLOP/s."""
+        return self.flops.total / self.devices / (tflops * 1e12)
+
     def fits(self, memory: float) -> bool:
         return self.needs <= memory
 

@@ -34,6 +34,10 @@ class GenerationCost:
     def flops(self) -> float:
         return sum(phase.flops.total for phase in self.phases)
 
+    def seconds(self, tflops: float) -> float:
+        """Wall time of one video, on devices of `tflops` TFLOP/s."""
+        return sum(phase.seconds(tflops) for phase in self.phases)
+
     @property
     def worst(self) -> Moment:
         return max(self.phases, key=lambda phase: phase.bytes)

@@ -2,8 +2,8 @@
 
     pw plan scale=4k gpus=1x80GB [tflops=400] [for=generation] [json=plan.json] [any override of conf/]
 
-Does not import torch. Exit status: 0 if generation and training (or the one in `for=`) fit, 1 if not, 2 for invalid
-words.
+Does not import torch. Exit status: 0 for an answer, also for one that nothing fits, unless `strict=true` (1 then);
+2 for invalid words.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pw.cost import counts
 from pw.cost.counts import MARGIN, Moment, Precision
 from pw.cost.generation_cost import GenerationCost, Stages, generation_cost, sampling_memory, stages_of
+from pw.cost.rates import Gpus, parse_gpus, tflops_of
 from pw.cost.training_cost import TrainingCost, reads_pixels, training_cost
-from pw.cost.verdicts import DEFAULT_TFLOPS, Gpus, Verdict, judge_generation, judge_training, parse_gpus
-from pw.io.arguments import LARGEST, Command, ConfigError, option
+from pw.cost.verdicts import Verdict, judge_generation, judge_training
+from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import human_size, writable_file, write_json
 from pw.io.progress import duration
 from pw.run.build import Run, build
@@ -30,17 +31,23 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-CPU = 0.02  # TFLOP/s of a thread
+MOST_TFLOPS = 100_000  # of a device
 
 
-def _positive(text: str) -> float:
+def _tflops(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value <= LARGEST:
-        raise ValueError("expected a positive number, e.g. tflops=400")
+    if not 0 < value <= MOST_TFLOPS:
+        raise ValueError(f"expected a positive number up to {MOST_TFLOPS:,}, e.g. tflops=400")
     return value
+
+
+def _json_file(text: str) -> Path:
+    if not (folder := Path(text).expanduser().absolute().parent).is_dir():
+        raise ConfigError(f"json={text}: {folder} is no folder; make it first, or name a file elsewhere")
+    return writable_file("json")(text)
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,12 @@ class PlanOptions:
         None, "NxMGB, or a card: 8x80GB, 1xH100, A100-40; without it no verdict", read=parse_gpus
     )
     tflops: float | None = option(
-        None, "what a GPU achieves; by default a share of the card's peak (assumed, not measured)", read=_positive
+        None, "what a GPU achieves; by default a share of the card's peak (assumed, not measured)", read=_tflops
     )
     what: Literal["generation", "training", "both"] = option("both", "what to plan", key="for")
     dtype: Precision | None = option(None, "of the networks' weights in generation; by default bf16 on a GPU")
-    json: Path | None = option(None, "a file for the plan as JSON", read=writable_file("json"))
+    json: Path | None = option(None, "a file for the plan as JSON", read=_json_file)
+    strict: bool = option(False, "exit with status 1 when something does not fit")
     overrides: tuple[str, ...] = ()
 
 
@@ -70,20 +78,17 @@ class CostPlan:
     generation: GenerationCost
     training: TrainingCost
 
-    def seconds(self, phase: Moment) -> float:
-        """Wall time of a phase of generation, on the devices that share it."""
-        return phase.flops.total / phase.devices / (self.tflops * 1e12)
-
 
 def make_plan(options: PlanOptions) -> CostPlan:
     """The plan of a run. Raises ConfigError with the key."""
     run, gpus = build(options.overrides), options.gpus
-    on_cpu = CPU * run.trainer.threads
-    default_tflops = gpus.tflops if gpus is not None else DEFAULT_TFLOPS if run.trainer.accelerator == "gpu" else on_cpu
-    stages, count = stages_of(run), 1 if gpus is None else gpus.count
+    stages, count = stages_of(run), run.trainer.processes if gpus is None else gpus.count
     if gpus is not None and count % run.trainer.context:
         raise ConfigError(f"trainer.context={run.trainer.context}: gpus={gpus} are not a multiple of it")
-    tflops = default_tflops if options.tflops is None else options.tflops
+    if gpus is not None and run.trainer.processes > gpus.count:
+        devices = f"trainer.devices={run.trainer.devices} trainer.nodes={run.trainer.nodes}"
+        raise ConfigError(f"{devices}: gpus={gpus} are fewer; set trainer.devices={gpus.count}, or more gpus=")
+    tflops = options.tflops or (tflops_of(run) if gpus is None else gpus.tflops)
     generation = generation_cost(*stages, precision=options.dtype)
     return CostPlan(options, run, stages, tflops, generation, training_cost(run, count))
 
@@ -108,11 +113,12 @@ def as_json(plan: CostPlan, verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
     def moment(phase: Moment) -> dict[str, Any]:
         fits = None if gpus is None else phase.fits(gpus.memory)
-        time = {"seconds": plan.seconds(phase)} if phase.flops.total else {}
+        time = {"seconds": phase.seconds(plan.tflops)} if phase.flops.total else {}
         return dataclasses.asdict(phase) | {"bytes": phase.bytes, "needs": phase.needs, "fits": fits} | time
 
     training = plan.training
     return {
+        "fits": all(verdict.fits for verdict in verdicts) if verdicts else None,
         "overrides": plan.options.overrides,
         "gpus": None if gpus is None else dataclasses.asdict(gpus),
         "tflops": plan.tflops,
@@ -121,7 +127,7 @@ def as_json(plan: CostPlan, verdicts: Sequence[Verdict]) -> dict[str, Any]:
             "phases": [moment(p) for p in plan.generation.phases],
             "host": [dataclasses.asdict(part) for part in plan.generation.host],
             "flops": plan.generation.flops,
-            "seconds": sum(plan.seconds(phase) for phase in plan.generation.phases),
+            "seconds": plan.generation.seconds(plan.tflops),
         },
         "training": dataclasses.asdict(training)
         | {
@@ -154,12 +160,13 @@ def show(plan: CostPlan, verdicts: Sequence[Verdict], console: Console) -> None:
         "assumed. No memory or time here was measured on a GPU."
     )
     for verdict in verdicts:
-        console.print(verdict.line, style="green" if verdict.fits else "red")
+        word, style = ("yes", "green") if verdict.fits else ("no", "red")
+        console.print(f"fits: {word}. {verdict.line}", style=style, markup=False)
 
 
 def _show_generation(plan: CostPlan, console: Console) -> None:
     console.print(generation_table(plan))
-    total = duration(sum(plan.seconds(phase) for phase in plan.generation.phases))
+    total = duration(plan.generation.seconds(plan.tflops))
     host = ", ".join(f"{part.name} {human_size(part.bytes)}" for part in plan.generation.host)
     console.print(f"{total} a video in all, {plan.generation.precision} weights. CPU memory: {host}.")
     gpus, context = plan.options.gpus, plan.run.trainer.context
@@ -176,9 +183,9 @@ def _show_generation(plan: CostPlan, console: Console) -> None:
 def _show_training(plan: CostPlan, console: Console) -> None:
     run, training, gpus = plan.run, plan.training, plan.options.gpus
     console.print(training_times(plan))
-    if gpus is not None:
+    if training.gpus > 1 or gpus is not None:
         time = training.seconds(training.flops, plan.tflops)
-        console.print(f"{duration(time)} on {gpus}: {time / 3600 * training.gpus:,.1f} GPU-hours.")
+        console.print(f"{duration(time)} on {gpus or training.gpus}: {time / 3600 * training.gpus:,.1f} GPU-hours.")
     if not reads_pixels(run):
         console.print("data=none: latents made beforehand; encoding clips as they are read comes on top.")
     console.print()
@@ -240,7 +247,7 @@ def generation_table(plan: CostPlan) -> Table:
         place = f"on each of {trainer.split} devices that "
         place += "make it together" if trainer.context == trainer.split else "split the networks"
         place += f"; {trainer.context} make a video together" if 1 < trainer.context < trainer.split else ""
-    times = [duration(plan.seconds(p)) if p.flops.total else "–" for p in phases]
+    times = [duration(p.seconds(plan.tflops)) if p.flops.total else "–" for p in phases]
     rows = [
         ("evaluations", *(str(p.evaluations or "–") for p in phases), ""),
         ("FLOP", *(operations(p.flops.total) for p in phases), "counted"),
@@ -295,7 +302,7 @@ def run(options: PlanOptions) -> int:
         write_json(options.json, as_json(plan, results))
     console = Console(highlight=False, width=shutil.get_terminal_size().columns)
     show(plan, results, console)
-    return 0 if all(verdict.fits for verdict in results) else 1
+    return int(options.strict and not all(verdict.fits for verdict in results))
 
 
 main = Command(PlanOptions, run)

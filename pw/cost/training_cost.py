@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 
 from pw.cost import counts
 from pw.cost.counts import BYTES, Moment, Part
+from pw.io.arguments import ConfigError
+from pw.parallel.team import Share
 from pw.run.build import Run
+from pw.run.settings import Train
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,8 @@ class TrainingCost:
 
     flow, consistency  FLOPs of one update of this kind over all its clips, with encoding
     encode             FLOPs of encoding the clips of one update
-    context            devices that share the tokens of a clip
-    micro_batches      of an update on each device, in sequence
+    split, context     devices that share the weights and their optimiser; that share the tokens of a clip
+    share              part of an update's clips that a device, or a group of `context` devices, computes
     host               items in CPU memory for each device
     """
 
@@ -30,9 +33,9 @@ class TrainingCost:
     consistency: float
     encode: float
     gpus: int
+    split: int
     context: int
-    micro_batches: int
-    accumulate: int
+    share: float
     host: tuple[Part, ...]
 
     @property
@@ -44,28 +47,30 @@ class TrainingCost:
         return max(self.moments, key=lambda moment: moment.bytes)
 
     def seconds(self, flops: float, tflops: float) -> float:
-        """Wall time of `flops` of the training; each device computes whole micro-batches."""
-        return flops * self.micro_batches / self.accumulate / self.context / (tflops * 1e12)
+        """Wall time of `flops` of the training on all its devices, each of `tflops` TFLOP/s."""
+        return flops * self.share / self.context / (tflops * 1e12)
 
 
-def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> TrainingCost:
-    """The cost of a whole training on `gpus` devices.
-
-    They shard weights, gradients, optimiser and EMA (as FSDP does) and share the micro-batches of an update.
+def training_cost(run: Run, gpus: int = 1, context: int | None = None, split: int | None = None) -> TrainingCost:
+    """The cost of a whole training on `gpus` devices, which share the micro-batches of an update.
 
     context  devices that share a clip's tokens and so compute a micro-batch together; default from the run
+    split    devices that shard weights, gradients, optimiser and EMA; default all, with trainer=ddp none, with
+             trainer=hsdp the groups of the run
     """
     train = run.train
     context = min(gpus, run.trainer.context) if context is None else context
+    if split is None:
+        split = min(gpus, run.trainer.split) if run.trainer.strategy in ("ddp", "hsdp") else gpus
     clips, encode = train.accumulate * train.batch_size, encode_flops(run)
     flow, consistency = update_flops(run)
     host = (
         Part("network as it is made", 4 * counts.parameters(run.backbone, run.injector), "counted"),
         Part("offloaded activations", offloaded_bytes(run, context), "counted"),
-        Part("checkpoint as it is written", checkpoint_copy_bytes(run, gpus), "counted"),
+        Part("checkpoint as it is written", checkpoint_copy_bytes(run, split), "counted"),
     )
     return TrainingCost(
-        moments=training_moments(run, gpus, context),
+        moments=training_moments(run, split, context),
         trained_parameters=trained_parameters(run),
         clips=clips,
         updates=train.updates,
@@ -74,11 +79,20 @@ def training_cost(run: Run, gpus: int = 1, context: int | None = None) -> Traini
         consistency=clips * (consistency + encode),
         encode=clips * encode,
         gpus=gpus,
+        split=split,
         context=context,
-        micro_batches=math.ceil(train.accumulate / (gpus // context)),
-        accumulate=train.accumulate,
+        share=share_of_update(train, gpus // context),
         host=tuple(part for part in host if part.bytes),
     )
+
+
+def share_of_update(train: Train, shares: int) -> float:
+    """The largest part of an update's clips that one of `shares` devices, or groups of devices, computes."""
+    try:
+        share = Share.of(train, 0, shares)
+    except ConfigError:  # a training would refuse this number; whole micro-batches then, and some devices idle
+        return math.ceil(train.accumulate / shares) / train.accumulate
+    return share.micro_batches * share.clips / (train.accumulate * train.batch_size)
 
 
 def trained_parameters(run: Run) -> int:

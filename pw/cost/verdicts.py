@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
-import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pw.cost.counts import Moment, Precision, stage_tokens
 from pw.cost.generation_cost import Stages, generation_cost, last_stage, stages_of
+from pw.cost.rates import CARDS, Gpus
 from pw.cost.training_cost import TrainingCost, training_cost
 from pw.io.arguments import ConfigError
 from pw.io.files import human_size
@@ -20,38 +20,10 @@ from pw.parallel.team import Share
 from pw.run.build import Run, assemble, build
 from pw.run.compose import override_key
 
-# card -> (GB, dense bf16 peak TFLOP/s; from data sheets). A GB counts as 10^9 bytes; the cards have a little more.
-CARDS: dict[str, tuple[int, float]] = {
-    "A100-40": (40, 312),
-    "A100": (80, 312),
-    "H100": (80, 989),
-    "H200": (141, 989),
-    "B200": (180, 2250),
-    "L40S": (48, 362),
-    "RTX4090": (24, 165),
-    "RTX5090": (32, 209),
-}
-# Share of that peak in practice. Assumed: the paper's latencies are 341 TFLOP/s on a Hopper card with
-# FlashAttention-2's kernels; 400 with torch's kernels. Older and smaller cards reach a larger share.
-SHARE, SHARE_AMPERE_ADA = 0.4, 0.55
-DEFAULT_TFLOPS = 400.0  # of a card with only its memory known
 DEVICES = 8  # of a machine
 GPU_COUNTS = (2, 4, 8, 16, 32, 64)  # suggested for training
 SCALES = ("4k", "2k", "proxy")  # from large to small
 FEWEST_FRAMES = 49  # two seconds; suggested before a smaller scale
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """GPUs to plan for: their number, and the bytes, TFLOP/s and name of each."""
-
-    count: int
-    memory: float
-    tflops: float
-    card: str
-
-    def __str__(self) -> str:
-        return f"{self.count}x{self.card}"
 
 
 @dataclass(frozen=True)
@@ -62,29 +34,6 @@ class Verdict:
     fits: bool
     line: str
     remedy: tuple[str, ...] = ()
-
-
-def parse_gpus(text: str) -> Gpus:
-    """`8x80GB`, `1xH100`, `H200` -> Gpus. Raises ConfigError with the known cards."""
-    match = re.fullmatch(r"(?:(\d+)x)?(.+)", text.strip(), re.IGNORECASE)
-    count, card = (int(match[1] or 1), match[2]) if match else (1, text)
-    if count < 1:
-        raise ConfigError(f"gpus={text}: needs at least one GPU, e.g. gpus=1x{card}")
-    size = re.fullmatch(r"(\d+(?:\.\d+)?)(GB|GiB|G)", card, re.IGNORECASE)
-    if size:
-        memory = float(size[1]) * (1 << 30 if size[2].lower() == "gib" else 1e9)
-        if not memory:
-            raise ConfigError(f"gpus={text}: a GPU without memory; e.g. gpus=1x80GB")
-        return Gpus(count, memory, DEFAULT_TFLOPS, card)
-    names = {name: name for name in CARDS} | {f"{name}-{gb}": name for name, (gb, _) in CARDS.items()}
-    name = names.get(card.upper().removesuffix("GB"))
-    if name is None:
-        matches = difflib.get_close_matches(card.upper(), names, 1)
-        hint = f"did you mean {names[matches[0]]}? " if matches else ""
-        raise ConfigError(f"gpus={text}: {hint}known are {', '.join(CARDS)}, and memory as in gpus=1x80GB")
-    gb, peak = CARDS[name]
-    share = SHARE if name[:2] in ("H1", "H2", "B2") else SHARE_AMPERE_ADA
-    return Gpus(count, gb * 1e9, round(peak * share, -1), name)
 
 
 def judge_generation(stages: Stages, memory: float, card: str, precision: Precision | None, count: int = 1) -> Verdict:
@@ -120,7 +69,9 @@ def check_generation(hires: Run | None, anchor: Run | None, memory: float, count
 
 def judge_training(run: Run, training: TrainingCost, gpus: Gpus) -> Verdict:
     worst = training.worst
-    note = f", sharded over {gpus.count}: {sharding(run, gpus.count)}" if gpus.count > 1 else ""
+    split, count = training.split, gpus.count
+    note = f", sharded over {count}: {sharding(run, count)}" if split == count > 1 else f", sharded over {split}"
+    note = note if split > 1 else ""
     if worst.fits(gpus.memory):
         return Verdict("training", True, f"training fits {gpus}: {_needs(worst)}{note}")
 
@@ -129,13 +80,14 @@ def judge_training(run: Run, training: TrainingCost, gpus: Gpus) -> Verdict:
 
     remedy = nearest_setting((None, run) if run.stage == "anchor" else (run, None), training_changes, fits)
     offers = [" ".join(remedy)] if remedy else []
-    for context in contexts(run, gpus.count):
-        if training_cost(run, gpus.count, context).worst.fits(gpus.memory):
-            offers.insert(0, f"each clip's tokens shared by {context} ({sharding(run, gpus.count, context)})")
+    for context in (run.trainer.context, *contexts(run, count)):
+        if training_cost(run, count, context, count).worst.fits(gpus.memory):
+            shared = f"each clip's tokens shared by {context}" if context > run.trainer.context else "sharded"
+            offers.insert(0, f"{shared} ({sharding(run, count, context)})")
             break
     larger = enough_devices(run, [n for n in GPU_COUNTS if n > gpus.count], {gpus.card: gpus.memory})
     if larger is None and not offers:
-        larger = enough_devices(run, (1, *GPU_COUNTS), {card: gb * 1e9 for card, (gb, _) in CARDS.items()})
+        larger = enough_devices(run, (1, *GPU_COUNTS), {name: card.memory for name, card in CARDS.items()})
     if larger is not None:
         count, card, context = larger
         sharding_text = f", sharded ({sharding(run, count, context)})" if count > 1 else ""
@@ -171,7 +123,7 @@ def enough_devices(run: Run, counts: Sequence[int], cards: Mapping[str, float]) 
     for count in counts:
         for card, memory in sorted(cards.items(), key=lambda item: item[1]):
             for context in (run.trainer.context, *contexts(run, count)):
-                if count % context == 0 and training_cost(run, count, context).worst.fits(memory):
+                if count % context == 0 and training_cost(run, count, context, count).worst.fits(memory):
                     return count, card, context
     return None
 
@@ -280,10 +232,10 @@ def _fitting_values(stages: Stages, changes: Changes, fits: Callable[[Stages], b
     combinations = (subset for size in range(len(possible) + 1) for subset in itertools.combinations(possible, size))
     subsets = [{key: value for change in subset for key, value in change.items()} for subset in combinations]
     step = run.codec.frames_factor if isinstance(run.codec, options.WanVAE) else 1  # the codec needs whole steps
-    frame_changes = ({"scale.frames": n} for n in range(run.scale.frames - step, FEWEST_FRAMES - 1, -step))
-    for frames in ({}, *frame_changes):
-        if frames and not fit({**subsets[-1], **frames}):  # not even with all changes
-            continue
+    counts = range(run.scale.frames - step, FEWEST_FRAMES - 1, -step)
+    # fewer frames never need more memory
+    most = bisect_left(counts, True, key=lambda n: fit({**subsets[-1], "scale.frames": n}))
+    for frames in ({}, *({"scale.frames": n} for n in counts[most : most + 1])):
         for subset in subsets:
             values = {**subset, **frames}
             if fit(values):

@@ -51,7 +51,6 @@ def encode_texts(task: Task) -> Embedding:
     encoder = request.text_encoder()
     if encoder is None:
         shape = request.hires.backbone.text_tokens, request.hires.backbone.text_dim
-        task.required["text"] = 0.0  # random embeddings take no time, else the progress would end at 98 %
         return lambda text: torch.randn(shape, generator=generator(int(digest(text), 16), 0, NOISE))
     task.add("text", 0.0, "encoding prompts")
     for run in (request.anchor, request.hires) if task.writes else ():
@@ -121,6 +120,8 @@ def denoise(task: Task, stage: Denoising, embedding: Embedding) -> None:
             todo.append(prompt)
     rounds = int(task.team.maximum(len(todo)))  # also waits for all processes
     if rounds:
+        if todo:
+            task.add(stage.part, 0.0, f"loading {stage.label}")
         net = load_stage(request, stage)
         if todo:
             task.add(stage.part, 0.0, stage.label)

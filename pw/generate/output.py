@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import resource
 import sys
 import time
@@ -18,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pw.cost.counts import parameters
-from pw.cost.generation_cost import generation_cost
+from pw.generate.estimate import SMALL_VAE, has_small_vae, part_seconds
 from pw.generate.request import GenerationRequest, Prompt
 from pw.io.files import replacing, write_json, write_tensors
 from pw.io.video import write_video
 from pw.method.solver import inference_strides
-from pw.nn.codec import WanCodec
+from pw.nn.codec import WanCodec, random_codec
 from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.signatures import provenance
@@ -33,7 +34,7 @@ PartProgress = Callable[[str, float, float], None]
 
 
 class Task:
-    """The work of one process on a request; measures progress in FLOPs.
+    """The work of one process on a request; measures progress in estimated seconds.
 
     prompts  the prompts of this process, alone or together with others
     team     all processes of the request
@@ -46,12 +47,10 @@ class Task:
         self, request: GenerationRequest, prompts: list[Prompt], team: Team, writes: bool, progress: PartProgress | None
     ) -> None:
         self.request, self.prompts, self.team, self.writes, self.progress = request, prompts, team, writes, progress
-        self.flops = dict.fromkeys(("text", "anchor", "hires", "decode"), 0.0)
-        for phase in generation_cost(request.hires, request.anchor).phases:
-            part = {"text": "text", "stage I": "anchor", "decode": "decode"}.get(phase.name, "hires")
-            self.flops[part] += phase.flops.total
-        self.required = dict.fromkeys(self.flops, float(len(prompts)))  # prompts to make, for each part
-        self.completed = dict.fromkeys(self.flops, 0.0)
+        self.seconds = part_seconds(request)
+        self.seconds["decode"] += self.seconds.pop("file")
+        self.required = dict.fromkeys(self.seconds, float(len(prompts)))  # prompts to make, for each part
+        self.completed = dict.fromkeys(self.seconds, 0.0)
 
     def skip(self, part: str, label: str) -> None:
         self.required[part] -= 1
@@ -61,8 +60,8 @@ class Task:
         """Add the fraction `share` of one prompt to the progress of a part."""
         self.completed[part] += share
         if self.progress is not None:
-            total = sum(self.required[p] * self.flops[p] for p in self.flops)
-            done = sum(self.completed[p] * self.flops[p] for p in self.flops)
+            total = sum(self.required[p] * self.seconds[p] for p in self.seconds)
+            done = sum(self.completed[p] * self.seconds[p] for p in self.seconds)
             part_share = self.completed[part] / self.required[part] if self.required[part] else 1.0
             self.progress(label, min(1.0, done / total) if total else 1.0, min(1.0, part_share))
 
@@ -115,6 +114,8 @@ def load_latent(path: Path) -> tuple[Tensor, dict[str, str]]:
 
 def load_codec(request: GenerationRequest) -> WanCodec:
     choice: Any = request.hires.codec
+    if has_small_vae(request):
+        return random_codec(choice, request.device, SMALL_VAE)
     if request.weights is None:
         return WanCodec.random(choice, request.device)
     return WanCodec.load(choice, request.weights, request.device)
@@ -126,6 +127,7 @@ def decode(task: Task) -> None:
     task.team.wait()  # until other processes have written the latents
     for prompt in task.prompts:
         if codec is None:
+            task.add("decode", 0.0, "loading the VAE")
             codec = load_codec(request)
             task.add("decode", 0.0, "decoding")
         start = time.perf_counter()
@@ -142,13 +144,18 @@ def decode(task: Task) -> None:
 
 def _decoded(task: Task, codec: WanCodec, prompt: Prompt) -> NDArray[Any]:
     """The video as uint8 [F, H, W, 3], decoded in bands of rows: in fp32 a 4K clip has 12 GB."""
-    run = task.request.hires
+    run, trainer = task.request.hires, task.request.hires.trainer
     latent = load_latent(task.request.latent_file(prompt))[0].to(task.request.device)
     height, width = run.scale.size
     frames = np.empty((run.scale.frames, height, width, 3), dtype=np.uint8)
-    for row, band in codec.bands(latent, run.trainer.context):
-        frames[:, row : row + band.shape[-2]] = _pixels(band[0])
-        task.add("decode", band.shape[-2] / height, "decoding")
+    tiles = math.prod(map(len, codec.choice.tiles(height, width)))
+    calls = math.ceil(tiles / trainer.context) * latent.shape[2]  # of the decoder, for each tile and latent frame
+    hook = codec.vae.decoder.register_forward_hook(lambda *_: task.add("decode", 1 / calls, "decoding"))
+    try:
+        for row, band in codec.bands(latent, trainer.context):
+            frames[:, row : row + band.shape[-2]] = _pixels(band[0])
+    finally:
+        hook.remove()
     return frames
 
 

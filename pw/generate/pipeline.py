@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pw.cost.counts import stage_latent
+from pw.generate.estimate import describe, has_small_vae, threads_of
 from pw.generate.request import GenerateOptions, GenerationRequest, Prompt, make_request
 from pw.io.arguments import Command, to_words
 from pw.io.files import check_space
@@ -146,17 +147,23 @@ def allow_open_files(locks: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (required, hard))
 
 
+def announce(request: GenerationRequest) -> None:
+    """Print how long the missing videos will take, and what is not real of random weights."""
+    count = sum(not request.is_done(prompt) for prompt in request.prompts)
+    if PLACE in os.environ or not count:
+        return
+    if request.weights is None:
+        real = "its VAE is a small one" if has_small_vae(request) else "its time and memory are real"
+        print(f"weights=random: the video is noise; {real}", file=sys.stderr)
+    print(describe(request, count), file=sys.stderr, flush=True)
+
+
 def run(options: GenerateOptions) -> int:
     """Exit status: 0 done, 1 failed, 2 a mistake in the call, 130 interrupted."""
     exit_with_parent()
     with report_mistakes():
-        request = make_request(options)
-    trainer = request.hires.trainer
-    # torch's default follows OMP_NUM_THREADS and the cores that this process may use
-    cores = 1 if request.device == "cuda" else torch.get_num_threads() // trainer.processes
-    torch.set_num_threads(max(trainer.threads, cores))
-    if request.weights is None and PLACE not in os.environ:
-        print("weights=random: the video is noise; its time and memory are real", file=sys.stderr)
+        request = make_request(options, announce)
+    torch.set_num_threads(threads_of(request))
 
     def make_videos() -> None:
         progress = GenerationProgress()

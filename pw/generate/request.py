@@ -204,8 +204,13 @@ def _read_prompts(options: GenerateOptions) -> list[Text]:
     return texts
 
 
-def make_request(options: GenerateOptions) -> GenerationRequest:
-    """The checked request. Raises ValueError (ConfigError, WeightsError) with the key and a valid value."""
+def make_request(
+    options: GenerateOptions, announce: Callable[[GenerationRequest], None] = lambda request: None
+) -> GenerationRequest:
+    """The checked request. Raises ValueError (ConfigError, WeightsError) with the key and a valid value.
+
+    announce  called before the last checks, which import torch and diffusers, for half a minute on a slow disk
+    """
     from pw.io.wan_weights import check, locate
 
     overrides, anchor_overrides = split_overrides(options.overrides)
@@ -228,6 +233,7 @@ def make_request(options: GenerateOptions) -> GenerationRequest:
     _check_folder(out)
     request = GenerationRequest(options, hires, anchor, *sources, weights, out)
     request.prompts = _named_prompts(request, texts)
+    announce(request)
     _check_weights(request)
     return request
 

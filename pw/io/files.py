@@ -117,16 +117,21 @@ def exclusive_lock(lock: Path) -> Generator[None]:
 def check_space(key: str, path: Path, size: float, remedy: str, purpose: str = "") -> int:
     """Free bytes on the disk of `path`, which need not exist. Raises ConfigError with the key if fewer than `size`
     bytes (for `purpose`) are free."""
-    free = shutil.disk_usage(next(parent for parent in (path, *path.absolute().parents) if parent.exists())).free
+    free = free_space(path)
     if size > free:
         request = f"{human_size(size)} {purpose}".rstrip()
         raise ConfigError(f"{key}={path}: needs {request}, {human_size(free)} are free there; {remedy}")
     return free
 
 
+def free_space(path: Path) -> int:
+    """Free bytes on the disk of `path`, which need not exist."""
+    return shutil.disk_usage(next(parent for parent in (path, *path.absolute().parents) if parent.exists())).free
+
+
 def human_size(count: float) -> str:
-    """Bytes as text: 12.3 GB, or in MB or kB if smaller."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+    """Bytes as text: 12.3 GB, or in TB, MB or kB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 1e3:.1f} kB"

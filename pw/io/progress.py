@@ -16,10 +16,13 @@ Progress = Callable[[int, int], None]  # called with (done, total) while work pr
 
 
 def duration(seconds: float) -> str:
-    """0.12 s, 98 s, 8.4 min, 34.5 h."""
+    """0.12 s, 98 s, 8.4 min, 34.5 h, 75.8 days, 12.3 years."""
     if seconds < 100:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+    for unit, length, end in (("min", 60, 7200), ("h", 3600, 72 * 3600), ("days", 86400, 730 * 86400)):
+        if seconds < end:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds / (365.25 * 86400):,.1f} years"
 
 
 class Pace:

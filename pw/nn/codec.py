@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +148,16 @@ class WanCodec:
             yield from blend_tiles(lambda rows, columns: next(pieces), (height, width), size, overlap, unit)
             return
         yield from blend_tiles(piece, (height, width), size, overlap, unit)
+
+
+def random_codec(choice: options.WanVAE, device: str, sizes: Mapping[str, int]) -> WanCodec:
+    """A VAE of Wan2.2's layout with random weights in fp32; `sizes` replace some of `WAN_VAE`'s."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+    mean, std = [0.0] * choice.channels, [1.0] * choice.channels
+    arguments = {**WAN_VAE, **sizes, "z_dim": choice.channels}
+    with torch.device(device):
+        return WanCodec(choice, AutoencoderKLWan(**arguments, latents_mean=mean, latents_std=std))
 
 
 def _scale_span(span: slice, factor: int) -> slice:

@@ -10,37 +10,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pw.cost.generation_cost import coding, text_encoding
+from pw.cost.rates import rate_text, tflops_of
 from pw.data.latents import encoding_settings
 from pw.data.shard_index import ShardIndex, find_shards, manifest_entry
-from pw.data.shards import fits, short_side
-from pw.io.arguments import ConfigError, option
+from pw.data.shards import fits
+from pw.io.arguments import ConfigError, number, option
 from pw.io.files import check_space, digest, parse_json
+from pw.io.progress import duration
 from pw.io.wan_weights import check, fingerprint, locate
 from pw.nn.options import WanVAE
+from pw.prepare.forecast import WAN_FPS, data_command, manifest_settings
 from pw.run.build import Run, build
 from pw.train.preflight import check_device
 
 PARTS = ("vae", "text_encoder", "tokenizer")
 FORMAT = 1  # of the written files, part of the digest
+MOST_CALLS = 10_000
 
 
 @dataclass(frozen=True)
 class LatentsOptions:
     """Options of `pw latents`."""
 
-    urls: str = option("data/shards", "the shards of `make data`")
-    anchors: int = option(8, "degraded anchors of each clip; training draws one of them")
+    urls: str | None = option(None, "the shards of `pw data scale=…`; data/shards-SCALE by default")
+    anchors: int = option(8, "degraded anchors of each clip; training draws one of them", read=number(1, 1000))
     out: Path = option(Path("data/latents"), "parent of the folder SCALE-DIGEST that is made or resumed")
     splits: tuple[Literal["train", "val"], ...] = option(("train", "val"), "which clips; training reads those of train")
-    rank: int | None = option(None, "index of this call, of world calls; torchrun sets it")
-    world: int | None = option(None, "number of calls that share the work; each takes every world-th shard")
+    rank: int | None = option(None, "index of this call, of world calls; torchrun sets it", read=number(0, MOST_CALLS))
+    world: int | None = option(
+        None, "number of calls that share the work; each takes every world-th shard", read=number(1, MOST_CALLS)
+    )
     dry_run: bool = option(False, "print sizes and check the disk space; needs no weights")
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key, minimum in (("anchors", 1), ("rank", 0), ("world", 1)):
-            if (value := getattr(self, key)) is not None and value < minimum:
-                raise ConfigError(f"{key}={value}: expected a whole number, {minimum} or more")
         for override in self.overrides:
             if override.startswith("data="):
                 raise ConfigError(f"{override}: clips are read from urls=DIR here")
@@ -144,7 +148,7 @@ def plan_encoding(options: LatentsOptions) -> Encoding:
     scale = () if any(word.startswith("scale=") for word in options.overrides) else ("scale=2k",)
     run = build([*scale, *options.overrides, "data=none"])
     clip_sizes = sizes(run, options.anchors)
-    urls = str(Path(options.urls).expanduser())
+    urls = str(Path(options.urls or f"data/shards-{run.scale.name}").expanduser())
     shards, skipped_small = _read_shards(urls, options.splits, run)
     return Encoding(run, urls, options.out, clip_sizes, shards, skipped_small, rank, world)
 
@@ -154,7 +158,8 @@ def _read_shards(urls: str, splits: Sequence[str], run: Run) -> tuple[list[Video
     try:
         paths = find_shards(urls)
     except ValueError as error:
-        raise ConfigError(str(error).replace("data.urls", "urls")) from error
+        text = str(error).replace("data.urls", "urls").replace("make data path=DIR", data_command(run, urls))
+        raise ConfigError(text) from error
     scale, shards, shapes = run.scale, [], []
     for path in paths:
         split = path.name.partition("-")[0]
@@ -178,23 +183,26 @@ def _read_shards(urls: str, splits: Sequence[str], run: Run) -> tuple[list[Video
     too_small = len(shapes) - sum(len(shard.ids) for shard in shards)
     if too_small == len(shapes):
         frames, height, width = max(filter(None, shapes))[:3]
-        short = short_side(scale.height, scale.width)
         raise ConfigError(
             f"scale={scale.name}: needs clips of {scale.frames} frames, {scale.height} x {scale.width} px, and none of "
             f"{too_small} in urls={urls} is as large (the largest has {frames} frames of {height} x {width}; none is "
-            f'enlarged); `make data … args="frames={scale.frames} short_side={short}"` makes such clips of videos that '
-            "are large enough"
+            f"enlarged); `{data_command(run, urls)}` makes such clips of videos that are large enough"
         )
     return [shard for shard in shards if shard.ids or shard.index is None], too_small
 
 
 def estimate(encoding: Encoding) -> str:
-    """The text that describes number and size of the latents."""
+    """The text that describes number and size of the latents, and how long they take."""
     scale, clip = encoding.run.scale, encoding.sizes
     clips = sum(len(shard.ids) for shard in encoding.shards)
     note = f" ({encoding.skipped_small} more are too small)" if encoding.skipped_small else ""
     shape = lambda sides: " x ".join(map(str, sides))  # noqa: E731
     megabytes = lambda sides: f"{bf16_bytes(sides) / 1e6:.3g} MB"  # noqa: E731
+    rate, note_rate = manifest_settings(encoding.urls).get("fps"), ""
+    if rate is not None and not 0 < rate <= WAN_FPS:
+        kept = f"up to {rate:g}" if rate else "all"
+        note_rate = f"\n  note     the shards keep {kept} frames/s of their videos; Wan's have {WAN_FPS:g}"
+    work = len(encoding.rank_shards) / len(encoding.shards) * clips * seconds_of_clip(encoding)
     return (
         f"scale={scale.name}: {clips:,} clips in {len(encoding.shards)} shards{note}, "
         f"{scale.frames} frames of {scale.height} x {scale.width} px\n"
@@ -202,8 +210,17 @@ def estimate(encoding: Encoding) -> str:
         f"  anchors  {clip.anchors} of {shape(clip.anchor)}, {clip.tokens(clip.anchor):,} tokens, "
         f"{megabytes(clip.anchor)} each\n"
         f"  text     at most {shape(clip.text)}, {megabytes(clip.text)}\n"
-        f"  a clip {clip.clip_bytes / 1e6:.3g} MB, all {clips * clip.clip_bytes / 1e9:,.2f} GB at most"
+        f"  a clip {clip.clip_bytes / 1e6:.3g} MB, all {clips * clip.clip_bytes / 1e9:,.2f} GB at most\n"
+        f"  time     about {duration(work)} {rate_text(encoding.run)}{note_rate}"
     )
+
+
+def seconds_of_clip(encoding: Encoding) -> float:
+    """Estimated time of encoding a clip, its anchors and its caption on one device."""
+    run, scale = encoding.run, encoding.run.scale
+    phases = [coding(run, "clip", scale.size, "encode"), text_encoding(run)]
+    phases += encoding.sizes.anchors * [coding(run, "anchor", scale.anchor_size, "encode")]
+    return sum(phase.seconds(tflops_of(run)) for phase in phases)
 
 
 def check_disk(encoding: Encoding) -> None:

@@ -23,6 +23,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,12 +31,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from pw.data.shard_index import CHECKSUMS, MANIFEST, checksums, write_shards
-from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import check_space, length, parse_json, replacing, sha256, write_json
+from pw.io.arguments import Command, ConfigError, number, option
+from pw.io.files import length, parse_json, replacing, sha256, write_json
 from pw.io.hub import revision_name
 from pw.io.progress import Pace, ProgressLine
 from pw.io.video import Frame, Frames, VideoError, decode, probe
 from pw.io.video_files import printable
+from pw.prepare.forecast import ScaleNeeds, announce, print_next
 from pw.prepare.source_videos import (
     ClipSettings,
     HardCuts,
@@ -59,16 +61,24 @@ class DataOptions:
 
     path: Path | None = option(None, "the folder with your videos")
     name: Literal["ultravideo"] | None = option(None, "a public dataset, instead of path=")
-    out: Path | None = option(None, "output folder; without it data/shards, or data/NAME of a public dataset")
+    out: Path | None = option(
+        None, "output folder; without it data/shards, or data/NAME of a public dataset; with scale= shards-SCALE"
+    )
+    scale: str | None = option(None, "cut what `pw latents scale=…` needs: sets frames, short_side and fps")
+    dry_run: bool = option(False, "say how many clips, and what disk and time they take, and stop")
     overwrite: bool = option(False, "replace existing shards")
-    frames: int = option(ClipSettings.frames, "frames of a clip, 4n + 1")
-    short_side: int = option(ClipSettings.short_side, "px that frames are reduced to; none is enlarged")
+    frames: int | None = option(None, f"frames of a clip, 4n + 1; {ClipSettings.frames}, or what scale= needs")
+    short_side: int | None = option(
+        None, f"px that frames are reduced to, none is enlarged; {ClipSettings.short_side}, or what scale= needs"
+    )
     stride: int = option(ClipSettings.stride, "frames from one clip's start to the next; 0: clips do not overlap")
-    fps: float = option(ClipSettings.fps, "largest frame rate, reached by dropping frames; 0 keeps all")
+    fps: float | None = option(
+        None, "largest frame rate, reached by dropping frames; 0 keeps all; 0, or Wan's 24 with scale="
+    )
     holdout: float = option(ClipSettings.holdout, "share of the clips that is held out")
     shard_mb: float = option(ClipSettings.shard_mb, "approximate size of a shard, MB")
     accept_licence: bool = option(False, "you have read and accept the licence of the dataset")
-    taste: int | None = option(None, "number of clips to take from the dataset")
+    taste: int | None = option(None, "number of clips to take from the dataset", read=number(1, 1_000_000))
     size: Literal["native", "1920", "960"] = option("native", "which copy of the dataset, by its width in px")
     caption: Literal["summarized", "detailed", "brief"] = option("summarized", "which captions of the dataset")
     keep: bool = option(False, "keep the dataset's zips when their clips are out")
@@ -84,37 +94,61 @@ class DataOptions:
         dataset_keys = ("accept_licence", "taste", "size", "caption", "keep", "revision")
         if self.path and (unused := [key for key in dataset_keys if getattr(self, key) != getattr(DataOptions, key)]):
             raise ConfigError(f"{unused[0]}= is for name=ultravideo, not for path=")
-        if self.taste is not None and self.taste < 1:
-            raise ConfigError(f"taste={self.taste}: must be 1 clip or more; leave it out for all of them")
 
-    @property
+    @cached_property
+    def needs(self) -> ScaleNeeds | None:
+        """Raises ConfigError for an unknown scale."""
+        return None if self.scale is None else ScaleNeeds.of_scale(self.scale)
+
+    @cached_property
     def settings(self) -> ClipSettings:
         """How clips are cut. Raises ConfigError."""
-        return ClipSettings(**{field.name: getattr(self, field.name) for field in fields(ClipSettings)})
+        values = {field.name: getattr(self, field.name) for field in fields(ClipSettings)}
+        given = {name: value for name, value in values.items() if value is not None}
+        return ClipSettings(**given) if self.needs is None else self.needs.clip_settings(given)
+
+    @property
+    def shards_name(self) -> str:
+        return "shards" if self.scale is None else f"shards-{self.scale}"
 
 
 def run(options: DataOptions) -> int:
     """Exit status: 0 done, 1 the licence is not accepted."""
-    if options.path:
-        ingest(options.path, options.out or Path("data/shards"), options.settings, options.overwrite)
-        return 0
-    from pw.prepare.ultravideo import ultravideo
+    if options.name:
+        from pw.prepare.ultravideo import ultravideo
 
-    return ultravideo(options, options.out or Path("data/ultravideo"))
+        return ultravideo(options, options.out or Path("data/ultravideo"))
+    assert options.path is not None
+    out, settings = options.out or Path("data") / options.shards_name, options.settings
+    if options.dry_run:
+        announce(find_videos(options.path)[0], {}, settings, options.needs, out)
+        return 0
+    ingest(options.path, out, settings, options.overwrite, needs=options.needs)
+    print_next(out, options.needs)
+    return 0
 
 
 main = Command(DataOptions, run, resume_hint="what is done is kept; run the same command again to resume")
 
 
 def ingest(
-    path: Path, out: Path, settings: ClipSettings, overwrite: bool = False, origins: Mapping[str, str] | None = None
+    path: Path,
+    out: Path,
+    settings: ClipSettings,
+    overwrite: bool = False,
+    origins: Mapping[str, str] | None = None,
+    needs: ScaleNeeds | None = None,
 ) -> dict[str, Any]:
     """Write the shards to `out`, or continue an earlier call; returns the manifest.
 
     origins  file name relative to `path` -> its source video; whole sources are held out (`split_by_origin`)
-    Raises ConfigError for no videos, other files in `out`, too little disk space, or no clip in any video.
+    needs    what the clips are for
+    Raises ConfigError for no videos, none that is large enough for `needs`, other files in `out`, too little disk
+    space, or no clip in any video.
     """
-    videos, passed_over = find_videos(path)
+    (videos, passed_over), frames = find_videos(path), 0
+    if overwrite or not (out / MANIFEST).is_file():
+        frames = announce(videos, {} if overwrite else _read_records(out, videos), settings, needs, out)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
@@ -122,7 +156,7 @@ def ingest(
                 _clear(out)
             if (out / MANIFEST).is_file():
                 return _check_finished(out, videos, _settings_content(settings, origins))
-            return _write_dataset(out, videos, passed_over, settings, origins)
+            return _write_dataset(out, videos, passed_over, settings, origins, frames)
     except Timeout:
         raise ConfigError(f"out={out}: another `make data` is running there; wait, or give another out=") from None
 
@@ -133,6 +167,7 @@ def _write_dataset(
     passed_over: dict[str, str],
     settings: ClipSettings,
     origins: Mapping[str, str] | None,
+    frames: int,
 ) -> dict[str, Any]:
     pace, folder = Pace(), out / UNFINISHED
     settings_file, content = folder / "settings.json", _settings_content(settings, None)
@@ -142,13 +177,13 @@ def _write_dataset(
         raise ConfigError(f"out={out}: holds tars without a {MANIFEST}; give another out=, or overwrite=true")
     else:
         write_json(settings_file, content)
-    records = {name: record for name, video in videos.items() if (record := _read_record(out, name, video))}
+    records = _read_records(out, videos)
     if records:
         print(f"resuming: {len(records)} of {len(videos)} videos are done")
     missing = {name: video for name, video in videos.items() if name not in records}
-    progress = _CutProgress(_check_space(out, missing, list(records.values()), settings))
-    for number, (name, video) in enumerate(missing.items(), start=1):
-        progress.video = f"{number}/{len(missing)} {printable(name)}"
+    progress = _CutProgress(frames)
+    for count, (name, video) in enumerate(missing.items(), start=1):
+        progress.video = f"{count}/{len(missing)} {printable(name)}"
         record = records[name] = _cut_video(folder, name, video, settings, progress)
         write_json(folder / f"{record_id(name)}.json", asdict(record))
         progress.show(f"skipped, {record.skipped}" if record.skipped else f"{len(record.clips)} clips", last=True)
@@ -208,22 +243,9 @@ def _read_record(out: Path, name: str, video: Path) -> VideoRecord | None:
     return record if is_whole and (record.bytes, record.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
 
 
-def _check_space(out: Path, todo: dict[str, Path], done: list[VideoRecord], settings: ClipSettings) -> int:
-    """Estimated number of frames to decode. Raises ConfigError if raw clips and shards do not fit on the disk."""
-    required: float = sum(len(record.clips) * math.prod(record.shape) for record in done)
-    total = 0
-    for video in todo.values():
-        try:
-            info = probe(video)
-        except VideoError:
-            continue
-        frames = round(info.frames * min(1.0, (settings.fps or info.fps) / info.fps))
-        ratio = min(1.0, settings.short_side / min(info.height, info.width))
-        clip = settings.frames * info.height * info.width * 3 * ratio**2
-        required += 2 * clip * math.ceil(frames / settings.step)  # the raw file and the shard
-        total += frames
-    check_space("out", out, required * 1.05, "give an out= on another disk, or lower short_side, or raise stride")
-    return total
+def _read_records(out: Path, videos: dict[str, Path]) -> dict[str, VideoRecord]:
+    """The records of the videos that are cut."""
+    return {name: record for name, video in videos.items() if (record := _read_record(out, name, video))}
 
 
 def _cut_video(folder: Path, name: str, video: Path, settings: ClipSettings, progress: _CutProgress) -> VideoRecord:

@@ -20,38 +20,41 @@ Assumed: the 960 copy is packed like the others. No hash of a commit is known: t
 
 from __future__ import annotations
 
-import csv
 import io
+import math
 import os
 import re
 import shutil
 import stat
-import sys
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
 from pw.io import hub
 from pw.io.arguments import ConfigError
-from pw.io.files import check_space, check_writable, human_size, length, parse_json, replacing, write_json
+from pw.io.files import check_space, check_writable, free_space, human_size, length, parse_json, replacing, write_json
 from pw.io.video_files import is_video
-from pw.prepare.ingest import DataOptions, ingest
+from pw.prepare.captions import CaptionRow, read_captions
+from pw.prepare.forecast import Forecast, SourceVideo, forecast
+from pw.prepare.ingest import DataOptions, ingest, print_next
 
 REPOSITORY = "APRIL-AIGC/UltraVideo"
 LICENCE = "UltraVideo Dataset License Agreement (CC-BY-4.0 with Additional Restrictions)"
 TABLES = ("short.csv", "UltraVideo_short.csv")  # the second name is that of some copies
 FOLDERS = {"native": "clips_short", "1920": "clips_short_1920", "960": "clips_short_960"}
 REPORT = "ultravideo.json"
+# Of a clip of each copy: bytes on average (native: 1.4 TB in 42,000 clips; the others by their area), size in px.
+CLIPS = 42_000
+COPIES = {"native": (33e6, 2160, 3840), "1920": (8e6, 1080, 1920), "960": (2e6, 540, 960)}
+SECONDS, RATE = 6.5, 30.0  # length and frames/s of a clip. Assumed; published are lengths from 3 to 10 s.
+FETCH_RATE = 50e6  # bytes a second. Assumed.
 WINDOW = 1 << 16  # bytes per read in the directory of a zip
 LONGEST_WINDOW = 1 << 23  # bytes per read in a clip, at most
 LONGEST_READ = 1 << 26  # bytes that a zip may request at once: its directory has some hundred bytes per clip
 HEADER = 1 << 12  # bytes before a clip in a zip, usually fewer
-CAPTIONS = {"summarized": "Summarized Description", "detailed": "Detailed Description", "brief": "Brief Description"}
-YOUTUBE = re.compile(r"(?:https?://)?(?:www\.|m\.)?youtu(?:\.be/|be\.com/(?:watch\?(?:.*&)?v=|[a-z]+/))([\w-]+)")
 
 
 @dataclass
@@ -79,17 +82,42 @@ class UltraVideoReport:
 
 def notice(options: DataOptions, out: Path) -> str:
     """The text with the licence in short, what would be downloaded, and how to accept."""
-    clip, everything = ("33 MB each on average", "36 zips, 1.4 TB") if options.size == "native" else ("", "all zips")
-    amount = f"{options.taste} clips by range requests, {clip}".rstrip(", ") if options.taste else everything
+    everything = "36 zips, 1.4 TB" if options.size == "native" else "all zips"
+    amount = f"{options.taste} clips by range requests" if options.taste else everything
+    forecast = expected(options).text(options.settings, options.needs)
     return f"""UltraVideo is under the {LICENCE}.
 In short, and only the text at {hub.endpoint()}/datasets/{REPOSITORY} is binding:
   - non-commercial research only; no products, services or redistribution for money
   - the Terms of Service of YouTube, copyright and privacy laws also apply; no re-identification of people
   - raw videos, transcripts and thumbnails must not be passed on; works beyond research need their creators' permission
   - models may be trained on it; results must not hold more than a trivial part of the data itself
-This call would fetch short.csv and, from {FOLDERS[options.size]}, {amount}, into {out}.
+This call would fetch short.csv and, from {FOLDERS[options.size]}, {amount}, into {out}:
+{forecast}
 native is 4K and 8K; size=1920 and size=960 are reduced copies; taste=5 takes five clips only.
 Nothing was fetched. If you have read and accept the licence, call again with accept_licence=true."""
+
+
+def expected(options: DataOptions, zip_bytes: float | None = None) -> Forecast:
+    """The forecast of a call, before its clips are known. zip_bytes: of all zips, if known.
+
+    Raises ConfigError if the chosen copy is too small for the scale.
+    """
+    clip_bytes, height, width = COPIES[options.size]
+    videos = options.taste or (CLIPS if zip_bytes is None else math.ceil(zip_bytes / clip_bytes))
+    source = SourceVideo(SECONDS * RATE, height, width, RATE)
+    if options.needs is not None and (height < options.needs.crop.height or width < options.needs.crop.width):
+        raise ConfigError(f"size={options.size}: has {height} x {width} px; {options.needs}: use size=native")
+    one = forecast([source], options.settings)
+    fetch_bytes = videos * clip_bytes if options.taste or zip_bytes is None else zip_bytes
+    note = f"assumed: videos of {SECONDS} s at {RATE:g} frames/s"
+    return replace(one * videos, fetch_bytes=fetch_bytes, fetch_rate=FETCH_RATE, note=note)
+
+
+def _remedy(options: DataOptions, out: Path) -> str:
+    """What fits the disk of `out`."""
+    one = expected(replace(options, taste=1))
+    count = int(free_space(out) / (1.05 * one.disk_bytes))
+    return f"give an out= on another disk{f', or taste={count}' if count else ''}"
 
 
 def ultravideo(options: DataOptions, out: Path) -> int:
@@ -99,10 +127,12 @@ def ultravideo(options: DataOptions, out: Path) -> int:
     Raises ConfigError when `out` is not writable or has other content, the disk is too small, the server refuses, has
     no such revision or ignores ranges, or a zip is damaged or has paths outside `out`.
     """
-    settings = options.settings
-    if not options.accept_licence:
-        print(notice(options, out))
-        return 1
+    settings, shards, coming = options.settings, out / options.shards_name, expected(options)
+    if options.dry_run or not options.accept_licence:
+        print(notice(options, out), flush=True)
+        if options.dry_run:
+            coming.check_disk(out, _remedy(options, out))
+        return int(not options.dry_run)
     check_writable("out", out)
     try:
         with FileLock(out / ".lock", timeout=0):
@@ -111,7 +141,8 @@ def ultravideo(options: DataOptions, out: Path) -> int:
         raise ConfigError(f"out={out}: another call is fetching there; wait, or give another out=") from None
     clips = [path for path in (out / "clips").iterdir() if is_video(path)]
     origins = {clip.name: rows[clip.stem].source for clip in clips if clip.stem in rows}
-    ingest(out / "clips", out / "shards", settings, options.overwrite, origins)
+    ingest(out / "clips", shards, settings, options.overwrite, origins, options.needs)
+    print_next(shards, options.needs)
     return 0
 
 
@@ -127,8 +158,15 @@ def _fetch(options: DataOptions, out: Path) -> dict[str, CaptionRow]:
     report = report or UltraVideoReport(options.revision or "main", dataset.commit, options.size, options.caption)
     zips = dataset.zips(options.size)
     print(f"{REPOSITORY} at commit {dataset.commit}, under the {LICENCE}")
-    if taste is None:
-        _check_space(out, *dataset.disk_need(out, [name for name in zips if name not in report.zips], options.keep))
+    missing = [name for name in zips if name not in report.zips]
+    coming = expected(options, sum(map(dataset.size, zips)) if taste is None else None)
+    print(coming.text(options.settings, options.needs))
+    need, purpose = (
+        dataset.disk_need(out, missing, options.keep) if taste is None else (coming.fetch_bytes, f"{taste} clips")
+    )
+    purpose = f"{purpose}, and shards"
+    free = check_space("out", out, need + 2 * coming.shard_bytes, _remedy(options, out), f"({purpose})")
+    print(f"  free   {human_size(free)}", flush=True)
     report.save(out)
     if not table.is_file():
         dataset.download_table(table)
@@ -167,7 +205,7 @@ def _read_report(options: DataOptions, out: Path) -> UltraVideoReport | None:
 
 
 def _check_space(out: Path, required: float, purpose: str) -> None:
-    remedy = "give an out= on another disk, size=960, or a taste= of a few clips"
+    remedy = "give an out= on another disk, or a taste= of a few clips"
     free = check_space("out", out, required, remedy, f"({purpose})")
     print(f"{purpose}: {human_size(required)}, {human_size(free)} are free", flush=True)
 
@@ -356,43 +394,3 @@ def clips_in(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
                 "it. Do not trust this server: set HF_ENDPOINT to another, or give another revision="
             )
     return [member for member in archive.infolist() if is_video(PurePosixPath(member.filename))]
-
-
-# ---- short.csv
-
-
-class CaptionRow(NamedTuple):
-    """A row of short.csv; `source`: name of the source video, "" if unknown."""
-
-    caption: str
-    source: str
-
-
-def read_captions(table: Path, caption: str) -> dict[str, CaptionRow]:
-    """Clip without suffix -> row, with one of CAPTIONS. Raises ConfigError if the table has other columns."""
-    csv.field_size_limit(sys.maxsize)
-    text = CAPTIONS[caption]
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            names = list(reader.fieldnames or ())
-            if missing := [name for name in ("clip_id", text) if name not in names]:
-                raise ConfigError(
-                    f"{table}: has no column {missing[0]!r}; it has {', '.join(names) or 'none'}; "
-                    "give another caption=, or remove the file to fetch it again"
-                )
-            rows = [row for row in reader if row["clip_id"]]
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{table}: is no table ({error}); remove the file to fetch it again") from None
-    return {
-        Path(row["clip_id"]).stem: CaptionRow(" ".join((row[text] or "").split()), source_video(row.get("url")))
-        for row in rows
-    }
-
-
-def source_video(url: str | None) -> str:
-    """Name of the source video of a `url` entry: the YouTube id (without parameters such as `&t=12s`), or the entry
-    itself, "" if empty."""
-    text = (url or "").strip()
-    address = YOUTUBE.match(text)
-    return address[1] if address else text

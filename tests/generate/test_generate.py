@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import resource
@@ -15,12 +16,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import pw.nn.codec
+from pw.cost.generation_cost import generation_cost
+from pw.generate.estimate import describe, part_seconds
+from pw.generate.output import load_codec
 from pw.generate.pipeline import OTHER_FILES, allow_open_files, generate, main
 from pw.generate.request import GenerateOptions, GenerationRequest, make_request
 from pw.io.arguments import parse, to_words
+from pw.io.progress import duration
 from pw.io.video import read_video
 from pw.nn.networks import Network, load_network
+from pw.run.build import build
 from pw.train.record import training_folder, write_config
 
 SIZE = (
@@ -48,6 +53,12 @@ def call(pipeline: tuple[Path, Any], tmp_path: Path):
 
 class Stopped(Exception):
     """Ends a call early."""
+
+
+def stop_with(said: list[str], request: GenerationRequest) -> None:
+    """Keep the estimate and end the call."""
+    said.append(describe(request, 1))
+    raise Stopped
 
 
 def stop_at(part: str) -> Any:
@@ -102,14 +113,41 @@ class TestOnePrompt:
         [path] = generate(call("prompt=a heron", "scale.anchor_upsample=pixel"))
         assert read_video(path).shape == (5, 64, 96, 3)
 
-    def test_needs_no_weights_to_be_tried_out(self, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """weights=random: random networks of the configured sizes; here with a small VAE, to be fast."""
-        small = {**pw.nn.codec.WAN_VAE, "base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1}
-        monkeypatch.setattr("pw.nn.codec.WAN_VAE", small)
+    def test_needs_no_weights_to_be_tried_out(self, call: Any) -> None:
+        """weights=random: random networks of the configured sizes; at the tiny scale with a small VAE, to be fast."""
         shares: list[float] = []
-        [path] = generate(call("prompt=a heron", "weights=random"), lambda what, share, within: shares.append(share))
+        request = call("prompt=a heron", "weights=random")
+        [path] = generate(request, lambda what, share, within: shares.append(share))
         assert read_video(path).shape == (5, 64, 96, 3)
         assert shares[-1] == pytest.approx(1.0)
+        assert sum(p.numel() for p in load_codec(request).vae.parameters()) < 5e6  # Wan's has 705 million
+
+    def test_tells_how_far_the_decode_is_by_tiles_and_frames(self, call: Any) -> None:
+        request = call("prompt=a heron", "frames=9", "codec.tile=64", "codec.overlap=16")
+        within: list[float] = []
+        generate(request, lambda what, share, part: within.append(part) if what == "decoding" else None)
+        # two tiles of three latent frames: 9 frames of 96 x 64 px in tiles of 64
+        assert [share for share in within if share] == pytest.approx([n / 6 for n in range(1, 7)])
+
+
+class TestTheEstimate:
+    def test_is_the_plans_for_each_part(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        said: list[str] = []
+        words = ["prompt=a", "weights=random", "scale=2k", "trainer=cpu", f"out={tmp_path}"]
+        with pytest.raises(Stopped):  # before torch and diffusers are imported
+            make_request(parse(GenerateOptions, words), lambda request: stop_with(said, request))
+        cost = generation_cost(build(["scale=2k", "trainer=cpu"]), build(["scale=2k", "trainer=cpu", "stage=anchor"]))
+        # 0.074 TFLOP/s of two threads; random weights have no text encoder
+        hires, decode = (duration(phase.flops.total / 0.074e12) for phase in cost.phases[2:])
+        assert f"stage II {hires}, decode {decode}, file 22 s" in said[0]
+        assert "text" not in said[0].partition("\n")[0]
+        assert "0.074 TFLOP/s of a process of 2 CPU threads, not measured here" in said[0]
+
+    def test_knows_the_size_of_the_vae(self, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        small, wan = call("prompt=a", "weights=random"), call("prompt=a", "weights=random")
+        wan.hires = dataclasses.replace(wan.hires, scale=dataclasses.replace(wan.hires.scale, name="2k"))
+        assert part_seconds(small)["decode"] == pytest.approx(part_seconds(wan)["decode"] / 32**2)  # 8 of 256 channels
 
 
 class TestSeveralPrompts:

@@ -277,9 +277,11 @@ class TestTheEstimate:
 WRONG = [
     ("scale=tiny", ["scale=tiny", "scale=proxy, 2k or 4k"]),
     ("scale=3k", ["scale=3k", "one of 2k, 4k"]),
-    ("urls=/not/there", ["urls=/not/there", "make data path=DIR"]),
+    ("urls=/not/there", ["urls=/not/there", "pw data path=DIR frames=5 short_side=64 fps=24"]),
     ("splits=test", ["splits=test", "train, val"]),
-    ("anchors=0", ["anchors=0", "1 or more"]),
+    ("anchors=0", ["anchors=0", "from 1 to 1000"]),
+    ("anchors=1000000000", ["from 1 to 1000"]),
+    ("world=100000000000000000000", ["world=", "from 1 to 10000"]),
     ("rank=2 world=2", ["rank=2", "0 to 1"]),
     ("dry_run=maybe", ["dry_run=maybe", "true or false"]),
     ("scale.frames=9", ["needs clips of 9 frames, 64 x 96 px", "5 frames of 64 x 96", "frames=9 short_side=64"]),

@@ -27,8 +27,9 @@ from pw.data.shard_index import ShardIndex
 from pw.io import hub as downloads
 from pw.io.video import write_video
 from pw.prepare import ultravideo
+from pw.prepare.captions import source_video
 from pw.prepare.ingest import DataOptions, main
-from pw.prepare.ultravideo import Dataset, UltraVideoReport, notice, source_video
+from pw.prepare.ultravideo import Dataset, UltraVideoReport, notice
 
 REPOSITORY = "APRIL-AIGC/UltraVideo"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -512,7 +513,8 @@ def test_a_file_that_is_gone_and_a_size_that_is_not_there_are_named(
     ("words", "message"),
     [
         ("name=ultravido", "did you mean ultravideo?"),
-        ("name=ultravideo taste=0", "taste=0: must be 1 clip or more"),
+        ("name=ultravideo taste=0", "taste=0: a whole number from 1 to 1000000"),
+        ("name=ultravideo taste=1000000000000", "from 1 to 1000000"),
         ("name=ultravideo size=4k", "size=4k: one of native, 1920, 960"),
         ("name=ultravideo caption=long", "caption=long: one of"),
         ("name=ultravideo frames=6", "5 and 9"),

@@ -35,7 +35,7 @@ from benchmarks import paper
 from benchmarks.measure.measurement import existing_folder
 from benchmarks.metrics import METRICS, lookup, metric_names
 from experiments.engine.ablation import names
-from experiments.engine.job import ASSUMED_FLOPS, SECONDS, Job, train_jobs
+from experiments.engine.job import JOB_SECONDS, Job, train_jobs
 from experiments.engine.outcome.result_files import NUMBER, SAMPLING, TRAINING, mark_of
 from experiments.engine.plan import Plan, make_plan, parse
 from experiments.engine.power_analysis.spread import (
@@ -48,6 +48,7 @@ from experiments.engine.power_analysis.spread import (
     smallest_difference,
 )
 from experiments.engine.terminal import console
+from pw.cost.rates import rate_text
 from pw.io.arguments import LARGEST, Command, ConfigError, UnknownKeyError, missing_option, number, option
 from pw.io.files import writable_file, write_json
 from pw.io.paths import OUTPUTS
@@ -310,11 +311,11 @@ def cost_of(plan: Plan) -> Cost:
         if samplings:
             per_video += fmean(mark["cpu_seconds"] / mark["clips"] for mark in samplings)
         else:
-            per_video += Job("", "", "sample", arm.first, limit=1).seconds() - SECONDS["job"]
+            per_video += Job("", "", "sample", arm.first, limit=1).seconds() - JOB_SECONDS
     n = len(plan.arms)
     basis = f"{measured_arms} of {n} arms measured" if measured_arms else "estimated"
     is_real = plan.arms[0].first.text is not None
-    rate = f"at {ASSUMED_FLOPS / 1e12:.0f} TFLOP/s where estimated" if is_real else "on one CPU core"
+    rate = f"{rate_text(plan.arms[0].first)}, where estimated" if is_real else "on one CPU core"
     return Cost(per_seed, per_video, f"{basis}; all {n} arms, training and sampling without scoring, {rate}", is_real)
 
 
