@@ -10,12 +10,12 @@ Words that are no options are overrides of `conf/` for every run.
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
-import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,30 +29,36 @@ from experiments.engine.queue.launcher import Local, Submitit, Unit, take_launch
 from experiments.engine.status import outline, write_outline
 from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError
+from pw.io.files import check_can_write
 from pw.io.paths import OUTPUTS
 from pw.io.progress import ProgressLine, duration, ignore_closed_stream
-from pw.parallel.signals import Stopped
+from pw.parallel.signals import Stopped, print_stop
 from pw.sample.evaluate import check_sampling
 from pw.train.preflight import preflight
 
 CODE_NOTES = 6  # notes on trainings by other code that a plan prints
+FOLDERS = ("ledger", "logs", "reference", "scores", "train", "videos")  # in the outputs
+RESUME = "finished results are kept; run the same command again to resume"
 
 
 def run(options: AblationOptions) -> int:
     """Run an ablation and print its table, or print only its plan with `dry_run=true`.
 
-    Exit status: 0 done, 1 some arm failed, 128 + number of the signal that stopped it. Raises ConfigError.
+    Exit status: 0 done, 1 some arm failed or some file was not written, 128 + number of the signal that stopped it.
+    Raises ConfigError.
     """
+    outputs = options.outputs
+    _check_outputs(options)
     launcher, overrides = take_launcher([f"launcher={options.launcher}", *options.overrides])
     plan = make_plan(replace(options, overrides=tuple(overrides)))
     _check_launch(plan, launcher)
     terminal = console()
-    outputs = options.outputs
     jobs, rows = all_jobs(plan)
     removals = results_to_remove(plan, jobs, outputs) if options.fresh else []
-    if not options.dry_run:
-        remove_results(removals)
     todo = [job for job in jobs if job.folder(outputs) in removals or not job.is_done(outputs)]
+    if todo and not options.dry_run:
+        check_can_write("outputs", outputs)
+        remove_results(removals)
     display, summary = RunDisplay(terminal, len(todo)), outline(plan, jobs, rows)
     if isinstance(launcher, Submitit):
         pool = Queue(launcher, plan.folder, outputs, units(todo, summary.cells), display.event)
@@ -65,23 +71,36 @@ def run(options: AblationOptions) -> int:
         print_commands(terminal, todo, pool.pending if isinstance(pool, Queue) else {}, outputs)
         return 0
     start_time = time.perf_counter()
-    if todo:  # check data, weights, memory and disk
-        for training in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
-            preflight(training, outputs, on_this_machine=isinstance(launcher, Local))
-        for arm in plan.arms:
-            check_sampling(arm.first)
-    write_outline(summary, plan.options)  # for status and mlflow-sync, also when all jobs are cached
+    if todo:
+        _check_todo(plan, todo, on_this_machine=isinstance(launcher, Local))
+    with nullcontext() if todo else suppress(OSError):  # all that is cached can be shown from where nothing is written
+        write_outline(summary, plan.options)  # for status and mlflow-sync, also when all jobs are cached
     if todo:
         threading.Thread(target=_import_report_modules, args=(options.mlflow,), daemon=True).start()
         try:
             pool.run(todo, lambda: display.tick(pool))
         except (KeyboardInterrupt, Stopped) as stop:
-            message = "finished results are kept; run the same command again to resume"
-            message = pool.interrupt_message() if isinstance(pool, Queue) else message
-            with ignore_closed_stream(sys.stdout):
-                terminal.print(f"\ninterrupted; {message}", markup=False)
-            return 128 + (stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
+            display.line.clear()
+            return print_stop(stop, pool.interrupt_message() if isinstance(pool, Queue) else RESUME)
     return finish(plan, rows, pool.failures, terminal, start_time)
+
+
+def _check_outputs(options: AblationOptions) -> None:
+    """Check the outputs before anything is planned. Raises ConfigError."""
+    outputs = options.outputs
+    if not outputs.is_dir() and not options.dry_run:
+        check_can_write("outputs", outputs)
+    for path in (outputs / name for name in (*FOLDERS, options.name)):
+        if os.path.lexists(path) and not path.is_dir():
+            raise ConfigError(f"outputs={outputs}: {path} is no folder, but results go there; move it away")
+
+
+def _check_todo(plan: Plan, todo: Sequence[Job], *, on_this_machine: bool) -> None:
+    """Check data, weights, memory and disk. Raises ConfigError."""
+    for training in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
+        preflight(training, plan.options.outputs, on_this_machine=on_this_machine)
+    for arm in plan.arms:
+        check_sampling(arm.first, on_this_machine=on_this_machine)
 
 
 def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
@@ -105,39 +124,41 @@ def _import_report_modules(mlflow: bool) -> None:
 
 
 def finish(plan: Plan, rows: Sequence[Row], failures: dict[str, str], console: Any, start_time: float) -> int:
-    """Write, print and log the table of all scores on disk; exit status 1 if an arm failed."""
-    from filelock import FileLock
+    """Write, print and log the table of all scores on disk; exit status 1 if an arm failed, or a file, or MLflow.
 
+    The table comes first. What cannot be written after it is named and costs nothing else.
+    """
     from benchmarks.report import write as report
     from experiments.engine.outcome.mlflow_sync import log_to_mlflow
-    from experiments.engine.outcome.table import make_table, write_table
-    from pw.tracking.mlflow_log import TrackingError
+    from experiments.engine.outcome.table import make_table
+    from experiments.engine.outcome.table_files import naming_failures, write_pictures, write_table
 
     try:
         result = make_table(plan, rows, failures)
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 1
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(plan.folder / ".lock"):  # another runner of the same ablation may finish now, too
-        archive = write_table(plan, result)
+    unwritten: list[str] = []
+    archive = write_table(plan, result, unwritten)
     console.print()
     console.print(report.terminal(result, console.width))
     console.print()
     console.print(report.terminal_verdict(result))
+    write_pictures(plan, result, unwritten)
     if plan.options.mlflow:
-        try:
+        with naming_failures("MLflow", unwritten):
             log_to_mlflow(plan, result, rows)
-        except TrackingError as error:
-            message = f"MLflow was not written ({error}); nothing is lost: `make mlflow-sync` logs it from the files"
-            console.print(message, markup=False)
     console.print(
         f"\n{plan.folder}/table.{{md,tex,html,json,csv}}, plot.png, contact_sheet.png; "
-        f"`make mlflow` compares the runs. {time.perf_counter() - start_time:.0f} s"
+        f"`make mlflow` compares the runs. {time.perf_counter() - start_time:.0f} s",
+        markup=False,
     )
+    for line in unwritten:
+        remedy = "; nothing is lost: `make mlflow-sync` logs it from the files" if line.startswith("MLflow") else ""
+        console.print(f"{line}{remedy}", style="red", markup=False, soft_wrap=True)
     if archive is not None:
         console.print(f"the previous table has other settings and was moved to {archive}", markup=False)
-    return 1 if failures else 0
+    return 1 if failures or unwritten else 0
 
 
 # ---- output to the terminal
@@ -231,4 +252,4 @@ class RunDisplay:
             self.console.print(text)
 
 
-main = Command(AblationOptions, run)
+main = Command(AblationOptions, run, resume_hint=RESUME)

@@ -24,7 +24,7 @@ from pw.io.arguments import Command, option
 from pw.io.files import write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import duration
-from pw.train.loop import outputs_folder
+from pw.train.loop import results_folder
 
 LOG_LINES = 4  # printed lines of the log of a failed job
 
@@ -175,7 +175,7 @@ class StatusOptions:
     """The options of `pw status`: the latest call of an ablation, or the call with these overrides."""
 
     name: str = option("", "the ablation; with nothing else, its latest call", values=names)
-    outputs: Path = option(OUTPUTS, "where its results are", read=outputs_folder)
+    outputs: Path = option(OUTPUTS, "where its results are", read=results_folder)
     overrides: tuple[str, ...] = ()
 
 

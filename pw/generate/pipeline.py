@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from pw.cost.counts import stage_latent
 from pw.generate.request import GenerateOptions, GenerationRequest, Prompt, make_request
 from pw.io.arguments import Command, to_words
-from pw.io.files import check_space
+from pw.io.files import check_space, os_reason
 from pw.io.lazy import torch
 from pw.io.paths import silence_libraries
 from pw.io.progress import Pace, ProgressLine
@@ -175,7 +175,7 @@ def _user_error(error: Exception, request: GenerationRequest) -> Exception | Non
     if isinstance(error, torch.OutOfMemoryError):
         return ValueError(f"{error}\n`make plan scale={request.hires.scale.name} gpus=…` shows what it needs")
     if isinstance(error, OSError):
-        return OSError(f"out={request.out}: {error}; {RESUMES}")
+        return OSError(f"out={request.out}: {os_reason(error)}; {RESUMES}")
     return error if isinstance(error, ValueError) else None
 
 

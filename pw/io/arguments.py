@@ -76,12 +76,12 @@ class Command(Generic[T]):
     """A verb: its options and the function that runs it. A call with the words returns the exit status: 2 for invalid
     words, after one line with the error.
 
-    resume_hint  printed if the work can be resumed after an interrupt (status 130) or a full disk (status 2)
+    resume_hint  what is printed after a signal that stops the work, or a full disk: what is kept, and how to resume
     """
 
     options: type[T]
     run: Callable[[T], int]
-    resume_hint: str = ""
+    resume_hint: str = "nothing was written"
 
     def __call__(self, words: Sequence[str]) -> int:
         try:
@@ -91,12 +91,6 @@ class Command(Generic[T]):
             hint = did_you_mean(key, keys(self.options), "; or, of the options, ", 0.7)
             print(f"error: {error}{hint}", file=sys.stderr)
             return 2
-        except (OSError, KeyboardInterrupt) as error:
-            if not self.resume_hint:
-                raise
-            is_stopped = isinstance(error, KeyboardInterrupt)
-            print("\nstopped" if is_stopped else f"error: {error}", self.resume_hint, sep="; ", file=sys.stderr)
-            return 130 if is_stopped else 2
 
 
 def parse(options: type[T], words: Sequence[str]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import hashlib
 import io
@@ -69,6 +70,37 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             save_file(dict(tensors), partial, None if metadata is None else dict(metadata))
         except SafetensorError as error:
             raise OSError(f"{path}: {error}") from error
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def os_reason(error: OSError) -> str:
+    """An error of the file system in words: the file, if it is known, what is wrong, and what would help."""
+    text = error.strerror or str(error)
+    if error.errno in FULL or (error.errno is None and "No space left" in text):
+        text = f"the disk is full ({text})"
+    if error.errno in NOT_WRITABLE:
+        text += "; outputs=, out= and cache= choose another place"
+    place = error.filename2 or error.filename
+    return text if place is None else f"{place}: {text}"
+
+
+def check_can_write(key: str, folder: Path) -> None:
+    """Test that a file can be written to the folder, or to the nearest that exists above it; leaves nothing there.
+
+    Raises ConfigError with the key.
+    """
+    try:
+        ancestor = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=ancestor):
+            pass
+    except OSError as error:
+        reason = error.strerror if error.errno not in FULL else f"the disk is full: {error.strerror}"
+        raise ConfigError(
+            f"{key}={folder}: cannot be written ({reason}); expected a folder that can, e.g. {key}=~/{folder.name}"
+        ) from error
 
 
 def check_writable(key: str, folder: Path, name: str = "") -> None:
@@ -161,7 +193,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object that `write_json` wrote; None if the file is missing, or truncated by a crash of the machine."""
     try:
         values = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return values if isinstance(values, dict) else None
 

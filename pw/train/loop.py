@@ -6,7 +6,7 @@
 The folder has `config.yaml`, `metrics.jsonl` (curves), `checkpoints/` during the training, and at the end
 `ema.safetensors`, `online.safetensors` and `done.json`; `not_finite/` if a loss was not finite (`pw.train.batches`).
 Without `done.json` the training continues from its last readable checkpoint, with any number of processes. SIGTERM,
-SIGUSR1, SIGUSR2, SIGHUP and Ctrl-C end it after the current update, with a checkpoint.
+SIGQUIT, SIGUSR1, SIGUSR2, SIGHUP and Ctrl-C end it after the current update, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import remove
+from pw.io.files import check_can_write, remove
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS, silence_libraries
 from pw.io.progress import Pace, Progress, ProgressLine
@@ -195,10 +195,18 @@ def _fit(run: Run, folder: Path, module: Any, callback: Any, team: Team) -> None
 
 def outputs_folder(value: str) -> Path:
     """The folder of `outputs=`. Raises ConfigError when it is not writable."""
+    if not value:
+        raise ConfigError("outputs=: is empty; give it a folder, or leave it out")
     folder = Path(value).expanduser().resolve()
-    ancestor = next(path for path in (folder, *folder.parents) if path.exists())
-    if not value or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-        raise ConfigError(f"outputs={value}: expected a folder that can be written, e.g. outputs=outputs/trial")
+    check_can_write("outputs", folder)
+    return folder
+
+
+def results_folder(value: str) -> Path:
+    """The folder of `outputs=` for what can do with reading it. Raises ConfigError when it does not exist."""
+    folder = Path(value).expanduser().resolve()
+    if not value or not folder.is_dir():
+        raise ConfigError(f"outputs={value}: there is no such folder")
     return folder
 
 
