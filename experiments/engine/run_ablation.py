@@ -222,6 +222,7 @@ class RunDisplay:
     def __init__(self, console: Any, total: int) -> None:
         self.console, self.total, self.done = console, total, 0
         self.line = ProgressLine(console.file)
+        self.named_claims: set[tuple[str, str]] = set()  # (key, owner) of claims of others that were printed
 
     def event(self, state: str, job: Job, text: str) -> None:
         from rich.markup import escape
@@ -236,6 +237,12 @@ class RunDisplay:
             self._line(f"[red]✗ {escape(f'{job.label}: {text}')}[/]")
 
     def tick(self, pool: Pool | Queue) -> None:
+        from rich.markup import escape
+
+        for claim in pool.other_claims.values():
+            if (claim.key, claim.owner) not in self.named_claims:
+                self.named_claims.add((claim.key, claim.owner))
+                self._line(escape(pool.ledger.takeover(claim)))
         if not self.line.is_due:
             return
         activity = ", ".join(f"{r.job.label} {100 * r.share:.0f} %" for r in pool.running)

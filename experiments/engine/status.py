@@ -165,7 +165,7 @@ def _last_lines(claim: Claim) -> tuple[str, ...]:
         with Path(claim.log).open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - 4096))
             lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have this name
         return ()
     return tuple(line for line in lines if line.strip())[-LOG_LINES:]
 
