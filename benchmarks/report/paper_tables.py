@@ -22,9 +22,10 @@ from benchmarks.measure.measurement import existing_folder
 from benchmarks.measure.score import score_videos
 from benchmarks.metrics import METRICS, protocols
 from benchmarks.report import write as report
-from benchmarks.report.grid import Cell, Column, Grid, html_list, html_page, tex
+from benchmarks.report.grid import Cell, Column, Grid, html_list, html_page, md, tex
 from benchmarks.report.paper_comparison import compose, find, metrics_of, read
 from pw.io.arguments import Command, ConfigError, no_such_option, option
+from pw.io.console import one_line, printable, safe_console
 from pw.io.files import check_writable, write_atomically
 from pw.io.paths import OUTPUTS
 
@@ -88,16 +89,16 @@ def _score(table: paper.PaperTable, folders: Mapping[str, Path]) -> None:
         print(f"scoring {arm} in {folder}", file=sys.stderr)
         all_names = [*names, *(name for name in _metrics_of_other_tables(folder) if name not in names)]
         try:
-            result = score_videos(folder, all_names, progress=lambda line: print(line, file=sys.stderr, flush=True))
+            result = score_videos(folder, all_names, progress=lambda line: print(printable(line), file=sys.stderr, flush=True))
         except ValueError as error:  # e.g. an empty folder; the other rows are still shown
-            print(f"  {error}", file=sys.stderr)
+            print(printable(f"  {error}"), file=sys.stderr)
             continue
         for name, reason in result.missing.items():
             print(f"  {name} –  {reason}", file=sys.stderr)
         try:
             write(result, all_names, folder / "scores.csv")
         except NothingMeasured as error:
-            print(f"  {error}", file=sys.stderr)
+            print(printable(f"  {error}"), file=sys.stderr)
 
 
 def _metrics_of_other_tables(folder: Path) -> list[str]:
@@ -111,9 +112,8 @@ def _metrics_of_other_tables(folder: Path) -> list[str]:
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=report.WIDTH)
+    console = safe_console() if sys.stdout.isatty() else safe_console(width=report.WIDTH)
     grids = [grid(result), differences(result)]
     console.print(report.terminal_grid(grids, result["title"], footer(result), console.width))
 
@@ -257,17 +257,17 @@ def render(result: Mapping[str, Any], kind: str) -> str:
         return _csv(result)
     table, deltas, notes, title = grid(result), differences(result), footer(result), result["title"]
     if kind == "md":
-        parts = [f"## {title}", table.markdown()]
+        parts = [f"## {md(title)}", table.markdown()]
         if deltas.rows:
             group = deltas.columns[0].group
             parts += [f"{group[:1].upper()}{group[1:]}:", deltas.markdown()]
-        return "\n\n".join([*parts, "\n".join(f"- **{label}**: {text}" for label, text in notes)]) + "\n"
+        return "\n\n".join([*parts, "\n".join(f"- **{md(label)}**: {md(text)}" for label, text in notes)]) + "\n"
     if kind == "tex":
         label = result["table"].replace("_", "-")
         parts = ["% needs \\usepackage{booktabs,amssymb,graphicx}", table.latex(tex(title), label)]
         if deltas.rows:
             parts.append(deltas.latex(tex(f"{title} Differences, ours."), f"{label}-differences"))
-        return "\n\n".join([*parts, "\n".join(f"% {label}: {text}" for label, text in notes)]) + "\n"
+        return "\n\n".join([*parts, "\n".join(f"% {one_line(f'{label}: {text}')}" for label, text in notes)]) + "\n"
     return html_page(title, [table.html(), *([deltas.html()] if deltas.rows else []), html_list(notes)])
 
 

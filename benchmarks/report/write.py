@@ -36,8 +36,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup
 from benchmarks.report import render
-from benchmarks.report.grid import MARKS, MISSING, PAPER, Cell, Digits, Grid, html_list, html_page, tex
+from benchmarks.report.grid import MARKS, MISSING, PAPER, Cell, Digits, Grid, html_list, html_page, md, tex
 from benchmarks.report.render import SIGNS, Result, compared_with, costs, differences, footer, paper, scores, verdicts
+from pw.io.console import one_line
 from pw.io.files import csv_text, replacing, write_atomically
 
 if TYPE_CHECKING:
@@ -104,16 +105,17 @@ def wide_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown(result: Result) -> str:
-    parts = [f"## {render.title(result)}"]
+    parts = [f"## {md(render.title(result))}"]
     if result.get("claim"):
-        parts.append(f"**Claim.** {result['claim']}")
+        parts.append(f"**Claim.** {md(result['claim'])}")
     if clauses := verdicts(result):
-        parts.append("\n".join(f"- {SIGNS[answer]} **{answer}**: {_clause_text(*rest)}" for answer, *rest in clauses))
+        lines = [f"- {SIGNS[answer]} **{answer}**: {md(_clause_text(*rest))}" for answer, *rest in clauses]
+        parts.append("\n".join(lines))
     parts.append(_full_grid(result).markdown())
     if (deltas := differences(result)).rows:
-        heading = f"Differences to {compared_with(result)} (p after the primary metric's gate):"
+        heading = f"Differences to {md(compared_with(result))} (p after the primary metric's gate):"
         parts += [heading, deltas.markdown()]
-    parts.append("\n".join(f"- **{label}**: {text}" for label, text in footer(result)))
+    parts.append("\n".join(f"- **{md(label)}**: {md(text)}" for label, text in footer(result)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -128,7 +130,7 @@ def latex(result: Result) -> str:
         parts.append(deltas.latex(caption, f"{label}-differences"))
     claims = [("claim", result.get("claim")), *((answer, _clause_text(*rest)) for answer, *rest in verdicts(result))]
     notes = [(head, text) for head, text in footer(result) if head not in _CAPTION]
-    comments = [f"% {head}: {text}" for head, text in (*claims, *notes) if text]
+    comments = [f"% {one_line(f'{head}: {text}')}" for head, text in (*claims, *notes) if text]
     return "\n\n".join([*parts, "\n".join(comments)]) + "\n"
 
 

@@ -129,9 +129,8 @@ def finish(plan: Plan, rows: Sequence[Row], failures: dict[str, str], console: A
     The table comes first. What cannot be written after it is named and costs nothing else.
     """
     from benchmarks.report import write as report
-    from experiments.engine.outcome.mlflow_sync import log_to_mlflow
     from experiments.engine.outcome.table import make_table
-    from experiments.engine.outcome.table_files import naming_failures, write_pictures, write_table
+    from experiments.engine.outcome.table_files import write_pictures, write_table
 
     try:
         result = make_table(plan, rows, failures)
@@ -139,26 +138,51 @@ def finish(plan: Plan, rows: Sequence[Row], failures: dict[str, str], console: A
         console.print(f"error: {error}", style="red", markup=False)
         return 1
     unwritten: list[str] = []
-    archive = write_table(plan, result, unwritten)
+    can_write, archive = _can_write(plan.folder, unwritten), None
+    if can_write:
+        archive = write_table(plan, result, unwritten)
     console.print()
     console.print(report.terminal(result, console.width))
     console.print()
     console.print(report.terminal_verdict(result))
-    write_pictures(plan, result, unwritten)
-    if plan.options.mlflow:
-        with naming_failures("MLflow", unwritten):
-            log_to_mlflow(plan, result, rows)
+    if can_write:
+        write_pictures(plan, result, unwritten)
+        _log_to_mlflow(plan, result, rows, unwritten)
     console.print(
         f"\n{plan.folder}/table.{{md,tex,html,json,csv}}, plot.png, contact_sheet.png; "
         f"`make mlflow` compares the runs. {time.perf_counter() - start_time:.0f} s",
         markup=False,
     )
     for line in unwritten:
-        remedy = "; nothing is lost: `make mlflow-sync` logs it from the files" if line.startswith("MLflow") else ""
-        console.print(f"{line}{remedy}", style="red", markup=False, soft_wrap=True)
+        console.print(line, style="red", markup=False, soft_wrap=True)
     if archive is not None:
         console.print(f"the previous table has other settings and was moved to {archive}", markup=False)
     return 1 if failures or unwritten else 0
+
+
+def _can_write(folder: Path, unwritten: list[str]) -> bool:
+    """Whether a table's files can be written; adds the reason to `unwritten` if not."""
+    try:
+        check_can_write("outputs", folder)
+    except ConfigError as error:
+        unwritten.append(f"the table is only shown here, no file was written: {error}")
+        return False
+    return True
+
+
+def _log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row], unwritten: list[str]) -> None:
+    """Log the table to MLflow, if it is asked for; adds what went wrong to `unwritten`."""
+    from experiments.engine.outcome.mlflow_sync import log_to_mlflow
+    from pw.tracking.mlflow_log import TrackingError
+
+    if not plan.options.mlflow:
+        return
+    try:
+        log_to_mlflow(plan, result, rows)
+    except Exception as error:  # whatever it is, the table is there
+        reason = str(error) if isinstance(error, TrackingError | ValueError) else f"{type(error).__name__}: {error}"
+        remedy = "nothing is lost: `make mlflow-sync` logs it from the files"
+        unwritten.append(f"MLflow was not written ({reason}); {remedy}")
 
 
 # ---- output to the terminal

@@ -181,7 +181,7 @@ class StatusOptions:
 
 def run(options: StatusOptions) -> int:
     """Print the progress of every arm and seed; exit status 0. Raises ConfigError."""
-    request = parse([f"name={options.name}", f"outputs={options.outputs}", *options.overrides])
+    request = replace(parse([f"name={options.name}", *options.overrides]), outputs=options.outputs)
     summary = None if options.overrides else read_outline(options.name, options.outputs)
     note = ""
     if summary is None:

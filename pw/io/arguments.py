@@ -29,6 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from pw.io.console import printable
+
 T = TypeVar("T")
 SPECIAL = ("overrides", "positional")
 UNIONS = (types.UnionType, typing.Union)
@@ -89,7 +91,7 @@ class Command(Generic[T]):
         except ConfigError as error:
             key = error.key if isinstance(error, UnknownKeyError) else ""
             hint = did_you_mean(key, keys(self.options), "; or, of the options, ", 0.7)
-            print(f"error: {error}{hint}", file=sys.stderr)
+            print(printable(f"error: {error}{hint}"), file=sys.stderr)
             return 2
 
 

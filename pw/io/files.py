@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -172,13 +173,41 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# a spreadsheet would compute such a cell; ' before it says that it is text, and '' that the text begins with '
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """CSV with a header line; a key that is missing in a row becomes an empty cell."""
+    """CSV with a header line; a key that is missing in a row becomes an empty cell. `read_csv` reads it."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(_csv_cell, columns))
+    writer.writerows([_csv_cell(row.get(column, "")) for column in columns] for row in rows)
     return file.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if not isinstance(value, str) or not _FORMULA.match(value):
+        return value
+    try:
+        float(value)  # -1.5, as text
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """(columns, rows) of a file of `csv_text`. Raises OSError or ValueError."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *lines = [[_csv_text(cell) for cell in line] for line in csv.reader(file) if line] or [[]]
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    return header, [dict(zip(header, line, strict=False)) for line in lines]
+
+
+def _csv_text(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TextIO
 
+from pw.io.console import printable
+
 Progress = Callable[[int, int], None]  # called with (done, total) while work proceeds
 
 
@@ -59,6 +61,7 @@ class ProgressLine:
         """Write the line, whether it is due or not. last: end it with a newline."""
         self._last = time.perf_counter()
         with ignore_closed_stream(self.stream):
+            text = printable(text)
             text, end = (f"\r\x1b[2K{text}", "" if not last else "\n") if self.is_live else (text, "\n")
             print(text, end=end, file=self.stream, flush=True)
 

@@ -67,7 +67,7 @@ def write_pictures(plan: Plan, result: dict[str, Any], failures: list[str]) -> N
         with replacing(path) as partial:
             contact_sheet(_sheet_blocks(plan), partial)
 
-    with naming_failures("plot.png, contact_sheet.png and table.html", failures), _locked(folder):
+    with naming_failures("the page with its pictures", failures), _locked(folder):
         for name in ("plot.png", SHEET, "table.html"):
             count = len(failures)
             with naming_failures(name, failures):
