@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from pw.io import arguments
-from pw.io.console import printable
+from pw.io.console import print_line
 from pw.io.files import os_reason
 from pw.io.paths import import_suite_first
 from pw.io.progress import ignore_closed_stream
@@ -128,7 +128,7 @@ def _run(module: str, words: Sequence[str]) -> int:
             raise error
         return 128 + signal.SIGPIPE
     except OSError as error:
-        print(printable(f"error: {os_reason(error)}; {hint}"), file=sys.stderr)
+        print_line(f"error: {os_reason(error)}; {hint}")
         return 2
 
 

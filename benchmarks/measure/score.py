@@ -28,7 +28,7 @@ from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, 
 from benchmarks.metrics import GROUPS, METRICS, lookup, metric_names, protocol_of
 from benchmarks.stats.resampling import bootstrap_mean, prompt_of
 from pw.io.arguments import Command, ConfigError, option, to_words
-from pw.io.console import printable, safe_console
+from pw.io.console import print_line, safe_console
 from pw.io.files import check_writable, write_atomically, write_csv
 from pw.io.host import free_memory
 from pw.io.paths import SUITE
@@ -357,15 +357,15 @@ def run(options: ScoreOptions) -> int:
     check_writable("out", out.parent, out.name)
     measuring = MeasureOptions(**{field.name: getattr(options, field.name) for field in fields(MeasureOptions)})
     try:
-        scores = score_videos(folder, names, measuring, lambda line: print(printable(line), file=sys.stderr, flush=True))
+        scores = score_videos(folder, names, measuring, print_line)
     except BrokenVideo as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print_line(f"error: {error}")
         return 1
     try:
         protocol, means = write(scores, names, out)
     except NothingMeasured as error:
         show(scores, names, {})
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print_line(f"error: {error}")
         return 1
     show(scores, names, means)
     print(f"{out}\n{protocol}")

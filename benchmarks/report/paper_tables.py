@@ -25,7 +25,7 @@ from benchmarks.report import write as report
 from benchmarks.report.grid import Cell, Column, Grid, html_list, html_page, md, tex
 from benchmarks.report.paper_comparison import compose, find, metrics_of, read
 from pw.io.arguments import Command, ConfigError, no_such_option, option
-from pw.io.console import one_line, printable, safe_console
+from pw.io.console import one_line, print_line, safe_console
 from pw.io.files import check_writable, write_atomically
 from pw.io.paths import OUTPUTS
 
@@ -89,16 +89,16 @@ def _score(table: paper.PaperTable, folders: Mapping[str, Path]) -> None:
         print(f"scoring {arm} in {folder}", file=sys.stderr)
         all_names = [*names, *(name for name in _metrics_of_other_tables(folder) if name not in names)]
         try:
-            result = score_videos(folder, all_names, progress=lambda line: print(printable(line), file=sys.stderr, flush=True))
+            result = score_videos(folder, all_names, progress=print_line)
         except ValueError as error:  # e.g. an empty folder; the other rows are still shown
-            print(printable(f"  {error}"), file=sys.stderr)
+            print_line(f"  {error}")
             continue
         for name, reason in result.missing.items():
             print(f"  {name} –  {reason}", file=sys.stderr)
         try:
             write(result, all_names, folder / "scores.csv")
         except NothingMeasured as error:
-            print(printable(f"  {error}"), file=sys.stderr)
+            print_line(f"  {error}")
 
 
 def _metrics_of_other_tables(folder: Path) -> list[str]:

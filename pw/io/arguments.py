@@ -20,7 +20,6 @@ import dataclasses
 import difflib
 import math
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -29,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pw.io.console import printable
+from pw.io.console import print_line
 
 T = TypeVar("T")
 SPECIAL = ("overrides", "positional")
@@ -91,7 +90,7 @@ class Command(Generic[T]):
         except ConfigError as error:
             key = error.key if isinstance(error, UnknownKeyError) else ""
             hint = did_you_mean(key, keys(self.options), "; or, of the options, ", 0.7)
-            print(printable(f"error: {error}{hint}"), file=sys.stderr)
+            print_line(f"error: {error}{hint}")
             return 2
 
 

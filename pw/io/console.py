@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The text on one line, printable."""
     return printable(_LINE_ENDS.sub(" ", text))
+
+
+def print_line(text: str) -> None:
+    """Print a line of progress or an error to stderr, printable."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def safe_console(**options: Any) -> Console:

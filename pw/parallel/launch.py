@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pw.io.arguments import ConfigError
-from pw.io.console import printable
+from pw.io.console import print_line
 from pw.io.files import os_reason
 from pw.io.paths import ROOT, import_paths
 from pw.io.progress import Progress, ignore_closed_stream
@@ -252,7 +252,7 @@ def carry_out(
         if not report_failure(explanation or error):
             if explanation is None:
                 raise
-            print(printable(f"error: {explanation}"), file=sys.stderr)
+            print_line(f"error: {explanation}")
         return 1
     return 0
 
@@ -277,7 +277,7 @@ def run_and_exit(main: Callable[[list[str]], int], arguments: list[str]) -> NoRe
         status = error.code
     except BaseException as error:
         if is_alone and isinstance(error, OSError):
-            print(printable(f"error: {os_reason(error)}"), file=sys.stderr)
+            print_line(f"error: {os_reason(error)}")
             sys.exit(2)
         if is_alone:
             raise

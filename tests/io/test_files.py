@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,18 @@ import torch
 from safetensors.torch import load_file
 
 from pw.io.arguments import ConfigError
-from pw.io.files import check_space, human_size, read_json, replacing, write_json, write_tensors
+from pw.io.files import (
+    check_can_write,
+    check_space,
+    human_size,
+    os_reason,
+    read_csv,
+    read_json,
+    replacing,
+    write_csv,
+    write_json,
+    write_tensors,
+)
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
@@ -75,3 +87,39 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_another_writ
         os.utime(path, (0, 0))
     write_json(tmp_path / "a", {})
     assert (stale.exists(), fresh.exists(), running.exists()) == (False, True, True)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-2+3", "@SUM(A1)", "\tx", "'=1", "''x", "'", "plain", "", "-clip.mp4"])
+def test_a_name_is_no_formula_in_a_spreadsheet_and_is_read_back_as_it_was(name: str, tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ["video", "=x"], [{"video": name, "=x": -1.5}, {"video": "b", "=x": "-1.5"}])
+    header, first, second = (tmp_path / "a.csv").read_text().splitlines()
+    assert header == "video,'=x"
+    assert first.strip('"')[:1] not in set("=+-@\t") or not name
+    assert (first.endswith(",-1.5"), second) == (True, "b,-1.5")
+    assert read_csv(tmp_path / "a.csv") == (
+        ["video", "=x"],
+        [{"video": name, "=x": "-1.5"}, {"video": "b", "=x": "-1.5"}],
+    )
+
+
+def test_an_error_of_the_file_system_is_told_in_words() -> None:
+    assert os_reason(OSError(errno.ENOSPC, "No space left on device", "/x")) == (
+        "/x: the disk is full (No space left on device)"
+    )
+    assert os_reason(OSError(errno.EROFS, "Read-only file system", "/x")) == (
+        "/x: Read-only file system; outputs=, out= and cache= choose another place"
+    )
+    assert os_reason(OSError("weights: No space left on device (os error 28)")).startswith("the disk is full (weights")
+    assert os_reason(FileNotFoundError(errno.ENOENT, "No such file or directory", "/x")) == (
+        "/x: No such file or directory"
+    )
+
+
+def test_a_place_that_cannot_be_written_is_named_and_one_that_can_is_left_as_it_was(tmp_path: Path) -> None:
+    check_can_write("outputs", tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ConfigError, match=r"outputs=.*file/b: cannot be written \(Not a directory\); expected a folder"
+    ):
+        check_can_write("outputs", tmp_path / "file" / "b")

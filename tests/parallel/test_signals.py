@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from pw.io.progress import ignore_closed_stream
-from pw.parallel.signals import Stopped, interruptible
+from pw.parallel.signals import Stopped, hold_stop_signals, interruptible, print_stop
 
 
 class TestAProcessThatIsToldToStop:
@@ -55,3 +55,27 @@ class TestAProcessThatIsToldToStop:
             for _ in range(2):
                 with ignore_closed_stream(stream):
                     print("update 10", file=stream, flush=True)
+
+
+class TestASignalThatIsHeldBack:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+    def test_comes_at_the_end_whatever_became_of_the_work(self, number: signal.Signals) -> None:
+        expected = KeyboardInterrupt if number == signal.SIGINT else Stopped
+        for error in (None, ValueError):
+            finished = []
+            with interruptible(), pytest.raises(expected), hold_stop_signals():
+                signal.raise_signal(number)
+                finished.append(True)
+                if error is not None:
+                    raise error
+            assert finished == [True]
+
+    def test_of_which_there_is_none_changes_nothing(self) -> None:
+        with interruptible(), hold_stop_signals():
+            pass
+
+
+@pytest.mark.parametrize(("stop", "status"), [(Stopped(signal.SIGQUIT), 131), (KeyboardInterrupt(), 130)])
+def test_a_stop_is_one_line(stop: Stopped | KeyboardInterrupt, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert print_stop(stop, "all is kept") == status
+    assert capsys.readouterr().err == f"stopped by {'SIGINT' if status == 130 else 'SIGQUIT'}; all is kept\n"
