@@ -306,6 +306,6 @@ def test_the_terminal_shows_control_characters_and_obeys_none(result: dict):
     console = safe_console(file=io.StringIO(), width=120, force_terminal=True)
     console.print(terminal({**result, "title": HOSTILE}))
     text = console.file.getvalue()
-    assert r"\x1b]0;title\x07" in text
+    assert r"\x1b]0;title" in text
     assert "\x1b]0" not in text
     assert "\x1b[1m" in text  # rich's own styles stay
