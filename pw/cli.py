@@ -7,6 +7,7 @@ are `key=value`: options of the verb, or overrides of `conf/` if the verb accept
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,11 @@ from importlib import metadata
 from pathlib import Path
 
 from pw.io import arguments
+from pw.io.console import print_line
+from pw.io.files import os_reason
 from pw.io.paths import IS_CHECKOUT, ROOT, commit_of, import_suite_first
-from pw.io.progress import open_streams
+from pw.io.progress import ignore_closed_stream, open_streams
+from pw.parallel.signals import Stopped, interruptible, print_stop
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,31 @@ def main(words: Sequence[str] | None = None) -> int:
     variant = next((word.removeprefix("what=") for word in options if word.startswith("what=")), "")
     if variant in command.variants:
         options.remove(f"what={variant}")
-    run_command = importlib.import_module(command.variants.get(variant, command.module)).main
+    module = command.variants.get(variant, command.module)
     if command.exits_at_once and words is None:
         from pw.parallel.launch import run_and_exit
 
-        run_and_exit(run_command, options)
-    return run_command(options)
+        run_and_exit(lambda options: importlib.import_module(module).main(options), options)
+    return _run(module, options)
+
+
+def _run(module: str, words: Sequence[str]) -> int:
+    """Import a module and run its command; a signal or an error of the file system ends it in one line."""
+    hint = "nothing was written"
+    try:
+        with interruptible():
+            command = importlib.import_module(module).main
+            hint = command.resume_hint
+            return command(words)
+    except (Stopped, KeyboardInterrupt) as stop:
+        return print_stop(stop, hint)
+    except BrokenPipeError as error:  # nobody reads the output any more
+        with ignore_closed_stream(sys.stdout):
+            raise error
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        print_line(f"error: {os_reason(error)}; {hint}")
+        return 2
 
 
 def _information(verb: str, words: Sequence[str]) -> str | None:

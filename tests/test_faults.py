@@ -32,7 +32,8 @@ from small_shards import spoil, write_noise
 from experiments.engine.ablation import DETAIL, Ablation, AblationOptions, Statement
 from experiments.engine.job import Job, all_jobs
 from experiments.engine.ledger import Ledger
-from experiments.engine.outcome.table import make_table, write_table
+from experiments.engine.outcome.table import make_table
+from experiments.engine.outcome.table_files import write_pictures, write_table
 from experiments.engine.plan import Plan, plan_of
 from experiments.engine.pool import PRELOAD, Pool, RunningJob, read_reports
 from experiments.engine.run_ablation import finish
@@ -288,15 +289,16 @@ HUNG_UP = """if True:
     start_fork_server()
     worker = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(1,))
     worker.start()
-    signal.signal(signal.SIGHUP, lambda *_: None)
-    os.killpg(0, signal.SIGHUP)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, lambda *_: None)
+        os.killpg(0, number)
     worker.join()
     print(worker.exitcode)
 """
 
 
 def test_a_terminal_that_closes_tells_the_runner_alone_who_sees_its_workers_end() -> None:
-    """SIGHUP goes to all processes of a terminal; the fork server must survive it to report the ends of workers."""
+    """Its signals go to all processes; the fork server must survive them to report the ends of workers."""
     words = [sys.executable, "-c", HUNG_UP]
     process = subprocess.run(words, cwd=ROOT, start_new_session=True, capture_output=True, text=True, check=True)
     assert process.stdout == "0\n"
@@ -395,7 +397,8 @@ def test_an_mlflow_that_cannot_be_written_costs_no_table(story: Story) -> None:
 
 def write_again_and_again(plan: Plan, result: dict[str, Any]) -> None:
     while True:
-        write_table(plan, result)
+        write_table(plan, result, [])
+        write_pictures(plan, result, [])
 
 
 def test_a_kill_while_the_table_is_written_leaves_no_half_of_one(story: Story) -> None:
@@ -403,7 +406,8 @@ def test_a_kill_while_the_table_is_written_leaves_no_half_of_one(story: Story) -
     result = make_table(plan, all_jobs(plan)[1], story.finished.pool.failures)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    write_table(plan, result)
+    write_table(plan, result, [])
+    write_pictures(plan, result, [])
     whole = {path.name: path.read_bytes() for path in plan.folder.iterdir() if path.is_file()}
     stamp = (plan.folder / "table.json").stat().st_mtime_ns
     for pause in (0.0, 0.15):

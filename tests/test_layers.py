@@ -104,7 +104,7 @@ ROOMS = {
     "pw/parallel": ("pw.parallel", "pw.run", *BELOW_RUN),
     "pw/stages": ("pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),
     "pw/cost": ("pw.cost", "pw.parallel", "pw.run", *BELOW_RUN),
-    "pw/tracking": ("pw.tracking", "pw.io"),
+    "pw/tracking": ("pw.tracking", "pw.parallel.signals", "pw.io"),
     "pw/train": ("pw.train", "pw.cost", "pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),
     "pw/prepare": ("pw.prepare", "pw.train", "pw.cost", "pw.run", *BELOW_RUN),
     "pw/sample": ("pw.sample", "pw.train", "pw.cost", "pw.stages", "pw.parallel", "pw.run", *BELOW_RUN),

@@ -28,6 +28,7 @@ from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, 
 from benchmarks.metrics import GROUPS, METRICS, lookup, metric_names, protocol_of
 from benchmarks.stats.resampling import bootstrap_mean, prompt_of
 from pw.io.arguments import Command, ConfigError, missing_option, option, to_words
+from pw.io.console import print_line, safe_console
 from pw.io.files import check_writable, write_atomically, write_csv
 from pw.io.host import free_memory
 from pw.io.paths import SUITE
@@ -290,11 +291,10 @@ def _versions() -> dict[str, str]:
 def show(scores: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the means of `summary`, and what was left out."""
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = safe_console() if sys.stdout.isatty() else safe_console(width=120)
     if means:
         table = Table(box=box.SIMPLE_HEAD, title_justify="left")
         for head in ("metric", "mean", "95 % interval", "videos", "protocol"):
@@ -368,15 +368,15 @@ def run(options: ScoreOptions) -> int:
     check_writable("out", out.parent, out.name)
     measuring = MeasureOptions(**{field.name: getattr(options, field.name) for field in fields(MeasureOptions)})
     try:
-        scores = score_videos(folder, names, measuring, lambda line: print(line, file=sys.stderr, flush=True))
+        scores = score_videos(folder, names, measuring, print_line)
     except BrokenVideo as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}")
         return 1
     try:
         protocol, means = write(scores, names, out)
     except NothingMeasured as error:
         show(scores, names, {})
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}")
         return 1
     show(scores, names, means)
     print(f"{out}\n{protocol}")

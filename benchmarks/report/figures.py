@@ -75,7 +75,7 @@ _LEADS: Any = {"axes.titlesize": 16, "axes.labelsize": 13, "xtick.labelsize": 13
 
 
 def plot(result: render.Result, out: Path) -> None:
-    figure_of(result).savefig(out, dpi=160, metadata={"Software": None})
+    figure_of(result).savefig(out, format="png", dpi=160, metadata={"Software": None})
 
 
 def figure_of(result: render.Result) -> Figure:

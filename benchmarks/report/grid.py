@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,6 +11,8 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
+
+from pw.io.console import one_line
 
 MISSING = "–"
 MARKS = {"better": "▲", "worse": "▼", "no difference shown": "·", "not resolved": "?"}
@@ -36,8 +39,8 @@ _TEX = {
 
 
 def tex(text: str) -> str:
-    """Escape the special characters of TeX."""
-    return "".join(_TEX.get(c, c) for c in text).replace("}$$^{", "")
+    """Escape the special characters of TeX, on one line."""
+    return "".join(_TEX.get(c, c) for c in one_line(text)).replace("}$$^{", "")
 
 
 def _points(text: str) -> float:
@@ -59,8 +62,9 @@ def _stacked(text: str, width: float, at: str, to: str) -> str:
     return stack if len(lines) == 1 else rf"\begin{{tabular}}[{at}]{{@{{}}{to}@{{}}}}{stack}\end{{tabular}}"
 
 
-def _md(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*")
+def md(text: str) -> str:
+    """Escape what is emphasis, a column, a tag or a link in Markdown, on one line."""
+    return re.sub(r"\\(?=[!-/:-@\[-`{-~])|[|*]|<(?=[A-Za-z/!?])|(?<=\])[(\[]", r"\\\g<0>", one_line(text))
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,12 @@ class Grid:
         headers, previous = [], ""
         for group, header, _ in self.columns:
             prefix = f"{'paper' if previous == PAPER else PAPER}: " if group == PAPER else ""
-            headers.append(_md(prefix + header))
+            headers.append(md(prefix + header))
             previous = group
         lines = ["| | " + " | ".join(headers) + " |", "|---|" + "--:|" * len(headers)]
         for label, cells in self.rows:
-            texts = (f"**{_md(cell.plain())}**" if cell.bold else _md(cell.plain()) for cell in cells)
-            lines.append(f"| {_md(label)} | " + " | ".join(texts) + " |")
+            texts = (f"**{md(cell.plain())}**" if cell.bold else md(cell.plain()) for cell in cells)
+            lines.append(f"| {md(label)} | " + " | ".join(texts) + " |")
         return "\n".join(lines)
 
     def latex(self, caption: str, label: str) -> str:

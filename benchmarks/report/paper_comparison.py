@@ -5,7 +5,6 @@ The folder of a row's videos holds the scores (scores.csv), their protocols, and
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from benchmarks.report.card_check import prompts_of
 from benchmarks.stats.paired import compare_videos
 from benchmarks.stats.resampling import Mean, bootstrap_mean, prompt_of
 from pw.io.arguments import ConfigError
-from pw.io.files import parse_json
+from pw.io.files import parse_json, read_csv
 
 _COSTS = ("latency", "latency_per_pixel", "latency_per_frame", "parameters", "peak_memory")
 
@@ -81,11 +80,10 @@ def read(folder: Path) -> MeasuredRow:
         if not protocol_path.is_file():
             raise ConfigError(f"{path}: no {protocol_path.name} beside it says how it was measured; score again")
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    for name, value in row.items():
-                        if name in METRICS and value:
-                            scores.setdefault(name, {})[row["video"]] = float(value)
+            for row in read_csv(path)[1]:
+                for name, value in row.items():
+                    if name in METRICS and value:
+                        scores.setdefault(name, {})[row["video"]] = float(value)
             record = parse_json(protocol_path.read_text(encoding="utf-8"))
             protocols, missing = dict(record["metrics"]), dict(record.get("missing", {}))
         except (KeyError, TypeError, ValueError) as error:

@@ -25,9 +25,10 @@ from benchmarks.measure.score import score_videos
 from benchmarks.metrics import METRICS, protocols
 from benchmarks.report import write as report
 from benchmarks.report.card_check import mismatches, with_own_rows
-from benchmarks.report.grid import MISSING, Cell, Column, Grid, html_list, html_page, tex
+from benchmarks.report.grid import MISSING, Cell, Column, Grid, html_list, html_page, md, tex
 from benchmarks.report.paper_comparison import MeasuredRow, compose, find, metrics_of, read
 from pw.io.arguments import Command, ConfigError, did_you_mean, missing_option, no_such_option, option
+from pw.io.console import one_line, print_line, safe_console
 from pw.io.files import check_writable, write_atomically
 from pw.io.paths import OUTPUTS
 
@@ -135,16 +136,16 @@ def _score(table: paper.PaperTable, folders: Mapping[str, Path]) -> None:
         print(f"scoring {arm} in {folder}", file=sys.stderr)
         all_names = [*names, *(name for name in _metrics_of_other_tables(folder) if name not in names)]
         try:
-            result = score_videos(folder, all_names, progress=lambda line: print(line, file=sys.stderr, flush=True))
+            result = score_videos(folder, all_names, progress=print_line)
         except ValueError as error:  # e.g. an empty folder; the other rows are still shown
-            print(f"  {error}", file=sys.stderr)
+            print_line(f"  {error}")
             continue
         for name, reason in result.missing.items():
             print(f"  {name} –  {reason}", file=sys.stderr)
         try:
             write(result, all_names, folder / "scores.csv")
         except NothingMeasured as error:
-            print(f"  {error}", file=sys.stderr)
+            print_line(f"  {error}")
 
 
 def _metrics_of_other_tables(folder: Path) -> list[str]:
@@ -158,9 +159,8 @@ def _metrics_of_other_tables(folder: Path) -> list[str]:
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    from rich.console import Console
 
-    console = Console(width=shutil.get_terminal_size().columns, highlight=False)
+    console = safe_console(width=shutil.get_terminal_size().columns, highlight=False)
     grids = [grid(result), differences(result)]
     console.print(report.terminal_grid(grids, result["title"], footer(result), console.width))
 
@@ -323,18 +323,18 @@ def render(result: Mapping[str, Any], kind: str) -> str:
         return _csv(result)
     table, deltas, notes, title = grid(result), differences(result), footer(result), result["title"]
     if kind == "md":
-        parts = [f"## {title}", table.markdown()]
+        parts = [f"## {md(title)}", table.markdown()]
         if deltas.rows:
             group = deltas.columns[0].group
             parts += [f"{group[:1].upper()}{group[1:]}:", deltas.markdown()]
-        return "\n\n".join([*parts, "\n".join(f"- **{label}**: {text}" for label, text in notes)]) + "\n"
+        return "\n\n".join([*parts, "\n".join(f"- **{md(label)}**: {md(text)}" for label, text in notes)]) + "\n"
     if kind == "tex":
         label = result["table"].replace("_", "-")
         caption = " ".join([title, *(f"{head}: {text}." for head, text in _card_notes(result))])
         parts = ["% needs \\usepackage{booktabs,amssymb}", table.latex(tex(caption), label)]
         if deltas.rows:
             parts.append(deltas.latex(tex(f"{title} Differences, ours."), f"{label}-differences"))
-        return "\n\n".join([*parts, "\n".join(f"% {label}: {text}" for label, text in notes)]) + "\n"
+        return "\n\n".join([*parts, "\n".join(f"% {one_line(f'{label}: {text}')}" for label, text in notes)]) + "\n"
     return html_page(title, [table.html(), *([deltas.html()] if deltas.rows else []), html_list(notes)])
 
 

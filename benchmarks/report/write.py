@@ -36,9 +36,10 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup
 from benchmarks.report import render
-from benchmarks.report.grid import MARKS, MISSING, PAPER, Cell, Digits, Grid, html_list, html_page, tex
+from benchmarks.report.grid import MARKS, MISSING, PAPER, Cell, Digits, Grid, html_list, html_page, md, tex
 from benchmarks.report.render import SIGNS, Result, compared_with, costs, differences, footer, paper, scores, verdicts
-from pw.io.files import csv_text, write_atomically
+from pw.io.console import one_line
+from pw.io.files import csv_text, replacing, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
+
+FILES = ("table.json", "table.csv", "table.md", "table.tex", "plot.png", "table.html")
 
 MAX_PLOT_WIDTH = 100
 """Maximum width of the dot plot in columns; wider rows are hard to follow."""
@@ -57,31 +60,28 @@ _DIFF_COLUMNS = {"low": "diff_low", "high": "diff_high", "n": "diff_n"}
 _CAPTION = frozenset({"order as in the paper", "scale", "seeds", "reading"})
 
 
-def write(result: Result, folder: Path) -> list[Path]:
-    """Write all files of a result; table.html includes contact_sheet.png if it exists.
+def write(result: Result, folder: Path, names: Sequence[str] = FILES) -> list[Path]:
+    """Write files of a result, atomically; table.html includes plot.png and contact_sheet.png if they exist.
 
     Returns: the files written.
     Raises: ValueError for a metric that is not in the registry.
     """
     from benchmarks.report.figures import plot
 
-    folder.mkdir(parents=True, exist_ok=True)
-    plot(result, folder / "plot.png")
-    images = {
-        title: path.read_bytes()
-        for title, path in (("Scores", folder / "plot.png"), ("Clips", folder / "contact_sheet.png"))
-        if path.exists()
-    }
-    texts = {
-        "table.json": to_json(result),
-        "table.csv": to_csv(result),
-        "table.md": markdown(result),
-        "table.tex": latex(result),
-        "table.html": html(result, images),
-    }
-    for name, text in texts.items():
-        write_atomically(folder / name, text)
-    return [folder / "plot.png", *(folder / name for name in texts)]
+    formats = {"table.json": to_json, "table.csv": to_csv, "table.md": markdown, "table.tex": latex}
+    for name in names:
+        if name == "plot.png":
+            with replacing(folder / name) as partial:
+                plot(result, partial)
+        else:
+            text = formats[name](result) if name in formats else html(result, _images(folder))
+            write_atomically(folder / name, text)
+    return [folder / name for name in names]
+
+
+def _images(folder: Path) -> dict[str, bytes]:
+    paths = {"Scores": folder / "plot.png", "Clips": folder / "contact_sheet.png"}
+    return {title: path.read_bytes() for title, path in paths.items() if path.is_file()}
 
 
 def to_json(result: Result) -> str:
@@ -102,16 +102,17 @@ def wide_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown(result: Result) -> str:
-    parts = [f"## {render.title(result)}"]
+    parts = [f"## {md(render.title(result))}"]
     if result.get("claim"):
-        parts.append(f"**Claim.** {result['claim']}")
+        parts.append(f"**Claim.** {md(result['claim'])}")
     if clauses := verdicts(result):
-        parts.append("\n".join(f"- {SIGNS[answer]} **{answer}**: {_clause_text(*rest)}" for answer, *rest in clauses))
+        lines = [f"- {SIGNS[answer]} **{answer}**: {md(_clause_text(*rest))}" for answer, *rest in clauses]
+        parts.append("\n".join(lines))
     parts.append(_full_grid(result).markdown())
     if (deltas := _differences(result)).rows:
-        heading = f"Differences to {compared_with(result)} (p after the primary metric's gate):"
+        heading = f"Differences to {md(compared_with(result))} (p after the primary metric's gate):"
         parts += [heading, deltas.markdown()]
-    parts.append("\n".join(f"- **{label}**: {text}" for label, text in footer(result)))
+    parts.append("\n".join(f"- **{md(label)}**: {md(text)}" for label, text in footer(result)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -126,7 +127,7 @@ def latex(result: Result) -> str:
         parts.append(deltas.latex(caption, f"{label}-differences"))
     claims = [("claim", result.get("claim")), *((answer, _clause_text(*rest)) for answer, *rest in verdicts(result))]
     notes = [(head, text) for head, text in footer(result) if head not in _CAPTION]
-    comments = [f"% {head}: {text}" for head, text in (*claims, *notes) if text]
+    comments = [f"% {one_line(f'{head}: {text}')}" for head, text in (*claims, *notes) if text]
     return "\n\n".join([*parts, "\n".join(comments)]) + "\n"
 
 

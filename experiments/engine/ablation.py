@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from experiments.engine.terminal import console
 from pw.io.arguments import MAX_SEED, Command, ConfigError, did_you_mean, number, option
 from pw.io.paths import OUTPUTS, explain_import_errors, user_folder
-from pw.train.loop import outputs_folder
+from pw.train.loop import outputs_folder, results_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -220,6 +220,11 @@ def _seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
+def _outputs(text: str) -> Path:
+    """An existing folder, even if it is only read: a table whose results are all there can be shown; or a new one."""
+    return results_folder(text) if text and Path(text).expanduser().is_dir() else outputs_folder(text)
+
+
 @dataclass(frozen=True)
 class AblationOptions:
     """The options of `pw ablation`; `overrides` apply to every run."""
@@ -234,7 +239,7 @@ class AblationOptions:
     fresh: bool = option(False, "delete and redo cached results, except starts, which other ablations share")
     mlflow: bool = option(True, "record the runs in MLflow")
     launcher: str = option("local", "local, or submitit for SLURM; set its keys as launcher.partition=…")
-    outputs: Path = option(OUTPUTS, "where results go", read=outputs_folder)
+    outputs: Path = option(OUTPUTS, "where results go", read=_outputs)
     overrides: tuple[str, ...] = ()
 
     def words(self) -> list[str]:

@@ -24,6 +24,7 @@ from pw.train.record import is_trained, training_folder
 
 # Seconds on one core of the development machine, for estimates before anything is measured.
 SCORE_SECONDS, JOB_SECONDS = 1.2, 0.5  # a scoring at the tiny scale; what any job takes besides its work
+MARKS = ("done.json", "scores.json")  # whose existence says that a result is there
 
 
 @dataclass(frozen=True)
@@ -243,15 +244,15 @@ def results_to_remove(plan: Plan, jobs: Sequence[Job], outputs: Path) -> list[Pa
     """The folders that `fresh=true` empties: results of these jobs, except starts, which other ablations share."""
     shared = {train_key(start) for start in starts(plan).values()}
     folders = dict.fromkeys(job.folder(outputs) for job in jobs if job.key not in shared)
-    return [folder for folder in folders if folder.exists() and any(p.name != ".lock" for p in folder.iterdir())]
+    return [folder for folder in folders if folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir())]
 
 
 def remove_results(folders: Sequence[Path]) -> None:
-    """Empty folders of results, each under its lock."""
+    """Empty folders of results, each under its lock; first its mark, so that a kill leaves nothing that looks done."""
     from filelock import FileLock
 
     for folder in folders:
         with FileLock(folder / ".lock"):
-            for path in folder.iterdir():
+            for path in sorted(folder.iterdir(), key=lambda path: path.name not in MARKS):
                 if path.name != ".lock":
                     remove(path)

@@ -7,6 +7,8 @@ lock in each results folder protects the results. A claim that cannot be written
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import secrets
 import socket
@@ -18,11 +20,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import psutil
 
 from pw.io.files import digest, parse_json, write_json
+from pw.io.progress import duration
 
 HEARTBEAT = 3.0  # seconds between two renewals of a claim
 LOCK_TIMEOUT = 30.0  # seconds, for the ledger's lock: the process that holds it may be suspended
@@ -64,11 +67,12 @@ class Claim:
     @property
     def is_stale(self) -> bool:
         """Whether a running job has no live process or no recent renewal, or a queued job is not in the queue."""
+        is_gone = self.host == HOST and not _is_alive(self.pid, self.started)
         if self.state == "queued":
-            return bool(self.queue) and not is_in_queue(self.queue)
+            return not is_in_queue(self.queue) if self.queue else is_gone
         if self.state != "running":
             return False
-        return time.time() - self.beat > STALE_AFTER or (self.host == HOST and not _is_alive(self.pid, self.started))
+        return is_gone or abs(time.time() - self.beat) > STALE_AFTER  # a time to come is of a clock that is wrong
 
     @property
     def is_active(self) -> bool:
@@ -104,11 +108,27 @@ class Ledger:
         return FileLock(self.folder / ".lock", timeout=seconds)
 
     def read(self, key: str) -> Claim | None:
-        """The claim on a job; None if there is none."""
+        """The claim on a job; None if there is none. A file that is no claim is set aside, with a warning."""
+        path = self.path(key)
         try:
-            return Claim(**parse_json(self.path(key).read_text()))
-        except (OSError, ValueError, TypeError):  # no file; truncated by a crash; an older version's
+            return _parse(path.read_text())
+        except OSError:
             return None
+        except (ValueError, TypeError) as error:  # another program's, an older version's, or truncated by a crash
+            with suppress(OSError):
+                path.replace(path.with_suffix(".unreadable"))
+            logging.getLogger("pw").warning("%s is no claim on a job (%s); it is set aside", path, error)
+            return None
+
+    def takeover(self, claim: Claim) -> str:
+        """Who has had a job since when, and how to take it over, in words."""
+        now = time.time()
+        since, silence = (duration(max(0, round(now - moment))) for moment in (claim.since, claim.beat))
+        heartbeat = f", last seen {silence} ago" if claim.state == "running" else ""
+        return (
+            f"{claim.label}: waits for {claim.location}, which has it since {since}{heartbeat}; to take it over, end "
+            f"that, or if it is gone remove {self.path(claim.key)}"
+        )
 
     def claim(
         self, key: str, label: str, log: Path, *, state: Literal["queued", "running"] = "running", dequeue: bool = False
@@ -142,9 +162,11 @@ class Ledger:
             write_json(self.path(claim.key), asdict(claim))
 
     def release(self, key: str) -> None:
-        """Remove the claim: the job is done, or free."""
+        """Remove the claim, with what a killed process left of it: the job is done, or free."""
+        path = self.path(key)
         with suppress(OSError):
-            self.path(key).unlink(missing_ok=True)
+            for file in (path, *self.folder.glob(f".{path.name}.*.part")):
+                file.unlink(missing_ok=True)
 
     def fail(self, key: str, reason: str, log: Path | None = None) -> None:
         """Mark the job as failed, for `pw status`; any runner may claim it again. When several processes of a job fail,
@@ -194,6 +216,21 @@ class Ledger:
             thread.join()
 
 
+def _parse(text: str) -> Claim:
+    """The claim in a JSON file. Raises ValueError or TypeError for other content."""
+    values = parse_json(text)
+    claim = Claim(**values)
+    for name, kind in get_type_hints(Claim).items():
+        value = getattr(claim, name)
+        allowed = get_args(kind) if get_origin(kind) is Literal else None
+        is_valid = value in allowed if allowed else type(value) in ((int, float) if kind is float else (kind,))
+        if not is_valid or (kind is float and not math.isfinite(value)):
+            raise ValueError(f"{name}={value!r}")
+    if claim.queue.startswith("local:") and not claim.queue.removeprefix("local:").isdecimal():
+        raise ValueError(f"queue={claim.queue!r}")
+    return claim
+
+
 def is_in_queue(place: str) -> bool:
     """Whether a job such as `slurm:17_0` waits or runs; True if this machine cannot ask the queue."""
     kind, _, number = place.partition(":")
@@ -223,5 +260,5 @@ def _is_alive(pid: int, started: float | None = None) -> bool:
         process = psutil.Process(pid)
         is_same = started is None or abs(process.create_time() - started) < 2
         return is_same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError):  # ValueError: no process can have this number
         return False

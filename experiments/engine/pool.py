@@ -22,7 +22,7 @@ from typing import Any
 
 from experiments.engine.job import Job, run_job
 from experiments.engine.ledger import Claim, Ledger
-from pw.io.files import digest
+from pw.io.files import digest, os_reason
 from pw.io.host import free_memory, usable_cores
 from pw.parallel.launch import CHECKPOINT_SECONDS, ProcessFailed
 from pw.parallel.signals import Stopped, interruptible
@@ -59,9 +59,10 @@ def read_reports(running: RunningJob) -> tuple[str, str, str] | None:
 
 
 def start_fork_server() -> None:
-    """Start the server that forks the workers, unless it runs already. The server and the workers ignore SIGHUP: when
-    the terminal closes, the runner stops the workers, and the server must still report how they ended."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    """Start the server that forks the workers, unless it runs already. The server and the workers ignore SIGHUP and
+    SIGQUIT, which a terminal sends to all: the runner stops the workers, and the server must still report how they
+    ended."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP, signal.SIGQUIT])
     try:
         forkserver.ensure_running()
     finally:
@@ -201,12 +202,8 @@ def work(job: Job, outputs: Path, claim: Claim, report: Connection) -> None:
     """Run one job. Its output goes to the log of the claim; its progress and outcome go to `report`."""
     threading.Thread(target=_end_with_runner, args=(report,), daemon=True).start()
     log, ledger = Path(claim.log), Ledger(outputs)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    stream = log.open("w", buffering=1)
-    os.dup2(stream.fileno(), 1)
-    os.dup2(stream.fileno(), 2)
-    sys.stdout = sys.stderr = stream
     try:
+        _redirect_output(log)
         with ledger.working(claim) as update_claim:
 
             def progress(done: int, total: int) -> None:
@@ -220,11 +217,25 @@ def work(job: Job, outputs: Path, claim: Claim, report: Connection) -> None:
         name = signal.Signals(stop.signal).name
         report.send(("stopped", f"stopped by {name}; run the same command again to resume", str(log)))
     except ProcessFailed as error:  # one of several processes, with its own log
-        traceback.print_exc()
-        report.send(("failed", str(error), str(error.log or log)))
+        _fail(report, str(error), error.log or log)
+    except OSError as error:
+        _fail(report, f"{type(error).__name__}: {os_reason(error)}", log)
     except BaseException as error:
+        _fail(report, f"{type(error).__name__}: {error}", log)
+
+
+def _redirect_output(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    stream = log.open("w", buffering=1)
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+
+
+def _fail(report: Connection, reason: str, log: Path) -> None:
+    report.send(("failed", reason, str(log)))  # first: a full disk has no room for the traceback
+    with suppress(OSError):
         traceback.print_exc()
-        report.send(("failed", f"{type(error).__name__}: {error}", str(log)))
 
 
 def _end_with_runner(report: Connection) -> None:

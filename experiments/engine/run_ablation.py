@@ -10,11 +10,11 @@ Words that are no options are overrides of `conf/` for every run.
 from __future__ import annotations
 
 import importlib
-import signal
-import sys
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,34 +30,40 @@ from experiments.engine.terminal import console
 from pw.cost.rates import rate_text
 from pw.io.arguments import Command, ConfigError
 from pw.io.command_line import command_line, without_make
+from pw.io.files import check_can_write
 from pw.io.progress import ProgressLine, duration, ignore_closed_stream
-from pw.parallel.signals import Stopped
+from pw.parallel.signals import Stopped, print_stop
 from pw.sample.evaluate import check_sampling
 from pw.train.loop import outputs_word
 from pw.train.preflight import check_device, preflight
 
 CODE_NOTES = 6  # notes on trainings by other code that a plan prints
+FOLDERS = ("ledger", "logs", "reference", "scores", "train", "videos")  # in the outputs
+RESUME = "finished results are kept; run the same command again to resume"
 
 
 def run(options: AblationOptions) -> int:
     """Run an ablation and print its table, or print only its plan with `dry_run=true`.
 
-    Exit status: 0 done, 1 some arm failed, 128 + number of the signal that stopped it. Raises ConfigError.
+    Exit status: 0 done, 1 some arm failed or some file was not written, 128 + number of the signal that stopped it.
+    Raises ConfigError.
     """
+    outputs = options.outputs
+    _check_outputs(options)
     launcher, overrides = take_launcher([f"launcher={options.launcher}", *options.overrides])
     plan = make_plan(replace(options, overrides=tuple(overrides)))
     _check_launch(plan, launcher)
     terminal = console()
-    outputs = options.outputs
     jobs, rows = all_jobs(plan)
     removals = results_to_remove(plan, jobs, outputs) if options.fresh else []
-    if not options.dry_run:
-        remove_results(removals)
     todo = [job for job in jobs if job.folder(outputs) in removals or not job.is_done(outputs)]
     if isinstance(launcher, Local) and not options.dry_run:
         for job in todo:
             if job.kind != "score":
                 check_device(job.run)
+    if todo and not options.dry_run:
+        check_can_write("outputs", outputs)
+        remove_results(removals)
     display, summary = RunDisplay(terminal, len(todo)), outline(plan, jobs, rows)
     if isinstance(launcher, Submitit):
         pool = Queue(launcher, plan.folder, outputs, units(todo, summary.cells), display.event)
@@ -70,23 +76,36 @@ def run(options: AblationOptions) -> int:
         print_commands(terminal, todo, pool.pending if isinstance(pool, Queue) else {}, outputs)
         return 0
     start_time = time.perf_counter()
-    if todo:  # check data, weights, memory and disk
-        for training in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
-            preflight(training, outputs, on_this_machine=isinstance(launcher, Local))
-        for arm in plan.arms:
-            check_sampling(arm.first)
-    write_outline(summary, plan.options)  # for status and mlflow-sync, also when all jobs are cached
+    if todo:
+        _check_todo(plan, todo, on_this_machine=isinstance(launcher, Local))
+    with nullcontext() if todo else suppress(OSError):  # all that is cached can be shown from where nothing is written
+        write_outline(summary, plan.options)  # for status and mlflow-sync, also when all jobs are cached
     if todo:
         threading.Thread(target=_import_report_modules, args=(options.mlflow,), daemon=True).start()
         try:
             pool.run(todo, lambda: display.tick(pool))
         except (KeyboardInterrupt, Stopped) as stop:
-            message = "finished results are kept; run the same command again to resume"
-            message = pool.interrupt_message() if isinstance(pool, Queue) else message
-            with ignore_closed_stream(sys.stdout):
-                terminal.print(without_make(f"\ninterrupted; {message}"), markup=False)
-            return 128 + (stop.signal if isinstance(stop, Stopped) else signal.SIGINT)
+            display.line.clear()
+            return print_stop(stop, pool.interrupt_message() if isinstance(pool, Queue) else RESUME)
     return finish(plan, rows, pool.failures, terminal, start_time)
+
+
+def _check_outputs(options: AblationOptions) -> None:
+    """Check the outputs before anything is planned. Raises ConfigError."""
+    outputs = options.outputs
+    if not outputs.is_dir() and not options.dry_run:
+        check_can_write("outputs", outputs)
+    for path in (outputs / name for name in (*FOLDERS, options.name)):
+        if os.path.lexists(path) and not path.is_dir():
+            raise ConfigError(f"outputs={outputs}: {path} is no folder, but results go there; move it away")
+
+
+def _check_todo(plan: Plan, todo: Sequence[Job], *, on_this_machine: bool) -> None:
+    """Check data, weights, memory and disk. Raises ConfigError."""
+    for training in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
+        preflight(training, plan.options.outputs, on_this_machine=on_this_machine)
+    for arm in plan.arms:
+        check_sampling(arm.first, on_this_machine=on_this_machine)
 
 
 def _check_launch(plan: Plan, launcher: Local | Submitit) -> None:
@@ -114,40 +133,66 @@ def _import_report_modules(mlflow: bool) -> None:
 
 
 def finish(plan: Plan, rows: Sequence[Row], failures: dict[str, str], console: Any, start_time: float) -> int:
-    """Write, print and log the table of all scores on disk; exit status 1 if an arm failed."""
-    from filelock import FileLock
+    """Write, print and log the table of all scores on disk; exit status 1 if an arm failed, or a file, or MLflow.
 
+    The table comes first. What cannot be written after it is named and costs nothing else.
+    """
     from benchmarks.report import write as report
-    from experiments.engine.outcome.mlflow_sync import log_to_mlflow
-    from experiments.engine.outcome.table import make_table, write_table
-    from pw.tracking.mlflow_log import TrackingError
+    from experiments.engine.outcome.table import make_table
+    from experiments.engine.outcome.table_files import write_pictures, write_table
 
     try:
         result = make_table(plan, rows, failures)
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 1
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(plan.folder / ".lock"):  # another runner of the same ablation may finish now, too
-        archive = write_table(plan, result)
+    unwritten: list[str] = []
+    can_write, archive = _can_write(plan.folder, unwritten), None
+    if can_write:
+        archive = write_table(plan, result, unwritten)
     console.print()
     console.print(report.terminal(result, console.width))
     console.print()
     console.print(report.terminal_verdict(result))
-    if plan.options.mlflow:
-        try:
-            log_to_mlflow(plan, result, rows)
-        except TrackingError as error:
-            message = f"MLflow was not written ({error}); nothing is lost: `make mlflow-sync` logs it from the files"
-            console.print(without_make(message), markup=False)
+    if can_write:
+        write_pictures(plan, result, unwritten)
+        _log_to_mlflow(plan, result, rows, unwritten)
     console.print(
         f"\n{plan.folder}/table.{{md,tex,html,json,csv}}, plot.png, contact_sheet.png; "
-        f"{without_make('`make mlflow`')} compares the runs. {time.perf_counter() - start_time:.0f} s"
+        f"{without_make('`make mlflow`')} compares the runs. {time.perf_counter() - start_time:.0f} s",
+        markup=False,
     )
-    if archive is not None:  # on one line, so that the path can be copied
+    for line in unwritten:
+        console.print(line, style="red", markup=False, soft_wrap=True)
+    if archive is not None:
         message = f"the previous table is of other settings or data and was moved to {archive}"
-        console.print(message, markup=False, soft_wrap=True)
-    return 1 if failures else 0
+        console.print(message, markup=False, soft_wrap=True)  # on one line, so that the path can be copied
+    return 1 if failures or unwritten else 0
+
+
+def _can_write(folder: Path, unwritten: list[str]) -> bool:
+    """Whether a table's files can be written; adds the reason to `unwritten` if not."""
+    try:
+        check_can_write("outputs", folder)
+    except ConfigError as error:
+        unwritten.append(f"the table is only shown here, no file was written: {error}")
+        return False
+    return True
+
+
+def _log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row], unwritten: list[str]) -> None:
+    """Log the table to MLflow, if it is asked for; adds what went wrong to `unwritten`."""
+    from experiments.engine.outcome.mlflow_sync import log_to_mlflow
+    from pw.tracking.mlflow_log import TrackingError
+
+    if not plan.options.mlflow:
+        return
+    try:
+        log_to_mlflow(plan, result, rows)
+    except Exception as error:  # whatever it is, the table is there
+        reason = str(error) if isinstance(error, TrackingError | ValueError) else f"{type(error).__name__}: {error}"
+        remedy = "nothing is lost: `make mlflow-sync` logs it from the files"
+        unwritten.append(without_make(f"MLflow was not written ({reason}); {remedy}"))
 
 
 # ---- output to the terminal
@@ -215,6 +260,7 @@ class RunDisplay:
     def __init__(self, console: Any, total: int) -> None:
         self.console, self.total, self.done = console, total, 0
         self.line = ProgressLine(console.file)
+        self.named_claims: set[tuple[str, str]] = set()  # (key, owner) of claims of others that were printed
 
     def event(self, state: str, job: Job, text: str) -> None:
         from rich.markup import escape
@@ -229,6 +275,12 @@ class RunDisplay:
             self._line(f"[red]✗ {escape(f'{job.label}: {text}')}[/]")
 
     def tick(self, pool: Pool | Queue) -> None:
+        from rich.markup import escape
+
+        for claim in pool.other_claims.values():
+            if (claim.key, claim.owner) not in self.named_claims:
+                self.named_claims.add((claim.key, claim.owner))
+                self._line(escape(pool.ledger.takeover(claim)))
         if not self.line.is_due:
             return
         activity = ", ".join(f"{r.job.label} {100 * r.share:.0f} %" for r in pool.running)
@@ -245,4 +297,4 @@ class RunDisplay:
             self.console.print(text)
 
 
-main = Command(AblationOptions, run)
+main = Command(AblationOptions, run, resume_hint=RESUME)

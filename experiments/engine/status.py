@@ -21,7 +21,7 @@ from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import parse_json, write_json
 from pw.io.paths import OUTPUTS
 from pw.io.progress import duration
-from pw.train.loop import outputs_folder
+from pw.train.loop import results_folder
 
 if TYPE_CHECKING:
     from experiments.engine.job import Job, Row
@@ -174,7 +174,7 @@ def _last_lines(claim: Claim) -> tuple[str, ...]:
         with Path(claim.log).open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - 4096))
             lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have this name
         return ()
     return tuple(line for line in lines if line.strip())[-LOG_LINES:]
 
@@ -184,7 +184,7 @@ class StatusOptions:
     """The options of `pw status`: the latest call of an ablation, or the call with these overrides; or all latest."""
 
     name: str = option("", "the ablation; without it, how far each is that was run", values=names)
-    outputs: Path = option(OUTPUTS, "where its results are", read=outputs_folder)
+    outputs: Path = option(OUTPUTS, "where its results are", read=results_folder)
     overrides: tuple[str, ...] = ()
 
 
@@ -195,7 +195,7 @@ def run(options: StatusOptions) -> int:
     from experiments.engine.job import all_jobs
     from experiments.engine.plan import make_plan, parse
 
-    request = parse([f"name={options.name}", f"outputs={options.outputs}", *options.overrides])
+    request = replace(parse([f"name={options.name}", *options.overrides]), outputs=options.outputs)
     summary = None if options.overrides else read_outline(options.name, options.outputs)
     note = ""
     if summary is None:

@@ -29,7 +29,7 @@ from pw.cost.counts import stage_latent
 from pw.generate.estimate import describe, has_small_vae, threads_of
 from pw.generate.request import GenerateOptions, GenerationRequest, Prompt, make_request
 from pw.io.arguments import Command, to_words
-from pw.io.files import check_space
+from pw.io.files import check_space, os_reason
 from pw.io.lazy import torch
 from pw.io.paths import silence_libraries
 from pw.io.progress import Pace, ProgressLine
@@ -182,7 +182,7 @@ def _user_error(error: Exception, request: GenerationRequest) -> Exception | Non
     if isinstance(error, torch.OutOfMemoryError):
         return ValueError(f"{error}\n`make plan scale={request.hires.scale.name} gpus=…` shows what it needs")
     if isinstance(error, OSError):
-        return OSError(f"out={request.out}: {error}; {RESUMES}")
+        return OSError(f"out={request.out}: {os_reason(error)}; {RESUMES}")
     return error if isinstance(error, ValueError) else None
 
 

@@ -23,7 +23,6 @@ import errno
 import math
 import os
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pw.io.command_line import without_make
+from pw.io.console import one_line, print_line
 
 T = TypeVar("T")
 SPECIAL = ("overrides", "positional")
@@ -102,12 +102,12 @@ class Command(Generic[T]):
     """A verb: its options and the function that runs it. A call with the words returns the exit status: 2 for invalid
     words and for lack of memory, after one line with the error.
 
-    resume_hint  printed if the work can be resumed after an interrupt (status 130) or a full disk (status 2)
+    resume_hint  what is printed after a signal that stops the work, or a full disk: what is kept, and how to resume
     """
 
     options: type[T]
     run: Callable[[T], int]
-    resume_hint: str = ""
+    resume_hint: str = "nothing was written"
 
     def __call__(self, words: Sequence[str]) -> int:
         try:
@@ -117,21 +117,16 @@ class Command(Generic[T]):
             key = error.key if isinstance(error, UnknownKeyError) else ""
             hint = did_you_mean(key, keys(self.options), "; or, of the options, ", 0.7)
             text = without_make(f"{error}{hint}")
-            print(f"error: {_one_line(f'{_location(error.__cause__, words)}{text}', words)}", file=sys.stderr)
+            print_line(f"error: {_one_line(f'{_location(error.__cause__, words)}{text}', words)}")
             return 2
         except MemoryError as error:
-            print(f"error: {error or 'out of memory'}", *filter(None, [self.resume_hint]), sep="; ", file=sys.stderr)
+            print_line("; ".join([f"error: {error or 'out of memory'}", *filter(None, [self.resume_hint])]))
             return 2
         except OSError as error:
-            hint = f"; {self.resume_hint}" if self.resume_hint else ""
-            text = without_make(f"{_location(error, words)}{error}")
-            print(f"error: {_one_line(text, words)}{hint}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            if not self.resume_hint:
+            if error.errno != errno.ENAMETOOLONG:
                 raise
-            print(f"\nstopped; {self.resume_hint}", file=sys.stderr)
-            return 130
+            print_line(f"error: {_one_line(f'{_location(error, words)}{error}', words)}")
+            return 2
 
 
 def _check_repeated(words: Sequence[str]) -> None:
@@ -156,7 +151,7 @@ def _one_line(text: str, words: Sequence[str]) -> str:
     for part in (part for word in words for part in word.partition("=")):
         if len(part) > 200:
             text = text.replace(part, f"{part[:100]}…")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return one_line(text)
 
 
 def parse(options: type[T], words: Sequence[str]) -> T:

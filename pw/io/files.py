@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -69,6 +71,37 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             save_file(dict(tensors), partial, None if metadata is None else dict(metadata))
         except SafetensorError as error:
             raise OSError(f"{path}: {error}") from error
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def os_reason(error: OSError) -> str:
+    """An error of the file system in words: the file, if it is known, what is wrong, and what would help."""
+    text = error.strerror or str(error)
+    if error.errno in FULL or (error.errno is None and "No space left" in text):
+        text = f"the disk is full ({text})"
+    if error.errno in NOT_WRITABLE:
+        text += "; outputs=, out= and cache= choose another place"
+    place = error.filename2 or error.filename
+    return text if place is None else f"{place}: {text}"
+
+
+def check_can_write(key: str, folder: Path) -> None:
+    """Test that a file can be written to the folder, or to the nearest that exists above it; leaves nothing there.
+
+    Raises ConfigError with the key.
+    """
+    try:
+        ancestor = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=ancestor):
+            pass
+    except OSError as error:
+        reason = error.strerror if error.errno not in FULL else f"the disk is full: {error.strerror}"
+        raise ConfigError(
+            f"{key}={folder}: cannot be written ({reason}); expected a folder that can, e.g. {key}=~/{folder.name}"
+        ) from error
 
 
 def check_writable(key: str, folder: Path, name: str = "", *, create: bool = True) -> None:
@@ -150,13 +183,41 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# a spreadsheet would compute such a cell; ' before it says that it is text, and '' that the text begins with '
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """CSV with a header line; a key that is missing in a row becomes an empty cell."""
+    """CSV with a header line; a key that is missing in a row becomes an empty cell. `read_csv` reads it."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(_csv_cell, columns))
+    writer.writerows([_csv_cell(row.get(column, "")) for column in columns] for row in rows)
     return file.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if not isinstance(value, str) or not _FORMULA.match(value):
+        return value
+    try:
+        float(value)  # -1.5, as text
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """(columns, rows) of a file of `csv_text`. Raises OSError or ValueError."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *lines = [[_csv_text(cell) for cell in line] for line in csv.reader(file) if line] or [[]]
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    return header, [dict(zip(header, line, strict=False)) for line in lines]
+
+
+def _csv_text(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -179,7 +240,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object that `write_json` wrote; None if the file is missing, or truncated by a crash of the machine."""
     try:
         values = parse_json(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return values if isinstance(values, dict) else None
 

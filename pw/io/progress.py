@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TextIO
 
+from pw.io.console import printable
+
 GONE = (errno.EIO, errno.EPIPE)  # the terminal, the reader of a pipe
 Progress = Callable[[int, int], None]  # called with (done, total) while work proceeds
 
@@ -64,6 +66,7 @@ class ProgressLine:
         """Write the line, whether it is due or not. last: end it with a newline."""
         self._last = time.perf_counter()
         with ignore_closed_stream(self.stream):
+            text = printable(text)
             text, end = (f"\r\x1b[2K{text}", "" if not last else "\n") if self.is_live else (text, "\n")
             print(text, end=end, file=self.stream, flush=True)
 

@@ -25,9 +25,11 @@ from typing import Any, NoReturn
 
 from pw.io.arguments import ConfigError
 from pw.io.command_line import without_make
+from pw.io.console import print_line
+from pw.io.files import os_reason
 from pw.io.paths import ROOT, SUITE
 from pw.io.progress import Progress, ignore_closed_stream
-from pw.parallel.signals import STOP_SIGNALS, Stopped, handle_stop_signals, interruptible
+from pw.parallel.signals import STOP_SIGNALS, Stopped, handle_stop_signals, interruptible, print_stop
 from pw.parallel.team import PLACE, STORE, place_from_environment, prints_for_user
 
 REPORT, LOG = "PW_REPORT", "PW_LOG"  # environment variables: a socket's file descriptor, a path
@@ -225,10 +227,17 @@ def report_mistakes() -> Generator[None]:
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
 
 
+def explain_clear_errors(error: Exception) -> Exception | None:
+    """The error, in words if it is of the file system; None if its message is not clear without a traceback."""
+    if isinstance(error, OSError):
+        return OSError(os_reason(error))
+    return error if isinstance(error, CLEAR_ERRORS) else None
+
+
 def carry_out(
     work: Callable[[], None],
     resume_hint: str,
-    explain: Callable[[Exception], Exception | None] = lambda error: error if isinstance(error, CLEAR_ERRORS) else None,
+    explain: Callable[[Exception], Exception | None] = explain_clear_errors,
 ) -> int:
     """Do the work of a command; returns its exit status: 0 done, 1 failed, 128 + n stopped by signal n.
 
@@ -238,17 +247,13 @@ def carry_out(
     try:
         work()
     except (Stopped, KeyboardInterrupt) as stop:
-        number = stop.signal if isinstance(stop, Stopped) else signal.SIGINT
-        if prints_for_user():
-            with ignore_closed_stream(sys.stderr):
-                print(f"stopped by {signal.Signals(number).name}; {resume_hint}", file=sys.stderr, flush=True)
-        return 128 + number
+        return print_stop(stop, resume_hint, is_shown=prints_for_user())
     except Exception as error:
         explanation = explain(error)
         if not report_failure(explanation or error):
             if explanation is None:
                 raise
-            print(without_make(f"error: {explanation}"), file=sys.stderr)
+            print_line(without_make(f"error: {explanation}"))
         return 1
     return 0
 
@@ -265,11 +270,16 @@ def run_and_exit(main: Callable[[list[str]], int], arguments: list[str]) -> NoRe
     try:
         with interruptible() if is_alone else contextlib.nullcontext():
             status = main(arguments)
+    except (Stopped, KeyboardInterrupt) as stop:
+        status = print_stop(stop, "nothing was begun", is_shown=prints_for_user())
     except SystemExit as error:
         if not isinstance(error.code, int):
             raise
         status = error.code
-    except BaseException:
+    except BaseException as error:
+        if is_alone and isinstance(error, OSError):
+            print_line(f"error: {os_reason(error)}")
+            sys.exit(2)
         if is_alone:
             raise
         traceback.print_exc()

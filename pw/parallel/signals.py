@@ -9,7 +9,12 @@ import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+from pw.io.progress import ignore_closed_stream
+
+STOP_SIGNALS = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
 
 
 class Stopped(SystemExit):
@@ -18,6 +23,15 @@ class Stopped(SystemExit):
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.signal = number
+
+
+def print_stop(stop: Stopped | KeyboardInterrupt, hint: str, *, is_shown: bool = True) -> int:
+    """Print which signal stopped the work and `hint`, in one line; returns the exit status, 128 + signal."""
+    number = stop.signal if isinstance(stop, Stopped) else signal.SIGINT
+    if is_shown:
+        with ignore_closed_stream(sys.stderr):
+            print(f"stopped by {signal.Signals(number).name}; {hint}", file=sys.stderr, flush=True)
+    return 128 + number
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -46,6 +60,18 @@ def interruptible() -> Generator[None]:
 def _is_stopping(error: BaseException | None) -> bool:
     """Whether an error is from a signal to stop, or was raised while handling one."""
     return error is not None and (isinstance(error, Stopped | KeyboardInterrupt) or _is_stopping(error.__context__))
+
+
+@contextlib.contextmanager
+def hold_stop_signals() -> Generator[None]:
+    """Inside, signals to stop wait; the first of them is raised again at the end. For work of less than a second."""
+    received: list[int] = []
+    try:
+        with handle_stop_signals(lambda number, frame: received.append(number)):
+            yield
+    finally:
+        if received:
+            signal.raise_signal(received[0])
 
 
 @contextlib.contextmanager

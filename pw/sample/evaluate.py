@@ -226,8 +226,10 @@ def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
     return module.eval().to(device)
 
 
-def check_sampling(run: Run) -> None:
+def check_sampling(run: Run, *, on_this_machine: bool = True) -> None:
     """Check, before training, that a run can be sampled: Wan's encoders, held-out clips, memory for a batch.
+
+    on_this_machine  False: another machine samples, so this one's memory is not checked
 
     Raises ValueError naming what is missing.
     """
@@ -239,7 +241,7 @@ def check_sampling(run: Run) -> None:
     if isinstance(run.source, LatentClips):
         run.source.check_evaluation(run.sampling.count)
     need, available = sampling_memory(run), free_memory()
-    if need > available:
+    if on_this_machine and need > available:
         smaller_batch = f"sampling.batch_size=1 takes {sampling_memory(run, 1) / 1e9:.1f}"
         remedy = smaller_batch if run.sampling.batch_size > 1 else "use a smaller scale, or more memory"
         raise ConfigError(

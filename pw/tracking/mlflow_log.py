@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from pw.io.files import parse_json, sha256
+from pw.parallel.signals import hold_stop_signals
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -214,14 +215,21 @@ class _AblationTable:
 
         client = self.client
         tags = {**new.tags, "ablation": self.ablation, KEY: new.key}
-        run_id = client.create_run(self.experiment, tags=tags, run_name=new.name).info.run_id
-        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in new.params.items()])
-        for start in range(0, len(new.points), BATCH):
-            client.log_batch(run_id, metrics=[Metric(*point) for point in new.points[start : start + BATCH]])
-        for path in new.artifacts:
-            client.log_artifact(run_id, str(path))
-        client.set_tag(run_id, CONTENT, content)  # last, so that a run without it is incomplete
-        client.set_terminated(run_id, new.status)
+        with hold_stop_signals():  # else the run would stay RUNNING
+            run_id = client.create_run(self.experiment, tags=tags, run_name=new.name).info.run_id
+            try:
+                client.log_batch(run_id, params=[Param(key, str(value)) for key, value in new.params.items()])
+                for start in range(0, len(new.points), BATCH):
+                    client.log_batch(run_id, metrics=[Metric(*point) for point in new.points[start : start + BATCH]])
+                for path in new.artifacts:
+                    client.log_artifact(run_id, str(path))
+                client.set_tag(run_id, CONTENT, content)  # last, so that a run without it is incomplete
+                client.set_terminated(run_id, new.status)
+            except Exception:  # e.g. a full disk
+                with suppress(Exception):
+                    client.set_terminated(run_id, "KILLED")
+                    client.delete_run(run_id)
+                raise
         self.logged[run_id] = client.get_run(run_id)
         return run_id
 
@@ -247,7 +255,7 @@ def curve_points(path: Path | None) -> list[Point]:
     if path is None:
         return []
     points: dict[tuple[str, int], float] = {}
-    lines = path.read_text().split("\n")
+    lines = path.read_text(errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line:
             continue

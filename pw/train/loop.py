@@ -6,7 +6,7 @@
 The folder has `config.yaml`, `metrics.jsonl` (curves), `checkpoints/` during the training, and at the end
 `ema.safetensors`, `online.safetensors` and `done.json`; `not_finite/` if a loss was not finite (`pw.train.batches`).
 Without `done.json` the training continues from its last readable checkpoint, with any number of processes. SIGTERM,
-SIGUSR1, SIGUSR2, SIGHUP and Ctrl-C end it after the current update, with a checkpoint.
+SIGQUIT, SIGUSR1, SIGUSR2, SIGHUP and Ctrl-C end it after the current update, with a checkpoint.
 
 stdout has only the folder, for scripts; what came out and the next commands are on stderr.
 """
@@ -17,7 +17,6 @@ import gc
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from typing import Any
 
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.command_line import command_line
-from pw.io.files import read_json, remove
+from pw.io.files import check_can_write, read_json, remove
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS, silence_libraries
 from pw.io.progress import Pace, Progress, ProgressLine, duration, ignore_closed_stream
@@ -199,18 +198,18 @@ def _fit(run: Run, folder: Path, module: Any, callback: Any, team: Team) -> None
 
 def outputs_folder(value: str) -> Path:
     """The folder of `outputs=`. Raises ConfigError when it is not writable."""
+    if not value:
+        raise ConfigError("outputs=: is empty; give it a folder, or leave it out")
     folder = Path(value).expanduser().resolve()
-    try:
-        ancestor = next(path for path in (folder, *folder.parents) if path.exists())
-        # to be made: tried, since a virtual file system such as /proc says that it can be written
-        if not value or not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-            raise OSError
-        if ancestor != folder:
-            tempfile.TemporaryDirectory(prefix=".pw-", dir=ancestor).cleanup()
-    except OSError:
-        raise ConfigError(
-            f"outputs={value}: expected a folder that can be written, e.g. outputs=outputs/trial"
-        ) from None
+    check_can_write("outputs", folder)
+    return folder
+
+
+def results_folder(value: str) -> Path:
+    """The folder of `outputs=` for what can do with reading it. Raises ConfigError when it does not exist."""
+    folder = Path(value).expanduser().resolve()
+    if not value or not folder.is_dir():
+        raise ConfigError(f"outputs={value}: there is no such folder")
     return folder
 
 

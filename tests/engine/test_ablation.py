@@ -90,7 +90,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Call:
     with closing(sqlite3.connect(outputs / "mlflow" / "mlflow.db")) as database:
         database.execute("BEGIN EXCLUSIVE")
         result = call(outputs, *MICRO)
-    assert result.status == 0, result.output
+    assert result.status == 1, result.output  # MLflow's record is missing, and nothing else
     return result
 
 
@@ -469,3 +469,24 @@ class TestTheNotebooks:
         tables = sum("<table" in str(out.get("data", {}).get("text/html", "")) for out in outputs)
         assert not [out for out in outputs if out.output_type == "error"]
         assert (pictures, tables) == {"1_method": (5, 0), "2_tables": (0, 8), "3_runs": (3, 2)}[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+def test_a_signal_while_the_table_is_written_is_one_line_and_loses_nothing(
+    number: signal.Signals, finished: Call, tmp_path: Path
+) -> None:
+    outputs = tmp_path / "outputs"
+    shutil.copytree(finished.outputs, outputs, ignore=shutil.ignore_patterns("mlflow", "table.*", "*.png"))
+    handler = signal.signal(number, signal.SIG_DFL)  # a shell may have started the tests in the background
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command(outputs, *MICRO), cwd=ROOT, **pipes) as process:
+        signal.signal(number, handler)
+        while process.poll() is None and not (outputs / "ansc" / "table.json").exists():
+            time.sleep(0.01)
+        process.send_signal(number)
+        output = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output
+    assert output.splitlines()[-1].startswith(f"stopped by {number.name}; finished results are kept; run the same")
+    assert json.loads((outputs / "ansc" / "table.json").read_text()) == finished.table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -19,9 +20,11 @@ from benchmarks.measure.score import score_videos
 from benchmarks.report.contact_sheet import side_by_side
 from experiments.engine.compare.compare_runs import compare_sides, main, renderables
 from experiments.engine.compare.sides import CompareOptions, Folder, config_difference, side
+from pw import cli
 from pw.io.arguments import ConfigError, parse
 from pw.io.files import write_json
 from pw.io.video import write_video
+from pw.parallel.signals import Stopped
 from pw.run.build import Run, build
 from pw.sample.evaluate import reference_folder, sample_folder
 from pw.train.record import training_folder, write_config
@@ -395,8 +398,9 @@ def test_two_calls_of_a_system_differ_in_what_was_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "says"),
     [
-        (KeyboardInterrupt(), 130, "stopped; what was measured is kept"),
-        (OSError(28, "No space left on device"), 2, "No space left on device; what was measured is kept"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT; what was measured is kept"),
+        (Stopped(signal.SIGQUIT), 131, "stopped by SIGQUIT; what was measured is kept"),
+        (OSError(28, "No space left on device"), 2, "the disk is full (No space left on device); what was measured"),
     ],
 )
 def test_a_comparison_that_is_stopped_or_finds_a_full_disk_is_no_traceback(
@@ -408,5 +412,5 @@ def test_a_comparison_that_is_stopped_or_finds_a_full_disk_is_no_traceback(
     monkeypatch.setitem(sys.modules, "benchmarks.metrics.mhd", SimpleNamespace(scorer=scorer))
     one = folder_of(tmp_path / "one", 2)
     words = [f"a={one}", f"b={one}", "metrics=mhd_mse", f"outputs={tmp_path}", f"cache={tmp_path / 'cache'}"]
-    assert main(words) == status
+    assert cli.main(["compare", *words]) == status
     assert says in capsys.readouterr().err

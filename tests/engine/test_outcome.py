@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from small_shards import write_noise
 
 from benchmarks.metrics import protocols
-from experiments.engine.job import all_jobs, score_is_current
+from experiments.engine.job import all_jobs, remove_results, results_to_remove, score_is_current
 from experiments.engine.outcome import mlflow_sync
 from experiments.engine.outcome.result_files import SAMPLING, read_result
-from experiments.engine.outcome.table import make_table, write_table
+from experiments.engine.outcome.table import make_table
+from experiments.engine.outcome.table_files import TEXTS, write_table
 from experiments.engine.plan import Plan, make_plan, parse
+from experiments.engine.run_ablation import finish, main
 from pw.io.arguments import ConfigError
 from pw.io.files import write_json
 from pw.io.video import write_video
@@ -82,10 +89,9 @@ def test_a_training_that_did_not_note_its_costs_has_none(plan: Plan):
 def test_a_table_that_is_cut_off_is_put_aside_and_not_fallen_over(plan: Plan):
     plan.folder.mkdir(parents=True)
     (plan.folder / "table.json").write_text('{"settings": [')
-    clips = marks(plan)["sampling"].parent
-    clips.mkdir(parents=True)
-    write_video(clips / "0000.mkv", np.zeros((2, 24, 24, 3), np.uint8))
-    write_table(plan, make_table(plan, all_jobs(plan)[1], {}))
+    unwritten: list[str] = []
+    write_table(plan, make_table(plan, all_jobs(plan)[1], {}), unwritten)
+    assert not unwritten
     assert next((plan.folder / "earlier").rglob("table.json")).read_text() == '{"settings": ['
     assert (plan.folder / "table.md").exists()
 
@@ -173,3 +179,128 @@ def test_a_table_whose_plan_is_damaged_is_named_and_the_status_says_so(
     (tmp_path / "ansc" / "table.json").write_text("{}")
     assert mlflow_sync.main([f"outputs={tmp_path}"]) == 1
     assert "ansc: not logged" in capsys.readouterr().err
+
+
+def write_clip(plan: Plan) -> Path:
+    clip = marks(plan)["sampling"].parent / "0000.mkv"
+    clip.parent.mkdir(parents=True, exist_ok=True)
+    write_video(clip, np.zeros((2, 24, 24, 3), np.uint8))
+    return clip
+
+
+def finished(plan: Plan) -> tuple[int, str]:
+    """(exit status, output) of the last stage."""
+    console = Console(file=io.StringIO(), width=200)
+    return finish(plan, all_jobs(plan)[1], {}, console, time.perf_counter()), console.file.getvalue()
+
+
+@pytest.fixture
+def untracked(plan: Plan) -> Plan:
+    """The plan with a clip and without MLflow."""
+    write_clip(plan)
+    return replace(plan, options=replace(plan.options, mlflow=False))
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "plot.png", "contact_sheet.png", "table.html"])
+def test_a_file_of_the_table_that_cannot_be_written_is_named_and_costs_no_other(name: str, untracked: Plan) -> None:
+    (untracked.folder / name / "in the way").mkdir(parents=True)
+    status, output = finished(untracked)
+    assert status == 1
+    assert f"{name} was not written" in output or f"{name}: Is a directory" in output
+    assert "psd" in output
+    written = {path.name for path in untracked.folder.iterdir() if path.is_file()}
+    others = {*TEXTS, "plot.png", "contact_sheet.png", "table.html"} - {name}
+    # a table.json that cannot be read may be of other settings: nothing is written over what is beside it
+    assert written - {".lock"} == (others - set(TEXTS) if name == "table.json" else others)
+    assert not list(untracked.folder.glob(".*.part"))
+
+
+def test_a_clip_that_cannot_be_read_costs_the_contact_sheet_alone(untracked: Plan) -> None:
+    assert finished(untracked)[0] == 0
+    write_clip(untracked).write_bytes(b"no video")
+    status, output = finished(untracked)
+    assert status == 1
+    assert "contact_sheet.png was not written: " in output
+    assert "0000.mkv" in output
+    assert not (untracked.folder / "contact_sheet.png").exists()  # it was of other clips
+    assert (untracked.folder / "table.html").exists()
+
+
+def test_a_table_that_can_be_written_nowhere_is_shown(untracked: Plan) -> None:
+    untracked.folder.write_text("a file, as on a disk that is only read")
+    status, output = finished(untracked)
+    assert status == 1
+    assert "psd" in output
+    assert f"no file was written: outputs={untracked.folder}: cannot be written (Not a directory)" in output
+
+
+@pytest.mark.parametrize("text", ["\x00", '{"step": 1}\nno line\n'])
+def test_a_damaged_curve_costs_no_table(text: str, plan: Plan) -> None:
+    write_clip(plan)
+    write_json(marks(plan)["training"], {"signature": "0"})
+    (marks(plan)["training"].parent / "metrics.jsonl").write_text(text + '\n{"step": 2}\n')
+    status, output = finished(plan)
+    assert status == 1
+    assert "MLflow was not written" in output
+    assert "metrics.jsonl, line" in output
+    assert (plan.folder / "table.html").exists()
+
+
+def test_a_fresh_start_that_is_killed_leaves_nothing_that_looks_done(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    paths, jobs = marks(plan), all_jobs(plan)[0]
+    for name in ("training", "sampling"):
+        write_json(paths[name], {"signature": "0"})
+        for number in range(9):
+            (paths[name].parent / f"{number}").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    for name in ("training", "sampling"):
+        folders = [f for f in results_to_remove(plan, jobs, plan.options.outputs) if f == paths[name].parent]
+        with pytest.raises(KeyboardInterrupt):
+            remove_results(folders)
+        assert not paths[name].exists()
+        assert (paths[name].parent / "0").exists()
+
+
+def test_what_other_code_made_is_named_in_the_notes_once(plan: Plan) -> None:
+    run, paths = plan.arms[0].first, marks(plan)
+    assert run.start_run is not None
+    own = {"signature": "0", "code": run.training_code, "start": run.start_run.training_signature}
+    clips = {"signature": "0", "training": "0", "clips": 8, "seed": 0}
+    score = {"metrics": {"mhd": 0.02}, "n_videos": {"mhd": 8}}
+    contract = {"arm": "floor", "metrics": protocols(["mhd"])}
+    solution = sample_folder(run.solution, plan.options.outputs) / "done.json"
+
+    def notes(other: str) -> list[str]:
+        write_json(paths["training"], own | ({"code": other, "start": other} if other else {}))
+        write_json(paths["sampling"], clips | {"code": other or run.sampling_code})
+        write_json(solution, clips | {"code": other or run.sampling_code})
+        write_json(paths["scores"], {**score, "contract": contract | {"code": other or run.sampling_code}})
+        return make_table(plan, all_jobs(plan)[1], {})["notes"]
+
+    row = all_jobs(plan)[1][0].name
+    expected = [
+        "trained by another version of the code (code=as_trained): baseline seed 0",
+        f"trained from another start than that of this plan: baseline seed 0 (from 0ther, here {own['start']})",
+        "clips sampled by another version of the code: baseline seed 0, 48-step solution of baseline seed 0",
+        f"scored from clips of another version of the code: {row} seed 0",
+    ]
+    assert [note for note in notes("0ther") if note not in notes("")] == expected
+
+
+@pytest.mark.parametrize("name", ["ledger", "logs", "scores", "train", "videos", "reference", "ansc"])
+def test_a_file_where_results_go_is_named_before_anything_is_planned(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("")
+    assert main(["name=ansc", f"outputs={tmp_path}"]) == 2
+    assert f"outputs={tmp_path}: {tmp_path / name} is no folder" in capsys.readouterr().err
+
+
+def test_outputs_that_cannot_be_written_are_named_and_no_full_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["name=ansc", "outputs=/dev/null/x"]) == 2
+    assert "outputs=/dev/null/x: cannot be written (Not a directory)" in capsys.readouterr().err

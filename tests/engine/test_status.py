@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from experiments.engine.job import all_jobs
 from experiments.engine.ledger import STALE_AFTER, Claim, Ledger
 from experiments.engine.plan import make_plan, parse
 from experiments.engine.pool import Pool
-from experiments.engine.status import Outline, cells_of, outline, read_outline, write_outline
+from experiments.engine.status import Outline, cells_of, main, outline, read_outline, write_outline
 from pw.io.files import write_json
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +120,56 @@ class TestAClaim:
         ledger.path(KEY).write_text(ledger.path(KEY).read_text()[:40])
         other = Ledger(tmp_path)
         assert claim_by(other).owner == other.owner
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"beat": "now"},
+            {"since": None},
+            {"beat": float("nan")},
+            {"pid": 1.5},
+            {"state": "lost"},
+            {"label": ["train"]},
+            {"queue": "local:x", "state": "queued"},
+            {"unknown": 1},
+        ],
+    )
+    def test_of_wrong_types_is_set_aside_and_named(
+        self, wrong: dict[str, object], ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = ledger.path(KEY)
+        write_json(path, asdict(claim_by(ledger)) | wrong)
+        assert ledger.read(KEY) is None
+        assert f"{path} is no claim on a job" in caplog.text
+        assert [file.suffix for file in tmp_path.rglob(f"{path.stem}.*")] == [".unreadable"]
+        assert claim_by(Ledger(tmp_path)).owner != ledger.owner
+
+    def test_of_another_says_since_when_and_how_to_take_it_over(self, ledger: Ledger) -> None:
+        now = time.time()
+        claim = replace(claim_by(ledger), host="elsewhere", pid=17, since=now - 7200, beat=now)
+        assert re.fullmatch(
+            rf"train full seed 0: waits for process 17 on elsewhere, which has it since 2\.0 h, last seen .* ago; .*"
+            rf"remove {re.escape(str(ledger.path(KEY)))}",
+            ledger.takeover(claim),
+        )
+        queued = replace(claim, state="queued", queue="slurm:17_0")
+        assert "waits for the queue, as slurm:17_0, which has it since 2.0 h; to take" in ledger.takeover(queued)
+
+    def test_of_a_clock_that_is_hours_ahead_is_stale(self, ledger: Ledger) -> None:
+        claim = replace(claim_by(ledger), host="elsewhere")
+        assert not claim.is_stale
+        assert replace(claim, beat=time.time() + 7200).is_stale
+
+    def test_that_was_to_be_queued_by_a_runner_that_is_gone_is_stale(self, ledger: Ledger) -> None:
+        queued = replace(claim_by(ledger), state="queued")
+        assert not queued.is_stale
+        assert replace(queued, started=queued.started - 60).is_stale
+
+    def test_leaves_nothing_when_it_is_released(self, ledger: Ledger) -> None:
+        path = ledger.path(claim_by(ledger).key)
+        path.with_name(f".{path.name}.17.part").write_text("{")  # of a killed process
+        ledger.release(KEY)
+        assert {file.name for file in ledger.folder.iterdir()} == {".lock"}
 
     def test_that_cannot_be_written_stops_nobody(self, tmp_path: Path) -> None:
         (tmp_path / "ledger").write_text("a file where a folder should be")
@@ -273,6 +324,10 @@ class TestTheStatus:
         )
         assert (process.returncode, process.stdout) == (2, "")
         assert "did you mean ansc?" in process.stderr
+
+    def test_is_not_that_of_a_folder_that_is_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["name=ansc", "outputs=/nope"]) == 2
+        assert "outputs=/nope: there is no such folder" in capsys.readouterr().err
 
 
 class TestAPool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,7 +14,19 @@ from safetensors.torch import load_file
 
 from pw.data.shard_index import ShardError, find_shards
 from pw.io.arguments import ConfigError
-from pw.io.files import check_space, human_size, parse_json, read_json, replacing, write_json, write_tensors
+from pw.io.files import (
+    check_can_write,
+    check_space,
+    human_size,
+    os_reason,
+    parse_json,
+    read_csv,
+    read_json,
+    replacing,
+    write_csv,
+    write_json,
+    write_tensors,
+)
 from pw.io.prompts import prompt_entries
 
 
@@ -94,3 +107,39 @@ def test_deeply_nested_json_is_an_error_like_any_other(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(DEEP)
     with pytest.raises(ShardError, match=r"manifest\.json: not a manifest \(nested too deeply\)"):
         find_shards(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+x", "-2+3", "@SUM(A1)", "\tx", "'=1", "''x", "'", "plain", "", "-clip.mp4"])
+def test_a_name_is_no_formula_in_a_spreadsheet_and_is_read_back_as_it_was(name: str, tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ["video", "=x"], [{"video": name, "=x": -1.5}, {"video": "b", "=x": "-1.5"}])
+    header, first, second = (tmp_path / "a.csv").read_text().splitlines()
+    assert header == "video,'=x"
+    assert first.strip('"')[:1] not in set("=+-@\t") or not name
+    assert (first.endswith(",-1.5"), second) == (True, "b,-1.5")
+    assert read_csv(tmp_path / "a.csv") == (
+        ["video", "=x"],
+        [{"video": name, "=x": "-1.5"}, {"video": "b", "=x": "-1.5"}],
+    )
+
+
+def test_an_error_of_the_file_system_is_told_in_words() -> None:
+    assert os_reason(OSError(errno.ENOSPC, "No space left on device", "/x")) == (
+        "/x: the disk is full (No space left on device)"
+    )
+    assert os_reason(OSError(errno.EROFS, "Read-only file system", "/x")) == (
+        "/x: Read-only file system; outputs=, out= and cache= choose another place"
+    )
+    assert os_reason(OSError("weights: No space left on device (os error 28)")).startswith("the disk is full (weights")
+    assert os_reason(FileNotFoundError(errno.ENOENT, "No such file or directory", "/x")) == (
+        "/x: No such file or directory"
+    )
+
+
+def test_a_place_that_cannot_be_written_is_named_and_one_that_can_is_left_as_it_was(tmp_path: Path) -> None:
+    check_can_write("outputs", tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ConfigError, match=r"outputs=.*file/b: cannot be written \(Not a directory\); expected a folder"
+    ):
+        check_can_write("outputs", tmp_path / "file" / "b")

@@ -10,7 +10,7 @@ import signal
 import pytest
 
 from pw.io.progress import ignore_closed_stream
-from pw.parallel.signals import Stopped, interruptible
+from pw.parallel.signals import Stopped, hold_stop_signals, interruptible, print_stop
 
 
 class TestAProcessThatIsToldToStop:
@@ -55,3 +55,37 @@ class TestAProcessThatIsToldToStop:
             for _ in range(2):
                 with ignore_closed_stream(stream):
                     print("update 10", file=stream, flush=True)
+
+
+def work_in_one_piece(number: int, error: type[Exception] | None, done: list[int]) -> None:
+    with hold_stop_signals():
+        signal.raise_signal(number)
+        done.append(number)
+        if error is not None:
+            raise error
+
+
+class TestASignalThatIsHeldBack:
+    @pytest.mark.parametrize("error", [None, ValueError])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+    def test_comes_at_the_end_whatever_became_of_the_work(
+        self, number: signal.Signals, error: type[Exception] | None
+    ) -> None:
+        handler = signal.signal(number, signal.SIG_DFL)  # a shell may have started the tests in the background
+        done: list[int] = []
+        try:
+            with interruptible(), pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Stopped):
+                work_in_one_piece(number, error, done)
+        finally:
+            signal.signal(number, handler)
+        assert done == [number]
+
+    def test_of_which_there_is_none_changes_nothing(self) -> None:
+        with interruptible(), hold_stop_signals():
+            pass
+
+
+@pytest.mark.parametrize(("stop", "status"), [(Stopped(signal.SIGQUIT), 131), (KeyboardInterrupt(), 130)])
+def test_a_stop_is_one_line(stop: Stopped | KeyboardInterrupt, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert print_stop(stop, "all is kept") == status
+    assert capsys.readouterr().err == f"stopped by {'SIGINT' if status == 130 else 'SIGQUIT'}; all is kept\n"

@@ -525,6 +525,7 @@ class TestAnAblationAtWansScale:
         memory.available -= 1
         with pytest.raises(ValueError, match=r"sampling\.batch_size=1: .* use a smaller scale, or more memory"):
             check_sampling(few)
+        check_sampling(few, on_this_machine=False)
 
     @pytest.mark.parametrize("change", ["text.negative_prompt=blurry", "trainer.attention=sage"])
     def test_samples_anew_what_changes_its_clips(self, pipeline: tuple[Path, Any], encoded: Path, change: str) -> None:

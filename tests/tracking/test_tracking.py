@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from pw.parallel.signals import Stopped, interruptible
 from pw.tracking import mlflow_log
 from pw.tracking.mlflow_log import (
     RunRecord,
@@ -431,3 +433,34 @@ def test_the_ui_says_what_is_wrong(template: Logged, tmp_path: Path, capsys: pyt
         port = server.getsockname()[1]
         message = error_of(f"port={port}", f"outputs={template[0]}")
         assert re.search(rf"port {port} is in use .*; port=\d+ is free", message)
+
+
+def test_a_run_is_never_left_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal waits until the run is whole; a run that cannot be written, as on a full disk, is killed and trashed."""
+    from mlflow import MlflowClient
+
+    runs = [record(tmp_path, "baseline", 0), record(tmp_path, "full", 0)]
+    log_artifact = MlflowClient.log_artifact
+
+    def signalled(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        log_artifact(*arguments)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", full)
+    with pytest.raises(TrackingError, match="No space left"):
+        log(tmp_path, runs)
+    assert not live_runs(tmp_path)
+    monkeypatch.setattr(MlflowClient, "log_artifact", signalled)
+    with interruptible(), pytest.raises(Stopped):
+        log(tmp_path, runs)
+    assert [(run.info.run_name, run.info.status) for run in live_runs(tmp_path).values()] == [
+        ("full/seed=0", "FINISHED")
+    ]
+    monkeypatch.setattr(MlflowClient, "log_artifact", log_artifact)
+    log(tmp_path, runs)
+    assert {run.info.run_name for run in live_runs(tmp_path).values()} == {"ansc", "baseline/seed=0", "full/seed=0"}
+    with closing(sqlite3.connect(tmp_path / "mlflow" / "mlflow.db")) as database:
+        assert not database.execute("SELECT name FROM runs WHERE status = 'RUNNING'").fetchall()

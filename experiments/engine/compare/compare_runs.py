@@ -23,6 +23,7 @@ from benchmarks.measure.clips import check_contracts
 from benchmarks.measure.measurement import Scores, videos_of
 from benchmarks.metrics import lookup
 from benchmarks.report.contact_sheet import side_by_side, video_sizes
+from benchmarks.report.grid import md
 from benchmarks.stats.comparison import compare
 from benchmarks.stats.paired import compare_videos
 from experiments.engine.compare.sides import (
@@ -279,12 +280,12 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The text of comparison.md."""
-    lines = [f"# {result['a']['name']} (a) and {result['b']['name']} (b)", ""]
-    lines += ["b is judged against a.", "", *(f"- {line}" for line in result["config"]), ""]
+    lines = [f"# {md(result['a']['name'])} (a) and {md(result['b']['name'])} (b)", ""]
+    lines += ["b is judged against a.", "", *(f"- {md(line)}" for line in result["config"]), ""]
     lines += [f"| metric | {' | '.join(HEADERS)} | verdict |", f"|---|{'--:|' * len(HEADERS)}---|"]
     for header, cells, verdict in _cells(result):
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in (header, *cells, verdict))} |")
-    lines += ["", f"{result['unit']}.", "", *(f"- {note}" for note in _notes(result))]
+        lines.append(f"| {' | '.join(md(cell) for cell in (header, *cells, verdict))} |")
+    lines += ["", f"{result['unit']}.", "", *(f"- {md(note)}" for note in _notes(result))]
     return "\n".join([*lines, "", "![a above, b below](contact_sheet.png)", ""])
 
 

@@ -4,7 +4,6 @@ scores (measured, cached, or from a scores.csv). Begin with `side`.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import math
 import re
@@ -19,7 +18,7 @@ from benchmarks.metrics import GROUPS, METRICS, lookup, metric_names
 from benchmarks.systems.generation_call import SETTINGS
 from experiments.engine.outcome.result_files import mark_of, read_result
 from pw.io.arguments import ConfigError, option
-from pw.io.files import check_writable
+from pw.io.files import check_writable, read_csv
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run, build
 from pw.run.compose import leaves
@@ -221,10 +220,8 @@ def _read_scores(path: Path, names: Sequence[str]) -> Scores:
     """A scores.csv of `pw score`, with its protocol file in the same folder. Raises ConfigError."""
     scores = Scores()
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = csv.DictReader(file)
-            columns, rows = list(lines.fieldnames or ()), list(lines)
-    except (OSError, ValueError, csv.Error) as error:
+        columns, rows = read_csv(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); `make score` writes such a file") from error
     if "video" not in columns:
         raise ConfigError(f"{path}: no column `video`; `make score` writes such a file")

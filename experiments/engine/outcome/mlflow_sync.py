@@ -143,4 +143,4 @@ def _log(folder: Path, outputs: Path) -> int:
     return 0
 
 
-main = Command(MlflowSyncOptions, run)
+main = Command(MlflowSyncOptions, run, resume_hint="what was logged is kept; run the same command again to resume")

@@ -1,4 +1,4 @@
-"""Scores on disk -> the table of an ablation with its curve, notes and contact sheet. Begin with `make_table`."""
+"""Scores on disk -> the table of an ablation with its curve and notes. Begin with `make_table`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,16 @@ from typing import Any
 
 from benchmarks import paper
 from benchmarks.measure.clips import table_contract
-from benchmarks.report import write as report
-from benchmarks.report.contact_sheet import Row as SheetRow
-from benchmarks.report.contact_sheet import contact_sheet
 from benchmarks.stats.comparison import Comparison, compare, estimate, order_as_in_paper
 from experiments.engine.job import Row, probe_row
+from experiments.engine.outcome.other_code import other_code_notes
 from experiments.engine.outcome.result_files import mark_of, read_scores
 from experiments.engine.outcome.verdict import clauses_of, verdict
-from experiments.engine.plan import Arm, Plan, start_words, starts, trainings
-from pw.io.files import digest, read_json
+from experiments.engine.plan import Arm, Plan, start_words, starts
 from pw.run.compose import value_at
-from pw.sample.evaluate import STORED_ANCHORS, reference_folder, sample_folder
+from pw.sample.evaluate import reference_folder, sample_folder
 from pw.train.record import training_folder
 
-SHEET_CLIPS = 6
 MIN_POINTS = 3  # of a line in a curve; two points are a comparison
 UNREADABLE_NAMES = 5  # unreadable clips that a note names
 
@@ -63,7 +59,7 @@ def make_table(plan: Plan, rows: Sequence[Row], failures: Mapping[str, str]) -> 
         "ceiling_steps": plan.ceiling.first.sampling.solution_steps,
         "coverage": _coverage(plan),
         "failed": sorted(_reasons(failures)),
-        "notes": _notes(plan, comparison.primary),
+        "notes": _notes(plan, rows, comparison.primary),
         "shown_columns": list(plan.options.columns),
     }
     if plan.ablation.paper:
@@ -215,7 +211,7 @@ def _line(plan: Plan, arm: Arm, key: str) -> str:
     return " ".join(str(arm.varied[k]) for k in others)
 
 
-def _notes(plan: Plan, primary: str | None) -> list[str]:
+def _notes(plan: Plan, rows: Sequence[Row], primary: str | None) -> list[str]:
     """The notes below a table: its starts, its clips, and warnings."""
     outputs = plan.options.outputs
     run = plan.arms[0].first
@@ -226,8 +222,7 @@ def _notes(plan: Plan, primary: str | None) -> list[str]:
     reference = mark_of(reference_folder(run, outputs, plan.options.seeds[0]))
     notes.append(f"{run.sampling.count} clips and new noise per seed; floor: {reference.get('note')}")
     notes += _unreadable_notes(plan)
-    if labels := [label for label, run in trainings(plan).values() if run.is_as_trained]:
-        notes.append(f"trained by another version of the code (code=as_trained): {', '.join(dict.fromkeys(labels))}")
+    notes += other_code_notes(plan, rows)
     if primary is None:
         missing = f"no arm has a score of {plan.ablation.primary}, the primary metric"
         notes.append(f"{missing}: the others are tested by Holm over all of them")
@@ -256,63 +251,3 @@ def _unreadable_notes(plan: Plan) -> list[str]:
                 "data; make the shards again, and run with fresh=true"
             )
     return notes
-
-
-def write_table(plan: Plan, result: dict[str, Any]) -> Path | None:
-    """Write table.{md,tex,html,json,csv}, plot.png and contact_sheet.png to the folder of the ablation.
-
-    Returns the folder to which an existing table of other settings or data was moved, else None.
-    """
-    folder = plan.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    archive = archive_table(folder, result)
-    partial = folder / ".contact_sheet.png"
-    contact_sheet(_sheet_blocks(plan), partial)
-    if partial.exists():
-        partial.replace(folder / "contact_sheet.png")
-    report.write(result, folder)
-    return archive
-
-
-def archive_table(folder: Path, result: Mapping[str, Any]) -> Path | None:
-    """Move a table of other settings (arms, a sweep) or clips to `earlier/`; return its new folder, else None."""
-
-    def identity(table: Mapping[str, Any]) -> list[Any]:
-        contract = table.get("contract") or {}  # other clips may have the same path
-        return [table.get("settings"), *(contract.get(key) for key in ("data", "clips_fingerprint", "scale"))]
-
-    if not (folder / "table.json").exists():
-        return None
-    old = identity(read_json(folder / "table.json") or {})
-    if old == identity(result):
-        return None
-    archive = folder / "earlier" / digest(old)
-    archive.mkdir(parents=True, exist_ok=True)
-    for path in [*folder.glob("table.*"), *folder.glob("*.png")]:
-        path.replace(archive / path.name)
-    return archive
-
-
-def _sheet_blocks(plan: Plan) -> list[list[SheetRow]]:
-    """Rows of the same clips of the first seed: real and anchor, then the arms, then the ceiling."""
-    outputs, seed = plan.options.outputs, plan.options.seeds[0]
-    ceiling = plan.ceiling.runs[seed]
-    references = {
-        "real": reference_folder(ceiling, outputs, seed) / "real",
-        "anchor": sample_folder(ceiling, outputs, seed) / "anchors",
-    }
-    arms = {arm.name: sample_folder(arm.runs[seed], outputs, seed) for arm in plan.arms}
-    solutions = {}
-    if ceiling.sampling.num_steps < ceiling.sampling.solution_steps:
-        solutions[f"{ceiling.sampling.solution_steps}-step ceiling"] = sample_folder(ceiling.solution, outputs, seed)
-    clips = [f"{index:04d}.mkv" for index in range(min(SHEET_CLIPS, STORED_ANCHORS, ceiling.sampling.count))]
-
-    def rows(folders: Mapping[str, Path]) -> list[SheetRow]:
-        """A row per folder that has any of the clips."""
-        paths = {
-            label: [path if (path := folder / clip).exists() else None for clip in clips]
-            for label, folder in folders.items()
-        }
-        return [(label, row) for label, row in paths.items() if any(row)]
-
-    return [rows(references), rows(arms), rows(solutions)]

@@ -31,7 +31,7 @@ from experiments.engine.outcome.result_files import read_result
 from pw.io.arguments import Command, ConfigError, did_you_mean, option
 from pw.io.files import parse_json, write_atomically
 from pw.io.paths import OUTPUTS
-from pw.train.loop import outputs_folder
+from pw.train.loop import results_folder
 
 Values = Mapping[int, float]
 """Seed -> value of a metric."""
@@ -265,7 +265,7 @@ class RecordOptions:
     """The options of `pw record`."""
 
     name: str = option(help="the ablation", values=names)
-    outputs: Path = option(OUTPUTS, "where its table is", read=outputs_folder)
+    outputs: Path = option(OUTPUTS, "where its table is", read=results_folder)
 
 
 def run(options: RecordOptions) -> int:

@@ -5,7 +5,6 @@ The test is that of the primary metric in a table: the two-sided paired t over t
 
 from __future__ import annotations
 
-import csv
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from experiments.engine.outcome.result_files import read_scores
 from experiments.engine.plan import Arm, Plan
 from pw.io.arguments import ConfigError
 from pw.io.command_line import without_make
+from pw.io.files import read_csv
 from pw.sample.evaluate import sample_folder
 
 MAX_COUNT = 100_000
@@ -323,8 +323,7 @@ def _values(result: Mapping[str, Any], metric: Metric) -> dict[str, float]:
         return {"": result["metrics"][metric.name]}
     path = result["folder"] / "scores.csv"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {row["video"]: float(row[metric.name]) for row in csv.DictReader(file) if row.get(metric.name)}
+        return {row["video"]: float(row[metric.name]) for row in read_csv(path)[1] if row.get(metric.name)}
     except (OSError, ValueError, KeyError) as error:
         remedy = f"remove {path.parent}, and `make ablation` scores again"
         raise ConfigError(f"{path}: is damaged ({error!r}); {remedy}") from error

@@ -28,6 +28,7 @@ from benchmarks.report.paper_comparison import MeasuredRow, compose, find, read
 from benchmarks.report.paper_tables import FORMATS, differences, grid, main, render
 from benchmarks.systems import CARDS
 from benchmarks.systems.jobs import stem
+from pw import cli
 from pw.io.files import write_csv
 from pw.io.video import write_video
 
@@ -295,8 +296,8 @@ def test_a_system_is_called_with_what_it_wants():
 @pytest.mark.parametrize(
     ("error", "status", "says"),
     [
-        (KeyboardInterrupt(), 130, "stopped; measured values are kept"),
-        (OSError(28, "No space left on device"), 2, "No space left on device; measured values are kept"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT; measured values are kept"),
+        (OSError(28, "No space left on device"), 2, "the disk is full (No space left on device); measured values"),
     ],
 )
 def test_a_scoring_that_is_stopped_or_finds_a_full_disk_is_no_traceback(
@@ -310,7 +311,7 @@ def test_a_scoring_that_is_stopped_or_finds_a_full_disk_is_no_traceback(
     (tmp_path / "videos").mkdir()
     encode(tmp_path / "videos" / "a heron-0.mp4", moving())
     words = ["name=table_2", "score=true", f"systems={tmp_path}", f"row.flashvideo={tmp_path / 'videos'}"]
-    assert main([*words, f"out={tmp_path / 'out'}"]) == status
+    assert cli.main(["table", *words, f"out={tmp_path / 'out'}"]) == status
     assert says in capsys.readouterr().err
 
 

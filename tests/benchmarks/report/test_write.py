@@ -29,6 +29,7 @@ from benchmarks.report.render import (
 )
 from benchmarks.report.write import html, latex, markdown, terminal, to_csv, to_json, write
 from benchmarks.stats.comparison import compare, estimate, order_as_in_paper
+from pw.io.console import safe_console
 
 MEANS = {
     "baseline": (4.1, 0.062, 0.0051, 0.61, 0.041, 0.52, 0.0041),
@@ -372,3 +373,33 @@ class TestAWideTable:
         ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
         assert ended.returncode == 0, ended.stdout[-2000:]
         assert "Overfull" not in ended.stdout
+
+
+HOSTILE = "a<script>alert(1)</script>|*b*\\<img>[x](http://x)\n\n# c\x1b]0;title\x07"
+
+
+def test_markdown_has_no_tag_no_link_and_no_line_of_a_name(result: dict):
+    changed = {**result, "title": HOSTILE, "claim": HOSTILE, "notes": [HOSTILE]}
+    changed["arms"] = [{**arm, "name": HOSTILE} if i == 0 else arm for i, arm in enumerate(result["arms"])]
+    text = markdown(changed)
+    escaped = r"a\<script>alert(1)\</script>\|\*b\*\\\<img>[x]\(http://x) # c\x1b]0;title\x07"
+    assert f"## {escaped}\n" in text
+    assert f"**Claim.** {escaped}\n" in text
+    assert f"| {escaped} |" in text
+    assert not [line for line in text.splitlines() if line.startswith("# ")]
+    assert not re.search(r"(?<!\\)(<[a-z/!?]|\]\()", text)
+
+
+def test_tex_keeps_a_name_on_its_line(result: dict):
+    text = latex({**result, "claim": "one\n\\input{two}", "title": "one\n\ntwo"})
+    assert "one two." in text
+    assert "\\input{two}" not in [line.strip() for line in text.splitlines()]
+
+
+def test_the_terminal_shows_control_characters_and_obeys_none(result: dict):
+    console = safe_console(file=io.StringIO(), width=120, force_terminal=True)
+    console.print(terminal({**result, "title": HOSTILE}, 120))
+    text = console.file.getvalue()
+    assert r"\x1b]0;title" in text
+    assert "\x1b]0" not in text
+    assert "\x1b[1m" in text  # rich's own styles stay
