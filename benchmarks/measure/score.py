@@ -28,11 +28,11 @@ from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, 
 from benchmarks.metrics import GROUPS, METRICS, lookup, metric_names, protocol_of
 from benchmarks.stats.resampling import bootstrap_mean, prompt_of
 from pw.io.arguments import Command, ConfigError, missing_option, option, to_words
-from pw.io.console import print_line, safe_console
+from pw.io.console import one_line, print_line, safe_console
 from pw.io.files import check_writable, write_atomically, write_csv
 from pw.io.host import free_memory
 from pw.io.paths import SUITE
-from pw.io.video_files import printable, videos_in
+from pw.io.video_files import videos_in
 
 PARENT = "PW_SCORE_PARENT"
 """Environment variable: id of the parent process; a worker process ends when its parent ends."""
@@ -325,7 +325,7 @@ def show(scores: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, 
             console.print(f"  {escape(reason)}", highlight=False, soft_wrap=True)
     for title, reasons in (("not read", scores.passed_over), ("to know", scores.notes)):
         for name, reason in reasons.items():
-            console.print(f"{title}: {escape(printable(name))}: {escape(reason)}", highlight=False, soft_wrap=True)
+            console.print(f"{title}: {escape(one_line(name))}: {escape(reason)}", highlight=False, soft_wrap=True)
 
 
 def _changed_settings(name: str, settings: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePath
 
+from pw.io.console import one_line
+
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 UNREAD_SUFFIXES = (
     *(".wmv", ".asf", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".rm"),
@@ -35,11 +37,6 @@ def foreign_container(path: Path) -> str:
         if len(start) > offset + 2 * size and {start[offset + i * size] for i in range(3)} == {0x47}:
             return "an MPEG transport stream (.ts)"
     return next((name for signature, name in SIGNATURES.items() if start.startswith(signature)), "")
-
-
-def printable(text: str) -> str:
-    """The text with control characters, and bytes of a file name that are not UTF-8, escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def videos_in(folder: Path, *, deep: bool = False) -> tuple[list[Path], dict[str, str]]:
@@ -77,4 +74,4 @@ def videos_in(folder: Path, *, deep: bool = False) -> tuple[list[Path], dict[str
 
 
 def _relative(path: str | Path, folder: Path) -> str:
-    return printable(Path(path).relative_to(folder).as_posix())
+    return one_line(Path(path).relative_to(folder).as_posix())

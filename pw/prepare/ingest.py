@@ -32,11 +32,11 @@ from filelock import FileLock, Timeout
 
 from pw.data.shard_index import CHECKSUMS, MANIFEST, checksums, write_shards
 from pw.io.arguments import Command, ConfigError, number, option
+from pw.io.console import one_line
 from pw.io.files import length, parse_json, replacing, sha256, write_json
 from pw.io.hub import revision_name
 from pw.io.progress import Pace, ProgressLine
 from pw.io.video import Frame, Frames, VideoError, decode, probe
-from pw.io.video_files import printable
 from pw.prepare.forecast import ScaleNeeds, announce, print_next
 from pw.prepare.source_videos import (
     ClipSettings,
@@ -183,7 +183,7 @@ def _write_dataset(
     missing = {name: video for name, video in videos.items() if name not in records}
     progress = _CutProgress(frames)
     for count, (name, video) in enumerate(missing.items(), start=1):
-        progress.video = f"{count}/{len(missing)} {printable(name)}"
+        progress.video = f"{count}/{len(missing)} {one_line(name)}"
         record = records[name] = _cut_video(folder, name, video, settings, progress)
         write_json(folder / f"{record_id(name)}.json", asdict(record))
         progress.show(f"skipped, {record.skipped}" if record.skipped else f"{len(record.clips)} clips", last=True)
@@ -357,7 +357,7 @@ def _summarise(out: Path, manifest: dict[str, Any], records: list[VideoRecord], 
         print(f"skipped {len(records) - count}, see {out / REPORT}:")
     for record in records:
         if reason := record.skipped or record.warning:
-            print(f"  {printable(record.file)}: {reason}")
+            print(f"  {one_line(record.file)}: {reason}")
 
 
 class _CutProgress:

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pw.io.arguments import ConfigError
+from pw.io.console import one_line
 from pw.io.files import parse_json
 from pw.io.video import Frame, Frames
-from pw.io.video_files import SUFFIXES, printable, videos_in
+from pw.io.video_files import SUFFIXES, videos_in
 
 FEW_VIDEOS = 20  # with fewer, holding out whole videos would leave too little variety on one side
 
@@ -139,9 +140,9 @@ def find_videos(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     videos: dict[str, Path] = {}
     for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in paths):
         if not os.path.isfile(path):
-            passed_over[printable(name)] = "no file, but a folder, a pipe or a link to nothing"
+            passed_over[one_line(name)] = "no file, but a folder, a pipe or a link to nothing"
         elif name.encode(errors="replace").decode() != name:
-            passed_over[printable(name)] = "its name is not UTF-8; rename it"
+            passed_over[one_line(name)] = "its name is not UTF-8; rename it"
         else:
             videos[name] = path
     for name, reason in passed_over.items():
