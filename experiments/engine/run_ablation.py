@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments.engine.ablation import AblationOptions
-from experiments.engine.job import Job, Row, all_jobs, remove_results, results_to_remove
+from experiments.engine.job import Job, Row, all_jobs, jobs_to_run, remove_results, results_to_remove
 from experiments.engine.plan import Plan, make_plan, other_code, start_words, starts
 from experiments.engine.pool import FORK_SECONDS, Pool
 from experiments.engine.queue.hand_over import Queue
@@ -29,6 +30,7 @@ from experiments.engine.queue.launcher import Local, Submitit, Unit, take_launch
 from experiments.engine.status import outline, write_outline
 from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError
+from pw.io.manifest import DamagedResult
 from pw.io.paths import OUTPUTS
 from pw.io.progress import ProgressLine, duration, ignore_closed_stream
 from pw.parallel.signals import Stopped
@@ -52,7 +54,7 @@ def run(options: AblationOptions) -> int:
     removals = results_to_remove(plan, jobs, outputs) if options.fresh else []
     if not options.dry_run:
         remove_results(removals)
-    todo = [job for job in jobs if job.folder(outputs) in removals or not job.is_done(outputs)]
+    todo = jobs_to_run(jobs, outputs, removals)
     display, summary = RunDisplay(terminal, len(todo)), outline(plan, jobs, rows)
     if isinstance(launcher, Submitit):
         pool = Queue(launcher, plan.folder, outputs, units(todo, summary.cells), display.event)
@@ -67,7 +69,8 @@ def run(options: AblationOptions) -> int:
     start_time = time.perf_counter()
     if todo:  # check data, weights, memory and disk
         for training in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
-            preflight(training, outputs, on_this_machine=isinstance(launcher, Local))
+            with suppress(DamagedResult):  # its job fails by name, and the others run
+                preflight(training, outputs, on_this_machine=isinstance(launcher, Local))
         for arm in plan.arms:
             check_sampling(arm.first)
     write_outline(summary, plan.options)  # for status and mlflow-sync, also when all jobs are cached

@@ -13,7 +13,7 @@ from pw.io.paths import OUTPUTS
 from pw.parallel.team import current_place
 from pw.run.build import Run, build
 from pw.run.compose import override_key
-from pw.train.record import written_overrides
+from pw.train.record import weights_of, written_overrides
 
 # groups whose overrides for stage II also apply to stage I
 SHARED_GROUPS = {"scale", "backbone", "codec", "text", "trainer", "seed", "train"}
@@ -65,7 +65,7 @@ def stage_source(stage: str, value: str | None, weights: Path | None, outputs: P
         folder = (outputs or OUTPUTS) / "train" / value
         if not (folder / "done.json").exists():
             raise ConfigError(f"{stage}={value}: {folder} holds no finished training")
-        return str(folder / "ema.safetensors")
+        return str(weights_of(folder))
     if not Path(value).expanduser().exists():
         raise ConfigError(f"{stage}={value}: no such file, folder or signature")
     return str(Path(value).expanduser())

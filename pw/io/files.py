@@ -158,10 +158,10 @@ def write_json(path: Path, values: Any, *, durable: bool = False) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object that `write_json` wrote; None if the file is missing, or truncated by a crash of the machine."""
+    """The object that `write_json` wrote; None if the file is missing, truncated by a crash, or another's."""
     try:
-        values = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
 

@@ -23,7 +23,8 @@ from statistics import fmean
 from typing import Any
 
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import read_json, replacing, write_json
+from pw.io.files import replacing, write_json
+from pw.io.manifest import check
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
 from pw.run.build import LARGEST, Run, build
@@ -59,11 +60,12 @@ def first_losses(start: Run) -> list[list[float]]:
 def write_start(start: Run, name: str, training: Path, out: Path) -> Path:
     """Write weights and card of a trained start; returns the path of the card.
 
-    Raises ConfigError when the training has another recipe or other code, or its weights are too large.
+    Raises ConfigError when the training has another recipe or other code, or its weights are too large; DamagedResult.
     """
     from safetensors.torch import load_file, save
 
-    done, curve = read_json(training / "done.json") or {}, _curve(training / "metrics.jsonl")
+    done = check(training / "done.json", thorough=True) if (training / "done.json").exists() else {}
+    curve = _curve(training / "metrics.jsonl")
     if done.get("configuration") != start.configuration_signature:
         _check_recipe(start, training)
     losses, recorded = first_losses(start), {point["step"]: _loss(point) for point in curve}

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.engine.job import Row, all_jobs
-from experiments.engine.outcome.result_files import mark_of, read_scores
+from experiments.engine.outcome.result_files import read_scores
 from experiments.engine.plan import Arm, Plan, make_plan, parse
 from pw.io.arguments import Command, ConfigError, option
+from pw.io.manifest import whole
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run
 from pw.sample.evaluate import sample_folder
@@ -60,7 +61,7 @@ def _record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunRecord:
 
     outputs = plan.options.outputs
     training, clips = training_folder(run, outputs), sample_folder(run, outputs, seed)
-    mark = mark_of(training)
+    mark = whole(training / "done.json", ["metrics.jsonl"]) or {}  # {}: its job has failed by name
     cost = {key: mark[key] for key in ("cpu_seconds", "train_flops", "peak_memory_mb") if key in mark}
     scores = read_scores(file)["metrics"] if file.exists() else {}
     artifacts = [training / "config.yaml", file, file.with_suffix(".csv"), *sorted(clips.glob("000[0-3].mkv"))]
@@ -68,7 +69,7 @@ def _record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunRecord:
         arm=arm.name,
         seed=seed,
         params={**arm.varied, "scale": run.scale.name, "seed": seed},
-        curves=curves if (curves := training / "metrics.jsonl").exists() else None,
+        curves=training / "metrics.jsonl" if "metrics.jsonl" in mark.get("files", ()) else None,
         scores={k: v for k, v in (scores | cost).items() if v is not None and math.isfinite(v)},
         artifacts=[path for path in artifacts if path.exists()],
         tags={
