@@ -120,7 +120,7 @@ def _clip_paths(folder: Path, count: int) -> list[Path]:
 
 
 def _remove_damaged(folder: Path) -> dict[str, Any]:
-    """Remove what differs from the mark of a folder of clips, with all files of the same clip; all if the mark itself is
+    """Remove what differs from the mark of a folder of clips, with all files of the same clip; all if the mark is
     damaged. Without a mark the files are those of an interrupted call, and stay. Returns the mark."""
     mark_file = folder / "done.json"
     if not mark_file.exists():

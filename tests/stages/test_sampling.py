@@ -15,6 +15,7 @@ import torch
 
 from pw.data import Clips, Evaluation, Source
 from pw.data.procedural import generator
+from pw.io.manifest import DamagedResult, write_mark
 from pw.io.video import read_video, to_float, to_uint8
 from pw.run.build import Run
 from pw.sample.evaluate import (
@@ -91,8 +92,7 @@ def test_lost_clips_come_back_and_the_others_stay(micro, outputs: Path):
     folder = sample(run, outputs)
     before = clips(folder)
     times = [(folder / f"{name}.mkv").stat().st_mtime_ns for name in ("0000", "0003")]
-    for name in ("0002.mkv", "done.json"):  # half a batch of two, which is made whole: the same sums, so the same bits
-        (folder / name).unlink()
+    (folder / "0002.mkv").unlink()  # half a batch of two, which is made whole: the same sums, so the same bits
     assert not is_sampled(run, 4, outputs)
     assert sample(run, outputs) == folder
     assert np.array_equal(clips(folder), before)
@@ -225,8 +225,13 @@ def test_a_clip_is_the_solvers_answer_to_its_own_noise_and_anchor(micro, outputs
 
 def test_weights_of_another_signature_are_refused(micro, outputs: Path):
     run, other = micro(*SHORTCUT), micro(*SHORTCUT, "injector=alpha_zero")
-    training_folder(other, outputs).mkdir()
-    shutil.copy(training_folder(run, outputs) / "ema.safetensors", training_folder(other, outputs))
+    folder = training_folder(other, outputs)
+    folder.mkdir()
+    shutil.copy(training_folder(run, outputs) / "ema.safetensors", folder)
+    shutil.copy(training_folder(run, outputs) / "done.json", folder)
+    with pytest.raises(DamagedResult, match=f"is of {run.training_signature}, not of {folder.name}"):
+        load_stage(other, outputs)
+    write_mark(folder / "done.json", {}, [folder / "ema.safetensors"])
     with pytest.raises(ValueError, match=r"another signature.*injector\.gate"):
         load_stage(other, outputs)
 
