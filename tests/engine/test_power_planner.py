@@ -283,7 +283,7 @@ def test_scores_per_video_that_are_gone_are_named(tmp_path: Path, capsys):
     path = tmp_path / "scores" / "00000003" / "scores.csv"
     path.unlink()
     assert main(["ablation=ansc", "arms=exponential,full", "metrics=mhd", f"outputs={tmp_path}"]) == 2
-    assert f"error: {path}: is damaged" in capsys.readouterr().err
+    assert f"error: {path}: is gone; `make ablation` makes it again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
