@@ -110,7 +110,8 @@ def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) 
         record = {"clips": count, "seed": seed, "note": evaluation.note()}
         captions = evaluation.captions()
         names = {name.partition("/")[0] for name in mark.get("files", ())} | {*_reference_sets(run, outputs, seed)}
-        files = [path for name in names for path in _clip_paths(folder / name, count) if path.exists()]
+        sets_on_disk = [_clip_paths(folder / name, count) for name in sorted(names)]
+        files = [path for paths in sets_on_disk if all(path.exists() for path in paths) for path in paths]
         write_mark(folder / "done.json", record | ({"captions": captions} if captions else {}), files)
     return folder
 
@@ -120,8 +121,8 @@ def _clip_paths(folder: Path, count: int) -> list[Path]:
 
 
 def _remove_damaged(folder: Path) -> dict[str, Any]:
-    """Remove what differs from the mark of a folder of clips, with all files of the same clip; all if the mark is
-    damaged. Without a mark the files are those of an interrupted call, and stay. Returns the mark."""
+    """Remove what differs from the mark of a folder of clips, and the clip that a small one belongs to; all if the mark
+    is damaged. Without a mark the files are those of an interrupted call, and stay. Returns the mark."""
     mark_file = folder / "done.json"
     if not mark_file.exists():
         return {}
@@ -132,11 +133,10 @@ def _remove_damaged(folder: Path) -> dict[str, Any]:
             if path.name != ".lock":
                 remove(path)
         return {}
-    clips = {str(path.relative_to(folder)) for path in folder.rglob("*.mkv")}
-    bad = {*damaged_files(folder, mark["files"], thorough=True), *(clips - mark["files"].keys())}
-    for name in {Path(name).name for name in bad}:
-        for path in (folder / name, *folder.glob(f"*/{name}")):
-            remove(path)
+    clips = {str(path.relative_to(folder)) for path in (*folder.glob("*.mkv"), *folder.glob("[!.]*/*.mkv"))}
+    for name in {*damaged_files(folder, mark["files"], thorough=True), *(clips - mark["files"].keys())}:
+        remove(folder / name)
+        remove(folder / Path(name).name)  # of native/0000.mkv: its existence means that of the others
     return mark
 
 

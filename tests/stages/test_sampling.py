@@ -212,6 +212,23 @@ def test_an_interrupted_reference_has_no_name_and_what_it_had_is_kept(micro, tmp
     assert [mark[key] for key in ("clips", "seed", "note")] == [expected_mark[key] for key in ("clips", "seed", "note")]
 
 
+def test_damaged_reference_clips_are_made_again_and_the_others_stay(micro, tmp_path: Path):
+    run = micro("stage=anchor")
+    folder = write_reference(run, tmp_path)
+    before = {path: (path.stat().st_mtime_ns, read_video(path)) for path in folder.rglob("*.mkv")}
+    damaged = [folder / "real" / "0001.mkv", anchor_reference(run, tmp_path) / "0002.mkv"]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    write_reference(micro("stage=hires"), tmp_path)  # which needs no anchors: half a set of them is not of the mark
+    assert not [name for name in check(folder / "done.json")["files"] if name.startswith(damaged[1].parent.name)]
+    write_reference(run, tmp_path)
+    assert check(folder / "done.json")["files"].keys() == {str(path.relative_to(folder)) for path in before}
+    for path, (time, pixels) in before.items():
+        assert np.array_equal(read_video(path), pixels)
+        # those of the set that was left are not of any mark in between
+        assert (path.stat().st_mtime_ns == time) == (path not in damaged and path.parent != damaged[1].parent)
+
+
 def test_a_clip_is_the_solvers_answer_to_its_own_noise_and_anchor(micro, outputs: Path):
     """By hand, from the exported weights: x - span * v over the grid."""
     run = micro(*SHORTCUT)
