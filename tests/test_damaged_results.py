@@ -102,9 +102,10 @@ def rewrite(path: Path, content: bytes) -> None:
 
 
 def flip(path: Path) -> None:
-    """Flip a bit in the middle of a file."""
+    """Flip a bit in each of four bytes in the middle of a file: one is the exponent of a weight."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
+    for place in range(len(content) // 2, len(content) // 2 + 4):
+        content[place] ^= 4
     rewrite(path, bytes(content))
 
 
