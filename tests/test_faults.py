@@ -38,7 +38,7 @@ from experiments.engine.plan import Plan, plan_of
 from experiments.engine.pool import PRELOAD, Pool, RunningJob, read_reports
 from experiments.engine.run_ablation import finish
 from experiments.engine.status import cells_of, outline
-from pw.io.files import write_json
+from pw.io.manifest import read_mark, write_mark
 from pw.io.paths import ROOT
 from pw.parallel.signals import Stopped
 from pw.train.batches import read
@@ -371,7 +371,7 @@ def test_a_clip_that_cannot_be_read_is_passed_over_by_every_arm_and_the_table_na
     )
     pool_run = run_pool(tmp_path, plan=plan)
     folders = [training_folder(arm.runs[0], tmp_path) for arm in plan.arms]
-    marks = [json.loads((folder / "done.json").read_text()) for folder in folders]
+    marks = [read_mark(folder / "done.json") for folder in folders]
     assert [mark["passed_over"] for mark in marks] == [["train-000000.tar/clip-2"]] * 2
     for arm in arms:
         (log,) = (tmp_path / "logs").glob(f"train_{arm}_seed_0_*.log")
@@ -380,7 +380,7 @@ def test_a_clip_that_cannot_be_read_is_passed_over_by_every_arm_and_the_table_na
     assert "training clips that could not be read and were skipped: 1 (train-000000.tar/clip-2)" in result["notes"]
     assert any("unreadable: val-000000.tar/clip-3" in note for note in result["notes"])
     assert not [note for note in result["notes"] if note.startswith("warning")]
-    write_json(folders[1] / "done.json", {**marks[1], "passed_over": []})  # one that was trained on other shards
+    write_mark(folders[1] / "done.json", {**marks[1], "passed_over": []}, [])  # one that was trained on other shards
     (warning,) = [note for note in table(plan, pool_run.pool)["notes"] if note.startswith("warning")]
     assert "arms of seed 0 did not skip the same clips (one 1, two 0)" in warning
 

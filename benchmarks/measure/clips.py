@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup, protocols
-from pw.io.files import write_csv, write_json
+from pw.io.files import remove, write_csv
 from pw.io.lazy import Tensor
+from pw.io.manifest import listed_names, write_mark
 from pw.io.video_files import is_video
 
 if TYPE_CHECKING:
@@ -57,15 +58,17 @@ def score_folder(
 
     n_solutions: use only as many clips of `solution`, the first by name; the folder may have more, from another arm.
     contract: origin and measurement; the metrics' protocols and the hash of the real clips are added.
-    Returns: {"metrics": {name: value}, "n_videos": {name: n}, "contract": {...}}, as in scores.json.
+    Returns: {"metrics": {name: value}, "n_videos": {name: n}, "contract": {...}}; scores.json is their mark.
     Raises: ValueError for an unknown metric, a folder without clips, or without a name in common with `videos`.
     """
     folders = {"real": real, "structure": structure, "solution": solution}
     rows, result, clip_hash = measure_clips(pair_clips(clip_paths(videos), folders, n_solutions), metrics)
     result["contract"] = {**contract, "metrics": protocols(metrics), "clips": clip_hash}
     columns = ["video", "frames", *(name for name in result["n_videos"] if lookup(name).level == "video")]
+    for name in ("scores.json", "scores.csv"):
+        remove(out / name)
     write_csv(out / "scores.csv", columns, ({"video": name, **row} for name, row in rows.items()))
-    write_json(out / "scores.json", result)
+    write_mark(out / "scores.json", result, [out / "scores.csv"])
     return result
 
 
@@ -118,8 +121,13 @@ def pair_clips(
 
 
 def clip_paths(folder: Path) -> dict[str, Path]:
-    """The clips of a folder by name without suffix, sorted. Raises ValueError if there are none."""
-    paths = {path.stem: path for path in sorted(folder.iterdir()) if is_video(path)} if folder.is_dir() else {}
+    """The clips of a folder by name without suffix, sorted; of a folder of the suite those that its mark lists.
+
+    Raises ValueError if there are none; DamagedResult.
+    """
+    listed = listed_names(folder)
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    paths = {path.stem: path for path in entries if is_video(path) and (listed is None or path.name in listed)}
     if not paths:
         raise ValueError(f"no clips (*.mkv) in {folder}; sample into it first")
     return paths

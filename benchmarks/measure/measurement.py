@@ -15,6 +15,7 @@ from benchmarks.metrics import lookup
 from benchmarks.systems import jobs
 from pw.io.arguments import ConfigError, no_such_option, number, option
 from pw.io.files import check_writable
+from pw.io.manifest import listed_names
 from pw.io.video_files import SUFFIXES, is_video
 
 LARGEST_MEMORY = 1e14  # bytes
@@ -106,14 +107,17 @@ class NoVideo(ConfigError):
 
 
 def videos_of(folder: Path) -> dict[str, Path]:
-    """The videos of a folder by file name, sorted; for a system's folder (with a card) those that the card registers.
+    """The videos of a folder by file name, sorted; for a system's folder (with a card) those that the card registers,
+    for one of the suite's runs those that its mark lists.
 
-    Raises: ConfigError if there is no folder; NoVideo if there is no video in it.
+    Raises: ConfigError if there is no folder; NoVideo if there is no video in it; DamagedResult.
     """
     if not folder.is_dir():
         raise ConfigError(f"videos={folder}: no such folder")
     has_card = (folder / "card.yaml").is_file()
     paths = jobs.videos(folder) if has_card else sorted(filter(is_video, folder.iterdir()))
+    if (listed := listed_names(folder)) is not None:
+        paths = [path for path in paths if path.name in listed]
     if not paths:
         n_entries = sum(1 for _ in folder.iterdir())
         raise NoVideo(f"videos={folder}: no video ({', '.join(SUFFIXES)}) among its {n_entries} entries")

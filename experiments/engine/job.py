@@ -16,11 +16,12 @@ from experiments.engine.plan import Plan, starts
 from pw.cost.generation_cost import generation_cost
 from pw.cost.rates import tflops_of
 from pw.cost.training_cost import training_cost
-from pw.io.files import digest, read_json, remove
+from pw.io.files import digest, remove
+from pw.io.manifest import whole
 from pw.run.build import Run
 from pw.run.signatures import provenance
 from pw.sample.evaluate import anchor_reference, is_sampled, reference_folder, sample_folder
-from pw.train.record import is_trained, training_folder
+from pw.train.record import WEIGHTS, training_folder
 
 # Seconds on one core of the development machine, for estimates before anything is measured.
 SCORE_SECONDS, JOB_SECONDS = 1.2, 0.5  # a scoring at the tiny scale; what any job takes besides its work
@@ -57,11 +58,12 @@ class Job:
         alone = (None, run) if run.stage == "anchor" else (run, None)  # anchors are a job of their own
         return JOB_SECONDS + self.limit * generation_cost(*alone).flops / (tflops * 1e12)
 
-    def is_done(self, outputs: Path) -> bool:
+    def is_done(self, outputs: Path, *, thorough: bool = False) -> bool:
+        """Whether the result is there, whole; a warning says what is damaged. thorough: hash large files, too."""
         if self.kind == "train":
-            return is_trained(self.run, outputs)
+            return whole(training_folder(self.run, outputs) / "done.json", [WEIGHTS], thorough=thorough) is not None
         if self.kind == "sample":
-            return is_sampled(self.run, self.limit, outputs, self.seed)
+            return is_sampled(self.run, self.limit, outputs, self.seed, thorough=thorough)
         return score_is_current(self.score)
 
     def folder(self, outputs: Path) -> Path:
@@ -110,10 +112,9 @@ def sample_key(run: Run, limit: int, seed: int) -> str:
 
 
 def score_is_current(score: dict[str, Any]) -> bool:
-    """Whether scores.json exists and has the requested metrics by their current protocols."""
-    scores = read_json(score["out"] / "scores.json")
-    contract = (scores or {}).get("contract")
-    return isinstance(contract, dict) and contract.get("metrics") == protocols(score["metrics"])
+    """Whether scores.json exists, is whole, and has the requested metrics by their current protocols."""
+    scores = whole(score["out"] / "scores.json")
+    return scores is not None and scores["contract"]["metrics"] == protocols(score["metrics"])
 
 
 @dataclass
@@ -188,6 +189,17 @@ def all_jobs(plan: Plan) -> tuple[list[Job], list[Row]]:
         needs = [add_sampling(run, f"{name} seed {seed}", run.sampling.count, seed)]
         add_score(name, probe.arm, seed, run, sample_folder(run, outputs, seed), needs)
     return list(jobs.values()), rows
+
+
+def jobs_to_run(jobs: Sequence[Job], outputs: Path, removals: Sequence[Path] = ()) -> list[Job]:
+    """The jobs without a whole result. What one of them reads is checked to the last byte. removals: not results."""
+    todo: list[Job] = []
+    read: set[str] = set()
+    for job in reversed(jobs):  # every job comes after those that it needs
+        if job.folder(outputs) in removals or not job.is_done(outputs, thorough=job.key in read):
+            todo.append(job)
+            read.update(job.needs)
+    return todo[::-1]
 
 
 def probe_row(arm: str, value: Any) -> str:

@@ -154,7 +154,7 @@ class Pool:
                     self.other_claims[job.key] = claim
                     continue
                 self.waiting.remove(job)
-                if job.is_done(self.outputs):  # by another runner, since the plan was made
+                if job.is_done(self.outputs, thorough=True):  # by another runner, since the plan was made
                     self.ledger.release(job.key)
                     self.show("done", job, "by another runner")
                     pending.remove(job.key)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.engine.ablation import AblationOptions
-from experiments.engine.job import Job, Row, all_jobs, remove_results, results_to_remove
+from experiments.engine.job import Job, Row, all_jobs, jobs_to_run, remove_results, results_to_remove
 from experiments.engine.plan import Plan, make_plan, other_code, start_words, starts
 from experiments.engine.pool import FORK_SECONDS, Pool
 from experiments.engine.queue.hand_over import Queue
@@ -31,6 +31,7 @@ from pw.cost.rates import rate_text
 from pw.io.arguments import Command, ConfigError
 from pw.io.command_line import command_line, without_make
 from pw.io.files import check_can_write
+from pw.io.manifest import DamagedResult
 from pw.io.progress import ProgressLine, duration, ignore_closed_stream
 from pw.parallel.signals import Stopped, print_stop
 from pw.sample.evaluate import check_sampling
@@ -56,7 +57,7 @@ def run(options: AblationOptions) -> int:
     terminal = console()
     jobs, rows = all_jobs(plan)
     removals = results_to_remove(plan, jobs, outputs) if options.fresh else []
-    todo = [job for job in jobs if job.folder(outputs) in removals or not job.is_done(outputs)]
+    todo = jobs_to_run(jobs, outputs, removals)
     if isinstance(launcher, Local) and not options.dry_run:
         for job in todo:
             if job.kind != "score":
@@ -103,7 +104,8 @@ def _check_outputs(options: AblationOptions) -> None:
 def _check_todo(plan: Plan, todo: Sequence[Job], *, on_this_machine: bool) -> None:
     """Check data, weights, memory and disk. Raises ConfigError."""
     for training in {job.run.training_signature: job.run for job in todo if job.kind != "score"}.values():
-        preflight(training, plan.options.outputs, on_this_machine=on_this_machine)
+        with suppress(DamagedResult):  # its job fails by name, and the others run
+            preflight(training, plan.options.outputs, on_this_machine=on_this_machine)
     for arm in plan.arms:
         check_sampling(arm.first, on_this_machine=on_this_machine)
 

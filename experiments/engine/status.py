@@ -19,6 +19,7 @@ from experiments.engine.ledger import Claim, Ledger
 from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import parse_json, write_json
+from pw.io.manifest import whole
 from pw.io.paths import OUTPUTS
 from pw.io.progress import duration
 from pw.train.loop import results_folder
@@ -48,15 +49,12 @@ class JobOutline:
     def is_done(self, outputs: Path) -> bool:
         """Like `Job.is_done`, from files alone."""
         name = "scores.json" if self.kind == "score" else "done.json"
-        try:
-            mark = parse_json((outputs / self.folder / name).read_text())
-            if self.kind == "train":
-                return mark["signature"] == Path(self.folder).name
-            if self.kind == "sample":
-                return mark["clips"] >= self.total
-            return mark["contract"]["metrics"] == protocols(self.metrics)
-        except (OSError, ValueError, KeyError, TypeError):  # missing, truncated, or of another program
-            return False
+        mark = whole(outputs / self.folder / name, ())
+        if mark is None or self.kind == "train":
+            return mark is not None
+        if self.kind == "sample":
+            return mark["clips"] >= self.total
+        return mark["contract"]["metrics"] == protocols(self.metrics)
 
 
 @dataclass(frozen=True)

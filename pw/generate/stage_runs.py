@@ -13,7 +13,7 @@ from pw.io.paths import OUTPUTS
 from pw.parallel.team import current_place
 from pw.run.build import Run, build
 from pw.run.compose import compose_run, override_key
-from pw.train.record import written_overrides
+from pw.train.record import WEIGHTS, weights_of, written_overrides
 
 # groups whose overrides for stage II also apply to stage I
 SHARED_GROUPS = {"scale", "backbone", "codec", "text", "trainer", "seed", "train"}
@@ -82,10 +82,14 @@ def stage_source(stage: str, value: str | None, weights: Path | None, outputs: P
         folder = (outputs or OUTPUTS) / "train" / value
         if not (folder / "done.json").exists():
             raise ConfigError(f"{stage}={value}: {folder} holds no finished training")
-        return str(folder / "ema.safetensors")
-    if not Path(value).expanduser().exists():
+        return str(weights_of(folder))
+    path = Path(value).expanduser()
+    if not path.exists():
         raise ConfigError(f"{stage}={value}: no such file, folder or signature")
-    return str(Path(value).expanduser())
+    training = path if path.is_dir() else path.parent
+    if training.absolute().parent.name == "train" and (training / "done.json").exists():
+        weights_of(training, WEIGHTS if path.is_dir() else path.name)
+    return str(path)
 
 
 def with_training(source: str, overrides: Sequence[str]) -> list[str]:

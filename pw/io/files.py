@@ -237,9 +237,9 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object that `write_json` wrote; None if the file is missing, or truncated by a crash of the machine."""
+    """The object that `write_json` wrote; None if the file is missing, truncated by a crash, or another's."""
     try:
-        values = parse_json(path.read_text())
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return values if isinstance(values, dict) else None

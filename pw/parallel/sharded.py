@@ -1,15 +1,18 @@
 """A network split over processes (FSDP2): how to split, fill and gather it, and its checkpoints.
 
 A checkpoint is a folder that any number of processes can read: <folder>/shard-00003-of-00008.safetensors has the rows
-of process 3 of every weight and of AdamW's moments, <folder>/rest.pt all other state. Only plain values are pickled,
-for `weights_only`. `pw.train.callbacks.TrainingCallback` renames the folder when it is complete.
+of process 3 of every weight and of AdamW's moments, the .json beside it its SHA-256, <folder>/rest.pt all other state.
+Only plain values are pickled, for `weights_only`. `pw.train.callbacks.TrainingCallback` renames the folder when it is
+complete.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from pw.io.files import write_tensors
+from pw.io.files import read_json, sha256, write_json, write_tensors
 from pw.parallel.team import Place
 from pw.run.settings import Trainer
 
@@ -169,6 +172,7 @@ def snapshot(tensors: Mapping[str, Tensor], rest: Mapping[str, Any], place: Plac
     def write(folder: Path) -> None:
         path = folder / f"shard-{place.rank:05d}-of-{place.processes:05d}.safetensors"
         write_tensors(path, rows, {ROWS: json.dumps(first_rows)})
+        write_json(path.with_suffix(".json"), {"sha256": sha256(path)})
         if place.is_first:
             write_checkpoint(rest, folder / REST)
 
@@ -184,6 +188,24 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         if isinstance(error.__context__, OSError):
             raise OSError(f"{path}: {error.__context__}") from error
         raise
+
+
+def check_checkpoint(path: Path) -> None:
+    """Check every byte of a checkpoint, a file or a folder. Raises ValueError, or as `zipfile` does, if one changed.
+
+    A file of torch is a zip whose CRC-32s torch does not read; a shard has its SHA-256 beside it.
+    """
+    if path.is_dir():
+        shards = list(path.glob("shard-*.safetensors"))
+        with ThreadPoolExecutor() as threads:
+            for shard, actual in zip(shards, threads.map(sha256, shards), strict=True):
+                expected = (read_json(shard.with_suffix(".json")) or {}).get("sha256", actual)  # older ones have none
+                if actual != expected:
+                    raise ValueError(f"{shard.name} has another content than was written")
+        path = path / REST
+    with zipfile.ZipFile(path) as archive:
+        if part := archive.testzip():
+            raise ValueError(f"{part} has another content than was written")
 
 
 def read_rest(folder: Path) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 from pw.data import Source
 from pw.data.degradation import Degradation
 from pw.io.arguments import ConfigError, Seed
-from pw.io.files import digest, parse_json, sha256
+from pw.io.files import digest, parse_json
 from pw.io.lazy import Tensor
+from pw.io.manifest import checksum
 from pw.io.paths import ROOT
 from pw.method.objective import Objective
 from pw.method.schedule import Schedule
@@ -246,9 +247,9 @@ def read_card(name: str) -> Card | None:
         card = Card(name, weights, content["updates"], content["configuration"], content["sha256"], content)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is not the card of a start ({error!r}); {remedy}") from error
-    checksum = sha256(weights) if weights.exists() else "none"
-    if checksum != card.sha256:
-        raise ConfigError(f"{weights}: sha256 is {checksum[:12]}, its card says {card.sha256[:12]}; {remedy}")
+    actual = checksum(weights) if weights.is_file() else "none"
+    if actual != card.sha256:
+        raise ConfigError(f"{weights}: sha256 is {actual[:12]}, its card says {card.sha256[:12]}; {remedy}")
     return card
 
 

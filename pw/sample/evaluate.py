@@ -24,9 +24,10 @@ from pw.data import Clips
 from pw.data.degradation import Degradation, resize
 from pw.data.procedural import generator
 from pw.io.arguments import MAX_SEED, ConfigError, number, option
-from pw.io.files import read_json, write_json
+from pw.io.files import remove
 from pw.io.host import free_memory
 from pw.io.lazy import Tensor, torch
+from pw.io.manifest import DamagedResult, damaged_files, read_mark, whole, write_mark
 from pw.io.paths import OUTPUTS, silence_libraries
 from pw.io.progress import Progress
 from pw.io.wan_weights import check, fingerprint, locate
@@ -35,7 +36,7 @@ from pw.run.build import Run
 from pw.run.signatures import provenance
 from pw.stages import stage_module
 from pw.train.loop import checked_run, outputs_folder, run_training, train
-from pw.train.record import training_folder, write_config
+from pw.train.record import training_folder, weights_of, write_config
 
 if TYPE_CHECKING:
     from pw.io.video import Frames
@@ -61,44 +62,95 @@ def anchor_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None,
     return reference_folder(run, outputs, seed) / f"anchor{'_b' if twin else ''}-{run.degradation_signature}"
 
 
-def is_sampled(run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None = None) -> bool:
-    """Whether the first `limit` clips are sampled."""
-    record = read_json(sample_folder(run, outputs, seed) / "done.json")
-    clips = (record or {}).get("clips")
-    return isinstance(clips, int) and clips >= limit
+def is_sampled(
+    run: Run, limit: int, outputs: Path = OUTPUTS, seed: int | None = None, *, thorough: bool = False
+) -> bool:
+    """Whether the first `limit` clips are sampled, and whole, as are their reference and their anchors.
+
+    thorough  hash large files, too (`pw.io.manifest.check`)
+    """
+    mark = whole(sample_folder(run, outputs, seed) / "done.json", thorough=thorough)
+    if mark is None or mark["clips"] < limit or not _has_reference(run, outputs, seed, thorough=thorough):
+        return False
+    return run.anchor_run is None or is_sampled(run.anchor_run, limit, outputs, seed, thorough=thorough)
+
+
+def _has_reference(run: Run, outputs: Path, seed: int | None, *, thorough: bool) -> bool:
+    folder = reference_folder(run, outputs, seed)
+    mark = whole(folder / "done.json", thorough=thorough)
+    first_clips = [f"{name}/0000.mkv" for name in _reference_sets(run, outputs, seed)]
+    return mark is not None and mark["files"].keys() >= set(first_clips)
+
+
+def _reference_sets(run: Run, outputs: Path, seed: int | None) -> list[str]:
+    """Names of the folders of clips in the reference folder of a run."""
+    anchors = [anchor_reference(run, outputs, seed, twin=twin).name for twin in (False, True)]
+    return ["real", "real_b", *(anchors if run.stage == "anchor" else ())]
 
 
 def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) -> Path:
-    """Write the evaluation clips and their twins, once; continues an interrupted call."""
+    """Write the evaluation clips and their twins, once; continues an interrupted call, and replaces damaged clips."""
     from pw.io.video import to_uint8
 
     seed = run.seed if seed is None else seed
-    folder = reference_folder(run, outputs, seed)
+    folder, count = reference_folder(run, outputs, seed), run.sampling.count
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        if read_json(folder / "done.json") is None:
-            evaluation = run.source.evaluation(run.sampling.count, seed)
-            sets = {folder / "real": evaluation.real.frames, folder / "real_b": evaluation.real_b.frames}
-            _write_clips(sets, run.sampling.count)
-            record = {"clips": run.sampling.count, "seed": seed, "note": evaluation.note()}
-            captions = evaluation.captions()
-            write_json(folder / "done.json", record | ({"captions": captions} if captions else {}))
-        if run.stage == "anchor" and not anchor_reference(run, outputs, seed).exists():
-            evaluation = run.source.evaluation(run.sampling.count, seed)
+        if _has_reference(run, outputs, seed, thorough=True):
+            return folder
+        mark = _remove_damaged(folder)
+        evaluation = run.source.evaluation(count, seed)
+        _write_clips({folder / "real": evaluation.real.frames, folder / "real_b": evaluation.real_b.frames}, count)
+        if run.stage == "anchor":
             sets = {}
-            # last the one whose folder is tested above
             for twin, clips in ((True, evaluation.real_b), (False, evaluation.real)):
                 anchor = degraded_anchors(run, clips, run.degradation, seed)
                 sets[anchor_reference(run, outputs, seed, twin=twin)] = lambda i, anchor=anchor: to_uint8(anchor(i))
-            _write_clips(sets, run.sampling.count)
+            _write_clips(sets, count)
+        record = {"clips": count, "seed": seed, "note": evaluation.note()}
+        captions = evaluation.captions()
+        names = {name.partition("/")[0] for name in mark.get("files", ())} | {*_reference_sets(run, outputs, seed)}
+        sets_on_disk = [_clip_paths(folder / name, count) for name in sorted(names)]
+        files = [path for paths in sets_on_disk if all(path.exists() for path in paths) for path in paths]
+        write_mark(folder / "done.json", record | ({"captions": captions} if captions else {}), files)
     return folder
+
+
+def _clip_paths(folder: Path, count: int) -> list[Path]:
+    return [folder / f"{index:04d}.mkv" for index in range(count)]
+
+
+def _remove_damaged(folder: Path) -> dict[str, Any]:
+    """Remove what differs from the mark of a folder of clips, and the clip that a small one belongs to; all if the mark
+    is damaged. Without a mark the files are those of an interrupted call, and stay. Returns the mark."""
+    mark_file = folder / "done.json"
+    if not mark_file.exists():
+        return {}
+    try:
+        mark = read_mark(mark_file)
+    except DamagedResult:
+        for path in folder.iterdir():
+            if path.name != ".lock":
+                remove(path)
+        return {}
+    clips = {str(path.relative_to(folder)) for path in (*folder.glob("*.mkv"), *folder.glob("[!.]*/*.mkv"))}
+    for name in {*damaged_files(folder, mark["files"], thorough=True), *(clips - mark["files"].keys())}:
+        remove(folder / name)
+        remove(folder / Path(name).name)  # of native/0000.mkv: its existence means that of the others
+    return mark
 
 
 def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> None:
     """Write each folder's clips as 0000.mkv, …; a folder is renamed to its name when all are written."""
     from pw.io.video import write_video
 
-    partial = {folder: folder.with_name(f".{folder.name}") for folder in sets if not folder.exists()}
+    partial = {}
+    for folder in sets:
+        if not all(path.exists() for path in _clip_paths(folder, count)):
+            partial[folder] = folder.with_name(f".{folder.name}")
+            if folder.exists():  # some were damaged
+                remove(partial[folder])
+                folder.rename(partial[folder])
     for partial_folder in partial.values():
         partial_folder.mkdir(parents=True, exist_ok=True)
         for temporary in partial_folder.glob(".*.part"):
@@ -139,7 +191,7 @@ def sample(
         sample(run.anchor_run, outputs, limit=limit, seed=seed, training=training)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        if not is_sampled(run, limit, outputs, seed):
+        if not is_sampled(run, limit, outputs, seed, thorough=True):
             _sample(run, folder, outputs, limit, seed, progress)
     return folder
 
@@ -148,6 +200,7 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
     from pw.io.video import to_uint8, write_video
 
     start, cpu_start = time.perf_counter(), time.process_time()
+    previous = _remove_damaged(folder)
     texts = evaluation_texts(run, outputs, limit, seed)  # before the network: its encoder is as large
     module = load_stage(run, outputs)
     anchors = evaluation_anchors(run, outputs, seed)
@@ -174,7 +227,6 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
         del clips  # before the next batch's anchors are computed
         if progress is not None:
             progress(batch_number, len(batches))
-    previous = read_json(folder / "done.json") or {}  # earlier calls' time is added
     cpu_seconds = previous.get("cpu_seconds", 0.0) + time.process_time() - cpu_start
     wall_seconds = previous.get("wall_seconds", 0.0) + time.perf_counter() - start
     record = {
@@ -188,7 +240,8 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
         **provenance(),
         "code": run.sampling_code,
     }
-    write_json(folder / "done.json", record)
+    clips = [path for name in ("", "anchors", "native") for path in _clip_paths(folder / name, limit) if path.exists()]
+    write_mark(folder / "done.json", record, [folder / "config.yaml", *clips])
 
 
 def coverage_entry(run: Run) -> dict[str, Any] | None:
@@ -205,12 +258,12 @@ def coverage_entry(run: Run) -> dict[str, Any] | None:
 
 
 def load_stage(run: Run, outputs: Path = OUTPUTS) -> Any:
-    """A trained stage with its EMA weights, ready to sample. Raises ValueError if they are of another signature."""
+    """A trained stage with its EMA weights, ready to sample. Raises ValueError if they do not fit."""
     from safetensors.torch import load_file
 
     silence_libraries()
     module = stage_module(run)
-    path = training_folder(run, outputs) / "ema.safetensors"
+    path = weights_of(training_folder(run, outputs))
     device = "cuda" if run.trainer.accelerator == "gpu" else "cpu"
     if run.text is not None:  # one network of 5e9 weights, not two
         from pw.nn.networks import Network, load_network

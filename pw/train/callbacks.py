@@ -208,8 +208,8 @@ def _truncate(curve: Path, update: int) -> None:
     if not curve.exists():
         return
     lines = []
-    for line in curve.read_text().splitlines():
-        with suppress(ValueError):  # half a line, from a killed training or a full disk
+    for line in curve.read_text(errors="replace").splitlines():
+        with suppress(ValueError, KeyError, TypeError, RecursionError):  # half a line, from a kill or a full disk
             if json.loads(line)["step"] <= update:
                 lines.append(f"{line}\n")
     write_atomically(curve, "".join(lines))

@@ -21,10 +21,11 @@ import yaml
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.files import check_space, replacing, write_json
 from pw.io.lazy import torch
+from pw.io.manifest import check
 from pw.io.paths import OUTPUTS
 from pw.run.build import make
 from pw.run.signatures import provenance
-from pw.train.record import read_done, truncated_config, written_overrides
+from pw.train.record import truncated_config, weights_of, written_overrides
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,14 @@ def find_training(signature: str, outputs: Path = OUTPUTS) -> FinishedTraining:
     if signature not in signatures:
         command = shlex.join(written_overrides(folder))
         raise ConfigError(f'run={signature}: has not finished; `make train args="{command}"` continues it')
+    done = check(folder / "done.json", ["config.yaml"])
     try:
         values = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise truncated_config(folder / "config.yaml") from error
     if not isinstance(values, dict) or "backbone" not in values:
         raise truncated_config(folder / "config.yaml")
-    return FinishedTraining(folder, {str(key): value for key, value in values.items()}, read_done(folder))
+    return FinishedTraining(folder, {str(key): value for key, value in values.items()}, done)
 
 
 def export(
@@ -88,7 +90,7 @@ def export(
     from pw.nn import convert
     from pw.nn.backbone import wan_transformer
 
-    state = convert.read(training.folder / f"{weights}.safetensors")
+    state = convert.read(weights_of(training.folder, f"{weights}.safetensors"))
     with torch.device("meta"):
         stock = wan_transformer(backbone)
     dit = {key.removeprefix("dit."): value for key, value in state.items() if key.startswith("dit.")}

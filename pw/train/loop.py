@@ -60,6 +60,8 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *
         preflight(run, outputs)
     place = current_place(run.trainer)  # None: this call starts the processes
     with nullcontext(Team(Place(0, 1))) if place is None else join_team(run.trainer, place) as team:
+        if team.broadcast(record.is_trained(run, outputs)):
+            return folder
         start = _train_start(run, outputs, progress)
         if start is not None and run.trainer.split > 1:
             gc.collect()  # Lightning keeps a split network on its device, in reference cycles

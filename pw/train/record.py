@@ -18,13 +18,15 @@ import yaml
 
 from pw.cost.training_cost import training_cost
 from pw.io.arguments import ConfigError
-from pw.io.files import read_json, remove, write_atomically, write_json, write_tensors
+from pw.io.files import remove, write_atomically, write_tensors
 from pw.io.lazy import torch
+from pw.io.manifest import check, write_mark
 from pw.io.paths import OUTPUTS
 from pw.parallel.team import Team
 from pw.run.build import Run
 from pw.run.signatures import provenance
 
+WEIGHTS = "ema.safetensors"
 CHECKPOINTS = ("last", "previous")  # checkpoints, the newest first
 MERGED_CHECKPOINT = "whole.ckpt"  # the parts of a split checkpoint in one file, while it is read
 CURVE_BYTES = 4096  # read at the end of a curve, and twice as many at its beginning
@@ -37,25 +39,15 @@ def training_folder(run: Run, outputs: Path = OUTPUTS) -> Path:
 
 
 def is_trained(run: Run, outputs: Path = OUTPUTS) -> bool:
-    """Whether the training is done. Raises ConfigError when `done.json` has another signature or is truncated."""
-    folder = training_folder(run, outputs)
-    if not (folder / "done.json").exists():
-        return False
-    signature = read_done(folder).get("signature")
-    if signature != run.training_signature:
-        raise ConfigError(
-            f"{folder} holds a training of signature {signature}, not {run.training_signature}: move it to "
-            f"{folder.with_name(str(signature))}, or remove it to train again"
-        )
-    return True
+    """Whether the training is done. Raises DamagedResult when `done.json` or the weights are not what was written."""
+    mark = training_folder(run, outputs) / "done.json"
+    return mark.exists() and bool(check(mark, [WEIGHTS]))
 
 
-def read_done(folder: Path) -> dict[str, Any]:
-    """The `done.json` of a finished training. Raises ConfigError when it is truncated."""
-    content = read_json(folder / "done.json")
-    if content is None:
-        raise ConfigError(f"{folder / 'done.json'}: is truncated, as after a crash; remove it to train again")
-    return content
+def weights_of(folder: Path, name: str = WEIGHTS) -> Path:
+    """A file of weights of a finished training, whole. Raises DamagedResult."""
+    check(folder / "done.json", [name], thorough=True)
+    return folder / name
 
 
 @dataclass(frozen=True)
@@ -97,8 +89,8 @@ def with_finished_trainings(run: Run, outputs: Path = OUTPUTS) -> Run:
 
 
 def start_file(start: Run, outputs: Path = OUTPUTS) -> Path:
-    """The weights of a start, shipped or trained in `outputs`."""
-    return start.card.file if start.card else training_folder(start, outputs) / "ema.safetensors"
+    """The weights of a start, shipped or trained in `outputs`. Raises DamagedResult."""
+    return start.card.file if start.card else weights_of(training_folder(start, outputs))
 
 
 def curve_ends(folder: Path) -> dict[str, tuple[float, float]]:
@@ -149,7 +141,8 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
         "processes": run.trainer.processes,
         "strategy": run.trainer.strategy,
     }
-    write_json(folder / "done.json", content)
+    names = ("config.yaml", "metrics.jsonl", "online.safetensors", WEIGHTS)
+    write_mark(folder / "done.json", content, [path for name in names if (path := folder / name).exists()])
 
 
 def write_config(run: Run, folder: Path, command: str = "train") -> None:
@@ -224,12 +217,13 @@ def write_weights(folder: Path, module: Any, team: Team) -> None:
 
 def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
     """(newest readable checkpoint, its update), None if there is none. An unreadable one is renamed, with a warning."""
-    from pw.parallel.sharded import read_rest
+    from pw.parallel.sharded import check_checkpoint, read_rest
 
     for path in (folder / "checkpoints" / f"{name}.ckpt" for name in CHECKPOINTS):
         if not path.exists():
             continue
         try:
+            check_checkpoint(path)
             checkpoint = read_rest(path) if path.is_dir() else torch.load(path, "cpu", weights_only=True, mmap=True)
             signature, update = checkpoint["pw_signature"], int(checkpoint["global_step"])
         except Exception as error:

@@ -24,7 +24,8 @@ from typing import Any
 import yaml
 
 from pw.io.arguments import Command, ConfigError, missing_option, option
-from pw.io.files import parse_json, read_json, replacing, write_json
+from pw.io.files import parse_json, replacing, write_json
+from pw.io.manifest import check
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Progress
 from pw.run.build import LARGEST, Run, build
@@ -60,11 +61,12 @@ def first_losses(start: Run) -> list[list[float]]:
 def write_start(start: Run, name: str, training: Path, out: Path) -> Path:
     """Write weights and card of a trained start; returns the path of the card.
 
-    Raises ConfigError when the training has another recipe or other code, or its weights are too large.
+    Raises ConfigError when the training has another recipe or other code, or its weights are too large; DamagedResult.
     """
     from safetensors.torch import load_file, save
 
-    done, curve = read_json(training / "done.json") or {}, _curve(training / "metrics.jsonl")
+    done = check(training / "done.json", thorough=True) if (training / "done.json").exists() else {}
+    curve = _curve(training / "metrics.jsonl")
     if done.get("configuration") != start.configuration_signature:
         _check_recipe(start, training)
     losses, recorded = first_losses(start), {point["step"]: _loss(point) for point in curve}

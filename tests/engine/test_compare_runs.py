@@ -23,6 +23,7 @@ from experiments.engine.compare.sides import CompareOptions, Folder, config_diff
 from pw import cli
 from pw.io.arguments import ConfigError, parse
 from pw.io.files import write_json
+from pw.io.manifest import read_mark, write_mark
 from pw.io.video import write_video
 from pw.parallel.signals import Stopped
 from pw.run.build import Run, build
@@ -59,13 +60,11 @@ def make_run(outputs: Path, run: Run, strength: int, evaluation_seed: int | None
     """Write the files of a training and a sampling, without running them."""
     seed = run.seed if evaluation_seed is None else evaluation_seed
     write_config(run, training_folder(run, outputs))
-    write_json(training_folder(run, outputs) / "done.json", {"signature": run.training_signature})
+    write_mark(training_folder(run, outputs) / "done.json", {"signature": run.training_signature}, [])
     videos = folder_of(sample_folder(run, outputs, seed), strength)
     write_config(run, videos, "sample")
-    write_json(
-        videos / "done.json",
-        {"signature": run.sample_signature(seed), "training": run.training_signature, "clips": CLIPS, "seed": seed},
-    )
+    values = {"signature": run.sample_signature(seed), "training": run.training_signature, "clips": CLIPS, "seed": seed}
+    write_mark(videos / "done.json", values, videos.glob("*.mkv"))
     real = reference_folder(run, outputs, seed) / "real"
     if not real.exists():
         folder_of(real, 10)
@@ -202,7 +201,9 @@ class TestTwoRuns:
             tmp_path, capsys, *words, "primary=swd"
         )
 
-    def test_with_several_seeds_are_compared_over_the_videos_that_both_have(self, tmp_path: Path) -> None:
+    def test_with_several_seeds_are_compared_over_the_videos_that_both_have(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         runs = {
             "a": [make_run(tmp_path, build([*BASE, f"seed={seed}"]), 2 + seed) for seed in (0, 1)],
             "b": [make_run(tmp_path, build([*BASE, f"seed={seed}", "optimizer.lr=1e-3"]), 5) for seed in (0, 1)],
@@ -211,6 +212,9 @@ class TestTwoRuns:
         missing = sample_folder(runs["b"][1], tmp_path) / "0003.mkv"
         sides = {key: values_of(sample_folder(of[1], tmp_path), tmp_path) for key, of in runs.items()}
         missing.unlink()
+        assert f"{missing}: is gone; `make sample` and" in error_of(tmp_path, capsys, *words, "metrics=mhd_mse")
+        done = missing.with_name("done.json")
+        write_mark(done, {**read_mark(done), "clips": 3}, missing.parent.glob("*.mkv"))
         result = comparison_of(tmp_path, *words, "metrics=mhd_mse")
         left = [value for name, value in sides["a"].items() if name != "0003.mkv"]
         right = [value for name, value in sides["b"].items() if name != "0003.mkv"]
@@ -256,7 +260,7 @@ class TestAName:
     def test_of_a_training_without_clips_comes_with_the_command(self, tmp_path: Path) -> None:
         run = build([*BASE])
         write_config(run, training_folder(run, tmp_path))
-        write_json(training_folder(run, tmp_path) / "done.json", {"signature": run.training_signature})
+        write_mark(training_folder(run, tmp_path) / "done.json", {"signature": run.training_signature}, [])
         with pytest.raises(ConfigError, match='not sampled: `make sample args="stage=hires'):
             side(run.training_signature, tmp_path)
 
@@ -299,8 +303,8 @@ class TestAFileThatIsNotWhatItShouldBe:
             ('{"training": "', "is truncated"),
             ("", "is truncated"),
             ("[1]", "is truncated, as after a crash, or not JSON"),
-            ('{"done": true}', "holds no signature, no training, no clips, no seed, which this suite does not write"),
-            ('{"signature": "a", "training": "b", "clips": 8, "seed": "first"}', "holds seed='first'"),
+            ('{"done": true}', "has no checksum"),
+            ('{"signature": "a", "training": "b", "clips": 8, "checksum": 1}', "is not as it was written"),
         ],
     )
     @pytest.mark.parametrize("source", ["its clips", "its training"])
@@ -310,16 +314,10 @@ class TestAFileThatIsNotWhatItShouldBe:
         run = make_run(tmp_path, build([*BASE]), 2)
         clips = sample_folder(run, tmp_path)
         (clips / "done.json").write_text(text)
-        if source == "its training" and says.startswith("holds no"):  # of no training that is known: not its clips
-            says = "is trained, but not sampled"
-        elif source == "its training" and says.startswith("holds"):
-            (clips / "done.json").write_text(text.replace('"b"', f'"{run.training_signature}"'))
         name = clips.name if source == "its clips" else run.training_signature
         message = error_of(tmp_path, capsys, f"a={name}", f"b={name}")
-        assert says in message
-        if "not sampled" not in says:
-            assert f"{clips / 'done.json'}: " in message
-            assert "remove it, and `make sample`" in message
+        assert f"{clips / 'done.json'}: {says}" in message
+        assert "; `make sample` and `make ablation` make it again" in message
 
     @pytest.mark.parametrize(
         ("csv", "protocol", "says"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import replace
 from functools import cache
@@ -13,7 +14,7 @@ import pytest
 from benchmarks import metrics, paper
 from experiments.engine.ablation import Ablation, AblationOptions, Statement, load, names, statement
 from experiments.engine.ablation import main as list_ablations
-from experiments.engine.job import JOB_SECONDS, Job, all_jobs
+from experiments.engine.job import JOB_SECONDS, Job, all_jobs, jobs_to_run, run_job
 from experiments.engine.plan import Plan, make_plan, parse, plan_of
 from experiments.engine.run_ablation import main
 from pw.cost.planner import PlanOptions
@@ -21,6 +22,7 @@ from pw.cost.planner import make_plan as make_cost_plan
 from pw.io import arguments
 from pw.io.arguments import ConfigError
 from pw.io.command_line import program
+from pw.io.manifest import DamagedResult, write_mark
 from pw.run.compose import leaves, value_at
 from pw.sample.evaluate import SampleOptions
 from pw.train.loop import checked_run
@@ -397,23 +399,26 @@ class TestADryRun:
         assert start is not None
         folder = tmp_path / "train" / start.training_signature
         folder.mkdir(parents=True)
-        (folder / "done.json").write_text(f'{{"signature": "{start.training_signature}"}}')
+        write_mark(folder / "done.json", {"signature": start.training_signature}, [])
         assert main([*words, "dry_run=true"]) == 0
         assert "1 trainings" in (output := capsys.readouterr().out)
         assert "1 cached" in output
 
-    def test_refuses_a_folder_that_holds_another_training(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    def test_refuses_a_folder_that_holds_another_training_and_only_that(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         words = ["name=ansc", "arms=baseline", "seeds=1", f"outputs={tmp_path}"]
-        run = make_plan(parse(words)).arms[0].first
+        plan = make_plan(parse(words))
+        run = plan.arms[0].first
         folder = tmp_path / "train" / run.training_signature
-        folder.mkdir(parents=True)
-        (folder / "done.json").write_text('{"signature": "0badf00d"}')
-        assert main(words) == 2
-        output = capsys.readouterr().err
-        assert f"{folder} holds a training of signature 0badf00d, not {run.training_signature}" in output
-        assert not (tmp_path / "videos").exists()
+        write_mark(tmp_path / "train" / "0badf00d" / "done.json", {"signature": "0badf00d"}, [])
+        (tmp_path / "train" / "0badf00d").rename(folder)
+        assert main([*words, "dry_run=true"]) == 0
+        reason = f"{folder / 'done.json'}: is of 0badf00d, not of {run.training_signature}; put it back, or remove"
+        assert reason in caplog.text
+        (job,) = (job for job in jobs_to_run(all_jobs(plan)[0], tmp_path) if job.kind == "train" and job.run == run)
+        with pytest.raises(DamagedResult, match=re.escape(reason)):
+            run_job(job, tmp_path, lambda done, total: None, is_checked=True)
 
 
 @pytest.mark.parametrize(

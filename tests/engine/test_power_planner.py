@@ -32,6 +32,7 @@ from experiments.engine.power_analysis.spread import (
 )
 from pw.io.arguments import ConfigError
 from pw.io.arguments import parse as parse_options
+from pw.io.manifest import read_mark, write_mark
 from pw.io.video import write_video
 from pw.sample.evaluate import reference_folder, sample_folder
 from pw.train.record import training_folder
@@ -203,7 +204,7 @@ def write_scores(outputs: Path, spread_of_seeds: float) -> None:
                 "clips": {"n": 50, "sha256": f"seed {seed}"},
             },
         }
-        (folder / "scores.json").write_text(json.dumps(result))
+        write_mark(folder / "scores.json", result, [folder / "scores.csv"])
 
 
 def test_a_plan_is_made_from_the_scores_on_disk(tmp_path: Path):
@@ -253,10 +254,10 @@ def test_clips_on_disk_say_what_they_bring_to_the_primarys_variance(tmp_path: Pa
 def test_scores_of_another_protocol_or_other_clips_are_not_used(tmp_path: Path):
     write_scores(tmp_path, 1.0)
     for i, path in enumerate(sorted((tmp_path / "scores").glob("*/scores.json"))):
-        result = json.loads(path.read_text())
+        result = read_mark(path)
         result["contract"]["metrics"]["mhd"]["protocol"] = "mhd/0"
         result["contract"]["clips"]["sha256"] = f"clips {i}"
-        path.write_text(json.dumps(result))
+        write_mark(path, result, [path.with_suffix(".csv")])
     answer = plan_power(
         parse_options(
             PowerOptions, ["ablation=ansc", "arms=exponential,full", "metrics=mhd,psd", f"outputs={tmp_path}"]
@@ -274,7 +275,7 @@ def test_scores_that_are_cut_off_or_somebody_elses_are_named(text: str, tmp_path
     assert main(["ablation=ansc", "arms=exponential,full", "metrics=mhd", f"outputs={tmp_path}"]) == 2
     message = capsys.readouterr().err
     assert f"error: {path}: " in message
-    assert "remove it, and `make ablation` scores again" in message
+    assert "`make ablation` makes it again" in message
 
 
 def test_scores_per_video_that_are_gone_are_named(tmp_path: Path, capsys):
@@ -282,16 +283,16 @@ def test_scores_per_video_that_are_gone_are_named(tmp_path: Path, capsys):
     path = tmp_path / "scores" / "00000003" / "scores.csv"
     path.unlink()
     assert main(["ablation=ansc", "arms=exponential,full", "metrics=mhd", f"outputs={tmp_path}"]) == 2
-    assert f"error: {path}: is damaged" in capsys.readouterr().err
+    assert f"error: {path}: is gone; `make ablation` makes it again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("what", "text", "says"),
     [
         ("train", '{"signature": "', "is truncated"),
-        ("train", '{"signature": "0"}', "holds no cpu_seconds"),
+        ("train", '{"signature": "0"}', "has no checksum"),
         ("videos", "", "is truncated"),
-        ("videos", '{"clips": 8}', "holds no signature, no training, no seed, no cpu_seconds"),
+        ("videos", '{"clips": 8}', "has no checksum"),
     ],
 )
 def test_a_mark_that_is_cut_off_or_somebody_elses_is_named(what: str, text: str, says: str, tmp_path: Path, capsys):
@@ -304,7 +305,7 @@ def test_a_mark_that_is_cut_off_or_somebody_elses_is_named(what: str, text: str,
     assert main(words) == 2
     message = capsys.readouterr().err
     assert f"error: {folder / 'done.json'}: {says}" in message
-    assert "remove it" in message
+    assert ("remove" if what == "train" else "make ablation") in message
 
 
 def test_the_papers_own_differences_stand_beside_what_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

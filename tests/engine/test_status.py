@@ -23,6 +23,7 @@ from experiments.engine.plan import make_plan, parse
 from experiments.engine.pool import Pool
 from experiments.engine.status import Outline, cells_of, main, outline, read_outline, write_outline
 from pw.io.files import write_json
+from pw.io.manifest import write_mark
 
 ROOT = Path(__file__).parents[2]
 KEY = "train:01234567"
@@ -212,7 +213,7 @@ def task_of(summary: Outline, label: str) -> str:
 def mark_done(summary: Outline, label: str, outputs: Path) -> None:
     """Write the done.json of a finished training."""
     folder = outputs / summary.tasks[task_of(summary, label)].folder
-    write_json(folder / "done.json", {"signature": folder.name})
+    write_mark(folder / "done.json", {"signature": folder.name}, [])
 
 
 class TestTheStatus:
@@ -236,7 +237,8 @@ class TestTheStatus:
 
     def test_does_not_take_a_training_of_another_signature_for_it(self, summary: Outline, tmp_path: Path) -> None:
         folder = tmp_path / summary.tasks[task_of(summary, "train start hires")].folder
-        write_json(folder / "done.json", {"signature": "ffffffff"})
+        write_mark(folder.with_name("ffffffff") / "done.json", {"signature": "ffffffff"}, [])
+        folder.with_name("ffffffff").rename(folder)
         assert cells_of(summary, tmp_path)[0].done == 0
 
     @pytest.mark.parametrize("text", ['{"clips"', "{}", "[]", "null", '{"clips": "all", "contract": 3}'])

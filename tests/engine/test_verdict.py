@@ -49,7 +49,7 @@ from experiments.engine.outcome.verdict import (
 from experiments.engine.plan import make_plan, parse, plan_of
 from experiments.engine.run_ablation import finish
 from pw.io.arguments import ConfigError
-from pw.io.files import write_json
+from pw.io.manifest import write_mark
 from pw.io.video import write_video
 from pw.sample.evaluate import sample_folder
 
@@ -317,7 +317,7 @@ class TestTheEndOfARun:
             psd = 9.0 - place + 0.01 * (row.seed % 3) * (place + 1)
             result = {"metrics": {"psd": psd}, "n_videos": {"psd": 8}}
             contract = {"arm": row.name, "metrics": protocols(["psd"])}
-            write_json(Path(row.job.score["out"]) / "scores.json", {**result, "contract": contract})
+            write_mark(Path(row.job.score["out"]) / "scores.json", {**result, "contract": contract}, [])
         clip = sample_folder(plan.arms[0].first, tmp_path, plan.options.seeds[0]) / "0000.mkv"
         clip.parent.mkdir(parents=True)
         write_video(clip, np.full((3, 24, 24, 3), 128, np.uint8))

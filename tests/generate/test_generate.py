@@ -22,6 +22,7 @@ from pw.generate.output import load_codec
 from pw.generate.pipeline import OTHER_FILES, allow_open_files, generate, main
 from pw.generate.request import GenerateOptions, GenerationRequest, make_request
 from pw.io.arguments import parse, to_words
+from pw.io.manifest import write_mark
 from pw.io.progress import duration
 from pw.io.video import read_video
 from pw.nn.networks import Network, load_network
@@ -279,7 +280,7 @@ class TestATrainingOfOurs:
         write_config(similar, folder)
         net = load_network(Network(similar.backbone, similar.injector, "sdpa", False, 7), "random", None, "cpu")
         save_file(net.state_dict(), folder / "ema.safetensors")
-        (folder / "done.json").write_text(json.dumps({"signature": similar.training_signature}))
+        write_mark(folder / "done.json", {"signature": similar.training_signature}, [folder / "ema.safetensors"])
         words = [f"hires={similar.training_signature}", f"outputs={tmp_path}", "prompt=a heron"]
         request = call(*words)
         assert request.hires.config.choices["injector"] == "alpha_zero"

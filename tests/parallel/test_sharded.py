@@ -19,7 +19,7 @@ import torch.distributed as dist
 from small_processes import train_together
 
 from pw.io.arguments import ConfigError
-from pw.parallel.sharded import Shards, read_rest
+from pw.parallel.sharded import Shards, check_checkpoint, read_rest, snapshot
 from pw.parallel.strategy import ShardedStrategy
 from pw.parallel.team import Place
 from pw.run.build import build
@@ -55,6 +55,21 @@ def test_a_checkpoint_is_of_the_moment_at_which_it_was_asked_for(single_process:
     assert torch.equal(shards.rows("net.weight"), torch.ones(3, 2))
     assert torch.equal(shards.rows("optimizer.0.exp_avg"), torch.full((3, 2), 2.0))
     assert read_rest(tmp_path / "it.ckpt")["loops"] == {"total": 5}
+
+
+@pytest.mark.parametrize(("name", "names"), [("rest.pt", "data.pkl"), ("shard-00000-of-00001.safetensors", "shard-")])
+def test_a_checkpoint_one_of_whose_files_differs_is_refused(
+    name: str, names: str, single_process: Place, tmp_path: Path
+) -> None:
+    path = tmp_path / "it.ckpt"
+    state = {"state": {"optimizer.0.exp_avg": torch.ones(3, 2)}, "param_groups": []}
+    snapshot({"net.weight": torch.ones(3, 2)}, {"optimizer_states": [state], "epoch": "aaaa"}, single_process)(path)
+    check_checkpoint(path)
+    content = (path / name).read_bytes()
+    place = content.index(b"aaaa") if name == "rest.pt" else len(content) - 1
+    (path / name).write_bytes(content[:place] + b"b" + content[place + 1 :])
+    with pytest.raises(ValueError, match=f"{names}.* has another content than was written"):
+        check_checkpoint(path)
 
 
 def test_a_disk_that_is_full_is_heard_of(single_process: Place, tmp_path: Path) -> None:

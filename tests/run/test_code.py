@@ -18,7 +18,7 @@ from experiments.engine.job import all_jobs
 from experiments.engine.outcome.table import make_table
 from experiments.engine.plan import make_plan, other_code, parse
 from experiments.engine.run_ablation import main
-from pw.io.files import write_json
+from pw.io.manifest import write_mark
 from pw.io.paths import ROOT
 from pw.run.build import build
 from pw.run.code import UnknownCode, code_hash
@@ -275,7 +275,7 @@ def write_other_training(outputs: Path, *more: str, code: str = "0123456789ab", 
     write_config(run, folder)
     path = folder / "config.yaml"
     path.write_text(re.sub("by code .*", f"by code {code}", path.read_text(), count=1))
-    write_json(folder / "done.json", {"signature": name, "updates": 6})
+    write_mark(folder / "done.json", {"signature": name, "updates": 6}, [])
     return folder
 
 
@@ -310,7 +310,7 @@ class TestATrainingOfOtherCode:
         rows = all_jobs(plan)[1]
         for row in rows:
             scores = {"metrics": {"mhd": 0.02}, "n_videos": {"mhd": 8}, "contract": {"metrics": {}}}
-            write_json(Path(row.job.score["out"]) / "scores.json", scores)
+            write_mark(Path(row.job.score["out"]) / "scores.json", scores, [])
         notes = make_table(plan, rows, {})["notes"]
         assert "trained by another version of the code (code=as_trained): baseline seed 0" in notes
 
@@ -324,7 +324,7 @@ class TestATrainingOfOtherCode:
         assert run.training_signature == "0badc0de"
         current = build([o for o in run.config.overrides if o != "code=as_trained"])
         write_config(current, training_folder(current, tmp_path))
-        write_json(training_folder(current, tmp_path) / "done.json", {"signature": current.training_signature})
+        write_mark(training_folder(current, tmp_path) / "done.json", {}, [])
         rerun = with_finished_trainings(build(run.config.overrides), tmp_path)
         assert not rerun.is_as_trained
         assert rerun.training_signature == current.training_signature
@@ -353,7 +353,7 @@ class TestFresh:
         assert run.start_run is not None
         folders = [training_folder(trained_run, tmp_path) for trained_run in (run, run.start_run)]
         for folder in folders:
-            write_json(folder / "done.json", {"signature": folder.name})
+            write_mark(folder / "done.json", {"signature": folder.name}, [])
         assert main(words) == 0
         output = capsys.readouterr().out
         assert "fresh=true would remove 1 folders of results" in output

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from small_shards import spoil, write_noise
 from pw.data.shards import epoch_order
 from pw.io.arguments import ConfigError
 from pw.io.paths import ROOT
-from pw.parallel.sharded import read_rest
+from pw.parallel.sharded import check_checkpoint, read_rest
 from pw.parallel.signals import STOP_SIGNALS, Stopped
 from pw.run.build import Run
 from pw.stages.stage import Stage
@@ -147,16 +149,42 @@ def test_a_training_interrupted_twice_is_the_same_still(micro, undisturbed, tmp_
     assert_same_training(undisturbed(run), train(run, tmp_path))
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(micro, undisturbed, tmp_path: Path, caplog):
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2  # in a weight
+    return content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [half, flipped])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    micro, undisturbed, tmp_path: Path, caplog, damage: Callable[[bytes], bytes]
+):
     run = micro("objective=shortcut")
     folder = interrupted(run, tmp_path)
     last = folder / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    last.write_bytes(damage(last.read_bytes()))
     with caplog.at_level(logging.WARNING, logger="pw"):
         train(run, tmp_path)
     assert "last.ckpt is unreadable" in caplog.text
     assert "previous.ckpt" not in caplog.text
     assert_same_training(undisturbed(run), folder)
+
+
+def test_a_bit_of_any_part_of_a_checkpoint_is_looked_at(micro, tmp_path: Path):
+    last = interrupted(micro("objective=flow"), tmp_path) / "checkpoints" / "last.ckpt"
+    content = last.read_bytes()
+    with zipfile.ZipFile(last) as archive:
+        parts = [part for name in archive.namelist() if len(part := archive.read(name)) >= 64]
+    assert sum(map(len, parts)) > len(content) / 2
+    check_checkpoint(last)
+    for part in parts:
+        place = content.index(part) + len(part) // 2  # of equal parts, such as zeros, the first is changed
+        last.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match="has another content than was written"):
+            check_checkpoint(last)
 
 
 def test_a_clip_that_was_passed_over_before_the_interruption_is_told_at_the_end(micro, tmp_path: Path):

@@ -15,6 +15,7 @@ import torch
 
 from pw.data import Clips, Evaluation, Source
 from pw.data.procedural import generator
+from pw.io.manifest import DamagedResult, check, write_mark
 from pw.io.video import read_video, to_float, to_uint8
 from pw.run.build import Run
 from pw.sample.evaluate import (
@@ -91,8 +92,7 @@ def test_lost_clips_come_back_and_the_others_stay(micro, outputs: Path):
     folder = sample(run, outputs)
     before = clips(folder)
     times = [(folder / f"{name}.mkv").stat().st_mtime_ns for name in ("0000", "0003")]
-    for name in ("0002.mkv", "done.json"):  # half a batch of two, which is made whole: the same sums, so the same bits
-        (folder / name).unlink()
+    (folder / "0002.mkv").unlink()  # half a batch of two, which is made whole: the same sums, so the same bits
     assert not is_sampled(run, 4, outputs)
     assert sample(run, outputs) == folder
     assert np.array_equal(clips(folder), before)
@@ -203,7 +203,30 @@ def test_an_interrupted_reference_has_no_name_and_what_it_had_is_kept(micro, tmp
     for name in ("real", "real_b", anchor_reference(run).name, anchor_reference(run, twin=True).name):
         assert np.array_equal(clips(folder / name), clips(expected / name))
         assert len(list((folder / name).iterdir())) == 4
-    assert (folder / "done.json").read_bytes() == (expected / "done.json").read_bytes()
+    mark, expected_mark = (check(path / "done.json") for path in (folder, expected))
+    assert (
+        mark["files"].keys()
+        == expected_mark["files"].keys()
+        == {str(path.relative_to(folder)) for path in folder.rglob("*.mkv")}
+    )
+    assert [mark[key] for key in ("clips", "seed", "note")] == [expected_mark[key] for key in ("clips", "seed", "note")]
+
+
+def test_damaged_reference_clips_are_made_again_and_the_others_stay(micro, tmp_path: Path):
+    run = micro("stage=anchor")
+    folder = write_reference(run, tmp_path)
+    before = {path: (path.stat().st_mtime_ns, read_video(path)) for path in folder.rglob("*.mkv")}
+    damaged = [folder / "real" / "0001.mkv", anchor_reference(run, tmp_path) / "0002.mkv"]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    write_reference(micro("stage=hires"), tmp_path)  # which needs no anchors: half a set of them is not of the mark
+    assert not [name for name in check(folder / "done.json")["files"] if name.startswith(damaged[1].parent.name)]
+    write_reference(run, tmp_path)
+    assert check(folder / "done.json")["files"].keys() == {str(path.relative_to(folder)) for path in before}
+    for path, (time, pixels) in before.items():
+        assert np.array_equal(read_video(path), pixels)
+        # those of the set that was left are not of any mark in between
+        assert (path.stat().st_mtime_ns == time) == (path not in damaged and path.parent != damaged[1].parent)
 
 
 def test_a_clip_is_the_solvers_answer_to_its_own_noise_and_anchor(micro, outputs: Path):
@@ -225,8 +248,13 @@ def test_a_clip_is_the_solvers_answer_to_its_own_noise_and_anchor(micro, outputs
 
 def test_weights_of_another_signature_are_refused(micro, outputs: Path):
     run, other = micro(*SHORTCUT), micro(*SHORTCUT, "injector=alpha_zero")
-    training_folder(other, outputs).mkdir()
-    shutil.copy(training_folder(run, outputs) / "ema.safetensors", training_folder(other, outputs))
+    folder = training_folder(other, outputs)
+    folder.mkdir()
+    shutil.copy(training_folder(run, outputs) / "ema.safetensors", folder)
+    shutil.copy(training_folder(run, outputs) / "done.json", folder)
+    with pytest.raises(DamagedResult, match=f"is of {run.training_signature}, not of {folder.name}"):
+        load_stage(other, outputs)
+    write_mark(folder / "done.json", {}, [folder / "ema.safetensors"])
     with pytest.raises(ValueError, match=r"another signature.*injector\.gate"):
         load_stage(other, outputs)
 

@@ -18,6 +18,7 @@ from experiments.engine.job import all_jobs
 from experiments.engine.plan import make_plan, parse
 from experiments.engine.run_ablation import main
 from pw.io.arguments import ConfigError
+from pw.io.manifest import read_mark, write_mark
 from pw.run.build import LARGEST, Run, build, read_card
 from pw.run.compose import groups
 from pw.stages import stage_module
@@ -97,8 +98,8 @@ class TestMakingAStart:
     ) -> None:
         old = tmp_path / "old"
         shutil.copytree(files.training, old)
-        done = json.loads((old / "done.json").read_text())
-        (old / "done.json").write_text(json.dumps({k: v for k, v in done.items() if k != "configuration"}))
+        done = {k: v for k, v in read_mark(old / "done.json").items() if k != "configuration"}
+        write_mark(old / "done.json", done, [old / "ema.safetensors"])
         words = ["name=hires", f"training={old}", f"outputs={tmp_path}"]
         assert start.main([*words, *RECIPE]) == 0
         assert start.main([*words, "start.updates=4"]) == 1
@@ -112,6 +113,9 @@ class TestMakingAStart:
         point = json.loads((other / "metrics.jsonl").read_text())
         (other / "metrics.jsonl").write_text(json.dumps(point | {"loss_flow": point["loss_flow"] * 1.01}) + "\n")
         words = ["name=hires", f"training={other}", f"out={tmp_path / 'out'}", f"outputs={tmp_path}", *RECIPE]
+        assert start.main(words) == 1
+        assert f"{other / 'metrics.jsonl'}: has " in capsys.readouterr().err
+        write_mark(other / "done.json", read_mark(other / "done.json"), [other / "metrics.jsonl"])
         assert start.main(words) == 1
         assert "its loss by update 3 was" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
-import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from pw.io.arguments import ConfigError
-from pw.io.files import write_json
+from pw.io.manifest import DamagedResult, write_mark
 from pw.io.paths import import_without_gc
 from pw.run.build import build
 from pw.train.record import is_trained, training_folder, written_overrides
@@ -23,11 +23,11 @@ def test_a_finished_training_of_another_signature_is_named_with_what_would_do(tm
     folder = training_folder(run, tmp_path)
     folder.mkdir(parents=True)
     assert not is_trained(run, tmp_path)
-    (folder / "done.json").write_text(json.dumps({"signature": "0badc0de"}))
-    with pytest.raises(ConfigError, match=rf"signature 0badc0de, not {run.training_signature}.*remove it") as error:
+    write_mark(tmp_path / "train" / "0badc0de" / "done.json", {}, [])
+    shutil.copy(tmp_path / "train" / "0badc0de" / "done.json", folder)
+    with pytest.raises(DamagedResult, match=rf"is of 0badc0de, not of {run.training_signature}; .*remove {folder}"):
         is_trained(run, tmp_path)
-    assert str(folder) in str(error.value)
-    (folder / "done.json").write_text(json.dumps({"signature": run.training_signature}))
+    write_mark(folder / "done.json", {}, [])
     assert is_trained(run, tmp_path)
 
 
@@ -57,7 +57,7 @@ def test_a_config_that_is_cut_off_is_named_with_what_would_do(text: str, tmp_pat
 def test_a_finished_training_whose_mark_is_cut_off_is_neither_done_nor_silently_done_again(tmp_path: Path) -> None:
     run = build(RUN)
     done = training_folder(run, tmp_path) / "done.json"
-    write_json(done, {"signature": run.training_signature})
+    write_mark(done, {}, [])
     assert is_trained(run, tmp_path)
     done.write_text(done.read_text()[:20])
     with pytest.raises(ConfigError, match=r"done\.json: is truncated"):

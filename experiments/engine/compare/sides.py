@@ -143,8 +143,8 @@ def _of_signature(prefix: str, outputs: Path) -> Side:
 def _of_training(signature: str, outputs: Path) -> Side:
     """The clips of a training: those of its own sampling configuration, else the only ones."""
     folders = sorted(path.parent for path in (outputs / "videos").glob("*/done.json"))
-    marks = {folder: mark_of(folder, {}) for folder in folders}  # a damaged one raises: it may be of this training
-    clips = {folder: mark_of(folder) for folder, row in marks.items() if row.get("training") == signature}
+    marks = {folder: mark_of(folder) for folder in folders}  # a damaged one raises: it may be of this training
+    clips = {folder: mark for folder, mark in marks.items() if mark["training"] == signature}
     if not clips:
         overrides = " ".join(written_overrides(outputs / "train" / signature))
         raise ConfigError(f'{signature} is trained, but not sampled: `make sample args="{overrides}"`')
@@ -168,6 +168,7 @@ def _folder_of_run(path: Path, outputs: Path) -> Folder:
     """A folder of clips of the suite with its run, built from its own `config.yaml` or from that of its training."""
     mark = mark_of(path)
     training = outputs / "train" / mark["training"]
+    mark_of(training)
     folder = next((folder for folder in (path, training) if (folder / "config.yaml").exists()), None)
     run = None if folder is None else build(written_overrides(folder)).with_training(mark["training"])
     is_sampling_known = folder == path or (run is not None and run.sample_signature(mark["seed"]) == path.name)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.engine.job import Row, all_jobs
-from experiments.engine.outcome.result_files import mark_of, read_scores
+from experiments.engine.outcome.result_files import read_scores
 from experiments.engine.plan import Arm, Plan, make_plan, parse
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.command_line import without_make
 from pw.io.files import digest, parse_json
+from pw.io.manifest import whole
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run
 from pw.run.signatures import NOT_DATA
@@ -81,7 +82,7 @@ def run_record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunReco
 
     outputs = plan.options.outputs
     training, clips = training_folder(run, outputs), sample_folder(run, outputs, seed)
-    mark = mark_of(training)
+    mark = whole(training / "done.json", ["metrics.jsonl"]) or {}  # {}: its job has failed by name
     cost = {key: mark[key] for key in ("cpu_seconds", "train_flops", "peak_memory_mb") if key in mark}
     height, width = run.scale.size
     parts = (mark.get("code", run.training_code), run.sampling_code, run.evaluation_code)
@@ -100,7 +101,7 @@ def run_record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunReco
         arm=arm.name,
         seed=seed,
         params=params,
-        curves=curves if (curves := training / "metrics.jsonl").exists() else None,
+        curves=training / "metrics.jsonl" if "metrics.jsonl" in mark.get("files", ()) else None,
         scores={k: v for k, v in (scores | cost).items() if v is not None and math.isfinite(v)},
         artifacts=[path for path in artifacts if path.exists()],
         tags={

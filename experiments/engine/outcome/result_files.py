@@ -8,17 +8,7 @@ from typing import Any
 
 from pw.io.arguments import ConfigError
 from pw.io.files import read_json
-
-NUMBER = (int, float)
-TRAINING: dict[str, Any] = {"signature": str}
-SAMPLING: dict[str, Any] = {"signature": str, "training": str, "clips": int, "seed": int}
-SCORES: dict[str, Any] = {"metrics": dict, "n_videos": dict, "contract": dict}
-MARKS: dict[str, tuple[dict[str, Any], str]] = {
-    "train": (TRAINING, "restore it, or remove it to train again"),
-    "videos": (SAMPLING, "remove it, and `make sample` or `make ablation` samples again"),
-    "reference": ({}, "remove {folder}, and the next sampling writes it again"),
-}
-"""Parent folder -> (key -> type in done.json, remedy for a damaged file)."""
+from pw.io.manifest import check
 
 
 def read_result(path: Path, types: Mapping[str, Any], remedy: str) -> dict[str, Any]:
@@ -38,16 +28,12 @@ def read_result(path: Path, types: Mapping[str, Any], remedy: str) -> dict[str, 
     return values
 
 
-def mark_of(folder: Path, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The done.json of a training, sampling or reference; empty if there is none. Raises ConfigError if damaged.
-
-    types: key -> type, instead of those in MARKS
-    """
-    default, remedy = MARKS[folder.parent.name]
+def mark_of(folder: Path) -> dict[str, Any]:
+    """The done.json of a training, sampling or reference; empty if there is none. Raises DamagedResult."""
     path = folder / "done.json"
-    return read_result(path, default if types is None else types, remedy.format(folder=folder)) if path.exists() else {}
+    return check(path, ["config.yaml"]) if path.exists() else {}
 
 
 def read_scores(path: Path) -> dict[str, Any]:
-    """A scores.json of `benchmarks.measure.clips`. Raises ConfigError if damaged."""
-    return read_result(path, SCORES, "remove it, and `make ablation` scores again")
+    """A scores.json of `benchmarks.measure.clips`. Raises DamagedResult, also for its scores.csv."""
+    return check(path)

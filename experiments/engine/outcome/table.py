@@ -15,9 +15,10 @@ from benchmarks.measure.clips import table_contract
 from benchmarks.stats.comparison import Comparison, compare, estimate, order_as_in_paper
 from experiments.engine.job import Row, probe_row
 from experiments.engine.outcome.other_code import other_code_notes
-from experiments.engine.outcome.result_files import mark_of, read_scores
+from experiments.engine.outcome.result_files import read_scores
 from experiments.engine.outcome.verdict import clauses_of, verdict
 from experiments.engine.plan import Arm, Plan, start_words, starts
+from pw.io.manifest import whole
 from pw.run.compose import value_at
 from pw.sample.evaluate import reference_folder, sample_folder
 from pw.train.record import training_folder
@@ -94,6 +95,11 @@ def _read_scores(rows: Sequence[Row], failures: Mapping[str, str]) -> tuple[dict
     return scores, contracts
 
 
+def _mark(folder: Path) -> dict[str, Any]:
+    """The done.json of a result; empty if there is none or it is damaged: then its job has failed by name."""
+    return whole(folder / "done.json", ()) or {}
+
+
 def _reference_row(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
     by_metric = _by_metric(scores.get(name, {}))
     return {metric: asdict(estimate(list(values.values()))) for metric, values in by_metric.items()}
@@ -130,8 +136,8 @@ def _by_metric(by_seed: Mapping[int, Mapping[str, float | None]]) -> dict[str, d
 def _cost(plan: Plan, arm: Arm) -> dict[str, Any]:
     """The mean cost of a seed of the arm, without its shared start."""
     outputs = plan.options.outputs
-    trainings = [mark_of(training_folder(run, outputs)) for run in arm.runs.values()]
-    samplings = [mark_of(sample_folder(run, outputs, seed)) for seed, run in arm.runs.items()]
+    trainings = [_mark(training_folder(run, outputs)) for run in arm.runs.values()]
+    samplings = [_mark(sample_folder(run, outputs, seed)) for seed, run in arm.runs.items()]
 
     def mean(marks: Sequence[Mapping[str, Any]], key: str) -> float | None:
         values = [mark[key] for mark in marks if mark.get(key) is not None]
@@ -171,7 +177,7 @@ def _probe(plan: Plan, arm: Arm, scores: Mapping[str, Any]) -> dict[str, Any] | 
 
 def _coverage(plan: Plan) -> list[dict[str, Any]]:
     outputs, seed = plan.options.outputs, plan.options.seeds[0]
-    coverages = {arm.name: mark_of(sample_folder(arm.first, outputs, seed)).get("coverage") for arm in plan.arms}
+    coverages = {arm.name: _mark(sample_folder(arm.first, outputs, seed)).get("coverage") for arm in plan.arms}
     return [{"arm": name, **coverage} for name, coverage in coverages.items() if coverage is not None]
 
 
@@ -219,7 +225,7 @@ def _notes(plan: Plan, rows: Sequence[Row], primary: str | None) -> list[str]:
     notes = [start_words(start) for start in start_runs.values()]
     if len(start_runs) == 1 and not plan.options.vary_start:
         notes.append("all seeds share one start checkpoint; vary_start=true trains one per seed")
-    reference = mark_of(reference_folder(run, outputs, plan.options.seeds[0]))
+    reference = _mark(reference_folder(run, outputs, plan.options.seeds[0]))
     notes.append(f"{run.sampling.count} clips and new noise per seed; floor: {reference.get('note')}")
     notes += _unreadable_notes(plan)
     notes += other_code_notes(plan, rows)
@@ -234,9 +240,9 @@ def _unreadable_notes(plan: Plan) -> list[str]:
     outputs = plan.options.outputs
     by_seed: dict[int, dict[str, list[str]]] = {}
     for arm, seed, run in plan.runs():
-        if mark := mark_of(training_folder(run, outputs)):
+        if mark := _mark(training_folder(run, outputs)):
             by_seed.setdefault(seed, {})[arm.name] = mark.get("passed_over", [])
-    start_clips = [mark_of(training_folder(run, outputs)).get("passed_over", []) for run in starts(plan).values()]
+    start_clips = [_mark(training_folder(run, outputs)).get("passed_over", []) for run in starts(plan).values()]
     names = set(chain(*start_clips, *(clips for arm_clips in by_seed.values() for clips in arm_clips.values())))
     if not names:
         return []

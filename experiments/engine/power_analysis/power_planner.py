@@ -36,7 +36,7 @@ from benchmarks.measure.measurement import existing_folder
 from benchmarks.metrics import METRICS, lookup, metric_names
 from experiments.engine.ablation import names
 from experiments.engine.job import JOB_SECONDS, Job, train_jobs
-from experiments.engine.outcome.result_files import NUMBER, SAMPLING, TRAINING, mark_of
+from experiments.engine.outcome.result_files import mark_of
 from experiments.engine.plan import Plan, make_plan, parse
 from experiments.engine.power_analysis.spread import (
     MAX_COUNT,
@@ -300,12 +300,12 @@ def cost_of(plan: Plan) -> Cost:
     """The cost of all arms: measured for arms that have run, else the estimate of `make ablation`."""
     outputs = plan.options.outputs
     per_seed = per_video = 0.0
-    measured_arms, cost_type = 0, {"cpu_seconds": NUMBER}
+    measured_arms = 0
     for arm in plan.arms:
         training_folders = [training_folder(run, outputs) for run in arm.runs.values()]
-        trainings = [mark for folder in training_folders if (mark := mark_of(folder, TRAINING | cost_type))]
+        trainings = [mark for folder in training_folders if (mark := mark_of(folder))]
         sample_folders = [sample_folder(run, outputs, seed) for seed, run in arm.runs.items()]
-        samplings = [mark for folder in sample_folders if (mark := mark_of(folder, SAMPLING | cost_type))]
+        samplings = [mark for folder in sample_folders if (mark := mark_of(folder))]
         measured_arms += bool(trainings and samplings)
         per_seed += fmean(m["cpu_seconds"] for m in trainings) if trainings else train_jobs(arm.first, "")[-1].seconds()
         if samplings:
