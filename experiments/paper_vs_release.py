@@ -15,6 +15,7 @@ BERNOULLI = f"{BATCH} turns=bernoulli"
 BELL = f"{BERNOULLI} objective.flow_weight=bell_batch"
 BETAS = f"{BELL} optimizer.betas=[0.0,0.999]"
 GATE = f"{BETAS} injector=gated_channelwise"
+SAME_START = "start.inherit=[scale,data,codec,backbone,injector.]"  # not the degradation
 
 # Each row changes one thing of the row above, from the paper's words to the authors' code (docs/method.md). Eq. 4's
 # 1/2-1/2 is the span-weighted mean in this coordinate, but for snapping; `halves` asks where it is not. Weights divided
@@ -22,7 +23,15 @@ GATE = f"{BETAS} injector=gated_channelwise"
 # 7 or 9 at sigma 3.0 to 4.3; the test's anchors are degraded as in training.
 ABLATION = Ablation(
     fixed="stage=hires",
-    varies=("weighting.normalise", "turns", "objective.flow_weight", "optimizer.betas", "injector", "degradation.taps"),
+    varies=(
+        "weighting.normalise",
+        "turns",
+        "objective.flow_weight",
+        "optimizer.betas",
+        "injector",
+        "degradation.taps",
+        "start.inherit",
+    ),
     arms={
         "suite": "weighting.normalise=expected",
         "paper": "weighting.normalise=none",
@@ -31,7 +40,7 @@ ABLATION = Ablation(
         "bell": BELL,
         "betas": BETAS,
         "gate": GATE,
-        "release": f"{GATE} degradation.taps=[3]",
+        "release": f"{GATE} degradation.taps=[3] {SAME_START}",
     },
     metrics=(*DETAIL, "anchor_fidelity"),
     claims=(

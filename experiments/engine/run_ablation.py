@@ -13,7 +13,7 @@ import importlib
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from pw.sample.evaluate import check_sampling
 from pw.train.loop import outputs_word
 from pw.train.preflight import check_device, preflight
 
+MAX_KEYS = 4  # in which arms differ, for a column per key
 CODE_NOTES = 6  # notes on trainings by other code that a plan prints
 FOLDERS = ("ledger", "logs", "reference", "scores", "train", "videos")  # in the outputs
 RESUME = "finished results are kept; run the same command again to resume"
@@ -220,21 +221,8 @@ def print_plan(
     console: Any, plan: Plan, jobs: Sequence[Job], todo: Sequence[Job], removals: Sequence[Path], seconds: float
 ) -> None:
     """Print the arms, which of their runs are trained, notes on trainings by other code, and the remaining work."""
-    from rich.table import Table
-
     console.print(f"[bold]{plan.name}[/]: {plan.statement.title}")
-    keys = {job.key for job in todo}
-    table = Table(box=None, pad_edge=False)
-    for header in ("arm", *plan.arms[0].varied, "seeds"):
-        table.add_column(header, overflow="fold")
-    for arm in plan.arms:
-        seeds: dict[str, list[str]] = {}
-        for seed, run in arm.runs.items():
-            state = "to train" if f"train:{run.training_signature}" in keys else "trained"
-            seeds.setdefault(state, []).append(str(seed))
-        states = "; ".join(f"{state} {', '.join(of)}" for state, of in seeds.items())
-        table.add_row(arm.name, *(str(value) for value in arm.varied.values()), states)
-    console.print(table)
+    console.print(_arms(plan, {job.key for job in todo}))
     notes = [start_words(start) for start in starts(plan).values() if start.card or start.start_run or start.note]
     code_notes = other_code(plan)
     hidden = len(code_notes) - CODE_NOTES
@@ -254,6 +242,30 @@ def print_plan(
         f"{kinds['train']} trainings, {kinds['sample']} samplings, {kinds['score']} scorings to do, {cached} cached; "
         f"about {duration(seconds)} {rate_text(plan.arms[0].first)}"
     )
+
+
+def _arms(plan: Plan, keys: Collection[str]) -> Any:
+    """Rich's table with a row per arm: what is varied, and whether the runs of its seeds are trained; `keys` of the jobs to do."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    is_narrow = len(plan.arms[0].varied) > MAX_KEYS
+    table = Table(box=None, pad_edge=False)
+    headers = ("settings; below, what differs from the row above",) if is_narrow else (*plan.arms[0].varied,)
+    for header in ("arm", *headers, "seeds"):
+        table.add_column(header, overflow="fold")
+    above: dict[str, str] = {}
+    for arm in plan.arms:
+        seeds: dict[str, list[str]] = {}
+        for seed, run in arm.runs.items():
+            state = "to train" if f"train:{run.training_signature}" in keys else "trained"
+            seeds.setdefault(state, []).append(str(seed))
+        states = "; ".join(f"{state} {', '.join(of)}" for state, of in seeds.items())
+        values = {key: escape(str(value).replace("'", "").replace(", ", ",")) for key, value in arm.varied.items()}
+        differing = (f"{key}={value}" for key, value in values.items() if above.get(key) != value)
+        table.add_row(arm.name, *([" ".join(differing)] if is_narrow else values.values()), states)
+        above = values
+    return table
 
 
 class RunDisplay:
