@@ -271,7 +271,7 @@ def run_pw(folder: Path, line: str, suite: Path = ROOT) -> str:
         env={**os.environ, "PYTHONPATH": str(suite)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"

@@ -201,7 +201,7 @@ def kill_a_runner(outputs: Path) -> list[int]:
     context.set_forkserver_preload(PRELOAD)
     runner = context.Process(target=run_pool, args=(outputs,))  # its workers come from our fork server, too
     runner.start()
-    ledger, deadline = Ledger(outputs), time.monotonic() + 60
+    ledger, deadline = Ledger(outputs), time.monotonic() + 900
     at_work: dict[int, psutil.Process] = {}
     while len(at_work) < 2:
         assert runner.is_alive()
@@ -217,7 +217,7 @@ def kill_a_runner(outputs: Path) -> list[int]:
     for process in at_work.values():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.resume()
-    _, alive = psutil.wait_procs(list(at_work.values()), timeout=10)
+    _, alive = psutil.wait_procs(list(at_work.values()), timeout=900)
     return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -413,7 +413,7 @@ def test_a_kill_while_the_table_is_written_leaves_no_half_of_one(story: Story) -
     for pause in (0.0, 0.15):
         writer = context.Process(target=write_again_and_again, args=(plan, result), daemon=True)
         writer.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 900
         while (plan.folder / "table.json").stat().st_mtime_ns == stamp:
             assert time.monotonic() < deadline
             time.sleep(0.001)

@@ -180,7 +180,7 @@ def make(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`make` in a bare environment: when it is make that runs these tests, its own variables are no part of them."""
     bare = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     call = ["make", "-C", str(ROOT), "--no-print-directory", *words]
-    return subprocess.run(call, env=bare | environment, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(call, env=bare | environment, capture_output=True, text=True, timeout=900, check=False)
 
 
 def passed_by_make(folder: Path, *words: str, **environment: str) -> list[str]:

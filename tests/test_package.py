@@ -87,7 +87,7 @@ def run_python(folder: Path, path: Path, *words: str) -> subprocess.CompletedPro
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PW_")}
     environment["PYTHONPATH"] = str(path)
     return subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
 
 

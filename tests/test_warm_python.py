@@ -28,5 +28,5 @@ def test_what_was_started_warm_ends_with_tests_that_are_killed() -> None:
         processes = [psutil.Process(int(number)) for number in tests.stdout.readline().split()]
         assert len(processes) >= 4  # who asks, the server, its watch, who waits, what runs
         tests.kill()
-    _, alive = psutil.wait_procs(processes, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=900)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []

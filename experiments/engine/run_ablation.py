@@ -245,7 +245,7 @@ def print_plan(
 
 
 def _arms(plan: Plan, keys: Collection[str]) -> Any:
-    """Rich's table with a row per arm: what is varied, and whether the runs of its seeds are trained; `keys` of the jobs to do."""
+    """Rich's table with a row per arm: what is varied, and whether its runs are trained. keys: of the jobs to do."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -72,7 +72,7 @@ class TestTheOrder:
     def test_can_be_asked_for_anywhere_by_any_worker(self, clips: LatentClips) -> None:
         expected = clips.batch(1, 7, 3).anchor.numpy()
         with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-            assert np.array_equal(pool.submit(_anchors, clips).result(timeout=60), expected)
+            assert np.array_equal(pool.submit(_anchors, clips).result(timeout=900), expected)
 
 
 def _anchors(clips: LatentClips) -> np.ndarray:

@@ -218,7 +218,7 @@ def test_workers_read_what_the_parent_reads(clips: ShardClips) -> None:
     expected = clips.batch(0, 0, 4)
     for method in ("fork", "spawn"):
         with ProcessPoolExecutor(1, mp_context=get_context(method)) as pool:
-            assert torch.equal(torch.from_numpy(pool.submit(_batch, clips).result(timeout=60)), expected)
+            assert torch.equal(torch.from_numpy(pool.submit(_batch, clips).result(timeout=900)), expected)
 
 
 def _batch(clips: ShardClips) -> np.ndarray:

@@ -185,7 +185,7 @@ class Signals(threading.Thread):
         outputs = self.plan.options.outputs
         folder, ledger = outputs / "train" / self.job.run.training_signature, Ledger(outputs)
         last, sent = folder / "checkpoints" / "last.ckpt", 0
-        deadline = time.monotonic() + 500
+        deadline = time.monotonic() + 900
         for number, task in zip((signal.SIGUSR1, signal.SIGTERM), self.tasks, strict=True):
             while time.monotonic() < deadline:
                 claim = ledger.read(self.job.key)

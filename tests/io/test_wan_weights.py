@@ -178,7 +178,7 @@ def start(home: Path, *arguments: str, **environment: str) -> subprocess.Popen[s
 def run(home: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr)."""
     process = start(home, *arguments, **environment)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=900)
     return process.returncode, out, err
 
 
@@ -197,9 +197,9 @@ class TestFetching:
     def test_goes_on_where_a_killed_call_stopped(self, hub: Hub, home: Path) -> None:
         hub.stalling_file = "vae/diffusion_pytorch_model.safetensors"
         process = start(home, "-m", "pw", "weights", HF_ENDPOINT=hub.endpoint)
-        assert hub.has_stalled.wait(40), process.communicate(timeout=1)
+        assert hub.has_stalled.wait(900), process.communicate(timeout=1)
         blobs = snapshot(home).parents[1] / "blobs"
-        until = time.monotonic() + 20
+        until = time.monotonic() + 900
         while not any(path.stat().st_size >= 20 << 20 for path in blobs.glob(".*.part")):
             assert time.monotonic() < until
             time.sleep(0.02)

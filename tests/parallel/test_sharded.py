@@ -50,7 +50,7 @@ def test_a_checkpoint_is_of_the_moment_at_which_it_was_asked_for(single_process:
     moment.zero_()
     counts["total"] = 6
     disk.set()
-    strategy.last_write.result(timeout=30)
+    strategy.last_write.result(timeout=900)
     shards = Shards(tmp_path / "it.ckpt")
     assert torch.equal(shards.rows("net.weight"), torch.ones(3, 2))
     assert torch.equal(shards.rows("optimizer.0.exp_avg"), torch.full((3, 2), 2.0))
@@ -79,7 +79,7 @@ def test_a_disk_that_is_full_is_heard_of(single_process: Place, tmp_path: Path) 
     strategy.save_checkpoint(checkpoint, tmp_path / "it.ckpt")
     assert strategy.last_write is not None
     with pytest.raises(OSError, match=r"it\.ckpt"):
-        strategy.last_write.result(timeout=30)
+        strategy.last_write.result(timeout=900)
 
 
 @pytest.mark.parametrize(

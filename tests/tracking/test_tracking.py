@@ -328,7 +328,7 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 
 def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path)]
-    both = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    both = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert (both.returncode, both.stdout, both.stderr) == (0, "", "")  # nor any chatter of MLflow's
     assert list(page_urls(tmp_path)) == ["aghs", "ansc"]
     with closing(sqlite3.connect(tmp_path / "mlflow" / "mlflow.db")) as db:

@@ -562,7 +562,7 @@ class TestSeveralProcesses:
         address = "/some/models/resolve/abc/deep/one.pth"
         server.answers[address] = "wants no token"
         process = self.start(folder, server, HF_TOKEN="hf_expired")
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=900)
         assert (process.returncode, err) == (0, ""), out
         assert server.requests == [(address, None)] * 2
         assert server.identities == ["Bearer hf_expired", None]
@@ -571,13 +571,13 @@ class TestSeveralProcesses:
     def test_of_two_at_once_one_fetches_and_the_other_finds_it(self, folder: Path, server: Server) -> None:
         processes = [self.start(folder, server) for _ in range(2)]
         for process in processes:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=900)
             assert (process.returncode, err) == (0, ""), out
         assert len(server.requests) == 1
 
     def test_offline_it_ends_with_what_to_do(self, folder: Path, server: Server) -> None:
         process = self.start(folder, server, HF_HUB_OFFLINE="1")
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=900)
         assert process.returncode == 1
         assert err.startswith(f"error: h: deep/one.pth of some/models at {server.address}: HF_HUB_OFFLINE=1")
         assert server.requests == []

@@ -370,7 +370,7 @@ class TestAWideTable:
         page = r"\documentclass{article}\usepackage{booktabs,amssymb}\begin{document}\input{0}\clearpage\input{1}"
         (tmp_path / "page.tex").write_text(rf"{page}\end{{document}}")
         words = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "page.tex"]
-        ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+        ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
         assert ended.returncode == 0, ended.stdout[-2000:]
         assert "Overfull" not in ended.stdout
 
