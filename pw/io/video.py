@@ -58,7 +58,7 @@ class VideoInfo:
     """Properties of a video file: frames (counted packets), size in px as displayed, rate in 1/s.
 
     peak  luminance in cd/m2 that becomes white in an HDR clip; 0 for SDR
-    note  what the frames do not show: hidden or held pictures, other streams, transparency, interlacing; "" if there is nothing to say
+    note  what the frames do not show: hidden or held pictures, other streams, transparency, interlacing; "" for nothing
     """
 
     frames: int
