@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.metrics import lookup, protocols
 from pw.io.files import remove, write_csv
 from pw.io.lazy import Tensor
-from pw.io.manifest import listed_names, write_mark
+from pw.io.manifest import listed_names, make_folder, write_mark
 from pw.io.video_files import is_video
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def score_folder(
     rows, result, clip_hash = measure_clips(pair_clips(clip_paths(videos), folders, n_solutions), metrics)
     result["contract"] = {**contract, "metrics": protocols(metrics), "clips": clip_hash}
     columns = ["video", "frames", *(name for name in result["n_videos"] if lookup(name).level == "video")]
+    make_folder(out)
     for name in ("scores.json", "scores.csv"):
         remove(out / name)
     write_csv(out / "scores.csv", columns, ({"video": name, **row} for name, row in rows.items()))

@@ -31,7 +31,7 @@ from pw.io.host import default_threads
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Pace, duration
 
-READER = 2
+READER = 3
 """Counts the changes of `pw.io.video` that change pixels, or which files are whole; 1 ignored mirrors and damage."""
 
 WORKER = "vbench"

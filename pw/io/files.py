@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +239,8 @@ def parse_json(text: str | bytes) -> Any:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object that `write_json` wrote; None if the file is missing, truncated by a crash, or another's."""
     try:
+        if path.is_fifo():  # reading would wait for a writer
+            return None
         values = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
@@ -246,10 +248,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def remove(path: Path) -> None:
-    if path.is_dir():
+    """Remove a file, a folder or a link, if it exists; never what a link points to."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
 
 
 def digest(values: Any, length: int = 8) -> str:

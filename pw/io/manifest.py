@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import stat
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -33,6 +34,19 @@ class DamagedResult(ConfigError):
     """A result on disk is not what was written there."""
 
 
+def make_folder(folder: Path) -> None:
+    """Create the folder of a result, if it does not exist. What is no folder, and a link to another result, is removed,
+    except in place of a training. Raises DamagedResult."""
+    is_another = folder.is_symlink() and Path(os.path.realpath(folder)).name != folder.name
+    if os.path.lexists(folder) and (is_another or not folder.is_dir()):
+        if _kind(folder / "done.json") == "train":
+            raise _damage(folder / "done.json", folder, "is no folder, or a link to that of another training")
+        folder.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / ".lock").is_dir():
+        remove(folder / ".lock")
+
+
 def write_mark(path: Path, values: Mapping[str, Any], files: Iterable[Path]) -> None:
     """Write a mark: the values, the name of its folder, the size and SHA-256 of `files` below it, its own checksum."""
     listed = {str(f.relative_to(path.parent)): {"size": f.stat().st_size, "sha256": checksum(f)} for f in sorted(files)}
@@ -51,12 +65,12 @@ def read_mark(path: Path) -> dict[str, Any]:
         raise _damage(path, path, f"cannot be read ({error.strerror})") from error
     if content is None:
         raise _damage(path, path, "is truncated, as after a crash, or not JSON")
-    if "checksum" not in content:
+    if "checksum" not in content or not isinstance(content.get("files"), dict):
         raise _damage(path, path, "has no checksum: an earlier version of the suite, or another program, wrote it")
     if content.pop("checksum") != digest(content, 64):
         raise _damage(path, path, "is not as it was written, its checksum differs")
-    if _kind(path) in REMEDIES and content["folder"] != path.parent.name:
-        raise _damage(path, path, f"is of {content['folder']}, not of {path.parent.name}")
+    if _kind(path) in REMEDIES and content.get("folder") != path.parent.name:
+        raise _damage(path, path, f"is of {content.get('folder')}, not of {path.parent.name}")
     return content
 
 

@@ -9,6 +9,7 @@ HDR is tone-mapped to SDR, see `pw.io.hdr`.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
@@ -25,6 +26,7 @@ from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from numpy.typing import NDArray
 
+from pw.io.container_ends import missing_bytes, outer_parts
 from pw.io.ffv1 import has_right_checksums
 from pw.io.files import replacing
 from pw.io.hdr import HLG, PEAK, PQ, peak_of, tone_map
@@ -56,7 +58,7 @@ class VideoInfo:
     """Properties of a video file: frames (counted packets), size in px as displayed, rate in 1/s.
 
     peak  luminance in cd/m2 that becomes white in an HDR clip; 0 for SDR
-    note  what the frames do not show: pictures that are hidden, held, or interlaced; "" if there is nothing to say
+    note  what the frames do not show: hidden or held pictures, other streams, transparency, interlacing; "" for nothing
     """
 
     frames: int
@@ -211,13 +213,8 @@ def _encode(path: Path, frames: Frames, fps: Fraction, lossless: bool, crf: int)
 def _open(path: str | os.PathLike[str]) -> Generator[tuple[Any, Any]]:
     """(container, first video stream that is no cover picture); an FFmpeg error becomes a `VideoError`."""
     path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty (0 bytes)")
     try:
-        if kind := foreign_container(path):
-            raise VideoError(f"{path}: is {kind}, which is not read; ffmpeg -i IN -c copy OUT.mkv makes it readable")
+        _check_container(path)
         with (
             _naming_memory(path),
             av.open(str(path.absolute()), container_options=SAFE_INPUT, metadata_errors="replace") as container,
@@ -238,9 +235,25 @@ def _open(path: str | os.PathLike[str]) -> Generator[tuple[Any, Any]]:
                 bytearray(PICTURES_IN_DECODER * 2 * context.width * context.height)
                 raise
     except av.FFmpegError as error:
-        raise VideoError(f"{path}: damaged, truncated or not a video ({error.strerror})") from error
+        problem = "damaged, truncated or not a video"
+        if error.errno == errno.EOPNOTSUPP:  # e.g. YCgCo
+            problem = "its codec or colour format is not read; convert it to yuv420p before"
+        raise VideoError(f"{path}: {problem} ({error.strerror})") from error
     except OSError as error:
         raise VideoError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _check_container(path: Path) -> None:
+    """Raises VideoError for a file that is empty, not there, in another container, or ends early."""
+    if not path.is_file():
+        raise VideoError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: the file is empty (0 bytes)")
+    if kind := foreign_container(path):
+        raise VideoError(f"{path}: is {kind}, which is not read; ffmpeg -i IN -c copy OUT.mkv makes it readable")
+    if missing := missing_bytes(path):
+        count = "1 byte is" if missing == 1 else f"{missing:,} bytes are"
+        raise VideoError(f"{path}: truncated, {count} missing at its end")
 
 
 @contextmanager
@@ -345,18 +358,12 @@ def _declared_frames(path: str | os.PathLike[str], container: Any, stream: Any) 
     """
     least = NOT_CODED if stream.codec_context.name == "mpeg4" else 0
     entries = sum(entry.size > least and not entry.is_discard for entry in stream.index_entries)
-    if _has_index(container) or (container.format.name == "avi" and _is_whole_avi(path)):
+    if _has_index(container) or container.format.name == "avi":
         return entries
     tag = container.metadata.get(COUNT_TAG)
     if tag is not None and not re.fullmatch("[0-9]{1,9}", tag):
         raise VideoError(f"{path}: damaged, it declares {tag[:24]!r} frames")
     return stream.frames or (None if tag is None else int(tag))
-
-
-def _is_whole_avi(path: str | os.PathLike[str]) -> bool:
-    """Whether the file is as long as its RIFF header says; its index is at the end."""
-    with open(path, "rb") as file:
-        return int.from_bytes(file.read(8)[4:], "little") + 8 <= os.fstat(file.fileno()).st_size
 
 
 def _note(container: Any, stream: Any, picture: Any) -> str:
@@ -369,6 +376,12 @@ def _note(container: Any, stream: Any, picture: Any) -> str:
             )
     elif (held := stream.frames - len(stream.index_entries)) > 0:
         notes.append(f"{held} of its {stream.frames} frames hold the one before, and are left out")
+    if len(container.streams.video) > 1:
+        notes.append(f"has {len(container.streams.video)} video streams: only one is read")
+    if sum(kind == b"moov" for kind, _ in outer_parts(Path(container.name))) > 1:
+        notes.append("holds several files one after the other: only the first is read")
+    if any(part.is_alpha for part in picture.format.components) or stream.metadata.get("alpha_mode") == "1":
+        notes.append("has transparency, which is not read: colours are as stored")
     if picture.interlaced_frame:
         notes.append("is interlaced: moving edges have combs; deinterlace it before")
     return "; ".join(notes)

@@ -27,7 +27,7 @@ from pw.io.arguments import MAX_SEED, ConfigError, number, option
 from pw.io.files import remove
 from pw.io.host import free_memory
 from pw.io.lazy import Tensor, torch
-from pw.io.manifest import DamagedResult, damaged_files, read_mark, whole, write_mark
+from pw.io.manifest import DamagedResult, damaged_files, make_folder, read_mark, whole, write_mark
 from pw.io.paths import OUTPUTS, silence_libraries
 from pw.io.progress import Progress
 from pw.io.wan_weights import check, fingerprint, locate
@@ -94,7 +94,7 @@ def write_reference(run: Run, outputs: Path = OUTPUTS, seed: int | None = None) 
 
     seed = run.seed if seed is None else seed
     folder, count = reference_folder(run, outputs, seed), run.sampling.count
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with FileLock(folder / ".lock"):
         if _has_reference(run, outputs, seed, thorough=True):
             return folder
@@ -152,7 +152,7 @@ def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> No
                 remove(partial[folder])
                 folder.rename(partial[folder])
     for partial_folder in partial.values():
-        partial_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(partial_folder)
         for temporary in partial_folder.glob(".*.part"):
             temporary.unlink()
     for index in range(count):
@@ -189,7 +189,7 @@ def sample(
     write_reference(run, outputs, seed)
     if run.anchor_run is not None:
         sample(run.anchor_run, outputs, limit=limit, seed=seed, training=training)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with FileLock(folder / ".lock"):
         if not is_sampled(run, limit, outputs, seed, thorough=True):
             _sample(run, folder, outputs, limit, seed, progress)
@@ -205,7 +205,7 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
     module = load_stage(run, outputs)
     anchors = evaluation_anchors(run, outputs, seed)
     for name in ("anchors", "native"):
-        (folder / name).mkdir(exist_ok=True)
+        make_folder(folder / name)
     write_config(run, folder, "sample")
     # a batch is sampled whole even if only some clips are missing: sums, so bits, stay the same after a kill
     size = run.sampling.batch_size

@@ -27,6 +27,7 @@ from pw.io.arguments import Command, ConfigError, option
 from pw.io.command_line import command_line
 from pw.io.files import check_can_write, read_json, remove
 from pw.io.lazy import torch
+from pw.io.manifest import make_folder
 from pw.io.paths import OUTPUTS, silence_libraries
 from pw.io.progress import Pace, Progress, ProgressLine, duration, ignore_closed_stream
 from pw.io.wan_weights import locate
@@ -65,7 +66,7 @@ def train(run: Run, outputs: Path = OUTPUTS, progress: Progress | None = None, *
         start = _train_start(run, outputs, progress)
         if start is not None and run.trainer.split > 1:
             gc.collect()  # Lightning keeps a split network on its device, in reference cycles
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with nullcontext() if place is not None and place.is_launched else training_lock(folder, team):
             if team.broadcast(record.is_trained(run, outputs)):
                 return folder

@@ -310,3 +310,53 @@ def test_lack_of_memory_is_not_called_damage(tmp_path: Path) -> None:
     assert len(lines) == 7
     assert lines[0].startswith(f"{path}: not enough memory to decode it")
     assert {line for line in lines if not line.startswith(f"{path}: not enough memory")} <= {"6"}
+
+
+FRAGMENTS = {"movflags": "frag_every_frame+empty_moov+default_base_moof"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.mp4", {"movflags": "faststart"}), ("b.mp4", FRAGMENTS), ("c.mkv", {}), ("d.avi", {}), ("e.mov", {})],
+)
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_a_file_that_ends_early_is_named_whatever_its_pictures_say(
+    tmp_path: Path, name: str, options: dict[str, str], share: float
+) -> None:
+    path = tmp_path / name
+    with av.open(str(path), "w", container_options=options) as container:
+        stream: Any = container.add_stream("mpeg4" if name.endswith("avi") else "libx264", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for image in moving(24):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    assert len(read_video(path)) == 24
+    for read in (read_video, probe):
+        with pytest.raises(VideoError, match=rf"{name}: truncated, [0-9,]+ bytes? (is|are) missing at its end"):
+            read(cut(path, share))
+
+
+def test_a_recording_whose_length_was_never_written_is_read(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mkv", moving(6))
+    content = path.read_bytes()
+    place = content.index(b"\x18\x53\x80\x67") + 4
+    path.write_bytes(content[:place] + b"\x01" + b"\xff" * 7 + content[place + 8 :])
+    assert len(read_video(path)) == probe(path).frames == 6
+
+
+def test_what_is_not_shown_is_said(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", moving(6))
+    path.write_bytes(path.read_bytes() * 2)
+    assert len(read_video(path)) == 6
+    assert "only the first is read" in probe(path).note
+    clear = encode(tmp_path / "b.mkv", moving(6), codec_name="ffv1", pix_fmt="bgra")
+    assert "transparency" in probe(clear).note
+    assert not probe(encode(tmp_path / "c.mkv", moving(6), codec_name="ffv1", pix_fmt="bgr0")).note
+    with av.open(str(tmp_path / "d.mkv"), "w") as container:
+        for _ in range(2):
+            stream: Any = container.add_stream("ffv1", rate=24)
+            stream.height, stream.width, stream.pix_fmt = 64, 96, "bgr0"
+        for stream in container.streams.video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(moving(1)[0], format="rgb24")))
+            container.mux(stream.encode())
+    assert "2 video streams" in probe(tmp_path / "d.mkv").note

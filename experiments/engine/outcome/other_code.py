@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.engine.job import Row
-from experiments.engine.outcome.result_files import mark_of, read_scores
 from experiments.engine.plan import Plan, trainings
-from pw.run.build import Run
+from pw.io.manifest import whole
 from pw.sample.evaluate import sample_folder
 from pw.train.record import training_folder
 
@@ -17,7 +16,10 @@ NAMED = 5  # results that a note names
 
 
 def other_code_notes(plan: Plan, rows: Sequence[Row]) -> list[str]:
-    """A note per kind of result that another version of the code made, with the labels of these results."""
+    """A note per kind of result that another version of the code made, with the labels of these results.
+
+    A damaged one is passed over: its job has failed by name.
+    """
     found = {
         "trained by another version of the code (code=as_trained)": _trained(plan),
         "trained from another start than that of this plan": _other_starts(plan),
@@ -38,23 +40,25 @@ def _is_other(mark: Mapping[str, Any], code: str) -> bool:
 
 
 def _trained(plan: Plan) -> Iterator[str]:
+    outputs = plan.options.outputs
     for label, run in trainings(plan).values():
         is_made_here = run.card is None
-        if is_made_here and (run.is_as_trained or _is_other(_mark(plan, run), run.training_code)):
+        if is_made_here and (run.is_as_trained or _is_other(_mark(training_folder(run, outputs)), run.training_code)):
             yield label
 
 
 def _other_starts(plan: Plan) -> Iterator[str]:
     """Trainings whose mark names another start; with `code=as_trained` a training brings its own."""
+    outputs = plan.options.outputs
     for label, run in trainings(plan).values():
         start = run.start_run
-        mark = {} if run.card is not None or start is None else _mark(plan, run)
+        mark = {} if run.card is not None or start is None else _mark(training_folder(run, outputs))
         if start is not None and mark.get("start", start.training_signature) != start.training_signature:
             yield f"{label} (from {mark['start']}, here {start.training_signature})"
 
 
-def _mark(plan: Plan, run: Run) -> dict[str, Any]:
-    return mark_of(training_folder(run, plan.options.outputs))
+def _mark(folder: Path) -> dict[str, Any]:
+    return whole(folder / "done.json", ["config.yaml"]) or {}
 
 
 def _sampled(plan: Plan) -> Iterator[str]:
@@ -66,13 +70,13 @@ def _sampled(plan: Plan) -> Iterator[str]:
             sampled_runs[f"{sampling.solution_steps}-step solution of {label}"] = run.solution
         for name, sampled in sampled_runs.items():
             if sampled is not None:
-                mark = mark_of(sample_folder(sampled, plan.options.outputs, seed))
+                mark = _mark(sample_folder(sampled, plan.options.outputs, seed))
                 if _is_other(mark, sampled.sampling_code):
                     yield name
 
 
 def _scored(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
-        path = Path(row.job.score["out"]) / "scores.json"
-        if path.exists() and _is_other(read_scores(path)["contract"], row.job.run.sampling_code):
+        scores = whole(Path(row.job.score["out"]) / "scores.json")
+        if scores is not None and _is_other(scores["contract"], row.job.run.sampling_code):
             yield f"{row.name} seed {row.seed}"
