@@ -19,7 +19,7 @@ from pw.io import arguments
 from pw.io.console import print_line
 from pw.io.files import os_reason
 from pw.io.paths import IS_CHECKOUT, ROOT, commit_of, import_suite_first
-from pw.io.progress import ignore_closed_stream, open_streams
+from pw.io.progress import finish_stream, ignore_closed_stream, open_streams
 from pw.parallel.signals import Stopped, interruptible, print_stop
 
 
@@ -92,11 +92,27 @@ pw completion      for the shell: source <(pw completion)"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status, 2 for invalid words."""
+    """Run one command; returns its exit status, 2 for invalid words. Without words it is the process's own."""
     import_suite_first()
-    if words is None:
-        open_streams()
-    verb, *options = [*(sys.argv[1:] if words is None else words)] or ["--help"]
+    if words is not None:
+        return _call(words)
+    open_streams()
+    try:
+        status = _call(sys.argv[1:], is_process=True)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except OSError as error:
+        print_line(f"error: {os_reason(error)}")
+        status = 2
+    if error := finish_stream(sys.stdout):
+        if not status:
+            print_line(f"error: stdout: {os_reason(error)}")
+        return status or 2
+    return status
+
+
+def _call(words: Sequence[str], *, is_process: bool = False) -> int:
+    verb, *options = [*words] or ["--help"]
     try:
         text = _information(verb, options)
     except arguments.ConfigError as error:
@@ -114,7 +130,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if variant in command.variants:
         options.remove(f"what={variant}")
     module = command.variants.get(variant, command.module)
-    if command.exits_at_once and words is None:
+    if command.exits_at_once and is_process:
         from pw.parallel.launch import run_and_exit
 
         run_and_exit(lambda options: importlib.import_module(module).main(options), options)

@@ -72,6 +72,9 @@ WRONG_CALLS = [
     ("generate prompt=x scle=2k", "there is no key scle; did you mean scale?"),
     ("generate prompt=x anchor.scle=2k", "anchor.scle=2k: there is no key scle"),
     ("generate prompt=x anchors_from=/nope", "anchors_from=/nope: no such folder"),
+    ("generate prompt=x scale=tiny weights=random out=/proc/x", "out=/proc/x: cannot be written"),
+    ("generate prompt=x scale=2k hires=" + 300 * "x", "too long for a path"),
+    ("generate prompt=x scale=2k anchor=~nobody-here/x", "there is no user nobody-here here"),
     ("weights wat=metrics", "no option wat; did you mean what?"),
     ("completion fooo=1", "fooo=1: pw completion takes no words"),
     ("replay nope.json", "nope.json: not the batch"),
@@ -135,6 +138,20 @@ def test_a_wrong_call_is_refused_before_heavy_imports(line: str, tmp_path: Path)
     )
     assert process.stdout == "2\n", process.stderr
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is always full")
+@pytest.mark.parametrize("line", ["--help", "complete pw tr", "ablations", "lint-paper table=table_3", "coverage"])
+def test_a_full_disk_under_the_output_is_told_in_one_line(line: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "pw", *line.split()]
+        process = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        [answer] = process.stderr.splitlines()
+        assert answer.startswith("error: ")
+        assert "the disk is full" in answer
+        assert process.returncode == 2
+        wrong = [sys.executable, "-m", "pw", line.split()[0], "nope=1"]
+        assert subprocess.run(wrong, cwd=ROOT, stdout=full, stderr=full, check=False).returncode == 2
 
 
 @pytest.mark.parametrize("folder", ["", "conf"], ids=["any folder", "a folder with conf/"])

@@ -29,7 +29,7 @@ from benchmarks.metrics import GROUPS, METRICS, lookup, metric_names, protocol_o
 from benchmarks.stats.resampling import bootstrap_mean, prompt_of
 from pw.io.arguments import Command, ConfigError, missing_option, option, to_words
 from pw.io.console import one_line, print_line, safe_console
-from pw.io.files import check_writable, write_atomically, write_csv
+from pw.io.files import check_writable, writable_file, write_atomically, write_csv
 from pw.io.host import free_memory
 from pw.io.paths import SUITE
 from pw.io.video_files import videos_in
@@ -338,7 +338,7 @@ def _changed_settings(name: str, settings: Mapping[str, Any]) -> list[str]:
 def _output_file(text: str) -> Path:
     if not Path(text).name:
         raise ValueError("expected a file, such as scores.csv")
-    return Path(text).expanduser()
+    return writable_file("out")(text)
 
 
 @dataclass(frozen=True)

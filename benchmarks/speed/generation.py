@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pw.cost.counts import stage_latent, tokens
 from pw.generate.request import network_of
 from pw.io.arguments import Command, ConfigError, number, option
-from pw.io.files import write_json
+from pw.io.files import writable_file, write_json
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS, silence_libraries
 from pw.run.build import Run, build
@@ -311,7 +311,9 @@ class BenchOptions:
         ("sdpa", "cudnn", "flash", "flash3"), "attention kernels to choose from", read=_kernels
     )
     compile: Literal["true", "false", "always"] = option("true", "compile blocks if that is faster, never, or always")
-    out: Path | None = option(None, "the JSON file, by default outputs/bench/generate_<device>.json")
+    out: Path | None = option(
+        None, "the JSON file, by default outputs/bench/generate_<device>.json", read=writable_file("out")
+    )
     overrides: tuple[str, ...] = ()
 
 
