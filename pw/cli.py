@@ -113,6 +113,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _call(words: Sequence[str], *, is_process: bool = False) -> int:
     verb, *options = [*words] or ["--help"]
+    if verb in ("help", "--help", "-h") and options:
+        verb, options = options[0], ["--help"]
     try:
         text = _information(verb, options)
     except arguments.ConfigError as error:
@@ -204,7 +206,7 @@ def help_text(verb: str) -> str:
 
 def candidates(line: str) -> list[str]:
     """The completions of the last word of a command line `pw VERB key=value …`."""
-    _, *words, prefix = line.split(" ")
+    *words, prefix = line.split(" ")[1:] or [""]
     if not words:
         return [verb for verb in VERBS if verb.startswith(prefix)]
     if words[0] not in VERBS:

@@ -28,6 +28,7 @@ from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, 
 from benchmarks.metrics import GROUPS, METRICS, lookup, metric_names, protocol_of
 from benchmarks.stats.resampling import bootstrap_mean, prompt_of
 from pw.io.arguments import Command, ConfigError, missing_option, option, to_words
+from pw.io.command_line import without_make
 from pw.io.console import one_line, print_line, safe_console
 from pw.io.files import check_writable, writable_file, write_atomically, write_csv
 from pw.io.host import free_memory
@@ -314,7 +315,7 @@ def show(scores: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, 
         console.print(f"[dim]{name}: {escape(lookup(name).licence)}[/dim]", highlight=False)
     for reason in dict.fromkeys(scores.missing.values()):
         missing = ", ".join(name for name, text in scores.missing.items() if text == reason)
-        console.print(f"{missing} –  {escape(reason)}", highlight=False, soft_wrap=True)
+        console.print(f"{missing} –  {escape(without_make(reason))}", highlight=False, soft_wrap=True)
     for name, videos in scores.not_measured.items():
         console.print(f"{name}: {len(videos)} of {len(scores.rows)} videos without a value", highlight=False)
         for video, reason in list(videos.items())[:5]:

@@ -290,7 +290,7 @@ def _first_line(error: Exception) -> str:
 
 def _what(text: str) -> str:
     if text != "generate":
-        raise ValueError("expected generate, metrics or train: make bench what=…; this one is generate")
+        raise ValueError("one of generate, metrics, train")
     return text
 
 
@@ -319,6 +319,8 @@ class BenchOptions:
 
 def run_bench(options: BenchOptions) -> int:
     """Exit status: 0 measured, 1 a scale does not fit into memory. Raises ConfigError if nothing can be measured."""
+    if not options.scales:
+        raise ConfigError("scales=: no scale given; e.g. scales=2k,4k")
     runs = [build([f"scale={scale}", "stage=hires", *options.overrides]) for scale in options.scales]
     for run in runs:
         if run.text is None or run.guidance.scale == 1:

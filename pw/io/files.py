@@ -130,7 +130,8 @@ def check_writable(key: str, folder: Path, name: str = "", *, create: bool = Tru
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise ConfigError(f"{key}={folder / name}: cannot be written ({error.strerror})") from error
+        reason = "is a file, expected a folder" if folder.is_file() else f"cannot be written ({error.strerror})"
+        raise ConfigError(f"{key}={folder / name}: {reason}") from error
 
 
 def writable_file(key: str) -> Callable[[str], Path]:
@@ -139,6 +140,8 @@ def writable_file(key: str) -> Callable[[str], Path]:
     def read(text: str) -> Path:
         if not text:
             raise ValueError("is empty; give it a file, or leave it out")
+        if _is_special(Path(text).expanduser()):
+            raise ValueError(SPECIAL)
         path = Path(os.path.realpath(Path(text).expanduser()))
         check_writable(key, path.parent, path.name, create=False)
         return path
