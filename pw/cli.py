@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -193,8 +195,10 @@ def help_text(verb: str) -> str:
     for variant, module in {"": entry.module, **entry.variants}.items():
         options = importlib.import_module(module).main.options
         rows = arguments.describe(options)
-        width = max((len(word) for word, _ in rows), default=0)
-        lines += ["", *([f"what={variant}"] if variant else []), *(f"  {word:{width}}  {help}" for word, help in rows)]
+        width = min(24, max((len(word) for word, _ in rows), default=0))
+        lines += ["", *([f"what={variant}"] if variant else [])]
+        for word, help in rows:
+            lines += _help_lines(word, help, width)
         for option in fields(options):
             if option.name == "positional":
                 lines.append(f"  {option.metadata['key']}  {option.metadata['help']}")
@@ -202,6 +206,15 @@ def help_text(verb: str) -> str:
                 text = "any override of conf/: weighting=uniform, train.updates=400"
                 lines.append(f"  … and {option.metadata.get('help') or text}")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _help_lines(word: str, help: str, width: int) -> list[str]:
+    """An option and its description, beside it from column `width`, within 80 columns."""
+    indent = " " * (width + 4)
+    long = [f"  {word}"] if len(word) > width else []
+    first = indent if long else f"  {word:{width}}  "
+    wrap = partial(textwrap.wrap, width=80, break_long_words=False, break_on_hyphens=False)
+    return [*long, *(wrap(help, initial_indent=first, subsequent_indent=indent) or [first])]
 
 
 def candidates(line: str) -> list[str]:

@@ -34,6 +34,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert main([verb, "--help"]) == 0
     output = capsys.readouterr().out
     assert output.startswith(f"pw {verb}: {VERBS[verb].help}")
+    assert not [line for line in output.splitlines()[1:] if len(line) > 80 and " " in line.strip()]
     for word, _ in describe(importlib.import_module(VERBS[verb].module).main.options):
         assert word in output
 
