@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from pw.io import arguments
 from pw.io.console import print_line
 from pw.io.files import os_reason
 from pw.io.paths import IS_CHECKOUT, ROOT, commit_of, import_suite_first
-from pw.io.progress import ignore_closed_stream, open_streams
+from pw.io.progress import finish_stream, ignore_closed_stream, open_streams
 from pw.parallel.signals import Stopped, interruptible, print_stop
 
 
@@ -92,11 +94,29 @@ pw completion      for the shell: source <(pw completion)"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status, 2 for invalid words."""
+    """Run one command; returns its exit status, 2 for invalid words. Without words it is the process's own."""
     import_suite_first()
-    if words is None:
-        open_streams()
-    verb, *options = [*(sys.argv[1:] if words is None else words)] or ["--help"]
+    if words is not None:
+        return _call(words)
+    open_streams()
+    try:
+        status = _call(sys.argv[1:], is_process=True)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except OSError as error:
+        print_line(f"error: {os_reason(error)}")
+        status = 2
+    if error := finish_stream(sys.stdout):
+        if not status:
+            print_line(f"error: stdout: {os_reason(error)}")
+        return status or 2
+    return status
+
+
+def _call(words: Sequence[str], *, is_process: bool = False) -> int:
+    verb, *options = [*words] or ["--help"]
+    if verb in ("help", "--help", "-h") and options:
+        verb, options = options[0], ["--help"]
     try:
         text = _information(verb, options)
     except arguments.ConfigError as error:
@@ -114,7 +134,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if variant in command.variants:
         options.remove(f"what={variant}")
     module = command.variants.get(variant, command.module)
-    if command.exits_at_once and words is None:
+    if command.exits_at_once and is_process:
         from pw.parallel.launch import run_and_exit
 
         run_and_exit(lambda options: importlib.import_module(module).main(options), options)
@@ -175,8 +195,10 @@ def help_text(verb: str) -> str:
     for variant, module in {"": entry.module, **entry.variants}.items():
         options = importlib.import_module(module).main.options
         rows = arguments.describe(options)
-        width = max((len(word) for word, _ in rows), default=0)
-        lines += ["", *([f"what={variant}"] if variant else []), *(f"  {word:{width}}  {help}" for word, help in rows)]
+        width = min(24, max((len(word) for word, _ in rows), default=0))
+        lines += ["", *([f"what={variant}"] if variant else [])]
+        for word, help in rows:
+            lines += _help_lines(word, help, width)
         for option in fields(options):
             if option.name == "positional":
                 lines.append(f"  {option.metadata['key']}  {option.metadata['help']}")
@@ -186,9 +208,18 @@ def help_text(verb: str) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _help_lines(word: str, help: str, width: int) -> list[str]:
+    """An option and its description, beside it from column `width`, within 80 columns."""
+    indent = " " * (width + 4)
+    long = [f"  {word}"] if len(word) > width else []
+    first = indent if long else f"  {word:{width}}  "
+    wrap = partial(textwrap.wrap, width=80, break_long_words=False, break_on_hyphens=False)
+    return [*long, *(wrap(help, initial_indent=first, subsequent_indent=indent) or [first])]
+
+
 def candidates(line: str) -> list[str]:
     """The completions of the last word of a command line `pw VERB key=value …`."""
-    _, *words, prefix = line.split(" ")
+    *words, prefix = line.split(" ")[1:] or [""]
     if not words:
         return [verb for verb in VERBS if verb.startswith(prefix)]
     if words[0] not in VERBS:

@@ -34,6 +34,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert main([verb, "--help"]) == 0
     output = capsys.readouterr().out
     assert output.startswith(f"pw {verb}: {VERBS[verb].help}")
+    assert not [line for line in output.splitlines()[1:] if len(line) > 80 and " " in line.strip()]
     for word, _ in describe(importlib.import_module(VERBS[verb].module).main.options):
         assert word in output
 
@@ -72,6 +73,17 @@ WRONG_CALLS = [
     ("generate prompt=x scle=2k", "there is no key scle; did you mean scale?"),
     ("generate prompt=x anchor.scle=2k", "anchor.scle=2k: there is no key scle"),
     ("generate prompt=x anchors_from=/nope", "anchors_from=/nope: no such folder"),
+    ("generate prompt=x scale=tiny weights=random out=/proc/x", "out=/proc/x: cannot be written"),
+    ("generate prompt=x scale=2k hires=" + 300 * "x", "too long for a path"),
+    ("generate prompt=x scale=2k anchor=~nobody-here/x", "there is no user nobody-here here"),
+    ("ablation ansc", "'ansc': write key=value; did you mean name=ansc? there are name"),
+    ("weights metrics", "did you mean what=metrics?"),
+    ("plan 4k", "strict, and overrides of conf/, e.g. weighting=uniform"),
+    ("help trian", "did you mean train?"),
+    ("bench scales=", "scales=: no scale given"),
+    ("weights dest=/proc/x", "dest=/proc/x: cannot be written"),
+    ("table name=table_3 out=/dev/null", "out=/dev/null: cannot be written"),
+    ("lint-paper json=/dev/null", "json=/dev/null: is a device or pipe, expected a file"),
     ("weights wat=metrics", "no option wat; did you mean what?"),
     ("completion fooo=1", "fooo=1: pw completion takes no words"),
     ("replay nope.json", "nope.json: not the batch"),
@@ -114,7 +126,20 @@ def test_a_long_name_in_a_configuration_is_refused(words: str, capsys: pytest.Ca
 
 def test_a_value_that_cannot_be_printed_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["coverage", "weighting=a\n\x1b[31m"]) == 2
-    assert capsys.readouterr().err.startswith("error: weighting=a\\n\\x1b[31m: ")
+    assert capsys.readouterr().err.startswith("error: weighting=a \\x1b[31m: ")
+
+
+def test_a_value_with_a_line_end_is_refused_since_a_run_begins_with_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "data=shards", "data.urls=/tmp/a\nb"]) == 2
+    assert "the value has a line end" in capsys.readouterr().err
+
+
+def test_help_of_a_verb_and_completion_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "plan"]) == 0
+    assert capsys.readouterr().out.startswith("pw plan: ")
+    assert candidates("") == [*VERBS]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +160,20 @@ def test_a_wrong_call_is_refused_before_heavy_imports(line: str, tmp_path: Path)
     )
     assert process.stdout == "2\n", process.stderr
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is always full")
+@pytest.mark.parametrize("line", ["--help", "complete pw tr", "ablations", "lint-paper table=table_3", "coverage"])
+def test_a_full_disk_under_the_output_is_told_in_one_line(line: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "pw", *line.split()]
+        process = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        [answer] = process.stderr.splitlines()
+        assert answer.startswith("error: ")
+        assert "the disk is full" in answer
+        assert process.returncode == 2
+        wrong = [sys.executable, "-m", "pw", line.split(maxsplit=1)[0], "nope=1"]
+        assert subprocess.run(wrong, cwd=ROOT, stdout=full, stderr=full, check=False).returncode == 2
 
 
 @pytest.mark.parametrize("folder", ["", "conf"], ids=["any folder", "a folder with conf/"])
@@ -219,11 +258,9 @@ def test_outputs_that_cannot_be_made_are_refused_before_planning(
 ) -> None:
     """/proc says that it can be written."""
     assert main(words.split()) == 2
-    assert capsys.readouterr() == (
-        "",
-        f"error: {words.split()[-1 if 'train' in words else 2]}: expected a folder that "
-        "can be written, e.g. outputs=outputs/trial\n",
-    )
+    output, answer = capsys.readouterr()
+    assert not output
+    assert answer.startswith(f"error: {words.split()[-1 if 'train' in words else 2]}: cannot be written (")
 
 
 @pytest.mark.skipif(may_have_gpu(), reason="there is a GPU")

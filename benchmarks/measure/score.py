@@ -28,8 +28,9 @@ from benchmarks.measure.measurement import BrokenVideo, MeasureOptions, Scores, 
 from benchmarks.metrics import GROUPS, METRICS, lookup, metric_names, protocol_of
 from benchmarks.stats.resampling import bootstrap_mean, prompt_of
 from pw.io.arguments import Command, ConfigError, missing_option, option, to_words
+from pw.io.command_line import without_make
 from pw.io.console import one_line, print_line, safe_console
-from pw.io.files import check_writable, write_atomically, write_csv
+from pw.io.files import check_writable, writable_file, write_atomically, write_csv
 from pw.io.host import free_memory
 from pw.io.paths import SUITE
 from pw.io.video_files import videos_in
@@ -314,7 +315,7 @@ def show(scores: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, 
         console.print(f"[dim]{name}: {escape(lookup(name).licence)}[/dim]", highlight=False)
     for reason in dict.fromkeys(scores.missing.values()):
         missing = ", ".join(name for name, text in scores.missing.items() if text == reason)
-        console.print(f"{missing} –  {escape(reason)}", highlight=False, soft_wrap=True)
+        console.print(f"{missing} –  {escape(without_make(reason))}", highlight=False, soft_wrap=True)
     for name, videos in scores.not_measured.items():
         console.print(f"{name}: {len(videos)} of {len(scores.rows)} videos without a value", highlight=False)
         for video, reason in list(videos.items())[:5]:
@@ -338,7 +339,7 @@ def _changed_settings(name: str, settings: Mapping[str, Any]) -> list[str]:
 def _output_file(text: str) -> Path:
     if not Path(text).name:
         raise ValueError("expected a file, such as scores.csv")
-    return Path(text).expanduser()
+    return writable_file("out")(text)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pw.cost.counts import stage_latent, tokens
 from pw.generate.request import network_of
 from pw.io.arguments import Command, ConfigError, number, option
-from pw.io.files import write_json
+from pw.io.files import writable_file, write_json
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS, silence_libraries
 from pw.run.build import Run, build
@@ -290,7 +290,7 @@ def _first_line(error: Exception) -> str:
 
 def _what(text: str) -> str:
     if text != "generate":
-        raise ValueError("expected generate, metrics or train: make bench what=…; this one is generate")
+        raise ValueError("one of generate, metrics, train")
     return text
 
 
@@ -311,12 +311,16 @@ class BenchOptions:
         ("sdpa", "cudnn", "flash", "flash3"), "attention kernels to choose from", read=_kernels
     )
     compile: Literal["true", "false", "always"] = option("true", "compile blocks if that is faster, never, or always")
-    out: Path | None = option(None, "the JSON file, by default outputs/bench/generate_<device>.json")
+    out: Path | None = option(
+        None, "the JSON file, by default outputs/bench/generate_<device>.json", read=writable_file("out")
+    )
     overrides: tuple[str, ...] = ()
 
 
 def run_bench(options: BenchOptions) -> int:
     """Exit status: 0 measured, 1 a scale does not fit into memory. Raises ConfigError if nothing can be measured."""
+    if not options.scales:
+        raise ConfigError("scales=: no scale given; e.g. scales=2k,4k")
     runs = [build([f"scale={scale}", "stage=hires", *options.overrides]) for scale in options.scales]
     for run in runs:
         if run.text is None or run.guidance.scale == 1:

@@ -116,7 +116,7 @@ def videos(folder: Path) -> list[Path]:
     elif (folder / "videos").is_dir():
         folder = folder / "videos"
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder")
+        raise ConfigError(f"videos={folder}: no such folder")
     paths = sorted(path for path in folder.iterdir() if is_video(path))
     return [path for path in paths if registered is None or path.stem in registered]
 

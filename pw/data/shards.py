@@ -220,7 +220,8 @@ class _Pool(ClipPool[Frames]):
             raise ValueError(
                 f"no {index.split!r} clip has {crop[0]} frames of {crop[1]}x{crop[2]} px, the largest "
                 f"has {frames} of {height}x{width}: lower scale.frames, scale.height or scale.width, or make larger "
-                f'clips with `make data … args="frames={crop[0]} short_side={short_side(*crop[1:])}"`'
+                f'clips with `make data … args="frames={crop[0]} short_side={short_side(*crop[1:])}"`, or with the '
+                "scale= of this call"
             )
         if len(self.ids) < len(index):
             small = len(index) - len(self.ids)

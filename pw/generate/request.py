@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +18,8 @@ from pw.generate.stage_runs import (
     stage_source,
     with_training,
 )
-from pw.io.arguments import ConfigError, number, option
-from pw.io.files import digest, parse_json
+from pw.io.arguments import ConfigError, check_path, number, option
+from pw.io.files import check_can_write, digest, parse_json
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.io.prompts import prompt_entries
@@ -38,11 +37,12 @@ Text = tuple[str, int | None]  # (text of a prompt, its seed if the file has one
 
 
 def _reader(key: str, kind: type[str | Path] = str) -> Callable[[str], Any]:
-    """A reader of a value that must not be empty: `hires=` is a mistake, not a default."""
+    """A reader of a path or name that must not be empty: `hires=` is a mistake, not a default."""
 
     def read(text: str) -> Any:
         if not text:
             raise ValueError(f"is empty; give {key} a value, or leave it out")
+        check_path(text)
         return Path(text).expanduser() if kind is Path else text
 
     return read
@@ -230,21 +230,12 @@ def make_request(
     check_device(hires)
     check_memory(hires, anchor)
     out = options.out or OUTPUTS / "generated" / hires.scale.name
-    _check_folder(out)
+    check_can_write("out", out)
     request = GenerationRequest(options, hires, anchor, *sources, weights, out)
     request.prompts = _named_prompts(request, texts)
     announce(request)
     _check_weights(request)
     return request
-
-
-def _check_folder(out: Path) -> None:
-    """Raises ConfigError unless `out`, which may not exist yet, is writable."""
-    ancestor = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not ancestor.is_dir():
-        raise ConfigError(f"out={out}: {ancestor} is a file; expected a folder")
-    if not os.access(ancestor, os.W_OK | os.X_OK):
-        raise ConfigError(f"out={out}: {ancestor} may not be written to; choose another out=")
 
 
 def _named_prompts(request: GenerationRequest, texts: list[Text]) -> list[Prompt]:

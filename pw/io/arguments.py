@@ -163,7 +163,9 @@ def parse(options: type[T], words: Sequence[str]) -> T:
         key, equals, value = word.partition("=")
         if not equals:
             if "positional" not in special:
-                raise ConfigError(f"{word!r}: write key=value; {_list_keys(known)}")
+                hint = next((f"did you mean {key}={word}? " for key in known if word in values(options, key)), "")
+                more = ", and overrides of conf/, e.g. weighting=uniform" if "overrides" in special else ""
+                raise ConfigError(f"{word!r}: write key=value; {hint}{_list_keys(known)}{more}")
             special["positional"].append(word)
         elif key in known:
             field, hint = known[key]

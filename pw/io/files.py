@@ -27,8 +27,10 @@ def replacing(path: Path, *, durable: bool = False) -> Generator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; it is renamed to `path` when the block ends.
 
     If the block raises, the temporary file is removed and `path` is unchanged. The next call for the same `path`
-    removes the files of killed processes. durable: flush the file to the disk first.
+    removes the files of killed processes. durable: flush the file to the disk first. Raises OSError for a device.
     """
+    if _is_special(path):
+        raise OSError(errno.EEXIST, SPECIAL, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
@@ -42,6 +44,14 @@ def replacing(path: Path, *, durable: bool = False) -> Generator[Path]:
         os.replace(partial, path)
     finally:
         remove(partial)
+
+
+SPECIAL = "is a device or pipe, expected a file"
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a device or pipe, which a rename would replace (`json=/dev/full` of root)."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _is_abandoned(partial: Path) -> bool:
@@ -111,6 +121,8 @@ def check_writable(key: str, folder: Path, name: str = "", *, create: bool = Tru
     """
     if name and (folder / name).is_dir():
         raise ConfigError(f"{key}={folder / name}: is a folder, expected a file")
+    if name and _is_special(folder / name):
+        raise ConfigError(f"{key}={folder / name}: {SPECIAL}")
     try:
         if create:
             folder.mkdir(parents=True, exist_ok=True)
@@ -118,14 +130,19 @@ def check_writable(key: str, folder: Path, name: str = "", *, create: bool = Tru
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise ConfigError(f"{key}={folder / name}: cannot be written ({error.strerror})") from error
+        reason = "is a file, expected a folder" if folder.is_file() else f"cannot be written ({error.strerror})"
+        raise ConfigError(f"{key}={folder / name}: {reason}") from error
 
 
 def writable_file(key: str) -> Callable[[str], Path]:
-    """A parser of an output file, `out=FILE`, whose folder need not exist."""
+    """A parser of an output file, `out=FILE`, whose folder need not exist. A link is followed (/dev/stdout)."""
 
     def read(text: str) -> Path:
-        path = Path(text).expanduser().absolute()
+        if not text:
+            raise ValueError("is empty; give it a file, or leave it out")
+        if _is_special(Path(text).expanduser()):
+            raise ValueError(SPECIAL)
+        path = Path(os.path.realpath(Path(text).expanduser()))
         check_writable(key, path.parent, path.name, create=False)
         return path
 

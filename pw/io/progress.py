@@ -100,9 +100,10 @@ class LenientStream(io.TextIOWrapper):
         try:
             action()
         except OSError as error:
-            if error.errno not in GONE:
+            if error.errno in GONE:
+                _discard_output(self)
+            elif self.fileno() != 2:  # a full disk; if it is stderr's, there is no place to say so
                 raise
-            _discard_output(self)
 
 
 def open_streams() -> None:
@@ -117,6 +118,16 @@ def open_streams() -> None:
         old = getattr(sys, name)  # stays open, as sys.__stdout__
         options = {key: getattr(old, key) for key in ("encoding", "line_buffering", "write_through")}
         setattr(sys, name, LenientStream(old.buffer, errors="backslashreplace", **options))  # names it cannot encode
+
+
+def finish_stream(stream: TextIO) -> OSError | None:
+    """Write what is buffered at the end of the process; if that fails, discard it and return the error."""
+    try:
+        stream.flush()
+    except OSError as error:
+        _discard_output(stream)
+        return error
+    return None
 
 
 def _discard_output(stream: TextIO) -> None:

@@ -208,6 +208,8 @@ def _check_override(override: str) -> None:
     if key.split("@")[0] in groups() and "@" not in key and value not in groups()[key]:
         hint = did_you_mean(value, groups()[key], "; ")
         raise ConfigError(f"{override}: {key} is one of {', '.join(groups()[key])}{hint}")
+    if set(value) & {"\n", "\r"}:
+        raise ConfigError(f"{override}: the value has a line end; a run's first line is its command (config.yaml)")
     if "${" in value and key not in PATH_KEYS:
         raise ConfigError(f"{override}: the value refers to another key; write the value itself")
     if key.endswith("_target_"):

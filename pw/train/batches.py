@@ -118,8 +118,9 @@ def read(path: Path) -> tuple[NotFiniteBatch, Tensor | LatentBatch]:
 
         tensors = load_file(path.with_suffix(".safetensors"))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         raise ConfigError(
-            f"{path}: not the batch of a loss that is not finite ({error}); expected one of "
+            f"{path}: not the batch of a loss that is not finite{reason}; expected one of "
             f"outputs/train/*/{NOT_FINITE}/*.json"
         ) from error
     return batch, tensors["clips"] if "clips" in tensors else LatentBatch(**tensors)

@@ -23,6 +23,7 @@ from pw.io.files import (
     read_csv,
     read_json,
     replacing,
+    writable_file,
     write_csv,
     write_json,
     write_tensors,
@@ -36,6 +37,25 @@ def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
     write_json(path, {"a": 2}, durable=True)
     assert read_json(path) == {"a": 2}
     assert [file.name for file in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_device_or_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    with pytest.raises(OSError, match="is a device or pipe, expected a file"):
+        write_json(link, {"a": 1})
+    with pytest.raises(ValueError, match=r"^is a device or pipe, expected a file"):
+        writable_file("out")(str(link))
+    assert link.is_symlink()
+    assert pipe.is_fifo()
+
+
+def test_an_output_file_that_is_a_link_is_the_file_it_names(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real.json")
+    assert writable_file("out")(str(tmp_path / "link")) == tmp_path / "real.json"
+    with pytest.raises(ValueError, match="is empty"):
+        writable_file("out")("")
 
 
 def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -68,9 +88,7 @@ def test_tensors_are_read_back_as_they_were_written(tmp_path: Path) -> None:
 
 def test_a_disk_too_small_is_told_by_key_for_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert check_space("out", tmp_path / "not" / "there", 1, "") > 1
-    with pytest.raises(
-        ConfigError, match=r"out=.*there: needs 1000000\.0 GB for clips, .* are free there; take another"
-    ):
+    with pytest.raises(ConfigError, match=r"out=.*there: needs 1000\.0 TB for clips, .* are free there; take another"):
         check_space("out", tmp_path / "not" / "there", 1e15, "take another", "for clips")
     assert not (tmp_path / "not").exists()
 

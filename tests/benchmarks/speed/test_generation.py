@@ -137,10 +137,8 @@ def test_one_network_is_alive_at_a_time_or_its_peak_would_be_anothers(tmp_path: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["what=nothing"],
-            "what=nothing: expected generate, metrics or train: make bench what=…",
-        ),
+        (["what=nothing"], "what=nothing: one of generate, metrics, train"),
+        (["scales="], "scales=: no scale given"),
         (["compile=maybe"], "compile=maybe: one of true, false, always"),
         (["stock_of=0"], "stock_of=0: a whole number from 1"),
         (["stock_steps=-1"], "stock_steps=-1: a whole number from 0"),
