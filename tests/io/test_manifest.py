@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pw.io import manifest
-from pw.io.files import sha256
-from pw.io.manifest import DamagedResult, check, checksum, listed_names, read_mark, whole, write_mark
+from pw.io.files import digest, sha256
+from pw.io.manifest import DamagedResult, check, checksum, listed_names, make_folder, read_mark, whole, write_mark
 
 VALUES = {"signature": "1a2b3c4d", "seconds": 12.5, "names": ["é"], "none": None}
 
@@ -142,3 +142,46 @@ def test_what_lies_in_a_folder_of_clips_without_being_of_it_is_not_listed(mark: 
     with pytest.raises(DamagedResult, match=r"0001\.mkv: is gone"):
         listed_names(mark.parent)
     assert json.loads(mark.read_text())["checksum"]
+
+
+def test_what_is_no_folder_or_another_results_gives_way_and_a_training_is_refused(tmp_path: Path) -> None:
+    other, folder = tmp_path / "videos" / "other", tmp_path / "videos" / "one"
+    other.mkdir(parents=True)
+    (other / "0000.mkv").write_bytes(b"clip")
+    for target in (other, tmp_path / "nothing", folder, None):
+        folder.write_bytes(b"") if target is None else folder.symlink_to(target)
+        make_folder(folder)
+        assert folder.is_dir()
+        assert not folder.is_symlink()
+        folder.rmdir()
+    assert (other / "0000.mkv").read_bytes() == b"clip"
+    (folder / ".lock").mkdir(parents=True)
+    make_folder(folder)
+    assert not list(folder.iterdir())
+    training = tmp_path / "train" / "one"
+    training.parent.mkdir()
+    training.write_bytes(b"kept")
+    with pytest.raises(DamagedResult, match=r"train/one: is no folder.*remove .* to train again"):
+        make_folder(training)
+    assert training.read_bytes() == b"kept"
+
+
+def test_a_result_on_another_disk_stays_there(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "one").mkdir(parents=True)
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "one").symlink_to(tmp_path / "disk" / "one")
+    make_folder(tmp_path / "videos" / "one")
+    assert (tmp_path / "videos" / "one").is_symlink()
+
+
+def test_a_mark_that_is_a_pipe_or_of_no_folder_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "videos" / "one" / "done.json"
+    path.parent.mkdir(parents=True)
+    content = {"files": {}}
+    path.write_text(json.dumps({**content, "checksum": digest(content, 64)}))
+    with pytest.raises(DamagedResult, match=r"done\.json"):
+        read_mark(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DamagedResult, match=r"done\.json"):
+        read_mark(path)
