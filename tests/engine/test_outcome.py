@@ -164,7 +164,7 @@ def test_runs_on_other_clips_at_another_size_or_by_other_code_have_other_names(t
     assert all(str(record.params["data_hash"]) in record.name for record in records)
     training = training_folder(make_plan(parse(["name=ansc", "arms=baseline", "seeds=1"])).arms[0].first, tmp_path)
     mark = {"signature": training.name, "code": "of another version", "git_commit": "0123", "dirty": True}
-    write_json(training / "done.json", mark)
+    write_mark(training / "done.json", mark, [])
     by_other_code = record()
     assert by_other_code.name != records[0].name
     assert by_other_code.tags["git_commit"] == "0123-dirty"
@@ -236,8 +236,10 @@ def test_a_table_that_can_be_written_nowhere_is_shown(untracked: Plan) -> None:
 @pytest.mark.parametrize("text", ["\x00", '{"step": 1}\nno line\n'])
 def test_a_damaged_curve_costs_no_table(text: str, plan: Plan) -> None:
     write_clip(plan)
-    write_json(marks(plan)["training"], {"signature": "0"})
-    (marks(plan)["training"].parent / "metrics.jsonl").write_text(text + '\n{"step": 2}\n')
+    curve = marks(plan)["training"].parent / "metrics.jsonl"
+    curve.parent.mkdir(parents=True)
+    curve.write_text(text + '\n{"step": 2}\n')
+    write_mark(marks(plan)["training"], {"signature": "0"}, [curve])
     status, output = finished(plan)
     assert status == 1
     assert "MLflow was not written" in output
@@ -275,10 +277,10 @@ def test_what_other_code_made_is_named_in_the_notes_once(plan: Plan) -> None:
     solution = sample_folder(run.solution, plan.options.outputs) / "done.json"
 
     def notes(other: str) -> list[str]:
-        write_json(paths["training"], own | ({"code": other, "start": other} if other else {}))
-        write_json(paths["sampling"], clips | {"code": other or run.sampling_code})
-        write_json(solution, clips | {"code": other or run.sampling_code})
-        write_json(paths["scores"], {**score, "contract": contract | {"code": other or run.sampling_code}})
+        write_mark(paths["training"], own | ({"code": other, "start": other} if other else {}), [])
+        write_mark(paths["sampling"], clips | {"code": other or run.sampling_code}, [])
+        write_mark(solution, clips | {"code": other or run.sampling_code}, [])
+        write_mark(paths["scores"], {**score, "contract": contract | {"code": other or run.sampling_code}}, [])
         return make_table(plan, all_jobs(plan)[1], {})["notes"]
 
     row = all_jobs(plan)[1][0].name
