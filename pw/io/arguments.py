@@ -147,11 +147,10 @@ def _location(error: BaseException | None, words: Sequence[str]) -> str:
 
 
 def _one_line(text: str, words: Sequence[str]) -> str:
-    """A message on one line: long keys and values are cut, and what cannot be printed is escaped."""
-    for part in (part for word in words for part in word.partition("=")):
-        if len(part) > 200:
-            text = text.replace(part, f"{part[:100]}…")
-    return one_line(text)
+    """A message in which long keys and values are cut and have no line ends; only its own lists have."""
+    for part in filter(None, (part for word in words for part in word.partition("="))):
+        text = text.replace(part, one_line(part if len(part) <= 200 else f"{part[:100]}…"))
+    return text
 
 
 def parse(options: type[T], words: Sequence[str]) -> T:

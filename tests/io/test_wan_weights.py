@@ -336,7 +336,8 @@ class TestFetching:
         assert "http://127.0.0.1:9: no answer" in lines[0]
         assert "HF_ENDPOINT" in lines[0]
         assert (
-            lines[1] == "error: colour=red: there is no option colour; there are dest, repo, revision, dry_run, verify"
+            lines[1]
+            == "error: colour=red: there is no option colour; there are dest, repo, revision, dry_run, verify, what"
         )
         assert f"no weights: {REPO} at revision b8fff731 is not in {tmp_path}/hub; `make weights` fetches it" in out
         assert out.splitlines()[-1] == "False"

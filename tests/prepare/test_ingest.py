@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ from odd_videos import encode
 
 from pw.cli import main as pw_main
 from pw.data.shard_index import ShardIndex, read_member
+from pw.io.paths import ROOT
 from pw.io.video import Frame, VideoError, decode, write_video
 from pw.prepare import ingest as module
 from pw.prepare.ingest import ingest, main
@@ -328,9 +328,7 @@ def test_a_pipe_and_a_link_to_nothing_are_left_out_by_name(
     assert "pipe.mp4" in output
 
 
-def test_every_kind_of_video_is_read_and_nothing_else_is_passed_over_in_silence(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_kind_of_video_is_read_and_nothing_else_is_passed_over_in_silence(folder: Path, tmp_path: Path) -> None:
     encode(folder / "old.avi", scene(4, 12, 36), pts=[0, 1, 2, *range(4, 13)], codec_name="mpeg4")
     encode(folder / "phone.m4v", scene(5, 12, 36))
     encode(folder / "日本.mov", scene(6, 12, 36))
@@ -339,11 +337,10 @@ def test_every_kind_of_video_is_read_and_nothing_else_is_passed_over_in_silence(
     (folder / os.fsdecode(b"latin\xe9.mp4")).write_bytes((folder / "phone.m4v").read_bytes())
     (folder / "esc\x1b[2J.mkv").write_bytes(b"no video")
     (folder / "link").symlink_to(folder / "more")
-    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
-    monkeypatch.setattr(sys, "stdout", output)
-    assert pw_main(["data", f"path={folder}", f"out={tmp_path / 'out'}"]) == 0
-    output.flush()
-    lines = output.buffer.getvalue().decode("ascii")
+    words = [sys.executable, "-m", "pw", "data", f"path={folder}", f"out={tmp_path / 'out'}"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    process = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, timeout=900, check=True)
+    lines = process.stdout.decode("ascii")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert set(report["passed_over"]) == {"tape.wmv", "more/disc.MPG", "latin\\udce9.mp4", "link"}
     for text in (
@@ -536,7 +533,7 @@ def test_a_full_disk_is_not_taken_for_a_broken_video(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    assert main([f"path={folder}", f"out={tmp_path / 'out'}"]) == 2
+    assert pw_main(["data", f"path={folder}", f"out={tmp_path / 'out'}"]) == 2
     monkeypatch.undo()
     assert ingest(folder, tmp_path / "out", ClipSettings())["totals"]["train"]
 
