@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pw.io import manifest
-from pw.io.files import digest, sha256
+from pw.io.files import digest, sha256, write_json
 from pw.io.manifest import DamagedResult, check, checksum, listed_names, make_folder, read_mark, whole, write_mark
 
 VALUES = {"signature": "1a2b3c4d", "seconds": 12.5, "names": ["é"], "none": None}
@@ -80,13 +80,25 @@ def test_any_flipped_bit_of_a_mark_is_seen(mark: Path) -> None:
             continue
 
 
+def test_a_training_from_before_checksums_is_taken_as_it_is_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for kind in ("train", "videos"):
+        write_json(tmp_path / kind / "5a6b7c8d" / "done.json", {"signature": "5a6b7c8d"})
+    content = read_mark(tmp_path / "train" / "5a6b7c8d" / "done.json")
+    assert content == {"signature": "5a6b7c8d", "folder": "5a6b7c8d", "files": {}}
+    assert "without checksums" in caplog.text
+    with pytest.raises(DamagedResult, match="has no checksum"):
+        read_mark(tmp_path / "videos" / "5a6b7c8d" / "done.json")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("", "is truncated"),
         ("[" * 100_000, "is truncated, as after a crash, or not JSON"),
         ("[1]", "is truncated, as after a crash, or not JSON"),
-        ('{"signature": "1a2b3c4d"}', "has no checksum: an earlier version of the suite, or another program, wrote it"),
+        ('{"signature": "ffffffff"}', "has no checksum: an earlier version of the suite, or another program, wrote it"),
         ('{"a": ' + "[" * 900 + "]" * 900 + ', "checksum": 3}', "is not as it was written"),
     ],
 )
