@@ -97,7 +97,7 @@ def change_the_learning_rate_schedule(sources: Sources) -> None:
 
 
 def change_the_solver(sources: Sources) -> None:
-    sources.edit("pw/method/solver.py", "span = float(schedule", "span = 1.01 * float(schedule")
+    sources.edit("pw/method/solver.py", "state - (sigma", "state - 1.01 * (sigma")
 
 
 def change_which_clips_are_held_out(sources: Sources) -> None:
@@ -105,7 +105,7 @@ def change_which_clips_are_held_out(sources: Sources) -> None:
 
 
 def change_a_metric(sources: Sources) -> None:
-    sources.edit("benchmarks/metrics/reference.py", "(10 * ratio.log10())", "(20 * ratio.log10())")
+    sources.edit("benchmarks/metrics/reference.py", "(10 * (mean /", "(20 * (mean /")
 
 
 EDITS: dict[str, tuple[Callable[[Sources], None], set[str]]] = {
@@ -138,7 +138,7 @@ def comment(sources: Sources) -> None:
         file, "        weight = span**self.p\n", "        # to the power\n\n        weight = (span ** self.p)\n"
     )
     sources.edit(file, "lambda = 1.\n", "All alike.\n")
-    sources.edit(file, "    p: float\n", "    p: float | None  # the power\n")
+    sources.edit(file, "Annotated[float, Range(0, 10)]\n", "Annotated[float | None, Range(0, 9)]  # the power\n")
     sources.edit("pw/method/step_sampler.py", "needs at least 1", "wants 1 or more")
 
 
