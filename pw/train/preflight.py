@@ -7,6 +7,7 @@ Only `check_kernel` computes something; each process calls it.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from pw.cost.counts import parameters
@@ -88,7 +89,8 @@ def check_weights(run: Run) -> Path | None:
 def check_device(run: Run) -> None:
     """Raises ConfigError when the run needs more GPUs than there are."""
     if run.trainer.accelerator == "gpu":
-        if not may_have_gpu() or not torch.cuda.is_available():
+        # without a driver torch, whose import takes seconds, need not be asked
+        if not ("torch" in sys.modules or may_have_gpu()) or not torch.cuda.is_available():
             remedy = "trainer=cpu" if run.trainer.strategy == "single" else "trainer.accelerator=cpu"
             raise ConfigError(f"trainer={run.config.choices['trainer']}: torch sees no CUDA device here; set {remedy}")
         if torch.cuda.device_count() < run.trainer.devices:

@@ -231,7 +231,7 @@ def test_a_table_without_findings_prints_only_its_counts():
         ),
         ("table=table_6", "table=table_6: choose from table_1, table_2"),
         ("format=pdf", "format=pdf: one of terminal, md"),
-        ("json", "'json': write key=value; there are table, all, format, json"),
+        ("json", "'json': write key=value; did you mean format=json? there are table, all, format, json"),
         ("json=true", "json=true: expected a file; format=json prints it"),
         ("json=/dev/null/x", "json=/dev/null/x: cannot be written"),
     ],
