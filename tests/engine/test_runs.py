@@ -151,7 +151,7 @@ def test_fits_80_columns_and_names_damage_below(outputs: Path, plan: Plan, capsy
     listed, below = capsys.readouterr()
     assert max(map(len, listed.splitlines())) <= 80
     assert folder.name in listed
-    named = {"train/cut/", "train/odd:", "train/list", "train/bina", "deep: cann"}
+    named = {"train/cut/", "train/odd/", "train/list", "train/bina", "deep/plan."}
     assert {line.split(f"{outputs}/")[1][:10] for line in below.splitlines()} == named
     assert all(line.startswith("not listed: ") for line in below.splitlines())
 
