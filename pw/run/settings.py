@@ -80,7 +80,7 @@ class Train:
 class Optimizer:
     """AdamW, warm-up, cosine decay to `final_lr` * lr, gradients clipped to norm `clip`, and the decay of the EMA."""
 
-    lr: Positive
+    lr: Annotated[Positive, Range(0, 1e39)]  # one that is too large makes a loss that is not finite, which is named
     betas: tuple[float, float]
     weight_decay: Annotated[float, NonNegative]
     clip: Annotated[float, NonNegative]
