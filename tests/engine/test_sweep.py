@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from experiments.engine.ablation import Ablation, Statement
-from experiments.engine.outcome.table import archive_table, curve_of
+from experiments.engine.outcome.table import curve_of
+from experiments.engine.outcome.table_files import archive_table
 from experiments.engine.plan import Plan, make_plan, parse, plan_of
 from pw.io.arguments import ConfigError
 from pw.run.build import build
