@@ -40,11 +40,12 @@ WORKER = "vbench"
 
 @dataclass(frozen=True)
 class Entry:
-    """A value, the number of frames of the video, and its note (`pw.io.video.VideoInfo`)."""
+    """A value, the number of frames of the video, and its note (`pw.io.video.VideoInfo`); or why there is no value."""
 
     value: float
     frames: int
     note: str = ""
+    refusal: str = ""
 
 
 def content_hash(path: Path) -> str:
@@ -67,16 +68,19 @@ class Cache:
         """
         try:
             values = parse_json(self._path(video, metric, dependencies).read_text(encoding="utf-8"))
-            entry = Entry(float(values["value"]), int(values["frames"]), str(values.get("note", "")))
+            frames, refusal = int(values["frames"]), str(values.get("refusal", ""))
+            value = math.nan if refusal else float(values["value"])
+            entry = Entry(value, frames, str(values.get("note", "")), refusal)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return entry if math.isfinite(entry.value) else None
+        return entry if refusal or math.isfinite(value) else None
 
     def put(self, video: str, metric: str, dependencies: Mapping[str, Any], entry: Entry) -> None:
-        """Write an entry. Raises ValueError for a value that is not finite."""
-        if not math.isfinite(entry.value):
+        """Write an entry. Raises ValueError for a value that is not finite, without a refusal."""
+        if not entry.refusal and not math.isfinite(entry.value):
             raise ValueError(f"{metric} of {video[:12]} is {entry.value}, which is no score")
         record = {**asdict(entry), "metric": metric, "video": video, "depends": dict(dependencies)}
+        record |= {"value": None} if entry.refusal else {}
         write_atomically(self._path(video, metric, dependencies), json.dumps(record, indent=1, sort_keys=True) + "\n")
 
     def _path(self, video: str, metric: str, dependencies: Mapping[str, Any]) -> Path:
@@ -117,6 +121,8 @@ class FolderScoring:
             entry = self.cache.get(key, name, self._dependencies_of(name, path))
             if entry is None:
                 missing.append(name)
+            elif entry.refusal:
+                self._refuse(path.name, {name}, entry.refusal)
             else:
                 row |= {"frames": entry.frames, name: entry.value}
                 self._note(path, entry.note)
@@ -202,7 +208,14 @@ class FolderScoring:
             return
         self._store(path, result)
         for family, reason in result.refusals.items():
+            if not result.out_of_memory and not self._is_changed(path):  # or there may be a value the next time
+                self._remember_refusal(path, _names_of({family}), reason, result.frames)
             self._refuse(path.name, _names_of({family}), reason)
+
+    def _remember_refusal(self, path: Path, metrics: Collection[str], reason: str, frames: int) -> None:
+        for name in (name for name in self.names if name in metrics):
+            entry = Entry(math.nan, frames, refusal=reason)
+            self.cache.put(self._hash(path), name, self._dependencies_of(name, path), entry)
 
     def _store(self, path: Path, result: VideoScores) -> None:
         if self._is_changed(path):

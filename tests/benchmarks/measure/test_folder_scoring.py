@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks.measure.folder_scoring import Cache, Entry, content_hash
+from benchmarks.measure.folder_scoring import Cache, Entry, FolderScoring, content_hash
+from benchmarks.measure.measurement import MeasureOptions, videos_of
+from pw.io.video import write_video
 
 DEPENDS = {"protocol": "niqe/1", "settings": {"every": 1}, "weights": {"niqe": "ab"}}
 
@@ -43,3 +46,16 @@ def test_the_content_counts_not_the_name(tmp_path: Path):
     (tmp_path / "c.mp4").write_bytes(b"another")
     hashes = [content_hash(tmp_path / name) for name in ("a.mp4", "b.mp4", "c.mp4")]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_refusal_is_remembered_like_a_value(tmp_path: Path) -> None:
+    write_video(tmp_path / "videos" / "a.mkv", np.zeros((1, 16, 16, 3), np.uint8))  # one frame flickers not
+    options = MeasureOptions(cache=tmp_path / "cache")
+    reasons, measured = [], []
+    for _ in range(2):
+        scoring = FolderScoring(videos_of(tmp_path / "videos"), ["temporal_flickering"], options)
+        scoring.measure(lambda _: None)
+        reasons.append(scoring.scores.not_measured["temporal_flickering"]["a.mkv"])
+        measured.append(scoring.scores.n_measured)
+    assert reasons[0] == reasons[1]
+    assert measured == [1, 0]
