@@ -182,7 +182,7 @@ def test_a_split_checkpoint_holds_what_one_file_would(micro, multi) -> None:
     assert sorted(optimizer["state"]) == list(trained) == list(range(len(shapes)))
     assert all(float(values["step"]) == 11 for values in optimizer["state"].values())
     assert any(torch.count_nonzero(values["exp_avg_sq"]) for values in optimizer["state"].values())
-    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".pt"}
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".pt", ".json"}
 
 
 def _exported(micro, multi: Path) -> Path:
