@@ -420,7 +420,7 @@ class TestAKilledRunner:
 class TestAnArmThatFails:
     def test_is_told_by_name_with_the_reason_and_its_log(self, disturbed: Disturbed) -> None:
         output = disturbed.second_call.output.replace("\n", "")
-        assert "✗ train exponential seed 1: FileExistsError" in output
+        assert "✗ train exponential seed 1: DamagedResult" in output
         (log,) = (disturbed.second_call.outputs / "logs").glob("train_exponential_seed_1_*.log")
         assert f"log: {log}" in output
         assert "Traceback" in log.read_text()
@@ -436,7 +436,7 @@ class TestAnArmThatFails:
     def test_keeps_the_seeds_that_did_not_fail(self, disturbed: Disturbed) -> None:
         arm = disturbed.second_call.arm("exponential")
         assert {v["n"] for v in arm["metrics"].values()} == {1}
-        assert arm["status"].startswith("failed: seeds 1; train exponential seed 1 failed: FileExistsError")
+        assert arm["status"].startswith("failed: seeds 1; train exponential seed 1 failed: DamagedResult")
         assert arm["status"].count("failed: FileExistsError") == 1
 
     def test_is_marked_in_the_table_and_not_scored_as_zero(self, disturbed: Disturbed) -> None:
