@@ -299,7 +299,7 @@ AT_A_TERMINAL = """if True:
 @pytest.mark.skipif(sys.platform != "linux", reason="makes a terminal")
 @pytest.mark.parametrize("wrapper", ["", "nohup"])
 def test_a_terminal_that_closes_stops_a_training_with_a_checkpoint_but_not_one_under_nohup(
-    wrapper: str, python: str, tmp_path: Path
+    wrapper: str, tmp_path: Path
 ) -> None:
     every = 20 if wrapper else 100000  # so that there is one only because it was stopped
     run = build(
@@ -307,7 +307,7 @@ def test_a_terminal_that_closes_stops_a_training_with_a_checkpoint_but_not_one_u
     )
     checkpoint = training_folder(run, tmp_path) / "checkpoints" / "last.ckpt"
     terminal, child_end = pty.openpty()
-    words = [python, "-m", "pw", "train", *run.config.overrides, f"outputs={tmp_path}"]
+    words = [sys.executable, "-m", "pw", "train", *run.config.overrides, f"outputs={tmp_path}"]
     training = subprocess.Popen(
         [sys.executable, "-ISB", "-c", AT_A_TERMINAL, wrapper, *words],
         stdin=child_end, stdout=child_end, stderr=child_end, start_new_session=True,
