@@ -29,7 +29,7 @@ def existing_folder(text: str) -> Path:
 
 
 def _cache_folder(text: str) -> Path:
-    check_writable("cache", path := _folder(text), create=False)
+    check_writable("cache", path := _folder(text))
     return path
 
 
@@ -113,14 +113,14 @@ def videos_of(folder: Path) -> dict[str, Path]:
     Raises: ConfigError if there is no folder; NoVideo if there is no video in it; DamagedResult.
     """
     if not folder.is_dir():
-        raise ConfigError(f"videos={folder}: no such folder")
+        raise ConfigError(f"{folder}: no such folder")
     has_card = (folder / "card.yaml").is_file()
     paths = jobs.videos(folder) if has_card else sorted(filter(is_video, folder.iterdir()))
     if (listed := listed_names(folder)) is not None:
         paths = [path for path in paths if path.name in listed]
     if not paths:
         n_entries = sum(1 for _ in folder.iterdir())
-        raise NoVideo(f"videos={folder}: no video ({', '.join(SUFFIXES)}) among its {n_entries} entries")
+        raise NoVideo(f"{folder}: no video ({', '.join(SUFFIXES)}) among its {n_entries} entries")
     return {path.name: path for path in paths}
 
 

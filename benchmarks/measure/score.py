@@ -29,7 +29,7 @@ from benchmarks.metrics import GROUPS, METRICS, lookup, metric_names, protocol_o
 from benchmarks.stats.resampling import bootstrap_mean, prompt_of
 from pw.io.arguments import Command, ConfigError, missing_option, option, to_words
 from pw.io.command_line import without_make
-from pw.io.console import one_line, print_line, safe_console
+from pw.io.console import console, one_line, print_line
 from pw.io.files import check_writable, writable_file, write_atomically, write_csv
 from pw.io.host import free_memory
 from pw.io.paths import SUITE
@@ -295,7 +295,7 @@ def show(scores: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, 
     from rich.markup import escape
     from rich.table import Table
 
-    console = safe_console() if sys.stdout.isatty() else safe_console(width=120)
+    terminal = console()
     if means:
         table = Table(box=box.SIMPLE_HEAD, title_justify="left")
         for head in ("metric", "mean", "95 % interval", "videos", "protocol"):
@@ -304,29 +304,29 @@ def show(scores: Scores, names: Sequence[str], means: Mapping[str, Mapping[str, 
             interval = "–" if row["low"] is None else f"{row['low']:.4g} … {row['high']:.4g}"
             label = " ".join((row["protocol"], *_changed_settings(name, row.get("settings", {}))))
             table.add_row(f"{name} {lookup(name).arrow}", f"{row['mean']:.4g}", interval, str(row["n"]), escape(label))
-        console.print(table)
+        terminal.print(table)
     if set_metrics := ", ".join(name for name in means if name in scores.set_values):
-        console.print(f"{set_metrics}: no interval, one value for the whole set; an interval needs several seeds")
+        terminal.print(f"{set_metrics}: no interval, one value for the whole set; an interval needs several seeds")
     if any(row["low"] is None and row["n"] == 1 and name not in scores.set_values for name, row in means.items()):
-        console.print("no interval: there is one video")
+        terminal.print("no interval: there is one video")
     if any(row["low"] is None and row.get("clusters") == 1 < row["n"] for row in means.values()):
-        console.print("no interval: videos whose names differ only in the trailing -NUMBER have the same prompt")
+        terminal.print("no interval: videos whose names differ only in the trailing -NUMBER have the same prompt")
     for name in dict.fromkeys(name for name in names if name in means and lookup(name).licence):
-        console.print(f"[dim]{name}: {escape(lookup(name).licence)}[/dim]", highlight=False)
+        terminal.print(f"[dim]{name}: {escape(lookup(name).licence)}[/dim]")
     for reason in dict.fromkeys(scores.missing.values()):
         missing = ", ".join(name for name, text in scores.missing.items() if text == reason)
-        console.print(f"{missing} –  {escape(without_make(reason))}", highlight=False, soft_wrap=True)
+        terminal.print(f"{missing} –  {escape(without_make(reason))}", soft_wrap=True)
     for name, videos in scores.not_measured.items():
-        console.print(f"{name}: {len(videos)} of {len(scores.rows)} videos without a value", highlight=False)
+        terminal.print(f"{name}: {len(videos)} of {len(scores.rows)} videos without a value")
         for video, reason in list(videos.items())[:5]:
-            console.print(f"  {escape(video)}: {escape(reason)}", highlight=False, soft_wrap=True)
+            terminal.print(f"  {escape(video)}: {escape(reason)}", soft_wrap=True)
     if scores.left_out:
-        console.print(f"{len(scores.left_out)} video{'s' * (len(scores.left_out) > 1)} left out:", highlight=False)
+        terminal.print(f"{len(scores.left_out)} video{'s' * (len(scores.left_out) > 1)} left out:")
         for reason in scores.left_out.values():
-            console.print(f"  {escape(reason)}", highlight=False, soft_wrap=True)
+            terminal.print(f"  {escape(reason)}", soft_wrap=True)
     for title, reasons in (("not read", scores.passed_over), ("to know", scores.notes)):
         for name, reason in reasons.items():
-            console.print(f"{title}: {escape(one_line(name))}: {escape(reason)}", highlight=False, soft_wrap=True)
+            terminal.print(f"{title}: {escape(one_line(name))}: {escape(reason)}", soft_wrap=True)
 
 
 def _changed_settings(name: str, settings: Mapping[str, Any]) -> list[str]:

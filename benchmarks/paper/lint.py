@@ -19,6 +19,7 @@ from benchmarks import paper
 from benchmarks.paper import consistency
 from benchmarks.paper.recompute import Check, Kind, derived_cells
 from pw.io.arguments import Command, option
+from pw.io.console import console
 from pw.io.files import writable_file, write_atomically
 
 if TYPE_CHECKING:
@@ -130,10 +131,7 @@ def run(options: LintOptions) -> int:
     elif options.format == "md":
         print(markdown(checks, options.all), end="")
     else:
-        from rich.console import Console
-
-        console = Console(highlight=False, width=min(shutil.get_terminal_size().columns, WIDTH))
-        console.print(terminal(checks, options.all))
+        console(width=min(shutil.get_terminal_size().columns, WIDTH)).print(terminal(checks, options.all))
     return 0
 
 

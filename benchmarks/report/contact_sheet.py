@@ -5,6 +5,7 @@ The files hold no date and no version: on one machine, the same input gives the 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
@@ -36,7 +37,7 @@ def contact_sheet(blocks: Sequence[Sequence[Row]], out: Path) -> None:
     """Write a PNG with the middle frame of every clip. Small clips are enlarged pixel by pixel, large ones averaged.
 
     blocks: rows of (label, clip paths) that belong together; every other block has a grey background. A path that is
-        None or does not exist leaves its cell empty. All tiles have the size of the largest clip's tile.
+        None, does not exist or cannot be read leaves its cell empty. All tiles have the size of the largest clip's.
     Raises: ValueError if there is no clip, or if the rows differ in length.
     """
     from PIL import Image, ImageDraw, ImageFont
@@ -83,12 +84,16 @@ def _tile_size(height: int, width: int, max_width: int, max_height: int) -> tupl
 
 
 def _middle_frame(path: Path | None) -> np.ndarray | None:
-    """Frame F // 2 of a clip, uint8 [H, W, 3]; None if the file does not exist."""
+    """Frame F // 2 of a clip, uint8 [H, W, 3]; None if the file does not exist or cannot be read."""
     if path is None or not path.exists():
         return None
-    from pw.io.video import read_video
+    from pw.io.video import VideoError, read_video
 
-    frames = read_video(path)
+    try:
+        frames = read_video(path)
+    except VideoError as error:
+        logging.getLogger("pw").warning(f"not on the contact sheet: {error}")
+        return None
     return frames[len(frames) // 2]
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from benchmarks.report.card_check import mismatches, with_own_rows
 from benchmarks.report.grid import MISSING, Cell, Column, Grid, html_list, html_page, md, tex
 from benchmarks.report.paper_comparison import MeasuredRow, compose, find, metrics_of, read
 from pw.io.arguments import Command, ConfigError, did_you_mean, missing_option, no_such_option, option
-from pw.io.console import one_line, print_line, safe_console
+from pw.io.console import console, one_line, print_line
 from pw.io.files import check_writable, write_atomically
 from pw.io.paths import OUTPUTS
 
@@ -159,10 +158,9 @@ def _metrics_of_other_tables(folder: Path) -> list[str]:
 
 
 def _show(result: Mapping[str, Any]) -> None:
-
-    console = safe_console(width=shutil.get_terminal_size().columns, highlight=False)
+    terminal = console()
     grids = [grid(result), differences(result)]
-    console.print(report.terminal_grid(grids, result["title"], footer(result), console.width))
+    terminal.print(report.terminal_grid(grids, result["title"], footer(result), terminal.width))
 
 
 def grid(result: Mapping[str, Any]) -> Grid:

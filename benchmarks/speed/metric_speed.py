@@ -32,6 +32,7 @@ from benchmarks.measure.metric_weights import MissingWeights, find
 from benchmarks.metrics import lookup
 from benchmarks.metrics.implementation import FrameView, Scorer, scorer_of
 from pw.io.arguments import Command, number, option
+from pw.io.console import console
 from pw.io.files import writable_file, write_json
 from pw.io.host import default_threads, usable_cores
 from pw.io.lazy import torch
@@ -256,7 +257,6 @@ def report(what: str, rows: Sequence[BenchRow], out: Path | None, extra: Mapping
 
 def show(rows: Sequence[BenchRow]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -267,11 +267,11 @@ def show(rows: Sequence[BenchRow]) -> None:
         value = "–" if row.value is None else f"{row.value:.4g}"
         aim = "" if row.aim is None else f"{'≥' if row.sense == 'least' else '≤'} {row.aim:g}"
         table.add_row(row.part, row.what, value, row.unit, aim, {None: "", True: "met", False: "missed"}[row.met])
-    console = Console()
-    console.print(table)
+    terminal = console()
+    terminal.print(table)
     for row in rows:
         if row.note:
-            console.print(f"{row.part}, {row.what} –  {escape(row.note)}", highlight=False, soft_wrap=True)
+            terminal.print(f"{row.part}, {row.what} –  {escape(row.note)}", soft_wrap=True)
 
 
 @dataclass(frozen=True)

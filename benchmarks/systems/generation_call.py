@@ -22,7 +22,7 @@ KINDS = {
     "pixelwizard": ("lossless", "quality"),
     "command": ("checkout", "python", "timeout"),
 }
-QUALITY = 10
+CRF = 10
 ABOVE_ZERO = number(0, kind=float, excluded=(0,))
 
 
@@ -75,7 +75,7 @@ class SystemOptions:
     device: str | None = option(None, "diffusers: auto, cpu or cuda")
     offload: bool | None = option(None, "diffusers: move parts between CPU and GPU")
     lossless: bool | None = option(None, "diffusers, PixelWizard: FFV1 (the default) or H.264")
-    quality: int | None = option(None, f"diffusers, PixelWizard: x264's crf, {QUALITY} by default", read=number(0, 51))
+    quality: int | None = option(None, f"diffusers, PixelWizard: x264's crf, {CRF} by default", read=number(0, 51))
     checkout: Path | None = option(None, "command: the folder of its repository, with its environment")
     python: str | None = option(None, "command: its interpreter, by default the checkout's .venv/bin/python")
     timeout: int | None = option(None, "command: seconds that a video may take", read=number(1))
@@ -105,7 +105,7 @@ class Call:
 
     @property
     def quality(self) -> int:
-        return QUALITY if self.options.quality is None else self.options.quality
+        return CRF if self.options.quality is None else self.options.quality
 
     @property
     def share(self) -> tuple[VideoJob, ...]:

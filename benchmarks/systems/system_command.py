@@ -29,6 +29,7 @@ from benchmarks.systems.generation_call import Call, SystemOptions, make_call
 from benchmarks.systems.gpu_processes import process_group, spread_over_gpus
 from benchmarks.systems.jobs import VideoJob, is_done, make_jobs, note_path, read_prompts, register, write_jobs
 from pw.io.arguments import Command, ConfigError, missing_option, to_words
+from pw.io.console import print_line, printable
 from pw.io.files import write_atomically
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Pace, duration
@@ -64,7 +65,7 @@ def run(options: SystemOptions) -> int:
     except (GenerationError, VideoError) as error:
         failures = [str(error)]
     for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
+        print_line(f"error: {failure}")
     return 1 if failures else 0
 
 
@@ -102,12 +103,12 @@ def _register(options: SystemOptions, directory: Path) -> int:
     registered = register(find(options.name), system, directory, out, jobs)
     print(f"{len(registered['present'])} videos of {system.title} are registered in {out}")
     for file, problem in registered["wrong"]:
-        print(f"left out: {directory / file}: {problem.rpartition(f'{file}: ')[2]}")
+        print(printable(f"left out: {directory / file}: {problem.rpartition(f'{file}: ')[2]}"))
     if any(", requested " in problem for _, problem in registered["wrong"]):
         print(f"the card of {system.title}: {system.setting}")
     for label, key in (("missing", "missing"), ("unexpected", "unasked")):
         if stems := registered[key]:
-            print(f"{label}: {len(stems)}: {', '.join(stems[:5])}{' …' if len(stems) > 5 else ''}")
+            print(printable(f"{label}: {len(stems)}: {', '.join(stems[:5])}{' …' if len(stems) > 5 else ''}"))
     return 1 if registered["wrong"] or registered["missing"] else 0
 
 
@@ -119,17 +120,13 @@ def generate(call: Call) -> list[str]:
     prepare_folder(call)
     todo = missing(call)
     share = "" if call.options.shard[1] == 1 else f" (share {call.options.shard[0] + 1} of {call.options.shard[1]})"
-    _log(f"{call.system.title}: {call.setting}; {len(todo)} of {len(call.share)} to make in {call.out}{share}")
+    print_line(f"{call.system.title}: {call.setting}; {len(todo)} of {len(call.share)} to make in {call.out}{share}")
     if not todo:
         return []
     with process_group(call, todo) as (rank, world, todo):
         if world > 1:
             return _make_together(call, _maker(call, todo), todo, rank, world)
         return _make_in_order(call, todo)
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def prepare_folder(call: Call) -> None:
@@ -177,17 +174,17 @@ def _make_in_order(call: Call, todo: Sequence[VideoJob]) -> list[str]:
         try:
             with _claim(call, job) as is_ours:
                 if not is_ours:
-                    _log(f"{number}/{len(todo)}  {job.stem}: claimed by another call")
+                    print_line(f"{number}/{len(todo)}  {job.stem}: claimed by another call")
                     continue
                 path = _make_one(call, maker, job)
         except (GenerationError, VideoError) as error:
             failures.append(f"{job.stem}: {error}")
             if len(failures) == number:
                 raise GenerationError(failures[0]) from error
-            _log(f"{number}/{len(todo)}  could not be made: {failures[-1]}")
+            print_line(f"{number}/{len(todo)}  could not be made: {failures[-1]}")
             continue
         remaining, per_video = pace.time_left(number, len(todo)), duration(1 / pace.rate(number))
-        _log(f"{number}/{len(todo)}  {path.name}, {per_video} a video, about {remaining} left")
+        print_line(f"{number}/{len(todo)}  {path.name}, {per_video} a video, about {remaining} left")
     return failures
 
 
@@ -198,7 +195,7 @@ def _make_together(call: Call, maker: Maker, todo: Sequence[VideoJob], rank: int
         with _claim(call, todo[index]) if index < len(todo) else nullcontext(False) as is_ours:
             if is_ours:
                 path = _make_one(call, maker, todo[index])
-                _log(f"{index + 1}/{len(todo)}  {path.name}")
+                print_line(f"{index + 1}/{len(todo)}  {path.name}")
             else:
                 with _work(call, todo[-1], f"spare-{rank}") as work:
                     maker.make(todo[-1], work)

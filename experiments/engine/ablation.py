@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.engine.terminal import console
 from pw.io.arguments import MAX_SEED, Command, ConfigError, did_you_mean, number, option
+from pw.io.console import console
 from pw.io.paths import OUTPUTS, explain_import_errors, user_folder
 from pw.train.loop import outputs_folder, results_folder
 

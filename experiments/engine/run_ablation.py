@@ -26,11 +26,11 @@ from experiments.engine.pool import FORK_SECONDS, Pool
 from experiments.engine.queue.hand_over import Queue
 from experiments.engine.queue.launcher import Local, Submitit, Unit, take_launcher, units
 from experiments.engine.status import outline, write_outline
-from experiments.engine.terminal import console
 from pw.cost.rates import rate_text
 from pw.io.arguments import Command, ConfigError
 from pw.io.command_line import command_line, without_make
-from pw.io.files import check_can_write
+from pw.io.console import console
+from pw.io.files import check_writable
 from pw.io.manifest import DamagedResult
 from pw.io.progress import ProgressLine, duration, ignore_closed_stream
 from pw.parallel.signals import Stopped, print_stop
@@ -64,7 +64,7 @@ def run(options: AblationOptions) -> int:
             if job.kind != "score":
                 check_device(job.run)
     if todo and not options.dry_run:
-        check_can_write("outputs", outputs)
+        check_writable("outputs", outputs)
         remove_results(removals)
     display, summary = RunDisplay(terminal, len(todo)), outline(plan, jobs, rows)
     if isinstance(launcher, Submitit):
@@ -96,7 +96,7 @@ def _check_outputs(options: AblationOptions) -> None:
     """Check the outputs before anything is planned. Raises ConfigError."""
     outputs = options.outputs
     if not outputs.is_dir() and not options.dry_run:
-        check_can_write("outputs", outputs)
+        check_writable("outputs", outputs)
     for path in (outputs / name for name in (*FOLDERS, options.name)):
         if os.path.lexists(path) and not path.is_dir():
             raise ConfigError(f"outputs={outputs}: {path} is no folder, but results go there; move it away")
@@ -176,7 +176,7 @@ def finish(plan: Plan, rows: Sequence[Row], failures: dict[str, str], console: A
 def _can_write(folder: Path, unwritten: list[str]) -> bool:
     """Whether a table's files can be written; adds the reason to `unwritten` if not."""
     try:
-        check_can_write("outputs", folder)
+        check_writable("outputs", folder)
     except ConfigError as error:
         unwritten.append(f"the table is only shown here, no file was written: {error}")
         return False

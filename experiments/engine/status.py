@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.metrics import protocols
 from experiments.engine.ablation import AblationOptions, names
 from experiments.engine.ledger import Claim, Ledger
-from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError, option
+from pw.io.console import console
 from pw.io.files import parse_json, write_json
 from pw.io.manifest import whole
 from pw.io.paths import OUTPUTS

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from pw.cost.rates import Gpus, parse_gpus, tflops_of
 from pw.cost.training_cost import TrainingCost, reads_pixels, training_cost
 from pw.cost.verdicts import Verdict, judge_generation, judge_training
 from pw.io.arguments import Command, ConfigError, option
+from pw.io.console import console
 from pw.io.files import human_size, writable_file, write_json
 from pw.io.progress import duration
 from pw.run.build import Run, build
@@ -294,14 +294,12 @@ def training_times(plan: CostPlan) -> Table:
 
 def run(options: PlanOptions) -> int:
     """Print the plan, and write it to `json=`; returns the exit status."""
-    from rich.console import Console
 
     plan = make_plan(options)
     results = verdicts(plan)
     if options.json is not None:
         write_json(options.json, as_json(plan, results))
-    console = Console(highlight=False, width=shutil.get_terminal_size().columns)
-    show(plan, results, console)
+    show(plan, results, console())
     return int(options.strict and not all(verdict.fits for verdict in results))
 
 

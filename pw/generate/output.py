@@ -172,7 +172,7 @@ def _pixels(band: Tensor) -> NDArray[Any]:
 def _write_video(request: GenerationRequest, prompt: Prompt, frames: NDArray[Any]) -> None:
     path, options = request.video(prompt), request.options
     if path.suffix != ".png":
-        write_video(path, frames, fps=options.fps, lossless=options.lossless, crf=options.quality)
+        write_video(path, frames, fps=options.fps, lossless=options.lossless, crf=request.crf)
         return
     with replacing(path) as partial:
         Image.fromarray(frames[0]).save(partial, format="png")

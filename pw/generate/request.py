@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pw.cost.counts import stage_latent
 from pw.generate.stage_runs import (
@@ -19,7 +19,7 @@ from pw.generate.stage_runs import (
     with_training,
 )
 from pw.io.arguments import ConfigError, check_path, number, option
-from pw.io.files import check_can_write, digest, parse_json
+from pw.io.files import check_writable, digest, parse_json
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
 from pw.io.prompts import prompt_entries
@@ -33,19 +33,14 @@ if TYPE_CHECKING:
 
 SLUG = 40  # largest number of letters of the prompt in a file name
 
+CRF = 16
+
 Text = tuple[str, int | None]  # (text of a prompt, its seed if the file has one)
 
 
-def _reader(key: str, kind: type[str | Path] = str) -> Callable[[str], Any]:
-    """A reader of a path or name that must not be empty: `hires=` is a mistake, not a default."""
-
-    def read(text: str) -> Any:
-        if not text:
-            raise ValueError(f"is empty; give {key} a value, or leave it out")
-        check_path(text)
-        return Path(text).expanduser() if kind is Path else text
-
-    return read
+def _path(text: str) -> str:
+    check_path(text)
+    return text
 
 
 @dataclass(frozen=True)
@@ -53,24 +48,22 @@ class GenerateOptions:
     """The options of `pw generate`. `overrides` are for stage II, those that begin with `anchor.` for stage I."""
 
     prompt: str | None = option(None, "text prompt", read=str)
-    prompts: str | None = option(None, "a .txt of one prompt a line, or a .jsonl with seeds", read=_reader("prompts"))
+    prompts: str | None = option(None, "a .txt of one prompt a line, or a .jsonl with seeds", read=_path)
     hires: str | None = option(
-        None, "stage II's weights: a checkpoint, an export, a training's signature, or random", read=_reader("hires")
+        None, "stage II's weights: a checkpoint, an export, a training's signature, or random", read=_path
     )
-    anchor: str = option("base", "stage I's weights; base is Wan's own", read=_reader("anchor"))
+    anchor: str = option("base", "stage I's weights; base is Wan's own", read=_path)
     weights: str | None = option(
-        None, "Wan's weights in diffusers' layout (`make weights` fetches them); or random", read=_reader("weights")
+        None, "Wan's weights in diffusers' layout (`make weights` fetches them); or random", read=_path
     )
-    anchors_from: Path | None = option(
-        None, "the `out` of an earlier call, whose anchors are used", read=_reader("anchors_from", Path)
-    )
-    out: Path | None = option(None, "outputs/generated/SCALE by default", read=_reader("out", Path))
+    anchors_from: Path | None = option(None, "the `out` of an earlier call, whose anchors are used")
+    out: Path | None = option(None, "outputs/generated/SCALE by default")
     frames: int | None = option(None, "of the video; 1 makes an image", read=number(1, 100_000))
     fps: float = option(24.0, "frames a second", read=number(1, 240, float))
-    quality: int = option(16, "CRF of H.264, from 0 to 51; lower is better", read=number(0, 51))
+    quality: int | None = option(None, f"CRF of H.264, 0 (best) to 51; {CRF} by default", read=number(0, 51))
     lossless: bool = option(False, "FFV1 in .mkv instead")
     text_device: Literal["auto", "cpu", "gpu"] = option("auto", "where the text encoder runs")
-    outputs: Path | None = option(None, "results folder of a training", read=_reader("outputs", Path))
+    outputs: Path | None = option(None, "results folder of a training")
     overrides: tuple[str, ...] = ()
 
 
@@ -157,7 +150,12 @@ class GenerationRequest:
 
     @property
     def quality(self) -> int | Literal["lossless"]:
-        return "lossless" if self.options.lossless else self.options.quality
+        return "lossless" if self.options.lossless else self.crf
+
+    @property
+    def crf(self) -> int:
+        """Constant rate factor of H.264."""
+        return CRF if self.options.quality is None else self.options.quality
 
     def is_done(self, prompt: Prompt) -> bool:
         """Whether the video and its manifest exist, with the requested rate and quality."""
@@ -216,6 +214,8 @@ def make_request(
     overrides, anchor_overrides = split_overrides(options.overrides)
     if options.anchors_from is not None and not options.anchors_from.is_dir():
         raise ConfigError(f"anchors_from={options.anchors_from}: no such folder; it is the `out` of an earlier call")
+    if options.lossless and options.quality is not None:
+        raise ConfigError(f"quality={options.quality}: is for H.264, lossless=true writes FFV1; leave one out")
     texts = _read_prompts(options)
     weights = None if options.weights == "random" else locate(options.weights)
     if weights is not None:
@@ -230,7 +230,7 @@ def make_request(
     check_device(hires)
     check_memory(hires, anchor)
     out = options.out or OUTPUTS / "generated" / hires.scale.name
-    check_can_write("out", out)
+    check_writable("out", out)
     request = GenerationRequest(options, hires, anchor, *sources, weights, out)
     request.prompts = _named_prompts(request, texts)
     announce(request)

@@ -169,6 +169,8 @@ def parse(options: type[T], words: Sequence[str]) -> T:
         elif key in known:
             field, hint = known[key]
             try:
+                if not value and typing.get_origin(hint) is not tuple:
+                    raise ValueError("is empty; give it a value, or leave it out")
                 if _is_path(hint):
                     check_path(value)
                 field_values[field.name] = (field.metadata.get("read") or partial(_value, hint))(value)
@@ -264,7 +266,7 @@ def _value(hint: Any, text: str) -> Any:
     """Text -> value of the type `hint`. Raises ValueError with what is valid."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in UNIONS:
-        if type(None) in arguments and text in ("", "null", "none"):
+        if type(None) in arguments and text in ("null", "none"):
             return None
         expectations = []
         for argument in arguments:  # the first type that accepts the text
@@ -289,8 +291,6 @@ def _value(hint: Any, text: str) -> Any:
         return text == "true"
     if hint in (int, float):
         return number(0, kind=hint)(text)
-    if hint is Path and not text:
-        raise ValueError("is empty; give it a value, or leave it out")
     return Path(text).expanduser() if hint is Path else text
 
 

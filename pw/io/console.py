@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,9 @@ def print_line(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
-def safe_console(**options: Any) -> Console:
-    """Rich's console, but text is printed as `printable` says; `options` are those of rich's."""
+def console(**options: Any) -> Console:
+    """Rich's console, but text is printed as `printable` says. It is as wide as the terminal, or as COLUMNS says; in a
+    pipe or a file lines have 80 characters. `options` are those of rich's."""
     from rich.console import Console
     from rich.segment import Segment
 
@@ -39,4 +41,5 @@ def safe_console(**options: Any) -> Console:
             for text, style, control in super().render(renderable, options):
                 yield Segment(text if control else printable(text), style, control)
 
-    return SafeConsole(**options)
+    defaults: dict[str, Any] = {"highlight": False, "width": shutil.get_terminal_size().columns}
+    return SafeConsole(**{**defaults, **options})

@@ -98,52 +98,37 @@ def os_reason(error: OSError) -> str:
     return text if place is None else f"{place}: {text}"
 
 
-def check_can_write(key: str, folder: Path) -> None:
+def check_writable(key: str, folder: Path, name: str = "") -> None:
     """Test that a file can be written to the folder, or to the nearest that exists above it; leaves nothing there.
 
+    name  of the file, which may exist but is no folder and no device
     Raises ConfigError with the key.
     """
+    path = folder / name
+    if name and path.is_dir():
+        raise ConfigError(f"{key}={path}: is a folder, expected a file")
+    if name and _is_special(path):
+        raise ConfigError(f"{key}={path}: {SPECIAL}")
     try:
-        ancestor = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-        with tempfile.TemporaryFile(dir=ancestor):
-            pass
-    except OSError as error:
-        reason = error.strerror if error.errno not in FULL else f"the disk is full: {error.strerror}"
-        raise ConfigError(
-            f"{key}={folder}: cannot be written ({reason}); expected a folder that can, e.g. {key}=~/{folder.name}"
-        ) from error
-
-
-def check_writable(key: str, folder: Path, name: str = "", *, create: bool = True) -> None:
-    """Create the folder and test that a file can be written there; without `create`, in the nearest folder that exists.
-
-    Raises ConfigError with the key.
-    """
-    if name and (folder / name).is_dir():
-        raise ConfigError(f"{key}={folder / name}: is a folder, expected a file")
-    if name and _is_special(folder / name):
-        raise ConfigError(f"{key}={folder / name}: {SPECIAL}")
-    try:
-        if create:
-            folder.mkdir(parents=True, exist_ok=True)
-        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        nearest = next(above for above in (folder, *folder.absolute().parents) if os.path.lexists(above))
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        reason = "is a file, expected a folder" if folder.is_file() else f"cannot be written ({error.strerror})"
-        raise ConfigError(f"{key}={folder / name}: {reason}") from error
+        reason = error.strerror if error.errno not in FULL else f"the disk is full: {error.strerror}"
+        example = f"{key}=~/{folder.name}" + (f"/{name}" if name else "")
+        raise ConfigError(
+            f"{key}={path}: cannot be written ({reason}); expected a place that can, e.g. {example}"
+        ) from error
 
 
 def writable_file(key: str) -> Callable[[str], Path]:
     """A parser of an output file, `out=FILE`, whose folder need not exist. A link is followed (/dev/stdout)."""
 
     def read(text: str) -> Path:
-        if not text:
-            raise ValueError("is empty; give it a file, or leave it out")
         if _is_special(Path(text).expanduser()):
             raise ValueError(SPECIAL)
         path = Path(os.path.realpath(Path(text).expanduser()))
-        check_writable(key, path.parent, path.name, create=False)
+        check_writable(key, path.parent, path.name)
         return path
 
     return read

@@ -70,7 +70,7 @@ def read_mark(path: Path) -> dict[str, Any]:
         return {**content, "folder": path.parent.name, "files": {}}
     if "checksum" not in content:
         raise _damage(path, path, "has no checksum: an earlier version of the suite, or another program, wrote it")
-    if content.pop("checksum") != digest(content, 64):
+    if content.pop("checksum") != digest(content, 64) or not isinstance(content.get("files"), dict):
         raise _damage(path, path, "is not as it was written, its checksum differs")
     if _kind(path) in REMEDIES and content.get("folder") != path.parent.name:
         raise _damage(path, path, f"is of {content.get('folder')}, not of {path.parent.name}")

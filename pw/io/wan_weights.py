@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pw.io import hub
 from pw.io.arguments import Command, ConfigError, option
-from pw.io.files import check_can_write, check_space, exclusive_lock, human_size, length, parse_json, read_json
+from pw.io.files import check_space, check_writable, exclusive_lock, human_size, length, parse_json, read_json
 from pw.io.hash_record import RECORD, HashRecord
 
 REPO = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
@@ -262,7 +262,7 @@ def fetch(options: WeightsOptions) -> int:
     if constants.is_offline_mode():
         return _offline(options)
     if options.dest and not options.dry_run:
-        check_can_write("dest", options.dest)
+        check_writable("dest", options.dest)
     repository = hub.repository(options.repo, options.revision)
     sizes = {name: file.size for name, file in repository.files.items() if WEIGHT_FILES.fullmatch(name)}
     if not sizes:

@@ -22,6 +22,7 @@ from pw.data.latents import EMPTY, RECORD, UNFINISHED, fit
 from pw.data.shard_index import ShardError, manifest_entry, write_tar
 from pw.data.shards import seeded_rng
 from pw.io.arguments import Command, ConfigError
+from pw.io.console import printable
 from pw.io.files import check_writable, digest, parse_json, replacing, write_json, write_tensors
 from pw.io.lazy import Tensor
 from pw.io.progress import Pace, ProgressLine
@@ -226,7 +227,7 @@ def run(options: LatentsOptions) -> int:
         raise ConfigError(str(error)) from error
     print(f"{report.encoded} clips encoded, {report.existing} existed, {report.unreadable} skipped")
     for reason in report.skipped[:20]:
-        print(f"  {reason}")
+        print(printable(f"  {reason}"))
     if len(report.skipped) > 20:
         print(f"  … and {len(report.skipped) - 20} more, see the .json beside each shard")
     if report.is_bad:

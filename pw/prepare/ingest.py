@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from pw.data.shard_index import CHECKSUMS, MANIFEST, checksums, write_shards
 from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.console import one_line
-from pw.io.files import check_can_write, length, parse_json, replacing, sha256, write_json
+from pw.io.files import check_writable, length, parse_json, replacing, sha256, write_json
 from pw.io.hub import revision_name
 from pw.io.progress import Pace, ProgressLine
 from pw.io.video import Frame, Frames, VideoError, decode, probe
@@ -148,7 +148,7 @@ def ingest(
     """
     (videos, passed_over), frames = find_videos(path), 0
     if overwrite or not (out / MANIFEST).is_file():
-        check_can_write("out", out)
+        check_writable("out", out)
         frames = announce(videos, {} if overwrite else _read_records(out, videos), settings, needs, out)
     out.mkdir(parents=True, exist_ok=True)
     try:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pw.io.arguments import ConfigError
-from pw.io.console import one_line
+from pw.io.console import one_line, printable
 from pw.io.files import parse_json
 from pw.io.video import Frame, Frames
 from pw.io.video_files import SUFFIXES, videos_in
@@ -146,7 +146,7 @@ def find_videos(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         else:
             videos[name] = path
     for name, reason in passed_over.items():
-        print(f"left out: {name}: {reason}")
+        print(printable(f"left out: {name}: {reason}"))
     if not videos:
         raise ConfigError(f"path={folder}: no videos in this folder; accepted are {', '.join(SUFFIXES)}")
     return videos, passed_over

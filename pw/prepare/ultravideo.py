@@ -35,6 +35,7 @@ from filelock import FileLock, Timeout
 
 from pw.io import hub
 from pw.io.arguments import ConfigError
+from pw.io.console import printable
 from pw.io.files import check_space, check_writable, free_space, human_size, length, parse_json, replacing, write_json
 from pw.io.video_files import is_video
 from pw.prepare.captions import CaptionRow, read_captions
@@ -180,7 +181,7 @@ def _fetch(options: DataOptions, out: Path) -> dict[str, CaptionRow]:
     caption_count = sum(Path(clip).stem in rows for clip in report.clips)
     print(f"{out}: {len(report.clips)} clips, {caption_count} with a caption; skipped {len(report.skipped)}")
     for member, reason in report.skipped.items():
-        print(f"  {member}: {reason}")
+        print(printable(f"  {member}: {reason}"))
     if not report.clips:
         raise ConfigError(f"out={out}: not one clip could be taken, see {out / REPORT}")
     return rows

@@ -227,8 +227,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
             )
         keys = _known_keys(overrides, key)
         if keys and key not in keys:
-            parent = key.rpartition(".")[0]
-            nearest = difflib.get_close_matches(key, keys, 1, cutoff=0.5)
+            parent, _, leaf = key.rpartition(".")
+            nearest = [k for k in keys if k.endswith(f".{leaf}")] or difflib.get_close_matches(key, keys, 1, cutoff=0.7)
             hint = f"did you mean {nearest[0]}? " if nearest and nearest[0] != parent else ""
             if parent in keys:
                 alternatives = f"{parent} has {_siblings(parent, keys, overrides)}{_choices_with(key)}"

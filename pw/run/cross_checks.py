@@ -163,7 +163,13 @@ def _check_guidance(run: Run) -> None:
 
 
 def _check_weights(run: Run) -> None:
-    """Recipes of the tiny scale are used only there, and a run without training has start weights."""
+    """Wan's weights are named only where they are read, recipes of the tiny scale used only there, and a run without
+    training has start weights."""
+    if run.trainer.weights is not None and not isinstance(run.codec, options.WanVAE) and not run.starts_from_wan:
+        raise ConfigError(
+            f"trainer.weights={run.trainer.weights}: scale={run.scale.name} reads none of Wan's weights; leave it out, "
+            "or set scale=2k"
+        )
     if isinstance(run.codec, options.WanVAE) and run.config.choices["start"] != "none":
         raise ConfigError(
             f"start={run.config.choices['start']}: a recipe of the tiny scale; with codec=wan_vae a training starts "

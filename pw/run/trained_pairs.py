@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pw.io.arguments import Command, ConfigError
+from pw.io.console import console
 from pw.method.coverage import Coverage, coverage
 from pw.method.solver import inference_grid
 from pw.run.build import Run, build
@@ -36,7 +37,6 @@ def reports(run: Run) -> list[Coverage]:
 
 def print_coverage(options: CoverageOptions) -> int:
     """Print a line per inference step. Raises ConfigError for a mistake in the overrides."""
-    from rich.console import Console
     from rich.table import Table
 
     run = build(options.overrides)
@@ -51,12 +51,12 @@ def print_coverage(options: CoverageOptions) -> int:
             nearest = "({:.0f}, {:.0f})".format(*pair.nearest)
             table.add_row(steps, f"{pair.timestep:.0f}", f"{pair.stride:.0f}", answer, nearest)
         table.add_section()
-    console, first = Console(highlight=False, soft_wrap=True), coverages[0]
+    terminal, first = console(), coverages[0]
     choice = run.config.choices["step_sampler"]
-    console.print(f"step_sampler={choice}, schedule.coordinate={run.schedule.coordinate}")
-    console.print(table)
-    console.print(
-        f"second halves: {first.second_halves_trained} of {first.second_halves} trained, "
+    terminal.print(f"step_sampler={choice}, schedule.coordinate={run.schedule.coordinate}")
+    terminal.print(table)
+    terminal.print(
+        f"second halves: {first.second_halves_trained} of {first.second_halves} trained,\n"
         f"{first.second_halves_grounded} more evaluated at stride 0, where flow matching trains every timestep"
     )
     return 0

@@ -25,7 +25,7 @@ from typing import Any
 
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.command_line import command_line
-from pw.io.files import check_can_write, read_json, remove
+from pw.io.files import check_writable, read_json, remove
 from pw.io.lazy import torch
 from pw.io.manifest import make_folder
 from pw.io.paths import OUTPUTS, silence_libraries
@@ -201,17 +201,15 @@ def _fit(run: Run, folder: Path, module: Any, callback: Any, team: Team) -> None
 
 def outputs_folder(value: str) -> Path:
     """The folder of `outputs=`. Raises ConfigError when it is not writable."""
-    if not value:
-        raise ConfigError("outputs=: is empty; give it a folder, or leave it out")
     folder = Path(value).expanduser().resolve()
-    check_can_write("outputs", folder)
+    check_writable("outputs", folder)
     return folder
 
 
 def results_folder(value: str) -> Path:
     """The folder of `outputs=` for what can do with reading it. Raises ConfigError when it does not exist."""
     folder = Path(value).expanduser().resolve()
-    if not value or not folder.is_dir():
+    if not folder.is_dir():
         raise ConfigError(f"outputs={value}: there is no such folder")
     return folder
 

@@ -14,7 +14,7 @@ from pw.cost.counts import parameters
 from pw.cost.training_cost import checkpoint_copy_bytes, offloaded_bytes, trained_parameters
 from pw.data import NO_DATA, Unset
 from pw.io.arguments import ConfigError
-from pw.io.files import check_can_write, check_space
+from pw.io.files import check_space, check_writable
 from pw.io.host import free_memory, may_have_gpu
 from pw.io.lazy import torch
 from pw.io.paths import OUTPUTS
@@ -52,7 +52,7 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, on_this_machine: bool = True
         if current_place(run.trainer) is None:
             check_launch(run.trainer)
         _check_host_memory(run)
-    check_can_write("outputs", outputs)
+    check_writable("outputs", outputs)
     _check_disk(run, training_folder(run, outputs))
     if run.start_run is not None and run.start_run.card is None:
         preflight(run.start_run, outputs, on_this_machine=on_this_machine)

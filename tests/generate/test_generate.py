@@ -378,7 +378,7 @@ WRONG = [
     (("prompt=a", "stage=anchor"), r"^stage=anchor: a video is made by both stages"),
     (("prompt=a", "anchor.stage=hires"), r"anchor\.stage=hires: a video is made by both stages"),
     (("prompt=a", "text=none"), r"^text=none: a prompt needs an encoder"),
-    (("prompt=a", "hires="), r"hires=: is empty; give hires a value"),
+    (("prompt=a", "hires="), r"hires=: is empty; give it a value"),
     (("prompt=a", "out=/dev/null"), r"out=/dev/null: cannot be written"),
     (("prompt=a", "weights=/dev/null"), r"weights=/dev/null: is a file"),
 ]

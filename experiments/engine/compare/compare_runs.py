@@ -36,8 +36,8 @@ from experiments.engine.compare.sides import (
     scores_of_pair,
     side,
 )
-from experiments.engine.terminal import console
 from pw.io.arguments import Command, ConfigError
+from pw.io.console import console
 from pw.io.files import write_atomically
 
 WIDE_COLUMNS = 118  # a terminal of this width has verdicts and numbers in one table

@@ -28,15 +28,9 @@ from pw.train.record import written_overrides
 SIDE = "a signature of outputs/train or outputs/videos, or a folder"
 
 
-def _side(text: str) -> str:
-    if not text:
-        raise ConfigError(f"a=… or b=… is missing: {SIDE}")
-    return text
-
-
 def _output_folder(text: str) -> Path:
     folder = Path(text).expanduser()
-    check_writable("out", folder, create=False)
+    check_writable("out", folder)
     return folder
 
 
@@ -51,8 +45,8 @@ def _scores_file(text: str) -> Path:
 class CompareOptions:
     """The options of `pw compare`."""
 
-    a: str = option(help=f"{SIDE}; several signatures, a=1c2d,9f00, are the seeds of one arm", read=_side)
-    b: str = option(help=f"{SIDE}; judged against a", read=_side)
+    a: str = option(help=f"{SIDE}; several signatures, a=1c2d,9f00, are the seeds of one arm")
+    b: str = option(help=f"{SIDE}; judged against a")
     metrics: tuple[str, ...] = option(
         (),
         "the metrics; by default the reference metrics, or mhd_mse",

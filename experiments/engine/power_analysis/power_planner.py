@@ -47,9 +47,9 @@ from experiments.engine.power_analysis.spread import (
     seeds_for,
     smallest_difference,
 )
-from experiments.engine.terminal import console
 from pw.cost.rates import rate_text
 from pw.io.arguments import LARGEST, Command, ConfigError, UnknownKeyError, missing_option, number, option
+from pw.io.console import console
 from pw.io.files import writable_file, write_json
 from pw.io.paths import OUTPUTS
 from pw.sample.evaluate import sample_folder

@@ -29,7 +29,7 @@ from benchmarks.report.render import (
 )
 from benchmarks.report.write import html, latex, markdown, terminal, to_csv, to_json, write
 from benchmarks.stats.comparison import compare, estimate, order_as_in_paper
-from pw.io.console import safe_console
+from pw.io.console import console
 
 MEANS = {
     "baseline": (4.1, 0.062, 0.0051, 0.61, 0.041, 0.52, 0.0041),
@@ -397,9 +397,9 @@ def test_tex_keeps_a_name_on_its_line(result: dict):
 
 
 def test_the_terminal_shows_control_characters_and_obeys_none(result: dict):
-    console = safe_console(file=io.StringIO(), width=120, force_terminal=True)
-    console.print(terminal({**result, "title": HOSTILE}, 120))
-    text = console.file.getvalue()
+    printed = console(file=io.StringIO(), width=120, force_terminal=True)
+    printed.print(terminal({**result, "title": HOSTILE}, 120))
+    text = printed.file.getvalue()
     assert r"\x1b]0;title" in text
     assert "\x1b]0" not in text
     assert "\x1b[1m" in text  # rich's own styles stay
