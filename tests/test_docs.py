@@ -299,7 +299,7 @@ class TestTheExamples:
         assert list((tmp_path / "outputs" / "train").glob("*/done.json"))
 
     def test_of_a_step_sampler_covers_its_grid(self, tmp_path: Path) -> None:
-        assert "second halves: 0 of 4 trained, 4 more evaluated at stride 0" in run_section(tmp_path, "A step sampler")
+        assert "second halves: 0 of 4 trained,\n4 more evaluated at stride 0" in run_section(tmp_path, "A step sampler")
 
     def test_of_an_ablation_is_listed_and_planned(self, tmp_path: Path) -> None:
         printed = run_section(tmp_path, "An ablation")

@@ -23,20 +23,14 @@ LARGEST_MEMORY = 1e14  # bytes
 
 def existing_folder(text: str) -> Path:
     """An existing folder. Raises ValueError."""
-    if not (path := _folder(text)).is_dir():
+    if not (path := Path(text).expanduser()).is_dir():
         raise ValueError("no such folder")
     return path
 
 
 def _cache_folder(text: str) -> Path:
-    check_writable("cache", path := _folder(text))
+    check_writable("cache", path := Path(text).expanduser())
     return path
-
-
-def _folder(text: str) -> Path:
-    if not text:
-        raise ValueError("expected a value, or leave it out")
-    return Path(text).expanduser()
 
 
 def _device_name(text: str) -> str:

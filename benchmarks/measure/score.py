@@ -336,12 +336,6 @@ def _changed_settings(name: str, settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={','.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in changed.items()]
 
 
-def _output_file(text: str) -> Path:
-    if not Path(text).name:
-        raise ValueError("expected a file, such as scores.csv")
-    return writable_file("out")(text)
-
-
 @dataclass(frozen=True)
 class ScoreOptions(MeasureOptions):
     """The options of `pw score`."""
@@ -349,7 +343,7 @@ class ScoreOptions(MeasureOptions):
     videos: str = option("", "a folder of videos, or a system's folder (with card.yaml); `videos=` may be left out")
     metrics: tuple[str, ...] = option(("mhd_mse",), f"names or groups: {', '.join((*GROUPS, *METRICS))}")
     out: Path | None = option(
-        None, "scores.csv by default, in the folder itself for a system's folder", read=_output_file
+        None, "scores.csv by default, in the folder itself for a system's folder", read=writable_file("out")
     )
     positional: tuple[str, ...] = option((), "the folder, instead of videos=DIR", key="DIR")
 

@@ -26,12 +26,6 @@ CRF = 10
 ABOVE_ZERO = number(0, kind=float, excluded=(0,))
 
 
-def _folder_of_videos(text: str) -> Path:
-    if not text:
-        raise ValueError("expected the folder of the videos; name=SYSTEM alone makes them")
-    return Path(text).expanduser()
-
-
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     try:
@@ -54,7 +48,7 @@ class SystemOptions:
     name: str = option("", "a system of the list that `pw system` prints, or a card of your own: a .yaml")
     prompts: Path | None = option(None, '.txt, a prompt a line; or .jsonl of {"text", "long"?, "id"?}')
     inputs: Path | None = option(None, "the videos to be enlarged, for super-resolution")
-    videos: Path | None = option(None, "register these videos instead; nothing is copied", read=_folder_of_videos)
+    videos: Path | None = option(None, "register these videos instead; nothing is copied")
     seeds: int = option(1, "videos for each prompt; the seed of the noise is 0, 1, …", read=number(1, 10_000))
     out: Path | None = option(None, "outputs/systems/<name> by default; an existing video is not made again")
     limit: int | None = option(None, "only this number of videos, from the first", read=number(1))

@@ -325,7 +325,7 @@ def test_the_papers_own_differences_stand_beside_what_can_be_shown(tmp_path: Pat
     ("words", "says"),
     [
         ([], "ablation=… is missing"),
-        (["ablation="], "ablation=… is missing"),
+        (["ablation="], "ablation=: is empty"),
         (["ablation=anscc"], "did you mean ansc"),
         (["ablation=anscc"], "error: ablation=anscc: "),
         (["ablation=ansc", "promts=3"], "promts=3: there is no key promts; "),

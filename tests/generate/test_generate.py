@@ -358,6 +358,7 @@ WRONG = [
     (("prompt=a", "quality=60"), r"quality=60: a whole number from 0 to 51"),
     (("prompt=a", "fps=fast"), r"fps=fast: a number from 1 to 240"),
     (("prompt=a", "lossless=yes"), r"lossless=yes: true or false"),
+    (("prompt=a", "lossless=true", "quality=3"), r"quality=3: is for H\.264, lossless=true writes FFV1"),
     (("prompt=a", "text_device=tpu"), r"text_device=tpu: one of auto, cpu, gpu"),
     (("prompt=a", "weights=/nowhere"), r"weights=/nowhere: no such folder; `make weights"),
     (("prompt=a", "hires=base"), r"hires=base: Wan's own weights take no anchor"),

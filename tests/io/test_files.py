@@ -155,7 +155,5 @@ def test_a_place_that_cannot_be_written_is_named_and_one_that_can_is_left_as_it_
     check_writable("outputs", tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        ConfigError, match=r"outputs=.*file/b: cannot be written \(Not a directory\); expected a folder"
-    ):
+    with pytest.raises(ConfigError, match=r"outputs=.*file/b: cannot be written \(Not a directory\); expected a place"):
         check_writable("outputs", tmp_path / "file" / "b")

@@ -106,6 +106,9 @@ def test_what_is_no_mark_is_named(text: str, reason: str, mark: Path) -> None:
     mark.write_text(text)
     with pytest.raises(DamagedResult, match=re.escape(f"{mark}: {reason}")):
         read_mark(mark)
+    write_json(mark, {**VALUES, "folder": "1a2b3c4d", "checksum": digest({**VALUES, "folder": "1a2b3c4d"}, 64)})
+    with pytest.raises(DamagedResult, match="is not as it was written"):
+        read_mark(mark)
     mark.unlink()
     mark.mkdir()
     with pytest.raises(DamagedResult, match=r"done\.json: cannot be read \(Is a directory\)"):

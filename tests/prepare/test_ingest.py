@@ -547,7 +547,7 @@ def test_two_calls_at_once_do_not_mix(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("path=", "path is missing"),
+        ("path=", "path=: is empty"),
         ("path={folder} frmes=5", "did you mean frames?"),
         ("path={folder} frames=five", "frames=five: a whole number"),
         ("path={folder} frames=6", "5 and 9"),

@@ -398,6 +398,9 @@ WRONG = [
     # keys
     ("weigthing=uniform", ["weigthing", "did you mean weighting?"]),
     ("optimiser.lr=1e-3", ["optimiser.lr=1e-3", "did you mean optimizer.lr?"]),
+    ("train.lr=1e-3", ["train.lr=1e-3", "did you mean optimizer.lr?"]),
+    ("train.learning_rate=1", ["there is no key train.learning_rate; train has updates"]),
+    ("trainer.weights=there", ["trainer.weights=there: scale=tiny reads none of Wan's weights"]),
     ("weighting.pp=1", ["weighting.pp=1", "did you mean weighting.p?", "normalise"]),
     ("train.batchsize=4", ["train.batchsize=4", "did you mean train.batch_size?"]),
     ("nothing=1", ["nothing=1", "there is no key nothing", "step_sampler", "weighting"]),
@@ -602,7 +605,8 @@ class TestTheCoverageCommand:
         assert [row[-3] for row in four] == ["no", "no", "no", "yes"]
         assert four[-1][-5:-3] == ["600", "600"]
         # 4 starts x 6 rungs, the last rung of each evaluated at stride 0; docs/method.md: 0 of 24
-        assert lines[-1].startswith("second halves: 0 of 24 trained, 4 more")
+        assert lines[-2] == "second halves: 0 of 24 trained,"
+        assert lines[-1].startswith("4 more evaluated at stride 0")
 
     def test_prints_a_grid_of_ones_own(self, capsys: pytest.CaptureFixture[str]) -> None:
         from pw.run.trained_pairs import main

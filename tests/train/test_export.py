@@ -140,7 +140,7 @@ class TestTheCommand:
         signature = unfinished.training_signature
         for arguments, message in {
             "run=nonesuch": f"no such training in {outputs / 'train'}; finished are: {run.training_signature}",
-            "run=": "no such training",
+            "run=": "run=: is empty",
             "dtype=bf16": "run=: no such training",
             f"run={signature}": f'run={signature}: has not finished; `make train args="stage=hires start=none',
             f"run={run.training_signature} dtype=fp8": "dtype=fp8: one of bf16, fp32",

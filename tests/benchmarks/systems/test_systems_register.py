@@ -43,7 +43,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["name=sora", "videos={clips}"], "name=sora: no such system; known: cinescale, "),
         (["name=../cards/turbo2k", "videos={clips}"], "no such system"),
         (["videos={clips}"], "name=: which system?"),
-        (["name=turbo2k", "videos="], "videos=: expected the folder of the videos"),
+        (["name=turbo2k", "videos="], "videos=: is empty"),
         (["name=turbo2k", "videos={clips}/none"], "there/none: no such folder"),
         (["name=turbo2k", "videos={clips}/a red ball-0.mkv"], "a red ball-0.mkv: no such folder"),
         (["name=turbo2k", "videos={clips}", "out=/dev/null/x"], "out=/dev/null/x: cannot be written (Not a directory)"),
