@@ -294,6 +294,7 @@ def run_section(folder: Path, title: str) -> str:
 class TestTheExamples:
     """Of docs/extending.md, each in a researcher's empty folder."""
 
+    @pytest.mark.slow
     def test_of_a_weighting_trains(self, tmp_path: Path) -> None:
         run_section(tmp_path, "A weighting")
         assert list((tmp_path / "outputs" / "train").glob("*/done.json"))

@@ -119,6 +119,7 @@ def test_a_video_is_made_from_weights_on_disk(gpu: Gpu, pipeline: Any, tmp_path:
     assert gpu.now == 0
 
 
+@pytest.mark.slow
 def test_clips_are_encoded_there(gpu: Gpu, pipeline: Any, tmp_path: Path) -> None:
     videos = write_videos(tmp_path / "shards", {"train": [picture(0), picture(1)], "val": [picture(2)]})
     words = [f"urls={videos}", f"out={tmp_path / 'latents'}", "anchors=2", *SMALL, "trainer=gpu"]
@@ -207,6 +208,7 @@ def test_a_loss_is_computed_in_bf16(monkeypatch: pytest.MonkeyPatch, words: tupl
     assert operations["aten._scaled_dot_product_efficient_attention.default"] == 0, "attention in fp32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upsample", ["pixel", "latent"])
 def test_pixels_are_encoded_as_they_are_trained_on(
     monkeypatch: pytest.MonkeyPatch, pipeline: Any, upsample: str
@@ -266,6 +268,7 @@ def networks() -> tuple[Any, Any]:
     return _NoTrainLpips(net="alex", pnet_rand=True), Dover().eval()
 
 
+@pytest.mark.slow
 def test_metrics_are_measured_there(networks: tuple[Any, Any], gpu: Gpu) -> None:
     image = np.random.default_rng(0).integers(0, 255, (256, 320, 3), dtype=np.uint8)
     info, view = VideoInfo(1, 256, 320, 24.0, "ffv1"), FrameView(0, image, real=image)

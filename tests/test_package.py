@@ -143,6 +143,7 @@ class TestTheWheel:
         assert all((ROOT / name).is_file() for name in project["license-files"])
         assert (site / "pw" / "py.typed").is_file()
 
+    @pytest.mark.slow
     def test_has_the_signatures_and_the_code_of_the_checkout_in_an_empty_folder(self, site: Path, empty: Path) -> None:
         installed, here = (
             json.loads(run_python(folder, path, "-c", SIGNATURES).stdout)
@@ -185,6 +186,7 @@ class TestAFolderOfOnesOwn:
         assert "mine  A weighting of mine." in ended.stdout
         assert "bad.py:1: SyntaxError" in ended.stderr
 
+    @pytest.mark.slow
     def test_is_another_run_when_its_code_changes_also_behind_it(self, own: Path) -> None:
         def signature() -> str:
             code = "from pw.run.build import build; print(build(['weighting=mine']).training_signature)"

@@ -42,6 +42,7 @@ class TestTheBareLoop:
             assert expected.keys() == bare.keys()
             assert not [key for key in bare if not torch.equal(expected[key], bare[key])]
 
+    @pytest.mark.slow
     def test_takes_its_turn_after_every_ten_updates(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The clock advances five minutes per reading; it is read at the end of each round."""
         clock = itertools.count(0, 300)

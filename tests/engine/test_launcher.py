@@ -327,6 +327,7 @@ def test_a_terminal_that_closes_stops_a_training_with_a_checkpoint_but_not_one_u
     assert torch.load(checkpoint, weights_only=True)["global_step"] > 20
 
 
+@pytest.mark.slow
 def test_what_workers_are_forked_from_has_all_they_work_with_and_does_not_look_through_it_again() -> None:
     code = (
         "import gc, sys; import experiments.engine.preload\n"

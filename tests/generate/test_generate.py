@@ -91,6 +91,7 @@ class TestOnePrompt:
         assert shares == sorted(shares)
         assert shares[-1] == pytest.approx(1.0)
 
+    @pytest.mark.slow
     def test_lossless_is_the_decoded_frames_themselves(self, call: Any) -> None:
         request = call("prompt=a heron", "lossless=true")
         [path] = generate(request)
@@ -104,6 +105,7 @@ class TestOnePrompt:
         assert path.suffix == ".png"
         assert np.asarray(Image.open(path)).shape == (64, 96, 3)
 
+    @pytest.mark.slow
     def test_with_another_seed_or_text_is_another_video(self, call: Any) -> None:
         one, seed, text = (generate(call(*w, "lossless=true"))[0] for w in (
             ("prompt=a heron",), ("prompt=a heron", "seed=1"), ("prompt=a fox",)))  # fmt: skip
@@ -123,6 +125,7 @@ class TestOnePrompt:
         assert shares[-1] == pytest.approx(1.0)
         assert sum(p.numel() for p in load_codec(request).vae.parameters()) < 5e6  # Wan's has 705 million
 
+    @pytest.mark.slow
     def test_tells_how_far_the_decode_is_by_tiles_and_frames(self, call: Any) -> None:
         request = call("prompt=a heron", "frames=9", "codec.tile=64", "codec.overlap=16")
         within: list[float] = []
@@ -159,6 +162,7 @@ class TestSeveralPrompts:
         (tmp_path / "p.txt").write_text("a fox\n\na heron\n")
         assert [p.text for p in call(f"prompts={tmp_path / 'p.txt'}").prompts] == ["a fox", "a heron"]
 
+    @pytest.mark.slow
     def test_do_not_depend_on_each_other(self, call: Any, tmp_path: Path) -> None:
         (tmp_path / "p.txt").write_text("a fox\na heron\n")
         both = generate(call(f"prompts={tmp_path / 'p.txt'}", "lossless=true"))
@@ -168,7 +172,9 @@ class TestSeveralPrompts:
 
 
 class TestACallThatWasStopped:
-    @pytest.mark.parametrize("part", ["stage I:", "stage II:", "decoding"])
+    @pytest.mark.parametrize(
+        "part", [*(pytest.param(p, marks=pytest.mark.slow) for p in ("stage I:", "decoding")), "stage II:"]
+    )
     def test_goes_on_to_the_same_video_and_does_nothing_twice(self, call: Any, tmp_path: Path, part: str) -> None:
         request = call("prompt=a heron", "lossless=true")
         with pytest.raises(Stopped):
@@ -209,6 +215,7 @@ class TestTheNameOfAVideo:
     def test_changes_with_what_is_made(self, call: Any, word: str) -> None:
         assert call("prompt=a heron").prompts[0].name != call("prompt=a heron", word).prompts[0].name
 
+    @pytest.mark.slow
     def test_stays_for_another_rate_or_quality_and_the_video_is_made_again(self, call: Any) -> None:
         first = call("prompt=a heron")
         [path] = generate(first)
@@ -223,6 +230,7 @@ class TestTheNameOfAVideo:
 
 
 class TestTwoCalls:
+    @pytest.mark.slow
     def test_do_not_make_the_same_video(self, call: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         """Of two calls, such as one for each GPU, the second skips the prompts that the first one makes."""
         (tmp_path / "p.txt").write_text("a fox\na heron\n")
@@ -324,6 +332,7 @@ class TestCachedAnchors:
         with pytest.raises(ValueError, match=r"anchors_from=.*no anchor of 'a heron' with seed 0"):
             call("prompt=a heron", f"anchors_from={tmp_path}")
 
+    @pytest.mark.slow
     def test_of_another_size_or_more_than_one_are_refused(self, call: Any) -> None:
         first = call("prompt=a heron")
         generate(first)
@@ -333,6 +342,7 @@ class TestCachedAnchors:
         with pytest.raises(ValueError, match=r"2 anchors \(a-heron_.*\) of 'a heron'"):
             call("prompt=a heron", f"anchors_from={first.out}")
 
+    @pytest.mark.slow
     def test_are_a_video_of_their_own(self, call: Any, tmp_path: Path) -> None:
         """With other anchors, the same prompt in the same folder is another video; its manifest names the anchor."""
         generate(call("prompt=a heron"))

@@ -166,6 +166,7 @@ def test_a_kernel_that_is_not_there_is_told_with_what_would_do(small: Network) -
         load_network(replace(small, attention="sage"), "random", None, "cpu")
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_for_every_size_they_meet(small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond its limit torch continues without compiling, and says so in a warning alone."""
     counter = CompileCounter()

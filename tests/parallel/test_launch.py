@@ -185,6 +185,7 @@ class TestProcessesThatAreLaunched:
         assert failure.value.log == tmp_path / "rank-1.log"
         assert "ValueError: the disk of process 1 is full" in failure.value.log.read_text()
 
+    @pytest.mark.slow
     def test_that_met_wait_for_days_and_a_failed_one_takes_leave_of_nobody(self, tmp_path: Path) -> None:
         with pytest.raises(ProcessFailed, match=r"of process 1: still met True, for 7 days"):
             launch([sys.executable, "-c", MEETING], 2, tmp_path, None)

@@ -181,6 +181,7 @@ class CompiledBlocks:
         )
 
 
+@pytest.mark.slow
 def test_blocks_that_are_compiled_can_be_split() -> None:
     for (report,) in train_together(2, CompiledBlocks()):
         frames, velocity, gradient = json.loads(report)

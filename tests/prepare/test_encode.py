@@ -423,6 +423,7 @@ class TestATraining:
         assert torch.equal(condition.text, expected.expand(2, -1, -1))
         assert is_trained(run, train(run, tmp_path).parents[1])
 
+    @pytest.mark.slow
     def test_in_pixels_by_two_processes_has_the_text_that_the_first_one_made(
         self, pipeline: Any, tmp_path: Path
     ) -> None:

@@ -593,6 +593,7 @@ def test_videos_are_found_at_any_depth_in_a_fixed_order(folder: Path) -> None:
     assert list(find_videos(folder)[0]) == ["a.mkv", "more/B.MKV", "more/c.mkv"]
 
 
+@pytest.mark.slow
 @needs_clips
 def test_the_real_clips_give_their_clips(tmp_path: Path) -> None:
     manifest = ingest(CLIPS, tmp_path / "out", ClipSettings())

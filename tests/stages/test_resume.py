@@ -95,6 +95,7 @@ def test_an_interrupted_training_is_continued_to_the_same_bits(micro, undisturbe
     assert not list((folder / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_training_killed_by_sigkill_is_continued_to_the_same_bits(micro, undisturbed, tmp_path: Path):
     run = micro("objective=shortcut")
     code = (

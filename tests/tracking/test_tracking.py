@@ -326,6 +326,7 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path)]
     both = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)

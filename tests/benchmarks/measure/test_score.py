@@ -575,6 +575,7 @@ def test_processes_that_share_the_videos_give_the_same_scores(folder: Path, tmp_
     assert (single.n_measured, parallel.n_measured) == (3, 0)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path):
     """kill -9 while the second of several videos is measured: what was finished is not measured again."""
     for i in range(3, 6):

@@ -286,6 +286,7 @@ def test_scores_have_the_registrys_names_and_the_overall_ones_need_both_branches
 class TestScorer:
     """A whole video, by a network of a few thousand weights."""
 
+    @pytest.mark.slow
     def test_gives_the_mean_of_its_views_and_counts_one_that_was_drawn_twice_twice(self, tmp_path: Path) -> None:
         write_video(tmp_path / "clip.mkv", clip_of_noise(40, 240, 320))
         info, images = probe(tmp_path / "clip.mkv"), list(iter_frames(tmp_path / "clip.mkv"))
@@ -350,6 +351,7 @@ def flat_weights() -> dict[str, Any]:
 class TestLoading:
     """A user's DOVER.pth."""
 
+    @pytest.mark.slow
     def test_takes_a_state_dict_plain_or_under_its_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PW_METRICS", str(tmp_path))
         with pytest.raises(MissingWeights, match="DOVER\\.pth is missing"):

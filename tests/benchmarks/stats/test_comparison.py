@@ -197,6 +197,7 @@ def test_best_needs_a_significant_lead_over_every_other_arm():
     assert compare(table({**clear, "d": [1.0, 1.2, 0.7]})).best == {"psd": None}
 
 
+@pytest.mark.slow
 def test_a_null_is_not_called_better_or_worse():
     # Five arms that do not differ, six metrics, three seeds: false calls per comparison at most 5 %.
     rng = np.random.default_rng(0)

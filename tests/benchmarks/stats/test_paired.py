@@ -180,6 +180,7 @@ def test_false_positives_are_as_rare_as_promised():
     assert 0.023 < n_rejected / 600 < 0.077
 
 
+@pytest.mark.slow
 def test_intervals_cover_as_often_as_they_say():
     # 500 samples of 30 prompts x 2 videos, true difference 0.3. BCa at 30 clusters covers 93 to 94 %; 3 sd of
     # Binomial(500, 0.935) are 3.3 %.

@@ -64,6 +64,7 @@ def smooth(sets: int, clips: int, generator: torch.Generator) -> torch.Tensor:
     return contrast * torch.randn(shape, generator=generator)
 
 
+@pytest.mark.slow
 def test_of_psd_the_jackknife_is_the_variance_that_other_clips_bring():
     # 100 sets of 32 clips: the true variance is then known to 14 % (one sd), the mean jackknife to about 5 %
     generator = torch.Generator().manual_seed(1)

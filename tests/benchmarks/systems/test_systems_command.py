@@ -188,6 +188,7 @@ class TestAProgram:
         child = int(log.split()[1])
         assert _becomes_true(lambda: not _is_alive(child))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("words", [(), ("gpus=2",)])
     def test_ends_when_we_are_killed_and_the_next_call_goes_on(self, stub: Stub, words: tuple[str, ...]) -> None:
         (stub.checkout / "slow.py").write_text(

@@ -192,6 +192,7 @@ class TestWeights:
 class TestOneModelOverTwoProcesses:
     """trainer=fsdp: what is made does not depend on how many processes share the model."""
 
+    @pytest.mark.slow
     def test_makes_the_same_videos_as_one_and_keeps_a_part_of_the_weights_in_each(
         self, words: Any, small: Any, tmp_path: Path
     ) -> None:
