@@ -71,7 +71,7 @@ class PixelWizardGeneration:
             *(sys.executable, "-m", "pw", "generate"),
             *(f"prompts={self._prompts(jobs)[0]}", f"out={self.out}"),
             *(f"scale={call.system.adapter.scale}", f"frames={setting.frames}", f"fps={setting.fps:g}"),
-            *(f"lossless={str(call.lossless).lower()}", f"quality={call.quality}"),
+            "lossless=true" if call.lossless else f"quality={call.quality}",
             *([] if is_native else [f"scale.width={setting.width}", f"scale.height={setting.height}"]),
             f"sampling.num_steps={setting.steps}",
             *([f"weights={call.weights}"] if call.weights else []),

@@ -165,6 +165,8 @@ def make_call(options: SystemOptions) -> Call:
             f"{system.title} is under the licence {system.licence.name!r} ({system.licence.terms}); "
             "read it, and set accept_licence=true if you accept it"
         )
+    if options.quality is not None and options.lossless is not False:
+        raise ConfigError(f"quality={options.quality}: is for H.264; add lossless=false, or leave it out")
     match system.adapter:
         case Diffusers():
             _check_diffusers(options, setting)

@@ -153,7 +153,7 @@ def test_benchmarks_systems_split_pixelwizard(
     cost = costs(Path("out"))
     assert (cost.n, cost.devices) == (3, ("2 × CPU, one model over all",))
     assert not list(Path("out/generate/logs").iterdir())
-    assert capfd.readouterr().err.count("stage II: detail") == 1  # one process shows what is done
+    assert capfd.readouterr().err.count("100 %  stage II: detail") == 1  # one process shows what is done
     record = json.loads(Path("out/jobs/a heron-2.json").read_text())
     assert record["processes"] == record["manifest"]["processes"] == 2
     assert main([*words, "trainer.accelerator=cpu", "trainer.threads=1"]) == 0  # they are the same videos

@@ -229,6 +229,7 @@ class TestACall:
             (["name=wan2_2_5b", "offload=yes"], "offload=yes: true or false"),
             (["name=wan2_2_5b", "offload=true", "device=cpu"], "not with device=cpu"),
             (["name=wan2_2_5b", "quality=60"], "quality=60"),
+            (["name=wan2_2_5b", "quality=9"], "quality=9: is for H.264; add lossless=false"),
             (["name=wan2_2_5b", "width=63", "lossless=false"], "width=63: not a multiple of 8"),
             (["name=wan2_2_5b", "shard=2/2"], "shard=2/2"),
             (["name=wan2_2_5b", "gpus=none"], "gpus=none"),
