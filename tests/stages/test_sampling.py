@@ -100,6 +100,22 @@ def test_lost_clips_come_back_and_the_others_stay(micro, outputs: Path):
     assert is_sampled(run, 4, outputs)
 
 
+def test_an_unfinished_sampling_keeps_only_what_its_mark_lists(micro, outputs: Path):
+    run = micro(*SHORTCUT)
+    folder = sample(run, outputs)
+    before, time = clips(folder), (folder / "0000.mkv").stat().st_mtime_ns
+    first = [folder / "anchors" / "0000.mkv", folder / "0000.mkv", folder / "0001.mkv"]
+    write_mark(folder / "sampled.json", {}, first)
+    (folder / "done.json").unlink()
+    shutil.copy(folder / "0000.mkv", folder / "0001.mkv")
+    (folder / "0002.mkv").write_bytes(bytes(3000))
+    assert np.array_equal(clips(sample(run, outputs)), before)
+    assert (folder / "0000.mkv").stat().st_mtime_ns == time
+    (folder / "done.json").unlink()  # and no other mark: nothing is known of them
+    shutil.copy(folder / "0000.mkv", folder / "0001.mkv")
+    assert np.array_equal(clips(sample(run, outputs)), before)
+
+
 def test_more_clips_are_added_to_fewer(micro, outputs: Path):
     run = micro(*SHORTCUT)
     folder = sample(run, outputs, limit=2)
