@@ -85,13 +85,14 @@ def test_a_training_that_did_not_note_its_costs_has_none(plan: Plan):
     assert (cost["updates"], cost["train_flops"]) == (3, None)
 
 
-def test_a_table_that_is_cut_off_is_put_aside_and_not_fallen_over(plan: Plan):
+@pytest.mark.parametrize("text", ['{"settings": [', '{"contract": [1]}'])
+def test_a_table_that_is_damaged_is_put_aside_and_not_fallen_over(text: str, plan: Plan):
     plan.folder.mkdir(parents=True)
-    (plan.folder / "table.json").write_text('{"settings": [')
+    (plan.folder / "table.json").write_text(text)
     unwritten: list[str] = []
     write_table(plan, make_table(plan, all_jobs(plan)[1], {}), unwritten)
     assert not unwritten
-    assert next((plan.folder / "earlier").rglob("table.json")).read_text() == '{"settings": ['
+    assert next((plan.folder / "earlier").rglob("table.json")).read_text() == text
     assert (plan.folder / "table.md").exists()
 
 
