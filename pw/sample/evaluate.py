@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pw.io.video import Frames
 
 INITIAL_NOISE, EVALUATION_ANCHOR = 7, 6  # streams of random numbers, see pw.stages.stage
-PARTIAL = "sampled.json"  # the mark of an unfinished sampling, after each batch
+PARTIAL = "sampled.json"  # the mark of unfinished clips, after each batch
 STORED_ANCHORS = 8  # for the contact sheet
 FRAMES_PER_CALL = 8  # frames of a clip that are converted to 8 bits in one call
 Texts = tuple[Tensor, Tensor] | None  # embeddings of captions and of the negative prompt, [clips, tokens, dim] each
@@ -150,6 +150,8 @@ def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> No
             if folder.exists():  # some were damaged
                 remove(partial[folder])
                 folder.rename(partial[folder])
+            elif partial[folder].is_dir():
+                _remove_damaged(partial[folder])
     for partial_folder in partial.values():
         make_folder(partial_folder)
         for temporary in partial_folder.glob(".*.part"):
@@ -158,7 +160,9 @@ def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> No
         for folder, partial_folder in partial.items():
             if not (path := partial_folder / f"{index:04d}.mkv").exists():
                 write_video(path, sets[folder](index))
+                write_mark(partial_folder / PARTIAL, {}, [p for p in _clip_paths(partial_folder, count) if p.exists()])
     for folder, partial_folder in partial.items():
+        remove(partial_folder / PARTIAL)
         partial_folder.rename(folder)
 
 

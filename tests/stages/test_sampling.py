@@ -210,10 +210,11 @@ def test_an_interrupted_reference_has_no_name_and_what_it_had_is_kept(micro, tmp
     first_times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mkv")}
     assert [path.name for path in sorted(first_times)] == ["0000.mkv", "0001.mkv", "0002.mkv", "0000.mkv", "0001.mkv"]
     (folder / ".real_b" / ".0002.mkv.1.part").write_bytes(b"cut off")
+    shutil.copy(folder / ".real" / "0001.mkv", folder / ".real_b" / "0001.mkv")  # not what its mark lists
     watched = Watched(run.source)
     assert write_reference(replace(run, source=watched), tmp_path) == folder
-    # real_b's third and the last ones; then all, for anchors
-    assert watched.indices == [2, 3, 3, 0, 0, 1, 1, 2, 2, 3, 3]
+    # real_b's second and third and the last ones; then all, for anchors
+    assert watched.indices == [1, 2, 3, 3, 0, 0, 1, 1, 2, 2, 3, 3]
     times = {path.parent.name: path.stat().st_mtime_ns for path in folder.rglob("0000.mkv") if "real" in str(path)}
     assert times == {path.parent.name[1:]: then for path, then in first_times.items() if path.name == "0000.mkv"}
     for name in ("real", "real_b", anchor_reference(run).name, anchor_reference(run, twin=True).name):
