@@ -171,12 +171,13 @@ def test_runs_on_other_clips_at_another_size_or_by_other_code_have_other_names(t
     assert by_other_code.tags["git_commit"] == "0123-dirty"
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", '{"words": [1]}', '{"words": null}', '{"words": ["name=ansc"]}'])
 def test_a_table_whose_plan_is_damaged_is_named_and_the_status_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "ansc").mkdir()
-    (tmp_path / "ansc" / "plan.json").write_text("{")
-    (tmp_path / "ansc" / "table.json").write_text("{}")
+    (tmp_path / "ansc" / "plan.json").write_text(text)
+    (tmp_path / "ansc" / "table.json").write_text("[]")
     assert mlflow_sync.main([f"outputs={tmp_path}"]) == 1
     assert "ansc: not logged" in capsys.readouterr().err
 
