@@ -25,13 +25,15 @@ from benchmarks.measure.streaming import VideoScores, free_gpu_cache, remedy, sc
 from benchmarks.metrics import METRICS, VBENCH_SEMANTIC, lookup, protocol_of
 from benchmarks.metrics.implementation import scorer_of
 from benchmarks.stats.resampling import prompt_of
+from pw.io import files
 from pw.io.arguments import ConfigError
+from pw.io.console import one_line
 from pw.io.files import parse_json, sha256, write_atomically
 from pw.io.host import default_threads
 from pw.io.paths import OUTPUTS
 from pw.io.progress import Pace, duration
 
-READER = 3
+READER = 4
 """Counts the changes of `pw.io.video` that change pixels, or which files are whole; 1 ignored mirrors and damage."""
 
 WORKER = "vbench"
@@ -62,16 +64,19 @@ class Cache:
     folder: Path
 
     def get(self, video: str, metric: str, dependencies: Mapping[str, Any]) -> Entry | None:
-        """The entry of a video, None if it is missing or unreadable.
+        """The entry of a video, None if it is missing, unreadable or not as it was written there.
 
         video: content hash. dependencies: what else the value depends on: protocol, settings, hashes of weights.
         """
         try:
-            values = parse_json(self._path(video, metric, dependencies).read_text(encoding="utf-8"))
+            path = self._path(video, metric, dependencies)
+            values = parse_json(path.read_text(encoding="utf-8"))
+            if values.pop("checksum") != _checksum(path, values):
+                return None
             frames, refusal = int(values["frames"]), str(values.get("refusal", ""))
             value = math.nan if refusal else float(values["value"])
             entry = Entry(value, frames, str(values.get("note", "")), refusal)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return entry if refusal or math.isfinite(value) else None
 
@@ -81,11 +86,19 @@ class Cache:
             raise ValueError(f"{metric} of {video[:12]} is {entry.value}, which is no score")
         record = {**asdict(entry), "metric": metric, "video": video, "depends": dict(dependencies)}
         record |= {"value": None} if entry.refusal else {}
-        write_atomically(self._path(video, metric, dependencies), json.dumps(record, indent=1, sort_keys=True) + "\n")
+        path = self._path(video, metric, dependencies)
+        record = parse_json(json.dumps(record))  # as it is read
+        content = {**record, "checksum": _checksum(path, record)}
+        write_atomically(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
     def _path(self, video: str, metric: str, dependencies: Mapping[str, Any]) -> Path:
         key = hashlib.sha256(json.dumps([READER, metric, dependencies], sort_keys=True).encode()).hexdigest()[:16]
         return self.folder / video[:2] / video / f"{metric}-{key}.json"
+
+
+def _checksum(path: Path, record: Mapping[str, Any]) -> str:
+    """Of an entry and its place: that of another video is none."""
+    return files.digest([path.parent.name, path.name, record], 64)
 
 
 class FolderScoring:
@@ -144,7 +157,7 @@ class FolderScoring:
             families = {lookup(name).family for name in names}
             self._measure_one(path, {f: scorer for f, scorer in scorers.items() if f in families})
             spent, remaining = duration(round(pace.elapsed)), pace.time_left(number, len(frame_metrics))
-            progress(f"{number}/{len(frame_metrics)}  {path.name}  {spent} spent, {remaining} left")
+            progress(f"{number}/{len(frame_metrics)}  {one_line(path.name)}  {spent} spent, {remaining} left")
         self._measure_by_worker({p: [n for n in names if lookup(n).family == WORKER] for p, names in missing.items()})
         self._check_protocol()
 

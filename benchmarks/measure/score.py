@@ -153,7 +153,8 @@ def _by_stem(clip_metrics: Sequence[str], scoring: FolderScoring) -> dict[str, P
     """The clips by stem, which pairs them, without those left out; a second clip of the same stem is not measured."""
     clips: dict[str, Path] = {}
     scores = scoring.scores
-    for name, path in scoring.videos.items():
+    for path in scoring.readable_videos():  # without those whose name is not UTF-8
+        name = path.name
         if path.stem in clips and name not in scores.left_out:
             reason = f"clips are paired by their names without ending, and {clips[path.stem].name} has the same"
             scores.not_measured |= {m: {**scores.not_measured.get(m, {}), name: reason} for m in clip_metrics}

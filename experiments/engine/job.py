@@ -20,12 +20,12 @@ from pw.io.files import digest, remove
 from pw.io.manifest import whole
 from pw.run.build import Run
 from pw.run.signatures import provenance
-from pw.sample.evaluate import anchor_reference, is_sampled, reference_folder, sample_folder
+from pw.sample.evaluate import PARTIAL, anchor_reference, is_sampled, reference_folder, sample_folder
 from pw.train.record import WEIGHTS, training_folder
 
 # Seconds on one core of the development machine, for estimates before anything is measured.
 SCORE_SECONDS, JOB_SECONDS = 1.2, 0.5  # a scoring at the tiny scale; what any job takes besides its work
-MARKS = ("done.json", "scores.json")  # whose existence says that a result is there
+MARKS = ("done.json", PARTIAL, "scores.json")  # whose existence says that a result is there
 
 
 @dataclass(frozen=True)

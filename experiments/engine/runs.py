@@ -333,6 +333,7 @@ def _day_or_time(end: timedelta) -> Callable[[str], str]:
     def read(text: str) -> str:
         try:
             time = datetime.fromisoformat(text)
+            time = time.astimezone().replace(tzinfo=None) if time.tzinfo else time  # local, as the list is
         except ValueError:
             raise ValueError("a day or a time, e.g. 2026-11-01 or 2026-11-01T14:30") from None
         return (time + end if len(text) <= len("2026-11-01") else time).isoformat(timespec="seconds")

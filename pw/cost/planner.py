@@ -36,7 +36,7 @@ MOST_TFLOPS = 100_000  # of a device
 
 def _tflops(text: str) -> float:
     try:
-        value = float(text)
+        value = float(text) if text.isascii() else math.nan
     except ValueError:
         value = math.nan
     if not 0 < value <= MOST_TFLOPS:

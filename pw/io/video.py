@@ -126,6 +126,8 @@ def decode(
         matrix: Matrix | None = None
         for index, picture in enumerate(_pictures(path, container, stream)):
             time = picture.time if picture.time is not None else index / times.rate
+            if time < times.last and container.format.name != "avi":  # whose times are guessed
+                raise VideoError(f"{path}: its pictures are out of order at {time:.2f} s; encode it again")
             if not times.keeps(time, float((picture.duration or 0) * (picture.time_base or 0))):
                 continue
             peak = peak_of(picture) if peak is None else peak

@@ -358,7 +358,7 @@ def _summarise(out: Path, manifest: dict[str, Any], records: list[VideoRecord], 
         print(f"skipped {len(records) - count}, see {out / REPORT}:")
     for record in records:
         if reason := record.skipped or record.warning:
-            print(f"  {one_line(record.file)}: {reason}")
+            print(one_line(f"  {record.file}: {reason}"))
 
 
 class _CutProgress:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pw.io.video import Frames
 
 INITIAL_NOISE, EVALUATION_ANCHOR = 7, 6  # streams of random numbers, see pw.stages.stage
+PARTIAL = "sampled.json"  # the mark of unfinished clips, after each batch
 STORED_ANCHORS = 8  # for the contact sheet
 FRAMES_PER_CALL = 8  # frames of a clip that are converted to 8 bits in one call
 Texts = tuple[Tensor, Tensor] | None  # embeddings of captions and of the negative prompt, [clips, tokens, dim] each
@@ -121,13 +122,11 @@ def _clip_paths(folder: Path, count: int) -> list[Path]:
 
 
 def _remove_damaged(folder: Path) -> dict[str, Any]:
-    """Remove what differs from the mark of a folder of clips, and the clip that a small one belongs to; all if the mark
-    is damaged. Without a mark the files are those of an interrupted call, and stay. Returns the mark."""
-    mark_file = folder / "done.json"
-    if not mark_file.exists():
-        return {}
+    """Remove what differs from the mark of a folder of clips, or of an interrupted call, and the clip that a small one
+    belongs to; all clips if there is no mark, everything if it is damaged. Returns the mark."""
+    mark_file = next((path for name in ("done.json", PARTIAL) if (path := folder / name).exists()), None)
     try:
-        mark = read_mark(mark_file)
+        mark: dict[str, Any] = {"files": {}} if mark_file is None else read_mark(mark_file)
     except DamagedResult:
         for path in folder.iterdir():
             if path.name != ".lock":
@@ -151,6 +150,8 @@ def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> No
             if folder.exists():  # some were damaged
                 remove(partial[folder])
                 folder.rename(partial[folder])
+            elif partial[folder].is_dir():
+                _remove_damaged(partial[folder])
     for partial_folder in partial.values():
         make_folder(partial_folder)
         for temporary in partial_folder.glob(".*.part"):
@@ -159,7 +160,9 @@ def _write_clips(sets: Mapping[Path, Callable[[int], Frames]], count: int) -> No
         for folder, partial_folder in partial.items():
             if not (path := partial_folder / f"{index:04d}.mkv").exists():
                 write_video(path, sets[folder](index))
+                write_mark(partial_folder / PARTIAL, {}, [p for p in _clip_paths(partial_folder, count) if p.exists()])
     for folder, partial_folder in partial.items():
+        remove(partial_folder / PARTIAL)
         partial_folder.rename(folder)
 
 
@@ -225,6 +228,7 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
             # last: its existence means that the other two exist
             write_video(folder / f"{index:04d}.mkv", to_full_size(clips[position], run.scale.size))
         del clips  # before the next batch's anchors are computed
+        write_mark(folder / PARTIAL, {}, _sampled_clips(folder, limit))
         if progress is not None:
             progress(batch_number, len(batches))
     cpu_seconds = previous.get("cpu_seconds", 0.0) + time.process_time() - cpu_start
@@ -240,8 +244,13 @@ def _sample(run: Run, folder: Path, outputs: Path, limit: int, seed: int, progre
         **provenance(),
         "code": run.sampling_code,
     }
-    clips = [path for name in ("", "anchors", "native") for path in _clip_paths(folder / name, limit) if path.exists()]
-    write_mark(folder / "done.json", record, [folder / "config.yaml", *clips])
+    write_mark(folder / "done.json", record, [folder / "config.yaml", *_sampled_clips(folder, limit)])
+    remove(folder / PARTIAL)
+
+
+def _sampled_clips(folder: Path, limit: int) -> list[Path]:
+    paths = (path for name in ("", "anchors", "native") for path in _clip_paths(folder / name, limit))
+    return [path for path in paths if path.exists()]
 
 
 def coverage_entry(run: Run) -> dict[str, Any] | None:

@@ -68,6 +68,8 @@ def earlier_trainings(outputs: Path = OUTPUTS) -> list[EarlierTraining]:
     """All trainings whose `config.yaml` has the line `ORIGIN_LINE`, finished or not, the newest first."""
     trainings = []
     for config in (outputs / "train").glob("*/config.yaml"):
+        if not config.is_file():  # a folder, or a pipe, which would wait for a writer
+            continue
         with config.open(errors="replace") as file:
             match = re.fullmatch(ORIGIN_LINE.format(r"(\S+ \S+)", r"(\S+)"), [*file, "", ""][1])
         if match is not None:

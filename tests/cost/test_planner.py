@@ -87,6 +87,7 @@ class TestTheCommandLine:
         [
             ("tflops=-1", "tflops=-1: expected a positive number up to 100,000, e.g. tflops=400"),
             ("tflops=1e200", "up to 100,000"),
+            ("tflops=１", "tflops=１"),
             ("gpus=1x1e9GB", "gpus=1x1e9GB"),
             ("json=/nowhere/plan.json", "json=/nowhere/plan.json: /nowhere is no folder; make it first"),
             ("tflops=nan", "tflops=nan"),

@@ -85,13 +85,14 @@ def test_a_training_that_did_not_note_its_costs_has_none(plan: Plan):
     assert (cost["updates"], cost["train_flops"]) == (3, None)
 
 
-def test_a_table_that_is_cut_off_is_put_aside_and_not_fallen_over(plan: Plan):
+@pytest.mark.parametrize("text", ['{"settings": [', '{"contract": [1]}'])
+def test_a_table_that_is_damaged_is_put_aside_and_not_fallen_over(text: str, plan: Plan):
     plan.folder.mkdir(parents=True)
-    (plan.folder / "table.json").write_text('{"settings": [')
+    (plan.folder / "table.json").write_text(text)
     unwritten: list[str] = []
     write_table(plan, make_table(plan, all_jobs(plan)[1], {}), unwritten)
     assert not unwritten
-    assert next((plan.folder / "earlier").rglob("table.json")).read_text() == '{"settings": ['
+    assert next((plan.folder / "earlier").rglob("table.json")).read_text() == text
     assert (plan.folder / "table.md").exists()
 
 
@@ -170,12 +171,13 @@ def test_runs_on_other_clips_at_another_size_or_by_other_code_have_other_names(t
     assert by_other_code.tags["git_commit"] == "0123-dirty"
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", '{"words": [1]}', '{"words": null}', '{"words": ["name=ansc"]}'])
 def test_a_table_whose_plan_is_damaged_is_named_and_the_status_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "ansc").mkdir()
-    (tmp_path / "ansc" / "plan.json").write_text("{")
-    (tmp_path / "ansc" / "table.json").write_text("{}")
+    (tmp_path / "ansc" / "plan.json").write_text(text)
+    (tmp_path / "ansc" / "table.json").write_text("[]")
     assert mlflow_sync.main([f"outputs={tmp_path}"]) == 1
     assert "ansc: not logged" in capsys.readouterr().err
 

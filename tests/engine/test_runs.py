@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from experiments.engine.plan import Plan, make_plan, parse
 from experiments.engine.runs import find_runs
 from experiments.engine.status import main as status
 from experiments.engine.status import outline, write_outline
+from pw.io import arguments
 from pw.io.files import write_json
 from pw.run.build import Run
 from pw.sample.evaluate import sample_folder
@@ -128,6 +130,11 @@ def test_the_newest_comes_first_with_what_came_out(outputs: Path, plan: Plan) ->
 )
 def test_words_choose(words: str, found: list[str], outputs: Path) -> None:
     assert listed(outputs, *words.split()) == found
+
+
+def test_a_time_of_another_zone_is_read_as_local_time() -> None:
+    text = datetime(2026, 11, 3, 10).astimezone().astimezone(UTC).isoformat()
+    assert arguments.parse(runs.RunsOptions, [f"since={text}"]).since == "2026-11-03T10:00:00"
 
 
 def test_a_signature_that_is_copied_finds_its_run(outputs: Path, plan: Plan) -> None:

@@ -360,3 +360,16 @@ def test_what_is_not_shown_is_said(tmp_path: Path) -> None:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(moving(1)[0], format="rgb24")))
             container.mux(stream.encode())
     assert "2 video streams" in probe(tmp_path / "d.mkv").note
+
+
+def test_pictures_out_of_order_are_named(tmp_path: Path) -> None:
+    path, frames = tmp_path / "a.mkv", moving(4)
+    with av.open(str(path), "w") as container:
+        out: Any = container.add_stream("ffv1", rate=24)
+        out.height, out.width, out.pix_fmt = 64, 96, "bgr0"
+        packets = [p for image in frames for p in out.encode(av.VideoFrame.from_ndarray(image, format="rgb24"))]
+        for index, (packet, shown_as) in enumerate(zip([*packets, *out.encode()], (0, 2, 1, 3), strict=True)):
+            packet.dts, packet.pts = index - 2, shown_as
+            container.mux(packet)
+    with pytest.raises(VideoError, match=r"a\.mkv: its pictures are out of order at 0\.04 s"):
+        read_video(path)

@@ -336,6 +336,7 @@ def test_every_kind_of_video_is_read_and_nothing_else_is_passed_over_in_silence(
         (folder / name).touch()
     (folder / os.fsdecode(b"latin\xe9.mp4")).write_bytes((folder / "phone.m4v").read_bytes())
     (folder / "esc\x1b[2J.mkv").write_bytes(b"no video")
+    (folder / "0\x1b[2J.mkv").write_bytes((folder / "a.mkv").read_bytes())  # a reason names it, too
     (folder / "link").symlink_to(folder / "more")
     words = [sys.executable, "-m", "pw", "data", f"path={folder}", f"out={tmp_path / 'out'}"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
@@ -352,7 +353,7 @@ def test_every_kind_of_video_is_read_and_nothing_else_is_passed_over_in_silence(
         assert text in lines
     assert "\x1b" not in lines
     read = {video["file"] for video in report["videos"] if video["clips"]}
-    assert read == {"a.mkv", "b.mkv", "more/c.mkv", "old.avi", "phone.m4v", "日本.mov"}
+    assert read == {"0\x1b[2J.mkv", "b.mkv", "more/c.mkv", "old.avi", "phone.m4v", "日本.mov"}
     assert next(video["warning"] for video in report["videos"] if video["file"] == "old.avi").startswith("1 of its 13")
 
 

@@ -338,6 +338,9 @@ class TestATrainingOfOtherCode:
         write_other_training(tmp_path, "optimizer.lr=1e-5")
         (tmp_path / "train" / "2badc0de").mkdir()
         (tmp_path / "train" / "2badc0de" / "config.yaml").write_text("# python -m pw train seed=1\nseed: 1\n")
+        (tmp_path / "train" / "folder" / "config.yaml").mkdir(parents=True)
+        (tmp_path / "train" / "pipe").mkdir()
+        os.mkfifo(tmp_path / "train" / "pipe" / "config.yaml")
         assert [earlier.folder.name for earlier in earlier_trainings(tmp_path)] == ["0badc0de"]
         assert not other_code(make_plan(parse([*WORDS, f"outputs={tmp_path}"])))
 

@@ -100,6 +100,22 @@ def test_lost_clips_come_back_and_the_others_stay(micro, outputs: Path):
     assert is_sampled(run, 4, outputs)
 
 
+def test_an_unfinished_sampling_keeps_only_what_its_mark_lists(micro, outputs: Path):
+    run = micro(*SHORTCUT)
+    folder = sample(run, outputs)
+    before, time = clips(folder), (folder / "0000.mkv").stat().st_mtime_ns
+    first = [folder / "anchors" / "0000.mkv", folder / "0000.mkv", folder / "0001.mkv"]
+    write_mark(folder / "sampled.json", {}, first)
+    (folder / "done.json").unlink()
+    shutil.copy(folder / "0000.mkv", folder / "0001.mkv")
+    (folder / "0002.mkv").write_bytes(bytes(3000))
+    assert np.array_equal(clips(sample(run, outputs)), before)
+    assert (folder / "0000.mkv").stat().st_mtime_ns == time
+    (folder / "done.json").unlink()  # and no other mark: nothing is known of them
+    shutil.copy(folder / "0000.mkv", folder / "0001.mkv")
+    assert np.array_equal(clips(sample(run, outputs)), before)
+
+
 def test_more_clips_are_added_to_fewer(micro, outputs: Path):
     run = micro(*SHORTCUT)
     folder = sample(run, outputs, limit=2)
@@ -194,10 +210,11 @@ def test_an_interrupted_reference_has_no_name_and_what_it_had_is_kept(micro, tmp
     first_times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mkv")}
     assert [path.name for path in sorted(first_times)] == ["0000.mkv", "0001.mkv", "0002.mkv", "0000.mkv", "0001.mkv"]
     (folder / ".real_b" / ".0002.mkv.1.part").write_bytes(b"cut off")
+    shutil.copy(folder / ".real" / "0001.mkv", folder / ".real_b" / "0001.mkv")  # not what its mark lists
     watched = Watched(run.source)
     assert write_reference(replace(run, source=watched), tmp_path) == folder
-    # real_b's third and the last ones; then all, for anchors
-    assert watched.indices == [2, 3, 3, 0, 0, 1, 1, 2, 2, 3, 3]
+    # real_b's second and third and the last ones; then all, for anchors
+    assert watched.indices == [1, 2, 3, 3, 0, 0, 1, 1, 2, 2, 3, 3]
     times = {path.parent.name: path.stat().st_mtime_ns for path in folder.rglob("0000.mkv") if "real" in str(path)}
     assert times == {path.parent.name[1:]: then for path, then in first_times.items() if path.name == "0000.mkv"}
     for name in ("real", "real_b", anchor_reference(run).name, anchor_reference(run, twin=True).name):

@@ -137,8 +137,10 @@ def _log(folder: Path, outputs: Path) -> int:
         if table["settings"] != plan.options.settings():
             raise ValueError("its table is of an earlier call; run the latest call again to its end")
         log_to_mlflow(plan, table, all_jobs(plan)[1])
-    except (TrackingError, ValueError, KeyError) as error:
-        print(without_make(f"{folder.name}: not logged: {error}"), file=sys.stderr)
+    except (TrackingError, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        is_clear = isinstance(error, TrackingError | ValueError | OSError)
+        reason = error if is_clear else f"its plan.json or table.json is damaged ({error!r}); run the ablation again"
+        print(without_make(f"{folder.name}: not logged: {reason}"), file=sys.stderr)
         return 1
     print(f"{folder.name}: logged")
     return 0

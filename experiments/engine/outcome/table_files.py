@@ -81,7 +81,8 @@ def archive_table(folder: Path, result: Mapping[str, Any]) -> Path | None:
     """Move a table of other settings (arms, a sweep) or clips to `earlier/`; return its new folder, else None."""
 
     def identity(table: Mapping[str, Any]) -> list[Any]:
-        contract = table.get("contract") or {}  # other clips may have the same path
+        contract = table.get("contract")  # other clips may have the same path
+        contract = contract if isinstance(contract, Mapping) else {}
         return [table.get("settings"), *(contract.get(key) for key in ("data", "clips_fingerprint", "scale"))]
 
     if not (folder / "table.json").exists():

@@ -568,6 +568,25 @@ def test_metrics_of_clips_refuse_what_does_not_fit_into_memory(folder: Path, mon
     assert "mhd" not in score_videos(folder, ["mhd"]).missing
 
 
+def test_an_entry_of_the_cache_that_is_not_as_it_was_written_is_measured_again(folder: Path, tmp_path: Path):
+    rows = score_videos(folder, ["mhd_mse"]).rows
+    first, second, third = sorted((tmp_path / "cache").rglob("mhd_mse-*.json"))
+    edited = json.loads(first.read_text())
+    first.write_text(json.dumps({**edited, "value": 2 * edited["value"]}))
+    shutil.copy(third, second)
+    scores = score_videos(folder, ["mhd_mse"])
+    assert scores.rows == rows
+    assert scores.n_measured == 2
+
+
+def test_metrics_of_clips_leave_out_a_name_that_is_not_utf_8(folder: Path):
+    bad = folder / os.fsdecode(b"bad\xff.mp4")
+    shutil.copy(folder / "a heron-0.mp4", bad)
+    scores = score_videos(folder, ["psd"], MeasureOptions(real=folder))
+    assert scores.set_values.keys() == {"psd"}
+    assert list(scores.left_out) == ["bad\\udcff.mp4"]
+
+
 def test_processes_that_share_the_videos_give_the_same_scores(folder: Path, tmp_path: Path):
     single = score_videos(folder, ["mhd_mse"], MeasureOptions(cache=tmp_path / "one", processes=1))
     parallel = score_videos(folder, ["mhd_mse"], MeasureOptions(cache=tmp_path / "two", processes=2, device="cpu"))
