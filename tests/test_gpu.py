@@ -62,6 +62,7 @@ def test_bytes_are_counted_while_they_are_alive(gpu: Gpu) -> None:
     assert torch.equal(three, torch.zeros(1000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", ["false", "true"])
 @pytest.mark.parametrize("scale", ["2k", "4k"])
 def test_stage_two_peaks_where_the_plan_says(gpu: Gpu, scale: str, batch: str) -> None:

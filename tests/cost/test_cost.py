@@ -317,6 +317,7 @@ class TestMemory:
     def test_of_a_forward_is_the_stated_one(self, name: str, stated: float) -> None:
         assert inference_bytes(wan(), TOKENS[name], "bf16") == pytest.approx(stated, rel=0.01)
 
+    @pytest.mark.slow
     def test_of_4k_by_eight_devices_is_that_of_the_module_and_no_more(self) -> None:
         length, choice = TOKENS["4k"], dataclasses.replace(wan(), num_layers=2)
         injector, grid = options.Injector("scalar", (1,), 0.25, 16), (31, 134, 240)

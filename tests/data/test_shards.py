@@ -214,6 +214,7 @@ def test_a_single_held_out_clip_serves_both_sets_with_different_crops(tmp_path: 
     assert len(set.union(*crops)) == 6 * 5 * 12 * 12
 
 
+@pytest.mark.slow
 def test_workers_read_what_the_parent_reads(clips: ShardClips) -> None:
     expected = clips.batch(0, 0, 4)
     for method in ("fork", "spawn"):

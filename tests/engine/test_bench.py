@@ -28,6 +28,7 @@ ONE_ROUND = parse(bench.TrainBenchOptions, ["repeats=1"])
 
 
 class TestTheBareLoop:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "overrides",
         [(), ("objective=flow", "train.accumulate=2", "train.batch_size=2", "optimizer.clip=0.01")],
@@ -63,6 +64,7 @@ class TestTheLatents:
         stage = next(bare_updates(run))
         assert latents.shape[1:] == stage.codec.encode(in_pixels).shape[1:]
 
+    @pytest.mark.slow
     def test_are_read_and_trained_on_in_turn(self) -> None:
         reading, training = time_reading(1)
         assert len(reading) == len(training) == 1
@@ -83,6 +85,7 @@ class TestTheCommandsOfTheRunsAlone:
             ["-m", "pw", "sample", "seed=1"],
         ]
 
+    @pytest.mark.slow
     def test_are_all_samplings_of_the_plan_each_of_which_trains_first(self, tmp_path: Path) -> None:
         words = bench.ablation_words(parse(bench.TrainBenchOptions, ["arms=full", "seeds=2"]))
         output = bench.python("-m", "pw", "ablation", *words, f"outputs={tmp_path}", "dry_run=true")

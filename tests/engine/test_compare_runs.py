@@ -171,6 +171,7 @@ class TestTwoRuns:
         assert "step_sampler: none → uniform" in result["config"]
         assert not any(line.startswith(("step_sampler.", "trainer")) for line in result["config"])
 
+    @pytest.mark.slow
     def test_with_several_seeds_are_compared_over_seeds(self, tmp_path: Path) -> None:
         names: dict[str, list[str]] = {"a": [], "b": []}
         for seed in (0, 1, 2):

@@ -343,6 +343,7 @@ class TestTheWordsOfTheCommandLine:
 
 
 class TestTheTimeOfAJob:
+    @pytest.mark.slow
     def test_is_that_of_the_plan_on_all_its_devices(self) -> None:
         times = []
         for words in ((), ("trainer=fsdp", "trainer.devices=8")):

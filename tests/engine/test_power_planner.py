@@ -223,6 +223,7 @@ def test_a_plan_is_made_from_the_scores_on_disk(tmp_path: Path):
     assert answer.notes == ["swd: not scored yet; run `make ablation name=ansc`"]
 
 
+@pytest.mark.slow
 def test_clips_on_disk_say_what_they_bring_to_the_primarys_variance(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_scores(tmp_path, 1.0)
     words = ["ablation=ansc", "arms=exponential,full", "metrics=mhd,psd", f"outputs={tmp_path}"]

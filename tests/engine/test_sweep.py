@@ -171,6 +171,7 @@ class TestACurve:
     def test_is_what_numeric_arms_are(self, name: str, lines: dict[str, list[float]]) -> None:
         assert lines_of(f"name={name}") == lines
 
+    @pytest.mark.slow
     def test_of_crossed_arms_has_a_line_each(self) -> None:
         assert list(lines_of("name=ladder") or ()) == list(plan_for("name=ladder").ablation.arms)
 

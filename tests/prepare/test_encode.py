@@ -467,6 +467,7 @@ class TestATraining:
 
 
 class TestAnAblationAtWansScale:
+    @pytest.mark.slow
     def test_trains_samples_and_scores_on_latents(
         self, pipeline: tuple[Path, Any], call: Callable[..., Encoding], tmp_path: Path
     ) -> None:

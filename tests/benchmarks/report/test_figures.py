@@ -217,6 +217,7 @@ class TestThePlotOfACurve:
         assert verdict_marks(figure_of(result).axes[0]) == ["s", "v"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [row_result, curve_result, curves_result])
 def test_a_plot_is_the_same_bytes_again(make: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
     plot(make(), tmp_path / "a.png")

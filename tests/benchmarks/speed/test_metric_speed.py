@@ -86,6 +86,7 @@ class TestNiqe:
 
 
 class TestTheStream:
+    @pytest.mark.slow
     def test_is_a_process_of_its_own_that_scores_the_clip(self, tmp_path: Path) -> None:
         """A process with numpy takes more than 20 MB; a frame takes 37 kB."""
         (tmp_path / "videos").mkdir()

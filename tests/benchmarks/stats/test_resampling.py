@@ -14,6 +14,7 @@ from benchmarks.stats.resampling import GROUPS, bootstrap_mean, jackknife_varian
 from pw.io.video import write_video
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_mean_about_as_often_as_it_says():
     """95 % nominal; 200 trials of 40 videos: 0.95 +- 0.05 is three standard errors."""
     rng = np.random.default_rng(0)
