@@ -23,7 +23,7 @@ LARGEST_MEMORY = 1e14  # bytes
 
 def existing_folder(text: str) -> Path:
     """An existing folder. Raises ValueError."""
-    if not (path := Path(text).expanduser()).is_dir():
+    if not (text and (path := Path(text).expanduser()).is_dir()):
         raise ValueError("no such folder")
     return path
 

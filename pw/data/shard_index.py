@@ -15,7 +15,6 @@ import os
 import re
 import tarfile
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -283,15 +282,20 @@ def _check_unique(samples: list[Sample]) -> None:
 
 
 def _check_manifests(paths: list[Path], samples: list[Sample]) -> list[str]:
-    """The sha256 of each shard listed in a manifest of its folder. Raises ShardError if its size or count differs."""
-    counts = Counter(sample.shard for sample in samples)
+    """The sha256 of each shard listed in a manifest of its folder. Raises ShardError if its size, number of clips or
+    their keys differ; manifests of earlier versions do not have the keys."""
+    keys: dict[Path, list[str]] = {path: [] for path in paths}
+    for sample in samples:
+        keys[sample.shard].append(sample.key)
     hashes = []
     for path in paths:
         if (entry := manifest_entry(path)) is None:
             continue
-        for what, actual in (("bytes", path.stat().st_size), ("samples", counts[path])):
+        for what, actual in (("bytes", path.stat().st_size), ("samples", len(keys[path]))):
             if entry[what] != actual:
                 raise ShardError(f"{path}: {actual} {what}, but {MANIFEST} says {entry[what]}; {REMEDY}")
+        if entry.get("keys", actual := shard_digest(*keys[path])) != actual:
+            raise ShardError(f"{path}: has other clips than {MANIFEST} says; {REMEDY}")
         hashes.append(entry["sha256"])
     return hashes
 

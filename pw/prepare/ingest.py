@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
-from pw.data.shard_index import CHECKSUMS, MANIFEST, checksums, write_shards
+from pw.data.shard_index import CHECKSUMS, ENDINGS, MANIFEST, checksums, index_tar, shard_digest, write_shards
 from pw.io.arguments import Command, ConfigError, number, option
 from pw.io.console import one_line
 from pw.io.files import check_writable, length, parse_json, replacing, sha256, write_json
@@ -309,7 +309,8 @@ def _assemble(
     for split in ("train", "val"):
         for path, samples in write_shards(folder, split, _samples(out, usable, splits, split), shard_bytes):
             shard = {"file": path.name, "split": split, "samples": samples, "bytes": length(path)}
-            shards.append(shard | {"sha256": sha256(path)})
+            keys = shard_digest(*index_tar(path, ENDINGS))
+            shards.append(shard | {"keys": keys, "sha256": sha256(path)})
     for path in _shards_in(out):
         path.unlink()
     for shard in shards:

@@ -476,6 +476,10 @@ def test_what_does_not_fit_the_manifest_is_refused(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ShardError, match=r"samples, but manifest\.json says"):
         ShardIndex(str(folder), "train")
+    manifest["shards"][1] |= {"samples": manifest["shards"][1]["samples"] - 1, "keys": "of other clips"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match=r"train-000001\.tar: has other clips than manifest\.json says"):
+        ShardIndex(str(folder), "train")
     path.unlink()
     with pytest.raises(ShardError, match=r"train-000001\.tar: listed in manifest\.json, but not there"):
         ShardIndex(str(folder), "train")

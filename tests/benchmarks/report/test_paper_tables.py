@@ -250,7 +250,7 @@ def test_damaged_scores_are_named(damage: str, tmp_path: Path):
         ),
         (["name=table_2", "score=yes"], "score=yes: true or false"),
         (["name=table_2", "row.flashvideo=nowhere"], "row.flashvideo=nowhere: no such folder"),
-        (["name=table_2", "row.flashvideo="], "row.flashvideo=: is empty"),
+        (["name=table_2", "row.flashvideo="], "row.flashvideo=: no such folder"),
         (["name=table_2", "row.flashvideo"], "'row.flashvideo': write key=value"),
         (["name=table_2", "row.flashvido=/"], "row.flashvido=/: no such row; did you mean flashvideo? table_2 has"),
         (
