@@ -92,6 +92,8 @@ def os_reason(error: OSError) -> str:
     text = error.strerror or str(error)
     if error.errno in FULL or (error.errno is None and "No space left" in text):
         text = f"the disk is full ({text})"
+    if error.errno in (errno.EISDIR, errno.ENOTDIR):
+        text += "; move it away"
     if error.errno in NOT_WRITABLE:
         text += "; outputs=, out= and cache= choose another place"
     place = error.filename2 or error.filename

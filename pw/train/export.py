@@ -52,7 +52,7 @@ def find_training(signature: str, outputs: Path = OUTPUTS) -> FinishedTraining:
     """The finished training with a signature. Raises ConfigError, which lists the finished trainings."""
     folder = outputs / "train" / signature
     signatures = sorted(path.parent.name for path in (outputs / "train").glob("*/done.json"))
-    if not signature or not (folder / "config.yaml").exists():
+    if folder.parent != outputs / "train" or not (folder / "config.yaml").exists():
         names = ", ".join(signatures[:8]) + (f", … ({len(signatures)})" if len(signatures) > 8 else "")
         raise ConfigError(f"run={signature}: no such training in {outputs / 'train'}; finished are: {names or 'none'}")
     if signature not in signatures:

@@ -141,6 +141,7 @@ class TestTheCommand:
         for arguments, message in {
             "run=nonesuch": f"no such training in {outputs / 'train'}; finished are: {run.training_signature}",
             "run=": "run=: is empty",
+            f"run=../train/{run.training_signature}": "no such training",
             "dtype=bf16": "run=: no such training",
             f"run={signature}": f'run={signature}: has not finished; `make train args="stage=hires start=none',
             f"run={run.training_signature} dtype=fp8": "dtype=fp8: one of bf16, fp32",
