@@ -24,7 +24,8 @@ from benchmarks.measure.score import score_videos
 from benchmarks.metrics import METRICS, protocols
 from benchmarks.report import write as report
 from benchmarks.report.card_check import mismatches, with_own_rows
-from benchmarks.report.grid import MISSING, Cell, Column, Grid, html_list, html_page, md, tex
+from benchmarks.report.grid import MISSING, Cell, Column, Grid, md, tex
+from benchmarks.report.page import Evidence, page_html
 from benchmarks.report.paper_comparison import MeasuredRow, compose, find, metrics_of, read
 from pw.io.arguments import Command, ConfigError, did_you_mean, missing_option, no_such_option, option
 from pw.io.console import console, one_line, print_line
@@ -333,7 +334,8 @@ def render(result: Mapping[str, Any], kind: str) -> str:
         if deltas.rows:
             parts.append(deltas.latex(tex(f"{title} Differences, ours."), f"{label}-differences"))
         return "\n\n".join([*parts, "\n".join(f"% {one_line(f'{label}: {text}')}" for label, text in notes)]) + "\n"
-    return html_page(title, [table.html(), *([deltas.html()] if deltas.rows else []), html_list(notes)])
+    tables = {"Printed and ours": table, "Differences": deltas}
+    return page_html(Evidence(title, tables=[part for part in tables.items() if part[1].rows], notes=notes))
 
 
 def _csv(result: Mapping[str, Any]) -> str:

@@ -102,14 +102,15 @@ def scores(result: Result, *, marks: bool) -> Grid:
     ]
     digits = {name: digits_of(result, name) for name in names}
     best = result.get("best") or {}
-    verdict_of = {arm["name"]: {m: d["verdict"] for m, d in arm["vs_previous"].items()} for arm in result["arms"]}
+    arms = {arm["name"]: arm for arm in result["arms"]}
 
     def cell(label: str, row: Mapping[str, Any], name: str) -> Cell:
         if name not in row:
             return Cell()
-        verdict = verdict_of.get(label, {}).get(name) if marks else None
-        text = digits[name].interval(row[name]["mean"], half_width(row[name]))
-        return Cell(text, best.get(name) == label, verdict)
+        arm, mean = arms.get(label, {}), row[name]["mean"]
+        verdict = arm.get("vs_previous", {}).get(name, {}).get("verdict") if marks else None
+        text, detail = digits[name].interval(mean, half_width(row[name])), _score_detail(name, row[name], arm)
+        return Cell(text, best.get(name) == label, verdict, value=mean, detail=detail)
 
     columns = [Column("scores", heading(lookup(name), digits[name]), name) for name in names]
     grid = Grid(
@@ -118,6 +119,31 @@ def scores(result: Result, *, marks: bool) -> Grid:
         len(result["arms"]),
     )
     return grid.join(_probes(result)) if any(arm.get("probe") for arm in result["arms"]) else grid
+
+
+def _score_detail(name: str, row: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
+    """A score in words: its interval, its seeds, and what it was compared with. arm: its entry, {} for a reference."""
+    by_seed = ", ".join(f"{seed}: {_number(value)}" for seed, value in (arm.get("values") or {}).get(name, {}).items())
+    text = f"{_interval_text(row['mean'], row)}; " + (f"seeds {by_seed}" if by_seed else f"n={row['n']}")
+    difference = arm.get("vs_previous", {}).get(name)
+    return f"{text}; {_difference_detail(difference)}" if difference else text
+
+
+def _difference_detail(row: Mapping[str, Any]) -> str:
+    text = f"{row['verdict']}, compared with {row.get('versus') or 'the arm above'}"
+    if row["diff"] is None:
+        return text
+    kind = "difference of |ln|" if row["diff_of"] == "abs_log" else "difference"
+    return f"{text}: {kind} {_interval_text(row['diff'], row)}, n={row['n']}, {p_text(row['p'])}"
+
+
+def _interval_text(middle: float, row: Mapping[str, Any]) -> str:
+    ends = "" if row.get("low") is None else f", 95 % interval {_number(row['low'])} to {_number(row['high'])}"
+    return _number(middle) + ends
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")
 
 
 def differences(result: Result) -> Grid:
@@ -178,7 +204,7 @@ def costs(result: Result) -> Grid:
     costs_of = {arm["name"]: arm.get("cost") or {} for arm in result["arms"]}
     columns = [cost for cost in COSTS if any(row.get(cost[0]) is not None for row in costs_of.values())]
     rows = tuple(
-        (arm, tuple(Cell() if row.get(key) is None else Cell(text(row[key])) for key, _, text in columns))
+        (arm, tuple(Cell() if (x := row.get(key)) is None else Cell(text(x), value=x) for key, _, text in columns))
         for arm, row in costs_of.items()
     )
     return Grid(tuple(Column("cost", header, key) for key, header, _ in columns), rows)
@@ -285,8 +311,8 @@ def _difference(row: Mapping[str, Any] | None, digits: Digits, *, tested: bool) 
     if row is None or row["diff"] is None:
         return Cell(verdict=None if row is None else row["verdict"])
     text = digits.interval(row["diff"], half_width(row))
-    p = p_text(row["p_adjusted"] if tested else row["p"])
-    return Cell(text, verdict=row["verdict"], note=p if tested or not p else f"({p})")
+    p, detail = p_text(row["p_adjusted"] if tested else row["p"]), _difference_detail(row)
+    return Cell(text, verdict=row["verdict"], note=p if tested or not p else f"({p})", value=row["diff"], detail=detail)
 
 
 def p_text(p: float | None) -> str:
@@ -307,7 +333,8 @@ def _row_label(result: Result, arm: Mapping[str, Any]) -> str:
 def _paper_cell(column: str, value: float | None) -> Cell:
     if value is None:
         return Cell()
-    return Cell(f"{value:g}" if column in COLUMNS and COLUMNS[column].kind == "cost" else f"{value:.2f}")
+    is_cost = column in COLUMNS and COLUMNS[column].kind == "cost"
+    return Cell(f"{value:g}" if is_cost else f"{value:.2f}", value=value)
 
 
 def _flops(value: float) -> str:

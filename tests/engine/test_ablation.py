@@ -197,10 +197,10 @@ class TestTheTable:
         assert float(rows["full"]["psd.mean"]) == mean
         text = f"{mean:.1f}"
         assert text in (folder / "table.md").read_text()
-        tex, html = (folder / "table.tex").read_text(), (folder / "table.html").read_text()
+        tex, html = (folder / "table.tex").read_text(), (folder / "index.html").read_text()
         assert r"\begin{tabular}" in tex
         assert text in tex
-        assert html.count("<img ") == 2
+        assert html.count("<img ") == 1
         assert text in html
 
     def test_is_printed(self, finished: Call) -> None:

@@ -200,7 +200,7 @@ def untracked(plan: Plan) -> Plan:
     return replace(plan, options=replace(plan.options, mlflow=False))
 
 
-@pytest.mark.parametrize("name", [*TEXTS, "plot.png", "contact_sheet.png", "table.html"])
+@pytest.mark.parametrize("name", [*TEXTS, "plot.png", "contact_sheet.png", "index.html"])
 def test_a_file_of_the_table_that_cannot_be_written_is_named_and_costs_no_other(name: str, untracked: Plan) -> None:
     (untracked.folder / name / "in the way").mkdir(parents=True)
     status, output = finished(untracked)
@@ -208,7 +208,7 @@ def test_a_file_of_the_table_that_cannot_be_written_is_named_and_costs_no_other(
     assert f"{name} was not written" in output or f"{name}: Is a directory" in output
     assert "psd" in output
     written = {path.name for path in untracked.folder.iterdir() if path.is_file()}
-    others = {*TEXTS, "plot.png", "contact_sheet.png", "table.html"} - {name}
+    others = {*TEXTS, "plot.png", "contact_sheet.png", "index.html"} - {name}
     # a table.json that cannot be read may be of other settings: nothing is written over what is beside it
     assert written - {".lock"} == (others - set(TEXTS) if name == "table.json" else others)
     assert not list(untracked.folder.glob(".*.part"))
@@ -222,7 +222,7 @@ def test_a_clip_that_cannot_be_read_costs_the_contact_sheet_alone(untracked: Pla
     assert "contact_sheet.png was not written: " in output
     assert "0000.mkv" in output
     assert not (untracked.folder / "contact_sheet.png").exists()  # it was of other clips
-    assert (untracked.folder / "table.html").exists()
+    assert (untracked.folder / "index.html").exists()
 
 
 def test_a_table_that_can_be_written_nowhere_is_shown(untracked: Plan) -> None:
@@ -244,7 +244,7 @@ def test_a_damaged_curve_costs_no_table(text: str, plan: Plan) -> None:
     assert status == 1
     assert "MLflow was not written" in output
     assert "metrics.jsonl, line" in output
-    assert (plan.folder / "table.html").exists()
+    assert (plan.folder / "index.html").exists()
 
 
 def test_a_fresh_start_that_is_killed_leaves_nothing_that_looks_done(
