@@ -97,9 +97,20 @@ if (data) {
       screen.image = Object.assign(new Image(), {onload: ready, onerror: screen.fail, src: `${data.folder}/${entry.strip}`});
     } else {
       screen.video = make("video", "", {muted: true, playsInline: true, preload: "auto", onseeked: draw, onerror: screen.fail,
-        onloadeddata: () => { ready(); seek(screen); }, src: `${data.folder}/${entry.preview || entry.mp4}`});
+        onloadeddata: () => { ready(); seek(screen); }});
+      use(screen, entry.preview || entry.mp4);
     }
     return screen;
+  };
+  const use = async (screen, file) => {  // whole: not every server sends the part that is sought
+    const path = `${data.folder}/${file}`;
+    if (screen.file === file) return;
+    screen.file = file;
+    if (location.protocol === "file:") { screen.video.src = path; return; }
+    const answer = await fetch(path).catch(() => ({}));
+    if (!answer.ok) return screen.fail();
+    URL.revokeObjectURL(screen.video.src);
+    screen.video.src = URL.createObjectURL(await answer.blob());
   };
   const seek = ({video, entry}) => {
     const target = (Math.min(state.frame, entry.frames - 1) + 0.5) / entry.fps;
@@ -167,16 +178,16 @@ if (data) {
       show(Math.floor((now - state.start) / 1000 * fps * Number($("speed").value)));
       requestAnimationFrame(tick);
     };
-    isPlaying ? requestAnimationFrame(tick) : show(state.frame);
+    show(state.frame);
+    if (isPlaying) requestAnimationFrame(tick);
   };
   const step = count => { play(false); show(state.frame + count); };
   const look = (zoom, x = state.x, y = state.y) => {
     state.zoom = Math.min(32, Math.max(1, zoom));
     const room = 0.5 / state.zoom, within = value => Math.min(1 - room, Math.max(room, value));
     Object.assign(state, {x: within(x), y: within(y)});
-    for (const {video, entry} of screens) {  // a preview has not all pixels
-      const file = entry.preview && `${data.folder}/${state.zoom > 1 ? entry.mp4 : entry.preview}`;
-      if (file && video.getAttribute("src") !== file) video.src = file;
+    for (const screen of screens) {  // a preview has not all pixels
+      if (screen.entry.preview) use(screen, state.zoom > 1 ? screen.entry.mp4 : screen.entry.preview);
     }
     document.body.classList.toggle("zoomed", state.zoom > 1);
     draw();
@@ -208,7 +219,7 @@ if (data) {
   };
   const choose = clip => {
     state.clip = clip;
-    screens.forEach(({video}) => video?.removeAttribute("src"));
+    for (const {video} of screens) if (video) { URL.revokeObjectURL(video.src); video.removeAttribute("src"); }
     screens = data.clips.map(row => load(row[clip], () => draw()));
     const present = screens.map(screen => screen.entry).filter(entry => !entry.gap);
     frames = Math.max(1, ...present.map(entry => entry.frames));
