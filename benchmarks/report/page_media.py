@@ -27,6 +27,9 @@ STRIP_PIXELS, STRIP_HEIGHT = 2**22, 2**13
 COMPARED_FRAMES, COMPARED_SIDE = 8, 512
 """Two clips are compared over so many frames, spread evenly, and in their centre of at most this side."""
 
+PAGE_CLIPS, PAGE_PIXELS = 16, 2e9
+"""A page shows at most so many clips, of at most so many pixels in a row: 16 at the tiny scale, 4 at 2K."""
+
 
 class Clip(NamedTuple):
     """A clip on disk. `sha256`: of its file, if its mark has it; `gap`: why there is none, or "" if there is."""
@@ -51,6 +54,11 @@ class Media(NamedTuple):
     names: list[str]
     rows: list[tuple[str, list[dict[str, Any]]]]
     differences: list[list[list[float | None]]]
+
+
+def most_clips(pixels: int) -> int:
+    """How many clips of so many pixels, all frames together, a page shows at most; two at least."""
+    return min(PAGE_CLIPS, max(2, int(PAGE_PIXELS // pixels)))
 
 
 def make_media(rows: Sequence[ClipRow], folder: Path) -> Media:

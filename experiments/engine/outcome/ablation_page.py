@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report.page import Evidence, evidence_of
-from benchmarks.report.page_media import Clip, ClipRow
+from benchmarks.report.page_media import Clip, ClipRow, most_clips
 from experiments.engine.compare.sides import Folder, config_difference
 from experiments.engine.plan import Plan
 from pw.io.command_line import command_line
@@ -17,10 +17,6 @@ from pw.run.build import Run
 from pw.sample.evaluate import reference_folder, sample_folder
 from pw.train.loop import outputs_word
 from pw.train.record import training_folder
-
-PAGE_CLIPS = 16
-PAGE_PIXELS = 2e9
-"""At most so many clips are on a page, and at least two; at 2K they are fewer, of so many pixels in a row."""
 
 BESIDE = ("table.md", "table.tex", "table.csv", "table.json", "plot.png", "contact_sheet.png")
 
@@ -49,8 +45,7 @@ def clip_count(plan: Plan) -> int:
     """How many clips a page shows."""
     run = plan.ceiling.first
     height, width = run.scale.size
-    most = max(2, int(PAGE_PIXELS // (run.scale.frames * height * width)))
-    return min(PAGE_CLIPS, most, run.sampling.count)
+    return min(most_clips(run.scale.frames * height * width), run.sampling.count)
 
 
 def clip_rows(plan: Plan) -> list[ClipRow]:
