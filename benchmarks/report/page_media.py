@@ -6,12 +6,13 @@ A file is named by the SHA-256 of its clip and made once; `media.json` lists wha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.metrics.implementation import spread
-from pw.io.files import digest, os_reason, read_json, remove, replacing, write_json
+from pw.io.files import digest, length, os_reason, read_json, remove, replacing, write_json
 from pw.io.manifest import checksum
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ SIDE = 384
 
 STRIP_PIXELS, STRIP_HEIGHT = 2**22, 2**13
 """A clip of at most so many pixels, all frames together, has a PNG with its frames one below the other."""
+
+THREADS, ALONE = 4, 2**24
+"""So many clips are encoded at once, but one by one where a file of theirs has so many bytes, for its memory."""
 
 COMPARED_FRAMES, COMPARED_SIDE = 8, 512
 """Two clips are compared over so many frames, spread evenly, and in their centre of at most this side."""
@@ -67,17 +71,22 @@ def make_media(rows: Sequence[ClipRow], folder: Path) -> Media:
     A clip that is gone or cannot be read or encoded is a gap. Raises OSError if a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    index, before = read_json(folder / "media.json") or {}, None
+    index = read_json(folder / "media.json") or {}
     kept: dict[str, Any] = {}
     media = Media(sorted({name for _, clips in rows for name in clips}), [(label, []) for label, _ in rows], [])
     for name in media.names:
-        made = [_Made(clips.get(name), folder, index) for _, clips in rows]
+        made = [_Made(clips.get(name)) for _, clips in rows]
+        distinct = {one.key: one for one in made if one.key}
+        workers = THREADS if all(length(one.clip.path) < ALONE for one in made) else 1
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(lambda one: one.make(folder, index), distinct.values()))
+        made = [distinct.get(one.key, one) for one in made]
         for one, (_, entries) in zip(made, media.rows, strict=True):
             entries.append(one.entry)
             kept |= {one.key: one.entry} if one.key else {}
         key = digest([FORMAT, [one.key for one in made]], 16)
         media.differences.append(kept.setdefault(key, index.get(key) or _differences([one.compared() for one in made])))
-        if kept != before and name != media.names[-1]:  # a call that is stopped continues here
+        if kept.keys() - index.keys():  # a call that is stopped continues here
             write_json(folder / "media.json", index | kept)
     write_json(folder / "media.json", kept)
     used = {"media.json", *(file for entry in kept.values() if isinstance(entry, dict) for file in entry["bytes"])}
@@ -88,25 +97,27 @@ def make_media(rows: Sequence[ClipRow], folder: Path) -> Media:
 
 
 class _Made:
-    """A clip with its files made. `key` is "" for a gap."""
+    """A clip whose files are made. `key` is the name of the files, "" for a gap."""
 
-    def __init__(self, clip: Clip | None, folder: Path, index: Mapping[str, Any]) -> None:
+    def __init__(self, clip: Clip | None) -> None:
         self.clip = clip or Clip(Path(), gap="has no such clip")
-        self.key, self.entry, self._compared = "", {"gap": self.clip.gap}, None
-        if self.clip.gap:
-            return
+        self.key, self._compared = "", None
+        self.entry: dict[str, Any] = {"gap": self.clip.gap}
+        if not self.clip.gap:
+            try:
+                self.key = digest([FORMAT, self.clip.sha256 or checksum(self.clip.path)], 16)
+            except OSError as error:
+                self.entry = {"gap": "is gone" if isinstance(error, FileNotFoundError) else os_reason(error)}
+
+    def make(self, folder: Path, index: Mapping[str, Any]) -> None:
+        """Make the files, unless they are there as the index says. Raises OSError if they cannot be written."""
         try:
-            key = digest([FORMAT, self.clip.sha256 or checksum(self.clip.path)], 16)
-        except OSError as error:
-            self.entry = {"gap": "is gone" if isinstance(error, FileNotFoundError) else os_reason(error)}
-            return
-        try:
-            self.entry = index[key] if _is_whole(index.get(key), folder) else self._make(folder, key)
-            self.key = key
+            is_whole = _is_whole(index.get(self.key), folder)
+            self.entry = index[self.key] if is_whole else self._make(folder, self.key)
         except OSError:  # of the folder: a clip that cannot be read is a VideoError
             raise
         except Exception as error:  # FFmpeg's, or no memory: of this clip alone
-            self.entry = {"gap": str(error) or type(error).__name__}
+            self.key, self.entry = "", {"gap": str(error) or type(error).__name__}
 
     def _make(self, folder: Path, key: str) -> dict[str, Any]:
         import numpy as np
@@ -120,7 +131,9 @@ class _Made:
         factor = max(1, round(SIDE / min(height, width)))
         factor += factor > 1 and factor % 2 * (height % 2 or width % 2)
         large = frames.repeat(factor, 1).repeat(factor, 2) if factor > 1 else frames
-        large = np.pad(large, ((0, 0), (0, height * factor % 2), (0, width * factor % 2), (0, 0)), "edge")
+        odd = [side * factor % 2 for side in (height, width)]
+        if any(odd):
+            large = np.pad(large, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), "edge")
         files = {"mp4": f"{key}.mp4"}
         write_video(folder / files["mp4"], large, fps, lossless=False)
         if n * height * width <= STRIP_PIXELS and n * height <= STRIP_HEIGHT:
