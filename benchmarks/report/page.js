@@ -8,7 +8,9 @@ const make = (tag, text, values) => Object.assign(document.createElement(tag), {
 for (const section of document.querySelectorAll("section.table")) {
   const [groups, heads] = section.querySelectorAll("thead tr"), body = section.querySelector("tbody");
   const original = [...body.rows], reading = section.querySelector(".reading");
-  const value = (row, i) => i ? parseFloat(row.cells[i].dataset.value ?? row.cells[i].textContent) : row.cells[0].textContent;
+  const parts = [];  // a row and those that are indented below it, as ours below the paper's
+  for (const row of original) row.cells[0].textContent.startsWith("\u2003") && parts.length ? parts.at(-1).push(row) : parts.push([row]);
+  const value = ([row], i) => i ? parseFloat(row.cells[i].dataset.value ?? row.cells[i].textContent.replace("−", "-")) : row.cells[0].textContent;
   const close = () => {
     body.querySelectorAll(".detail").forEach(row => row.remove());
     original.forEach(row => row.cells[0].firstChild.setAttribute("aria-expanded", "false"));
@@ -23,7 +25,7 @@ for (const section of document.querySelectorAll("section.table")) {
       const [x, y] = [value(a, i), value(b, i)];
       return i ? (isNaN(x) - isNaN(y)) || sign * (x - y) || 0 : sign * x.localeCompare(y);
     };
-    body.append(...(order === "none" ? original : [...original].sort(compare)));
+    body.append(...(order === "none" ? original : [...parts].sort(compare).flat()));
     body.classList.toggle("sorted", order !== "none");
   };
   [...heads.cells].forEach((head, i) => head.firstChild.addEventListener("click", () => sort(head, i)));

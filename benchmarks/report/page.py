@@ -62,16 +62,17 @@ class Evidence:
     files: Sequence[str] = ()
 
 
-def write_page(evidence: Evidence, folder: Path) -> Path:
-    """Write index.html and the files of its clips to the folder; return its path. Raises OSError."""
-    media = make_media(evidence.rows, folder / MEDIA) if evidence.rows else None
-    write_atomically(folder / PAGE, page_html(evidence, folder, media))
-    return folder / PAGE
+def write_page(evidence: Evidence, folder: Path, name: str = PAGE) -> Path:
+    """Write a page, and beside it the folder with the files of its clips; return its path. Raises OSError."""
+    beside = MEDIA if name == PAGE else f"{Path(name).stem}-{MEDIA}"
+    media = make_media(evidence.rows, folder / beside) if evidence.rows else None
+    write_atomically(folder / name, page_html(evidence, folder / beside, media))
+    return folder / name
 
 
-def page_html(evidence: Evidence, folder: Path = Path(), media: Media | None = None) -> str:
-    """The text of index.html in `folder`, which its links start from."""
-    players = _players(evidence, folder, media) if media and media.names else {}
+def page_html(evidence: Evidence, beside: Path = Path(MEDIA), media: Media | None = None) -> str:
+    """The text of a page. beside: the folder with the files of its clips, in that of the page"""
+    players = _players(evidence, beside, media) if media and media.names else {}
     gaps = [
         (label, name, entry["gap"])
         for (_, clips), (label, entries) in (zip(evidence.rows, media.rows, strict=True) if media else ())
@@ -102,19 +103,19 @@ def evidence_of(result: render.Result) -> Evidence:
     )
 
 
-def _players(evidence: Evidence, folder: Path, media: Media) -> dict[str, Any]:
+def _players(evidence: Evidence, beside: Path, media: Media) -> dict[str, Any]:
     """The data of the script."""
     labels = [label for label, _ in media.rows]
     compared = evidence.compared or (labels[0], labels[-1])
     return {
-        "folder": MEDIA,
+        "folder": beside.name,
         "names": [one_line(name) for name in media.names],
         "labels": [one_line(label) for label in labels],
         "compared": [labels.index(label) if label in labels else 0 for label in compared],
         "differences": media.differences,
         "clips": [
             [
-                {"gap": one_line(entry["gap"])} if "gap" in entry else _shown(entry, clips[name].path, folder)
+                {"gap": one_line(entry["gap"])} if "gap" in entry else _shown(entry, clips[name].path, beside.parent)
                 for name, entry in zip(media.names, entries, strict=True)
             ]
             for (_, clips), (_, entries) in zip(evidence.rows, media.rows, strict=True)

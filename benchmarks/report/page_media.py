@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.measure.measurement import NoVideo, videos_of
 from benchmarks.metrics.implementation import spread
+from pw.io.arguments import ConfigError
 from pw.io.files import digest, length, os_reason, read_json, remove, replacing, write_json
 from pw.io.manifest import checksum
 
@@ -63,6 +66,33 @@ class Media(NamedTuple):
 def most_clips(pixels: int) -> int:
     """How many clips of so many pixels, all frames together, a page shows at most; two at least."""
     return min(PAGE_CLIPS, max(2, int(PAGE_PIXELS // pixels)))
+
+
+def common_clips(folders: Mapping[str, Path]) -> list[ClipRow]:
+    """The first videos that all folders with videos have, by their names without suffix. folders: label -> folder
+
+    A folder whose videos cannot be listed has the reason as its gaps.
+    """
+    from pw.io.video import VideoError, probe
+
+    videos: dict[str, dict[str, Path]] = {}
+    reasons: dict[str, str] = {}
+    for label, folder in folders.items():
+        try:
+            videos[label] = {path.stem: path for path in videos_of(folder).values()}
+        except NoVideo:  # it has scores
+            continue
+        except ConfigError as error:
+            reasons[label] = str(error)
+    names = [name for name in next(iter(videos.values()), ()) if all(name in paths for paths in videos.values())]
+    count = PAGE_CLIPS
+    for paths in videos.values() if names else ():
+        with suppress(VideoError):  # a gap of the page
+            info = probe(paths[names[0]])
+            count = min(count, most_clips(info.frames * info.height * info.width))
+    rows = [(label, {name: Clip(paths[name]) for name in names[:count]}) for label, paths in videos.items()]
+    gaps = [(label, {name: Clip(Path(), gap=reason) for name in names[:count]}) for label, reason in reasons.items()]
+    return [*rows, *gaps] if names else []
 
 
 def make_media(rows: Sequence[ClipRow], folder: Path) -> Media:

@@ -7,14 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.measurement import videos_of
 from benchmarks.report.grid import Cell, Column, Grid
 from benchmarks.report.page import Evidence
-from benchmarks.report.page_media import Clip, ClipRow, most_clips
+from benchmarks.report.page_media import common_clips
 from experiments.engine.compare.sides import CompareOptions
 from pw.io.command_line import command_line
 from pw.io.paths import OUTPUTS
-from pw.io.video import VideoError, probe
 
 Line = tuple[str, Sequence[str], str]
 """(metric, printed cells, verdict)"""
@@ -45,7 +43,7 @@ def compare_evidence(
     return Evidence(
         f"{names['b']} (b), judged against {names['a']} (a)",
         tables=[("Comparison", Grid(columns, tuple(rows)))],
-        rows=_rows(names, {key: Path(next(iter(folders[key].values()))) for key in "ab"}),
+        rows=common_clips({f"{key}: {names[key]}": Path(next(iter(folders[key].values()))) for key in "ab"}),
         about="The first videos of the first seed that both have. The scores are of all videos.",
         changes=[("a → b", result["config"])],
         runs=[("all of it", [(f"{key}: {', '.join(folders[key].values())}", "") for key in "ab"] + [("", command)])],
@@ -57,20 +55,3 @@ def compare_evidence(
 def _verdict_cell(verdict: str) -> Cell:
     kind, _, reason = verdict.partition(" (")
     return Cell(kind, verdict=kind, note=reason.rstrip(")"))
-
-
-def _rows(names: Mapping[str, str], folders: Mapping[str, Path]) -> list[ClipRow]:
-    """The videos of both sides whose names without suffix are the same; none if no name is."""
-    a, b = ({Path(name).stem: path for name, path in videos_of(folders[key]).items()} for key in "ab")
-    common = [stem for stem in a if stem in b]
-    if not common:
-        return []
-    try:
-        info = probe(a[common[0]])
-        count = most_clips(info.frames * info.height * info.width)
-    except VideoError:
-        count = most_clips(1)
-    return [
-        (f"{key}: {names[key]}", {stem: Clip(paths[stem]) for stem in common[:count]})
-        for key, paths in (("a", a), ("b", b))
-    ]

@@ -47,7 +47,7 @@ def write_clip(path: Path, level: int, frames: int = 3, height: int = 24, width:
 
 def table() -> Grid:
     columns = (Column("scores", "PSD ↓", "psd"), Column("scores", "seeds"), Column(PAPER, "MUSIQ"))
-    rows = [("base", 1.5, 50.0), ("middle", 12.0, None), ("full", 0.25, 57.0)]
+    rows = [("base", 1.5, 50.0), ("\u2003ours", 99.0, None), ("middle", 12.0, None), ("full", 0.25, 57.0)]
     return Grid(
         columns,
         tuple(
@@ -139,7 +139,7 @@ class TestThePage:
         assert "http" not in text.replace("http-equiv", "")
         page = Page(text)
         cells = [td for td in page.attributes("td") if "data-value" in td]
-        assert [td["data-value"] for td in cells] == ["1.5", "50.0", "12.0", "0.25", "57.0", "160.0"]
+        assert [td["data-value"] for td in cells] == ["1.5", "50.0", "99.0", "12.0", "0.25", "57.0", "160.0"]
         assert cells[0]["data-detail"] == cells[0]["title"] == "seeds 0: 1.5; compared with base"
         assert not [tag for tag, values in page.tags for key in values if key.startswith("on")]
 
@@ -337,12 +337,12 @@ class TestInABrowser:
     def check_table(self, browser: Browser) -> None:
         head = "section.table th[aria-sort]:nth-child(2) button"
         browser.click(head)
-        assert first_column(browser) == ["full", "base", "middle"]
+        assert first_column(browser) == ["full", "base", "\u2003ours", "middle"]
         browser.click(head)
-        assert first_column(browser) == ["middle", "base", "full"]
+        assert first_column(browser) == ["middle", "base", "\u2003ours", "full"]
         assert browser.value(f"document.querySelector({json.dumps(head)}).parentNode.ariaSort") == "descending"
         browser.click(head)
-        assert first_column(browser) == ["base", "middle", "full"]
+        assert first_column(browser) == ["base", "\u2003ours", "middle", "full"]
         browser.click("tbody tr td")
         assert "base, PSD ↓: seeds 0: 1.5; compared with base" in text_of(browser, ".reading")
         browser.click("tbody th button")
