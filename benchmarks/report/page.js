@@ -202,7 +202,7 @@ if (data) {
       const side = i === state.a ? "A" : i === state.b ? "B" : "";
       caption.append(make("b", data.labels[i]), side ? make("span", side, {className: "side"}) : "");
       if (entry.gap) {
-        figure.append(make("div", `no clip: ${entry.gap}`, {className: "gap"}));
+        figure.append(make("div", `clip ${data.names[state.clip]}: ${entry.gap}`, {className: "gap"}));
       } else {
         screen.canvas = figure.appendChild(make("canvas", "", {ariaLabel: `${data.labels[i]}, clip ${data.names[state.clip]}`}));
         screen.canvas.setAttribute("role", "img");

@@ -130,7 +130,7 @@ class _Made:
     """A clip whose files are made. `key` is the name of the files, "" for a gap."""
 
     def __init__(self, clip: Clip | None) -> None:
-        self.clip = clip or Clip(Path(), gap="has no such clip")
+        self.clip = clip or Clip(Path(), gap="is not stored")
         self.key, self._compared = "", None
         self.entry: dict[str, Any] = {"gap": self.clip.gap}
         if not self.clip.gap:

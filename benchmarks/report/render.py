@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.metrics import Metric, lookup
@@ -109,7 +110,7 @@ def scores(result: Result, *, marks: bool) -> Grid:
             return Cell()
         arm, mean = arms.get(label, {}), row[name]["mean"]
         verdict = arm.get("vs_previous", {}).get(name, {}).get("verdict") if marks else None
-        text, detail = digits[name].interval(mean, half_width(row[name])), _score_detail(name, row[name], arm)
+        text, detail = digits[name].interval(mean, half_width(row[name])), _score_detail(name, row, arm, digits[name])
         return Cell(text, best.get(name) == label, verdict, value=mean, detail=detail)
 
     columns = [Column("scores", heading(lookup(name), digits[name]), name) for name in names]
@@ -121,29 +122,31 @@ def scores(result: Result, *, marks: bool) -> Grid:
     return grid.join(_probes(result)) if any(arm.get("probe") for arm in result["arms"]) else grid
 
 
-def _score_detail(name: str, row: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
+def _score_detail(name: str, row: Mapping[str, Any], arm: Mapping[str, Any], digits: Digits) -> str:
     """A score in words: its interval, its seeds, and what it was compared with. arm: its entry, {} for a reference."""
-    by_seed = ", ".join(f"{seed}: {_number(value)}" for seed, value in (arm.get("values") or {}).get(name, {}).items())
-    text = f"{_interval_text(row['mean'], row)}; " + (f"seeds {by_seed}" if by_seed else f"n={row['n']}")
+    more = replace(digits, decimals=digits.decimals + 1)
+    seeds = (arm.get("values") or {}).get(name, {}).items()
+    by_seed = ", ".join(f"{seed}: {more.text(value)}" for seed, value in seeds)
+    text = _interval_text(row[name]["mean"], row[name], more) + (f"; seeds {by_seed}" if by_seed else "")
     difference = arm.get("vs_previous", {}).get(name)
-    return f"{text}; {_difference_detail(difference)}" if difference else text
+    return f"{text}; {_difference_detail(difference, digits)}" if difference else text
 
 
-def _difference_detail(row: Mapping[str, Any]) -> str:
+def _difference_detail(row: Mapping[str, Any], digits: Digits) -> str:
     text = f"{row['verdict']}, compared with {row.get('versus') or 'the arm above'}"
     if row["diff"] is None:
         return text
-    kind = "difference of |ln|" if row["diff_of"] == "abs_log" else "difference"
-    return f"{text}: {kind} {_interval_text(row['diff'], row)}, n={row['n']}, {p_text(row['p'])}"
+    is_log = row["diff_of"] == "abs_log"
+    more = Digits(0, 4) if is_log else replace(digits, decimals=digits.decimals + 1)
+    p = f", {p_text(row['p'])}, adjusted {p_text(row['p_adjusted'])}" if row["p"] is not None else ""
+    return f"{text}: difference{' of |ln|' if is_log else ''} {_interval_text(row['diff'], row, more)}{p}"
 
 
-def _interval_text(middle: float, row: Mapping[str, Any]) -> str:
-    ends = "" if row.get("low") is None else f", 95 % interval {_number(row['low'])} to {_number(row['high'])}"
-    return _number(middle) + ends
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−")
+def _interval_text(middle: float, row: Mapping[str, Any], digits: Digits) -> str:
+    n, text = f", n={row['n']}", digits.text(middle)
+    if row.get("low") is None:
+        return text + n
+    return f"{text}, 95 % interval {digits.text(row['low'])} to {digits.text(row['high'])}{n}"
 
 
 def differences(result: Result) -> Grid:
@@ -311,7 +314,7 @@ def _difference(row: Mapping[str, Any] | None, digits: Digits, *, tested: bool) 
     if row is None or row["diff"] is None:
         return Cell(verdict=None if row is None else row["verdict"])
     text = digits.interval(row["diff"], half_width(row))
-    p, detail = p_text(row["p_adjusted"] if tested else row["p"]), _difference_detail(row)
+    p, detail = p_text(row["p_adjusted"] if tested else row["p"]), _difference_detail(row, digits)
     return Cell(text, verdict=row["verdict"], note=p if tested or not p else f"({p})", value=row["diff"], detail=detail)
 
 

@@ -27,6 +27,7 @@ from benchmarks.report.render import (
     coverage_line,
     differences,
     digits_of,
+    scores,
 )
 from benchmarks.report.write import latex, markdown, terminal, to_csv, to_json, write
 from benchmarks.stats.comparison import compare, estimate, order_as_in_paper
@@ -226,6 +227,27 @@ def test_latex_is_escaped_and_uses_booktabs(result: dict):
     rows = [line for line in body if line.endswith(r"\\") and line.startswith("baseline")]
     columns = text.split(r"\begin{tabular}{l")[1].split("}")[0]
     assert rows[0].count(" & ") == len(columns)
+
+
+def test_a_cell_tells_its_interval_its_seeds_and_what_it_was_compared_with(result: dict):
+    arms = [{**arm, "values": {"psd": {"0": 0.95, "1": 1.0123, "2": -1.5}}} for arm in result["arms"]]
+    grid = scores({**result, "arms": arms}, marks=True)
+    first, full, ceiling = (dict(grid.rows)[label] for label in ("baseline", "full", "48-step ceiling"))
+    assert "compared with" not in first[0].detail
+    psd = arms[3]["metrics"]["psd"]
+    digits = digits_of(result, "psd")
+    low, mean, high = (f"{psd[key]:.{digits.decimals + 1}f}" for key in ("low", "mean", "high"))
+    assert full[0].detail.startswith(f"{mean}, 95 % interval {low} to {high}, n=3; seeds 0: 0.95")
+    assert ", 2: −1.5" in full[0].detail
+    assert re.search(
+        r"; better, compared with exponential: difference −0\.3\d+, 95 % interval −.*, p<0.001, adjusted p",
+        full[0].detail,
+    )
+    assert "difference of |ln| " in next(
+        cell.detail for cell, c in zip(full, grid.columns, strict=True) if c.key == "mhd_ratio"
+    )
+    assert ceiling[0].detail.endswith(", n=3")
+    assert [cell.value for cell in full[:2]] == [psd["mean"], arms[3]["metrics"]["swd"]["mean"]]
 
 
 def test_csv_is_wide_with_full_precision(result: dict):
