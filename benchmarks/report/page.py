@@ -124,11 +124,9 @@ def _players(evidence: Evidence, beside: Path, media: Media) -> dict[str, Any]:
 
 
 def _shown(entry: Mapping[str, Any], path: Path, folder: Path) -> dict[str, Any]:
-    source = quote(Path(os.path.relpath(path, folder)).as_posix())
-    return {k: v for k, v in entry.items() if k != "bytes"} | {
-        "source": source,
-        "size": human_size(entry["bytes"][entry["mp4"]]),
-    }
+    link = quote(os.fsencode(os.path.relpath(path, folder)))  # a name may be no UTF-8
+    size = human_size(entry["bytes"][entry["mp4"]])
+    return {key: value for key, value in entry.items() if key != "bytes"} | {"source": link, "size": size}
 
 
 def _text(kind: str) -> str:

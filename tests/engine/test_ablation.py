@@ -469,9 +469,10 @@ class TestTheNotebooks:
         NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
         outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
         pictures = sum("image/png" in out.get("data", {}) for out in outputs)
-        tables = sum("<table" in str(out.get("data", {}).get("text/html", "")) for out in outputs)
+        texts = [{"text/html": "", "text/markdown": "", **out.get("data", {})} for out in outputs]
+        tables = sum("<table" in "".join(t["text/html"]) or "\n|---|" in "".join(t["text/markdown"]) for t in texts)
         assert not [out for out in outputs if out.output_type == "error"]
-        assert (pictures, tables) == {"1_method": (5, 0), "2_tables": (0, 8), "3_runs": (3, 1)}[name]
+        assert (pictures, tables) == {"1_method": (5, 0), "2_tables": (0, 8), "3_runs": (3, 2)}[name]
 
 
 @pytest.mark.slow

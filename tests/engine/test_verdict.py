@@ -277,7 +277,7 @@ class TestTheVerdictInPrint:
         assert "- – **not run**: gone is better than base (no scores of gone)" in text
         assert text.index("not run") < text.index("| | PSD [dB]")
         page = page_html(evidence_of(table()))
-        assert '<li class="holds"><b>✓ holds</b><span>far &amp; wide' in page
+        assert '<li class="holds"><b>✓ holds</b> <span>far &amp; wide' in page
         assert page.index("All are better") < page.index("✓ holds") < page.index("<table>")
         assert "% holds: far & wide (psd" in latex(table())
 

@@ -55,21 +55,21 @@ def clip_rows(plan: Plan) -> list[ClipRow]:
     """
     outputs, seed = plan.options.outputs, plan.options.seeds[0]
     ceiling = plan.ceiling.runs[seed]
-    folders = {
-        "real": (reference_folder(ceiling, outputs, seed), "real/"),
-        "anchor": (sample_folder(ceiling, outputs, seed), "anchors/"),
-        **{arm.name: (sample_folder(arm.runs[seed], outputs, seed), "") for arm in plan.arms},
-    }
+    names = [f"{index:04d}" for index in range(clip_count(plan))]
+    above = [
+        ("real", _clips(reference_folder(ceiling, outputs, seed), "real/", names)),
+        ("anchor", _clips(sample_folder(ceiling, outputs, seed), "anchors/", names)),
+    ]
+    arms = [(arm.name, _clips(sample_folder(arm.runs[seed], outputs, seed), "", names)) for arm in plan.arms]
+    below: list[ClipRow] = []
     if ceiling.sampling.num_steps < ceiling.sampling.solution_steps:
         label = f"{ceiling.sampling.solution_steps}-step ceiling"
-        folders[label] = (sample_folder(ceiling.solution, outputs, seed), "")
-    names = [f"{index:04d}" for index in range(clip_count(plan))]
-    rows = [(label, _clips(folder, prefix, names)) for label, (folder, prefix) in folders.items()]
-    return [(label, clips) for label, clips in rows if label in {arm.name for arm in plan.arms} or _has_any(clips)]
+        below = [(label, _clips(sample_folder(ceiling.solution, outputs, seed), "", names))]
 
+    def shown(rows: list[ClipRow]) -> list[ClipRow]:
+        return [row for row in rows if any(not clip.gap for clip in row[1].values())]
 
-def _has_any(clips: Mapping[str, Clip]) -> bool:
-    return any(not clip.gap for clip in clips.values())
+    return [*shown(above), *arms, *shown(below)]
 
 
 def _clips(folder: Path, prefix: str, names: list[str]) -> dict[str, Clip]:
