@@ -27,6 +27,7 @@ for (const section of document.querySelectorAll("section.table")) {
     };
     body.append(...(order === "none" ? original : [...parts].sort(compare).flat()));
     body.classList.toggle("sorted", order !== "none");
+    reading.textContent = order === "none" ? "" : `Sorted by ${head.textContent}, ${order}. “Above” means the original order, which a third click brings back.`;
   };
   [...heads.cells].forEach((head, i) => head.firstChild.addEventListener("click", () => sort(head, i)));
 

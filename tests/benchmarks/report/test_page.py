@@ -341,6 +341,7 @@ class TestInABrowser:
         browser.click(head)
         assert first_column(browser) == ["middle", "base", "\u2003ours", "full"]
         assert browser.value(f"document.querySelector({json.dumps(head)}).parentNode.ariaSort") == "descending"
+        assert text_of(browser, ".reading").startswith("Sorted by PSD ↓, descending.")
         browser.click(head)
         assert first_column(browser) == ["base", "\u2003ours", "middle", "full"]
         browser.click("tbody tr td")
