@@ -1,4 +1,4 @@
-"""A printed table (`Grid`) as Markdown, TeX and HTML, and the number of printed digits (`Digits`)."""
+"""A printed table (`Grid`) as Markdown and TeX, and the number of printed digits (`Digits`)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby, pairwise
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -22,11 +20,7 @@ PAPER = "paper (not comparable in value)"
 TEXT_WIDTH, SIZE, GAP, MAX_LABEL = 345.0, 8, 8.0, 110.0
 """In pt: LaTeX's narrowest usual text (article at 10 pt), size of print, gap of columns, maximum of a row label."""
 
-PAGE_WIDTH, PX, PADDING = 1300, 8.5, 13
-"""In px: width of an HTML table in a window of 1400 px, of a character, and of a cell's padding."""
-
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8").strip()
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$",
@@ -69,12 +63,18 @@ def md(text: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One printed cell. `verdict` sets its colour and mark; `note` follows in smaller print."""
+    """One printed cell. `verdict` sets its colour and mark; `note` follows in smaller print.
+
+    value   the number by which the page sorts
+    detail  what the page tells of the cell: its interval, its seeds, and what it was compared with
+    """
 
     text: str = MISSING
     bold: bool = False
     verdict: str | None = None
     note: str = ""
+    value: float | None = None
+    detail: str = ""
 
     @property
     def mark(self) -> str:
@@ -90,14 +90,6 @@ class Cell:
         if not self.note:
             return text + mark
         return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{text}{mark} \\ {tex(self.note)}\end{{tabular}}"
-
-    def html(self) -> str:
-        text = f"<b>{escape(self.text)}</b>" if self.bold else escape(self.text)
-        if self.verdict is None:
-            return text
-        kind = self.verdict if self.verdict in ("better", "worse") else "none"
-        note = f"<br><small>{escape(self.note)}</small>" if self.note else ""
-        return f'{text} <span class="{kind}" title="{self.verdict}">{self.mark}</span>{note}'
 
 
 class Column(NamedTuple):
@@ -134,7 +126,7 @@ class Grid:
         label, columns: width of the labels and of each column, gaps included.
         """
         cuts, used, last = [0], 0.0, 0
-        for _, n in self._groups():
+        for _, n in self.groups():
             total = sum(columns[last : last + n])
             for i in range(last, last + n):
                 is_torn = i == last and used + total > room - label >= total
@@ -174,7 +166,7 @@ class Grid:
     def _latex(self, caption: str, label: str) -> str:
         points = [self._points(i) for i in range(len(self.columns))]
         spans, rules, start = [], [], 2
-        for name, n in self._groups():
+        for name, n in self.groups():
             heading = _stacked(name, sum(points[start - 2 : start - 2 + n]) - GAP, "b", "c")
             spans.append(rf"\multicolumn{{{n}}}{{c}}{{{heading}}}")
             rules.append(rf"\cmidrule(lr){{{start}-{start + n - 1}}}")
@@ -206,36 +198,13 @@ class Grid:
         longest = max((_points(label) for label, _ in self.rows), default=0.0)
         return max(min(longest, MAX_LABEL), *map(_points, words)) + GAP if self.rows else 0.0
 
-    def html(self) -> str:
-        """The table in HTML, as several where it is wider than a page; each scrolls horizontally in its box."""
-        columns = [PX * self.width(i) + PADDING for i in range(len(self.columns))]
-        label = PX * max((len(label) for label, _ in self.rows), default=0) + PADDING
-        return "\n".join(part._html() for part in self.split(PAGE_WIDTH, label, columns))
-
-    def _html(self) -> str:
-        groups = "".join(f'<th class="group" colspan="{n}">{escape(name)}</th>' for name, n in self._groups())
-        heads = "".join(f"<th>{escape(column.header)}</th>" for column in self.columns)
-        body = []
-        for i, (label, cells) in enumerate(self.rows):
-            rule = ' class="rule"' if i == self.rule_at else ""
-            data = "".join(
-                f"<td{' class=aside' if column.group == PAPER else ''}>{cell.html()}</td>"
-                for column, cell in zip(self.columns, cells, strict=True)
-            )
-            body.append(f"<tr{rule}><th>{escape(label)}</th>{data}</tr>")
-        rows = "\n".join(body)
-        return (
-            f'<div class="scroll"><table>\n<thead><tr><th></th>{groups}</tr><tr><th></th>{heads}</tr></thead>\n'
-            f"<tbody>\n{rows}\n</tbody></table></div>"
-        )
-
     def width(self, i: int, measure: Callable[[str], float] = len) -> float:
         """Width of column i, in characters. Headers wrap at spaces, and the note of a cell has its own line."""
         cells = [cells[i] for _, cells in self.rows]
         texts = [*self.columns[i].header.split(" "), *(f"{cell.text} {cell.mark}".strip() for cell in cells)]
         return max(measure(text) for text in [*texts, *(cell.note for cell in cells)])
 
-    def _groups(self) -> list[tuple[str, int]]:
+    def groups(self) -> list[tuple[str, int]]:
         return [(name, len(list(columns))) for name, columns in groupby(self.columns, lambda column: column.group)]
 
 
@@ -272,19 +241,3 @@ class Digits:
     def unit(self) -> str:
         """`×10⁻³`, or "" for exponent 0."""
         return f"×10{str(self.exponent).translate(SUPERSCRIPTS)}" if self.exponent else ""
-
-
-def html_page(title: str, parts: Sequence[str]) -> str:
-    """An HTML page with a title and HTML parts, in the style of all tables."""
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<style>\n{CSS}\n</style></head><body>\n<h1>{escape(title)}</h1>{body}\n</body></html>\n"
-    )
-
-
-def html_list(lines: Iterable[tuple[str, str]]) -> str:
-    """The (label, text) lines below a table as an HTML list."""
-    items = "".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in lines)
-    return f"<h2>Reading and provenance</h2><dl>{items}</dl>"

@@ -24,7 +24,9 @@ from benchmarks.measure.score import score_videos
 from benchmarks.metrics import METRICS, protocols
 from benchmarks.report import write as report
 from benchmarks.report.card_check import mismatches, with_own_rows
-from benchmarks.report.grid import MISSING, Cell, Column, Grid, html_list, html_page, md, tex
+from benchmarks.report.grid import MISSING, Cell, Column, Grid, md, tex
+from benchmarks.report.page import Evidence, page_html, write_page
+from benchmarks.report.page_media import ClipRow, common_clips
 from benchmarks.report.paper_comparison import MeasuredRow, compose, find, metrics_of, read
 from pw.io.arguments import Command, ConfigError, did_you_mean, missing_option, no_such_option, option
 from pw.io.console import console, one_line, print_line
@@ -90,7 +92,12 @@ def run(options: TableOptions) -> int:
     if options.strict:
         _refuse({row["arm"]: row["mismatches"] for row in result["rows"]})
     for kind in FORMATS:
-        write_atomically(options.out / f"{table.name}.{kind}", render(result, kind))
+        if kind == "html":
+            labels = {row["arm"]: row["label"] for row in result["rows"]}
+            clips = common_clips({labels[arm]: folder for arm, folder in folders.items()})
+            write_page(_page(result, clips), options.out, f"{table.name}.html")
+        else:
+            write_atomically(options.out / f"{table.name}.{kind}", render(result, kind))
     if options.format == "terminal":
         _show(result)
         print(f"{options.out / table.name}.{{{','.join(FORMATS)}}}")
@@ -319,6 +326,8 @@ def render(result: Mapping[str, Any], kind: str) -> str:
         return report.to_json(result)
     if kind == "csv":
         return _csv(result)
+    if kind == "html":
+        return page_html(_page(result))
     table, deltas, notes, title = grid(result), differences(result), footer(result), result["title"]
     if kind == "md":
         parts = [f"## {md(title)}", table.markdown()]
@@ -326,14 +335,23 @@ def render(result: Mapping[str, Any], kind: str) -> str:
             group = deltas.columns[0].group
             parts += [f"{group[:1].upper()}{group[1:]}:", deltas.markdown()]
         return "\n\n".join([*parts, "\n".join(f"- **{md(label)}**: {md(text)}" for label, text in notes)]) + "\n"
-    if kind == "tex":
-        label = result["table"].replace("_", "-")
-        caption = " ".join([title, *(f"{head}: {text}." for head, text in _card_notes(result))])
-        parts = ["% needs \\usepackage{booktabs,amssymb}", table.latex(tex(caption), label)]
-        if deltas.rows:
-            parts.append(deltas.latex(tex(f"{title} Differences, ours."), f"{label}-differences"))
-        return "\n\n".join([*parts, "\n".join(f"% {one_line(f'{label}: {text}')}" for label, text in notes)]) + "\n"
-    return html_page(title, [table.html(), *([deltas.html()] if deltas.rows else []), html_list(notes)])
+    label = result["table"].replace("_", "-")
+    caption = " ".join([title, *(f"{head}: {text}." for head, text in _card_notes(result))])
+    parts = ["% needs \\usepackage{booktabs,amssymb}", table.latex(tex(caption), label)]
+    if deltas.rows:
+        parts.append(deltas.latex(tex(f"{title} Differences, ours."), f"{label}-differences"))
+    return "\n\n".join([*parts, "\n".join(f"% {one_line(f'{label}: {text}')}" for label, text in notes)]) + "\n"
+
+
+def _page(result: Mapping[str, Any], clips: Sequence[ClipRow] = ()) -> Evidence:
+    tables = {"Printed and ours": grid(result), "Differences": differences(result)}
+    return Evidence(
+        result["title"],
+        tables=[part for part in tables.items() if part[1].rows],
+        rows=clips,
+        about="The first videos that all measured rows have, by name. The scores are of all videos.",
+        notes=footer(result),
+    )
 
 
 def _csv(result: Mapping[str, Any]) -> str:

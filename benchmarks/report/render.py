@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.metrics import Metric, lookup
@@ -102,14 +103,15 @@ def scores(result: Result, *, marks: bool) -> Grid:
     ]
     digits = {name: digits_of(result, name) for name in names}
     best = result.get("best") or {}
-    verdict_of = {arm["name"]: {m: d["verdict"] for m, d in arm["vs_previous"].items()} for arm in result["arms"]}
+    arms = {arm["name"]: arm for arm in result["arms"]}
 
     def cell(label: str, row: Mapping[str, Any], name: str) -> Cell:
         if name not in row:
             return Cell()
-        verdict = verdict_of.get(label, {}).get(name) if marks else None
-        text = digits[name].interval(row[name]["mean"], half_width(row[name]))
-        return Cell(text, best.get(name) == label, verdict)
+        arm, mean = arms.get(label, {}), row[name]["mean"]
+        verdict = arm.get("vs_previous", {}).get(name, {}).get("verdict") if marks else None
+        text, detail = digits[name].interval(mean, half_width(row[name])), _score_detail(name, row, arm, digits[name])
+        return Cell(text, best.get(name) == label, verdict, value=mean, detail=detail)
 
     columns = [Column("scores", heading(lookup(name), digits[name]), name) for name in names]
     grid = Grid(
@@ -118,6 +120,33 @@ def scores(result: Result, *, marks: bool) -> Grid:
         len(result["arms"]),
     )
     return grid.join(_probes(result)) if any(arm.get("probe") for arm in result["arms"]) else grid
+
+
+def _score_detail(name: str, row: Mapping[str, Any], arm: Mapping[str, Any], digits: Digits) -> str:
+    """A score in words: its interval, its seeds, and what it was compared with. arm: its entry, {} for a reference."""
+    more = replace(digits, decimals=digits.decimals + 1)
+    seeds = (arm.get("values") or {}).get(name, {}).items()
+    by_seed = ", ".join(f"{seed}: {more.text(value)}" for seed, value in seeds)
+    text = _interval_text(row[name]["mean"], row[name], more) + (f"; seeds {by_seed}" if by_seed else "")
+    difference = arm.get("vs_previous", {}).get(name)
+    return f"{text}; {_difference_detail(difference, digits)}" if difference else text
+
+
+def _difference_detail(row: Mapping[str, Any], digits: Digits) -> str:
+    text = f"{row['verdict']}, compared with {row.get('versus') or 'the arm above'}"
+    if row["diff"] is None:
+        return text
+    is_log = row["diff_of"] == "abs_log"
+    more = Digits(0, 4) if is_log else replace(digits, decimals=digits.decimals + 1)
+    p = f", {p_text(row['p'])}, adjusted {p_text(row['p_adjusted'])}" if row["p"] is not None else ""
+    return f"{text}: difference{' of |ln|' if is_log else ''} {_interval_text(row['diff'], row, more)}{p}"
+
+
+def _interval_text(middle: float, row: Mapping[str, Any], digits: Digits) -> str:
+    n, text = f", n={row['n']}", digits.text(middle)
+    if row.get("low") is None:
+        return text + n
+    return f"{text}, 95 % interval {digits.text(row['low'])} to {digits.text(row['high'])}{n}"
 
 
 def differences(result: Result) -> Grid:
@@ -178,7 +207,7 @@ def costs(result: Result) -> Grid:
     costs_of = {arm["name"]: arm.get("cost") or {} for arm in result["arms"]}
     columns = [cost for cost in COSTS if any(row.get(cost[0]) is not None for row in costs_of.values())]
     rows = tuple(
-        (arm, tuple(Cell() if row.get(key) is None else Cell(text(row[key])) for key, _, text in columns))
+        (arm, tuple(Cell() if (x := row.get(key)) is None else Cell(text(x), value=x) for key, _, text in columns))
         for arm, row in costs_of.items()
     )
     return Grid(tuple(Column("cost", header, key) for key, header, _ in columns), rows)
@@ -285,8 +314,8 @@ def _difference(row: Mapping[str, Any] | None, digits: Digits, *, tested: bool) 
     if row is None or row["diff"] is None:
         return Cell(verdict=None if row is None else row["verdict"])
     text = digits.interval(row["diff"], half_width(row))
-    p = p_text(row["p_adjusted"] if tested else row["p"])
-    return Cell(text, verdict=row["verdict"], note=p if tested or not p else f"({p})")
+    p, detail = p_text(row["p_adjusted"] if tested else row["p"]), _difference_detail(row, digits)
+    return Cell(text, verdict=row["verdict"], note=p if tested or not p else f"({p})", value=row["diff"], detail=detail)
 
 
 def p_text(p: float | None) -> str:
@@ -307,7 +336,8 @@ def _row_label(result: Result, arm: Mapping[str, Any]) -> str:
 def _paper_cell(column: str, value: float | None) -> Cell:
     if value is None:
         return Cell()
-    return Cell(f"{value:g}" if column in COLUMNS and COLUMNS[column].kind == "cost" else f"{value:.2f}")
+    is_cost = column in COLUMNS and COLUMNS[column].kind == "cost"
+    return Cell(f"{value:g}" if is_cost else f"{value:.2f}", value=value)
 
 
 def _flops(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Write a result as table.{md,tex,html,json,csv} and plot.png, and show it in the terminal.
+"""Write a result as table.{md,tex,json,csv} and plot.png, and show it in the terminal.
 
 The result is a dictionary, the content of table.json:
 
@@ -25,18 +25,16 @@ missing score is printed as an en dash. The same result gives the same bytes.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import lookup
 from benchmarks.report import render
-from benchmarks.report.grid import MARKS, MISSING, PAPER, Cell, Digits, Grid, html_list, html_page, md, tex
+from benchmarks.report.grid import MARKS, MISSING, PAPER, Cell, Digits, Grid, md, tex
 from benchmarks.report.render import SIGNS, Result, compared_with, costs, differences, footer, paper, scores, verdicts
 from pw.io.console import one_line
 from pw.io.files import csv_text, replacing, write_atomically
@@ -48,7 +46,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-FILES = ("table.json", "table.csv", "table.md", "table.tex", "plot.png", "table.html")
+FILES = ("table.json", "table.csv", "table.md", "table.tex", "plot.png")
 
 MAX_PLOT_WIDTH = 100
 """Maximum width of the dot plot in columns; wider rows are hard to follow."""
@@ -61,7 +59,7 @@ _CAPTION = frozenset({"order as in the paper", "scale", "seeds", "reading"})
 
 
 def write(result: Result, folder: Path, names: Sequence[str] = FILES) -> list[Path]:
-    """Write files of a result, atomically; table.html includes plot.png and contact_sheet.png if they exist.
+    """Write files of a result, atomically.
 
     Returns: the files written.
     Raises: ValueError for a metric that is not in the registry.
@@ -74,14 +72,8 @@ def write(result: Result, folder: Path, names: Sequence[str] = FILES) -> list[Pa
             with replacing(folder / name) as partial:
                 plot(result, partial)
         else:
-            text = formats[name](result) if name in formats else html(result, _images(folder))
-            write_atomically(folder / name, text)
+            write_atomically(folder / name, formats[name](result))
     return [folder / name for name in names]
-
-
-def _images(folder: Path) -> dict[str, bytes]:
-    paths = {"Scores": folder / "plot.png", "Clips": folder / "contact_sheet.png"}
-    return {title: path.read_bytes() for title, path in paths.items() if path.is_file()}
 
 
 def to_json(result: Result) -> str:
@@ -129,25 +121,6 @@ def latex(result: Result) -> str:
     notes = [(head, text) for head, text in footer(result) if head not in _CAPTION]
     comments = [f"% {one_line(f'{head}: {text}')}" for head, text in (*claims, *notes) if text]
     return "\n\n".join([*parts, "\n".join(comments)]) + "\n"
-
-
-def html(result: Result, images: Mapping[str, bytes] | None = None) -> str:
-    """A self-contained HTML page; images: title -> bytes of a PNG."""
-    claim = f'<p class="claim">{escape(result["claim"])}</p>' if result.get("claim") else ""
-    kinds = {"holds": "better", "refuted": "worse"}
-    items = "".join(
-        f'<li><b class="{kinds.get(answer, "none")}">{SIGNS[answer]} {answer}</b> {escape(clause)} '
-        f'<span class="aside">{escape(evidence)}</span></li>'
-        for answer, clause, evidence in verdicts(result)
-    )
-    parts = [claim, f'<ul class="verdict">{items}</ul>' if items else "", _full_grid(result).html()]
-    if (deltas := _differences(result)).rows:
-        parts += [f"<h2>Differences to {escape(compared_with(result))}</h2>", deltas.html()]
-    parts.append(html_list(footer(result)))
-    for head, data in (images or {}).items():
-        source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        parts.append(f'<h2>{escape(head)}</h2><img alt="{escape(head)}" src="{source}">')
-    return html_page(render.title(result), parts)
 
 
 def terminal(result: Result, width: int) -> Group:

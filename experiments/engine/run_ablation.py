@@ -129,7 +129,7 @@ def _import_report_modules(mlflow: bool) -> None:
     """Import the modules of the table while the workers run: this takes 10 s."""
     from pw.tracking.mlflow_log import warm_up
 
-    for name in ("scipy.stats", "matplotlib.figure", "benchmarks.report.write"):
+    for name in ("scipy.stats", "matplotlib.figure", "jinja2", "benchmarks.report.write"):
         importlib.import_module(name)
     if mlflow:
         warm_up()
@@ -161,7 +161,7 @@ def finish(plan: Plan, rows: Sequence[Row], failures: dict[str, str], console: A
         write_pictures(plan, result, unwritten)
         _log_to_mlflow(plan, result, rows, unwritten)
     console.print(
-        f"\n{plan.folder}/table.{{md,tex,html,json,csv}}, plot.png, contact_sheet.png; "
+        f"\n{plan.folder}/index.html shows it with its clips; table.{{md,tex,json,csv}}, plot.png, contact_sheet.png; "
         f"{without_make('`make mlflow`')} compares the runs. {time.perf_counter() - start_time:.0f} s",
         markup=False,
     )

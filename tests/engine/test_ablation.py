@@ -197,10 +197,13 @@ class TestTheTable:
         assert float(rows["full"]["psd.mean"]) == mean
         text = f"{mean:.1f}"
         assert text in (folder / "table.md").read_text()
-        tex, html = (folder / "table.tex").read_text(), (folder / "table.html").read_text()
+        tex, html = (folder / "table.tex").read_text(), (folder / "index.html").read_text()
         assert r"\begin{tabular}" in tex
         assert text in tex
-        assert html.count("<img ") == 2
+        assert html.count("<img ") == 1
+        players = json.loads(html.partition('id="data">')[2].partition("</script>")[0])
+        assert players["labels"] == ["real", "anchor", "baseline", "full", "8-step ceiling"]
+        assert all("mp4" in clip for row in players["clips"] for clip in row)
         assert text in html
 
     def test_is_printed(self, finished: Call) -> None:
@@ -466,7 +469,8 @@ class TestTheNotebooks:
         NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
         outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
         pictures = sum("image/png" in out.get("data", {}) for out in outputs)
-        tables = sum("<table" in str(out.get("data", {}).get("text/html", "")) for out in outputs)
+        texts = [{"text/html": "", "text/markdown": "", **out.get("data", {})} for out in outputs]
+        tables = sum("<table" in "".join(t["text/html"]) or "\n| | " in "".join(t["text/markdown"]) for t in texts)
         assert not [out for out in outputs if out.output_type == "error"]
         assert (pictures, tables) == {"1_method": (5, 0), "2_tables": (0, 8), "3_runs": (3, 2)}[name]
 

@@ -100,6 +100,10 @@ class TestTwoFolders:
         text = (tmp_path / "out" / "comparison.md").read_text()
         assert "| mHD-MSE ↑ |" in text
         assert Image.open(tmp_path / "out" / "contact_sheet.png").width > 3 * 64
+        page = (tmp_path / "out" / "index.html").read_text()
+        assert "judged against" in page
+        assert "<canvas" in page
+        assert len(list((tmp_path / "out" / "page").glob("*.mp4"))) == 2 * CLIPS
 
     def test_say_what_has_no_partner_and_that_sizes_differ(self, tmp_path: Path) -> None:
         a = folder_of(tmp_path / "a", 5, size=(64, 64))
@@ -116,6 +120,7 @@ class TestTwoFolders:
         assert result["metrics"]["mhd_mse"]["design"] == "independent"
         assert result["unit"].startswith("not paired")
         assert not (tmp_path / "out" / "contact_sheet.png").exists()
+        assert "<canvas" not in (tmp_path / "out" / "index.html").read_text()
 
     def test_of_one_name_are_told_apart(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         a, b = (tmp_path / name / "videos" for name in "ab")

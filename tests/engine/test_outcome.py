@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from experiments.engine.job import all_jobs, remove_results, results_to_remove, 
 from experiments.engine.outcome import mlflow_sync
 from experiments.engine.outcome.result_files import read_result
 from experiments.engine.outcome.table import make_table
-from experiments.engine.outcome.table_files import TEXTS, write_table
+from experiments.engine.outcome.table_files import TEXTS, archive_table, write_table
 from experiments.engine.plan import Plan, make_plan, parse
 from experiments.engine.run_ablation import finish, main
 from pw.io.arguments import ConfigError
@@ -202,7 +204,7 @@ def untracked(plan: Plan) -> Plan:
     return replace(plan, options=replace(plan.options, mlflow=False))
 
 
-@pytest.mark.parametrize("name", [*TEXTS, "plot.png", "contact_sheet.png", "table.html"])
+@pytest.mark.parametrize("name", [*TEXTS, "plot.png", "contact_sheet.png", "index.html"])
 def test_a_file_of_the_table_that_cannot_be_written_is_named_and_costs_no_other(name: str, untracked: Plan) -> None:
     (untracked.folder / name / "in the way").mkdir(parents=True)
     status, output = finished(untracked)
@@ -210,7 +212,7 @@ def test_a_file_of_the_table_that_cannot_be_written_is_named_and_costs_no_other(
     assert f"{name} was not written" in output or f"{name}: Is a directory" in output
     assert "psd" in output
     written = {path.name for path in untracked.folder.iterdir() if path.is_file()}
-    others = {*TEXTS, "plot.png", "contact_sheet.png", "table.html"} - {name}
+    others = {*TEXTS, "plot.png", "contact_sheet.png", "index.html"} - {name}
     # a table.json that cannot be read may be of other settings: nothing is written over what is beside it
     assert written - {".lock"} == (others - set(TEXTS) if name == "table.json" else others)
     assert not list(untracked.folder.glob(".*.part"))
@@ -224,7 +226,45 @@ def test_a_clip_that_cannot_be_read_costs_the_contact_sheet_alone(untracked: Pla
     assert "contact_sheet.png was not written: " in output
     assert "0000.mkv" in output
     assert not (untracked.folder / "contact_sheet.png").exists()  # it was of other clips
-    assert (untracked.folder / "table.html").exists()
+    assert (untracked.folder / "index.html").exists()
+
+
+def page_data(plan: Plan) -> dict[str, Any]:
+    """What the players of the page show."""
+    text = (plan.folder / "index.html").read_text()
+    return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+
+
+def test_the_page_shows_clips_that_are_as_their_mark_says(untracked: Plan) -> None:
+    clip = write_clip(untracked)
+    assert finished(untracked)[0] == 0
+    assert '<ul class="verdict">' in (untracked.folder / "index.html").read_text()
+    assert {clip["gap"] for clip in page_data(untracked)["clips"][0]} == {"is not made"}  # it has no mark
+    write_mark(clip.with_name("done.json"), {"signature": "0", "training": "0", "clips": 1, "seed": 0}, [clip])
+    assert finished(untracked)[0] == 0
+    data = page_data(untracked)
+    assert (data["labels"], data["names"]) == (["baseline"], ["0000"])
+    assert (untracked.folder / data["clips"][0][0]["source"]).resolve() == clip
+    assert (untracked.folder / "page" / data["clips"][0][0]["mp4"]).stat().st_size > 500
+    write_video(clip, np.full((2, 24, 24, 3), 99, np.uint8))  # a video, but not that of the run
+    assert finished(untracked)[0] == 0
+    assert "were written" in page_data(untracked)["clips"][0][0]["gap"]
+    assert f"pw ablation name=ansc seeds=1 arms=baseline outputs={untracked.options.outputs}" in (
+        untracked.folder / "index.html"
+    ).read_text().replace("&#39;", "")
+
+
+def test_a_page_is_put_aside_with_its_table(untracked: Plan) -> None:
+    result = make_table(untracked, all_jobs(untracked)[1], {})
+    for settings in ("a", "b", "a", "b"):
+        (untracked.folder / "page").mkdir(parents=True, exist_ok=True)
+        for name in ("index.html", "page/0.mp4"):
+            (untracked.folder / name).write_text(settings)
+        write_json(untracked.folder / "table.json", {"settings": [settings]})
+        archive = archive_table(untracked.folder, result)
+        assert archive is not None
+        assert {(archive / name).read_text() for name in ("index.html", "page/0.mp4")} == {settings}
+        assert not (untracked.folder / "page").exists()
 
 
 def test_a_table_that_can_be_written_nowhere_is_shown(untracked: Plan) -> None:
@@ -246,7 +286,7 @@ def test_a_damaged_curve_costs_no_table(text: str, plan: Plan) -> None:
     assert status == 1
     assert "MLflow was not written" in output
     assert "metrics.jsonl, line" in output
-    assert (plan.folder / "table.html").exists()
+    assert (plan.folder / "index.html").exists()
 
 
 def test_a_fresh_start_that_is_killed_leaves_nothing_that_looks_done(

@@ -15,7 +15,8 @@ from rich.console import Console
 from scipy.stats import t, ttest_rel
 
 from benchmarks.metrics import protocols
-from benchmarks.report.write import html, latex, markdown, terminal_verdict
+from benchmarks.report.page import evidence_of, page_html
+from benchmarks.report.write import latex, markdown, terminal_verdict
 from benchmarks.stats.comparison import compare
 from experiments.engine.ablation import (
     Ablation,
@@ -275,8 +276,8 @@ class TestTheVerdictInPrint:
         assert "- · **not resolved**: near is better than base (" in text
         assert "- – **not run**: gone is better than base (no scores of gone)" in text
         assert text.index("not run") < text.index("| | PSD [dB]")
-        page = html(table())
-        assert '<b class="better">✓ holds</b> far &amp; wide' in page
+        page = page_html(evidence_of(table()))
+        assert '<li class="holds"><b>✓ holds</b> <span>far &amp; wide' in page
         assert page.index("All are better") < page.index("✓ holds") < page.index("<table>")
         assert "% holds: far & wide (psd" in latex(table())
 
@@ -329,7 +330,7 @@ class TestTheEndOfARun:
         assert finish(plan, all_jobs(plan)[1], {}, Console(file=out, width=120), 0.0) == 0
         output = out.getvalue()
         clauses = clauses_of(plan.ablation, {arm.name: arm.versus for arm in plan.arms})
-        assert output.index("differences to the arm above") < output.index("✓ holds") < output.index("table.{md,tex,")
+        assert output.index("differences to the arm above") < output.index("✓ holds") < output.index("index.html")
         assert output.count("✓ holds") == len(clauses)
         result = json.loads((plan.folder / "table.json").read_text())
         assert [row["clause"] for row in result["verdict"]] == [clause.text for clause in clauses]

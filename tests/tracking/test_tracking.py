@@ -221,7 +221,7 @@ def shown_by_the_notebook(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> tup
     """Of notebook 3: its tables (title, runs), and what it says in Markdown."""
     (outputs / "ansc").mkdir(exist_ok=True)
     (outputs / "ansc" / "table.json").write_text("{}")
-    (outputs / "ansc" / "table.html").write_text("<table>")
+    (outputs / "ansc" / "table.md").write_text("| |")
     monkeypatch.setenv("PW_OUTPUTS", str(outputs))
     notebook = json.loads((ROOT / "notebooks" / "3_runs.ipynb").read_text())
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]

@@ -1,8 +1,8 @@
 """`pw compare a=… b=…`: a paired comparison of two runs, or two folders of videos from any system. Begin with `run`.
 
 A run is named by the signature of its training or of its clips (`outputs/train`, `outputs/videos`), or by the first
-digits of one; several, a=1c2d,9f00 b=…, are the seeds of one arm. The results are comparison.json, comparison.md and
-contact_sheet.png in `outputs/compare/<a>_<b>/`.
+digits of one; several, a=1c2d,9f00 b=…, are the seeds of one arm. The results are index.html, which shows the videos,
+comparison.json, comparison.md and contact_sheet.png in `outputs/compare/<a>_<b>/`.
 
 With one seed the unit of the test is the prompt (`benchmarks.stats.paired`), and the result is about these two sets of
 videos. With several seeds the unit is the seed (`benchmarks.stats.comparison`), as in the table of an ablation; only
@@ -24,8 +24,10 @@ from benchmarks.measure.measurement import Scores, videos_of
 from benchmarks.metrics import lookup
 from benchmarks.report.contact_sheet import side_by_side, video_sizes
 from benchmarks.report.grid import md
+from benchmarks.report.page import write_page
 from benchmarks.stats.comparison import compare
 from benchmarks.stats.paired import compare_videos
+from experiments.engine.compare.compare_page import compare_evidence
 from experiments.engine.compare.sides import (
     CompareOptions,
     Folder,
@@ -325,12 +327,14 @@ def run(options: CompareOptions) -> int:
         comparison = compare_sides(options)
         out = options.out or options.outputs / "compare" / f"{comparison['a']['name']}_{comparison['b']['name']}"
         write(comparison, out)
+        evidence = compare_evidence(options, comparison, HEADERS, [*_cells(comparison)], _notes(comparison))
+        write_page(evidence, out)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     terminal = console()
     for part in renderables(comparison, terminal.width):
         terminal.print(part)
-    terminal.print(f"\n{out}/comparison.{{json,md}}, contact_sheet.png", soft_wrap=True)
+    terminal.print(f"\n{out}/index.html, comparison.{{json,md}}, contact_sheet.png", soft_wrap=True)
     return 0
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 from benchmarks.report import write as report
 from benchmarks.report.contact_sheet import Row, contact_sheet
+from benchmarks.report.page import MEDIA, PAGE, write_page
+from experiments.engine.outcome.ablation_page import ablation_evidence
 from experiments.engine.plan import Plan
-from pw.io.files import digest, os_reason, read_json, replacing
+from pw.io.files import digest, os_reason, read_json, remove, replacing
 from pw.sample.evaluate import STORED_ANCHORS, reference_folder, sample_folder
 
 SHEET_CLIPS = 6
@@ -57,21 +59,26 @@ def write_table(plan: Plan, result: dict[str, Any], failures: list[str]) -> Path
 
 
 def write_pictures(plan: Plan, result: dict[str, Any], failures: list[str]) -> None:
-    """Write plot.png, contact_sheet.png and table.html, which has both; what cannot be written is added to `failures`.
+    """Write plot.png, contact_sheet.png and the page, index.html; what cannot be written is added to `failures`.
 
-    An older picture goes, if the new one cannot be drawn.
+    An older picture or page goes, if the new one cannot be made.
     """
     folder = plan.folder
 
-    def draw_sheet(path: Path) -> None:
-        with replacing(path) as partial:
+    def draw_sheet() -> None:
+        with replacing(folder / SHEET) as partial:
             contact_sheet(_sheet_blocks(plan), partial)
 
+    makers = {
+        "plot.png": lambda: report.write(result, folder, ("plot.png",)),
+        SHEET: draw_sheet,
+        PAGE: lambda: write_page(ablation_evidence(plan, result), folder),
+    }
     with naming_failures("the page with its pictures", failures), _locked(folder):
-        for name in ("plot.png", SHEET, "table.html"):
+        for name, make in makers.items():
             count = len(failures)
             with naming_failures(name, failures):
-                draw_sheet(folder / name) if name == SHEET else report.write(result, folder, (name,))
+                make()
             if len(failures) > count:
                 with suppress(OSError):
                     (folder / name).unlink(missing_ok=True)
@@ -92,7 +99,9 @@ def archive_table(folder: Path, result: Mapping[str, Any]) -> Path | None:
         return None
     archive = folder / "earlier" / digest(old)
     archive.mkdir(parents=True, exist_ok=True)
-    for path in [*folder.glob("table.*"), *folder.glob("*.png")]:
+    for path in [*folder.glob("table.*"), *folder.glob("*.png"), *folder.glob(PAGE), *folder.glob(MEDIA)]:
+        if path.is_dir():  # no other is replaced by a rename
+            remove(archive / path.name)
         path.replace(archive / path.name)
     return archive
 

@@ -282,6 +282,10 @@ def test_what_is_said_to_fill_a_cell_does_fill_it(tmp_path: Path, monkeypatch: p
     assert "ours (n=1)" in output
     assert "mhd_lpips of star_2k: " in output
     assert '`make weights what=metrics args="only=alexnet"` fetches it' in output
+    page = (tmp_path / "out" / "table_3.html").read_text()
+    (file,) = (tmp_path / "out" / "table_3-page").glob("*.mp4")
+    assert f'"mp4": "{file.name}"' in page
+    assert '"folder": "table_3-page"' in page
 
 
 def test_a_system_is_called_with_what_it_wants():

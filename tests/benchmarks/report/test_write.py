@@ -19,6 +19,7 @@ from rich.console import Console
 from benchmarks.metrics import GROUPS, METRICS, protocols
 from benchmarks.paper import load
 from benchmarks.report.grid import Cell, Column, Digits, Grid
+from benchmarks.report.page import evidence_of, page_html
 from benchmarks.report.render import (
     check_columns,
     compared_with,
@@ -26,8 +27,9 @@ from benchmarks.report.render import (
     coverage_line,
     differences,
     digits_of,
+    scores,
 )
-from benchmarks.report.write import html, latex, markdown, terminal, to_csv, to_json, write
+from benchmarks.report.write import latex, markdown, terminal, to_csv, to_json, write
 from benchmarks.stats.comparison import compare, estimate, order_as_in_paper
 from pw.io.console import console
 
@@ -123,7 +125,7 @@ def test_numbers_that_are_not_finite_become_null():
 def test_all_files_are_written_and_the_same_bytes_again(result: dict, tmp_path: Path):
     files_a = {path.name: path.read_bytes() for path in write(result, tmp_path / "a")}
     files_b = {path.name: path.read_bytes() for path in write(result, tmp_path / "b")}
-    assert set(files_a) == {"table.md", "table.tex", "table.html", "table.json", "table.csv", "plot.png"}
+    assert set(files_a) == {"table.md", "table.tex", "table.json", "table.csv", "plot.png"}
     assert files_a == files_b
     assert not Image.open(tmp_path / "a" / "plot.png").info.get("Software")
 
@@ -131,7 +133,7 @@ def test_all_files_are_written_and_the_same_bytes_again(result: dict, tmp_path: 
 def test_a_result_read_back_renders_the_same(result: dict):
     loaded = json.loads(to_json(result))
     assert markdown(loaded) == markdown(result)
-    assert html(loaded) == html(result)
+    assert page_html(evidence_of(loaded)) == page_html(evidence_of(result))
 
 
 def test_markdown_has_a_row_per_arm_the_ceiling_the_floor_and_the_papers_columns(result: dict):
@@ -176,8 +178,9 @@ def test_every_format_says_what_an_arm_is_compared_with(result: dict, setting: d
     assert f"differences to {phrase}\n" in re.sub(" +\n", "\n", output.getvalue())
     assert f"Differences to {phrase} (" in markdown(changed_result)
     assert f"compared with {phrase}, paired by seed" in markdown(changed_result)
-    assert f"<h2>Differences to {phrase}</h2>" in html(changed_result)
-    assert f'<th class="group" colspan="7">difference to {phrase}</th>' in html(changed_result)
+    page = page_html(evidence_of(changed_result))
+    assert f"<h2>Differences to {phrase}</h2>" in page
+    assert f'<th class="group" scope="colgroup" colspan="7">difference to {phrase}</th>' in page
     assert f"differences to {phrase.replace('_', chr(92) + '_')}." in latex(changed_result)
 
 
@@ -207,7 +210,8 @@ def test_a_failed_arm_is_a_row_of_dashes_and_a_line_below(result: dict):
 def test_a_table_without_a_single_score_still_prints(result: dict, tmp_path: Path):
     arms = [{**arm, "metrics": {}, "vs_previous": {}, "probe": None, "paper": None} for arm in result["arms"]]
     empty = {**result, "arms": arms, "floor": {}, "ceiling": {}, "best": {}}
-    assert len(write(empty, tmp_path)) == 6
+    assert len(write(empty, tmp_path)) == 5
+    assert "<h2>Scores</h2>" in page_html(evidence_of(empty))
     Console(file=io.StringIO(), width=120).print(terminal(empty, 120))
 
 
@@ -225,12 +229,25 @@ def test_latex_is_escaped_and_uses_booktabs(result: dict):
     assert rows[0].count(" & ") == len(columns)
 
 
-def test_html_is_one_file_that_fetches_nothing(result: dict):
-    text = html(result, {"Scores": b"png"})
-    assert "Each ingredient helps &amp; more than 5 %." in text
-    assert "data:image/png;base64,cG5n" in text
-    assert "http" not in text
-    assert '<span class="better" title="better">▲</span>' in text
+def test_a_cell_tells_its_interval_its_seeds_and_what_it_was_compared_with(result: dict):
+    arms = [{**arm, "values": {"psd": {"0": 0.95, "1": 1.0123, "2": -1.5}}} for arm in result["arms"]]
+    grid = scores({**result, "arms": arms}, marks=True)
+    first, full, ceiling = (dict(grid.rows)[label] for label in ("baseline", "full", "48-step ceiling"))
+    assert "compared with" not in first[0].detail
+    psd = arms[3]["metrics"]["psd"]
+    digits = digits_of(result, "psd")
+    low, mean, high = (f"{psd[key]:.{digits.decimals + 1}f}" for key in ("low", "mean", "high"))
+    assert full[0].detail.startswith(f"{mean}, 95 % interval {low} to {high}, n=3; seeds 0: 0.95")
+    assert ", 2: −1.5" in full[0].detail
+    assert re.search(
+        r"; better, compared with exponential: difference −0\.3\d+, 95 % interval −.*, p<0.001, adjusted p",
+        full[0].detail,
+    )
+    assert "difference of |ln| " in next(
+        cell.detail for cell, c in zip(full, grid.columns, strict=True) if c.key == "mhd_ratio"
+    )
+    assert ceiling[0].detail.endswith(", n=3")
+    assert [cell.value for cell in full[:2]] == [psd["mean"], arms[3]["metrics"]["swd"]["mean"]]
 
 
 def test_csv_is_wide_with_full_precision(result: dict):
@@ -314,7 +331,7 @@ class TestTheColumnsOfATable:
         scores, deltas = (line for line in markdown(chosen).splitlines() if line.startswith("| | "))
         assert re.findall("train FLOP|SWD|PSD|seeds|MUSIQ", scores) == ["train FLOP", "SWD", "PSD"]
         assert re.findall("ΔSWD|ΔPSD|ΔmHD", deltas) == ["ΔSWD", "ΔPSD"]
-        for text in (latex(chosen), html(chosen)):
+        for text in (latex(chosen), page_html(evidence_of(chosen))):
             assert "SWD" in text
             assert "mHD" not in text
         output = io.StringIO()
