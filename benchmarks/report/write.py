@@ -37,7 +37,7 @@ from benchmarks.report import render
 from benchmarks.report.grid import MARKS, MISSING, PAPER, Cell, Digits, Grid, md, tex
 from benchmarks.report.render import SIGNS, Result, compared_with, costs, differences, footer, paper, scores, verdicts
 from pw.io.console import one_line
-from pw.io.files import csv_text, replacing, write_atomically
+from pw.io.files import csv_text, digest, replacing, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,8 +77,9 @@ def write(result: Result, folder: Path, names: Sequence[str] = FILES) -> list[Pa
 
 
 def to_json(result: Result) -> str:
-    """The result itself; numbers that are not finite are null."""
-    return json.dumps(_finite(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """The result itself and its checksum (`pw.io.files.digest`); numbers that are not finite are null."""
+    content = json.loads(json.dumps(_finite(result), allow_nan=False))
+    return json.dumps({**content, "checksum": digest(content, 64)}, indent=1, ensure_ascii=False) + "\n"
 
 
 def to_csv(result: Result) -> str:

@@ -22,6 +22,7 @@ from shutil import get_terminal_size
 from typing import Any, Literal
 
 from experiments.engine.ledger import Claim, Ledger
+from experiments.engine.outcome.result_files import read_result
 from experiments.engine.status import cells_of, read_outline
 from pw.io.arguments import Command, ConfigError, UnknownKeyError, did_you_mean, option
 from pw.io.files import read_json, writable_file, write_json
@@ -270,9 +271,7 @@ def _ablation_entry(folder: Path) -> RunEntry:
 
 def _table_entry(folder: Path) -> RunEntry:
     """A table, of the latest call of an ablation or an earlier one."""
-    table = read_json(folder / "table.json")
-    if table is None:
-        raise ConfigError(f"{folder / 'table.json'}: is truncated, or not JSON; run the ablation again")
+    table = read_result(folder / "table.json", {}, "run the ablation again")
     contract, answers = table["contract"], [row["answer"] for row in table["verdict"]]
     counts = {answer: answers.count(answer) for answer in dict.fromkeys(answers)}
     outcome = ", ".join(f"{answer} {count}" for answer, count in counts.items())

@@ -385,6 +385,7 @@ class TestARecordedResult:
             ({"settings": ["seeds=3", "train.updates=9"]}, "was made with train.updates=9"),
             ({"ablation": "beta"}, "is the table of beta"),
             ({"verdict": None}, "which this suite does not write"),
+            ({"checksum": "0" * 64}, "is not as it was written, its checksum differs"),
         ],
     )
     def test_of_a_part_or_of_another_thing_is_refused(self, changes: dict, says: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.engine.job import Row, all_jobs
-from experiments.engine.outcome.result_files import read_scores
+from experiments.engine.outcome.result_files import read_result, read_scores
 from experiments.engine.plan import Arm, Plan, make_plan, parse
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.command_line import without_make
@@ -133,7 +133,8 @@ def run(options: MlflowSyncOptions) -> int:
 def _log(folder: Path, outputs: Path) -> int:
     try:
         words = parse_json((folder / "plan.json").read_text())["words"]
-        plan, table = make_plan(parse([*words, f"outputs={outputs}"])), parse_json((folder / "table.json").read_text())
+        plan = make_plan(parse([*words, f"outputs={outputs}"]))
+        table = read_result(folder / "table.json", {}, "run the ablation again")
         if table["settings"] != plan.options.settings():
             raise ValueError("its table is of an earlier call; run the latest call again to its end")
         log_to_mlflow(plan, table, all_jobs(plan)[1])
