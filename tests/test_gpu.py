@@ -80,6 +80,7 @@ def test_at_4k_it_is_planned_below_45_gb() -> None:
     assert generation_cost(hires, anchor).worst.bytes < 45e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_a_tile_of_the_codec_peaks_where_the_plan_says(gpu: Gpu, direction: Any) -> None:
     run = build(["scale=2k", "trainer=gpu"])
@@ -151,6 +152,7 @@ def test_the_bench_runs_through(gpu: Gpu, tmp_path: Path, capsys: pytest.Capture
     assert all(row["stock"]["peak_gb"] > row["peak_gb"] for row in report["measured"])
 
 
+@pytest.mark.slow
 def test_what_the_bench_has_measured_is_kept_where_stock_or_the_next_scale_does_not_fit(
     gpu: Gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

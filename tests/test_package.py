@@ -153,6 +153,7 @@ class TestTheWheel:
         assert Path(here.pop("outputs")) == ROOT / "outputs"
         assert installed == here
 
+    @pytest.mark.slow
     def test_lists_plans_and_reads_the_papers_tables_in_an_empty_folder(self, site: Path, empty: Path) -> None:
         for words, part in (
             (("ablations",), "ansc  Table 9.3"),

@@ -215,7 +215,7 @@ class TestTheClausesOfAnAblation:
 
     @pytest.mark.parametrize("name", names())
     def test_are_of_arms_that_there_are(self, name: str) -> None:
-        plan = make_plan(parse([f"name={name}"]))
+        plan = make_plan(parse([f"name={name}", "seeds=1"]))
         clauses = clauses_of(plan.ablation, {arm.name: arm.versus for arm in plan.arms})
         assert clauses
         assert len({clause.text for clause in clauses}) == len(clauses)
@@ -416,7 +416,7 @@ class TestTheRecordedResults:
     def test_agree_with_the_verdicts_of_their_files(self) -> None:
         wrong = []
         for name, digest in records().items():
-            plan = make_plan(parse([f"name={name}"]))
+            plan = make_plan(parse([f"name={name}", "seeds=1"]))
             clauses = clauses_of(plan.ablation, {arm.name: arm.versus for arm in plan.arms})
             wrong += contradictions(digest, load(name)[1], [clause.text for clause in clauses])
         assert wrong == []

@@ -205,6 +205,7 @@ class TestProcessesThatAreLaunched:
         assert parent.wait(30) == (143 if number == signal.SIGTERM else -9)
         assert wait_until_gone(pids)
 
+    @pytest.mark.slow
     def test_have_time_for_a_checkpoint_when_ctrl_c_comes_by_terminal_and_by_runner(self, tmp_path: Path) -> None:
         slow = """    told = []
     signal.signal(signal.SIGTERM, lambda *_: told.append(1))
@@ -241,6 +242,7 @@ class TestProcessesThatAreLaunched:
         parent.send_signal(signal.SIGTERM)
         assert "ProcessFailed: no space for a checkpoint" in parent.communicate(timeout=900)[1]
 
+    @pytest.mark.slow
     def test_may_say_more_than_a_pipe_takes_at_once(self, tmp_path: Path) -> None:
         slow = """    if rank == 1:
         line = json.dumps({"failed": "a long story", "at": 1.0}).encode()

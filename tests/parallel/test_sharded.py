@@ -190,6 +190,7 @@ def test_blocks_that_are_compiled_can_be_split() -> None:
         assert gradient < 1e-5
 
 
+@pytest.mark.slow
 def test_each_process_computes_its_part_of_the_tokens() -> None:
     for (report,) in train_together(2, SharedTokens()):
         tokens, velocity, gradient = json.loads(report)

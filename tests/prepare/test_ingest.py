@@ -141,6 +141,7 @@ def test_the_detector_is_not_fooled_by_held_drawings_nor_by_steady_fast_motion()
         assert max((i for i, image in enumerate(video) if is_cut(image)), default=0) < 8
 
 
+@pytest.mark.slow
 @needs_clips
 def test_the_detector_finds_the_five_cuts_of_a_real_clip_and_every_join_with_another() -> None:
     whole, bunny, doves = (

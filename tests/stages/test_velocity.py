@@ -117,6 +117,7 @@ def test_both_branches_of_guidance_in_one_batch_give_the_same_clip(
     torch.testing.assert_close(result["true"], result["false"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_block_compiled_gives_the_same_velocity(pipeline: tuple[Path, Any], embeddings: tuple[Tensor, Tensor]):
     """The hooks of stride and anchor survive `torch.compile` of each block, also with a second call's values."""
     folder, _ = pipeline

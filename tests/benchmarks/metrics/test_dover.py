@@ -161,7 +161,7 @@ def test_tokens_that_the_shift_brought_round_an_edge_do_not_see_the_others():
     assert mask.tolist() == [[[False, False], [False, False]], [[False, True], [True, False]]]
 
 
-@pytest.mark.parametrize("frames", [4, 32])
+@pytest.mark.parametrize("frames", [4, pytest.param(32, marks=pytest.mark.slow)])
 def test_scores_are_those_of_the_released_code(frames: int):
     """Golden values: VQAssessment/DOVER at f1ddc96 with the same weights and input, torch 2.13, CPU.
 

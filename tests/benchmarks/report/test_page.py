@@ -426,6 +426,7 @@ class TestInABrowser:
         browser.press("0")
         assert pixels(browser, 0.25, 0.2) == greys(1, 0)
 
+    @pytest.mark.slow
     def test_large_clips_keep_step_and_a_file_that_is_gone_is_named(self, tmp_path: Path, site: str) -> None:
         rows = [
             (row, {"0": write_clip(tmp_path / row / "0.mkv", level, 20, 480, 480)})

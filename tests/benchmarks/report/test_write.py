@@ -126,6 +126,7 @@ def test_numbers_that_are_not_finite_become_null():
     assert json.loads(to_json({"a": [float("nan"), 1.5]}))["a"] == [None, 1.5]
 
 
+@pytest.mark.slow
 def test_all_files_are_written_and_the_same_bytes_again(result: dict, tmp_path: Path):
     files_a = {path.name: path.read_bytes() for path in write(result, tmp_path / "a")}
     files_b = {path.name: path.read_bytes() for path in write(result, tmp_path / "b")}

@@ -242,6 +242,7 @@ class TestAProgram:
 
 
 class TestSeveralProcesses:
+    @pytest.mark.slow
     def test_make_the_same_videos_as_one(self, stub: Stub, tmp_path: Path) -> None:
         stub.prompts.write_text("a cat\na dog\na bird\n")
         assert stub() == 0
@@ -258,6 +259,7 @@ class TestSeveralProcesses:
         assert stub("gpus=2", command=command) == 1
         assert not (stub.out / "jobs").exists()
 
+    @pytest.mark.slow
     def test_of_two_calls_share_a_folder(self, stub: Stub, capfd: pytest.CaptureFixture[str]) -> None:
         (stub.checkout / "slow.py").write_text(
             "import pathlib, runpy, sys, time\nopen('calls', 'a').write('.')\ntime.sleep(1.5)\n"
