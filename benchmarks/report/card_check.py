@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from benchmarks import systems
@@ -18,6 +19,7 @@ from benchmarks.paper import PaperRow, PaperTable
 from benchmarks.stats.resampling import prompt_of
 from benchmarks.systems import Setting, System, jobs
 from pw.io.arguments import ConfigError, did_you_mean
+from pw.io.prompts import LISTS
 from pw.io.video import VideoError, probe
 
 PROBED = 5
@@ -28,6 +30,13 @@ def prompts_of(videos: Iterable[str]) -> tuple[int, str]:
     """The number of prompts of videos, and the SHA-256 of their sorted names, one a line."""
     prompts = sorted({prompt_of(video) for video in videos})
     return len(prompts), hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+
+
+@cache
+def prompt_lists() -> dict[str, str]:
+    """SHA-256 of `prompts_of` -> name, of the lists of the suite."""
+    prompts = {name: jobs.read_prompts(Path(name)) for name in LISTS}
+    return {prompts_of(f"{jobs.stem(prompt, 0)}.mkv" for prompt, _ in rows)[1]: name for name, rows in prompts.items()}
 
 
 def with_own_rows(table: PaperTable, folders: Mapping[str, Path]) -> PaperTable:

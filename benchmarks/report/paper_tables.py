@@ -23,7 +23,7 @@ from benchmarks.measure.measurement import existing_folder
 from benchmarks.measure.score import score_videos
 from benchmarks.metrics import METRICS, protocols
 from benchmarks.report import write as report
-from benchmarks.report.card_check import mismatches, with_own_rows
+from benchmarks.report.card_check import mismatches, prompt_lists, with_own_rows
 from benchmarks.report.grid import MISSING, Cell, Column, Grid, md, tex
 from benchmarks.report.page import Evidence, page_html, write_page
 from benchmarks.report.page_media import ClipRow, common_clips
@@ -272,8 +272,21 @@ def footer(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines += [(row["label"], f"measured on {', '.join(row['devices'])}{memory_source}")] if row["devices"] else []
         lines += [(row["label"], text) for text in row["deviations"] if row["ours"]]
     lines += _card_notes(result)
+    lines += _prompt_notes(result)
     lines += [("not measured", text) for text in _commands_for_missing(result)]
     return [*lines, ("reading", LEGEND)] if any(row["ours"] for row in result["rows"]) else lines
+
+
+def _prompt_notes(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    labels: dict[tuple[int, str], list[str]] = {}
+    for row in result["rows"]:
+        if row["prompts"]:
+            labels.setdefault((row["prompts"]["number"], row["prompts"]["sha256"]), []).append(row["label"])
+    names = {identity: prompt_lists().get(identity, "a list of your own") for _, identity in labels}
+    return [
+        ("prompts", f"{n}, sha256 {identity[:12]} ({names[identity]}): {', '.join(rows)}")
+        for (n, identity), rows in labels.items()
+    ]
 
 
 def _card_notes(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -46,7 +46,7 @@ def _length(text: str) -> int:
 @dataclass(frozen=True)
 class SystemOptions:
     name: str = option("", "a system of the list that `pw system` prints, or a card of your own: a .yaml")
-    prompts: Path | None = option(None, '.txt, a prompt a line; or .jsonl of {"text", "long"?, "id"?}')
+    prompts: Path | None = option(None, '.txt, a prompt a line; .jsonl of {"text", "long"?, "id"?}; vbench or vbench_6')
     inputs: Path | None = option(None, "the videos to be enlarged, for super-resolution")
     videos: Path | None = option(None, "register these videos instead; nothing is copied")
     seeds: int = option(1, "videos for each prompt; the seed of the noise is 0, 1, …", read=number(1, 10_000))

@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,13 +76,20 @@ def read_prompts(path: Path) -> list[tuple[str, str]]:
 
 def make_jobs(prompts: Sequence[tuple[str, str]], seeds: int) -> list[VideoJob]:
     """Every prompt with every seed, seed by seed. Raises ConfigError if two jobs have the same file name."""
-    jobs: dict[str, VideoJob] = {}
-    for seed in range(seeds):
-        for prompt, text in prompts:
-            job = VideoJob(stem(prompt, seed), prompt, text, seed)
-            if jobs.setdefault(job.stem.casefold(), job) is not job:  # some file systems ignore case
-                raise ConfigError(f"prompts: {prompt[:60]!r} occurs twice, or maps to the same file name as another")
-    return list(jobs.values())
+    jobs = [VideoJob(stem(prompt, seed), prompt, text, seed) for seed in range(seeds) for prompt, text in prompts]
+    check_names(jobs)
+    return jobs
+
+
+def check_names(jobs: Sequence[VideoJob], *, ignores_case: bool = False) -> None:
+    """Raises ConfigError if two jobs have the same file name, on a file system that ignores case or not.
+
+    VBench has two prompts that differ only in case.
+    """
+    names = [job.stem.casefold() if ignores_case else job.stem for job in jobs]
+    counts = Counter(names)
+    if twice := next((job.prompt for job, name in zip(jobs, names, strict=True) if counts[name] > 1), None):
+        raise ConfigError(f"prompts: {twice[:60]!r} occurs twice, or maps to the same file name as another")
 
 
 def input_jobs(folder: Path, prompts: Sequence[tuple[str, str]] | None, seeds: int) -> list[VideoJob]:

@@ -27,7 +27,16 @@ from benchmarks.systems.diffusers_pipelines import Pipelines
 from benchmarks.systems.external import External, PixelWizardGeneration
 from benchmarks.systems.generation_call import Call, SystemOptions, make_call
 from benchmarks.systems.gpu_processes import process_group, spread_over_gpus
-from benchmarks.systems.jobs import VideoJob, is_done, make_jobs, note_path, read_prompts, register, write_jobs
+from benchmarks.systems.jobs import (
+    VideoJob,
+    check_names,
+    is_done,
+    make_jobs,
+    note_path,
+    read_prompts,
+    register,
+    write_jobs,
+)
 from pw.io.arguments import Command, ConfigError, missing_option, to_words
 from pw.io.console import print_line, printable
 from pw.io.files import write_atomically
@@ -131,6 +140,7 @@ def generate(call: Call) -> list[str]:
 
 def prepare_folder(call: Call) -> None:
     write_atomically(call.out / "card.yaml", call.card.read_text(encoding="utf-8"))
+    check_names(call.jobs, ignores_case=(call.out / "CARD.YAML").exists())
     if call.options.shard[0] == 0 and int(os.environ.get("RANK", "0")) == 0:
         write_jobs(call.out, call.jobs)
 

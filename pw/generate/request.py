@@ -48,7 +48,7 @@ class GenerateOptions:
     """The options of `pw generate`. `overrides` are for stage II, those that begin with `anchor.` for stage I."""
 
     prompt: str | None = option(None, "text prompt", read=str)
-    prompts: str | None = option(None, "a .txt of one prompt a line, or a .jsonl with seeds", read=_path)
+    prompts: str | None = option(None, ".txt, a prompt a line; .jsonl with seeds; vbench or vbench_6", read=_path)
     hires: str | None = option(
         None, "stage II's weights: a checkpoint, an export, a training's signature, or random", read=_path
     )

@@ -1,12 +1,22 @@
-"""Reads a file of prompts: a .txt with a prompt on each line, or a .jsonl with an object on each line."""
+"""Reads prompts: a .txt with a prompt on each line, a .jsonl with an object on each line, or a list of the suite.
+
+The lists are VBench's (Apache-2.0, `pw/prompts/LICENSE`), from the VBench_full_info.json of vbench 0.1.5, SHA-256
+5dd2de80ee43cda750b2b72ea7023657c0b90d3702041c7e4608c65dbe50dccd: each prompt once, in its order.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from pw.io.arguments import ConfigError
+from pw.io.arguments import ConfigError, did_you_mean
 from pw.io.files import parse_json
+
+FOLDER = Path(__file__).parents[1] / "prompts"
+LISTS = {
+    "vbench": "all prompts of VBench, 944",
+    "vbench_6": "those of the six dimensions of Table 1, 251",
+}
 
 
 def prompt_entries(path: Path, key: str, expected: str) -> list[tuple[str, dict[str, Any]]]:
@@ -16,9 +26,14 @@ def prompt_entries(path: Path, key: str, expected: str) -> list[tuple[str, dict[
     expected  example of an object, for messages
     Raises: ConfigError with the file and the line.
     """
+    if str(path) in LISTS:
+        path = FOLDER / f"{path}.txt"
     if not path.is_file() or path.suffix not in (".txt", ".jsonl"):
         missing = "" if path.is_file() else "no such file; "
-        raise ConfigError(f"prompts={path}: {missing}expected a .txt of one prompt a line or a .jsonl of {expected}")
+        lists = did_you_mean(str(path), LISTS, "; ") or f"; or {', '.join(LISTS)}"
+        raise ConfigError(
+            f"prompts={path}: {missing}expected a .txt of one prompt a line or a .jsonl of {expected}{lists}"
+        )
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

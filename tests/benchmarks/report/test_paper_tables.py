@@ -25,9 +25,9 @@ from benchmarks.metrics import GROUPS, METRICS
 from benchmarks.paper.recompute import vbench_total
 from benchmarks.report.card_check import mismatches, prompts_of, with_own_rows
 from benchmarks.report.paper_comparison import MeasuredRow, compose, find, read
-from benchmarks.report.paper_tables import FORMATS, differences, grid, main, render
+from benchmarks.report.paper_tables import FORMATS, differences, footer, grid, main, render
 from benchmarks.systems import CARDS
-from benchmarks.systems.jobs import stem
+from benchmarks.systems.jobs import read_prompts, stem
 from pw import cli
 from pw.io.files import write_csv
 from pw.io.video import write_video
@@ -405,10 +405,21 @@ class TestVideosThatAreNotAsTheCardSays:
         home = clips(own_card(tmp_path), ["a-0"])
         table, other = with_own_rows(paper.load("table_8_1"), {"mine": home}), [f"{i}-0.mkv" for i in range(944)]
         assert "other prompts than the paper's 944" in mismatches(table, "mine", home, other)
-        known = Path(__file__).parents[4] / "shared" / "data" / "vbench" / "VBench_full_info.json"
-        if known.is_file():
-            prompts = [f"{stem(entry['prompt_en'], 0)}.mkv" for entry in json.loads(known.read_text())]
-            assert prompts_of(prompts) == (table.prompts, table.prompts_sha256)
+        prompts = [f"{stem(prompt, 0)}.mkv" for prompt, _ in read_prompts(Path("vbench"))]
+        assert prompts_of(prompts) == (table.prompts, table.prompts_sha256)
+
+    def test_every_table_says_which_prompts_by_hash(self, tmp_path: Path) -> None:
+        six = {f"{stem(prompt, 0)}.mp4": 0.5 for prompt, _ in read_prompts(Path("vbench_6"))}
+        measured = {
+            arm: read(write_scores(tmp_path / arm, {"mhd_mse": values}))
+            for arm, values in (("flashvideo", draws(1.0)), ("pixelwizard_2k", six))
+        }
+        lines = [text for label, text in footer(compose(paper.load("table_2"), measured)) if label == "prompts"]
+        own, listed = (prompts_of(names) for names in (draws(1.0), six))
+        assert lines == [
+            f"40, sha256 {own[1][:12]} (a list of your own): FlashVideo",
+            f"251, sha256 {listed[1][:12]} (vbench_6): PixelWizard-2k",
+        ]
 
     @pytest.mark.parametrize("kind", FORMATS)
     def test_every_format_marks_the_cell_and_says_why(self, kind: str, tmp_path: Path) -> None:

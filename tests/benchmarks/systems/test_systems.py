@@ -13,7 +13,7 @@ from benchmarks import paper
 from benchmarks.systems import CARDS, Setting, load, names, read_card
 from benchmarks.systems.external import fields
 from benchmarks.systems.generation_call import Call, SystemOptions, make_call
-from benchmarks.systems.jobs import STEM_BYTES, costs, input_jobs, make_jobs, read_prompts, stem, videos
+from benchmarks.systems.jobs import STEM_BYTES, check_names, costs, input_jobs, make_jobs, read_prompts, stem, videos
 from benchmarks.systems.system_command import commands, main, prepare_folder
 from pw.io.arguments import parse
 from pw.io.video import write_video
@@ -202,9 +202,24 @@ class TestPrompts:
         with pytest.raises(ValueError, match=message):
             read_prompts(path)
 
+    @pytest.mark.parametrize(("name", "count"), [("vbench", 944), ("vbench_6", 251)])
+    def test_of_vbench_come_with_the_suite(self, name: str, count: int) -> None:
+        prompts = [prompt for prompt, _ in read_prompts(Path(name))]
+        assert len(make_jobs([(prompt, prompt) for prompt in prompts], 5)) == 5 * count
+        assert "a person swimming in ocean" in prompts
+        assert ("In a still frame, a stop sign" in prompts) == (name == "vbench")  # of temporal flickering alone
+        assert set(prompts) <= {prompt for prompt, _ in read_prompts(Path("vbench"))}
+
+    def test_of_a_list_that_is_not_there_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"prompts=vbnch: no such file; .*did you mean vbench\?"):
+            read_prompts(Path("vbnch"))
+
     def test_that_share_a_file_name_are_refused(self) -> None:
         with pytest.raises(ValueError, match="occurs twice"):
-            make_jobs([("a/b", "a/b"), ("A_b", "A_b")], 1)
+            make_jobs([("a/b", "a/b"), ("a_b", "a_b")], 1)
+        jobs = make_jobs([("a b", "a b"), ("A b", "A b")], 1)
+        with pytest.raises(ValueError, match="occurs twice"):
+            check_names(jobs, ignores_case=True)
 
     def test_name_the_videos_to_enlarge(self, tmp_path: Path) -> None:
         clip(tmp_path / "in" / "videos" / "a ball-1.mp4")
