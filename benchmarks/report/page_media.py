@@ -17,6 +17,7 @@ from benchmarks.metrics.implementation import spread
 from pw.io.arguments import ConfigError
 from pw.io.files import digest, length, os_reason, read_json, remove, replacing, write_json
 from pw.io.manifest import checksum
+from pw.io.progress import Pace, ProgressLine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +105,11 @@ def make_media(rows: Sequence[ClipRow], folder: Path) -> Media:
     index = read_json(folder / "media.json") or {}
     kept: dict[str, Any] = {}
     media = Media(sorted({name for _, clips in rows for name in clips}), [(label, []) for label, _ in rows], [])
-    for name in media.names:
+    line, pace = ProgressLine(), Pace()
+    for number, name in enumerate(media.names):
+        if line.is_due:
+            left = pace.time_left(number, len(media.names))
+            line.show(f"page: clip {number} of {len(media.names)}{f', about {left} left' if left else ''}")
         made = [_Made(clips.get(name)) for _, clips in rows]
         distinct = {one.key: one for one in made if one.key}
         workers = THREADS if all(length(one.clip.path) < ALONE for one in made) else 1
@@ -118,6 +123,7 @@ def make_media(rows: Sequence[ClipRow], folder: Path) -> Media:
         media.differences.append(kept.setdefault(key, index.get(key) or _differences([one.compared() for one in made])))
         if kept.keys() - index.keys():  # a call that is stopped continues here
             write_json(folder / "media.json", index | kept)
+    line.clear()
     write_json(folder / "media.json", kept)
     used = {"media.json", *(file for entry in kept.values() if isinstance(entry, dict) for file in entry["bytes"])}
     for path in folder.iterdir():

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 INITIAL_NOISE, EVALUATION_ANCHOR = 7, 6  # streams of random numbers, see pw.stages.stage
 PARTIAL = "sampled.json"  # the mark of unfinished clips, after each batch
-STORED_ANCHORS = 8  # for the contact sheet
+STORED_ANCHORS = 16  # for the contact sheet and the page
 FRAMES_PER_CALL = 8  # frames of a clip that are converted to 8 bits in one call
 Texts = tuple[Tensor, Tensor] | None  # embeddings of captions and of the negative prompt, [clips, tokens, dim] each
 

@@ -85,9 +85,12 @@ class TestASweep:
             plan_for(line).options.settings() for line in ("name=beta", "name=beta step_sampler.beta=0,0.2,0.7")
         )
         (tmp_path / "table.json").write_text(json.dumps({"settings": signatures}))
+        (tmp_path / "index.html").write_text('{"source": "../videos/1a2b3c4d/0000.mkv"}')
         assert archive_table(tmp_path, {"settings": signatures}) is None
         archive = archive_table(tmp_path, {"settings": swept})
         assert archive is not None
+        # outputs/beta/earlier/<digest>/../../../videos is outputs/videos
+        assert (archive / "index.html").read_text() == '{"source": "../../../videos/1a2b3c4d/0000.mkv"}'
         assert json.loads((archive / "table.json").read_text()) == {"settings": signatures}
         assert not (tmp_path / "table.json").exists()
 

@@ -15,7 +15,7 @@ from benchmarks.report.contact_sheet import Row, contact_sheet
 from benchmarks.report.page import MEDIA, PAGE, write_page
 from experiments.engine.outcome.ablation_page import ablation_evidence
 from experiments.engine.plan import Plan
-from pw.io.files import digest, os_reason, read_json, remove, replacing
+from pw.io.files import digest, os_reason, read_json, remove, replacing, write_atomically
 from pw.sample.evaluate import STORED_ANCHORS, reference_folder, sample_folder
 
 SHEET_CLIPS = 6
@@ -75,6 +75,7 @@ def write_pictures(plan: Plan, result: dict[str, Any], failures: list[str]) -> N
         PAGE: lambda: write_page(ablation_evidence(plan, result), folder),
     }
     with naming_failures("the page with its pictures", failures), _locked(folder):
+        (folder / "table.html").unlink(missing_ok=True)  # of an earlier version, and of an earlier table
         for name, make in makers.items():
             count = len(failures)
             with naming_failures(name, failures):
@@ -103,6 +104,8 @@ def archive_table(folder: Path, result: Mapping[str, Any]) -> Path | None:
         if path.is_dir():  # no other is replaced by a rename
             remove(archive / path.name)
         path.replace(archive / path.name)
+    if (page := archive / PAGE).is_file():  # its clips are two folders further up
+        write_atomically(page, page.read_text(encoding="utf-8").replace('"source": "../', '"source": "../../../'))
     return archive
 
 
