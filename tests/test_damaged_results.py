@@ -19,7 +19,7 @@ from experiments.engine.job import all_jobs, jobs_to_run, run_job
 from experiments.engine.outcome.table import make_table
 from experiments.engine.plan import Plan, make_plan, parse
 from experiments.engine.run_ablation import main
-from pw.sample.evaluate import reference_folder, sample_folder
+from pw.sample.clip_folders import reference_folder, sample_folder
 from pw.train.record import training_folder
 
 pytestmark = pytest.mark.slow

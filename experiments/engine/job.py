@@ -20,7 +20,7 @@ from pw.io.files import digest, remove
 from pw.io.manifest import whole
 from pw.run.build import Run
 from pw.run.signatures import provenance
-from pw.sample.evaluate import PARTIAL, anchor_reference, is_sampled, reference_folder, sample_folder
+from pw.sample.clip_folders import PARTIAL, anchor_reference, is_sampled, reference_folder, sample_folder
 from pw.train.record import WEIGHTS, training_folder
 
 # Seconds on one core of the development machine, for estimates before anything is measured.

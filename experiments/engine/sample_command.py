@@ -13,7 +13,8 @@ from pw.io.arguments import Command
 from pw.io.command_line import command_line
 from pw.io.files import read_json
 from pw.run.build import Run
-from pw.sample.evaluate import SampleOptions, anchor_reference, reference_folder, run_sample, sample_folder
+from pw.sample.clip_folders import anchor_reference, reference_folder, sample_folder
+from pw.sample.evaluate import SampleOptions, run_sample
 from pw.train.loop import next_commands, outputs_word, time_of, training_summary
 
 SHEET_CLIPS = 6

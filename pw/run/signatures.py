@@ -114,7 +114,8 @@ def sampling_code(run: Run) -> str:
     """Hash of the code that computes clips from trained weights."""
     parts = (run.solver, run.guidance, run.schedule, run.anchor_degradation, run.backbone, run.codec, run.injector)
     extra = [f"pw.run.build.Run.{name}" for name in ("grid", "feeds_strides")]
-    extra += [f"pw.sample.evaluate.{name}" for name in ("synthesise", "degraded_anchors", "to_full_size")]
+    extra += ["pw.sample.evaluate.synthesise", "pw.sample.clip_folders.degraded_anchors"]
+    extra += ["pw.sample.evaluate.to_full_size"]
     if run.text is not None:
         extra += ["pw.nn.networks.load_network", "pw.sample.evaluate.evaluation_texts"]
     return _code(run, parts, TRAINING_CODE, *extra)

@@ -38,7 +38,7 @@ from pw.stages.velocity import Condition, integrate, velocity
 Texts = tuple[Tensor, Tensor] | None  # embeddings of prompts and negative prompts, each [B, tokens, dim]
 
 # A random stream for each purpose: arms that draw more from one still share all others. The rest are 6 and 7 in
-# pw.sample.evaluate and 8 in pw.generate.denoise.
+# pw.sample.clip_folders and 8 in pw.generate.denoise.
 NOISE, STEPS, DEGRADE, DROPOUT = 2, 3, 4, 5
 SINGLE_PROCESS = Share(rank=0, processes=1, accumulate=1, batch_size=1)
 

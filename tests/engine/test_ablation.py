@@ -27,7 +27,8 @@ from experiments.engine.plan import Plan, make_plan, parse
 from pw.io.files import digest
 from pw.io.video import read_video
 from pw.run.build import build
-from pw.sample.evaluate import reference_folder, sample, sample_folder
+from pw.sample.clip_folders import reference_folder, sample_folder
+from pw.sample.evaluate import sample
 from pw.train.record import training_folder
 
 ROOT = Path(__file__).parents[2]

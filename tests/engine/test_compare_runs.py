@@ -27,7 +27,7 @@ from pw.io.manifest import read_mark, write_mark
 from pw.io.video import write_video
 from pw.parallel.signals import Stopped
 from pw.run.build import Run, build
-from pw.sample.evaluate import reference_folder, sample_folder
+from pw.sample.clip_folders import reference_folder, sample_folder
 from pw.train.record import training_folder, write_config
 
 BASE = ("stage=hires", "objective=flow", "sampling.num_steps=4")

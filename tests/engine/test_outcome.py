@@ -28,7 +28,7 @@ from pw.io.arguments import ConfigError
 from pw.io.files import write_json
 from pw.io.manifest import DamagedResult, write_mark
 from pw.io.video import write_video
-from pw.sample.evaluate import is_sampled, reference_folder, sample_folder
+from pw.sample.clip_folders import is_sampled, reference_folder, sample_folder
 from pw.tracking.mlflow_log import RunRecord
 from pw.train.record import is_trained, training_folder
 

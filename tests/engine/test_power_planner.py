@@ -34,7 +34,7 @@ from pw.io.arguments import ConfigError
 from pw.io.arguments import parse as parse_options
 from pw.io.manifest import read_mark, write_mark
 from pw.io.video import write_video
-from pw.sample.evaluate import reference_folder, sample_folder
+from pw.sample.clip_folders import reference_folder, sample_folder
 from pw.train.record import training_folder
 
 SPREAD = Spread(0.4, 1.0, "measured", "made up", 128, 6)

@@ -25,7 +25,7 @@ from experiments.engine.status import outline, write_outline
 from pw.io import arguments
 from pw.io.files import write_json
 from pw.run.build import Run
-from pw.sample.evaluate import sample_folder
+from pw.sample.clip_folders import sample_folder
 from pw.train.record import training_folder, write_config
 
 ROOT = Path(__file__).parents[2]

@@ -52,7 +52,7 @@ from experiments.engine.run_ablation import finish
 from pw.io.arguments import ConfigError
 from pw.io.manifest import write_mark
 from pw.io.video import write_video
-from pw.sample.evaluate import sample_folder
+from pw.sample.clip_folders import sample_folder
 
 BASE = (4.0, 4.2, 4.1)
 # psd is lower-is-better. Differences to BASE, over their sd / sqrt(3), are the paired t of two degrees of freedom.

@@ -32,7 +32,8 @@ from pw.nn.text import TextEncoder
 from pw.prepare.encode import EncodingReport, encode, main
 from pw.prepare.encoding import Encoding, LatentsOptions, bf16_bytes, estimate, find_weights, plan_encoding, sizes
 from pw.run.build import Run, build
-from pw.sample.evaluate import check_sampling, evaluation_texts, reference_folder, sample
+from pw.sample.clip_folders import reference_folder
+from pw.sample.evaluate import check_sampling, evaluation_texts, sample
 from pw.stages import stage_module
 from pw.stages.stage import SeededDraws
 from pw.train.loop import train

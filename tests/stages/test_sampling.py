@@ -18,16 +18,8 @@ from pw.data.procedural import generator
 from pw.io.manifest import DamagedResult, check, write_mark
 from pw.io.video import read_video, to_float, to_uint8
 from pw.run.build import Run
-from pw.sample.evaluate import (
-    INITIAL_NOISE,
-    anchor_reference,
-    evaluation_anchors,
-    is_sampled,
-    load_stage,
-    reference_folder,
-    sample,
-    write_reference,
-)
+from pw.sample.clip_folders import anchor_reference, is_sampled, reference_folder, write_reference
+from pw.sample.evaluate import INITIAL_NOISE, evaluation_anchors, load_stage, sample
 from pw.train.loop import train
 from pw.train.record import training_folder
 

@@ -22,7 +22,7 @@ from pw.io.files import check_writable, read_csv
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run, build
 from pw.run.compose import leaves
-from pw.sample.evaluate import reference_folder, sample_folder
+from pw.sample.clip_folders import reference_folder, sample_folder
 from pw.train.record import written_overrides
 
 SIDE = "a signature of outputs/train or outputs/videos, or a folder"

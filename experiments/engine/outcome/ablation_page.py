@@ -14,7 +14,7 @@ from experiments.engine.plan import Plan
 from pw.io.command_line import command_line
 from pw.io.manifest import DamagedResult, damaged_files, read_mark, whole
 from pw.run.build import Run
-from pw.sample.evaluate import reference_folder, sample_folder
+from pw.sample.clip_folders import reference_folder, sample_folder
 from pw.train.loop import outputs_word
 from pw.train.record import training_folder
 

@@ -22,7 +22,7 @@ from pw.io.manifest import whole
 from pw.io.paths import OUTPUTS
 from pw.run.build import Run
 from pw.run.signatures import NOT_DATA
-from pw.sample.evaluate import sample_folder
+from pw.sample.clip_folders import sample_folder
 from pw.tracking.mlflow_log import TrackingError
 from pw.train.record import training_folder
 

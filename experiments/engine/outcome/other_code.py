@@ -9,7 +9,7 @@ from typing import Any
 from experiments.engine.job import Row
 from experiments.engine.plan import Plan, trainings
 from pw.io.manifest import whole
-from pw.sample.evaluate import sample_folder
+from pw.sample.clip_folders import sample_folder
 from pw.train.record import training_folder
 
 NAMED = 5  # results that a note names

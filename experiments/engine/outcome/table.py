@@ -20,7 +20,7 @@ from experiments.engine.outcome.verdict import clauses_of, verdict
 from experiments.engine.plan import Arm, Plan, start_words, starts
 from pw.io.manifest import whole
 from pw.run.compose import value_at
-from pw.sample.evaluate import reference_folder, sample_folder
+from pw.sample.clip_folders import reference_folder, sample_folder
 from pw.train.record import training_folder
 
 MIN_POINTS = 3  # of a line in a curve; two points are a comparison

@@ -16,7 +16,8 @@ from benchmarks.report.page import MEDIA, PAGE, write_page
 from experiments.engine.outcome.ablation_page import ablation_evidence
 from experiments.engine.plan import Plan
 from pw.io.files import digest, os_reason, read_json, remove, replacing, write_atomically
-from pw.sample.evaluate import STORED_ANCHORS, reference_folder, sample_folder
+from pw.sample.clip_folders import reference_folder, sample_folder
+from pw.sample.evaluate import STORED_ANCHORS
 
 SHEET_CLIPS = 6
 SHEET = "contact_sheet.png"

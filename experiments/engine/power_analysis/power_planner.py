@@ -52,7 +52,7 @@ from pw.io.arguments import LARGEST, Command, ConfigError, UnknownKeyError, miss
 from pw.io.console import console
 from pw.io.files import writable_file, write_json
 from pw.io.paths import OUTPUTS
-from pw.sample.evaluate import sample_folder
+from pw.sample.clip_folders import sample_folder
 from pw.train.record import training_folder
 
 SEED_RATIO = 0.5

@@ -27,7 +27,7 @@ from experiments.engine.plan import Arm, Plan
 from pw.io.arguments import ConfigError
 from pw.io.command_line import without_make
 from pw.io.files import read_csv
-from pw.sample.evaluate import sample_folder
+from pw.sample.clip_folders import sample_folder
 
 MAX_COUNT = 100_000
 """Largest number of prompts or seeds that the planner considers."""
