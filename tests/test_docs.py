@@ -299,6 +299,7 @@ class TestTheExamples:
         run_section(tmp_path, "A weighting")
         assert list((tmp_path / "outputs" / "train").glob("*/done.json"))
 
+    @pytest.mark.slow
     def test_of_a_step_sampler_covers_its_grid(self, tmp_path: Path) -> None:
         assert "second halves: 0 of 4 trained,\n4 more evaluated at stride 0" in run_section(tmp_path, "A step sampler")
 

@@ -317,6 +317,7 @@ class TestATrainingOfOurs:
 
 
 class TestCachedAnchors:
+    @pytest.mark.slow
     def test_are_taken_from_an_earlier_call(self, call: Any, tmp_path: Path) -> None:
         first = call("prompt=a heron")
         generate(first)

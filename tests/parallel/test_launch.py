@@ -190,6 +190,7 @@ class TestProcessesThatAreLaunched:
         with pytest.raises(ProcessFailed, match=r"of process 1: still met True, for 7 days"):
             launch([sys.executable, "-c", MEETING], 2, tmp_path, None)
 
+    @pytest.mark.slow
     def test_all_end_when_one_is_killed(self, tmp_path: Path) -> None:
         with pytest.raises(ProcessFailed, match=r"process 1 of 2 was killed by signal 9 \(out of memory\?\)"):
             launch(self.command(tmp_path, "die"), 2, tmp_path, None)

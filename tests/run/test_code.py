@@ -120,7 +120,12 @@ EDITS: dict[str, tuple[Callable[[Sources], None], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("what", EDITS)
+IN_SECONDS = {"an inverted formula", "the solver", "a metric"}
+
+
+@pytest.mark.parametrize(
+    "what", [what if what in IN_SECONDS else pytest.param(what, marks=pytest.mark.slow) for what in EDITS]
+)
 def test_an_edit_of_what_computes_a_result_is_another_result_and_of_nothing_else(
     what: str, unedited: dict[str, str], tmp_path: Path
 ) -> None:

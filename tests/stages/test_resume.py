@@ -174,6 +174,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert_same_training(undisturbed(run), folder)
 
 
+@pytest.mark.slow
 def test_a_bit_of_any_part_of_a_checkpoint_is_looked_at(micro, tmp_path: Path):
     last = interrupted(micro("objective=flow"), tmp_path) / "checkpoints" / "last.ckpt"
     content = last.read_bytes()
