@@ -97,7 +97,7 @@ class Cache:
 
 
 def _checksum(path: Path, record: Mapping[str, Any]) -> str:
-    """Of an entry and its place: that of another video is none."""
+    """Of an entry and its path, so that an entry copied from another video does not match."""
     return files.digest([path.parent.name, path.name, record], 64)
 
 

@@ -20,6 +20,9 @@ PAPER = "paper (not comparable in value)"
 TEXT_WIDTH, SIZE, GAP, MAX_LABEL = 345.0, 8, 8.0, 110.0
 """In pt: LaTeX's narrowest usual text (article at 10 pt), size of print, gap of columns, maximum of a row label."""
 
+PAGE_WIDTH, PX, PADDING = 1300, 8.5, 16
+"""In px: room for a table in a window of 1400 px, width of a character, and of a cell's padding."""
+
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
@@ -136,6 +139,12 @@ class Grid:
                 used += columns[i]
             last += n
         return [self.select(range(*ends)) for ends in pairwise([*cuts, len(self.columns)])]
+
+    def split_for_page(self) -> list[Grid]:
+        """Tables that fit into a window of 1400 px. The paper's columns are hidden at first and take no room."""
+        widths = [0 if column.group == PAPER else PX * self.width(i) + PADDING for i, column in enumerate(self.columns)]
+        label = PX * max((len(label) + 2 for label, _ in self.rows), default=0) + PADDING
+        return self.split(PAGE_WIDTH, label, widths)
 
     def select(self, columns: Sequence[int]) -> Grid:
         rows = tuple((label, tuple(cells[i] for i in columns)) for label, cells in self.rows)

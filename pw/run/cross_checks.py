@@ -163,8 +163,8 @@ def _check_guidance(run: Run) -> None:
 
 
 def _check_weights(run: Run) -> None:
-    """Wan's weights are named only where they are read, recipes of the tiny scale used only there, and a run without
-    training has start weights."""
+    """Raises ConfigError for Wan's weights where none are read, a recipe of the tiny scale at another one, and a run
+    without training that has no start weights."""
     if run.trainer.weights is not None and not isinstance(run.codec, options.WanVAE) and not run.starts_from_wan:
         raise ConfigError(
             f"trainer.weights={run.trainer.weights}: scale={run.scale.name} reads none of Wan's weights; leave it out, "

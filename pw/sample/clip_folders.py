@@ -1,6 +1,6 @@
 """The folders of clips: their names, whether they are whole, and the evaluation clips, `real/` and `real_b/`.
 
-A folder without a mark is that of a call that was cut off: `sampled.json` is its mark, of the clips that are whole.
+While a call is unfinished its folder has no `done.json`; `sampled.json` lists the clips that it has written.
 """
 
 from __future__ import annotations

@@ -18,9 +18,12 @@ import pytest
 from browser import Browser, needs_browser
 from PIL import Image
 
+from benchmarks import paper
 from benchmarks.report.grid import PAPER, Cell, Column, Grid
 from benchmarks.report.page import Evidence, page_html, write_page
 from benchmarks.report.page_media import SIDE, Clip, make_media
+from benchmarks.report.paper_comparison import compose
+from benchmarks.report.paper_tables import render
 from pw.io.video import probe, read_video, write_video
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\n\x1b[2J\u202e{{ 7 * 7 }}\\u003c"
@@ -333,6 +336,16 @@ class TestInABrowser:
                 browser.resize(width, 900)
                 assert browser.value("document.documentElement.scrollWidth") == width
             assert not browser.errors
+
+    @pytest.mark.parametrize("name", ["table_1", "table_8_1"])
+    def test_all_columns_of_a_wide_table_are_seen_at_1400_px(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / "table.html").write_text(render(compose(paper.load(name), {}), "html"))
+        with Browser(tmp_path / "profile") as browser:
+            browser.open((tmp_path / "table.html").as_uri())
+            browser.resize(1400, 900)
+            boxes = "[...document.querySelectorAll('.scroll')]"
+            assert browser.value(f"{boxes}.length") == {"table_1": 1, "table_8_1": 2}[name]
+            assert browser.value(f"{boxes}.every(box => box.scrollWidth <= box.clientWidth)")
 
     def check_table(self, browser: Browser) -> None:
         head = "section.table th[aria-sort]:nth-child(2) button"
