@@ -281,7 +281,7 @@ def test_the_command_shows_the_other_arms_and_its_status_tells(
     flip(folders["train"] / "ema.safetensors")
     for kind in ("videos", "scores"):
         shutil.rmtree(folders[kind])
-    assert main([*WORDS, f"outputs={outputs}", "mlflow=false"]) == 1
+    assert main([*WORDS, f"outputs={outputs}", "tracking=none"]) == 1
     output = "".join(capsys.readouterr().out.split())
     reason = f"{folders['train'] / 'ema.safetensors'}: has another content than was written; put it back, or remove"
     assert "".join(reason.split()) in output

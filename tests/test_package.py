@@ -169,7 +169,7 @@ class TestTheWheel:
 class TestAFolderOfOnesOwn:
     @pytest.mark.slow
     def test_is_trained_sampled_and_scored_like_the_suite(self, own: Path) -> None:
-        ended = run_python(own, ROOT, "-m", "pw", "ablation", "name=mine", "seeds=1", "mlflow=false", *MICRO)
+        ended = run_python(own, ROOT, "-m", "pw", "ablation", "name=mine", "seeds=1", "tracking=none", *MICRO)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         table = json.loads((own / "outputs" / "mine" / "table.json").read_text())
         assert [arm["name"] for arm in table["arms"]] == ["uniform", "mine", "every_node"]

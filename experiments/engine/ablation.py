@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pw.io.arguments import MAX_SEED, Command, ConfigError, did_you_mean, number, option
 from pw.io.console import console
 from pw.io.paths import OUTPUTS, explain_import_errors, user_folder
+from pw.run.compose import override_key
 from pw.train.loop import outputs_folder, results_folder
 
 if TYPE_CHECKING:
@@ -237,14 +238,14 @@ class AblationOptions:
     workers: int = option(0, "runs at a time; 0 is one per core", read=number(0, 1024))
     dry_run: bool = option(False, "print the plan and the commands without running them")
     fresh: bool = option(False, "delete and redo cached results, except starts, which other ablations share")
-    mlflow: bool = option(True, "record the runs in MLflow")
     launcher: str = option("local", "local, or submitit for SLURM; set its keys as launcher.partition=…")
     outputs: Path = option(OUTPUTS, "where results go", read=_outputs)
     overrides: tuple[str, ...] = ()
 
     def words(self) -> list[str]:
         """Command-line words from which `parse` gives the same plan; options that change no result are left out."""
-        return [f"name={self.name}", *self.settings()]
+        tracking = [word for word in self.overrides if _is_of_tracking(word)]
+        return [f"name={self.name}", *self.settings(), *tracking]
 
     def settings(self) -> list[str]:
         """The part of `words` that selects seeds, arms, starts and overrides."""
@@ -252,7 +253,12 @@ class AblationOptions:
         seeds = len(self.seeds) if is_count else f"[{','.join(map(str, self.seeds))}]"
         arms = [f"arms={','.join(self.arms)}"] if self.arms else []
         start = ["vary_start=true"] if self.vary_start else []
-        return [f"seeds={seeds}", *arms, *start, *self.overrides]
+        overrides = [word for word in self.overrides if not _is_of_tracking(word)]
+        return [f"seeds={seeds}", *arms, *start, *overrides]
+
+
+def _is_of_tracking(word: str) -> bool:
+    return override_key(word).split(".")[0] == "tracking"
 
 
 @dataclass(frozen=True)

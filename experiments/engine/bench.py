@@ -180,7 +180,7 @@ PARTS: dict[str, Callable[[TrainBenchOptions], list[BenchRow]]] = {
 def ablation_words(options: TrainBenchOptions) -> tuple[str, ...]:
     """The words of `pw ablation` that are timed."""
     return (
-        *("name=ansc", f"arms={','.join(options.arms)}", f"seeds={options.seeds}", "mlflow=false"),
+        *("name=ansc", f"arms={','.join(options.arms)}", f"seeds={options.seeds}", "tracking=none"),
         *(f"train.updates={options.updates}", f"start.updates={options.updates}"),
         f"sampling.count={options.count}",
     )

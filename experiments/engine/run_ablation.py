@@ -21,6 +21,7 @@ from typing import Any
 
 from experiments.engine.ablation import AblationOptions
 from experiments.engine.job import Job, Row, all_jobs, jobs_to_run, remove_results, results_to_remove
+from experiments.engine.live import AblationTracking
 from experiments.engine.plan import Plan, make_plan, other_code, start_words, starts
 from experiments.engine.pool import FORK_SECONDS, Pool
 from experiments.engine.queue.hand_over import Queue
@@ -35,8 +36,10 @@ from pw.io.manifest import DamagedResult
 from pw.io.progress import ProgressLine, duration, ignore_closed_stream
 from pw.parallel.signals import Stopped, print_stop
 from pw.sample.evaluate import check_sampling
+from pw.tracking.loggers import MLflow
 from pw.train.loop import outputs_word
 from pw.train.preflight import check_device, preflight
+from pw.train.watch import unlogged
 
 MAX_KEYS = 4  # in which arms differ, for a column per key
 CODE_NOTES = 6  # notes on trainings by other code that a plan prints
@@ -66,12 +69,17 @@ def run(options: AblationOptions) -> int:
     if todo and not options.dry_run:
         check_writable("outputs", outputs)
         remove_results(removals)
-    display, summary = RunDisplay(terminal, len(todo)), outline(plan, jobs, rows)
+    display, summary, tracking = RunDisplay(terminal, len(todo)), outline(plan, jobs, rows), AblationTracking(plan)
+
+    def event(state: str, job: Job, text: str) -> None:
+        tracking.event(state, job)
+        display.event(state, job, text)
+
     if isinstance(launcher, Submitit):
-        pool = Queue(launcher, plan.folder, outputs, units(todo, summary.cells), display.event)
+        pool = Queue(launcher, plan.folder, outputs, units(todo, summary.cells), event)
     else:
         on_gpu = any(arm.first.trainer.accelerator == "gpu" for arm in plan.arms)  # then one job at a time
-        pool = Pool(outputs, options.workers or launcher.workers or on_gpu, display.event)
+        pool = Pool(outputs, options.workers or launcher.workers or on_gpu, event)
         pool.waiting = list(todo)
     print_plan(terminal, plan, jobs, todo, removals, pool.seconds_left() + (FORK_SECONDS if todo else 0))
     if options.dry_run:
@@ -83,12 +91,16 @@ def run(options: AblationOptions) -> int:
     with nullcontext() if todo else suppress(OSError):  # all that is cached can be shown from where nothing is written
         write_outline(summary, plan.options)  # for status and mlflow-sync, also when all jobs are cached
     if todo:
-        threading.Thread(target=_import_report_modules, args=(options.mlflow,), daemon=True).start()
+        threading.Thread(target=_import_report_modules, args=(_mlflow(plan) is not None,), daemon=True).start()
         try:
             pool.run(todo, lambda: display.tick(pool))
         except (KeyboardInterrupt, Stopped) as stop:
             display.line.clear()
             return print_stop(stop, pool.interrupt_message() if isinstance(pool, Queue) else RESUME)
+        finally:
+            problem = tracking.live.close()
+        if problem:
+            terminal.print(unlogged(problem), markup=False)
     return finish(plan, rows, pool.failures, terminal, start_time)
 
 
@@ -183,15 +195,21 @@ def _can_write(folder: Path, unwritten: list[str]) -> bool:
     return True
 
 
+def _mlflow(plan: Plan) -> MLflow | None:
+    tracking = plan.arms[0].first.tracking
+    return tracking if isinstance(tracking, MLflow) else None
+
+
 def _log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row], unwritten: list[str]) -> None:
-    """Log the table to MLflow, if it is asked for; adds what went wrong to `unwritten`."""
+    """Log the table to MLflow, with `tracking=mlflow`; adds what went wrong to `unwritten`."""
     from experiments.engine.outcome.mlflow_sync import log_to_mlflow
     from pw.tracking.mlflow_log import TrackingError
 
-    if not plan.options.mlflow:
+    mlflow = _mlflow(plan)
+    if mlflow is None:
         return
     try:
-        log_to_mlflow(plan, result, rows)
+        log_to_mlflow(plan, result, rows, mlflow.uri)
     except Exception as error:  # whatever it is, the table is there
         reason = str(error) if isinstance(error, TrackingError | ValueError) else f"{type(error).__name__}: {error}"
         remedy = "nothing is lost: `make mlflow-sync` logs it from the files"

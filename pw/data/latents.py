@@ -94,12 +94,12 @@ class LatentClips:
     text_tokens: int
     twins_share_structure: ClassVar[bool] = False
     _record: dict[str, Any] = field(init=False, repr=False, compare=False)
-    _train: _Latents = field(init=False, repr=False, compare=False)
+    _train: EncodedClips = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        record = _read_record(self.urls)
+        record = read_record(self.urls)
         object.__setattr__(self, "_record", record)
-        object.__setattr__(self, "_train", _Latents(Path(self.urls), record, "train"))
+        object.__setattr__(self, "_train", EncodedClips(Path(self.urls), record, "train"))
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         """Raises ValueError naming a key of a run's `encoding_settings` that the clips were not encoded with."""
@@ -123,7 +123,7 @@ class LatentClips:
         """The empty prompt's embedding, float32 [tokens, D], padded with zeros."""
         path = Path(self.urls) / EMPTY
         try:
-            return _padded(_tensors(path.read_bytes())["text"], self.text_tokens)
+            return padded(_tensors(path.read_bytes())["text"], self.text_tokens)
         except (OSError, ValueError, KeyError) as error:
             raise ShardError(f"{path}: cannot be read ({error}); {REMEDY}") from error
 
@@ -137,7 +137,7 @@ class LatentClips:
         epoch, place = divmod(position, len(self._train))
         encoded = self._train.take(epoch_order(len(self._train), seed, epoch), place)
         i = int(torch.randint(len(encoded["anchors"]), (), generator=seeded_rng(seed, position)))
-        return encoded["latent"].float(), encoded["anchors"][i].float(), _padded(encoded["text"], self.text_tokens)
+        return encoded["latent"].float(), encoded["anchors"][i].float(), padded(encoded["text"], self.text_tokens)
 
     def passed_over(self) -> list[str]:
         return self._train.passed_over()
@@ -216,7 +216,7 @@ class _HeldOutPool(ClipPool[StoredClip]):
         return self.index.samples[i].name
 
 
-class _Latents(ClipPool["dict[str, Tensor]"]):
+class EncodedClips(ClipPool["dict[str, Tensor]"]):
     """The encoded clips of a split, by position. It holds no open file, so worker processes can share it."""
 
     def __init__(self, folder: Path, record: Mapping[str, Any], split: str) -> None:
@@ -267,11 +267,13 @@ def _tensors(content: bytes) -> dict[str, Tensor]:
         raise ValueError(str(error)) from error
 
 
-def _padded(text: Tensor, tokens: int) -> Tensor:
+def padded(text: Tensor, tokens: int) -> Tensor:
+    """[length, D] -> [tokens, D], with zeros."""
     return torch.nn.functional.pad(text.float(), (0, 0, 0, tokens - len(text)))
 
 
-def _read_record(urls: str) -> dict[str, Any]:
+def read_record(urls: str) -> dict[str, Any]:
+    """The `latents.json` of a folder. Raises ShardError."""
     folder = Path(urls)
     path = folder / RECORD
     if not path.is_file():

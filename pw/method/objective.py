@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from pw.io.arguments import Seed
@@ -29,10 +29,21 @@ class Draws(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """A scalar to minimise, and which term it is."""
+    """A scalar to minimise, and which term it is.
+
+    error  [B], the squared error of each clip before it is weighted, at its `timestep` and `stride`, [B] each. Curves
+           show it; an objective may leave the three out
+    """
 
     value: Tensor
     term: Literal["flow", "consistency"]
+    error: Tensor | None = None
+    timestep: Tensor | None = None
+    stride: Tensor | None = None
+
+    def detach(self) -> Loss:
+        """The same without a graph."""
+        return replace(self, value=self.value.detach(), error=None if self.error is None else self.error.detach())
 
 
 class Objective(Protocol):
@@ -135,23 +146,25 @@ class Flow:
         self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws, update: int
     ) -> Loss:
         """data [B, C, F, h, w] -> loss; `target` and `update` are not used."""
-        return Loss(flow_loss(velocity, data, schedule, draws, FlowWeight(self.flow_weight)), "flow")
+        return flow_loss(velocity, data, schedule, draws, FlowWeight(self.flow_weight))
 
 
-def flow_loss(velocity: Velocity, data: Tensor, schedule: Schedule, draws: Draws, weight: FlowWeight) -> Tensor:
+def flow_loss(velocity: Velocity, data: Tensor, schedule: Schedule, draws: Draws, weight: FlowWeight) -> Loss:
     """Mean over the batch of weight(T) * MSE(velocity, noise - data)  (Eq. 7.3)."""
     noise = draws.noise(data)
     nodes = schedule.nodes().to(data.device)
     timestep = nodes[(draws.uniform(len(data)) * len(nodes)).long()]
     state = path.state(data, noise, schedule.sigma(timestep))
-    predicted = velocity(state, timestep, torch.zeros_like(timestep))
-    return _weighted_mse(predicted, path.velocity(data, noise), weight(timestep, schedule))
+    stride = torch.zeros_like(timestep)
+    error = squared_error(velocity(state, timestep, stride), path.velocity(data, noise))
+    value = (weight(timestep, schedule).to(error) * error).mean()
+    return Loss(value, "flow", error, timestep, stride)
 
 
-def _weighted_mse(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    # float32: a bf16 mean over 10^7 elements loses the small errors
-    per_sample = (predicted.float() - target.float()).square().flatten(1).mean(1)
-    return (weight.to(per_sample) * per_sample).mean()
+def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """[B, …] twice -> mean squared error of each clip, [B], in float32: a bf16 mean over 10^7 elements loses the small
+    errors."""
+    return (predicted.float() - target.float()).square().flatten(1).mean(1)
 
 
 class Turns(Protocol):
@@ -238,16 +251,17 @@ class Shortcut:
     ) -> Loss:
         """data [B, C, F, h, w] -> the update's term; `target` evaluates the two half steps."""
         if self.turns.is_consistency(update):
-            return Loss(self.consistency_loss(velocity, target, data, schedule, draws), "consistency")
-        return Loss(flow_loss(velocity, data, schedule, draws, FlowWeight(self.flow_weight)), "flow")
+            return self.consistency_loss(velocity, target, data, schedule, draws)
+        return flow_loss(velocity, data, schedule, draws, FlowWeight(self.flow_weight))
 
     def consistency_loss(
         self, velocity: Velocity, target: Velocity, data: Tensor, schedule: Schedule, draws: Draws
-    ) -> Tensor:
+    ) -> Loss:
         """L_ANC = mean over the batch of lambda(T, D) * MSE(s(x, T, D), target)  (Eqs. 4, 8)."""
         noise = draws.noise(data)
         steps = self.step_sampler.draw(draws.uniform(len(data)), schedule)
         state = path.state(data, noise, schedule.sigma(steps.timestep))
         target_velocity = self.target(target, state, steps, schedule)
-        predicted = velocity(state, steps.timestep, steps.stride)
-        return _weighted_mse(predicted, target_velocity, self.weighting(steps, schedule, self.step_sampler))
+        error = squared_error(velocity(state, steps.timestep, steps.stride), target_velocity)
+        value = (self.weighting(steps, schedule, self.step_sampler).to(error) * error).mean()
+        return Loss(value, "consistency", error, steps.timestep, steps.stride)

@@ -38,7 +38,7 @@ SETTINGS = {
     "start": settings.Recipe,
 }
 STRATEGIES = ("backbone", "codec", "schedule", "degradation", "solver", "guidance")
-OPTIONAL = ("text", "injector")  # strategies whose choice may be `none`
+OPTIONAL = ("text", "injector", "tracking")  # strategies whose choice may be `none`
 OBJECTIVE_PARTS = ("turns", "step_sampler", "weighting", "target")
 
 
@@ -89,6 +89,7 @@ class Run:
     degradation: Degradation
     solver: Solver
     guidance: Guidance
+    tracking: settings.Tracking | None
     anchor_degradation: Degradation
     anchor_recipe: settings.Recipe | None
     code: Literal["current", "as_trained"]
@@ -190,8 +191,8 @@ class Run:
 
 def _recipe_run(recipe: settings.Recipe, run: Run, group: str, *extra: str) -> Run:
     """The run of a recipe that `run` needs, with the overrides that it inherits from `run`."""
-    # `trainer` changes no result; `code` and `start.shipped` apply to a run and all runs that it needs
-    groups = {*recipe.inherit, "trainer", "code"}
+    # `trainer` and `tracking` change no result; `code` and `start.shipped` apply to a run and all runs that it needs
+    groups = {*recipe.inherit, "trainer", "tracking", "code"}
     inherited_overrides = []
     for override in run.config.overrides:
         key = override_key(override)

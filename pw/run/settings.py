@@ -229,3 +229,28 @@ class Trainer:
     @property
     def copies(self) -> int:
         return self.processes // max(1, self.split)
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """What a training logs while it runs, and how often; it changes no result. `pw.tracking.loggers` has the stores.
+
+    every           updates per point of a curve
+    held_out        clips of the held-out loss; 0: none. held_out_every: updates between two, besides the last one
+    samples         clips that are sampled while a training runs, as videos; samples_every: updates; 0: never
+    """
+
+    every: Count
+    held_out: Annotated[int, NonNegative, Range(0, 4096)]
+    held_out_every: Count
+    samples: Annotated[Count, Range(1, 64)]
+    samples_every: Annotated[int, NonNegative]
+
+    def __post_init__(self) -> None:
+        if self.samples_every and self.held_out < self.samples:
+            raise ValueError(
+                f"tracking.samples={self.samples}: the clips are those of tracking.held_out={self.held_out}; raise it"
+            )
+
+    def check(self) -> None:
+        """Raises ValueError if a package is missing."""

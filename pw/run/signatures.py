@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pw.run.build import Run
 
 # Groups that cannot change the trained weights.
-NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer", "code"}
+NOT_TRAINING = {"sampling", "solver", "guidance", "anchors", "trainer", "tracking", "code"}
 # Keys of `sampling` that cannot change the sampled clips.
 NOT_SAMPLING = {"batch_size", "solution_steps", "solution_count"}
 # Keys of `data` that the fingerprint of the clips or the scale covers.
@@ -179,6 +179,12 @@ def of_evaluation(run: Run, evaluation_seed: int) -> str:
     }
     held_out = getattr(run.source, "held_out", None)
     return digest({**values, **({"held_out": held_out()} if held_out else {})})
+
+
+def data_hash(run: Run) -> str:
+    """8 hex digits of the clips of a run: the content of its shards or latents, or the settings of procedural clips."""
+    values = run.typed_values["data"].items()
+    return digest({"clips": run.source.fingerprint(), **{key: v for key, v in values if key not in NOT_DATA}})
 
 
 def of_degradation(run: Run) -> str:

@@ -30,6 +30,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "step_sampler": ("pw.method.step_sampler",),
     "target": ("pw.method.target",),
     "text": ("pw.nn.options",),
+    "tracking": ("pw.tracking.loggers",),
     "turns": ("pw.method.objective",),
     "weighting": ("pw.method.weighting",),
 }

@@ -294,6 +294,7 @@ def run_sample(
     sample_folder(run, outputs, seed)  # composes the stage that makes its anchors, too
     return run_training(
         run,
+        outputs,
         lambda progress: sample(run, outputs, seed=seed, training=progress, is_checked=True),
         lambda: summary(run, outputs, seed),
     )

@@ -201,7 +201,7 @@ class Stage(L.LightningModule, ABC):
         assert self.ema is not None
         index = int(batch["index"])
         loss = self.loss(batch["clips"], index, index // self.run.train.accumulate)
-        self.last_loss = (loss.term, loss.value.detach())
+        self.last_loss = loss.detach()
         # gradients are averaged over processes, but those of processes that share tokens must be summed
         return loss.value * self.run.trainer.context
 

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 LOCK_SECONDS = 120.0  # wait for another `pw` process that logs; it holds the lock for 10-20 s
 BUSY_SECONDS = 10.0  # wait for another program that locks the database (MLflow waits 20 s, for each statement)
-KEY, CONTENT, ROW = "pw.key", "pw.content", "pw.row"  # tags: key of the run, digest of its content, table row as 0003
+# tags: key of the run, digest of its content, table row as 0003, when it was logged (ns, as 20 digits)
+KEY, CONTENT, ROW, LOGGED = "pw.key", "pw.content", "pw.row", "pw.logged"
 PARENT = "mlflow.parentRunId"
 VIEW = "table"  # the saved view of the run list
 ENVIRONMENT = {
@@ -59,18 +60,21 @@ class TrackingError(RuntimeError):
 class RunRecord:
     """The logged data of one arm and seed.
 
-    origin  data, scale and code in a few words, which tell it from the run of another table with the same arm and seed
+    origin        data, scale and code in a few words: another table may have the same arm and seed
+    began, ended  Unix time of its work; equal values mean that it is not known
     """
 
     arm: str
     seed: int
     params: dict[str, object]  # only the varied keys, scale and seed
-    curves: Path | None  # metrics.jsonl with lines like {"step": 10, "loss": 0.1, …}
+    curves: Mapping[Path, str]  # a file with lines like {"step": 10, "loss": 0.1, …} -> prefix of its names
     scores: dict[str, float]
     artifacts: list[Path]  # files or folders
     tags: dict[str, str]  # signature, git commit, …; "signature" is part of the key
     status: Literal["FINISHED", "FAILED", "KILLED"]
     origin: str = ""
+    began: float = 0.0
+    ended: float = 0.0
 
     @property
     def name(self) -> str:
@@ -86,33 +90,35 @@ def log_ablation(
     summary: Mapping[str, float],
     tags: Mapping[str, str],
     origin: str = "",
+    uri: str | None = None,
 ) -> str:
     """Log an ablation's table (runs in the table's order) and return the id of its parent run.
 
-    origin: that of the table, see `RunRecord`.
+    origin: that of the table, see `RunRecord`. uri: of a server; None: the database in `outputs/mlflow`.
 
     Artifacts, summary and tags are for the parent; a tag `mlflow.note.content` (markdown) is its description.
-    Curves get the name `train/<name>`, to differ from a score of the same name.
 
     Raises:
         ValueError: an arm x seed or artifact given twice, an artifact missing, a broken line of curves.
-        TrackingError: the database is locked, broken or another MLflow version's; the disk is full.
+        TrackingError: the database is locked, broken or another MLflow version's; the server is gone; the disk is full.
     """
     names = [run.name for run in runs]
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{ablation}: more than one run is called {', '.join(duplicates)}")
-    home = mlflow_folder(outputs)
-    with locked_database(home):
+    home = mlflow_folder(outputs) if uri is None else None
+    with named_errors(uri, "start it, or set tracking.uri=null") if home is None else locked_database(home):
         rows = [_row(ablation, run) for run in runs]
         contents = tuple(row.content() for row in rows)
         status = "FINISHED" if all(run.status == "FINISHED" for run in runs) else "FAILED"
         name = f"{ablation} [{origin}]" if origin else ablation
-        new = _StoredRun(name, ablation, tags, {}, _points(summary), artifacts, status, contents)
-        prepare_database(home)
-        latest = latest_tables(home).get(ablation)
-        if latest and latest.content == new.content() and len(latest.rows) == len(rows):
-            return latest.parent  # without importing MLflow, which takes 6 s
-        table = _AblationTable(_client(home), home, ablation)
+        times = (min((run.began for run in runs), default=0.0), max((run.ended for run in runs), default=0.0))
+        new = _StoredRun(name, ablation, tags, {}, _points(summary), artifacts, status, contents, times)
+        if home is not None:
+            prepare_database(home)
+            latest = latest_tables(home).get(ablation)
+            if latest and latest.content == new.content() and len(latest.rows) == len(rows):
+                return latest.parent  # without importing MLflow, which takes 6 s
+        table = _AblationTable(connect(uri or database_url(mlflow_folder(outputs))), home, ablation)
         ids = [table.log_row(row) for row in reversed(rows)][::-1]  # reversed: the UI lists the newest first
         parent = table.log_parent(new, ids)
         table.save_view(runs, parent)
@@ -138,6 +144,7 @@ class _StoredRun:
     artifacts: Sequence[Path]
     status: str
     rows: Sequence[str] = ()  # of a parent: the content digests of its runs
+    times: tuple[float, float] = (0.0, 0.0)  # Unix time of its beginning and end
 
     def content(self) -> str:
         """16 hex digits of all fields and of the bytes of the artifacts."""
@@ -152,17 +159,9 @@ class _StoredRun:
 class _AblationTable:
     """Writes an ablation's experiment, under the lock."""
 
-    def __init__(self, client: MlflowClient, home: Path, ablation: str) -> None:
+    def __init__(self, client: MlflowClient, home: Path | None, ablation: str) -> None:
         self.client, self.ablation = client, ablation
-        experiment = client.get_experiment_by_name(ablation)
-        if experiment is None:
-            location = f"{(home / 'artifacts').as_uri()}/{quote(ablation)}"
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI's other kind is chatbots
-            self.experiment = client.create_experiment(ablation, artifact_location=location, tags=kind)
-        else:
-            self.experiment = experiment.experiment_id
-            if experiment.lifecycle_stage == "deleted":  # deleted in the UI; its name stays reserved
-                client.restore_experiment(self.experiment)
+        self.experiment = experiment_id(client, ablation, home)
         self.logged = {run.info.run_id: run for run in client.search_runs([self.experiment], max_results=ALL)}
 
     def log_row(self, new: _StoredRun) -> str:
@@ -190,6 +189,7 @@ class _AblationTable:
     def save_view(self, runs: Sequence[RunRecord], parent: str) -> None:
         """Save the view `VIEW` of the run list: the table's runs, with columns for parameters, scores and commit."""
         params = dict.fromkeys(name for run in runs for name in run.params)
+        params = [name for name in params if name == "seed" or len({str(run.params.get(name)) for run in runs}) > 1]
         scores = dict.fromkeys(name for run in runs for name in run.scores)
         columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in scores]
         columns.append("tags.`git_commit`")
@@ -205,7 +205,7 @@ class _AblationTable:
         """(id of the latest run with this key if its content is the same, else of a new run; ids of the other runs)."""
         content = new.content()
         candidates = [run for run in self.logged.values() if run.data.tags.get(KEY) == new.key]
-        latest = max(candidates, key=lambda run: run.info.start_time, default=None)
+        latest = max(candidates, key=lambda run: run.data.tags.get(LOGGED, ""), default=None)
         is_same = latest is not None and latest.data.tags.get(CONTENT) == content
         run_id = latest.info.run_id if latest is not None and is_same else self._create(new, content)
         return run_id, [run.info.run_id for run in candidates if run.info.run_id != run_id]
@@ -214,9 +214,10 @@ class _AblationTable:
         from mlflow.entities import Metric, Param
 
         client = self.client
-        tags = {**new.tags, "ablation": self.ablation, KEY: new.key}
+        tags = {**new.tags, "ablation": self.ablation, KEY: new.key, LOGGED: f"{time.time_ns():020d}"}
+        began, ended = (int(1000 * moment) for moment in new.times) if new.times[0] < new.times[1] else (None, None)
         with hold_stop_signals():  # else the run would stay RUNNING
-            run_id = client.create_run(self.experiment, tags=tags, run_name=new.name).info.run_id
+            run_id = client.create_run(self.experiment, began, tags, new.name).info.run_id
             try:
                 client.log_batch(run_id, params=[Param(key, str(value)) for key, value in new.params.items()])
                 for start in range(0, len(new.points), BATCH):
@@ -224,7 +225,7 @@ class _AblationTable:
                 for path in new.artifacts:
                     client.log_artifact(run_id, str(path))
                 client.set_tag(run_id, CONTENT, content)  # last, so that a run without it is incomplete
-                client.set_terminated(run_id, new.status)
+                client.set_terminated(run_id, new.status, ended)
             except Exception:  # e.g. a full disk
                 with suppress(Exception):
                     client.set_terminated(run_id, "KILLED")
@@ -238,10 +239,18 @@ class _AblationTable:
         del self.logged[run_id]
 
 
+def run_key(ablation: str, arm: str, seed: int, signature: str) -> str:
+    """The key of a run of an ablation; `signature` is that of its clips."""
+    return f"{ablation}/{arm}/{seed}/{signature}"
+
+
 def _row(ablation: str, run: RunRecord) -> _StoredRun:
-    key = f"{ablation}/{run.arm}/{run.seed}/{run.tags.get('signature', '')}"
-    points = _points(run.scores) + curve_points(run.curves)
-    return _StoredRun(run.name, key, run.tags, run.params, points, run.artifacts, run.status)
+    key = run_key(ablation, run.arm, run.seed, run.tags.get("signature", ""))
+    points = _points(run.scores)
+    for path, prefix in run.curves.items():
+        points += curve_points(path, prefix)
+    times = (run.began, run.ended)
+    return _StoredRun(run.name, key, run.tags, run.params, points, run.artifacts, run.status, times=times)
 
 
 def _points(scores: Mapping[str, float]) -> list[Point]:
@@ -250,10 +259,8 @@ def _points(scores: Mapping[str, float]) -> list[Point]:
     return [(name.replace("@", "/"), float(value), now, 0) for name, value in scores.items()]
 
 
-def curve_points(path: Path | None) -> list[Point]:
-    """The points of a metrics.jsonl. If a step occurs twice (after a resume), the later line counts."""
-    if path is None:
-        return []
+def curve_points(path: Path, prefix: str) -> list[Point]:
+    """The points of a file of curves. If a step occurs twice (after a resume), the later line counts."""
     points: dict[tuple[str, int], float] = {}
     lines = path.read_text(errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
@@ -269,7 +276,7 @@ def curve_points(path: Path | None) -> list[Point]:
             example = '{"step": 10, "loss": 0.1, …}'
             raise ValueError(f"{path}, line {number} is not like {example}: {line[:80]!r}") from error
     stamp = int(path.stat().st_mtime * 1000)
-    return [(f"train/{name}", value, stamp, step) for (name, step), value in points.items()]
+    return [(f"{prefix}{name}", value, stamp, step) for (name, step), value in points.items()]
 
 
 def _files(owner: str, artifacts: Sequence[Path]) -> dict[str, Path]:
@@ -287,13 +294,26 @@ def _files(owner: str, artifacts: Sequence[Path]) -> dict[str, Path]:
     return files
 
 
-def _client(home: Path) -> MlflowClient:
+def connect(uri: str) -> MlflowClient:
+    """A client of a server or database."""
     os.environ.update(ENVIRONMENT)
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # hides migrations, and tracebacks of errors that are raised here
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    return MlflowClient(tracking_uri=database_url(home), registry_uri=database_url(home))
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def experiment_id(client: MlflowClient, name: str, home: Path | None) -> str:
+    """The id of an experiment, made or restored if need be. home: where its artifacts go; None: the server decides."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        location = None if home is None else f"{(home / 'artifacts').as_uri()}/{quote(name)}"
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI's other kind is chatbots
+        return client.create_experiment(name, artifact_location=location, tags=kind)
+    if experiment.lifecycle_stage == "deleted":  # deleted in the UI; its name stays reserved
+        client.restore_experiment(experiment.experiment_id)
+    return experiment.experiment_id
 
 
 # ---- the database, without MLflow
@@ -318,20 +338,28 @@ def locked_database(home: Path) -> Generator[None]:
     from filelock import FileLock, Timeout
 
     remedy = f"if {home} is moved away, the next `make ablation` makes it again from the results"
+    with named_errors(home, remedy):
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            with FileLock(home / "mlflow.db.lock", timeout=LOCK_SECONDS):
+                yield
+        except Timeout as error:
+            raise TrackingError(f"another process has been logging to {home} for {LOCK_SECONDS:g} s") from error
+        except sqlite3.DatabaseError as error:
+            advice = "is another program using it?" if "locked" in str(error) else remedy
+            raise TrackingError(f"{home / 'mlflow.db'}: {error}; {advice}") from error
+
+
+@contextmanager
+def named_errors(where: object, remedy: str) -> Generator[None]:
+    """Inside, errors of MLflow and of files are raised as TrackingError."""
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / "mlflow.db.lock", timeout=LOCK_SECONDS):
-            yield
-    except Timeout as error:
-        raise TrackingError(f"another process has been logging to {home} for {LOCK_SECONDS:g} s") from error
-    except sqlite3.DatabaseError as error:
-        advice = "is another program using it?" if "locked" in str(error) else remedy
-        raise TrackingError(f"{home / 'mlflow.db'}: {error}; {advice}") from error
+        yield
     except Exception as error:
-        is_mlflows = type(error).__module__.startswith(("mlflow", "sqlalchemy", "alembic"))
+        is_mlflows = type(error).__module__.startswith(("mlflow", "sqlalchemy", "alembic", "requests"))
         if is_mlflows or isinstance(error, OSError | ImportError):
             reason = str(error).partition("\n")[0]
-            raise TrackingError(f"MLflow could not log to {home}: {reason}; {remedy}") from error
+            raise TrackingError(f"MLflow could not log to {where}: {reason}; {remedy}") from error
         raise
 
 
@@ -358,9 +386,10 @@ def latest_tables(home: Path) -> dict[str, LatestTable]:
             " FROM experiments e JOIN runs r USING (experiment_id)"
             " JOIN tags k ON k.run_uuid = r.run_uuid AND k.key = ? AND k.value = e.name"
             " JOIN tags c ON c.run_uuid = r.run_uuid AND c.key = ?"
+            " LEFT JOIN tags l ON l.run_uuid = r.run_uuid AND l.key = ?"
             " WHERE e.lifecycle_stage = 'active' AND r.lifecycle_stage = 'active'"
-            " ORDER BY e.name, r.start_time",
-            (KEY, CONTENT),
+            " ORDER BY e.name, l.value, r.start_time",
+            (KEY, CONTENT, LOGGED),
         ).fetchall()
         rows = (
             "SELECT r.run_uuid FROM runs r"

@@ -15,12 +15,13 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from pw.io.files import remove, write_atomically
+from pw.io.files import remove
 from pw.io.progress import Progress
 from pw.parallel.sharded import local_rows
 from pw.parallel.signals import stop_signals
 from pw.parallel.team import Team
 from pw.run.build import Run
+from pw.tracking.curve_logger import truncate
 from pw.train.batches import UpdateLosses, describe_not_finite
 from pw.train.record import CHECKPOINTS, MERGED_CHECKPOINT, write_weights
 
@@ -45,7 +46,6 @@ class TrainingCallback(L.Callback):
         self.run, self.train, self.folder, self.progress, self.team = run, run.train, folder, progress, team
         self.update = 0  # optimizer updates done
         self.received_signal = self.stop_signal = 0
-        self.lines: list[dict[str, float]] = []  # of the curve, to be written
         self.losses: dict[str, list[Any]] = {}  # term -> loss of each update since the last line
         self.micro_batches: list[Any] = []  # losses of the current update
         self.unchecked_losses: list[UpdateLosses] = []  # since the last check that losses are finite
@@ -82,17 +82,16 @@ class TrainingCallback(L.Callback):
         # before each micro-batch Lightning would ask all processes for a signal, and wait for the GPU to do so
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         if self.team.place.is_first:
-            _truncate(self.folder / "metrics.jsonl", self.update)
+            truncate(self.folder / "metrics.jsonl", self.update)
             remove(self.folder / "checkpoints" / MERGED_CHECKPOINT)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.micro_batches.append(pl_module.last_loss[1])
+        self.micro_batches.append(pl_module.last_loss.value)
         if trainer.global_step != self.update:
             self.update = trainer.global_step
             self._after_update(trainer, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._write_lines()
         pl_module.wall_seconds, pl_module.cpu_seconds = self._elapsed()
         pl_module.passed_over = self._unreadable()
         if not self.stop_signal:
@@ -105,18 +104,16 @@ class TrainingCallback(L.Callback):
         self.stop_signal = 0 if is_last else int(self.team.maximum(self.received_signal))
         if self.stop_signal:
             trainer.should_stop = True
-        term, losses = pl_module.last_loss[0], torch.stack(self.micro_batches)
+        term, losses = pl_module.last_loss.term, torch.stack(self.micro_batches)
         self.micro_batches.clear()
         self.losses.setdefault(term, []).append(losses.mean())
         self.unchecked_losses.append((self.update, term, losses))
         if is_tenth or is_due or is_last:
             means = self._finite_means(pl_module)
             self.losses.clear()
-            self.lines.append({"step": self.update, **means, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
+            self._write_line({"step": self.update, **means, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
         if self.stop_signal:
             self._finite_means(pl_module)  # checks the losses before the checkpoint is saved
-        if is_due or self.stop_signal:
-            self._write_lines()
         if is_tenth or is_due or is_last:
             self._finish_writing(wait=is_last)
         if is_due or self.stop_signal:
@@ -138,17 +135,14 @@ class TrainingCallback(L.Callback):
         means = {f"loss_{term}": float(values.mean()) for term, values in self._losses_of_all().items()}
         if not all(map(math.isfinite, means.values())):
             reason = describe_not_finite(self.run, self.folder, self.unchecked_losses, pl_module.share, self.team)
-            with suppress(OSError):  # an error of the disk must not hide this one
-                self._write_lines()
             raise self._not_finite(reason)
         self.unchecked_losses.clear()
         return means
 
-    def _write_lines(self) -> None:
+    def _write_line(self, line: dict[str, float]) -> None:
         if self.team.place.is_first:
             with (self.folder / "metrics.jsonl").open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in self.lines)
-        self.lines.clear()
+                file.write(json.dumps(line) + "\n")
 
     def _elapsed(self) -> tuple[float, float]:
         """Wall seconds, and CPU seconds of all processes, over all calls of this training."""
@@ -201,15 +195,3 @@ class TrainingCallback(L.Callback):
         exists = self.last.exists() or self.previous.exists()
         hint = f"the last checkpoint before it is in {self.last.parent}" if exists else "no checkpoint is before it"
         return ValueError(f"{reason}; {hint}; try a lower optimizer.lr")
-
-
-def _truncate(curve: Path, update: int) -> None:
-    """Remove the lines of a curve after an update: a resumed training writes them again."""
-    if not curve.exists():
-        return
-    lines = []
-    for line in curve.read_text(errors="replace").splitlines():
-        with suppress(ValueError, KeyError, TypeError, RecursionError):  # half a line, from a kill or a full disk
-            if json.loads(line)["step"] <= update:
-                lines.append(f"{line}\n")
-    write_atomically(curve, "".join(lines))

@@ -3,8 +3,8 @@
     pw train stage=hires objective=shortcut seed=1
     pw train trainer=fsdp trainer.devices=8 …    (ddp, fsdp, hsdp: `pw.parallel`)
 
-The folder has `config.yaml`, `metrics.jsonl` (curves), `checkpoints/` during the training, and at the end
-`ema.safetensors`, `online.safetensors` and `done.json`; `not_finite/` if a loss was not finite (`pw.train.batches`).
+The folder has `config.yaml`, the curves `metrics.jsonl` and `diagnostics.jsonl`, `checkpoints/` during the training, and
+at the end `ema.safetensors`, `online.safetensors` and `done.json`; `not_finite/` if a loss was not finite (`pw.train.batches`).
 Without `done.json` the training continues from its last readable checkpoint, with any number of processes. SIGTERM,
 SIGQUIT, SIGUSR1, SIGUSR2, SIGHUP and Ctrl-C end it after the current update, with a checkpoint.
 
@@ -39,6 +39,7 @@ from pw.stages import import_stages, stage_module
 from pw.train import record
 from pw.train.batches import batches
 from pw.train.preflight import check_kernel, preflight
+from pw.train.watch import watched
 
 LOCK_SECONDS = 60.0  # between two messages of processes that wait for another runner
 
@@ -166,7 +167,13 @@ def _fit(run: Run, folder: Path, module: Any, callback: Any, team: Team) -> None
 
     from pw.parallel.sharded import as_one_file, write_checkpoint
     from pw.parallel.strategy import PlaceEnvironment, lightning_strategy
+    from pw.tracking.curve_logger import CurveLogger
+    from pw.tracking.curves import DIAGNOSTICS
+    from pw.train.diagnostics import Diagnostics
 
+    checkpoint, update = team.broadcast(record.last_checkpoint(folder) if team.place.is_first else None) or (None, 0)
+    tracking = run.tracking
+    diagnostics = [] if tracking is None else [Diagnostics(run, tracking, folder, team)]
     trainer = L.Trainer(
         accelerator=run.trainer.accelerator,
         strategy=lightning_strategy(run.trainer, team.place),
@@ -177,14 +184,14 @@ def _fit(run: Run, folder: Path, module: Any, callback: Any, team: Team) -> None
         max_steps=run.train.updates,
         accumulate_grad_batches=module.share.micro_batches,
         gradient_clip_val=run.optimizer.clip,
-        callbacks=[callback],
-        logger=False,
+        callbacks=[callback, *diagnostics],
+        logger=tracking is not None and CurveLogger(folder / DIAGNOSTICS, update),
+        log_every_n_steps=1 if tracking is None else tracking.every,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    checkpoint, update = team.broadcast(record.last_checkpoint(folder) if team.place.is_first else None) or (None, 0)
     if checkpoint is not None and checkpoint.is_dir() and run.trainer.split == 1:  # each process has the whole network
         split_checkpoint, checkpoint = checkpoint, checkpoint.with_name(record.MERGED_CHECKPOINT)
         if team.place.is_first:
@@ -242,6 +249,7 @@ def run_train(options: TrainOptions) -> int:
     outputs = options.outputs
     return run_training(
         run,
+        outputs,
         lambda progress: train(run, outputs, progress, is_checked=True),
         lambda: [*training_summary(run, outputs), "next:", *next_commands(run, outputs)],
     )
@@ -283,7 +291,9 @@ def outputs_word(outputs: Path) -> list[str]:
     return [] if outputs == OUTPUTS else [f"outputs={outputs}"]
 
 
-def run_training(run: Run, work: Callable[[Progress], Path], summary: Callable[[], Sequence[str]] = lambda: ()) -> int:
+def run_training(
+    run: Run, outputs: Path, work: Callable[[Progress], Path], summary: Callable[[], Sequence[str]] = lambda: ()
+) -> int:
     """Call `work`, which trains, with a progress line; print the folder that it returns. Returns the exit status.
 
     summary  lines to print before it, on stderr
@@ -293,7 +303,8 @@ def run_training(run: Run, work: Callable[[Progress], Path], summary: Callable[[
     def train_and_print() -> None:
         torch.set_num_threads(run.trainer.threads)
         try:
-            folder = work(progress)
+            with watched(run, outputs):
+                folder = work(progress)
         finally:
             progress.line.clear()
         if prints_for_user():

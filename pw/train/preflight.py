@@ -52,6 +52,9 @@ def preflight(run: Run, outputs: Path = OUTPUTS, *, on_this_machine: bool = True
         if current_place(run.trainer) is None:
             check_launch(run.trainer)
         _check_host_memory(run)
+    if run.tracking is not None:
+        with as_config_error():
+            run.tracking.check()
     check_writable("outputs", outputs)
     _check_disk(run, training_folder(run, outputs))
     if run.start_run is not None and run.start_run.card is None:
@@ -76,6 +79,8 @@ def check_weights(run: Run) -> Path | None:
     parts = ["transformer"] if run.starts_from_wan else []
     if isinstance(run.codec, options.WanVAE) and run.config.choices["data"] != "latents":
         parts += ["vae"] if run.text is None else ["vae", "text_encoder", "tokenizer"]
+    elif isinstance(run.codec, options.WanVAE) and run.tracking is not None and run.tracking.samples_every:
+        parts += ["vae"]
     if not parts:
         return None
     with as_config_error():

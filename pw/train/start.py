@@ -189,7 +189,7 @@ def run_start(options: StartOptions) -> int:
         training = options.training or train(start, options.outputs, progress, is_checked=True)
         return write_start(start, options.name, training, options.out or options.outputs / "starts")
 
-    return run_training(start, work)
+    return run_training(start, options.outputs, work)
 
 
 main = Command(StartOptions, run_start)

@@ -351,7 +351,7 @@ class Disturbed:
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory, finished: Call) -> Disturbed:
     outputs = tmp_path_factory.mktemp("disturbed")
-    words = ["name=ansc", "seeds=2", "arms=uniform,full", "workers=2", "mlflow=false", *SIZES]
+    words = ["name=ansc", "seeds=2", "arms=uniform,full", "workers=2", "tracking=none", *SIZES]
     locked = training_folder(plan_for(outputs, *words).arms[1].runs[0], outputs)
     locked.mkdir(parents=True)
     with FileLock(locked / ".lock"):  # one worker waits for it: a runner cannot be done before it is killed

@@ -334,7 +334,7 @@ class TestTheWordsOfTheCommandLine:
         assert parse(["name=ansc", word]).seeds == seeds
 
     def test_that_are_no_option_are_overrides_of_every_run(self, tmp_path: Path) -> None:
-        options = parse(["name=ansc", f"outputs={tmp_path}", "train.updates=7", "workers=1", "mlflow=false"])
+        options = parse(["name=ansc", f"outputs={tmp_path}", "train.updates=7", "workers=1", "tracking=none"])
         assert options == AblationOptions(
             "ansc", workers=1, mlflow=False, outputs=tmp_path, overrides=("train.updates=7",)
         )

@@ -26,7 +26,7 @@ QUEUE = ("launcher=submitit", "launcher.time=30", "launcher.notice=60")
 TWO = ("arms=full", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.threads=1")
 WORDS = (
     *("name=ansc", "seeds=1", "arms=uniform,full", "start.updates=60", "train.updates=300", "train.batch_size=2"),
-    *("train.checkpoint_every=10", "sampling.count=4", "sampling.solution_steps=8", "mlflow=false"),
+    *("train.checkpoint_every=10", "sampling.count=4", "sampling.solution_steps=8", "tracking=none"),
 )
 
 

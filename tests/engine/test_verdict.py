@@ -325,7 +325,7 @@ class TestTheEndOfARun:
         return tmp_path
 
     def test_is_its_verdict_after_the_table_and_before_the_paths(self, outputs: Path) -> None:
-        plan = make_plan(parse(["name=ansc", f"outputs={outputs}", "mlflow=false"]))
+        plan = make_plan(parse(["name=ansc", f"outputs={outputs}", "tracking=none"]))
         out = io.StringIO()
         assert finish(plan, all_jobs(plan)[1], {}, Console(file=out, width=120), 0.0) == 0
         output = out.getvalue()

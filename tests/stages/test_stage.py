@@ -223,7 +223,7 @@ def test_accumulated_batches_belong_to_one_update(micro):
 
     class Terms(L.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            terms.append(pl_module.last_loss[0])
+            terms.append(pl_module.last_loss.term)
 
     fit(micro("objective=shortcut", "train.updates=2", "train.accumulate=2"), Terms())
     assert terms == ["flow", "flow", "consistency", "consistency"]
@@ -256,8 +256,8 @@ def test_bf16_trains_near_fp32_and_keeps_its_weights_in_fp32(micro, objective: s
     }
     assert len(fp32) > 10
     assert all(p.dtype == torch.float32 for p in [*fp32.values(), *half.net.parameters(), *half.ema.parameters()])
-    assert half.last_loss[1].dtype == torch.float32
-    expected, result = float(full.last_loss[1]), float(half.last_loss[1])
+    assert half.last_loss.value.dtype == torch.float32
+    expected, result = float(full.last_loss.value), float(half.last_loss.value)
     assert math.isfinite(result)
     assert result != expected
     assert result == pytest.approx(expected, rel=0.05)

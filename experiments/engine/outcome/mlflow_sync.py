@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,15 @@ from experiments.engine.outcome.result_files import read_result, read_scores
 from experiments.engine.plan import Arm, Plan, make_plan, parse
 from pw.io.arguments import Command, ConfigError, option
 from pw.io.command_line import without_make
-from pw.io.files import digest, parse_json
+from pw.io.files import digest, parse_json, read_json
 from pw.io.manifest import whole
 from pw.io.paths import OUTPUTS
+from pw.io.playable import playable_copies
 from pw.run.build import Run
-from pw.run.signatures import NOT_DATA
+from pw.run.signatures import data_hash
 from pw.sample.clip_folders import sample_folder
+from pw.tracking.curves import CURVES, SAMPLES
+from pw.tracking.loggers import MLflow
 from pw.tracking.mlflow_log import TrackingError
 from pw.train.record import training_folder
 
@@ -32,8 +36,11 @@ if TYPE_CHECKING:
 FILES = ("table.md", "index.html", "table.json", "table.csv", "table.tex", "plot.png", "contact_sheet.png")
 
 
-def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row]) -> str:
-    """Log a parent run and a run per arm and seed; return the id of the parent. Raises TrackingError."""
+def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row], uri: str | None = None) -> str:
+    """Log a parent run and a run per arm and seed; return the id of the parent. Raises TrackingError.
+
+    uri: of a server; None: the database in the outputs
+    """
     from pw.tracking.mlflow_log import log_ablation
 
     score_folders = {(row.name, row.seed): Path(row.job.score["out"]) for row in rows}
@@ -63,13 +70,8 @@ def log_to_mlflow(plan: Plan, result: dict[str, Any], rows: Sequence[Row]) -> st
             "git_commit": ", ".join(commits),
         },
         origin=_origin(records[0].params | {"code": code}),
+        uri=uri,
     )
-
-
-def data_hash(run: Run) -> str:
-    """8 hex digits of the clips of a run: the content of its shards or latents, or the settings of procedural clips."""
-    values = run.typed_values["data"].items()
-    return digest({"clips": run.source.fingerprint(), **{key: v for key, v in values if key not in NOT_DATA}})
 
 
 def _origin(params: Mapping[str, object]) -> str:
@@ -78,6 +80,7 @@ def _origin(params: Mapping[str, object]) -> str:
 
 def run_record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunRecord:
     """What is logged of an arm and seed. file: its scores.json"""
+    from pw.io.video import VideoError
     from pw.tracking.mlflow_log import RunRecord
 
     outputs = plan.options.outputs
@@ -96,12 +99,16 @@ def run_record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunReco
         "seed": seed,
     }
     scores = read_scores(file)["metrics"] if file.exists() else {}
-    artifacts = [training / "config.yaml", file, file.with_suffix(".csv"), *sorted(clips.glob("000[0-3].mkv"))]
+    artifacts = [training / "config.yaml", file, file.with_suffix(".csv"), training / SAMPLES]
+    with suppress(VideoError, OSError):  # a clip that is damaged is named by the page
+        artifacts += playable_copies(sorted(clips.glob("000[0-3].mkv")), clips / "playable")
+    curves = {training / name: prefix for name, prefix in CURVES.items() if mark and (training / name).exists()}
+    began, ended = work_times(mark, read_json(clips / "done.json") or {}, file)
     return RunRecord(
         arm=arm.name,
         seed=seed,
         params=params,
-        curves=training / "metrics.jsonl" if "metrics.jsonl" in mark.get("files", ()) else None,
+        curves=curves,
         scores={k: v for k, v in (scores | cost).items() if v is not None and math.isfinite(v)},
         artifacts=[path for path in artifacts if path.exists()],
         tags={
@@ -111,7 +118,16 @@ def run_record(plan: Plan, arm: Arm, seed: int, run: Run, file: Path) -> RunReco
         },
         status="FINISHED" if scores else "FAILED",
         origin=_origin(params),
+        began=began,
+        ended=ended,
     )
+
+
+def work_times(training: Mapping[str, Any], sampling: Mapping[str, Any], scores: Path) -> tuple[float, float]:
+    """Unix time of the beginning and end of a run: as long as it trained and sampled, to when it was scored."""
+    seconds = training.get("wall_seconds", 0.0) + sampling.get("wall_seconds", 0.0)
+    ended = scores.stat().st_mtime if scores.exists() else 0.0
+    return max(0.0, ended - seconds), ended
 
 
 @dataclass(frozen=True)
@@ -137,7 +153,8 @@ def _log(folder: Path, outputs: Path) -> int:
         table = read_result(folder / "table.json", {}, "run the ablation again")
         if table["settings"] != plan.options.settings():
             raise ValueError("its table is of an earlier call; run the latest call again to its end")
-        log_to_mlflow(plan, table, all_jobs(plan)[1])
+        tracking = plan.arms[0].first.tracking
+        log_to_mlflow(plan, table, all_jobs(plan)[1], tracking.uri if isinstance(tracking, MLflow) else None)
     except (TrackingError, ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         is_clear = isinstance(error, TrackingError | ValueError | OSError)
         reason = error if is_clear else f"its plan.json or table.json is damaged ({error!r}); run the ablation again"

@@ -1,0 +1,176 @@
+"""Where a training is logged: `tracking=mlflow|wandb|tensorboard|none`, by Lightning's own loggers.
+
+To add a store, write such a dataclass in a module of your folder and name it in `conf/tracking/<name>.yaml`:
+
+    @dataclass(frozen=True)
+    class Comet(Tracking):
+        workspace: str
+
+        def check(self) -> None: ...
+        def open(self, live, outputs, identity): return CometLogger(…), key
+        def add_video(self, logger, file, name, step): logger.experiment.log_video(…)
+
+`pw.tracking.relay` calls them in a process of its own. They may be slow, and may raise.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pw.io.files import digest
+from pw.run.settings import Tracking
+from pw.tracking.mlflow_log import (
+    ENVIRONMENT,
+    connect,
+    database_url,
+    experiment_id,
+    locked_database,
+    mlflow_folder,
+    prepare_database,
+)
+
+# a server that is gone is known in seconds; the relay tries again later
+SERVER = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+@dataclass(frozen=True)
+class Live:
+    """A training that is logged while it runs.
+
+    folder      of the training, with its curves
+    experiment  the name of its ablation, or `train`
+    params      what tells it from the others
+    tags        strings; with `pw.key` the run is known again
+    """
+
+    folder: Path
+    experiment: str
+    name: str
+    params: dict[str, object]
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True)
+class MLflow(Tracking):
+    """uri: of a server, as http://host:5000; None: the database in `outputs/mlflow`."""
+
+    uri: str | None
+
+    def open(self, live: Live, outputs: Path, identity: str | None) -> tuple[Any, str]:
+        """(Lightning's logger of a new run, or of the run `identity` if that is still there; its identity)."""
+        os.environ.update(ENVIRONMENT | SERVER)
+        from lightning.pytorch.loggers import MLFlowLogger
+
+        home = mlflow_folder(outputs)
+        with locked_database(home) if self.uri is None else nullcontext():
+            if self.uri is None:
+                prepare_database(home)
+            uri = self.uri or database_url(home)
+            client = connect(uri)
+            experiment_id(client, live.experiment, home if self.uri is None else None)
+            is_known = identity is not None and _has_run(client, identity)
+            logger = MLFlowLogger(
+                live.experiment, live.name, uri, dict(live.tags), run_id=identity if is_known else None
+            )
+            if is_known:
+                client.update_run(identity, "RUNNING")
+            else:
+                logger.log_hyperparams(live.params)
+        return logger, str(logger.run_id)
+
+    def add_video(self, logger: Any, file: Path, name: str, step: int) -> None:
+        """file: an .mp4; name: its folder, as samples/update-000100"""
+        logger.experiment.log_artifact(logger.run_id, str(file), name)
+
+
+def _has_run(client: Any, identity: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(identity).info.lifecycle_stage == "active"
+    except MlflowException:
+        return False
+
+
+@dataclass(frozen=True)
+class WandB(Tracking):
+    """mode: `offline` writes to `outputs/wandb` alone, for `wandb sync`."""
+
+    project: str
+    entity: str | None
+    mode: Literal["online", "offline"]
+
+    def check(self) -> None:
+        _require("wandb", "wandb")
+
+    def open(self, live: Live, outputs: Path, identity: str | None) -> tuple[Any, str]:
+        """As `MLflow.open`; a run's identity follows from its folder and experiment."""
+        from lightning.pytorch.loggers import WandbLogger
+
+        folder = outputs.resolve() / "wandb"
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = identity or f"{live.folder.name}-{digest([live.experiment, live.name])}"
+        logger = WandbLogger(
+            live.name,
+            folder.parent,
+            id=identity,
+            project=self.project,
+            entity=self.entity,
+            group=live.experiment,
+            tags=[f"{key}:{value}"[:64] for key, value in live.tags.items() if not key.startswith("pw.")],
+            offline=self.mode == "offline",
+            resume="allow",
+        )
+        logger.log_hyperparams(live.params)
+        return logger, identity
+
+    def add_video(self, logger: Any, file: Path, name: str, step: int) -> None:
+        logger.log_video(f"{name.partition('/')[0]}/{file.stem}", [str(file)], step, format=["mp4"])
+
+
+@dataclass(frozen=True)
+class TensorBoard(Tracking):
+    """Event files in `outputs/tensorboard/<experiment>/<name>`; `tensorboard --logdir outputs/tensorboard` shows them.
+
+    A video is shown as its frames side by side: TensorBoard plays GIFs only, and makes them by moviepy.
+    """
+
+    def check(self) -> None:
+        _require("tensorboard", "tensorboard")
+
+    def open(self, live: Live, outputs: Path, identity: str | None) -> tuple[Any, str]:
+        """As `MLflow.open`; a run's identity is its folder."""
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        version = live.name.replace("/", " ")
+        logger = TensorBoardLogger(outputs.resolve() / "tensorboard", live.experiment, version, default_hp_metric=False)
+        if identity is None:
+            logger.log_hyperparams(live.params)
+        return logger, version
+
+    def add_video(self, logger: Any, file: Path, name: str, step: int) -> None:
+        import numpy as np
+
+        from pw.io.video import read_video
+
+        frames = np.concatenate([*read_video(file)[:: max(1, _frames(file) // 4)]], 1)
+        logger.experiment.add_image(f"{name.partition('/')[0]}/{file.stem}", frames, step, dataformats="HWC")
+
+
+def _frames(file: Path) -> int:
+    from pw.io.video import probe
+
+    return probe(file).frames
+
+
+def _require(package: str, choice: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(
+            f"tracking={choice}: the package {package} is missing: `uv pip install {package}` (or pip) adds it, "
+            "tracking=mlflow needs none"
+        )

@@ -1,0 +1,157 @@
+"""Passes the curves and samples of running trainings on to their stores, in a process of its own.
+
+    runner  --(begin, end, close)-->  relay  --(Lightning's logger)-->  MLflow, W&B, TensorBoard
+                                        ^
+    training  --(metrics.jsonl, diagnostics.jsonl, samples/)
+
+A store that is slow, locked or gone costs a training nothing: the relay tries again, at longer and longer intervals,
+from the files. What was passed on is in `tracked.json` beside them, so a resumed training continues the same run. The
+relay ends with its runner, even if that is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from pw.io.files import digest, parse_json, read_json, write_json
+from pw.tracking.curves import CURVES, SAMPLES
+from pw.tracking.loggers import Live
+
+POLL = 2.0  # seconds
+LONGEST_WAIT = 120.0  # between two attempts
+AFTER_RUNNER = 20.0  # seconds for the rest, when the runner is gone
+STATE = "tracked.json"
+
+
+@dataclass
+class Followed:
+    """A training that is followed: how far each of its files was passed on."""
+
+    live: Live
+    tracking: Any  # pw.run.settings.Tracking, with the methods of `pw.tracking.loggers`
+    outputs: Path
+    status: str = ""  # at its end: success, failed or KILLED
+    logger: Any = None
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def forward(self) -> None:
+        """Pass on what is new. Raises whatever the store raises; then nothing is lost."""
+        lines = self._new_lines()
+        videos = self._new_videos()
+        if self.logger is None and (lines or videos):
+            self._open()
+            lines = self._new_lines()
+        for step, values in lines:
+            self.logger.log_metrics(values, step)
+            self.state["step"] = step
+        for file in videos:
+            name = file.parent.name
+            step = int(name.rpartition("-")[2]) if "-" in name else 0
+            self.tracking.add_video(self.logger, file, f"{SAMPLES}/{name}", step)
+            self.state["videos"].append(str(file.relative_to(self.live.folder)))
+        if lines or videos:
+            write_json(self.live.folder / STATE, self.state)
+        if self.status and self.logger is not None:
+            self.logger.finalize(self.status)
+
+    def _open(self) -> None:
+        store = digest([type(self.tracking).__name__, repr(self.tracking), self.live.experiment, self.live.name])
+        earlier = read_json(self.live.folder / STATE) or {}
+        identity = earlier.get("identity") if earlier.get("store") == store else None
+        self.logger, opened = self.tracking.open(self.live, self.outputs, identity)
+        is_same = identity is not None and opened == identity
+        self.state = earlier if is_same else {"store": store, "identity": opened, "step": -1, "videos": []}
+
+    def _new_lines(self) -> list[tuple[int, dict[str, float]]]:
+        """(step, values), in order, of the whole lines after the last step."""
+        points: dict[int, dict[str, float]] = {}
+        for name, prefix in CURVES.items():
+            with suppress(OSError):
+                for line in (self.live.folder / name).read_text(errors="replace").splitlines():
+                    with suppress(ValueError, KeyError, TypeError, AttributeError):  # cut off
+                        values = parse_json(line)
+                        step = int(values.pop("step"))
+                        points.setdefault(step, {}).update({f"{prefix}{key}": value for key, value in values.items()})
+        newest = max(points, default=-1)
+        is_over = bool(self.status)  # a line of the newest step may still come from the other file
+        last = self.state.get("step", -1)
+        return sorted((step, values) for step, values in points.items() if last < step and (is_over or step < newest))
+
+    def _new_videos(self) -> list[Path]:
+        files = sorted((self.live.folder / SAMPLES).glob("*/clip-*.mp4"))
+        return [f for f in files if str(f.relative_to(self.live.folder)) not in self.state.get("videos", ())]
+
+
+class Relay:
+    """Follows the trainings of a runner until it says `close`, or is gone."""
+
+    def __init__(self, outputs: Path, runner: Connection) -> None:
+        self.outputs, self.runner = outputs, runner
+        self.followed: dict[Path, Followed] = {}
+        self.problem = ""  # why the last attempt failed
+        self.wait, self.next_attempt = POLL, 0.0
+
+    def run(self) -> None:
+        while self._listen():
+            if time.monotonic() >= self.next_attempt:
+                self._forward()
+        self._forward()
+        with suppress(OSError):
+            self.runner.send(self.problem)
+
+    def _listen(self) -> bool:
+        """Take the messages of one poll; False at the end."""
+        try:
+            end = time.monotonic() + POLL
+            while self.runner.poll(max(0.0, end - time.monotonic())):
+                kind, content = self.runner.recv()
+                if kind == "begin":
+                    live, tracking = content
+                    self.followed[live.folder] = Followed(live, tracking, self.outputs)
+                elif kind == "end" and content[0] in self.followed:
+                    self.followed[content[0]].status = content[1]
+                elif kind == "close":
+                    return False
+        except (EOFError, OSError):  # the runner was killed
+            signal.alarm(int(AFTER_RUNNER))
+            for followed in self.followed.values():
+                is_done = (followed.live.folder / "done.json").exists()
+                followed.status = followed.status or ("success" if is_done else "KILLED")
+            return False
+        return True
+
+    def _forward(self) -> None:
+        for folder, followed in list(self.followed.items()):
+            try:
+                followed.forward()
+            except Exception as error:
+                first_line = str(error).strip().partition("\n")[0][:300]
+                self.problem = f"{type(error).__name__}: {first_line}"
+                self.wait = min(LONGEST_WAIT, 2 * self.wait)
+                self.next_attempt = time.monotonic() + self.wait
+                print(f"{time.strftime('%F %T')} {followed.live.name}: {self.problem}", file=sys.stderr, flush=True)
+                return
+            if followed.status:
+                del self.followed[folder]
+        self.problem, self.wait = "", POLL
+
+
+def main() -> None:
+    """Called by `pw.tracking.live` with the number of a socket and the outputs folder."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's; the relay ends with it
+    os.nice(10)
+    warnings.simplefilter("ignore")
+    Relay(Path(sys.argv[2]), Connection(int(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()
