@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import tempfile
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from pw.stages import stage_module
 from pw.train.batches import batches
 from pw.train.callbacks import CURVE_EVERY
 from pw.train.loop import train
+from pw.train.watch import watched
 
 TINY = ("scale=tiny", "stage=hires", "start=none", "trainer=cpu")
 CLIPS, SHARD, ANCHORS = 64, 16, 8  # of `write_latents`: clips, clips per shard, anchors per clip
@@ -82,6 +84,20 @@ def time_updates(repeats: int) -> tuple[list[float], list[float]]:
     with tempfile.TemporaryDirectory(prefix="pw-bench-") as outputs:
         train(run, Path(outputs), run_bare_updates)
     return loop_seconds[1:], bare_seconds[1:]
+
+
+def tracking_share(updates: int) -> tuple[float, float]:
+    """(share of a tiny training that `pw.train.diagnostics` takes, without samples; seconds of CPU of the relay)."""
+    run = build([*TINY, f"train.updates={updates}", f"train.checkpoint_every={updates + 1}"])
+    torch.set_num_threads(run.trainer.threads)
+    with tempfile.TemporaryDirectory(prefix="pw-bench-") as folder:
+        outputs, before = Path(folder), resource.getrusage(resource.RUSAGE_CHILDREN)
+        with watched(run, outputs):
+            training = train(run, outputs)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = json.loads((training / "done.json").read_text())
+    relay = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done["tracking_seconds"] / done["wall_seconds"], relay
 
 
 def write_latents(folder: Path, run: Run) -> None:

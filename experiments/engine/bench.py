@@ -2,6 +2,7 @@
 
 step      An update of `pw.train.loop` (Lightning, curves, signals, EMA) and of a bare PyTorch loop that ends with the
           same weights: `repeats` alternating rounds of ten updates, at the tiny scale.
+tracking  The share of a training at the tiny scale that curves and held-out loss take (tracking=mlflow, no samples).
 latents   Reading a batch from latent shards, and a tiny update on it: `repeats` alternating rounds of ten.
 ablation  `ansc` by the runner, with scores and table; then the same trainings and samplings by one `pw sample` after
           the other, as `dry_run=true` prints them, without scores. Once each.
@@ -45,7 +46,7 @@ METHOD = "import importlib, pkgutil, pw.method, torch; " + (
     "[importlib.import_module(f'pw.method.{m.name}') for m in pkgutil.iter_modules(pw.method.__path__)]"
 )
 
-Part = Literal["step", "latents", "ablation", "start", "list", "method"]
+Part = Literal["step", "tracking", "latents", "ablation", "start", "list", "method"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,16 @@ def bench_step(options: TrainBenchOptions) -> list[BenchRow]:
         BenchRow("step", "an update of pw.train.loop", statistics.median(loop) * 1e3, "ms"),
         BenchRow("step", "of a bare loop", statistics.median(bare_loop) * 1e3, "ms"),
         BenchRow("step", "pw.train.loop against bare", median_ratio(loop, bare_loop), "x", 1.05, "most"),
+    ]
+
+
+def bench_tracking(options: TrainBenchOptions) -> list[BenchRow]:
+    from benchmarks.speed.updates import tracking_share
+
+    share, relay = tracking_share(160)
+    return [
+        BenchRow("tracking", "its share of 160 tiny updates", 100 * share, "%", 1, "most"),
+        BenchRow("tracking", "CPU time of its own process", relay, "s"),
     ]
 
 
@@ -173,6 +184,7 @@ PARTS: dict[str, Callable[[TrainBenchOptions], list[BenchRow]]] = {
     "start": bench_start,
     "ablation": bench_ablation,
     "step": bench_step,
+    "tracking": bench_tracking,
     "latents": bench_latents,
 }
 

@@ -89,6 +89,7 @@ class Stage(L.LightningModule, ABC):
     """
 
     wall_seconds = cpu_seconds = 0.0  # of training, set by `pw.train.loop`; 0 at `updates=0`
+    tracking_seconds = 0.0  # of them, for what is only shown (`pw.train.diagnostics`)
     passed_over: Sequence[str] = ()  # clips that could not be read, set by `pw.train.loop`
 
     def __init__(self, run: Run, start: str | None = None, weights: Path | None = None) -> None:

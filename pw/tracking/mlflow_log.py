@@ -404,6 +404,26 @@ def latest_tables(home: Path) -> dict[str, LatestTable]:
         return tables
 
 
+def newest_runs(home: Path) -> tuple[str, bool, bool] | None:
+    """(id of the experiment with the newest run, whether it has running ones, whether it has a table), if there is one.
+
+    To be called in `locked_database`, which converts the errors.
+    """
+    with closing(sqlite3.connect(f"{(home / 'mlflow.db').as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as db:
+        if not _has_tables(db):
+            return None
+        found = db.execute(
+            "SELECT r.experiment_id, EXISTS(SELECT 1 FROM runs o WHERE o.experiment_id = r.experiment_id"
+            " AND o.status = 'RUNNING' AND o.lifecycle_stage = 'active'), EXISTS(SELECT 1 FROM experiment_tags t"
+            " WHERE t.experiment_id = r.experiment_id AND t.key = ?)"
+            " FROM runs r JOIN experiments e USING (experiment_id)"
+            " WHERE r.lifecycle_stage = 'active' AND e.lifecycle_stage = 'active'"
+            " ORDER BY r.start_time DESC LIMIT 1",
+            (f"mlflow.sharedViewState.{VIEW}",),
+        ).fetchone()
+    return found and (str(found[0]), bool(found[1]), bool(found[2]))
+
+
 def _has_tables(db: sqlite3.Connection) -> bool:
     return bool(db.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchall())
 

@@ -8,6 +8,7 @@ import socket
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
@@ -21,10 +22,13 @@ from pw.tracking.mlflow_log import (
     latest_tables,
     locked_database,
     mlflow_folder,
+    newest_runs,
     prepare_database,
 )
 
 HOST = "127.0.0.1"
+APP, PAGE = "pixelwizard", "PW_MLFLOW_PAGE"  # of pw.tracking.ui_app
+MODE = "workflowType=machine_learning"  # the UI's other mode is for chatbots
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,26 @@ def run_mlflow(options: MlflowOptions) -> NoReturn:
     try:
         with locked_database(home):
             prepare_database(home)
-            pages = page_urls(outputs, port)
+            pages, first = page_urls(outputs, port), first_page(home)
     except TrackingError as error:
         raise ConfigError(str(error)) from error
-    print(f"MLflow on http://{HOST}:{port} in about 20 seconds; Ctrl-C stops it")
+    print(f"MLflow on http://{HOST}:{port} in about 20 seconds, it opens on the latest runs; Ctrl-C stops it")
     for ablation, urls in pages.items():
         print(f"\n{ablation}, latest table")
         print("".join(f"  {page:<8} {url}\n" for page, url in urls.items()), end="")
     sys.stdout.flush()
     command = ui_command(outputs, port)
-    os.execve(command[0], command, {**os.environ, **ENVIRONMENT, "PYTHONWARNINGS": "ignore"})
+    os.execve(command[0], command, {**os.environ, **ENVIRONMENT, "PYTHONWARNINGS": "ignore", PAGE: first})
+
+
+def first_page(home: Path) -> str:
+    """The part after `#` of the address of the newest runs: of the table, unless trainings run. Inside the lock."""
+    runs = newest_runs(home)
+    if runs is None:
+        return "/experiments"
+    experiment, is_running, has_table = runs
+    view = f"&viewStateShareKey={VIEW}" if has_table and not is_running else ""
+    return f"/experiments/{experiment}/runs?{MODE}{view}"
 
 
 def page_urls(outputs: Path, port: int = 5000) -> dict[str, dict[str, str]]:
@@ -67,7 +81,7 @@ def page_urls(outputs: Path, port: int = 5000) -> dict[str, dict[str, str]]:
         rows = quote(json.dumps(table.rows, separators=(",", ":")), safe=",")
         ui = f"http://{HOST}:{port}/#"
         pages[name] = {
-            "runs": f"{ui}/experiments/{table.experiment}/runs?viewStateShareKey={VIEW}",
+            "runs": f"{ui}/experiments/{table.experiment}/runs?{MODE}&viewStateShareKey={VIEW}",
             "compare": f"{ui}/compare-runs?runs={rows}&experiments={quote(json.dumps([table.experiment]))}",
         }
     return pages
@@ -81,6 +95,7 @@ def ui_command(outputs: Path, port: int) -> list[str]:
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", store, "--registry-store-uri", store),
         *("--artifacts-destination", str(home / "artifacts"), "--uvicorn-opts", "--log-level warning"),
+        *(("--app-name", APP) if APP in entry_points(group="mlflow.app").names else ()),  # not in an older environment
     ]
 
 

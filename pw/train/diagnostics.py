@@ -18,7 +18,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +39,30 @@ RUNGS = 16  # more than any ladder has
 
 
 class Diagnostics(L.Callback):
-    """Logs what `tracking` asks for. All processes of a training must have one."""
+    """Logs what `tracking` asks for. All processes of a training must have one.
+
+    cost  seconds that it took so far, in this process and call
+    """
 
     def __init__(self, run: Run, tracking: Tracking, folder: Path, team: Team) -> None:
         self.run, self.tracking, self.folder, self.team = run, tracking, folder, team
-        self.update = 0
+        self.update = self.updates = 0  # done; since the last line
         self.losses: list[Loss] = []  # since the last line
         self.clips: HeldOut | None = None
-        self.gradients = 0.0
-        self.seconds, self.updates = 0.0, 0  # of the updates since the last line
+        self.gradient = 0.0
+        self.cost = 0.0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.update = trainer.global_step
-        if self.tracking.held_out:
-            self.clips = held_out(self.run, pl_module, self.tracking.held_out)
-        self.start = time.perf_counter()
+        with self._counted():
+            if self.tracking.held_out:
+                self.clips = held_out(self.run, pl_module, self.tracking.held_out)
+        self.start = time.perf_counter() - self.cost
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if self._is_due(self.update + 1, self.tracking.every):
-            gradients = [p.grad for p in pl_module.net.parameters() if p.grad is not None]
-            self.gradients = self._norm(gradients)
+            with self._counted():
+                self.gradient = self._norm([p.grad for p in pl_module.net.parameters() if p.grad is not None])
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if pl_module.last_loss.error is not None:
@@ -66,29 +71,38 @@ class Diagnostics(L.Callback):
             return
         self.update = trainer.global_step
         self.updates += 1
-        values: dict[str, float] = {}
-        if self._is_due(self.update, self.tracking.every):
-            self.seconds = time.perf_counter() - self.start
-            values |= self._curves(pl_module)
-        if self._is_due(self.update, self.tracking.held_out_every) and self.clips is not None:
-            with trainer.precision_plugin.forward_context():
-                values |= self._held_out(pl_module, self.clips)
-        if values:
-            trainer.logger.log_metrics(values, self.update)
-        if self.tracking.samples_every and self._is_due(self.update, self.tracking.samples_every):
-            self._sample(pl_module)
-        if values:
-            self.start, self.updates = time.perf_counter(), 0
+        with self._counted():
+            values: dict[str, float] = {}
+            if self._is_due(self.update, self.tracking.every):
+                values |= self._curves(pl_module)
+            if self._is_due(self.update, self.tracking.held_out_every) and self.clips is not None:
+                with trainer.precision_plugin.forward_context():
+                    values |= self._held_out(pl_module, self.clips)
+            if values:
+                trainer.logger.log_metrics(values, self.update)
+            if self.tracking.samples_every and self._is_due(self.update, self.tracking.samples_every):
+                self._sample(pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.tracking_seconds = self.cost
+
+    @contextmanager
+    def _counted(self) -> Generator[None]:
+        start = time.perf_counter()
+        yield
+        self.cost += time.perf_counter() - start
 
     def _is_due(self, update: int, every: int) -> bool:
         return update % every == 0 or update == self.run.train.updates
 
     def _curves(self, module: Any) -> dict[str, float]:
-        values = {"train/grad_norm": self.gradients, "train/ema_distance": self._ema_distance(module)}
+        seconds = time.perf_counter() - self.cost - self.start  # of the updates since the last line
+        self.start += seconds
+        values = {"train/grad_norm": self.gradient, "train/ema_distance": self._ema_distance(module)}
         values |= self._training_errors()
         train = self.run.train
-        clips = self.updates * train.batch_size * train.accumulate
-        return values | {"system/clips_per_second": clips / self.seconds, "system/memory_gb": _peak_memory(module)}
+        clips, self.updates = self.updates * train.batch_size * train.accumulate, 0
+        return values | {"system/clips_per_second": clips / seconds, "system/memory_gb": _peak_memory(module)}
 
     def _ema_distance(self, module: Any) -> float:
         pairs = zip(module.ema.parameters(), module.net.parameters(), strict=True)

@@ -3,8 +3,8 @@
     pw train stage=hires objective=shortcut seed=1
     pw train trainer=fsdp trainer.devices=8 …    (ddp, fsdp, hsdp: `pw.parallel`)
 
-The folder has `config.yaml`, the curves `metrics.jsonl` and `diagnostics.jsonl`, `checkpoints/` during the training, and
-at the end `ema.safetensors`, `online.safetensors` and `done.json`; `not_finite/` if a loss was not finite (`pw.train.batches`).
+The folder has `config.yaml`, its curves (`metrics.jsonl`, `diagnostics.jsonl`), `checkpoints/` while it trains, and at
+the end `ema.safetensors`, `online.safetensors` and `done.json`; `not_finite/` if a loss was not finite.
 Without `done.json` the training continues from its last readable checkpoint, with any number of processes. SIGTERM,
 SIGQUIT, SIGUSR1, SIGUSR2, SIGHUP and Ctrl-C end it after the current update, with a checkpoint.
 

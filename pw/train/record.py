@@ -130,6 +130,7 @@ def write_done(run: Run, folder: Path, module: Any) -> None:
         "train_flops": training_flops(run, module),
         "cpu_seconds": round(module.cpu_seconds, 2),
         "wall_seconds": round(module.wall_seconds, 2),
+        "tracking_seconds": round(module.tracking_seconds, 3),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // mebibyte,
         "parameters": sum(p.numel() for p in module.net.parameters()),
         "trained_parameters": sum(p.numel() for p in module.net.parameters() if p.requires_grad),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pw.io.console import print_line
+from pw.parallel.signals import Stopped
 from pw.parallel.team import prints_for_user
 from pw.run.build import Run
 from pw.run.compose import override_key
@@ -33,6 +34,9 @@ def watched(run: Run, outputs: Path) -> Generator[None]:
     try:
         yield
         status = "success"
+    except (Stopped, KeyboardInterrupt):
+        status = "KILLED"
+        raise
     finally:
         for training in trainings:
             live.end(training_folder(training, outputs), status)
